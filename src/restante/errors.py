@@ -1,0 +1,216 @@
+"""Every exception of restante, and what it means on the wire.
+
+An error knows its response code (RFC 2449 §8, RFC 3206) and whether the same
+request may succeed later.  Its message names the thing, the limit and the unit;
+it never repeats what a peer sent, so it may be shown to that peer.
+
+RestanteError
+├── BadCommand                 this command is wrong, the session goes on
+│   ├── OverlongLine
+│   ├── BareLineFeed           answered, then the connection is closed
+│   └── NoSuchMessage
+├── HostileInput               the connection is closed without a word
+├── AuthenticationFailed       [AUTH]
+├── TLSRequired
+├── MaildropInUse              [IN-USE]
+├── TemporaryFailure           [SYS/TEMP]
+│   ├── MessageGone
+│   ├── NotRemoved
+│   └── TooBusy
+├── PermanentFailure           [SYS/PERM]
+├── NoSuchUser                 intake and administration
+├── MessageRefused             intake: this message will never be accepted
+│   └── MessageTooLarge
+├── ConfigurationError
+├── UnsafeArgument             a caller's argument would break the protocol
+└── ClientError                a remote server, seen by our client
+    ├── CommandFailed          it answered -ERR; the session goes on
+    │   └── LoginFailed
+    ├── TLSUnavailable         no safe connection; no credential was sent
+    └── ConnectionLost         the session is over; says which deletions were lost
+        ├── ProtocolBroken
+        └── DeadlineExceeded
+"""
+
+from __future__ import annotations
+
+
+class RestanteError(Exception):
+    """What restante raises on purpose; anything else is a bug."""
+
+    code: str | None = None
+    """Response code without its brackets, or None."""
+    retry: bool = False
+    """Whether the same request may succeed later."""
+
+
+class BadCommand(RestanteError):
+    """Unknown, malformed or out of place (RFC 1939 §3); nothing else happens."""
+
+
+class OverlongLine(BadCommand):
+    """A line longer than its limit; the rest of it is discarded (RFC 2449 §4)."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"line longer than {limit} octets")
+        self.limit = limit  # octets, CRLF included
+
+
+class BareLineFeed(BadCommand):
+    """LF without CR.  What other software takes for one line must not be two here."""
+
+    def __init__(self) -> None:
+        super().__init__("a line ends with CRLF, this one has a bare LF")
+
+
+class NoSuchMessage(BadCommand):
+    """No such message-number, or marked as deleted (RFC 1939 §5)."""
+
+    def __init__(self, text: str = "no such message") -> None:
+        super().__init__(text)
+
+
+class HostileInput(RestanteError):
+    """Octets that no POP3 client sends: NUL, another protocol, an endless line."""
+
+
+class AuthenticationFailed(RestanteError):
+    """The same words for an unknown user, a wrong password and a closed account.
+
+    ``reason`` goes to the log, never to the peer (RFC 3206 §5).
+    """
+
+    code = "AUTH"
+
+    def __init__(self, reason: str = "bad-password") -> None:
+        super().__init__("authentication failed")
+        self.reason = reason
+
+
+class TLSRequired(RestanteError):
+    """Login in clear is refused before the credentials are looked at (RFC 8314 §4.1)."""
+
+    def __init__(self) -> None:
+        super().__init__("login needs TLS: send STLS first, or connect to the POP3S port")
+
+
+class MaildropInUse(RestanteError):
+    """Another session holds the maildrop's exclusive-access lock (RFC 2449 §8.1.2)."""
+
+    code = "IN-USE"
+    retry = True
+
+    def __init__(self, held_for: float) -> None:
+        super().__init__(f"maildrop in use by another session for {held_for:.0f} s")
+        self.held_for = held_for  # seconds
+
+
+class TemporaryFailure(RestanteError):
+    """Our side failed; nothing changed, and it may work later (RFC 3206 §4)."""
+
+    code = "SYS/TEMP"
+    retry = True
+
+
+class MessageGone(TemporaryFailure):
+    """Another program removed the message during the session."""
+
+    def __init__(self) -> None:
+        super().__init__("message was removed by another program")
+
+
+class NotRemoved(TemporaryFailure):
+    """UPDATE left marked messages behind; no unmarked one was touched (RFC 1939 §6)."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__(f"{left} deleted messages not removed")
+        self.left = left  # messages
+
+
+class TooBusy(TemporaryFailure):
+    """A limit on connections or on work was reached."""
+
+
+class PermanentFailure(RestanteError):
+    """Our side failed, and an administrator must act (RFC 3206 §4)."""
+
+    code = "SYS/PERM"
+
+
+class NoSuchUser(RestanteError):
+    """No such user in the database of users."""
+
+    def __init__(self, user: str) -> None:
+        super().__init__(f"no such user: {user!r}")
+        self.user = user
+
+
+class MessageRefused(RestanteError):
+    """A message that intake will never accept; the sender is told why."""
+
+
+class MessageTooLarge(MessageRefused):
+    """Larger than the limit for one message."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"message larger than {limit} octets")
+        self.limit = limit  # octets
+
+
+class ConfigurationError(RestanteError):
+    """A configuration that cannot be used; names the file, the line and the key."""
+
+
+class UnsafeArgument(RestanteError, ValueError):
+    """CR, LF, NUL or another control character in an argument: refused before sending."""
+
+
+_MAY_PASS = ("IN-USE", "LOGIN-DELAY", "SYS", "SYS/TEMP")
+
+
+class ClientError(RestanteError):
+    """A remote server or the way to it failed."""
+
+
+class CommandFailed(ClientError):
+    """The server answered -ERR.  The session goes on.
+
+    ``code`` is the response code it gave, in upper case, or None.
+    """
+
+    def __init__(self, command: str, text: str, code: str | None) -> None:
+        super().__init__(f"{command}: {text}" if text else command)
+        self.command = command
+        self.text = text
+        self.code = code
+        # RFC 2449 §8.1, RFC 3206 §4
+        self.retry = code is not None and code in _MAY_PASS
+
+
+class LoginFailed(CommandFailed):
+    """The server refused the login.  Only ``[AUTH]`` speaks of the credentials (RFC 3206 §5)."""
+
+
+class TLSUnavailable(ClientError):
+    """TLS was asked for and could not be had.  No credential was sent."""
+
+
+class ConnectionLost(ClientError):
+    """The session is over without QUIT, so nothing was removed (RFC 1939 §6)."""
+
+    retry = True
+
+    def __init__(self, text: str, lost_deletions: int = 0) -> None:
+        lost = f"; {lost_deletions} deletions were not carried out" if lost_deletions else ""
+        super().__init__(text + lost)
+        self.lost_deletions = lost_deletions  # messages
+
+
+class ProtocolBroken(ConnectionLost):
+    """The server left the protocol; the connection cannot be trusted any more."""
+
+    retry = False
+
+
+class DeadlineExceeded(ConnectionLost):
+    """The server did not answer in time."""

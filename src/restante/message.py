@@ -1,0 +1,112 @@
+"""Messages as octets: line ends, the head of a message, the envelope and its trace fields.
+
+Standards: RFC 1939 §7 (TOP), §11 (sizes); RFC 5321 §4.4 (trace fields).
+Security: a message is never parsed here beyond the search for its blank line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import format_datetime
+
+from .errors import UnsafeArgument
+from .wire import CRLF
+
+
+class LineEnds:
+    """Turns stored octets into CRLF text (RFC 1939 §11).
+
+    A bare LF becomes CRLF and a missing last line end is added; everything else, a bare CR
+    and NUL included, stays as it is.  CRLF text comes out as it went in.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        """Octets given out so far; after ``finish`` the size on the wire."""
+        self._cr = b""  # a CR whose LF may come with the next piece
+        self._at_line_start = True
+
+    def feed(self, octets: bytes) -> bytes:
+        text = self._cr + octets
+        self._cr = b"\r" if text.endswith(b"\r") else b""
+        if self._cr:
+            text = text[:-1]
+        if not text:
+            return b""
+        text = text.replace(CRLF, b"\n").replace(b"\n", CRLF)
+        self._at_line_start = text.endswith(CRLF)
+        self.size += len(text)
+        return text
+
+    def finish(self) -> bytes:
+        """The last octets: nothing, or a CR that was waiting and the missing line end."""
+        end = b"" if self._at_line_start and not self._cr else self._cr + CRLF
+        self.size += len(end)
+        return end
+
+
+class Top:
+    """The header fields, the blank line and the first lines of the body (RFC 1939 §7 TOP)."""
+
+    def __init__(self, lines: int) -> None:
+        self.is_finished = False
+        """True when nothing of what follows belongs to the answer."""
+        self._lines = lines  # of the body, still to come
+        self._in_header = True
+        self._seen = CRLF  # octets at the end of what was fed that may begin a line end
+
+    def feed(self, octets: bytes) -> bytes:
+        """The part of ``octets`` (CRLF text) that belongs to the answer."""
+        if self.is_finished:
+            return b""
+        seen = len(self._seen)
+        text = self._seen + octets
+        taken = 0
+        if self._in_header:
+            blank = text.find(b"\r\n\r\n")
+            if blank < 0:
+                self._seen = text[-3:]
+                return octets
+            self._in_header = False
+            taken = blank + 4
+        while self._lines:
+            end = text.find(CRLF, taken)
+            if end < 0:
+                self._seen = text[max(taken, len(text) - 1) :]
+                return octets
+            taken = end + 2
+            self._lines -= 1
+        self.is_finished = True
+        return octets[: max(taken - seen, 0)]
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """How a message came to us (RFC 5321 §2.3.1)."""
+
+    reverse_path: str
+    """The sender's address, empty for a notification (``MAIL FROM:<>``)."""
+    recipient: str
+    protocol: str = "LMTP"
+    """As in the ``with`` clause: SMTP, ESMTP, LMTP (RFC 3848), or ``local``."""
+    peer: str = ""
+    """What the sending host called itself, and its address; empty for a local program."""
+
+    def trace_fields(self, hostname: str, at: datetime) -> bytes:
+        """Return-Path, Delivered-To and Received, to stand before the message (RFC 5321 §4.4).
+
+        Raises:
+            UnsafeArgument: a part holds a control character, so it could forge a header field.
+        """
+        source = f"from {self.peer} " if self.peer else ""
+        fields = (
+            f"Return-Path: <{self.reverse_path}>\r\n"
+            f"Delivered-To: {self.recipient}\r\n"
+            f"Received: {source}by {hostname} (restante) with {self.protocol}\r\n"
+            f"\tfor <{self.recipient}>; {format_datetime(at)}\r\n"
+        )
+        for part in (self.reverse_path, self.recipient, self.protocol, self.peer, hostname):
+            if any(ord(character) < 0x20 or ord(character) == 0x7F for character in part):
+                raise UnsafeArgument("control character in the envelope")
+        return fields.encode("utf-8", "surrogateescape")

@@ -1,0 +1,86 @@
+"""The authentication contract: who are you, and what may you open.
+
+A ``Passdb`` answers the first question with an ``Account`` (identity); the account
+answers the second (permission): now, from this address, over this connection.
+Security: a password is here in clear; it appears in no ``repr`` and no log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import Protocol
+
+MAX_PASSWORD = 1024  # octets of UTF-8; longer ones are refused without hashing
+Network = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a client showed in USER and PASS or in a SASL exchange.
+
+    Octets that are not UTF-8 arrive as lone surrogates (``surrogateescape``): such an
+    identity exists nowhere and takes the same path as any unknown one.
+    """
+
+    mechanism: str
+    """``USER``, or the SASL mechanism's name."""
+    identity: str
+    """The authentication identity."""
+    password: str = field(repr=False)
+    authorization: str = ""
+    """The authorization identity, empty when the client named none (RFC 4616 §2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """An identity that was proved, and what it may open."""
+
+    user: str
+    maildrop: str
+    """The name to open in the store."""
+    credential: str = "password"
+    """Which of the user's credentials was shown; for the log."""
+    is_enabled: bool = True
+    networks: tuple[Network, ...] = ()
+    """From where; empty means from everywhere."""
+
+    def refusal(self, address: str) -> str | None:
+        """Why this account may not be opened now from ``address``, or None: it may.
+
+        ``address`` is an IP address, or empty for a local peer.  The reason is for the
+        log only: the client is told no more than after a wrong password.
+        """
+        if not self.is_enabled:
+            return "disabled"
+        if self.networks and not (
+            address and any(ip_address(address) in network for network in self.networks)
+        ):
+            return "network"
+        return None
+
+
+class Passdb(Protocol):
+    """Identity: checks credentials."""
+
+    async def verify(self, credentials: Credentials) -> Account:
+        """The account of these credentials, whether or not it may be opened now.
+
+        Takes the same time for an unknown user and for a wrong password.
+
+        Raises:
+            AuthenticationFailed: wrong, for whatever reason.
+            TemporaryFailure: cannot be told now; never counts as a guess.
+        """
+
+
+class Directory(Protocol):
+    """Add-on for intake: which maildrop a recipient's mail belongs to."""
+
+    async def maildrop_of(self, recipient: str) -> str:
+        """``recipient`` is a full address, or a bare user name.
+
+        Raises:
+            NoSuchUser: nobody here.
+            TemporaryFailure: cannot be told now.
+        """

@@ -1,0 +1,142 @@
+"""Lines and multi-line responses, octet by octet (RFC 1939 §3, RFC 2449 §4).
+
+Security: all input here is hostile.  A line ends with CRLF and with nothing else, in
+every state and in both directions: whatever another program between the peers takes for
+one line must never be two here, and the other way round.  Memory is bounded by the limits.
+"""
+
+from __future__ import annotations
+
+from .errors import BareLineFeed, HostileInput, OverlongLine
+
+CRLF = b"\r\n"
+MAX_COMMAND = 255  # octets, CRLF included (RFC 2449 §4)
+MAX_RESPONSE = 512  # octets of a first line, CRLF included (RFC 1939 §3)
+MAX_DISCARD = 65_536  # octets of one overlong line that we wait for; ours
+
+
+class LineBuffer:
+    """Splits what arrives into lines."""
+
+    def __init__(self, limit: int = MAX_COMMAND) -> None:
+        self.limit = limit  # octets, CRLF included
+        self._octets = bytearray()
+        self._scanned = 0  # octets in which no line end was found
+        self._discarded = -1  # octets of an overlong line thrown away; -1: not in one
+
+    @property
+    def unread(self) -> int:
+        """Octets that wait here."""
+        return len(self._octets)
+
+    def feed(self, octets: bytes) -> None:
+        self._octets += octets
+
+    def next_line(self) -> bytes | None:
+        """The next line without its CRLF, or None: feed me more.
+
+        Raises:
+            OverlongLine: more than ``limit`` octets; once for each such line, at once.
+            BareLineFeed: LF without CR.
+            HostileInput: NUL, or an overlong line that does not end within 64 KiB.
+        """
+        while True:
+            end = self._octets.find(b"\n", self._scanned)
+            if end < 0:
+                return self._unfinished()
+            line = self._take(end + 1)
+            if self._discarded >= 0:
+                self._discard(line)
+                continue
+            if not line.endswith(CRLF):
+                raise BareLineFeed
+            if b"\0" in line:
+                raise HostileInput("NUL in a line")
+            if len(line) > self.limit:
+                raise OverlongLine(self.limit)
+            return line[:-2]
+
+    def _unfinished(self) -> None:
+        if self._discarded < 0:
+            if self._octets.find(b"\0", self._scanned) >= 0:
+                raise HostileInput("NUL in a line")
+            self._scanned = len(self._octets)
+            if self._scanned < self.limit:
+                return
+            self._discarded = 0
+            self._discard_unfinished()
+            raise OverlongLine(self.limit)
+        self._discard_unfinished()
+
+    def _discard_unfinished(self) -> None:
+        """Keep nothing but a last CR, whose LF may be on its way."""
+        keep = 1 if self._octets.endswith(b"\r") else 0
+        self._discard(self._take(len(self._octets) - keep))
+        self._scanned = keep
+
+    def _discard(self, octets: bytes) -> None:
+        self._discarded += len(octets)
+        if octets.endswith(CRLF):
+            self._discarded = -1
+        elif self._discarded > MAX_DISCARD:
+            raise HostileInput("a line without end")
+
+    def _take(self, count: int) -> bytes:
+        taken = bytes(self._octets[:count])
+        del self._octets[:count]
+        self._scanned = 0
+        return taken
+
+
+class Stuffer:
+    """Byte-stuffing of one multi-line response (RFC 1939 §3).
+
+    Takes CRLF text in pieces of any size; ``finish`` gives the termination octet's line.
+    """
+
+    def __init__(self) -> None:
+        self._last = CRLF  # the last two octets: the response begins at a line's beginning
+
+    def feed(self, octets: bytes) -> bytes:
+        seen = len(self._last)
+        text = self._last + octets
+        self._last = text[-2:]
+        return text.replace(b"\r\n.", b"\r\n..")[seen:]
+
+    def finish(self) -> bytes:
+        return b".\r\n" if self._last == CRLF else b"\r\n.\r\n"
+
+
+class Unstuffer:
+    """The content of one multi-line response, without the termination octet's line.
+
+    Ends at CRLF.CRLF only.  A dot between bare LFs is content: a server that passes bare LF
+    through would otherwise let a message pretend to be the responses that follow it.
+    """
+
+    _END = b"\r\n.\r\n"
+
+    def __init__(self) -> None:
+        self.is_finished = False
+        self.rest = b""
+        """After the end: octets that belong to the next response."""
+        self._held = CRLF  # may be the beginning of the end
+        self._virtual = 2  # the response begins at a line's beginning: a CRLF that is not content
+
+    def feed(self, octets: bytes) -> bytes:
+        """What is certainly content of all that was fed, each octet once."""
+        text = self._held + octets
+        end = text.find(self._END)
+        if end >= 0:
+            self.is_finished = True
+            self.rest = text[end + len(self._END) :]
+            content, self._held = text[: end + 2], b""
+        else:
+            keep = next((n for n in (4, 3, 2, 1) if text.endswith(self._END[:n])), 0)
+            content, self._held = text[: len(text) - keep], text[len(text) - keep :]
+        content = content.replace(b"\r\n.", CRLF)
+        if self._virtual and content:
+            # The held virtual CRLF leaves as a whole: both octets or none.
+            content = content[self._virtual :]
+            self._virtual = 0
+        return content
