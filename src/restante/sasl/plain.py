@@ -1,0 +1,37 @@
+"""PLAIN (RFC 4616): identity and password in one message; only ever inside TLS."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from ..errors import AuthenticationFailed, BadCommand, UnsafeArgument
+from ..passdb import Credentials
+
+
+def server() -> Generator[bytes, bytes, Credentials]:
+    """``[authzid] NUL authcid NUL passwd`` (RFC 4616 §2).
+
+    Raises:
+        BadCommand: not of that form.
+        AuthenticationFailed: an empty identity or password.
+    """
+    message = yield b""
+    parts = [part.decode("utf-8", "surrogateescape") for part in message.split(b"\0")]
+    if len(parts) != 3:
+        raise BadCommand("malformed PLAIN message")
+    authorization, identity, password = parts
+    if not identity or not password:
+        raise AuthenticationFailed("empty")
+    return Credentials("PLAIN", identity, password, authorization)
+
+
+def client(identity: str, password: str, authorization: str = "") -> bytes:
+    """The one message of the exchange.
+
+    Raises:
+        UnsafeArgument: a part holds NUL, or identity or password is empty.
+    """
+    parts = (authorization, identity, password)
+    if any("\0" in part for part in parts) or not identity or not password:
+        raise UnsafeArgument("PLAIN takes an identity and a password, without NUL")
+    return "\0".join(parts).encode()
