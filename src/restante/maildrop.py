@@ -6,7 +6,7 @@ beyond this contract is an add-on interface (``Holding``), never a new method he
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,7 +17,7 @@ class Entry:
     """One message of a listing."""
 
     unique_id: str
-    """1 to 70 characters 0x21–0x7E, unique in the maildrop for ever (RFC 1939 §7)."""
+    """1 to 70 characters 0x21-0x7E, unique in the maildrop for ever (RFC 1939 §7)."""
     size: int
     """Octets on the wire: every line ends with CRLF, before byte-stuffing (RFC 1939 §11)."""
 
@@ -29,10 +29,11 @@ class Maildrop(Protocol):
     def listing(self) -> Sequence[Entry]:
         """A snapshot; mail that arrives later waits for the next session."""
 
-    def read(self, entry: Entry) -> AsyncIterator[bytes]:
+    def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
         """The message in pieces of CRLF text, ``entry.size`` octets in all.
 
         Every line, the last one included, ends with CRLF.  No piece is longer than 64 KiB.
+        Who stops early closes the generator.
 
         Raises:
             MessageGone: another program removed it.

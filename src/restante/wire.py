@@ -43,7 +43,8 @@ class LineBuffer:
         while True:
             end = self._octets.find(b"\n", self._scanned)
             if end < 0:
-                return self._unfinished()
+                self._wait_for_more()
+                return None
             line = self._take(end + 1)
             if self._discarded >= 0:
                 self._discard(line)
@@ -56,7 +57,7 @@ class LineBuffer:
                 raise OverlongLine(self.limit)
             return line[:-2]
 
-    def _unfinished(self) -> None:
+    def _wait_for_more(self) -> None:
         if self._discarded < 0:
             if self._octets.find(b"\0", self._scanned) >= 0:
                 raise HostileInput("NUL in a line")

@@ -1,0 +1,168 @@
+"""The commands of POP3: one function each, and the table of them all.
+
+Standards: RFC 1939, RFC 2449 (CAPA), RFC 2595 (STLS), RFC 5034 (AUTH).
+A function takes the session and the arguments, and returns what to say or what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..errors import BadCommand, HostileInput, TLSRequired
+from ..passdb import Credentials
+from ..sasl import MECHANISMS
+from .grammar import Response, parse_count, parse_number
+from .state import Event, Login, Retrieve, StartTLS, State, Update
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+def user(session: Session, name: str) -> Response:
+    """Says +OK to every name: who exists is not for strangers to know (RFC 1939 §13)."""
+    if not session.may_login_in_clear:
+        raise TLSRequired
+    if not name:
+        raise BadCommand("USER takes a name")
+    session.user = name
+    return Response("now the password")
+
+
+def pass_(session: Session, password: str) -> Event:
+    """Only right after USER; spaces belong to the password (RFC 1939 §7)."""
+    if not session.may_login_in_clear:
+        raise TLSRequired
+    if not session.user:
+        raise BadCommand("USER comes first")
+    if not password:
+        raise BadCommand("PASS takes a password")
+    return Login(Credentials("USER", session.user, password))
+
+
+def auth(session: Session, name: str, initial_response: str | None = None) -> Event:
+    """SASL (RFC 5034 §4).  An argument is due: a bare AUTH lists no mechanisms."""
+    mechanism = MECHANISMS.get(name.upper()) if name.upper() in session.mechanisms else None
+    if mechanism is None:
+        raise BadCommand("no such mechanism")
+    if mechanism.is_clear and not session.may_login_in_clear:
+        raise TLSRequired
+    challenge = session.begin_exchange(mechanism)
+    if initial_response is None:
+        return challenge
+    return session.respond("" if initial_response == "=" else initial_response)
+
+
+def capa(session: Session) -> Response:
+    """What is possible, in both states alike but for STLS (RFC 2449 §5, RFC 2595 §8)."""
+    tags = ["TOP", "UIDL", "PIPELINING", "RESP-CODES", "AUTH-RESP-CODE"]
+    clear = session.may_login_in_clear
+    if clear:
+        tags.append("USER")
+    if offered := [m for m in session.mechanisms if clear or not MECHANISMS[m].is_clear]:
+        tags.append("SASL " + " ".join(offered))
+    if session.may_start_tls:
+        tags.append("STLS")
+    tags.append("IMPLEMENTATION restante")
+    return Response("capabilities follow", lines=tags)
+
+
+def stls(session: Session) -> Event:
+    """The handshake begins right after the response (RFC 2595 §4).
+
+    Octets that came with the command would be read as if TLS protected them.
+    """
+    if not session.may_start_tls:
+        raise BadCommand("TLS cannot be started here")
+    if session.unread:
+        raise HostileInput("octets after STLS")
+    return StartTLS(Response("begin TLS"))
+
+
+def stat(session: Session) -> Response:
+    """Drop listing: messages marked as deleted are not counted (RFC 1939 §5)."""
+    return Response(f"{session.count} {session.octets}")
+
+
+def list_(session: Session, number: str | None = None) -> Response:
+    """Scan listing of one message, or of all but those marked as deleted (RFC 1939 §5)."""
+    if number is not None:
+        return Response(f"{number} {session.entry(parse_number(number)).size}")
+    lines = (f"{at} {entry.size}" for at, entry in session.kept())
+    return Response(f"{session.count} messages ({session.octets} octets)", lines=lines)
+
+
+def uidl(session: Session, number: str | None = None) -> Response:
+    """Unique-id listing of one message, or of all but those marked (RFC 1939 §7)."""
+    if number is not None:
+        return Response(f"{number} {session.entry(parse_number(number)).unique_id}")
+    lines = (f"{at} {entry.unique_id}" for at, entry in session.kept())
+    return Response("unique-ids follow", lines=lines)
+
+
+def retr(session: Session, number: str) -> Event:
+    """The whole message (RFC 1939 §5)."""
+    at = parse_number(number)
+    entry = session.entry(at)
+    return Retrieve(at, entry, Response(f"{entry.size} octets"))
+
+
+def top(session: Session, number: str, lines: str) -> Event:
+    """The header and the first lines of the body (RFC 1939 §7)."""
+    at = parse_number(number)
+    return Retrieve(at, session.entry(at), Response("top of message follows"), parse_count(lines))
+
+
+def dele(session: Session, number: str) -> Response:
+    """Marks; nothing is removed before QUIT (RFC 1939 §5)."""
+    session.mark(parse_number(number))
+    return Response("marked as deleted")
+
+
+def rset(session: Session) -> Response:
+    """Takes all marks away (RFC 1939 §5)."""
+    session.unmark_all()
+    return Response(f"{session.count} messages ({session.octets} octets)")
+
+
+def noop(_: Session) -> Response:
+    """Proves that both sides are there (RFC 1939 §5)."""
+    return Response()
+
+
+def quit_(session: Session) -> Event:
+    """The one door into UPDATE; any other end removes nothing (RFC 1939 §6)."""
+    if session.state is State.AUTHORIZATION:
+        return session.leave(Response("goodbye"))
+    session.state = State.UPDATE
+    return Update(session.marked())
+
+
+class Verb(NamedTuple):
+    """One row of ``VERBS``."""
+
+    run: Callable[..., Event]
+    states: State
+    arity: range
+    takes_rest: bool = False
+    """All that follows the keyword's space is one argument, spaces included."""
+
+
+_AUTH, _TRANS = State.AUTHORIZATION, State.TRANSACTION
+
+VERBS = {
+    "USER": Verb(user, _AUTH, range(1, 2), takes_rest=True),
+    "PASS": Verb(pass_, _AUTH, range(1, 2), takes_rest=True),
+    "AUTH": Verb(auth, _AUTH, range(1, 3)),
+    "STLS": Verb(stls, _AUTH, range(1)),
+    "CAPA": Verb(capa, _AUTH | _TRANS, range(1)),
+    "STAT": Verb(stat, _TRANS, range(1)),
+    "LIST": Verb(list_, _TRANS, range(2)),
+    "UIDL": Verb(uidl, _TRANS, range(2)),
+    "RETR": Verb(retr, _TRANS, range(1, 2)),
+    "TOP": Verb(top, _TRANS, range(2, 3)),
+    "DELE": Verb(dele, _TRANS, range(1, 2)),
+    "RSET": Verb(rset, _TRANS, range(1)),
+    "NOOP": Verb(noop, _TRANS, range(1)),
+    "QUIT": Verb(quit_, _AUTH | _TRANS, range(1)),
+}

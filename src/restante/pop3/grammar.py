@@ -1,0 +1,104 @@
+"""Commands and responses as values (RFC 1939 §3, RFC 2449 §3).
+
+Security: no response repeats what a client sent, so none can be made to speak for another
+program that reads it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from ..errors import BadCommand, NoSuchMessage, RestanteError
+from ..wire import Stuffer
+
+_NUMBER = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
+_COUNT = re.compile(r"0|[1-9][0-9]{0,19}", re.ASCII)
+_LINES_AT_ONCE = 1000  # of a listing; some 30 kB
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A keyword and what follows its space."""
+
+    keyword: str
+    """In upper case; not necessarily known."""
+    rest: str | None
+    """Everything after the first space, or None when there is none."""
+
+    @classmethod
+    def parse(cls, line: bytes) -> Command:
+        """Octets that are not UTF-8 become lone surrogates.
+
+        Raises:
+            BadCommand: a bare CR.
+        """
+        if b"\r" in line:
+            raise BadCommand("a bare CR in a command")
+        keyword, space, rest = line.decode("utf-8", "surrogateescape").partition(" ")
+        return cls(keyword.upper() if keyword.isascii() else "", rest if space else None)
+
+    def arguments(self) -> list[str]:
+        """Separated by one space each (RFC 1939 §3), so two spaces enclose an empty one."""
+        return [] if self.rest is None else self.rest.split(" ")
+
+
+def parse_number(argument: str) -> int:
+    """A message-number: decimal, from 1, without sign or leading zero (RFC 1939 §4)."""
+    if not _NUMBER.fullmatch(argument):
+        raise NoSuchMessage("a message-number is a decimal number from 1")
+    return int(argument)
+
+
+def parse_count(argument: str) -> int:
+    """A number of lines, from 0 (RFC 1939 §7 TOP)."""
+    if not _COUNT.fullmatch(argument):
+        raise BadCommand("a number of lines is a decimal number from 0")
+    return int(argument)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A status indicator, text, and for a multi-line response its lines."""
+
+    text: str = ""
+    """Printable ASCII; begins with no "[" (RFC 2449 §3)."""
+    code: str | None = None
+    """Response code without its brackets (RFC 2449 §8)."""
+    is_ok: bool = True
+    lines: Iterable[str] | None = None
+    """Without line ends and without byte-stuffing; read once."""
+
+    def head(self) -> bytes:
+        """The first line."""
+        status = "+OK" if self.is_ok else "-ERR"
+        code = f"[{self.code}]" if self.code else ""
+        return " ".join(filter(None, (status, code, self.text))).encode("ascii") + b"\r\n"
+
+    def encode(self) -> Iterator[bytes]:
+        """The whole response, a long one in pieces of some 30 kB."""
+        if self.lines is None:
+            yield self.head()
+            return
+        stuffer, lines, begin = Stuffer(), iter(self.lines), self.head()
+        while some := list(islice(lines, _LINES_AT_ONCE)):
+            yield begin + stuffer.feed(("\r\n".join(some) + "\r\n").encode("ascii"))
+            begin = b""
+        yield begin + stuffer.finish()
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """A server's step in a SASL exchange: ``+``, a space, base64 (RFC 5034 §4)."""
+
+    base64: bytes
+
+    def encode(self) -> Iterator[bytes]:
+        yield b"+ " + self.base64 + b"\r\n"
+
+
+def failure(error: RestanteError) -> Response:
+    """The one place where an error becomes -ERR."""
+    return Response(str(error), error.code, is_ok=False)

@@ -1,0 +1,281 @@
+"""The server's side of one POP3 session, without I/O (RFC 1939 §3-§7).
+
+Feed what arrives to ``receive`` and ask ``next`` for events until it gives None.  A Response
+or Challenge is to be sent.  An Action needs the outside; while it is unanswered ``next`` gives
+None, so that pipelined commands wait by themselves (RFC 2449 §6.6).
+
+Security: everything that is fed comes from a stranger.  Bad input changes no state.
+"""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ..errors import (
+    AuthenticationFailed,
+    BadCommand,
+    BareLineFeed,
+    HostileInput,
+    NoSuchMessage,
+    RestanteError,
+)
+from ..maildrop import Entry
+from ..sasl import Exchange, Mechanism
+from ..wire import MAX_COMMAND, LineBuffer
+from .commands import VERBS
+from .grammar import Challenge, Command, Response, failure
+from .state import Close, Event, Login, State
+
+MAX_SASL_LINE = 65_538  # octets: 64 KiB of base64 and CRLF (RFC 5034 §4 sets no limit)
+_HTTP = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "PRI")
+_FOREIGN = (*_HTTP, "HOST:", "EHLO", "HELO", "LHLO")  # no answer at all (ALPACA)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What one server allows all its sessions."""
+
+    greeting: str = "restante ready"
+    """Text of the greeting: no "<", which would announce APOP, no leading "[" (RFC 2449 §3)."""
+    mechanisms: tuple[str, ...] = ("PLAIN",)
+    bad_commands: int = 3
+    """So many in AUTHORIZATION end the session."""
+    bad_commands_in_a_row: int = 20
+    """So many one after the other in TRANSACTION end it."""
+    failed_logins: int = 3
+
+
+class Session:
+    """One client's dialogue with the server."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        is_secure: bool,
+        may_start_tls: bool = False,
+        may_login_in_clear: bool = False,
+    ) -> None:
+        self.state = State.AUTHORIZATION
+        self.is_secure = is_secure
+        self.user: str | None = None
+        """The name that USER gave and PASS may follow."""
+        self.count = 0
+        """Messages that are not marked as deleted."""
+        self.octets = 0
+        """Their size."""
+        self._policy = policy
+        self._may_start_tls = may_start_tls
+        self._clear = may_login_in_clear
+        self._lines = LineBuffer()
+        self._exchange: Exchange | None = None
+        self._awaiting = False
+        self._closing = ""
+        self._bad_commands = 0
+        self._failed_logins = 0
+        self._listing: Sequence[Entry] = ()
+        self._marks: set[int] = set()
+
+    # What the driver calls.
+
+    def greeting(self) -> Response:
+        """The first thing a client hears."""
+        return Response(self._policy.greeting)
+
+    def receive(self, octets: bytes) -> None:
+        """Take what arrived.  The caller bounds it by reading less while ``unread`` is large."""
+        self._lines.feed(octets)
+
+    def next(self) -> Event | None:
+        """Take one command.  What to say or to do now; None: feed me, or answer first."""
+        if self._awaiting or self.state is State.CLOSED:
+            return None
+        if self._closing:
+            return self._close(self._closing)
+        try:
+            line = self._lines.next_line()
+            if line is None:
+                return None
+            event = self._continue(line) if self._exchange else self._run(Command.parse(line))
+        except HostileInput as error:
+            return self._close(str(error))
+        except RestanteError as error:
+            return self._refuse(error)
+        self._awaiting = not isinstance(event, Response | Challenge)
+        if self.state is State.TRANSACTION:
+            self._bad_commands = 0
+        return event
+
+    def opened(self, listing: Sequence[Entry]) -> Response:
+        """Answers Login: the maildrop is open and locked (RFC 1939 §4)."""
+        self._awaiting = False
+        self.state = State.TRANSACTION
+        self._bad_commands = 0
+        self._listing = listing
+        self._count_all()
+        return Response(f"{self.count} messages ({self.octets} octets)")
+
+    def retrieved(self) -> None:
+        """Answers Retrieve: all of it was sent."""
+        self._awaiting = False
+
+    def secured(self) -> None:
+        """Answers StartTLS: what was said in clear is forgotten (RFC 2595 §4)."""
+        self._awaiting = False
+        self.is_secure = True
+        self.user = None
+
+    def updated(self) -> Response:
+        """Answers Update: all marked messages are removed, durably."""
+        return self._answer_last(Response("goodbye"))
+
+    def failed(self, error: RestanteError) -> Response:
+        """Answers Login, Retrieve or Update: it could not be done."""
+        if self.state is State.UPDATE:
+            return self._answer_last(failure(error))
+        self._awaiting = False
+        return self._refuse(error)
+
+    @property
+    def unread(self) -> int:
+        """Octets that wait to be taken as commands."""
+        return self._lines.unread
+
+    # What the commands call.
+
+    @property
+    def may_login_in_clear(self) -> bool:
+        """Whether a password may be shown here: inside TLS, or where it is allowed."""
+        return self.is_secure or self._clear
+
+    @property
+    def may_start_tls(self) -> bool:
+        return self._may_start_tls and not self.is_secure and self.state is State.AUTHORIZATION
+
+    @property
+    def mechanisms(self) -> tuple[str, ...]:
+        return self._policy.mechanisms
+
+    def begin_exchange(self, mechanism: Mechanism) -> Challenge:
+        """The server's first step; the next line is the client's response."""
+        self._exchange = mechanism.server()
+        self._lines.limit = MAX_SASL_LINE
+        return Challenge(b64encode(next(self._exchange)))
+
+    def respond(self, response: str) -> Event:
+        """The client's step.
+
+        Raises:
+            BadCommand: not base64 (RFC 5034 §4).
+            AuthenticationFailed: the mechanism found it malformed.
+        """
+        exchange = self._exchange
+        self._end_exchange()
+        assert exchange is not None
+        try:
+            challenge = exchange.send(b64decode(response, validate=True))
+        except (binascii.Error, ValueError) as error:
+            raise BadCommand("not base64") from error
+        except StopIteration as end:
+            return Login(end.value)
+        self._exchange = exchange
+        self._lines.limit = MAX_SASL_LINE
+        return Challenge(b64encode(challenge))
+
+    def entry(self, number: int) -> Entry:
+        """
+        Raises:
+            NoSuchMessage: no such message-number, or marked as deleted.
+        """
+        if number > len(self._listing):
+            raise NoSuchMessage
+        if number in self._marks:
+            raise NoSuchMessage("message is marked as deleted")
+        return self._listing[number - 1]
+
+    def kept(self) -> Iterator[tuple[int, Entry]]:
+        """Message-number and entry of all that are not marked as deleted."""
+        marks = frozenset(self._marks)
+        return (
+            (number, entry) for number, entry in enumerate(self._listing, 1) if number not in marks
+        )
+
+    def marked(self) -> tuple[Entry, ...]:
+        return tuple(self._listing[number - 1] for number in sorted(self._marks))
+
+    def mark(self, number: int) -> None:
+        entry = self.entry(number)
+        self._marks.add(number)
+        self.count -= 1
+        self.octets -= entry.size
+
+    def unmark_all(self) -> None:
+        self._marks.clear()
+        self._count_all()
+
+    def leave(self, response: Response) -> Response:
+        """Say this and close."""
+        self._closing = "quit"
+        return response
+
+    # Inside.
+
+    def _run(self, command: Command) -> Event:
+        verb = VERBS.get(command.keyword)
+        if verb is None:
+            if self.state is State.AUTHORIZATION and (
+                command.keyword in _FOREIGN or command.keyword.startswith("SSH-")
+            ):
+                raise HostileInput("another protocol")
+            raise BadCommand("unknown command")
+        if self.state not in verb.states:
+            raise BadCommand(f"{command.keyword} is not for the {self.state.name} state")
+        rest = [] if command.rest is None else [command.rest]
+        arguments = rest if verb.takes_rest else command.arguments()
+        if len(arguments) not in verb.arity:
+            raise BadCommand(f"{command.keyword} takes other arguments")
+        event = verb.run(self, *arguments)
+        if command.keyword not in ("USER", "AUTH"):
+            self.user = None  # PASS comes right after USER; AUTH leaves no trace (RFC 5034 §4)
+        return event
+
+    def _continue(self, line: bytes) -> Event:
+        if line == b"*":
+            raise BadCommand("authentication cancelled")
+        return self.respond(line.decode("ascii", "replace"))
+
+    def _end_exchange(self) -> None:
+        self._exchange = None
+        self._lines.limit = MAX_COMMAND
+
+    def _refuse(self, error: RestanteError) -> Response:
+        """One -ERR, and no state changes; too many of them end the session."""
+        self._end_exchange()
+        if isinstance(error, AuthenticationFailed):
+            self._failed_logins += 1
+        elif isinstance(error, BadCommand):
+            self._bad_commands += 1
+        transaction = self.state is State.TRANSACTION
+        allowed = self._policy.bad_commands_in_a_row if transaction else self._policy.bad_commands
+        if isinstance(error, BareLineFeed):
+            self._closing = "bare line feed"
+        elif self._bad_commands >= allowed:
+            self._closing = "too many bad commands"
+        elif self._failed_logins >= self._policy.failed_logins:
+            self._closing = "too many failed logins"
+        return failure(error)
+
+    def _answer_last(self, response: Response) -> Response:
+        self._awaiting = False
+        return self.leave(response)
+
+    def _close(self, reason: str) -> Close:
+        self.state = State.CLOSED
+        return Close(reason)
+
+    def _count_all(self) -> None:
+        self.count = len(self._listing)
+        self.octets = sum(entry.size for entry in self._listing)

@@ -1,0 +1,66 @@
+"""The states of a session (RFC 1939 §3) and what it asks of the world around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Flag, auto
+
+from ..maildrop import Entry
+from ..passdb import Credentials
+from .grammar import Challenge, Response
+
+
+class State(Flag):
+    """A Flag, so that a command can name the states it belongs to."""
+
+    AUTHORIZATION = auto()
+    TRANSACTION = auto()
+    UPDATE = auto()
+    CLOSED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Verify, ask for permission, open the maildrop; answer ``opened`` or ``failed``."""
+
+    credentials: Credentials
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieve:
+    """Send ``response`` and the message; answer ``retrieved``, or ``failed`` if nothing was sent.
+
+    Once the first octet was sent there is no way back: if the message cannot be sent to its
+    end, the connection must be aborted without the termination octet.
+    """
+
+    number: int
+    entry: Entry
+    response: Response
+    lines: int | None = None
+    """Only the header and so many lines of the body (TOP), or None: all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Remove these durably, release the lock; answer ``updated`` or ``failed`` (RFC 1939 §6)."""
+
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartTLS:
+    """Send ``response``, then read nothing but a TLS handshake; answer ``secured``."""
+
+    response: Response
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Send what was said so far and close.  Takes no answer."""
+
+    reason: str
+
+
+Action = Login | Retrieve | Update | StartTLS | Close
+Event = Response | Challenge | Action
