@@ -22,6 +22,7 @@ RestanteError
 ├── MessageRefused             intake: this message will never be accepted
 │   └── MessageTooLarge
 ├── ConfigurationError
+│   └── CannotListen
 ├── UnsafeArgument             a caller's argument would break the protocol
 └── ClientError                a remote server, seen by our client
     ├── CommandFailed          it answered -ERR; the session goes on
@@ -159,6 +160,10 @@ class MessageTooLarge(MessageRefused):
 
 class ConfigurationError(RestanteError):
     """A configuration that cannot be used; names the file, the line and the key."""
+
+
+class CannotListen(ConfigurationError):
+    """An address where no socket can listen now; says what to do."""
 
 
 class UnsafeArgument(RestanteError, ValueError):

@@ -1,0 +1,313 @@
+"""Addresses to listen on, and the door: accept, count, hand over.
+
+Accepting is our own, not ``loop.create_server``: connections are counted before any TLS
+handshake is paid for, a failed handshake is seen and logged, and a process that runs out of
+file descriptors waits instead of spinning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import re
+import socket
+import ssl
+import stat
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+
+from ..errors import CannotListen, ConfigurationError
+
+_log = logging.getLogger("restante.listener")
+_BACKLOG = 1024  # connections; the kernel caps it at net.core.somaxconn
+_ACCEPT_AT_ONCE = 64  # connections, so that a storm leaves room for sessions
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE = 0.5  # seconds without accepting after one of these
+_ADDRESS = re.compile(
+    r"(?:(?P<scheme>[a-z0-9+]+)://)?(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<host>[^\[\]:/]*)):(?P<port>\d+)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """``pop3s://host:port``, ``host:port`` or ``unix:/path``."""
+
+    scheme: str = ""
+    host: str = ""
+    """Name or IP address; empty means every interface."""
+    port: int = 0
+    """0 lets the system choose."""
+    path: str = ""
+    """Of a Unix socket; then the others are empty."""
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """
+        Raises:
+            ConfigurationError: not of one of the three forms.
+        """
+        if text.startswith("unix:") and len(text) > len("unix:"):
+            return cls(path=text.removeprefix("unix:"))
+        match = _ADDRESS.fullmatch(text)
+        if match is None or int(match["port"]) > 65_535:
+            raise ConfigurationError(
+                f"{text!r} is no address; write host:port, [::1]:port or unix:/path"
+            )
+        host = match["v6"] or match["host"]
+        return cls(match["scheme"] or "", host, int(match["port"]))
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}" if self.scheme else f"{host}:{self.port}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only programs on this machine can reach it."""
+        try:
+            return bool(self.path) or self.host == "localhost" or ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def bind(address: Address) -> socket.socket:
+    """A listening socket, close-on-exec and non-blocking.
+
+    Raises:
+        CannotListen: in use, not ours, forbidden; with the next step.
+    """
+    try:
+        return _bind_path(address.path) if address.path else _bind_port(address)
+    except (OSError, UnicodeError) as error:
+        raise CannotListen(f"cannot listen on {address}: {_advice(error)}") from error
+
+
+def _advice(error: OSError | UnicodeError) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EADDRINUSE:
+        return "another program listens there; stop it or choose another port"
+    if number == errno.EACCES:
+        return "not allowed; ports below 1024 need CAP_NET_BIND_SERVICE or a socket unit"
+    if number == errno.EADDRNOTAVAIL:
+        return "this machine does not have that address"
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+def _bind_port(address: Address) -> socket.socket:
+    family, _, _, _, where = socket.getaddrinfo(
+        address.host or "::", address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    return socket.create_server(
+        where[:2],
+        family=family,
+        backlog=_BACKLOG,
+        dualstack_ipv6=family == socket.AF_INET6 and where[0] == "::",
+    )
+
+
+def _bind_path(path: str) -> socket.socket:
+    """A socket that no process listens on is left over from a crash and is replaced."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if _is_dead_socket(path):
+            Path(path).unlink()
+        before = os.umask(0o117)  # rw-rw----: the MTA delivers through the group
+        try:
+            listening.bind(path)
+        finally:
+            os.umask(before)
+        listening.listen(_BACKLOG)
+    except BaseException:
+        listening.close()
+        raise
+    return listening
+
+
+def _is_dead_socket(path: str) -> bool:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False
+    except FileNotFoundError:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+    return False
+
+
+class Seat:
+    """One counted connection."""
+
+    __slots__ = ("_admission", "_key")
+
+    def __init__(self, admission: Admission, key: str) -> None:
+        self._admission: Admission | None = admission
+        self._key = key
+
+    def leave(self) -> None:
+        """Give it back; once or more often."""
+        if self._admission is not None:
+            self._admission.release(self._key)
+            self._admission = None
+
+
+class Admission:
+    """Counts connections, in all and from one source: an IPv4 address or an IPv6 /64."""
+
+    def __init__(self, total: int, per_source: int) -> None:
+        self.total = total
+        self.per_source = per_source
+        self._taken: Counter[str] = Counter()
+        self._all = 0
+
+    def enter(self, address: str) -> Seat | None:
+        """A seat, or None when there is none left for that source."""
+        key = _source(address)
+        if self._all >= self.total or self._taken[key] >= self.per_source:
+            return None
+        self._all += 1
+        self._taken[key] += 1
+        return Seat(self, key)
+
+    def release(self, key: str) -> None:
+        self._all -= 1
+        self._taken[key] -= 1
+        if not self._taken[key]:
+            del self._taken[key]
+
+
+def _source(address: str) -> str:
+    parsed = ip_address(address) if address else None
+    if isinstance(parsed, IPv6Address):
+        return parsed.packed[:8].hex()
+    return address
+
+
+def peer_address(accepted: object) -> str:
+    """The IP address of a socket's peer; IPv4 stays IPv4 on a dual-stack socket; "" if local."""
+    if not isinstance(accepted, tuple):
+        return ""
+    address = ip_address(accepted[0].partition("%")[0])
+    mapped = address if isinstance(address, IPv4Address) else address.ipv4_mapped
+    return str(mapped or address)
+
+
+class Listener:
+    """Accepts connections on one socket until it is closed."""
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        build: Callable[[str, Seat], asyncio.BaseProtocol],
+        admission: Admission,
+        *,
+        name: str,
+        tls: ssl.SSLContext | None = None,
+        handshake: float = 10.0,
+        busy: bytes = b"",
+    ) -> None:
+        """``build`` makes the protocol for a peer's address; it gives back the seat at the end.
+
+        ``tls`` is set where TLS speaks first; ``handshake`` is its deadline in seconds.
+        ``busy`` is the last word to a peer for whom there is no seat.
+        """
+        self._socket = listening
+        self._build = build
+        self._admission = admission
+        self._name = name
+        self._tls = tls
+        self._handshake = handshake
+        self._busy = busy
+        self._loop = asyncio.get_running_loop()
+        self._arriving: set[asyncio.Task[None]] = set()
+        self._resume: asyncio.TimerHandle | None = None
+        listening.setblocking(False)
+        self._loop.add_reader(listening.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Stop accepting.  Connections that are there stay; a Unix socket's name goes."""
+        if self._socket.fileno() < 0:
+            return
+        if self._resume is not None:
+            self._resume.cancel()
+        self._loop.remove_reader(self._socket.fileno())
+        if self._socket.family == socket.AF_UNIX:
+            Path(self._socket.getsockname()).unlink(missing_ok=True)
+        self._socket.close()
+        for task in self._arriving:
+            task.cancel()
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPT_AT_ONCE):
+            try:
+                accepted, where = self._socket.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno not in _OUT_OF_RESOURCES:
+                    raise
+                _log.error("accept paused", extra={"fields": {"reason": error.strerror}})
+                self._loop.remove_reader(self._socket.fileno())
+                self._resume = self._loop.call_later(_PAUSE, self._accept_again)
+                return
+            self._welcome(accepted, peer_address(where))
+
+    def _accept_again(self) -> None:
+        self._loop.add_reader(self._socket.fileno(), self._accept)
+
+    def _welcome(self, accepted: socket.socket, address: str) -> None:
+        accepted.setblocking(False)
+        seat = self._admission.enter(address)
+        if seat is None:
+            _log.warning(
+                "connection refused",
+                extra={"fields": {"ip": address, "proto": self._name, "reason": "too-many"}},
+            )
+            try:
+                if self._busy and self._tls is None:
+                    accepted.send(self._busy)
+            except OSError:
+                pass  # it has gone already
+            finally:
+                accepted.close()
+            return
+        if accepted.family != socket.AF_UNIX:
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        task = self._loop.create_task(self._hand_over(accepted, address, seat))
+        self._arriving.add(task)
+        task.add_done_callback(self._arriving.discard)
+
+    async def _hand_over(self, accepted: socket.socket, address: str, seat: Seat) -> None:
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: self._build(address, seat),
+                accepted,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._handshake if self._tls else None,
+            )
+        except (OSError, asyncio.CancelledError) as error:
+            # No protocol has heard of this connection: the handshake failed or took too long.
+            seat.leave()
+            accepted.close()
+            log_refused_tls(address, self._name, error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+
+
+def log_refused_tls(address: str, name: str, error: BaseException) -> None:
+    """One line for a TLS handshake that failed, with a reason in words that are ours."""
+    if isinstance(error, ssl.SSLError):
+        reason = (error.reason or "handshake").lower().replace("_", "-")
+    elif isinstance(error, TimeoutError):
+        reason = "timeout"
+    else:
+        reason = "connection-lost"
+    _log.info("tls refused", extra={"fields": {"ip": address, "proto": name, "reason": reason}})

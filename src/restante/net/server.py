@@ -1,0 +1,481 @@
+"""Drives one POP3 session per connection: a transport on one side, ``Session`` on the other.
+
+Standards: RFC 1939 §3 (autologout), RFC 2595 (STLS), RFC 8314.
+Security: no stream classes; an octet that came before TLS must not be read after it.
+Promises: a message that cannot be read to its end is never closed with the termination octet;
+the response to QUIT comes after the removal is durable and the lock is free.
+Limits: who does not read is not served on, so a connection holds some 64 KiB of output and as
+much input, whatever is pipelined.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import ssl
+from base64 import b32encode
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any, cast
+
+from ..errors import AuthenticationFailed, NotRemoved, RestanteError
+from ..maildrop import Entry, Maildrop, Store
+from ..message import Top
+from ..passdb import Account, Credentials, Network, Passdb
+from ..pop3.grammar import Challenge, Response
+from ..pop3.session import Policy, Session
+from ..pop3.state import Close, Event, Login, Retrieve, StartTLS, State, Update
+from ..wire import Stuffer
+from .listener import Seat, log_refused_tls
+
+_log = logging.getLogger("restante.pop3")
+_HIGH_WATER = 65_536  # octets of output, and of unread input, per connection
+_PROGRESS = 1024  # octets that a client must take in one ``Timeouts.progress``
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """All in seconds."""
+
+    login: float = 60.0
+    """From the beginning of the connection to a successful login."""
+    idle: float = 600.0
+    """Autologout; at least 600 (RFC 1939 §3)."""
+    handshake: float = 10.0
+    progress: float = 30.0
+    """In this time a client takes ``_PROGRESS`` octets of what waits for it, or is cut off."""
+
+
+@dataclass(slots=True)
+class Service:
+    """What the connections of one POP3 server share."""
+
+    store: Store
+    passdb: Passdb
+    policy: Policy = field(default_factory=Policy)
+    tls: ssl.SSLContext | None = None
+    """For STLS; without it STLS is not offered."""
+    clear_login_from: tuple[Network, ...] = ()
+    """From where a login without TLS is allowed."""
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    connections: set[Connection] = field(default_factory=set)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _quiet: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def connection(self, address: str, seat: Seat) -> Connection:
+        """The protocol for one accepted connection."""
+        return Connection(self, address, seat)
+
+    def may_login_in_clear(self, address: str) -> bool:
+        return bool(address) and any(
+            ip_address(address) in network for network in self.clear_login_from
+        )
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run it to its end, whatever becomes of the connection."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def forget(self, connection: Connection) -> bool:
+        """The connection is at its end; True the first time."""
+        known = connection in self.connections
+        self.connections.discard(connection)
+        if not self.connections:
+            self._quiet.set()
+        return known
+
+    async def drain(self, grace: float) -> None:
+        """Close idle connections now, busy ones when they become idle, all after ``grace`` s.
+
+        No session enters UPDATE by this; one that is in UPDATE finishes.
+        """
+        self._quiet.clear()
+        for connection in list(self.connections):
+            connection.retire()
+        if not self.connections:
+            return
+        try:
+            async with asyncio.timeout(grace):
+                await self._quiet.wait()
+        except TimeoutError:
+            for connection in list(self.connections):
+                connection.abort("stopped")
+            await self._quiet.wait()
+
+
+class Connection(asyncio.Protocol):
+    """One client."""
+
+    def __init__(self, service: Service, address: str, seat: Seat) -> None:
+        self._service = service
+        self._address = address
+        self._seat = seat
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._session: Session
+        self._maildrop: Maildrop
+        self._lock = AsyncExitStack()  # what must be closed to give the maildrop back
+        self._worker: asyncio.Task[None] | None = None  # performs an action, then goes on
+        self._writable: asyncio.Event | None = None  # set up while the client does not read
+        self._out: list[bytes] = []
+        self._out_octets = 0
+        self._written = 0  # octets given to the transport
+        self._taken = 0  # of these, what the client had taken when we last looked
+        self._is_half_closed = self._is_retiring = self._is_closing = self._is_lost = False
+        self._began = self._last_command = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        # For the log.
+        self._id = b32encode(secrets.token_bytes(5)).decode("ascii")
+        self._proto = "pop3"
+        self._account: Account | None = None
+        self._counts = {"retr": 0, "bytes": 0, "dele": 0}
+        self._end = "dropped"
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        is_secure = transport.get_extra_info("ssl_object") is not None
+        self._proto = "pop3s" if is_secure else "pop3"
+        self._session = Session(
+            self._service.policy,
+            is_secure=is_secure,
+            may_start_tls=self._service.tls is not None,
+            may_login_in_clear=self._service.may_login_in_clear(self._address),
+        )
+        self._adopt(transport)
+        self._service.connections.add(self)
+        self._set_timer(self._service.timeouts.login)
+        self._say(self._session.greeting())
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_closing:
+            return
+        self._session.receive(data)
+        self._go_on()
+        if self._session.unread > _HIGH_WATER and not self._is_closing:
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """A client may close its half and still wait for what it asked for; not so in TLS."""
+        self._is_half_closed = True
+        self._go_on()
+        return not self._session.is_secure
+
+    def pause_writing(self) -> None:
+        self._writable = asyncio.Event()
+        self._taken = self._drained()
+        self._set_timer(self._service.timeouts.progress)
+
+    def resume_writing(self) -> None:
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
+        self._go_on()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._is_lost:
+            return
+        self._is_lost = self._is_closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._seat.leave()
+        if self._worker is None:
+            self._service.spawn(self._depart())
+        elif self._session.state is not State.UPDATE:
+            self._worker.cancel()  # what QUIT began is finished; anything else ends here
+
+    # What the service calls.
+
+    def retire(self) -> None:
+        """Close as soon as nothing is under way."""
+        self._is_retiring = True
+        self._go_on()
+
+    def abort(self, reason: str) -> None:
+        """Cut the connection, so that no client takes what it has for a whole response."""
+        self._end = reason
+        self._is_closing = True
+        self._transport.abort()
+
+    # One read, all commands in it, one write.
+
+    def _go_on(self) -> None:
+        if self._worker is None and not self._is_closing:
+            event = self._answer()
+            if event is not None:
+                self._worker = self._service.spawn(self._perform_from(event))
+
+    def _answer(self) -> Event | None:
+        """Say all that can be said at once; returns what takes longer, or None."""
+        while self._writable is None and not self._is_closing:
+            event = self._session.next()
+            if event is None:
+                self._rest()
+                break
+            self._last_command = self._loop.time()
+            match event:
+                case Close():
+                    self._close(event.reason)
+                case Challenge() | Response(lines=None):
+                    self._say(event)
+                case StartTLS():
+                    self._transport.pause_reading()  # at once: what comes now is the handshake
+                    return event
+                case _:
+                    return event
+        self._flush()
+        return None
+
+    def _rest(self) -> None:
+        """Nothing is left to do until more arrives."""
+        if self._is_half_closed:
+            self._close("dropped")
+        elif self._is_retiring:
+            self._close("stopped")
+        elif not self._transport.is_reading():
+            self._transport.resume_reading()
+
+    async def _perform_from(self, event: Event | None) -> None:
+        try:
+            while event is not None:
+                await self._perform(event)
+                event = self._answer()
+        except Exception:
+            _log.exception("bug", extra={"fields": {"session": self._id}})
+            self.abort("bug")
+        finally:
+            self._worker = None
+            if self._is_closing:
+                await self._depart()
+
+    async def _perform(self, event: Event) -> None:
+        match event:
+            case Response():
+                await self._list(event)
+            case Login(credentials):
+                await self._log_in(credentials)
+            case Retrieve():
+                await self._retrieve(event)
+            case Update(entries):
+                await self._update(entries)
+            case StartTLS(response):
+                await self._start_tls(response)
+
+    # What takes longer.
+
+    async def _list(self, response: Response) -> None:
+        for piece in response.encode():
+            self._write(piece)
+            await self._drain()
+
+    async def _log_in(self, credentials: Credentials) -> None:
+        fields: dict[str, Any] = {
+            "ip": self._address,
+            "user": credentials.identity,
+            "proto": self._proto,
+            "tls": self._tls_version(),
+            "mech": credentials.mechanism,
+        }
+        try:
+            account = await self._service.passdb.verify(credentials)
+            if reason := account.refusal(self._address):
+                raise AuthenticationFailed(reason)
+            self._maildrop = await self._lock.enter_async_context(
+                self._service.store.open(account.maildrop)
+            )
+        except RestanteError as error:
+            reason = error.reason if isinstance(error, AuthenticationFailed) else str(error)
+            self._note("login refused", logging.WARNING, **fields, reason=reason)
+            self._say(self._session.failed(error))
+            return
+        self._account = account
+        self._note("login ok", **fields, app=account.credential)
+        self._say(self._session.opened(self._maildrop.listing))
+        self._set_timer(self._service.timeouts.idle)
+
+    async def _retrieve(self, action: Retrieve) -> None:
+        """The message, stuffed; the termination octet only if every announced octet was there."""
+        stuffer = Stuffer()
+        top = None if action.lines is None else Top(action.lines)
+        left = action.entry.size
+        head = action.response.head()
+        try:
+            async with aclosing(self._maildrop.read(action.entry)) as pieces:
+                async for piece in pieces:
+                    left -= len(piece)
+                    self._write(head + stuffer.feed(top.feed(piece) if top else piece))
+                    head = b""
+                    if top and top.is_finished:
+                        break
+                    await self._drain()
+        except RestanteError as error:
+            self._note(
+                "read failed",
+                logging.WARNING,
+                user=self._user(),
+                number=action.number,
+                reason=str(error),
+            )
+            if head:
+                self._say(self._session.failed(error))
+            else:
+                self.abort("read-failed")
+            return
+        if left and not (top and top.is_finished):
+            self._note(
+                "size differs",
+                logging.WARNING,
+                user=self._user(),
+                number=action.number,
+                octets=-left,
+            )
+            self.abort("size-differs")
+            return
+        self._write(head + stuffer.finish())
+        self._counts["retr"] += top is None
+        self._counts["bytes"] += action.entry.size if top is None else 0
+        self._session.retrieved()
+
+    async def _update(self, entries: tuple[Entry, ...]) -> None:
+        error: RestanteError | None = None
+        try:
+            left = await self._maildrop.remove(entries) if entries else ()
+            if left:
+                error = NotRemoved(len(left))
+        except RestanteError as failure:
+            error, left = failure, entries
+        await self._lock.aclose()
+        self._counts["dele"] = len(entries) - len(left)
+        if error is not None:
+            self._note(
+                "update failed",
+                logging.ERROR,
+                user=self._user(),
+                left=len(left),
+                reason=str(error),
+            )
+        self._say(self._session.failed(error) if error else self._session.updated())
+
+    async def _start_tls(self, response: Response) -> None:
+        assert self._service.tls is not None
+        self._say(response)
+        self._flush()
+        try:
+            transport = await self._loop.start_tls(
+                self._transport,
+                self,
+                self._service.tls,
+                server_side=True,
+                ssl_handshake_timeout=self._service.timeouts.handshake,
+            )
+            if transport is None:
+                raise ConnectionResetError
+        except OSError as error:
+            log_refused_tls(self._address, self._proto, error)
+            self.abort("tls-refused")
+            return
+        self._adopt(transport)
+        self._session.secured()
+
+    # Output, and the pace of the client.
+
+    def _say(self, event: Response | Challenge) -> None:
+        for piece in event.encode():
+            self._write(piece)
+
+    def _write(self, octets: bytes) -> None:
+        self._out.append(octets)
+        self._out_octets += len(octets)
+        if self._out_octets >= _HIGH_WATER:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._out and not self._is_lost:
+            self._written += self._out_octets
+            self._transport.write(b"".join(self._out))
+        self._out = []
+        self._out_octets = 0
+
+    async def _drain(self) -> None:
+        """Wait for a client that does not read; let others have their turn."""
+        if self._out_octets < _HIGH_WATER // 2:
+            return
+        self._flush()
+        if self._writable is not None:
+            await self._writable.wait()
+        else:
+            await asyncio.sleep(0)
+
+    def _drained(self) -> int:
+        return self._written - self._transport.get_write_buffer_size()
+
+    def _adopt(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # TCP, or TLS over it
+        self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+
+    # Time and the end.
+
+    def _set_timer(self, delay: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(delay, self._look_at_time)
+
+    def _look_at_time(self) -> None:
+        """One timer a connection: cut who does not read, log out who does not speak."""
+        timeouts, now = self._service.timeouts, self._loop.time()
+        if self._transport.get_write_buffer_size():
+            if self._drained() - self._taken < _PROGRESS:
+                self.abort("does-not-read")
+                return
+            self._taken = self._drained()
+            self._set_timer(timeouts.progress)
+            return
+        if self._session.state is State.AUTHORIZATION:
+            due = self._began + timeouts.login
+        else:
+            due = self._last_command + timeouts.idle
+        if self._worker is not None:
+            due = max(due, now + timeouts.progress)  # the delay is ours
+        if now < due:
+            self._set_timer(due - now)
+        else:
+            self._close("autologout")
+
+    def _close(self, reason: str) -> None:
+        """Say what was to be said, then close.  No response to autologout (RFC 1939 §3)."""
+        self._end = reason
+        self._is_closing = True
+        self._flush()
+        self._transport.close()
+        if self._worker is None:
+            self._service.spawn(self._depart())
+        self._taken = self._drained()
+        self._set_timer(self._service.timeouts.progress)  # a close may wait for the client too
+
+    async def _depart(self) -> None:
+        """Give the maildrop back.  Not later than the end of the connection, maybe earlier."""
+        await self._lock.aclose()
+        if self._is_lost and self._service.forget(self) and self._account is not None:
+            self._note(
+                "session end",
+                user=self._user(),
+                **self._counts,
+                quit="clean" if self._end == "quit" else self._end,
+                ms=round((self._loop.time() - self._began) * 1000),
+            )
+
+    def _user(self) -> str:
+        return self._account.user if self._account else ""
+
+    def _tls_version(self) -> str:
+        tls = self._transport.get_extra_info("ssl_object")
+        return (tls.version() or "").removeprefix("TLSv") if tls else "no"
+
+    def _note(self, event: str, level: int = logging.INFO, **fields: object) -> None:
+        _log.log(level, event, extra={"fields": {**fields, "session": self._id}})
