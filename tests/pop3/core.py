@@ -1,0 +1,74 @@
+"""A driver for ``Session`` that answers its actions at once, from memory."""
+
+from __future__ import annotations
+
+from restante.errors import AuthenticationFailed
+from restante.maildrop import Entry
+from restante.message import Top
+from restante.pop3.session import Policy, Session
+from restante.pop3.state import Close, Event, Login, Retrieve, StartTLS, Update
+from restante.wire import Stuffer
+
+
+class Core:
+    """One session over a list of messages, which UPDATE changes."""
+
+    def __init__(
+        self,
+        messages: list[bytes],
+        *,
+        tls: bool = True,
+        may_start_tls: bool = True,
+        password: str = "tan staaf",
+        policy: Policy | None = None,
+    ) -> None:
+        self.messages = messages
+        self.said = bytearray()
+        self.is_closed = False
+        self.is_handshaking = False
+        self._password = password
+        self._listing = [Entry(f"u{at}", len(text)) for at, text in enumerate(messages, 1)]
+        self.session = Session(policy or Policy(), is_secure=tls, may_start_tls=may_start_tls)
+
+    def send(self, octets: bytes) -> bytes:
+        """What the session says to these octets."""
+        before = len(self.said)
+        if not self.is_closed:
+            self.session.receive(octets)
+        while not self.is_handshaking and (event := self.session.next()) is not None:
+            self._do(event)
+        return bytes(self.said[before:])
+
+    def _do(self, event: Event) -> None:
+        session = self.session
+        match event:
+            case Close():
+                self.is_closed = True
+            case Login(credentials):
+                if (credentials.identity, credentials.password) == ("mrose", self._password):
+                    self._say(session.opened(self._listing).head())
+                else:
+                    self._say(session.failed(AuthenticationFailed()).head())
+            case Retrieve(_, entry, response, lines):
+                text = self.messages[self._listing.index(entry)]
+                stuffer = Stuffer()
+                text = text if lines is None else Top(lines).feed(text)
+                self._say(response.head() + stuffer.feed(text) + stuffer.finish())
+                session.retrieved()
+            case Update(entries):
+                gone = {self._listing.index(entry) for entry in entries}
+                self.messages = [m for at, m in enumerate(self.messages) if at not in gone]
+                self._say(session.updated().head())
+            case StartTLS(response):
+                self._say(response.head())
+                self.is_handshaking = True
+            case _:
+                self._say(b"".join(event.encode()))
+
+    def shake_hands(self) -> None:
+        """The TLS handshake has succeeded."""
+        self.is_handshaking = False
+        self.session.secured()
+
+    def _say(self, octets: bytes) -> None:
+        self.said += octets

@@ -1,0 +1,47 @@
+"""Every transcript against the protocol core: in step, in one segment, in single octets."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ..transcript import Transcript, check, load
+from .core import Core
+
+TRANSCRIPTS = load("pop3")
+each = pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=lambda t: t.name)
+
+
+def run(transcript: Transcript, pieces: list[bytes]) -> None:
+    core = Core(list(transcript.messages), tls=transcript.tls, password=transcript.password)
+    for piece in pieces:
+        core.send(piece)
+    lines = bytes(core.said).split(b"\r\n")
+    assert lines.pop() == b""
+    check(transcript, lines, core.is_closed)
+    if transcript.left is not None:
+        assert [len(message) for message in core.messages] == transcript.left
+
+
+@each
+def test_in_step(transcript: Transcript) -> None:
+    run(transcript, [step.octets for step in transcript.steps if step.kind == "C"])
+
+
+@each
+def test_all_commands_in_one_segment(transcript: Transcript) -> None:
+    run(transcript, [transcript.sent])
+
+
+@each
+def test_one_octet_at_a_time(transcript: Transcript) -> None:
+    run(transcript, [bytes([octet]) for octet in transcript.sent])
+
+
+@given(st.data())
+def test_any_cut_gives_the_same_answers(data: st.DataObject) -> None:
+    transcript = data.draw(st.sampled_from(TRANSCRIPTS))
+    sent = transcript.sent
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)))))
+    run(transcript, [sent[a:b] for a, b in zip([0, *cuts], [*cuts, len(sent)], strict=True)])
