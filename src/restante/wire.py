@@ -42,32 +42,26 @@ class LineBuffer:
         """
         while True:
             end = self._octets.find(b"\n", self._scanned)
-            if end < 0:
-                self._wait_for_more()
-                return None
-            line = self._take(end + 1)
             if self._discarded >= 0:
-                self._discard(line)
+                if end < 0:
+                    self._discard_unfinished()
+                    return None
+                self._discard(self._take(end + 1))
                 continue
-            if not line.endswith(CRLF):
-                raise BareLineFeed
-            if b"\0" in line:
+            if 0 <= end < self.limit:
+                line = self._take(end + 1)
+                if b"\0" in line:
+                    raise HostileInput("NUL in a line")
+                if not line.endswith(CRLF):
+                    raise BareLineFeed
+                return line[:-2]
+            if self._octets.find(b"\0", self._scanned, self.limit) >= 0:
                 raise HostileInput("NUL in a line")
-            if len(line) > self.limit:
-                raise OverlongLine(self.limit)
-            return line[:-2]
-
-    def _wait_for_more(self) -> None:
-        if self._discarded < 0:
-            if self._octets.find(b"\0", self._scanned) >= 0:
-                raise HostileInput("NUL in a line")
-            self._scanned = len(self._octets)
-            if self._scanned < self.limit:
-                return
+            if end < 0 and len(self._octets) < self.limit:
+                self._scanned = len(self._octets)
+                return None
             self._discarded = 0
-            self._discard_unfinished()
             raise OverlongLine(self.limit)
-        self._discard_unfinished()
 
     def _discard_unfinished(self) -> None:
         """Keep nothing but a last CR, whose LF may be on its way."""

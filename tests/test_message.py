@@ -1,0 +1,99 @@
+"""Line ends, TOP and trace fields, whatever the pieces."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from restante.errors import UnsafeArgument
+from restante.message import Envelope, LineEnds, Top
+
+from .test_wire import cut, cuts, texts
+
+NOON = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+
+
+def on_the_wire(pieces: list[bytes]) -> tuple[bytes, int]:
+    ends = LineEnds()
+    text = b"".join([ends.feed(piece) for piece in pieces]) + ends.finish()
+    return text, ends.size
+
+
+@pytest.mark.parametrize(
+    ("stored", "wire"),
+    [
+        (b"", b""),
+        (b"a\n", b"a\r\n"),
+        (b"a\r\n", b"a\r\n"),
+        (b"a\r\nb\nc\r\n", b"a\r\nb\r\nc\r\n"),
+        (b"no end", b"no end\r\n"),
+        (b"\n\n", b"\r\n\r\n"),
+        (b"a\rb\n", b"a\rb\r\n"),
+        (b"a\r", b"a\r\r\n"),
+        (b"a\r\r\n", b"a\r\r\n"),
+        (b"\0\xff\n", b"\0\xff\r\n"),
+    ],
+)
+def test_line_ends_of_rfc1939(stored: bytes, wire: bytes) -> None:
+    """RFC 1939 §11: every line end counts two octets; RETR must add a missing one."""
+    assert on_the_wire([stored]) == (wire, len(wire))
+
+
+@given(texts, cuts)
+@example(b"a\r\n", [2])
+def test_the_cut_does_not_matter(text: bytes, places: list[int]) -> None:
+    assert on_the_wire(cut(text, places)) == on_the_wire([text])
+
+
+@given(texts)
+def test_wire_text_stays_as_it_is(text: bytes) -> None:
+    wire, size = on_the_wire([text])
+    assert on_the_wire([wire]) == (wire, size)
+    assert not re.search(rb"(?<!\r)\n", wire)
+    assert wire == b"" or wire.endswith(b"\r\n")
+
+
+def top_of(pieces: list[bytes], lines: int) -> bytes:
+    top = Top(lines)
+    return b"".join([top.feed(piece) for piece in pieces])
+
+
+@given(st.lists(st.sampled_from([b"", b"a", b".", b"\rb", b"Subject: x"])), st.integers(0, 6), cuts)
+def test_top_is_header_blank_line_and_so_many_lines(
+    lines: list[bytes], count: int, places: list[int]
+) -> None:
+    """RFC 1939 §7 TOP, said once more line by line."""
+    message = b"".join(line + b"\r\n" for line in lines)
+    whole = message.split(b"\r\n")[:-1]
+    blank = whole.index(b"") if b"" in whole else len(whole)
+    expected = b"".join(line + b"\r\n" for line in whole[: blank + 1 + count])
+    assert top_of(cut(message, places), count) == expected
+
+
+def test_top_says_when_it_has_enough() -> None:
+    top = Top(1)
+    assert top.feed(b"S: x\r\n\r\none\r\ntwo\r\n") == b"S: x\r\n\r\none\r\n"
+    assert top.is_finished
+
+
+def test_trace_fields() -> None:
+    """RFC 5321 §4.4."""
+    envelope = Envelope("bob@example.net", "ann@example.org", "LMTP", "mx.example.net (192.0.2.1)")
+    assert envelope.trace_fields("mail.example.org", NOON) == (
+        b"Return-Path: <bob@example.net>\r\n"
+        b"Delivered-To: ann@example.org\r\n"
+        b"Received: from mx.example.net (192.0.2.1) by mail.example.org (restante) with LMTP\r\n"
+        b"\tfor <ann@example.org>; Tue, 24 Nov 2026 12:00:00 +0000\r\n"
+    )
+
+
+@pytest.mark.parametrize("part", ["a\r\nX: y", "a\nb", "a\0", "a\x7f"])
+def test_an_envelope_cannot_forge_a_field(part: str) -> None:
+    with pytest.raises(UnsafeArgument):
+        Envelope(part, "ann").trace_fields("host", NOON)
+    with pytest.raises(UnsafeArgument):
+        Envelope("", part).trace_fields("host", NOON)

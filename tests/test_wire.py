@@ -1,0 +1,151 @@
+"""Lines, stuffing and its reverse: however the octets are cut, the meaning is the same."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from restante.errors import BareLineFeed, HostileInput, OverlongLine
+from restante.wire import MAX_COMMAND, MAX_DISCARD, LineBuffer, Stuffer, Unstuffer
+
+texts = st.lists(st.sampled_from([b"\r\n", b".", b"..", b"\n", b"\r", b"a", b"+OK x"])).map(
+    b"".join
+)
+crlf_texts = st.lists(st.sampled_from([b"", b".", b"..", b".x", b"a", b"\r.", b"a.\n."])).map(
+    lambda lines: b"".join(line.replace(b"\n", b"") + b"\r\n" for line in lines)
+)
+
+
+def cut(text: bytes, places: list[int]) -> list[bytes]:
+    at = sorted({place % (len(text) + 1) for place in places})
+    return [text[a:b] for a, b in zip([0, *at], [*at, len(text)], strict=True)]
+
+
+cuts = st.lists(st.integers(0, 1000))
+
+
+def stuffed(pieces: list[bytes]) -> bytes:
+    stuffer = Stuffer()
+    return b"".join([stuffer.feed(piece) for piece in pieces]) + stuffer.finish()
+
+
+def unstuffed(pieces: list[bytes]) -> tuple[bytes, Unstuffer]:
+    reader = Unstuffer()
+    content = b""
+    for piece in pieces:
+        if reader.is_finished:
+            reader.rest += piece
+        else:
+            content += reader.feed(piece)
+    return content, reader
+
+
+@given(st.lists(texts))
+@example([b"a\r", b"\n", b".b"])
+@example([b"\r", b"\n", b"."])
+def test_pieces_do_not_matter(pieces: list[bytes]) -> None:
+    """However a message is cut, the same octets reach the client."""
+    assert stuffed(pieces) == stuffed([b"".join(pieces)])
+
+
+@pytest.mark.parametrize(
+    ("text", "wire"),
+    [
+        (b"", b".\r\n"),
+        (b".\r\n", b"..\r\n.\r\n"),
+        (b"a\r\n.b\r\n", b"a\r\n..b\r\n.\r\n"),
+        (b"..\r\n", b"...\r\n.\r\n"),
+        (b"a.b\r\n", b"a.b\r\n.\r\n"),
+        (b"a\r\n\r\n", b"a\r\n\r\n.\r\n"),
+    ],
+)
+def test_stuffing_of_rfc1939(text: bytes, wire: bytes) -> None:
+    """RFC 1939 §3: only a dot at a line's beginning is doubled."""
+    assert stuffed([text]) == wire
+
+
+@given(crlf_texts, cuts, cuts, texts)
+def test_what_was_stuffed_comes_back(
+    text: bytes, here: list[int], there: list[int], after: bytes
+) -> None:
+    wire = stuffed(cut(text, here)) + after
+    content, reader = unstuffed(cut(wire, there))
+    assert content == text
+    assert reader.is_finished
+    assert reader.rest == after
+
+
+@given(texts, cuts)
+@example(b"Subject: x\r\n\r\nhi\n.\n+OK 1\r\n+OK bye\r\n", [])
+@example(b"a\n.\r\n", [])
+@example(b"a\r.\r\n", [3])
+def test_only_crlf_dot_crlf_ends_a_response(text: bytes, places: list[int]) -> None:
+    """Whatever comes before the first CRLF.CRLF is content, cut anywhere."""
+    end = (b"\r\n" + text).find(b"\r\n.\r\n")
+    content, reader = unstuffed(cut(text, places))
+    assert reader.is_finished == (end >= 0)
+    if end >= 0:
+        assert reader.rest == text[end + 3 :]
+        assert content == (b"\r\n" + text[:end]).replace(b"\r\n.", b"\r\n")[2:]
+    else:
+        assert (b"\r\n" + text).replace(b"\r\n.", b"\r\n")[2:].startswith(content)
+
+
+def lines_of(octets: bytes, places: list[int]) -> list[bytes | type[Exception]]:
+    buffer, found = LineBuffer(), list[bytes | type[Exception]]()
+    for piece in cut(octets, places):
+        buffer.feed(piece)
+        while True:
+            try:
+                line = buffer.next_line()
+            except (OverlongLine, BareLineFeed, HostileInput) as error:
+                found.append(type(error))
+                if not isinstance(error, OverlongLine):
+                    return found
+                continue
+            if line is None:
+                break
+            found.append(line)
+    return found
+
+
+@given(cuts)
+def test_the_tail_of_an_overlong_line_is_no_command(places: list[int]) -> None:
+    """RFC 2449 §4: 255 octets with CRLF are a command, 256 are not, nor is their rest."""
+    longest = b"x" * (MAX_COMMAND - 2)
+    octets = longest + b"\r\n" + longest + b"y\r\nSTAT\r\n" + b"z" * 600 + b"\n\r\r\nQUIT\r\n"
+    assert lines_of(octets, places) == [longest, OverlongLine, b"STAT", OverlongLine, b"QUIT"]
+
+
+@given(cuts)
+def test_a_bare_line_feed_is_no_line_end(places: list[int]) -> None:
+    assert lines_of(b"NOOP\nDELE 1\r\n", places) == [BareLineFeed]
+
+
+@given(texts, cuts)
+@example(b"a\0\n", [])
+@example(b"a" * 300 + b"\0\n" + b"b\r\n", [260])
+def test_lines_do_not_depend_on_the_cut(text: bytes, places: list[int]) -> None:
+    assert lines_of(text, places) == lines_of(text, [])
+
+
+@given(cuts)
+def test_nul_is_hostile(places: list[int]) -> None:
+    assert lines_of(b"STAT\r\nNO\0P\r\n", places) == [b"STAT", HostileInput]
+
+
+def flood(buffer: LineBuffer, octets: bytes, limit: int) -> None:
+    """Feed the same again and again, as long as it is swallowed."""
+    for _ in range(0, limit + len(octets), len(octets)):
+        buffer.feed(octets)
+        assert buffer.next_line() is None
+        assert buffer.unread < MAX_COMMAND
+
+
+def test_an_endless_line_costs_no_memory_and_ends() -> None:
+    buffer = LineBuffer()
+    with pytest.raises(OverlongLine):
+        flood(buffer, b"x" * 100, MAX_COMMAND)
+    with pytest.raises(HostileInput):
+        flood(buffer, b"\n" * 1000, MAX_DISCARD + 1000)
