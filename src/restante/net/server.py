@@ -187,7 +187,7 @@ class Connection(asyncio.Protocol):
         self._seat.leave()
         if self._worker is None:
             self._service.spawn(self._depart())
-        elif self._session.state is not State.UPDATE:
+        elif self._session.state is not State.UPDATE and self._worker is not asyncio.current_task():
             self._worker.cancel()  # what QUIT began is finished; anything else ends here
 
     # What the service calls.
@@ -379,6 +379,7 @@ class Connection(asyncio.Protocol):
         except OSError as error:
             log_refused_tls(self._address, self._proto, error)
             self.abort("tls-refused")
+            self.connection_lost(error)  # no loop tells us of an end inside the handshake
             return
         self._adopt(transport)
         self._session.secured()
@@ -388,12 +389,12 @@ class Connection(asyncio.Protocol):
     def _say(self, event: Response | Challenge) -> None:
         for piece in event.encode():
             self._write(piece)
+        if self._out_octets >= _HIGH_WATER:
+            self._flush()
 
     def _write(self, octets: bytes) -> None:
         self._out.append(octets)
         self._out_octets += len(octets)
-        if self._out_octets >= _HIGH_WATER:
-            self._flush()
 
     def _flush(self) -> None:
         if self._out and not self._is_lost:
@@ -403,7 +404,7 @@ class Connection(asyncio.Protocol):
         self._out_octets = 0
 
     async def _drain(self) -> None:
-        """Wait for a client that does not read; let others have their turn."""
+        """Between the pieces of something long: wait for the client, let others have a turn."""
         if self._out_octets < _HIGH_WATER // 2:
             return
         self._flush()

@@ -1,0 +1,432 @@
+"""The live server: what no transcript can show, because it is about time, TLS and trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from contextlib import asynccontextmanager
+
+import pytest
+
+from restante.errors import MessageGone, TemporaryFailure
+from restante.maildrop import Entry, Maildrop, Store
+from restante.net.server import Timeouts
+from restante.store.memory import MemoryStore
+
+from ..pop3.core import Core
+from ..support import Client, Run, Server, once, serving, sizes
+from ..transcript import Transcript, check, load
+
+MESSAGE = b"Subject: x\r\n\r\nhello\r\n"
+SHORT = Timeouts(login=0.2, idle=0.3, handshake=0.2, progress=0.2)
+
+
+async def filled(*messages: bytes) -> MemoryStore:
+    store = MemoryStore()
+    for message in messages:
+        await store.deliver("mrose", once(message))
+    return store
+
+
+# The transcripts again, over real sockets.
+
+
+@pytest.mark.parametrize("transcript", load("pop3"), ids=lambda t: t.name)
+def test_transcript(
+    transcript: Transcript, run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    async def dialogue(server: Server) -> None:
+        async with server.client(client_tls if transcript.tls else None) as client:
+            client.send(transcript.sent)
+            core = Core(list(transcript.messages), tls=transcript.tls, password=transcript.password)
+            expected = core.send(transcript.sent).count(b"\r\n")
+            lines = [await client.line() for _ in range(expected)]
+            is_closed = core.is_closed and await client.rest() == b""
+            check(transcript, lines, is_closed)
+
+    async def main() -> None:
+        store = await filled(*transcript.messages)
+        async with serving(
+            store,
+            password=transcript.password,
+            tls=server_tls,
+            implicit=transcript.tls,
+            clear=False,
+        ) as server:
+            await dialogue(server)
+        if transcript.left is not None:
+            assert await sizes(store) == transcript.left
+
+    run(main())
+
+
+# STLS.
+
+
+async def starts_tls(client: Client, tls: ssl.SSLContext) -> None:
+    assert (await client.ask(b"STLS")).startswith(b"+OK")
+    await client.writer.start_tls(tls, server_hostname="localhost")
+
+
+def test_stls_forgets_what_was_said_in_clear(
+    run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """RFC 2595 §4: USER before STLS is gone, login works inside, STLS is not offered twice."""
+
+    async def main() -> None:
+        async with serving(MemoryStore(), tls=server_tls) as server, server.client() as client:
+            assert (await client.ask(b"USER mrose")).startswith(b"+OK")
+            await starts_tls(client, client_tls)
+            assert (await client.ask(b"PASS tan staaf")).startswith(b"-ERR")
+            assert (await client.ask(b"STLS")).startswith(b"-ERR")
+            await client.log_in()
+            assert (await client.ask(b"STLS")).startswith(b"-ERR")
+
+    run(main())
+
+
+@pytest.mark.parametrize("injected", [b"CAPA\r\n", b"USER mrose\r\n", b"US", b"\r\n"])
+def test_octets_behind_stls_end_the_connection(
+    injected: bytes, run: Run[None], server_tls: ssl.SSLContext
+) -> None:
+    """CVE-2011-0411 and its many twins: never read as if TLS had protected them."""
+
+    async def main() -> None:
+        async with serving(MemoryStore(), tls=server_tls) as server, server.client() as client:
+            client.send(b"STLS\r\n" + injected)
+            assert await client.rest() == b""
+
+    run(main())
+
+
+def test_octets_between_stls_and_the_handshake_are_never_run(
+    run: Run[None], server_tls: ssl.SSLContext
+) -> None:
+    async def main() -> None:
+        async with serving(MemoryStore(), tls=server_tls) as server, server.client() as client:
+            assert (await client.ask(b"STLS")).startswith(b"+OK")
+            client.send(b"USER mrose\r\nPASS tan staaf\r\nSTAT\r\n")
+            assert b"+OK" not in await client.rest()
+
+    run(main())
+
+
+def test_stls_is_refused_without_a_certificate(run: Run[None]) -> None:
+    async def main() -> None:
+        async with serving(MemoryStore()) as server, server.client() as client:
+            assert (await client.ask(b"STLS")).startswith(b"-ERR")
+
+    run(main())
+
+
+# TLS first.
+
+
+def test_clear_text_on_the_tls_port_hears_nothing_of_pop3(
+    run: Run[None], server_tls: ssl.SSLContext
+) -> None:
+    async def main() -> None:
+        async with serving(MemoryStore(), tls=server_tls, implicit=True) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            client = Client(reader, writer)
+            client.send(b"CAPA\r\n")
+            assert b"OK" not in await client.rest()
+            writer.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_a_silent_handshake_ends(
+    implicit: bool, run: Run[None], server_tls: ssl.SSLContext
+) -> None:
+    async def main() -> None:
+        async with serving(
+            MemoryStore(), tls=server_tls, implicit=implicit, timeouts=SHORT
+        ) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            client = Client(reader, writer)
+            if not implicit:
+                await client.line()
+                await client.ask(b"STLS")
+            assert await client.rest() == b""
+            writer.close()
+
+    run(main())
+
+
+def test_old_tls_is_refused(
+    run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """RFC 8997: nothing below TLS 1.2."""
+    with pytest.warns(DeprecationWarning):
+        client_tls.minimum_version = ssl.TLSVersion.TLSv1
+        client_tls.maximum_version = ssl.TLSVersion.TLSv1_1
+    client_tls.set_ciphers("ALL:@SECLEVEL=0")
+
+    async def main() -> None:
+        async with serving(MemoryStore(), tls=server_tls, implicit=True) as server:
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                await asyncio.open_connection(
+                    "127.0.0.1", server.port, ssl=client_tls, server_hostname="localhost"
+                )
+
+    run(main())
+
+
+# The lock.
+
+
+def test_the_second_session_is_told_at_once(run: Run[None]) -> None:
+    """RFC 2449 §8.1.2: [IN-USE]; it stays in AUTHORIZATION and may try again."""
+
+    async def main() -> None:
+        async with (
+            serving(await filled(MESSAGE)) as server,
+            server.client() as first,
+            server.client() as second,
+        ):
+            await first.log_in()
+            await second.ask(b"USER mrose")
+            assert (await second.ask(b"PASS tan staaf")).startswith(b"-ERR [IN-USE] ")
+            assert await first.ask(b"STAT") == b"+OK 1 21"
+            await first.ask(b"QUIT")
+            await second.log_in()  # the lock is free before QUIT is answered
+
+    run(main())
+
+
+def test_a_dropped_connection_frees_the_lock_and_removes_nothing(run: Run[None]) -> None:
+    async def main() -> None:
+        store = await filled(MESSAGE, MESSAGE)
+        async with serving(store) as server:
+            async with server.client() as client:
+                await client.log_in()
+                await client.ask(b"DELE 1")
+            async with asyncio.timeout(5):
+                while server.service.connections:
+                    await asyncio.sleep(0)
+            assert await sizes(store) == [21, 21]
+
+    run(main())
+
+
+# Trouble with the store.
+
+
+class Troubled:
+    """A store whose maildrops fail where a test wants it."""
+
+    def __init__(self, store: Store, *, read: object = None, left: int = 0) -> None:
+        self.store = store
+        self.deliver = store.deliver
+        self._read = read
+        self._left = left
+
+    @asynccontextmanager
+    async def open(self, user: str) -> AsyncIterator[Maildrop]:
+        async with self.store.open(user) as maildrop:
+            yield TroubledMaildrop(maildrop, self._read, self._left)
+
+
+class TroubledMaildrop:
+    def __init__(self, maildrop: Maildrop, read: object, left: int) -> None:
+        self.listing = maildrop.listing
+        self._maildrop = maildrop
+        self._trouble = read
+        self._left = left
+
+    async def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
+        if isinstance(self._trouble, bytes):
+            yield self._trouble
+        elif self._trouble == "at once":
+            raise MessageGone
+        elif self._trouble == "half-way":
+            yield MESSAGE[:12]
+            raise TemporaryFailure("disk error")
+
+    async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
+        if self._left < 0:
+            raise TemporaryFailure("disk full")
+        return list(entries)[: self._left]
+
+
+def test_a_message_that_is_gone_is_one_error(run: Run[None]) -> None:
+    async def main() -> None:
+        store = Troubled(await filled(MESSAGE), read="at once")
+        async with serving(store) as server, server.client() as client:
+            await client.log_in()
+            assert (await client.ask(b"RETR 1")).startswith(b"-ERR [SYS/TEMP] ")
+            assert await client.ask(b"STAT") == b"+OK 1 21"
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "trouble", ["half-way", MESSAGE[:-3], MESSAGE + b"more\r\n", b"", MESSAGE[:-2] + b"!\r\n"]
+)
+def test_what_cannot_be_sent_whole_has_no_end(trouble: object, run: Run[None]) -> None:
+    """Dovecot closes such a message with the termination octet, and mail is lost."""
+
+    async def main() -> None:
+        store = Troubled(await filled(MESSAGE), read=trouble)
+        async with serving(store) as server, server.client() as client:
+            await client.log_in()
+            client.send(b"RETR 1\r\nDELE 1\r\nQUIT\r\n")
+            assert b"\r\n.\r\n" not in await client.rest()
+        assert await sizes(store) == [21]
+
+    run(main())
+
+
+@pytest.mark.parametrize(("left", "words"), [(2, b"2 deleted messages not removed"), (-1, b"disk")])
+def test_quit_tells_what_was_not_removed(left: int, words: bytes, run: Run[None]) -> None:
+    """RFC 1939 §6: -ERR, and the connection closes all the same."""
+
+    async def main() -> None:
+        store = Troubled(await filled(MESSAGE, MESSAGE, MESSAGE), left=left)
+        async with serving(store) as server, server.client() as client:
+            await client.log_in()
+            client.send(b"DELE 1\r\nDELE 2\r\nQUIT\r\n")
+            said = await client.rest()
+            assert said.splitlines()[-1].startswith(b"-ERR [SYS/TEMP] " + words)
+
+    run(main())
+
+
+# Time, pace and number.
+
+
+def test_autologout_says_nothing_and_removes_nothing(run: Run[None]) -> None:
+    """RFC 1939 §3."""
+
+    async def main() -> None:
+        store = await filled(MESSAGE)
+        async with serving(store, timeouts=SHORT) as server, server.client() as client:
+            await client.log_in()
+            await client.ask(b"DELE 1")
+            assert await client.rest() == b""
+        assert await sizes(store) == [21]
+
+    run(main())
+
+
+def test_who_does_not_log_in_is_sent_away(run: Run[None]) -> None:
+    async def main() -> None:
+        async with serving(MemoryStore(), timeouts=SHORT) as server, server.client() as client:
+            await client.ask(b"CAPA")
+            assert (await client.rest()).endswith(b".\r\n")
+
+    run(main())
+
+
+def test_a_client_that_does_not_read_is_held_and_then_cut_off(run: Run[None]) -> None:
+    """The output and the unread input of one connection stay bounded."""
+    big = b"Subject: big\r\n\r\n" + (b"x" * 998 + b"\r\n") * 20_000
+
+    async def main() -> None:
+        store = await filled(big)
+        async with serving(store, timeouts=SHORT) as server, server.client() as client:
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            client.send(b"USER mrose\r\nPASS tan staaf\r\n" + b"RETR 1\r\n" * 20_000)
+            (connection,) = server.service.connections
+            most = 0
+            async with asyncio.timeout(10):
+                while server.service.connections:
+                    if not connection._is_lost:
+                        waiting = connection._transport.get_write_buffer_size()
+                        most = max(most, waiting, connection._session.unread)
+                    await asyncio.sleep(0.005)
+            assert 0 < most < 600_000
+        assert await sizes(store) == [len(big)]  # and the lock is free
+
+    run(main())
+
+
+def test_a_slow_reader_gets_everything(run: Run[None]) -> None:
+    big = b"Subject: big\r\n\r\n" + (b".dots\r\n" + b"x" * 700 + b"\r\n") * 20_000
+
+    async def main() -> None:
+        async with serving(await filled(big)) as server, server.client() as client:
+            await client.log_in()
+            client.send(b"RETR 1\r\nQUIT\r\n")
+            said = await client.rest()
+            head, _, body = said.partition(b"\r\n")
+            assert head == b"+OK %d octets" % len(big)
+            assert body.startswith(big.replace(b"\r\n.", b"\r\n..") + b".\r\n+OK")
+
+    run(main())
+
+
+def test_half_closed_clients_get_their_answers(run: Run[None]) -> None:
+    async def main() -> None:
+        store = await filled(MESSAGE, MESSAGE)
+        async with serving(store) as server, server.client() as client:
+            client.send(b"USER mrose\r\nPASS tan staaf\r\nRETR 2\r\nDELE 1\r\nQUIT\r\n")
+            client.writer.write_eof()
+            assert (await client.rest()).count(b"+OK") == 5
+        assert await sizes(store) == [21]
+
+    run(main())
+
+
+def test_connections_from_one_source_are_counted(run: Run[None]) -> None:
+    async def main() -> None:
+        async with serving(MemoryStore(), per_source=2) as server:
+            async with server.client(), server.client():
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                client = Client(reader, writer)
+                assert (await client.rest()).startswith(b"-ERR [SYS/TEMP] ")
+                writer.close()
+            async with asyncio.timeout(5):
+                while server.service.connections:
+                    await asyncio.sleep(0)
+            async with server.client(), server.client():
+                pass
+
+    run(main())
+
+
+def test_a_stop_lets_the_busy_finish_and_updates_nobody(run: Run[None]) -> None:
+    big = b"Subject: big\r\n\r\n" + (b"x" * 998 + b"\r\n") * 20_000
+
+    async def main() -> None:
+        store = await filled(big)
+        async with serving(store) as server, server.client() as busy, server.client() as idle:
+            await busy.log_in()
+            busy.send(b"DELE 1\r\nRSET\r\nRETR 1\r\n")
+            await busy.line()
+            server.listener.close()
+            stop = asyncio.create_task(server.service.drain(10))
+            assert await idle.rest() == b""
+            assert (await busy.rest()).endswith(b"\r\n.\r\n")
+            await stop
+            with pytest.raises(OSError, match="refused|Connect call failed"):
+                await asyncio.open_connection("127.0.0.1", server.port)
+        assert await sizes(store) == [len(big)]
+
+    run(main())
+
+
+def test_a_reset_in_the_middle_removes_nothing(run: Run[None]) -> None:
+    big = b"Subject: big\r\n\r\n" + (b"x" * 998 + b"\r\n") * 5000
+
+    async def main() -> None:
+        store = await filled(big)
+        async with serving(store) as server:
+            async with server.client() as client:
+                linger = b"\1\0\0\0\0\0\0\0"
+                raw = client.writer.get_extra_info("socket")
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                await client.log_in()
+                client.send(b"DELE 1\r\nRSET\r\nRETR 1\r\nDELE 1\r\nQUIT\r\n")
+                client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+                await asyncio.sleep(0)
+            async with asyncio.timeout(5):
+                while server.service.connections:
+                    await asyncio.sleep(0)
+        assert await sizes(store) == [len(big)]
+
+    run(main())

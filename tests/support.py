@@ -1,0 +1,143 @@
+"""What several test modules need: event loops, a passdb of one user, a running server."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import Any, TypeVar
+
+from restante.errors import AuthenticationFailed
+from restante.maildrop import Store
+from restante.net.listener import Address, Admission, Listener, bind
+from restante.net.server import Service, Timeouts
+from restante.passdb import Account, Credentials, Network
+
+try:
+    import uvloop
+except ImportError:  # where uvloop is not to be had (Windows)
+    LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
+else:
+    LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+T = TypeVar("T")
+Run = Callable[[Coroutine[Any, Any, T]], T]
+LOOPBACK: tuple[Network, ...] = (ip_network("127.0.0.0/8"),)
+
+
+async def once(octets: bytes) -> AsyncIterator[bytes]:
+    """A message in one piece."""
+    yield octets
+
+
+async def sizes(store: Store, user: str = "mrose") -> list[int]:
+    async with store.open(user) as maildrop:
+        return [entry.size for entry in maildrop.listing]
+
+
+@dataclass
+class OneUser:
+    """A passdb that knows "mrose"."""
+
+    password: str = "tan staaf"
+
+    async def verify(self, credentials: Credentials) -> Account:
+        if (credentials.identity, credentials.password) != ("mrose", self.password):
+            raise AuthenticationFailed
+        return Account("mrose", "mrose")
+
+
+class Client:
+    """A client that says and hears octets."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, octets: bytes) -> None:
+        self.writer.write(octets)
+
+    async def line(self) -> bytes:
+        """The next line without CRLF; empty when the server has closed."""
+        async with asyncio.timeout(10):
+            return (await self.reader.readline()).removesuffix(b"\r\n")
+
+    async def ask(self, command: bytes) -> bytes:
+        self.send(command + b"\r\n")
+        return await self.line()
+
+    async def log_in(self) -> None:
+        assert (await self.ask(b"USER mrose")).startswith(b"+OK")
+        assert (await self.ask(b"PASS tan staaf")).startswith(b"+OK")
+
+    async def rest(self) -> bytes:
+        """Everything until the server closes, however it does."""
+        heard = b""
+        async with asyncio.timeout(10):
+            try:
+                while octets := await self.reader.read(65_536):
+                    heard += octets
+            except (ConnectionError, ssl.SSLError):
+                pass
+        return heard
+
+
+@dataclass
+class Server:
+    """A POP3 server on loopback."""
+
+    service: Service
+    port: int
+    listener: Listener
+
+    @asynccontextmanager
+    async def client(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[Client]:
+        """A connected client that has heard the greeting."""
+        name = "localhost" if tls else None
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", self.port, ssl=tls, server_hostname=name
+        )
+        client = Client(reader, writer)
+        try:
+            assert (await client.line()).startswith(b"+OK")
+            yield client
+        finally:
+            writer.transport.abort()
+
+
+@asynccontextmanager
+async def serving(
+    store: Store,
+    *,
+    password: str = "tan staaf",
+    tls: ssl.SSLContext | None = None,
+    implicit: bool = False,
+    clear: bool = True,
+    timeouts: Timeouts | None = None,
+    per_source: int = 100,
+) -> AsyncIterator[Server]:
+    service = Service(
+        store,
+        OneUser(password),
+        tls=tls,
+        clear_login_from=LOOPBACK if clear else (),
+        timeouts=timeouts or Timeouts(),
+    )
+    listening = bind(Address("pop3", "127.0.0.1", 0))
+    listener = Listener(
+        listening,
+        service.connection,
+        Admission(1000, per_source),
+        name="pop3",
+        tls=tls if implicit else None,
+        handshake=service.timeouts.handshake,
+        busy=b"-ERR [SYS/TEMP] too many connections\r\n",
+    )
+    try:
+        yield Server(service, listening.getsockname()[1], listener)
+    finally:
+        listener.close()
+        await service.drain(0.1)
