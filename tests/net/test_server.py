@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
@@ -161,7 +162,8 @@ def test_old_tls_is_refused(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """RFC 8997: nothing below TLS 1.2."""
-    with pytest.warns(DeprecationWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that is the point
         client_tls.minimum_version = ssl.TLSVersion.TLSv1
         client_tls.maximum_version = ssl.TLSVersion.TLSv1_1
     client_tls.set_ciphers("ALL:@SECLEVEL=0")
@@ -205,9 +207,7 @@ def test_a_dropped_connection_frees_the_lock_and_removes_nothing(run: Run[None])
             async with server.client() as client:
                 await client.log_in()
                 await client.ask(b"DELE 1")
-            async with asyncio.timeout(5):
-                while server.service.connections:
-                    await asyncio.sleep(0)
+            await server.service.drain(5)
             assert await sizes(store) == [21, 21]
 
     run(main())
@@ -380,9 +380,7 @@ def test_connections_from_one_source_are_counted(run: Run[None]) -> None:
                 client = Client(reader, writer)
                 assert (await client.rest()).startswith(b"-ERR [SYS/TEMP] ")
                 writer.close()
-            async with asyncio.timeout(5):
-                while server.service.connections:
-                    await asyncio.sleep(0)
+            await server.service.drain(5)
             async with server.client(), server.client():
                 pass
 
@@ -403,7 +401,7 @@ def test_a_stop_lets_the_busy_finish_and_updates_nobody(run: Run[None]) -> None:
             assert await idle.rest() == b""
             assert (await busy.rest()).endswith(b"\r\n.\r\n")
             await stop
-            with pytest.raises(OSError, match="refused|Connect call failed"):
+            with pytest.raises(OSError, match=r"Connect call failed|refused"):
                 await asyncio.open_connection("127.0.0.1", server.port)
         assert await sizes(store) == [len(big)]
 
@@ -424,9 +422,7 @@ def test_a_reset_in_the_middle_removes_nothing(run: Run[None]) -> None:
                 client.send(b"DELE 1\r\nRSET\r\nRETR 1\r\nDELE 1\r\nQUIT\r\n")
                 client.writer.transport.pause_reading()  # type: ignore[attr-defined]
                 await asyncio.sleep(0)
-            async with asyncio.timeout(5):
-                while server.service.connections:
-                    await asyncio.sleep(0)
+            await server.service.drain(5)
         assert await sizes(store) == [len(big)]
 
     run(main())
