@@ -1,0 +1,1 @@
+"""Stores: where maildrops live (the contract is in ``restante.maildrop``)."""
