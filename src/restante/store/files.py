@@ -1,0 +1,317 @@
+"""Files and directories of a maildrop: every call of the store into the operating system.
+
+Standards: POSIX.1-2008 (``openat`` and its relatives), Linux ``preadv2``.
+Security: a name is always looked up in an open directory, and neither a directory nor a
+file is reached through a symbolic link; only the template's fixed part may hold some.
+Whatever is not a regular file is passed over, and opening it never blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from ..errors import MaildropInUse, TemporaryFailure
+from ..message import LineEnds
+
+PIECE = 32_766
+"""Octets read at once.  As CRLF text at most twice as many, and with a missing last line
+end still not more than 64 KiB."""
+
+LOCK = "restante.lock"  # in the maildrop; never unlinked, or two sessions could hold it
+
+_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a fifo must not block us
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
+_UNCACHED = {errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Errors of the operating system as ours; the text names no path."""
+    try:
+        yield
+    except OSError as error:
+        raise TemporaryFailure(f"mail storage: {error.strerror or 'error'}") from error
+
+
+async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run what may block.
+
+    It is waited for even when the caller is cancelled: the caller then closes descriptors and
+    frees locks, which must not happen under a call that still uses them.
+    """
+    work = asyncio.get_running_loop().run_in_executor(None, partial(call, *args, **kwargs))
+    with storage_errors():
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            while not work.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([work])
+            raise
+
+
+# -- Directories
+
+
+@contextmanager
+def directory(name: str, parent: int) -> Iterator[int]:
+    opened = os.open(name, _DIRECTORY, dir_fd=parent)
+    try:
+        yield opened
+    finally:
+        os.close(opened)
+
+
+@contextmanager
+def maildrop(base: str, names: Sequence[str], *, make: bool = False) -> Iterator[int]:
+    """The directory of a maildrop.
+
+    With ``make`` what is missing below ``base`` is made (0700), durably: a maildrop whose lock
+    file exists is known to survive a crash, so only the first one to come pays for it.
+
+    Raises:
+        TemporaryFailure: there is no ``base``.
+        FileNotFoundError: no maildrop, and ``make`` is false.
+    """
+    opened = _open_maildrop(base, names, make)
+    try:
+        yield opened
+    finally:
+        os.close(opened)
+
+
+def _open_maildrop(base: str, names: Sequence[str], make: bool) -> int:
+    with ExitStack() as stack:
+        try:
+            chain = [os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+        except FileNotFoundError as error:
+            raise TemporaryFailure("mail storage: not there; is it mounted?") from error
+        stack.callback(os.close, chain[0])
+        made = False
+        for name in names:
+            made |= make and _make(name, chain[-1])
+            chain.append(stack.enter_context(directory(name, chain[-1])))
+        if make:
+            for name in ("cur", "new", "tmp"):
+                made |= _make(name, chain[-1])
+            if made or not _exists(LOCK, chain[-1]):
+                for each in chain:
+                    os.fsync(each)
+                os.close(os.open(LOCK, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600, dir_fd=chain[-1]))
+        return os.dup(chain[-1])
+
+
+def _make(name: str, parent: int) -> bool:
+    try:
+        os.mkdir(name, 0o700, dir_fd=parent)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _exists(name: str, parent: int) -> bool:
+    try:
+        os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def list_files(name: str, parent: int) -> list[tuple[str, int]]:
+    """Names and inode numbers of the regular files in a directory, without dotfiles."""
+    with directory(name, parent) as opened, os.scandir(opened) as entries:
+        return [
+            (entry.name, entry.inode())
+            for entry in entries
+            if not entry.name.startswith(".") and entry.is_file(follow_symlinks=False)
+        ]
+
+
+def stamp(name: str, parent: int) -> int:
+    """Changes whenever a name in the directory does (nanoseconds; coarse)."""
+    return os.stat(name, dir_fd=parent, follow_symlinks=False).st_mtime_ns
+
+
+def sync(*directories: str, parent: int) -> None:
+    """Make what happened to the names in these directories durable, in this order."""
+    for name in directories:
+        with directory(name, parent) as opened:
+            os.fsync(opened)
+
+
+# -- Locks
+
+
+@contextmanager
+def session_lock(maildrop: int) -> Iterator[None]:
+    """The exclusive-access lock of one session; the kernel frees it when the process dies.
+
+    Raises:
+        MaildropInUse: at once, with the age of the session that holds it.
+    """
+    try:
+        lock = os.open(LOCK, os.O_RDWR | _FLAGS, dir_fd=maildrop)
+    except OSError:  # a file system that is read only; flock needs no writing (but over NFS)
+        lock = os.open(LOCK, os.O_RDONLY | _FLAGS, dir_fd=maildrop)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MaildropInUse(max(0.0, time.time() - os.fstat(lock).st_mtime)) from None
+        with suppress(OSError):
+            os.utime(lock)  # when this session began
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def directory_lock(name: str, parent: int) -> Iterator[int]:
+    """The directory, made if missing, while nobody else changes it under this lock.
+
+    Waits for the lock, so hold it briefly.
+    """
+    _make(name, parent)
+    with directory(name, parent) as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield opened
+
+
+# -- Files
+
+
+@contextmanager
+def writing(name: str, parent: int, *, replace: bool = False) -> Iterator[int]:
+    """A new file, or with ``replace`` an emptied one; durable when the block has ended.
+
+    After an error its content is unknown, and a second fsync would succeed without reason.
+    """
+    fresh = os.O_TRUNC if replace else os.O_EXCL
+    file = os.open(name, os.O_WRONLY | os.O_CREAT | fresh | _FLAGS, 0o600, dir_fd=parent)
+    try:
+        yield file
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def undone_on_error(name: str, parent: int) -> Iterator[None]:
+    """Unlink a file unless the block succeeds."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name, dir_fd=parent)
+        raise
+
+
+def write(file: int, octets: bytes) -> None:
+    left = memoryview(octets)
+    while left:
+        left = left[os.write(file, left) :]
+
+
+def replace(name: str, octets: bytes, parent: int) -> None:
+    """Write a small file, durably: after a crash there is the old one or the new one."""
+    temporary = f"{name}.tmp"
+    with writing(temporary, parent, replace=True) as file:
+        write(file, octets)
+    os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+    os.fsync(parent)
+
+
+@contextmanager
+def reading(name: str, parent: int) -> Iterator[int]:
+    """A regular file, to read.
+
+    Raises:
+        FileNotFoundError: there is none of this name, or it is not a regular file.
+    """
+    try:
+        file = os.open(name, os.O_RDONLY | _FLAGS, dir_fd=parent)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a symbolic link, a socket
+            raise FileNotFoundError(errno.ENOENT, "not a regular file") from error
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise FileNotFoundError(errno.ENOENT, "not a regular file")
+        yield file
+    finally:
+        os.close(file)
+
+
+def read(name: str, parent: int) -> bytes:
+    """The octets of a small file."""
+    with reading(name, parent) as file:
+        return b"".join(iter(partial(os.read, file, PIECE), b""))
+
+
+def size(name: str, parent: int) -> int:
+    """Octets."""
+    return os.stat(name, dir_fd=parent, follow_symlinks=False).st_size
+
+
+def wire_size(file: int) -> int:
+    """Octets of a message on the wire, found by reading it."""
+    ends = LineEnds()
+    offset = 0
+    while octets := os.pread(file, PIECE, offset):
+        ends.feed(octets)
+        offset += len(octets)
+    ends.finish()
+    return ends.size
+
+
+def unlink(name: str, parent: int) -> None:
+    os.unlink(name, dir_fd=parent)
+
+
+def move(name: str, source: int, new_name: str, target: int) -> None:
+    """Rename.
+
+    Raises:
+        FileExistsError: rather than overwrite; the caller sees to it that the name is not
+            taken between the check and the rename.
+    """
+    if _exists(new_name, target):
+        raise FileExistsError(errno.EEXIST, "name is taken")
+    os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
+
+
+async def read_piece(file: int, offset: int) -> bytes:
+    """At most ``PIECE`` octets; none at the end of the file.
+
+    What the page cache has costs no thread, and what it has not does not stop the event loop.
+    """
+    with storage_errors():
+        octets = _read_cached(file, offset)
+    return await in_thread(os.pread, file, PIECE, offset) if octets is None else octets
+
+
+def _read_cached(file: int, offset: int) -> bytes | None:
+    if not _NOWAIT:
+        return None
+    buffer = bytearray(PIECE)
+    try:
+        count = os.preadv(file, [buffer], offset, _NOWAIT)
+    except OSError as error:
+        if error.errno in _UNCACHED:
+            return None
+        raise
+    # Linux 5.9 and 5.10 say 0 where they mean EAGAIN (preadv2(2), BUGS).
+    return bytes(buffer[:count]) if count or offset >= os.fstat(file).st_size else None

@@ -1,0 +1,239 @@
+"""Removed mail: how it leaves a maildrop, waits in ``held/``, and comes back or is destroyed.
+
+UPDATE (RFC 1939 §6) is a list of victims made durable, then a rename for each, then a sync.
+After a crash half-way the list is still there, and the next session does the rest first.  A
+held file is named ``<seconds of its removal>.<its old name>``.
+
+``held/`` is locked while it changes, so that a message which is given back can neither be
+taken again by an UPDATE under way nor by the list of one that crashed.  All calls block.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from ..errors import MessageGone
+from ..maildrop import HeldMessage
+from . import files
+from .names import (
+    File,
+    Identity,
+    fresh_unique,
+    scan,
+    size_fields,
+    unique_id_of,
+    unique_part,
+)
+
+HELD = "held"
+VICTIMS = "restante.removing"
+
+_NAME_MAX = 255  # octets, on nearly every file system
+_ATTEMPTS = 3  # at files that another program renames under our hands
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+_log = logging.getLogger(__name__)
+
+Victims = Mapping[Identity, str]
+"""Unique-ids of the messages to remove."""
+
+
+# -- UPDATE
+
+
+def update(maildrop: int, victims: Victims, *, destroy: bool) -> set[str]:
+    """Remove messages, durably; returns the unique-ids of those that are still there.
+
+    On a full disk, where no list can be written, it goes on without: people remove mail to
+    make room, and each rename is atomic by itself.
+    """
+    try:
+        with files.directory_lock(HELD, maildrop):
+            try:
+                files.replace(VICTIMS, _listed(victims), maildrop)
+            except OSError as error:
+                _withdraw(maildrop)
+                if error.errno not in _FULL:
+                    raise
+            return _take(maildrop, victims, destroy)
+    except OSError as error:
+        _log.error("update-failed errno=%s", error.errno)
+        return set(victims.values())
+
+
+def finish_update(maildrop: int, *, destroy: bool) -> None:
+    """Do the rest of an UPDATE that a crash has cut short.
+
+    Raises:
+        OSError: whether there is one cannot be told.
+    """
+    if _victims(maildrop) is None:
+        return
+    with files.directory_lock(HELD, maildrop):
+        victims = _victims(maildrop)  # of an UPDATE that ended while we waited: none
+        if victims is not None:
+            left = _take(maildrop, victims, destroy)
+            _log.warning("update-finished messages=%d left=%d", len(victims), len(left))
+
+
+def _take(maildrop: int, victims: Victims, destroy: bool) -> set[str]:
+    """The second half of UPDATE, done again after a crash.  Touches nothing but the victims."""
+    left: set[str] = set()
+    try:
+        for _ in range(_ATTEMPTS):
+            left, renamed = _take_once(maildrop, victims, destroy)
+            if not renamed:
+                break
+        left |= renamed
+        # held/ first: a crash may leave a message in both places, never in none.
+        files.sync(HELD, "cur", "new", parent=maildrop)
+    except OSError as error:
+        _log.error("update-failed errno=%s", error.errno)
+        left = set(victims.values())
+    _withdraw(maildrop, durably=bool(left))
+    return left
+
+
+def _take_once(maildrop: int, victims: Victims, destroy: bool) -> tuple[set[str], set[str]]:
+    """Unique-ids of what could not be moved, and of what another program has just renamed."""
+    left, renamed = set(), set()
+    with files.directory(HELD, maildrop) as held:
+        for file in scan(maildrop):
+            unique_id = victims.get(file.identity)
+            if unique_id is None:
+                continue
+            try:
+                with files.directory(file.directory, maildrop) as directory:
+                    if destroy:
+                        files.unlink(file.name, directory)
+                    else:
+                        _hold(file, unique_id, directory, held)
+            except FileNotFoundError:
+                renamed.add(unique_id)
+            except OSError as error:
+                _log.error("update-left-message errno=%s", error.errno)
+                left.add(unique_id)
+    return left, renamed
+
+
+def _hold(file: File, unique_id: str, directory: int, held: int) -> None:
+    """Move into ``held/``.  If the name is taken, the message was removed a second later."""
+    name = unique_id + file.name[len(unique_part(file.name)) :]
+    removed_at = int(time.time())
+    while True:
+        target = f"{removed_at}.{name}"
+        if len(os.fsencode(target)) > _NAME_MAX:
+            name = unique_id  # another program's endless fields and flags
+            continue
+        try:
+            return files.move(file.name, directory, target, held)
+        except FileExistsError:
+            removed_at += 1
+
+
+def _listed(victims: Victims) -> bytes:
+    """Inode number, unique-id and unique part of each; NUL is in no file name."""
+    return b"".join(
+        os.fsencode(f"{inode} {unique_id} {unique}\0")
+        for (unique, inode), unique_id in victims.items()
+    )
+
+
+def _victims(maildrop: int) -> Victims | None:
+    try:
+        listed = files.read(VICTIMS, maildrop)
+    except FileNotFoundError:
+        return None
+    parts = re.findall(rb"([0-9]{1,20}) ([!-~]{1,70}) ([^\0]*)\0", listed)
+    return {(os.fsdecode(unique), int(inode)): name.decode() for inode, name, unique in parts}
+
+
+def _withdraw(maildrop: int, *, durably: bool = True) -> None:
+    """Without the list nothing will be taken later that we call not removed now."""
+    with suppress(OSError):
+        files.unlink(VICTIMS, maildrop)
+        if durably:
+            files.sync(".", parent=maildrop)
+
+
+# -- What is held
+
+
+def list_held(maildrop: int) -> list[HeldMessage]:
+    """The oldest removal first."""
+    try:
+        with files.directory(HELD, maildrop) as held:
+            found = [_held_message(name, held) for name, _ in files.list_files(HELD, maildrop)]
+    except FileNotFoundError:
+        return []
+    return sorted(filter(None, found), key=lambda message: (message.removed_at, message.name))
+
+
+def _held_message(name: str, held: int) -> HeldMessage | None:
+    removed_at, old_name = _parse(name)
+    try:
+        size = files.size(name, held)
+    except FileNotFoundError:
+        return None
+    return HeldMessage(name, unique_id_of(old_name), size, removed_at) if old_name else None
+
+
+def _parse(name: str) -> tuple[int, str]:
+    """When it was removed, and its name before; a name that is not ours has none."""
+    match = re.fullmatch(r"([0-9]{1,18})\.([^/]+)", name, re.DOTALL)
+    return (int(match[1]), match[2]) if match else (0, "")
+
+
+@contextmanager
+def reading_held(maildrop: int, name: str) -> Iterator[int]:
+    """Raises:
+    MessageGone: nothing of this name is held.
+    """
+    try:
+        if not _parse(name)[1]:
+            raise MessageGone
+        with files.directory(HELD, maildrop) as held, files.reading(name, held) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise MessageGone from error
+
+
+def undelete(maildrop: int, names: Iterable[str], *, same_unique_ids: bool) -> int:
+    """Give held messages back; returns how many.  Overwrites nothing; repeat it after an error."""
+    given_back = 0
+    with files.directory_lock(HELD, maildrop) as held:
+        # Not even a power failure may bring back a list of what we give back now.
+        files.sync(".", parent=maildrop)
+        present = {file.identity[0] for file in scan(maildrop)}
+        for name in names:
+            old_name = _parse(name)[1]
+            new_name = old_name if same_unique_ids else fresh_unique() + size_fields(old_name)
+            if not old_name or unique_part(new_name) in present:
+                continue
+            # In new/ no name has flags (Maildir).
+            place = "cur" if ":" in new_name else "new"
+            with suppress(FileNotFoundError), files.directory(place, maildrop) as directory:
+                files.move(name, held, new_name, directory)
+                present.add(unique_part(new_name))
+                given_back += 1
+        files.sync("cur", "new", HELD, parent=maildrop)
+    return given_back
+
+
+def purge(maildrop: int, removed_before: float) -> int:
+    """Destroy what was removed before that moment; returns how many messages."""
+    purged = 0
+    with files.directory_lock(HELD, maildrop) as held:
+        for name, _ in files.list_files(HELD, maildrop):
+            removed_at, old_name = _parse(name)
+            if old_name and removed_at < removed_before:
+                files.unlink(name, held)
+                purged += 1
+        files.sync(HELD, parent=maildrop)
+    return purged

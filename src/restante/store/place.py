@@ -1,0 +1,131 @@
+"""Where the maildrop of each user lies: a path with the user's name in it.
+
+Security: a user's name comes from the network.  It is checked by the authentication
+module and once more here, and it is put into the path in one pass over the template, so
+nothing in a name is ever expanded.  Each variable stands alone in its path component and
+no component of a name can be empty, "..", or hold a "/": so all maildrops lie at the same
+depth and none inside another, and two users never share one.  (Letters that differ only in
+case are different users here; on a file system that folds case they are not.)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..errors import ConfigurationError, PermanentFailure
+
+MAX_PART = 128  # octets of a local part or a domain; ours, RFC 5321 §4.5.3.1 allows 64 and 255
+_NAME_MAX = 255  # octets of one file name, on nearly every file system
+
+
+class _Component(NamedTuple):
+    """One component of the path: literal text, a variable or nothing, literal text."""
+
+    before: str
+    variable: str
+    after: str
+
+
+class Template:
+    """``/var/mail/%d/%n``: %u is the whole user name, %n its local part, %d its domain, %% "%".
+
+    ``base`` is the part that is the same for everybody.  It must exist: the mount point of a
+    disk that is not mounted must not look like many empty maildrops.
+    """
+
+    def __init__(self, template: str) -> None:
+        """Raises:
+        ConfigurationError: not an absolute path, or two users could share a maildrop.
+        """
+        components = [_component(template, text) for text in template.split("/") if text]
+        variables = [component.variable for component in components if component.variable]
+        if not template.startswith("/"):
+            raise ConfigurationError(f"maildrop path {template!r}: not absolute")
+        if not {"u", "n"} & set(variables):
+            raise ConfigurationError(f"maildrop path {template!r}: needs %u or %n")
+        fixed = next(at for at, component in enumerate(components) if component.variable)
+        self.base = "/" + "/".join(component.before for component in components[:fixed])
+        self._below = components[fixed:]
+        self._has_domain = bool({"u", "d"} & set(variables))
+
+    def names(self, user: str) -> list[str]:
+        """The directories below ``base`` that lead to the user's maildrop, the last one included.
+
+        Raises:
+            PermanentFailure: this user cannot have a maildrop here.
+        """
+        local, at, domain = user.rpartition("@")
+        values = {"u": user, "n": local, "d": domain} if at else {"u": user, "n": user}
+        if not all(_is_safe(values[part]) for part in values if part != "u"):
+            raise PermanentFailure("user name cannot name a maildrop")
+        if at and not self._has_domain:
+            raise PermanentFailure("user name has a domain, the place of maildrops has none")
+        names = []
+        for before, variable, after in self._below:
+            if variable and variable not in values:
+                raise PermanentFailure("user name has no domain, the place of maildrops needs one")
+            names.append(before + values.get(variable, "") + after)
+        if any(len(os.fsencode(name)) > _NAME_MAX for name in names):
+            raise PermanentFailure("user name is too long to name a maildrop")
+        return names
+
+    def users(self) -> Iterator[str]:
+        """Every user with a Maildir here.  Blocking.
+
+        Raises:
+            OSError: a directory cannot be read.
+        """
+        return self._users_below(self.base, [], {})
+
+    def _users_below(self, path: str, above: list[str], found: dict[str, str]) -> Iterator[str]:
+        if len(above) == len(self._below):
+            user = found.get("u") or "@".join(found[part] for part in "nd" if part in found)
+            if os.path.isdir(f"{path}/new") and self._lies_at(user, above):
+                yield user
+            return
+        before, variable, after = self._below[len(above)]
+        with os.scandir(path) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        for name in names:
+            value = name[len(before) : len(name) - len(after)]
+            if name == before + value + after and bool(value) == bool(variable):
+                below = {**found, variable: value} if variable else found
+                yield from self._users_below(f"{path}/{name}", [*above, name], below)
+
+    def _lies_at(self, user: str, names: list[str]) -> bool:
+        try:
+            return self.names(user) == names
+        except PermanentFailure:
+            return False
+
+
+def _component(template: str, text: str) -> _Component:
+    variables: list[str] = []
+
+    def expand(match: re.Match[str]) -> str:
+        if match[1] == "%":
+            return "%"
+        variables.append(match[1])
+        return "\0"
+
+    parts = re.sub("%(.?)", expand, text).split("\0")
+    if text in (".", "..") or "\0" in text or len(variables) > 1:
+        raise ConfigurationError(
+            f"maildrop path {template!r}: {text!r} is no name with at most one variable"
+        )
+    if not set(variables) <= {"u", "n", "d"}:
+        raise ConfigurationError(f"maildrop path {template!r}: unknown variable in {text!r}")
+    return _Component(parts[0], "".join(variables), "".join(parts[1:]))
+
+
+def _is_safe(part: str) -> bool:
+    """Whether it can be a component of a path, and be printed."""
+    return (
+        part.isprintable()  # no control characters, no NUL, no lone surrogates
+        and "/" not in part
+        and not part.startswith((".", "-"))
+        and 0 < len(part.encode()) <= MAX_PART
+    )
