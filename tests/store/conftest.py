@@ -1,0 +1,32 @@
+"""Each contract test runs against every store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from restante.maildrop import Holding, Store
+from restante.store.maildir import MaildirStore
+from restante.store.memory import MemoryStore
+
+
+class HoldingStore(Store, Holding, Protocol):
+    """A store that holds removed mail."""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Where the Maildir of the user ``ann`` lies."""
+    return tmp_path / "ann"
+
+
+@pytest.fixture
+def maildir(tmp_path: Path) -> MaildirStore:
+    return MaildirStore(f"{tmp_path}/%u")
+
+
+@pytest.fixture(params=["memory", "maildir"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> HoldingStore:
+    return MemoryStore() if request.param == "memory" else MaildirStore(f"{tmp_path}/%u")

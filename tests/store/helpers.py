@@ -1,0 +1,57 @@
+"""What the tests of every store share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from restante.maildrop import Entry, Maildrop, Store
+from restante.message import LineEnds
+
+T = TypeVar("T")
+
+
+def run(story: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(story, 60))
+
+
+async def pieces(*octets: bytes) -> AsyncIterator[bytes]:
+    for piece in octets:
+        yield piece
+
+
+async def deliver(store: Store, user: str, *octets: bytes) -> Entry:
+    return await store.deliver(user, pieces(*octets))
+
+
+async def whole(reading: AsyncIterator[bytes]) -> bytes:
+    async with aclosing(reading) as each:  # type: ignore[type-var]
+        return b"".join([piece async for piece in each])
+
+
+async def text_of(maildrop: Maildrop, entry: Entry) -> bytes:
+    return await whole(maildrop.read(entry))
+
+
+async def listing(store: Store, user: str) -> list[Entry]:
+    async with store.open(user) as maildrop:
+        return list(maildrop.listing)
+
+
+async def contents(store: Store, user: str) -> list[bytes]:
+    async with store.open(user) as maildrop:
+        return [await text_of(maildrop, entry) for entry in maildrop.listing]
+
+
+async def remove(store: Store, user: str, entries: Iterable[Entry]) -> list[Entry]:
+    """A session that marks these messages and ends with QUIT; returns what is left."""
+    async with store.open(user) as maildrop:
+        return list(await maildrop.remove(list(entries)))
+
+
+def canonical(octets: bytes) -> bytes:
+    """The wire text of stored octets (RFC 1939 §11)."""
+    ends = LineEnds()
+    return ends.feed(octets) + ends.finish()
