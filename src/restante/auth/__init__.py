@@ -1,0 +1,1 @@
+"""Back ends that tell who somebody is."""

@@ -1,0 +1,1 @@
+"""Sockets, TLS and event loops around the protocol."""
