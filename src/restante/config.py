@@ -1,0 +1,469 @@
+"""One TOML file, and what it may say.
+
+Precedence: defaults < file < environment (``RESTANTE__SERVER__HOSTNAME``) < command line.
+An unknown key is an error, never ignored: a typing error in ``hold`` must not cost mail.
+The text of each option here is its manual: ``example()`` and the reference are made from it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import ConfigurationError
+from .net.listener import Address
+
+T = TypeVar("T")
+Convert = Callable[[Any], Any]
+
+_PREFIX = "RESTANTE__"
+_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_SIZES = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+class _BadValue(Exception):
+    """Says what would be right."""
+
+
+# What a value may be.
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise _BadValue('wants a text such as "mail"')
+    return value
+
+
+def duration(value: Any) -> float:
+    """Seconds, from ``2h``, ``14d``, ``10min``, or a number of seconds."""
+    match = re.fullmatch(r"(\d{1,9})\s*([a-z]*)", str(value))
+    if isinstance(value, bool) or match is None or (match[2] or "s") not in _UNITS:
+        raise _BadValue('wants a time such as "90s", "10min", "2h" or "14d"')
+    return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def octets(value: Any) -> int:
+    """Octets, from ``25MiB`` or a number."""
+    match = re.fullmatch(r"(\d{1,15})\s*(|[KMG]iB)", str(value))
+    if isinstance(value, bool) or match is None:
+        raise _BadValue('wants a size such as "25MiB"')
+    return int(match[1]) * _SIZES[match[2]]
+
+
+def count(value: Any) -> int:
+    if isinstance(value, bool) or not re.fullmatch(r"[1-9]\d{0,8}", str(value)):
+        raise _BadValue("wants a number from 1")
+    return int(value)
+
+
+def one_of(*words: str) -> Convert:
+    def convert(value: Any) -> str:
+        if value not in words:
+            raise _BadValue("wants one of " + ", ".join(words))
+        return str(value)
+
+    return convert
+
+
+def many(convert: Convert) -> Convert:
+    """A list; a single text is a list of one, an empty one of none."""
+
+    def convert_all(value: Any) -> tuple[Any, ...]:
+        if isinstance(value, str):
+            value = value.split()
+        if not isinstance(value, list | tuple):
+            raise _BadValue("wants a list")
+        return tuple(convert(each) for each in value)
+
+    return convert_all
+
+
+def network(value: Any) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(value)
+    except (ValueError, TypeError) as error:
+        raise _BadValue('wants a network such as "192.168.1.40/32"') from error
+
+
+def address(*schemes: str) -> Convert:
+    def convert(value: Any) -> str:
+        try:
+            parsed = Address.parse(text(value))
+        except ConfigurationError as error:
+            raise _BadValue(f"wants an address: {error}") from error
+        if parsed.scheme not in schemes and not (parsed.path and "" in schemes):
+            raise _BadValue("wants an address that begins with " + " or ".join(schemes))
+        return str(parsed)
+
+    return convert
+
+
+def at_least(least: float, convert: Convert, why: str) -> Convert:
+    def checked(value: Any) -> Any:
+        found = convert(value)
+        if found < least:
+            raise _BadValue(f"wants {least:g} seconds at least ({why})")
+        return found
+
+    return checked
+
+
+def greeting(value: Any) -> str:
+    found = text(value)
+    if not found.isascii() or "<" in found or found.startswith("[") or len(found) > 500:
+        raise _BadValue('wants ASCII without "<", not beginning with "[" (RFC 2449 §3)')
+    return found
+
+
+def option(default: Any, doc: str, convert: Convert = text, *, example: Any = None) -> Any:
+    """One key.  ``doc`` is a full sentence; ``example`` stands in the sample file."""
+    metadata = {"doc": doc, "convert": convert, "example": default if example is None else example}
+    return field(default=convert(default), metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """The POP3 server."""
+
+    hostname: str = option(
+        socket.gethostname() or "localhost",
+        "The name clients use; in certificates and in Received fields.",
+        example="mail.example.org",
+    )
+    listen: tuple[str, ...] = option(
+        ["pop3s://127.0.0.1:1995", "pop3://127.0.0.1:1110"],
+        "Where POP3 is served. pop3s speaks TLS from the first octet; pop3 offers STLS.",
+        many(address("pop3s", "pop3")),
+        example=["pop3s://[::]:995", "pop3://[::]:110"],
+    )
+    banner: str = option("ready", "The text of the greeting; it tells no version.", greeting)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TLS:
+    """Certificates."""
+
+    mode: str = option(
+        "self",
+        '"self" makes a certificate at the first start and keeps it; "files" uses cert and key.',
+        one_of("self", "files"),
+        example="files",
+    )
+    cert: str = option(
+        "", "The certificate and its chain, PEM.", example="/etc/restante/fullchain.pem"
+    )
+    key: str = option("", "The private key, PEM.", example="/etc/restante/privkey.pem")
+    min_version: str = option("1.2", "The oldest TLS that is spoken.", one_of("1.2", "1.3"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """Where mail lies."""
+
+    kind: str = option(
+        "maildir", '"memory" forgets all mail at the end.', one_of("maildir", "memory")
+    )
+    path: str = option(
+        "",
+        "The Maildir of one user: %n is the local part of the name, %d its domain, %u both. "
+        "By default mail/%u in the state directory.",
+        example="/var/mail/restante/%d/%n",
+    )
+    hold: float = option(
+        "14d",
+        "How long deleted mail can be given back; 0 destroys it at QUIT.",
+        duration,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Auth:
+    """Who may log in."""
+
+    users: str = option(
+        "",
+        "The user database, made by `restante user add`; by default in the state directory.",
+        example="/etc/restante/users.sqlite3",
+    )
+    allow_plaintext_from: tuple[IPv4Network | IPv6Network, ...] = option(
+        [],
+        "Networks from which a login without TLS is taken, for devices that can do no better.",
+        many(network),
+        example=["192.168.1.40/32"],
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LMTP:
+    """Mail in from a mail server (RFC 2033)."""
+
+    listen: tuple[str, ...] = option(
+        [],
+        "unix:/path or 127.0.0.1:port; nobody but the mail server should reach it.",
+        many(address("")),
+        example=["unix:/run/restante/lmtp.sock"],
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SMTP:
+    """Mail in without a mail server, for small sites: local recipients only."""
+
+    listen: tuple[str, ...] = option([], "Off when empty.", many(address("")))
+    domains: tuple[str, ...] = option(
+        ["localhost"], "The domains whose users have their mail here.", many(text)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intake:
+    """Mail in."""
+
+    lmtp: LMTP = field(default_factory=LMTP)
+    smtp: SMTP = field(default_factory=SMTP)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds."""
+
+    sessions: int = option(4096, "Connections in all.", count)
+    per_address: int = option(
+        50, "Connections from one IPv4 address or one IPv6 /64 network.", count
+    )
+    message: int = option("50MiB", "The largest message that intake takes.", octets)
+    idle: float = option(
+        "10min",
+        "Silence after which a session ends without removing anything.",
+        at_least(600, duration, "RFC 1939 §3"),
+    )
+    login: float = option("60s", "How long a client may take to log in.", duration)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """What is told on standard error."""
+
+    format: str = option(
+        "auto",
+        '"journal" has no time stamps, "human" has, "json" is one object a line; '
+        '"auto" takes journal under systemd and human elsewhere.',
+        one_of("auto", "human", "journal", "json"),
+    )
+    level: str = option(
+        "info", "The least important lines told.", one_of("debug", "info", "warning", "error")
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """All of it, with every default filled in."""
+
+    server: Server = field(default_factory=Server)
+    tls: TLS = field(default_factory=TLS)
+    store: Store = field(default_factory=Store)
+    auth: Auth = field(default_factory=Auth)
+    intake: Intake = field(default_factory=Intake)
+    limits: Limits = field(default_factory=Limits)
+    log: Log = field(default_factory=Log)
+    source: Path | None = None
+    """The file it came from; None: nothing is configured, private mode."""
+    state: Path = Path()
+    """Where the program keeps what it makes itself."""
+
+
+_NOT_IN_THE_FILE = ("source", "state")
+
+
+def load(
+    named: Path | None = None,
+    *,
+    environment: Mapping[str, str] = os.environ,
+    overrides: Mapping[str, Any] | None = None,
+) -> Configuration:
+    """The configuration in force.
+
+    ``named`` is a file that must exist; else RESTANTE_CONFIG, the user's and the system's are
+    looked for.  ``overrides`` are values from the command line, by dotted key.
+
+    Raises:
+        ConfigurationError: every mistake, a line each, with file, line and key.
+    """
+    source = _find(named, environment)
+    state = _state(environment)
+    tree, lines = _read(source) if source else (_private(state), "")
+    for name, value in environment.items():
+        if name.startswith(_PREFIX):
+            _put(tree, name.removeprefix(_PREFIX).lower().split("__"), value)
+    for key, value in (overrides or {}).items():
+        _put(tree, key.split("."), value)
+    return _build(tree, source, state, lines)
+
+
+def ephemeral(folder: Path) -> Configuration:
+    """For tests and the demo: everything in ``folder``, every port chosen by the system."""
+    lmtp, smtp = [f"unix:{folder}/lmtp.sock", "127.0.0.1:0"], "127.0.0.1:0"
+    tree = {
+        "server": {"listen": ["pop3s://127.0.0.1:0", "pop3://127.0.0.1:0"]},
+        "intake": {"lmtp": {"listen": lmtp}, "smtp": {"listen": smtp}},
+        "log": {"level": "warning"},
+    }
+    return _build(tree, None, folder, "")
+
+
+def _private(state: Path) -> dict[str, Any]:
+    """What serves one person on one machine, without a file."""
+    lmtp, smtp = f"unix:{state}/lmtp.sock", "127.0.0.1:2525"
+    return {"intake": {"lmtp": {"listen": lmtp}, "smtp": {"listen": smtp}}}
+
+
+def _find(named: Path | None, environment: Mapping[str, str]) -> Path | None:
+    if named is None and environment.get("RESTANTE_CONFIG"):
+        named = Path(environment["RESTANTE_CONFIG"])
+    if named is not None:
+        return named
+    home = environment.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    usual = (Path(home) / "restante" / "restante.toml", Path("/etc/restante/restante.toml"))
+    return next((path for path in usual if path.exists()), None)
+
+
+def _state(environment: Mapping[str, str]) -> Path:
+    if given := environment.get("STATE_DIRECTORY"):
+        return Path(given)
+    home = environment.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "restante"
+
+
+def _read(source: Path) -> tuple[dict[str, Any], str]:
+    try:
+        lines = source.read_text(encoding="utf-8")
+        return tomllib.loads(lines), lines
+    except OSError as error:
+        raise ConfigurationError(f"{source}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{source}: is not UTF-8 text") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError(f"{source}: {error}") from error
+
+
+def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    *above, last = path
+    for name in above:
+        found = tree.setdefault(name, {})
+        if not isinstance(found, dict):
+            return
+        tree = found
+    tree[last] = value
+
+
+def _build(tree: Mapping[str, Any], source: Path | None, state: Path, lines: str) -> Configuration:
+    mistakes: list[str] = []
+    for section, key, place in (("store", "path", "mail/%u"), ("auth", "users", "users.sqlite3")):
+        if isinstance(found := tree.setdefault(section, {}), dict):
+            found.setdefault(key, f"{state}/{place}")
+    values = _section(Configuration, tree, (), mistakes)
+    configuration = Configuration(**values, source=source, state=state)
+    if not mistakes:
+        mistakes += _contradictions(configuration)
+    if mistakes:
+        where = str(source) if source else "configuration"
+        told = (f"{where}{_line_of(lines, mistake)}: {mistake}" for mistake in mistakes)
+        raise ConfigurationError("\n".join(told))
+    return configuration
+
+
+def _section(
+    kind: type[Any], tree: Mapping[str, Any], path: tuple[str, ...], mistakes: list[str]
+) -> dict[str, Any]:
+    known = {each.name: each for each in _options(kind)}
+    values: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = ".".join((*path, name))
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            mistakes.append(
+                f"{key}: unknown option" + "".join(f"; did you mean {n}?" for n in near)
+            )
+        elif is_dataclass(section := known[name].default_factory):
+            if isinstance(value, dict):
+                assert isinstance(section, type)
+                values[name] = section(**_section(section, value, (*path, name), mistakes))
+            else:
+                mistakes.append(f"{key}: is a section; write [{key}]")
+        else:
+            try:
+                values[name] = known[name].metadata["convert"](value)
+            except _BadValue as error:
+                mistakes.append(f"{key}: {error}")
+    return values
+
+
+def _options(kind: type[Any]) -> Iterator[Field[Any]]:
+    return (each for each in fields(kind) if each.name not in _NOT_IN_THE_FILE)
+
+
+def _contradictions(found: Configuration) -> Iterator[str]:
+    if found.tls.mode == "files" and not (found.tls.cert and found.tls.key):
+        yield 'tls.mode: "files" wants tls.cert and tls.key'
+    if found.source is None:
+        listening = (*found.server.listen, *found.intake.lmtp.listen, *found.intake.smtp.listen)
+        for place in listening:
+            if not Address.parse(place).is_local:
+                yield f"server.listen: {place} is public, which wants a configuration file"
+
+
+def _line_of(lines: str, mistake: str) -> str:
+    """``:12``, where the key of a mistake stands; tomllib does not tell."""
+    *sections, key = mistake.partition(":")[0].split(".")
+    wanted, current = ".".join(sections), ""
+    for number, line in enumerate(lines.splitlines(), 1):
+        line = line.strip()
+        if header := re.match(r"\[+\s*([^\]]+?)\s*\]", line):
+            current = header[1]
+            if current == ".".join((*sections, key)):
+                return f":{number}"
+        elif current == wanted and re.match(rf"[\"']?{re.escape(key)}[\"']?\s*=", line):
+            return f":{number}"
+    return ""
+
+
+def sections(
+    kind: type[Any] = Configuration, path: tuple[str, ...] = ()
+) -> Iterator[tuple[str, type[Any], list[Field[Any]]]]:
+    """Every section: its dotted name, its class, its options.  For manuals."""
+    own = [each for each in _options(kind) if not is_dataclass(each.default_factory)]
+    if own:
+        yield ".".join(path), kind, own
+    for each in _options(kind):
+        if is_dataclass(each.default_factory):
+            assert isinstance(each.default_factory, type)
+            yield from sections(each.default_factory, (*path, each.name))
+
+
+def example() -> str:
+    """A sample file with every option, its manual above it."""
+    lines: list[str] = []
+    for name, kind, options in sections():
+        lines += [f"[{name}]", f"# {kind.__doc__}"]
+        for each in options:
+            lines += [f"# {each.metadata['doc']}"]
+            lines += [f"{each.name} = {toml(each.metadata['example'])}"]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def toml(value: Any) -> str:
+    """A value as it stands in the file."""
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value)

@@ -1,0 +1,109 @@
+"""Log lines: a stable event name and ``key=value``; part of the public interface.
+
+Security: whatever a stranger typed is escaped, so that no line can be forged, no terminal steered
+and no filter misled; the address of the peer comes before anything that a peer typed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from .config import Log
+
+_PLAIN = re.compile(r"[A-Za-z0-9_.:;,@/+%()*!?^~<>\[\]{}|#$&-]+")
+
+
+def escape(value: object) -> str:
+    """One word of visible ASCII; anything else as ``\\x20`` or ``\\u202e``."""
+    text = str(value)
+    if _PLAIN.fullmatch(text):
+        return text
+    return "".join(
+        character if _PLAIN.fullmatch(character) else _escaped(ord(character)) for character in text
+    )
+
+
+def _escaped(code: int) -> str:
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _fields(record: logging.LogRecord) -> Mapping[str, object]:
+    found = getattr(record, "fields", {})
+    return found if isinstance(found, Mapping) else {}
+
+
+class Plain(logging.Formatter):
+    """``login refused: ip=192.0.2.7 user=ann reason=bad-password``"""
+
+    def __init__(self, *, with_time: bool) -> None:
+        super().__init__()
+        self._with_time = with_time
+
+    def format(self, record: logging.LogRecord) -> str:
+        words = [f"{key}={escape(value)}" for key, value in _fields(record).items()]
+        line = record.getMessage() + (": " + " ".join(words) if words else "")
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return f"{_time(record)} {line}" if self._with_time else line
+
+
+class Json(logging.Formatter):
+    """One object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "t": _time(record),
+            "level": record.levelname.lower(),
+            "event": record.getMessage().replace(" ", "."),
+        }
+        found: dict[str, object] = line | dict(_fields(record))
+        if record.exc_info:
+            found["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(found, default=str)
+
+
+def _time(record: logging.LogRecord) -> str:
+    at = datetime.fromtimestamp(record.created, UTC)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Goes on serving when nobody can read the log any more (full disk, closed pipe)."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+def set_up(wanted: Log) -> None:
+    """Send the log of this process to standard error."""
+    handler = _Handler(sys.stderr)
+    handler.setFormatter(_formatter(wanted.format))
+    for name in ("restante", "asyncio"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+    logging.getLogger("restante").setLevel(wanted.level.upper())
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+
+
+def _formatter(name: str) -> logging.Formatter:
+    if name == "auto":
+        name = "journal" if _goes_to_the_journal() else "human"
+    return Json() if name == "json" else Plain(with_time=name == "human")
+
+
+def _goes_to_the_journal() -> bool:
+    """Whether standard error is the socket that systemd named (systemd.exec(5))."""
+    try:
+        status = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
