@@ -124,10 +124,15 @@ def _make(name: str, parent: int) -> bool:
 
 def _exists(name: str, parent: int) -> bool:
     try:
-        os.stat(name, dir_fd=parent, follow_symlinks=False)
+        status(name, parent)
     except FileNotFoundError:
         return False
     return True
+
+
+def status(name: str, parent: int) -> os.stat_result:
+    """Size, times and inode number; of a symbolic link its own."""
+    return os.stat(name, dir_fd=parent, follow_symlinks=False)
 
 
 def list_files(name: str, parent: int) -> list[tuple[str, int]]:
@@ -138,11 +143,6 @@ def list_files(name: str, parent: int) -> list[tuple[str, int]]:
             for entry in entries
             if not entry.name.startswith(".") and entry.is_file(follow_symlinks=False)
         ]
-
-
-def stamp(name: str, parent: int) -> int:
-    """Changes whenever a name in the directory does (nanoseconds; coarse)."""
-    return os.stat(name, dir_fd=parent, follow_symlinks=False).st_mtime_ns
 
 
 def sync(*directories: str, parent: int) -> None:
@@ -228,9 +228,10 @@ def write(file: int, octets: bytes) -> None:
 def replace(name: str, octets: bytes, parent: int) -> None:
     """Write a small file, durably: after a crash there is the old one or the new one."""
     temporary = f"{name}.tmp"
-    with writing(temporary, parent, replace=True) as file:
-        write(file, octets)
-    os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+    with undone_on_error(temporary, parent):
+        with writing(temporary, parent, replace=True) as file:
+            write(file, octets)
+        os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
     os.fsync(parent)
 
 
@@ -259,11 +260,6 @@ def read(name: str, parent: int) -> bytes:
     """The octets of a small file."""
     with reading(name, parent) as file:
         return b"".join(iter(partial(os.read, file, PIECE), b""))
-
-
-def size(name: str, parent: int) -> int:
-    """Octets."""
-    return os.stat(name, dir_fd=parent, follow_symlinks=False).st_size
 
 
 def wire_size(file: int) -> int:

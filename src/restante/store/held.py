@@ -58,12 +58,13 @@ def update(maildrop: int, victims: Victims, *, destroy: bool) -> set[str]:
             try:
                 files.replace(VICTIMS, _listed(victims), maildrop)
             except OSError as error:
-                _withdraw(maildrop)
                 if error.errno not in _FULL:
+                    _withdraw(maildrop)
                     raise
+                files.sync(".", parent=maildrop)  # held/ may be new
             return _take(maildrop, victims, destroy)
     except OSError as error:
-        _log.error("update-failed errno=%s", error.errno)
+        _note("update failed", reason=error.strerror)
         return set(victims.values())
 
 
@@ -73,13 +74,16 @@ def finish_update(maildrop: int, *, destroy: bool) -> None:
     Raises:
         OSError: whether there is one cannot be told.
     """
-    if _victims(maildrop) is None:
-        return
-    with files.directory_lock(HELD, maildrop):
-        victims = _victims(maildrop)  # of an UPDATE that ended while we waited: none
-        if victims is not None:
-            left = _take(maildrop, victims, destroy)
-            _log.warning("update-finished messages=%d left=%d", len(victims), len(left))
+    if _victims(maildrop) is not None:
+        with files.directory_lock(HELD, maildrop):
+            _finish(maildrop, destroy)
+
+
+def _finish(maildrop: int, destroy: bool) -> None:
+    victims = _victims(maildrop)
+    if victims is not None:
+        left = _take(maildrop, victims, destroy)
+        _note("update finished", messages=len(victims), left=len(left))
 
 
 def _take(maildrop: int, victims: Victims, destroy: bool) -> set[str]:
@@ -94,7 +98,7 @@ def _take(maildrop: int, victims: Victims, destroy: bool) -> set[str]:
         # held/ first: a crash may leave a message in both places, never in none.
         files.sync(HELD, "cur", "new", parent=maildrop)
     except OSError as error:
-        _log.error("update-failed errno=%s", error.errno)
+        _note("update failed", reason=error.strerror)
         left = set(victims.values())
     _withdraw(maildrop, durably=bool(left))
     return left
@@ -117,7 +121,7 @@ def _take_once(maildrop: int, victims: Victims, destroy: bool) -> tuple[set[str]
             except FileNotFoundError:
                 renamed.add(unique_id)
             except OSError as error:
-                _log.error("update-left-message errno=%s", error.errno)
+                _note("message not removed", reason=error.strerror, unique_id=unique_id)
                 left.add(unique_id)
     return left, renamed
 
@@ -162,6 +166,10 @@ def _withdraw(maildrop: int, *, durably: bool = True) -> None:
             files.sync(".", parent=maildrop)
 
 
+def _note(event: str, **fields: object) -> None:
+    _log.error(event, extra={"fields": fields})
+
+
 # -- What is held
 
 
@@ -178,7 +186,7 @@ def list_held(maildrop: int) -> list[HeldMessage]:
 def _held_message(name: str, held: int) -> HeldMessage | None:
     removed_at, old_name = _parse(name)
     try:
-        size = files.size(name, held)
+        size = files.status(name, held).st_size
     except FileNotFoundError:
         return None
     return HeldMessage(name, unique_id_of(old_name), size, removed_at) if old_name else None
@@ -204,10 +212,11 @@ def reading_held(maildrop: int, name: str) -> Iterator[int]:
         raise MessageGone from error
 
 
-def undelete(maildrop: int, names: Iterable[str], *, same_unique_ids: bool) -> int:
+def undelete(maildrop: int, names: Iterable[str], *, same_unique_ids: bool, destroy: bool) -> int:
     """Give held messages back; returns how many.  Overwrites nothing; repeat it after an error."""
     given_back = 0
     with files.directory_lock(HELD, maildrop) as held:
+        _finish(maildrop, destroy)
         # Not even a power failure may bring back a list of what we give back now.
         files.sync(".", parent=maildrop)
         present = {file.identity[0] for file in scan(maildrop)}

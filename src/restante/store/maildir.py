@@ -11,8 +11,10 @@ Security: user names are checked by ``place``, symbolic links refused by ``files
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -22,7 +24,7 @@ from ..message import LineEnds
 from . import files
 from .files import in_thread
 from .held import finish_update, list_held, purge, reading_held, undelete, update
-from .names import File, fresh_unique, identify, scan, wire_size
+from .names import File, Identity, fresh_unique, identify, scan, wire_size
 from .place import Template
 
 _WRITE = 262_144  # octets gathered for one write
@@ -45,7 +47,7 @@ class MaildirStore:
         """
         self.hold = hold
         self._template = Template(template)
-        self._measured: dict[str, dict[str, int]] = {}  # wire octets by user and unique-id
+        self._measured: dict[str, dict[Identity, int]] = {}  # octets on the wire, by user
 
     @asynccontextmanager
     async def open(self, user: str) -> AsyncIterator[Maildrop]:
@@ -64,7 +66,7 @@ class MaildirStore:
         finish_update(maildrop, destroy=not self.hold)
         return maildrop
 
-    def _measured_of(self, user: str) -> dict[str, int]:
+    def _measured_of(self, user: str) -> dict[Identity, int]:
         """The sizes found in this process that no name told, or told wrongly."""
         measured = self._measured[user] = self._measured.pop(user, {})
         for other in list(islice(self._measured, max(len(self._measured) - _MEASURED, 0))):
@@ -111,17 +113,17 @@ class MaildirStore:
         self, user: str, held: Collection[HeldMessage], *, same_unique_ids: bool = False
     ) -> int:
         names = [each.name for each in held]
-
-        def give_back(maildrop: int) -> int:
-            finish_update(maildrop, destroy=not self.hold)
-            return undelete(maildrop, names, same_unique_ids=same_unique_ids)
-
+        give_back = partial(
+            undelete, names=names, same_unique_ids=same_unique_ids, destroy=not self.hold
+        )
         return await in_thread(self._at, user, give_back, 0)
 
     async def purge(self, user: str, removed_before: float) -> int:
-        return await in_thread(
-            self._at, user, lambda maildrop: purge(maildrop, removed_before), 0
-        )
+        def clean(maildrop: int) -> int:
+            _sweep(maildrop)
+            return purge(maildrop, removed_before)
+
+        return await in_thread(self._at, user, clean, 0)
 
     async def users(self) -> AsyncIterator[str]:
         found = self._template.users()
@@ -144,7 +146,7 @@ class _Maildir:
     """One session's ``Maildrop``."""
 
     def __init__(
-        self, maildrop: int, found: dict[str, File], measured: dict[str, int], *, destroy: bool
+        self, maildrop: int, found: dict[str, File], measured: dict[Identity, int], *, destroy: bool
     ) -> None:
         self.listing: Sequence[Entry] = ()
         self._maildrop = maildrop  # open directory
@@ -159,7 +161,7 @@ class _Maildir:
     async def take_stock(self) -> None:
         """Make the listing.  Sizes that no name tells are measured, by reading the messages."""
         sizes = {
-            unique_id: self._measured.get(unique_id, wire_size(file.name))
+            unique_id: self._measured.get(file.identity, wire_size(file.name))
             for unique_id, file in self._files.items()
         }
         unknown = [unique_id for unique_id, size in sizes.items() if size is None]
@@ -168,23 +170,27 @@ class _Maildir:
         self.listing = tuple(
             Entry(unique_id, size) for unique_id, size in sizes.items() if size is not None
         )
+        for gone in self._measured.keys() - {file.identity for file in self._files.values()}:
+            del self._measured[gone]
 
     def _measure(self, unique_ids: Sequence[str]) -> dict[str, int]:
         """Remembers what it finds.  A message that cannot be read is listed all the same."""
         sizes = {}
         for unique_id in unique_ids:
+            found = self._files.get(unique_id)
+            if found is None:
+                continue
             try:
                 with ExitStack() as stack:
-                    file = self._open(stack, unique_id)
-                    sizes[unique_id] = self._measured[unique_id] = files.wire_size(file)
+                    size = files.wire_size(self._open(stack, unique_id))
+                    sizes[unique_id] = self._measured[found.identity] = size
             except MessageGone:
                 continue
             except OSError as error:
                 if error.errno not in _UNREADABLE:
                     raise
-                found = self._files[unique_id]
                 with files.directory(found.directory, self._maildrop) as directory:
-                    sizes[unique_id] = files.size(found.name, directory)
+                    sizes[unique_id] = files.status(found.name, directory).st_size
         return sizes
 
     async def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
@@ -204,7 +210,8 @@ class _Maildir:
                 waiting = text
             waiting += ends.finish()
             if ends.size != entry.size:
-                self._measured[entry.unique_id] = await in_thread(files.wire_size, file)
+                identity = self._files[entry.unique_id].identity
+                self._measured[identity] = await in_thread(files.wire_size, file)
                 raise TemporaryFailure("message is not of the announced size; log in again")
             if waiting:
                 yield waiting
@@ -265,3 +272,12 @@ def _delivery(base: str, names: Sequence[str]) -> Generator[Entry | None, bytes,
         with files.undone_on_error(name, new):
             files.sync(".", parent=new)
     yield Entry(unique, ends.size)
+
+
+def _sweep(maildrop: int) -> None:
+    """Unlink what crashed deliveries left in ``tmp/``; 36 hours as in maildir(5)."""
+    with files.directory("tmp", maildrop) as tmp:
+        for name, _ in files.list_files("tmp", maildrop):
+            with suppress(FileNotFoundError):
+                if files.status(name, tmp).st_mtime < time.time() - 36 * 3600:
+                    files.unlink(name, tmp)

@@ -53,15 +53,20 @@ def scan(maildrop: int) -> list[File]:
     """
     found: list[File] = []
     for _ in range(_SCANS):
-        before = [files.stamp(name, maildrop) for name in ("new", "cur")]
+        before = _stamps(maildrop)
         found = [
             File(directory, name, inode)
             for directory in ("new", "cur")  # in the order in which messages move
             for name, inode in files.list_files(directory, maildrop)
         ]
-        if before == [files.stamp(name, maildrop) for name in ("new", "cur")]:
+        if _stamps(maildrop) == before:
             break
     return found
+
+
+def _stamps(maildrop: int) -> list[int]:
+    """Change whenever a name does; coarse (some milliseconds on most kernels)."""
+    return [files.status(name, maildrop).st_mtime_ns for name in ("new", "cur")]
 
 
 def identify(found: Iterable[File]) -> dict[str, File]:
@@ -91,13 +96,13 @@ def unique_id_of(name: str) -> str:
 
 def wire_size(name: str) -> int | None:
     """Octets on the wire as the name tells them, or None."""
-    match = re.search(r",W=([0-9]{1,18})(?:,|$)", name.partition(":")[0])
+    match = re.search(r",W=([0-9]{1,18})(?:,|\Z)", name.partition(":")[0])
     return int(match[1]) if match else None
 
 
 def size_fields(name: str) -> str:
     """The fields S= and W= of a name, to be put into another."""
-    return "".join(re.findall(r",[SW]=[0-9]{1,18}(?=,|$)", name.partition(":")[0]))
+    return "".join(re.findall(r",[SW]=[0-9]{1,18}(?=,|\Z)", name.partition(":")[0]))
 
 
 def fresh_unique() -> str:
