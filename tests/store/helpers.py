@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any, TypeVar
 
 from restante.maildrop import Entry, Maildrop, Store
@@ -55,3 +57,25 @@ def canonical(octets: bytes) -> bytes:
     """The wire text of stored octets (RFC 1939 §11)."""
     ends = LineEnds()
     return ends.feed(octets) + ends.finish()
+
+
+# What other programs do to a Maildir.
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(os.listdir(directory))
+
+
+def put(place: Path, name: str, octets: bytes) -> None:
+    """A file where another program would put one; ``name`` says ``new/`` or ``cur/``."""
+    for each in ("cur", "new", "tmp"):
+        (place / each).mkdir(parents=True, exist_ok=True)
+    (place / name).write_bytes(octets)
+
+
+def rename(place: Path, name: str, new_name: str) -> None:
+    (place / name).rename(place / new_name)
+
+
+def unlink(place: Path, name: str) -> None:
+    (place / name).unlink()
