@@ -1,0 +1,631 @@
+"""UPDATE, held mail and its return: what is where after a crash, a fault, a race."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from restante.errors import MaildropInUse, MessageGone, TemporaryFailure
+from restante.maildrop import HeldMessage
+from restante.store import files
+from restante.store.maildir import MaildirStore
+
+from .helpers import contents, deliver, listing, names, put, rename, run, unlink, whole
+from .watched import CHANGES, Call, Crash, WatchedOs, die_at, fail_at, watched
+
+NAMES = ["new/1.a", "cur/2.a:2,S", "new/3.a,S=3,W=5", "cur/4.a:2,FS", "new/5.a"]
+VICTIMS = ["1.a", "2.a", "3.a"]
+KEPT = ["4.a", "5.a"]
+
+
+@pytest.fixture
+def full(place: Path) -> Path:
+    """Five messages, each of which holds its own unique-id."""
+    for name in NAMES:
+        put(place, name, name[4:7].encode())
+    return place
+
+
+@pytest.fixture
+def destroying(tmp_path: Path) -> MaildirStore:
+    return MaildirStore(f"{tmp_path}/%u", hold=0)
+
+
+async def mark(store: MaildirStore, unique_ids: list[str]) -> list[str]:
+    """A session that ends with QUIT; returns the unique-ids of what is left."""
+    async with store.open("ann") as maildrop:
+        marked = [entry for entry in maildrop.listing if entry.unique_id in unique_ids]
+        return [entry.unique_id for entry in await maildrop.remove(marked)]
+
+
+def listed(store: MaildirStore) -> list[str]:
+    return [entry.unique_id for entry in run(listing(store, "ann"))]
+
+
+def held(store: MaildirStore) -> list[str]:
+    return sorted(message.unique_id for message in run(store.held("ann")))
+
+
+def cut_short(store: MaildirStore, base: Path) -> str:
+    """Die when one victim has been moved; returns its unique-id."""
+    # The first rename is that of the list.
+    with watched(base, die_at(2, {"rename"})), pytest.raises(Crash):
+        run(mark(store, VICTIMS))
+    (moved,) = held(store)
+    return moved
+
+
+# -- What is on the disk, and in which order
+
+
+def test_removed_files_lie_in_held_under_their_names(maildir: MaildirStore, full: Path) -> None:
+    assert run(mark(maildir, VICTIMS)) == []
+    assert names(full / "new") + names(full / "cur") == ["5.a", "4.a:2,FS"]
+    assert [name.partition(".")[2] for name in names(full / "held")] == [
+        "1.a",
+        "2.a:2,S",
+        "3.a,S=3,W=5",
+    ]
+    assert all(abs(int(n.partition(".")[0]) - time.time()) < 5 for n in names(full / "held"))
+    assert names(full) == ["cur", "held", "new", "restante.lock", "tmp"]
+
+
+def test_nothing_is_held_when_hold_is_0(destroying: MaildirStore, full: Path) -> None:
+    with watched(full.parent) as system:
+        assert run(mark(destroying, VICTIMS)) == []
+    assert not system.unsynced - {"ann"}
+    assert listed(destroying) == KEPT
+    assert held(destroying) == []
+
+
+def test_delivery_is_durable_before_it_is_visible(maildir: MaildirStore, place: Path) -> None:
+    def hook(call: Call) -> None:
+        if call[0] == "rename":
+            assert call[1].startswith("ann/tmp/")
+            assert call[1] not in system.unsynced
+
+    with watched(place.parent, hook) as system:
+        run(deliver(maildir, "ann", b"x" * 300_000, b"y"))
+    assert system.unsynced <= {"ann", "ann/tmp"}  # the lock file; the name that was given up
+    assert [call[0] for call in system.calls[-3:]] == ["rename", "open", "fsync"]
+
+
+def test_new_maildrop_is_durable_before_its_lock_exists(tmp_path: Path) -> None:
+    """So a maildrop with a lock file needs no second look, also after a kill."""
+
+    def hook(call: Call) -> None:
+        if call[0] == "open" and call[1].endswith("restante.lock"):
+            assert not system.unsynced
+            locks.append(call)
+
+    locks: list[Call] = []
+    store = MaildirStore(f"{tmp_path}/%d/%n")
+    with watched(tmp_path, hook) as system:
+        run(deliver(store, "ann@example.org", b"x"))
+    assert len(locks) == 1
+    with watched(tmp_path) as system:
+        run(deliver(store, "ann@example.org", b"x"))
+    assert [call[1] for call in system.calls if call[0] == "fsync"][1:] == ["example.org/ann/new"]
+
+
+def test_maildrop_half_made_is_finished(tmp_path: Path) -> None:
+    """The process that made the directories was killed before they were durable."""
+    (tmp_path / "example.org/ann/new").mkdir(parents=True)
+    with watched(tmp_path) as system:
+        run(deliver(MaildirStore(f"{tmp_path}/%d/%n"), "ann@example.org", b"x"))
+    synced = {call[1] for call in system.calls if call[0] == "fsync"}
+    assert {".", "example.org", "example.org/ann"} <= synced
+
+
+def test_victims_are_durable_before_the_first_is_moved(maildir: MaildirStore, full: Path) -> None:
+    def hook(call: Call) -> None:
+        if call[0] == "rename" and "/held/" in call[2]:
+            assert not system.unsynced - {"ann/held", "ann/new", "ann/cur"}
+            assert (full / "restante.removing").exists()
+            moved.append(call[1])
+        if call[0] == "unlink":
+            assert not system.unsynced
+            unlinked.append(call[1])
+
+    moved: list[str] = []
+    unlinked: list[str] = []
+    run(listing(maildir, "ann"))
+    with watched(full.parent, hook) as system:
+        assert run(mark(maildir, VICTIMS)) == []
+    assert len(moved) == 3
+    assert unlinked == ["ann/restante.removing"]
+    assert system.unsynced == {"ann"}  # the list may come back: it finds nothing then
+
+
+# -- Crashes
+
+
+def crashes(before: Callable[[], None], act: Callable[[], object], base: Path) -> list[int]:
+    """Let ``act`` die before each of its changes in turn, each time from the same beginning."""
+    before()
+    with watched(base) as system:
+        act()
+    changes = sum(call[0] in CHANGES for call in system.calls)
+    assert changes > 5
+    return list(range(changes))
+
+
+@pytest.mark.parametrize("hold", [0, 60])
+def test_crash_in_update(full: Path, tmp_path: Path, hold: float) -> None:
+    """Every message is listed or held or, if marked, destroyed; none is touched by halves."""
+    template = tmp_path / "template"
+    full.rename(template)
+
+    def afresh() -> MaildirStore:
+        shutil.rmtree(full, ignore_errors=True)
+        full.mkdir()
+        for name in ["tmp", *NAMES]:  # renames keep inode numbers, copies do not
+            (full / name).parent.mkdir(exist_ok=True)
+            if name != "tmp":
+                shutil.copy(template / name, full / name)
+        (full / "tmp").mkdir()
+        return MaildirStore(f"{tmp_path}/%u", hold=hold)
+
+    ends = set()
+    total = crashes(lambda: None, lambda: run(mark(afresh(), VICTIMS)), tmp_path)
+    for number in total:
+        store = afresh()
+        with watched(tmp_path, die_at(number)), pytest.raises(Crash):
+            run(mark(store, VICTIMS))
+        has_list = (full / "restante.removing").exists()
+        left = listed(store)
+        ends.add(len(left))
+        assert left[-2:] == KEPT
+        if hold:
+            assert sorted(left[:-2] + held(store)) == VICTIMS
+            assert not (has_list and len(left) > 2)
+        else:
+            assert left[:-2] in ([], VICTIMS)
+        assert not (full / "restante.removing").exists()
+        assert run(mark(store, VICTIMS)) == []
+        assert listed(store) == KEPT
+        assert all(run(contents(store, "ann"))[n] == KEPT[n].encode() + b"\r\n" for n in (0, 1))
+    assert ends == {2, 5}
+
+
+def test_crash_while_an_update_is_finished(maildir: MaildirStore, full: Path) -> None:
+    """Doing it again is harmless, however often it is cut short."""
+    cut_short(maildir, full.parent)
+    for number in range(8):
+        with watched(full.parent, die_at(number)), pytest.raises(Crash):
+            run(listing(maildir, "ann"))
+    assert listed(maildir) == KEPT
+    assert held(maildir) == VICTIMS
+
+
+def test_crash_in_delivery(maildir: MaildirStore, place: Path) -> None:
+    """A message is whole or not there."""
+
+    def act() -> None:
+        run(deliver(maildir, "ann", b"x" * 300_000, b"y"))
+
+    act()
+    seen = 1
+    for number in crashes(lambda: None, act, place.parent):
+        seen = len(listed(maildir))
+        with watched(place.parent, die_at(number)), pytest.raises(Crash):
+            act()
+        assert len(listed(maildir)) in (seen, seen + 1)
+        assert set(run(contents(maildir, "ann"))) == {b"x" * 300_000 + b"y\r\n"}
+
+
+def test_crash_while_mail_is_given_back(maildir: MaildirStore, full: Path) -> None:
+    run(mark(maildir, VICTIMS))
+
+    def act() -> None:
+        run(maildir.undelete("ann", run(maildir.held("ann"))))
+
+    for number in range(9):
+        with watched(full.parent, die_at(number)), pytest.raises(Crash):
+            act()
+        assert len(listed(maildir)) + len(held(maildir)) == 5
+    act()
+    assert sorted(run(contents(maildir, "ann"))) == [b"%d.a\r\n" % n for n in range(1, 6)]
+
+
+def test_update_that_was_cut_short_names_messages_exactly(
+    maildir: MaildirStore, full: Path
+) -> None:
+    """Renamed victims are found; another file with a victim's unique part is not one."""
+    moved = cut_short(maildir, full.parent)
+    put(full, f"new/{moved}", b"another")
+    for name in ("new/1.a", "cur/2.a:2,S"):
+        if moved not in name:
+            rename(full, name, f"cur/{name[4:7]}:2,RST")
+    assert listed(maildir) == [moved, *KEPT]
+    assert run(contents(maildir, "ann"))[0] == b"another\r\n"
+    assert held(maildir) == VICTIMS
+
+
+@pytest.mark.parametrize(
+    "octets", [b"", b"garbage", b"\0\0\0", b"1 2 3", b"99999999999999999999 4.a 4.a\0", b"x" * 99]
+)
+def test_nonsense_in_the_list_of_victims(maildir: MaildirStore, full: Path, octets: bytes) -> None:
+    put(full, "restante.removing", octets)
+    assert listed(maildir) == VICTIMS + KEPT
+    assert not (full / "restante.removing").exists()
+
+
+# -- Faults
+
+
+def test_message_that_cannot_be_moved_stays(maildir: MaildirStore, full: Path) -> None:
+    """The others are removed, and nothing takes it later."""
+
+    def hook(call: Call) -> None:
+        if call[0] == "rename" and call[1].endswith("2.a:2,S"):
+            raise OSError(errno.EACCES, "no")
+
+    with watched(full.parent, hook) as system:
+        assert run(mark(maildir, VICTIMS)) == ["2.a"]
+    assert not system.unsynced
+    assert listed(maildir) == ["2.a", *KEPT]
+    assert held(maildir) == ["1.a", "3.a"]
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("once", [True, False])
+def test_any_fault_in_update(full: Path, tmp_path: Path, error: int, once: bool) -> None:
+    """What is said to be removed is; nothing else is touched, and nothing is lost."""
+    number = 0
+    while True:
+        place = tmp_path / f"u{number}"
+        shutil.copytree(full, place)
+        store = MaildirStore(f"{tmp_path}/%u")
+
+        async def story(user: str, hook: Callable[[Call], None], store: MaildirStore) -> list[str]:
+            async with store.open(user) as maildrop:
+                marked = [e for e in maildrop.listing if e.unique_id in VICTIMS]
+                with watched(tmp_path, hook):
+                    return [e.unique_id for e in await maildrop.remove(marked)]
+
+        seen: list[Call] = []
+        faulty = fail_at(number, error, CHANGES | {"scandir", "stat", "read"}, once=once)
+
+        def hook(
+            call: Call, seen: list[Call] = seen, faulty: Callable[[Call], None] = faulty
+        ) -> None:
+            seen.append(call)
+            faulty(call)
+
+        left = run(story(place.name, hook, store))
+        entries = [e.unique_id for e in run(listing(store, place.name))]
+        holding = [h.unique_id for h in run(store.held(place.name))]
+        assert entries[-2:] == KEPT
+        assert sorted(entries[:-2] + holding) == VICTIMS
+        assert set(VICTIMS) - set(left) <= set(holding)
+        if number >= len(seen):
+            break
+        number += 1
+    assert number > 20
+    assert left == []
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_does_not_keep_mail_from_being_removed(
+    destroying: MaildirStore, full: Path, error: int
+) -> None:
+    def hook(call: Call) -> None:
+        if call[0] == "write":
+            raise OSError(error, "full")
+
+    with watched(full.parent, hook) as system:
+        assert run(mark(destroying, VICTIMS)) == []
+    assert not system.unsynced
+    assert listed(destroying) == KEPT
+    assert "restante.removing.tmp" not in names(full)
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("once", [True, False])
+def test_any_fault_in_delivery(maildir: MaildirStore, place: Path, error: int, once: bool) -> None:
+    """A fault is a temporary failure that names no path, and nothing of the message is left."""
+
+    def failure_at(number: int) -> TemporaryFailure | None:
+        try:
+            with watched(place.parent, fail_at(number, error, CHANGES | {"stat"}, once=once)):
+                run(deliver(maildir, "ann", b"x" * 300_000, b"y"))
+        except TemporaryFailure as failure:
+            return failure
+        return None
+
+    run(deliver(maildir, "ann", b"first"))
+    number = 0
+    while failure := failure_at(number):
+        assert str(failure) == f"mail storage: {os.strerror(error)}"
+        assert isinstance(failure.__cause__, OSError)
+        if once:
+            assert not (place / "tmp").exists() or names(place / "tmp") == []
+            assert len(names(place / "new")) == 1
+        shutil.rmtree(place / "tmp", ignore_errors=True)
+        for name in names(place / "new")[1:]:  # could be neither accepted nor taken back
+            unlink(place, f"new/{name}")
+        number += 1
+    assert number > 10
+    assert len(listed(maildir)) == 2
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EMFILE])
+@pytest.mark.parametrize("once", [True, False])
+def test_any_fault_in_a_session(maildir: MaildirStore, full: Path, error: int, once: bool) -> None:
+    """Never a listing that lacks something, never a message that lacks something."""
+
+    async def story(hook: Callable[[Call], None]) -> None:
+        with watched(full.parent, hook):
+            async with maildir.open("ann") as maildrop:
+                assert [e.unique_id for e in maildrop.listing] == VICTIMS + KEPT
+                for entry in maildrop.listing:
+                    text = await whole(maildrop.read(entry))
+                    assert text == entry.unique_id.encode() + b"\r\n"
+
+    among = {"open", "scandir", "stat", "fstat", "pread", "preadv"}
+    number = failures = 0
+    while True:
+        seen: list[Call] = []
+        faulty = fail_at(number, error, among, once=once)
+
+        def hook(
+            call: Call, seen: list[Call] = seen, faulty: Callable[[Call], None] = faulty
+        ) -> None:
+            if call[0] in among:
+                seen.append(call)
+            faulty(call)
+
+        try:
+            run(story(hook))
+        except TemporaryFailure:
+            failures += 1
+        else:
+            if number >= len(seen):
+                break
+        number += 1
+    assert failures > 20
+    assert listed(maildir) == VICTIMS + KEPT
+
+
+def test_unreadable_message_is_listed(maildir: MaildirStore, full: Path) -> None:
+    """One bad file must not lock its user out, and must not look removed either."""
+
+    def hook(call: Call) -> None:
+        if call[0] == "open" and call[1].endswith("2.a:2,S"):
+            raise PermissionError(errno.EACCES, "no")
+
+    async def story() -> None:
+        with watched(full.parent, hook):
+            async with maildir.open("ann") as maildrop:
+                first, second, *_ = maildrop.listing
+                assert second.unique_id == "2.a"
+                assert await whole(maildrop.read(first)) == b"1.a\r\n"
+                with pytest.raises(TemporaryFailure):
+                    await whole(maildrop.read(second))
+
+    run(story())
+    assert run(contents(maildir, "ann"))[1] == b"2.a\r\n"
+
+
+def test_read_only_file_system_can_be_read(maildir: MaildirStore, full: Path) -> None:
+    run(listing(maildir, "ann"))
+
+    def hook(call: Call) -> None:
+        there = os.path.exists(full.parent / call[1])
+        if call[0] in ("rename", "unlink", "write") or (call[0] == "mkdir" and not there):
+            raise OSError(errno.EROFS, "read-only")
+
+    class ReadOnly(WatchedOs):
+        def open(self, name: str, flags: int, mode: int = 0, *, dir_fd: int | None = None) -> int:
+            if flags & (os.O_RDWR | os.O_WRONLY | os.O_CREAT):
+                raise OSError(errno.EROFS, "read-only")
+            return os.open(name, flags, dir_fd=dir_fd)
+
+        def utime(self, *_: object) -> None:
+            raise OSError(errno.EROFS, "read-only")
+
+    async def story() -> None:
+        async with maildir.open("ann") as maildrop:
+            texts = [await whole(maildrop.read(entry)) for entry in maildrop.listing]
+            assert texts == [each.encode() + b"\r\n" for each in VICTIMS + KEPT]
+            with pytest.raises(MaildropInUse):
+                await listing(maildir, "ann")
+            assert len(await maildrop.remove(maildrop.listing[:2])) == 2
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "os", ReadOnly(full.parent, hook))
+        run(story())
+    assert listed(maildir) == VICTIMS + KEPT
+
+
+# -- Races
+
+
+def test_victims_that_are_renamed_are_found(maildir: MaildirStore, full: Path) -> None:
+    def hook(call: Call) -> None:
+        if call[0] == "rename" and call[1].endswith("2.a:2,S"):
+            rename(full, "cur/2.a:2,S", "cur/2.a:2,RS")
+
+    async def story() -> None:
+        async with maildir.open("ann") as maildrop:
+            rename(full, "new/1.a", "cur/1.a:2,S")
+            unlink(full, "new/3.a,S=3,W=5")
+            marked = [e for e in maildrop.listing if e.unique_id in VICTIMS]
+            with watched(full.parent, hook):
+                assert list(await maildrop.remove(marked)) == []
+
+    run(story())
+    assert listed(maildir) == KEPT
+    assert held(maildir) == ["1.a", "2.a"]
+
+
+def test_victim_that_never_stands_still_is_left(maildir: MaildirStore, full: Path) -> None:
+    def hook(call: Call) -> None:
+        if call[0] == "rename" and "2.a:2," in call[1]:
+            rename(full, call[1].removeprefix("ann/"), call[1].removeprefix("ann/") + "x")
+
+    with watched(full.parent, hook):
+        assert run(mark(maildir, VICTIMS)) == ["2.a"]
+    assert listed(maildir) == ["2.a", *KEPT]
+
+
+def test_cancelled_removal_is_finished_before_the_lock_is_freed(
+    maildir: MaildirStore, full: Path
+) -> None:
+    def slow(call: Call) -> None:
+        if call[0] == "rename":
+            loops[0].call_soon_threadsafe(begun[0].set)
+            time.sleep(0.05)
+
+    async def story() -> None:
+        loops.append(asyncio.get_running_loop())
+        begun.append(asyncio.Event())
+        with watched(full.parent, slow):
+            removal = asyncio.create_task(mark(maildir, VICTIMS))
+            await begun[0].wait()
+            for _ in range(3):
+                removal.cancel()
+                await asyncio.sleep(0.01)
+            with pytest.raises(asyncio.CancelledError):
+                await removal
+        assert [entry.unique_id for entry in await listing(maildir, "ann")] == KEPT
+
+    loops: list[asyncio.AbstractEventLoop] = []
+    begun: list[asyncio.Event] = []
+    run(story())
+
+
+def test_same_name_is_never_overwritten_in_held(
+    maildir: MaildirStore, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_700_000_000.5)
+    for octets in (b"one", b"two", b"three"):
+        put(place, "new/1.a", octets)
+        assert run(mark(maildir, ["1.a"])) == []
+    assert names(place / "held") == ["1700000000.1.a", "1700000001.1.a", "1700000002.1.a"]
+    assert [(place / "held" / n).read_bytes() for n in names(place / "held")] == [
+        b"one",
+        b"two",
+        b"three",
+    ]
+    assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 1
+    assert len(held(maildir)) == 2
+
+
+# -- What is held
+
+
+def test_given_back_where_it_was(maildir: MaildirStore, full: Path) -> None:
+    run(mark(maildir, VICTIMS))
+    assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 3
+    assert names(full / "new") == ["1.a", "3.a,S=3,W=5", "5.a"]
+    assert names(full / "cur") == ["2.a:2,S", "4.a:2,FS"]
+
+
+def test_given_back_with_new_unique_ids_it_is_new_mail(maildir: MaildirStore, full: Path) -> None:
+    run(mark(maildir, VICTIMS))
+    with watched(full.parent) as system:
+        assert run(maildir.undelete("ann", run(maildir.held("ann")))) == 3
+    assert not system.unsynced
+    assert names(full / "cur") == ["4.a:2,FS"]
+    assert sum(name.endswith(",S=3,W=5") for name in names(full / "new")) == 1
+    assert run(contents(maildir, "ann"))[:2] == [b"4.a\r\n", b"5.a\r\n"]
+
+
+def test_given_back_does_not_overwrite(maildir: MaildirStore, full: Path) -> None:
+    run(mark(maildir, VICTIMS))
+    put(full, "cur/1.a:2,S", b"another")
+    assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 2
+    assert held(maildir) == ["1.a"]
+    assert b"another\r\n" in run(contents(maildir, "ann"))
+
+
+def test_given_back_is_not_taken_again_by_an_update_cut_short(
+    maildir: MaildirStore, full: Path
+) -> None:
+    moved = cut_short(maildir, full.parent)
+    run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True))
+    assert listed(maildir) == [moved, *KEPT]
+
+
+def test_given_back_is_not_taken_again_after_a_power_failure(
+    maildir: MaildirStore, full: Path
+) -> None:
+    """The end of a list of victims is durable before a message comes back."""
+    run(mark(maildir, VICTIMS))
+
+    def hook(call: Call) -> None:
+        if call[0] == "rename":
+            assert "ann" in {each[1] for each in system.calls if each[0] == "fsync"}
+
+    with watched(full.parent, hook) as system:
+        run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True))
+
+
+def test_giving_back_waits_for_an_update_under_way(maildir: MaildirStore, full: Path) -> None:
+    """Else the UPDATE, which looks again for renamed victims, would take the message again."""
+    run(mark(maildir, ["1.a"]))
+    (message,) = run(maildir.held("ann"))
+
+    async def story() -> None:
+        with files.maildrop(str(full.parent), ["ann"]) as opened:
+            with files.directory_lock("held", opened):
+                giving = asyncio.create_task(maildir.undelete("ann", [message]))
+                _, pending = await asyncio.wait([giving], timeout=0.1)
+                assert pending
+            assert await giving == 1
+
+    run(story())
+
+
+@pytest.mark.parametrize("name", ["../new/5.a", "1.../new/5.a", "1./x", "", ".", "1.", "x.5.a"])
+def test_names_of_held_messages_are_checked(maildir: MaildirStore, full: Path, name: str) -> None:
+    run(mark(maildir, VICTIMS))
+    message = HeldMessage(name, "5.a", 1, 1.0)
+    assert run(maildir.undelete("ann", [message])) == 0
+    with pytest.raises(MessageGone):
+        run(whole(maildir.read_held("ann", message)))
+    assert listed(maildir) == KEPT
+
+
+def test_stray_files_in_held_are_left_alone(maildir: MaildirStore, full: Path) -> None:
+    run(mark(maildir, ["1.a"]))
+    put(full, "held/stray", b"x")
+    os.mkfifo(full / "held/1.fifo")
+    (full / "held/2.link").symlink_to(full / "new/5.a")
+    assert held(maildir) == ["1.a"]
+    assert run(maildir.purge("ann", time.time() + 10)) == 1
+    assert len(names(full / "held")) == 3
+
+
+def test_held_message_that_goes_while_it_is_listed(maildir: MaildirStore, full: Path) -> None:
+    run(mark(maildir, VICTIMS))
+
+    def hook(call: Call) -> None:
+        if call[0] == "stat" and call[1].endswith(".1.a") and names(full / "held")[0][-3:] == "1.a":
+            unlink(full, f"held/{names(full / 'held')[0]}")
+
+    with watched(full.parent, hook):
+        assert held(maildir) == ["2.a", "3.a"]
+
+
+def test_purge_is_durable_and_sweeps_what_deliveries_left(
+    maildir: MaildirStore, full: Path
+) -> None:
+    run(mark(maildir, VICTIMS))
+    put(full, "tmp/old", b"half a mess")
+    put(full, "tmp/young", b"half a mess")
+    os.utime(full / "tmp/old", (0, time.time() - 37 * 3600))
+    with watched(full.parent) as system:
+        assert run(maildir.purge("ann", time.time() + 10)) == 3
+    assert system.unsynced == {"ann/tmp"}
+    assert names(full / "tmp") == ["young"]
+    assert names(full / "held") == []
