@@ -364,7 +364,7 @@ def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
     tree[last] = value
 
 
-def _build(tree: Mapping[str, Any], source: Path | None, state: Path, lines: str) -> Configuration:
+def _build(tree: dict[str, Any], source: Path | None, state: Path, lines: str) -> Configuration:
     mistakes: list[str] = []
     for section, key, place in (("store", "path", "mail/%u"), ("auth", "users", "users.sqlite3")):
         if isinstance(found := tree.setdefault(section, {}), dict):

@@ -1,0 +1,304 @@
+"""LMTP and SMTP over real sockets: when a message is ours, when it is not, and where it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import smtplib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from restante.errors import NoSuchUser, TemporaryFailure
+from restante.maildrop import Entry, Store
+from restante.net.intake import Intake
+from restante.store.memory import MemoryStore
+
+from ..support import Client, Run
+
+MAIL = b"MAIL FROM:<bob@example.net>\r\n"
+ANN = b"RCPT TO:<ann@example.org>\r\n"
+LETTER = b"Subject: x\r\n\r\nhello\r\n"
+
+
+class Ann:
+    """A directory with two people."""
+
+    async def maildrop_of(self, recipient: str) -> str:
+        user = recipient.partition("@")[0]
+        if user == "slow":
+            raise TemporaryFailure("directory is down")
+        if user not in ("ann", "eve"):
+            raise NoSuchUser(recipient)
+        return user
+
+
+class FailsFor:
+    """A store that has no room for one user."""
+
+    def __init__(self, store: MemoryStore, user: str) -> None:
+        self.store = store
+        self.open = store.open
+        self.user = user
+
+    async def deliver(self, user: str, message: AsyncIterator[bytes]) -> Entry:
+        if user == self.user:
+            raise TemporaryFailure("disk full")
+        return await self.store.deliver(user, message)
+
+
+@asynccontextmanager
+async def taking(
+    store: Store, *, smtp: bool = False, most: int = 100_000
+) -> AsyncIterator[tuple[Client, int]]:
+    """A connection that has said hello."""
+    intake = Intake(store, Ann(), "mail.example.org", most)
+    factory = intake.smtp(["example.org"]) if smtp else intake.lmtp()
+    server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    client = Client(reader, writer)
+    try:
+        assert (await client.line()).startswith(b"220 mail.example.org ")
+        client.send(b"EHLO tests\r\n" if smtp else b"LHLO tests\r\n")
+        while (await client.line())[3:4] == b"-":
+            pass
+        yield client, port
+    finally:
+        writer.transport.abort()
+        server.close()
+        await asyncio.sleep(0)
+
+
+async def replies(client: Client, octets: bytes, count: int) -> list[bytes]:
+    client.send(octets)
+    return [await client.line() for _ in range(count)]
+
+
+async def letters(store: MemoryStore, user: str = "ann") -> list[bytes]:
+    async with store.open(user) as maildrop:
+        return [b"".join([p async for p in maildrop.read(e)]) for e in maildrop.listing]
+
+
+def without_trace(letter: bytes) -> bytes:
+    match = re.match(rb"(Return-Path|Delivered-To|Received): (.|\r\n\t)*?\r\n(?!\t)", letter)
+    return without_trace(letter[match.end() :]) if match else letter
+
+
+def test_one_reply_for_each_recipient(run: Run[None]) -> None:
+    """RFC 2033 §4.2: in their order, for duplicates too; one failure spoils nothing."""
+
+    async def main() -> None:
+        memory = MemoryStore()
+        async with taking(FailsFor(memory, "eve")) as (client, _):
+            eve, nobody = b"RCPT TO:<eve@example.org>\r\n", b"RCPT TO:<x@example.org>\r\n"
+            got = await replies(client, MAIL + ANN + eve + nobody + ANN + b"DATA\r\n", 6)
+            assert [line[:9] for line in got[1:5]] == [
+                b"250 2.1.5", b"250 2.1.5", b"550 5.1.1", b"250 2.1.5",
+            ]  # fmt: skip
+            assert got[5].startswith(b"354")
+            got = await replies(client, LETTER + b".\r\n", 3)
+            assert [line[:9] for line in got] == [b"250 2.0.0", b"451 4.3.0", b"250 2.0.0"]
+        assert [without_trace(each) for each in await letters(memory)] == [LETTER, LETTER]
+
+    run(main())
+
+
+def test_trace_fields_stand_before_the_message(run: Run[None]) -> None:
+    """RFC 5321 §4.4; the octets after them are those that were sent."""
+    odd = b"Subject: \xe9\0\r\n\r\n..dots\r\n.\xff\r\n" + b"y" * 90_000 + b"\r\n"
+
+    async def main() -> None:
+        store = MemoryStore()
+        async with taking(store) as (client, _):
+            await replies(client, MAIL + ANN + b"DATA\r\n", 3)
+            stuffed = odd.replace(b"\r\n.", b"\r\n..")
+            assert (await replies(client, stuffed + b".\r\n", 1))[0].startswith(b"250")
+        (letter,) = await letters(store)
+        assert letter.startswith(
+            b"Return-Path: <bob@example.net>\r\n"
+            b"Delivered-To: ann@example.org\r\n"
+            b"Received: from tests"
+        )
+        assert without_trace(letter) == odd
+
+    run(main())
+
+
+def test_null_reverse_path(run: Run[None]) -> None:
+    """RFC 5321 §4.5.5: notifications come from <>."""
+
+    async def main() -> None:
+        store = MemoryStore()
+        async with taking(store) as (client, _):
+            got = await replies(client, b"MAIL FROM:<>\r\n" + ANN + b"DATA\r\n", 3)
+            assert got[2].startswith(b"354"), got
+            await replies(client, LETTER + b".\r\n", 1)
+        assert (await letters(store))[0].startswith(b"Return-Path: <>\r\n")
+
+    run(main())
+
+
+NO_END = [
+    b"\n.\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"\r\n.\r", b"\r.\r\n", b"\n\n.\n\n",
+    b"\r\n\0.\r\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("end", NO_END)
+@pytest.mark.parametrize("smtp", [False, True])
+def test_only_crlf_dot_crlf_ends_the_data(end: bytes, smtp: bool, run: Run[None]) -> None:
+    """CVE-2023-51764 and its twins: what follows a false end is no second message."""
+    smuggled = MAIL + ANN + b"DATA\r\nSubject: forged\r\n\r\nx"
+
+    async def main() -> None:
+        store = MemoryStore()
+        async with taking(store, smtp=smtp) as (client, _):
+            await replies(client, MAIL + ANN + b"DATA\r\n", 3)
+            client.send(b"Subject: x\r\n\r\nhi" + end + smuggled)
+            await asyncio.sleep(0.01)
+            got = await replies(client, b"\r\n.\r\nNOOP\r\n", 2)
+            expected = b"250" if end == b"\r\n\0.\r\n" else b"554 5.6.0"
+            assert got[0].startswith(expected)
+            assert got[1].startswith(b"250")
+        assert len(await letters(store)) == (expected == b"250")
+
+    run(main())
+
+
+def test_the_end_may_come_in_pieces(run: Run[None]) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        async with taking(store) as (client, _):
+            await replies(client, MAIL + ANN + b"DATA\r\n", 3)
+            for at in range(len(LETTER + b".\r\n")):
+                client.send((LETTER + b".\r\n")[at : at + 1])
+                await asyncio.sleep(0)
+            assert (await client.line()).startswith(b"250")
+            # and the next message may come in the same segment (PIPELINING)
+            await replies(client, MAIL + ANN + b"DATA\r\n", 3)
+            got = await replies(client, LETTER + b".\r\n" + MAIL + ANN + b"DATA\r\n", 4)
+            assert [line[:3] for line in got] == [b"250", b"250", b"250", b"354"]
+        assert len(await letters(store)) == 2
+
+    run(main())
+
+
+@pytest.mark.parametrize("smtp", [False, True])
+def test_too_large_is_read_to_its_end(smtp: bool, run: Run[None]) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        async with taking(store, smtp=smtp, most=1000) as (client, _):
+            got = await replies(client, b"MAIL FROM:<bob@example.net> SIZE=1001\r\n", 1)
+            assert got[0].startswith(b"552 5.3.4")
+            await replies(client, MAIL + ANN + b"DATA\r\n", 3)
+            got = await replies(client, b"x" * 500_000 + b"\r\n.\r\nNOOP\r\n", 2)
+            assert [line[:9] for line in got] == [b"552 5.3.4", b"250 2.0.0"]
+        assert await letters(store) == []
+
+    run(main())
+
+
+def test_a_dropped_connection_stores_nothing(run: Run[None]) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        async with taking(store) as (client, _):
+            await replies(client, MAIL + ANN + b"DATA\r\n", 3)
+            client.send(LETTER)
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        assert await letters(store) == []
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([b"HELO x", b"EHLO x"], [b"500", b"500"]),  # RFC 2033 §4.1
+        ([b"DATA"], [b"503"]),
+        ([b"MAIL FROM:<b@x>", b"DATA"], [b"250", b"503"]),
+        ([b"MAIL FROM:<b@x>", b"RCPT TO:<slow@example.org>", b"DATA"], [b"250", b"451", b"503"]),
+        ([b"EXPN ann", b"AUTH PLAIN", b"STARTTLS"], [b"500", b"500", b"500"]),
+        ([b"VRFY ann"], [b"252"]),
+        ([b"MAIL FROM:<b\x07@x>"], [b"553"]),
+        (
+            [b"MAIL FROM:<b@x>"]
+            + [
+                b"RCPT TO:<" + bad + b">"
+                for bad in (b"../x", b"a/b", b'"x y"@d', b'""@d', b"\xff", b"%n", b"-x", b"a" * 300)
+            ],
+            [b"250"] + [b"55"] * 8,
+        ),
+    ],
+)
+def test_refusals(lines: list[bytes], expected: list[bytes], run: Run[None]) -> None:
+    async def main() -> None:
+        async with taking(MemoryStore()) as (client, _):
+            for line, reply in zip(lines, expected, strict=True):
+                got = await client.ask(line)
+                assert got.startswith(reply), (line, got)
+                if got[:1] in b"45":
+                    assert re.match(rb"[45]\d\d [45]\.\d\.\d ", got), got
+
+    run(main())
+
+
+def test_a_loop_is_refused(run: Run[None]) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        async with taking(store) as (client, _):
+            for hops, reply in ((100, b"250"), (101, b"554 5.4.6")):
+                await replies(client, MAIL + ANN + b"DATA\r\n", 3)
+                octets = b"Received: x\r\n" * hops + b"\r\nReceived: in the body\r\n.\r\n"
+                assert (await replies(client, octets, 1))[0].startswith(reply)
+
+    run(main())
+
+
+def test_smtp_takes_mail_for_its_domains_only(run: Run[None]) -> None:
+    async def main() -> None:
+        async with taking(MemoryStore(), smtp=True) as (client, _):
+            got = await replies(client, MAIL + b"RCPT TO:<ann@example.com>\r\nDATA\r\n", 3)
+            assert [line[:9] for line in got[1:]] == [b"550 5.7.1", b"503 5.5.1"]
+
+    run(main())
+
+
+def test_smtp_has_one_reply_and_prefers_a_duplicate_to_a_loss(run: Run[None]) -> None:
+    async def main() -> None:
+        memory = MemoryStore()
+        async with taking(FailsFor(memory, "eve"), smtp=True) as (client, _):
+            await replies(client, MAIL + ANN + b"RCPT TO:<eve@example.org>\r\nDATA\r\n", 4)
+            got = await replies(client, LETTER + b".\r\nNOOP\r\n", 2)
+            assert got[0].startswith(b"451 4.3.0")
+            assert got[1].startswith(b"250 2.0.0")
+
+    run(main())
+
+
+def test_no_endless_command(run: Run[None]) -> None:
+    async def main() -> None:
+        async with taking(MemoryStore()) as (client, _):
+            client.send(b"x" * 1_000_000)
+            assert (await client.ask(b"")).startswith(b"500 5.5.2")
+            assert (await client.ask(b"NOOP")).startswith(b"250")
+
+    run(main())
+
+
+def test_pythons_own_client_is_content(run: Run[None]) -> None:
+    def deliver(port: int) -> None:
+        with smtplib.LMTP("127.0.0.1", port) as lmtp:
+            for recipient in ("ann@example.org", "eve@example.org"):  # it reads one reply only
+                assert lmtp.sendmail("bob@example.net", recipient, LETTER) == {}
+
+    async def main() -> None:
+        store = MemoryStore()
+        async with taking(store) as (_, port):
+            await asyncio.to_thread(deliver, port)
+        for user in ("ann", "eve"):
+            assert [without_trace(each) for each in await letters(store, user)] == [LETTER]
+
+    run(main())
