@@ -1,0 +1,1 @@
+"""Collecting mail from other servers."""

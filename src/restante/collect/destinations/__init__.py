@@ -1,0 +1,60 @@
+"""Where fetched mail goes: a directory of files, a Maildir, an mbox.
+
+A destination takes one message at a time: ``begin`` says whether it wants it, ``write`` adds
+octets, ``commit`` makes it durable, ``abort`` leaves no trace.  After ``commit`` a crash cannot
+lose the message, so only then may it be deleted on its server.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol
+
+from ...errors import UnsafeArgument
+
+
+class Destination(Protocol):
+    """One place for mail."""
+
+    def begin(self, identity: str) -> bool:
+        """Whether this message is wanted; False: it is here already.
+
+        ``identity`` is account and unique-id; the same message has the same one, always.
+        """
+
+    def write(self, octets: bytes) -> None:
+        """CRLF text of the message that was begun."""
+
+    def commit(self) -> None:
+        """Durable on return."""
+
+    def abort(self) -> None:
+        """Leave no trace of the message that was begun; harmless after ``commit``."""
+
+    def close(self) -> None:
+        """No more messages."""
+
+
+def name_of(identity: str) -> str:
+    """A file name; nothing that a server says becomes part of a path."""
+    return sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def open_destination(text: str) -> Destination:
+    """``maildir:PATH``, ``mbox:PATH``, or the path of a directory.
+
+    Raises:
+        UnsafeArgument: another kind, or no path.
+        OSError: it cannot be used.
+    """
+    from .folder import Folder
+    from .maildir import Maildir
+    from .mbox import Mbox
+
+    kind, colon, path = text.partition(":")
+    if not colon and text:
+        return Folder(Path(text))
+    if not path or kind not in ("maildir", "mbox"):
+        raise UnsafeArgument("a destination is a directory, maildir:PATH or mbox:PATH")
+    return Maildir(Path(path)) if kind == "maildir" else Mbox(Path(path))
