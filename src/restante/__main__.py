@@ -1,0 +1,5 @@
+"""``python -m restante``."""
+
+from .cli.main import main
+
+raise SystemExit(main())

@@ -1,0 +1,109 @@
+"""``restante demo``: the whole story on loopback, nothing left behind."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import poplib
+import smtplib
+import sys
+from email.message import EmailMessage
+from email.utils import formatdate, make_msgid
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from .. import config
+from ..auth import passwords
+from ..net import client, tls
+from ..net.listener import Address
+from . import common
+from .serve import Running, run_loop, running
+
+_LETTERS = (
+    ("Invoice 4711", "supplier@example.com", "The invoice waits in your post office box."),
+    ("Re: order", "bob@example.net", "It left the warehouse this morning.\n\n.a line with a dot"),
+    ("Photos", "eve@example.org", "Three of them, from the lighthouse."),
+)
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("demo", help="see it all work on this machine; nothing is kept")
+    parser.set_defaults(run=run)
+
+
+def run(_: argparse.Namespace) -> int:
+    """Start a server, deliver, fetch, delete, give back; then stop."""
+    with TemporaryDirectory(prefix="restante-demo-") as folder:
+        run_loop(_story(config.ephemeral(Path(folder))))
+    _tell("stop", "the server has ended, and all it wrote is gone")
+    return os.EX_OK
+
+
+async def _story(configuration: config.Configuration) -> None:
+    users, store = common.users(configuration), common.store(configuration)
+    password = passwords.generate()
+    await asyncio.to_thread(users.add, "ann", password)
+    async with running(configuration, users, store) as server:
+        _tell("start", f"POP3S on {server.addresses['pop3s']}, LMTP on {server.addresses['lmtp']}")
+        _tell("", f"certificate made on the spot, SHA-256 {tls.fingerprint(server.certificate)}")
+
+        await asyncio.to_thread(_deliver, server)
+        _tell("deliver", f"{len(_LETTERS)} messages by LMTP; each is on disk before it is accepted")
+
+        url = f"pop3s://ann@{server.addresses['pop3s']}"
+        async with client.connect(url, password=password, ca_file=server.certificate) as maildrop:
+            async for message in maildrop.messages():
+                octets = b"".join([piece async for piece in maildrop.retrieve(message)])
+                subject = _subject(octets)
+                _tell("fetch", f"{message.number}  {message.size:4} octets  {subject}")
+                await maildrop.delete(message)
+            _tell("delete", "all of them marked as deleted; QUIT removes them")
+
+        count = await asyncio.to_thread(_look, server, password)
+        _tell("poplib", f"Python's own client looks in: {count} messages. Lost?")
+
+        held = await store.held("ann")
+        back = await store.undelete("ann", held)
+        _tell("undelete", f"no: {back} messages were held, and are back with new unique-ids")
+
+        count = await asyncio.to_thread(_look, server, password, fetch=True)
+        _tell("poplib", f"looks again and fetches {count} messages")
+
+
+def _deliver(server: Running) -> None:
+    """As a mail server would, with the standard library."""
+    address = Address.parse(server.addresses["lmtp"])
+    with smtplib.LMTP(address.host, address.port) as lmtp:
+        for subject, sender, text in _LETTERS:
+            message = EmailMessage()
+            message["From"], message["To"], message["Subject"] = sender, "ann@localhost", subject
+            message["Date"], message["Message-ID"] = formatdate(), make_msgid(domain="localhost")
+            message.set_content(text)
+            lmtp.send_message(message)
+
+
+def _look(server: Running, password: str, *, fetch: bool = False) -> int:
+    """How many messages Python's poplib finds, and can fetch."""
+    address = Address.parse(server.addresses["pop3s"])
+    maildrop = poplib.POP3_SSL(
+        address.host, address.port, context=tls.client_context(server.certificate)
+    )
+    maildrop.user("ann")
+    maildrop.pass_(password)
+    count, _ = maildrop.stat()
+    if fetch:
+        for number in range(1, count + 1):
+            maildrop.retr(number)
+    maildrop.quit()
+    return count
+
+
+def _subject(octets: bytes) -> str:
+    lines = octets.partition(b"\r\n\r\n")[0].decode("ascii", "replace").split("\r\n")
+    return next(line for line in lines if line.startswith("Subject: "))
+
+
+def _tell(step: str, text: str) -> None:
+    strong, plain = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
+    print(f"{strong}{step:>9}{plain}  {text}", flush=True)

@@ -1,0 +1,132 @@
+"""``restante fetch``: download a maildrop into a directory, a Maildir or an mbox."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from getpass import getpass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from ..errors import UnsafeArgument
+from . import common
+from .user import first_line
+
+if TYPE_CHECKING:
+    from ..collect.fetch import Outcome
+    from ..pop3.dialogue import Message
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser(
+        "fetch",
+        help="download mail from a POP3 server",
+        description="Download every message and store it durably; then, unless --keep is given, "
+        "delete what was stored from the server. What the directory or Maildir has already is not "
+        "downloaded into it again.",
+    )
+    parser.add_argument(
+        "url", metavar="URL", help="pop3s://user@host[:port], or pop3:// for STLS on port 110"
+    )
+    parser.add_argument(
+        "--to", required=True, metavar="PLACE", help="a directory, maildir:PATH or mbox:PATH"
+    )
+    parser.add_argument("--keep", action="store_true", help="delete nothing on the server")
+    parser.add_argument("--limit", type=int, metavar="N", help="at most so many messages")
+    parser.add_argument("--user", default="", help="who logs in, if the URL does not tell")
+    parser.add_argument(
+        "--password-file", type=Path, metavar="FILE", help="its first line is the password"
+    )
+    parser.add_argument(
+        "--ca-file", type=Path, metavar="FILE", help="trust these certificates, PEM"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """75 means: try again, what was stored is safe and nothing else was deleted."""
+    parts = urlsplit(options.url)
+    if parts.password:
+        raise UnsafeArgument(
+            "a password in the URL can be read by every user of this machine; "
+            "use --password-file, or RESTANTE_PASSWORD in the environment"
+        )
+    user = options.user or unquote(parts.username or "")
+    if not user:
+        raise UnsafeArgument("who logs in? write pop3s://user@host, or --user")
+    outcome = asyncio.run(_fetch(options, user, _password(options, user)))
+    _report(options, outcome)
+    return os.EX_TEMPFAIL if outcome.refused else os.EX_OK
+
+
+def _password(options: argparse.Namespace, user: str) -> str:
+    if options.password_file:
+        return first_line(options.password_file)
+    if found := os.environ.get("RESTANTE_PASSWORD"):
+        return found
+    if not sys.stdin.isatty():
+        raise UnsafeArgument("no password: use --password-file or RESTANTE_PASSWORD")
+    return getpass(f"Password of {user}: ")
+
+
+async def _fetch(options: argparse.Namespace, user: str, password: str) -> Outcome:
+    from ..collect.destinations import open_destination
+    from ..collect.fetch import fetch
+    from ..net.client import connect
+
+    parts = urlsplit(options.url)
+    account = f"{user}@{parts.hostname}"
+    with closing(open_destination(options.to)) as destination, _progress() as progress:
+        async with connect(
+            options.url, user=user, password=password, ca_file=options.ca_file
+        ) as client:
+            return await fetch(
+                client,
+                destination,
+                account=account,
+                keep=options.keep,
+                limit=options.limit,
+                progress=progress,
+            )
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[Sequence[Message], int], None]]:
+    """A bar on a terminal, and silence elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda messages, octets: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("fetching"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def show(messages: Sequence[Message], octets: int) -> None:
+            bar.update(task, total=sum(message.size for message in messages), advance=octets)
+
+        yield show
+
+
+def _report(options: argparse.Namespace, outcome: Outcome) -> None:
+    if options.json:
+        common.print_json(
+            "fetch",
+            stored=outcome.stored,
+            octets=outcome.octets,
+            present=outcome.present,
+            deleted=outcome.deleted,
+            refused=outcome.refused,
+        )
+        return
+    for text in outcome.refused:
+        common.say(common.printable(f"refused by the server: {text}"))
+    here = f", {outcome.present} were here already" if outcome.present else ""
+    gone = f", {outcome.deleted} deleted on the server" if outcome.deleted else ""
+    print(f"{outcome.stored} messages stored ({outcome.octets} octets){here}{gone}")

@@ -1,0 +1,200 @@
+"""``restante maildrop``: look into maildrops, and give deleted mail back."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import aclosing, suppress
+from datetime import datetime
+from email import policy
+from email.header import decode_header, make_header
+from email.parser import BytesHeaderParser
+from typing import Any
+
+from ..config import duration
+from ..errors import NoSuchUser, UnsafeArgument
+from ..maildrop import HeldMessage
+from ..store.maildir import MaildirStore
+from ..store.memory import MemoryStore
+from . import common
+
+_HEADER = 65_536  # octets of a message that are looked at
+AnyStore = MaildirStore | MemoryStore
+Action = Callable[[argparse.Namespace, AnyStore], Coroutine[Any, Any, int]]
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    noun = verbs.add_parser(
+        "maildrop", help="list, show; held, undelete and purge for what clients deleted"
+    )
+    actions = noun.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def action(name: str, run: Action, text: str, *, user: str = "USER") -> argparse.ArgumentParser:
+        parser = actions.add_parser(name, help=text)
+        if user:
+            parser.add_argument("user", metavar="USER", nargs="?" if user == "?" else None)
+        parser.set_defaults(run=lambda options: _run(options, run))
+        return parser
+
+    action("list", list_, "every maildrop: messages, octets, held", user="")
+    action("show", show, "the messages of one maildrop")
+    action("held", held, "what can be given back")
+    undo = action("undelete", undelete, "give deleted messages back")
+    undo.add_argument("name", metavar="NAME", nargs="*", help="as `held` shows it")
+    undo.add_argument("--since", metavar="TIME", help="all deleted in the last 2h, 3d …")
+    undo.add_argument("--all", action="store_true", help="all that is held")
+    undo.add_argument(
+        "--same-uidl",
+        action="store_true",
+        help="keep the unique-ids, so clients that had the messages do not fetch them again",
+    )
+    end = action("purge", purge, "destroy held mail for good", user="?")
+    end.add_argument("--older-than", metavar="TIME", default="0", help="only what is held longer")
+    end.add_argument("--all", action="store_true", help="in every maildrop")
+    end.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _run(options: argparse.Namespace, action: Action) -> int:
+    return asyncio.run(action(options, common.store(common.configuration(options))))
+
+
+async def list_(options: argparse.Namespace, store: AnyStore) -> int:
+    rows = []
+    async for user in store.users():
+        async with store.open(user) as maildrop:
+            entries = maildrop.listing
+        kept = await store.held(user)
+        octets = sum(entry.size for entry in entries)
+        rows.append({"user": user, "messages": len(entries), "octets": octets, "held": len(kept)})
+    if options.json:
+        common.print_json("maildrop-list", maildrops=rows)
+        return os.EX_OK
+    for row in rows:
+        print("{user}: {messages} messages, {octets} octets, {held} held".format(**row))
+    return os.EX_OK
+
+
+async def show(options: argparse.Namespace, store: AnyStore) -> int:
+    rows = []
+    await _known(options.user, store)
+    async with store.open(options.user) as maildrop:
+        for number, entry in enumerate(maildrop.listing, 1):
+            async with aclosing(maildrop.read(entry)) as pieces:
+                head = await _head(pieces)
+            rows.append(
+                {"number": number, "size": entry.size, "unique_id": entry.unique_id, **head}
+            )
+    if options.json:
+        common.print_json("maildrop-show", user=options.user, messages=rows)
+        return os.EX_OK
+    for row in rows:
+        print("{number:4} {size:9}  {date}  {sender:30.30}  {subject}".format(**row))
+    return os.EX_OK
+
+
+async def held(options: argparse.Namespace, store: AnyStore) -> int:
+    await _known(options.user, store)
+    rows = []
+    for message in await store.held(options.user):
+        head = await _head(store.read_held(options.user, message))
+        row = {"name": message.name, "size": message.size, "unique_id": message.unique_id, **head}
+        rows.append({**row, "removed_at": message.removed_at})
+    if options.json:
+        common.print_json("maildrop-held", user=options.user, messages=rows)
+        return os.EX_OK
+    for each in rows:
+        at = datetime.fromtimestamp(float(str(each["removed_at"]))).strftime("%Y-%m-%d %H:%M")
+        print(f"{at}  {each['size']:9}  {each['sender']:30.30}  {each['subject']}")
+        print(f"    {common.printable(str(each['name']))}")
+    return os.EX_OK
+
+
+async def undelete(options: argparse.Namespace, store: AnyStore) -> int:
+    await _known(options.user, store)
+    wanted = _chosen(options, list(await store.held(options.user)))
+    count = await store.undelete(options.user, wanted, same_unique_ids=options.same_uidl)
+    if options.json:
+        common.print_json("maildrop-undelete", user=options.user, messages=count)
+        return os.EX_OK
+    ids = (
+        "with the unique-ids they had"
+        if options.same_uidl
+        else "with new unique-ids, so that clients see them"
+    )
+    print(f"{count} messages are back in {options.user}, {ids}")
+    return os.EX_OK
+
+
+def _chosen(options: argparse.Namespace, found: list[HeldMessage]) -> list[HeldMessage]:
+    if options.all:
+        return found
+    if options.since:
+        since = time.time() - _seconds(options.since)
+        return [message for message in found if message.removed_at >= since]
+    by_name = {message.name: message for message in found}
+    if not options.name:
+        raise UnsafeArgument(
+            "which ones? --since 2h, --all, or names from `restante maildrop held`"
+        )
+    if missing := [name for name in options.name if name not in by_name]:
+        raise UnsafeArgument(f"nothing is held under the name {missing[0]!r}")
+    return [by_name[name] for name in options.name]
+
+
+async def purge(options: argparse.Namespace, store: AnyStore) -> int:
+    if bool(options.user) == options.all:
+        raise UnsafeArgument("whose? USER, or --all for everybody")
+    before = time.time() - _seconds(options.older_than)
+    if options.user:
+        await _known(options.user, store)
+        users = [options.user]
+    else:
+        users = [user async for user in store.users()]
+    if not common.confirm("Destroy held mail for good?", options):
+        return os.EX_USAGE
+    counts = {user: await store.purge(user, before) for user in users}
+    if options.json:
+        common.print_json("maildrop-purge", purged=counts)
+        return os.EX_OK
+    print(f"{sum(counts.values())} messages destroyed")
+    return os.EX_OK
+
+
+def _seconds(text: str) -> float:
+    try:
+        return duration(text)
+    except Exception as error:
+        raise UnsafeArgument('a time is "90s", "10min", "2h" or "14d"') from error
+
+
+async def _known(user: str, store: AnyStore) -> None:
+    """A typing error must not look like an empty maildrop."""
+    async for each in store.users():
+        if each == user:
+            return
+    raise NoSuchUser(user)
+
+
+async def _head(pieces: AsyncIterator[bytes]) -> dict[str, str]:
+    """From, Subject and Date, made harmless for a terminal."""
+    octets = b""
+    async for piece in pieces:
+        octets += piece
+        if b"\r\n\r\n" in octets or b"\n\n" in octets or len(octets) > _HEADER:
+            break
+    fields = BytesHeaderParser(policy=policy.compat32).parsebytes(octets[:_HEADER])
+    return {
+        "sender": _field(fields.get("From")),
+        "subject": _field(fields.get("Subject")),
+        "date": _field(fields.get("Date"))[:31],
+    }
+
+
+def _field(value: object) -> str:
+    text = " ".join(str(value or "").split())
+    with suppress(ValueError, LookupError, UnicodeError):  # else it is shown as it stands
+        text = str(make_header(decode_header(text)))
+    return common.printable(text)
