@@ -62,7 +62,7 @@ async def what_comes(reading: AsyncIterator[bytes]) -> bytes:
 
 def test_delivered_file(maildir: MaildirStore, place: Path) -> None:
     entry = run(deliver(maildir, "ann", b"a\n", b"b\r\n"))
-    assert names(place) == ["cur", "new", "restante.lock", "tmp"]
+    assert names(place) == ["cur", "held", "new", "restante.lock", "tmp"]
     (name,) = names(place / "new")
     assert name == f"{entry.unique_id},S=5,W=6"
     assert (place / "new" / name).read_bytes() == b"a\nb\r\n"

@@ -130,6 +130,8 @@ def test_victims_are_durable_before_the_first_is_moved(maildir: MaildirStore, fu
             assert not system.unsynced - {"ann/held", "ann/new", "ann/cur"}
             assert (full / "restante.removing").exists()
             moved.append(call[1])
+        if call == ("fsync", "ann/cur"):  # held/ first, or a crash could leave it in neither
+            assert "ann/held" not in system.unsynced
         if call[0] == "unlink":
             assert not system.unsynced
             unlinked.append(call[1])
@@ -311,6 +313,18 @@ def test_any_fault_in_update(full: Path, tmp_path: Path, error: int, once: bool)
         number += 1
     assert number > 20
     assert left == []
+
+
+def test_list_that_may_not_be_durable_takes_nothing(maildir: MaildirStore, full: Path) -> None:
+    def hook(call: Call) -> None:
+        if call == ("fsync", "ann"):
+            raise OSError(errno.EIO, "disk")
+
+    run(listing(maildir, "ann"))
+    with watched(full.parent, hook):
+        assert run(mark(maildir, VICTIMS)) == VICTIMS
+    assert listed(maildir) == VICTIMS + KEPT
+    assert held(maildir) == []
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
@@ -524,8 +538,14 @@ def test_same_name_is_never_overwritten_in_held(
 
 
 def test_given_back_where_it_was(maildir: MaildirStore, full: Path) -> None:
+    def hook(call: Call) -> None:
+        if call == ("fsync", "ann/held"):  # the last, or a crash could leave it nowhere
+            assert system.unsynced == {"ann/held"}
+
     run(mark(maildir, VICTIMS))
-    assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 3
+    with watched(full.parent, hook) as system:
+        assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 3
+    assert not system.unsynced
     assert names(full / "new") == ["1.a", "3.a,S=3,W=5", "5.a"]
     assert names(full / "cur") == ["2.a:2,S", "4.a:2,FS"]
 

@@ -26,6 +26,7 @@ PIECE = 32_766
 """Octets read at once.  As CRLF text at most twice as many, and with a missing last line
 end still not more than 64 KiB."""
 
+HELD = "held"  # removed mail; made at once, or a full disk could not be emptied
 LOCK = "restante.lock"  # in the maildrop; never unlinked, or two sessions could hold it
 
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a fifo must not block us
@@ -105,7 +106,7 @@ def _open_maildrop(base: str, names: Sequence[str], make: bool) -> int:
             made |= make and _make(name, chain[-1])
             chain.append(stack.enter_context(directory(name, chain[-1])))
         if make:
-            for name in ("cur", "new", "tmp"):
+            for name in ("cur", "new", "tmp", HELD):
                 made |= _make(name, chain[-1])
             if made or not _exists(LOCK, chain[-1]):
                 for each in chain:

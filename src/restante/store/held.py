@@ -31,7 +31,6 @@ from .names import (
     unique_part,
 )
 
-HELD = "held"
 VICTIMS = "restante.removing"
 
 _NAME_MAX = 255  # octets, on nearly every file system
@@ -54,7 +53,7 @@ def update(maildrop: int, victims: Victims, *, destroy: bool) -> set[str]:
     make room, and each rename is atomic by itself.
     """
     try:
-        with files.directory_lock(HELD, maildrop):
+        with files.directory_lock(files.HELD, maildrop):
             try:
                 files.replace(VICTIMS, _listed(victims), maildrop)
             except OSError as error:
@@ -75,7 +74,7 @@ def finish_update(maildrop: int, *, destroy: bool) -> None:
         OSError: whether there is one cannot be told.
     """
     if _victims(maildrop) is not None:
-        with files.directory_lock(HELD, maildrop):
+        with files.directory_lock(files.HELD, maildrop):
             _finish(maildrop, destroy)
 
 
@@ -96,7 +95,7 @@ def _take(maildrop: int, victims: Victims, destroy: bool) -> set[str]:
                 break
         left |= renamed
         # held/ first: a crash may leave a message in both places, never in none.
-        files.sync(HELD, "cur", "new", parent=maildrop)
+        files.sync(files.HELD, "cur", "new", parent=maildrop)
     except OSError as error:
         _note("update failed", reason=error.strerror)
         left = set(victims.values())
@@ -107,7 +106,7 @@ def _take(maildrop: int, victims: Victims, destroy: bool) -> set[str]:
 def _take_once(maildrop: int, victims: Victims, destroy: bool) -> tuple[set[str], set[str]]:
     """Unique-ids of what could not be moved, and of what another program has just renamed."""
     left, renamed = set(), set()
-    with files.directory(HELD, maildrop) as held:
+    with files.directory(files.HELD, maildrop) as held:
         for file in scan(maildrop):
             unique_id = victims.get(file.identity)
             if unique_id is None:
@@ -176,8 +175,10 @@ def _note(event: str, **fields: object) -> None:
 def list_held(maildrop: int) -> list[HeldMessage]:
     """The oldest removal first."""
     try:
-        with files.directory(HELD, maildrop) as held:
-            found = [_held_message(name, held) for name, _ in files.list_files(HELD, maildrop)]
+        with files.directory(files.HELD, maildrop) as held:
+            found = [
+                _held_message(name, held) for name, _ in files.list_files(files.HELD, maildrop)
+            ]
     except FileNotFoundError:
         return []
     return sorted(filter(None, found), key=lambda message: (message.removed_at, message.name))
@@ -206,7 +207,7 @@ def reading_held(maildrop: int, name: str) -> Iterator[int]:
     try:
         if not _parse(name)[1]:
             raise MessageGone
-        with files.directory(HELD, maildrop) as held, files.reading(name, held) as file:
+        with files.directory(files.HELD, maildrop) as held, files.reading(name, held) as file:
             yield file
     except FileNotFoundError as error:
         raise MessageGone from error
@@ -215,7 +216,7 @@ def reading_held(maildrop: int, name: str) -> Iterator[int]:
 def undelete(maildrop: int, names: Iterable[str], *, same_unique_ids: bool, destroy: bool) -> int:
     """Give held messages back; returns how many.  Overwrites nothing; repeat it after an error."""
     given_back = 0
-    with files.directory_lock(HELD, maildrop) as held:
+    with files.directory_lock(files.HELD, maildrop) as held:
         _finish(maildrop, destroy)
         # Not even a power failure may bring back a list of what we give back now.
         files.sync(".", parent=maildrop)
@@ -231,18 +232,18 @@ def undelete(maildrop: int, names: Iterable[str], *, same_unique_ids: bool, dest
                 files.move(name, held, new_name, directory)
                 present.add(unique_part(new_name))
                 given_back += 1
-        files.sync("cur", "new", HELD, parent=maildrop)
+        files.sync("cur", "new", files.HELD, parent=maildrop)
     return given_back
 
 
 def purge(maildrop: int, removed_before: float) -> int:
     """Destroy what was removed before that moment; returns how many messages."""
     purged = 0
-    with files.directory_lock(HELD, maildrop) as held:
-        for name, _ in files.list_files(HELD, maildrop):
+    with files.directory_lock(files.HELD, maildrop) as held:
+        for name, _ in files.list_files(files.HELD, maildrop):
             removed_at, old_name = _parse(name)
             if old_name and removed_at < removed_before:
                 files.unlink(name, held)
                 purged += 1
-        files.sync(HELD, parent=maildrop)
+        files.sync(files.HELD, parent=maildrop)
     return purged
