@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+
+from restante.net import tls
 
 from .support import LOOPS, Run
 
@@ -25,13 +28,17 @@ def run(request: pytest.FixtureRequest) -> Run[Any]:
     return run_on
 
 
-@pytest.fixture
-def server_tls() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain("/tmp/c.pem", "/tmp/k.pem")
-    return context
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Certificate and key for this machine."""
+    return tls.make_self_signed(tmp_path_factory.mktemp("tls"), ["localhost", "127.0.0.1"])
 
 
 @pytest.fixture
-def client_tls() -> ssl.SSLContext:
-    return ssl.create_default_context(cafile="/tmp/c.pem")
+def server_tls(certificate: tuple[Path, Path]) -> ssl.SSLContext:
+    return tls.server_context(*certificate)
+
+
+@pytest.fixture
+def client_tls(certificate: tuple[Path, Path]) -> ssl.SSLContext:
+    return tls.client_context(certificate[0])

@@ -1,0 +1,112 @@
+"""Certificates: made once, whole, and trusted by strict clients."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import stat
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from restante.errors import ConfigurationError
+from restante.net import tls
+
+NAMES = ["mail.example.org", "localhost", "127.0.0.1", "::1"]
+
+
+def test_the_key_is_private_and_both_stay_as_they_are(tmp_path: Path) -> None:
+    certificate, key = tls.make_self_signed(tmp_path / "tls", NAMES)
+    before = certificate.read_bytes(), key.read_bytes()
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "tls").stat().st_mode) == 0o700
+    assert tls.make_self_signed(tmp_path / "tls", NAMES) == (certificate, key)
+    assert (certificate.read_bytes(), key.read_bytes()) == before
+    assert sorted(path.name for path in (tmp_path / "tls").iterdir()) == [
+        "certificate.pem",
+        "key.pem",
+    ]
+
+
+def test_two_at_once_make_one_pair(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(8):
+            pool.submit(tls.make_self_signed, tmp_path, NAMES)
+    tls.server_context(tmp_path / "certificate.pem", tmp_path / "key.pem")
+
+
+def test_a_crash_between_the_two_is_mended(tmp_path: Path) -> None:
+    certificate, _ = tls.make_self_signed(tmp_path, NAMES)
+    certificate.unlink()
+    tls.server_context(*tls.make_self_signed(tmp_path, NAMES))
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "::1", "mail.example.org"])
+def test_it_is_its_own_trust_anchor_under_strict_rules(name: str, tmp_path: Path) -> None:
+    """Python 3.13 sets VERIFY_X509_STRICT by itself."""
+    certificate, key = tls.make_self_signed(tmp_path, NAMES)
+    client = tls.client_context(certificate)
+    client.verify_flags |= ssl.VERIFY_X509_STRICT
+    shake_hands(tls.server_context(certificate, key), client, name)
+
+
+def test_another_name_is_refused(tmp_path: Path) -> None:
+    certificate, key = tls.make_self_signed(tmp_path, NAMES)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake_hands(
+            tls.server_context(certificate, key), tls.client_context(certificate), "example.net"
+        )
+
+
+def test_alpn_is_pop3(tmp_path: Path) -> None:
+    certificate, key = tls.make_self_signed(tmp_path, NAMES)
+    server = shake_hands(
+        tls.server_context(certificate, key), tls.client_context(certificate), "localhost"
+    )
+    assert server.selected_alpn_protocol() == "pop3"
+    assert server.version() == "TLSv1.3"
+
+
+def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> ssl.SSLObject:
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = [
+        server.wrap_bio(to_server, to_client, server_side=True),
+        client.wrap_bio(to_client, to_server, server_hostname=name),
+    ]
+    for _ in range(6):
+        for side in sides:
+            with suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    sides[0].do_handshake()
+    return sides[0]
+
+
+def test_what_is_wrong_is_named(tmp_path: Path) -> None:
+    certificate, key = tls.make_self_signed(tmp_path / "one", NAMES)
+    _, other = tls.make_self_signed(tmp_path / "two", NAMES)
+    garbage = tmp_path / "garbage.pem"
+    garbage.write_text("no PEM")
+    for pair, words in (
+        ((tmp_path / "none.pem", key), "none.pem: No such file"),
+        ((certificate, other), "is not the key of"),
+        ((garbage, key), "PEM form"),
+    ):
+        with pytest.raises(ConfigurationError, match=words):
+            tls.server_context(*pair)
+    with pytest.raises(ConfigurationError, match="no certificates"):
+        tls.client_context(garbage)
+
+
+def test_the_fingerprint_is_that_of_openssl(tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl command to compare with")
+    certificate, _ = tls.make_self_signed(tmp_path, NAMES)
+    command = [openssl, "x509", "-in", str(certificate), "-noout", "-fingerprint", "-sha256"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert told.split("=")[1].strip().replace(":", "") == tls.fingerprint(certificate).replace(
+        " ", ""
+    )
