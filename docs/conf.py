@@ -1,0 +1,18 @@
+"""How Sphinx builds these pages: ``./dev docs``."""
+
+from __future__ import annotations
+
+import restante
+
+project = "restante"
+author = "The restante developers"
+version = release = restante.__version__
+html_title = f"restante {version}"
+html_theme = "furo"
+html_copy_source = False
+html_show_copyright = False
+extensions = ["myst_parser"]
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+# Links between pages are checked by Sphinx (-W), links to places outside by nobody here.
+nitpicky = True
