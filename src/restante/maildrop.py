@@ -1,15 +1,17 @@
 """The storage contract: Entry, Maildrop, Store (RFC 1939 §1, §4, §6).
 
 Nothing here knows files: a store may keep messages anywhere.  What a store can do
-beyond this contract is an add-on interface (``Holding``), never a new method here.
+beyond this contract is an add-on interface (``Holding``, ``Rendered``, ``RawReading``,
+``Journal``), never a new method here.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,8 @@ class Entry:
     """1 to 70 characters 0x21-0x7E, unique in the maildrop for ever (RFC 1939 §7)."""
     size: int
     """Octets on the wire: every line ends with CRLF, before byte-stuffing (RFC 1939 §11)."""
+    key: int = field(default=-1, compare=False, repr=False)
+    """Where the store that made the entry finds it quickly; nobody else looks at it."""
 
 
 class Maildrop(Protocol):
@@ -67,6 +71,78 @@ class Store(Protocol):
 
         Raises:
             TemporaryFailure: not stored; no trace of it is left.
+        """
+
+
+class Rendered(Sequence[Entry]):
+    """Add-on of a listing: its answers lie ready, for a session without marks."""
+
+    octets: int
+    """Sum of all sizes."""
+
+    @abstractmethod
+    def scan_listing(self) -> bytes:
+        """All lines of the answer to LIST, CRLF included, without the termination octet's."""
+
+    @abstractmethod
+    def unique_id_listing(self) -> bytes:
+        """All lines of the answer to UIDL, likewise."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawMessage:
+    """A message as an open file.  Who asked for it closes the descriptor."""
+
+    descriptor: int
+    size: int
+    """Octets in the file, when it was opened."""
+    is_wire_ready: bool
+    """It can go to the wire as it lies: CRLF throughout and at the end, no line begins with
+    a dot, ``size`` is the entry's.  Only the termination octet's line is to be added."""
+    has_crlf: bool
+    """CRLF throughout and at the end, ``size`` is the entry's; lines may begin with dots."""
+
+
+@runtime_checkable
+class RawReading(Protocol):
+    """Add-on of a maildrop whose messages lie in files."""
+
+    def open_raw(self, entry: Entry) -> RawMessage | None:
+        """The message's file; None: use ``read``, which also tells what is wrong.
+
+        Looks up one name and reads nothing.  Another program may cut the file meanwhile: if
+        it ends early, the connection is aborted; octets beyond ``size`` are not sent.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """What one session did, for the journal.  Never a password, never text of a message."""
+
+    began_at: float
+    """Seconds since the epoch, like ``ended_at``."""
+    ended_at: float
+    address: str
+    tls: str
+    """Version of TLS, or ``no``."""
+    credential: str
+    """Which of the user's credentials was shown."""
+    retrieved: Sequence[str]
+    """Unique-ids, in the order of RETR."""
+    removed: Sequence[str]
+    """Unique-ids that UPDATE removed."""
+    end: str
+    """How it ended: ``quit``, ``dropped``, ``autologout`` …"""
+
+
+@runtime_checkable
+class Journal(Protocol):
+    """Add-on of a maildrop that remembers its sessions."""
+
+    async def record(self, session: SessionRecord) -> None:
+        """Called once, at the end, while the lock is held and after the removal.
+
+        Never raises: a journal that cannot be written is told to the log.
         """
 
 

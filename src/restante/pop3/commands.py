@@ -88,16 +88,23 @@ def list_(session: Session, number: str | None = None) -> Response:
     """Scan listing of one message, or of all but those marked as deleted (RFC 1939 §5)."""
     if number is not None:
         return Response(f"{number} {session.entry(parse_number(number)).size}")
+    ready = session.ready
     lines = (f"{at} {entry.size}" for at, entry in session.kept())
-    return Response(f"{session.count} messages ({session.octets} octets)", lines=lines)
+    return Response(
+        f"{session.count} messages ({session.octets} octets)",
+        lines=lines if ready is None else ready.scan_listing(),
+    )
 
 
 def uidl(session: Session, number: str | None = None) -> Response:
     """Unique-id listing of one message, or of all but those marked (RFC 1939 §7)."""
     if number is not None:
         return Response(f"{number} {session.entry(parse_number(number)).unique_id}")
+    ready = session.ready
     lines = (f"{at} {entry.unique_id}" for at, entry in session.kept())
-    return Response("unique-ids follow", lines=lines)
+    return Response(
+        "unique-ids follow", lines=lines if ready is None else ready.unique_id_listing()
+    )
 
 
 def retr(session: Session, number: str) -> Event:

@@ -17,6 +17,7 @@ from ..wire import Stuffer
 _NUMBER = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 _COUNT = re.compile(r"0|[1-9][0-9]{0,19}", re.ASCII)
 _LINES_AT_ONCE = 1000  # of a listing; some 30 kB
+_OCTETS_AT_ONCE = 32_768  # of a listing that lies ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,9 @@ class Response:
     code: str | None = None
     """Response code without its brackets (RFC 2449 §8)."""
     is_ok: bool = True
-    lines: Iterable[str] | None = None
-    """Without line ends and without byte-stuffing; read once."""
+    lines: Iterable[str] | bytes | None = None
+    """Without line ends and without byte-stuffing, read once; or octets as they go out, all
+    but the termination octet's line."""
 
     def head(self) -> bytes:
         """The first line."""
@@ -81,6 +83,12 @@ class Response:
         """The whole response, a long one in pieces of some 30 kB."""
         if self.lines is None:
             yield self.head()
+            return
+        if isinstance(self.lines, bytes):
+            yield self.head()
+            for at in range(0, len(self.lines), _OCTETS_AT_ONCE):
+                yield self.lines[at : at + _OCTETS_AT_ONCE]
+            yield b".\r\n"
             return
         stuffer, lines, begin = Stuffer(), iter(self.lines), self.head()
         while some := list(islice(lines, _LINES_AT_ONCE)):

@@ -22,7 +22,7 @@ from ..errors import (
     NoSuchMessage,
     RestanteError,
 )
-from ..maildrop import Entry
+from ..maildrop import Entry, Rendered
 from ..sasl import Exchange, Mechanism
 from ..wire import MAX_COMMAND, LineBuffer
 from .commands import VERBS
@@ -203,6 +203,11 @@ class Session:
             (number, entry) for number, entry in enumerate(self._listing, 1) if number not in marks
         )
 
+    @property
+    def ready(self) -> Rendered | None:
+        """The listing if its answers lie ready and nothing is marked as deleted."""
+        return self._listing if isinstance(self._listing, Rendered) and not self._marks else None
+
     def marked(self) -> tuple[Entry, ...]:
         return tuple(self._listing[number - 1] for number in sorted(self._marks))
 
@@ -278,4 +283,8 @@ class Session:
 
     def _count_all(self) -> None:
         self.count = len(self._listing)
-        self.octets = sum(entry.size for entry in self._listing)
+        self.octets = (
+            self._listing.octets
+            if isinstance(self._listing, Rendered)
+            else sum(entry.size for entry in self._listing)
+        )
