@@ -33,6 +33,43 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True)
+class ScramKey:
+    """Proves knowledge of one credential without telling it (RFC 5802 §3)."""
+
+    credential: str
+    """Which of the user's credentials; for ``Proof``."""
+    stored_key: bytes = field(repr=False)
+    server_key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ScramSecrets:
+    """What the server's side of SCRAM needs to know of one user.
+
+    A client hears one salt and one iteration count before it shows which credential it has, so
+    all credentials of a user share them; its proof may fit any of ``keys``.
+    """
+
+    salt: bytes
+    iterations: int
+    keys: tuple[ScramKey, ...] = field(repr=False)
+    """At least one.  For a user who does not exist: one that nothing fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Credentials that a mechanism has checked itself, because no password was shown."""
+
+    mechanism: str
+    identity: str
+    """The authentication identity."""
+    credential: str
+    """``ScramKey.credential`` of the key that fitted."""
+    authorization: str = ""
+    """The authorization identity, empty when the client named none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """An identity that was proved, and what it may open."""
 
@@ -71,6 +108,28 @@ class Passdb(Protocol):
         Raises:
             AuthenticationFailed: wrong, for whatever reason.
             TemporaryFailure: cannot be told now; never counts as a guess.
+        """
+
+
+class ScramKeys(Protocol):
+    """Add-on for SCRAM (RFC 5802, RFC 7677): look keys up, then open the account."""
+
+    async def scram(self, identity: str, digest: str) -> ScramSecrets:
+        """The keys of this user; ``digest`` is ``sha256`` or ``sha1``.
+
+        Unknown users get the same salt and iteration count each time they are asked for.
+
+        Raises:
+            TemporaryFailure: cannot be told now; never counts as a guess.
+        """
+
+    async def proved(self, proof: Proof) -> Account:
+        """The account of a proof, whether or not it may be opened now.
+
+        Raises:
+            AuthenticationFailed: it may not act for ``proof.authorization``, or the credential
+                was revoked since ``scram``.
+            TemporaryFailure: cannot be told now.
         """
 
 
