@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from hashlib import sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ...errors import UnsafeArgument
 
 
 class Destination(Protocol):
     """One place for mail."""
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether storing the same message again changes nothing."""
 
     def begin(self, identity: str) -> bool:
         """Whether this message is wanted; False: it is here already.
@@ -34,6 +38,14 @@ class Destination(Protocol):
 
     def close(self) -> None:
         """No more messages."""
+
+
+@runtime_checkable
+class Verifying(Protocol):
+    """Add-on of a destination that can look at what it stored."""
+
+    def holds(self, identity: str, digest: bytes) -> bool:
+        """Whether the message is there, and its octets have this SHA-256."""
 
 
 def name_of(identity: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from hashlib import file_digest
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +13,8 @@ from . import name_of
 
 class Folder:
     """Names are made from the message's identity, so doing it again repeats nothing."""
+
+    is_repeatable = True
 
     def __init__(self, path: Path) -> None:
         self._inbox = path
@@ -50,6 +53,17 @@ class Folder:
         self._file = None
         self._temporary.rename(self._final)
         fsync_directory(self._inbox)
+
+    def holds(self, identity: str, digest: bytes) -> bool:
+        path = self._find(name_of(identity))
+        if path is None:
+            return False
+        with path.open("rb") as file:
+            return file_digest(file, "sha256").digest() == digest
+
+    def _find(self, name: str) -> Path | None:
+        path = self._inbox / self._final_name(name)
+        return path if path.is_file() else None
 
     def abort(self) -> None:
         if self._file is not None:

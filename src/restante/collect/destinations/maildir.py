@@ -32,6 +32,10 @@ class Maildir(Folder):
     def _is_here(self, name: str) -> bool:
         return name in self._known
 
+    def _find(self, name: str) -> Path | None:
+        found = (each for where in ("cur", "new") for each in (self._path / where).iterdir())
+        return next((each for each in found if f".{name}.restante" in each.name), None)
+
     def commit(self) -> None:
         super().commit()
         self._known.add(self._final.name.split(".")[1])

@@ -28,6 +28,8 @@ class Mbox:
     only if what stands there is a beginning of that very message.
     """
 
+    is_repeatable = False
+
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._journal = path.with_name(f".{path.name}.restante")

@@ -1,0 +1,321 @@
+"""Collect one account: take what is new, durably and once, and delete what the policy lets go.
+
+For each message, in this order: intend → store → took → DELE → QUIT → gone; the ledger's parts are
+on disk before the next one begins.  A message is deleted on its server only after ``took``, and
+only QUIT carries deletions out.  After a crash the next run repeats at most what was intended and
+not took: where the destination knows a message by its name, as a Maildir does, repeating it is
+nothing, so it is there exactly once; elsewhere it may be there twice, and ``in_doubt`` counts it.
+
+Security: the server is a stranger; nothing it says becomes a path or a query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+
+from ..errors import CommandFailed, PermanentFailure, TemporaryFailure
+from ..net.client import Client, connect
+from ..pop3.dialogue import Message
+from .destinations import Destination, Verifying
+from .ledger import Ledger
+from .plan import Delete, Fetch, Policy, Skip, Taken, is_due, looks_moved, plan, unique_ids
+
+_GROUP = 64  # messages between two commits of the ledger, where repeating one is nothing
+_IN_MEMORY = 2**20  # octets of a message that must be seen whole before it is stored
+_PIECE = 65_536  # octets
+_DELETE_AT_ONCE = 1000  # messages
+
+Progress = Callable[[Sequence[Message], int], None]
+"""Called with all that will be fetched and the number of octets that came."""
+
+
+class LooksMoved(PermanentFailure):
+    """Nearly everything looks new: people decide whether it is fetched again."""
+
+    def __init__(self, new: int, listed: int) -> None:
+        super().__init__(
+            f"{new} of {listed} messages look new, and hardly any that was taken before is listed; "
+            "did the provider move? Next: --again dedupe, or --again fetch"
+        )
+
+
+class LoginTooSoon(TemporaryFailure):
+    """The server wants more time between two logins (RFC 2449 §6.5)."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the server allows the next login in {seconds:.0f} s")
+        self.seconds = seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One maildrop elsewhere."""
+
+    name: str
+    url: str
+    user: str
+    password: str = field(repr=False)
+    policy: Policy = field(default_factory=Policy)
+    ca_file: Path | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one session did."""
+
+    stored: int = 0
+    octets: int = 0
+    known: int = 0
+    """Fetched because no unique-id told, and found to be here already."""
+    in_doubt: int = 0
+    """Of the stored: maybe twice, since a crash hid the first time."""
+    deleted: int = 0
+    skipped: list[str] = field(default_factory=list)
+    """What the policy leaves on the server, with the reason."""
+    refused: list[str] = field(default_factory=list)
+    """What the server did not give or not delete."""
+    unverified: int = 0
+    """Not deleted, because the copy here is not what came."""
+
+
+async def collect(
+    account: Account,
+    ledger: Ledger,
+    destination: Destination,
+    *,
+    again: str = "stop",
+    dry_run: bool = False,
+    progress: Progress = lambda messages, octets: None,
+    clock: Callable[[], float] = time.time,
+) -> Outcome:
+    """One session with the server.
+
+    ``again`` says what to do when nearly everything looks new: ``stop``, ``fetch`` all of it, or
+    ``dedupe``: fetch it and store only what no message taken before equals.
+
+    Raises:
+        AccountBusy, LoginTooSoon: nothing was done.
+        LooksMoved: nothing was fetched or deleted.
+        ClientError, OSError: what was stored is safe and known; nothing else was deleted.
+    """
+    if (wait := ledger.may_begin(account.name) - clock()) > 0:
+        raise LoginTooSoon(wait)
+    with ledger.alone(account.name):
+        session: _Session | None = None
+        try:
+            async with connect(
+                account.url, user=account.user, password=account.password, ca_file=account.ca_file
+            ) as client:
+                delay = client.capabilities.login_delay or 0
+                ledger.began(account.name, clock(), delay)
+                session = _Session(account, client, ledger, destination, progress, clock)
+                await session.run(again, dry_run=dry_run)
+        except CommandFailed as error:
+            if session is None or error.command != "QUIT":
+                raise
+            session.outcome.refused.append(f"QUIT: {error.text}")
+        else:
+            ledger.gone(account.name, session.deleted)
+            session.outcome.deleted = len(session.deleted)
+        ledger.succeeded(account.name, clock())
+        return session.outcome
+
+
+class _Session:
+    """The steps of one session and what came of them."""
+
+    def __init__(
+        self,
+        account: Account,
+        client: Client,
+        ledger: Ledger,
+        destination: Destination,
+        progress: Progress,
+        clock: Callable[[], float],
+    ) -> None:
+        self.outcome = Outcome()
+        self.deleted: list[str] = []  # keys of what was marked as deleted
+        self._account = account
+        self._client = client
+        self._ledger = ledger
+        self._destination = destination
+        self._progress = progress
+        self._clock = clock
+        self._dedupe = False
+        self._known: dict[str, Taken] = {}
+        self._contents: Counter[bytes] = Counter()  # of messages without a unique-id
+        self._safe: list[tuple[Message, str, bytes]] = []  # stored, not yet in the ledger
+        self._due: list[tuple[Message, str]] = []  # to be deleted
+
+    async def run(self, again: str, *, dry_run: bool) -> None:
+        name, policy = self._account.name, self._account.policy
+        listing = [message async for message in self._client.messages()]
+        ids = unique_ids(listing)
+        self._known = self._ledger.known(name, ids.values())
+        if looks_moved(listing, self._known, self._ledger.expected(name)):
+            if again == "stop":
+                new = sum(1 for unique_id in ids.values() if unique_id not in self._known)
+                raise LooksMoved(new, len(listing))
+            self._dedupe = again == "dedupe"
+        steps = list(plan(listing, self._known, policy, self._clock()))
+        fetches = [step for step in steps if isinstance(step, Fetch)]
+        for step in steps:
+            if isinstance(step, Skip):
+                self.outcome.skipped.append(f"message {step.message.number}: {step.reason}")
+            elif isinstance(step, Delete) and (dry_run or await self._may_delete(step)):
+                self._due.append((step.message, step.key))
+        if dry_run:
+            self.outcome.stored = len(fetches)
+            self.outcome.octets = sum(step.message.size for step in fetches)
+            self.outcome.deleted = len(self._due)
+            return
+        await self._fetch(fetches)
+        await self._delete()
+
+    # Fetching.
+
+    async def _fetch(self, fetches: Sequence[Fetch]) -> None:
+        wanted = [step.message for step in fetches]
+        group = _GROUP if self._destination.is_repeatable else 1
+        self._progress(wanted, 0)
+        at = 0
+        async for _, body in self._client.retrieve_all(wanted):
+            if at % group == 0:
+                self._write_down()
+                self._intend(fetches[at : at + group])
+            await self._take(fetches[at], body)
+            at += 1
+        self._write_down()
+
+    def _intend(self, fetches: Sequence[Fetch]) -> None:
+        self._ledger.intend(
+            self._account.name,
+            [(step.key, step.message.size) for step in fetches if step.key is not None],
+        )
+
+    def _write_down(self) -> None:
+        """What is durable at the destination becomes known, and may then be deleted."""
+        if not self._safe:
+            return
+        now, policy = self._clock(), self._account.policy
+        self._ledger.took(
+            self._account.name,
+            [(key, message.size, digest) for message, key, digest in self._safe],
+            now,
+        )
+        for message, key, _ in self._safe:
+            fresh = Taken(message.size, now)
+            if not policy.verified and not policy.newest and is_due(fresh, policy, now):
+                self._due.append((message, key))
+        self._safe.clear()
+
+    async def _take(self, step: Fetch, body: AsyncIterator[bytes]) -> None:
+        message, key = step.message, step.key
+        known = self._known.get(key) if key is not None else None
+        try:
+            if key is None or self._dedupe or (known is not None and known.at is not None):
+                await self._take_by_content(step, body)
+            else:
+                digest = await self._store(message, key, body)
+                self._note(step, key, digest)
+        except CommandFailed as error:
+            self.outcome.refused.append(f"message {message.number}: {error.text}")
+
+    def _note(self, step: Fetch, key: str, digest: bytes) -> None:
+        self.outcome.stored += 1
+        self.outcome.in_doubt += step.was_begun and not self._destination.is_repeatable
+        self._safe.append((step.message, key, digest))
+
+    async def _take_by_content(self, step: Fetch, body: AsyncIterator[bytes]) -> None:
+        """Only the whole message tells whether it is here already."""
+        message, name = step.message, self._account.name
+        with SpooledTemporaryFile(_IN_MEMORY) as whole:
+            seen = sha256()
+            async for piece in body:
+                whole.write(piece)
+                seen.update(piece)
+                self._progress((), len(piece))
+            digest = seen.digest()
+            if step.key is None:
+                self._contents[digest] += 1
+                # No unique-id begins with a space.
+                key = f" {digest.hex()}:{self._contents[digest]}"
+                record = self._ledger.known(name, [key]).get(key)
+                is_here = record is not None and record.at is not None
+                if record is not None and is_due(record, self._account.policy, self._clock()):
+                    self._due.append((message, key))
+            else:
+                key = step.key
+                is_here = self._ledger.digest(name, key) == digest
+                if self._dedupe and not is_here:
+                    is_here = self._ledger.has_content(name, digest)
+                if is_here:
+                    self._safe.append((message, key, digest))
+            if is_here:
+                self.outcome.known += 1
+                return
+            whole.seek(0)
+            self._intend([Fetch(message, key)])
+            await self._store(message, key, _pieces(whole), is_new=False)
+            self._note(step, key, digest)
+
+    async def _store(
+        self, message: Message, key: str, body: AsyncIterator[bytes], *, is_new: bool = True
+    ) -> bytes:
+        """Durable at the destination on return; gives the digest."""
+        seen, destination = sha256(), self._destination
+        try:
+            is_wanted = destination.begin(self._identity(message, key))
+            async for piece in body:  # also what is there already: its digest is wanted
+                seen.update(piece)
+                if is_wanted:
+                    destination.write(piece)
+                if is_new:
+                    self._progress((), len(piece))
+                self.outcome.octets += len(piece)
+            if is_wanted:
+                await asyncio.to_thread(destination.commit)
+        finally:
+            destination.abort()
+        return seen.digest()
+
+    def _identity(self, message: Message, key: str) -> str:
+        return f"{self._account.name} {key} {message.size}"
+
+    # Deleting.
+
+    async def _may_delete(self, step: Delete) -> bool:
+        if not self._account.policy.verified or self._known[step.key].is_gone:
+            return True
+        digest = self._ledger.digest(self._account.name, step.key)
+        destination = self._destination
+        is_good = (
+            digest is not None
+            and isinstance(destination, Verifying)
+            and await asyncio.to_thread(
+                destination.holds, self._identity(step.message, step.key), digest
+            )
+        )
+        self.outcome.unverified += not is_good
+        return is_good
+
+    async def _delete(self) -> None:
+        for first in range(0, len(self._due), _DELETE_AT_ONCE):
+            some = self._due[first : first + _DELETE_AT_ONCE]
+            try:
+                await self._client.delete(*[message for message, _ in some])
+            except CommandFailed as error:
+                self.outcome.refused.append(f"DELE: {error.text}")
+            self.deleted += [key for _, key in some]
+
+
+async def _pieces(file: SpooledTemporaryFile[bytes]) -> AsyncIterator[bytes]:
+    while piece := file.read(_PIECE):
+        yield piece

@@ -1,0 +1,277 @@
+"""The ledger: which messages of which account were taken (SQLite; docs/decisions/0100-ledger.md).
+
+Durability: every call is one transaction that is on disk when it returns.  What was taken is never
+forgotten: a listing that is short today must not make tomorrow's mail look new.
+Security: holds unique-ids, sizes and digests; no password, no text of a message.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from itertools import islice
+from pathlib import Path
+
+from ..errors import ConfigurationError, TemporaryFailure
+from .plan import Taken
+
+_VERSION = 1  # of the schema, in user_version
+_PATIENCE = 10.0  # seconds for another account's collector to finish writing
+_AT_ONCE = 500  # unique-ids in one query
+_SCHEMA = """
+CREATE TABLE messages (
+    account TEXT NOT NULL,
+    key BLOB NOT NULL,
+    size INTEGER NOT NULL,
+    digest BLOB,
+    taken_at REAL,
+    is_gone INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (account, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX messages_by_digest ON messages (account, digest) WHERE digest IS NOT NULL;
+CREATE TABLE sessions (
+    account TEXT PRIMARY KEY,
+    began_at REAL NOT NULL,
+    login_delay REAL NOT NULL DEFAULT 0,
+    succeeded_at REAL
+) STRICT, WITHOUT ROWID;
+"""
+
+
+class AccountBusy(TemporaryFailure):
+    """Another collector works on this account."""
+
+    def __init__(self, account: str) -> None:
+        super().__init__(f"another collector is working on the account {account}")
+
+
+class Ledger:
+    """What was taken, for all accounts of one person or machine.  All calls block.
+
+    Every call raises TemporaryFailure when the file cannot be read or written now, and
+    ConfigurationError when it is no ledger of ours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with _errors():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            is_new = not path.exists()
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            # Committed means on disk: FULL syncs the log at each commit.
+            self._database = sqlite3.connect(
+                path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._prepare()
+            except BaseException:
+                self._database.close()
+                raise
+            if is_new:
+                _sync_directory(path.parent)
+
+    def _prepare(self) -> None:
+        self._database.execute("PRAGMA journal_mode = WAL")
+        self._database.execute("PRAGMA synchronous = FULL")
+        with self._transaction():
+            (version,) = self._database.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                if self._database.execute("SELECT 1 FROM sqlite_schema").fetchone():
+                    raise ConfigurationError(f"{self._path} is a database of another program")
+                for statement in _SCHEMA.split(";"):
+                    self._database.execute(statement)
+                self._database.execute(f"PRAGMA user_version = {_VERSION}")
+            elif version != _VERSION:
+                raise ConfigurationError(f"{self._path} was written by a newer restante")
+
+    def close(self) -> None:
+        self._database.close()
+
+    @contextmanager
+    def alone(self, account: str) -> Iterator[None]:
+        """For as long as the context lasts no other process collects this account.
+
+        Raises:
+            AccountBusy: one does now.
+        """
+        with _errors():
+            lock = _Lock(self._path, account)
+        with closing(lock):
+            yield
+
+    def known(self, account: str, keys: Iterable[str]) -> dict[str, Taken]:
+        """What is known of these messages, by key."""
+        found = {}
+        with _errors():
+            left = map(_octets, keys)
+            while some := list(islice(left, _AT_ONCE)):
+                marks = ",".join("?" * len(some))
+                rows = self._database.execute(
+                    "SELECT key, size, taken_at, is_gone FROM messages"
+                    f" WHERE account = ? AND key IN ({marks})",
+                    (account, *some),
+                )
+                for key, size, at, is_gone in rows:
+                    found[_text(key)] = Taken(size, at, bool(is_gone))
+        return found
+
+    def expected(self, account: str) -> int:
+        """How many messages were taken and not deleted on the server."""
+        with _errors():
+            (count,) = self._database.execute(
+                "SELECT count(*) FROM messages"
+                " WHERE account = ? AND taken_at IS NOT NULL AND NOT is_gone",
+                (account,),
+            ).fetchone()
+        return int(count)
+
+    def digest(self, account: str, key: str) -> bytes | None:
+        """SHA-256 of the content that was taken under this key."""
+        with _errors():
+            row = self._database.execute(
+                "SELECT digest FROM messages WHERE account = ? AND key = ?",
+                (account, _octets(key)),
+            ).fetchone()
+        return row[0] if row else None
+
+    def has_content(self, account: str, digest: bytes) -> bool:
+        """Whether a message of this content was taken, under whatever unique-id."""
+        with _errors():
+            row = self._database.execute(
+                "SELECT 1 FROM messages"
+                " WHERE account = ? AND digest = ? AND taken_at IS NOT NULL LIMIT 1",
+                (account, digest),
+            ).fetchone()
+        return row is not None
+
+    def intend(self, account: str, messages: Iterable[tuple[str, int]]) -> None:
+        """These, by key and announced size, are about to be stored."""
+        rows = [(account, _octets(key), size) for key, size in messages]
+        with self._transaction():
+            self._database.executemany(
+                "INSERT INTO messages (account, key, size) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                rows,
+            )
+
+    def took(
+        self, account: str, messages: Iterable[tuple[str, int, bytes | None]], at: float
+    ) -> None:
+        """These, by key, announced size and SHA-256, are durable at their destination."""
+        rows = [(account, _octets(key), size, digest, at) for key, size, digest in messages]
+        with self._transaction():
+            self._database.executemany(
+                "INSERT INTO messages (account, key, size, digest, taken_at)"
+                " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET size = excluded.size,"
+                " digest = excluded.digest, taken_at = excluded.taken_at, is_gone = 0",
+                rows,
+            )
+
+    def gone(self, account: str, keys: Iterable[str]) -> None:
+        """QUIT has confirmed that these are removed from the server."""
+        with self._transaction():
+            self._database.executemany(
+                "UPDATE messages SET is_gone = 1 WHERE account = ? AND key = ?",
+                [(account, _octets(key)) for key in keys],
+            )
+
+    def forget(self, account: str) -> int:
+        """Everything about an account; returns how many messages."""
+        with self._transaction():
+            self._database.execute("DELETE FROM sessions WHERE account = ?", (account,))
+            return self._database.execute(
+                "DELETE FROM messages WHERE account = ?", (account,)
+            ).rowcount
+
+    def began(self, account: str, at: float, login_delay: float = 0.0) -> None:
+        """A session has logged in; the server wants so many seconds until the next login."""
+        with self._transaction():
+            self._database.execute(
+                "INSERT INTO sessions (account, began_at, login_delay) VALUES (?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET began_at = excluded.began_at,"
+                " login_delay = excluded.login_delay",
+                (account, at, login_delay),
+            )
+
+    def succeeded(self, account: str, at: float) -> None:
+        """A session has ended as it should."""
+        with self._transaction():
+            self._database.execute(
+                "UPDATE sessions SET succeeded_at = ? WHERE account = ?", (at, account)
+            )
+
+    def may_begin(self, account: str) -> float:
+        """Not before this moment, in seconds since the epoch (LOGIN-DELAY, RFC 2449 §6.5)."""
+        with _errors():
+            row = self._database.execute(
+                "SELECT began_at + login_delay FROM sessions WHERE account = ?", (account,)
+            ).fetchone()
+        return row[0] if row else 0.0
+
+    def last_success(self, account: str) -> float | None:
+        """Seconds since the epoch."""
+        with _errors():
+            row = self._database.execute(
+                "SELECT succeeded_at FROM sessions WHERE account = ?", (account,)
+            ).fetchone()
+        return row[0] if row else None
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _errors():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+
+
+class _Lock:
+    """A lock file beside the ledger; the kernel frees it when the process dies."""
+
+    def __init__(self, ledger: Path, account: str) -> None:
+        name = f"{ledger.name}.{account.encode().hex()[:200]}.lock"
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._file = os.open(ledger.with_name(name), flags, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._file)
+            raise AccountBusy(account) from None
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            text = "the ledger is damaged; nothing is fetched or deleted without it"
+            raise ConfigurationError(text) from error
+        raise TemporaryFailure(f"ledger: {error}") from error
+    except OSError as error:
+        raise TemporaryFailure(f"ledger: {error.strerror}") from error
+
+
+def _octets(key: str) -> bytes:
+    return key.encode("utf-8", "surrogateescape")
+
+
+def _text(key: bytes) -> str:
+    return key.decode("utf-8", "surrogateescape")
+
+
+def _sync_directory(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -1,0 +1,152 @@
+"""What to do with each message of a listing: policy alone, without I/O.
+
+A message that was never taken is fetched and never deleted; one that was taken is deleted when the
+policy says so.  Nothing is inferred from a message's absence: a listing may be short today and
+whole tomorrow, so what was taken once is known for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ..pop3.dialogue import Message
+
+_ENOUGH = 20  # messages; fewer prove nothing about a server
+_HARDLY_ANY = 0.1  # of what we took is still listed under its unique-id
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What the ledger tells of one message."""
+
+    size: int
+    """Octets, as the server announced them."""
+    at: float | None
+    """When it was durable here, in seconds since the epoch; None: it was begun, and a crash hid
+    whether it was stored."""
+    is_gone: bool = False
+    """Its deletion was confirmed by QUIT, so it should not be listed any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What stays on the server, and what is not fetched."""
+
+    keep: float | None = None
+    """Seconds after a message was taken until it is deleted there; 0 deletes it in the same
+    session, None never."""
+    newest: int = 0
+    """So many messages of the listing are never deleted: those taken last."""
+    verified: bool = False
+    """Delete only in a later session, and only if the copy here is still what came."""
+    largest: int | None = None
+    """Octets; what is announced as larger stays where it is and is told in every session."""
+    limit: int | None = None
+    """Messages fetched in one session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Store it."""
+
+    message: Message
+    key: str | None
+    """Under which the ledger knows it; None: no unique-id tells, only its content will."""
+    was_begun: bool = False
+    """A crash hid whether it was stored already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Mark it as deleted: it is safe here."""
+
+    message: Message
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Leave it alone, and say so."""
+
+    message: Message
+    reason: str
+
+
+Step = Fetch | Delete | Skip
+
+
+def plan(
+    listing: Sequence[Message], taken: Mapping[str, Taken], policy: Policy, now: float
+) -> Iterator[Step]:
+    """The steps for one session, in the order of the listing.
+
+    ``taken`` is by unique-id; ``now`` in seconds since the epoch.
+    """
+    unique = unique_ids(listing)
+    newest = _newest(listing, taken, policy.newest)
+    left = math.inf if policy.limit is None else policy.limit
+    for message in listing:
+        key = unique.get(message.number)
+        known = taken.get(key) if key is not None else None
+        if key is not None and known is not None and known.at is not None:
+            if known.size != message.size and not known.is_gone:
+                known = None  # a server that gives old unique-ids to new mail: its content decides
+            elif message.number not in newest and is_due(known, policy, now):
+                yield Delete(message, key)
+                continue
+            else:
+                continue
+        if policy.largest is not None and message.size > policy.largest:
+            yield Skip(message, f"larger than {policy.largest} octets")
+        elif left > 0:
+            left -= 1
+            yield Fetch(message, key, was_begun=known is not None)
+
+
+def is_due(known: Taken, policy: Policy, now: float) -> bool:
+    """Whether a message that is safe here has been on its server for long enough.
+
+    One whose deletion was confirmed before and that is listed again was forgotten by the server.
+    """
+    if known.is_gone:
+        return True
+    return known.at is not None and policy.keep is not None and now - known.at >= policy.keep
+
+
+def unique_ids(listing: Sequence[Message]) -> dict[int, str]:
+    """Unique-ids by message-number, without those that stand for two messages (RFC 1939 §7)."""
+    seen = Counter(message.unique_id for message in listing)
+    return {
+        message.number: message.unique_id
+        for message in listing
+        if message.unique_id and seen[message.unique_id] == 1
+    }
+
+
+def looks_moved(listing: Sequence[Message], taken: Mapping[str, Taken], expected: int) -> bool:
+    """Whether nearly everything looks new where much should be known.
+
+    ``expected`` is how many messages were taken before and not deleted.  Servers give new
+    unique-ids to old mail when a provider migrates; to fetch all of it again is a decision for
+    people.
+    """
+    ids = unique_ids(listing)
+    known = sum(1 for unique_id in ids.values() if unique_id in taken)
+    new = len(listing) - known
+    return expected >= _ENOUGH and new >= _ENOUGH and known < expected * _HARDLY_ANY
+
+
+def _newest(listing: Sequence[Message], taken: Mapping[str, Taken], count: int) -> frozenset[int]:
+    """Message-numbers of the messages taken last; what was not taken yet is newer than all."""
+    if not count:
+        return frozenset()
+
+    def age(message: Message) -> tuple[float, int]:
+        known = taken.get(message.unique_id or "")
+        at = math.inf if known is None or known.at is None else known.at
+        return at, message.number
+
+    return frozenset(message.number for message in sorted(listing, key=age)[-count:])

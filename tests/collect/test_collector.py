@@ -1,0 +1,288 @@
+"""The collector against our own server: taken once, deleted only when it is safe."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from restante.collect.collector import LooksMoved, Outcome, collect
+from restante.collect.destinations import open_destination
+from restante.collect.ledger import AccountBusy, Ledger
+from restante.collect.plan import Policy
+from restante.errors import ConnectionLost
+
+from .shelf import Shelf, account, remote
+
+DAY = 86_400.0
+
+
+def text(word: str) -> bytes:
+    return f"Subject: {word}\r\n\r\n{word}\r\n".encode()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    opened = Ledger(tmp_path / "ledger")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def mail(tmp_path: Path) -> Path:
+    return tmp_path / "Mail"
+
+
+class Home:
+    """Collects a shelf, again and again."""
+
+    def __init__(
+        self, shelf: Shelf, ledger: Ledger, place: str, context: ssl.SSLContext, ca_file: Path
+    ) -> None:
+        self.shelf = shelf
+        self.now = 1_800_000_000.0
+        self._ledger, self._place, self._context, self._ca = ledger, place, context, ca_file
+
+    def collect(self, policy: Policy | None = None, **options: Any) -> Outcome:
+        async def main() -> Outcome:
+            async with remote(self.shelf, self._context) as server:
+                with closing(open_destination(self._place)) as destination:
+                    return await collect(
+                        account(server, self._ca, policy),
+                        self._ledger,
+                        destination,
+                        clock=lambda: self.now,
+                        **options,
+                    )
+
+        return asyncio.run(main())
+
+
+@pytest.fixture
+def home(
+    ledger: Ledger, mail: Path, server_tls: ssl.SSLContext, certificate: tuple[Path, Path]
+) -> Home:
+    rows = [(word, text(word)) for word in ("one", "two", "three")]
+    return Home(Shelf(*rows), ledger, f"maildir:{mail}", server_tls, certificate[0])
+
+
+def stored(mail: Path) -> list[bytes]:
+    return sorted(path.read_bytes() for path in (mail / "new").iterdir())
+
+
+def test_taken_once_and_kept(home: Home, mail: Path) -> None:
+    assert home.collect().stored == 3
+    assert stored(mail) == sorted(map(text, ("one", "two", "three")))
+    home.shelf.read.clear()
+    second = home.collect()
+    assert (second.stored, home.shelf.read) == (0, [])
+    assert len(home.shelf.rows) == 3
+
+
+def test_what_was_moved_away_here_is_not_fetched_again(home: Home, mail: Path) -> None:
+    home.collect()
+    for path in (mail / "new").iterdir():
+        path.unlink()
+    assert home.collect().stored == 0
+
+
+def test_deleted_at_once_when_nothing_is_kept(home: Home, mail: Path) -> None:
+    outcome = home.collect(Policy(keep=0.0))
+    assert (outcome.stored, outcome.deleted) == (3, 3)
+    assert home.shelf.rows == []
+    assert len(stored(mail)) == 3
+
+
+def test_deleted_after_its_days(home: Home) -> None:
+    home.collect(Policy(keep=7 * DAY))
+    home.now += 6 * DAY
+    assert home.collect(Policy(keep=7 * DAY)).deleted == 0
+    home.now += DAY
+    assert home.collect(Policy(keep=7 * DAY)).deleted == 3
+    assert home.shelf.rows == []
+
+
+def test_a_server_that_forgets_deletions_is_told_again(home: Home, mail: Path) -> None:
+    home.shelf.forgets_deletions = True
+    home.collect(Policy(keep=0.0))
+    again = home.collect(Policy(keep=0.0))
+    assert (again.stored, again.deleted) == (0, 3)
+    assert len(stored(mail)) == 3
+
+
+def test_verified_means_that_the_copy_is_what_came(home: Home, mail: Path) -> None:
+    policy = Policy(keep=0.0, verified=True)
+    assert home.collect(policy).deleted == 0
+    one, two, three = sorted((mail / "new").iterdir(), key=lambda path: path.read_bytes())
+    one.write_bytes(b"changed")
+    two.rename(mail / "cur" / f"{two.name}:2,S")  # read by somebody: still there
+    three.unlink()
+    outcome = home.collect(policy)
+    assert (outcome.deleted, outcome.unverified) == (1, 2)
+    assert len(home.shelf.rows) == 2
+
+
+def test_a_short_listing_forgets_nothing(home: Home) -> None:
+    home.collect()
+    whole, home.shelf.rows = home.shelf.rows, home.shelf.rows[:1]
+    home.collect()
+    home.shelf.rows = []
+    home.collect()
+    home.shelf.rows = whole
+    assert home.collect().stored == 0
+
+
+def test_a_message_that_the_server_does_not_give_stays_and_is_told(home: Home, mail: Path) -> None:
+    home.shelf.unreadable = {"two"}
+    outcome = home.collect(Policy(keep=0.0))
+    assert (outcome.stored, len(outcome.refused)) == (2, 1)
+    assert [row[0] for row in home.shelf.rows] == ["two"]
+    home.shelf.unreadable = set()
+    assert home.collect(Policy(keep=0.0)).stored == 1
+    assert stored(mail) == sorted(map(text, ("one", "two", "three")))
+
+
+def test_one_unique_id_for_two_messages_loses_neither(home: Home, mail: Path) -> None:
+    """RFC 1939 §7 lets a server do so."""
+    home.shelf.rows = [("u", text("one")), ("u", text("two")), ("u", text("two"))]
+    assert home.collect().stored == 3
+    assert stored(mail) == [text("one"), text("two"), text("two")]
+    again = home.collect()
+    assert (again.stored, again.known) == (0, 3)
+    assert home.collect(Policy(keep=0.0)).deleted == 3
+    assert len(stored(mail)) == 3
+
+
+def test_equal_messages_with_their_own_unique_ids_are_both_stored(home: Home, mail: Path) -> None:
+    home.shelf.rows = [("u", text("one")), ("v", text("one"))]
+    assert home.collect().stored == 2
+    assert stored(mail) == [text("one"), text("one")]
+
+
+def test_new_mail_under_an_old_unique_id_is_stored(home: Home, mail: Path) -> None:
+    home.shelf.rows = [("u", text("one"))]
+    home.collect()
+    home.shelf.rows = [("u", text("another"))]
+    assert home.collect(Policy(keep=0.0)).stored == 1
+    assert stored(mail) == [text("another"), text("one")]
+    assert home.shelf.rows == []
+
+
+def many(prefix: str, count: int = 30) -> list[tuple[str, bytes]]:
+    return [(f"{prefix}{at}", text(f"letter {at}")) for at in range(count)]
+
+
+def test_nearly_everything_looks_new_stops(home: Home, mail: Path) -> None:
+    home.shelf.rows = many("old")
+    home.collect()
+    home.shelf.rows = [*many("new"), ("really", text("new"))]
+    home.shelf.read.clear()
+    with pytest.raises(LooksMoved, match="31 of 31"):
+        home.collect(Policy(keep=0.0))
+    assert home.shelf.read == []
+    assert len(home.shelf.rows) == 31
+
+
+def test_dedupe_stores_only_what_is_new_by_its_content(home: Home, mail: Path) -> None:
+    home.shelf.rows = many("old")
+    home.collect()
+    home.shelf.rows = [*many("new"), ("really", text("new"))]
+    outcome = home.collect(Policy(keep=0.0), again="dedupe")
+    assert (outcome.stored, outcome.known, outcome.deleted) == (1, 30, 31)
+    assert len(stored(mail)) == 31
+
+
+def test_fetch_stores_all_of_it_again(home: Home, mail: Path) -> None:
+    home.shelf.rows = many("old")
+    home.collect()
+    home.shelf.rows = many("new")
+    assert home.collect(again="fetch").stored == 30
+    assert len(stored(mail)) == 60
+
+
+def test_dry_run_changes_nothing(home: Home, mail: Path) -> None:
+    outcome = home.collect(Policy(keep=0.0), dry_run=True)
+    assert outcome.stored == 3
+    assert (stored(mail), home.shelf.read, len(home.shelf.rows)) == ([], [], 3)
+    assert home.collect(Policy(keep=0.0)).stored == 3
+
+
+def test_large_mail_is_left_and_told_every_time(home: Home) -> None:
+    policy = Policy(keep=0.0, largest=len(text("two")))
+    skipped = [home.collect(policy).skipped for _ in range(2)]
+    limit = f"larger than {len(text('two'))} octets"
+    assert skipped == [[f"message 3: {limit}"], [f"message 1: {limit}"]]
+    assert [row[0] for row in home.shelf.rows] == ["three"]
+
+
+def test_disk_full_deletes_nothing_that_is_not_safe(
+    home: Home, mail: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, left = os.fsync, [4]  # calls until the disk is full; a message takes two
+
+    def full(file: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        real(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            home.collect(Policy(keep=0.0))
+    assert len(home.shelf.rows) == 3  # QUIT was never sent
+    assert len(stored(mail)) == 2
+    assert list((mail / "tmp").iterdir()) == []
+    outcome = home.collect(Policy(keep=0.0))
+    assert stored(mail) == sorted(map(text, ("one", "two", "three")))
+    assert outcome.deleted == 3
+
+
+def test_second_collector_of_one_account_does_nothing(home: Home, ledger: Ledger) -> None:
+    with ledger.alone("isp"), pytest.raises(AccountBusy):
+        home.collect()
+    assert home.shelf.read == []
+
+
+def test_crash_of_an_mbox_run_is_counted_as_doubt(
+    ledger: Ledger, tmp_path: Path, server_tls: ssl.SSLContext, certificate: tuple[Path, Path]
+) -> None:
+    """An mbox has no names: whether it holds a message that was begun cannot be told."""
+    home = Home(
+        Shelf(("u", text("one")), ("v", text("two"))),
+        ledger,
+        f"mbox:{tmp_path}/mbox",
+        server_tls,
+        certificate[0],
+    )
+    ledger.intend("isp", [("u", len(text("one")))])
+    outcome = home.collect()
+    assert (outcome.stored, outcome.in_doubt) == (2, 1)
+
+
+def test_lost_connection_keeps_what_is_safe(
+    home: Home, mail: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was stored before stays known, whatever came after."""
+    from restante.collect import collector
+
+    monkeypatch.setattr(collector, "_GROUP", 1)
+    taken: list[int] = []
+
+    def progress(messages: object, octets: int) -> None:
+        if octets:
+            taken.append(octets)
+        if len(taken) == 3:
+            raise ConnectionLost("pulled out")
+
+    with pytest.raises(ConnectionLost):
+        home.collect(Policy(keep=0.0), progress=progress)
+    assert len(home.shelf.rows) == 3
+    assert home.collect(Policy(keep=0.0)).deleted == 3
+    assert stored(mail) == sorted(map(text, ("one", "two", "three")))

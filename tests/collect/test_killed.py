@@ -1,0 +1,152 @@
+"""kill -9 before and after every step of a collector: run again, and all is there exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from restante.collect.collector import Account, Outcome, collect
+from restante.collect.destinations import open_destination
+from restante.collect.ledger import Ledger
+from restante.collect.plan import Policy
+from restante.net.client import Client
+from restante.store.maildir import MaildirStore
+
+from ..support import once, serving, sizes
+
+WORDS = ("one", "two", "three")
+STEPS: tuple[tuple[Any, str], ...] = (
+    (os, "fsync"),
+    (os, "rename"),
+    (os, "unlink"),
+    (Ledger, "began"),
+    (Ledger, "intend"),
+    (Ledger, "took"),
+    (Ledger, "gone"),
+    (Client, "delete"),
+    (Client, "quit"),
+)
+
+
+class Death:
+    """Kills this very process at the k-th moment: each step has one before and one after it."""
+
+    def __init__(self, moment: int) -> None:
+        self._left = moment
+
+    def wait(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def stalk(self) -> None:
+        for owner, name in STEPS:
+            setattr(owner, name, self._around(getattr(owner, name)))
+
+    def _around(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        if asyncio.iscoroutinefunction(step):
+
+            async def awaited(*args: Any, **kwargs: Any) -> Any:
+                self.wait()
+                result = await step(*args, **kwargs)
+                self.wait()
+                return result
+
+            return awaited
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            self.wait()
+            result = step(*args, **kwargs)
+            self.wait()
+            return result
+
+        return called
+
+
+@pytest.fixture
+def server(tmp_path: Path, server_tls: ssl.SSLContext) -> Iterator[tuple[MaildirStore, int]]:
+    """A server in a process of its own, so that it outlives its clients."""
+    (tmp_path / "remote").mkdir()
+    store = MaildirStore(f"{tmp_path}/remote/%u")
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+
+        async def serve() -> None:
+            async with serving(store, tls=server_tls, implicit=True, clear=False) as running:
+                os.write(theirs, str(running.port).encode())
+                await asyncio.sleep(3600)
+
+        asyncio.run(serve())
+        os._exit(0)
+    yield store, int(os.read(ours, 10))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(ours)
+    os.close(theirs)
+
+
+def stored(mail: Path) -> list[bytes]:
+    return sorted(path.read_bytes() for path in (mail / "new").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", [0.0, None], ids=["delete", "keep"])
+def test_killed_at_every_step(
+    keep: float | None,
+    server: tuple[MaildirStore, int],
+    tmp_path: Path,
+    certificate: tuple[Path, Path],
+) -> None:
+    store, port = server
+    text = {word: f"Subject: {word}\r\n\r\n{word}\r\n".encode() for word in WORDS}
+    account = Account(
+        "isp",
+        f"pop3s://127.0.0.1:{port}",
+        "mrose",
+        "tan staaf",
+        Policy(keep=keep),
+        certificate[0],
+    )
+
+    def run(place: Path) -> Outcome:
+        with (
+            closing(Ledger(place / "ledger")) as ledger,
+            closing(open_destination(f"maildir:{place}/Mail")) as destination,
+        ):
+            return asyncio.run(collect(account, ledger, destination))
+
+    async def fill() -> None:
+        for octets in text.values():
+            await store.deliver("mrose", once(octets))
+
+    deaths = 0
+    for moment in count():
+        if keep is not None or moment == 0:
+            asyncio.run(fill())
+        place = tmp_path / f"at-{moment}"
+        place.mkdir()
+        child = os.fork()
+        if child == 0:
+            Death(moment).stalk()
+            run(place)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        run(place)
+        assert stored(place / "Mail") == sorted(text.values()), f"killed at moment {moment}"
+        if keep is not None:
+            assert asyncio.run(sizes(store)) == [], f"killed at moment {moment}"
+        if status == 0:
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        deaths += 1
+    assert deaths > 2 * (3 * len(WORDS) + 4)  # fsync, rename, fsync each; and the ledger's

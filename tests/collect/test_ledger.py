@@ -1,0 +1,168 @@
+"""The ledger remembers, durably, and forgets nothing."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from restante.collect.ledger import AccountBusy, Ledger
+from restante.collect.plan import Taken
+from restante.errors import ConfigurationError, TemporaryFailure
+
+DIGEST = bytes(32)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "ledger.sqlite3"
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[Ledger]:
+    opened = Ledger(path)
+    yield opened
+    opened.close()
+
+
+def test_life_of_a_message(ledger: Ledger) -> None:
+    assert ledger.known("ann", ["u"]) == {}
+    ledger.intend("ann", [("u", 100)])
+    assert ledger.known("ann", ["u"]) == {"u": Taken(100, None)}
+    ledger.took("ann", [("u", 100, DIGEST)], 7.5)
+    assert ledger.known("ann", ["u"]) == {"u": Taken(100, 7.5)}
+    ledger.gone("ann", ["u"])
+    assert ledger.known("ann", ["u"]) == {"u": Taken(100, 7.5, is_gone=True)}
+
+
+def test_intent_does_not_undo_what_was_taken(ledger: Ledger) -> None:
+    ledger.took("ann", [("u", 100, DIGEST)], 7.5)
+    ledger.intend("ann", [("u", 99)])
+    assert ledger.known("ann", ["u"]) == {"u": Taken(100, 7.5)}
+
+
+def test_accounts_know_nothing_of_each_other(ledger: Ledger) -> None:
+    ledger.took("ann", [("u", 100, DIGEST)], 7.5)
+    assert ledger.known("bob", ["u"]) == {}
+    assert not ledger.has_content("bob", DIGEST)
+    ledger.gone("bob", ["u"])
+    assert not ledger.known("ann", ["u"])["u"].is_gone
+
+
+def test_content_is_known_under_any_unique_id_once_it_was_taken(ledger: Ledger) -> None:
+    ledger.intend("ann", [("u", 100)])
+    assert not ledger.has_content("ann", DIGEST)
+    ledger.took("ann", [("u", 100, DIGEST)], 7.5)
+    assert ledger.has_content("ann", DIGEST)
+    assert ledger.digest("ann", "u") == DIGEST
+    assert ledger.digest("ann", "v") is None
+
+
+def test_expected_counts_what_is_still_on_the_server(ledger: Ledger) -> None:
+    ledger.intend("ann", [("begun", 1)])
+    ledger.took("ann", [(f"u{at}", 1, None) for at in range(5)], 7.5)
+    ledger.gone("ann", ["u0", "u1"])
+    assert ledger.expected("ann") == 3
+
+
+def test_any_unique_id_is_a_key(ledger: Ledger) -> None:
+    odd = ["../../etc/passwd", "a b", "\udc80\udcff", "'; DROP TABLE messages; --", "x" * 1000]
+    ledger.took("ann", [(key, 1, None) for key in odd], 7.5)
+    assert set(ledger.known("ann", [*odd, "other"])) == set(odd)
+
+
+def test_more_keys_than_one_query_takes(ledger: Ledger) -> None:
+    keys = [f"u{at}" for at in range(2000)]
+    ledger.took("ann", [(key, 1, None) for key in keys], 7.5)
+    assert len(ledger.known("ann", keys)) == 2000
+
+
+def test_all_of_it_survives_the_process(path: Path) -> None:
+    """No close and no exit handler: as kill -9 does it."""
+    child = os.fork()
+    if child == 0:
+        Ledger(path).took("ann", [("u", 100, DIGEST)], 7.5)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    ledger = Ledger(path)
+    assert ledger.known("ann", ["u"]) == {"u": Taken(100, 7.5)}
+    ledger.close()
+
+
+def test_every_commit_is_synced(ledger: Ledger) -> None:
+    """SQLite's own promise: 2 is FULL, so a commit is on disk when it returns."""
+    assert ledger._database.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert ledger._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_nobody_else_can_read_it(ledger: Ledger, path: Path) -> None:
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_one_collector_at_a_time_for_one_account(ledger: Ledger, path: Path) -> None:
+    other = Ledger(path)
+    with ledger.alone("ann"):
+        with pytest.raises(AccountBusy), other.alone("ann"):
+            pass
+        with other.alone("bob"):
+            pass
+    with other.alone("ann"):
+        pass
+    other.close()
+
+
+def test_login_delay_is_remembered(ledger: Ledger) -> None:
+    assert ledger.may_begin("ann") == 0
+    ledger.began("ann", 1000.0, 900.0)
+    assert ledger.may_begin("ann") == 1900
+    assert ledger.last_success("ann") is None
+    ledger.succeeded("ann", 1001.0)
+    ledger.began("ann", 2000.0)
+    assert ledger.may_begin("ann") == 2000
+    assert ledger.last_success("ann") == 1001
+
+
+def test_forgetting_is_only_by_command(ledger: Ledger) -> None:
+    ledger.took("ann", [("u", 1, None), ("v", 1, None)], 7.5)
+    ledger.took("bob", [("u", 1, None)], 7.5)
+    assert ledger.forget("ann") == 2
+    assert ledger.known("ann", ["u", "v"]) == {}
+    assert "u" in ledger.known("bob", ["u"])
+
+
+def test_a_file_that_is_no_ledger_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"no database at all" * 100)
+    with pytest.raises(ConfigurationError, match="damaged"):
+        Ledger(path)
+    assert path.read_bytes() == b"no database at all" * 100
+
+
+def test_a_newer_ledger_and_a_foreign_database_are_refused(path: Path, tmp_path: Path) -> None:
+    Ledger(path).close()
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+    with pytest.raises(ConfigurationError, match="newer"):
+        Ledger(path)
+    foreign = tmp_path / "foreign.sqlite3"
+    with sqlite3.connect(foreign) as database:
+        database.execute("CREATE TABLE t (x)")
+    database.close()
+    with pytest.raises(ConfigurationError, match="another program"):
+        Ledger(foreign)
+
+
+def test_a_failed_call_changes_nothing(ledger: Ledger, path: Path) -> None:
+    other = sqlite3.connect(path, isolation_level=None)
+    ledger._database.execute("PRAGMA busy_timeout = 1")
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(TemporaryFailure):
+        ledger.took("ann", [("u", 1, None)], 7.5)
+    other.execute("ROLLBACK")
+    other.close()
+    assert ledger.known("ann", ["u"]) == {}

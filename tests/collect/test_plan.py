@@ -1,0 +1,138 @@
+"""The policy of the collector, as a table (docs/design.md)."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from restante.collect.plan import Delete, Fetch, Policy, Skip, Step, Taken, looks_moved, plan
+from restante.pop3.dialogue import Message
+
+NOW = 1_800_000_000.0
+DAY = 86_400.0
+WEEK = 7 * DAY
+ONE = Message(1, "u", 100)
+
+
+def steps(
+    listing: list[Message], taken: dict[str, Taken], policy: Policy | None = None
+) -> list[Step]:
+    return list(plan(listing, taken, policy or Policy(), NOW))
+
+
+@pytest.mark.parametrize(
+    ("age", "keep", "step"),
+    [
+        (None, WEEK, [Fetch(ONE, "u")]),
+        (None, 0.0, [Fetch(ONE, "u")]),  # never taken: fetched, never deleted
+        (6 * DAY, WEEK, []),
+        (WEEK, WEEK, [Delete(ONE, "u")]),
+        (0.0, 0.0, [Delete(ONE, "u")]),
+        (9999 * DAY, None, []),  # keep for ever
+        (-DAY, WEEK, []),  # a clock that was set back deletes nothing early
+    ],
+)
+def test_age_decides(age: float | None, keep: float | None, step: list[Step]) -> None:
+    taken = {} if age is None else {"u": Taken(100, NOW - age)}
+    assert steps([ONE], taken, Policy(keep=keep)) == step
+
+
+def test_what_was_only_begun_is_fetched_again() -> None:
+    assert steps([ONE], {"u": Taken(100, None)}, Policy(keep=0.0)) == [
+        Fetch(ONE, "u", was_begun=True)
+    ]
+
+
+def test_deleted_mail_that_is_listed_again_is_deleted_again_and_not_fetched() -> None:
+    gone = {"u": Taken(100, NOW - DAY, is_gone=True)}
+    assert steps([ONE], gone, Policy(keep=None)) == [Delete(ONE, "u")]
+
+
+def test_an_old_unique_id_with_another_size_is_looked_at() -> None:
+    assert steps([ONE], {"u": Taken(99, NOW - DAY)}, Policy(keep=0.0)) == [Fetch(ONE, "u")]
+
+
+def test_unique_ids_that_stand_twice_or_are_missing_tell_nothing() -> None:
+    listing = [Message(1, "u", 100), Message(2, "u", 100), Message(3, None, 7), Message(4, "", 7)]
+    taken = {"u": Taken(100, NOW - WEEK), "": Taken(7, NOW - WEEK)}
+    assert steps(listing, taken, Policy(keep=0.0)) == [Fetch(each, None) for each in listing]
+
+
+def test_too_large_is_left_and_told() -> None:
+    assert steps([ONE], {}, Policy(largest=99)) == [Skip(ONE, "larger than 99 octets")]
+    assert steps([ONE], {}, Policy(largest=100)) == [Fetch(ONE, "u")]
+
+
+def test_limit_counts_what_is_fetched() -> None:
+    listing = [Message(at, f"u{at}", 1) for at in range(1, 6)]
+    taken = {"u1": Taken(1, NOW - WEEK)}
+    assert steps(listing, taken, Policy(keep=0.0, limit=2)) == [
+        Delete(listing[0], "u1"),
+        Fetch(listing[1], "u2"),
+        Fetch(listing[2], "u3"),
+    ]
+
+
+def test_newest_are_those_taken_last_wherever_they_stand() -> None:
+    listing = [Message(at, f"u{at}", 1) for at in range(1, 4)]
+    taken = {"u1": Taken(1, NOW - 1), "u2": Taken(1, NOW - 3), "u3": Taken(1, NOW - 2)}
+    assert steps(listing, taken, Policy(keep=0.0, newest=2)) == [Delete(listing[1], "u2")]
+    assert steps(listing, taken, Policy(keep=0.0, newest=3)) == []
+
+
+def test_new_mail_counts_among_the_newest() -> None:
+    listing = [Message(1, "old", 1), Message(2, "new", 1)]
+    taken = {"old": Taken(1, NOW - WEEK)}
+    assert steps(listing, taken, Policy(keep=0.0, newest=1)) == [
+        Delete(listing[0], "old"),
+        Fetch(listing[1], "new"),
+    ]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["a", "b", "c", "d", None]), st.integers(1, 3))),
+    st.dictionaries(
+        st.sampled_from("abcd"),
+        st.builds(Taken, st.integers(1, 3), st.none() | st.floats(0, NOW), st.booleans()),
+    ),
+    st.builds(
+        Policy,
+        st.none() | st.floats(0, NOW),
+        st.integers(0, 3),
+        st.booleans(),
+        st.none() | st.integers(1, 3),
+        st.none() | st.integers(0, 3),
+    ),
+)
+def test_only_what_was_taken_is_deleted(
+    rows: list[tuple[str | None, int]], taken: dict[str, Taken], policy: Policy
+) -> None:
+    listing = [Message(at, unique_id, size) for at, (unique_id, size) in enumerate(rows, 1)]
+    for step in plan(listing, taken, policy, NOW):
+        if isinstance(step, Delete):
+            assert taken[step.key].at is not None or taken[step.key].is_gone
+            assert [each.unique_id for each in listing].count(step.key) == 1
+
+
+def messages(ids: list[str]) -> list[Message]:
+    return [Message(at, unique_id, 1) for at, unique_id in enumerate(ids, 1)]
+
+
+@pytest.mark.parametrize(
+    ("listed", "known", "expected", "moved"),
+    [
+        (range(100, 200), range(100), 100, True),  # all ids are new
+        (range(95, 195), range(100), 100, True),  # nearly all
+        (range(50, 150), range(100), 100, False),  # half of the old mail is there
+        (range(100, 110), range(100), 100, False),  # ten letters prove nothing
+        (range(100, 200), range(5), 5, False),  # nor does a server that we hardly know
+        (range(0), range(100), 100, False),  # an empty listing is only empty
+        (range(100, 200), range(100), 0, False),  # all of the old mail was deleted by us
+    ],
+)
+def test_a_server_that_gave_new_ids_to_old_mail(
+    listed: range, known: range, expected: int, moved: bool
+) -> None:
+    taken = {str(at): Taken(1, NOW) for at in known}
+    assert looks_moved(messages([str(at) for at in listed]), taken, expected) is moved
