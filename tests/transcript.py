@@ -3,6 +3,7 @@
 A transcript is a text file of these lines::
 
     # why, with the RFC's section
+    # P-100 P-101             the requirements of docs/rfc.toml that it shows
     tls: no                   the session is in clear (default: inside TLS)
     password: tan staaf       of the user "mrose"; this one is the default
     maildrop: 120 200         messages of these sizes, numbered from 1

@@ -1,0 +1,28 @@
+"""docs/rfc.toml, the tests and the source speak of the same requirements."""
+
+from __future__ import annotations
+
+import re
+
+from .. import rfc
+
+KNOWN = {each.id: each for each in rfc.requirements()}
+
+
+def test_every_requirement_that_a_test_names_exists() -> None:
+    assert {name: tests for name, tests in rfc.named().items() if name not in KNOWN} == {}
+
+
+def test_every_requirement_is_written_in_full() -> None:
+    for each in KNOWN.values():
+        assert each.level in ("MUST", "SHOULD", "MAY", "fact", "ours"), each.id
+        assert each.side in ("server", "client", "both"), each.id
+        assert each.text.endswith("."), each.id
+        assert not (each.refused and each.not_yet), each.id
+        for source in each.sources:
+            assert re.fullmatch(r"\d{4}( §\d+(\.\d+)*)?", source), each.id
+
+
+def test_a_transcript_names_requirements_at_its_head_only() -> None:
+    text = "# RFC 1939 §5: why P-999.\n# P-100 P-101\nC: STAT\n# P-102\n"
+    assert list(rfc._in_transcript(text)) == ["P-100", "P-101"]
