@@ -6,12 +6,15 @@ Security: a message is never parsed here beyond the search for its blank line.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import format_datetime
 
 from .errors import UnsafeArgument
 from .wire import CRLF
+
+_DOTTED = re.compile(rb"\n\.")  # by far the fastest search for it
 
 
 class LineEnds:
@@ -44,6 +47,37 @@ class LineEnds:
         end = b"" if self._at_line_start and not self._cr else self._cr + CRLF
         self.size += len(end)
         return end
+
+
+class Survey:
+    """What stored octets will be on the wire, found while they pass by."""
+
+    def __init__(self) -> None:
+        self.stored = 0
+        """Octets, as they are stored."""
+        self.dotted = 0
+        """Lines that begin with a dot, if all lines end with CRLF."""
+        self._ends = LineEnds()
+        self._last = b"\n"  # the octet before: a message begins at a line's beginning
+
+    def feed(self, octets: bytes) -> None:
+        self.stored += len(octets)
+        self._ends.feed(octets)
+        self.dotted += len(_DOTTED.findall(self._last + octets))
+        self._last = octets[-1:] or self._last
+
+    def finish(self) -> None:
+        self._ends.finish()
+
+    @property
+    def size(self) -> int:
+        """Octets on the wire, before byte-stuffing (RFC 1939 §11)."""
+        return self._ends.size
+
+    @property
+    def has_crlf(self) -> bool:
+        """After ``finish``: whether every line, the last one included, ends with CRLF."""
+        return self.stored == self.size
 
 
 class Top:

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from restante.errors import MessageGone, TemporaryFailure
 from restante.maildrop import Entry
+from restante.message import Survey
 from restante.store import files
 from restante.store.maildir import MaildirStore
-from restante.store.names import File, fresh_unique, identify, scan, unique_id_of, wire_size
+from restante.store.names import File, field, fresh_unique, identify, scan, unique_id_of
 
 from .helpers import (
     canonical,
@@ -145,20 +146,19 @@ def test_measured_size_is_remembered(maildir: MaildirStore, place: Path) -> None
     with watched(place.parent) as system:
         assert run(listing(maildir, "ann")) == first
     assert not [call for call in system.calls if call[0] in ("pread", "preadv")]
-    unlink(place, "cur/1.a:2,RS")
-    run(listing(maildir, "ann"))
-    assert maildir._measured == {"ann": {}}
 
 
-def test_sizes_of_few_maildrops_are_remembered(
+def test_indexes_in_memory_are_bounded(
     maildir: MaildirStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from restante.store import maildir as module
 
-    monkeypatch.setattr(module, "_MEASURED", 2)
+    monkeypatch.setattr(module, "_CACHE", 200)
     for user in ("a", "b", "a", "c", "d"):
+        run(deliver(maildir, user, b"x"))
         run(listing(maildir, user))
-    assert list(maildir._measured) == ["c", "d"]
+        assert sum(index.memory for index in maildir._indexes.values()) <= 200
+    assert list(maildir._indexes) == ["c", "d"]
 
 
 @pytest.mark.parametrize("octets", [b"one\ntwo\n", LARGE], ids=["small", "large"])
@@ -337,7 +337,7 @@ def test_every_file_has_its_own_unique_id(found: list[tuple[str, str]]) -> None:
     ],
 )
 def test_size_in_a_name(name: str, size: int | None) -> None:
-    assert wire_size(name) == size
+    assert field("W", name) == size
 
 
 def test_what_is_no_message_is_passed_over(maildir: MaildirStore, place: Path) -> None:
@@ -543,10 +543,10 @@ def test_measuring_can_be_cancelled_and_goes_on_next_time(
     monkeypatch.setattr(module, "_BATCH", 1)
     for number in range(5):
         put(place, f"new/{number}.a", b"x")
-    real = files.wire_size
+    real = files.survey
     measured = 0
 
-    def measure(file: int) -> int:
+    def measure(file: int) -> Survey:
         nonlocal measured
         measured += 1
         if measured == 3:
@@ -561,7 +561,7 @@ def test_measuring_can_be_cancelled_and_goes_on_next_time(
             await login
 
     cancel: list[Callable[[], object]] = []
-    monkeypatch.setattr(files, "wire_size", measure)
+    monkeypatch.setattr(files, "survey", measure)
     run(story())
     assert measured == 3
     assert len(run(listing(maildir, "ann"))) == 5
@@ -573,9 +573,9 @@ def test_mailbox_that_changes_while_it_is_measured(
 ) -> None:
     for number in range(5):
         put(place, f"new/{number}.a", b"x")
-    real = files.wire_size
+    real = files.survey
 
-    def measure(file: int) -> int:
+    def measure(file: int) -> Survey:
         if (place / "new/0.a").exists():
             unlink(place, "new/0.a")  # the one that is open
             unlink(place, "new/1.a")
@@ -583,6 +583,6 @@ def test_mailbox_that_changes_while_it_is_measured(
             rename(place, "new/3.a", "cur/3.a:2,S")
         return real(file)
 
-    monkeypatch.setattr(files, "wire_size", measure)
+    monkeypatch.setattr(files, "survey", measure)
     assert ids(run(listing(maildir, "ann"))) == ["0.a", "3.a", "4.a"]
     assert ids(run(listing(maildir, "ann"))) == ["3.a", "4.a"]

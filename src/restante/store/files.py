@@ -20,7 +20,7 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 from ..errors import MaildropInUse, TemporaryFailure
-from ..message import LineEnds
+from ..message import Survey
 
 PIECE = 32_766
 """Octets read at once.  As CRLF text at most twice as many, and with a missing last line
@@ -136,6 +136,16 @@ def status(name: str, parent: int) -> os.stat_result:
     return os.stat(name, dir_fd=parent, follow_symlinks=False)
 
 
+def stamp(name: str, parent: int) -> tuple[int, int, int]:
+    """Inode number, mtime and ctime: one moves whenever a name in a directory does."""
+    found = status(name, parent)
+    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
+def inode(file: int) -> int:
+    return os.fstat(file).st_ino
+
+
 def list_files(name: str, parent: int) -> list[tuple[str, int]]:
     """Names and inode numbers of the regular files in a directory, without dotfiles."""
     with directory(name, parent) as opened, os.scandir(opened) as entries:
@@ -157,8 +167,11 @@ def sync(*directories: str, parent: int) -> None:
 
 
 @contextmanager
-def session_lock(maildrop: int) -> Iterator[None]:
+def session_lock(maildrop: int) -> Iterator[int]:
     """The exclusive-access lock of one session; the kernel frees it when the process dies.
+
+    Yields when the session began, in nanoseconds of the file system's own clock; on one that
+    is read only some earlier moment.
 
     Raises:
         MaildropInUse: at once, with the age of the session that holds it.
@@ -173,8 +186,8 @@ def session_lock(maildrop: int) -> Iterator[None]:
         except BlockingIOError:
             raise MaildropInUse(max(0.0, time.time() - os.fstat(lock).st_mtime)) from None
         with suppress(OSError):
-            os.utime(lock)  # when this session began
-        yield
+            os.utime(lock)
+        yield os.fstat(lock).st_mtime_ns
     finally:
         os.close(lock)
 
@@ -236,6 +249,19 @@ def replace(name: str, octets: bytes, parent: int) -> None:
     os.fsync(parent)
 
 
+def replace_cache(name: str, octets: bytes, parent: int) -> None:
+    """Write a small file that a checksum guards: after a crash it may be old, torn or missing."""
+    temporary = f"{name}.tmp"
+    with undone_on_error(temporary, parent):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS
+        file = os.open(temporary, flags, 0o600, dir_fd=parent)
+        try:
+            write(file, octets)
+        finally:
+            os.close(file)
+        os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+
+
 @contextmanager
 def reading(name: str, parent: int) -> Iterator[int]:
     """A regular file, to read.
@@ -243,35 +269,53 @@ def reading(name: str, parent: int) -> Iterator[int]:
     Raises:
         FileNotFoundError: there is none of this name, or it is not a regular file.
     """
+    file, _ = open_file(name, parent)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def open_directory(name: str, parent: int) -> int:
+    """As ``directory``; who calls closes it."""
+    return os.open(name, _DIRECTORY, dir_fd=parent)
+
+
+def open_file(name: str, parent: int) -> tuple[int, int]:
+    """As ``reading``, and the octets in it; who calls closes it."""
     try:
         file = os.open(name, os.O_RDONLY | _FLAGS, dir_fd=parent)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a symbolic link, a socket
             raise FileNotFoundError(errno.ENOENT, "not a regular file") from error
         raise
-    try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise FileNotFoundError(errno.ENOENT, "not a regular file")
-        yield file
-    finally:
+    found = os.fstat(file)
+    if not stat.S_ISREG(found.st_mode):
         os.close(file)
+        raise FileNotFoundError(errno.ENOENT, "not a regular file")
+    return file, found.st_size
+
+
+def close(descriptor: int) -> None:
+    os.close(descriptor)
 
 
 def read(name: str, parent: int) -> bytes:
-    """The octets of a small file."""
+    """All octets of a file that is no message."""
     with reading(name, parent) as file:
-        return b"".join(iter(partial(os.read, file, PIECE), b""))
+        octets = os.read(file, max(os.fstat(file).st_size, 1))
+        return octets + b"".join(iter(partial(os.read, file, PIECE), b""))
 
 
-def wire_size(file: int) -> int:
-    """Octets of a message on the wire, found by reading it."""
-    ends = LineEnds()
+def survey(file: int) -> Survey:
+    """What a message is on the wire, found by reading it."""
+    found = Survey()
     offset = 0
     while octets := os.pread(file, PIECE, offset):
-        ends.feed(octets)
+        found.feed(octets)
         offset += len(octets)
-    ends.finish()
-    return ends.size
+    found.finish()
+    return found
 
 
 def unlink(name: str, parent: int) -> None:

@@ -25,10 +25,12 @@ from .names import (
     File,
     Identity,
     fresh_unique,
+    pack,
     scan,
     size_fields,
     unique_id_of,
     unique_part,
+    unpack,
 )
 
 VICTIMS = "restante.removing"
@@ -55,7 +57,7 @@ def update(maildrop: int, victims: Victims, *, destroy: bool) -> set[str]:
     try:
         with files.directory_lock(files.HELD, maildrop):
             try:
-                files.replace(VICTIMS, _listed(victims), maildrop)
+                files.replace(VICTIMS, pack(victims), maildrop)
             except OSError as error:
                 if error.errno not in _FULL:
                     _withdraw(maildrop)
@@ -127,12 +129,16 @@ def _take_once(maildrop: int, victims: Victims, destroy: bool) -> tuple[set[str]
 
 def _hold(file: File, unique_id: str, directory: int, held: int) -> None:
     """Move into ``held/``.  If the name is taken, the message was removed a second later."""
-    name = unique_id + file.name[len(unique_part(file.name)) :]
+    name = file.name
+    if re.fullmatch("[^.,:/][^,:/]*", unique_id):  # an adopted id may be no unique part
+        name = unique_id + name[len(unique_part(name)) :]
     removed_at = int(time.time())
     while True:
         target = f"{removed_at}.{name}"
         if len(os.fsencode(target)) > _NAME_MAX:
-            name = unique_id  # another program's endless fields and flags
+            name = re.split("[,:]", name, maxsplit=1)[
+                0
+            ]  # another program's endless fields and flags
             continue
         try:
             return files.move(file.name, directory, target, held)
@@ -140,21 +146,11 @@ def _hold(file: File, unique_id: str, directory: int, held: int) -> None:
             removed_at += 1
 
 
-def _listed(victims: Victims) -> bytes:
-    """Inode number, unique-id and unique part of each; NUL is in no file name."""
-    return b"".join(
-        os.fsencode(f"{inode} {unique_id} {unique}\0")
-        for (unique, inode), unique_id in victims.items()
-    )
-
-
 def _victims(maildrop: int) -> Victims | None:
     try:
-        listed = files.read(VICTIMS, maildrop)
+        return unpack(files.read(VICTIMS, maildrop))
     except FileNotFoundError:
         return None
-    parts = re.findall(rb"([0-9]{1,20}) ([!-~]{1,70}) ([^\0]*)\0", listed)
-    return {(os.fsdecode(unique), int(inode)): name.decode() for inode, name, unique in parts}
 
 
 def _withdraw(maildrop: int, *, durably: bool = True) -> None:

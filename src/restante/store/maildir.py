@@ -11,32 +11,46 @@ Security: user names are checked by ``place``, symbolic links refused by ``files
 from __future__ import annotations
 
 import errno
+import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Sequence,
+)
 from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import TypeVar
 
 from ..errors import MessageGone, TemporaryFailure
-from ..maildrop import Entry, HeldMessage, Maildrop
-from ..message import LineEnds
-from . import files
+from ..maildrop import Entry, HeldMessage, Maildrop, RawMessage
+from ..message import LineEnds, Survey
+from . import adopted, files
 from .files import in_thread
 from .held import finish_update, list_held, purge, reading_held, undelete, update
-from .names import File, Identity, fresh_unique, identify, scan, wire_size
+from .index import Form, Index, Message, Stamps, load, save, stamps, trusted
+from .names import File, contested, field, fields, fresh_unique, identify, scan
 from .place import Template
 
 _WRITE = 262_144  # octets gathered for one write
-_MEASURED = 1000  # maildrops whose measured sizes are remembered
+_CACHE = 67_108_864  # octets of indexes that are kept in memory
 _BATCH = 32  # messages measured, or users found, in one call that cannot be cancelled
+_LONG = 1.0  # seconds; whoever waits longer for a listing is told why in the log
 _UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO}
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
 class MaildirStore:
-    """Implements ``Store`` and ``Holding``."""
+    """Implements ``Store`` and ``Holding``; its maildrops also ``RawReading``."""
 
     def __init__(self, template: str, *, hold: float = 14 * 86400) -> None:
         """``template``: see ``place.Template``.  ``hold``: seconds for which removed mail is kept
@@ -47,31 +61,44 @@ class MaildirStore:
         """
         self.hold = hold
         self._template = Template(template)
-        self._measured: dict[str, dict[Identity, int]] = {}  # octets on the wire, by user
+        self._indexes: dict[str, Index] = {}  # by user, the one used last at the end
 
     @asynccontextmanager
     async def open(self, user: str) -> AsyncIterator[Maildrop]:
         names = self._template.names(user)
         with ExitStack() as stack:
-            maildrop = await in_thread(self._lock, stack, names)
-            found = await in_thread(lambda: identify(scan(maildrop)))
-            session = _Maildir(maildrop, found, self._measured_of(user), destroy=not self.hold)
-            stack.callback(session.close)
-            await session.take_stock()
-            yield session
+            maildrop, began, index, is_fresh = await in_thread(
+                self._lock, stack, names, self._indexes.pop(user, None)
+            )
+            if not is_fresh:
+                index = await _indexed(maildrop, began, index)
+            self._remember(user, index)
+            session = _Maildir(maildrop, index, destroy=not self.hold)
+            try:
+                yield session
+            finally:
+                if (corrected := session.close()) is not index:
+                    self._remember(user, corrected)
+                    await in_thread(save, maildrop, corrected)
 
-    def _lock(self, stack: ExitStack, names: Sequence[str]) -> int:
+    def _lock(
+        self, stack: ExitStack, names: Sequence[str], known: Index | None
+    ) -> tuple[int, int, Index, bool]:
+        """The maildrop, when the session began, an index, and whether that is of today."""
         maildrop = stack.enter_context(files.maildrop(self._template.base, names, make=True))
-        stack.enter_context(files.session_lock(maildrop))
+        began = stack.enter_context(files.session_lock(maildrop))
         finish_update(maildrop, destroy=not self.hold)
-        return maildrop
+        now = stamps(maildrop)
+        if known is None or known.stamps != now:
+            known = load(maildrop) or known or Index()
+        return maildrop, began, known, known.stamps == now
 
-    def _measured_of(self, user: str) -> dict[Identity, int]:
-        """The sizes found in this process that no name told, or told wrongly."""
-        measured = self._measured[user] = self._measured.pop(user, {})
-        for other in list(islice(self._measured, max(len(self._measured) - _MEASURED, 0))):
-            del self._measured[other]
-        return measured
+    def _remember(self, user: str, index: Index) -> None:
+        self._indexes.pop(user, None)
+        self._indexes[user] = index
+        taken = sum(each.memory for each in self._indexes.values())
+        while taken > _CACHE and len(self._indexes) > 1:
+            taken -= self._indexes.pop(next(iter(self._indexes))).memory
 
     async def deliver(self, user: str, message: AsyncIterator[bytes]) -> Entry:
         delivery = _delivery(self._template.base, self._template.names(user))
@@ -142,56 +169,142 @@ class MaildirStore:
             return call(maildrop)
 
 
+async def _indexed(maildrop: int, began: int, known: Index) -> Index:
+    """An index of what is there now; from the one known comes what the names do not tell.
+
+    Whoever loses patience with many messages of unknown size leaves what was found so far.
+    """
+    start = time.monotonic()
+    found, now = await in_thread(_look, maildrop, known)
+    unknown = [at for at, message in enumerate(found) if message.size < 0]
+    try:
+        for first in range(0, len(unknown), _BATCH):
+            await in_thread(_measure, maildrop, found, unknown[first : first + _BATCH])
+    except BaseException:
+        await in_thread(_write_index, maildrop, found, ())
+        raise
+    index = await in_thread(_write_index, maildrop, found, trusted(now, began))
+    if (seconds := time.monotonic() - start) > _LONG:
+        fields = {"messages": len(index), "measured": len(unknown), "ms": round(seconds * 1000)}
+        _log.warning("maildrop indexed", extra={"fields": fields})
+    return index
+
+
+def _look(maildrop: int, known: Index) -> tuple[list[Message], Stamps]:
+    """Messages in the order of the listing, -1 as the size where it must be measured."""
+    now = stamps(maildrop)
+    settled = adopted.read(maildrop)
+    by_id = identify(scan(maildrop), settled)
+    if quarrels := contested(by_id, settled):
+        settled.update(quarrels)
+        with suppress(OSError):  # the ids are the same without, as long as nobody leaves
+            adopted.write(maildrop, settled)
+            now = ()
+    sizes = known.by_identity()
+    found = []
+    for unique_id, file in by_id.items():
+        old = sizes.get(file.identity)
+        is_known = old is not None and old.form is not Form.GUESSED
+        size, form = (old.size, old.form) if old and is_known else _told(file.name)
+        found.append(Message(unique_id, file, size, form))
+    return found, now
+
+
+def _told(name: str) -> tuple[int, Form]:
+    """Size and form as the name tells them."""
+    size, dotted = field("W", name), field("D", name)
+    if size is None:
+        return -1, Form.UNKNOWN
+    if dotted is None or field("S", name) != size:
+        return size, Form.UNKNOWN
+    return size, Form.CRLF if dotted else Form.READY
+
+
+def _measure(maildrop: int, found: list[Message], places: Sequence[int]) -> None:
+    """Put in what these are on the wire; what is gone stays at -1."""
+    gone = []
+    for at in places:
+        try:
+            found[at] = _measured(maildrop, found[at])
+        except FileNotFoundError:
+            gone.append(at)
+    if gone:  # or another program has renamed it
+        now = {file.identity: file for file in scan(maildrop)}
+        for at in gone:
+            with suppress(KeyError, FileNotFoundError):
+                moved = replace(found[at], file=now[found[at].file.identity])
+                found[at] = _measured(maildrop, moved)
+
+
+def _measured(maildrop: int, message: Message) -> Message:
+    """What cannot be read is listed all the same."""
+    with files.directory(message.file.directory, maildrop) as directory:
+        try:
+            with files.reading(message.file.name, directory) as file:
+                survey = files.survey(file)
+        except OSError as error:
+            if error.errno not in _UNREADABLE:
+                raise
+            size = files.status(message.file.name, directory).st_size
+            return replace(message, size=size, form=Form.GUESSED)
+    form = Form.UNKNOWN
+    if survey.has_crlf:
+        form = Form.CRLF if survey.dotted else Form.READY
+    return replace(message, size=survey.size, form=form)
+
+
+def _write_index(maildrop: int, found: Iterable[Message], now: Stamps) -> Index:
+    messages = [message for message in found if message.size >= 0]
+    if any(message.form is Form.GUESSED for message in messages):
+        now = ()
+    index = Index(messages, now)
+    save(maildrop, index)
+    return index
+
+
 class _Maildir:
     """One session's ``Maildrop``."""
 
-    def __init__(
-        self, maildrop: int, found: dict[str, File], measured: dict[Identity, int], *, destroy: bool
-    ) -> None:
-        self.listing: Sequence[Entry] = ()
+    def __init__(self, maildrop: int, index: Index, *, destroy: bool) -> None:
+        self.listing = index
         self._maildrop = maildrop  # open directory
-        self._files = found  # by unique-id; without those that are known to be gone
-        self._measured = measured
+        self._moved: dict[int, File | None] = {}  # since the index was made; None: gone
+        self._sizes: dict[int, int] = {}  # octets on the wire that turned out to be others
+        self._directories: dict[str, int] = {}
         self._destroy = destroy
 
-    def close(self) -> None:
+    def close(self) -> Index:
         """After the session its descriptor may be another maildrop's."""
         self._maildrop = -1
+        while self._directories:
+            files.close(self._directories.popitem()[1])
+        return self.listing.corrected(self._sizes) if self._sizes else self.listing
 
-    async def take_stock(self) -> None:
-        """Make the listing.  Sizes that no name tells are measured, by reading the messages."""
-        sizes = {
-            unique_id: self._measured.get(file.identity, wire_size(file.name))
-            for unique_id, file in self._files.items()
-        }
-        unknown = [unique_id for unique_id, size in sizes.items() if size is None]
-        for first in range(0, len(unknown), _BATCH):
-            sizes |= await in_thread(self._measure, unknown[first : first + _BATCH])
-        self.listing = tuple(
-            Entry(unique_id, size) for unique_id, size in sizes.items() if size is not None
-        )
-        for gone in self._measured.keys() - {file.identity for file in self._files.values()}:
-            del self._measured[gone]
+    def _file(self, entry: Entry) -> tuple[int, File]:
+        """Raises:
+        MessageGone: as far as we know.
+        """
+        at = self.listing.find(entry)
+        file = None if at is None else self._moved.get(at, self.listing.message(at).file)
+        if at is None or file is None:
+            raise MessageGone
+        return at, file
 
-    def _measure(self, unique_ids: Sequence[str]) -> dict[str, int]:
-        """Remembers what it finds.  A message that cannot be read is listed all the same."""
-        sizes = {}
-        for unique_id in unique_ids:
-            found = self._files.get(unique_id)
-            if found is None:
-                continue
-            try:
-                with ExitStack() as stack:
-                    size = files.wire_size(self._open(stack, unique_id))
-                    sizes[unique_id] = self._measured[found.identity] = size
-            except MessageGone:
-                continue
-            except OSError as error:
-                if error.errno not in _UNREADABLE:
-                    raise
-                with files.directory(found.directory, self._maildrop) as directory:
-                    sizes[unique_id] = files.status(found.name, directory).st_size
-        return sizes
+    def open_raw(self, entry: Entry) -> RawMessage | None:
+        try:
+            at, file = self._file(entry)
+            descriptor, size = files.open_file(file.name, self._directory(file.directory))
+        except (MessageGone, OSError):
+            return None
+        form = self.listing.message(at).form if size == entry.size else Form.UNKNOWN
+        has_crlf = form in (Form.CRLF, Form.READY)
+        return RawMessage(descriptor, size, is_wire_ready=form is Form.READY, has_crlf=has_crlf)
+
+    def _directory(self, name: str) -> int:
+        """Stays open: it saves the look at one more name for each message."""
+        if name not in self._directories:
+            self._directories[name] = files.open_directory(name, self._maildrop)
+        return self._directories[name]
 
     async def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
         """The last piece is held back until the size is known to be what was announced."""
@@ -199,7 +312,7 @@ class _Maildir:
         waiting = b""
         offset = 0
         with ExitStack() as stack:
-            file = await in_thread(self._open, stack, entry.unique_id)
+            file = await in_thread(self._open, stack, entry)
             while octets := await files.read_piece(file, offset):
                 offset += len(octets)
                 text = ends.feed(octets)
@@ -210,38 +323,40 @@ class _Maildir:
                 waiting = text
             waiting += ends.finish()
             if ends.size != entry.size:
-                identity = self._files[entry.unique_id].identity
-                self._measured[identity] = await in_thread(files.wire_size, file)
+                at, _ = self._file(entry)
+                self._sizes[at] = (await in_thread(files.survey, file)).size
                 raise TemporaryFailure("message is not of the announced size; log in again")
             if waiting:
                 yield waiting
 
-    def _open(self, stack: ExitStack, unique_id: str) -> int:
+    def _open(self, stack: ExitStack, entry: Entry) -> int:
         """The file of a message, also after another program has renamed it.  Blocking."""
         for scanned in (False, True):
-            file = self._files.get(unique_id)
-            if file is None:
-                break
+            _, file = self._file(entry)
             with (
                 suppress(FileNotFoundError),
                 files.directory(file.directory, self._maildrop) as directory,
             ):
                 return stack.enter_context(files.reading(file.name, directory))
             if not scanned:
-                found = {file.identity: file for file in scan(self._maildrop)}
-                self._files = {
-                    unique_id: found[file.identity]
-                    for unique_id, file in self._files.items()
-                    if file.identity in found
-                }
+                self._look_again()
         raise MessageGone
 
+    def _look_again(self) -> None:
+        """Another program has renamed or removed files: find out where all are."""
+        found = {file.identity: file for file in scan(self._maildrop)}
+        moved: dict[int, File | None] = {}
+        for at in range(len(self.listing)):
+            old = self.listing.message(at).file
+            if (now := found.get(old.identity)) != old:
+                moved[at] = now
+        self._moved = moved
+
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
-        victims = {
-            self._files[entry.unique_id].identity: entry.unique_id
-            for entry in entries
-            if entry.unique_id in self._files
-        }
+        victims = {}
+        for entry in entries:
+            with suppress(MessageGone):
+                victims[self._file(entry)[1].identity] = entry.unique_id
         if not victims:
             return ()
         left = await in_thread(update, self._maildrop, victims, destroy=self._destroy)
@@ -254,7 +369,7 @@ def _delivery(base: str, names: Sequence[str]) -> Generator[Entry | None, bytes,
     Send it the octets, then none; then it yields the entry of a message that a crash cannot
     lose.  If it is closed before, or fails, nothing is left.
     """
-    unique, ends, stored = fresh_unique(), LineEnds(), 0
+    unique, survey = fresh_unique(), Survey()
     with (
         files.maildrop(base, names, make=True) as maildrop,
         files.directory("tmp", maildrop) as tmp,
@@ -264,14 +379,13 @@ def _delivery(base: str, names: Sequence[str]) -> Generator[Entry | None, bytes,
             with files.writing(unique, tmp) as file:
                 while octets := (yield None):
                     files.write(file, octets)
-                    ends.feed(octets)
-                    stored += len(octets)
-                ends.finish()
-            name = f"{unique},S={stored},W={ends.size}"
+                    survey.feed(octets)
+                survey.finish()
+            name = unique + fields(survey)
             files.move(unique, tmp, name, new)
         with files.undone_on_error(name, new):
             files.sync(".", parent=new)
-    yield Entry(unique, ends.size)
+    yield Entry(unique, survey.size)
 
 
 def _sweep(maildrop: int) -> None:

@@ -1,6 +1,7 @@
 """What the name of a file in a Maildir tells, and which unique-id it gets.
 
-A name is ``<unique>,S=<octets stored>,W=<octets on the wire>:2,<flags>``; other programs
+A name is ``<unique>,S=<octets stored>,W=<octets on the wire>,D=<lines that begin with a
+dot>:2,<flags>``; D= is ours and says besides that all lines end with CRLF.  Other programs
 leave parts out or add some, and they rename files whenever a flag changes.  So a message is
 known by its unique part together with its inode number: both survive a rename, and two files
 that share a unique part are never taken for each other.
@@ -16,14 +17,17 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
+from ..message import Survey
 from . import files
 
 Identity = tuple[str, int]
 """Unique part and inode number."""
+Adopted = Mapping[Identity, str]
+"""Unique-ids that do not follow from a name; see ``adopted``."""
 
 _SCANS = 4  # how often a directory that keeps changing is read
 
@@ -53,35 +57,82 @@ def scan(maildrop: int) -> list[File]:
     """
     found: list[File] = []
     for _ in range(_SCANS):
-        before = _stamps(maildrop)
+        before = _mtimes(maildrop)
         found = [
             File(directory, name, inode)
             for directory in ("new", "cur")  # in the order in which messages move
             for name, inode in files.list_files(directory, maildrop)
         ]
-        if _stamps(maildrop) == before:
+        if _mtimes(maildrop) == before:
             break
     return found
 
 
-def _stamps(maildrop: int) -> list[int]:
+def _mtimes(maildrop: int) -> list[int]:
     """Change whenever a name does; coarse (some milliseconds on most kernels)."""
     return [files.status(name, maildrop).st_mtime_ns for name in ("new", "cur")]
 
 
-def identify(found: Iterable[File]) -> dict[str, File]:
-    """The files by unique-id, in the order of their delivery.
+def identify(found: Iterable[File], adopted: Adopted | None = None) -> dict[str, File]:
+    """The files by unique-id, in the order of their delivery, adopted ones first.
 
     The oldest inode number keeps the unique part, so the ids depend neither on flags nor on
     the directory.  Two links to one inode are one message.
     """
+    adopted = adopted or {}
     by_id: dict[str, File] = {}
-    for file in sorted(found, key=lambda file: (file.inode, file.directory, file.name)):
-        unique_id = own_id = unique_id_of(file.name)
-        while unique_id in by_id and by_id[unique_id].identity != file.identity:
+    owned = {file: _adopted_id(file, adopted) for file in found}
+    settled = {unique_id for (_, inode), unique_id in adopted.items() if inode}
+    for file in sorted(
+        owned, key=lambda file: (not owned[file], file.inode, file.directory, file.name)
+    ):
+        unique_id = own_id = owned[file] or unique_id_of(file.name)
+        while (unique_id in by_id and by_id[unique_id].identity != file.identity) or (
+            unique_id in settled and not owned[file]
+        ):
             unique_id = _digest(f"{unique_id} {own_id} {file.inode}")
         by_id.setdefault(unique_id, file)
-    return dict(sorted(by_id.items(), key=lambda item: (_delivered_at(item[1].name), item[0])))
+    place = {
+        unique_id: at for at, ((_, inode), unique_id) in enumerate(adopted.items()) if not inode
+    }
+    return dict(
+        sorted(
+            by_id.items(),
+            key=lambda item: (place.get(item[0], len(place)), _delivered_at(item[1].name), item[0]),
+        )
+    )
+
+
+def contested(by_id: Mapping[str, File], adopted: Adopted) -> dict[Identity, str]:
+    """Who has which unique-id after a quarrel: to be adopted, so that it is never fought again.
+
+    Otherwise, when the message that keeps an id is gone, another would inherit it.
+    """
+    settled = {}
+    for unique_id, file in by_id.items():
+        own_id = _adopted_id(file, adopted) or unique_id_of(file.name)
+        if own_id != unique_id:
+            settled[file.identity] = unique_id
+            if holder := by_id.get(own_id):
+                settled[holder.identity] = own_id
+    return settled
+
+
+def _adopted_id(file: File, adopted: Adopted) -> str:
+    unique, inode = file.identity
+    return adopted.get((unique, inode)) or adopted.get((unique, 0)) or ""
+
+
+def pack(ids: Mapping[Identity, str]) -> bytes:
+    """Inode number, unique-id and unique part of each; NUL is in no file name."""
+    return b"".join(
+        os.fsencode(f"{inode} {unique_id} {unique}\0") for (unique, inode), unique_id in ids.items()
+    )
+
+
+def unpack(octets: bytes) -> dict[Identity, str]:
+    parts = re.findall(rb"([0-9]{1,20}) ([!-~]{1,70}) ([^\0]*)\0", octets)
+    return {(os.fsdecode(unique), int(inode)): name.decode() for inode, name, unique in parts}
 
 
 def unique_part(name: str) -> str:
@@ -94,15 +145,21 @@ def unique_id_of(name: str) -> str:
     return unique if re.fullmatch("[!-~]{1,70}", unique) else _digest(unique)
 
 
-def wire_size(name: str) -> int | None:
-    """Octets on the wire as the name tells them, or None."""
-    match = re.search(r",W=([0-9]{1,18})(?:,|\Z)", name.partition(":")[0])
+def field(letter: str, name: str) -> int | None:
+    """What the name tells: S= octets stored, W= on the wire, D= lines that begin with a dot."""
+    match = re.search(rf",{letter}=([0-9]{{1,18}})(?:,|\Z)", name.partition(":")[0])
     return int(match[1]) if match else None
 
 
+def fields(survey: Survey) -> str:
+    """The fields of a message's name."""
+    dotted = f",D={survey.dotted}" if survey.has_crlf else ""
+    return f",S={survey.stored},W={survey.size}{dotted}"
+
+
 def size_fields(name: str) -> str:
-    """The fields S= and W= of a name, to be put into another."""
-    return "".join(re.findall(r",[SW]=[0-9]{1,18}(?=,|\Z)", name.partition(":")[0]))
+    """The fields S=, W= and D= of a name, to be put into another."""
+    return "".join(re.findall(r",[SWD]=[0-9]{1,18}(?=,|\Z)", name.partition(":")[0]))
 
 
 def fresh_unique() -> str:

@@ -1,0 +1,48 @@
+"""Unique-ids that do not follow from the name of a file, kept for ever.
+
+They come from another server whose mail was taken over (by unique part, in the order of its
+listing), or settle a quarrel of two files for one id (by unique part and inode number).
+
+Nothing could replace them: the file is replaced durably, and when it is damaged the maildrop
+cannot be opened, for clients would take all mail for new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+
+from ..errors import TemporaryFailure
+from . import files
+from .names import Adopted, Identity, pack, unpack
+
+ADOPTED = "restante.ids"
+
+_MAGIC = b"restante ids 1\n"
+_DIGEST = 32  # octets
+_UNIQUE_ID = re.compile("[!-~]{1,70}")  # RFC 1939 §7
+
+_log = logging.getLogger(__name__)
+
+
+def read(maildrop: int) -> dict[Identity, str]:
+    """Raises:
+    TemporaryFailure: damaged; an administrator must bring it back from a backup, or remove it.
+    """
+    try:
+        octets = files.read(ADOPTED, maildrop)
+    except FileNotFoundError:
+        return {}
+    head, listed = octets[: len(_MAGIC) + _DIGEST], octets[len(_MAGIC) + _DIGEST :]
+    if head != _MAGIC + hashlib.sha256(listed).digest():
+        _log.error("adopted unique-ids damaged", extra={"fields": {"file": ADOPTED}})
+        raise TemporaryFailure("the unique-ids of this maildrop are damaged")
+    return unpack(listed)
+
+
+def write(maildrop: int, adopted: Adopted) -> None:
+    """Durable on return."""
+    assert all(map(_UNIQUE_ID.fullmatch, adopted.values()))
+    listed = pack(adopted)
+    files.replace(ADOPTED, _MAGIC + hashlib.sha256(listed).digest() + listed, maildrop)

@@ -1,0 +1,403 @@
+"""The index: what it saves, when it is believed, and what a damaged one can do (nothing)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from restante.errors import TemporaryFailure
+from restante.maildrop import Entry, RawReading
+from restante.store import adopted, files, index
+from restante.store.index import INDEX, Form, Index, Message
+from restante.store.maildir import MaildirStore
+from restante.store.names import File
+
+from .helpers import contents, deliver, listing, names, put, remove, rename, run, unlink
+from .watched import WatchedOs, watched
+
+LOOKS = ("scandir", "pread", "preadv", "listdir")
+
+
+def settled(store: MaildirStore, user: str = "ann") -> list[Entry]:
+    """The listing, of directories that were changed long ago: the index is then believed."""
+    run(listing(store, user))
+    later(store, user)
+    return run(listing(store, user))
+
+
+def later(store: MaildirStore, user: str = "ann") -> None:
+    """Let the clock of the file system tick: the lock file shows it."""
+    place = Path(store._template.base, user)
+    while (place / "restante.lock").stat().st_mtime_ns <= max(
+        max(s.st_mtime_ns, s.st_ctime_ns) for s in map(os.stat, (place / "new", place / "cur"))
+    ):
+        os.utime(place / "restante.lock")
+
+
+def looks(system: WatchedOs) -> list[str]:
+    """Directories that were read and messages that were opened."""
+    opened = [c[1] for c in system.calls if c[0] == "open" and ("new/" in c[1] or "cur/" in c[1])]
+    return opened + [c[0] for c in system.calls if c[0] in LOOKS]
+
+
+# -- What a poll costs
+
+
+@pytest.mark.parametrize("fresh_process", [False, True])
+def test_poll_of_an_unchanged_maildrop_does_not_grow(
+    maildir: MaildirStore, tmp_path: Path, fresh_process: bool
+) -> None:
+    costs = []
+    for user, count in (("few", 2), ("many", 300)):
+        for number in range(count):
+            put(tmp_path / user, f"cur/{number}.a:2,S", b"x\n")
+        before = settled(maildir, user)
+        store = MaildirStore(f"{tmp_path}/%u") if fresh_process else maildir
+        with watched(tmp_path) as system:
+            assert run(listing(store, user)) == before
+        assert looks(system) == []
+        costs.append(len(system.calls))
+    assert costs[0] == costs[1]
+
+
+def test_answers_are_those_of_the_entries(maildir: MaildirStore) -> None:
+    delivered = [run(deliver(maildir, "ann", b"x" * at)) for at in range(12)]
+
+    async def story() -> None:
+        async with maildir.open("ann") as maildrop:
+            found = maildrop.listing
+            assert isinstance(found, Index)
+            assert list(found) == delivered
+            assert found[2:4] == delivered[2:4]
+            assert found[-1] == delivered[-1]
+            with pytest.raises(IndexError):
+                found[12]
+            assert found.octets == sum(each.size for each in delivered)
+            lines = [f"{n} {e.size}\r\n" for n, e in enumerate(delivered, 1)]
+            assert found.scan_listing() == "".join(lines).encode()
+            lines = [f"{n} {e.unique_id}\r\n" for n, e in enumerate(delivered, 1)]
+            assert found.unique_id_listing() == "".join(lines).encode()
+
+    run(story())
+
+
+def test_hundred_thousand_messages_take_some_ten_megabytes() -> None:
+    unique = "1764000000.M123456P12345R0123456789abcdef.mail{:06}"
+    found = Index(
+        Message(unique.format(n), File("new", unique.format(n) + ",S=4096,W=4200", n), 4200)
+        for n in range(1000)
+    )
+    assert found.memory < 120 * 1000
+    assert len(found.encode(1)) < 125 * 1000
+
+
+# -- When it is believed
+
+
+def replace_new(place: Path) -> None:
+    (place / "new").rename(place / "old")
+    shutil.copytree(place / "old", place / "new")  # with all times
+
+
+CHANGES = {
+    "delivered": lambda place: put(place, "new/9.z", b"x"),
+    "removed": lambda place: unlink(place, "cur/1.a:2,S"),
+    "flag changed": lambda place: rename(place, "cur/1.a:2,S", "cur/1.a:2,FS"),
+    "moved": lambda place: rename(place, "new/2.a", "cur/2.a:2,S"),
+    "directory replaced": lambda place: replace_new(place),
+    "ids adopted": lambda place: adopted.write(
+        os.open(place, os.O_RDONLY), {("1.a", 0): "old-1", ("2.a", 0): "old-2"}
+    ),
+}
+
+
+@pytest.mark.parametrize("fresh_process", [False, True])
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_change_is_seen(
+    maildir: MaildirStore, place: Path, change: object, fresh_process: bool
+) -> None:
+    put(place, "cur/1.a:2,S", b"x")
+    put(place, "new/2.a", b"y")
+    settled(maildir)
+    change(place)  # type: ignore[operator]
+    store = MaildirStore(f"{place.parent}/%u") if fresh_process else maildir
+    with watched(place.parent) as system:
+        found = run(listing(store, "ann"))
+    assert "scandir" in looks(system)
+    (place / INDEX).unlink()
+    assert found == run(listing(MaildirStore(f"{place.parent}/%u"), "ann"))
+    assert all(run(contents(store, "ann")))
+
+
+def test_change_in_the_same_tick_of_the_clock_is_seen(
+    maildir: MaildirStore, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stamps of all moments are one: as on a file system with a very coarse clock."""
+    put(place, "new/1.a", b"x")
+    real = files.stamp
+    monkeypatch.setattr(
+        files, "stamp", lambda *args: (real(*args)[0], 1_000_000_000, 1_000_000_000)
+    )
+    monkeypatch.setattr(files, "session_lock", _one_tick(files.session_lock))
+    assert len(run(listing(maildir, "ann"))) == 1
+    put(place, "new/2.a", b"x")
+    assert len(run(listing(maildir, "ann"))) == 2
+
+
+def _one_tick(real: object) -> object:
+    from contextlib import contextmanager
+
+    @contextmanager
+    def lock(maildrop: int):  # type: ignore[no-untyped-def]
+        with real(maildrop):  # type: ignore[operator]
+            yield 1_000_000_000
+
+    return lock
+
+
+@pytest.mark.parametrize(
+    ("stamp", "began", "believed"), [(5, 6, True), (6, 6, False), (7, 6, False), (5, 0, False)]
+)
+@pytest.mark.parametrize("at", [1, 2, 4, 5, 7, 8])
+def test_stamp_is_trusted_only_if_older_than_the_session(
+    at: int, stamp: int, began: int, believed: bool
+) -> None:
+    found = [9, 1, 1, 9, 1, 1, 9, 1, 1]
+    found[at] = stamp
+    assert bool(index.trusted(tuple(found), began)) == believed
+
+
+# -- A damaged index
+
+
+@pytest.fixture
+def kept(maildir: MaildirStore, place: Path) -> list[Entry]:
+    for number in range(3):
+        put(place, f"cur/{number}.a:2,S", b"x\n" * (number + 1))
+    return settled(maildir)
+
+
+def test_index_cut_at_any_octet_loses_nothing(place: Path, kept: list[Entry]) -> None:
+    whole = (place / INDEX).read_bytes()
+    for length in range(len(whole)):
+        assert Index.decode(whole[:length], place.stat().st_ino) is None
+    for octets in (None, b"", whole[:100], whole + b"x", whole[:-1]):
+        if octets is None:
+            (place / INDEX).unlink()
+        else:
+            (place / INDEX).write_bytes(octets)
+        assert run(listing(MaildirStore(f"{place.parent}/%u"), "ann")) == kept
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_garbled_index_is_not_believed(place: Path, kept: list[Entry], data: st.DataObject) -> None:
+    whole = bytearray((place / INDEX).read_bytes())
+    at = data.draw(st.integers(0, len(whole) - 1))
+    whole[at] ^= data.draw(st.integers(1, 255))
+    assert Index.decode(bytes(whole), place.stat().st_ino) is None
+
+
+def test_index_of_another_maildrop_is_not_believed(maildir: MaildirStore, tmp_path: Path) -> None:
+    for user in ("ann", "bob"):
+        put(tmp_path / user, "cur/1.a:2,S", user.encode())
+        put(tmp_path / user, f"new/2.{user}", b"x")
+    before = {user: settled(maildir, user) for user in ("ann", "bob")}
+    first, second = tmp_path / "ann" / INDEX, tmp_path / "bob" / INDEX
+    octets = first.read_bytes()
+    assert Index.decode(octets, (tmp_path / "ann").stat().st_ino) is not None
+    assert Index.decode(octets, (tmp_path / "bob").stat().st_ino) is None
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(octets)
+    store = MaildirStore(f"{tmp_path}/%u")
+    for user, entries in before.items():
+        assert run(listing(store, user)) == entries
+        assert run(contents(store, user))[0] == f"{user}\r\n".encode()
+
+
+def test_index_that_names_a_file_elsewhere_leads_nowhere(
+    maildir: MaildirStore, place: Path, tmp_path: Path
+) -> None:
+    put(place, "new/1.a", b"x")
+    put(tmp_path / "bob", "new/1.b", b"secret")
+    settled(maildir)
+    name = "../../bob/new/1.b"
+    forged = Index(
+        [Message("1.b", File("new", name, (tmp_path / "bob/new/1.b").stat().st_ino), 8)],
+        run_stamps(place),
+    )
+    (place / INDEX).write_bytes(forged.encode(place.stat().st_ino))
+
+    async def story() -> None:
+        async with MaildirStore(f"{tmp_path}/%u").open("ann") as maildrop:
+            assert len(maildrop.listing) == 1
+            with pytest.raises((TemporaryFailure, FileNotFoundError)):
+                await anext(maildrop.read(maildrop.listing[0]))
+
+    run(story())
+
+
+def run_stamps(place: Path) -> index.Stamps:
+    directory = os.open(place, os.O_RDONLY)
+    try:
+        return index.stamps(directory)
+    finally:
+        os.close(directory)
+
+
+@pytest.mark.parametrize("call", ["open", "write", "rename"])
+def test_index_that_cannot_be_written_is_done_without(
+    maildir: MaildirStore, place: Path, call: str
+) -> None:
+    put(place, "new/1.a", b"x")
+
+    def full_disk(each: tuple[str, ...]) -> None:
+        if each[0] == call and INDEX in each[1]:
+            raise OSError(28, "No space left on device")
+
+    with watched(place.parent, full_disk):
+        assert len(run(listing(maildir, "ann"))) == 1
+    assert INDEX not in names(place)
+    assert f"{INDEX}.tmp" not in names(place)
+
+
+def test_wrong_size_is_corrected_for_other_processes_too(
+    maildir: MaildirStore, place: Path
+) -> None:
+    put(place, "cur/1.a,S=1,W=1:2,", b"four")
+    settled(maildir)
+    with pytest.raises(TemporaryFailure):
+        run(contents(maildir, "ann"))
+    for store in (maildir, MaildirStore(f"{place.parent}/%u")):
+        assert run(contents(store, "ann")) == [b"four\r\n"]
+
+
+def test_long_wait_is_told(
+    maildir: MaildirStore,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from restante.store import maildir as module
+
+    put(place, "new/1.a", b"x")
+    monkeypatch.setattr(module, "_LONG", -1.0)
+    with caplog.at_level(logging.WARNING):
+        run(listing(maildir, "ann"))
+    assert [record.message for record in caplog.records] == ["maildrop indexed"]
+
+
+# -- Quarrels for a unique-id
+
+
+def test_id_of_a_message_that_is_gone_is_not_inherited(maildir: MaildirStore, place: Path) -> None:
+    put(place, "cur/1.a:2,S", b"first")
+    put(place, "new/1.a", b"second")
+    first, second = run(listing(maildir, "ann"))
+    texts = dict(zip([first, second], run(contents(maildir, "ann")), strict=True))
+    (taken,) = [entry for entry in texts if entry.unique_id == "1.a"]
+    (other,) = [entry for entry in texts if entry != taken]
+    assert run(remove(maildir, "ann", [taken])) == []
+    assert run(listing(maildir, "ann")) == [other]
+    put(place, "new/1.a:2,S", b"third")
+    third = [entry for entry in run(listing(maildir, "ann")) if entry != other]
+    assert third[0].unique_id not in (taken.unique_id, other.unique_id)
+
+
+@pytest.mark.parametrize("octets", [b"", b"garbage", b"restante ids 1\n" + b"x" * 64])
+def test_damaged_ids_close_the_maildrop(maildir: MaildirStore, place: Path, octets: bytes) -> None:
+    put(place, "new/1.a", b"x")
+    settled(maildir)
+    (place / "restante.ids").write_bytes(octets)
+    with pytest.raises(TemporaryFailure):
+        run(listing(maildir, "ann"))
+
+
+# -- Messages as files
+
+
+@pytest.mark.parametrize(
+    ("octets", "form"),
+    [
+        (b"", Form.READY),
+        (b"a\r\nb.\r\n", Form.READY),
+        (b".a\r\n", Form.CRLF),
+        (b"a\r\n.\r\n", Form.CRLF),
+        (b"x" * 32_764 + b"\r\n.\r\n", Form.CRLF),
+        (b"x" * 32_765 + b"\r\n.\r\n", Form.CRLF),
+        (b"a\n", Form.UNKNOWN),
+        (b"a\r\nb", Form.UNKNOWN),
+        (b"a\r\nb\r", Form.UNKNOWN),
+    ],
+)
+@pytest.mark.parametrize("delivered", [True, False])
+def test_file_can_go_to_the_wire_as_it_lies(
+    maildir: MaildirStore, place: Path, octets: bytes, form: Form, delivered: bool
+) -> None:
+    if delivered:
+        run(deliver(maildir, "ann", octets[:1], octets[1:]))
+    else:
+        put(place, "new/1.a", octets)
+
+    async def story() -> None:
+        async with maildir.open("ann") as maildrop:
+            assert isinstance(maildrop, RawReading)
+            raw = maildrop.open_raw(maildrop.listing[0])
+            assert raw is not None
+            assert os.read(raw.descriptor, len(octets) + 1) == octets
+            os.close(raw.descriptor)
+            assert raw.size == len(octets)
+            assert raw.is_wire_ready == (form is Form.READY)
+            assert raw.has_crlf == (form is not Form.UNKNOWN)
+
+    run(story())
+
+
+def test_file_of_another_size_is_not_ready(maildir: MaildirStore, place: Path) -> None:
+    run(deliver(maildir, "ann", b"a\r\n"))
+    (name,) = names(place / "new")
+
+    async def story() -> None:
+        async with maildir.open("ann") as maildrop:
+            assert isinstance(maildrop, RawReading)
+            put(place, f"new/{name}", b"a\r\nb\r\n")
+            raw = maildrop.open_raw(maildrop.listing[0])
+            assert raw is not None
+            os.close(raw.descriptor)
+            assert not raw.is_wire_ready
+            assert not raw.has_crlf
+
+    run(story())
+
+
+def test_file_that_was_renamed_or_is_none_is_left_to_read(
+    maildir: MaildirStore, place: Path
+) -> None:
+    for name in ("new/1.a", "new/2.a", "new/3.a"):
+        put(place, name, b"x")
+
+    async def story() -> None:
+        async with maildir.open("ann") as maildrop:
+            assert isinstance(maildrop, RawReading)
+            rename(place, "new/1.a", "cur/1.a:2,S")
+            unlink(place, "new/2.a")
+            unlink(place, "new/3.a")
+            (place / "new/3.a").symlink_to(place / "cur/1.a:2,S")
+            for entry in maildrop.listing:
+                assert maildrop.open_raw(entry) is None
+            with suppress(StopAsyncIteration):
+                await anext(maildrop.read(maildrop.listing[0]))
+            raw = maildrop.open_raw(maildrop.listing[0])
+            assert raw is not None
+            os.close(raw.descriptor)
+
+    before = len(os.listdir("/proc/self/fd"))
+    run(story())
+    assert len(os.listdir("/proc/self/fd")) == before
