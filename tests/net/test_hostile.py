@@ -1,0 +1,152 @@
+"""The live server among hostile peers: each is sent away, and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+import pytest
+
+from restante.net.server import Timeouts
+from restante.store.memory import MemoryStore
+
+from ..support import Client, Run, Server, once, serving, sizes
+
+SHORT = Timeouts(login=0.3, handshake=0.2, progress=0.2)
+HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+
+
+async def serves(server: Server, tls: ssl.SSLContext | None) -> None:
+    async with server.client(tls) as client:
+        assert (await client.ask(b"NOOP")).startswith(b"-ERR")
+        await client.log_in()
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"\0" * 100,
+        b"\x17\x03\x03\xff\xff" + b"x" * 70_000,
+        b"\x15\x03\x03\x00\x02\x01\x5a" * 1000,
+        b"\x16\x03\x01\x00\x00" * 65_536,
+        HELLO + b"\xff" * 600,
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"SSH-2.0-x\r\n",
+        b"\x80\x2e\x01\x00\x02",
+    ],
+    ids=["zeros", "record", "alerts", "empty", "hello", "http", "ssh", "ssl2"],
+)
+def test_garbage_for_a_handshake(
+    octets: bytes, run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """CVE-2015-3420: a failed handshake is the end of that connection, of nothing else."""
+
+    async def main() -> None:
+        async with serving(MemoryStore(), tls=server_tls, implicit=True, timeouts=SHORT) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(octets)
+            assert b"OK" not in await Client(reader, writer).rest()
+            writer.transport.abort()
+            await serves(server, client_tls)
+
+    run(main())
+
+
+def test_a_handshake_in_drops_ends(run: Run[None], server_tls: ssl.SSLContext) -> None:
+    """CVE-2011-1947 seen from the server: octets that trickle do not move the deadline."""
+
+    async def main() -> None:
+        async with serving(MemoryStore(), tls=server_tls, implicit=True, timeouts=SHORT) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            heard = asyncio.create_task(Client(reader, writer).rest())
+            for octet in HELLO * 60:
+                if heard.done():
+                    break
+                writer.write(bytes([octet]))
+                await asyncio.wait([heard], timeout=0.02)
+            assert await heard == b""
+            writer.transport.abort()
+
+    run(main())
+
+
+@pytest.mark.parametrize("last", [b"DELE 1\r\nQUIT", b"DELE 1\r\nQUIT\r", b"DELE 1\r\nQU"])
+def test_half_a_command_is_not_run(
+    last: bytes, run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """Neither in clear nor inside TLS, with close_notify or without."""
+
+    async def main(implicit: bool, politely: bool) -> None:
+        store = MemoryStore()
+        await store.deliver("mrose", once(b"Subject: x\r\n\r\n"))
+        async with serving(store, tls=server_tls, implicit=implicit) as server:
+            async with server.client(client_tls if implicit else None) as client:
+                await client.log_in()
+                client.send(last)
+                assert (await client.line()).startswith(b"+OK")
+                if politely:
+                    client.writer.close()
+            await server.service.drain(5)
+        assert await sizes(store) == [14]
+
+    for implicit in (False, True):
+        for politely in (False, True):
+            run(main(implicit, politely))
+
+
+def test_a_flood_of_commands_without_a_reader_stays_small(run: Run[None]) -> None:
+    async def main() -> None:
+        async with serving(MemoryStore(), timeouts=SHORT) as server, server.client() as client:
+            await client.log_in()
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            client.send(b"CAPA\r\n" * 100_000)
+            (connection,) = server.service.connections
+            most = 0
+            async with asyncio.timeout(10):
+                while server.service.connections:
+                    if not connection._is_lost:
+                        waiting = connection._transport.get_write_buffer_size()
+                        most = max(most, waiting, connection._session.unread)
+                    await asyncio.sleep(0.005)
+            assert most < 600_000
+
+    run(main())
+
+
+@pytest.mark.parametrize("offered", [None, "pop3"])
+def test_clients_with_and_without_alpn_are_served(
+    offered: str | None, run: Run[None], server_tls: ssl.SSLContext, certificate: tuple[str, str]
+) -> None:
+    """RFC 9325 §3.8: "pop3" is chosen when it is offered; most clients offer nothing."""
+    client_tls = ssl.create_default_context(cafile=certificate[0])
+    if offered:
+        client_tls.set_alpn_protocols(["h2", offered])
+
+    async def main() -> None:
+        async with (
+            serving(MemoryStore(), tls=server_tls, implicit=True) as server,
+            server.client(client_tls) as client,
+        ):
+            chosen = client.writer.get_extra_info("ssl_object").selected_alpn_protocol()
+            assert chosen == offered
+            await client.log_in()
+
+    run(main())
+
+
+def test_any_server_name_costs_nothing(
+    run: Run[None], server_tls: ssl.SSLContext, certificate: tuple[str, str]
+) -> None:
+    """CVE-2017-15130: there is one certificate, and nothing is remembered of names."""
+    client_tls = ssl.create_default_context(cafile=certificate[0])
+    client_tls.check_hostname = False
+
+    async def main() -> None:
+        async with serving(MemoryStore(), tls=server_tls, implicit=True) as server:
+            for at in range(20):
+                _, writer = await asyncio.open_connection(
+                    "127.0.0.1", server.port, ssl=client_tls, server_hostname=f"n{at}.example"
+                )
+                writer.transport.abort()
+
+    run(main())

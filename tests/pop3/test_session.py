@@ -1,0 +1,174 @@
+"""The server's session without I/O: every verb in every state, floods, and hostile octets."""
+
+from __future__ import annotations
+
+import tracemalloc
+from base64 import b64encode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from restante.pop3.commands import VERBS
+from restante.pop3.session import MAX_SASL_LINE, Policy, Session
+from restante.pop3.state import State
+from restante.wire import MAX_COMMAND
+
+from .core import Core
+
+MESSAGES = [b"Subject: one\r\n\r\n.hidden\r\n", b"Subject: two\r\n\r\n"]
+LOGIN = b"USER mrose\r\nPASS tan staaf\r\n"
+ARGUMENTS = {"USER": b" mrose", "PASS": b" x", "AUTH": b" PLAIN", "TOP": b" 1 0"}
+ARGUMENTS |= dict.fromkeys(("RETR", "DELE"), b" 1")
+
+
+def plain(message: bytes) -> bytes:
+    return b"AUTH PLAIN\r\n" + b64encode(message) + b"\r\n"
+
+
+@pytest.mark.parametrize("state", [State.AUTHORIZATION, State.TRANSACTION])
+@pytest.mark.parametrize("keyword", sorted(VERBS))
+def test_a_verb_out_of_its_state_changes_nothing(keyword: str, state: State) -> None:
+    """RFC 1939 §3: a command in the wrong state is answered with a negative status."""
+    core = Core(list(MESSAGES))
+    if state is State.TRANSACTION:
+        core.send(LOGIN)
+    if state in VERBS[keyword].states:
+        return
+    said = core.send(keyword.encode() + ARGUMENTS.get(keyword, b"") + b"\r\n")
+    assert said.startswith(b"-ERR ")
+    assert said.count(b"\r\n") == 1
+    assert core.session.state is state
+
+
+def test_twenty_bad_commands_in_a_row_end_a_transaction() -> None:
+    core = Core(list(MESSAGES))
+    core.send(LOGIN + b"DELE 1\r\n")
+    for _ in range(2):
+        core.send(b"XYZ\r\n" * 19)
+        assert not core.is_closed
+        core.send(b"NOOP\r\n")
+    core.send(b"XYZ\r\n" * 20 + b"QUIT\r\n")
+    assert core.is_closed
+    assert len(core.messages) == 2
+
+
+@pytest.mark.parametrize(
+    ("identity", "password"),
+    [
+        (b"%s%n", b"x"),
+        (b"%{env:HOME}", b"x"),
+        (b"../mrose", b"tan staaf"),
+        (b"/etc/passwd", b"x"),
+        (b"-oProxyCommand", b"x"),
+        (b"mrose\tx", b"tan staaf"),
+        (b"mrose\r\nDELE 1", b"tan staaf"),
+        (b"mro\xffse", b"tan staaf"),
+        (b"mrose", b"tan\xffstaaf"),
+        (b"mro\xe2\x80\x8bse", b"tan staaf"),
+        (b"\xd0\xbcrose", b"tan staaf"),
+    ],
+)
+def test_no_name_is_special(identity: bytes, password: bytes) -> None:
+    """CVE-2017-2669, CVE-2019-10691 and others: what SASL decodes is a name and nothing more."""
+    core = Core(list(MESSAGES))
+    said = core.send(plain(b"\0" + identity + b"\0" + password))
+    assert said == b"+ \r\n-ERR [AUTH] authentication failed\r\n"
+    assert core.send(LOGIN).count(b"+OK") == 2
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"\0",
+        b"\0\0",
+        b"mrose",
+        b"\0mrose",
+        b"\0mrose\0",
+        b"\0\0x",
+        b"a\0mrose\0x\0",
+        b"\0" * 9,
+    ],
+)
+def test_a_malformed_plain_message_is_no_login(message: bytes) -> None:
+    core = Core(list(MESSAGES))
+    assert b"-ERR" in core.send(plain(message))
+    assert core.session.state is State.AUTHORIZATION
+    assert core.send(LOGIN).count(b"+OK") == 2
+
+
+def test_a_long_password_arrives_whole() -> None:
+    """RFC 5034 §4: a response of an exchange may be longer than a command."""
+    password = "p" * 1024
+    core = Core(list(MESSAGES), password=password)
+    assert b"+OK" in core.send(plain(b"\0mrose\0" + password.encode()))
+
+
+def test_a_response_of_100_kib_is_refused() -> None:
+    core = Core(list(MESSAGES))
+    said = core.send(b"AUTH PLAIN\r\n" + b"A" * 102_400 + b"\r\n" + LOGIN)
+    assert said.startswith(b"+ \r\n-ERR line longer than %d octets\r\n" % MAX_SASL_LINE)
+    assert said.count(b"+OK") == 2
+
+
+def test_the_limit_of_a_command_holds_again_after_an_exchange() -> None:
+    core = Core(list(MESSAGES))
+    core.send(b"AUTH PLAIN\r\n*\r\n")
+    said = core.send(b"NOOP" + b" " * MAX_COMMAND + b"\r\n")
+    assert said == b"-ERR line longer than 255 octets\r\n"
+
+
+def test_a_hundred_commands_are_answered_in_order() -> None:
+    core = Core(list(MESSAGES))
+    core.send(LOGIN)
+    said = core.send(b"".join(b"LIST %d\r\nRETR 9%d\r\n" % (1 + n % 2, n) for n in range(50)))
+    lines = said.split(b"\r\n")
+    assert [line[:6] for line in lines[:-1:2]] == [b"+OK %d " % (1 + n % 2) for n in range(50)]
+    assert {line[:4] for line in lines[1:-1:2]} == {b"-ERR"}
+
+
+def test_cancelled_exchanges_leave_no_memory_behind() -> None:
+    """CVE-2017-15132."""
+    core = Core(list(MESSAGES), policy=Policy(bad_commands=10**6))
+    tracemalloc.start()
+    for at in range(300):
+        if at == 100:
+            before, _ = tracemalloc.get_traced_memory()
+        core.send(b"AUTH PLAIN\r\n*\r\n")
+        core.said.clear()
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert after - before < 4096
+
+
+_words = st.one_of(
+    st.sampled_from([*(name.encode() for name in VERBS), b"PLAIN", b"1", b"2", b"0", b"*", b"="]),
+    st.binary(max_size=12),
+    st.sampled_from([b" ", b"\r\n", b"\n", b"\r", b"\0", b"tan staaf", b"mrose", b"A" * 300]),
+)
+
+
+@given(st.lists(_words, max_size=60), st.booleans())
+def test_whatever_comes_is_answered_or_closed(words: list[bytes], is_known: bool) -> None:
+    """No octets raise anything, keep more than a limit's worth, or remove a message."""
+    core = Core(list(MESSAGES))
+    if is_known:
+        core.send(LOGIN)
+    marked = b"DELE" in b"".join(words).upper()
+    for word in words:
+        core.send(word)
+        assert core.is_closed or core.session.unread <= MAX_SASL_LINE
+    for line in bytes(core.said).split(b"\r\n"):
+        assert line.isascii()
+        assert len(line) <= 510
+    assert marked or core.messages == MESSAGES
+
+
+def test_a_session_is_small() -> None:
+    """Ten thousand of them wait for somebody to speak."""
+    tracemalloc.start()
+    sessions = [Session(Policy(), is_secure=True) for _ in range(100)]
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size / len(sessions) < 2048

@@ -1,0 +1,226 @@
+"""What others were caught by (CVE numbers), each as a thing that cannot happen here.
+
+The server's session and the client's dialogue are driven without sockets; what needs sockets
+or TLS has its CVE number in the docstring of a test in ``net/``.
+"""
+
+from __future__ import annotations
+
+import logging
+from base64 import b64encode
+from typing import Any, TypeVar
+
+import pytest
+
+from restante.errors import (
+    CommandFailed,
+    ConnectionLost,
+    LoginFailed,
+    ProtocolBroken,
+    TLSUnavailable,
+    UnsafeArgument,
+)
+from restante.log import Plain
+from restante.pop3.dialogue import Dialogue, Message, Procedure
+from restante.wire import Unstuffer
+
+from .pop3.core import Core
+from .pop3.test_session import LOGIN, MESSAGES
+
+T = TypeVar("T")
+
+
+def talk(procedure: Procedure[T], heard: bytes) -> tuple[bytes, T]:
+    """What the client says to a server that says ``heard``, and what it makes of that."""
+    said = bytearray()
+    try:
+        wanted = next(procedure)
+        while True:
+            if wanted is not None:
+                said += wanted
+                wanted = procedure.send(b"")
+                continue
+            if not heard:
+                raise ConnectionLost("the server closed the connection")
+            octets, heard = heard, b""
+            wanted = procedure.send(octets)
+    except StopIteration as end:
+        return bytes(said), end.value
+
+
+def broken(procedure: Procedure[Any], heard: bytes, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        talk(procedure, heard)
+
+
+# STLS, server (CVE-2011-0411, CVE-2011-1926, CVE-2021-33515, CVE-2021-38084, CVE-2021-38542,
+# CVE-2022-28220, CVE-2024-34083): commands sent in clear are run as if TLS had protected them.
+
+
+@pytest.mark.parametrize("behind", [b"USER mrose\r\n", b"STLS\r\n", b"U", b"\r\n", b"\x16\x03"])
+def test_stls_with_octets_behind_it_is_the_end(behind: bytes) -> None:
+    core = Core(list(MESSAGES), tls=False)
+    assert core.send(b"STLS\r\n" + behind) == b""
+    assert core.is_closed
+
+
+def test_nothing_said_before_tls_is_known_after_it() -> None:
+    core = Core(list(MESSAGES), tls=False)
+    core.session._clear = True
+    core.send(b"USER mrose\r\n")
+    core.send(b"STLS\r\n")
+    core.shake_hands()
+    assert core.send(b"PASS tan staaf\r\n").startswith(b"-ERR")
+
+
+# STLS, client (CVE-2021-22947, CVE-2021-38371, CVE-2020-14093, CVE-2020-14154, CVE-2020-14928,
+# CVE-2026-41319): responses sent in clear are read after the handshake, or steer the login.
+
+
+@pytest.mark.parametrize("behind", [b"+OK\r\n", b"+O", b"+OK\r\nSASL PLAIN\r\n.\r\n", b"\r"])
+def test_a_response_behind_that_to_stls_is_the_end(behind: bytes) -> None:
+    broken(Dialogue().start_tls(), b"+OK\r\n" + behind, ProtocolBroken)
+
+
+def test_capabilities_from_before_tls_are_forgotten() -> None:
+    dialogue = Dialogue()
+    talk(dialogue.ask_capabilities(), b"+OK\r\nSASL PLAIN\r\n.\r\n")
+    talk(dialogue.start_tls(), b"+OK\r\n")
+    assert dialogue.capabilities.sasl == ()
+
+
+def test_no_stls_means_no_login() -> None:
+    """CVE-2021-22946, CVE-2020-15954, CVE-2020-28896, CVE-2021-39272, CVE-2006-5867."""
+    broken(Dialogue().start_tls(), b"-ERR no TLS here\r\n", TLSUnavailable)
+    broken(Dialogue().start_tls(), b"+OK\r\n+OK already logged in\r\n", ProtocolBroken)
+
+
+# Arguments and lines.
+
+
+@pytest.mark.parametrize("character", ["\r\n", "\n", "\r", "\0", "\x1b", "\x7f"])
+def test_no_argument_holds_a_second_command(character: str) -> None:
+    """CVE-2025-15367, CVE-2012-0036, CVE-2025-7962."""
+    for user, password in ((f"a{character}DELE 1", "x"), ("a", f"x{character}DELE 1")):
+        broken(Dialogue().log_in(user, password), b"", UnsafeArgument)
+
+
+def test_what_base64_hides_is_no_command() -> None:
+    """The relative of CVE-2025-15367 in proxies: CR and LF that SASL decodes."""
+    core = Core(list(MESSAGES))
+    hidden = b64encode(b"\0mrose\r\nPASS tan staaf\r\n\0x")
+    assert core.send(b"AUTH PLAIN " + hidden + b"\r\n") == b"-ERR [AUTH] authentication failed\r\n"
+
+
+def test_every_line_that_begins_with_a_dot_is_stuffed() -> None:
+    """CVE-2001-0996: RETR and TOP alike, wherever the dot stands."""
+    core = Core([b".\r\n..\r\n\r\n.\r\n"])
+    core.send(LOGIN)
+    for command in (b"RETR 1\r\n", b"TOP 1 9\r\n"):
+        said = core.send(command)
+        body = Unstuffer()
+        assert body.feed(said.partition(b"\r\n")[2]) == core.messages[0]
+        assert body.is_finished
+
+
+@pytest.mark.parametrize("octets", [b"NOOP \0\r\n", b"\0", b"USER a\0b\r\n"])
+def test_nul_ends_the_connection(octets: bytes) -> None:
+    """CVE-2019-11500."""
+    core = Core(list(MESSAGES))
+    core.send(octets + b"\r\n")
+    assert core.is_closed
+
+
+@pytest.mark.parametrize("keyword", [b"USER", b"PASS", b"APOP", b"XTND", b"STAT", b"LIST"])
+def test_overlong_arguments_are_refused(keyword: bytes) -> None:
+    """CVE-2006-2502 and the many overflows of USER and XTND."""
+    core = Core(list(MESSAGES))
+    for size in (254, 255, 1000, 60_000):
+        core = Core(list(MESSAGES))
+        assert core.send(keyword + b" " + b"a" * size + b"\r\n").startswith(b"-ERR line longer")
+        assert b"+OK" in core.send(b"CAPA\r\n")
+
+
+@pytest.mark.parametrize("unique_id", [b"u" * 1001, b"x" * 70_000])
+def test_an_overlong_unique_id_is_the_end(unique_id: bytes) -> None:
+    """CVE-2005-2335: 128 octets on a stack."""
+    heard = b"+OK\r\n1 10\r\n.\r\n+OK\r\n1 " + unique_id + b"\r\n.\r\n"
+    broken(Dialogue().listing(), heard, ProtocolBroken)
+
+
+def test_an_empty_unique_id_is_none() -> None:
+    """CVE-2018-14356; that unique-ids are no paths (CVE-2018-14362) the collector's tests show."""
+    _, found = talk(Dialogue().listing(), b"+OK\r\n1 10\r\n.\r\n+OK\r\n1 \r\n.\r\n")
+    assert found == [Message(1, None, 10)]
+
+
+def test_long_lines_of_mail_are_no_error() -> None:
+    """CVE-2013-1752 was mended with a limit of 2048 octets, which real mail exceeds."""
+    line = b"x" * 300_000
+    dialogue = Dialogue()
+    talk(dialogue.ask_for([Message(1, None, 1)]), b"")
+    talk(dialogue.next_message(), b"+OK\r\n" + line + b"\r\n.\r\n")
+    body = b""
+    while piece := talk(dialogue.piece(), b"")[1]:
+        body += piece
+    assert body == line + b"\r\n"
+
+
+def test_an_endless_response_is_the_end() -> None:
+    """The other half of CVE-2013-1752."""
+    broken(Dialogue().greeting(), b"+OK " + b"x" * 70_000, ProtocolBroken)
+
+
+@pytest.mark.parametrize(
+    "name", [b"%%%s%n", b"%{env:HOME}", b"%u", b"\xff\xfe", b"\xc3", b"\xe2\x82"]
+)
+def test_names_are_no_templates_and_need_no_utf8(name: bytes) -> None:
+    """CVE-2017-2669, CVE-2019-10691, CVE-2020-7046."""
+    core = Core(list(MESSAGES))
+    core.send(b"USER " + name + b"\r\n")
+    assert core.send(b"PASS x\r\n") == b"-ERR [AUTH] authentication failed\r\n"
+
+
+def test_bad_base64_harms_nobody_else() -> None:
+    """CVE-2025-59028: it killed the logins of others that were under way."""
+    one, other = Core(list(MESSAGES)), Core(list(MESSAGES))
+    other.send(b"AUTH PLAIN\r\n")
+    one.send(b"AUTH PLAIN !!!!\r\n")
+    assert b"+OK" in other.send(b64encode(b"\0mrose\0tan staaf") + b"\r\n")
+
+
+@pytest.mark.parametrize("typed", ["a\r\nlogin ok: user=root", "a\x1b[2J", "a\u202eb", "a user=x"])
+def test_no_log_line_is_forged(typed: str) -> None:
+    """CVE-2008-2711, CVE-2010-1167, CVE-2021-36386: fetchmail's logging."""
+    record = logging.makeLogRecord({"msg": "login refused", "fields": {"user": typed}})
+    line = Plain(with_time=False).format(record)
+    assert line.startswith("login refused: user=a\\")
+    assert line.isascii()
+    assert line.isprintable()
+    assert line.count("user=") == 1
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"To: " + b"a@b, " * 20_000 + b"\r\n",
+        b"X: y\r\n" * 50_000,
+        b'Content-Type: multipart/mixed; boundary="a"\r\n\r\n' + b"--a\r\n" * 5000,
+        b"Content-Type: a/b; " + b"c*0*=d; " * 20_000 + b"\r\n",
+    ],
+)
+def test_mail_is_not_parsed(head: bytes) -> None:
+    """CVE-2024-23184, CVE-2024-23185, CVE-2020-12100, CVE-2026-27859, CVE-2026-26312."""
+    core = Core([head + b"\r\nhello\r\n"])
+    core.send(LOGIN)
+    assert core.send(b"RETR 1\r\n").endswith(b"\r\nhello\r\n.\r\n")
+
+
+def test_a_refused_login_is_not_tried_in_another_way() -> None:
+    """The client's half of CVE-2026-41319: no fall-back to a weaker mechanism."""
+    dialogue = Dialogue()
+    talk(dialogue.ask_capabilities(), b"+OK\r\nSASL PLAIN\r\nUSER\r\n.\r\n")
+    with pytest.raises(LoginFailed) as caught:
+        talk(dialogue.log_in("mrose", "tan staaf"), b"-ERR [AUTH] no\r\n+OK\r\n+OK\r\n")
+    assert isinstance(caught.value, CommandFailed)
+    assert caught.value.code == "AUTH"
