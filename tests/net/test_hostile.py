@@ -150,3 +150,19 @@ def test_any_server_name_costs_nothing(
                 writer.transport.abort()
 
     run(main())
+
+
+def test_octets_that_come_just_before_the_handshake_end_it(
+    run: Run[None], server_tls: ssl.SSLContext
+) -> None:
+    """CVE-2021-38542: its first mending looked at one buffer and forgot the other."""
+
+    async def main() -> None:
+        async with serving(MemoryStore(), tls=server_tls) as server, server.client() as client:
+            (connection,) = server.service.connections
+            connection.data_received(b"STLS\r\n")
+            connection.data_received(b"USER mrose\r\n")
+            assert (await client.rest()).count(b"+OK") <= 1
+            assert connection._is_lost
+
+    run(main())

@@ -366,6 +366,9 @@ class Connection(asyncio.Protocol):
         assert self._service.tls is not None
         self._say(response)
         self._flush()
+        if self._session.unread:
+            self.abort("octets-before-tls")  # what arrives from here on came through TLS
+            return
         try:
             transport = await self._loop.start_tls(
                 self._transport,

@@ -126,7 +126,6 @@ class Session:
         """Answers StartTLS: what was said in clear is forgotten (RFC 2595 §4)."""
         self._awaiting = False
         self.is_secure = True
-        self.user = None
 
     def updated(self) -> Response:
         """Answers Update: all marked messages are removed, durably."""
