@@ -1,0 +1,190 @@
+"""Real POP3 clients: how each is told to fetch, and what it does to a message.
+
+Each client is one function.  What it rewrites is one small function beside it, which does the
+same to the octets that were sent: nothing else may differ.
+"""
+
+from __future__ import annotations
+
+import poplib
+import ssl
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from .programs import Account, call, need
+
+
+class Client(Protocol):
+    """Fetch all mail; ``folder`` is its own, the same at each call for one account.
+
+    Returns the exit status, and what was downloaded by this call, in any order.
+    """
+
+    def __call__(self, account: Account, folder: Path) -> tuple[int, list[bytes]]: ...
+
+
+def curl(account: Account, folder: Path) -> tuple[int, list[bytes]]:
+    """Raw octets.  It knows no unique-ids and deletes by a command of its user's."""
+    scheme = "pop3s" if account.implicit else "pop3"
+    url = f"{scheme}://localhost:{account.port}/"
+    options = ["-sS", "--ssl-reqd", "--cacert", str(account.ca)]
+    options += ["--user", f"{account.user}:{account.password}"]
+    listed = call(need("curl"), *options, url)
+    count = len(listed.stdout.splitlines())
+    if listed.returncode or not count:
+        return listed.returncode, []
+    inbox = _fresh(folder)
+    status = call(need("curl"), *options, f"{url}[1-{count}]", "-o", inbox / "#1").returncode
+    if status == 0 and not account.keep:
+        # One session, which curl ends with QUIT; --head: the response has no lines.
+        delete = ("--head", "--request", "DELE")
+        status = call(need("curl"), *options, *delete, f"{url}[1-{count}]").returncode
+    return status, _taken(inbox)
+
+
+def python_poplib(account: Account, folder: Path) -> tuple[int, list[bytes]]:
+    """Lines without their ends.  A login refused is status 77 here; poplib raises."""
+    vars(poplib)["_MAXLINE"] = 2**20  # or it refuses lines of more than 2048 octets
+    context = ssl.create_default_context(cafile=account.ca)
+    server: poplib.POP3
+    if account.implicit:
+        server = poplib.POP3_SSL("localhost", account.port, context=context)
+    else:
+        server = poplib.POP3("localhost", account.port)
+        server.stls(context)
+    fetched = []
+    with closing(server):
+        server.user(account.user)
+        try:
+            server.pass_(account.password)
+        except poplib.error_proto:
+            return 77, []
+        for number in range(1, server.stat()[0] + 1):
+            lines = server.retr(number)[1]
+            fetched.append(b"".join(line + b"\r\n" for line in lines))
+            if not account.keep:
+                server.dele(number)
+        server.quit()
+    return 0, fetched
+
+
+def fetchmail(account: Account, folder: Path) -> tuple[int, list[bytes]]:
+    """Through a mail delivery agent, a shell that makes a file; status 1 means no mail."""
+    inbox = _fresh(folder)
+    # "Neither" would be opportunistic; with sslcertck a server without STLS is refused.
+    security = "ssl" if account.implicit else "sslproto TLS1.2+"
+    control = folder / "fetchmailrc"
+    _write(
+        control,
+        f"poll localhost protocol POP3 service {account.port} uidl "
+        f'user "{account.user}" password "{account.password}" '
+        f'{security} sslcertck sslcertfile "{account.ca}" '
+        f"{'keep' if account.keep else 'nokeep'} "
+        f"mda '{_into(inbox)}'\n",
+    )
+    home = {"FETCHMAILHOME": str(folder), "HOME": str(folder)}
+    # Without --invisible it would add a Received field.
+    ended = call(need("fetchmail"), "--invisible", "-f", control, environment=home)
+    return 0 if ended.returncode == 1 else ended.returncode, _taken(inbox)
+
+
+def getmail(account: Account, folder: Path) -> tuple[int, list[bytes]]:
+    """It speaks implicit TLS only."""
+    inbox = _fresh(folder)
+    control = folder / "getmailrc"
+    # Its own Maildir delivery refuses to work for root, which CI is.
+    _write(
+        control,
+        "[retriever]\ntype = SimplePOP3SSLRetriever\n"
+        f"server = localhost\nport = {account.port}\nca_certs = {account.ca}\n"
+        f"username = {account.user}\npassword = {account.password}\n"
+        "[destination]\ntype = MDA_external\npath = /bin/sh\n"
+        f'arguments = ("-c", "{_into(inbox)}")\nallow_root_commands = true\n'
+        f"[options]\ndelete = {not account.keep}\nread_all = false\n"
+        # It would add fields of its own.
+        "delivered_to = false\nreceived = false\n",
+    )
+    ended = call(need("getmail"), "--getmaildir", folder, "--rcfile", control)
+    return ended.returncode, _taken(inbox)
+
+
+def mpop(account: Account, folder: Path) -> tuple[int, list[bytes]]:
+    """Into a Maildir, pipelined."""
+    inbox = _fresh(folder)
+    for name in ("cur", "new", "tmp"):
+        (inbox / name).mkdir()
+    control = folder / "mpoprc"
+    _write(
+        control,
+        f"account default\nhost localhost\nport {account.port}\n"
+        f"tls on\ntls_starttls {'off' if account.implicit else 'on'}\n"
+        f"tls_trust_file {account.ca}\n"
+        f"user {account.user}\npassword {account.password}\n"
+        f"keep {'on' if account.keep else 'off'}\nuidls_file {folder}/uidls\n"
+        # It would add a field of its own.
+        f"delivery maildir {inbox}\nreceived_header off\n",
+    )
+    ended = call(need("mpop"), "--quiet", "--file", control)
+    return ended.returncode, _taken(inbox / "new")
+
+
+# -- What they rewrite
+
+
+def nothing(message: bytes) -> bytes:
+    return message
+
+
+def local_line_ends(message: bytes) -> bytes:
+    """Mail on a Unix system has LF; CRLF is for the wire."""
+    return message.replace(b"\r\n", b"\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One client, as the tests see it."""
+
+    fetch: Client
+    login_refused: int
+    """Its exit status for a wrong password."""
+    rewrite: Callable[[bytes], bytes] = nothing
+    has_stls: bool = True
+    remembers: bool = False
+    """Knows by the unique-ids what it has already."""
+    long_lines: bool = True
+    """Takes lines of any length; fetchmail writes garbage after 8192 octets."""
+
+
+CLIENTS = {
+    "curl": Dialect(curl, 67),
+    "poplib": Dialect(python_poplib, 77),
+    "fetchmail": Dialect(fetchmail, 3, local_line_ends, remembers=True, long_lines=False),
+    "getmail": Dialect(getmail, 127, local_line_ends, has_stls=False, remembers=True),
+    "mpop": Dialect(mpop, 77, local_line_ends, remembers=True),
+}
+
+
+def _fresh(folder: Path) -> Path:
+    """An empty folder for what the next call downloads."""
+    folder.mkdir(exist_ok=True)
+    inbox = folder / f"inbox-{len(list(folder.iterdir()))}"
+    inbox.mkdir()
+    return inbox
+
+
+def _into(inbox: Path) -> str:
+    """A shell command that makes a file of its input; it holds no quotes."""
+    return f"cat > $(mktemp {inbox}/XXXXXXXX)"
+
+
+def _taken(inbox: Path) -> list[bytes]:
+    return [path.read_bytes() for path in inbox.iterdir()]
+
+
+def _write(path: Path, text: str) -> None:
+    """For its owner only, or fetchmail and mpop refuse it."""
+    path.touch(mode=0o600)
+    path.write_text(text)

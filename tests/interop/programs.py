@@ -1,0 +1,155 @@
+"""Programs of others, and the server as a program: found, started, stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import smtplib
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+RESTANTE = (sys.executable, "-m", "restante")
+_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+_PATIENCE = 50  # seconds until a program is taken for hung
+
+
+def need(program: str) -> str:
+    """The path of a real peer; where it must be there, its absence is a failure."""
+    found = shutil.which(program, path=_PATH)
+    if found is None:
+        missing(f"{program} is not installed; .ci/run shows which packages these tests need")
+    return found
+
+
+def missing(text: str) -> NoReturn:
+    """Skip on a developer's machine, fail in CI: a skipped peer proves nothing."""
+    if os.environ.get("CI"):
+        pytest.fail(text)
+    pytest.skip(text)
+
+
+def call(
+    *command: str | Path, stdin: bytes = b"", environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a program to its end, which need not be success."""
+    return subprocess.run(
+        [str(part) for part in command],
+        input=stdin,
+        capture_output=True,
+        timeout=_PATIENCE,
+        env={**os.environ, "LC_ALL": "C", **(environment or {})},
+        check=False,
+    )
+
+
+@contextmanager
+def running(*command: str | Path, as_user: Iterable[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
+    """A program with a process group of its own, of which nothing is left afterwards."""
+    process = subprocess.Popen(
+        [*as_user, *map(str, command)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=_PATIENCE)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Whose mail, from where."""
+
+    port: int
+    ca: Path
+    user: str
+    password: str
+    implicit: bool = True
+    """TLS from the first octet; else by STLS."""
+    keep: bool = False
+    """Leave the mail on the server."""
+
+
+@dataclass
+class Server:
+    """``restante serve --ephemeral``, and what it told."""
+
+    told: dict[str, str]
+    user: str
+    password: str
+
+    @property
+    def maildir(self) -> Path:
+        return Path(self.told["maildir"].replace("%u", self.user))
+
+    @property
+    def ca(self) -> Path:
+        return Path(self.told["ca"])
+
+    def port(self, scheme: str) -> int:
+        return int(self.told[scheme].rpartition(":")[2])
+
+    def account(self, scheme: str, *, keep: bool = False) -> Account:
+        """``scheme``: pop3s, or pop3 with STLS."""
+        implicit = scheme == "pop3s"
+        return Account(self.port(scheme), self.ca, self.user, self.password, implicit, keep)
+
+    def deliver(self, messages: Iterable[bytes]) -> None:
+        """As a mail server does, by LMTP."""
+        with smtplib.LMTP("127.0.0.1", self.port("lmtp")) as lmtp:
+            for message in messages:
+                refused = lmtp.sendmail("sender@example.org", [self.user], message)
+                assert refused == {}
+
+    def stored(self) -> list[bytes]:
+        """The octets of every message file, the oldest first."""
+        return _read(self.maildir / "new") + _read(self.maildir / "cur")
+
+    def held(self) -> list[bytes]:
+        """The same for what was removed."""
+        return _read(self.maildir / "held")
+
+
+def _read(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.glob("*"))]
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    with running(*RESTANTE, "serve", "--ephemeral") as process:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        [(user, password)] = told["users"].items()
+        yield Server(told, user, password)
+
+
+def differences(found: Iterable[bytes], wanted: Iterable[bytes]) -> list[str]:
+    """Short, because pytest takes minutes to compare large messages for us.  In any order."""
+    found, wanted = Counter(found), Counter(wanted)
+    more, fewer = sorted((found - wanted).elements()), sorted((wanted - found).elements())
+    told = []
+    if len(more) != len(fewer):
+        told.append(f"{len(more)} messages where there should be {len(fewer)}")
+    for one, other in zip(more, fewer, strict=False):
+        at = next(
+            (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other)
+        )
+        near = slice(max(at - 30, 0), at + 30)
+        told.append(f"octet {at}: {one[near]!r} should be {other[near]!r}")
+    return told
