@@ -175,10 +175,10 @@ class Users:
 
     def _verify(self, credentials: Credentials) -> Account:
         password = credentials.password
-        if len(password.encode("utf-8", "surrogateescape")) > MAX_PASSWORD or "\0" in password:
+        if not _is_possible(password):
             raise AuthenticationFailed("impossible-password")
         key = _key(credentials.identity)
-        with self._open() as database:
+        with self._consult() as database:
             row = database.execute(
                 "SELECT is_enabled, networks, hash FROM users JOIN credentials ON user = name"
                 " WHERE name = ? AND label = 'password'",
@@ -202,13 +202,25 @@ class Users:
         names = [f"{each}@{domain}" if domain else each for each in locals_]
         if domain in self._domains:
             names += locals_
-        with self._open() as database:
+        with self._consult() as database:
             for name in names:
                 if database.execute("SELECT 1 FROM users WHERE name = ?", (name,)).fetchone():
                     return name
         raise NoSuchUser(recipient)
 
     # SQLite.
+
+    @contextmanager
+    def _consult(self) -> Iterator[sqlite3.Connection]:
+        """For a peer, who learns nothing of what is wrong here, and is neither refused nor
+        bounced because a disk is not mounted."""
+        if not os.path.exists(self._path):
+            raise TemporaryFailure("user database cannot be used")
+        try:
+            with self._open() as database:
+                yield database
+        except ConfigurationError as error:
+            raise TemporaryFailure("user database cannot be used") from error
 
     @contextmanager
     def _open(self, *, make: bool = False) -> Iterator[sqlite3.Connection]:
@@ -247,16 +259,20 @@ def _prepare(database: sqlite3.Connection, path: Path) -> None:
 
 
 def _hash(password: str) -> str:
-    octets = password.encode("utf-8", "surrogateescape")
-    if not octets or len(octets) > MAX_PASSWORD or b"\0" in octets:
+    if not _is_possible(password):
         raise BadPassword(f"a password has 1 to {MAX_PASSWORD} octets and no NUL")
     return passwords.make_hash(password)
+
+
+def _is_possible(password: str) -> bool:
+    octets = password.encode("utf-8", "surrogateescape")
+    return 0 < len(octets) <= MAX_PASSWORD and b"\0" not in octets
 
 
 def _key(name: str) -> str:
     """What to look up; a name that nobody can have becomes one that nobody has."""
     normal = normalise(name)
-    return normal if normal.isprintable() else "\ufffd"
+    return normal if normal.isprintable() else ""
 
 
 def _networks(text: str) -> tuple[Network, ...]:

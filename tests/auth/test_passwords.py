@@ -1,0 +1,68 @@
+"""Password hashes: what they accept, and what they refuse to compute."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from restante.auth import passwords
+
+PHC = "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$" + "A" * 43
+
+
+@pytest.mark.parametrize("password", ["tan staaf", " ", "pässwörd", "密码", "x" * 1024, "\udcff"])
+def test_a_password_matches_its_own_hash_only(password: str) -> None:
+    phc = passwords.make_hash(password)
+    assert passwords.matches(password, phc)
+    assert not passwords.matches(password + "x", phc)
+
+
+def test_a_hash_holds_a_fresh_salt_and_sound_parameters() -> None:
+    """OWASP's first line for argon2id: 19 MiB, two passes, one lane."""
+    one, two = passwords.make_hash("same"), passwords.make_hash("same")
+    assert one != two
+    assert one.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+
+
+@pytest.mark.parametrize(
+    "phc",
+    [
+        "",
+        "tan staaf",
+        "{PLAIN}tan staaf",
+        "$2b$12$abcdefghijklmnopqrstuv",
+        PHC.replace("argon2id", "argon2i"),
+        PHC.replace("v=19", "v=16"),
+        PHC.replace("m=19456", "m=0"),
+        PHC.replace("m=19456", "m=2147483648"),
+        PHC.replace("m=19456", "m=9999999"),
+        PHC.replace("t=2", "t=999"),
+        PHC.replace("p=1", "p=255"),
+        PHC.replace("$c29t", "$*"),
+        PHC.replace("t=2", "t=-2"),
+        PHC + "$more",
+        PHC + "\n",
+        PHC.rsplit("$", 1)[0] + "$",
+    ],
+)
+def test_what_is_no_sane_hash_matches_nothing(phc: str) -> None:
+    assert not passwords.matches("tan staaf", phc)
+
+
+@pytest.mark.parametrize("parameters", ["m=262145,t=2,p=1", "m=19456,t=17,p=1", "m=19456,t=2,p=17"])
+def test_a_hash_that_costs_too_much_is_not_computed(parameters: str, hashed: Counter[str]) -> None:
+    """A cost of 2^31 in a foreign database fails closed, and stops nobody else."""
+    assert not passwords.matches("x", PHC.replace("m=19456,t=2,p=1", parameters))
+    assert not hashed
+
+
+def test_generated_passwords_differ_and_can_be_read_aloud() -> None:
+    made = {passwords.generate() for _ in range(100)}
+    assert len(made) == 100
+    assert all(len(each) == 24 and not set("01loi") & set(each) for each in made)
+
+
+def test_nobodys_hash_costs_what_a_new_one_costs(hashed: Counter[str]) -> None:
+    passwords.matches("x", passwords.nobodys())
+    assert list(hashed) == [PHC.split("$")[3]]

@@ -1,0 +1,478 @@
+"""The embedded user database: identity, permission, names, and a database in trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from restante.auth.users import BadName, BadPassword, NameTaken, Users, check_name, normalise
+from restante.errors import (
+    AuthenticationFailed,
+    ConfigurationError,
+    NoSuchUser,
+    RestanteError,
+    TemporaryFailure,
+    TooBusy,
+)
+from restante.passdb import Account, Credentials
+
+
+def verify(users: Users, identity: str, password: str, **more: str) -> Account:
+    return asyncio.run(users.verify(Credentials("PLAIN", identity, password, **more)))
+
+
+def refused(users: Users, identity: str, password: str, **more: str) -> AuthenticationFailed:
+    with pytest.raises(AuthenticationFailed) as caught:
+        verify(users, identity, password, **more)
+    return caught.value
+
+
+# Identity.
+
+
+def test_the_right_password_opens_the_maildrop_of_that_name(users: Users) -> None:
+    account = verify(users, "mrose", "tan staaf")
+    assert (account.user, account.maildrop, account.credential) == ("mrose", "mrose", "password")
+    assert account.refusal("192.0.2.7") is None
+
+
+@pytest.mark.parametrize("identity", ["MRose", "MROSE", "mrose"])
+def test_case_does_not_matter_in_a_name(users: Users, identity: str) -> None:
+    assert verify(users, identity, "tan staaf").user == "mrose"
+
+
+@pytest.mark.parametrize("password", ["Tan staaf", "tan staaf ", "tan", "tan staaf\udcff", "x" * 9])
+def test_another_password_does_not(users: Users, password: str) -> None:
+    assert refused(users, "mrose", password).reason == "bad-password"
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        "nobody",
+        "",
+        "mrose ",
+        " mrose",
+        "mrose\0",
+        "mrose\udcff",
+        "mrose\u202e",
+        "\udcc3",
+        "\ufffd",
+        "../mrose",
+        "/etc/passwd",
+        "mro%",
+        "%n",
+        "_rose",
+        "mrose' OR '1'='1",
+        "mrose@example.org",
+        "m" * 100_000,
+    ],
+)
+def test_nobody_else_is_known(users: Users, identity: str) -> None:
+    assert refused(users, identity, "tan staaf").reason == "unknown-user"
+
+
+def test_an_unknown_user_is_told_and_costs_what_a_wrong_password_does(
+    users: Users, hashed: Counter[str]
+) -> None:
+    """RFC 1939 §13; enumeration by text (CVE-2000-0960) and by work."""
+    wrong = refused(users, "mrose", "wrong")
+    work, hashed_before = dict(hashed), hashed.total()
+    unknown = refused(users, "nobody", "wrong")
+    assert (str(unknown), unknown.code) == (str(wrong), wrong.code)
+    assert hashed_before == 1
+    assert hashed == {parameters: 2 * times for parameters, times in work.items()}
+
+
+def test_a_closed_account_costs_what_an_open_one_does(users: Users, hashed: Counter[str]) -> None:
+    verify(users, "mrose", "tan staaf")
+    users.set_enabled("mrose", False)
+    verify(users, "mrose", "tan staaf")
+    refused(users, "mrose", "wrong")
+    assert list(hashed.values()) == [3]
+
+
+@pytest.mark.parametrize("password", ["", "x" * 1025, "ü" * 513, "tan\0staaf"])
+def test_an_impossible_password_is_refused_without_hashing(
+    users: Users, hashed: Counter[str], password: str
+) -> None:
+    for identity in ("mrose", "nobody"):
+        assert refused(users, identity, password).reason == "impossible-password"
+        with pytest.raises(BadPassword):
+            users.add("other", password)
+        with pytest.raises(BadPassword):
+            users.set_password(identity, password)
+    assert not hashed
+
+
+@pytest.mark.parametrize("password", ["x", "x" * 1024, "ü" * 512, " leading and trailing "])
+def test_every_other_password_works(users: Users, password: str) -> None:
+    users.set_password("mrose", password)
+    assert verify(users, "mrose", password).user == "mrose"
+
+
+@pytest.mark.parametrize(
+    ("authorization", "works"), [("mrose", True), ("MROSE", True), ("ann", False)]
+)
+def test_nobody_acts_for_another(users: Users, authorization: str, works: bool) -> None:
+    """RFC 4616 §2: an authorization identity other than one's own needs permission."""
+    users.add("ann", "other")
+    if works:
+        assert verify(users, "mrose", "tan staaf", authorization=authorization).user == "mrose"
+    else:
+        refused(users, "mrose", "tan staaf", authorization=authorization)
+
+
+def test_a_new_password_counts_at_once_and_the_old_one_no_more(users: Users) -> None:
+    users.set_password("MRose", "new")
+    refused(users, "mrose", "tan staaf")
+    verify(users, "mrose", "new")
+
+
+def test_a_removed_user_cannot_log_in_and_takes_the_credentials_along(users: Users) -> None:
+    users.remove("mrose")
+    refused(users, "mrose", "tan staaf")
+    users.add("mrose", "other")
+    refused(users, "mrose", "tan staaf")
+
+
+def test_one_user_never_opens_the_maildrop_of_another(users: Users) -> None:
+    users.add("ann", "tan staaf")
+    assert verify(users, "ann", "tan staaf").maildrop == "ann"
+    assert verify(users, "mrose", "tan staaf").maildrop == "mrose"
+
+
+# Permission.
+
+
+@pytest.mark.parametrize(
+    ("networks", "address", "refusal"),
+    [
+        ((), "192.0.2.7", None),
+        ((), "", None),
+        (("192.0.2.0/24",), "192.0.2.7", None),
+        (("192.0.2.0/24",), "198.51.100.7", "network"),
+        (("192.0.2.0/24",), "2001:db8::1", "network"),
+        (("192.0.2.0/24", "2001:db8::/32"), "2001:db8::1", None),
+        (("192.0.2.0/24",), "", "network"),
+        (("0.0.0.0/0",), "::1", "network"),
+    ],
+)
+def test_a_user_with_networks_comes_from_there(
+    users: Users, networks: tuple[str, ...], address: str, refusal: str | None
+) -> None:
+    users.add("ann", "pw", networks=[ip_network(each) for each in networks])
+    assert verify(users, "ann", "pw").refusal(address) == refusal
+
+
+def test_a_disabled_user_is_known_and_may_not_enter(users: Users) -> None:
+    users.set_enabled("MROSE", False)
+    assert verify(users, "mrose", "tan staaf").refusal("192.0.2.7") == "disabled"
+    assert refused(users, "mrose", "wrong").reason == "bad-password"
+    users.set_enabled("mrose", True)
+    assert verify(users, "mrose", "tan staaf").refusal("192.0.2.7") is None
+
+
+# Names.
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ("ann", "ANN"),
+        ("jos\u00e9", "jose\u0301"),
+        ("JOS\u00c9", "jose\u0301"),
+        ("straße", "STRASSE"),
+        ("\u03c3\u03c2", "\u03a3\u03a3"),
+        ("ann@Example.ORG", "ann@example.org"),
+        ("\u212bngstr\u00f6m", "A\u030angstro\u0308m"),
+    ],
+)
+def test_names_that_are_one_cannot_be_two_users(users: Users, one: str, two: str) -> None:
+    users.add(one, "first")
+    with pytest.raises(NameTaken):
+        users.add(two, "second")
+    assert verify(users, two, "first").user == normalise(one)
+    refused(users, two, "second")
+
+
+@given(st.text(max_size=12))
+def test_the_normal_form_of_a_name_is_its_own(name: str) -> None:
+    """What `restante user list` shows is what every other verb finds."""
+    assert normalise(normalise(name)) == normalise(name)
+
+
+@given(st.text(max_size=12), st.sampled_from(["NFC", "NFD"]))
+def test_equivalent_names_have_one_normal_form(name: str, form: str) -> None:
+    assert normalise(unicodedata.normalize(form, name)) == normalise(name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "@",
+        "ann@",
+        "@example.org",
+        "a@b@c",
+        ".",
+        "..",
+        ".ann",
+        "-ann",
+        "ann@-x",
+        "ann@.org",
+        "a/b",
+        "../ann",
+        "/ann",
+        "ann smith",
+        "ann\t",
+        "ann\n",
+        "ann\0",
+        "ann\u202egro",
+        "ann\u200b",
+        "ann\u00a0x",
+        "\ufeffann",
+        "ann\udcff",
+        "a" * 129,
+        "ann@" + "d" * 129,
+        "ü" * 65,
+    ],
+)
+def test_a_name_that_could_mislead_is_not_taken(users: Users, name: str) -> None:
+    with pytest.raises(BadName):
+        users.add(name, "pw")
+    assert [user.name for user in users.list()] == ["mrose"]
+
+
+@pytest.mark.parametrize(
+    "name", ["ann", "ann@example.org", "o'neil", "a%b", "a+b", "a" * 128, "安"]
+)
+def test_ordinary_names_are_taken(name: str) -> None:
+    assert check_name(name) == name
+
+
+# Whose mail intake takes.
+
+
+@pytest.mark.parametrize(
+    ("recipient", "maildrop"),
+    [
+        ("mrose", "mrose"),
+        ("MRose@Example.ORG", "mrose"),
+        ("mrose+lists@example.org", "mrose"),
+        ("ann@example.net", "ann@example.net"),
+        ("ann+x@example.net", "ann@example.net"),
+        ("full+name@example.org", "full+name@example.org"),
+        ("mrose@example.net", None),
+        ("ann@example.org", None),
+        ("", None),
+        ("@example.org", None),
+        ("+x@example.org", None),
+        ("mrose\0@example.org", None),
+        ("\udcff@example.org", None),
+        ("../mrose@example.org", None),
+        ("%@example.org", None),
+    ],
+)
+def test_a_recipient_has_one_maildrop_or_none(
+    users: Users, recipient: str, maildrop: str | None
+) -> None:
+    users.add("ann@example.net", "pw")
+    users.add("full+name@example.org", "pw")
+    if maildrop is None:
+        with pytest.raises(NoSuchUser):
+            asyncio.run(users.maildrop_of(recipient))
+    else:
+        assert asyncio.run(users.maildrop_of(recipient)) == maildrop
+
+
+def test_mail_for_a_disabled_user_still_comes_in(users: Users) -> None:
+    users.set_enabled("mrose", False)
+    assert asyncio.run(users.maildrop_of("mrose")) == "mrose"
+
+
+# Hashing does not stop the others.
+
+
+def test_hashing_leaves_the_loop_free(users: Users, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hash that takes as long as it likes: the loop turns meanwhile."""
+    release = threading.Event()
+    monkeypatch.setattr(Users, "_verify", lambda *_: release.wait(10))
+
+    async def main() -> None:
+        login = asyncio.create_task(users.verify(Credentials("PLAIN", "mrose", "x")))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not login.done()
+        release.set()
+        assert await login
+
+    asyncio.run(main())
+
+
+def test_logins_that_wait_are_bounded(users: Users, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one too many hears [SYS/TEMP], not [AUTH], and its turn comes again."""
+    release = threading.Event()
+    monkeypatch.setattr(Users, "_verify", lambda *_: release.wait(10))
+
+    async def main() -> None:
+        credentials = Credentials("PLAIN", "mrose", "x")
+        logins = [asyncio.create_task(users.verify(credentials)) for _ in range(256)]
+        await asyncio.sleep(0)
+        with pytest.raises(TooBusy) as caught:
+            await users.verify(credentials)
+        assert caught.value.code == "SYS/TEMP"
+        release.set()
+        await asyncio.gather(*logins)
+        await users.verify(credentials)
+
+    asyncio.run(main())
+
+
+# Several processes.
+
+
+def test_processes_add_users_to_a_new_database_at_once(database: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from restante.auth.users import Users\n"
+        "users = Users(Path(sys.argv[1]))\n"
+        "for number in range(3): users.add(f'{sys.argv[2]}{number}', 'pw')\n"
+    )
+    commands = [[sys.executable, "-c", program, str(database), name] for name in "abc"]
+    started = [subprocess.Popen(command) for command in commands]
+    assert [process.wait(30) for process in started] == [0, 0, 0]
+    assert [user.name for user in Users(database).list()] == [
+        f"{name}{number}" for name in "abc" for number in range(3)
+    ]
+
+
+def test_only_the_first_of_two_gets_a_name(database: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from restante.auth.users import Users\n"
+        "Users(Path(sys.argv[1])).add('ann', sys.argv[2])\n"
+    )
+    commands = [[sys.executable, "-c", program, str(database), word] for word in ("one", "two")]
+    started = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for command in commands]
+    codes = [process.wait(30) for process in started]
+    assert sorted(codes) == [0, 1]
+    assert verify(Users(database), "ann", ("one", "two")[codes.index(0)])
+
+
+# A database in trouble.
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"not a database" * 100)
+
+
+def a_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def newer(path: Path) -> None:
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 99")
+    database.close()
+
+
+def foreign(path: Path) -> None:
+    path.unlink()
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE bookmarks (url TEXT)")
+    database.close()
+
+
+TROUBLES = [truncated, garbage, a_directory, gone, newer, foreign]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_a_database_in_trouble_is_no_guess(
+    users: Users, database: Path, trouble: Callable[[Path], None]
+) -> None:
+    """[SYS/TEMP], never [AUTH]: else a client forgets a good password (RFC 3206 §4, §5)."""
+    trouble(database)
+    with pytest.raises(RestanteError) as caught:
+        verify(users, "mrose", "tan staaf")
+    assert caught.value.code == "SYS/TEMP"
+    assert str(database.parent) not in str(caught.value), "the client learns no path"
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_a_database_in_trouble_bounces_no_mail(
+    users: Users, database: Path, trouble: Callable[[Path], None]
+) -> None:
+    trouble(database)
+    with pytest.raises(TemporaryFailure):
+        asyncio.run(users.maildrop_of("mrose@example.org"))
+
+
+@pytest.mark.parametrize("trouble", [newer, foreign])
+def test_a_database_of_others_is_not_changed(
+    users: Users, database: Path, trouble: Callable[[Path], None]
+) -> None:
+    trouble(database)
+    before = database.read_bytes()
+    for call in (lambda: users.add("ann", "pw"), users.list, lambda: users.remove("mrose")):
+        with pytest.raises(ConfigurationError, match=str(database)):
+            call()
+    assert database.read_bytes() == before
+
+
+def test_a_database_that_was_never_made_has_no_users(tmp_path: Path) -> None:
+    users = Users(tmp_path / "none" / "users.sqlite3")
+    assert users.list() == []
+    with pytest.raises(NoSuchUser):
+        users.set_enabled("ann", False)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_database_that_another_process_writes_is_waited_for(users: Users, database: Path) -> None:
+    with sqlite3.connect(database, check_same_thread=False) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        threading.Timer(0.05, other.rollback).start()
+        assert verify(users, "mrose", "tan staaf").user == "mrose"
+    other.close()
+
+
+def test_only_the_owner_can_read_the_database(users: Users, database: Path) -> None:
+    assert database.stat().st_mode & 0o777 == 0o600
+    assert database.parent.stat().st_mode & 0o777 == 0o700
+    assert {name for name in os.listdir(database.parent)} == {database.name}
+
+
+def test_a_hash_that_is_garbage_refuses_its_user_and_nobody_else(
+    users: Users, database: Path
+) -> None:
+    users.add("ann", "pw")
+    with sqlite3.connect(database) as raw:
+        raw.execute("UPDATE credentials SET hash = '$argon2id$v=19$m=99999999' WHERE user = 'ann'")
+    raw.close()
+    refused(users, "ann", "pw")
+    verify(users, "mrose", "tan staaf")
+
+
+def test_no_password_and_no_hash_is_in_the_list_or_a_repr(users: Users) -> None:
+    assert "staaf" not in repr(Credentials("PLAIN", "mrose", "tan staaf"))
+    assert "argon2" not in repr(users.list())
