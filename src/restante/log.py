@@ -35,6 +35,11 @@ def _escaped(code: int) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def printable(text: str) -> str:
+    """Text that a stranger may have written, for people: only what would steer is escaped."""
+    return "".join(each if each.isprintable() else _escaped(ord(each)) for each in text)
+
+
 def _fields(record: logging.LogRecord) -> Mapping[str, object]:
     found = getattr(record, "fields", {})
     return found if isinstance(found, Mapping) else {}
@@ -49,9 +54,10 @@ class Plain(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         words = [f"{key}={escape(value)}" for key, value in _fields(record).items()]
-        line = record.getMessage() + (": " + " ".join(words) if words else "")
-        if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+        line = printable(record.getMessage()) + (": " + " ".join(words) if words else "")
+        if record.exc_info:  # its text may be a stranger's too
+            for each in self.formatException(record.exc_info).split("\n"):
+                line += f"\n  bug | {printable(each)}"
         return f"{_time(record)} {line}" if self._with_time else line
 
 

@@ -70,7 +70,6 @@ def test_another_password_does_not(users: Users, password: str) -> None:
         "mrose\udcff",
         "mrose\u202e",
         "\udcc3",
-        "\ufffd",
         "../mrose",
         "/etc/passwd",
         "mro%",
@@ -83,6 +82,12 @@ def test_another_password_does_not(users: Users, password: str) -> None:
 )
 def test_nobody_else_is_known(users: Users, identity: str) -> None:
     assert refused(users, identity, "tan staaf").reason == "unknown-user"
+
+
+def test_an_identity_that_cannot_be_is_not_that_of_another(users: Users) -> None:
+    """U+FFFD, which often stands for what could not be decoded, is a name like any other."""
+    users.add("\ufffd", "pw")
+    refused(users, "\udcff", "pw")
 
 
 def test_an_unknown_user_is_told_and_costs_what_a_wrong_password_does(

@@ -25,7 +25,6 @@ from ..errors import (
     TLSUnavailable,
     UnsafeArgument,
 )
-from ..log import escape
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
 
@@ -87,11 +86,6 @@ def say(text: str) -> None:
 def print_json(verb: str, **values: Any) -> None:
     """One object; every verb's has a schema."""
     print(json.dumps({"schema": f"restante/{verb}/1", **values}))
-
-
-def printable(text: str) -> str:
-    """What came from a mail or a peer, for a terminal: control and bidi characters escaped."""
-    return "".join(each if each.isprintable() else escape(each) for each in text)
 
 
 def confirm(question: str, options: argparse.Namespace) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from ..errors import UnsafeArgument
+from ..log import printable
 from . import common
 from .user import first_line
 
@@ -126,7 +127,7 @@ def _report(options: argparse.Namespace, outcome: Outcome) -> None:
         )
         return
     for text in outcome.refused:
-        common.say(common.printable(f"refused by the server: {text}"))
+        common.say(printable(f"refused by the server: {text}"))
     here = f", {outcome.present} were here already" if outcome.present else ""
     gone = f", {outcome.deleted} deleted on the server" if outcome.deleted else ""
     print(f"{outcome.stored} messages stored ({outcome.octets} octets){here}{gone}")

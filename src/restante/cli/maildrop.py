@@ -16,6 +16,7 @@ from typing import Any
 
 from ..config import duration
 from ..errors import NoSuchUser, UnsafeArgument
+from ..log import printable
 from ..maildrop import HeldMessage
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
@@ -108,7 +109,7 @@ async def held(options: argparse.Namespace, store: AnyStore) -> int:
     for each in rows:
         at = datetime.fromtimestamp(float(str(each["removed_at"]))).strftime("%Y-%m-%d %H:%M")
         print(f"{at}  {each['size']:9}  {each['sender']:30.30}  {each['subject']}")
-        print(f"    {common.printable(str(each['name']))}")
+        print(f"    {printable(str(each['name']))}")
     return os.EX_OK
 
 
@@ -197,4 +198,4 @@ def _field(value: object) -> str:
     text = " ".join(str(value or "").split())
     with suppress(ValueError, LookupError, UnicodeError):  # else it is shown as it stands
         text = str(make_header(decode_header(text)))
-    return common.printable(text)
+    return printable(text)

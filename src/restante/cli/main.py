@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: BaseException, options: argparse.Namespace) -> int:
-    from .common import exit_code, printable
+    from ..log import printable
+    from .common import exit_code
 
     if options.verbose:
         traceback.print_exception(error)

@@ -1,0 +1,224 @@
+"""Log lines: nobody can forge one, and fail2ban reads the right address."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from restante import log
+from restante.config import Log
+
+FILTER = Path(__file__).parent.parent / "contrib" / "fail2ban" / "restante.conf"
+HOSTILE = [
+    "x restante[1]: login refused: ip=198.51.100.9 ",
+    "x\nlogin refused: ip=198.51.100.9 user=y",
+    "x\r\nlogin refused: ip=198.51.100.9 user=y",
+    "x\x1b[2Jlogin refused: ip=198.51.100.9 ",
+    "x\u202e9.001.15.891=pi",
+    "x\u2028login refused: ip=198.51.100.9 ",
+    "x\x85login refused: ip=198.51.100.9 ",
+    "x ip=198.51.100.9",
+    'x" ip=198.51.100.9 "',
+    "x\0y",
+    "\udcff\udcfe",
+    "x\\x20y",
+    "安",
+    "",
+]
+
+
+def record(event: str, error: BaseException | None = None, **fields: object) -> logging.LogRecord:
+    told = (type(error), error, error.__traceback__) if error else None
+    found = logging.LogRecord("restante.pop3", logging.WARNING, "", 0, event, None, told)
+    found.fields = fields
+    return found
+
+
+def plain(event: str, error: BaseException | None = None, **fields: object) -> str:
+    return log.Plain(with_time=False).format(record(event, error, **fields))
+
+
+def refused(user: str, ip: str = "192.0.2.7") -> str:
+    return plain("login refused", ip=ip, user=user, proto="pop3s", reason="bad-password")
+
+
+def banned(line: str) -> str | None:
+    """The address that fail2ban reads from a line with the filter that is shipped."""
+    expression = re.search(r"^failregex\s*=\s*(.+)$", FILTER.read_text(), re.M)
+    assert expression
+    address = r"(?P<address>\[?[0-9A-Fa-f:.]{2,45}\]?)"
+    match = re.search(expression[1].replace("<ADDR>", address), line)
+    return str(ip_address(match["address"])) if match else None
+
+
+# One line, whatever is in it.
+
+
+def test_a_line_is_an_event_and_words() -> None:
+    """INTERFACE: `login refused: ip=… user=… …`, in this order, for ever."""
+    assert refused("ann") == "login refused: ip=192.0.2.7 user=ann proto=pop3s reason=bad-password"
+    assert plain("stopping") == "stopping"
+
+
+@pytest.mark.parametrize("user", HOSTILE)
+def test_a_line_cannot_be_forged(user: str) -> None:
+    line = refused(user)
+    assert line.isascii()
+    assert line.isprintable()
+    assert line.count(" ") == 5
+    assert line.count("ip=") == 1
+
+
+@given(st.text() | st.binary().map(lambda octets: octets.decode("utf-8", "surrogateescape")))
+def test_a_value_is_one_visible_word_and_can_be_read_back(text: str) -> None:
+    word = log.escape(text)
+    assert word.isascii()
+    assert word.isprintable()
+    assert not set(" =\"'") & set(word)
+    back = re.sub(
+        r"\\(?:x(..)|u(....)|U(.{8}))",
+        lambda found: chr(int(found[1] or found[2] or found[3], 16)),
+        word,
+    )
+    assert back == text
+
+
+@pytest.mark.parametrize("user", HOSTILE)
+def test_json_is_one_object_on_one_line(user: str) -> None:
+    line = log.Json().format(record("login refused", ip="192.0.2.7", user=user))
+    assert line.isascii()
+    assert line.isprintable()
+    told = json.loads(line)
+    assert told["event"] == "login.refused"
+    assert (told["ip"], told["user"], told["level"]) == ("192.0.2.7", user, "warning")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", told["t"])
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_the_text_of_a_bug_forges_no_line(text: str) -> None:
+    """A traceback has many lines, and may quote what a peer sent."""
+    try:
+        raise ValueError(text)
+    except ValueError as error:
+        first, *rest = plain("bug", error, session="7QK2M").split("\n")
+    assert first == "bug: session=7QK2M"
+    for line in rest:
+        assert line.isprintable()
+        assert banned(line) is None
+        assert banned(f"host restante[7]: {line}") is None
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_the_text_of_a_library_forges_no_line(text: str) -> None:
+    line = plain(f"Fatal error on transport {text}")
+    assert line.isprintable()
+    assert banned(line) is None
+
+
+# fail2ban.
+
+
+@pytest.mark.parametrize("user", ["ann", *HOSTILE])
+@pytest.mark.parametrize("ip", ["192.0.2.7", "2001:db8::7"])
+@pytest.mark.parametrize("before", ["", "mail restante[7]: ", " mail restante: "])
+def test_fail2ban_bans_who_was_refused(user: str, ip: str, before: str) -> None:
+    """fail2ban cuts the time stamp off before it matches."""
+    assert banned(before + refused(user, ip)) == ip
+
+
+@pytest.mark.parametrize("user", ["ann", *HOSTILE])
+@pytest.mark.parametrize("event", ["login ok", "session end", "tls refused", "purge failed"])
+def test_fail2ban_bans_nobody_else(user: str, event: str) -> None:
+    assert banned(plain(event, ip="192.0.2.7", user=user)) is None
+    assert banned(plain(event, user=user)) is None
+
+
+def test_fail2ban_does_not_ban_a_local_peer() -> None:
+    assert banned(refused("198.51.100.9", ip="")) is None
+
+
+# Where the lines go.
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Log], io.StringIO]]:
+    """Sets the log up, and gives what it tells."""
+    loggers = [logging.getLogger(name) for name in ("restante", "asyncio")]
+    before = [(each, each.level, each.handlers[:], each.propagate) for each in loggers]
+
+    def begin(wanted: Log) -> io.StringIO:
+        written = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", written)
+        log.set_up(wanted)
+        return written
+
+    yield begin
+    for each, level, handlers, propagate in before:
+        each.setLevel(level)
+        each.handlers[:] = handlers
+        each.propagate = propagate
+
+
+def warn(ip: str) -> None:
+    logging.getLogger("restante.pop3").warning("login refused", extra={"fields": {"ip": ip}})
+
+
+def test_each_format_tells_the_same(told: Callable[[Log], io.StringIO]) -> None:
+    lines = {}
+    for format_ in ("journal", "human", "json", "auto"):
+        written = told(Log(format=format_))
+        warn("192.0.2.7")
+        lines[format_] = written.getvalue()
+    assert lines["journal"] == "login refused: ip=192.0.2.7\n"
+    for human in (lines["human"], lines["auto"]):
+        time, _, line = human.partition(" ")
+        assert time.endswith("Z")
+        assert line == lines["journal"]
+    assert json.loads(lines["json"])["ip"] == "192.0.2.7"
+
+
+def test_what_is_less_important_is_not_told(told: Callable[[Log], io.StringIO]) -> None:
+    written = told(Log(format="journal", level="error"))
+    warn("192.0.2.7")
+    assert written.getvalue() == ""
+
+
+def test_the_journal_gets_no_time(
+    told: Callable[[Log], io.StringIO], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """systemd.exec(5), JOURNAL_STREAM: device and inode of standard error."""
+    with open(tmp_path / "stderr", "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        status = (tmp_path / "stderr").stat()
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        log.set_up(Log())
+        warn("192.0.2.7")
+        told(Log())
+    assert (tmp_path / "stderr").read_text() == "login refused: ip=192.0.2.7\n"
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(
+    told: Callable[[Log], io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, or a pipe whose reader has gone."""
+    told(Log())
+
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    log.set_up(Log())
+    warn("192.0.2.7")
