@@ -1,6 +1,7 @@
 """One TOML file, and what it may say.
 
-Precedence: defaults < file < environment (``RESTANTE__SERVER__HOSTNAME``) < command line.
+Precedence: defaults < file < ``conf.d/*.toml`` beside it, by name < environment
+(``RESTANTE__SERVER__HOSTNAME``) < command line.
 An unknown key is an error, never ignored: a typing error in ``hold`` must not cost mail.
 The text of each option here is its manual: ``example()`` and the reference are made from it.
 """
@@ -13,10 +14,12 @@ import re
 import socket
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields, is_dataclass
+from functools import reduce
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from .errors import ConfigurationError
 from .net.listener import Address
@@ -42,9 +45,16 @@ def text(value: Any) -> str:
     return value
 
 
+def hostname(value: Any) -> str:
+    """A name or an address, as certificates and trace fields take it."""
+    if not re.fullmatch(r"[^\W_][\w.:-]{0,252}", found := text(value)):
+        raise _BadValue('wants a name such as "mail.example.org"')
+    return found
+
+
 def duration(value: Any) -> float:
     """Seconds, from ``2h``, ``14d``, ``10min``, or a number of seconds."""
-    match = re.fullmatch(r"(\d{1,9})\s*([a-z]*)", str(value))
+    match = re.fullmatch(r"([0-9]{1,9})\s*([a-z]*)", str(value))
     if isinstance(value, bool) or match is None or (match[2] or "s") not in _UNITS:
         raise _BadValue('wants a time such as "90s", "10min", "2h" or "14d"')
     return float(match[1]) * _UNITS[match[2] or "s"]
@@ -52,14 +62,14 @@ def duration(value: Any) -> float:
 
 def octets(value: Any) -> int:
     """Octets, from ``25MiB`` or a number."""
-    match = re.fullmatch(r"(\d{1,15})\s*(|[KMG]iB)", str(value))
+    match = re.fullmatch(r"([0-9]{1,15})\s*(|[KMG]iB)", str(value))
     if isinstance(value, bool) or match is None:
         raise _BadValue('wants a size such as "25MiB"')
     return int(match[1]) * _SIZES[match[2]]
 
 
 def count(value: Any) -> int:
-    if isinstance(value, bool) or not re.fullmatch(r"[1-9]\d{0,8}", str(value)):
+    if isinstance(value, bool) or not re.fullmatch(r"[1-9][0-9]{0,8}", str(value)):
         raise _BadValue("wants a number from 1")
     return int(value)
 
@@ -78,7 +88,7 @@ def many(convert: Convert) -> Convert:
 
     def convert_all(value: Any) -> tuple[Any, ...]:
         if isinstance(value, str):
-            value = value.split()
+            value = text(value).split()
         if not isinstance(value, list | tuple):
             raise _BadValue("wants a list")
         return tuple(convert(each) for each in value)
@@ -123,9 +133,17 @@ def greeting(value: Any) -> str:
     return found
 
 
+def _own_name() -> str:
+    try:
+        return hostname(socket.gethostname())
+    except _BadValue:
+        return "localhost"
+
+
 def option(default: Any, doc: str, convert: Convert = text, *, example: Any = None) -> Any:
     """One key.  ``doc`` is a full sentence; ``example`` stands in the sample file."""
-    metadata = {"doc": doc, "convert": convert, "example": default if example is None else example}
+    metadata = {"doc": doc, "convert": convert, "default": default}
+    metadata["example"] = default if example is None else example
     return field(default=convert(default), metadata=metadata)
 
 
@@ -134,8 +152,9 @@ class Server:
     """The POP3 server."""
 
     hostname: str = option(
-        socket.gethostname() or "localhost",
+        _own_name(),
         "The name clients use; in certificates and in Received fields.",
+        hostname,
         example="mail.example.org",
     )
     listen: tuple[str, ...] = option(
@@ -245,7 +264,11 @@ class Limits:
         "Silence after which a session ends without removing anything.",
         at_least(600, duration, "RFC 1939 §3"),
     )
-    login: float = option("60s", "How long a client may take to log in.", duration)
+    login: float = option(
+        "60s",
+        "How long a client may take to log in.",
+        at_least(10, duration, "a person types slowly"),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,13 +322,14 @@ def load(
     """
     source = _find(named, environment)
     state = _state(environment)
-    tree, lines = _read(source) if source else (_private(state), "")
+    layers = [_read(path) for path in _files(source)] if source else [_private(state)]
     for name, value in environment.items():
         if name.startswith(_PREFIX):
-            _put(tree, name.removeprefix(_PREFIX).lower().split("__"), value)
+            path = name.removeprefix(_PREFIX).lower().split("__")
+            layers.append(_Layer(name, _nested(path, value)))
     for key, value in (overrides or {}).items():
-        _put(tree, key.split("."), value)
-    return _build(tree, source, state, lines)
+        layers.append(_Layer("command line", _nested(key.split("."), value)))
+    return _build(layers, source, state)
 
 
 def ephemeral(folder: Path) -> Configuration:
@@ -316,13 +340,23 @@ def ephemeral(folder: Path) -> Configuration:
         "intake": {"lmtp": {"listen": lmtp}, "smtp": {"listen": smtp}},
         "log": {"level": "warning"},
     }
-    return _build(tree, None, folder, "")
+    return _build([_Layer("configuration", tree)], None, folder)
 
 
-def _private(state: Path) -> dict[str, Any]:
+class _Layer(NamedTuple):
+    """Values from one place."""
+
+    name: str
+    tree: dict[str, Any]
+    text: str = ""
+    """Of the file, to find the line of a key."""
+
+
+def _private(state: Path) -> _Layer:
     """What serves one person on one machine, without a file."""
     lmtp, smtp = f"unix:{state}/lmtp.sock", "127.0.0.1:2525"
-    return {"intake": {"lmtp": {"listen": lmtp}, "smtp": {"listen": smtp}}}
+    tree = {"intake": {"lmtp": {"listen": lmtp}, "smtp": {"listen": smtp}}}
+    return _Layer("configuration", tree)
 
 
 def _find(named: Path | None, environment: Mapping[str, str]) -> Path | None:
@@ -330,22 +364,36 @@ def _find(named: Path | None, environment: Mapping[str, str]) -> Path | None:
         named = Path(environment["RESTANTE_CONFIG"])
     if named is not None:
         return named
-    home = environment.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    usual = (Path(home) / "restante" / "restante.toml", Path("/etc/restante/restante.toml"))
+    usual = [Path("/etc/restante/restante.toml")]
+    with suppress(ConfigurationError):  # no home, so there is nothing in it
+        home = _home(environment, "XDG_CONFIG_HOME", ".config")
+        usual.insert(0, home / "restante" / "restante.toml")
     return next((path for path in usual if path.exists()), None)
 
 
 def _state(environment: Mapping[str, str]) -> Path:
-    if given := environment.get("STATE_DIRECTORY"):
+    if given := environment.get("STATE_DIRECTORY"):  # several are possible, systemd.exec(5)
+        return Path(given.partition(":")[0])
+    return _home(environment, "XDG_STATE_HOME", ".local/state") / "restante"
+
+
+def _home(environment: Mapping[str, str], name: str, usual: str) -> Path:
+    if given := environment.get(name):
         return Path(given)
-    home = environment.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home) / "restante"
-
-
-def _read(source: Path) -> tuple[dict[str, Any], str]:
     try:
-        lines = source.read_text(encoding="utf-8")
-        return tomllib.loads(lines), lines
+        return Path.home() / usual
+    except RuntimeError:
+        raise ConfigurationError(f"this user has no home directory; next: set {name}") from None
+
+
+def _files(source: Path) -> list[Path]:
+    return [source, *sorted((source.parent / "conf.d").glob("*.toml"))]
+
+
+def _read(source: Path) -> _Layer:
+    try:
+        text = source.read_text(encoding="utf-8")
+        return _Layer(str(source), tomllib.loads(text), text)
     except OSError as error:
         raise ConfigurationError(f"{source}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -354,28 +402,34 @@ def _read(source: Path) -> tuple[dict[str, Any], str]:
         raise ConfigurationError(f"{source}: {error}") from error
 
 
-def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    *above, last = path
-    for name in above:
-        found = tree.setdefault(name, {})
-        if not isinstance(found, dict):
-            return
-        tree = found
-    tree[last] = value
+def _nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+    for name in reversed(path):
+        value = {name: value}
+    return dict(value)
 
 
-def _build(tree: dict[str, Any], source: Path | None, state: Path, lines: str) -> Configuration:
-    mistakes: list[str] = []
-    for section, key, place in (("store", "path", "mail/%u"), ("auth", "users", "users.sqlite3")):
-        if isinstance(found := tree.setdefault(section, {}), dict):
-            found.setdefault(key, f"{state}/{place}")
-    values = _section(Configuration, tree, (), mistakes)
-    configuration = Configuration(**values, source=source, state=state)
-    if not mistakes:
-        mistakes += _contradictions(configuration)
-    if mistakes:
-        where = str(source) if source else "configuration"
-        told = (f"{where}{_line_of(lines, mistake)}: {mistake}" for mistake in mistakes)
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for name, value in above.items():
+        merged[name] = _merge(merged.get(name, {}), value) if isinstance(value, dict) else value
+    return merged
+
+
+def _build(layers: Sequence[_Layer], source: Path | None, state: Path) -> Configuration:
+    told: list[str] = []
+    for layer in layers:
+        mistakes: list[str] = []
+        _section(Configuration, layer.tree, (), mistakes)
+        told += (_told(layer, mistake) for mistake in mistakes)
+    if told:
+        raise ConfigurationError("\n".join(told))
+    made = {"store": {"path": f"{state}/mail/%u"}, "auth": {"users": f"{state}/users.sqlite3"}}
+    tree = reduce(_merge, (layer.tree for layer in layers), made)
+    configuration = Configuration(
+        **_section(Configuration, tree, (), []), source=source, state=state
+    )
+    told += (_told(_last(layers, each), each) for each in _contradictions(configuration))
+    if told:
         raise ConfigurationError("\n".join(told))
     return configuration
 
@@ -414,17 +468,43 @@ def _contradictions(found: Configuration) -> Iterator[str]:
     if found.tls.mode == "files" and not (found.tls.cert and found.tls.key):
         yield 'tls.mode: "files" wants tls.cert and tls.key'
     if found.source is None:
-        listening = (*found.server.listen, *found.intake.lmtp.listen, *found.intake.smtp.listen)
-        for place in listening:
-            if not Address.parse(place).is_local:
-                yield f"server.listen: {place} is public, which wants a configuration file"
+        intake = found.intake
+        for key, places in (
+            ("server.listen", found.server.listen),
+            ("intake.lmtp.listen", intake.lmtp.listen),
+            ("intake.smtp.listen", intake.smtp.listen),
+        ):
+            for place in places:
+                if not Address.parse(place).is_local:
+                    yield f"{key}: {place} is public, which wants a configuration file"
 
 
-def _line_of(lines: str, mistake: str) -> str:
-    """``:12``, where the key of a mistake stands; tomllib does not tell."""
-    *sections, key = mistake.partition(":")[0].split(".")
+def _told(layer: _Layer, mistake: str) -> str:
+    return f"{layer.name}{_line_of(layer.text, _path(mistake))}: {mistake}"
+
+
+def _last(layers: Sequence[_Layer], mistake: str) -> _Layer:
+    """The layer whose value of a key is in force."""
+    return next((each for each in reversed(layers) if _holds(each.tree, mistake)), layers[0])
+
+
+def _holds(tree: Any, mistake: str) -> bool:
+    for name in _path(mistake):
+        if name not in tree:
+            return False
+        tree = tree[name]
+    return True
+
+
+def _path(mistake: str) -> list[str]:
+    return mistake.partition(":")[0].split(".")
+
+
+def _line_of(text: str, path: Sequence[str]) -> str:
+    """``:12``, where a key stands; tomllib does not tell."""
+    *sections, key = path
     wanted, current = ".".join(sections), ""
-    for number, line in enumerate(lines.splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()
         if header := re.match(r"\[+\s*([^\]]+?)\s*\]", line):
             current = header[1]

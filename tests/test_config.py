@@ -1,0 +1,325 @@
+"""One TOML file: every key, every mistake, and who wins."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from functools import reduce
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from restante import config
+from restante.config import Configuration
+from restante.errors import ConfigurationError
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "restante.toml"
+
+
+def load(text: str, file: Path, **environment: str) -> Configuration:
+    file.write_text(text)
+    return config.load(file, environment={"XDG_STATE_HOME": "/state", **environment})
+
+
+def mistakes(text: str, file: Path, **environment: str) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        load(text, file, **environment)
+    return str(caught.value).replace(f"{file.parent}/", "").split("\n")
+
+
+# Defaults.
+
+
+def test_an_empty_file_is_all_defaults(file: Path) -> None:
+    found = load("", file)
+    expected = Configuration(source=file, state=Path("/state/restante"))
+    assert found.store.path == "/state/restante/mail/%u"
+    assert found.auth.users == "/state/restante/users.sqlite3"
+    assert (found.server, found.tls, found.limits) == (
+        expected.server,
+        expected.tls,
+        expected.limits,
+    )
+    assert (found.source, found.state) == (expected.source, expected.state)
+
+
+def keys(value: Any = None, path: str = "") -> Iterator[str]:
+    """Every dotted key of the configuration."""
+    value = value or Configuration()
+    for each in fields(value):
+        inner = getattr(value, each.name)
+        if is_dataclass(inner):
+            yield from keys(inner, f"{path}{each.name}.")
+        elif path:
+            yield path + each.name
+
+
+def test_the_example_is_a_good_configuration_with_every_key(file: Path) -> None:
+    tree = tomllib.loads(config.example())
+    for key in keys():
+        inner: Any = tree
+        for part in key.split("."):
+            inner = inner[part]
+    found = load(config.example(), file)
+    assert found.server.hostname == "mail.example.org"
+    assert found.store.hold == 14 * 86_400
+    assert found.auth.allow_plaintext_from == (ip_network("192.168.1.40/32"),)
+
+
+def test_without_its_examples_the_example_is_the_defaults(file: Path) -> None:
+    shown, default = load(config.example(), file), load("", file)
+    for name, _, options in config.sections():
+        sections = [reduce(getattr, name.split("."), each) for each in (shown, default)]
+        for option in options:
+            is_example = option.metadata["example"] != option.metadata["default"]
+            one, other = (getattr(section, option.name) for section in sections)
+            assert is_example or one == other, option.name
+
+
+def test_every_key_has_a_manual(file: Path) -> None:
+    for _, kind, options in config.sections():
+        assert kind.__doc__
+        for each in options:
+            assert re.search(r"[.)]$", each.metadata["doc"]), each.name
+
+
+# Mistakes: file, line, key, what would be right.
+
+
+@pytest.mark.parametrize("key", list(keys()))
+@pytest.mark.parametrize(
+    "value", ["[[]]", "{ a = 1 }", "1.5", "1979-05-27", "true", '"a\\nb"', "-1"]
+)
+def test_no_key_takes_what_it_cannot_mean(key: str, value: str, file: Path) -> None:
+    section, _, name = key.rpartition(".")
+    told = mistakes(f"# one\n[{section}]\n{name} = {value}\n", file)
+    assert all(line.startswith(f"restante.toml:3: {key}: wants ") for line in told)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "told"),
+    [
+        ("[server]\nhostnam = 'x'", 2, "server.hostnam: unknown option; did you mean hostname?"),
+        ("[servr]\nhostname = 'x'", 1, "servr: unknown option; did you mean server?"),
+        ("[intake.lmpt]\nlisten = ''", 1, "intake.lmpt: unknown option; did you mean lmtp?"),
+        ("[store]\n\nholt = '1d'", 3, "store.holt: unknown option; did you mean hold?"),
+        ("[store]\nxyzzy = 1", 2, "store.xyzzy: unknown option"),
+        ("server = 'x'", 1, "server: is a section; write [server]"),
+        ("[[server]]\nhostname = 'x'", 1, "server: is a section; write [server]"),
+        ("source = 'x'", 1, "source: unknown option"),
+        ("state = 'x'", 1, "state: unknown option"),
+        ("[store]\nhold = 'soon'", 2, "store.hold: wants a time such as"),
+        ("[store]\nhold = '14days'", 2, "store.hold: wants a time such as"),
+        ("[store]\n'hold' = '1y'", 2, "store.hold: wants a time such as"),
+        ("[limits]\nidle = '9min'", 2, "limits.idle: wants 600 seconds at least (RFC 1939 §3)"),
+        ("[limits]\nlogin = 0", 2, "limits.login: wants "),
+        ("[limits]\nmessage = '25MB'", 2, 'limits.message: wants a size such as "25MiB"'),
+        ("[limits]\nsessions = 0", 2, "limits.sessions: wants a number from 1"),
+        ("[tls]\nmode = 'acme'", 2, "tls.mode: wants one of self, files"),
+        ("[tls]\nmin_version = 1.2", 2, "tls.min_version: wants one of 1.2, 1.3"),
+        ("[tls]\nmode = 'files'", 2, 'tls.mode: "files" wants tls.cert and tls.key'),
+        ("[server]\nlisten = 'smtp://[::]:995'", 2, "server.listen: wants an address that begins"),
+        ("[server]\nlisten = ':'", 2, "server.listen: wants an address"),
+        ("[server]\nlisten = 'pop3://[::]:65536'", 2, "server.listen: wants an address"),
+        ("[server]\nbanner = '<1@x>'", 2, "server.banner: wants ASCII"),
+        ("[server]\nbanner = '[AUTH] x'", 2, "server.banner: wants ASCII"),
+        ("[server]\nhostname = 'a b'", 2, "server.hostname: wants a name"),
+        ("[server]\nhostname = ''", 2, "server.hostname: wants a name"),
+        (
+            "[auth]\nallow_plaintext_from = ['10.0.0.1/8']",
+            2,
+            "auth.allow_plaintext_from: wants a network",
+        ),
+    ],
+)
+def test_a_mistake_is_told_with_its_line(text: str, line: int, told: str, file: Path) -> None:
+    (found,) = mistakes(text, file)
+    assert found.startswith(f"restante.toml:{line}: {told}")
+
+
+def test_all_mistakes_are_told_at_once(file: Path) -> None:
+    assert len(mistakes("[store]\nholt = 1\nhold = 'x'\n[sever]\n", file)) == 3
+
+
+@pytest.mark.parametrize(
+    ("octets", "told"),
+    [(b"[server", "table declaration"), (b"\xff", "UTF-8"), (b"a = 1\na = 2", "overwrite")],
+)
+def test_what_is_no_toml_is_told_with_its_file(octets: bytes, told: str, file: Path) -> None:
+    file.write_bytes(octets)
+    with pytest.raises(ConfigurationError, match=f"{file}: .*{told}"):
+        config.load(file, environment={})
+
+
+@pytest.mark.parametrize("name", ["none.toml", ".", "restante.toml/x"])
+def test_a_file_that_was_named_must_be_there(name: str, file: Path) -> None:
+    """A given file is never ignored, however it was given."""
+    file.write_text("")
+    path = file.parent / name
+    with pytest.raises(ConfigurationError, match=re.escape(str(path))):
+        config.load(path, environment={})
+    with pytest.raises(ConfigurationError, match=re.escape(str(path))):
+        config.load(environment={"RESTANTE_CONFIG": str(path)})
+
+
+# Values.
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (90, 90),
+        ("90s", 90),
+        ("90", 90),
+        ("10min", 600),
+        ("2h", 7200),
+        ("14d", 1209600),
+        ("1w", 604800),
+        ("0", 0),
+        (0, 0),
+        ("2 h", 7200),
+    ],
+)
+def test_durations(value: str | int, seconds: float) -> None:
+    assert config.duration(value) == seconds
+
+
+@pytest.mark.parametrize(
+    ("value", "octets"), [(1, 1), ("25MiB", 26214400), ("2GiB", 2**31), ("1 KiB", 1024), ("7", 7)]
+)
+def test_sizes(value: str | int, octets: int) -> None:
+    assert config.octets(value) == octets
+
+
+@pytest.mark.parametrize("value", ["", "h", "1.5h", "-1h", "1h30", "1H", "٣h", "1 month", None, []])
+def test_what_is_no_time(value: object) -> None:
+    with pytest.raises(Exception, match="wants a time"):
+        config.duration(value)
+
+
+def test_a_single_text_is_a_list_of_one(file: Path) -> None:
+    assert load("[intake.smtp]\ndomains = 'example.org'", file).intake.smtp.domains == (
+        "example.org",
+    )
+    assert load("[server]\nlisten = ''", file).server.listen == ()
+
+
+# Who wins.
+
+
+def test_the_environment_wins_over_the_file_and_the_command_line_over_both(file: Path) -> None:
+    text = "[server]\nhostname = 'file'\nbanner = 'file'\n[store]\nhold = '1d'"
+    file.write_text(text)
+    environment = {"RESTANTE__SERVER__HOSTNAME": "environment", "RESTANTE__STORE__HOLD": "2d"}
+    found = config.load(file, environment=environment, overrides={"server.hostname": "flag"})
+    assert found.server.hostname == "flag"
+    assert found.store.hold == 2 * 86_400
+    assert found.server.banner == "file"
+
+
+def test_files_beside_win_over_the_file_in_the_order_of_their_names(file: Path) -> None:
+    beside = file.parent / "conf.d"
+    beside.mkdir()
+    (beside / "20-b.toml").write_text("[store]\nhold = '2d'")
+    (beside / "10-a.toml").write_text("[store]\nhold = '1d'\n[server]\nbanner = 'a'")
+    (beside / "30-c.toml~").write_text("[store]\nhold = 'not read'")
+    found = load("[server]\nbanner = 'file'\nhostname = 'file'", file)
+    assert (found.store.hold, found.server.banner) == (2 * 86_400, "a")
+    assert found.server.hostname == "file"
+
+
+def test_a_mistake_is_told_where_it_was_made(file: Path) -> None:
+    beside = file.parent / "conf.d"
+    beside.mkdir()
+    (beside / "a.toml").write_text("\n[store]\nhold = 'soon'")
+    (told,) = mistakes("[store]\nhold = '1d'", file)
+    assert told.startswith("conf.d/a.toml:3: store.hold: ")
+    (beside / "a.toml").unlink()
+    (told,) = mistakes("[store]\nhold = '1d'", file, RESTANTE__STORE__HOLD="now")
+    assert told.startswith("RESTANTE__STORE__HOLD: store.hold: wants")
+    (told,) = mistakes("", file, RESTANTE__STORE="x", RESTANTE__STORE__HOLD="1d")
+    assert told.startswith("RESTANTE__STORE: store: is a section")
+
+
+def test_an_unknown_key_in_the_environment_is_a_mistake(file: Path) -> None:
+    (told,) = mistakes("", file, RESTANTE__STORE__HOLT="1d")
+    assert told == "RESTANTE__STORE__HOLT: store.holt: unknown option; did you mean hold?"
+
+
+def test_a_list_in_the_environment_is_separated_by_spaces(file: Path) -> None:
+    found = load("", file, RESTANTE__SERVER__LISTEN="pop3://127.0.0.1:1 pop3s://[::1]:2")
+    assert found.server.listen == ("pop3://127.0.0.1:1", "pop3s://[::1]:2")
+
+
+def test_the_file_of_the_user_wins_over_nothing(tmp_path: Path) -> None:
+    place = tmp_path / "restante"
+    place.mkdir()
+    environment = {"XDG_CONFIG_HOME": str(tmp_path), "XDG_STATE_HOME": "/state"}
+    assert config.load(environment=environment).source is None
+    (place / "restante.toml").write_text("")
+    assert config.load(environment=environment).source == place / "restante.toml"
+
+
+def test_systemd_names_the_state_directory(file: Path) -> None:
+    """systemd.exec(5): several are separated by colons."""
+    found = load("", file, STATE_DIRECTORY="/var/lib/restante:/var/lib/other")
+    assert found.state == Path("/var/lib/restante")
+
+
+def test_without_a_home_the_next_step_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in a container, where the user has no entry in passwd."""
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(ConfigurationError, match="XDG_STATE_HOME"):
+        config.load(environment={})
+    assert config.load(environment={"STATE_DIRECTORY": "/state"}).state == Path("/state")
+
+
+# Private mode.
+
+
+@pytest.mark.parametrize(
+    ("key", "address"),
+    [
+        ("server.listen", "pop3s://[::]:995"),
+        ("server.listen", "pop3s://192.0.2.7:995"),
+        ("server.listen", "pop3s://mail.example.org:995"),
+        ("server.listen", "pop3://:110"),
+        ("intake.lmtp.listen", "0.0.0.0:24"),
+        ("intake.smtp.listen", "[::]:25"),
+    ],
+)
+def test_without_a_file_nothing_public_is_served(key: str, address: str, tmp_path: Path) -> None:
+    environment = {"XDG_CONFIG_HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
+    with pytest.raises(ConfigurationError, match=f"{key}: .* is public"):
+        config.load(environment=environment, overrides={key: address})
+    with pytest.raises(ConfigurationError, match=f"{key}: .* is public"):
+        config.load(
+            environment={**environment, f"RESTANTE__{key.replace('.', '__').upper()}": address}
+        )
+
+
+def test_private_mode_serves_loopback_and_the_users_own_files(tmp_path: Path) -> None:
+    environment = {"XDG_CONFIG_HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
+    found = config.load(environment=environment)
+    assert found.server.listen == ("pop3s://127.0.0.1:1995", "pop3://127.0.0.1:1110")
+    assert found.intake.lmtp.listen == (f"unix:{tmp_path}/restante/lmtp.sock",)
+    assert found.intake.smtp.listen == ("127.0.0.1:2525",)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_line_of_toml_is_read_back() -> None:
+    for value in ("a", 'a"b\\c', ["a", "b"], [], 7):
+        assert tomllib.loads(f"x = {config.toml(value)}")["x"] == value
