@@ -16,3 +16,9 @@ myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 # Links between pages are checked by Sphinx (-W), links to places outside by nobody here.
 nitpicky = True
+
+man_pages = [
+    ("reference/command-line", "restante", "a POP3 server and what belongs to it", "", 1),
+    ("reference/configuration", "restante.toml", "configuration of restante", "", 5),
+]
+man_show_urls = False

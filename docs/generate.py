@@ -6,43 +6,415 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
+import inspect
+import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from textwrap import dedent
+from typing import Any
 
-from restante import config
+import restante
+from restante import config, errors
+from restante.cli import common
+from restante.cli.main import _parser
 
-REFERENCE = Path(__file__).resolve().parent / "reference"
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS.parent))
+
+from tests import rfc  # noqa: E402 - found by the line above
+
+SOURCE = Path(restante.__file__).parent
 NOTE = "<!-- Made by docs/generate.py from the code; change it there. -->\n"
+LEVELS = ("debug", "info", "warning", "error", "exception")
+
+MEANINGS = {
+    "accept paused": "the process has no file descriptors or memory left; it tries again",
+    "bug": "something went wrong that nobody thought of; a traceback follows",
+    "connection refused": "a limit on connections was reached",
+    "delivered": "a message is on disk",
+    "delivery refused": "a recipient's message was not stored, and the sender was told why",
+    "login ok": "somebody logged in",
+    "login refused": "somebody did not; the client hears less than `reason` tells",
+    "message not removed": "a marked message could not be removed at QUIT",
+    "purge failed": "held mail could not be destroyed; it is tried again in an hour",
+    "read failed": "a message could not be read; its response was not ended",
+    "session end": "a session that had logged in is over",
+    "size differs": "a message has other octets than were announced; the connection was dropped",
+    "stopping": "the server was told to stop",
+    "tls refused": "a TLS handshake failed",
+    "update failed": "not everything that was marked could be removed",
+    "update finished": "what a crash had interrupted was removed",
+}
+
+
+# -- Configuration
 
 
 def configuration() -> Iterator[str]:
-    """Every section and option, from ``restante.config``."""
+    """Every section and option."""
     yield """# Configuration
 
 One TOML file: the one named by `-c`, else the one that `RESTANTE_CONFIG` names, else
-`~/.config/restante/restante.toml`, else `/etc/restante/restante.toml`. An option of the
-environment, such as `RESTANTE__SERVER__HOSTNAME`, counts more than the file, the command line more
-than both. An option that does not exist is an error. `restante check` looks the file over,
-`restante check --example` prints one with every option.
+`~/.config/restante/restante.toml`, else `/etc/restante/restante.toml`. Without any the program is
+private: it serves this machine only. An option in the environment, such as
+`RESTANTE__SERVER__HOSTNAME`, counts more than the file, and the command line counts more than both.
+An option that does not exist is an error, and so is a value that makes no sense; the message names
+the file, the line and the option. `restante check` looks the file over, `restante check --example`
+prints one with every option.
 
-Times are written `90s`, `10min`, `2h`, `14d` or `1w`, sizes `64KiB`, `50MiB` or `1GiB`.
+Times are written `90s`, `10min`, `2h`, `14d` or `1w`; sizes `64KiB`, `50MiB` or `1GiB`. What the
+program makes itself lies in the state directory: `$STATE_DIRECTORY`, which systemd sets, else
+`~/.local/state/restante`.
 """
     for name, kind, options in config.sections():
-        yield f"## [{name}]\n\n{kind.__doc__}\n"
+        yield f"## [{name}]\n\n{_paragraph(kind)}\n"
         for each in options:
+            default = f"`{config.toml(_written(each))}`"
+            if each.name == "hostname":
+                default = "the name of this machine"
             example = config.toml(each.metadata["example"])
-            yield f"`{each.name}` = `{example}`\n: {each.metadata['doc']}\n"
+            yield f"`{each.name} = {example}`\n: {each.metadata['doc']} By default {default}.\n"
 
 
-PAGES: dict[str, Callable[[], Iterator[str]]] = {"configuration.md": configuration}
+def _written(each: Any) -> Any:
+    """A default as it would stand in the file; times in seconds."""
+    found = each.default
+    return round(found) if isinstance(found, float) else found
+
+
+# -- Command line
+
+
+def command_line() -> Iterator[str]:
+    """Every verb with its options, then what is common to them."""
+    parser = _parser()
+    yield f"# Command line\n\n{parser.description}\n\n`restante [OPTIONS] VERB …`\n"
+    yield from _arguments(parser)
+    yield from _verbs(parser)
+    yield "## Exit codes\n\nThose of `sysexits.h`; 75 means that nothing is lost and trying again"
+    yield "is safe.\n\n| code | when |\n|---|---|"
+    for code, when in sorted(_exit_codes().items()):
+        yield f"| {code} | {', '.join(when)} |"
+    yield """
+## Environment
+
+`RESTANTE_CONFIG`
+: The configuration, if `-c` does not name one.
+
+`RESTANTE__SECTION__OPTION`
+: An option of the configuration.
+
+`RESTANTE_PASSWORD`
+: The password for `restante fetch`.
+
+`STATE_DIRECTORY`, `XDG_STATE_HOME`, `XDG_CONFIG_HOME`
+: Where the state and the configuration are.
+"""
+
+
+def _verbs(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            helps = {each.dest: each.help or "" for each in action._choices_actions}
+            for name, verb in action.choices.items():
+                yield f"## {verb.prog}\n" if verb.prog.count(" ") == 1 else f"### {verb.prog}\n"
+                yield _sentence(verb.description or helps.get(name, "")) + "\n"
+                yield from _arguments(verb)
+                yield from _verbs(verb)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
+            continue
+        if action.help == argparse.SUPPRESS:
+            continue
+        shown = action.metavar or action.dest.upper()
+        takes = f" {shown}" if action.nargs != 0 and action.option_strings else ""
+        names = ", ".join(f"`{name}{takes}`" for name in action.option_strings)
+        text = (action.help or "").replace("%%", "%").replace("%(default)s", str(action.default))
+        wanted = " Required." if action.required and action.option_strings else ""
+        more = " May be left out." if action.nargs in ("?", "*") else ""
+        yield f"{names or f'`{shown}`'}\n: {_sentence(text or 'See above.')}{wanted}{more}\n"
+
+
+def _exit_codes() -> dict[int, list[str]]:
+    found: dict[int, list[str]] = defaultdict(list)
+    found[os.EX_OK].append("done")
+    found[os.EX_USAGE].append("the command line makes no sense")
+    found[os.EX_TEMPFAIL].append("every error that may pass")
+    found[os.EX_NOPERM].append("`LoginFailed`")
+    found[os.EX_UNAVAILABLE].append("any other error of ours")
+    found[os.EX_IOERR].append("the system refused to read or write")
+    found[os.EX_SOFTWARE].append("a bug")
+    found[130].append("stopped by Ctrl-C")
+    for kind, code in common._EXIT_CODES:
+        found[code].append(f"`{kind.__name__}`")
+    return found
+
+
+# -- Log events
+
+
+def log_events() -> Iterator[str]:
+    """Every event with its level and keys, collected from the source."""
+    yield """# Log events
+
+A line is the name of an event and `key=value` words; names and keys stay as they are. Whatever a
+stranger typed is escaped, so that no line can be forged, and no password is ever told. With
+`format = "json"` the spaces of a name become dots.
+
+| event | level | keys | when |
+|---|---|---|---|"""
+    found: dict[str, tuple[set[str], dict[str, None]]] = defaultdict(lambda: (set(), {}))
+    for path in sorted(SOURCE.rglob("*.py")):
+        for event, level, keys in _events(ast.parse(path.read_text())):
+            found[event][0].add(level)
+            found[event][1].update(dict.fromkeys(keys))
+    for event, (levels, keys) in sorted(found.items()):
+        words = " ".join(f"`{key}`" for key in keys)
+        yield f"| {event} | {', '.join(sorted(levels))} | {words} | {MEANINGS.get(event, '')} |"
+    yield ""
+
+
+def _events(module: ast.Module) -> Iterator[tuple[str, str, list[str]]]:
+    """Calls of ``_log`` and of the ``_note`` that a module wraps it in."""
+    wrapper = next((each for each in _functions(module) if each.name == "_note"), None)
+    for function in _functions(module):
+        for call in ast.walk(function):
+            if not isinstance(call, ast.Call) or not call.args or function is wrapper:
+                continue
+            called, event = ast.unparse(call.func).rpartition(".")[::2], call.args[0]
+            if not isinstance(event, ast.Constant) or not isinstance(event.value, str):
+                continue
+            if called[0] == "_log" and called[1] in LEVELS:
+                level = "error" if called[1] == "exception" else called[1]
+                yield event.value, level, _keys(call.keywords, function, module)
+            elif called[1] == "_note" and wrapper is not None:
+                inner = next(c for c in ast.walk(wrapper) if _is_log(c))
+                own = [key for key in _keys(inner.keywords, wrapper, module) if key != "fields"]
+                yield event.value, _level(call, inner), _keys(call.keywords, function, module) + own
+
+
+def _functions(module: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(module):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def _is_log(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and ast.unparse(node.func).startswith("_log.")
+
+
+def _level(call: ast.Call, inner: Any) -> str:
+    given = [ast.unparse(each) for each in call.args[1:]]
+    named = [each.removeprefix("logging.").lower() for each in given if "logging." in each]
+    found = inner.func.attr
+    return named[0] if named else "info" if found == "log" else str(found)
+
+
+def _keys(keywords: list[ast.keyword], *scopes: ast.AST) -> list[str]:
+    """The keys that a call gives, through names of dictionaries too."""
+    found: list[str] = []
+    for keyword in keywords:
+        if keyword.arg == "extra":
+            assert isinstance(keyword.value, ast.Dict)
+            found += _of_dict(keyword.value.values[0], *scopes)
+        elif keyword.arg is None:
+            found += _of_dict(keyword.value, *scopes)
+        elif keyword.arg not in ("exc_info", "level"):
+            found.append(keyword.arg)
+    return found
+
+
+def _of_dict(value: ast.AST, *scopes: ast.AST) -> list[str]:
+    if isinstance(value, ast.Dict):
+        found = []
+        for key, inner in zip(value.keys, value.values, strict=True):
+            found += _of_dict(inner, *scopes) if key is None else [ast.literal_eval(key)]
+        return found
+    for scope in scopes:
+        for node in ast.walk(scope):
+            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
+                target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+                if ast.unparse(target) == ast.unparse(value):
+                    return _of_dict(node.value, *scopes)
+    return []
+
+
+# -- Errors and the Python interface
+
+
+def error_classes() -> Iterator[str]:
+    """The tree of exceptions."""
+    yield """# Errors
+
+Everything that restante raises on purpose is a `restante.errors.RestanteError`. An error has a
+`code`, the response code that a POP3 client is told, and `retry`, whether the same request may
+succeed later.
+
+| error | code | retry | what it means |
+|---|---|---|---|"""
+    yield from _tree(errors.RestanteError, 0)
+    yield ""
+
+
+def _tree(kind: type[errors.RestanteError], depth: int) -> Iterator[str]:
+    code = f"`[{kind.code}]`" if kind.code else ""
+    retry = "yes" if kind.retry else ""
+    yield f"| {'– ' * depth}`{kind.__name__}` | {code} | {retry} | {_paragraph(kind)} |"
+    for each in sorted(kind.__subclasses__(), key=lambda each: each.__qualname__):
+        if each.__module__ == "restante.errors":
+            yield from _tree(each, depth + 1)
+
+
+def python() -> Iterator[str]:
+    """The public names of ``restante``."""
+    yield "# Python interface\n\n`import restante` gives these names and imports what is asked for."
+    yield "The [tutorial](../tutorial.md) shows them used, [Errors](errors.md) what they raise.\n"
+    for name in restante.__all__:
+        thing = getattr(restante, name)
+        if isinstance(thing, type):
+            yield f"## {name}\n\n{_doc(thing)}\n"
+            yield from _members(thing)
+        else:
+            yield f"## {name}\n\n```python\n{_signature(thing)}\n```\n\n{_doc(thing)}\n"
+
+
+def _members(kind: type) -> Iterator[str]:
+    tree = ast.parse(dedent(inspect.getsource(kind))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    for at, node in enumerate(tree.body):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_":
+            is_property = any(ast.unparse(each) == "property" for each in node.decorator_list)
+            shown = (
+                f"{node.name} -> {ast.unparse(node.returns)}"
+                if is_property and node.returns
+                else _head(node)
+            )
+            text = ast.get_docstring(node) or f"Whether {node.name.upper()} is announced."
+            yield f"`{shown}`\n: {_indented(text)}\n"
+        elif isinstance(node, ast.AnnAssign | ast.Assign):
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            if ast.unparse(target).startswith("_"):
+                continue
+            following = tree.body[at + 1] if at + 1 < len(tree.body) else None
+            text = ""
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                text = inspect.cleandoc(str(following.value.value))
+            kind_of = f": {ast.unparse(node.annotation)}" if isinstance(node, ast.AnnAssign) else ""
+            yield f"`{ast.unparse(target)}{kind_of}`\n: {_indented(text) or 'See above.'}\n"
+
+
+def _signature(function: Callable[..., Any]) -> str:
+    node = ast.parse(dedent(inspect.getsource(inspect.unwrap(function)))).body[0]
+    assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    return _head(node)
+
+
+def _head(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    given = node.args
+    parts = ast.unparse(given).removeprefix("self").removeprefix(", ")
+    if len(parts) > 80:  # a line for each
+        words = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+        names = [each.arg for each in words[1:]]
+        for name in names:
+            parts = parts.replace(f", {name}: ", f",\n    {name}: ")
+        parts = f"\n    {parts},\n".replace(", *,", ",\n    *,")
+    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    prefix = "async " if isinstance(node, ast.AsyncFunctionDef) else ""
+    return f"{prefix}{node.name}({parts}){returns}"
+
+
+def _doc(thing: Any) -> str:
+    return _text(inspect.getdoc(thing) or "")
+
+
+def _text(docstring: str) -> str:
+    """A docstring as Markdown; what it raises as a list."""
+    lines = []
+    for line in docstring.replace("``", "`").splitlines():
+        name, _, rest = line.strip().partition(": ")
+        raised = line.startswith("    ") and name.isidentifier()
+        lines.append(f"- `{name}`: {rest}" if raised else line.strip())
+        if line.startswith("Raises:"):
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _indented(docstring: str) -> str:
+    return _text(docstring).replace("\n", "\n  ").replace("\n  \n", "\n\n")
+
+
+def _paragraph(thing: Any) -> str:
+    """The first paragraph of a docstring, in one line."""
+    return " ".join(_doc(thing).split("\n\n")[0].split())
+
+
+def _sentence(text: str) -> str:
+    text = text[:1].upper() + text[1:]
+    return text if not text or text[-1] in ".?" else text + "."
+
+
+# -- What the RFCs ask
+
+
+def requirements() -> Iterator[str]:
+    """Requirement, level, test: from ``docs/rfc.toml`` and the tests."""
+    named = rfc.named()
+    found = rfc.requirements()
+    shown = sum(each.id in named for each in found)
+    refused = sum(bool(each.refused) for each in found)
+    yield f"""# What the RFCs ask
+
+{len(found)} requirements: {shown} are shown by tests, {refused} refused with a reason, and
+{sum(bool(each.not_yet) for each in found)} not met or not shown yet. "Fact" is what an RFC states
+without MUST or SHOULD; "ours" is what experience asks and no RFC does. A test names what it shows.
+
+| requirement | level | source | side | shown by |
+|---|---|---|---|---|"""
+    for each in found:
+        source = ", ".join(f"RFC {source}" for source in each.sources)
+        yield (
+            f"| **{each.id}** {each.text} | {each.level} | {source} | {each.side} "
+            f"| {_evidence(each, named.get(each.id, []))} |"
+        )
+    yield ""
+
+
+def _evidence(requirement: rfc.Requirement, tests: list[str]) -> str:
+    if requirement.refused:
+        return f"no: {requirement.refused}"
+    said = f"not yet: {requirement.not_yet} " if requirement.not_yet else ""
+    shown = [_short(test) for test in dict.fromkeys(tests)]
+    return said + " ".join(f"`{test}`" for test in shown)
+
+
+def _short(test: str) -> str:
+    path, _, name = test.partition("::")
+    if path.endswith(".txt"):
+        return path.removeprefix("tests/transcripts/").removesuffix(".txt")
+    return f"{path.removeprefix('tests/').removesuffix('.py')}: {name}".removesuffix(": ")
+
+
+PAGES: dict[str, Callable[[], Iterator[str]]] = {
+    "reference/command-line.md": command_line,
+    "reference/configuration.md": configuration,
+    "reference/errors.md": error_classes,
+    "reference/log-events.md": log_events,
+    "reference/python.md": python,
+    "rfc.md": requirements,
+}
 
 
 def main(arguments: list[str]) -> int:
     stale = []
     for name, page in PAGES.items():
-        path = REFERENCE / name
-        text = NOTE + "\n" + "\n".join(page())
+        path, text = DOCS / name, NOTE + "\n" + "\n".join(page()).rstrip("\n") + "\n"
         if not path.exists() or path.read_text() != text:
             stale.append(name)
             if arguments != ["--check"]:

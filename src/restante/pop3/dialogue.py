@@ -85,6 +85,7 @@ class Capabilities:
 
     @property
     def implementation(self) -> str:
+        """What the server calls itself; nothing may depend on it (RFC 2449 §6.9)."""
         return " ".join(self.tags.get("IMPLEMENTATION", ()))
 
     @property

@@ -1,0 +1,203 @@
+"""What README and docs/ tell somebody to type or to write works.
+
+Each page gets a home, a server in it, and a few messages; its blocks run in their order.  A block
+of TOML becomes ``restante.toml``, Python and console blocks run as they stand but for ``PLACES``.
+"""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from restante import config
+
+HOUSE = Path(__file__).parent.parent.parent
+PAGES = [HOUSE / "README.md", HOUSE / "CONTRIBUTING.md", *sorted((HOUSE / "docs").glob("*.md"))]
+PAGES += sorted((HOUSE / "docs" / "howto").glob("*.md"))
+README = (HOUSE / "README.md").read_text()
+RUNNING = [
+    page for page in PAGES if re.search(r"^```(console|python|toml)", page.read_text(), re.M)
+]
+LANGUAGES = {"console", "python", "toml", "sh", "ini", "text", "{toctree}"}
+PASSWORD = "k7fq-2m9x-tw4r-h8zd"
+
+# What must have happened before a page begins.
+_ANN = ("restante user add ann", "restante deliver ann < message", "restante deliver ann < message")
+BEFORE = {
+    "README": _ANN,  # for its Python
+    "fetch-mail": _ANN,
+    "give-mail-back": (*_ANN, "restante fetch pop3s://ann@pop.example.org --to fetched"),
+}
+
+# What stands on a page, and what it is here; the first that fits wins.
+PLACES = (
+    ("pop.example.org", "{pop3s}"),
+    ("127.0.0.1:1995", "{pop3s}"),
+    ("/etc/letsencrypt/live/mail.example.org/fullchain.pem", "{state}/tls/certificate.pem"),
+    ("/etc/letsencrypt/live/mail.example.org/privkey.pem", "{state}/tls/key.pem"),
+    ("/etc/restante/fullchain.pem", "{state}/tls/certificate.pem"),
+    ("/etc/restante/privkey.pem", "{state}/tls/key.pem"),
+    ("/etc/restante/restante.toml", "{home}/restante.toml"),
+    ("/var/lib/restante", "{state}"),
+    ("/var/mail/restante", "{state}/mail"),
+    ("/var/spool/postfix/restante", "{home}"),
+    ("[::]:995", "127.0.0.1:0"),
+    ("[::]:110", "127.0.0.1:0"),
+    ('password="…"', f'password="{PASSWORD}"'),
+)
+
+# What cannot run here, by how it begins, and why.  It must still be a command that sh can read.
+ELSEWHERE = {
+    "./dev": "prepares .venv, in which these tests run already",
+    "restante serve": "has run since the page began",
+    "adduser": "changes this machine",
+    "python3 -m venv /opt": "changes this machine",
+    "/opt/restante/bin/pip": "asks a package index",
+    "ln": "changes this machine",
+    "install": "changes this machine",
+    "certbot": "asks Let's Encrypt",
+    "systemctl": "wants systemd",
+    "journalctl": "wants systemd",
+}
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """The language and the text of each fenced block."""
+    found = re.finditer(r"^```([\w{}]*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    yield from ((match[1], match[2]) for match in found)
+
+
+def commands(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line]
+
+
+def runs_here(command: str) -> bool:
+    return not any(command.startswith(beginning) for beginning in ELSEWHERE)
+
+
+class Home:
+    """A page's own home, with a server in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        state = path / ".local" / "state" / "restante"
+        self.environment = {
+            "HOME": str(path),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RESTANTE__SERVER__LISTEN": "pop3s://127.0.0.1:0 pop3://127.0.0.1:0",
+            "RESTANTE__INTAKE__SMTP__LISTEN": "127.0.0.1:0",
+            "RESTANTE_PASSWORD": PASSWORD,
+            "SSL_CERT_FILE": f"{state}/tls/certificate.pem",
+        }
+        self.places = {"home": str(path), "state": str(state)}
+        (path / "message").write_text("Subject: one\n\nOne.\n")
+        self._server = subprocess.Popen(
+            ["restante", "--json", "serve"],
+            cwd=path,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._server.stdout is not None
+        self.places |= json.loads(self._server.stdout.readline())
+
+    def here(self, text: str) -> str:
+        """The text of a page as it is right in this home."""
+        for place, here in PLACES:
+            text = text.replace(place, here.format(**self.places))
+        return text
+
+    def run(self, *command: str) -> None:
+        """Every question is answered with the password."""
+        done = subprocess.run(
+            command,
+            cwd=self.path,
+            env=self.environment,
+            input=PASSWORD + "\n",
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+    def end(self) -> None:
+        self._server.terminate()
+        self._server.communicate(timeout=20)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    found = Home(tmp_path)
+    yield found
+    found.end()
+
+
+def names(pages: list[Path]) -> list[str]:
+    return [page.stem for page in pages]
+
+
+@pytest.mark.parametrize("page", RUNNING, ids=names(RUNNING))
+def test_what_the_page_says_works(page: Path, home: Home) -> None:
+    for command in BEFORE.get(page.stem, ()):
+        home.run("sh", "-c", home.here(command))
+    for language, text in blocks(page):
+        if language == "toml":
+            (home.path / "restante.toml").write_text(home.here(text))
+            config.load(home.path / "restante.toml")
+        elif language == "python":
+            home.run(sys.executable, "-W", "error", "-c", home.here(text))
+        elif language == "console":
+            for command in filter(runs_here, commands(text)):
+                home.run("sh", "-c", home.here(command))
+
+
+def test_the_table_of_the_readme_works(home: Home) -> None:
+    rows = re.findall(r"^\|.*\| .*?`((?:restante|\./dev) [^`]+)`", README, re.MULTILINE)
+    assert len(rows) > 3
+    for command in filter(runs_here, rows):
+        home.run("sh", "-c", home.here(command))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_what_cannot_run_here_can_be_read(page: Path) -> None:
+    for language, text in blocks(page):
+        assert language in LANGUAGES, f"{page.name}: a block of {language or 'no language'}"
+        if language in ("console", "sh"):
+            done = subprocess.run(["sh", "-n"], input=text, text=True, capture_output=True)
+            assert done.returncode == 0, f"{page.name}: {done.stderr}"
+        elif language == "ini":
+            unit = configparser.ConfigParser(strict=False, interpolation=None)
+            unit.read_string(text)
+            assert {"Unit", "Service"} <= set(unit.sections())
+        elif language == "toml":
+            tomllib.loads(text)
+
+
+def test_nothing_is_excused_that_no_page_says() -> None:
+    said = [line for page in PAGES for name, text in blocks(page) for line in commands(text)]
+    for beginning in ELSEWHERE:
+        assert any(line.startswith(beginning) for line in said), beginning
+    everything = "".join(page.read_text() for page in PAGES)
+    assert [place for place, _ in PLACES if place not in everything] == []
+
+
+@pytest.mark.interop
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    """What it says of programs and users that are not there does not count."""
+    page = HOUSE / "docs" / "howto" / "first-server.md"
+    unit = tmp_path / "restante.service"
+    unit.write_text(next(text for language, text in blocks(page) if language == "ini"))
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
+    assert "Unknown" not in done.stderr
