@@ -53,7 +53,11 @@ def call(
 
 
 @contextmanager
-def running(*command: str | Path, as_user: Iterable[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    *command: str | Path,
+    as_user: Iterable[str] = (),
+    last_signal: signal.Signals = signal.SIGTERM,
+) -> Iterator[subprocess.Popen[bytes]]:
     """A program with a process group of its own, of which nothing is left afterwards."""
     process = subprocess.Popen(
         [*as_user, *map(str, command)],
@@ -64,7 +68,7 @@ def running(*command: str | Path, as_user: Iterable[str] = ()) -> Iterator[subpr
     try:
         yield process
     finally:
-        process.terminate()
+        process.send_signal(last_signal)
         try:
             process.communicate(timeout=_PATIENCE)
         finally:
