@@ -58,12 +58,14 @@ def broken(procedure: Procedure[Any], heard: bytes, error: type[Exception]) -> N
 
 
 @pytest.mark.parametrize("behind", [b"USER mrose\r\n", b"STLS\r\n", b"U", b"\r\n", b"\x16\x03"])
+@pytest.mark.rfc("P-121", "N-07")
 def test_stls_with_octets_behind_it_is_the_end(behind: bytes) -> None:
     core = Core(list(MESSAGES), tls=False)
     assert core.send(b"STLS\r\n" + behind) == b""
     assert core.is_closed
 
 
+@pytest.mark.rfc("P-120")
 def test_nothing_said_before_tls_is_known_after_it() -> None:
     core = Core(list(MESSAGES), tls=False)
     core.session._clear = True
@@ -78,10 +80,12 @@ def test_nothing_said_before_tls_is_known_after_it() -> None:
 
 
 @pytest.mark.parametrize("behind", [b"+OK\r\n", b"+O", b"+OK\r\nSASL PLAIN\r\n.\r\n", b"\r"])
+@pytest.mark.rfc("P-122")
 def test_a_response_behind_that_to_stls_is_the_end(behind: bytes) -> None:
     broken(Dialogue().start_tls(), b"+OK\r\n" + behind, ProtocolBroken)
 
 
+@pytest.mark.rfc("P-093", "P-122")
 def test_capabilities_from_before_tls_are_forgotten() -> None:
     dialogue = Dialogue()
     talk(dialogue.ask_capabilities(), b"+OK\r\nSASL PLAIN\r\n.\r\n")
@@ -89,6 +93,7 @@ def test_capabilities_from_before_tls_are_forgotten() -> None:
     assert dialogue.capabilities.sasl == ()
 
 
+@pytest.mark.rfc("P-124", "P-135")
 def test_no_stls_means_no_login() -> None:
     """CVE-2021-22946, CVE-2020-15954, CVE-2020-28896, CVE-2021-39272, CVE-2006-5867."""
     broken(Dialogue().start_tls(), b"-ERR no TLS here\r\n", TLSUnavailable)
@@ -99,6 +104,7 @@ def test_no_stls_means_no_login() -> None:
 
 
 @pytest.mark.parametrize("character", ["\r\n", "\n", "\r", "\0", "\x1b", "\x7f"])
+@pytest.mark.rfc("P-014")
 def test_no_argument_holds_a_second_command(character: str) -> None:
     """CVE-2025-15367, CVE-2012-0036, CVE-2025-7962."""
     for user, password in ((f"a{character}DELE 1", "x"), ("a", f"x{character}DELE 1")):
@@ -112,6 +118,7 @@ def test_what_base64_hides_is_no_command() -> None:
     assert core.send(b"AUTH PLAIN " + hidden + b"\r\n") == b"-ERR [AUTH] authentication failed\r\n"
 
 
+@pytest.mark.rfc("P-021", "P-022")
 def test_every_line_that_begins_with_a_dot_is_stuffed() -> None:
     """CVE-2001-0996: RETR and TOP alike, wherever the dot stands."""
     core = Core([b".\r\n..\r\n\r\n.\r\n"])
@@ -142,6 +149,7 @@ def test_overlong_arguments_are_refused(keyword: bytes) -> None:
 
 
 @pytest.mark.parametrize("unique_id", [b"u" * 1001, b"x" * 70_000])
+@pytest.mark.rfc("N-09")
 def test_an_overlong_unique_id_is_the_end(unique_id: bytes) -> None:
     """CVE-2005-2335: 128 octets on a stack."""
     heard = b"+OK\r\n1 10\r\n.\r\n+OK\r\n1 " + unique_id + b"\r\n.\r\n"
@@ -154,6 +162,7 @@ def test_an_empty_unique_id_is_none() -> None:
     assert found == [Message(1, None, 10)]
 
 
+@pytest.mark.rfc("P-029")
 def test_long_lines_of_mail_are_no_error() -> None:
     """CVE-2013-1752 was mended with a limit of 2048 octets, which real mail exceeds."""
     line = b"x" * 300_000
@@ -166,6 +175,7 @@ def test_long_lines_of_mail_are_no_error() -> None:
     assert body == line + b"\r\n"
 
 
+@pytest.mark.rfc("P-029", "N-09")
 def test_an_endless_response_is_the_end() -> None:
     """The other half of CVE-2013-1752."""
     broken(Dialogue().greeting(), b"+OK " + b"x" * 70_000, ProtocolBroken)

@@ -38,6 +38,7 @@ def on_the_wire(pieces: list[bytes]) -> tuple[bytes, int]:
         (b"\0\xff\n", b"\0\xff\r\n"),
     ],
 )
+@pytest.mark.rfc("P-023", "P-026", "P-027")
 def test_line_ends_of_rfc1939(stored: bytes, wire: bytes) -> None:
     """RFC 1939 §11: every line end counts two octets; RETR must add a missing one."""
     assert on_the_wire([stored]) == (wire, len(wire))
@@ -63,6 +64,7 @@ def top_of(pieces: list[bytes], lines: int) -> bytes:
 
 
 @given(st.lists(st.sampled_from([b"", b"a", b".", b"\rb", b"Subject: x"])), st.integers(0, 6), cuts)
+@pytest.mark.rfc("P-105")
 def test_top_is_header_blank_line_and_so_many_lines(
     lines: list[bytes], count: int, places: list[int]
 ) -> None:

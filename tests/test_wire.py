@@ -60,6 +60,7 @@ def test_pieces_do_not_matter(pieces: list[bytes]) -> None:
         (b"a\r\n\r\n", b"a\r\n\r\n.\r\n"),
     ],
 )
+@pytest.mark.rfc("P-021")
 def test_stuffing_of_rfc1939(text: bytes, wire: bytes) -> None:
     """RFC 1939 §3: only a dot at a line's beginning is doubled."""
     assert stuffed([text]) == wire
@@ -80,6 +81,7 @@ def test_what_was_stuffed_comes_back(
 @example(b"Subject: x\r\n\r\nhi\n.\n+OK 1\r\n+OK bye\r\n", [])
 @example(b"a\n.\r\n", [])
 @example(b"a\r.\r\n", [3])
+@pytest.mark.rfc("P-020")
 def test_only_crlf_dot_crlf_ends_a_response(text: bytes, places: list[int]) -> None:
     """Whatever comes before the first CRLF.CRLF is content, cut anywhere."""
     end = (b"\r\n" + text).find(b"\r\n.\r\n")
@@ -111,6 +113,7 @@ def lines_of(octets: bytes, places: list[int]) -> list[bytes | type[Exception]]:
 
 
 @given(cuts)
+@pytest.mark.rfc("P-006", "P-008")
 def test_the_tail_of_an_overlong_line_is_no_command(places: list[int]) -> None:
     """RFC 2449 §4: 255 octets with CRLF are a command, 256 are not, nor is their rest."""
     longest = b"x" * (MAX_COMMAND - 2)
@@ -119,6 +122,7 @@ def test_the_tail_of_an_overlong_line_is_no_command(places: list[int]) -> None:
 
 
 @given(cuts)
+@pytest.mark.rfc("P-013")
 def test_a_bare_line_feed_is_no_line_end(places: list[int]) -> None:
     assert lines_of(b"NOOP\nDELE 1\r\n", places) == [BareLineFeed]
 
@@ -131,6 +135,7 @@ def test_lines_do_not_depend_on_the_cut(text: bytes, places: list[int]) -> None:
 
 
 @given(cuts)
+@pytest.mark.rfc("P-013")
 def test_nul_is_hostile(places: list[int]) -> None:
     assert lines_of(b"STAT\r\nNO\0P\r\n", places) == [b"STAT", HostileInput]
 
@@ -143,6 +148,7 @@ def flood(buffer: LineBuffer, octets: bytes, limit: int) -> None:
         assert buffer.unread < MAX_COMMAND
 
 
+@pytest.mark.rfc("P-008", "N-06")
 def test_an_endless_line_costs_no_memory_and_ends() -> None:
     buffer = LineBuffer()
     with pytest.raises(OverlongLine):

@@ -413,6 +413,7 @@ TROUBLES = [truncated, garbage, a_directory, gone, newer, foreign]
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.rfc("P-086")
 def test_a_database_in_trouble_is_no_guess(
     users: Users, database: Path, trouble: Callable[[Path], None]
 ) -> None:

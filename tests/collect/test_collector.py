@@ -108,6 +108,7 @@ def test_deleted_after_its_days(home: Home) -> None:
     assert home.shelf.rows == []
 
 
+@pytest.mark.rfc("P-190")
 def test_a_server_that_forgets_deletions_is_told_again(home: Home, mail: Path) -> None:
     home.shelf.forgets_deletions = True
     home.collect(Policy(keep=0.0))
@@ -148,6 +149,7 @@ def test_a_message_that_the_server_does_not_give_stays_and_is_told(home: Home, m
     assert stored(mail) == sorted(map(text, ("one", "two", "three")))
 
 
+@pytest.mark.rfc("P-107")
 def test_one_unique_id_for_two_messages_loses_neither(home: Home, mail: Path) -> None:
     """RFC 1939 §7 lets a server do so."""
     home.shelf.rows = [("u", text("one")), ("u", text("two")), ("u", text("two"))]

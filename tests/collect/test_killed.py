@@ -101,6 +101,7 @@ def stored(mail: Path) -> list[bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", [0.0, None], ids=["delete", "keep"])
+@pytest.mark.rfc("P-118")
 def test_killed_at_every_step(
     keep: float | None,
     server: tuple[MaildirStore, int],

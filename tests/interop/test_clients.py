@@ -77,6 +77,7 @@ def test_hears_that_the_login_was_refused(
 
 
 @pytest.mark.parametrize("name", [name for name, its in CLIENTS.items() if its.long_lines])
+@pytest.mark.rfc("P-027")
 def test_a_line_may_have_any_length(name: str, server: Server, tmp_path: Path) -> None:
     server.deliver([b"Subject: long\r\n\r\n" + b"x" * 300_000 + b"\r\n"])
     client, stored = CLIENTS[name], server.stored()

@@ -36,6 +36,7 @@ async def serves(server: Server, tls: ssl.SSLContext | None) -> None:
     ],
     ids=["zeros", "record", "alerts", "empty", "hello", "http", "ssh", "ssl2"],
 )
+@pytest.mark.rfc("N-07")
 def test_garbage_for_a_handshake(
     octets: bytes, run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_handshake_in_drops_ends(run: Run[None], server_tls: ssl.SSLContext) -
 
 
 @pytest.mark.parametrize("last", [b"DELE 1\r\nQUIT", b"DELE 1\r\nQUIT\r", b"DELE 1\r\nQU"])
+@pytest.mark.rfc("N-06")
 def test_half_a_command_is_not_run(
     last: bytes, run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
@@ -114,6 +116,7 @@ def test_a_flood_of_commands_without_a_reader_stays_small(run: Run[None]) -> Non
 
 
 @pytest.mark.parametrize("offered", [None, "pop3"])
+@pytest.mark.rfc("P-136")
 def test_clients_with_and_without_alpn_are_served(
     offered: str | None, run: Run[None], server_tls: ssl.SSLContext, certificate: tuple[str, str]
 ) -> None:
@@ -152,6 +155,7 @@ def test_any_server_name_costs_nothing(
     run(main())
 
 
+@pytest.mark.rfc("P-121", "N-07")
 def test_octets_that_come_just_before_the_handshake_end_it(
     run: Run[None], server_tls: ssl.SSLContext
 ) -> None:

@@ -86,6 +86,7 @@ def without_trace(letter: bytes) -> bytes:
     return without_trace(letter[match.end() :]) if match else letter
 
 
+@pytest.mark.rfc("P-171", "P-172")
 def test_one_reply_for_each_recipient(run: Run[None]) -> None:
     """RFC 2033 §4.2: in their order, for duplicates too; one failure spoils nothing."""
 
@@ -148,6 +149,7 @@ NO_END = [
 
 @pytest.mark.parametrize("end", NO_END)
 @pytest.mark.parametrize("smtp", [False, True])
+@pytest.mark.rfc("P-174")
 def test_only_crlf_dot_crlf_ends_the_data(end: bytes, smtp: bool, run: Run[None]) -> None:
     """CVE-2023-51764 and its twins: what follows a false end is no second message."""
     smuggled = MAIL + ANN + b"DATA\r\nSubject: forged\r\n\r\nx"
@@ -233,6 +235,7 @@ def test_a_dropped_connection_stores_nothing(run: Run[None]) -> None:
         ),
     ],
 )
+@pytest.mark.rfc("P-170", "P-171")
 def test_refusals(lines: list[bytes], expected: list[bytes], run: Run[None]) -> None:
     async def main() -> None:
         async with taking(MemoryStore()) as (client, _):

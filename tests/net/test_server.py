@@ -71,6 +71,7 @@ async def starts_tls(client: Client, tls: ssl.SSLContext) -> None:
     await client.writer.start_tls(tls, server_hostname="localhost")
 
 
+@pytest.mark.rfc("P-120")
 def test_stls_forgets_what_was_said_in_clear(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
@@ -89,6 +90,7 @@ def test_stls_forgets_what_was_said_in_clear(
 
 
 @pytest.mark.parametrize("injected", [b"CAPA\r\n", b"USER mrose\r\n", b"US", b"\r\n"])
+@pytest.mark.rfc("P-121", "N-07")
 def test_octets_behind_stls_end_the_connection(
     injected: bytes, run: Run[None], server_tls: ssl.SSLContext
 ) -> None:
@@ -102,6 +104,7 @@ def test_octets_behind_stls_end_the_connection(
     run(main())
 
 
+@pytest.mark.rfc("P-121", "N-07")
 def test_octets_between_stls_and_the_handshake_are_never_run(
     run: Run[None], server_tls: ssl.SSLContext
 ) -> None:
@@ -114,6 +117,7 @@ def test_octets_between_stls_and_the_handshake_are_never_run(
     run(main())
 
 
+@pytest.mark.rfc("P-128")
 def test_stls_is_refused_without_a_certificate(run: Run[None]) -> None:
     async def main() -> None:
         async with serving(MemoryStore()) as server, server.client() as client:
@@ -125,6 +129,7 @@ def test_stls_is_refused_without_a_certificate(run: Run[None]) -> None:
 # TLS first.
 
 
+@pytest.mark.rfc("P-126", "N-06")
 def test_clear_text_on_the_tls_port_hears_nothing_of_pop3(
     run: Run[None], server_tls: ssl.SSLContext
 ) -> None:
@@ -158,6 +163,7 @@ def test_a_silent_handshake_ends(
     run(main())
 
 
+@pytest.mark.rfc("P-127")
 def test_old_tls_is_refused(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
@@ -181,6 +187,7 @@ def test_old_tls_is_refused(
 # The lock.
 
 
+@pytest.mark.rfc("P-035", "P-036", "P-083", "N-08")
 def test_the_second_session_is_told_at_once(run: Run[None]) -> None:
     """RFC 2449 §8.1.2: [IN-USE]; it stays in AUTHORIZATION and may try again."""
 
@@ -200,6 +207,7 @@ def test_the_second_session_is_told_at_once(run: Run[None]) -> None:
     run(main())
 
 
+@pytest.mark.rfc("P-117", "N-08")
 def test_a_dropped_connection_frees_the_lock_and_removes_nothing(run: Run[None]) -> None:
     async def main() -> None:
         store = await filled(MESSAGE, MESSAGE)
@@ -253,6 +261,7 @@ class TroubledMaildrop:
         return list(entries)[: self._left]
 
 
+@pytest.mark.rfc("P-110")
 def test_a_message_that_is_gone_is_one_error(run: Run[None]) -> None:
     async def main() -> None:
         store = Troubled(await filled(MESSAGE), read="at once")
@@ -267,6 +276,7 @@ def test_a_message_that_is_gone_is_one_error(run: Run[None]) -> None:
 @pytest.mark.parametrize(
     "trouble", ["half-way", MESSAGE[:-3], MESSAGE + b"more\r\n", b"", MESSAGE[:-2] + b"!\r\n"]
 )
+@pytest.mark.rfc("P-025")
 def test_what_cannot_be_sent_whole_has_no_end(trouble: object, run: Run[None]) -> None:
     """Dovecot closes such a message with the termination octet, and mail is lost."""
 
@@ -282,6 +292,7 @@ def test_what_cannot_be_sent_whole_has_no_end(trouble: object, run: Run[None]) -
 
 
 @pytest.mark.parametrize(("left", "words"), [(2, b"2 deleted messages not removed"), (-1, b"disk")])
+@pytest.mark.rfc("P-083", "P-115", "P-116")
 def test_quit_tells_what_was_not_removed(left: int, words: bytes, run: Run[None]) -> None:
     """RFC 1939 §6: -ERR, and the connection closes all the same."""
 
@@ -299,6 +310,7 @@ def test_quit_tells_what_was_not_removed(left: int, words: bytes, run: Run[None]
 # Time, pace and number.
 
 
+@pytest.mark.rfc("P-016")
 def test_autologout_says_nothing_and_removes_nothing(run: Run[None]) -> None:
     """RFC 1939 §3."""
 
@@ -313,6 +325,7 @@ def test_autologout_says_nothing_and_removes_nothing(run: Run[None]) -> None:
     run(main())
 
 
+@pytest.mark.rfc("P-017")
 def test_who_does_not_log_in_is_sent_away(run: Run[None]) -> None:
     async def main() -> None:
         async with serving(MemoryStore(), timeouts=SHORT) as server, server.client() as client:
@@ -322,6 +335,7 @@ def test_who_does_not_log_in_is_sent_away(run: Run[None]) -> None:
     run(main())
 
 
+@pytest.mark.rfc("P-091")
 def test_a_client_that_does_not_read_is_held_and_then_cut_off(run: Run[None]) -> None:
     """The output and the unread input of one connection stay bounded."""
     big = b"Subject: big\r\n\r\n" + (b"x" * 998 + b"\r\n") * 20_000
@@ -387,6 +401,7 @@ def test_connections_from_one_source_are_counted(run: Run[None]) -> None:
     run(main())
 
 
+@pytest.mark.rfc("P-117")
 def test_a_stop_lets_the_busy_finish_and_updates_nobody(run: Run[None]) -> None:
     big = b"Subject: big\r\n\r\n" + (b"x" * 998 + b"\r\n") * 20_000
 
@@ -408,6 +423,7 @@ def test_a_stop_lets_the_busy_finish_and_updates_nobody(run: Run[None]) -> None:
     run(main())
 
 
+@pytest.mark.rfc("P-117")
 def test_a_reset_in_the_middle_removes_nothing(run: Run[None]) -> None:
     big = b"Subject: big\r\n\r\n" + (b"x" * 998 + b"\r\n") * 5000
 

@@ -53,6 +53,7 @@ def test_it_is_its_own_trust_anchor_under_strict_rules(name: str, tmp_path: Path
     shake_hands(tls.server_context(certificate, key), client, name)
 
 
+@pytest.mark.rfc("P-130", "P-133")
 def test_another_name_is_refused(tmp_path: Path) -> None:
     certificate, key = tls.make_self_signed(tmp_path, NAMES)
     with pytest.raises(ssl.SSLCertVerificationError):
@@ -61,6 +62,7 @@ def test_another_name_is_refused(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.rfc("P-136")
 def test_alpn_is_pop3(tmp_path: Path) -> None:
     certificate, key = tls.make_self_signed(tmp_path, NAMES)
     server = shake_hands(

@@ -28,6 +28,7 @@ def plain(message: bytes) -> bytes:
 
 @pytest.mark.parametrize("state", [State.AUTHORIZATION, State.TRANSACTION])
 @pytest.mark.parametrize("keyword", sorted(VERBS))
+@pytest.mark.rfc("P-005")
 def test_a_verb_out_of_its_state_changes_nothing(keyword: str, state: State) -> None:
     """RFC 1939 §3: a command in the wrong state is answered with a negative status."""
     core = Core(list(MESSAGES))
@@ -91,6 +92,7 @@ def test_no_name_is_special(identity: bytes, password: bytes) -> None:
         b"\0" * 9,
     ],
 )
+@pytest.mark.rfc("P-070", "N-05")
 def test_a_malformed_plain_message_is_no_login(message: bytes) -> None:
     core = Core(list(MESSAGES))
     assert b"-ERR" in core.send(plain(message))
@@ -98,6 +100,7 @@ def test_a_malformed_plain_message_is_no_login(message: bytes) -> None:
     assert core.send(LOGIN).count(b"+OK") == 2
 
 
+@pytest.mark.rfc("P-058")
 def test_a_long_password_arrives_whole() -> None:
     """RFC 5034 §4: a response of an exchange may be longer than a command."""
     password = "p" * 1024
@@ -105,6 +108,7 @@ def test_a_long_password_arrives_whole() -> None:
     assert b"+OK" in core.send(plain(b"\0mrose\0" + password.encode()))
 
 
+@pytest.mark.rfc("P-058", "N-05")
 def test_a_response_of_100_kib_is_refused() -> None:
     core = Core(list(MESSAGES))
     said = core.send(b"AUTH PLAIN\r\n" + b"A" * 102_400 + b"\r\n" + LOGIN)
@@ -112,6 +116,7 @@ def test_a_response_of_100_kib_is_refused() -> None:
     assert said.count(b"+OK") == 2
 
 
+@pytest.mark.rfc("P-006", "P-008")
 def test_the_limit_of_a_command_holds_again_after_an_exchange() -> None:
     core = Core(list(MESSAGES))
     core.send(b"AUTH PLAIN\r\n*\r\n")
@@ -119,6 +124,7 @@ def test_the_limit_of_a_command_holds_again_after_an_exchange() -> None:
     assert said == b"-ERR line longer than 255 octets\r\n"
 
 
+@pytest.mark.rfc("P-091")
 def test_a_hundred_commands_are_answered_in_order() -> None:
     core = Core(list(MESSAGES))
     core.send(LOGIN)
@@ -150,6 +156,7 @@ _words = st.one_of(
 
 
 @given(st.lists(_words, max_size=60), st.booleans())
+@pytest.mark.rfc("P-117", "N-06")
 def test_whatever_comes_is_answered_or_closed(words: list[bytes], is_known: bool) -> None:
     """No octets raise anything, keep more than a limit's worth, or remove a message."""
     core = Core(list(MESSAGES))

@@ -39,6 +39,7 @@ def test_user_without_mail_has_an_empty_maildrop(store: HoldingStore) -> None:
 
 
 @pytest.mark.parametrize("octets", MESSAGES.values(), ids=MESSAGES.keys())
+@pytest.mark.rfc("P-023", "P-025", "P-026", "P-027")
 def test_size_is_what_goes_over_the_wire(store: HoldingStore, octets: bytes) -> None:
     async def story() -> None:
         delivered = await deliver(store, "ann", octets)
@@ -104,6 +105,7 @@ def test_new_mail_comes_last(store: HoldingStore) -> None:
     run(story())
 
 
+@pytest.mark.rfc("P-039")
 def test_delivery_during_a_session_waits_for_the_next(store: HoldingStore) -> None:
     async def story() -> None:
         first = await deliver(store, "ann", TEXT)
@@ -115,6 +117,7 @@ def test_delivery_during_a_session_waits_for_the_next(store: HoldingStore) -> No
     run(story())
 
 
+@pytest.mark.rfc("P-106")
 def test_unique_ids_fit_the_wire_and_stay(store: HoldingStore) -> None:
     async def story() -> None:
         await deliver(store, "ann", TEXT)
@@ -126,6 +129,7 @@ def test_unique_ids_fit_the_wire_and_stay(store: HoldingStore) -> None:
     run(story())
 
 
+@pytest.mark.rfc("P-035")
 def test_second_session_is_refused_at_once(store: HoldingStore) -> None:
     async def story() -> None:
         await deliver(store, "ann", TEXT)
@@ -169,6 +173,7 @@ def test_one_of_many_logins_wins(store: HoldingStore) -> None:
     run(story())
 
 
+@pytest.mark.rfc("P-117")
 def test_session_without_remove_removes_nothing(store: HoldingStore) -> None:
     async def story() -> None:
         entry = await deliver(store, "ann", TEXT)

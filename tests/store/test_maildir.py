@@ -61,6 +61,7 @@ async def what_comes(reading: AsyncIterator[bytes]) -> bytes:
 # -- Delivery
 
 
+@pytest.mark.rfc("P-175")
 def test_delivered_file(maildir: MaildirStore, place: Path) -> None:
     entry = run(deliver(maildir, "ann", b"a\n", b"b\r\n"))
     assert names(place) == ["cur", "held", "new", "restante.lock", "tmp"]
@@ -130,6 +131,7 @@ def test_symbolic_link_is_no_place_to_deliver(
 
 @pytest.mark.parametrize("octets", MESSAGES.values(), ids=MESSAGES.keys())
 @pytest.mark.parametrize("name", ["new/1.a.host", "cur/1.a.host,S=3:2,S", "cur/1.a,W=:2,FS"])
+@pytest.mark.rfc("P-026", "P-176")
 def test_unknown_size_is_measured(
     maildir: MaildirStore, place: Path, name: str, octets: bytes
 ) -> None:
@@ -163,6 +165,7 @@ def test_indexes_in_memory_are_bounded(
 
 @pytest.mark.parametrize("octets", [b"one\ntwo\n", LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("wrong", [0, 1, 5, 339_999, 340_001, 999_999_999_999])
+@pytest.mark.rfc("P-025")
 def test_wrong_size_is_never_sent_and_then_corrected(
     maildir: MaildirStore, place: Path, octets: bytes, wrong: int
 ) -> None:
@@ -237,6 +240,7 @@ def test_listing_is_in_the_order_of_delivery(maildir: MaildirStore, place: Path)
     assert ids(run(listing(maildir, "ann")))[:-1] == ["no-time", "9", "9.a", "9.z", "10.a", "100.b"]
 
 
+@pytest.mark.rfc("P-106", "P-175")
 def test_unique_id_survives_flags_and_directories(maildir: MaildirStore, place: Path) -> None:
     entry = run(deliver(maildir, "ann", b"x"))
     (name,) = names(place / "new")
@@ -251,6 +255,7 @@ def test_unique_id_survives_flags_and_directories(maildir: MaildirStore, place: 
     "name",
     ["1." + "x" * 69, "1.a b", "1.jörg", "1.\udcff", "1.\n", ",S=1", ":2,S", "1.a\x7f:2,S"],
 )
+@pytest.mark.rfc("P-106")
 def test_name_that_is_no_unique_id_is_hashed(maildir: MaildirStore, place: Path, name: str) -> None:
     put(place, f"cur/{name}", b"x")
     ((unique_id, size),) = [(e.unique_id, e.size) for e in run(listing(maildir, "ann"))]
@@ -275,6 +280,7 @@ def test_longest_name_can_be_held(maildir: MaildirStore, place: Path) -> None:
     assert run(listing(maildir, "ann")) == entries
 
 
+@pytest.mark.rfc("P-106")
 def test_two_files_with_one_unique_part(maildir: MaildirStore, place: Path) -> None:
     """They stay two messages, each with its id, whatever happens to flags and directories."""
     put(place, "cur/1.a:2,S", b"first")
@@ -402,6 +408,7 @@ def test_renamed_message_is_found_by_one_scan(maildir: MaildirStore, place: Path
     run(story())
 
 
+@pytest.mark.rfc("P-110")
 def test_vanished_message_is_gone_and_the_others_stay(maildir: MaildirStore, place: Path) -> None:
     for number in range(3):
         put(place, f"new/{number}.a", b"%d" % number)

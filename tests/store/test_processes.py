@@ -81,6 +81,7 @@ def another_process(script: str, *arguments: str) -> Iterator[subprocess.Popen[s
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, None])
+@pytest.mark.rfc("P-035", "N-08")
 def test_lock_holds_between_processes_and_dies_with_its_holder(
     maildir: MaildirStore, tmp_path: Path, end: signal.Signals | None
 ) -> None:

@@ -77,6 +77,7 @@ def test_removed_files_lie_in_held_under_their_names(maildir: MaildirStore, full
     assert names(full) == ["cur", "held", "new", "restante.index", "restante.lock", "tmp"]
 
 
+@pytest.mark.rfc("P-115")
 def test_nothing_is_held_when_hold_is_0(destroying: MaildirStore, full: Path) -> None:
     with watched(full.parent) as system:
         assert run(mark(destroying, VICTIMS)) == []
@@ -85,6 +86,7 @@ def test_nothing_is_held_when_hold_is_0(destroying: MaildirStore, full: Path) ->
     assert held(destroying) == []
 
 
+@pytest.mark.rfc("P-171", "P-175")
 def test_delivery_is_durable_before_it_is_visible(maildir: MaildirStore, place: Path) -> None:
     def hook(call: Call) -> None:
         if call[0] == "rename":
@@ -124,6 +126,7 @@ def test_maildrop_half_made_is_finished(tmp_path: Path) -> None:
     assert {".", "example.org", "example.org/ann"} <= synced
 
 
+@pytest.mark.rfc("P-118")
 def test_victims_are_durable_before_the_first_is_moved(maildir: MaildirStore, full: Path) -> None:
     def hook(call: Call) -> None:
         if call[0] == "rename" and "/held/" in call[2]:
@@ -160,6 +163,7 @@ def crashes(before: Callable[[], None], act: Callable[[], object], base: Path) -
 
 
 @pytest.mark.parametrize("hold", [0, 60])
+@pytest.mark.rfc("P-116", "P-118")
 def test_crash_in_update(full: Path, tmp_path: Path, hold: float) -> None:
     """Every message is listed or held or, if marked, destroyed; none is touched by halves."""
     template = tmp_path / "template"
@@ -279,6 +283,7 @@ def test_message_that_cannot_be_moved_stays(maildir: MaildirStore, full: Path) -
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("once", [True, False])
+@pytest.mark.rfc("P-116")
 def test_any_fault_in_update(full: Path, tmp_path: Path, error: int, once: bool) -> None:
     """What is said to be removed is; nothing else is touched, and nothing is lost."""
     number = 0
