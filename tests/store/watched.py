@@ -1,22 +1,25 @@
 """A stand-in for ``os`` below the store: it records every call, and fails or "dies" on demand.
 
-Paths are told relative to the maildrop's parent.  Linux only (``/proc/self/fd``).
+Paths are told relative to the maildrop's parent; calls about other places are let through
+unseen.  Linux only (``/proc/self/fd``).
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from restante.store import files
 from restante.store.index import INDEX
 
-CHANGES = {"mkdir", "open", "write", "fsync", "rename", "unlink"}
+TWO_NAMES = {"link", "rename", "replace"}
+CHANGES = {"mkdir", "rmdir", "open", "write", "ftruncate", "fsync", "unlink", *TWO_NAMES}
 READS = {"pread", "preadv", "read", "scandir", "stat", "fstat"}
 
 Hook = Callable[["Call"], None]
@@ -32,25 +35,36 @@ class Call(tuple[str, ...]):
     __slots__ = ()
 
 
+def nothing(_: Call) -> None:
+    """A hook that lets every call through."""
+
+
 class WatchedOs:
     """``calls`` are those that began, in order; ``hook`` sees each before it is carried out."""
 
     def __init__(self, base: Path, hook: Hook) -> None:
         self.calls: list[Call] = []
         self.base = base
-        self._hook = hook
+        self.hook = hook
+        self._real = {name: getattr(os, name) for name in CHANGES | READS}
         self.unsynced: set[str] = set()
         """Files with octets, and directories with names, that a power failure may forget."""
+        self.most: int | None = None
+        """Octets that one write takes."""
 
     def __getattr__(self, name: str) -> Any:
-        real = getattr(os, name)
         if name not in CHANGES | READS:
-            return real
+            return getattr(os, name)
+        real = self._real[name]
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             call = Call((name, *self._paths(name, args, kwargs)))
+            if call[1].startswith(".."):
+                return real(*args, **kwargs)
             self.calls.append(call)
-            self._hook(call)
+            self.hook(call)
+            if name == "write":
+                args = args[0], args[1][: self.most]
             was_there = name == "open" and os.path.lexists(self.base / call[1])
             result = real(*args, **kwargs)
             self._remember(call, args, was_there)
@@ -59,8 +73,8 @@ class WatchedOs:
         return watched
 
     def _paths(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-        if name == "rename":
-            parents = kwargs["src_dir_fd"], kwargs["dst_dir_fd"]
+        if name in TWO_NAMES:
+            parents = kwargs.get("src_dir_fd"), kwargs.get("dst_dir_fd")
             return [self._path(*each) for each in zip(parents, args, strict=True)]
         if isinstance(args[0], int):
             return [self._path(args[0], "")]
@@ -76,24 +90,59 @@ class WatchedOs:
             return  # whatever a power failure makes of it, nothing is lost
         if name == "fsync":
             self.unsynced.discard(path)
-        elif name == "write" or (name == "open" and args[1] & os.O_TRUNC):
+        elif name in ("write", "ftruncate") or (name == "open" and args[1] & os.O_TRUNC):
             self.unsynced.add(path)
-        if name in ("mkdir", "unlink") or (name == "open" and not was_there):
+        if name in ("mkdir", "rmdir", "unlink") or (name == "open" and not was_there):
             self.unsynced.add(os.path.dirname(path) or ".")
         if name == "unlink":
             self.unsynced.discard(path)
-        if name == "rename":
+        if name in TWO_NAMES:
             self.unsynced |= {os.path.dirname(each) or "." for each in call[1:]}
-            if path in self.unsynced:
+            if path in self.unsynced and name != "link":
                 self.unsynced.remove(path)
                 self.unsynced.add(call[2])
 
 
+W = TypeVar("W", bound=WatchedOs)
+
+
 @contextmanager
-def watched(base: Path, hook: Hook = lambda call: None) -> Iterator[WatchedOs]:
+def below_the_store(stand_in: W) -> Iterator[W]:
     with pytest.MonkeyPatch.context() as patch:
-        stand_in = WatchedOs(base, hook)
         patch.setattr(files, "os", stand_in)
+        yield stand_in
+
+
+@contextmanager
+def watched(base: Path, hook: Hook = nothing) -> Iterator[WatchedOs]:
+    with below_the_store(WatchedOs(base, hook)) as stand_in:
+        yield stand_in
+
+
+@contextmanager
+def everywhere(stand_in: W) -> Iterator[W]:
+    """The whole process sees the stand-in, for code that uses ``pathlib`` and ``open``."""
+    opened = io.open
+
+    class Raw(io.FileIO):
+        def write(self, octets: Any) -> int:
+            return os.write(self.fileno(), octets)
+
+        def truncate(self, size: int | None = None) -> int:
+            size = self.tell() if size is None else size
+            os.ftruncate(self.fileno(), size)
+            return size
+
+    def open_watched(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if mode in ("wb", "ab", "xb", "r+b"):
+            raw = Raw(file, mode, opener=lambda path, flags: os.open(path, flags, 0o666))
+            return io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+        return opened(file, mode, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in CHANGES | READS:
+            patch.setattr(os, name, getattr(stand_in, name))
+        patch.setattr(io, "open", open_watched)
         yield stand_in
 
 

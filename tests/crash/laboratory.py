@@ -1,0 +1,167 @@
+"""Where transactions are run, cut short in every way, and recovered from."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+import shutil
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from restante.errors import TemporaryFailure
+
+from ..store.helpers import deliver
+from ..store.watched import CHANGES, READS, Crash, Hook, below_the_store, die_at, fail_at, nothing
+from .model import LOOSE, ORDERED, Arena, Disk, Recorder
+from .oracle import GONE, LISTED, Expected, Oracle, check
+from .scenarios import USER, Scenario, begin
+
+T = TypeVar("T")
+Act = Callable[[], Awaitable[None]]
+
+ERRORS = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EINTR]
+LAST = b"another\r\n"
+
+
+class Laboratory:
+    """``place`` is an empty directory, best in memory."""
+
+    def __init__(self, scenario: Scenario, place: Path) -> None:
+        self.disks = 0
+        """Opened and found right."""
+        self._scenario = scenario
+        self._base, self._pool = place / "base", place / "pool"
+        self._arenas = [Arena(place / f"arena{depth}", self._pool) for depth in range(2)]
+        self._runner = asyncio.Runner()
+        self._pool.mkdir()
+
+    def __enter__(self) -> Laboratory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.close()
+
+    # -- Experiments; ``calls`` and ``disks`` bound them
+
+    def power_fails(self, *, disks: int | None = None, again: int | None = None) -> None:
+        """In every state, and for ``again`` of these in every state of what mends them."""
+        recorder, oracle = self._record(harsh=True)
+        self._check_running(oracle)
+        states = sample(list(recorder.states), disks)
+        repeated = sample(states, again)
+        for state in states:
+            self._check_disk(self._arenas[0], *state)
+            if state in repeated:
+                self._power_fails_again(*state)
+
+    def _power_fails_again(self, kind: str, expected: Expected, disk: Disk) -> None:
+        self._arenas[0].make(disk)
+        place = self._arenas[0].place
+        recorder = Recorder(place, self._pool, lambda: expected)
+
+        async def look() -> None:
+            async with self._scenario.store(place).open(USER):
+                pass
+
+        self._go_on(recorder, look)
+        for inner, _, left in recorder.states:
+            self._check_disk(self._arenas[1], LOOSE if kind is LOOSE else inner, expected, left)
+
+    def power_fails_after_kill(self, *, calls: int | None = None, disks: int | None = None) -> None:
+        """Killed at each change; the next process makes a promise of its own; the power fails."""
+        recorder, _ = self._record()
+        changes = sum(call[0] in CHANGES for call in recorder.calls)
+        for number in sample(list(range(changes)), calls):
+            recorder, oracle = self._record(die_at(number))
+            recorder.states.clear()
+            recorder.hook = nothing
+            self._go_on(recorder, self._deliver_another(oracle))
+            self._check_running(oracle)
+            self._check_disks(recorder, {LOOSE, ORDERED}, disks)
+
+    def _deliver_another(self, oracle: Oracle) -> Act:
+        async def act() -> None:
+            oracle.expect(LAST, LISTED, GONE)
+            entry = await deliver(self._scenario.store(self._base), USER, LAST)
+            oracle.expect(LAST, LISTED, unique_id=entry.unique_id)
+
+        return act
+
+    def power_fails_after_fault(
+        self, *, once: bool, calls: int | None = None, disks: int | None = None
+    ) -> None:
+        """Each call fails with each error; what was promised all the same holds.
+
+        On an ORDERED disk: after a failed fsync a LOOSE one may show a message twice.
+        """
+        recorder, _ = self._record()
+        faults = [(n, error) for n in range(len(recorder.calls)) for error in ERRORS]
+        for number, error in sample(faults, calls):
+            hook = fail_at(number, error, CHANGES | READS, once=once)
+            recorder, oracle = self._record(hook)
+            self._check_running(oracle)
+            self._check_disks(recorder, {ORDERED}, disks)
+
+    def power_fails_when_writes_are_short(self) -> None:
+        recorder, oracle = self._record(most=50)
+        self._check_running(oracle)
+        self._check_disks(recorder, {ORDERED}, 20)
+
+    # -- Apparatus
+
+    def _record(
+        self, hook: Hook = nothing, *, most: int | None = None, harsh: bool = False
+    ) -> tuple[Recorder, Oracle]:
+        """Run the transaction, or a part of it.
+
+        ``most``: octets that one write takes.  ``harsh``: on a harsh file system (model.py).
+        """
+        shutil.rmtree(self._base, ignore_errors=True)
+        self._base.mkdir()
+        oracle = Oracle()
+        if self._scenario.filled:
+            begin(self._base / USER, oracle)
+        recorder = Recorder(self._base, self._pool, oracle.snapshot, hook=hook, harsh=harsh)
+        recorder.most = most
+        oracle.changed = recorder.collect
+        store = self._scenario.store(self._base)
+        self._go_on(recorder, lambda: self._scenario.act(store, oracle))
+        return recorder, oracle
+
+    def _go_on(self, recorder: Recorder, act: Act) -> None:
+        """As long as the process lives and no error stops it."""
+
+        async def story() -> None:
+            await act()
+
+        with below_the_store(recorder), suppress(Crash, TemporaryFailure):
+            self._runner.run(story())
+
+    def _check_running(self, oracle: Oracle) -> None:
+        """The process may have died, but not the machine."""
+        self._check(self._base, oracle.snapshot())
+
+    def _check_disks(self, recorder: Recorder, kinds: set[str], most: int | None) -> None:
+        for state in sample([state for state in recorder.states if state[0] in kinds], most):
+            self._check_disk(self._arenas[0], *state)
+
+    def _check_disk(self, arena: Arena, kind: str, expected: Expected, disk: Disk) -> None:
+        arena.make(disk)
+        try:
+            self._check(arena.place, expected, twice=kind is LOOSE)
+        except Exception as error:
+            held = "\n".join(f"  {path}: {content!r}" for path, _, content in disk)
+            raise AssertionError(f"{error}\non a disk ({kind}) that held\n{held}") from error
+
+    def _check(self, place: Path, expected: Expected, *, twice: bool = False) -> None:
+        self._runner.run(check(self._scenario.store(place), USER, expected, twice=twice))
+        self.disks += 1
+
+
+def sample(found: list[T], most: int | None) -> list[T]:
+    if most is None or len(found) <= most:
+        return found
+    return random.Random(0).sample(found, most)

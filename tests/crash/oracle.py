@@ -1,0 +1,80 @@
+"""What must be found after a crash, whatever crashed and however."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from restante.maildrop import Holding, Store
+
+from ..store.helpers import text_of, whole
+
+LISTED, HELD, GONE = "listed", "held", "gone"
+WAIT = 60  # seconds
+
+
+class HoldingStore(Store, Holding, Protocol):
+    """What recovery is tried on."""
+
+
+@dataclass(frozen=True)
+class Fate:
+    """Where one message may be, and its unique-id as long as it is listed."""
+
+    places: frozenset[str]
+    unique_id: str | None = None
+
+
+class Oracle:
+    """What was promised so far.  Messages are known by their text, each of its own."""
+
+    def __init__(self) -> None:
+        self._fates: dict[bytes, Fate] = {}
+        self.changed: Callable[[], None] = lambda: None
+        """Called after each promise."""
+
+    def expect(self, text: bytes, *places: str, unique_id: str | None = None) -> None:
+        self._fates[text] = Fate(frozenset(places), unique_id)
+        self.changed()
+
+    def snapshot(self) -> Expected:
+        return tuple(self._fates.items())
+
+
+Expected = tuple[tuple[bytes, Fate], ...]
+
+
+async def found_in(store: HoldingStore, user: str) -> tuple[list[tuple[bytes, str]], list[bytes]]:
+    """What is listed, with unique-ids, and what is held."""
+    async with asyncio.timeout(WAIT):
+        async with store.open(user) as maildrop:
+            listed = [(await text_of(maildrop, e), e.unique_id) for e in maildrop.listing]
+        held = [await whole(store.read_held(user, each)) for each in await store.held(user)]
+    return listed, held
+
+
+async def check(
+    store: HoldingStore, user: str, expected: Iterable[tuple[bytes, Fate]], *, twice: bool = False
+) -> None:
+    """Open the maildrop as it was found, and compare.
+
+    ``twice``: on such a file system a message under way may be found in two places.
+    """
+    listed, held = await found_in(store, user)
+    fates = dict(expected)
+    texts = [text for text, _ in listed]
+    unknown = {*texts, *held} - fates.keys()
+    assert not unknown, f"found what was never accepted: {unknown}"
+    assert max(Counter(texts).values(), default=0) <= 1, f"listed twice: {texts}"
+    assert twice or len({*texts, *held}) == len(texts + held), f"twice: {texts}, held {held}"
+    unique_ids = {text: unique_id for text, unique_id in listed}
+    for text, fate in fates.items():
+        places = {LISTED} & {text in texts and LISTED} | {HELD} & {text in held and HELD}
+        assert (places or {GONE}) <= fate.places, f"{text!r} is {places}, not {set(fate.places)}"
+        if fate.unique_id and text in unique_ids:
+            assert unique_ids[text] == fate.unique_id, f"{text!r} has another unique-id"
+    again, _ = await found_in(store, user)
+    assert again == listed, "the second look finds something else"
