@@ -116,6 +116,53 @@ def address(*schemes: str) -> Convert:
     return convert
 
 
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """Where a secret is; it is fetched only when it is needed."""
+
+    kind: str
+    """``text``, ``env``, ``file``, ``command``, ``credential`` or ``keyring``."""
+    value: str | tuple[str, ...] = field(repr=False)
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+
+def secret(value: Any) -> Secret:
+    """A reference such as ``{ file = "/run/secrets/isp" }``; a text is the secret itself."""
+    if isinstance(value, Secret):
+        return value
+    if isinstance(value, str):
+        return Secret("text", value)
+    kind, given = next(iter(value.items()), ("", "")) if isinstance(value, dict) else ("", "")
+    if kind == "command" and isinstance(given, list) and given and all(map(_is_text, given)):
+        return Secret(kind, tuple(given))
+    if kind not in ("env", "file", "credential", "keyring") or not _is_text(given):
+        raise _BadValue('wants { command = ["pass", "show", "isp"] }, or env, file, credential …')
+    return Secret(kind, given)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def keep(value: Any) -> str:
+    """``all``, ``none``, ``until-verified`` or a time."""
+    if value in ("all", "none", "until-verified"):
+        return str(value)
+    try:
+        duration(value)
+    except _BadValue:
+        raise _BadValue('wants "all", "none", "until-verified" or a time such as "14d"') from None
+    return str(value)
+
+
+def number(value: Any) -> int:
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", str(value)):
+        raise _BadValue("wants a number from 0")
+    return int(value)
+
+
 def at_least(least: float, convert: Convert, why: str) -> Convert:
     def checked(value: Any) -> Any:
         found = convert(value)
@@ -272,6 +319,48 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """A maildrop elsewhere that `restante collect` empties; any name may stand after the dot."""
+
+    url: str = option(
+        "",
+        "pop3s://host, or pop3://host for STLS on port 110.",
+        example="pop3s://pop.example.net",
+    )
+    user: str = option("", "Who logs in there.", example="ann")
+    password: Secret = option(  # noqa: RUF009
+        "",
+        "Where the password is: env, file, credential (of systemd), keyring, or a command whose "
+        "first line it is. A text is the password itself, if nobody else can read the file.",
+        secret,
+        example={"command": ["pass", "show", "isp"]},
+    )
+    ca_file: str = option("", "Trust these certificates instead of the system's, PEM.")
+    to: str = option(
+        "",
+        "Where the mail goes: maildrop:USER (of this server), maildir:PATH, mbox:PATH, a "
+        "directory, lmtp:HOST:PORT, lmtp:unix:/PATH, smtp:HOST:PORT or command:PROGRAM ARGUMENTS.",
+        example="maildrop:ann",
+    )
+    recipient: str = option(
+        "", "The address for lmtp: and smtp:; by default `user`.", example="ann@example.org"
+    )
+    keep: str = option(
+        "all",
+        'What stays on the server: "all"; "none"; for a time such as "14d" after it was taken; '
+        '"until-verified": until a later run has seen that the copy here is whole.',
+        keep,
+        example="14d",
+    )
+    newest: int = option(0, "So many of the messages taken last are never deleted there.", number)
+    largest: int = option(
+        "0", "Larger messages are left on the server and told; 0 takes all.", octets
+    )
+    limit: int = option(0, "Messages fetched in one session; 0 takes all.", number)
+    every: float = option("5min", "The time between sessions with --watch.", duration)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
     """What is told on standard error."""
 
@@ -297,13 +386,16 @@ class Configuration:
     intake: Intake = field(default_factory=Intake)
     limits: Limits = field(default_factory=Limits)
     log: Log = field(default_factory=Log)
+    account: Mapping[str, Account] = field(default_factory=dict, metadata={"named": Account})
     source: Path | None = None
     """The file it came from; None: nothing is configured, private mode."""
+    folder: Path = Path()
+    """Of more files, ``conf.d``: they are read after it, in the order of their names."""
     state: Path = Path()
     """Where the program keeps what it makes itself."""
 
 
-_NOT_IN_THE_FILE = ("source", "state")
+_NOT_IN_THE_FILE = ("source", "folder", "state")
 
 
 def load(
@@ -322,14 +414,16 @@ def load(
     """
     source = _find(named, environment)
     state = _state(environment)
-    layers = [_read(path) for path in _files(source)] if source else [_private(state)]
+    folder = _folder(source, environment)
+    layers = [_read(source) if source else _private(state)]
+    layers += (_read(path) for path in sorted(folder.glob("*.toml")))
     for name, value in environment.items():
         if name.startswith(_PREFIX):
             path = name.removeprefix(_PREFIX).lower().split("__")
             layers.append(_Layer(name, _nested(path, value)))
     for key, value in (overrides or {}).items():
         layers.append(_Layer("command line", _nested(key.split("."), value)))
-    return _build(layers, source, state)
+    return _build(layers, source, folder, state)
 
 
 def ephemeral(folder: Path) -> Configuration:
@@ -340,7 +434,7 @@ def ephemeral(folder: Path) -> Configuration:
         "intake": {"lmtp": {"listen": lmtp}, "smtp": {"listen": smtp}},
         "log": {"level": "warning"},
     }
-    return _build([_Layer("configuration", tree)], None, folder)
+    return _build([_Layer("configuration", tree)], None, folder, folder)
 
 
 class _Layer(NamedTuple):
@@ -386,8 +480,12 @@ def _home(environment: Mapping[str, str], name: str, usual: str) -> Path:
         raise ConfigurationError(f"this user has no home directory; next: set {name}") from None
 
 
-def _files(source: Path) -> list[Path]:
-    return [source, *sorted((source.parent / "conf.d").glob("*.toml"))]
+def _folder(source: Path | None, environment: Mapping[str, str]) -> Path:
+    if source is not None:
+        return source.parent / "conf.d"
+    with suppress(ConfigurationError):
+        return _home(environment, "XDG_CONFIG_HOME", ".config") / "restante" / "conf.d"
+    return Path("/etc/restante/conf.d")
 
 
 def _read(source: Path) -> _Layer:
@@ -415,18 +513,22 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _build(layers: Sequence[_Layer], source: Path | None, state: Path) -> Configuration:
+def _build(
+    layers: Sequence[_Layer], source: Path | None, folder: Path, state: Path
+) -> Configuration:
     told: list[str] = []
     for layer in layers:
         mistakes: list[str] = []
-        _section(Configuration, layer.tree, (), mistakes)
+        values = _section(Configuration, layer.tree, (), mistakes)
+        if layer.text and os.stat(layer.name).st_mode & 0o077:
+            mistakes += _open_secrets(layer.name, values.get("account", {}))
         told += (_told(layer, mistake) for mistake in mistakes)
     if told:
         raise ConfigurationError("\n".join(told))
     made = {"store": {"path": f"{state}/mail/%u"}, "auth": {"users": f"{state}/users.sqlite3"}}
     tree = reduce(_merge, (layer.tree for layer in layers), made)
     configuration = Configuration(
-        **_section(Configuration, tree, (), []), source=source, state=state
+        **_section(Configuration, tree, (), []), source=source, folder=folder, state=state
     )
     told += (_told(_last(layers, each), each) for each in _contradictions(configuration))
     if told:
@@ -446,6 +548,8 @@ def _section(
             mistakes.append(
                 f"{key}: unknown option" + "".join(f"; did you mean {n}?" for n in near)
             )
+        elif named := known[name].metadata.get("named"):
+            values[name] = _named(named, value, (*path, name), mistakes)
         elif is_dataclass(section := known[name].default_factory):
             if isinstance(value, dict):
                 assert isinstance(section, type)
@@ -460,6 +564,21 @@ def _section(
     return values
 
 
+def _named(
+    kind: type[Any], value: Any, path: tuple[str, ...], mistakes: list[str]
+) -> dict[str, Any]:
+    """Sections of one kind whose names are the writer's: ``[account.isp]``."""
+    found = value if isinstance(value, dict) else {"": value}
+    for name, section in found.items():
+        if not isinstance(section, dict) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            mistakes.append(f"{path[-1]}: is a section with a name; write [{path[-1]}.isp]")
+            return {}
+    return {
+        name: kind(**_section(kind, section, (*path, name), mistakes))
+        for name, section in found.items()
+    }
+
+
 def _options(kind: type[Any]) -> Iterator[Field[Any]]:
     return (each for each in fields(kind) if each.name not in _NOT_IN_THE_FILE)
 
@@ -467,6 +586,10 @@ def _options(kind: type[Any]) -> Iterator[Field[Any]]:
 def _contradictions(found: Configuration) -> Iterator[str]:
     if found.tls.mode == "files" and not (found.tls.cert and found.tls.key):
         yield 'tls.mode: "files" wants tls.cert and tls.key'
+    for name, account in found.account.items():
+        for key in ("url", "user", "to"):
+            if not getattr(account, key):
+                yield f"account.{name}.{key}: is missing"
     if found.source is None:
         intake = found.intake
         for key, places in (
@@ -477,6 +600,15 @@ def _contradictions(found: Configuration) -> Iterator[str]:
             for place in places:
                 if not Address.parse(place).is_local:
                     yield f"{key}: {place} is public, which wants a configuration file"
+
+
+def _open_secrets(path: str, accounts: Mapping[str, Account]) -> Iterator[str]:
+    for name, account in accounts.items():
+        if account.password.kind == "text" and account.password:
+            yield (
+                f"account.{name}.password: others can read this file; chmod 600 {path}, "
+                "or say where the password is"
+            )
 
 
 def _told(layer: _Layer, mistake: str) -> str:
@@ -519,11 +651,13 @@ def sections(
     kind: type[Any] = Configuration, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, type[Any], list[Field[Any]]]]:
     """Every section: its dotted name, its class, its options.  For manuals."""
-    own = [each for each in _options(kind) if not is_dataclass(each.default_factory)]
+    own = [each for each in _options(kind) if "doc" in each.metadata]
     if own:
         yield ".".join(path), kind, own
     for each in _options(kind):
-        if is_dataclass(each.default_factory):
+        if named := each.metadata.get("named"):
+            yield from sections(named, (*path, each.name, "isp"))
+        elif is_dataclass(each.default_factory):
             assert isinstance(each.default_factory, type)
             yield from sections(each.default_factory, (*path, each.name))
 
@@ -544,6 +678,8 @@ def toml(value: Any) -> str:
     """A value as it stands in the file."""
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(toml, value)) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {toml(each)}" for key, each in value.items()) + " }"
     if isinstance(value, str):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return str(value)

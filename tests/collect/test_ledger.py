@@ -68,6 +68,11 @@ def test_expected_counts_what_is_still_on_the_server(ledger: Ledger) -> None:
     assert ledger.expected("ann") == 3
 
 
+def test_adopted_is_what_has_no_digest(ledger: Ledger) -> None:
+    ledger.took("ann", [("u", 1, None)], 7.5)
+    assert ledger.known("ann", ["u"]) == {"u": Taken(1, 7.5, is_adopted=True)}
+
+
 def test_any_unique_id_is_a_key(ledger: Ledger) -> None:
     odd = ["../../etc/passwd", "a b", "\udc80\udcff", "'; DROP TABLE messages; --", "x" * 1000]
     ledger.took("ann", [(key, 1, None) for key in odd], 7.5)

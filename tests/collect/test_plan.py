@@ -49,6 +49,10 @@ def test_deleted_mail_that_is_listed_again_is_deleted_again_and_not_fetched() ->
     assert steps([ONE], gone, Policy(keep=None)) == [Delete(ONE, "u")]
 
 
+def test_adopted_mail_is_neither_fetched_nor_deleted() -> None:
+    assert steps([ONE], {"u": Taken(100, NOW - WEEK, is_adopted=True)}, Policy(keep=0.0)) == []
+
+
 def test_an_old_unique_id_with_another_size_is_looked_at() -> None:
     assert steps([ONE], {"u": Taken(99, NOW - DAY)}, Policy(keep=0.0)) == [Fetch(ONE, "u")]
 
@@ -94,7 +98,13 @@ def test_new_mail_counts_among_the_newest() -> None:
     st.lists(st.tuples(st.sampled_from(["a", "b", "c", "d", None]), st.integers(1, 3))),
     st.dictionaries(
         st.sampled_from("abcd"),
-        st.builds(Taken, st.integers(1, 3), st.none() | st.floats(0, NOW), st.booleans()),
+        st.builds(
+            Taken,
+            st.integers(1, 3),
+            st.none() | st.floats(0, NOW),
+            st.booleans(),
+            st.booleans(),
+        ),
     ),
     st.builds(
         Policy,
@@ -111,7 +121,8 @@ def test_only_what_was_taken_is_deleted(
     listing = [Message(at, unique_id, size) for at, (unique_id, size) in enumerate(rows, 1)]
     for step in plan(listing, taken, policy, NOW):
         if isinstance(step, Delete):
-            assert taken[step.key].at is not None or taken[step.key].is_gone
+            assert taken[step.key].at is not None
+            assert taken[step.key].is_gone or not taken[step.key].is_adopted
             assert [each.unique_id for each in listing].count(step.key) == 1
 
 

@@ -82,7 +82,7 @@ async def _fetch(options: argparse.Namespace, user: str, password: str) -> Outco
 
     parts = urlsplit(options.url)
     account = f"{user}@{parts.hostname}"
-    with closing(open_destination(options.to)) as destination, _progress() as progress:
+    with closing(open_destination(options.to)) as destination, progress_bar() as progress:
         async with connect(
             options.url, user=user, password=password, ca_file=options.ca_file
         ) as client:
@@ -97,9 +97,9 @@ async def _fetch(options: argparse.Namespace, user: str, password: str) -> Outco
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[Sequence[Message], int], None]]:
+def progress_bar(*, wanted: bool = True) -> Iterator[Callable[[Sequence[Message], int], None]]:
     """A bar on a terminal, and silence elsewhere."""
-    if not sys.stderr.isatty():
+    if not wanted or not sys.stderr.isatty():
         yield lambda messages, octets: None
         return
     from rich.console import Console
@@ -110,7 +110,8 @@ def _progress() -> Iterator[Callable[[Sequence[Message], int], None]]:
         task = bar.add_task("", total=None)
 
         def show(messages: Sequence[Message], octets: int) -> None:
-            bar.update(task, total=sum(message.size for message in messages), advance=octets)
+            total = sum(message.size for message in messages) if messages else None
+            bar.update(task, total=total, advance=octets)
 
         yield show
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from .. import __version__
 from ..errors import RestanteError
 
-_VERBS = ("demo", "serve", "user", "maildrop", "deliver", "fetch", "check")
+_VERBS = ("demo", "serve", "user", "maildrop", "deliver", "fetch", "account", "collect", "check")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 
-from ..errors import CommandFailed, PermanentFailure, TemporaryFailure
+from ..errors import CommandFailed, MessageRefused, PermanentFailure, TemporaryFailure
 from ..net.client import Client, connect
 from ..pop3.dialogue import Message
 from .destinations import Destination, Verifying
@@ -225,8 +225,9 @@ class _Session:
             else:
                 digest = await self._store(message, key, body)
                 self._note(step, key, digest)
-        except CommandFailed as error:
-            self.outcome.refused.append(f"message {message.number}: {error.text}")
+        except (CommandFailed, MessageRefused) as error:
+            text = error.text if isinstance(error, CommandFailed) else str(error)
+            self.outcome.refused.append(f"message {message.number}: {text}")
 
     def _note(self, step: Fetch, key: str, digest: bytes) -> None:
         self.outcome.stored += 1

@@ -110,12 +110,12 @@ class Ledger:
             while some := list(islice(left, _AT_ONCE)):
                 marks = ",".join("?" * len(some))
                 rows = self._database.execute(
-                    "SELECT key, size, taken_at, is_gone FROM messages"
-                    f" WHERE account = ? AND key IN ({marks})",
+                    "SELECT key, size, taken_at, taken_at NOTNULL AND digest IS NULL, is_gone"
+                    f" FROM messages WHERE account = ? AND key IN ({marks})",
                     (account, *some),
                 )
-                for key, size, at, is_gone in rows:
-                    found[_text(key)] = Taken(size, at, bool(is_gone))
+                for key, size, at, is_adopted, is_gone in rows:
+                    found[_text(key)] = Taken(size, at, bool(is_adopted), bool(is_gone))
         return found
 
     def expected(self, account: str) -> int:
@@ -159,7 +159,10 @@ class Ledger:
     def took(
         self, account: str, messages: Iterable[tuple[str, int, bytes | None]], at: float
     ) -> None:
-        """These, by key, announced size and SHA-256, are durable at their destination."""
+        """These, by key, announced size and SHA-256, are durable at their destination.
+
+        Without a SHA-256 a message is adopted: known, and never deleted on its server.
+        """
         rows = [(account, _octets(key), size, digest, at) for key, size, digest in messages]
         with self._transaction():
             self._database.executemany(

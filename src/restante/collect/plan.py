@@ -27,6 +27,8 @@ class Taken:
     at: float | None
     """When it was durable here, in seconds since the epoch; None: it was begun, and a crash hid
     whether it was stored."""
+    is_adopted: bool = False
+    """It was marked as taken without being fetched, so it is not deleted there."""
     is_gone: bool = False
     """Its deletion was confirmed by QUIT, so it should not be listed any more."""
 
@@ -111,8 +113,8 @@ def is_due(known: Taken, policy: Policy, now: float) -> bool:
 
     One whose deletion was confirmed before and that is listed again was forgotten by the server.
     """
-    if known.is_gone:
-        return True
+    if known.is_gone or known.is_adopted:
+        return known.is_gone
     return known.at is not None and policy.keep is not None and now - known.at >= policy.keep
 
 

@@ -1,4 +1,4 @@
-"""Where fetched mail goes: a directory of files, a Maildir, an mbox.
+"""Where fetched mail goes: a directory, a Maildir, an mbox; or on to a server or a program.
 
 A destination takes one message at a time: ``begin`` says whether it wants it, ``write`` adds
 octets, ``commit`` makes it durable, ``abort`` leaves no trace.  After ``commit`` a crash cannot
@@ -53,20 +53,33 @@ def name_of(identity: str) -> str:
     return sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
-def open_destination(text: str) -> Destination:
-    """``maildir:PATH``, ``mbox:PATH``, or the path of a directory.
+def open_destination(text: str, *, recipient: str = "") -> Destination:
+    """``maildir:PATH``, ``mbox:PATH``, the path of a directory; or where a message is handed over:
+    ``lmtp:ADDRESS`` and ``smtp:ADDRESS`` (``host:port``, ``unix:/path``), ``command:PROGRAM …``.
+
+    ``recipient`` is the address for LMTP and SMTP.
 
     Raises:
-        UnsafeArgument: another kind, or no path.
+        UnsafeArgument: another kind, or not all that it needs.
         OSError: it cannot be used.
     """
     from .folder import Folder
+    from .handed import Command, Smtp
     from .maildir import Maildir
     from .mbox import Mbox
 
-    kind, colon, path = text.partition(":")
-    if not colon and text:
-        return Folder(Path(text))
-    if not path or kind not in ("maildir", "mbox"):
-        raise UnsafeArgument("a destination is a directory, maildir:PATH or mbox:PATH")
-    return Maildir(Path(path)) if kind == "maildir" else Mbox(Path(path))
+    match text.partition(":"):
+        case (path, "", "") if path:
+            return Folder(Path(path))
+        case ("maildir", ":", path) if path:
+            return Maildir(Path(path))
+        case ("mbox", ":", path) if path:
+            return Mbox(Path(path))
+        case ("lmtp" | "smtp" as kind, ":", address) if recipient:
+            return Smtp(address, recipient, lmtp=kind == "lmtp")
+        case ("command", ":", command):
+            return Command(command)
+    raise UnsafeArgument(
+        "a destination is a directory, maildir:PATH, mbox:PATH, lmtp:HOST:PORT, smtp:HOST:PORT "
+        "or command:PROGRAM"
+    )

@@ -1,0 +1,240 @@
+"""``restante account``: maildrops elsewhere that ``restante collect`` empties."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import sys
+import time
+from contextlib import closing
+from getpass import getpass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from .. import config
+from ..config import Account, Configuration, Secret
+from ..errors import ConfigurationError, UnsafeArgument
+from . import collect, common, secrets
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    noun = verbs.add_parser(
+        "account", help="accounts elsewhere, for collect: add, list, show, test, adopt, rm"
+    )
+    actions = noun.add_subparsers(dest="action", metavar="ACTION", required=True)
+    action = actions.add_parser(
+        "add",
+        help="write an account into the configuration and try it",
+        description="Writes conf.d/account-NAME.toml beside the configuration, for nobody else to "
+        "read. Without one of the --password options the password is asked for and stands there.",
+    )
+    action.add_argument("name", metavar="NAME", help="a word of yours, such as isp")
+    action.add_argument("url", metavar="URL", help="pop3s://user@host, or pop3:// for STLS")
+    action.add_argument("--to", required=True, metavar="PLACE", help="such as maildrop:ann")
+    action.add_argument("--keep", default="all", help="all, none, until-verified, or 14d")
+    action.add_argument("--every", metavar="TIME", help="the pause between sessions with --watch")
+    action.add_argument("--ca-file", type=Path, metavar="FILE", help="trust these certificates")
+    action.add_argument("--recipient", metavar="ADDRESS", help="for lmtp: and smtp:")
+    secret = action.add_mutually_exclusive_group()
+    secret.add_argument("--password-file", metavar="FILE", help="its first line is the password")
+    secret.add_argument("--password-env", metavar="NAME", help="an environment variable")
+    secret.add_argument(
+        "--password-command", metavar="COMMAND", nargs="+", help="prints it; must come last"
+    )
+    action.add_argument("--no-test", action="store_true", help="do not log in now")
+    action.set_defaults(run=add)
+    actions.add_parser("list", help="all accounts").set_defaults(run=list_)
+    for name, run, text in (
+        ("show", show, "one account, and when it last worked"),
+        ("test", test, "log in, count, log out; changes nothing"),
+        ("adopt", adopt, "mark all that is on the server now as taken, without fetching it"),
+        ("rm", remove, "forget an account, and what was taken from it"),
+    ):
+        action = actions.add_parser(name, help=text)
+        action.add_argument("name", metavar="NAME")
+        if name == "rm":
+            action.add_argument("--yes", action="store_true", help="do not ask")
+        action.set_defaults(run=run)
+
+
+def add(options: argparse.Namespace) -> int:
+    found = common.configuration(options)
+    path = _file(found, options.name)
+    if options.name in found.account:
+        raise ConfigurationError(f"there is an account {options.name!r} already")
+    parts = urlsplit(options.url)
+    if parts.password is not None:
+        raise UnsafeArgument("a password in the URL can be read by every user of this machine")
+    user = unquote(parts.username or "")
+    if not user or not parts.hostname:
+        raise UnsafeArgument("who logs in where? write pop3s://user@host")
+    port = f":{parts.port}" if parts.port else ""
+    values = {
+        "url": f"{parts.scheme}://{parts.hostname}{port}",
+        "user": user,
+        "password": _password(options, user),
+        "to": options.to,
+        "keep": options.keep,
+        "every": options.every,
+        "ca_file": str(options.ca_file.resolve()) if options.ca_file else None,
+        "recipient": options.recipient,
+    }
+    lines = [f"{key} = {config.toml(value)}" for key, value in values.items() if value]
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write("\n".join([f"[account.{options.name}]", *lines, ""]))
+    try:
+        found = common.configuration(options)
+        account = found.account[options.name]
+        collect.open_destination(found, account).close()
+        if not options.no_test:
+            _try(options.name, account, options)
+    except BaseException:
+        path.unlink()  # an account that does not work is not left behind
+        raise
+    common.say(f"written: {path}\nnext: restante collect {options.name} --dry-run")
+    return os.EX_OK
+
+
+def _file(found: Configuration, name: str) -> Path:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+        raise UnsafeArgument("an account's name has letters, digits, - and _")
+    return found.folder / f"account-{name}.toml"
+
+
+def _password(options: argparse.Namespace, user: str) -> str | dict[str, str | list[str]]:
+    if options.password_file:
+        return {"file": str(Path(options.password_file).resolve())}
+    if options.password_env:
+        return {"env": options.password_env}
+    if options.password_command:
+        return {"command": options.password_command}
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\r\n")
+    return getpass(f"Password of {user}: ")
+
+
+def list_(options: argparse.Namespace) -> int:
+    found = common.configuration(options)
+    if options.json:
+        rows = [_row(name, account) for name, account in found.account.items()]
+        common.print_json("account-list", accounts=rows)
+        return os.EX_OK
+    for name, account in found.account.items():
+        print(f"{name}: {account.user} at {account.url} to {account.to}, keeps {account.keep}")
+    if not found.account:
+        common.say("none yet; next: restante account add NAME pop3s://user@host --to maildir:PATH")
+    return os.EX_OK
+
+
+def show(options: argparse.Namespace) -> int:
+    found, account = _one(options)
+    with closing(collect.open_ledger(found)) as ledger:
+        row = _row(options.name, account)
+        row |= {"on_server": ledger.expected(options.name)}
+        row |= {"last_success": ledger.last_success(options.name)}
+    if options.json:
+        common.print_json("account-show", **row)
+        return os.EX_OK
+    at = row["last_success"]
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(str(at)))) if at else "never"
+    print(f"{options.name}: {account.user} at {account.url}")
+    print(f"  to        {account.to}\n  keeps     {account.keep}")
+    print(f"  password  {_origin(account.password)}")
+    print(f"  taken and not deleted there: {row['on_server']}\n  last success: {when}")
+    return os.EX_OK
+
+
+def _row(name: str, account: Account) -> dict[str, object]:
+    return {
+        "name": name,
+        "url": account.url,
+        "user": account.user,
+        "to": account.to,
+        "keep": account.keep,
+    }
+
+
+def _origin(secret: Secret) -> str:
+    if not secret:
+        return "none"
+    if secret.kind == "text":
+        return "in the file"
+    value = secret.value if isinstance(secret.value, str) else " ".join(secret.value)
+    return f"{secret.kind} {value}"
+
+
+def test(options: argparse.Namespace) -> int:
+    _, account = _one(options)
+    return _try(options.name, account, options)
+
+
+def _try(name: str, account: Account, options: argparse.Namespace) -> int:
+    count, octets = asyncio.run(_look(name, account))
+    if options.json:
+        common.print_json("account-test", name=name, messages=count, octets=octets)
+    else:
+        print(f"{name}: {count} messages ({octets} octets)")
+    return os.EX_OK
+
+
+async def _look(name: str, account: Account) -> tuple[int, int]:
+    from ..net.client import connect
+
+    password = await asyncio.to_thread(secrets.fetch, account.password, f"account.{name}.password")
+    ca_file = Path(account.ca_file) if account.ca_file else None
+    async with connect(
+        account.url, user=account.user, password=password, ca_file=ca_file
+    ) as client:
+        return await client.stat()
+
+
+def adopt(options: argparse.Namespace) -> int:
+    found, account = _one(options)
+    with closing(collect.open_ledger(found)) as ledger, ledger.alone(options.name):
+        listing = asyncio.run(_listing(options.name, account))
+        ledger.took(options.name, [(key, size, None) for key, size in listing], time.time())
+    if options.json:
+        common.print_json("account-adopt", name=options.name, messages=len(listing))
+    else:
+        print(f"{options.name}: {len(listing)} messages are marked as taken")
+    return os.EX_OK
+
+
+async def _listing(name: str, account: Account) -> list[tuple[str, int]]:
+    from ..collect.plan import unique_ids
+    from ..net.client import connect
+
+    password = await asyncio.to_thread(secrets.fetch, account.password, f"account.{name}.password")
+    ca_file = Path(account.ca_file) if account.ca_file else None
+    async with connect(
+        account.url, user=account.user, password=password, ca_file=ca_file
+    ) as client:
+        messages = [message async for message in client.messages()]
+    ids = unique_ids(messages)
+    return [(ids[each.number], each.size) for each in messages if each.number in ids]
+
+
+def remove(options: argparse.Namespace) -> int:
+    found, _ = _one(options)
+    path = _file(found, options.name)
+    if not path.exists():
+        raise ConfigurationError(
+            f"account {options.name!r} does not stand in {path}; take it out of its file by hand"
+        )
+    if not common.confirm(
+        f"Forget {options.name}, and which messages were taken from it?", options
+    ):
+        return os.EX_USAGE
+    path.unlink()
+    with closing(collect.open_ledger(found)) as ledger:
+        count = ledger.forget(options.name)
+    common.say(f"{options.name} is forgotten, with {count} messages that were taken")
+    return os.EX_OK
+
+
+def _one(options: argparse.Namespace) -> tuple[Configuration, Account]:
+    found = common.configuration(options)
+    return found, collect.chosen(found, [options.name], everything=False)[options.name]

@@ -1,0 +1,253 @@
+"""``restante collect``: take new mail from accounts elsewhere, once."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import random
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config import Account, Configuration, duration
+from ..errors import RestanteError, UnsafeArgument
+from . import common, secrets
+from .fetch import progress_bar
+
+if TYPE_CHECKING:
+    from ..collect.collector import Outcome
+    from ..collect.destinations import Destination
+    from ..collect.ledger import Ledger
+    from ..collect.plan import Policy
+
+_log = logging.getLogger("restante.collect")
+_AT_ONCE = 4  # accounts
+_LONGEST_PAUSE = 3600.0  # seconds between tries of an account that fails
+# Of several accounts the gravest decides.
+_GRAVITY = (70, 78, 77, 76, 74, 69, 75, 0)
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser(
+        "collect",
+        help="take new mail from accounts elsewhere",
+        description="Log in to each account, store what was never taken, and delete on the server "
+        "what the account's policy lets go. A message is deleted only after it is on disk here and "
+        "known to the ledger; run it as often as you like. 75 means: try again, nothing is lost.",
+    )
+    parser.add_argument("name", metavar="NAME", nargs="*", help="an account of the configuration")
+    parser.add_argument("--all", action="store_true", help="every account")
+    parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
+    parser.add_argument(
+        "--again",
+        choices=("stop", "dedupe", "fetch"),
+        default="stop",
+        help="when nearly everything looks new, as after a provider's move: stop; or fetch and "
+        "store only what no message taken before equals; or fetch all of it",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="at most so many from each account")
+    parser.add_argument("--watch", action="store_true", help="go on until told to stop")
+    parser.add_argument("-P", "--progress", action="store_true", help="show a bar")
+    parser.add_argument(
+        "--fail-if-empty", action="store_true", help="exit code 1 when nothing new came"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """The gravest exit code of all accounts."""
+    found = common.configuration(options)
+    accounts = chosen(found, options.name, everything=options.all)
+    with closing(open_ledger(found)) as ledger:
+        run_all = _watch if options.watch else _once
+        results = asyncio.run(run_all(options, found, accounts, ledger))
+    codes = [common.exit_code(each) if isinstance(each, BaseException) else 0 for each in results]
+    stored = sum(each.stored for each in results if not isinstance(each, BaseException))
+    if options.fail_if_empty and not any(codes) and not stored:
+        return 1
+    return next((code for code in _GRAVITY if code in codes), max(codes, default=0))
+
+
+def chosen(found: Configuration, names: Sequence[str], *, everything: bool) -> dict[str, Account]:
+    """Accounts by name, as the command line asks.
+
+    Raises:
+        UnsafeArgument: none is meant, or one does not exist.
+    """
+    if everything == bool(names):
+        raise UnsafeArgument("which accounts? NAME …, or --all")
+    for name in names:
+        if name not in found.account:
+            known = ", ".join(found.account) or "none yet; next: restante account add"
+            raise UnsafeArgument(f"no account {name!r}; there are: {known}")
+    return {name: found.account[name] for name in names or found.account}
+
+
+def open_ledger(found: Configuration) -> Ledger:
+    from ..collect.ledger import Ledger
+
+    return Ledger(found.state / "ledger.sqlite3")
+
+
+async def _once(
+    options: argparse.Namespace,
+    found: Configuration,
+    accounts: Mapping[str, Account],
+    ledger: Ledger,
+) -> Sequence[Outcome | BaseException]:
+    free = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(name: str, account: Account) -> Outcome:
+        async with free:
+            return await session(options, found, name, account, ledger)
+
+    work = (one(name, account) for name, account in accounts.items())
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for name, result in zip(accounts, results, strict=True):
+        _tell(options, name, result)
+    return results
+
+
+async def _watch(
+    options: argparse.Namespace,
+    found: Configuration,
+    accounts: Mapping[str, Account],
+    ledger: Ledger,
+) -> Sequence[Outcome | BaseException]:
+    """Each account at its own pace, until SIGTERM or SIGINT; a session under way is given up."""
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+
+    async def follow(name: str, account: Account) -> None:
+        failures = 0
+        while True:
+            (result,) = await _once(options, found, {name: account}, ledger)
+            failures = failures + 1 if isinstance(result, Exception) else 0
+            pause = min(account.every * 2**failures, max(_LONGEST_PAUSE, account.every))
+            pause = max(pause, ledger.may_begin(name) - time.time())
+            await asyncio.sleep(pause * random.uniform(1, 1.1))  # not all at the same moment
+
+    tasks = [loop.create_task(follow(name, account)) for name, account in accounts.items()]
+    stop = loop.create_task(told.wait())
+    await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in (stop, *tasks):
+        task.cancel()
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    return [each for each in ended if isinstance(each, Exception)]
+
+
+async def session(
+    options: argparse.Namespace,
+    found: Configuration,
+    name: str,
+    account: Account,
+    ledger: Ledger,
+) -> Outcome:
+    """One session with one account."""
+    from ..collect import collector
+
+    remote = collector.Account(
+        name,
+        account.url,
+        account.user,
+        await asyncio.to_thread(secrets.fetch, account.password, f"account.{name}.password"),
+        policy_of(account, options.limit),
+        Path(account.ca_file) if account.ca_file else None,
+    )
+    with (
+        closing(open_destination(found, account)) as destination,
+        progress_bar(wanted=options.progress) as progress,
+    ):
+        return await collector.collect(
+            remote,
+            ledger,
+            destination,
+            again=options.again,
+            dry_run=options.dry_run,
+            progress=progress,
+        )
+
+
+def policy_of(account: Account, limit: int | None = None) -> Policy:
+    """``account.keep`` and its neighbours, as the collector knows them."""
+    from ..collect.plan import Policy
+
+    verified = account.keep == "until-verified"
+    if account.keep == "all":
+        keep = None
+    else:
+        keep = 0.0 if account.keep in ("none", "until-verified") else duration(account.keep)
+    return Policy(
+        keep=keep,
+        newest=account.newest,
+        verified=verified,
+        largest=account.largest or None,
+        limit=limit or account.limit or None,
+    )
+
+
+def open_destination(found: Configuration, account: Account) -> Destination:
+    """What ``account.to`` means here; ``maildrop:ann`` is the Maildir of a user of this server."""
+    from ..collect import destinations
+
+    kind, _, rest = account.to.partition(":")
+    if kind == "maildrop":
+        from ..store.place import Template
+
+        template = Template(found.store.path)
+        common.store(found)  # makes the default place
+        return destinations.open_destination(
+            "maildir:" + "/".join([template.base, *template.names(rest)])
+        )
+    return destinations.open_destination(account.to, recipient=account.recipient or account.user)
+
+
+def _tell(options: argparse.Namespace, name: str, result: Outcome | BaseException) -> None:
+    """A line for an account where something came or failed; silence is good news."""
+    if isinstance(result, BaseException):
+        if not isinstance(result, RestanteError | OSError):
+            raise result
+        if options.json:
+            code = common.exit_code(result)
+            common.print_json("collect", account=name, error=str(result), exit_code=code)
+        else:
+            common.say(common.printable(f"{name}: {result}"))
+        return
+    if options.json:
+        common.print_json(
+            "collect",
+            account=name,
+            stored=result.stored,
+            octets=result.octets,
+            known=result.known,
+            in_doubt=result.in_doubt,
+            deleted=result.deleted,
+            unverified=result.unverified,
+            skipped=result.skipped,
+            refused=result.refused,
+        )
+        return
+    for text in (*result.skipped, *result.refused):
+        common.say(common.printable(f"{name}: {text}"))
+    if result.stored or result.deleted or result.unverified or sys.stdout.isatty():
+        print(_line(name, result, dry_run=options.dry_run))
+
+
+def _line(name: str, result: Outcome, *, dry_run: bool) -> str:
+    would = "would be " if dry_run else ""
+    words = [f"{result.stored} messages {would}stored ({result.octets} octets)"]
+    if result.known:
+        words.append(f"{result.known} were here already")
+    if result.in_doubt:
+        words.append(f"{result.in_doubt} maybe twice, after a crash")
+    if result.deleted:
+        words.append(f"{result.deleted} {would}deleted on the server")
+    if result.unverified:
+        words.append(f"{result.unverified} kept there: the copy here is not what came")
+    return f"{name}: " + ", ".join(words)

@@ -1,0 +1,83 @@
+"""Secrets by reference: fetched when they are needed, shown nowhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from ..config import Secret
+from ..errors import ConfigurationError
+
+_PATIENCE = 60  # seconds for a command, which may ask a person
+
+
+def fetch(secret: Secret, what: str) -> str:
+    """The secret; ``what`` names it in errors, such as ``account.isp.password``.
+
+    Raises:
+        ConfigurationError: it cannot be had, with the reason.
+    """
+    try:
+        found = _SOURCES[secret.kind](secret.value)
+    except (OSError, UnicodeDecodeError, subprocess.SubprocessError, ImportError) as error:
+        raise ConfigurationError(f"{what}: {_reason(error)}") from error
+    if not found:
+        raise ConfigurationError(f"{what}: is empty or not set")
+    return found
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        return f"the command ended with {error.returncode}"
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"the command took longer than {_PATIENCE} s"
+    if isinstance(error, ImportError):
+        return "a key ring wants the extra restante[keyring]"
+    return str(error)
+
+
+def _text(value: str | tuple[str, ...]) -> str:
+    return str(value)
+
+
+def _environment(name: str | tuple[str, ...]) -> str:
+    return os.environ.get(str(name), "")
+
+
+def _file(path: str | tuple[str, ...]) -> str:
+    return _first_line(Path(str(path)).expanduser().read_text())
+
+
+def _command(arguments: str | tuple[str, ...]) -> str:
+    """No shell; standard input and error are the person's."""
+    done = subprocess.run(
+        list(arguments), stdout=subprocess.PIPE, text=True, check=True, timeout=_PATIENCE
+    )
+    return _first_line(done.stdout)
+
+
+def _credential(name: str | tuple[str, ...]) -> str:
+    """Of systemd: LoadCredential= in the unit."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return _file(f"{folder}/{name}") if folder else ""
+
+
+def _keyring(name: str | tuple[str, ...]) -> str:
+    import keyring
+
+    return keyring.get_password("restante", str(name)) or ""
+
+
+def _first_line(text: str) -> str:
+    return text.split("\n", 1)[0].rstrip("\r")
+
+
+_SOURCES = {
+    "text": _text,
+    "env": _environment,
+    "file": _file,
+    "command": _command,
+    "credential": _credential,
+    "keyring": _keyring,
+}

@@ -1,0 +1,233 @@
+"""`restante account` and `restante collect`, run as people run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+MESSAGE = b"Subject: one\n\nhello\n"
+
+
+class Shell:
+    """Runs ``restante`` in a world of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if "RESTANTE" not in key},
+            "HOME": str(home),
+            "XDG_CONFIG_HOME": str(home / "config"),
+            "XDG_STATE_HOME": str(home / "state"),
+        }
+
+    def run(self, *words: str, give: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [sys.executable, "-m", "restante", *words],
+            input=give,
+            capture_output=True,
+            env=self.environment,
+            timeout=30,
+        )
+
+    def ok(self, *words: str, give: bytes = b"") -> str:
+        done = self.run(*words, give=give)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[dict[str, object]]:
+    """An ephemeral server with one message for its one user."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "restante", "serve", "--ephemeral"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    yield json.loads(process.stdout.readline())
+    process.stdin.close()
+    assert process.wait(20) == 0
+    process.stdout.close()
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+def deliver(server: dict[str, object]) -> None:
+    new = Path(str(server["maildir"]).replace("%u", "me")) / "new"
+    new.mkdir(parents=True, exist_ok=True)
+    (new.parent / "cur").mkdir(exist_ok=True)
+    (new.parent / "tmp").mkdir(exist_ok=True)
+    for each in (*new.iterdir(), *(new.parent / "cur").iterdir()):
+        each.unlink()
+    (new / "1.one").write_bytes(MESSAGE)
+
+
+def add(shell: Shell, server: dict[str, object], to: str, *words: str) -> str:
+    users = server["users"]
+    assert isinstance(users, dict)
+    secret = shell.home / "secret"
+    secret.write_text(users["me"] + "\n")
+    return shell.ok(
+        "account",
+        "add",
+        "isp",
+        f"pop3s://me@{server['pop3s']}",
+        "--to",
+        to,
+        "--ca-file",
+        str(server["ca"]),
+        *words,
+        "--password-file",
+        str(secret),
+    )
+
+
+def test_story_of_an_account(shell: Shell, server: dict[str, object]) -> None:
+    deliver(server)
+    assert add(shell, server, f"maildir:{shell.home}/Mail") == "isp: 1 messages (23 octets)\n"
+    (written,) = (shell.home / "config" / "restante" / "conf.d").iterdir()
+    assert written.stat().st_mode & 0o777 == 0o600
+    assert shell.ok("account", "test", "isp") == "isp: 1 messages (23 octets)\n"
+    # Nothing is said of a dry run's effects but what would be.
+    shell.ok("collect", "isp", "--dry-run")
+    assert list((shell.home / "Mail" / "new").iterdir()) == []
+    assert shell.ok("collect", "isp") == "isp: 1 messages stored (23 octets)\n"
+    (stored,) = (shell.home / "Mail" / "new").iterdir()
+    assert stored.read_bytes() == MESSAGE.replace(b"\n", b"\r\n")
+    # Cron hears nothing when nothing came.
+    again = shell.run("collect", "--all")
+    assert (again.returncode, again.stdout, again.stderr) == (0, b"", b"")
+    assert shell.run("collect", "isp", "--fail-if-empty").returncode == 1
+    shown = json.loads(shell.ok("--json", "account", "show", "isp"))
+    assert shown["schema"] == "restante/account-show/1"
+    assert (shown["on_server"], shown["keep"]) == (1, "all")
+    assert shown["last_success"] > 0
+    shell.ok("account", "rm", "isp", "--yes")
+    assert shell.run("collect", "isp").returncode == 64
+    assert not written.exists()
+
+
+def test_collecting_into_a_maildrop_of_this_server(shell: Shell, server: dict[str, object]) -> None:
+    deliver(server)
+    add(shell, server, "maildrop:ann", "--keep", "none")
+    line = json.loads(shell.ok("--json", "collect", "isp"))
+    assert (line["stored"], line["deleted"]) == (1, 1)
+    rows = json.loads(shell.ok("--json", "maildrop", "show", "ann"))["messages"]
+    assert [(row["size"], row["subject"]) for row in rows] == [(23, "one")]
+
+
+def test_adopted_mail_is_not_fetched_and_not_deleted(
+    shell: Shell, server: dict[str, object]
+) -> None:
+    deliver(server)
+    add(shell, server, f"maildir:{shell.home}/Mail", "--keep", "none")
+    assert shell.ok("account", "adopt", "isp") == "isp: 1 messages are marked as taken\n"
+    outcome = json.loads(shell.ok("--json", "collect", "isp"))
+    assert (outcome["stored"], outcome["deleted"]) == (0, 0)
+
+
+def test_a_password_that_is_wrong_leaves_no_account(
+    shell: Shell, server: dict[str, object]
+) -> None:
+    words = ("account", "add", "isp", f"pop3s://me@{server['pop3s']}", "--to", f"{shell.home}/M")
+    done = shell.run(*words, "--ca-file", str(server["ca"]), give=b"wrong\n")
+    assert done.returncode == 77
+    assert b"authentication failed" in done.stderr
+    assert shell.ok("account", "list") == ""
+
+
+def test_an_untrusted_certificate_gets_no_password(shell: Shell, server: dict[str, object]) -> None:
+    words = ("account", "add", "isp", f"pop3s://me@{server['pop3s']}", "--to", f"{shell.home}/M")
+    done = shell.run(*words, give=b"wrong\n")
+    assert done.returncode == 77
+    assert b"is not trusted" in done.stderr
+
+
+CONFIGURATION = """
+[account.{name}]
+url = "pop3s://127.0.0.1:1"
+user = "ann"
+password = {password}
+to = "maildir:Mail"
+"""
+
+
+def configure(shell: Shell, name: str, password: str, mode: int = 0o600) -> None:
+    folder = shell.home / "config" / "restante" / "conf.d"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.toml"
+    path.write_text(CONFIGURATION.format(name=name, password=password))
+    path.chmod(mode)
+
+
+@pytest.mark.parametrize(
+    ("password", "words"),
+    [
+        ('{ env = "NO_SUCH_NAME" }', "account.isp.password: is empty or not set"),
+        ('{ file = "/no/such/file" }', "account.isp.password: .*No such file"),
+        ('{ command = ["false"] }', "account.isp.password: the command ended with 1"),
+        ('{ command = ["no-such-program"] }', "account.isp.password: .*No such file"),
+        ('{ credential = "isp" }', "account.isp.password: is empty or not set"),
+    ],
+)
+def test_a_secret_that_cannot_be_had_is_named(shell: Shell, password: str, words: str) -> None:
+    configure(shell, "isp", password)
+    done = shell.run("collect", "isp")
+    assert done.returncode == 78
+    assert re.search(words, done.stderr.decode())
+
+
+@pytest.mark.parametrize(
+    ("password", "mode", "words"),
+    [
+        ('"hunter2"', 0o644, "others can read this file"),
+        ('{ shell = "x" }', 0o600, "wants { command"),
+        ('{ command = "pass show isp" }', 0o600, "wants { command"),
+        ("7", 0o600, "wants { command"),
+    ],
+)
+def test_passwords_are_refused_where_they_are_not_safe(
+    shell: Shell, password: str, mode: int, words: str
+) -> None:
+    configure(shell, "isp", password, mode)
+    done = shell.run("account", "list")
+    assert done.returncode == 78
+    assert words in done.stderr.decode()
+    assert b"isp.toml:5: account.isp.password" in done.stderr
+    assert b"hunter2" not in done.stdout + done.stderr
+
+
+def test_one_bad_account_does_not_stop_the_others(shell: Shell, server: dict[str, object]) -> None:
+    deliver(server)
+    configure(shell, "dead", '{ command = ["echo", "x"] }')
+    add(shell, server, f"maildir:{shell.home}/Mail")
+    done = shell.run("collect", "--all")
+    assert done.returncode == 75  # nobody listens there now
+    assert b"isp: 1 messages stored" in done.stdout
+    assert b"dead: 127.0.0.1" in done.stderr
+
+
+def test_watching_ends_when_told(shell: Shell, server: dict[str, object]) -> None:
+    deliver(server)
+    add(shell, server, f"maildir:{shell.home}/Mail")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "restante", "collect", "isp", "--watch"],
+        stdout=subprocess.PIPE,
+        env=shell.environment,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"isp: 1 messages stored (23 octets)\n"
+    process.terminate()
+    assert process.wait(20) == 0
+    process.stdout.close()
