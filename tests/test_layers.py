@@ -24,7 +24,7 @@ SIDEWAYS |= {("__main__", "cli"), ("cli", "__init__"), ("config", "__init__")}
 FORBIDDEN = {("net", "store"), ("net", "auth"), ("collect", "store"), ("collect", "auth")}
 IO = {"asyncio", "socket", "ssl", "os", "time", "logging", "threading", "selectors", "subprocess"}
 LIBRARIES = {"net": {"cryptography", "aiosmtpd", "uvloop"}, "auth": {"cryptography"}}
-LIBRARIES |= {"cli": {"rich", "uvloop"}}
+LIBRARIES |= {"cli": {"keyring", "rich", "uvloop"}}
 
 
 def imports(module: str, source: str) -> Iterator[str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..config import Account, Configuration, duration
 from ..errors import RestanteError, UnsafeArgument
+from ..log import printable
 from . import common, secrets
 from .fetch import progress_bar
 
@@ -217,7 +218,7 @@ def _tell(options: argparse.Namespace, name: str, result: Outcome | BaseExceptio
             code = common.exit_code(result)
             common.print_json("collect", account=name, error=str(result), exit_code=code)
         else:
-            common.say(common.printable(f"{name}: {result}"))
+            common.say(printable(f"{name}: {result}"))
         return
     if options.json:
         common.print_json(
@@ -234,7 +235,7 @@ def _tell(options: argparse.Namespace, name: str, result: Outcome | BaseExceptio
         )
         return
     for text in (*result.skipped, *result.refused):
-        common.say(common.printable(f"{name}: {text}"))
+        common.say(printable(f"{name}: {text}"))
     if result.stored or result.deleted or result.unverified or sys.stdout.isatty():
         print(_line(name, result, dry_run=options.dry_run))
 
