@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
-from ..config import Configuration
-from ..errors import ConfigurationError
-from ..net import tls
-from ..store.place import Template
 from . import common
 
 
@@ -30,9 +24,7 @@ def run(options: argparse.Namespace) -> int:
         print(example(), end="")
         return os.EX_OK
     found = common.configuration(options)
-    mistakes = list(_mistakes(found))
-    if mistakes:
-        raise ConfigurationError("\n".join(mistakes))
+    common.look_over(found)
     source = str(found.source) if found.source else None
     if options.json:
         common.print_json("check", source=source, listen=list(found.server.listen))
@@ -42,24 +34,3 @@ def run(options: argparse.Namespace) -> int:
     print(f"  in    {' '.join((*found.intake.lmtp.listen, *found.intake.smtp.listen)) or 'off'}")
     print(f"  mail  {found.store.path}, deleted mail held {found.store.hold / 86_400:g} days")
     return os.EX_OK
-
-
-def _mistakes(found: Configuration) -> Iterator[str]:
-    if found.tls.mode == "files":
-        try:
-            tls.server_context(Path(found.tls.cert), Path(found.tls.key), found.tls.min_version)
-        except ConfigurationError as error:
-            yield str(error)
-    if found.store.kind == "maildir" and not found.store.path.startswith(f"{found.state}/"):
-        try:
-            base = Path(Template(found.store.path).base)
-        except ConfigurationError as error:
-            yield f"store.path: {error}"
-        else:
-            if not base.is_dir():
-                yield f"store.path: {base} is not there; next: mkdir -p {base}"
-            elif not os.access(base, os.W_OK | os.X_OK):
-                yield f"store.path: {base} cannot be written by this user"
-    users = Path(found.auth.users)
-    if users.exists() and not os.access(users, os.R_OK):
-        yield f"auth.users: {users} cannot be read by this user"

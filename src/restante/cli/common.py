@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from ..errors import (
     TLSUnavailable,
     UnsafeArgument,
 )
+from ..net import tls
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
+from ..store.place import Template
 
 # The first row that fits decides (sysexits.h).
 _EXIT_CODES: tuple[tuple[type[RestanteError], int], ...] = (
@@ -54,15 +57,56 @@ def exit_code(error: BaseException) -> int:
             return os.EX_NOPERM
         found = (code for kind, code in _EXIT_CODES if isinstance(error, kind))
         return next(found, os.EX_UNAVAILABLE)
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt | EOFError):
         return 130
     return os.EX_IOERR if isinstance(error, OSError) else os.EX_SOFTWARE
+
+
+def describe(error: BaseException) -> str:
+    """What a person is told, without a trace."""
+    if isinstance(error, KeyboardInterrupt | EOFError):
+        return "stopped"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, RestanteError | OSError):
+        return str(error)
+    return f"a bug in restante: {type(error).__name__}: {error}"
 
 
 def configuration(options: argparse.Namespace, **overrides: Any) -> Configuration:
     """The configuration in force for this command."""
     given = {key.replace("__", "."): value for key, value in overrides.items() if value}
     return config.load(options.config, overrides=given)
+
+
+def look_over(found: Configuration) -> None:
+    """
+    Raises:
+        ConfigurationError: what the configuration names is not there, a line each.
+    """
+    if missing := list(_missing(found)):
+        raise ConfigurationError("\n".join(missing))
+
+
+def _missing(found: Configuration) -> Iterator[str]:
+    if found.tls.mode == "files":
+        try:
+            tls.server_context(Path(found.tls.cert), Path(found.tls.key), found.tls.min_version)
+        except ConfigurationError as error:
+            yield str(error)
+    if found.store.kind == "maildir" and not found.store.path.startswith(f"{found.state}/"):
+        try:
+            base = Path(Template(found.store.path).base)
+        except ConfigurationError as error:
+            yield f"store.path: {error}"
+        else:
+            if not base.is_dir():
+                yield f"store.path: {base} is not there; next: mkdir -p {base}"
+            elif not os.access(base, os.W_OK | os.X_OK):
+                yield f"store.path: {base} cannot be written by this user"
+    users = Path(found.auth.users)
+    if users.exists() and not os.access(users, os.R_OK):
+        yield f"auth.users: {users} cannot be read by this user"
 
 
 def users(found: Configuration) -> Users:

@@ -5,17 +5,29 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import select
 import signal
 import sys
-from collections.abc import AsyncIterator
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from ..config import Configuration
-from ..errors import MessageRefused, MessageTooLarge, TemporaryFailure
+from ..errors import (
+    MessageRefused,
+    MessageTooLarge,
+    NoSuchUser,
+    RestanteError,
+    TemporaryFailure,
+)
 from ..message import Envelope, LineEnds
 from . import common
 
 _PIECE = 65_536  # octets
+_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+Read = Callable[[], bytes]
+"""The next piece, as long as can be; empty at the end."""
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -33,28 +45,33 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def run(options: argparse.Namespace) -> int:
-    found = common.configuration(options)
-    signal.signal(signal.SIGTERM, _stop)
+    """An MTA bounces mail at most exit codes, so a configuration that cannot be read, a bug and
+    every other trouble of ours is a 75 too: the message comes again."""
     try:
-        return asyncio.run(_deliver(options, found))
-    except OSError as error:
-        raise TemporaryFailure(error.strerror or "input failed") from error
+        with _stoppable() as read:
+            return asyncio.run(_deliver(options, common.configuration(options), read))
+    except (NoSuchUser, MessageRefused, TemporaryFailure):
+        raise
+    except Exception as error:
+        if not isinstance(error, RestanteError | OSError):
+            traceback.print_exception(error)
+        raise TemporaryFailure(common.describe(error)) from error
 
 
-async def _deliver(options: argparse.Namespace, found: Configuration) -> int:
+async def _deliver(options: argparse.Namespace, found: Configuration, read: Read) -> int:
     users, store = common.users(found), common.store(found)
     user = await users.maildrop_of(options.user)
     envelope = Envelope(options.reverse_path, options.user, "local")
     head = envelope.trace_fields(found.server.hostname, datetime.now(UTC))
-    entry = await store.deliver(user, _message(head, found.limits.message))
+    entry = await store.deliver(user, _message(head, read, found.limits.message))
     if options.json:
         common.print_json("deliver", user=user, unique_id=entry.unique_id, size=entry.size)
     return os.EX_OK
 
 
-async def _message(head: bytes, most: int) -> AsyncIterator[bytes]:
+async def _message(head: bytes, read: Read, most: int) -> AsyncIterator[bytes]:
     """Standard input as CRLF text; a "From " line, as mbox files have it, is not mail."""
-    ends, octets = LineEnds(), sys.stdin.buffer.read(_PIECE)
+    ends, octets = LineEnds(), read()
     if octets.startswith(b"From "):
         octets = octets.partition(b"\n")[2]
     if not octets:
@@ -64,9 +81,36 @@ async def _message(head: bytes, most: int) -> AsyncIterator[bytes]:
         yield ends.feed(octets)
         if ends.size > most:
             raise MessageTooLarge(most)
-        octets = sys.stdin.buffer.read(_PIECE)
+        octets = read()
     yield ends.finish()
 
 
-def _stop(*_: object) -> None:
-    raise TemporaryFailure("stopped before the message was stored")
+@contextmanager
+def _stoppable() -> Iterator[Read]:
+    """Reads standard input by pieces; a signal ends the input, and nothing else.
+
+    So a signal never comes between the message's rename into the maildrop and our answer.
+    """
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    before = signal.set_wakeup_fd(tell)
+    handlers = {number: signal.signal(number, lambda *_: None) for number in _STOPS}
+
+    def read() -> bytes:
+        octets, source = b"", sys.stdin.fileno()
+        while len(octets) < _PIECE:
+            if told in select.select([source, told], [], [])[0]:
+                raise TemporaryFailure("stopped before the message was stored")
+            if not (more := os.read(source, _PIECE - len(octets))):
+                break
+            octets += more
+        return octets
+
+    try:
+        yield read
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        os.close(told)
+        os.close(tell)

@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, suppress
 from datetime import datetime
 from email import policy
+from email.errors import MessageError
 from email.header import decode_header, make_header
 from email.parser import BytesHeaderParser
 from typing import Any
 
+from ..auth.users import normalise
 from ..config import duration
-from ..errors import NoSuchUser, UnsafeArgument
+from ..errors import MaildropInUse, NoSuchUser, UnsafeArgument
 from ..log import printable
 from ..maildrop import HeldMessage
 from ..store.maildir import MaildirStore
@@ -63,25 +65,32 @@ def _run(options: argparse.Namespace, action: Action) -> int:
 
 
 async def list_(options: argparse.Namespace, store: AnyStore) -> int:
-    rows = []
+    rows: list[dict[str, object]] = []
     async for user in store.users():
-        async with store.open(user) as maildrop:
-            entries = maildrop.listing
-        kept = await store.held(user)
-        octets = sum(entry.size for entry in entries)
-        rows.append({"user": user, "messages": len(entries), "octets": octets, "held": len(kept)})
+        row: dict[str, object] = {"user": user, "held": len(await store.held(user))}
+        try:
+            async with store.open(user) as maildrop:
+                entries = maildrop.listing
+        except MaildropInUse:
+            rows.append({**row, "in_use": True})
+        else:
+            octets = sum(entry.size for entry in entries)
+            rows.append({**row, "messages": len(entries), "octets": octets, "in_use": False})
     if options.json:
         common.print_json("maildrop-list", maildrops=rows)
         return os.EX_OK
     for row in rows:
-        print("{user}: {messages} messages, {octets} octets, {held} held".format(**row))
+        there = (
+            "in use now" if row["in_use"] else "{messages} messages, {octets} octets".format(**row)
+        )
+        print("{user}: {there}, {held} held".format(**row, there=there))
     return os.EX_OK
 
 
 async def show(options: argparse.Namespace, store: AnyStore) -> int:
     rows = []
-    await _known(options.user, store)
-    async with store.open(options.user) as maildrop:
+    user = await _known(options, store)
+    async with store.open(user) as maildrop:
         for number, entry in enumerate(maildrop.listing, 1):
             async with aclosing(maildrop.read(entry)) as pieces:
                 head = await _head(pieces)
@@ -89,7 +98,7 @@ async def show(options: argparse.Namespace, store: AnyStore) -> int:
                 {"number": number, "size": entry.size, "unique_id": entry.unique_id, **head}
             )
     if options.json:
-        common.print_json("maildrop-show", user=options.user, messages=rows)
+        common.print_json("maildrop-show", user=user, messages=rows)
         return os.EX_OK
     for row in rows:
         print("{number:4} {size:9}  {date}  {sender:30.30}  {subject}".format(**row))
@@ -97,14 +106,14 @@ async def show(options: argparse.Namespace, store: AnyStore) -> int:
 
 
 async def held(options: argparse.Namespace, store: AnyStore) -> int:
-    await _known(options.user, store)
+    user = await _known(options, store)
     rows = []
-    for message in await store.held(options.user):
-        head = await _head(store.read_held(options.user, message))
+    for message in await store.held(user):
+        head = await _head(store.read_held(user, message))
         row = {"name": message.name, "size": message.size, "unique_id": message.unique_id, **head}
         rows.append({**row, "removed_at": message.removed_at})
     if options.json:
-        common.print_json("maildrop-held", user=options.user, messages=rows)
+        common.print_json("maildrop-held", user=user, messages=rows)
         return os.EX_OK
     for each in rows:
         at = datetime.fromtimestamp(float(str(each["removed_at"]))).strftime("%Y-%m-%d %H:%M")
@@ -114,19 +123,22 @@ async def held(options: argparse.Namespace, store: AnyStore) -> int:
 
 
 async def undelete(options: argparse.Namespace, store: AnyStore) -> int:
-    await _known(options.user, store)
-    wanted = _chosen(options, list(await store.held(options.user)))
-    count = await store.undelete(options.user, wanted, same_unique_ids=options.same_uidl)
+    user = await _known(options, store)
+    wanted = _chosen(options, list(await store.held(user)))
+    count = await store.undelete(user, wanted, same_unique_ids=options.same_uidl)
     if options.json:
-        common.print_json("maildrop-undelete", user=options.user, messages=count)
-        return os.EX_OK
-    ids = (
-        "with the unique-ids they had"
-        if options.same_uidl
-        else "with new unique-ids, so that clients see them"
-    )
-    print(f"{count} messages are back in {options.user}, {ids}")
+        common.print_json("maildrop-undelete", user=user, messages=count)
+    elif count:
+        print(f"{count} message{'s are' if count > 1 else ' is'} back in {user}, {_ids(options)}")
+    else:
+        print("nothing was held that fits, so nothing came back")
     return os.EX_OK
+
+
+def _ids(options: argparse.Namespace) -> str:
+    if options.same_uidl:
+        return "known to clients as before"
+    return "new to clients, which will fetch them"
 
 
 def _chosen(options: argparse.Namespace, found: list[HeldMessage]) -> list[HeldMessage]:
@@ -150,8 +162,7 @@ async def purge(options: argparse.Namespace, store: AnyStore) -> int:
         raise UnsafeArgument("whose? USER, or --all for everybody")
     before = time.time() - _seconds(options.older_than)
     if options.user:
-        await _known(options.user, store)
-        users = [options.user]
+        users = [await _known(options, store)]
     else:
         users = [user async for user in store.users()]
     if not common.confirm("Destroy held mail for good?", options):
@@ -171,12 +182,20 @@ def _seconds(text: str) -> float:
         raise UnsafeArgument('a time is "90s", "10min", "2h" or "14d"') from error
 
 
-async def _known(user: str, store: AnyStore) -> None:
-    """A typing error must not look like an empty maildrop."""
+async def _known(options: argparse.Namespace, store: AnyStore) -> str:
+    """The user's name as the store knows it.  A typing error must not look like no mail.
+
+    Raises:
+        NoSuchUser: nobody has that name, here or in the user database.
+    """
+    name: str = normalise(options.user)
     async for each in store.users():
-        if each == user:
-            return
-    raise NoSuchUser(user)
+        if each in (options.user, name):
+            return each
+    users = await asyncio.to_thread(common.users(common.configuration(options)).list)
+    if all(user.name != name for user in users):
+        raise NoSuchUser(options.user)
+    return name
 
 
 async def _head(pieces: AsyncIterator[bytes]) -> dict[str, str]:
@@ -196,6 +215,6 @@ async def _head(pieces: AsyncIterator[bytes]) -> dict[str, str]:
 
 def _field(value: object) -> str:
     text = " ".join(str(value or "").split())
-    with suppress(ValueError, LookupError, UnicodeError):  # else it is shown as it stands
+    with suppress(ValueError, LookupError, MessageError):  # else it is shown as it stands
         text = str(make_header(decode_header(text)))
     return printable(text)

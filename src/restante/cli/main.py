@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from .. import __version__
-from ..errors import RestanteError
 
 _VERBS = ("demo", "serve", "user", "maildrop", "deliver", "fetch", "account", "collect", "check")
 
@@ -23,31 +24,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(options, "run"):
         parser.print_help(sys.stderr)
         return os.EX_USAGE
+    sys.stdout = sys.stdout or io.StringIO()  # `restante … >&-`
     try:
         code: int = options.run(options)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `restante … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return os.EX_OK
-    except (RestanteError, OSError, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
+        _discard_output()
         return _explain(error, options)
+
+
+def _discard_output() -> None:
+    """What standard output cannot take must not fail once more when Python ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain(error: BaseException, options: argparse.Namespace) -> int:
     from ..log import printable
-    from .common import exit_code
+    from .common import describe, exit_code
 
-    if options.verbose:
+    code = exit_code(error)
+    if options.verbose or code == os.EX_SOFTWARE:
         traceback.print_exception(error)
-    text = str(error) or "stopped"
-    for line in text.splitlines():
+    for line in describe(error).splitlines():
         print(f"restante {options.verb}: {printable(line)}", file=sys.stderr)
-    return exit_code(error)
+    return code
 
 
 class _Parser(argparse.ArgumentParser):
-    """Ends with EX_USAGE on a mistake, as every other error of ours has its sysexits code."""
+    """Ends with EX_USAGE on a mistake, as every other error of ours has its sysexits code.
+
+    What all verbs share may stand before the verb or after it.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        unset = argparse.SUPPRESS
+        self.add_argument(
+            "-c",
+            "--config",
+            type=Path,
+            metavar="FILE",
+            default=unset,
+            help="the configuration (restante.toml)",
+        )
+        self.add_argument(
+            "--json", action="store_true", default=unset, help="results as JSON, for programs"
+        )
+        self.add_argument(
+            "-v", "--verbose", action="store_true", default=unset, help="tell where an error arose"
+        )
 
     def error(self, message: str) -> None:  # type: ignore[override]
         self.print_usage(sys.stderr)
@@ -62,11 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         "75 means: try again, nothing is lost.",
     )
     parser.add_argument("--version", action="version", version=f"restante {__version__}")
-    parser.add_argument(
-        "-c", "--config", type=Path, metavar="FILE", help="the configuration (restante.toml)"
-    )
-    parser.add_argument("--json", action="store_true", help="results as JSON, for programs")
-    parser.add_argument("-v", "--verbose", action="store_true", help="tell where an error arose")
+    parser.set_defaults(config=None, json=False, verbose=False)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
     for name in _VERBS:
         import_module(f".{name}", __package__).add_parser(verbs)

@@ -10,9 +10,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -91,6 +92,8 @@ def _configured(options: argparse.Namespace) -> Iterator[Configuration]:
 
 
 async def _serve(configuration: Configuration, options: argparse.Namespace) -> None:
+    told = _listen_to_signals()
+    common.look_over(configuration)
     users = common.users(configuration)
     store = common.store(configuration)
     first_user = await asyncio.to_thread(_first_user, configuration, users)
@@ -103,7 +106,10 @@ async def _serve(configuration: Configuration, options: argparse.Namespace) -> N
         if options.ready_file:
             options.ready_file.touch()
         try:
-            await _until_told_to_stop(watch_input=options.ephemeral)
+            if options.ephemeral:
+                _watch_input(told)
+            await told.wait()
+            _log.info("stopping", extra={"fields": {}})
         finally:
             if options.ready_file:
                 options.ready_file.unlink(missing_ok=True)
@@ -233,20 +239,25 @@ async def _purge_for_ever(store: Holding, hold: float) -> None:
         await asyncio.sleep(_PURGE_EVERY)
 
 
-async def _until_told_to_stop(*, watch_input: bool) -> None:
+def _listen_to_signals() -> asyncio.Event:
     loop, told = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
-    if watch_input:
-        loop.add_reader(sys.stdin.fileno(), _at_end_of_input, told)
-    await told.wait()
-    _log.info("stopping", extra={"fields": {}})
+    return told
 
 
-def _at_end_of_input(told: asyncio.Event) -> None:
-    if not os.read(sys.stdin.fileno(), 4096):
-        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
-        told.set()
+def _watch_input(told: asyncio.Event) -> None:
+    """Set it at the end of standard input, whatever that is: not every file can be polled."""
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        with suppress(OSError, RuntimeError):  # closed, or the loop has ended
+            while sys.stdin and os.read(sys.stdin.fileno(), 4096):
+                pass
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(told.set)
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()
 
 
 def _introduce(configuration: Configuration, server: Running) -> None:

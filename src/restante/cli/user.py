@@ -10,8 +10,8 @@ from getpass import getpass
 from pathlib import Path
 
 from ..auth import passwords
-from ..auth.users import Users
-from ..errors import ConfigurationError
+from ..auth.users import NameTaken, Users, check_name, normalise
+from ..errors import ConfigurationError, NoSuchUser, UnsafeArgument
 from . import common
 
 
@@ -43,14 +43,21 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def add(options: argparse.Namespace) -> int:
+    users = _users(options)
+    options.name = check_name(options.name)
+    if any(user.name == options.name for user in users.list()):  # before somebody types
+        raise NameTaken(options.name)
     password = _password(options)
-    _users(options).add(options.name, password)
+    users.add(options.name, password)
     return _done(options, "user-add", "may log in now", password)
 
 
 def passwd(options: argparse.Namespace) -> int:
+    users = _users(options)
+    if all(user.name != normalise(options.name) for user in users.list()):
+        raise NoSuchUser(options.name)
     password = _password(options)
-    _users(options).set_password(options.name, password)
+    users.set_password(options.name, password)
     return _done(options, "user-passwd", "has a new password", password)
 
 
@@ -117,7 +124,7 @@ def _password(options: argparse.Namespace) -> str:
         return sys.stdin.readline().rstrip("\r\n")
     password = getpass("Password: ")
     if password != getpass("Once more: "):
-        raise ConfigurationError("the two passwords differ; nothing was changed")
+        raise UnsafeArgument("the two passwords differ; nothing was changed")
     return password
 
 
@@ -130,4 +137,5 @@ def first_line(path: Path) -> str:
     try:
         return path.read_text().split("\n", 1)[0].rstrip("\r")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: {error}") from error
+        text = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise ConfigurationError(f"{path}: {text}") from error

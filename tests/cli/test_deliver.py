@@ -1,0 +1,135 @@
+"""``restante deliver``: 0 once it is on disk, 75 at any doubt."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from restante.cli import common
+
+from .conftest import Restante, program, started
+
+MESSAGE = b"Subject: hello\n\nhi\n"
+
+
+def stored(state: Path) -> list[bytes]:
+    """Every file in the maildrop of ann, also what is half there."""
+    maildrop = state / "mail" / "ann"
+    places = [maildrop / name for name in ("new", "cur", "tmp")]
+    return [file.read_bytes() for place in places if place.exists() for file in place.iterdir()]
+
+
+def test_a_message_is_in_the_maildrop(restante: Restante, ann: str, state: Path) -> None:
+    found = restante("deliver", "ann", "--from", "bob@example.net", stdin=MESSAGE)
+    assert (found.code, found.out, found.err) == (0, "", "")
+    (octets,) = stored(state)
+    assert octets.startswith(b"Return-Path: <bob@example.net>\r\n")
+    assert octets.endswith(b"Subject: hello\r\n\r\nhi\r\n")
+
+
+def test_the_result_for_programs(restante: Restante, ann: str, state: Path) -> None:
+    found = restante("deliver", "ANN+lists", "--json", stdin=MESSAGE).json
+    assert found.keys() == {"schema", "user", "unique_id", "size"}
+    assert (found["user"], found["size"]) == ("ann", len(stored(state)[0]))
+
+
+def test_a_from_line_is_not_mail(restante: Restante, ann: str, state: Path) -> None:
+    restante("deliver", "ann", stdin=b"From bob Thu Jan  1 00:00:00 1970\n" + MESSAGE)
+    assert b"From bob" not in stored(state)[0]
+
+
+def not_toml(home: Path) -> None:
+    (home / "config/restante").mkdir()
+    (home / "config/restante/restante.toml").write_text("[server")
+
+
+def no_users(home: Path) -> None:
+    (home / "state/restante/users.sqlite3").unlink()
+
+
+def no_database(home: Path) -> None:
+    (home / "state/restante/users.sqlite3").write_text("not a database")
+
+
+def no_maildrop(home: Path) -> None:
+    (home / "state/restante/mail").rmdir()
+    (home / "state/restante/mail").write_text("")
+
+
+@pytest.mark.parametrize("trouble", [not_toml, no_users, no_database, no_maildrop])
+def test_trouble_of_ours_bounces_nothing(
+    restante: Restante, ann: str, home: Path, trouble: Callable[[Path], None]
+) -> None:
+    """An MTA gives the message back to its sender at any code but 75."""
+    (home / "state/restante/mail").mkdir()
+    trouble(home)
+    found = restante("deliver", "ann", stdin=MESSAGE)
+    assert found.code == 75
+    assert found.err.startswith("restante deliver: ")
+
+
+def test_a_bug_bounces_nothing(
+    restante: Restante, ann: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError("odd")
+
+    monkeypatch.setattr(common, "store", broken)
+    found = restante("deliver", "ann", stdin=MESSAGE)
+    assert (found.code, "ZeroDivisionError: odd" in found.err) == (75, True)
+
+
+@pytest.mark.parametrize(
+    ("user", "message", "code", "words"),
+    [
+        ("bob", MESSAGE, 67, "no such user: 'bob'"),
+        ("ann", b"", 65, "no message on standard input"),
+        ("ann", b"From bob\n", 65, "no message on standard input"),
+        ("ann", b"x" * 1025, 65, "message larger than 1024 octets"),
+        ("../ann", MESSAGE, 67, "no such user"),
+    ],
+)
+def test_what_will_never_be_taken_is_given_back(
+    restante: Restante,
+    ann: str,
+    user: str,
+    message: bytes,
+    code: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    state: Path,
+) -> None:
+    monkeypatch.setenv("RESTANTE__LIMITS__MESSAGE", "1KiB")
+    found = restante("deliver", user, stdin=message)
+    assert found.code == code
+    assert words in found.err
+    assert stored(state) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_half_way_stores_nothing(ann: str, state: Path, number: signal.Signals) -> None:
+    with started("deliver", "ann") as process:
+        assert process.stdin is not None
+        process.stdin.write(b"Subject: hello\n\n" + b"x" * 200_000)
+        process.stdin.flush()  # a pipe holds 64 KiB: it reads, so it listens to signals
+        process.send_signal(number)
+        assert process.wait(30) == 75
+        assert b"stopped before the message was stored" in process.stderr.read()  # type: ignore[union-attr]
+    assert stored(state) == []
+
+
+def test_a_full_disk_is_75_and_stores_nothing(ann: str, state: Path) -> None:
+    """A limit on the size of a file stands for it: writing fails the same way (EFBIG)."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    found = program("deliver", "ann", stdin=b"x\n" * 200_000, preexec_fn=limit)
+    assert found.code == 75
+    assert len(found.err.splitlines()) == 1
+    assert stored(state) == []

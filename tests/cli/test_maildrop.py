@@ -1,0 +1,166 @@
+"""``restante maildrop``: what is there, what was deleted, and how it comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from restante.cli import common
+from restante.config import load
+
+from .conftest import Restante
+
+HOSTILE = (
+    b"From: =?utf-8?q?=1B[2J=0D=0Arestante:_all_is_well?= <eve@example.org>\n"
+    b"Subject: one\x1b]0;title\x07\xff two =?utf-8?q?=E2=80=AE?=\nDate: \x9b31m\n\nhi\n"
+)
+MESSAGES = [
+    b"From: Ann <ann@example.org>\nSubject: =?utf-8?b?w6RwZmVs?=\n\nhi\n",
+    b"Subject: =?utf-8?B?a?=\n\nno base64\n",
+    b"Subject: =?no-such-charset?Q?x?=\n\n",
+    b"no head at all",
+    HOSTILE,
+]
+
+
+@pytest.fixture
+def mail(restante: Restante, ann: str) -> int:
+    """Messages in the maildrop of ann."""
+    for message in MESSAGES:
+        assert restante("deliver", "ann", stdin=message).code == 0
+    return len(MESSAGES)
+
+
+@pytest.fixture
+def remove(home: Path) -> Callable[[int], None]:
+    """Removes the first messages of ann, as a client does at QUIT."""
+
+    async def work(count: int) -> None:
+        async with common.store(load()).open("ann") as maildrop:
+            assert not await maildrop.remove(maildrop.listing[:count])
+
+    return lambda count: asyncio.run(work(count))
+
+
+def test_list_counts(restante: Restante, mail: int, remove: Callable[[int], None]) -> None:
+    remove(2)
+    found = restante("maildrop", "list")
+    assert re.fullmatch(r"ann: 3 messages, \d+ octets, 2 held\n", found.out)
+    (row,) = restante("maildrop", "list", "--json").json["maildrops"]
+    assert row.keys() == {"user", "messages", "octets", "held", "in_use"}
+
+
+def test_list_passes_over_a_maildrop_in_use(restante: Restante, mail: int) -> None:
+    async def main() -> None:
+        async with common.store(load()).open("ann"):
+            found = await asyncio.to_thread(restante, "maildrop", "list")
+            assert (found.code, found.out) == (0, "ann: in use now, 0 held\n")
+            assert (await asyncio.to_thread(restante, "maildrop", "show", "ann")).code == 75
+
+    asyncio.run(main())
+
+
+def test_show_has_one_printable_line_for_each_message(restante: Restante, mail: int) -> None:
+    found = restante("maildrop", "show", "ann")
+    assert found.code == 0
+    lines = found.out.splitlines()
+    assert len(lines) == mail
+    assert "äpfel" in lines[0]
+    assert all(line.isprintable() for line in lines)
+
+
+def test_show_for_programs(restante: Restante, mail: int) -> None:
+    found = restante("maildrop", "show", "ann", "--json").json
+    assert [message["number"] for message in found["messages"]] == [1, 2, 3, 4, 5]
+    for message in found["messages"]:
+        assert message.keys() == {"number", "size", "unique_id", "sender", "subject", "date"}
+        assert all(str(value).isprintable() for value in message.values())
+
+
+def test_held_and_undelete_by_name(
+    restante: Restante, mail: int, remove: Callable[[int], None]
+) -> None:
+    before = restante("maildrop", "show", "ann", "--json").json["messages"]
+    remove(mail)
+    found = restante("maildrop", "held", "ann", "--json").json["messages"]
+    assert len(found) == mail
+    assert found[0].keys() == {
+        *("name", "size", "unique_id", "sender", "subject", "date", "removed_at")
+    }
+    assert all(line.isprintable() for line in restante("maildrop", "held", "ann").out.splitlines())
+
+    back = restante("maildrop", "undelete", "ann", found[0]["name"], "--same-uidl")
+    assert back.out == "1 message is back in ann, known to clients as before\n"
+    back = restante("maildrop", "undelete", "ann", found[1]["name"])
+    assert back.out == "1 message is back in ann, new to clients, which will fetch them\n"
+    after = restante("maildrop", "show", "ann", "--json").json["messages"]
+    ids = {message["unique_id"] for message in after}
+    assert len(after) == 2
+    assert len(ids & {message["unique_id"] for message in before}) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "count"), [(["--since", "1h"], 5), (["--all"], 5), (["--since", "0"], 0)]
+)
+def test_undelete_by_time(
+    restante: Restante,
+    mail: int,
+    remove: Callable[[int], None],
+    arguments: list[str],
+    count: int,
+) -> None:
+    remove(mail)
+    assert restante("maildrop", "undelete", "ann", *arguments, "--json").json["messages"] == count
+
+
+def test_undelete_tells_when_there_is_nothing(restante: Restante, mail: int) -> None:
+    found = restante("maildrop", "undelete", "ann", "--all")
+    assert (found.code, found.out) == (0, "nothing was held that fits, so nothing came back\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["undelete", "ann"], 64, "which ones? --since 2h, --all, or names"),
+        (["undelete", "ann", "../x"], 64, "nothing is held under the name '../x'"),
+        (["undelete", "ann", "--since", "soon"], 64, 'a time is "90s"'),
+        (["purge"], 64, "whose? USER, or --all"),
+        (["purge", "ann", "--all"], 64, "whose? USER, or --all"),
+        (["purge", "ann", "--older-than", "x", "--yes"], 64, 'a time is "90s"'),
+        (["purge", "ann"], 64, "Not without --yes"),
+        (["show", "bob"], 67, "no such user: 'bob'"),
+        (["held", "../ann"], 67, "no such user"),
+        (["undelete", "bob", "--all"], 67, "no such user"),
+        (["purge", "bob", "--yes"], 67, "no such user"),
+        (["show", "ann\0"], 67, "no such user"),
+    ],
+)
+def test_what_cannot_be_done_is_told(
+    restante: Restante, mail: int, arguments: list[str], code: int, words: str
+) -> None:
+    found = restante("maildrop", *arguments)
+    assert found.code == code
+    assert words in found.err
+    assert "Traceback" not in found.err
+
+
+def test_purge_destroys_what_is_held_long_enough(
+    restante: Restante, mail: int, remove: Callable[[int], None]
+) -> None:
+    remove(2)
+    assert restante("maildrop", "purge", "ann", "--older-than", "1h", "--yes").out == (
+        "0 messages destroyed\n"
+    )
+    assert restante("maildrop", "purge", "--all", "--yes", "--json").json["purged"] == {"ann": 2}
+    assert restante("maildrop", "held", "ann").out == ""
+    assert len(restante("maildrop", "show", "ann").out.splitlines()) == mail - 2
+
+
+@pytest.mark.parametrize("user", ["ANN", "ann"])
+def test_a_user_without_mail_is_somebody(restante: Restante, ann: str, user: str) -> None:
+    for verb in (["show"], ["held"], ["undelete", "--all"], ["purge", "--yes"]):
+        assert restante("maildrop", verb[0], user, *verb[1:]).code == 0

@@ -1,0 +1,168 @@
+"""What all verbs share: exit codes, words for errors, where they go."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import restante as package
+from restante import errors
+from restante.auth.users import BadName, BadPassword, NameTaken
+from restante.cli import common
+
+from .conftest import Restante, program
+
+VERBS = ["demo", "serve", "user", "maildrop", "deliver", "fetch", "check"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.ConfigurationError("x"), 78),
+        (errors.CannotListen("x"), 69),
+        (errors.NoSuchUser("x"), 67),
+        (NameTaken("x"), 73),
+        (BadName("x"), 64),
+        (BadPassword("x"), 64),
+        (errors.UnsafeArgument("x"), 64),
+        (errors.MessageRefused("x"), 65),
+        (errors.MessageTooLarge(1), 65),
+        (errors.TemporaryFailure("x"), 75),
+        (errors.MaildropInUse(1), 75),
+        (errors.ConnectionLost("x"), 75),
+        (errors.DeadlineExceeded("x"), 75),
+        (errors.ProtocolBroken("x"), 76),
+        (errors.LoginFailed("PASS", "x", "AUTH"), 77),
+        (errors.LoginFailed("PASS", "x", "IN-USE"), 75),
+        (errors.TLSUnavailable("x"), 77),
+        (errors.AuthenticationFailed(), 77),
+        (errors.PermanentFailure("x"), 78),
+        (errors.CommandFailed("RETR", "x", None), 69),
+        (OSError(errno.ENOSPC, "x"), 74),
+        (KeyboardInterrupt(), 130),
+        (EOFError(), 130),
+        (ValueError("x"), 70),
+    ],
+)
+def test_each_error_has_its_exit_code(error: BaseException, code: int) -> None:
+    """sysexits.h; what may succeed later is 75, whatever else it is."""
+    assert common.exit_code(error) == code
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (KeyboardInterrupt(), "stopped"),
+        (FileNotFoundError(2, "No such file or directory", "/x"), "/x: No such file or directory"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (errors.NoSuchUser("x"), "no such user: 'x'"),
+        (ValueError("odd"), "a bug in restante: ValueError: odd"),
+    ],
+)
+def test_an_error_is_told_in_one_line(error: BaseException, words: str) -> None:
+    assert common.describe(error) == words
+
+
+def test_without_a_verb_the_help_is_shown(restante: Restante) -> None:
+    found = restante()
+    assert found.code == 64
+    assert found.err.startswith("usage: restante")
+    assert found.out == ""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_that_fits_a_terminal(
+    verb: str, restante: Restante, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    found = restante(verb, "--help")
+    assert found.code == 0
+    assert max(map(len, found.out.splitlines())) <= 80
+    assert verb in restante("--help").out
+
+
+def test_the_version_is_told(restante: Restante) -> None:
+    assert restante("--version").out == f"restante {package.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["serv"], ["user"], ["user", "ad", "x"], ["deliver"], ["check", "--x"], ["--x"]]
+)
+def test_a_wrong_command_line_is_64(arguments: list[str], restante: Restante) -> None:
+    found = restante(*arguments)
+    assert found.code == 64
+    assert found.err.startswith("usage: ")
+
+
+@pytest.mark.parametrize("arguments", [["--json", "user", "list"], ["user", "list", "--json"]])
+def test_what_all_verbs_share_may_stand_before_or_after(
+    arguments: list[str], restante: Restante
+) -> None:
+    assert restante(*arguments).json == {"schema": "restante/user-list/1", "users": []}
+
+
+def test_the_configuration_may_be_named_after_the_verb(restante: Restante, home: Path) -> None:
+    file = home / "x.toml"
+    file.write_text("[log]\nlevl = 'info'")
+    for arguments in (["-c", file, "check"], ["check", "-c", file]):
+        found = restante(*arguments)
+        assert found.code == 78
+        assert f"{file}:2: log.levl: unknown option; did you mean level?" in found.err
+
+
+def test_what_a_stranger_wrote_steers_no_terminal(restante: Restante) -> None:
+    found = restante("deliver", "x\x1b[2J\u202e", stdin=b"hi\n")
+    assert "\x1b" not in found.err
+    assert "\u202e" not in found.err
+
+
+def test_a_bug_is_70_and_shows_where(restante: Restante, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(options: argparse.Namespace) -> int:
+        raise ZeroDivisionError("odd")
+
+    monkeypatch.setattr(common, "configuration", broken)
+    found = restante("check")
+    assert found.code == 70
+    assert "Traceback" in found.err
+    assert found.err.endswith("restante check: a bug in restante: ZeroDivisionError: odd\n")
+
+
+def test_verbose_tells_where_an_error_arose(restante: Restante) -> None:
+    assert "Traceback" not in restante("-c", "none", "check").err
+    assert "Traceback" in restante("-v", "-c", "none", "check").err
+
+
+# As programs, where output can be trouble.
+
+
+def test_a_reader_that_goes_away_is_no_error(home: Path) -> None:
+    """`restante check --example | head -1`"""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        found = program("check", "--example", stdout=writing)
+    finally:
+        os.close(writing)
+    assert (found.code, found.err) == (0, "")
+
+
+def test_output_that_cannot_be_written_is_74(home: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        found = program("check", stdout=full)
+    assert (found.code, found.err) == (74, "restante check: No space left on device\n")
+
+
+def test_output_may_be_closed(home: Path) -> None:
+    """`restante check >&-`"""
+    assert (
+        subprocess.run(
+            ["sh", "-c", 'exec "$0" -m restante check >&-', sys.executable], timeout=30
+        ).returncode
+        == 0
+    )
