@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,3 +43,15 @@ def server_tls(certificate: tuple[Path, Path]) -> ssl.SSLContext:
 @pytest.fixture
 def client_tls(certificate: tuple[Path, Path]) -> ssl.SSLContext:
     return tls.client_context(certificate[0])
+
+
+@pytest.fixture
+def loggers() -> Iterator[None]:
+    """The loggers as they were, after a test that sets the log up."""
+    ours = [logging.getLogger(name) for name in ("restante", "asyncio")]
+    before = [(each, each.level, each.handlers[:], each.propagate) for each in ours]
+    yield
+    for each, level, handlers, propagate in before:
+        each.setLevel(level)
+        each.handlers[:] = handlers
+        each.propagate = propagate

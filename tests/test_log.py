@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -153,10 +153,8 @@ def test_fail2ban_does_not_ban_a_local_peer() -> None:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Log], io.StringIO]]:
+def told(loggers: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[Log], io.StringIO]:
     """Sets the log up, and gives what it tells."""
-    loggers = [logging.getLogger(name) for name in ("restante", "asyncio")]
-    before = [(each, each.level, each.handlers[:], each.propagate) for each in loggers]
 
     def begin(wanted: Log) -> io.StringIO:
         written = io.StringIO()
@@ -164,11 +162,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Log], io.StringI
         log.set_up(wanted)
         return written
 
-    yield begin
-    for each, level, handlers, propagate in before:
-        each.setLevel(level)
-        each.handlers[:] = handlers
-        each.propagate = propagate
+    return begin
 
 
 def warn(ip: str) -> None:

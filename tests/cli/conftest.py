@@ -64,7 +64,10 @@ def state(home: Path) -> Path:
 
 @pytest.fixture
 def restante(
-    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    home: Path,
+    loggers: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Restante:
     """Runs a command in this process."""
 

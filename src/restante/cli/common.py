@@ -118,13 +118,20 @@ def store(found: Configuration) -> MaildirStore | MemoryStore:
     if found.store.kind == "memory":
         return MemoryStore()
     if found.store.path == f"{found.state}/mail/%u":  # ours to make; any other may be a mount
-        (found.state / "mail").mkdir(mode=0o700, parents=True, exist_ok=True)
+        for place in (found.state, found.state / "mail"):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
     return MaildirStore(found.store.path, hold=found.store.hold)
 
 
 def say(text: str) -> None:
     """Talk; results go to standard output."""
     print(text, file=sys.stderr)
+
+
+def halves(fingerprint: str) -> tuple[str, str]:
+    """A fingerprint in two parts, for lines of 80 columns."""
+    groups = fingerprint.split()
+    return " ".join(groups[:8]), " ".join(groups[8:])
 
 
 def print_json(verb: str, **values: Any) -> None:

@@ -46,7 +46,9 @@ async def _story(configuration: config.Configuration) -> None:
     await asyncio.to_thread(users.add, "ann", password)
     async with running(configuration, users, store) as server:
         _tell("start", f"POP3S on {server.addresses['pop3s']}, LMTP on {server.addresses['lmtp']}")
-        _tell("", f"certificate made on the spot, SHA-256 {tls.fingerprint(server.certificate)}")
+        _tell("", "with a certificate made on the spot, whose SHA-256 fingerprint is")
+        for half in common.halves(tls.fingerprint(server.certificate)):
+            _tell("", f"  {half}")
 
         await asyncio.to_thread(_deliver, server)
         _tell("deliver", f"{len(_LETTERS)} messages by LMTP; each is on disk before it is accepted")

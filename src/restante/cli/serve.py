@@ -92,23 +92,26 @@ def _configured(options: argparse.Namespace) -> Iterator[Configuration]:
 
 
 async def _serve(configuration: Configuration, options: argparse.Namespace) -> None:
-    told = _listen_to_signals()
+    stop = _listen_to_signals()
     common.look_over(configuration)
     users = common.users(configuration)
     store = common.store(configuration)
     first_user = await asyncio.to_thread(_first_user, configuration, users)
     async with running(configuration, users, store) as server:
         server.users = dict([first_user] if first_user else [])
-        if options.ephemeral or options.json:
-            print(json.dumps(server.as_json(with_passwords=options.ephemeral)), flush=True)
-        else:
-            _introduce(configuration, server)
         if options.ready_file:
             options.ready_file.touch()
+        if options.ephemeral or options.json:
+            told = server.as_json(with_passwords=options.ephemeral)
+            if server.users and not options.ephemeral:
+                told["password_file"] = str(_store_password(configuration, *server.users.values()))
+            print(json.dumps(told), flush=True)
+        else:
+            _introduce(configuration, server)
         try:
             if options.ephemeral:
-                _watch_input(told)
-            await told.wait()
+                _watch_input(stop)
+            await stop.wait()
             _log.info("stopping", extra={"fields": {}})
         finally:
             if options.ready_file:
@@ -265,16 +268,18 @@ def _introduce(configuration: Configuration, server: Running) -> None:
     say = common.say
     if configuration.source is None:
         say(
-            f"restante {__version__}: nothing configured, so private mode "
+            f"restante {__version__}: nothing is configured, so this is private mode\n"
             "(loopback only, your files, TLS made on the spot)"
         )
     else:
         say(f"restante {__version__}: {configuration.source}")
-    print_of = tls.fingerprint(server.certificate)
-    notes = {"pop3s": f"certificate SHA-256 {print_of}", "pop3": "login needs STLS"}
+    notes = {"pop3s": "TLS from the first octet", "pop3": "login needs STLS"}
     for name, where in server.addresses.items():
         url = f"unix:{where}" if name.endswith("_unix") else f"{name}://{where}"
         say(f"  {name.removesuffix('_unix'):6} {url}  {notes.get(name, '')}".rstrip())
+    say("  certificate SHA-256")
+    for half in common.halves(tls.fingerprint(server.certificate)):
+        say(f"         {half}")
     for user, password in server.users.items():
         say(f"  first user {user!r}: {_hand_over(configuration, password)}")
     if server.users:
@@ -285,7 +290,11 @@ def _hand_over(configuration: Configuration, password: str) -> str:
     """A password is shown once, to a person at a terminal; else it waits in a private file."""
     if sys.stderr.isatty():
         return f"password, shown only now: {password}"
+    return f"password in {_store_password(configuration, password)}"
+
+
+def _store_password(configuration: Configuration, password: str) -> Path:
     path = configuration.state / "first-password"
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(password + "\n")
-    return f"password in {path}"
+    return path

@@ -1,0 +1,349 @@
+"""``restante serve``, ``demo`` and ``check`` as somebody runs them who knows nothing yet."""
+
+from __future__ import annotations
+
+import json
+import os
+import poplib
+import signal
+import smtplib
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from restante.net import tls
+
+from .conftest import Restante, program, started
+
+CANARY = "canary-7QK2M"
+
+
+@dataclass
+class Serving:
+    """A server in a process of its own, and what it said at its start."""
+
+    process: subprocess.Popen[bytes]
+    said: dict[str, Any]
+
+    @contextmanager
+    def client(
+        self, name: str = "pop3s", password: str = "", user: str = "me"
+    ) -> Iterator[poplib.POP3]:
+        """Logged in if there is a password; closed without QUIT if nobody says it."""
+        host, _, port = self.said[name].rpartition(":")
+        context = tls.client_context(Path(self.said["ca"]))
+        if name == "pop3s":
+            client: poplib.POP3 = poplib.POP3_SSL(host, int(port), context=context, timeout=10)
+        else:
+            client = poplib.POP3(host, int(port), timeout=10)
+        try:
+            if password:
+                client.user(user)
+                client.pass_(password)
+            yield client
+        finally:
+            client.close()
+
+    def deliver(self, text: str, name: str = "smtp") -> None:
+        host, _, port = self.said[name].rpartition(":")
+        kind = smtplib.LMTP if name == "lmtp" else smtplib.SMTP
+        with kind(host, int(port)) as server:
+            server.sendmail("bob@example.net", ["me@localhost"], text)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
+        """Its exit code, and what it told on standard error."""
+        self.process.send_signal(number)
+        _, told = self.process.communicate(timeout=30)
+        return self.process.returncode, told.decode()
+
+
+@contextmanager
+def serving(*arguments: str | Path, **options: Any) -> Iterator[Serving]:
+    with started("serve", "--json", *arguments, **options) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise AssertionError(process.communicate(timeout=30))
+        yield Serving(process, json.loads(line))
+
+
+# --ephemeral
+
+
+def test_ephemeral_serves_one_user_and_leaves_nothing(home: Path) -> None:
+    with serving("--ephemeral") as server:
+        assert server.said["schema"] == "restante/serve/1"
+        assert server.said.keys() == {
+            *("schema", "pop3s", "pop3", "lmtp", "lmtp_unix", "smtp", "ca", "users", "maildir")
+        }
+        ((user, password),) = server.said["users"].items()
+        assert user == "me"
+        for name in ("smtp", "lmtp"):
+            server.deliver(f"Subject: by {name}\r\n\r\nhi\r\n", name)
+        with server.client(password=password) as client:
+            assert client.stat()[0] == 2
+            client.quit()
+        code, told = server.stop()
+    assert code == 0
+    assert "login" not in told
+    assert list((home / "tmp").iterdir()) == []
+    assert list((home / "state").iterdir()) == []
+
+
+@pytest.mark.parametrize("stdin", [subprocess.PIPE, subprocess.DEVNULL, "file"])
+def test_ephemeral_ends_with_its_input(home: Path, stdin: int | str) -> None:
+    (home / "empty").touch()
+    with (
+        open(home / "empty", "rb") as file,
+        serving("--ephemeral", stdin=file if stdin == "file" else stdin) as server,
+    ):
+        out, _ = server.process.communicate(timeout=30)
+    assert (server.process.returncode, out) == (0, b"")
+    assert list((home / "tmp").iterdir()) == []
+
+
+def test_ephemeral_does_not_end_while_somebody_writes_to_it(home: Path) -> None:
+    with serving("--ephemeral") as server:
+        assert server.process.stdin is not None
+        server.process.stdin.write(b"x\n" * 10)
+        server.process.stdin.flush()
+        with server.client() as client:
+            client.quit()
+        assert server.process.poll() is None
+
+
+# Zero configuration.
+
+
+@pytest.fixture
+def ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ports of private mode may be in use here, so others are taken."""
+    monkeypatch.setenv("RESTANTE__SERVER__LISTEN", "pop3s://127.0.0.1:0 pop3://127.0.0.1:0")
+    monkeypatch.setenv("RESTANTE__INTAKE__SMTP__LISTEN", "127.0.0.1:0")
+
+
+def first_password(state: Path) -> str:
+    return (state / "first-password").read_text().removesuffix("\n")
+
+
+def test_the_first_start_makes_all_it_needs(home: Path, state: Path, ports: None) -> None:
+    with serving("--ready-file", home / "ready") as server:
+        assert (home / "ready").exists()
+        assert server.said.keys() == {
+            *("schema", "pop3s", "pop3", "lmtp_unix", "smtp", "ca", "password_file")
+        }
+        assert all(server.said[name].startswith("127.0.0.1:") for name in ("pop3s", "smtp"))
+        assert server.said["password_file"] == str(state / "first-password")
+        server.deliver("Subject: hello\r\n\r\nhi\r\n")
+        with server.client(password=first_password(state)) as client:
+            assert client.stat()[0] == 1
+            client.quit()
+        code, _ = server.stop(signal.SIGINT)
+    assert code == 0
+    assert not (home / "ready").exists()
+    assert not (state / "lmtp.sock").exists()
+    for path in [state, *state.rglob("*")]:
+        assert path.stat().st_mode & 0o077 == 0, f"{path} is for its owner only"
+
+
+def test_the_second_start_finds_mail_user_and_certificate_again(
+    home: Path, state: Path, ports: None
+) -> None:
+    prints = []
+    for _ in range(2):
+        with serving() as server:
+            prints.append(tls.fingerprint(Path(server.said["ca"])))
+            server.deliver("Subject: hello\r\n\r\nhi\r\n")
+            server.stop()
+    assert prints[0] == prints[1]
+    with serving() as server, server.client(password=first_password(state)) as client:
+        assert client.stat()[0] == 2
+
+
+def test_a_person_is_told_what_to_do_next(home: Path, state: Path, ports: None) -> None:
+    with started("serve") as process:
+        assert process.stderr is not None
+        told = []
+        for line in process.stderr:
+            told.append(line.decode())
+            if line.startswith(b"next: "):
+                break
+        process.terminate()
+        assert process.wait(30) == 0
+    text = "".join(told)
+    assert max(len(line) for line in told if str(home) not in line) <= 81  # line end included
+    for word in ("private mode", "pop3s://127.0.0.1:", "login needs STLS", "first user 'me'"):
+        assert word in text
+    assert str(state / "first-password") in text, "not a terminal, so the password is not shown"
+    assert first_password(state) not in text
+    assert (state / "first-password").stat().st_mode & 0o777 == 0o600
+
+
+def test_login_needs_tls_even_here(home: Path, state: Path, ports: None) -> None:
+    with serving() as server, server.client("pop3") as client:
+        with pytest.raises(poplib.error_proto, match="STLS"):
+            client.user("me")
+        client.stls(tls.client_context(Path(server.said["ca"])))
+        client.user("me")
+        client.pass_(first_password(state))
+        client.quit()
+
+
+# The end.
+
+
+def test_sigterm_ends_sessions_without_removing_anything(
+    home: Path, state: Path, ports: None
+) -> None:
+    with serving() as server:
+        server.deliver("Subject: hello\r\n\r\nhi\r\n")
+        with server.client(password=first_password(state)) as client:
+            client.dele(1)
+            server.process.terminate()
+            assert client.file.readline() == b""
+        assert server.process.wait(30) == 0
+    assert len(list((state / "mail/me/new").iterdir())) == 1
+
+
+# No secret in any log.
+
+
+def test_no_secret_is_in_any_log(home: Path, state: Path, ports: None) -> None:
+    """Neither a wrong password nor a right one, however it was sent; also not with -v."""
+    environment = {**os.environ, "RESTANTE__LOG__LEVEL": "debug", "PYTHONASYNCIODEBUG": "1"}
+    assert program("user", "add", "ann", stdin=CANARY.encode()).code == 0
+    with serving("-v", env=environment) as server:
+        with server.client(user="ann", password=CANARY) as client:
+            client.quit()
+        for command in (f"PASS {CANARY}x", f"AUTH PLAIN {CANARY}", f"XYZZY {CANARY}"):
+            with server.client() as client:
+                client.user("ann")
+                with pytest.raises(poplib.error_proto):
+                    client._shortcmd(command)  # type: ignore[attr-defined]
+        code, told = server.stop()
+    assert code == 0
+    assert "login ok: ip=127.0.0.1 user=ann proto=pop3s" in told
+    assert "login refused: ip=127.0.0.1 user=ann proto=pop3s" in told
+    assert CANARY not in told
+    for path in state.rglob("*"):
+        if path.is_file():
+            assert CANARY.encode() not in path.read_bytes(), path
+
+
+# Trouble at the start: one line, the thing and the next step, the right code.
+
+
+def in_use(home: Path) -> tuple[str, int, str]:
+    listening = socket.create_server(("127.0.0.1", 0))
+    keep.append(listening)
+    port = listening.getsockname()[1]
+    text = f"[server]\nlisten = 'pop3://127.0.0.1:{port}'"
+    return text, 69, f"cannot listen on pop3://127.0.0.1:{port}: another program listens there; "
+
+
+keep: list[socket.socket] = []
+
+
+def no_such_address(home: Path) -> tuple[str, int, str]:
+    return "[server]\nlisten = 'pop3://192.0.2.1:0'", 69, "this machine does not have that address"
+
+
+def no_certificate(home: Path) -> tuple[str, int, str]:
+    text = f"[tls]\nmode = 'files'\ncert = '{home}/x.pem'\nkey = '{home}/y.pem'"
+    return text, 78, f"{home}/x.pem"
+
+
+def no_store(home: Path) -> tuple[str, int, str]:
+    return (
+        f"[store]\npath = '{home}/mail/%u'",
+        78,
+        f"store.path: {home}/mail is not there; next: mkdir -p {home}/mail",
+    )
+
+
+def shared_store(home: Path) -> tuple[str, int, str]:
+    return f"[store]\npath = '{home}/mail'", 78, "needs %u or %n"
+
+
+def no_state(home: Path) -> tuple[str, int, str]:
+    (home / "state" / "restante").write_text("a file, where a directory should be")
+    return "", 74, f"{home}/state/restante: File exists"
+
+
+def no_socket(home: Path) -> tuple[str, int, str]:
+    return f"[intake.lmtp]\nlisten = 'unix:{home}/none/lmtp'", 69, "No such file or directory"
+
+
+def a_long_socket(home: Path) -> tuple[str, int, str]:
+    return f"[intake.lmtp]\nlisten = 'unix:{home}/{'x' * 108}'", 69, "path too long"
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        *(in_use, no_such_address, no_certificate, no_store, shared_store, no_state),
+        *(no_socket, a_long_socket),
+    ],
+)
+def test_trouble_at_the_start(
+    trouble: Callable[[Path], tuple[str, int, str]], restante: Restante, home: Path
+) -> None:
+    text, code, words = trouble(home)
+    (home / "x.toml").write_text("[server]\nlisten = []\n" * ("[server]" not in text) + text)
+    try:
+        found = restante("serve", "-c", home / "x.toml")
+    finally:
+        while keep:
+            keep.pop().close()
+    assert found.code == code
+    assert found.err.startswith("restante serve: ")
+    assert words in found.err
+    assert len(found.err.splitlines()) == 1
+
+
+# check
+
+
+def test_check_tells_what_would_be_served(restante: Restante, home: Path) -> None:
+    found = restante("check")
+    assert (found.code, found.err) == (0, "")
+    assert "private mode: good" in found.out
+    assert restante("check", "--json").json.keys() == {"schema", "source", "listen"}
+    assert list((home / "state").iterdir()) == [], "it only looks"
+
+
+def test_check_finds_all_that_is_missing_at_once(restante: Restante, home: Path) -> None:
+    (home / "x.toml").write_text(
+        f"[tls]\nmode = 'files'\ncert = '{home}/c'\nkey = '{home}/k'\n"
+        f"[store]\npath = '{home}/mail/%u'\n"
+    )
+    found = restante("check", "-c", home / "x.toml")
+    assert found.code == 78
+    assert len(found.err.splitlines()) == 2
+
+
+def test_the_example_is_printed_and_is_good(restante: Restante, home: Path) -> None:
+    (home / "x.toml").write_text(restante("check", "--example").out)
+    found = restante("check", "-c", home / "x.toml")
+    assert found.code == 78, "its certificate and its directories are not here"
+    assert "unknown" not in found.err
+
+
+# demo
+
+
+def test_the_demo_tells_its_story_and_leaves_nothing(home: Path) -> None:
+    found = program("demo")
+    assert (found.code, found.err) == (0, "")
+    steps = ["start", "deliver", "fetch", "delete", "poplib", "undelete", "poplib", "stop"]
+    told = iter([line[:9].strip() for line in found.out.splitlines()])
+    assert all(step in told for step in steps), found.out
+    assert max(map(len, found.out.splitlines())) <= 80
+    for place in ("tmp", "state", "config"):
+        assert list((home / place).iterdir()) == []
