@@ -21,7 +21,8 @@ from restante.errors import (
     UnsafeArgument,
 )
 from restante.log import Plain
-from restante.pop3.dialogue import Dialogue, Message, Procedure
+from restante.pop3.dialogue import Dialogue, Procedure
+from restante.pop3.listing import Message
 from restante.wire import Unstuffer
 
 from .pop3.core import Core
@@ -159,7 +160,7 @@ def test_an_overlong_unique_id_is_the_end(unique_id: bytes) -> None:
 def test_an_empty_unique_id_is_none() -> None:
     """CVE-2018-14356; that unique-ids are no paths (CVE-2018-14362) the collector's tests show."""
     _, found = talk(Dialogue().listing(), b"+OK\r\n1 10\r\n.\r\n+OK\r\n1 \r\n.\r\n")
-    assert found == [Message(1, None, 10)]
+    assert list(found) == [Message(1, None, 10)]
 
 
 @pytest.mark.rfc("P-029")
@@ -167,10 +168,11 @@ def test_long_lines_of_mail_are_no_error() -> None:
     """CVE-2013-1752 was mended with a limit of 2048 octets, which real mail exceeds."""
     line = b"x" * 300_000
     dialogue = Dialogue()
-    talk(dialogue.ask_for([Message(1, None, 1)]), b"")
-    talk(dialogue.next_message(), b"+OK\r\n" + line + b"\r\n.\r\n")
+    retrieval = talk(dialogue.ask_for([Message(1, None, 1)]), b"")[1]
+    answer = talk(dialogue.next_message(retrieval), b"+OK\r\n" + line + b"\r\n.\r\n")[1]
+    assert answer is not None
     body = b""
-    while piece := talk(dialogue.piece(), b"")[1]:
+    while piece := talk(dialogue.piece(answer), b"")[1]:
         body += piece
     assert body == line + b"\r\n"
 

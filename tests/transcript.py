@@ -29,7 +29,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent / "transcripts"
 
 
-def _octets(text: str) -> bytes:
+def octets_of(text: str) -> bytes:
     return text.encode().decode("unicode_escape").encode("latin-1")
 
 
@@ -78,13 +78,13 @@ def parse(path: Path) -> Transcript:
         if not line or line.startswith("#"):
             continue
         if line.startswith("| ") or line == "|":
-            transcript.messages[-1] += _octets(line[2:]) + b"\r\n"
+            transcript.messages[-1] += octets_of(line[2:]) + b"\r\n"
         elif key == "message":
             transcript.messages.append(b"")
         elif key == "tls":
             transcript.tls = value != "no"
         elif key == "password":
-            transcript.password = _octets(value).decode()
+            transcript.password = octets_of(value).decode()
         elif key == "maildrop" and transcript.steps:
             transcript.left = [int(size) for size in value.split()]
         elif key == "maildrop":
@@ -97,13 +97,13 @@ def parse(path: Path) -> Transcript:
 def _steps(key: str, value: str, password: str) -> Iterator[Step]:
     match key:
         case "C":
-            yield Step("C", _octets(value) + b"\r\n")
+            yield Step("C", octets_of(value) + b"\r\n")
         case "c":
-            yield Step("C", _octets(value))
+            yield Step("C", octets_of(value))
         case "S" if value == "~":
             yield Step("rest")
         case "S":
-            yield Step("S", _octets(value))
+            yield Step("S", octets_of(value))
         case "login":
             yield Step("C", b"USER mrose\r\n")
             yield Step("S", b"+OK *")

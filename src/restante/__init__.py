@@ -10,14 +10,15 @@ if TYPE_CHECKING:
     from .net.blocking import BlockingClient, connect_blocking
     from .net.client import Client, connect
     from .net.remote import TLS
-    from .pop3.dialogue import Capabilities, Message
+    from .pop3.dialogue import Capabilities
+    from .pop3.listing import Message
 
 _HOMES = {
     "TLS": "net.remote",
     "BlockingClient": "net.blocking",
     "Capabilities": "pop3.dialogue",
     "Client": "net.client",
-    "Message": "pop3.dialogue",
+    "Message": "pop3.listing",
     "connect": "net.client",
     "connect_blocking": "net.blocking",
 }

@@ -24,6 +24,7 @@ RestanteError
 ├── ConfigurationError
 │   └── CannotListen
 ├── UnsafeArgument             a caller's argument would break the protocol
+├── BodySkipped                a caller came back to a body after another command
 └── ClientError                a remote server, seen by our client
     ├── CommandFailed          it answered -ERR; the session goes on
     │   └── LoginFailed
@@ -170,6 +171,13 @@ class UnsafeArgument(RestanteError, ValueError):
     """CR, LF, NUL or another control character in an argument: refused before sending."""
 
 
+class BodySkipped(RestanteError):
+    """The rest of a message was skipped, because another command came before its end.
+
+    What was read of it is not the message.
+    """
+
+
 _MAY_PASS = ("IN-USE", "LOGIN-DELAY", "SYS", "SYS/TEMP")
 
 
@@ -201,14 +209,18 @@ class TLSUnavailable(ClientError):
 
 
 class ConnectionLost(ClientError):
-    """The session is over without QUIT, so nothing was removed (RFC 1939 §6)."""
+    """The session is over without QUIT, so nothing was removed (RFC 1939 §6).
+
+    If the answer to QUIT was lost, ``is_known`` is False: the server may have removed them.
+    """
 
     retry = True
 
-    def __init__(self, text: str, lost_deletions: int = 0) -> None:
-        lost = f"; {lost_deletions} deletions were not carried out" if lost_deletions else ""
-        super().__init__(text + lost)
+    def __init__(self, text: str, lost_deletions: int = 0, *, is_known: bool = True) -> None:
+        fate = "were not carried out" if is_known else "may have been carried out, or not"
+        super().__init__(f"{text}; {lost_deletions} deletions {fate}" if lost_deletions else text)
         self.lost_deletions = lost_deletions  # messages
+        self.is_known = is_known
 
 
 class ProtocolBroken(ConnectionLost):

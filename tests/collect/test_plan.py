@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restante.collect.plan import Delete, Fetch, Policy, Skip, Step, Taken, looks_moved, plan
-from restante.pop3.dialogue import Message
+from restante.pop3.listing import Message
 
 NOW = 1_800_000_000.0
 DAY = 86_400.0

@@ -20,7 +20,7 @@ from .user import first_line
 
 if TYPE_CHECKING:
     from ..collect.fetch import Outcome
-    from ..pop3.dialogue import Message
+    from ..pop3.listing import Message
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

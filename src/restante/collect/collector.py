@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +22,7 @@ from tempfile import SpooledTemporaryFile
 
 from ..errors import CommandFailed, MessageRefused, PermanentFailure, TemporaryFailure
 from ..net.client import Client, connect
-from ..pop3.dialogue import Message
+from ..pop3.listing import Message
 from .destinations import Destination, Verifying
 from .ledger import Ledger
 from .plan import Delete, Fetch, Policy, Skip, Taken, is_due, looks_moved, plan, unique_ids
@@ -216,7 +216,7 @@ class _Session:
                 self._due.append((message, key))
         self._safe.clear()
 
-    async def _take(self, step: Fetch, body: AsyncIterator[bytes]) -> None:
+    async def _take(self, step: Fetch, body: AsyncIterable[bytes]) -> None:
         message, key = step.message, step.key
         known = self._known.get(key) if key is not None else None
         try:
@@ -234,7 +234,7 @@ class _Session:
         self.outcome.in_doubt += step.was_begun and not self._destination.is_repeatable
         self._safe.append((step.message, key, digest))
 
-    async def _take_by_content(self, step: Fetch, body: AsyncIterator[bytes]) -> None:
+    async def _take_by_content(self, step: Fetch, body: AsyncIterable[bytes]) -> None:
         """Only the whole message tells whether it is here already."""
         message, name = step.message, self._account.name
         with SpooledTemporaryFile(_IN_MEMORY) as whole:
@@ -268,7 +268,7 @@ class _Session:
             self._note(step, key, digest)
 
     async def _store(
-        self, message: Message, key: str, body: AsyncIterator[bytes], *, is_new: bool = True
+        self, message: Message, key: str, body: AsyncIterable[bytes], *, is_new: bool = True
     ) -> bytes:
         """Durable at the destination on return; gives the digest."""
         seen, destination = sha256(), self._destination

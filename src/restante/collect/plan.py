@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..pop3.dialogue import Message
+from ..pop3.listing import Message
 
 _ENOUGH = 20  # messages; fewer prove nothing about a server
 _HARDLY_ANY = 0.1  # of what we took is still listed under its unique-id

@@ -10,33 +10,89 @@ import ssl
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from email.message import EmailMessage
 from pathlib import Path
 from typing import TypeVar, cast
 
-from ..errors import CommandFailed, DeadlineExceeded, UnsafeArgument
-from ..pop3.dialogue import Capabilities, Dialogue, Message, Procedure
+from ..errors import BodySkipped, CommandFailed, DeadlineExceeded, UnsafeArgument
+from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure
+from ..pop3.listing import Message
+from .client import Progress, _ignore
 from .remote import TLS, Remote, explain
+from .saving import Parsing, Saving
 
 T = TypeVar("T")
 _PIECE = 65_536  # octets read at once
 
 
-class BlockingClient:
-    """A session in the TRANSACTION state; ``connect_blocking`` makes it."""
+class BlockingBody:
+    """See ``net.client.Body``."""
 
     def __init__(
-        self, dialogue: Dialogue, connection: socket.socket, timeout: float, deadline: float | None
+        self, client: BlockingClient, message: Message, progress: Progress = _ignore
     ) -> None:
-        self._dialogue = dialogue
-        self._socket = connection
+        self.message = message
+        self._client = client
+        self._progress = progress
+        self._command = "RETR"
+        self._answer: Answer | None = None
+        self._is_begun = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self._is_begun:
+            raise BodySkipped("a body can be read once")
+        self._is_begun = True
+        answer = self._answer or self._client._ask_for_one(self.message, self._command)
+        octets = 0
+        while piece := self._client._run(self._client._dialogue.piece(answer)):
+            octets += len(piece)
+            self._progress(self.message, octets)
+            yield piece
+
+    def read(self) -> bytes:
+        """All of it."""
+        return b"".join(self)
+
+    def email(self) -> EmailMessage:
+        """All of it, parsed with the policy ``email.policy.default``."""
+        parsing = Parsing()
+        for piece in self:
+            parsing.write(piece)
+        return parsing.close()
+
+    def save(self, path: Path | str) -> None:
+        """Into a file, which is there whole and durable on return, or not at all.
+
+        Raises:
+            FileExistsError: nothing is ever replaced.
+        """
+        with Saving(Path(path)) as file:
+            for piece in self:
+                file.write(piece)
+
+
+class BlockingClient:
+    """A session in the TRANSACTION state; ``connect_blocking`` makes it.  For one thread."""
+
+    def __init__(
+        self, remote: Remote, context: ssl.SSLContext, timeout: float, deadline: float | None
+    ) -> None:
+        self._remote = remote
+        self._context = context
         self._timeout = timeout
         self._until = None if deadline is None else time.monotonic() + deadline
-        self._is_lost = False
+        self._dialogue = Dialogue()
+        self._socket: socket.socket | None = None  # None: there is no session
 
     @property
     def capabilities(self) -> Capabilities:
         """As announced after the login."""
         return self._dialogue.capabilities
+
+    @property
+    def deletions(self) -> int:
+        """Messages marked as deleted in this session."""
+        return self._dialogue.deletions
 
     def stat(self) -> tuple[int, int]:
         """How many messages, how many octets."""
@@ -46,36 +102,39 @@ class BlockingClient:
         """The listing; nothing is downloaded yet."""
         yield from self._run(self._dialogue.listing())
 
-    def retrieve(self, message: Message) -> Iterator[bytes]:
-        """One message in pieces of CRLF text; raises as ``Client.retrieve`` does."""
-        yield from self._ask_for_one(message, "RETR")
+    def retrieve(self, message: Message, *, progress: Progress = _ignore) -> BlockingBody:
+        """One message; it is asked for when it is read."""
+        return BlockingBody(self, message, progress)
 
-    def top(self, message: Message, lines: int = 0) -> bytes:
+    def top(self, message: Message, lines: int = 0) -> BlockingBody:
         """The header, the blank line and so many lines of the body (RFC 1939 §7)."""
-        return b"".join(self._ask_for_one(message, f"TOP {lines}"))
+        body = BlockingBody(self, message)
+        body._command = f"TOP {lines:d}"
+        return body
 
-    def _ask_for_one(self, message: Message, command: str) -> Iterator[bytes]:
-        self._run(self._dialogue.ask_for([message], command))
-        answer = self._run(self._dialogue.next_message())
+    def _ask_for_one(self, message: Message, command: str) -> Answer:
+        retrieval = self._run(self._dialogue.ask_for([message], command))
+        answer = self._run(self._dialogue.next_message(retrieval))
         assert answer is not None
-        return self._body(answer[1])
+        return answer
 
     def retrieve_all(
-        self, messages: Iterable[Message]
-    ) -> Iterator[tuple[Message, Iterator[bytes]]]:
+        self, messages: Iterable[Message], *, progress: Progress = _ignore, command: str = "RETR"
+    ) -> Iterator[tuple[Message, BlockingBody]]:
         """Many messages, pipelined where the server allows; see ``Client.retrieve_all``."""
-        self._run(self._dialogue.ask_for(messages))
-        while (answer := self._run(self._dialogue.next_message())) is not None:
-            yield answer[0], self._body(answer[1])
+        retrieval = self._run(self._dialogue.ask_for(messages, command))
+        while (answer := self._run(self._dialogue.next_message(retrieval))) is not None:
+            body = BlockingBody(self, answer.message, progress)
+            body._answer = answer
+            yield answer.message, body
 
-    def _body(self, error: CommandFailed | None) -> Iterator[bytes]:
-        if error is not None:
-            raise error
-        while piece := self._run(self._dialogue.piece()):
-            yield piece
+    def headers(self, messages: Iterable[Message]) -> Iterator[tuple[Message, EmailMessage]]:
+        """The headers of many messages; see ``Client.headers``."""
+        for message, body in self.retrieve_all(messages, command="TOP 0"):
+            yield message, body.email()
 
     def delete(self, *messages: Message) -> None:
-        """Mark as deleted; they are removed when the session ends normally."""
+        """Mark as deleted; see ``Client.delete``."""
         self._run(self._dialogue.delete(messages))
 
     def reset(self) -> None:
@@ -88,54 +147,106 @@ class BlockingClient:
 
     def quit(self) -> None:
         """End the session; what was marked is removed when this returns."""
-        self._run(self._dialogue.quit())
+        try:
+            self._run(self._dialogue.quit())
+        finally:
+            self.abort()
+
+    def commit(self) -> None:
+        """Remove what was marked, and go on in a new session; see ``Client.commit``."""
+        self.quit()
+        self.reconnect()
+
+    def reconnect(self) -> int:
+        """A new session; returns how many deletions were lost.  See ``Client.reconnect``."""
         self.abort()
+        lost = self._dialogue.deletions
+        self._dialogue = Dialogue()
+        self._open()
+        return lost
 
     def abort(self) -> None:
         """Drop the connection: nothing is removed."""
-        self._is_lost = True
-        self._socket.close()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _open(self) -> None:
+        """Connect, secure, log in."""
+        remote, dialogue = self._remote, self._dialogue
+        try:
+            self._socket = socket.create_connection((remote.host, remote.port), self._left())
+        except OSError as error:
+            raise explain(error, remote.host) from error
+        try:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if remote.tls is TLS.IMPLICIT:
+                self._shake_hands()
+            self._run(dialogue.greeting())
+            if remote.tls is TLS.STARTTLS:
+                self._run(dialogue.start_tls())
+                self._shake_hands()
+            self._run(dialogue.ask_capabilities())
+            self._run(dialogue.log_in(remote.user, remote.password))
+            self._run(dialogue.ask_capabilities())
+        except BaseException:
+            self.abort()
+            raise
+
+    def _shake_hands(self) -> None:
+        """What the kernel has from before the handshake becomes a broken handshake."""
+        assert self._socket is not None
+        self._socket.settimeout(self._left())
+        host = self._remote.host
+        try:
+            self._socket = self._context.wrap_socket(self._socket, server_hostname=host)
+        except OSError as error:
+            raise explain(error, host) from error
+
+    def _left(self) -> float:
+        """Seconds for the next wait.
+
+        Raises:
+            DeadlineExceeded: the time for all of it is over.
+        """
+        if self._until is None:
+            return self._timeout
+        left = min(self._timeout, self._until - time.monotonic())
+        if left <= 0:
+            raise self._dialogue.lost("the deadline is over", DeadlineExceeded)
+        return left
 
     def _run(self, procedure: Procedure[T]) -> T:
-        if self._is_lost:
+        if self._socket is None:
             raise self._dialogue.lost("the connection is closed")
         try:
             wanted = next(procedure)
             while True:
-                wanted = procedure.send(self._exchange(wanted))
+                wanted = procedure.send(self._exchange(self._socket, wanted))
         except StopIteration as end:
             return cast(T, end.value)
-        except (CommandFailed, UnsafeArgument):
+        except (BodySkipped, CommandFailed, UnsafeArgument):
             raise
         except BaseException:
             self.abort()  # a response may be half read: nothing after it can be trusted
             raise
 
-    def _exchange(self, wanted: bytes | None) -> bytes:
-        left = self._timeout
-        if self._until is not None:
-            left = min(left, self._until - time.monotonic())
-        if left <= 0:
-            raise self._dialogue.lost("the deadline is over", DeadlineExceeded)
-        self._socket.settimeout(left)
+    def _exchange(self, connection: socket.socket, wanted: bytes | None) -> bytes:
+        connection.settimeout(self._left())
         try:
             if wanted is not None:
-                self._socket.sendall(wanted)
+                connection.sendall(wanted)
                 return b""
-            octets = self._socket.recv(_PIECE)
+            octets = connection.recv(_PIECE)
         except TimeoutError as error:
-            text = f"the server was silent for {left:g} s"
+            self._left()
+            text = f"the server was silent for {self._timeout:g} s"
             raise self._dialogue.lost(text, DeadlineExceeded) from error
         except OSError as error:
             raise self._dialogue.lost(str(error)) from error
         if not octets:
             raise self._dialogue.lost("the server closed the connection")
         return octets
-
-    def _start_tls(self, context: ssl.SSLContext, host: str) -> None:
-        """What the kernel has from before the handshake becomes a broken handshake."""
-        self._run(self._dialogue.start_tls())
-        self._socket = context.wrap_socket(self._socket, server_hostname=host)
 
 
 @contextmanager
@@ -152,40 +263,11 @@ def connect_blocking(
 ) -> Iterator[BlockingClient]:
     """Connect, secure, log in; QUIT when the block ends normally.  See ``net.client.connect``."""
     remote = Remote.parse(url, user=user, password=password, tls=tls)
-    client = _open(remote, remote.context(context, ca_file), timeout, deadline)
+    client = BlockingClient(remote, remote.context(context, ca_file), timeout, deadline)
     try:
+        client._open()
         yield client
-        if not client._is_lost:
+        if client._socket is not None:
             client.quit()
     finally:
         client.abort()
-
-
-def _open(
-    remote: Remote, context: ssl.SSLContext, timeout: float, deadline: float | None
-) -> BlockingClient:
-    dialogue = Dialogue()
-    try:
-        connection = socket.create_connection((remote.host, remote.port), timeout)
-    except TimeoutError as error:
-        raise dialogue.lost(f"{remote.host} does not answer", DeadlineExceeded) from error
-    except OSError as error:
-        raise explain(error, remote.host) from error
-    client = BlockingClient(dialogue, connection, timeout, deadline)
-    try:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            if remote.tls is TLS.IMPLICIT:
-                client._socket = context.wrap_socket(connection, server_hostname=remote.host)
-            client._run(dialogue.greeting())
-            if remote.tls is TLS.STARTTLS:
-                client._start_tls(context, remote.host)
-        except OSError as error:
-            raise explain(error, remote.host) from error
-        client._run(dialogue.ask_capabilities())
-        client._run(dialogue.log_in(remote.user, remote.password))
-        client._run(dialogue.ask_capabilities())
-    except BaseException:
-        client.abort()
-        raise
-    return client

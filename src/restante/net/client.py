@@ -8,32 +8,98 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from email.message import EmailMessage
 from pathlib import Path
 from typing import TypeVar, cast
 
-from ..errors import CommandFailed, DeadlineExceeded, UnsafeArgument
-from ..pop3.dialogue import Capabilities, Dialogue, Message, Procedure
+from ..errors import BodySkipped, CommandFailed, DeadlineExceeded, UnsafeArgument
+from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure
+from ..pop3.listing import Message
 from .remote import TLS, Remote, explain
+from .saving import Parsing, Saving
 
 T = TypeVar("T")
+Progress = Callable[[Message, int], None]
+"""Is told the message and how many of its octets have come."""
 _HIGH_WATER = 262_144  # octets that wait unread before we stop reading
 
 
-class Client:
-    """A session in the TRANSACTION state; ``connect`` makes it."""
+def _ignore(message: Message, octets: int) -> None:
+    pass
 
-    def __init__(self, dialogue: Dialogue, stream: _Stream, timeout: float) -> None:
-        self._dialogue = dialogue
-        self._stream = stream
+
+class Body:
+    """A message, or its beginning, as it comes: CRLF text in pieces, once.
+
+    Reading it raises:
+        CommandFailed: the server does not give it.
+        ConnectionLost: it ended early; what came is not the message.
+        BodySkipped: another command came before its end.
+    """
+
+    def __init__(self, client: Client, message: Message, progress: Progress = _ignore) -> None:
+        self.message = message
+        self._client = client
+        self._progress = progress
+        self._command = "RETR"
+        self._answer: Answer | None = None
+        self._is_begun = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._is_begun:
+            raise BodySkipped("a body can be read once")
+        self._is_begun = True
+        answer = self._answer or await self._client._ask_for_one(self.message, self._command)
+        octets = 0
+        while piece := await self._client._run(self._client._dialogue.piece(answer)):
+            octets += len(piece)
+            self._progress(self.message, octets)
+            yield piece
+
+    async def read(self) -> bytes:
+        """All of it."""
+        return b"".join([piece async for piece in self])
+
+    async def email(self) -> EmailMessage:
+        """All of it, parsed with the policy ``email.policy.default``."""
+        parsing = Parsing()
+        async for piece in self:
+            parsing.write(piece)
+        return parsing.close()
+
+    async def save(self, path: Path | str) -> None:
+        """Into a file, which is there whole and durable on return, or not at all.
+
+        Raises:
+            FileExistsError: nothing is ever replaced.
+        """
+        with Saving(Path(path)) as file:
+            async for piece in self:
+                file.write(piece)
+
+
+class Client:
+    """A session in the TRANSACTION state; ``connect`` makes it.  For one task at a time."""
+
+    def __init__(self, remote: Remote, context: ssl.SSLContext, timeout: float) -> None:
+        self._remote = remote
+        self._context = context
         self._timeout = timeout
-        self._is_lost = False
+        self._dialogue = Dialogue()
+        self._stream: _Stream | None = None  # None: there is no session
+        self._is_busy = False
 
     @property
     def capabilities(self) -> Capabilities:
         """As announced after the login."""
         return self._dialogue.capabilities
+
+    @property
+    def deletions(self) -> int:
+        """Messages marked as deleted in this session."""
+        return self._dialogue.deletions
 
     async def stat(self) -> tuple[int, int]:
         """How many messages, how many octets."""
@@ -44,47 +110,54 @@ class Client:
         for message in await self._run(self._dialogue.listing()):
             yield message
 
-    async def retrieve(self, message: Message) -> AsyncIterator[bytes]:
-        """One message in pieces of CRLF text.
+    def retrieve(self, message: Message, *, progress: Progress = _ignore) -> Body:
+        """One message; it is asked for when it is read."""
+        return Body(self, message, progress)
 
-        Raises:
-            CommandFailed: the server does not give it.
-            ConnectionLost: it ended early; what came is not the message.
-        """
-        async for piece in await self._ask_for_one(message, "RETR"):
-            yield piece
-
-    async def top(self, message: Message, lines: int = 0) -> bytes:
+    def top(self, message: Message, lines: int = 0) -> Body:
         """The header, the blank line and so many lines of the body (RFC 1939 §7)."""
-        body = await self._ask_for_one(message, f"TOP {lines}")
-        return b"".join([piece async for piece in body])
+        body = Body(self, message)
+        body._command = f"TOP {lines:d}"
+        return body
 
-    async def _ask_for_one(self, message: Message, command: str) -> AsyncIterator[bytes]:
-        await self._run(self._dialogue.ask_for([message], command))
-        answer = await self._run(self._dialogue.next_message())
+    async def _ask_for_one(self, message: Message, command: str) -> Answer:
+        retrieval = await self._run(self._dialogue.ask_for([message], command))
+        answer = await self._run(self._dialogue.next_message(retrieval))
         assert answer is not None
-        return self._body(answer[1])
+        return answer
 
     async def retrieve_all(
-        self, messages: Iterable[Message]
-    ) -> AsyncIterator[tuple[Message, AsyncIterator[bytes]]]:
+        self, messages: Iterable[Message], *, progress: Progress = _ignore, command: str = "RETR"
+    ) -> AsyncIterator[tuple[Message, Body]]:
         """Many messages, pipelined where the server allows; their bodies in this order.
 
         A body that is not read to its end is skipped.  One that the server refuses raises
-        CommandFailed when it is read.
+        CommandFailed when it is read.  Messages may be deleted meanwhile; any other command ends
+        it, and BodySkipped tells so.
         """
-        await self._run(self._dialogue.ask_for(messages))
-        while (answer := await self._run(self._dialogue.next_message())) is not None:
-            yield answer[0], self._body(answer[1])
+        retrieval = await self._run(self._dialogue.ask_for(messages, command))
+        while (answer := await self._run(self._dialogue.next_message(retrieval))) is not None:
+            body = Body(self, answer.message, progress)
+            body._answer = answer
+            yield answer.message, body
 
-    async def _body(self, error: CommandFailed | None) -> AsyncIterator[bytes]:
-        if error is not None:
-            raise error
-        while piece := await self._run(self._dialogue.piece()):
-            yield piece
+    async def headers(
+        self, messages: Iterable[Message]
+    ) -> AsyncIterator[tuple[Message, EmailMessage]]:
+        """The headers of many messages, by TOP, pipelined where the server allows.
+
+        Raises:
+            CommandFailed: the server does not give one of them, or has no TOP.
+        """
+        async for message, body in self.retrieve_all(messages, command="TOP 0"):
+            yield message, await body.email()
 
     async def delete(self, *messages: Message) -> None:
-        """Mark as deleted; they are removed when the session ends normally."""
+        """Mark as deleted; they are removed when the session ends normally.
+
+        While ``retrieve_all`` is at work they only take their turn among its commands, and if one
+        is refused, that or the next command raises the CommandFailed.
+        """
         await self._run(self._dialogue.delete(messages))
 
     async def reset(self) -> None:
@@ -97,38 +170,99 @@ class Client:
 
     async def quit(self) -> None:
         """End the session; what was marked is removed when this returns."""
-        await self._run(self._dialogue.quit())
+        try:
+            await self._run(self._dialogue.quit())
+        finally:
+            self.abort()
+
+    async def commit(self) -> None:
+        """Remove what was marked, and go on in a new session: QUIT, connect, log in.
+
+        The messages must be listed again.
+        """
+        await self.quit()
+        await self.reconnect()
+
+    async def reconnect(self) -> int:
+        """A new session, also after the connection was lost; returns how many deletions were lost.
+
+        The messages must be listed again.
+        """
         self.abort()
+        lost = self._dialogue.deletions
+        self._dialogue = Dialogue()
+        await self._open()
+        return lost
 
     def abort(self) -> None:
         """Drop the connection: nothing is removed."""
-        self._is_lost = True
-        self._stream.transport.abort()
+        if self._stream is not None:
+            self._stream.transport.abort()
+            self._stream = None
+
+    async def _open(self) -> None:
+        """Connect, secure, log in."""
+        remote, dialogue = self._remote, self._dialogue
+        is_implicit = remote.tls is TLS.IMPLICIT
+        try:
+            async with asyncio.timeout(self._timeout):
+                _, self._stream = await asyncio.get_running_loop().create_connection(
+                    _Stream,
+                    remote.host,
+                    remote.port,
+                    ssl=self._context if is_implicit else None,
+                    server_hostname=remote.host if is_implicit else None,
+                )
+        except OSError as error:
+            raise explain(error, remote.host) from error
+        try:
+            await self._run(dialogue.greeting())
+            if remote.tls is TLS.STARTTLS:
+                await self._run(dialogue.start_tls())
+                await self._shake_hands()
+            await self._run(dialogue.ask_capabilities())
+            await self._run(dialogue.log_in(remote.user, remote.password))
+            await self._run(dialogue.ask_capabilities())
+        except BaseException:
+            self.abort()
+            raise
+
+    async def _shake_hands(self) -> None:
+        assert self._stream is not None
+        try:
+            await self._stream.start_tls(self._context, self._remote.host, self._timeout)
+        except OSError as error:
+            raise explain(error, self._remote.host) from error
 
     async def _run(self, procedure: Procedure[T]) -> T:
-        if self._is_lost:
+        if self._stream is None:
             raise self._dialogue.lost("the connection is closed")
+        if self._is_busy:
+            raise RuntimeError("two tasks use one POP3 session")
+        self._is_busy = True
         try:
             wanted = next(procedure)
             while True:
                 octets = b""
                 if wanted is None:
-                    octets = await self._receive()
+                    octets = await self._receive(self._stream)
                 else:
                     self._stream.transport.write(wanted)
                 wanted = procedure.send(octets)
         except StopIteration as end:
             return cast(T, end.value)
-        except (CommandFailed, UnsafeArgument):
+        except (BodySkipped, CommandFailed, UnsafeArgument):
             raise
         except BaseException:
             self.abort()  # a response may be half read: nothing after it can be trusted
             raise
+        finally:
+            self._is_busy = False
 
-    async def _receive(self) -> bytes:
+    async def _receive(self, stream: _Stream) -> bytes:
         try:
             async with asyncio.timeout(self._timeout):
-                octets = await self._stream.receive()
+                octets = await stream.receive()
         except TimeoutError as error:
             text = f"the server was silent for {self._timeout:g} s"
             raise self._dialogue.lost(text, DeadlineExceeded) from error
@@ -137,10 +271,6 @@ class Client:
         if not octets:
             raise self._dialogue.lost("the server closed the connection")
         return octets
-
-    async def _start_tls(self, context: ssl.SSLContext, host: str) -> None:
-        await self._run(self._dialogue.start_tls())
-        await self._stream.start_tls(context, host, self._timeout)
 
 
 class _Stream(asyncio.Protocol):
@@ -219,51 +349,17 @@ async def connect(
         CommandFailed: at the end: the server could not remove what was deleted.
     """
     remote = Remote.parse(url, user=user, password=password, tls=tls)
-    dialogue = Dialogue()
+    client = Client(remote, remote.context(context, ca_file), timeout)
     try:
         async with asyncio.timeout(deadline) as total:
-            client = await _open(remote, dialogue, remote.context(context, ca_file), timeout)
             try:
+                await client._open()
                 yield client
-                if not client._is_lost:
+                if client._stream is not None:
                     await client.quit()
             finally:
                 client.abort()
     except TimeoutError as error:
         if not total.expired():
             raise
-        raise dialogue.lost("the deadline is over", DeadlineExceeded) from error
-
-
-async def _open(
-    remote: Remote, dialogue: Dialogue, context: ssl.SSLContext, timeout: float
-) -> Client:
-    implicit = remote.tls is TLS.IMPLICIT
-    try:
-        async with asyncio.timeout(timeout):
-            _, stream = await asyncio.get_running_loop().create_connection(
-                _Stream,
-                remote.host,
-                remote.port,
-                ssl=context if implicit else None,
-                server_hostname=remote.host if implicit else None,
-            )
-    except TimeoutError as error:
-        raise dialogue.lost(f"{remote.host} does not answer", DeadlineExceeded) from error
-    except OSError as error:
-        raise explain(error, remote.host) from error
-    client = Client(dialogue, stream, timeout)
-    try:
-        await client._run(dialogue.greeting())
-        if remote.tls is TLS.STARTTLS:
-            try:
-                await client._start_tls(context, remote.host)
-            except OSError as error:
-                raise explain(error, remote.host) from error
-        await client._run(dialogue.ask_capabilities())
-        await client._run(dialogue.log_in(remote.user, remote.password))
-        await client._run(dialogue.ask_capabilities())
-    except BaseException:
-        client.abort()
-        raise
-    return client
+        raise client._dialogue.lost("the deadline is over", DeadlineExceeded) from error

@@ -18,7 +18,6 @@ import stat
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -185,7 +184,6 @@ class Admission:
             del self._taken[key]
 
 
-@lru_cache(4096)  # the same few come again and again
 def _source(address: str) -> str:
     parsed = ip_address(address) if address else None
     if isinstance(parsed, IPv6Address):
@@ -195,12 +193,9 @@ def _source(address: str) -> str:
 
 def peer_address(accepted: object) -> str:
     """The IP address of a socket's peer; IPv4 stays IPv4 on a dual-stack socket; "" if local."""
-    return _plain(accepted[0]) if isinstance(accepted, tuple) else ""
-
-
-@lru_cache(4096)
-def _plain(host: str) -> str:
-    address = ip_address(host.partition("%")[0])
+    if not isinstance(accepted, tuple):
+        return ""
+    address = ip_address(accepted[0].partition("%")[0])
     mapped = address if isinstance(address, IPv4Address) else address.ipv4_mapped
     return str(mapped or address)
 

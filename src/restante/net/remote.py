@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ..errors import ConnectionLost, TLSUnavailable, UnsafeArgument
+from ..errors import ConnectionLost, DeadlineExceeded, TLSUnavailable, UnsafeArgument
 from . import tls as contexts
 
 
@@ -35,7 +36,7 @@ class Remote:
     port: int
     tls: TLS
     user: str
-    password: str
+    password: str = field(repr=False)
 
     @classmethod
     def parse(cls, url: str, *, user: str, password: str, tls: TLS | None) -> Remote:
@@ -88,4 +89,8 @@ def explain(error: OSError, host: str) -> Exception:
     if isinstance(error, ssl.SSLError):
         reason = (error.reason or "handshake failed").lower().replace("_", " ")
         return TLSUnavailable(f"no TLS with {host}: {reason}")
-    return ConnectionLost(f"{host}: {error.strerror or error or 'connection lost'}")
+    if isinstance(error, TimeoutError):
+        return DeadlineExceeded(f"{host} does not answer")
+    # asyncio puts its own words in place of the system's.
+    text = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+    return ConnectionLost(f"{host}: {text or error or 'connection lost'}")

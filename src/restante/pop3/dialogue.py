@@ -13,11 +13,12 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ..errors import (
+    BodySkipped,
     CommandFailed,
     ConnectionLost,
     LoginFailed,
@@ -27,6 +28,7 @@ from ..errors import (
 )
 from ..sasl import plain
 from ..wire import CRLF, MAX_COMMAND, Unstuffer
+from .listing import Listing, Message
 
 T = TypeVar("T")
 Procedure = Generator[bytes | None, bytes, T]
@@ -38,20 +40,8 @@ WINDOW_OCTETS = 4 * 2**20  # announced size of what they ask for
 _STATUS = re.compile(rb"(\+OK|-ERR)(?: +(.*))?", re.DOTALL)
 _CODE = re.compile(r"\[([A-Za-z0-9/._-]+)\] *(.*)", re.DOTALL)
 _SCAN = re.compile(rb" *([0-9]{1,10}) +([0-9]{1,18})(?: .*)?", re.DOTALL)
-_UNIQUE = re.compile(rb" *([0-9]{1,10}) +([^ ].*?) *", re.DOTALL)
+_UNIQUE = re.compile(rb" *([0-9]{1,10}) +([^ ].*)", re.DOTALL)
 _MAX_UNIQUE_ID = 1000  # octets, though RFC 1939 §7 allows 70
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message of the listing."""
-
-    number: int
-    """Its message-number; good for this session only (RFC 1939 §4)."""
-    unique_id: str | None
-    """None when the server has no UIDL (RFC 1939 §7)."""
-    size: int
-    """Octets as the server announces them; a hint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +91,29 @@ class Capabilities:
         return found[0] if found else None
 
 
-@dataclass(slots=True)
-class _Asked:
-    """A message whose RETR or TOP was sent and not yet answered."""
+@dataclass(slots=True, eq=False)
+class Answer:
+    """The response to RETR or TOP, or to a DELE that waits among these."""
 
     message: Message
-    command: str
+    command: bytes
+    """CRLF included."""
+    error: CommandFailed | None = None
+    """The server does not give this message."""
+    is_whole: bool = False
+    """The termination octet was seen."""
+
+    @property
+    def keyword(self) -> str:
+        return self.command.split(b" ")[0].decode()
+
+    @property
+    def has_body(self) -> bool:
+        return self.keyword != "DELE"
+
+
+class Retrieval:
+    """A run of messages asked for together; another command ends it."""
 
 
 class Dialogue:
@@ -115,15 +122,22 @@ class Dialogue:
     def __init__(self) -> None:
         self.capabilities = Capabilities()
         self.deletions = 0
-        """Messages marked as deleted and not yet removed by QUIT."""
+        """Messages marked as deleted, or about to be, and not yet removed by QUIT."""
+        self.session = object()
         self._unread = bytearray()
-        self._waiting: deque[_Asked] = deque()  # RETR not sent yet
-        self._asked: deque[_Asked] = deque()  # RETR sent, response not read yet
+        self._deletions: deque[Answer] = deque()  # not sent yet; they go before what is waiting
+        self._waiting: Iterator[Answer] = iter(())  # not sent yet
+        self._ahead: Answer | None = None  # the first of the waiting
+        self._asked: deque[Answer] = deque()  # it was sent, the response was not read yet
+        self._retrieval: Retrieval | None = None
+        self._reading: Answer | None = None  # whose body is being read
         self._body: Unstuffer | None = None  # the multi-line response that is being read
+        self._refused: CommandFailed | None = None  # the first deletion that was
+        self._is_leaving = False  # QUIT was sent
 
     def lost(self, reason: str, kind: type[ConnectionLost] = ConnectionLost) -> ConnectionLost:
-        """The exception for a connection that ended without QUIT."""
-        return kind(reason, self.deletions)
+        """The exception for a connection that ended without the answer to QUIT."""
+        return kind(reason, self.deletions, is_known=not self._is_leaving)
 
     # The beginning.
 
@@ -143,10 +157,13 @@ class Dialogue:
         except CommandFailed:
             self.capabilities = Capabilities()
             return self.capabilities
-        tags = {}
-        for line in (yield from self._lines()):
-            tag, *arguments = line.decode("ascii", "replace").upper().split()
-            tags[tag] = tuple(arguments)
+        tags: dict[str, tuple[str, ...]] = {}
+
+        def take(line: bytes) -> None:
+            if words := line.decode("ascii", "replace").upper().split():
+                tags[words[0]] = tuple(words[1:])
+
+        yield from self._each_line(take, MAX_LINE)
         self.capabilities = Capabilities(tags)
         return self.capabilities
 
@@ -205,14 +222,20 @@ class Dialogue:
             raise self.lost("STAT was answered without numbers", ProtocolBroken)
         return int(found[1]), int(found[2])
 
-    def listing(self) -> Procedure[list[Message]]:
+    def listing(self) -> Procedure[Listing]:
         """LIST and UIDL together, in the order of LIST.
 
         Raises:
             CommandFailed: also when UIDL is announced and fails; that is no empty answer.
             ProtocolBroken: lines that tell no numbers, or the same number twice.
         """
-        unique_ids: dict[int, str] = {}
+        found = Listing(self.session)
+
+        def take(line: bytes) -> None:
+            match = _SCAN.fullmatch(line)
+            if match is None or not found.add(int(match[1]), int(match[2])):
+                raise self.lost("LIST was answered with a line that lists nothing", ProtocolBroken)
+
         yield from self._send("LIST")
         if self.capabilities.pipelining:
             yield b"UIDL\r\n"
@@ -220,67 +243,109 @@ class Dialogue:
             yield from self._status("LIST")
         except CommandFailed:
             if self.capabilities.pipelining:
-                yield from self._unique_ids()
+                yield from self._unique_ids(found)
             raise
-        sizes: dict[int, int] = {}
-        for line in (yield from self._lines()):
-            found = _SCAN.fullmatch(line)
-            if found is None or int(found[1]) in sizes or int(found[1]) == 0:
-                raise self.lost("LIST was answered with a line that lists nothing", ProtocolBroken)
-            sizes[int(found[1])] = int(found[2])
+        yield from self._each_line(take, MAX_LISTING)
         if not self.capabilities.pipelining:
             yield b"UIDL\r\n"
-        unique_ids = yield from self._unique_ids()
-        return [Message(at, unique_ids.get(at), size) for at, size in sizes.items()]
+        yield from self._unique_ids(found)
+        return found
 
-    def _unique_ids(self) -> Procedure[dict[int, str]]:
+    def _unique_ids(self, found: Listing) -> Procedure[None]:
         """The response to UIDL, whose command was sent (RFC 1939 §7)."""
+
+        def take(line: bytes) -> None:
+            match = _UNIQUE.fullmatch(line.rstrip(b" "))
+            if match is None:
+                return  # a blank unique-id is none
+            if len(match[2]) > _MAX_UNIQUE_ID or not found.name(int(match[1]), match[2]):
+                raise self.lost("UIDL was answered with impossible lines", ProtocolBroken)
+
         try:
             yield from self._status("UIDL")
         except CommandFailed:
             if self.capabilities.uidl:
                 raise
-            return {}
-        found: dict[int, str] = {}
-        for line in (yield from self._lines()):
-            match = _UNIQUE.fullmatch(line)
-            if match is None:
-                continue  # a blank unique-id is none
-            if len(match[2]) > _MAX_UNIQUE_ID or int(match[1]) in found:
-                raise self.lost("UIDL was answered with impossible lines", ProtocolBroken)
-            found[int(match[1])] = match[2].decode("utf-8", "surrogateescape")
-        return found
+            return
+        yield from self._each_line(take, MAX_LISTING)
 
-    def ask_for(self, messages: Iterable[Message], command: str = "RETR") -> Procedure[None]:
-        """Queue messages for ``next_message``.  ``command`` is RETR, or ``TOP 10``."""
+    def ask_for(self, messages: Iterable[Message], command: str = "RETR") -> Procedure[Retrieval]:
+        """Queue messages for ``next_message``.  ``command`` is RETR, or ``TOP 10``.
+
+        Raises:
+            UnsafeArgument: the first is a message of another session; nothing was sent.
+        """
+        verb, _, rest = command.partition(" ")
+        _check(verb, rest)
+        wanted = (self._queued(message, verb, rest) for message in messages)
+        first = next(wanted, None)
         yield from self._settle()
-        self._waiting.extend(_Asked(message, command) for message in messages)
+        self._ahead, self._waiting = first, wanted
+        self._retrieval = Retrieval()
+        return self._retrieval
 
-    def next_message(self) -> Procedure[tuple[Message, CommandFailed | None] | None]:
-        """The next queued message, whose body ``piece`` then gives; None: there is none.
+    def next_message(self, retrieval: Retrieval) -> Procedure[Answer | None]:
+        """The next message of these, whose body ``piece`` then gives; None: there is none.
 
         What is left of the body before it is skipped.  If the server refuses one message, the
-        error is returned with it and the others are not disturbed.
-        """
-        yield from self._skip_body()
-        if commands := self._fill_window():
-            yield commands
-        if not self._asked:
-            return None
-        asked = self._asked.popleft()
-        try:
-            yield from self._status(asked.command.split(" ")[0])
-        except CommandFailed as error:
-            return asked.message, error
-        self._body = Unstuffer()
-        return asked.message, None
+        error is in the answer and the others are not disturbed.
 
-    def piece(self) -> Procedure[bytes]:
-        """The next octets of the body, CRLF text without byte-stuffing; none at its end.
+        Raises:
+            BodySkipped: another command came in between; the rest was not asked for.
+            CommandFailed: at the end, for the first deletion among them that was refused.
+            UnsafeArgument: a message of another session; it was not asked for.
+        """
+        if retrieval is not self._retrieval:
+            raise BodySkipped("another command has ended this retrieval")
+        return (yield from self._next_answer())
+
+    def _next_answer(self) -> Procedure[Answer | None]:
+        yield from self._skip_body()
+        while True:
+            if commands := self._fill_window():
+                yield commands
+            if not self._asked:
+                break
+            answer = self._asked.popleft()
+            try:
+                yield from self._status(answer.keyword)
+            except CommandFailed as error:
+                answer.error = error
+            if answer.has_body:
+                if answer.error is None:
+                    self._reading, self._body = answer, Unstuffer()
+                return answer
+            if answer.error is not None:
+                self.deletions -= 1
+                self._refused = self._refused or answer.error
+        if self._refused is not None:
+            refused, self._refused = self._refused, None
+            raise refused
+        return None
+
+    def piece(self, answer: Answer) -> Procedure[bytes]:
+        """The next octets of a body, CRLF text without byte-stuffing; none at its end.
 
         The end is only told when the termination octet was seen, so who gets no empty piece has
         no whole message.
+
+        Raises:
+            CommandFailed: the server does not give this message.
+            BodySkipped: the next message or another command came before the end.
         """
+        if answer.error is not None:
+            raise answer.error
+        if answer.is_whole:
+            return b""
+        if answer is not self._reading:
+            raise BodySkipped("another command came before the end of this message")
+        content = yield from self._content()
+        if not content:
+            self._reading, answer.is_whole = None, True
+        return content
+
+    def _content(self) -> Procedure[bytes]:
+        """The next octets of the multi-line response; none at its end."""
         while self._body is not None:
             octets = bytes(self._unread) or (yield None)
             self._unread.clear()
@@ -295,26 +360,21 @@ class Dialogue:
     def delete(self, messages: Iterable[Message]) -> Procedure[None]:
         """DELE for each, pipelined where announced (RFC 1939 §5).
 
+        In the middle of a retrieval they wait for their turn among its commands, and
+        ``next_message`` reads the responses.
+
         Raises:
             CommandFailed: for the first that was refused; the others are marked.
+            UnsafeArgument: a message of another session; nothing was sent.
         """
-        yield from self._settle()
-        waiting, sent = deque(messages), 0
-        refused: CommandFailed | None = None
-        while waiting or sent:
-            window = WINDOW_COMMANDS if self.capabilities.pipelining else 1
-            some = [waiting.popleft() for _ in range(min(window - sent, len(waiting)))]
-            if some:
-                yield b"".join(b"DELE %d\r\n" % message.number for message in some)
-                sent += len(some)
-            try:
-                yield from self._status("DELE")
-                self.deletions += 1
-            except CommandFailed as error:
-                refused = refused or error
-            sent -= 1
-        if refused is not None:
-            raise refused
+        wanted = [self._queued(message, "DELE") for message in messages]
+        is_alone = self._reading is None and not self._asked and self._first_waiting() is None
+        self.deletions += len(wanted)
+        self._deletions += wanted
+        if is_alone:
+            yield from self._next_answer()
+        elif commands := self._fill_window():
+            yield commands
 
     def reset(self) -> Procedure[None]:
         """RSET: nothing is marked as deleted any more (RFC 1939 §5)."""
@@ -334,43 +394,86 @@ class Dialogue:
             CommandFailed: some were not removed.
         """
         yield from self._send("QUIT")
+        self._is_leaving = True
         yield from self._status("QUIT")
         self.deletions = 0
 
     # Inside.
 
+    def _queued(self, message: Message, verb: str, rest: str = "") -> Answer:
+        """
+        Raises:
+            UnsafeArgument: a number of another session, or what is no number.
+        """
+        if message.session not in (None, self.session) or type(message.number) is not int:
+            raise UnsafeArgument("a message of another session; list the messages again")
+        return Answer(message, f"{verb} {message.number} {rest}".rstrip().encode() + CRLF)
+
+    def _first_waiting(self) -> Answer | None:
+        if self._deletions:
+            return self._deletions[0]
+        if self._ahead is None:
+            self._ahead = next(self._waiting, None)
+        return self._ahead
+
     def _fill_window(self) -> bytes:
         """Commands for what may be asked now; one alone where nothing may be pipelined."""
+        if len(self._asked) > WINDOW_COMMANDS // 2:
+            return b""  # many in one segment rather than each in its own
         commands = []
-        octets = sum(asked.message.size for asked in self._asked)
-        while self._waiting:
-            size = self._waiting[0].message.size
-            if self._asked and (
+        octets = sum(answer.message.size for answer in self._asked if answer.has_body)
+        while (answer := self._first_waiting()) is not None:
+            size = answer.message.size if answer.has_body else 0
+            if (self._asked or self._reading is not None) and (
                 not self.capabilities.pipelining
                 or len(self._asked) >= WINDOW_COMMANDS
                 or octets + size > WINDOW_OCTETS
             ):
                 break
-            asked = self._waiting.popleft()
             octets += size
-            self._asked.append(asked)
-            verb, _, rest = asked.command.partition(" ")
-            commands.append(f"{verb} {asked.message.number} {rest}".rstrip().encode() + CRLF)
+            if not self._asked:
+                self._expect_silence()
+            if answer.has_body:
+                self._ahead = None
+            else:
+                self._deletions.popleft()
+            self._asked.append(answer)
+            commands.append(answer.command)
         return b"".join(commands)
 
     def _settle(self) -> Procedure[None]:
-        """Read what was asked for and not fetched, so that the next response is the next one's."""
-        self._waiting.clear()
-        while (yield from self.next_message()) is not None:
+        """Read what was asked for and not fetched, so that the next response is the next one's.
+
+        Raises:
+            CommandFailed: a deletion among it was refused.
+        """
+        is_cut = self._ahead is not None or next(self._waiting, None) is not None
+        if is_cut or any(answer.has_body for answer in self._asked):
+            self._retrieval = None
+        self._ahead, self._waiting = None, iter(())
+        while (yield from self._next_answer()) is not None:
             pass
 
     def _skip_body(self) -> Procedure[None]:
-        while (yield from self.piece()):
+        self._reading = None
+        while (yield from self._content()):
             pass
+
+    def _expect_silence(self) -> None:
+        """
+        Raises:
+            ConnectionLost: the server says something that nobody asked for.  A response out of
+                step may be part of a message, and must never count as the next one's.
+        """
+        if self._unread.startswith(b"-ERR"):
+            raise self.lost("the server has ended the session")
+        if self._unread:
+            raise self.lost("the server said more than it was asked", ProtocolBroken)
 
     def _send(self, command: str, argument: str = "") -> Procedure[None]:
         _check(argument)
         yield from self._settle()
+        self._expect_silence()
         yield f"{command} {argument}".encode() + CRLF if argument else command.encode() + CRLF
 
     def _line(self) -> Procedure[bytes]:
@@ -405,22 +508,27 @@ class Dialogue:
         code = _CODE.fullmatch(text)
         return kind(command, code[2] if code else text, code[1].upper() if code else None)
 
-    def _lines(self) -> Procedure[list[bytes]]:
-        """A multi-line response, of which the status was read."""
+    def _each_line(self, take: Callable[[bytes], None], limit: int) -> Procedure[None]:
+        """A multi-line response of so many octets at most, of which the status was read."""
         self._body = Unstuffer()
-        content = bytearray()
-        while piece := (yield from self.piece()):
-            content += piece
-            if len(content) > MAX_LISTING:
+        octets, rest = 0, b""
+        while piece := (yield from self._content()):
+            octets += len(piece)
+            *lines, rest = (rest + piece).split(CRLF)
+            if octets > limit or len(rest) > MAX_LINE:
                 raise self.lost("a listing without end", ProtocolBroken)
-        return [line for line in bytes(content).split(CRLF) if line]
+            for line in lines:
+                if line:
+                    take(line)
 
 
 def _check(*arguments: str) -> None:
     """
     Raises:
-        UnsafeArgument: a control character, which could begin another command.
+        UnsafeArgument: a control character, which could begin another command, or what is no text.
     """
     for argument in arguments:
         if any(ord(character) < 0x20 or ord(character) == 0x7F for character in argument):
             raise UnsafeArgument("control character in an argument; nothing was sent")
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise UnsafeArgument("an argument that is no Unicode text; nothing was sent")

@@ -1,0 +1,176 @@
+"""Dialogues of our client with a scripted server, without sockets.
+
+A transcript in ``transcripts/client`` has these lines::
+
+    # why, with the RFC's section
+    do: stat              an operation of ``Dialogue``, with its arguments
+    C: STAT               what it must send, CRLF added; escapes as \\t or \\x00
+    S: +OK 2 320          what the server answers, CRLF added
+    s: +OK                the same without CRLF
+    result: (2, 320)      what the operation gives
+    error: CommandFailed: text    or raises; "*" stands for any text
+
+The first operation, ``greeting``, and its answer are understood where none is written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from restante.errors import RestanteError
+from restante.pop3.dialogue import Answer, Capabilities, Dialogue, Procedure
+from restante.pop3.listing import Listing, Message
+
+from ..transcript import FOLDER, octets_of
+
+
+@dataclass
+class Operation:
+    """One ``do``: the octets that are expected and sent in turn, and how it ends."""
+
+    text: str
+    turns: list[tuple[str, bytes]] = field(default_factory=list)
+    result: str | None = None
+    error: str | None = None
+
+
+def parse(path: Path) -> list[Operation]:
+    operations: list[Operation] = []
+    for line in path.read_text().splitlines():
+        key, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if not line or line.startswith("#"):
+            continue
+        match key:
+            case "do":
+                operations.append(Operation(value))
+            case "C" | "S":
+                operations[-1].turns.append((key, octets_of(value) + b"\r\n"))
+            case "s":
+                operations[-1].turns.append(("S", octets_of(value)))
+            case "result":
+                operations[-1].result = value
+            case "error":
+                operations[-1].error = value
+            case _:
+                raise AssertionError(f"{key!r} is no word of a transcript")
+    if operations[0].text != "greeting":
+        operations.insert(0, Operation("greeting", [("S", b"+OK ready\r\n")]))
+    return operations
+
+
+def load() -> list[tuple[str, list[Operation]]]:
+    found = [(path.stem, parse(path)) for path in sorted((FOLDER / "client").glob("*.txt"))]
+    assert found
+    return found
+
+
+class Drive:
+    """Carries out operations: the server's octets come in the pieces that ``cut`` makes."""
+
+    def __init__(self, cut: Callable[[bytes], list[bytes]]) -> None:
+        self.dialogue = Dialogue()
+        self._cut = cut
+
+    def run(self, operation: Operation) -> None:
+        try:
+            result = self._exchange(self._begin(operation.text), operation.turns)
+        except RestanteError as error:
+            told = f"{type(error).__name__}: {error}"
+            pattern = ".*".join(re.escape(part) for part in (operation.error or "").split("*"))
+            assert re.fullmatch(pattern, told), f"{operation.text}: {told}"
+        else:
+            assert operation.error is None, f"{operation.text} gave {result!r}"
+            if operation.result is not None:
+                result = list(result) if isinstance(result, Listing) else result
+                assert repr(result) == operation.result
+
+    def _exchange(self, procedure: Procedure[Any], turns: list[tuple[str, bytes]]) -> Any:
+        said = self._said(turns)
+        expected = iter([octets for kind, octets in turns if kind == "C"])
+        pending = b""
+        try:
+            wanted = next(procedure)
+            while True:
+                if wanted is None:
+                    assert not pending, f"did not send {pending!r}"
+                    piece = next(said, None)
+                    assert piece is not None, "waits for more"
+                    wanted = procedure.send(piece)
+                    continue
+                while wanted:
+                    pending = pending or next(expected, b"")
+                    assert pending, f"sent {wanted!r}"
+                    assert wanted.startswith(pending), f"sent {wanted!r}, expected {pending!r}"
+                    wanted, pending = wanted.removeprefix(pending), b""
+                wanted = procedure.send(b"")
+        except StopIteration as end:
+            assert next(expected, None) is None, "did not send it all"
+            for piece in said:  # came with the last answer, unasked
+                self.dialogue._unread += piece
+            return end.value
+
+    def _said(self, turns: list[tuple[str, bytes]]) -> Iterator[bytes]:
+        """What a server says from one command to the next comes together."""
+        together = b""
+        for kind, octets in [*turns, ("C", b"")]:
+            if kind == "S":
+                together += octets
+            elif together:
+                yield from self._cut(together)
+                together = b""
+
+    def _begin(self, text: str) -> Procedure[Any]:
+        name, *arguments = text.split(" ")
+        dialogue = self.dialogue
+        match name:
+            case "capabilities":
+                return dialogue.ask_capabilities()
+            case "with":
+                dialogue.capabilities = Capabilities({tag: () for tag in arguments})
+                return nothing()
+            case "log_in":
+                user, password = octets_of(" ".join(arguments)).decode().split("/")
+                return dialogue.log_in(user, password)
+            case "retrieve":
+                return whole(dialogue, messages(arguments), "RETR")
+            case "top":
+                lines, *numbers = arguments
+                return whole(dialogue, messages(numbers), octets_of(f"TOP {lines}").decode())
+            case "delete":
+                return dialogue.delete(messages(arguments))
+        procedure: Procedure[Any] = getattr(dialogue, name)()
+        return procedure
+
+
+def messages(arguments: list[str]) -> list[Message]:
+    """``1`` or ``1/320``: numbers with sizes."""
+    parts = [text.partition("/") for text in arguments]
+    return [Message(int(number), None, int(size or 100)) for number, _, size in parts]
+
+
+def nothing() -> Procedure[None]:
+    yield from ()
+
+
+def whole(dialogue: Dialogue, wanted: list[Message], command: str) -> Procedure[list[object]]:
+    """Bodies as the shells read them, or what the server said instead."""
+    found: list[object] = []
+    retrieval = yield from dialogue.ask_for(wanted, command)
+    while (answer := (yield from dialogue.next_message(retrieval))) is not None:
+        if answer.error is not None:
+            found.append(str(answer.error))
+        else:
+            found.append((yield from body(dialogue, answer)))
+    return found
+
+
+def body(dialogue: Dialogue, answer: Answer) -> Procedure[bytes]:
+    octets = b""
+    while piece := (yield from dialogue.piece(answer)):
+        octets += piece
+    return octets

@@ -1,0 +1,423 @@
+"""What no transcript can show: windows, cut sessions, bodies that somebody comes back to."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from restante.errors import (
+    BodySkipped,
+    CommandFailed,
+    ConnectionLost,
+    ProtocolBroken,
+    UnsafeArgument,
+)
+from restante.pop3 import dialogue as module
+from restante.pop3.dialogue import Capabilities, Dialogue, Procedure
+from restante.pop3.listing import Message
+from restante.wire import Stuffer
+
+PIPELINING = Capabilities({"PIPELINING": ()})
+
+
+class Closed(Exception):
+    """The scripted server has nothing more to say."""
+
+
+class Server:
+    """Answers commands as they come; ``limit`` is how many octets it says before it is gone."""
+
+    def __init__(self, messages: list[bytes], limit: int | None = None) -> None:
+        self.dialogue = Dialogue()
+        self.messages = messages
+        self.heard: list[str] = []
+        self.unanswered: list[str] = []
+        self.said = 0  # octets
+        self._limit = limit
+        self._greeting = b"+OK ready\r\n"
+
+    def listing(self) -> list[Message]:
+        return [Message(at, f"u{at}", len(text)) for at, text in enumerate(self.messages, 1)]
+
+    def run(self, procedure: Procedure[Any]) -> Any:
+        try:
+            wanted = next(procedure)
+            while True:
+                octets = b""
+                if wanted is None:
+                    octets = self._say()
+                else:
+                    commands = wanted.decode().removesuffix("\r\n").split("\r\n")
+                    self.heard += commands
+                    self.unanswered += commands
+                    self.check()
+                wanted = procedure.send(octets)
+        except StopIteration as end:
+            return end.value
+
+    def check(self) -> None:
+        """A test puts here what must always hold."""
+
+    def _say(self) -> bytes:
+        octets, self._greeting = self._greeting, b""
+        if not octets:
+            if not self.unanswered:
+                raise Closed
+            octets = self._answer(self.unanswered.pop(0))
+        if self._limit is not None:
+            octets = octets[: self._limit - self.said]
+            if not octets:
+                raise Closed
+        self.said += len(octets)
+        return octets
+
+    def _answer(self, command: str) -> bytes:
+        match command.split(" "):
+            case ["RETR", number]:
+                stuffer = Stuffer()
+                text = stuffer.feed(self.messages[int(number) - 1]) + stuffer.finish()
+                return b"+OK\r\n" + text
+            case ["LIST"]:
+                lines = [f"{each.number} {each.size}\r\n" for each in self.listing()]
+            case ["UIDL"]:
+                lines = [f"{each.number} {each.unique_id}\r\n" for each in self.listing()]
+            case ["CAPA"]:
+                lines = ["PIPELINING\r\n", "UIDL\r\n"]
+            case ["STAT"]:
+                return b"+OK %d 0\r\n" % len(self.messages)
+            case ["TOP", _, _]:
+                return b"-ERR no TOP\r\n"
+            case _:
+                return b"+OK\r\n"
+        return ("+OK\r\n" + "".join(lines) + ".\r\n").encode()
+
+    def read(self, messages: list[Message]) -> list[bytes]:
+        found: list[bytes] = []
+        retrieval = self.run(self.dialogue.ask_for(messages))
+        while (answer := self.run(self.dialogue.next_message(retrieval))) is not None:
+            found.append(b"")
+            while piece := self.run(self.dialogue.piece(answer)):
+                found[-1] += piece
+        return found
+
+
+def ready(messages: list[bytes], *, pipelining: bool = True) -> Server:
+    server = Server(messages)
+    server.run(server.dialogue.greeting())
+    if pipelining:
+        server.dialogue.capabilities = PIPELINING
+    return server
+
+
+# The window.
+
+
+@given(st.lists(st.integers(0, 3 * 2**20), max_size=200), st.booleans())
+@example([1] * 200, True)
+@example([2**20] * 9, True)
+def test_never_more_is_outstanding_than_the_window_allows(sizes: list[int], pipe: bool) -> None:
+    class Strict(Server):
+        def check(self) -> None:
+            numbers = [int(each.split(" ")[1]) for each in self.unanswered]
+            octets = sum(sizes[number - 1] for number in numbers)
+            assert len(numbers) <= (module.WINDOW_COMMANDS if pipe else 1)
+            assert octets <= module.WINDOW_OCTETS or len(numbers) == 1
+
+    server = Strict([b"x\r\n"] * len(sizes))
+    server.run(server.dialogue.greeting())
+    server.dialogue.capabilities = PIPELINING if pipe else Capabilities()
+    wanted = [Message(at, None, size) for at, size in enumerate(sizes, 1)]
+    assert server.read(wanted) == [b"x\r\n"] * len(sizes)
+    assert server.heard == [f"RETR {at}" for at in range(1, len(sizes) + 1)]
+
+
+def test_small_messages_fill_the_window() -> None:
+    server = ready([b"x\r\n"] * 300)
+    most = 0
+
+    def note() -> None:
+        nonlocal most
+        most = max(most, len(server.unanswered))
+
+    server.check = note  # type: ignore[method-assign]
+    server.read(server.listing())
+    assert most == module.WINDOW_COMMANDS
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+def test_deletions_keep_to_the_window(pipelining: bool) -> None:
+    server = ready([b""] * 500, pipelining=pipelining)
+    most = module.WINDOW_COMMANDS if pipelining else 1
+
+    def check() -> None:
+        assert len(server.unanswered) <= most
+
+    server.check = check  # type: ignore[method-assign]
+    server.run(server.dialogue.delete(server.listing()))
+    assert server.heard == [f"DELE {at}" for at in range(1, 501)]
+    assert server.dialogue.deletions == 500
+
+
+# Dots.
+
+
+@given(st.lists(st.sampled_from([b".", b"\r", b"\n", b"\r\n", b"x", b"\r\n.", b"+OK\r\n"])))
+def test_any_message_comes_back_octet_for_octet(parts: list[bytes]) -> None:
+    """All that a server stuffs as RFC 1939 §3 says; a missing last line end is added there."""
+    text = b"".join(parts)
+    whole = text if text.endswith(b"\r\n") or not text else text + b"\r\n"
+    assert ready([text]).read([Message(1, None, 0)]) == [whole]
+
+
+# Sessions that end early.
+
+MESSAGES = [b"Subject: a\r\n\r\n.dot\r\n", b"", b"x\n.\n+OK\r\n"]
+
+
+def session(server: Server) -> list[bytes]:
+    dialogue = server.dialogue
+    server.run(dialogue.greeting())
+    server.run(dialogue.ask_capabilities())
+    server.run(dialogue.log_in("mrose", "tan staaf"))
+    listing = server.run(dialogue.listing())
+    found = server.read(listing)
+    server.run(dialogue.delete(listing))
+    server.run(dialogue.quit())
+    return found
+
+
+def test_a_whole_session() -> None:
+    assert session(Server(MESSAGES)) == MESSAGES
+
+
+def test_an_end_at_any_octet_is_never_the_end_of_a_message() -> None:
+    whole = Server(MESSAGES)
+    session(whole)
+    for limit in range(whole.said):
+        server = Server(MESSAGES, limit)
+        with pytest.raises(Closed):
+            session(server)
+
+
+@pytest.mark.parametrize(
+    ("commands", "lost", "is_known"),
+    [(["delete"], 3, True), (["delete", "reset"], 0, True), (["delete", "quit"], 3, False)],
+)
+def test_a_lost_connection_tells_the_lost_deletions(
+    commands: list[str], lost: int, is_known: bool
+) -> None:
+    """RFC 1939 §6: without QUIT none was removed; after it, nobody here can know."""
+    server = ready(MESSAGES)
+    server.run(server.dialogue.delete(server.listing()))
+    if "reset" in commands:
+        server.run(server.dialogue.reset())
+    if "quit" in commands:
+        procedure = server.dialogue.quit()
+        assert next(procedure) == b"QUIT\r\n"
+        assert procedure.send(b"") is None
+    error = server.dialogue.lost("gone")
+    assert (error.lost_deletions, error.is_known) == (lost, is_known)
+
+
+def test_deletions_on_their_way_are_lost_too() -> None:
+    dialogue = Dialogue()
+    procedure = dialogue.delete([Message(1, None, 1)])
+    assert next(procedure) == b"DELE 1\r\n"
+    assert dialogue.lost("gone").lost_deletions == 1
+
+
+def test_octets_behind_the_answer_to_stls() -> None:
+    """CVE-2021-22947: what was sent in clear must not count as protected."""
+    for injected in (b"+OK 99 messages\r\n", b"+OK"):
+        dialogue = Dialogue()
+        procedure = dialogue.start_tls()
+        assert next(procedure) == b"STLS\r\n"
+        assert procedure.send(b"") is None
+        with pytest.raises(ProtocolBroken):
+            procedure.send(b"+OK begin\r\n" + injected)
+
+
+# Responses without end.
+
+
+@pytest.mark.parametrize(
+    "start", [lambda d: d.greeting(), lambda d: d.noop()], ids=["greeting", "noop"]
+)
+def test_a_line_without_end(start: Callable[[Dialogue], Procedure[None]]) -> None:
+    procedure = start(Dialogue())
+    wanted = next(procedure)
+    for _ in range(module.MAX_LINE // 4096 + 2):
+        try:
+            wanted = procedure.send(b"x" * 4096 if wanted is None else b"")
+        except ProtocolBroken:
+            return
+    pytest.fail("read on and on")
+
+
+@pytest.mark.parametrize("name", ["ask_capabilities", "listing"])
+def test_a_listing_without_end_stops(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_LISTING", module.MAX_LINE)
+    procedure = getattr(Dialogue(), name)()
+    lines = (b"%d 1\r\n" % number for number in itertools.count(1))
+
+    def read_on() -> None:
+        wanted, octets = next(procedure), b"+OK\r\n"
+        for _ in range(100):
+            if wanted is None:
+                wanted, octets = procedure.send(octets), b"".join(itertools.islice(lines, 500))
+            else:
+                wanted = procedure.send(b"")
+
+    with pytest.raises(ProtocolBroken, match="without end"):
+        read_on()
+
+
+def test_a_line_of_spaces_costs_no_time() -> None:
+    """A unique-id of a million spaces and one letter: linear work, then refused."""
+    dialogue = Dialogue()
+    procedure = dialogue.listing()
+    next(procedure)
+    procedure.send(b"")
+    assert procedure.send(b"+OK\r\n1 1\r\n.\r\n") == b"UIDL\r\n"
+    procedure.send(b"")
+    with pytest.raises(ProtocolBroken):
+        procedure.send(b"+OK\r\n1 a" + b" " * 1_000_000 + b"b\r\n.\r\n")
+
+
+# Bodies.
+
+
+def test_a_body_is_gone_when_another_command_came() -> None:
+    """Its end must not look like the end of the message."""
+    server = ready([b"a" * 10 + b"\r\n", b"b\r\n"])
+    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    answer = server.run(server.dialogue.next_message(retrieval))
+    server.run(server.dialogue.noop())
+    with pytest.raises(BodySkipped):
+        server.run(server.dialogue.piece(answer))
+    with pytest.raises(BodySkipped):
+        server.run(server.dialogue.next_message(retrieval))
+    assert server.run(server.dialogue.stat()) == (2, 0)
+
+
+def test_a_body_is_not_taken_for_the_one_before() -> None:
+    server = ready([b"a\r\n", b"b\r\n"])
+    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    first = server.run(server.dialogue.next_message(retrieval))
+    second = server.run(server.dialogue.next_message(retrieval))
+    with pytest.raises(BodySkipped):
+        server.run(server.dialogue.piece(first))
+    assert server.run(server.dialogue.piece(second)) == b"b\r\n"
+
+
+def test_a_body_stays_at_its_end() -> None:
+    server = ready([b"a\r\n", b"b\r\n"])
+    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    first = server.run(server.dialogue.next_message(retrieval))
+    assert server.run(server.dialogue.piece(first)) == b"a\r\n"
+    assert server.run(server.dialogue.piece(first)) == b""
+    server.run(server.dialogue.next_message(retrieval))
+    assert server.run(server.dialogue.piece(first)) == b""
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+def test_messages_may_be_deleted_while_the_next_ones_come(pipelining: bool) -> None:
+    server = ready([b"%d\r\n" % at for at in range(100)], pipelining=pipelining)
+    found = []
+    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    while (answer := server.run(server.dialogue.next_message(retrieval))) is not None:
+        found.append(server.run(server.dialogue.piece(answer)))
+        server.run(server.dialogue.delete([answer.message]))
+    assert found == server.messages
+    assert server.dialogue.deletions == 100
+    server.run(server.dialogue.quit())
+    deletions = [each for each in server.heard if each.startswith("DELE")]
+    assert deletions == [f"DELE {at}" for at in range(1, 101)]
+    assert server.heard.index("DELE 1") < server.heard.index("RETR 100")
+
+
+def test_a_deletion_refused_meanwhile_is_told_at_the_end() -> None:
+    class Refusing(Server):
+        def _answer(self, command: str) -> bytes:
+            return b"-ERR no\r\n" if command == "DELE 1" else super()._answer(command)
+
+    server = Refusing([b"a\r\n", b"b\r\n"])
+    server.run(server.dialogue.greeting())
+    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    for _ in range(2):
+        answer = server.run(server.dialogue.next_message(retrieval))
+        server.run(server.dialogue.delete([answer.message]))
+    with pytest.raises(CommandFailed, match="DELE"):
+        server.run(server.dialogue.next_message(retrieval))
+    assert server.dialogue.deletions == 1
+    assert server.run(server.dialogue.next_message(retrieval)) is None
+
+
+def test_deletions_outlive_the_retrieval() -> None:
+    """Another command ends the retrieval, but what was to be deleted is."""
+    server = ready([b"x" * 100 + b"\r\n"] * 3, pipelining=False)
+    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    answer = server.run(server.dialogue.next_message(retrieval))
+    server.run(server.dialogue.delete([answer.message]))
+    server.run(server.dialogue.quit())
+    assert server.heard == ["RETR 1", "DELE 1", "QUIT"]
+
+
+def test_a_message_of_another_session_is_refused() -> None:
+    """Its number may be another message's now."""
+    old, new = ready([b"a\r\n"]), ready([b"b\r\n"])
+    listing = old.run(old.dialogue.listing())
+    for procedure in (new.dialogue.delete(listing), new.dialogue.ask_for(listing)):
+        with pytest.raises(UnsafeArgument):
+            new.run(procedure)
+    assert new.heard == []
+
+
+def test_a_number_is_a_number() -> None:
+    server = ready([])
+    wrong: Any = "1\r\nDELE 2"
+    for procedure in (
+        server.dialogue.delete([Message(wrong, None, 1)]),
+        server.dialogue.ask_for([Message(wrong, None, 1)]),
+    ):
+        with pytest.raises(UnsafeArgument):
+            server.run(procedure)
+    assert server.heard == []
+
+
+def test_half_a_surrogate_is_no_argument() -> None:
+    with pytest.raises(UnsafeArgument):
+        next(Dialogue().log_in("mrose", "\udc80"))
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+@example("mrose", "tan\r\nDELE 1")
+def test_an_argument_is_one_argument(user: str, password: str) -> None:
+    """Whatever the text: at most two lines are sent, or none."""
+    server = ready([])
+    try:
+        server.run(server.dialogue.log_in(user, password))
+    except UnsafeArgument:
+        assert server.heard == []
+    else:
+        assert [each[:4] for each in server.heard] == ["USER", "PASS"]
+
+
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=20))
+def test_noise_gives_only_our_errors(noise: list[bytes]) -> None:
+    """No matter what a server says, an operation ends with a result or one of our errors."""
+    for name in ("greeting", "ask_capabilities", "stat", "listing", "noop", "quit"):
+        procedure, left = getattr(Dialogue(), name)(), list(noise)
+        try:
+            wanted = next(procedure)
+            while True:
+                if wanted is None and not left:
+                    break
+                wanted = procedure.send(left.pop(0) if wanted is None else b"")
+        except (StopIteration, ConnectionLost, CommandFailed):
+            pass
