@@ -21,6 +21,9 @@ class Destination(Protocol):
     def is_repeatable(self) -> bool:
         """Whether storing the same message again changes nothing."""
 
+    def has(self, identity: str) -> bool:
+        """Whether this message is here already, and durable."""
+
     def begin(self, identity: str) -> bool:
         """Whether this message is wanted; False: it is here already.
 
@@ -61,6 +64,7 @@ def open_destination(text: str, *, recipient: str = "") -> Destination:
 
     Raises:
         UnsafeArgument: another kind, or not all that it needs.
+        TemporaryFailure: another program uses it.
         OSError: it cannot be used.
     """
     from .folder import Folder

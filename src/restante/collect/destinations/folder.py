@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from hashlib import file_digest
 from pathlib import Path
+from secrets import token_hex
 from typing import BinaryIO
 
+from ...net.saving import fsync_directory
 from . import name_of
+
+_LEFT_OVER = 36 * 3600  # seconds, as https://cr.yp.to/proto/maildir.html says
 
 
 class Folder:
@@ -17,29 +22,38 @@ class Folder:
     is_repeatable = True
 
     def __init__(self, path: Path) -> None:
-        self._inbox = path
-        self._workshop = path
-        self._prepare()
+        self._inbox = self._workshop = path
         self._file: BinaryIO | None = None
         self._temporary = self._final = Path()
+        self._prepare()
+        self._tidy()
 
     def _prepare(self) -> None:
-        self._inbox.mkdir(parents=True, exist_ok=True)
+        """What an earlier run named may not be durable yet, and ``has`` will say that it is."""
+        make_directory(self._inbox)
+        fsync_directory(self._inbox)
+
+    def _tidy(self) -> None:
+        """Remove what killed processes left unfinished long ago."""
+        for each in self._workshop.glob(".*.part"):
+            with suppress(FileNotFoundError):
+                if each.stat().st_mtime < time.time() - _LEFT_OVER:
+                    each.unlink()
+
+    def has(self, identity: str) -> bool:
+        return self._place(name_of(identity)).exists()
+
+    def _place(self, name: str) -> Path:
+        return self._inbox / f"{name}.eml"
 
     def begin(self, identity: str) -> bool:
-        name = name_of(identity)
-        self._final = self._inbox / self._final_name(name)
-        if self._is_here(name):
+        if self.has(identity):
             return False
-        self._temporary = self._workshop / f".{name}.{os.getpid()}"
-        self._file = self._temporary.open("wb")
+        self._final = self._place(name_of(identity))
+        self._temporary = self._workshop / f".{token_hex(8)}.part"
+        file = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self._file = os.fdopen(file, "wb")
         return True
-
-    def _final_name(self, name: str) -> str:
-        return f"{name}.eml"
-
-    def _is_here(self, name: str) -> bool:
-        return self._final.exists()
 
     def write(self, octets: bytes) -> None:
         assert self._file is not None
@@ -50,8 +64,8 @@ class Folder:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        self._file = None
         self._temporary.rename(self._final)
+        self._file = None
         fsync_directory(self._inbox)
 
     def holds(self, identity: str, digest: bytes) -> bool:
@@ -62,7 +76,7 @@ class Folder:
             return file_digest(file, "sha256").digest() == digest
 
     def _find(self, name: str) -> Path | None:
-        path = self._inbox / self._final_name(name)
+        path = self._place(name)
         return path if path.is_file() else None
 
     def abort(self) -> None:
@@ -76,10 +90,9 @@ class Folder:
         self.abort()
 
 
-def fsync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+def make_directory(path: Path, mode: int = 0o777) -> None:
+    """The directory and those above it, durably."""
+    if not path.is_dir():
+        make_directory(path.parent)
+        path.mkdir(mode, exist_ok=True)
+    fsync_directory(path.parent)

@@ -32,6 +32,9 @@ class _Handed:
     def __init__(self) -> None:
         self._message: IO[bytes] | None = None
 
+    def has(self, identity: str) -> bool:
+        return False
+
     def begin(self, identity: str) -> bool:
         self._message = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115  # until abort
         return True

@@ -6,7 +6,9 @@ import re
 import time
 from pathlib import Path
 
-from .folder import Folder
+from ...net.saving import fsync_directory
+from . import name_of
+from .folder import Folder, make_directory
 
 _OURS = re.compile(r"\d+\.([0-9a-f]{32})\.restante")
 
@@ -17,20 +19,21 @@ class Maildir(Folder):
     def __init__(self, path: Path) -> None:
         self._path = path
         super().__init__(path)
-        self._inbox, self._workshop = path / "new", path / "tmp"
         here = [each.name for where in ("new", "cur") for each in (path / where).iterdir()]
         # Under any flags that a mail reader has added since.
         self._known = {found[1] for found in map(_OURS.match, here) if found}
 
     def _prepare(self) -> None:
+        self._inbox, self._workshop = self._path / "new", self._path / "tmp"
         for name in ("cur", "new", "tmp"):
-            (self._path / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directory(self._path / name, 0o700)
+            fsync_directory(self._path / name)
 
-    def _final_name(self, name: str) -> str:
-        return f"{int(time.time())}.{name}.restante"
+    def has(self, identity: str) -> bool:
+        return name_of(identity) in self._known
 
-    def _is_here(self, name: str) -> bool:
-        return name in self._known
+    def _place(self, name: str) -> Path:
+        return self._inbox / f"{int(time.time())}.{name}.restante"
 
     def _find(self, name: str) -> Path | None:
         found = (each for where in ("cur", "new") for each in (self._path / where).iterdir())

@@ -1,7 +1,8 @@
 """An mbox file in the mboxrd form: LF line ends, ``>`` before every ``>*From `` line.
 
 That is what it rewrites: CRLF becomes LF, and the quoted lines get one ``>`` that readers of
-mboxrd take away again.  It keeps no list of what it holds, so nothing is known to be here already.
+mboxrd take away again (but not after more than 1,000 of them, so that no line need be kept whole).
+It keeps no list of what it holds, so nothing is known to be here already.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .folder import fsync_directory
+from ...errors import TemporaryFailure
+from ...net.saving import fsync_directory
+from .folder import make_directory
 
 _FROM = re.compile(rb"^(>*From )", re.MULTILINE)
+_BEGINNING = re.compile(rb">{0,1000}(?:F(?:r(?:o(?:m)?)?)?)?")
 _PIECE = 65_536  # octets
 
 
@@ -31,63 +35,75 @@ class Mbox:
     is_repeatable = False
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
+        self._path = path
         self._journal = path.with_name(f".{path.name}.restante")
-        is_new = not path.exists()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.lockf(self._file, fcntl.LOCK_EX)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        if is_new:
-            fsync_directory(path.parent)
         self._message: BinaryIO | None = None
-        self._line = b""  # the last line, as long as it has no end
-        self._mend()
+        self._quoting = _Quoting()
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fsync_directory(path.parent)
+            self._mend()
+        except BlockingIOError as error:
+            os.close(self._file)
+            raise TemporaryFailure(f"{path} is locked by another program") from error
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def has(self, identity: str) -> bool:
+        return False
 
     def begin(self, identity: str) -> bool:
-        self._message = self._journal.open("wb")
-        self._message.write(b"%d\n" % os.lseek(self._file, 0, os.SEEK_END))
+        end = os.lseek(self._file, 0, os.SEEK_END)
+        last = os.pread(self._file, 2, max(end - 2, 0))
+        # What stands there may lack its line end, or the blank line behind it.
+        missing = b"\n\n" if end and not last.endswith(b"\n") else b""
+        if end and last.endswith(b"\n") and last != b"\n\n":
+            missing = b"\n"
+        file = os.open(self._journal, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        self._message = os.fdopen(file, "wb")
+        self._message.write(b"%d\n" % end + missing)
         self._message.write(f"From MAILER-DAEMON {time.asctime(time.gmtime())}\n".encode())
-        self._line = b""
+        self._quoting = _Quoting()
         return True
 
     def write(self, octets: bytes) -> None:
         assert self._message is not None
-        text = self._line + octets
-        whole = text.rfind(b"\n") + 1
-        self._line = text[whole:]
-        self._message.write(_quoted(text[:whole]))
+        self._message.write(self._quoting.feed(octets))
 
     def commit(self) -> None:
         assert self._message is not None
-        self._message.write(_quoted(self._line) + (b"\n\n" if self._line else b"\n"))
+        self._message.write(self._quoting.finish() + b"\n")
         self._message.flush()
         os.fsync(self._message.fileno())
         self._message.close()
         fsync_directory(self._journal.parent)
+        self._message = None  # from here on only ``_mend`` knows what to do
         with self._journal.open("rb") as message:
-            offset = int(message.readline())
+            end = int(message.readline())
             try:
                 while piece := message.read(_PIECE):
                     _append(self._file, piece)
                 os.fsync(self._file)
             except OSError:
-                os.ftruncate(self._file, offset)
+                os.ftruncate(self._file, end)
+                self._journal.unlink()
                 raise
-        self._forget()
+        self._journal.unlink()
 
     def abort(self) -> None:
         if self._message is not None:
             with suppress(OSError):
                 self._message.close()
-            self._forget()
+            self._message = None
+            self._journal.unlink(missing_ok=True)
 
     def close(self) -> None:
         self.abort()
         os.close(self._file)
-
-    def _forget(self) -> None:
-        self._message = None
-        self._journal.unlink(missing_ok=True)
 
     def _mend(self) -> None:
         """Cut off what a crash left of the last append."""
@@ -101,11 +117,37 @@ class Mbox:
             if offset >= 0 and 0 < tail < whole and _same(self._file, offset, message, tail):
                 os.ftruncate(self._file, offset)
                 os.fsync(self._file)
-        self._forget()
+        self._journal.unlink()
 
 
-def _quoted(text: bytes) -> bytes:
-    return _FROM.sub(rb">\1", text.replace(b"\r\n", b"\n"))
+class _Quoting:
+    """Lines of mboxrd, in whatever pieces they come."""
+
+    def __init__(self) -> None:
+        self._held = b""  # may become CRLF, or a line to quote
+        self._is_inside = False  # a line, of which the beginning has left
+
+    def feed(self, octets: bytes) -> bytes:
+        text = self._held + octets
+        end = len(text) - text.endswith(b"\r")
+        begin = text.rfind(b"\n", 0, end) + 1
+        if (begin or not self._is_inside) and _BEGINNING.fullmatch(text, begin, end):
+            end = begin
+        self._held = text[end:]
+        return self._quoted(text[:end])
+
+    def finish(self) -> bytes:
+        """What is held, and a line end where it is missing."""
+        rest = self._quoted(self._held)
+        return rest + b"\n" if self._is_inside else rest
+
+    def _quoted(self, octets: bytes) -> bytes:
+        if not octets:
+            return b""
+        text = octets.replace(b"\r\n", b"\n")
+        inside = (text.find(b"\n") + 1 or len(text)) if self._is_inside else 0
+        self._is_inside = not text.endswith(b"\n")
+        return text[:inside] + _FROM.sub(rb">\1", text[inside:])
 
 
 def _append(file: int, octets: bytes) -> None:

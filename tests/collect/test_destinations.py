@@ -1,0 +1,395 @@
+"""Where fetched mail goes: whole and durable, once, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mailbox
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from restante.collect.destinations import Destination, open_destination
+from restante.collect.destinations.folder import Folder
+from restante.collect.destinations.maildir import Maildir
+from restante.collect.destinations.mbox import Mbox, _Quoting
+from restante.errors import TemporaryFailure, UnsafeArgument
+
+MESSAGE = b"Subject: x\r\n\r\n.dot\r\nFrom here\r\n"
+KINDS: dict[str, Callable[[Path], Destination]] = {
+    "folder": Folder,
+    "maildir": Maildir,
+    "mbox": Mbox,
+}
+kinds = pytest.mark.parametrize("kind", list(KINDS))
+with_names = pytest.mark.parametrize("kind", ["folder", "maildir"])
+
+
+def opened(kind: str, path: Path) -> closing[Destination]:
+    return closing(KINDS[kind](path / "mail"))
+
+
+def put(destination: Destination, identity: str, *pieces: bytes) -> None:
+    assert destination.begin(identity)
+    try:
+        for piece in pieces:
+            destination.write(piece)
+        destination.commit()
+    finally:
+        destination.abort()
+
+
+def stored(kind: str, path: Path) -> list[bytes]:
+    """What another program finds there, with CRLF."""
+    mail = path / "mail"
+    if kind == "folder":
+        return [each.read_bytes() for each in sorted(mail.glob("*.eml"))]
+    if kind == "maildir":
+        return [each.read_bytes() for each in sorted((mail / "new").iterdir())]
+    return messages_of(mail.read_bytes() if mail.exists() else b"")
+
+
+def messages_of(mbox: bytes) -> list[bytes]:
+    """By the rules of mboxrd, which the standard library does not know."""
+    parts = re.split(rb"(?:\A|(?<=\n\n))From [^\n]*\n", mbox)[1:]
+    return [
+        re.sub(rb"^>(>*From )", rb"\1", part[:-1], flags=re.MULTILINE).replace(b"\n", b"\r\n")
+        for part in parts
+    ]
+
+
+@kinds
+@pytest.mark.parametrize(
+    "message",
+    [
+        MESSAGE,
+        b"",
+        b"\r\n",
+        b"From x\r\n>From y\r\n>>From z\r\nFromage\r\n From\r\n",
+        b"a\r\n\r\nFrom the middle\r\n\r\n\r\n",
+        b"8-bit \xff\x00 and a lone\rreturn\r\n",
+    ],
+)
+def test_octet_for_octet_in_any_pieces(kind: str, message: bytes, tmp_path: Path) -> None:
+    with opened(kind, tmp_path) as destination:
+        put(destination, "whole", message)
+        put(destination, "pieces", *(bytes([each]) for each in message))
+    assert stored(kind, tmp_path) == [message, message]
+
+
+@given(
+    st.lists(st.sampled_from([b"From ", b">", b"Fro", b"m x", b"\r\n", b"\r", b"y"]), max_size=12),
+    st.data(),
+)
+def test_quoting_does_not_depend_on_the_pieces(parts: list[bytes], data: st.DataObject) -> None:
+    message = b"".join(parts)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(message)), max_size=6)))
+    quoting = _Quoting()
+    pieces = [message[a:b] for a, b in zip([0, *cuts], [*cuts, len(message)], strict=True)]
+    text = b"".join(map(quoting.feed, pieces)) + quoting.finish()
+    lines = message.replace(b"\r\n", b"\n").split(b"\n")
+    expected = b"\n".join(b">" + each if re.match(b">*From ", each) else each for each in lines)
+    assert text == (expected if expected.endswith(b"\n") or not expected else expected + b"\n")
+
+
+def test_no_line_is_kept_whole() -> None:
+    """A hostile message of one line costs neither memory nor time."""
+    quoting = _Quoting()
+    for octet in (b"x", b">", b"\r"):
+        for _ in range(100):
+            quoting.feed(octet * 65_536)
+            assert len(quoting._held) <= 1010
+
+
+@with_names
+def test_what_is_here_is_known_again(kind: str, tmp_path: Path) -> None:
+    with opened(kind, tmp_path) as destination:
+        assert not destination.has("a")
+        put(destination, "a", MESSAGE)
+        assert destination.has("a")
+    with opened(kind, tmp_path) as destination:
+        assert destination.has("a")
+        assert not destination.has("b")
+
+
+def test_a_maildir_message_is_known_by_its_flags_too(tmp_path: Path) -> None:
+    with opened("maildir", tmp_path) as destination:
+        put(destination, "a", MESSAGE)
+    (new,) = (tmp_path / "mail" / "new").iterdir()
+    new.rename(tmp_path / "mail" / "cur" / f"{new.name}:2,S")
+    with opened("maildir", tmp_path) as destination:
+        assert destination.has("a")
+
+
+@kinds
+def test_abort_leaves_no_trace(kind: str, tmp_path: Path) -> None:
+    with opened(kind, tmp_path) as destination:
+        destination.begin("a")
+        destination.write(MESSAGE)
+        destination.abort()
+        assert stored(kind, tmp_path) == []
+        put(destination, "a", MESSAGE)
+        destination.abort()
+    assert stored(kind, tmp_path) == [MESSAGE]
+    assert leftovers(tmp_path) == []
+
+
+def leftovers(path: Path) -> list[Path]:
+    return [each for each in path.rglob(".*") if each.is_file()]
+
+
+@kinds
+def test_mail_is_private(kind: str, tmp_path: Path) -> None:
+    with opened(kind, tmp_path) as destination:
+        put(destination, "a", MESSAGE)
+    files = [each for each in tmp_path.rglob("*") if each.is_file()]
+    assert [each.stat().st_mode & 0o777 for each in files] == [0o600]
+
+
+@pytest.mark.parametrize("identity", ["../../x", "/etc/passwd", "\udcff", "a\0b", "", "x" * 5000])
+@with_names
+def test_no_unique_id_makes_a_path(kind: str, identity: str, tmp_path: Path) -> None:
+    with opened(kind, tmp_path) as destination:
+        put(destination, identity, MESSAGE)
+    (file,) = [each for each in tmp_path.rglob("*") if each.is_file()]
+    assert re.fullmatch(r"(\d+\.)?[0-9a-f]{32}\.(eml|restante)", file.name)
+
+
+def test_old_leftovers_are_tidied_away(tmp_path: Path) -> None:
+    (tmp_path / "mail").mkdir()
+    old, young = tmp_path / "mail" / ".0.part", tmp_path / "mail" / ".1.part"
+    for each in (old, young):
+        each.touch()
+    os.utime(old, (1, 1))
+    with opened("folder", tmp_path):
+        assert leftovers(tmp_path) == [young]
+
+
+# The order of effects.
+
+
+class Dead(BaseException):
+    """The process is no more."""
+
+
+CHANGES = ("open", "mkdir", "fsync", "rename", "unlink", "ftruncate", "write")
+
+
+class Recorder:
+    """Records the system calls that change something, and fails or dies at one of them."""
+
+    def __init__(self, base: Path, die_at: int = -1, fail: str = "", error: int = 0) -> None:
+        self.calls: list[str] = []
+        self._base = base
+        self._die_at = die_at
+        self._fail = fail
+        self._error = error
+
+    def call(self, name: str, real: Any, *arguments: Any, **options: Any) -> Any:
+        where = arguments[0]
+        if isinstance(where, int):
+            where = os.readlink(f"/proc/self/fd/{where}")
+        changes = name != "open" or arguments[1] & (os.O_CREAT | os.O_TRUNC)
+        if changes and os.fspath(where).startswith(str(self._base)):
+            told = os.path.relpath(where, self._base)
+            told = re.sub(r"[0-9a-f]{16,}", "N", re.sub(r"\d{9,}\.", "T.", told))
+            self.calls.append(f"{name} {told}")
+            if 0 <= self._die_at < len(self.calls):
+                raise Dead
+            if name == self._fail:
+                raise OSError(self._error, os.strerror(self._error))
+        return real(*arguments, **options)
+
+
+@contextmanager
+def recorded(base: Path, **options: Any) -> Iterator[Recorder]:
+    recorder = Recorder(base, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in CHANGES:
+            real = getattr(os, name)
+
+            def stand_in(*args: Any, name: str = name, real: Any = real, **kwargs: Any) -> Any:
+                return recorder.call(name, real, *args, **kwargs)
+
+            patch.setattr(os, name, stand_in)
+        yield recorder
+
+
+def test_a_file_is_durable_before_its_name_and_that_before_commit_returns(tmp_path: Path) -> None:
+    with opened("folder", tmp_path) as folder, recorded(tmp_path) as recorder:
+        put(folder, "a", MESSAGE)
+    assert recorder.calls == [
+        "open mail/.N.part",
+        "fsync mail/.N.part",
+        "rename mail/.N.part",
+        "fsync mail",
+    ]
+
+
+def test_the_same_in_a_maildir(tmp_path: Path) -> None:
+    with opened("maildir", tmp_path) as maildir, recorded(tmp_path) as recorder:
+        put(maildir, "a", MESSAGE)
+    assert recorder.calls == [
+        "open mail/tmp/.N.part",
+        "fsync mail/tmp/.N.part",
+        "rename mail/tmp/.N.part",
+        "fsync mail/new",
+    ]
+
+
+def test_an_mbox_is_appended_to_when_the_message_is_durable_beside_it(tmp_path: Path) -> None:
+    with opened("mbox", tmp_path) as mbox, recorded(tmp_path) as recorder:
+        put(mbox, "a", MESSAGE)
+    assert recorder.calls == [
+        "open .mail.restante",
+        "fsync .mail.restante",
+        "fsync .",
+        "write mail",
+        "fsync mail",
+        "unlink .mail.restante",
+    ]
+
+
+@kinds
+def test_names_are_durable_from_the_beginning(kind: str, tmp_path: Path) -> None:
+    """New directories, and what an earlier run named and did not live to make durable."""
+    with (
+        recorded(tmp_path) as recorder,
+        closing(open_destination(f"{kind}:{tmp_path}/a/b".removeprefix("folder:"))),
+    ):
+        pass
+    fsyncs = {each.removeprefix("fsync ") for each in recorder.calls if "fsync" in each}
+    expected = {"folder": {".", "a", "a/b"}, "mbox": {".", "a"}}
+    assert fsyncs >= expected.get(kind, {".", "a", "a/b", "a/b/new", "a/b/cur"})
+
+
+@kinds
+def test_dying_at_any_call_and_doing_it_again(kind: str, tmp_path: Path) -> None:
+    """Every message is whole, and there once; one that died after its commit may be there twice
+    in an mbox, which keeps no list."""
+    for number in range(100):
+        base = tmp_path / str(number)
+        base.mkdir()
+        with opened(kind, base) as destination:
+            put(destination, "first", MESSAGE)
+        second = b"Subject: second\r\n\r\n" + b"x" * 70 + b"\r\n"
+        dying = None
+        with recorded(base, die_at=number) as recorder:
+            try:
+                dying = KINDS[kind](base / "mail")
+                put(dying, "second", second)
+            except Dead:
+                is_done = False
+            else:
+                is_done = True
+        if isinstance(dying, Mbox):
+            os.close(dying._file)  # as the kernel does
+        with opened(kind, base) as destination:
+            if not destination.has("second"):
+                put(destination, "second", second)
+        found = stored(kind, base)
+        assert sorted(set(found)) == sorted([MESSAGE, second]), recorder.calls
+        assert len(found) == 2 or (kind == "mbox" and len(found) == 3)
+        if is_done:
+            return
+    pytest.fail("never done")
+
+
+@kinds
+@pytest.mark.parametrize("call", ["fsync", "rename", "write"])
+def test_a_full_disk_stores_nothing(kind: str, call: str, tmp_path: Path) -> None:
+    if (kind, call) in (("mbox", "rename"), ("folder", "write"), ("maildir", "write")):
+        call = "open"
+    with opened(kind, tmp_path) as destination:
+        put(destination, "first", MESSAGE)
+        with (
+            recorded(tmp_path, fail=call, error=errno.ENOSPC),
+            pytest.raises(OSError, match="No space"),
+        ):
+            put(destination, "second", MESSAGE)
+        assert stored(kind, tmp_path) == [MESSAGE]
+        put(destination, "third", MESSAGE)
+    assert stored(kind, tmp_path) == [MESSAGE, MESSAGE]
+    assert leftovers(tmp_path) == []
+
+
+# The mbox beside other programs.
+
+
+def test_a_torn_append_is_cut_off(tmp_path: Path) -> None:
+    with opened("mbox", tmp_path) as mbox:
+        put(mbox, "a", MESSAGE)
+    path = tmp_path / "mail"
+    before = path.read_bytes()
+    torn = b"From MAILER-DAEMON Thu Jan  1 00:00:00 1970\nSubject: torn\n\nbody\n\n"
+    (tmp_path / ".mail.restante").write_bytes(b"%d\n" % len(before) + torn)
+    for end in range(1, len(torn)):
+        path.write_bytes(before + torn[:end])
+        (tmp_path / ".mail.restante").write_bytes(b"%d\n" % len(before) + torn)
+        with opened("mbox", tmp_path):
+            pass
+        assert path.read_bytes() == before
+    path.write_bytes(before + torn)
+    (tmp_path / ".mail.restante").write_bytes(b"%d\n" % len(before) + torn)
+    with opened("mbox", tmp_path):
+        pass
+    assert path.read_bytes() == before + torn
+
+
+@pytest.mark.parametrize("journal", [b"", b"x\n", b"-1\nFrom", b"0\nFrom other", b"999999\nFrom x"])
+def test_mail_of_another_program_is_never_cut_off(journal: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "mail"
+    path.write_bytes(b"From a\n\nmail\n\n")
+    (tmp_path / ".mail.restante").write_bytes(journal)
+    with opened("mbox", tmp_path):
+        pass
+    assert path.read_bytes() == b"From a\n\nmail\n\n"
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("lock", [fcntl.flock, fcntl.lockf])
+def test_a_locked_mbox_is_left_alone(lock: Any, tmp_path: Path) -> None:
+    path = tmp_path / "mail"
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:  # a lock of fcntl's kind is a process's
+        file = os.open(path, os.O_RDWR | os.O_CREAT)
+        lock(file, fcntl.LOCK_EX)
+        os.write(write, b"x")
+        os.kill(os.getpid(), 19)  # until it is killed
+        os._exit(0)
+    try:
+        os.read(read, 1)
+        with pytest.raises(TemporaryFailure, match="locked"):
+            Mbox(path)
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        os.close(read)
+        os.close(write)
+    with opened("mbox", tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\n\n"])
+def test_a_message_begins_behind_a_blank_line(end: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "mail"
+    path.write_bytes(b"From a\nSubject: old\n\nold" + end)
+    with opened("mbox", tmp_path) as mbox:
+        put(mbox, "a", MESSAGE)
+    found = mailbox.mbox(path)
+    with closing(found):
+        assert [each["subject"] for each in found] == ["old", "x"]
+
+
+@pytest.mark.parametrize("text", ["", "maildir:", "mbox:", "imap:x"])
+def test_no_destination(text: str) -> None:
+    with pytest.raises(UnsafeArgument):
+        open_destination(text)

@@ -1,0 +1,276 @@
+"""``restante fetch`` against our own server and against worse ones: nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from restante.cli.main import main as restante
+from restante.collect.destinations import open_destination
+from restante.collect.fetch import Outcome, fetch
+from restante.errors import ConnectionLost
+from restante.net.client import connect
+from restante.store.memory import MemoryStore
+
+from ..client.shells import ANSWERS, NONE, UNUSED, Peer, scripted
+from ..support import once, serving, sizes
+
+MESSAGES = [b"Subject: one\r\n\r\n1\r\n", b"Subject: two\r\n\r\n.2\r\n", b"\r\n"]
+
+
+async def filled() -> MemoryStore:
+    store = MemoryStore()
+    for message in MESSAGES:
+        await store.deliver("mrose", once(message))
+    return store
+
+
+async def run_fetch(port: int, to: str, *, keep: bool = False, **options: Any) -> Outcome:
+    url = f"pop3://127.0.0.1:{port}"
+    with closing(open_destination(to)) as destination:
+        async with connect(
+            url, user="mrose", password="tan staaf", tls=NONE, context=UNUSED
+        ) as client:
+            return await fetch(client, destination, account="a", keep=keep, **options)
+
+
+def files(path: Path) -> list[bytes]:
+    return sorted(each.read_bytes() for each in path.glob("*.eml"))
+
+
+def answering(answers: dict[bytes, bytes]) -> Callable[[Peer], Awaitable[None]]:
+    async def script(peer: Peer) -> None:
+        await peer.say(b"+OK\r\n")
+        while command := await peer.hear():
+            await peer.say((ANSWERS | answers).get(command, b"+OK\r\n"))
+
+    return script
+
+
+def test_what_is_here_is_not_downloaded_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = await filled()
+        async with serving(store) as server:
+            first = await run_fetch(server.port, str(tmp_path), keep=True, limit=2)
+            assert (first.stored, first.present, first.deleted) == (2, 0, 0)
+            second = await run_fetch(server.port, str(tmp_path), keep=True)
+            assert (second.stored, second.present, second.octets) == (1, 2, 2)
+            third = await run_fetch(server.port, str(tmp_path))
+            assert (third.stored, third.present, third.deleted, third.octets) == (0, 3, 3, 0)
+        assert await sizes(store) == []
+
+    asyncio.run(main())
+    assert files(tmp_path) == sorted(MESSAGES)
+
+
+def test_progress_counts_every_octet(tmp_path: Path) -> None:
+    async def main() -> None:
+        seen: list[tuple[int, int]] = []
+        async with serving(await filled()) as server:
+            for _ in range(2):
+                seen.clear()
+                await run_fetch(
+                    server.port,
+                    str(tmp_path),
+                    keep=True,
+                    progress=lambda messages, octets: seen.append((len(messages), octets)),
+                )
+                assert seen[0] == (3, 0)
+                assert sum(octets for _, octets in seen) == sum(map(len, MESSAGES))
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "unique_ids", [b"-ERR\r\n", b"+OK\r\n1 same\r\n2 same\r\n.\r\n", b"+OK\r\n1 \r\n2\r\n.\r\n"]
+)
+@pytest.mark.parametrize("is_equal", [False, True])
+def test_without_good_unique_ids_the_content_decides(
+    unique_ids: bytes, is_equal: bool, tmp_path: Path
+) -> None:
+    """Both are stored, even if they are equal, and in the next run neither again."""
+    script = answering(
+        {
+            b"CAPA": b"-ERR\r\n",
+            b"UIDL": unique_ids,
+            b"RETR 1": b"+OK\r\none\r\n.\r\n",
+            b"RETR 2": b"+OK\r\none\r\n.\r\n" if is_equal else b"+OK\r\ntwo\r\n.\r\n",
+        }
+    )
+
+    async def main() -> None:
+        async with scripted(script) as (port, _):
+            first = await run_fetch(port, str(tmp_path), keep=True)
+            assert first.stored == 2
+            second = await run_fetch(port, str(tmp_path))
+            assert (second.stored, second.present, second.deleted) == (0, 2, 2)
+
+    asyncio.run(main())
+    assert files(tmp_path) == [b"one\r\n", b"one\r\n" if is_equal else b"two\r\n"]
+
+
+def test_a_full_disk_deletes_nothing(tmp_path: Path) -> None:
+    class Full(Exception):
+        pass
+
+    async def main() -> None:
+        store = await filled()
+        real = os.fsync
+        calls = 0
+
+        def fsync(file: int) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 7:  # the second message's
+                raise Full
+            real(file)
+
+        async with serving(store) as server:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(os, "fsync", fsync)
+                with pytest.raises(Full):
+                    await run_fetch(server.port, str(tmp_path))
+        assert await sizes(store) == [len(each) for each in MESSAGES]
+
+    asyncio.run(main())
+    assert len(list(tmp_path.iterdir())) < len(MESSAGES)
+
+
+@pytest.mark.parametrize("to", ["{}", "maildir:{}", "mbox:{}/mbox"])
+def test_a_connection_lost_at_any_octet_loses_nothing(to: str, tmp_path: Path) -> None:
+    """Whatever is stored is whole; what is deleted is stored."""
+    answers = {**ANSWERS, b"LIST": b"+OK\r\n1 9\r\n2 9\r\n.\r\n"}
+    answers |= {b"RETR 1": b"+OK\r\none\r\n..\r\n.\r\n", b"RETR 2": b"+OK\r\ntwo\r\n.\r\n"}
+    limits: list[int] = []
+
+    async def script(peer: Peer) -> None:
+        left = limits[-1]
+        await peer.say(b"+OK\r\n"[:left])
+        left -= 5
+        while left > 0 and (command := await peer.hear()):
+            octets = answers.get(command, b"+OK\r\n")
+            await peer.say(octets[:left])
+            left -= len(octets)
+            if command == b"QUIT":
+                assert b"DELE 1" in peer.heard
+                return
+
+    async def main() -> None:
+        async with scripted(script) as (port, _):
+            for limit in range(10, 1000, 7):
+                limits.append(limit)
+                path = tmp_path / str(limit)
+                path.mkdir()
+                try:
+                    await run_fetch(port, to.format(path))
+                except ConnectionLost:
+                    pass
+                else:
+                    break
+                found = [each for each in path.rglob("*") if each.is_file()]
+                text = b"".join(each.read_bytes() for each in found).replace(b"\r", b"")
+                assert text.count(b"one\n.\n") == text.count(b"one")
+                assert text.count(b"two\n") == text.count(b"tw")
+            else:
+                pytest.fail("never done")
+
+    asyncio.run(main())
+
+
+def test_a_refused_message_stays(tmp_path: Path) -> None:
+    """The others are stored and deleted, and it is said."""
+
+    async def main() -> None:
+        script = answering({b"RETR 1": b"-ERR [SYS/TEMP] gone\r\n"})
+        async with scripted(script) as (port, peers):
+            outcome = await run_fetch(port, str(tmp_path))
+        assert outcome.refused == ["message 1: gone"]
+        assert (outcome.stored, outcome.deleted) == (1, 1)
+        assert [each for each in peers[0].heard if b"DELE" in each] == [b"DELE 2"]
+        assert peers[0].heard[-1] == b"QUIT"
+
+    asyncio.run(main())
+
+
+def test_a_refused_deletion_does_not_keep_the_others(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with scripted(answering({b"DELE 1": b"-ERR no\r\n"})) as (port, peers):
+            outcome = await run_fetch(port, str(tmp_path))
+        assert outcome.refused == ["DELE: no"]
+        assert (outcome.stored, outcome.deleted) == (2, 1)
+        assert peers[0].heard[-1] == b"QUIT"
+
+    asyncio.run(main())
+
+
+# The command.
+
+
+async def command(port: int, *arguments: str, password: str = "tan staaf") -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESTANTE_PASSWORD", password)
+        url = f"pop3s://mrose@localhost:{port}"
+        return await asyncio.to_thread(restante, ["--json", "fetch", url, *arguments])
+
+
+def test_the_command_stores_deletes_and_tells(
+    tmp_path: Path,
+    certificate: tuple[Path, Path],
+    server_tls: ssl.SSLContext,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trust = ("--ca-file", str(certificate[0]))
+
+    async def main() -> None:
+        store = await filled()
+        async with serving(store, tls=server_tls, implicit=True, clear=False) as server:
+            to = ("--to", f"maildir:{tmp_path / 'Mail'}")
+            assert await command(server.port, *to, "--keep", *trust) == os.EX_OK
+            assert len(await sizes(store)) == 3
+            assert await command(server.port, *to, *trust) == os.EX_OK
+            assert await sizes(store) == []
+
+    asyncio.run(main())
+    kept, deleted = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (kept["stored"], kept["deleted"]) == (3, 0)
+    assert (deleted["stored"], deleted["present"], deleted["deleted"]) == (0, 3, 3)
+
+
+def test_its_exit_codes(
+    tmp_path: Path,
+    certificate: tuple[Path, Path],
+    server_tls: ssl.SSLContext,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """sysexits.h: 75 try again, 77 refused, 64 wrong use; one line that says why."""
+    trust = ("--ca-file", str(certificate[0]))
+    to = ("--to", str(tmp_path / "new"))
+
+    async def main() -> None:
+        async with serving(await filled(), tls=server_tls, implicit=True, clear=False) as server:
+            port = server.port
+            assert await command(port, *to) == os.EX_NOPERM  # not trusted
+            assert await command(port, *to, *trust, password="wrong") == os.EX_NOPERM
+            assert await command(port, "--to", "imap:x", *trust) == os.EX_USAGE
+            (tmp_path / "file").touch()
+            assert await command(port, "--to", f"{tmp_path}/file/x", *trust) == os.EX_IOERR
+        assert await command(port, *to, *trust) == os.EX_TEMPFAIL  # nobody listens
+
+    asyncio.run(main())
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 5
+    assert all(line.startswith("restante fetch: ") for line in told)
+    assert files(tmp_path / "new") == []
+
+
+def test_a_password_in_the_url_is_refused(tmp_path: Path) -> None:
+    url = "pop3s://mrose:secret@localhost"
+    assert restante(["fetch", url, "--to", str(tmp_path)]) == os.EX_USAGE
