@@ -142,6 +142,7 @@ def test_no_key_takes_what_it_cannot_mean(key: str, value: str, file: Path) -> N
         ),
     ],
 )
+@pytest.mark.rfc("P-010", "P-015")
 def test_a_mistake_is_told_with_its_line(text: str, line: int, told: str, file: Path) -> None:
     (found,) = mistakes(text, file)
     assert found.startswith(f"restante.toml:{line}: {told}")

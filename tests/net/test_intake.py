@@ -86,7 +86,7 @@ def without_trace(letter: bytes) -> bytes:
     return without_trace(letter[match.end() :]) if match else letter
 
 
-@pytest.mark.rfc("P-171", "P-172")
+@pytest.mark.rfc("P-171")
 def test_one_reply_for_each_recipient(run: Run[None]) -> None:
     """RFC 2033 §4.2: in their order, for duplicates too; one failure spoils nothing."""
 
@@ -102,6 +102,21 @@ def test_one_reply_for_each_recipient(run: Run[None]) -> None:
             got = await replies(client, LETTER + b".\r\n", 3)
             assert [line[:9] for line in got] == [b"250 2.0.0", b"451 4.3.0", b"250 2.0.0"]
         assert [without_trace(each) for each in await letters(memory)] == [LETTER, LETTER]
+
+    run(main())
+
+
+@pytest.mark.rfc("P-172")
+def test_what_lmtp_must_offer_is_offered(run: Run[None]) -> None:
+    """RFC 2033 §5."""
+
+    async def main() -> None:
+        async with taking(MemoryStore()) as (client, _):
+            client.send(b"LHLO again\r\nNOOP\r\n")
+            said = []
+            while not (line := await client.line()).startswith(b"250 2.0.0"):
+                said.append(line[4:])
+            assert {b"PIPELINING", b"ENHANCEDSTATUSCODES", b"8BITMIME"} <= set(said)
 
     run(main())
 

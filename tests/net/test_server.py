@@ -307,6 +307,29 @@ def test_quit_tells_what_was_not_removed(left: int, words: bytes, run: Run[None]
     run(main())
 
 
+@pytest.mark.rfc("P-119")
+def test_tls_ends_with_close_notify(
+    run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """RFC 8314 §3.4: without it the end is an error for the client."""
+
+    def quits(port: int) -> bytes:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=10) as raw,
+            client_tls.wrap_socket(
+                raw, server_hostname="localhost", suppress_ragged_eofs=False
+            ) as client,
+        ):
+            client.sendall(b"QUIT\r\n")
+            return b"".join(iter(lambda: client.recv(4096), b""))
+
+    async def main() -> None:
+        async with serving(MemoryStore(), tls=server_tls, implicit=True) as server:
+            assert b"+OK" in await asyncio.to_thread(quits, server.port)
+
+    run(main())
+
+
 # Time, pace and number.
 
 

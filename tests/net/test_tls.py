@@ -53,7 +53,7 @@ def test_it_is_its_own_trust_anchor_under_strict_rules(name: str, tmp_path: Path
     shake_hands(tls.server_context(certificate, key), client, name)
 
 
-@pytest.mark.rfc("P-130", "P-133")
+@pytest.mark.rfc("P-065", "P-130", "P-133")
 def test_another_name_is_refused(tmp_path: Path) -> None:
     certificate, key = tls.make_self_signed(tmp_path, NAMES)
     with pytest.raises(ssl.SSLCertVerificationError):
@@ -112,3 +112,45 @@ def test_the_fingerprint_is_that_of_openssl(tmp_path: Path) -> None:
     assert told.split("=")[1].strip().replace(":", "") == tls.fingerprint(certificate).replace(
         " ", ""
     )
+
+
+# What both sides offer.
+
+
+@pytest.mark.rfc("P-129")
+def test_no_certificate_is_asked_of_a_client(tmp_path: Path) -> None:
+    assert tls.server_context(*tls.make_self_signed(tmp_path, NAMES)).verify_mode == ssl.CERT_NONE
+
+
+@pytest.mark.rfc("P-138")
+def test_every_cipher_suite_has_forward_secrecy_and_is_authenticated(tmp_path: Path) -> None:
+    certificate, key = tls.make_self_signed(tmp_path, NAMES)
+    for context in (tls.server_context(certificate, key), tls.client_context(certificate)):
+        suites = context.get_ciphers()
+        assert suites
+        for suite in suites:
+            assert suite["protocol"] == "TLSv1.3" or suite["name"].startswith("ECDHE-")
+            assert suite["aead"], suite["name"]
+
+
+@pytest.mark.rfc("P-131", "P-132")
+@pytest.mark.parametrize(
+    ("named", "asked", "fits"),
+    [
+        ("*.example.org", "mail.example.org", True),
+        ("*.example.org", "example.org", False),
+        ("*.example.org", "a.mail.example.org", False),
+        ("m*.example.org", "mail.example.org", False),
+        ("mail.example.org", "MAIL.example.org", True),
+        ("mail.example.org", "mail.example.com", False),
+    ],
+)
+def test_a_wildcard_is_one_whole_label(named: str, asked: str, fits: bool, tmp_path: Path) -> None:
+    """RFC 7817 §3."""
+    certificate, key = tls.make_self_signed(tmp_path, [named])
+    server, client = tls.server_context(certificate, key), tls.client_context(certificate)
+    if fits:
+        shake_hands(server, client, asked)
+    else:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            shake_hands(server, client, asked)

@@ -28,7 +28,7 @@ def plain(message: bytes) -> bytes:
 
 @pytest.mark.parametrize("state", [State.AUTHORIZATION, State.TRANSACTION])
 @pytest.mark.parametrize("keyword", sorted(VERBS))
-@pytest.mark.rfc("P-005")
+@pytest.mark.rfc("P-005", "P-030")
 def test_a_verb_out_of_its_state_changes_nothing(keyword: str, state: State) -> None:
     """RFC 1939 §3: a command in the wrong state is answered with a negative status."""
     core = Core(list(MESSAGES))

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from restante.pop3.session import Policy, Session
 
 from ..transcript import Transcript, check, load
 from .core import Core
 
 TRANSCRIPTS = load("pop3")
+CODES = rb"IN-USE|LOGIN-DELAY|AUTH|UTF8|SYS/TEMP|SYS/PERM"
+RESPONSE = re.compile(rb"(\+OK|-ERR)( \[(%s)\])?( [^\[\r\n][^\r\n]*)?" % CODES)
 each = pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=lambda t: t.name)
 
 
@@ -45,3 +51,20 @@ def test_any_cut_gives_the_same_answers(data: st.DataObject) -> None:
     sent = transcript.sent
     cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)))))
     run(transcript, [sent[a:b] for a, b in zip([0, *cuts], [*cuts, len(sent)], strict=True)])
+
+
+@pytest.mark.rfc("P-007", "P-011")
+@each
+def test_responses_are_short_and_begin_as_they_should(transcript: Transcript) -> None:
+    core = Core(list(transcript.messages), tls=transcript.tls, password=transcript.password)
+    for step in transcript.steps:
+        for line in core.send(step.octets).split(b"\r\n")[:-1] if step.kind == "C" else ():
+            if line.startswith((b"+OK", b"-ERR")):
+                assert len(line) <= 510  # and CRLF (RFC 2449 §4)
+                assert RESPONSE.fullmatch(line), line
+
+
+@pytest.mark.rfc("P-001", "P-010")
+def test_the_greeting_is_one_positive_line_without_a_time_stamp() -> None:
+    head = Session(Policy(), is_secure=True).greeting().head()
+    assert re.fullmatch(rb"\+OK [^<\[\r\n][^<\r\n]*\r\n", head)
