@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+import stat
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from restante.collect import collector
 from restante.collect.collector import LooksMoved, Outcome, collect
 from restante.collect.destinations import open_destination
 from restante.collect.ledger import AccountBusy, Ledger
@@ -223,25 +225,27 @@ def test_large_mail_is_left_and_told_every_time(home: Home) -> None:
     assert [row[0] for row in home.shelf.rows] == ["three"]
 
 
+@pytest.mark.parametrize(("group", "safe"), [(64, 0), (1, 2)])
 def test_disk_full_deletes_nothing_that_is_not_safe(
-    home: Home, mail: Path, monkeypatch: pytest.MonkeyPatch
+    group: int, safe: int, home: Home, mail: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Calls until the disk is full: opening what is there takes six, and a message two.
-    real, left = os.fsync, [6 + 4]
-    open_destination(f"maildir:{mail}").close()
+    """The third message finds no room: with it goes its group, and nothing else."""
+    real, synced = os.fsync, [0]
 
     def full(file: int) -> None:
-        left[0] -= 1
-        if left[0] < 0:
-            raise OSError(28, "No space left on device")
+        if stat.S_ISREG(os.fstat(file).st_mode):
+            synced[0] += 1
+            if synced[0] == 3:
+                raise OSError(28, "No space left on device")
         real(file)
 
     with monkeypatch.context() as patch:
+        patch.setattr(collector, "_GROUP", group)
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
             home.collect(Policy(keep=0.0))
     assert len(home.shelf.rows) == 3  # QUIT was never sent
-    assert len(stored(mail)) == 2
+    assert len(stored(mail)) == safe
     assert list((mail / "tmp").iterdir()) == []
     outcome = home.collect(Policy(keep=0.0))
     assert stored(mail) == sorted(map(text, ("one", "two", "three")))
@@ -274,8 +278,6 @@ def test_lost_connection_keeps_what_is_safe(
     home: Home, mail: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was stored before stays known, whatever came after."""
-    from restante.collect import collector
-
     monkeypatch.setattr(collector, "_GROUP", 1)
     taken: list[int] = []
 

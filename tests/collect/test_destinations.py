@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restante.collect.destinations import Destination, open_destination
+from restante.collect.destinations import Destination, Grouping, open_destination
 from restante.collect.destinations.folder import Folder
 from restante.collect.destinations.maildir import Maildir
 from restante.collect.destinations.mbox import Mbox, _Quoting
@@ -393,3 +393,56 @@ def test_a_message_begins_behind_a_blank_line(end: bytes, tmp_path: Path) -> Non
 def test_no_destination(text: str) -> None:
     with pytest.raises(UnsafeArgument):
         open_destination(text)
+
+
+@with_names
+def test_a_group_is_synced_before_any_of_it_has_its_name(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def synced(file: int) -> None:
+        events.append("directory" if os.path.isdir(f"/proc/self/fd/{file}") else "file")
+        fsync(file)
+
+    def renamed(path: Path, target: Path) -> Path:
+        events.append("rename")
+        return rename(path, target)
+
+    with opened(kind, tmp_path) as destination:
+        assert isinstance(destination, Grouping)
+        monkeypatch.setattr(os, "fsync", synced)
+        monkeypatch.setattr(Path, "rename", renamed)
+        for word in ("one", "two", "three"):
+            assert destination.begin(word)
+            destination.write(word.encode())
+            destination.end()
+        assert stored(kind, tmp_path) == []
+        destination.sync()
+        assert events == ["file"] * 3 + ["rename"] * 3 + ["directory"]
+        assert sorted(stored(kind, tmp_path)) == [b"one", b"three", b"two"]
+        assert all(map(destination.has, ("one", "two", "three")))
+
+
+@with_names
+def test_a_group_that_cannot_be_synced_leaves_no_trace(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(file: int) -> None:
+        raise OSError(errno.EIO, "disk")
+
+    with opened(kind, tmp_path) as destination:
+        assert isinstance(destination, Grouping)
+        for word in ("one", "two"):
+            assert destination.begin(word)
+            destination.write(word.encode())
+            destination.end()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", broken)
+            with pytest.raises(OSError, match="disk"):
+                destination.sync()
+        destination.sync()  # nothing is left of them to be taken for safe
+        assert stored(kind, tmp_path) == []
+        assert not any(map(destination.has, ("one", "two")))
+    assert [path for path in tmp_path.rglob("*.part")] == []

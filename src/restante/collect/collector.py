@@ -23,7 +23,7 @@ from tempfile import SpooledTemporaryFile
 from ..errors import CommandFailed, MessageRefused, PermanentFailure, TemporaryFailure
 from ..net.client import Client, connect
 from ..pop3.listing import Message
-from .destinations import Destination, Verifying
+from .destinations import Destination, Grouping, Verifying
 from .ledger import Ledger
 from .plan import Delete, Fetch, Policy, Skip, Taken, is_due, looks_moved, plan, unique_ids
 
@@ -151,7 +151,7 @@ class _Session:
         self._dedupe = False
         self._known: dict[str, Taken] = {}
         self._contents: Counter[bytes] = Counter()  # of messages without a unique-id
-        self._safe: list[tuple[Message, str, bytes]] = []  # stored, not yet in the ledger
+        self._safe: list[tuple[Message, str, bytes]] = []  # stored, not in the ledger yet
         self._due: list[tuple[Message, str]] = []  # to be deleted
 
     async def run(self, again: str, *, dry_run: bool) -> None:
@@ -188,11 +188,11 @@ class _Session:
         at = 0
         async for _, body in self._client.retrieve_all(wanted):
             if at % group == 0:
-                self._write_down()
+                await self._write_down()
                 self._intend(fetches[at : at + group])
             await self._take(fetches[at], body)
             at += 1
-        self._write_down()
+        await self._write_down()
 
     def _intend(self, fetches: Sequence[Fetch]) -> None:
         self._ledger.intend(
@@ -200,10 +200,12 @@ class _Session:
             [(step.key, step.message.size) for step in fetches if step.key is not None],
         )
 
-    def _write_down(self) -> None:
+    async def _write_down(self) -> None:
         """What is durable at the destination becomes known, and may then be deleted."""
         if not self._safe:
             return
+        if isinstance(self._destination, Grouping):
+            await asyncio.to_thread(self._destination.sync)
         now, policy = self._clock(), self._account.policy
         self._ledger.took(
             self._account.name,
@@ -270,7 +272,7 @@ class _Session:
     async def _store(
         self, message: Message, key: str, body: AsyncIterable[bytes], *, is_new: bool = True
     ) -> bytes:
-        """Durable at the destination on return; gives the digest."""
+        """At the destination on return, and durable or in its group; gives the digest."""
         seen, destination = sha256(), self._destination
         try:
             is_wanted = destination.begin(self._identity(message, key))
@@ -281,7 +283,9 @@ class _Session:
                 if is_new:
                     self._progress((), len(piece))
                 self.outcome.octets += len(piece)
-            if is_wanted:
+            if is_wanted and isinstance(destination, Grouping):
+                destination.end()
+            elif is_wanted:
                 await asyncio.to_thread(destination.commit)
         finally:
             destination.abort()

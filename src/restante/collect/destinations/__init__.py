@@ -51,6 +51,17 @@ class Verifying(Protocol):
         """Whether the message is there, and its octets have this SHA-256."""
 
 
+@runtime_checkable
+class Grouping(Protocol):
+    """Add-on of a destination where many messages become durable in one go, which is faster."""
+
+    def end(self) -> None:
+        """The message that was begun is whole; like ``commit``, but not durable yet."""
+
+    def sync(self) -> None:
+        """All that were ended are durable on return; an error leaves no part of any."""
+
+
 def name_of(identity: str) -> str:
     """A file name; nothing that a server says becomes part of a path."""
     return sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import file_digest
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import BinaryIO
 from ...net.saving import fsync_directory
 from . import name_of
 
+_AT_ONCE = 16  # files that are synced side by side, so that the disk can order its work
 _LEFT_OVER = 36 * 3600  # seconds, as https://cr.yp.to/proto/maildir.html says
 
 
@@ -25,6 +27,7 @@ class Folder:
         self._inbox = self._workshop = path
         self._file: BinaryIO | None = None
         self._temporary = self._final = Path()
+        self._waiting: list[tuple[BinaryIO, Path, Path]] = []  # whole, and not durable yet
         self._prepare()
         self._tidy()
 
@@ -60,13 +63,42 @@ class Folder:
         self._file.write(octets)
 
     def commit(self) -> None:
+        self.end()
+        self.sync()
+
+    def end(self) -> None:
         assert self._file is not None
         self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._temporary.rename(self._final)
+        self._waiting.append((self._file, self._temporary, self._final))
         self._file = None
-        fsync_directory(self._inbox)
+
+    def sync(self) -> None:
+        """Nothing has its name before the octets of all of them are safe."""
+        try:
+            if len(self._waiting) > 1:
+                with ThreadPoolExecutor(_AT_ONCE) as pool:
+                    list(pool.map(os.fsync, [file.fileno() for file, _, _ in self._waiting]))
+            elif self._waiting:
+                os.fsync(self._waiting[0][0].fileno())
+            while self._waiting:
+                file, temporary, final = self._waiting[-1]
+                temporary.rename(final)
+                self._waiting.pop()
+                file.close()
+                self._named(final)
+            fsync_directory(self._inbox)
+        finally:
+            self._drop_waiting()
+
+    def _named(self, final: Path) -> None:
+        """A file has its name now."""
+
+    def _drop_waiting(self) -> None:
+        for file, temporary, _ in self._waiting:
+            with suppress(OSError):
+                file.close()
+            temporary.unlink(missing_ok=True)
+        self._waiting.clear()
 
     def holds(self, identity: str, digest: bytes) -> bool:
         path = self._find(name_of(identity))
@@ -88,6 +120,7 @@ class Folder:
 
     def close(self) -> None:
         self.abort()
+        self._drop_waiting()
 
 
 def make_directory(path: Path, mode: int = 0o777) -> None:

@@ -39,6 +39,5 @@ class Maildir(Folder):
         found = (each for where in ("cur", "new") for each in (self._path / where).iterdir())
         return next((each for each in found if f".{name}.restante" in each.name), None)
 
-    def commit(self) -> None:
-        super().commit()
-        self._known.add(self._final.name.split(".")[1])
+    def _named(self, final: Path) -> None:
+        self._known.add(final.name.split(".")[1])
