@@ -1,0 +1,85 @@
+"""Maildirs to measure with: always the same mail, LF- and CRLF-stored.
+
+Names carry S= and W=, which is the best case of every server that reads them.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import random
+import shutil
+import sys
+from pathlib import Path
+
+OWNER = 5000  # user and group of all mail, as Dovecot wants
+SHAPES = {  # messages, octets of each on the wire
+    "d4k": (20_000, 4096),
+    "d100k": (2_000, 102_400),
+    "d25m": (20, 25 * 2**20),
+    "c10k": (10_000, 4096),
+    "n10": (10, 600),
+    "n1k": (1_000, 600),
+    "n10k": (10_000, 600),
+    "n100k": (100_000, 600),
+}
+SMALL_USERS = 100
+_RAW = base64.b64encode(random.Random(1939).randbytes(2**20)).decode()
+_LINES = [_RAW[at : at + 76] for at in range(0, len(_RAW) - 76, 76)]
+for _at in range(7, len(_LINES), 997):
+    _LINES[_at] = "." + _LINES[_at][1:]  # rare, as in real mail
+for _at in range(29, len(_LINES), 97):
+    _LINES[_at] = ""
+_TEXT = ("\r\n".join(_LINES) + "\r\n").encode()
+
+
+def message(number: int, size: int) -> bytes:
+    """CRLF text of ``size`` octets; another part of the same text for each number."""
+    head = (
+        f"Return-Path: <sender{number}@example.org>\r\nFrom: <sender{number}@example.org>\r\n"
+        f"To: user@example.net\r\nSubject: benchmark message number {number}\r\n"
+        "Date: Mon, 23 Nov 2026 10:00:00 +0000\r\n"
+        f"Message-ID: <{number}.bench@example.org>\r\n\r\n"
+    ).encode()
+    begin = _TEXT.index(b"\r\n", number * 1309 % (len(_TEXT) // 2)) + 2
+    text = head + (_TEXT[begin:] + _TEXT * (size // len(_TEXT) + 1))
+    return text[: size - 3].rstrip(b"\r\n") + b"!\r\n"
+
+
+def maildir(path: Path, count: int, size: int, *, crlf: bool) -> None:
+    if path.exists():
+        return
+    making = path.with_name("making")
+    shutil.rmtree(making, ignore_errors=True)
+    for name in ("cur", "new", "tmp"):
+        (making / name).mkdir(parents=True)
+    for number in range(count):
+        wire = message(number, size)
+        stored = wire if crlf else wire.replace(b"\r\n", b"\n")
+        name = f"{1_700_000_000 + number}.M{number:06}P1.bench,S={len(stored)},W={len(wire)}:2,S"
+        (making / "cur" / name).write_bytes(stored)
+    making.rename(path)
+    give_to_owner(path)
+
+
+def give_to_owner(path: Path) -> None:
+    if os.geteuid() == 0:
+        for folder, _, names in os.walk(path.parent):
+            os.chown(folder, OWNER, OWNER)
+            for name in names:
+                os.chown(f"{folder}/{name}", OWNER, OWNER)
+
+
+def make(root: Path, *names: str) -> None:
+    """``small`` is many users with three messages; others are ``d4k_lf``, ``d4k_crlf`` ..."""
+    for name in names:
+        if name == "small":
+            for at in range(SMALL_USERS):
+                maildir(root / f"u{at}" / "Maildir", 3, 2048, crlf=False)
+        else:
+            shape, _, form = name.partition("_")
+            maildir(root / name / "Maildir", *SHAPES[shape], crlf=form == "crlf")
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]), *sys.argv[2:])

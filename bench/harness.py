@@ -1,0 +1,402 @@
+"""What all benchmarks share: servers side by side, a load generator, medians with spread.
+
+Every server is pinned to one core and the load generator to another; contenders take turns in
+each round, so that what disturbs the machine disturbs all.  Results are JSON lines on standard
+output; the talk is on standard error.  Everything made here lies in build/bench.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+import corpora
+
+from restante.auth.users import Users
+
+HERE = Path(__file__).resolve().parent
+HOUSE = HERE.parent
+PLACE = HOUSE / "build" / "bench"
+PASSWORD = "secret"
+SERVER_CORE, LOAD_CORE = "0", str(max(os.cpu_count() or 1, 2) - 1)
+USERS = [f"u{at}" for at in range(corpora.SMALL_USERS)]
+USERS += [f"{shape}_{form}" for shape in corpora.SHAPES for form in ("lf", "crlf")]
+USERS += [f"i{at}" for at in range(10_000)]  # without mail
+
+
+class Server:
+    """A contender: where it serves, and the process whose tree is counted."""
+
+    def __init__(self, name: str, pid: int, port: int, tls_port: int, mail: Path) -> None:
+        self.name, self.pid, self.port, self.tls_port, self.mail = name, pid, port, tls_port, mail
+        self.lmtp = ""
+
+
+def options(description: str, *, rounds: int = 3) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, default=rounds, help="how often; default %(default)s")
+    parser.add_argument(
+        "--against",
+        default="dovecot-fast,dovecot-multi",
+        help="peers beside restante, or empty; default %(default)s",
+    )
+    return parser
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def mail_for(server: str, names: Sequence[str]) -> Path:
+    """Each server has links of its own to the same messages, so one cannot disturb another."""
+    made, own = PLACE / "mail", PLACE / f"mail-{server.partition('-')[0]}"
+    corpora.make(made, *names)
+    own.mkdir(exist_ok=True)
+    for source in made.iterdir():
+        if not (own / source.name).exists():
+            shutil.copytree(source, own / source.name, copy_function=os.link)
+            corpora.give_to_owner(own / source.name / "Maildir")
+    os.chown(own, corpora.OWNER, corpora.OWNER) if os.geteuid() == 0 else None
+    return own
+
+
+def warm(mail: Path, names: Sequence[str]) -> None:
+    """Bring the messages into the page cache, where a machine under memory pressure drops them."""
+    for name in names:
+        for path in (mail / name / "Maildir" / "cur").iterdir() if name != "small" else ():
+            path.read_bytes()
+
+
+# -- Servers
+
+
+@contextmanager
+def restante(
+    names: Sequence[str], *, workers: int = 1, core: str | None = SERVER_CORE
+) -> Iterator[Server]:
+    """``restante serve`` with its log, timers and limits on."""
+    mail = mail_for("restante", names)
+    place = PLACE / "restante"
+    place.mkdir(exist_ok=True)
+    port, tls_port = free_port(), free_port()
+    settings = {
+        "server": {"listen": [f"pop3://127.0.0.1:{port}", f"pop3s://127.0.0.1:{tls_port}"]},
+        "store": {"path": f"{mail}/%u/Maildir"},
+        "auth": {"allow_plaintext_from": ["127.0.0.0/8"]},
+        "intake.lmtp": {"listen": [f"unix:{place}/lmtp.sock"]},
+        "limits": {"sessions": 20_000, "per_address": 20_000},
+        "log": {"format": "journal"},
+    }
+    if workers != 1:
+        settings["server"]["workers"] = workers  # type: ignore[assignment]
+    source = place / "restante.toml"
+    source.write_text(
+        "".join(
+            f"[{section}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in values.items())
+            for section, values in settings.items()
+        )
+    )
+    environment = os.environ | {"STATE_DIRECTORY": str(place)}
+    _add_users(place / "users.sqlite3")
+    ready = place / "ready"
+    ready.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "restante", "--config", str(source), "serve"]
+    pinned = ["taskset", "-c", core] if core else []
+    with open(place / "log", "wb") as log:
+        running = subprocess.Popen(
+            [*pinned, *command, "--ready-file", str(ready)],
+            env=environment,
+            stderr=log,
+            preexec_fn=_allow_many_files,
+        )
+    try:
+        _wait_for(ready.exists, running)
+        server = Server("restante", running.pid, port, tls_port, mail)
+        server.lmtp = f"{place}/lmtp.sock"
+        yield server
+    finally:
+        running.terminate()
+        running.wait(30)
+
+
+def _add_users(database: Path) -> None:
+    """Everybody has the same password, and so that it does not take minutes, the same hash."""
+    if database.exists():
+        return
+    users = Users(database)
+    users.add(USERS[0], PASSWORD)
+    with sqlite3.connect(database) as connection:
+        for table in ("users", "credentials"):
+            found = connection.execute(f"SELECT * FROM {table}")
+            columns = [column[0] for column in found.description]
+            key = columns.index("name" if table == "users" else "user")
+            row = list(found.fetchone())
+            marks = ", ".join("?" * len(row))
+            rows = [[*row[:key], user, *row[key + 1 :]] for user in USERS[1:]]
+            connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
+    connection.close()
+
+
+_DOVECOT = """
+base_dir = {place}/run
+state_dir = {place}/state
+protocols = pop3 lmtp
+listen = 127.0.0.1
+log_path = {place}/error.log
+info_log_path = /dev/null
+default_login_user = dovenull
+default_internal_user = dovecot
+default_client_limit = 16000
+default_process_limit = 6000
+default_vsz_limit = 2 G
+disable_plaintext_auth = no
+auth_mechanisms = plain
+ssl = yes
+ssl_cert = <{place}/cert.pem
+ssl_key = <{place}/key.pem
+mail_location = maildir:{mail}/%u/Maildir
+mail_uid = 5000
+mail_gid = 5000
+first_valid_uid = 5000
+mail_max_userip_connections = 0
+mail_fsync = always
+maildir_very_dirty_syncs = yes
+pop3_no_flag_updates = yes
+pop3_fast_size_lookups = yes
+pop3_uidl_format = %08Xu%08Xv
+passdb {{
+  driver = passwd-file
+  args = username_format=%u {place}/users
+}}
+userdb {{
+  driver = static
+  args = uid=5000 gid=5000 home={mail}/%u allow_all_users=yes
+}}
+service anvil {{
+  client_limit = 16000
+}}
+service auth {{
+  client_limit = 16000
+}}
+service stats {{
+  client_limit = 16000
+}}
+service lmtp {{
+  unix_listener {place}/lmtp.sock {{
+    mode = 0600
+  }}
+}}
+service pop3-login {{
+  inet_listener pop3 {{
+    address = 127.0.0.1
+    port = {port}
+  }}
+  inet_listener pop3s {{
+    address = 127.0.0.1
+    port = {tls_port}
+    ssl = yes
+  }}
+{login}
+}}
+service pop3 {{
+{pop3}
+}}
+{more}
+"""
+_MODES = {
+    # How Debian ships it: a login process and a pop3 process per connection.
+    "secure": ("  process_limit = 6000\n  process_min_avail = 8", "  process_limit = 6000", ""),
+    # Its quickest for one core: processes live on, the password cache is on.
+    "fast": (
+        "  service_count = 0\n  process_min_avail = 2\n  client_limit = 8000\n  process_limit = 2",
+        "  service_count = 0\n  process_limit = 6000\n  process_min_avail = 2",
+        "auth_cache_size = 20M\nauth_cache_ttl = 1 hour",
+    ),
+}
+# And one process serves many users, as ours does.
+_LOGIN, _POP3, _CACHE = _MODES["fast"]
+_MODES["multi"] = (_LOGIN, f"{_POP3}\n  client_limit = 1000", _CACHE)
+
+
+@contextmanager
+def dovecot(
+    mode: str, names: Sequence[str], *, core: str | None = SERVER_CORE, scheme: str = "PLAIN"
+) -> Iterator[Server]:
+    """Debian's Dovecot 2.3; needs root."""
+    mail = mail_for("dovecot", names)
+    place = PLACE / f"dovecot-{mode}"
+    for folder in ("run", "state"):
+        (place / folder).mkdir(parents=True, exist_ok=True)
+    pid_file = place / "run" / "master.pid"
+    pid_file.unlink(missing_ok=True)
+    port, tls_port = free_port(), free_port()
+    if not (place / "cert.pem").exists():
+        making = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650"
+        files = ["-keyout", place / "key.pem", "-out", place / "cert.pem"]
+        names = ["-subj", "/CN=localhost"]
+        subprocess.run([*making.split(), *names, *files], check=True, capture_output=True)
+    secret = "{PLAIN}" + PASSWORD
+    if scheme != "PLAIN":
+        told = ["doveadm", "-c", "/dev/null", "pw", "-s", scheme, "-p", PASSWORD]
+        secret = subprocess.run(told, check=True, capture_output=True, text=True).stdout.strip()
+    (place / "users").write_text("".join(f"{user}:{secret}::::::\n" for user in USERS))
+    login, pop3, more = _MODES[mode]
+    values = {"login": login, "pop3": pop3, "more": more, "port": port, "tls_port": tls_port}
+    source = place / "dovecot.conf"
+    source.write_text(_DOVECOT.format(place=place, mail=mail, **values))
+    pinned = ["taskset", "-c", core] if core else []
+    running = subprocess.Popen(
+        [*pinned, "dovecot", "-F", "-c", str(source)], preexec_fn=_allow_many_files
+    )
+    try:
+        _wait_for(lambda: pid_file.exists() and _answers(port), running)
+        server = Server(f"dovecot-{mode}", running.pid, port, tls_port, mail)
+        server.lmtp = f"{place}/lmtp.sock"
+        yield server
+    finally:
+        running.send_signal(signal.SIGTERM)
+        running.wait(30)
+
+
+def _allow_many_files() -> None:
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as probe:
+            return probe.recv(3) == b"+OK"
+    except OSError:
+        return False
+
+
+def _wait_for(condition: object, running: subprocess.Popen[bytes]) -> None:
+    assert callable(condition)
+    until = time.monotonic() + 30
+    while not condition():
+        if running.poll() is not None or time.monotonic() > until:
+            raise SystemExit(f"bench: {running.args!r} does not serve; see build/bench")
+        time.sleep(0.05)
+
+
+@contextmanager
+def contenders(names: Sequence[str], against: str) -> Iterator[list[Server]]:
+    """restante first, then the peers that are installed; all stay up and take turns."""
+    with ExitStack() as stack:
+        found = [stack.enter_context(restante(names))]
+        for peer in filter(None, against.split(",")):
+            if shutil.which("dovecot") is None or os.geteuid() != 0:
+                print(f"bench: {peer} left out: needs Dovecot, and root", file=sys.stderr)
+                continue
+            found.append(stack.enter_context(dovecot(peer.partition("-")[2], names)))
+        yield found
+
+
+# -- Load
+
+
+def built(name: str) -> str:
+    """The program made from ``name.c``."""
+    source, program = HERE / f"{name}.c", PLACE / name
+    PLACE.mkdir(parents=True, exist_ok=True)
+    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+        flags = ["-O2", "-Wall", "-Wextra", "-o", program, source, "-lssl", "-lcrypto"]
+        subprocess.run(["cc", *flags], check=True)
+    return str(program)
+
+
+def load(server: Server, mode: str, *arguments: object, tls: bool = False) -> dict[str, float]:
+    """One run of popload; its figures by name.
+
+    Raises:
+        SystemExit: a response was not what it must be; such a run has no figures.
+    """
+    port = server.tls_port if tls else server.port
+    command = ["taskset", "-c", LOAD_CORE, built("popload"), mode, "-p", port, "-P", server.pid]
+    told = subprocess.run(
+        [*map(str, command), *(["-t"] if tls else []), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+    if told.returncode:
+        raise SystemExit(f"bench: {server.name}: {told.stdout}{told.stderr}")
+    found = {key: float(value) for key, value in re.findall(r"(\w+)=(\d[\d.]*)(?=\s)", told.stdout)}
+    for key, value in re.findall(r"(\w+_ms)=p50:([\d.]+)", told.stdout):
+        found[key] = float(value)
+    return found
+
+
+def expected_sum(mail: Path, user: str) -> tuple[int, str]:
+    """Messages, and the checksum of what a right server sends."""
+    command = [built("popload"), "sum", str(mail / user / "Maildir")]
+    count, _, digest = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    return int(count), digest
+
+
+# -- Results
+
+
+class Results:
+    """Figures of all rounds, told as medians with their spread."""
+
+    def __init__(self, bench: str) -> None:
+        self._bench = bench
+        self._found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+
+    def add(self, question: str, contender: str, unit: str, value: float) -> None:
+        self._found[question, contender, unit].append(value)
+        print(f"{question} {contender}: {value:.4g} {unit}", file=sys.stderr)
+
+    def tell(self) -> None:
+        for (question, contender, unit), values in self._found.items():
+            line = {
+                "bench": self._bench,
+                "question": question,
+                "contender": contender,
+                "unit": unit,
+                "median": _short(median(values)),
+                "least": _short(min(values)),
+                "most": _short(max(values)),
+                "rounds": len(values),
+                "at": datetime.now(UTC).isoformat(timespec="minutes"),
+                "commit": _commit(),
+                "machine": machine(),
+                "command": f"./dev bench bench/{self._bench}.py",
+            }
+            print(json.dumps(line), flush=True)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _commit() -> str:
+    told = ["git", "-C", str(HOUSE), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(told, capture_output=True, text=True).stdout.strip()
+
+
+def machine() -> str:
+    found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+    processor = found[1] if found else platform.machine()
+    kernel, python = platform.release(), platform.python_version()
+    return f"{os.cpu_count()} × {processor}, Linux {kernel}, Python {python}"
