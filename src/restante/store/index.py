@@ -54,6 +54,9 @@ class Form(IntEnum):
     """It could not be read, and even its size is not known."""
 
 
+_FORMS = tuple(Form)
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One row."""
@@ -123,14 +126,23 @@ class Index(Rendered):
         FileNotFoundError: the name cannot be one of a file in the maildrop.
         """
         unique_id = self._unique_id(at)
-        packed = os.fsdecode(
-            self._names[self._name_ends[at - 1] if at else 0 : self._name_ends[at]]
-        )
+        return Message(unique_id, self.file(at, unique_id), self._sizes[at], self.form(at))
+
+    def file(self, at: int, unique_id: str) -> File:
+        """Its file, for who knows its unique-id.
+
+        Raises:
+            FileNotFoundError: as ``message``.
+        """
+        begin = self._name_ends[at - 1] if at else 0
+        packed = os.fsdecode(self._names[begin : self._name_ends[at]])
         name = packed[2:] if packed[1] == ":" else unique_id + packed[2:]
         if "/" in name:
             raise FileNotFoundError
-        file = File("new" if packed[0] == "n" else "cur", name, self._inodes[at])
-        return Message(unique_id, file, self._sizes[at], Form(self._forms[at]))
+        return File("new" if packed[0] == "n" else "cur", name, self._inodes[at])
+
+    def form(self, at: int) -> Form:
+        return _FORMS[self._forms[at]]
 
     def by_identity(self) -> dict[Identity, Message]:
         return {message.file.identity: message for message in map(self.message, range(len(self)))}

@@ -62,14 +62,19 @@ class MaildirStore:
         self.hold = hold
         self._template = Template(template)
         self._indexes: dict[str, Index] = {}  # by user, the one used last at the end
+        self._remembered = 0  # octets that they take
 
     @asynccontextmanager
     async def open(self, user: str) -> AsyncIterator[Maildrop]:
         names = self._template.names(user)
         with ExitStack() as stack:
-            maildrop, began, index, is_fresh = await in_thread(
-                self._lock, stack, names, self._indexes.pop(user, None)
-            )
+            known = self._indexes.get(user)
+            if known is None:
+                opening = await in_thread(self._lock, stack, names, None)
+            else:  # what we look at is in memory: a thread would cost more than it saves
+                with files.storage_errors():
+                    opening = self._lock(stack, names, known)
+            maildrop, began, index, is_fresh = opening
             if not is_fresh:
                 index = await _indexed(maildrop, began, index)
             self._remember(user, index)
@@ -94,11 +99,12 @@ class MaildirStore:
         return maildrop, began, known, known.stamps == now
 
     def _remember(self, user: str, index: Index) -> None:
-        self._indexes.pop(user, None)
+        if (old := self._indexes.pop(user, None)) is not None:
+            self._remembered -= old.memory
         self._indexes[user] = index
-        taken = sum(each.memory for each in self._indexes.values())
-        while taken > _CACHE and len(self._indexes) > 1:
-            taken -= self._indexes.pop(next(iter(self._indexes))).memory
+        self._remembered += index.memory
+        while self._remembered > _CACHE and len(self._indexes) > 1:
+            self._remembered -= self._indexes.pop(next(iter(self._indexes))).memory
 
     async def deliver(self, user: str, message: AsyncIterator[bytes]) -> Entry:
         delivery = _delivery(self._template.base, self._template.names(user))
@@ -285,8 +291,12 @@ class _Maildir:
         MessageGone: as far as we know.
         """
         at = self.listing.find(entry)
-        file = None if at is None else self._moved.get(at, self.listing.message(at).file)
-        if at is None or file is None:
+        if at is None:
+            raise MessageGone
+        if at not in self._moved:
+            return at, self.listing.file(at, entry.unique_id)
+        file = self._moved[at]
+        if file is None:
             raise MessageGone
         return at, file
 
@@ -296,7 +306,7 @@ class _Maildir:
             descriptor, size = files.open_file(file.name, self._directory(file.directory))
         except (MessageGone, OSError):
             return None
-        form = self.listing.message(at).form if size == entry.size else Form.UNKNOWN
+        form = self.listing.form(at) if size == entry.size else Form.UNKNOWN
         has_crlf = form in (Form.CRLF, Form.READY)
         return RawMessage(descriptor, size, is_wire_ready=form is Form.READY, has_crlf=has_crlf)
 
