@@ -90,6 +90,9 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
 
 def set_up(wanted: Log) -> None:
     """Send the log of this process to standard error."""
+    # Nobody asks which line of which thread it was, and finding out is half of the cost.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = _Handler(sys.stderr)
     handler.setFormatter(_formatter(wanted.format))
     for name in ("restante", "asyncio"):

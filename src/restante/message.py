@@ -37,7 +37,9 @@ class LineEnds:
             text = text[:-1]
         if not text:
             return b""
-        text = text.replace(CRLF, b"\n").replace(b"\n", CRLF)
+        if b"\r" in text:
+            text = text.replace(CRLF, b"\n")
+        text = text.replace(b"\n", CRLF)
         self._at_line_start = text.endswith(CRLF)
         self.size += len(text)
         return text

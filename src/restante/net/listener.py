@@ -18,6 +18,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -184,6 +185,7 @@ class Admission:
             del self._taken[key]
 
 
+@lru_cache(4096)  # the same few come again and again
 def _source(address: str) -> str:
     parsed = ip_address(address) if address else None
     if isinstance(parsed, IPv6Address):
@@ -193,9 +195,12 @@ def _source(address: str) -> str:
 
 def peer_address(accepted: object) -> str:
     """The IP address of a socket's peer; IPv4 stays IPv4 on a dual-stack socket; "" if local."""
-    if not isinstance(accepted, tuple):
-        return ""
-    address = ip_address(accepted[0].partition("%")[0])
+    return _plain(accepted[0]) if isinstance(accepted, tuple) else ""
+
+
+@lru_cache(4096)
+def _plain(host: str) -> str:
+    address = ip_address(host.partition("%")[0])
     mapped = address if isinstance(address, IPv4Address) else address.ipv4_mapped
     return str(mapped or address)
 

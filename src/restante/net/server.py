@@ -12,23 +12,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import ssl
 from base64 import b32encode
 from collections.abc import Coroutine
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
+from fcntl import ioctl
+from functools import cache
 from ipaddress import ip_address
+from struct import unpack
+from termios import TIOCOUTQ
+from time import time
 from typing import Any, cast
 
 from ..errors import AuthenticationFailed, NotRemoved, RestanteError
-from ..maildrop import Entry, Maildrop, Store
+from ..maildrop import (
+    Entry,
+    Journal,
+    Maildrop,
+    RawMessage,
+    RawReading,
+    SessionRecord,
+    Store,
+)
 from ..message import Top
 from ..passdb import Account, Credentials, Network, Passdb
 from ..pop3.grammar import Challenge, Response
 from ..pop3.session import Policy, Session
 from ..pop3.state import Close, Event, Login, Retrieve, StartTLS, State, Update
 from ..wire import Stuffer
+from . import body
 from .listener import Seat, log_refused_tls
 
 _log = logging.getLogger("restante.pop3")
@@ -111,6 +126,39 @@ class Service:
 class Connection(asyncio.Protocol):
     """One client."""
 
+    __slots__ = (
+        "_account",
+        "_address",
+        "_began",
+        "_end",
+        "_id",
+        "_is_closing",
+        "_is_half_closed",
+        "_is_lost",
+        "_is_retiring",
+        "_last_command",
+        "_loop",
+        "_maildrop",
+        "_opened",
+        "_out",
+        "_out_octets",
+        "_outlet",
+        "_proto",
+        "_raw",
+        "_removed",
+        "_retrieved",
+        "_retrieved_octets",
+        "_seat",
+        "_service",
+        "_session",
+        "_taken",
+        "_timer",
+        "_transport",
+        "_worker",
+        "_writable",
+        "_written",
+    )
+
     def __init__(self, service: Service, address: str, seat: Seat) -> None:
         self._service = service
         self._address = address
@@ -118,8 +166,10 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._session: Session
+        self._outlet: body.Outlet
         self._maildrop: Maildrop
-        self._lock = AsyncExitStack()  # what must be closed to give the maildrop back
+        self._raw: RawReading | None = None  # the maildrop, if it has files
+        self._opened: AbstractAsyncContextManager[Maildrop] | None = None  # its lock is ours
         self._worker: asyncio.Task[None] | None = None  # performs an action, then goes on
         self._writable: asyncio.Event | None = None  # set up while the client does not read
         self._out: list[bytes] = []
@@ -133,7 +183,9 @@ class Connection(asyncio.Protocol):
         self._id = b32encode(secrets.token_bytes(5)).decode("ascii")
         self._proto = "pop3"
         self._account: Account | None = None
-        self._counts = {"retr": 0, "bytes": 0, "dele": 0}
+        self._retrieved: list[str] = []  # unique-ids
+        self._retrieved_octets = 0
+        self._removed: tuple[str, ...] = ()  # unique-ids
         self._end = "dropped"
 
     # What the transport calls.
@@ -186,7 +238,7 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         self._seat.leave()
         if self._worker is None:
-            self._service.spawn(self._depart())
+            self._part()
         elif self._session.state is not State.UPDATE and self._worker is not asyncio.current_task():
             self._worker.cancel()  # what QUIT began is finished; anything else ends here
 
@@ -220,10 +272,18 @@ class Connection(asyncio.Protocol):
                 break
             self._last_command = self._loop.time()
             match event:
-                case Close():
-                    self._close(event.reason)
+                case Retrieve():
+                    octets = self._at_hand(event)
+                    if octets is None:
+                        return event
+                    self._write(octets)
+                    self._has_retrieved(event.entry)
+                    if self._out_octets >= _HIGH_WATER:
+                        self._flush()
                 case Challenge() | Response(lines=None):
                     self._say(event)
+                case Close():
+                    self._close(event.reason)
                 case StartTLS():
                     self._transport.pause_reading()  # at once: what comes now is the handshake
                     return event
@@ -286,27 +346,58 @@ class Connection(asyncio.Protocol):
             account = await self._service.passdb.verify(credentials)
             if reason := account.refusal(self._address):
                 raise AuthenticationFailed(reason)
-            self._maildrop = await self._lock.enter_async_context(
-                self._service.store.open(account.maildrop)
-            )
+            opening = self._service.store.open(account.maildrop)
+            self._maildrop = await opening.__aenter__()
         except RestanteError as error:
             reason = error.reason if isinstance(error, AuthenticationFailed) else str(error)
             self._note("login refused", logging.WARNING, **fields, reason=reason)
             self._say(self._session.failed(error))
             return
-        self._account = account
+        self._opened, self._account = opening, account
+        if _implements(type(self._maildrop), RawReading):
+            self._raw = cast(RawReading, self._maildrop)
         self._note("login ok", **fields, app=account.credential)
         self._say(self._session.opened(self._maildrop.listing))
         self._set_timer(self._service.timeouts.idle)
 
+    def _at_hand(self, action: Retrieve) -> bytes | None:
+        """The whole response, where it is to be had without waiting."""
+        size = action.entry.size
+        if self._raw is None or size > body.SMALL or action.lines is not None:
+            return None
+        raw = self._raw.open_raw(action.entry)
+        if raw is None:
+            return None
+        try:
+            message = body.at_hand(raw, size)
+        finally:
+            os.close(raw.descriptor)
+        return None if message is None else action.response.head() + message
+
     async def _retrieve(self, action: Retrieve) -> None:
-        """The message, stuffed; the termination octet only if every announced octet was there."""
+        """The message; the termination octet only if every announced octet was there."""
+        raw = self._raw.open_raw(action.entry) if self._raw and action.lines is None else None
+        try:
+            match self._outlet:
+                case body.Clear() as clear if raw is not None and raw.is_wire_ready:
+                    is_whole = await self._send_file(action, raw, clear)
+                case _:
+                    is_whole = await self._send_pieces(action, raw)
+        finally:
+            if raw is not None:
+                os.close(raw.descriptor)
+        if is_whole:
+            self._has_retrieved(None if action.lines is not None else action.entry)
+
+    async def _send_pieces(self, action: Retrieve, raw: RawMessage | None) -> bool:
         stuffer = Stuffer()
         top = None if action.lines is None else Top(action.lines)
         left = action.entry.size
         head = action.response.head()
+        as_it_lies = raw is not None and raw.has_crlf
+        source = body.pieces(raw) if raw and as_it_lies else self._maildrop.read(action.entry)
         try:
-            async with aclosing(self._maildrop.read(action.entry)) as pieces:
+            async with aclosing(source) as pieces:
                 async for piece in pieces:
                     left -= len(piece)
                     self._write(head + stuffer.feed(top.feed(piece) if top else piece))
@@ -315,32 +406,64 @@ class Connection(asyncio.Protocol):
                         break
                     await self._drain()
         except RestanteError as error:
-            self._note(
-                "read failed",
-                logging.WARNING,
-                user=self._user(),
-                number=action.number,
-                reason=str(error),
-            )
+            self._tell_failed_read(action, error)
             if head:
                 self._say(self._session.failed(error))
             else:
                 self.abort("read-failed")
-            return
+            return False
         if left and not (top and top.is_finished):
-            self._note(
-                "size differs",
-                logging.WARNING,
-                user=self._user(),
-                number=action.number,
-                octets=-left,
-            )
-            self.abort("size-differs")
-            return
+            self._tell_other_size(action, -left)
+            return False
         self._write(head + stuffer.finish())
-        self._counts["retr"] += top is None
-        self._counts["bytes"] += action.entry.size if top is None else 0
+        return True
+
+    async def _send_file(self, action: Retrieve, raw: RawMessage, clear: body.Clear) -> bool:
+        """As it lies; the kernel copies.  What it cannot copy now shows when it can again."""
+        self._write(action.response.head())
+        offset = 0
+        self._transport.set_write_buffer_limits(high=0)  # so that we hear when it is empty
+        try:
+            while offset < raw.size:
+                await self._drain(at_least=1)
+                await body.fetch(raw, offset)
+                sent = clear.send_file(raw.descriptor, offset, raw.size - offset)
+                if sent is None:
+                    octets = await body.read(raw, offset)
+                    self._write(octets)
+                    sent = len(octets)
+                else:
+                    self._written += sent
+                if not sent:
+                    self._tell_other_size(action, offset - raw.size)
+                    return False
+                offset += sent
+        except RestanteError as error:
+            self._tell_failed_read(action, error)
+            self.abort("read-failed")
+            return False
+        except OSError:  # the client has gone, which the transport will hear too
+            self.abort("dropped")
+            return False
+        finally:
+            self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+        self._write(b".\r\n")
+        return True
+
+    def _has_retrieved(self, entry: Entry | None) -> None:
+        if entry is not None:
+            self._retrieved.append(entry.unique_id)
+            self._retrieved_octets += entry.size
         self._session.retrieved()
+
+    def _tell_failed_read(self, action: Retrieve, error: RestanteError) -> None:
+        told = {"user": self._user(), "number": action.number, "reason": str(error)}
+        self._note("read failed", logging.WARNING, **told)
+
+    def _tell_other_size(self, action: Retrieve, octets: int) -> None:
+        told = {"user": self._user(), "number": action.number, "octets": octets}
+        self._note("size differs", logging.WARNING, **told)
+        self.abort("size-differs")
 
     async def _update(self, entries: tuple[Entry, ...]) -> None:
         error: RestanteError | None = None
@@ -350,8 +473,9 @@ class Connection(asyncio.Protocol):
                 error = NotRemoved(len(left))
         except RestanteError as failure:
             error, left = failure, entries
-        await self._lock.aclose()
-        self._counts["dele"] = len(entries) - len(left)
+        kept = {entry.unique_id for entry in left}
+        self._removed = tuple(e.unique_id for e in entries if e.unique_id not in kept)
+        await self._give_back("quit")
         if error is not None:
             self._note(
                 "update failed",
@@ -406,9 +530,9 @@ class Connection(asyncio.Protocol):
         self._out = []
         self._out_octets = 0
 
-    async def _drain(self) -> None:
+    async def _drain(self, at_least: int = _HIGH_WATER // 2) -> None:
         """Between the pieces of something long: wait for the client, let others have a turn."""
-        if self._out_octets < _HIGH_WATER // 2:
+        if 0 < self._out_octets < at_least:
             return
         self._flush()
         if self._writable is not None:
@@ -417,10 +541,12 @@ class Connection(asyncio.Protocol):
             await asyncio.sleep(0)
 
     def _drained(self) -> int:
-        return self._written - self._transport.get_write_buffer_size()
+        """Octets that the client has; what the kernel still holds it has not."""
+        return self._written - self._transport.get_write_buffer_size() - _unsent(self._transport)
 
     def _adopt(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # TCP, or TLS over it
+        self._outlet = body.outlet(self._transport)
         self._transport.set_write_buffer_limits(high=_HIGH_WATER)
 
     # Time and the end.
@@ -458,18 +584,52 @@ class Connection(asyncio.Protocol):
         self._flush()
         self._transport.close()
         if self._worker is None:
-            self._service.spawn(self._depart())
+            self._part()
         self._taken = self._drained()
         self._set_timer(self._service.timeouts.progress)  # a close may wait for the client too
 
+    def _part(self) -> None:
+        if self._opened is None:
+            self._tell_end()
+        else:
+            self._service.spawn(self._depart())
+
     async def _depart(self) -> None:
         """Give the maildrop back.  Not later than the end of the connection, maybe earlier."""
-        await self._lock.aclose()
+        await self._give_back(self._end)
+        self._tell_end()
+
+    async def _give_back(self, end: str) -> None:
+        opened, self._opened, self._raw = self._opened, None, None
+        if opened is None:
+            return
+        try:
+            if _implements(type(self._maildrop), Journal):
+                await cast(Journal, self._maildrop).record(self._record(end))
+        finally:
+            await opened.__aexit__(None, None, None)
+
+    def _record(self, end: str) -> SessionRecord:
+        now = time()
+        return SessionRecord(
+            began_at=now - (self._loop.time() - self._began),
+            ended_at=now,
+            address=self._address,
+            tls=self._tls_version(),
+            credential=self._account.credential if self._account else "",
+            retrieved=self._retrieved,
+            removed=self._removed,
+            end=end,
+        )
+
+    def _tell_end(self) -> None:
         if self._is_lost and self._service.forget(self) and self._account is not None:
             self._note(
                 "session end",
                 user=self._user(),
-                **self._counts,
+                retr=len(self._retrieved),
+                bytes=self._retrieved_octets,
+                dele=len(self._removed),
                 quit="clean" if self._end == "quit" else self._end,
                 ms=round((self._loop.time() - self._began) * 1000),
             )
@@ -483,3 +643,18 @@ class Connection(asyncio.Protocol):
 
     def _note(self, event: str, level: int = logging.INFO, **fields: object) -> None:
         _log.log(level, event, extra={"fields": {**fields, "session": self._id}})
+
+
+@cache
+def _implements(kind: type, add_on: type) -> bool:
+    """Python 3.11 takes as long for this as for half a session."""
+    return issubclass(kind, add_on)
+
+
+def _unsent(transport: asyncio.Transport) -> int:
+    """Octets that the kernel holds for the client (tcp(7), SIOCOUTQ)."""
+    connected = transport.get_extra_info("socket")
+    try:
+        return int(unpack("i", ioctl(connected.fileno(), TIOCOUTQ, bytes(4)))[0])
+    except (OSError, AttributeError, ValueError):
+        return 0

@@ -1,0 +1,164 @@
+"""Every way that a message takes to the wire: read at once, in pieces, or copied by the kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from restante.maildrop import RawMessage, RawReading
+from restante.net import body
+from restante.store.maildir import MaildirStore
+
+from ..support import Run, once, serving
+
+HEAD = b"Subject: x\r\n\r\n"
+EDGES = (32_766, 65_532, 65_536, 131_072, 1_048_576)  # where one piece or another ends
+
+
+def reaching(edge: int, shift: int, then: bytes) -> bytes:
+    """CRLF text in which ``then`` begins ``shift`` octets from an edge."""
+    left = edge + shift - len(HEAD)
+    lines, last = divmod(left, 72)
+    return HEAD + (b"x" * 70 + b"\r\n") * (lines - 1) + b"y" * (last + 70) + b"\r\n" + then
+
+
+def messages() -> Iterator[bytes]:
+    yield b"\r\n"
+    yield b".\r\n"
+    for edge in EDGES:
+        for shift in (-2, -1, 0, 1, 2) if edge < 2**20 else (0,):
+            yield reaching(edge, shift, b".\r\n..\r\nend\r\n")
+            yield reaching(edge, shift, b"")  # can go as it lies
+
+
+def on_the_wire(message: bytes) -> bytes:
+    """RFC 1939 §3, line by line."""
+    stuffed = [b"." + line if line.startswith(b".") else line for line in message.split(b"\r\n")]
+    return b"\r\n".join(stuffed) + b".\r\n"
+
+
+@pytest.mark.parametrize("stored", ["lf", "crlf"])
+@pytest.mark.parametrize("in_tls", [False, True])
+def test_every_message_arrives_whole_with_its_end(
+    in_tls: bool,
+    stored: str,
+    tmp_path: Path,
+    run: Run[None],
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+) -> None:
+    """RFC 1939 §3: a dot at any edge of any piece, in clear and inside TLS, nothing in between."""
+    sent = list(messages())
+
+    async def main() -> None:
+        store = MaildirStore(f"{tmp_path}/%u")
+        for message in sent:
+            octets = message if stored == "crlf" else message.replace(b"\r\n", b"\n")
+            await store.deliver("mrose", once(octets))
+        async with store.open("mrose") as maildrop:
+            sizes = [entry.size for entry in maildrop.listing]
+        assert sorted(sizes) == sorted(map(len, sent))
+        tls = server_tls if in_tls else None
+        async with (
+            serving(store, tls=tls, implicit=in_tls) as server,
+            server.client(client_tls if in_tls else None) as client,
+        ):
+            await client.log_in()
+            numbers = range(1, len(sent) + 1)
+            client.send(b"".join(b"RETR %d\r\n" % number for number in numbers) + b"QUIT\r\n")
+            said = await client.rest()
+        heard = []
+        for size in sizes:
+            head = b"+OK %d octets\r\n" % size
+            assert said.startswith(head)
+            text, end, said = said[len(head) :].partition(b"\r\n.\r\n" if size > 2 else b".\r\n")
+            heard.append(text + end)
+        assert said.startswith(b"+OK")
+        assert sorted(heard) == sorted(map(on_the_wire, sent))
+
+    run(main())
+
+
+def only_file(maildrop: Path) -> Path:
+    (path,) = maildrop.glob("new/*")
+    return path
+
+
+def test_a_file_cut_while_the_kernel_copies_has_no_end(tmp_path: Path, run: Run[None]) -> None:
+    """A short message closed with the termination octet would be mail lost."""
+    message = HEAD + (b"x" * 98 + b"\r\n") * 200_000  # more than all the buffers on the way
+
+    async def main() -> None:
+        store = MaildirStore(f"{tmp_path}/%u")
+        await store.deliver("mrose", once(message))
+        path = only_file(tmp_path / "mrose")
+        async with serving(store) as server, server.client() as client:
+            await client.log_in()
+            client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            client.send(b"RETR 1\r\nQUIT\r\n")
+            (connection,) = server.service.connections
+            async with asyncio.timeout(10):
+                while connection._writable is None or connection._written < 100_000:  # noqa: ASYNC110
+                    await asyncio.sleep(0)  # no event tells that the kernel has begun
+            os.truncate(path, 1000)
+            client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            said = await client.rest()
+        assert len(said) < len(message)
+        assert b"\r\n.\r\n" not in said
+
+    run(main())
+
+
+def test_a_tls_transport_has_no_way_past_the_encryption(
+    run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        store = MaildirStore(f"{tmp_path}/%u")
+        first = serving(store, tls=server_tls, implicit=True)
+        async with first as server, server.client(client_tls):
+            (secure,) = server.service.connections
+            assert not hasattr(secure._outlet, "send_file")
+        async with serving(store, tls=server_tls) as server, server.client() as client:
+            (connection,) = server.service.connections
+            assert isinstance(connection._outlet, body.Clear)
+            await client.ask(b"STLS")
+            await client.writer.start_tls(client_tls, server_hostname="localhost")
+            await client.ask(b"NOOP")
+            assert not hasattr(connection._outlet, "send_file")
+
+    run(main())
+
+
+@pytest.mark.parametrize("stored", [b"cut", b"a\nlonger one\n"])
+def test_a_message_of_another_size_is_not_sent_at_once(stored: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "message"
+    path.write_bytes(stored)
+    with open(path, "rb") as file:
+        raw = RawMessage(file.fileno(), 10, is_wire_ready=False, has_crlf=False)
+        assert body.at_hand(raw, 10) is None
+
+
+def test_files_that_cannot_be_opened_are_left_to_the_store(tmp_path: Path, run: Run[None]) -> None:
+    async def main() -> None:
+        store = MaildirStore(f"{tmp_path}/%u")
+        await store.deliver("mrose", once(b"hello\r\n"))
+        path = only_file(tmp_path / "mrose")
+        async with serving(store) as server, server.client() as client:
+            await client.log_in()
+            path.unlink()
+            assert (await client.ask(b"RETR 1")).startswith(b"-ERR [SYS/TEMP] ")
+
+    run(main())
+
+
+def test_the_maildir_store_reads_raw(tmp_path: Path, run: Run[None]) -> None:
+    async def main() -> None:
+        async with MaildirStore(f"{tmp_path}/%u").open("mrose") as maildrop:
+            assert isinstance(maildrop, RawReading)
+
+    run(main())
