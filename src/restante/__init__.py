@@ -7,27 +7,63 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .net.blocking import BlockingClient, connect_blocking
-    from .net.client import Client, connect
+    from .errors import (
+        BodySkipped,
+        ClientError,
+        CommandFailed,
+        ConnectionLost,
+        DeadlineExceeded,
+        LoginFailed,
+        ProtocolBroken,
+        RestanteError,
+        TLSUnavailable,
+        UnsafeArgument,
+    )
+    from .net.blocking import BlockingBody, BlockingClient, connect_blocking
+    from .net.client import Body, Client, connect
     from .net.remote import TLS
     from .pop3.dialogue import Capabilities
     from .pop3.listing import Message
 
 _HOMES = {
     "TLS": "net.remote",
+    "BlockingBody": "net.blocking",
     "BlockingClient": "net.blocking",
+    "Body": "net.client",
+    "BodySkipped": "errors",
     "Capabilities": "pop3.dialogue",
     "Client": "net.client",
+    "ClientError": "errors",
+    "CommandFailed": "errors",
+    "ConnectionLost": "errors",
+    "DeadlineExceeded": "errors",
+    "LoginFailed": "errors",
     "Message": "pop3.listing",
+    "ProtocolBroken": "errors",
+    "RestanteError": "errors",
+    "TLSUnavailable": "errors",
+    "UnsafeArgument": "errors",
     "connect": "net.client",
     "connect_blocking": "net.blocking",
 }
 __all__ = [
     "TLS",
+    "BlockingBody",
     "BlockingClient",
+    "Body",
+    "BodySkipped",
     "Capabilities",
     "Client",
+    "ClientError",
+    "CommandFailed",
+    "ConnectionLost",
+    "DeadlineExceeded",
+    "LoginFailed",
     "Message",
+    "ProtocolBroken",
+    "RestanteError",
+    "TLSUnavailable",
+    "UnsafeArgument",
     "connect",
     "connect_blocking",
 ]

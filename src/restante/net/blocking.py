@@ -17,7 +17,7 @@ from typing import TypeVar, cast
 from ..errors import BodySkipped, CommandFailed, DeadlineExceeded, UnsafeArgument
 from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure
 from ..pop3.listing import Message
-from .client import Progress, _ignore
+from .client import Progress
 from .remote import TLS, Remote, explain
 from .saving import Parsing, Saving
 
@@ -29,7 +29,7 @@ class BlockingBody:
     """See ``net.client.Body``."""
 
     def __init__(
-        self, client: BlockingClient, message: Message, progress: Progress = _ignore
+        self, client: BlockingClient, message: Message, progress: Progress | None = None
     ) -> None:
         self.message = message
         self._client = client
@@ -46,7 +46,8 @@ class BlockingBody:
         octets = 0
         while piece := self._client._run(self._client._dialogue.piece(answer)):
             octets += len(piece)
-            self._progress(self.message, octets)
+            if self._progress is not None:
+                self._progress(self.message, octets)
             yield piece
 
     def read(self) -> bytes:
@@ -102,7 +103,7 @@ class BlockingClient:
         """The listing; nothing is downloaded yet."""
         yield from self._run(self._dialogue.listing())
 
-    def retrieve(self, message: Message, *, progress: Progress = _ignore) -> BlockingBody:
+    def retrieve(self, message: Message, *, progress: Progress | None = None) -> BlockingBody:
         """One message; it is asked for when it is read."""
         return BlockingBody(self, message, progress)
 
@@ -119,9 +120,14 @@ class BlockingClient:
         return answer
 
     def retrieve_all(
-        self, messages: Iterable[Message], *, progress: Progress = _ignore, command: str = "RETR"
+        self, messages: Iterable[Message], *, progress: Progress | None = None
     ) -> Iterator[tuple[Message, BlockingBody]]:
         """Many messages, pipelined where the server allows; see ``Client.retrieve_all``."""
+        return self._ask_for_all(messages, "RETR", progress)
+
+    def _ask_for_all(
+        self, messages: Iterable[Message], command: str, progress: Progress | None = None
+    ) -> Iterator[tuple[Message, BlockingBody]]:
         retrieval = self._run(self._dialogue.ask_for(messages, command))
         while (answer := self._run(self._dialogue.next_message(retrieval))) is not None:
             body = BlockingBody(self, answer.message, progress)
@@ -130,7 +136,7 @@ class BlockingClient:
 
     def headers(self, messages: Iterable[Message]) -> Iterator[tuple[Message, EmailMessage]]:
         """The headers of many messages; see ``Client.headers``."""
-        for message, body in self.retrieve_all(messages, command="TOP 0"):
+        for message, body in self._ask_for_all(messages, "TOP 0"):
             yield message, body.email()
 
     def delete(self, *messages: Message) -> None:

@@ -26,10 +26,6 @@ Progress = Callable[[Message, int], None]
 _HIGH_WATER = 262_144  # octets that wait unread before we stop reading
 
 
-def _ignore(message: Message, octets: int) -> None:
-    pass
-
-
 class Body:
     """A message, or its beginning, as it comes: CRLF text in pieces, once.
 
@@ -39,7 +35,7 @@ class Body:
         BodySkipped: another command came before its end.
     """
 
-    def __init__(self, client: Client, message: Message, progress: Progress = _ignore) -> None:
+    def __init__(self, client: Client, message: Message, progress: Progress | None = None) -> None:
         self.message = message
         self._client = client
         self._progress = progress
@@ -55,7 +51,8 @@ class Body:
         octets = 0
         while piece := await self._client._run(self._client._dialogue.piece(answer)):
             octets += len(piece)
-            self._progress(self.message, octets)
+            if self._progress is not None:
+                self._progress(self.message, octets)
             yield piece
 
     async def read(self) -> bytes:
@@ -110,7 +107,7 @@ class Client:
         for message in await self._run(self._dialogue.listing()):
             yield message
 
-    def retrieve(self, message: Message, *, progress: Progress = _ignore) -> Body:
+    def retrieve(self, message: Message, *, progress: Progress | None = None) -> Body:
         """One message; it is asked for when it is read."""
         return Body(self, message, progress)
 
@@ -126,8 +123,8 @@ class Client:
         assert answer is not None
         return answer
 
-    async def retrieve_all(
-        self, messages: Iterable[Message], *, progress: Progress = _ignore, command: str = "RETR"
+    def retrieve_all(
+        self, messages: Iterable[Message], *, progress: Progress | None = None
     ) -> AsyncIterator[tuple[Message, Body]]:
         """Many messages, pipelined where the server allows; their bodies in this order.
 
@@ -135,6 +132,11 @@ class Client:
         CommandFailed when it is read.  Messages may be deleted meanwhile; any other command ends
         it, and BodySkipped tells so.
         """
+        return self._ask_for_all(messages, "RETR", progress)
+
+    async def _ask_for_all(
+        self, messages: Iterable[Message], command: str, progress: Progress | None = None
+    ) -> AsyncIterator[tuple[Message, Body]]:
         retrieval = await self._run(self._dialogue.ask_for(messages, command))
         while (answer := await self._run(self._dialogue.next_message(retrieval))) is not None:
             body = Body(self, answer.message, progress)
@@ -149,7 +151,7 @@ class Client:
         Raises:
             CommandFailed: the server does not give one of them, or has no TOP.
         """
-        async for message, body in self.retrieve_all(messages, command="TOP 0"):
+        async for message, body in self._ask_for_all(messages, "TOP 0"):
             yield message, await body.email()
 
     async def delete(self, *messages: Message) -> None:
