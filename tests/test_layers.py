@@ -18,13 +18,15 @@ LAYERS = {
     "net": 3,
     "collect": 4,
     **dict.fromkeys(("config", "log", "cli", "__main__", "__init__"), 5),
+    **dict.fromkeys(("testing", "testing_plugin"), 5),
 }
 SIDEWAYS = {("pop3", "sasl"), ("log", "config"), ("cli", "config"), ("cli", "log")}
 SIDEWAYS |= {("__main__", "cli"), ("cli", "__init__"), ("config", "__init__")}
+SIDEWAYS |= {("testing_plugin", "testing")}
 FORBIDDEN = {("net", "store"), ("net", "auth"), ("collect", "store"), ("collect", "auth")}
 IO = {"asyncio", "socket", "ssl", "os", "time", "logging", "threading", "selectors", "subprocess"}
 LIBRARIES = {"net": {"cryptography", "aiosmtpd", "uvloop"}, "auth": {"cryptography"}}
-LIBRARIES |= {"cli": {"keyring", "rich", "uvloop"}}
+LIBRARIES |= {"cli": {"keyring", "rich", "uvloop"}, "testing_plugin": {"pytest"}}
 
 
 def imports(module: str, source: str) -> Iterator[str]:

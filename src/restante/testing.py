@@ -1,0 +1,385 @@
+"""A POP3 server for other people's tests: real, on loopback, started in a few milliseconds.
+
+``Pop3Server`` runs the server of this package on a thread of its own, over TLS and with STLS, and
+lets a test deliver mail, look at what a client left or deleted, and make things go wrong.  For
+pytest there is the fixture ``pop3_server``.
+
+Limits: mail is in memory; passwords are not hashed; never use it for real mail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from email import message_from_bytes, policy
+from email.message import EmailMessage
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from .errors import AuthenticationFailed
+from .net import tls
+from .net.listener import Address, Admission, Listener, Seat, bind
+from .net.server import Connection, Service
+from .passdb import Account, Credentials
+from .pop3.state import Event, StartTLS
+from .store.memory import MemoryStore
+
+T = TypeVar("T")
+_PATIENCE = 30.0  # seconds that a test waits for the server's thread
+
+
+@dataclass(slots=True)
+class _Rule:
+    """What goes wrong with one verb."""
+
+    verb: str
+    times: int | None
+    """How often; None: always."""
+    delay: float = 0.0
+    answer: bytes | None = None
+    """Said instead of carrying the command out."""
+    drop_after: int | None = None
+    """Octets of the response, after which the connection ends."""
+    rewrite: Callable[[bytes], bytes] | None = None
+
+
+class Fault:
+    """Makes the server misbehave, from the next command of that verb on.
+
+    ``times`` says how often; None means until ``clear``.  A newer fault of a verb wins.
+    """
+
+    def __init__(self) -> None:
+        self._rules: list[_Rule] = []
+
+    def drop(self, verb: str = "RETR", *, after_bytes: int = 0, times: int | None = 1) -> None:
+        """End the connection after so many octets of the response."""
+        self._rules.append(_Rule(verb.upper(), times, drop_after=after_bytes))
+
+    def delay(self, verb: str, *, seconds: float, times: int | None = None) -> None:
+        """Wait before the command is carried out."""
+        self._rules.append(_Rule(verb.upper(), times, delay=seconds))
+
+    def err(
+        self, verb: str, text: str = "[SYS/TEMP] try again later", *, times: int | None = None
+    ) -> None:
+        """Answer -ERR and do nothing."""
+        self._rules.append(_Rule(verb.upper(), times, answer=f"-ERR {text}\r\n".encode()))
+
+    def garbage(
+        self, verb: str, octets: bytes = b"\x00\xff garbage\r\n", *, times: int | None = None
+    ) -> None:
+        """Answer with octets that are no POP3 response."""
+        self._rules.append(_Rule(verb.upper(), times, answer=octets))
+
+    def dup_uidl(self, *, times: int | None = None) -> None:
+        """List all messages with the first one's unique-id."""
+        self._rules.append(_Rule("UIDL", times, rewrite=_same_unique_ids))
+
+    def lose_quit(self, *, times: int | None = 1) -> None:
+        """Remove what was deleted, and end the connection without saying so."""
+        self.drop("QUIT", times=times)
+
+    def no_capa(self) -> None:
+        """Know no CAPA, as old servers do."""
+        self.err("CAPA", "unknown command")
+
+    def clear(self) -> None:
+        """Behave well again."""
+        self._rules.clear()
+
+    def _take(self, verb: str) -> _Rule | None:
+        rule = next((each for each in reversed(self._rules) if each.verb == verb), None)
+        if rule is not None and rule.times is not None:
+            rule.times -= 1
+            if not rule.times:
+                self._rules.remove(rule)
+        return rule
+
+
+def _same_unique_ids(response: bytes) -> bytes:
+    lines = response.split(b"\r\n")
+    first = next((line.partition(b" ")[2] for line in lines[1:] if b" " in line), b"")
+    return b"\r\n".join(
+        line.partition(b" ")[0] + b" " + first if at and b" " in line else line
+        for at, line in enumerate(lines)
+    )
+
+
+class _Tapped(Connection):
+    """One client, heard line by line: each command waits until the one before it is answered."""
+
+    def __init__(self, server: Pop3Server, service: Service, address: str, seat: Seat) -> None:
+        super().__init__(service, address, seat)
+        self._server = server
+        self._name = server._next_name()
+        self._unheard = b""
+        self._is_idle = True
+        self._is_challenged = False
+        self._rule: _Rule | None = None
+        self._said = bytearray()  # in answer to this command
+
+    def _adopt(self, transport: asyncio.BaseTransport) -> None:
+        super()._adopt(transport)
+        self._real = self._transport
+        self._transport = _Tap(self)  # type: ignore[assignment]  # all that it is asked for
+
+    def data_received(self, data: bytes) -> None:
+        self._unheard += data
+        self._hear()
+
+    def _hear(self) -> None:
+        line, end, rest = self._unheard.partition(b"\n")
+        if not self._is_idle or not end or self._is_closing:
+            return
+        self._end_of_answer()
+        self._unheard, self._is_idle = rest, False
+        text = line.removesuffix(b"\r").decode("ascii", "backslashreplace")
+        verb = "AUTH" if self._is_challenged else text.partition(" ")[0].upper()
+        is_secret = self._is_challenged or verb in ("PASS", "AUTH", "APOP")
+        shown = "***" if self._is_challenged else f"{verb} ***" if is_secret else text
+        self._server._note(self._name, "C", shown)
+        rule = None if self._is_challenged else self._server.fault._take(verb)
+        self._rule, self._is_challenged = rule, False
+        if rule is not None and rule.answer is not None:
+            self._real.write(rule.answer)
+            self._said += rule.answer
+            self._next()
+        elif rule is not None and rule.delay:
+            self._loop.call_later(rule.delay, super().data_received, line + end)
+        else:
+            super().data_received(line + end)
+
+    def _answer(self) -> Event | None:
+        event = super()._answer()
+        if event is None:
+            self._next()
+        elif isinstance(event, StartTLS):
+            # What follows is the handshake, and none of our business.
+            unheard, self._unheard = self._unheard, b""
+            if unheard:
+                self._session.receive(unheard)
+            self._transport, self._is_idle = self._real, True
+        return event
+
+    def _next(self) -> None:
+        self._is_idle = True
+        self._loop.call_soon(self._hear)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end_of_answer()
+        super().connection_lost(error)
+
+    def say(self, octets: bytes) -> None:
+        """What the session has written."""
+        self._said += octets
+        rule = self._rule
+        if rule is not None and rule.drop_after is not None:
+            left = rule.drop_after - (len(self._said) - len(octets))
+            self._real.write(octets[: max(left, 0)])
+            if left <= len(octets):
+                self._real.close()
+        elif rule is None or rule.rewrite is None:
+            self._real.write(octets)
+        elif self._said.startswith(b"-ERR") or self._said.endswith(b"\r\n.\r\n"):
+            self._real.write(rule.rewrite(bytes(self._said)))
+
+    def _end_of_answer(self) -> None:
+        if not self._said:
+            return
+        first, _, rest = bytes(self._said).partition(b"\r\n")
+        self._is_challenged = first.startswith(b"+ ") or first == b"+"
+        text = first.decode("ascii", "backslashreplace")
+        more = f" … {len(rest)} octets more" if rest else ""
+        self._server._note(self._name, "S", text + more)
+        self._said.clear()
+
+
+class _Tap:
+    """The transport as the session sees it."""
+
+    def __init__(self, connection: _Tapped) -> None:
+        self._connection = connection
+
+    def write(self, octets: bytes) -> None:
+        self._connection.say(octets)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection._real, name)
+
+
+@dataclass(slots=True)
+class _People:
+    """A passdb for tests."""
+
+    passwords: dict[str, str]
+
+    async def verify(self, credentials: Credentials) -> Account:
+        if self.passwords.get(credentials.identity) != credentials.password:
+            raise AuthenticationFailed
+        return Account(credentials.identity, credentials.identity)
+
+
+class Pop3Server:
+    """A context manager; all its methods may be called from any thread.
+
+    ``users`` are names with their passwords; who gets mail and is not among them has the password
+    ``pw``.
+    """
+
+    host = "localhost"
+
+    def __init__(self, *, users: Mapping[str, str] | None = None) -> None:
+        self.fault = Fault()
+        self.port = 0
+        """Where TLS comes first (POP3S)."""
+        self.stls_port = 0
+        """Where STLS is needed before the login."""
+        self._people = _People(dict(users or {}))
+        self._store = MemoryStore()
+        self._transcript: list[str] = []
+        self._names = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="pop3-server")
+        self._open = AsyncExitStack()
+
+    # The server.
+
+    def __enter__(self) -> Pop3Server:
+        self._thread.start()
+        try:
+            self._run(self._start())
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._run(self._open.aclose())
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_PATIENCE)
+        self._loop.close()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(_PATIENCE)
+
+    async def _start(self) -> None:
+        context = tls.server_context(*_certificate())
+        service = Service(self._store, self._people, tls=context)
+        self._open.push_async_callback(service.drain, 0)
+        admission = Admission(1000, 1000)
+        for name, implicit in (("pop3s", context), ("pop3", None)):
+            listening = bind(Address(name, "127.0.0.1", 0))
+            listener = Listener(
+                listening,
+                lambda address, seat: _Tapped(self, service, address, seat),
+                admission,
+                name=name,
+                tls=implicit,
+            )
+            self._open.callback(listener.close)
+            port = listening.getsockname()[1]
+            self.port, self.stls_port = (port, self.stls_port) if implicit else (self.port, port)
+
+    # What a client needs to know.
+
+    @property
+    def ca_file(self) -> Path:
+        """The certificate to trust, PEM; it is for ``localhost`` and ``127.0.0.1``."""
+        return _certificate()[0]
+
+    def password(self, user: str) -> str:
+        return self._people.passwords.setdefault(user, "pw")
+
+    def url(self, user: str, *, stls: bool = False) -> str:
+        """``pop3s://user:password@localhost:port``, or ``pop3://…`` where STLS is used."""
+        login = f"{quote(user, safe='')}:{quote(self.password(user), safe='')}"
+        if stls:
+            return f"pop3://{login}@{self.host}:{self.stls_port}"
+        return f"pop3s://{login}@{self.host}:{self.port}"
+
+    # Mail.
+
+    def deliver(self, user: str, message: bytes | EmailMessage | Path | str) -> str:
+        """Put a message into the user's maildrop; gives its unique-id.
+
+        A path names a file.  Line ends become CRLF on the way out, as POP3 wants it.
+        """
+        if isinstance(message, EmailMessage):
+            octets = message.as_bytes(policy=message.policy.clone(linesep="\r\n"))
+        elif isinstance(message, bytes):
+            octets = message
+        else:
+            octets = Path(message).read_bytes()
+        self.password(user)
+        return self._run(self._deliver(user, octets))
+
+    async def _deliver(self, user: str, octets: bytes) -> str:
+        async def once() -> Any:
+            yield octets
+
+        return (await self._store.deliver(user, once())).unique_id
+
+    def messages(self, user: str) -> list[EmailMessage]:
+        """What is in the maildrop.
+
+        Raises:
+            MaildropInUse: a client is logged in.
+        """
+        return self._run(self._messages(user))
+
+    async def _messages(self, user: str) -> list[EmailMessage]:
+        async with self._store.open(user) as maildrop:
+            return [
+                _parsed([piece async for piece in maildrop.read(entry)])
+                for entry in maildrop.listing
+            ]
+
+    def held(self, user: str) -> list[EmailMessage]:
+        """What clients have deleted, in this order."""
+        return self._run(self._held(user))
+
+    async def _held(self, user: str) -> list[EmailMessage]:
+        return [
+            _parsed([piece async for piece in self._store.read_held(user, each)])
+            for each in await self._store.held(user)
+        ]
+
+    # What was said.
+
+    @property
+    def transcript(self) -> str:
+        """All that was said so far, without passwords; ``1 C:`` is what the first client said."""
+        return "\n".join(self._transcript)
+
+    def _note(self, name: str, side: str, text: str) -> None:
+        self._transcript.append(f"{name} {side}: {text}")
+
+    def _next_name(self) -> str:
+        self._names += 1
+        return str(self._names)
+
+
+def _parsed(pieces: list[bytes]) -> EmailMessage:
+    text = b"".join(pieces).replace(b"\r\n", b"\n")  # so that text compares with text
+    return message_from_bytes(text, EmailMessage, policy=policy.default)
+
+
+@cache
+def _certificate() -> tuple[Path, Path]:
+    """Made once in a process, and gone with it."""
+    folder = TemporaryDirectory(prefix="restante-testing-")
+    atexit.register(folder.cleanup)
+    return tls.make_self_signed(Path(folder.name), ["localhost", "127.0.0.1"])

@@ -1,0 +1,56 @@
+"""pytest fixtures around ``restante.testing``.
+
+It is loaded in every pytest run of an environment where restante is installed, so it imports
+nothing but pytest until a fixture is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from .testing import Pop3Server
+
+_SERVERS = "_restante_pop3_servers"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "pop3(users={name: password}): how the server of ``pop3_server`` is set up"
+    )
+
+
+@pytest.fixture
+def pop3_server(request: pytest.FixtureRequest) -> Iterator[Pop3Server]:
+    """A POP3 server of this test's own; see ``restante.testing.Pop3Server``.
+
+    What was said is added to the report of a failed test.
+    """
+    from .testing import Pop3Server
+
+    marker = request.node.get_closest_marker("pop3")
+    with Pop3Server(**(marker.kwargs if marker else {})) as server:
+        setattr(request.node, _SERVERS, [server])
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pop3_server_factory() -> Iterator[Callable[..., Pop3Server]]:
+    """Makes servers that live until the end of the test run, for fixtures of any scope."""
+    from .testing import Pop3Server
+
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(Pop3Server(**options))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed:
+        for server in getattr(item, _SERVERS, ()):
+            report.sections.append(("POP3 transcript", server.transcript))

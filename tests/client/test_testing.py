@@ -1,0 +1,255 @@
+"""The server for other people's tests, held by what a stranger uses: Python's own poplib."""
+
+from __future__ import annotations
+
+import poplib
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from email.message import EmailMessage
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+import restante
+from restante.errors import ConnectionLost, LoginFailed, MaildropInUse, ProtocolBroken
+from restante.testing import Pop3Server
+
+pytest_plugins = ["pytester"]
+MESSAGE = b"Subject: hi\r\n\r\nx\r\n"
+
+
+@pytest.fixture
+def server() -> Iterator[Pop3Server]:
+    with Pop3Server() as found:
+        yield found
+
+
+def logged_in(server: Pop3Server, user: str = "ann", *, stls: bool = False) -> poplib.POP3:
+    context = ssl.create_default_context(cafile=server.ca_file)
+    parts = urlsplit(server.url(user, stls=stls))
+    assert parts.hostname
+    assert parts.port
+    client: poplib.POP3
+    if stls:
+        client = poplib.POP3(parts.hostname, parts.port, timeout=30)
+        client.stls(context)
+    else:
+        client = poplib.POP3_SSL(parts.hostname, parts.port, timeout=30, context=context)
+    client.user(unquote(parts.username or ""))
+    client.pass_(unquote(parts.password or ""))
+    return client
+
+
+@pytest.mark.parametrize("stls", [False, True])
+def test_deliver_fetch_delete_and_look(server: Pop3Server, stls: bool) -> None:
+    server.deliver("ann", MESSAGE)
+    client = logged_in(server, stls=stls)
+    assert client.stat() == (1, 18)
+    assert client.retr(1)[1] == [b"Subject: hi", b"", b"x"]
+    with pytest.raises(MaildropInUse):
+        server.messages("ann")
+    client.dele(1)
+    assert server.held("ann") == []
+    client.quit()
+    assert server.messages("ann") == []
+    assert [each["subject"] for each in server.held("ann")] == ["hi"]
+
+
+def test_what_may_be_delivered(server: Pop3Server, tmp_path: Path) -> None:
+    message = EmailMessage()
+    message["Subject"] = "made"
+    message.set_content("text with ä\n")
+    (tmp_path / "file.eml").write_bytes(b"Subject: file\n\ntext\n")
+    for each in (MESSAGE, message, tmp_path / "file.eml", str(tmp_path / "file.eml")):
+        server.deliver("ann", each)
+    found = server.messages("ann")
+    assert [each["subject"] for each in found] == ["hi", "made", "file", "file"]
+    assert found[1].get_content() == "text with ä\n"
+
+
+def test_users_and_their_passwords() -> None:
+    with Pop3Server(users={"Bob Ü@example.org": "p:/@ss"}) as server:
+        logged_in(server, "eve").quit()
+        url = server.url("Bob Ü@example.org")
+        with restante.connect_blocking(url, ca_file=server.ca_file) as client:
+            assert client.stat() == (0, 0)
+        with (
+            pytest.raises(LoginFailed),
+            restante.connect_blocking(url, password="other", ca_file=server.ca_file),
+        ):
+            pass
+
+
+def test_servers_side_by_side() -> None:
+    with Pop3Server() as one, Pop3Server() as two:
+        one.deliver("ann", MESSAGE)
+        assert len(one.messages("ann")) == 1
+        assert two.messages("ann") == []
+
+
+def test_the_transcript_shows_no_password(server: Pop3Server) -> None:
+    server.deliver("ann", MESSAGE)
+    client = logged_in(server)
+    client.retr(1)
+    client.quit()
+    assert "1 C: PASS ***" in server.transcript
+    assert "1 C: RETR 1\n1 S: +OK" in server.transcript
+    assert "pw" not in server.transcript
+    with restante.connect_blocking(server.url("ann", stls=True), ca_file=server.ca_file) as ours:
+        list(ours.messages())
+    assert "2 C: LIST" in server.transcript
+    assert "cHc=" not in server.transcript
+    assert "pw" not in server.transcript
+
+
+# Faults.
+
+
+def test_drop_in_the_middle_of_a_message(server: Pop3Server) -> None:
+    server.deliver("ann", MESSAGE * 100)
+    server.fault.drop(after_bytes=100)
+    with pytest.raises(ConnectionLost):
+        retrieve_one(server)
+    assert retrieve_one(server) == MESSAGE * 100  # once only
+
+
+def retrieve_one(server: Pop3Server) -> bytes:
+    with restante.connect_blocking(server.url("ann"), ca_file=server.ca_file) as client:
+        [message] = client.messages()
+        return client.retrieve(message).read()
+
+
+def test_err_and_clear(server: Pop3Server) -> None:
+    server.fault.err("stat", "[IN-USE] busy")
+    client = logged_in(server)
+    with pytest.raises(poplib.error_proto, match="IN-USE"):
+        client.stat()
+    server.fault.clear()
+    assert client.stat() == (0, 0)
+    client.quit()
+
+
+def test_err_does_nothing(server: Pop3Server) -> None:
+    server.deliver("ann", MESSAGE)
+    server.fault.err("DELE", times=1)
+    client = logged_in(server)
+    with pytest.raises(poplib.error_proto):
+        client.dele(1)
+    client.quit()
+    assert len(server.messages("ann")) == 1
+
+
+def test_garbage(server: Pop3Server) -> None:
+    server.fault.garbage("LIST")
+    with (
+        pytest.raises(ProtocolBroken),
+        restante.connect_blocking(server.url("ann"), ca_file=server.ca_file) as client,
+    ):
+        list(client.messages())
+
+
+def test_delay(server: Pop3Server) -> None:
+    """The answer comes after what other clients are told meanwhile."""
+    server.fault.delay("NOOP", seconds=0.05)
+    client = logged_in(server)
+    client.noop()
+    client.quit()
+    assert "C: NOOP\n1 S: +OK" in server.transcript
+
+
+def test_dup_uidl(server: Pop3Server) -> None:
+    for _ in range(3):
+        server.deliver("ann", MESSAGE)
+    server.fault.dup_uidl()
+    client = logged_in(server)
+    lines = client.uidl()[1]
+    client.quit()
+    assert [each.split()[0] for each in lines] == [b"1", b"2", b"3"]
+    assert len({each.split()[1] for each in lines}) == 1
+
+
+def test_lose_quit(server: Pop3Server) -> None:
+    server.deliver("ann", MESSAGE)
+    server.fault.lose_quit()
+    client = logged_in(server)
+    client.dele(1)
+    with pytest.raises(poplib.error_proto):
+        client.quit()
+    client.close()
+    assert server.messages("ann") == []
+    assert len(server.held("ann")) == 1
+
+
+def test_no_capa(server: Pop3Server) -> None:
+    server.fault.no_capa()
+    with restante.connect_blocking(server.url("ann"), ca_file=server.ca_file) as client:
+        assert client.capabilities.tags == {}
+
+
+def test_pipelined_commands_keep_their_faults(server: Pop3Server) -> None:
+    for at in range(5):
+        server.deliver("ann", b"%d\r\n" % at)
+    server.fault.err("RETR", "no", times=1)
+    with restante.connect_blocking(server.url("ann"), ca_file=server.ca_file) as client:
+        answers = []
+        for _, body in client.retrieve_all(list(client.messages())):
+            try:
+                answers.append(body.read())
+            except restante.CommandFailed:
+                answers.append(b"refused")
+    assert answers == [b"refused", b"1\r\n", b"2\r\n", b"3\r\n", b"4\r\n"]
+
+
+# The plugin.
+
+
+def test_the_plugin_imports_nothing_until_it_is_used() -> None:
+    """It is loaded in every pytest run of the environment."""
+    program = (
+        "import pytest, sys; before = set(sys.modules); import restante.testing_plugin; "
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert found.stdout.decode().split() == ["restante", "restante.testing_plugin"]
+
+
+PLUGIN_TESTS = """
+import poplib, ssl
+import pytest
+
+def session(server):
+    context = ssl.create_default_context(cafile=server.ca_file)
+    client = poplib.POP3_SSL("localhost", server.port, context=context)
+    client.user("ann")
+    client.pass_(server.password("ann"))
+    return client
+
+@pytest.mark.pop3(users={"ann": "secret"})
+def test_marker(pop3_server):
+    session(pop3_server).quit()
+    assert pop3_server.password("ann") == "secret"
+
+def test_fails(pop3_server):
+    session(pop3_server).quit()
+    assert False
+
+@pytest.fixture(scope="session")
+def shared(pop3_server_factory):
+    return pop3_server_factory(users={"ann": "pw"})
+
+def test_factory(shared, pop3_server):
+    assert shared.port != pop3_server.port
+    session(shared).quit()
+"""
+
+
+def test_the_fixtures(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(PLUGIN_TESTS)
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rA")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(
+        ["*POP3 transcript*", "1 C: USER ann", "1 C: PASS ?*?*?", "1 C: QUIT"]
+    )
