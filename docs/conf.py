@@ -9,6 +9,8 @@ author = "The restante developers"
 version = release = restante.__version__
 html_title = f"restante {version}"
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_copy_source = False
 html_show_copyright = False
 extensions = ["myst_parser"]

@@ -33,12 +33,14 @@ LEVELS = ("debug", "info", "warning", "error", "exception")
 
 MEANINGS = {
     "accept paused": "the process has no file descriptors or memory left; it tries again",
+    "adopted unique-ids damaged": "the maildrop is not opened, so that nobody downloads all again",
     "bug": "something went wrong that nobody thought of; a traceback follows",
     "connection refused": "a limit on connections was reached",
     "delivered": "a message is on disk",
     "delivery refused": "a recipient's message was not stored, and the sender was told why",
     "login ok": "somebody logged in",
     "login refused": "somebody did not; the client hears less than `reason` tells",
+    "maildrop indexed": "a login had to look at so many messages that it took long",
     "message not removed": "a marked message could not be removed at QUIT",
     "purge failed": "held mail could not be destroyed; it is tried again in an hour",
     "read failed": "a message could not be read; its response was not ended",
@@ -73,17 +75,20 @@ program makes itself lies in the state directory: `$STATE_DIRECTORY`, which syst
     for name, kind, options in config.sections():
         yield f"## [{name}]\n\n{_paragraph(kind)}\n"
         for each in options:
-            default = f"`{config.toml(_written(each))}`"
-            if each.name == "hostname":
-                default = "the name of this machine"
             example = config.toml(each.metadata["example"])
-            yield f"`{each.name} = {example}`\n: {each.metadata['doc']} By default {default}.\n"
+            yield f"`{each.name} = {example}`\n: {each.metadata['doc']}{_default(each)}\n"
 
 
-def _written(each: Any) -> Any:
-    """A default as it would stand in the file; times in seconds."""
-    found = each.default
-    return round(found) if isinstance(found, float) else found
+def _default(option: Any) -> str:
+    """A sentence about it, unless its text has one or it is nothing."""
+    if option.name == "hostname":
+        return " By default the name of this machine."
+    found = option.default
+    if not found and found != 0:
+        return ""
+    if found == option.metadata["convert"](option.metadata["example"]):
+        return " This is the default."
+    return f" By default `{config.toml(round(found) if isinstance(found, float) else found)}`."
 
 
 # -- Command line
@@ -94,7 +99,10 @@ def command_line() -> Iterator[str]:
     parser = _parser()
     yield f"# Command line\n\n{parser.description}\n\n`restante [OPTIONS] VERB …`\n"
     yield from _arguments(parser)
-    yield from _verbs(parser)
+    yield "These may stand before the verb or behind it.\n"
+    yield from _verbs(
+        parser, {name for action in parser._actions for name in action.option_strings}
+    )
     yield "## Exit codes\n\nThose of `sysexits.h`; 75 means that nothing is lost and trying again"
     yield "is safe.\n\n| code | when |\n|---|---|"
     for code, when in sorted(_exit_codes().items()):
@@ -116,22 +124,24 @@ def command_line() -> Iterator[str]:
 """
 
 
-def _verbs(parser: argparse.ArgumentParser) -> Iterator[str]:
+def _verbs(parser: argparse.ArgumentParser, told: set[str]) -> Iterator[str]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             helps = {each.dest: each.help or "" for each in action._choices_actions}
             for name, verb in action.choices.items():
                 yield f"## {verb.prog}\n" if verb.prog.count(" ") == 1 else f"### {verb.prog}\n"
                 yield _sentence(verb.description or helps.get(name, "")) + "\n"
-                yield from _arguments(verb)
-                yield from _verbs(verb)
+                yield from _arguments(verb, told)
+                yield from _verbs(verb, told)
 
 
-def _arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
+def _arguments(
+    parser: argparse.ArgumentParser, told: set[str] | frozenset[str] = frozenset()
+) -> Iterator[str]:
     for action in parser._actions:
         if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
             continue
-        if action.help == argparse.SUPPRESS:
+        if action.help == argparse.SUPPRESS or told & set(action.option_strings):
             continue
         shown = action.metavar or action.dest.upper()
         takes = f" {shown}" if action.nargs != 0 and action.option_strings else ""
@@ -196,7 +206,7 @@ def _events(module: ast.Module) -> Iterator[tuple[str, str, list[str]]]:
                 yield event.value, level, _keys(call.keywords, function, module)
             elif called[1] == "_note" and wrapper is not None:
                 inner = next(c for c in ast.walk(wrapper) if _is_log(c))
-                own = [key for key in _keys(inner.keywords, wrapper, module) if key != "fields"]
+                own = [key for key in _keys(inner.keywords, wrapper) if key != "fields"]
                 yield event.value, _level(call, inner), _keys(call.keywords, function, module) + own
 
 
@@ -371,19 +381,28 @@ def requirements() -> Iterator[str]:
     refused = sum(bool(each.refused) for each in found)
     yield f"""# What the RFCs ask
 
-{len(found)} requirements: {shown} are shown by tests, {refused} refused with a reason, and
-{sum(bool(each.not_yet) for each in found)} not met or not shown yet. "Fact" is what an RFC states
-without MUST or SHOULD; "ours" is what experience asks and no RFC does. A test names what it shows.
-
-| requirement | level | source | side | shown by |
-|---|---|---|---|---|"""
+{len(found)} requirements: {shown} are shown by tests, {refused} refused with a reason;
+{sum(bool(each.not_yet) for each in found)} are not met or not shown, or not wholly. "Fact" is what
+an RFC states without MUST or SHOULD; "ours" is what experience asks and no RFC does.
+"""
+    areas = rfc.areas()
     for each in found:
-        source = ", ".join(f"RFC {source}" for source in each.sources)
-        yield (
-            f"| **{each.id}** {each.text} | {each.level} | {source} | {each.side} "
-            f"| {_evidence(each, named.get(each.id, []))} |"
-        )
-    yield ""
+        if each.id in areas:
+            yield f"\n## {areas[each.id]}\n"
+            yield "| requirement | level, source, side | shown by |\n|---|---|---|"
+        origin = ", ".join((each.level, _sources(each.sources), each.side)).replace(", ,", ",")
+        tests = _evidence(each, named.get(each.id, []))
+        yield f"| **{each.id}** {each.text} | {origin} | {tests} |"
+
+
+def _sources(sources: tuple[str, ...]) -> str:
+    """``RFC 1939 §3, §4, RFC 1957``"""
+    words, last = [], ""
+    for source in sources:
+        number, _, section = source.partition(" ")
+        words.append(section if number == last and section else f"RFC {source}")
+        last = number
+    return ", ".join(words)
 
 
 def _evidence(requirement: rfc.Requirement, tests: list[str]) -> str:

@@ -44,6 +44,12 @@ def requirements() -> list[Requirement]:
     ]
 
 
+def areas() -> dict[str, str]:
+    """What the first requirement of each part of the table begins."""
+    text = (HOUSE / "docs" / "rfc.toml").read_text()
+    return {match[2]: match[1] for match in re.finditer(r"^# (.+)\n\n\[(.+)\]$", text, re.M)}
+
+
 def sections() -> set[str]:
     """Every section that may be cited, as ``1939 §5``."""
     also = {f"{rfc} §{section}" for rfc, found in _read()["also"].items() for section in found}
