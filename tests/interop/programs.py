@@ -55,15 +55,16 @@ def call(
 @contextmanager
 def running(
     *command: str | Path,
-    as_user: Iterable[str] = (),
+    environment: Mapping[str, str] | None = None,
     last_signal: signal.Signals = signal.SIGTERM,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A program with a process group of its own, of which nothing is left afterwards."""
     process = subprocess.Popen(
-        [*as_user, *map(str, command)],
+        [str(part) for part in command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
+        env={**os.environ, **(environment or {})},
     )
     try:
         yield process

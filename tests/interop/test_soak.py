@@ -1,0 +1,158 @@
+"""Everybody at one maildrop at once: POP3 sessions, deliveries, an IMAP server, undelete.
+
+Whatever the order, every message that was accepted is afterwards in exactly one place, whole, or
+was expunged on purpose by IMAP; and a session reads the message that its listing names.
+"""
+
+from __future__ import annotations
+
+import imaplib
+import poplib
+import random
+import smtplib
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import pytest
+
+from .shared import Shared, retrieve, shared, unique_ids
+
+pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(300)]
+
+DELIVERIES = 10  # at once
+EACH = 12  # messages
+SESSIONS = 25
+IMAP_STEPS = 60
+UNDELETES = 8
+
+
+class Soak:
+    """What each actor knows for certain."""
+
+    def __init__(self, servers: Shared, seed: int) -> None:
+        self.servers = servers
+        self.seed = seed
+        self.delivered: list[bytes] = []
+        self.condemned: list[bytes] = []
+        """IMAP was told to expunge it, which does nothing if POP3 has just removed it."""
+        self.retrieved = 0
+        self.removed = 0
+        self.named: dict[bytes, bytes] = {}
+        """The message that a unique-id stands for: one, for ever."""
+
+    def deliver(self, actor: int) -> None:
+        for number in range(EACH):
+            token = b"%d.%d" % (actor, number)
+            message = b"Subject: %s\r\n\r\n" % token + (b"body of %s\r\n" % token) * actor * 40
+            with smtplib.LMTP("127.0.0.1", self.servers.port("lmtp")) as lmtp:
+                assert lmtp.sendmail("sender@example.org", ["mrose"], message) == {}
+            self.delivered.append(message)
+
+    def fetch(self, actor: int) -> None:
+        """Sessions that read and delete; every fourth one is dropped."""
+        choose = random.Random(self.seed * 100 + actor)
+        for _ in range(SESSIONS):
+            try:
+                with self.servers.pop3() as pop3:
+                    self.session(pop3, choose)
+            except poplib.error_proto as error:
+                if "[IN-USE]" not in str(error):
+                    raise
+
+    def session(self, pop3: poplib.POP3, choose: random.Random) -> None:
+        named = unique_ids(pop3)
+        sizes = dict(line.split() for line in pop3.list()[1])
+        assert named.keys() == sizes.keys()
+        assert len(set(named.values())) == len(named)
+        chosen = choose.sample(sorted(named, key=int), k=min(len(named), 8))
+        marked = 0
+        for number in chosen:
+            try:
+                message = retrieve(pop3, int(number))
+            except poplib.error_proto as error:
+                if "[SYS/TEMP]" not in str(error):  # or IMAP has moved or expunged it
+                    raise
+                continue
+            assert len(message) == int(sizes[number])
+            assert self.named.setdefault(named[number], message) == message
+            self.retrieved += 1
+            if choose.random() < 0.3:
+                pop3.dele(int(number))
+                marked += 1
+        if choose.random() < 0.75:
+            pop3.quit()
+            self.removed += marked
+
+    def read_by_imap(self) -> None:
+        choose = random.Random(self.seed)
+        for _ in range(IMAP_STEPS):
+            with self.servers.imap() as imap:
+                count = int(imap.select("INBOX")[1][0] or 0)
+                if count:
+                    self.imap_step(imap, choose, str(choose.randint(1, count)))
+
+    def imap_step(self, imap: imaplib.IMAP4, choose: random.Random, number: str) -> None:
+        step = choose.choice(["flag", "unflag", "move", "append", "expunge"])
+        match step:
+            case "flag":
+                imap.store(f"1:{number}", "+FLAGS", r"(\Seen \Flagged)")
+            case "unflag":
+                imap.store(f"1:{number}", "-FLAGS", r"(\Seen)")
+            case "move":
+                imap.create("Kept")
+                imap.uid("MOVE", self.uid(imap, number), "Kept")
+            case "append":
+                message = b"Subject: %r\r\n\r\nappended\r\n" % choose.random()
+                if imap.append("INBOX", "", "", message)[0] == "OK":
+                    self.delivered.append(message)
+            case "expunge":
+                found = imap.fetch(number, "(BODY.PEEK[])")[1]
+                if found and isinstance(found[0], tuple):
+                    self.condemned.append(found[0][1])
+                    imap.store(number, "+FLAGS", r"(\Deleted)")
+                    imap.expunge()
+
+    def uid(self, imap: imaplib.IMAP4, number: str) -> str:
+        found = imap.fetch(number, "(UID)")[1][0]
+        return found.split()[-1].rstrip(b")").decode() if isinstance(found, bytes) else "1"
+
+    def undelete(self) -> None:
+        for _ in range(UNDELETES):
+            done = self.servers.command("maildrop", "undelete", "mrose", "--since", "1h")
+            assert done.returncode == 0, done.stderr
+
+
+def run(actions: list[Callable[[], None]]) -> None:
+    with ThreadPoolExecutor(len(actions)) as pool:
+        for done in [pool.submit(action) for action in actions]:
+            done.result()
+
+
+def texts(messages: list[bytes]) -> Counter[bytes]:
+    """How often each is there, its trace fields and kind of line ends aside."""
+    parts = (message.replace(b"\r\n", b"\n").partition(b"Subject: ") for message in messages)
+    return Counter(text for _, _, text in parts)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_nothing_is_lost_and_nothing_is_there_twice(seed: int) -> None:
+    with shared([]) as servers:
+        soak = Soak(servers, seed)
+        run(
+            [
+                *(partial(soak.deliver, actor) for actor in range(DELIVERIES)),
+                *(partial(soak.fetch, actor) for actor in range(2)),
+                soak.read_by_imap,
+                soak.undelete,
+            ]
+        )
+        assert soak.retrieved > 50
+        assert soak.removed > 5
+        delivered, everywhere = texts(soak.delivered), texts(servers.everywhere())
+        lost = delivered - everywhere - texts(soak.condemned)
+        # Nothing twice, nothing torn, nothing out of nowhere.
+        excess = everywhere - delivered
+        assert [text[:40] for text in lost] == []
+        assert [text[:40] for text in excess] == []
