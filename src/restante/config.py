@@ -74,6 +74,21 @@ def count(value: Any) -> int:
     return int(value)
 
 
+def workers(value: Any) -> int:
+    """0 stands for one for each core."""
+    return 0 if value == "auto" else at_most(255, count)(value)
+
+
+def at_most(most: int, convert: Convert) -> Convert:
+    def checked(value: Any) -> Any:
+        found = convert(value)
+        if found > most:
+            raise _BadValue(f"wants {most} at most")
+        return found
+
+    return checked
+
+
 def one_of(*words: str) -> Convert:
     def convert(value: Any) -> str:
         if value not in words:
@@ -209,6 +224,11 @@ class Server:
         "Where POP3 is served. pop3s speaks TLS from the first octet; pop3 offers STLS.",
         many(address("pop3s", "pop3")),
         example=["pop3s://[::]:995", "pop3://[::]:110"],
+    )
+    workers: int = option(
+        "auto",
+        'Processes that serve; "auto" is one for each core. 1 is one without a supervisor.',
+        workers,
     )
     banner: str = option("ready", "The text of the greeting; it tells no version.", greeting)
 

@@ -9,12 +9,21 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import (
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,9 +38,11 @@ from ..net.intake import Intake
 from ..net.listener import Address, Admission, Listener, bind
 from ..net.server import Service, Timeouts
 from ..pop3.session import Policy
+from ..shared import SharedTally, Tally
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
-from . import common
+from . import common, systemd
+from .workers import BEAT, Lines, Supervisor
 
 _log = logging.getLogger("restante.serve")
 _GRACE = 10.0  # seconds that busy sessions get after SIGTERM
@@ -63,8 +74,18 @@ def run(options: argparse.Namespace) -> int:
     """Serve until SIGTERM, SIGINT, or with ``--ephemeral`` the end of standard input."""
     with _configured(options) as configuration:
         log.set_up(configuration.log)
+        count = _workers(configuration)
+        if count > 1:
+            return _supervise(configuration, options, count)
         run_loop(_serve(configuration, options))
     return os.EX_OK
+
+
+def _workers(configuration: Configuration) -> int:
+    """Who tries it out needs one, and what is kept in memory cannot be shared."""
+    if configuration.source is None or configuration.store.kind == "memory":
+        return 1
+    return configuration.server.workers or len(os.sched_getaffinity(0))
 
 
 def run_loop(work: Awaitable[None]) -> None:
@@ -85,13 +106,14 @@ async def _await(work: Awaitable[None]) -> None:
 @contextmanager
 def _configured(options: argparse.Namespace) -> Iterator[Configuration]:
     if not options.ephemeral:
-        yield common.configuration(options, server__listen=options.listen)
+        yield _configuration(options)
         return
     with TemporaryDirectory(prefix="restante-") as folder:
         yield config.ephemeral(Path(folder))
 
 
 async def _serve(configuration: Configuration, options: argparse.Namespace) -> None:
+    """All in this process."""
     stop = _listen_to_signals()
     common.look_over(configuration)
     users = common.users(configuration)
@@ -99,23 +121,169 @@ async def _serve(configuration: Configuration, options: argparse.Namespace) -> N
     first_user = await asyncio.to_thread(_first_user, configuration, users)
     async with running(configuration, users, store) as server:
         server.users = dict([first_user] if first_user else [])
-        if options.ready_file:
-            options.ready_file.touch()
-        if options.ephemeral or options.json:
-            told = server.as_json(with_passwords=options.ephemeral)
-            if server.users and not options.ephemeral:
-                told["password_file"] = str(_store_password(configuration, *server.users.values()))
-            print(json.dumps(told), flush=True)
-        else:
-            _introduce(configuration, server)
-        try:
+        _reload_when_told(server, options)
+        beating = asyncio.create_task(_beat(lambda: systemd.notify("WATCHDOG=1")))
+        with _told_ready(server, options):
             if options.ephemeral:
                 _watch_input(stop)
             await stop.wait()
             _log.info("stopping", extra={"fields": {}})
-        finally:
-            if options.ready_file:
-                options.ready_file.unlink(missing_ok=True)
+            systemd.notify("STOPPING=1")
+        beating.cancel()
+
+
+def _supervise(configuration: Configuration, options: argparse.Namespace, count: int) -> int:
+    """Workers serve; this process looks after them."""
+    common.look_over(configuration)
+    common.store(configuration)  # what is wrong with it is told once, not by each worker
+    first_user = _first_user(configuration, common.users(configuration))
+    certificate, key = _certificate(configuration)
+    # Made before the workers, so that a TLS session begun with one is resumed with any.
+    context = tls.server_context(certificate, key, configuration.tls.min_version)
+    server = Running(configuration, certificate)
+    server.users = dict([first_user] if first_user else [])
+
+    def work(lines: Lines) -> None:
+        tally.serve_as(lines.number)
+        os.environ.pop("NOTIFY_SOCKET", None)  # systemd hears the supervisor
+        common_ground = Ground(places, context, tally, purges=lines.number == 0)
+        run_loop(_work(configuration, options, common_ground, lines))
+
+    def reload() -> bool:
+        return _reload(lambda: _context(_configuration(options)))
+
+    with ExitStack() as stack:
+        places = stack.enter_context(listening(configuration))
+        tally = stack.enter_context(closing(SharedTally(count)))
+        server.addresses = _addresses(places)
+        supervisor = Supervisor(
+            count,
+            work,
+            ready=lambda: stack.enter_context(_told_ready(server, options)),
+            reload=reload,
+            ended=tally.forget,
+        )
+        return supervisor.run()
+
+
+async def _work(
+    configuration: Configuration, options: argparse.Namespace, ground: Ground, lines: Lines
+) -> None:
+    """One worker's life."""
+    stop = _listen_to_signals()
+    asyncio.get_running_loop().add_reader(lines.life, stop.set)  # nobody looks after us any more
+    users, store = common.users(configuration), common.store(configuration)
+    async with running(configuration, users, store, ground) as server:
+        _reload_when_told(server, options)
+        beating = asyncio.create_task(_beat(lines.beat))
+        await stop.wait()
+        beating.cancel()
+
+
+async def _beat(tell: Callable[[], None]) -> None:
+    """Tell that the event loop turns."""
+    while True:
+        tell()
+        await asyncio.sleep(BEAT)
+
+
+def _configuration(options: argparse.Namespace) -> Configuration:
+    return common.configuration(options, server__listen=options.listen)
+
+
+def _reload_when_told(server: Running, options: argparse.Namespace) -> None:
+    def adopt() -> None:
+        server.adopt(_configuration(options))
+
+    if not options.ephemeral:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, adopt)
+
+
+def _reload(adopt: Callable[[], object]) -> bool:
+    """SIGHUP: what is wrong with the new configuration leaves the old one in force."""
+    systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    try:
+        adopt()
+    except RestanteError as error:
+        _log.error("reload failed", extra={"fields": {"reason": str(error)}})
+        return False
+    finally:
+        systemd.notify("READY=1")
+    return True
+
+
+@contextmanager
+def _told_ready(server: Running, options: argparse.Namespace) -> Iterator[None]:
+    """Tell everybody who waits for it that mail can come and go."""
+    if options.ready_file:
+        options.ready_file.touch()
+    if options.ephemeral or options.json:
+        told = server.as_json(with_passwords=options.ephemeral)
+        if server.users and not options.ephemeral:
+            told["password_file"] = str(
+                _store_password(server.configuration, *server.users.values())
+            )
+        print(json.dumps(told), flush=True)
+    else:
+        _introduce(server.configuration, server)
+    systemd.notify("READY=1")
+    try:
+        yield
+    finally:
+        if options.ready_file:
+            options.ready_file.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something listens."""
+
+    scheme: str
+    """What is spoken there: ``pop3s``, ``pop3``, ``lmtp`` or ``smtp``."""
+    socket: socket.socket
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What the workers of one server have in common."""
+
+    places: Sequence[Place]
+    context: ssl.SSLContext
+    tally: Tally
+    purges: bool
+
+
+@contextmanager
+def listening(configuration: Configuration) -> Iterator[list[Place]]:
+    """Sockets that systemd hands over, or else those that the configuration asks for.
+
+    Raises:
+        ConfigurationError: an address that cannot be used.
+    """
+    with ExitStack() as stack:
+        places = [Place(name, each) for name, each in systemd.inherited()]
+        if not places:
+            wanted = [(Address.parse(text), "") for text in configuration.server.listen]
+            intake = configuration.intake
+            wanted += [(Address.parse(text), "lmtp") for text in intake.lmtp.listen]
+            wanted += [(Address.parse(text), "smtp") for text in intake.smtp.listen]
+            for address, scheme in wanted:
+                places.append(Place(scheme or address.scheme, bind(address)))
+                if address.path:
+                    stack.callback(Path(address.path).unlink, missing_ok=True)
+        for place in places:
+            stack.callback(place.socket.close)
+        yield places
+
+
+def _addresses(places: Sequence[Place]) -> dict[str, str]:
+    found = {}
+    for place in places:
+        if place.socket.family == socket.AF_UNIX:
+            found[f"{place.scheme}_unix"] = place.socket.getsockname()
+        else:
+            found[place.scheme] = _name(place.socket)
+    return found
 
 
 @dataclass
@@ -128,6 +296,9 @@ class Running:
     """Where it listens, by what is spoken there: ``pop3s``, ``pop3``, ``lmtp``, ``smtp`` …"""
     users: dict[str, str] = field(default_factory=dict)
     """Users made at this start, with their passwords."""
+    adopt: Callable[[Configuration], None] = lambda _: None
+    """Puts another configuration in force for what begins from now on; sessions go on as they
+    began.  Raises ConfigurationError, and nothing has changed."""
 
     def as_json(self, *, with_passwords: bool) -> dict[str, object]:
         found: dict[str, object] = {"schema": "restante/serve/1", **self.addresses}
@@ -140,72 +311,101 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    configuration: Configuration, users: Users, store: MaildirStore | MemoryStore
+    configuration: Configuration,
+    users: Users,
+    store: MaildirStore | MemoryStore,
+    ground: Ground | None = None,
 ) -> AsyncIterator[Running]:
     """Listen everywhere the configuration says; on leaving, drain and stop.
 
     Raises:
         ConfigurationError: a certificate or an address that cannot be used.
     """
-    certificate, key = await asyncio.to_thread(_certificate, configuration)
-    context = tls.server_context(certificate, key, configuration.tls.min_version)
+    certificate, _ = await asyncio.to_thread(_certificate, configuration)
     server = Running(configuration, certificate)
-    service = Service(
-        store,
-        users,
-        policy=Policy(greeting=configuration.server.banner),
-        tls=context,
-        clear_login_from=configuration.auth.allow_plaintext_from,
-        timeouts=Timeouts(login=configuration.limits.login, idle=configuration.limits.idle),
-    )
-    admission = Admission(configuration.limits.sessions, configuration.limits.per_address)
     async with AsyncExitStack() as stack:
+        if ground is None:
+            places = stack.enter_context(listening(configuration))
+            ground = Ground(places, _context(configuration), Tally(), purges=True)
+        service = Service(store, users, tls=ground.context)
         stack.push_async_callback(service.drain, _GRACE)
-        for text in configuration.server.listen:
-            address = Address.parse(text)
-            listening = bind(address)
-            implicit = context if address.scheme == "pop3s" else None
-            listener = Listener(
-                listening,
-                service.connection,
-                admission,
-                name=address.scheme,
-                tls=implicit,
-                handshake=service.timeouts.handshake,
-                busy=_BUSY,
-            )
-            stack.callback(listener.close)
-            server.addresses[address.scheme] = _name(listening)
-        await _open_intake(configuration, users, store, server, stack)
-        if configuration.store.hold:
+        admission = Admission(0, 0, ground.tally)
+        _set_up(service, admission, configuration)
+        listeners = []
+        for place in ground.places:
+            if place.scheme in ("pop3s", "pop3"):
+                listener = Listener(
+                    place.socket,
+                    service.connection,
+                    admission,
+                    name=place.scheme,
+                    tls=ground.context if place.scheme == "pop3s" else None,
+                    handshake=service.timeouts.handshake,
+                    busy=_BUSY,
+                )
+                stack.callback(listener.close)
+                listeners.append(listener)
+        server.addresses = _addresses(ground.places)
+        await _open_intake(configuration, users, store, ground.places, stack)
+        if configuration.store.hold and ground.purges:
             purging = asyncio.create_task(_purge_for_ever(store, configuration.store.hold))
             stack.callback(purging.cancel)
+
+        def adopt(found: Configuration) -> None:
+            context = _context(found)
+            fixed = [key for key in _FIXED if key(found) != key(configuration)]
+            _set_up(service, admission, found)
+            service.tls = context
+            for listener in listeners:
+                listener.tls = context if listener.tls else None
+            log.set_up(found.log)
+            fields = {"restart": "needed"} if fixed else {}
+            _log.info("reloaded", extra={"fields": fields})
+
+        server.adopt = adopt
         yield server
+
+
+# What a reload leaves as it was.
+_FIXED: tuple[Callable[[Configuration], object], ...] = (
+    attrgetter("server.listen", "server.workers", "server.hostname"),
+    attrgetter("intake", "store", "auth.users"),
+)
+
+
+def _set_up(service: Service, admission: Admission, configuration: Configuration) -> None:
+    """What may change while it serves."""
+    limits = configuration.limits
+    service.policy = Policy(greeting=configuration.server.banner)
+    service.clear_login_from = configuration.auth.allow_plaintext_from
+    service.timeouts = Timeouts(login=limits.login, idle=limits.idle)
+    admission.total, admission.per_source = limits.sessions, limits.per_address
+
+
+def _context(configuration: Configuration) -> ssl.SSLContext:
+    certificate, key = _certificate(configuration)
+    return tls.server_context(certificate, key, configuration.tls.min_version)
 
 
 async def _open_intake(
     configuration: Configuration,
     users: Users,
     store: Store,
-    server: Running,
+    places: Sequence[Place],
     stack: AsyncExitStack,
 ) -> None:
     intake = Intake(store, users, configuration.server.hostname, configuration.limits.message)
     loop = asyncio.get_running_loop()
-    smtp = intake.smtp(configuration.intake.smtp.domains)
-    wanted = [(text, "lmtp", intake.lmtp()) for text in configuration.intake.lmtp.listen]
-    wanted += [(text, "smtp", smtp) for text in configuration.intake.smtp.listen]
-    for text, name, factory in wanted:
-        address = Address.parse(text)
-        listening = bind(address)
-        if address.path:
-            opened = await loop.create_unix_server(factory, sock=listening)
-            stack.callback(Path(address.path).unlink, missing_ok=True)
-            server.addresses[f"{name}_unix"] = address.path
+    factories = {"lmtp": intake.lmtp(), "smtp": intake.smtp(configuration.intake.smtp.domains)}
+    for place in places:
+        factory = factories.get(place.scheme)
+        if factory is None:
+            continue
+        own = place.socket.dup()  # the server closes it
+        if own.family == socket.AF_UNIX:
+            stack.callback((await loop.create_unix_server(factory, sock=own)).close)
         else:
-            opened = await loop.create_server(factory, sock=listening)
-            server.addresses[name] = _name(listening)
-        stack.callback(opened.close)
+            stack.callback((await loop.create_server(factory, sock=own)).close)
 
 
 def _name(listening: socket.socket) -> str:

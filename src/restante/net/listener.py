@@ -15,7 +15,6 @@ import re
 import socket
 import ssl
 import stat
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +22,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from ..errors import CannotListen, ConfigurationError
+from ..shared import Tally
 
 _log = logging.getLogger("restante.listener")
 _BACKLOG = 1024  # connections; the kernel caps it at net.core.somaxconn
@@ -163,26 +163,24 @@ class Seat:
 class Admission:
     """Counts connections, in all and from one source: an IPv4 address or an IPv6 /64."""
 
-    def __init__(self, total: int, per_source: int) -> None:
+    def __init__(self, total: int, per_source: int, tally: Tally | None = None) -> None:
+        """``tally``: shared with the other workers, whose connections count too."""
         self.total = total
         self.per_source = per_source
-        self._taken: Counter[str] = Counter()
-        self._all = 0
+        self._taken = tally or Tally()
 
     def enter(self, address: str) -> Seat | None:
         """A seat, or None when there is none left for that source."""
         key = _source(address)
-        if self._all >= self.total or self._taken[key] >= self.per_source:
-            return None
-        self._all += 1
-        self._taken[key] += 1
+        with self._taken.exclusively():
+            if self._taken.all() >= self.total or self._taken.of(key) >= self.per_source:
+                return None
+            self._taken.add(key, 1)
         return Seat(self, key)
 
     def release(self, key: str) -> None:
-        self._all -= 1
-        self._taken[key] -= 1
-        if not self._taken[key]:
-            del self._taken[key]
+        with self._taken.exclusively():
+            self._taken.add(key, -1)
 
 
 @lru_cache(4096)  # the same few come again and again
@@ -228,7 +226,8 @@ class Listener:
         self._build = build
         self._admission = admission
         self._name = name
-        self._tls = tls
+        self.tls = tls
+        """For the connections that come from now on."""
         self._handshake = handshake
         self._busy = busy
         self._loop = asyncio.get_running_loop()
@@ -277,7 +276,7 @@ class Listener:
                 extra={"fields": {"ip": address, "proto": self._name, "reason": "too-many"}},
             )
             try:
-                if self._busy and self._tls is None:
+                if self._busy and self.tls is None:
                     accepted.send(self._busy)
             except OSError:
                 pass  # it has gone already
@@ -295,8 +294,8 @@ class Listener:
             await self._loop.connect_accepted_socket(
                 lambda: self._build(address, seat),
                 accepted,
-                ssl=self._tls,
-                ssl_handshake_timeout=self._handshake if self._tls else None,
+                ssl=self.tls,
+                ssl_handshake_timeout=self._handshake if self.tls else None,
             )
         except (OSError, asyncio.CancelledError) as error:
             # No protocol has heard of this connection: the handshake failed or took too long.

@@ -1,0 +1,55 @@
+"""What systemd and a service say to each other: sd_notify(3) and sd_listen_fds(3).
+
+Without systemd there are no such variables, and nothing happens.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+
+from ..errors import ConfigurationError
+
+_FIRST = 3  # descriptor (SD_LISTEN_FDS_START)
+_NAMES = ("pop3s", "pop3", "lmtp", "smtp")
+
+
+def notify(*states: str) -> None:
+    """``READY=1``, ``RELOADING=1``, ``STOPPING=1``, ``WATCHDOG=1``."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sending:
+        sending.connect("\0" + path[1:] if path.startswith("@") else path)
+        sending.send("\n".join(states).encode())
+
+
+def watchdog() -> float | None:
+    """Seconds without ``WATCHDOG=1`` after which systemd restarts us; None: it does not watch."""
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    return int(microseconds) / 1e6 if microseconds.isdecimal() else None
+
+
+def inherited() -> list[tuple[str, socket.socket]]:
+    """Listening sockets that systemd opened, by their FileDescriptorName=.
+
+    Raises:
+        ConfigurationError: a name that says nothing about what is spoken there.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    count = int(os.environ.get("LISTEN_FDS", "0"))
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    found = []
+    for at in range(count):
+        name = names[at] if at < len(names) else ""
+        if name not in _NAMES:
+            raise ConfigurationError(
+                f"socket unit: FileDescriptorName={name!r} is none of {', '.join(_NAMES)}"
+            )
+        os.set_inheritable(_FIRST + at, False)
+        found.append((name, socket.socket(fileno=_FIRST + at)))
+    return found

@@ -1,0 +1,335 @@
+"""A supervisor and two workers, as real processes: what dies, what is told, what is shared."""
+
+from __future__ import annotations
+
+import json
+import os
+import poplib
+import queue
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TypeVar
+
+import pytest
+
+from restante.auth.users import Users
+from restante.net import tls
+from restante.shared import SharedTally
+
+T = TypeVar("T")
+WAIT = 20.0  # seconds for anything at all
+
+
+class Client(poplib.POP3):
+    """Python's own; a test closes it, which sends nothing."""
+
+    def log_in(self, user: str) -> Client:
+        self.user(user)
+        self.pass_("secret")
+        return self
+
+    def is_alive(self) -> bool:
+        return self.noop().startswith(b"+OK")
+
+    def has_ended(self) -> bool:
+        """Waits for it."""
+        try:
+            return self.sock.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+@dataclass
+class Site:
+    """A server as an administrator runs it."""
+
+    place: Path
+    process: subprocess.Popen[str] = field(init=False)
+    told: dict[str, str] = field(init=False)
+    lines: queue.Queue[str] = field(default_factory=queue.Queue)
+
+    def write(self, *, workers: int = 2, limits: str = "") -> None:
+        (self.place / "restante.toml").write_text(
+            f"""
+[server]
+hostname = "localhost"
+listen = ["pop3://127.0.0.1:0", "pop3s://127.0.0.1:0"]
+workers = {workers}
+[intake.lmtp]
+listen = "unix:{self.place}/lmtp.sock"
+[auth]
+allow_plaintext_from = ["127.0.0.0/8"]
+[tls]
+mode = "files"
+cert = "{self.place}/cert.pem"
+key = "{self.place}/key.pem"
+[log]
+format = "journal"
+[limits]
+{limits}
+"""
+        )
+
+    def use_certificate(self, name: str) -> bytes:
+        """Another for every name; its DER form."""
+        made, key = tls.make_self_signed(self.place / name, ["localhost"])
+        (self.place / "cert.pem").write_bytes(made.read_bytes())
+        (self.place / "key.pem").write_bytes(key.read_bytes())
+        return ssl.PEM_cert_to_DER_cert(made.read_text())
+
+    def start(self, *before: str, pass_fds: Sequence[int] = (), **environment: str) -> None:
+        command = [sys.executable, "-m", "restante", "--config", f"{self.place}/restante.toml"]
+        self.process = subprocess.Popen(
+            [*before, *command, "--json", "serve"],
+            env=os.environ | {"STATE_DIRECTORY": str(self.place)} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            pass_fds=pass_fds,
+        )
+        assert self.process.stderr is not None
+        assert self.process.stdout is not None
+        threading.Thread(target=self._hear, args=[self.process.stderr]).start()
+        self.told = json.loads(self.process.stdout.readline() or "{}")
+
+    def _hear(self, stderr: IO[str]) -> None:
+        with stderr:
+            for line in stderr:
+                self.lines.put(line)
+
+    def wait_for(self, event: str) -> str:
+        """The next line of the log that begins so."""
+        while not (line := self.lines.get(timeout=WAIT)).startswith(event):
+            pass
+        return line
+
+    def workers(self) -> list[int]:
+        pid = self.process.pid
+        return [int(w) for w in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def client(self) -> Client:
+        host, _, port = self.told["pop3"].rpartition(":")
+        return Client(host, int(port), timeout=WAIT)
+
+    def is_full(self) -> bool:
+        """Whether there is no seat for one more connection."""
+        host, _, port = self.told["pop3"].rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=WAIT) as connected:
+            return b"too many connections" in connected.recv(1000)
+
+    def alone(self, worker: int, act: Callable[[], T]) -> T:
+        """While this worker serves and the others sleep."""
+        others = [each for each in self.workers() if each != worker]
+        for other in others:
+            os.kill(other, signal.SIGSTOP)
+        try:
+            return act()
+        finally:
+            for other in others:
+                os.kill(other, signal.SIGCONT)
+
+    def client_of(self, worker: int) -> Client:
+        return self.alone(worker, self.client)
+
+    def certificate_seen(self) -> bytes | None:
+        host, _, port = self.told["pop3s"].rpartition(":")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with (
+            socket.create_connection((host, int(port)), timeout=WAIT) as connected,
+            context.wrap_socket(connected) as secure,
+        ):
+            return secure.getpeercert(binary_form=True)
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.process.wait(WAIT)
+
+
+@pytest.fixture
+def site(tmp_path: Path, home: Path) -> Iterator[Site]:
+    users = Users(tmp_path / "users.sqlite3")
+    for name in ("ann", "bob"):
+        users.add(name, "secret")
+    made = Site(tmp_path)
+    made.use_certificate("first")
+    made.write()
+    yield made
+    if made.process.poll() is None:
+        made.stop()
+    assert made.process.stdout is not None
+    made.process.stdout.close()
+
+
+def test_a_killed_worker_takes_its_sessions_with_it_and_comes_back(site: Site) -> None:
+    site.start()
+    victim, other = site.workers()
+    with ExitStack() as stack:
+        lost, kept = site.client_of(victim), site.client_of(other)
+        for client in (lost, kept):
+            stack.callback(client.close)
+        lost.log_in("ann")
+        kept.log_in("bob")
+        os.kill(victim, signal.SIGKILL)
+        assert str(victim) in site.wait_for("worker ended")
+        assert lost.has_ended()
+        assert kept.is_alive()
+        os.kill(other, signal.SIGSTOP)  # so that the new one answers, and the lock is free
+        try:
+            again = site.client().log_in("ann")
+            stack.callback(again.close)
+        finally:
+            os.kill(other, signal.SIGCONT)
+    assert len(set(site.workers()) - {victim}) == 2
+    assert site.stop() == 0
+
+
+def test_limits_hold_across_workers_and_a_dead_one_keeps_no_seat(site: Site) -> None:
+    site.write(limits="per_address = 3")
+    site.start()
+    victim, other = site.workers()
+    with ExitStack() as stack:
+        for worker in (victim, victim, other):
+            stack.callback(site.client_of(worker).close)
+        for worker in (victim, other):
+            assert site.alone(worker, site.is_full)
+        os.kill(victim, signal.SIGKILL)
+        site.wait_for("worker ended")
+        for _ in range(2):
+            stack.callback(site.client().close)
+        assert site.is_full()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_hangup_brings_a_certificate_to_new_sessions_only(workers: int, site: Site) -> None:
+    first = site.use_certificate("first")
+    site.write(workers=workers)
+    site.start()
+    before = site.client().log_in("ann")
+    assert site.certificate_seen() == first
+    second = site.use_certificate("second")
+    site.process.send_signal(signal.SIGHUP)
+    for _ in range(workers):
+        site.wait_for("reloaded")
+    assert site.certificate_seen() == second
+    (site.place / "cert.pem").write_text("nonsense")
+    site.process.send_signal(signal.SIGHUP)
+    assert "cert.pem" in site.wait_for("reload failed")
+    assert site.certificate_seen() == second
+    assert before.is_alive()
+    before.close()
+
+
+def test_hangup_brings_limits_and_a_mistake_changes_nothing(site: Site) -> None:
+    site.start()
+    site.write(limits="per_address = 1")
+    site.process.send_signal(signal.SIGHUP)
+    for _ in range(2):
+        site.wait_for("reloaded")
+    first = site.client().log_in("ann")
+    assert site.is_full()
+    site.write(limits="per_adress = 5")
+    site.process.send_signal(signal.SIGHUP)
+    assert "per_address" in site.wait_for("reload failed")
+    assert site.is_full()
+    assert first.is_alive()
+    first.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_ends_what_is_idle_and_leaves_nothing(workers: int, site: Site) -> None:
+    site.write(workers=workers)
+    site.start()
+    idle = site.client().log_in("ann")
+    children = site.workers()
+    assert (site.place / "lmtp.sock").exists()
+    assert site.stop() == 0
+    assert idle.has_ended()
+    idle.close()
+    assert not (site.place / "lmtp.sock").exists()
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def test_workers_end_with_their_supervisor(site: Site) -> None:
+    site.start()
+    idle = site.client().log_in("ann")
+    site.process.kill()
+    site.process.wait(WAIT)
+    assert idle.has_ended()
+    idle.close()
+
+
+def test_what_cannot_start_does_not_try_for_ever(site: Site) -> None:
+    (site.place / "users.sqlite3").write_text("no database at all, and longer than its header" * 9)
+    (site.place / "lmtp.sock").mkdir()
+    site.start()
+    assert site.process.wait(WAIT) != 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_systemd_hears_what_happens(workers: int, site: Site) -> None:
+    site.write(workers=workers)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hearing:
+        hearing.bind(str(site.place / "notify"))
+        hearing.settimeout(WAIT)
+
+        def hear(state: bytes) -> None:
+            while state not in hearing.recv(4096).split(b"\n"):
+                pass
+
+        site.start(NOTIFY_SOCKET=str(site.place / "notify"))
+        hear(b"READY=1")
+        hear(b"WATCHDOG=1")
+        site.process.send_signal(signal.SIGHUP)
+        hear(b"RELOADING=1")
+        hear(b"READY=1")
+        site.process.terminate()
+        hear(b"STOPPING=1")
+        assert site.process.wait(WAIT) == 0
+
+
+@pytest.mark.parametrize("name", ["pop3", "gopher"])
+def test_sockets_of_systemd_are_served_by_their_names(name: str, site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        script = (
+            f"import os, sys; os.dup2({listening.fileno()}, 3); "
+            "os.environ['LISTEN_PID'] = str(os.getpid()); os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        before = [sys.executable, "-c", script]
+        site.start(*before, pass_fds=[listening.fileno()], LISTEN_FDS="1", LISTEN_FDNAMES=name)
+        if name == "gopher":
+            assert site.process.wait(WAIT) == os.EX_CONFIG
+            return
+        assert site.told["pop3"].endswith(f":{listening.getsockname()[1]}")
+        assert "pop3s" not in site.told
+        client = site.client().log_in("ann")
+        assert client.is_alive()
+        client.close()
+
+
+@pytest.mark.parametrize("end", [os.getpid, lambda: os.kill(os.getpid(), signal.SIGKILL)])
+def test_a_shared_count_survives_who_dies_while_counting(end: Callable[[], object]) -> None:
+    tally = SharedTally(2)
+    pid = os.fork()
+    if not pid:
+        tally.serve_as(1)
+        with tally.exclusively():
+            tally.add("192.0.2.1", 3)
+            end()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    with tally.exclusively():  # the lock has died with its holder
+        tally.add("192.0.2.1", 1)
+        tally.add("192.0.2.2", 1)
+    assert (tally.of("192.0.2.1"), tally.of("192.0.2.2"), tally.all()) == (4, 1, 5)
+    tally.forget(1)
+    assert (tally.of("192.0.2.1"), tally.all()) == (1, 2)
+    tally.close()
