@@ -1,4 +1,4 @@
-"""Real POP3 clients: how each is told to fetch, and what it does to a message.
+"""Real POP3 clients, and ours: how each is told to fetch, and what it does to a message.
 
 Each client is one function.  What it rewrites is one small function beside it, which does the
 same to the octets that were sent: nothing else may differ.
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from .programs import Account, call, differences, need
+from .programs import RESTANTE, Account, call, differences, need
 
 
 class Client(Protocol):
@@ -142,6 +142,17 @@ def mpop(account: Account, folder: Path) -> tuple[int, list[bytes]]:
     return ended.returncode, _taken(inbox / "new")
 
 
+def restante_fetch(account: Account, folder: Path) -> tuple[int, list[bytes]]:
+    """Our own, into a directory, which keeps every octet."""
+    inbox = _fresh(folder)
+    scheme = "pop3s" if account.implicit else "pop3"
+    url = f"{scheme}://{account.user}@localhost:{account.port}"
+    options = ["--to", str(inbox), "--ca-file", str(account.ca), *["--keep"] * account.keep]
+    secret = {"RESTANTE_PASSWORD": account.password}
+    ended = call(*RESTANTE, "fetch", url, *options, environment=secret)
+    return ended.returncode, _taken(inbox)
+
+
 # -- What they rewrite
 
 Rewrite = Callable[[Iterable[bytes]], list[bytes]]
@@ -219,6 +230,7 @@ CLIENTS = {
         getmail, 127, written_anew, without_return_path, has_stls=False, remembers=True
     ),
     "mpop": Dialect(mpop, 77, line_ends, remembers=True),
+    "restante": Dialect(restante_fetch, 77),
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from .clients import CLIENTS, Dialect
 from .corpus import as_sent, real_mail
+from .dovecot import dovecot
 from .programs import Server, differences, serving
 from .test_clients import each
 
@@ -48,6 +49,15 @@ def test_delivered_by_lmtp(name: str, scheme: str, delivered: Server, tmp_path: 
 @each
 def test_dropped_into_new(name: str, scheme: str, dropped_in: Server, tmp_path: Path) -> None:
     fetches_all(CLIENTS[name], scheme, dropped_in, tmp_path)
+
+
+def test_served_by_dovecot(tmp_path: Path) -> None:
+    """Our client takes it from another server as that server reads it."""
+    with dovecot(real_mail()) as server:
+        account, stored = server.account("pop3s", keep=True), server.stored()
+        status, fetched = CLIENTS["restante"].fetch(account, tmp_path / "client")
+    assert status == 0
+    assert differences(fetched, map(on_the_wire, stored)) == []
 
 
 def fetches_all(client: Dialect, scheme: str, server: Server, folder: Path) -> None:
