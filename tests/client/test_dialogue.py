@@ -137,7 +137,7 @@ def test_never_more_is_outstanding_than_the_window_allows(sizes: list[int], pipe
 
 
 def test_small_messages_fill_the_window() -> None:
-    server = ready([b"x\r\n"] * 300)
+    server = ready([b"x\r\n"] * 3000)
     most = 0
 
     def note() -> None:
@@ -327,18 +327,18 @@ def test_a_body_stays_at_its_end() -> None:
 
 @pytest.mark.parametrize("pipelining", [True, False])
 def test_messages_may_be_deleted_while_the_next_ones_come(pipelining: bool) -> None:
-    server = ready([b"%d\r\n" % at for at in range(100)], pipelining=pipelining)
+    server = ready([b"%d\r\n" % at for at in range(2000)], pipelining=pipelining)
     found = []
     retrieval = server.run(server.dialogue.ask_for(server.listing()))
     while (answer := server.run(server.dialogue.next_message(retrieval))) is not None:
         found.append(server.run(server.dialogue.piece(answer)))
         server.run(server.dialogue.delete([answer.message]))
     assert found == server.messages
-    assert server.dialogue.deletions == 100
+    assert server.dialogue.deletions == 2000
     server.run(server.dialogue.quit())
     deletions = [each for each in server.heard if each.startswith("DELE")]
-    assert deletions == [f"DELE {at}" for at in range(1, 101)]
-    assert server.heard.index("DELE 1") < server.heard.index("RETR 100")
+    assert deletions == [f"DELE {at}" for at in range(1, 2001)]
+    assert server.heard.index("DELE 1") < server.heard.index("RETR 2000")
 
 
 def test_a_deletion_refused_meanwhile_is_told_at_the_end() -> None:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restante.collect.destinations import Destination, Grouping, open_destination
+from restante.collect.destinations import Destination, Grouping, folder, open_destination
 from restante.collect.destinations.folder import Folder
 from restante.collect.destinations.maildir import Maildir
 from restante.collect.destinations.mbox import Mbox, _Quoting
@@ -419,7 +419,7 @@ def test_a_group_is_synced_before_any_of_it_has_its_name(
             destination.write(word.encode())
             destination.end()
         assert stored(kind, tmp_path) == []
-        destination.sync()
+        destination.group()()
         assert events == ["file"] * 3 + ["rename"] * 3 + ["directory"]
         assert sorted(stored(kind, tmp_path)) == [b"one", b"three", b"two"]
         assert all(map(destination.has, ("one", "two", "three")))
@@ -441,8 +441,45 @@ def test_a_group_that_cannot_be_synced_leaves_no_trace(
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", broken)
             with pytest.raises(OSError, match="disk"):
-                destination.sync()
-        destination.sync()  # nothing is left of them to be taken for safe
+                destination.group()()
+        destination.group()()  # nothing is left of them to be taken for safe
         assert stored(kind, tmp_path) == []
         assert not any(map(destination.has, ("one", "two")))
     assert [path for path in tmp_path.rglob("*.part")] == []
+
+
+@with_names
+@pytest.mark.parametrize("works", [True, False])
+def test_a_large_group_is_synced_with_its_file_system(
+    kind: str, works: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[bool] = []
+
+    def syncfs(file: int) -> int:
+        called.append(os.fstat(file).st_size > 0)
+        return 0 if works else -1
+
+    monkeypatch.setattr(folder, "_syncfs", lambda: syncfs)
+    monkeypatch.setattr(folder, "_MANY", 3)
+    with opened(kind, tmp_path) as destination:
+        assert isinstance(destination, Grouping)
+        for word in ("one", "two", "three"):
+            assert destination.begin(word)
+            destination.write(word.encode())
+            destination.end()
+        if works:
+            destination.group()()
+        else:
+            with pytest.raises(OSError):  # noqa: PT011  # whatever errno says
+                destination.group()()
+        assert called == [True]
+        assert len(stored(kind, tmp_path)) == (3 if works else 0)
+
+
+def test_syncfs_is_the_one_of_the_system(tmp_path: Path) -> None:
+    syncfs = folder._syncfs()
+    if syncfs is None:
+        pytest.skip("not Linux 5.8 or newer")
+    with tmp_path.joinpath("file").open("wb") as file:
+        assert syncfs(file.fileno()) == 0
+    assert syncfs(-1) == -1

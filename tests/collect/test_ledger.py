@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,13 @@ def test_a_failed_call_changes_nothing(ledger: Ledger, path: Path) -> None:
     other.execute("ROLLBACK")
     other.close()
     assert ledger.known("ann", ["u"]) == {}
+
+
+def test_threads_take_turns(ledger: Ledger) -> None:
+    def write(at: int) -> None:
+        ledger.intend("ann", [(f"u{at}", 1)])
+        ledger.took("ann", [(f"u{at}", 1, DIGEST)], 7.5)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(64)))
+    assert ledger.expected("ann") == 64

@@ -27,7 +27,7 @@ from .destinations import Destination, Grouping, Verifying
 from .ledger import Ledger
 from .plan import Delete, Fetch, Policy, Skip, Taken, is_due, looks_moved, plan, unique_ids
 
-_GROUP = 64  # messages between two commits of the ledger, where repeating one is nothing
+_GROUP = 256  # messages between two commits of the ledger, where repeating one is nothing
 _IN_MEMORY = 2**20  # octets of a message that must be seen whole before it is stored
 _PIECE = 65_536  # octets
 _DELETE_AT_ONCE = 1000  # messages
@@ -152,6 +152,7 @@ class _Session:
         self._known: dict[str, Taken] = {}
         self._contents: Counter[bytes] = Counter()  # of messages without a unique-id
         self._safe: list[tuple[Message, str, bytes]] = []  # stored, not in the ledger yet
+        self._writing: asyncio.Task[None] | None = None  # of the group before
         self._due: list[tuple[Message, str]] = []  # to be deleted
 
     async def run(self, again: str, *, dry_run: bool) -> None:
@@ -182,6 +183,13 @@ class _Session:
     # Fetching.
 
     async def _fetch(self, fetches: Sequence[Fetch]) -> None:
+        try:
+            await self._fetch_all(fetches)
+        finally:
+            if self._writing is not None:  # its files and the ledger are in use
+                await asyncio.gather(self._writing, return_exceptions=True)
+
+    async def _fetch_all(self, fetches: Sequence[Fetch]) -> None:
         wanted = [step.message for step in fetches]
         group = _GROUP if self._destination.is_repeatable else 1
         self._progress(wanted, 0)
@@ -193,6 +201,7 @@ class _Session:
             await self._take(fetches[at], body)
             at += 1
         await self._write_down()
+        await self._write_down()  # and the last group
 
     def _intend(self, fetches: Sequence[Fetch]) -> None:
         self._ledger.intend(
@@ -201,22 +210,30 @@ class _Session:
         )
 
     async def _write_down(self) -> None:
+        """Begin to make the group durable; the one before it is, on return."""
+        safe, self._safe = self._safe, []
+        if self._writing is not None:
+            await self._writing
+            self._writing = None
+        if safe:
+            destination = self._destination
+            sync = destination.group() if isinstance(destination, Grouping) else None
+            self._writing = asyncio.create_task(self._make_known(safe, sync))
+
+    async def _make_known(
+        self, safe: list[tuple[Message, str, bytes]], sync: Callable[[], None] | None
+    ) -> None:
         """What is durable at the destination becomes known, and may then be deleted."""
-        if not self._safe:
-            return
-        if isinstance(self._destination, Grouping):
-            await asyncio.to_thread(self._destination.sync)
-        now, policy = self._clock(), self._account.policy
-        self._ledger.took(
-            self._account.name,
-            [(key, message.size, digest) for message, key, digest in self._safe],
-            now,
-        )
-        for message, key, _ in self._safe:
+        name, policy = self._account.name, self._account.policy
+        if sync is not None:
+            await asyncio.to_thread(sync)
+        now = self._clock()
+        rows = [(key, message.size, digest) for message, key, digest in safe]
+        await asyncio.to_thread(self._ledger.took, name, rows, now)
+        for message, key, _ in safe:
             fresh = Taken(message.size, now)
             if not policy.verified and not policy.newest and is_due(fresh, policy, now):
                 self._due.append((message, key))
-        self._safe.clear()
 
     async def _take(self, step: Fetch, body: AsyncIterable[bytes]) -> None:
         message, key = step.message, step.key

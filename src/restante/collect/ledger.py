@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from itertools import islice
@@ -49,14 +50,15 @@ class AccountBusy(TemporaryFailure):
 
 
 class Ledger:
-    """What was taken, for all accounts of one person or machine.  All calls block.
+    """What was taken, for all accounts of one person or machine.
 
-    Every call raises TemporaryFailure when the file cannot be read or written now, and
-    ConfigurationError when it is no ledger of ours.
+    All calls block; any thread may call.  Each raises TemporaryFailure when the file cannot be
+    read or written now, and ConfigurationError when it is no ledger of ours.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._turn = threading.RLock()  # one transaction at a time, whatever the thread
         with _errors():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             is_new = not path.exists()
@@ -105,7 +107,7 @@ class Ledger:
     def known(self, account: str, keys: Iterable[str]) -> dict[str, Taken]:
         """What is known of these messages, by key."""
         found = {}
-        with _errors():
+        with self._turn, _errors():
             left = map(_octets, keys)
             while some := list(islice(left, _AT_ONCE)):
                 marks = ",".join("?" * len(some))
@@ -120,7 +122,7 @@ class Ledger:
 
     def expected(self, account: str) -> int:
         """How many messages were taken and not deleted on the server."""
-        with _errors():
+        with self._turn, _errors():
             (count,) = self._database.execute(
                 "SELECT count(*) FROM messages"
                 " WHERE account = ? AND taken_at IS NOT NULL AND NOT is_gone",
@@ -130,7 +132,7 @@ class Ledger:
 
     def digest(self, account: str, key: str) -> bytes | None:
         """SHA-256 of the content that was taken under this key."""
-        with _errors():
+        with self._turn, _errors():
             row = self._database.execute(
                 "SELECT digest FROM messages WHERE account = ? AND key = ?",
                 (account, _octets(key)),
@@ -139,7 +141,7 @@ class Ledger:
 
     def has_content(self, account: str, digest: bytes) -> bool:
         """Whether a message of this content was taken, under whatever unique-id."""
-        with _errors():
+        with self._turn, _errors():
             row = self._database.execute(
                 "SELECT 1 FROM messages"
                 " WHERE account = ? AND digest = ? AND taken_at IS NOT NULL LIMIT 1",
@@ -207,7 +209,7 @@ class Ledger:
 
     def may_begin(self, account: str) -> float:
         """Not before this moment, in seconds since the epoch (LOGIN-DELAY, RFC 2449 §6.5)."""
-        with _errors():
+        with self._turn, _errors():
             row = self._database.execute(
                 "SELECT began_at + login_delay FROM sessions WHERE account = ?", (account,)
             ).fetchone()
@@ -215,7 +217,7 @@ class Ledger:
 
     def last_success(self, account: str) -> float | None:
         """Seconds since the epoch."""
-        with _errors():
+        with self._turn, _errors():
             row = self._database.execute(
                 "SELECT succeeded_at FROM sessions WHERE account = ?", (account,)
             ).fetchone()
@@ -223,7 +225,7 @@ class Ledger:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with _errors():
+        with self._turn, _errors():
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield

@@ -35,7 +35,7 @@ Procedure = Generator[bytes | None, bytes, T]
 
 MAX_LINE = 65_536  # octets of a first line, though RFC 1939 §3 allows 512; ours
 MAX_LISTING = 128 * 2**20  # octets of LIST, UIDL or CAPA: a million messages and room; ours
-WINDOW_COMMANDS = 64  # unanswered RETR commands; some 700 octets, so sending them never blocks
+WINDOW_COMMANDS = 1024  # unanswered RETR commands; some 10 kB, so sending them never blocks
 WINDOW_OCTETS = 4 * 2**20  # announced size of what they ask for
 _STATUS = re.compile(rb"(\+OK|-ERR)(?: +(.*))?", re.DOTALL)
 _CODE = re.compile(r"\[([A-Za-z0-9/._-]+)\] *(.*)", re.DOTALL)

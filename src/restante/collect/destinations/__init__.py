@@ -7,6 +7,7 @@ lose the message, so only then may it be deleted on its server.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -58,8 +59,12 @@ class Grouping(Protocol):
     def end(self) -> None:
         """The message that was begun is whole; like ``commit``, but not durable yet."""
 
-    def sync(self) -> None:
-        """All that were ended are durable on return; an error leaves no part of any."""
+    def group(self) -> Callable[[], None]:
+        """Closes the group of those that were ended.
+
+        The call makes them durable, in any thread, while the next group is begun; an error leaves
+        no part of any.
+        """
 
 
 def name_of(identity: str) -> str:

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
+import sys
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache, partial
 from hashlib import file_digest
 from pathlib import Path
 from secrets import token_hex
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from ...net.saving import fsync_directory
 from . import name_of
 
 _AT_ONCE = 16  # files that are synced side by side, so that the disk can order its work
+_MANY = 16  # files from which on it is faster to sync all of the file system
 _LEFT_OVER = 36 * 3600  # seconds, as https://cr.yp.to/proto/maildir.html says
+
+
+class _Whole(NamedTuple):
+    """A message that is complete and not durable yet."""
+
+    file: BinaryIO
+    temporary: Path
+    final: Path
 
 
 class Folder:
@@ -27,7 +41,7 @@ class Folder:
         self._inbox = self._workshop = path
         self._file: BinaryIO | None = None
         self._temporary = self._final = Path()
-        self._waiting: list[tuple[BinaryIO, Path, Path]] = []  # whole, and not durable yet
+        self._waiting: list[_Whole] = []
         self._prepare()
         self._tidy()
 
@@ -64,41 +78,33 @@ class Folder:
 
     def commit(self) -> None:
         self.end()
-        self.sync()
+        self.group()()
 
     def end(self) -> None:
         assert self._file is not None
         self._file.flush()
-        self._waiting.append((self._file, self._temporary, self._final))
+        self._waiting.append(_Whole(self._file, self._temporary, self._final))
         self._file = None
 
-    def sync(self) -> None:
+    def group(self) -> Callable[[], None]:
+        waiting, self._waiting = self._waiting, []
+        return partial(self._sync, waiting)
+
+    def _sync(self, waiting: list[_Whole]) -> None:
         """Nothing has its name before the octets of all of them are safe."""
         try:
-            if len(self._waiting) > 1:
-                with ThreadPoolExecutor(_AT_ONCE) as pool:
-                    list(pool.map(os.fsync, [file.fileno() for file, _, _ in self._waiting]))
-            elif self._waiting:
-                os.fsync(self._waiting[0][0].fileno())
-            while self._waiting:
-                file, temporary, final = self._waiting[-1]
-                temporary.rename(final)
-                self._waiting.pop()
-                file.close()
-                self._named(final)
+            sync_files([each.file.fileno() for each in waiting])
+            while waiting:
+                waiting[-1].temporary.rename(waiting[-1].final)
+                whole = waiting.pop()
+                whole.file.close()
+                self._named(whole.final)
             fsync_directory(self._inbox)
         finally:
-            self._drop_waiting()
+            _drop(waiting)
 
     def _named(self, final: Path) -> None:
         """A file has its name now."""
-
-    def _drop_waiting(self) -> None:
-        for file, temporary, _ in self._waiting:
-            with suppress(OSError):
-                file.close()
-            temporary.unlink(missing_ok=True)
-        self._waiting.clear()
 
     def holds(self, identity: str, digest: bytes) -> bool:
         path = self._find(name_of(identity))
@@ -120,7 +126,7 @@ class Folder:
 
     def close(self) -> None:
         self.abort()
-        self._drop_waiting()
+        _drop(self._waiting)
 
 
 def make_directory(path: Path, mode: int = 0o777) -> None:
@@ -129,3 +135,39 @@ def make_directory(path: Path, mode: int = 0o777) -> None:
         make_directory(path.parent)
         path.mkdir(mode, exist_ok=True)
     fsync_directory(path.parent)
+
+
+def _drop(waiting: list[_Whole]) -> None:
+    for whole in waiting:
+        with suppress(OSError):
+            whole.file.close()
+        whole.temporary.unlink(missing_ok=True)
+    waiting.clear()
+
+
+def sync_files(files: Sequence[int]) -> None:
+    """Make the octets of these open files durable.
+
+    Raises:
+        OSError: of at least one they may not be.
+    """
+    syncfs = _syncfs()
+    if len(files) >= _MANY and syncfs is not None:
+        if syncfs(files[0]):
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))
+    elif len(files) > 1:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(os.fsync, files))
+    elif files:
+        os.fsync(files[0])
+
+
+@cache
+def _syncfs() -> Callable[[int], int] | None:
+    """syncfs(2), where it tells errors of writing: since Linux 5.8."""
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release) if sys.platform == "linux" else None
+    if release is None or (int(release[1]), int(release[2])) < (5, 8):
+        return None
+    found: Callable[[int], int] = ctypes.CDLL(None, use_errno=True).syncfs
+    return found

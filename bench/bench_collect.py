@@ -1,0 +1,186 @@
+"""Durable messages a second into a fresh Maildir, 10,000 × 4 kB over TLS, nothing deleted there.
+
+Whole commands, start to end, from the same server; slow ones are ended after ``--patience`` seconds
+and their rate is taken from what had arrived.  ``--delay`` puts a relay between, which holds back
+every octet for half of a round trip each way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+
+import harness
+
+RUN = harness.PLACE / "collect"
+NAME = "c10k_lf"
+
+
+def main() -> None:
+    parser = harness.options(__doc__)
+    parser.add_argument("--delay", default="0,20", help="round trips to try, in ms")
+    parser.add_argument("--patience", type=float, default=15.0, help="seconds for each run")
+    chosen = parser.parse_args()
+    results = harness.Results("bench_collect")
+    shutil.rmtree(RUN, ignore_errors=True)  # not between runs: it slows down what follows
+    with harness.restante([NAME]) as server:
+        harness.warm(server.mail, [NAME])
+        certificate = harness.PLACE / "restante" / "tls" / "certificate.pem"
+        for delay in map(float, chosen.delay.split(",")):
+            with relay(server.tls_port, delay / 2000) as port:
+                for at in range(chosen.rounds):
+                    for contender, command in CONTENDERS.items():
+                        place = RUN / f"{contender}-{delay:g}-{at}"
+                        rate = measure(command, place, port, certificate, chosen.patience)
+                        if rate:
+                            results.add(f"round trip {delay:g} ms", contender, "messages/s", rate)
+    results.tell()
+
+
+def measure(
+    command: Callable[[Path, int, Path], list[str]],
+    place: Path,
+    port: int,
+    certificate: Path,
+    patience: float,
+) -> float:
+    for name in ("cur", "new", "tmp"):
+        (place / "Mail" / name).mkdir(parents=True)
+    words = command(place, port, certificate)
+    if shutil.which(words[0]) is None:
+        print(f"bench: {words[0]} left out: not installed", file=sys.stderr)
+        return 0.0
+    began = time.monotonic()
+    environment = os.environ | {"STATE_DIRECTORY": str(place), "HOME": str(place)}
+    # getmail delivers nothing as root.
+    owner = pwd.getpwnam("nobody").pw_uid if words[0] == "getmail" else None
+    if owner is not None:
+        for path in (place, *place.rglob("*")):
+            os.chown(path, owner, owner)
+    running = subprocess.Popen(
+        words, env=environment, stdout=subprocess.DEVNULL, user=owner, group=owner
+    )
+    try:
+        running.wait(patience)
+    except subprocess.TimeoutExpired:
+        running.terminate()
+        running.wait()
+    took = time.monotonic() - began
+    return len(os.listdir(place / "Mail" / "new")) / took
+
+
+def restante(place: Path, port: int, certificate: Path) -> list[str]:
+    account = {
+        "url": f"pop3s://127.0.0.1:{port}",
+        "user": NAME,
+        "password": harness.PASSWORD,
+        "to": f"maildir:{place}/Mail",
+        "ca_file": str(certificate),
+    }
+    lines = [f"{key} = {json.dumps(value)}" for key, value in account.items()]
+    return _configured(
+        place / "restante.toml",
+        ["[account.bench]", *lines],
+        [sys.executable, "-m", "restante", "-c", "{}", "collect", "bench"],
+    )
+
+
+def mpop(place: Path, port: int, certificate: Path) -> list[str]:
+    lines = [
+        "defaults",
+        "tls on",
+        "tls_starttls off",
+        f"tls_trust_file {certificate}",
+        "account default",
+        "host 127.0.0.1",
+        f"port {port}",
+        f"user {NAME}",
+        f"password {harness.PASSWORD}",
+        f"delivery maildir {place}/Mail",
+        "keep on",
+        f"uidls_file {place}/uidls",
+    ]
+    return _configured(place / "mpoprc", lines, ["mpop", "-q", "-C", "{}"])
+
+
+def getmail(place: Path, port: int, certificate: Path) -> list[str]:
+    lines = [
+        "[retriever]",
+        "type = SimplePOP3SSLRetriever",
+        "server = 127.0.0.1",
+        f"port = {port}",
+        f"username = {NAME}",
+        f"password = {harness.PASSWORD}",
+        "[destination]",
+        "type = Maildir",
+        f"path = {place}/Mail/",
+        "[options]",
+        "read_all = false",
+        "delete = false",
+        "verbose = 0",
+    ]
+    return _configured(
+        place / "getmailrc", lines, ["getmail", "--getmaildir", str(place), "--rcfile", "{}"]
+    )
+
+
+CONTENDERS = {"restante": restante, "mpop": mpop, "getmail6": getmail}
+
+
+def _configured(path: Path, lines: list[str], command: list[str]) -> list[str]:
+    path.write_text("\n".join([*lines, ""]))
+    path.chmod(0o600)
+    return [word.format(path) for word in command]
+
+
+# -- A longer way
+
+
+@contextmanager
+def relay(port: int, delay: float) -> Iterator[int]:
+    """A port that leads to the other one, ``delay`` seconds later in each direction."""
+    if not delay:
+        yield port
+        return
+    context = get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_relay, args=(port, delay, theirs), daemon=True)
+    process.start()
+    try:
+        yield ours.recv()
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _relay(port: int, delay: float, told: object) -> None:
+    async def carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        while octets := await source.read(262_144):
+            loop.call_later(delay, target.write, octets)
+        loop.call_later(delay, target.close)
+
+    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_connection("127.0.0.1", port, limit=2**24)
+        await asyncio.gather(carry(reader, there[1]), carry(there[0], writer))
+
+    async def serve() -> None:
+        server = await asyncio.start_server(meet, "127.0.0.1", 0, limit=2**24)
+        told.send(server.sockets[0].getsockname()[1])  # type: ignore[attr-defined]
+        await server.serve_forever()
+
+    asyncio.run(serve())
+
+
+if __name__ == "__main__":
+    main()
