@@ -153,6 +153,23 @@ def restante_fetch(account: Account, folder: Path) -> tuple[int, list[bytes]]:
     return ended.returncode, _taken(inbox)
 
 
+def restante_collect(account: Account, folder: Path) -> tuple[int, list[bytes]]:
+    """Our collector, into a directory per call and a ledger for all of them."""
+    inbox = _fresh(folder)
+    control = folder / "restante.toml"
+    scheme = "pop3s" if account.implicit else "pop3"
+    _write(
+        control,
+        "[account.real]\n"
+        f'url = "{scheme}://localhost:{account.port}"\nca_file = "{account.ca}"\n'
+        f'user = "{account.user}"\npassword = "{account.password}"\n'
+        f'keep = "{"all" if account.keep else "none"}"\nto = "{inbox}"\n',
+    )
+    state = {"STATE_DIRECTORY": str(folder / "state")}
+    ended = call(*RESTANTE, "-c", control, "collect", "real", environment=state)
+    return ended.returncode, _taken(inbox)
+
+
 # -- What they rewrite
 
 Rewrite = Callable[[Iterable[bytes]], list[bytes]]
@@ -230,7 +247,8 @@ CLIENTS = {
         getmail, 127, written_anew, without_return_path, has_stls=False, remembers=True
     ),
     "mpop": Dialect(mpop, 77, line_ends, remembers=True),
-    "restante": Dialect(restante_fetch, 77),
+    "fetch": Dialect(restante_fetch, 77),
+    "collect": Dialect(restante_collect, 77, remembers=True),
 }
 
 

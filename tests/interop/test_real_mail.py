@@ -51,13 +51,15 @@ def test_dropped_into_new(name: str, scheme: str, dropped_in: Server, tmp_path: 
     fetches_all(CLIENTS[name], scheme, dropped_in, tmp_path)
 
 
-def test_served_by_dovecot(tmp_path: Path) -> None:
-    """Our client takes it from another server as that server reads it."""
+@pytest.mark.parametrize("name", ["fetch", "collect"])
+def test_served_by_dovecot(name: str, tmp_path: Path) -> None:
+    """Our clients take it from another server as that server reads it, and delete it there."""
     with dovecot(real_mail()) as server:
-        account, stored = server.account("pop3s", keep=True), server.stored()
-        status, fetched = CLIENTS["restante"].fetch(account, tmp_path / "client")
-    assert status == 0
-    assert differences(fetched, map(on_the_wire, stored)) == []
+        stored = server.stored()
+        status, fetched = CLIENTS[name].fetch(server.account("pop3s"), tmp_path / "client")
+        assert status == 0
+        assert differences(fetched, map(on_the_wire, stored)) == []
+        assert server.stored() == []
 
 
 def fetches_all(client: Dialect, scheme: str, server: Server, folder: Path) -> None:
