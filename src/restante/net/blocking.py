@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from email.message import EmailMessage
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TypeVar, cast
 from ..errors import BodySkipped, CommandFailed, DeadlineExceeded, UnsafeArgument
 from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure
 from ..pop3.listing import Message
+from ..pop3.record import Record
 from .client import Progress
 from .remote import TLS, Remote, explain
 from .saving import Parsing, Saving
@@ -76,13 +77,18 @@ class BlockingClient:
     """A session in the TRANSACTION state; ``connect_blocking`` makes it.  For one thread."""
 
     def __init__(
-        self, remote: Remote, context: ssl.SSLContext, timeout: float, deadline: float | None
+        self,
+        remote: Remote,
+        context: ssl.SSLContext,
+        timeout: float,
+        deadline: float | None,
+        record: Record,
     ) -> None:
         self._remote = remote
         self._context = context
         self._timeout = timeout
         self._until = None if deadline is None else time.monotonic() + deadline
-        self._dialogue = Dialogue()
+        self._dialogue = Dialogue(record)
         self._socket: socket.socket | None = None  # None: there is no session
 
     @property
@@ -167,7 +173,7 @@ class BlockingClient:
         """A new session; returns how many deletions were lost.  See ``Client.reconnect``."""
         self.abort()
         lost = self._dialogue.deletions
-        self._dialogue = Dialogue()
+        self._dialogue = Dialogue(self._dialogue.record)
         self._open()
         return lost
 
@@ -193,7 +199,8 @@ class BlockingClient:
                 self._run(dialogue.start_tls())
                 self._shake_hands()
             self._run(dialogue.ask_capabilities())
-            self._run(dialogue.log_in(remote.user, remote.password))
+            with dialogue.record.login():
+                self._run(dialogue.log_in(remote.user, remote.password))
             self._run(dialogue.ask_capabilities())
         except BaseException:
             self.abort()
@@ -241,6 +248,7 @@ class BlockingClient:
         connection.settimeout(self._left())
         try:
             if wanted is not None:
+                self._dialogue.record.sent(wanted)
                 connection.sendall(wanted)
                 return b""
             octets = connection.recv(_PIECE)
@@ -266,10 +274,12 @@ def connect_blocking(
     context: ssl.SSLContext | None = None,
     timeout: float = 60.0,
     deadline: float | None = None,
+    record: Callable[[str], None] | None = None,
 ) -> Iterator[BlockingClient]:
     """Connect, secure, log in; QUIT when the block ends normally.  See ``net.client.connect``."""
     remote = Remote.parse(url, user=user, password=password, tls=tls)
-    client = BlockingClient(remote, remote.context(context, ca_file), timeout, deadline)
+    told = Record(record, remote.password)
+    client = BlockingClient(remote, remote.context(context, ca_file), timeout, deadline, told)
     try:
         client._open()
         yield client

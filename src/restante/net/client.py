@@ -17,6 +17,7 @@ from typing import TypeVar, cast
 from ..errors import BodySkipped, CommandFailed, DeadlineExceeded, UnsafeArgument
 from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure
 from ..pop3.listing import Message
+from ..pop3.record import Record
 from .remote import TLS, Remote, explain
 from .saving import Parsing, Saving
 
@@ -80,11 +81,13 @@ class Body:
 class Client:
     """A session in the TRANSACTION state; ``connect`` makes it.  For one task at a time."""
 
-    def __init__(self, remote: Remote, context: ssl.SSLContext, timeout: float) -> None:
+    def __init__(
+        self, remote: Remote, context: ssl.SSLContext, timeout: float, record: Record
+    ) -> None:
         self._remote = remote
         self._context = context
         self._timeout = timeout
-        self._dialogue = Dialogue()
+        self._dialogue = Dialogue(record)
         self._stream: _Stream | None = None  # None: there is no session
         self._is_busy = False
 
@@ -192,7 +195,7 @@ class Client:
         """
         self.abort()
         lost = self._dialogue.deletions
-        self._dialogue = Dialogue()
+        self._dialogue = Dialogue(self._dialogue.record)
         await self._open()
         return lost
 
@@ -223,7 +226,8 @@ class Client:
                 await self._run(dialogue.start_tls())
                 await self._shake_hands()
             await self._run(dialogue.ask_capabilities())
-            await self._run(dialogue.log_in(remote.user, remote.password))
+            with dialogue.record.login():
+                await self._run(dialogue.log_in(remote.user, remote.password))
             await self._run(dialogue.ask_capabilities())
         except BaseException:
             self.abort()
@@ -249,6 +253,7 @@ class Client:
                 if wanted is None:
                     octets = await self._receive(self._stream)
                 else:
+                    self._dialogue.record.sent(wanted)
                     self._stream.transport.write(wanted)
                 wanted = procedure.send(octets)
         except StopIteration as end:
@@ -337,12 +342,14 @@ async def connect(
     context: ssl.SSLContext | None = None,
     timeout: float = 60.0,
     deadline: float | None = None,
+    record: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Client]:
     """Connect, secure, log in; QUIT when the block ends normally.
 
     An exception inside the block drops the connection without QUIT, so nothing is removed.
     ``url`` is ``pop3s://user@host`` or ``pop3://user@host`` (with STLS).  ``timeout`` is for
-    each wait, ``deadline`` for all of it, both in seconds.
+    each wait, ``deadline`` for all of it, both in seconds.  ``record`` is told, line by line, what
+    both sides say, without passwords and without the contents of messages.
 
     Raises:
         TLSUnavailable: no connection that is safe; no credential was sent.
@@ -351,7 +358,8 @@ async def connect(
         CommandFailed: at the end: the server could not remove what was deleted.
     """
     remote = Remote.parse(url, user=user, password=password, tls=tls)
-    client = Client(remote, remote.context(context, ca_file), timeout)
+    told = Record(record, remote.password)
+    client = Client(remote, remote.context(context, ca_file), timeout, told)
     try:
         async with asyncio.timeout(deadline) as total:
             try:

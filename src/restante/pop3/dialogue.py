@@ -29,6 +29,7 @@ from ..errors import (
 from ..sasl import plain
 from ..wire import CRLF, MAX_COMMAND, Unstuffer
 from .listing import Listing, Message
+from .record import Record
 
 T = TypeVar("T")
 Procedure = Generator[bytes | None, bytes, T]
@@ -119,7 +120,8 @@ class Retrieval:
 class Dialogue:
     """One connection's conversation."""
 
-    def __init__(self) -> None:
+    def __init__(self, record: Record | None = None) -> None:
+        self.record = record or Record()
         self.capabilities = Capabilities()
         self.deletions = 0
         """Messages marked as deleted, or about to be, and not yet removed by QUIT."""
@@ -485,6 +487,7 @@ class Dialogue:
             self._unread += yield None
         line = bytes(self._unread[:end])
         del self._unread[: end + 2]
+        self.record.heard(line)
         return line
 
     def _status(self, command: str, kind: type[CommandFailed] = CommandFailed) -> Procedure[bytes]:
