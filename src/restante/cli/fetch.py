@@ -60,12 +60,12 @@ def run(options: argparse.Namespace) -> int:
     user = options.user or unquote(parts.username or "")
     if not user:
         raise UnsafeArgument("who logs in? write pop3s://user@host, or --user")
-    outcome = asyncio.run(_fetch(options, user, _password(options, user)))
+    outcome = asyncio.run(_fetch(options, user, password_of(options, user)))
     _report(options, outcome)
     return os.EX_TEMPFAIL if outcome.refused else os.EX_OK
 
 
-def _password(options: argparse.Namespace, user: str) -> str:
+def password_of(options: argparse.Namespace, user: str) -> str:
     if options.password_file:
         return first_line(options.password_file)
     if found := os.environ.get("RESTANTE_PASSWORD"):

@@ -14,7 +14,10 @@ from typing import Any
 
 from .. import __version__
 
-_VERBS = ("demo", "serve", "user", "maildrop", "deliver", "fetch", "account", "collect", "check")
+_VERBS = (
+    *("demo", "serve", "user", "maildrop", "import_", "deliver", "fetch", "account", "collect"),
+    "check",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

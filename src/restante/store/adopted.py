@@ -21,7 +21,7 @@ ADOPTED = "restante.ids"
 
 _MAGIC = b"restante ids 1\n"
 _DIGEST = 32  # octets
-_UNIQUE_ID = re.compile("[!-~]{1,70}")  # RFC 1939 §7
+UNIQUE_ID = re.compile("[!-~]{1,70}")  # RFC 1939 §7
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +43,6 @@ def read(maildrop: int) -> dict[Identity, str]:
 
 def write(maildrop: int, adopted: Adopted) -> None:
     """Durable on return."""
-    assert all(map(_UNIQUE_ID.fullmatch, adopted.values()))
+    assert all(map(UNIQUE_ID.fullmatch, adopted.values()))
     listed = pack(adopted)
     files.replace(ADOPTED, _MAGIC + hashlib.sha256(listed).digest() + listed, maildrop)

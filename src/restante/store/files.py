@@ -108,7 +108,7 @@ def _open_maildrop(base: str, names: Sequence[str], make: bool) -> int:
         if make:
             for name in ("cur", "new", "tmp", HELD):
                 made |= _make(name, chain[-1])
-            if made or not _exists(LOCK, chain[-1]):
+            if made or not exists(LOCK, chain[-1]):
                 for each in chain:
                     os.fsync(each)
                 os.close(os.open(LOCK, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600, dir_fd=chain[-1]))
@@ -123,7 +123,7 @@ def _make(name: str, parent: int) -> bool:
     return True
 
 
-def _exists(name: str, parent: int) -> bool:
+def exists(name: str, parent: int) -> bool:
     try:
         status(name, parent)
     except FileNotFoundError:
@@ -329,7 +329,7 @@ def move(name: str, source: int, new_name: str, target: int) -> None:
         FileExistsError: rather than overwrite; the caller sees to it that the name is not
             taken between the check and the rename.
     """
-    if _exists(new_name, target):
+    if exists(new_name, target):
         raise FileExistsError(errno.EEXIST, "name is taken")
     os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
 

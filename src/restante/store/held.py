@@ -69,6 +69,11 @@ def update(maildrop: int, victims: Victims, *, destroy: bool) -> set[str]:
         return set(victims.values())
 
 
+def is_unfinished(maildrop: int) -> bool:
+    """Whether a crash has cut an UPDATE short."""
+    return files.exists(VICTIMS, maildrop)
+
+
 def finish_update(maildrop: int, *, destroy: bool) -> None:
     """Do the rest of an UPDATE that a crash has cut short.
 

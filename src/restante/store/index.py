@@ -21,14 +21,13 @@ import sys
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import overload
+from typing import NamedTuple, overload
 
 from ..maildrop import Entry, Rendered
 from . import files
 from .adopted import ADOPTED
-from .names import File, Identity, unique_part
+from .names import File, unique_part
 
 INDEX = "restante.index"
 
@@ -57,8 +56,7 @@ class Form(IntEnum):
 _FORMS = tuple(Form)
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One row."""
 
     unique_id: str
@@ -144,14 +142,28 @@ class Index(Rendered):
     def form(self, at: int) -> Form:
         return _FORMS[self._forms[at]]
 
-    def by_identity(self) -> dict[Identity, Message]:
-        return {message.file.identity: message for message in map(self.message, range(len(self)))}
+    def places(self) -> dict[int, int]:
+        """Where each stands, by inode number; see ``is_of``."""
+        return dict(zip(self._inodes, range(len(self)), strict=True))
+
+    def is_of(self, at: int, file: File) -> bool:
+        """Whether this one is known by that unique part and inode number."""
+        begin = self._name_ends[at - 1] if at else 0
+        packed = self._names[begin + 1 : self._name_ends[at]]
+        if packed.startswith(b"="):
+            unique = self._unique_id(at)
+        else:
+            unique = unique_part(os.fsdecode(packed[1:]))
+        return self._inodes[at] == file.inode and unique == unique_part(file.name)
+
+    def measured(self, at: int) -> tuple[int, Form]:
+        return self._sizes[at], self.form(at)
 
     def corrected(self, sizes: Mapping[int, int]) -> Index:
         """The same with other sizes of messages that turned out to have another one."""
         messages = list(map(self.message, range(len(self))))
         for at, size in sizes.items():
-            messages[at] = replace(messages[at], size=size, form=Form.UNKNOWN)
+            messages[at] = messages[at]._replace(size=size, form=Form.UNKNOWN)
         return Index(messages, self.stamps)
 
     @property

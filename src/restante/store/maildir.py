@@ -20,22 +20,22 @@ from collections.abc import (
     Collection,
     Generator,
     Iterable,
+    Mapping,
     Sequence,
 )
 from contextlib import ExitStack, asynccontextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-from ..errors import MessageGone, TemporaryFailure
+from ..errors import MessageGone, PermanentFailure, TemporaryFailure
 from ..maildrop import Entry, HeldMessage, Maildrop, RawMessage
 from ..message import LineEnds, Survey
 from . import adopted, files
 from .files import in_thread
-from .held import finish_update, list_held, purge, reading_held, undelete, update
+from .held import finish_update, is_unfinished, list_held, purge, reading_held, undelete, update
 from .index import Form, Index, Message, Stamps, load, save, stamps, trusted
-from .names import File, contested, field, fields, fresh_unique, identify, scan
+from .names import File, contested, field, fields, fresh_unique, identify, scan, unique_part
 from .place import Template
 
 _WRITE = 262_144  # octets gathered for one write
@@ -66,17 +66,20 @@ class MaildirStore:
 
     @asynccontextmanager
     async def open(self, user: str) -> AsyncIterator[Maildrop]:
+        async with self._session(user) as session:
+            yield session
+
+    @asynccontextmanager
+    async def _session(self, user: str) -> AsyncIterator[_Maildir]:
         names = self._template.names(user)
         with ExitStack() as stack:
             known = self._indexes.get(user)
             if known is None:
-                opening = await in_thread(self._lock, stack, names, None)
+                maildrop, began, fresh = await in_thread(self._lock, stack, names, None)
             else:  # what we look at is in memory: a thread would cost more than it saves
                 with files.storage_errors():
-                    opening = self._lock(stack, names, known)
-            maildrop, began, index, is_fresh = opening
-            if not is_fresh:
-                index = await _indexed(maildrop, began, index)
+                    maildrop, began, fresh = self._lock(stack, names, known)
+            index = await self._catch_up(maildrop, began, known) if fresh is None else fresh
             self._remember(user, index)
             session = _Maildir(maildrop, index, destroy=not self.hold)
             try:
@@ -88,15 +91,28 @@ class MaildirStore:
 
     def _lock(
         self, stack: ExitStack, names: Sequence[str], known: Index | None
-    ) -> tuple[int, int, Index, bool]:
-        """The maildrop, when the session began, an index, and whether that is of today."""
+    ) -> tuple[int, int, Index | None]:
+        """The maildrop, when the session began, and the index known if all is as it says."""
         maildrop = stack.enter_context(files.maildrop(self._template.base, names, make=True))
         began = stack.enter_context(files.session_lock(maildrop))
-        finish_update(maildrop, destroy=not self.hold)
-        now = stamps(maildrop)
-        if known is None or known.stamps != now:
-            known = load(maildrop) or known or Index()
-        return maildrop, began, known, known.stamps == now
+        is_fresh = known is not None and known.stamps == stamps(maildrop)
+        return maildrop, began, known if is_fresh and not is_unfinished(maildrop) else None
+
+    async def _catch_up(self, maildrop: int, began: int, known: Index | None) -> Index:
+        """Finish an UPDATE that was cut short, and have an index of what is there now."""
+
+        def best() -> tuple[Index, bool]:
+            finish_update(maildrop, destroy=not self.hold)
+            now = stamps(maildrop)
+            if known is not None and known.stamps == now:
+                return known, True
+            loaded = load(maildrop)
+            if loaded is None:
+                return known if known is not None else Index(), False
+            return loaded, loaded.stamps == now
+
+        found, is_fresh = await in_thread(best)
+        return found if is_fresh else await _indexed(maildrop, began, found)
 
     def _remember(self, user: str, index: Index) -> None:
         if (old := self._indexes.pop(user, None)) is not None:
@@ -107,22 +123,34 @@ class MaildirStore:
             self._remembered -= self._indexes.pop(next(iter(self._indexes))).memory
 
     async def deliver(self, user: str, message: AsyncIterator[bytes]) -> Entry:
-        delivery = _delivery(self._template.base, self._template.names(user))
-        gathered = bytearray()
-        try:
-            await in_thread(next, delivery)
-            async for octets in message:
-                gathered += octets
-                if len(gathered) >= _WRITE:
-                    await in_thread(delivery.send, bytes(gathered))
-                    gathered.clear()
-            if gathered:
-                await in_thread(delivery.send, bytes(gathered))
-            entry = await in_thread(delivery.send, b"")
-        finally:
-            await in_thread(delivery.close)
-        assert entry is not None
-        return entry
+        return await _deliver(_delivery(self._template.base, self._template.names(user)), message)
+
+    async def adopt(
+        self,
+        user: str,
+        arrivals: Mapping[str, str],
+        read: Callable[[str], AsyncIterator[bytes]],
+    ) -> int:
+        """Take over mail of another server, with its unique-ids and in its order.
+
+        ``arrivals``: unique-ids by the names that the files shall have; ``read`` gives the
+        octets of one that is not here yet.  Returns how many were not.  Durable on return; an
+        interruption loses nothing, and the same call again does the rest.
+
+        Raises:
+            PermanentFailure: two messages would have one unique-id; nothing is changed.
+        """
+        added = 0
+        async with self._session(user) as session:
+            present = await in_thread(session.adopt_ids, arrivals)
+            for name in arrivals:
+                if unique_part(name) not in present:
+                    place = partial(_named, session.maildrop, name)
+                    await _deliver(place(), read(name))
+                    added += 1
+            if added:
+                await in_thread(files.sync, "cur", "new", parent=session.maildrop)
+        return added
 
     async def held(self, user: str) -> Sequence[HeldMessage]:
         return await in_thread(self._at, user, list_held, [])
@@ -206,12 +234,15 @@ def _look(maildrop: int, known: Index) -> tuple[list[Message], Stamps]:
         with suppress(OSError):  # the ids are the same without, as long as nobody leaves
             adopted.write(maildrop, settled)
             now = ()
-    sizes = known.by_identity()
+    places = known.places()
     found = []
     for unique_id, file in by_id.items():
-        old = sizes.get(file.identity)
-        is_known = old is not None and old.form is not Form.GUESSED
-        size, form = (old.size, old.form) if old and is_known else _told(file.name)
+        size, form = -1, Form.GUESSED
+        at = places.get(file.inode)
+        if at is not None and known.is_of(at, file):
+            size, form = known.measured(at)
+        if form is Form.GUESSED:
+            size, form = _told(file.name)
         found.append(Message(unique_id, file, size, form))
     return found, now
 
@@ -238,7 +269,7 @@ def _measure(maildrop: int, found: list[Message], places: Sequence[int]) -> None
         now = {file.identity: file for file in scan(maildrop)}
         for at in gone:
             with suppress(KeyError, FileNotFoundError):
-                moved = replace(found[at], file=now[found[at].file.identity])
+                moved = found[at]._replace(file=now[found[at].file.identity])
                 found[at] = _measured(maildrop, moved)
 
 
@@ -252,11 +283,11 @@ def _measured(maildrop: int, message: Message) -> Message:
             if error.errno not in _UNREADABLE:
                 raise
             size = files.status(message.file.name, directory).st_size
-            return replace(message, size=size, form=Form.GUESSED)
+            return message._replace(size=size, form=Form.GUESSED)
     form = Form.UNKNOWN
     if survey.has_crlf:
         form = Form.CRLF if survey.dotted else Form.READY
-    return replace(message, size=survey.size, form=form)
+    return message._replace(size=survey.size, form=form)
 
 
 def _write_index(maildrop: int, found: Iterable[Message], now: Stamps) -> Index:
@@ -273,7 +304,8 @@ class _Maildir:
 
     def __init__(self, maildrop: int, index: Index, *, destroy: bool) -> None:
         self.listing = index
-        self._maildrop = maildrop  # open directory
+        self.maildrop = maildrop
+        """Its open directory."""
         self._moved: dict[int, File | None] = {}  # since the index was made; None: gone
         self._sizes: dict[int, int] = {}  # octets on the wire that turned out to be others
         self._directories: dict[str, int] = {}
@@ -281,10 +313,29 @@ class _Maildir:
 
     def close(self) -> Index:
         """After the session its descriptor may be another maildrop's."""
-        self._maildrop = -1
+        self.maildrop = -1
         while self._directories:
             files.close(self._directories.popitem()[1])
         return self.listing.corrected(self._sizes) if self._sizes else self.listing
+
+    def adopt_ids(self, arrivals: Mapping[str, str]) -> set[str]:
+        """Give these names their unique-ids, durably; returns the unique parts that are here."""
+        here = {unique_part(file.name) for file in scan(self.maildrop)}
+        settled = adopted.read(self.maildrop)
+        wanted = {(unique_part(name), 0): unique_id for name, unique_id in arrivals.items()}
+        ids = set(wanted.values())
+        if len(ids) != len(arrivals):
+            raise PermanentFailure("two of these messages have one unique-id or one name")
+        if not all(map(adopted.UNIQUE_ID.fullmatch, ids)):
+            raise PermanentFailure("a unique-id is 1 to 70 printable characters (RFC 1939 §7)")
+        for at in range(len(self.listing)):
+            message = self.listing.message(at)
+            identity = (unique_part(message.file.name), 0)
+            if identity not in wanted and message.unique_id in ids:
+                raise PermanentFailure(f"a message here has the unique-id {message.unique_id}")
+        if any(settled.get(identity) != unique_id for identity, unique_id in wanted.items()):
+            adopted.write(self.maildrop, settled | wanted)
+        return here
 
     def _file(self, entry: Entry) -> tuple[int, File]:
         """Raises:
@@ -313,7 +364,7 @@ class _Maildir:
     def _directory(self, name: str) -> int:
         """Stays open: it saves the look at one more name for each message."""
         if name not in self._directories:
-            self._directories[name] = files.open_directory(name, self._maildrop)
+            self._directories[name] = files.open_directory(name, self.maildrop)
         return self._directories[name]
 
     async def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
@@ -345,7 +396,7 @@ class _Maildir:
             _, file = self._file(entry)
             with (
                 suppress(FileNotFoundError),
-                files.directory(file.directory, self._maildrop) as directory,
+                files.directory(file.directory, self.maildrop) as directory,
             ):
                 return stack.enter_context(files.reading(file.name, directory))
             if not scanned:
@@ -354,7 +405,7 @@ class _Maildir:
 
     def _look_again(self) -> None:
         """Another program has renamed or removed files: find out where all are."""
-        found = {file.identity: file for file in scan(self._maildrop)}
+        found = {file.identity: file for file in scan(self.maildrop)}
         moved: dict[int, File | None] = {}
         for at in range(len(self.listing)):
             old = self.listing.message(at).file
@@ -369,8 +420,46 @@ class _Maildir:
                 victims[self._file(entry)[1].identity] = entry.unique_id
         if not victims:
             return ()
-        left = await in_thread(update, self._maildrop, victims, destroy=self._destroy)
+        left = await in_thread(update, self.maildrop, victims, destroy=self._destroy)
         return [entry for entry in entries if entry.unique_id in left]
+
+
+async def _deliver(
+    delivery: Generator[Entry | None, bytes, None], message: AsyncIterator[bytes]
+) -> Entry:
+    gathered = bytearray()
+    try:
+        await in_thread(next, delivery)
+        async for octets in message:
+            gathered += octets
+            if len(gathered) >= _WRITE:
+                await in_thread(delivery.send, bytes(gathered))
+                gathered.clear()
+        if gathered:
+            await in_thread(delivery.send, bytes(gathered))
+        entry = await in_thread(delivery.send, b"")
+    finally:
+        await in_thread(delivery.close)
+    assert entry is not None
+    return entry
+
+
+def _named(maildrop: int, name: str) -> Generator[Entry | None, bytes, None]:
+    """As ``_delivery``, under a name that is given; the directories are synced by the caller."""
+    unique, survey = fresh_unique(), Survey()
+    place = "cur" if ":" in name else "new"  # in new/ no name has flags (Maildir)
+    with (
+        files.directory("tmp", maildrop) as tmp,
+        files.directory(place, maildrop) as directory,
+        files.undone_on_error(unique, tmp),
+    ):
+        with files.writing(unique, tmp) as file:
+            while octets := (yield None):
+                files.write(file, octets)
+                survey.feed(octets)
+            survey.finish()
+        files.move(unique, tmp, name, directory)
+    yield Entry(name, survey.size)
 
 
 def _delivery(base: str, names: Sequence[str]) -> Generator[Entry | None, bytes, None]:

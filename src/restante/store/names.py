@@ -18,8 +18,9 @@ import secrets
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
+from operator import attrgetter
+from typing import NamedTuple
 
 from ..message import Survey
 from . import files
@@ -29,11 +30,12 @@ Identity = tuple[str, int]
 Adopted = Mapping[Identity, str]
 """Unique-ids that do not follow from a name; see ``adopted``."""
 
+_UNIQUE_ID = re.compile("[!-~]{1,70}")
+_SECONDS = re.compile("[0-9]{1,18}")
 _SCANS = 4  # how often a directory that keeps changing is read
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(NamedTuple):
     """A message file, as it was found."""
 
     directory: str
@@ -80,15 +82,16 @@ def identify(found: Iterable[File], adopted: Adopted | None = None) -> dict[str,
     the directory.  Two links to one inode are one message.
     """
     adopted = adopted or {}
-    by_id: dict[str, File] = {}
-    owned = {file: _adopted_id(file, adopted) for file in found}
     settled = {unique_id for (_, inode), unique_id in adopted.items() if inode}
-    for file in sorted(
-        owned, key=lambda file: (not owned[file], file.inode, file.directory, file.name)
-    ):
-        unique_id = own_id = owned[file] or unique_id_of(file.name)
+    by_id: dict[str, File] = {}
+    ordered = sorted(found, key=attrgetter("inode", "directory", "name"))
+    if adopted:
+        ordered.sort(key=lambda file: not _adopted_id(file, adopted))
+    for file in ordered:
+        adopted_id = _adopted_id(file, adopted) if adopted else ""
+        unique_id = own_id = adopted_id or unique_id_of(file.name)
         while (unique_id in by_id and by_id[unique_id].identity != file.identity) or (
-            unique_id in settled and not owned[file]
+            unique_id in settled and not adopted_id
         ):
             unique_id = _digest(f"{unique_id} {own_id} {file.inode}")
         by_id.setdefault(unique_id, file)
@@ -110,6 +113,8 @@ def contested(by_id: Mapping[str, File], adopted: Adopted) -> dict[Identity, str
     """
     settled = {}
     for unique_id, file in by_id.items():
+        if unique_id == unique_part(file.name):
+            continue
         own_id = _adopted_id(file, adopted) or unique_id_of(file.name)
         if own_id != unique_id:
             settled[file.identity] = unique_id
@@ -136,13 +141,13 @@ def unpack(octets: bytes) -> dict[Identity, str]:
 
 
 def unique_part(name: str) -> str:
-    return re.split("[,:]", name, maxsplit=1)[0]
+    return name.partition(":")[0].partition(",")[0]
 
 
 def unique_id_of(name: str) -> str:
     """The unique part if it can be a unique-id (RFC 1939 §7), else a hash of it."""
     unique = unique_part(name)
-    return unique if re.fullmatch("[!-~]{1,70}", unique) else _digest(unique)
+    return unique if _UNIQUE_ID.fullmatch(unique) else _digest(unique)
 
 
 def field(letter: str, name: str) -> int | None:
@@ -178,7 +183,7 @@ def _host() -> str:
 
 
 def _delivered_at(name: str) -> int:
-    match = re.match("[0-9]{1,18}", name)
+    match = _SECONDS.match(name)
     return int(match[0]) if match else 0
 
 

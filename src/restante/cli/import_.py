@@ -1,0 +1,227 @@
+"""``restante import``: take over mail from another server, with every unique-id and the order."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from ..errors import PermanentFailure, UnsafeArgument
+from ..message import Survey
+from ..store import foreign
+from ..store.maildir import MaildirStore
+from . import common
+from .fetch import password_of
+
+_PIECE = 65_536  # octets read at once
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One message of the old server."""
+
+    name: str
+    """Of its file in our Maildir."""
+    unique_id: str
+    path: Path
+    begin: int = 0
+    end: int | None = None
+    """Octets of the file; None: to its end."""
+
+    def octets(self) -> Iterator[bytes]:
+        with self.path.open("rb") as file:
+            file.seek(self.begin)
+            left = os.fstat(file.fileno()).st_size if self.end is None else self.end - self.begin
+            while left > 0 and (piece := file.read(min(left, _PIECE))):
+                left -= len(piece)
+                yield piece
+
+    def size(self) -> int:
+        """Octets on the wire (RFC 1939 §11)."""
+        survey = Survey()
+        for piece in self.octets():
+            survey.feed(piece)
+        survey.finish()
+        return survey.size
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser(
+        "import",
+        help="take over mail from another server, with its unique-ids",
+        description="Copy one user's mail from the files of another POP3 server, which must not "
+        "serve this user meanwhile. Clients that keep mail on the server download nothing again. "
+        "If PATH is the user's maildrop itself, only the unique-ids are taken over. An "
+        "interrupted import may be repeated.",
+    )
+    parser.add_argument("kind", choices=sorted(_READERS), help="whose files these are")
+    parser.add_argument("path", metavar="PATH", type=Path, help="a Maildir, spool or mbox file")
+    parser.add_argument("user", metavar="USER", help="whose maildrop they go to")
+    parser.add_argument(
+        "--uidl", type=Path, metavar="FILE", help="the old server's answer to UIDL has the ids"
+    )
+    parser.add_argument(
+        "--format", metavar="FORMAT", help="Dovecot's pop3_uidl_format, or Cyrus's, if it was set"
+    )
+    parser.add_argument("--uidvalidity", type=int, metavar="N", help="of the mailbox (Cyrus)")
+    parser.add_argument(
+        "--compare",
+        metavar="URL",
+        help="first log in to the old server, and stop unless it lists the same",
+    )
+    parser.add_argument(
+        "--password-file", type=Path, metavar="FILE", help="its first line is the password there"
+    )
+    parser.add_argument("--ca-file", type=Path, metavar="FILE", help="trust these certificates")
+    parser.add_argument("--dry-run", action="store_true", help="change nothing, tell what would be")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    store = common.store(common.configuration(options))
+    if not isinstance(store, MaildirStore):
+        raise UnsafeArgument("only a store of kind maildir can take mail over")
+    arrivals, without = _READERS[options.kind](options)
+    if options.uidl:
+        arrivals, without = _with_ids(arrivals, options.uidl.read_bytes()), 0
+    if without:
+        common.say(
+            f"{without} messages have no unique-id there yet and get one of ours; "
+            "log in to the old server once more to avoid that"
+        )
+    if options.compare:
+        _compare(options, arrivals)
+    added = 0 if options.dry_run else asyncio.run(_take_over(store, options.user, arrivals))
+    if options.json:
+        common.print_json("import", user=options.user, messages=len(arrivals), copied=added)
+        return os.EX_OK
+    would = "would have" if options.dry_run else "have"
+    print(f"{len(arrivals)} messages {would} the unique-ids they had, {added} were copied")
+    return os.EX_OK
+
+
+async def _take_over(store: MaildirStore, user: str, arrivals: list[Arrival]) -> int:
+    by_name = {arrival.name: arrival for arrival in arrivals}
+    if len(by_name) != len(arrivals):
+        raise PermanentFailure("two of these messages have one name")
+
+    async def read(name: str) -> AsyncIterator[bytes]:
+        for piece in by_name[name].octets():
+            yield piece
+
+    return await store.adopt(user, {each.name: each.unique_id for each in arrivals}, read)
+
+
+def _with_ids(arrivals: list[Arrival], lines: bytes) -> list[Arrival]:
+    """With the ids of a list, which must have one for each message."""
+    ids = foreign.unique_id_list(lines)
+    if sorted(ids) != list(range(1, len(arrivals) + 1)):
+        raise PermanentFailure(f"{len(ids)} unique-ids for {len(arrivals)} messages")
+    return [
+        Arrival(_name(each.path, ids[number]), ids[number], each.path, each.begin, each.end)
+        if each.unique_id == ""
+        else Arrival(each.name, ids[number], each.path, each.begin, each.end)
+        for number, each in enumerate(arrivals, 1)
+    ]
+
+
+def _compare(options: argparse.Namespace, arrivals: list[Arrival]) -> None:
+    """Raises:
+    PermanentFailure: the old server lists something else.
+    """
+    from ..net.blocking import connect_blocking
+
+    user = unquote(urlsplit(options.compare).username or "") or options.user
+    password = password_of(options, user)
+    with connect_blocking(
+        options.compare, user=user, password=password, ca_file=options.ca_file
+    ) as client:
+        there = [(message.unique_id, message.size) for message in client.messages()]
+    here = [(arrival.unique_id, arrival.size()) for arrival in arrivals]
+    wrong = [n for n, (one, other) in enumerate(zip(there, here, strict=False), 1) if one != other]
+    if wrong or len(there) != len(here):
+        first = f"; the first that differs is number {wrong[0]}" if wrong else ""
+        raise PermanentFailure(
+            f"the old server lists {len(there)} messages, its files hold {len(here)}{first}"
+        )
+    common.say(f"the old server lists the same {len(here)} messages")
+
+
+# The files of other servers.  Each gives the messages in their order, and how many have no
+# unique-id there.
+
+Found = tuple[list[Arrival], int]
+
+
+def _dovecot(options: argparse.Namespace) -> Found:
+    octets = (options.path / "dovecot-uidlist").read_bytes()
+    return _maildir(options.path, foreign.dovecot(octets, options.format or foreign.DOVECOT))
+
+
+def _courier(options: argparse.Namespace) -> Found:
+    return _maildir(
+        options.path, foreign.courier((options.path / "courierpop3dsizelist").read_bytes())
+    )
+
+
+def _maildir(path: Path, ids: dict[str, str]) -> Found:
+    files = {
+        file.name.partition(":")[0]: file
+        for directory in ("new", "cur")
+        for file in sorted((path / directory).iterdir())
+        if file.is_file() and not file.is_symlink() and not file.name.startswith(".")
+    }
+    known = [name for name in ids if name in files]
+    return (
+        [Arrival(files[name].name, ids[name], files[name]) for name in known],
+        len(files) - len(known),
+    )
+
+
+def _cyrus(options: argparse.Namespace) -> Found:
+    template = options.format or foreign.CYRUS
+    if "v" in template and options.uidvalidity is None and not options.uidl:
+        raise UnsafeArgument("Cyrus: --uidvalidity N is needed, or --uidl FILE")
+    numbered = {
+        int(file.name[:-1]): file
+        for file in options.path.iterdir()
+        if file.name[:-1].isdecimal() and file.name.endswith(".")
+    }
+    arrivals = []
+    for uid, file in sorted(numbered.items()):
+        unique_id = foreign.render(template, uid=uid, uid_validity=options.uidvalidity or 0)
+        arrivals.append(Arrival(_name(file, unique_id), unique_id, file))
+    return arrivals, 0
+
+
+def _mbox(options: argparse.Namespace) -> Found:
+    with options.path.open("rb") as lines:
+        found = list(foreign.mbox(lines))
+    arrivals = [
+        Arrival(
+            _name(options.path, each.unique_id), each.unique_id, options.path, each.begin, each.end
+        )
+        for each in found
+    ]
+    if not options.uidl and not all(each.unique_id for each in found):
+        raise PermanentFailure("some messages of the mbox have no unique-id; --uidl FILE is needed")
+    return arrivals, 0
+
+
+def _name(path: Path, unique_id: str) -> str:
+    """The same each time, so that an import can be repeated."""
+    return f"{int(path.stat().st_mtime)}.I{hashlib.sha256(unique_id.encode()).hexdigest()[:32]}"
+
+
+_READERS: dict[str, Callable[[argparse.Namespace], Found]] = {
+    "courier": _courier,
+    "cyrus": _cyrus,
+    "dovecot": _dovecot,
+    "mbox": _mbox,
+    "uw": _mbox,
+}

@@ -1,0 +1,75 @@
+"""``restante import``: what a postmaster sees."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from restante.cli.main import main
+from restante.store.maildir import MaildirStore
+
+from .helpers import listing, names, put, run
+from .test_foreign import SIZELIST, UIDLIST
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MaildirStore:
+    (tmp_path / "mail").mkdir()
+    monkeypatch.setenv("RESTANTE__STORE__PATH", f"{tmp_path}/mail/%u")
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    return MaildirStore(f"{tmp_path}/mail/%u")
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    for name in ("cur/999.c:2,S", "new/1000.a.host", "cur/1001.b.host,S=15:2,S", "new/1003.d"):
+        put(tmp_path / "old", name, b"Subject: x\n\nyy\n")
+    (tmp_path / "old/dovecot-uidlist").write_bytes(UIDLIST)
+    (tmp_path / "old/courierpop3dsizelist").write_bytes(SIZELIST)
+    return tmp_path / "old"
+
+
+def ids(store: MaildirStore) -> list[str]:
+    return [entry.unique_id for entry in run(listing(store, "ann"))]
+
+
+def test_dovecot(store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json", "import", "dovecot", str(old), "ann"]) == 0
+    assert json.loads(capsys.readouterr().out)["copied"] == 4
+    assert ids(store) == ["bar", "foo", "000000074c0907b0", "000000094c0907b0"]
+
+
+def test_dry_run_changes_nothing(store: MaildirStore, old: Path, tmp_path: Path) -> None:
+    assert main(["import", "dovecot", str(old), "ann", "--dry-run"]) == 0
+    assert names(tmp_path / "mail") == []
+
+
+def test_courier(store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["import", "courier", str(old), "ann"]) == 0
+    assert ids(store) == ["UID1-1795555760", "UID2-1795555760", "1001.b.host,S=15"]
+    assert "1 messages have no unique-id there" in capsys.readouterr().err
+
+
+def test_ids_from_any_server(store: MaildirStore, tmp_path: Path) -> None:
+    box = tmp_path / "box"
+    box.write_bytes(b"From a\nSubject: 1\n\nx\n\nFrom b\nSubject: 2\n\nx\n")
+    assert main(["import", "mbox", str(box), "ann"]) == 78
+    (tmp_path / "ids").write_bytes(b"1 one\n2 two\n")
+    for _ in range(2):
+        assert main(["import", "uw", str(box), "ann", "--uidl", str(tmp_path / "ids")]) == 0
+        assert ids(store) == ["one", "two"]
+    (tmp_path / "ids").write_bytes(b"1 one\n")
+    assert main(["import", "uw", str(box), "ann", "--uidl", str(tmp_path / "ids")]) == 78
+
+
+def test_cyrus(store: MaildirStore, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    for name in ("9.", "10.", "cyrus.index", "x."):
+        (spool / name).write_bytes(b"x\r\n")
+    assert main(["import", "cyrus", str(spool), "ann"]) == 64
+    assert main(["import", "cyrus", str(spool), "ann", "--uidvalidity", "77"]) == 0
+    assert ids(store) == ["77.9", "77.10"]
