@@ -145,7 +145,7 @@ class _Tapped(Connection):
         verb = "AUTH" if self._is_challenged else text.partition(" ")[0].upper()
         is_secret = self._is_challenged or verb in ("PASS", "AUTH", "APOP")
         shown = "***" if self._is_challenged else f"{verb} ***" if is_secret else text
-        self._server._note(self._name, "C", shown)
+        self._server._write_down(self._name, "C", shown)
         rule = None if self._is_challenged else self._server.fault._take(verb)
         self._rule, self._is_challenged = rule, False
         if rule is not None and rule.answer is not None:
@@ -198,7 +198,7 @@ class _Tapped(Connection):
         self._is_challenged = first.startswith(b"+ ") or first == b"+"
         text = first.decode("ascii", "backslashreplace")
         more = f" … {len(rest)} octets more" if rest else ""
-        self._server._note(self._name, "S", text + more)
+        self._server._write_down(self._name, "S", text + more)
         self._said.clear()
 
 
@@ -364,7 +364,7 @@ class Pop3Server:
         """All that was said so far, without passwords; ``1 C:`` is what the first client said."""
         return "\n".join(self._transcript)
 
-    def _note(self, name: str, side: str, text: str) -> None:
+    def _write_down(self, name: str, side: str, text: str) -> None:
         self._transcript.append(f"{name} {side}: {text}")
 
     def _next_name(self) -> str:

@@ -37,12 +37,12 @@ class Record:
 
     def sent(self, octets: bytes) -> None:
         for line in octets.removesuffix(CRLF).split(CRLF):
-            self._note("C", line, _PUBLIC)
+            self._tell_line("C", line, _PUBLIC)
 
     def heard(self, line: bytes) -> None:
-        self._note("S", line, _PUBLIC_ANSWER)
+        self._tell_line("S", line, _PUBLIC_ANSWER)
 
-    def _note(self, side: str, line: bytes, public: re.Pattern[str]) -> None:
+    def _tell_line(self, side: str, line: bytes, public: re.Pattern[str]) -> None:
         if self._tell is None:
             return
         text = line.decode("utf-8", "backslashreplace")
