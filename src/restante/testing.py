@@ -185,6 +185,7 @@ class _Tapped(Connection):
             left = rule.drop_after - (len(self._said) - len(octets))
             self._real.write(octets[: max(left, 0)])
             if left <= len(octets):
+                self._is_closing = True  # nobody else may close it once more
                 self._real.close()
         elif rule is None or rule.rewrite is None:
             self._real.write(octets)

@@ -116,6 +116,19 @@ def test_drop_in_the_middle_of_a_message(server: Pop3Server) -> None:
     assert retrieve_one(server) == MESSAGE * 100  # once only
 
 
+@pytest.mark.parametrize("stls", [False, True])
+def test_a_drop_says_nothing_more(
+    server: Pop3Server, stls: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.fault.drop("NOOP")
+    with restante.connect_blocking(server.url("ann", stls=stls), ca_file=server.ca_file) as client:
+        with pytest.raises(ConnectionLost):
+            client.noop()
+        assert client.reconnect() == 0
+        client.noop()
+    assert [each for each in caplog.records if each.name == "asyncio"] == []
+
+
 def retrieve_one(server: Pop3Server) -> bytes:
     with restante.connect_blocking(server.url("ann"), ca_file=server.ca_file) as client:
         [message] = client.messages()
