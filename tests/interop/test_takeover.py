@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from restante.cli.main import main
+from restante.store import foreign
 from restante.store.maildir import MaildirStore
 
 from ..store.helpers import contents, listing, put, rename, run
@@ -109,6 +110,18 @@ def test_from_dovecot_with_ids_and_an_order_of_an_older_server(
     assert [unique_id for unique_id, _ in before][:2] == ["third", "first"]
     assert main(["import", "dovecot", str(old / "mail"), "ann"]) == 0
     assert ours(store) == before
+
+
+def test_back_to_dovecot(old: Path, store: MaildirStore, tmp_path: Path) -> None:
+    before = dovecot(old)
+    assert main(["import", "dovecot", str(old / "mail"), "ann"]) == 0
+    back = foreign.dovecot_uidlist(
+        run(store.unique_ids("ann")), uid_validity=1_700_000_000, guid="1" * 32
+    )
+    shutil.rmtree(old / "mail")
+    shutil.copytree(tmp_path / "mail/ann", old / "mail")
+    (old / "mail/dovecot-uidlist").write_bytes(back)
+    assert dovecot(old) == before
 
 
 def test_from_courier(old: Path, store: MaildirStore) -> None:

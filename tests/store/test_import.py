@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from restante.cli.main import main
+from restante.store import foreign
 from restante.store.maildir import MaildirStore
 
 from .helpers import listing, names, put, run
@@ -73,3 +74,15 @@ def test_cyrus(store: MaildirStore, tmp_path: Path) -> None:
     assert main(["import", "cyrus", str(spool), "ann"]) == 64
     assert main(["import", "cyrus", str(spool), "ann", "--uidvalidity", "77"]) == 0
     assert ids(store) == ["77.9", "77.10"]
+
+
+def test_the_way_back(
+    store: MaildirStore, old: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert main(["import", "dovecot", str(old), "ann"]) == 0
+    capfdbinary.readouterr()
+    assert main(["maildrop", "export", "ann", "--uidlist"]) == 0
+    back = foreign.dovecot(capfdbinary.readouterr().out)
+    assert list(back.items()) == list(foreign.dovecot(UIDLIST).items())
+    assert main(["maildrop", "export", "ann"]) == 0
+    assert foreign.unique_id_list(capfdbinary.readouterr().out) == dict(enumerate(ids(store), 1))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from ..auth.users import normalise
 from ..errors import PermanentFailure, UnsafeArgument
 from ..message import Survey
 from ..store import foreign
@@ -86,6 +87,7 @@ def run(options: argparse.Namespace) -> int:
     store = common.store(common.configuration(options))
     if not isinstance(store, MaildirStore):
         raise UnsafeArgument("only a store of kind maildir can take mail over")
+    user = normalise(options.user)
     arrivals, without = _READERS[options.kind](options)
     if options.uidl:
         arrivals, without = _with_ids(arrivals, options.uidl.read_bytes()), 0
@@ -96,9 +98,9 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.compare:
         _compare(options, arrivals)
-    added = 0 if options.dry_run else asyncio.run(_take_over(store, options.user, arrivals))
+    added = 0 if options.dry_run else asyncio.run(_take_over(store, user, arrivals))
     if options.json:
-        common.print_json("import", user=options.user, messages=len(arrivals), copied=added)
+        common.print_json("import", user=user, messages=len(arrivals), copied=added)
         return os.EX_OK
     would = "would have" if options.dry_run else "have"
     print(f"{len(arrivals)} messages {would} the unique-ids they had, {added} were copied")

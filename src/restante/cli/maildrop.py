@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import secrets
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, suppress
@@ -20,6 +22,7 @@ from ..config import duration
 from ..errors import MaildropInUse, NoSuchUser, UnsafeArgument
 from ..log import printable
 from ..maildrop import HeldMessage
+from ..store.foreign import dovecot_uidlist
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
 from . import common
@@ -54,6 +57,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         action="store_true",
         help="keep the unique-ids, so clients that had the messages do not fetch them again",
     )
+    out = action("export", export, "tell the unique-ids, for another server")
+    out.add_argument("--uidlist", action="store_true", help="as Dovecot's dovecot-uidlist")
     end = action("purge", purge, "destroy held mail for good", user="?")
     end.add_argument("--older-than", metavar="TIME", default="0", help="only what is held longer")
     end.add_argument("--all", action="store_true", help="in every maildrop")
@@ -119,6 +124,23 @@ async def held(options: argparse.Namespace, store: AnyStore) -> int:
         at = datetime.fromtimestamp(float(str(each["removed_at"]))).strftime("%Y-%m-%d %H:%M")
         print(f"{at}  {each['size']:9}  {each['sender']:30.30}  {each['subject']}")
         print(f"    {printable(str(each['name']))}")
+    return os.EX_OK
+
+
+async def export(options: argparse.Namespace, store: AnyStore) -> int:
+    """Octets, for the names of files may be any."""
+    user = await _known(options, store)
+    if not isinstance(store, MaildirStore):
+        raise UnsafeArgument("only a store of kind maildir has files to export")
+    ids = await store.unique_ids(user)
+    if options.json:
+        common.print_json("maildrop-export", user=user, unique_ids=list(ids.values()))
+        return os.EX_OK
+    if options.uidlist:
+        told = dovecot_uidlist(ids, uid_validity=int(time.time()), guid=secrets.token_hex(16))
+    else:
+        told = b"".join(b"%d %s\n" % (n, each.encode()) for n, each in enumerate(ids.values(), 1))
+    sys.stdout.buffer.write(told)
     return os.EX_OK
 
 

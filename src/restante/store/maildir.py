@@ -152,6 +152,12 @@ class MaildirStore:
                 await in_thread(files.sync, "cur", "new", parent=session.maildrop)
         return added
 
+    async def unique_ids(self, user: str) -> dict[str, str]:
+        """By the names of the files without their flags, in the order of the listing."""
+        async with self._session(user) as session:
+            messages = map(session.listing.message, range(len(session.listing)))
+            return {each.file.name.partition(":")[0]: each.unique_id for each in messages}
+
     async def held(self, user: str) -> Sequence[HeldMessage]:
         return await in_thread(self._at, user, list_held, [])
 
