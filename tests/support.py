@@ -7,14 +7,27 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from ipaddress import ip_network
 from typing import Any, TypeVar
+
+from scramp import ScramMechanism
 
 from restante.errors import AuthenticationFailed
 from restante.maildrop import Store
 from restante.net.listener import Address, Admission, Listener, bind
 from restante.net.server import Service, Timeouts
-from restante.passdb import Account, Credentials, Network
+from restante.passdb import (
+    Account,
+    Credentials,
+    Network,
+    Proof,
+    ScramKey,
+    ScramSecrets,
+    Shown,
+    Token,
+)
+from restante.pop3.session import Policy
 
 try:
     import uvloop
@@ -40,12 +53,49 @@ async def sizes(store: Store, user: str = "mrose") -> list[int]:
 
 @dataclass
 class OneUser:
-    """A passdb that knows "mrose"."""
+    """A passdb that knows "mrose", by every add-on; the token is "vF9dft4qmT"."""
 
     password: str = "tan staaf"
 
     async def verify(self, credentials: Credentials) -> Account:
-        if (credentials.identity, credentials.password) != ("mrose", self.password):
+        return self.open(credentials)
+
+    async def scram(self, identity: str, digest: str) -> ScramSecrets:
+        return self.keys(identity, digest)
+
+    async def proved(self, proof: Proof) -> Account:
+        return self.open(proof)
+
+    async def verify_token(self, token: Token) -> Account:
+        return self.open(token)
+
+    async def certified(self, proof: Proof) -> Account:
+        return self.open(proof)
+
+    def keys(self, identity: str, digest: str) -> ScramSecrets:
+        """Two credentials; the second is the password."""
+        mechanism = ScramMechanism({"sha256": "SCRAM-SHA-256", "sha1": "SCRAM-SHA-1"}[digest])
+        keys = []
+        salt = sha256(identity.encode()).digest()[:16]
+        for label, password in (("phone", "another"), ("password", self.password)):
+            secret = password if identity == "mrose" else "nobody knows"
+            _, stored, server, _ = mechanism.make_auth_info(secret, 4096, salt)
+            keys.append(ScramKey(label, stored, server))
+        return ScramSecrets(salt, 4096, tuple(keys))
+
+    def open(self, shown: Shown) -> Account:
+        match shown:
+            case Credentials("PLAIN" | "LOGIN" | "USER", "mrose", password):
+                is_right = password == self.password
+            case Token(_, "mrose", token):
+                is_right = token == "vF9dft4qmT"
+            case Proof("EXTERNAL", "mrose@example.org", "certificate", wanted):
+                is_right = wanted in ("", "mrose@example.org")
+            case Proof(mechanism, "mrose", credential, ""):
+                is_right = mechanism.startswith("SCRAM-") and credential != ""
+            case _:
+                is_right = False
+        if not is_right:
             raise AuthenticationFailed
         return Account("mrose", "mrose")
 
@@ -118,10 +168,12 @@ async def serving(
     clear: bool = True,
     timeouts: Timeouts | None = None,
     per_source: int = 100,
+    policy: Policy | None = None,
 ) -> AsyncIterator[Server]:
     service = Service(
         store,
         OneUser(password),
+        policy=policy or Policy(),
         tls=tls,
         clear_login_from=LOOPBACK if clear else (),
         timeouts=timeouts or Timeouts(),

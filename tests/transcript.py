@@ -6,6 +6,7 @@ A transcript is a text file of these lines::
     # P-100 P-101             the requirements of docs/rfc.toml that it shows
     tls: no                   the session is in clear (default: inside TLS)
     password: tan staaf       of the user "mrose"; this one is the default
+    mechanisms: PLAIN LOGIN   what the server offers; PLAIN is the default
     maildrop: 120 200         messages of these sizes, numbered from 1
     message:                  a message of the lines that follow, each after "| "
     login                     USER and PASS, both answered +OK
@@ -25,6 +26,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from restante.pop3.session import Policy
 
 FOLDER = Path(__file__).parent / "transcripts"
 
@@ -59,10 +62,15 @@ class Transcript:
     name: str
     tls: bool = True
     password: str = "tan staaf"
+    mechanisms: tuple[str, ...] = ("PLAIN",)
     messages: list[bytes] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     left: list[int] | None = None
     """Sizes in the maildrop afterwards, or None: the transcript does not say."""
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(mechanisms=self.mechanisms)
 
     @property
     def sent(self) -> bytes:
@@ -83,6 +91,8 @@ def parse(path: Path) -> Transcript:
             transcript.messages.append(b"")
         elif key == "tls":
             transcript.tls = value != "no"
+        elif key == "mechanisms":
+            transcript.mechanisms = tuple(value.split())
         elif key == "password":
             transcript.password = octets_of(value).decode()
         elif key == "maildrop" and transcript.steps:

@@ -21,8 +21,12 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from . import sasl
 from .errors import ConfigurationError
 from .net.listener import Address
+
+ALL_MECHANISMS = tuple(sasl.MECHANISMS)
+MECHANISMS = tuple(name for name in ALL_MECHANISMS if name != "LOGIN")
 
 T = TypeVar("T")
 Convert = Callable[[Any], Any]
@@ -278,6 +282,12 @@ class Auth:
         "",
         "The user database, made by `restante user add`; by default in the state directory.",
         example="/etc/restante/users.sqlite3",
+    )
+    mechanisms: tuple[str, ...] = option(
+        MECHANISMS,
+        "What AUTH offers, of EXTERNAL, SCRAM-SHA-256, SCRAM-SHA-1 (both also with -PLUS), "
+        "OAUTHBEARER, XOAUTH2, PLAIN and LOGIN; each where the back ends can check it.",
+        many(one_of(*ALL_MECHANISMS)),
     )
     allow_plaintext_from: tuple[IPv4Network | IPv6Network, ...] = option(
         [],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 MAX_PASSWORD = 1024  # octets of UTF-8; longer ones are refused without hashing
 Network = IPv4Network | IPv6Network
@@ -70,6 +70,20 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """An OAuth 2 bearer token (RFC 6750), and whose maildrop it is to open."""
+
+    mechanism: str
+    identity: str
+    """Empty when the client named none: then whoever the token was given to."""
+    token: str = field(repr=False)
+
+
+Shown = Credentials | Proof | Token
+"""What a client has shown of itself."""
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """An identity that was proved, and what it may open."""
 
@@ -111,6 +125,7 @@ class Passdb(Protocol):
         """
 
 
+@runtime_checkable
 class ScramKeys(Protocol):
     """Add-on for SCRAM (RFC 5802, RFC 7677): look keys up, then open the account."""
 
@@ -129,6 +144,32 @@ class ScramKeys(Protocol):
         Raises:
             AuthenticationFailed: it may not act for ``proof.authorization``, or the credential
                 was revoked since ``scram``.
+            TemporaryFailure: cannot be told now.
+        """
+
+
+@runtime_checkable
+class Tokens(Protocol):
+    """Add-on for OAUTHBEARER (RFC 7628) and XOAUTH2."""
+
+    async def verify_token(self, token: Token) -> Account:
+        """The account of a bearer token, whether or not it may be opened now.
+
+        Raises:
+            AuthenticationFailed: forged, expired, for another service or another user.
+            TemporaryFailure: cannot be told now.
+        """
+
+
+@runtime_checkable
+class Certificates(Protocol):
+    """Add-on for EXTERNAL (RFC 4422 appendix A) with client certificates."""
+
+    async def certified(self, proof: Proof) -> Account:
+        """The account of an address that a trusted certificate names.
+
+        Raises:
+            AuthenticationFailed: nobody's address, or it may not act for ``proof.authorization``.
             TemporaryFailure: cannot be told now.
         """
 

@@ -16,7 +16,7 @@ from restante.maildrop import Entry, Maildrop, Store
 from restante.net.server import Timeouts
 from restante.store.memory import MemoryStore
 
-from ..pop3.core import Core
+from ..pop3.core import transcript_core
 from ..support import Client, Run, Server, once, serving, sizes
 from ..transcript import Transcript, check, load
 
@@ -41,7 +41,7 @@ def test_transcript(
     async def dialogue(server: Server) -> None:
         async with server.client(client_tls if transcript.tls else None) as client:
             client.send(transcript.sent)
-            core = Core(list(transcript.messages), tls=transcript.tls, password=transcript.password)
+            core = transcript_core(transcript)
             expected = core.send(transcript.sent).count(b"\r\n")
             lines = [await client.line() for _ in range(expected)]
             is_closed = core.is_closed and await client.rest() == b""
@@ -52,6 +52,7 @@ def test_transcript(
         async with serving(
             store,
             password=transcript.password,
+            policy=transcript.policy,
             tls=server_tls,
             implicit=transcript.tls,
             clear=False,

@@ -7,7 +7,11 @@ from restante.maildrop import Entry
 from restante.message import Top
 from restante.pop3.session import Policy, Session
 from restante.pop3.state import Close, Event, Login, Retrieve, StartTLS, Update
+from restante.sasl import Channel, Lookup
 from restante.wire import Stuffer
+
+from ..support import OneUser
+from ..transcript import Transcript
 
 
 class Core:
@@ -21,14 +25,17 @@ class Core:
         may_start_tls: bool = True,
         password: str = "tan staaf",
         policy: Policy | None = None,
+        channel: Channel | None = None,
     ) -> None:
         self.messages = messages
         self.said = bytearray()
         self.is_closed = False
         self.is_handshaking = False
-        self._password = password
+        self._passdb = OneUser(password)
         self._listing = [Entry(f"u{at}", len(text)) for at, text in enumerate(messages, 1)]
-        self.session = Session(policy or Policy(), is_secure=tls, may_start_tls=may_start_tls)
+        self.session = Session(
+            policy or Policy(), is_secure=tls, may_start_tls=may_start_tls, channel=channel
+        )
 
     def send(self, octets: bytes) -> bytes:
         """What the session says to these octets."""
@@ -44,11 +51,15 @@ class Core:
         match event:
             case Close():
                 self.is_closed = True
-            case Login(credentials):
-                if (credentials.identity, credentials.password) == ("mrose", self._password):
-                    self._say(session.opened(self._listing).head())
+            case Login(shown):
+                try:
+                    self._passdb.open(shown)
+                except AuthenticationFailed as error:
+                    self._do(session.failed(error))
                 else:
-                    self._say(session.failed(AuthenticationFailed()).head())
+                    self._do(session.opened(self._listing))
+            case Lookup():
+                self._do(session.found(self._passdb.keys(event.identity, event.digest)))
             case Retrieve(_, entry, response, lines):
                 text = self.messages[self._listing.index(entry)]
                 stuffer = Stuffer()
@@ -72,3 +83,13 @@ class Core:
 
     def _say(self, octets: bytes) -> None:
         self.said += octets
+
+
+def transcript_core(transcript: Transcript) -> Core:
+    """The session that a transcript is about."""
+    return Core(
+        list(transcript.messages),
+        tls=transcript.tls,
+        password=transcript.password,
+        policy=transcript.policy,
+    )

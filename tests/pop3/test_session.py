@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 from base64 import b64encode
 
@@ -143,6 +144,7 @@ def test_cancelled_exchanges_leave_no_memory_behind() -> None:
             before, _ = tracemalloc.get_traced_memory()
         core.send(b"AUTH PLAIN\r\n*\r\n")
         core.said.clear()
+    gc.collect()
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert after - before < 4096

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from restante.pop3.session import Policy, Session
 
 from ..transcript import Transcript, check, load
-from .core import Core
+from .core import transcript_core
 
 TRANSCRIPTS = load("pop3")
 CODES = rb"IN-USE|LOGIN-DELAY|AUTH|UTF8|SYS/TEMP|SYS/PERM"
@@ -20,7 +20,7 @@ each = pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=lambda t: t.name)
 
 
 def run(transcript: Transcript, pieces: list[bytes]) -> None:
-    core = Core(list(transcript.messages), tls=transcript.tls, password=transcript.password)
+    core = transcript_core(transcript)
     for piece in pieces:
         core.send(piece)
     lines = bytes(core.said).split(b"\r\n")
@@ -56,7 +56,7 @@ def test_any_cut_gives_the_same_answers(data: st.DataObject) -> None:
 @pytest.mark.rfc("P-007", "P-011")
 @each
 def test_responses_are_short_and_begin_as_they_should(transcript: Transcript) -> None:
-    core = Core(list(transcript.messages), tls=transcript.tls, password=transcript.password)
+    core = transcript_core(transcript)
     for step in transcript.steps:
         for line in core.send(step.octets).split(b"\r\n")[:-1] if step.kind == "C" else ():
             if line.startswith((b"+OK", b"-ERR")):

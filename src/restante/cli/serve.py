@@ -36,6 +36,7 @@ from ..maildrop import Holding, Store
 from ..net import tls
 from ..net.intake import Intake
 from ..net.listener import Address, Admission, Listener, bind
+from ..net.login import offered
 from ..net.server import Service, Timeouts
 from ..pop3.session import Policy
 from ..shared import SharedTally, Tally
@@ -376,7 +377,10 @@ _FIXED: tuple[Callable[[Configuration], object], ...] = (
 def _set_up(service: Service, admission: Admission, configuration: Configuration) -> None:
     """What may change while it serves."""
     limits = configuration.limits
-    service.policy = Policy(greeting=configuration.server.banner)
+    service.policy = Policy(
+        greeting=configuration.server.banner,
+        mechanisms=offered(service.passdb, configuration.auth.mechanisms),
+    )
     service.clear_login_from = configuration.auth.allow_plaintext_from
     service.timeouts = Timeouts(login=limits.login, idle=limits.idle)
     admission.total, admission.per_source = limits.sessions, limits.per_address

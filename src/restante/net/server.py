@@ -38,12 +38,13 @@ from ..maildrop import (
     Store,
 )
 from ..message import Top
-from ..passdb import Account, Credentials, Network, Passdb
+from ..passdb import Account, Network, Passdb, Shown
 from ..pop3.grammar import Challenge, Response
 from ..pop3.session import Policy, Session
 from ..pop3.state import Close, Event, Login, Retrieve, StartTLS, State, Update
+from ..sasl import Lookup
 from ..wire import Stuffer
-from . import body
+from . import body, login, tls
 from .listener import Seat, log_refused_tls
 
 _log = logging.getLogger("restante.pop3")
@@ -191,13 +192,15 @@ class Connection(asyncio.Protocol):
     # What the transport calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        is_secure = transport.get_extra_info("ssl_object") is not None
+        ssl_object = transport.get_extra_info("ssl_object")
+        is_secure = ssl_object is not None
         self._proto = "pop3s" if is_secure else "pop3"
         self._session = Session(
             self._service.policy,
             is_secure=is_secure,
             may_start_tls=self._service.tls is not None,
             may_login_in_clear=self._service.may_login_in_clear(self._address),
+            channel=tls.channel(ssl_object),
         )
         self._adopt(transport)
         self._service.connections.add(self)
@@ -318,8 +321,10 @@ class Connection(asyncio.Protocol):
         match event:
             case Response():
                 await self._list(event)
-            case Login(credentials):
-                await self._log_in(credentials)
+            case Login(shown):
+                await self._log_in(shown)
+            case Lookup():
+                await self._look_up(event)
             case Retrieve():
                 await self._retrieve(event)
             case Update(entries):
@@ -334,16 +339,24 @@ class Connection(asyncio.Protocol):
             self._write(piece)
             await self._drain()
 
-    async def _log_in(self, credentials: Credentials) -> None:
+    async def _look_up(self, lookup: Lookup) -> None:
+        try:
+            secrets = await login.look_up(self._service.passdb, lookup)
+        except RestanteError as error:
+            self._say(self._session.failed(error))
+        else:
+            self._say(self._session.found(secrets))
+
+    async def _log_in(self, shown: Shown) -> None:
         fields: dict[str, Any] = {
             "ip": self._address,
-            "user": credentials.identity,
+            "user": shown.identity,
             "proto": self._proto,
             "tls": self._tls_version(),
-            "mech": credentials.mechanism,
+            "mech": shown.mechanism,
         }
         try:
-            account = await self._service.passdb.verify(credentials)
+            account = await login.verify(self._service.passdb, shown)
             if reason := account.refusal(self._address):
                 raise AuthenticationFailed(reason)
             opening = self._service.store.open(account.maildrop)
@@ -509,7 +522,7 @@ class Connection(asyncio.Protocol):
             self.connection_lost(error)  # no loop tells us of an end inside the handshake
             return
         self._adopt(transport)
-        self._session.secured()
+        self._session.secured(tls.channel(transport.get_extra_info("ssl_object")))
 
     # Output, and the pace of the client.
 

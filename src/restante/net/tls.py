@@ -10,45 +10,108 @@ import os
 import re
 import secrets
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
+from typing import cast
 
 from ..errors import ConfigurationError
+from ..sasl import Channel
 
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 are all good
 _LIFETIME = timedelta(days=3650)  # devices remember this very certificate
 
 
-def server_context(certificate: Path, key: Path, minimum: str = "1.2") -> ssl.SSLContext:
-    """For accepting connections; asks for no client certificate (RFC 8314 §4.2).
+class ServerContext(ssl.SSLContext):
+    """For accepting connections."""
+
+    end_point: bytes = b""
+    """Channel binding to the certificate, for SCRAM (RFC 5929 §4)."""
+
+    def load(self, certificate: Path, key: Path) -> None:
+        """Use this certificate from the next handshake on.
+
+        Raises:
+            ConfigurationError: names the file and what is wrong with it; nothing has changed.
+        """
+        for path in (certificate, key):
+            try:
+                path.read_bytes()
+            except OSError as error:
+                raise ConfigurationError(f"tls: {path}: {error.strerror}") from error
+        try:
+            self.load_cert_chain(certificate, key, password=_no_password)
+        except ssl.SSLError as error:
+            if error.reason == "KEY_VALUES_MISMATCH":
+                what = f"tls: {key} is not the key of {certificate}"
+            else:
+                what = f"tls: {certificate} and {key} are no certificate and key in PEM form"
+            raise ConfigurationError(what) from error
+        except _EncryptedKeyError as error:
+            what = f"tls: {key} is encrypted; store it without a password"
+            raise ConfigurationError(what) from error
+        self.end_point = end_point(ssl.PEM_cert_to_DER_cert(_first_block(certificate)))
+
+
+def server_context(
+    certificate: Path, key: Path, minimum: str = "1.2", client_ca: Path | None = None
+) -> ServerContext:
+    """A context with this certificate.
+
+    Clients are asked for a certificate only where ``client_ca`` tells whose are trusted
+    (RFC 8314 §4.2); they need not have one.
 
     Raises:
         ConfigurationError: names the file and what is wrong with it.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
     _restrict(context, minimum)
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
-    for path in (certificate, key):
+    context.load(certificate, key)
+    if client_ca is not None:
         try:
-            path.read_bytes()
-        except OSError as error:
-            raise ConfigurationError(f"tls: {path}: {error.strerror}") from error
-    try:
-        context.load_cert_chain(certificate, key, password=_no_password)
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            what = f"tls: {key} is not the key of {certificate}"
-        else:
-            what = f"tls: {certificate} and {key} are no certificate and key in PEM form"
-        raise ConfigurationError(what) from error
-    except _EncryptedKeyError as error:
-        raise ConfigurationError(f"tls: {key} is encrypted; store it without a password") from error
+            context.load_verify_locations(client_ca)
+        except (OSError, ssl.SSLError) as error:
+            what = f"tls: {client_ca}: no certificates can be read there"
+            raise ConfigurationError(what) from error
+        context.verify_mode = ssl.CERT_OPTIONAL
     return context
+
+
+def channel(tls: ssl.SSLObject | None) -> Channel:
+    """What the server's side of SASL may know of a connection; None: it is in clear."""
+    if tls is None:
+        return Channel()
+    certificate = tls.getpeercert() or {}
+    names = cast("Iterable[tuple[str, str]]", certificate.get("subjectAltName", ()))  # documented
+    identities = tuple(value for kind, value in names if kind == "email")
+    return Channel(getattr(tls.context, "end_point", b""), identities)
+
+
+def end_point(certificate: bytes) -> bytes:
+    """Channel binding to a server's certificate in DER (RFC 5929 §4.1).
+
+    Empty where the RFC defines none: the signature has no hash function of its own.
+    """
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import hashes
+
+    try:
+        algorithm = x509.load_der_x509_certificate(certificate).signature_hash_algorithm
+    except (ValueError, UnsupportedAlgorithm):
+        return b""
+    if algorithm is None:
+        return b""
+    if isinstance(algorithm, hashes.MD5 | hashes.SHA1):
+        algorithm = hashes.SHA256()
+    digest = hashes.Hash(algorithm)
+    digest.update(certificate)
+    return digest.finalize()
 
 
 def client_context(ca_file: Path | None = None, minimum: str = "1.2") -> ssl.SSLContext:
@@ -184,10 +247,18 @@ def _certificate(key_pem: bytes, hostnames: Sequence[str]) -> bytes:
 
 def fingerprint(certificate: Path) -> str:
     """SHA-256 of the (first) certificate in a PEM file, in groups of four hex digits."""
+    digest = sha256(ssl.PEM_cert_to_DER_cert(_first_block(certificate))).hexdigest().upper()
+    return " ".join(re.findall("....", digest))
+
+
+def _first_block(certificate: Path) -> str:
+    """
+    Raises:
+        ConfigurationError: there is no certificate.
+    """
     block = re.search(
         "-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", certificate.read_text(), re.S
     )
     if block is None:
         raise ConfigurationError(f"tls: {certificate} holds no certificate in PEM form")
-    digest = sha256(ssl.PEM_cert_to_DER_cert(block[0])).hexdigest().upper()
-    return " ".join(re.findall("....", digest))
+    return block[0]

@@ -42,25 +42,20 @@ def pass_(session: Session, password: str) -> Event:
 
 def auth(session: Session, name: str, initial_response: str | None = None) -> Event:
     """SASL (RFC 5034 §4).  An argument is due: a bare AUTH lists no mechanisms."""
-    mechanism = MECHANISMS.get(name.upper()) if name.upper() in session.mechanisms else None
-    if mechanism is None:
-        raise BadCommand("no such mechanism")
-    if mechanism.is_clear and not session.may_login_in_clear:
+    if not session.may_login_in_clear:
         raise TLSRequired
-    challenge = session.begin_exchange(mechanism)
-    if initial_response is None:
-        return challenge
-    return session.respond("" if initial_response == "=" else initial_response)
+    if name.upper() not in session.mechanisms:
+        raise BadCommand("no such mechanism")
+    return session.begin_exchange(MECHANISMS[name.upper()], initial_response)
 
 
 def capa(session: Session) -> Response:
     """What is possible, in both states alike but for STLS (RFC 2449 §5, RFC 2595 §8)."""
     tags = ["TOP", "UIDL", "PIPELINING", "RESP-CODES", "AUTH-RESP-CODE"]
-    clear = session.may_login_in_clear
-    if clear:
+    if session.may_login_in_clear:
         tags.append("USER")
-    if offered := [m for m in session.mechanisms if clear or not MECHANISMS[m].is_clear]:
-        tags.append("SASL " + " ".join(offered))
+    if session.mechanisms:
+        tags.append("SASL " + " ".join(session.mechanisms))
     if session.may_start_tls:
         tags.append("STLS")
     tags.append("IMPLEMENTATION restante")

@@ -11,7 +11,7 @@ Strict about where a response ends, tolerant about what stands in it.
 from __future__ import annotations
 
 import re
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ from ..errors import (
     TLSUnavailable,
     UnsafeArgument,
 )
-from ..sasl import plain
+from ..sasl import PASSWORD_MECHANISMS, TOKEN_MECHANISMS, Reply, reply
 from ..wire import CRLF, MAX_COMMAND, Unstuffer
 from .listing import Listing, Message
 from .record import Record
@@ -185,33 +185,77 @@ class Dialogue:
             raise self.lost("octets came before the TLS handshake", ProtocolBroken)
         self.capabilities = Capabilities()
 
-    def log_in(self, user: str, password: str) -> Procedure[None]:
-        """AUTH PLAIN where announced, else USER and PASS.  One try: no fall-back after a failure.
+    def log_in(
+        self,
+        user: str,
+        password: str,
+        *,
+        token: str = "",
+        mechanism: str = "",
+        end_point: bytes = b"",
+    ) -> Procedure[None]:
+        """The strongest way that both sides know.  One try: no fall-back after a failure.
+
+        ``token`` is an OAuth 2 bearer token instead of the password.  ``mechanism`` forces one
+        SASL mechanism, or ``USER``.  ``end_point`` is the channel binding to the server's
+        certificate (RFC 5929 §4), where there is one.
 
         Raises:
             LoginFailed: with the server's response code.
+            ProtocolBroken: the server could not prove that it knows the password.
             UnsafeArgument: a control character in user or password; nothing was sent.
         """
-        _check(user, password)
-        if "PLAIN" in self.capabilities.sasl:
-            yield from self._auth("PLAIN", plain.client(user, password))
+        _check(user, password, token, mechanism)
+        chosen = mechanism.upper() or self._strongest(bool(token), bool(end_point))
+        if chosen != "USER":
+            if mechanism and not chosen.endswith("-PLUS"):
+                end_point = b""  # nobody talked us out of channel binding (RFC 5802 §6)
+            yield from self._auth(chosen, reply(chosen, user, token or password, end_point))
             return
         for command, argument in (("USER", user), ("PASS", password)):
             yield from self._send(command, argument)
             yield from self._status(command, LoginFailed)
 
-    def _auth(self, mechanism: str, message: bytes) -> Procedure[None]:
-        """One message from the client, with the command if it fits there (RFC 5034 §4)."""
-        command, response = f"AUTH {mechanism}".encode(), b64encode(message)
-        if len(command) + 1 + len(response) + len(CRLF) <= MAX_COMMAND:
-            yield command + b" " + response + CRLF
-        else:
-            yield command + CRLF
+    def _strongest(self, with_token: bool, can_bind: bool) -> str:
+        """
+        Raises:
+            LoginFailed: a token is all we have, and the server takes none.
+        """
+        wanted = TOKEN_MECHANISMS if with_token else PASSWORD_MECHANISMS
+        for name in wanted:
+            if name in self.capabilities.sasl and (can_bind or not name.endswith("-PLUS")):
+                return name
+        if with_token:
+            raise LoginFailed("AUTH", "the server takes no OAuth 2 tokens", None)
+        return "USER"
+
+    def _auth(self, mechanism: str, exchange: Reply) -> Procedure[None]:
+        """An exchange (RFC 5034 §4); the first response goes with AUTH where it may and fits."""
+        yield from self._settle()
+        answer = next(exchange)
+        command, response = f"AUTH {mechanism}".encode(), b64encode(answer.response) or b"="
+        is_offered = mechanism in self.capabilities.sasl
+        is_short = len(command) + 1 + len(response) + len(CRLF) <= MAX_COMMAND
+        is_sent = answer.is_initial and is_offered and is_short
+        yield (command + b" " + response if is_sent else command) + CRLF
+        while True:
             line = yield from self._line()
             if not line.startswith(b"+") or line.startswith(b"+OK"):
-                raise self._failure("AUTH", line, LoginFailed)
-            yield response + CRLF
-        yield from self._status("AUTH", LoginFailed)
+                break
+            if is_sent:
+                try:
+                    answer = exchange.send(_decoded(line))
+                except (StopIteration, ValueError):
+                    yield b"*\r\n"
+                    answer = answer._replace(may_be_last=False)
+                    line = yield from self._line()
+                    break
+            is_sent = True
+            yield b64encode(answer.response) + CRLF
+        if not line.startswith(b"+OK"):
+            raise self._failure("AUTH", line, LoginFailed)
+        if not answer.may_be_last:
+            raise self.lost("the server did not prove that it knows the password", ProtocolBroken)
 
     # The transaction.
 
@@ -523,6 +567,14 @@ class Dialogue:
             for line in lines:
                 if line:
                     take(line)
+
+
+def _decoded(challenge: bytes) -> bytes:
+    """
+    Raises:
+        ValueError: not base64.
+    """
+    return b64decode(challenge[1:].strip(b" "), validate=True)
 
 
 def _check(*arguments: str) -> None:

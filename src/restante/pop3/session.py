@@ -9,10 +9,9 @@ Security: everything that is fed comes from a stranger.  Bad input changes no st
 
 from __future__ import annotations
 
-import binascii
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import (
     AuthenticationFailed,
@@ -23,7 +22,8 @@ from ..errors import (
     RestanteError,
 )
 from ..maildrop import Entry, Rendered
-from ..sasl import Exchange, Mechanism
+from ..passdb import ScramSecrets
+from ..sasl import MECHANISMS, Channel, Exchange, Lookup, Mechanism
 from ..wire import MAX_COMMAND, LineBuffer
 from .commands import VERBS
 from .grammar import Challenge, Command, Response, failure
@@ -58,6 +58,7 @@ class Session:
         is_secure: bool,
         may_start_tls: bool = False,
         may_login_in_clear: bool = False,
+        channel: Channel | None = None,
     ) -> None:
         self.state = State.AUTHORIZATION
         self.is_secure = is_secure
@@ -71,7 +72,11 @@ class Session:
         self._may_start_tls = may_start_tls
         self._clear = may_login_in_clear
         self._lines = LineBuffer()
+        self._channel = channel or Channel()
         self._exchange: Exchange | None = None
+        self._lookup: Lookup | None = None  # that the exchange waits for
+        self._refusal = b""  # the challenge that tells of a failure of this exchange
+        self._failure: AuthenticationFailed | None = None  # what it told of
         self._awaiting = False
         self._closing = ""
         self._bad_commands = 0
@@ -99,7 +104,7 @@ class Session:
             line = self._lines.next_line()
             if line is None:
                 return None
-            event = self._continue(line) if self._exchange else self._run(Command.parse(line))
+            event = self._take(line)
         except HostileInput as error:
             return self._close(str(error))
         except RestanteError as error:
@@ -122,20 +127,39 @@ class Session:
         """Answers Retrieve: all of it was sent."""
         self._awaiting = False
 
-    def secured(self) -> None:
+    def found(self, secrets: ScramSecrets) -> Response | Challenge:
+        """Answers Lookup."""
+        self._awaiting = False
+        exchange, lookup = self._exchange, self._lookup
+        assert exchange is not None
+        assert lookup is not None
+        self._end_exchange()
+        lookup.secrets = secrets
+        try:
+            event = self._advance(exchange, b"")
+        except RestanteError as error:
+            return self._refuse(error)
+        assert isinstance(event, Challenge)
+        return event
+
+    def secured(self, channel: Channel | None = None) -> None:
         """Answers StartTLS: what was said in clear is forgotten (RFC 2595 §4)."""
         self._awaiting = False
         self.is_secure = True
+        self._channel = channel or Channel()
 
     def updated(self) -> Response:
         """Answers Update: all marked messages are removed, durably."""
         return self._answer_last(Response("goodbye"))
 
-    def failed(self, error: RestanteError) -> Response:
-        """Answers Login, Retrieve or Update: it could not be done."""
+    def failed(self, error: RestanteError) -> Response | Challenge:
+        """Answers Login, Lookup, Retrieve or Update: it could not be done."""
         if self.state is State.UPDATE:
             return self._answer_last(failure(error))
         self._awaiting = False
+        if self._refusal and isinstance(error, AuthenticationFailed):
+            self._failure = error
+            return Challenge(b64encode(self._refusal))
         return self._refuse(error)
 
     @property
@@ -156,33 +180,32 @@ class Session:
 
     @property
     def mechanisms(self) -> tuple[str, ...]:
-        return self._policy.mechanisms
+        """What may be named in AUTH here and now."""
+        if not self.may_login_in_clear:
+            return ()
+        offered = self._policy.mechanisms
+        return tuple(name for name in offered if MECHANISMS[name].is_possible(self._channel))
 
-    def begin_exchange(self, mechanism: Mechanism) -> Challenge:
-        """The server's first step; the next line is the client's response."""
-        self._exchange = mechanism.server()
-        self._lines.limit = MAX_SASL_LINE
-        return Challenge(b64encode(next(self._exchange)))
-
-    def respond(self, response: str) -> Event:
-        """The client's step.
+    def begin_exchange(self, mechanism: Mechanism, initial_response: str | None) -> Event:
+        """The first step, or the first two when there is an initial response (RFC 5034 §4).
 
         Raises:
-            BadCommand: not base64 (RFC 5034 §4).
-            AuthenticationFailed: the mechanism found it malformed.
+            BadCommand: the mechanism takes none, or it is not base64.
+            AuthenticationFailed: at once, as far as the mechanism can tell.
         """
-        exchange = self._exchange
-        self._end_exchange()
-        assert exchange is not None
-        try:
-            challenge = exchange.send(b64decode(response, validate=True))
-        except (binascii.Error, ValueError) as error:
-            raise BadCommand("not base64") from error
-        except StopIteration as end:
-            return Login(end.value)
-        self._exchange = exchange
-        self._lines.limit = MAX_SASL_LINE
-        return Challenge(b64encode(challenge))
+        channel = self._channel
+        if not any(name.endswith("-PLUS") for name in self.mechanisms):
+            channel = replace(channel, end_point=b"")  # what is not offered is not missed
+        exchange = mechanism.server(channel)
+        challenge = next(exchange)
+        assert isinstance(challenge, bytes)
+        self._refusal = mechanism.refusal
+        if initial_response is None:
+            self._keep(exchange)
+            return Challenge(b64encode(challenge))
+        if challenge:
+            raise BadCommand("this mechanism takes no initial response")
+        return self._respond(exchange, "" if initial_response == "=" else initial_response)
 
     def entry(self, number: int) -> Entry:
         """
@@ -227,6 +250,13 @@ class Session:
 
     # Inside.
 
+    def _take(self, line: bytes) -> Event:
+        if self._failure is not None:
+            raise self._failure  # whatever the client says to the challenge that told of it
+        if self._exchange is not None:
+            return self._continue(self._exchange, line)
+        return self._run(Command.parse(line))
+
     def _run(self, command: Command) -> Event:
         verb = VERBS.get(command.keyword)
         if verb is None:
@@ -246,18 +276,43 @@ class Session:
             self.user = None  # PASS comes right after USER; AUTH leaves no trace (RFC 5034 §4)
         return event
 
-    def _continue(self, line: bytes) -> Event:
+    def _continue(self, exchange: Exchange, line: bytes) -> Event:
+        self._end_exchange()
         if line == b"*":
             raise BadCommand("authentication cancelled")
-        return self.respond(line.decode("ascii", "replace"))
+        return self._respond(exchange, line.decode("ascii", "replace"))
+
+    def _respond(self, exchange: Exchange, response: str) -> Event:
+        """The client's step."""
+        try:
+            octets = b64decode(response, validate=True)
+        except ValueError as error:
+            raise BadCommand("not base64") from error
+        return self._advance(exchange, octets)
+
+    def _advance(self, exchange: Exchange, response: bytes) -> Event:
+        try:
+            step = exchange.send(response)
+        except StopIteration as end:
+            return Login(end.value)
+        self._keep(exchange)
+        if isinstance(step, bytes):
+            return Challenge(b64encode(step))
+        self._lookup = step
+        return step
+
+    def _keep(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._lines.limit = MAX_SASL_LINE
 
     def _end_exchange(self) -> None:
-        self._exchange = None
+        self._exchange = self._lookup = None
         self._lines.limit = MAX_COMMAND
 
     def _refuse(self, error: RestanteError) -> Response:
         """One -ERR, and no state changes; too many of them end the session."""
         self._end_exchange()
+        self._refusal, self._failure = b"", None
         if isinstance(error, AuthenticationFailed):
             self._failed_logins += 1
         elif isinstance(error, BadCommand):

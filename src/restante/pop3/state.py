@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import Flag, auto
 
 from ..maildrop import Entry
-from ..passdb import Credentials
+from ..passdb import Shown
+from ..sasl import Lookup
 from .grammar import Challenge, Response
 
 
@@ -23,7 +24,7 @@ class State(Flag):
 class Login:
     """Verify, ask for permission, open the maildrop; answer ``opened`` or ``failed``."""
 
-    credentials: Credentials
+    shown: Shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,5 +63,5 @@ class Close:
     reason: str
 
 
-Action = Login | Retrieve | Update | StartTLS | Close
+Action = Login | Lookup | Retrieve | Update | StartTLS | Close
 Event = Response | Challenge | Action

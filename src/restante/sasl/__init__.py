@@ -1,29 +1,86 @@
-"""SASL mechanisms, one small file each (RFC 4422, RFC 5034).
-
-A mechanism's server half is a generator: it yields challenges, receives the client's
-responses, and returns the credentials that were shown.
-"""
+"""SASL mechanisms, one small file each (RFC 4422, RFC 5034)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import NamedTuple
 
-from ..passdb import Credentials
-from . import plain
+from ..errors import UnsafeArgument
+from . import external, login, oauth, plain, scram
+from .exchange import Answer, Channel, Exchange, Lookup, Reply
 
-Exchange = Generator[bytes, bytes, Credentials]
+__all__ = [
+    "MECHANISMS",
+    "PASSWORD_MECHANISMS",
+    "TOKEN_MECHANISMS",
+    "Answer",
+    "Channel",
+    "Exchange",
+    "Lookup",
+    "Mechanism",
+    "Reply",
+    "reply",
+]
 
 
 class Mechanism(NamedTuple):
     """One row of ``MECHANISMS``."""
 
-    server: Callable[[], Exchange]
-    """Begins an exchange.  Raises AuthenticationFailed on a malformed response."""
-    is_clear: bool
-    """It shows the password, so it needs TLS (RFC 5034 §4)."""
+    server: Callable[[Channel], Exchange]
+    """Begins an exchange.  Raises BadCommand, AuthenticationFailed."""
+    is_possible: Callable[[Channel], bool] = lambda _: True
+    refusal: bytes = b""
+    """The challenge that tells of a failed login before -ERR does (RFC 7628 §3.2.2)."""
+
+
+def _can_bind(channel: Channel) -> bool:
+    return bool(channel.end_point)
+
+
+def _has_certificate(channel: Channel) -> bool:
+    return bool(channel.identities)
 
 
 MECHANISMS = {
-    "PLAIN": Mechanism(plain.server, is_clear=True),
+    "EXTERNAL": Mechanism(external.server, _has_certificate),
+    "SCRAM-SHA-256-PLUS": Mechanism(scram.server("SCRAM-SHA-256-PLUS"), _can_bind),
+    "SCRAM-SHA-1-PLUS": Mechanism(scram.server("SCRAM-SHA-1-PLUS"), _can_bind),
+    "SCRAM-SHA-256": Mechanism(scram.server("SCRAM-SHA-256")),
+    "SCRAM-SHA-1": Mechanism(scram.server("SCRAM-SHA-1")),
+    "OAUTHBEARER": Mechanism(oauth.server, refusal=oauth.REFUSAL),
+    "XOAUTH2": Mechanism(oauth.xoauth2, refusal=oauth.REFUSAL),
+    "PLAIN": Mechanism(plain.server),
+    "LOGIN": Mechanism(login.server),
 }
+
+# For a client to choose from, the strongest first.
+PASSWORD_MECHANISMS = (
+    "SCRAM-SHA-256-PLUS",
+    "SCRAM-SHA-1-PLUS",
+    "SCRAM-SHA-256",
+    "SCRAM-SHA-1",
+    "PLAIN",
+)
+TOKEN_MECHANISMS = ("OAUTHBEARER", "XOAUTH2")
+
+
+def reply(name: str, user: str, secret: str, end_point: bytes = b"") -> Reply:
+    """The client's half of a mechanism.  ``secret`` is a password or a token.
+
+    Raises:
+        UnsafeArgument: no such mechanism.
+    """
+    match name:
+        case "EXTERNAL":
+            return external.client(user)
+        case "OAUTHBEARER":
+            return oauth.client(user, secret)
+        case "XOAUTH2":
+            return oauth.xoauth2_client(user, secret)
+        case "PLAIN":
+            return plain.client(user, secret)
+        case "LOGIN":
+            return login.client(user, secret)
+        case _ if name in MECHANISMS:
+            return scram.client(name, user, secret, end_point)
+    raise UnsafeArgument(f"no such mechanism: {name}")

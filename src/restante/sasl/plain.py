@@ -6,9 +6,10 @@ from collections.abc import Generator
 
 from ..errors import AuthenticationFailed, BadCommand, UnsafeArgument
 from ..passdb import Credentials
+from .exchange import Answer, Channel, Reply
 
 
-def server() -> Generator[bytes, bytes, Credentials]:
+def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
     """``[authzid] NUL authcid NUL passwd`` (RFC 4616 §2).
 
     Raises:
@@ -25,13 +26,12 @@ def server() -> Generator[bytes, bytes, Credentials]:
     return Credentials("PLAIN", identity, password, authorization)
 
 
-def client(identity: str, password: str, authorization: str = "") -> bytes:
-    """The one message of the exchange.
-
+def client(identity: str, password: str, authorization: str = "") -> Reply:
+    """
     Raises:
         UnsafeArgument: a part holds NUL, or identity or password is empty.
     """
     parts = (authorization, identity, password)
     if any("\0" in part for part in parts) or not identity or not password:
         raise UnsafeArgument("PLAIN takes an identity and a password, without NUL")
-    return "\0".join(parts).encode()
+    yield Answer("\0".join(parts).encode())

@@ -1,0 +1,26 @@
+"""EXTERNAL (RFC 4422 appendix A): the client's certificate has said who it is."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from ..errors import AuthenticationFailed
+from ..passdb import Proof
+from .exchange import Answer, Channel, Reply
+
+
+def server(channel: Channel) -> Generator[bytes, bytes, Proof]:
+    """The message is the authorization identity, or empty.
+
+    A certificate may name several addresses: then the client says which of them it means.
+    """
+    wanted = (yield b"").decode("utf-8", "surrogateescape")
+    if not channel.identities:
+        raise AuthenticationFailed("no-certificate")
+    named = [each for each in channel.identities if each.casefold() == wanted.casefold()]
+    identity = named[0] if named else channel.identities[0]
+    return Proof("EXTERNAL", identity, "certificate", wanted)
+
+
+def client(authorization: str = "") -> Reply:
+    yield Answer(authorization.encode())

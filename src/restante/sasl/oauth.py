@@ -1,0 +1,96 @@
+"""OAUTHBEARER (RFC 7628) and XOAUTH2 (Google's and Microsoft's own): OAuth 2 bearer tokens.
+
+Security: a token opens the maildrop for whoever has it, so it goes inside TLS only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator
+
+from ..errors import BadCommand, UnsafeArgument
+from ..passdb import Token
+from .exchange import Answer, Channel, Reply
+
+REFUSAL = b'{"status":"invalid_token"}'
+"""The challenge before -ERR (RFC 7628 §3.2.2).  It names no scope: the client knows its own."""
+_GS2 = re.compile(r"n,(?:a=([^,]*))?,")
+_BEARER = re.compile(r"(?i:bearer) +([A-Za-z0-9._~+/-]+=*) *")
+_END = "\x01"
+
+
+def server(_: Channel) -> Generator[bytes, bytes, Token]:
+    """``n,a=user,^Ahost=…^Aport=…^Aauth=Bearer …^A^A`` (RFC 7628 §3.1); unknown keys are ignored.
+
+    Raises:
+        BadCommand: not of that form.
+    """
+    message = _text((yield b""))
+    header, separator, rest = message.partition(_END)
+    found = _GS2.fullmatch(header)
+    if found is None or not separator:
+        raise BadCommand("malformed OAUTHBEARER message")
+    identity = (found[1] or "").replace("=2C", ",").replace("=3D", "=")
+    return Token("OAUTHBEARER", identity, _bearer(_pairs(rest).get("auth", "")))
+
+
+def xoauth2(_: Channel) -> Generator[bytes, bytes, Token]:
+    """``user=…^Aauth=Bearer …^A^A``
+
+    Raises:
+        BadCommand: not of that form.
+    """
+    pairs = _pairs(_text((yield b"")))
+    if not pairs.get("user"):
+        raise BadCommand("malformed XOAUTH2 message")
+    return Token("XOAUTH2", pairs["user"], _bearer(pairs.get("auth", "")))
+
+
+def client(user: str, token: str, host: str = "", port: int = 0) -> Reply:
+    """After the server's JSON of a failure comes a lone ^A, and then -ERR (RFC 7628 §3.2.3)."""
+    _check(user, token)
+    name = user.replace("=", "=3D").replace(",", "=2C")
+    where = f"host={host}{_END}port={port}{_END}" if host else ""
+    message = f"n,a={name},{_END}{where}auth=Bearer {token}{_END}{_END}"
+    yield Answer(message.encode())
+    yield Answer(_END.encode(), may_be_last=False)
+
+
+def xoauth2_client(user: str, token: str) -> Reply:
+    """In two steps, because Microsoft takes no initial response; others take both."""
+    _check(user, token)
+    message = f"user={user}{_END}auth=Bearer {token}{_END}{_END}"
+    yield Answer(message.encode(), is_initial=False)
+    yield Answer(b"", may_be_last=False)
+
+
+def _check(user: str, token: str) -> None:
+    if not user or not _BEARER.fullmatch(f"Bearer {token}"):
+        raise UnsafeArgument("a login by token takes a user and a token of RFC 6750 §2.1")
+
+
+def _text(message: bytes) -> str:
+    return message.decode("utf-8", "surrogateescape")
+
+
+def _pairs(text: str) -> dict[str, str]:
+    """
+    Raises:
+        BadCommand: not key=value, each with its ^A, and one more ^A.
+    """
+    if not text.endswith(_END * 2):
+        raise BadCommand("malformed OAuth message")
+    pairs = {}
+    for pair in text[:-2].split(_END):
+        key, equals, value = pair.partition("=")
+        if not equals or key in pairs:
+            raise BadCommand("malformed OAuth message")
+        pairs[key] = value
+    return pairs
+
+
+def _bearer(value: str) -> str:
+    found = _BEARER.fullmatch(value)
+    if found is None:
+        raise BadCommand("no bearer token")
+    return found[1]
