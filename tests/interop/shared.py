@@ -16,8 +16,9 @@ from restante.net import tls
 from .dovecot import AS_OWNER, USER, Dovecot, dovecot, give_away
 from .programs import RESTANTE, call, running
 
-# Who owns the mail need not be able to read this checkout or its Python.
-_READS_ALL = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+# Who owns the mail need not be able to read this checkout or its Python.  (Containers allow
+# this capability where they refuse the lesser one, dac_read_search.)
+_READS_ALL = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
 _AS_OWNER = [*AS_OWNER, *_READS_ALL] if AS_OWNER else []
 
 _CONFIGURATION = """

@@ -72,9 +72,9 @@ class Soak:
             try:
                 message = retrieve(pop3, int(number))
             except poplib.error_proto as error:
-                if "[SYS/TEMP]" not in str(error):  # or IMAP has moved or expunged it
+                if "[SYS/TEMP]" not in str(error):
                     raise
-                continue
+                continue  # IMAP has moved or expunged it
             assert len(message) == int(sizes[number])
             assert self.named.setdefault(named[number], message) == message
             self.retrieved += 1
