@@ -101,7 +101,7 @@ class Dovecot:
         """Add messages, stored as they are, in this order."""
         for number, message in enumerate(messages, 1):
             (self.maildir / "new" / f"{number}.M{time.time_ns()}.test").write_bytes(message)
-        give_away(self.maildir)
+        _give_away(self.maildir)
 
     def stored(self) -> list[bytes]:
         """The octets of every message, the oldest first."""
@@ -129,7 +129,7 @@ def dovecot(messages: Iterable[bytes] = (), password: str = "tan staaf") -> Iter
         (folder / "dovecot.conf").write_text(text)
         home = folder / "mail" / USER
         (folder / "users").write_text(f"{USER}:{{PLAIN}}{password}:{_UID}:{_GID}::{home}::\n")
-        give_away(folder)
+        _give_away(folder)
         server = Dovecot(folder, ports, password)
         server.fill(messages)
         start = (*AS_OWNER, program, "-F", "-c", f"{folder}/dovecot.conf")
@@ -159,7 +159,7 @@ def _await(port: int) -> None:
             time.sleep(0.02)
 
 
-def give_away(folder: Path) -> None:
+def _give_away(folder: Path) -> None:
     if os.geteuid() == 0:
         for path in (folder, *folder.rglob("*")):
             os.chown(path, _UID, _GID)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from restante.net import tls
 
-from .dovecot import AS_OWNER, USER, Dovecot, dovecot, give_away
+from .dovecot import AS_OWNER, USER, Dovecot, dovecot
 from .programs import RESTANTE, call, running
 
 # Who owns the mail need not be able to read this checkout or its Python.  (Containers allow
@@ -99,7 +99,6 @@ def shared(messages: list[bytes]) -> Iterator[Shared]:
         folder = imap_server.folder
         (folder / "restante.toml").write_text(_CONFIGURATION.format(folder=folder))
         (folder / "password").write_text(imap_server.password)
-        give_away(folder)
         added = _restante(folder, "user", "add", USER, "--password-file", f"{folder}/password")
         assert added.returncode == 0, added.stderr
         serve = _command(folder, "--json", "serve")
