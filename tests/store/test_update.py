@@ -654,3 +654,16 @@ def test_purge_is_durable_and_sweeps_what_deliveries_left(
     assert system.unsynced == {"ann/tmp"}
     assert names(full / "tmp") == ["young"]
     assert names(full / "held") == []
+
+
+def test_file_in_tmp_is_never_written_over(maildir: MaildirStore, full: Path) -> None:
+    """Two deliveries that drew the same name: one fails, none is mixed with the other."""
+    put(full, "tmp/name", b"the first")
+    with (
+        files.maildrop(str(full.parent), ["ann"]) as opened,
+        files.directory("tmp", opened) as tmp,
+        pytest.raises(FileExistsError),
+        files.writing("name", tmp),
+    ):
+        pass
+    assert (full / "tmp/name").read_bytes() == b"the first"

@@ -114,7 +114,8 @@ class Mbox:
             offset = int(head) if re.fullmatch(rb"\d{1,18}\n", head) else -1
             tail = os.fstat(self._file).st_size - offset
             whole = os.fstat(message.fileno()).st_size - len(head)
-            if offset >= 0 and 0 < tail < whole and _same(self._file, offset, message, tail):
+            is_begun = offset >= 0 and 0 < tail <= whole
+            if is_begun and _is_torn(self._file, offset, message, tail, whole):
                 os.ftruncate(self._file, offset)
                 os.fsync(self._file)
         self._journal.unlink()
@@ -156,11 +157,18 @@ def _append(file: int, octets: bytes) -> None:
         octets = octets[os.write(file, octets) :]
 
 
-def _same(file: int, offset: int, message: BinaryIO, octets: int) -> bool:
+def _is_torn(file: int, offset: int, message: BinaryIO, octets: int, whole: int) -> bool:
+    """Whether it is this message, but less of it, or NULs where a power failure lost some."""
+    is_torn = octets < whole
     while octets > 0:
         wanted = message.read(min(_PIECE, octets))
-        if not wanted or os.pread(file, len(wanted), offset) != wanted:
+        found = os.pread(file, len(wanted), offset)
+        if not wanted or len(found) < len(wanted):
             return False
+        if found != wanted:
+            if any(there not in (0, ours) for there, ours in zip(found, wanted, strict=True)):
+                return False
+            is_torn = True
         offset += len(wanted)
         octets -= len(wanted)
-    return True
+    return is_torn

@@ -1,0 +1,74 @@
+"""Many at once on one maildrop: nothing is lost, nothing comes twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from restante.errors import MaildropInUse
+from restante.store.maildir import MaildirStore
+
+from ..store.helpers import deliver, run
+from .oracle import found_in
+
+
+async def at_most_one_session(store: MaildirStore, marks: int, pauses: int) -> None:
+    """Removes what stands at even numbers, or at odd ones, or is refused."""
+    with suppress(MaildropInUse):
+        async with store.open("ann") as maildrop:
+            for _ in range(pauses):
+                await asyncio.sleep(0)
+            assert not await maildrop.remove(list(maildrop.listing)[marks % 2 :: 2])
+
+
+async def give_back(store: MaildirStore, same: bool) -> None:
+    await store.undelete("ann", await store.held("ann"), same_unique_ids=same)
+
+
+def test_a_hundred_deliveries_at_once(tmp_path: Path) -> None:
+    store = MaildirStore(f"{tmp_path}/%u")
+    texts = [b"%d\r\n" % number for number in range(100)]
+
+    async def story() -> None:
+        entries = await asyncio.gather(*(deliver(store, "ann", text) for text in texts))
+        listed, _ = await found_in(store, "ann")
+        unique_ids = [entry.unique_id for entry in entries]
+        assert sorted(listed) == sorted(zip(texts, unique_ids, strict=True))
+        assert len(set(unique_ids)) == 100
+
+    run(story())
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.sampled_from("dsut"), min_size=2, max_size=14), st.integers(0, 9))
+def test_sessions_deliveries_and_undeletes_at_once(what: list[str], pauses: int) -> None:
+    """Each message is listed or held, once, whatever ran beside whatever."""
+    with TemporaryDirectory() as place:
+        store = MaildirStore(f"{place}/%u")
+        texts = [b"%d\r\n" % number for number in range(len(what) + 4)]
+
+        async def story() -> None:
+            for text in texts[:4]:
+                await deliver(store, "ann", text)
+            acts: list[Awaitable[object]] = []
+            delivered = texts[:4]
+            for number, each in enumerate(what):
+                if each == "d":
+                    delivered.append(texts[4 + number])
+                    acts.append(deliver(store, "ann", texts[4 + number]))
+                elif each == "s":
+                    acts.append(at_most_one_session(store, number, pauses))
+                else:
+                    acts.append(give_back(store, each == "t"))
+            await asyncio.gather(*acts)
+            listed, held = await found_in(store, "ann")
+            assert Counter([text for text, _ in listed] + held) == Counter(delivered)
+
+        run(story())
