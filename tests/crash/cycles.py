@@ -42,19 +42,25 @@ WIPED = 25  # cycles after which a maildrop begins afresh, so that none takes lo
 
 @contextmanager
 def forked(act: Callable[[], object]) -> Iterator[int]:
-    """A child of this warm process; killed in the end.  Needs a process without threads."""
+    """A child of this warm process; killed in the end, with its own children.
+
+    Needs a process without threads.
+    """
     child = os.fork()
     if not child:
         status = 1
         try:
+            os.setpgid(0, 0)
             act()
             status = 0
         finally:
             os._exit(status)
+    with suppress(OSError):  # the child does it as well; whoever comes first
+        os.setpgid(child, child)
     try:
         yield child
     finally:
-        os.kill(child, signal.SIGKILL)
+        os.killpg(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
 
@@ -129,11 +135,12 @@ class Served:
                 for client in clients:
                     client.start()
                 time.sleep(after)
-                os.kill(server, signal.SIGKILL)
+                os.killpg(server, signal.SIGKILL)
                 stopping.set()
                 for client in clients:
                     client.join(WAIT)
                     assert not client.is_alive()
+                told.read()  # until its workers are gone as well
         asyncio.run(check(MaildirStore(f"{self.mail}/%u"), USER, self.oracle.snapshot(), key=_sent))
 
     def _busy(
