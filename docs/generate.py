@@ -44,10 +44,14 @@ MEANINGS = {
     "message not removed": "a marked message could not be removed at QUIT",
     "purge failed": "held mail could not be destroyed; it is tried again in an hour",
     "read failed": "a message could not be read; its response was not ended",
+    "reload failed": "the new configuration or certificate is wrong; the old one goes on",
+    "reloaded": "configuration and certificate were read again; `restart`: that is not enough",
     "session end": "a session that had logged in is over",
     "size differs": "a message has other octets than were announced; the connection was dropped",
     "stopping": "the server was told to stop",
     "tls refused": "a TLS handshake failed",
+    "worker ended": "a worker process died and is started again",
+    "worker hangs": "a worker process does not answer and is killed",
     "update failed": "not everything that was marked could be removed",
     "update finished": "what a crash had interrupted was removed",
 }
@@ -193,7 +197,9 @@ stranger typed is escaped, so that no line can be forged, and no password is eve
 
 def _events(module: ast.Module) -> Iterator[tuple[str, str, list[str]]]:
     """Calls of ``_log`` and of the ``_note`` that a module wraps it in."""
-    wrapper = next((each for each in _functions(module) if each.name == "_note"), None)
+    wrapper = next(
+        (each for each in _functions(module) if each.name == "_note" and _logs(each)), None
+    )
     for function in _functions(module):
         for call in ast.walk(function):
             if not isinstance(call, ast.Call) or not call.args or function is wrapper:
@@ -214,6 +220,10 @@ def _functions(module: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFuncti
     for node in ast.walk(module):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
+
+
+def _logs(function: ast.AST) -> bool:
+    return any(_is_log(node) for node in ast.walk(function))
 
 
 def _is_log(node: ast.AST) -> bool:
@@ -247,9 +257,13 @@ def _of_dict(value: ast.AST, *scopes: ast.AST) -> list[str]:
         for key, inner in zip(value.keys, value.values, strict=True):
             found += _of_dict(inner, *scopes) if key is None else [ast.literal_eval(key)]
         return found
+    if isinstance(value, ast.IfExp):
+        return _of_dict(value.body, *scopes) + _of_dict(value.orelse, *scopes)
     for scope in scopes:
         for node in ast.walk(scope):
-            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
+            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(
+                node.value, ast.Dict | ast.IfExp
+            ):
                 target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
                 if ast.unparse(target) == ast.unparse(value):
                     return _of_dict(node.value, *scopes)

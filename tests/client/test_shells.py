@@ -336,6 +336,7 @@ async def has_gone(peer: Peer) -> None:
         (has_gone, ConnectionLost),
     ],
 )
+@pytest.mark.rfc("P-065", "P-122", "P-123", "P-135")
 def test_no_credential_without_tls(
     session: Session,
     script: Callable[[Peer], Awaitable[None]],
@@ -374,6 +375,7 @@ def test_a_server_without_tls_on_the_tls_port(session: Session, client_tls: ssl.
         ("pop3s://", {}, UnsafeArgument),
     ],
 )
+@pytest.mark.rfc("P-164")
 def test_where_not_to_connect(url: str, options: dict[str, TLS], error: type[Exception]) -> None:
     found = {"tls": None, **options}
     with pytest.raises(error):

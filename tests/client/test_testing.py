@@ -196,6 +196,7 @@ def test_lose_quit(server: Pop3Server) -> None:
     assert len(server.held("ann")) == 1
 
 
+@pytest.mark.rfc("P-095")
 def test_no_capa(server: Pop3Server) -> None:
     server.fault.no_capa()
     with restante.connect_blocking(server.url("ann"), ca_file=server.ca_file) as client:
