@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis import settings
 
 from restante.net import tls
 
 from .support import LOOPS, Run
 
 T = TypeVar("T")
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
 
 
 @pytest.fixture(params=list(LOOPS))

@@ -13,6 +13,7 @@ RestanteError
 ├── AuthenticationFailed       [AUTH]
 ├── TLSRequired
 ├── MaildropInUse              [IN-USE]
+├── ReadOnly                   this login may not mark messages as deleted
 ├── TemporaryFailure           [SYS/TEMP]
 │   ├── MessageGone
 │   ├── NotRemoved
@@ -105,6 +106,13 @@ class MaildropInUse(RestanteError):
     def __init__(self, held_for: float) -> None:
         super().__init__(f"maildrop in use by another session for {held_for:.0f} s")
         self.held_for = held_for  # seconds
+
+
+class ReadOnly(RestanteError):
+    """DELE in a session that may not change the maildrop; as a refusal, not a mistake."""
+
+    def __init__(self) -> None:
+        super().__init__("messages cannot be deleted by this login")
 
 
 class TemporaryFailure(RestanteError):

@@ -30,6 +30,8 @@ class Credentials:
     password: str = field(repr=False)
     authorization: str = ""
     """The authorization identity, empty when the client named none (RFC 4616 §2)."""
+    address: str = ""
+    """Where from; the server fills it in.  An IP address, or empty for a local peer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ class Proof:
     """``ScramKey.credential`` of the key that fitted."""
     authorization: str = ""
     """The authorization identity, empty when the client named none."""
+    address: str = ""
+    """Where from; the server fills it in.  An IP address, or empty for a local peer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,8 @@ class Token:
     identity: str
     """Empty when the client named none: then whoever the token was given to."""
     token: str = field(repr=False)
+    address: str = ""
+    """Where from; the server fills it in.  An IP address, or empty for a local peer."""
 
 
 Shown = Credentials | Proof | Token
@@ -95,8 +101,16 @@ class Account:
     is_enabled: bool = True
     networks: tuple[Network, ...] = ()
     """From where; empty means from everywhere."""
+    needs_tls: bool = False
+    """Not in clear, also where others may."""
+    mechanisms: tuple[str, ...] = ()
+    """How; empty means by every mechanism that is offered.  ``USER`` is one."""
+    is_read_only: bool = False
+    """Nothing may be marked as deleted."""
+    login_delay: float = 0.0
+    """Seconds between two logins (RFC 2449 §6.5)."""
 
-    def refusal(self, address: str) -> str | None:
+    def refusal(self, address: str, *, is_secure: bool = True, mechanism: str = "") -> str | None:
         """Why this account may not be opened now from ``address``, or None: it may.
 
         ``address`` is an IP address, or empty for a local peer.  The reason is for the
@@ -108,6 +122,11 @@ class Account:
             address and any(ip_address(address) in network for network in self.networks)
         ):
             return "network"
+        if self.needs_tls and not is_secure:
+            return "needs-tls"
+        names = {mechanism, mechanism.removesuffix("-PLUS")}  # which is the stronger of the two
+        if self.mechanisms and mechanism and not names & set(self.mechanisms):
+            return "mechanism"
         return None
 
 

@@ -174,3 +174,132 @@ def test_a_place_where_nothing_can_be_made_is_told(restante: Restante, state: Pa
 def test_a_password_is_never_an_argument(restante: Restante) -> None:
     """Every user of the machine can read the arguments of a program."""
     assert restante("user", "add", "ann", "tan staaf").code == 64
+
+
+# App passwords.
+
+
+def test_an_app_password_is_made_shown_once_listed_and_revoked(
+    restante: Restante, ann: str, state: Path
+) -> None:
+    found = restante("user", "app-password", "new", "ANN", "phone")
+    assert found.code == 0
+    password = found.out.removesuffix("\n")
+    assert restante("user", "app-password", "list", "ann").out == (
+        "  app password 'phone': never used\n"
+    )
+    assert may_log_in(state, password)
+    assert restante("user", "app-password", "revoke", "ann", "phone").code == 0
+    assert not may_log_in(state, password)
+    found = restante("user", "app-password", "list", "ann")
+    assert (found.out, "next: restante user app-password new ann" in found.err) == ("", True)
+
+
+def test_app_passwords_for_programs(restante: Restante, ann: str) -> None:
+    made = restante("user", "app-password", "new", "ann", "phone", "--json").json
+    assert made.keys() == {"schema", "name", "label", "password"}
+    (row,) = restante("user", "app-password", "list", "ann", "--json").json["app_passwords"]
+    assert row.keys() == {"label", "created", "used", "used_from"}
+    assert restante("user", "app-password", "revoke", "ann", "phone", "--json").json == {
+        "schema": "restante/app-password-revoke/1",
+        "name": "ann",
+        "label": "phone",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["new", "bob", "phone"], 67, "no such user"),
+        (["new", "ann", "phone"], 73, "app password 'phone' exists already"),
+        (["new", "ann", "password"], 64, "named in 1 to 64"),
+        (["list", "bob"], 67, "no such user"),
+        (["revoke", "ann", "tablet"], 67, "ann has no app password 'tablet'"),
+        (["revoke", "ann", "password"], 67, "no app password"),
+    ],
+)
+def test_what_is_wrong_with_an_app_password_is_told(
+    restante: Restante, ann: str, arguments: list[str], code: int, words: str
+) -> None:
+    restante("user", "app-password", "new", "ann", "phone")
+    found = restante("user", "app-password", *arguments)
+    assert found.code == code
+    assert words in found.err
+
+
+# Permission.
+
+
+def test_permit_changes_what_is_named_only(restante: Restante, ann: str) -> None:
+    restante("user", "permit", "ann", "--network", "192.0.2.0/24", "2001:db8::/32", "--tls")
+    restante("user", "permit", "ANN", "--mechanism", "scram-sha-256", "--login-delay", "5min")
+    restante("user", "permit", "ann", "--read-only", "--no-tls")
+    found = restante("user", "show", "ann", "--json").json
+    assert found == {
+        "schema": "restante/user-show/1",
+        "name": "ann",
+        "enabled": True,
+        "networks": ["192.0.2.0/24", "2001:db8::/32"],
+        "mechanisms": ["SCRAM-SHA-256"],
+        "needs_tls": False,
+        "read_only": True,
+        "login_delay": 300.0,
+        "app_passwords": [],
+    }
+    restante("user", "permit", "ann", "--network", "any", "--mechanism", "any", "--no-read-only")
+    text = restante("user", "show", "ann").out
+    for words in ("may log in", "everywhere", "every mechanism", "allowed", "once in 300 s"):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--network", "x"], ["--network", "10.0.0.1/8"], ["--login-delay", "soon"]]
+)
+def test_a_permission_that_means_nothing_is_refused(
+    restante: Restante, ann: str, arguments: list[str]
+) -> None:
+    assert restante("user", "permit", "ann", *arguments).code == 64
+    assert restante("user", "show", "bob").code == 67
+
+
+@pytest.mark.parametrize(
+    ("permission", "question", "reason"),
+    [
+        ([], ["192.0.2.7"], None),
+        ([], ["192.0.2.7", "--clear"], "clear"),
+        (["--network", "192.0.2.0/24"], ["192.0.2.7"], None),
+        (["--network", "192.0.2.0/24"], ["198.51.100.7"], "network"),
+        (["--network", "192.0.2.0/24"], ["2001:db8::1"], "network"),
+        (["--mechanism", "scram-sha-256"], ["192.0.2.7", "--mechanism", "plain"], "mechanism"),
+        (["--mechanism", "scram-sha-256"], ["::1", "--mechanism", "scram-sha-256"], None),
+        (["--mechanism", "scram-sha-256"], ["::1", "--mechanism", "scram-sha-256-plus"], None),
+        (
+            ["--mechanism", "scram-sha-256-plus"],
+            ["::1", "--mechanism", "scram-sha-256"],
+            "mechanism",
+        ),
+        (["--tls"], ["10.0.0.1", "--clear"], "needs-tls"),
+    ],
+)
+def test_why_somebody_is_let_in_or_refused(
+    restante: Restante,
+    ann: str,
+    permission: list[str],
+    question: list[str],
+    reason: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RESTANTE__AUTH__ALLOW_PLAINTEXT_FROM", "10.0.0.0/8")
+    assert restante("user", "permit", "ann", *permission).code == 0
+    found = restante("auth", "why", "ann", *question, "--json")
+    assert (found.code, found.json["reason"]) == (77 if reason else 0, reason)
+    text = restante("auth", "why", "ann", *question).out
+    assert ("next: " in text or "see auth." in text) == (reason is not None)
+
+
+def test_why_of_a_disabled_user_and_of_nobody(restante: Restante, ann: str) -> None:
+    restante("user", "disable", "ann")
+    found = restante("auth", "why", "ann", "::1")
+    assert found.out == "ann is refused: the user is disabled; next: restante user enable ann\n"
+    assert restante("auth", "why", "bob", "::1").code == 67
+    assert restante("auth", "why", "ann", "nowhere").code == 64

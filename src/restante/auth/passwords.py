@@ -18,9 +18,24 @@ _PARAMETERS = re.compile(r"\$argon2id\$v=19\$m=(\d{1,7}),t=(\d{1,3}),p=(\d{1,3})
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that is taken for another
 
 
-def generate() -> str:
-    """A password for people to copy: five groups of four characters, 99 bits."""
-    return "-".join("".join(secrets.choice(_LETTERS) for _ in range(4)) for _ in range(5))
+_APP = re.compile("-".join([f"([{_LETTERS}]{{4}})"] + [f"[{_LETTERS}]{{4}}"] * 6))
+
+
+def generate(groups: int = 5) -> str:
+    """A password for people to copy: groups of four characters, 99 bits in five."""
+    return "-".join("".join(secrets.choice(_LETTERS) for _ in range(4)) for _ in range(groups))
+
+
+def generate_app_password() -> str:
+    """Seven groups, 138 bits.  The first one is its selector."""
+    return generate(7)
+
+
+def selector(password: str) -> str:
+    """What tells which app password of a user this is, so that only one hash is computed for
+    any login; empty for what is no app password."""
+    found = _APP.fullmatch(password)
+    return found[1] if found else ""
 
 
 def make_hash(password: str) -> str:
@@ -35,6 +50,11 @@ def make_hash(password: str) -> str:
         memory_cost=_MEMORY,
     )
     return kdf.derive_phc_encoded(password.encode("utf-8", "surrogateescape"))
+
+
+def is_current(phc: str) -> bool:
+    """Whether a hash has the parameters that a new one would have."""
+    return phc.startswith(f"$argon2id$v=19$m={_MEMORY},t={_ITERATIONS},p={_LANES}$")
 
 
 def matches(password: str, phc: str) -> bool:

@@ -14,10 +14,11 @@ import time
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 from ..errors import (
     AuthenticationFailed,
@@ -27,39 +28,34 @@ from ..errors import (
     TemporaryFailure,
     TooBusy,
 )
-from ..passdb import MAX_PASSWORD, Account, Credentials, Network
-from . import passwords
+from ..passdb import MAX_PASSWORD, Account, Credentials, Network, Proof, ScramSecrets
+from . import passwords, scram
+from .database import transaction
 
 MAX_NAME = 128  # octets of UTF-8 of each part
-_VERSION = 1  # of the schema, in user_version
-_PATIENCE = 5.0  # seconds for another process to finish writing
+MAX_APP_PASSWORDS = 32  # of one user; SCRAM tries the keys of all
 _WAITING = 256  # logins that may wait for their turn to be hashed
-_SCHEMA = """
-CREATE TABLE users (
-    name TEXT PRIMARY KEY,
-    is_enabled INTEGER NOT NULL DEFAULT 1,
-    networks TEXT NOT NULL DEFAULT '',
-    created_at REAL NOT NULL
-) STRICT;
-CREATE TABLE credentials (
-    user TEXT NOT NULL REFERENCES users (name) ON DELETE CASCADE,
-    label TEXT NOT NULL,
-    hash TEXT NOT NULL,
-    created_at REAL NOT NULL,
-    PRIMARY KEY (user, label)
-) STRICT;
-"""
+_USE_COUNTS = 60.0  # seconds in which a use from the same address is not written again
+_PASSWORD = "password"  # the label of the one that is no app password
+_PERMISSIONS = "is_enabled, networks, needs_tls, mechanisms, is_read_only, login_delay"
 
 
 class NameTaken(RestanteError):
-    """A user of that name exists."""
+    """A user, or an app password, of that name exists."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"user {name!r} exists already")
+    def __init__(self, name: str, what: str = "user") -> None:
+        super().__init__(f"{what} {name!r} exists already")
+
+
+class NoSuchAppPassword(RestanteError):
+    """The user has no app password of that name."""
+
+    def __init__(self, user: str, label: str) -> None:
+        super().__init__(f"{user} has no app password {label!r}")
 
 
 class BadName(RestanteError):
-    """A name that no user can have."""
+    """A name that no user, or no app password, can have."""
 
 
 class BadPassword(RestanteError):
@@ -70,11 +66,25 @@ class BadPassword(RestanteError):
 class User:
     """One row, without its secrets."""
 
-    name: str
-    is_enabled: bool
-    networks: tuple[Network, ...]
+    account: Account
     created_at: float
     """Seconds since the epoch."""
+
+    @property
+    def name(self) -> str:
+        return self.account.user
+
+
+@dataclass(frozen=True, slots=True)
+class AppPassword:
+    """One of a user's credentials, without its secret.  Times are seconds since the epoch."""
+
+    label: str
+    created_at: float
+    used_at: float | None
+    """The last login with it, to the minute; None: never."""
+    used_from: str
+    """Its address; empty for a local one."""
 
 
 def normalise(name: str) -> str:
@@ -104,13 +114,14 @@ def check_name(name: str) -> str:
 
 
 class Users:
-    """Implements ``Passdb`` and ``Directory``."""
+    """Implements ``Passdb``, ``ScramKeys`` and ``Directory``."""
 
     def __init__(self, path: Path, *, domains: Collection[str] = ("localhost",)) -> None:
         """``domains``: where a user without one in the name gets mail."""
         self._path = path
         self._domains = {normalise(domain) for domain in domains}
         self._hashers = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), "hash")
+        self._clerk = ThreadPoolExecutor(1, "clerk")  # writes what no login waits for
         self._waiting = 0
 
     # Administration; all of it blocks.
@@ -120,45 +131,128 @@ class Users:
         Raises:
             BadName, BadPassword, NameTaken: nothing was changed.
         """
-        normal, phc = check_name(name), _hash(password)
-        with self._open(make=True) as database:
+        normal, new = check_name(name), _secrets(password)
+        with transaction(self._path, make=True) as database:
             try:
                 database.execute(
-                    "INSERT INTO users (name, networks, created_at) VALUES (?, ?, ?)",
-                    (normal, " ".join(map(str, networks)), time.time()),
+                    "INSERT INTO users (name, networks, created_at, salt, iterations)"
+                    " VALUES (?, ?, ?, ?, ?)",
+                    (normal, " ".join(map(str, networks)), time.time(), new.salt, new.iterations),
                 )
             except sqlite3.IntegrityError:
                 raise NameTaken(normal) from None
-            database.execute(
-                "INSERT INTO credentials VALUES (?, 'password', ?, ?)", (normal, phc, time.time())
-            )
+            _insert(database, normal, _PASSWORD, "", new)
 
     def set_password(self, name: str, password: str) -> None:
-        phc = _hash(password)
+        """
+        Raises:
+            NoSuchUser, BadPassword: nothing was changed.
+        """
+        key = _key(name)
+        _check(password)
+        with transaction(self._path) as database:
+            salt = _salt(database, key)
+        new = _secrets(password, salt)
         self._change(
-            "UPDATE credentials SET hash = ? WHERE label = 'password' AND user = ?", phc, name
+            "UPDATE credentials SET hash = ?, sha256 = ?, sha1 = ?, used_at = NULL,"
+            " used_from = NULL WHERE label = 'password' AND user = ?",
+            (new.phc, new.keys.sha256, new.keys.sha1),
+            name,
+        )
+
+    def add_app_password(self, name: str, label: str) -> str:
+        """A new password for one device or program; it is shown this once.
+
+        Raises:
+            NoSuchUser, BadName, NameTaken: nothing was changed.
+        """
+        key, password = _key(name), passwords.generate_app_password()
+        if label == _PASSWORD or not label.isprintable() or not 0 < len(label.strip()) <= 64:
+            raise BadName("an app password is named in 1 to 64 printable characters")
+        with transaction(self._path) as database:
+            salt = _salt(database, key)
+        new = _secrets(password, salt)
+        with transaction(self._path) as database:
+            labels = database.execute("SELECT label FROM credentials WHERE user = ?", (key,))
+            if len(labels.fetchall()) > MAX_APP_PASSWORDS:
+                raise BadName(f"a user has at most {MAX_APP_PASSWORDS} app passwords")
+            try:
+                _insert(database, key, label, passwords.selector(password), new)
+            except sqlite3.IntegrityError:
+                raise NameTaken(label, "app password") from None
+        return password
+
+    def app_passwords(self, name: str) -> Sequence[AppPassword]:
+        with transaction(self._path) as database:
+            _salt(database, _key(name))
+            rows = database.execute(
+                "SELECT label, created_at, used_at, used_from FROM credentials"
+                " WHERE user = ? AND selector != '' ORDER BY label",
+                (_key(name),),
+            ).fetchall()
+        return [AppPassword(label, made, at, where or "") for label, made, at, where in rows]
+
+    def revoke(self, name: str, label: str) -> None:
+        """From now on nobody logs in with it.
+
+        Raises:
+            NoSuchAppPassword: nothing was changed.
+        """
+        with transaction(self._path) as database:
+            _salt(database, _key(name))
+            if not database.execute(
+                "DELETE FROM credentials WHERE user = ? AND label = ? AND selector != ''",
+                (_key(name), label),
+            ).rowcount:
+                raise NoSuchAppPassword(_key(name), label)
+
+    def permit(self, name: str, account: Account) -> None:
+        """What ``name`` may from now on: all of ``account`` but its name."""
+        self._change(
+            "UPDATE users SET is_enabled = ?, networks = ?, needs_tls = ?, mechanisms = ?,"
+            " is_read_only = ?, login_delay = ? WHERE name = ?",
+            (
+                account.is_enabled,
+                " ".join(map(str, account.networks)),
+                account.needs_tls,
+                " ".join(account.mechanisms),
+                account.is_read_only,
+                account.login_delay,
+            ),
+            name,
         )
 
     def set_enabled(self, name: str, is_enabled: bool) -> None:
-        self._change("UPDATE users SET is_enabled = ? WHERE name = ?", int(is_enabled), name)
+        self._change("UPDATE users SET is_enabled = ? WHERE name = ?", (is_enabled,), name)
 
     def remove(self, name: str) -> None:
         """The maildrop stays where it is."""
-        with self._open() as database:
+        with transaction(self._path) as database:
             if not database.execute("DELETE FROM users WHERE name = ?", (_key(name),)).rowcount:
                 raise NoSuchUser(name)
 
     def list(self) -> Sequence[User]:
         """Everybody, by name."""
-        with self._open() as database:
+        with transaction(self._path) as database:
             rows = database.execute(
-                "SELECT name, is_enabled, networks, created_at FROM users ORDER BY name"
+                f"SELECT name, created_at, {_PERMISSIONS} FROM users ORDER BY name"
             ).fetchall()
-        return [User(name, bool(on), _networks(nets), at) for name, on, nets, at in rows]
+        return [User(_account(name, permissions), at) for name, at, *permissions in rows]
 
-    def _change(self, statement: str, value: str | int, name: str) -> None:
-        with self._open() as database:
-            if not database.execute(statement, (value, _key(name))).rowcount:
+    def get(self, name: str) -> User:
+        """
+        Raises:
+            NoSuchUser: nobody has that name.
+        """
+        key = _key(name)
+        found = next((user for user in self.list() if user.name == key), None)
+        if found is None:
+            raise NoSuchUser(name)
+        return found
+
+    def _change(self, statement: str, values: tuple[object, ...], name: str) -> None:
+        with transaction(self._path) as database:
+            if not database.execute(statement, (*values, _key(name))).rowcount:
                 raise NoSuchUser(name)
 
     # Contracts.
@@ -180,17 +274,98 @@ class Users:
         key = _key(credentials.identity)
         with self._consult() as database:
             row = database.execute(
-                "SELECT is_enabled, networks, hash FROM users JOIN credentials ON user = name"
-                " WHERE name = ? AND label = 'password'",
-                (key,),
+                f"SELECT label, hash, sha256, used_at, used_from, {_PERMISSIONS}"
+                " FROM users JOIN credentials ON user = name"
+                " WHERE name = ? AND selector IN ('', ?) ORDER BY selector DESC LIMIT 1",
+                (key, passwords.selector(password)),
             ).fetchone()
-        nobody = (False, "", passwords.nobodys())
-        is_enabled, networks, phc = row or nobody
+        nobody = ("", passwords.nobodys(), None, None, None)
+        label, phc, keys, used_at, used_from, *permissions = row or nobody
         if not passwords.matches(password, phc) or row is None:
             raise AuthenticationFailed("unknown-user" if row is None else "bad-password")
-        if credentials.authorization and _key(credentials.authorization) != key:
+        account = self._may_act(_account(key, permissions, label), credentials)
+        self._use(key, label, credentials.address, used_at, used_from)
+        if keys is None or not passwords.is_current(phc):
+            self._clerk.submit(self._renew, key, label, phc, password)
+        return account
+
+    def _may_act(self, account: Account, shown: Credentials | Proof) -> Account:
+        """RFC 4616 §2: for oneself only."""
+        if shown.authorization and _key(shown.authorization) != account.user:
             raise AuthenticationFailed("authorization")
-        return Account(key, key, is_enabled=bool(is_enabled), networks=_networks(networks))
+        return account
+
+    async def scram(self, identity: str, digest: str) -> ScramSecrets:
+        return await asyncio.to_thread(self._scram, identity, digest)
+
+    def _scram(self, identity: str, digest: str) -> ScramSecrets:
+        key = _key(identity)
+        column = {"sha256": "sha256", "sha1": "sha1"}[digest]
+        with self._consult() as database:
+            rows = database.execute(
+                f"SELECT salt, iterations, label, {column} FROM users"
+                f" JOIN credentials ON user = name WHERE name = ? AND {column} IS NOT NULL",
+                (key,),
+            ).fetchall()
+            (secret,) = database.execute(
+                "SELECT value FROM secrets WHERE name = 'scram'"
+            ).fetchone()
+        nobodys = scram.nobodys(secret, key, digest)
+        if not rows:
+            return nobodys
+        salt, iterations = rows[0][:2]
+        return ScramSecrets(salt, iterations, tuple(scram.key(row[2], row[3]) for row in rows))
+
+    async def proved(self, proof: Proof) -> Account:
+        return await asyncio.to_thread(self._proved, proof)
+
+    def _proved(self, proof: Proof) -> Account:
+        key = _key(proof.identity)
+        with self._consult() as database:
+            row = database.execute(
+                f"SELECT used_at, used_from, {_PERMISSIONS}"
+                " FROM users JOIN credentials ON user = name WHERE name = ? AND label = ?",
+                (key, proof.credential),
+            ).fetchone()
+        if row is None:
+            raise AuthenticationFailed("revoked")
+        used_at, used_from, *permissions = row
+        account = self._may_act(_account(key, permissions, proof.credential), proof)
+        self._use(key, proof.credential, proof.address, used_at, used_from)
+        return account
+
+    # What no login waits for, and none fails by.
+
+    def _use(
+        self, key: str, label: str, address: str, last: float | None, last_from: str | None
+    ) -> None:
+        if last is None or last_from != address or time.time() - last > _USE_COUNTS:
+            self._clerk.submit(self._note_use, key, label, address)
+
+    def _note_use(self, key: str, label: str, address: str) -> None:
+        with suppress(RestanteError), transaction(self._path) as database:
+            database.execute(
+                "UPDATE credentials SET used_at = ?, used_from = ? WHERE user = ? AND label = ?",
+                (time.time(), address, key, label),
+            )
+
+    def _renew(self, key: str, label: str, old: str, password: str) -> None:
+        """A hash and keys with the parameters of today; a password changed meanwhile wins."""
+        with suppress(RestanteError):
+            with transaction(self._path) as database:
+                salt = _salt(database, key)
+            new = _secrets(password, salt)
+            with transaction(self._path) as database:
+                database.execute(
+                    "UPDATE credentials SET hash = ?, sha256 = ?, sha1 = ?"
+                    " WHERE user = ? AND label = ? AND hash = ?",
+                    (new.phc, new.keys.sha256, new.keys.sha1, key, label, old),
+                )
+
+    def close(self) -> None:
+        """Wait for what is still to be written."""
+        self._hashers.shutdown()
+        self._clerk.shutdown()
 
     async def maildrop_of(self, recipient: str) -> str:
         return await asyncio.to_thread(self._maildrop_of, recipient)
@@ -217,51 +392,79 @@ class Users:
         if not os.path.exists(self._path):
             raise TemporaryFailure("user database cannot be used")
         try:
-            with self._open() as database:
+            with transaction(self._path) as database:
                 yield database
         except ConfigurationError as error:
             raise TemporaryFailure("user database cannot be used") from error
 
-    @contextmanager
-    def _open(self, *, make: bool = False) -> Iterator[sqlite3.Connection]:
-        """One transaction.  A database that does not exist has no users."""
-        if make and not self._path.exists():
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-        try:
-            place = str(self._path) if self._path.exists() else ":memory:"
-            database = sqlite3.connect(place, timeout=_PATIENCE)
-            try:
-                _prepare(database, self._path)
-                with database:
-                    yield database
-            finally:
-                database.close()
-        except (sqlite3.Error, OSError) as error:
-            raise TemporaryFailure("user database cannot be used") from error
+
+@dataclass(frozen=True, slots=True)
+class _Secrets:
+    """What is stored of one password."""
+
+    phc: str
+    salt: bytes
+    iterations: int
+    keys: scram.Keys
 
 
-def _prepare(database: sqlite3.Connection, path: Path) -> None:
-    database.execute("PRAGMA foreign_keys = ON")
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    if version == 0:
-        database.execute("BEGIN IMMEDIATE")  # another process may be at it too
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            if database.execute("SELECT 1 FROM sqlite_schema").fetchone():
-                raise ConfigurationError(f"{path} is a database of another program")
-            for statement in _SCHEMA.split(";"):
-                database.execute(statement)
-            database.execute(f"PRAGMA user_version = {_VERSION}")
-        database.commit()
-    elif version != _VERSION:
-        raise ConfigurationError(f"{path} was written by a newer restante")
+def _secrets(password: str, salted: tuple[bytes, int] | None = None) -> _Secrets:
+    """
+    Raises:
+        BadPassword: nobody can have it.
+    """
+    _check(password)
+    salt, iterations = salted or (os.urandom(scram.SALT), scram.ITERATIONS)
+    keys = scram.make_keys(password, salt, iterations)
+    return _Secrets(passwords.make_hash(password), salt, iterations, keys)
 
 
-def _hash(password: str) -> str:
+def _check(password: str) -> None:
     if not _is_possible(password):
         raise BadPassword(f"a password has 1 to {MAX_PASSWORD} octets and no NUL")
-    return passwords.make_hash(password)
+
+
+def _salt(database: sqlite3.Connection, key: str) -> tuple[bytes, int]:
+    """Salt and iteration count of a user, which all credentials share (see ``ScramSecrets``).
+
+    Raises:
+        NoSuchUser: nobody has that name.
+    """
+    database.execute(
+        "UPDATE users SET salt = randomblob(?), iterations = ? WHERE name = ? AND salt IS NULL",
+        (scram.SALT, scram.ITERATIONS, key),
+    )
+    row: tuple[bytes, int] | None = database.execute(
+        "SELECT salt, iterations FROM users WHERE name = ?", (key,)
+    ).fetchone()
+    if row is None:
+        raise NoSuchUser(key)
+    return row
+
+
+def _insert(
+    database: sqlite3.Connection, key: str, label: str, selector: str, new: _Secrets
+) -> None:
+    database.execute(
+        "INSERT INTO credentials (user, label, hash, created_at, selector, sha256, sha1)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (key, label, new.phc, time.time(), selector, new.keys.sha256, new.keys.sha1),
+    )
+
+
+def _account(key: str, permissions: Sequence[Any], credential: str = _PASSWORD) -> Account:
+    is_enabled, networks, needs_tls, mechanisms, is_read_only, login_delay = permissions
+    return Account(
+        key,
+        key,
+        credential,
+        is_enabled=bool(is_enabled),
+        networks=tuple(map(ip_network, networks.split())),
+        needs_tls=bool(needs_tls),
+        mechanisms=tuple(mechanisms.split()),
+        is_read_only=bool(is_read_only),
+        login_delay=login_delay,
+    )
 
 
 def _is_possible(password: str) -> bool:
@@ -273,7 +476,3 @@ def _key(name: str) -> str:
     """What to look up; a name that nobody can have becomes one that nobody has."""
     normal = normalise(name)
     return normal if normal.isprintable() else ""
-
-
-def _networks(text: str) -> tuple[Network, ...]:
-    return tuple(map(ip_network, text.split()))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import config
-from ..auth.users import BadName, BadPassword, NameTaken, Users
+from ..auth.users import BadName, BadPassword, NameTaken, NoSuchAppPassword, Users
 from ..config import Configuration
 from ..errors import (
     AuthenticationFailed,
@@ -36,6 +36,7 @@ _EXIT_CODES: tuple[tuple[type[RestanteError], int], ...] = (
     (CannotListen, os.EX_UNAVAILABLE),
     (ConfigurationError, os.EX_CONFIG),
     (NoSuchUser, os.EX_NOUSER),
+    (NoSuchAppPassword, os.EX_NOUSER),
     (NameTaken, os.EX_CANTCREAT),
     (BadName, os.EX_USAGE),
     (BadPassword, os.EX_USAGE),
@@ -126,6 +127,13 @@ def store(found: Configuration) -> MaildirStore | MemoryStore:
 def say(text: str) -> None:
     """Talk; results go to standard output."""
     print(text, file=sys.stderr)
+
+
+def seconds(text: str) -> float:
+    try:
+        return config.duration(text)
+    except Exception as error:
+        raise UnsafeArgument('a time is "90s", "10min", "2h" or "14d"') from error
 
 
 def halves(fingerprint: str) -> tuple[str, str]:

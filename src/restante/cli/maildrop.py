@@ -18,7 +18,6 @@ from email.parser import BytesHeaderParser
 from typing import Any
 
 from ..auth.users import normalise
-from ..config import duration
 from ..errors import MaildropInUse, NoSuchUser, UnsafeArgument
 from ..log import printable
 from ..maildrop import HeldMessage
@@ -167,7 +166,7 @@ def _chosen(options: argparse.Namespace, found: list[HeldMessage]) -> list[HeldM
     if options.all:
         return found
     if options.since:
-        since = time.time() - _seconds(options.since)
+        since = time.time() - common.seconds(options.since)
         return [message for message in found if message.removed_at >= since]
     by_name = {message.name: message for message in found}
     if not options.name:
@@ -182,7 +181,7 @@ def _chosen(options: argparse.Namespace, found: list[HeldMessage]) -> list[HeldM
 async def purge(options: argparse.Namespace, store: AnyStore) -> int:
     if bool(options.user) == options.all:
         raise UnsafeArgument("whose? USER, or --all for everybody")
-    before = time.time() - _seconds(options.older_than)
+    before = time.time() - common.seconds(options.older_than)
     if options.user:
         users = [await _known(options, store)]
     else:
@@ -195,13 +194,6 @@ async def purge(options: argparse.Namespace, store: AnyStore) -> int:
         return os.EX_OK
     print(f"{sum(counts.values())} messages destroyed")
     return os.EX_OK
-
-
-def _seconds(text: str) -> float:
-    try:
-        return duration(text)
-    except Exception as error:
-        raise UnsafeArgument('a time is "90s", "10min", "2h" or "14d"') from error
 
 
 async def _known(options: argparse.Namespace, store: AnyStore) -> str:

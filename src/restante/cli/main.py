@@ -15,8 +15,8 @@ from typing import Any
 from .. import __version__
 
 _VERBS = (
-    *("demo", "serve", "user", "maildrop", "import_", "deliver", "fetch", "account", "collect"),
-    "check",
+    *("demo", "serve", "user", "auth", "maildrop", "import_", "deliver", "fetch", "account"),
+    *("collect", "check"),
 )
 
 

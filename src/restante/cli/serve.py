@@ -325,6 +325,7 @@ async def running(
     certificate, _ = await asyncio.to_thread(_certificate, configuration)
     server = Running(configuration, certificate)
     async with AsyncExitStack() as stack:
+        stack.callback(users.close)
         if ground is None:
             places = stack.enter_context(listening(configuration))
             ground = Ground(places, _context(configuration), Tally(), purges=True)

@@ -5,18 +5,26 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from getpass import getpass
+from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 from ..auth import passwords
-from ..auth.users import NameTaken, Users, check_name, normalise
+from ..auth.users import AppPassword, NameTaken, Users, check_name, normalise
 from ..errors import ConfigurationError, NoSuchUser, UnsafeArgument
+from ..passdb import Account, Network
 from . import common
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    noun = verbs.add_parser("user", help="who may log in: add, passwd, list, enable, disable, rm")
+    noun = verbs.add_parser(
+        "user",
+        help="who may log in: add, passwd, app-password, list, show, permit, enable, disable, rm",
+    )
     actions = noun.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, run, text in (
         ("add", add, "let somebody log in"),
@@ -41,6 +49,47 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
             action.add_argument("--yes", action="store_true", help="do not ask")
         action.set_defaults(run=run)
 
+    _add_permission(actions)
+    _add_app_passwords(actions)
+
+
+def _add_permission(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    action = actions.add_parser("show", help="what somebody may, and what was used when")
+    action.add_argument("name", metavar="NAME")
+    action.set_defaults(run=show)
+    action = actions.add_parser(
+        "permit",
+        help="from where and how somebody may log in",
+        description='What is not named stays as it is; "any" lifts a limit.',
+    )
+    action.add_argument("name", metavar="NAME")
+    action.add_argument(
+        "--network", nargs="+", metavar="NET", help="only from there, e.g. 192.0.2.0/24, or any"
+    )
+    action.add_argument(
+        "--mechanism", nargs="+", metavar="NAME", help="only by these, e.g. SCRAM-SHA-256, or any"
+    )
+    yes_or_no = argparse.BooleanOptionalAction
+    action.add_argument("--tls", action=yes_or_no, help="never in clear, wherever from")
+    action.add_argument("--read-only", action=yes_or_no, help="nothing can be deleted")
+    action.add_argument("--login-delay", metavar="TIME", help="between two logins, e.g. 5min")
+    action.set_defaults(run=permit)
+
+
+def _add_app_passwords(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    noun = actions.add_parser("app-password", help="one password for each device or program")
+    verbs = noun.add_subparsers(dest="verb_of_app_password", metavar="VERB", required=True)
+    for name, run, text in (
+        ("new", new_app_password, "make one; it is shown this once"),
+        ("list", list_app_passwords, "which there are, and when and from where each was used"),
+        ("revoke", revoke_app_password, "nobody logs in with it from now on"),
+    ):
+        verb = verbs.add_parser(name, help=text)
+        verb.add_argument("name", metavar="NAME", help="a user")
+        if name != "list":
+            verb.add_argument("label", metavar="LABEL", help='such as "phone"')
+        verb.set_defaults(run=run)
+
 
 def add(options: argparse.Namespace) -> int:
     users = _users(options)
@@ -64,19 +113,11 @@ def passwd(options: argparse.Namespace) -> int:
 def list_(options: argparse.Namespace) -> int:
     found = _users(options).list()
     if options.json:
-        rows = [
-            {
-                "name": user.name,
-                "enabled": user.is_enabled,
-                "networks": [str(network) for network in user.networks],
-                "created": datetime.fromtimestamp(user.created_at, UTC).isoformat(),
-            }
-            for user in found
-        ]
+        rows = [{**_permission(each.account), "created": _time(each.created_at)} for each in found]
         common.print_json("user-list", users=rows)
         return os.EX_OK
     for user in found:
-        print(user.name if user.is_enabled else f"{user.name}  (disabled)")
+        print(user.name if user.account.is_enabled else f"{user.name}  (disabled)")
     if not found:
         common.say("nobody yet; next: restante user add NAME")
     return os.EX_OK
@@ -97,6 +138,114 @@ def remove(options: argparse.Namespace) -> int:
         return os.EX_USAGE
     _users(options).remove(options.name)
     return _done(options, "user-rm", "is removed; the maildrop stays")
+
+
+def show(options: argparse.Namespace) -> int:
+    users = _users(options)
+    account, found = users.get(options.name).account, users.app_passwords(options.name)
+    if options.json:
+        common.print_json("user-show", **_permission(account), app_passwords=_rows(found))
+        return os.EX_OK
+    print(f"{account.user}: {'may log in' if account.is_enabled else 'is disabled'}")
+    print(f"  from      {' '.join(map(str, account.networks)) or 'everywhere'}")
+    print(f"  by        {' '.join(account.mechanisms) or 'every mechanism'}")
+    print(f"  TLS       {'always' if account.needs_tls else 'as the configuration says'}")
+    print(f"  deleting  {'forbidden' if account.is_read_only else 'allowed'}")
+    if account.login_delay:
+        print(f"  at most   once in {account.login_delay:g} s")
+    _print_app_passwords(found)
+    return os.EX_OK
+
+
+def permit(options: argparse.Namespace) -> int:
+    users = _users(options)
+    changes: dict[str, Any] = {"needs_tls": options.tls, "is_read_only": options.read_only}
+    if options.network:
+        changes["networks"] = tuple(_network(each) for each in options.network if each != "any")
+    if options.mechanism:
+        named = (name.upper() for name in options.mechanism)
+        changes["mechanisms"] = tuple(name for name in named if name != "ANY")
+    if options.login_delay:
+        changes["login_delay"] = common.seconds(options.login_delay)
+    given = {name: value for name, value in changes.items() if value is not None}
+    users.permit(options.name, replace(users.get(options.name).account, **given))
+    return _done(options, "user-permit", "has these permissions now; see `restante user show`")
+
+
+def _network(text: str) -> Network:
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise UnsafeArgument(f"{text!r} is no network; write 192.0.2.0/24, or any") from error
+
+
+def new_app_password(options: argparse.Namespace) -> int:
+    password = _users(options).add_app_password(options.name, options.label)
+    if options.json:
+        common.print_json(
+            "app-password-new", name=options.name, label=options.label, password=password
+        )
+    else:
+        common.say(f"password of {options.name} for {options.label}, shown only now:")
+        print(password)
+    return os.EX_OK
+
+
+def list_app_passwords(options: argparse.Namespace) -> int:
+    found = _users(options).app_passwords(options.name)
+    if options.json:
+        common.print_json("app-password-list", name=options.name, app_passwords=_rows(found))
+        return os.EX_OK
+    _print_app_passwords(found)
+    if not found:
+        common.say(f"none yet; next: restante user app-password new {options.name} phone")
+    return os.EX_OK
+
+
+def revoke_app_password(options: argparse.Namespace) -> int:
+    _users(options).revoke(options.name, options.label)
+    if options.json:
+        common.print_json("app-password-revoke", name=options.name, label=options.label)
+    else:
+        common.say(f"nobody logs in with {options.label} any more")
+    return os.EX_OK
+
+
+def _print_app_passwords(found: Sequence[AppPassword]) -> None:
+    for each in found:
+        used = "never used"
+        if each.used_at is not None:
+            at = datetime.fromtimestamp(each.used_at).strftime("%Y-%m-%d %H:%M")
+            used = f"used {at} from {each.used_from or 'this machine'}"
+        print(f"  app password {each.label!r}: {used}")
+
+
+def _rows(found: Sequence[AppPassword]) -> list[dict[str, object]]:
+    return [
+        {
+            "label": each.label,
+            "created": _time(each.created_at),
+            "used": None if each.used_at is None else _time(each.used_at),
+            "used_from": each.used_from,
+        }
+        for each in found
+    ]
+
+
+def _permission(account: Account) -> dict[str, object]:
+    return {
+        "name": account.user,
+        "enabled": account.is_enabled,
+        "networks": [str(network) for network in account.networks],
+        "mechanisms": list(account.mechanisms),
+        "needs_tls": account.needs_tls,
+        "read_only": account.is_read_only,
+        "login_delay": account.login_delay,
+    }
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 def _users(options: argparse.Namespace) -> Users:

@@ -18,7 +18,7 @@ import ssl
 from base64 import b32encode
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fcntl import ioctl
 from functools import cache
 from ipaddress import ip_address
@@ -356,8 +356,11 @@ class Connection(asyncio.Protocol):
             "mech": shown.mechanism,
         }
         try:
+            shown = replace(shown, address=self._address)
             account = await login.verify(self._service.passdb, shown)
-            if reason := account.refusal(self._address):
+            if reason := account.refusal(
+                self._address, is_secure=self._session.is_secure, mechanism=shown.mechanism
+            ):
                 raise AuthenticationFailed(reason)
             opening = self._service.store.open(account.maildrop)
             self._maildrop = await opening.__aenter__()
@@ -370,7 +373,7 @@ class Connection(asyncio.Protocol):
         if _implements(type(self._maildrop), RawReading):
             self._raw = cast(RawReading, self._maildrop)
         self._note("login ok", **fields, app=account.credential)
-        self._say(self._session.opened(self._maildrop.listing))
+        self._say(self._session.opened(self._maildrop.listing, is_read_only=account.is_read_only))
         self._set_timer(self._service.timeouts.idle)
 
     def _at_hand(self, action: Retrieve) -> bytes | None:

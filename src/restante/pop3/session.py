@@ -19,6 +19,7 @@ from ..errors import (
     BareLineFeed,
     HostileInput,
     NoSuchMessage,
+    ReadOnly,
     RestanteError,
 )
 from ..maildrop import Entry, Rendered
@@ -80,6 +81,7 @@ class Session:
         self._awaiting = False
         self._closing = ""
         self._bad_commands = 0
+        self._is_read_only = False
         self._failed_logins = 0
         self._listing: Sequence[Entry] = ()
         self._marks: set[int] = set()
@@ -114,8 +116,9 @@ class Session:
             self._bad_commands = 0
         return event
 
-    def opened(self, listing: Sequence[Entry]) -> Response:
+    def opened(self, listing: Sequence[Entry], *, is_read_only: bool = False) -> Response:
         """Answers Login: the maildrop is open and locked (RFC 1939 §4)."""
+        self._is_read_only = is_read_only
         self._awaiting = False
         self.state = State.TRANSACTION
         self._bad_commands = 0
@@ -235,6 +238,8 @@ class Session:
 
     def mark(self, number: int) -> None:
         entry = self.entry(number)
+        if self._is_read_only:
+            raise ReadOnly
         self._marks.add(number)
         self.count -= 1
         self.octets -= entry.size

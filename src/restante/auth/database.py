@@ -1,0 +1,97 @@
+"""The file that the user database is: its schema, how it grew, one transaction at a time.
+
+Security: only its owner can read it.  A database of a newer version or of another program is
+refused and left as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import ConfigurationError, TemporaryFailure
+
+_PATIENCE = 5.0  # seconds for another process to finish writing
+# Each step makes the next version, which is the number of steps taken, in user_version.
+_STEPS = (
+    """
+    CREATE TABLE users (
+        name TEXT PRIMARY KEY,
+        is_enabled INTEGER NOT NULL DEFAULT 1,
+        networks TEXT NOT NULL DEFAULT '',
+        created_at REAL NOT NULL
+    ) STRICT;
+    CREATE TABLE credentials (
+        user TEXT NOT NULL REFERENCES users (name) ON DELETE CASCADE,
+        label TEXT NOT NULL,
+        hash TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        PRIMARY KEY (user, label)
+    ) STRICT
+    """,
+    # selector: the part of an app password that tells which it is; empty for a password.
+    # sha256, sha1: stored key and server key of SCRAM, one behind the other.
+    """
+    ALTER TABLE users ADD COLUMN needs_tls INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE users ADD COLUMN mechanisms TEXT NOT NULL DEFAULT '';
+    ALTER TABLE users ADD COLUMN is_read_only INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE users ADD COLUMN login_delay REAL NOT NULL DEFAULT 0;
+    ALTER TABLE users ADD COLUMN salt BLOB;
+    ALTER TABLE users ADD COLUMN iterations INTEGER;
+    ALTER TABLE credentials ADD COLUMN selector TEXT NOT NULL DEFAULT '';
+    ALTER TABLE credentials ADD COLUMN sha256 BLOB;
+    ALTER TABLE credentials ADD COLUMN sha1 BLOB;
+    ALTER TABLE credentials ADD COLUMN used_at REAL;
+    ALTER TABLE credentials ADD COLUMN used_from TEXT;
+    CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
+    INSERT INTO secrets VALUES ('scram', randomblob(32))
+    """,
+)
+
+
+@contextmanager
+def transaction(path: Path, *, make: bool = False) -> Iterator[sqlite3.Connection]:
+    """A database that does not exist has no users; ``make`` makes it.
+
+    Raises:
+        ConfigurationError: it is not ours, or newer than we are.
+        TemporaryFailure: it cannot be used now.
+    """
+    if make and not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    try:
+        place = str(path) if path.exists() else ":memory:"
+        database = sqlite3.connect(place, timeout=_PATIENCE)
+        try:
+            _bring_up_to_date(database, path)
+            with database:
+                yield database
+        finally:
+            database.close()
+    except (sqlite3.Error, OSError) as error:
+        raise TemporaryFailure("user database cannot be used") from error
+
+
+def _bring_up_to_date(database: sqlite3.Connection, path: Path) -> None:
+    database.execute("PRAGMA foreign_keys = ON")
+    if _version(database, path) == len(_STEPS):
+        return
+    database.execute("BEGIN IMMEDIATE")  # another process may be at it too
+    for step in _STEPS[_version(database, path) :]:
+        for statement in step.split(";"):
+            database.execute(statement)
+    database.execute(f"PRAGMA user_version = {len(_STEPS)}")
+    database.commit()
+
+
+def _version(database: sqlite3.Connection, path: Path) -> int:
+    version: int = database.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(_STEPS):
+        raise ConfigurationError(f"{path} was written by a newer restante")
+    if version == 0 and database.execute("SELECT 1 FROM sqlite_schema").fetchone():
+        raise ConfigurationError(f"{path} is a database of another program")
+    return version

@@ -1,0 +1,336 @@
+"""App passwords and SCRAM keys: several credentials of one person, none told of the others."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scramp import ScramClient, ScramException, ScramMechanism
+
+from restante.auth import passwords
+from restante.auth import users as module
+from restante.auth.users import BadName, NameTaken, NoSuchAppPassword, Users
+from restante.errors import AuthenticationFailed, NoSuchUser, TemporaryFailure
+from restante.passdb import Account, Credentials, Proof, ScramKeys, ScramSecrets
+
+from .test_users import refused, verify
+
+
+def rows(database: Path, statement: str, *values: object) -> list[Any]:
+    opened = sqlite3.connect(database)
+    try:
+        with opened:
+            return opened.execute(statement, values).fetchall()
+    finally:
+        opened.close()
+
+
+# App passwords.
+
+
+def test_an_app_password_logs_in_as_the_same_user(users: Users) -> None:
+    for label in ("phone", "Odoo"):
+        account = verify(users, "MRose", users.add_app_password("MRose", label))
+        assert (account.user, account.maildrop, account.credential) == ("mrose", "mrose", label)
+    assert verify(users, "mrose", "tan staaf").credential == "password"
+
+
+def test_an_app_password_cannot_be_guessed(users: Users) -> None:
+    """At least 128 bits: 28 characters out of 31."""
+    made = users.add_app_password("mrose", "phone")
+    letters = made.replace("-", "")
+    assert 31 ** len(letters) > 2**128
+    assert set(letters) <= set("abcdefghjkmnpqrstuvwxyz23456789")
+    assert passwords.selector(made) == made[:4]
+
+
+def test_a_login_costs_one_hash_however_many_there_are(users: Users, hashed: Counter[str]) -> None:
+    """Neither the number of app passwords nor whether the user exists can be timed."""
+    made = [users.add_app_password("mrose", str(number)) for number in range(3)]
+    wrong = passwords.generate_app_password()
+    for identity, password in [
+        ("mrose", made[2]),
+        ("mrose", "tan staaf"),
+        ("mrose", "wrong"),
+        ("mrose", wrong),
+        ("mrose", made[0][:5] + wrong[5:]),
+        ("nobody", made[0]),
+        ("nobody", "wrong"),
+    ]:
+        hashed.clear()
+        with suppress(AuthenticationFailed):
+            verify(users, identity, password)
+        assert hashed.total() == 1
+
+
+def test_a_revoked_one_is_refused_and_the_others_are_not(users: Users) -> None:
+    phone, odoo = (users.add_app_password("mrose", label) for label in ("phone", "Odoo"))
+    users.revoke("MRose", "phone")
+    refused(users, "mrose", phone)
+    assert verify(users, "mrose", odoo).credential == "Odoo"
+    assert verify(users, "mrose", "tan staaf")
+    with pytest.raises(NoSuchAppPassword):
+        users.revoke("mrose", "phone")
+    with pytest.raises(NoSuchAppPassword):
+        users.revoke("mrose", "password")
+
+
+def test_one_persons_app_password_is_nobody_elses(users: Users) -> None:
+    users.add("ann", "other")
+    made = users.add_app_password("mrose", "phone")
+    refused(users, "ann", made)
+    with pytest.raises(NoSuchAppPassword):
+        users.revoke("ann", "phone")
+
+
+def test_a_new_password_leaves_app_passwords_alone(users: Users) -> None:
+    made = users.add_app_password("mrose", "phone")
+    users.set_password("mrose", "new")
+    assert verify(users, "mrose", made).credential == "phone"
+    refused(users, "mrose", "tan staaf")
+
+
+def test_removing_a_user_revokes_them(users: Users) -> None:
+    made = users.add_app_password("mrose", "phone")
+    users.remove("mrose")
+    users.add("mrose", "new")
+    refused(users, "mrose", made)
+
+
+@pytest.mark.parametrize(
+    "label", ["", " ", "password", "x" * 65, "a\nb", "a\x1bb", "a\u202eb", "\udcff"]
+)
+def test_a_label_can_be_shown(users: Users, label: str) -> None:
+    with pytest.raises(BadName):
+        users.add_app_password("mrose", label)
+
+
+def test_labels_are_told_apart_and_bounded(users: Users, monkeypatch: pytest.MonkeyPatch) -> None:
+    users.add_app_password("mrose", "phone")
+    with pytest.raises(NameTaken, match="app password 'phone' exists already"):
+        users.add_app_password("mrose", "phone")
+    monkeypatch.setattr(module, "MAX_APP_PASSWORDS", 2)
+    users.add_app_password("mrose", "two")
+    with pytest.raises(BadName, match="at most 2"):
+        users.add_app_password("mrose", "three")
+    with pytest.raises(NoSuchUser):
+        users.add_app_password("nobody", "phone")
+
+
+def test_the_last_use_is_known(users: Users, database: Path) -> None:
+    made = users.add_app_password("mrose", "phone")
+    assert [(each.label, each.used_at) for each in users.app_passwords("mrose")] == [
+        ("phone", None)
+    ]
+    verify(users, "mrose", made, address="192.0.2.7")
+    users.close()
+    (used,) = Users(database).app_passwords("mrose")
+    assert used.used_at is not None
+    assert used.used_at >= used.created_at
+    assert used.used_from == "192.0.2.7"
+
+
+def test_a_refused_login_is_no_use(users: Users, database: Path) -> None:
+    made = users.add_app_password("mrose", "phone")
+    refused(users, "mrose", made[:-1] + "x")
+    users.close()
+    assert rows(database, "SELECT used_at FROM credentials") == [(None,), (None,)]
+
+
+# Hashes that grow old.
+
+
+OLD = "$argon2id$v=19$m=8192,t=1,p=1$"
+
+
+def old_hash(password: str) -> str:
+    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+    kdf = Argon2id(salt=b"s" * 16, length=32, iterations=1, lanes=1, memory_cost=8192)
+    return kdf.derive_phc_encoded(password.encode())
+
+
+def test_an_old_hash_is_renewed_at_the_next_login(users: Users, database: Path) -> None:
+    rows(database, "UPDATE credentials SET hash = ?, sha256 = NULL", old_hash("tan staaf"))
+    refused(users, "mrose", "wrong")
+    verify(users, "mrose", "tan staaf")
+    users.close()
+    ((phc, keys),) = rows(database, "SELECT hash, sha256 FROM credentials")
+    assert passwords.is_current(phc)
+    assert len(keys) == 64
+    assert verify(Users(database), "mrose", "tan staaf")
+
+
+def test_a_password_changed_meanwhile_wins_over_the_renewal(users: Users, database: Path) -> None:
+    """Compare and swap: what was verified is not put back over what came after."""
+    old = old_hash("tan staaf")
+    rows(database, "UPDATE credentials SET hash = ?", old)
+    users.set_password("mrose", "new")
+    users._renew("mrose", "password", old, "tan staaf")
+    assert verify(users, "mrose", "new")
+    refused(users, "mrose", "tan staaf")
+
+
+def test_a_current_hash_is_left_alone(users: Users, database: Path) -> None:
+    before = rows(database, "SELECT hash, sha256 FROM credentials")
+    verify(users, "mrose", "tan staaf")
+    users.close()
+    assert rows(database, "SELECT hash, sha256 FROM credentials") == before
+
+
+# SCRAM.
+
+
+def prove(users: Users, identity: str, password: str, digest: str = "sha256") -> Account:
+    """RFC 5802 §3 with scramp on both sides, over the keys of the database."""
+    secrets = asyncio.run(users.scram(identity, digest))
+    mechanism = {"sha256": "SCRAM-SHA-256", "sha1": "SCRAM-SHA-1"}[digest]
+    for key in secrets.keys:
+        client = ScramClient([mechanism], "user", password, c_nonce="fixed")
+        server = ScramMechanism(mechanism).make_server(
+            lambda _, key=key: (secrets.salt, key.stored_key, key.server_key, secrets.iterations)
+        )
+        server.set_client_first(client.get_client_first())
+        client.set_server_first(server.get_server_first())
+        try:
+            server.set_client_final(client.get_client_final())
+        except ScramException:
+            continue
+        client.set_server_final(server.get_server_final())
+        return asyncio.run(users.proved(Proof(mechanism, identity, key.credential)))
+    raise AuthenticationFailed("bad-proof")
+
+
+def test_the_database_is_a_lookup_for_scram(users: Users) -> None:
+    lookup: ScramKeys = users
+    assert lookup is users
+
+
+@pytest.mark.parametrize("digest", ["sha256", "sha1"])
+def test_every_credential_proves_itself(users: Users, digest: str) -> None:
+    made = users.add_app_password("mrose", "phone")
+    assert prove(users, "mrose", "tan staaf", digest).credential == "password"
+    assert prove(users, "MRose", made, digest).credential == "phone"
+    for identity, password in [("mrose", "wrong"), ("nobody", "tan staaf"), ("nobody", "")]:
+        with pytest.raises((AuthenticationFailed, ScramException)):
+            prove(users, identity, password, digest)
+
+
+def test_a_new_password_has_new_keys(users: Users) -> None:
+    users.set_password("mrose", "new")
+    assert prove(users, "mrose", "new")
+    with pytest.raises(AuthenticationFailed):
+        prove(users, "mrose", "tan staaf")
+
+
+def test_saslprep_makes_one_of_what_looks_the_same(users: Users) -> None:
+    """RFC 4013: a client may send the composed or the decomposed form."""
+    users.set_password("mrose", "p\u00e4ss")
+    assert prove(users, "mrose", "pa\u0308ss")
+
+
+def test_a_password_without_keys_works_with_plain(users: Users) -> None:
+    """RFC 4013 forbids control characters; an old password may hold one."""
+    users.set_password("mrose", "a\x07b")
+    assert verify(users, "mrose", "a\x07b")
+    assert not fits_anything(asyncio.run(users.scram("mrose", "sha256")))
+
+
+def fits_anything(secrets: ScramSecrets) -> bool:
+    return any(key.credential != "nobody" for key in secrets.keys)
+
+
+@pytest.mark.parametrize("digest", ["sha256", "sha1"])
+def test_an_unknown_user_is_answered_like_a_known_one(
+    users: Users, database: Path, digest: str
+) -> None:
+    """Same shape, the same at each try and in each process, another for each name."""
+
+    def shape(secrets: ScramSecrets) -> Sequence[int]:
+        (key,) = secrets.keys
+        return [len(secrets.salt), secrets.iterations, len(key.stored_key), len(key.server_key)]
+
+    known, unknown, again = (
+        asyncio.run(each.scram(name, digest))
+        for each, name in [(users, "mrose"), (users, "nobody"), (Users(database), "Nobody")]
+    )
+    assert shape(known) == shape(unknown)
+    assert unknown == again
+    assert unknown.salt != asyncio.run(users.scram("nobody2", digest)).salt
+    assert not fits_anything(unknown)
+
+
+@pytest.mark.parametrize("identity", ["", "\0", "\udcff", "../x", "%n", "m" * 10_000])
+def test_an_impossible_identity_is_an_unknown_one(users: Users, identity: str) -> None:
+    assert not fits_anything(asyncio.run(users.scram(identity, "sha256")))
+
+
+def test_a_credential_revoked_during_the_exchange_is_refused(users: Users) -> None:
+    users.add_app_password("mrose", "phone")
+    users.revoke("mrose", "phone")
+    for proof in (Proof("SCRAM-SHA-256", "mrose", "phone"), Proof("x", "nobody", "nobody")):
+        with pytest.raises(AuthenticationFailed):
+            asyncio.run(users.proved(proof))
+
+
+def test_a_proof_acts_for_nobody_else(users: Users) -> None:
+    users.add("ann", "pw")
+    with pytest.raises(AuthenticationFailed):
+        asyncio.run(users.proved(Proof("SCRAM-SHA-256", "mrose", "password", "ann")))
+    proof = Proof("SCRAM-SHA-256", "mrose", "password", "MRose", "192.0.2.7")
+    assert asyncio.run(users.proved(proof)).user == "mrose"
+
+
+def test_a_database_that_is_away_is_no_guess(users: Users, database: Path) -> None:
+    database.unlink()
+    with pytest.raises(TemporaryFailure):
+        asyncio.run(users.scram("mrose", "sha256"))
+    with pytest.raises(TemporaryFailure):
+        asyncio.run(users.proved(Proof("SCRAM-SHA-256", "mrose", "password")))
+
+
+# A database of before.
+
+VERSION_1 = """
+CREATE TABLE users (name TEXT PRIMARY KEY, is_enabled INTEGER NOT NULL DEFAULT 1,
+    networks TEXT NOT NULL DEFAULT '', created_at REAL NOT NULL) STRICT;
+CREATE TABLE credentials (user TEXT NOT NULL REFERENCES users (name) ON DELETE CASCADE,
+    label TEXT NOT NULL, hash TEXT NOT NULL, created_at REAL NOT NULL,
+    PRIMARY KEY (user, label)) STRICT;
+PRAGMA user_version = 1;
+INSERT INTO users VALUES ('ann', 0, '192.0.2.0/24', 7);
+"""
+
+
+def test_a_database_of_version_1_goes_on_working(tmp_path: Path) -> None:
+    database = tmp_path / "users.sqlite3"
+    opened = sqlite3.connect(database)
+    opened.executescript(VERSION_1)
+    opened.execute("INSERT INTO credentials VALUES ('ann', 'password', ?, 7)", (old_hash("pw"),))
+    opened.commit()
+    opened.close()
+    users = Users(database)
+    assert not fits_anything(asyncio.run(users.scram("ann", "sha256")))
+    account = verify(users, "ann", "pw")
+    assert account.refusal("192.0.2.7") == "disabled"
+    assert [str(network) for network in account.networks] == ["192.0.2.0/24"]
+    users.close()
+    assert prove(Users(database), "ann", "pw"), "the first login made the keys"
+    assert rows(database, "PRAGMA user_version") == [(2,)]
+
+
+def test_no_secret_is_in_a_repr(users: Users) -> None:
+    made = users.add_app_password("mrose", "phone")
+    secrets = asyncio.run(users.scram("mrose", "sha256"))
+    for each in (users.app_passwords("mrose"), users.list(), secrets, secrets.keys):
+        assert made not in repr(each)
+        assert "stored_key" not in repr(each)
+    assert Credentials("PLAIN", "mrose", made).password not in repr(
+        Credentials("PLAIN", "mrose", made)
+    )
