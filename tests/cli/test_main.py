@@ -18,7 +18,18 @@ from restante.cli import common
 
 from .conftest import Restante, program
 
-VERBS = ["demo", "serve", "user", "maildrop", "deliver", "fetch", "check"]
+VERBS = [
+    "demo",
+    "serve",
+    "user",
+    "auth",
+    "maildrop",
+    "deliver",
+    "fetch",
+    "account",
+    "collect",
+    "check",
+]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ PASSWORD = "k7fq-2m9x-tw4r-h8zd"
 # What must have happened before a page begins.
 _ANN = ("restante user add ann", "restante deliver ann < message", "restante deliver ann < message")
 BEFORE = {
+    "app-passwords": _ANN,
     "collect": _ANN,
     "README": _ANN,  # for its Python
     "fetch-mail": _ANN,
