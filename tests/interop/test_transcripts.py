@@ -24,7 +24,13 @@ pytestmark = pytest.mark.interop
 
 CLOSED = b"(closed)"
 DIFFERS = {
+    "auth_login": "is set up without LOGIN here",
+    "auth_oauthbearer": "is set up without OAUTHBEARER here",
+    "auth_oauthbearer_fails": "likewise",
+    "auth_oauthbearer_malformed": "likewise, and slows guessing down instead of closing",
     "auth_unknown": "a bare AUTH lists the mechanisms, as old clients want; RFC 5034 knows no such",
+    "auth_xoauth2": "is set up without XOAUTH2 here",
+    "auth_xoauth2_at_once": "likewise",
     "bare_line_feed": "LF ends a command, so this is two; RFC 1939 §3 has CRLF only",
     "byte_stuffing": "a dot that begins the first line of a message is not doubled, so a client "
     "takes that for the end; RFC 1939 §3 has no such exception",
