@@ -118,6 +118,7 @@ def test_story_of_an_account(shell: Shell, server: dict[str, object]) -> None:
     assert not written.exists()
 
 
+@pytest.mark.slow
 def test_collecting_into_a_maildrop_of_this_server(shell: Shell, server: dict[str, object]) -> None:
     deliver(server)
     add(shell, server, "maildrop:ann", "--keep", "none")
@@ -127,6 +128,7 @@ def test_collecting_into_a_maildrop_of_this_server(shell: Shell, server: dict[st
     assert [(row["size"], row["subject"]) for row in rows] == [(23, "one")]
 
 
+@pytest.mark.slow
 def test_adopted_mail_is_not_fetched_and_not_deleted(
     shell: Shell, server: dict[str, object]
 ) -> None:
@@ -137,6 +139,7 @@ def test_adopted_mail_is_not_fetched_and_not_deleted(
     assert (outcome["stored"], outcome["deleted"]) == (0, 0)
 
 
+@pytest.mark.slow
 def test_a_password_that_is_wrong_leaves_no_account(
     shell: Shell, server: dict[str, object]
 ) -> None:
@@ -147,6 +150,7 @@ def test_a_password_that_is_wrong_leaves_no_account(
     assert shell.ok("account", "list") == ""
 
 
+@pytest.mark.slow
 def test_an_untrusted_certificate_gets_no_password(shell: Shell, server: dict[str, object]) -> None:
     words = ("account", "add", "isp", f"pop3s://me@{server['pop3s']}", "--to", f"{shell.home}/M")
     done = shell.run(*words, give=b"wrong\n")
@@ -208,6 +212,7 @@ def test_passwords_are_refused_where_they_are_not_safe(
     assert b"hunter2" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_one_bad_account_does_not_stop_the_others(shell: Shell, server: dict[str, object]) -> None:
     deliver(server)
     configure(shell, "dead", '{ command = ["echo", "x"] }')
@@ -218,6 +223,7 @@ def test_one_bad_account_does_not_stop_the_others(shell: Shell, server: dict[str
     assert b"dead: 127.0.0.1" in done.stderr
 
 
+@pytest.mark.slow
 def test_watching_ends_when_told(shell: Shell, server: dict[str, object]) -> None:
     deliver(server)
     add(shell, server, f"maildir:{shell.home}/Mail")

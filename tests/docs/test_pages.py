@@ -149,7 +149,13 @@ def names(pages: list[Path]) -> list[str]:
     return [page.stem for page in pages]
 
 
-@pytest.mark.parametrize("page", RUNNING, ids=names(RUNNING))
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=() if page.stem == "README" else pytest.mark.slow, id=page.stem)
+        for page in RUNNING
+    ],
+)
 def test_what_the_page_says_works(page: Path, home: Home) -> None:
     for command in BEFORE.get(page.stem, ()):
         home.run("sh", "-c", home.here(command))
