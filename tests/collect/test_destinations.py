@@ -199,7 +199,7 @@ class Recorder:
         changes = name != "open" or arguments[1] & (os.O_CREAT | os.O_TRUNC)
         if changes and os.fspath(where).startswith(str(self._base)):
             told = os.path.relpath(where, self._base)
-            told = re.sub(r"[0-9a-f]{16,}", "N", re.sub(r"\d{9,}\.", "T.", told))
+            told = re.sub(r"\d{9,}\.", "T.", re.sub(r"[0-9a-f]{16,}", "N", told))
             self.calls.append(f"{name} {told}")
             if 0 <= self._die_at < len(self.calls):
                 raise Dead
