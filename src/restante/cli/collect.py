@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import random
 import signal
 import sys
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from ..collect.ledger import Ledger
     from ..collect.plan import Policy
 
-_log = logging.getLogger("restante.collect")
 _AT_ONCE = 4  # accounts
 _LONGEST_PAUSE = 3600.0  # seconds between tries of an account that fails
 # Of several accounts the gravest decides.

@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..errors import ConfigurationError, TemporaryFailure
+from ..net.saving import fsync_directory
 from .plan import Taken
 
 _VERSION = 1  # of the schema, in user_version
@@ -73,7 +74,7 @@ class Ledger:
                 self._database.close()
                 raise
             if is_new:
-                _sync_directory(path.parent)
+                fsync_directory(path.parent)
 
     def _prepare(self) -> None:
         self._database.execute("PRAGMA journal_mode = WAL")
@@ -272,11 +273,3 @@ def _octets(key: str) -> bytes:
 
 def _text(key: bytes) -> str:
     return key.decode("utf-8", "surrogateescape")
-
-
-def _sync_directory(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
