@@ -10,7 +10,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,9 +105,12 @@ class Dovecot:
 
     def stored(self) -> list[bytes]:
         """The octets of every message, the oldest first."""
-        found = [*(self.maildir / "new").iterdir(), *(self.maildir / "cur").iterdir()]
-        in_order = sorted(found, key=lambda path: int(path.name.partition(".")[0]))
-        return [path.read_bytes() for path in in_order]
+        while True:
+            found = [*(self.maildir / "new").iterdir(), *(self.maildir / "cur").iterdir()]
+            in_order = sorted(found, key=lambda path: int(path.name.partition(".")[0]))
+            # A session that has lost its client still moves messages from new/ to cur/.
+            with suppress(FileNotFoundError):
+                return [path.read_bytes() for path in in_order]
 
 
 @contextmanager
