@@ -324,6 +324,14 @@ def test_private_mode_serves_loopback_and_the_users_own_files(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("length", "has_path"), [(107, True), (108, False)])
+def test_what_is_ephemeral_starts_in_a_deep_folder_too(length: int, has_path: bool) -> None:
+    """A socket's path is short (unix(7)); the port beside it serves as well."""
+    folder = Path("/" + "x" * (length - len("//lmtp.sock")))
+    found = config.ephemeral(folder).intake.lmtp.listen
+    assert found == (f"unix:{folder}/lmtp.sock",) * has_path + ("127.0.0.1:0",)
+
+
 def test_a_line_of_toml_is_read_back() -> None:
     for value in ("a", 'a"b\\c', ["a", "b"], [], 7):
         assert tomllib.loads(f"x = {config.toml(value)}")["x"] == value

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from . import sasl
 from .errors import ConfigurationError
-from .net.listener import Address
+from .net.listener import MAX_SOCKET_PATH, Address
 
 ALL_MECHANISMS = tuple(sasl.MECHANISMS)
 MECHANISMS = tuple(name for name in ALL_MECHANISMS if name != "LOGIN")
@@ -458,7 +458,9 @@ def load(
 
 def ephemeral(folder: Path) -> Configuration:
     """For tests and the demo: everything in ``folder``, every port chosen by the system."""
-    lmtp, smtp = [f"unix:{folder}/lmtp.sock", "127.0.0.1:0"], "127.0.0.1:0"
+    lmtp, smtp = ["127.0.0.1:0"], "127.0.0.1:0"
+    if len(os.fsencode(path := f"{folder}/lmtp.sock")) <= MAX_SOCKET_PATH:
+        lmtp.insert(0, f"unix:{path}")  # the folder for temporary files may lie deep
     tree = {
         "server": {"listen": ["pop3s://127.0.0.1:0", "pop3://127.0.0.1:0"]},
         "intake": {"lmtp": {"listen": lmtp}, "smtp": {"listen": smtp}},

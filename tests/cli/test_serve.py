@@ -280,6 +280,11 @@ def no_socket(home: Path) -> tuple[str, int, str]:
     return f"[intake.lmtp]\nlisten = 'unix:{home}/none/lmtp'", 69, "No such file or directory"
 
 
+def a_second_that_fails(home: Path) -> tuple[str, int, str]:
+    """The first is closed; a warning of Python's would be a second line."""
+    return "[server]\nlisten = ['pop3://127.0.0.1:0', 'pop3://192.0.2.1:0']", 69, "that address"
+
+
 def a_long_socket(home: Path) -> tuple[str, int, str]:
     return f"[intake.lmtp]\nlisten = 'unix:{home}/{'x' * 108}'", 69, "path too long"
 
@@ -288,7 +293,7 @@ def a_long_socket(home: Path) -> tuple[str, int, str]:
     "trouble",
     [
         *(in_use, no_such_address, no_certificate, no_store, shared_store, no_state),
-        *(no_socket, a_long_socket),
+        *(no_socket, a_long_socket, a_second_that_fails),
     ],
 )
 def test_trouble_at_the_start(

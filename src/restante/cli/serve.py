@@ -262,18 +262,17 @@ def listening(configuration: Configuration) -> Iterator[list[Place]]:
         ConfigurationError: an address that cannot be used.
     """
     with ExitStack() as stack:
-        places = [Place(name, each) for name, each in systemd.inherited()]
+        places = [Place(name, stack.enter_context(each)) for name, each in systemd.inherited()]
         if not places:
             wanted = [(Address.parse(text), "") for text in configuration.server.listen]
             intake = configuration.intake
             wanted += [(Address.parse(text), "lmtp") for text in intake.lmtp.listen]
             wanted += [(Address.parse(text), "smtp") for text in intake.smtp.listen]
             for address, scheme in wanted:
-                places.append(Place(scheme or address.scheme, bind(address)))
+                own = stack.enter_context(bind(address))
+                places.append(Place(scheme or address.scheme, own))
                 if address.path:
                     stack.callback(Path(address.path).unlink, missing_ok=True)
-        for place in places:
-            stack.callback(place.socket.close)
         yield places
 
 

@@ -77,6 +77,9 @@ class Address:
             return False
 
 
+MAX_SOCKET_PATH = 107  # octets (unix(7): sun_path has 108, a NUL ends it)
+
+
 def bind(address: Address) -> socket.socket:
     """A listening socket, close-on-exec and non-blocking.
 
