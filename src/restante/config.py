@@ -78,6 +78,19 @@ def count(value: Any) -> int:
     return int(value)
 
 
+def keeping(value: Any) -> int | None:
+    """Whole days; None is for ever."""
+    if value == "never":
+        return None
+    try:
+        found = duration(value)
+    except _BadValue:
+        found = 0.0
+    if found < 86_400 or found % 86_400:
+        raise _BadValue('wants "never" or a time in whole days, such as "90d"')
+    return int(found) // 86_400
+
+
 def workers(value: Any) -> int:
     """0 stands for one for each core."""
     return 0 if value == "auto" else at_most(255, count)(value)
@@ -336,6 +349,18 @@ class Limits:
         50, "Connections from one IPv4 address or one IPv6 /64 network.", count
     )
     message: int = option("50MiB", "The largest message that intake takes.", octets)
+    login_delay: float = option(
+        "0",
+        "The time from one login of a user to the next, at least, told by LOGIN-DELAY; 0 sets "
+        "none. `restante user permit` gives a user another.",
+        duration,
+    )
+    expire: int | None = option(
+        "never",
+        "Mail that has lain in a maildrop so long is removed by itself, told by EXPIRE, and held "
+        "like any that was removed. `restante user permit` gives a user another time.",
+        keeping,
+    )
     idle: float = option(
         "10min",
         "Silence after which a session ends without removing anything.",

@@ -13,6 +13,7 @@ RestanteError
 ├── AuthenticationFailed       [AUTH]
 ├── TLSRequired
 ├── MaildropInUse              [IN-USE]
+├── LoginDelayed               [LOGIN-DELAY]
 ├── ReadOnly                   this login may not mark messages as deleted
 ├── TemporaryFailure           [SYS/TEMP]
 │   ├── MessageGone
@@ -36,6 +37,8 @@ RestanteError
 """
 
 from __future__ import annotations
+
+from math import ceil
 
 
 class RestanteError(Exception):
@@ -106,6 +109,17 @@ class MaildropInUse(RestanteError):
     def __init__(self, held_for: float) -> None:
         super().__init__(f"maildrop in use by another session for {held_for:.0f} s")
         self.held_for = held_for  # seconds
+
+
+class LoginDelayed(RestanteError):
+    """Right credentials, too soon after the last login with them (RFC 2449 §8.1.1)."""
+
+    code = "LOGIN-DELAY"
+    retry = True
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"log in again in {ceil(seconds)} s")
+        self.seconds = seconds
 
 
 class ReadOnly(RestanteError):

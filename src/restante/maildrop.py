@@ -2,7 +2,7 @@
 
 Nothing here knows files: a store may keep messages anywhere.  What a store can do
 beyond this contract is an add-on interface (``Holding``, ``Rendered``, ``RawReading``,
-``Journal``), never a new method here.
+``Journal``, ``Paced``, ``Expiring``), never a new method here.
 """
 
 from __future__ import annotations
@@ -146,6 +146,17 @@ class Journal(Protocol):
         """
 
 
+@runtime_checkable
+class Paced(Protocol):
+    """Add-on of a maildrop that knows when somebody last logged in (RFC 2449 §6.5)."""
+
+    async def pace(self, delay: float) -> float:
+        """Seconds until the maildrop may be opened again, ``delay`` after the last time.
+
+        0: now, and this moment is the last time from here on.  Holds across processes.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class HeldMessage:
     """A message that was removed from a maildrop and can still be given back."""
@@ -183,3 +194,16 @@ class Holding(Protocol):
 
     def users(self) -> AsyncIterator[str]:
         """Every user who has a maildrop here."""
+
+
+class Expiring(Protocol):
+    """Add-on of a store that removes old mail by itself (RFC 2449 §6.7)."""
+
+    async def expire(self, user: str, arrived_before: float) -> int:
+        """Remove what has lain there since before that moment (seconds since the epoch).
+
+        Removed as by QUIT, so it is held where removed mail is.  Returns how many messages.
+
+        Raises:
+            MaildropInUse: a session is under way, and nothing is removed under it.
+        """

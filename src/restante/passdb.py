@@ -90,6 +90,16 @@ Shown = Credentials | Proof | Token
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """What a user is told of how often and how long (RFC 2449 §6.5, §6.7)."""
+
+    login_delay: int = 0
+    """Seconds from one login to the next, at least."""
+    expire: int | None = None
+    """Days after which mail may be removed without being asked; None: never."""
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """An identity that was proved, and what it may open."""
 
@@ -108,7 +118,9 @@ class Account:
     is_read_only: bool = False
     """Nothing may be marked as deleted."""
     login_delay: float = 0.0
-    """Seconds between two logins (RFC 2449 §6.5)."""
+    """Seconds between two logins; 0: as the server has it (RFC 2449 §6.5)."""
+    expire: int | None = None
+    """Days that mail is kept at least; None: as the server has it (RFC 2449 §6.7)."""
 
     def refusal(self, address: str, *, is_secure: bool = True, mechanism: str = "") -> str | None:
         """Why this account may not be opened now from ``address``, or None: it may.

@@ -233,7 +233,7 @@ def test_what_is_wrong_with_an_app_password_is_told(
 def test_permit_changes_what_is_named_only(restante: Restante, ann: str) -> None:
     restante("user", "permit", "ann", "--network", "192.0.2.0/24", "2001:db8::/32", "--tls")
     restante("user", "permit", "ANN", "--mechanism", "scram-sha-256", "--login-delay", "5min")
-    restante("user", "permit", "ann", "--read-only", "--no-tls")
+    restante("user", "permit", "ann", "--read-only", "--no-tls", "--expire", "90d")
     found = restante("user", "show", "ann", "--json").json
     assert found == {
         "schema": "restante/user-show/1",
@@ -244,16 +244,27 @@ def test_permit_changes_what_is_named_only(restante: Restante, ann: str) -> None
         "needs_tls": False,
         "read_only": True,
         "login_delay": 300.0,
+        "expire": 90,
         "app_passwords": [],
     }
     restante("user", "permit", "ann", "--network", "any", "--mechanism", "any", "--no-read-only")
     text = restante("user", "show", "ann").out
     for words in ("may log in", "everywhere", "every mechanism", "allowed", "once in 300 s"):
         assert words in text
+    assert "90 days" in text
+    restante("user", "permit", "ann", "--expire", "any")
+    assert restante("user", "show", "ann", "--json").json["expire"] is None
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--network", "x"], ["--network", "10.0.0.1/8"], ["--login-delay", "soon"]]
+    "arguments",
+    [
+        ["--network", "x"],
+        ["--network", "10.0.0.1/8"],
+        ["--login-delay", "soon"],
+        ["--expire", "12h"],
+        ["--expire", "0"],
+    ],
 )
 def test_a_permission_that_means_nothing_is_refused(
     restante: Restante, ann: str, arguments: list[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import poplib
@@ -12,9 +13,9 @@ import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -23,6 +24,7 @@ import pytest
 from restante.auth.users import Users
 from restante.net import tls
 from restante.shared import SharedTally
+from restante.store.maildir import MaildirStore
 
 T = TypeVar("T")
 WAIT = 20.0  # seconds for anything at all
@@ -242,6 +244,59 @@ def test_hangup_brings_limits_and_a_mistake_changes_nothing(site: Site) -> None:
     assert site.is_full()
     assert first.is_alive()
     first.close()
+
+
+@pytest.mark.rfc("P-087")
+def test_login_delay_holds_across_workers_and_restarts(site: Site) -> None:
+    users = Users(site.place / "users.sqlite3")
+    users.permit("ann", replace(users.get("ann").account, login_delay=300))
+    users.close()
+    site.write(limits='login_delay = "0"')
+    site.start()
+    first, second = site.workers()
+    with ExitStack() as stack:
+        client = site.client_of(first)
+        stack.callback(client.close)
+        assert client.capa()["LOGIN-DELAY"] == ["300", "USER"]
+        client.log_in("ann")
+        assert client.capa()["LOGIN-DELAY"] == ["300"]
+        client.quit()
+        other = site.client_of(second)
+        stack.callback(other.close)
+        with pytest.raises(poplib.error_proto, match="LOGIN-DELAY"):
+            other.log_in("ann")
+        other.log_in("bob")  # who has none
+        assert "LOGIN-DELAY" not in other.capa()
+    site.stop()
+    assert site.process.stdout is not None
+    site.process.stdout.close()
+    site.start()
+    again = site.client()
+    with pytest.raises(poplib.error_proto, match="LOGIN-DELAY"):
+        again.log_in("ann")
+    again.close()
+
+
+@pytest.mark.rfc("P-089", "P-191")
+def test_old_mail_is_removed_at_the_start_and_then_now_and_again(site: Site) -> None:
+    store = MaildirStore(f"{site.place}/mail/%u")
+    (site.place / "mail").mkdir()
+    entry = asyncio.run(store.deliver("ann", _once(b"Subject: old\r\n\r\n")))
+    site.write(limits='expire = "30d"')
+    clock = site.place / "sitecustomize.py"  # a month has passed, as far as it can tell
+    clock.write_text("import time\nnow = time.time\ntime.time = lambda: now() + 31 * 86_400\n")
+    site.start(PYTHONPATH=f"{site.place}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    assert "messages=1" in site.wait_for("expired")
+    client = site.client()
+    assert client.capa()["EXPIRE"] == ["30"]
+    assert client.log_in("ann").stat() == (0, 0)
+    client.close()
+    (held,) = asyncio.run(store.held("ann"))
+    assert held.unique_id == entry.unique_id
+
+
+async def _once(octets: bytes) -> AsyncIterator[bytes]:
+    yield octets
 
 
 @pytest.mark.parametrize("workers", [1, 2])

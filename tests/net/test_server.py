@@ -14,6 +14,8 @@ import pytest
 from restante.errors import MessageGone, TemporaryFailure
 from restante.maildrop import Entry, Maildrop, Store
 from restante.net.server import Timeouts
+from restante.passdb import Terms
+from restante.pop3.session import Policy
 from restante.store.memory import MemoryStore
 
 from ..pop3.core import transcript_core
@@ -464,5 +466,32 @@ def test_a_reset_in_the_middle_removes_nothing(run: Run[None]) -> None:
                 await asyncio.sleep(0)
             await server.service.drain(5)
         assert await sizes(store) == [len(big)]
+
+    run(main())
+
+
+# LOGIN-DELAY.
+
+
+@pytest.mark.rfc("P-083", "P-087")
+def test_a_second_login_too_soon_is_refused_and_frees_the_lock(run: Run[None]) -> None:
+    """RFC 2449 §8.1.1; a wrong password tells nothing of it."""
+
+    async def main() -> None:
+        store = await filled(MESSAGE)
+        policy = Policy(terms=Terms(login_delay=300))
+        async with serving(store, policy=policy) as server:
+            async with server.client() as client:
+                await client.log_in()
+                assert (await client.ask(b"QUIT")).startswith(b"+OK")
+                await client.rest()
+            async with server.client() as client:
+                for _ in range(5):  # no guess, so nobody is cut off for it
+                    await client.ask(b"USER mrose")
+                    told = await client.ask(b"PASS tan staaf")
+                    assert told == b"-ERR [LOGIN-DELAY] log in again in 300 s"
+                await client.ask(b"USER mrose")
+                assert (await client.ask(b"PASS wrong")).startswith(b"-ERR [AUTH] ")
+                assert await sizes(store) == [len(MESSAGE)], "the lock is free"
 
     run(main())

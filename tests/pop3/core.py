@@ -32,9 +32,10 @@ class Core:
         self.is_closed = False
         self.is_handshaking = False
         self._passdb = OneUser(password)
+        self._policy = policy or Policy()
         self._listing = [Entry(f"u{at}", len(text)) for at, text in enumerate(messages, 1)]
         self.session = Session(
-            policy or Policy(), is_secure=tls, may_start_tls=may_start_tls, channel=channel
+            self._policy, is_secure=tls, may_start_tls=may_start_tls, channel=channel
         )
 
     def send(self, octets: bytes) -> bytes:
@@ -53,11 +54,12 @@ class Core:
                 self.is_closed = True
             case Login(shown):
                 try:
-                    self._passdb.open(shown)
+                    account = self._passdb.open(shown)
                 except AuthenticationFailed as error:
                     self._do(session.failed(error))
                 else:
-                    self._do(session.opened(self._listing))
+                    terms = self._policy.terms_of(account)
+                    self._do(session.opened(self._listing, terms=terms))
             case Lookup():
                 self._do(session.found(self._passdb.keys(event.identity, event.digest)))
             case Retrieve(_, entry, response, lines):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from restante.passdb import Account, Terms
 from restante.pop3.commands import VERBS
 from restante.pop3.session import MAX_SASL_LINE, Policy, Session
 from restante.pop3.state import State
@@ -181,3 +182,45 @@ def test_a_session_is_small() -> None:
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert size / len(sessions) < 2048
+
+
+# What is announced.
+
+HURRIED = Policy(terms=Terms(60), worst=Terms(300, 7))
+
+
+def capabilities(core: Core) -> set[bytes]:
+    return set(core.send(b"CAPA\r\n").split(b"\r\n"))
+
+
+@pytest.mark.rfc("P-087", "P-089")
+def test_strangers_are_told_the_worst_and_a_user_his_own() -> None:
+    """RFC 2449 §6.5, §6.7: USER says that there is more to learn after the login."""
+    core = Core(list(MESSAGES), policy=HURRIED)
+    assert capabilities(core) >= {b"LOGIN-DELAY 300 USER", b"EXPIRE 7 USER"}
+    core.send(b"USER mrose\r\nPASS tan staaf\r\n")
+    assert capabilities(core) >= {b"LOGIN-DELAY 60", b"EXPIRE NEVER"}
+
+
+@pytest.mark.rfc("P-087", "P-089")
+def test_what_holds_for_all_is_told_without_user() -> None:
+    core = Core(list(MESSAGES), policy=Policy(terms=Terms(60, 30)))
+    for _ in range(2):
+        assert capabilities(core) >= {b"LOGIN-DELAY 60", b"EXPIRE 30"}
+        core.send(LOGIN)
+    assert not any(b"LOGIN-DELAY" in line for line in capabilities(Core([])))
+
+
+@pytest.mark.parametrize(
+    ("own", "terms"),
+    [
+        (Account("a", "a"), Terms(60)),
+        (Account("a", "a", login_delay=10.5), Terms(11)),
+        (Account("a", "a", login_delay=300), Terms(300)),
+        (Account("a", "a", login_delay=9999), Terms(300)),  # until it is announced
+        (Account("a", "a", expire=7), Terms(60, 7)),
+    ],
+)
+@pytest.mark.rfc("P-087")
+def test_nobody_waits_longer_than_was_announced(own: Account, terms: Terms) -> None:
+    assert HURRIED.terms_of(own) == terms

@@ -7,13 +7,13 @@ from typing import Protocol
 
 import pytest
 
-from restante.maildrop import Holding, Store
+from restante.maildrop import Expiring, Holding, Store
 from restante.store.maildir import MaildirStore
 from restante.store.memory import MemoryStore
 
 
-class HoldingStore(Store, Holding, Protocol):
-    """A store that holds removed mail."""
+class HoldingStore(Store, Holding, Expiring, Protocol):
+    """A store that holds removed mail, and removes old mail by itself."""
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from restante.errors import MaildropInUse, MessageGone
-from restante.maildrop import HeldMessage
+from restante.maildrop import HeldMessage, Paced
 
 from .conftest import HoldingStore
 from .helpers import canonical, contents, deliver, listing, pieces, remove, run, text_of, whole
@@ -347,5 +347,54 @@ def test_hundred_deliveries_at_once(store: HoldingStore) -> None:
     async def story() -> None:
         await asyncio.gather(*[store.deliver("ann", pieces(b"%d\n" % n)) for n in range(100)])
         assert sorted(await contents(store, "ann")) == sorted(b"%d\r\n" % n for n in range(100))
+
+    run(story())
+
+
+# What time does.
+
+
+async def paced(store: HoldingStore, delay: float) -> float:
+    async with store.open("ann") as maildrop:
+        assert isinstance(maildrop, Paced)
+        return await maildrop.pace(delay)
+
+
+@pytest.mark.rfc("P-087")
+def test_a_login_that_comes_too_soon_is_told_how_long_to_wait(store: HoldingStore) -> None:
+    """And does not begin the time anew, so that who asks too often gets in at last."""
+    assert run(paced(store, 100)) == 0
+    first, second = run(paced(store, 100)), run(paced(store, 100))
+    assert 99 < second < first <= 100
+    assert run(paced(store, 0.0001)) == 0
+
+
+@pytest.mark.rfc("P-089", "P-191")
+def test_old_mail_is_removed_and_held(store: HoldingStore) -> None:
+    async def story() -> None:
+        await deliver(store, "ann", TEXT)
+        between = time.time()
+        await asyncio.sleep(0.05)  # the clock of a file system is coarse
+        assert await store.expire("ann", between - 10) == 0
+        assert await store.expire("ann", time.time() - 0.01) == 1
+        await deliver(store, "ann", b"new\r\n")
+        assert await contents(store, "ann") == [b"new\r\n"]
+        (held,) = await store.held("ann")
+        assert await store.undelete("ann", [held]) == 1
+        assert await store.expire("ann", between) == 0, "given back, it has come anew"
+        assert await store.expire("nobody", time.time()) == 0
+
+    run(story())
+
+
+@pytest.mark.rfc("P-089")
+def test_no_mail_is_removed_under_a_session(store: HoldingStore) -> None:
+    async def story() -> None:
+        await deliver(store, "ann", TEXT)
+        async with store.open("ann") as maildrop:
+            with pytest.raises(MaildropInUse):
+                await store.expire("ann", time.time() + 10)
+            assert await text_of(maildrop, maildrop.listing[0]) == TEXT
+        assert await store.expire("ann", time.time() + 10) == 1
 
     run(story())

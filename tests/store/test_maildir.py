@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restante.errors import MessageGone, TemporaryFailure
-from restante.maildrop import Entry
+from restante.maildrop import Entry, Paced
 from restante.message import Survey
 from restante.store import files
 from restante.store.maildir import MaildirStore
@@ -593,3 +593,26 @@ def test_mailbox_that_changes_while_it_is_measured(
     monkeypatch.setattr(files, "survey", measure)
     assert ids(run(listing(maildir, "ann"))) == ["0.a", "3.a", "4.a"]
     assert ids(run(listing(maildir, "ann"))) == ["3.a", "4.a"]
+
+
+@pytest.mark.rfc("P-087")
+def test_a_clock_that_was_put_back_keeps_nobody_out(maildir: MaildirStore, place: Path) -> None:
+    async def pace() -> float:
+        async with maildir.open("ann") as maildrop:
+            assert isinstance(maildrop, Paced)
+            return await maildrop.pace(100)
+
+    assert run(pace()) == 0
+    os.utime(place / "restante.login", (0, time.time() + 5000))
+    assert run(pace()) == 0
+    assert run(pace()) > 99
+
+
+@pytest.mark.rfc("P-089")
+def test_mail_that_was_moved_here_with_its_old_time_is_new(
+    maildir: MaildirStore, place: Path
+) -> None:
+    """Nobody who moves in loses mail of 1999 at once."""
+    put(place, "new/1.a", b"x")
+    os.utime(place / "new" / "1.a", (0, 0))
+    assert run(maildir.expire("ann", time.time() - 5)) == 0

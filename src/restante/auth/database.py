@@ -16,7 +16,7 @@ from ..errors import ConfigurationError, TemporaryFailure
 
 _PATIENCE = 5.0  # seconds for another process to finish writing
 # Each step makes the next version, which is the number of steps taken, in user_version.
-_STEPS = (
+STEPS = (
     """
     CREATE TABLE users (
         name TEXT PRIMARY KEY,
@@ -49,6 +49,8 @@ _STEPS = (
     CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
     INSERT INTO secrets VALUES ('scram', randomblob(32))
     """,
+    # expire: days that mail is kept at least; NULL: as the server has it.
+    "ALTER TABLE users ADD COLUMN expire INTEGER",
 )
 
 
@@ -78,19 +80,19 @@ def transaction(path: Path, *, make: bool = False) -> Iterator[sqlite3.Connectio
 
 def _bring_up_to_date(database: sqlite3.Connection, path: Path) -> None:
     database.execute("PRAGMA foreign_keys = ON")
-    if _version(database, path) == len(_STEPS):
+    if _version(database, path) == len(STEPS):
         return
     database.execute("BEGIN IMMEDIATE")  # another process may be at it too
-    for step in _STEPS[_version(database, path) :]:
+    for step in STEPS[_version(database, path) :]:
         for statement in step.split(";"):
             database.execute(statement)
-    database.execute(f"PRAGMA user_version = {len(_STEPS)}")
+    database.execute(f"PRAGMA user_version = {len(STEPS)}")
     database.commit()
 
 
 def _version(database: sqlite3.Connection, path: Path) -> int:
     version: int = database.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(_STEPS):
+    if version > len(STEPS):
         raise ConfigurationError(f"{path} was written by a newer restante")
     if version == 0 and database.execute("SELECT 1 FROM sqlite_schema").fetchone():
         raise ConfigurationError(f"{path} is a database of another program")

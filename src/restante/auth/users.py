@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_network
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from ..errors import (
     TemporaryFailure,
     TooBusy,
 )
-from ..passdb import MAX_PASSWORD, Account, Credentials, Network, Proof, ScramSecrets
+from ..passdb import MAX_PASSWORD, Account, Credentials, Network, Proof, ScramSecrets, Terms
 from . import passwords, scram
 from .database import transaction
 
@@ -37,7 +38,7 @@ MAX_APP_PASSWORDS = 32  # of one user; SCRAM tries the keys of all
 _WAITING = 256  # logins that may wait for their turn to be hashed
 _USE_COUNTS = 60.0  # seconds in which a use from the same address is not written again
 _PASSWORD = "password"  # the label of the one that is no app password
-_PERMISSIONS = "is_enabled, networks, needs_tls, mechanisms, is_read_only, login_delay"
+_PERMISSIONS = "is_enabled, networks, needs_tls, mechanisms, is_read_only, login_delay, expire"
 
 
 class NameTaken(RestanteError):
@@ -210,7 +211,7 @@ class Users:
         """What ``name`` may from now on: all of ``account`` but its name."""
         self._change(
             "UPDATE users SET is_enabled = ?, networks = ?, needs_tls = ?, mechanisms = ?,"
-            " is_read_only = ?, login_delay = ? WHERE name = ?",
+            " is_read_only = ?, login_delay = ?, expire = ? WHERE name = ?",
             (
                 account.is_enabled,
                 " ".join(map(str, account.networks)),
@@ -218,6 +219,7 @@ class Users:
                 " ".join(account.mechanisms),
                 account.is_read_only,
                 account.login_delay,
+                account.expire,
             ),
             name,
         )
@@ -249,6 +251,20 @@ class Users:
         if found is None:
             raise NoSuchUser(name)
         return found
+
+    def worst_terms(self, terms: Terms) -> Terms | None:
+        """The longest delay and the shortest time of any user, ``terms`` being the server's own;
+        None: there are no others than these.
+        """
+        with transaction(self._path) as database:
+            others, delay, expire = database.execute(
+                "SELECT count(*), max(login_delay), min(expire) FROM users"
+                " WHERE login_delay > 0 OR expire IS NOT NULL"
+            ).fetchone()
+        if not others:
+            return None
+        days = [each for each in (expire, terms.expire) if each is not None]
+        return Terms(max(ceil(delay), terms.login_delay), min(days, default=None))
 
     def _change(self, statement: str, values: tuple[object, ...], name: str) -> None:
         with transaction(self._path) as database:
@@ -453,7 +469,7 @@ def _insert(
 
 
 def _account(key: str, permissions: Sequence[Any], credential: str = _PASSWORD) -> Account:
-    is_enabled, networks, needs_tls, mechanisms, is_read_only, login_delay = permissions
+    is_enabled, networks, needs_tls, mechanisms, is_read_only, login_delay, expire = permissions
     return Account(
         key,
         key,
@@ -464,6 +480,7 @@ def _account(key: str, permissions: Sequence[Any], credential: str = _PASSWORD) 
         mechanisms=tuple(mechanisms.split()),
         is_read_only=bool(is_read_only),
         login_delay=login_delay,
+        expire=expire,
     )
 
 

@@ -136,6 +136,14 @@ def seconds(text: str) -> float:
         raise UnsafeArgument('a time is "90s", "10min", "2h" or "14d"') from error
 
 
+def days(text: str) -> int:
+    """Whole days, one at least: what is removed by itself was there long enough to be seen."""
+    found = seconds(text)
+    if found < 86_400 or found % 86_400:
+        raise UnsafeArgument('a time to keep mail is one in whole days, such as "90d"')
+    return int(found) // 86_400
+
+
 def halves(fingerprint: str) -> tuple[str, str]:
     """A fingerprint in two parts, for lines of 80 columns."""
     groups = fingerprint.split()

@@ -22,7 +22,8 @@ from contextlib import (
     contextmanager,
     suppress,
 )
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import ceil
 from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,13 +32,14 @@ from .. import __version__, config, log
 from ..auth import passwords
 from ..auth.users import Users
 from ..config import Configuration
-from ..errors import RestanteError
-from ..maildrop import Holding, Store
+from ..errors import MaildropInUse, RestanteError
+from ..maildrop import Expiring, Store
 from ..net import tls
 from ..net.intake import Intake
 from ..net.listener import Address, Admission, Listener, bind
 from ..net.login import offered
 from ..net.server import Service, Timeouts
+from ..passdb import Account, Terms
 from ..pop3.session import Policy
 from ..shared import SharedTally, Tally
 from ..store.maildir import MaildirStore
@@ -48,6 +50,7 @@ from .workers import BEAT, Lines, Supervisor
 _log = logging.getLogger("restante.serve")
 _GRACE = 10.0  # seconds that busy sessions get after SIGTERM
 _PURGE_EVERY = 3600.0  # seconds
+_TERMS_EVERY = 60.0  # seconds; the users are changed by another program
 _BUSY = b"-ERR [SYS/TEMP] too many connections, try again later\r\n"
 
 
@@ -331,7 +334,7 @@ async def running(
         service = Service(store, users, tls=ground.context)
         stack.push_async_callback(service.drain, _GRACE)
         admission = Admission(0, 0, ground.tally)
-        _set_up(service, admission, configuration)
+        _set_up(service, admission, configuration, users)
         listeners = []
         for place in ground.places:
             if place.scheme in ("pop3s", "pop3"):
@@ -348,14 +351,17 @@ async def running(
                 listeners.append(listener)
         server.addresses = _addresses(ground.places)
         await _open_intake(configuration, users, store, ground.places, stack)
-        if configuration.store.hold and ground.purges:
-            purging = asyncio.create_task(_purge_for_ever(store, configuration.store.hold))
+        watching = asyncio.create_task(_learn_terms_for_ever(service, users))
+        stack.callback(watching.cancel)
+        if ground.purges:
+            hold = configuration.store.hold
+            purging = asyncio.create_task(_purge_for_ever(service, users, store, hold))
             stack.callback(purging.cancel)
 
         def adopt(found: Configuration) -> None:
             context = _context(found)
             fixed = [key for key in _FIXED if key(found) != key(configuration)]
-            _set_up(service, admission, found)
+            _set_up(service, admission, found, users)
             service.tls = context
             for listener in listeners:
                 listener.tls = context if listener.tls else None
@@ -374,13 +380,18 @@ _FIXED: tuple[Callable[[Configuration], object], ...] = (
 )
 
 
-def _set_up(service: Service, admission: Admission, configuration: Configuration) -> None:
+def _set_up(
+    service: Service, admission: Admission, configuration: Configuration, users: Users
+) -> None:
     """What may change while it serves."""
     limits = configuration.limits
     service.policy = Policy(
         greeting=configuration.server.banner,
         mechanisms=offered(service.passdb, configuration.auth.mechanisms),
+        terms=Terms(ceil(limits.login_delay), limits.expire),
+        worst=service.policy.worst,
     )
+    service.policy = replace(service.policy, worst=_worst_terms(users, service.policy))
     service.clear_login_from = configuration.auth.allow_plaintext_from
     service.timeouts = Timeouts(login=limits.login, idle=limits.idle)
     admission.total, admission.per_source = limits.sessions, limits.per_address
@@ -434,16 +445,58 @@ def _first_user(configuration: Configuration, users: Users) -> tuple[str, str] |
     return "me", password
 
 
-async def _purge_for_ever(store: Holding, hold: float) -> None:
-    """Destroy what was held long enough, now and then."""
+async def _learn_terms_for_ever(service: Service, users: Users) -> None:
+    """Announce what users have now; until then none waits longer than was announced."""
     while True:
-        async for user in store.users():
-            try:
-                await store.purge(user, time.time() - hold)
-            except RestanteError as error:
-                fields = {"user": user, "reason": str(error)}
-                _log.warning("purge failed", extra={"fields": fields})
+        await asyncio.sleep(_TERMS_EVERY)
+        worst = await asyncio.to_thread(_worst_terms, users, service.policy)
+        service.policy = replace(service.policy, worst=worst)
+
+
+def _worst_terms(users: Users, policy: Policy) -> Terms | None:
+    try:
+        return users.worst_terms(policy.terms)
+    except RestanteError as error:
+        _log.warning("users not read", extra={"fields": {"reason": str(error)}})
+        return policy.worst
+
+
+async def _purge_for_ever(
+    service: Service, users: Users, store: MaildirStore | MemoryStore, hold: float
+) -> None:
+    """Remove what is too old, and destroy what was held long enough, now and then."""
+    while True:
+        try:
+            found = await asyncio.to_thread(users.list)
+        except RestanteError as error:
+            _log.warning("users not read", extra={"fields": {"reason": str(error)}})
+            found = ()
+        for account in (user.account for user in found):
+            days = service.policy.terms_of(account).expire
+            if days is not None:
+                await _expire(store, account, days)
+        if hold:
+            async for name in store.users():
+                try:
+                    await store.purge(name, time.time() - hold)
+                except RestanteError as error:
+                    told = {"user": name, "reason": str(error)}
+                    _log.warning("purge failed", extra={"fields": told})
         await asyncio.sleep(_PURGE_EVERY)
+
+
+async def _expire(store: Expiring, account: Account, days: int) -> None:
+    try:
+        removed = await store.expire(account.maildrop, time.time() - days * 86_400)
+    except MaildropInUse:
+        return  # the next time will do
+    except RestanteError as error:
+        told = {"user": account.user, "reason": str(error)}
+        _log.warning("expiry failed", extra={"fields": told})
+        return
+    if removed:
+        fields = {"user": account.user, "messages": removed, "days": days}
+        _log.info("expired", extra={"fields": fields})
 
 
 def _listen_to_signals() -> asyncio.Event:

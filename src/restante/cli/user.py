@@ -73,6 +73,11 @@ def _add_permission(actions: argparse._SubParsersAction[argparse.ArgumentParser]
     action.add_argument("--tls", action=yes_or_no, help="never in clear, wherever from")
     action.add_argument("--read-only", action=yes_or_no, help="nothing can be deleted")
     action.add_argument("--login-delay", metavar="TIME", help="between two logins, e.g. 5min")
+    action.add_argument(
+        "--expire",
+        metavar="TIME",
+        help="mail older than this is removed by itself, e.g. 90d; any: as the configuration says",
+    )
     action.set_defaults(run=permit)
 
 
@@ -153,6 +158,8 @@ def show(options: argparse.Namespace) -> int:
     print(f"  deleting  {'forbidden' if account.is_read_only else 'allowed'}")
     if account.login_delay:
         print(f"  at most   once in {account.login_delay:g} s")
+    if account.expire is not None:
+        print(f"  keeps     mail {account.expire} days at least")
     _print_app_passwords(found)
     return os.EX_OK
 
@@ -167,7 +174,11 @@ def permit(options: argparse.Namespace) -> int:
         changes["mechanisms"] = tuple(name for name in named if name != "ANY")
     if options.login_delay:
         changes["login_delay"] = common.seconds(options.login_delay)
+    if options.expire and options.expire != "any":
+        changes["expire"] = common.days(options.expire)
     given = {name: value for name, value in changes.items() if value is not None}
+    if options.expire == "any":
+        given["expire"] = None
     users.permit(options.name, replace(users.get(options.name).account, **given))
     return _done(options, "user-permit", "has these permissions now; see `restante user show`")
 
@@ -241,6 +252,7 @@ def _permission(account: Account) -> dict[str, object]:
         "needs_tls": account.needs_tls,
         "read_only": account.is_read_only,
         "login_delay": account.login_delay,
+        "expire": account.expire,
     }
 
 

@@ -27,11 +27,12 @@ from termios import TIOCOUTQ
 from time import time
 from typing import Any, cast
 
-from ..errors import AuthenticationFailed, NotRemoved, RestanteError
+from ..errors import AuthenticationFailed, LoginDelayed, NotRemoved, RestanteError
 from ..maildrop import (
     Entry,
     Journal,
     Maildrop,
+    Paced,
     RawMessage,
     RawReading,
     SessionRecord,
@@ -362,8 +363,11 @@ class Connection(asyncio.Protocol):
                 self._address, is_secure=self._session.is_secure, mechanism=shown.mechanism
             ):
                 raise AuthenticationFailed(reason)
+            terms = self._service.policy.terms_of(account)
             opening = self._service.store.open(account.maildrop)
             self._maildrop = await opening.__aenter__()
+            if terms.login_delay:
+                await self._pace(terms.login_delay, opening)
         except RestanteError as error:
             reason = error.reason if isinstance(error, AuthenticationFailed) else str(error)
             self._note("login refused", logging.WARNING, **fields, reason=reason)
@@ -373,8 +377,27 @@ class Connection(asyncio.Protocol):
         if _implements(type(self._maildrop), RawReading):
             self._raw = cast(RawReading, self._maildrop)
         self._note("login ok", **fields, app=account.credential)
-        self._say(self._session.opened(self._maildrop.listing, is_read_only=account.is_read_only))
+        self._say(
+            self._session.opened(
+                self._maildrop.listing, is_read_only=account.is_read_only, terms=terms
+            )
+        )
         self._set_timer(self._service.timeouts.idle)
+
+    async def _pace(self, delay: float, opening: AbstractAsyncContextManager[Maildrop]) -> None:
+        """
+        Raises:
+            LoginDelayed: too soon after the last login; the lock is free again.
+        """
+        wait = 0.0
+        try:
+            if _implements(type(self._maildrop), Paced):
+                wait = await cast(Paced, self._maildrop).pace(delay)
+            if wait:
+                raise LoginDelayed(wait)
+        except BaseException:
+            await opening.__aexit__(None, None, None)
+            raise
 
     def _at_hand(self, action: Retrieve) -> bytes | None:
         """The whole response, where it is to be had without waiting."""

@@ -6,7 +6,7 @@ A function takes the session and the arguments, and returns what to say or what 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import BadCommand, HostileInput, TLSRequired
@@ -58,8 +58,18 @@ def capa(session: Session) -> Response:
         tags.append("SASL " + " ".join(session.mechanisms))
     if session.may_start_tls:
         tags.append("STLS")
+    tags += _policies(session)
     tags.append("IMPLEMENTATION restante")
     return Response("capabilities follow", lines=tags)
+
+
+def _policies(session: Session) -> Iterator[str]:
+    """How often one may log in, and how long mail stays (RFC 2449 §6.5, §6.7)."""
+    terms, is_vague = session.terms
+    user = " USER" if is_vague else ""
+    if terms.login_delay:
+        yield f"LOGIN-DELAY {terms.login_delay}{user}"
+    yield f"EXPIRE {'NEVER' if terms.expire is None else terms.expire}{user}"
 
 
 def stls(session: Session) -> Event:

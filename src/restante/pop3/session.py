@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from math import ceil
 
 from ..errors import (
     AuthenticationFailed,
@@ -23,7 +24,7 @@ from ..errors import (
     RestanteError,
 )
 from ..maildrop import Entry, Rendered
-from ..passdb import ScramSecrets
+from ..passdb import Account, ScramSecrets, Terms
 from ..sasl import MECHANISMS, Channel, Exchange, Lookup, Mechanism
 from ..wire import MAX_COMMAND, LineBuffer
 from .commands import VERBS
@@ -47,6 +48,24 @@ class Policy:
     bad_commands_in_a_row: int = 20
     """So many one after the other in TRANSACTION end it."""
     failed_logins: int = 3
+    terms: Terms = field(default_factory=Terms)
+    """Of every user whose account says nothing else."""
+    worst: Terms | None = None
+    """The longest delay and the shortest time of any user, which strangers are told; None: all
+    users have ``terms`` (RFC 2449 §6.5, §6.7)."""
+
+    @property
+    def told(self) -> Terms:
+        """What is announced before the login."""
+        return self.worst or self.terms
+
+    def terms_of(self, account: Account) -> Terms:
+        """Never a longer delay than is announced before the login."""
+        delay = ceil(account.login_delay) or self.terms.login_delay
+        return Terms(
+            min(delay, self.told.login_delay),
+            self.terms.expire if account.expire is None else account.expire,
+        )
 
 
 class Session:
@@ -82,6 +101,7 @@ class Session:
         self._closing = ""
         self._bad_commands = 0
         self._is_read_only = False
+        self._terms = policy.told
         self._failed_logins = 0
         self._listing: Sequence[Entry] = ()
         self._marks: set[int] = set()
@@ -116,9 +136,15 @@ class Session:
             self._bad_commands = 0
         return event
 
-    def opened(self, listing: Sequence[Entry], *, is_read_only: bool = False) -> Response:
-        """Answers Login: the maildrop is open and locked (RFC 1939 §4)."""
+    def opened(
+        self, listing: Sequence[Entry], *, is_read_only: bool = False, terms: Terms | None = None
+    ) -> Response:
+        """Answers Login: the maildrop is open and locked (RFC 1939 §4).
+
+        ``terms``: this user's, where they are not what was announced.
+        """
         self._is_read_only = is_read_only
+        self._terms = terms or self._terms
         self._awaiting = False
         self.state = State.TRANSACTION
         self._bad_commands = 0
@@ -188,6 +214,12 @@ class Session:
             return ()
         offered = self._policy.mechanisms
         return tuple(name for name in offered if MECHANISMS[name].is_possible(self._channel))
+
+    @property
+    def terms(self) -> tuple[Terms, bool]:
+        """What to announce, and whether the login may make it more exact."""
+        is_vague = self.state is State.AUTHORIZATION and self._policy.worst is not None
+        return self._terms, is_vague
 
     def begin_exchange(self, mechanism: Mechanism, initial_response: str | None) -> Event:
         """The first step, or the first two when there is an initial response (RFC 5034 §4).

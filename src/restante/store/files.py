@@ -29,6 +29,8 @@ end still not more than 64 KiB."""
 HELD = "held"  # removed mail; made at once, or a full disk could not be emptied
 LOCK = "restante.lock"  # in the maildrop; never unlinked, or two sessions could hold it
 
+LOGIN = "restante.login"  # its time stamp is that of the last login that counted
+
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a fifo must not block us
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
@@ -134,6 +136,24 @@ def exists(name: str, parent: int) -> bool:
 def status(name: str, parent: int) -> os.stat_result:
     """Size, times and inode number; of a symbolic link its own."""
     return os.stat(name, dir_fd=parent, follow_symlinks=False)
+
+
+def arrived(name: str, parent: int) -> float:
+    """When this file came here, in seconds since the epoch, or later.
+
+    What an old server or a backup gave back with its old time has come now.
+    """
+    found = status(name, parent)
+    return max(found.st_mtime, found.st_ctime)
+
+
+def touch(name: str, parent: int) -> None:
+    """Give it the time of now; made if missing."""
+    file = os.open(name, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o600, dir_fd=parent)
+    try:
+        os.utime(file)
+    finally:
+        os.close(file)
 
 
 def stamp(name: str, parent: int) -> tuple[int, int, int]:

@@ -50,7 +50,8 @@ T = TypeVar("T")
 
 
 class MaildirStore:
-    """Implements ``Store`` and ``Holding``; its maildrops also ``RawReading``."""
+    """Implements ``Store``, ``Holding`` and ``Expiring``; its maildrops also ``RawReading`` and
+    ``Paced``."""
 
     def __init__(self, template: str, *, hold: float = 14 * 86400) -> None:
         """``template``: see ``place.Template``.  ``hold``: seconds for which removed mail is kept
@@ -191,6 +192,15 @@ class MaildirStore:
             return purge(maildrop, removed_before)
 
         return await in_thread(self._at, user, clean, 0)
+
+    async def expire(self, user: str, arrived_before: float) -> int:
+        def looks_old(maildrop: int) -> bool:
+            return any(_is_old(maildrop, file, arrived_before) for file in scan(maildrop))
+
+        if not await in_thread(self._at, user, looks_old, False):
+            return 0  # and nobody was kept out
+        async with self._session(user) as session:
+            return await in_thread(session.expire, arrived_before)
 
     async def users(self) -> AsyncIterator[str]:
         found = self._template.users()
@@ -419,6 +429,31 @@ class _Maildir:
                 moved[at] = now
         self._moved = moved
 
+    async def pace(self, delay: float) -> float:
+        return await in_thread(self._pace, delay)
+
+    def _pace(self, delay: float) -> float:
+        now = time.time()
+        with suppress(FileNotFoundError):
+            last = files.status(files.LOGIN, self.maildrop).st_mtime
+            if last <= now < last + delay:  # not from before the clock was put back
+                return last + delay - now
+        with suppress(OSError):  # nobody is kept from mail because a disk is full
+            files.touch(files.LOGIN, self.maildrop)
+        return 0.0
+
+    def expire(self, arrived_before: float) -> int:
+        """Blocking.  Returns how many messages were removed."""
+        messages = map(self.listing.message, range(len(self.listing)))
+        victims = {
+            each.file.identity: each.unique_id
+            for each in messages
+            if _is_old(self.maildrop, each.file, arrived_before)
+        }
+        if not victims:
+            return 0
+        return len(victims) - len(update(self.maildrop, victims, destroy=self._destroy))
+
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
         victims = {}
         for entry in entries:
@@ -428,6 +463,14 @@ class _Maildir:
             return ()
         left = await in_thread(update, self.maildrop, victims, destroy=self._destroy)
         return [entry for entry in entries if entry.unique_id in left]
+
+
+def _is_old(maildrop: int, file: File, arrived_before: float) -> bool:
+    try:
+        with files.directory(file.directory, maildrop) as directory:
+            return files.arrived(file.name, directory) < arrived_before
+    except FileNotFoundError:  # another program was quicker
+        return False
 
 
 async def _deliver(

@@ -31,10 +31,12 @@ class _Box:
     messages: dict[str, _Message] = field(default_factory=dict)  # by unique-id
     held: dict[str, tuple[HeldMessage, _Message]] = field(default_factory=dict)  # by name
     opened_at: float | None = None  # on the monotonic clock; None: nobody holds the lock
+    paced_at: float | None = None  # the last login that counted, on the monotonic clock
+    arrived: dict[str, float] = field(default_factory=dict)  # by unique-id; since the epoch
 
 
 class MemoryStore:
-    """Implements ``Store`` and ``Holding``."""
+    """Implements ``Store``, ``Holding`` and ``Expiring``; its maildrops also ``Paced``."""
 
     def __init__(self) -> None:
         self._boxes: dict[str, _Box] = {}
@@ -57,7 +59,15 @@ class MemoryStore:
         entry = Entry(f"m{next(self._counter)}", len(_wire_text(stored)))
         box = self._boxes.setdefault(user, _Box())
         box.messages[entry.unique_id] = _Message(entry, stored)
+        box.arrived[entry.unique_id] = time.time()
         return entry
+
+    async def expire(self, user: str, arrived_before: float) -> int:
+        async with self.open(user) as maildrop:
+            arrived = self._boxes[user].arrived
+            old = [e for e in maildrop.listing if arrived[e.unique_id] < arrived_before]
+            await maildrop.remove(old)
+        return len(old)
 
     async def held(self, user: str) -> Sequence[HeldMessage]:
         return [held for held, _ in self._boxes.get(user, _Box()).held.values()]
@@ -83,6 +93,7 @@ class MemoryStore:
                 continue
             del box.held[name]
             box.messages[message.entry.unique_id] = message
+            box.arrived[message.entry.unique_id] = time.time()
             given_back += 1
         box.messages = dict(sorted(box.messages.items(), key=lambda item: int(item[0][1:])))
         return given_back
@@ -111,6 +122,13 @@ class _MemoryMaildrop:
             raise MessageGone
         for piece in _cut(_wire_text(message.stored)):
             yield piece
+
+    async def pace(self, delay: float) -> float:
+        now = time.monotonic()
+        if self._box.paced_at is not None and now - self._box.paced_at < delay:
+            return self._box.paced_at + delay - now
+        self._box.paced_at = now
+        return 0.0
 
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
         for entry in entries:
