@@ -352,6 +352,7 @@ def _head(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
         for name in names:
             parts = parts.replace(f", {name}: ", f",\n    {name}: ")
         parts = f"\n    {parts},\n".replace(", *,", ",\n    *,")
+        parts = parts.replace(", **", ",\n    **")
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
     prefix = "async " if isinstance(node, ast.AsyncFunctionDef) else ""
     return f"{prefix}{node.name}({parts}){returns}"

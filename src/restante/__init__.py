@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     )
     from .net.blocking import BlockingBody, BlockingClient, connect_blocking
     from .net.client import Body, Client, connect
-    from .net.remote import TLS
+    from .net.remote import TLS, Options
     from .pop3.dialogue import Capabilities
     from .pop3.listing import Message
+    from .sasl import Strength
 
 _HOMES = {
     "TLS": "net.remote",
@@ -39,8 +40,10 @@ _HOMES = {
     "DeadlineExceeded": "errors",
     "LoginFailed": "errors",
     "Message": "pop3.listing",
+    "Options": "net.remote",
     "ProtocolBroken": "errors",
     "RestanteError": "errors",
+    "Strength": "sasl",
     "TLSUnavailable": "errors",
     "UnsafeArgument": "errors",
     "connect": "net.client",
@@ -60,8 +63,10 @@ __all__ = [
     "DeadlineExceeded",
     "LoginFailed",
     "Message",
+    "Options",
     "ProtocolBroken",
     "RestanteError",
+    "Strength",
     "TLSUnavailable",
     "UnsafeArgument",
     "connect",

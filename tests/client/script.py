@@ -24,6 +24,7 @@ from typing import Any
 from restante.errors import RestanteError
 from restante.pop3.dialogue import Answer, Capabilities, Dialogue, Procedure
 from restante.pop3.listing import Listing, Message
+from restante.sasl import Login
 
 from ..transcript import FOLDER, octets_of
 
@@ -135,7 +136,7 @@ class Drive:
                 return nothing()
             case "log_in":
                 user, password = octets_of(" ".join(arguments)).decode().split("/")
-                return dialogue.log_in(user, password)
+                return dialogue.log_in(Login(user, password))
             case "retrieve":
                 return whole(dialogue, messages(arguments), "RETR")
             case "top":

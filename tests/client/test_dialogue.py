@@ -20,6 +20,7 @@ from restante.errors import (
 from restante.pop3 import dialogue as module
 from restante.pop3.dialogue import Capabilities, Dialogue, Procedure
 from restante.pop3.listing import Message
+from restante.sasl import Login
 from restante.wire import Stuffer
 
 PIPELINING = Capabilities({"PIPELINING": ()})
@@ -183,7 +184,7 @@ def session(server: Server) -> list[bytes]:
     dialogue = server.dialogue
     server.run(dialogue.greeting())
     server.run(dialogue.ask_capabilities())
-    server.run(dialogue.log_in("mrose", "tan staaf"))
+    server.run(dialogue.log_in(Login("mrose", "tan staaf")))
     listing = server.run(dialogue.listing())
     found = server.read(listing)
     server.run(dialogue.delete(listing))
@@ -392,7 +393,7 @@ def test_a_number_is_a_number() -> None:
 
 def test_half_a_surrogate_is_no_argument() -> None:
     with pytest.raises(UnsafeArgument):
-        next(Dialogue().log_in("mrose", "\udc80"))
+        next(Dialogue().log_in(Login("mrose", "\udc80")))
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
@@ -401,7 +402,7 @@ def test_an_argument_is_one_argument(user: str, password: str) -> None:
     """Whatever the text: at most two lines are sent, or none."""
     server = ready([])
     try:
-        server.run(server.dialogue.log_in(user, password))
+        server.run(server.dialogue.log_in(Login(user, password)))
     except UnsafeArgument:
         assert server.heard == []
     else:

@@ -50,7 +50,10 @@ def test_no_form_of_the_password_is_told(session: Session, capabilities: bytes) 
 
 def test_a_server_that_repeats_the_password_later() -> None:
     told: list[str] = []
-    Record(told.append, SECRET).heard(b"+OK remember: tan staaf")
+    record = Record(told.append)
+    with record.login(SECRET):
+        pass
+    record.heard(b"+OK remember: tan staaf")
     assert told == ["S: +OK remember: ***"]
 
 

@@ -369,6 +369,11 @@ def test_a_server_without_tls_on_the_tls_port(session: Session, client_tls: ssl.
     ("url", "options", "error"),
     [
         ("pop3s://mail.example.org", {"tls": TLS.NONE}, TLSUnavailable),
+        ("mail.example.org", {"tls": TLS.NONE}, TLSUnavailable),
+        ("mail example", {}, UnsafeArgument),
+        ("pop3s://mail.example.org", {"token": "t"}, UnsafeArgument),
+        ("pop3s://mail.example.org", {"user": "", "password": ""}, UnsafeArgument),
+        ("mail.example.org", {"certificate": Path("x"), "context": UNUSED}, UnsafeArgument),
         ("imap://mail.example.org", {}, UnsafeArgument),
         ("pop3s://mail.example.org/INBOX", {}, UnsafeArgument),
         ("pop3s://mail.example.org:x", {}, UnsafeArgument),
@@ -376,17 +381,39 @@ def test_a_server_without_tls_on_the_tls_port(session: Session, client_tls: ssl.
     ],
 )
 @pytest.mark.rfc("P-164")
-def test_where_not_to_connect(url: str, options: dict[str, TLS], error: type[Exception]) -> None:
-    found = {"tls": None, **options}
+def test_where_not_to_connect(url: str, options: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
-        Remote.parse(url, user="mrose", password="secret", **found)
+        Remote.parse(url, **{"user": "mrose", "password": "secret", **options})
+
+
+@pytest.mark.rfc("P-164")
+@pytest.mark.parametrize(
+    ("where", "options", "port", "begins", "mechanism"),
+    [
+        ("pop3s://ann:x@mail.example.org", {}, 995, TLS.IMPLICIT, ""),
+        ("pop3s://ann:x@mail.example.org:1995", {"port": 2995}, 2995, TLS.IMPLICIT, ""),
+        ("pop3://ann:x@mail.example.org", {}, 110, TLS.STARTTLS, ""),
+        ("pop://ann;AUTH=*:x@mail.example.org", {}, 110, TLS.STARTTLS, ""),
+        ("pop3s://ann;auth=PLAIN:x@mail.example.org", {}, 995, TLS.IMPLICIT, "PLAIN"),
+        ("pop://ann;AUTH=+APOP:x@mail.example.org", {}, 110, TLS.STARTTLS, "APOP"),
+        ("mail.example.org", {"user": "ann", "password": "x"}, 995, TLS.IMPLICIT, ""),
+        ("::1", {"user": "ann", "token": "x", "tls": TLS.NONE}, 110, TLS.NONE, ""),
+        ("mail.example.org", {"certificate": Path("own.pem")}, 995, TLS.IMPLICIT, ""),
+        ("mail.example.org", {"mechanism": "EXTERNAL"}, 995, TLS.IMPLICIT, "EXTERNAL"),
+    ],
+)
+def test_where_to_connect(
+    where: str, options: dict[str, Any], port: int, begins: TLS, mechanism: str
+) -> None:
+    """RFC 2384 §3, or the same in arguments."""
+    remote = Remote.parse(where, **options)
+    assert (remote.port, remote.tls, remote.login.mechanism) == (port, begins, mechanism)
+    assert remote.host in ("mail.example.org", "::1")
 
 
 def test_the_password_is_not_shown() -> None:
-    remote = Remote.parse(
-        "pop3s://ann:s%C3%A9cret@mail.example.org", user="", password="", tls=None
-    )
-    assert (remote.user, remote.password, remote.port) == ("ann", "sécret", 995)
+    remote = Remote.parse("pop3s://ann:s%C3%A9cret@mail.example.org")
+    assert (remote.login.user, remote.login.password, remote.port) == ("ann", "sécret", 995)
     assert "cret" not in repr(remote)
 
 

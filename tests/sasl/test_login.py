@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import ssl
 from base64 import b64encode
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
-from restante.errors import LoginFailed, ProtocolBroken
+from restante.errors import LoginFailed, ProtocolBroken, UnsafeArgument
 from restante.net import tls
-from restante.pop3.dialogue import Dialogue, Procedure
+from restante.net.blocking import connect_blocking
+from restante.net.client import connect
+from restante.pop3.dialogue import Capabilities, Dialogue, Procedure
 from restante.pop3.session import Policy
 from restante.pop3.state import State
-from restante.sasl import MECHANISMS, Channel
+from restante.sasl import MECHANISMS, Channel, Login, Strength
 from restante.store.memory import MemoryStore
 
 from ..pop3.core import Core
@@ -25,6 +29,10 @@ T = TypeVar("T")
 ALL = tuple(MECHANISMS)
 BOUND = b"hash of the certificate"
 TOKEN = "vF9dft4qmT"
+
+
+def bound() -> bytes:
+    return BOUND
 
 
 def meet(procedure: Procedure[T], core: Core) -> tuple[bytes, T]:
@@ -60,7 +68,7 @@ def test_every_mechanism_logs_in(name: str) -> None:
     core, dialogue = server(*ALL)
     user = "mrose@example.org" if name == "EXTERNAL" else "mrose"
     token = TOKEN if "AUTH" in name else ""
-    login = dialogue.log_in(user, "tan staaf", token=token, mechanism=name, end_point=BOUND)
+    login = dialogue.log_in(Login(user, "tan staaf", token, mechanism=name), bound)
     sent, _ = meet(login, core)
     assert core.session.state is State.TRANSACTION
     assert sent.startswith(b"USER " if name == "USER" else b"AUTH " + name.encode())
@@ -71,7 +79,7 @@ def test_every_mechanism_logs_in(name: str) -> None:
 def test_a_wrong_secret_is_told_as_such(name: str) -> None:
     core, dialogue = server(*ALL)
     token = "wrong" if "AUTH" in name else ""
-    login = dialogue.log_in("mrose", "wrong", token=token, mechanism=name, end_point=BOUND)
+    login = dialogue.log_in(Login("mrose", "wrong", token, mechanism=name), bound)
     with pytest.raises(LoginFailed) as caught:
         meet(login, core)
     assert caught.value.code == "AUTH"
@@ -97,7 +105,7 @@ def test_a_wrong_secret_is_told_as_such(name: str) -> None:
 def test_the_strongest_is_chosen(offered: tuple[str, ...], can_bind: bool, chosen: bytes) -> None:
     end_point = BOUND if can_bind else b""
     core, dialogue = server(*offered, end_point=end_point)
-    sent, _ = meet(dialogue.log_in("mrose", "tan staaf", end_point=end_point), core)
+    sent, _ = meet(dialogue.log_in(Login("mrose", "tan staaf"), lambda: end_point), core)
     assert re.match(re.escape(chosen) + rb"[ \r]", sent)
     assert core.session.state is State.TRANSACTION
 
@@ -105,20 +113,122 @@ def test_the_strongest_is_chosen(offered: tuple[str, ...], can_bind: bool, chose
 def test_a_token_is_never_sent_as_a_password() -> None:
     core, dialogue = server("PLAIN", "SCRAM-SHA-256")
     with pytest.raises(LoginFailed, match="no OAuth 2"):
-        meet(dialogue.log_in("mrose", "", token=TOKEN), core)
+        meet(dialogue.log_in(Login("mrose", token=TOKEN)), core)
+
+
+@pytest.mark.parametrize(
+    ("offered", "can_bind", "strength", "is_possible"),
+    [
+        ((), False, Strength.SECRET, True),
+        (("PLAIN",), True, Strength.PROOF, False),
+        (("PLAIN", "SCRAM-SHA-1"), True, Strength.PROOF, True),
+        (("PLAIN", "SCRAM-SHA-256"), True, Strength.BOUND, False),
+        (("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"), True, Strength.BOUND, True),
+        (("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"), False, Strength.BOUND, False),
+    ],
+)
+def test_a_required_strength(
+    offered: tuple[str, ...], can_bind: bool, strength: Strength, is_possible: bool
+) -> None:
+    """FAULTS G 149: what a meddler takes out of CAPA stops the login, and nothing is sent."""
+    core, dialogue = server(*offered, end_point=BOUND if can_bind else b"")
+    heard = len(core.said)
+    login = dialogue.log_in(
+        Login("mrose", "tan staaf", strength=strength), bound if can_bind else lambda: b""
+    )
+    if is_possible:
+        meet(login, core)
+        assert core.session.state is State.TRANSACTION
+    else:
+        with pytest.raises(LoginFailed, match="required strength"):
+            meet(login, core)
+        assert len(core.said) == heard
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "USER", "APOP", "XOAUTH2", "SCRAM-SHA-256"])
+def test_a_forced_mechanism_is_held_against_the_required_strength(mechanism: str) -> None:
+    _, dialogue = server(*ALL)
+    login = Login("mrose", "tan staaf", mechanism=mechanism, strength=Strength.BOUND)
+    with pytest.raises(LoginFailed, match="required strength"):
+        next(dialogue.log_in(login, bound))
+
+
+def test_a_certificate_is_never_replaced_by_something_weaker() -> None:
+    core, dialogue = server("PLAIN")
+    with pytest.raises(LoginFailed, match="no client certificates"):
+        meet(dialogue.log_in(Login("mrose", has_certificate=True)), core)
+
+
+def test_a_certificate_beside_a_password_is_not_the_login() -> None:
+    core, dialogue = server("EXTERNAL", "PLAIN")
+    sent, _ = meet(dialogue.log_in(Login("mrose", "tan staaf", has_certificate=True)), core)
+    assert sent.startswith(b"AUTH PLAIN ")
+
+
+def greeted(text: bytes) -> Dialogue:
+    dialogue = Dialogue()
+    greeting = dialogue.greeting()
+    next(greeting)
+    with pytest.raises(StopIteration):
+        greeting.send(b"+OK " + text + b"\r\n")
+    return dialogue
+
+
+@pytest.mark.rfc("P-041", "P-042")
+def test_apop_is_what_the_rfc_shows() -> None:
+    """RFC 1939 §7; text after the time stamp is seen in the wild."""
+    dialogue = greeted(b"POP3 server ready <1896.697170952@dbc.mtview.ca.us> and more")
+    login = dialogue.log_in(Login("mrose", "tanstaaf", mechanism="apop"))
+    assert next(login) == b"APOP mrose c4c9334bac560ecc979e58001b3e22fb\r\n"
+
+
+@pytest.mark.rfc("P-042")
+@pytest.mark.parametrize(
+    "greeting",
+    [b"", b"ready", b"<1896>", b"<18\x01@b>", b"<a b@c>", b"<\xff@b>", b"<a@b@c>", b"<a@>"],
+)
+def test_apop_takes_no_time_stamp_that_is_no_message_id(greeting: bytes) -> None:
+    """CVE-2007-1558: who chooses it freely learns of the password."""
+    dialogue = greeted(greeting)
+    with pytest.raises(LoginFailed, match="no time stamp"):
+        next(dialogue.log_in(Login("mrose", "tanstaaf", mechanism="APOP")))
+
+
+@pytest.mark.rfc("P-147")
+def test_user_and_pass_are_ascii_until_the_server_says_otherwise() -> None:
+    """RFC 6856 §2.2."""
+    with pytest.raises(UnsafeArgument, match="ASCII"):
+        next(Dialogue().log_in(Login("mrose", "größe")))
+    dialogue = Dialogue()
+    dialogue.capabilities = Capabilities({"UTF8": ("USER",)})
+    login = dialogue.log_in(Login("mrose", "größe"))
+    next(login)
+    login.send(b"")
+    assert login.send(b"+OK\r\n") == "PASS größe\r\n".encode()
+
+
+def test_a_server_that_says_ok_for_go_on() -> None:
+    """Seen in the wild; it is no success, because nothing was shown yet."""
+    login = Dialogue().log_in(Login("mrose", "x", mechanism="PLAIN"))
+    next(login)
+    login.send(b"")
+    assert login.send(b"+OK go on\r\n") == b64encode(b"\0mrose\0x") + b"\r\n"
+    login.send(b"")
+    with pytest.raises(StopIteration):
+        login.send(b"+OK\r\n")
 
 
 def test_nothing_weaker_is_tried_after_a_failure() -> None:
     core, dialogue = server("PLAIN", "SCRAM-SHA-256")
     with pytest.raises(LoginFailed):
-        meet(dialogue.log_in("mrose", "wrong"), core)
+        meet(dialogue.log_in(Login("mrose", "wrong")), core)
     assert core.said.count(b"-ERR") == 1
 
 
 def test_a_forced_mechanism_says_nothing_of_channel_binding() -> None:
     """Forced SCRAM-SHA-256 beside an offered -PLUS is the user's choice, not a downgrade."""
     core, dialogue = server(*ALL)
-    meet(dialogue.log_in("mrose", "tan staaf", mechanism="SCRAM-SHA-256", end_point=BOUND), core)
+    meet(dialogue.log_in(Login("mrose", "tan staaf", mechanism="SCRAM-SHA-256"), bound), core)
 
 
 def test_who_took_minus_plus_out_is_found() -> None:
@@ -127,13 +237,13 @@ def test_who_took_minus_plus_out_is_found() -> None:
     tampered = dict(dialogue.capabilities.tags) | {"SASL": ("SCRAM-SHA-256",)}
     object.__setattr__(dialogue.capabilities, "tags", tampered)
     with pytest.raises(LoginFailed, match="server-does-support-channel-binding"):
-        meet(dialogue.log_in("mrose", "tan staaf", end_point=BOUND), core)
+        meet(dialogue.log_in(Login("mrose", "tan staaf"), bound), core)
 
 
 def test_success_before_the_proof_is_no_success() -> None:
     """A server that says +OK to SCRAM without having shown that it knows the password."""
     _, dialogue = server("SCRAM-SHA-256")
-    login = dialogue.log_in("mrose", "tan staaf")
+    login = dialogue.log_in(Login("mrose", "tan staaf"))
     next(login)
     login.send(b"")
     with pytest.raises(ProtocolBroken, match="did not prove"):
@@ -148,7 +258,7 @@ def test_a_long_first_response_goes_after_the_challenge(size: int, is_initial: b
     core = Core([], password=password)
     dialogue = Dialogue()
     meet(dialogue.ask_capabilities(), core)
-    sent, _ = meet(dialogue.log_in("mrose", password), core)
+    sent, _ = meet(dialogue.log_in(Login("mrose", password)), core)
     assert (len(sent.partition(b"\r\n")[0]) > len("AUTH PLAIN")) == is_initial
     assert len(sent.partition(b"\r\n")[0]) + 2 <= 255
 
@@ -156,21 +266,21 @@ def test_a_long_first_response_goes_after_the_challenge(size: int, is_initial: b
 @pytest.mark.rfc("P-063")
 def test_no_initial_response_where_sasl_is_not_announced() -> None:
     core = Core([])
-    sent, _ = meet(Dialogue().log_in("mrose", "tan staaf", mechanism="PLAIN"), core)
+    sent, _ = meet(Dialogue().log_in(Login("mrose", "tan staaf", mechanism="PLAIN")), core)
     assert sent.startswith(b"AUTH PLAIN\r\n")
 
 
 @pytest.mark.rfc("P-051")
 def test_an_empty_initial_response_is_an_equals_sign() -> None:
     core, dialogue = server("EXTERNAL")
-    sent, _ = meet(dialogue.log_in("", "", mechanism="EXTERNAL"), core)
+    sent, _ = meet(dialogue.log_in(Login("", mechanism="EXTERNAL")), core)
     assert sent == b"AUTH EXTERNAL =\r\n"
 
 
 @pytest.mark.rfc("P-053", "P-057")
 @pytest.mark.parametrize("challenge", [b"+\r\n", b"+ \r\n"])
 def test_an_empty_challenge_with_and_without_its_space(challenge: bytes) -> None:
-    login = Dialogue().log_in("mrose", "x", mechanism="PLAIN")
+    login = Dialogue().log_in(Login("mrose", "x", mechanism="PLAIN"))
     assert next(login) == b"AUTH PLAIN\r\n"
     login.send(b"")
     assert login.send(challenge) == b64encode(b"\0mrose\0x") + b"\r\n"
@@ -179,7 +289,7 @@ def test_an_empty_challenge_with_and_without_its_space(challenge: bytes) -> None
 @pytest.mark.parametrize("challenge", [b"+ !!!\r\n", b"+ AAAA\r\n"])
 def test_a_challenge_that_makes_no_sense_is_cancelled(challenge: bytes) -> None:
     _, dialogue = server("PLAIN")
-    login = dialogue.log_in("mrose", "x")
+    login = dialogue.log_in(Login("mrose", "x"))
     next(login)
     login.send(b"")
     assert login.send(challenge) == b"*\r\n"
@@ -208,10 +318,8 @@ def test_channel_binding_over_tls(
             certificate = client.writer.get_extra_info("ssl_object").getpeercert(True)
             dialogue = Dialogue()
             login = dialogue.log_in(
-                "mrose",
-                "tan staaf",
-                mechanism="SCRAM-SHA-256-PLUS",
-                end_point=tls.end_point(certificate),
+                Login("mrose", "tan staaf", mechanism="SCRAM-SHA-256-PLUS"),
+                lambda: tls.end_point(certificate),
             )
             wanted = next(login)
             try:
@@ -252,6 +360,84 @@ def test_a_client_certificate_logs_in(
                 assert (await client.ask(b"AUTH EXTERNAL =")).startswith(b"+OK")
 
     run(main())
+
+
+# Both clients, over TLS.
+
+
+def with_asyncio(url: str, options: dict[str, Any]) -> tuple[int, int]:
+    async def main() -> tuple[int, int]:
+        async with connect(url, **options) as client:
+            return await client.stat()
+
+    return asyncio.run(main())
+
+
+def with_blocking(url: str, options: dict[str, Any]) -> tuple[int, int]:
+    with connect_blocking(url, **options) as client:
+        return client.stat()
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+@pytest.mark.parametrize("log_in", [with_asyncio, with_blocking])
+@pytest.mark.parametrize(
+    ("offered", "options", "said"),
+    [
+        (ALL, {"password": "tan staaf", "strength": Strength.BOUND}, "SCRAM-SHA-256-PLUS"),
+        (("SCRAM-SHA-1", "PLAIN"), {"password": "tan staaf"}, "SCRAM-SHA-1"),
+        (ALL, {"password": "tan staaf", "mechanism": "login"}, "LOGIN"),
+        (ALL, {"token": TOKEN}, "OAUTHBEARER"),
+        (("XOAUTH2",), {"token": lambda: TOKEN}, "XOAUTH2"),
+        (ALL, {"certificate": "own"}, "EXTERNAL"),
+    ],
+)
+def test_every_credential_by_both_clients(
+    offered: tuple[str, ...],
+    options: dict[str, Any],
+    said: str,
+    log_in: Callable[[str, dict[str, Any]], tuple[int, int]],
+    implicit: bool,
+    tmp_path: Path,
+    certificate: tuple[Path, Path],
+    client_tls: ssl.SSLContext,
+) -> None:
+    own = personal_certificate(tmp_path, "mrose@example.org")
+    server_tls = tls.server_context(*certificate, client_ca=own[0])
+    told: list[str] = []
+    given = {"record": told.append, "ca_file": certificate[0], **options}
+    given |= {"certificate": own} if "certificate" in options else {"user": "mrose"}
+
+    async def main() -> tuple[int, int]:
+        policy = Policy(mechanisms=offered)
+        store = MemoryStore()
+        async with serving(store, tls=server_tls, implicit=implicit, policy=policy) as server:
+            url = f"{'pop3s' if implicit else 'pop3'}://localhost:{server.port}"
+            return await asyncio.to_thread(log_in, url, given)
+
+    assert asyncio.run(main()) == (0, 0)
+    assert any(line.startswith(f"C: AUTH {said}") for line in told)
+    assert TOKEN not in "\n".join(told)
+
+
+def test_each_login_gets_a_fresh_token(server_tls: ssl.SSLContext, certificate: Any) -> None:
+    given = [TOKEN, TOKEN, "stale"]
+
+    async def fresh() -> str:
+        return given.pop(0)
+
+    async def main() -> None:
+        async with serving(
+            MemoryStore(), tls=server_tls, implicit=True, policy=Policy(mechanisms=ALL)
+        ) as server:
+            url = f"pop3s://mrose@localhost:{server.port}"
+            async with connect(url, token=fresh, ca_file=certificate[0]) as client:
+                await client.reconnect()
+                with pytest.raises(LoginFailed) as caught:
+                    await client.reconnect()
+                assert caught.value.code == "AUTH"
+
+    asyncio.run(main())
+    assert given == []
 
 
 def personal_certificate(folder: Path, address: str) -> tuple[Path, Path]:

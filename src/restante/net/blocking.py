@@ -10,16 +10,17 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from email.message import EmailMessage
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar, Unpack, cast
 
 from ..errors import BodySkipped, CommandFailed, DeadlineExceeded, UnsafeArgument
 from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure
 from ..pop3.listing import Message
 from ..pop3.record import Record
 from .client import Progress
-from .remote import TLS, Remote, explain
+from .remote import TLS, Options, Remote, binding, explain
 from .saving import Parsing, Saving
 
 T = TypeVar("T")
@@ -77,15 +78,10 @@ class BlockingClient:
     """A session in the TRANSACTION state; ``connect_blocking`` makes it.  For one thread."""
 
     def __init__(
-        self,
-        remote: Remote,
-        context: ssl.SSLContext,
-        timeout: float,
-        deadline: float | None,
-        record: Record,
+        self, remote: Remote, timeout: float, deadline: float | None, record: Record
     ) -> None:
         self._remote = remote
-        self._context = context
+        self._context = remote.context()
         self._timeout = timeout
         self._until = None if deadline is None else time.monotonic() + deadline
         self._dialogue = Dialogue(record)
@@ -186,6 +182,10 @@ class BlockingClient:
     def _open(self) -> None:
         """Connect, secure, log in."""
         remote, dialogue = self._remote, self._dialogue
+        token = remote.ask_token()
+        if not isinstance(token, str):
+            raise UnsafeArgument("a token is text, or a function that gives it")
+        login = replace(remote.login, token=token)
         try:
             self._socket = socket.create_connection((remote.host, remote.port), self._left())
         except OSError as error:
@@ -199,12 +199,15 @@ class BlockingClient:
                 self._run(dialogue.start_tls())
                 self._shake_hands()
             self._run(dialogue.ask_capabilities())
-            with dialogue.record.login():
-                self._run(dialogue.log_in(remote.user, remote.password))
+            with dialogue.record.login(login.secret):
+                self._run(dialogue.log_in(login, self._binding))
             self._run(dialogue.ask_capabilities())
         except BaseException:
             self.abort()
             raise
+
+    def _binding(self) -> bytes:
+        return binding(self._socket if isinstance(self._socket, ssl.SSLSocket) else None)
 
     def _shake_hands(self) -> None:
         """What the kernel has from before the handshake becomes a broken handshake."""
@@ -265,21 +268,16 @@ class BlockingClient:
 
 @contextmanager
 def connect_blocking(
-    url: str,
+    where: str,
     *,
-    user: str = "",
-    password: str = "",
-    tls: TLS | None = None,
-    ca_file: Path | None = None,
-    context: ssl.SSLContext | None = None,
     timeout: float = 60.0,
     deadline: float | None = None,
     record: Callable[[str], None] | None = None,
+    **options: Unpack[Options],
 ) -> Iterator[BlockingClient]:
     """Connect, secure, log in; QUIT when the block ends normally.  See ``net.client.connect``."""
-    remote = Remote.parse(url, user=user, password=password, tls=tls)
-    told = Record(record, remote.password)
-    client = BlockingClient(remote, remote.context(context, ca_file), timeout, deadline, told)
+    remote = Remote.parse(where, **options)
+    client = BlockingClient(remote, timeout, deadline, Record(record))
     try:
         client._open()
         yield client

@@ -10,15 +10,16 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from email.message import EmailMessage
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar, Unpack, cast
 
 from ..errors import BodySkipped, CommandFailed, DeadlineExceeded, UnsafeArgument
 from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure
 from ..pop3.listing import Message
 from ..pop3.record import Record
-from .remote import TLS, Remote, explain
+from .remote import TLS, Options, Remote, binding, explain
 from .saving import Parsing, Saving
 
 T = TypeVar("T")
@@ -81,11 +82,9 @@ class Body:
 class Client:
     """A session in the TRANSACTION state; ``connect`` makes it.  For one task at a time."""
 
-    def __init__(
-        self, remote: Remote, context: ssl.SSLContext, timeout: float, record: Record
-    ) -> None:
+    def __init__(self, remote: Remote, timeout: float, record: Record) -> None:
         self._remote = remote
-        self._context = context
+        self._context = remote.context()
         self._timeout = timeout
         self._dialogue = Dialogue(record)
         self._stream: _Stream | None = None  # None: there is no session
@@ -209,6 +208,8 @@ class Client:
         """Connect, secure, log in."""
         remote, dialogue = self._remote, self._dialogue
         is_implicit = remote.tls is TLS.IMPLICIT
+        token = remote.ask_token()
+        login = replace(remote.login, token=token if isinstance(token, str) else await token)
         try:
             async with asyncio.timeout(self._timeout):
                 _, self._stream = await asyncio.get_running_loop().create_connection(
@@ -226,12 +227,16 @@ class Client:
                 await self._run(dialogue.start_tls())
                 await self._shake_hands()
             await self._run(dialogue.ask_capabilities())
-            with dialogue.record.login():
-                await self._run(dialogue.log_in(remote.user, remote.password))
+            with dialogue.record.login(login.secret):
+                await self._run(dialogue.log_in(login, self._binding))
             await self._run(dialogue.ask_capabilities())
         except BaseException:
             self.abort()
             raise
+
+    def _binding(self) -> bytes:
+        assert self._stream is not None
+        return binding(self._stream.transport.get_extra_info("ssl_object"))
 
     async def _shake_hands(self) -> None:
         assert self._stream is not None
@@ -333,33 +338,30 @@ class _Stream(asyncio.Protocol):
 
 @asynccontextmanager
 async def connect(
-    url: str,
+    where: str,
     *,
-    user: str = "",
-    password: str = "",
-    tls: TLS | None = None,
-    ca_file: Path | None = None,
-    context: ssl.SSLContext | None = None,
     timeout: float = 60.0,
     deadline: float | None = None,
     record: Callable[[str], None] | None = None,
+    **options: Unpack[Options],
 ) -> AsyncIterator[Client]:
     """Connect, secure, log in; QUIT when the block ends normally.
 
     An exception inside the block drops the connection without QUIT, so nothing is removed.
-    ``url`` is ``pop3s://user@host`` or ``pop3://user@host`` (with STLS).  ``timeout`` is for
-    each wait, ``deadline`` for all of it, both in seconds.  ``record`` is told, line by line, what
-    both sides say, without passwords and without the contents of messages.
+    ``where`` is ``pop3s://user@host``, ``pop3://user@host`` (with STLS), or a host.  ``timeout``
+    is for each wait, ``deadline`` for all of it, both in seconds.  ``record`` is told, line by
+    line, what both sides say, without passwords and without the contents of messages.
+
+    The strongest mechanism is taken that both sides know, and no other after a failure.
 
     Raises:
         TLSUnavailable: no connection that is safe; no credential was sent.
-        LoginFailed: refused; ``code`` tells whether it was for the credentials.
+        LoginFailed: refused (``code`` tells whether for the credentials), or not strong enough.
         ConnectionLost: with the number of deletions that were lost by it.
         CommandFailed: at the end: the server could not remove what was deleted.
+        UnsafeArgument: what was asked for makes no sense; nothing was sent.
     """
-    remote = Remote.parse(url, user=user, password=password, tls=tls)
-    told = Record(record, remote.password)
-    client = Client(remote, remote.context(context, ca_file), timeout, told)
+    client = Client(Remote.parse(where, **options), timeout, Record(record))
     try:
         async with asyncio.timeout(deadline) as total:
             try:

@@ -1,17 +1,24 @@
-"""Where a client connects to, and how safely."""
+"""Where a client connects to, how safely, and by which credential it logs in."""
 
 from __future__ import annotations
 
 import os
+import re
 import ssl
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TypedDict, Unpack
 from urllib.parse import unquote, urlsplit
 
 from ..errors import ConnectionLost, DeadlineExceeded, TLSUnavailable, UnsafeArgument
+from ..sasl import Login, Strength
 from . import tls as contexts
+
+TokenSource = str | Callable[[], str | Awaitable[str]]
+"""An OAuth 2 bearer token, or what gives a fresh one for each login."""
 
 
 class TLS(Enum):
@@ -25,7 +32,36 @@ class TLS(Enum):
     """Never; only to a loopback address."""
 
 
+class Options(TypedDict, total=False):
+    """What ``connect`` is told besides the URL, and wins over it."""
+
+    user: str
+    """Whose maildrop; a URL spells it percent-encoded."""
+    password: str
+    """Better from a file or a keyring than in a URL."""
+    token: TokenSource
+    """An OAuth 2 bearer token instead of the password, or what gives a fresh one for each login:
+    a function, for asyncio perhaps a coroutine function."""
+    certificate: Path | tuple[Path, Path]
+    """Our certificate and its key, in two PEM files or in one.  Without password and token it
+    logs in, by EXTERNAL."""
+    mechanism: str
+    """A SASL mechanism, ``USER`` or ``APOP`` that is taken instead of the strongest one."""
+    strength: Strength
+    """What the login must withstand at least."""
+    tls: TLS | None
+    """By default what the URL says, and TLS first where there is no URL."""
+    port: int
+    """By default 995 with TLS first, otherwise 110."""
+    ca_file: Path | None
+    """The certificates to trust, PEM, instead of the system's."""
+    context: ssl.SSLContext | None
+    """Instead of ``ca_file`` and ``certificate``, for all that Python can do."""
+
+
 _PORTS = {TLS.IMPLICIT: 995, TLS.STARTTLS: 110, TLS.NONE: 110}
+_SCHEMES = {"pop3s": TLS.IMPLICIT, "pop3": TLS.STARTTLS, "pop": TLS.STARTTLS}
+_AUTH = re.compile(";auth=", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,41 +71,53 @@ class Remote:
     host: str
     port: int
     tls: TLS
-    user: str
-    password: str = field(repr=False)
+    login: Login
+    token: TokenSource = field(repr=False)
+    options: Options = field(repr=False)
 
     @classmethod
-    def parse(cls, url: str, *, user: str, password: str, tls: TLS | None) -> Remote:
-        """``pop3s://user@host:port`` (TLS first) or ``pop3://user@host:port`` (STLS).
+    def parse(cls, where: str, **options: Unpack[Options]) -> Remote:
+        """``pop3s://user@host:port`` (TLS first), ``pop3://user@host:port`` (STLS), or a host.
 
-        ``user`` and ``password`` that are given win over those in the URL.
+        After the user may stand a mechanism: ``pop3s://user;AUTH=PLAIN@host`` (RFC 2384 §3).
 
         Raises:
             UnsafeArgument: no such URL, or nobody to log in.
             TLSUnavailable: TLS.NONE to another machine.
         """
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError as error:
-            raise UnsafeArgument(f"no POP3 URL: {error}") from error
-        if parts.scheme not in ("pop3", "pop3s") or not parts.hostname:
-            raise UnsafeArgument("a POP3 URL is pop3s://user@host or pop3://user@host")
-        if parts.path.strip("/") or parts.query or parts.fragment:
-            raise UnsafeArgument("a POP3 URL ends with the host and its port")
-        chosen = tls or TLS(parts.scheme)
-        found = cls(
-            parts.hostname,
-            _PORTS[chosen] if port is None else port,
-            chosen,
-            user or unquote(parts.username or ""),
-            password or unquote(parts.password or ""),
+        host, url_port, scheme, url_login = _split(where)
+        chosen = options.get("tls") or scheme
+        port = options.get("port") or url_port
+        token = options.get("token", "")
+        login = replace(
+            url_login,
+            user=options.get("user") or url_login.user,
+            password=options.get("password") or url_login.password,
+            has_certificate="certificate" in options,
+            mechanism=options.get("mechanism") or url_login.mechanism,
+            strength=options.get("strength", Strength.SECRET),
         )
-        if not found.user or not found.password:
-            raise UnsafeArgument("a login needs a user and a password")
-        if chosen is TLS.NONE and not found.is_loopback:
-            raise TLSUnavailable(f"without TLS only to this machine, not to {found.host}")
+        found = cls(host, _PORTS[chosen] if port is None else port, chosen, login, token, options)
+        found._check()
         return found
+
+    def _check(self) -> None:
+        """
+        Raises:
+            UnsafeArgument, TLSUnavailable: see ``parse``.
+        """
+        login = self.login
+        shows_certificate = login.has_certificate or login.mechanism.upper() == "EXTERNAL"
+        if not shows_certificate and not (login.user and (login.password or self.token)):
+            raise UnsafeArgument(
+                "a login needs a user and a password, or a token, or a certificate"
+            )
+        if login.password and self.token:
+            raise UnsafeArgument("a login takes a password or a token, not both")
+        if login.has_certificate and self.options.get("context") is not None:
+            raise UnsafeArgument("load the certificate into the context, and say EXTERNAL")
+        if self.tls is TLS.NONE and not self.is_loopback:
+            raise TLSUnavailable(f"without TLS only to this machine, not to {self.host}")
 
     @property
     def is_loopback(self) -> bool:
@@ -78,8 +126,53 @@ class Remote:
         except ValueError:
             return False
 
-    def context(self, given: ssl.SSLContext | None, ca_file: Path | None) -> ssl.SSLContext:
-        return given or contexts.client_context(ca_file)
+    def context(self) -> ssl.SSLContext:
+        """
+        Raises:
+            ConfigurationError: a file with certificates cannot be used.
+        """
+        given = self.options.get("context")
+        if given is not None:
+            return given
+        context = contexts.client_context(self.options.get("ca_file"))
+        if "certificate" in self.options:
+            own = self.options["certificate"]
+            contexts.load_own(context, *(own if isinstance(own, tuple) else (own, own)))
+        return context
+
+    def ask_token(self) -> str | Awaitable[str]:
+        """The token for the next login; empty where none is used."""
+        return self.token() if callable(self.token) else self.token
+
+
+def _split(where: str) -> tuple[str, int | None, TLS, Login]:
+    """
+    Raises:
+        UnsafeArgument: neither a URL nor a host.
+    """
+    if re.fullmatch(r"[\w.:-]+", where):
+        return where, None, TLS.IMPLICIT, Login("")
+    try:
+        parts = urlsplit(where)
+        port = parts.port
+    except ValueError as error:
+        raise UnsafeArgument(f"no POP3 URL: {error}") from error
+    if parts.scheme not in _SCHEMES or not parts.hostname:
+        raise UnsafeArgument("a POP3 URL is pop3s://user@host or pop3://user@host")
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise UnsafeArgument("a POP3 URL ends with the host and its port")
+    user, *mechanism = _AUTH.split(parts.username or "", maxsplit=1)
+    named = "".join(mechanism).removeprefix("+")
+    login = Login(
+        unquote(user), unquote(parts.password or ""), mechanism="" if named == "*" else named
+    )
+    return parts.hostname, port, _SCHEMES[parts.scheme], login
+
+
+def binding(peer: ssl.SSLSocket | ssl.SSLObject | None) -> bytes:
+    """Channel binding to the certificate that the server has shown; empty in clear."""
+    shown = peer.getpeercert(True) if peer is not None else None
+    return contexts.end_point(shown) if shown else b""
 
 
 def explain(error: OSError, host: str) -> Exception:

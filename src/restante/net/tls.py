@@ -38,23 +38,32 @@ class ServerContext(ssl.SSLContext):
         Raises:
             ConfigurationError: names the file and what is wrong with it; nothing has changed.
         """
-        for path in (certificate, key):
-            try:
-                path.read_bytes()
-            except OSError as error:
-                raise ConfigurationError(f"tls: {path}: {error.strerror}") from error
-        try:
-            self.load_cert_chain(certificate, key, password=_no_password)
-        except ssl.SSLError as error:
-            if error.reason == "KEY_VALUES_MISMATCH":
-                what = f"tls: {key} is not the key of {certificate}"
-            else:
-                what = f"tls: {certificate} and {key} are no certificate and key in PEM form"
-            raise ConfigurationError(what) from error
-        except _EncryptedKeyError as error:
-            what = f"tls: {key} is encrypted; store it without a password"
-            raise ConfigurationError(what) from error
+        load_own(self, certificate, key)
         self.end_point = end_point(ssl.PEM_cert_to_DER_cert(_first_block(certificate)))
+
+
+def load_own(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    """Show this certificate to peers.
+
+    Raises:
+        ConfigurationError: names the file and what is wrong with it; nothing has changed.
+    """
+    for path in (certificate, key):
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise ConfigurationError(f"tls: {path}: {error.strerror}") from error
+    try:
+        context.load_cert_chain(certificate, key, password=_no_password)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            what = f"tls: {key} is not the key of {certificate}"
+        else:
+            what = f"tls: {certificate} and {key} are no certificate and key in PEM form"
+        raise ConfigurationError(what) from error
+    except _EncryptedKeyError as error:
+        what = f"tls: {key} is encrypted; store it without a password"
+        raise ConfigurationError(what) from error
 
 
 def server_context(

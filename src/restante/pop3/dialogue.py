@@ -15,6 +15,7 @@ from base64 import b64decode, b64encode
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import md5
 from typing import TypeVar
 
 from ..errors import (
@@ -26,7 +27,8 @@ from ..errors import (
     TLSUnavailable,
     UnsafeArgument,
 )
-from ..sasl import PASSWORD_MECHANISMS, TOKEN_MECHANISMS, Reply, reply
+from ..sasl import Login, Reply, choose, reply
+from ..sasl.choice import PLAINEST
 from ..wire import CRLF, MAX_COMMAND, Unstuffer
 from .listing import Listing, Message
 from .record import Record
@@ -42,6 +44,7 @@ _STATUS = re.compile(rb"(\+OK|-ERR)(?: +(.*))?", re.DOTALL)
 _CODE = re.compile(r"\[([A-Za-z0-9/._-]+)\] *(.*)", re.DOTALL)
 _SCAN = re.compile(rb" *([0-9]{1,10}) +([0-9]{1,18})(?: .*)?", re.DOTALL)
 _UNIQUE = re.compile(rb" *([0-9]{1,10}) +([^ ].*)", re.DOTALL)
+_TIME_STAMP = re.compile(rb"<[!-;=?A-~]+@[!-;=?A-~]+>")
 _MAX_UNIQUE_ID = 1000  # octets, though RFC 1939 §7 allows 70
 
 
@@ -126,6 +129,7 @@ class Dialogue:
         self.deletions = 0
         """Messages marked as deleted, or about to be, and not yet removed by QUIT."""
         self.session = object()
+        self._welcome = b""  # the text of the greeting
         self._unread = bytearray()
         self._deletions: deque[Answer] = deque()  # not sent yet; they go before what is waiting
         self._waiting: Iterator[Answer] = iter(())  # not sent yet
@@ -149,7 +153,7 @@ class Dialogue:
         Raises:
             CommandFailed: it wants no connection now.
         """
-        yield from self._status("greeting")
+        self._welcome = yield from self._status("greeting")
 
     def ask_capabilities(self) -> Procedure[Capabilities]:
         """CAPA (RFC 2449 §5)."""
@@ -183,51 +187,64 @@ class Dialogue:
             raise TLSUnavailable(f"the server refuses STLS: {error.text}") from error
         if self._unread:
             raise self.lost("octets came before the TLS handshake", ProtocolBroken)
-        self.capabilities = Capabilities()
+        self.capabilities, self._welcome = Capabilities(), b""
 
-    def log_in(
-        self,
-        user: str,
-        password: str,
-        *,
-        token: str = "",
-        mechanism: str = "",
-        end_point: bytes = b"",
-    ) -> Procedure[None]:
+    def log_in(self, login: Login, end_point: Callable[[], bytes] = lambda: b"") -> Procedure[None]:
         """The strongest way that both sides know.  One try: no fall-back after a failure.
 
-        ``token`` is an OAuth 2 bearer token instead of the password.  ``mechanism`` forces one
-        SASL mechanism, or ``USER``.  ``end_point`` is the channel binding to the server's
-        certificate (RFC 5929 §4), where there is one.
+        ``end_point`` gives the channel binding to the server's certificate (RFC 5929 §4), empty
+        where there is none; it is asked only when it is of use.
 
         Raises:
-            LoginFailed: with the server's response code.
+            LoginFailed: with the server's response code; or no login is strong enough.
             ProtocolBroken: the server could not prove that it knows the password.
-            UnsafeArgument: a control character in user or password; nothing was sent.
+            UnsafeArgument: a control character in user or password, or what this server cannot
+                be told; nothing was sent.
         """
-        _check(user, password, token, mechanism)
-        chosen = mechanism.upper() or self._strongest(bool(token), bool(end_point))
-        if chosen != "USER":
-            if mechanism and not chosen.endswith("-PLUS"):
-                end_point = b""  # nobody talked us out of channel binding (RFC 5802 §6)
-            yield from self._auth(chosen, reply(chosen, user, token or password, end_point))
-            return
-        for command, argument in (("USER", user), ("PASS", password)):
+        _check(login.user, login.password, login.token, login.mechanism)
+        offered = self.capabilities.sasl
+        is_scram = any(name.startswith("SCRAM-") for name in (*offered, login.mechanism.upper()))
+        binding = end_point() if is_scram else b""
+        chosen = choose(login, offered, bool(binding))
+        if chosen == "APOP":
+            yield from self._apop(login)
+        elif chosen == PLAINEST:
+            yield from self._user_and_pass(login)
+        else:
+            if login.mechanism and not chosen.endswith("-PLUS"):
+                binding = b""  # nobody talked us out of channel binding (RFC 5802 §6)
+            yield from self._auth(chosen, reply(chosen, login.user, login.secret, binding))
+
+    def _user_and_pass(self, login: Login) -> Procedure[None]:
+        """
+        Raises:
+            UnsafeArgument: the server was not heard to take UTF-8 (RFC 6856 §2.2).
+        """
+        is_ascii = (login.user + login.password).isascii()
+        if not is_ascii and "USER" not in self.capabilities.tags.get("UTF8", ()):
+            raise UnsafeArgument("this server takes only ASCII in USER and PASS (RFC 6856 §2.2)")
+        for command, argument in (("USER", login.user), ("PASS", login.password)):
             yield from self._send(command, argument)
             yield from self._status(command, LoginFailed)
 
-    def _strongest(self, with_token: bool, can_bind: bool) -> str:
-        """
+    def _apop(self, login: Login) -> Procedure[None]:
+        """A digest of the greeting's time stamp and the password (RFC 1939 §7).
+
+        MD5 is broken and the server proves nothing, so this is never chosen, only forced.
+
         Raises:
-            LoginFailed: a token is all we have, and the server takes none.
+            LoginFailed: no time stamp of the form of a Message-ID: what a server may choose
+                freely helps it to guess the password (CVE-2007-1558).
+            UnsafeArgument: the password is not ASCII.
         """
-        wanted = TOKEN_MECHANISMS if with_token else PASSWORD_MECHANISMS
-        for name in wanted:
-            if name in self.capabilities.sasl and (can_bind or not name.endswith("-PLUS")):
-                return name
-        if with_token:
-            raise LoginFailed("AUTH", "the server takes no OAuth 2 tokens", None)
-        return "USER"
+        found = _TIME_STAMP.search(self._welcome)
+        if found is None:
+            raise LoginFailed("APOP", "the greeting has no time stamp that may be used", None)
+        if not login.password.isascii():
+            raise UnsafeArgument("APOP takes passwords of ASCII")
+        digest = md5(found[0] + login.password.encode(), usedforsecurity=False).hexdigest()
+        yield from self._send("APOP", f"{login.user} {digest}")
+        yield from self._status("APOP", LoginFailed)
 
     def _auth(self, mechanism: str, exchange: Reply) -> Procedure[None]:
         """An exchange (RFC 5034 §4); the first response goes with AUTH where it may and fits."""
@@ -240,8 +257,8 @@ class Dialogue:
         yield (command + b" " + response if is_sent else command) + CRLF
         while True:
             line = yield from self._line()
-            if not line.startswith(b"+") or line.startswith(b"+OK"):
-                break
+            if not line.startswith(b"+") or (line.startswith(b"+OK") and is_sent):
+                break  # before our response +OK is some servers' word for "go on"
             if is_sent:
                 try:
                     answer = exchange.send(_decoded(line))

@@ -21,15 +21,15 @@ _PUBLIC_ANSWER = re.compile(r"(?:\+OK|-ERR)(?: \[[A-Za-z0-9/-]{1,20}\])?")
 class Record:
     """Tells ``C:`` and ``S:`` lines to ``tell``, or nobody."""
 
-    def __init__(self, tell: Callable[[str], None] | None = None, secret: str = "") -> None:
+    def __init__(self, tell: Callable[[str], None] | None = None) -> None:
         self._tell = tell
-        self._secret = secret
+        self._secret = ""
         self._is_login = False
 
     @contextmanager
-    def login(self) -> Iterator[None]:
-        """What is said meanwhile may hold a secret in any form."""
-        self._is_login = True
+    def login(self, secret: str) -> Iterator[None]:
+        """What is said meanwhile may hold the secret in any form."""
+        self._secret, self._is_login = secret, True
         try:
             yield
         finally:

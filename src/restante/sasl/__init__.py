@@ -7,18 +7,20 @@ from typing import NamedTuple
 
 from ..errors import UnsafeArgument
 from . import external, login, oauth, plain, scram
+from .choice import Login, Strength, choose
 from .exchange import Answer, Channel, Exchange, Lookup, Reply
 
 __all__ = [
     "MECHANISMS",
-    "PASSWORD_MECHANISMS",
-    "TOKEN_MECHANISMS",
     "Answer",
     "Channel",
     "Exchange",
+    "Login",
     "Lookup",
     "Mechanism",
     "Reply",
+    "Strength",
+    "choose",
     "reply",
 ]
 
@@ -52,16 +54,6 @@ MECHANISMS = {
     "PLAIN": Mechanism(plain.server),
     "LOGIN": Mechanism(login.server),
 }
-
-# For a client to choose from, the strongest first.
-PASSWORD_MECHANISMS = (
-    "SCRAM-SHA-256-PLUS",
-    "SCRAM-SHA-1-PLUS",
-    "SCRAM-SHA-256",
-    "SCRAM-SHA-1",
-    "PLAIN",
-)
-TOKEN_MECHANISMS = ("OAUTHBEARER", "XOAUTH2")
 
 
 def reply(name: str, user: str, secret: str, end_point: bytes = b"") -> Reply:
