@@ -18,7 +18,7 @@ LAYERS = {
     "net": 3,
     "collect": 4,
     **dict.fromkeys(("config", "log", "cli", "__main__", "__init__"), 5),
-    **dict.fromkeys(("testing", "testing_plugin"), 5),
+    **dict.fromkeys(("testing", "testing_plugin", "poplib"), 5),
 }
 SIDEWAYS = {("pop3", "sasl"), ("log", "config"), ("cli", "config"), ("cli", "log")}
 SIDEWAYS |= {("auth", "shared")}
