@@ -205,6 +205,27 @@ class Certificates(Protocol):
         """
 
 
+@runtime_checkable
+class Generations(Protocol):
+    """Add-on for a cache: whether an answer of before still holds."""
+
+    async def generation(self, identity: str) -> bytes | None:
+        """Another value whenever ``verify`` may answer otherwise for this user, whoever changed
+        it, and in whichever process.  None: cannot be told.  Costs microseconds.
+
+        Raises:
+            TemporaryFailure: cannot be told now.
+        """
+
+
+@runtime_checkable
+class LastUses(Protocol):
+    """Add-on for a cache: hear of logins that it answered."""
+
+    def used(self, account: Account, address: str) -> None:
+        """``account`` was opened from ``address`` without asking.  Returns at once."""
+
+
 class Directory(Protocol):
     """Add-on for intake: which maildrop a recipient's mail belongs to."""
 

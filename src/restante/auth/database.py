@@ -1,5 +1,7 @@
 """The file that the user database is: its schema, how it grew, one transaction at a time.
 
+``Glance`` reads it from the event loop, without waiting for anybody.
+
 Security: only its owner can read it.  A database of a newer version or of another program is
 refused and left as it is.
 """
@@ -11,6 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigurationError, TemporaryFailure
 
@@ -76,6 +79,38 @@ def transaction(path: Path, *, make: bool = False) -> Iterator[sqlite3.Connectio
             database.close()
     except (sqlite3.Error, OSError) as error:
         raise TemporaryFailure("user database cannot be used") from error
+
+
+class Glance:
+    """One connection that stays open, for questions that cost microseconds."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._database: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+
+    def rows(self, statement: str, *values: object) -> list[Any]:
+        """
+        Raises:
+            sqlite3.Error, OSError: not now; somebody writes, or ``transaction`` knows why.
+        """
+        found = os.stat(self._path)
+        if self._database is None or self._file != (found.st_dev, found.st_ino):
+            self.close()  # another file has taken its place
+            self._database = sqlite3.connect(
+                f"{self._path.absolute().as_uri()}?mode=ro",
+                uri=True,
+                timeout=0,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            self._file = (found.st_dev, found.st_ino)
+        return self._database.execute(statement, values).fetchall()
+
+    def close(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
 
 
 def _bring_up_to_date(database: sqlite3.Connection, path: Path) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from hashlib import blake2b
 from ipaddress import ip_network
 from math import ceil
 from pathlib import Path
@@ -31,14 +32,18 @@ from ..errors import (
 )
 from ..passdb import MAX_PASSWORD, Account, Credentials, Network, Proof, ScramSecrets, Terms
 from . import passwords, scram
-from .database import transaction
+from .database import Glance, transaction
+from .uses import Uses
 
 MAX_NAME = 128  # octets of UTF-8 of each part
 MAX_APP_PASSWORDS = 32  # of one user; SCRAM tries the keys of all
 _WAITING = 256  # logins that may wait for their turn to be hashed
-_USE_COUNTS = 60.0  # seconds in which a use from the same address is not written again
 _PASSWORD = "password"  # the label of the one that is no app password
 _PERMISSIONS = "is_enabled, networks, needs_tls, mechanisms, is_read_only, login_delay, expire"
+_GENERATION = (
+    f"SELECT label, selector, hash, {_PERMISSIONS} FROM users JOIN credentials ON user = name"
+    " WHERE name = ? ORDER BY label"
+)
 
 
 class NameTaken(RestanteError):
@@ -115,14 +120,16 @@ def check_name(name: str) -> str:
 
 
 class Users:
-    """Implements ``Passdb``, ``ScramKeys`` and ``Directory``."""
+    """Implements ``Passdb``, ``ScramKeys``, ``Directory``, ``Generations`` and ``LastUses``."""
 
     def __init__(self, path: Path, *, domains: Collection[str] = ("localhost",)) -> None:
         """``domains``: where a user without one in the name gets mail."""
         self._path = path
         self._domains = {normalise(domain) for domain in domains}
         self._hashers = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), "hash")
-        self._clerk = ThreadPoolExecutor(1, "clerk")  # writes what no login waits for
+        self._clerk = ThreadPoolExecutor(1, "clerk")  # renews what no login waits for
+        self._uses = Uses(path)
+        self._glance = Glance(path)
         self._waiting = 0
 
     # Administration; all of it blocks.
@@ -155,9 +162,9 @@ class Users:
             salt = _salt(database, key)
         new = _secrets(password, salt)
         self._change(
-            "UPDATE credentials SET hash = ?, sha256 = ?, sha1 = ?, used_at = NULL,"
-            " used_from = NULL WHERE label = 'password' AND user = ?",
-            (new.phc, new.keys.sha256, new.keys.sha1),
+            "UPDATE credentials SET hash = ?, sha256 = ?, sha1 = ?, created_at = ?,"
+            " used_at = NULL, used_from = NULL WHERE label = 'password' AND user = ?",
+            (new.phc, new.keys.sha256, new.keys.sha1, time.time()),
             name,
         )
 
@@ -290,17 +297,16 @@ class Users:
         key = _key(credentials.identity)
         with self._consult() as database:
             row = database.execute(
-                f"SELECT label, hash, sha256, used_at, used_from, {_PERMISSIONS}"
+                f"SELECT label, hash, sha256, {_PERMISSIONS}"
                 " FROM users JOIN credentials ON user = name"
                 " WHERE name = ? AND selector IN ('', ?) ORDER BY selector DESC LIMIT 1",
                 (key, passwords.selector(password)),
             ).fetchone()
-        nobody = ("", passwords.nobodys(), None, None, None)
-        label, phc, keys, used_at, used_from, *permissions = row or nobody
+        label, phc, keys, *permissions = row or ("", passwords.nobodys(), None)
         if not passwords.matches(password, phc) or row is None:
             raise AuthenticationFailed("unknown-user" if row is None else "bad-password")
         account = self._may_act(_account(key, permissions, label), credentials)
-        self._use(key, label, credentials.address, used_at, used_from)
+        self.used(account, credentials.address)
         if keys is None or not passwords.is_current(phc):
             self._clerk.submit(self._renew, key, label, phc, password)
         return account
@@ -339,31 +345,31 @@ class Users:
         key = _key(proof.identity)
         with self._consult() as database:
             row = database.execute(
-                f"SELECT used_at, used_from, {_PERMISSIONS}"
-                " FROM users JOIN credentials ON user = name WHERE name = ? AND label = ?",
+                f"SELECT {_PERMISSIONS} FROM users JOIN credentials ON user = name"
+                " WHERE name = ? AND label = ?",
                 (key, proof.credential),
             ).fetchone()
         if row is None:
             raise AuthenticationFailed("revoked")
-        used_at, used_from, *permissions = row
-        account = self._may_act(_account(key, permissions, proof.credential), proof)
-        self._use(key, proof.credential, proof.address, used_at, used_from)
+        account = self._may_act(_account(key, row, proof.credential), proof)
+        self.used(account, proof.address)
         return account
 
-    # What no login waits for, and none fails by.
+    async def generation(self, identity: str) -> bytes:
+        """Made from all that an answer depends on, so that no way to change it is forgotten."""
+        key = _key(identity)
+        try:
+            rows: Sequence[Any] = self._glance.rows(_GENERATION, key)
+        except (sqlite3.Error, OSError):
+            rows = await asyncio.to_thread(self._all_of, key)
+        return blake2b(repr(rows).encode(), digest_size=16).digest()
 
-    def _use(
-        self, key: str, label: str, address: str, last: float | None, last_from: str | None
-    ) -> None:
-        if last is None or last_from != address or time.time() - last > _USE_COUNTS:
-            self._clerk.submit(self._note_use, key, label, address)
+    def _all_of(self, key: str) -> Sequence[Any]:
+        with self._consult() as database:
+            return database.execute(_GENERATION, (key,)).fetchall()
 
-    def _note_use(self, key: str, label: str, address: str) -> None:
-        with suppress(RestanteError), transaction(self._path) as database:
-            database.execute(
-                "UPDATE credentials SET used_at = ?, used_from = ? WHERE user = ? AND label = ?",
-                (time.time(), address, key, label),
-            )
+    def used(self, account: Account, address: str) -> None:
+        self._uses.note(account.user, account.credential, address)
 
     def _renew(self, key: str, label: str, old: str, password: str) -> None:
         """A hash and keys with the parameters of today; a password changed meanwhile wins."""
@@ -382,6 +388,8 @@ class Users:
         """Wait for what is still to be written."""
         self._hashers.shutdown()
         self._clerk.shutdown()
+        self._uses.close()
+        self._glance.close()
 
     async def maildrop_of(self, recipient: str) -> str:
         return await asyncio.to_thread(self._maildrop_of, recipient)

@@ -30,6 +30,7 @@ from tempfile import TemporaryDirectory
 
 from .. import __version__, config, log
 from ..auth import passwords
+from ..auth.cache import Cache
 from ..auth.users import Users
 from ..config import Configuration
 from ..errors import MaildropInUse, RestanteError
@@ -331,7 +332,8 @@ async def running(
         if ground is None:
             places = stack.enter_context(listening(configuration))
             ground = Ground(places, _context(configuration), Tally(), purges=True)
-        service = Service(store, users, tls=ground.context)
+        cache = Cache(users)
+        service = Service(store, users, cache, tls=ground.context)
         stack.push_async_callback(service.drain, _GRACE)
         admission = Admission(0, 0, ground.tally)
         _set_up(service, admission, configuration, users)
@@ -362,6 +364,7 @@ async def running(
             context = _context(found)
             fixed = [key for key in _FIXED if key(found) != key(configuration)]
             _set_up(service, admission, found, users)
+            cache.clear()
             service.tls = context
             for listener in listeners:
                 listener.tls = context if listener.tls else None

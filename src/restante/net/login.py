@@ -31,15 +31,16 @@ def offered(passdb: Passdb, wanted: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-async def verify(passdb: Passdb, shown: Shown) -> Account:
-    """
+async def verify(passdb: Passdb, shown: Shown, passwords: Passdb | None = None) -> Account:
+    """``passwords`` is asked in place of ``passdb`` where a password was shown.
+
     Raises:
         AuthenticationFailed: wrong, for whatever reason.
         TemporaryFailure: cannot be told now; never counts as a guess.
     """
     match shown:
         case Credentials():
-            return await passdb.verify(shown)
+            return await (passwords or passdb).verify(shown)
         case Token() if isinstance(passdb, Tokens):
             return await passdb.verify_token(shown)
         case Proof(mechanism="EXTERNAL"):

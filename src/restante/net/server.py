@@ -72,6 +72,8 @@ class Service:
 
     store: Store
     passdb: Passdb
+    passwords: Passdb | None = None
+    """Asked in place of ``passdb`` where a password was shown, such as a cache before it."""
     policy: Policy = field(default_factory=Policy)
     tls: ssl.SSLContext | None = None
     """For STLS; without it STLS is not offered."""
@@ -358,7 +360,7 @@ class Connection(asyncio.Protocol):
         }
         try:
             shown = replace(shown, address=self._address)
-            account = await login.verify(self._service.passdb, shown)
+            account = await login.verify(self._service.passdb, shown, self._service.passwords)
             if reason := account.refusal(
                 self._address, is_secure=self._session.is_secure, mechanism=shown.mechanism
             ):

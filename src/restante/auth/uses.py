@@ -1,0 +1,63 @@
+"""When, and from where, each credential was last used.
+
+Limits: written at most once a minute, so that a login costs no disk access; a crash forgets that
+minute.  Nothing here makes a login wait or fail.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import RestanteError
+from .database import transaction
+
+_EVERY = 60.0  # seconds from one writing to the next
+
+
+class Uses:
+    """Gathers, and writes what it has gathered in one transaction."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._gathered: dict[tuple[str, str], tuple[float, str]] = {}
+        self._timer: threading.Timer | None = None
+        self._written = -_EVERY  # on the monotonic clock
+
+    def note(self, user: str, label: str, address: str) -> None:
+        """It is used now.  What follows a quiet minute is written at once."""
+        with self._lock:
+            self._gathered[user, label] = (time.time(), address)
+            if self._timer is None:
+                wait = max(0.0, self._written + _EVERY - time.monotonic())
+                timer = threading.Timer(wait, self._write)
+                timer.daemon = True
+                with suppress(RuntimeError):  # no thread is to be had; the next login tries again
+                    timer.start()
+                    self._timer = timer
+
+    def _write(self) -> None:
+        with self._writing:
+            with self._lock:
+                gathered, self._gathered = self._gathered, {}
+                self._timer, self._written = None, time.monotonic()
+            if not gathered:
+                return
+            rows = [(at, address, *which, at) for which, (at, address) in gathered.items()]
+            with suppress(RestanteError), transaction(self._path) as database:
+                database.executemany(
+                    "UPDATE credentials SET used_at = ?, used_from = ?"
+                    " WHERE user = ? AND label = ? AND created_at <= ?",  # not a later one's
+                    rows,
+                )
+
+    def close(self) -> None:
+        """Write what is left, or wait until it is written."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+        self._write()
