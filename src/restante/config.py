@@ -285,6 +285,13 @@ class Store:
         "How long deleted mail can be given back; 0 destroys it at QUIT.",
         duration,
     )
+    quota: int = option(
+        "0",
+        "How much mail a user may have in all folders, held mail aside; 0 is no quota. "
+        "`restante user quota` sets another one for one user.",
+        octets,
+        example="2GiB",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

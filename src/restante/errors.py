@@ -18,11 +18,13 @@ RestanteError
 ├── TemporaryFailure           [SYS/TEMP]
 │   ├── MessageGone
 │   ├── NotRemoved
+│   ├── QuotaExceeded
 │   └── TooBusy
 ├── PermanentFailure           [SYS/PERM]
 ├── NoSuchUser                 intake and administration
 ├── MessageRefused             intake: this message will never be accepted
 │   └── MessageTooLarge
+│       └── LargerThanQuota
 ├── ConfigurationError
 │   └── CannotListen
 ├── UnsafeArgument             a caller's argument would break the protocol
@@ -151,6 +153,14 @@ class NotRemoved(TemporaryFailure):
         self.left = left  # messages
 
 
+class QuotaExceeded(TemporaryFailure):
+    """No room for this message now; there may be when the user has deleted some mail."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"maildrop is full: its quota is {limit} octets")
+        self.limit = limit  # octets
+
+
 class TooBusy(TemporaryFailure):
     """A limit on connections or on work was reached."""
 
@@ -178,6 +188,14 @@ class MessageTooLarge(MessageRefused):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"message larger than {limit} octets")
+        self.limit = limit  # octets
+
+
+class LargerThanQuota(MessageTooLarge):
+    """It would not fit into the maildrop if that were empty."""
+
+    def __init__(self, limit: int) -> None:
+        MessageRefused.__init__(self, f"message larger than the whole quota of {limit} octets")
         self.limit = limit  # octets
 
 

@@ -171,6 +171,17 @@ class HeldMessage:
     """Seconds since the epoch."""
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How full the mail of a user is: all folders, without what is held."""
+
+    octets: int
+    """As stored."""
+    messages: int
+    limit: int
+    """Octets that there may be; 0: as many as the disk takes."""
+
+
 class Holding(Protocol):
     """Add-on of a store that holds removed mail for a while."""
 

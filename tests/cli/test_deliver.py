@@ -110,6 +110,27 @@ def test_what_will_never_be_taken_is_given_back(
     assert stored(state) == []
 
 
+def test_a_full_maildrop_is_75_until_there_is_room(
+    restante: Restante, ann: str, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESTANTE__STORE__QUOTA", "2KiB")
+    assert restante("deliver", "ann", stdin=b"x" * 1000).code == 0
+    found = restante("deliver", "ann", stdin=b"x" * 1000)
+    assert (found.code, "its quota is 2048 octets" in found.err) == (75, True)
+    assert len(stored(state)) == 1
+    assert restante("user", "quota", "ann", "1MiB").code == 0
+    assert restante("deliver", "ann", stdin=b"x" * 1000).code == 0
+
+
+def test_what_no_quota_will_ever_take_is_given_back(
+    restante: Restante, ann: str, state: Path
+) -> None:
+    assert restante("user", "quota", "ann", "1000").code == 0
+    found = restante("deliver", "ann", stdin=b"x" * 1000)
+    assert (found.code, "larger than the whole quota of 1000" in found.err) == (65, True)
+    assert stored(state) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_half_way_stores_nothing(ann: str, state: Path, number: signal.Signals) -> None:
     with started("deliver", "ann") as process:

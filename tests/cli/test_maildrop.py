@@ -54,6 +54,17 @@ def test_list_counts(restante: Restante, mail: int, remove: Callable[[int], None
     assert row.keys() == {"user", "messages", "octets", "held", "in_use"}
 
 
+def test_usage_is_told_where_there_is_a_quota(restante: Restante, mail: int) -> None:
+    assert "quota" not in restante("maildrop", "show", "ann", "--json").json
+    assert restante("user", "quota", "ann", "1MiB").code == 0
+    (row,) = restante("maildrop", "list", "--json").json["maildrops"]
+    assert (row["quota"], row["used"]) == (2**20, row["octets"])
+    assert f", {row['used']} of 1048576 octets used\n" in restante("maildrop", "list").out
+    shown = restante("maildrop", "show", "ann", "--json").json
+    assert (shown["quota"], shown["used"]) == (2**20, row["used"])
+    assert restante("maildrop", "show", "ann").err == f"ann, {row['used']} of 1048576 octets used\n"
+
+
 def test_list_passes_over_a_maildrop_in_use(restante: Restante, mail: int) -> None:
     async def main() -> None:
         async with common.store(load()).open("ann"):

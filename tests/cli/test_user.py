@@ -245,6 +245,7 @@ def test_permit_changes_what_is_named_only(restante: Restante, ann: str) -> None
         "read_only": True,
         "login_delay": 300.0,
         "expire": 90,
+        "quota": None,
         "app_passwords": [],
     }
     restante("user", "permit", "ann", "--network", "any", "--mechanism", "any", "--no-read-only")
@@ -314,3 +315,27 @@ def test_why_of_a_disabled_user_and_of_nobody(restante: Restante, ann: str) -> N
     assert found.out == "ann is refused: the user is disabled; next: restante user enable ann\n"
     assert restante("auth", "why", "bob", "::1").code == 67
     assert restante("auth", "why", "ann", "nowhere").code == 64
+
+
+def test_a_user_has_a_quota_of_his_own(restante: Restante, ann: str) -> None:
+    def quota() -> object:
+        return restante("user", "show", "ann", "--json").json["quota"]
+
+    assert quota() is None
+    for size, octets, words in (
+        ("2GiB", 2**31, "2147483648 octets"),
+        ("none", 0, "none"),
+        ("default", None, "as configured"),
+    ):
+        assert words in restante("user", "quota", "ann", size).err
+        assert quota() == octets
+        assert f"  quota     {words}\n" in restante("user", "show", "ann").out
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "code"), [("bob", "1GiB", 67), ("ann", "much", 64), ("ann", "-1", 64)]
+)
+def test_a_quota_that_cannot_be(
+    restante: Restante, ann: str, name: str, size: str, code: int
+) -> None:
+    assert restante("user", "quota", "--", name, size).code == code

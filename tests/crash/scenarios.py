@@ -96,9 +96,11 @@ class Scenario:
     hold: float = 60
     filled: bool = True
     """Whether the maildrop exists before."""
+    limit: int = 0
+    """The quota, octets."""
 
     def store(self, base: Path) -> HoldingStore:
-        return MaildirStore(f"{base}/%u", hold=self.hold)
+        return MaildirStore(f"{base}/%u", hold=self.hold, limit=lambda _: self.limit)
 
 
 SCENARIOS = {
@@ -111,4 +113,6 @@ SCENARIOS = {
     "undelete": Scenario(undelete),
     "undelete, same unique-ids": Scenario(undelete_same),
     "purge": Scenario(purge),
+    "delivery with a quota": Scenario(delivery, limit=10**6),
+    "update with a quota": Scenario(update, limit=10**6),
 }

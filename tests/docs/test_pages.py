@@ -37,6 +37,7 @@ BEFORE = {
     "app-passwords": _ANN,
     "collect": _ANN,
     "README": _ANN,  # for its Python
+    "quota": _ANN,
     "fetch-mail": _ANN,
     "give-mail-back": (*_ANN, "restante fetch pop3s://ann@pop.example.org --to fetched"),
 }

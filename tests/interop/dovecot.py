@@ -114,8 +114,10 @@ class Dovecot:
 
 
 @contextmanager
-def dovecot(messages: Iterable[bytes] = (), password: str = "tan staaf") -> Iterator[Dovecot]:
-    """With these messages in the maildrop."""
+def dovecot(
+    messages: Iterable[bytes] = (), password: str = "tan staaf", *, more: str = ""
+) -> Iterator[Dovecot]:
+    """With these messages in the maildrop, and ``more`` configuration."""
     program = need("dovecot")
     # Not below pytest's folders, which are for one user only.
     with tempfile.TemporaryDirectory(prefix="dovecot-") as name:
@@ -129,7 +131,7 @@ def dovecot(messages: Iterable[bytes] = (), password: str = "tan staaf") -> Iter
         ports = dict(zip(("pop3", "pop3s", "imaps"), _free_ports(3), strict=True))
         names = {"owner": _OWNER, "group": grp.getgrgid(_GID).gr_name}
         text = _CONFIGURATION.format(folder=folder, **names, **ports)
-        (folder / "dovecot.conf").write_text(text)
+        (folder / "dovecot.conf").write_text(text + more)
         home = folder / "mail" / USER
         (folder / "users").write_text(f"{USER}:{{PLAIN}}{password}:{_UID}:{_GID}::{home}::\n")
         _give_away(folder)

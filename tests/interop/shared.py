@@ -26,6 +26,7 @@ _CONFIGURATION = """
 listen = ["pop3s://127.0.0.1:0"]
 [store]
 path = "{folder}/mail/%u"
+quota = "{quota}"
 [auth]
 users = "{folder}/users.sqlite3"
 [intake.lmtp]
@@ -93,11 +94,12 @@ def retrieve(client: poplib.POP3, number: int) -> bytes:
 
 
 @contextmanager
-def shared(messages: list[bytes]) -> Iterator[Shared]:
-    """Both at work on a maildrop with these messages."""
-    with dovecot(messages) as imap_server:
+def shared(messages: list[bytes], *, quota: str = "0", dovecot_too: str = "") -> Iterator[Shared]:
+    """Both at work on a maildrop with these messages; ``dovecot_too``: more configuration."""
+    with dovecot(messages, more=dovecot_too) as imap_server:
         folder = imap_server.folder
-        (folder / "restante.toml").write_text(_CONFIGURATION.format(folder=folder))
+        text = _CONFIGURATION.format(folder=folder, quota=quota)
+        (folder / "restante.toml").write_text(text)
         (folder / "password").write_text(imap_server.password)
         added = _restante(folder, "user", "add", USER, "--password-file", f"{folder}/password")
         assert added.returncode == 0, added.stderr

@@ -10,7 +10,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from restante.errors import NoSuchUser, TemporaryFailure
+from restante.errors import (
+    LargerThanQuota,
+    NoSuchUser,
+    QuotaExceeded,
+    RestanteError,
+    TemporaryFailure,
+)
 from restante.maildrop import Entry, Store
 from restante.net.intake import Intake
 from restante.store.memory import MemoryStore
@@ -37,14 +43,15 @@ class Ann:
 class FailsFor:
     """A store that has no room for one user."""
 
-    def __init__(self, store: MemoryStore, user: str) -> None:
+    def __init__(self, store: MemoryStore, user: str, error: RestanteError | None = None) -> None:
         self.store = store
         self.open = store.open
         self.user = user
+        self.error = error or TemporaryFailure("disk full")
 
     async def deliver(self, user: str, message: AsyncIterator[bytes]) -> Entry:
         if user == self.user:
-            raise TemporaryFailure("disk full")
+            raise self.error
         return await self.store.deliver(user, message)
 
 
@@ -102,6 +109,28 @@ def test_one_reply_for_each_recipient(run: Run[None]) -> None:
             got = await replies(client, LETTER + b".\r\n", 3)
             assert [line[:9] for line in got] == [b"250 2.0.0", b"451 4.3.0", b"250 2.0.0"]
         assert [without_trace(each) for each in await letters(memory)] == [LETTER, LETTER]
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("error", "reply"),
+    [
+        (QuotaExceeded(10), b"452 4.2.2 maildrop is full: its quota is 10 octets"),
+        (LargerThanQuota(10), b"552 5.2.3 message larger than the whole quota of 10 octets"),
+    ],
+)
+def test_a_full_maildrop_is_told_to_the_sender(
+    run: Run[None], error: RestanteError, reply: bytes
+) -> None:
+    """RFC 3463 §3.3: a full maildrop is no reason to give up, a message too large for it is."""
+
+    async def main() -> None:
+        memory = MemoryStore()
+        async with taking(FailsFor(memory, "eve", error)) as (client, _):
+            await replies(client, MAIL + b"RCPT TO:<eve@example.org>\r\n" + ANN + b"DATA\r\n", 4)
+            got = await replies(client, LETTER + b".\r\n", 2)
+            assert [got[0].rstrip(), got[1][:9]] == [reply, b"250 2.0.0"]
 
     run(main())
 

@@ -54,6 +54,8 @@ STEPS = (
     """,
     # expire: days that mail is kept at least; NULL: as the server has it.
     "ALTER TABLE users ADD COLUMN expire INTEGER",
+    # quota: octets, 0 is none; NULL: as the configuration says.
+    "ALTER TABLE users ADD COLUMN quota INTEGER",
 )
 
 

@@ -231,6 +231,23 @@ class Users:
             name,
         )
 
+    def set_quota(self, name: str, octets: int | None) -> None:
+        """0 is none; None: what the configuration says."""
+        self._change("UPDATE users SET quota = ? WHERE name = ?", (octets,), name)
+
+    def quota(self, name: str) -> int | None:
+        """Octets, 0 is none; None: nobody of that name has a quota of his own.
+
+        Raises:
+            TemporaryFailure: cannot be told now.
+        """
+        if not os.path.exists(self._path):
+            return None
+        with self._consult() as database:
+            row = database.execute("SELECT quota FROM users WHERE name = ?", (_key(name),))
+            found: tuple[int | None] | None = row.fetchone()
+        return found[0] if found else None
+
     def set_enabled(self, name: str, is_enabled: bool) -> None:
         self._change("UPDATE users SET is_enabled = ? WHERE name = ?", (is_enabled,), name)
 

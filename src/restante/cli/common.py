@@ -121,7 +121,13 @@ def store(found: Configuration) -> MaildirStore | MemoryStore:
     if found.store.path == f"{found.state}/mail/%u":  # ours to make; any other may be a mount
         for place in (found.state, found.state / "mail"):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return MaildirStore(found.store.path, hold=found.store.hold)
+    own = users(found).quota
+
+    def limit(user: str) -> int:
+        octets = own(user)
+        return found.store.quota if octets is None else octets
+
+    return MaildirStore(found.store.path, hold=found.store.hold, limit=limit)
 
 
 def say(text: str) -> None:
@@ -142,6 +148,13 @@ def days(text: str) -> int:
     if found < 86_400 or found % 86_400:
         raise UnsafeArgument('a time to keep mail is one in whole days, such as "90d"')
     return int(found) // 86_400
+
+
+def octets(text: str) -> int:
+    try:
+        return config.octets(text)
+    except Exception as error:
+        raise UnsafeArgument('a size is "500MiB", "2GiB", or a number of octets') from error
 
 
 def halves(fingerprint: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
 from datetime import datetime
 from email import policy
@@ -80,6 +80,7 @@ async def list_(options: argparse.Namespace, store: AnyStore) -> int:
         else:
             octets = sum(entry.size for entry in entries)
             rows.append({**row, "messages": len(entries), "octets": octets, "in_use": False})
+        rows[-1].update(await _usage(store, user))
     if options.json:
         common.print_json("maildrop-list", maildrops=rows)
         return os.EX_OK
@@ -87,7 +88,7 @@ async def list_(options: argparse.Namespace, store: AnyStore) -> int:
         there = (
             "in use now" if row["in_use"] else "{messages} messages, {octets} octets".format(**row)
         )
-        print("{user}: {there}, {held} held".format(**row, there=there))
+        print("{user}: {there}, {held} held".format(**row, there=there) + _told(row))
     return os.EX_OK
 
 
@@ -102,11 +103,26 @@ async def show(options: argparse.Namespace, store: AnyStore) -> int:
                 {"number": number, "size": entry.size, "unique_id": entry.unique_id, **head}
             )
     if options.json:
-        common.print_json("maildrop-show", user=user, messages=rows)
+        usage = await _usage(store, user)
+        common.print_json("maildrop-show", user=user, messages=rows, **usage)
         return os.EX_OK
     for row in rows:
         print("{number:4} {size:9}  {date}  {sender:30.30}  {subject}".format(**row))
+    if told := _told(await _usage(store, user)):
+        common.say(f"{user}{told}")
     return os.EX_OK
+
+
+async def _usage(store: AnyStore, user: str) -> dict[str, object]:
+    """What there is of the quota; of a user who has none nothing."""
+    if not isinstance(store, MaildirStore):
+        return {}
+    usage = await store.usage(user)
+    return {"used": usage.octets, "quota": usage.limit} if usage.limit else {}
+
+
+def _told(row: Mapping[str, object]) -> str:
+    return ", {used} of {quota} octets used".format(**row) if "quota" in row else ""
 
 
 async def held(options: argparse.Namespace, store: AnyStore) -> int:

@@ -23,7 +23,8 @@ from . import common
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     noun = verbs.add_parser(
         "user",
-        help="who may log in: add, passwd, app-password, list, show, permit, enable, disable, rm",
+        help="who may log in: add, passwd, app-password, list, show, permit, quota, enable, "
+        "disable, rm",
     )
     actions = noun.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, run, text in (
@@ -79,6 +80,16 @@ def _add_permission(actions: argparse._SubParsersAction[argparse.ArgumentParser]
         help="mail older than this is removed by itself, e.g. 90d; any: as the configuration says",
     )
     action.set_defaults(run=permit)
+    action = actions.add_parser(
+        "quota",
+        help="how much mail somebody may have",
+        description="Holds from the next delivery on.",
+    )
+    action.add_argument("name", metavar="NAME")
+    action.add_argument(
+        "size", metavar="SIZE", help='such as 2GiB; "none", or "default" for the configured one'
+    )
+    action.set_defaults(run=quota)
 
 
 def _add_app_passwords(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -149,7 +160,12 @@ def show(options: argparse.Namespace) -> int:
     users = _users(options)
     account, found = users.get(options.name).account, users.app_passwords(options.name)
     if options.json:
-        common.print_json("user-show", **_permission(account), app_passwords=_rows(found))
+        common.print_json(
+            "user-show",
+            **_permission(account),
+            quota=users.quota(options.name),
+            app_passwords=_rows(found),
+        )
         return os.EX_OK
     print(f"{account.user}: {'may log in' if account.is_enabled else 'is disabled'}")
     print(f"  from      {' '.join(map(str, account.networks)) or 'everywhere'}")
@@ -160,6 +176,7 @@ def show(options: argparse.Namespace) -> int:
         print(f"  at most   once in {account.login_delay:g} s")
     if account.expire is not None:
         print(f"  keeps     mail {account.expire} days at least")
+    print(f"  quota     {_told_quota(users.quota(options.name))}")
     _print_app_passwords(found)
     return os.EX_OK
 
@@ -181,6 +198,17 @@ def permit(options: argparse.Namespace) -> int:
         given["expire"] = None
     users.permit(options.name, replace(users.get(options.name).account, **given))
     return _done(options, "user-permit", "has these permissions now; see `restante user show`")
+
+
+def quota(options: argparse.Namespace) -> int:
+    words = {"none": 0, "default": None}
+    size = words[options.size] if options.size in words else common.octets(options.size)
+    _users(options).set_quota(options.name, size)
+    return _done(options, "user-quota", f"has this quota now: {_told_quota(size)}")
+
+
+def _told_quota(octets: int | None) -> str:
+    return {None: "as configured", 0: "none"}.get(octets, f"{octets} octets")
 
 
 def _network(text: str) -> Network:

@@ -27,9 +27,11 @@ from aiosmtpd.lmtp import LMTP
 from aiosmtpd.smtp import SMTP
 
 from ..errors import (
+    LargerThanQuota,
     MessageRefused,
     MessageTooLarge,
     NoSuchUser,
+    QuotaExceeded,
     RestanteError,
     TemporaryFailure,
     UnsafeArgument,
@@ -323,6 +325,8 @@ class _Hooks:
 def _reply(error: RestanteError) -> str:
     """The one place where an error becomes an SMTP reply."""
     match error:
+        case LargerThanQuota():
+            return f"552 5.2.3 {error}"
         case MessageTooLarge():
             return f"552 5.3.4 {error}"
         case MessageRefused():
@@ -331,6 +335,8 @@ def _reply(error: RestanteError) -> str:
             return "550 5.1.1 no such user here"
         case UnsafeArgument():
             return f"553 5.1.3 {error}"
+        case QuotaExceeded():
+            return f"452 4.2.2 {error}"
         case TemporaryFailure():
             return f"451 4.3.0 {error}"
         case _:

@@ -176,6 +176,17 @@ def list_files(name: str, parent: int) -> list[tuple[str, int]]:
         ]
 
 
+def list_folders(maildrop: int) -> list[str]:
+    """Names of the folders of a Maildir (Maildir++): its directories whose names begin with a
+    dot."""
+    with directory(".", maildrop) as opened, os.scandir(opened) as entries:
+        return [
+            entry.name
+            for entry in entries
+            if entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+        ]
+
+
 def sync(*directories: str, parent: int) -> None:
     """Make what happened to the names in these directories durable, in this order."""
     for name in directories:
@@ -210,6 +221,19 @@ def session_lock(maildrop: int) -> Iterator[int]:
         yield os.fstat(lock).st_mtime_ns
     finally:
         os.close(lock)
+
+
+@contextmanager
+def lock(opened: int, *, shared: bool = False) -> Iterator[None]:
+    """One at a time, or many who share it, among all who opened this directory themselves.
+
+    Waits for the lock, so hold it briefly.
+    """
+    fcntl.flock(opened, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(opened, fcntl.LOCK_UN)
 
 
 @contextmanager
@@ -280,6 +304,20 @@ def replace_cache(name: str, octets: bytes, parent: int) -> None:
         finally:
             os.close(file)
         os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+
+
+@contextmanager
+def appending(name: str, parent: int) -> Iterator[int]:
+    """A file to whose end is written, wherever others have moved it.
+
+    Raises:
+        FileNotFoundError: there is none; it is not made.
+    """
+    file = os.open(name, os.O_WRONLY | os.O_APPEND | _FLAGS, dir_fd=parent)
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 @contextmanager

@@ -29,9 +29,9 @@ from itertools import islice
 from typing import TypeVar
 
 from ..errors import MessageGone, PermanentFailure, TemporaryFailure
-from ..maildrop import Entry, HeldMessage, Maildrop, RawMessage
+from ..maildrop import Entry, HeldMessage, Maildrop, RawMessage, Usage
 from ..message import LineEnds, Survey
-from . import adopted, files
+from . import adopted, files, quota
 from .files import in_thread
 from .held import finish_update, is_unfinished, list_held, purge, reading_held, undelete, update
 from .index import Form, Index, Message, Stamps, load, save, stamps, trusted
@@ -53,14 +53,22 @@ class MaildirStore:
     """Implements ``Store``, ``Holding`` and ``Expiring``; its maildrops also ``RawReading`` and
     ``Paced``."""
 
-    def __init__(self, template: str, *, hold: float = 14 * 86400) -> None:
+    def __init__(
+        self,
+        template: str,
+        *,
+        hold: float = 14 * 86400,
+        limit: Callable[[str], int] = lambda _: 0,
+    ) -> None:
         """``template``: see ``place.Template``.  ``hold``: seconds for which removed mail is kept
-        until somebody purges it; 0 destroys it at once.
+        until somebody purges it; 0 destroys it at once.  ``limit``: the quota of a user, octets;
+        0 is none.  It may block.
 
         Raises:
             ConfigurationError: the template would let two users share a maildrop.
         """
         self.hold = hold
+        self.limit = limit
         self._template = Template(template)
         self._indexes: dict[str, Index] = {}  # by user, the one used last at the end
         self._remembered = 0  # octets that they take
@@ -103,7 +111,9 @@ class MaildirStore:
         """Finish an UPDATE that was cut short, and have an index of what is there now."""
 
         def best() -> tuple[Index, bool]:
-            finish_update(maildrop, destroy=not self.hold)
+            if is_unfinished(maildrop):
+                finish_update(maildrop, destroy=not self.hold)
+                quota.forget(maildrop)
             now = stamps(maildrop)
             if known is not None and known.stamps == now:
                 return known, True
@@ -124,7 +134,8 @@ class MaildirStore:
             self._remembered -= self._indexes.pop(next(iter(self._indexes))).memory
 
     async def deliver(self, user: str, message: AsyncIterator[bytes]) -> Entry:
-        return await _deliver(_delivery(self._template.base, self._template.names(user)), message)
+        names, limit = self._template.names(user), partial(self.limit, user)
+        return await _deliver(_delivery(self._template.base, names, limit), message)
 
     async def adopt(
         self,
@@ -144,6 +155,7 @@ class MaildirStore:
         added = 0
         async with self._session(user) as session:
             present = await in_thread(session.adopt_ids, arrivals)
+            await in_thread(quota.forget, session.maildrop)
             for name in arrivals:
                 if unique_part(name) not in present:
                     place = partial(_named, session.maildrop, name)
@@ -181,9 +193,16 @@ class MaildirStore:
         self, user: str, held: Collection[HeldMessage], *, same_unique_ids: bool = False
     ) -> int:
         names = [each.name for each in held]
-        give_back = partial(
-            undelete, names=names, same_unique_ids=same_unique_ids, destroy=not self.hold
-        )
+
+        def give_back(maildrop: int) -> int:
+            quota.forget(maildrop)  # before as well: a crash must not make the count too small
+            try:
+                return undelete(
+                    maildrop, names, same_unique_ids=same_unique_ids, destroy=not self.hold
+                )
+            finally:
+                quota.forget(maildrop)
+
         return await in_thread(self._at, user, give_back, 0)
 
     async def purge(self, user: str, removed_before: float) -> int:
@@ -201,6 +220,15 @@ class MaildirStore:
             return 0  # and nobody was kept out
         async with self._session(user) as session:
             return await in_thread(session.expire, arrived_before)
+
+    async def usage(self, user: str) -> Usage:
+        """How full it is; of a user without a maildrop nothing."""
+
+        def look(maildrop: int) -> Usage:
+            return quota.usage(maildrop, self.limit(user))
+
+        found = await in_thread(self._at, user, look, None)
+        return found or Usage(0, 0, await in_thread(self.limit, user))
 
     async def users(self) -> AsyncIterator[str]:
         found = self._template.users()
@@ -446,23 +474,32 @@ class _Maildir:
         """Blocking.  Returns how many messages were removed."""
         messages = map(self.listing.message, range(len(self.listing)))
         victims = {
-            each.file.identity: each.unique_id
+            each.unique_id: each.file
             for each in messages
             if _is_old(self.maildrop, each.file, arrived_before)
         }
         if not victims:
             return 0
-        return len(victims) - len(update(self.maildrop, victims, destroy=self._destroy))
+        return len(victims) - len(self._remove(victims))
 
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
         victims = {}
         for entry in entries:
             with suppress(MessageGone):
-                victims[self._file(entry)[1].identity] = entry.unique_id
+                victims[entry.unique_id] = self._file(entry)[1]
         if not victims:
             return ()
-        left = await in_thread(update, self.maildrop, victims, destroy=self._destroy)
+        left = await in_thread(self._remove, victims)
         return [entry for entry in entries if entry.unique_id in left]
+
+    def _remove(self, victims: Mapping[str, File]) -> set[str]:
+        """By unique-id; returns those that are left.  Blocking."""
+        sizes = quota.sizes(self.maildrop, victims)
+        by_file = {file.identity: unique_id for unique_id, file in victims.items()}
+        left = update(self.maildrop, by_file, destroy=self._destroy)
+        gone = [size for unique_id, size in sizes.items() if unique_id not in left]
+        quota.changed(self.maildrop, -sum(gone), -len(gone))
+        return left
 
 
 def _is_old(maildrop: int, file: File, arrived_before: float) -> bool:
@@ -511,7 +548,9 @@ def _named(maildrop: int, name: str) -> Generator[Entry | None, bytes, None]:
     yield Entry(name, survey.size)
 
 
-def _delivery(base: str, names: Sequence[str]) -> Generator[Entry | None, bytes, None]:
+def _delivery(
+    base: str, names: Sequence[str], limit: Callable[[], int]
+) -> Generator[Entry | None, bytes, None]:
     """One message on its way through ``tmp/`` into ``new/``.  Blocking.
 
     Send it the octets, then none; then it yields the entry of a message that a crash cannot
@@ -522,6 +561,7 @@ def _delivery(base: str, names: Sequence[str]) -> Generator[Entry | None, bytes,
         files.maildrop(base, names, make=True) as maildrop,
         files.directory("tmp", maildrop) as tmp,
         files.directory("new", maildrop) as new,
+        ExitStack() as counted,
     ):
         with files.undone_on_error(unique, tmp):
             with files.writing(unique, tmp) as file:
@@ -529,6 +569,7 @@ def _delivery(base: str, names: Sequence[str]) -> Generator[Entry | None, bytes,
                     files.write(file, octets)
                     survey.feed(octets)
                 survey.finish()
+                counted.enter_context(quota.room(maildrop, survey.stored, limit()))
             name = unique + fields(survey)
             files.move(unique, tmp, name, new)
         with files.undone_on_error(name, new):

@@ -1,0 +1,231 @@
+"""How full a Maildir is: the quota of Maildir++, in ``maildirsize``, which other programs share.
+
+The first line of that file repeats the limit (``2147483648S``); every line below it is a change in
+octets and messages (``1234 1``), appended by whoever made it; their sum is what is there: all
+messages in ``new/`` and ``cur/`` of the Maildir and of its folders, as Dovecot counts them.  Held
+mail does not count: deleting makes room at once.  The file is a cache, never synced, and counted
+anew by the rules of Maildir++: when it is missing, garbled, for another limit or ``_LONGEST``
+octets long, and before anybody is refused because of lines that are not fresh.
+
+A message is added before it arrives and taken back if it does not, so a crash can only count too
+much.  Our own deliveries take turns at the file, by a lock on the maildrop's directory, and share
+a lock on ``tmp/`` until they have arrived, which who counts anew waits for.  Other programs are as
+exact as Maildir++ is.  All calls block.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+
+from ..errors import LargerThanQuota, QuotaExceeded
+from ..maildrop import Usage
+from . import files
+from .names import File, field
+
+MAILDIRSIZE = "maildirsize"
+
+_LONGEST = 5120  # octets of a file that is worth reading (Maildir++)
+_STALE = 15 * 60  # seconds for which a fresh count may refuse mail (Maildir++)
+_LINE = re.compile(rb" *([-+]?[0-9]{1,18}) +([-+]?[0-9]{1,18}) *")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Count:
+    """What a file told, or a look at all names."""
+
+    octets: int
+    messages: int
+    inode: int
+    """Of the file; 0: there is none."""
+    is_fresh: bool
+    """Counted a short while ago, and nothing has changed since."""
+
+
+@contextmanager
+def room(maildrop: int, octets: int, limit: int) -> Iterator[None]:
+    """Add a message of this size, which the block makes arrive; if it fails, take it back.
+
+    ``limit`` in octets; 0: there is none, but a count that another program keeps stays right.
+
+    Raises:
+        QuotaExceeded: no room now.
+        LargerThanQuota: there never will be.
+    """
+    if limit and octets > limit:
+        raise LargerThanQuota(limit)
+    with ExitStack() as arrived:
+        counted_in = _reserve(maildrop, octets, limit, arrived)
+        try:
+            yield
+        except BaseException:
+            if counted_in:
+                with suppress(OSError):
+                    _append(maildrop, -octets, -1, counted_in)
+            raise
+    if counted_in and counted_in != _inode(maildrop):
+        forget(maildrop)  # counted anew meanwhile, and nobody knows whether this one was seen
+
+
+def changed(maildrop: int, octets: int, messages: int) -> None:
+    """Messages came or went; counted if anybody counts."""
+    if messages:
+        with suppress(OSError):
+            _append(maildrop, octets, messages, 0)
+
+
+def sizes(maildrop: int, messages: Mapping[str, File]) -> dict[str, int]:
+    """Octets of those that are still there, if anybody counts them."""
+    found = {}
+    if is_counted(maildrop):
+        for key, file in messages.items():
+            with suppress(FileNotFoundError), files.directory(file.directory, maildrop) as opened:
+                files.status(file.name, opened)  # or another program has moved it
+                found[key] = _size(file.name, opened)
+    return found
+
+
+def forget(maildrop: int) -> None:
+    """Something has changed that cannot be told in numbers: who wants to know counts anew."""
+    with suppress(OSError), files.lock(maildrop):
+        files.unlink(MAILDIRSIZE, maildrop)
+
+
+def is_counted(maildrop: int) -> bool:
+    """Whether anybody keeps a count."""
+    return _inode(maildrop) != 0
+
+
+def usage(maildrop: int, limit: int) -> Usage:
+    """What is there, as the file tells it, or else counted."""
+    with files.lock(maildrop):
+        found = _read(maildrop, limit) or _recount(maildrop, limit)
+    return Usage(found.octets, found.messages, limit)
+
+
+def _reserve(maildrop: int, octets: int, limit: int, arrived: ExitStack) -> int:
+    """The inode number of the file with our line; 0: nobody counts.  ``arrived`` is to be closed
+    once the message can be seen."""
+    if not limit and not is_counted(maildrop):
+        return 0
+    with files.lock(maildrop):
+        if limit:
+            found = _read(maildrop, limit) or _recount(maildrop, limit)
+            if found.octets + octets > limit and not found.is_fresh:
+                found = _recount(maildrop, limit)
+            if found.octets + octets > limit:
+                raise QuotaExceeded(limit)
+        tmp = arrived.enter_context(files.directory("tmp", maildrop))
+        arrived.enter_context(files.lock(tmp, shared=True))
+        try:
+            return _append(maildrop, octets, 1, 0)
+        except OSError as error:  # of a cache; the disk may be full for the message too
+            _log.warning("quota not counted", extra={"fields": {"reason": error.strerror}})
+            return 0
+
+
+def _append(maildrop: int, octets: int, messages: int, only_to: int) -> int:
+    """One line, by one write; returns the inode number of the file, or 0: there is none."""
+    try:
+        with files.appending(MAILDIRSIZE, maildrop) as file:
+            inode = files.inode(file)
+            if only_to in (0, inode):
+                files.write(file, b"%d %d\n" % (octets, messages))
+            return inode
+    except FileNotFoundError:
+        return 0
+
+
+def _inode(maildrop: int) -> int:
+    try:
+        return files.status(MAILDIRSIZE, maildrop).st_ino
+    except OSError:
+        return 0
+
+
+def _read(maildrop: int, limit: int) -> _Count | None:
+    """None: it must be counted anew."""
+    try:
+        octets = files.read(MAILDIRSIZE, maildrop)
+        status = files.status(MAILDIRSIZE, maildrop)
+    except OSError:
+        return None
+    definition, *lines = octets.split(b"\n")
+    if lines[-1:] != [b""] or len(octets) >= _LONGEST or (limit and _limit(definition) != limit):
+        return None
+    changes = [_LINE.fullmatch(line) for line in lines[:-1]]
+    total = messages = 0
+    for change in changes:
+        if change is None:
+            return None
+        total += int(change[1])
+        messages += int(change[2])
+    if not changes or total < 0 or messages < 0:
+        return None
+    is_fresh = len(changes) == 1 and 0 <= time.time() - status.st_mtime < _STALE
+    return _Count(total, messages, status.st_ino, is_fresh)
+
+
+def _limit(definition: bytes) -> int:
+    match = re.search(rb"(?:^|,)([0-9]{1,18})S(?=,|$)", definition)
+    return int(match[1]) if match else 0
+
+
+def _recount(maildrop: int, limit: int) -> _Count:
+    """Look at all names, and write what there is if nothing moved meanwhile."""
+    with files.directory("tmp", maildrop) as tmp, files.lock(tmp):
+        before = _latest(maildrop)
+        found = list(_sizes(maildrop))
+    octets, messages = sum(found), len(found)
+    inode = 0
+    with suppress(OSError):
+        if limit:
+            text = b"%s\n%d %d\n" % (_definition(maildrop, limit), octets, messages)
+            files.replace_cache(MAILDIRSIZE, text, maildrop)
+            inode = _inode(maildrop)
+            if _latest(maildrop) != before:
+                files.unlink(MAILDIRSIZE, maildrop)
+    return _Count(octets, messages, inode, is_fresh=True)
+
+
+def _definition(maildrop: int, limit: int) -> bytes:
+    """Our limit, and what another program says of the number of messages."""
+    with suppress(OSError):
+        first = files.read(MAILDIRSIZE, maildrop).partition(b"\n")[0]
+        if match := re.search(rb"(?:^|,)([0-9]{1,18}C)(?=,|$)", first):
+            return b"%dS,%s" % (limit, match[1])
+    return b"%dS" % limit
+
+
+def _sizes(maildrop: int) -> Iterable[int]:
+    for folder in [".", *files.list_folders(maildrop)]:
+        for name in ("new", "cur"):
+            with (
+                suppress(FileNotFoundError, NotADirectoryError),
+                files.directory(folder, maildrop) as opened,
+                files.directory(name, opened) as directory,
+            ):
+                for found, _ in files.list_files(".", directory):
+                    with suppress(FileNotFoundError):
+                        yield _size(found, directory)
+
+
+def _size(name: str, directory: int) -> int:
+    told = field("S", name)
+    return files.status(name, directory).st_size if told is None else told
+
+
+def _latest(maildrop: int) -> int:
+    """The newest change of any directory that is counted, in nanoseconds."""
+    found = [0]
+    for folder in [".", *files.list_folders(maildrop)]:
+        for name in ("new", "cur"):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found.append(files.status(f"{folder}/{name}", maildrop).st_mtime_ns)
+    return max(found)

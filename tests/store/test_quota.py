@@ -1,0 +1,407 @@
+"""Quotas in Maildir++'s ``maildirsize``: what counts, who is refused, when it is counted anew."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from restante.errors import LargerThanQuota, QuotaExceeded, TemporaryFailure
+from restante.maildrop import Usage
+from restante.store import quota
+from restante.store.maildir import MaildirStore
+
+from .helpers import contents, deliver, listing, names, put, remove, run
+from .watched import Call, Crash, die_at, fail_at, watched
+
+TEN = b"ten octets"
+LIMIT = 100
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> MaildirStore:
+    return MaildirStore(f"{tmp_path}/%u", limit=lambda _: LIMIT)
+
+
+def told(place: Path) -> list[str]:
+    """The lines of the file."""
+    return (place / "maildirsize").read_text().splitlines()
+
+
+def write(place: Path, text: str, *, age: float = 0) -> None:
+    """A file that another program has left."""
+    for each in ("cur", "new", "tmp"):
+        (place / each).mkdir(parents=True, exist_ok=True)
+    (place / "maildirsize").write_text(text)
+    then = time.time() - age
+    os.utime(place / "maildirsize", (then, then))
+
+
+def really(place: Path) -> tuple[int, int]:
+    """Octets and messages that are there."""
+    found = [path.stat().st_size for each in ("new", "cur") for path in (place / each).iterdir()]
+    return sum(found), len(found)
+
+
+def total(place: Path) -> tuple[int, int]:
+    """What the file says there is."""
+    changes = [tuple(map(int, line.split())) for line in told(place)[1:]]
+    return sum(octets for octets, _ in changes), sum(count for _, count in changes)
+
+
+# -- What counts
+
+
+def test_the_limit_comes_first_then_a_line_for_each_delivery(
+    store: MaildirStore, place: Path
+) -> None:
+    run(deliver(store, "ann", TEN))
+    run(deliver(store, "ann", TEN + TEN))
+    assert told(place) == ["100S", "0 0", "10 1", "20 1"]
+
+
+def test_usage_tells_octets_messages_and_limit(store: MaildirStore) -> None:
+    assert run(store.usage("ann")) == Usage(0, 0, LIMIT)
+    run(deliver(store, "ann", TEN))
+    assert run(store.usage("ann")) == Usage(10, 1, LIMIT)
+
+
+def test_removed_mail_makes_room_at_once_although_it_is_held(
+    store: MaildirStore, place: Path
+) -> None:
+    for _ in range(10):
+        run(deliver(store, "ann", TEN))
+    with pytest.raises(QuotaExceeded):
+        run(deliver(store, "ann", TEN))
+    assert run(remove(store, "ann", run(listing(store, "ann"))[:3])) == []
+    assert total(place) == (70, 7) == really(place)
+    assert len(run(store.held("ann"))) == 3
+    for _ in range(3):
+        run(deliver(store, "ann", TEN))
+
+
+def test_what_was_not_removed_is_still_counted(store: MaildirStore, place: Path) -> None:
+    for _ in range(3):
+        run(deliver(store, "ann", TEN))
+    entries = run(listing(store, "ann"))
+    with watched(place.parent, lambda call: refuse(call, entries[1].unique_id)):
+        assert run(remove(store, "ann", entries)) == [entries[1]]
+    assert total(place) == (10, 1) == really(place)
+
+
+def test_expired_mail_is_not_counted_any_more(store: MaildirStore, place: Path) -> None:
+    run(deliver(store, "ann", TEN))
+    run(deliver(store, "ann", TEN))
+    assert run(store.expire("ann", time.time() + 60)) == 2
+    assert total(place) == (0, 0)
+
+
+def refuse(call: Call, unique_id: str) -> None:
+    if call[0] == "rename" and unique_id in call[1]:
+        raise OSError(errno.EACCES, "no")
+
+
+def test_what_another_program_took_is_not_counted_twice(store: MaildirStore, place: Path) -> None:
+    run(deliver(store, "ann", TEN))
+    (file,) = (place / "new").iterdir()
+
+    async def story() -> None:
+        async with store.open("ann") as maildrop:
+            file.unlink()  # and it says so itself:
+            write(place, (place / "maildirsize").read_text() + "-10 -1\n")
+            await maildrop.remove(maildrop.listing)
+
+    run(story())
+    assert total(place) == (0, 0)
+
+
+def test_mail_that_is_given_back_counts_again(store: MaildirStore) -> None:
+    run(deliver(store, "ann", TEN))
+    run(remove(store, "ann", run(listing(store, "ann"))))
+    assert run(store.usage("ann")) == Usage(0, 0, LIMIT)
+    run(store.undelete("ann", run(store.held("ann"))))
+    assert run(store.usage("ann")) == Usage(10, 1, LIMIT)
+
+
+def test_giving_back_is_never_refused(store: MaildirStore) -> None:
+    for _ in range(10):
+        run(deliver(store, "ann", TEN))
+    run(remove(store, "ann", run(listing(store, "ann"))))
+    for _ in range(10):
+        run(deliver(store, "ann", TEN))
+    assert run(store.undelete("ann", run(store.held("ann")))) == 10
+    assert run(store.usage("ann")) == Usage(200, 20, LIMIT)
+    with pytest.raises(QuotaExceeded):
+        run(deliver(store, "ann", b""))
+
+
+def test_folders_and_marked_messages_count_as_dovecot_counts_them(
+    store: MaildirStore, place: Path
+) -> None:
+    put(place, "new/1.a", TEN)
+    put(place, "cur/2.a,S=11:2,ST", b"lies of it")  # S= is believed (Maildir++)
+    put(place / ".Junk", "cur/3.a:2,S", TEN)
+    put(place / ".Trash", "cur/4.a:2,S", TEN)
+    put(place / "held", "cur/5.a", TEN)
+    put(place, "tmp/6.a", TEN)
+    (place / ".Strange").write_text("no folder")
+    (place / ".Linked").symlink_to(place / ".Junk")
+    (place / ".Empty").mkdir()
+    assert run(store.usage("ann")) == Usage(41, 4, LIMIT)
+
+
+# -- Who is refused
+
+
+def test_a_message_without_room_is_refused_for_now_and_leaves_no_trace(
+    store: MaildirStore, place: Path
+) -> None:
+    run(deliver(store, "ann", b"x" * 95))
+    with pytest.raises(QuotaExceeded, match="its quota is 100 octets"):
+        run(deliver(store, "ann", TEN))
+    assert total(place) == (95, 1)
+    assert names(place / "tmp") == []
+    assert len(run(listing(store, "ann"))) == 1
+    run(deliver(store, "ann", b"x" * 5))  # to the last octet
+
+
+def test_a_message_larger_than_the_whole_quota_is_refused_for_ever(store: MaildirStore) -> None:
+    with pytest.raises(LargerThanQuota, match="whole quota of 100 octets"):
+        run(deliver(store, "ann", b"x" * 101))
+    assert not LargerThanQuota.retry
+    run(deliver(store, "ann", b"x" * 100))
+
+
+def test_each_user_has_a_limit_of_his_own(tmp_path: Path) -> None:
+    store = MaildirStore(f"{tmp_path}/%u", limit={"ann": 10, "bob": 0}.__getitem__)
+    run(deliver(store, "ann", TEN))
+    with pytest.raises(QuotaExceeded):
+        run(deliver(store, "ann", TEN))
+    run(deliver(store, "bob", TEN * 1000))
+
+
+def test_who_lowers_a_quota_stops_deliveries_and_touches_nothing(
+    store: MaildirStore, place: Path
+) -> None:
+    run(deliver(store, "ann", TEN + TEN))
+    store.limit = lambda _: 15
+    with pytest.raises(QuotaExceeded):
+        run(deliver(store, "ann", b"x"))
+    assert run(contents(store, "ann")) == [TEN + TEN + b"\r\n"]
+    assert told(place) == ["15S", "20 1"]
+
+
+def test_without_a_quota_no_file_is_made(maildir: MaildirStore, place: Path) -> None:
+    run(deliver(maildir, "ann", TEN))
+    run(remove(maildir, "ann", run(listing(maildir, "ann"))))
+    assert run(maildir.usage("ann")) == Usage(0, 0, 0)
+    assert not (place / "maildirsize").exists()
+
+
+def test_without_a_quota_another_programs_count_stays_right(
+    maildir: MaildirStore, place: Path
+) -> None:
+    write(place, "5S,1C\n0 0\n")
+    run(deliver(maildir, "ann", TEN))
+    run(deliver(maildir, "ann", TEN))
+    run(remove(maildir, "ann", run(listing(maildir, "ann"))[:1]))
+    assert told(place) == ["5S,1C", "0 0", "10 1", "10 1", "-10 -1"]
+
+
+# -- When it is counted anew (Maildir++, "Calculating maildirsize")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "100S",
+        "100S\n",
+        "100S\n5",
+        "100S\n5 1",  # torn
+        "100S\n5 1\n7",
+        "100S\n5 1\nfive 1\n",
+        "100S\n-5 1\n",
+        "100S\n5 -1\n",
+        "100S\n\0\0\0\0\0\n",
+        "100S\n5 1\n\n",
+        "1000S\n5 1\n",
+        "100X\n5 1\n",
+        "S\n5 1\n",
+        "100S\n" + "0 0\n" * 1280,
+        "100S\n" + "9" * 40 + " 1\n",
+    ],
+    ids=lambda text: repr(text[:16]),
+)
+def test_a_file_that_cannot_be_right_is_counted_anew(
+    store: MaildirStore, place: Path, text: str
+) -> None:
+    put(place, "new/1.a", TEN)
+    write(place, text)
+    run(deliver(store, "ann", b"x"))
+    assert told(place) == ["100S", "10 1", "1 1"]
+
+
+@pytest.mark.parametrize("text", ["100S\n10 1\n", "100S,7C\n10 1\n", "7C,100S\n 12   3\n-2  -2\n"])
+def test_a_file_that_may_be_right_is_believed(store: MaildirStore, place: Path, text: str) -> None:
+    write(place, text)
+    run(deliver(store, "ann", b"x"))
+    assert (place / "maildirsize").read_text() == text + "1 1\n"
+
+
+def test_the_number_of_messages_that_another_program_allows_is_kept(
+    store: MaildirStore, place: Path
+) -> None:
+    write(place, "7S,1000C\n10 1\n")
+    run(deliver(store, "ann", b"x"))
+    assert told(place) == ["100S,1000C", "0 0", "1 1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "age"),
+    [("100S\n95 1\n5 1\n", 0.0), ("100S\n100 2\n", 16 * 60.0), ("100S\n100 2\n", -3600.0)],
+    ids=["changed since", "old", "from the future"],
+)
+def test_nobody_is_refused_by_a_count_that_is_not_fresh(
+    store: MaildirStore, place: Path, text: str, age: float
+) -> None:
+    write(place, text, age=age)
+    run(deliver(store, "ann", TEN))
+    assert told(place) == ["100S", "0 0", "10 1"]
+
+
+def test_a_fresh_count_may_refuse_without_another_look(store: MaildirStore, place: Path) -> None:
+    write(place, "100S\n100 2\n")
+    with pytest.raises(QuotaExceeded):
+        run(deliver(store, "ann", TEN))
+
+
+def test_a_maildrop_that_changes_while_it_is_counted_is_not_written_down(
+    store: MaildirStore, place: Path
+) -> None:
+    put(place, "new/1.a", TEN)
+    os.utime(place / "new", ns=(1, 1))
+
+    def hook(call: Call) -> None:
+        if call == ("rename", "ann/maildirsize.tmp", "ann/maildirsize"):
+            put(place, "new/2.a", TEN)
+
+    with watched(place.parent, hook):
+        run(deliver(store, "ann", b"x"))
+    assert not (place / "maildirsize").exists()
+    assert run(store.usage("ann")) == Usage(21, 3, LIMIT)
+
+
+def test_who_was_counted_in_a_file_that_is_gone_does_not_trust_the_next(
+    store: MaildirStore, place: Path
+) -> None:
+    run(deliver(store, "ann", TEN))
+
+    def hook(call: Call) -> None:
+        if call[0] == "rename" and call[2].startswith("ann/new/"):
+            (place / "maildirsize").rename(place / "old")
+            write(place, "100S\n10 1\n")
+
+    with watched(place.parent, hook):
+        run(deliver(store, "ann", TEN))
+    assert not (place / "maildirsize").exists()
+
+
+# -- Faults
+
+
+def test_a_delivery_that_fails_gives_its_room_back(store: MaildirStore, place: Path) -> None:
+    run(deliver(store, "ann", TEN))
+    with (
+        watched(place.parent, fail_at(0, errno.ENOSPC, {"rename"})),
+        pytest.raises(TemporaryFailure),
+    ):
+        run(deliver(store, "ann", TEN))
+    assert total(place) == (10, 1)
+
+
+@pytest.mark.parametrize("broken", ["directory", "unreadable", "link"])
+def test_a_file_that_cannot_be_used_refuses_nobody(
+    store: MaildirStore, place: Path, broken: str
+) -> None:
+    run(deliver(store, "ann", TEN))
+    (place / "maildirsize").unlink()
+    if broken == "directory":
+        (place / "maildirsize").mkdir()
+    elif broken == "link":
+        (place / "maildirsize").symlink_to("/etc/passwd")
+
+    def hook(call: Call) -> None:
+        if broken == "unreadable" and "maildirsize" in call[1] and call[0] in ("open", "stat"):
+            raise OSError(errno.EIO, "broken")
+
+    with watched(place.parent, hook):
+        run(deliver(store, "ann", TEN))
+        with pytest.raises(QuotaExceeded):
+            run(deliver(store, "ann", b"x" * 85))
+    assert len(run(listing(store, "ann"))) == 2
+
+
+def test_after_a_crash_anywhere_too_much_is_counted_or_nothing(
+    tmp_path: Path, store: MaildirStore, place: Path
+) -> None:
+    """A delivery, an UPDATE and an undelete; what a crash leaves never makes room by mistake."""
+    put(place, "new/1.a", TEN)
+    put(place, "new/2.a", TEN)
+    saved = tmp_path / "saved"
+    shutil.copytree(place, saved)
+
+    async def story(store: MaildirStore) -> None:
+        await deliver(store, "ann", b"xyz")
+        async with store.open("ann") as maildrop:
+            await maildrop.remove(maildrop.listing[:2])
+        await store.undelete("ann", await store.held("ann"))
+        await deliver(store, "ann", b"xyz")
+
+    number, crashed = 0, True
+    while crashed:
+        shutil.rmtree(place)
+        shutil.copytree(saved, place)
+        crashed = False
+        with watched(tmp_path, die_at(number)):
+            try:
+                run(story(MaildirStore(f"{tmp_path}/%u", limit=lambda _: LIMIT)))
+            except Crash:
+                crashed = True
+        if (place / "maildirsize").exists() and len(told(place)) > 1:
+            octets, messages = really(place)
+            assert total(place) >= (octets, messages), f"call {number}"
+        number += 1
+    assert number > 30
+    assert run(store.usage("ann")) == Usage(*really(place), LIMIT)
+
+
+# -- Together
+
+
+def test_deliveries_at_once_fill_the_quota_and_no_more(tmp_path: Path) -> None:
+    stores = [MaildirStore(f"{tmp_path}/%u", limit=lambda _: LIMIT) for _ in range(25)]
+
+    async def story() -> list[object]:
+        return await asyncio.gather(
+            *(deliver(store, "ann", TEN) for store in stores), return_exceptions=True
+        )
+
+    done = run(story())
+    refused = [each for each in done if isinstance(each, QuotaExceeded)]
+    assert (len(done), len(refused)) == (25, 15)
+    assert really(tmp_path / "ann") == (100, 10)
+
+
+def test_the_file_is_counted_anew_long_before_it_is_long(store: MaildirStore, place: Path) -> None:
+    store.limit = lambda _: 10**9
+    write(place, "1000000000S\n" + "0 0\n" * 1270)
+    for _ in range(8):
+        run(deliver(store, "ann", TEN))
+    assert (place / "maildirsize").stat().st_size < quota._LONGEST
+    assert total(place) == (80, 8)
