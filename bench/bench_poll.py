@@ -1,7 +1,10 @@
 """What does a poll cost that finds nothing new: log in, STAT, UIDL, QUIT, seen by the store?
 
 Worst case: 100,000 messages.  ``warm`` is a poll after another of the same process, ``disk``
-the first one of a process, ``changed`` the first one after a delivery.
+the first one of a process; ``delivered`` the first one after a delivery and ``again`` the one
+after that, ``removed`` the first after the newest message was removed by another program, and
+``oldest`` after the oldest was.  Messages lie in cur/, or in new/ as where only POP3 is used.
+``update`` is a session that removes the newest, from its listing on.
 """
 
 from __future__ import annotations
@@ -33,17 +36,45 @@ async def poll(store: MaildirStore, user: str) -> float:
     return (time.perf_counter() - begin) * 1000
 
 
-async def change(store: MaildirStore, user: str, place: Path) -> float:
+async def delivered(store: MaildirStore, user: str, place: Path) -> float:
     (place / "new" / f"{time.time_ns()}.b,S=4000,W=4100").write_bytes(b"x")
     return await poll(store, user)
 
 
-def fill(place: Path, count: int) -> None:
+async def again(store: MaildirStore, user: str, place: Path) -> float:
+    await asyncio.sleep(0.02)
+    return await poll(store, user)
+
+
+async def removed(store: MaildirStore, user: str, place: Path, at: int = -1) -> float:
+    async with store.open(user) as maildrop:
+        unique_id = maildrop.listing[at].unique_id
+    unlink(place, unique_id)
+    return await poll(store, user)
+
+
+def unlink(place: Path, unique_id: str) -> None:
+    next(place.glob(f"???/{unique_id}*")).unlink()
+
+
+async def oldest(store: MaildirStore, user: str, place: Path) -> float:
+    return await removed(store, user, place, 0)
+
+
+async def update(store: MaildirStore, user: str, place: Path) -> float:
+    async with store.open(user) as maildrop:
+        begin = time.perf_counter()
+        await maildrop.remove([maildrop.listing[-1]])
+        return (time.perf_counter() - begin) * 1000
+
+
+def fill(place: Path, count: int, folder: str) -> None:
     for name in ("new", "cur", "tmp"):
         (place / name).mkdir(parents=True)
+    flags = ":2,S" if folder == "cur" else ""
     for number in range(count):
-        name = f"1764000000.M{number:06}P12345R0123456789abcdef.mail,S=4000,W=4100:2,S"
-        os.close(os.open(place / "cur" / name, os.O_CREAT, 0o600))
+        name = f"1764000000.M{number:06}P12345R0123456789abcdef.mail,S=4000,W=4100{flags}"
+        os.close(os.open(place / folder / name, os.O_CREAT, 0o600))
 
 
 def tell(name: str, count: int, times: list[float]) -> None:
@@ -52,19 +83,21 @@ def tell(name: str, count: int, times: list[float]) -> None:
     print(json.dumps({**found, **{key: round(value, 3) for key, value in figures.items()}}))
 
 
-async def main(folder: str) -> None:
-    for count in (10, 1_000, 100_000):
-        user, place = f"u{count}", Path(folder, f"u{count}")
-        fill(place, count)
-        store = MaildirStore(f"{folder}/%u")
-        tell("first", count, [await poll(store, user)])
+async def main(base: str) -> None:
+    for count, folder in ((10, "cur"), (1_000, "cur"), (100_000, "cur"), (100_000, "new")):
+        user, place = f"{folder}{count}", Path(base, f"{folder}{count}")
+        fill(place, count, folder)
+        store = MaildirStore(f"{base}/%u")
+        tell(f"first_{folder}", count, [await poll(store, user)])
         await asyncio.sleep(0.05)  # the stamps must be older than the next session
         await poll(store, user)
         await poll(store, user)
-        tell("warm", count, [await poll(store, user) for _ in range(RUNS)])
-        fresh = [await poll(MaildirStore(f"{folder}/%u"), user) for _ in range(RUNS)]
-        tell("disk", count, fresh)
-        tell("changed", count, [await change(store, user, place) for _ in range(5)])
+        tell(f"warm_{folder}", count, [await poll(store, user) for _ in range(RUNS)])
+        fresh = [await poll(MaildirStore(f"{base}/%u"), user) for _ in range(RUNS)]
+        tell(f"disk_{folder}", count, fresh)
+        for each in (delivered, again, removed, oldest, update):
+            times = [await each(store, user, place) for _ in range(5)]
+            tell(f"{each.__name__}_{folder}", count, times)
 
 
 if __name__ == "__main__":

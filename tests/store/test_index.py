@@ -7,6 +7,7 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from restante.errors import TemporaryFailure
 from restante.maildrop import Entry, RawReading
-from restante.store import adopted, files, index
+from restante.store import adopted, files, index, looking
 from restante.store.index import INDEX, Form, Index, Message
 from restante.store.maildir import MaildirStore
 from restante.store.names import File
@@ -171,7 +172,7 @@ def test_stamp_is_trusted_only_if_older_than_the_session(
 ) -> None:
     found = [9, 1, 1, 9, 1, 1, 9, 1, 1]
     found[at] = stamp
-    assert bool(index.trusted(tuple(found), began)) == believed
+    assert (index.trusted(tuple(found), began) == tuple(found)) == believed
 
 
 # -- A damaged index
@@ -187,7 +188,8 @@ def kept(maildir: MaildirStore, place: Path) -> list[Entry]:
 def test_index_cut_at_any_octet_loses_nothing(place: Path, kept: list[Entry]) -> None:
     whole = (place / INDEX).read_bytes()
     for length in range(len(whole)):
-        assert Index.decode(whole[:length], place.stat().st_ino) is None
+        found = Index.decode(whole[:length], place.stat().st_ino)
+        assert found is None or found.lying is not None
     for octets in (None, b"", whole[:100], whole + b"x", whole[:-1]):
         if octets is None:
             (place / INDEX).unlink()
@@ -196,13 +198,207 @@ def test_index_cut_at_any_octet_loses_nothing(place: Path, kept: list[Entry]) ->
         assert run(listing(MaildirStore(f"{place.parent}/%u"), "ann")) == kept
 
 
+# -- Small changes
+
+
+def fresh_index(place: Path) -> tuple[bytes, ...]:
+    """All that a look without any index says."""
+    directory = os.open(place, os.O_RDONLY)
+    try:
+        looked = looking._look_at_all(directory, Index())
+        looking._measure(directory, looked.messages, range(len(looked.messages)))
+    finally:
+        os.close(directory)
+    return parts(Index(looked.messages, placed=looked.placed))
+
+
+def parts(found: Index) -> tuple[bytes, ...]:
+    return (*found._parts(), b"%d %d" % (found.octets, found._placed))
+
+
+def known(store: MaildirStore, user: str = "ann") -> Index:
+    return store._indexes[user]
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from("dDrfFmMsa"), st.integers(0, 9), st.booleans()),
+    min_size=1,
+    max_size=12,
+)
+
+
+def step(place: Path, what: str, at: int) -> None:
+    """What another program may do."""
+    files = sorted(place.glob("new/*")) + sorted(place.glob("cur/*"))
+    chosen = files[at % len(files)] if files else None
+    unique = f"{at}.a{at}"
+    if what == "d":
+        arrive(place, f"new/{unique}", b"x" * at)
+    elif what == "D":
+        arrive(place, f"cur/{unique},S={at}:2,S", b"y" * at)
+    elif what == "a":
+        directory = os.open(place, os.O_RDONLY)
+        adopted.write(directory, {(f"{at}.a{at}", 0): "old-7", (f"{at + 1}.a", 0): "8.a8"})
+        os.close(directory)
+    elif chosen is None:
+        return
+    elif what == "r":
+        chosen.unlink()
+    elif what in "fF":
+        chosen.rename(place / "cur" / f"{chosen.name.partition(':')[0]}:2,{what}")
+    elif what == "m":
+        chosen.rename(place / "new" / chosen.name)
+    elif what == "M":
+        with suppress(FileExistsError):
+            os.link(chosen, place / "cur" / f"{at}.é{at},S=3:2,")
+    else:  # another file of the same name
+        arrive(place, f"{chosen.parent.name}/{chosen.name}", b"z" * (at + 3))
+
+
+def arrive(place: Path, name: str, octets: bytes) -> None:
+    """With an inode number that nobody had before: it stays taken."""
+    put(place, "tmp/s", octets)
+    os.link(place / "tmp/s", place / "tmp" / f"{(place / 'tmp/s').stat().st_ino}")
+    rename(place, "tmp/s", name)
+
+
+@pytest.mark.parametrize("fresh_process", [False, True])
+@settings(deadline=None, max_examples=60)
+@given(steps=STEPS)
+def test_index_that_followed_changes_is_as_one_made_anew(
+    steps: list[tuple[str, int, bool]], fresh_process: bool
+) -> None:
+    with TemporaryDirectory() as base:
+        place = Path(base, "ann")
+        store = MaildirStore(f"{base}/%u")
+        for number in range(3):
+            arrive(place, f"new/{number}.a{number}", b"x")
+        settled(store)
+        for what, at, looks_now in steps:
+            step(place, what, at)
+            if looks_now:
+                run(listing(MaildirStore(f"{base}/%u") if fresh_process else store, "ann"))
+        store = MaildirStore(f"{base}/%u") if fresh_process else store
+        run(listing(store, "ann"))
+        assert parts(known(store)) == fresh_index(place)
+        disk = index_on_disk(place)
+        assert disk is not None
+        assert parts(disk) == parts(known(store))
+
+
+@pytest.mark.parametrize("fresh_process", [False, True])
+def test_new_message_costs_no_look_at_the_others(
+    maildir: MaildirStore, tmp_path: Path, fresh_process: bool
+) -> None:
+    costs = []
+    for user, count in (("few", 2), ("many", 300)):
+        for number in range(count):
+            put(tmp_path / user, f"cur/{number}.a:2,S", b"x\n")
+        settled(maildir, user)
+        size = (tmp_path / user / INDEX).stat().st_size
+        put(tmp_path / user, "new/1764000000.b,S=1,W=3", b"x")
+        store = MaildirStore(f"{tmp_path}/%u") if fresh_process else maildir
+        with watched(tmp_path) as system:
+            assert len(run(listing(store, user))) == count + 1
+        assert looks(system) == ["scandir"]
+        costs.append((len(system.calls), (tmp_path / user / INDEX).stat().st_size - size))
+    assert costs[0] == costs[1]
+    assert 0 < costs[0][1] < 500
+
+
+def test_size_of_a_new_message_that_its_name_does_not_tell_is_measured(
+    maildir: MaildirStore, place: Path
+) -> None:
+    put(place, "cur/1.a:2,S", b"x")
+    settled(maildir)
+    put(place, "new/2.b", b"four")
+    assert [entry.size for entry in run(listing(maildir, "ann"))] == [3, 6]
+
+
+def test_index_of_many_changes_is_written_anew(
+    maildir: MaildirStore, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(place, "cur/1.a:2,S", b"x")
+    settled(maildir)
+    monkeypatch.setattr(index, "_APPENDED", 1)
+    for number in (2, 3):
+        put(place, f"new/{number}.b", b"x")
+        before = (place / INDEX).stat().st_ino
+        run(listing(maildir, "ann"))
+    assert (place / INDEX).stat().st_ino != before
+    on_disk = index_on_disk(place)
+    assert on_disk is not None
+    assert parts(on_disk) == parts(known(maildir))
+
+
+def changed_on_disk(maildir: MaildirStore, place: Path) -> tuple[bytes, int]:
+    """An index with two changes, and where the first begins."""
+    put(place, "cur/1.a:2,S", b"x")
+    settled(maildir)
+    begin = (place / INDEX).stat().st_size
+    for number in (2, 3):
+        put(place, f"new/{number}.b", b"x" * number)
+        run(listing(maildir, "ann"))
+    return (place / INDEX).read_bytes(), begin
+
+
+def test_change_cut_at_any_octet_loses_nothing(maildir: MaildirStore, place: Path) -> None:
+    whole, begin = changed_on_disk(maildir, place)
+    expected = run(listing(maildir, "ann"))
+    counts = set()
+    for length in range(begin, len(whole)):
+        found = Index.decode(whole[:length], place.stat().st_ino)
+        assert found is not None
+        counts.add(len(found))
+    assert counts == {1, 2}
+    for octets in (whole[:-1], whole[:-1] + b"\0", whole[:-1] + b"x" * 99, whole + b"x"):
+        (place / INDEX).write_bytes(octets)
+        assert run(listing(MaildirStore(f"{place.parent}/%u"), "ann")) == expected
+        assert len(index_on_disk(place) or "") == 3
+        put(place, "new/4.b", b"x")
+        assert len(run(listing(MaildirStore(f"{place.parent}/%u"), "ann"))) == 4
+        assert len(index_on_disk(place) or "") == 4  # not behind what is torn
+        unlink(place, "new/4.b")
+
+
+def test_change_of_another_index_is_not_believed(maildir: MaildirStore, place: Path) -> None:
+    whole, begin = changed_on_disk(maildir, place)
+    (place / INDEX).unlink()
+    run(listing(MaildirStore(f"{place.parent}/%u"), "ann"))
+    other = (place / INDEX).read_bytes()
+    found = Index.decode(other + whole[begin:], place.stat().st_ino)
+    assert found is not None
+    assert len(found) == 3
+
+
+def test_nothing_is_appended_to_an_index_that_another_process_has_changed(
+    maildir: MaildirStore, place: Path
+) -> None:
+    put(place, "cur/1.a:2,S", b"x")
+    settled(maildir)
+    old = known(maildir)
+    directory = os.open(place, os.O_RDONLY)
+    message = Message("2.b", File("new", "2.b", 7), 3)
+    index.follow(directory, old, index.Change(added=[message]), index.UNKNOWN)
+    index.follow(directory, old, index.Change(gone=[0]), index.UNKNOWN)
+    os.close(directory)
+    found = index_on_disk(place)
+    assert found is not None
+    assert len(found) == 0
+
+
+def index_on_disk(place: Path) -> Index | None:
+    return Index.decode((place / INDEX).read_bytes(), place.stat().st_ino)
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_garbled_index_is_not_believed(place: Path, kept: list[Entry], data: st.DataObject) -> None:
     whole = bytearray((place / INDEX).read_bytes())
     at = data.draw(st.integers(0, len(whole) - 1))
     whole[at] ^= data.draw(st.integers(1, 255))
-    assert Index.decode(bytes(whole), place.stat().st_ino) is None
+    found = Index.decode(bytes(whole), place.stat().st_ino)
+    assert found is None or (found.lying is not None and found.lying.octets <= at)
 
 
 def test_index_of_another_maildrop_is_not_believed(maildir: MaildirStore, tmp_path: Path) -> None:
@@ -285,7 +481,7 @@ def test_long_wait_is_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from restante.store import maildir as module
+    from restante.store import looking as module
 
     put(place, "new/1.a", b"x")
     monkeypatch.setattr(module, "_LONG", -1.0)

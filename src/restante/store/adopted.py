@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
+from collections.abc import Iterable
 
 from ..errors import TemporaryFailure
 from . import files
@@ -30,15 +32,31 @@ def read(maildrop: int) -> dict[Identity, str]:
     """Raises:
     TemporaryFailure: damaged; an administrator must bring it back from a backup, or remove it.
     """
+    return unpack(_listed(maildrop))
+
+
+def mention(maildrop: int, words: Iterable[str]) -> bool:
+    """Whether one of these unique-ids or unique parts is among them: quick, where they are many.
+
+    Raises:
+        TemporaryFailure: as ``read``.
+    """
+    listed = _listed(maildrop)
+    return any(
+        b" %b%b" % (os.fsencode(each), end) in listed for each in words for end in (b" ", b"\0")
+    )
+
+
+def _listed(maildrop: int) -> bytes:
     try:
         octets = files.read(ADOPTED, maildrop)
     except FileNotFoundError:
-        return {}
+        return b""
     head, listed = octets[: len(_MAGIC) + _DIGEST], octets[len(_MAGIC) + _DIGEST :]
     if head != _MAGIC + hashlib.sha256(listed).digest():
         _log.error("adopted unique-ids damaged", extra={"fields": {"file": ADOPTED}})
         raise TemporaryFailure("the unique-ids of this maildrop are damaged")
-    return unpack(listed)
+    return listed
 
 
 def write(maildrop: int, adopted: Adopted) -> None:

@@ -293,17 +293,32 @@ def replace(name: str, octets: bytes, parent: int) -> None:
     os.fsync(parent)
 
 
-def replace_cache(name: str, octets: bytes, parent: int) -> None:
-    """Write a small file that a checksum guards: after a crash it may be old, torn or missing."""
+def replace_cache(name: str, octets: bytes, parent: int) -> int:
+    """Write a file that a checksum guards: after a crash it may be old, torn or missing.
+
+    Returns its inode number.
+    """
     temporary = f"{name}.tmp"
     with undone_on_error(temporary, parent):
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS
         file = os.open(temporary, flags, 0o600, dir_fd=parent)
         try:
             write(file, octets)
+            number = inode(file)
         finally:
             os.close(file)
         os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+    return number
+
+
+def append_cache(name: str, octets: bytes, parent: int, expected: tuple[int, int]) -> bool:
+    """Append to such a file, if it is the ``expected`` one: inode number and octets so far."""
+    with appending(name, parent) as file:
+        found = os.fstat(file)
+        if (found.st_ino, found.st_size) != expected:
+            return False
+        write(file, octets)
+    return True
 
 
 @contextmanager

@@ -5,6 +5,10 @@ LIST and UIDL as they go out; and the stamps of the directories, by which an unc
 is known.  On disk it is a cache: rebuilt at any doubt, replaced atomically, never synced.  A
 checksum finds torn writes, the inode number of the maildrop another maildrop's index.
 
+A small change is appended: each carries the checksum of what it continues, so a torn one, or
+one that continues another index, ends what is believed, and what stands before is older but
+whole.
+
 A stamp is trusted only if it is older than the session that read the directory, both told by
 the clock of the file system: then any later change must move it, however coarse that clock.
 
@@ -19,25 +23,34 @@ import os
 import struct
 import sys
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import IntEnum
+from itertools import accumulate
 from typing import NamedTuple, overload
 
 from ..maildrop import Entry, Rendered
 from . import files
 from .adopted import ADOPTED
-from .names import File, unique_part
+from .names import File, delivered_at, unique_part
 
 INDEX = "restante.index"
 
-_MAGIC = f"restante index 1 {sys.byteorder}\n".encode()
-_HEADER = struct.Struct("=Q 9Q 5Q")  # maildrop, stamps, lengths
+_MAGIC = f"restante index 2 {sys.byteorder}\n".encode()
+_HEADER = struct.Struct("=Q 9Q 6Q")  # maildrop, stamps, lengths
+_CHANGE = struct.Struct("=9Q 3Q")  # stamps, lengths
 _DIGEST = 16  # octets
+_NEW = 4  # in the octet of a form: the file is in new/
+_FEW = 8  # unique-ids that are quicker searched one by one
+_APPENDED = 65_536  # octets of changes after which all is written anew
 
 Stamps = tuple[int, ...]
-"""Inode number, mtime and ctime of new/, of cur/, and of the file of adopted ids if there is
-one.  Empty: not to be trusted."""
+"""Inode number, mtime and ctime of new/, of cur/, and of the file of adopted ids (zeros if there
+is none).  Where one is not to be trusted these are ``_UNTRUSTED``."""
+
+_UNTRUSTED = (0, 0, 1)
+UNKNOWN: Stamps = _UNTRUSTED * 3
 
 
 class Form(IntEnum):
@@ -53,7 +66,7 @@ class Form(IntEnum):
     """It could not be read, and even its size is not known."""
 
 
-_FORMS = tuple(Form)
+_FORMS = tuple(Form) * 2
 
 
 class Message(NamedTuple):
@@ -66,26 +79,88 @@ class Message(NamedTuple):
     form: Form = Form.UNKNOWN
 
 
+class Change(NamedTuple):
+    """How an index differs from an older one.  Places are those in the older one."""
+
+    gone: Sequence[int] = ()
+    other: Mapping[int, Message] = {}
+    """The same messages with another file or size."""
+    added: Sequence[Message] = ()
+    """They find their place by themselves, behind those that another server had listed."""
+
+
+class Lying(NamedTuple):
+    """The file that holds an index, for who wants to append to it."""
+
+    inode: int
+    octets: int
+    appended: int
+    """Octets of these that are changes."""
+    digest: bytes
+    """The last checksum in it."""
+
+    def longer(self, octets: int, digest: bytes) -> Lying:
+        return Lying(self.inode, self.octets + octets, self.appended + octets, digest)
+
+
+class _Columns:
+    """Rows on the way into an index, or out of it."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.packed: list[bytes] = []
+        """Directory and name; what repeats the unique-id is left out."""
+        self.sizes, self.inodes = array("Q"), array("Q")
+        self.forms = bytearray()
+
+    def insert(self, at: int, message: Message) -> None:
+        self.ids.insert(at, message.unique_id)
+        self.packed.insert(at, _packed(message))
+        self.sizes.insert(at, message.size)
+        self.inodes.insert(at, message.file.inode)
+        self.forms.insert(at, message.form | _NEW * (message.file.directory == "new"))
+
+    def remove(self, at: int) -> None:
+        for column in (self.ids, self.packed, self.sizes, self.inodes, self.forms):
+            del column[at]
+
+    def key(self, at: int) -> tuple[int, str]:
+        return _order(self.ids[at], self.packed[at])
+
+
 class Index(Rendered):
     """Immutable; sessions of one process share it.  Also the listing of each."""
 
-    def __init__(self, messages: Iterable[Message] = (), stamps: Stamps = ()) -> None:
+    def __init__(
+        self, messages: Iterable[Message] = (), stamps: Stamps = UNKNOWN, placed: int = 0
+    ) -> None:
         self.stamps = stamps
+        self.lying: Lying | None = None
+        """Where it lies as it is here, as far as its store knows."""
+        self._placed = placed  # the first ones, whose order is another server's
         self._sizes, self._inodes = array("Q"), array("Q")
         self._id_ends, self._name_ends = array("I"), array("I")
-        forms, ids, names, scan = bytearray(), bytearray(), bytearray(), bytearray()
-        for number, message in enumerate(messages, 1):
-            self._sizes.append(message.size)
-            self._inodes.append(message.file.inode)
-            forms.append(message.form)
-            ids += b"%d %s\r\n" % (number, message.unique_id.encode("ascii"))
-            scan += b"%d %d\r\n" % (number, message.size)
-            names += _packed(message)
-            self._id_ends.append(len(ids))
-            self._name_ends.append(len(names))
-        self._forms, self._ids = bytes(forms), bytes(ids)
-        self._names, self._scan = bytes(names), bytes(scan)
-        self.octets = sum(self._sizes)
+        self._forms = self._ids = self._names = self._scan = b""
+        self.octets = 0
+        rows = _Columns()
+        for at, message in enumerate(messages):
+            rows.insert(at, message)
+        self._extend(rows)
+
+    def _extend(self, rows: _Columns) -> None:
+        """Only while it is made."""
+        first = len(self) + 1
+        ids = [f"{number} {unique_id}\r\n" for number, unique_id in enumerate(rows.ids, first)]
+        scan = [f"{number} {size}\r\n" for number, size in enumerate(rows.sizes, first)]
+        self._id_ends.extend(_ends(map(len, ids), len(self._ids)))
+        self._name_ends.extend(_ends(map(len, rows.packed), len(self._names)))
+        self._ids += "".join(ids).encode("ascii")
+        self._scan += "".join(scan).encode("ascii")
+        self._names += b"".join(rows.packed)
+        self._sizes += rows.sizes
+        self._inodes += rows.inodes
+        self._forms += rows.forms
+        self.octets += sum(rows.sizes)
 
     # The listing.
 
@@ -139,6 +214,41 @@ class Index(Rendered):
             raise FileNotFoundError
         return File("new" if packed[0] == "n" else "cur", name, self._inodes[at])
 
+    def files_in(self, directory: str) -> dict[str, int]:
+        """Places by the names of the files there."""
+        is_new = directory == "new"
+        places = [at for at, form in enumerate(self._forms) if (form >= _NEW) == is_new]
+        if not places:
+            return {}
+        first = places[0]
+        ids = self._unique_ids(first, places[-1] + 1)
+        ends = self._name_ends
+        packed = self._names.decode("latin-1")  # so that octets are counted
+        rows = [packed[ends[at - 1] if at else 0 : ends[at]] for at in places]
+        names = [
+            row[2:] if row[1] == ":" else ids[at - first] + row[2:]
+            for at, row in zip(places, rows, strict=True)
+        ]
+        if not packed.isascii():
+            names = [os.fsdecode(name.encode("latin-1")) for name in names]
+        return dict(zip(names, places, strict=True))
+
+    @property
+    def inodes(self) -> Sequence[int]:
+        return self._inodes
+
+    def has(self, unique_ids: Iterable[str]) -> bool:
+        """Whether one of these is here."""
+        wanted = set(unique_ids)
+        if len(wanted) > _FEW:
+            return not wanted.isdisjoint(self._unique_ids(0, len(self)))
+        return any(f" {each}\r\n".encode("ascii") in self._ids for each in wanted)
+
+    @property
+    def is_guessed(self) -> bool:
+        """Whether the size of some message here is not known."""
+        return any(octet & 3 == Form.GUESSED for octet in set(self._forms))
+
     def form(self, at: int) -> Form:
         return _FORMS[self._forms[at]]
 
@@ -159,12 +269,66 @@ class Index(Rendered):
     def measured(self, at: int) -> tuple[int, Form]:
         return self._sizes[at], self.form(at)
 
-    def corrected(self, sizes: Mapping[int, int]) -> Index:
-        """The same with other sizes of messages that turned out to have another one."""
-        messages = list(map(self.message, range(len(self))))
-        for at, size in sizes.items():
-            messages[at] = messages[at]._replace(size=size, form=Form.UNKNOWN)
-        return Index(messages, self.stamps)
+    def changed(self, change: Change, stamps: Stamps) -> Index:
+        """The index after that.  What stands before the first difference is copied as it is."""
+        added = sorted(change.added, key=_key)
+        first = min(
+            [*change.gone, *change.other, *(self._place(each) for each in added[:1]), len(self)]
+        )
+        new, rows = self._first(first, stamps), self._columns(first, len(self))
+        for at, message in change.other.items():
+            rows.remove(at - first)
+            rows.insert(at - first, message)
+        for at in sorted(change.gone, reverse=True):
+            rows.remove(at - first)
+            new._placed -= at < self._placed
+        at = max(0, new._placed - first)
+        for message in added:
+            at = bisect_left(range(len(rows.ids)), _key(message), at, key=rows.key)
+            rows.insert(at, message)
+        new._extend(rows)
+        return new
+
+    def _place(self, message: Message) -> int:
+        """Where it would stand."""
+        return bisect_left(range(len(self)), _key(message), self._placed, key=self._key_at)
+
+    def _key_at(self, at: int) -> tuple[int, str]:
+        begin = self._name_ends[at - 1] if at else 0
+        return _order(self._unique_id(at), self._names[begin : self._name_ends[at]])
+
+    def _first(self, count: int, stamps: Stamps) -> Index:
+        """Its first messages, in an index that is still to be extended."""
+        if count == len(self):
+            scan_end, octets = len(self._scan), self.octets
+        else:
+            scan_end = self._scan.find(b"\n%d " % (count + 1)) + 1
+            octets = sum(self._sizes[:count])
+        new = Index((), stamps, self._placed)
+        new._sizes, new._inodes = self._sizes[:count], self._inodes[:count]
+        new._id_ends, new._name_ends = self._id_ends[:count], self._name_ends[:count]
+        new._forms, new._scan, new.octets = self._forms[:count], self._scan[:scan_end], octets
+        if count:
+            new._ids = self._ids[: self._id_ends[count - 1]]
+            new._names = self._names[: self._name_ends[count - 1]]
+        return new
+
+    def _unique_ids(self, first: int, end: int) -> list[str]:
+        begin = self._id_ends[first - 1] if first else 0
+        lines = self._ids[begin : self._id_ends[end - 1]].decode("ascii").split("\r\n")
+        return [line.partition(" ")[2] for line in lines[:-1]]
+
+    def _columns(self, first: int, end: int) -> _Columns:
+        rows = _Columns()
+        if first == end:
+            return rows
+        rows.ids = self._unique_ids(first, end)
+        ends = self._name_ends[first:end]
+        begins = [self._name_ends[first - 1] if first else 0, *ends[:-1]]
+        rows.packed = [self._names[at:to] for at, to in zip(begins, ends, strict=True)]
+        rows.sizes, rows.inodes = self._sizes[first:end], self._inodes[first:end]
+        rows.forms = bytearray(self._forms[first:end])
+        return rows
 
     @property
     def memory(self) -> int:
@@ -189,35 +353,81 @@ class Index(Rendered):
 
     def encode(self, maildrop: int) -> bytes:
         """``maildrop``: the inode number of the directory it is for."""
-        lengths = (len(self), len(self._ids), len(self._names), len(self._scan), self.octets)
-        stamps = self.stamps or (0,) * 9
-        octets = b"".join([_MAGIC, _HEADER.pack(maildrop, *stamps, *lengths), *self._parts()])
+        lengths = (len(self), len(self._ids), len(self._names), len(self._scan))
+        header = _HEADER.pack(maildrop, *self.stamps, *lengths, self.octets, self._placed)
+        octets = b"".join([_MAGIC, header, *self._parts()])
         return octets + _digest(octets)
 
     @classmethod
-    def decode(cls, octets: bytes, maildrop: int) -> Index | None:
-        """None: damaged, of another version, or another maildrop's."""
+    def decode(cls, octets: bytes | memoryview, maildrop: int) -> Index | None:
+        """With all changes that were appended.  ``lying`` tells how much of it is believed.
+
+        None: damaged, of another version, or another maildrop's.
+        """
+        index = cls._decode(memoryview(octets), maildrop)
+        while index is not None and index.lying is not None:
+            later = index._decode_change(memoryview(octets)[index.lying.octets :])
+            if later is None:
+                break
+            index = later
+        return index
+
+    @classmethod
+    def _decode(cls, octets: memoryview, maildrop: int) -> Index | None:
         begin = len(_MAGIC) + _HEADER.size
-        body = memoryview(octets)[:-_DIGEST]
-        if len(body) < begin or not octets.startswith(_MAGIC) or octets[-_DIGEST:] != _digest(body):
+        if len(octets) < begin or octets[: len(_MAGIC)] != _MAGIC:
             return None
-        owner, *rest = _HEADER.unpack(body[len(_MAGIC) : begin])
-        count, ids, names, scan, total = rest[9:]
-        index = cls((), tuple(rest[:9]) if any(rest[:9]) else ())
-        index.octets = total
+        owner, *rest = _HEADER.unpack(octets[len(_MAGIC) : begin])
+        count, ids, names, scan, total, placed = rest[9:]
         wide = array("I").itemsize * count
         cuts = [8 * count, 8 * count, wide, wide, count, ids, names, scan]
-        if owner != maildrop or begin + sum(cuts) != len(body):
+        end = begin + sum(cuts)
+        digest = bytes(octets[end : end + _DIGEST])
+        if owner != maildrop or digest != _digest(octets[:end]):
             return None
+        index = cls((), tuple(rest[:9]), placed)
+        index.octets = total
+        index.lying = Lying(0, end + _DIGEST, 0, digest)
         parts = []
         for length in cuts:
-            parts.append(bytes(body[begin : begin + length]))
+            parts.append(bytes(octets[begin : begin + length]))
             begin += length
         numbers = (index._sizes, index._inodes, index._id_ends, index._name_ends)
         for numbers_of, part in zip(numbers, parts, strict=False):
             numbers_of.frombytes(part)
         index._forms, index._ids, index._names, index._scan = parts[4:]
         return index
+
+    def _decode_change(self, octets: memoryview) -> Index | None:
+        """This index after the change that begins there; None: there is none, or it is torn."""
+        assert self.lying is not None
+        if len(octets) < _CHANGE.size:
+            return None
+        *told, gone, other, rows = _CHANGE.unpack(octets[: _CHANGE.size])
+        places_end = _CHANGE.size + 8 * (gone + other)
+        end = places_end + rows
+        digest = bytes(octets[end : end + _DIGEST])
+        if digest != _digest(self.lying.digest, octets[:end]):
+            return None
+        places = array("Q", bytes(octets[_CHANGE.size : places_end]))
+        table = Index._decode(octets[places_end:end], 0)
+        assert table is not None
+        messages = list(map(table.message, range(len(table))))
+        change = Change(
+            places[:gone], dict(zip(places[gone:], messages, strict=False)), messages[other:]
+        )
+        later = self.changed(change, tuple(told))
+        later.lying = self.lying.longer(end + _DIGEST, digest)
+        return later
+
+
+def _encode_change(change: Change, stamps: Stamps, before: bytes) -> bytes:
+    """``before``: the checksum of what it continues."""
+    places = array("Q", [*change.gone, *change.other])
+    rows = Index([*change.other.values(), *change.added]).encode(0)
+    header = _CHANGE.pack(*stamps, len(change.gone), len(change.other), len(rows))
+    octets = header + places.tobytes() + rows
+    return octets + _digest(before, octets)
 
 
 def stamps(maildrop: int) -> Stamps:
@@ -231,23 +441,48 @@ def stamps(maildrop: int) -> Stamps:
 
 
 def trusted(found: Stamps, began: int) -> Stamps:
-    """These, if they are older than ``began``, a time of the same file system; else none."""
-    times = [*found[1::3], *found[2::3]]
-    return found if max(times, default=began) < began else ()
+    """Those of them that are older than ``began``, a time of the same file system."""
+    told: list[int] = []
+    for at in range(0, 9, 3):
+        one = found[at : at + 3]
+        told += one if max(one[1:]) < began else _UNTRUSTED
+    return tuple(told)
 
 
 def load(maildrop: int) -> Index | None:
     """What lies on disk, if it can be believed."""
     try:
-        return Index.decode(files.read(INDEX, maildrop), files.inode(maildrop))
+        octets = files.read(INDEX, maildrop)
+        found = Index.decode(octets, files.inode(maildrop))
+        if found is not None and found.lying is not None:
+            is_whole = found.lying.octets == len(octets)
+            inode = files.status(INDEX, maildrop).st_ino
+            found.lying = found.lying._replace(inode=inode) if is_whole else None
     except OSError:
         return None
+    return found
 
 
 def save(maildrop: int, index: Index) -> None:
     """A maildrop goes on without: on a full disk, or one that is read only."""
     with suppress(OSError):
-        files.replace_cache(INDEX, index.encode(files.inode(maildrop)), maildrop)
+        octets = index.encode(files.inode(maildrop))
+        inode = files.replace_cache(INDEX, octets, maildrop)
+        index.lying = Lying(inode, len(octets), 0, octets[-_DIGEST:])
+
+
+def follow(maildrop: int, old: Index, change: Change, stamps: Stamps) -> Index:
+    """The index after a change, also on disk."""
+    new = old.changed(change, stamps)
+    lying = old.lying
+    if lying is not None and lying.appended < _APPENDED:
+        octets = _encode_change(change, stamps, lying.digest)
+        with suppress(OSError):
+            if files.append_cache(INDEX, octets, maildrop, (lying.inode, lying.octets)):
+                new.lying = lying.longer(len(octets), octets[-_DIGEST:])
+    if new.lying is None:
+        save(maildrop, new)
+    return new
 
 
 def _packed(message: Message) -> bytes:
@@ -257,5 +492,24 @@ def _packed(message: Message) -> bytes:
     return os.fsencode(message.file.directory[0] + told)
 
 
-def _digest(octets: bytes | memoryview) -> bytes:
-    return hashlib.blake2b(octets, digest_size=_DIGEST).digest()
+def _order(unique_id: str, packed: bytes) -> tuple[int, str]:
+    """What ``names.identify`` sorts by."""
+    name = unique_id if packed[1:2] == b"=" else os.fsdecode(packed[2:])
+    return delivered_at(name), unique_id
+
+
+def _key(message: Message) -> tuple[int, str]:
+    return delivered_at(message.file.name), message.unique_id
+
+
+def _ends(lengths: Iterable[int], begin: int) -> Iterator[int]:
+    ends = accumulate(lengths, initial=begin)
+    next(ends)
+    return ends
+
+
+def _digest(*octets: bytes | memoryview) -> bytes:
+    digest = hashlib.blake2b(digest_size=_DIGEST)
+    for each in octets:
+        digest.update(each)
+    return digest.digest()

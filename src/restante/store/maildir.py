@@ -10,8 +10,6 @@ Security: user names are checked by ``place``, symbolic links refused by ``files
 
 from __future__ import annotations
 
-import errno
-import logging
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -19,7 +17,6 @@ from collections.abc import (
     Callable,
     Collection,
     Generator,
-    Iterable,
     Mapping,
     Sequence,
 )
@@ -34,17 +31,14 @@ from ..message import LineEnds, Survey
 from . import adopted, files, quota
 from .files import in_thread
 from .held import finish_update, is_unfinished, list_held, purge, reading_held, undelete, update
-from .index import Form, Index, Message, Stamps, load, save, stamps, trusted
-from .names import File, contested, field, fields, fresh_unique, identify, scan, unique_part
+from .index import Change, Form, Index, Message, follow, load, stamps
+from .looking import index_of_now
+from .names import File, fields, fresh_unique, scan, unique_part
 from .place import Template
 
 _WRITE = 262_144  # octets gathered for one write
 _CACHE = 67_108_864  # octets of indexes that are kept in memory
-_BATCH = 32  # messages measured, or users found, in one call that cannot be cancelled
-_LONG = 1.0  # seconds; whoever waits longer for a listing is told why in the log
-_UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO}
-
-_log = logging.getLogger(__name__)
+_BATCH = 32  # users found in one call that cannot be cancelled
 
 T = TypeVar("T")
 
@@ -94,9 +88,11 @@ class MaildirStore:
             try:
                 yield session
             finally:
-                if (corrected := session.close()) is not index:
+                if corrections := session.close():
+                    corrected = await in_thread(
+                        follow, maildrop, index, Change(other=corrections), index.stamps
+                    )
                     self._remember(user, corrected)
-                    await in_thread(save, maildrop, corrected)
 
     def _lock(
         self, stack: ExitStack, names: Sequence[str], known: Index | None
@@ -123,7 +119,7 @@ class MaildirStore:
             return loaded, loaded.stamps == now
 
         found, is_fresh = await in_thread(best)
-        return found if is_fresh else await _indexed(maildrop, began, found)
+        return found if is_fresh else await index_of_now(maildrop, began, found)
 
     def _remember(self, user: str, index: Index) -> None:
         if (old := self._indexes.pop(user, None)) is not None:
@@ -247,102 +243,6 @@ class MaildirStore:
             return call(maildrop)
 
 
-async def _indexed(maildrop: int, began: int, known: Index) -> Index:
-    """An index of what is there now; from the one known comes what the names do not tell.
-
-    Whoever loses patience with many messages of unknown size leaves what was found so far.
-    """
-    start = time.monotonic()
-    found, now = await in_thread(_look, maildrop, known)
-    unknown = [at for at, message in enumerate(found) if message.size < 0]
-    try:
-        for first in range(0, len(unknown), _BATCH):
-            await in_thread(_measure, maildrop, found, unknown[first : first + _BATCH])
-    except BaseException:
-        await in_thread(_write_index, maildrop, found, ())
-        raise
-    index = await in_thread(_write_index, maildrop, found, trusted(now, began))
-    if (seconds := time.monotonic() - start) > _LONG:
-        fields = {"messages": len(index), "measured": len(unknown), "ms": round(seconds * 1000)}
-        _log.warning("maildrop indexed", extra={"fields": fields})
-    return index
-
-
-def _look(maildrop: int, known: Index) -> tuple[list[Message], Stamps]:
-    """Messages in the order of the listing, -1 as the size where it must be measured."""
-    now = stamps(maildrop)
-    settled = adopted.read(maildrop)
-    by_id = identify(scan(maildrop), settled)
-    if quarrels := contested(by_id, settled):
-        settled.update(quarrels)
-        with suppress(OSError):  # the ids are the same without, as long as nobody leaves
-            adopted.write(maildrop, settled)
-            now = ()
-    places = known.places()
-    found = []
-    for unique_id, file in by_id.items():
-        size, form = -1, Form.GUESSED
-        at = places.get(file.inode)
-        if at is not None and known.is_of(at, file):
-            size, form = known.measured(at)
-        if form is Form.GUESSED:
-            size, form = _told(file.name)
-        found.append(Message(unique_id, file, size, form))
-    return found, now
-
-
-def _told(name: str) -> tuple[int, Form]:
-    """Size and form as the name tells them."""
-    size, dotted = field("W", name), field("D", name)
-    if size is None:
-        return -1, Form.UNKNOWN
-    if dotted is None or field("S", name) != size:
-        return size, Form.UNKNOWN
-    return size, Form.CRLF if dotted else Form.READY
-
-
-def _measure(maildrop: int, found: list[Message], places: Sequence[int]) -> None:
-    """Put in what these are on the wire; what is gone stays at -1."""
-    gone = []
-    for at in places:
-        try:
-            found[at] = _measured(maildrop, found[at])
-        except FileNotFoundError:
-            gone.append(at)
-    if gone:  # or another program has renamed it
-        now = {file.identity: file for file in scan(maildrop)}
-        for at in gone:
-            with suppress(KeyError, FileNotFoundError):
-                moved = found[at]._replace(file=now[found[at].file.identity])
-                found[at] = _measured(maildrop, moved)
-
-
-def _measured(maildrop: int, message: Message) -> Message:
-    """What cannot be read is listed all the same."""
-    with files.directory(message.file.directory, maildrop) as directory:
-        try:
-            with files.reading(message.file.name, directory) as file:
-                survey = files.survey(file)
-        except OSError as error:
-            if error.errno not in _UNREADABLE:
-                raise
-            size = files.status(message.file.name, directory).st_size
-            return message._replace(size=size, form=Form.GUESSED)
-    form = Form.UNKNOWN
-    if survey.has_crlf:
-        form = Form.CRLF if survey.dotted else Form.READY
-    return message._replace(size=survey.size, form=form)
-
-
-def _write_index(maildrop: int, found: Iterable[Message], now: Stamps) -> Index:
-    messages = [message for message in found if message.size >= 0]
-    if any(message.form is Form.GUESSED for message in messages):
-        now = ()
-    index = Index(messages, now)
-    save(maildrop, index)
-    return index
-
-
 class _Maildir:
     """One session's ``Maildrop``."""
 
@@ -355,12 +255,18 @@ class _Maildir:
         self._directories: dict[str, int] = {}
         self._destroy = destroy
 
-    def close(self) -> Index:
-        """After the session its descriptor may be another maildrop's."""
+    def close(self) -> dict[int, Message]:
+        """After the session its descriptor may be another maildrop's.
+
+        Returns the messages whose size turned out to be another one, by place in the index.
+        """
         self.maildrop = -1
         while self._directories:
             files.close(self._directories.popitem()[1])
-        return self.listing.corrected(self._sizes) if self._sizes else self.listing
+        return {
+            at: self.listing.message(at)._replace(size=size, form=Form.UNKNOWN)
+            for at, size in self._sizes.items()
+        }
 
     def adopt_ids(self, arrivals: Mapping[str, str]) -> set[str]:
         """Give these names their unique-ids, durably; returns the unique parts that are here."""

@@ -101,7 +101,7 @@ def identify(found: Iterable[File], adopted: Adopted | None = None) -> dict[str,
     return dict(
         sorted(
             by_id.items(),
-            key=lambda item: (place.get(item[0], len(place)), _delivered_at(item[1].name), item[0]),
+            key=lambda item: (place.get(item[0], len(place)), delivered_at(item[1].name), item[0]),
         )
     )
 
@@ -182,7 +182,8 @@ def _host() -> str:
     return re.sub("[^A-Za-z0-9.-]", "", socket.gethostname())[:20] or "localhost"
 
 
-def _delivered_at(name: str) -> int:
+def delivered_at(name: str) -> int:
+    """Seconds since the epoch, as the unique part tells them; 0 if it does not."""
     match = _SECONDS.match(name)
     return int(match[0]) if match else 0
 
