@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .net.remote import TLS, Options
     from .pop3.dialogue import Capabilities
     from .pop3.listing import Message
+    from .pop3.quirks import Quirks
     from .sasl import Strength
 
 _HOMES = {
@@ -42,6 +43,7 @@ _HOMES = {
     "Message": "pop3.listing",
     "Options": "net.remote",
     "ProtocolBroken": "errors",
+    "Quirks": "pop3.quirks",
     "RestanteError": "errors",
     "Strength": "sasl",
     "TLSUnavailable": "errors",
@@ -65,6 +67,7 @@ __all__ = [
     "Message",
     "Options",
     "ProtocolBroken",
+    "Quirks",
     "RestanteError",
     "Strength",
     "TLSUnavailable",

@@ -228,7 +228,7 @@ class ClientError(RestanteError):
 class CommandFailed(ClientError):
     """The server answered -ERR.  The session goes on.
 
-    ``code`` is the response code it gave, in upper case, or None.
+    ``code`` is the response code it gave, or that its words are known to mean, or None.
     """
 
     def __init__(self, command: str, text: str, code: str | None) -> None:

@@ -9,6 +9,7 @@ A transcript in ``transcripts/client`` has these lines::
     s: +OK                the same without CRLF
     result: (2, 320)      what the operation gives
     error: CommandFailed: text    or raises; "*" stands for any text
+    do: quirks gmail      how the client is set up from here on; see ``quirks``
 
 The first operation, ``greeting``, and its answer are understood where none is written.
 """
@@ -24,6 +25,7 @@ from typing import Any
 from restante.errors import RestanteError
 from restante.pop3.dialogue import Answer, Capabilities, Dialogue, Procedure
 from restante.pop3.listing import Listing, Message
+from restante.pop3.quirks import PRESETS, Quirks
 from restante.sasl import Login
 
 from ..transcript import FOLDER, octets_of
@@ -134,6 +136,16 @@ class Drive:
             case "with":
                 dialogue.capabilities = Capabilities({tag: () for tag in arguments})
                 return nothing()
+            case "quirks":
+                dialogue.quirks = quirks(arguments)
+                return nothing()
+            case "log_in_by":
+                mechanism, who = arguments
+                user, secret = who.split("/")
+                password, token = ("", secret) if "AUTH" in mechanism else (secret, "")
+                return dialogue.log_in(Login(user, password, token, mechanism=mechanism))
+            case "headers":
+                return whole(dialogue, messages(arguments))
             case "log_in":
                 user, password = octets_of(" ".join(arguments)).decode().split("/")
                 return dialogue.log_in(Login(user, password))
@@ -158,10 +170,21 @@ def nothing() -> Procedure[None]:
     yield from ()
 
 
-def whole(dialogue: Dialogue, wanted: list[Message], command: str) -> Procedure[list[object]]:
-    """Bodies as the shells read them, or what the server said instead."""
+def quirks(arguments: list[str]) -> Quirks:
+    """The name of a preset, or fields: ``no_capa added=TOP,LOGIN-DELAY_60``."""
+    if arguments[0] in PRESETS:
+        return PRESETS[arguments[0]]
+    given: dict[str, Any] = {}
+    for name, _, value in (text.partition("=") for text in arguments):
+        given[name] = tuple(value.replace("_", " ").split(",")) if value else True
+    return Quirks(**given)
+
+
+def whole(dialogue: Dialogue, wanted: list[Message], command: str = "") -> Procedure[list[object]]:
+    """Bodies as the shells read them, or what the server said instead; headers by no command."""
     found: list[object] = []
-    retrieval = yield from dialogue.ask_for(wanted, command)
+    asked = dialogue.ask_for(wanted, command) if command else dialogue.ask_for_headers(wanted)
+    retrieval = yield from asked
     while (answer := (yield from dialogue.next_message(retrieval))) is not None:
         if answer.error is not None:
             found.append(str(answer.error))

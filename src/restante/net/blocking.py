@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar, Unpack, cast
 
 from ..errors import BodySkipped, CommandFailed, DeadlineExceeded, UnsafeArgument
-from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure
+from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure, Retrieval
 from ..pop3.listing import Message
 from ..pop3.record import Record
 from .client import Progress
@@ -37,6 +37,7 @@ class BlockingBody:
         self._client = client
         self._progress = progress
         self._command = "RETR"
+        self._is_header = False
         self._answer: Answer | None = None
         self._is_begun = False
 
@@ -58,7 +59,7 @@ class BlockingBody:
 
     def email(self) -> EmailMessage:
         """All of it, parsed with the policy ``email.policy.default``."""
-        parsing = Parsing()
+        parsing = Parsing(header=self._is_header)
         for piece in self:
             parsing.write(piece)
         return parsing.close()
@@ -84,7 +85,7 @@ class BlockingClient:
         self._context = remote.context()
         self._timeout = timeout
         self._until = None if deadline is None else time.monotonic() + deadline
-        self._dialogue = Dialogue(record)
+        self._dialogue = Dialogue(record, remote.quirks)
         self._socket: socket.socket | None = None  # None: there is no session
 
     @property
@@ -125,20 +126,25 @@ class BlockingClient:
         self, messages: Iterable[Message], *, progress: Progress | None = None
     ) -> Iterator[tuple[Message, BlockingBody]]:
         """Many messages, pipelined where the server allows; see ``Client.retrieve_all``."""
-        return self._ask_for_all(messages, "RETR", progress)
+        return self._read_all(self._dialogue.ask_for(messages), progress)
 
-    def _ask_for_all(
-        self, messages: Iterable[Message], command: str, progress: Progress | None = None
+    def _read_all(
+        self,
+        asking: Procedure[Retrieval],
+        progress: Progress | None = None,
+        *,
+        is_header: bool = False,
     ) -> Iterator[tuple[Message, BlockingBody]]:
-        retrieval = self._run(self._dialogue.ask_for(messages, command))
+        retrieval = self._run(asking)
         while (answer := self._run(self._dialogue.next_message(retrieval))) is not None:
             body = BlockingBody(self, answer.message, progress)
-            body._answer = answer
+            body._answer, body._is_header = answer, is_header
             yield answer.message, body
 
     def headers(self, messages: Iterable[Message]) -> Iterator[tuple[Message, EmailMessage]]:
         """The headers of many messages; see ``Client.headers``."""
-        for message, body in self._ask_for_all(messages, "TOP 0"):
+        asked = self._dialogue.ask_for_headers(messages)
+        for message, body in self._read_all(asked, is_header=True):
             yield message, body.email()
 
     def delete(self, *messages: Message) -> None:
@@ -169,7 +175,7 @@ class BlockingClient:
         """A new session; returns how many deletions were lost.  See ``Client.reconnect``."""
         self.abort()
         lost = self._dialogue.deletions
-        self._dialogue = Dialogue(self._dialogue.record)
+        self._dialogue = Dialogue(self._dialogue.record, self._remote.quirks)
         self._open()
         return lost
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar, Unpack, cast
 
 from ..errors import BodySkipped, CommandFailed, DeadlineExceeded, UnsafeArgument
-from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure
+from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure, Retrieval
 from ..pop3.listing import Message
 from ..pop3.record import Record
 from .remote import TLS, Options, Remote, binding, explain
@@ -42,6 +42,7 @@ class Body:
         self._client = client
         self._progress = progress
         self._command = "RETR"
+        self._is_header = False
         self._answer: Answer | None = None
         self._is_begun = False
 
@@ -63,7 +64,7 @@ class Body:
 
     async def email(self) -> EmailMessage:
         """All of it, parsed with the policy ``email.policy.default``."""
-        parsing = Parsing()
+        parsing = Parsing(header=self._is_header)
         async for piece in self:
             parsing.write(piece)
         return parsing.close()
@@ -86,7 +87,7 @@ class Client:
         self._remote = remote
         self._context = remote.context()
         self._timeout = timeout
-        self._dialogue = Dialogue(record)
+        self._dialogue = Dialogue(record, remote.quirks)
         self._stream: _Stream | None = None  # None: there is no session
         self._is_busy = False
 
@@ -134,15 +135,19 @@ class Client:
         CommandFailed when it is read.  Messages may be deleted meanwhile; any other command ends
         it, and BodySkipped tells so.
         """
-        return self._ask_for_all(messages, "RETR", progress)
+        return self._read_all(self._dialogue.ask_for(messages), progress)
 
-    async def _ask_for_all(
-        self, messages: Iterable[Message], command: str, progress: Progress | None = None
+    async def _read_all(
+        self,
+        asking: Procedure[Retrieval],
+        progress: Progress | None = None,
+        *,
+        is_header: bool = False,
     ) -> AsyncIterator[tuple[Message, Body]]:
-        retrieval = await self._run(self._dialogue.ask_for(messages, command))
+        retrieval = await self._run(asking)
         while (answer := await self._run(self._dialogue.next_message(retrieval))) is not None:
             body = Body(self, answer.message, progress)
-            body._answer = answer
+            body._answer, body._is_header = answer, is_header
             yield answer.message, body
 
     async def headers(
@@ -151,9 +156,11 @@ class Client:
         """The headers of many messages, by TOP, pipelined where the server allows.
 
         Raises:
-            CommandFailed: the server does not give one of them, or has no TOP.
+            CommandFailed: the server does not give one of them, or has no TOP.  ``Quirks`` can say
+                that it is not to be used.
         """
-        async for message, body in self._ask_for_all(messages, "TOP 0"):
+        asked = self._dialogue.ask_for_headers(messages)
+        async for message, body in self._read_all(asked, is_header=True):
             yield message, await body.email()
 
     async def delete(self, *messages: Message) -> None:
@@ -194,7 +201,7 @@ class Client:
         """
         self.abort()
         lost = self._dialogue.deletions
-        self._dialogue = Dialogue(self._dialogue.record)
+        self._dialogue = Dialogue(self._dialogue.record, self._remote.quirks)
         await self._open()
         return lost
 

@@ -14,6 +14,7 @@ from typing import TypedDict, Unpack
 from urllib.parse import unquote, urlsplit
 
 from ..errors import ConnectionLost, DeadlineExceeded, TLSUnavailable, UnsafeArgument
+from ..pop3.quirks import PRESETS, Quirks, by_host
 from ..sasl import Login, Strength
 from . import tls as contexts
 
@@ -55,6 +56,9 @@ class Options(TypedDict, total=False):
     """By default 995 with TLS first, otherwise 110."""
     ca_file: Path | None
     """The certificates to trust, PEM, instead of the system's."""
+    quirks: Quirks | str
+    """What this server does otherwise than others: a value, or the name of a preset.  By default
+    what is known of servers of that host's name."""
     context: ssl.SSLContext | None
     """Instead of ``ca_file`` and ``certificate``, for all that Python can do."""
 
@@ -116,6 +120,9 @@ class Remote:
             raise UnsafeArgument("a login takes a password or a token, not both")
         if login.has_certificate and self.options.get("context") is not None:
             raise UnsafeArgument("load the certificate into the context, and say EXTERNAL")
+        quirks = self.options.get("quirks")
+        if isinstance(quirks, str) and quirks not in PRESETS:
+            raise UnsafeArgument(f"no such quirks; there are {', '.join(PRESETS)}")
         if self.tls is TLS.NONE and not self.is_loopback:
             raise TLSUnavailable(f"without TLS only to this machine, not to {self.host}")
 
@@ -139,6 +146,11 @@ class Remote:
             own = self.options["certificate"]
             contexts.load_own(context, *(own if isinstance(own, tuple) else (own, own)))
         return context
+
+    @property
+    def quirks(self) -> Quirks:
+        chosen = self.options.get("quirks", by_host(self.host))
+        return PRESETS[chosen] if isinstance(chosen, str) else chosen
 
     def ask_token(self) -> str | Awaitable[str]:
         """The token for the next login; empty where none is used."""

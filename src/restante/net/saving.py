@@ -65,13 +65,27 @@ def fsync_directory(path: Path) -> None:
 
 
 class Parsing:
-    """A message in pieces, for the parser of the standard library."""
+    """A message in pieces, or its header alone, for the parser of the standard library."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, header: bool = False) -> None:
         self._parser = BytesFeedParser(EmailMessage, policy=policy.default)
+        self._is_header = header
+        self._last = b"\r\n"  # before what is fed: an empty header is a blank line
+        self._is_over = False
 
     def write(self, octets: bytes) -> None:
+        if self._is_header:
+            octets = self._before_blank_line(octets)
         self._parser.feed(octets)
+
+    def _before_blank_line(self, octets: bytes) -> bytes:
+        if self._is_over:
+            return b""
+        text = self._last + octets
+        end = text.find(b"\r\n\r\n")
+        self._is_over = end >= 0
+        begun, self._last = len(self._last), text[-3:]
+        return text[begun : end + 4] if self._is_over else octets
 
     def close(self) -> EmailMessage:
         return self._parser.close()

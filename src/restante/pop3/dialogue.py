@@ -31,6 +31,7 @@ from ..sasl import Login, Reply, choose, reply
 from ..sasl.choice import PLAINEST
 from ..wire import CRLF, MAX_COMMAND, Unstuffer
 from .listing import Listing, Message
+from .quirks import LineEnds, Quirks
 from .record import Record
 
 T = TypeVar("T")
@@ -42,8 +43,9 @@ WINDOW_COMMANDS = 1024  # unanswered RETR commands; some 10 kB, so sending them 
 WINDOW_OCTETS = 4 * 2**20  # announced size of what they ask for
 _STATUS = re.compile(rb"(\+OK|-ERR)(?: +(.*))?", re.DOTALL)
 _CODE = re.compile(r"\[([A-Za-z0-9/._-]+)\] *(.*)", re.DOTALL)
-_SCAN = re.compile(rb" *([0-9]{1,10}) +([0-9]{1,18})(?: .*)?", re.DOTALL)
-_UNIQUE = re.compile(rb" *([0-9]{1,10}) +([^ ].*)", re.DOTALL)
+_DROP = re.compile(rb" *([0-9]{1,10}) +(-?[0-9]{1,18})(?: .*)?", re.DOTALL)
+_SCAN = re.compile(rb"(?:\+OK)? *([0-9]{1,10}) +([0-9]{1,18})(?: .*)?", re.DOTALL)
+_UNIQUE = re.compile(rb"(?:\+OK)? *([0-9]{1,10}) +([^ ].*)", re.DOTALL)
 _TIME_STAMP = re.compile(rb"<[!-;=?A-~]+@[!-;=?A-~]+>")
 _MAX_UNIQUE_ID = 1000  # octets, though RFC 1939 §7 allows 70
 
@@ -123,13 +125,15 @@ class Retrieval:
 class Dialogue:
     """One connection's conversation."""
 
-    def __init__(self, record: Record | None = None) -> None:
+    def __init__(self, record: Record | None = None, quirks: Quirks | None = None) -> None:
         self.record = record or Record()
+        self.quirks = quirks or Quirks()
         self.capabilities = Capabilities()
         self.deletions = 0
         """Messages marked as deleted, or about to be, and not yet removed by QUIT."""
         self.session = object()
         self._welcome = b""  # the text of the greeting
+        self._line_ends = LineEnds()
         self._unread = bytearray()
         self._deletions: deque[Answer] = deque()  # not sent yet; they go before what is waiting
         self._waiting: Iterator[Answer] = iter(())  # not sent yet
@@ -157,19 +161,24 @@ class Dialogue:
 
     def ask_capabilities(self) -> Procedure[Capabilities]:
         """CAPA (RFC 2449 §5)."""
-        yield from self._send("CAPA")
-        try:
-            yield from self._status("CAPA")
-        except CommandFailed:
-            self.capabilities = Capabilities()
-            return self.capabilities
         tags: dict[str, tuple[str, ...]] = {}
 
         def take(line: bytes) -> None:
             if words := line.decode("ascii", "replace").upper().split():
                 tags[words[0]] = tuple(words[1:])
 
-        yield from self._each_line(take, MAX_LINE)
+        if not self.quirks.no_capa:
+            yield from self._send("CAPA")
+            try:
+                yield from self._status("CAPA")
+            except CommandFailed:
+                pass
+            else:
+                yield from self._each_line(take, MAX_LINE)
+        for added in self.quirks.added:
+            take(added.encode())
+        for hidden in self.quirks.hidden:
+            tags.pop(hidden.upper(), None)
         self.capabilities = Capabilities(tags)
         return self.capabilities
 
@@ -220,8 +229,8 @@ class Dialogue:
         Raises:
             UnsafeArgument: the server was not heard to take UTF-8 (RFC 6856 §2.2).
         """
-        is_ascii = (login.user + login.password).isascii()
-        if not is_ascii and "USER" not in self.capabilities.tags.get("UTF8", ()):
+        takes_utf8 = self.quirks.utf8_login or "USER" in self.capabilities.tags.get("UTF8", ())
+        if not takes_utf8 and not (login.user + login.password).isascii():
             raise UnsafeArgument("this server takes only ASCII in USER and PASS (RFC 6856 §2.2)")
         for command, argument in (("USER", login.user), ("PASS", login.password)):
             yield from self._send(command, argument)
@@ -253,7 +262,7 @@ class Dialogue:
         command, response = f"AUTH {mechanism}".encode(), b64encode(answer.response) or b"="
         is_offered = mechanism in self.capabilities.sasl
         is_short = len(command) + 1 + len(response) + len(CRLF) <= MAX_COMMAND
-        is_sent = answer.is_initial and is_offered and is_short
+        is_sent = answer.is_initial and is_offered and is_short and not self.quirks.two_step_auth
         yield (command + b" " + response if is_sent else command) + CRLF
         while True:
             line = yield from self._line()
@@ -277,13 +286,16 @@ class Dialogue:
     # The transaction.
 
     def stat(self) -> Procedure[tuple[int, int]]:
-        """Drop listing: how many messages, how many octets (RFC 1939 §5)."""
+        """Drop listing: how many messages, how many octets (RFC 1939 §5).
+
+        Some servers count octets until they are negative; then nobody knows, and it is 0.
+        """
         yield from self._send("STAT")
         text = yield from self._status("STAT")
-        found = _SCAN.fullmatch(text)
+        found = _DROP.fullmatch(text)
         if found is None:
             raise self.lost("STAT was answered without numbers", ProtocolBroken)
-        return int(found[1]), int(found[2])
+        return int(found[1]), max(int(found[2]), 0)
 
     def listing(self) -> Procedure[Listing]:
         """LIST and UIDL together, in the order of LIST.
@@ -346,6 +358,11 @@ class Dialogue:
         self._ahead, self._waiting = first, wanted
         self._retrieval = Retrieval()
         return self._retrieval
+
+    def ask_for_headers(self, messages: Iterable[Message]) -> Procedure[Retrieval]:
+        """The same for headers; what follows a blank line is to be passed over."""
+        command = "RETR" if "TOP" in self.quirks.hidden else "TOP 0"
+        return (yield from self.ask_for(messages, command))
 
     def next_message(self, retrieval: Retrieval) -> Procedure[Answer | None]:
         """The next message of these, whose body ``piece`` then gives; None: there is none.
@@ -410,7 +427,7 @@ class Dialogue:
     def _content(self) -> Procedure[bytes]:
         """The next octets of the multi-line response; none at its end."""
         while self._body is not None:
-            octets = bytes(self._unread) or (yield None)
+            octets = bytes(self._unread) or (yield from self._more())
             self._unread.clear()
             content = self._body.feed(octets)
             if self._body.is_finished:
@@ -456,6 +473,8 @@ class Dialogue:
         Raises:
             CommandFailed: some were not removed.
         """
+        if self.quirks.reset_before_quit and not self.deletions:
+            yield from self.reset()
         yield from self._send("QUIT")
         self._is_leaving = True
         yield from self._status("QUIT")
@@ -539,13 +558,17 @@ class Dialogue:
         self._expect_silence()
         yield f"{command} {argument}".encode() + CRLF if argument else command.encode() + CRLF
 
+    def _more(self) -> Procedure[bytes]:
+        octets = yield None
+        return self._line_ends.feed(octets) if self.quirks.bare_line_feeds else octets
+
     def _line(self) -> Procedure[bytes]:
         scanned = 0
         while (end := self._unread.find(CRLF, scanned)) < 0:
             if len(self._unread) > MAX_LINE:
                 raise self.lost("a response line without end", ProtocolBroken)
             scanned = max(len(self._unread) - 1, 0)
-            self._unread += yield None
+            self._unread += yield from self._more()
         line = bytes(self._unread[:end])
         del self._unread[: end + 2]
         self.record.heard(line)
@@ -570,7 +593,9 @@ class Dialogue:
             return self.lost(f"{command} was answered with no POP3 response", ProtocolBroken)
         text = (found[2] or b"").decode("utf-8", "replace")
         code = _CODE.fullmatch(text)
-        return kind(command, code[2] if code else text, code[1].upper() if code else None)
+        if code is None:
+            return kind(command, text, self.quirks.code(text))
+        return kind(command, code[2], code[1].upper())
 
     def _each_line(self, take: Callable[[bytes], None], limit: int) -> Procedure[None]:
         """A multi-line response of so many octets at most, of which the status was read."""

@@ -1,0 +1,86 @@
+"""What some servers do otherwise than the RFCs say, so far as a client must know it beforehand.
+
+All that can be survived without knowing is survived by ``pop3.dialogue`` everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_BUSY = ("already locked", "lock busy", "mailbox in use", "maildrop in use", "already in use")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quirks:
+    """One server's ways.  None of them weakens TLS or the login."""
+
+    no_capa: bool = False
+    """CAPA is never asked, because the server hangs on it; ``added`` stands for its answer."""
+    hidden: frozenset[str] = frozenset()
+    """Capabilities that are announced and do not work.  Where TOP does not, ``headers`` reads
+    whole messages."""
+    added: tuple[str, ...] = ()
+    """Capabilities that work, or hold, and are not announced, as CAPA would list them:
+    ``PIPELINING``, ``LOGIN-DELAY 60``."""
+    two_step_auth: bool = False
+    """AUTH takes no initial response."""
+    utf8_login: bool = False
+    """USER and PASS take UTF-8 (RFC 6856 §2.2)."""
+    reset_before_quit: bool = False
+    """QUIT removes what was read: send RSET before it where nothing was marked as deleted."""
+    bare_line_feeds: bool = False
+    """Lines end with LF.  A message can then end itself by a line with a lone dot, so nothing of
+    an untrusted sender should come this way; never chosen by itself."""
+    codes: Mapping[str, str] = field(default_factory=dict)
+    """Response codes by words in what the server says instead, in lower case."""
+
+    def code(self, text: str) -> str | None:
+        """The response code that the words of a failure stand for."""
+        said = text.lower()
+        if any(words in said for words in _BUSY):
+            return "IN-USE"
+        return next((code for words, code in self.codes.items() if words in said), None)
+
+
+PRESETS: Mapping[str, Quirks] = {
+    "gmail": Quirks(codes={"lockdown in sector": "SYS/TEMP"}),
+    "microsoft": Quirks(two_step_auth=True),
+    "ovh": Quirks(added=("LOGIN-DELAY 60",)),
+    "luxsci": Quirks(added=("LOGIN-DELAY 30",)),
+    "netease": Quirks(codes={"exceed": "SYS/TEMP"}),
+    "none": Quirks(),
+}
+_HOSTS = {
+    "gmail.com": "gmail",
+    "googlemail.com": "gmail",
+    "office365.com": "microsoft",
+    "office.com": "microsoft",
+    "outlook.com": "microsoft",
+    "ovh.net": "ovh",
+    "luxsci.com": "luxsci",
+    "163.com": "netease",
+    "126.com": "netease",
+    "yeah.net": "netease",
+}
+
+
+def by_host(host: str) -> Quirks:
+    """What is known of the server of that name."""
+    labels = host.lower().rstrip(".").split(".")
+    return PRESETS[_HOSTS.get(".".join(labels[-2:]), "none")]
+
+
+class LineEnds:
+    """Makes CRLF of each bare LF in octets that come in pieces."""
+
+    def __init__(self) -> None:
+        self._last = b""
+
+    def feed(self, octets: bytes) -> bytes:
+        text = self._last + octets
+        whole = text.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+        begun = len(self._last)
+        # A CR at the end was given already, and waits here only for its LF.
+        self._last = b"\r" if octets.endswith(b"\r") else b""
+        return whole[begun:]
