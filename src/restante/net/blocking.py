@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from email.message import EmailMessage
@@ -97,6 +97,11 @@ class BlockingClient:
     def deletions(self) -> int:
         """Messages marked as deleted in this session."""
         return self._dialogue.deletions
+
+    @property
+    def refused(self) -> Sequence[Message]:
+        """Messages that the server would not mark as deleted in this session."""
+        return self._dialogue.refused
 
     def stat(self) -> tuple[int, int]:
         """How many messages, how many octets."""

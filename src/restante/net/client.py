@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from email.message import EmailMessage
@@ -100,6 +100,11 @@ class Client:
     def deletions(self) -> int:
         """Messages marked as deleted in this session."""
         return self._dialogue.deletions
+
+    @property
+    def refused(self) -> Sequence[Message]:
+        """Messages that the server would not mark as deleted in this session."""
+        return self._dialogue.refused
 
     async def stat(self) -> tuple[int, int]:
         """How many messages, how many octets."""

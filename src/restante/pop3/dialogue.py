@@ -131,6 +131,8 @@ class Dialogue:
         self.capabilities = Capabilities()
         self.deletions = 0
         """Messages marked as deleted, or about to be, and not yet removed by QUIT."""
+        self.refused: list[Message] = []
+        """Messages that the server would not mark as deleted."""
         self.session = object()
         self._welcome = b""  # the text of the greeting
         self._line_ends = LineEnds()
@@ -397,6 +399,7 @@ class Dialogue:
                 return answer
             if answer.error is not None:
                 self.deletions -= 1
+                self.refused.append(answer.message)
                 self._refused = self._refused or answer.error
         if self._refused is not None:
             refused, self._refused = self._refused, None
