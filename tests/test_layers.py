@@ -83,7 +83,7 @@ def violations(module: str, source: str) -> list[str]:
         ("net.server", "from ..store.memory import MemoryStore"),
         ("net.server", "from ..config import Configuration"),
         ("net.server", "if TYPE_CHECKING:\n    from ..config import Configuration"),
-        ("collect.fetch", "from .. import config"),
+        ("collect.plan", "from .. import config"),
         ("errors", "import cryptography"),
         ("pop3.state", "import restante.net"),
     ],

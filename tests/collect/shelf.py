@@ -5,12 +5,14 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from restante.collect.collector import Account
 from restante.collect.plan import Policy
 from restante.errors import TemporaryFailure
 from restante.maildrop import Entry, Maildrop
+from restante.net.client import connect
 
 from ..support import Server, serving
 
@@ -61,6 +63,7 @@ async def remote(shelf: Shelf, context: ssl.SSLContext) -> AsyncIterator[Server]
         yield server
 
 
-def account(server: Server, ca_file: Path, policy: Policy | None = None) -> Account:
-    url = f"pop3s://127.0.0.1:{server.port}"
-    return Account("isp", url, "mrose", "tan staaf", policy or Policy(), ca_file)
+def account(port: int, ca_file: Path, policy: Policy | None = None) -> Account:
+    url = f"pop3s://127.0.0.1:{port}"
+    log_in = partial(connect, url, user="mrose", password="tan staaf", ca_file=ca_file)
+    return Account("isp", log_in, policy or Policy())

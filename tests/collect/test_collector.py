@@ -56,7 +56,7 @@ class Home:
             async with remote(self.shelf, self._context) as server:
                 with closing(open_destination(self._place)) as destination:
                     return await collect(
-                        account(server, self._ca, policy),
+                        account(server.port, self._ca, policy),
                         self._ledger,
                         destination,
                         clock=lambda: self.now,

@@ -6,16 +6,20 @@ import asyncio
 import json
 import os
 import ssl
+import stat
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from restante.cli.main import main as restante
+from restante.collect.collector import Account, Outcome, collect
 from restante.collect.destinations import open_destination
-from restante.collect.fetch import Outcome, fetch
+from restante.collect.ledger import Ledger
+from restante.collect.plan import Policy
 from restante.errors import ConnectionLost
 from restante.net.client import connect
 from restante.store.memory import MemoryStore
@@ -33,13 +37,23 @@ async def filled() -> MemoryStore:
     return store
 
 
-async def run_fetch(port: int, to: str, *, keep: bool = False, **options: Any) -> Outcome:
+async def run_fetch(
+    port: int,
+    to: str,
+    *,
+    keep: bool = False,
+    limit: int | None = None,
+    ledger: Ledger | None = None,
+    **options: Any,
+) -> Outcome:
+    """As the command does, but without TLS."""
     url = f"pop3://127.0.0.1:{port}"
-    with closing(open_destination(to)) as destination:
-        async with connect(
-            url, user="mrose", password="tan staaf", tls=NONE, context=UNUSED
-        ) as client:
-            return await fetch(client, destination, account="a", keep=keep, **options)
+    log_in = partial(connect, url, user="mrose", password="tan staaf", tls=NONE, context=UNUSED)
+    account = Account("a", log_in, Policy(keep=None if keep else 0.0, limit=limit))
+    with closing(open_destination(to)) as destination, closing(Ledger(None)) as forgetful:
+        return await collect(
+            account, ledger or forgetful, destination, adopt_present=True, **options
+        )
 
 
 def files(path: Path) -> list[bytes]:
@@ -75,16 +89,13 @@ def test_progress_counts_every_octet(tmp_path: Path) -> None:
     async def main() -> None:
         seen: list[tuple[int, int]] = []
         async with serving(await filled()) as server:
-            for _ in range(2):
-                seen.clear()
-                await run_fetch(
-                    server.port,
-                    str(tmp_path),
-                    keep=True,
-                    progress=lambda messages, octets: seen.append((len(messages), octets)),
-                )
-                assert seen[0] == (3, 0)
-                assert sum(octets for _, octets in seen) == sum(map(len, MESSAGES))
+            await run_fetch(
+                server.port,
+                str(tmp_path),
+                progress=lambda messages, octets: seen.append((len(messages), octets)),
+            )
+        assert seen[0] == (3, 0)
+        assert sum(octets for _, octets in seen) == sum(map(len, MESSAGES))
 
     asyncio.run(main())
 
@@ -111,7 +122,7 @@ def test_without_good_unique_ids_the_content_decides(
             first = await run_fetch(port, str(tmp_path), keep=True)
             assert first.stored == 2
             second = await run_fetch(port, str(tmp_path))
-            assert (second.stored, second.present, second.deleted) == (0, 2, 2)
+            assert (second.stored, second.known, second.deleted) == (0, 2, 2)
 
     asyncio.run(main())
     assert files(tmp_path) == [b"one\r\n", b"one\r\n" if is_equal else b"two\r\n"]
@@ -128,8 +139,8 @@ def test_a_full_disk_deletes_nothing(tmp_path: Path) -> None:
 
         def fsync(file: int) -> None:
             nonlocal calls
-            calls += 1
-            if calls == 7:  # the second message's
+            calls += stat.S_ISREG(os.fstat(file).st_mode)
+            if calls == 2:  # the second message's, or the directory's
                 raise Full
             real(file)
 
@@ -200,13 +211,22 @@ def test_a_refused_message_stays(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_refused_deletion_does_not_keep_the_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_pipelined", [False, True])
+def test_a_refused_deletion_does_not_keep_the_others(is_pipelined: bool, tmp_path: Path) -> None:
+    """And what was refused is not taken for deleted: the next session asks for it again."""
+    answers = {b"DELE 1": b"-ERR no\r\n"}
+    if not is_pipelined:
+        answers[b"CAPA"] = b"-ERR\r\n"
+
     async def main() -> None:
-        async with scripted(answering({b"DELE 1": b"-ERR no\r\n"})) as (port, peers):
-            outcome = await run_fetch(port, str(tmp_path))
-        assert outcome.refused == ["DELE: no"]
-        assert (outcome.stored, outcome.deleted) == (2, 1)
-        assert peers[0].heard[-1] == b"QUIT"
+        with closing(Ledger(None)) as ledger:
+            async with scripted(answering(answers)) as (port, peers):
+                outcome = await run_fetch(port, str(tmp_path), ledger=ledger)
+            assert outcome.refused == ["DELE: no"]
+            assert (outcome.stored, outcome.deleted) == (2, 1)
+            assert peers[0].heard[-1] == b"QUIT"
+            known = ledger.known("a", ["a", "b"])
+            assert [known[key].is_gone for key in sorted(known)] == [False, True]
 
     asyncio.run(main())
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from restante.collect.collector import Account, Outcome, collect
+from restante.collect.collector import Outcome, collect
 from restante.collect.destinations import open_destination
 from restante.collect.ledger import Ledger
 from restante.collect.plan import Policy
@@ -22,6 +22,7 @@ from restante.net.client import Client
 from restante.store.maildir import MaildirStore
 
 from ..support import once, serving, sizes
+from .shelf import account
 
 WORDS = ("one", "two", "three")
 STEPS: tuple[tuple[Any, str], ...] = (
@@ -110,21 +111,14 @@ def test_killed_at_every_step(
 ) -> None:
     store, port = server
     text = {word: f"Subject: {word}\r\n\r\n{word}\r\n".encode() for word in WORDS}
-    account = Account(
-        "isp",
-        f"pop3s://127.0.0.1:{port}",
-        "mrose",
-        "tan staaf",
-        Policy(keep=keep),
-        certificate[0],
-    )
+    isp = account(port, certificate[0], Policy(keep=keep))
 
     def run(place: Path) -> Outcome:
         with (
             closing(Ledger(place / "ledger")) as ledger,
             closing(open_destination(f"maildir:{place}/Mail")) as destination,
         ):
-            return asyncio.run(collect(account, ledger, destination))
+            return asyncio.run(collect(isp, ledger, destination))
 
     async def fill() -> None:
         for octets in text.values():

@@ -8,20 +8,15 @@ import os
 import re
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 from getpass import getpass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from .. import config
 from ..config import Account, Configuration, Secret
 from ..errors import ConfigurationError, UnsafeArgument
-from . import collect, common, secrets
-
-if TYPE_CHECKING:
-    from ..net.client import Client
+from . import collect, common
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -186,20 +181,8 @@ def _try(name: str, account: Account, options: argparse.Namespace) -> int:
 
 
 async def _look(name: str, account: Account) -> tuple[int, int]:
-    async with _connected(name, account) as client:
+    async with collect.connected(name, account) as client:
         return await client.stat()
-
-
-@asynccontextmanager
-async def _connected(name: str, account: Account) -> AsyncIterator[Client]:
-    from ..net.client import connect
-
-    password = await asyncio.to_thread(secrets.fetch, account.password, f"account.{name}.password")
-    ca_file = Path(account.ca_file) if account.ca_file else None
-    async with connect(
-        account.url, user=account.user, password=password, ca_file=ca_file
-    ) as client:
-        yield client
 
 
 def adopt(options: argparse.Namespace) -> int:
@@ -217,7 +200,7 @@ def adopt(options: argparse.Namespace) -> int:
 async def _listing(name: str, account: Account) -> list[tuple[str, int]]:
     from ..collect.plan import unique_ids
 
-    async with _connected(name, account) as client:
+    async with collect.connected(name, account) as client:
         messages = [message async for message in client.messages()]
     ids = unique_ids(messages)
     return [(ids[each.number], each.size) for each in messages if each.number in ids]

@@ -8,8 +8,9 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ..collect.destinations import Destination
     from ..collect.ledger import Ledger
     from ..collect.plan import Policy
+    from ..net.client import Client
 
 _AT_ONCE = 4  # accounts
 _LONGEST_PAUSE = 3600.0  # seconds between tries of an account that fails
@@ -152,12 +154,7 @@ async def session(
     from ..collect import collector
 
     remote = collector.Account(
-        name,
-        account.url,
-        account.user,
-        await asyncio.to_thread(secrets.fetch, account.password, f"account.{name}.password"),
-        policy_of(account, options.limit),
-        Path(account.ca_file) if account.ca_file else None,
+        name, partial(connected, name, account), policy_of(account, options.limit)
     )
     with (
         closing(open_destination(found, account)) as destination,
@@ -171,6 +168,19 @@ async def session(
             dry_run=options.dry_run,
             progress=progress,
         )
+
+
+@asynccontextmanager
+async def connected(name: str, account: Account) -> AsyncIterator[Client]:
+    """A session with the account's server; see ``net.client.connect``."""
+    from ..net.client import connect
+
+    password = await asyncio.to_thread(secrets.fetch, account.password, f"account.{name}.password")
+    ca_file = Path(account.ca_file) if account.ca_file else None
+    async with connect(
+        account.url, user=account.user, password=password, ca_file=ca_file
+    ) as client:
+        yield client
 
 
 def policy_of(account: Account, limit: int | None = None) -> Policy:

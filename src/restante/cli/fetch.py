@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from . import common
 from .user import first_line
 
 if TYPE_CHECKING:
-    from ..collect.fetch import Outcome
+    from ..collect.collector import Outcome
     from ..pop3.listing import Message
 
 
@@ -60,7 +61,8 @@ def run(options: argparse.Namespace) -> int:
     user = options.user or unquote(parts.username or "")
     if not user:
         raise UnsafeArgument("who logs in? write pop3s://user@host, or --user")
-    outcome = asyncio.run(_fetch(options, user, password_of(options, user)))
+    name = f"{user}@{parts.hostname}"
+    outcome = asyncio.run(_fetch(options, name, user, password_of(options, user)))
     _report(options, outcome)
     return os.EX_TEMPFAIL if outcome.refused else os.EX_OK
 
@@ -75,25 +77,24 @@ def password_of(options: argparse.Namespace, user: str) -> str:
     return getpass(f"Password of {user}: ")
 
 
-async def _fetch(options: argparse.Namespace, user: str, password: str) -> Outcome:
+async def _fetch(options: argparse.Namespace, name: str, user: str, password: str) -> Outcome:
+    from ..collect.collector import Account, collect
     from ..collect.destinations import open_destination
-    from ..collect.fetch import fetch
+    from ..collect.ledger import Ledger
+    from ..collect.plan import Policy
     from ..net.client import connect
 
-    parts = urlsplit(options.url)
-    account = f"{user}@{parts.hostname}"
-    with closing(open_destination(options.to)) as destination, progress_bar() as progress:
-        async with connect(
-            options.url, user=user, password=password, ca_file=options.ca_file
-        ) as client:
-            return await fetch(
-                client,
-                destination,
-                account=account,
-                keep=options.keep,
-                limit=options.limit,
-                progress=progress,
-            )
+    account = Account(
+        name,
+        partial(connect, options.url, user=user, password=password, ca_file=options.ca_file),
+        Policy(keep=None if options.keep else 0.0, limit=options.limit),
+    )
+    with (
+        closing(open_destination(options.to)) as destination,
+        closing(Ledger(None)) as ledger,
+        progress_bar() as progress,
+    ):
+        return await collect(account, ledger, destination, adopt_present=True, progress=progress)
 
 
 @contextmanager
@@ -122,13 +123,14 @@ def _report(options: argparse.Namespace, outcome: Outcome) -> None:
             "fetch",
             stored=outcome.stored,
             octets=outcome.octets,
-            present=outcome.present,
+            present=outcome.present + outcome.known,
             deleted=outcome.deleted,
             refused=outcome.refused,
         )
         return
     for text in outcome.refused:
         common.say(printable(f"refused by the server: {text}"))
-    here = f", {outcome.present} were here already" if outcome.present else ""
+    present = outcome.present + outcome.known
+    here = f", {present} were here already" if present else ""
     gone = f", {outcome.deleted} deleted on the server" if outcome.deleted else ""
     print(f"{outcome.stored} messages stored ({outcome.octets} octets){here}{gone}")

@@ -14,14 +14,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
 from tempfile import SpooledTemporaryFile
 
 from ..errors import CommandFailed, MessageRefused, PermanentFailure, TemporaryFailure
-from ..net.client import Client, connect
+from ..net.client import Client
 from ..pop3.listing import Message
 from .destinations import Destination, Grouping, Verifying
 from .ledger import Ledger
@@ -31,6 +31,7 @@ _GROUP = 256  # messages between two commits of the ledger, where repeating one 
 _IN_MEMORY = 2**20  # octets of a message that must be seen whole before it is stored
 _PIECE = 65_536  # octets
 _DELETE_AT_ONCE = 1000  # messages
+_UNKNOWN = b""  # in place of the digest of what an earlier program run stored
 
 Progress = Callable[[Sequence[Message], int], None]
 """Called with all that will be fetched and the number of octets that came."""
@@ -59,11 +60,9 @@ class Account:
     """One maildrop elsewhere."""
 
     name: str
-    url: str
-    user: str
-    password: str = field(repr=False)
+    connect: Callable[[], AbstractAsyncContextManager[Client]]
+    """A session that is logged in, and left by QUIT if all went well."""
     policy: Policy = field(default_factory=Policy)
-    ca_file: Path | None = None
 
 
 @dataclass(slots=True)
@@ -73,7 +72,9 @@ class Outcome:
     stored: int = 0
     octets: int = 0
     known: int = 0
-    """Fetched because no unique-id told, and found to be here already."""
+    """Fetched, and found to be here already: no unique-id told, or a crash hid it."""
+    present: int = 0
+    """Not fetched, because the destination had them before the ledger did."""
     in_doubt: int = 0
     """Of the stored: maybe twice, since a crash hid the first time."""
     deleted: int = 0
@@ -92,13 +93,15 @@ async def collect(
     *,
     again: str = "stop",
     dry_run: bool = False,
+    adopt_present: bool = False,
     progress: Progress = lambda messages, octets: None,
     clock: Callable[[], float] = time.time,
 ) -> Outcome:
     """One session with the server.
 
     ``again`` says what to do when nearly everything looks new: ``stop``, ``fetch`` all of it, or
-    ``dedupe``: fetch it and store only what no message taken before equals.
+    ``dedupe``: fetch it and store only what no message taken before equals.  ``adopt_present`` is
+    for a ledger that remembers no earlier session: what the destination has counts as taken.
 
     Raises:
         AccountBusy, LoginTooSoon: nothing was done.
@@ -110,13 +113,11 @@ async def collect(
     with ledger.alone(account.name):
         session: _Session | None = None
         try:
-            async with connect(
-                account.url, user=account.user, password=account.password, ca_file=account.ca_file
-            ) as client:
+            async with account.connect() as client:
                 delay = client.capabilities.login_delay or 0
                 ledger.began(account.name, clock(), delay)
                 session = _Session(account, client, ledger, destination, progress, clock)
-                await session.run(again, dry_run=dry_run)
+                await session.run(again, dry_run=dry_run, adopt_present=adopt_present)
         except CommandFailed as error:
             if session is None or error.command != "QUIT":
                 raise
@@ -155,10 +156,12 @@ class _Session:
         self._writing: asyncio.Task[None] | None = None  # of the group before
         self._due: list[tuple[Message, str]] = []  # to be deleted
 
-    async def run(self, again: str, *, dry_run: bool) -> None:
+    async def run(self, again: str, *, dry_run: bool, adopt_present: bool) -> None:
         name, policy = self._account.name, self._account.policy
         listing = [message async for message in self._client.messages()]
         ids = unique_ids(listing)
+        if adopt_present:
+            self._adopt_present(listing, ids)
         self._known = self._ledger.known(name, ids.values())
         if looks_moved(listing, self._known, self._ledger.expected(name)):
             if again == "stop":
@@ -179,6 +182,16 @@ class _Session:
             return
         await self._fetch(fetches)
         await self._delete()
+
+    def _adopt_present(self, listing: Sequence[Message], ids: Mapping[int, str]) -> None:
+        rows = [
+            (ids[message.number], message.size, _UNKNOWN)
+            for message in listing
+            if message.number in ids
+            and self._destination.has(self._identity(message, ids[message.number]))
+        ]
+        self._ledger.took(self._account.name, rows, self._clock())
+        self.outcome.present = len(rows)
 
     # Fetching.
 
@@ -242,16 +255,10 @@ class _Session:
             if key is None or self._dedupe or (known is not None and known.at is not None):
                 await self._take_by_content(step, body)
             else:
-                digest = await self._store(message, key, body)
-                self._note(step, key, digest)
+                await self._store(step, key, body)
         except (CommandFailed, MessageRefused) as error:
             text = error.text if isinstance(error, CommandFailed) else str(error)
             self.outcome.refused.append(f"message {message.number}: {text}")
-
-    def _note(self, step: Fetch, key: str, digest: bytes) -> None:
-        self.outcome.stored += 1
-        self.outcome.in_doubt += step.was_begun and not self._destination.is_repeatable
-        self._safe.append((step.message, key, digest))
 
     async def _take_by_content(self, step: Fetch, body: AsyncIterable[bytes]) -> None:
         """Only the whole message tells whether it is here already."""
@@ -283,14 +290,13 @@ class _Session:
                 return
             whole.seek(0)
             self._intend([Fetch(message, key)])
-            await self._store(message, key, _pieces(whole), is_new=False)
-            self._note(step, key, digest)
+            await self._store(step, key, _pieces(whole), is_new=False)
 
     async def _store(
-        self, message: Message, key: str, body: AsyncIterable[bytes], *, is_new: bool = True
-    ) -> bytes:
-        """At the destination on return, and durable or in its group; gives the digest."""
-        seen, destination = sha256(), self._destination
+        self, step: Fetch, key: str, body: AsyncIterable[bytes], *, is_new: bool = True
+    ) -> None:
+        """At the destination on return, and durable or in its group."""
+        seen, destination, message = sha256(), self._destination, step.message
         try:
             is_wanted = destination.begin(self._identity(message, key))
             async for piece in body:  # also what is there already: its digest is wanted
@@ -306,7 +312,12 @@ class _Session:
                 await asyncio.to_thread(destination.commit)
         finally:
             destination.abort()
-        return seen.digest()
+        if is_wanted:
+            self.outcome.stored += 1
+            self.outcome.in_doubt += step.was_begun and not destination.is_repeatable
+        else:
+            self.outcome.known += 1
+        self._safe.append((message, key, seen.digest()))
 
     def _identity(self, message: Message, key: str) -> str:
         return f"{self._account.name} {key} {message.size}"
@@ -335,7 +346,8 @@ class _Session:
                 await self._client.delete(*[message for message, _ in some])
             except CommandFailed as error:
                 self.outcome.refused.append(f"DELE: {error.text}")
-            self.deleted += [key for _, key in some]
+            refused = {message.number for message in self._client.refused}
+            self.deleted += [key for message, key in some if message.number not in refused]
 
 
 async def _pieces(file: SpooledTemporaryFile[bytes]) -> AsyncIterator[bytes]:

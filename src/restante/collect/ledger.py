@@ -57,23 +57,25 @@ class Ledger:
     read or written now, and ConfigurationError when it is no ledger of ours.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
+        """``None`` is a ledger in memory, which locks nothing and is forgotten when closed."""
         self._path = path
         self._turn = threading.RLock()  # one transaction at a time, whatever the thread
         with _errors():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            is_new = not path.exists()
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            is_new = path is not None and _create(path)
             # Committed means on disk: FULL syncs the log at each commit.
             self._database = sqlite3.connect(
-                path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+                path or ":memory:",
+                timeout=_PATIENCE,
+                isolation_level=None,
+                check_same_thread=False,
             )
             try:
                 self._prepare()
             except BaseException:
                 self._database.close()
                 raise
-            if is_new:
+            if path is not None and is_new:
                 fsync_directory(path.parent)
 
     def _prepare(self) -> None:
@@ -100,6 +102,9 @@ class Ledger:
         Raises:
             AccountBusy: one does now.
         """
+        if self._path is None:
+            yield
+            return
         with _errors():
             lock = _Lock(self._path, account)
         with closing(lock):
@@ -235,6 +240,14 @@ class Ledger:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise
+
+
+def _create(path: Path) -> bool:
+    """An empty file for nobody else to read, if there is none; whether it is new."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    is_new = not path.exists()
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    return is_new
 
 
 class _Lock:
