@@ -28,7 +28,7 @@ FORBIDDEN = {("net", "store"), ("net", "auth"), ("collect", "store"), ("collect"
 IO = {"asyncio", "socket", "ssl", "os", "time", "logging", "threading", "selectors", "subprocess"}
 LIBRARIES = {"net": {"cryptography", "aiosmtpd", "uvloop"}, "auth": {"cryptography", "scramp"}}
 LIBRARIES |= {"cli": {"keyring", "rich", "uvloop"}, "testing_plugin": {"pytest"}}
-LIBRARIES |= {"sasl": {"scramp"}}
+LIBRARIES |= {"sasl": {"scramp"}, "collect": {"imapclient"}}
 
 
 def imports(module: str, source: str) -> Iterator[str]:

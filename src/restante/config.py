@@ -401,9 +401,17 @@ class Account:
     to: str = option(
         "",
         "Where the mail goes: maildrop:USER (of this server), maildir:PATH, mbox:PATH, a "
-        "directory, lmtp:HOST:PORT, lmtp:unix:/PATH, smtp:HOST:PORT or command:PROGRAM ARGUMENTS.",
+        "directory, lmtp:HOST:PORT, lmtp:unix:/PATH, smtp:HOST:PORT, imaps://USER@HOST/FOLDER "
+        "(imap: for STARTTLS) or command:PROGRAM ARGUMENTS.",
         example="maildrop:ann",
     )
+    to_password: Secret = option(  # noqa: RUF009
+        "",
+        "Where the password for an IMAP destination is, as in `password`.",
+        secret,
+        example={"file": "/etc/restante/imap.password"},
+    )
+    to_ca_file: str = option("", "Trust these certificates at the IMAP destination, PEM.")
     recipient: str = option(
         "", "The address for lmtp: and smtp:; by default `user`.", example="ann@example.org"
     )

@@ -45,16 +45,25 @@ class Home:
     """Collects a shelf, again and again."""
 
     def __init__(
-        self, shelf: Shelf, ledger: Ledger, place: str, context: ssl.SSLContext, ca_file: Path
+        self,
+        shelf: Shelf,
+        ledger: Ledger,
+        place: str,
+        context: ssl.SSLContext,
+        ca_file: Path,
+        password: str = "",
     ) -> None:
         self.shelf = shelf
         self.now = 1_800_000_000.0
         self._ledger, self._place, self._context, self._ca = ledger, place, context, ca_file
+        self._password = password  # of the destination
 
     def collect(self, policy: Policy | None = None, **options: Any) -> Outcome:
         async def main() -> Outcome:
             async with remote(self.shelf, self._context) as server:
-                with closing(open_destination(self._place)) as destination:
+                with closing(
+                    open_destination(self._place, password=self._password, ca_file=self._ca)
+                ) as destination:
                     return await collect(
                         account(server.port, self._ca, policy),
                         self._ledger,

@@ -6,8 +6,8 @@ import asyncio
 import os
 import signal
 import ssl
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,8 @@ class Death:
         if self._left < 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def stalk(self) -> None:
-        for owner, name in STEPS:
+    def stalk(self, steps: Iterable[tuple[Any, str]] = STEPS) -> None:
+        for owner, name in steps:
             setattr(owner, name, self._around(getattr(owner, name)))
 
     def _around(self, step: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,8 +73,8 @@ class Death:
         return called
 
 
-@pytest.fixture
-def server(tmp_path: Path, server_tls: ssl.SSLContext) -> Iterator[tuple[MaildirStore, int]]:
+@contextmanager
+def remote_server(tmp_path: Path, server_tls: ssl.SSLContext) -> Iterator[tuple[MaildirStore, int]]:
     """A server in a process of its own, so that it outlives its clients."""
     (tmp_path / "remote").mkdir()
     store = MaildirStore(f"{tmp_path}/remote/%u")
@@ -89,11 +89,19 @@ def server(tmp_path: Path, server_tls: ssl.SSLContext) -> Iterator[tuple[Maildir
 
         asyncio.run(serve())
         os._exit(0)
-    yield store, int(os.read(ours, 10))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    os.close(ours)
-    os.close(theirs)
+    try:
+        yield store, int(os.read(ours, 10))
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ours)
+        os.close(theirs)
+
+
+@pytest.fixture
+def server(tmp_path: Path, server_tls: ssl.SSLContext) -> Iterator[tuple[MaildirStore, int]]:
+    with remote_server(tmp_path, server_tls) as running:
+        yield running
 
 
 def stored(mail: Path) -> list[bytes]:

@@ -157,7 +157,7 @@ async def session(
         name, partial(connected, name, account), policy_of(account, options.limit)
     )
     with (
-        closing(open_destination(found, account)) as destination,
+        closing(await asyncio.to_thread(open_destination, found, account)) as destination,
         progress_bar(wanted=options.progress) as progress,
     ):
         return await collector.collect(
@@ -214,7 +214,15 @@ def open_destination(found: Configuration, account: Account) -> Destination:
         return destinations.open_destination(
             "maildir:" + "/".join([template.base, *template.names(rest)])
         )
-    return destinations.open_destination(account.to, recipient=account.recipient or account.user)
+    password = ""
+    if account.to_password:
+        password = secrets.fetch(account.to_password, "to_password")
+    return destinations.open_destination(
+        account.to,
+        recipient=account.recipient or account.user,
+        password=password,
+        ca_file=Path(account.to_ca_file) if account.to_ca_file else None,
+    )
 
 
 def _tell(options: argparse.Namespace, name: str, result: Outcome | BaseException) -> None:

@@ -297,8 +297,11 @@ class _Session:
     ) -> None:
         """At the destination on return, and durable or in its group."""
         seen, destination, message = sha256(), self._destination, step.message
+        is_doubtful = step.was_begun or not is_new
         try:
-            is_wanted = destination.begin(self._identity(message, key))
+            identity = self._identity(message, key)
+            is_wanted = not (is_doubtful and await asyncio.to_thread(destination.has, identity))
+            is_wanted = is_wanted and destination.begin(identity)
             async for piece in body:  # also what is there already: its digest is wanted
                 seen.update(piece)
                 if is_wanted:

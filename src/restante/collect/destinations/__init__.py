@@ -20,7 +20,7 @@ class Destination(Protocol):
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether storing the same message again changes nothing."""
+        """Whether no message is stored twice if ``has`` is asked after a crash."""
 
     def has(self, identity: str) -> bool:
         """Whether this message is here already, and durable."""
@@ -72,14 +72,18 @@ def name_of(identity: str) -> str:
     return sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
-def open_destination(text: str, *, recipient: str = "") -> Destination:
+def open_destination(
+    text: str, *, recipient: str = "", password: str = "", ca_file: Path | None = None
+) -> Destination:
     """``maildir:PATH``, ``mbox:PATH``, the path of a directory; or where a message is handed over:
-    ``lmtp:ADDRESS`` and ``smtp:ADDRESS`` (``host:port``, ``unix:/path``), ``command:PROGRAM …``.
+    ``lmtp:ADDRESS`` and ``smtp:ADDRESS`` (``host:port``, ``unix:/path``), ``command:PROGRAM …``,
+    ``imaps://user@host/Folder``.
 
-    ``recipient`` is the address for LMTP and SMTP.
+    ``recipient`` is the address for LMTP and SMTP, ``password`` the one for IMAP.
 
     Raises:
         UnsafeArgument: another kind, or not all that it needs.
+        ConfigurationError: it wants a library that is not installed.
         TemporaryFailure: another program uses it.
         OSError: it cannot be used.
     """
@@ -99,7 +103,11 @@ def open_destination(text: str, *, recipient: str = "") -> Destination:
             return Smtp(address, recipient, lmtp=kind == "lmtp")
         case ("command", ":", command):
             return Command(command)
+        case ("imap" | "imaps", ":", rest) if rest.startswith("//"):
+            from .imap import Imap
+
+            return Imap(text, password, ca_file)
     raise UnsafeArgument(
-        "a destination is a directory, maildir:PATH, mbox:PATH, lmtp:HOST:PORT, smtp:HOST:PORT "
-        "or command:PROGRAM"
+        "a destination is a directory, maildir:PATH, mbox:PATH, lmtp:HOST:PORT, smtp:HOST:PORT, "
+        "imaps://USER@HOST/FOLDER or command:PROGRAM"
     )

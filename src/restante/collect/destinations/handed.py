@@ -1,7 +1,7 @@
 """Destinations that take a message whole and answer: LMTP, SMTP, a command.
 
 Each waits in an unnamed file until all of it is here, so nobody is handed half a message.  None of
-them can tell whether it has a message already: after a crash between their answer and the ledger
+these can tell whether it has a message already: after a crash between their answer and the ledger
 one message may be handed over twice.
 """
 
@@ -24,7 +24,7 @@ _PIECE = 65_536  # octets
 _PATIENCE = 300.0  # seconds for an answer (RFC 5321 §4.5.3.2)
 
 
-class _Handed:
+class Handed:
     """What they have in common."""
 
     is_repeatable = False
@@ -60,7 +60,7 @@ class _Handed:
         self.abort()
 
 
-class Command(_Handed):
+class Command(Handed):
     """A program that reads one message from standard input, such as a mail delivery agent.
 
     It gets LF line ends, as Unix programs expect.  Only exit code 0 counts as stored.
@@ -103,7 +103,7 @@ class Command(_Handed):
             raise TemporaryFailure(f"{self._arguments[0]}: ended with {code}")
 
 
-class Smtp(_Handed):
+class Smtp(Handed):
     """The next mail server, by SMTP or LMTP; one connection for all messages."""
 
     def __init__(self, address: str, recipient: str, *, lmtp: bool) -> None:
