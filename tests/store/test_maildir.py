@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import socket
 import stat
 import time
@@ -161,6 +162,27 @@ def test_indexes_in_memory_are_bounded(
         run(listing(maildir, user))
         assert sum(index.memory for index in maildir._indexes.values()) <= 200
     assert list(maildir._indexes) == ["c", "d"]
+
+
+@pytest.mark.parametrize("gone", ["", "new", "cur", "held", "restante.lock"])
+def test_what_was_removed_between_two_sessions_is_made_again(
+    maildir: MaildirStore, place: Path, gone: str
+) -> None:
+    """A store that knows the maildrop looks no closer than it must, and still finds out."""
+
+    async def story() -> None:
+        for _ in range(2):
+            await listing(maildir, "ann")
+        if (place / gone).is_dir():
+            shutil.rmtree(place / gone)
+        else:
+            (place / gone).unlink()
+        await listing(maildir, "ann")
+        entry = await deliver(maildir, "ann", b"hello\r\n")
+        assert await listing(maildir, "ann") == [entry]
+        assert await remove(maildir, "ann", [entry]) == []
+
+    run(story())
 
 
 @pytest.mark.parametrize("octets", [b"one\ntwo\n", LARGE], ids=["small", "large"])

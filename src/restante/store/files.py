@@ -97,24 +97,40 @@ def maildrop(base: str, names: Sequence[str], *, make: bool = False) -> Iterator
 
 
 def _open_maildrop(base: str, names: Sequence[str], make: bool) -> int:
+    if not make:
+        return _descend(base, names)
     with ExitStack() as stack:
-        try:
-            chain = [os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
-        except FileNotFoundError as error:
-            raise TemporaryFailure("mail storage: not there; is it mounted?") from error
+        chain = [_open_base(base)]
         stack.callback(os.close, chain[0])
         made = False
         for name in names:
-            made |= make and _make(name, chain[-1])
+            made |= _make(name, chain[-1])
             chain.append(stack.enter_context(directory(name, chain[-1])))
-        if make:
-            for name in ("cur", "new", "tmp", HELD):
-                made |= _make(name, chain[-1])
-            if made or not exists(LOCK, chain[-1]):
-                for each in chain:
-                    os.fsync(each)
-                os.close(os.open(LOCK, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600, dir_fd=chain[-1]))
+        for name in ("cur", "new", "tmp", HELD):
+            made |= _make(name, chain[-1])
+        if made or not exists(LOCK, chain[-1]):
+            for each in chain:
+                os.fsync(each)
+            os.close(os.open(LOCK, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600, dir_fd=chain[-1]))
         return os.dup(chain[-1])
+
+
+def _descend(base: str, names: Sequence[str]) -> int:
+    opened = _open_base(base)
+    for name in names:
+        above = opened
+        try:
+            opened = os.open(name, _DIRECTORY, dir_fd=above)
+        finally:
+            os.close(above)
+    return opened
+
+
+def _open_base(base: str) -> int:
+    try:
+        return os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise TemporaryFailure("mail storage: not there; is it mounted?") from error
 
 
 def _make(name: str, parent: int) -> bool:

@@ -20,7 +20,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
 from functools import partial
 from itertools import islice
 from typing import TypeVar
@@ -67,21 +67,23 @@ class MaildirStore:
         self._indexes: dict[str, Index] = {}  # by user, the one used last at the end
         self._remembered = 0  # octets that they take
 
-    @asynccontextmanager
-    async def open(self, user: str) -> AsyncIterator[Maildrop]:
-        async with self._session(user) as session:
-            yield session
+    def open(self, user: str) -> AbstractAsyncContextManager[Maildrop]:
+        return self._session(user)
 
     @asynccontextmanager
     async def _session(self, user: str) -> AsyncIterator[_Maildir]:
         names = self._template.names(user)
         with ExitStack() as stack:
             known = self._indexes.get(user)
-            if known is None:
-                maildrop, began, fresh = await in_thread(self._lock, stack, names, None)
-            else:  # what we look at is in memory: a thread would cost more than it saves
-                with files.storage_errors():
-                    maildrop, began, fresh = self._lock(stack, names, known)
+            locked = None
+            if known is not None:
+                # What we look at is in memory: a thread would cost more than it saves.
+                with files.storage_errors(), suppress(FileNotFoundError):
+                    locked = self._lock(stack, names, known)
+            if locked is None:  # what is missing is made
+                stack.close()
+                locked = await in_thread(self._lock, stack, names, known, make=True)
+            maildrop, began, fresh = locked
             index = await self._catch_up(maildrop, began, known) if fresh is None else fresh
             self._remember(user, index)
             session = _Maildir(maildrop, index, destroy=not self.hold)
@@ -95,10 +97,10 @@ class MaildirStore:
                     self._remember(user, corrected)
 
     def _lock(
-        self, stack: ExitStack, names: Sequence[str], known: Index | None
+        self, stack: ExitStack, names: Sequence[str], known: Index | None, *, make: bool = False
     ) -> tuple[int, int, Index | None]:
         """The maildrop, when the session began, and the index known if all is as it says."""
-        maildrop = stack.enter_context(files.maildrop(self._template.base, names, make=True))
+        maildrop = stack.enter_context(files.maildrop(self._template.base, names, make=make))
         began = stack.enter_context(files.session_lock(maildrop))
         is_fresh = known is not None and known.stamps == stamps(maildrop)
         return maildrop, began, known if is_fresh and not is_unfinished(maildrop) else None
