@@ -11,8 +11,9 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+import time
 from datetime import UTC, datetime
+from typing import Any
 
 from .config import Log
 
@@ -37,12 +38,14 @@ def _escaped(code: int) -> str:
 
 def printable(text: str) -> str:
     """Text that a stranger may have written, for people: only what would steer is escaped."""
+    if text.isprintable():
+        return text
     return "".join(each if each.isprintable() else _escaped(ord(each)) for each in text)
 
 
-def _fields(record: logging.LogRecord) -> Mapping[str, object]:
-    found = getattr(record, "fields", {})
-    return found if isinstance(found, Mapping) else {}
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    found = getattr(record, "fields", None)
+    return found if isinstance(found, dict) else {}
 
 
 class Plain(logging.Formatter):
@@ -53,8 +56,10 @@ class Plain(logging.Formatter):
         self._with_time = with_time
 
     def format(self, record: logging.LogRecord) -> str:
-        words = [f"{key}={escape(value)}" for key, value in _fields(record).items()]
-        line = printable(record.getMessage()) + (": " + " ".join(words) if words else "")
+        line, sign = printable(record.getMessage()), ":"
+        for key, value in _fields(record).items():
+            line += f"{sign} {key}={escape(value)}"
+            sign = ""
         if record.exc_info:  # its text may be a stranger's too
             for each in self.formatException(record.exc_info).split("\n"):
                 line += f"\n  bug | {printable(each)}"
@@ -70,7 +75,7 @@ class Json(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage().replace(" ", "."),
         }
-        found: dict[str, object] = line | dict(_fields(record))
+        found: dict[str, object] = line | _fields(record)
         if record.exc_info:
             found["traceback"] = self.formatException(record.exc_info)
         return json.dumps(found, default=str)
@@ -84,15 +89,51 @@ def _time(record: logging.LogRecord) -> str:
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
     """Goes on serving when nobody can read the log any more (full disk, closed pipe)."""
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Without the lock: a line is one write, which threads do not tear."""
+        self.emit(record)
+        return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.stream.write(self.format(record) + "\n")
+            self.stream.flush()
+        except Exception:
+            self.handleError(record)
+
     def handleError(self, record: logging.LogRecord) -> None:
         pass
 
 
+class _Record(logging.LogRecord):
+    """What no line tells is not found out, which is half of the cost."""
+
+    filename = module = pathname = funcName = threadName = processName = ""
+    lineno = thread = process = 0
+    msecs = relativeCreated = 0.0
+    exc_text = None
+
+    def __init__(
+        self,
+        name: str,
+        level: int,
+        pathname: str,
+        lineno: int,
+        msg: object,
+        args: Any,
+        exc_info: Any,
+        func: str | None = None,
+        sinfo: str | None = None,
+    ) -> None:
+        self.name, self.levelno, self.levelname = name, level, logging.getLevelName(level)
+        self.msg, self.args, self.exc_info, self.stack_info = str(msg), args, exc_info, sinfo
+        self.created = time.time()
+
+
 def set_up(wanted: Log) -> None:
     """Send the log of this process to standard error."""
-    # Nobody asks which line of which thread it was, and finding out is half of the cost.
-    logging._srcfile = None
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # nobody asks which line it was
+    logging.setLogRecordFactory(_Record)
     handler = _Handler(sys.stderr)
     handler.setFormatter(_formatter(wanted.format))
     for name in ("restante", "asyncio"):
