@@ -13,7 +13,7 @@ def main() -> None:
     many = ("-U", harness.corpora.SMALL_USERS, "-c", 16)
     with harness.contenders(["small"], chosen.against) as servers:
         for server in servers:
-            harness.load(server, "sessions", *many, "-n", 200)  # every password was seen once
+            harness.load(server, "sessions", *many, "-n", 100)  # every password was seen once
         for _ in range(chosen.rounds):
             for tls in (False, True):
                 question = "sessions over TLS" if tls else "sessions"

@@ -21,6 +21,8 @@ _DOTTED = re.compile(rb"\n\.")  # by far the fastest search for it
 class LineBuffer:
     """Splits what arrives into lines."""
 
+    __slots__ = ("_discarded", "_octets", "_scanned", "limit")
+
     def __init__(self, limit: int = MAX_COMMAND) -> None:
         self.limit = limit  # octets, CRLF included
         self._octets = bytearray()
@@ -43,7 +45,7 @@ class LineBuffer:
             BareLineFeed: LF without CR.
             HostileInput: NUL, or an overlong line that does not end within 64 KiB.
         """
-        while True:
+        while self._octets:
             end = self._octets.find(b"\n", self._scanned)
             if self._discarded >= 0:
                 if end < 0:
@@ -65,6 +67,7 @@ class LineBuffer:
                 return None
             self._discarded = 0
             raise OverlongLine(self.limit)
+        return None
 
     def _discard_unfinished(self) -> None:
         """Keep nothing but a last CR, whose LF may be on its way."""

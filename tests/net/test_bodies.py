@@ -122,14 +122,14 @@ def test_a_tls_transport_has_no_way_past_the_encryption(
         first = serving(store, tls=server_tls, implicit=True)
         async with first as server, server.client(client_tls):
             (secure,) = server.service.connections
-            assert not hasattr(secure._outlet, "send_file")
+            assert not hasattr(body.outlet(secure._transport), "send_file")
         async with serving(store, tls=server_tls) as server, server.client() as client:
             (connection,) = server.service.connections
-            assert isinstance(connection._outlet, body.Clear)
+            assert isinstance(body.outlet(connection._transport), body.Clear)
             await client.ask(b"STLS")
             await client.writer.start_tls(client_tls, server_hostname="localhost")
             await client.ask(b"NOOP")
-            assert not hasattr(connection._outlet, "send_file")
+            assert not hasattr(body.outlet(connection._transport), "send_file")
 
     run(main())
 

@@ -271,7 +271,6 @@ class Listener:
         self._loop.add_reader(self._socket.fileno(), self._accept)
 
     def _welcome(self, accepted: socket.socket, address: str) -> None:
-        accepted.setblocking(False)
         seat = self._admission.enter(address)
         if seat is None:
             _log.warning(
@@ -286,8 +285,6 @@ class Listener:
             finally:
                 accepted.close()
             return
-        if accepted.family != socket.AF_UNIX:
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         task = self._loop.create_task(self._hand_over(accepted, address, seat))
         self._arriving.add(task)
         task.add_done_callback(self._arriving.discard)

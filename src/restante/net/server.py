@@ -15,13 +15,12 @@ import logging
 import os
 import secrets
 import ssl
-from base64 import b32encode
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field, replace
 from fcntl import ioctl
-from functools import cache
-from ipaddress import ip_address
+from functools import cache, lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from struct import unpack
 from termios import TIOCOUTQ
 from time import time
@@ -90,7 +89,7 @@ class Service:
 
     def may_login_in_clear(self, address: str) -> bool:
         return bool(address) and any(
-            ip_address(address) in network for network in self.clear_login_from
+            _parsed(address) in network for network in self.clear_login_from
         )
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -146,7 +145,6 @@ class Connection(asyncio.Protocol):
         "_opened",
         "_out",
         "_out_octets",
-        "_outlet",
         "_proto",
         "_raw",
         "_removed",
@@ -170,7 +168,6 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._session: Session
-        self._outlet: body.Outlet
         self._maildrop: Maildrop
         self._raw: RawReading | None = None  # the maildrop, if it has files
         self._opened: AbstractAsyncContextManager[Maildrop] | None = None  # its lock is ours
@@ -184,7 +181,7 @@ class Connection(asyncio.Protocol):
         self._began = self._last_command = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         # For the log.
-        self._id = b32encode(secrets.token_bytes(5)).decode("ascii")
+        self._id = secrets.token_hex(5)
         self._proto = "pop3"
         self._account: Account | None = None
         self._retrieved: list[str] = []  # unique-ids
@@ -286,7 +283,9 @@ class Connection(asyncio.Protocol):
                     self._has_retrieved(event.entry)
                     if self._out_octets >= _HIGH_WATER:
                         self._flush()
-                case Challenge() | Response(lines=None):
+                case Response(lines=lines) if lines is None or _is_short(lines):
+                    self._say(event)
+                case Challenge():
                     self._say(event)
                 case Close():
                     self._close(event.reason)
@@ -375,7 +374,7 @@ class Connection(asyncio.Protocol):
             self._note("login refused", logging.WARNING, **fields, reason=reason)
             self._say(self._session.failed(error))
             return
-        self._opened, self._account = opening, account
+        self._opened, self._account, timeouts = opening, account, self._service.timeouts
         if _implements(type(self._maildrop), RawReading):
             self._raw = cast(RawReading, self._maildrop)
         self._note("login ok", **fields, app=account.credential)
@@ -384,7 +383,8 @@ class Connection(asyncio.Protocol):
                 self._maildrop.listing, is_read_only=account.is_read_only, terms=terms
             )
         )
-        self._set_timer(self._service.timeouts.idle)
+        if self._timer is None or self._timer.when() > self._loop.time() + timeouts.idle:
+            self._set_timer(timeouts.idle)  # otherwise it finds out itself what is due
 
     async def _pace(self, delay: float, opening: AbstractAsyncContextManager[Maildrop]) -> None:
         """
@@ -419,7 +419,7 @@ class Connection(asyncio.Protocol):
         """The message; the termination octet only if every announced octet was there."""
         raw = self._raw.open_raw(action.entry) if self._raw and action.lines is None else None
         try:
-            match self._outlet:
+            match body.outlet(self._transport):
                 case body.Clear() as clear if raw is not None and raw.is_wire_ready:
                     is_whole = await self._send_file(action, raw, clear)
                 case _:
@@ -555,8 +555,11 @@ class Connection(asyncio.Protocol):
     # Output, and the pace of the client.
 
     def _say(self, event: Response | Challenge) -> None:
-        for piece in event.encode():
-            self._write(piece)
+        if type(event) is Response and event.lines is None:
+            self._write(event.head())
+        else:
+            for piece in event.encode():
+                self._write(piece)
         if self._out_octets >= _HIGH_WATER:
             self._flush()
 
@@ -587,7 +590,6 @@ class Connection(asyncio.Protocol):
 
     def _adopt(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # TCP, or TLS over it
-        self._outlet = body.outlet(self._transport)
         self._transport.set_write_buffer_limits(high=_HIGH_WATER)
 
     # Time and the end.
@@ -626,8 +628,9 @@ class Connection(asyncio.Protocol):
         self._transport.close()
         if self._worker is None:
             self._part()
-        self._taken = self._drained()
-        self._set_timer(self._service.timeouts.progress)  # a close may wait for the client too
+        if self._session.is_secure or self._transport.get_write_buffer_size():
+            self._taken = self._drained()
+            self._set_timer(self._service.timeouts.progress)  # it waits for the client too
 
     def _part(self) -> None:
         if self._opened is None:
@@ -690,6 +693,16 @@ class Connection(asyncio.Protocol):
 def _implements(kind: type, add_on: type) -> bool:
     """Python 3.11 takes as long for this as for half a session."""
     return issubclass(kind, add_on)
+
+
+@lru_cache(4096)  # the same few come again and again
+def _parsed(address: str) -> IPv4Address | IPv6Address:
+    return ip_address(address)
+
+
+def _is_short(lines: object) -> bool:
+    """Lies ready, and fits into one write."""
+    return isinstance(lines, bytes) and len(lines) <= _HIGH_WATER
 
 
 def _unsent(transport: asyncio.Transport) -> int:

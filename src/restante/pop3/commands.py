@@ -93,23 +93,20 @@ def list_(session: Session, number: str | None = None) -> Response:
     """Scan listing of one message, or of all but those marked as deleted (RFC 1939 §5)."""
     if number is not None:
         return Response(f"{number} {session.entry(parse_number(number)).size}")
-    ready = session.ready
-    lines = (f"{at} {entry.size}" for at, entry in session.kept())
-    return Response(
-        f"{session.count} messages ({session.octets} octets)",
-        lines=lines if ready is None else ready.scan_listing(),
-    )
+    text = f"{session.count} messages ({session.octets} octets)"
+    if session.ready is not None:
+        return Response(text, lines=session.ready.scan_listing())
+    return Response(text, lines=(f"{at} {entry.size}" for at, entry in session.kept()))
 
 
 def uidl(session: Session, number: str | None = None) -> Response:
     """Unique-id listing of one message, or of all but those marked (RFC 1939 §7)."""
     if number is not None:
         return Response(f"{number} {session.entry(parse_number(number)).unique_id}")
-    ready = session.ready
-    lines = (f"{at} {entry.unique_id}" for at, entry in session.kept())
-    return Response(
-        "unique-ids follow", lines=lines if ready is None else ready.unique_id_listing()
-    )
+    text = "unique-ids follow"
+    if session.ready is not None:
+        return Response(text, lines=session.ready.unique_id_listing())
+    return Response(text, lines=(f"{at} {entry.unique_id}" for at, entry in session.kept()))
 
 
 def retr(session: Session, number: str) -> Event:
@@ -154,20 +151,20 @@ class Verb(NamedTuple):
     """One row of ``VERBS``."""
 
     run: Callable[..., Event]
-    states: State
+    states: tuple[State, ...]
     arity: range
     takes_rest: bool = False
     """All that follows the keyword's space is one argument, spaces included."""
 
 
-_AUTH, _TRANS = State.AUTHORIZATION, State.TRANSACTION
+_AUTH, _TRANS = (State.AUTHORIZATION,), (State.TRANSACTION,)
 
 VERBS = {
     "USER": Verb(user, _AUTH, range(1, 2), takes_rest=True),
     "PASS": Verb(pass_, _AUTH, range(1, 2), takes_rest=True),
     "AUTH": Verb(auth, _AUTH, range(1, 3)),
     "STLS": Verb(stls, _AUTH, range(1)),
-    "CAPA": Verb(capa, _AUTH | _TRANS, range(1)),
+    "CAPA": Verb(capa, _AUTH + _TRANS, range(1)),
     "STAT": Verb(stat, _TRANS, range(1)),
     "LIST": Verb(list_, _TRANS, range(2)),
     "UIDL": Verb(uidl, _TRANS, range(2)),
@@ -176,5 +173,5 @@ VERBS = {
     "DELE": Verb(dele, _TRANS, range(1, 2)),
     "RSET": Verb(rset, _TRANS, range(1)),
     "NOOP": Verb(noop, _TRANS, range(1)),
-    "QUIT": Verb(quit_, _AUTH | _TRANS, range(1)),
+    "QUIT": Verb(quit_, _AUTH + _TRANS, range(1)),
 }

@@ -75,9 +75,12 @@ class Response:
 
     def head(self) -> bytes:
         """The first line."""
-        status = "+OK" if self.is_ok else "-ERR"
-        code = f"[{self.code}]" if self.code else ""
-        return " ".join(filter(None, (status, code, self.text))).encode("ascii") + b"\r\n"
+        line = "+OK" if self.is_ok else "-ERR"
+        if self.code:
+            line += f" [{self.code}]"
+        if self.text:
+            line += f" {self.text}"
+        return (line + "\r\n").encode("ascii")
 
     def encode(self) -> Iterator[bytes]:
         """The whole response, a long one in pieces of some 30 kB."""

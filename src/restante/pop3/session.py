@@ -33,6 +33,8 @@ from .state import Close, Event, Login, State
 
 MAX_SASL_LINE = 65_538  # octets: 64 KiB of base64 and CRLF (RFC 5034 §4 sets no limit)
 _HTTP = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "PRI")
+_CLEAR = Channel()
+_ANSWERS = (Response, Challenge)
 _FOREIGN = (*_HTTP, "HOST:", "EHLO", "HELO", "LHLO")  # no answer at all (ALPACA)
 
 
@@ -71,6 +73,31 @@ class Policy:
 class Session:
     """One client's dialogue with the server."""
 
+    __slots__ = (
+        "_awaiting",
+        "_bad_commands",
+        "_channel",
+        "_clear",
+        "_closing",
+        "_exchange",
+        "_failed_logins",
+        "_failure",
+        "_is_read_only",
+        "_lines",
+        "_listing",
+        "_lookup",
+        "_marks",
+        "_may_start_tls",
+        "_policy",
+        "_refusal",
+        "_terms",
+        "count",
+        "is_secure",
+        "octets",
+        "state",
+        "user",
+    )
+
     def __init__(
         self,
         policy: Policy,
@@ -92,7 +119,7 @@ class Session:
         self._may_start_tls = may_start_tls
         self._clear = may_login_in_clear
         self._lines = LineBuffer()
-        self._channel = channel or Channel()
+        self._channel = channel or _CLEAR
         self._exchange: Exchange | None = None
         self._lookup: Lookup | None = None  # that the exchange waits for
         self._refusal = b""  # the challenge that tells of a failure of this exchange
@@ -131,7 +158,7 @@ class Session:
             return self._close(str(error))
         except RestanteError as error:
             return self._refuse(error)
-        self._awaiting = not isinstance(event, Response | Challenge)
+        self._awaiting = not isinstance(event, _ANSWERS)
         if self.state is State.TRANSACTION:
             self._bad_commands = 0
         return event
@@ -175,7 +202,7 @@ class Session:
         """Answers StartTLS: what was said in clear is forgotten (RFC 2595 §4)."""
         self._awaiting = False
         self.is_secure = True
-        self._channel = channel or Channel()
+        self._channel = channel or _CLEAR
 
     def updated(self) -> Response:
         """Answers Update: all marked messages are removed, durably."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Flag, auto
+from enum import Enum, auto
 
 from ..maildrop import Entry
 from ..passdb import Shown
@@ -11,9 +11,7 @@ from ..sasl import Lookup
 from .grammar import Challenge, Response
 
 
-class State(Flag):
-    """A Flag, so that a command can name the states it belongs to."""
-
+class State(Enum):
     AUTHORIZATION = auto()
     TRANSACTION = auto()
     UPDATE = auto()
