@@ -71,13 +71,25 @@ def test_formats_of_dovecot(template: str, unique_id: str) -> None:
     assert found == unique_id
 
 
-@pytest.mark.parametrize("octets", [b"", b"2 x", b"garbage\n", b"3 V1 N2 G0\nx :1.a\n"])
+@pytest.mark.parametrize(
+    "octets",
+    [
+        *(b"", b"2 x", b"garbage\n", b"3 V1 N2 G0\nx :1.a\n"),
+        *(b"3 V1 N2\n1 Oabc :1.a\n", b"3 V1 N2\n1 O%s :1.a\n" % (b"9" * 5000)),
+    ],
+)
 def test_no_uidlist(octets: bytes) -> None:
     with pytest.raises(PermanentFailure):
         foreign.dovecot(octets)
 
 
-@pytest.mark.parametrize("octets", [b"", b"/1 2\n", b"/3 1 2\n1.a 2\n"])
+def test_octets_that_are_no_text_stand_in_a_uidlist() -> None:
+    assert foreign.dovecot(b"3 V1 N2\n1 P\xff :1.\xfe\n") == {"1.\udcfe": "\udcff"}
+
+
+@pytest.mark.parametrize(
+    "octets", [b"", b"/1 2\n", b"/3 1 2\n1.a 2\n", b"/3 1\n1.a 2 1:%s\n" % (b"9" * 5000)]
+)
 def test_no_sizelist(octets: bytes) -> None:
     with pytest.raises(PermanentFailure):
         foreign.courier(octets)

@@ -54,12 +54,15 @@ def dovecot(uidlist: bytes, template: str = DOVECOT) -> dict[str, str]:
         parts = _UIDLIST_LINE.fullmatch(line)
         if parts is None:
             raise PermanentFailure(f"dovecot-uidlist: a line that is none: {line[:40]!r}")
-        fields = {each[:1]: each[1:].decode() for each in (parts[2] or b"").split()}
+        extras = (parts[2] or b"").decode("utf-8", "surrogateescape").split(" ")
+        fields = {each[:1]: each[1:] for each in extras}
         uid, name = int(parts[1]), _base(parts[3])
-        unique_id = fields.get(b"P") or render(
-            template, uid=uid, uid_validity=validity, file=name, guid=fields.get(b"G", "")
+        unique_id = fields.get("P") or render(
+            template, uid=uid, uid_validity=validity, file=name, guid=fields.get("G", "")
         )
-        order = fields.get(b"O", "")
+        order = fields.get("O", "")
+        if not re.fullmatch("[0-9]{0,10}", order):
+            raise PermanentFailure(f"dovecot-uidlist: an order that is none: {order[:40]!r}")
         found.append((not order, int(order or 0), uid, name, unique_id))
     return {name: unique_id for *_, name, unique_id in sorted(found)}
 
@@ -82,7 +85,9 @@ def courier(sizelist: bytes) -> dict[str, str]:
         raise PermanentFailure("courierpop3dsizelist: neither version 2 nor version 3")
     found = {}
     for line in filter(None, lines):
-        match = re.fullmatch(rb"(.+) [0-9]+ ([0-9]+):([0-9]+)(?::[0-9]+)?", line, re.DOTALL)
+        match = re.fullmatch(
+            rb"(.+) [0-9]+ ([0-9]{1,20}):([0-9]{1,20})(?::[0-9]+)?", line, re.DOTALL
+        )
         if match is None:
             raise PermanentFailure(f"courierpop3dsizelist: a line that is none: {line[:40]!r}")
         name = _base(match[1])
@@ -150,7 +155,7 @@ def _finished(
     uid = fields.get(b"X-UID", b"")
     if given := fields.get(b"X-UIDL"):
         section.unique_id = given.decode("ascii", "replace")
-    elif validity and uid.isdigit():
+    elif validity and re.fullmatch(rb"[0-9]{1,10}", uid):
         section.unique_id = f"{validity:08x}{int(uid):08x}"
     if b"X-IMAP" not in fields:
         yield section
