@@ -40,7 +40,7 @@ def test_no_file_names_a_registry_or_a_place_on_one_machine() -> None:
 def test_every_requirement_is_pinned_with_its_hashes() -> None:
     for path in (HOUSE / "requirements").glob("*.txt"):
         wanted = re.split(r"\n(?=[a-z0-9])", path.read_text())[1:]
-        assert len(wanted) > 10
+        assert wanted, path.name
         for requirement in wanted:
             assert re.match(r"[\w.-]+==\S+", requirement), requirement
             assert "--hash=sha256:" in requirement, requirement

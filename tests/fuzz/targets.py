@@ -1,0 +1,355 @@
+"""What no octets, however random, may do: each target takes some and holds one promise.
+
+A target returns, or it raises: then the promise is broken.  Errors that a promise allows are
+caught here.  The same targets run on the kept corpus in every test run, on what hypothesis
+invents, and under a coverage-guided fuzzer by ``./dev fuzz``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from restante import config
+from restante.errors import (
+    AuthenticationFailed,
+    BadCommand,
+    ConfigurationError,
+    ConnectionLost,
+    HostileInput,
+    MessageRefused,
+    PermanentFailure,
+    ProtocolBroken,
+    RestanteError,
+)
+from restante.maildrop import Entry
+from restante.message import LineEnds, Survey, Top
+from restante.net.intake import MessageCheck
+from restante.passdb import ScramSecrets
+from restante.pop3.dialogue import Dialogue, Procedure
+from restante.pop3.grammar import Command
+from restante.pop3.session import Policy
+from restante.sasl import MECHANISMS, Channel, Login, Lookup, Reply, reply
+from restante.store import foreign, index, names
+from restante.wire import CRLF, LineBuffer, Stuffer, Unstuffer
+
+from ..pop3.core import Core
+from ..support import OneUser
+
+MESSAGES = [b"Subject: a\r\n\r\n.dot\r\n", b"", b"no line end", b"x" * 300 + b"\r\n"]
+UNIQUE_ID = re.compile("[!-~]{1,70}")
+
+
+def in_pieces(octets: bytes) -> tuple[bytes, list[bytes]]:
+    """The first octet says how long the pieces of the others are."""
+    size, octets = octets[0] % 16 + 1 if octets else 1, octets[1:]
+    return octets, [octets[at : at + size] for at in range(0, len(octets), size)]
+
+
+def command(octets: bytes) -> None:
+    """Lines are the same however they arrive; what is no command is a BadCommand."""
+
+    def lines(pieces: list[bytes]) -> Iterator[object]:
+        buffer = LineBuffer()
+        for piece in pieces:
+            buffer.feed(piece)
+            while True:
+                try:
+                    line = buffer.next_line()
+                except HostileInput as error:
+                    yield str(error)
+                    return
+                except BadCommand as error:
+                    yield str(error)
+                    continue
+                if line is None:
+                    break
+                with suppress(BadCommand):
+                    yield Command.parse(line)
+
+    whole, pieces = in_pieces(octets)
+    assert list(lines([whole])) == list(lines(pieces))
+
+
+def session(octets: bytes) -> None:
+    """A session says the same however its input arrives, and only QUIT removes messages."""
+
+    def served(pieces: list[bytes]) -> Core:
+        policy = Policy(mechanisms=("PLAIN", "LOGIN", "OAUTHBEARER", "XOAUTH2"))
+        core = Core(list(MESSAGES), policy=policy)
+        for piece in pieces:
+            core.send(piece)
+        return core
+
+    whole, pieces = in_pieces(octets)
+    one, other = served([whole]), served(pieces)
+    assert one.said == other.said
+    assert one.messages == other.messages
+    assert one.messages == MESSAGES or b"+OK goodbye\r\n" in one.said
+    for line in one.said.split(CRLF):
+        assert len(line) <= 510 or set(line) <= set(b"x.")
+
+
+def login(octets: bytes) -> None:
+    """No octets but the password open the maildrop."""
+    core = Core(list(MESSAGES), password="4v8Fq0ZkYw")
+    assert b"messages (" not in core.send(b"USER mrose\r\n" + octets + CRLF)
+
+
+def multi_line(octets: bytes) -> None:
+    """What is byte-stuffed is read back to the octet, and what follows it is not touched."""
+    _, pieces = in_pieces(octets)
+    ends, stuffer, unstuffer = LineEnds(), Stuffer(), Unstuffer()
+    text = b"".join(map(ends.feed, pieces)) + ends.finish()
+    sent = stuffer.feed(text) + stuffer.finish() + b"+OK"
+    step = len(pieces[0]) if pieces else 1
+    read, at = b"", 0
+    while not unstuffer.is_finished:
+        read += unstuffer.feed(sent[at : at + step])
+        at += step
+    assert read == text
+    assert unstuffer.rest + sent[at:] == b"+OK"
+    assert ends.size == len(text)
+
+
+def unstuffing(octets: bytes) -> None:
+    """A multi-line response has the same content and the same end however it arrives."""
+
+    def read(pieces: list[bytes]) -> tuple[bytes, bytes | None]:
+        unstuffer, content = Unstuffer(), b""
+        for at, piece in enumerate(pieces):
+            content += unstuffer.feed(piece)
+            if unstuffer.is_finished:
+                return content, unstuffer.rest + b"".join(pieces[at + 1 :])
+        return content, None
+
+    whole, pieces = in_pieces(octets)
+    (content, rest), (other, other_rest) = read([whole]), read(pieces)
+    assert rest == other_rest
+    assert content == other or (rest is None and content.startswith(other))
+    assert (rest is None) == (CRLF + b".\r\n" not in CRLF + whole)
+
+
+def message(octets: bytes) -> None:
+    """The size announced is the size sent; TOP is a beginning of it, in whole lines."""
+    whole, pieces = in_pieces(octets)
+    ends, survey, top = LineEnds(), Survey(), Top(len(whole) % 5)
+    text = b"".join(map(ends.feed, pieces)) + ends.finish()
+    for piece in pieces:
+        survey.feed(piece)
+    survey.finish()
+    assert survey.size == ends.size == len(text)
+    assert survey.has_crlf == (text == whole)
+    shown = b"".join(top.feed(text[at : at + 3]) for at in range(0, len(text), 3))
+    assert text.startswith(shown)
+
+
+def client(octets: bytes) -> None:
+    """Whatever a server says, a client ends with an error of ours, or in order."""
+    _, pieces = in_pieces(octets)
+    heard = iter(pieces)
+
+    def run(procedure: Procedure[Any]) -> Any:
+        wanted = next(procedure)
+        while True:
+            try:
+                if wanted is not None:
+                    assert wanted.endswith(CRLF)
+                    wanted = procedure.send(b"")
+                elif piece := next(heard, b""):
+                    wanted = procedure.send(piece)
+                else:
+                    wanted = procedure.throw(ConnectionLost("the end"))
+            except StopIteration as end:
+                return end.value
+
+    dialogue = Dialogue()
+    with suppress(RestanteError):
+        run(dialogue.greeting())
+        run(dialogue.ask_capabilities())
+        run(dialogue.log_in(Login("mrose", "tan staaf")))
+        run(dialogue.stat())
+        listing = run(dialogue.listing())
+        retrieval = run(dialogue.ask_for(listing))
+        while (answer := run(dialogue.next_message(retrieval))) is not None:
+            while run(dialogue.piece(answer)):
+                pass
+        run(dialogue.delete(listing))
+        run(dialogue.quit())
+
+
+def _exchange(name: str, octets: bytes, user: OneUser) -> object | None:
+    """What the server's half makes of the client's messages, which are separated by LF."""
+    channel = Channel(b"end point", ("mrose@example.org",))
+    exchange, step = MECHANISMS[name].server(channel), b""
+    challenge: bytes | Lookup = next(exchange)
+    for message in octets.split(b"\n"):
+        try:
+            challenge = exchange.send(message.replace(b"{}", step))
+            while isinstance(challenge, Lookup):
+                challenge.secrets = user.keys(challenge.identity, challenge.digest)
+                assert isinstance(challenge.secrets, ScramSecrets)
+                challenge = exchange.send(b"")
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        except (BadCommand, AuthenticationFailed):
+            return None
+        step = challenge.partition(b",")[0].removeprefix(b"r=")
+    return None
+
+
+def plain(octets: bytes) -> None:
+    """A PLAIN message is credentials, or a BadCommand."""
+    _exchange("PLAIN", octets, USER)
+
+
+def oauthbearer(octets: bytes) -> None:
+    """An OAUTHBEARER message is a token, or a BadCommand."""
+    _exchange("OAUTHBEARER", octets, USER)
+
+
+def xoauth2(octets: bytes) -> None:
+    """An XOAUTH2 message is a token, or a BadCommand."""
+    _exchange("XOAUTH2", octets, USER)
+
+
+def external(octets: bytes) -> None:
+    """An EXTERNAL message names an identity of the certificate, or nobody."""
+    _exchange("EXTERNAL", octets, USER)
+
+
+def scram(octets: bytes) -> None:
+    """Who does not know the password cannot prove that they do."""
+    for name in ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"):
+        assert _exchange(name, octets, USER) is None
+
+
+def scram_client(octets: bytes) -> None:
+    """A server that does not know the password cannot prove that it does."""
+    exchange: Reply = reply("SCRAM-SHA-256", "mrose", "tan staaf")
+    nonce = next(exchange).response.rpartition(b"r=")[2]
+    last = False
+    for challenge in octets.split(b"\n"):
+        if re.search(rb"i=\d{5}", challenge):
+            return  # true, but slow
+        try:
+            last = exchange.send(challenge.replace(b"{}", nonce)).may_be_last
+        except (ProtocolBroken, StopIteration):
+            break
+    assert not last
+
+
+def maildir_name(octets: bytes) -> None:
+    """Any file names give unique-ids that RFC 1939 §7 allows, one each, for ever."""
+    found = [
+        names.File("new" if len(name) % 2 else "cur", name, len(name) % 3)
+        for name in octets.decode("utf-8", "surrogateescape").split("\0")
+    ]
+    by_id = names.identify(found)
+    assert all(map(UNIQUE_ID.fullmatch, by_id))
+    assert {file.identity for file in by_id.values()} == {file.identity for file in found}
+    settled = names.contested(by_id, {})
+    assert {k: v.identity for k, v in names.identify(reversed(found)).items()} == {
+        k: v.identity for k, v in by_id.items()
+    }
+    assert names.unpack(names.pack(settled)) == settled
+    for file in found:
+        assert all((names.field(letter, file.name) or 0) >= 0 for letter in "SWD")
+        names.size_fields(file.name)
+
+
+def adopted_ids(octets: bytes) -> None:
+    """A damaged file of adopted unique-ids gives fewer of them, and no impossible one."""
+    assert all(map(UNIQUE_ID.fullmatch, names.unpack(octets).values()))
+
+
+def index_file(octets: bytes) -> None:
+    """An index is what was written, or it is thrown away."""
+    found = [
+        index.Message(f"u{at}", names.File("new", f"u{at},S=3,W=3", at), at) for at in range(3)
+    ]
+    good = index.Index(found).encode(7)
+    assert index.Index.decode(octets, 7) is None
+    at = int.from_bytes(octets[:2], "big") % (len(good) + 1)
+    harmed = good[:at] + octets[2:] + good[at + len(octets[2:]) :]
+    read = index.Index.decode(harmed, 7)
+    assert read is None or harmed == good
+    assert index.Index.decode(good, 8) is None
+
+
+def foreign_lists(octets: bytes) -> None:
+    """The files of other servers are understood, or refused in words."""
+    readers: tuple[Callable[[bytes], object], ...] = (
+        foreign.dovecot,
+        foreign.courier,
+        foreign.unique_id_list,
+        lambda text: list(foreign.mbox(text.splitlines(keepends=True))),
+    )
+    for read in readers:
+        with suppress(PermanentFailure):
+            read(octets)
+
+
+def configuration(octets: bytes) -> None:
+    """A configuration is good, or its mistakes are told; nothing else happens."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "restante.toml"
+        file.write_bytes(octets)
+        with suppress(ConfigurationError):
+            config.load(file, environment={"HOME": folder})
+
+
+def data(octets: bytes) -> None:
+    """A message with a bare CR or LF is refused, however it arrives (SMTP smuggling)."""
+    whole, pieces = in_pieces(octets)
+    check = MessageCheck(10**6)
+    for piece in pieces:
+        check.feed(piece)
+    is_bare = re.search(rb"(?<!\r)\n|\r(?!\n)", whole) is not None
+    try:
+        check.finish()
+    except MessageRefused:
+        assert is_bare or whole.lower().count(b"received:") > 50
+    else:
+        assert not is_bare
+    assert check.octets == len(whole)
+
+
+def entry(octets: bytes) -> None:
+    """Only one number is a message's: RETR takes it in one spelling (RFC 1939 §4)."""
+    core = Core(list(MESSAGES))
+    core.session.opened([Entry(f"u{at}", len(text)) for at, text in enumerate(MESSAGES, 1)])
+    argument = octets.replace(b"\n", b"")
+    said = core.send(b"LIST " + argument + CRLF)
+    if said.startswith(b"+OK"):
+        assert said == b"+OK %s %d\r\n" % (argument, len(MESSAGES[int(argument) - 1]))
+
+
+USER = OneUser("tan staaf")
+Target = Callable[[bytes], None]
+TARGETS: dict[str, Target] = {
+    "command": command,
+    "session": session,
+    "login": login,
+    "entry": entry,
+    "multi_line": multi_line,
+    "unstuffing": unstuffing,
+    "message": message,
+    "client": client,
+    "plain": plain,
+    "oauthbearer": oauthbearer,
+    "xoauth2": xoauth2,
+    "external": external,
+    "scram": scram,
+    "scram_client": scram_client,
+    "maildir_name": maildir_name,
+    "adopted_ids": adopted_ids,
+    "index_file": index_file,
+    "foreign_lists": foreign_lists,
+    "configuration": configuration,
+    "data": data,
+}
