@@ -64,25 +64,34 @@ def test_content_is_known_under_any_unique_id_once_it_was_taken(ledger: Ledger) 
 
 def test_expected_counts_what_is_still_on_the_server(ledger: Ledger) -> None:
     ledger.intend("ann", [("begun", 1)])
-    ledger.took("ann", [(f"u{at}", 1, None) for at in range(5)], 7.5)
+    ledger.took("ann", [(f"u{at}", 1, b"") for at in range(5)], 7.5)
     ledger.gone("ann", ["u0", "u1"])
     assert ledger.expected("ann") == 3
 
 
-def test_adopted_is_what_has_no_digest(ledger: Ledger) -> None:
-    ledger.took("ann", [("u", 1, None)], 7.5)
+def test_what_was_adopted_is_known_as_such(ledger: Ledger) -> None:
+    ledger.intend("ann", [("u", 2)])
+    ledger.adopt("ann", [("u", 1)], 7.5)
     assert ledger.known("ann", ["u"]) == {"u": Taken(1, 7.5, is_adopted=True)}
+
+
+def test_what_we_took_is_not_adopted(ledger: Ledger) -> None:
+    """Or it would never be deleted there."""
+    ledger.took("ann", [("u", 1, b"digest")], 7.5)
+    ledger.adopt("ann", [("u", 1)], 9.5)
+    assert ledger.known("ann", ["u"]) == {"u": Taken(1, 7.5)}
+    assert ledger.digest("ann", "u") == b"digest"
 
 
 def test_any_unique_id_is_a_key(ledger: Ledger) -> None:
     odd = ["../../etc/passwd", "a b", "\udc80\udcff", "'; DROP TABLE messages; --", "x" * 1000]
-    ledger.took("ann", [(key, 1, None) for key in odd], 7.5)
+    ledger.took("ann", [(key, 1, b"") for key in odd], 7.5)
     assert set(ledger.known("ann", [*odd, "other"])) == set(odd)
 
 
 def test_more_keys_than_one_query_takes(ledger: Ledger) -> None:
     keys = [f"u{at}" for at in range(2000)]
-    ledger.took("ann", [(key, 1, None) for key in keys], 7.5)
+    ledger.took("ann", [(key, 1, b"") for key in keys], 7.5)
     assert len(ledger.known("ann", keys)) == 2000
 
 
@@ -134,8 +143,8 @@ def test_login_delay_is_remembered(ledger: Ledger) -> None:
 
 
 def test_forgetting_is_only_by_command(ledger: Ledger) -> None:
-    ledger.took("ann", [("u", 1, None), ("v", 1, None)], 7.5)
-    ledger.took("bob", [("u", 1, None)], 7.5)
+    ledger.took("ann", [("u", 1, b""), ("v", 1, b"")], 7.5)
+    ledger.took("bob", [("u", 1, b"")], 7.5)
     assert ledger.forget("ann") == 2
     assert ledger.known("ann", ["u", "v"]) == {}
     assert "u" in ledger.known("bob", ["u"])
@@ -169,7 +178,7 @@ def test_a_failed_call_changes_nothing(ledger: Ledger, path: Path) -> None:
     ledger._database.execute("PRAGMA busy_timeout = 1")
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(TemporaryFailure):
-        ledger.took("ann", [("u", 1, None)], 7.5)
+        ledger.took("ann", [("u", 1, b"")], 7.5)
     other.execute("ROLLBACK")
     other.close()
     assert ledger.known("ann", ["u"]) == {}

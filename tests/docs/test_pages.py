@@ -33,7 +33,15 @@ PASSWORD = "k7fq-2m9x-tw4r-h8zd"
 
 # What must have happened before a page begins.
 _ANN = ("restante user add ann", "restante deliver ann < message", "restante deliver ann < message")
+_GETMAIL = (
+    "mkdir .getmail",
+    "printf '[retriever]\\ntype = SimplePOP3SSLRetriever\\nserver = pop.example.org\\n"
+    "username = ann\\npassword = k7fq-2m9x-tw4r-h8zd\\n"
+    "[destination]\\ntype = Maildir\\npath = Mail/\\n' > .getmail/getmailrc",
+    "sed -i 's/ = localhost:/ = localhost\\nport = /' .getmail/getmailrc",
+)
 BEFORE = {
+    "leave-getmail": (*_ANN, *_GETMAIL),
     "app-passwords": _ANN,
     "collect": _ANN,
     "README": _ANN,  # for its Python

@@ -8,9 +8,11 @@ import os
 import re
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from getpass import getpass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from .. import config
@@ -61,7 +63,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def add(options: argparse.Namespace) -> int:
     found = common.configuration(options)
-    path = _file(found, options.name)
+    path = file_of(found, options.name)
     if options.name in found.account:
         raise ConfigurationError(f"there is an account {options.name!r} already")
     parts = urlsplit(options.url)
@@ -81,10 +83,7 @@ def add(options: argparse.Namespace) -> int:
         "ca_file": str(options.ca_file.resolve()) if options.ca_file else None,
         "recipient": options.recipient,
     }
-    lines = [f"{key} = {config.toml(value)}" for key, value in values.items() if value]
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write("\n".join([f"[account.{options.name}]", *lines, ""]))
+    write(path, options.name, values)
     try:
         found = common.configuration(options)
         account = found.account[options.name]
@@ -98,7 +97,15 @@ def add(options: argparse.Namespace) -> int:
     return os.EX_OK
 
 
-def _file(found: Configuration, name: str) -> Path:
+def write(path: Path, name: str, values: Mapping[str, Any]) -> None:
+    """A new file that nobody else can read, of what is not empty."""
+    lines = [f"{key} = {config.toml(value)}" for key, value in values.items() if value]
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write("\n".join([f"[account.{name}]", *lines, ""]))
+
+
+def file_of(found: Configuration, name: str) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise UnsafeArgument("an account's name has letters, digits, - and _")
     return found.folder / f"account-{name}.toml"
@@ -189,7 +196,7 @@ def adopt(options: argparse.Namespace) -> int:
     found, account = _one(options)
     with closing(collect.open_ledger(found)) as ledger, ledger.alone(options.name):
         listing = asyncio.run(_listing(options.name, account))
-        ledger.took(options.name, [(key, size, None) for key, size in listing], time.time())
+        ledger.adopt(options.name, listing, time.time())
     if options.json:
         common.print_json("account-adopt", name=options.name, messages=len(listing))
     else:
@@ -208,7 +215,7 @@ async def _listing(name: str, account: Account) -> list[tuple[str, int]]:
 
 def remove(options: argparse.Namespace) -> int:
     found, _ = _one(options)
-    path = _file(found, options.name)
+    path = file_of(found, options.name)
     if not path.exists():
         raise ConfigurationError(
             f"account {options.name!r} does not stand in {path}; take it out of its file by hand"

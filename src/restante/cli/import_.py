@@ -16,7 +16,7 @@ from ..errors import PermanentFailure, UnsafeArgument
 from ..message import Survey
 from ..store import foreign
 from ..store.maildir import MaildirStore
-from . import common
+from . import common, takeover
 from .fetch import password_of
 
 _PIECE = 65_536  # octets read at once
@@ -54,13 +54,20 @@ class Arrival:
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = verbs.add_parser(
         "import",
-        help="take over mail from another server, with its unique-ids",
+        help="take over mail from another server, or accounts from another collector",
         description="Copy one user's mail from the files of another POP3 server, which must not "
         "serve this user meanwhile. Clients that keep mail on the server download nothing again. "
         "If PATH is the user's maildrop itself, only the unique-ids are taken over. An "
-        "interrupted import may be repeated.",
+        "interrupted import may be repeated. Of getmail, fetchmail and mpop: their accounts, and "
+        "which messages they have seen.",
     )
-    parser.add_argument("kind", choices=sorted(_READERS), help="whose files these are")
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    for kind in sorted(_READERS):
+        _add_server(kinds.add_parser(kind, help=f"mail from the files of {_READERS[kind][1]}"))
+    takeover.add_parsers(kinds)
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", type=Path, help="a Maildir, spool or mbox file")
     parser.add_argument("user", metavar="USER", help="whose maildrop they go to")
     parser.add_argument(
@@ -88,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     if not isinstance(store, MaildirStore):
         raise UnsafeArgument("only a store of kind maildir can take mail over")
     user = normalise(options.user)
-    arrivals, without = _READERS[options.kind](options)
+    arrivals, without = _READERS[options.kind][0](options)
     if options.uidl:
         arrivals, without = _with_ids(arrivals, options.uidl.read_bytes()), 0
     if without:
@@ -220,10 +227,10 @@ def _name(path: Path, unique_id: str) -> str:
     return f"{int(path.stat().st_mtime)}.I{hashlib.sha256(unique_id.encode()).hexdigest()[:32]}"
 
 
-_READERS: dict[str, Callable[[argparse.Namespace], Found]] = {
-    "courier": _courier,
-    "cyrus": _cyrus,
-    "dovecot": _dovecot,
-    "mbox": _mbox,
-    "uw": _mbox,
+_READERS: dict[str, tuple[Callable[[argparse.Namespace], Found], str]] = {
+    "courier": (_courier, "Courier"),
+    "cyrus": (_cyrus, "Cyrus"),
+    "dovecot": (_dovecot, "Dovecot"),
+    "mbox": (_mbox, "a server with mboxes"),
+    "uw": (_mbox, "ipop3d and its kin"),
 }

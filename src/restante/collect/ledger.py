@@ -164,19 +164,28 @@ class Ledger:
                 rows,
             )
 
-    def took(
-        self, account: str, messages: Iterable[tuple[str, int, bytes | None]], at: float
-    ) -> None:
-        """These, by key, announced size and SHA-256, are durable at their destination.
-
-        Without a SHA-256 a message is adopted: known, and never deleted on its server.
-        """
+    def took(self, account: str, messages: Iterable[tuple[str, int, bytes]], at: float) -> None:
+        """These, by key, announced size and SHA-256, are durable at their destination."""
         rows = [(account, _octets(key), size, digest, at) for key, size, digest in messages]
         with self._transaction():
             self._database.executemany(
                 "INSERT INTO messages (account, key, size, digest, taken_at)"
                 " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET size = excluded.size,"
                 " digest = excluded.digest, taken_at = excluded.taken_at, is_gone = 0",
+                rows,
+            )
+
+    def adopt(self, account: str, messages: Iterable[tuple[str, int]], at: float) -> None:
+        """These, by key and size, were taken by other means: they are never deleted there.
+
+        What was taken by us stays as it is.
+        """
+        rows = [(account, _octets(key), size, at) for key, size in messages]
+        with self._transaction():
+            self._database.executemany(
+                "INSERT INTO messages (account, key, size, taken_at) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET size = excluded.size, taken_at = excluded.taken_at"
+                " WHERE taken_at IS NULL",
                 rows,
             )
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ..pop3.listing import Message
 
 _ENOUGH = 20  # messages; fewer prove nothing about a server
+UNKNOWN_SIZE = -1  # octets, of what another program took
 _HARDLY_ANY = 0.1  # of what we took is still listed under its unique-id
 
 
@@ -23,7 +24,7 @@ class Taken:
     """What the ledger tells of one message."""
 
     size: int
-    """Octets, as the server announced them."""
+    """Octets, as the server announced them, or UNKNOWN_SIZE."""
     at: float | None
     """When it was durable here, in seconds since the epoch; None: it was begun, and a crash hid
     whether it was stored."""
@@ -94,7 +95,7 @@ def plan(
         key = unique.get(message.number)
         known = taken.get(key) if key is not None else None
         if key is not None and known is not None and known.at is not None:
-            if known.size != message.size and not known.is_gone:
+            if known.size not in (message.size, UNKNOWN_SIZE) and not known.is_gone:
                 known = None  # a server that gives old unique-ids to new mail: its content decides
             elif message.number not in newest and is_due(known, policy, now):
                 yield Delete(message, key)

@@ -1,0 +1,66 @@
+"""What getmail, fetchmail and mpop know: their accounts, and which messages they have seen.
+
+Their files are read as their manuals describe them; what has no counterpart here is told in
+``notes`` and not guessed.  Nothing is asked of any server.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+UNSAFE_CLEAR = "it logged in without TLS; here STLS is wanted"
+
+
+@dataclass(slots=True)
+class Foreign:
+    """One account of another program."""
+
+    name: str
+    host: str = ""
+    port: int | None = None
+    is_implicit: bool = False
+    """TLS from the first octet, rather than STLS."""
+    user: str = ""
+    password: str = field(default="", repr=False)
+    password_command: tuple[str, ...] = ()
+    to: str = ""
+    """A destination in our words; empty: there is none."""
+    recipient: str = ""
+    keep: str = "all"
+    largest: int = 0
+    """Octets; 0: any."""
+    ca_file: str = ""
+    seen_file: Path | None = None
+    seen: list[str] = field(default_factory=list)
+    """Unique-ids."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be taken over."""
+
+    @property
+    def url(self) -> str:
+        port = f":{self.port}" if self.port else ""
+        return f"{'pop3s' if self.is_implicit else 'pop3'}://{self.host}{port}"
+
+
+def home(path: str) -> str:
+    return str(Path(path).expanduser()) if path else ""
+
+
+def lines(path: Path | None) -> list[str]:
+    """Nothing where there is no such file: then nothing was seen.
+
+    Raises:
+        OSError: it is there, and cannot be read.
+    """
+    if path is None or not path.exists():
+        return []
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+
+
+def octets(text: str) -> int:
+    """From ``10k``; 0 where it is no size."""
+    match = re.fullmatch(r"(\d+)([kmg]?)(?:ib)?", text.lower())
+    return int(match[1]) * {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}[match[2]] if match else 0

@@ -1,0 +1,190 @@
+"""The files of getmail, fetchmail and mpop, as their manuals write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from restante.collect.foreign import Foreign
+from restante.collect.foreign.fetchmail import fetchmail
+from restante.collect.foreign.getmail import getmail
+from restante.collect.foreign.mpop import mpop
+from restante.collect.ledger import Ledger
+from restante.collect.plan import UNKNOWN_SIZE, Fetch, Policy, Taken, plan
+from restante.errors import PermanentFailure
+from restante.pop3.listing import Message
+
+
+def written(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def summary(account: Foreign) -> tuple[str, str, str, str, str, list[str]]:
+    return (
+        account.name,
+        account.url,
+        account.user,
+        account.to,
+        account.keep,
+        account.seen,
+    )
+
+
+# getmail
+
+
+def test_getmail_all_accounts_of_its_directory(tmp_path: Path) -> None:
+    written(
+        tmp_path / "getmailrc",
+        "[retriever]\ntype = SimplePOP3SSLRetriever\nserver = pop.example.net\n"
+        "username = ann\npassword = tan staaf\n"
+        "[destination]\ntype = Maildir\npath = /home/ann/Mail/\n"
+        "[options]\nread_all = false\ndelete_after = 14\nmax_message_size = 1000000\n",
+    )
+    written(
+        tmp_path / "work",
+        "[retriever]\ntype = SimplePOP3SSLRetriever\nserver = pop.example.org\nport = 1995\n"
+        'username = ann@example.org\npassword_command = ("pass", "show", "work")\n'
+        '[destination]\ntype = MDA_external\npath = /bin/procmail\narguments = ("-f", "a b")\n'
+        "[options]\ndelete = true\n",
+    )
+    written(tmp_path / "oldmail-pop.example.net-995-ann", "u1\x001700000000\nu2\x001700000001\n")
+    written(tmp_path / "oldmail-pop.example.org-1995-ann@example.org", "w\x001700000000\nbroken\n")
+    one, two = getmail(tmp_path)
+    assert summary(one) == (
+        "getmail",
+        "pop3s://pop.example.net",
+        "ann",
+        "maildir:/home/ann/Mail",
+        "14d",
+        ["u1", "u2"],
+    )
+    assert (one.password, one.largest, one.notes) == ("tan staaf", 1_000_000, [])
+    assert summary(two) == (
+        "work",
+        "pop3s://pop.example.org:1995",
+        "ann@example.org",
+        "command:/bin/procmail -f 'a b'",
+        "none",
+        ["w"],
+    )
+    assert two.password_command == ("pass", "show", "work")
+
+
+def test_getmail_tells_what_has_no_counterpart(tmp_path: Path) -> None:
+    rc = written(
+        tmp_path / "rc",
+        "[retriever]\ntype = SimplePOP3Retriever\nserver = h\nusername = u\npassword = p\n"
+        "[destination]\ntype = MultiDestination\ndestinations = ()\n",
+    )
+    (found,) = getmail(rc)
+    assert found.url == "pop3://h"
+    assert found.to == ""
+    assert [word in " ".join(found.notes) for word in ("STLS", "MultiDestination")] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[retriever]\ntype = SimplePOP3Retriever\n",
+        "[retriever]\ntype = SimpleIMAPSSLRetriever\n[destination]\ntype = Maildir\n",
+        "poll localhost\n",
+    ],
+)
+def test_what_is_not_getmails_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(PermanentFailure):
+        getmail(written(tmp_path / "rc", text))
+
+
+# mpop
+
+
+def test_mpop_accounts_inherit(tmp_path: Path) -> None:
+    rc = written(
+        tmp_path / ".mpoprc",
+        f"# comment\ndefaults\ntls on\nuidls_file {tmp_path}/%U_at_%H\ndelivery mbox /m/box\n"
+        "account base\nhost pop.example.net\ntls_starttls off\nkeep on\n"
+        'account isp : base\nuser "ann"\npasswordeval pass show isp\nskipsize 10m\n'
+        "account other\nhost pop.example.org\nport 1110\nuser bob\npassword x\n"
+        "delivery maildir /m/dir\n",
+    )
+    written(
+        tmp_path / "ann_at_pop.example.net",
+        "# by mpop\n 1 pop.example.net bob\nno\n 2 pop.example.net ann\nu1\nu 2\n 0 x y\n",
+    )
+    isp, other = mpop(rc)  # the base has no user
+    assert summary(isp) == (
+        "isp",
+        "pop3s://pop.example.net",
+        "ann",
+        "mbox:/m/box",
+        "all",
+        ["u1", "u 2"],
+    )
+    assert (isp.password_command, isp.largest) == (("/bin/sh", "-c", "pass show isp"), 10 * 2**20)
+    assert summary(other)[1:5] == ("pop3://pop.example.org:1110", "bob", "maildir:/m/dir", "none")
+    assert other.seen == []
+
+
+# fetchmail
+
+FORMS = [
+    'poll pop.example.net proto pop3 user "ann42" there with password "x" is ann here ssl keep',
+    "poll pop.example.net protocol POP3:\n username ann42, password 'x', to ann, keep, ssl",
+    'defaults proto pop3 ssl keep\nserver pop.example.net user ann here is "ann42" there pass x',
+    '# a comment\npoll "isp" via pop.example.net no dns auth password port 995\n'
+    'user ann42 options ssl keep limit 50000 no rewrite pass "x" is ann here',
+]
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_fetchmails_language(text: str, tmp_path: Path) -> None:
+    written(
+        tmp_path / ".fetchids",
+        "ann42@pop.example.net u1\nann42@POP.example.net u2\nbob@pop.example.net v\n",
+    )
+    (found,) = fetchmail(written(tmp_path / ".fetchmailrc", text))
+    assert found.url.removesuffix(":995") == "pop3s://pop.example.net"
+    assert (found.user, found.password, found.keep) == ("ann42", "x", "all")
+    assert (found.to, found.recipient) == ("smtp:localhost:25", "ann@localhost")
+    assert found.seen == ["u1", "u2"]
+
+
+def test_fetchmail_several_users_and_servers(tmp_path: Path) -> None:
+    rc = written(
+        tmp_path / "rc",
+        f'set idfile "{tmp_path}/ids"\nset daemon 300\ndefaults mda "/bin/mda -d ann"\n'
+        'poll a.example proto pop3\n user "ann@a.example" pass "q\\"uote" keep\n'
+        "  user bob pass y fetchall\n"
+        "poll imap.example proto imap user ann pass z\n"
+        "skip b.example proto pop3 user ann pass z mda 'x %T'\n",
+    )
+    written(tmp_path / "ids", "ann@a.example@a.example u1\n")
+    ann, bob, skipped = fetchmail(rc)
+    assert (ann.name, bob.name, skipped.name) == (
+        "a-example-ann-a-example",
+        "a-example-bob",
+        "b-example",
+    )
+    assert (ann.password, ann.keep, ann.seen) == ('q"uote', "all", ["u1"])
+    assert ann.to == "command:/bin/sh -c '/bin/mda -d ann'"
+    assert (bob.keep, bob.seen) == ("none", [])
+    assert skipped.to == ""
+    assert "envelope" in skipped.notes[0]
+
+
+# And in the ledger.
+
+
+def test_what_was_seen_elsewhere_is_neither_fetched_nor_deleted() -> None:
+    ledger = Ledger(None)
+    ledger.adopt("isp", [("u", UNKNOWN_SIZE)], 1.0)
+    known = ledger.known("isp", ["u", "v"])
+    ledger.close()
+    assert known == {"u": Taken(UNKNOWN_SIZE, 1.0, is_adopted=True)}
+    listing = [Message(1, "u", 100), Message(2, "v", 100)]
+    assert list(plan(listing, known, Policy(keep=0.0), 9e9)) == [Fetch(listing[1], "v")]
