@@ -19,6 +19,7 @@ RestanteError
 │   ├── MessageGone
 │   ├── NotRemoved
 │   ├── QuotaExceeded
+│   ├── BackendUnavailable     an identity back end; never counts as a guess
 │   └── TooBusy
 ├── PermanentFailure           [SYS/PERM]
 ├── NoSuchUser                 intake and administration
@@ -159,6 +160,17 @@ class QuotaExceeded(TemporaryFailure):
     def __init__(self, limit: int) -> None:
         super().__init__(f"maildrop is full: its quota is {limit} octets")
         self.limit = limit  # octets
+
+
+class BackendUnavailable(TemporaryFailure):
+    """An identity back end is down, slow or broken, so nobody can tell who this is.
+
+    It never counts as a guess.  ``reason`` goes to the log, never to the peer.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("logins cannot be checked now")
+        self.reason = reason
 
 
 class TooBusy(TemporaryFailure):

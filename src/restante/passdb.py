@@ -206,6 +206,18 @@ class Certificates(Protocol):
 
 
 @runtime_checkable
+class Accounts(Protocol):
+    """Add-on for chains: what somebody may, whoever has proved to be that one."""
+
+    async def account(self, identity: str) -> Account | None:
+        """The account of a user, or None: nobody here has that name.
+
+        Raises:
+            TemporaryFailure: cannot be told now.
+        """
+
+
+@runtime_checkable
 class Generations(Protocol):
     """Add-on for a cache: whether an answer of before still holds."""
 

@@ -16,7 +16,8 @@ from scramp import ScramClient, ScramException, ScramMechanism
 from restante.auth import passwords
 from restante.auth import users as module
 from restante.auth.database import STEPS
-from restante.auth.users import BadName, NameTaken, NoSuchAppPassword, Users
+from restante.auth.names import BadName
+from restante.auth.users import NameTaken, NoSuchAppPassword, Users
 from restante.errors import AuthenticationFailed, NoSuchUser, TemporaryFailure
 from restante.passdb import Account, Credentials, Proof, ScramKeys, ScramSecrets
 

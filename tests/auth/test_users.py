@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restante.auth.users import BadName, BadPassword, NameTaken, Users, check_name, normalise
+from restante.auth.names import BadName, check_name, normalise
+from restante.auth.users import BadPassword, NameTaken, Users
 from restante.errors import (
     AuthenticationFailed,
     ConfigurationError,

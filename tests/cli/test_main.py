@@ -13,7 +13,8 @@ import pytest
 
 import restante as package
 from restante import errors
-from restante.auth.users import BadName, BadPassword, NameTaken
+from restante.auth.names import BadName
+from restante.auth.users import BadPassword, NameTaken
 from restante.cli import common
 
 from .conftest import Restante, program

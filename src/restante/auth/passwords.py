@@ -11,10 +11,12 @@ import re
 import secrets
 from functools import cache
 
+from ..passdb import MAX_PASSWORD
+
 # The second choice of RFC 9106 §4 in the form OWASP recommends: about 45 ms of one core.
 _MEMORY, _ITERATIONS, _LANES = 19_456, 2, 1  # KiB, passes, lanes
 _MAX_MEMORY, _MAX_ITERATIONS, _MAX_LANES = 262_144, 16, 16
-_PARAMETERS = re.compile(r"\$argon2id\$v=19\$m=(\d{1,7}),t=(\d{1,3}),p=(\d{1,3})\$[^$]+\$[^$]+")
+_PARAMETERS = re.compile(r"\$v=19\$m=(\d{1,7}),t=(\d{1,3}),p=(\d{1,3})\$[^$]+\$[^$]+")
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that is taken for another
 
 
@@ -57,20 +59,30 @@ def is_current(phc: str) -> bool:
     return phc.startswith(f"$argon2id$v=19$m={_MEMORY},t={_ITERATIONS},p={_LANES}$")
 
 
-def matches(password: str, phc: str) -> bool:
-    """Whether this password has this hash.  Anything that is no sane hash matches nothing."""
-    from cryptography.exceptions import InvalidKey
-    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+def matches(password: str, phc: str, *, kind: str = "argon2id") -> bool:
+    """Whether this password has this hash.  Anything that is no sane hash matches nothing.
 
-    found = _PARAMETERS.fullmatch(phc)
+    ``kind`` is ``argon2id``, or ``argon2i``, which others have made.
+    """
+    from cryptography.exceptions import InvalidKey
+    from cryptography.hazmat.primitives.kdf import argon2
+
+    found = _PARAMETERS.fullmatch(phc.removeprefix(f"${kind}"))
     limits = (_MAX_MEMORY, _MAX_ITERATIONS, _MAX_LANES)
     if found is None or any(int(n) > most for n, most in zip(found.groups(), limits, strict=True)):
         return False
     try:
-        Argon2id.verify_phc_encoded(password.encode("utf-8", "surrogateescape"), phc)
+        computed = argon2.Argon2id if kind == "argon2id" else argon2.Argon2i
+        computed.verify_phc_encoded(password.encode("utf-8", "surrogateescape"), phc)
     except (InvalidKey, ValueError):
         return False
     return True
+
+
+def is_possible(password: str) -> bool:
+    """Whether anybody can have it; what nobody can have is not worth a hash."""
+    octets = password.encode("utf-8", "surrogateescape")
+    return 0 < len(octets) <= MAX_PASSWORD and b"\0" not in octets
 
 
 @cache

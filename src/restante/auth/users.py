@@ -11,7 +11,6 @@ import asyncio
 import os
 import sqlite3
 import time
-import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -33,9 +32,10 @@ from ..errors import (
 from ..passdb import MAX_PASSWORD, Account, Credentials, Network, Proof, ScramSecrets, Terms
 from . import passwords, scram
 from .database import Glance, transaction
+from .names import BadName, addressed, check_name, normalise
+from .names import key as _key
 from .uses import Uses
 
-MAX_NAME = 128  # octets of UTF-8 of each part
 MAX_APP_PASSWORDS = 32  # of one user; SCRAM tries the keys of all
 _WAITING = 256  # logins that may wait for their turn to be hashed
 _PASSWORD = "password"  # the label of the one that is no app password
@@ -58,10 +58,6 @@ class NoSuchAppPassword(RestanteError):
 
     def __init__(self, user: str, label: str) -> None:
         super().__init__(f"{user} has no app password {label!r}")
-
-
-class BadName(RestanteError):
-    """A name that no user, or no app password, can have."""
 
 
 class BadPassword(RestanteError):
@@ -91,32 +87,6 @@ class AppPassword:
     """The last login with it, to the minute; None: never."""
     used_from: str
     """Its address; empty for a local one."""
-
-
-def normalise(name: str) -> str:
-    """The one form in which names are stored and looked up."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-
-
-def check_name(name: str) -> str:
-    """The normal form of a name that a user may have: ``local`` or ``local@domain``.
-
-    Raises:
-        BadName: with the reason.
-    """
-    normal = normalise(name)
-    parts = normal.split("@")
-    if len(parts) > 2:
-        raise BadName("a user's name has at most one @")
-    if not normal.isprintable() or " " in normal:  # also: control, bidi, zero-width, surrogates
-        raise BadName("a user's name has only printable characters and no space")
-    for part in parts:
-        if not part or part[0] in ".-" or "/" in part or len(part.encode()) > MAX_NAME:
-            raise BadName(
-                f"each part of a user's name has 1 to {MAX_NAME} octets, no '/', "
-                "and begins neither with '.' nor with '-'"
-            )
-    return normal
 
 
 class Users:
@@ -309,7 +279,7 @@ class Users:
 
     def _verify(self, credentials: Credentials) -> Account:
         password = credentials.password
-        if not _is_possible(password):
+        if not passwords.is_possible(password):
             raise AuthenticationFailed("impossible-password")
         key = _key(credentials.identity)
         with self._consult() as database:
@@ -408,18 +378,22 @@ class Users:
         self._uses.close()
         self._glance.close()
 
+    async def account(self, identity: str) -> Account | None:
+        return await asyncio.to_thread(self._may, _key(identity))
+
+    def _may(self, key: str) -> Account | None:
+        with self._consult() as database:
+            row = database.execute(
+                f"SELECT {_PERMISSIONS} FROM users WHERE name = ?", (key,)
+            ).fetchone()
+        return None if row is None else _account(key, row)
+
     async def maildrop_of(self, recipient: str) -> str:
         return await asyncio.to_thread(self._maildrop_of, recipient)
 
     def _maildrop_of(self, recipient: str) -> str:
-        """The whole address, then without its +detail, then without a domain of ours."""
-        local, _, domain = _key(recipient).partition("@")
-        locals_ = dict.fromkeys([local, local.partition("+")[0]])
-        names = [f"{each}@{domain}" if domain else each for each in locals_]
-        if domain in self._domains:
-            names += locals_
         with self._consult() as database:
-            for name in names:
+            for name in addressed(recipient, self._domains):
                 if database.execute("SELECT 1 FROM users WHERE name = ?", (name,)).fetchone():
                     return name
         raise NoSuchUser(recipient)
@@ -461,7 +435,7 @@ def _secrets(password: str, salted: tuple[bytes, int] | None = None) -> _Secrets
 
 
 def _check(password: str) -> None:
-    if not _is_possible(password):
+    if not passwords.is_possible(password):
         raise BadPassword(f"a password has 1 to {MAX_PASSWORD} octets and no NUL")
 
 
@@ -507,14 +481,3 @@ def _account(key: str, permissions: Sequence[Any], credential: str = _PASSWORD) 
         login_delay=login_delay,
         expire=expire,
     )
-
-
-def _is_possible(password: str) -> bool:
-    octets = password.encode("utf-8", "surrogateescape")
-    return 0 < len(octets) <= MAX_PASSWORD and b"\0" not in octets
-
-
-def _key(name: str) -> str:
-    """What to look up; a name that nobody can have becomes one that nobody has."""
-    normal = normalise(name)
-    return normal if normal.isprintable() else ""

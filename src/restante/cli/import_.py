@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ..auth.users import normalise
+from ..auth.names import normalise
 from ..errors import PermanentFailure, UnsafeArgument
 from ..message import Survey
 from ..store import foreign

@@ -17,7 +17,7 @@ from email.header import decode_header, make_header
 from email.parser import BytesHeaderParser
 from typing import Any
 
-from ..auth.users import normalise
+from ..auth.names import normalise
 from ..errors import MaildropInUse, NoSuchUser, UnsafeArgument
 from ..log import printable
 from ..maildrop import HeldMessage

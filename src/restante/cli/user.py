@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..auth import passwords
-from ..auth.users import AppPassword, NameTaken, Users, check_name, normalise
+from ..auth.names import check_name, normalise
+from ..auth.users import AppPassword, NameTaken, Users
 from ..errors import ConfigurationError, NoSuchUser, UnsafeArgument
 from ..passdb import Account, Network
 from . import common

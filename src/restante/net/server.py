@@ -26,7 +26,13 @@ from termios import TIOCOUTQ
 from time import time
 from typing import Any, cast
 
-from ..errors import AuthenticationFailed, LoginDelayed, NotRemoved, RestanteError
+from ..errors import (
+    AuthenticationFailed,
+    BackendUnavailable,
+    LoginDelayed,
+    NotRemoved,
+    RestanteError,
+)
 from ..maildrop import (
     Entry,
     Journal,
@@ -49,6 +55,7 @@ from .listener import Seat, log_refused_tls
 
 _log = logging.getLogger("restante.pop3")
 _HIGH_WATER = 65_536  # octets of output, and of unread input, per connection
+_REASONED = (AuthenticationFailed, BackendUnavailable)  # the log hears more than the client
 _PROGRESS = 1024  # octets that a client must take in one ``Timeouts.progress``
 
 
@@ -370,7 +377,7 @@ class Connection(asyncio.Protocol):
             if terms.login_delay:
                 await self._pace(terms.login_delay, opening)
         except RestanteError as error:
-            reason = error.reason if isinstance(error, AuthenticationFailed) else str(error)
+            reason = error.reason if isinstance(error, _REASONED) else str(error)
             self._note("login refused", logging.WARNING, **fields, reason=reason)
             self._say(self._session.failed(error))
             return

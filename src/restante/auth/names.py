@@ -1,0 +1,60 @@
+"""Names of users, in the one form in which they are stored, looked up and compared.
+
+Security: two people never have names that are one, and no name leads out of a directory.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Collection
+
+from ..errors import RestanteError
+
+MAX_NAME = 128  # octets of UTF-8 of each part
+
+
+class BadName(RestanteError):
+    """A name that no user, or no app password, can have."""
+
+
+def normalise(name: str) -> str:
+    """The one form in which names are stored and looked up."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def check_name(name: str) -> str:
+    """The normal form of a name that a user may have: ``local`` or ``local@domain``.
+
+    Raises:
+        BadName: with the reason.
+    """
+    normal = normalise(name)
+    parts = normal.split("@")
+    if len(parts) > 2:
+        raise BadName("a user's name has at most one @")
+    if not normal.isprintable() or " " in normal:  # also: control, bidi, zero-width, surrogates
+        raise BadName("a user's name has only printable characters and no space")
+    for part in parts:
+        if not part or part[0] in ".-" or "/" in part or len(part.encode()) > MAX_NAME:
+            raise BadName(
+                f"each part of a user's name has 1 to {MAX_NAME} octets, no '/', "
+                "and begins neither with '.' nor with '-'"
+            )
+    return normal
+
+
+def key(name: str) -> str:
+    """What to look up; a name that nobody can have becomes one that nobody has."""
+    normal = normalise(name)
+    return normal if normal.isprintable() else ""
+
+
+def addressed(recipient: str, domains: Collection[str]) -> list[str]:
+    """Who may be meant by an address, the first of them who exists: the whole of it, then without
+    its +detail, then without a domain of ``domains``, which are in normal form."""
+    local, _, domain = key(recipient).partition("@")
+    locals_ = dict.fromkeys([local, local.partition("+")[0]])
+    names = [f"{each}@{domain}" if domain else each for each in locals_]
+    if domain in domains:
+        names += locals_
+    return names
