@@ -40,6 +40,7 @@ MEANINGS = {
     "delivery refused": "a recipient's message was not stored, and the sender was told why",
     "expired": "mail that had lain there too long was removed, and is held",
     "expiry failed": "old mail could not be removed; it is tried again in an hour",
+    "line refused": "a line of the passwd-file is not understood; its user cannot log in",
     "login ok": "somebody logged in",
     "login refused": "somebody did not; the client hears less than `reason` tells",
     "maildrop indexed": "a login had to look at so many messages that it took long",

@@ -27,6 +27,7 @@ SIDEWAYS |= {("testing_plugin", "testing")}
 FORBIDDEN = {("net", "store"), ("net", "auth"), ("collect", "store"), ("collect", "auth")}
 IO = {"asyncio", "socket", "ssl", "os", "time", "logging", "threading", "selectors", "subprocess"}
 LIBRARIES = {"net": {"cryptography", "aiosmtpd", "uvloop"}, "auth": {"cryptography", "scramp"}}
+LIBRARIES["auth"] |= {"bcrypt", "passlib"}  # extras
 LIBRARIES |= {"cli": {"keyring", "rich", "uvloop"}, "testing_plugin": {"pytest"}}
 LIBRARIES |= {"sasl": {"scramp"}, "collect": {"imapclient"}}
 

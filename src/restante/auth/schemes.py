@@ -1,0 +1,185 @@
+"""Password hashes that other programs stored: ``{SCHEME}hash``, as Dovecot writes them.
+
+Security: what is unknown, malformed or would cost more than a second or so matches nothing and is
+not computed, so that one line of a file cannot stop a server.  Comparisons are constant in time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from base64 import b64decode
+from binascii import unhexlify
+from collections.abc import Callable
+
+from ..errors import BackendUnavailable
+from . import passwords, scram
+
+_MAX_BCRYPT = 14  # 2^14 rounds, some 1.2 s
+_MAX_SHA_CRYPT = 1_000_000  # rounds, some 0.8 s
+_MAX_PBKDF2 = 5_000_000  # iterations, some 2 s
+_BCRYPT_READS = 72  # octets of a password; more have never counted
+
+_PREFIXED = re.compile(r"\{([A-Za-z0-9-]{1,32})(?:\.(B64|BASE64|HEX))?\}(.*)", re.I)
+_BCRYPT = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}")
+_SHA_CRYPT = re.compile(r"\$[56]\$(?:rounds=([1-9]\d{0,8})\$)?[^$:\s]{0,16}\$[./A-Za-z0-9]{43,86}")
+_PBKDF2 = re.compile(r"\$1\$([^$]{1,64})\$([1-9]\d{0,8})\$([0-9a-fA-F]{40})")
+_SCRAM = re.compile(
+    r"([1-9]\d{0,8}),([A-Za-z0-9+/=]{1,128}),([A-Za-z0-9+/=]{44}),[A-Za-z0-9+/=]{44}"
+)
+_SIZES = {"sha1": 20, "sha256": 32, "sha512": 64}  # octets
+
+Check = Callable[[str, str, str], bool]
+"""Whether this password has this hash, which is written in that encoding (empty: not told)."""
+
+
+def matches(password: str, stored: str, scheme: str = "CRYPT") -> bool:
+    """Whether this password has this hash; ``scheme`` is that of a hash that names none.
+
+    Raises:
+        BackendUnavailable: its scheme needs a library that is not installed.
+    """
+    name, encoding, text = _split(stored, scheme)
+    check = _SCHEMES.get(name)
+    if check is None:
+        return False
+    try:
+        return check(password, text, encoding)
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"{name} needs {error.name}; next: pip install 'restante[passwords]'"
+        ) from error
+
+
+def is_known(stored: str) -> bool:
+    """Whether a hash names no scheme, or one of these."""
+    return bool(stored) and _split(stored, "CRYPT")[0] in _SCHEMES
+
+
+def _split(stored: str, scheme: str) -> tuple[str, str, str]:
+    """The scheme, the encoding and the hash."""
+    found = _PREFIXED.fullmatch(stored)
+    if found is None:
+        return scheme, "", stored
+    return found[1].upper(), (found[2] or "").upper(), found[3]
+
+
+def _octets(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _argon2(kind: str) -> Check:
+    def check(password: str, text: str, _: str) -> bool:
+        return passwords.matches(password, text, kind=kind)
+
+    return check
+
+
+def _bcrypt(password: str, text: str, _: str) -> bool:
+    found = _BCRYPT.fullmatch(text)
+    if found is None or int(found[1]) > _MAX_BCRYPT:
+        return False
+    import bcrypt
+
+    try:
+        return bcrypt.checkpw(_octets(password)[:_BCRYPT_READS], text.encode("ascii"))
+    except ValueError:
+        return False
+
+
+def _sha_crypt(prefix: str) -> Check:
+    def check(password: str, text: str, _: str) -> bool:
+        found = _SHA_CRYPT.fullmatch(text)
+        if found is None or not text.startswith(prefix) or int(found[1] or 0) > _MAX_SHA_CRYPT:
+            return False
+        from passlib.hash import sha256_crypt, sha512_crypt
+
+        scheme = sha256_crypt if prefix == "$5$" else sha512_crypt
+        try:
+            return bool(scheme.verify(_octets(password), text))
+        except ValueError:
+            return False
+
+    return check
+
+
+def _digest(algorithm: str, *, salted: bool = False) -> Check:
+    """The digest of password and salt, and then the salt."""
+    size = _SIZES[algorithm]
+
+    def check(password: str, text: str, encoding: str) -> bool:
+        octets = _decode(text, encoding, size)
+        if len(octets) < size or (len(octets) > size) != salted:
+            return False
+        made = hashlib.new(algorithm, _octets(password) + octets[size:]).digest()
+        return hmac.compare_digest(made, octets[:size])
+
+    return check
+
+
+def _decode(text: str, encoding: str, size: int) -> bytes:
+    """Hexadecimal or Base64; where neither is told, what has the length of hexadecimal is it."""
+    is_hex = encoding == "HEX" or (not encoding and len(text) == 2 * size)
+    try:
+        return unhexlify(text) if is_hex else b64decode(text, validate=True)
+    except ValueError:
+        return b""
+
+
+def _pbkdf2(password: str, text: str, _: str) -> bool:
+    """PBKDF2 with HMAC-SHA-1, ``$1$salt$iterations$hexadecimal``."""
+    found = _PBKDF2.fullmatch(text)
+    if found is None or int(found[2]) > _MAX_PBKDF2:
+        return False
+    salt = _octets(found[1])
+    made = hashlib.pbkdf2_hmac("sha1", _octets(password), salt, int(found[2]), 20)
+    return hmac.compare_digest(made, unhexlify(found[3]))
+
+
+def _scram(password: str, text: str, _: str) -> bool:
+    """``iterations,salt,stored key,server key`` (RFC 5803 in Dovecot's form)."""
+    found = _SCRAM.fullmatch(text)
+    if found is None or int(found[1]) > _MAX_PBKDF2:
+        return False
+    rounds, salt, stored = int(found[1]), found[2], found[3]
+    try:
+        made = scram.make_keys(password, b64decode(salt, validate=True), rounds).sha256
+        return made is not None and hmac.compare_digest(made[:32], b64decode(stored, validate=True))
+    except ValueError:
+        return False
+
+
+def _plain(password: str, text: str, encoding: str) -> bool:
+    wanted = _decode(text, encoding, 0) if encoding else _octets(text)
+    return bool(wanted) and hmac.compare_digest(_octets(password), wanted)
+
+
+def _crypt(password: str, text: str, _: str) -> bool:
+    """What crypt(3) computes, told by its prefix."""
+    name = next((name for prefix, name in _CRYPT.items() if text.startswith(prefix)), None)
+    return name is not None and _SCHEMES[name](password, text, "")
+
+
+_CRYPT = {"$5$": "SHA256-CRYPT", "$6$": "SHA512-CRYPT", "$2": "BLF-CRYPT"}
+
+_SCHEMES: dict[str, Check] = {
+    "ARGON2I": _argon2("argon2i"),
+    "ARGON2ID": _argon2("argon2id"),
+    "BLF-CRYPT": _bcrypt,
+    "CRYPT": _crypt,
+    "PBKDF2": _pbkdf2,
+    "PLAIN": _plain,
+    "SCRAM-SHA-256": _scram,
+    "SHA": _digest("sha1"),
+    "SHA1": _digest("sha1"),
+    "SHA256": _digest("sha256"),
+    "SHA256-CRYPT": _sha_crypt("$5$"),
+    "SHA512": _digest("sha512"),
+    "SHA512-CRYPT": _sha_crypt("$6$"),
+    "SSHA": _digest("sha1", salted=True),
+    "SSHA256": _digest("sha256", salted=True),
+    "SSHA512": _digest("sha512", salted=True),
+}
+
+SCHEMES = tuple(_SCHEMES)

@@ -1,0 +1,283 @@
+"""Users in a text file: who may log in, and when a change of the file counts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import Counter
+from collections.abc import Coroutine
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from restante.auth import schemes
+from restante.auth.passwd_file import PasswdFile
+from restante.errors import AuthenticationFailed, BackendUnavailable
+from restante.passdb import Account, Accounts, Credentials, Generations
+
+T = TypeVar("T")
+LONG_AGO = 1_600_000_000  # seconds since the epoch; what was written then is settled
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(work)
+
+
+def write(path: Path, text: str | bytes, at: float = LONG_AGO) -> None:
+    """As an administrator's editor does: another file, renamed into its place."""
+    new = path.with_name("new")
+    new.write_bytes(text if isinstance(text, bytes) else text.encode())
+    os.utime(new, (at, at))
+    new.rename(path)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    write(tmp_path / "users", "mrose:{PLAIN}tan staaf\n")
+    return tmp_path / "users"
+
+
+def log_in(
+    file: PasswdFile, identity: str = "mrose", password: str = "tan staaf", **more: str
+) -> Account:
+    return run(file.verify(Credentials("PLAIN", identity, password, **more)))
+
+
+def refused(file: PasswdFile, *arguments: str, **more: str) -> str:
+    """The reason."""
+    with pytest.raises(AuthenticationFailed) as raised:
+        log_in(file, *arguments, **more)
+    return raised.value.reason
+
+
+def test_it_keeps_its_contracts(path: Path) -> None:
+    file = PasswdFile(path)
+    assert isinstance(file, Accounts)
+    assert isinstance(file, Generations)
+
+
+def test_a_right_password_opens_the_maildrop_of_that_name(path: Path) -> None:
+    file = PasswdFile(path)
+    assert log_in(file) == Account("mrose", "mrose")
+    assert refused(file, "mrose", "wrong") == "bad-password"
+    assert refused(file, "nobody", "tan staaf") == "unknown-user"
+    assert refused(file, "mrose", "tan staaf", authorization="ann") == "authorization"
+    assert run(file.account("mrose")) == Account("mrose", "mrose")
+    assert run(file.account("ann")) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "account"),
+    [
+        ("ann:{PLAIN}p", Account("ann", "ann")),
+        ("ann:{PLAIN}p::::::", Account("ann", "ann")),
+        ("ann:{PLAIN}p:1000:1000:Ann Other:/home/ann:/bin/sh", Account("ann", "ann")),
+        ("ann:{PLAIN}p:1000:1000:Ann:/home/ann:/bin/sh:", Account("ann", "ann")),
+        ("ann:{PLAIN}p::::::userdb_mail=maildir:~/Maildir userdb_quota=1", Account("ann", "ann")),
+        ("ann:{PLAIN}p::::::nologin", Account("ann", "ann", is_enabled=False)),
+        (
+            "ann:{PLAIN}p::::::allow_nets=192.0.2.0/24,2001:db8::1",
+            Account("ann", "ann", networks=tuple(map(ip_network, ("192.0.2.0/24", "2001:db8::1")))),
+        ),
+        ("Ann:{PLAIN}p\r", Account("ann", "ann")),
+        ("\nann:{PLAIN}p\n\n", Account("ann", "ann")),
+    ],
+)
+def test_a_line_says_what_its_user_may(path: Path, line: str, account: Account) -> None:
+    write(path, line)
+    file = PasswdFile(path)
+    assert log_in(file, "ann", "p") == account
+    assert run(file.account("ANN")) == account
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "ann",
+        "ann:",
+        "ann::1000",
+        "ann:::::::nopassword",
+        "ann:{PLAIN}p::::::nopassword",
+        "ann:{PLAIN}p::::::nopassword=y",
+        "ann:{PLAIN}p::::::allow_net=192.0.2.0/24",
+        "ann:{PLAIN}p::::::allow_nets=",
+        "ann:{PLAIN}p::::::allow_nets=local",
+        "ann:{PLAIN}p::::::allow_nets=192.0.2.0/24 allow_nets=0.0.0.0/0",
+        "ann:{PLAIN}p::::::user=mrose",
+        "ann:{PLAIN}p::::::proxy host=192.0.2.1",
+        "ann:{NOSUCH}p",
+        "#ann:{PLAIN}p",
+        "../ann:{PLAIN}p",
+        "an/n:{PLAIN}p",
+        "an n:{PLAIN}p",
+        "ann:{PLAIN}p\nANN:{PLAIN}p",
+        "ann:{PLAIN}p\nann:{PLAIN}other",
+    ],
+)
+def test_who_cannot_be_read_cannot_log_in(
+    path: Path, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And everybody else can."""
+    write(path, f"{line}\nmrose:{{PLAIN}}tan staaf\n")
+    file = PasswdFile(path)
+    name = line.partition(":")[0]
+    for password in ("p", "", "tan staaf"):
+        with pytest.raises(AuthenticationFailed):
+            log_in(file, name, password)
+    assert log_in(file).user == "mrose"
+    if not line.startswith("#"):
+        told = caplog.records[0].__dict__["fields"]
+        assert told["line"] == len(line.splitlines())
+        assert "{" not in told["reason"]
+
+
+def test_what_is_no_utf8_is_nobody(path: Path) -> None:
+    write(path, b"\xff:{PLAIN}p\nmrose:{PLAIN}p\xffq\n")
+    file = PasswdFile(path)
+    assert refused(file, "\udcff", "p") == "unknown-user"
+    assert log_in(file, "mrose", "p\udcffq").user == "mrose"  # octets are octets
+
+
+@pytest.mark.parametrize("password", ["", "a\0b", "x" * 1025])
+def test_an_impossible_password_costs_nothing(path: Path, password: str) -> None:
+    assert refused(PasswdFile(path), "mrose", password) == "impossible-password"
+
+
+# What a login costs.
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each hash was checked."""
+    counted: Counter[str] = Counter()
+    real = schemes.matches
+
+    def matches(password: str, stored: str, scheme: str) -> bool:
+        counted[stored] += 1
+        return real(password, stored, scheme)
+
+    monkeypatch.setattr(schemes, "matches", matches)
+    return counted
+
+
+def test_nobody_costs_what_somebody_costs(path: Path, checked: Counter[str]) -> None:
+    """One hash of the file, always the same one for a name, and it opens nothing."""
+    passwords = [f"p{number}" for number in range(8)]
+    write(path, "".join(f"u{each}:{{PLAIN}}{each}\n" for each in passwords))
+    file = PasswdFile(path)
+    drawn = set()
+    for number in range(40):
+        checked.clear()
+        for password in passwords[:3]:
+            assert refused(file, f"nobody{number}", password) == "unknown-user"
+        ((stored, times),) = checked.items()
+        assert times == 3
+        drawn.add(stored)
+    assert len(drawn) > 4
+
+
+def test_nobody_in_an_empty_file_costs_a_hash_too(path: Path, checked: Counter[str]) -> None:
+    write(path, "")
+    assert refused(PasswdFile(path), "ann", "p") == "unknown-user"
+    ((stored, times),) = checked.items()
+    assert stored.startswith("$argon2id$")
+    assert times == 1
+
+
+# Changes.
+
+
+def test_a_change_counts_at_the_next_login(path: Path) -> None:
+    file = PasswdFile(path)
+    log_in(file)
+    before = run(file.generation("mrose"))
+    assert run(file.generation("mrose")) == before
+    write(path, "mrose:{PLAIN}another\n")
+    assert refused(file) == "bad-password"
+    assert log_in(file, "mrose", "another").user == "mrose"
+    assert run(file.generation("mrose")) != before
+    write(path, "")
+    assert refused(file, "mrose", "another") == "unknown-user"
+
+
+def test_a_change_under_the_same_time_stamp_counts(path: Path) -> None:
+    """Time stamps are coarse: what was written just now may be written again in the same tick."""
+    now = path.stat().st_mtime + 10**9
+    write(path, "mrose:{PLAIN}aaa\n", now)
+    file = PasswdFile(path)
+    log_in(file, "mrose", "aaa")
+    before, generation = path.stat(), run(file.generation("mrose"))
+    with open(path, "r+") as opened:
+        opened.write("mrose:{PLAIN}bbb\n")
+    os.utime(path, (now, now))
+    after = path.stat()
+    assert (before.st_mtime_ns, before.st_size, before.st_ino) == (
+        *(after.st_mtime_ns, after.st_size, after.st_ino),
+    )
+    assert refused(file, "mrose", "aaa") == "bad-password"
+    assert run(file.generation("mrose")) != generation
+
+
+def test_an_unchanged_file_is_not_read_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = PasswdFile(path)
+    log_in(file)
+    monkeypatch.setattr("builtins.open", None)
+    log_in(file)
+
+
+def test_a_file_that_is_gone_makes_no_wrong_password(path: Path) -> None:
+    """FAULTS.md I 195: that is our fault, and no guess."""
+    file = PasswdFile(path)
+    for prepare in (path.unlink, path.mkdir):
+        prepare()
+        with pytest.raises(BackendUnavailable) as raised:
+            log_in(file)
+        assert str(path) not in str(raised.value)  # the client hears it
+        assert str(path) in raised.value.reason
+        with pytest.raises(BackendUnavailable):
+            run(file.account("mrose"))
+    path.rmdir()
+    write(path, "mrose:{PLAIN}tan staaf\n")
+    assert log_in(file).user == "mrose"
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, stats = os.fstat, 0
+
+    def fstat(descriptor: int) -> os.stat_result:
+        nonlocal stats
+        stats += 1
+        if stats == 2:
+            with open(path, "a") as file:
+                file.write("ann:{PLAIN}p\n")
+        return real(descriptor)
+
+    monkeypatch.setattr(os, "fstat", fstat)
+    assert log_in(PasswdFile(path), "ann", "p").user == "ann"
+
+
+def test_half_a_file_is_never_believed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fstat
+
+    def fstat(descriptor: int) -> os.stat_result:
+        with open(path, "a") as file:
+            file.write("#\n")
+        return real(descriptor)
+
+    monkeypatch.setattr(os, "fstat", fstat)
+    with pytest.raises(BackendUnavailable):
+        log_in(PasswdFile(path))
+
+
+def test_no_secret_is_in_a_repr_or_in_the_log(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    write(path, "mrose:{PLAIN}tan staaf\nann:{NOSUCH}tan staaf\n")
+    file = PasswdFile(path)
+    log_in(file)
+    assert "staaf" not in repr(file._content)
+    assert "staaf" not in "".join(map(str, (record.__dict__ for record in caplog.records)))
