@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from . import sasl
+from .auth.schemes import SCHEMES
 from .errors import ConfigurationError
 from .net.listener import MAX_SOCKET_PATH, Address
 
+BACKENDS = ("users", "passwd-file")
 ALL_MECHANISMS = tuple(sasl.MECHANISMS)
 MECHANISMS = tuple(name for name in ALL_MECHANISMS if name != "LOGIN")
 
@@ -96,6 +98,11 @@ def workers(value: Any) -> int:
     return 0 if value == "auto" else at_most(255, count)(value)
 
 
+def scheme(value: Any) -> str:
+    found: str = one_of(*SCHEMES)(str(value).upper())
+    return found
+
+
 def at_most(most: int, convert: Convert) -> Convert:
     def checked(value: Any) -> Any:
         found = convert(value)
@@ -113,6 +120,19 @@ def one_of(*words: str) -> Convert:
         return str(value)
 
     return convert
+
+
+def backends(value: Any) -> tuple[str, ...]:
+    """Names of identity back ends, each once."""
+    found = tuple(name.replace("_", "-") for name in many(text)(value))
+    for name in found:
+        if name not in BACKENDS:
+            near = difflib.get_close_matches(name, BACKENDS, 1)
+            hint = "".join(f"; did you mean {n}?" for n in near)
+            raise _BadValue("wants some of " + ", ".join(BACKENDS) + hint)
+    if not found or len(set(found)) < len(found):
+        raise _BadValue("wants each back end once, and at least one")
+    return found
 
 
 def many(convert: Convert) -> Convert:
@@ -295,9 +315,32 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PasswdFile:
+    """Users in a text file, as Dovecot has them; needs `restante[passwords]` for crypt schemes."""
+
+    path: str = option("", "The file; a change counts at once.", example="/etc/restante/passwd")
+    scheme: str = option(
+        "CRYPT", "The scheme of hashes that do not name theirs, as `{SCHEME}` does.", scheme
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Auth:
     """Who may log in."""
 
+    chain: tuple[str, ...] = option(
+        ["users"],
+        "Where users are looked for, in this order; the first that knows one decides. "
+        + "Of "
+        + ", ".join(BACKENDS)
+        + ".",
+        backends,
+    )
+    deadline: float = option(
+        "10s",
+        "How long a login may be checked; later the client is told to try again.",
+        at_least(1, duration, "a hash takes its time"),
+    )
     users: str = option(
         "",
         "The user database, made by `restante user add`; by default in the state directory.",
@@ -315,6 +358,7 @@ class Auth:
         many(network),
         example=["192.168.1.40/32"],
     )
+    passwd_file: PasswdFile = field(default_factory=PasswdFile)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -658,6 +702,8 @@ def _options(kind: type[Any]) -> Iterator[Field[Any]]:
 def _contradictions(found: Configuration) -> Iterator[str]:
     if found.tls.mode == "files" and not (found.tls.cert and found.tls.key):
         yield 'tls.mode: "files" wants tls.cert and tls.key'
+    if "passwd-file" in found.auth.chain and not found.auth.passwd_file.path:
+        yield "auth.passwd_file.path: is missing"
     for name, account in found.account.items():
         for key in ("url", "user", "to"):
             if not getattr(account, key):

@@ -312,7 +312,9 @@ def test_why_somebody_is_let_in_or_refused(
 def test_why_of_a_disabled_user_and_of_nobody(restante: Restante, ann: str) -> None:
     restante("user", "disable", "ann")
     found = restante("auth", "why", "ann", "::1")
-    assert found.out == "ann is refused: the user is disabled; next: restante user enable ann\n"
+    assert found.out == (
+        "ann (users) is refused: the user is disabled; next: restante user enable ann\n"
+    )
     assert restante("auth", "why", "bob", "::1").code == 67
     assert restante("auth", "why", "ann", "nowhere").code == 64
 

@@ -47,6 +47,7 @@ BEFORE = {
     "README": _ANN,  # for its Python
     "quota": _ANN,
     "fetch-mail": _ANN,
+    "identities": _ANN[:1],
     "give-mail-back": (*_ANN, "restante fetch pop3s://ann@pop.example.org --to fetched"),
 }
 

@@ -40,6 +40,7 @@ MAX_APP_PASSWORDS = 32  # of one user; SCRAM tries the keys of all
 _WAITING = 256  # logins that may wait for their turn to be hashed
 _PASSWORD = "password"  # the label of the one that is no app password
 _PERMISSIONS = "is_enabled, networks, needs_tls, mechanisms, is_read_only, login_delay, expire"
+_ACCOUNT = f"SELECT {_PERMISSIONS} FROM users WHERE name = ?"
 _GENERATION = (
     f"SELECT label, selector, hash, {_PERMISSIONS} FROM users JOIN credentials ON user = name"
     " WHERE name = ? ORDER BY label"
@@ -344,16 +345,19 @@ class Users:
 
     async def generation(self, identity: str) -> bytes:
         """Made from all that an answer depends on, so that no way to change it is forgotten."""
-        key = _key(identity)
-        try:
-            rows: Sequence[Any] = self._glance.rows(_GENERATION, key)
-        except (sqlite3.Error, OSError):
-            rows = await asyncio.to_thread(self._all_of, key)
+        rows = await self._rows(_GENERATION, _key(identity))
         return blake2b(repr(rows).encode(), digest_size=16).digest()
 
-    def _all_of(self, key: str) -> Sequence[Any]:
+    async def _rows(self, query: str, key: str) -> Sequence[Any]:
+        """In line: there is no hash to compute, and as a rule nothing to wait for."""
+        try:
+            return self._glance.rows(query, key)
+        except (sqlite3.Error, OSError):
+            return await asyncio.to_thread(self._all_of, query, key)
+
+    def _all_of(self, query: str, key: str) -> Sequence[Any]:
         with self._consult() as database:
-            return database.execute(_GENERATION, (key,)).fetchall()
+            return database.execute(query, (key,)).fetchall()
 
     def used(self, account: Account, address: str) -> None:
         self._uses.note(account.user, account.credential, address)
@@ -379,14 +383,10 @@ class Users:
         self._glance.close()
 
     async def account(self, identity: str) -> Account | None:
-        return await asyncio.to_thread(self._may, _key(identity))
-
-    def _may(self, key: str) -> Account | None:
-        with self._consult() as database:
-            row = database.execute(
-                f"SELECT {_PERMISSIONS} FROM users WHERE name = ?", (key,)
-            ).fetchone()
-        return None if row is None else _account(key, row)
+        key = _key(identity)
+        for row in await self._rows(_ACCOUNT, key):
+            return _account(key, row)
+        return None
 
     async def maildrop_of(self, recipient: str) -> str:
         return await asyncio.to_thread(self._maildrop_of, recipient)

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
+from contextlib import closing
 from ipaddress import ip_address
 
 from ..config import Configuration
-from ..errors import UnsafeArgument
+from ..errors import NoSuchUser, UnsafeArgument
 from ..passdb import Account
-from . import common
+from . import common, identities
 
 _WHY = {
-    "disabled": "the user is disabled; next: restante user enable {user}",
-    "network": "the user may not come from there; next: restante user permit {user} --network any",
-    "needs-tls": "the user needs TLS; next: restante user permit {user} --no-tls",
-    "mechanism": "the user may not log in so; next: restante user permit {user} --mechanism any",
+    "disabled": "the user is disabled",
+    "network": "the user may not come from there",
+    "needs-tls": "the user needs TLS",
+    "mechanism": "the user may not log in so",
     "clear": "nobody may log in without TLS from there; see auth.allow_plaintext_from",
+}
+# For users of our own database; others have their own administration.
+_NEXT = {
+    "disabled": "; next: restante user enable {user}",
+    "network": "; next: restante user permit {user} --network any",
+    "needs-tls": "; next: restante user permit {user} --no-tls",
+    "mechanism": "; next: restante user permit {user} --mechanism any",
 }
 
 
@@ -38,14 +47,19 @@ def why(options: argparse.Namespace) -> int:
     except ValueError:
         raise UnsafeArgument(f"{options.address!r} is no IP address") from None
     found = common.configuration(options)
-    account = common.users(found).get(options.user).account
-    reason = _reason(options, found, account)
+    with closing(identities.chain(found, common.users(found))) as chain:
+        backend, account = asyncio.run(chain.find(options.user))
+    if account is None:
+        raise NoSuchUser(options.user)
+    reason, user = _reason(options, found, account), account.user
     if options.json:
-        common.print_json("auth-why", user=account.user, allowed=reason is None, reason=reason)
+        told = {"user": user, "backend": backend, "allowed": reason is None, "reason": reason}
+        common.print_json("auth-why", **told)
     elif reason is None:
-        print(f"{account.user} may log in from {options.address} with a right password")
+        print(f"{user} ({backend}) may log in from {options.address} with a right password")
     else:
-        print(f"{account.user} is refused: {_WHY[reason].format(user=account.user)}")
+        hint = _NEXT.get(reason, "").format(user=user) if backend == "users" else ""
+        print(f"{user} ({backend}) is refused: {_WHY[reason]}{hint}")
     return os.EX_OK if reason is None else os.EX_NOPERM
 
 

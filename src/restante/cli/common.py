@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import config
-from ..auth.users import BadName, BadPassword, NameTaken, NoSuchAppPassword, Users
+from ..auth.names import BadName
+from ..auth.users import BadPassword, NameTaken, NoSuchAppPassword, Users
 from ..config import Configuration
 from ..errors import (
     AuthenticationFailed,
@@ -30,6 +31,7 @@ from ..net import tls
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
 from ..store.place import Template
+from . import identities
 
 # The first row that fits decides (sysexits.h).
 _EXIT_CODES: tuple[tuple[type[RestanteError], int], ...] = (
@@ -105,14 +107,11 @@ def _missing(found: Configuration) -> Iterator[str]:
                 yield f"store.path: {base} is not there; next: mkdir -p {base}"
             elif not os.access(base, os.W_OK | os.X_OK):
                 yield f"store.path: {base} cannot be written by this user"
-    users = Path(found.auth.users)
-    if users.exists() and not os.access(users, os.R_OK):
-        yield f"auth.users: {users} cannot be read by this user"
+    yield from identities.missing(found)
 
 
 def users(found: Configuration) -> Users:
-    domains = {"localhost", found.server.hostname, *found.intake.smtp.domains}
-    return Users(Path(found.auth.users), domains=domains)
+    return Users(Path(found.auth.users), domains=identities.domains(found))
 
 
 def store(found: Configuration) -> MaildirStore | MemoryStore:

@@ -10,7 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 
 from ..config import Configuration
@@ -22,7 +22,7 @@ from ..errors import (
     TemporaryFailure,
 )
 from ..message import Envelope, LineEnds
-from . import common
+from . import common, identities
 
 _PIECE = 65_536  # octets
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -59,8 +59,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _deliver(options: argparse.Namespace, found: Configuration, read: Read) -> int:
-    users, store = common.users(found), common.store(found)
-    user = await users.maildrop_of(options.user)
+    store = common.store(found)
+    with closing(identities.chain(found, common.users(found))) as directory:
+        user = await directory.maildrop_of(options.user)
     envelope = Envelope(options.reverse_path, options.user, "local")
     head = envelope.trace_fields(found.server.hostname, datetime.now(UTC))
     entry = await store.deliver(user, _message(head, read, found.limits.message))

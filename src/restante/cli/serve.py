@@ -40,12 +40,12 @@ from ..net.intake import Intake
 from ..net.listener import Address, Admission, Listener, bind
 from ..net.login import offered
 from ..net.server import Service, Timeouts
-from ..passdb import Account, Terms
+from ..passdb import Account, Directory, Terms
 from ..pop3.session import Policy
 from ..shared import SharedTally, Tally
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
-from . import common, systemd
+from . import common, identities, systemd
 from .workers import BEAT, Lines, Supervisor
 
 _log = logging.getLogger("restante.serve")
@@ -332,8 +332,10 @@ async def running(
         if ground is None:
             places = stack.enter_context(listening(configuration))
             ground = Ground(places, _context(configuration), Tally(), purges=True)
-        cache = Cache(users)
-        service = Service(store, users, cache, tls=ground.context)
+        passdb = identities.chain(configuration, users)
+        stack.callback(passdb.close)
+        cache = Cache(passdb)
+        service = Service(store, passdb, cache, tls=ground.context)
         stack.push_async_callback(service.drain, _GRACE)
         admission = Admission(0, 0, ground.tally)
         _set_up(service, admission, configuration, users)
@@ -352,7 +354,7 @@ async def running(
                 stack.callback(listener.close)
                 listeners.append(listener)
         server.addresses = _addresses(ground.places)
-        await _open_intake(configuration, users, store, ground.places, stack)
+        await _open_intake(configuration, passdb, store, ground.places, stack)
         watching = asyncio.create_task(_learn_terms_for_ever(service, users))
         stack.callback(watching.cancel)
         if ground.purges:
@@ -379,7 +381,7 @@ async def running(
 # What a reload leaves as it was.
 _FIXED: tuple[Callable[[Configuration], object], ...] = (
     attrgetter("server.listen", "server.workers", "server.hostname"),
-    attrgetter("intake", "store", "auth.users"),
+    attrgetter("intake", "store", "auth.users", "auth.chain", "auth.deadline", "auth.passwd_file"),
 )
 
 
@@ -407,12 +409,12 @@ def _context(configuration: Configuration) -> ssl.SSLContext:
 
 async def _open_intake(
     configuration: Configuration,
-    users: Users,
+    directory: Directory,
     store: Store,
     places: Sequence[Place],
     stack: AsyncExitStack,
 ) -> None:
-    intake = Intake(store, users, configuration.server.hostname, configuration.limits.message)
+    intake = Intake(store, directory, configuration.server.hostname, configuration.limits.message)
     loop = asyncio.get_running_loop()
     factories = {"lmtp": intake.lmtp(), "smtp": intake.smtp(configuration.intake.smtp.domains)}
     for place in places:

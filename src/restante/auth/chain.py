@@ -1,0 +1,190 @@
+"""Several identity back ends as one: the first that knows a user decides.
+
+Security: exactly one back end looks at a password, so a user of the first is never let in by a
+wrong password that the second would take.  A refusal costs what it costs for somebody nobody
+knows: every back end has been asked for the name, and one has computed a hash.  A back end that is
+down or slow makes an answer impossible, never negative.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from hashlib import blake2b
+from typing import Protocol, cast
+
+from ..errors import (
+    AuthenticationFailed,
+    BackendUnavailable,
+    NoSuchUser,
+    RestanteError,
+    TemporaryFailure,
+)
+from ..passdb import (
+    Account,
+    Accounts,
+    Credentials,
+    Generations,
+    LastUses,
+    Passdb,
+    Proof,
+    ScramKeys,
+    ScramSecrets,
+)
+from .names import addressed, normalise
+
+
+class Backend(Passdb, Accounts, Protocol):
+    """Who checks passwords and can tell whom it knows."""
+
+    def close(self) -> None:
+        """Nobody will ask any more."""
+
+
+async def _generation(backend: Backend, identity: str) -> bytes | None:
+    return await backend.generation(identity) if isinstance(backend, Generations) else None
+
+
+class Chain:
+    """``Passdb``, ``Accounts``, ``Directory``, ``Generations`` and ``LastUses``.
+
+    ``ScramKeys`` only if every back end is: a client would choose SCRAM, and then fail with the
+    password of one that has no keys.
+    """
+
+    def __init__(
+        self,
+        backends: Mapping[str, Backend],
+        *,
+        domains: Collection[str] = (),
+        deadline: float = 10.0,
+    ) -> None:
+        """``backends`` by name, at least one; together they may take ``deadline`` seconds.
+
+        ``domains``: where a user without one in the name gets mail.
+        """
+        self._backends = dict(backends)
+        self._domains = {normalise(domain) for domain in domains}
+        self._deadline = deadline
+        if all(isinstance(each, ScramKeys) for each in self._backends.values()):
+            self.scram = self._scram
+            self.proved = self._proved
+
+    async def verify(self, credentials: Credentials) -> Account:
+        identity = credentials.identity
+        end = self._end()
+        async with self._until(end) as asked:
+            name = await self._who_knows(identity, asked)
+            try:
+                return await self._backends[name].verify(credentials)
+            except AuthenticationFailed as error:
+                refused = error
+        await self._ask_in_vain(identity, name, end)
+        raise refused
+
+    async def account(self, identity: str) -> Account | None:
+        _, account = await self.find(identity)
+        return account
+
+    async def find(self, identity: str) -> tuple[str, Account | None]:
+        """The back end that knows a user, by its name, and the account there.
+
+        Raises:
+            TemporaryFailure: cannot be told now.
+        """
+        async with self._until(self._end()) as asked:
+            for name, backend in self._backends.items():
+                asked.append(name)
+                if found := await backend.account(identity):
+                    return name, found
+        return "", None
+
+    def close(self) -> None:
+        for backend in self._backends.values():
+            backend.close()
+
+    async def maildrop_of(self, recipient: str) -> str:
+        for name in addressed(recipient, self._domains):
+            if found := await self.account(name):
+                return found.maildrop
+        raise NoSuchUser(recipient)
+
+    async def generation(self, identity: str) -> bytes | None:
+        """Of all back ends, for a user may move between them; as long as one of them cannot tell,
+        only of those up to the one that decides."""
+        found = blake2b(digest_size=16)
+        async with self._until(self._end()) as asked:
+            for name, backend in self._backends.items():
+                down: TemporaryFailure | None = None
+                try:
+                    one = await _generation(backend, identity)
+                except TemporaryFailure as error:
+                    one, down = None, error
+                if one is None:
+                    if await self._any_knows(identity, asked):
+                        break
+                    if down:
+                        raise down
+                    return None
+                found.update(blake2b(one).digest())
+                asked.append(name)
+        return found.digest()
+
+    async def _any_knows(self, identity: str, names: Iterable[str]) -> bool:
+        for name in names:
+            if await self._backends[name].account(identity):
+                return True
+        return False
+
+    def used(self, account: Account, address: str) -> None:
+        for backend in self._backends.values():
+            if isinstance(backend, LastUses):
+                backend.used(account, address)
+
+    async def _scram(self, identity: str, digest: str) -> ScramSecrets:
+        end = self._end()
+        async with self._until(end) as asked:
+            name = await self._who_knows(identity, asked)
+            found = await cast(ScramKeys, self._backends[name]).scram(identity, digest)
+        await self._ask_in_vain(identity, name, end)
+        return found
+
+    async def _proved(self, proof: Proof) -> Account:
+        async with self._until(self._end()) as asked:
+            name = await self._who_knows(proof.identity, asked)
+            return await cast(ScramKeys, self._backends[name]).proved(proof)
+
+    async def _who_knows(self, identity: str, asked: list[str]) -> str:
+        """The name of the back end that decides; who nobody knows is for the last to refuse."""
+        *others, last = self._backends
+        for name in others:
+            asked.append(name)
+            if await self._backends[name].account(identity):
+                return name
+        asked.append(last)
+        return last
+
+    async def _ask_in_vain(self, identity: str, name: str, end: float) -> None:
+        """What is left of the way of somebody whom only the last back end could know."""
+        names = list(self._backends)
+        for other in names[names.index(name) + 1 : -1]:
+            with suppress(RestanteError):
+                async with self._until(end):
+                    await self._backends[other].account(identity)
+
+    # The deadline.
+
+    def _end(self) -> float:
+        return asyncio.get_running_loop().time() + self._deadline
+
+    @asynccontextmanager
+    async def _until(self, end: float) -> AsyncIterator[list[str]]:
+        """Yields a list for the names of who was asked; the last of them is blamed."""
+        asked: list[str] = []
+        try:
+            async with asyncio.timeout_at(end):
+                yield asked
+        except TimeoutError:
+            who = asked[-1] if asked else "chain"
+            raise BackendUnavailable(f"{who}: no answer in {self._deadline:g} s") from None

@@ -1,0 +1,241 @@
+"""Several identity back ends as one: who decides, and what happens when one is down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pytest
+
+from restante.auth.chain import Chain
+from restante.errors import AuthenticationFailed, BackendUnavailable, NoSuchUser, TemporaryFailure
+from restante.net.login import offered
+from restante.passdb import (
+    Account,
+    Credentials,
+    Generations,
+    LastUses,
+    Proof,
+    ScramKey,
+    ScramKeys,
+    ScramSecrets,
+)
+
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(work)
+
+
+@dataclass
+class Plain:
+    """A back end with passwords in clear, which notes what it was asked."""
+
+    users: dict[str, str]
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    fault: Exception | None = None
+    hangs: bool = False
+
+    async def verify(self, credentials: Credentials) -> Account:
+        await self._ask("verify", credentials.identity)
+        if self.users.get(credentials.identity) != credentials.password:
+            raise AuthenticationFailed
+        return Account(credentials.identity, credentials.identity)
+
+    async def account(self, identity: str) -> Account | None:
+        await self._ask("account", identity)
+        return Account(identity, identity) if identity in self.users else None
+
+    def close(self) -> None:
+        self.asked.append(("close", ""))
+
+    async def _ask(self, what: str, identity: str) -> None:
+        self.asked.append((what, identity))
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.fault:
+            raise self.fault
+
+
+class Keyed(Plain):
+    """One with keys for SCRAM, too."""
+
+    def used(self, account: Account, address: str) -> None:
+        self.asked.append(("used", account.user))
+
+    async def scram(self, identity: str, digest: str) -> ScramSecrets:
+        await self._ask("scram", identity)
+        return ScramSecrets(digest.encode(), 1, (ScramKey("password", b"", b""),))
+
+    async def proved(self, proof: Proof) -> Account:
+        return await self.verify(Credentials("SCRAM", proof.identity, self.users[proof.identity]))
+
+    async def generation(self, identity: str) -> bytes | None:
+        if self.fault:
+            raise self.fault
+        return repr(self.users.get(identity)).encode()
+
+
+def log_in(chain: Chain, identity: str, password: str) -> Account:
+    return run(chain.verify(Credentials("PLAIN", identity, password)))
+
+
+def chained(*backends: Plain, deadline: float = 10.0) -> Chain:
+    names = ["users", "passwd-file", "ldap"]
+    return Chain(dict(zip(names, backends, strict=False)), deadline=deadline, domains=["b.example"])
+
+
+def test_the_first_that_knows_a_user_decides() -> None:
+    """What a later one would take opens nothing."""
+    first, second = Plain({"ann": "one"}), Plain({"ann": "two", "bob": "three"})
+    chain = chained(first, second)
+    assert log_in(chain, "ann", "one").user == "ann"
+    assert log_in(chain, "bob", "three").user == "bob"
+    for identity, password in (("ann", "two"), ("bob", "one"), ("eve", "one"), ("eve", "two")):
+        with pytest.raises(AuthenticationFailed):
+            log_in(chain, identity, password)
+    assert ("verify", "ann") not in second.asked
+    assert ("verify", "bob") not in first.asked
+
+
+def test_a_refusal_costs_the_same_for_everybody() -> None:
+    """Each back end is asked for the name, and one looks at the password."""
+    for identity in ("ann", "bob", "cat", "eve"):
+        backends = [Plain({name: "right"}) for name in ("ann", "bob", "cat")]
+        with pytest.raises(AuthenticationFailed):
+            log_in(chained(*backends), identity, "wrong")
+        asked = [what for each in backends for what, _ in each.asked]
+        assert asked.count("verify") == 1
+        assert asked.count("account") == 2
+
+
+def test_a_right_password_does_not_wait_for_the_rest() -> None:
+    first, second = Plain({"ann": "one"}), Plain({}, hangs=True)
+    assert log_in(chained(first, second), "ann", "one").user == "ann"
+    assert second.asked == []
+
+
+@pytest.mark.parametrize("identity", ["bob", "eve"])
+def test_a_back_end_that_is_down_makes_nobody_wrong(identity: str) -> None:
+    """FAULTS.md I 195: an answer is impossible, not negative, so nobody is told [AUTH]."""
+    down = Plain({"bob": "two"}, fault=BackendUnavailable("ldap: connection refused"))
+    for chain in (chained(down, Plain({})), chained(Plain({"ann": "one"}), down), chained(down)):
+        with pytest.raises(BackendUnavailable):
+            log_in(chain, identity, "two")
+        if len(chain._backends) == 2:
+            with pytest.raises(BackendUnavailable):
+                run(chain.account(identity))
+
+
+@pytest.mark.parametrize("identity", ["bob", "eve"])
+def test_a_back_end_that_hangs_is_given_up_at_the_deadline(identity: str) -> None:
+    slow = Plain({"bob": "two"}, hangs=True)
+    for chain, who in (
+        (chained(slow, Plain({}), deadline=0.01), "users"),
+        (chained(Plain({"ann": "one"}), slow, deadline=0.01), "passwd-file"),
+        (chained(slow, deadline=0.01), "users"),
+    ):
+        with pytest.raises(BackendUnavailable) as raised:
+            log_in(chain, identity, "two")
+        assert raised.value.reason.startswith(f"{who}: no answer in")
+        assert who not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [BackendUnavailable, None])
+def test_a_wrong_password_stays_wrong_while_another_back_end_is_down(kind: type | None) -> None:
+    first = Plain({"ann": "one"})
+    down = Plain({}, fault=BackendUnavailable("down")) if kind else Plain({}, hangs=True)
+    with pytest.raises(AuthenticationFailed):
+        log_in(chained(first, down, Plain({}), deadline=0.01), "ann", "two")
+    assert down.asked == [("account", "ann")]
+
+
+def test_scram_is_offered_only_if_every_back_end_has_keys() -> None:
+    """Or a client would choose it, fail, and never try a weaker mechanism."""
+    keyed, plain = Keyed({"ann": "one"}), Plain({"bob": "two"})
+    wanted = ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS", "OAUTHBEARER", "EXTERNAL", "PLAIN")
+    assert not isinstance(chained(keyed, plain), ScramKeys)
+    assert offered(chained(keyed, plain), wanted) == ("PLAIN",)
+    assert offered(chained(keyed, Keyed({})), wanted) == (*wanted[:2], "PLAIN")
+
+
+def test_scram_asks_who_knows() -> None:
+    first, second = Keyed({"ann": "one"}), Keyed({"bob": "two"})
+    chain = chained(first, second)
+    assert isinstance(chain, ScramKeys)
+    for identity, other in (("ann", second), ("bob", first), ("eve", first)):
+        assert run(chain.scram(identity, "sha256")).salt == b"sha256"
+        assert ("scram", identity) not in other.asked
+    assert run(chain.proved(Proof("SCRAM-SHA-256", "bob", "password"))).user == "bob"
+    second.fault = TemporaryFailure("down")
+    with pytest.raises(TemporaryFailure):
+        run(chain.scram("bob", "sha256"))
+
+
+def test_a_generation_changes_with_every_back_end() -> None:
+    first, second = Keyed({}), Keyed({})
+    chain = chained(first, second)
+    assert isinstance(chain, Generations)
+    seen = {run(chain.generation("ann"))}
+    for backend, password in ((second, "one"), (first, "one"), (second, "two")):
+        backend.users["ann"] = password
+        seen.add(run(chain.generation("ann")))
+    assert len(seen) == 4
+    assert None not in seen
+
+
+def test_a_generation_is_told_as_far_as_it_is_known() -> None:
+    """Of whom a back end decides that comes before the one that cannot tell."""
+    first, blind = Keyed({"ann": "one"}), Plain({"bob": "two"})
+    chain = chained(first, blind)
+    before = run(chain.generation("ann"))
+    assert before is not None
+    first.users["ann"] = "another"
+    assert run(chain.generation("ann")) not in (before, None)
+    assert run(chain.generation("bob")) is None
+    assert run(chained(blind, first).generation("ann")) is None
+    assert blind.asked == []
+
+
+def test_a_generation_is_told_while_a_later_back_end_is_down() -> None:
+    first, down = Keyed({"ann": "one"}), Keyed({}, fault=BackendUnavailable("down"))
+    assert run(chained(first, down).generation("ann")) is not None
+    with pytest.raises(BackendUnavailable):
+        run(chained(first, down).generation("bob"))
+
+
+def test_mail_is_for_whoever_any_back_end_knows() -> None:
+    chain = chained(Plain({"ann": "one"}), Plain({"bob@a.example": "two"}))
+    for recipient in ("ann", "Ann+list@b.example", "ann@b.example"):
+        assert run(chain.maildrop_of(recipient)) == "ann"
+    assert run(chain.maildrop_of("bob@a.example")) == "bob@a.example"
+    for recipient in ("ann@a.example", "bob@b.example", "eve", ""):
+        with pytest.raises(NoSuchUser):
+            run(chain.maildrop_of(recipient))
+
+
+def test_mail_waits_for_a_back_end_that_is_down() -> None:
+    """It is not refused: the sender tries again."""
+    chain = chained(Plain({}), Plain({}, fault=BackendUnavailable("down")))
+    with pytest.raises(TemporaryFailure):
+        run(chain.maildrop_of("ann@b.example"))
+
+
+def test_it_tells_who_knows_somebody_and_closes_all() -> None:
+    backends = Plain({"ann": "one"}), Plain({"bob": "two"})
+    chain = chained(*backends)
+    assert run(chain.find("bob")) == ("passwd-file", Account("bob", "bob"))
+    assert run(chain.find("eve")) == ("", None)
+    chain.close()
+    assert all(each.asked[-1] == ("close", "") for each in backends)
+
+
+def test_a_login_that_a_cache_answered_is_told_to_who_notes_it() -> None:
+    keyed = Keyed({"ann": "one"})
+    chain = chained(Plain({}), keyed)
+    assert isinstance(chain, LastUses)
+    chain.used(Account("ann", "ann"), "::1")
+    assert keyed.asked == [("used", "ann")]

@@ -1,0 +1,128 @@
+"""The identity back ends of the configuration, before a server that runs."""
+
+from __future__ import annotations
+
+import poplib
+import smtplib
+from pathlib import Path
+
+import pytest
+
+from .conftest import Restante
+from .test_serve import Serving, serving
+
+SERVED = """
+[server]
+listen = ["pop3s://127.0.0.1:0"]
+workers = 1
+[intake.smtp]
+listen = ["127.0.0.1:0"]
+"""
+
+
+def configured(home: Path, text: str) -> Path:
+    path = home / "restante.toml"
+    path.write_text(SERVED + text)
+    return path
+
+
+def answer(server: Serving, user: str, password: str) -> str:
+    with server.client() as client:
+        client.user(user)
+        try:
+            return client.pass_(password).decode()
+        except poplib.error_proto as error:
+            told: bytes = error.args[0]
+            return told.decode()
+
+
+@pytest.fixture
+def chained(home: Path) -> Path:
+    (home / "passwd").write_text("bob:{PLAIN}from the file\nann:{PLAIN}from the file\n")
+    chain = f'[auth]\nchain = ["users", "passwd-file"]\npasswd_file.path = "{home}/passwd"\n'
+    return configured(home, chain)
+
+
+def test_each_user_logs_in_where_it_is_known(home: Path, chained: Path, ann: str) -> None:
+    with serving("-c", chained) as server:
+        host, _, port = server.said["smtp"].rpartition(":")
+        with smtplib.SMTP(host, int(port)) as mail:
+            mail.sendmail("eve@example.net", ["bob@localhost"], "Subject: x\r\n\r\nx\r\n")
+        with server.client(user="bob", password="from the file") as client:
+            assert client.stat()[0] == 1
+            assert b"SASL PLAIN" in b"\r\n".join(client._longcmd("CAPA")[1])  # type: ignore[attr-defined]
+            client.quit()
+        assert answer(server, "ann", "tan staaf").startswith("+OK")
+        for user in "ann", "eve", "bob":  # ann's line in the file counts for nothing
+            password = "tan staaf" if user == "bob" else "from the file"
+            assert answer(server, user, password) == "-ERR [AUTH] authentication failed"
+        (home / "passwd").unlink()
+        assert answer(server, "bob", "from the file").startswith("-ERR [SYS/TEMP] ")
+        assert answer(server, "ann", "tan staaf").startswith("+OK")
+        _, told = server.stop()
+    assert f"{home}/passwd:" in told
+
+
+def test_why_tells_who_knows_somebody(
+    home: Path, chained: Path, ann: str, restante: Restante
+) -> None:
+    for user, backend in ("ann", "users"), ("bob", "passwd-file"):
+        found = restante("-c", chained, "auth", "why", user, "::1")
+        assert found.out == f"{user} ({backend}) may log in from ::1 with a right password\n"
+        found = restante("-c", chained, "auth", "why", user, "::1", "--json")
+        assert (found.json["backend"], found.json["allowed"]) == (backend, True)
+    assert restante("-c", chained, "auth", "why", "eve", "::1").code == 67
+    (home / "passwd").write_text("bob:{PLAIN}p::::::nologin\n")
+    found = restante("-c", chained, "auth", "why", "bob", "::1")
+    assert found.out == "bob (passwd-file) is refused: the user is disabled\n"
+    (home / "passwd").unlink()
+    assert restante("-c", chained, "auth", "why", "bob", "::1").code == 75
+
+
+def test_mail_is_delivered_to_whom_the_file_knows(
+    home: Path, chained: Path, ann: str, restante: Restante
+) -> None:
+    assert restante("-c", chained, "deliver", "bob", stdin=b"Subject: x\n\nx\n").code == 0
+    assert restante("-c", chained, "deliver", "eve", stdin=b"Subject: x\n\nx\n").code == 67
+    (home / "passwd").unlink()
+    assert restante("-c", chained, "deliver", "bob", stdin=b"Subject: x\n\nx\n").code == 75
+
+
+def test_a_server_without_a_database_of_its_own(home: Path) -> None:
+    (home / "passwd").write_text("bob:{PLAIN}from the file\n")
+    alone = f'[auth]\nchain = ["passwd-file"]\npasswd_file.path = "{home}/passwd"\n'
+    with serving("-c", configured(home, alone)) as server:
+        assert answer(server, "bob", "from the file").startswith("+OK")
+        assert answer(server, "ann", "tan staaf") == "-ERR [AUTH] authentication failed"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            'chain = ["user"]',
+            "auth.chain: wants some of users, passwd-file; did you mean users?",
+        ),
+        ('chain = ["users", "users"]', "auth.chain: wants each back end once, and at least one"),
+        ("chain = []", "auth.chain: wants each back end once, and at least one"),
+        ('chain = ["passwd-file"]', "auth.passwd_file.path: is missing"),
+        ('chain = ["passwd_file"]', "auth.passwd_file.path: is missing"),
+        (
+            '[auth.passwd-file]\npath = "/x"',
+            "auth.passwd-file: unknown option; did you mean passwd_file?",
+        ),
+        ('passwd_file.scheme = "MD5"', "auth.passwd_file.scheme: wants one of ARGON2I,"),
+        ('deadline = "0s"', "auth.deadline: wants 1 seconds at least (a hash takes its time)"),
+        (
+            'chain = ["passwd-file"]\npasswd_file.path = "/nowhere/passwd"',
+            "auth.passwd_file.path: /nowhere/passwd cannot be read by this user",
+        ),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_served(
+    home: Path, restante: Restante, text: str, told: str
+) -> None:
+    path = configured(home, text if text.startswith("[") else f"[auth]\n{text}\n")
+    found = restante("-c", path, "check")
+    assert found.code == 78
+    assert told in found.err
