@@ -74,6 +74,30 @@ class Store(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """What of a user's mail a session shows as the maildrop."""
+
+    folders: tuple[str, ...] = ()
+    """In this order, and of several those that are there; empty: as the store has it."""
+    recent: float = 0.0
+    """Only what arrived in the last so many seconds; 0: all."""
+
+
+@runtime_checkable
+class Viewing(Protocol):
+    """Add-on of a store that knows folders."""
+
+    def open_view(self, user: str, view: View) -> AbstractAsyncContextManager[Maildrop]:
+        """As ``open``, and all that is not shown stays as it is.  The locks of all folders are
+        taken.  Unique-ids are those of ``open``; of several folders, no two are the same.
+
+        Raises:
+            PermanentFailure: there is none of these folders.
+            MaildropInUse, TemporaryFailure: as ``open``.
+        """
+
+
 class Rendered(Sequence[Entry]):
     """Add-on of a listing: its answers lie ready, for a session without marks."""
 

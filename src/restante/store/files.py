@@ -133,6 +133,30 @@ def _open_base(base: str) -> int:
         raise TemporaryFailure("mail storage: not there; is it mounted?") from error
 
 
+@contextmanager
+def folder(name: str, maildrop: int) -> Iterator[int]:
+    """A folder inside a Maildir, made ready for our sessions.
+
+    Raises:
+        FileNotFoundError: there is none; it is not made.
+    """
+    try:
+        opened = os.open(name, _DIRECTORY, dir_fd=maildrop)
+    except NotADirectoryError as error:  # a file, or a symbolic link
+        raise FileNotFoundError(errno.ENOENT, "not a directory") from error
+    try:
+        for each in ("cur", "new"):  # in a home directory not every directory with a dot is mail
+            if not exists(each, opened):
+                raise FileNotFoundError(errno.ENOENT, "not a Maildir")
+        made = [_make(each, opened) for each in ("tmp", HELD)]
+        if any(made) or not exists(LOCK, opened):
+            os.fsync(opened)
+            os.close(os.open(LOCK, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600, dir_fd=opened))
+        yield opened
+    finally:
+        os.close(opened)
+
+
 def _make(name: str, parent: int) -> bool:
     try:
         os.mkdir(name, 0o700, dir_fd=parent)

@@ -20,16 +20,34 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    suppress,
+)
+from dataclasses import replace
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from typing import TypeVar
 
 from ..errors import MessageGone, PermanentFailure, TemporaryFailure
-from ..maildrop import Entry, HeldMessage, Maildrop, RawMessage, Usage
+from ..maildrop import Entry, HeldMessage, Maildrop, RawMessage, Usage, View
 from ..message import LineEnds, Survey
 from . import adopted, files, quota
 from .files import in_thread
+from .folders import (
+    INBOX,
+    Part,
+    Window,
+    directory_of,
+    each_folder,
+    joined,
+    names_held,
+    recent,
+)
 from .held import finish_update, is_unfinished, list_held, purge, reading_held, undelete, update
 from .index import Change, Form, Index, Message, follow, load, stamps
 from .looking import index_of_now
@@ -38,14 +56,15 @@ from .place import Template
 
 _WRITE = 262_144  # octets gathered for one write
 _CACHE = 67_108_864  # octets of indexes that are kept in memory
+_VIEWS = 16  # listings of several folders that are kept in memory
 _BATCH = 32  # users found in one call that cannot be cancelled
 
 T = TypeVar("T")
 
 
 class MaildirStore:
-    """Implements ``Store``, ``Holding`` and ``Expiring``; its maildrops also ``RawReading`` and
-    ``Paced``."""
+    """Implements ``Store``, ``Holding``, ``Viewing`` and ``Expiring``; its maildrops also
+    ``RawReading`` and ``Paced``."""
 
     def __init__(
         self,
@@ -53,40 +72,83 @@ class MaildirStore:
         *,
         hold: float = 14 * 86400,
         limit: Callable[[str], int] = lambda _: 0,
+        folders: Sequence[str] = ("INBOX",),
     ) -> None:
         """``template``: see ``place.Template``.  ``hold``: seconds for which removed mail is kept
         until somebody purges it; 0 destroys it at once.  ``limit``: the quota of a user, octets;
-        0 is none.  It may block.
+        0 is none.  It may block.  ``folders``: what is shown to who names none.
 
         Raises:
             ConfigurationError: the template would let two users share a maildrop.
+            PermanentFailure: a folder that cannot be.
         """
         self.hold = hold
         self.limit = limit
+        self._folders = list(dict.fromkeys(map(directory_of, folders)))
+        self._views: dict[tuple[Index, ...], tuple[list[str], Index]] = {}
         self._template = Template(template)
-        self._indexes: dict[str, Index] = {}  # by user, the one used last at the end
+        self._indexes: dict[str, Index] = {}  # by user and folder, the one used last at the end
         self._remembered = 0  # octets that they take
 
     def open(self, user: str) -> AbstractAsyncContextManager[Maildrop]:
-        return self._session(user)
+        if self._folders == [INBOX]:
+            return self._session(user)
+        return self.open_view(user, View())
 
     @asynccontextmanager
-    async def _session(self, user: str) -> AsyncIterator[_Maildir]:
-        names = self._template.names(user)
+    async def open_view(self, user: str, view: View) -> AsyncIterator[Maildrop]:
+        wanted = list(dict.fromkeys(map(directory_of, view.folders))) or self._folders
+        async with AsyncExitStack() as stack:
+            opened = {}
+            for folder in sorted(wanted):  # in one order, or two sessions could wait for each other
+                with suppress(_NoSuchFolder):
+                    session = self._session(user, folder)
+                    opened[folder] = await stack.enter_async_context(session)
+            if not opened:
+                raise _NoSuchFolder
+            if wanted == list(opened) and len(wanted) == 1 and not view.recent:
+                yield opened[wanted[0]]
+                return
+            since = time.time() - view.recent if view.recent else None
+            found = [(folder, opened[folder]) for folder in wanted if folder in opened]
+            parts = await in_thread(_parts, found, since, len(wanted) == 1)
+            yield Window(parts, await self._joined(parts, whole=since is None))
+
+    async def _joined(self, parts: Sequence[Part], *, whole: bool) -> Index:
+        """Of whole folders it is kept as long as they do not change."""
+        key = tuple(part.session.listing for part in parts)
+        names = [part.folder for part in parts]
+        known, index = self._views.pop(key, ([], Index()))
+        if not whole or known != names:
+            index = await in_thread(joined, parts)
+        if whole:
+            self._views[key] = names, index
+            while len(self._views) > _VIEWS:
+                del self._views[next(iter(self._views))]
+        return index
+
+    @asynccontextmanager
+    async def _session(self, user: str, folder: str = INBOX) -> AsyncIterator[_Maildir]:
+        """
+        Raises:
+            _NoSuchFolder, MaildropInUse, TemporaryFailure
+        """
+        names, key = self._template.names(user), user if folder == INBOX else f"{user}/{folder}"
         with ExitStack() as stack:
-            known = self._indexes.get(user)
+            known = self._indexes.get(key)
             locked = None
+            lock = partial(self._lock, stack, names, folder, known)
             if known is not None:
                 # What we look at is in memory: a thread would cost more than it saves.
                 with files.storage_errors(), suppress(FileNotFoundError):
-                    locked = self._lock(stack, names, known)
+                    locked = lock()
             if locked is None:  # what is missing is made
                 stack.close()
-                locked = await in_thread(self._lock, stack, names, known, make=True)
-            maildrop, began, fresh = locked
-            index = await self._catch_up(maildrop, began, known) if fresh is None else fresh
-            self._remember(user, index)
-            session = _Maildir(maildrop, index, destroy=not self.hold)
+                locked = await in_thread(lock, make=True)
+            root, maildrop, began, fresh = locked
+            index = await self._catch_up(root, maildrop, began, known) if fresh is None else fresh
+            self._remember(key, index)
+            session = _Maildir(maildrop, index, root=root, destroy=not self.hold)
             try:
                 yield session
             finally:
@@ -94,24 +156,38 @@ class MaildirStore:
                     corrected = await in_thread(
                         follow, maildrop, index, Change(other=corrections), index.stamps
                     )
-                    self._remember(user, corrected)
+                    self._remember(key, corrected)
 
     def _lock(
-        self, stack: ExitStack, names: Sequence[str], known: Index | None, *, make: bool = False
-    ) -> tuple[int, int, Index | None]:
-        """The maildrop, when the session began, and the index known if all is as it says."""
-        maildrop = stack.enter_context(files.maildrop(self._template.base, names, make=make))
+        self,
+        stack: ExitStack,
+        names: Sequence[str],
+        folder: str,
+        known: Index | None,
+        *,
+        make: bool = False,
+    ) -> tuple[int, int, int, Index | None]:
+        """The Maildir, the folder in it, when the session began, and the index known if all is as
+        it says."""
+        root = stack.enter_context(files.maildrop(self._template.base, names, make=make))
+        maildrop = root
+        if folder != INBOX:
+            try:
+                maildrop = stack.enter_context(files.folder(folder, root))
+            except FileNotFoundError:
+                raise _NoSuchFolder from None
         began = stack.enter_context(files.session_lock(maildrop))
         is_fresh = known is not None and known.stamps == stamps(maildrop)
-        return maildrop, began, known if is_fresh and not is_unfinished(maildrop) else None
+        fresh = known if is_fresh and not is_unfinished(maildrop) else None
+        return root, maildrop, began, fresh
 
-    async def _catch_up(self, maildrop: int, began: int, known: Index | None) -> Index:
+    async def _catch_up(self, root: int, maildrop: int, began: int, known: Index | None) -> Index:
         """Finish an UPDATE that was cut short, and have an index of what is there now."""
 
         def best() -> tuple[Index, bool]:
             if is_unfinished(maildrop):
                 finish_update(maildrop, destroy=not self.hold)
-                quota.forget(maildrop)
+                quota.forget(root)
             now = stamps(maildrop)
             if known is not None and known.stamps == now:
                 return known, True
@@ -123,10 +199,10 @@ class MaildirStore:
         found, is_fresh = await in_thread(best)
         return found if is_fresh else await index_of_now(maildrop, began, found)
 
-    def _remember(self, user: str, index: Index) -> None:
-        if (old := self._indexes.pop(user, None)) is not None:
+    def _remember(self, key: str, index: Index) -> None:
+        if (old := self._indexes.pop(key, None)) is not None:
             self._remembered -= old.memory
-        self._indexes[user] = index
+        self._indexes[key] = index
         self._remembered += index.memory
         while self._remembered > _CACHE and len(self._indexes) > 1:
             self._remembered -= self._indexes.pop(next(iter(self._indexes))).memory
@@ -170,16 +246,23 @@ class MaildirStore:
             return {each.file.name.partition(":")[0]: each.unique_id for each in messages}
 
     async def held(self, user: str) -> Sequence[HeldMessage]:
-        return await in_thread(self._at, user, list_held, [])
+        def look(maildrop: int) -> list[HeldMessage]:
+            found = []
+            for name, folder in each_folder(maildrop):
+                before = "" if name == INBOX else f"{name}/"
+                found += [replace(each, name=before + each.name) for each in list_held(folder)]
+            return sorted(found, key=attrgetter("removed_at", "name"))
+
+        return await in_thread(self._at, user, look, [])
 
     async def read_held(self, user: str, held: HeldMessage) -> AsyncIterator[bytes]:
+        def find(maildrop: int) -> int:
+            for folder, names in names_held(maildrop, [held.name]):
+                return stack.enter_context(reading_held(folder, names[0]))
+            return -1
+
         with ExitStack() as stack:
-            file = await in_thread(
-                self._at,
-                user,
-                lambda maildrop: stack.enter_context(reading_held(maildrop, held.name)),
-                -1,
-            )
+            file = await in_thread(self._at, user, find, -1)
             if file < 0:
                 raise MessageGone
             offset = 0
@@ -195,8 +278,9 @@ class MaildirStore:
         def give_back(maildrop: int) -> int:
             quota.forget(maildrop)  # before as well: a crash must not make the count too small
             try:
-                return undelete(
-                    maildrop, names, same_unique_ids=same_unique_ids, destroy=not self.hold
+                return sum(
+                    undelete(folder, own, same_unique_ids=same_unique_ids, destroy=not self.hold)
+                    for folder, own in names_held(maildrop, names)
                 )
             finally:
                 quota.forget(maildrop)
@@ -206,7 +290,7 @@ class MaildirStore:
     async def purge(self, user: str, removed_before: float) -> int:
         def clean(maildrop: int) -> int:
             _sweep(maildrop)
-            return purge(maildrop, removed_before)
+            return sum(purge(folder, removed_before) for _, folder in each_folder(maildrop))
 
         return await in_thread(self._at, user, clean, 0)
 
@@ -245,13 +329,33 @@ class MaildirStore:
             return call(maildrop)
 
 
+class _NoSuchFolder(PermanentFailure):
+    def __init__(self) -> None:
+        super().__init__("there is no folder of that name")
+
+
+def _parts(
+    opened: Sequence[tuple[str, _Maildir]], since: float | None, is_only: bool
+) -> list[Part]:
+    """Blocking."""
+    parts = []
+    for folder, session in opened:
+        places: Sequence[int] = range(len(session.listing))
+        if since is not None:
+            places = recent(session.maildrop, session.listing, since)
+        parts.append(Part(folder, session, places, is_own=is_only or folder == INBOX))
+    return parts
+
+
 class _Maildir:
     """One session's ``Maildrop``."""
 
-    def __init__(self, maildrop: int, index: Index, *, destroy: bool) -> None:
+    def __init__(self, maildrop: int, index: Index, *, root: int, destroy: bool) -> None:
+        """``root``: the Maildir that ``maildrop`` is or is a folder of."""
         self.listing = index
         self.maildrop = maildrop
         """Its open directory."""
+        self._root = root
         self._moved: dict[int, File | None] = {}  # since the index was made; None: gone
         self._sizes: dict[int, int] = {}  # octets on the wire that turned out to be others
         self._directories: dict[str, int] = {}
@@ -262,7 +366,7 @@ class _Maildir:
 
         Returns the messages whose size turned out to be another one, by place in the index.
         """
-        self.maildrop = -1
+        self.maildrop = self._root = -1
         while self._directories:
             files.close(self._directories.popitem()[1])
         return {
@@ -402,11 +506,11 @@ class _Maildir:
 
     def _remove(self, victims: Mapping[str, File]) -> set[str]:
         """By unique-id; returns those that are left.  Blocking."""
-        sizes = quota.sizes(self.maildrop, victims)
+        sizes = quota.sizes(self._root, self.maildrop, victims)
         by_file = {file.identity: unique_id for unique_id, file in victims.items()}
         left = update(self.maildrop, by_file, destroy=self._destroy)
         gone = [size for unique_id, size in sizes.items() if unique_id not in left]
-        quota.changed(self.maildrop, -sum(gone), -len(gone))
+        quota.changed(self._root, -sum(gone), -len(gone))
         return left
 
 

@@ -80,12 +80,12 @@ def changed(maildrop: int, octets: int, messages: int) -> None:
             _append(maildrop, octets, messages, 0)
 
 
-def sizes(maildrop: int, messages: Mapping[str, File]) -> dict[str, int]:
-    """Octets of those that are still there, if anybody counts them."""
+def sizes(maildrop: int, folder: int, messages: Mapping[str, File]) -> dict[str, int]:
+    """Octets of those that are still in this folder of it, if anybody counts them."""
     found = {}
     if is_counted(maildrop):
         for key, file in messages.items():
-            with suppress(FileNotFoundError), files.directory(file.directory, maildrop) as opened:
+            with suppress(FileNotFoundError), files.directory(file.directory, folder) as opened:
                 files.status(file.name, opened)  # or another program has moved it
                 found[key] = _size(file.name, opened)
     return found

@@ -1,0 +1,202 @@
+"""Folders of a Maildir (Maildir++), and several of them, or the recent mail only, as one maildrop.
+
+A folder is a Maildir of its own inside the first one: ``.Lists.Python`` for ``Lists.Python``, with
+its own lock, index, unique-ids and held mail.
+
+Security: a folder's name comes from the network, and names one directory below the Maildir: it
+holds neither "/" nor NUL, and no part of it is empty, so it is never "..".
+Standards: Maildir++; RFC 3501 §5.1.3 (modified UTF-7).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from base64 import b64encode
+from bisect import bisect_right
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from contextlib import aclosing, suppress
+from itertools import accumulate
+from typing import NamedTuple, Protocol
+
+from ..errors import MessageGone, PermanentFailure, RestanteError
+from ..maildrop import Entry, Journal, Maildrop, Paced, RawMessage, RawReading, SessionRecord
+from . import files
+from .index import Index, Message
+from .names import File, delivered_at
+
+INBOX = "."
+"""The Maildir itself, as a directory in it."""
+
+_NAME_MAX = 255  # octets, on nearly every file system
+_PLAUSIBLE = 10**9  # seconds since the epoch; nobody wrote Maildirs before, so it is a number
+
+
+def directory_of(folder: str) -> str:
+    """The directory of a folder, which need not be there.
+
+    Raises:
+        PermanentFailure: no folder can have that name.
+    """
+    if folder.upper() == "INBOX":
+        return INBOX
+    parts = folder.split(".")
+    if not all(parts) or "/" in folder or not folder.isprintable():
+        raise PermanentFailure("no folder can have that name")
+    name = "." + ".".join(map(_modified_utf7, parts))
+    if len(name) > _NAME_MAX:
+        raise PermanentFailure("no folder can have that name")
+    return name
+
+
+def _modified_utf7(text: str) -> str:
+    def encode(match: re.Match[str]) -> str:
+        octets = match[0].encode("utf-16-be")
+        return "&" + b64encode(octets, b"+,").decode().rstrip("=") + "-"
+
+    return re.sub("[^ -~]+", encode, text.replace("&", "&-"))
+
+
+def each_folder(maildrop: int) -> Iterator[tuple[str, int]]:
+    """Directory and descriptor of the INBOX and of every folder in which mail was ever held."""
+    yield INBOX, maildrop
+    for name in files.list_folders(maildrop):
+        with suppress(FileNotFoundError), files.directory(name, maildrop) as folder:
+            if files.exists(files.HELD, folder):
+                yield name, folder
+
+
+def names_held(maildrop: int, names: Collection[str]) -> Iterator[tuple[int, list[str]]]:
+    """For each folder of which something is named: its descriptor, and the names in it."""
+    by_folder: dict[str, list[str]] = {}
+    for name in names:
+        folder, _, rest = name.rpartition("/")
+        by_folder.setdefault(folder or INBOX, []).append(rest)
+    for directory, opened in each_folder(maildrop):
+        if directory in by_folder:
+            yield opened, by_folder[directory]
+
+
+class Session(Maildrop, RawReading, Paced, Protocol):
+    """What a session with one folder can do."""
+
+    @property
+    def listing(self) -> Index: ...
+
+
+class Part(NamedTuple):
+    """What a view shows of one folder."""
+
+    folder: str
+    """Its directory."""
+    session: Session
+    places: Sequence[int]
+    """Of the messages that are shown."""
+    is_own: bool
+    """Its unique-ids are shown as they are."""
+
+
+def recent(maildrop: int, listing: Index, since: float) -> list[int]:
+    """Where those stand that arrived later: as their names tell it, or else their mtime."""
+    places = []
+    for directory in ("new", "cur"):
+        with files.directory(directory, maildrop) as opened:
+            for name, at in listing.files_in(directory).items():
+                with suppress(FileNotFoundError):  # renamed meanwhile: shown the next time
+                    arrived: float = delivered_at(name)
+                    if arrived < _PLAUSIBLE:
+                        arrived = files.status(name, opened).st_mtime
+                    if arrived >= since:
+                        places.append(at)
+    return sorted(places)
+
+
+def joined(parts: Sequence[Part]) -> Index:
+    """One listing of all parts, in their order.
+
+    The unique-ids of the INBOX, or of the only folder, are what they always are.  Those of other
+    folders are made from the folder and the id, so that no copy of a message has the id of another.
+    """
+    taken: set[str] = set()
+    messages = []
+    for part in parts:
+        for entry in map(part.session.listing.__getitem__, part.places):
+            unique_id = entry.unique_id if part.is_own else _digest(part.folder, entry.unique_id)
+            while unique_id in taken:
+                unique_id = _digest(part.folder, unique_id)
+            taken.add(unique_id)
+            messages.append(Message(unique_id, File("new", unique_id, 0), entry.size))
+    return Index(messages)
+
+
+def _digest(folder: str, unique_id: str) -> str:
+    return hashlib.sha256(f"{folder}/{unique_id}".encode()).hexdigest()[:40]
+
+
+class Window:
+    """Messages of one or more folders as one ``Maildrop``, while the sessions of all are open."""
+
+    def __init__(self, parts: Sequence[Part], listing: Index) -> None:
+        """``listing``: ``joined`` of these parts."""
+        self.listing = listing
+        self._parts = parts
+        self._ends = list(accumulate(len(part.places) for part in parts))
+
+    def _find(self, entry: Entry) -> tuple[int, Entry]:
+        """Which part has it, and what it is there.
+
+        Raises:
+            MessageGone: it is not of this view.
+        """
+        at = self.listing.find(entry)
+        if at is None:
+            raise MessageGone
+        number = bisect_right(self._ends, at)
+        part = self._parts[number]
+        first = self._ends[number] - len(part.places)
+        return number, part.session.listing[part.places[at - first]]
+
+    async def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
+        number, own = self._find(entry)
+        async with aclosing(self._parts[number].session.read(own)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    def open_raw(self, entry: Entry) -> RawMessage | None:
+        try:
+            number, own = self._find(entry)
+        except MessageGone:
+            return None
+        return self._parts[number].session.open_raw(own)
+
+    async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
+        """All or nothing for each folder; one after the other."""
+        wanted: list[list[tuple[Entry, Entry]]] = [[] for _ in self._parts]
+        for entry in entries:
+            number, own = self._find(entry)
+            wanted[number].append((own, entry))
+        left: list[Entry] = []
+        for part, pairs in zip(self._parts, wanted, strict=True):
+            if pairs:
+                left += await _remove(part.session, pairs)
+        return left
+
+    async def pace(self, delay: float) -> float:
+        return await self._parts[0].session.pace(delay)
+
+    async def record(self, session: SessionRecord) -> None:
+        """In the journal of the first folder."""
+        first = self._parts[0].session
+        if isinstance(first, Journal):
+            await first.record(session)
+
+
+async def _remove(session: Session, pairs: Sequence[tuple[Entry, Entry]]) -> list[Entry]:
+    """``pairs``: what each is in the folder and in the view."""
+    own = [each for each, _ in pairs]
+    try:
+        left = await session.remove(own)
+    except RestanteError:  # what another folder has removed stays removed
+        left = own
+    kept = {each.unique_id for each in left}
+    return [entry for each, entry in pairs if each.unique_id in kept]
