@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from restante.errors import UnsafeArgument
-from restante.message import Envelope, LineEnds, Top
+from restante.message import Envelope, LineEnds, Top, crlf_text
 
 from .test_wire import cut, cuts, texts
 
@@ -46,8 +46,10 @@ def test_line_ends_of_rfc1939(stored: bytes, wire: bytes) -> None:
 
 @given(texts, cuts)
 @example(b"a\r\n", [2])
+@example(b"a\r\nb\nc\r\r\n\n", [3])
 def test_the_cut_does_not_matter(text: bytes, places: list[int]) -> None:
     assert on_the_wire(cut(text, places)) == on_the_wire([text])
+    assert crlf_text(text) == on_the_wire([text])[0]
 
 
 @given(texts)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from restante import wire
 from restante.errors import BareLineFeed, HostileInput, OverlongLine
 from restante.wire import MAX_COMMAND, MAX_DISCARD, LineBuffer, Stuffer, Unstuffer
 
@@ -50,7 +51,7 @@ def test_pieces_do_not_matter(pieces: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "wire"),
+    ("text", "sent"),
     [
         (b"", b".\r\n"),
         (b".\r\n", b"..\r\n.\r\n"),
@@ -61,9 +62,16 @@ def test_pieces_do_not_matter(pieces: list[bytes]) -> None:
     ],
 )
 @pytest.mark.rfc("P-021")
-def test_stuffing_of_rfc1939(text: bytes, wire: bytes) -> None:
+def test_stuffing_of_rfc1939(text: bytes, sent: bytes) -> None:
     """RFC 1939 §3: only a dot at a line's beginning is doubled."""
-    assert stuffed([text]) == wire
+    assert stuffed([text]) == wire.stuffed(text) == sent
+
+
+@given(crlf_texts)
+@example(b".")
+@example(b"")
+def test_a_whole_message_is_stuffed_alike(text: bytes) -> None:
+    assert wire.stuffed(text) == stuffed([text])
 
 
 @given(crlf_texts, cuts, cuts, texts)

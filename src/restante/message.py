@@ -14,7 +14,9 @@ from email.utils import format_datetime
 from .errors import UnsafeArgument
 from .wire import CRLF
 
-_DOTTED = re.compile(rb"\n\.")  # by far the fastest search for it
+# By far the fastest searches for these.
+_DOTTED = re.compile(rb"\n\.")
+_BARE = re.compile(rb"\n(?<!\r\n)")
 
 
 class LineEnds:
@@ -37,9 +39,7 @@ class LineEnds:
             text = text[:-1]
         if not text:
             return b""
-        if b"\r" in text:
-            text = text.replace(CRLF, b"\n")
-        text = text.replace(b"\n", CRLF)
+        text = _with_crlf(text)
         self._at_line_start = text.endswith(CRLF)
         self.size += len(text)
         return text
@@ -49,6 +49,20 @@ class LineEnds:
         end = b"" if self._at_line_start and not self._cr else self._cr + CRLF
         self.size += len(end)
         return end
+
+
+def crlf_text(message: bytes) -> bytes:
+    """As ``LineEnds``, for one that is there as a whole."""
+    text = _with_crlf(message)
+    return text if not text or text.endswith(CRLF) else text + CRLF
+
+
+def _with_crlf(text: bytes) -> bytes:
+    if b"\r" in text:
+        if _BARE.search(text) is None:
+            return text
+        text = text.replace(CRLF, b"\n")
+    return text.replace(b"\n", CRLF)
 
 
 class Survey:

@@ -89,6 +89,15 @@ class LineBuffer:
         return taken
 
 
+def stuffed(text: bytes) -> bytes:
+    """As ``Stuffer``, for CRLF text that is there as a whole, its end included."""
+    if text.startswith(b"."):
+        text = b"." + text
+    if _DOTTED.search(text) is not None:
+        text = text.replace(b"\r\n.", b"\r\n..")
+    return text + (b".\r\n" if not text or text.endswith(CRLF) else b"\r\n.\r\n")
+
+
 class Stuffer:
     """Byte-stuffing of one multi-line response (RFC 1939 §3).
 

@@ -12,8 +12,8 @@ from collections.abc import AsyncGenerator
 
 from ..errors import TemporaryFailure
 from ..maildrop import RawMessage
-from ..message import LineEnds
-from ..wire import Stuffer
+from ..message import crlf_text
+from ..wire import stuffed
 
 SMALL = 65_536  # octets of a message that may be read in line
 _PIECE = 65_536  # octets
@@ -69,12 +69,10 @@ def at_hand(raw: RawMessage, size: int) -> bytes | None:
     if raw.is_wire_ready:
         return octets + b".\r\n"
     if not raw.has_crlf:
-        ends = LineEnds()
-        octets = ends.feed(octets) + ends.finish()
-        if ends.size != size:
+        octets = crlf_text(octets)
+        if len(octets) != size:
             return None
-    stuffer = Stuffer()
-    return stuffer.feed(octets) + stuffer.finish()
+    return stuffed(octets)
 
 
 async def pieces(raw: RawMessage) -> AsyncGenerator[bytes, None]:

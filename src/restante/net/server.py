@@ -286,6 +286,7 @@ class Connection(asyncio.Protocol):
                     octets = self._at_hand(event)
                     if octets is None:
                         return event
+                    self._write(event.response.head())
                     self._write(octets)
                     self._has_retrieved(event.entry)
                     if self._out_octets >= _HIGH_WATER:
@@ -409,7 +410,7 @@ class Connection(asyncio.Protocol):
             raise
 
     def _at_hand(self, action: Retrieve) -> bytes | None:
-        """The whole response, where it is to be had without waiting."""
+        """The message as it goes out, where it is to be had without waiting."""
         size = action.entry.size
         if self._raw is None or size > body.SMALL or action.lines is not None:
             return None
@@ -417,10 +418,9 @@ class Connection(asyncio.Protocol):
         if raw is None:
             return None
         try:
-            message = body.at_hand(raw, size)
+            return body.at_hand(raw, size)
         finally:
             os.close(raw.descriptor)
-        return None if message is None else action.response.head() + message
 
     async def _retrieve(self, action: Retrieve) -> None:
         """The message; the termination octet only if every announced octet was there."""

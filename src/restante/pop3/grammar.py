@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from ..errors import BadCommand, NoSuchMessage, RestanteError
 from ..wire import Stuffer
@@ -20,8 +21,7 @@ _LINES_AT_ONCE = 1000  # of a listing; some 30 kB
 _OCTETS_AT_ONCE = 32_768  # of a listing that lies ready
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """A keyword and what follows its space."""
 
     keyword: str
@@ -60,8 +60,7 @@ def parse_count(argument: str) -> int:
     return int(argument)
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(NamedTuple):
     """A status indicator, text, and for a multi-line response its lines."""
 
     text: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from ..maildrop import Entry
 from ..passdb import Shown
@@ -25,8 +26,7 @@ class Login:
     shown: Shown
 
 
-@dataclass(frozen=True, slots=True)
-class Retrieve:
+class Retrieve(NamedTuple):
     """Send ``response`` and the message; answer ``retrieved``, or ``failed`` if nothing was sent.
 
     Once the first octet was sent there is no way back: if the message cannot be sent to its

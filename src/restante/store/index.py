@@ -174,7 +174,8 @@ class Index(Rendered):
     def __getitem__(self, at: int | slice) -> Entry | Sequence[Entry]:
         if isinstance(at, slice):
             return [self[each] for each in range(*at.indices(len(self)))]
-        at = range(len(self))[at]
+        if at < 0:
+            at = range(len(self))[at]
         return Entry(self._unique_id(at), self._sizes[at], at)
 
     def scan_listing(self) -> bytes:
