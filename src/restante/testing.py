@@ -277,7 +277,7 @@ class Pop3Server:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_PATIENCE)
 
     async def _start(self) -> None:
-        context = tls.server_context(*_certificate())
+        context = tls.server_context(*certificate())
         service = Service(self._store, self._people, tls=context)
         self._open.push_async_callback(service.drain, 0)
         admission = Admission(1000, 1000)
@@ -299,7 +299,7 @@ class Pop3Server:
     @property
     def ca_file(self) -> Path:
         """The certificate to trust, PEM; it is for ``localhost`` and ``127.0.0.1``."""
-        return _certificate()[0]
+        return certificate()[0]
 
     def password(self, user: str) -> str:
         return self._people.passwords.setdefault(user, "pw")
@@ -379,7 +379,7 @@ def _parsed(pieces: list[bytes]) -> EmailMessage:
 
 
 @cache
-def _certificate() -> tuple[Path, Path]:
+def certificate() -> tuple[Path, Path]:
     """Made once in a process, and gone with it."""
     folder = TemporaryDirectory(prefix="restante-testing-")
     atexit.register(folder.cleanup)

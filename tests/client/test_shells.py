@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -29,6 +30,7 @@ from restante.net.remote import TLS, Remote
 from restante.store.memory import MemoryStore
 
 from ..support import Run, Server, once, serving, sizes
+from . import certificates
 from .shells import ANSWERS, NONE, UNUSED, Peer, Session, both, polite, scripted
 
 MESSAGES = [b"Subject: one\r\n\r\n.dot\r\n..\r\n", b"x\n.\n+OK\r\n", b"\r\n" * 300]
@@ -291,6 +293,42 @@ def test_a_certificate_that_proves_nothing(
     asyncio.run(main())
 
 
+@both
+@pytest.mark.rfc("P-131", "P-132", "P-133")
+@pytest.mark.parametrize(
+    "names",
+    [[], ["*"], ["local*"], ["localhost\0.example.org"], ["example.org"]],
+    ids=["common name only", "wildcard for all", "fragment", "NUL", "another"],
+)
+def test_a_name_that_is_not_the_servers(session: Session, names: list[str], tmp_path: Path) -> None:
+    """No credential is sent; the common name never counts (RFC 7817 §3)."""
+    pair = certificates.make(tmp_path, [*map(certificates.dns_name, names)], common="localhost")
+
+    async def main() -> None:
+        async with our_server(tls.server_context(*pair)) as (url, _, _):
+            with pytest.raises(TLSUnavailable, match="not trusted"):
+                await session(url, ca_file=pair[0])
+
+    asyncio.run(main())
+
+
+@both
+@pytest.mark.rfc("P-127")
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_a_server_of_tls_1_1(session: Session, certificate: tuple[Path, Path]) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.load_cert_chain(*certificate)
+
+    async def main() -> None:
+        async with our_server(context) as (url, _, _):
+            with pytest.raises((TLSUnavailable, ConnectionLost)):
+                await session(url, ca_file=certificate[0])
+
+    asyncio.run(main())
+
+
 async def says_no_to_stls(peer: Peer) -> None:
     await peer.say(b"+OK ready\r\n")
     while await peer.hear():
@@ -523,6 +561,43 @@ def test_nobody_listens(session: Session) -> None:
             await session(f"pop3://127.0.0.1:{port}", tls=NONE)
 
     asyncio.run(main())
+
+
+@both
+@pytest.mark.parametrize("first", ["refuses", "is dead"])
+def test_a_host_with_an_address_that_does_not_answer(
+    session: Session, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next address is tried, soon; a queue that is full stands for a host that is dead."""
+    monkeypatch.setattr("restante.net.client.PATIENCE", 0.1)
+    monkeypatch.setattr("restante.net.blocking.PATIENCE", 0.1)
+    other = socket.create_server(("127.0.0.2", 0), backlog=0)
+    waiting = [socket.socket() for _ in range(2 if first == "is dead" else 0)]
+    for each in waiting:
+        each.setblocking(False)
+        each.connect_ex(other.getsockname())
+    if first == "refuses":
+        other.close()
+
+    async def main() -> None:
+        async with scripted(polite) as (port, _):
+            places = [("127.0.0.2", dead), ("127.0.0.1", port)]
+            monkeypatch.setattr(
+                socket,
+                "getaddrinfo",
+                lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", at) for at in places],
+            )
+            assert len(await session(f"pop3://localhost:{port}", tls=NONE)) == 2
+            places.pop()
+            with pytest.raises(ConnectionLost):
+                await session(f"pop3://localhost:{port}", tls=NONE, timeout=0.2)
+
+    dead = other.getsockname()[1] if first == "is dead" else 1
+    try:
+        asyncio.run(main())
+    finally:
+        for each in [other, *waiting]:
+            each.close()
 
 
 # Cancellation.

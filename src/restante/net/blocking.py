@@ -20,7 +20,7 @@ from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure, Retrieval
 from ..pop3.listing import Message
 from ..pop3.record import Record
 from .client import Progress
-from .remote import TLS, Options, Remote, binding, explain
+from .remote import PATIENCE, TLS, Options, Remote, binding, explain
 from .saving import Parsing, Saving
 
 T = TypeVar("T")
@@ -198,7 +198,7 @@ class BlockingClient:
             raise UnsafeArgument("a token is text, or a function that gives it")
         login = replace(remote.login, token=token)
         try:
-            self._socket = socket.create_connection((remote.host, remote.port), self._left())
+            self._socket = self._reach(remote.host, remote.port)
         except OSError as error:
             raise explain(error, remote.host) from error
         try:
@@ -216,6 +216,27 @@ class BlockingClient:
         except BaseException:
             self.abort()
             raise
+
+    def _reach(self, host: str, port: int) -> socket.socket:
+        """A connection to the first of the host's addresses that answers.
+
+        Raises:
+            OSError: none does.
+        """
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for family, kind, protocol, _, address in found:
+            connection = socket.socket(family, kind, protocol)
+            is_last = address == found[-1][4]
+            try:
+                connection.settimeout(self._left() if is_last else min(self._left(), PATIENCE))
+                connection.connect(address)
+            except BaseException as error:
+                connection.close()
+                if is_last or not isinstance(error, OSError):
+                    raise
+            else:
+                return connection
+        raise OSError(f"{host} has no address")
 
     def _binding(self) -> bytes:
         return binding(self._socket if isinstance(self._socket, ssl.SSLSocket) else None)

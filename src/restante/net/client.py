@@ -7,6 +7,7 @@ before TLS can be read after it.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from ..errors import BodySkipped, CommandFailed, DeadlineExceeded, UnsafeArgumen
 from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure, Retrieval
 from ..pop3.listing import Message
 from ..pop3.record import Record
-from .remote import TLS, Options, Remote, binding, explain
+from .remote import PATIENCE, TLS, Options, Remote, binding, explain
 from .saving import Parsing, Saving
 
 T = TypeVar("T")
@@ -226,8 +227,7 @@ class Client:
             async with asyncio.timeout(self._timeout):
                 _, self._stream = await asyncio.get_running_loop().create_connection(
                     _Stream,
-                    remote.host,
-                    remote.port,
+                    sock=await _reach(remote.host, remote.port),
                     ssl=self._context if is_implicit else None,
                     server_hostname=remote.host if is_implicit else None,
                 )
@@ -295,6 +295,33 @@ class Client:
         if not octets:
             raise self._dialogue.lost("the server closed the connection")
         return octets
+
+
+async def _reach(host: str, port: int) -> socket.socket:
+    """A connection to the first of the host's addresses that answers.
+
+    Raises:
+        OSError: none does.
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for family, kind, protocol, _, address in found:
+        connection = socket.socket(family, kind, protocol)
+        connection.setblocking(False)
+        is_last = address == found[-1][4]
+        try:
+            async with asyncio.timeout(None if is_last else PATIENCE):
+                await loop.sock_connect(connection, address)
+        except OSError:
+            connection.close()
+            if is_last:
+                raise
+        except BaseException:
+            connection.close()
+            raise
+        else:
+            return connection
+    raise OSError(f"{host} has no address")
 
 
 class _Stream(asyncio.Protocol):

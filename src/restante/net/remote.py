@@ -63,6 +63,7 @@ class Options(TypedDict, total=False):
     """Instead of ``ca_file`` and ``certificate``, for all that Python can do."""
 
 
+PATIENCE = 3.0  # seconds for one of several addresses to answer; the last one has all the time
 _PORTS = {TLS.IMPLICIT: 995, TLS.STARTTLS: 110, TLS.NONE: 110}
 _SCHEMES = {"pop3s": TLS.IMPLICIT, "pop3": TLS.STARTTLS, "pop": TLS.STARTTLS}
 _AUTH = re.compile(";auth=", re.IGNORECASE)
@@ -198,4 +199,4 @@ def explain(error: OSError, host: str) -> Exception:
         return DeadlineExceeded(f"{host} does not answer")
     # asyncio puts its own words in place of the system's.
     text = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-    return ConnectionLost(f"{host}: {text or error or 'connection lost'}")
+    return ConnectionLost(f"{host}: {text or str(error) or 'connection lost'}")

@@ -1,0 +1,166 @@
+"""Our clients, and Python's poplib, against the kit of hostile servers."""
+
+from __future__ import annotations
+
+import asyncio
+import poplib as original
+import socket
+import ssl
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from restante import poplib
+from restante.net.blocking import connect_blocking
+from restante.net.client import connect
+from restante.testing_hostile import ATTACKS, Attack, Fetch, Keep, cuts, try_client
+
+
+def with_asyncio(url: str, ca_file: Path, keep: Keep) -> None:
+    async def main() -> None:
+        async with connect(url, ca_file=ca_file, timeout=10, deadline=20) as client:
+            listing = [message async for message in client.messages()]
+            async for message, body in client.retrieve_all(listing):
+                keep(await body.read())
+                await client.delete(message)
+
+    asyncio.run(main())
+
+
+def with_blocking(url: str, ca_file: Path, keep: Keep) -> None:
+    with connect_blocking(url, ca_file=ca_file, timeout=10, deadline=20) as client:
+        for message, body in client.retrieve_all(client.messages()):
+            keep(body.read())
+            client.delete(message)
+
+
+def one_by_one(url: str, ca_file: Path, keep: Keep) -> None:
+    with connect_blocking(url, ca_file=ca_file, timeout=10, deadline=20) as client:
+        for message in list(client.messages()):
+            keep(client.retrieve(message).read())
+            client.delete(message)
+
+
+def port(url: str) -> int:
+    return urlsplit(url).port or 0
+
+
+def with_poplib(url: str, ca_file: Path, keep: Keep) -> None:
+    _poplib(poplib.POP3, poplib.POP3_SSL, url, ca_file, keep)
+
+
+def with_original(url: str, ca_file: Path, keep: Keep) -> None:
+    _poplib(original.POP3, original.POP3_SSL, url, ca_file, keep)
+
+
+def _poplib(
+    clear: type[original.POP3] | type[poplib.POP3],
+    inside: type[original.POP3_SSL] | type[poplib.POP3_SSL],
+    url: str,
+    ca_file: Path,
+    keep: Keep,
+) -> None:
+    """As its documentation shows it."""
+    parts = urlsplit(url)
+    context = ssl.create_default_context(cafile=ca_file)
+    client: original.POP3 | poplib.POP3
+    if parts.scheme == "pop3s":
+        client = inside("localhost", port(url), timeout=10, context=context)
+    else:
+        client = clear("localhost", port(url), timeout=10)
+    try:
+        if parts.scheme == "pop3":
+            client.stls(context=context)
+        client.user(unquote(parts.username or ""))
+        client.pass_(unquote(parts.password or ""))
+        for number in range(1, client.stat()[0] + 1):
+            keep(b"\r\n".join([*client.retr(number)[1], b""]))
+            client.dele(number)
+        client.quit()
+    finally:
+        client.close()
+
+
+OURS = [with_asyncio, with_blocking, one_by_one, with_poplib]
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("fetch", OURS)
+def test_withstands(fetch: Fetch, name: str) -> None:
+    # The old interface has no SCRAM: USER and PASS are what its callers send.
+    if fetch is with_poplib and name.startswith(("scram", "auth")):
+        return
+    assert try_client(fetch, ATTACKS[name]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("fetch", OURS)
+def test_an_end_at_every_octet(fetch: Fetch) -> None:
+    for name, attack in cuts():
+        assert try_client(fetch, attack) == [], name
+
+
+@pytest.mark.parametrize("fetch", OURS)
+def test_an_end_at_some_octets(fetch: Fetch) -> None:
+    for name, attack in cuts(41):
+        assert try_client(fetch, attack) == [], name
+
+
+def kept(fetch: Fetch, attack: Attack) -> list[bytes]:
+    found: list[bytes] = []
+
+    def watched(url: str, ca_file: Path, keep: Keep) -> None:
+        fetch(url, ca_file, found.append)
+        for message in found:
+            keep(message)
+
+    assert try_client(watched, attack) == []
+    return found
+
+
+@pytest.mark.parametrize("fetch", OURS)
+@pytest.mark.parametrize("name", ["polite", "size-lie", "dot-lf", "dot-cr", "dot-half"])
+def test_gets_all_the_mail_all_the_same(fetch: Fetch, name: str) -> None:
+    """What another server passes on is mail, however it looks."""
+    assert kept(fetch, ATTACKS[name]) == list(ATTACKS[name].messages)
+
+
+@pytest.mark.parametrize("name", ["dot-lf", "dot-half"])
+def test_the_kit_finds_what_is_wrong_with_a_client(name: str) -> None:
+    """Python's poplib ends a message at a dot between bare LFs."""
+    found = try_client(with_original, ATTACKS[name])
+    assert any("took for a message" in each for each in found)
+
+
+def test_the_kit_finds_half_messages_lost_mail_and_told_passwords() -> None:
+    def half(url: str, ca_file: Path, keep: Keep) -> None:
+        with connect_blocking(url, ca_file=ca_file) as client:
+            for message in list(client.messages()):
+                keep(client.top(message).read()[:-5])
+                client.delete(message)
+
+    found = try_client(half, ATTACKS["polite"])
+    assert len([each for each in found if each.startswith("took for")]) == 3
+    assert len([each for each in found if each.startswith("removed message")]) == 3
+
+    def tells(url: str, ca_file: Path, keep: Keep) -> None:
+        with socket.create_connection(("127.0.0.1", port(url))) as connection:
+            connection.recv(100)
+            connection.sendall(b"USER ann\r\n")
+            connection.recv(100)
+            connection.sendall(b"PASS tan staaf\r\n")
+            connection.recv(100)
+
+    assert try_client(tells, ATTACKS["stls-stripped"]) == ["gave the password away"]
+
+
+def test_the_kit_finds_who_does_not_end() -> None:
+    def waits(url: str, ca_file: Path, keep: Keep) -> None:
+        with socket.create_connection(("127.0.0.1", urlsplit(url).port)) as connection:
+            while connection.recv(100):
+                pass
+
+    found = try_client(waits, ATTACKS["stls-refused"], patience=0.2)
+    assert found == ["not at an end after 0.2 s"]
