@@ -45,6 +45,7 @@ MEANINGS = {
     "login refused": "somebody did not; the client hears less than `reason` tells",
     "maildrop indexed": "a login had to look at so many messages that it took long",
     "message not removed": "a marked message could not be removed at QUIT",
+    "proxy refused": "a listed load balancer sent no PROXY header, or a wrong one",
     "purge failed": "held mail could not be destroyed; it is tried again in an hour",
     "read failed": "a message could not be read; its response was not ended",
     "reload failed": "the new configuration or certificate is wrong; the old one goes on",

@@ -169,6 +169,8 @@ async def serving(
     timeouts: Timeouts | None = None,
     per_source: int = 100,
     policy: Policy | None = None,
+    proxies: tuple[Network, ...] = (),
+    relays: tuple[Network, ...] = (),
 ) -> AsyncIterator[Server]:
     service = Service(
         store,
@@ -176,6 +178,7 @@ async def serving(
         policy=policy or Policy(),
         tls=tls,
         clear_login_from=LOOPBACK if clear else (),
+        relays=relays,
         timeouts=timeouts or Timeouts(),
     )
     listening = bind(Address("pop3", "127.0.0.1", 0))
@@ -187,6 +190,7 @@ async def serving(
         tls=tls if implicit else None,
         handshake=service.timeouts.handshake,
         busy=b"-ERR [SYS/TEMP] too many connections\r\n",
+        proxies=proxies,
     )
     try:
         yield Server(service, listening.getsockname()[1], listener)

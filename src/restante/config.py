@@ -267,6 +267,19 @@ class Server:
         'Processes that serve; "auto" is one for each core. 1 is one without a supervisor.',
         workers,
     )
+    proxy_from: tuple[IPv4Network | IPv6Network, ...] = option(
+        [],
+        "Load balancers: every POP3 connection from these networks begins with a PROXY header "
+        "(version 1 or 2), which tells the client's address.",
+        many(network),
+        example=["192.0.2.10/32"],
+    )
+    xclient_from: tuple[IPv4Network | IPv6Network, ...] = option(
+        [],
+        "Proxies that may tell the client's address by XCLIENT, as Dovecot's does.",
+        many(network),
+        example=["192.0.2.11/32"],
+    )
     banner: str = option("ready", "The text of the greeting; it tells no version.", greeting)
 
 

@@ -7,12 +7,24 @@ Security: a password is here in clear; it appears in no ``repr`` and no log.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Protocol, runtime_checkable
 
 MAX_PASSWORD = 1024  # octets of UTF-8; longer ones are refused without hashing
 Network = IPv4Network | IPv6Network
+
+
+def is_within(address: str, networks: Iterable[Network]) -> bool:
+    """Whether this IP address is in one of these; a local peer, whose address is empty, is not."""
+    return bool(address) and any(_parsed(address) in network for network in networks)
+
+
+@lru_cache(4096)  # the same few come again and again
+def _parsed(address: str) -> IPv4Address | IPv6Address:
+    return ip_address(address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +142,7 @@ class Account:
         """
         if not self.is_enabled:
             return "disabled"
-        if self.networks and not (
-            address and any(ip_address(address) in network for network in self.networks)
-        ):
+        if self.networks and not is_within(address, self.networks):
             return "network"
         if self.needs_tls and not is_secure:
             return "needs-tls"

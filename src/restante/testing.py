@@ -285,7 +285,7 @@ class Pop3Server:
             listening = bind(Address(name, "127.0.0.1", 0))
             listener = Listener(
                 listening,
-                lambda address, seat: _Tapped(self, service, address, seat),
+                lambda address, seat, _: _Tapped(self, service, address, seat),
                 admission,
                 name=name,
                 tls=implicit,

@@ -115,9 +115,14 @@ class Dovecot:
 
 @contextmanager
 def dovecot(
-    messages: Iterable[bytes] = (), password: str = "tan staaf", *, more: str = ""
+    messages: Iterable[bytes] = (),
+    password: str = "tan staaf",
+    *,
+    more: str = "",
+    fields: str = "",
 ) -> Iterator[Dovecot]:
-    """With these messages in the maildrop, and ``more`` configuration."""
+    """With these messages in the maildrop, and ``more`` configuration; ``fields`` are more of its
+    user's in passwd-file."""
     program = need("dovecot")
     # Not below pytest's folders, which are for one user only.
     with tempfile.TemporaryDirectory(prefix="dovecot-") as name:
@@ -128,12 +133,14 @@ def dovecot(
         certificate, key = tls.make_self_signed(folder / "tls", ["localhost"])
         certificate.rename(folder / "certificate.pem")
         key.rename(folder / "key.pem")
-        ports = dict(zip(("pop3", "pop3s", "imaps"), _free_ports(3), strict=True))
+        ports = dict(zip(("pop3", "pop3s", "imaps"), free_ports(3), strict=True))
         names = {"owner": _OWNER, "group": grp.getgrgid(_GID).gr_name}
         text = _CONFIGURATION.format(folder=folder, **names, **ports)
         (folder / "dovecot.conf").write_text(text + more)
         home = folder / "mail" / USER
-        (folder / "users").write_text(f"{USER}:{{PLAIN}}{password}:{_UID}:{_GID}::{home}::\n")
+        (folder / "users").write_text(
+            f"{USER}:{{PLAIN}}{password}:{_UID}:{_GID}::{home}::{fields}\n"
+        )
         _give_away(folder)
         server = Dovecot(folder, ports, password)
         server.fill(messages)
@@ -144,7 +151,7 @@ def dovecot(
             yield server
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Dovecot cannot be told to choose; nobody else gets these in the next moment."""
     opened = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in opened]

@@ -6,7 +6,7 @@ from restante.errors import AuthenticationFailed
 from restante.maildrop import Entry
 from restante.message import Top
 from restante.pop3.session import Policy, Session
-from restante.pop3.state import Close, Event, Login, Retrieve, StartTLS, Update
+from restante.pop3.state import Close, Event, Login, Relay, Retrieve, StartTLS, Update
 from restante.sasl import Channel, Lookup
 from restante.wire import Stuffer
 
@@ -72,6 +72,8 @@ class Core:
                 gone = {self._listing.index(entry) for entry in entries}
                 self.messages = [m for at, m in enumerate(self.messages) if at not in gone]
                 self._say(session.updated().head())
+            case Relay():
+                self._do(session.relayed(event.tls, may_login_in_clear=False))
             case StartTLS(response):
                 self._say(response.head())
                 self.is_handshaking = True

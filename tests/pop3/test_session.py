@@ -21,6 +21,7 @@ from .core import Core
 MESSAGES = [b"Subject: one\r\n\r\n.hidden\r\n", b"Subject: two\r\n\r\n"]
 LOGIN = b"USER mrose\r\nPASS tan staaf\r\n"
 ARGUMENTS = {"USER": b" mrose", "PASS": b" x", "AUTH": b" PLAIN", "TOP": b" 1 0"}
+ARGUMENTS["XCLIENT"] = b" ADDR=192.0.2.7"
 ARGUMENTS |= dict.fromkeys(("RETR", "DELE"), b" 1")
 
 

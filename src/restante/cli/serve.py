@@ -350,6 +350,7 @@ async def running(
                     tls=ground.context if place.scheme == "pop3s" else None,
                     handshake=service.timeouts.handshake,
                     busy=_BUSY,
+                    proxies=configuration.server.proxy_from,
                 )
                 stack.callback(listener.close)
                 listeners.append(listener)
@@ -370,6 +371,7 @@ async def running(
             service.tls = context
             for listener in listeners:
                 listener.tls = context if listener.tls else None
+                listener.proxies = found.server.proxy_from
             log.set_up(found.log)
             fields = {"restart": "needed"} if fixed else {}
             _log.info("reloaded", extra={"fields": fields})
@@ -397,6 +399,7 @@ def _set_up(
         worst=service.policy.worst,
     )
     service.policy = replace(service.policy, worst=_worst_terms(users, service.policy))
+    service.relays = configuration.server.xclient_from
     service.clear_login_from = configuration.auth.allow_plaintext_from
     service.timeouts = Timeouts(login=limits.login, idle=limits.idle)
     admission.total, admission.per_source = limits.sessions, limits.per_address

@@ -15,20 +15,25 @@ import re
 import socket
 import ssl
 import stat
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+from typing import Any
 
-from ..errors import CannotListen, ConfigurationError
+from ..errors import CannotListen, ConfigurationError, HostileInput
+from ..passdb import Network, is_within
 from ..shared import Tally
+from . import proxy
+from .proxy import MAX_V1, MAX_V2, Origin
 
 _log = logging.getLogger("restante.listener")
 _BACKLOG = 1024  # connections; the kernel caps it at net.core.somaxconn
 _ACCEPT_AT_ONCE = 64  # connections, so that a storm leaves room for sessions
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE = 0.5  # seconds without accepting after one of these
+_DIRECT = Origin()
 _ADDRESS = re.compile(
     r"(?:(?P<scheme>[a-z0-9+]+)://)?(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<host>[^\[\]:/]*)):(?P<port>\d+)"
 )
@@ -156,6 +161,15 @@ class Seat:
         self._admission: Admission | None = admission
         self._key = key
 
+    def move(self, address: str) -> bool:
+        """The client turned out to be somebody else; False: there is no seat for that source."""
+        if self._admission is None:
+            return True
+        taken = self._admission.enter(address, instead=self._key)
+        if taken is not None:
+            self._key = taken._key
+        return taken is not None
+
     def leave(self) -> None:
         """Give it back; once or more often."""
         if self._admission is not None:
@@ -172,12 +186,18 @@ class Admission:
         self.per_source = per_source
         self._taken = tally or Tally()
 
-    def enter(self, address: str) -> Seat | None:
-        """A seat, or None when there is none left for that source."""
+    def enter(self, address: str, *, instead: str | None = None) -> Seat | None:
+        """A seat, or None when there is none left for that source.
+
+        ``instead``: the key of a seat that is given up for it.
+        """
         key = _source(address)
         with self._taken.exclusively():
-            if self._taken.all() >= self.total or self._taken.of(key) >= self.per_source:
+            own = 0 if instead is None else 1
+            if self._taken.all() - own >= self.total or self._taken.of(key) >= self.per_source:
                 return None
+            if instead is not None:
+                self._taken.add(instead, -1)
             self._taken.add(key, 1)
         return Seat(self, key)
 
@@ -212,15 +232,17 @@ class Listener:
     def __init__(
         self,
         listening: socket.socket,
-        build: Callable[[str, Seat], asyncio.BaseProtocol],
+        build: Callable[[str, Seat, Origin], asyncio.BaseProtocol],
         admission: Admission,
         *,
         name: str,
         tls: ssl.SSLContext | None = None,
         handshake: float = 10.0,
         busy: bytes = b"",
+        proxies: tuple[Network, ...] = (),
     ) -> None:
         """``build`` makes the protocol for a peer's address; it gives back the seat at the end.
+        What a proxy told of it is the third argument.
 
         ``tls`` is set where TLS speaks first; ``handshake`` is its deadline in seconds.
         ``busy`` is the last word to a peer for whom there is no seat.
@@ -231,6 +253,8 @@ class Listener:
         self._name = name
         self.tls = tls
         """For the connections that come from now on."""
+        self.proxies = proxies
+        """Where every connection begins with a PROXY header; nobody else may send one."""
         self._handshake = handshake
         self._busy = busy
         self._loop = asyncio.get_running_loop()
@@ -271,6 +295,35 @@ class Listener:
         self._loop.add_reader(self._socket.fileno(), self._accept)
 
     def _welcome(self, accepted: socket.socket, address: str) -> None:
+        if is_within(address, self.proxies):
+            accepted.setblocking(False)
+            self._begin(self._behind_proxy(accepted, address))
+        else:
+            self._seat(accepted, address, _DIRECT)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._arriving.add(task)
+        task.add_done_callback(self._arriving.discard)
+
+    async def _behind_proxy(self, accepted: socket.socket, address: str) -> None:
+        """Hear who it is, before anything is said or counted."""
+        try:
+            async with asyncio.timeout(self._handshake):
+                origin = await read_header(accepted)
+        except (OSError, HostileInput, asyncio.CancelledError) as error:
+            accepted.close()
+            reason = "timeout" if isinstance(error, TimeoutError) else str(error)
+            fields = {"ip": address, "proto": self._name, "reason": reason}
+            _log.warning("proxy refused", extra={"fields": fields})
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            return
+        if origin.address:
+            origin = replace(origin, address=peer_address((origin.address,)), proxy=address)
+        self._seat(accepted, origin.address or address, origin)
+
+    def _seat(self, accepted: socket.socket, address: str, origin: Origin) -> None:
         seat = self._admission.enter(address)
         if seat is None:
             _log.warning(
@@ -285,14 +338,14 @@ class Listener:
             finally:
                 accepted.close()
             return
-        task = self._loop.create_task(self._hand_over(accepted, address, seat))
-        self._arriving.add(task)
-        task.add_done_callback(self._arriving.discard)
+        self._begin(self._hand_over(accepted, address, seat, origin))
 
-    async def _hand_over(self, accepted: socket.socket, address: str, seat: Seat) -> None:
+    async def _hand_over(
+        self, accepted: socket.socket, address: str, seat: Seat, origin: Origin
+    ) -> None:
         try:
             await self._loop.connect_accepted_socket(
-                lambda: self._build(address, seat),
+                lambda: self._build(address, seat, origin),
                 accepted,
                 ssl=self.tls,
                 ssl_handshake_timeout=self._handshake if self.tls else None,
@@ -304,6 +357,39 @@ class Listener:
             log_refused_tls(address, self._name, error)
             if isinstance(error, asyncio.CancelledError):
                 raise
+
+
+async def read_header(accepted: socket.socket) -> Origin:
+    """A PROXY header and not one octet more: what follows is for TLS, or for the session.
+
+    Raises:
+        HostileInput: not a header, to the letter.
+        OSError: the connection has ended.
+    """
+    octets = b""
+    while True:
+        await _readable(accepted)
+        try:
+            waiting = accepted.recv(MAX_V1 + MAX_V2, socket.MSG_PEEK)
+        except BlockingIOError:
+            continue
+        if not waiting:
+            raise ConnectionResetError("ended inside the PROXY header")
+        found = proxy.parse(octets + waiting)
+        own = len(waiting) if found is None else found[1] - len(octets)
+        octets += accepted.recv(own)
+        if found is not None:
+            return found[0]
+
+
+async def _readable(accepted: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    loop.add_reader(accepted.fileno(), told.set)
+    try:
+        await told.wait()
+    finally:
+        loop.remove_reader(accepted.fileno())
 
 
 def log_refused_tls(address: str, name: str, error: BaseException) -> None:

@@ -19,8 +19,7 @@ from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field, replace
 from fcntl import ioctl
-from functools import cache, lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from functools import cache
 from struct import unpack
 from termios import TIOCOUTQ
 from time import time
@@ -32,6 +31,7 @@ from ..errors import (
     LoginDelayed,
     NotRemoved,
     RestanteError,
+    TooBusy,
 )
 from ..maildrop import (
     Entry,
@@ -44,18 +44,20 @@ from ..maildrop import (
     Store,
 )
 from ..message import Top
-from ..passdb import Account, Network, Passdb, Shown
+from ..passdb import Account, Network, Passdb, Shown, is_within
 from ..pop3.grammar import Challenge, Response
 from ..pop3.session import Policy, Session
-from ..pop3.state import Close, Event, Login, Retrieve, StartTLS, State, Update
+from ..pop3.state import Close, Event, Login, Relay, Retrieve, StartTLS, State, Update
 from ..sasl import Lookup
 from ..wire import Stuffer
 from . import body, login, tls
 from .listener import Seat, log_refused_tls
+from .proxy import Origin
 
 _log = logging.getLogger("restante.pop3")
 _HIGH_WATER = 65_536  # octets of output, and of unread input, per connection
 _REASONED = (AuthenticationFailed, BackendUnavailable)  # the log hears more than the client
+_DIRECT = Origin()
 _PROGRESS = 1024  # octets that a client must take in one ``Timeouts.progress``
 
 
@@ -85,19 +87,19 @@ class Service:
     """For STLS; without it STLS is not offered."""
     clear_login_from: tuple[Network, ...] = ()
     """From where a login without TLS is allowed."""
+    relays: tuple[Network, ...] = ()
+    """Whence a proxy may tell who its client is (XCLIENT)."""
     timeouts: Timeouts = field(default_factory=Timeouts)
     connections: set[Connection] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _quiet: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def connection(self, address: str, seat: Seat) -> Connection:
-        """The protocol for one accepted connection."""
-        return Connection(self, address, seat)
+    def connection(self, address: str, seat: Seat, origin: Origin = _DIRECT) -> Connection:
+        """The protocol for one accepted connection; ``origin`` is what a proxy tells of it."""
+        return Connection(self, address, seat, origin)
 
     def may_login_in_clear(self, address: str) -> bool:
-        return bool(address) and any(
-            _parsed(address) in network for network in self.clear_login_from
-        )
+        return is_within(address, self.clear_login_from)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run it to its end, whatever becomes of the connection."""
@@ -150,6 +152,7 @@ class Connection(asyncio.Protocol):
         "_loop",
         "_maildrop",
         "_opened",
+        "_origin",
         "_out",
         "_out_octets",
         "_proto",
@@ -168,9 +171,12 @@ class Connection(asyncio.Protocol):
         "_written",
     )
 
-    def __init__(self, service: Service, address: str, seat: Seat) -> None:
+    def __init__(
+        self, service: Service, address: str, seat: Seat, origin: Origin = _DIRECT
+    ) -> None:
         self._service = service
         self._address = address
+        self._origin = origin
         self._seat = seat
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
@@ -200,13 +206,14 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         ssl_object = transport.get_extra_info("ssl_object")
-        is_secure = ssl_object is not None
-        self._proto = "pop3s" if is_secure else "pop3"
+        told = self._origin.tls  # of what is between the client and its proxy
+        self._proto = "pop3" if ssl_object is None else "pop3s"
         self._session = Session(
             self._service.policy,
-            is_secure=is_secure,
-            may_start_tls=self._service.tls is not None,
+            is_secure=told != "no" if told else ssl_object is not None,
+            may_start_tls=self._service.tls is not None and not told,
             may_login_in_clear=self._service.may_login_in_clear(self._address),
+            may_relay=is_within(self._address, self._service.relays),
             channel=tls.channel(ssl_object),
         )
         self._adopt(transport)
@@ -227,7 +234,7 @@ class Connection(asyncio.Protocol):
         """A client may close its half and still wait for what it asked for; not so in TLS."""
         self._is_half_closed = True
         self._go_on()
-        return not self._session.is_secure
+        return self._transport.get_extra_info("ssl_object") is None
 
     def pause_writing(self) -> None:
         self._writable = asyncio.Event()
@@ -341,6 +348,8 @@ class Connection(asyncio.Protocol):
                 await self._update(entries)
             case StartTLS(response):
                 await self._start_tls(response)
+            case Relay():
+                self._relay(event)
 
     # What takes longer.
 
@@ -357,6 +366,20 @@ class Connection(asyncio.Protocol):
         else:
             self._say(self._session.found(secrets))
 
+    def _relay(self, told: Relay) -> None:
+        """Limits, permission and the log are about the client from here on."""
+        if told.address:
+            if not self._seat.move(told.address):
+                self._say(self._session.failed(TooBusy("too many connections, try again later")))
+                self._close("too-many")
+                return
+            self._origin = replace(self._origin, address=told.address, proxy=self._address)
+            self._address = told.address
+        if told.tls:
+            self._origin = replace(self._origin, tls=told.tls)
+        may = self._service.may_login_in_clear(self._address)
+        self._say(self._session.relayed(told.tls, may_login_in_clear=may))
+
     async def _log_in(self, shown: Shown) -> None:
         fields: dict[str, Any] = {
             "ip": self._address,
@@ -365,6 +388,8 @@ class Connection(asyncio.Protocol):
             "tls": self._tls_version(),
             "mech": shown.mechanism,
         }
+        if self._origin.proxy:
+            fields["proxy"] = self._origin.proxy
         try:
             shown = replace(shown, address=self._address)
             account = await login.verify(self._service.passdb, shown, self._service.passwords)
@@ -689,6 +714,8 @@ class Connection(asyncio.Protocol):
         return self._account.user if self._account else ""
 
     def _tls_version(self) -> str:
+        if self._origin.tls:
+            return self._origin.tls
         tls = self._transport.get_extra_info("ssl_object")
         return (tls.version() or "").removeprefix("TLSv") if tls else "no"
 
@@ -700,11 +727,6 @@ class Connection(asyncio.Protocol):
 def _implements(kind: type, add_on: type) -> bool:
     """Python 3.11 takes as long for this as for half a session."""
     return issubclass(kind, add_on)
-
-
-@lru_cache(4096)  # the same few come again and again
-def _parsed(address: str) -> IPv4Address | IPv6Address:
-    return ip_address(address)
 
 
 def _is_short(lines: object) -> bool:

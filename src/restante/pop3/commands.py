@@ -7,13 +7,14 @@ A function takes the session and the arguments, and returns what to say or what 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import BadCommand, HostileInput, TLSRequired
 from ..passdb import Credentials
 from ..sasl import MECHANISMS
 from .grammar import Response, parse_count, parse_number
-from .state import Event, Login, Retrieve, StartTLS, State, Update
+from .state import Event, Login, Relay, Retrieve, StartTLS, State, Update
 
 if TYPE_CHECKING:
     from .session import Session
@@ -47,6 +48,33 @@ def auth(session: Session, name: str, initial_response: str | None = None) -> Ev
     if name.upper() not in session.mechanisms:
         raise BadCommand("no such mechanism")
     return session.begin_exchange(MECHANISMS[name.upper()], initial_response)
+
+
+def xclient(_: Session, attributes: str) -> Event:
+    """A trusted proxy tells who its client is, as Dovecot's does; others do not know the word.
+
+    It logs nobody in, whatever it says of that.
+    """
+    found = {}
+    for attribute in attributes.split(" "):
+        name, _is, value = attribute.partition("=")
+        if not _is:
+            raise BadCommand("XCLIENT takes NAME=VALUE")
+        found[name.upper()] = value
+    address, transport = found.get("ADDR", ""), found.get("CLIENT-TRANSPORT", "")
+    if address:
+        address = _address(address)
+    tls = ("yes" if transport.upper().startswith("TLS") else "no") if transport else ""
+    return Relay(address, tls)
+
+
+def _address(text: str) -> str:
+    try:
+        found = ip_address(text.upper().removeprefix("IPV6:"))
+    except ValueError as error:
+        raise BadCommand("ADDR is no IP address") from error
+    mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
+    return str(mapped or found)
 
 
 def capa(session: Session) -> Response:
@@ -163,6 +191,7 @@ VERBS = {
     "USER": Verb(user, _AUTH, range(1, 2), takes_rest=True),
     "PASS": Verb(pass_, _AUTH, range(1, 2), takes_rest=True),
     "AUTH": Verb(auth, _AUTH, range(1, 3)),
+    "XCLIENT": Verb(xclient, _AUTH, range(1, 2), takes_rest=True),
     "STLS": Verb(stls, _AUTH, range(1)),
     "CAPA": Verb(capa, _AUTH + _TRANS, range(1)),
     "STAT": Verb(stat, _TRANS, range(1)),

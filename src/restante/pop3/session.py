@@ -32,10 +32,11 @@ from .grammar import Challenge, Command, Response, failure
 from .state import Close, Event, Login, State
 
 MAX_SASL_LINE = 65_538  # octets: 64 KiB of base64 and CRLF (RFC 5034 §4 sets no limit)
+MAX_RELAY = 8192  # octets of XCLIENT, from trusted proxies only; ours
 _HTTP = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "PRI")
 _CLEAR = Channel()
 _ANSWERS = (Response, Challenge)
-_FOREIGN = (*_HTTP, "HOST:", "EHLO", "HELO", "LHLO")  # no answer at all (ALPACA)
+_FOREIGN = (*_HTTP, "HOST:", "EHLO", "HELO", "LHLO", "PROXY")  # no answer at all (ALPACA)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class Session:
         "_terms",
         "count",
         "is_secure",
+        "may_relay",
         "octets",
         "state",
         "user",
@@ -105,8 +107,10 @@ class Session:
         is_secure: bool,
         may_start_tls: bool = False,
         may_login_in_clear: bool = False,
+        may_relay: bool = False,
         channel: Channel | None = None,
     ) -> None:
+        """``may_relay``: the peer is a trusted proxy, which may speak for a client (XCLIENT)."""
         self.state = State.AUTHORIZATION
         self.is_secure = is_secure
         self.user: str | None = None
@@ -118,7 +122,8 @@ class Session:
         self._policy = policy
         self._may_start_tls = may_start_tls
         self._clear = may_login_in_clear
-        self._lines = LineBuffer()
+        self.may_relay = may_relay
+        self._lines = LineBuffer(self._limit)
         self._channel = channel or _CLEAR
         self._exchange: Exchange | None = None
         self._lookup: Lookup | None = None  # that the exchange waits for
@@ -137,7 +142,7 @@ class Session:
 
     def greeting(self) -> Response:
         """The first thing a client hears."""
-        return Response(self._policy.greeting)
+        return Response(self._policy.greeting, "XCLIENT" if self.may_relay else None)
 
     def receive(self, octets: bytes) -> None:
         """Take what arrived.  The caller bounds it by reading less while ``unread`` is large."""
@@ -203,6 +208,17 @@ class Session:
         self._awaiting = False
         self.is_secure = True
         self._channel = channel or _CLEAR
+
+    def relayed(self, tls: str, *, may_login_in_clear: bool) -> Response:
+        """Answers Relay: from here on the client is the one behind the proxy."""
+        self._awaiting = False
+        self._clear = may_login_in_clear
+        self.may_relay = False
+        self._lines.limit = self._limit
+        if tls:
+            self.is_secure = tls != "no"
+            self._may_start_tls = False  # the proxy cannot start it for its client
+        return Response("updated")
 
     def updated(self) -> Response:
         """Answers Update: all marked messages are removed, durably."""
@@ -323,7 +339,7 @@ class Session:
 
     def _run(self, command: Command) -> Event:
         verb = VERBS.get(command.keyword)
-        if verb is None:
+        if verb is None or (command.keyword == "XCLIENT" and not self.may_relay):
             if self.state is State.AUTHORIZATION and (
                 command.keyword in _FOREIGN or command.keyword.startswith("SSH-")
             ):
@@ -371,7 +387,11 @@ class Session:
 
     def _end_exchange(self) -> None:
         self._exchange = self._lookup = None
-        self._lines.limit = MAX_COMMAND
+        self._lines.limit = self._limit
+
+    @property
+    def _limit(self) -> int:
+        return MAX_RELAY if self.may_relay else MAX_COMMAND
 
     def _refuse(self, error: RestanteError) -> Response:
         """One -ERR, and no state changes; too many of them end the session."""

@@ -55,11 +55,21 @@ class StartTLS:
 
 
 @dataclass(frozen=True, slots=True)
+class Relay:
+    """A trusted proxy has told who its client is; answer ``relayed`` or ``failed``."""
+
+    address: str
+    """IP address; empty: not told."""
+    tls: str
+    """Between client and proxy: ``yes``, ``no``, or empty: not told."""
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """Send what was said so far and close.  Takes no answer."""
 
     reason: str
 
 
-Action = Login | Lookup | Retrieve | Update | StartTLS | Close
+Action = Login | Lookup | Retrieve | Update | StartTLS | Relay | Close
 Event = Response | Challenge | Action

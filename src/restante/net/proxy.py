@@ -1,0 +1,162 @@
+"""The PROXY protocol, versions 1 and 2: who is behind a connection that a load balancer makes.
+
+Standards: HAProxy's doc/proxy-protocol.txt, whose sections are cited here; RFC 3385 (CRC32C).
+Security: pure, no I/O.  Only what a listed peer sends may come here.  Any deviation ends the
+connection, and no octet behind the header is taken: it may begin a TLS handshake.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from ipaddress import ip_address
+
+from ..errors import HostileInput
+from ..wire import CRLF
+
+MAX_V1 = 107  # octets, CRLF included (§2.1)
+MAX_V2 = 4096  # octets behind the first 16; ours, 65,535 can be announced
+SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"  # of version 2
+
+_PORT = "(0|[1-9][0-9]{0,4})"
+_V1 = re.compile(f"PROXY TCP([46]) ([0-9A-Fa-f.:]+) ([0-9A-Fa-f.:]+) {_PORT} {_PORT}", re.ASCII)
+_LOCAL, _PROXY = 0x20, 0x21  # version and command
+_ADDRESSES = {0x00: 0, 0x11: 12, 0x21: 36, 0x31: 216}  # octets, by family; all of them streams
+_IP = {0x11: 4, 0x21: 16}  # of these, the source's IP address
+_CRC32C, _UNIQUE_ID, _SSL = 0x03, 0x05, 0x20  # kinds of values behind the addresses (§2.2)
+_SSL_VERSION = 0x21
+_CLIENT_SSL = 0x01
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a trusted proxy tells of the client behind it."""
+
+    address: str = ""
+    """Empty: not told, so the connection's own address is all that is known."""
+    tls: str = ""
+    """The version of TLS between client and proxy, such as ``1.3``, or ``no``; empty: not told."""
+    proxy: str = ""
+    """The proxy's own address; empty: there is none."""
+
+
+def parse(octets: bytes) -> tuple[Origin, int] | None:
+    """What a header tells, and its length; None: it goes on.
+
+    Raises:
+        HostileInput: not a header, to the letter.
+    """
+    if SIGNATURE.startswith(octets[: len(SIGNATURE)]):
+        return _parse_v2(octets)
+    return _parse_v1(octets)
+
+
+def _parse_v1(octets: bytes) -> tuple[Origin, int] | None:
+    if not octets.startswith(b"PROXY "[: len(octets)]):
+        raise HostileInput("no PROXY header")
+    line, end, _ = octets[:MAX_V1].partition(CRLF)
+    if not end:
+        if len(octets) >= MAX_V1 or b"\n" in octets or b"\r" in octets[:-1]:
+            raise HostileInput("PROXY header without an end")
+        return None
+    text = line.decode("latin-1")
+    if b"\r" in line or b"\n" in line:
+        raise HostileInput("a bare CR or LF in a PROXY header")
+    if text == "PROXY UNKNOWN" or text.startswith("PROXY UNKNOWN "):
+        return Origin(), len(line) + 2
+    match = _V1.fullmatch(text)
+    if match is None or max(int(match[4]), int(match[5])) > 65_535:
+        raise HostileInput("malformed PROXY header")
+    try:
+        source, destination = ip_address(match[2]), ip_address(match[3])
+    except ValueError as error:
+        raise HostileInput("malformed address in a PROXY header") from error
+    if not source.version == destination.version == int(match[1]):
+        raise HostileInput("an address of another family in a PROXY header")
+    return Origin(str(source)), len(line) + 2
+
+
+def _parse_v2(octets: bytes) -> tuple[Origin, int] | None:
+    if len(octets) < 16:
+        return None
+    command, family, length = struct.unpack_from("!BBH", octets, 12)
+    if command not in (_LOCAL, _PROXY):
+        raise HostileInput("unknown command in a PROXY header")
+    if length > MAX_V2:
+        raise HostileInput("overlong PROXY header")
+    end = 16 + length
+    if len(octets) < end:
+        return None
+    if command == _LOCAL:
+        return Origin(), end
+    return _told(octets[:end], family), end
+
+
+def _told(header: bytes, family: int) -> Origin:
+    begin = 16 + _ADDRESSES.get(family, len(header))
+    if begin > len(header):
+        raise HostileInput("unknown family in a PROXY header")
+    tls = ""
+    for kind, value, at in _values(header, begin):
+        if kind == _CRC32C:
+            _check(header, value, at)
+        elif kind == _UNIQUE_ID and len(value) > 128:
+            raise HostileInput("overlong unique id in a PROXY header")
+        elif kind == _SSL:
+            tls = _tls(value)
+    source = header[16 : 16 + _IP.get(family, 0)]
+    return Origin(str(ip_address(source)) if source else "", tls)
+
+
+def _values(octets: bytes, at: int) -> Iterator[tuple[int, bytes, int]]:
+    """Kind, value, and where the value stands."""
+    while at < len(octets):
+        if len(octets) - at < 3:
+            raise HostileInput("a cut value in a PROXY header")
+        kind, length = struct.unpack_from("!BH", octets, at)
+        at += 3
+        value = octets[at : at + length]
+        if len(value) < length:
+            raise HostileInput("a cut value in a PROXY header")
+        yield kind, value, at
+        at += length
+
+
+def _tls(value: bytes) -> str:
+    """The version that the client spoke, ``no`` if it spoke in clear."""
+    if len(value) < 5:
+        raise HostileInput("a cut value in a PROXY header")
+    if not value[0] & _CLIENT_SSL:
+        return "no"
+    versions = [each for kind, each, _ in _values(value, 5) if kind == _SSL_VERSION]
+    told = versions[0].decode("latin-1").removeprefix("TLSv") if versions else ""
+    return told if re.fullmatch(r"[0-9.]{1,8}", told) else "unknown"
+
+
+def _check(header: bytes, value: bytes, at: int) -> None:
+    """The checksum counts its own octets as zero (§2.2.3)."""
+    if len(value) != 4 or crc32c(header[:at] + bytes(4) + header[at + 4 :]) != int.from_bytes(
+        value, "big"
+    ):
+        raise HostileInput("wrong checksum of a PROXY header")
+
+
+def crc32c(octets: bytes) -> int:
+    """Castagnoli's (RFC 3385)."""
+    found, table = 0xFFFFFFFF, _table()
+    for octet in octets:
+        found = table[(found ^ octet) & 0xFF] ^ (found >> 8)
+    return found ^ 0xFFFFFFFF
+
+
+@cache
+def _table() -> tuple[int, ...]:
+    def entry(value: int) -> int:
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        return value
+
+    return tuple(map(entry, range(256)))

@@ -1,0 +1,120 @@
+"""HAProxy and Dovecot's proxy before our server: whom they name, and who may log in then."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import ssl
+from pathlib import Path
+
+import pytest
+
+from restante.net import tls
+from restante.store.memory import MemoryStore
+
+from ..support import LOOPBACK, Client, Run, serving
+from .dovecot import dovecot, free_ports
+from .programs import need, running
+
+pytestmark = pytest.mark.interop
+
+HAPROXY = """
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client 20s
+    timeout server 20s
+listen passing
+    bind 127.0.0.1:{passing}
+    server restante 127.0.0.1:{port} {header}
+listen ending_tls
+    bind 127.0.0.1:{ending} ssl crt {certificate}
+    server restante 127.0.0.1:{port} send-proxy-v2-ssl
+"""
+
+
+async def through(port: int, context: ssl.SSLContext | None) -> Client:
+    """From an address that nobody else has, once the proxy listens."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return Client(
+                    *await asyncio.open_connection(
+                        "127.0.0.1",
+                        port,
+                        ssl=context,
+                        server_hostname="localhost" if context else None,
+                        local_addr=("127.0.0.5", 0),
+                    )
+                )
+            except ConnectionRefusedError:
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "header", ["send-proxy", "send-proxy-v2 proxy-v2-options crc32c,unique-id"]
+)
+@pytest.mark.parametrize("implicit", [True, False])
+@pytest.mark.rfc("P-181", "P-182", "P-183", "P-184")
+def test_haproxy_names_the_client(
+    header: str,
+    implicit: bool,
+    tmp_path: Path,
+    run: Run[None],
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """TLS that HAProxy passes on, and TLS that ends there: a login in clear is then none."""
+    caplog.set_level(logging.INFO)
+    program = need("haproxy")
+    made, key = tls.make_self_signed(tmp_path, ["localhost"])
+    together = tmp_path / "both.pem"
+    together.write_bytes(made.read_bytes() + key.read_bytes())
+    passing, ending = free_ports(2)
+
+    async def main() -> None:
+        async with serving(
+            MemoryStore(), tls=server_tls, implicit=implicit, clear=False, proxies=LOOPBACK
+        ) as server:
+            where = {"passing": passing, "ending": ending, "port": server.port}
+            text = HAPROXY.format(certificate=together, header=header, **where)
+            (tmp_path / "haproxy.cfg").write_text(text)
+            start = (program, "-db", "-f", tmp_path / "haproxy.cfg")
+            with running(*start, last_signal=signal.SIGKILL):
+                if implicit:
+                    client = await through(passing, client_tls)
+                else:
+                    client = await through(ending, tls.client_context(made))
+                assert (await client.line()).startswith(b"+OK")
+                await client.log_in()
+                client.writer.transport.abort()
+
+    run(main())
+    (fields,) = (vars(each)["fields"] for each in caplog.records if each.getMessage() == "login ok")
+    assert (fields["ip"], fields["proxy"]) == ("127.0.0.5", "127.0.0.1")
+    assert fields["tls"] == "1.3"
+
+
+def test_dovecots_proxy_names_the_client(
+    run: Run[None], server_tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By XCLIENT; Dovecot 2.3 does not tell of TLS, so ours is what counts."""
+    caplog.set_level(logging.INFO)
+
+    async def main() -> None:
+        async with serving(
+            MemoryStore(), tls=server_tls, implicit=True, clear=False, relays=LOOPBACK
+        ) as server:
+            fields = f"proxy=y host=127.0.0.1 port={server.port} ssl=any-cert"
+            with dovecot(fields=fields) as front:
+                client = await through(front.ports["pop3s"], tls.client_context(front.ca))
+                assert (await client.line()).startswith(b"+OK")
+                await client.log_in()
+                assert await client.ask(b"STAT") == b"+OK 0 0"
+                client.writer.transport.abort()
+
+    run(main())
+    (found,) = (vars(each)["fields"] for each in caplog.records if each.getMessage() == "login ok")
+    assert (found["ip"], found["proxy"]) == ("127.0.0.5", "127.0.0.1")
