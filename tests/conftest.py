@@ -49,8 +49,10 @@ def client_tls(certificate: tuple[Path, Path]) -> ssl.SSLContext:
 
 
 @pytest.fixture
-def loggers() -> Iterator[None]:
+def loggers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The loggers as they were, after a test that sets the log up."""
+    for switch in ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing"):
+        monkeypatch.setattr(logging, switch, getattr(logging, switch))
     ours = [logging.getLogger(name) for name in ("restante", "asyncio")]
     before = [(each, each.level, each.handlers[:], each.propagate) for each in ours]
     yield
