@@ -41,6 +41,8 @@ MEANINGS = {
     "expired": "mail that had lain there too long was removed, and is held",
     "expiry failed": "old mail could not be removed; it is tried again in an hour",
     "line refused": "a line of the passwd-file is not understood; its user cannot log in",
+    "journal damaged": "some lines of a journal cannot be read; the others are told",
+    "journal not written": "what a session did is not in the journal; the mail is as it should be",
     "login ok": "somebody logged in",
     "login refused": "somebody did not; the client hears less than `reason` tells",
     "maildrop indexed": "a login had to look at so many messages that it took long",

@@ -2,7 +2,7 @@
 
 Nothing here knows files: a store may keep messages anywhere.  What a store can do
 beyond this contract is an add-on interface (``Holding``, ``Rendered``, ``RawReading``,
-``Journal``, ``Paced``, ``Expiring``), never a new method here.
+``Journal``, ``Remembering``, ``Paced``, ``Expiring``), never a new method here.
 """
 
 from __future__ import annotations
@@ -150,12 +150,15 @@ class SessionRecord:
     """Version of TLS, or ``no``."""
     credential: str
     """Which of the user's credentials was shown."""
-    retrieved: Sequence[str]
-    """Unique-ids, in the order of RETR."""
-    removed: Sequence[str]
-    """Unique-ids that UPDATE removed."""
+    retrieved: Sequence[Entry]
+    """In the order of RETR; of very many the first."""
+    removed: Sequence[Entry]
+    """What UPDATE removed."""
     end: str
-    """How it ended: ``quit``, ``dropped``, ``autologout`` …"""
+    """How it ended: ``quit``, ``dropped``, ``autologout`` …; ``crash``: a later session finished
+    its UPDATE, and nothing else is known of it, not even the sizes."""
+    unnamed: int = 0
+    """Messages that were retrieved besides those."""
 
 
 @runtime_checkable
@@ -165,6 +168,8 @@ class Journal(Protocol):
     async def record(self, session: SessionRecord) -> None:
         """Called once, at the end, while the lock is held and after the removal.
 
+        Durable on return if something was removed.  A session that neither retrieved nor
+        removed anything leaves no trace and costs nothing.
         Never raises: a journal that cannot be written is told to the log.
         """
 
@@ -228,6 +233,13 @@ class Holding(Protocol):
 
     def users(self) -> AsyncIterator[str]:
         """Every user who has a maildrop here."""
+
+
+class Remembering(Protocol):
+    """Add-on of a store whose maildrops are ``Journal``s."""
+
+    async def sessions(self, user: str) -> Sequence[SessionRecord]:
+        """Those that retrieved or removed something, the oldest first, as far as remembered."""
 
 
 class Expiring(Protocol):

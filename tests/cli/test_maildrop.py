@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from restante.cli import common
 from restante.config import load
+from restante.maildrop import SessionRecord
 
 from .conftest import Restante
 
@@ -175,3 +177,44 @@ def test_purge_destroys_what_is_held_long_enough(
 def test_a_user_without_mail_is_somebody(restante: Restante, ann: str, user: str) -> None:
     for verb in (["show"], ["held"], ["undelete", "--all"], ["purge", "--yes"]):
         assert restante("maildrop", verb[0], user, *verb[1:]).code == 0
+
+
+@pytest.fixture
+def journal(home: Path) -> Callable[..., None]:
+    """Writes what a session of ann did, as the server does; it removed the first messages."""
+
+    async def work(count: int, began: float) -> None:
+        async with common.store(load()).open("ann") as maildrop:
+            first = list(maildrop.listing[:count])
+            assert not await maildrop.remove(first)
+            told = ("192.0.2.7", "1.3", "phone\x1b[2J")
+            session = SessionRecord(began, began + 1, *told, first, first, "quit", unnamed=2)
+            await maildrop.record(session)  # type: ignore[attr-defined]
+
+    return lambda count, began: asyncio.run(work(count, began))
+
+
+def test_log_tells_who_took_what(
+    restante: Restante, mail: int, journal: Callable[..., None]
+) -> None:
+    journal(1, time.time() - 7200)
+    journal(1, time.time() - 60)
+    found = restante("maildrop", "log", "ann")
+    assert found.code == 0
+    lines = found.out.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\d \d\d:\d\d  phone.*  192.0.2.7  TLS 1.3  3 retrieved, 1 deleted  quit",
+        lines[0],
+    )
+    assert "äpfel" in lines[1]
+    assert len(lines) == 4
+    (session,) = restante("maildrop", "log", "ann", "--since", "1h", "--json").json["sessions"]
+    assert session["removed"] == session["retrieved"]
+    assert session["retrieved_messages"] == 3
+    assert session.keys() == {
+        *("began_at", "ended_at", "address", "tls", "credential", "end"),
+        *("retrieved", "retrieved_messages", "removed"),
+    }
+    assert restante("maildrop", "purge", "ann", "--yes").code == 0
+    assert restante("maildrop", "log", "ann").out.count("no longer held") == 2

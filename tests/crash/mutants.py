@@ -25,7 +25,13 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "restante"
 PARTS = {
     "store": (
-        ["store/files.py", "store/held.py", "store/maildir.py", "store/adopted.py"],
+        [
+            "store/files.py",
+            "store/held.py",
+            "store/maildir.py",
+            "store/adopted.py",
+            "store/journal.py",
+        ],
         ["tests/store", "tests/crash"],
     ),
     "destinations": (

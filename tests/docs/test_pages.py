@@ -48,6 +48,7 @@ BEFORE = {
     "quota": _ANN,
     "fetch-mail": _ANN,
     "identities": _ANN[:1],
+    "who-took-my-mail": (*_ANN, "restante fetch pop3s://ann@pop.example.org --to fetched"),
     "give-mail-back": (*_ANN, "restante fetch pop3s://ann@pop.example.org --to fetched"),
 }
 

@@ -495,3 +495,51 @@ def test_a_second_login_too_soon_is_refused_and_frees_the_lock(run: Run[None]) -
                 assert await sizes(store) == [len(MESSAGE)], "the lock is free"
 
     run(main())
+
+
+def test_the_journal_tells_who_retrieved_and_removed_what(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, run: Run[None]
+) -> None:
+    """It does so before the client hears the response to QUIT."""
+
+    async def main() -> None:
+        store = await filled(MESSAGE, MESSAGE + b"two\r\n", MESSAGE)
+        async with (
+            serving(store, tls=server_tls, implicit=True) as server,
+            server.client(client_tls) as client,
+        ):
+            await client.log_in()
+            client.send(b"RETR 2\r\nTOP 1 0\r\nDELE 2\r\nDELE 3\r\nQUIT\r\n")
+            for _ in range(2):
+                while await client.line() != b".":
+                    pass
+            assert [(await client.line())[:3] for _ in range(3)] == [b"+OK"] * 3
+            (found,) = await store.sessions("mrose")
+        assert (found.address, found.tls, found.credential) == ("127.0.0.1", "1.3", "password")
+        assert [entry.unique_id for entry in found.retrieved] == ["m2"]
+        assert found.retrieved[0].size == len(MESSAGE) + 5
+        assert [entry.unique_id for entry in found.removed] == ["m2", "m3"]
+        assert found.end == "quit"
+        assert 0 <= found.ended_at - found.began_at < 60
+
+    run(main())
+
+
+def test_the_journal_tells_what_a_dropped_connection_took(run: Run[None]) -> None:
+    async def main() -> None:
+        store = await filled(MESSAGE)
+        async with serving(store) as server:
+            async with server.client() as client:
+                await client.log_in()
+                client.send(b"RETR 1\r\nDELE 1\r\n")
+                while await client.line() != b".":
+                    pass
+                client.writer.write_eof()
+                await client.rest()
+            await server.service.drain(5)
+        (found,) = await store.sessions("mrose")
+        assert [entry.unique_id for entry in found.retrieved] == ["m1"]
+        assert found.removed == ()
+        assert found.end == "dropped"
+
+    run(main())

@@ -1,4 +1,4 @@
-"""``restante maildrop``: look into maildrops, and give deleted mail back."""
+"""``restante maildrop``: look into maildrops, see who took what, give deleted mail back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import datetime
 from email import policy
@@ -20,7 +20,7 @@ from typing import Any
 from ..auth.names import normalise
 from ..errors import MaildropInUse, NoSuchUser, UnsafeArgument
 from ..log import printable
-from ..maildrop import HeldMessage
+from ..maildrop import Entry, HeldMessage, SessionRecord
 from ..store.foreign import dovecot_uidlist
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
@@ -33,7 +33,7 @@ Action = Callable[[argparse.Namespace, AnyStore], Coroutine[Any, Any, int]]
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     noun = verbs.add_parser(
-        "maildrop", help="list, show; held, undelete and purge for what clients deleted"
+        "maildrop", help="list, show, log; held, undelete and purge for what clients deleted"
     )
     actions = noun.add_subparsers(dest="action", metavar="ACTION", required=True)
 
@@ -58,6 +58,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     out = action("export", export, "tell the unique-ids, for another server")
     out.add_argument("--uidlist", action="store_true", help="as Dovecot's dovecot-uidlist")
+    told = action("log", log, "which sessions retrieved or deleted which messages")
+    told.add_argument("--since", metavar="TIME", help="only the last 2h, 3d …")
     end = action("purge", purge, "destroy held mail for good", user="?")
     end.add_argument("--older-than", metavar="TIME", default="0", help="only what is held longer")
     end.add_argument("--all", action="store_true", help="in every maildrop")
@@ -140,6 +142,59 @@ async def held(options: argparse.Namespace, store: AnyStore) -> int:
         print(f"{at}  {each['size']:9}  {each['sender']:30.30}  {each['subject']}")
         print(f"    {printable(str(each['name']))}")
     return os.EX_OK
+
+
+async def log(options: argparse.Namespace, store: AnyStore) -> int:
+    user = await _known(options, store)
+    since = time.time() - common.seconds(options.since) if options.since else 0.0
+    found = [each for each in await store.sessions(user) if each.ended_at >= since]
+    heads = await _heads(store, user, {e.unique_id for each in found for e in each.removed})
+    if options.json:
+        common.print_json("maildrop-log", user=user, sessions=[_session(each) for each in found])
+        return os.EX_OK
+    for session in found:
+        at = datetime.fromtimestamp(session.began_at).strftime("%Y-%m-%d %H:%M")
+        tls = f"TLS {session.tls}" if session.tls not in ("", "no") else "no TLS"
+        who = f"{session.credential}  {session.address}  {tls}" if session.address else "unknown"
+        counts = f"{_retrieved(session)} retrieved, {len(session.removed)} deleted"
+        print(printable(f"{at}  {who}  {counts}  {session.end}"))
+        for entry in session.removed:
+            sender, subject = heads.get(entry.unique_id, ("", "no longer held"))
+            print(printable(f"    {entry.unique_id}  {entry.size:9}  {sender:30.30}  {subject}"))
+    return os.EX_OK
+
+
+def _retrieved(session: SessionRecord) -> int:
+    return len(session.retrieved) + session.unnamed
+
+
+def _session(session: SessionRecord) -> dict[str, object]:
+    """For programs."""
+
+    def entries(of: Sequence[Entry]) -> list[dict[str, object]]:
+        return [{"unique_id": entry.unique_id, "size": entry.size} for entry in of]
+
+    return {
+        "began_at": session.began_at,
+        "ended_at": session.ended_at,
+        "address": session.address,
+        "tls": session.tls,
+        "credential": session.credential,
+        "retrieved": entries(session.retrieved),
+        "retrieved_messages": _retrieved(session),
+        "removed": entries(session.removed),
+        "end": session.end,
+    }
+
+
+async def _heads(store: AnyStore, user: str, wanted: set[str]) -> dict[str, tuple[str, str]]:
+    """Sender and subject of those that are held, by unique-id: the journal holds no text."""
+    found = {}
+    for message in await store.held(user):
+        if message.unique_id in wanted:
+            head = await _head(store.read_held(user, message))
+            found[message.unique_id] = head["sender"], head["subject"]
+    return found
 
 
 async def export(options: argparse.Namespace, store: AnyStore) -> int:

@@ -58,6 +58,7 @@ _log = logging.getLogger("restante.pop3")
 _HIGH_WATER = 65_536  # octets of output, and of unread input, per connection
 _REASONED = (AuthenticationFailed, BackendUnavailable)  # the log hears more than the client
 _DIRECT = Origin()
+_NAMED = 1000  # messages that one session retrieved and its record names
 _PROGRESS = 1024  # octets that a client must take in one ``Timeouts.progress``
 
 
@@ -159,6 +160,7 @@ class Connection(asyncio.Protocol):
         "_raw",
         "_removed",
         "_retrieved",
+        "_retrieved_messages",
         "_retrieved_octets",
         "_seat",
         "_service",
@@ -197,9 +199,10 @@ class Connection(asyncio.Protocol):
         self._id = secrets.token_hex(5)
         self._proto = "pop3"
         self._account: Account | None = None
-        self._retrieved: list[str] = []  # unique-ids
+        self._retrieved: list[Entry] = []  # of very many the first
+        self._retrieved_messages = 0
         self._retrieved_octets = 0
-        self._removed: tuple[str, ...] = ()  # unique-ids
+        self._removed: tuple[Entry, ...] = ()
         self._end = "dropped"
 
     # What the transport calls.
@@ -525,7 +528,9 @@ class Connection(asyncio.Protocol):
 
     def _has_retrieved(self, entry: Entry | None) -> None:
         if entry is not None:
-            self._retrieved.append(entry.unique_id)
+            if len(self._retrieved) < _NAMED:
+                self._retrieved.append(entry)
+            self._retrieved_messages += 1
             self._retrieved_octets += entry.size
         self._session.retrieved()
 
@@ -547,7 +552,7 @@ class Connection(asyncio.Protocol):
         except RestanteError as failure:
             error, left = failure, entries
         kept = {entry.unique_id for entry in left}
-        self._removed = tuple(e.unique_id for e in entries if e.unique_id not in kept)
+        self._removed = tuple(entry for entry in entries if entry.unique_id not in kept)
         await self._give_back("quit")
         if error is not None:
             self._note(
@@ -696,6 +701,7 @@ class Connection(asyncio.Protocol):
             retrieved=self._retrieved,
             removed=self._removed,
             end=end,
+            unnamed=self._retrieved_messages - len(self._retrieved),
         )
 
     def _tell_end(self) -> None:
@@ -703,7 +709,7 @@ class Connection(asyncio.Protocol):
             self._note(
                 "session end",
                 user=self._user(),
-                retr=len(self._retrieved),
+                retr=self._retrieved_messages,
                 bytes=self._retrieved_octets,
                 dele=len(self._removed),
                 quit="clean" if self._end == "quit" else self._end,

@@ -375,6 +375,33 @@ def appending(name: str, parent: int) -> Iterator[int]:
         os.close(file)
 
 
+def append(name: str, octets: bytes, parent: int, *, durably: bool) -> None:
+    """To a file that is made if missing; its name is not durable then."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _FLAGS
+    file = os.open(name, flags, 0o600, dir_fd=parent)
+    try:
+        write(file, octets)
+        if durably:
+            os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def size_and_end(name: str, parent: int, end: bytes) -> tuple[int, bool]:
+    """Octets in a file, and whether it ends so; a missing one is empty, and an empty one does."""
+    try:
+        with reading(name, parent) as file:
+            size = os.fstat(file).st_size
+            return size, not size or os.pread(file, len(end), size - len(end)) == end
+    except FileNotFoundError:
+        return 0, True
+
+
+def rename(name: str, new_name: str, parent: int) -> None:
+    """In one directory, over whatever has the new name."""
+    os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=parent)
+
+
 @contextmanager
 def reading(name: str, parent: int) -> Iterator[int]:
     """A regular file, to read.

@@ -19,8 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from ..errors import MessageGone
-from ..maildrop import HeldMessage
-from . import files
+from ..maildrop import Entry, HeldMessage, SessionRecord
+from . import files, journal
 from .names import (
     File,
     Identity,
@@ -90,6 +90,9 @@ def _finish(maildrop: int, destroy: bool) -> None:
     if victims is not None:
         left = _take(maildrop, victims, destroy)
         _note("update finished", messages=len(victims), left=len(left))
+        removed = [Entry(each, 0) for each in victims.values() if each not in left]
+        now = time.time()
+        journal.record(maildrop, SessionRecord(now, now, "", "", "", (), removed, "crash"))
 
 
 def _take(maildrop: int, victims: Victims, destroy: bool) -> set[str]:

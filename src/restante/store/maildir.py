@@ -34,9 +34,9 @@ from operator import attrgetter
 from typing import TypeVar
 
 from ..errors import MessageGone, PermanentFailure, TemporaryFailure
-from ..maildrop import Entry, HeldMessage, Maildrop, RawMessage, Usage, View
+from ..maildrop import Entry, HeldMessage, Maildrop, RawMessage, SessionRecord, Usage, View
 from ..message import LineEnds, Survey
-from . import adopted, files, quota
+from . import adopted, files, journal, quota
 from .files import in_thread
 from .folders import (
     INBOX,
@@ -63,8 +63,8 @@ T = TypeVar("T")
 
 
 class MaildirStore:
-    """Implements ``Store``, ``Holding``, ``Viewing`` and ``Expiring``; its maildrops also
-    ``RawReading`` and ``Paced``."""
+    """Implements ``Store``, ``Holding``, ``Remembering``, ``Viewing`` and ``Expiring``; its
+    maildrops also ``RawReading``, ``Journal`` and ``Paced``."""
 
     def __init__(
         self,
@@ -312,6 +312,13 @@ class MaildirStore:
         found = await in_thread(self._at, user, look, None)
         return found or Usage(0, 0, await in_thread(self.limit, user))
 
+    async def sessions(self, user: str) -> Sequence[SessionRecord]:
+        def look(maildrop: int) -> list[SessionRecord]:
+            found = [each for _, folder in each_folder(maildrop) for each in journal.read(folder)]
+            return sorted(found, key=attrgetter("ended_at"))
+
+        return await in_thread(self._at, user, look, [])
+
     async def users(self) -> AsyncIterator[str]:
         found = self._template.users()
         while batch := await in_thread(lambda: list(islice(found, _BATCH))):
@@ -493,6 +500,10 @@ class _Maildir:
         if not victims:
             return 0
         return len(victims) - len(self._remove(victims))
+
+    async def record(self, session: SessionRecord) -> None:
+        if session.retrieved or session.removed:
+            await in_thread(journal.record, self._root, session)
 
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
         victims = {}

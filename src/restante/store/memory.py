@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from ..errors import MaildropInUse, MessageGone
-from ..maildrop import Entry, HeldMessage, Maildrop
+from ..maildrop import Entry, HeldMessage, Maildrop, SessionRecord
 from ..message import LineEnds
 
 _PIECE = 65_536  # octets (maildrop.py: no piece is longer)
@@ -33,10 +34,12 @@ class _Box:
     opened_at: float | None = None  # on the monotonic clock; None: nobody holds the lock
     paced_at: float | None = None  # the last login that counted, on the monotonic clock
     arrived: dict[str, float] = field(default_factory=dict)  # by unique-id; since the epoch
+    sessions: deque[SessionRecord] = field(default_factory=lambda: deque(maxlen=1000))
 
 
 class MemoryStore:
-    """Implements ``Store``, ``Holding`` and ``Expiring``; its maildrops also ``Paced``."""
+    """Implements ``Store``, ``Holding``, ``Remembering`` and ``Expiring``; its maildrops also
+    ``Journal`` and ``Paced``."""
 
     def __init__(self) -> None:
         self._boxes: dict[str, _Box] = {}
@@ -105,6 +108,9 @@ class MemoryStore:
             del box.held[name]
         return len(old)
 
+    async def sessions(self, user: str) -> Sequence[SessionRecord]:
+        return list(self._boxes.get(user, _Box()).sessions)
+
     async def users(self) -> AsyncIterator[str]:
         for user in sorted(self._boxes):
             yield user
@@ -129,6 +135,10 @@ class _MemoryMaildrop:
             return self._box.paced_at + delay - now
         self._box.paced_at = now
         return 0.0
+
+    async def record(self, session: SessionRecord) -> None:
+        if session.retrieved or session.removed:
+            self._box.sessions.append(session)
 
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
         for entry in entries:
