@@ -51,6 +51,12 @@ def text(value: Any) -> str:
     return value
 
 
+def separator(value: Any) -> str:
+    if re.search(r"[\w\s@/.:-]", found := text(value)):
+        raise _BadValue('wants a sign that is in no name, such as "+"')
+    return found
+
+
 def hostname(value: Any) -> str:
     """A name or an address, as certificates and trace fields take it."""
     if not re.fullmatch(r"[^\W_][\w.:-]{0,252}", found := text(value)):
@@ -318,6 +324,13 @@ class Store:
         "How long deleted mail can be given back; 0 destroys it at QUIT.",
         duration,
     )
+    maildrop: tuple[str, ...] = option(
+        ["INBOX"],
+        "The folders that are shown as one maildrop, in this order; INBOX is the Maildir itself. "
+        "Those that a user has not are passed over.",
+        many(text),
+        example=["INBOX", "Junk"],
+    )
     quota: int = option(
         "0",
         "How much mail a user may have in all folders, held mail aside; 0 is no quota. "
@@ -364,6 +377,12 @@ class Auth:
         "What AUTH offers, of EXTERNAL, SCRAM-SHA-256, SCRAM-SHA-1 (both also with -PLUS), "
         "OAUTHBEARER, XOAUTH2, PLAIN and LOGIN; each where the back ends can check it.",
         many(one_of(*ALL_MECHANISMS)),
+    )
+    folder_separator: str = option(
+        "+",
+        'Between a user and a folder in a login name: "ann+Junk" opens the folder Junk. '
+        "Empty: folders cannot be opened.",
+        separator,
     )
     allow_plaintext_from: tuple[IPv4Network | IPv6Network, ...] = option(
         [],

@@ -13,6 +13,8 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Protocol, runtime_checkable
 
+from .maildrop import View
+
 MAX_PASSWORD = 1024  # octets of UTF-8; longer ones are refused without hashing
 Network = IPv4Network | IPv6Network
 
@@ -133,6 +135,8 @@ class Account:
     """Seconds between two logins; 0: as the server has it (RFC 2449 §6.5)."""
     expire: int | None = None
     """Days that mail is kept at least; None: as the server has it (RFC 2449 §6.7)."""
+    view: View = field(default_factory=View)
+    """What of the maildrop is shown."""
 
     def refusal(self, address: str, *, is_secure: bool = True, mechanism: str = "") -> str | None:
         """Why this account may not be opened now from ``address``, or None: it may.

@@ -245,6 +245,7 @@ def test_permit_changes_what_is_named_only(restante: Restante, ann: str) -> None
         "read_only": True,
         "login_delay": 300.0,
         "expire": 90,
+        "folders": [],
         "quota": None,
         "app_passwords": [],
     }
@@ -341,3 +342,12 @@ def test_a_quota_that_cannot_be(
     restante: Restante, ann: str, name: str, size: str, code: int
 ) -> None:
     assert restante("user", "quota", "--", name, size).code == code
+
+
+def test_folders_that_a_user_sees_as_one(restante: Restante, ann: str) -> None:
+    assert restante("user", "permit", "ann", "--folder", "INBOX", "Lists.Python").code == 0
+    assert restante("user", "show", "ann", "--json").json["folders"] == ["INBOX", "Lists.Python"]
+    assert "  shows     INBOX, Lists.Python\n" in restante("user", "show", "ann").out
+    assert restante("user", "permit", "ann", "--folder", "../bob").code != 0
+    assert restante("user", "permit", "ann", "--folder", "any").code == 0
+    assert restante("user", "show", "ann", "--json").json["folders"] == []

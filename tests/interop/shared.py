@@ -49,12 +49,12 @@ class Shared:
         return int(self.told[scheme].rpartition(":")[2])
 
     @contextmanager
-    def pop3(self) -> Iterator[poplib.POP3_SSL]:
+    def pop3(self, user: str = USER) -> Iterator[poplib.POP3_SSL]:
         """A session of ours; who does not say QUIT drops it."""
         context = tls.client_context(Path(self.told["ca"]))
         client = poplib.POP3_SSL("localhost", self.port("pop3s"), context=context, timeout=20)
         try:
-            client.user(USER)
+            client.user(user)
             client.pass_(self.dovecot.password)
             yield client
         finally:

@@ -56,6 +56,8 @@ STEPS = (
     "ALTER TABLE users ADD COLUMN expire INTEGER",
     # quota: octets, 0 is none; NULL: as the configuration says.
     "ALTER TABLE users ADD COLUMN quota INTEGER",
+    # folders: a line for each that is shown; empty: as the store has it.
+    "ALTER TABLE users ADD COLUMN folders TEXT NOT NULL DEFAULT ''",
 )
 
 

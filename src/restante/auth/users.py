@@ -29,6 +29,7 @@ from ..errors import (
     TemporaryFailure,
     TooBusy,
 )
+from ..maildrop import View
 from ..passdb import MAX_PASSWORD, Account, Credentials, Network, Proof, ScramSecrets, Terms
 from . import passwords, scram
 from .database import Glance, transaction
@@ -39,7 +40,9 @@ from .uses import Uses
 MAX_APP_PASSWORDS = 32  # of one user; SCRAM tries the keys of all
 _WAITING = 256  # logins that may wait for their turn to be hashed
 _PASSWORD = "password"  # the label of the one that is no app password
-_PERMISSIONS = "is_enabled, networks, needs_tls, mechanisms, is_read_only, login_delay, expire"
+_PERMISSIONS = (
+    "is_enabled, networks, needs_tls, mechanisms, is_read_only, login_delay, expire, folders"
+)
 _ACCOUNT = f"SELECT {_PERMISSIONS} FROM users WHERE name = ?"
 _GENERATION = (
     f"SELECT label, selector, hash, {_PERMISSIONS} FROM users JOIN credentials ON user = name"
@@ -189,7 +192,7 @@ class Users:
         """What ``name`` may from now on: all of ``account`` but its name."""
         self._change(
             "UPDATE users SET is_enabled = ?, networks = ?, needs_tls = ?, mechanisms = ?,"
-            " is_read_only = ?, login_delay = ?, expire = ? WHERE name = ?",
+            " is_read_only = ?, login_delay = ?, expire = ?, folders = ? WHERE name = ?",
             (
                 account.is_enabled,
                 " ".join(map(str, account.networks)),
@@ -198,6 +201,7 @@ class Users:
                 account.is_read_only,
                 account.login_delay,
                 account.expire,
+                "\n".join(account.view.folders),
             ),
             name,
         )
@@ -468,16 +472,17 @@ def _insert(
 
 
 def _account(key: str, permissions: Sequence[Any], credential: str = _PASSWORD) -> Account:
-    is_enabled, networks, needs_tls, mechanisms, is_read_only, login_delay, expire = permissions
+    enabled, networks, tls, mechanisms, read_only, login_delay, expire, folders = permissions
     return Account(
         key,
         key,
         credential,
-        is_enabled=bool(is_enabled),
+        is_enabled=bool(enabled),
         networks=tuple(map(ip_network, networks.split())),
-        needs_tls=bool(needs_tls),
+        needs_tls=bool(tls),
         mechanisms=tuple(mechanisms.split()),
-        is_read_only=bool(is_read_only),
+        is_read_only=bool(read_only),
         login_delay=login_delay,
         expire=expire,
+        view=View(tuple(folders.splitlines())),
     )

@@ -126,7 +126,9 @@ def store(found: Configuration) -> MaildirStore | MemoryStore:
         octets = own(user)
         return found.store.quota if octets is None else octets
 
-    return MaildirStore(found.store.path, hold=found.store.hold, limit=limit)
+    return MaildirStore(
+        found.store.path, hold=found.store.hold, limit=limit, folders=found.store.maildrop
+    )
 
 
 def say(text: str) -> None:

@@ -400,6 +400,7 @@ def _set_up(
     )
     service.policy = replace(service.policy, worst=_worst_terms(users, service.policy))
     service.relays = configuration.server.xclient_from
+    service.separator = configuration.auth.folder_separator
     service.clear_login_from = configuration.auth.allow_plaintext_from
     service.timeouts = Timeouts(login=limits.login, idle=limits.idle)
     admission.total, admission.per_source = limits.sessions, limits.per_address

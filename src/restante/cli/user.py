@@ -17,7 +17,9 @@ from ..auth import passwords
 from ..auth.names import check_name, normalise
 from ..auth.users import AppPassword, NameTaken, Users
 from ..errors import ConfigurationError, NoSuchUser, UnsafeArgument
+from ..maildrop import View
 from ..passdb import Account, Network
+from ..store.folders import directory_of
 from . import common
 
 
@@ -79,6 +81,9 @@ def _add_permission(actions: argparse._SubParsersAction[argparse.ArgumentParser]
         "--expire",
         metavar="TIME",
         help="mail older than this is removed by itself, e.g. 90d; any: as the configuration says",
+    )
+    action.add_argument(
+        "--folder", nargs="+", metavar="FOLDER", help="show these as one maildrop, or any"
     )
     action.set_defaults(run=permit)
     action = actions.add_parser(
@@ -177,6 +182,8 @@ def show(options: argparse.Namespace) -> int:
         print(f"  at most   once in {account.login_delay:g} s")
     if account.expire is not None:
         print(f"  keeps     mail {account.expire} days at least")
+    if account.view.folders:
+        print(f"  shows     {', '.join(account.view.folders)}")
     print(f"  quota     {_told_quota(users.quota(options.name))}")
     _print_app_passwords(found)
     return os.EX_OK
@@ -192,6 +199,11 @@ def permit(options: argparse.Namespace) -> int:
         changes["mechanisms"] = tuple(name for name in named if name != "ANY")
     if options.login_delay:
         changes["login_delay"] = common.seconds(options.login_delay)
+    if options.folder:
+        for folder in options.folder:
+            directory_of(folder)
+        named = (folder for folder in options.folder if folder != "any")
+        changes["view"] = View(tuple(named))
     if options.expire and options.expire != "any":
         changes["expire"] = common.days(options.expire)
     given = {name: value for name, value in changes.items() if value is not None}
@@ -282,6 +294,7 @@ def _permission(account: Account) -> dict[str, object]:
         "read_only": account.is_read_only,
         "login_delay": account.login_delay,
         "expire": account.expire,
+        "folders": list(account.view.folders),
     }
 
 

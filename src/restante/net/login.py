@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from ..errors import AuthenticationFailed
+from ..maildrop import View
 from ..passdb import (
     Account,
     Certificates,
@@ -18,6 +20,7 @@ from ..passdb import (
     Tokens,
 )
 from ..sasl import Lookup
+from .views import understand
 
 _NEEDS: dict[str, type] = {"EXTERNAL": Certificates, "OAUTHBEARER": Tokens, "XOAUTH2": Tokens}
 
@@ -31,13 +34,26 @@ def offered(passdb: Passdb, wanted: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-async def verify(passdb: Passdb, shown: Shown, passwords: Passdb | None = None) -> Account:
-    """``passwords`` is asked in place of ``passdb`` where a password was shown.
+async def verify(
+    passdb: Passdb, shown: Shown, passwords: Passdb | None = None, *, separator: str = ""
+) -> Account:
+    """``passwords`` is asked in place of ``passdb`` where a password was shown.  ``separator``: see
+    ``views.readings``.
 
     Raises:
         AuthenticationFailed: wrong, for whatever reason.
         TemporaryFailure: cannot be told now; never counts as a guess.
     """
+    name, view = await understand(passdb, shown.identity, separator)
+    if view == View():
+        return await _verify(passdb, shown, passwords)
+    if not isinstance(shown, Token) and shown.authorization == shown.identity:
+        shown = replace(shown, authorization=name)
+    account = await _verify(passdb, replace(shown, identity=name), passwords)
+    return replace(account, view=replace(view, folders=view.folders or account.view.folders))
+
+
+async def _verify(passdb: Passdb, shown: Shown, passwords: Passdb | None) -> Account:
     match shown:
         case Credentials():
             return await (passwords or passdb).verify(shown)
@@ -51,11 +67,12 @@ async def verify(passdb: Passdb, shown: Shown, passwords: Passdb | None = None) 
     raise AuthenticationFailed("no-such-mechanism")
 
 
-async def look_up(passdb: Passdb, lookup: Lookup) -> ScramSecrets:
+async def look_up(passdb: Passdb, lookup: Lookup, *, separator: str = "") -> ScramSecrets:
     """
     Raises:
         TemporaryFailure: cannot be told now.
     """
     if not isinstance(passdb, ScramKeys):
         raise AuthenticationFailed("no-such-mechanism")
-    return await passdb.scram(lookup.identity, lookup.digest)
+    name, _ = await understand(passdb, lookup.identity, separator)
+    return await passdb.scram(name, lookup.digest)

@@ -50,7 +50,7 @@ from ..pop3.session import Policy, Session
 from ..pop3.state import Close, Event, Login, Relay, Retrieve, StartTLS, State, Update
 from ..sasl import Lookup
 from ..wire import Stuffer
-from . import body, login, tls
+from . import body, login, tls, views
 from .listener import Seat, log_refused_tls
 from .proxy import Origin
 
@@ -90,6 +90,8 @@ class Service:
     """From where a login without TLS is allowed."""
     relays: tuple[Network, ...] = ()
     """Whence a proxy may tell who its client is (XCLIENT)."""
+    separator: str = "+"
+    """Between a user and a folder in a login name; empty: folders cannot be named."""
     timeouts: Timeouts = field(default_factory=Timeouts)
     connections: set[Connection] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -363,7 +365,9 @@ class Connection(asyncio.Protocol):
 
     async def _look_up(self, lookup: Lookup) -> None:
         try:
-            secrets = await login.look_up(self._service.passdb, lookup)
+            secrets = await login.look_up(
+                self._service.passdb, lookup, separator=self._service.separator
+            )
         except RestanteError as error:
             self._say(self._session.failed(error))
         else:
@@ -395,13 +399,18 @@ class Connection(asyncio.Protocol):
             fields["proxy"] = self._origin.proxy
         try:
             shown = replace(shown, address=self._address)
-            account = await login.verify(self._service.passdb, shown, self._service.passwords)
+            account = await login.verify(
+                self._service.passdb,
+                shown,
+                self._service.passwords,
+                separator=self._service.separator,
+            )
             if reason := account.refusal(
                 self._address, is_secure=self._session.is_secure, mechanism=shown.mechanism
             ):
                 raise AuthenticationFailed(reason)
             terms = self._service.policy.terms_of(account)
-            opening = self._service.store.open(account.maildrop)
+            opening = views.opening(self._service.store, account)
             self._maildrop = await opening.__aenter__()
             if terms.login_delay:
                 await self._pace(terms.login_delay, opening)

@@ -5,7 +5,7 @@ its own lock, index, unique-ids and held mail.
 
 Security: a folder's name comes from the network, and names one directory below the Maildir: it
 holds neither "/" nor NUL, and no part of it is empty, so it is never "..".
-Standards: Maildir++; RFC 3501 §5.1.3 (modified UTF-7).
+Standards: Maildir++, with the modified UTF-7 of IMAP (RFC 3501).
 """
 
 from __future__ import annotations

@@ -1,0 +1,86 @@
+"""What a login name asks for besides its user: a folder, or the recent mail only.
+
+``ann+Junk`` and ``ann+Junk@example.org`` open the folder Junk of ann or ann@example.org,
+``recent:ann`` what arrived in the last 30 days.  A user whose own name looks like that is always
+meant first.
+
+Security: which reading is right is asked of the user database, for all readings alike, before any
+password is looked at; whether there is such a folder is asked only after the password was right.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+
+from ..errors import PermanentFailure
+from ..maildrop import Maildrop, Store, View, Viewing
+from ..passdb import Account, Accounts, Passdb
+
+RECENT = 30 * 86_400.0
+"""Seconds; as other providers have it."""
+
+_PREFIX = "recent:"
+_LONGEST = 1000  # characters of a name that is looked into
+
+
+def readings(name: str, separator: str) -> list[tuple[str, View]]:
+    """Users and views that a login name may mean, the likeliest first.
+
+    ``separator`` stands between user and folder; empty: folders cannot be named.
+    """
+    found = [(name, View())]
+    if len(name) > _LONGEST:
+        return found
+    if name.casefold().startswith(_PREFIX):
+        found.append((name[len(_PREFIX) :], View(recent=RECENT)))
+    for user, view in found[:]:
+        found += [
+            (owner, replace(view, folders=(folder,))) for owner, folder in _cut(user, separator)
+        ]
+    return found
+
+
+def _cut(name: str, separator: str) -> list[tuple[str, str]]:
+    """User and folder, cut at the last separator and at the first: both may hold one."""
+    local, at, domain = name.partition("@")
+    end = len(separator)
+    cuts = [
+        (local[:place] + at + domain, local[place + end :]) for place in _places(local, separator)
+    ]
+    cuts += [
+        (local + at + domain[:place], domain[place + end :]) for place in _places(domain, separator)
+    ]
+    return cuts
+
+
+def _places(text: str, separator: str) -> list[int]:
+    found = dict.fromkeys((text.rfind(separator), text.find(separator))) if separator else ()
+    return [place for place in found if place >= 0]
+
+
+async def understand(passdb: Passdb, name: str, separator: str) -> tuple[str, View]:
+    """Who is meant by a login name; nobody whom the passdb knows: all of it is a name.
+
+    Raises:
+        TemporaryFailure: cannot be told now.
+    """
+    found = readings(name, separator)
+    if len(found) > 1 and isinstance(passdb, Accounts):
+        known = [await passdb.account(user) is not None for user, _ in found]
+        if True in known:
+            return found[known.index(True)]
+    return found[0]
+
+
+def opening(store: Store, account: Account) -> AbstractAsyncContextManager[Maildrop]:
+    """What this account opens.
+
+    Raises:
+        PermanentFailure: the store cannot show that.
+    """
+    if account.view == View():
+        return store.open(account.maildrop)
+    if isinstance(store, Viewing):
+        return store.open_view(account.maildrop, account.view)
+    raise PermanentFailure("this mail storage has no folders")

@@ -1,0 +1,207 @@
+"""What login names may ask for: a folder, or the recent mail only."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from restante.auth.users import Users
+from restante.errors import AuthenticationFailed, TemporaryFailure
+from restante.maildrop import View
+from restante.net.login import look_up, verify
+from restante.net.views import RECENT, readings, understand
+from restante.passdb import Account, Credentials, Proof
+from restante.sasl import Lookup
+from restante.store.maildir import MaildirStore
+from restante.store.memory import MemoryStore
+
+from ..support import OneUser, Run, serving
+
+WRONG = b"-ERR [AUTH] authentication failed"
+
+
+class Known(OneUser):
+    """A passdb that can tell whom it knows."""
+
+    def __init__(self, *others: str) -> None:
+        super().__init__()
+        self.users = {"mrose", *others}
+        self.asked: list[str] = []
+
+    async def account(self, identity: str) -> Account | None:
+        self.asked.append(identity)
+        if identity == "down":
+            raise TemporaryFailure("directory is down")
+        return Account(identity, identity) if identity in self.users else None
+
+
+# -- Readings
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mrose", ("mrose", View())),
+        ("mrose+Junk", ("mrose", View(("Junk",)))),
+        ("mrose+C++", ("mrose", View(("C++",)))),
+        ("mrose+", ("mrose", View(("",)))),
+        ("recent:mrose", ("mrose", View(recent=RECENT))),
+        ("Recent:mrose+Junk", ("mrose", View(("Junk",), RECENT))),
+        ("ann@example.org+Junk", ("ann@example.org", View(("Junk",)))),
+        ("ann+Junk@example.org", ("ann@example.org", View(("Junk",)))),
+        ("bob+lists", ("bob+lists", View())),
+        ("bob+lists+Junk", ("bob+lists", View(("Junk",)))),
+        ("recent:bob+lists", ("bob+lists", View(recent=RECENT))),
+        ("recent:eve", ("recent:eve", View())),
+        ("nobody+Junk", ("nobody+Junk", View())),
+        ("mrose-Junk", ("mrose-Junk", View())),
+    ],
+)
+def test_the_likeliest_reading_that_names_somebody(
+    run: Run[tuple[str, View]], name: str, expected: tuple[str, View]
+) -> None:
+    passdb = Known("ann@example.org", "bob+lists", "recent:eve")
+    assert run(understand(passdb, name, "+")) == expected
+
+
+@pytest.mark.parametrize("name", ["mrose+Junk", "nobody+Junk", "bob+lists"])
+def test_as_many_names_are_asked_for_whoever_exists(run: Run[tuple[str, View]], name: str) -> None:
+    passdb = Known("bob+lists")
+    run(understand(passdb, name, "+"))
+    assert len(passdb.asked) == 2
+
+
+def test_an_ordinary_name_costs_nothing(run: Run[tuple[str, View]]) -> None:
+    passdb = Known()
+    run(understand(passdb, "mrose@example.org", "+"))
+    assert passdb.asked == []
+
+
+def test_no_name_makes_much_work(run: Run[tuple[str, View]]) -> None:
+    assert len(readings("recent:" + "+" * 900 + "@" + "+" * 50, "+")) <= 10
+    assert len(readings("recent:" + "+" * 100_000, "+")) == 1
+
+
+def test_other_separators_and_none(run: Run[tuple[str, View]]) -> None:
+    assert run(understand(Known(), "mrose#Junk", "#")) == ("mrose", View(("Junk",)))
+    assert run(understand(Known(), "mrose+Junk", "")) == ("mrose+Junk", View())
+    assert run(understand(OneUser(), "mrose+Junk", "+")) == ("mrose+Junk", View())
+
+
+# -- Sessions
+
+
+def store(tmp_path: Path) -> MaildirStore:
+    for name, octets in (("new/1.a", b"a"), ("cur/2.b:2,S", b"bb"), (".Junk/cur/3.c:2,", b"ccc")):
+        path = tmp_path / "mrose" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(octets + b"\r\n")
+    (tmp_path / "mrose/.Junk/new").mkdir()
+    return MaildirStore(f"{tmp_path}/%u")
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "answer", "stat"),
+    [
+        (b"mrose", b"tan staaf", b"+OK", b"+OK 2 7"),
+        (b"mrose+Junk", b"tan staaf", b"+OK", b"+OK 1 5"),
+        (b"mrose+INBOX", b"tan staaf", b"+OK", b"+OK 2 7"),
+        (b"recent:mrose", b"tan staaf", b"+OK", b"+OK 2 7"),
+        (b"mrose+Junk", b"wrong", WRONG, b""),
+        (b"mrose+Spam", b"wrong", WRONG, b""),
+        (b"mrose+../bob", b"wrong", WRONG, b""),
+        (b"nobody+Junk", b"tan staaf", WRONG, b""),
+        (b"mrose+Spam", b"tan staaf", b"-ERR [SYS/PERM] there is no folder of that name", b""),
+        (b"mrose+../bob", b"tan staaf", b"-ERR [SYS/PERM] no folder can have that name", b""),
+        (b"mrose+.", b"tan staaf", b"-ERR [SYS/PERM] no folder can have that name", b""),
+    ],
+)
+def test_a_folder_is_told_of_only_after_the_password(
+    run: Run[None], tmp_path: Path, user: bytes, password: bytes, answer: bytes, stat: bytes
+) -> None:
+    async def main() -> None:
+        async with serving(store(tmp_path)) as server:
+            server.service.passdb = Known()
+            async with server.client() as client:
+                assert (await client.ask(b"USER " + user)).startswith(b"+OK")
+                assert (await client.ask(b"PASS " + password)).startswith(answer)
+                if stat:
+                    assert await client.ask(b"STAT") == stat
+                else:
+                    await client.log_in()  # still in AUTHORIZATION
+
+    run(main())
+
+
+def test_sasl_opens_folders_too(run: Run[None], tmp_path: Path) -> None:
+    """RFC 4616: the authorization identity may be said as well, if it is the same."""
+
+    async def main() -> None:
+        async with serving(store(tmp_path)) as server:
+            server.service.passdb = Known()
+            for wanted in (b"", b"mrose+Junk"):
+                async with server.client() as client:
+                    shown = base64.b64encode(wanted + b"\0mrose+Junk\0tan staaf")
+                    assert (await client.ask(b"AUTH PLAIN " + shown)).startswith(b"+OK")
+                    assert await client.ask(b"STAT") == b"+OK 1 5"
+
+    run(main())
+
+
+def test_the_user_database_hears_names_without_wishes(run: Run[None], tmp_path: Path) -> None:
+    users = Users(tmp_path / "users.sqlite3")
+    for name in ("mrose", "bob"):
+        users.add(name, "tan staaf")
+    users.permit("mrose", Account("", "", view=View(("INBOX", "Junk"))))
+
+    async def open_view(identity: str, wanted: str = "") -> View:
+        shown = Credentials("PLAIN", identity, "tan staaf", wanted)
+        return (await verify(users, shown, separator="+")).view
+
+    async def main() -> None:
+        assert await open_view("MRose") == View(("INBOX", "Junk"))
+        assert await open_view("MRose+Spam", "MRose+Spam") == View(("Spam",))
+        assert await open_view("recent:mrose", "mrose") == View(("INBOX", "Junk"), RECENT)
+        for wanted in ("bob", "bob+Spam", "mrose+Other"):
+            with pytest.raises(AuthenticationFailed):
+                await open_view("mrose+Spam", wanted)
+        keys = await look_up(users, Lookup("mrose+Spam", "sha256"), separator="+")
+        assert keys == await users.scram("mrose", "sha256")
+        proof = Proof("SCRAM-SHA-256", "mrose+Spam", "password")
+        assert (await verify(users, proof, separator="+")).view == View(("Spam",))
+
+    try:
+        run(main())
+    finally:
+        users.close()
+
+
+def test_what_a_client_deletes_leaves_its_folder(run: Run[None], tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(store(tmp_path)) as server:
+            server.service.passdb = Known()
+            async with server.client() as client:
+                await client.ask(b"USER mrose+Junk")
+                await client.ask(b"PASS tan staaf")
+                assert (await client.ask(b"RETR 1")).startswith(b"+OK")
+                assert [await client.line(), await client.line()] == [b"ccc", b"."]
+                assert (await client.ask(b"DELE 1")).startswith(b"+OK")
+                assert (await client.ask(b"QUIT")).startswith(b"+OK")
+        assert len(list((tmp_path / "mrose/.Junk/held").iterdir())) == 1
+        assert len(list((tmp_path / "mrose/held").iterdir())) == 0
+
+    run(main())
+
+
+def test_a_store_without_folders_says_so(run: Run[None]) -> None:
+    async def main() -> None:
+        async with serving(MemoryStore()) as server:
+            server.service.passdb = Known()
+            async with server.client() as client:
+                await client.ask(b"USER mrose+Junk")
+                heard = await client.ask(b"PASS tan staaf")
+                assert heard == b"-ERR [SYS/PERM] this mail storage has no folders"
+
+    run(main())
