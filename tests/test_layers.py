@@ -26,7 +26,10 @@ SIDEWAYS |= {("__main__", "cli"), ("cli", "__init__"), ("config", "__init__")}
 SIDEWAYS |= {("testing_plugin", "testing"), ("testing_hostile", "testing")}
 FORBIDDEN = {("net", "store"), ("net", "auth"), ("collect", "store"), ("collect", "auth")}
 IO = {"asyncio", "socket", "ssl", "os", "time", "logging", "threading", "selectors", "subprocess"}
-LIBRARIES = {"net": {"cryptography", "aiosmtpd", "uvloop"}, "auth": {"cryptography", "scramp"}}
+LIBRARIES = {
+    "net": {"cryptography", "aiosmtpd", "dns", "uvloop"},
+    "auth": {"cryptography", "scramp"},
+}
 LIBRARIES["auth"] |= {"bcrypt", "passlib"}  # extras
 LIBRARIES |= {"cli": {"keyring", "rich", "uvloop"}, "testing_plugin": {"pytest"}}
 LIBRARIES |= {"sasl": {"scramp"}, "collect": {"imapclient"}}

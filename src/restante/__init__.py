@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     )
     from .net.blocking import BlockingBody, BlockingClient, connect_blocking
     from .net.client import Body, Client, connect
-    from .net.remote import TLS, Options
+    from .net.discovery import discover, discover_blocking
+    from .net.remote import TLS, Options, Service
     from .pop3.dialogue import Capabilities
     from .pop3.listing import Message
     from .pop3.quirks import Quirks
@@ -45,11 +46,14 @@ _HOMES = {
     "ProtocolBroken": "errors",
     "Quirks": "pop3.quirks",
     "RestanteError": "errors",
+    "Service": "net.remote",
     "Strength": "sasl",
     "TLSUnavailable": "errors",
     "UnsafeArgument": "errors",
     "connect": "net.client",
     "connect_blocking": "net.blocking",
+    "discover": "net.discovery",
+    "discover_blocking": "net.discovery",
 }
 __all__ = [
     "TLS",
@@ -69,11 +73,14 @@ __all__ = [
     "ProtocolBroken",
     "Quirks",
     "RestanteError",
+    "Service",
     "Strength",
     "TLSUnavailable",
     "UnsafeArgument",
     "connect",
     "connect_blocking",
+    "discover",
+    "discover_blocking",
 ]
 
 

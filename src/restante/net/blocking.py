@@ -20,7 +20,7 @@ from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure, Retrieval
 from ..pop3.listing import Message
 from ..pop3.record import Record
 from .client import Progress
-from .remote import PATIENCE, TLS, Options, Remote, binding, explain
+from .remote import PATIENCE, TLS, Options, Remote, Service, binding, explain
 from .saving import Parsing, Saving
 
 T = TypeVar("T")
@@ -247,9 +247,11 @@ class BlockingClient:
         self._socket.settimeout(self._left())
         host = self._remote.host
         try:
-            self._socket = self._context.wrap_socket(self._socket, server_hostname=host)
+            inside = self._context.wrap_socket(self._socket, server_hostname=host)
         except OSError as error:
             raise explain(error, host) from error
+        self._socket = inside
+        self._remote.check_name(inside)
 
     def _left(self) -> float:
         """Seconds for the next wait.
@@ -300,7 +302,7 @@ class BlockingClient:
 
 @contextmanager
 def connect_blocking(
-    where: str,
+    where: str | Service,
     *,
     timeout: float = 60.0,
     deadline: float | None = None,

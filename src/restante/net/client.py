@@ -20,7 +20,7 @@ from ..errors import BodySkipped, CommandFailed, DeadlineExceeded, UnsafeArgumen
 from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure, Retrieval
 from ..pop3.listing import Message
 from ..pop3.record import Record
-from .remote import PATIENCE, TLS, Options, Remote, binding, explain
+from .remote import PATIENCE, TLS, Options, Remote, Service, binding, explain
 from .saving import Parsing, Saving
 
 T = TypeVar("T")
@@ -234,10 +234,13 @@ class Client:
         except OSError as error:
             raise explain(error, remote.host) from error
         try:
+            if is_implicit:
+                self._check_name()
             await self._run(dialogue.greeting())
             if remote.tls is TLS.STARTTLS:
                 await self._run(dialogue.start_tls())
                 await self._shake_hands()
+                self._check_name()
             await self._run(dialogue.ask_capabilities())
             with dialogue.record.login(login.secret):
                 await self._run(dialogue.log_in(login, self._binding))
@@ -245,6 +248,10 @@ class Client:
         except BaseException:
             self.abort()
             raise
+
+    def _check_name(self) -> None:
+        assert self._stream is not None
+        self._remote.check_name(self._stream.transport.get_extra_info("ssl_object"))
 
     def _binding(self) -> bytes:
         assert self._stream is not None
@@ -377,7 +384,7 @@ class _Stream(asyncio.Protocol):
 
 @asynccontextmanager
 async def connect(
-    where: str,
+    where: str | Service,
     *,
     timeout: float = 60.0,
     deadline: float | None = None,
@@ -387,7 +394,8 @@ async def connect(
     """Connect, secure, log in; QUIT when the block ends normally.
 
     An exception inside the block drops the connection without QUIT, so nothing is removed.
-    ``where`` is ``pop3s://user@host``, ``pop3://user@host`` (with STLS), or a host.  ``timeout``
+    ``where`` is ``pop3s://user@host``, ``pop3://user@host`` (with STLS), a host, or
+    what ``discover`` found.  ``timeout``
     is for each wait, ``deadline`` for all of it, both in seconds.  ``record`` is told, line by
     line, what both sides say, without passwords and without the contents of messages.
 

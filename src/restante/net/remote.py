@@ -33,6 +33,33 @@ class TLS(Enum):
     """Never; only to a loopback address."""
 
 
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A server of a mail domain, as ``discover`` finds it; ``connect`` takes it for a URL.
+
+    Its certificate must name the mail domain, or the host where that is known to belong to it
+    (RFC 7817 §3).
+    """
+
+    host: str
+    port: int
+    tls: TLS
+    domain: str
+    user: str = ""
+    """The whole address (RFC 6186 §4); some servers want what is before the "@"."""
+    is_confirmed: bool = False
+    """Somebody knows that this host belongs to the domain."""
+
+    @property
+    def is_within(self) -> bool:
+        """The host's name lies in the domain.  Ask before ``confirmed`` where it does not."""
+        return self.host == self.domain or self.host.endswith(f".{self.domain}")
+
+    def confirmed(self) -> Service:
+        """The same, and its certificate may name the host."""
+        return replace(self, is_confirmed=True)
+
+
 class Options(TypedDict, total=False):
     """What ``connect`` is told besides the URL, and wins over it."""
 
@@ -79,9 +106,10 @@ class Remote:
     login: Login
     token: TokenSource = field(repr=False)
     options: Options = field(repr=False)
+    service: Service | None = None
 
     @classmethod
-    def parse(cls, where: str, **options: Unpack[Options]) -> Remote:
+    def parse(cls, where: str | Service, **options: Unpack[Options]) -> Remote:
         """``pop3s://user@host:port`` (TLS first), ``pop3://user@host:port`` (STLS), or a host.
 
         After the user may stand a mechanism: ``pop3s://user;AUTH=PLAIN@host`` (RFC 2384 §3).
@@ -102,7 +130,9 @@ class Remote:
             mechanism=options.get("mechanism") or url_login.mechanism,
             strength=options.get("strength", Strength.SECRET),
         )
-        found = cls(host, _PORTS[chosen] if port is None else port, chosen, login, token, options)
+        port = _PORTS[chosen] if port is None else port
+        service = where if isinstance(where, Service) else None
+        found = cls(host, port, chosen, login, token, options, service)
         found._check()
         return found
 
@@ -121,6 +151,8 @@ class Remote:
             raise UnsafeArgument("a login takes a password or a token, not both")
         if login.has_certificate and self.options.get("context") is not None:
             raise UnsafeArgument("load the certificate into the context, and say EXTERNAL")
+        if self.service is not None and self.options.get("context") is not None:
+            raise UnsafeArgument("the name of a service is not verified by a context of yours")
         quirks = self.options.get("quirks")
         if isinstance(quirks, str) and quirks not in PRESETS:
             raise UnsafeArgument(f"no such quirks; there are {', '.join(PRESETS)}")
@@ -143,10 +175,28 @@ class Remote:
         if given is not None:
             return given
         context = contexts.client_context(self.options.get("ca_file"))
+        context.check_hostname = self.service is None  # otherwise ``check_name`` does it
         if "certificate" in self.options:
             own = self.options["certificate"]
             contexts.load_own(context, *(own if isinstance(own, tuple) else (own, own)))
         return context
+
+    def check_name(self, peer: ssl.SSLSocket | ssl.SSLObject) -> None:
+        """Whether the certificate is for the mail domain; the chain was verified.
+
+        Raises:
+            TLSUnavailable: it is not.
+        """
+        if self.service is None:
+            return
+        label = "_pop3s" if self.tls is TLS.IMPLICIT else "_pop3"
+        hosts = {self.service.domain}
+        if self.service.is_within or self.service.is_confirmed:
+            hosts.add(self.host)
+        shown = peer.getpeercert(True)
+        if not shown or not contexts.names(shown, hosts, f"{label}.{self.service.domain}"):
+            domain = self.service.domain
+            raise TLSUnavailable(f"the certificate of {self.host} is not for {domain}")
 
     @property
     def quirks(self) -> Quirks:
@@ -158,11 +208,13 @@ class Remote:
         return self.token() if callable(self.token) else self.token
 
 
-def _split(where: str) -> tuple[str, int | None, TLS, Login]:
+def _split(where: str | Service) -> tuple[str, int | None, TLS, Login]:
     """
     Raises:
         UnsafeArgument: neither a URL nor a host.
     """
+    if isinstance(where, Service):
+        return where.host, where.port, where.tls, Login(where.user)
     if re.fullmatch(r"[\w.:-]+", where):
         return where, None, TLS.IMPLICIT, Login("")
     try:

@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import ssl
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -23,6 +23,7 @@ from ..sasl import Channel
 
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 are all good
+_SRV_NAME = "1.3.6.1.5.5.7.8.7"  # RFC 4985 §2
 _LIFETIME = timedelta(days=3650)  # devices remember this very certificate
 
 
@@ -121,6 +122,31 @@ def end_point(certificate: bytes) -> bytes:
     digest = hashes.Hash(algorithm)
     digest.update(certificate)
     return digest.finalize()
+
+
+def names(certificate: bytes, hosts: Collection[str], service: str) -> bool:
+    """Whether a server's certificate in DER names one of the hosts, or the service.
+
+    A name of a host may begin with ``*.``, for one whole label (RFC 7817 §3).  ``service`` is a
+    name of an SRV record without its protocol: ``_pop3s.example.org`` (RFC 4985 §2).
+    """
+    from cryptography import x509
+
+    try:
+        extensions = x509.load_der_x509_certificate(certificate).extensions
+        found = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound):
+        return False
+    services = set()
+    for name in found:
+        if isinstance(name, x509.DNSName):
+            named = name.value.lower()
+            if any(named in (host, f"*.{host.partition('.')[2]}") for host in hosts):
+                return True
+        elif isinstance(name, x509.OtherName) and name.type_id.dotted_string == _SRV_NAME:
+            services.add(name.value)
+    # An IA5String of less than 128 octets: tag, length, text.
+    return bytes([0x16, len(service)]) + service.encode() in services
 
 
 def client_context(ca_file: Path | None = None, minimum: str = "1.2") -> ssl.SSLContext:

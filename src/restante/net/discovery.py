@@ -1,0 +1,106 @@
+"""Which server holds the mail of an address: SRV records (RFC 6186), by the library ``dnspython``.
+
+Security: whoever answers the DNS query chooses the server, so its certificate must name the mail
+domain (RFC 7817 §3).  The host's own name counts only where it lies in the domain that was asked
+for, or when somebody has confirmed it (RFC 8314 §5.1).
+Limits: DNSSEC is not looked at.  Ask when an account is set up, and keep what was found: unsigned
+records are no business of each connection (RFC 8314 §5.1).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..errors import ConfigurationError, ConnectionLost, DeadlineExceeded, UnsafeArgument
+from .remote import TLS, Service
+
+if TYPE_CHECKING:
+    from dns.resolver import Resolver
+
+_LABELS = (("_pop3s._tcp", TLS.IMPLICIT), ("_pop3._tcp", TLS.STARTTLS))
+
+
+class Target(NamedTuple):
+    """What a record says (RFC 2782)."""
+
+    priority: int
+    weight: int
+    port: int
+    host: str
+
+
+def discover_blocking(
+    address: str, *, timeout: float = 10.0, resolver: Resolver | None = None
+) -> list[Service]:
+    """The servers for a mail address or a domain, the one to try first at the beginning.
+
+    Empty: the domain announces none.  Those with TLS from the first octet come before the others,
+    whatever their priorities (RFC 8314 §5.1).  ``timeout`` is in seconds, for each of two queries.
+
+    Raises:
+        UnsafeArgument: no address and no domain.
+        DeadlineExceeded, ConnectionLost: the DNS gave no answer; that is not "none".
+        ConfigurationError: the extra ``srv`` is not installed.
+    """
+    user = address if "@" in address else ""
+    try:
+        domain = address.rpartition("@")[2].rstrip(".").lower().encode("idna").decode()
+    except UnicodeError as error:
+        raise UnsafeArgument("an address is user@example.org") from error
+    if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", domain):
+        raise UnsafeArgument("an address is user@example.org")
+    return [
+        Service(target.host, target.port, tls, domain, user)
+        for label, tls in _LABELS
+        for target in order(_ask(f"{label}.{domain}.", timeout, resolver))
+    ]
+
+
+async def discover(
+    address: str, *, timeout: float = 10.0, resolver: Resolver | None = None
+) -> list[Service]:
+    """See ``discover_blocking``."""
+    return await asyncio.to_thread(discover_blocking, address, timeout=timeout, resolver=resolver)
+
+
+def _ask(name: str, timeout: float, resolver: Resolver | None) -> list[Target]:
+    try:
+        from dns import exception
+        from dns import resolver as library
+    except ImportError as error:
+        what = "discovery by SRV needs dnspython: pip install 'restante[srv]'"
+        raise ConfigurationError(what) from error
+    try:
+        resolver = resolver or library.Resolver()
+        found = resolver.resolve(name, "SRV", lifetime=timeout)
+    except (library.NXDOMAIN, library.NoAnswer):
+        return []
+    except exception.Timeout as error:
+        raise DeadlineExceeded(f"the DNS does not answer for {name}") from error
+    except exception.DNSException as error:
+        raise ConnectionLost(f"the DNS gives no answer for {name}") from error
+    return [
+        Target(each.priority, each.weight, each.port, each.target.to_text(True).lower())
+        for each in found
+    ]
+
+
+def order(found: Iterable[Target], chance: random.Random | None = None) -> Sequence[Target]:
+    """By priority, and among equals by chance and weight (RFC 2782).
+
+    A target "." says that there is no such service.
+    """
+    chance = chance or random.SystemRandom()
+    left = sorted(each for each in found if each.host not in ("", ".", "@"))
+    ordered: list[Target] = []
+    while left:
+        equals = [each for each in left if each.priority == left[0].priority]
+        # One more for each, so that a weight of 0 is possible and seldom.
+        chosen = chance.choices(equals, [each.weight * 1000 + 1 for each in equals])[0]
+        left.remove(chosen)
+        ordered.append(chosen)
+    return ordered
