@@ -246,6 +246,19 @@ def test_hangup_brings_limits_and_a_mistake_changes_nothing(site: Site) -> None:
     first.close()
 
 
+@pytest.mark.slow
+def test_a_storm_of_hangups_harms_nobody(site: Site) -> None:
+    site.start()
+    before = site.client().log_in("ann")
+    for _ in range(50):
+        site.process.send_signal(signal.SIGHUP)
+    site.wait_for("reloaded")
+    after = site.client().log_in("bob")
+    for each in (before, after):
+        assert each.is_alive()
+        each.close()
+
+
 @pytest.mark.rfc("P-087")
 def test_login_delay_holds_across_workers_and_restarts(site: Site) -> None:
     users = Users(site.place / "users.sqlite3")

@@ -176,6 +176,18 @@ def test_whatever_comes_is_answered_or_closed(words: list[bytes], is_known: bool
     assert marked or core.messages == MESSAGES
 
 
+@pytest.mark.parametrize(
+    "first",
+    [b"POST / HTTP/1.1", b"Host: pop.example.org", b"EHLO example.org", b"LHLO x", b"SSH-2.0-x"],
+)
+@pytest.mark.rfc("N-06")
+def test_another_protocol_hears_nothing(first: bytes) -> None:
+    """ALPACA: nothing is echoed that a browser could take for an answer to its request."""
+    core = Core(list(MESSAGES))
+    assert core.send(first + b"\r\nUSER mrose\r\n") == b""
+    assert core.is_closed
+
+
 def test_a_session_is_small() -> None:
     """Ten thousand of them wait for somebody to speak."""
     tracemalloc.start()
