@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import socket
+import struct
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from functools import cache
+from hashlib import sha256
+from ipaddress import ip_network
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -27,11 +31,15 @@ from .errors import AuthenticationFailed
 from .net import tls
 from .net.listener import Address, Admission, Listener, Seat, bind
 from .net.server import Connection, Service
-from .passdb import Account, Credentials
+from .passdb import Account, Credentials, Proof, ScramSecrets, Token
+from .pop3.session import Policy
 from .pop3.state import Event, StartTLS
+from .sasl import MECHANISMS
 from .store.memory import MemoryStore
 
 T = TypeVar("T")
+SASL_MECHANISMS = tuple(name for name in MECHANISMS if name != "EXTERNAL")
+_ITERATIONS = 4096  # of SCRAM, the fewest that RFC 7677 §4 allows: tests are many
 _PATIENCE = 30.0  # seconds that a test waits for the server's thread
 
 
@@ -47,6 +55,8 @@ class _Rule:
     """Said instead of carrying the command out."""
     drop_after: int | None = None
     """Octets of the response, after which the connection ends."""
+    reset: bool = False
+    """It ends with RST."""
     rewrite: Callable[[bytes], bytes] | None = None
 
 
@@ -59,9 +69,17 @@ class Fault:
     def __init__(self) -> None:
         self._rules: list[_Rule] = []
 
-    def drop(self, verb: str = "RETR", *, after_bytes: int = 0, times: int | None = 1) -> None:
-        """End the connection after so many octets of the response."""
-        self._rules.append(_Rule(verb.upper(), times, drop_after=after_bytes))
+    def drop(
+        self,
+        verb: str = "RETR",
+        *,
+        after_bytes: int = 0,
+        reset: bool = False,
+        times: int | None = 1,
+    ) -> None:
+        """End the connection after so many octets of the response; with RST, not with FIN."""
+        rule = _Rule(verb.upper(), times, drop_after=after_bytes, reset=reset)
+        self._rules.append(rule)
 
     def delay(self, verb: str, *, seconds: float, times: int | None = None) -> None:
         """Wait before the command is carried out."""
@@ -82,6 +100,16 @@ class Fault:
     def dup_uidl(self, *, times: int | None = None) -> None:
         """List all messages with the first one's unique-id."""
         self._rules.append(_Rule("UIDL", times, rewrite=_same_unique_ids))
+
+    def short_list(self, messages: int = 0, *, times: int | None = None) -> None:
+        """List the first so many messages only, as a server does that is in trouble."""
+
+        def cut(response: bytes) -> bytes:
+            first, *lines = response.split(b"\r\n")
+            return b"\r\n".join([first, *lines[:messages], b".", b""])
+
+        for verb in ("LIST", "UIDL"):
+            self._rules.append(_Rule(verb, times, rewrite=cut))
 
     def lose_quit(self, *, times: int | None = 1) -> None:
         """Remove what was deleted, and end the connection without saying so."""
@@ -186,6 +214,11 @@ class _Tapped(Connection):
             self._real.write(octets[: max(left, 0)])
             if left <= len(octets):
                 self._is_closing = True  # nobody else may close it once more
+                if rule.reset:
+                    linger = struct.pack("ii", 1, 0)
+                    connection = self._real.get_extra_info("socket")
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    self._real.abort()
                 self._real.close()
         elif rule is None or rule.rewrite is None:
             self._real.write(octets)
@@ -218,27 +251,60 @@ class _Tap:
 
 @dataclass(slots=True)
 class _People:
-    """A passdb for tests."""
+    """A passdb for tests, with all add-ons but certificates.  A user's token is the password."""
 
     passwords: dict[str, str]
 
     async def verify(self, credentials: Credentials) -> Account:
-        if self.passwords.get(credentials.identity) != credentials.password:
+        return self._open(credentials.identity, credentials.password)
+
+    async def verify_token(self, token: Token) -> Account:
+        return self._open(token.identity, token.token)
+
+    def _open(self, user: str, secret: str) -> Account:
+        if self.passwords.get(user) != secret:
             raise AuthenticationFailed
-        return Account(credentials.identity, credentials.identity)
+        return Account(user, user)
+
+    async def scram(self, identity: str, digest: str) -> ScramSecrets:
+        from .auth import scram  # scramp is needed by few tests
+
+        salt = sha256(identity.encode("utf-8", "surrogateescape")).digest()[: scram.SALT]
+        made = scram.make_keys(self.passwords.get(identity, ""), salt, _ITERATIONS)
+        both = made.sha1 if digest == "sha1" else made.sha256
+        if identity not in self.passwords or both is None:
+            return scram.nobodys(b"restante.testing", identity, digest)
+        return ScramSecrets(salt, _ITERATIONS, (scram.key("password", both),))
+
+    async def proved(self, proof: Proof) -> Account:
+        if proof.authorization not in ("", proof.identity):
+            raise AuthenticationFailed
+        return Account(proof.identity, proof.identity)
 
 
 class Pop3Server:
     """A context manager; all its methods may be called from any thread.
 
     ``users`` are names with their passwords; who gets mail and is not among them has the password
-    ``pw``.
+    ``pw``.  ``sasl`` are the mechanisms that are offered beside USER and PASS, any of
+    ``SASL_MECHANISMS``; where a token is wanted it is the password.  ``clear`` lets clients log in
+    at ``stls_port`` without STLS.
     """
 
     host = "localhost"
 
-    def __init__(self, *, users: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        users: Mapping[str, str] | None = None,
+        sasl: Sequence[str] = ("PLAIN",),
+        clear: bool = False,
+    ) -> None:
+        if unknown := set(sasl) - set(SASL_MECHANISMS):
+            raise ValueError(f"sasl: {sorted(unknown)}; there are {', '.join(SASL_MECHANISMS)}")
         self.fault = Fault()
+        self._policy = Policy(mechanisms=tuple(sasl))
+        self._clear_from = (ip_network("127.0.0.0/8"),) if clear else ()
         self.port = 0
         """Where TLS comes first (POP3S)."""
         self.stls_port = 0
@@ -278,7 +344,13 @@ class Pop3Server:
 
     async def _start(self) -> None:
         context = tls.server_context(*certificate())
-        service = Service(self._store, self._people, tls=context)
+        service = Service(
+            self._store,
+            self._people,
+            policy=self._policy,
+            tls=context,
+            clear_login_from=self._clear_from,
+        )
         self._open.push_async_callback(service.drain, 0)
         admission = Admission(1000, 1000)
         for name, implicit in (("pop3s", context), ("pop3", None)):

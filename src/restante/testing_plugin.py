@@ -20,7 +20,9 @@ _SERVERS = "_restante_pop3_servers"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "pop3(users={name: password}): how the server of ``pop3_server`` is set up"
+        "markers",
+        "pop3(users={name: password}, sasl=[mechanism, …], clear=bool): "
+        "how the server of ``pop3_server`` is set up",
     )
 
 

@@ -9,13 +9,14 @@ import sys
 from collections.abc import Iterator
 from email.message import EmailMessage
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
 import restante
 from restante.errors import ConnectionLost, LoginFailed, MaildropInUse, ProtocolBroken
-from restante.testing import Pop3Server
+from restante.testing import SASL_MECHANISMS, Pop3Server
 
 pytest_plugins = ["pytester"]
 MESSAGE = b"Subject: hi\r\n\r\nx\r\n"
@@ -217,6 +218,64 @@ def test_pipelined_commands_keep_their_faults(server: Pop3Server) -> None:
     assert answers == [b"refused", b"1\r\n", b"2\r\n", b"3\r\n", b"4\r\n"]
 
 
+def test_reset(server: Pop3Server) -> None:
+    server.deliver("ann", MESSAGE)
+    server.fault.drop("RETR", after_bytes=8, reset=True)
+    client = logged_in(server)
+    with pytest.raises((ConnectionResetError, poplib.error_proto, ssl.SSLError)):
+        client.retr(1)
+    client.close()
+    assert len(server.messages("ann")) == 1
+
+
+def test_short_list(server: Pop3Server) -> None:
+    for _ in range(3):
+        server.deliver("ann", MESSAGE)
+    server.fault.short_list(1, times=1)
+    client = logged_in(server)
+    assert [len(client.list()[1]), len(client.uidl()[1])] == [1, 1]
+    assert [len(client.list()[1]), len(client.uidl()[1])] == [3, 3]
+    server.fault.short_list()
+    assert [len(client.list()[1]), len(client.uidl()[1])] == [0, 0]
+    client.quit()
+
+
+@pytest.mark.parametrize("mechanism", SASL_MECHANISMS)
+def test_every_mechanism(mechanism: str) -> None:
+    with Pop3Server(users={"ann": "secret"}, sasl=[mechanism]) as server:
+        given: dict[str, Any] = {"mechanism": mechanism, "ca_file": server.ca_file}
+        given |= {"user": "ann", "port": server.port}
+        given["token" if "AUTH" in mechanism else "password"] = "secret"
+        with restante.connect_blocking(server.host, **given) as client:
+            assert client.capabilities.sasl == (mechanism,)
+        given["token" if "AUTH" in mechanism else "password"] = "wrong"
+        with pytest.raises(LoginFailed), restante.connect_blocking(server.host, **given):
+            pass
+        given["user"] = "nobody"
+        with pytest.raises(LoginFailed), restante.connect_blocking(server.host, **given):
+            pass
+
+
+def test_a_mechanism_that_there_is_not() -> None:
+    with pytest.raises(ValueError, match="EXTERNAL"):
+        Pop3Server(sasl=["EXTERNAL"])
+
+
+def test_a_login_in_clear_is_only_for_who_asks_for_it() -> None:
+    for clear in (False, True):
+        with Pop3Server(clear=clear) as server:
+            server.deliver("ann", MESSAGE)
+            client = poplib.POP3(server.host, server.stls_port, timeout=30)
+            if clear:
+                client.user("ann")
+                client.pass_("pw")
+                client.quit()
+            else:
+                with pytest.raises(poplib.error_proto, match="TLS"):
+                    client.user("ann")
+                client.close()
+
+
 # The plugin.
 
 
@@ -241,9 +300,11 @@ def session(server):
     client.pass_(server.password("ann"))
     return client
 
-@pytest.mark.pop3(users={"ann": "secret"})
+@pytest.mark.pop3(users={"ann": "secret"}, sasl=["SCRAM-SHA-256"])
 def test_marker(pop3_server):
-    session(pop3_server).quit()
+    client = session(pop3_server)
+    assert client.capa()["SASL"] == ["SCRAM-SHA-256"]
+    client.quit()
     assert pop3_server.password("ann") == "secret"
 
 def test_fails(pop3_server):
