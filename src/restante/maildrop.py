@@ -137,6 +137,9 @@ class RawReading(Protocol):
         it ends early, the connection is aborted; octets beyond ``size`` are not sent.
         """
 
+    def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:
+        """All of the file was read, and it is what ``RawMessage.has_crlf`` says, or even ready."""
+
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:

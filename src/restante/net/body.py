@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 from ..errors import TemporaryFailure
 from ..maildrop import RawMessage
 from ..message import crlf_text
-from ..wire import stuffed
+from ..wire import TERMINATION, stuffed
 
 SMALL = 65_536  # octets of a message that may be read in line
 _PIECE = 65_536  # octets
@@ -67,7 +67,7 @@ def at_hand(raw: RawMessage, size: int) -> bytes | None:
     if octets is None or len(octets) != raw.size:
         return None
     if raw.is_wire_ready:
-        return octets + b".\r\n"
+        return octets + TERMINATION
     if not raw.has_crlf:
         octets = crlf_text(octets)
         if len(octets) != size:

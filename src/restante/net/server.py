@@ -49,7 +49,7 @@ from ..pop3.grammar import Challenge, Response
 from ..pop3.session import Policy, Session
 from ..pop3.state import Close, Event, Login, Relay, Retrieve, StartTLS, State, Update
 from ..sasl import Lookup
-from ..wire import Stuffer
+from ..wire import TERMINATION, Stuffer
 from . import body, login, tls, views
 from .listener import Seat, log_refused_tls
 from .proxy import Origin
@@ -59,6 +59,7 @@ _HIGH_WATER = 65_536  # octets of output, and of unread input, per connection
 _REASONED = (AuthenticationFailed, BackendUnavailable)  # the log hears more than the client
 _DIRECT = Origin()
 _NAMED = 1000  # messages that one session retrieved and its record names
+_TURN = 262_144  # octets written before others have a turn
 _PROGRESS = 1024  # octets that a client must take in one ``Timeouts.progress``
 
 
@@ -167,6 +168,7 @@ class Connection(asyncio.Protocol):
         "_seat",
         "_service",
         "_session",
+        "_shared_at",
         "_taken",
         "_timer",
         "_transport",
@@ -193,6 +195,7 @@ class Connection(asyncio.Protocol):
         self._out: list[bytes] = []
         self._out_octets = 0
         self._written = 0  # octets given to the transport
+        self._shared_at = 0  # how many it were when others last had a turn
         self._taken = 0  # of these, what the client had taken when we last looked
         self._is_half_closed = self._is_retiring = self._is_closing = self._is_lost = False
         self._began = self._last_command = self._loop.time()
@@ -455,9 +458,13 @@ class Connection(asyncio.Protocol):
         if raw is None:
             return None
         try:
-            return body.at_hand(raw, size)
+            message = body.at_hand(raw, size)
         finally:
             os.close(raw.descriptor)
+        if message is not None and raw.size == size and not raw.has_crlf:
+            is_ready = len(message) == size + len(TERMINATION)
+            self._raw.learn(action.entry, is_wire_ready=is_ready)
+        return message
 
     async def _retrieve(self, action: Retrieve) -> None:
         """The message; the termination octet only if every announced octet was there."""
@@ -477,7 +484,8 @@ class Connection(asyncio.Protocol):
     async def _send_pieces(self, action: Retrieve, raw: RawMessage | None) -> bool:
         stuffer = Stuffer()
         top = None if action.lines is None else Top(action.lines)
-        left = action.entry.size
+        left = size = action.entry.size
+        added = 0  # octets that byte-stuffing did
         head = action.response.head()
         as_it_lies = raw is not None and raw.has_crlf
         source = body.pieces(raw) if raw and as_it_lies else self._maildrop.read(action.entry)
@@ -485,7 +493,9 @@ class Connection(asyncio.Protocol):
             async with aclosing(source) as pieces:
                 async for piece in pieces:
                     left -= len(piece)
-                    self._write(head + stuffer.feed(top.feed(piece) if top else piece))
+                    stuffed = stuffer.feed(top.feed(piece) if top else piece)
+                    added += len(stuffed) - len(piece)
+                    self._write(head + stuffed)
                     head = b""
                     if top and top.is_finished:
                         break
@@ -501,6 +511,8 @@ class Connection(asyncio.Protocol):
             self._tell_other_size(action, -left)
             return False
         self._write(head + stuffer.finish())
+        if raw is not None and self._raw is not None and raw.size == size and not as_it_lies:
+            self._raw.learn(action.entry, is_wire_ready=not added)
         return True
 
     async def _send_file(self, action: Retrieve, raw: RawMessage, clear: body.Clear) -> bool:
@@ -532,7 +544,7 @@ class Connection(asyncio.Protocol):
             return False
         finally:
             self._transport.set_write_buffer_limits(high=_HIGH_WATER)
-        self._write(b".\r\n")
+        self._write(TERMINATION)
         return True
 
     def _has_retrieved(self, entry: Entry | None) -> None:
@@ -627,7 +639,8 @@ class Connection(asyncio.Protocol):
         self._flush()
         if self._writable is not None:
             await self._writable.wait()
-        else:
+        elif self._written - self._shared_at >= _TURN:
+            self._shared_at = self._written
             await asyncio.sleep(0)
 
     def _drained(self) -> int:

@@ -46,7 +46,11 @@ def storage_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise TemporaryFailure(f"mail storage: {error.strerror or 'error'}") from error
+        raise _as_ours(error) from error
+
+
+def _as_ours(error: OSError) -> TemporaryFailure:
+    return TemporaryFailure(f"mail storage: {error.strerror or 'error'}")
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -479,8 +483,10 @@ async def read_piece(file: int, offset: int) -> bytes:
 
     What the page cache has costs no thread, and what it has not does not stop the event loop.
     """
-    with storage_errors():
+    try:
         octets = _read_cached(file, offset)
+    except OSError as error:
+        raise _as_ours(error) from error
     return await in_thread(os.pread, file, PIECE, offset) if octets is None else octets
 
 

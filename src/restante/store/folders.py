@@ -169,6 +169,11 @@ class Window:
             return None
         return self._parts[number].session.open_raw(own)
 
+    def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:
+        with suppress(MessageGone):
+            number, own = self._find(entry)
+            self._parts[number].session.learn(own, is_wire_ready=is_wire_ready)
+
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
         """All or nothing for each folder; one after the other."""
         wanted: list[list[tuple[Entry, Entry]]] = [[] for _ in self._parts]

@@ -26,6 +26,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from enum import IntEnum
 from itertools import accumulate
 from typing import NamedTuple, overload
@@ -269,6 +270,15 @@ class Index(Rendered):
 
     def measured(self, at: int) -> tuple[int, Form]:
         return self._sizes[at], self.form(at)
+
+    def learned(self, forms: Mapping[int, Form]) -> Index:
+        """The same, for who knows more of the messages at these places."""
+        new = copy(self)
+        octets = bytearray(self._forms)
+        for at, form in forms.items():
+            octets[at] = octets[at] & _NEW | form
+        new._forms = bytes(octets)
+        return new
 
     def changed(self, change: Change, stamps: Stamps) -> Index:
         """The index after that.  What stands before the first difference is copied as it is."""

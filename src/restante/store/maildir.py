@@ -49,11 +49,12 @@ from .folders import (
     recent,
 )
 from .held import finish_update, is_unfinished, list_held, purge, reading_held, undelete, update
-from .index import Change, Form, Index, Message, follow, load, stamps
+from .index import Change, Form, Index, Message, follow, load, save, stamps
 from .looking import index_of_now
 from .names import File, fields, fresh_unique, scan, unique_part
 from .place import Template
 
+_WORTH_SAVING = 16  # one message in so many; what else was learnt is kept in memory
 _WRITE = 262_144  # octets gathered for one write
 _CACHE = 67_108_864  # octets of indexes that are kept in memory
 _VIEWS = 16  # listings of several folders that are kept in memory
@@ -152,7 +153,13 @@ class MaildirStore:
             try:
                 yield session
             finally:
-                if corrections := session.close():
+                corrections = session.close()
+                if session.learned:
+                    index = index.learned(session.learned)
+                    self._remember(key, index)
+                    if len(session.learned) * _WORTH_SAVING >= len(index):
+                        await in_thread(save, maildrop, index)
+                if corrections:
                     corrected = await in_thread(
                         follow, maildrop, index, Change(other=corrections), index.stamps
                     )
@@ -363,6 +370,8 @@ class _Maildir:
         self.maildrop = maildrop
         """Its open directory."""
         self._root = root
+        self.learned: dict[int, Form] = {}
+        """How messages can go to the wire, of which the index does not know."""
         self._moved: dict[int, File | None] = {}  # since the index was made; None: gone
         self._sizes: dict[int, int] = {}  # octets on the wire that turned out to be others
         self._directories: dict[str, int] = {}
@@ -420,9 +429,16 @@ class _Maildir:
             descriptor, size = files.open_file(file.name, self._directory(file.directory))
         except (MessageGone, OSError):
             return None
-        form = self.listing.form(at) if size == entry.size else Form.UNKNOWN
+        form = Form.UNKNOWN
+        if size == entry.size:
+            form = self.learned.get(at) or self.listing.form(at)
         has_crlf = form in (Form.CRLF, Form.READY)
         return RawMessage(descriptor, size, is_wire_ready=form is Form.READY, has_crlf=has_crlf)
+
+    def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:
+        at = self.listing.find(entry)
+        if at is not None:
+            self.learned[at] = Form.READY if is_wire_ready else Form.CRLF
 
     def _directory(self, name: str) -> int:
         """Stays open: it saves the look at one more name for each message."""
