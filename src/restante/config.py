@@ -25,6 +25,7 @@ from . import sasl
 from .auth.schemes import SCHEMES
 from .errors import ConfigurationError
 from .net.listener import MAX_SOCKET_PATH, Address
+from .pop3.texts import LANGUAGES
 
 BACKENDS = ("users", "passwd-file")
 ALL_MECHANISMS = tuple(sasl.MECHANISMS)
@@ -285,6 +286,11 @@ class Server:
         "Proxies that may tell the client's address by XCLIENT, as Dovecot's does.",
         many(network),
         example=["192.0.2.11/32"],
+    )
+    language: str = option(
+        "en",
+        "The language of the server's texts until a client chooses another by LANG.",
+        one_of(*LANGUAGES),
     )
     banner: str = option("ready", "The text of the greeting; it tells no version.", greeting)
 

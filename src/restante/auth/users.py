@@ -31,6 +31,7 @@ from ..errors import (
 )
 from ..maildrop import View
 from ..passdb import MAX_PASSWORD, Account, Credentials, Network, Proof, ScramSecrets, Terms
+from ..sasl.prepare import prepared
 from . import passwords, scram
 from .database import Glance, transaction
 from .names import BadName, addressed, check_name, normalise
@@ -433,6 +434,7 @@ def _secrets(password: str, salted: tuple[bytes, int] | None = None) -> _Secrets
         BadPassword: nobody can have it.
     """
     _check(password)
+    password = prepared(password)
     salt, iterations = salted or (os.urandom(scram.SALT), scram.ITERATIONS)
     keys = scram.make_keys(password, salt, iterations)
     return _Secrets(passwords.make_hash(password), salt, iterations, keys)
@@ -441,6 +443,10 @@ def _secrets(password: str, salted: tuple[bytes, int] | None = None) -> _Secrets
 def _check(password: str) -> None:
     if not passwords.is_possible(password):
         raise BadPassword(f"a password has 1 to {MAX_PASSWORD} octets and no NUL")
+    try:
+        prepared(password)
+    except AuthenticationFailed as error:
+        raise BadPassword("a character in it that passwords cannot have (RFC 4013)") from error
 
 
 def _salt(database: sqlite3.Connection, key: str) -> tuple[bytes, int]:

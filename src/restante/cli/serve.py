@@ -394,6 +394,7 @@ def _set_up(
     limits = configuration.limits
     service.policy = Policy(
         greeting=configuration.server.banner,
+        language=configuration.server.language,
         mechanisms=offered(service.passdb, configuration.auth.mechanisms),
         terms=Terms(ceil(limits.login_delay), limits.expire),
         worst=service.policy.worst,

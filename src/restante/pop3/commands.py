@@ -1,6 +1,6 @@
 """The commands of POP3: one function each, and the table of them all.
 
-Standards: RFC 1939, RFC 2449 (CAPA), RFC 2595 (STLS), RFC 5034 (AUTH).
+Standards: RFC 1939, RFC 2449 (CAPA), RFC 2595 (STLS), RFC 5034 (AUTH), RFC 6856 (UTF8, LANG).
 A function takes the session and the arguments, and returns what to say or what to do.
 """
 
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..errors import BadCommand, HostileInput, TLSRequired
 from ..passdb import Credentials
 from ..sasl import MECHANISMS
+from ..sasl.prepare import prepared
+from . import texts
 from .grammar import Response, parse_count, parse_number
 from .state import Event, Login, Relay, Retrieve, StartTLS, State, Update
 
@@ -38,7 +40,7 @@ def pass_(session: Session, password: str) -> Event:
         raise BadCommand("USER comes first")
     if not password:
         raise BadCommand("PASS takes a password")
-    return Login(Credentials("USER", session.user, password))
+    return Login(Credentials("USER", prepared(session.user), prepared(password)))
 
 
 def auth(session: Session, name: str, initial_response: str | None = None) -> Event:
@@ -86,6 +88,7 @@ def capa(session: Session) -> Response:
         tags.append("SASL " + " ".join(session.mechanisms))
     if session.may_start_tls:
         tags.append("STLS")
+    tags += ["UTF8 USER", "LANG"]
     tags += _policies(session)
     tags.append("IMPLEMENTATION restante")
     return Response("capabilities follow", lines=tags)
@@ -112,15 +115,34 @@ def stls(session: Session) -> Event:
     return StartTLS(Response("begin TLS"))
 
 
+def utf8(session: Session) -> Response:
+    """For AUTHORIZATION (RFC 6856 §2); Outlook sends it behind PASS and gives up at -ERR."""
+    session.begin_utf8()
+    return Response("UTF-8 from here on")
+
+
+def lang(session: Session, wanted: str | None = None) -> Response:
+    """Chooses the language of texts, or lists those that there are (RFC 6856 §3.2)."""
+    if wanted is None:
+        lines = [f"{tag} {name}" for tag, name in texts.LANGUAGES.items()]
+        return Response("languages follow", lines=lines)
+    tag = texts.chosen(wanted, session.default_language)
+    if tag is None:
+        raise BadCommand("no such language")
+    session.language = tag
+    told = texts.translated("these texts are in English", tag)
+    return Response(f"{tag} {told}", is_data=True)
+
+
 def stat(session: Session) -> Response:
     """Drop listing: messages marked as deleted are not counted (RFC 1939 §5)."""
-    return Response(f"{session.count} {session.octets}")
+    return Response(f"{session.count} {session.octets}", is_data=True)
 
 
 def list_(session: Session, number: str | None = None) -> Response:
     """Scan listing of one message, or of all but those marked as deleted (RFC 1939 §5)."""
     if number is not None:
-        return Response(f"{number} {session.entry(parse_number(number)).size}")
+        return Response(f"{number} {session.entry(parse_number(number)).size}", is_data=True)
     text = f"{session.count} messages ({session.octets} octets)"
     if session.ready is not None:
         return Response(text, lines=session.ready.scan_listing())
@@ -130,7 +152,8 @@ def list_(session: Session, number: str | None = None) -> Response:
 def uidl(session: Session, number: str | None = None) -> Response:
     """Unique-id listing of one message, or of all but those marked (RFC 1939 §7)."""
     if number is not None:
-        return Response(f"{number} {session.entry(parse_number(number)).unique_id}")
+        unique_id = session.entry(parse_number(number)).unique_id
+        return Response(f"{number} {unique_id}", is_data=True)
     text = "unique-ids follow"
     if session.ready is not None:
         return Response(text, lines=session.ready.unique_id_listing())
@@ -192,6 +215,8 @@ VERBS = {
     "PASS": Verb(pass_, _AUTH, range(1, 2), takes_rest=True),
     "AUTH": Verb(auth, _AUTH, range(1, 3)),
     "XCLIENT": Verb(xclient, _AUTH, range(1, 2), takes_rest=True),
+    "UTF8": Verb(utf8, _AUTH + _TRANS, range(1)),
+    "LANG": Verb(lang, _AUTH + _TRANS, range(2)),
     "STLS": Verb(stls, _AUTH, range(1)),
     "CAPA": Verb(capa, _AUTH + _TRANS, range(1)),
     "STAT": Verb(stat, _TRANS, range(1)),

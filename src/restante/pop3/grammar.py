@@ -64,13 +64,15 @@ class Response(NamedTuple):
     """A status indicator, text, and for a multi-line response its lines."""
 
     text: str = ""
-    """Printable ASCII; begins with no "[" (RFC 2449 §3)."""
+    """Printable ASCII, or UTF-8 after LANG; begins with no "[" (RFC 2449 §3)."""
     code: str | None = None
     """Response code without its brackets (RFC 2449 §8)."""
     is_ok: bool = True
     lines: Iterable[str] | bytes | None = None
     """Without line ends and without byte-stuffing, read once; or octets as they go out, all
     but the termination octet's line."""
+    is_data: bool = False
+    """The text is for programs, so no language changes it."""
 
     def head(self) -> bytes:
         """The first line."""
@@ -79,7 +81,7 @@ class Response(NamedTuple):
             line += f" [{self.code}]"
         if self.text:
             line += f" {self.text}"
-        return (line + "\r\n").encode("ascii")
+        return (line + "\r\n").encode()
 
     def encode(self) -> Iterator[bytes]:
         """The whole response, a long one in pieces of some 30 kB."""
@@ -94,7 +96,7 @@ class Response(NamedTuple):
             return
         stuffer, lines, begin = Stuffer(), iter(self.lines), self.head()
         while some := list(islice(lines, _LINES_AT_ONCE)):
-            yield begin + stuffer.feed(("\r\n".join(some) + "\r\n").encode("ascii"))
+            yield begin + stuffer.feed(("\r\n".join(some) + "\r\n").encode())
             begin = b""
         yield begin + stuffer.finish()
 

@@ -29,7 +29,8 @@ from ..sasl import MECHANISMS, Channel, Exchange, Lookup, Mechanism
 from ..wire import MAX_COMMAND, LineBuffer
 from .commands import VERBS
 from .grammar import Challenge, Command, Response, failure
-from .state import Close, Event, Login, State
+from .state import Close, Event, Login, Retrieve, StartTLS, State
+from .texts import translated
 
 MAX_SASL_LINE = 65_538  # octets: 64 KiB of base64 and CRLF (RFC 5034 §4 sets no limit)
 MAX_RELAY = 8192  # octets of XCLIENT, from trusted proxies only; ours
@@ -45,6 +46,8 @@ class Policy:
 
     greeting: str = "restante ready"
     """Text of the greeting: no "<", which would announce APOP, no leading "[" (RFC 2449 §3)."""
+    language: str = "en"
+    """Of texts, until a client chooses another (RFC 6856 §3)."""
     mechanisms: tuple[str, ...] = ("PLAIN",)
     bad_commands: int = 3
     """So many in AUTHORIZATION end the session."""
@@ -94,6 +97,8 @@ class Session:
         "_terms",
         "count",
         "is_secure",
+        "is_utf8",
+        "language",
         "may_relay",
         "octets",
         "state",
@@ -119,6 +124,10 @@ class Session:
         """Messages that are not marked as deleted."""
         self.octets = 0
         """Their size."""
+        self.language = policy.language
+        """Of texts; a tag of ``texts.LANGUAGES``."""
+        self.is_utf8 = False
+        """The client takes UTF-8 in headers (RFC 6856 §2)."""
         self._policy = policy
         self._may_start_tls = may_start_tls
         self._clear = may_login_in_clear
@@ -166,7 +175,7 @@ class Session:
         self._awaiting = not isinstance(event, _ANSWERS)
         if self.state is State.TRANSACTION:
             self._bad_commands = 0
-        return event
+        return event if self.language == "en" else self._in_words(event)
 
     def opened(
         self, listing: Sequence[Entry], *, is_read_only: bool = False, terms: Terms | None = None
@@ -182,7 +191,7 @@ class Session:
         self._bad_commands = 0
         self._listing = listing
         self._count_all()
-        return Response(f"{self.count} messages ({self.octets} octets)")
+        return self._worded(Response(f"{self.count} messages ({self.octets} octets)"))
 
     def retrieved(self) -> None:
         """Answers Retrieve: all of it was sent."""
@@ -218,7 +227,7 @@ class Session:
         if tls:
             self.is_secure = tls != "no"
             self._may_start_tls = False  # the proxy cannot start it for its client
-        return Response("updated")
+        return self._worded(Response("updated"))
 
     def updated(self) -> Response:
         """Answers Update: all marked messages are removed, durably."""
@@ -249,6 +258,17 @@ class Session:
     @property
     def may_start_tls(self) -> bool:
         return self._may_start_tls and not self.is_secure and self.state is State.AUTHORIZATION
+
+    @property
+    def default_language(self) -> str:
+        return self._policy.language
+
+    def begin_utf8(self) -> None:
+        """No TLS can begin any more (RFC 6856 §2.1).  After the login nothing else changes: what
+        was announced then holds."""
+        if self.state is State.AUTHORIZATION:
+            self.is_utf8 = True
+            self._may_start_tls = False
 
     @property
     def mechanisms(self) -> tuple[str, ...]:
@@ -409,11 +429,27 @@ class Session:
             self._closing = "too many bad commands"
         elif self._failed_logins >= self._policy.failed_logins:
             self._closing = "too many failed logins"
-        return failure(error)
+        return self._worded(failure(error))
 
     def _answer_last(self, response: Response) -> Response:
         self._awaiting = False
-        return self.leave(response)
+        return self.leave(self._worded(response))
+
+    def _in_words(self, event: Event) -> Event:
+        """In the client's language."""
+        match event:
+            case Response():
+                return self._worded(event)
+            case Retrieve():
+                return event._replace(response=self._worded(event.response))
+            case StartTLS(response):
+                return StartTLS(self._worded(response))
+        return event
+
+    def _worded(self, response: Response) -> Response:
+        if self.language == "en" or response.is_data:
+            return response
+        return response._replace(text=translated(response.text, self.language))
 
     def _close(self, reason: str) -> Close:
         self.state = State.CLOSED

@@ -10,6 +10,7 @@ from collections.abc import Generator
 from ..errors import AuthenticationFailed, UnsafeArgument
 from ..passdb import Credentials
 from .exchange import Answer, Channel, Reply
+from .prepare import prepared
 
 
 def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
@@ -18,7 +19,7 @@ def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
     password = (yield b"Password:").decode("utf-8", "surrogateescape")
     if not identity or not password or "\0" in identity + password:
         raise AuthenticationFailed("empty")
-    return Credentials("LOGIN", identity, password)
+    return Credentials("LOGIN", prepared(identity), prepared(password))
 
 
 def client(identity: str, password: str) -> Reply:

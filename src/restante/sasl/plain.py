@@ -7,6 +7,7 @@ from collections.abc import Generator
 from ..errors import AuthenticationFailed, BadCommand, UnsafeArgument
 from ..passdb import Credentials
 from .exchange import Answer, Channel, Reply
+from .prepare import prepared
 
 
 def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
@@ -14,7 +15,7 @@ def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
 
     Raises:
         BadCommand: not of that form.
-        AuthenticationFailed: an empty identity or password.
+        AuthenticationFailed: an empty identity or password, or one that SASLprep refuses.
     """
     message = yield b""
     parts = [part.decode("utf-8", "surrogateescape") for part in message.split(b"\0")]
@@ -23,7 +24,8 @@ def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
     authorization, identity, password = parts
     if not identity or not password:
         raise AuthenticationFailed("empty")
-    return Credentials("PLAIN", identity, password, authorization)
+    authorization = authorization and prepared(authorization)
+    return Credentials("PLAIN", prepared(identity), prepared(password), authorization)
 
 
 def client(identity: str, password: str, authorization: str = "") -> Reply:

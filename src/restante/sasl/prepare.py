@@ -1,0 +1,47 @@
+"""SASLprep (RFC 4013): one form for names and passwords that look alike.
+
+Security: what is malformed or forbidden is refused, as if it were wrong.
+"""
+
+from __future__ import annotations
+
+import stringprep
+from unicodedata import ucd_3_2_0
+
+from ..errors import AuthenticationFailed
+
+_FORBIDDEN = (
+    stringprep.in_table_c12,
+    stringprep.in_table_c21_c22,
+    stringprep.in_table_c3,
+    stringprep.in_table_c4,
+    stringprep.in_table_c5,  # also what is left of octets that are not UTF-8
+    stringprep.in_table_c6,
+    stringprep.in_table_c7,
+    stringprep.in_table_c8,
+    stringprep.in_table_c9,
+)
+
+
+def prepared(text: str) -> str:
+    """As a query string: characters that Unicode 3.2 did not know may stand in it (§2.5).
+
+    Raises:
+        AuthenticationFailed: forbidden, malformed, or nothing is left (RFC 5034 §4).
+    """
+    if text.isascii() and text.isprintable() and text:
+        return text
+    mapped = "".join(
+        " " if stringprep.in_table_c12(each) else each
+        for each in text
+        if not stringprep.in_table_b1(each)
+    )
+    found = ucd_3_2_0.normalize("NFKC", mapped)
+    if not found or any(is_in(each) for each in found for is_in in _FORBIDDEN):
+        raise AuthenticationFailed("unprepared")
+    if any(map(stringprep.in_table_d1, found)) and (
+        any(map(stringprep.in_table_d2, found))
+        or not (stringprep.in_table_d1(found[0]) and stringprep.in_table_d1(found[-1]))
+    ):
+        raise AuthenticationFailed("unprepared")
+    return found
