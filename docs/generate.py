@@ -25,7 +25,7 @@ from restante.cli.main import _parser
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
-from tests import rfc  # noqa: E402 - found by the line above
+from tests import faults, rfc  # noqa: E402 - found by the line above
 
 SOURCE = Path(restante.__file__).parent
 NOTE = "<!-- Made by docs/generate.py from the code; change it there. -->\n"
@@ -442,12 +442,31 @@ def _short(test: str) -> str:
     return f"{path.removeprefix('tests/').removesuffix('.py')}: {name}".removesuffix(": ")
 
 
+# -- Attacks and faults
+
+
+def attacks() -> Iterator[str]:
+    """Fault, test: from ``docs/faults.toml``."""
+    yield """# What is done to us, and what happens then
+
+Attacks on mail servers and clients that are known, and what may break around them; beside each the
+tests that show the answer."""
+    area = ""
+    for each in faults.faults():
+        if each.area != area:
+            area = each.area
+            yield f"\n## {area}\n\n| fault and answer | shown by |\n|---|---|"
+        shown = " ".join(f"`{test}`" for test in each.tests)
+        yield f"| **{each.number}** {each.text} | {shown or each.because} |"
+
+
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "reference/command-line.md": command_line,
     "reference/configuration.md": configuration,
     "reference/errors.md": error_classes,
     "reference/log-events.md": log_events,
     "reference/python.md": python,
+    "faults.md": attacks,
     "rfc.md": requirements,
 }
 

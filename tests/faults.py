@@ -1,0 +1,46 @@
+"""Attacks and faults, and the tests that are said to show what happens."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+HOUSE = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One line of ``docs/faults.toml``."""
+
+    number: int
+    area: str
+    text: str
+    tests: tuple[str, ...]
+    because: str = ""
+
+
+def faults() -> list[Fault]:
+    found = []
+    for area, lines in tomllib.loads((HOUSE / "docs" / "faults.toml").read_text()).items():
+        for number, (text, *tests) in lines.items():
+            reasons = [test for test in tests if test.startswith("because ")]
+            shown = tuple(test for test in tests if test not in reasons)
+            found.append(Fault(int(number), area, text, shown, " ".join(reasons)))
+    return found
+
+
+def known() -> set[str]:
+    """Every test and transcript, as the table names them."""
+    tests = HOUSE / "tests"
+    found = {
+        path.relative_to(tests / "transcripts").with_suffix("").as_posix()
+        for path in (tests / "transcripts").rglob("*.txt")
+    }
+    for path in tests.rglob("test_*.py"):
+        module = path.relative_to(tests).with_suffix("").as_posix()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                found.add(f"{module}: {node.name}")
+    return found
