@@ -40,6 +40,7 @@ MEANINGS = {
     "delivery refused": "a recipient's message was not stored, and the sender was told why",
     "expired": "mail that had lain there too long was removed, and is held",
     "expiry failed": "old mail could not be removed; it is tried again in an hour",
+    "guesses not saved": "where guesses came from is forgotten if the server stops now",
     "line refused": "a line of the passwd-file is not understood; its user cannot log in",
     "journal damaged": "some lines of a journal cannot be read; the others are told",
     "journal not written": "what a session did is not in the journal; the mail is as it should be",

@@ -396,6 +396,19 @@ class Auth:
         many(network),
         example=["192.168.1.40/32"],
     )
+    failure_delay: float = option(
+        "2s",
+        "A failed login is answered so late, and up to four times later where many failed lately. "
+        "One that succeeds never waits for it. 0 delays none.",
+        at_most(15, duration),
+    )
+    trusted: tuple[IPv4Network | IPv6Network, ...] = option(
+        [],
+        "Networks whose failed logins are not held against them, such as a webmail's, where one "
+        "address stands for many people.",
+        many(network),
+        example=["192.168.1.25/32"],
+    )
     passwd_file: PasswdFile = field(default_factory=PasswdFile)
 
 

@@ -99,7 +99,17 @@ class Token:
     """Where from; the server fills it in.  An IP address, or empty for a local peer."""
 
 
-Shown = Credentials | Proof | Token
+@dataclass(frozen=True, slots=True)
+class Disproof:
+    """What a mechanism has checked itself and found wrong: a failed login like any other."""
+
+    mechanism: str
+    identity: str
+    address: str = ""
+    """Where from; the server fills it in.  An IP address, or empty for a local peer."""
+
+
+Shown = Credentials | Proof | Token | Disproof
 """What a client has shown of itself."""
 
 

@@ -1,8 +1,9 @@
-"""Counts, in one process or in memory that the workers of one server share.
+"""Counts and weights, in one process or in memory that the workers of one server share.
 
 Limits: a shared count is a sketch: of two sums over cells that a keyed hash picks, the smaller.
 It is never too small, and too large only if strangers, who cannot know the key, share both cells.
-A worker writes into its own row alone, so what one counted is forgotten when it dies.
+A worker writes into its own row alone, so what one counted is forgotten when it dies.  Weights
+belong to nobody and stay.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import mmap
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fcntl import LOCK_EX, LOCK_UN, lockf
 from hashlib import blake2b
@@ -18,6 +19,8 @@ from tempfile import TemporaryFile
 
 _CELLS = 16_384  # of each hash
 _ROW = 1 + 2 * _CELLS  # the sum of all, then the cells
+_WAYS = 8  # places where one key may lie
+_NOTHING = 1 / 128  # a weight that has faded so far is none
 
 
 class Tally:
@@ -44,6 +47,25 @@ class Tally:
             del self._counts[key]
 
 
+class SharedLock:
+    """Between processes that were forked from one; it dies with its holder.
+
+    Two threads of one process are not kept apart.
+    """
+
+    def __init__(self) -> None:
+        self._file = TemporaryFile()  # noqa: SIM115  # closed by close
+
+    def __enter__(self) -> None:
+        lockf(self._file, LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        lockf(self._file, LOCK_UN)
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class SharedTally(Tally):
     """Make it before the workers are forked; each then calls ``serve_as``."""
 
@@ -52,7 +74,7 @@ class SharedTally(Tally):
         self._row = 0
         self._cells = memoryview(mmap.mmap(-1, workers * _ROW * 4)).cast("I")
         self._key = secrets.token_bytes(16)
-        self._lock = TemporaryFile()  # noqa: SIM115  # for its lock, which dies with its holder
+        self._lock = SharedLock()
 
     def close(self) -> None:
         self._lock.close()
@@ -67,11 +89,8 @@ class SharedTally(Tally):
 
     @contextmanager
     def exclusively(self) -> Iterator[None]:
-        lockf(self._lock, LOCK_EX)
-        try:
+        with self._lock:
             yield
-        finally:
-            lockf(self._lock, LOCK_UN)
 
     def all(self) -> int:
         return sum(self._cells[row] for row in self._rows)
@@ -89,3 +108,78 @@ class SharedTally(Tally):
         digest = blake2b(key.encode(), digest_size=4, key=self._key).digest()
         first, second = int.from_bytes(digest[:2], "big"), int.from_bytes(digest[2:], "big")
         return 1 + first % _CELLS, 1 + _CELLS + second % _CELLS
+
+
+class Weights:
+    """A weight for each key, which halves again and again; of fixed size.
+
+    Make it before the workers are forked.  A change must be made under a lock of theirs; a look
+    needs none.  A key has eight places, picked by a keyed hash, so that nobody can choose whom to
+    push out; where all are taken, the lightest makes room.
+    """
+
+    def __init__(
+        self,
+        places: int,
+        half_life: float,
+        *,
+        clock: Callable[[], float],
+        secret: bytes | None = None,
+    ) -> None:
+        """``half_life`` in seconds.  With a ``secret`` the octets mean the same to another server
+        that has it."""
+        self._memory = mmap.mmap(-1, places * 24)
+        whole = memoryview(self._memory)
+        self._ids = whole[: places * 8].cast("Q")
+        self._weights = whole[places * 8 : places * 16].cast("d")
+        self._stamps = whole[places * 16 :].cast("d")
+        self._whole = whole
+        self._buckets = places // _WAYS
+        self._half_life = half_life
+        self._clock = clock
+        self.secret = secret or secrets.token_bytes(32)
+
+    def of(self, key: bytes) -> float:
+        identity, places = self._find(key)
+        for at in places:
+            if self._ids[at] == identity:
+                return self._weight(at, self._clock())
+        return 0.0
+
+    def add(self, key: bytes, weight: float, *, most: float = float("inf")) -> None:
+        identity, places = self._find(key)
+        now = self._clock()
+        weights = {at: self._weight(at, now) for at in places}
+        at = next((each for each in places if self._ids[each] == identity), None)
+        if at is None:
+            at = min(places, key=weights.__getitem__)
+            weights[at] = 0.0
+            self._ids[at] = 0  # nobody's, until all is written
+        self._weights[at] = min(weights[at] + weight, most)
+        self._stamps[at] = now
+        self._ids[at] = identity
+
+    def _weight(self, at: int, now: float) -> float:
+        if not self._ids[at]:
+            return 0.0
+        age = max(0.0, now - self._stamps[at])
+        weight: float = self._weights[at] * 0.5 ** (age / self._half_life)
+        return weight if weight > _NOTHING else 0.0
+
+    def _find(self, key: bytes) -> tuple[int, range]:
+        digest = blake2b(key, digest_size=12, key=self.secret).digest()
+        first = int.from_bytes(digest[8:], "big") % self._buckets * _WAYS
+        return int.from_bytes(digest[:8], "big") | 1, range(first, first + _WAYS)
+
+    @property
+    def octets(self) -> bytes:
+        """All of it, to be kept."""
+        return bytes(self._whole)
+
+    @octets.setter
+    def octets(self, kept: bytes) -> None:
+        """
+        Raises:
+            ValueError: those of another size.
+        """
+        self._whole[:] = kept

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import pytest
 
@@ -150,6 +150,18 @@ format = "journal"
             context.wrap_socket(connected) as secure,
         ):
             return secure.getpeercert(binary_form=True)
+
+    def why(self, user: str) -> dict[str, Any]:
+        """What `restante auth why` tells of a user and this machine."""
+        command = [sys.executable, "-m", "restante", "--config", f"{self.place}/restante.toml"]
+        told = subprocess.run(
+            [*command, "--json", "auth", "why", user, "127.0.0.1"],
+            env=os.environ | {"STATE_DIRECTORY": str(self.place)},
+            capture_output=True,
+            check=True,
+        )
+        found: dict[str, Any] = json.loads(told.stdout)
+        return found
 
     def stop(self) -> int:
         self.process.terminate()
@@ -306,6 +318,29 @@ def test_old_mail_is_removed_at_the_start_and_then_now_and_again(site: Site) -> 
     client.close()
     (held,) = asyncio.run(store.held("ann"))
     assert held.unique_id == entry.unique_id
+
+
+def test_guesses_are_known_to_all_workers_and_after_a_restart(site: Site) -> None:
+    """Whoever counted them is killed; `restante auth why` tells what is left."""
+    site.start(RESTANTE__AUTH__FAILURE_DELAY="0")
+    first, second = site.workers()
+    for number, worker in enumerate((first, second, second)):
+        client = site.client_of(worker)
+        client.user("ann")
+        with pytest.raises(poplib.error_proto, match="AUTH"):
+            client.pass_(f"guess {number}")
+        client.close()
+    site.client_of(second).log_in("bob").close()
+    os.kill(first, signal.SIGKILL)
+    site.wait_for("worker ended")
+    for _ in range(2):
+        site.stop()
+        for user, is_known in (("ann", False), ("bob", True)):
+            told = site.why(user)
+            assert (told["is_known"], round(told["guesses"])) == (is_known, 3)
+        assert site.process.stdout is not None
+        site.process.stdout.close()
+        site.start()
 
 
 async def _once(octets: bytes) -> AsyncIterator[bytes]:

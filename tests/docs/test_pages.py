@@ -47,6 +47,7 @@ BEFORE = {
     "README": _ANN,  # for its Python
     "quota": _ANN,
     "folders": _ANN,
+    "guessing": _ANN,
     "fetch-mail": _ANN,
     "identities": _ANN[:1],
     "who-took-my-mail": (*_ANN, "restante fetch pop3s://ann@pop.example.org --to fetched"),

@@ -36,11 +36,13 @@ class Cache:
     def __init__(
         self,
         passdb: Passdb,
+        by: Passdb | None = None,
         *,
         service: str = "pop3",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._passdb = passdb
+        """``by``: asked in place of ``passdb``, such as a queue before it."""
+        self._passdb = by or passdb
         self._generations = passdb if isinstance(passdb, Generations) else None
         self._uses = passdb if isinstance(passdb, LastUses) else None
         self._service = service

@@ -8,10 +8,11 @@ import os
 from contextlib import closing
 from ipaddress import ip_address
 
+from ..auth.throttle import Facts
 from ..config import Configuration
 from ..errors import NoSuchUser, UnsafeArgument
 from ..passdb import Account
-from . import common, identities
+from . import common, guessing, identities
 
 _WHY = {
     "disabled": "the user is disabled",
@@ -52,15 +53,35 @@ def why(options: argparse.Namespace) -> int:
     if account is None:
         raise NoSuchUser(options.user)
     reason, user = _reason(options, found, account), account.user
+    with closing(guessing.throttle(found)) as throttle:
+        facts = throttle.facts(user, options.address)
     if options.json:
         told = {"user": user, "backend": backend, "allowed": reason is None, "reason": reason}
-        common.print_json("auth-why", **told)
+        common.print_json("auth-why", **told, **_as_json(facts))
     elif reason is None:
         print(f"{user} ({backend}) may log in from {options.address} with a right password")
     else:
         hint = _NEXT.get(reason, "").format(user=user) if backend == "users" else ""
         print(f"{user} ({backend}) is refused: {_WHY[reason]}{hint}")
+    if not options.json:
+        print(f"{options.address} is {_describe(facts)}")
     return os.EX_OK if reason is None else os.EX_NOPERM
+
+
+def _describe(facts: Facts) -> str:
+    """What the server knew a minute ago.  None of it refuses a right password."""
+    known = "a known network of the user" if facts.is_known else "no known network of the user"
+    lately = "trusted" if facts.is_trusted else f"{facts.guesses:.0f} guesses lately"
+    return f"{known}, {lately}: a wrong password waits {facts.delay:.1f} s, a right one does not"
+
+
+def _as_json(facts: Facts) -> dict[str, object]:
+    return {
+        "is_known": facts.is_known,
+        "is_trusted": facts.is_trusted,
+        "guesses": round(facts.guesses, 2),
+        "delay": round(facts.delay, 2),
+    }
 
 
 def _reason(options: argparse.Namespace, found: Configuration, account: Account) -> str | None:

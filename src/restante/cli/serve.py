@@ -31,6 +31,7 @@ from tempfile import TemporaryDirectory
 from .. import __version__, config, log
 from ..auth import passwords
 from ..auth.cache import Cache
+from ..auth.throttle import Throttle
 from ..auth.users import Users
 from ..config import Configuration
 from ..errors import MaildropInUse, RestanteError
@@ -45,7 +46,7 @@ from ..pop3.session import Policy
 from ..shared import SharedTally, Tally
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
-from . import common, identities, systemd
+from . import common, guessing, identities, systemd
 from .workers import BEAT, Lines, Supervisor
 
 _log = logging.getLogger("restante.serve")
@@ -151,7 +152,9 @@ def _supervise(configuration: Configuration, options: argparse.Namespace, count:
     def work(lines: Lines) -> None:
         tally.serve_as(lines.number)
         os.environ.pop("NOTIFY_SOCKET", None)  # systemd hears the supervisor
-        common_ground = Ground(places, context, tally, purges=lines.number == 0)
+        common_ground = Ground(
+            places, context, tally, throttle, purges=lines.number == 0, workers=count
+        )
         run_loop(_work(configuration, options, common_ground, lines))
 
     def reload() -> bool:
@@ -160,6 +163,7 @@ def _supervise(configuration: Configuration, options: argparse.Namespace, count:
     with ExitStack() as stack:
         places = stack.enter_context(listening(configuration))
         tally = stack.enter_context(closing(SharedTally(count)))
+        throttle = stack.enter_context(guessing.kept(configuration))
         server.addresses = _addresses(places)
         supervisor = Supervisor(
             count,
@@ -255,7 +259,10 @@ class Ground:
     places: Sequence[Place]
     context: ssl.SSLContext
     tally: Tally
+    throttle: Throttle
     purges: bool
+    """Also keeps what the throttle knows."""
+    workers: int = 1
 
 
 @contextmanager
@@ -331,11 +338,13 @@ async def running(
         stack.callback(users.close)
         if ground is None:
             places = stack.enter_context(listening(configuration))
-            ground = Ground(places, _context(configuration), Tally(), purges=True)
+            throttle = stack.enter_context(guessing.kept(configuration))
+            ground = Ground(places, _context(configuration), Tally(), throttle, purges=True)
         passdb = identities.chain(configuration, users)
         stack.callback(passdb.close)
-        cache = Cache(passdb)
-        service = Service(store, passdb, cache, tls=ground.context)
+        throttle = ground.throttle
+        cache = Cache(passdb, guessing.turns(passdb, throttle, ground.workers))
+        service = Service(store, passdb, cache, throttle, tls=ground.context)
         stack.push_async_callback(service.drain, _GRACE)
         admission = Admission(0, 0, ground.tally)
         _set_up(service, admission, configuration, users)
@@ -362,12 +371,15 @@ async def running(
             hold = configuration.store.hold
             purging = asyncio.create_task(_purge_for_ever(service, users, store, hold))
             stack.callback(purging.cancel)
+            saving = asyncio.create_task(guessing.save_for_ever(throttle, configuration))
+            stack.callback(saving.cancel)
 
         def adopt(found: Configuration) -> None:
             context = _context(found)
             fixed = [key for key in _FIXED if key(found) != key(configuration)]
             _set_up(service, admission, found, users)
             cache.clear()
+            guessing.configure(throttle, found)
             service.tls = context
             for listener in listeners:
                 listener.tls = context if listener.tls else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Protocol
 
 from ..errors import AuthenticationFailed
 from ..maildrop import View
@@ -11,6 +12,7 @@ from ..passdb import (
     Account,
     Certificates,
     Credentials,
+    Disproof,
     Passdb,
     Proof,
     ScramKeys,
@@ -23,6 +25,16 @@ from ..sasl import Lookup
 from .views import understand
 
 _NEEDS: dict[str, type] = {"EXTERNAL": Certificates, "OAUTHBEARER": Tokens, "XOAUTH2": Tokens}
+
+
+class Guard(Protocol):
+    """Hears how logins ended, and slows guessing down."""
+
+    def accepted(self, shown: Shown, account: Account) -> None:
+        """It was right, and may log in."""
+
+    def refused(self, shown: Shown) -> float:
+        """It failed, for whatever reason.  Seconds from when it was shown to its answer."""
 
 
 def offered(passdb: Passdb, wanted: Iterable[str]) -> tuple[str, ...]:
@@ -47,7 +59,7 @@ async def verify(
     name, view = await understand(passdb, shown.identity, separator)
     if view == View():
         return await _verify(passdb, shown, passwords)
-    if not isinstance(shown, Token) and shown.authorization == shown.identity:
+    if isinstance(shown, Credentials | Proof) and shown.authorization == shown.identity:
         shown = replace(shown, authorization=name)
     account = await _verify(passdb, replace(shown, identity=name), passwords)
     return replace(account, view=replace(view, folders=view.folders or account.view.folders))
@@ -57,6 +69,8 @@ async def _verify(passdb: Passdb, shown: Shown, passwords: Passdb | None) -> Acc
     match shown:
         case Credentials():
             return await (passwords or passdb).verify(shown)
+        case Disproof():
+            raise AuthenticationFailed
         case Token() if isinstance(passdb, Tokens):
             return await passdb.verify_token(shown)
         case Proof(mechanism="EXTERNAL"):

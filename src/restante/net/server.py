@@ -84,6 +84,7 @@ class Service:
     passdb: Passdb
     passwords: Passdb | None = None
     """Asked in place of ``passdb`` where a password was shown, such as a cache before it."""
+    guard: login.Guard | None = None
     policy: Policy = field(default_factory=Policy)
     tls: ssl.SSLContext | None = None
     """For STLS; without it STLS is not offered."""
@@ -150,6 +151,7 @@ class Connection(asyncio.Protocol):
         "_id",
         "_is_closing",
         "_is_half_closed",
+        "_is_judged",
         "_is_lost",
         "_is_retiring",
         "_last_command",
@@ -159,6 +161,7 @@ class Connection(asyncio.Protocol):
         "_origin",
         "_out",
         "_out_octets",
+        "_penalty",
         "_proto",
         "_raw",
         "_removed",
@@ -198,6 +201,8 @@ class Connection(asyncio.Protocol):
         self._shared_at = 0  # how many it were when others last had a turn
         self._taken = 0  # of these, what the client had taken when we last looked
         self._is_half_closed = self._is_retiring = self._is_closing = self._is_lost = False
+        self._is_judged = False  # a login is being checked
+        self._penalty = 0.0  # until when it waits for the answer to a failed one, and has its seat
         self._began = self._last_command = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         # For the log.
@@ -261,11 +266,15 @@ class Connection(asyncio.Protocol):
         self._is_lost = self._is_closing = True
         if self._timer is not None:
             self._timer.cancel()
-        self._seat.leave()
+        self._leave_seat()
         if self._worker is None:
             self._part()
-        elif self._session.state is not State.UPDATE and self._worker is not asyncio.current_task():
-            self._worker.cancel()  # what QUIT began is finished; anything else ends here
+        elif (
+            self._session.state is not State.UPDATE
+            and not self._is_judged
+            and self._worker is not asyncio.current_task()
+        ):
+            self._worker.cancel()  # what QUIT began is finished, and a guess is counted
 
     # What the service calls.
 
@@ -401,17 +410,9 @@ class Connection(asyncio.Protocol):
         if self._origin.proxy:
             fields["proxy"] = self._origin.proxy
         try:
-            shown = replace(shown, address=self._address)
-            account = await login.verify(
-                self._service.passdb,
-                shown,
-                self._service.passwords,
-                separator=self._service.separator,
-            )
-            if reason := account.refusal(
-                self._address, is_secure=self._session.is_secure, mechanism=shown.mechanism
-            ):
-                raise AuthenticationFailed(reason)
+            account = await self._judge(replace(shown, address=self._address))
+            if self._is_lost:
+                return
             terms = self._service.policy.terms_of(account)
             opening = views.opening(self._service.store, account)
             self._maildrop = await opening.__aenter__()
@@ -420,7 +421,9 @@ class Connection(asyncio.Protocol):
         except RestanteError as error:
             reason = error.reason if isinstance(error, _REASONED) else str(error)
             self._note("login refused", logging.WARNING, **fields, reason=reason)
-            self._say(self._session.failed(error))
+            if not self._is_lost:
+                await asyncio.sleep(max(0.0, self._penalty - self._loop.time()))
+                self._say(self._session.failed(error))
             return
         self._opened, self._account, timeouts = opening, account, self._service.timeouts
         if _implements(type(self._maildrop), RawReading):
@@ -433,6 +436,48 @@ class Connection(asyncio.Protocol):
         )
         if self._timer is None or self._timer.when() > self._loop.time() + timeouts.idle:
             self._set_timer(timeouts.idle)  # otherwise it finds out itself what is due
+
+    async def _judge(self, shown: Shown) -> Account:
+        """Whose account it is, if it may be opened now.  Who hangs up has guessed all the same.
+
+        Raises:
+            AuthenticationFailed: no; it is answered when ``_penalty`` is over.
+            TemporaryFailure: it cannot be told now.
+        """
+        began, guard = self._loop.time(), self._service.guard
+        self._is_judged = True
+        try:
+            account = await login.verify(
+                self._service.passdb,
+                shown,
+                self._service.passwords,
+                separator=self._service.separator,
+            )
+            if reason := account.refusal(
+                self._address, is_secure=self._session.is_secure, mechanism=shown.mechanism
+            ):
+                raise AuthenticationFailed(reason)
+            if guard is not None:
+                guard.accepted(shown, account)
+            return account
+        except AuthenticationFailed:
+            if guard is not None:
+                self._penalty = began + guard.refused(shown)
+            raise
+        finally:
+            self._is_judged = False
+            if self._is_lost:
+                self._leave_seat()
+
+    def _leave_seat(self) -> None:
+        """Hanging up shortens no penalty: the seat stays taken until it is over."""
+        wait = self._penalty - self._loop.time()
+        if self._is_judged:
+            return  # it is not over
+        if wait > 0:
+            self._loop.call_later(wait, self._seat.leave)
+        else:
+            self._seat.leave()
 
     async def _pace(self, delay: float, opening: AbstractAsyncContextManager[Maildrop]) -> None:
         """

@@ -18,7 +18,7 @@ from scramp import ScramClient, ScramException, ScramMechanism
 from scramp.core import ScramServer
 
 from ..errors import AuthenticationFailed, BadCommand, ProtocolBroken, UnsafeArgument
-from ..passdb import Proof, ScramKey, ScramSecrets
+from ..passdb import Disproof, Proof, ScramKey, ScramSecrets
 from .exchange import Answer, Channel, Exchange, Lookup, Reply
 
 MAX_ITERATIONS = 1_000_000  # that a server may ask of us: some 0.4 s of one core; ours
@@ -32,7 +32,7 @@ def server(name: str) -> Callable[[Channel], Exchange]:
     """The server's half of the mechanism ``name``.  Its exchange raises:
 
     BadCommand: malformed, or the channel binding is not right.
-    AuthenticationFailed: the proof is wrong.
+    AuthenticationFailed: nobody can have that name.
     """
 
     def exchange(channel: Channel) -> Exchange:
@@ -48,7 +48,10 @@ def server(name: str) -> Callable[[Channel], Exchange]:
                 (key, _open(name, channel, opening, nonce, found, key)[0]) for key in found.keys
             ]
             closing = yield servers[0][1].server_first.encode()
-            key, proving = _proved(servers, closing)
+            proved = _proved(servers, closing)
+            if proved is None:
+                return Disproof(name, identity)
+            key, proving = proved
             rest = yield proving.get_server_final().encode()
         except ScramException as error:
             raise _meaning(error) from error
@@ -83,16 +86,17 @@ def _open(
 
 def _proved(
     servers: list[tuple[ScramKey, ScramServer]], closing: bytes
-) -> tuple[ScramKey, ScramServer]:
-    """The key that the client has, and the server that has seen so."""
+) -> tuple[ScramKey, ScramServer] | None:
+    """The key that the client has, and the server that has seen so; None: it has none."""
     for key, server in servers:
         try:
             server.set_client_final(_text(closing))
         except ScramException as error:
-            wrong = error
+            if _reason(error) not in _OF_CREDENTIALS:
+                raise
         else:
             return key, server
-    raise wrong
+    return None
 
 
 def client(name: str, identity: str, password: str, end_point: bytes = b"") -> Reply:
@@ -129,9 +133,12 @@ def _text(message: bytes) -> str:
         raise BadCommand("SCRAM: not UTF-8") from error
 
 
+def _reason(error: ScramException) -> str:
+    """RFC 5802 §7 ``server-error-value``."""
+    return error.server_error.value if error.server_error else "malformed"
+
+
 def _meaning(error: ScramException) -> Exception:
-    """The library's reasons are RFC 5802 §7 ``server-error-value``."""
-    reason = error.server_error.value if error.server_error else "malformed"
-    if reason in _OF_CREDENTIALS:
-        return AuthenticationFailed("bad-password")
-    return BadCommand(f"SCRAM: {reason}")
+    if _reason(error) in _OF_CREDENTIALS:
+        return AuthenticationFailed("bad-name")
+    return BadCommand(f"SCRAM: {_reason(error)}")

@@ -1,0 +1,420 @@
+"""The policy against guessing: it costs who guesses, and nobody else."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from restante.auth.throttle import Lane, Throttle
+from restante.passdb import Account, Credentials, Disproof, Proof, Token
+from restante.shared import Weights
+
+DAY = 86_400.0
+MROSE = Account("mrose", "mrose")
+HERE, NEXT_DOOR, ELSEWHERE = "192.0.2.7", "192.0.2.8", "198.51.100.1"
+
+
+@dataclass
+class Clock:
+    now: float = 1e9
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def make(clock: Clock) -> Iterator[Callable[..., Throttle]]:
+    """A small one, without jitter."""
+    with ExitStack() as stack:
+
+        def make(**more: Any) -> Throttle:
+            given = {"clock": clock, "chance": lambda: 0.0, "places": 1024, **more}
+            return stack.enter_context(closing(Throttle(**given)))
+
+        yield make
+
+
+@pytest.fixture
+def throttle(make: Callable[..., Throttle]) -> Throttle:
+    return make()
+
+
+def shown(password: str = "tan staaf", identity: str = "mrose", address: str = HERE) -> Credentials:
+    return Credentials("PLAIN", identity, password, address=address)
+
+
+def guess(throttle: Throttle, number: int, address: str = HERE, identity: str = "mrose") -> float:
+    return throttle.refused(shown(f"guess {number}", identity, address))
+
+
+# The answer to a wrong password.
+
+
+def test_the_first_wrong_password_waits_two_seconds_and_later_ones_longer(
+    throttle: Throttle,
+) -> None:
+    waits = [guess(throttle, number) for number in range(20)]
+    assert waits == sorted(waits)
+    assert 2.0 <= waits[0] <= 2.5
+    assert waits[-1] == 7.0
+
+
+def test_no_answer_waits_longer_than_eight_seconds(make: Callable[..., Throttle]) -> None:
+    late = make(chance=lambda: 1.0)
+    assert max(guess(late, number) for number in range(50)) == 8.0
+    assert make(delay=0.0, chance=lambda: 1.0).refused(shown("wrong")) == 0.0
+
+
+def test_the_same_wrong_password_again_counts_once(throttle: Throttle, clock: Clock) -> None:
+    """I 188: a forgotten device tries it every minute for a day, and nothing grows."""
+    first = throttle.refused(shown("old"))
+    for _ in range(24 * 60):
+        clock.now += 60
+        assert throttle.refused(shown("old")) <= first
+    throttle.accepted(shown(), MROSE)
+    assert throttle.lane(shown())[0] is Lane.KNOWN
+
+
+def test_guesses_are_forgotten(throttle: Throttle, clock: Clock) -> None:
+    for number in range(8):
+        guess(throttle, number)
+    before = throttle.facts("mrose", HERE)
+    clock.now += 600
+    assert throttle.facts("mrose", HERE).guesses == pytest.approx(before.guesses / 2)
+    clock.now += DAY
+    assert throttle.facts("mrose", HERE).guesses == 0
+    assert guess(throttle, 100) <= 2.5
+
+
+@pytest.mark.parametrize(
+    ("attacker", "neighbour", "alone"),
+    [
+        ("192.0.2.{}", "192.0.2.250", "192.0.3.1"),
+        ("2001:db8:0:{:x}::1", "2001:db8:0:ff00::1", "2001:db8:1::1"),
+    ],
+)
+def test_a_wide_network_counts_at_an_eighth(
+    throttle: Throttle, attacker: str, neighbour: str, alone: str
+) -> None:
+    for number in range(1, 65):
+        guess(throttle, number, attacker.format(number))
+    assert throttle.facts("ann", attacker.format(1)).guesses == pytest.approx(8)
+    assert throttle.facts("ann", neighbour).guesses == pytest.approx(8)
+    assert throttle.facts("ann", alone).guesses == 0
+
+
+def test_addresses_of_one_customer_are_one(throttle: Throttle) -> None:
+    """A /64 of IPv6."""
+    for number in range(4):
+        guess(throttle, number, f"2001:db8::{number:x}:1")
+    assert throttle.facts("mrose", "2001:db8::dead:beef").guesses == pytest.approx(4)
+
+
+@pytest.mark.parametrize(
+    "failed",
+    [
+        Disproof("SCRAM-SHA-256", "mrose", HERE),
+        Token("OAUTHBEARER", "mrose", "forged", HERE),
+        Proof("EXTERNAL", "mrose", "certificate", address=HERE),
+    ],
+)
+def test_other_mechanisms_count_too(throttle: Throttle, failed: Disproof | Token | Proof) -> None:
+    for _ in range(3):
+        throttle.refused(failed)
+    assert throttle.facts("mrose", HERE).guesses == pytest.approx(3)
+
+
+@pytest.mark.parametrize("address", ["", HERE])
+def test_a_trusted_network_is_not_held_to_account(
+    make: Callable[..., Throttle], address: str
+) -> None:
+    """The local machine is one."""
+    throttle = make(trusted=[ip_network("192.0.2.0/24")])
+    assert {guess(throttle, number, address) for number in range(50)} == {2.0}
+    assert throttle.facts("mrose", address).guesses == 0
+    assert throttle.facts("mrose", address).is_trusted
+
+
+# Who is let in to be hashed.
+
+
+def test_a_stranger_from_a_clean_network_is_behind_those_who_are_known(throttle: Throttle) -> None:
+    assert throttle.lane(shown("wrong"))[0] is Lane.CLEAN
+    throttle.accepted(shown(), MROSE)
+    assert throttle.lane(shown("wrong"))[0] is Lane.KNOWN, "from where they have been before"
+    assert throttle.lane(shown("wrong", address=NEXT_DOOR))[0] is Lane.KNOWN, "the same /24"
+    assert throttle.lane(shown("wrong", address=ELSEWHERE))[0] is Lane.CLEAN
+    assert throttle.lane(shown("wrong", "ann"))[0] is Lane.CLEAN
+    assert throttle.lane(shown(address=ELSEWHERE))[0] is Lane.KNOWN, "this very password was right"
+
+
+def test_a_network_that_guesses_is_last(throttle: Throttle) -> None:
+    guess(throttle, 1)
+    assert throttle.lane(shown("x", "ann")) == (Lane.DIRTY, "4 c0000207")
+    assert throttle.lane(shown("x", "ann", NEXT_DOOR))[0] is Lane.CLEAN
+    for number in range(8):
+        guess(throttle, number, f"192.0.2.{number + 10}")
+    assert throttle.lane(shown("x", "ann", NEXT_DOOR)) == (Lane.DIRTY, "4 c00002"), (
+        "one turn for all"
+    )
+
+
+def test_a_victims_right_password_is_first_whatever_others_do_in_the_same_network(
+    throttle: Throttle,
+) -> None:
+    """I 187, 189: behind the same address somebody guesses at the same user."""
+    throttle.accepted(shown(), MROSE)
+    for number in range(1000):
+        guess(throttle, number)
+    assert throttle.lane(shown())[0] is Lane.KNOWN
+    assert throttle.lane(shown("guess"))[0] is Lane.DIRTY, "a home that guesses is none"
+    assert throttle.lane(shown("x", "ann"))[0] is Lane.DIRTY
+
+
+def test_a_user_is_at_home_for_thirty_days(throttle: Throttle, clock: Clock) -> None:
+    throttle.accepted(shown(), MROSE)
+    clock.now += 29 * DAY
+    assert throttle.facts("mrose", HERE).is_known
+    throttle.accepted(shown(), MROSE)
+    clock.now += 29 * DAY
+    assert throttle.facts("mrose", HERE).is_known
+    clock.now += 2 * DAY
+    assert not throttle.facts("mrose", HERE).is_known
+
+
+def test_a_user_is_known_by_the_name_that_was_typed_and_by_the_own(throttle: Throttle) -> None:
+    throttle.accepted(shown(identity="MRose@Example.org"), MROSE)
+    for name in ("mrose@example.org", "mrose"):
+        assert throttle.lane(shown("x", name))[0] is Lane.KNOWN
+
+
+def test_a_webmail_is_many_people(throttle: Throttle) -> None:
+    throttle.trusted = (ip_network("192.0.2.0/24"),)
+    assert throttle.lane(shown("x", "ann")) == (Lane.CLEAN, "ann")
+    assert throttle.lane(shown("x", "bob")) == (Lane.CLEAN, "bob")
+
+
+@given(st.lists(st.tuples(st.sampled_from(["ann", "bob"]), st.integers(0, 255)), max_size=60))
+def test_nothing_that_strangers_do_locks_a_user(guesses: list[tuple[str, int]]) -> None:
+    """I 189: no state refuses anybody, and one that succeeded stays first."""
+    home = shown("right", "ann")
+    with closing(Throttle(clock=Clock(), places=64)) as throttle:
+        throttle.accepted(home, Account("ann", "ann"))
+        for number, (identity, host) in enumerate(guesses):
+            guess(throttle, number, f"198.51.100.{host}", identity)
+        assert throttle.lane(home)[0] is Lane.KNOWN
+        assert throttle.lane(shown("x", "ann"))[0] is Lane.KNOWN
+        assert throttle.facts("ann", HERE).guesses == 0
+
+
+def test_a_flood_of_addresses_harms_nobody(make: Callable[..., Throttle]) -> None:
+    """I 190: far more IPv6 networks than the tables have places."""
+    throttle = make(places=64)
+    throttle.accepted(shown(), MROSE)
+    for number in range(64):
+        guess(throttle, number, ELSEWHERE)
+    for number in range(5_000):
+        guess(throttle, number, f"2001:db8:{number:x}::1")
+    assert throttle.facts("mrose", HERE).is_known
+    assert throttle.lane(shown())[0] is Lane.KNOWN
+    assert throttle.lane(shown("x", address=HERE))[0] is Lane.KNOWN
+    assert throttle.facts("mrose", HERE).guesses == 0
+    assert throttle.facts("mrose", ELSEWHERE).guesses > 60, "who guessed most is remembered"
+
+
+# Over a restart.
+
+
+def test_homes_and_guesses_outlive_a_restart_and_passwords_do_not(
+    throttle: Throttle, make: Callable[..., Throttle], tmp_path: Path
+) -> None:
+    throttle.accepted(shown(), MROSE)
+    for number in range(3):
+        guess(throttle, number, ELSEWHERE)
+    throttle.save(tmp_path / "guesses")
+    assert (tmp_path / "guesses").stat().st_mode & 0o077 == 0
+    again = make()
+    again.load(tmp_path / "guesses")
+    assert again.facts("mrose", HERE) == throttle.facts("mrose", HERE)
+    assert again.facts("mrose", ELSEWHERE) == throttle.facts("mrose", ELSEWHERE)
+    assert again.lane(shown(address="203.0.113.1"))[0] is Lane.CLEAN
+    assert list(tmp_path.iterdir()) == [tmp_path / "guesses"]
+
+
+def test_what_did_not_change_is_not_written(throttle: Throttle, tmp_path: Path) -> None:
+    path = tmp_path / "guesses"
+    guess(throttle, 1)
+    throttle.save(path)
+    before = path.stat()
+    throttle.save(path)
+    assert path.stat() == before
+    guess(throttle, 2)
+    throttle.save(path)
+    assert path.stat().st_ino != before.st_ino
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda saved: b"",
+        lambda saved: saved[: len(saved) // 2],
+        lambda saved: b"x" + saved[1:],
+        lambda saved: saved[:60] + bytes([saved[60] ^ 1]) + saved[61:],
+    ],
+)
+def test_what_is_damaged_counts_for_nothing(
+    throttle: Throttle,
+    make: Callable[..., Throttle],
+    tmp_path: Path,
+    damage: Callable[[bytes], bytes],
+) -> None:
+    path = tmp_path / "guesses"
+    throttle.accepted(shown(), MROSE)
+    throttle.save(path)
+    path.write_bytes(damage(path.read_bytes()))
+    again = make()
+    again.load(path)
+    assert not again.facts("mrose", HERE).is_known
+    again.accepted(shown(), MROSE)
+    assert again.facts("mrose", HERE).is_known
+
+
+def test_tables_of_another_size_are_not_taken(
+    throttle: Throttle, make: Callable[..., Throttle], tmp_path: Path
+) -> None:
+    throttle.accepted(shown(), MROSE)
+    throttle.save(tmp_path / "guesses")
+    again = make(places=64)
+    again.load(tmp_path / "guesses")
+    assert not again.facts("mrose", HERE).is_known
+
+
+# Workers.
+
+
+def in_a_worker(work: Callable[[], object]) -> int | None:
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(30)
+    return process.exitcode
+
+
+@pytest.mark.slow
+def test_two_workers_share_and_the_death_of_one_forgets_nothing(throttle: Throttle) -> None:
+    """A worker that is killed, even while it holds the lock, takes nothing with it."""
+
+    def guess_and_die(first: int) -> None:
+        for number in range(first, first + 5):
+            guess(throttle, number)
+        throttle.accepted(shown(), MROSE)
+        throttle._lock.__enter__()
+        raise SystemExit(9)
+
+    assert [in_a_worker(partial(guess_and_die, at)) for at in (0, 5)] == [9, 9]
+    assert throttle.facts("mrose", HERE).guesses == pytest.approx(10)
+    assert throttle.lane(shown())[0] is Lane.KNOWN
+    assert guess(throttle, 0) == guess(throttle, 1), "what one heard, another does not count again"
+
+
+@pytest.mark.slow
+def test_workers_lose_no_count_to_one_another(throttle: Throttle) -> None:
+    context = multiprocessing.get_context("fork")
+
+    def work(first: int) -> None:
+        for number in range(first, first + 500):
+            throttle.refused(Disproof("SCRAM-SHA-256", str(number), HERE))
+
+    workers = [context.Process(target=work, args=(at,)) for at in (0, 1000)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+    assert throttle.facts("mrose", HERE).guesses == pytest.approx(1000)
+
+
+# The table.
+
+
+class Model(RuleBasedStateMachine):
+    """Weights, beside all that was ever added."""
+
+    keys = Bundle("keys")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.table = Weights(16, 100.0, clock=self.clock, secret=b"s" * 32)
+        self.added: dict[bytes, float] = {}
+
+    @rule(target=keys, key=st.binary(max_size=2))
+    def key(self, key: bytes) -> bytes:
+        return key
+
+    @rule(key=keys, weight=st.floats(0.5, 100), most=st.sampled_from([1.0, math.inf]))
+    def add(self, key: bytes, weight: float, most: float) -> None:
+        before = self.table.of(key)
+        self.table.add(key, weight, most=most)
+        assert self.table.of(key) == pytest.approx(min(before + weight, most))
+        self.added[key] = self.added.get(key, 0.0) + weight
+
+    @rule(key=keys, seconds=st.floats(0, 1000))
+    def wait(self, key: bytes, seconds: float) -> None:
+        before = self.table.of(key)
+        self.clock.now += seconds
+        faded = before * 0.5 ** (seconds / 100)
+        assert faded - 0.01 <= self.table.of(key) <= before  # a clock set back fades nothing
+
+    @rule(seconds=st.floats(0, 50))
+    def set_the_clock_back(self, seconds: float) -> None:
+        self.clock.now -= seconds
+
+    @rule()
+    def keep(self) -> None:
+        again = Weights(16, 100.0, clock=self.clock, secret=b"s" * 32)
+        again.octets = self.table.octets
+        self.table = again
+
+    @invariant()
+    def nothing_is_invented(self) -> None:
+        """What was pushed out is less; nothing is ever more than what was added."""
+        for key, added in self.added.items():
+            assert 0.0 <= self.table.of(key) <= added * (1 + 1e-9)
+        assert self.table.of(b"never added") == 0.0
+
+    @invariant()
+    def its_size_is_fixed(self) -> None:
+        assert len(self.table.octets) == 16 * 24
+
+
+Model.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+test_the_table = Model.TestCase
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.floats(0.5, 50)), max_size=200))
+def test_the_heaviest_stays(added: list[tuple[int, float]]) -> None:
+    """Whatever is added later, what weighs most in its place is still there."""
+    table = Weights(8, 1e9, clock=Clock())
+    table.add(b"heavy", 1000.0)
+    for key, weight in added:
+        if key < 10:
+            table.add(str(key).encode(), min(weight, 1.0), most=2.0)
+        else:
+            table.add(str(key).encode(), 1.0, most=1.0)
+    assert table.of(b"heavy") == pytest.approx(1000.0)

@@ -1,0 +1,209 @@
+"""Failed logins before a real server: answered late, counted whatever the client does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from base64 import b64decode, b64encode
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from restante.errors import AuthenticationFailed, TemporaryFailure
+from restante.passdb import Account, Credentials, Disproof, Shown
+from restante.pop3.session import Policy
+from restante.sasl import scram
+from restante.store.memory import MemoryStore
+
+from ..support import Client, OneUser, Server, serving
+
+
+@dataclass
+class Slow(OneUser):
+    """Checks a password for as long as it is told to."""
+
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def verify(self, credentials: Credentials) -> Account:
+        self.begun.set()
+        await self.go_on.wait()
+        return await super().verify(credentials)
+
+
+@dataclass
+class Guard:
+    """Counts; the answer to a failure takes ``wait`` seconds."""
+
+    wait: float = 0.0
+    failures: list[Shown] = field(default_factory=list)
+    successes: list[tuple[Shown, Account]] = field(default_factory=list)
+    heard: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def accepted(self, shown: Shown, account: Account) -> None:
+        self.successes.append((shown, account))
+        self.heard.set()
+
+    def refused(self, shown: Shown) -> float:
+        self.failures.append(shown)
+        self.heard.set()
+        return self.wait
+
+
+@asynccontextmanager
+async def guarded(guard: Guard, passdb: OneUser | None = None) -> AsyncIterator[Server]:
+    policy = Policy(mechanisms=("PLAIN", "SCRAM-SHA-256"))
+    async with serving(MemoryStore(), policy=policy) as server:
+        server.service.guard = guard
+        server.service.passdb = passdb or OneUser()
+        yield server
+
+
+async def guess(client: Client, password: bytes = b"wrong") -> None:
+    assert (await client.ask(b"USER mrose")).startswith(b"+OK")
+    client.send(b"PASS " + password + b"\r\n")
+
+
+def hang_up(client: Client) -> None:
+    """At once, by a reset: a server does not hear of less while it is busy."""
+    connected = client.writer.get_extra_info("socket")
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.writer.transport.abort()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0.001)
+
+
+def test_a_failure_is_told_with_the_address_and_a_success_too() -> None:
+    async def main() -> None:
+        guard = Guard()
+        async with guarded(guard) as server, server.client() as client:
+            await guess(client)
+            assert (await client.line()).startswith(b"-ERR [AUTH]")
+            await client.log_in()
+        assert guard.failures == [Credentials("USER", "mrose", "wrong", address="127.0.0.1")]
+        ((shown, account),) = guard.successes
+        assert (shown.address, account.user) == ("127.0.0.1", "mrose")
+
+    asyncio.run(main())
+
+
+def test_a_failure_waits_and_a_right_password_does_not() -> None:
+    """No answer comes while the penalty lasts; another connection logs in meanwhile."""
+
+    async def main() -> None:
+        guard = Guard(wait=3600.0)
+        async with guarded(guard) as server, server.client() as client:
+            await guess(client)
+            await guard.heard.wait()
+            async with server.client() as other:
+                await other.log_in()
+            assert client.reader._buffer == b""  # type: ignore[attr-defined]
+
+    asyncio.run(main())
+
+
+def test_the_penalty_counts_from_when_the_password_was_shown() -> None:
+    """So its time tells nothing of the work: here the work took longer, and the answer is due."""
+
+    async def main() -> None:
+        guard, passdb = Guard(wait=0.05), Slow()
+        async with guarded(guard, passdb) as server, server.client() as client:
+            await guess(client)
+            await passdb.begun.wait()
+            await asyncio.sleep(0.06)
+            passdb.go_on.set()
+            await guard.heard.wait()
+            connection = next(iter(server.service.connections))
+            assert connection._penalty < asyncio.get_running_loop().time()
+            assert (await client.line()).startswith(b"-ERR [AUTH]")
+
+    asyncio.run(main())
+
+
+def test_a_wrong_proof_of_scram_is_a_failed_login(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged and counted like a wrong password."""
+
+    async def main() -> None:
+        guard = Guard()
+        async with guarded(guard) as server, server.client() as client:
+            half = scram.client("SCRAM-SHA-256", "mrose", "wrong")
+            opening = b64encode(next(half).response)
+            challenge = await client.ask(b"AUTH SCRAM-SHA-256 " + opening)
+            closing = half.send(b64decode(challenge.removeprefix(b"+ "))).response
+            assert (await client.ask(b64encode(closing))).startswith(b"-ERR [AUTH]")
+        assert guard.failures == [Disproof("SCRAM-SHA-256", "mrose", "127.0.0.1")]
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(main())
+    (record,) = (each for each in caplog.records if each.message == "login refused")
+    assert record.__dict__["fields"]["user"] == "mrose"
+    assert record.__dict__["fields"]["reason"] == "bad-password"
+
+
+@pytest.mark.parametrize("is_right", [False, True])
+def test_who_hangs_up_has_guessed_all_the_same(
+    is_right: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        guard, passdb = Guard(), Slow()
+        async with guarded(guard, passdb) as server:
+            async with server.client() as client:
+                await guess(client, b"tan staaf" if is_right else b"wrong")
+                await passdb.begun.wait()
+                (connection,) = server.service.connections
+                hang_up(client)
+            await until(lambda: connection._is_lost)
+            passdb.go_on.set()
+            await guard.heard.wait()
+            await until(lambda: server.listener._admission._taken.of("127.0.0.1") == 0)
+        assert len(guard.failures) == (not is_right)
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(main())
+    told = [each.message for each in caplog.records if each.message.startswith("login")]
+    assert told == ([] if is_right else ["login refused"])
+
+
+def test_hanging_up_gives_no_seat_back_before_the_penalty_is_over() -> None:
+    async def main() -> None:
+        guard = Guard(wait=3600.0)
+        async with guarded(guard) as server:
+            taken = server.listener._admission._taken
+            async with server.client() as client:
+                await guess(client)
+                await guard.heard.wait()
+                (connection,) = server.service.connections
+                hang_up(client)
+            await until(lambda: connection._is_lost)
+            async with server.client() as client:
+                await client.log_in()
+                assert taken.of("127.0.0.1") == 2
+            await until(lambda: taken.of("127.0.0.1") == 1)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("error", [TemporaryFailure("down"), AuthenticationFailed("disabled")])
+def test_trouble_of_ours_is_no_guess(error: Exception) -> None:
+    @dataclass
+    class Failing(OneUser):
+        async def verify(self, credentials: Credentials) -> Account:
+            raise error
+
+    async def main() -> None:
+        guard = Guard()
+        async with guarded(guard, Failing()) as server, server.client() as client:
+            await guess(client)
+            code = b"[SYS/TEMP]" if isinstance(error, TemporaryFailure) else b"[AUTH]"
+            assert (await client.line()).startswith(b"-ERR " + code)
+        assert len(guard.failures) == isinstance(error, AuthenticationFailed)
+
+    asyncio.run(main())
