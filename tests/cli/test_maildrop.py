@@ -218,3 +218,35 @@ def test_log_tells_who_took_what(
     }
     assert restante("maildrop", "purge", "ann", "--yes").code == 0
     assert restante("maildrop", "log", "ann").out.count("no longer held") == 2
+
+
+def test_verify_and_reindex(restante: Restante, mail: int, home: Path) -> None:
+    good = restante("maildrop", "verify", "ann")
+    assert (good.code, good.out) == (0, "ann: 5 messages read, no faults found\n")
+    cur = Path(load().store.path.replace("%u", "ann"), "cur")
+    (cur / "1.x,S=1,W=99:2,").write_bytes(b"x")
+    bad = restante("maildrop", "verify", "--all")
+    assert bad.code == 65
+    assert bad.out.splitlines() == [
+        "ann: 6 messages read, 1 faults found",
+        "    size differs: 1.x 99 octets are announced, 3 are there",
+    ]
+    (row,) = restante("maildrop", "verify", "--all", "--json").json["maildrops"]
+    assert [each["what"] for each in row["findings"]] == ["size differs"]
+    again = restante("maildrop", "reindex", "ann")
+    assert (again.code, again.out) == (0, "ann: 6 messages indexed\n")
+    assert restante("maildrop", "verify", "ann").code == 0
+    assert restante("maildrop", "verify").code == 64
+    (row,) = restante("maildrop", "reindex", "--all", "--json").json["maildrops"]
+    assert row == {"user": "ann", "in_use": False, "messages": 6}
+
+
+@pytest.mark.parametrize("verb", ["verify", "reindex"])
+def test_a_maildrop_in_use_is_looked_at_later(restante: Restante, mail: int, verb: str) -> None:
+    async def main() -> None:
+        async with common.store(load()).open("ann"):
+            for whose in ("ann", "--all"):
+                found = await asyncio.to_thread(restante, "maildrop", verb, whose)
+                assert (found.code, found.out) == (75, "ann: in use now, not looked at\n")
+
+    asyncio.run(main())

@@ -50,6 +50,7 @@ BEFORE = {
     "guessing": _ANN,
     "fetch-mail": _ANN,
     "identities": _ANN[:1],
+    "look-for-damage": _ANN,
     "who-took-my-mail": (*_ANN, "restante fetch pop3s://ann@pop.example.org --to fetched"),
     "give-mail-back": (*_ANN, "restante fetch pop3s://ann@pop.example.org --to fetched"),
 }

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import asdict
 from datetime import datetime
 from email import policy
 from email.errors import MessageError
@@ -33,7 +34,8 @@ Action = Callable[[argparse.Namespace, AnyStore], Coroutine[Any, Any, int]]
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     noun = verbs.add_parser(
-        "maildrop", help="list, show, log; held, undelete and purge for what clients deleted"
+        "maildrop",
+        help="list, show, log, verify; held, undelete and purge for what clients deleted",
     )
     actions = noun.add_subparsers(dest="action", metavar="ACTION", required=True)
 
@@ -60,6 +62,12 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     out.add_argument("--uidlist", action="store_true", help="as Dovecot's dovecot-uidlist")
     told = action("log", log, "which sessions retrieved or deleted which messages")
     told.add_argument("--since", metavar="TIME", help="only the last 2h, 3d …")
+    for name, run, text in (
+        ("verify", verify, "read every message and compare all that is said of it"),
+        ("reindex", reindex, "make the index anew, from the mail alone"),
+    ):
+        whose = action(name, run, text, user="?")
+        whose.add_argument("--all", action="store_true", help="every maildrop")
     end = action("purge", purge, "destroy held mail for good", user="?")
     end.add_argument("--older-than", metavar="TIME", default="0", help="only what is held longer")
     end.add_argument("--all", action="store_true", help="in every maildrop")
@@ -200,9 +208,7 @@ async def _heads(store: AnyStore, user: str, wanted: set[str]) -> dict[str, tupl
 async def export(options: argparse.Namespace, store: AnyStore) -> int:
     """Octets, for the names of files may be any."""
     user = await _known(options, store)
-    if not isinstance(store, MaildirStore):
-        raise UnsafeArgument("only a store of kind maildir has files to export")
-    ids = await store.unique_ids(user)
+    ids = await _files(store).unique_ids(user)
     if options.json:
         common.print_json("maildrop-export", user=user, unique_ids=list(ids.values()))
         return os.EX_OK
@@ -250,13 +256,8 @@ def _chosen(options: argparse.Namespace, found: list[HeldMessage]) -> list[HeldM
 
 
 async def purge(options: argparse.Namespace, store: AnyStore) -> int:
-    if bool(options.user) == options.all:
-        raise UnsafeArgument("whose? USER, or --all for everybody")
+    users = await _whose(options, store)
     before = time.time() - common.seconds(options.older_than)
-    if options.user:
-        users = [await _known(options, store)]
-    else:
-        users = [user async for user in store.users()]
     if not common.confirm("Destroy held mail for good?", options):
         return os.EX_USAGE
     counts = {user: await store.purge(user, before) for user in users}
@@ -265,6 +266,70 @@ async def purge(options: argparse.Namespace, store: AnyStore) -> int:
         return os.EX_OK
     print(f"{sum(counts.values())} messages destroyed")
     return os.EX_OK
+
+
+async def verify(options: argparse.Namespace, store: AnyStore) -> int:
+    files = _files(store)
+    rows: list[dict[str, object]] = []
+    code = os.EX_OK
+    for user in await _whose(options, store):
+        try:
+            messages, found = await files.verify(user)
+        except MaildropInUse:
+            rows.append({"user": user, "in_use": True})
+            code = code or os.EX_TEMPFAIL
+            continue
+        findings = [asdict(each) for each in found]
+        rows.append({"user": user, "in_use": False, "messages": messages, "findings": findings})
+        code = os.EX_DATAERR if found else code
+        if not options.json:
+            print(f"{user}: {messages} messages read, {len(found) or 'no'} faults found")
+            for each in found:
+                print(printable(f"    {each.what}: {each.name} {each.text}"))
+    _tell(options, "maildrop-verify", rows)
+    return code
+
+
+async def reindex(options: argparse.Namespace, store: AnyStore) -> int:
+    files = _files(store)
+    rows: list[dict[str, object]] = []
+    code = os.EX_OK
+    for user in await _whose(options, store):
+        try:
+            messages = await files.reindex(user)
+        except MaildropInUse:
+            rows.append({"user": user, "in_use": True})
+            code = os.EX_TEMPFAIL
+            continue
+        rows.append({"user": user, "in_use": False, "messages": messages})
+        if not options.json:
+            print(f"{user}: {messages} messages indexed")
+    _tell(options, "maildrop-reindex", rows)
+    return code
+
+
+def _tell(options: argparse.Namespace, verb: str, rows: list[dict[str, object]]) -> None:
+    """All at once to programs; to people whom we could not look at."""
+    if options.json:
+        common.print_json(verb, maildrops=rows)
+        return
+    for row in rows:
+        if row["in_use"]:
+            print(f"{row['user']}: in use now, not looked at")
+
+
+async def _whose(options: argparse.Namespace, store: AnyStore) -> list[str]:
+    if bool(options.user) == options.all:
+        raise UnsafeArgument("whose? USER, or --all for everybody")
+    if options.user:
+        return [await _known(options, store)]
+    return [user async for user in store.users()]
+
+
+def _files(store: AnyStore) -> MaildirStore:
+    if not isinstance(store, MaildirStore):
+        raise UnsafeArgument("only a store of kind maildir has files")
+    return store
 
 
 async def _known(options: argparse.Namespace, store: AnyStore) -> str:

@@ -206,6 +206,12 @@ def stamp(name: str, parent: int) -> tuple[int, int, int]:
     return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
 
 
+def move_stamp(name: str, parent: int) -> None:
+    """Give a directory another stamp, as a change of its names does; its mtime stays."""
+    found = status(name, parent)
+    os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=parent)
+
+
 def inode(file: int) -> int:
     return os.fstat(file).st_ino
 
@@ -217,6 +223,16 @@ def list_files(name: str, parent: int) -> list[tuple[str, int]]:
             (entry.name, entry.inode())
             for entry in entries
             if not entry.name.startswith(".") and entry.is_file(follow_symlinks=False)
+        ]
+
+
+def list_strange(name: str, parent: int) -> list[str]:
+    """What ``list_files`` passes over, dotfiles aside."""
+    with directory(name, parent) as opened, os.scandir(opened) as entries:
+        return [
+            entry.name
+            for entry in entries
+            if not entry.name.startswith(".") and not entry.is_file(follow_symlinks=False)
         ]
 
 

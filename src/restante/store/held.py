@@ -197,6 +197,11 @@ def _held_message(name: str, held: int) -> HeldMessage | None:
     return HeldMessage(name, unique_id_of(old_name), size, removed_at) if old_name else None
 
 
+def name_before(name: str) -> str:
+    """What a held file was called; one that is not ours has no name."""
+    return _parse(name)[1]
+
+
 def _parse(name: str) -> tuple[int, str]:
     """When it was removed, and its name before; a name that is not ours has none."""
     match = re.fullmatch(r"([0-9]{1,18})\.([^/]+)", name, re.DOTALL)

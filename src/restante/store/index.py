@@ -352,6 +352,11 @@ class Index(Rendered):
 
     # On disk.
 
+    def has_same_answers(self, messages: Iterable[Message]) -> bool:
+        """Whether all here is as these messages make it."""
+        other = Index(messages)
+        return self._parts() == other._parts() and self.octets == other.octets
+
     def _parts(self) -> list[bytes]:
         arrays = (self._sizes, self._inodes, self._id_ends, self._name_ends)
         return [
@@ -480,6 +485,13 @@ def save(maildrop: int, index: Index) -> None:
         octets = index.encode(files.inode(maildrop))
         inode = files.replace_cache(INDEX, octets, maildrop)
         index.lying = Lying(inode, len(octets), 0, octets[-_DIGEST:])
+
+
+def forget(maildrop: int) -> None:
+    """Nobody believes any longer what is known, in any process."""
+    with suppress(FileNotFoundError):
+        files.unlink(INDEX, maildrop)
+    files.move_stamp("new", maildrop)
 
 
 def follow(maildrop: int, old: Index, change: Change, stamps: Stamps) -> Index:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -50,20 +51,26 @@ def _append(maildrop: int, session: SessionRecord) -> None:
 
 def read(maildrop: int) -> Iterator[SessionRecord]:
     """The oldest first.  What is damaged is passed over, and told to the log."""
+    for _, line in _lines(maildrop):
+        session = _parse(line)
+        if session is not None:
+            yield session
+    for name, lines in damage(maildrop).items():
+        _log.warning("journal damaged", extra={"fields": {"file": name, "lines": lines}})
+
+
+def damage(maildrop: int) -> dict[str, int]:
+    """How many lines cannot be read, by the name of the file."""
+    return dict(Counter(name for name, line in _lines(maildrop) if _parse(line) is None))
+
+
+def _lines(maildrop: int) -> Iterator[tuple[str, bytes]]:
+    """With the names of their files."""
     for name in (OLD, JOURNAL):
-        damaged = 0
-        try:
-            octets = files.read(name, maildrop)
-        except FileNotFoundError:
-            continue
-        for line in octets.split(b"\n"):
-            session = _parse(line)
-            if session is not None:
-                yield session
-            else:
-                damaged += bool(line)
-        if damaged:
-            _log.warning("journal damaged", extra={"fields": {"file": name, "lines": damaged}})
+        with suppress(FileNotFoundError):
+            for line in files.read(name, maildrop).split(b"\n"):
+                if line:
+                    yield name, line
 
 
 def _line(session: SessionRecord) -> bytes:

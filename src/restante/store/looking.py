@@ -37,8 +37,12 @@ _UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO}
 _log = logging.getLogger(__name__)
 
 
-async def index_of_now(maildrop: int, began: int, known: Index) -> Index:
+async def index_of_now(
+    maildrop: int, began: int, known: Index, *, measure_all: bool = False
+) -> Index:
     """An index of what is there now, also on disk.
+
+    ``measure_all``: every message is read, whatever its name tells of its size.
 
     Whoever loses patience with many messages of unknown size leaves what was found so far.
 
@@ -49,7 +53,7 @@ async def index_of_now(maildrop: int, began: int, known: Index) -> Index:
     looked = await in_thread(_look_for_changes, maildrop, known)
     if looked is None:
         looked = await in_thread(_look_at_all, maildrop, known)
-    unknown = [at for at, message in enumerate(looked.messages) if message.size < 0]
+    unknown = [at for at, message in enumerate(looked.messages) if measure_all or message.size < 0]
     try:
         for first in range(0, len(unknown), _BATCH):
             await in_thread(_measure, maildrop, looked.messages, unknown[first : first + _BATCH])
@@ -195,7 +199,7 @@ def _measure(maildrop: int, found: list[Message], places: Sequence[int]) -> None
     gone = []
     for at in places:
         try:
-            found[at] = _measured(maildrop, found[at])
+            found[at] = measured(maildrop, found[at])
         except FileNotFoundError:
             gone.append(at)
     if gone:  # or another program has renamed it
@@ -203,10 +207,10 @@ def _measure(maildrop: int, found: list[Message], places: Sequence[int]) -> None
         for at in gone:
             with suppress(KeyError, FileNotFoundError):
                 moved = found[at]._replace(file=now[found[at].file.identity])
-                found[at] = _measured(maildrop, moved)
+                found[at] = measured(maildrop, moved)
 
 
-def _measured(maildrop: int, message: Message) -> Message:
+def measured(maildrop: int, message: Message) -> Message:
     """What cannot be read is listed all the same."""
     with files.directory(message.file.directory, maildrop) as directory:
         try:

@@ -24,6 +24,7 @@ from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
     ExitStack,
+    aclosing,
     asynccontextmanager,
     suppress,
 )
@@ -49,10 +50,11 @@ from .folders import (
     recent,
 )
 from .held import finish_update, is_unfinished, list_held, purge, reading_held, undelete, update
-from .index import Change, Form, Index, Message, follow, load, save, stamps
+from .index import Change, Form, Index, Message, follow, forget, load, save, stamps
 from .looking import index_of_now
 from .names import File, fields, fresh_unique, scan, unique_part
 from .place import Template
+from .verifying import Finding, verify
 
 _WORTH_SAVING = 16  # one message in so many; what else was learnt is kept in memory
 _WRITE = 262_144  # octets gathered for one write
@@ -326,6 +328,54 @@ class MaildirStore:
 
         return await in_thread(self._at, user, look, [])
 
+    async def verify(self, user: str) -> tuple[int, list[Finding]]:
+        """How many messages were read, and what is not as it should be.  Changes nothing.
+
+        Raises:
+            MaildropInUse, TemporaryFailure: as ``open``.
+        """
+        messages, found = 0, []
+        async with aclosing(self._each_locked(user)) as locked:
+            async for folder, maildrop, _ in locked:
+                before = "" if folder == INBOX else f"{folder}/"
+                looking = verify(maildrop)
+                while batch := await in_thread(list, islice(looking, _BATCH)):
+                    messages += batch.count(None)
+                    found += [replace(each, name=before + each.name) for each in batch if each]
+        return messages, found
+
+    async def reindex(self, user: str) -> int:
+        """Make the index anew, from the mail alone; returns the number of messages.
+
+        Raises:
+            MaildropInUse, TemporaryFailure: as ``open``.
+        """
+        messages = 0
+        async with aclosing(self._each_locked(user)) as locked:
+            async for folder, maildrop, began in locked:
+                self._indexes.pop(user if folder == INBOX else f"{user}/{folder}", None)
+                await in_thread(forget, maildrop)
+                await in_thread(finish_update, maildrop, destroy=not self.hold)
+                index = await index_of_now(maildrop, began, Index(), measure_all=True)
+                messages += len(index)
+        return messages
+
+    async def _each_locked(self, user: str) -> AsyncGenerator[tuple[str, int, int], None]:
+        """Each folder under its lock, and when that was taken; nothing is mended before."""
+        if not await in_thread(self._at, user, lambda _: True, False):
+            return
+        with ExitStack() as stack:
+            names = self._template.names(user)
+            opening = files.maildrop(self._template.base, names, make=True)  # with a lock file
+            root = await in_thread(stack.enter_context, opening)
+            folders = [INBOX]
+            folders += await in_thread(lambda: [name for name, _ in each_folder(root)][1:])
+            for folder in folders:
+                with ExitStack() as each:
+                    entering = partial(_enter_folder, each, root, folder)
+                    maildrop, began = await in_thread(entering)
+                    yield folder, maildrop, began
+
     async def users(self) -> AsyncIterator[str]:
         found = self._template.users()
         while batch := await in_thread(lambda: list(islice(found, _BATCH))):
@@ -341,6 +391,11 @@ class MaildirStore:
             except FileNotFoundError:
                 return absent
             return call(maildrop)
+
+
+def _enter_folder(stack: ExitStack, root: int, folder: str) -> tuple[int, int]:
+    maildrop = root if folder == INBOX else stack.enter_context(files.folder(folder, root))
+    return maildrop, stack.enter_context(files.session_lock(maildrop))
 
 
 class _NoSuchFolder(PermanentFailure):

@@ -1,0 +1,126 @@
+"""Looking for damage: all that is said of the mail in a maildrop, compared with the mail itself.
+
+Every message is read.  Nothing is changed: what is wrong with the index, ``reindex`` puts right;
+what is wrong with the mail, a backup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ..errors import TemporaryFailure
+from . import adopted, files, journal
+from .held import VICTIMS, is_unfinished, name_before
+from .index import INDEX, Form, Index, Message, load, stamps
+from .looking import measured
+from .names import File, Identity, contested, field, identify, scan
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it should be."""
+
+    what: str
+    """A stable word or two, for programs."""
+    name: str
+    """The unique-id, or the name of the file in its Maildir."""
+    text: str
+    """For people, without a name."""
+
+
+def verify(maildrop: int) -> Iterator[Finding | None]:
+    """None for each message that was read.  Under the session's lock; each step blocks.
+
+    Raises:
+        OSError: the maildrop itself cannot be read.
+    """
+    if is_unfinished(maildrop):
+        yield Finding("update unfinished", VICTIMS, "the next login finishes it")
+    settled: dict[Identity, str] = {}
+    try:
+        settled = adopted.read(maildrop)
+    except TemporaryFailure:
+        text = "nobody can log in until it is back from a backup, or removed"
+        yield Finding("ids damaged", adopted.ADOPTED, text)
+    by_id = identify(scan(maildrop), settled)
+    if contested(by_id, settled):
+        yield Finding("ids contested", adopted.ADOPTED, "the next login settles who has which")
+    index, finding = _index(maildrop, by_id)
+    if finding is not None:
+        yield finding
+    places = index.places()
+    for unique_id, file in by_id.items():
+        told, at = Message(unique_id, file, -1), places.get(file.inode)
+        if at is not None and index.is_of(at, file):
+            told = Message(unique_id, file, *index.measured(at))
+        finding = _message(maildrop, told)
+        if finding is not None:
+            yield finding
+        yield None
+    yield from _others(maildrop, {file.inode for file in by_id.values()})
+    for name, lines in journal.damage(maildrop).items():
+        yield Finding("journal damaged", name, f"{lines} lines cannot be read")
+
+
+def _index(maildrop: int, by_id: Mapping[str, File]) -> tuple[Index, Finding | None]:
+    """The index, which may be older than the mail."""
+    index = load(maildrop)
+    if index is None:
+        if files.exists(INDEX, maildrop):
+            return Index(), Finding("index damaged", INDEX, "the next login makes it anew")
+        return Index(), None
+    if index.stamps == stamps(maildrop):
+        messages = list(map(index.message, range(len(index))))
+        listed = [(each.unique_id, each.file) for each in messages]
+        if listed != list(by_id.items()) or not index.has_same_answers(messages):
+            text = "it lists other messages than there are"
+            return Index(), Finding("index differs", INDEX, text)
+    if index.lying is None:
+        return index, Finding("index damaged", INDEX, "its end is torn; the next login mends it")
+    return index, None
+
+
+def _message(maildrop: int, told: Message) -> Finding | None:
+    try:
+        found = measured(maildrop, told)
+    except FileNotFoundError:  # another program has moved or removed it meanwhile
+        return None
+    size = told.size if told.size >= 0 else field("W", told.file.name)
+    if found.form is Form.GUESSED:
+        return Finding("unreadable", told.unique_id, "cannot be read now")
+    if size not in (None, found.size):
+        text = f"{size} octets are announced, {found.size} are there"
+        return Finding("size differs", told.unique_id, text)
+    if found.form < told.form:
+        return Finding("form differs", told.unique_id, "its lines end otherwise than announced")
+    return None
+
+
+def _others(maildrop: int, listed: Collection[int]) -> Iterator[Finding]:
+    """What is no message, and what is held."""
+    for directory in ("new", "cur"):
+        for name in files.list_strange(directory, maildrop):
+            yield Finding("no file", f"{directory}/{name}", "is passed over")
+    if not files.exists(files.HELD, maildrop):
+        return
+    with files.directory(files.HELD, maildrop) as held:
+        for name, inode in files.list_files(files.HELD, maildrop):
+            if not name_before(name):
+                yield Finding("held unknown", name, "has no name that could be given back")
+            elif inode in listed:
+                yield Finding("twice", name, "is held and listed as well")
+            else:
+                with suppress(FileNotFoundError):
+                    yield from _held(name, held)
+
+
+def _held(name: str, held: int) -> Iterator[Finding]:
+    try:
+        with files.reading(name, held) as file:
+            files.survey(file)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        yield Finding("unreadable", name, "is held and cannot be read now")
