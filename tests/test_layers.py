@@ -32,7 +32,7 @@ LIBRARIES = {
 }
 LIBRARIES["auth"] |= {"bcrypt", "passlib"}  # extras
 LIBRARIES |= {"cli": {"keyring", "rich", "uvloop"}, "testing_plugin": {"pytest"}}
-LIBRARIES |= {"sasl": {"scramp"}, "collect": {"imapclient"}}
+LIBRARIES |= {"sasl": {"scramp"}, "collect": {"cryptography", "imapclient"}}
 
 
 def imports(module: str, source: str) -> Iterator[str]:

@@ -201,6 +201,14 @@ def secret(value: Any) -> Secret:
     return Secret(kind, given)
 
 
+def reference(value: Any) -> Secret:
+    """Like ``secret``, but never the secret itself."""
+    found = secret(value)
+    if found and found.kind == "text":
+        raise _BadValue('wants { credential = "name" }, or env, file, command, keyring')
+    return found
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
@@ -476,6 +484,36 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OAuth:
+    """Logging in there by OAuth 2 instead of a password; `restante account auth NAME` begins."""
+
+    provider: str = option(
+        "",
+        '"google", "microsoft", or "other", which wants the addresses below; empty: a password.',
+        one_of("", "google", "microsoft", "other"),
+        example="microsoft",
+    )
+    client_id: str = option("", "Of the application that you have registered at the provider.")
+    client_secret: Secret = option(  # noqa: RUF009
+        "",
+        "Where its secret is, if it has one, as in `password`.",
+        secret,
+        example={"credential": "oauth.secret"},
+    )
+    tenant: str = option("common", "At Microsoft: the organisation, or common or consumers.")
+    flow: str = option(
+        "auto",
+        'How somebody agrees: in a "browser" on this machine, by "paste" from one elsewhere, on a '
+        '"device", or as a "client" with its own secret, without a person.',
+        one_of("auto", "browser", "paste", "device", "client"),
+    )
+    authorize_url: str = option("", "Another provider's authorization endpoint.")
+    token_url: str = option("", "Another provider's token endpoint.")
+    device_url: str = option("", "Another provider's device authorization endpoint.")
+    scopes: tuple[str, ...] = option([], "Instead of those that we know.", many(text))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
     """A maildrop elsewhere that `restante collect` empties; any name may stand after the dot."""
 
@@ -492,6 +530,7 @@ class Account:
         secret,
         example={"command": ["pass", "show", "isp"]},
     )
+    oauth: OAuth = field(default_factory=OAuth)
     ca_file: str = option("", "Trust these certificates instead of the system's, PEM.")
     to: str = option(
         "",
@@ -526,6 +565,19 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Collect:
+    """What all accounts share."""
+
+    key: Secret = option(  # noqa: RUF009
+        "",
+        "Where the key is that seals OAuth 2 tokens: base64 of 32 octets. By default it is made in "
+        "the state directory, for nobody else to read.",
+        reference,
+        example={"credential": "restante.key"},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
     """What is told on standard error."""
 
@@ -551,6 +603,7 @@ class Configuration:
     intake: Intake = field(default_factory=Intake)
     limits: Limits = field(default_factory=Limits)
     log: Log = field(default_factory=Log)
+    collect: Collect = field(default_factory=Collect)
     account: Mapping[str, Account] = field(default_factory=dict, metadata={"named": Account})
     source: Path | None = None
     """The file it came from; None: nothing is configured, private mode."""
@@ -773,11 +826,16 @@ def _contradictions(found: Configuration) -> Iterator[str]:
 
 def _open_secrets(path: str, accounts: Mapping[str, Account]) -> Iterator[str]:
     for name, account in accounts.items():
-        if account.password.kind == "text" and account.password:
-            yield (
-                f"account.{name}.password: others can read this file; chmod 600 {path}, "
-                "or say where the password is"
-            )
+        for key, found in (
+            ("password", account.password),
+            ("to_password", account.to_password),
+            ("oauth.client_secret", account.oauth.client_secret),
+        ):
+            if found.kind == "text" and found:
+                yield (
+                    f"account.{name}.{key}: others can read this file; chmod 600 {path}, "
+                    "or say where the secret is"
+                )
 
 
 def _told(layer: _Layer, mistake: str) -> str:

@@ -33,6 +33,7 @@ RestanteError
 └── ClientError                a remote server, seen by our client
     ├── CommandFailed          it answered -ERR; the session goes on
     │   └── LoginFailed
+    ├── ConsentNeeded          an OAuth 2 provider gives no token until somebody acts
     ├── TLSUnavailable         no safe connection; no credential was sent
     └── ConnectionLost         the session is over; says which deletions were lost
         ├── ProtocolBroken
@@ -254,6 +255,10 @@ class CommandFailed(ClientError):
 
 class LoginFailed(CommandFailed):
     """The server refused the login.  Only ``[AUTH]`` speaks of the credentials (RFC 3206 §5)."""
+
+
+class ConsentNeeded(ClientError):
+    """An OAuth 2 provider gives no token until somebody does something; the text says what."""
 
 
 class TLSUnavailable(ClientError):

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 from .. import config
 from ..config import Account, Configuration, Secret
 from ..errors import ConfigurationError, UnsafeArgument
-from . import collect, common
+from . import collect, common, oauth
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,6 +48,17 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     action.add_argument("--no-test", action="store_true", help="do not log in now")
     action.set_defaults(run=add)
     actions.add_parser("list", help="all accounts").set_defaults(run=list_)
+    action = actions.add_parser(
+        "auth",
+        help="sign in by OAuth 2, for account.NAME.oauth",
+        description="Asks the provider, shows what a person must do in a browser, and stores the "
+        "tokens, sealed, in the state directory.",
+    )
+    action.add_argument("name", metavar="NAME")
+    action.add_argument(
+        "--flow", choices=("browser", "paste", "device", "client"), help="instead of oauth.flow"
+    )
+    action.set_defaults(run=auth)
     for name, run, text in (
         ("show", show, "one account, and when it last worked"),
         ("test", test, "log in, count, log out; changes nothing"),
@@ -89,7 +100,7 @@ def add(options: argparse.Namespace) -> int:
         account = found.account[options.name]
         collect.open_destination(found, account).close()
         if not options.no_test:
-            _try(options.name, account, options)
+            _try(found, options.name, account, options)
     except BaseException:
         path.unlink()  # an account that does not work is not left behind
         raise
@@ -126,11 +137,13 @@ def _password(options: argparse.Namespace, user: str) -> str | dict[str, str | l
 def list_(options: argparse.Namespace) -> int:
     found = common.configuration(options)
     if options.json:
-        rows = [_row(name, account) for name, account in found.account.items()]
+        rows = [_row(found, name, account) for name, account in found.account.items()]
         common.print_json("account-list", accounts=rows)
         return os.EX_OK
     for name, account in found.account.items():
         print(f"{name}: {account.user} at {account.url} to {account.to}, keeps {account.keep}")
+        if account.oauth.provider:
+            print(f"  {account.oauth.provider}: {oauth.state(found, name, account)}")
     if not found.account:
         common.say("none yet; next: restante account add NAME pop3s://user@host --to maildir:PATH")
     return os.EX_OK
@@ -139,7 +152,7 @@ def list_(options: argparse.Namespace) -> int:
 def show(options: argparse.Namespace) -> int:
     found, account = _one(options)
     with closing(collect.open_ledger(found)) as ledger:
-        row = _row(options.name, account)
+        row = _row(found, options.name, account)
         row |= {"on_server": ledger.expected(options.name)}
         row |= {"last_success": ledger.last_success(options.name)}
     if options.json:
@@ -149,13 +162,19 @@ def show(options: argparse.Namespace) -> int:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(str(at)))) if at else "never"
     print(f"{options.name}: {account.user} at {account.url}")
     print(f"  to        {account.to}\n  keeps     {account.keep}")
-    print(f"  password  {_origin(account.password)}")
+    if account.oauth.provider:
+        print(f"  oauth     {account.oauth.provider}: {row['oauth']}")
+    else:
+        print(f"  password  {_origin(account.password)}")
     print(f"  taken and not deleted there: {row['on_server']}\n  last success: {when}")
     return os.EX_OK
 
 
-def _row(name: str, account: Account) -> dict[str, object]:
-    return {
+def _row(found: Configuration, name: str, account: Account) -> dict[str, object]:
+    row: dict[str, object] = {}
+    if account.oauth.provider:
+        row = {"oauth": oauth.state(found, name, account)}
+    return row | {
         "name": name,
         "url": account.url,
         "user": account.user,
@@ -173,13 +192,25 @@ def _origin(secret: Secret) -> str:
     return f"{secret.kind} {value}"
 
 
+def auth(options: argparse.Namespace) -> int:
+    found, account = _one(options)
+    if not account.oauth.provider:
+        raise ConfigurationError(f"account.{options.name}.oauth.provider: is not set")
+    tokens = oauth.agree(found, options.name, account, options.flow or "")
+    if options.json:
+        common.print_json("account-auth", name=options.name, user=tokens.user)
+    else:
+        print(f"{options.name}: {oauth.state(found, options.name, account)}")
+    return os.EX_OK
+
+
 def test(options: argparse.Namespace) -> int:
-    _, account = _one(options)
-    return _try(options.name, account, options)
+    found, account = _one(options)
+    return _try(found, options.name, account, options)
 
 
-def _try(name: str, account: Account, options: argparse.Namespace) -> int:
-    count, octets = asyncio.run(_look(name, account))
+def _try(found: Configuration, name: str, account: Account, options: argparse.Namespace) -> int:
+    count, octets = asyncio.run(_look(found, name, account))
     if options.json:
         common.print_json("account-test", name=name, messages=count, octets=octets)
     else:
@@ -187,15 +218,15 @@ def _try(name: str, account: Account, options: argparse.Namespace) -> int:
     return os.EX_OK
 
 
-async def _look(name: str, account: Account) -> tuple[int, int]:
-    async with collect.connected(name, account) as client:
+async def _look(found: Configuration, name: str, account: Account) -> tuple[int, int]:
+    async with collect.connected(found, name, account) as client:
         return await client.stat()
 
 
 def adopt(options: argparse.Namespace) -> int:
     found, account = _one(options)
     with closing(collect.open_ledger(found)) as ledger, ledger.alone(options.name):
-        listing = asyncio.run(_listing(options.name, account))
+        listing = asyncio.run(_listing(found, options.name, account))
         ledger.adopt(options.name, listing, time.time())
     if options.json:
         common.print_json("account-adopt", name=options.name, messages=len(listing))
@@ -204,17 +235,17 @@ def adopt(options: argparse.Namespace) -> int:
     return os.EX_OK
 
 
-async def _listing(name: str, account: Account) -> list[tuple[str, int]]:
+async def _listing(found: Configuration, name: str, account: Account) -> list[tuple[str, int]]:
     from ..collect.plan import unique_ids
 
-    async with collect.connected(name, account) as client:
+    async with collect.connected(found, name, account) as client:
         messages = [message async for message in client.messages()]
     ids = unique_ids(messages)
     return [(ids[each.number], each.size) for each in messages if each.number in ids]
 
 
 def remove(options: argparse.Namespace) -> int:
-    found, _ = _one(options)
+    found, account = _one(options)
     path = file_of(found, options.name)
     if not path.exists():
         raise ConfigurationError(
@@ -225,6 +256,8 @@ def remove(options: argparse.Namespace) -> int:
     ):
         return os.EX_USAGE
     path.unlink()
+    if account.oauth.provider:
+        oauth.tokenfile(found, options.name).forget()
     with closing(collect.open_ledger(found)) as ledger:
         count = ledger.forget(options.name)
     common.say(f"{options.name} is forgotten, with {count} messages that were taken")

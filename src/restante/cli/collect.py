@@ -9,15 +9,15 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import Account, Configuration, duration
-from ..errors import RestanteError, UnsafeArgument
+from ..errors import LoginFailed, RestanteError, UnsafeArgument
 from ..log import printable
-from . import common, secrets
+from . import common, oauth, secrets
 from .fetch import progress_bar
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..collect.ledger import Ledger
     from ..collect.plan import Policy
     from ..net.client import Client
+    from ..net.remote import Options
 
 _AT_ONCE = 4  # accounts
 _LONGEST_PAUSE = 3600.0  # seconds between tries of an account that fails
@@ -154,7 +155,7 @@ async def session(
     from ..collect import collector
 
     remote = collector.Account(
-        name, partial(connected, name, account), policy_of(account, options.limit)
+        name, partial(connected, found, name, account), policy_of(account, options.limit)
     )
     with (
         closing(await asyncio.to_thread(open_destination, found, account)) as destination,
@@ -171,15 +172,27 @@ async def session(
 
 
 @asynccontextmanager
-async def connected(name: str, account: Account) -> AsyncIterator[Client]:
+async def connected(found: Configuration, name: str, account: Account) -> AsyncIterator[Client]:
     """A session with the account's server; see ``net.client.connect``."""
     from ..net.client import connect
 
-    password = await asyncio.to_thread(secrets.fetch, account.password, f"account.{name}.password")
-    ca_file = Path(account.ca_file) if account.ca_file else None
-    async with connect(
-        account.url, user=account.user, password=password, ca_file=ca_file
-    ) as client:
+    options: Options = {"user": account.user}
+    if account.ca_file:
+        options["ca_file"] = Path(account.ca_file)
+    if account.oauth.provider:
+        options["token"] = partial(oauth.fresh, found, name, account)
+    else:
+        fetch = partial(secrets.fetch, account.password, f"account.{name}.password")
+        options["password"] = await asyncio.to_thread(fetch)
+    async with AsyncExitStack() as stack:
+        try:
+            client = await stack.enter_async_context(connect(account.url, **options))
+        except LoginFailed as error:
+            if not account.oauth.provider or error.retry:
+                raise
+            # What seemed good may have been taken back: once more with a new one.
+            options["token"] = partial(oauth.fresh, found, name, account, renew=True)
+            client = await stack.enter_async_context(connect(account.url, **options))
         yield client
 
 

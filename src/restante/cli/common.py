@@ -18,6 +18,7 @@ from ..errors import (
     AuthenticationFailed,
     CannotListen,
     ConfigurationError,
+    ConsentNeeded,
     LoginFailed,
     MessageRefused,
     NoSuchUser,
@@ -46,6 +47,7 @@ _EXIT_CODES: tuple[tuple[type[RestanteError], int], ...] = (
     (MessageRefused, os.EX_DATAERR),
     (TLSUnavailable, os.EX_NOPERM),
     (AuthenticationFailed, os.EX_NOPERM),
+    (ConsentNeeded, os.EX_NOPERM),
     (ProtocolBroken, os.EX_PROTOCOL),
     (PermanentFailure, os.EX_CONFIG),
 )

@@ -1,0 +1,183 @@
+"""OAuth 2 of accounts: what the configuration means, and how somebody agrees."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+import webbrowser
+from dataclasses import replace
+from functools import partial
+from getpass import getpass
+from typing import TYPE_CHECKING
+
+from ..config import Account, Configuration, Secret
+from ..errors import ConfigurationError, UnsafeArgument
+from ..log import printable
+from . import common, secrets
+
+if TYPE_CHECKING:
+    from ..collect.oauth.flow import Application, Provider, Tokens
+    from ..collect.oauth.sealed import Tokenfile
+
+_SOON = 14 * 86_400.0  # seconds before its end in which a consent is told of
+
+
+def application(name: str, account: Account) -> Application:
+    """
+    Raises:
+        ConfigurationError: something is missing.
+    """
+    from ..collect.oauth.flow import Application
+    from ..collect.oauth.web import check
+
+    chosen = account.oauth
+    if not chosen.client_id:
+        raise ConfigurationError(f"account.{name}.oauth.client_id: is missing")
+    provider = _provider(account)
+    for url in (provider.authorize, provider.token, provider.device):
+        if url:
+            check(url)
+    if not provider.token:
+        raise ConfigurationError(f"account.{name}.oauth.token_url: is missing")
+    secret = ""
+    if chosen.client_secret:
+        secret = secrets.fetch(chosen.client_secret, f"account.{name}.oauth.client_secret")
+    return Application(provider, chosen.client_id, secret)
+
+
+def _provider(account: Account) -> Provider:
+    from ..collect.oauth import flow
+
+    chosen = account.oauth
+    match chosen.provider:
+        case "google":
+            found = flow.GOOGLE
+        case "microsoft":
+            found = flow.microsoft(chosen.tenant)
+        case _:
+            found = flow.Provider(chosen.authorize_url, chosen.token_url, chosen.device_url, ())
+    if chosen.scopes:
+        found = replace(found, scopes=chosen.scopes, app_scopes=chosen.scopes)
+    return found
+
+
+def tokenfile(found: Configuration, name: str) -> Tokenfile:
+    from ..collect.oauth.sealed import Tokenfile, key_in
+
+    folder = found.state / "tokens"
+    given: Secret = found.collect.key
+    fetch = partial(secrets.fetch, given, "collect.key") if given else None
+    return Tokenfile(folder, name, key_in(folder / "key", fetch))
+
+
+def token(found: Configuration, name: str, account: Account, *, renew: bool = False) -> str:
+    """For one login.  Blocking; see ``collect.oauth.web.access_token``."""
+    from ..collect.oauth.web import access_token
+
+    return access_token(
+        application(name, account),
+        tokenfile(found, name),
+        is_service=account.oauth.flow == "client",
+        renew=renew,
+    )
+
+
+async def fresh(found: Configuration, name: str, account: Account, *, renew: bool = False) -> str:
+    return await asyncio.to_thread(token, found, name, account, renew=renew)
+
+
+def agree(found: Configuration, name: str, account: Account, flow: str) -> Tokens:
+    """Somebody signs in; what comes of it is on disk on return.
+
+    Raises:
+        ConsentNeeded: nobody did, or it was somebody else.
+    """
+    app = application(name, account)
+    flow = _flow(flow, account)
+    tokens = _ask(app, account, flow)
+    if flow != "client" and not tokens.refresh:
+        common.say("the provider gave no refresh token, so this lasts for an hour or so only")
+    if tokens.user and tokens.user.lower() != account.user.lower():
+        common.say(printable(f"signed in as {tokens.user}; the account's user is {account.user}"))
+    file = tokenfile(found, name)
+    with file.alone():
+        file.put(tokens)
+    return tokens
+
+
+def _flow(asked: str, account: Account) -> str:
+    chosen = asked or account.oauth.flow
+    if chosen != "auto":
+        return chosen
+    has_browser = account.oauth.provider == "google" or bool(account.oauth.authorize_url)
+    if not has_browser:
+        return "device"
+    return "browser" if _has_screen() else "paste"
+
+
+def _has_screen() -> bool:
+    is_window = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return is_window or sys.platform == "darwin"
+
+
+def _ask(app: Application, account: Account, flow: str) -> Tokens:
+    from ..collect.oauth import web
+
+    match flow:
+        case "browser":
+            return web.by_browser(app, account.user, _open)
+        case "paste":
+            return web.by_pasting(app, account.user, _show, _pasted)
+        case "device":
+            return web.by_device(app, _enter)
+        case "client":
+            return web.by_itself(app)
+    raise UnsafeArgument(f"no such flow: {flow}")
+
+
+def _open(url: str) -> None:
+    common.say(f"Open this address in a browser on this machine, and sign in:\n\n{url}\n")
+    if _has_screen():
+        webbrowser.open(url)
+
+
+def _show(url: str) -> None:
+    common.say(
+        f"Open this address in a browser anywhere, and sign in:\n\n{url}\n\n"
+        "The last page cannot be shown; copy its address from the browser and paste it here."
+    )
+
+
+def _pasted() -> str:
+    """Not shown: it holds a code."""
+    return getpass("Address: ") if sys.stdin.isatty() else sys.stdin.readline()
+
+
+def _enter(address: str, user_code: str) -> None:
+    common.say(f"Open {address} on any device, and enter {user_code}")
+
+
+def state(found: Configuration, name: str, account: Account) -> str:
+    """For a person: whether somebody agreed, and how long that lasts."""
+    file = tokenfile(found, name)
+    tokens = file.get()
+    if tokens is None:
+        if account.oauth.flow == "client":
+            return "by the application's secret"
+        return f"nobody has agreed; next: restante account auth {name}"
+    since = f"agreed {_day(tokens.agreed_at)}"
+    if tokens.user:
+        since += f" by {printable(tokens.user)}"
+    if tokens.refresh_expires_at is None:
+        return since
+    left = tokens.refresh_expires_at - time.time()
+    if left < 0:
+        return f"{since}, run out {_day(tokens.refresh_expires_at)}"
+    hint = f"; next: restante account auth {name}" if left < _SOON else ""
+    return f"{since}, until {_day(tokens.refresh_expires_at)}{hint}"
+
+
+def _day(at: float) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(at))

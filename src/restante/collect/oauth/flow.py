@@ -1,0 +1,293 @@
+"""The steps of OAuth 2 without I/O: what to ask a provider, and what its answers mean.
+
+A person agrees in a browser (authorization code with PKCE, RFC 6749 §4.1, RFC 7636 §4; on this
+machine by a loopback address, RFC 8252 §7.3, or by pasting one) or on another device (RFC 8628 §3);
+a service agrees by its own secret (RFC 6749 §4.4).
+
+Security: the state binds an answer to its question, the nonce an identity to it, and the verifier
+makes a stolen code worthless (RFC 8252 §8.1).  Tokens are in no ``repr``.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from hmac import compare_digest
+from typing import NamedTuple
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from ...errors import ConsentNeeded, UnsafeArgument
+from .words import ProviderUnavailable, explain
+
+_LIFE = 300.0  # seconds, of an access token whose provider does not say; it should (RFC 6749 §5.1)
+_INTERVAL = 5.0  # seconds between questions, and what slow_down adds (RFC 8628 §3.5)
+_DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
+
+Form = dict[str, str]
+Answer = Mapping[str, object]
+"""A JSON object of the provider's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """Where it is asked, and for what."""
+
+    authorize: str
+    token: str
+    device: str
+    scopes: tuple[str, ...]
+    app_scopes: tuple[str, ...] = ()
+    """For a service that agrees by its own secret."""
+    extra: tuple[tuple[str, str], ...] = ()
+    """More parameters for ``authorize``."""
+    host: str = "127.0.0.1"
+    """Of the loopback address to which it sends the browser."""
+
+
+GOOGLE = Provider(
+    "https://accounts.google.com/o/oauth2/v2/auth",
+    "https://oauth2.googleapis.com/token",
+    "",  # it gives no mail to devices
+    ("openid", "email", "https://mail.google.com/"),
+    # Or a second consent would give no refresh token.
+    extra=(("access_type", "offline"), ("prompt", "consent")),
+)
+
+
+def microsoft(tenant: str = "common") -> Provider:
+    """``tenant`` is an organisation, or ``common``, ``organizations``, ``consumers``."""
+    base = f"https://login.microsoftonline.com/{tenant}/oauth2/v2.0"
+    return Provider(
+        f"{base}/authorize",
+        f"{base}/token",
+        f"{base}/devicecode",
+        (
+            "openid",
+            "email",
+            "offline_access",
+            "https://outlook.office.com/POP.AccessAsUser.All",
+        ),
+        ("https://outlook.office365.com/.default",),
+        host="localhost",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """What is registered at the provider, and asks."""
+
+    provider: Provider
+    client_id: str
+    client_secret: str = field(default="", repr=False)
+
+    def form(self, **values: str) -> Form:
+        secret = {"client_secret": self.client_secret} if self.client_secret else {}
+        return {"client_id": self.client_id, **secret, **values}
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a provider gave."""
+
+    access: str = field(repr=False)
+    expires_at: float
+    """Of the access token, in seconds since the epoch."""
+    refresh: str = field(default="", repr=False)
+    refresh_expires_at: float | None = None
+    """If the provider tells."""
+    agreed_at: float = 0.0
+    """When a person agreed."""
+    user: str = ""
+    """Who agreed, if the provider tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One authorization request, which its answer must match."""
+
+    application: Application
+    redirect: str
+    user: str
+    state: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
+    nonce: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
+    verifier: str = field(default_factory=lambda: secrets.token_urlsafe(64), repr=False)
+
+    @property
+    def url(self) -> str:
+        """For a browser (RFC 6749 §4.1.1, RFC 7636 §4.3)."""
+        provider = self.application.provider
+        digest = sha256(self.verifier.encode()).digest()
+        values = {
+            "response_type": "code",
+            "client_id": self.application.client_id,
+            "redirect_uri": self.redirect,
+            "scope": " ".join(provider.scopes),
+            "state": self.state,
+            "nonce": self.nonce,
+            "code_challenge": urlsafe_b64encode(digest).rstrip(b"=").decode(),
+            "code_challenge_method": "S256",
+            "login_hint": self.user,
+            **dict(provider.extra),
+        }
+        return f"{provider.authorize}?{urlencode(values)}"
+
+    def code(self, address: str) -> str:
+        """From the address to which the browser was sent (RFC 6749 §4.1.2).
+
+        Raises:
+            UnsafeArgument: it answers another question, or none.
+            ConsentNeeded, ProviderUnavailable: the provider or the person refused.
+        """
+        given = dict(parse_qsl(urlsplit(address.strip()).query))
+        if not compare_digest(given.get("state", "").encode(), self.state.encode()):
+            raise UnsafeArgument("this address does not answer our question")
+        if "error" in given:
+            raise explain(given["error"], given.get("error_description", ""))
+        if not given.get("code"):
+            raise UnsafeArgument("this address holds no code")
+        return given["code"]
+
+    def redeem(self, code: str) -> Form:
+        return self.application.form(
+            grant_type="authorization_code",
+            code=code,
+            redirect_uri=self.redirect,
+            code_verifier=self.verifier,
+        )
+
+    def tokens(self, answer: Answer, now: float) -> Tokens:
+        """
+        Raises:
+            ConsentNeeded: refused, or the identity belongs to another question.
+        """
+        found = tokens(answer, now, agreed_at=now)
+        claims = _claims(answer)
+        if "openid" in self.application.provider.scopes:
+            audience = claims.get("aud")
+            is_ours = audience == self.application.client_id or (
+                isinstance(audience, list) and self.application.client_id in audience
+            )
+            if claims.get("nonce") != self.nonce or not is_ours:
+                raise ConsentNeeded("the provider's identity answers another question; once more")
+        return found
+
+
+def tokens(
+    answer: Answer, now: float, before: Tokens | None = None, *, agreed_at: float = 0.0
+) -> Tokens:
+    """From an answer of the token endpoint (RFC 6749 §5.1).
+
+    Without a new refresh token the one of ``before`` stays (RFC 6749 §6).
+
+    Raises:
+        ConsentNeeded, ProviderUnavailable: it is an error, with its meaning.
+    """
+    if "error" in answer:
+        raise explain(_text(answer, "error"), _text(answer, "error_description"))
+    access = _text(answer, "access_token")
+    if not access or _text(answer, "token_type").lower() != "bearer":
+        raise ProviderUnavailable("the provider's answer holds no bearer token")
+    refresh = _text(answer, "refresh_token")
+    life = _number(answer, "refresh_token_expires_in")
+    expires = before.refresh_expires_at if before else None
+    if refresh or life is not None:
+        expires = None if life is None else now + life
+    claims = _claims(answer)
+    user = _text(claims, "email") or _text(claims, "preferred_username")
+    return Tokens(
+        access,
+        now + (_number(answer, "expires_in") or _LIFE),
+        refresh or (before.refresh if before else ""),
+        expires,
+        before.agreed_at if before else agreed_at,
+        user or (before.user if before else ""),
+    )
+
+
+def refresh(application: Application, before: Tokens) -> Form:
+    """A new access token for an old refresh token (RFC 6749 §6)."""
+    return application.form(grant_type="refresh_token", refresh_token=before.refresh)
+
+
+def for_itself(application: Application) -> Form:
+    """A service that agrees by its own secret (RFC 6749 §4.4)."""
+    scopes = application.provider.app_scopes or application.provider.scopes
+    return application.form(grant_type="client_credentials", scope=" ".join(scopes))
+
+
+class Device(NamedTuple):
+    """What a person enters, and where (RFC 8628 §3.2)."""
+
+    user_code: str
+    address: str
+    code: str
+    expires_at: float
+    interval: float
+
+
+def ask_for_device(application: Application) -> Form:
+    scope = " ".join(application.provider.scopes)
+    return {"client_id": application.client_id, "scope": scope}
+
+
+def device(answer: Answer, now: float) -> Device:
+    """
+    Raises:
+        ConsentNeeded, ProviderUnavailable: refused.
+    """
+    if "error" in answer:
+        raise explain(_text(answer, "error"), _text(answer, "error_description"))
+    address = _text(answer, "verification_uri") or _text(answer, "verification_url")
+    found = Device(
+        _text(answer, "user_code"),
+        address,
+        _text(answer, "device_code"),
+        now + (_number(answer, "expires_in") or _LIFE),
+        _number(answer, "interval") or _INTERVAL,
+    )
+    if not (found.code and found.user_code.isprintable() and address.isprintable()):
+        raise ProviderUnavailable("the provider's answer holds no code for a device")
+    return found
+
+
+def poll(application: Application, asked: Device) -> Form:
+    return application.form(grant_type=_DEVICE, device_code=asked.code)
+
+
+def wait_longer(answer: Answer, interval: float) -> float | None:
+    """Seconds until the next question; None: it is answered (RFC 8628 §3.5)."""
+    match answer.get("error"):
+        case "authorization_pending":
+            return interval
+        case "slow_down":
+            return interval + _INTERVAL
+    return None
+
+
+def _text(answer: Answer, key: str) -> str:
+    value = answer.get(key)
+    return value if isinstance(value, str) else ""
+
+
+def _number(answer: Answer, key: str) -> float | None:
+    """Also as a text, which some providers write."""
+    try:
+        value = float(str(answer.get(key)))
+    except ValueError:
+        return None
+    return value if 0 < value < 1e10 else None
+
+
+def _claims(answer: Answer) -> Answer:
+    """Of the ID token.  It came from the provider itself, by TLS, so its signature adds nothing
+    (OpenID Connect Core, 3.1.3.7)."""
+    parts = _text(answer, "id_token").split(".")
+    try:
+        found = json.loads(urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except (IndexError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

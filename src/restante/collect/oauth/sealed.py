@@ -1,0 +1,137 @@
+"""Tokens on disk, sealed by AES-GCM: a copy of the file is worth nothing without the key.
+
+Durability: what is put is on disk on return, since a provider that rotates refresh tokens has
+forgotten the one before.  Nothing is ever removed because a provider could not be asked.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from ...errors import ConfigurationError, TemporaryFailure
+from ...net.saving import fsync_directory
+from .flow import Tokens
+
+_NONCE = 12  # octets
+_KEY = 32  # octets: AES-256
+
+
+class Tokenfile:
+    """The tokens of one account.  All calls block.
+
+    Each raises TemporaryFailure when the file cannot be read or written now, and ConfigurationError
+    when it cannot be opened with this key.
+    """
+
+    def __init__(self, folder: Path, account: str, key: bytes) -> None:
+        self._path = folder / f"{account}.sealed"
+        self._account = account.encode()
+        self._cipher = AESGCM(key)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other process refreshes these tokens: a provider takes a refresh token once."""
+        with _errors():
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            lock = os.open(self._path.with_suffix(".lock"), flags, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def get(self) -> Tokens | None:
+        with _errors():
+            if not self._path.exists():
+                return None
+            octets = self._path.read_bytes()
+        try:
+            text = self._cipher.decrypt(octets[:_NONCE], octets[_NONCE:], self._account)
+            return Tokens(**json.loads(text))
+        except (InvalidTag, ValueError, TypeError) as error:
+            raise ConfigurationError(
+                f"{self._path} cannot be opened with this key; next: restante account auth NAME"
+            ) from error
+
+    def put(self, tokens: Tokens) -> None:
+        """Durable on return."""
+        nonce = secrets.token_bytes(_NONCE)
+        octets = nonce + self._cipher.encrypt(
+            nonce, json.dumps(asdict(tokens)).encode(), self._account
+        )
+        with _errors():
+            write_durably(self._path, octets)
+
+    def forget(self) -> None:
+        """When the account is removed."""
+        with _errors():
+            self._path.unlink(missing_ok=True)
+            self._path.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def key_in(path: Path, given: Callable[[], str] | None) -> bytes:
+    """The key: base64 of 32 octets from ``given``; without it, that of a file made here.
+
+    Raises:
+        ConfigurationError: it is no key.
+        TemporaryFailure: the file cannot be read or written.
+    """
+    if given is not None:
+        try:
+            key = b64decode(given(), validate=True)
+        except ValueError:
+            key = b""
+        if len(key) != _KEY:
+            raise ConfigurationError("collect.key: wants base64 of 32 octets")
+        return key
+    with _errors():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            write_durably(path, secrets.token_bytes(_KEY), is_new=True)
+        if path.stat().st_mode & 0o077:
+            raise ConfigurationError(f"{path} can be read by others; next: chmod 600 {path}")
+        return path.read_bytes()
+
+
+def write_durably(path: Path, octets: bytes, *, is_new: bool = False) -> None:
+    """All of it or nothing, for nobody else to read.
+
+    Raises:
+        FileExistsError: ``is_new``, and it is there.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(file, "wb") as writing:
+            writing.write(octets)
+            writing.flush()
+            os.fsync(writing.fileno())
+        if is_new:
+            os.link(temporary, path)
+        else:
+            temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_directory(path.parent)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise TemporaryFailure(f"tokens: {error.filename}: {error.strerror}") from error
