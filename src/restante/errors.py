@@ -231,7 +231,17 @@ class BodySkipped(RestanteError):
     """
 
 
-_MAY_PASS = ("IN-USE", "LOGIN-DELAY", "SYS", "SYS/TEMP")
+# RFC 2449 §8.1, RFC 3206 §4: whether the same request may succeed later.
+_MAY_PASS = {"IN-USE": True, "LOGIN-DELAY": True, "SYS": True, "SYS/TEMP": True, "SYS/PERM": False}
+
+
+def _may_pass(code: str | None) -> bool:
+    """What of a code is known decides; levels below that are passed over (RFC 2449 §8)."""
+    while code:
+        if code in _MAY_PASS:
+            return _MAY_PASS[code]
+        code = code.rpartition("/")[0]
+    return False
 
 
 class ClientError(RestanteError):
@@ -249,8 +259,7 @@ class CommandFailed(ClientError):
         self.command = command
         self.text = text
         self.code = code
-        # RFC 2449 §8.1, RFC 3206 §4
-        self.retry = code is not None and code in _MAY_PASS
+        self.retry = _may_pass(code)
 
 
 class LoginFailed(CommandFailed):

@@ -422,3 +422,26 @@ def test_noise_gives_only_our_errors(noise: list[bytes]) -> None:
                 wanted = procedure.send(left.pop(0) if wanted is None else b"")
         except (StopIteration, ConnectionLost, CommandFailed):
             pass
+
+
+@pytest.mark.parametrize(
+    ("code", "retry"),
+    [
+        ("SYS/TEMP", True),
+        ("SYS/TEMP/DISK", True),
+        ("SYS/PERM", False),
+        ("SYS/PERM/DISK", False),
+        ("SYS/OTHER", True),
+        ("IN-USE/BY-PHONE", True),
+        ("LOGIN-DELAY", True),
+        ("AUTH", False),
+        ("AUTH/EXPIRED", False),
+        ("IN-USELESS", False),
+        ("X/SYS/TEMP", False),
+        (None, False),
+    ],
+)
+@pytest.mark.rfc("P-084")
+def test_what_is_known_of_a_response_code_counts(code: str | None, retry: bool) -> None:
+    """RFC 2449 §8: levels that a client does not know are passed over."""
+    assert CommandFailed("PASS", "text", code).retry == retry

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 from restante.collect import collector
-from restante.collect.collector import LooksMoved, Outcome, collect
+from restante.collect.collector import LoginTooSoon, LooksMoved, Outcome, collect
 from restante.collect.destinations import open_destination
 from restante.collect.ledger import AccountBusy, Ledger
 from restante.collect.plan import Policy
 from restante.errors import ConnectionLost
+from restante.passdb import Terms
+from restante.pop3.session import Policy as Session
 
 from .shelf import Shelf, account, remote
 
@@ -55,12 +57,14 @@ class Home:
     ) -> None:
         self.shelf = shelf
         self.now = 1_800_000_000.0
+        self.login_delay = 0
         self._ledger, self._place, self._context, self._ca = ledger, place, context, ca_file
         self._password = password  # of the destination
 
     def collect(self, policy: Policy | None = None, **options: Any) -> Outcome:
         async def main() -> Outcome:
             async with remote(self.shelf, self._context) as server:
+                server.service.policy = Session(terms=Terms(self.login_delay))
                 with closing(
                     open_destination(self._place, password=self._password, ca_file=self._ca)
                 ) as destination:
@@ -301,3 +305,15 @@ def test_lost_connection_keeps_what_is_safe(
     assert len(home.shelf.rows) == 3
     assert home.collect(Policy(keep=0.0)).deleted == 3
     assert stored(mail) == sorted(map(text, ("one", "two", "three")))
+
+
+@pytest.mark.rfc("P-088")
+def test_nobody_logs_in_before_login_delay_is_over(home: Home) -> None:
+    """RFC 2449 §6.5; from the login on, whether or not the session went well."""
+    home.login_delay = 900
+    assert home.collect().stored == 3
+    home.now += 899
+    with pytest.raises(LoginTooSoon):
+        home.collect()
+    home.now += 1
+    assert home.collect().stored == 0

@@ -130,7 +130,6 @@ def test_one_collector_at_a_time_for_one_account(ledger: Ledger, path: Path) -> 
     other.close()
 
 
-@pytest.mark.rfc("P-088")
 def test_login_delay_is_remembered(ledger: Ledger) -> None:
     assert ledger.may_begin("ann") == 0
     ledger.began("ann", 1000.0, 900.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
 import warnings
@@ -11,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from restante.errors import MessageGone, TemporaryFailure
+from restante.errors import MessageGone, PermanentFailure, RestanteError, TemporaryFailure
 from restante.maildrop import Entry, Maildrop, Store
 from restante.net.server import Timeouts
 from restante.passdb import Terms
@@ -148,6 +149,7 @@ def test_clear_text_on_the_tls_port_hears_nothing_of_pop3(
 
 
 @pytest.mark.parametrize("implicit", [True, False])
+@pytest.mark.rfc("N-07")
 def test_a_silent_handshake_ends(
     implicit: bool, run: Run[None], server_tls: ssl.SSLContext
 ) -> None:
@@ -541,5 +543,101 @@ def test_the_journal_tells_what_a_dropped_connection_took(run: Run[None]) -> Non
         assert [entry.unique_id for entry in found.retrieved] == ["m1"]
         assert found.removed == ()
         assert found.end == "dropped"
+
+    run(main())
+
+
+# What the tables of requirements ask.
+
+
+class Shut(MemoryStore):
+    """It opens nothing as long as ``trouble`` lasts."""
+
+    trouble: RestanteError | None = None
+
+    @asynccontextmanager
+    async def open(self, user: str) -> AsyncIterator[Maildrop]:
+        if self.trouble is not None:
+            raise self.trouble
+        async with super().open(user) as maildrop:
+            yield maildrop
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code"),
+    [(TemporaryFailure("no disk"), b"SYS/TEMP"), (PermanentFailure("no place"), b"SYS/PERM")],
+)
+@pytest.mark.rfc("P-036", "P-083", "P-086")
+def test_a_maildrop_that_cannot_be_opened_is_no_empty_one(
+    trouble: RestanteError, code: bytes, run: Run[None]
+) -> None:
+    """Nor a wrong password; and the next try finds no lock left behind."""
+
+    async def main() -> None:
+        store = Shut()
+        await store.deliver("mrose", once(MESSAGE))
+        store.trouble = trouble
+        async with serving(store) as server, server.client() as client:
+            for _ in range(5):
+                await client.ask(b"USER mrose")
+                assert (await client.ask(b"PASS tan staaf")).startswith(b"-ERR [%s] " % code)
+            assert (await client.ask(b"STAT")).startswith(b"-ERR")
+            store.trouble = None
+            await client.log_in()
+            assert await client.ask(b"STAT") == b"+OK 1 21"
+
+    run(main())
+
+
+@pytest.mark.rfc("P-015")
+def test_every_command_begins_the_time_anew(run: Run[None]) -> None:
+    """RFC 1939 §3; a wrong one too."""
+
+    async def main() -> None:
+        async with serving(MemoryStore()) as server, server.client() as client:
+            await client.log_in()
+            (connection,) = server.service.connections
+            for command in (b"NOOP", b"XYZ", b"LIST", b"RETR 9"):
+                connection._last_command = 0.0  # long ago
+                await client.ask(command)
+                assert connection._last_command > 0
+                connection._look_at_time()
+                assert not connection._is_closing
+                if command == b"LIST":
+                    assert await client.line() == b"."
+
+    run(main())
+
+
+@pytest.mark.rfc("P-128")
+def test_the_version_of_tls_is_in_the_log(
+    run: Run[None],
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def main() -> None:
+        async with serving(MemoryStore(), tls=server_tls) as server, server.client() as client:
+            await starts_tls(client, client_tls)
+            await client.log_in()
+
+    run(main())
+    (found,) = (each for each in caplog.records if each.getMessage() == "login ok")
+    assert vars(found)["fields"]["tls"] == "1.3"
+
+
+@pytest.mark.rfc("N-05")
+def test_an_end_inside_an_exchange_leaves_nothing(run: Run[None]) -> None:
+    async def main() -> None:
+        async with serving(MemoryStore()) as server:
+            for half in (b"AUTH PLAIN\r\n", b"AUTH PLAIN\r\nAG1yb", b"AUTH PLA"):
+                async with server.client() as client:
+                    client.send(half)
+                    client.writer.write_eof()
+                    assert b"+OK" not in await client.rest()
+            async with server.client() as client:
+                await client.log_in()
 
     run(main())

@@ -236,3 +236,28 @@ def test_what_holds_for_all_is_told_without_user() -> None:
 @pytest.mark.rfc("P-087")
 def test_nobody_waits_longer_than_was_announced(own: Account, terms: Terms) -> None:
     assert HURRIED.terms_of(own) == terms
+
+
+@pytest.mark.rfc("P-012", "P-101", "P-106")
+def test_nothing_stands_behind_a_size_or_a_unique_id() -> None:
+    """RFC 1939 §5, §7; 2 after DELE is still 2, for every form of the command."""
+    core = Core([b"Subject: %d\r\n\r\n" % number for number in range(5)])
+    core.send(LOGIN + b"DELE 1\r\nDELE 4\r\n")
+    assert core.send(b"LIST\r\n").split(b"\r\n")[1:] == [b"2 14", b"3 14", b"5 14", b".", b""]
+    assert core.send(b"UIDL\r\n").split(b"\r\n")[1:] == [b"2 u2", b"3 u3", b"5 u5", b".", b""]
+    for number in (2, 3, 5):
+        assert core.send(b"LIST %d\r\n" % number) == b"+OK %d 14\r\n" % number
+        assert core.send(b"UIDL %d\r\n" % number) == b"+OK %d u%d\r\n" % (number, number)
+    assert core.send(b"STAT\r\n") == b"+OK 3 42\r\n"
+
+
+@pytest.mark.rfc("N-05", "P-006")
+def test_an_auth_command_of_255_octets_is_one_and_of_256_is_none() -> None:
+    password = b"p" * 173
+    core = Core(list(MESSAGES), password=password.decode())
+    line = b"AUTH PLAIN " + b64encode(b"\0mrose\0" + password) + b"\r\n"
+    assert len(line) == 253
+    assert core.send(line).startswith(b"+OK")
+    core = Core(list(MESSAGES))
+    assert core.send(line[:-2] + b"A" * 3 + b"\r\n") == b"-ERR line longer than 255 octets\r\n"
+    assert core.send(LOGIN).count(b"+OK") == 2

@@ -14,7 +14,7 @@ from .core import Core
 LOGIN = b"USER mrose\r\nPASS tan staaf\r\n"
 
 
-@pytest.mark.rfc("P-140", "P-141", "P-030")
+@pytest.mark.rfc("P-140", "P-141", "P-030", "N-07")
 def test_utf8_belongs_before_the_login_and_ends_stls() -> None:
     core = Core([], tls=False)
     assert b"\r\nSTLS\r\n" in core.send(b"CAPA\r\n")

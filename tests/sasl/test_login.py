@@ -336,7 +336,7 @@ def test_channel_binding_over_tls(
     run(main(False))
 
 
-@pytest.mark.rfc("P-129")
+@pytest.mark.rfc("P-126", "P-129")
 def test_a_client_certificate_logs_in(
     tmp_path: Path, run: Run[None], certificate: tuple[Path, Path], client_tls: ssl.SSLContext
 ) -> None:

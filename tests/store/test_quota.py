@@ -57,6 +57,7 @@ def total(place: Path) -> tuple[int, int]:
 # -- What counts
 
 
+@pytest.mark.rfc("P-177")
 def test_the_limit_comes_first_then_a_line_for_each_delivery(
     store: MaildirStore, place: Path
 ) -> None:
@@ -71,6 +72,7 @@ def test_usage_tells_octets_messages_and_limit(store: MaildirStore) -> None:
     assert run(store.usage("ann")) == Usage(10, 1, LIMIT)
 
 
+@pytest.mark.rfc("P-178")
 def test_removed_mail_makes_room_at_once_although_it_is_held(
     store: MaildirStore, place: Path
 ) -> None:

@@ -77,7 +77,6 @@ def test_removed_files_lie_in_held_under_their_names(maildir: MaildirStore, full
     assert names(full) == ["cur", "held", "new", "restante.index", "restante.lock", "tmp"]
 
 
-@pytest.mark.rfc("P-115")
 def test_nothing_is_held_when_hold_is_0(destroying: MaildirStore, full: Path) -> None:
     with watched(full.parent) as system:
         assert run(mark(destroying, VICTIMS)) == []
