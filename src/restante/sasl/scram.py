@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-
-from scramp import ScramClient, ScramException, ScramMechanism
-from scramp.core import ScramServer
+from typing import TYPE_CHECKING
 
 from ..errors import AuthenticationFailed, BadCommand, ProtocolBroken, UnsafeArgument
 from ..passdb import Disproof, Proof, ScramKey, ScramSecrets
 from .exchange import Answer, Channel, Exchange, Lookup, Reply
+
+if TYPE_CHECKING:  # 20 ms, which who logs in by another mechanism need not wait
+    from scramp import ScramException
+    from scramp.core import ScramServer
 
 MAX_ITERATIONS = 1_000_000  # that a server may ask of us: some 0.4 s of one core; ours
 _TYPE = "tls-server-end-point"
@@ -36,6 +38,8 @@ def server(name: str) -> Callable[[Channel], Exchange]:
     """
 
     def exchange(channel: Channel) -> Exchange:
+        from scramp import ScramException
+
         opening = yield b""
         nonce = secrets.token_urlsafe(24)
         try:
@@ -69,6 +73,8 @@ def _open(
 
     A user may have several keys; the servers for them differ in nothing that the client hears.
     """
+    from scramp import ScramMechanism
+
     heard: list[str] = []
 
     def look_up(identity: str) -> tuple[bytes, bytes, bytes, int]:
@@ -88,6 +94,8 @@ def _proved(
     servers: list[tuple[ScramKey, ScramServer]], closing: bytes
 ) -> tuple[ScramKey, ScramServer] | None:
     """The key that the client has, and the server that has seen so; None: it has none."""
+    from scramp import ScramException
+
     for key, server in servers:
         try:
             server.set_client_final(_text(closing))
@@ -106,6 +114,8 @@ def client(name: str, identity: str, password: str, end_point: bytes = b"") -> R
         UnsafeArgument: identity or password that no server can have (RFC 4013).
         ProtocolBroken: the server does not know the password, or asks for too much or too little.
     """
+    from scramp import ScramClient, ScramException
+
     try:
         binding = (_TYPE, end_point) if end_point else None
         library = ScramClient([name], identity, password, channel_binding=binding)
