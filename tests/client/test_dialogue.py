@@ -150,6 +150,30 @@ def test_small_messages_fill_the_window() -> None:
     assert most == module.WINDOW_COMMANDS
 
 
+def test_a_server_that_refuses_is_asked_one_by_one_until_it_gives_again() -> None:
+    class Busy(Server):
+        def _answer(self, command: str) -> bytes:
+            number = int(command.split(" ")[1])
+            is_busy = 1500 <= number < 3000
+            waiting[number] = len(self.unanswered)
+            return b"-ERR [SYS/TEMP] too much\r\n" if is_busy else b"+OK\r\n.\r\n"
+
+    waiting: dict[int, int] = {}
+    server = Busy([b""] * 6000)
+    server.run(server.dialogue.greeting())
+    server.dialogue.capabilities = PIPELINING
+    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    refused = 0
+    while (answer := server.run(server.dialogue.next_message(retrieval))) is not None:
+        refused += answer.error is not None
+    assert refused == 1500
+    assert waiting[1499] > 500
+    assert max(waiting[number] for number in range(2600, 3000)) == 0
+    assert max(waiting.values()) == waiting[1]
+    assert max(waiting[number] for number in range(3000, 3004)) < 32
+    assert max(waiting[number] for number in range(4000, 5000)) > 500
+
+
 @pytest.mark.parametrize("pipelining", [True, False])
 def test_deletions_keep_to_the_window(pipelining: bool) -> None:
     server = ready([b""] * 500, pipelining=pipelining)

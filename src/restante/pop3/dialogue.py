@@ -140,6 +140,7 @@ class Dialogue:
         self._deletions: deque[Answer] = deque()  # not sent yet; they go before what is waiting
         self._waiting: Iterator[Answer] = iter(())  # not sent yet
         self._ahead: Answer | None = None  # the first of the waiting
+        self._window = WINDOW_COMMANDS  # smaller after a refusal
         self._asked: deque[Answer] = deque()  # it was sent, the response was not read yet
         self._retrieval: Retrieval | None = None
         self._reading: Answer | None = None  # whose body is being read
@@ -396,6 +397,9 @@ class Dialogue:
             if answer.has_body:
                 if answer.error is None:
                     self._reading, self._body = answer, Unstuffer()
+                    self._window = min(2 * self._window, WINDOW_COMMANDS)
+                else:
+                    self._window = 1  # it may be for the haste that it refuses
                 return answer
             if answer.error is not None:
                 self.deletions -= 1
@@ -503,7 +507,7 @@ class Dialogue:
 
     def _fill_window(self) -> bytes:
         """Commands for what may be asked now; one alone where nothing may be pipelined."""
-        if len(self._asked) > WINDOW_COMMANDS // 2:
+        if len(self._asked) > self._window // 2:
             return b""  # many in one segment rather than each in its own
         commands = []
         octets = sum(answer.message.size for answer in self._asked if answer.has_body)
@@ -511,7 +515,7 @@ class Dialogue:
             size = answer.message.size if answer.has_body else 0
             if (self._asked or self._reading is not None) and (
                 not self.capabilities.pipelining
-                or len(self._asked) >= WINDOW_COMMANDS
+                or len(self._asked) >= self._window
                 or octets + size > WINDOW_OCTETS
             ):
                 break
