@@ -115,6 +115,25 @@ def ready(messages: list[bytes], *, pipelining: bool = True) -> Server:
     return server
 
 
+def test_capabilities_as_values() -> None:
+    """RFC 2449 §6."""
+    found = Capabilities(
+        {
+            "STLS": (),
+            "TOP": (),
+            "SASL": ("PLAIN",),
+            "IMPLEMENTATION": ("SHLEMAZLE-PLOTZ-V302",),
+            "LOGIN-DELAY": ("900", "USER"),
+            "EXPIRE": ("60",),
+        }
+    )
+    assert (found.stls, found.top, found.uidl, found.pipelining) == (True, True, False, False)
+    assert (found.sasl, found.implementation) == (("PLAIN",), "SHLEMAZLE-PLOTZ-V302")
+    assert (found.login_delay, found.expire) == (900, "60")
+    none = Capabilities({"LOGIN-DELAY": ("soon",)})
+    assert (none.login_delay, none.expire, none.implementation, none.sasl) == (None, None, "", ())
+
+
 # The window.
 
 

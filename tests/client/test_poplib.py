@@ -11,11 +11,14 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from inspect import signature
+from pathlib import Path
 
 import pytest
 
 from restante import poplib
+from restante.net import tls
 from restante.testing import Pop3Server
 
 MESSAGE = b"Subject: one\r\n\r\n.dot\r\n..\r\n" + b"x" * 100_000 + b"\r\n\x85\x0b\x1c\r\n"
@@ -200,6 +203,49 @@ def test_debugging_shows_no_password(capsys: pytest.CaptureFixture[str]) -> None
     assert "staaf" not in shown
     assert "C: PASS ***" in shown
     assert "S: +OK 0 0" in shown
+
+
+def test_a_certificate_of_ones_own_as_before_python_3_12(
+    certificate: tuple[Path, Path],
+) -> None:
+    with Pop3Server() as server:
+
+        class Trusts(poplib.POP3_SSL):
+            default_context = staticmethod(partial(tls.client_context, server.ca_file))
+
+        with pytest.warns(DeprecationWarning, match="custom context"):
+            client = Trusts(
+                server.host,
+                server.port,
+                certfile=str(certificate[0]),
+                keyfile=str(certificate[1]),
+            )
+        with pytest.raises(poplib.error_proto, match="already established"):
+            client.stls()
+        client.quit()
+        with pytest.raises(ValueError, match="mutually exclusive"):
+            poplib.POP3_SSL(
+                server.host, server.port, certfile="x", context=ssl.create_default_context()
+            )
+
+
+@pytest.mark.parametrize("answer", [b"+" + b"x" * 70_000 + b"\r\n", b"+" + b"x" * 200_000])
+def test_a_first_line_without_end(answer: bytes) -> None:
+    with saying(answer) as (client, _), pytest.raises(poplib.error_proto, match="too long"):
+        client.noop()
+
+
+def test_commands_that_few_servers_know() -> None:
+    with saying(b"-ERR\r\n", b"+OK\r\n", b"-ERR\r\n", b"+OK\r\n.\r\n") as (client, heard):
+        assert client.getwelcome().startswith(b"+OK ready")
+        with pytest.raises(poplib.error_proto):
+            client.rpop("ann")
+        client.utf8()
+        with pytest.raises(poplib.error_proto, match="CAPA not supported"):
+            client.capa()
+        with pytest.raises(poplib.error_proto, match="STLS not supported"):
+            client.stls()
+    assert heard == [b"RPOP ann\r\n", b"UTF8\r\n", b"CAPA\r\n", b"CAPA\r\n"]
 
 
 def test_after_the_end() -> None:

@@ -194,6 +194,12 @@ def test_apop_takes_no_time_stamp_that_is_no_message_id(greeting: bytes) -> None
         next(dialogue.log_in(Login("mrose", "tanstaaf", mechanism="APOP")))
 
 
+def test_apop_takes_ascii() -> None:
+    dialogue = greeted(b"<1896.697170952@dbc.mtview.ca.us>")
+    with pytest.raises(UnsafeArgument, match="ASCII"):
+        next(dialogue.log_in(Login("mrose", "größe", mechanism="APOP")))
+
+
 @pytest.mark.rfc("P-147")
 def test_user_and_pass_are_ascii_until_the_server_says_otherwise() -> None:
     """RFC 6856 §2.2."""
