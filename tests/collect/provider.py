@@ -48,6 +48,8 @@ class StandIn(ThreadingHTTPServer):
         self.forms.append(form)
         if self.answers:
             return self.answers.pop(0)
+        if (form.get("client_id"), form.get("client_secret")) != ("app", "secret"):
+            return 401, {"error": "invalid_client"}
         if path == "/device":
             return 200, {
                 "device_code": "device",
@@ -56,8 +58,6 @@ class StandIn(ThreadingHTTPServer):
                 "expires_in": 600,
                 "interval": 3,
             }
-        if (form.get("client_id"), form.get("client_secret")) != ("app", "secret"):
-            return 401, {"error": "invalid_client"}
         match form["grant_type"]:
             case "authorization_code":
                 digest = sha256(form["code_verifier"].encode()).digest()

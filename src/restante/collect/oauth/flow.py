@@ -230,8 +230,8 @@ class Device(NamedTuple):
 
 
 def ask_for_device(application: Application) -> Form:
-    scope = " ".join(application.provider.scopes)
-    return {"client_id": application.client_id, "scope": scope}
+    """With the secret, if there is one (RFC 8628 §3.1)."""
+    return application.form(scope=" ".join(application.provider.scopes))
 
 
 def device(answer: Answer, now: float) -> Device:
