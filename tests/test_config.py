@@ -52,7 +52,7 @@ def test_an_empty_file_is_all_defaults(file: Path) -> None:
 
 def keys(value: Any = None, path: str = "") -> Iterator[str]:
     """Every dotted key of the configuration."""
-    value = value or Configuration()
+    value = Configuration() if value is None else value
     for each in fields(value):
         inner = getattr(value, each.name)
         if is_dataclass(inner) and not isinstance(inner, config.Secret):

@@ -30,7 +30,7 @@ LIBRARIES = {
     "net": {"cryptography", "aiosmtpd", "dns", "uvloop"},
     "auth": {"cryptography", "scramp"},
 }
-LIBRARIES["auth"] |= {"bcrypt", "passlib"}  # extras
+LIBRARIES["auth"] |= {"bcrypt", "jwt", "ldap", "pamela", "passlib"}  # extras
 LIBRARIES |= {"cli": {"keyring", "rich", "uvloop"}, "testing_plugin": {"pytest"}}
 LIBRARIES |= {"sasl": {"scramp"}, "collect": {"cryptography", "imapclient"}}
 

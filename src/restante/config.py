@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from . import sasl
+from .auth.http import is_safe
 from .auth.schemes import SCHEMES
+from .auth.tokens import ALGORITHMS
 from .errors import ConfigurationError
 from .net.listener import MAX_SOCKET_PATH, Address
 from .pop3.texts import LANGUAGES
 
-BACKENDS = ("users", "passwd-file")
+BACKENDS = ("users", "passwd-file", "oauth")
 ALL_MECHANISMS = tuple(sasl.MECHANISMS)
 MECHANISMS = tuple(name for name in ALL_MECHANISMS if name != "LOGIN")
 
@@ -103,6 +105,18 @@ def keeping(value: Any) -> int | None:
 def workers(value: Any) -> int:
     """0 stands for one for each core."""
     return 0 if value == "auto" else at_most(255, count)(value)
+
+
+def web_address(value: Any) -> str:
+    found = text(value)
+    if found and not is_safe(found):
+        raise _BadValue("wants an address that begins with https://, or http:// on this machine")
+    return found
+
+
+def source(value: Any) -> str:
+    """A web address, or a path."""
+    return web_address(value) if "://" in text(value) else text(value)
 
 
 def scheme(value: Any) -> str:
@@ -192,7 +206,7 @@ def secret(value: Any) -> Secret:
     if isinstance(value, Secret):
         return value
     if isinstance(value, str):
-        return Secret("text", value)
+        return Secret("text", text(value))
     kind, given = next(iter(value.items()), ("", "")) if isinstance(value, dict) else ("", "")
     if kind == "command" and isinstance(given, list) and given and all(map(_is_text, given)):
         return Secret(kind, tuple(given))
@@ -317,6 +331,12 @@ class TLS:
         "", "The certificate and its chain, PEM.", example="/etc/restante/fullchain.pem"
     )
     key: str = option("", "The private key, PEM.", example="/etc/restante/privkey.pem")
+    client_ca: str = option(
+        "",
+        "Whose client certificates are trusted, PEM; with it a client may log in by EXTERNAL as "
+        "the e-mail address that its certificate names.",
+        example="/etc/restante/clients.pem",
+    )
     min_version: str = option("1.2", "The oldest TLS that is spoken.", one_of("1.2", "1.3"))
 
 
@@ -362,6 +382,48 @@ class PasswdFile:
     scheme: str = option(
         "CRYPT", "The scheme of hashes that do not name theirs, as `{SCHEME}` does.", scheme
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """OAuth 2 bearer tokens of one provider; signed ones need `restante[jwt]`."""
+
+    issuer: str = option(
+        "", "The provider, exactly as its tokens name it.", example="https://id.example.org"
+    )
+    audience: tuple[str, ...] = option(
+        [],
+        "For whom a token must be: one of these, which the provider knows this server by.",
+        many(text),
+        example=["restante"],
+    )
+    jwks: str = option(
+        "",
+        "Where the provider's public keys are, by https or in a file: then tokens are signed.",
+        source,
+        example="https://id.example.org/jwks",
+    )
+    introspection: str = option(
+        "", "Where the provider is asked about each token, by https (RFC 7662).", web_address
+    )
+    client_id: str = option("", "This server's name at the provider, for introspection.")
+    client_secret: Secret = option(  # noqa: RUF009
+        "", "And where its secret is; see `password` of an account.", secret
+    )
+    claim: str = option(
+        "email", "What names the user; `email` counts only where it is verified.", example="email"
+    )
+    scope: str = option("", "A scope that a token must have.", example="mail")
+    algorithms: tuple[str, ...] = option(
+        ALGORITHMS, "How tokens may be signed.", many(one_of(*ALGORITHMS))
+    )
+    users: str = option(
+        "known",
+        '"known": who another back end knows; "any": whoever has a token, so that anybody whom the '
+        "provider knows has a maildrop here.",
+        one_of("known", "any"),
+    )
+    ca_file: str = option("", "Trust these certificates instead of the system's, PEM.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -418,6 +480,7 @@ class Auth:
         example=["192.168.1.25/32"],
     )
     passwd_file: PasswdFile = field(default_factory=PasswdFile)
+    oauth: Provider = field(default_factory=Provider)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -741,7 +804,7 @@ def _build(
         mistakes: list[str] = []
         values = _section(Configuration, layer.tree, (), mistakes)
         if layer.text and os.stat(layer.name).st_mode & 0o077:
-            mistakes += _open_secrets(layer.name, values.get("account", {}))
+            mistakes += _open_secrets(layer.name, values)
         told += (_told(layer, mistake) for mistake in mistakes)
     if told:
         raise ConfigurationError("\n".join(told))
@@ -806,8 +869,7 @@ def _options(kind: type[Any]) -> Iterator[Field[Any]]:
 def _contradictions(found: Configuration) -> Iterator[str]:
     if found.tls.mode == "files" and not (found.tls.cert and found.tls.key):
         yield 'tls.mode: "files" wants tls.cert and tls.key'
-    if "passwd-file" in found.auth.chain and not found.auth.passwd_file.path:
-        yield "auth.passwd_file.path: is missing"
+    yield from _auth_contradictions(found.auth)
     for name, account in found.account.items():
         for key in ("url", "user", "to"):
             if not getattr(account, key):
@@ -824,18 +886,36 @@ def _contradictions(found: Configuration) -> Iterator[str]:
                     yield f"{key}: {place} is public, which wants a configuration file"
 
 
-def _open_secrets(path: str, accounts: Mapping[str, Account]) -> Iterator[str]:
+def _auth_contradictions(auth: Auth) -> Iterator[str]:
+    if not set(auth.chain) - {"oauth"}:
+        yield "auth.chain: wants a back end for passwords beside oauth"
+    if "passwd-file" in auth.chain and not auth.passwd_file.path:
+        yield "auth.passwd_file.path: is missing"
+    if "oauth" in auth.chain:
+        oauth = auth.oauth
+        if bool(oauth.jwks) == bool(oauth.introspection):
+            yield "auth.oauth.jwks: wants either this or auth.oauth.introspection"
+        wanted = ["issuer", "audience", "claim"]
+        wanted += ["client_id", "client_secret"] if oauth.introspection else ["algorithms"]
+        for key in wanted:
+            if not getattr(oauth, key):
+                yield f"auth.oauth.{key}: is missing"
+
+
+def _open_secrets(path: str, values: Mapping[str, Any]) -> Iterator[str]:
+    accounts = values.get("account", {})
+    secrets = {}
     for name, account in accounts.items():
-        for key, found in (
-            ("password", account.password),
-            ("to_password", account.to_password),
-            ("oauth.client_secret", account.oauth.client_secret),
-        ):
-            if found.kind == "text" and found:
-                yield (
-                    f"account.{name}.{key}: others can read this file; chmod 600 {path}, "
-                    "or say where the secret is"
-                )
+        secrets[f"account.{name}.password"] = account.password
+        secrets[f"account.{name}.to_password"] = account.to_password
+        secrets[f"account.{name}.oauth.client_secret"] = account.oauth.client_secret
+    if auth := values.get("auth"):
+        secrets["auth.oauth.client_secret"] = auth.oauth.client_secret
+    for key, each in secrets.items():
+        if each.kind == "text" and each:
+            yield (
+                f"{key}: others can read this file; chmod 600 {path}, or say where the secret is"
+            )
 
 
 def _told(layer: _Layer, mistake: str) -> str:

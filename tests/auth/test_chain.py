@@ -14,6 +14,7 @@ from restante.errors import AuthenticationFailed, BackendUnavailable, NoSuchUser
 from restante.net.login import offered
 from restante.passdb import (
     Account,
+    Certificates,
     Credentials,
     Generations,
     LastUses,
@@ -21,6 +22,8 @@ from restante.passdb import (
     ScramKey,
     ScramKeys,
     ScramSecrets,
+    Token,
+    Tokens,
 )
 
 T = TypeVar("T")
@@ -83,9 +86,9 @@ def log_in(chain: Chain, identity: str, password: str) -> Account:
     return run(chain.verify(Credentials("PLAIN", identity, password)))
 
 
-def chained(*backends: Plain, deadline: float = 10.0) -> Chain:
+def chained(*backends: Plain, **options: Any) -> Chain:
     names = ["users", "passwd-file", "ldap"]
-    return Chain(dict(zip(names, backends, strict=False)), deadline=deadline, domains=["b.example"])
+    return Chain(dict(zip(names, backends, strict=False)), domains=["b.example"], **options)
 
 
 def test_the_first_that_knows_a_user_decides() -> None:
@@ -239,3 +242,134 @@ def test_a_login_that_a_cache_answered_is_told_to_who_notes_it() -> None:
     assert isinstance(chain, LastUses)
     chain.used(Account("ann", "ann"), "::1")
     assert keyed.asked == [("used", "ann")]
+
+
+# Identities that were proved elsewhere.
+
+
+@dataclass
+class Tokened:
+    """An issuer whose tokens are names."""
+
+    fault: Exception | None = None
+    hangs: bool = False
+
+    async def owner(self, token: str) -> str:
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.fault:
+            raise self.fault
+        return token
+
+
+def show(chain: Chain, token: str, identity: str = "") -> Account:
+    assert isinstance(chain, Tokens)
+    return run(chain.verify_token(Token("OAUTHBEARER", identity, token)))
+
+
+@pytest.fixture
+def two() -> tuple[Plain, Plain]:
+    return Plain({"ann": "one"}), Plain({"bob@a.example": "two", "cat@b.example": "three"})
+
+
+@pytest.mark.parametrize(
+    ("owner", "identity", "user"),
+    [
+        ("ann", "", "ann"),
+        ("Ann", "ANN", "ann"),
+        ("ann@b.example", "", "ann"),
+        ("ann@b.example", "ann", "ann"),
+        ("ann", "ann@b.example", "ann"),
+        ("bob@a.example", "bob@A.example", "bob@a.example"),
+        ("cat@b.example", "", "cat@b.example"),
+        ("ann@a.example", "", None),  # another's domain
+        ("ann+x@b.example", "", None),
+        ("ann@b.example@b.example", "", None),
+        ("bob", "", None),
+        ("", "", None),
+        ("@b.example", "", None),
+        ("eve", "", None),
+        ("ann\0", "", None),
+        ("ann", "bob@a.example", None),
+        ("ann", "eve", None),
+        ("bob@a.example", "ann", None),
+    ],
+)
+def test_a_token_opens_what_its_owner_may_open(
+    two: tuple[Plain, Plain], owner: str, identity: str, user: str | None
+) -> None:
+    chain = chained(*two, issuer=Tokened())
+    if user is None:
+        with pytest.raises(AuthenticationFailed):
+            show(chain, owner, identity)
+    else:
+        assert show(chain, owner, identity) == Account(user, user, "token")
+    assert not any(what == "verify" for each in two for what, _ in each.asked)
+
+
+def test_what_a_user_may_holds_for_tokens_and_certificates() -> None:
+    class Closed(Plain):
+        async def account(self, identity: str) -> Account | None:
+            return Account(identity, identity, is_enabled=False, is_read_only=True)
+
+    chain = chained(Closed({}), issuer=Tokened(), takes_certificates=True)
+    assert isinstance(chain, Certificates)
+    for account in show(chain, "ann"), run(chain.certified(Proof("EXTERNAL", "ann", ""))):
+        assert not account.is_enabled
+        assert account.is_read_only
+
+
+def test_strangers_are_taken_only_if_somebody_said_so(two: tuple[Plain, Plain]) -> None:
+    chain = chained(*two, issuer=Tokened(), takes_strangers=True)
+    assert show(chain, "Eve") == Account("eve", "eve", "token")
+    assert show(chain, "eve", "EVE") == Account("eve", "eve", "token")
+    assert show(chain, "ann@b.example").user == "ann"
+    for owner, identity in (("eve", "ann"), ("../eve", ""), ("", ""), ("a b", ""), ("ann", "eve")):
+        with pytest.raises(AuthenticationFailed):
+            show(chain, owner, identity)
+
+
+def test_tokens_and_certificates_are_taken_only_where_they_are_trusted(
+    two: tuple[Plain, Plain],
+) -> None:
+    wanted = ("EXTERNAL", "OAUTHBEARER", "XOAUTH2", "PLAIN")
+    assert offered(chained(*two), wanted) == ("PLAIN",)
+    assert offered(chained(*two, issuer=Tokened()), wanted) == wanted[1:]
+    assert offered(chained(*two, takes_certificates=True), wanted) == ("EXTERNAL", "PLAIN")
+
+
+@pytest.mark.parametrize("issuer", [Tokened(BackendUnavailable("down")), Tokened(hangs=True)])
+def test_a_provider_that_is_down_or_slow_makes_no_token_wrong(
+    two: tuple[Plain, Plain], issuer: Tokened
+) -> None:
+    with pytest.raises(BackendUnavailable):
+        show(chained(*two, issuer=issuer, deadline=0.01), "ann")
+    log_in(chained(*two, issuer=issuer), "ann", "one")
+
+
+@pytest.mark.parametrize(
+    ("address", "wanted", "user"),
+    [
+        ("ann@b.example", "", "ann"),
+        ("Ann@B.example", "", "ann"),
+        ("ann@b.example", "ann", "ann"),
+        ("ann@b.example", "ann@b.example", "ann"),
+        ("bob@a.example", "", "bob@a.example"),
+        ("ann@a.example", "", None),
+        ("ann@b.example", "bob@a.example", None),
+        ("ann@b.example", "eve", None),
+        ("eve@b.example", "", None),
+        ("ann@b.example\0@a.example", "", None),
+    ],
+)
+def test_a_certificate_opens_what_its_address_may_open(
+    two: tuple[Plain, Plain], address: str, wanted: str, user: str | None
+) -> None:
+    chain = chained(*two, takes_certificates=True)
+    assert isinstance(chain, Certificates)
+    proof = Proof("EXTERNAL", address, "certificate", wanted)
+    if user is None:
+        with pytest.raises(AuthenticationFailed):
+            run(chain.certified(proof))
+    else:
+        assert run(chain.certified(proof)) == Account(user, user, "certificate")

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import poplib
 import smtplib
+import time
 from pathlib import Path
+from typing import Any
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
 
+from restante import connect_blocking
+from restante.errors import LoginFailed, RestanteError
+
+from ..sasl.test_login import personal_certificate
 from .conftest import Restante
 from .test_serve import Serving, serving
 
 SERVED = """
 [server]
-listen = ["pop3s://127.0.0.1:0"]
+listen = ["pop3s://127.0.0.1:0", "pop3://127.0.0.1:0"]
 workers = 1
 [intake.smtp]
 listen = ["127.0.0.1:0"]
 """
+
+
+OAUTH = '[auth.oauth]\nissuer = "https://id.example.org"\naudience = ["restante"]\n'
 
 
 def configured(home: Path, text: str) -> Path:
@@ -63,6 +76,49 @@ def test_each_user_logs_in_where_it_is_known(home: Path, chained: Path, ann: str
     assert f"{home}/passwd:" in told
 
 
+def test_a_token_and_a_certificate_log_in(home: Path, ann: str) -> None:
+    """CVE-2019-3814: a certificate that names no address is nobody's, whatever else it names."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    public = ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    (home / "jwks.json").write_text(json.dumps({"keys": [{**public, "kid": "one"}]}))
+    own = personal_certificate(home, "ann@localhost")
+    (home / "other").mkdir()
+    named = personal_certificate(home / "other", "", common_name="ann@localhost")
+    (home / "clients.pem").write_bytes(own[0].read_bytes() + named[0].read_bytes())
+    text = f'[auth]\nchain = ["users", "oauth"]\n{OAUTH}jwks = "{home}/jwks.json"\n'
+    text += f'[tls]\nclient_ca = "{home}/clients.pem"\n'
+    claims: dict[str, Any] = {"iss": "https://id.example.org", "aud": "restante"}
+    claims |= {"exp": time.time() + 60, "email": "ann@localhost", "email_verified": True}
+
+    def token(**changed: Any) -> str:
+        return jwt.encode({**claims, **changed}, key, "ES256", headers={"kid": "one"})
+
+    with serving("-c", configured(home, text)) as server:
+        for scheme in "pop3s", "pop3":
+            url = f"{scheme}://{server.said[scheme].replace('127.0.0.1', 'localhost')}"
+            trusted: dict[str, Any] = {"ca_file": Path(server.said["ca"])}
+            told: list[str] = []
+            with connect_blocking(url, user="ann", token=token(), **trusted) as client:
+                assert client.stat() == (0, 0)
+            with connect_blocking(url, certificate=own, record=told.append, **trusted) as client:
+                assert client.stat() == (0, 0)
+            assert any(line.startswith("C: AUTH EXTERNAL") for line in told)
+            wrong: list[dict[str, Any]] = [
+                {"user": "ann", "token": token(aud="other")},
+                {"user": "ann", "token": token(email="bob@localhost")},
+                {"user": "bob", "token": token()},
+            ]
+            for options in wrong:
+                with pytest.raises(LoginFailed) as raised:
+                    connect_blocking(url, **options, **trusted).__enter__()
+                assert raised.value.code == "AUTH"
+            with pytest.raises(RestanteError, match="takes no client certificates"):
+                connect_blocking(url, certificate=named, **trusted).__enter__()
+        _, log = server.stop()
+    assert "app=certificate" in log
+    assert "app=token" in log
+
+
 def test_why_tells_who_knows_somebody(
     home: Path, chained: Path, ann: str, restante: Restante
 ) -> None:
@@ -102,7 +158,7 @@ def test_a_server_without_a_database_of_its_own(home: Path) -> None:
     [
         (
             'chain = ["user"]',
-            "auth.chain: wants some of users, passwd-file; did you mean users?",
+            "auth.chain: wants some of users, passwd-file, oauth; did you mean users?",
         ),
         ('chain = ["users", "users"]', "auth.chain: wants each back end once, and at least one"),
         ("chain = []", "auth.chain: wants each back end once, and at least one"),
@@ -114,6 +170,25 @@ def test_a_server_without_a_database_of_its_own(home: Path) -> None:
         ),
         ('passwd_file.scheme = "MD5"', "auth.passwd_file.scheme: wants one of ARGON2I,"),
         ('deadline = "0s"', "auth.deadline: wants 1 seconds at least (a hash takes its time)"),
+        ('chain = ["oauth"]', "auth.chain: wants a back end for passwords beside oauth"),
+        ('chain = ["users", "oauth"]', "auth.oauth.issuer: is missing"),
+        ('chain = ["users", "oauth"]', "auth.oauth.jwks: wants either this or auth.oauth.intro"),
+        ('oauth.jwks = "http://id.example.org/"', "auth.oauth.jwks: wants an address that begins"),
+        ('oauth.algorithms = ["HS256"]', "auth.oauth.algorithms: wants one of RS256,"),
+        (
+            f'chain = ["users", "oauth"]\n{OAUTH}jwks = "/nowhere/jwks"',
+            "auth.oauth.jwks: /nowhere/jwks cannot be read by this user",
+        ),
+        (
+            f'chain = ["users", "oauth"]\n{OAUTH}introspection = "https://id.example.org/"\n'
+            'client_id = "x"\nclient_secret = { env = "NOT_SET" }',
+            "auth.oauth.client_secret: is empty or not set",
+        ),
+        (
+            'oauth.client_secret = "secret"',
+            "auth.oauth.client_secret: others can read this file; chmod 600",
+        ),
+        ('[tls]\nclient_ca = "/nowhere/ca"', "tls.client_ca: /nowhere/ca: no certificates can"),
         (
             'chain = ["passwd-file"]\npasswd_file.path = "/nowhere/passwd"',
             "auth.passwd_file.path: /nowhere/passwd cannot be read by this user",

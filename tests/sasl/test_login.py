@@ -446,7 +446,10 @@ def test_each_login_gets_a_fresh_token(server_tls: ssl.SSLContext, certificate: 
     assert given == []
 
 
-def personal_certificate(folder: Path, address: str) -> tuple[Path, Path]:
+def personal_certificate(
+    folder: Path, address: str, common_name: str = "M. Rose"
+) -> tuple[Path, Path]:
+    """It names no address if ``address`` is empty."""
     from datetime import UTC, datetime, timedelta
 
     from cryptography import x509
@@ -454,7 +457,8 @@ def personal_certificate(folder: Path, address: str) -> tuple[Path, Path]:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "M. Rose")])
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
+    alternative = x509.RFC822Name(address) if address else x509.DNSName("ann")
     now = datetime.now(UTC)
     found = (
         x509.CertificateBuilder()
@@ -464,7 +468,7 @@ def personal_certificate(folder: Path, address: str) -> tuple[Path, Path]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.RFC822Name(address)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Protocol, cast
 
@@ -31,8 +32,10 @@ from ..passdb import (
     Proof,
     ScramKeys,
     ScramSecrets,
+    Token,
 )
-from .names import addressed, normalise
+from .names import BadName, addressed, check_name, key, normalise
+from .tokens import Issuer
 
 
 class Backend(Passdb, Accounts, Protocol):
@@ -59,10 +62,15 @@ class Chain:
         *,
         domains: Collection[str] = (),
         deadline: float = 10.0,
+        issuer: Issuer | None = None,
+        takes_strangers: bool = False,
+        takes_certificates: bool = False,
     ) -> None:
         """``backends`` by name, at least one; together they may take ``deadline`` seconds.
 
         ``domains``: where a user without one in the name gets mail.
+        ``issuer`` makes it ``Tokens``; ``takes_strangers``: a token is enough, also for somebody
+        whom no back end knows.  ``takes_certificates`` makes it ``Certificates``.
         """
         self._backends = dict(backends)
         self._domains = {normalise(domain) for domain in domains}
@@ -70,6 +78,11 @@ class Chain:
         if all(isinstance(each, ScramKeys) for each in self._backends.values()):
             self.scram = self._scram
             self.proved = self._proved
+        if issuer is not None:
+            self._issuer, self._takes_strangers = issuer, takes_strangers
+            self.verify_token = self._verify_token
+        if takes_certificates:
+            self.certified = self._certified
 
     async def verify(self, credentials: Credentials) -> Account:
         identity = credentials.identity
@@ -154,6 +167,45 @@ class Chain:
         async with self._until(self._end()) as asked:
             name = await self._who_knows(proof.identity, asked)
             return await cast(ScramKeys, self._backends[name]).proved(proof)
+
+    # Who has proved an identity elsewhere is whom a back end knows by it, with its permission.
+
+    async def _verify_token(self, token: Token) -> Account:
+        async with self._until(self._end()) as asked:
+            asked.append("oauth")
+            owner = await self._issuer.owner(token.token)
+            account = await self._named(owner, asked)
+            if account is None and self._takes_strangers:
+                with suppress(BadName):
+                    account = Account(check_name(owner), check_name(owner))
+            return await self._acting(account, token.identity, "token", asked)
+
+    async def _certified(self, proof: Proof) -> Account:
+        async with self._until(self._end()) as asked:
+            account = await self._named(proof.identity, asked)
+            return await self._acting(account, proof.authorization, "certificate", asked)
+
+    async def _named(self, name: str, asked: list[str]) -> Account | None:
+        """Whoever has that name; in a domain of ours also without the domain."""
+        local, _, domain = key(name).partition("@")
+        for each in [key(name), *([local] if domain in self._domains else [])]:
+            for backend in self._backends:
+                asked.append(backend)
+                if found := await self._backends[backend].account(each):
+                    return found
+        return None
+
+    async def _acting(
+        self, account: Account | None, wanted: str, credential: str, asked: list[str]
+    ) -> Account:
+        """For oneself only (RFC 4616 §2)."""
+        if account is None:
+            raise AuthenticationFailed("unknown-user")
+        if wanted and key(wanted) != account.user:
+            other = await self._named(wanted, asked)
+            if other is None or other.user != account.user:
+                raise AuthenticationFailed("authorization")
+        return replace(account, credential=credential)
 
     async def _who_knows(self, identity: str, asked: list[str]) -> str:
         """The name of the back end that decides; who nobody knows is for the last to refuse."""

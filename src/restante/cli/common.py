@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import config
+from ..auth.http import is_readable
 from ..auth.names import BadName
 from ..auth.users import BadPassword, NameTaken, NoSuchAppPassword, Users
 from ..config import Configuration
@@ -109,6 +110,8 @@ def _missing(found: Configuration) -> Iterator[str]:
                 yield f"store.path: {base} is not there; next: mkdir -p {base}"
             elif not os.access(base, os.W_OK | os.X_OK):
                 yield f"store.path: {base} cannot be written by this user"
+    if found.tls.client_ca and not is_readable(found.tls.client_ca):
+        yield f"tls.client_ca: {found.tls.client_ca}: no certificates can be read there"
     yield from identities.missing(found)
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..auth.chain import Backend, Chain
+from ..auth.http import Web, is_readable
 from ..auth.passwd_file import PasswdFile
+from ..auth.tokens import Introspected, Issuer, Keys, Signed, Wanted
 from ..auth.users import Users
-from ..config import Auth, Configuration
+from ..config import Auth, Configuration, Provider
+from ..errors import ConfigurationError
+from . import secrets
 
 
 def chain(found: Configuration, users: Users) -> Chain:
@@ -20,9 +25,12 @@ def chain(found: Configuration, users: Users) -> Chain:
         "passwd-file": lambda: _passwd_file(auth),
     }
     return Chain(
-        {name: makers[name]() for name in auth.chain},
+        {name: makers[name]() for name in auth.chain if name in makers},
         domains=domains(found),
         deadline=auth.deadline,
+        issuer=_issuer(auth.oauth) if "oauth" in auth.chain else None,
+        takes_strangers=auth.oauth.users == "any",
+        takes_certificates=bool(found.tls.client_ca),
     )
 
 
@@ -39,6 +47,31 @@ def missing(found: Configuration) -> Iterator[str]:
         yield f"auth.users: {users} cannot be read by this user"
     if "passwd-file" in auth.chain and not os.access(auth.passwd_file.path, os.R_OK):
         yield f"auth.passwd_file.path: {auth.passwd_file.path} cannot be read by this user"
+    if "oauth" in auth.chain:
+        yield from _missing_for_tokens(auth.oauth)
+
+
+def _missing_for_tokens(oauth: Provider) -> Iterator[str]:
+    if oauth.ca_file and not is_readable(oauth.ca_file):
+        yield f"auth.oauth.ca_file: {oauth.ca_file}: no certificates can be read there"
+    if oauth.jwks and find_spec("jwt") is None:
+        yield "auth.oauth.jwks: needs a library; next: pip install 'restante[jwt]'"
+    if oauth.jwks and "://" not in oauth.jwks and not os.access(oauth.jwks, os.R_OK):
+        yield f"auth.oauth.jwks: {oauth.jwks} cannot be read by this user"
+    if oauth.introspection:
+        try:
+            secrets.fetch(oauth.client_secret, "auth.oauth.client_secret")
+        except ConfigurationError as error:
+            yield str(error)
+
+
+def _issuer(oauth: Provider) -> Issuer:
+    wanted = Wanted(oauth.issuer, oauth.audience, oauth.claim, oauth.scope)
+    web = Web(oauth.ca_file)
+    if oauth.jwks:
+        return Signed(Keys(oauth.jwks, web), wanted, algorithms=oauth.algorithms)
+    secret = secrets.fetch(oauth.client_secret, "auth.oauth.client_secret")
+    return Introspected(oauth.introspection, oauth.client_id, secret, wanted, web)
 
 
 def _passwd_file(auth: Auth) -> PasswdFile:

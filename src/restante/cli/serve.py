@@ -143,9 +143,9 @@ def _supervise(configuration: Configuration, options: argparse.Namespace, count:
     common.look_over(configuration)
     common.store(configuration)  # what is wrong with it is told once, not by each worker
     first_user = _first_user(configuration, common.users(configuration))
-    certificate, key = _certificate(configuration)
+    certificate, _ = _certificate(configuration)
     # Made before the workers, so that a TLS session begun with one is resumed with any.
-    context = tls.server_context(certificate, key, configuration.tls.min_version)
+    context = _context(configuration)
     server = Running(configuration, certificate)
     server.users = dict([first_user] if first_user else [])
 
@@ -396,6 +396,8 @@ async def running(
 _FIXED: tuple[Callable[[Configuration], object], ...] = (
     attrgetter("server.listen", "server.workers", "server.hostname"),
     attrgetter("intake", "store", "auth.users", "auth.chain", "auth.deadline", "auth.passwd_file"),
+    attrgetter("auth.oauth"),
+    lambda found: bool(found.tls.client_ca),
 )
 
 
@@ -421,7 +423,9 @@ def _set_up(
 
 def _context(configuration: Configuration) -> ssl.SSLContext:
     certificate, key = _certificate(configuration)
-    return tls.server_context(certificate, key, configuration.tls.min_version)
+    wanted = configuration.tls
+    client_ca = Path(wanted.client_ca) if wanted.client_ca else None
+    return tls.server_context(certificate, key, wanted.min_version, client_ca)
 
 
 async def _open_intake(
