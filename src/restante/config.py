@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from . import sasl
+from .auth import ldap
 from .auth.http import is_safe
 from .auth.schemes import SCHEMES
 from .auth.tokens import ALGORITHMS
@@ -29,7 +30,7 @@ from .errors import ConfigurationError
 from .net.listener import MAX_SOCKET_PATH, Address
 from .pop3.texts import LANGUAGES
 
-BACKENDS = ("users", "passwd-file", "oauth")
+BACKENDS = ("users", "passwd-file", "ldap", "pam", "oauth")
 ALL_MECHANISMS = tuple(sasl.MECHANISMS)
 MECHANISMS = tuple(name for name in ALL_MECHANISMS if name != "LOGIN")
 
@@ -117,6 +118,25 @@ def web_address(value: Any) -> str:
 def source(value: Any) -> str:
     """A web address, or a path."""
     return web_address(value) if "://" in text(value) else text(value)
+
+
+def directory(value: Any) -> str:
+    found = text(value)
+    if found and not ldap.is_safe(found):
+        raise _BadValue('wants an address such as "ldaps://ldap.example.org"')
+    return found
+
+
+def search(value: Any) -> str:
+    if "%u" not in text(value):
+        raise _BadValue('wants a filter with %u, such as "(uid=%u)"')
+    return text(value)
+
+
+def service(value: Any) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text(value)):
+        raise _BadValue('wants the name of a file in /etc/pam.d, such as "restante"')
+    return text(value)
 
 
 def scheme(value: Any) -> str:
@@ -385,6 +405,44 @@ class PasswdFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LDAP:
+    """Users of a directory, found by a search, checked by a bind; needs `restante[ldap]`."""
+
+    url: str = option(
+        "",
+        "The directory: ldaps://, ldap:// (which starts TLS unless it is this machine) or ldapi://.",
+        directory,
+        example="ldaps://ldap.example.org",
+    )
+    base: str = option("", "Below what they are.", example="ou=people,dc=example,dc=org")
+    filter: str = option(
+        "(uid=%u)",
+        "How one is found; %u is the name that the client gave.",
+        search,
+        example="(&(objectClass=inetOrgPerson)(uid=%u))",
+    )
+    name: str = option("uid", "The attribute that must be that name.")
+    bind_dn: str = option(
+        "", "Who searches; empty: nobody in particular.", example="cn=restante,dc=example,dc=org"
+    )
+    bind_password: Secret = option(  # noqa: RUF009
+        "",
+        "And where its password is; see `password` of an account.",
+        secret,
+        example={"file": "/run/secrets/ldap"},
+    )
+    ca_file: str = option("", "Trust these certificates instead of the system's, PEM.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PAM:
+    """Users of this system; needs `restante[pam]`."""
+
+    service: str = option("restante", "The file in /etc/pam.d.", service)
+    first_uid: int = option(1000, "Who has a lower uid is no person and does not log in.", count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
     """OAuth 2 bearer tokens of one provider; signed ones need `restante[jwt]`."""
 
@@ -480,6 +538,8 @@ class Auth:
         example=["192.168.1.25/32"],
     )
     passwd_file: PasswdFile = field(default_factory=PasswdFile)
+    ldap: LDAP = field(default_factory=LDAP)
+    pam: PAM = field(default_factory=PAM)
     oauth: Provider = field(default_factory=Provider)
 
 
@@ -891,6 +951,10 @@ def _auth_contradictions(auth: Auth) -> Iterator[str]:
         yield "auth.chain: wants a back end for passwords beside oauth"
     if "passwd-file" in auth.chain and not auth.passwd_file.path:
         yield "auth.passwd_file.path: is missing"
+    if "ldap" in auth.chain:
+        for key in ("url", "base", "name"):
+            if not getattr(auth.ldap, key):
+                yield f"auth.ldap.{key}: is missing"
     if "oauth" in auth.chain:
         oauth = auth.oauth
         if bool(oauth.jwks) == bool(oauth.introspection):
@@ -910,6 +974,7 @@ def _open_secrets(path: str, values: Mapping[str, Any]) -> Iterator[str]:
         secrets[f"account.{name}.to_password"] = account.to_password
         secrets[f"account.{name}.oauth.client_secret"] = account.oauth.client_secret
     if auth := values.get("auth"):
+        secrets["auth.ldap.bind_password"] = auth.ldap.bind_password
         secrets["auth.oauth.client_secret"] = auth.oauth.client_secret
     for key, each in secrets.items():
         if each.kind == "text" and each:

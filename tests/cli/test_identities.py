@@ -158,7 +158,7 @@ def test_a_server_without_a_database_of_its_own(home: Path) -> None:
     [
         (
             'chain = ["user"]',
-            "auth.chain: wants some of users, passwd-file, oauth; did you mean users?",
+            "auth.chain: wants some of users, passwd-file, ldap, pam, oauth; did you mean users?",
         ),
         ('chain = ["users", "users"]', "auth.chain: wants each back end once, and at least one"),
         ("chain = []", "auth.chain: wants each back end once, and at least one"),
@@ -170,6 +170,22 @@ def test_a_server_without_a_database_of_its_own(home: Path) -> None:
         ),
         ('passwd_file.scheme = "MD5"', "auth.passwd_file.scheme: wants one of ARGON2I,"),
         ('deadline = "0s"', "auth.deadline: wants 1 seconds at least (a hash takes its time)"),
+        ('chain = ["ldap"]', "auth.ldap.url: is missing"),
+        ('chain = ["ldapp"]', "pam, oauth; did you mean ldap?"),
+        ('ldap.url = "https://ldap.example.org"', "auth.ldap.url: wants an address such as"),
+        ('ldap.url = "ldap://x/dc=example"', "auth.ldap.url: wants an address such as"),
+        ('ldap.filter = "(uid=ann)"', "auth.ldap.filter: wants a filter with %u"),
+        ('ldap.bind_password = "secret"', "auth.ldap.bind_password: others can read this file"),
+        (
+            'chain = ["ldap"]\n[auth.ldap]\nurl = "ldapi://%2Frun%2Fldapi"\nbase = "dc=x"\n'
+            'bind_dn = "cn=x"\nbind_password = { file = "/nowhere/password" }',
+            "auth.ldap.bind_password: ",
+        ),
+        ('pam.service = "../shadow"', "auth.pam.service: wants the name of a file in /etc/pam.d"),
+        (
+            'chain = ["pam"]\npam.service = "no-such-service"',
+            "auth.pam.service: /etc/pam.d/no-such-service is not there",
+        ),
         ('chain = ["oauth"]', "auth.chain: wants a back end for passwords beside oauth"),
         ('chain = ["users", "oauth"]', "auth.oauth.issuer: is missing"),
         ('chain = ["users", "oauth"]', "auth.oauth.jwks: wants either this or auth.oauth.intro"),

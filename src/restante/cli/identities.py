@@ -9,10 +9,12 @@ from pathlib import Path
 
 from ..auth.chain import Backend, Chain
 from ..auth.http import Web, is_readable
+from ..auth.ldap import Ldap, Place
+from ..auth.pam import Pam
 from ..auth.passwd_file import PasswdFile
 from ..auth.tokens import Introspected, Issuer, Keys, Signed, Wanted
 from ..auth.users import Users
-from ..config import Auth, Configuration, Provider
+from ..config import LDAP, Auth, Configuration, Provider, Secret
 from ..errors import ConfigurationError
 from . import secrets
 
@@ -23,6 +25,8 @@ def chain(found: Configuration, users: Users) -> Chain:
     makers: dict[str, Callable[[], Backend]] = {
         "users": lambda: users,
         "passwd-file": lambda: _passwd_file(auth),
+        "ldap": lambda: _ldap(auth.ldap),
+        "pam": lambda: Pam(auth.pam.service, first_uid=auth.pam.first_uid),
     }
     return Chain(
         {name: makers[name]() for name in auth.chain if name in makers},
@@ -47,8 +51,31 @@ def missing(found: Configuration) -> Iterator[str]:
         yield f"auth.users: {users} cannot be read by this user"
     if "passwd-file" in auth.chain and not os.access(auth.passwd_file.path, os.R_OK):
         yield f"auth.passwd_file.path: {auth.passwd_file.path} cannot be read by this user"
+    if "ldap" in auth.chain:
+        yield from _missing_for_ldap(auth.ldap)
+    if "pam" in auth.chain:
+        if find_spec("pamela") is None:
+            yield "auth.chain: pam needs a library; next: pip install 'restante[pam]'"
+        if not Path("/etc/pam.d", auth.pam.service).exists():
+            yield f"auth.pam.service: /etc/pam.d/{auth.pam.service} is not there"
     if "oauth" in auth.chain:
         yield from _missing_for_tokens(auth.oauth)
+
+
+def _missing_for_ldap(ldap: LDAP) -> Iterator[str]:
+    if find_spec("ldap") is None:
+        yield "auth.chain: ldap needs a library; next: pip install 'restante[ldap]'"
+    if ldap.ca_file and not is_readable(ldap.ca_file):
+        yield f"auth.ldap.ca_file: {ldap.ca_file}: no certificates can be read there"
+    if ldap.bind_dn:
+        yield from _missing_secret(ldap.bind_password, "auth.ldap.bind_password")
+
+
+def _missing_secret(secret: Secret, key: str) -> Iterator[str]:
+    try:
+        secrets.fetch(secret, key)
+    except ConfigurationError as error:
+        yield str(error)
 
 
 def _missing_for_tokens(oauth: Provider) -> Iterator[str]:
@@ -59,10 +86,14 @@ def _missing_for_tokens(oauth: Provider) -> Iterator[str]:
     if oauth.jwks and "://" not in oauth.jwks and not os.access(oauth.jwks, os.R_OK):
         yield f"auth.oauth.jwks: {oauth.jwks} cannot be read by this user"
     if oauth.introspection:
-        try:
-            secrets.fetch(oauth.client_secret, "auth.oauth.client_secret")
-        except ConfigurationError as error:
-            yield str(error)
+        yield from _missing_secret(oauth.client_secret, "auth.oauth.client_secret")
+
+
+def _ldap(ldap: LDAP) -> Ldap:
+    password = secrets.fetch(ldap.bind_password, "auth.ldap.bind_password") if ldap.bind_dn else ""
+    return Ldap(
+        Place(ldap.url, ldap.base, ldap.filter, ldap.name, ldap.bind_dn, password, ldap.ca_file)
+    )
 
 
 def _issuer(oauth: Provider) -> Issuer:

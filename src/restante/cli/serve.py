@@ -396,7 +396,7 @@ async def running(
 _FIXED: tuple[Callable[[Configuration], object], ...] = (
     attrgetter("server.listen", "server.workers", "server.hostname"),
     attrgetter("intake", "store", "auth.users", "auth.chain", "auth.deadline", "auth.passwd_file"),
-    attrgetter("auth.oauth"),
+    attrgetter("auth.ldap", "auth.pam", "auth.oauth"),
     lambda found: bool(found.tls.client_ca),
 )
 

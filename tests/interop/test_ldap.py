@@ -1,0 +1,176 @@
+"""LDAP: users of a real directory."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from restante.auth.chain import Chain
+from restante.auth.ldap import Ldap, Place
+from restante.errors import AuthenticationFailed, BackendUnavailable
+from restante.passdb import Account, Credentials
+
+from .programs import missing
+from .slapd import BASE, SERVICE, Slapd, slapd
+
+pytestmark = pytest.mark.interop
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slapd]:
+    if importlib.util.find_spec("ldap") is None:
+        missing("python-ldap is not installed; .ci/run does it")
+    with slapd(tmp_path_factory.mktemp("slapd")) as found:
+        yield found
+
+
+@pytest.fixture
+def place(directory: Slapd) -> Place:
+    return Place(
+        f"ldaps://127.0.0.1:{directory.tls_port}",
+        BASE,
+        bind_dn=SERVICE,
+        bind_password="search",
+        ca_file=str(directory.certificate),
+    )
+
+
+def log_in(place: Place, identity: str, password: str) -> Account:
+    return asyncio.run(Ldap(place).verify(Credentials("PLAIN", identity, password)))
+
+
+def refused(place: Place, identity: str, password: str) -> str:
+    with pytest.raises(AuthenticationFailed) as raised:
+        log_in(place, identity, password)
+    return raised.value.reason
+
+
+def test_a_right_password_opens_the_maildrop_of_that_name(place: Place) -> None:
+    assert log_in(place, "mrose", "tan staaf") == Account("mrose", "mrose")
+    assert log_in(place, "MRose", "tan staaf").user == "mrose"
+    assert log_in(place, "müller", "pässwörd").user == "müller"
+    assert refused(place, "mrose", "wrong") == "bad-password"
+    assert refused(place, "nobody", "tan staaf") == "unknown-user"
+    assert refused(place, "open", "tan staaf") == "bad-password"
+    assert asyncio.run(Ldap(place).account("mrose")) == Account("mrose", "mrose")
+    assert asyncio.run(Ldap(place).account("nobody")) is None
+
+
+def test_an_empty_password_is_no_anonymous_bind(place: Place) -> None:
+    """RFC 4513 §5.1.2: the directory would say yes."""
+    for password in "", "\0":
+        assert refused(place, "mrose", password) == "impossible-password"
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        *(
+            "*",
+            "m*",
+            "mros?",
+            "mrose)(uid=*",
+            "*)(uid=mrose",
+            "mrose))(|(uid=*",
+            "\\2a",
+            "m\\72ose",
+        ),
+        *("(", ")", "\\", "&", "mrose\0", "mrose ", " mrose", "mr  ose", "uid=mrose", "", "."),
+        *(
+            f"uid=mrose,{BASE}",
+            "mrose,dc=example",
+            "star",
+            "\udcff",
+            "mrose\n",
+            "mrose@example.org",
+        ),
+    ],
+)
+def test_what_a_client_sends_is_a_name_and_no_filter(place: Place, identity: str) -> None:
+    """Nor does a directory's notion of equal names open one maildrop under two names."""
+    assert refused(place, identity, "tan staaf") in ("unknown-user", "bad-password")
+    assert asyncio.run(Ldap(place).account(identity)) is None
+
+
+def test_a_star_may_be_in_a_name(place: Place) -> None:
+    assert log_in(place, "star*", "tan staaf").user == "star*"
+
+
+def test_another_attribute_may_be_the_name(place: Place) -> None:
+    mail = replace(place, filter="(&(objectClass=inetOrgPerson)(mail=%u))", name="MAIL")
+    assert log_in(mail, "mrose@example.org", "tan staaf").user == "mrose@example.org"
+    assert refused(mail, "mrose", "tan staaf") == "unknown-user"
+
+
+def test_nobody_has_another_name_than_the_one_that_was_given(place: Place) -> None:
+    """Or a user of another back end of the chain could be meant."""
+    either = replace(place, filter="(|(uid=%u)(mail=%u))")
+    assert log_in(either, "mrose", "tan staaf").user == "mrose"
+    assert refused(either, "mrose@example.org", "tan staaf") == "unknown-user"
+
+
+def test_two_of_one_name_are_nobody(place: Place) -> None:
+    with pytest.raises(BackendUnavailable, match="cannot be checked"):
+        log_in(place, "twin", "tan staaf")
+
+
+def test_tls_is_started_unless_the_directory_is_here(directory: Slapd, place: Place) -> None:
+    for host in "127.0.0.1", "localhost", "127.0.0.2":  # the last as if it were elsewhere
+        there = replace(place, url=f"ldap://{host}:{directory.port}")
+        assert log_in(there, "mrose", "tan staaf").user == "mrose"
+    with pytest.raises(BackendUnavailable):  # where nobody knows its certificate
+        log_in(replace(there, ca_file=""), "mrose", "tan staaf")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ca_file": ""},
+        {"bind_password": "wrong"},
+        {"bind_dn": "cn=nobody,dc=example,dc=org"},
+        {"bind_dn": "", "bind_password": ""},  # who may not search
+        {"filter": "(uid=%u"},
+        {"base": "ou=nowhere,dc=example,dc=org"},
+        {"base": "nonsense"},
+        {"url": "ldaps://127.0.0.1:1"},
+    ],
+    ids=str,
+)
+def test_what_is_wrong_on_our_side_makes_no_password_wrong(
+    place: Place, change: dict[str, str]
+) -> None:
+    """FAULTS.md I 195."""
+    with pytest.raises(BackendUnavailable) as raised:
+        log_in(replace(place, **change), "mrose", "tan staaf")
+    assert raised.value.reason.startswith("ldap: ")
+    assert "tan staaf" not in raised.value.reason
+
+
+def test_a_directory_that_hangs_is_given_up_at_the_deadline(place: Place) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for scheme in "ldap", "ldaps":
+            hangs = replace(place, url=f"{scheme}://127.0.0.1:{silent.getsockname()[1]}")
+            chain = Chain({"ldap": Ldap(hangs)}, deadline=0.2)
+            with pytest.raises(BackendUnavailable) as raised:
+                asyncio.run(chain.verify(Credentials("PLAIN", "mrose", "tan staaf")))
+            assert raised.value.reason == "ldap: no answer in 0.2 s"
+
+
+def test_a_directory_that_stops_and_comes_back(place: Place, directory: Slapd) -> None:
+    pid = int((directory.certificate.parent.parent / "pid").read_text())
+    chain = Chain({"ldap": Ldap(place)}, deadline=0.5)
+    credentials = Credentials("PLAIN", "mrose", "tan staaf")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(BackendUnavailable):
+            asyncio.run(chain.verify(credentials))
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert asyncio.run(Chain({"ldap": Ldap(place)}).verify(credentials)).user == "mrose"
