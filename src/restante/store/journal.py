@@ -38,6 +38,20 @@ def record(maildrop: int, session: SessionRecord) -> None:
         _log.error("journal not written", extra={"fields": {"reason": error.strerror}})
 
 
+def record_at_once(maildrop: int, session: SessionRecord) -> bool:
+    """As ``record``, if that takes no waiting for the disk; else nothing is done, and False."""
+    if session.removed:
+        return False
+    try:
+        octets, is_whole = files.size_and_end(JOURNAL, maildrop, b"\n")
+        if not is_whole or not 0 < octets < _FULL:
+            return False
+        files.append(JOURNAL, _line(session), maildrop, durably=False)
+    except OSError:
+        return False  # ``record`` will hear it again
+    return True
+
+
 def _append(maildrop: int, session: SessionRecord) -> None:
     octets, is_whole = files.size_and_end(JOURNAL, maildrop, b"\n")
     if octets >= _FULL:

@@ -573,7 +573,10 @@ class _Maildir:
         return len(victims) - len(self._remove(victims))
 
     async def record(self, session: SessionRecord) -> None:
-        if session.retrieved or session.removed:
+        if not session.retrieved and not session.removed:
+            return
+        # A line for the page cache costs less than the way to a thread and back.
+        if not journal.record_at_once(self._root, session):
             await in_thread(journal.record, self._root, session)
 
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
