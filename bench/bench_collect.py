@@ -67,14 +67,16 @@ def measure(
     if owner is not None:
         for path in (place, *place.rglob("*")):
             os.chown(path, owner, owner)
-    running = subprocess.Popen(
-        words, env=environment, stdout=subprocess.DEVNULL, user=owner, group=owner
-    )
-    try:
-        running.wait(patience)
-    except subprocess.TimeoutExpired:
-        running.terminate()
-        running.wait()
+    said = place / "said"
+    with open(said, "wb") as log:
+        running = subprocess.Popen(
+            words, env=environment, stdout=log, stderr=log, user=owner, group=owner
+        )
+        try:
+            running.wait(patience)
+        except subprocess.TimeoutExpired:
+            running.terminate()
+            running.wait()
     took = time.monotonic() - began
     return len(os.listdir(place / "Mail" / "new")) / took
 
@@ -134,7 +136,38 @@ def getmail(place: Path, port: int, certificate: Path) -> list[str]:
     )
 
 
-CONTENDERS = {"restante": restante, "mpop": mpop, "getmail6": getmail}
+def fetchmail(place: Path, port: int, certificate: Path) -> list[str]:
+    """With the cheapest program that can take mail from it, which makes nothing durable."""
+    lines = [
+        f"poll 127.0.0.1 protocol pop3 port {port} no dns",
+        f"  user {NAME} password {harness.PASSWORD} ssl no sslcertck keep fetchall",
+        f'  mda "cat > {place}/Mail/new/$$"',
+    ]
+    command = ["fetchmail", "-s", "-f", "{}", "-i", f"{place}/ids", "--pidfile", f"{place}/pid"]
+    return _configured(place / "fetchmailrc", lines, command)
+
+
+def poplib(place: Path, port: int, certificate: Path) -> list[str]:
+    """The loop that everybody writes, which makes nothing durable."""
+    lines = [
+        "import pathlib, poplib, ssl",
+        f"context = ssl.create_default_context(cafile={str(certificate)!r})",
+        f"client = poplib.POP3_SSL('127.0.0.1', {port}, context=context)",
+        f"client.user({NAME!r}), client.pass_({harness.PASSWORD!r})",
+        "for number in range(1, client.stat()[0] + 1):",
+        "    octets = b'\\n'.join(client.retr(number)[1])",
+        f"    pathlib.Path({f'{place}/Mail/new'!r}, str(number)).write_bytes(octets)",
+    ]
+    return _configured(place / "loop.py", lines, [sys.executable, "{}"])
+
+
+CONTENDERS = {
+    "restante": restante,
+    "mpop": mpop,
+    "fetchmail": fetchmail,
+    "getmail6": getmail,
+    "a poplib loop": poplib,
+}
 
 
 def _configured(path: Path, lines: list[str], command: list[str]) -> list[str]:

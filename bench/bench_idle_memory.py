@@ -16,7 +16,8 @@ def main() -> None:
         for tls in (False, True):
             with harness.contenders(["small"], chosen.against) as servers:
                 for server in servers:
-                    harness.load(server, "sessions", "-U", 100, "-c", 16, "-n", 400, tls=tls)
+                    harness.load(server, "sessions", "-U", 100, "-c", 16, "-n", 100, tls=tls)
+                    harness.load(server, "sessions", "-U", 100, "-c", 16, "-n", 300, tls=tls)
                     found = harness.load(server, "idle", *idle, tls=tls)
                     question = f"an idle connection, logged in{' over TLS' if tls else ''}"
                     results.add(question, server.name, "kB of PSS", found["kb_per_conn_pss"])

@@ -17,6 +17,7 @@ SHAPES = {  # messages, octets of each on the wire
     "d4k": (20_000, 4096),
     "d100k": (2_000, 102_400),
     "d25m": (20, 25 * 2**20),
+    "r25m": (20, 25 * 2**20),  # no line begins with a dot
     "c10k": (10_000, 4096),
     "n10": (10, 600),
     "n1k": (1_000, 600),
@@ -33,7 +34,7 @@ for _at in range(29, len(_LINES), 97):
 _TEXT = ("\r\n".join(_LINES) + "\r\n").encode()
 
 
-def message(number: int, size: int) -> bytes:
+def message(number: int, size: int, *, dotted: bool = True) -> bytes:
     """CRLF text of ``size`` octets; another part of the same text for each number."""
     head = (
         f"Return-Path: <sender{number}@example.org>\r\nFrom: <sender{number}@example.org>\r\n"
@@ -43,10 +44,12 @@ def message(number: int, size: int) -> bytes:
     ).encode()
     begin = _TEXT.index(b"\r\n", number * 1309 % (len(_TEXT) // 2)) + 2
     text = head + (_TEXT[begin:] + _TEXT * (size // len(_TEXT) + 1))
+    if not dotted:
+        text = text.replace(b"\r\n.", b"\r\n,")
     return text[: size - 3].rstrip(b"\r\n") + b"!\r\n"
 
 
-def maildir(path: Path, count: int, size: int, *, crlf: bool) -> None:
+def maildir(path: Path, count: int, size: int, *, crlf: bool, dotted: bool = True) -> None:
     if path.exists():
         return
     making = path.with_name("making")
@@ -54,9 +57,10 @@ def maildir(path: Path, count: int, size: int, *, crlf: bool) -> None:
     for name in ("cur", "new", "tmp"):
         (making / name).mkdir(parents=True)
     for number in range(count):
-        wire = message(number, size)
+        wire = message(number, size, dotted=dotted)
         stored = wire if crlf else wire.replace(b"\r\n", b"\n")
-        name = f"{1_700_000_000 + number}.M{number:06}P1.bench,S={len(stored)},W={len(wire)}:2,S"
+        name = f"{1_700_000_000 + number}.M{number:06}P1.bench,S={len(stored)},W={len(wire)}"
+        name += ":2,S" if dotted else ",D=0:2,S"  # as our own delivery tells it
         (making / "cur" / name).write_bytes(stored)
     making.rename(path)
     give_to_owner(path)
@@ -78,7 +82,8 @@ def make(root: Path, *names: str) -> None:
                 maildir(root / f"u{at}" / "Maildir", 3, 2048, crlf=False)
         else:
             shape, _, form = name.partition("_")
-            maildir(root / name / "Maildir", *SHAPES[shape], crlf=form == "crlf")
+            dotted = not shape.startswith("r")
+            maildir(root / name / "Maildir", *SHAPES[shape], crlf=form == "crlf", dotted=dotted)
 
 
 if __name__ == "__main__":

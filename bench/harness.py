@@ -12,10 +12,10 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
@@ -28,11 +28,9 @@ from statistics import median
 
 import corpora
 
-from restante.auth.users import Users
-
 HERE = Path(__file__).resolve().parent
 HOUSE = HERE.parent
-PLACE = HOUSE / "build" / "bench"
+PLACE = Path(os.environ.get("RESTANTE_BENCH", HOUSE / "build" / "bench"))
 PASSWORD = "secret"
 SERVER_CORE, LOAD_CORE = "0", str(max(os.cpu_count() or 1, 2) - 1)
 USERS = [f"u{at}" for at in range(corpora.SMALL_USERS)]
@@ -89,7 +87,11 @@ def warm(mail: Path, names: Sequence[str]) -> None:
 
 @contextmanager
 def restante(
-    names: Sequence[str], *, workers: int = 1, core: str | None = SERVER_CORE
+    names: Sequence[str],
+    *,
+    workers: int = 1,
+    core: str | None = SERVER_CORE,
+    scheme: str = "PLAIN",
 ) -> Iterator[Server]:
     """``restante serve`` with its log, timers and limits on."""
     mail = mail_for("restante", names)
@@ -98,14 +100,14 @@ def restante(
     port, tls_port = free_port(), free_port()
     settings = {
         "server": {"listen": [f"pop3://127.0.0.1:{port}", f"pop3s://127.0.0.1:{tls_port}"]},
-        "store": {"path": f"{mail}/%u/Maildir"},
-        "auth": {"allow_plaintext_from": ["127.0.0.0/8"]},
+        "store": {"path": f"{mail}/%u/Maildir", "hold": "0s"},  # nobody deletes, nothing to purge
+        "auth": {"allow_plaintext_from": ["127.0.0.0/8"], "chain": ["passwd-file"]},
+        "auth.passwd_file": {"path": str(passwd_file(place, scheme))},
         "intake.lmtp": {"listen": [f"unix:{place}/lmtp.sock"]},
         "limits": {"sessions": 20_000, "per_address": 20_000},
         "log": {"format": "journal"},
     }
-    if workers != 1:
-        settings["server"]["workers"] = workers  # type: ignore[assignment]
+    settings["server"]["workers"] = workers  # type: ignore[assignment]
     source = place / "restante.toml"
     source.write_text(
         "".join(
@@ -114,7 +116,6 @@ def restante(
         )
     )
     environment = os.environ | {"STATE_DIRECTORY": str(place)}
-    _add_users(place / "users.sqlite3")
     ready = place / "ready"
     ready.unlink(missing_ok=True)
     command = [sys.executable, "-m", "restante", "--config", str(source), "serve"]
@@ -136,22 +137,15 @@ def restante(
         running.wait(30)
 
 
-def _add_users(database: Path) -> None:
-    """Everybody has the same password, and so that it does not take minutes, the same hash."""
-    if database.exists():
-        return
-    users = Users(database)
-    users.add(USERS[0], PASSWORD)
-    with sqlite3.connect(database) as connection:
-        for table in ("users", "credentials"):
-            found = connection.execute(f"SELECT * FROM {table}")
-            columns = [column[0] for column in found.description]
-            key = columns.index("name" if table == "users" else "user")
-            row = list(found.fetchone())
-            marks = ", ".join("?" * len(row))
-            rows = [[*row[:key], user, *row[key + 1 :]] for user in USERS[1:]]
-            connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
-    connection.close()
+def passwd_file(place: Path, scheme: str) -> Path:
+    """The same for all servers: everybody has the same password, and the same hash."""
+    secret = "{PLAIN}" + PASSWORD
+    if scheme != "PLAIN":
+        told = ["doveadm", "-c", "/dev/null", "pw", "-s", scheme, "-p", PASSWORD]
+        secret = subprocess.run(told, check=True, capture_output=True, text=True).stdout.strip()
+    path = place / "users"
+    path.write_text("".join(f"{user}:{secret}::::::\n" for user in USERS))
+    return path
 
 
 _DOVECOT = """
@@ -252,11 +246,7 @@ def dovecot(
         files = ["-keyout", place / "key.pem", "-out", place / "cert.pem"]
         names = ["-subj", "/CN=localhost"]
         subprocess.run([*making.split(), *names, *files], check=True, capture_output=True)
-    secret = "{PLAIN}" + PASSWORD
-    if scheme != "PLAIN":
-        told = ["doveadm", "-c", "/dev/null", "pw", "-s", scheme, "-p", PASSWORD]
-        secret = subprocess.run(told, check=True, capture_output=True, text=True).stdout.strip()
-    (place / "users").write_text("".join(f"{user}:{secret}::::::\n" for user in USERS))
+    passwd_file(place, scheme)
     login, pop3, more = _MODES[mode]
     values = {"login": login, "pop3": pop3, "more": more, "port": port, "tls_port": tls_port}
     source = place / "dovecot.conf"
@@ -325,14 +315,17 @@ def built(name: str) -> str:
     return str(program)
 
 
-def load(server: Server, mode: str, *arguments: object, tls: bool = False) -> dict[str, float]:
+def load(
+    server: Server, mode: str, *arguments: object, tls: bool = False, core: str | None = LOAD_CORE
+) -> dict[str, float]:
     """One run of popload; its figures by name.
 
     Raises:
         SystemExit: a response was not what it must be; such a run has no figures.
     """
     port = server.tls_port if tls else server.port
-    command = ["taskset", "-c", LOAD_CORE, built("popload"), mode, "-p", port, "-P", server.pid]
+    pinned = ["taskset", "-c", core] if core else []
+    command = [*pinned, built("popload"), mode, "-p", port, "-P", server.pid]
     told = subprocess.run(
         [*map(str, command), *(["-t"] if tls else []), *map(str, arguments)],
         capture_output=True,
@@ -361,6 +354,7 @@ class Results:
 
     def __init__(self, bench: str) -> None:
         self._bench = bench
+        self._command = shlex.join(["./dev", "bench", f"bench/{bench}.py", *sys.argv[1:]])
         self._found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
 
     def add(self, question: str, contender: str, unit: str, value: float) -> None:
@@ -381,7 +375,7 @@ class Results:
                 "at": datetime.now(UTC).isoformat(timespec="minutes"),
                 "commit": _commit(),
                 "machine": machine(),
-                "command": f"./dev bench bench/{self._bench}.py",
+                "command": self._command,
             }
             print(json.dumps(line), flush=True)
 

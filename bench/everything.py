@@ -1,0 +1,50 @@
+"""All questions in some five minutes: results.jsonl, and from it docs/performance.md.
+
+What a question has said is kept until it is asked again, so that one can be asked alone.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import report
+
+HERE = Path(__file__).resolve().parent
+RUNS = (
+    ("bench_sessions.py", "--sessions", "2000"),
+    ("bench_drain.py", "--corpora", "d4k"),
+    ("bench_drain.py", "--corpora", "d25m,r25m", "--rounds", "2", "--against", "dovecot-multi"),
+    ("bench_listing.py", "--against", "dovecot-multi"),
+    ("bench_idle_memory.py", "--connections", "4000", "--against", "dovecot-multi"),
+    ("bench_workers.py", "--sessions", "2000"),
+    ("bench_collect.py", "--rounds", "1", "--patience", "6"),
+)
+DEADLINE = 90.0  # seconds for one of them
+
+
+def main() -> int:
+    status = 0
+    for run in RUNS:
+        if sys.argv[1:] and run[0] not in sys.argv[1:]:
+            continue
+        began = time.monotonic()
+        command = [sys.executable, str(HERE / run[0]), *run[1:]]
+        try:
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=DEADLINE)
+        except subprocess.TimeoutExpired:
+            print(f"bench: {run[0]} took too long and is left out", file=sys.stderr)
+            status = 1
+            continue
+        status |= done.returncode
+        report.keep([json.loads(line) for line in done.stdout.splitlines()])
+        print(f"bench: {run[0]} took {time.monotonic() - began:.0f} s", file=sys.stderr)
+    report.write()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""Writes docs/performance.md from bench/results.jsonl."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results.jsonl"
+PAGE = HERE.parent / "docs" / "performance.md"
+
+Line = dict[str, Any]
+"""As ``harness.Results`` tells it."""
+
+_HEAD = """\
+# Performance
+
+Written by `bench/report.py` from `bench/results.jsonl`; `./dev bench --all` measures again and
+writes both. Each server, or client, did the same thing in the same run, in turns; a figure is the
+median of the rounds, with the least and the most behind it. The ratio is how many times better
+restante was than the best of the others.
+
+Read them with care:
+
+- Both sides ran on **one machine**, over the loopback interface, the server on one core and the
+  load generator on another. What such a machine does besides is in the spread: compare ratios.
+- Dovecot is Debian's 2.3 in its quickest modes: processes that live on, the authentication cache
+  on, one process for many users (`multi`) or for one at a time (`fast`). As Debian ships it, it
+  starts two processes for each connection and is some ten times slower.
+- Passwords lie in clear in the same `passwd-file`, so that nobody pays for hashes.
+- Small messages have `S=` and `W=` in their names, which spares Dovecot the reading of each.
+- Of `r25m` no line begins with a dot, as in mail whose size comes from attachments; one line in a
+  thousand of the other messages does.
+- restante keeps its log, its journal, its limits and its timers.
+- Here a disk syncs in some 0.2 ms. Where it takes longer, who syncs each message loses more.
+
+"""
+_TITLES = {
+    "bench_sessions": "Sessions: log in, STAT, UIDL, RETR 1, QUIT",
+    "bench_drain": "Downloading everything, 64 commands ahead",
+    "bench_listing": "Polls and listings",
+    "bench_idle_memory": "Memory of a connection that waits",
+    "bench_workers": "Workers",
+    "bench_collect": "Collecting 10,000 messages of 4 kB into a Maildir",
+}
+_LESS_IS_BETTER = ("ms", "µs", "kB")
+
+
+def keep(new: Iterable[Line]) -> None:
+    """Put these in the place of older answers to the same questions."""
+    found = {_key(line): line for line in _read()}
+    found |= {_key(line): line for line in new}
+    RESULTS.write_text(
+        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found.values())
+    )
+
+
+def write() -> None:
+    lines = _read()
+    text = _HEAD
+    for bench, title in _TITLES.items():
+        mine = [line for line in lines if line["bench"] == bench]
+        if mine:
+            text += f"## {title}\n\n" + "\n".join(_sections(mine)) + "\n"
+    PAGE.write_text(text.rstrip("\n") + "\n")
+
+
+def _sections(lines: list[Line]) -> Iterable[str]:
+    for command, group in groupby(lines, key=lambda line: str(line["command"])):
+        some = list(group)
+        yield _table(some)
+        last = some[-1]
+        yield f"`{command}`, {last['at']}, commit {last['commit']}, {last['machine']}.\n"
+
+
+def _table(lines: list[Line]) -> str:
+    names = list(dict.fromkeys(line["contender"] for line in lines))
+    rows = [["", "unit", *names, "ratio"]]
+    rows.append(["---"] * 2 + ["---:"] * (len(names) + 1))
+    for (question, unit), group in groupby(
+        sorted(lines, key=lambda line: _order(lines, line)),
+        key=lambda line: (line["question"], line["unit"]),
+    ):
+        found = {line["contender"]: line for line in group}
+        cells = [_cell(found.get(name)) for name in names]
+        rows.append([question, unit, *cells, _ratio(list(found.values()), unit)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def _order(lines: list[Line], line: Line) -> int:
+    """Where its question and unit first came."""
+    return next(
+        at
+        for at, each in enumerate(lines)
+        if (each["question"], each["unit"]) == (line["question"], line["unit"])
+    )
+
+
+def _cell(line: Line | None) -> str:
+    if line is None:
+        return "–"
+    spread = f" ({_short(line['least'])}–{_short(line['most'])})" if line["rounds"] > 1 else ""
+    return _short(line["median"]) + spread
+
+
+def _ratio(lines: list[Line], unit: str) -> str:
+    """Of the first to the best of the others."""
+    ours, others = lines[0]["median"], [line["median"] for line in lines[1:]]
+    if not others or not ours or not all(others):
+        return "–"
+    if unit.startswith(_LESS_IS_BETTER):
+        return f"{min(others) / ours:.1f} ×"
+    if lines[-1]["contender"].endswith("workers"):
+        return f"{others[-1] / ours:.2f} ×"
+    return f"{ours / max(others):.1f} ×"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _key(line: Line) -> tuple[str, ...]:
+    return tuple(str(line[part]) for part in ("bench", "question", "contender", "unit"))
+
+
+def _read() -> list[Line]:
+    return (
+        [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    )
+
+
+if __name__ == "__main__":
+    write()
