@@ -251,11 +251,13 @@ class ClientError(RestanteError):
 class CommandFailed(ClientError):
     """The server answered -ERR.  The session goes on.
 
-    ``code`` is the response code it gave, or that its words are known to mean, or None.
+    ``code`` is the response code it gave, or that its words are known to mean, or None.  ``text``
+    is what it said, to the letter; as the message of this error it cannot command a terminal.
     """
 
     def __init__(self, command: str, text: str, code: str | None) -> None:
-        super().__init__(f"{command}: {text}" if text else command)
+        shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+        super().__init__(f"{command}: {shown}" if text else command)
         self.command = command
         self.text = text
         self.code = code

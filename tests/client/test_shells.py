@@ -529,6 +529,25 @@ def test_the_deadline_is_for_all_of_it(is_blocking: bool) -> None:
 
 
 @both
+def test_a_message_in_drops_ends_at_the_deadline(session: Session) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.say(b"+OK ready\r\n")
+        while command := await peer.hear():
+            await peer.say(ANSWERS.get(command, b"+OK\r\n") if command != b"RETR 1" else b"+OK\r\n")
+            while command == b"RETR 1":
+                await peer.say(b"x")
+                await asyncio.sleep(0.01)
+
+    async def main() -> None:
+        async with scripted(script) as (port, peers):
+            with pytest.raises(DeadlineExceeded, match="deadline"):
+                await session(f"pop3://127.0.0.1:{port}", tls=NONE, timeout=10, deadline=0.2)
+            assert b"QUIT" not in peers[0].heard
+
+    asyncio.run(main())
+
+
+@both
 @pytest.mark.parametrize(
     ("greeting", "error"),
     [
@@ -598,6 +617,19 @@ def test_a_host_with_an_address_that_does_not_answer(
     finally:
         for each in [other, *waiting]:
             each.close()
+
+
+@both
+def test_a_host_without_an_address(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_such_name(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_such_name)
+    with pytest.raises(ConnectionLost, match="no-such-host: Name or service not known"):
+        asyncio.run(session("pop3s://no-such-host"))  # type: ignore[arg-type]  # it is a coroutine
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
+    with pytest.raises(ConnectionLost, match="no address"):
+        asyncio.run(session("pop3s://no-such-host"))  # type: ignore[arg-type]
 
 
 # Cancellation.
