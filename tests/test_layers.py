@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "restante"
 
 LAYERS = {
-    **dict.fromkeys(("errors", "wire", "maildrop", "passdb", "message"), 0),
+    **dict.fromkeys(("errors", "wire", "maildrop", "passdb", "message", "surrogate"), 0),
     **dict.fromkeys(("pop3", "sasl"), 1),
     **dict.fromkeys(("store", "auth", "shared"), 2),
     "net": 3,

@@ -334,6 +334,12 @@ class Server:
         "The language of the server's texts until a client chooses another by LANG.",
         one_of(*LANGUAGES),
     )
+    utf8_headers: str = option(
+        "as-is",
+        'What a client gets that does not say UTF8: headers in UTF-8 "as-is", or a "surrogate" in '
+        "ASCII (RFC 6858); what it deletes and what is held is the original.",
+        one_of("as-is", "surrogate"),
+    )
     banner: str = option("ready", "The text of the greeting; it tells no version.", greeting)
 
 

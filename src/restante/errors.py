@@ -21,6 +21,7 @@ RestanteError
 │   ├── QuotaExceeded
 │   ├── BackendUnavailable     an identity back end; never counts as a guess
 │   └── TooBusy
+├── NeedsUTF8                  [UTF8]
 ├── PermanentFailure           [SYS/PERM]
 ├── NoSuchUser                 intake and administration
 ├── MessageRefused             intake: this message will never be accepted
@@ -176,6 +177,15 @@ class BackendUnavailable(TemporaryFailure):
 
 class TooBusy(TemporaryFailure):
     """A limit on connections or on work was reached."""
+
+
+class NeedsUTF8(RestanteError):
+    """A message in UTF-8, for a client that did not ask for that (RFC 6856 §5)."""
+
+    code = "UTF8"
+
+    def __init__(self) -> None:
+        super().__init__("message is in UTF-8: send UTF8 before the login")
 
 
 class PermanentFailure(RestanteError):

@@ -9,6 +9,7 @@ import ssl
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,7 @@ from restante.maildrop import Entry, Maildrop, Store
 from restante.net.server import Timeouts
 from restante.passdb import Terms
 from restante.pop3.session import Policy
+from restante.store.maildir import MaildirStore
 from restante.store.memory import MemoryStore
 
 from ..pop3.core import transcript_core
@@ -639,5 +641,61 @@ def test_an_end_inside_an_exchange_leaves_nothing(run: Run[None]) -> None:
                     assert b"+OK" not in await client.rest()
             async with server.client() as client:
                 await client.log_in()
+
+    run(main())
+
+
+# Surrogates (RFC 6858).
+
+INTERNATIONAL = (
+    b"Received: by mx.example.org (restante) with LMTP\r\n\tfor <mrose@example.org>; Tue\r\n" * 3
+    + "From: j\u00f6rg@example.org\r\nSubject: Gr\u00fc\u00dfe\r\n\r\nB\u00e4h\r\n".encode()
+)
+TINY = "From: \u00e4@b\r\n\r\nx\r\n".encode()
+
+
+@pytest.mark.parametrize("in_files", [True, False])
+@pytest.mark.rfc("P-143", "P-145", "P-146", "P-025", "P-083")
+def test_a_surrogate_is_of_the_announced_size_and_the_original_is_kept(
+    in_files: bool, run: Run[None], tmp_path: Path
+) -> None:
+    store = MaildirStore(f"{tmp_path}/%u") if in_files else MemoryStore()
+    size = len(INTERNATIONAL)
+
+    async def multi(client: Client, command: bytes) -> bytes:
+        assert (await client.ask(command)).startswith(b"+OK")
+        found = b""
+        while (line := await client.line()) != b".":
+            found += line + b"\r\n"
+        return found
+
+    async def main() -> None:
+        for message in (INTERNATIONAL, MESSAGE, TINY):
+            await store.deliver("mrose", once(message))
+        policy = Policy(makes_surrogates=True)
+        async with serving(store, policy=policy) as server:
+            async with server.client() as client:
+                await client.ask(b"UTF8")
+                await client.log_in()
+                assert await multi(client, b"RETR 1") == INTERNATIONAL
+                assert await multi(client, b"RETR 3") == TINY
+                await client.ask(b"QUIT")
+            async with server.client() as client:
+                await client.log_in()
+                assert await client.ask(b"LIST 1") == b"+OK 1 %d" % size
+                shown = await multi(client, b"RETR 1")
+                assert len(shown) == size
+                assert shown.partition(b"\r\n\r\n")[0].isascii()
+                assert b"@internationalized-address.invalid" in shown
+                assert shown.endswith("\r\n\r\nB\u00e4h\r\n".encode())
+                assert await multi(client, b"TOP 1 0") == shown[: -len("B\u00e4h\r\n".encode())]
+                assert await multi(client, b"RETR 2") == MESSAGE
+                assert (await client.ask(b"RETR 3")).startswith(b"-ERR [UTF8] ")
+                assert (await client.ask(b"TOP 3 0")).startswith(b"-ERR [UTF8] ")
+                await client.ask(b"DELE 1")
+                assert (await client.ask(b"QUIT")).startswith(b"+OK")
+        (held,) = await store.held("mrose")
+        kept = [octets async for octets in store.read_held("mrose", held)]
+        assert b"".join(kept) == INTERNATIONAL
 
     run(main())

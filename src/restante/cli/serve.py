@@ -409,6 +409,7 @@ def _set_up(
     service.policy = Policy(
         greeting=configuration.server.banner,
         language=configuration.server.language,
+        makes_surrogates=configuration.server.utf8_headers == "surrogate",
         mechanisms=offered(service.passdb, configuration.auth.mechanisms),
         terms=Terms(ceil(limits.login_delay), limits.expire),
         worst=service.policy.worst,

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from ..errors import TemporaryFailure
 from ..maildrop import RawMessage
 from ..message import crlf_text
+from ..surrogate import Downgrade
 from ..wire import TERMINATION, stuffed
 
 SMALL = 65_536  # octets of a message that may be read in line
@@ -81,6 +83,21 @@ async def pieces(raw: RawMessage) -> AsyncGenerator[bytes, None]:
     while octets := await read(raw, offset):
         offset += len(octets)
         yield octets
+
+
+async def downgraded(source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Of a message in CRLF text: its surrogate, which has as many octets.
+
+    Raises:
+        NeedsUTF8: there can be none; nothing was given out.
+    """
+    downgrade = Downgrade()
+    async with aclosing(source) as whole:
+        async for octets in whole:
+            if shown := downgrade.feed(octets):
+                yield shown
+    if rest := downgrade.finish():
+        yield rest
 
 
 async def read(raw: RawMessage, offset: int) -> bytes:

@@ -499,6 +499,8 @@ class Connection(asyncio.Protocol):
         size = action.entry.size
         if self._raw is None or size > body.SMALL or action.lines is not None:
             return None
+        if self._session.wants_surrogates:
+            return None
         raw = self._raw.open_raw(action.entry)
         if raw is None:
             return None
@@ -513,7 +515,8 @@ class Connection(asyncio.Protocol):
 
     async def _retrieve(self, action: Retrieve) -> None:
         """The message; the termination octet only if every announced octet was there."""
-        raw = self._raw.open_raw(action.entry) if self._raw and action.lines is None else None
+        may_lie = action.lines is None and not self._session.wants_surrogates
+        raw = self._raw.open_raw(action.entry) if self._raw and may_lie else None
         try:
             match body.outlet(self._transport):
                 case body.Clear() as clear if raw is not None and raw.is_wire_ready:
@@ -534,6 +537,8 @@ class Connection(asyncio.Protocol):
         head = action.response.head()
         as_it_lies = raw is not None and raw.has_crlf
         source = body.pieces(raw) if raw and as_it_lies else self._maildrop.read(action.entry)
+        if self._session.wants_surrogates:
+            source = body.downgraded(source)
         try:
             async with aclosing(source) as pieces:
                 async for piece in pieces:

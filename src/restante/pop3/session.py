@@ -48,6 +48,8 @@ class Policy:
     """Text of the greeting: no "<", which would announce APOP, no leading "[" (RFC 2449 §3)."""
     language: str = "en"
     """Of texts, until a client chooses another (RFC 6856 §3)."""
+    makes_surrogates: bool = False
+    """Of messages with UTF-8 in their header, for clients that do not say UTF8 (RFC 6858)."""
     mechanisms: tuple[str, ...] = ("PLAIN",)
     bad_commands: int = 3
     """So many in AUTHORIZATION end the session."""
@@ -258,6 +260,10 @@ class Session:
     @property
     def may_start_tls(self) -> bool:
         return self._may_start_tls and not self.is_secure and self.state is State.AUTHORIZATION
+
+    @property
+    def wants_surrogates(self) -> bool:
+        return self._policy.makes_surrogates and not self.is_utf8
 
     @property
     def default_language(self) -> str:

@@ -135,6 +135,10 @@ TEXTS = {
         "die Nachricht hat nicht die angekündigte Größe; bitte neu anmelden",
         "邮件大小与所报告的不符，请重新登录",
     ),
+    "message is in UTF-8: send UTF8 before the login": (
+        "die Nachricht ist in UTF-8: vor der Anmeldung UTF8 senden",
+        "邮件使用 UTF-8：请在登录前发送 UTF8",
+    ),
     "# deleted messages not removed": (
         "# gelöschte Nachrichten nicht entfernt",
         "# 封已删除的邮件未能移除",

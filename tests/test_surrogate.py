@@ -1,0 +1,130 @@
+"""Surrogates (RFC 6858): ASCII, nobody's address, and as many octets as the original."""
+
+from __future__ import annotations
+
+from email import message_from_bytes
+from email.header import decode_header, make_header
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from restante.errors import NeedsUTF8
+from restante.surrogate import NOBODY, Downgrade, surrogate
+
+TRACE = b"Received: by mx.example.org (restante) with LMTP\r\n\tfor <ann@example.org>; Tue\r\n" * 4
+
+
+def made(*fields: str, trace: bytes = TRACE) -> bytes:
+    """The surrogate of a header with these fields."""
+    header = trace + "".join(f"{field}\r\n" for field in fields).encode()
+    found = surrogate(header)
+    assert len(found) == len(header)
+    assert found.isascii()
+    return found
+
+
+def value(header: bytes, name: str) -> str | None:
+    found = message_from_bytes(header + b"\r\n")[name]
+    return None if found is None else str(make_header(decode_header(found))).rstrip()
+
+
+@pytest.mark.rfc("P-144")
+def test_a_subject_is_told_by_rfc_2047() -> None:
+    for subject in (
+        "Gr\u00fc\u00dfe",
+        "\u4f60\u597d " * 20,
+        "a \u00fc " + "b" * 200,
+        "fold\r\n \u00e4",
+    ):
+        shown = made("From: ann@example.org", f"Subject: {subject}")
+        assert value(shown, "Subject") == " ".join(subject.split())
+        assert max(map(len, shown.split(b"\r\n"))) < 100
+
+
+@pytest.mark.parametrize(
+    ("field", "shown"),
+    [
+        ("From: J\u00f6rg <joerg@example.org>", "J\u00f6rg <joerg@example.org>"),
+        ("From: j\u00f6rg@example.org", f"j\u00f6rg@example.org <{NOBODY}>"),
+        ("To: Ann <\u00e4nn@example.org>", f'"Ann" <{NOBODY}>'),
+        ("Cc: ann@\u00e4.example", f"ann@\u00e4.example <{NOBODY}>"),
+        ("Reply-To: \u00e4 <a@b.c>, x@y.z", "\u00e4 <a@b.c>,\n x@y.z"),
+        ("Sender: <\u00fc@example.org>", f"\u00fc@example.org <{NOBODY}>"),
+    ],
+)
+@pytest.mark.rfc("P-144")
+def test_no_address_could_be_somebodys(field: str, shown: str) -> None:
+    """What cannot be shown is told in words, and goes to nobody."""
+    name = field.partition(":")[0]
+    found = made(field) if name == "From" else made("From: ann@example.org", field)
+    told = value(found, name)
+    assert told is not None
+    assert " ".join(told.replace("<x@y.z>", "x@y.z").split()) == " ".join(shown.split())
+
+
+@pytest.mark.rfc("P-144")
+def test_what_cannot_be_shown_is_left_out() -> None:
+    shown = made(
+        "From: ann@example.org",
+        "X-Who: \u00e4",
+        'Content-Type: text/plain; charset=utf-8; name="\u00e4.txt"',
+        "Keywords: plain",
+    )
+    assert value(shown, "X-Who") is None
+    assert value(shown, "Content-Type") == "text/plain; charset=utf-8"
+    assert value(shown, "Keywords") == "plain"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"Subject: x\r\n",
+        "Subject: \u00e4\r\n".encode("latin-1"),
+        "Subject: \u4f60\r\n".encode("gbk"),
+    ],
+)
+def test_another_encoding_is_left_alone(header: bytes) -> None:
+    """RFC 6856 speaks of UTF-8; who knows what else it is."""
+    assert surrogate(header) == header
+
+
+@pytest.mark.rfc("P-025", "P-145")
+@pytest.mark.parametrize("octets", range(8, 260, 3))
+def test_any_size_can_be_met_with_fields_to_spare(octets: int) -> None:
+    """Too short gets a comment or spaces, too long loses trace fields first and never From."""
+    trace = b"Received: " + b"x" * octets + b"\r\n"
+    shown = made("From: \u00e4 <a@example.org>", "Subject: \u00fc" + "x" * 20, trace=trace)
+    assert value(shown, "From") is not None
+    assert b"a@example.org" in shown
+
+
+@pytest.mark.rfc("P-143")
+def test_where_there_is_no_room_the_client_is_told() -> None:
+    for header in (
+        "From: \u00e4@b\r\n",
+        "Subject: \u00e4\r\n",
+        "X: \u00e4\r\n",
+        "From: \u00e4\n b\r\n",
+    ):
+        with pytest.raises(NeedsUTF8):
+            surrogate(header.encode())
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=80), st.data())
+def test_pieces_do_not_matter_and_the_body_stays(words: str, data: st.DataObject) -> None:
+    message = TRACE + f"Subject: \u00e4{words}\r\n\r\nB\u00f6dy\r\n.\r\n\r\n".encode()
+    cut = data.draw(st.integers(0, len(message)))
+    downgrade = Downgrade()
+    found = downgrade.feed(message[:cut]) + downgrade.feed(message[cut:]) + downgrade.finish()
+    assert len(found) == len(message)
+    header, _, body = found.partition(b"\r\n\r\n")
+    assert header.isascii()
+    assert body == "B\u00f6dy\r\n.\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize("message", [b"", b"\r\n", "\r\n\u00e4\r\n".encode(), b"x" * 200_000])
+def test_what_has_no_header_is_left_alone(message: bytes) -> None:
+    downgrade = Downgrade()
+    assert downgrade.feed(message) + downgrade.finish() == message
