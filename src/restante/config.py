@@ -249,12 +249,13 @@ def _is_text(value: Any) -> bool:
 
 def keep(value: Any) -> str:
     """``all``, ``none``, ``until-verified`` or a time."""
-    if value in ("all", "none", "until-verified"):
+    if value in ("all", "none", "until-verified", "until-deleted"):
         return str(value)
     try:
         duration(value)
     except _BadValue:
-        raise _BadValue('wants "all", "none", "until-verified" or a time such as "14d"') from None
+        words = '"all", "none", "until-verified", "until-deleted" or a time such as "14d"'
+        raise _BadValue(f"wants {words}") from None
     return str(value)
 
 
@@ -681,7 +682,8 @@ class Account:
     keep: str = option(
         "all",
         'What stays on the server: "all"; "none"; for a time such as "14d" after it was taken; '
-        '"until-verified": until a later run has seen that the copy here is whole.',
+        '"until-verified": until a later run has seen that the copy here is whole; "until-deleted" '
+        "(for maildrop:): until it was deleted here and is not held any more.",
         keep,
         example="14d",
     )
@@ -690,7 +692,16 @@ class Account:
         "0", "Larger messages are left on the server and told; 0 takes all.", octets
     )
     limit: int = option(0, "Messages fetched in one session; 0 takes all.", number)
-    every: float = option("5min", "The time between sessions with --watch.", duration)
+    every: float = option(
+        "5min", "The time between sessions with --watch, or when logins ask for them.", duration
+    )
+    poll_on_login: float = option(
+        "0",
+        "With maildrop:USER, and `restante serve`: when that user logs in, first collect; the "
+        "login waits so long at most. 0 does not.",
+        duration,
+        example="20s",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

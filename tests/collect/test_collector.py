@@ -144,6 +144,33 @@ def test_verified_means_that_the_copy_is_what_came(home: Home, mail: Path) -> No
     assert len(home.shelf.rows) == 2
 
 
+def test_what_is_deleted_here_is_deleted_there_after_the_hold(home: Home, mail: Path) -> None:
+    policy = Policy(keep=0.0, until_deleted=True)
+    assert home.collect(policy).stored == 3
+    one, two, three = sorted((mail / "new").iterdir(), key=lambda path: path.read_bytes())
+    held = mail / "held"
+    held.mkdir()
+    one.rename(held / f"1800000000.{one.name}")
+    two.rename(held / f"1800000000.{two.name}")
+    assert home.collect(policy).deleted == 0
+    (held / f"1800000000.{two.name}").rename(two)  # given back
+    assert home.collect(policy).deleted == 0
+    (held / f"1800000000.{one.name}").unlink()  # its time is over
+    two.unlink()  # by another program: nobody says that it was deleted
+    assert home.collect(policy).deleted == 1
+    assert [row[0] for row in home.shelf.rows] == ["two", "three"]
+    assert three.exists()
+
+
+def test_a_maildir_that_is_lost_deletes_nothing_there(home: Home, mail: Path) -> None:
+    policy = Policy(keep=0.0, until_deleted=True)
+    home.collect(policy)
+    for path in (mail / "new").iterdir():
+        path.unlink()
+    assert [home.collect(policy).deleted for _ in range(2)] == [0, 0]
+    assert len(home.shelf.rows) == 3
+
+
 def test_a_short_listing_forgets_nothing(home: Home) -> None:
     home.collect()
     whole, home.shelf.rows = home.shelf.rows, home.shelf.rows[:1]

@@ -6,6 +6,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,16 @@ def test_threads_take_turns(ledger: Ledger) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(64)))
     assert ledger.expected("ann") == 64
+
+
+def test_an_older_ledger_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "old"
+    with closing(Ledger(path)) as new:
+        new.took("ann", [("u", 1, DIGEST)], 7.5)
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("ALTER TABLE messages DROP COLUMN was_held")
+        database.execute("PRAGMA user_version = 1")
+    with closing(Ledger(path)) as ledger:
+        assert ledger.known("ann", ["u"]) == {"u": Taken(1, 7.5)}
+        ledger.held("ann", ["u"], is_held=True)
+        assert ledger.known("ann", ["u"]) == {"u": Taken(1, 7.5, was_held=True)}

@@ -35,7 +35,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     action.add_argument("name", metavar="NAME", help="a word of yours, such as isp")
     action.add_argument("url", metavar="URL", help="pop3s://user@host, or pop3:// for STLS")
     action.add_argument("--to", required=True, metavar="PLACE", help="such as maildrop:ann")
-    action.add_argument("--keep", default="all", help="all, none, until-verified, or 14d")
+    action.add_argument("--keep", default="all", help="all, none, 14d, until-verified or -deleted")
     action.add_argument("--every", metavar="TIME", help="the pause between sessions with --watch")
     action.add_argument("--ca-file", type=Path, metavar="FILE", help="trust these certificates")
     action.add_argument("--recipient", metavar="ADDRESS", help="for lmtp: and smtp:")

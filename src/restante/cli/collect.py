@@ -106,7 +106,16 @@ async def _once(
 
     async def one(name: str, account: Account) -> Outcome:
         async with free:
-            return await session(options, found, name, account, ledger)
+            return await session(
+                found,
+                name,
+                account,
+                ledger,
+                limit=options.limit,
+                again=options.again,
+                dry_run=options.dry_run,
+                progress=options.progress,
+            )
 
     work = (one(name, account) for name, account in accounts.items())
     results = await asyncio.gather(*work, return_exceptions=True)
@@ -145,29 +154,33 @@ async def _watch(
 
 
 async def session(
-    options: argparse.Namespace,
     found: Configuration,
     name: str,
     account: Account,
     ledger: Ledger,
+    *,
+    limit: int | None = None,
+    again: str = "stop",
+    dry_run: bool = False,
+    progress: bool = False,
 ) -> Outcome:
     """One session with one account."""
     from ..collect import collector
 
     remote = collector.Account(
-        name, partial(connected, found, name, account), policy_of(account, options.limit)
+        name, partial(connected, found, name, account), policy_of(account, limit)
     )
     with (
         closing(await asyncio.to_thread(open_destination, found, account)) as destination,
-        progress_bar(wanted=options.progress) as progress,
+        progress_bar(wanted=progress) as show,
     ):
         return await collector.collect(
             remote,
             ledger,
             destination,
-            again=options.again,
-            dry_run=options.dry_run,
-            progress=progress,
+            again=again,
+            dry_run=dry_run,
+            progress=show,
         )
 
 
@@ -204,11 +217,13 @@ def policy_of(account: Account, limit: int | None = None) -> Policy:
     if account.keep == "all":
         keep = None
     else:
-        keep = 0.0 if account.keep in ("none", "until-verified") else duration(account.keep)
+        is_word = account.keep in ("none", "until-verified", "until-deleted")
+        keep = 0.0 if is_word else duration(account.keep)
     return Policy(
         keep=keep,
         newest=account.newest,
         verified=verified,
+        until_deleted=account.keep == "until-deleted",
         largest=account.largest or None,
         limit=limit or account.limit or None,
     )

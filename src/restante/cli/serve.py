@@ -46,7 +46,7 @@ from ..pop3.session import Policy
 from ..shared import SharedTally, Tally
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
-from . import common, guessing, identities, systemd
+from . import common, gateway, guessing, identities, systemd
 from .workers import BEAT, Lines, Supervisor
 
 _log = logging.getLogger("restante.serve")
@@ -415,6 +415,8 @@ def _set_up(
         worst=service.policy.worst,
     )
     service.policy = replace(service.policy, worst=_worst_terms(users, service.policy))
+    polling = gateway.Gateway(configuration)
+    service.before_opening = polling.poll if polling else None
     service.relays = configuration.server.xclient_from
     service.separator = configuration.auth.folder_separator
     service.clear_login_from = configuration.auth.allow_plaintext_from

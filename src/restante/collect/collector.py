@@ -23,7 +23,7 @@ from tempfile import SpooledTemporaryFile
 from ..errors import CommandFailed, MessageRefused, PermanentFailure, TemporaryFailure
 from ..net.client import Client
 from ..pop3.listing import Message
-from .destinations import Destination, Grouping, Verifying
+from .destinations import Destination, Grouping, Place, Tracing, Verifying
 from .ledger import Ledger
 from .plan import Delete, Fetch, Policy, Skip, Taken, is_due, looks_moved, plan, unique_ids
 
@@ -155,6 +155,7 @@ class _Session:
         self._safe: list[tuple[Message, str, bytes]] = []  # stored, not in the ledger yet
         self._writing: asyncio.Task[None] | None = None  # of the group before
         self._due: list[tuple[Message, str]] = []  # to be deleted
+        self._places: list[tuple[str, Place]] = []  # by key, where they changed
 
     async def run(self, again: str, *, dry_run: bool, adopt_present: bool) -> None:
         name, policy = self._account.name, self._account.policy
@@ -173,13 +174,14 @@ class _Session:
         for step in steps:
             if isinstance(step, Skip):
                 self.outcome.skipped.append(f"message {step.message.number}: {step.reason}")
-            elif isinstance(step, Delete) and (dry_run or await self._may_delete(step)):
+            elif isinstance(step, Delete) and await self._may_delete(step):
                 self._due.append((step.message, step.key))
         if dry_run:
             self.outcome.stored = len(fetches)
             self.outcome.octets = sum(step.message.size for step in fetches)
             self.outcome.deleted = len(self._due)
             return
+        self._write_places_down()
         await self._fetch(fetches)
         await self._delete()
 
@@ -245,7 +247,8 @@ class _Session:
         await asyncio.to_thread(self._ledger.took, name, rows, now)
         for message, key, _ in safe:
             fresh = Taken(message.size, now)
-            if not policy.verified and not policy.newest and is_due(fresh, policy, now):
+            is_later = policy.verified or policy.newest or policy.until_deleted
+            if not is_later and is_due(fresh, policy, now):
                 self._due.append((message, key))
 
     async def _take(self, step: Fetch, body: AsyncIterable[bytes]) -> None:
@@ -328,7 +331,12 @@ class _Session:
     # Deleting.
 
     async def _may_delete(self, step: Delete) -> bool:
-        if not self._account.policy.verified or self._known[step.key].is_gone:
+        policy, known = self._account.policy, self._known[step.key]
+        if known.is_gone:
+            return True
+        if policy.until_deleted:
+            return self._was_deleted(step, known)
+        if not policy.verified:
             return True
         digest = self._ledger.digest(self._account.name, step.key)
         destination = self._destination
@@ -341,6 +349,21 @@ class _Session:
         )
         self.outcome.unverified += not is_good
         return is_good
+
+    def _was_deleted(self, step: Delete, known: Taken) -> bool:
+        """Only what we saw held and see no more: a Maildir that is lost deletes nothing there."""
+        if not isinstance(self._destination, Tracing):
+            return False
+        place = self._destination.place(self._identity(step.message, step.key))
+        if place is not Place.GONE and known.was_held != (place is Place.HELD):
+            self._places.append((step.key, place))
+        return place is Place.GONE and known.was_held
+
+    def _write_places_down(self) -> None:
+        for place in (Place.HERE, Place.HELD):
+            keys = [key for key, where in self._places if where is place]
+            if keys:
+                self._ledger.held(self._account.name, keys, is_held=place is Place.HELD)
 
     async def _delete(self) -> None:
         for first in range(0, len(self._due), _DELETE_AT_ONCE):

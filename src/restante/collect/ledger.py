@@ -20,7 +20,7 @@ from ..errors import ConfigurationError, TemporaryFailure
 from ..net.saving import fsync_directory
 from .plan import Taken
 
-_VERSION = 1  # of the schema, in user_version
+_VERSION = 2  # of the schema, in user_version
 _PATIENCE = 10.0  # seconds for another account's collector to finish writing
 _AT_ONCE = 500  # unique-ids in one query
 _SCHEMA = """
@@ -31,6 +31,7 @@ CREATE TABLE messages (
     digest BLOB,
     taken_at REAL,
     is_gone INTEGER NOT NULL DEFAULT 0,
+    was_held INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (account, key)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX messages_by_digest ON messages (account, digest) WHERE digest IS NOT NULL;
@@ -41,6 +42,10 @@ CREATE TABLE sessions (
     succeeded_at REAL
 ) STRICT, WITHOUT ROWID;
 """
+
+
+# What each older version lacks.
+_CHANGES = {1: "ALTER TABLE messages ADD COLUMN was_held INTEGER NOT NULL DEFAULT 0"}
 
 
 class AccountBusy(TemporaryFailure):
@@ -89,8 +94,12 @@ class Ledger:
                 for statement in _SCHEMA.split(";"):
                     self._database.execute(statement)
                 self._database.execute(f"PRAGMA user_version = {_VERSION}")
-            elif version != _VERSION:
+            elif version > _VERSION:
                 raise ConfigurationError(f"{self._path} was written by a newer restante")
+            else:
+                for older in range(version, _VERSION):
+                    self._database.execute(_CHANGES[older])
+                self._database.execute(f"PRAGMA user_version = {_VERSION}")
 
     def close(self) -> None:
         self._database.close()
@@ -118,12 +127,13 @@ class Ledger:
             while some := list(islice(left, _AT_ONCE)):
                 marks = ",".join("?" * len(some))
                 rows = self._database.execute(
-                    "SELECT key, size, taken_at, taken_at NOTNULL AND digest IS NULL, is_gone"
+                    "SELECT key, size, taken_at, taken_at NOTNULL AND digest IS NULL, was_held,"
+                    " is_gone"
                     f" FROM messages WHERE account = ? AND key IN ({marks})",
                     (account, *some),
                 )
-                for key, size, at, is_adopted, is_gone in rows:
-                    found[_text(key)] = Taken(size, at, bool(is_adopted), bool(is_gone))
+                for key, size, at, *facts in rows:
+                    found[_text(key)] = Taken(size, at, *map(bool, facts))
         return found
 
     def expected(self, account: str) -> int:
@@ -189,6 +199,14 @@ class Ledger:
                 rows,
             )
 
+    def held(self, account: str, keys: Iterable[str], *, is_held: bool) -> None:
+        """These wait here for their end, or they do so no more since they were given back."""
+        with self._transaction():
+            self._database.executemany(
+                "UPDATE messages SET was_held = ? WHERE account = ? AND key = ?",
+                [(is_held, account, _octets(key)) for key in keys],
+            )
+
     def gone(self, account: str, keys: Iterable[str]) -> None:
         """QUIT has confirmed that these are removed from the server."""
         with self._transaction():
@@ -221,6 +239,14 @@ class Ledger:
             self._database.execute(
                 "UPDATE sessions SET succeeded_at = ? WHERE account = ?", (at, account)
             )
+
+    def last_begin(self, account: str) -> float:
+        """Of a session, in seconds since the epoch; 0 when there was none."""
+        with self._turn, _errors():
+            row = self._database.execute(
+                "SELECT began_at FROM sessions WHERE account = ?", (account,)
+            ).fetchone()
+        return row[0] if row else 0.0
 
     def may_begin(self, account: str) -> float:
         """Not before this moment, in seconds since the epoch (LOGIN-DELAY, RFC 2449 §6.5)."""

@@ -30,6 +30,8 @@ class Taken:
     whether it was stored."""
     is_adopted: bool = False
     """It was marked as taken without being fetched, so it is not deleted there."""
+    was_held: bool = False
+    """Somebody deleted it here, and it waited in ``held/`` when we last looked."""
     is_gone: bool = False
     """Its deletion was confirmed by QUIT, so it should not be listed any more."""
 
@@ -45,6 +47,8 @@ class Policy:
     """So many messages of the listing are never deleted: those taken last."""
     verified: bool = False
     """Delete only in a later session, and only if the copy here is still what came."""
+    until_deleted: bool = False
+    """Delete what somebody deleted here, when it is not held here any more."""
     largest: int | None = None
     """Octets; what is announced as larger stays where it is and is told in every session."""
     limit: int | None = None

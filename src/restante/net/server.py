@@ -15,7 +15,7 @@ import logging
 import os
 import secrets
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field, replace
 from fcntl import ioctl
@@ -85,6 +85,8 @@ class Service:
     passwords: Passdb | None = None
     """Asked in place of ``passdb`` where a password was shown, such as a cache before it."""
     guard: login.Guard | None = None
+    before_opening: Callable[[str], Awaitable[None]] | None = None
+    """Is told the maildrop of who has logged in, which is opened when it returns; never raises."""
     policy: Policy = field(default_factory=Policy)
     tls: ssl.SSLContext | None = None
     """For STLS; without it STLS is not offered."""
@@ -413,6 +415,10 @@ class Connection(asyncio.Protocol):
             account = await self._judge(replace(shown, address=self._address))
             if self._is_lost:
                 return
+            if self._service.before_opening is not None:
+                await self._service.before_opening(account.maildrop)
+                if self._is_lost:
+                    return
             terms = self._service.policy.terms_of(account)
             opening = views.opening(self._service.store, account)
             self._maildrop = await opening.__aenter__()

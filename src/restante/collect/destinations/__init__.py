@@ -8,6 +8,7 @@ lose the message, so only then may it be deleted on its server.
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import Enum
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -50,6 +51,23 @@ class Verifying(Protocol):
 
     def holds(self, identity: str, digest: bytes) -> bool:
         """Whether the message is there, and its octets have this SHA-256."""
+
+
+class Place(Enum):
+    """Where a message is that was stored once."""
+
+    HERE = 1
+    HELD = 2
+    """Deleted by somebody, and still to be given back."""
+    GONE = 3
+
+
+@runtime_checkable
+class Tracing(Protocol):
+    """Add-on of a destination that knows what became of a message."""
+
+    def place(self, identity: str) -> Place:
+        """Where it was when the destination was opened."""
 
 
 @runtime_checkable

@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 
 from ...net.saving import fsync_directory
-from . import name_of
+from . import Place, name_of
 from .folder import Folder, make_directory
 
 _OURS = re.compile(r"\d+\.([0-9a-f]{32})\.restante")
+# In held/, the store puts the time of the deletion in front.
+_HELD = re.compile(r"\d+\.\d+\.([0-9a-f]{32})\.restante")
 
 
 class Maildir(Folder):
@@ -22,6 +24,10 @@ class Maildir(Folder):
         here = [each.name for where in ("new", "cur") for each in (path / where).iterdir()]
         # Under any flags that a mail reader has added since.
         self._known = {found[1] for found in map(_OURS.match, here) if found}
+        # Of a maildrop of this server: what somebody deleted and may have back.
+        held = path / "held"
+        waiting = [each.name for each in held.iterdir()] if held.is_dir() else []
+        self._held = {found[1] for found in map(_HELD.match, waiting) if found}
 
     def _prepare(self) -> None:
         self._inbox, self._workshop = self._path / "new", self._path / "tmp"
@@ -31,6 +37,12 @@ class Maildir(Folder):
 
     def has(self, identity: str) -> bool:
         return name_of(identity) in self._known
+
+    def place(self, identity: str) -> Place:
+        name = name_of(identity)
+        if name in self._known:
+            return Place.HERE
+        return Place.HELD if name in self._held else Place.GONE
 
     def _place(self, name: str) -> Path:
         return self._inbox / f"{int(time.time())}.{name}.restante"
