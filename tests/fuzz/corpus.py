@@ -47,6 +47,28 @@ SEEDS: dict[str, list[bytes]] = {
         b"[account.isp]\nurl = 'pop3s://pop.example'\nuser = 'ann'\npassword = {env='X'}\n",
         b"server = 1\nx = [1, {a=2}]\n[[a.b]]\n",
     ],
+    "proxy_header": [
+        b"PROXY TCP4 192.0.2.7 192.0.2.1 5000 110\r\nUSER",
+        b"PROXY TCP6 2001:db8::7 ::1 1 2\r\n",
+        b"PROXY UNKNOWN\r\n",
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\xc0\0\x02\x01\x13\x88\0\x6e\x16",
+        b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\x07\x20\0\x04\x01\0\0\0",
+    ],
+    "stored_hash": [
+        b"{SSHA256}SoB/ZqBVxWNLVHVzVzxGBZDUJSC4mEgRWnVnNLkTQq7YKwBX",
+        b"{SHA512-CRYPT}$6$saltsalt$x",
+        b"{SCRAM-SHA-256}1,c2FsdA==,AA==,AA==",
+        b"{PBKDF2}$1$salt$12$00",
+        b"$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$AAAA",
+        b"{SHA.HEX}00",
+    ],
+    "journal_line": [b"\x20x", b"00 {}", b"\0[]"],
+    "foreign_accounts": [
+        b'poll pop.example.org proto pop3 user "ann" pass "x" is ann here keep ssl\n',
+        b"[retriever]\ntype=SimplePOP3SSLRetriever\nserver=h\nusername=u\n"
+        b"[destination]\ntype=Maildir\npath=/m/\n",
+        b"account a\nhost h\nuser u\ntls on\ndelivery maildir /m\n",
+    ],
     "data": [b"\x02Received: a\r\n\r\nbody\r\n", b"\x00\n.\n", b"\x01\r\n\r\r\n"],
     "client": [
         b"\x0f+OK hi\r\n+OK\r\nUIDL\r\nTOP\r\nPIPELINING\r\nSASL PLAIN SCRAM-SHA-256\r\n.\r\n"

@@ -10,11 +10,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from restante import config
+from restante.auth import schemes
+from restante.collect.foreign.fetchmail import fetchmail
+from restante.collect.foreign.getmail import getmail
+from restante.collect.foreign.mpop import mpop
 from restante.errors import (
     AuthenticationFailed,
     BadCommand,
@@ -26,15 +31,16 @@ from restante.errors import (
     ProtocolBroken,
     RestanteError,
 )
-from restante.maildrop import Entry
+from restante.maildrop import Entry, SessionRecord
 from restante.message import LineEnds, Survey, Top
+from restante.net import proxy
 from restante.net.intake import MessageCheck
 from restante.passdb import ScramSecrets
 from restante.pop3.dialogue import Dialogue, Procedure
 from restante.pop3.grammar import Command
 from restante.pop3.session import Policy
 from restante.sasl import MECHANISMS, Channel, Login, Lookup, Reply, reply
-from restante.store import foreign, index, names
+from restante.store import foreign, index, journal, names
 from restante.wire import CRLF, LineBuffer, Stuffer, Unstuffer
 
 from ..pop3.core import Core
@@ -329,7 +335,65 @@ def entry(octets: bytes) -> None:
         assert said == b"+OK %s %d\r\n" % (argument, len(MESSAGES[int(argument) - 1]))
 
 
+def proxy_header(octets: bytes) -> None:
+    """A PROXY header is the same however it arrives, and what follows it is not taken."""
+
+    def parsed(text: bytes) -> tuple[proxy.Origin, int] | str | None:
+        try:
+            return proxy.parse(text)
+        except HostileInput as error:
+            return str(error)
+
+    found = parsed(octets)
+    if isinstance(found, tuple):
+        origin, length = found
+        assert length <= len(octets)
+        assert parsed(octets[:length]) == parsed(octets[:length] + b"more") == found
+        assert all(parsed(octets[:cut]) is None for cut in range(length))
+        assert not origin.address or ip_address(origin.address)
+    elif found is None:
+        assert len(octets) < 16 + proxy.MAX_V2
+
+
+def stored_hash(octets: bytes) -> None:
+    """What is no hash opens for nobody, and costs nothing."""
+    text = octets.decode("utf-8", "surrogateescape")
+    if re.search(r"\d{4}|\$\d\d\$|SCRYPT|PLAIN|CLEAR", text, re.ASCII | re.IGNORECASE):
+        return  # costs that are lawful, but slow; passwords in clear
+    assert not schemes.matches("a password", text)
+    schemes.is_known(text)
+
+
+def journal_line(octets: bytes) -> None:
+    """A line of the journal is what was written, or it is passed over."""
+    good = journal._line(SESSION)
+    at = int.from_bytes(octets[:1], "big") % len(good)
+    harmed = good[:at] + octets[1:] + good[at + len(octets[1:]) :]
+    for line in (octets, harmed.rstrip(b"\n")):
+        assert journal._parse(line) in (None, SESSION)
+
+
+def foreign_accounts(octets: bytes) -> None:
+    """Another collector's configuration is understood, or refused in words."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "rc"
+        file.write_bytes(octets)
+        for read in (fetchmail, getmail, mpop):
+            with suppress(RestanteError):
+                read(file, file)
+
+
 USER = OneUser("tan staaf")
+SESSION = SessionRecord(
+    began_at=1.5,
+    ended_at=2.5,
+    address="192.0.2.7",
+    tls="1.3",
+    credential="phone",
+    retrieved=(Entry("u1", 5),),
+    removed=(Entry("u1", 5),),
+    end="quit",
+)
 Target = Callable[[bytes], None]
 TARGETS: dict[str, Target] = {
     "command": command,
@@ -352,4 +416,8 @@ TARGETS: dict[str, Target] = {
     "foreign_lists": foreign_lists,
     "configuration": configuration,
     "data": data,
+    "proxy_header": proxy_header,
+    "stored_hash": stored_hash,
+    "journal_line": journal_line,
+    "foreign_accounts": foreign_accounts,
 }
