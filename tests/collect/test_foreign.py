@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -93,11 +94,22 @@ def test_getmail_tells_what_has_no_counterpart(tmp_path: Path) -> None:
         "[retriever]\ntype = SimplePOP3Retriever\n",
         "[retriever]\ntype = SimpleIMAPSSLRetriever\n[destination]\ntype = Maildir\n",
         "poll localhost\n",
+        "[retriever]\ntype = SimplePOP3Retriever\nport = pop\n[destination]\n",
     ],
 )
 def test_what_is_not_getmails_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(PermanentFailure):
         getmail(written(tmp_path / "rc", text))
+
+
+@pytest.mark.parametrize("read", [getmail, fetchmail, mpop])
+def test_a_password_in_another_encoding_is_not_guessed(
+    read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    rc = tmp_path / "rc"
+    rc.write_bytes("[retriever]\npassword = gr\xfc\xdfe\n".encode("latin-1"))
+    with pytest.raises(PermanentFailure, match="UTF-8"):
+        read(rc)
 
 
 # mpop

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...errors import PermanentFailure
+
 UNSAFE_CLEAR = "it logged in without TLS; here STLS is wanted"
 
 
@@ -48,6 +50,19 @@ def home(path: str) -> str:
     return str(Path(path).expanduser()) if path else ""
 
 
+def text(path: Path) -> str:
+    """Of a configuration.
+
+    Raises:
+        PermanentFailure: no UTF-8; a password in it would become another one.
+        OSError: it cannot be read.
+    """
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise PermanentFailure(f"{path}: not UTF-8; convert it by iconv first") from error
+
+
 def lines(path: Path | None) -> list[str]:
     """Nothing where there is no such file: then nothing was seen.
 
@@ -56,11 +71,11 @@ def lines(path: Path | None) -> list[str]:
     """
     if path is None or not path.exists():
         return []
-    text = path.read_bytes().decode("utf-8", "surrogateescape")
-    return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+    found = path.read_bytes().decode("utf-8", "surrogateescape")
+    return [line.rstrip("\r") for line in found.split("\n") if line.strip()]
 
 
-def octets(text: str) -> int:
+def octets(size: str) -> int:
     """From ``10k``; 0 where it is no size."""
-    match = re.fullmatch(r"(\d+)([kmg]?)(?:ib)?", text.lower())
+    match = re.fullmatch(r"([0-9]{1,18})([kmg]?)(?:ib)?", size.lower())
     return int(match[1]) * {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}[match[2]] if match else 0

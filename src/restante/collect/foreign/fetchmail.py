@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import PermanentFailure
-from . import Foreign, home, lines, octets
+from . import Foreign, home, lines, octets, text
 
 _TOKEN = re.compile(
     r"""\#[^\n]* | "((?:\\.|[^"\\])*)" | '((?:\\.|[^'\\])*)' | ([^\s:;,\#"'=]+)""",
@@ -34,7 +34,7 @@ def fetchmail(path: Path, seen: Path | None = None) -> list[Foreign]:
         PermanentFailure: no POP3 server in it.
         OSError: it cannot be read.
     """
-    parser = _Parser(path.read_text())
+    parser = _Parser(text(path))
     ids = seen or Path(home(parser.settings.get("idfile", str(path.with_name(".fetchids")))))
     listed = [line.partition(" ") for line in lines(ids)]
     found = []
@@ -87,8 +87,8 @@ def _account(given: Row) -> Foreign:
     return found
 
 
-def _tokens(text: str) -> Iterator[str]:
-    for match in _TOKEN.finditer(text):
+def _tokens(rc: str) -> Iterator[str]:
+    for match in _TOKEN.finditer(rc):
         if match[0].startswith("#"):
             continue
         quoted = next((each for each in (match[1], match[2]) if each is not None), None)
@@ -113,12 +113,12 @@ Row = dict[str, str]
 class _Parser:
     """``rows`` has one for each user of each server, with the defaults filled in."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, rc: str) -> None:
         self.settings: Row = {}
         self.rows: list[Row] = []
         self._defaults: Row = {}
         self._server = self._row = self._defaults
-        self._words = iter(list(_tokens(text)))
+        self._words = iter(list(_tokens(rc)))
         for word in self._words:
             self._take(_ALIASES.get(word.lower(), word.lower()))
 

@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 from ...errors import PermanentFailure
-from . import UNSAFE_CLEAR, Foreign, home, lines
+from . import UNSAFE_CLEAR, Foreign, home, lines, text
 
 
 def getmail(path: Path, seen: Path | None = None) -> list[Foreign]:
@@ -35,10 +35,14 @@ def _is_getmailrc(path: Path) -> bool:
 def _getmail(path: Path, seen: Path | None) -> Foreign:
     parser = configparser.RawConfigParser()
     try:
-        parser.read_string(path.read_text())
-        retriever, destination = parser["retriever"], parser["destination"]
-    except (configparser.Error, KeyError) as error:
+        parser.read_string(text(path))
+        return _account(path, parser, seen)
+    except (configparser.Error, KeyError, ValueError) as error:
         raise PermanentFailure(f"{path}: no configuration of getmail") from error
+
+
+def _account(path: Path, parser: configparser.RawConfigParser, seen: Path | None) -> Foreign:
+    retriever, destination = parser["retriever"], parser["destination"]
     kind = retriever.get("type", "")
     if "POP3" not in kind:
         raise PermanentFailure(f"{path}: {kind or 'a retriever'} is not POP3")
@@ -88,10 +92,10 @@ def _getmail_destination(found: Foreign, section: configparser.SectionProxy) -> 
     return ""
 
 
-def _tuple(text: str) -> tuple[str, ...]:
+def _tuple(written: str) -> tuple[str, ...]:
     """Of getmail, which writes Python."""
     try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        value = ast.literal_eval(written)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return ()
     return tuple(map(str, value)) if isinstance(value, tuple) else ()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...errors import PermanentFailure
-from . import UNSAFE_CLEAR, Foreign, home, lines, octets
+from . import UNSAFE_CLEAR, Foreign, home, lines, octets, text
 
 _ACCOUNT = re.compile(r"(\S+)(?:\s*:\s*(.+))?")
 
@@ -21,7 +21,7 @@ def mpop(path: Path, seen: Path | None = None) -> list[Foreign]:
     """
     sections: dict[str, dict[str, str]] = {"": {}}
     current = sections[""]
-    for line in path.read_text().splitlines():
+    for line in text(path).splitlines():
         word, _, rest = line.strip().partition(" ")
         rest = rest.strip()
         if not word or word.startswith("#"):
