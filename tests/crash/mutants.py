@@ -41,7 +41,7 @@ PARTS = {
 }
 DROPPED = {"fsync", "fsync_directory", "sync", "rename", "move", "flock", "lockf", "unlink"}
 DROPPED |= {"flush", "ftruncate", "_withdraw", "_finish", "finish_update", "_mend", "_forget"}
-DROPPED |= {"undone_on_error", "session_lock"}
+DROPPED |= {"undone_on_error", "session_lock", "sync_together"}
 WEAKER = {"directory_lock": "directory", "replace": "replace_cache"}
 FLAGS = {"O_EXCL": "O_CREAT", "O_NOFOLLOW": "O_CLOEXEC"}
 LIMIT = 240  # seconds for the tests of one mutant

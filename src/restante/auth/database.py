@@ -109,6 +109,9 @@ class Glance:
                 check_same_thread=False,
             )
             self._file = (found.st_dev, found.st_ino)
+            if self._database.execute("PRAGMA user_version").fetchone() != (len(STEPS),):
+                self.close()
+                raise sqlite3.DatabaseError("not of this version")
         return self._database.execute(statement, values).fetchall()
 
     def close(self) -> None:

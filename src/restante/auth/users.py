@@ -19,6 +19,7 @@ from hashlib import blake2b
 from ipaddress import ip_network
 from math import ceil
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from ..errors import (
@@ -105,6 +106,7 @@ class Users:
         self._clerk = ThreadPoolExecutor(1, "clerk")  # renews what no login waits for
         self._uses = Uses(path)
         self._glance = Glance(path)
+        self._quotas, self._quota_lock = Glance(path), Lock()
         self._waiting = 0
 
     # Administration; all of it blocks.
@@ -219,10 +221,13 @@ class Users:
         """
         if not os.path.exists(self._path):
             return None
-        with self._consult() as database:
-            row = database.execute("SELECT quota FROM users WHERE name = ?", (_key(name),))
-            found: tuple[int | None] | None = row.fetchone()
-        return found[0] if found else None
+        query = "SELECT quota FROM users WHERE name = ?"
+        try:
+            with self._quota_lock:  # asked by the threads that deliver
+                rows: Sequence[tuple[int | None]] = self._quotas.rows(query, _key(name))
+        except (sqlite3.Error, OSError):
+            rows = self._all_of(query, _key(name))
+        return rows[0][0] if rows else None
 
     def set_enabled(self, name: str, is_enabled: bool) -> None:
         self._change("UPDATE users SET is_enabled = ? WHERE name = ?", (is_enabled,), name)
@@ -386,6 +391,7 @@ class Users:
         self._clerk.shutdown()
         self._uses.close()
         self._glance.close()
+        self._quotas.close()
 
     async def account(self, identity: str) -> Account | None:
         key = _key(identity)
@@ -394,13 +400,9 @@ class Users:
         return None
 
     async def maildrop_of(self, recipient: str) -> str:
-        return await asyncio.to_thread(self._maildrop_of, recipient)
-
-    def _maildrop_of(self, recipient: str) -> str:
-        with self._consult() as database:
-            for name in addressed(recipient, self._domains):
-                if database.execute("SELECT 1 FROM users WHERE name = ?", (name,)).fetchone():
-                    return name
+        for name in addressed(recipient, self._domains):
+            if await self._rows("SELECT 1 FROM users WHERE name = ?", name):
+                return name
         raise NoSuchUser(recipient)
 
     # SQLite.

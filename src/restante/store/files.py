@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from threading import Event, Lock
 from typing import ParamSpec, TypeVar
 
 from ..errors import MaildropInUse, TemporaryFailure
@@ -27,6 +28,7 @@ PIECE = 32_766
 end still not more than 64 KiB."""
 
 HELD = "held"  # removed mail; made at once, or a full disk could not be emptied
+_PARTS = ("cur", "new", "tmp", HELD)
 LOCK = "restante.lock"  # in the maildrop; never unlinked, or two sessions could hold it
 
 LOGIN = "restante.login"  # its time stamp is that of the last login that counted
@@ -103,6 +105,11 @@ def maildrop(base: str, names: Sequence[str], *, make: bool = False) -> Iterator
 def _open_maildrop(base: str, names: Sequence[str], make: bool) -> int:
     if not make:
         return _descend(base, names)
+    with suppress(FileNotFoundError):
+        opened = _descend(base, names)
+        if all(exists(name, opened) for name in (*_PARTS, LOCK)):
+            return opened
+        os.close(opened)
     with ExitStack() as stack:
         chain = [_open_base(base)]
         stack.callback(os.close, chain[0])
@@ -110,7 +117,7 @@ def _open_maildrop(base: str, names: Sequence[str], make: bool) -> int:
         for name in names:
             made |= _make(name, chain[-1])
             chain.append(stack.enter_context(directory(name, chain[-1])))
-        for name in ("cur", "new", "tmp", HELD):
+        for name in _PARTS:
             made |= _make(name, chain[-1])
         if made or not exists(LOCK, chain[-1]):
             for each in chain:
@@ -252,6 +259,60 @@ def sync(*directories: str, parent: int) -> None:
     for name in directories:
         with directory(name, parent) as opened:
             os.fsync(opened)
+
+
+class _Round:
+    """One fsync of a directory, for all who wait for it."""
+
+    def __init__(self, before: _Round | None) -> None:
+        self.before = before
+        self.is_over = Event()
+        self.error: BaseException | None = None
+
+
+_rounds: dict[tuple[int, int], _Round] = {}
+"""Those that nobody has begun, by device and inode number of the directory."""
+_begun: dict[tuple[int, int], _Round] = {}
+_rounds_lock = Lock()
+
+
+def sync_together(directory: int) -> None:
+    """fsync an open directory, by one call for all threads that want it while another one runs.
+
+    What was done to the directory before this was called is durable on return: a round that has
+    begun is not joined.
+    """
+    found = os.fstat(directory)
+    key = found.st_dev, found.st_ino
+    with _rounds_lock:
+        ours = _rounds.get(key)
+        is_first = ours is None
+        if ours is None:
+            ours = _rounds[key] = _Round(_begun.get(key))
+    if is_first:
+        _carry_out(ours, key, directory)
+    ours.is_over.wait()
+    if isinstance(ours.error, OSError):
+        raise OSError(ours.error.errno, ours.error.strerror)
+    if ours.error is not None:
+        raise ours.error
+
+
+def _carry_out(ours: _Round, key: tuple[int, int], directory: int) -> None:
+    if ours.before is not None:
+        ours.before.is_over.wait()
+        ours.before = None
+    with _rounds_lock:
+        del _rounds[key]
+        _begun[key] = ours
+    try:
+        os.fsync(directory)
+    except BaseException as error:
+        ours.error = error
+    with _rounds_lock:
+        if _begun[key] is ours:
+            del _begun[key]
+    ours.is_over.set()
 
 
 # -- Locks

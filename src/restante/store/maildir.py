@@ -610,19 +610,33 @@ def _is_old(maildrop: int, file: File, arrived_before: float) -> bool:
 async def _deliver(
     delivery: Generator[Entry | None, bytes, None], message: AsyncIterator[bytes]
 ) -> Entry:
-    gathered = bytearray()
+    """Small messages in one call, for each costs more than what it does."""
+    gathered, has_begun = bytearray(), False
+
+    def write(*, is_last: bool) -> Entry | None:
+        if not has_begun:
+            next(delivery)
+        if gathered:
+            delivery.send(bytes(gathered))
+            gathered.clear()
+        if not is_last:
+            return None
+        try:
+            return delivery.send(b"")
+        finally:
+            delivery.close()
+
     try:
-        await in_thread(next, delivery)
         async for octets in message:
             gathered += octets
             if len(gathered) >= _WRITE:
-                await in_thread(delivery.send, bytes(gathered))
-                gathered.clear()
-        if gathered:
-            await in_thread(delivery.send, bytes(gathered))
-        entry = await in_thread(delivery.send, b"")
-    finally:
-        await in_thread(delivery.close)
+                await in_thread(write, is_last=False)
+                has_begun = True
+        entry = await in_thread(write, is_last=True)
+    except BaseException:
+        if has_begun:
+            await in_thread(delivery.close)
+        raise
     assert entry is not None
     return entry
 
@@ -670,7 +684,7 @@ def _delivery(
             name = unique + fields(survey)
             files.move(unique, tmp, name, new)
         with files.undone_on_error(name, new):
-            files.sync(".", parent=new)
+            files.sync_together(new)
     yield Entry(unique, survey.size)
 
 
