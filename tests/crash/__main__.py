@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from .cycles import cuts, kills
+from .kills import kills_at_every_call
 from .laboratory import Laboratory
 from .scenarios import SCENARIOS
 
@@ -20,6 +21,7 @@ def main() -> int:
     parser.add_argument("--cycles", type=int, default=100, help="how often; 100 by default")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--power", action="store_true", help="cut the power of a disk (needs root)")
+    what.add_argument("--calls", action="store_true", help="kill a process at each of its calls")
     what.add_argument("--states", action="store_true", help="open every disk of the model")
     parser.add_argument("--fs", choices=["ext4", "xfs"], default="ext4", help="for --power")
     options = parser.parse_args()
@@ -29,11 +31,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as name:
         if options.states:
             found: dict[str, object] = {each: _states(each, Path(name)) for each in SCENARIOS}
+        elif options.calls:
+            found = {**kills_at_every_call(Path(name), _say)}
         elif options.power:
             found = {**cuts(options.fs, Path(name), options.cycles, _say), "fs": options.fs}
         else:
             found = {**kills(Path(name), options.cycles, _say)}
-    cycles = {} if options.states else {"cycles": options.cycles}
+    cycles = {} if options.states or options.calls else {"cycles": options.cycles}
     print(json.dumps({**cycles, **found, "seconds": round(time.monotonic() - began)}))
     return 0
 

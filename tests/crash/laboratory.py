@@ -17,7 +17,7 @@ from ..store.helpers import deliver
 from ..store.watched import CHANGES, READS, Crash, Hook, below_the_store, die_at, fail_at, nothing
 from .model import LOOSE, ORDERED, Arena, Disk, Recorder
 from .oracle import GONE, LISTED, Expected, Oracle, check
-from .scenarios import USER, Scenario, begin
+from .scenarios import USER, Scenario
 
 T = TypeVar("T")
 Act = Callable[[], Awaitable[None]]
@@ -122,8 +122,7 @@ class Laboratory:
         shutil.rmtree(self._base, ignore_errors=True)
         self._base.mkdir()
         oracle = Oracle()
-        if self._scenario.filled:
-            begin(self._base / USER, oracle)
+        self._scenario.fill(self._base / USER, oracle)
         recorder = Recorder(self._base, self._pool, oracle.snapshot, hook=hook, harsh=harsh)
         recorder.most = most
         oracle.changed = recorder.collect

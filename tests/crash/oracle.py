@@ -9,15 +9,17 @@ from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Protocol
 
-from restante.maildrop import Holding, Store
+from restante.maildrop import Holding, Remembering, Store
 
 from ..store.helpers import text_of, whole
 
 LISTED, HELD, GONE = "listed", "held", "gone"
+NOTED = "noted"
+"""In the journal: a session, whose credential stands for a text."""
 WAIT = 60  # seconds
 
 
-class HoldingStore(Store, Holding, Protocol):
+class HoldingStore(Store, Holding, Remembering, Protocol):
     """What recovery is tried on."""
 
 
@@ -86,9 +88,12 @@ async def check(
     assert not unknown, f"found what was never accepted: {unknown}"
     assert max(Counter(texts).values(), default=0) <= 1, f"listed twice: {texts}"
     assert twice or len({*texts, *held}) == len(texts + held), f"twice: {texts}, held {held}"
+    noted = [each.credential.encode() for each in await store.sessions(user)]
     unique_ids = {text: unique_id for text, unique_id in listed}
     for text, fate in fates.items():
-        places = {name for name, there in ((LISTED, texts), (HELD, held)) if text in there}
+        places = {
+            name for name, there in ((LISTED, texts), (HELD, held), (NOTED, noted)) if text in there
+        }
         assert (places or {GONE}) <= fate.places, f"{text!r} is {places}, not {set(fate.places)}"
         if fate.unique_id and text in unique_ids:
             assert unique_ids[text] == fate.unique_id, f"{text!r} has another unique-id"

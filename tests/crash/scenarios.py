@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from restante.store.maildir import MaildirStore
+import pytest
 
-from ..store.helpers import deliver, put
-from .oracle import GONE, HELD, LISTED, HoldingStore, Oracle
+from restante.maildrop import SessionRecord
+from restante.store import journal as module
+from restante.store.maildir import MaildirStore
+from restante.store.maildir import _Maildir as Opened
+
+from ..store.helpers import deliver, put, text_of
+from .oracle import GONE, HELD, LISTED, NOTED, HoldingStore, Oracle
 
 USER = "ann"
 NAMES = {b"1.a": "new/1.a", b"2.a": "cur/2.a:2,S", b"3.a": "new/3.a,S=5,W=5", b"4.a": "cur/4.a:2,"}
@@ -17,11 +23,25 @@ NAMES = {b"1.a": "new/1.a", b"2.a": "cur/2.a:2,S", b"3.a": "new/3.a,S=5,W=5", b"
 VICTIMS = [b"1.a\r\n", b"2.a\r\n", b"3.a\r\n"]
 
 
+QUARREL = {b"first\r\n": "new/1.a", b"second\r\n": "cur/1.a:2,S"}
+"""Two messages that claim one unique-id, by text."""
+
+
+def begin_quarrel(place: Path, oracle: Oracle) -> None:
+    for text, name in QUARREL.items():
+        put(place, name, text)
+        oracle.expect(text, LISTED)
+
+
 def begin(place: Path, oracle: Oracle) -> None:
     """A maildrop that another program has filled."""
     for text, name in NAMES.items():
         put(place, name, text + b"\r\n")
         oracle.expect(text + b"\r\n", LISTED, unique_id=text.decode())
+
+
+def nothing_there(place: Path, oracle: Oracle) -> None:
+    """Not even a maildrop."""
 
 
 async def delivery(store: HoldingStore, oracle: Oracle) -> None:
@@ -34,6 +54,79 @@ async def delivery(store: HoldingStore, oracle: Oracle) -> None:
 async def opening(store: HoldingStore, oracle: Oracle) -> None:
     async with store.open(USER):
         pass
+
+
+async def followed(store: HoldingStore, oracle: Oracle) -> None:
+    """The index is written, and twice continued."""
+    await opening(store, oracle)
+    for text in (b"first\r\n", b"second\r\n"):
+        oracle.expect(text, LISTED, GONE)
+        entry = await deliver(store, USER, text)
+        oracle.expect(text, LISTED, unique_id=entry.unique_id)
+        await opening(store, oracle)
+    await _remove(store, oracle, HELD)
+    await opening(store, oracle)
+
+
+async def quarrel(store: HoldingStore, oracle: Oracle) -> None:
+    """Who was shown an id sees it again, and nobody inherits that of a message that is gone."""
+    async with store.open(USER) as maildrop:
+        found = {await text_of(maildrop, entry): entry for entry in maildrop.listing}
+        for text, entry in found.items():
+            oracle.expect(text, LISTED, unique_id=entry.unique_id)
+        for text, entry in found.items():
+            if entry.unique_id == "1.a":
+                oracle.expect(text, LISTED, HELD, unique_id=entry.unique_id)
+                if not await maildrop.remove([entry]):
+                    oracle.expect(text, HELD)
+    await opening(store, oracle)
+
+
+async def adoption(store: HoldingStore, oracle: Oracle) -> None:
+    """Mail of another server is never seen under an id that is not its own."""
+    texts = {"7.a:2,S": b"seven\r\n", "8.a": b"eight\r\n"}
+    ids = {name: f"old-{text[:5].decode()}" for name, text in texts.items()}
+
+    async def read(name: str) -> AsyncIterator[bytes]:
+        yield texts[name]
+
+    assert isinstance(store, MaildirStore)
+    for name, text in texts.items():
+        oracle.expect(text, LISTED, GONE, unique_id=ids[name])
+    for _ in range(2):
+        assert await store.adopt(USER, ids, read) in (0, 2)
+        for name, text in texts.items():
+            oracle.expect(text, LISTED, unique_id=ids[name])
+
+
+async def journal(store: HoldingStore, oracle: Oracle) -> None:
+    await _journal(store, oracle, module._FULL)
+
+
+async def full_journal(store: HoldingStore, oracle: Oracle) -> None:
+    await _journal(store, oracle, 1)
+
+
+async def _journal(store: HoldingStore, oracle: Oracle, full: int) -> None:
+    """Two sessions; for the second the file is full after so many octets."""
+    for name in (b"session 1", b"session 2"):
+        async with store.open(USER) as maildrop:
+            assert isinstance(maildrop, Opened)
+            marked = [e for e in maildrop.listing if _text(e.unique_id) in VICTIMS][:1]
+            for entry in marked:
+                oracle.expect(_text(entry.unique_id), LISTED, HELD, unique_id=entry.unique_id)
+            left = await maildrop.remove(marked)
+            for entry in marked:
+                if entry not in left:
+                    oracle.expect(_text(entry.unique_id), HELD)
+            oracle.expect(name, NOTED, GONE)
+            with suppress(OSError):  # as the store does, and tells the log
+                session = SessionRecord(0, 1, "", "", name.decode(), marked, marked, "quit")
+                with pytest.MonkeyPatch.context() as patch:
+                    if name == b"session 2":
+                        patch.setattr(module, "_FULL", full)
+                    module.append(maildrop.maildrop, session)
+                oracle.expect(name, NOTED)
 
 
 async def update(store: HoldingStore, oracle: Oracle) -> None:
@@ -94,8 +187,8 @@ async def purge(store: HoldingStore, oracle: Oracle) -> None:
 class Scenario:
     act: Callable[[HoldingStore, Oracle], Awaitable[None]]
     hold: float = 60
-    filled: bool = True
-    """Whether the maildrop exists before."""
+    fill: Callable[[Path, Oracle], None] = begin
+    """What is there before."""
     limit: int = 0
     """The quota, octets."""
 
@@ -104,10 +197,15 @@ class Scenario:
 
 
 SCENARIOS = {
-    "first delivery": Scenario(delivery, filled=False),
-    "first opening": Scenario(opening, filled=False),
+    "first delivery": Scenario(delivery, fill=nothing_there),
+    "first opening": Scenario(opening, fill=nothing_there),
     "delivery": Scenario(delivery),
     "opening of a foreign maildrop": Scenario(opening),
+    "index that follows": Scenario(followed),
+    "contested unique-ids": Scenario(quarrel, fill=begin_quarrel),
+    "adopted unique-ids": Scenario(adoption),
+    "journal": Scenario(journal),
+    "journal that is full": Scenario(full_journal),
     "update": Scenario(update),
     "destroying update": Scenario(destroying_update, hold=0),
     "undelete": Scenario(undelete),

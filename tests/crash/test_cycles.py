@@ -42,6 +42,10 @@ def can_mount(tmp_path: Path) -> bool:
     )
 
 
+def test_process_is_killed_at_every_call() -> None:
+    crash("--calls")
+
+
 def test_server_is_killed_under_load() -> None:
     crash("--cycles", "100")
 

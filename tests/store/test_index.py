@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -505,6 +506,28 @@ def test_id_of_a_message_that_is_gone_is_not_inherited(maildir: MaildirStore, pl
     put(place, "new/1.a:2,S", b"third")
     third = [entry for entry in run(listing(maildir, "ann")) if entry != other]
     assert third[0].unique_id not in (taken.unique_id, other.unique_id)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_ids_that_cannot_be_remembered_are_not_shown(
+    maildir: MaildirStore, place: Path, error: int
+) -> None:
+    """One would be the other's after the message that keeps it has left; on a disk that is read
+    only none leaves."""
+    put(place, "cur/1.a:2,S", b"first")
+    put(place, "new/1.a", b"second")
+
+    def no_disk(call: tuple[str, ...]) -> None:
+        if call[0] in ("write", "open") and "restante.ids.tmp" in call[1]:
+            raise OSError(error, os.strerror(error))
+
+    with watched(place.parent, no_disk):
+        if error == errno.EROFS:
+            assert len(run(listing(maildir, "ann"))) == 2
+        else:
+            with pytest.raises(TemporaryFailure):
+                run(listing(maildir, "ann"))
+    assert len(run(listing(maildir, "ann"))) == 2
 
 
 @pytest.mark.parametrize("octets", [b"", b"garbage", b"restante ids 1\n" + b"x" * 64])

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 def record(maildrop: int, session: SessionRecord) -> None:
     """Durable on return if the session removed something; an error is told to the log."""
     try:
-        _append(maildrop, session)
+        append(maildrop, session)
     except OSError as error:
         _log.error("journal not written", extra={"fields": {"reason": error.strerror}})
 
@@ -52,7 +52,12 @@ def record_at_once(maildrop: int, session: SessionRecord) -> bool:
     return True
 
 
-def _append(maildrop: int, session: SessionRecord) -> None:
+def append(maildrop: int, session: SessionRecord) -> None:
+    """As ``record``.
+
+    Raises:
+        OSError: the line is not in the journal, or not durably.
+    """
     octets, is_whole = files.size_and_end(JOURNAL, maildrop, b"\n")
     if octets >= _FULL:
         files.rename(JOURNAL, OLD, maildrop)

@@ -166,8 +166,13 @@ def _look_at_all(maildrop: int, known: Index) -> _Looked:
     by_id = identify(scan(maildrop), settled)
     if quarrels := contested(by_id, settled):
         settled.update(quarrels)
-        with suppress(OSError):  # the ids are the same without, as long as nobody leaves
+        try:
             adopted.write(maildrop, settled)
+        except OSError as error:
+            # If the one that keeps the id left, another would inherit it, and a client would take
+            # that one for known.  Where nothing can be written nobody leaves.
+            if error.errno != errno.EROFS:
+                raise
         now = UNKNOWN
     placed = {unique_id for (_, inode), unique_id in settled.items() if not inode}
     places = known.places()
