@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import cache
 from hashlib import blake2b
 from typing import Protocol, cast
 
@@ -46,7 +47,15 @@ class Backend(Passdb, Accounts, Protocol):
 
 
 async def _generation(backend: Backend, identity: str) -> bytes | None:
-    return await backend.generation(identity) if isinstance(backend, Generations) else None
+    if not _implements(type(backend), Generations):
+        return None
+    return await cast(Generations, backend).generation(identity)
+
+
+@cache
+def _implements(kind: type, add_on: type) -> bool:
+    """Python 3.11 takes as long for this as for all else in a login that is remembered."""
+    return issubclass(kind, add_on)
 
 
 class Chain:
@@ -152,8 +161,8 @@ class Chain:
 
     def used(self, account: Account, address: str) -> None:
         for backend in self._backends.values():
-            if isinstance(backend, LastUses):
-                backend.used(account, address)
+            if _implements(type(backend), LastUses):
+                cast(LastUses, backend).used(account, address)
 
     async def _scram(self, identity: str, digest: str) -> ScramSecrets:
         end = self._end()

@@ -20,6 +20,7 @@ from ..passdb import Account, Accounts, Passdb
 RECENT = 30 * 86_400.0
 """Seconds; as other providers have it."""
 
+_WHOLE = View()
 _PREFIX = "recent:"
 _LONGEST = 1000  # characters of a name that is looked into
 
@@ -79,7 +80,7 @@ def opening(store: Store, account: Account) -> AbstractAsyncContextManager[Maild
     Raises:
         PermanentFailure: the store cannot show that.
     """
-    if account.view == View():
+    if account.view == _WHOLE:
         return store.open(account.maildrop)
     if isinstance(store, Viewing):
         return store.open_view(account.maildrop, account.view)
