@@ -84,8 +84,25 @@ def directory(name: str, parent: int) -> Iterator[int]:
         os.close(opened)
 
 
-@contextmanager
-def maildrop(base: str, names: Sequence[str], *, make: bool = False) -> Iterator[int]:
+class Opened:
+    """What is closed at the end of a block, that is of a session, which may wait for long: so
+    neither a generator nor its frame, which take five times the memory."""
+
+    __slots__ = ("_descriptor", "_value")
+
+    def __init__(self, descriptor: int, value: int | None = None) -> None:
+        """``value`` is what the block gets; by default the descriptor."""
+        self._descriptor = descriptor
+        self._value = descriptor if value is None else value
+
+    def __enter__(self) -> int:
+        return self._value
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+def maildrop(base: str, names: Sequence[str], *, make: bool = False) -> Opened:
     """The directory of a maildrop.
 
     With ``make`` what is missing below ``base`` is made (0700), durably: a maildrop whose lock
@@ -95,11 +112,7 @@ def maildrop(base: str, names: Sequence[str], *, make: bool = False) -> Iterator
         TemporaryFailure: there is no ``base``.
         FileNotFoundError: no maildrop, and ``make`` is false.
     """
-    opened = _open_maildrop(base, names, make)
-    try:
-        yield opened
-    finally:
-        os.close(opened)
+    return Opened(_open_maildrop(base, names, make))
 
 
 def _open_maildrop(base: str, names: Sequence[str], make: bool) -> int:
@@ -318,12 +331,11 @@ def _carry_out(ours: _Round, key: tuple[int, int], directory: int) -> None:
 # -- Locks
 
 
-@contextmanager
-def session_lock(maildrop: int) -> Iterator[int]:
+def session_lock(maildrop: int) -> Opened:
     """The exclusive-access lock of one session; the kernel frees it when the process dies.
 
-    Yields when the session began, in nanoseconds of the file system's own clock; on one that
-    is read only some earlier moment.
+    The block gets when the session began, in nanoseconds of the file system's own clock; on one
+    that is read only some earlier moment.
 
     Raises:
         MaildropInUse: at once, with the age of the session that holds it.
@@ -339,9 +351,10 @@ def session_lock(maildrop: int) -> Iterator[int]:
             raise MaildropInUse(max(0.0, time.time() - os.fstat(lock).st_mtime)) from None
         with suppress(OSError):
             os.utime(lock)
-        yield os.fstat(lock).st_mtime_ns
-    finally:
+        return Opened(lock, os.fstat(lock).st_mtime_ns)
+    except BaseException:
         os.close(lock)
+        raise
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from collections.abc import (
 )
 from contextlib import (
     AbstractAsyncContextManager,
+    AbstractContextManager,
     AsyncExitStack,
     ExitStack,
     aclosing,
@@ -130,46 +131,47 @@ class MaildirStore:
                 del self._views[next(iter(self._views))]
         return index
 
-    @asynccontextmanager
-    async def _session(self, user: str, folder: str = INBOX) -> AsyncIterator[_Maildir]:
-        """
+    def _session(self, user: str, folder: str = INBOX) -> _Session:
+        return _Session(self, user, folder)
+
+    async def _begin(self, user: str, folder: str, held: _Held) -> tuple[str, _Maildir]:
+        """Under which key its index is remembered, and the session.
+
         Raises:
             _NoSuchFolder, MaildropInUse, TemporaryFailure
         """
         names, key = self._template.names(user), user if folder == INBOX else f"{user}/{folder}"
-        with ExitStack() as stack:
-            known = self._indexes.get(key)
-            locked = None
-            lock = partial(self._lock, stack, names, folder, known)
-            if known is not None:
-                # What we look at is in memory: a thread would cost more than it saves.
-                with files.storage_errors(), suppress(FileNotFoundError):
-                    locked = lock()
-            if locked is None:  # what is missing is made
-                stack.close()
-                locked = await in_thread(lock, make=True)
-            root, maildrop, began, fresh = locked
-            index = await self._catch_up(root, maildrop, began, known) if fresh is None else fresh
+        known = self._indexes.get(key)
+        locked = None
+        lock = partial(self._lock, held, names, folder, known)
+        if known is not None:
+            # What we look at is in memory: a thread would cost more than it saves.
+            with files.storage_errors(), suppress(FileNotFoundError):
+                locked = lock()
+        if locked is None:  # what is missing is made
+            held.let_go()
+            locked = await in_thread(lock, make=True)
+        root, maildrop, began, fresh = locked
+        index = await self._catch_up(root, maildrop, began, known) if fresh is None else fresh
+        self._remember(key, index)
+        return key, _Maildir(maildrop, index, root=root, destroy=not self.hold)
+
+    async def _end(self, key: str, session: _Maildir) -> None:
+        maildrop, index, corrections = session.maildrop, session.listing, session.close()
+        if session.learned:
+            index = index.learned(session.learned)
             self._remember(key, index)
-            session = _Maildir(maildrop, index, root=root, destroy=not self.hold)
-            try:
-                yield session
-            finally:
-                corrections = session.close()
-                if session.learned:
-                    index = index.learned(session.learned)
-                    self._remember(key, index)
-                    if len(session.learned) * _WORTH_SAVING >= len(index):
-                        await in_thread(save, maildrop, index)
-                if corrections:
-                    corrected = await in_thread(
-                        follow, maildrop, index, Change(other=corrections), index.stamps
-                    )
-                    self._remember(key, corrected)
+            if len(session.learned) * _WORTH_SAVING >= len(index):
+                await in_thread(save, maildrop, index)
+        if corrections:
+            corrected = await in_thread(
+                follow, maildrop, index, Change(other=corrections), index.stamps
+            )
+            self._remember(key, corrected)
 
     def _lock(
         self,
-        stack: ExitStack,
+        held: _Held,
         names: Sequence[str],
         folder: str,
         known: Index | None,
@@ -178,14 +180,14 @@ class MaildirStore:
     ) -> tuple[int, int, int, Index | None]:
         """The Maildir, the folder in it, when the session began, and the index known if all is as
         it says."""
-        root = stack.enter_context(files.maildrop(self._template.base, names, make=make))
+        root = held.take(files.maildrop(self._template.base, names, make=make))
         maildrop = root
         if folder != INBOX:
             try:
-                maildrop = stack.enter_context(files.folder(folder, root))
+                maildrop = held.take(files.folder(folder, root))
             except FileNotFoundError:
                 raise _NoSuchFolder from None
-        began = stack.enter_context(files.session_lock(maildrop))
+        began = held.take(files.session_lock(maildrop))
         is_fresh = known is not None and known.stamps == stamps(maildrop)
         fresh = known if is_fresh and not is_unfinished(maildrop) else None
         return root, maildrop, began, fresh
@@ -414,6 +416,51 @@ def _parts(
             places = recent(session.maildrop, session.listing, since)
         parts.append(Part(folder, session, places, is_own=is_only or folder == INBOX))
     return parts
+
+
+class _Held(list[AbstractContextManager[int]]):
+    """What a session holds; an ``ExitStack`` takes ten times the memory."""
+
+    __slots__ = ()
+
+    def take(self, manager: AbstractContextManager[int]) -> int:
+        value = manager.__enter__()
+        self.append(manager)
+        return value
+
+    def let_go(self) -> None:
+        """The last first, and each even if another one fails."""
+        try:
+            while self:
+                self.pop().__exit__(None, None, None)
+        finally:
+            if self:
+                self.let_go()
+
+
+class _Session(AbstractAsyncContextManager["_Maildir"]):
+    """From the lock to its end.  No generator: its frame would wait as long as the client."""
+
+    __slots__ = ("_folder", "_held", "_key", "_session", "_store", "_user")
+
+    def __init__(self, store: MaildirStore, user: str, folder: str) -> None:
+        self._store, self._user, self._folder = store, user, folder
+        self._held = _Held()
+
+    async def __aenter__(self) -> _Maildir:
+        try:
+            begun = await self._store._begin(self._user, self._folder, self._held)
+        except BaseException:
+            self._held.let_go()
+            raise
+        self._key, self._session = begun
+        return self._session
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            await self._store._end(self._key, self._session)
+        finally:
+            self._held.let_go()
 
 
 class _Maildir:
