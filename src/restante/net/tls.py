@@ -81,6 +81,7 @@ def server_context(
     context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
     _restrict(context, minimum)
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
+    context.num_tickets = 1  # a client has one session here, and each resumption brings another
     context.load(certificate, key)
     if client_ca is not None:
         try:
