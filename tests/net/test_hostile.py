@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 
 import pytest
@@ -67,6 +68,40 @@ def test_a_handshake_in_drops_ends(run: Run[None], server_tls: ssl.SSLContext) -
                 await asyncio.wait([heard], timeout=0.02)
             assert await heard == b""
             writer.transport.abort()
+
+    run(main())
+
+
+def test_handshakes_that_never_end_take_the_seats_of_their_source_alone(
+    run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """A flood of handshakes is bounded before any is paid for: by seats, and by their deadline.
+
+    More of them at once would help nobody: who is silent must not keep out who is not.
+    """
+
+    async def main() -> None:
+        async with serving(
+            MemoryStore(), tls=server_tls, implicit=True, timeouts=SHORT, per_source=3
+        ) as server:
+            silent = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(3)]
+            refused = await asyncio.open_connection("127.0.0.1", server.port)
+            assert await Client(*refused).rest() == b""
+            other = socket.socket()
+            with other:
+                other.bind(("127.0.0.2", 0))
+                other.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(other, ("127.0.0.1", server.port))
+                reader, writer = await asyncio.open_connection(
+                    sock=other, ssl=client_tls, server_hostname="localhost"
+                )
+                assert (await Client(reader, writer).line()).startswith(b"+OK")
+                writer.transport.abort()
+            for connection in silent:
+                assert await Client(*connection).rest() == b""  # the deadline
+            for _, writer in (*silent, refused):
+                writer.transport.abort()
+            await serves(server, client_tls)
 
     run(main())
 
