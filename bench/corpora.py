@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 OWNER = 5000  # user and group of all mail, as Dovecot wants
@@ -25,6 +26,7 @@ SHAPES = {  # messages, octets of each on the wire
     "n100k": (100_000, 600),
 }
 SMALL_USERS = 100
+SLOW_USERS = 200
 _RAW = base64.b64encode(random.Random(1939).randbytes(2**20)).decode()
 _LINES = [_RAW[at : at + 76] for at in range(0, len(_RAW) - 76, 76)]
 for _at in range(7, len(_LINES), 997):
@@ -75,11 +77,21 @@ def give_to_owner(path: Path) -> None:
 
 
 def make(root: Path, *names: str) -> None:
-    """``small`` is many users with three messages; others are ``d4k_lf``, ``d4k_crlf`` ..."""
+    """``small`` is many users with three messages, ``slow`` many with a large one.
+
+    Others are one user each: ``d4k_lf``, ``d4k_crlf`` ...
+    """
     for name in names:
         if name == "small":
             for at in range(SMALL_USERS):
                 maildir(root / f"u{at}" / "Maildir", 3, 2048, crlf=False)
+        elif name == "slow":  # a large message each, which is the same file
+            make(root, "d25m_lf")
+            source = min((root / "d25m_lf" / "Maildir" / "cur").iterdir())
+            for at in range(SLOW_USERS):
+                maildir(root / f"s{at}" / "Maildir", 0, 0, crlf=False)
+                with suppress(FileExistsError):
+                    os.link(source, root / f"s{at}" / "Maildir" / "cur" / source.name)
         else:
             shape, _, form = name.partition("_")
             dotted = not shape.startswith("r")

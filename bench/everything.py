@@ -20,6 +20,7 @@ RUNS = (
     ("bench_drain.py", "--corpora", "d25m,r25m", "--rounds", "2", "--against", "dovecot-multi"),
     ("bench_listing.py", "--against", "dovecot-multi"),
     ("bench_idle_memory.py", "--connections", "4000", "--against", "dovecot-multi"),
+    ("bench_crowd.py",),
     ("bench_workers.py", "--sessions", "2000"),
     ("bench_collect.py", "--rounds", "1", "--patience", "6"),
 )

@@ -35,6 +35,7 @@ PASSWORD = "secret"
 SERVER_CORE, LOAD_CORE = "0", str(max(os.cpu_count() or 1, 2) - 1)
 USERS = [f"u{at}" for at in range(corpora.SMALL_USERS)]
 USERS += [f"{shape}_{form}" for shape in corpora.SHAPES for form in ("lf", "crlf")]
+USERS += [f"s{at}" for at in range(corpora.SLOW_USERS)]
 USERS += [f"i{at}" for at in range(10_000)]  # without mail
 
 

@@ -43,6 +43,7 @@ _TITLES = {
     "bench_drain": "Downloading everything, 64 commands ahead",
     "bench_listing": "Polls and listings",
     "bench_idle_memory": "Memory of a connection that waits",
+    "bench_crowd": "A crowd of 10,000 idle TLS sessions, and 200 clients that stop reading",
     "bench_workers": "Workers",
     "bench_collect": "Collecting 10,000 messages of 4 kB into a Maildir",
 }
