@@ -24,6 +24,7 @@ from ..sasl import Channel
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 are all good
 _SRV_NAME = "1.3.6.1.5.5.7.8.7"  # RFC 4985 §2
+_CLEAR = Channel()
 _LIFETIME = timedelta(days=3650)  # devices remember this very certificate
 
 
@@ -96,7 +97,7 @@ def server_context(
 def channel(tls: ssl.SSLObject | None) -> Channel:
     """What the server's side of SASL may know of a connection; None: it is in clear."""
     if tls is None:
-        return Channel()
+        return _CLEAR
     certificate = tls.getpeercert() or {}
     names = cast("Iterable[tuple[str, str]]", certificate.get("subjectAltName", ()))  # documented
     identities = tuple(value for kind, value in names if kind == "email")

@@ -147,7 +147,7 @@ class Session:
         self._terms = policy.told
         self._failed_logins = 0
         self._listing: Sequence[Entry] = ()
-        self._marks: set[int] = set()
+        self._marks: set[int] | None = None  # few sessions have any
 
     # What the driver calls.
 
@@ -318,13 +318,13 @@ class Session:
         """
         if number > len(self._listing):
             raise NoSuchMessage
-        if number in self._marks:
+        if self._marks and number in self._marks:
             raise NoSuchMessage("message is marked as deleted")
         return self._listing[number - 1]
 
     def kept(self) -> Iterator[tuple[int, Entry]]:
         """Message-number and entry of all that are not marked as deleted."""
-        marks = frozenset(self._marks)
+        marks = frozenset(self._marks or ())
         return (
             (number, entry) for number, entry in enumerate(self._listing, 1) if number not in marks
         )
@@ -335,18 +335,19 @@ class Session:
         return self._listing if isinstance(self._listing, Rendered) and not self._marks else None
 
     def marked(self) -> tuple[Entry, ...]:
-        return tuple(self._listing[number - 1] for number in sorted(self._marks))
+        return tuple(self._listing[number - 1] for number in sorted(self._marks or ()))
 
     def mark(self, number: int) -> None:
         entry = self.entry(number)
         if self._is_read_only:
             raise ReadOnly
+        self._marks = self._marks or set()
         self._marks.add(number)
         self.count -= 1
         self.octets -= entry.size
 
     def unmark_all(self) -> None:
-        self._marks.clear()
+        self._marks = None
         self._count_all()
 
     def leave(self, response: Response) -> Response:

@@ -466,6 +466,17 @@ class _Session(AbstractAsyncContextManager["_Maildir"]):
 class _Maildir:
     """One session's ``Maildrop``."""
 
+    __slots__ = (
+        "_destroy",
+        "_directories",
+        "_moved",
+        "_root",
+        "_sizes",
+        "learned",
+        "listing",
+        "maildrop",
+    )
+
     def __init__(self, maildrop: int, index: Index, *, root: int, destroy: bool) -> None:
         """``root``: the Maildir that ``maildrop`` is or is a folder of."""
         self.listing = index
