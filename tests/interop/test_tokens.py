@@ -21,7 +21,7 @@ from restante.errors import AuthenticationFailed, BackendUnavailable
 from .programs import missing, need, running
 
 pytestmark = pytest.mark.interop
-PACKAGES = Path(__file__).parents[2] / "build" / "oidc" / "node_modules"
+PACKAGES = Path(__file__).parents[2] / "build" / "openid" / "node_modules"
 
 
 @dataclass
