@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from .shared import Shared, retrieve, shared, unique_ids
 
@@ -40,27 +42,34 @@ class Soak:
         """IMAP was told to expunge it, which does nothing if POP3 has just removed it."""
         self.retrieved = 0
         self.removed = 0
+        self.gone: list[bytes] = []
+        """Retrieved and acknowledged as removed, and nothing given back since."""
         self.named: dict[bytes, bytes] = {}
         """The message that a unique-id stands for: one, for ever."""
 
     def deliver(self, actor: int) -> None:
         for number in range(EACH):
-            token = b"%d.%d" % (actor, number)
-            message = b"Subject: %s\r\n\r\n" % token + (b"body of %s\r\n" % token) * actor * 40
-            with smtplib.LMTP("127.0.0.1", self.servers.port("lmtp")) as lmtp:
-                assert lmtp.sendmail("sender@example.org", ["mrose"], message) == {}
-            self.delivered.append(message)
+            self.deliver_one(b"%d.%d" % (actor, number), actor * 40)
+
+    def deliver_one(self, token: bytes, lines: int) -> None:
+        message = b"Subject: %s\r\n\r\n" % token + (b"body of %s\r\n" % token) * lines
+        with smtplib.LMTP("127.0.0.1", self.servers.port("lmtp")) as lmtp:
+            assert lmtp.sendmail("sender@example.org", ["mrose"], message) == {}
+        self.delivered.append(message)
 
     def fetch(self, actor: int) -> None:
         """Sessions that read and delete; every fourth one is dropped."""
         choose = random.Random(self.seed * 100 + actor)
         for _ in range(SESSIONS):
-            try:
-                with self.servers.pop3() as pop3:
-                    self.session(pop3, choose)
-            except poplib.error_proto as error:
-                if "[IN-USE]" not in str(error):
-                    raise
+            self.fetch_once(choose)
+
+    def fetch_once(self, choose: random.Random) -> None:
+        try:
+            with self.servers.pop3() as pop3:
+                self.session(pop3, choose)
+        except poplib.error_proto as error:
+            if "[IN-USE]" not in str(error):
+                raise
 
     def session(self, pop3: poplib.POP3, choose: random.Random) -> None:
         named = unique_ids(pop3)
@@ -68,7 +77,7 @@ class Soak:
         assert named.keys() == sizes.keys()
         assert len(set(named.values())) == len(named)
         chosen = choose.sample(sorted(named, key=int), k=min(len(named), 8))
-        marked = 0
+        marked: list[bytes] = []
         for number in chosen:
             try:
                 message = retrieve(pop3, int(number))
@@ -81,18 +90,22 @@ class Soak:
             self.retrieved += 1
             if choose.random() < 0.3:
                 pop3.dele(int(number))
-                marked += 1
+                marked.append(message)
         if choose.random() < 0.75:
             pop3.quit()
-            self.removed += marked
+            self.removed += len(marked)
+            self.gone += marked
 
     def read_by_imap(self) -> None:
         choose = random.Random(self.seed)
         for _ in range(IMAP_STEPS):
-            with self.servers.imap() as imap:
-                count = int(imap.select("INBOX")[1][0] or 0)
-                if count:
-                    self.imap_step(imap, choose, str(choose.randint(1, count)))
+            self.read_once(choose)
+
+    def read_once(self, choose: random.Random) -> None:
+        with self.servers.imap() as imap:
+            count = int(imap.select("INBOX")[1][0] or 0)
+            if count:
+                self.imap_step(imap, choose, str(choose.randint(1, count)))
 
     def imap_step(self, imap: imaplib.IMAP4, choose: random.Random, number: str) -> None:
         step = choose.choice(["flag", "unflag", "move", "append", "expunge"])
@@ -122,8 +135,31 @@ class Soak:
 
     def undelete(self) -> None:
         for _ in range(UNDELETES):
-            done = self.servers.command("maildrop", "undelete", "mrose", "--since", "1h")
-            assert done.returncode == 0, done.stderr
+            self.undelete_once()
+
+    def undelete_once(self) -> None:
+        done = self.servers.command("maildrop", "undelete", "mrose", "--since", "1h")
+        assert done.returncode == 0, done.stderr
+
+    def check(self) -> None:
+        """Acknowledged is found, once."""
+        delivered, everywhere = texts(self.delivered), texts(self.servers.everywhere())
+        found = {
+            "lost": delivered - everywhere - texts(self.condemned),
+            "twice, torn or out of nowhere": everywhere - delivered - texts(self.moved),
+        }
+        told = {what: [text[:20] for text in which] for what, which in found.items() if which}
+        assert told == {}
+
+    def check_listing(self) -> None:
+        """What was acknowledged as removed is not back, and every unique-id is what it was."""
+        with self.servers.pop3() as pop3:
+            listed = {
+                unique_id: retrieve(pop3, int(n)) for n, unique_id in unique_ids(pop3).items()
+            }
+        for unique_id, message in listed.items():
+            assert self.named.setdefault(unique_id, message) == message
+        assert not texts(list(listed.values())) & texts(self.gone)
 
 
 def run(actions: list[Callable[[], None]]) -> None:
@@ -152,9 +188,49 @@ def test_nothing_is_lost_and_nothing_is_there_twice(seed: int) -> None:
         )
         assert soak.retrieved > 50
         assert soak.removed > 5
-        delivered, everywhere = texts(soak.delivered), texts(servers.everywhere())
-        found = {
-            "lost": delivered - everywhere - texts(soak.condemned),
-            "twice, torn or out of nowhere": everywhere - delivered - texts(soak.moved),
-        }
-        assert {what: [text[:20] for text in which] for what, which in found.items() if which} == {}
+        soak.check()
+
+
+SCHEDULE = st.lists(
+    st.lists(st.sampled_from(["deliver", "session", "imap", "undelete"]), min_size=1, max_size=5),
+    min_size=3,
+    max_size=13,
+)
+"""For each actor what it does, one after the other."""
+
+
+def test_any_schedule_is_harmless() -> None:
+    """Short stories one after another on one maildrop, looked at between them."""
+    with shared([]) as servers:
+        soak = Soak(servers, 0)
+        stories = [0]
+
+        @settings(
+            max_examples=8, deadline=None, derandomize=True, database=None, phases=[Phase.generate]
+        )
+        @given(SCHEDULE)
+        def story(schedule: list[list[str]]) -> None:
+            stories[0] += 1
+            if any("undelete" in steps for steps in schedule):
+                soak.gone = []
+            run([partial(act, actor, steps) for actor, steps in enumerate(schedule)])
+            if any("undelete" in steps for steps in schedule):
+                soak.gone = []
+            soak.check()
+            soak.check_listing()
+
+        def act(actor: int, steps: list[str]) -> None:
+            choose = random.Random(stories[0] * 1000 + actor)
+            for number, step in enumerate(steps):
+                match step:
+                    case "deliver":
+                        soak.deliver_one(b"%d.%d.%d" % (stories[0], actor, number), 1 + actor * 9)
+                    case "session":
+                        soak.fetch_once(choose)
+                    case "imap":
+                        soak.read_once(choose)
+                    case _:
+                        soak.undelete_once()
+
+        story()
+        assert soak.retrieved > 5

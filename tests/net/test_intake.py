@@ -349,3 +349,167 @@ def test_pythons_own_client_is_content(run: Run[None]) -> None:
             assert [without_trace(each) for each in await letters(store, user)] == [LETTER]
 
     run(main())
+
+
+# -- FAULTS: what hostile or broken senders do
+
+
+@pytest.mark.parametrize("smtp", [False, True])
+def test_dots_are_unstuffed_once(smtp: bool, run: Run[None]) -> None:
+    """RFC 5321 §4.5.2."""
+
+    async def main() -> None:
+        store = MemoryStore()
+        async with taking(store, smtp=smtp) as (client, _):
+            await replies(client, MAIL + ANN + b"DATA\r\n", 3)
+            got = await replies(client, b"S: x\r\n\r\n..a\r\n...\r\n..\r\n.b\r\n.\r\n", 1)
+            assert got[0].startswith(b"250")
+        assert without_trace((await letters(store))[0]) == b"S: x\r\n\r\n.a\r\n..\r\n.\r\nb\r\n"
+
+    run(main())
+
+
+@pytest.mark.parametrize("octets", [998, 999, 1_000_000])
+def test_lines_may_have_any_length(octets: int, run: Run[None]) -> None:
+    """More than RFC 5321 §4.5.3.1.6 asks for; a line that is cut would be another message."""
+    letter = b"Subject: x\r\n\r\n" + b"x" * octets + b"\r\nend\r\n"
+
+    async def main() -> None:
+        store = MemoryStore()
+        async with taking(store, most=2_000_000) as (client, _):
+            await replies(client, MAIL + ANN + b"DATA\r\n", 3)
+            assert (await replies(client, letter + b".\r\n", 1))[0].startswith(b"250")
+        assert without_trace((await letters(store))[0]) == letter
+
+    run(main())
+
+
+def test_a_size_that_was_a_lie_is_found_out(run: Run[None]) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        async with taking(store, most=1000) as (client, _):
+            small = b"MAIL FROM:<bob@example.net> SIZE=10\r\n"
+            await replies(client, small + ANN + b"DATA\r\n", 3)
+            got = await replies(client, b"x" * 2000 + b"\r\n.\r\n", 1)
+            assert got[0].startswith(b"552 5.3.4")
+        assert await letters(store) == []
+
+    run(main())
+
+
+def test_a_sender_that_leaves_before_its_250_can_come_again(run: Run[None]) -> None:
+    """RFC 2033 §4.2: then the message may be there twice; that it is there is what counts."""
+
+    async def main() -> None:
+        memory = MemoryStore()
+        slow = SlowStore(memory)
+        async with taking(slow) as (client, _):
+            await replies(client, MAIL + ANN + b"DATA\r\n", 3)
+            client.send(LETTER + b".\r\n")
+            await slow.begun.wait()
+        slow.may_end.set()
+        await asyncio.wait_for(slow.ended.wait(), 10)
+        stored = len(await letters(memory))
+        assert stored <= 1
+        async with taking(memory) as (client, _):
+            await replies(client, MAIL + ANN + b"DATA\r\n", 3)
+            assert (await replies(client, LETTER + b".\r\n", 1))[0].startswith(b"250")
+        assert len(await letters(memory)) == stored + 1
+
+    run(main())
+
+
+class SlowStore:
+    """A store that takes its time."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.store = store
+        self.open = store.open
+        self.begun, self.may_end, self.ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def deliver(self, user: str, message: AsyncIterator[bytes]) -> Entry:
+        self.begun.set()
+        try:
+            await self.may_end.wait()
+            return await self.store.deliver(user, message)
+        finally:
+            self.ended.set()
+
+
+@pytest.mark.parametrize("command", [b"BDAT 10 LAST", b"STARTTLS", b"AUTH PLAIN AAA=", b"TURN"])
+def test_commands_that_carry_more_are_not_known(command: bytes, run: Run[None]) -> None:
+    """Nothing that could change how the following octets are read (CVE-2021-38371)."""
+
+    async def main() -> None:
+        store = MemoryStore()
+        async with taking(store, smtp=True) as (client, _):
+            got = await replies(client, MAIL + ANN + command + b"\r\nNOOP\r\n", 4)
+            assert [line[:3] for line in got] == [b"250", b"250", b"500", b"250"]
+        assert await letters(store) == []
+
+    run(main())
+
+
+def test_ten_thousand_recipients_are_a_hundred(run: Run[None]) -> None:
+    """RFC 5321 §4.5.3.1.8, §4.5.3.1.10: those beyond the limit come with the next message."""
+
+    async def main() -> None:
+        store = MemoryStore()
+        async with taking(store) as (client, _):
+            got = await replies(client, MAIL + ANN * 10_000, 10_001)
+            assert {line[:9] for line in got[:101]} <= {b"250 2.1.0", b"250 2.1.5"}
+            assert {line[:9] for line in got[101:]} == {b"452 4.5.3"}
+            await replies(client, b"DATA\r\n", 1)
+            got = await replies(client, LETTER + b".\r\nNOOP\r\n", 101)
+            assert all(line.startswith(b"250") for line in got)
+        assert len(await letters(store)) == 100
+
+    run(main())
+
+
+def test_a_head_without_end_is_bounded_work(run: Run[None]) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        async with taking(store, most=5_000_000) as (client, _):
+            for head, reply in ((b"X: y\r\n" * 500_000, b"250"), (b"X: y\r\n" * 900_000, b"552")):
+                await replies(client, MAIL + ANN + b"DATA\r\n", 3)
+                assert (await replies(client, head + b".\r\n", 1))[0].startswith(reply)
+
+    run(main())
+
+
+def test_nul_in_a_message_is_kept(run: Run[None]) -> None:
+    """Octets are stored as they come; what shows them must be able to."""
+    letter = b"Subject: a\0b\r\n\r\n\0\0c\r\n"
+
+    async def main() -> None:
+        store = MemoryStore()
+        async with taking(store) as (client, _):
+            await replies(client, MAIL + ANN + b"DATA\r\n", 3)
+            assert (await replies(client, letter + b".\r\n", 1))[0].startswith(b"250")
+        assert without_trace((await letters(store))[0]) == letter
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"MAIL FROM:<bob@example.net\rX-Injected: y>",
+        b"MAIL FROM:<bob@example.net\x00>",
+        b"MAIL FROM:<bob\x0b@example.net>",
+        b"MAIL FROM:<bob@example.net>\rRCPT TO:<ann@example.org>",
+    ],
+)
+def test_an_envelope_puts_no_field_into_a_message(line: bytes, run: Run[None]) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        async with taking(store) as (client, _):
+            got = await replies(client, line + b"\r\nRSET\r\n" + MAIL + ANN + b"DATA\r\n", 5)
+            assert got[0][:1] == b"5", got
+            assert (await replies(client, LETTER + b".\r\n", 1))[0].startswith(b"250")
+        (letter,) = await letters(store)
+        assert b"Injected" not in letter
+        assert letter.count(b"\r\n\r\n") == 1
+
+    run(main())
