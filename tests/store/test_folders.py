@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from restante.errors import MaildropInUse, MessageGone, PermanentFailure
-from restante.maildrop import Entry, Rendered, Usage, View
+from restante.maildrop import Entry, Journal, Rendered, SessionRecord, Usage, View
 from restante.store.folders import directory_of
 from restante.store.maildir import MaildirStore
 
@@ -334,3 +334,20 @@ def test_the_whole_lock_is_taken_for_recent_mail(maildir: MaildirStore, ages: Pa
                 await listing(maildir, "ann")
 
     run(story())
+
+
+def test_the_journal_names_messages_as_their_folders_do(maildir: MaildirStore, full: Path) -> None:
+    async def story() -> None:
+        async with maildir.open_view("ann", BOTH) as maildrop:
+            assert isinstance(maildrop, Journal)
+            first, *_, last = maildrop.listing
+            assert not await maildrop.remove([last])
+            await maildrop.record(
+                SessionRecord(1, 2, "192.0.2.7", "1.3", "phone", [first, last], [last], "quit")
+            )
+
+    run(story())
+    (found,) = run(maildir.sessions("ann"))
+    assert [entry.unique_id for entry in found.retrieved] == ["1000000001.a", "1000000004.d"]
+    assert [entry.unique_id for entry in found.removed] == ["1000000004.d"]
+    assert [each.unique_id for each in run(maildir.held("ann"))] == ["1000000004.d"]

@@ -16,6 +16,7 @@ from base64 import b64encode
 from bisect import bisect_right
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
@@ -190,10 +191,12 @@ class Window:
         return await self._parts[0].session.pace(delay)
 
     async def record(self, session: SessionRecord) -> None:
-        """In the journal of the first folder."""
+        """With the unique-ids that the messages have in their folders, as held mail has them."""
         first = self._parts[0].session
         if isinstance(first, Journal):
-            await first.record(session)
+            retrieved = [self._find(entry)[1] for entry in session.retrieved]
+            removed = [self._find(entry)[1] for entry in session.removed]
+            await first.record(replace(session, retrieved=retrieved, removed=removed))
 
 
 async def _remove(session: Session, pairs: Sequence[tuple[Entry, Entry]]) -> list[Entry]:
