@@ -119,10 +119,14 @@ def _open_maildrop(base: str, names: Sequence[str], make: bool) -> int:
     if not make:
         return _descend(base, names)
     with suppress(FileNotFoundError):
-        opened = _descend(base, names)
-        if all(exists(name, opened) for name in (*_PARTS, LOCK)):
+        opened, is_whole = _descend(base, names), False
+        try:
+            is_whole = all(exists(name, opened) for name in (*_PARTS, LOCK))
+        finally:
+            if not is_whole:
+                os.close(opened)
+        if is_whole:
             return opened
-        os.close(opened)
     with ExitStack() as stack:
         chain = [_open_base(base)]
         stack.callback(os.close, chain[0])
