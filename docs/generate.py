@@ -44,6 +44,7 @@ MEANINGS = {
     "line refused": "a line of the passwd-file is not understood; its user cannot log in",
     "journal damaged": "some lines of a journal cannot be read; the others are told",
     "journal not written": "what a session did is not in the journal; the mail is as it should be",
+    "login impossible": "the maildrop is in use, a back end is down, or the like; never a guess",
     "login ok": "somebody logged in",
     "login refused": "somebody did not; the client hears less than `reason` tells",
     "maildrop indexed": "a login had to look at so many messages that it took long",

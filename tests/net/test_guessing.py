@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from restante.errors import AuthenticationFailed, TemporaryFailure
-from restante.passdb import Account, Credentials, Disproof, Shown
+from restante.errors import AuthenticationFailed, BackendUnavailable, TemporaryFailure
+from restante.passdb import Account, Credentials, Disproof, ScramSecrets, Shown
 from restante.pop3.session import Policy
 from restante.sasl import scram
 from restante.store.memory import MemoryStore
@@ -146,6 +146,38 @@ def test_a_wrong_proof_of_scram_is_a_failed_login(caplog: pytest.LogCaptureFixtu
     (record,) = (each for each in caplog.records if each.message == "login refused")
     assert record.__dict__["fields"]["user"] == "mrose"
     assert record.__dict__["fields"]["reason"] == "bad-password"
+
+
+class Down(OneUser):
+    """A back end that cannot be reached."""
+
+    async def verify(self, credentials: Credentials) -> Account:
+        raise BackendUnavailable("ldap: no route")
+
+    async def scram(self, identity: str, digest: str) -> ScramSecrets:
+        raise BackendUnavailable("ldap: no route")
+
+
+@pytest.mark.parametrize("command", [b"PASS tan staaf", b"AUTH SCRAM-SHA-256 biwsbj1tcm9zZSxyPXg="])
+def test_a_back_end_that_is_down_makes_nobody_a_guesser(
+    command: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """FAULTS.md I 195: [SYS/TEMP] at once, no penalty, no line that fail2ban bans for."""
+
+    async def main() -> None:
+        guard = Guard()
+        async with guarded(guard, Down()) as server, server.client() as client:
+            await client.ask(b"USER mrose")
+            assert await client.ask(command) == b"-ERR [SYS/TEMP] logins cannot be checked now"
+            (connection,) = server.service.connections
+            assert connection._penalty < asyncio.get_running_loop().time()
+        assert guard.failures == []
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(main())
+    (record,) = (each for each in caplog.records if each.message.startswith("login"))
+    assert record.message == "login impossible"
+    assert record.__dict__["fields"]["reason"] == "ldap: no route"
 
 
 @pytest.mark.parametrize("is_right", [False, True])

@@ -383,6 +383,8 @@ class Connection(asyncio.Protocol):
                 self._service.passdb, lookup, separator=self._service.separator
             )
         except RestanteError as error:
+            fields = {"ip": self._address, "user": lookup.identity, "proto": self._proto}
+            self._note_failure(error, fields)
             self._say(self._session.failed(error))
         else:
             self._say(self._session.found(secrets))
@@ -425,8 +427,7 @@ class Connection(asyncio.Protocol):
             if terms.login_delay:
                 await self._pace(terms.login_delay, opening)
         except RestanteError as error:
-            reason = error.reason if isinstance(error, _REASONED) else str(error)
-            self._note("login refused", logging.WARNING, **fields, reason=reason)
+            self._note_failure(error, fields)
             if not self._is_lost:
                 await asyncio.sleep(max(0.0, self._penalty - self._loop.time()))
                 self._say(self._session.failed(error))
@@ -442,6 +443,14 @@ class Connection(asyncio.Protocol):
         )
         if self._timer is None or self._timer.when() > self._loop.time() + timeouts.idle:
             self._set_timer(timeouts.idle)  # otherwise it finds out itself what is due
+
+    def _note_failure(self, error: RestanteError, fields: dict[str, Any]) -> None:
+        """Only a refusal may have been a guess: for the other, nobody bans an address."""
+        reason = error.reason if isinstance(error, _REASONED) else str(error)
+        if isinstance(error, AuthenticationFailed):
+            self._note("login refused", logging.WARNING, **fields, reason=reason)
+        else:
+            self._note("login impossible", logging.WARNING, **fields, reason=reason)
 
     async def _judge(self, shown: Shown) -> Account:
         """Whose account it is, if it may be opened now.  Who hangs up has guessed all the same.
