@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import pytest
 
 from restante.auth.chain import Chain
+from restante.auth.throttle import Lane
+from restante.auth.turns import Turns
 from restante.errors import AuthenticationFailed, BackendUnavailable, NoSuchUser, TemporaryFailure
 from restante.net.login import offered
 from restante.passdb import (
@@ -18,6 +20,7 @@ from restante.passdb import (
     Credentials,
     Generations,
     LastUses,
+    Passdb,
     Proof,
     ScramKey,
     ScramKeys,
@@ -154,6 +157,37 @@ def test_a_wrong_password_stays_wrong_while_another_back_end_is_down(kind: type 
     with pytest.raises(AuthenticationFailed):
         log_in(chained(first, down, Plain({}), deadline=0.01), "ann", "two")
     assert down.asked == [("account", "ann")]
+
+
+def test_a_back_end_that_hangs_keeps_nobody_else_waiting() -> None:
+    """Each has its own queue, however many wait for the one that hangs."""
+    first, hangs = Plain({"ann": "one"}), Plain({"bob": "two"})
+    queues: dict[str, Passdb] = {
+        name: Turns(each, lambda shown: (Lane.CLEAN, shown.identity), slots=1)
+        for name, each in (("users", first), ("passwd-file", hangs))
+    }
+
+    async def main() -> None:
+        chain = chained(first, hangs, by=queues)
+        assert (await chain.verify(Credentials("PLAIN", "bob", "two"))).user == "bob"
+        hangs.hangs = True
+        waiting = [
+            asyncio.create_task(queues["passwd-file"].verify(Credentials("PLAIN", "bob", "two")))
+            for _ in range(5)
+        ]
+        await asyncio.sleep(0)
+        assert (await chain.verify(Credentials("PLAIN", "ann", "one"))).user == "ann"
+        for each in waiting:
+            each.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    run(main())
+
+
+def test_passwords_go_through_the_queue() -> None:
+    backend, queue = Plain({"ann": "one"}), Plain({"ann": "one"})
+    log_in(chained(backend, by={"users": queue}), "ann", "one")
+    assert (backend.asked, queue.asked) == ([], [("verify", "ann")])
 
 
 def test_scram_is_offered_only_if_every_back_end_has_keys() -> None:

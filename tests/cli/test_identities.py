@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import poplib
 import smtplib
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
 from restante import connect_blocking
+from restante.auth.chain import Chain
+from restante.auth.passwd_file import PasswdFile
+from restante.auth.users import Users
+from restante.cli import serve
 from restante.errors import LoginFailed, RestanteError
+from restante.store.memory import MemoryStore
 
 from ..sasl.test_login import personal_certificate
+from ..support import once
 from .conftest import Restante
 from .test_serve import Serving, serving
 
@@ -31,6 +39,12 @@ listen = ["127.0.0.1:0"]
 
 
 OAUTH = '[auth.oauth]\nissuer = "https://id.example.org"\naudience = ["restante"]\n'
+
+
+@pytest.fixture(autouse=True)
+def at_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failed logins are answered without delay."""
+    monkeypatch.setenv("RESTANTE__AUTH__FAILURE_DELAY", "0")
 
 
 def configured(home: Path, text: str) -> Path:
@@ -151,6 +165,22 @@ def test_a_server_without_a_database_of_its_own(home: Path) -> None:
     with serving("-c", configured(home, alone)) as server:
         assert answer(server, "bob", "from the file").startswith("+OK")
         assert answer(server, "ann", "tan staaf") == "-ERR [AUTH] authentication failed"
+
+
+def test_old_mail_expires_for_whomever_a_back_end_knows(home: Path, ann: str) -> None:
+    """EXPIRE is announced to all of them."""
+    (home / "passwd").write_text("bob:{PLAIN}p\n")
+    users = Users(home / "state" / "restante" / "users.sqlite3")
+    chain = Chain({"users": users, "passwd-file": PasswdFile(home / "passwd")})
+
+    async def main() -> list[str]:
+        store = MemoryStore()
+        for user in "bob", "eve":
+            await store.deliver(user, once(b"Subject: x\r\n\r\n"))
+        return [account.user async for account in serve._everybody(users, chain, store)]
+
+    with closing(chain):
+        assert asyncio.run(main()) == ["ann", "bob"]
 
 
 @pytest.mark.parametrize(

@@ -74,14 +74,18 @@ class Chain:
         issuer: Issuer | None = None,
         takes_strangers: bool = False,
         takes_certificates: bool = False,
+        by: Mapping[str, Passdb] | None = None,
     ) -> None:
         """``backends`` by name, at least one; together they may take ``deadline`` seconds.
 
         ``domains``: where a user without one in the name gets mail.
         ``issuer`` makes it ``Tokens``; ``takes_strangers``: a token is enough, also for somebody
         whom no back end knows.  ``takes_certificates`` makes it ``Certificates``.
+        ``by``: asked for passwords in place of back ends, such as a queue before each: one that
+        hangs must not keep the users of another waiting.
         """
         self._backends = dict(backends)
+        self._by: dict[str, Passdb] = {**backends, **(by or {})}
         self._domains = {normalise(domain) for domain in domains}
         self._deadline = deadline
         if all(isinstance(each, ScramKeys) for each in self._backends.values()):
@@ -99,7 +103,7 @@ class Chain:
         async with self._until(end) as asked:
             name = await self._who_knows(identity, asked)
             try:
-                return await self._backends[name].verify(credentials)
+                return await self._by[name].verify(credentials)
             except AuthenticationFailed as error:
                 refused = error
         await self._ask_in_vain(identity, name, end)

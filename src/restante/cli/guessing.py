@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -43,9 +42,7 @@ def configure(throttle: Throttle, configuration: Configuration) -> None:
     throttle.trusted = configuration.auth.trusted
 
 
-def turns(passdb: Passdb, throttle: Throttle, workers: int) -> Turns:
-    """One core is left for what is not hashing."""
-    slots = max(1, (os.cpu_count() or 1) - 1)
+def turns(passdb: Passdb, throttle: Throttle, workers: int, slots: int) -> Turns:
     return Turns(passdb, throttle.lane, slots=slots, share=_SHARE / workers)
 
 

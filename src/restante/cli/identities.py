@@ -16,11 +16,17 @@ from ..auth.tokens import Introspected, Issuer, Keys, Signed, Wanted
 from ..auth.users import Users
 from ..config import LDAP, Auth, Configuration, Provider, Secret
 from ..errors import ConfigurationError
+from ..passdb import Passdb
 from . import secrets
 
+Queue = Callable[[Passdb, int], Passdb]
+"""Puts a queue before a back end, which is then asked so many passwords at a time."""
 
-def chain(found: Configuration, users: Users) -> Chain:
-    """All of them as one."""
+_AT_ONCE = 16  # passwords, where another program does the work
+
+
+def chain(found: Configuration, users: Users, queue: Queue = lambda backend, _: backend) -> Chain:
+    """All of them as one; each has a queue of its own."""
     auth = found.auth
     makers: dict[str, Callable[[], Backend]] = {
         "users": lambda: users,
@@ -28,8 +34,12 @@ def chain(found: Configuration, users: Users) -> Chain:
         "ldap": lambda: _ldap(auth.ldap),
         "pam": lambda: Pam(auth.pam.service, first_uid=auth.pam.first_uid),
     }
+    backends = {name: makers[name]() for name in auth.chain if name in makers}
+    hashing = max(1, (os.cpu_count() or 1) - 1)  # one core is left for what is not hashing
+    slots = {"users": hashing, "passwd-file": hashing}
     return Chain(
-        {name: makers[name]() for name in auth.chain if name in makers},
+        backends,
+        by={name: queue(each, slots.get(name, _AT_ONCE)) for name, each in backends.items()},
         domains=domains(found),
         deadline=auth.deadline,
         issuer=_issuer(auth.oauth) if "oauth" in auth.chain else None,

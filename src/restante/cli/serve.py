@@ -42,7 +42,7 @@ from ..net.intake import Intake
 from ..net.listener import Address, Admission, Listener, bind
 from ..net.login import offered
 from ..net.server import Service, Timeouts
-from ..passdb import Account, Directory, Terms
+from ..passdb import Account, Accounts, Directory, Passdb, Terms
 from ..pop3.session import Policy
 from ..shared import SharedTally, Tally
 from ..store.maildir import MaildirStore
@@ -346,10 +346,14 @@ async def running(
             places = stack.enter_context(listening(configuration))
             throttle = stack.enter_context(guessing.kept(configuration))
             ground = Ground(places, _context(configuration), Tally(), throttle, purges=True)
-        passdb = identities.chain(configuration, users)
+        throttle, workers = ground.throttle, ground.workers
+
+        def queue(backend: Passdb, slots: int) -> Passdb:
+            return guessing.turns(backend, throttle, workers, slots)
+
+        passdb = identities.chain(configuration, users, queue)
         stack.callback(passdb.close)
-        throttle = ground.throttle
-        cache = Cache(passdb, guessing.turns(passdb, throttle, ground.workers))
+        cache = Cache(passdb)
         service = Service(store, passdb, cache, throttle, tls=ground.context)
         stack.push_async_callback(service.drain, _GRACE)
         admission = Admission(0, 0, ground.tally)
@@ -375,7 +379,7 @@ async def running(
         stack.callback(watching.cancel)
         if ground.purges:
             hold = configuration.store.hold
-            purging = asyncio.create_task(_purge_for_ever(service, users, store, hold))
+            purging = asyncio.create_task(_purge_for_ever(service, users, passdb, store, hold))
             stack.callback(purging.cancel)
             saving = asyncio.create_task(guessing.save_for_ever(throttle, configuration))
             stack.callback(saving.cancel)
@@ -497,16 +501,15 @@ def _worst_terms(users: Users, policy: Policy) -> Terms | None:
 
 
 async def _purge_for_ever(
-    service: Service, users: Users, store: MaildirStore | MemoryStore, hold: float
+    service: Service,
+    users: Users,
+    others: Accounts,
+    store: MaildirStore | MemoryStore,
+    hold: float,
 ) -> None:
     """Remove what is too old, and destroy what was held long enough, now and then."""
     while True:
-        try:
-            found = await asyncio.to_thread(users.list)
-        except RestanteError as error:
-            _log.warning("users not read", extra={"fields": {"reason": str(error)}})
-            found = ()
-        for account in (user.account for user in found):
+        async for account in _everybody(users, others, store):
             days = service.policy.terms_of(account).expire
             if days is not None:
                 await _expire(store, account, days)
@@ -518,6 +521,24 @@ async def _purge_for_ever(
                     told = {"user": name, "reason": str(error)}
                     _log.warning("purge failed", extra={"fields": told})
         await asyncio.sleep(_PURGE_EVERY)
+
+
+async def _everybody(
+    users: Users, others: Accounts, store: MaildirStore | MemoryStore
+) -> AsyncIterator[Account]:
+    """Of our database, and whoever has a maildrop and is known to another back end."""
+    known = set()
+    try:
+        for user in await asyncio.to_thread(users.list):
+            known.add(user.account.maildrop)
+            yield user.account
+    except RestanteError as error:
+        _log.warning("users not read", extra={"fields": {"reason": str(error)}})
+    async for name in store.users():
+        if name not in known:
+            with suppress(RestanteError):  # the next time will do
+                if account := await others.account(name):
+                    yield account
 
 
 async def _expire(store: Expiring, account: Account, days: int) -> None:
