@@ -558,7 +558,9 @@ class Connection(asyncio.Protocol):
             async with aclosing(source) as pieces:
                 async for piece in pieces:
                     left -= len(piece)
-                    stuffed = stuffer.feed(top.feed(piece) if top else piece)
+                    stuffed = piece
+                    if raw is None or not raw.is_wire_ready:
+                        stuffed = stuffer.feed(top.feed(piece) if top else piece)
                     added += len(stuffed) - len(piece)
                     self._write(head + stuffed)
                     head = b""
