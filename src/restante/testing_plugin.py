@@ -41,12 +41,22 @@ def pop3_server(request: pytest.FixtureRequest) -> Iterator[Pop3Server]:
 
 
 @pytest.fixture(scope="session")
-def pop3_server_factory() -> Iterator[Callable[..., Pop3Server]]:
-    """Makes servers that live until the end of the test run, for fixtures of any scope."""
+def pop3_server_factory(request: pytest.FixtureRequest) -> Iterator[Callable[..., Pop3Server]]:
+    """Makes servers that live until the end of the test run, for fixtures of any scope.
+
+    What was said to any of them is added to the report of a failed test that uses one.
+    """
     from .testing import Pop3Server
 
+    made: list[Pop3Server] = []
+    setattr(request.session, _SERVERS, made)
     with ExitStack() as stack:
-        yield lambda **options: stack.enter_context(Pop3Server(**options))
+
+        def make(**options: Any) -> Pop3Server:
+            made.append(stack.enter_context(Pop3Server(**options)))
+            return made[-1]
+
+        yield make
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -54,5 +64,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
     outcome = yield
     report = outcome.get_result()
     if report.failed:
-        for server in getattr(item, _SERVERS, ()):
+        servers = [*getattr(item, _SERVERS, ())]
+        if "pop3_server_factory" in getattr(item, "fixturenames", ()):
+            servers += getattr(item.session, _SERVERS, ())
+        for server in servers:
             report.sections.append(("POP3 transcript", server.transcript))

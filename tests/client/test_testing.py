@@ -318,13 +318,22 @@ def shared(pop3_server_factory):
 def test_factory(shared, pop3_server):
     assert shared.port != pop3_server.port
     session(shared).quit()
+
+def test_fails_too(shared):
+    session(shared).quit()
+    assert False
 """
 
 
 def test_the_fixtures(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(PLUGIN_TESTS)
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rA")
-    result.assert_outcomes(passed=2, failed=1)
+    result.assert_outcomes(passed=2, failed=2)
     result.stdout.fnmatch_lines(
-        ["*POP3 transcript*", "1 C: USER ann", "1 C: PASS ?*?*?", "1 C: QUIT"]
+        [
+            *("*test_fails *", "*POP3 transcript*"),
+            *("1 C: USER ann", "1 C: PASS ?*?*?", "1 C: QUIT"),
+            *("*test_fails_too *", "*POP3 transcript*"),
+            *("1 C: QUIT", "2 C: USER ann", "2 C: QUIT"),
+        ]
     )
