@@ -36,6 +36,7 @@ MEANINGS = {
     "adopted unique-ids damaged": "the maildrop is not opened, so that nobody downloads all again",
     "bug": "something went wrong that nobody thought of; a traceback follows",
     "connection refused": "a limit on connections was reached",
+    "deletion braked": "a password that is new here marked too many messages, and none was removed",
     "delivered": "a message is on disk",
     "delivery refused": "a recipient's message was not stored, and the sender was told why",
     "expired": "mail that had lain there too long was removed, and is held",

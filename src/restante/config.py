@@ -9,6 +9,7 @@ The text of each option here is its manual: ``example()`` and the reference are 
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import socket
@@ -74,6 +75,11 @@ def duration(value: Any) -> float:
     if isinstance(value, bool) or match is None or (match[2] or "s") not in _UNITS:
         raise _BadValue('wants a time such as "90s", "10min", "2h" or "14d"')
     return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def holding(value: Any) -> float:
+    """Seconds; infinity is ``keep``."""
+    return math.inf if value == "keep" else duration(value)
 
 
 def octets(value: Any) -> int:
@@ -382,8 +388,10 @@ class Store:
     )
     hold: float = option(
         "14d",
-        "How long deleted mail can be given back; 0 destroys it at QUIT.",
-        duration,
+        "How long deleted mail can be given back; 0 destroys it at QUIT. `keep` removes nothing "
+        "at QUIT, and what a client deleted is there again. `restante user hold` sets another "
+        "one for one user.",
+        holding,
     )
     maildrop: tuple[str, ...] = option(
         ["INBOX"],
@@ -600,6 +608,13 @@ class Limits:
         "Mail that has lain in a maildrop so long is removed by itself, told by EXPIRE, and held "
         "like any that was removed. `restante user permit` gives a user another time.",
         keeping,
+    )
+    deletions_by_new: int = option(
+        "0",
+        "How many messages a password may delete in its first day, so that a device that was set "
+        "up wrongly, or a password that was stolen, empties no maildrop; 0 is any number.",
+        number,
+        example=100,
     )
     idle: float = option(
         "10min",

@@ -156,6 +156,14 @@ class NotRemoved(TemporaryFailure):
         self.left = left  # messages
 
 
+class Braked(TemporaryFailure):
+    """A credential that is new here marked more messages as deleted than it may yet."""
+
+    def __init__(self, marked: int) -> None:
+        super().__init__(f"this password is too new to delete {marked} messages; none is deleted")
+        self.marked = marked  # messages
+
+
 class QuotaExceeded(TemporaryFailure):
     """No room for this message now; there may be when the user has deleted some mail."""
 

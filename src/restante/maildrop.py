@@ -141,6 +141,9 @@ class RawReading(Protocol):
         """All of the file was read, and it is what ``RawMessage.has_crlf`` says, or even ready."""
 
 
+BRAKED = "braked"
+
+
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
     """What one session did, for the journal.  Never a password, never text of a message."""
@@ -158,8 +161,9 @@ class SessionRecord:
     removed: Sequence[Entry]
     """What UPDATE removed."""
     end: str
-    """How it ended: ``quit``, ``dropped``, ``autologout`` …; ``crash``: a later session finished
-    its UPDATE, and nothing else is known of it, not even the sizes."""
+    """How it ended: ``quit``, ``dropped``, ``autologout`` …; ``braked``: it was not allowed to
+    remove so many messages yet; ``crash``: a later session finished its UPDATE, and nothing else
+    is known of it, not even the sizes."""
     unnamed: int = 0
     """Messages that were retrieved besides those."""
 
@@ -172,8 +176,15 @@ class Journal(Protocol):
         """Called once, at the end, while the lock is held and after the removal.
 
         Durable on return if something was removed.  A session that neither retrieved nor
-        removed anything leaves no trace and costs nothing.
+        removed anything leaves no trace and costs nothing, unless it was braked.
         Never raises: a journal that cannot be written is told to the log.
+        """
+
+    async def past(self, credential: str) -> Sequence[SessionRecord]:
+        """What sessions with that credential are remembered, the oldest first.
+
+        Raises:
+            TemporaryFailure: cannot be told now.
         """
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 
 import pytest
 
 from restante.auth.users import Users
+from restante.cli import common
+from restante.config import load
 from restante.errors import AuthenticationFailed
 from restante.passdb import Credentials
 
@@ -247,6 +250,7 @@ def test_permit_changes_what_is_named_only(restante: Restante, ann: str) -> None
         "expire": 90,
         "folders": [],
         "quota": None,
+        "hold": None,
         "app_passwords": [],
     }
     restante("user", "permit", "ann", "--network", "any", "--mechanism", "any", "--no-read-only")
@@ -354,3 +358,28 @@ def test_folders_that_a_user_sees_as_one(restante: Restante, ann: str) -> None:
     assert restante("user", "permit", "ann", "--folder", "../bob").code != 0
     assert restante("user", "permit", "ann", "--folder", "any").code == 0
     assert restante("user", "show", "ann", "--json").json["folders"] == []
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds", "words"),
+    [
+        ("30d", 30 * 86_400, "held 30 days"),
+        ("0", 0, "destroyed at once"),
+        ("keep", "keep", "kept in the maildrop"),
+        ("default", None, "treated as configured"),
+    ],
+)
+def test_a_user_has_a_time_of_his_own_for_deleted_mail(
+    restante: Restante, ann: str, time: str, seconds: object, words: str
+) -> None:
+    assert restante("user", "hold", "ann", "1d").code == 0
+    assert words in restante("user", "hold", "ann", time).err
+    assert restante("user", "show", "ann", "--json").json["hold"] == seconds
+    assert f"  deletes   {words}\n" in restante("user", "show", "ann").out
+    held = common.store(load()).hold("ann")
+    assert held == (14 * 86_400 if seconds is None else math.inf if seconds == "keep" else seconds)
+
+
+def test_a_time_for_deleted_mail_that_cannot_be(restante: Restante, ann: str) -> None:
+    assert restante("user", "hold", "ann", "soon").code == 64
+    assert restante("user", "hold", "eve", "keep").code == 67

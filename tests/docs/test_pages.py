@@ -51,6 +51,7 @@ BEFORE = {
     "fetch-mail": _ANN,
     "identities": _ANN[:1],
     "look-for-damage": _ANN,
+    "brake-deletions": _ANN[:1],
     "who-took-my-mail": (*_ANN, "restante fetch pop3s://ann@pop.example.org --to fetched"),
     "give-mail-back": (*_ANN, "restante fetch pop3s://ann@pop.example.org --to fetched"),
 }

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import ssl
+import time
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from restante.errors import MessageGone, PermanentFailure, RestanteError, TemporaryFailure
-from restante.maildrop import Entry, Maildrop, Store
+from restante.maildrop import Entry, Maildrop, SessionRecord, Store
 from restante.net.server import Timeouts
 from restante.passdb import Terms
 from restante.pop3.session import Policy
@@ -697,5 +698,62 @@ def test_a_surrogate_is_of_the_announced_size_and_the_original_is_kept(
         (held,) = await store.held("mrose")
         kept = [octets async for octets in store.read_held("mrose", held)]
         assert b"".join(kept) == INTERNATIONAL
+
+    run(main())
+
+
+async def delete_and_quit(server: Server, count: int) -> bytes:
+    async with server.client() as client:
+        await client.log_in()
+        for number in range(1, count + 1):
+            assert (await client.ask(b"DELE %d" % number)).startswith(b"+OK")
+        return await client.ask(b"QUIT")
+
+
+def test_a_new_password_may_not_delete_much(
+    run: Run[None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        store = await filled(*[MESSAGE] * 8)
+        async with serving(store) as server:
+            server.service.brake = 3
+            for _ in range(2):  # trying again does not help
+                refused = await delete_and_quit(server, 4)
+                assert refused.startswith(b"-ERR [SYS/TEMP] this password is too new to delete 4 ")
+                assert len(await sizes(store)) == 8
+            assert (await delete_and_quit(server, 2)).startswith(b"+OK")
+            assert (await delete_and_quit(server, 2)).startswith(b"-ERR [SYS/TEMP] ")  # in all
+            assert (await delete_and_quit(server, 1)).startswith(b"+OK")
+            assert len(await sizes(store)) == 5
+            assert [each.end for each in await store.sessions("mrose")] == [
+                *("braked", "braked", "quit", "braked", "quit")
+            ]
+        assert "deletion braked" in {record.message for record in caplog.records}
+
+    run(main())
+
+
+def test_a_password_that_is_known_for_a_day_may_delete_what_it_likes(run: Run[None]) -> None:
+    async def main() -> None:
+        store = await filled(*[MESSAGE] * 4)
+        before = time.time() - 86_401
+        async with store.open("mrose") as maildrop:
+            first = maildrop.listing[0]
+            known = SessionRecord(before, before, "", "", "password", [first], (), "quit")
+            await maildrop.record(known)  # type: ignore[attr-defined]
+        async with serving(store) as server:
+            server.service.brake = 1
+            assert (await delete_and_quit(server, 4)).startswith(b"+OK")
+        assert await sizes(store) == []
+
+    run(main())
+
+
+def test_deletions_are_not_braked_by_default(run: Run[None]) -> None:
+    async def main() -> None:
+        store = await filled(*[MESSAGE] * 4)
+        async with serving(store) as server:
+            assert (await delete_and_quit(server, 4)).startswith(b"+OK")
+        assert await sizes(store) == []
 
     run(main())

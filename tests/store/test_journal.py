@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from restante.store.journal import JOURNAL, OLD
 from restante.store.maildir import MaildirStore
 from restante.store.memory import MemoryStore
 
-from .helpers import deliver, names, run
+from .helpers import deliver, listing, names, run
 from .watched import Crash, die_at, watched
 
 
@@ -179,3 +181,38 @@ def test_a_removal_that_a_crash_cut_short_is_in_the_journal(
     (found,) = remembered(store)
     assert [entry.unique_id for entry in found.removed] == [unique_id]
     assert found.end == "crash"
+
+
+def test_what_is_kept_is_not_called_removed(tmp_path: Path) -> None:
+    """``keep``: a client may mark what it likes, and nothing leaves."""
+    kept = {"ann": math.inf, "bob": 60.0}
+    store = MaildirStore(f"{tmp_path}/%u", hold=lambda user: kept[user])
+    for user in kept:
+        run(deliver(store, user, b"x"))
+
+        async def quit(user: str = user) -> None:
+            async with store.open(user) as maildrop:
+                marked = list(maildrop.listing)
+                assert not await maildrop.remove(marked)
+                done = replace(session(), removed=marked, retrieved=marked)
+                await maildrop.record(done)  # type: ignore[attr-defined]
+
+        run(quit())
+    assert [len(run(listing(store, user))) for user in kept] == [1, 0]
+    assert [len(run(store.held(user))) for user in kept] == [0, 1]
+    assert [len(run(store.sessions(user))[0].removed) for user in kept] == [0, 1]
+    kept["ann"] = 0
+    run(quit("ann"))
+    assert (len(run(listing(store, "ann"))), len(run(store.held("ann")))) == (0, 0)
+
+
+def test_the_past_of_a_credential(store: Any) -> None:
+    done = [session(1), session(1, credential="laptop"), session(2), session(end="braked")]
+    run(record(store, *done))
+
+    async def past(credential: str) -> list[SessionRecord]:
+        async with store.open("ann") as maildrop:
+            return list(await maildrop.past(credential))
+
+    assert run(past("phone")) == [done[0], done[2], done[3]]
+    assert run(past("never")) == []

@@ -58,6 +58,8 @@ STEPS = (
     "ALTER TABLE users ADD COLUMN quota INTEGER",
     # folders: a line for each that is shown; empty: as the store has it.
     "ALTER TABLE users ADD COLUMN folders TEXT NOT NULL DEFAULT ''",
+    # hold: seconds for which deleted mail is held, -1 keeps it; NULL: as the configuration says.
+    "ALTER TABLE users ADD COLUMN hold REAL",
 )
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from ipaddress import ip_network
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -228,6 +228,25 @@ class Users:
         except (sqlite3.Error, OSError):
             rows = self._all_of(query, _key(name))
         return rows[0][0] if rows else None
+
+    def set_hold(self, name: str, seconds: float | None) -> None:
+        """Infinity keeps what is deleted; None: what the configuration says."""
+        told = -1.0 if seconds == inf else seconds
+        self._change("UPDATE users SET hold = ? WHERE name = ?", (told,), name)
+
+    def hold(self, name: str) -> float | None:
+        """Seconds; None: nobody of that name has one of his own.
+
+        Raises:
+            TemporaryFailure: cannot be told now.
+        """
+        if not os.path.exists(self._path):
+            return None
+        with self._consult() as database:
+            row = database.execute("SELECT hold FROM users WHERE name = ?", (_key(name),))
+            found: tuple[float | None] | None = row.fetchone()
+        seconds = found[0] if found else None
+        return inf if seconds is not None and seconds < 0 else seconds
 
     def set_enabled(self, name: str, is_enabled: bool) -> None:
         self._change("UPDATE users SET is_enabled = ? WHERE name = ?", (is_enabled,), name)

@@ -32,5 +32,5 @@ def run(options: argparse.Namespace) -> int:
     print(f"{source or 'no configuration file, private mode'}: good")
     print(f"  POP3  {' '.join(found.server.listen)}")
     print(f"  in    {' '.join((*found.intake.lmtp.listen, *found.intake.smtp.listen)) or 'off'}")
-    print(f"  mail  {found.store.path}, deleted mail held {found.store.hold / 86_400:g} days")
+    print(f"  mail  {found.store.path}, deleted mail {common.told_hold(found.store.hold)}")
     return os.EX_OK

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -121,19 +122,30 @@ def users(found: Configuration) -> Users:
 
 def store(found: Configuration) -> MaildirStore | MemoryStore:
     if found.store.kind == "memory":
-        return MemoryStore()
+        return MemoryStore(hold=lambda _: found.store.hold)
     if found.store.path == f"{found.state}/mail/%u":  # ours to make; any other may be a mount
         for place in (found.state, found.state / "mail"):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
     own = users(found).quota
 
+    own_hold = users(found).hold
+
+    def hold(user: str) -> float:
+        seconds = own_hold(user)
+        return found.store.hold if seconds is None else seconds
+
     def limit(user: str) -> int:
         octets = own(user)
         return found.store.quota if octets is None else octets
 
-    return MaildirStore(
-        found.store.path, hold=found.store.hold, limit=limit, folders=found.store.maildrop
-    )
+    return MaildirStore(found.store.path, hold=hold, limit=limit, folders=found.store.maildrop)
+
+
+def told_hold(hold: float) -> str:
+    """What becomes of mail that a client deletes; ``hold`` in seconds."""
+    if hold == inf:
+        return "kept in the maildrop"
+    return f"held {hold / 86_400:g} days" if hold else "destroyed at once"
 
 
 def say(text: str) -> None:

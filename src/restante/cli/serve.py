@@ -24,7 +24,7 @@ from contextlib import (
     suppress,
 )
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, inf
 from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -378,8 +378,7 @@ async def running(
         watching = asyncio.create_task(_learn_terms_for_ever(service, users))
         stack.callback(watching.cancel)
         if ground.purges:
-            hold = configuration.store.hold
-            purging = asyncio.create_task(_purge_for_ever(service, users, passdb, store, hold))
+            purging = asyncio.create_task(_purge_for_ever(service, users, passdb, store))
             stack.callback(purging.cancel)
             saving = asyncio.create_task(guessing.save_for_ever(throttle, configuration))
             stack.callback(saving.cancel)
@@ -430,6 +429,7 @@ def _set_up(
     service.relays = configuration.server.xclient_from
     service.separator = configuration.auth.folder_separator
     service.clear_login_from = configuration.auth.allow_plaintext_from
+    service.brake = limits.deletions_by_new
     service.timeouts = Timeouts(login=limits.login, idle=limits.idle)
     admission.total, admission.per_source = limits.sessions, limits.per_address
 
@@ -500,12 +500,15 @@ def _worst_terms(users: Users, policy: Policy) -> Terms | None:
         return policy.worst
 
 
+async def _purge(store: MaildirStore | MemoryStore, user: str) -> None:
+    """Destroy what this user's mail was held for long enough."""
+    hold = await asyncio.to_thread(store.hold, user)
+    if 0 < hold < inf:
+        await store.purge(user, time.time() - hold)
+
+
 async def _purge_for_ever(
-    service: Service,
-    users: Users,
-    others: Accounts,
-    store: MaildirStore | MemoryStore,
-    hold: float,
+    service: Service, users: Users, others: Accounts, store: MaildirStore | MemoryStore
 ) -> None:
     """Remove what is too old, and destroy what was held long enough, now and then."""
     while True:
@@ -513,13 +516,12 @@ async def _purge_for_ever(
             days = service.policy.terms_of(account).expire
             if days is not None:
                 await _expire(store, account, days)
-        if hold:
-            async for name in store.users():
-                try:
-                    await store.purge(name, time.time() - hold)
-                except RestanteError as error:
-                    told = {"user": name, "reason": str(error)}
-                    _log.warning("purge failed", extra={"fields": told})
+        async for name in store.users():
+            try:
+                await _purge(store, name)
+            except RestanteError as error:
+                told = {"user": name, "reason": str(error)}
+                _log.warning("purge failed", extra={"fields": told})
         await asyncio.sleep(_PURGE_EVERY)
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from getpass import getpass
 from ipaddress import ip_network
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from . import common
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     noun = verbs.add_parser(
         "user",
-        help="who may log in: add, passwd, app-password, list, show, permit, quota, enable, "
+        help="who may log in: add, passwd, app-password, list, show, permit, quota, hold, enable, "
         "disable, rm",
     )
     actions = noun.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -96,6 +97,18 @@ def _add_permission(actions: argparse._SubParsersAction[argparse.ArgumentParser]
         "size", metavar="SIZE", help='such as 2GiB; "none", or "default" for the configured one'
     )
     action.set_defaults(run=quota)
+    action = actions.add_parser(
+        "hold",
+        help="what becomes of mail that somebody deletes",
+        description="Holds from the next QUIT on.",
+    )
+    action.add_argument("name", metavar="NAME")
+    action.add_argument(
+        "time",
+        metavar="TIME",
+        help='such as 30d; 0 destroys at QUIT, "keep" removes nothing, "default" is as configured',
+    )
+    action.set_defaults(run=hold)
 
 
 def _add_app_passwords(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -170,6 +183,7 @@ def show(options: argparse.Namespace) -> int:
             "user-show",
             **_permission(account),
             quota=users.quota(options.name),
+            hold=_hold_for_programs(users.hold(options.name)),
             app_passwords=_rows(found),
         )
         return os.EX_OK
@@ -185,6 +199,7 @@ def show(options: argparse.Namespace) -> int:
     if account.view.folders:
         print(f"  shows     {', '.join(account.view.folders)}")
     print(f"  quota     {_told_quota(users.quota(options.name))}")
+    print(f"  deletes   {_told_hold(users.hold(options.name))}")
     _print_app_passwords(found)
     return os.EX_OK
 
@@ -218,6 +233,21 @@ def quota(options: argparse.Namespace) -> int:
     size = words[options.size] if options.size in words else common.octets(options.size)
     _users(options).set_quota(options.name, size)
     return _done(options, "user-quota", f"has this quota now: {_told_quota(size)}")
+
+
+def hold(options: argparse.Namespace) -> int:
+    words = {"keep": inf, "default": None}
+    found = words[options.time] if options.time in words else common.seconds(options.time)
+    _users(options).set_hold(options.name, found)
+    return _done(options, "user-hold", f"has deleted mail {_told_hold(found)} now")
+
+
+def _hold_for_programs(seconds: float | None) -> float | str | None:
+    return "keep" if seconds == inf else seconds
+
+
+def _told_hold(seconds: float | None) -> str:
+    return "treated as configured" if seconds is None else common.told_hold(seconds)
 
 
 def _told_quota(octets: int | None) -> str:

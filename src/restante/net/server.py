@@ -28,12 +28,14 @@ from typing import Any, cast
 from ..errors import (
     AuthenticationFailed,
     BackendUnavailable,
+    Braked,
     LoginDelayed,
     NotRemoved,
     RestanteError,
     TooBusy,
 )
 from ..maildrop import (
+    BRAKED,
     Entry,
     Journal,
     Maildrop,
@@ -60,6 +62,7 @@ _REASONED = (AuthenticationFailed, BackendUnavailable)  # the log hears more tha
 _DIRECT = Origin()
 _NAMED = 1000  # messages that one session retrieved and its record names
 _TURN = 262_144  # octets written before others have a turn
+_NEW = 86_400  # seconds after its first session in the journal for which a credential is new
 _PROGRESS = 1024  # octets that a client must take in one ``Timeouts.progress``
 
 
@@ -96,6 +99,8 @@ class Service:
     """Whence a proxy may tell who its client is (XCLIENT)."""
     separator: str = "+"
     """Between a user and a folder in a login name; empty: folders cannot be named."""
+    brake: int = 0
+    """Messages that a credential may remove in its first day; 0: as many as it likes."""
     timeouts: Timeouts = field(default_factory=Timeouts)
     connections: set[Connection] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -633,15 +638,19 @@ class Connection(asyncio.Protocol):
 
     async def _update(self, entries: tuple[Entry, ...]) -> None:
         error: RestanteError | None = None
+        end = "quit"
         try:
+            if entries and self._service.brake:
+                await self._brake(len(entries))
             left = await self._maildrop.remove(entries) if entries else ()
             if left:
                 error = NotRemoved(len(left))
         except RestanteError as failure:
             error, left = failure, entries
+            end = BRAKED if isinstance(failure, Braked) else end
         kept = {entry.unique_id for entry in left}
         self._removed = tuple(entry for entry in entries if entry.unique_id not in kept)
-        await self._give_back("quit")
+        await self._give_back(end)
         if error is not None:
             self._note(
                 "update failed",
@@ -651,6 +660,20 @@ class Connection(asyncio.Protocol):
                 reason=str(error),
             )
         self._say(self._session.failed(error) if error else self._session.updated())
+
+    async def _brake(self, marked: int) -> None:
+        """
+        Raises:
+            Braked: the credential is new here, and may not remove so many messages yet.
+        """
+        if self._account is None or not _implements(type(self._maildrop), Journal):
+            return
+        past = await cast(Journal, self._maildrop).past(self._account.credential)
+        is_new = not past or time() - past[0].began_at < _NEW
+        if is_new and marked + sum(len(each.removed) for each in past) > self._service.brake:
+            told = {"user": self._user(), "ip": self._address, "app": self._account.credential}
+            self._note("deletion braked", logging.WARNING, **told, marked=marked)
+            raise Braked(marked)
 
     async def _start_tls(self, response: Response) -> None:
         assert self._service.tls is not None

@@ -198,6 +198,10 @@ class Window:
             removed = [self._find(entry)[1] for entry in session.removed]
             await first.record(replace(session, retrieved=retrieved, removed=removed))
 
+    async def past(self, credential: str) -> Sequence[SessionRecord]:
+        first = self._parts[0].session
+        return await first.past(credential) if isinstance(first, Journal) else ()
+
 
 async def _remove(session: Session, pairs: Sequence[tuple[Entry, Entry]]) -> list[Entry]:
     """``pairs``: what each is in the folder and in the view."""

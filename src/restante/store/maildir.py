@@ -32,11 +32,12 @@ from contextlib import (
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from math import inf
 from operator import attrgetter
 from typing import TypeVar
 
 from ..errors import MessageGone, PermanentFailure, TemporaryFailure
-from ..maildrop import Entry, HeldMessage, Maildrop, RawMessage, SessionRecord, Usage, View
+from ..maildrop import BRAKED, Entry, HeldMessage, Maildrop, RawMessage, SessionRecord, Usage, View
 from ..message import LineEnds, Survey
 from . import adopted, files, journal, quota
 from .files import in_thread
@@ -74,19 +75,20 @@ class MaildirStore:
         self,
         template: str,
         *,
-        hold: float = 14 * 86400,
+        hold: float | Callable[[str], float] = 14 * 86400,
         limit: Callable[[str], int] = lambda _: 0,
         folders: Sequence[str] = ("INBOX",),
     ) -> None:
         """``template``: see ``place.Template``.  ``hold``: seconds for which removed mail is kept
-        until somebody purges it; 0 destroys it at once.  ``limit``: the quota of a user, octets;
+        until somebody purges it; 0 destroys it at once, and infinity removes nothing: it is listed
+        again.  If it depends on the user it may block.  ``limit``: the quota of a user, octets;
         0 is none.  It may block.  ``folders``: what is shown to who names none.
 
         Raises:
             ConfigurationError: the template would let two users share a maildrop.
             PermanentFailure: a folder that cannot be.
         """
-        self.hold = hold
+        self.hold = hold if callable(hold) else lambda _: hold
         self.limit = limit
         self._folders = list(dict.fromkeys(map(directory_of, folders)))
         self._views: dict[tuple[Index, ...], tuple[list[str], Index]] = {}
@@ -152,9 +154,12 @@ class MaildirStore:
             held.let_go()
             locked = await in_thread(lock, make=True)
         root, maildrop, began, fresh = locked
-        index = await self._catch_up(root, maildrop, began, known) if fresh is None else fresh
+        hold = partial(self.hold, user)
+        index = fresh
+        if index is None:
+            index = await self._catch_up(root, maildrop, began, known, hold)
         self._remember(key, index)
-        return key, _Maildir(maildrop, index, root=root, destroy=not self.hold)
+        return key, _Maildir(maildrop, index, root=root, hold=hold)
 
     async def _end(self, key: str, session: _Maildir) -> None:
         maildrop, index, corrections = session.maildrop, session.listing, session.close()
@@ -192,12 +197,14 @@ class MaildirStore:
         fresh = known if is_fresh and not is_unfinished(maildrop) else None
         return root, maildrop, began, fresh
 
-    async def _catch_up(self, root: int, maildrop: int, began: int, known: Index | None) -> Index:
+    async def _catch_up(
+        self, root: int, maildrop: int, began: int, known: Index | None, hold: Callable[[], float]
+    ) -> Index:
         """Finish an UPDATE that was cut short, and have an index of what is there now."""
 
         def best() -> tuple[Index, bool]:
             if is_unfinished(maildrop):
-                finish_update(maildrop, destroy=not self.hold)
+                finish_update(maildrop, destroy=not hold())
                 quota.forget(root)
             now = stamps(maildrop)
             if known is not None and known.stamps == now:
@@ -288,9 +295,10 @@ class MaildirStore:
 
         def give_back(maildrop: int) -> int:
             quota.forget(maildrop)  # before as well: a crash must not make the count too small
+            destroy = not self.hold(user)
             try:
                 return sum(
-                    undelete(folder, own, same_unique_ids=same_unique_ids, destroy=not self.hold)
+                    undelete(folder, own, same_unique_ids=same_unique_ids, destroy=destroy)
                     for folder, own in names_held(maildrop, names)
                 )
             finally:
@@ -357,7 +365,8 @@ class MaildirStore:
             async for folder, maildrop, began in locked:
                 self._indexes.pop(user if folder == INBOX else f"{user}/{folder}", None)
                 await in_thread(forget, maildrop)
-                await in_thread(finish_update, maildrop, destroy=not self.hold)
+                hold = await in_thread(self.hold, user)
+                await in_thread(finish_update, maildrop, destroy=not hold)
                 index = await index_of_now(maildrop, began, Index(), measure_all=True)
                 messages += len(index)
         return messages
@@ -467,8 +476,8 @@ class _Maildir:
     """One session's ``Maildrop``."""
 
     __slots__ = (
-        "_destroy",
         "_directories",
+        "_hold",
         "_moved",
         "_root",
         "_sizes",
@@ -477,7 +486,9 @@ class _Maildir:
         "maildrop",
     )
 
-    def __init__(self, maildrop: int, index: Index, *, root: int, destroy: bool) -> None:
+    def __init__(
+        self, maildrop: int, index: Index, *, root: int, hold: Callable[[], float]
+    ) -> None:
         """``root``: the Maildir that ``maildrop`` is or is a folder of."""
         self.listing = index
         self.maildrop = maildrop
@@ -488,7 +499,7 @@ class _Maildir:
         self._moved: dict[int, File | None] = {}  # since the index was made; None: gone
         self._sizes: dict[int, int] = {}  # octets on the wire that turned out to be others
         self._directories: dict[str, int] = {}
-        self._destroy = destroy
+        self._hold = hold
 
     def close(self) -> dict[int, Message]:
         """After the session its descriptor may be another maildrop's.
@@ -631,11 +642,19 @@ class _Maildir:
         return len(victims) - len(self._remove(victims))
 
     async def record(self, session: SessionRecord) -> None:
-        if not session.retrieved and not session.removed:
+        if session.removed:
+            with suppress(TemporaryFailure):
+                if await in_thread(self._hold) == inf:
+                    session = replace(session, removed=())
+        if not session.retrieved and not session.removed and session.end != BRAKED:
             return
         # A line for the page cache costs less than the way to a thread and back.
         if not journal.record_at_once(self._root, session):
             await in_thread(journal.record, self._root, session)
+
+    async def past(self, credential: str) -> Sequence[SessionRecord]:
+        found = await in_thread(list, journal.read(self._root))
+        return [each for each in found if each.credential == credential]
 
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
         victims = {}
@@ -644,14 +663,18 @@ class _Maildir:
                 victims[entry.unique_id] = self._file(entry)[1]
         if not victims:
             return ()
-        left = await in_thread(self._remove, victims)
+        left = await in_thread(self._remove_if_wanted, victims)
         return [entry for entry in entries if entry.unique_id in left]
+
+    def _remove_if_wanted(self, victims: Mapping[str, File]) -> set[str]:
+        """As ``_remove``, unless deleted mail is kept."""
+        return set() if self._hold() == inf else self._remove(victims)
 
     def _remove(self, victims: Mapping[str, File]) -> set[str]:
         """By unique-id; returns those that are left.  Blocking."""
         sizes = quota.sizes(self._root, self.maildrop, victims)
         by_file = {file.identity: unique_id for unique_id, file in victims.items()}
-        left = update(self.maildrop, by_file, destroy=self._destroy)
+        left = update(self.maildrop, by_file, destroy=not self._hold())
         gone = [size for unique_id, size in sizes.items() if unique_id not in left]
         quota.changed(self._root, -sum(gone), -len(gone))
         return left

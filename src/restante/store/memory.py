@@ -8,12 +8,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from ..errors import MaildropInUse, MessageGone
-from ..maildrop import Entry, HeldMessage, Maildrop, SessionRecord
+from ..maildrop import BRAKED, Entry, HeldMessage, Maildrop, SessionRecord
 from ..message import LineEnds
 
 _PIECE = 65_536  # octets (maildrop.py: no piece is longer)
@@ -41,7 +41,9 @@ class MemoryStore:
     """Implements ``Store``, ``Holding``, ``Remembering`` and ``Expiring``; its maildrops also
     ``Journal`` and ``Paced``."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, hold: Callable[[str], float] = lambda _: 14 * 86400) -> None:
+        """``hold``: as of a ``MaildirStore``, but that infinity holds for ever."""
+        self.hold = hold
         self._boxes: dict[str, _Box] = {}
         self._counter = itertools.count(1)
 
@@ -137,8 +139,11 @@ class _MemoryMaildrop:
         return 0.0
 
     async def record(self, session: SessionRecord) -> None:
-        if session.retrieved or session.removed:
+        if session.retrieved or session.removed or session.end == BRAKED:
             self._box.sessions.append(session)
+
+    async def past(self, credential: str) -> Sequence[SessionRecord]:
+        return [each for each in self._box.sessions if each.credential == credential]
 
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
         for entry in entries:
