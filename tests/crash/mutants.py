@@ -101,6 +101,8 @@ def _is_dropped(statement: ast.AST) -> bool:
     if isinstance(statement, ast.Raise):
         return statement.exc is not None
     value = getattr(statement, "value", None)
+    if isinstance(value, ast.Call) and _called(value) == "enter_context":
+        value = value.args[0]
     return isinstance(statement, ast.Expr | ast.Return) and _called(value) in DROPPED
 
 

@@ -42,6 +42,7 @@ def can_mount(tmp_path: Path) -> bool:
     )
 
 
+@pytest.mark.timeout(900)
 def test_process_is_killed_at_every_call() -> None:
     crash("--calls")
 

@@ -15,7 +15,7 @@ import pytest
 
 from restante.collect.destinations import Destination, open_destination
 
-from ..store.watched import CHANGES, WatchedOs, everywhere, fail_at
+from ..store.watched import CHANGES, Call, WatchedOs, everywhere, fail_at
 from .model import Arena, Recorder
 
 TEXTS = {"a": b"Subject: a\r\n\r\nFrom here\r\n", "b": b"Subject: b\r\n\r\n" + b"b" * 99 + b"\r\n"}
@@ -138,3 +138,60 @@ def test_any_fault(kind: str, memory: Path, error: int, once: bool) -> None:
         ):
             take(destination, taken)
         mended(kind, base, taken)
+
+
+@pytest.mark.parametrize("kind", ["mbox", "mbox with mail"])
+@pytest.mark.parametrize("once", [True, False])
+def test_power_failure_after_a_failed_append(kind: str, memory: Path, once: bool) -> None:
+    """What could not be appended whole does not come back in part."""
+    base, pool = memory / "base", memory / "pool"
+    pool.mkdir()
+    begin(kind, base)
+    writes = 0
+
+    def half_full(call: Call) -> None:
+        nonlocal writes
+        if call[0] == "write" and call[1] == "box":
+            writes += 1
+            if writes == 2 or (writes > 2 and not once):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    recorder = Recorder(base, pool, tuple, hook=half_full)
+    recorder.most = 30
+    with (
+        everywhere(recorder),
+        closing(open_destination(KINDS[kind][0].format(base))) as destination,
+        suppress(OSError),
+    ):
+        assert destination.begin("a")
+        destination.write(TEXTS["a"])
+        destination.commit()
+    recorder.states.clear()
+    recorder.collect()  # from here on the error has been told
+    arena = Arena(memory / "arena", pool)
+    for _, _, disk in recorder.states:
+        arena.make(disk)
+        assert all(b"From here" not in text for text in KINDS[kind][1](arena.place))
+
+
+@pytest.mark.parametrize("kind", ["mbox", "mbox with mail"])
+def test_next_message_mends_what_a_failed_one_could_not(kind: str, memory: Path) -> None:
+    base = memory / "base"
+    begin(kind, base)
+    writes = 0
+
+    def broken(call: Call) -> None:
+        nonlocal writes
+        if call[0] in ("write", "ftruncate") and call[1] == "box":
+            writes += 1
+            if writes in (2, 3):
+                raise OSError(errno.EIO, "Input/output error")
+
+    system = WatchedOs(base, broken)
+    system.most = 30
+    where, read = KINDS[kind]
+    with everywhere(system), closing(open_destination(where.format(base))) as destination:
+        with pytest.raises(OSError, match="Input/output"):
+            take(destination, ["b"])
+        take(destination, ["a"])
+    assert read(base) == [TEXTS["b"]]

@@ -638,3 +638,25 @@ def test_mail_that_was_moved_here_with_its_old_time_is_new(
     put(place, "new/1.a", b"x")
     os.utime(place / "new" / "1.a", (0, 0))
     assert run(maildir.expire("ann", time.time() - 5)) == 0
+
+
+def test_a_name_in_tmp_that_is_taken_stays_its_owners(
+    maildir: MaildirStore, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from restante.store import maildir as module
+
+    put(place, "tmp/1.a", b"another's")
+    monkeypatch.setattr(module, "fresh_unique", lambda: "1.a")
+    with pytest.raises(TemporaryFailure):
+        run(deliver(maildir, "ann", b"x"))
+    assert (place / "tmp/1.a").read_bytes() == b"another's"
+
+
+def test_an_adoption_that_fails_leaves_no_trace(maildir: MaildirStore, place: Path) -> None:
+    async def read(name: str) -> AsyncIterator[bytes]:
+        yield b"half of it" * 30_000  # more than is gathered before the first write
+        raise TemporaryFailure("the old server is gone")
+
+    with pytest.raises(TemporaryFailure):
+        run(maildir.adopt("ann", {"1.a": "old-1"}, read))
+    assert (names(place / "tmp"), names(place / "new")) == ([], [])

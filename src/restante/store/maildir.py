@@ -729,9 +729,10 @@ def _named(maildrop: int, name: str) -> Generator[Entry | None, bytes, None]:
     with (
         files.directory("tmp", maildrop) as tmp,
         files.directory(place, maildrop) as directory,
-        files.undone_on_error(unique, tmp),
+        ExitStack() as ours,
     ):
         with files.writing(unique, tmp) as file:
+            ours.enter_context(files.undone_on_error(unique, tmp))
             while octets := (yield None):
                 files.write(file, octets)
                 survey.feed(octets)
@@ -755,8 +756,9 @@ def _delivery(
         files.directory("new", maildrop) as new,
         ExitStack() as counted,
     ):
-        with files.undone_on_error(unique, tmp):
+        with ExitStack() as ours:
             with files.writing(unique, tmp) as file:
+                ours.enter_context(files.undone_on_error(unique, tmp))
                 while octets := (yield None):
                     files.write(file, octets)
                     survey.feed(octets)

@@ -57,6 +57,7 @@ class Mbox:
         return False
 
     def begin(self, identity: str) -> bool:
+        self._mend()  # where even that failed which the last error needed
         end = os.lseek(self._file, 0, os.SEEK_END)
         last = os.pread(self._file, 2, max(end - 2, 0))
         # What stands there may lack its line end, or the blank line behind it.
@@ -90,6 +91,7 @@ class Mbox:
                 os.fsync(self._file)
             except OSError:
                 os.ftruncate(self._file, end)
+                os.fsync(self._file)  # or a power failure may bring the torn end back
                 self._journal.unlink()
                 raise
         self._journal.unlink()
