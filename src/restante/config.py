@@ -681,7 +681,7 @@ class Account:
         "",
         "Where the mail goes: maildrop:USER (of this server), maildir:PATH, mbox:PATH, a "
         "directory, lmtp:HOST:PORT, lmtp:unix:/PATH, smtp:HOST:PORT, imaps://USER@HOST/FOLDER "
-        "(imap: for STARTTLS) or command:PROGRAM ARGUMENTS.",
+        "(imap: for STARTTLS), gmail:LABEL or command:PROGRAM ARGUMENTS.",
         example="maildrop:ann",
     )
     to_password: Secret = option(  # noqa: RUF009
@@ -690,9 +690,12 @@ class Account:
         secret,
         example={"file": "/etc/restante/imap.password"},
     )
+    to_oauth: OAuth = field(default_factory=OAuth)
     to_ca_file: str = option("", "Trust these certificates at the IMAP destination, PEM.")
     recipient: str = option(
-        "", "The address for lmtp: and smtp:; by default `user`.", example="ann@example.org"
+        "",
+        "The address for lmtp: and smtp:, and who signs in for gmail:; by default `user`.",
+        example="ann@example.org",
     )
     keep: str = option(
         "all",
@@ -1005,6 +1008,7 @@ def _open_secrets(path: str, values: Mapping[str, Any]) -> Iterator[str]:
         secrets[f"account.{name}.password"] = account.password
         secrets[f"account.{name}.to_password"] = account.to_password
         secrets[f"account.{name}.oauth.client_secret"] = account.oauth.client_secret
+        secrets[f"account.{name}.to_oauth.client_secret"] = account.to_oauth.client_secret
     if auth := values.get("auth"):
         secrets["auth.ldap.bind_password"] = auth.ldap.bind_password
         secrets["auth.oauth.client_secret"] = auth.oauth.client_secret

@@ -58,6 +58,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     action.add_argument(
         "--flow", choices=("browser", "paste", "device", "client"), help="instead of oauth.flow"
     )
+    action.add_argument("--to", action="store_true", help="for where mail goes, to_oauth")
     action.set_defaults(run=auth)
     for name, run, text in (
         ("show", show, "one account, and when it last worked"),
@@ -98,7 +99,7 @@ def add(options: argparse.Namespace) -> int:
     try:
         found = common.configuration(options)
         account = found.account[options.name]
-        collect.open_destination(found, account).close()
+        collect.open_destination(found, options.name, account).close()
         if not options.no_test:
             _try(found, options.name, account, options)
     except BaseException:
@@ -194,13 +195,17 @@ def _origin(secret: Secret) -> str:
 
 def auth(options: argparse.Namespace) -> int:
     found, account = _one(options)
+    name = options.name
+    if options.to:
+        name, account = oauth.at_destination(name, account)
     if not account.oauth.provider:
-        raise ConfigurationError(f"account.{options.name}.oauth.provider: is not set")
-    tokens = oauth.agree(found, options.name, account, options.flow or "")
+        which = "to_oauth" if options.to else "oauth"
+        raise ConfigurationError(f"account.{options.name}.{which}.provider: is not set")
+    tokens = oauth.agree(found, name, account, options.flow or "")
     if options.json:
         common.print_json("account-auth", name=options.name, user=tokens.user)
     else:
-        print(f"{options.name}: {oauth.state(found, options.name, account)}")
+        print(f"{options.name}: {oauth.state(found, name, account)}")
     return os.EX_OK
 
 
@@ -258,6 +263,8 @@ def remove(options: argparse.Namespace) -> int:
     path.unlink()
     if account.oauth.provider:
         oauth.tokenfile(found, options.name).forget()
+    if account.to_oauth.provider:
+        oauth.tokenfile(found, f"{options.name}.to").forget()
     with closing(collect.open_ledger(found)) as ledger:
         count = ledger.forget(options.name)
     common.say(f"{options.name} is forgotten, with {count} messages that were taken")

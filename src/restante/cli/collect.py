@@ -8,7 +8,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
@@ -171,7 +171,7 @@ async def session(
         name, partial(connected, found, name, account), policy_of(account, limit)
     )
     with (
-        closing(await asyncio.to_thread(open_destination, found, account)) as destination,
+        closing(await asyncio.to_thread(open_destination, found, name, account)) as destination,
         progress_bar(wanted=progress) as show,
     ):
         return await collector.collect(
@@ -229,7 +229,7 @@ def policy_of(account: Account, limit: int | None = None) -> Policy:
     )
 
 
-def open_destination(found: Configuration, account: Account) -> Destination:
+def open_destination(found: Configuration, name: str, account: Account) -> Destination:
     """What ``account.to`` means here; ``maildrop:ann`` is the Maildir of a user of this server."""
     from ..collect import destinations
 
@@ -250,7 +250,13 @@ def open_destination(found: Configuration, account: Account) -> Destination:
         recipient=account.recipient or account.user,
         password=password,
         ca_file=Path(account.to_ca_file) if account.to_ca_file else None,
+        token=_token(found, name, account) if account.to_oauth.provider else None,
     )
+
+
+def _token(found: Configuration, name: str, account: Account) -> Callable[[bool], str]:
+    there, its = oauth.at_destination(name, account)
+    return lambda renew: oauth.token(found, there, its, renew=renew)
 
 
 def _tell(options: argparse.Namespace, name: str, result: Outcome | BaseException) -> None:

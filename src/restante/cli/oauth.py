@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from ..collect.oauth.flow import Application, Provider, Tokens
     from ..collect.oauth.sealed import Tokenfile
 
+_GMAIL = (
+    "openid",
+    "email",
+    "https://www.googleapis.com/auth/gmail.insert",
+    "https://www.googleapis.com/auth/gmail.labels",
+)
 _SOON = 14 * 86_400.0  # seconds before its end in which a consent is told of
 
 
@@ -61,6 +67,14 @@ def _provider(account: Account) -> Provider:
     if chosen.scopes:
         found = replace(found, scopes=chosen.scopes, app_scopes=chosen.scopes)
     return found
+
+
+def at_destination(name: str, account: Account) -> tuple[str, Account]:
+    """The same for ``gmail:``, where mail goes, with a file of its own."""
+    scopes = account.to_oauth.scopes or _GMAIL
+    chosen = replace(account.to_oauth, scopes=scopes)
+    user = account.recipient or account.user
+    return f"{name}.to", replace(account, oauth=chosen, user=user)
 
 
 def tokenfile(found: Configuration, name: str) -> Tokenfile:

@@ -90,14 +90,24 @@ def name_of(identity: str) -> str:
     return sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
+TokenSource = Callable[[bool], str]
+"""Gives an access token; True: another than the last, which was refused."""
+
+
 def open_destination(
-    text: str, *, recipient: str = "", password: str = "", ca_file: Path | None = None
+    text: str,
+    *,
+    recipient: str = "",
+    password: str = "",
+    ca_file: Path | None = None,
+    token: TokenSource | None = None,
 ) -> Destination:
     """``maildir:PATH``, ``mbox:PATH``, the path of a directory; or where a message is handed over:
     ``lmtp:ADDRESS`` and ``smtp:ADDRESS`` (``host:port``, ``unix:/path``), ``command:PROGRAM …``,
-    ``imaps://user@host/Folder``.
+    ``imaps://user@host/Folder``, ``gmail:LABEL``.
 
-    ``recipient`` is the address for LMTP and SMTP, ``password`` the one for IMAP.
+    ``recipient`` is the address for LMTP and SMTP, ``password`` the one for IMAP, ``token`` for
+    Gmail.
 
     Raises:
         UnsafeArgument: another kind, or not all that it needs.
@@ -125,7 +135,13 @@ def open_destination(
             from .imap import Imap
 
             return Imap(text, password, ca_file)
+        case ("gmail", ":", label):
+            from .gmail import Gmail
+
+            if token is None:
+                raise UnsafeArgument("gmail: needs to_oauth")
+            return Gmail(label, token)
     raise UnsafeArgument(
         "a destination is a directory, maildir:PATH, mbox:PATH, lmtp:HOST:PORT, smtp:HOST:PORT, "
-        "imaps://USER@HOST/FOLDER or command:PROGRAM"
+        "imaps://USER@HOST/FOLDER, gmail:LABEL or command:PROGRAM"
     )

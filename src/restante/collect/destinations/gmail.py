@@ -1,0 +1,118 @@
+"""A Gmail mailbox, by ``users.messages.import`` of its API: with a label, under its own date.
+
+It goes the way of delivered mail but is never called spam, and nothing is sent.  Gmail gives a
+message no name of ours: after a crash between its answer and the ledger one may be there twice.
+
+Security: the token goes to Google by HTTPS, and no redirect is followed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from secrets import token_hex
+from typing import IO, Any
+
+from ...errors import ConfigurationError, ConsentNeeded, MessageRefused, TemporaryFailure
+from ...net.tls import client_context
+from . import TokenSource
+from .handed import Handed
+
+_BASE = "https://gmail.googleapis.com"
+_PATIENCE = 120.0  # seconds for an answer
+_MAX_ANSWER = 2**22  # octets
+_LATER = ("rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded", "dailyLimitExceeded")
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+class Gmail(Handed):
+    """``label`` is made if there is none; without one, mail goes to the inbox."""
+
+    def __init__(self, label: str, token: TokenSource, base: str = _BASE) -> None:
+        super().__init__()
+        self._label = label
+        self._source = token
+        self._base = base
+        self._token = ""
+        self._labels: list[str] = []  # by id
+        handler = urllib.request.HTTPSHandler(context=client_context())
+        self._opener = urllib.request.build_opener(handler, _NoRedirects)
+
+    def _hand_over(self, message: IO[bytes]) -> None:
+        """
+        Raises:
+            MessageRefused: it will never be taken.
+            TemporaryFailure: not now.
+            ConsentNeeded: the token may not do this.
+        """
+        if not self._labels:
+            self._labels = ["UNREAD", self._label_id() if self._label else "INBOX"]
+        border = token_hex(16)
+        body = (
+            f"--{border}\r\nContent-Type: application/json\r\n\r\n"
+            f"{json.dumps({'labelIds': self._labels})}\r\n"
+            f"--{border}\r\nContent-Type: message/rfc822\r\n\r\n"
+        ).encode()
+        body += message.read() + f"\r\n--{border}--\r\n".encode()
+        self._ask(
+            "POST",
+            "/upload/gmail/v1/users/me/messages/import?uploadType=multipart"
+            "&internalDateSource=dateHeader&neverMarkSpam=true",
+            body,
+            f"multipart/related; boundary={border}",
+        )
+
+    def _label_id(self) -> str:
+        path = "/gmail/v1/users/me/labels"
+        for each in self._ask("GET", path).get("labels", ()):
+            if each.get("name") == self._label:
+                return str(each["id"])
+        wanted = {"name": self._label, "labelListVisibility": "labelShow"}
+        return str(self._ask("POST", path, json.dumps(wanted).encode(), "application/json")["id"])
+
+    def _ask(self, method: str, path: str, body: bytes | None = None, kind: str = "") -> Any:
+        """Once more with a new token if the first was refused."""
+        status, answer = self._try(method, path, body, kind, renew=False)
+        if status == 401:
+            status, answer = self._try(method, path, body, kind, renew=True)
+        if status == 200:
+            return answer
+        error = answer.get("error", {})
+        text = f"Gmail answers {status}: {str(error.get('message', ''))[:200]}"
+        reasons = [each.get("reason") for each in error.get("errors", ())]
+        if status in (400, 413) and "import" in path:
+            raise MessageRefused(text)
+        if status in (401, 403) and not any(reason in _LATER for reason in reasons):
+            raise ConsentNeeded(f"{text}; next: restante account auth NAME --to")
+        if status == 404:
+            raise ConfigurationError(text)
+        raise TemporaryFailure(text)
+
+    def _try(
+        self, method: str, path: str, body: bytes | None, kind: str, *, renew: bool
+    ) -> tuple[int, dict[str, Any]]:
+        if renew or not self._token:
+            self._token = self._source(renew)
+        headers = {"Authorization": f"Bearer {self._token}"}
+        if body is not None:
+            headers["Content-Type"] = kind
+        request = urllib.request.Request(self._base + path, body, headers, method=method)
+        try:
+            try:
+                with self._opener.open(request, timeout=_PATIENCE) as response:
+                    status, octets = response.status, response.read(_MAX_ANSWER)
+            except urllib.error.HTTPError as error:
+                with error:
+                    status, octets = error.code, error.read(_MAX_ANSWER)
+            answer = json.loads(octets or b"{}")
+        except ValueError:
+            answer = {}  # an error page; the status tells
+        except (OSError, http.client.HTTPException) as error:
+            raise TemporaryFailure(f"Gmail: {getattr(error, 'reason', error)}") from error
+        return status, answer if isinstance(answer, dict) else {}
