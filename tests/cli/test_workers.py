@@ -307,17 +307,31 @@ def test_old_mail_is_removed_at_the_start_and_then_now_and_again(site: Site) -> 
     store = MaildirStore(f"{site.place}/mail/%u")
     (site.place / "mail").mkdir()
     entry = asyncio.run(store.deliver("ann", _once(b"Subject: old\r\n\r\n")))
+    bob = asyncio.run(store.deliver("bob", _once(b"Subject: old\r\n\r\n")))
+    asyncio.run(store.deliver("gone", _once(b"Subject: nobody's\r\n\r\n")))
+    users = Users(site.place / "users.sqlite3")
+    users.remove("bob")  # so that he is known by the file alone
+    users.close()
+    (site.place / "passwd").write_text("bob:{PLAIN}secret\n")
+    (site.place / "conf.d").mkdir()
+    (site.place / "conf.d" / "more.toml").write_text(
+        '[auth]\nchain = ["users", "passwd-file"]\n'
+        f'[auth.passwd_file]\npath = "{site.place}/passwd"\n'
+    )
     site.write(limits='expire = "30d"')
     clock = site.place / "sitecustomize.py"  # a month has passed, as far as it can tell
     clock.write_text("import time\nnow = time.time\ntime.time = lambda: now() + 31 * 86_400\n")
     site.start(PYTHONPATH=f"{site.place}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    assert "messages=1" in site.wait_for("expired")
+    for user in ("ann", "bob"):
+        assert f"user={user} messages=1" in site.wait_for("expired")
     client = site.client()
     assert client.capa()["EXPIRE"] == ["30"]
     assert client.log_in("ann").stat() == (0, 0)
     client.close()
     (held,) = asyncio.run(store.held("ann"))
     assert held.unique_id == entry.unique_id
+    assert [each.unique_id for each in asyncio.run(store.held("bob"))] == [bob.unique_id]
+    assert asyncio.run(store.held("gone")) == []
 
 
 def test_guesses_are_known_to_all_workers_and_after_a_restart(site: Site) -> None:
