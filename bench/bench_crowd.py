@@ -15,7 +15,7 @@ from pathlib import Path
 import harness
 
 HONEST = ("-U", harness.corpora.SMALL_USERS, "-c", 4)
-FILES_EACH = 2  # that an idle session has open at least: its socket, its maildrop
+FILES_EACH = 3  # that an idle session has open: its socket, its maildrop, the lock
 
 
 def main() -> None:
