@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=3000)
     chosen = parser.parse_args()
     results = harness.Results("bench_workers")
-    many = ("-U", harness.corpora.SMALL_USERS, "-c", 32)
+    many = ("-U", harness.corpora.SMALL_USERS, "-c", 12)  # who waits must not meet himself
     for _ in range(chosen.rounds):
         for workers in (1, 2):
             with harness.restante(["small"], workers=workers, core=None) as server:
