@@ -40,8 +40,9 @@ class Tally:
     def of(self, key: str) -> int:
         return self._counts[key]
 
-    def add(self, key: str, change: int) -> None:
-        self._all += change
+    def add(self, key: str, change: int, *, in_all: bool = True) -> None:
+        """``in_all``: not only of this key."""
+        self._all += change if in_all else 0
         self._counts[key] += change
         if not self._counts[key]:
             del self._counts[key]
@@ -100,8 +101,9 @@ class SharedTally(Tally):
         cells, rows = self._cells, self._rows
         return min(sum(cells[row + at] for row in rows) for at in (first, second))
 
-    def add(self, key: str, change: int) -> None:
-        for at in (0, *self._places(key)):
+    def add(self, key: str, change: int, *, in_all: bool = True) -> None:
+        places = self._places(key)
+        for at in (0, *places) if in_all else places:
             self._cells[self._row + at] += change
 
     def _places(self, key: str) -> tuple[int, int]:

@@ -205,6 +205,15 @@ def test_a_user_is_known_by_the_name_that_was_typed_and_by_the_own(throttle: Thr
         assert throttle.lane(shown("x", name))[0] is Lane.KNOWN
 
 
+def test_a_network_is_somebodys_home(throttle: Throttle, clock: Clock) -> None:
+    throttle.accepted(shown(), MROSE)
+    guess(throttle, 1, ELSEWHERE)
+    assert throttle.is_home(NEXT_DOOR)
+    assert not throttle.is_home(ELSEWHERE)
+    clock.now += 31 * DAY
+    assert not throttle.is_home(HERE)
+
+
 def test_a_webmail_is_many_people(throttle: Throttle) -> None:
     throttle.trusted = (ip_network("192.0.2.0/24"),)
     assert throttle.lane(shown("x", "ann")) == (Lane.CLEAN, "ann")

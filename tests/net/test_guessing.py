@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from restante.errors import AuthenticationFailed, BackendUnavailable, TemporaryFailure
+from restante.net.listener import Admission
 from restante.passdb import Account, Credentials, Disproof, ScramSecrets, Shown
 from restante.pop3.session import Policy
 from restante.sasl import scram
+from restante.shared import SharedTally, Tally
 from restante.store.memory import MemoryStore
 
 from ..support import Client, OneUser, Server, serving
@@ -219,6 +221,57 @@ def test_hanging_up_gives_no_seat_back_before_the_penalty_is_over() -> None:
                 await client.log_in()
                 assert taken.of("127.0.0.1") == 2
             await until(lambda: taken.of("127.0.0.1") == 1)
+
+    asyncio.run(main())
+
+
+def test_a_seat_of_who_hung_up_is_taken_for_that_source_only() -> None:
+    for tally in (Tally(), SharedTally(2)):
+        admission = Admission(2, 2, tally)
+        first, second = admission.enter("192.0.2.1"), admission.enter("192.0.2.1")
+        assert first is not None
+        assert second is not None
+        assert admission.enter("192.0.2.2") is None
+        first.linger()
+        first.linger()
+        assert admission.enter("192.0.2.1") is None
+        other = admission.enter("192.0.2.2")
+        assert other is not None
+        first.leave()
+        assert admission.enter("192.0.2.1") is None, "all are taken"
+        other.leave()
+        assert admission.enter("192.0.2.1")
+        if isinstance(tally, SharedTally):
+            tally.close()
+
+
+def test_the_last_seats_are_for_networks_from_which_somebody_has_logged_in() -> None:
+    """I 187: guesses that wait for their answers leave a door open."""
+    admission = Admission(10, 100)
+    admission.reserved = lambda address: address == "192.0.2.1"
+    assert all(admission.enter("198.51.100.1") for _ in range(9))
+    assert admission.enter("198.51.100.1") is None
+    assert admission.enter("203.0.113.1") is None
+    assert admission.enter("192.0.2.1")
+    assert admission.enter("192.0.2.1") is None
+
+
+def test_where_seats_are_scarce_nobody_waits_on_one() -> None:
+    """The failure is answered, and the connection closed; the source's own count waits."""
+
+    async def main() -> None:
+        guard = Guard(wait=3600.0)
+        async with guarded(guard) as server:
+            server.service.is_crowded = lambda: True
+            taken = server.listener._admission._taken
+            async with server.client() as client:
+                await guess(client)
+                assert (await client.line()).startswith(b"-ERR [AUTH]")
+                assert await client.rest() == b""
+                await until(lambda: not server.service.connections)
+            assert (taken.all(), taken.of("127.0.0.1")) == (0, 1)
+            async with server.client() as client:
+                await client.log_in()
 
     asyncio.run(main())
 

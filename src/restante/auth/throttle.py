@@ -39,6 +39,7 @@ _PAIR_IS_ATTACKED = 8  # guesses at one user from one network that end its prior
 _KNOWN = 0.5  # the weight of a login after 30 days
 _FRESH = 0.97  # and after one day or two; until then it need not be written again
 _MUCH = 2.5  # the longest answer of a failure is later by so much than the first
+_ANYBODY = "\0"  # a name that nobody can have
 _MAGIC = b"restante throttle 1\n"
 
 
@@ -128,7 +129,7 @@ class Throttle:
     def accepted(self, shown: Shown, account: Account) -> None:
         """It was right, and may log in."""
         names = {shown.identity.casefold(), account.user.casefold()}
-        found = [(self._homes, _home(name, shown.address)) for name in names]
+        found = [(self._homes, _home(name, shown.address)) for name in (*names, _ANYBODY)]
         if isinstance(shown, Credentials):
             found += [(self._right, _password(name, shown.password)) for name in names]
         new = [(table, key) for table, key in found if table.of(key) < _FRESH]
@@ -136,6 +137,10 @@ class Throttle:
             with self._lock:
                 for table, key in new:
                     table.add(key, 1.0, most=1.0)
+
+    def is_home(self, address: str) -> bool:
+        """Somebody has logged in from that network in the last 30 days."""
+        return self._is_home(_ANYBODY, address)
 
     def facts(self, user: str, address: str) -> Facts:
         return Facts(

@@ -357,6 +357,8 @@ async def running(
         service = Service(store, passdb, cache, throttle, tls=ground.context)
         stack.push_async_callback(service.drain, _GRACE)
         admission = Admission(0, 0, ground.tally)
+        admission.reserved = throttle.is_home
+        service.is_crowded = lambda: admission.is_crowded
         _set_up(service, admission, configuration, users)
         listeners = []
         for place in ground.places:

@@ -155,11 +155,12 @@ def _is_dead_socket(path: str) -> bool:
 class Seat:
     """One counted connection."""
 
-    __slots__ = ("_admission", "_key")
+    __slots__ = ("_admission", "_in_all", "_key")
 
     def __init__(self, admission: Admission, key: str) -> None:
         self._admission: Admission | None = admission
         self._key = key
+        self._in_all = True
 
     def move(self, address: str) -> bool:
         """The client turned out to be somebody else; False: there is no seat for that source."""
@@ -173,8 +174,14 @@ class Seat:
     def leave(self) -> None:
         """Give it back; once or more often."""
         if self._admission is not None:
-            self._admission.release(self._key)
+            self._admission.release(self._key, in_all=self._in_all)
             self._admission = None
+
+    def linger(self) -> None:
+        """The connection is gone; only for its source the seat stays taken until ``leave``."""
+        if self._admission is not None and self._in_all:
+            self._admission.release(self._key, only_in_all=True)
+            self._in_all = False
 
 
 class Admission:
@@ -184,26 +191,37 @@ class Admission:
         """``tally``: shared with the other workers, whose connections count too."""
         self.total = total
         self.per_source = per_source
+        self.reserved: Callable[[str], bool] | None = None
+        """For whom the last tenth of all seats is kept."""
         self._taken = tally or Tally()
+
+    @property
+    def is_crowded(self) -> bool:
+        """Four fifths of all seats are taken."""
+        return self._taken.all() * 5 > self.total * 4
 
     def enter(self, address: str, *, instead: str | None = None) -> Seat | None:
         """A seat, or None when there is none left for that source.
 
         ``instead``: the key of a seat that is given up for it.
         """
-        key = _source(address)
+        key, total = _source(address), self.total
+        if self.reserved is not None and self.is_crowded and not self.reserved(address):
+            total -= total // 10
         with self._taken.exclusively():
             own = 0 if instead is None else 1
-            if self._taken.all() - own >= self.total or self._taken.of(key) >= self.per_source:
+            if self._taken.all() - own >= total or self._taken.of(key) >= self.per_source:
                 return None
             if instead is not None:
                 self._taken.add(instead, -1)
             self._taken.add(key, 1)
         return Seat(self, key)
 
-    def release(self, key: str) -> None:
+    def release(self, key: str, *, in_all: bool = True, only_in_all: bool = False) -> None:
         with self._taken.exclusively():
-            self._taken.add(key, -1)
+            self._taken.add(key, -1, in_all=in_all)
+            if only_in_all:
+                self._taken.add(key, 1, in_all=False)
 
 
 @lru_cache(4096)  # the same few come again and again

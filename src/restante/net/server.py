@@ -90,6 +90,8 @@ class Service:
     guard: login.Guard | None = None
     before_opening: Callable[[str], Awaitable[None]] | None = None
     """Is told the maildrop of who has logged in, which is opened when it returns; never raises."""
+    is_crowded: Callable[[], bool] = lambda: False
+    """Whether seats are scarce: then a failure is answered at once and its seat cleared."""
     policy: Policy = field(default_factory=Policy)
     tls: ssl.SSLContext | None = None
     """For STLS; without it STLS is not offered."""
@@ -433,9 +435,7 @@ class Connection(asyncio.Protocol):
                 await self._pace(terms.login_delay, opening)
         except RestanteError as error:
             self._note_failure(error, fields)
-            if not self._is_lost:
-                await asyncio.sleep(max(0.0, self._penalty - self._loop.time()))
-                self._say(self._session.failed(error))
+            await self._refuse(error)
             return
         self._opened, self._account, timeouts = opening, account, self._service.timeouts
         if _implements(type(self._maildrop), RawReading):
@@ -456,6 +456,19 @@ class Connection(asyncio.Protocol):
             self._note("login refused", logging.WARNING, **fields, reason=reason)
         else:
             self._note("login impossible", logging.WARNING, **fields, reason=reason)
+
+    async def _refuse(self, error: RestanteError) -> None:
+        """When its penalty is over; where seats are scarce at once, and the seat is cleared."""
+        if self._is_lost:
+            return
+        wait = self._penalty - self._loop.time()
+        is_cut = wait > 0 and self._service.is_crowded()
+        if wait > 0 and not is_cut:
+            await asyncio.sleep(wait)
+        self._say(self._session.failed(error))
+        if is_cut:
+            self._flush()
+            self._close("crowded")
 
     async def _judge(self, shown: Shown) -> Account:
         """Whose account it is, if it may be opened now.  Who hangs up has guessed all the same.
@@ -495,6 +508,7 @@ class Connection(asyncio.Protocol):
         if self._is_judged:
             return  # it is not over
         if wait > 0:
+            self._seat.linger()
             self._loop.call_later(wait, self._seat.leave)
         else:
             self._seat.leave()
