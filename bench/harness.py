@@ -16,6 +16,7 @@ import shlex
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -27,6 +28,8 @@ from pathlib import Path
 from statistics import median
 
 import corpora
+
+from restante.auth.users import Users
 
 HERE = Path(__file__).resolve().parent
 HOUSE = HERE.parent
@@ -136,6 +139,31 @@ def restante(
     finally:
         running.terminate()
         running.wait(30)
+
+
+def argon2_users() -> Path:
+    """Makes the next ``restante`` use its own user database; where that lies.
+
+    Everybody has the same password, and so that it does not take minutes, the same hash.
+    """
+    database = PLACE / "restante" / "users.sqlite3"
+    os.environ["RESTANTE__AUTH__CHAIN"] = "users"
+    if database.exists():
+        return database
+    users = Users(database)
+    users.add(USERS[0], PASSWORD)
+    with sqlite3.connect(database) as connection:
+        for table in ("users", "credentials"):
+            found = connection.execute(f"SELECT * FROM {table}")
+            columns = [column[0] for column in found.description]
+            key = columns.index("name" if table == "users" else "user")
+            row = list(found.fetchone())
+            marks = ", ".join("?" * len(row))
+            rows = [[*row[:key], user, *row[key + 1 :]] for user in USERS[1:]]
+            connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
+    connection.close()
+    users.close()
+    return database
 
 
 def passwd_file(place: Path, scheme: str) -> Path:

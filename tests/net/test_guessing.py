@@ -206,6 +206,26 @@ def test_who_hangs_up_has_guessed_all_the_same(
     assert told == ([] if is_right else ["login refused"])
 
 
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_stop_waits_for_no_check(is_gone: bool) -> None:
+    """Longer than its grace."""
+
+    async def main() -> None:
+        passdb = Slow()
+        async with guarded(Guard(), passdb) as server, server.client() as client:
+            await guess(client)
+            await passdb.begun.wait()
+            (connection,) = server.service.connections
+            if is_gone:
+                hang_up(client)
+                await until(lambda: connection._is_lost)
+            async with asyncio.timeout(10):
+                await server.service.drain(0.01)
+            assert not server.service.connections
+
+    asyncio.run(main())
+
+
 def test_hanging_up_gives_no_seat_back_before_the_penalty_is_over() -> None:
     async def main() -> None:
         guard = Guard(wait=3600.0)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from ..errors import TooBusy
 from ..passdb import Account, Credentials, Passdb
 from .throttle import Lane
 
 _WAITING = 256  # that may wait in one lane
-
-Waiter = asyncio.Future[None]
 
 
 class Turns:
@@ -51,31 +50,47 @@ class Turns:
             TemporaryFailure: as the passdb says.
             TooBusy: too many wait already.
         """
-        lane, whose = self._lane(credentials)
-        queue = self._lanes[lane]
-        waiter: Waiter = asyncio.get_running_loop().create_future()
-        queue.add(whose, waiter)
+        waiter = _Waiter(credentials, asyncio.get_running_loop().create_future())
+        self._queue(waiter)
         self._admit()
         try:
-            await waiter
+            await waiter.admitted
         except BaseException:
-            if not waiter.done() or waiter.cancelled():
-                queue.remove(whose, waiter)
-            elif waiter.exception() is None:  # let in and gone at the same moment
-                self._leave(lane)
+            if not waiter.admitted.done() or waiter.admitted.cancelled():
+                self._lanes[waiter.lane].remove(waiter)
+            elif waiter.admitted.exception() is None:  # let in and gone at the same moment
+                self._leave(waiter.lane)
             raise
         try:
             return await self._passdb.verify(credentials)
         finally:
-            self._leave(lane)
+            self._leave(waiter.lane)
+
+    def _queue(self, waiter: _Waiter) -> None:
+        waiter.lane, waiter.whose = self._lane(waiter.credentials)
+        self._lanes[waiter.lane].add(waiter)
 
     def _admit(self) -> None:
         while self._free and (lane := self._next()) is not None:
             waiter = self._lanes[lane].take()
+            if waiter.admitted.done():
+                continue  # it has given up
+            if lane is Lane.CLEAN and self._has_guessed(waiter):
+                continue
             self._free -= 1
             if lane is Lane.DIRTY:
                 self._dirty_since = self._clock()
-            waiter.set_result(None)
+            waiter.admitted.set_result(None)
+
+    def _has_guessed(self, waiter: _Waiter) -> bool:
+        """While it waited others from its network did; it goes on waiting with them."""
+        if self._lane(waiter.credentials)[0] is not Lane.DIRTY:
+            return False
+        try:
+            self._queue(waiter)
+        except TooBusy as error:
+            waiter.admitted.set_exception(error)
+        return True
 
     def _next(self) -> Lane | None:
         if self._lanes[Lane.KNOWN]:
@@ -101,28 +116,38 @@ class Turns:
         self._admit()
 
 
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """Who waits, and where."""
+
+    credentials: Credentials
+    admitted: asyncio.Future[None]
+    lane: Lane = Lane.CLEAN
+    whose: str = ""
+
+
 class _Queue:
     """One lane."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._count = 0
-        self._waiting: OrderedDict[str, deque[Waiter]] = OrderedDict()  # the next one first
+        self._waiting: OrderedDict[str, deque[_Waiter]] = OrderedDict()  # the next one first
 
     def __bool__(self) -> bool:
         return self._count > 0
 
-    def add(self, whose: str, waiter: Waiter) -> None:
+    def add(self, waiter: _Waiter) -> None:
         """
         Raises:
             TooBusy: the lane is full, and nobody has more in it.
         """
         if self._count >= self._most:
-            self._make_room(whose)
-        self._waiting.setdefault(whose, deque()).append(waiter)
+            self._make_room(waiter.whose)
+        self._waiting.setdefault(waiter.whose, deque()).append(waiter)
         self._count += 1
 
-    def take(self) -> Waiter:
+    def take(self) -> _Waiter:
         whose, waiters = self._waiting.popitem(last=False)
         waiter = waiters.popleft()
         self._count -= 1
@@ -130,13 +155,13 @@ class _Queue:
             self._waiting[whose] = waiters
         return waiter
 
-    def remove(self, whose: str, waiter: Waiter) -> None:
-        waiters = self._waiting.get(whose, deque())
+    def remove(self, waiter: _Waiter) -> None:
+        waiters = self._waiting.get(waiter.whose, deque())
         if waiter in waiters:
             waiters.remove(waiter)
             self._count -= 1
             if not waiters:
-                del self._waiting[whose]
+                del self._waiting[waiter.whose]
 
     def _make_room(self, whose: str) -> None:
         most = max(self._waiting, key=lambda each: len(self._waiting[each]))
@@ -144,4 +169,5 @@ class _Queue:
             raise TooBusy("too many logins at once")
         refused = self._waiting[most].pop()
         self._count -= 1
-        refused.set_exception(TooBusy("too many logins at once"))
+        if not refused.admitted.done():
+            refused.admitted.set_exception(TooBusy("too many logins at once"))

@@ -145,7 +145,7 @@ class Service:
                 await self._quiet.wait()
         except TimeoutError:
             for connection in list(self.connections):
-                connection.abort("stopped")
+                connection.abandon()
             await self._quiet.wait()
 
 
@@ -297,6 +297,13 @@ class Connection(asyncio.Protocol):
         self._end = reason
         self._is_closing = True
         self._transport.abort()
+
+    def abandon(self) -> None:
+        """Cut the connection, and what it waits for unless that is UPDATE."""
+        is_judged, self._is_judged = self._is_judged, False
+        self.abort("stopped")
+        if is_judged and self._worker is not None:
+            self._worker.cancel()
 
     # One read, all commands in it, one write.
 

@@ -1,0 +1,174 @@
+"""How long does an honest login take while others guess passwords?
+
+An honest client logs in again and again, each time as another user, so that each password must be
+hashed; "known" users have logged in from that network before the server was restarted.  Meanwhile
+1,000 guesses a second come from 1,000 addresses, or as many as one address has seats for from the
+address of the honest client itself.  Whoever guesses does not wait for the answer.
+
+Limits are the defaults: 4,096 connections, 50 of one address; failures are answered after 2 to 8 s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from statistics import median, quantiles
+
+import harness
+import uvloop
+
+PAUSE = 0.12  # seconds between two tries
+HOME, FAR = "127.1.0.1", "127.200.0.1"
+FLOOD = [f"127.2.{at // 250}.{at % 250 + 1}" for at in range(1_000)]
+
+
+def main() -> None:
+    parser = harness.options(__doc__ or "", rounds=1)
+    parser.add_argument("--tries", type=int, default=150, help="honest logins; default %(default)s")
+    parser.add_argument("--rate", type=int, default=1_000, help="guesses/s; default %(default)s")
+    options = parser.parse_args()
+    results = harness.Results("bench_guessing")
+    os.environ["RESTANTE__LIMITS__SESSIONS"] = "4096"
+    os.environ["RESTANTE__LIMITS__PER_ADDRESS"] = "50"
+    harness.argon2_users()
+    for _ in range(options.rounds):
+        round_(results, options.tries, options.rate)
+    results.tell()
+
+
+def round_(results: harness.Results, tries: int, rate: int) -> None:
+    fresh = iter(harness.USERS[::-1])  # without mail, and never used before
+    known = {place: [next(fresh) for _ in range(tries)] for place in (HOME, FAR)}
+    (harness.PLACE / "restante" / "guesses").unlink(missing_ok=True)
+    with harness.restante(["small"]) as server:
+        for place, users in known.items():
+            for user in users:
+                log_in(server.port, place, user)
+    questions: list[tuple[str, str, Callable[[], Iterator[str]], list[str]]] = [
+        ("no guesses, known user", FAR, lambda: iter(()), []),
+        ("1,000 networks guess, known user elsewhere", FAR, lambda: iter(()), FLOOD),
+        ("1,000 networks guess, stranger elsewhere", "127.201.0.1", lambda: fresh, FLOOD),
+        ("the own address guesses, known user", HOME, lambda: iter(()), [HOME]),
+        ("the own address guesses, stranger", HOME, lambda: fresh, [HOME]),
+    ]
+    for question, place, strangers, attackers in questions:
+        with harness.restante(["small"]) as server:
+            users = [next(strangers(), "") or known[place][at] for at in range(tries)]
+            measure(results, question, server, place, users, attackers, rate)
+
+
+def measure(
+    results: harness.Results,
+    question: str,
+    server: harness.Server,
+    place: str,
+    users: list[str],
+    attackers: list[str],
+    rate: int,
+) -> None:
+    counted = multiprocessing.Value("l", 0)
+    attack = multiprocessing.Process(
+        daemon=True, target=guess_for_ever, args=(server.port, attackers, rate, counted)
+    )
+    if attackers:
+        attack.start()
+        time.sleep(3)
+    began, before, guessed = time.monotonic(), cpu(server.pid), counted.value
+    took, refused = [], 0
+    for user in users:
+        try:
+            took.append(log_in(server.port, place, user) * 1000)
+        except (OSError, ValueError) as error:
+            refused += 1
+            print(f"{question}: {error}", file=sys.stderr)
+        time.sleep(PAUSE)
+    lasted = time.monotonic() - began
+    used, guesses = cpu(server.pid) - before, counted.value - guessed
+    if attackers:
+        attack.kill()
+        attack.join()
+    results.add(question, "median", "ms", median(took))
+    results.add(question, "p99", "ms", quantiles(took, n=100)[98])
+    results.add(question, "not let in", "logins", refused)
+    results.add(question, "guesses", "1/s", guesses / lasted)
+    results.add(question, "core of the server", "%", 100 * used / lasted)
+
+
+def log_in(port: int, place: str, user: str) -> float:
+    """Seconds from PASS to its answer."""
+    with socket.create_connection(("127.0.0.1", port), 60, (place, 0)) as connected:
+        lines = connected.makefile("rb")
+        ask(lines.readline())
+        connected.sendall(b"USER %b\r\n" % user.encode())
+        ask(lines.readline())
+        began = time.perf_counter()
+        connected.sendall(b"PASS %b\r\n" % harness.PASSWORD.encode())
+        ask(lines.readline())
+        took = time.perf_counter() - began
+        connected.sendall(b"QUIT\r\n")
+        lines.readline()
+    return took
+
+
+def ask(answer: bytes) -> None:
+    if not answer.startswith(b"+OK"):
+        raise ValueError(f"an honest client hears {answer!r}")
+
+
+# -- Those who guess
+
+
+def guess_for_ever(port: int, places: list[str], rate: int, counted: object) -> None:
+    """So many a second, as far as there are seats; the answer is not waited for."""
+    harness._allow_many_files()
+    os.sched_setaffinity(0, {int(harness.LOAD_CORE)})
+    uvloop.run(_guess_for_ever(port, places, rate, counted))
+
+
+async def _guess_for_ever(port: int, places: list[str], rate: int, counted: object) -> None:
+    tasks: set[asyncio.Task[None]] = set()
+    began, number = time.monotonic(), 0
+    while True:
+        due = int((time.monotonic() - began) * rate)
+        while number < due and len(tasks) < 3_000:
+            task = asyncio.create_task(guess(port, places[number % len(places)], counted))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            number += 1
+        number = due
+        await asyncio.sleep(0.01)
+
+
+async def guess(port: int, place: str, counted: object) -> None:
+    try:
+        async with asyncio.timeout(10):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(place, 0))
+            if (await reader.readline()).startswith(b"+OK"):
+                user = secrets.choice(harness.USERS)
+                writer.write(f"USER {user}\r\nPASS {secrets.token_hex(4)}\r\n".encode())
+                counted.value += 1  # type: ignore[attr-defined]
+                async with asyncio.timeout(1):
+                    await reader.read(1_000)
+                    await reader.read(1_000)
+    except (OSError, TimeoutError):
+        pass
+    finally:
+        if "writer" in locals():
+            writer.transport.abort()
+
+
+def cpu(pid: int) -> float:
+    """Seconds of processor time."""
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    main()
