@@ -2,8 +2,8 @@
 
 An honest client logs in again and again, each time as another user, so that each password must be
 hashed; "known" users have logged in from that network before the server was restarted.  Meanwhile
-1,000 guesses a second come from 1,000 addresses, or as many as one address has seats for from the
-address of the honest client itself.  Whoever guesses does not wait for the answer.
+1,000 guesses a second come from 1,000 addresses, and whoever guesses does not wait for the answer;
+or they come from the honest client's own address, by 20 connections that wait.
 
 Limits are the defaults: 4,096 connections, 50 of one address; failures are answered after 2 to 8 s.
 """
@@ -94,7 +94,9 @@ def measure(
         attack.kill()
         attack.join()
     results.add(question, "median", "ms", median(took))
-    results.add(question, "p99", "ms", quantiles(took, n=100)[98])
+    results.add(
+        question, "p99", "ms", quantiles([*took, *took[-1:]], n=100, method="inclusive")[98]
+    )
     results.add(question, "not let in", "logins", refused)
     results.add(question, "guesses", "1/s", guesses / lasted)
     results.add(question, "core of the server", "%", 100 * used / lasted)
@@ -136,8 +138,10 @@ async def _guess_for_ever(port: int, places: list[str], rate: int, counted: obje
     began, number = time.monotonic(), 0
     while True:
         due = int((time.monotonic() - began) * rate)
-        while number < due and len(tasks) < 3_000:
-            task = asyncio.create_task(guess(port, places[number % len(places)], counted))
+        while number < due and len(tasks) < min(20 * len(places), 3_000):
+            task = asyncio.create_task(
+                guess(port, places[number % len(places)], 1 if len(places) > 1 else 10, counted)
+            )
             tasks.add(task)
             task.add_done_callback(tasks.discard)
             number += 1
@@ -145,15 +149,15 @@ async def _guess_for_ever(port: int, places: list[str], rate: int, counted: obje
         await asyncio.sleep(0.01)
 
 
-async def guess(port: int, place: str, counted: object) -> None:
+async def guess(port: int, place: str, patience: float, counted: object) -> None:
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(place, 0))
             if (await reader.readline()).startswith(b"+OK"):
                 user = secrets.choice(harness.USERS)
                 writer.write(f"USER {user}\r\nPASS {secrets.token_hex(4)}\r\n".encode())
                 counted.value += 1  # type: ignore[attr-defined]
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(patience):
                     await reader.read(1_000)
                     await reader.read(1_000)
     except (OSError, TimeoutError):
