@@ -133,6 +133,7 @@ def restante(
         )
     try:
         _wait_for(ready.exists, running)
+        _settle(running.pid)
         server = Server("restante", running.pid, port, tls_port, mail)
         server.lmtp = f"{place}/lmtp.sock"
         yield server
@@ -174,6 +175,7 @@ def passwd_file(place: Path, scheme: str) -> Path:
         secret = subprocess.run(told, check=True, capture_output=True, text=True).stdout.strip()
     path = place / "users"
     path.write_text("".join(f"{user}:{secret}::::::\n" for user in USERS))
+    os.utime(path, (0, 0))  # what was written just now is read again at each login
     return path
 
 
@@ -292,6 +294,18 @@ def dovecot(
     finally:
         running.send_signal(signal.SIGTERM)
         running.wait(30)
+
+
+def _settle(process: int) -> None:
+    """Until it has looked over all maildrops for what is to be purged, as at each start."""
+    until, before = time.monotonic() + 30, -1
+    while time.monotonic() < until:
+        ticks = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+        now = sum(map(int, ticks))
+        if now - before < 3 and before >= 0:  # of 100 a second
+            return
+        before = now
+        time.sleep(0.5)
 
 
 def _allow_many_files() -> None:
