@@ -54,6 +54,11 @@ SEEDS: dict[str, list[bytes]] = {
         b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\xc0\0\x02\x01\x13\x88\0\x6e\x16",
         b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\x07\x20\0\x04\x01\0\0\0",
     ],
+    "downgraded": [
+        '\x07Subject: Grüße\r\nFrom: "Jo, é" <j@é.example>, b@c\r\nTo: é:;\r\n\r\nb'.encode(),
+        "\x00X: é\r\n y\r\nContent-Type: text/plain; name=é; x=y\r\n\r\n".encode(),
+        b"\x01A: \xff\r\n\r\nbody",
+    ],
     "stored_hash": [
         b"{SSHA256}SoB/ZqBVxWNLVHVzVzxGBZDUJSC4mEgRWnVnNLkTQq7YKwBX",
         b"{SHA512-CRYPT}$6$saltsalt$x",

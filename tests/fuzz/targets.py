@@ -27,6 +27,7 @@ from restante.errors import (
     ConnectionLost,
     HostileInput,
     MessageRefused,
+    NeedsUTF8,
     PermanentFailure,
     ProtocolBroken,
     RestanteError,
@@ -41,6 +42,7 @@ from restante.pop3.grammar import Command
 from restante.pop3.session import Policy
 from restante.sasl import MECHANISMS, Channel, Login, Lookup, Reply, reply
 from restante.store import foreign, index, journal, names
+from restante.surrogate import Downgrade
 from restante.wire import CRLF, LineBuffer, Stuffer, Unstuffer
 
 from ..pop3.core import Core
@@ -355,6 +357,26 @@ def proxy_header(octets: bytes) -> None:
         assert len(octets) < 16 + proxy.MAX_V2
 
 
+def downgraded(octets: bytes) -> None:
+    """A surrogate has as many octets as its original, in ASCII, however that arrives."""
+
+    def fed(pieces: list[bytes]) -> bytes | None:
+        downgrade = Downgrade()
+        try:
+            return b"".join(map(downgrade.feed, pieces)) + downgrade.finish()
+        except NeedsUTF8:
+            return None
+
+    whole, pieces = in_pieces(octets)
+    found = fed([whole])
+    assert fed(pieces) == found
+    assert found is None or len(found) == len(whole)
+    header = whole[: whole.find(b"\r\n\r\n") + 2]
+    if found is not None and header and b"\r\n\r\n" in whole and not whole.startswith(b"\r\n"):
+        with suppress(UnicodeDecodeError):
+            assert not header.decode() or found[: len(header)].isascii()
+
+
 def stored_hash(octets: bytes) -> None:
     """What is no hash opens for nobody, and costs nothing."""
     text = octets.decode("utf-8", "surrogateescape")
@@ -417,6 +439,7 @@ TARGETS: dict[str, Target] = {
     "configuration": configuration,
     "data": data,
     "proxy_header": proxy_header,
+    "downgraded": downgraded,
     "stored_hash": stored_hash,
     "journal_line": journal_line,
     "foreign_accounts": foreign_accounts,
