@@ -92,6 +92,10 @@ TEXTS = {
         "das Postfach wird seit # s von einer anderen Sitzung benutzt",
         "邮箱已被另一会话占用 # 秒",
     ),
+    "this password is too new to delete # messages; none is deleted": (
+        "dieses Passwort ist zu neu, um # Nachrichten zu löschen; keine ist gelöscht",
+        "此密码太新，不能删除 # 封邮件；未删除任何邮件",
+    ),
     "log in again in # s": ("die nächste Anmeldung ist in # s möglich", "请在 # 秒后再登录"),
     "logins cannot be checked now": (
         "Anmeldungen können gerade nicht geprüft werden",
