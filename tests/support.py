@@ -7,7 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from hashlib import sha256
+from hashlib import md5, sha256
 from ipaddress import ip_network
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from restante.net.server import Service, Timeouts
 from restante.passdb import (
     Account,
     Credentials,
+    Digest,
     Network,
     Proof,
     ScramKey,
@@ -66,6 +67,9 @@ class OneUser:
     async def proved(self, proof: Proof) -> Account:
         return self.open(proof)
 
+    async def digested(self, shown: Digest) -> Account:
+        return self.open(shown)
+
     async def verify_token(self, token: Token) -> Account:
         return self.open(token)
 
@@ -87,6 +91,8 @@ class OneUser:
         match shown:
             case Credentials("PLAIN" | "LOGIN" | "USER", "mrose", password):
                 is_right = password == self.password
+            case Digest("APOP", "mrose", time_stamp, digest):
+                is_right = md5((time_stamp + self.password).encode()).hexdigest() == digest
             case Token(_, "mrose", token):
                 is_right = token == "vF9dft4qmT"
             case Proof("EXTERNAL", "mrose@example.org", "certificate", wanted):
@@ -169,6 +175,7 @@ async def serving(
     timeouts: Timeouts | None = None,
     per_source: int = 100,
     policy: Policy | None = None,
+    time_stamp: Callable[[], str] | None = None,
     proxies: tuple[Network, ...] = (),
     relays: tuple[Network, ...] = (),
 ) -> AsyncIterator[Server]:
@@ -176,6 +183,7 @@ async def serving(
         store,
         OneUser(password),
         policy=policy or Policy(),
+        time_stamp=time_stamp,
         tls=tls,
         clear_login_from=LOOPBACK if clear else (),
         relays=relays,

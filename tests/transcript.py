@@ -7,6 +7,7 @@ A transcript is a text file of these lines::
     tls: no                   the session is in clear (default: inside TLS)
     password: tan staaf       of the user "mrose"; this one is the default
     mechanisms: PLAIN LOGIN   what the server offers; PLAIN is the default
+    time stamp: <1896@a>      of the greeting, for APOP; none by default
     maildrop: 120 200         messages of these sizes, numbered from 1
     message:                  a message of the lines that follow, each after "| "
     login                     USER and PASS, both answered +OK
@@ -29,6 +30,7 @@ from pathlib import Path
 
 from restante.pop3.session import Policy
 
+_SETTINGS = ("tls", "mechanisms", "time stamp", "password")
 FOLDER = Path(__file__).parent / "transcripts"
 
 
@@ -63,6 +65,7 @@ class Transcript:
     tls: bool = True
     password: str = "tan staaf"
     mechanisms: tuple[str, ...] = ("PLAIN",)
+    time_stamp: str = ""
     messages: list[bytes] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     left: list[int] | None = None
@@ -89,12 +92,8 @@ def parse(path: Path) -> Transcript:
             transcript.messages[-1] += octets_of(line[2:]) + b"\r\n"
         elif key == "message":
             transcript.messages.append(b"")
-        elif key == "tls":
-            transcript.tls = value != "no"
-        elif key == "mechanisms":
-            transcript.mechanisms = tuple(value.split())
-        elif key == "password":
-            transcript.password = octets_of(value).decode()
+        elif key in _SETTINGS:
+            _set(transcript, key, value)
         elif key == "maildrop" and transcript.steps:
             transcript.left = [int(size) for size in value.split()]
         elif key == "maildrop":
@@ -102,6 +101,18 @@ def parse(path: Path) -> Transcript:
         else:
             transcript.steps += _steps(key, value, transcript.password)
     return transcript
+
+
+def _set(transcript: Transcript, key: str, value: str) -> None:
+    match key:
+        case "tls":
+            transcript.tls = value != "no"
+        case "mechanisms":
+            transcript.mechanisms = tuple(value.split())
+        case "time stamp":
+            transcript.time_stamp = value
+        case "password":
+            transcript.password = octets_of(value).decode()
 
 
 def _steps(key: str, value: str, password: str) -> Iterator[Step]:

@@ -32,8 +32,8 @@ from .net.listener import MAX_SOCKET_PATH, Address
 from .pop3.texts import LANGUAGES
 
 BACKENDS = ("users", "passwd-file", "ldap", "pam", "oauth")
-ALL_MECHANISMS = tuple(sasl.MECHANISMS)
-MECHANISMS = tuple(name for name in ALL_MECHANISMS if name != "LOGIN")
+ALL_MECHANISMS = (*sasl.MECHANISMS, "APOP")
+MECHANISMS = tuple(name for name in ALL_MECHANISMS if name not in ("LOGIN", "APOP"))
 
 T = TypeVar("T")
 Convert = Callable[[Any], Any]
@@ -524,7 +524,9 @@ class Auth:
     mechanisms: tuple[str, ...] = option(
         MECHANISMS,
         "What AUTH offers, of EXTERNAL, SCRAM-SHA-256, SCRAM-SHA-1 (both also with -PLUS), "
-        "OAUTHBEARER, XOAUTH2, PLAIN and LOGIN; each where the back ends can check it.",
+        "OAUTHBEARER, XOAUTH2, PLAIN and LOGIN; each where the back ends can check it. "
+        "APOP offers the command of that name, if the chain is a passwd-file alone, to its users "
+        "with PLAIN.",
         many(one_of(*ALL_MECHANISMS)),
     )
     folder_separator: str = option(

@@ -109,7 +109,21 @@ class Disproof:
     """Where from; the server fills it in.  An IP address, or empty for a local peer."""
 
 
-Shown = Credentials | Proof | Token | Disproof
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What APOP shows: that somebody knew the password of a user (RFC 1939 §7)."""
+
+    mechanism: str
+    identity: str
+    time_stamp: str
+    """That of the greeting, with its angle brackets."""
+    digest: str = field(repr=False)
+    """MD5 of time stamp and password, as the client wrote it."""
+    address: str = ""
+    """Where from; the server fills it in.  An IP address, or empty for a local peer."""
+
+
+Shown = Credentials | Proof | Token | Disproof | Digest
 """What a client has shown of itself."""
 
 
@@ -200,6 +214,22 @@ class ScramKeys(Protocol):
             AuthenticationFailed: it may not act for ``proof.authorization``, or the credential
                 was revoked since ``scram``.
             TemporaryFailure: cannot be told now.
+        """
+
+
+@runtime_checkable
+class Digests(Protocol):
+    """Add-on for APOP (RFC 1939 §7), which needs the passwords themselves."""
+
+    async def digested(self, shown: Digest) -> Account:
+        """The account of a digest, whether or not it may be opened now.
+
+        Takes the same time for an unknown user, for one whose password is not known, and for
+        a wrong digest.
+
+        Raises:
+            AuthenticationFailed: wrong, for whatever reason.
+            TemporaryFailure: cannot be told now; never counts as a guess.
         """
 
 

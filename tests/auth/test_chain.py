@@ -18,6 +18,8 @@ from restante.passdb import (
     Account,
     Certificates,
     Credentials,
+    Digest,
+    Digests,
     Generations,
     LastUses,
     Passdb,
@@ -210,6 +212,34 @@ def test_scram_asks_who_knows() -> None:
     second.fault = TemporaryFailure("down")
     with pytest.raises(TemporaryFailure):
         run(chain.scram("bob", "sha256"))
+
+
+class Digested(Plain):
+    """One that can check APOP, too."""
+
+    async def digested(self, shown: Digest) -> Account:
+        await self._ask("digested", shown.identity)
+        return await self.verify(Credentials("APOP", shown.identity, shown.digest))
+
+
+def test_apop_is_offered_only_if_every_back_end_has_passwords() -> None:
+    """Or a greeting would promise it to users who can never prove themselves by it."""
+    first, second, plain = Digested({"ann": "1"}), Digested({"bob": "2"}), Plain({"eve": "3"})
+    assert offered(chained(first, plain), ("APOP", "PLAIN")) == ("PLAIN",)
+    chain = chained(first, second)
+    assert isinstance(chain, Digests)
+    assert offered(chain, ("APOP", "PLAIN")) == ("APOP", "PLAIN")
+    assert offered(chain, ("PLAIN",)) == ("PLAIN",)
+    assert run(chain.digested(Digest("APOP", "ann", "<a@b>", "1"))).user == "ann"
+    assert second.asked == []
+    assert run(chain.digested(Digest("APOP", "bob", "<a@b>", "2"))).user == "bob"
+    for identity in ("bob", "eve"):
+        with pytest.raises(AuthenticationFailed):
+            run(chain.digested(Digest("APOP", identity, "<a@b>", "x")))
+    assert ("digested", "bob") not in first.asked
+    second.fault = TemporaryFailure("down")
+    with pytest.raises(TemporaryFailure):
+        run(chain.digested(Digest("APOP", "bob", "<a@b>", "2")))
 
 
 def test_a_generation_changes_with_every_back_end() -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 import os
 from collections import Counter
 from collections.abc import Coroutine
+from hashlib import md5
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
-from restante.auth import schemes
+from restante.auth import passwd_file, schemes
 from restante.auth.passwd_file import PasswdFile
 from restante.errors import AuthenticationFailed, BackendUnavailable
-from restante.passdb import Account, Accounts, Credentials, Generations
+from restante.passdb import Account, Accounts, Credentials, Digest, Digests, Generations
 
 T = TypeVar("T")
 LONG_AGO = 1_600_000_000  # seconds since the epoch; what was written then is settled
@@ -56,6 +58,7 @@ def refused(file: PasswdFile, *arguments: str, **more: str) -> str:
 def test_it_keeps_its_contracts(path: Path) -> None:
     file = PasswdFile(path)
     assert isinstance(file, Accounts)
+    assert isinstance(file, Digests)
     assert isinstance(file, Generations)
 
 
@@ -281,3 +284,70 @@ def test_no_secret_is_in_a_repr_or_in_the_log(path: Path, caplog: pytest.LogCapt
     log_in(file)
     assert "staaf" not in repr(file._content)
     assert "staaf" not in "".join(map(str, (record.__dict__ for record in caplog.records)))
+
+
+# APOP.
+
+STAMP = "<1896.697170952@dbc.mtview.ca.us>"
+
+
+def prove(file: PasswdFile, identity: str, password: str, digest: str = "") -> Account:
+    made = md5((STAMP + password).encode()).hexdigest()
+    return run(file.digested(Digest("APOP", identity, STAMP, digest or made)))
+
+
+@pytest.mark.rfc("P-041", "P-043")
+def test_a_digest_of_a_password_in_clear_is_right(path: Path) -> None:
+    """The first is RFC 1939 §7's; the others stand in Base64, hexadecimal, and unprepared."""
+    lines = ("mrose:{PLAIN}tanstaaf", "ann:{plain.b64}dHdv", "bob:{PLAIN.HEX}74776f", "eve:two")
+    write(path, "\n".join((*lines, "zoe:{PLAIN}gro\u0308\u00dfe")))
+    file = PasswdFile(path, scheme="PLAIN")
+    shown = "c4c9334bac560ecc979e58001b3e22fb"
+    assert prove(file, "mrose", "", shown) == Account("mrose", "mrose")
+    assert prove(file, "MROSE", "tanstaaf") == Account("mrose", "mrose")
+    assert [prove(file, name, "two").user for name in ("ann", "bob", "eve")] == [
+        "ann",
+        "bob",
+        "eve",
+    ]
+    assert prove(file, "zoe", "größe") == Account("zoe", "zoe")
+
+
+@pytest.mark.rfc("P-041")
+def test_a_wrong_digest_is_refused_whosever_it_is(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One digest is made and compared for each; what is known of nobody is no key to anybody."""
+    hashed = "{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g="  # of "password"
+    write(path, f"mrose:{{PLAIN}}tanstaaf\nann:{hashed}\nbob:{{PLAIN}}\neve:{{PLAIN.B64}}!\n")
+    file = PasswdFile(path)
+    compared: list[int] = []
+    real = hmac.compare_digest
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append(len(one))
+        return real(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    tries = [("mrose", "wrong"), ("mrose", ""), ("nobody", "tanstaaf"), ("ann", "password")]
+    tries += [("ann", hashed), ("bob", ""), ("eve", "")]
+    tries += [(name, passwd_file._UNKNOWN.decode()) for name in ("ann", "bob", "eve", "nobody")]
+    reasons = []
+    for identity, password in tries:
+        with pytest.raises(AuthenticationFailed) as raised:
+            prove(file, identity, password)
+        assert str(raised.value) == str(AuthenticationFailed())
+        reasons.append(raised.value.reason)
+    assert set(reasons[:3]) == {"bad-password", "unknown-user"}
+    assert set(reasons[3:7]) == {"no-plain-password"}
+    assert compared == [32] * len(tries)
+
+
+@pytest.mark.parametrize(
+    "digest",
+    ["C4C9334BAC560ECC979E58001B3E22FB", "c4c9334bac560ecc979e58001b3e22f", "x", "ü\udcff"],
+)
+def test_a_digest_of_another_form_is_wrong(path: Path, digest: str) -> None:
+    write(path, "mrose:{PLAIN}tanstaaf\n")
+    with pytest.raises(AuthenticationFailed):
+        prove(PasswdFile(path), "mrose", "", digest)

@@ -90,6 +90,24 @@ def test_each_user_logs_in_where_it_is_known(home: Path, chained: Path, ann: str
     assert f"{home}/passwd:" in told
 
 
+def test_apop_is_there_by_configuration_only(home: Path) -> None:
+    """Named, and every user's password could be known; then also over the wire."""
+    (home / "passwd").write_text("bob:{PLAIN}in clear\n")
+    file = f'[auth]\npasswd_file.path = "{home}/passwd"\n'
+    named = 'mechanisms = ["PLAIN", "APOP"]\n'
+    alone, both = 'chain = ["passwd-file"]\n', 'chain = ["users", "passwd-file"]\n'
+    for text in (alone, both + named, alone + named):
+        with serving("-c", configured(home, file + text)) as server, server.client() as client:
+            is_offered = text == alone + named
+            assert (b"<" in client.getwelcome()) is is_offered
+            sasl = next(each for each in client._longcmd("CAPA")[1] if each.startswith(b"SASL"))  # type: ignore[attr-defined]
+            assert b"APOP" not in sasl
+            if is_offered:
+                assert client.apop("bob", "in clear").startswith(b"+OK")
+                client.quit()
+            server.stop()
+
+
 def test_a_token_and_a_certificate_log_in(home: Path, ann: str) -> None:
     """CVE-2019-3814: a certificate that names no address is nobody's, whatever else it names."""
     key = ec.generate_private_key(ec.SECP256R1())

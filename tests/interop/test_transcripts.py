@@ -24,6 +24,8 @@ pytestmark = pytest.mark.interop
 
 CLOSED = b"(closed)"
 DIFFERS = {
+    "apop": "is set up without APOP here",
+    "apop_fails": "likewise",
     "auth_login": "is set up without LOGIN here",
     "auth_oauthbearer": "is set up without OAUTHBEARER here",
     "auth_oauthbearer_fails": "likewise",

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 import ssl
 import time
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from hashlib import md5
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from restante.errors import MessageGone, PermanentFailure, RestanteError, TemporaryFailure
+from restante.errors import (
+    LoginFailed,
+    MessageGone,
+    PermanentFailure,
+    RestanteError,
+    TemporaryFailure,
+)
 from restante.maildrop import Entry, Maildrop, SessionRecord, Store
+from restante.net.client import connect
+from restante.net.login import time_stamp
+from restante.net.remote import TLS
 from restante.net.server import Timeouts
-from restante.passdb import Terms
+from restante.passdb import Digest, Terms
 from restante.pop3.session import Policy
 from restante.store.maildir import MaildirStore
 from restante.store.memory import MemoryStore
@@ -25,6 +37,7 @@ from restante.store.memory import MemoryStore
 from ..pop3.core import transcript_core
 from ..support import Client, Run, Server, once, serving, sizes
 from ..transcript import Transcript, check, load
+from .test_guessing import Guard
 
 MESSAGE = b"Subject: x\r\n\r\nhello\r\n"
 SHORT = Timeouts(login=0.2, idle=0.3, handshake=0.2, progress=0.2)
@@ -62,6 +75,7 @@ def test_transcript(
             tls=server_tls,
             implicit=transcript.tls,
             clear=False,
+            time_stamp=(lambda: transcript.time_stamp) if transcript.time_stamp else None,
         ) as server:
             await dialogue(server)
         if transcript.left is not None:
@@ -131,6 +145,73 @@ def test_stls_is_refused_without_a_certificate(run: Run[None]) -> None:
             assert (await client.ask(b"STLS")).startswith(b"-ERR")
 
     run(main())
+
+
+# APOP.
+
+
+@pytest.mark.rfc("P-040", "P-041")
+def test_the_client_logs_in_by_apop(
+    run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """The first of each two knows the password.  A failure is a guess like any other."""
+
+    async def main(implicit: bool) -> None:
+        stamps: list[str] = []
+
+        def make() -> str:
+            stamps.append(time_stamp("mail.example.org"))
+            return stamps[-1]
+
+        async with serving(
+            MemoryStore(), tls=server_tls, implicit=implicit, time_stamp=make
+        ) as server:
+            guard = Guard()
+            server.service.guard = guard
+            scheme = "pop3s" if implicit else "pop3"
+            url = f"{scheme}://localhost:{server.port}"
+            options: dict[str, Any] = {"user": "mrose", "mechanism": "APOP"}
+            options |= {"context": client_tls, "tls": TLS.IMPLICIT if implicit else TLS.NONE}
+            async with connect(url, password="tan staaf", **options) as client:
+                assert await client.stat() == (0, 0)
+            with pytest.raises(LoginFailed) as raised:
+                async with connect(url, password="wrong", **options):
+                    pass
+        assert raised.value.code == "AUTH"
+        (shown,) = guard.failures
+        assert isinstance(shown, Digest)
+        assert (shown.identity, shown.address) == ("mrose", "127.0.0.1")
+        assert shown.time_stamp == stamps[1] != stamps[0]
+        assert len(guard.successes) == 1
+
+    run(main(True))
+    run(main(False))
+
+
+@pytest.mark.rfc("P-040")
+def test_after_stls_the_time_stamp_of_before_is_worth_nothing(
+    run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    async def main() -> None:
+        async with (
+            serving(MemoryStore(), tls=server_tls, time_stamp=lambda: "<a@b>") as server,
+            server.client() as client,
+        ):
+            await starts_tls(client, client_tls)
+            digest = md5(b"<a@b>tan staaf").hexdigest().encode()
+            assert await client.ask(b"APOP mrose " + digest) == b"-ERR unknown command"
+            await client.log_in()
+
+    run(main())
+
+
+@pytest.mark.rfc("P-040")
+def test_every_time_stamp_is_another_message_id() -> None:
+    hosts = ("mail.example.org", "grüße.example", "2001:db8::1", "localhost", "a" * 253)
+    made = [time_stamp(host) for host in hosts for _ in range(100)]
+    assert len(set(made)) == 500
+    for each in made:
+        assert re.fullmatch(r"<[0-9a-f]{32}\.[0-9]+@[A-Za-z0-9.-]+>", each)
 
 
 # TLS first.

@@ -26,6 +26,8 @@ class Core:
         password: str = "tan staaf",
         policy: Policy | None = None,
         channel: Channel | None = None,
+        may_login_in_clear: bool = False,
+        time_stamp: str = "",
     ) -> None:
         self.messages = messages
         self.said = bytearray()
@@ -35,7 +37,12 @@ class Core:
         self._policy = policy or Policy()
         self._listing = [Entry(f"u{at}", len(text)) for at, text in enumerate(messages, 1)]
         self.session = Session(
-            self._policy, is_secure=tls, may_start_tls=may_start_tls, channel=channel
+            self._policy,
+            is_secure=tls,
+            may_start_tls=may_start_tls,
+            may_login_in_clear=may_login_in_clear,
+            channel=channel,
+            time_stamp=time_stamp,
         )
 
     def send(self, octets: bytes) -> bytes:
@@ -96,4 +103,5 @@ def transcript_core(transcript: Transcript) -> Core:
         tls=transcript.tls,
         password=transcript.password,
         policy=transcript.policy,
+        time_stamp=transcript.time_stamp,
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from restante.pop3.session import Policy, Session
 
 from ..transcript import Transcript, check, load
-from .core import transcript_core
+from .core import Core, transcript_core
 
 TRANSCRIPTS = load("pop3")
 CODES = rb"IN-USE|LOGIN-DELAY|AUTH|UTF8|SYS/TEMP|SYS/PERM"
@@ -68,3 +68,56 @@ def test_responses_are_short_and_begin_as_they_should(transcript: Transcript) ->
 def test_the_greeting_is_one_positive_line_without_a_time_stamp() -> None:
     head = Session(Policy(), is_secure=True).greeting().head()
     assert re.fullmatch(rb"\+OK [^<\[\r\n][^<\r\n]*\r\n", head)
+
+
+STAMP = "<1896.697170952@dbc.mtview.ca.us>"
+
+
+@pytest.mark.rfc("P-040")
+@pytest.mark.parametrize(
+    ("is_secure", "is_allowed", "is_told"),
+    [(True, False, True), (False, True, True), (False, False, False)],
+)
+def test_the_greeting_has_a_time_stamp_where_a_login_may_follow(
+    is_secure: bool, is_allowed: bool, is_told: bool
+) -> None:
+    policy = Policy(greeting="x" * 500)
+    session = Session(
+        policy, is_secure=is_secure, may_login_in_clear=is_allowed, time_stamp=STAMP, may_relay=True
+    )
+    head = session.greeting().head()
+    assert head.endswith(f" {STAMP}\r\n".encode()) is is_told
+    assert (b"<" in head) is is_told
+    with_longest = Session(policy, is_secure=True, time_stamp=f"<{'a' * 46}@{'b' * 253}>")
+    assert len(with_longest.greeting().head()) <= 512  # RFC 2449 §4
+
+
+@pytest.mark.rfc("P-040", "P-120")
+@pytest.mark.parametrize("between", ["STLS", "XCLIENT"])
+def test_apop_answers_to_no_greeting_of_before(between: str) -> None:
+    """CVE-2007-1558: whoever could change the greeting has chosen the time stamp (RFC 2595 §4)."""
+    core = Core([], password="tanstaaf", tls=False, may_login_in_clear=True, time_stamp=STAMP)
+    assert STAMP.encode() in core.session.greeting().head()
+    if between == "STLS":
+        core.send(b"STLS\r\n")
+        core.shake_hands()
+    else:
+        core.session.may_relay = True
+        core.send(b"XCLIENT ADDR=192.0.2.7 CLIENT-TRANSPORT=TLS\r\n")
+    said = core.send(b"APOP mrose c4c9334bac560ecc979e58001b3e22fb\r\n")
+    assert said == b"-ERR unknown command\r\n"
+    assert core.send(b"USER mrose\r\nPASS tanstaaf\r\n").count(b"+OK") == 2
+
+
+@pytest.mark.rfc("P-030")
+def test_apop_without_a_time_stamp_is_no_command() -> None:
+    core = Core([], password="tanstaaf")
+    for command in (b"APOP mrose c4c9334bac560ecc979e58001b3e22fb\r\n", b"APOP\r\n"):
+        assert core.send(command) == b"-ERR unknown command\r\n"
+
+
+@pytest.mark.rfc("P-043")
+def test_the_name_of_apop_is_prepared() -> None:
+    core = Core([], password="tanstaaf", time_stamp=STAMP)
+    wide = "ｍrose".encode()
+    assert core.send(b"APOP %s c4c9334bac560ecc979e58001b3e22fb\r\n" % wide).startswith(b"+OK")

@@ -9,7 +9,7 @@ down or slow makes an answer impossible, never negative.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import cache
@@ -27,6 +27,8 @@ from ..passdb import (
     Account,
     Accounts,
     Credentials,
+    Digest,
+    Digests,
     Generations,
     LastUses,
     Passdb,
@@ -62,7 +64,7 @@ class Chain:
     """``Passdb``, ``Accounts``, ``Directory``, ``Generations`` and ``LastUses``.
 
     ``ScramKeys`` only if every back end is: a client would choose SCRAM, and then fail with the
-    password of one that has no keys.
+    password of one that has no keys.  So it is with ``Digests``.
     """
 
     def __init__(
@@ -91,6 +93,8 @@ class Chain:
         if all(isinstance(each, ScramKeys) for each in self._backends.values()):
             self.scram = self._scram
             self.proved = self._proved
+        if all(isinstance(each, Digests) for each in self._backends.values()):
+            self.digested = self._digested
         if issuer is not None:
             self._issuer, self._takes_strangers = issuer, takes_strangers
             self.verify_token = self._verify_token
@@ -98,12 +102,17 @@ class Chain:
             self.certified = self._certified
 
     async def verify(self, credentials: Credentials) -> Account:
-        identity = credentials.identity
+        return await self._decided(
+            credentials.identity, lambda name: self._by[name].verify(credentials)
+        )
+
+    async def _decided(self, identity: str, judge: Callable[[str], Awaitable[Account]]) -> Account:
+        """What the back end says that knows a user; ``judge`` is given its name."""
         end = self._end()
         async with self._until(end) as asked:
             name = await self._who_knows(identity, asked)
             try:
-                return await self._by[name].verify(credentials)
+                return await judge(name)
             except AuthenticationFailed as error:
                 refused = error
         await self._ask_in_vain(identity, name, end)
@@ -180,6 +189,11 @@ class Chain:
         async with self._until(self._end()) as asked:
             name = await self._who_knows(proof.identity, asked)
             return await cast(ScramKeys, self._backends[name]).proved(proof)
+
+    async def _digested(self, shown: Digest) -> Account:
+        return await self._decided(
+            shown.identity, lambda name: cast(Digests, self._backends[name]).digested(shown)
+        )
 
     # Who has proved an identity elsewhere is whom a back end knows by it, with its permission.
 

@@ -19,13 +19,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from hashlib import md5, sha256
 from ipaddress import ip_network
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import AuthenticationFailed, BackendUnavailable, TooBusy
-from ..passdb import Account, Credentials, Network
+from ..passdb import Account, Credentials, Digest, Network
 from . import passwords, schemes
 from .names import BadName, check_name
 from .names import key as _key
@@ -35,6 +35,7 @@ _MAX_FILE = 64 * 2**20  # octets
 _WAITING = 256  # logins that may wait for their turn to be hashed
 _SETTLED = 2.0  # seconds after which another change moves the time stamp for certain
 _HARMLESS = ("userdb_", "event_", "forward_")
+_UNKNOWN = b"sixteen octets.."  # in place of a password that nobody can tell
 _ATTEMPTS, _PAUSE = 5, 0.01  # times, seconds: for a file that is being written
 
 
@@ -79,7 +80,11 @@ class _Content:
 
 
 class PasswdFile:
-    """``Passdb``, ``Accounts`` and ``Generations`` over one file, read again when it changes."""
+    """``Passdb``, ``Accounts``, ``Digests`` and ``Generations`` over one file, read again when it
+    changes.
+
+    ``Digests`` only for lines whose password stands in clear.
+    """
 
     def __init__(self, path: Path, *, scheme: str = "CRYPT") -> None:
         """``scheme`` is that of hashes that name none."""
@@ -111,6 +116,26 @@ class PasswdFile:
             raise AuthenticationFailed("unknown-user" if entry is None else "bad-password")
         if credentials.authorization and _key(credentials.authorization) != name:
             raise AuthenticationFailed("authorization")  # RFC 4616 §2: for oneself only
+        return entry.account
+
+    async def digested(self, shown: Digest) -> Account:
+        return await asyncio.to_thread(self._digested, shown)
+
+    def _digested(self, shown: Digest) -> Account:
+        name, content = _key(shown.identity), self._read()
+        entry = content.entries.get(name)
+        stored = entry.stored if entry else content.decoy(name)
+        secret = schemes.secret(stored, self._scheme)
+        octets = shown.time_stamp.encode() + (secret or _UNKNOWN)
+        made = md5(octets, usedforsecurity=False).hexdigest()
+        digest = shown.digest.encode("utf-8", "surrogatepass")
+        is_right = hmac.compare_digest(made.encode(), digest)
+        if entry is None:
+            raise AuthenticationFailed("unknown-user")
+        if secret is None:
+            raise AuthenticationFailed("no-plain-password")
+        if not is_right:
+            raise AuthenticationFailed("bad-password")
         return entry.account
 
     async def account(self, identity: str) -> Account | None:

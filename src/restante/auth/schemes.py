@@ -12,8 +12,10 @@ import re
 from base64 import b64decode
 from binascii import unhexlify
 from collections.abc import Callable
+from contextlib import suppress
 
-from ..errors import BackendUnavailable
+from ..errors import AuthenticationFailed, BackendUnavailable
+from ..sasl.prepare import prepared
 from . import passwords, scram
 
 _MAX_BCRYPT = 14  # 2^14 rounds, some 1.2 s
@@ -55,6 +57,15 @@ def matches(password: str, stored: str, scheme: str = "CRYPT") -> bool:
 def is_known(stored: str) -> bool:
     """Whether a hash names no scheme, or one of these."""
     return bool(stored) and _split(stored, "CRYPT")[0] in _SCHEMES
+
+
+def secret(stored: str, scheme: str = "CRYPT") -> bytes | None:
+    """The password itself, prepared (RFC 4013), or None: a hash, from which it cannot be told."""
+    name, encoding, text = _split(stored, scheme)
+    if name == "PLAIN":
+        with suppress(AuthenticationFailed, UnicodeError):
+            return prepared(_in_clear(text, encoding).decode()).encode()
+    return None
 
 
 def _split(stored: str, scheme: str) -> tuple[str, str, str]:
@@ -151,8 +162,12 @@ def _scram(password: str, text: str, _: str) -> bool:
 
 
 def _plain(password: str, text: str, encoding: str) -> bool:
-    wanted = _decode(text, encoding, 0) if encoding else _octets(text)
+    wanted = _in_clear(text, encoding)
     return bool(wanted) and hmac.compare_digest(_octets(password), wanted)
+
+
+def _in_clear(text: str, encoding: str) -> bytes:
+    return _decode(text, encoding, 0) if encoding else _octets(text)
 
 
 def _crypt(password: str, text: str, _: str) -> bool:

@@ -24,6 +24,7 @@ from contextlib import (
     suppress,
 )
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import ceil, inf
 from operator import attrgetter
 from pathlib import Path
@@ -40,7 +41,7 @@ from ..maildrop import Expiring, Store
 from ..net import tls
 from ..net.intake import Intake
 from ..net.listener import Address, Admission, Listener, bind
-from ..net.login import offered
+from ..net.login import offered, time_stamp
 from ..net.server import Service, Timeouts
 from ..passdb import Account, Accounts, Directory, Passdb, Terms
 from ..pop3.session import Policy
@@ -417,15 +418,18 @@ def _set_up(
 ) -> None:
     """What may change while it serves."""
     limits = configuration.limits
+    mechanisms = offered(service.passdb, configuration.auth.mechanisms)
     service.policy = Policy(
         greeting=configuration.server.banner,
         language=configuration.server.language,
         makes_surrogates=configuration.server.utf8_headers == "surrogate",
-        mechanisms=offered(service.passdb, configuration.auth.mechanisms),
+        mechanisms=tuple(name for name in mechanisms if name != "APOP"),
         terms=Terms(ceil(limits.login_delay), limits.expire),
         worst=service.policy.worst,
     )
     service.policy = replace(service.policy, worst=_worst_terms(users, service.policy))
+    host = configuration.server.hostname
+    service.time_stamp = partial(time_stamp, host) if "APOP" in mechanisms else None
     polling = gateway.Gateway(configuration)
     service.before_opening = polling.poll if polling else None
     service.relays = configuration.server.xclient_from

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import secrets
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Protocol
@@ -12,6 +15,8 @@ from ..passdb import (
     Account,
     Certificates,
     Credentials,
+    Digest,
+    Digests,
     Disproof,
     Passdb,
     Proof,
@@ -24,7 +29,13 @@ from ..passdb import (
 from ..sasl import Lookup
 from .views import understand
 
-_NEEDS: dict[str, type] = {"EXTERNAL": Certificates, "OAUTHBEARER": Tokens, "XOAUTH2": Tokens}
+_NEEDS: dict[str, type] = {
+    "APOP": Digests,
+    "EXTERNAL": Certificates,
+    "OAUTHBEARER": Tokens,
+    "XOAUTH2": Tokens,
+}
+_DOMAIN = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 
 
 class Guard(Protocol):
@@ -44,6 +55,15 @@ def offered(passdb: Passdb, wanted: Iterable[str]) -> tuple[str, ...]:
         for name in wanted
         if isinstance(passdb, ScramKeys if name.startswith("SCRAM-") else _NEEDS.get(name, object))
     )
+
+
+def time_stamp(host: str) -> str:
+    """What makes the digests of one connection worthless in any other (RFC 1939 §7).
+
+    A Message-ID, some 48 octets and the name of this host.
+    """
+    domain = host if _DOMAIN.fullmatch(host) else "localhost"
+    return f"<{secrets.token_hex(16)}.{int(time.time())}@{domain}>"
 
 
 async def verify(
@@ -71,6 +91,8 @@ async def _verify(passdb: Passdb, shown: Shown, passwords: Passdb | None) -> Acc
             return await (passwords or passdb).verify(shown)
         case Disproof():
             raise AuthenticationFailed
+        case Digest() if isinstance(passdb, Digests):
+            return await passdb.digested(shown)
         case Token() if isinstance(passdb, Tokens):
             return await passdb.verify_token(shown)
         case Proof(mechanism="EXTERNAL"):

@@ -88,6 +88,8 @@ class Service:
     passwords: Passdb | None = None
     """Asked in place of ``passdb`` where a password was shown, such as a cache before it."""
     guard: login.Guard | None = None
+    time_stamp: Callable[[], str] | None = None
+    """Makes that of a greeting, another one each time; None: no APOP (RFC 1939 §7)."""
     before_opening: Callable[[str], Awaitable[None]] | None = None
     """Is told the maildrop of who has logged in, which is opened when it returns; never raises."""
     is_crowded: Callable[[], bool] = lambda: False
@@ -229,6 +231,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         ssl_object = transport.get_extra_info("ssl_object")
         told = self._origin.tls  # of what is between the client and its proxy
+        make = self._service.time_stamp
         self._proto = "pop3" if ssl_object is None else "pop3s"
         self._session = Session(
             self._service.policy,
@@ -237,6 +240,7 @@ class Connection(asyncio.Protocol):
             may_login_in_clear=self._service.may_login_in_clear(self._address),
             may_relay=is_within(self._address, self._service.relays),
             channel=tls.channel(ssl_object),
+            time_stamp=make() if make is not None else "",
         )
         self._adopt(transport)
         self._service.connections.add(self)

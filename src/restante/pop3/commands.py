@@ -11,7 +11,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import BadCommand, HostileInput, TLSRequired
-from ..passdb import Credentials
+from ..passdb import Credentials, Digest
 from ..sasl import MECHANISMS
 from ..sasl.prepare import prepared
 from . import texts
@@ -41,6 +41,12 @@ def pass_(session: Session, password: str) -> Event:
     if not password:
         raise BadCommand("PASS takes a password")
     return Login(Credentials("USER", prepared(session.user), prepared(password)))
+
+
+def apop(session: Session, name: str, digest: str) -> Event:
+    """Answers to the time stamp of the greeting, so never to one that was heard before TLS
+    (RFC 1939 §7, RFC 2595 §4).  Without a time stamp the word is unknown."""
+    return Login(Digest("APOP", prepared(name), session.time_stamp, digest))
 
 
 def auth(session: Session, name: str, initial_response: str | None = None) -> Event:
@@ -213,6 +219,7 @@ _AUTH, _TRANS = (State.AUTHORIZATION,), (State.TRANSACTION,)
 VERBS = {
     "USER": Verb(user, _AUTH, range(1, 2), takes_rest=True),
     "PASS": Verb(pass_, _AUTH, range(1, 2), takes_rest=True),
+    "APOP": Verb(apop, _AUTH, range(2, 3)),
     "AUTH": Verb(auth, _AUTH, range(1, 3)),
     "XCLIENT": Verb(xclient, _AUTH, range(1, 2), takes_rest=True),
     "UTF8": Verb(utf8, _AUTH + _TRANS, range(1)),

@@ -34,6 +34,7 @@ from .texts import translated
 
 MAX_SASL_LINE = 65_538  # octets: 64 KiB of base64 and CRLF (RFC 5034 §4 sets no limit)
 MAX_RELAY = 8192  # octets of XCLIENT, from trusted proxies only; ours
+_BESIDE = 150  # octets of the greeting's text beside a time stamp; all has 512 (RFC 2449 §4)
 _HTTP = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "PRI")
 _CLEAR = Channel()
 _ANSWERS = (Response, Challenge)
@@ -104,6 +105,7 @@ class Session:
         "may_relay",
         "octets",
         "state",
+        "time_stamp",
         "user",
     )
 
@@ -116,8 +118,10 @@ class Session:
         may_login_in_clear: bool = False,
         may_relay: bool = False,
         channel: Channel | None = None,
+        time_stamp: str = "",
     ) -> None:
-        """``may_relay``: the peer is a trusted proxy, which may speak for a client (XCLIENT)."""
+        """``may_relay``: the peer is a trusted proxy, which may speak for a client (XCLIENT).
+        ``time_stamp``: for APOP, another one in each session; empty: no APOP."""
         self.state = State.AUTHORIZATION
         self.is_secure = is_secure
         self.user: str | None = None
@@ -134,6 +138,8 @@ class Session:
         self._may_start_tls = may_start_tls
         self._clear = may_login_in_clear
         self.may_relay = may_relay
+        self.time_stamp = time_stamp if self.may_login_in_clear else ""
+        """What the greeting said, and what APOP answers to (RFC 1939 §7); empty: no APOP."""
         self._lines = LineBuffer(self._limit)
         self._channel = channel or _CLEAR
         self._exchange: Exchange | None = None
@@ -153,7 +159,10 @@ class Session:
 
     def greeting(self) -> Response:
         """The first thing a client hears."""
-        return Response(self._policy.greeting, "XCLIENT" if self.may_relay else None)
+        text = self._policy.greeting
+        if self.time_stamp:
+            text = f"{text[:_BESIDE]} {self.time_stamp}"
+        return Response(text, "XCLIENT" if self.may_relay else None)
 
     def receive(self, octets: bytes) -> None:
         """Take what arrived.  The caller bounds it by reading less while ``unread`` is large."""
@@ -218,6 +227,7 @@ class Session:
         """Answers StartTLS: what was said in clear is forgotten (RFC 2595 §4)."""
         self._awaiting = False
         self.is_secure = True
+        self.time_stamp = ""
         self._channel = channel or _CLEAR
 
     def relayed(self, tls: str, *, may_login_in_clear: bool) -> Response:
@@ -225,6 +235,7 @@ class Session:
         self._awaiting = False
         self._clear = may_login_in_clear
         self.may_relay = False
+        self.time_stamp = ""  # it heard another greeting
         self._lines.limit = self._limit
         if tls:
             self.is_secure = tls != "no"
@@ -366,7 +377,11 @@ class Session:
 
     def _run(self, command: Command) -> Event:
         verb = VERBS.get(command.keyword)
-        if verb is None or (command.keyword == "XCLIENT" and not self.may_relay):
+        if (
+            verb is None
+            or (command.keyword == "XCLIENT" and not self.may_relay)
+            or (command.keyword == "APOP" and not self.time_stamp)
+        ):
             if self.state is State.AUTHORIZATION and (
                 command.keyword in _FOREIGN or command.keyword.startswith("SSH-")
             ):
