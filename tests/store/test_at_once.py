@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from restante.store import files
 from restante.store.maildir import MaildirStore
 
 from .helpers import contents, deliver, listing, put, run
@@ -62,3 +65,15 @@ def test_unique_ids_stay_when_the_clock_goes_back(
     ids = [run(deliver(maildir, "ann", b"x")).unique_id for _ in range(6)]
     assert len(set(ids)) == 6
     assert sorted(entry.unique_id for entry in run(listing(maildir, "ann"))) == sorted(ids)
+
+
+def test_a_directory_is_free_when_its_lock_is_left(tmp_path: Path) -> None:
+    """Also while the descriptor stays open, as that of a session's maildrop does."""
+    ours, other = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
+    try:
+        with files.lock(ours), pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(ours)
+        os.close(other)

@@ -309,8 +309,6 @@ def sync_together(directory: int) -> None:
     if is_first:
         _carry_out(ours, key, directory)
     ours.is_over.wait()
-    if isinstance(ours.error, OSError):
-        raise OSError(ours.error.errno, ours.error.strerror)
     if ours.error is not None:
         raise ours.error
 
