@@ -384,6 +384,31 @@ def test_workers_end_with_their_supervisor(site: Site) -> None:
     idle.close()
 
 
+_BORN_SLOWLY = """
+import os, signal, sys, threading, time
+from restante.cli.workers import Supervisor
+
+def linger():
+    signal.set_wakeup_fd(-1)
+    print("born", flush=True)
+    time.sleep(0.5)
+
+os.register_at_fork(after_in_child=linger)
+never = lambda *_: None
+sys.exit(Supervisor(1, lambda _: time.sleep(60), ready=never, reload=never, ended=never).run())
+"""
+
+
+def test_a_worker_that_is_being_born_hears_of_the_stop() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _BORN_SLOWLY], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "born\n"
+        process.terminate()
+        assert process.wait(WAIT) == 0
+
+
 def test_what_cannot_start_does_not_try_for_ever(site: Site) -> None:
     (site.place / "users.sqlite3").write_text("no database at all, and longer than its header" * 9)
     (site.place / "lmtp.sock").mkdir()

@@ -108,14 +108,18 @@ class Supervisor:
                 worker.pid = self._fork(number)
 
     def _fork(self, number: int) -> int:
+        # Until the child has handlers of its own, ours would take its SIGTERM and do nothing.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
         if pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             return pid
         status = os.EX_SOFTWARE
         try:
             signal.set_wakeup_fd(-1)
             for each in _SIGNALS:
                 signal.signal(each, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             for descriptor in (self._life[1], self._signs[0], *self._told):
                 os.close(descriptor)
             self._work(Lines(number, self._life[0], self._signs[1]))
