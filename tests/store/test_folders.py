@@ -123,6 +123,19 @@ def test_a_folder_is_a_maildrop(maildir: MaildirStore, full: Path) -> None:
     assert len(run(listing(maildir, "ann"))) == 2
 
 
+def test_a_folder_is_durable_before_its_lock_exists(maildir: MaildirStore, full: Path) -> None:
+    """So one with a lock file needs no second look, also after a kill."""
+    made: list[set[str]] = []
+
+    def hook(call: Call) -> None:
+        if call[0] == "open" and call[1].endswith(".Junk/restante.lock"):
+            made.append({each for each in system.unsynced if ".Junk" in each})
+
+    with watched(full.parent, hook) as system:
+        run(seen(maildir, JUNK))
+    assert made[0] == set()
+
+
 def test_a_folder_has_a_lock_of_its_own(maildir: MaildirStore, full: Path) -> None:
     async def story() -> None:
         async with maildir.open_view("ann", JUNK):

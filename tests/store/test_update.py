@@ -7,8 +7,9 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -594,18 +595,39 @@ def test_given_back_is_not_taken_again_after_a_power_failure(
         run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True))
 
 
-def test_giving_back_waits_for_an_update_under_way(maildir: MaildirStore, full: Path) -> None:
-    """Else the UPDATE, which looks again for renamed victims, would take the message again."""
-    run(mark(maildir, ["1.a"]))
-    (message,) = run(maildir.held("ann"))
+async def update(store: MaildirStore) -> None:
+    assert await mark(store, ["3.a"]) == []
+
+
+async def finish(store: MaildirStore) -> None:
+    assert [entry.unique_id for entry in await listing(store, "ann")] == KEPT
+
+
+async def give_back(store: MaildirStore) -> None:
+    assert await store.undelete("ann", await store.held("ann")) == 1
+
+
+async def purge(store: MaildirStore) -> None:
+    assert await store.purge("ann", time.time() + 10) == 1
+
+
+@pytest.mark.parametrize("change", [update, finish, give_back, purge])
+def test_one_at_a_time_changes_what_is_held(
+    maildir: MaildirStore, full: Path, change: Callable[[MaildirStore], Coroutine[Any, Any, None]]
+) -> None:
+    """Else an UPDATE, which looks again for renamed victims, would take what is given back."""
+    if change is finish:
+        cut_short(maildir, full.parent)
+    else:
+        run(mark(maildir, ["1.a"]))
 
     async def story() -> None:
         with files.maildrop(str(full.parent), ["ann"]) as opened:
             with files.directory_lock("held", opened):
-                giving = asyncio.create_task(maildir.undelete("ann", [message]))
-                _, pending = await asyncio.wait([giving], timeout=0.1)
+                changing = asyncio.create_task(change(maildir))
+                _, pending = await asyncio.wait([changing], timeout=0.2)
                 assert pending
-            assert await giving == 1
+            await changing
 
     run(story())
 
@@ -628,6 +650,8 @@ def test_stray_files_in_held_are_left_alone(maildir: MaildirStore, full: Path) -
     assert held(maildir) == ["1.a"]
     assert run(maildir.purge("ann", time.time() + 10)) == 1
     assert len(names(full / "held")) == 3
+    with pytest.raises(MessageGone):
+        run(whole(maildir.read_held("ann", HeldMessage("stray", "1.a", 1, 1.0))))
 
 
 def test_held_message_that_goes_while_it_is_listed(maildir: MaildirStore, full: Path) -> None:
