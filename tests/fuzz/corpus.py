@@ -33,7 +33,6 @@ SEEDS: dict[str, list[bytes]] = {
         b"a,S=99999999999999999999\0a\0a:2,\0" + b"x" * 80,
     ],
     "adopted_ids": [b"0 0000000165f4b2c1 1.M1P2.host\x0012 UID1-2 x\0"],
-    "index_file": [b"\0\x10x", b"\0\0restante index"],
     "foreign_lists": [
         b"3 V1275660208 N25022 G3085f01b7f11094c501100008c4a11c1\n"
         b"25006 P000061ae4c09 O12 :1276528487.M364837P9451.kurkku,S=1355,W=1394:2,\n",

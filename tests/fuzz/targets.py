@@ -41,7 +41,7 @@ from restante.pop3.dialogue import Dialogue, Procedure
 from restante.pop3.grammar import Command
 from restante.pop3.session import Policy
 from restante.sasl import MECHANISMS, Channel, Login, Lookup, Reply, reply
-from restante.store import foreign, index, journal, names
+from restante.store import foreign, journal, names
 from restante.surrogate import Downgrade
 from restante.wire import CRLF, LineBuffer, Stuffer, Unstuffer
 
@@ -275,20 +275,6 @@ def adopted_ids(octets: bytes) -> None:
     assert all(map(UNIQUE_ID.fullmatch, names.unpack(octets).values()))
 
 
-def index_file(octets: bytes) -> None:
-    """An index is what was written, or it is thrown away."""
-    found = [
-        index.Message(f"u{at}", names.File("new", f"u{at},S=3,W=3", at), at) for at in range(3)
-    ]
-    good = index.Index(found).encode(7)
-    assert index.Index.decode(octets, 7) is None
-    at = int.from_bytes(octets[:2], "big") % (len(good) + 1)
-    harmed = good[:at] + octets[2:] + good[at + len(octets[2:]) :]
-    read = index.Index.decode(harmed, 7)
-    assert read is None or harmed == good
-    assert index.Index.decode(good, 8) is None
-
-
 def foreign_lists(octets: bytes) -> None:
     """The files of other servers are understood, or refused in words."""
     readers: tuple[Callable[[bytes], object], ...] = (
@@ -387,12 +373,12 @@ def stored_hash(octets: bytes) -> None:
 
 
 def journal_line(octets: bytes) -> None:
-    """A line of the journal is what was written, or it is passed over."""
+    """Whatever a line of the journal is, it is read or passed over."""
     good = journal._line(SESSION)
     at = int.from_bytes(octets[:1], "big") % len(good)
     harmed = good[:at] + octets[1:] + good[at + len(octets[1:]) :]
     for line in (octets, harmed.rstrip(b"\n")):
-        assert journal._parse(line) in (None, SESSION)
+        assert isinstance(journal._parse(line), SessionRecord | None)
 
 
 def foreign_accounts(octets: bytes) -> None:
@@ -434,7 +420,6 @@ TARGETS: dict[str, Target] = {
     "scram_client": scram_client,
     "maildir_name": maildir_name,
     "adopted_ids": adopted_ids,
-    "index_file": index_file,
     "foreign_lists": foreign_lists,
     "configuration": configuration,
     "data": data,

@@ -427,7 +427,8 @@ class Index(Rendered):
             return None
         places = array("Q", bytes(octets[_CHANGE.size : places_end]))
         table = Index._decode(octets[places_end:end], 0)
-        assert table is not None
+        if table is None:
+            return None
         messages = list(map(table.message, range(len(table))))
         change = Change(
             places[:gone], dict(zip(places[gone:], messages, strict=False)), messages[other:]
