@@ -39,7 +39,7 @@ from .helpers import (
     whole,
 )
 from .test_conformance import MESSAGES
-from .watched import watched
+from .watched import Call, watched
 
 LARGE = b"0123456789abcde\n" * 20_000  # 320 000 octets stored, 340 000 on the wire
 
@@ -447,6 +447,34 @@ def test_vanished_message_is_gone_and_the_others_stay(maildir: MaildirStore, pla
 
     run(story())
     assert ids(run(listing(maildir, "ann"))) == ["2.a"]
+
+
+def test_message_that_never_stands_still_is_gone(maildir: MaildirStore, place: Path) -> None:
+    put(place, "new/1.a", b"x")
+    files_are = ["new/1.a", "cur/1.a:2,S"]
+
+    def hook(call: Call) -> None:
+        if call[0] == "open" and call[1].endswith(files_are[0].partition("/")[2]):
+            rename(place, *files_are)
+            files_are.reverse()
+
+    async def story() -> None:
+        async with maildir.open("ann") as maildrop:
+            with watched(place.parent, hook), pytest.raises(MessageGone):
+                await text_of(maildrop, maildrop.listing[0])
+
+    run(story())
+
+
+def test_message_of_another_session_is_gone(maildir: MaildirStore, place: Path) -> None:
+    put(place, "new/1.a", b"x")
+
+    async def story() -> None:
+        async with maildir.open("ann") as maildrop:
+            with pytest.raises(MessageGone):
+                await text_of(maildrop, Entry("2.a", 3))
+
+    run(story())
 
 
 def test_message_with_anothers_name_is_not_taken_for_it(maildir: MaildirStore, place: Path) -> None:
