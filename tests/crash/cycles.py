@@ -7,6 +7,7 @@ What was promised is remembered here, outside the file system and the process th
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import fcntl
 import json
 import os
@@ -34,6 +35,7 @@ from .oracle import GONE, HELD, LISTED, WAIT, Oracle, check
 
 USER = "ann"
 PASSWORD = "correct horse battery staple"
+_SET_CHILD_SUBREAPER = 36  # prctl(2)
 WIPED = 25  # cycles after which a maildrop begins afresh, so that none takes long to compare
 
 
@@ -46,6 +48,7 @@ def forked(act: Callable[[], object]) -> Iterator[int]:
 
     Needs a process without threads.
     """
+    ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1)  # so that its children become ours
     child = os.fork()
     if not child:
         status = 1
@@ -61,7 +64,10 @@ def forked(act: Callable[[], object]) -> Iterator[int]:
         yield child
     finally:
         os.killpg(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        # All of them: only who was waited for has certainly given its locks back.
+        with suppress(ChildProcessError):
+            while True:
+                os.waitpid(-child, 0)
 
 
 class Told(Oracle):
@@ -140,7 +146,6 @@ class Served:
                 for client in clients:
                     client.join(WAIT)
                     assert not client.is_alive()
-                told.read()  # until its workers are gone as well
         asyncio.run(check(MaildirStore(f"{self.mail}/%u"), USER, self.oracle.snapshot(), key=_sent))
 
     def _busy(
@@ -270,9 +275,12 @@ def cuts(
             def work(pipe: int = writing) -> None:
                 asyncio.run(_busy(MaildirStore(f"{disk.mounted}/%u"), Told(pipe)))
 
-            with forked(work):
+            with forked(work) as child:
                 os.close(writing)
                 time.sleep(random.uniform(0.005, 0.08))
+                # The ioctl takes milliseconds, in which fsync on xfs says yes and syncs nothing;
+                # a machine without power makes no more promises.
+                os.kill(child, signal.SIGSTOP)
                 disk.cut()
             with open(reading, "rb") as told:
                 octets = told.read()
