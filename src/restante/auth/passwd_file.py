@@ -17,14 +17,13 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from hashlib import md5, sha256
 from ipaddress import ip_network
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import AuthenticationFailed, BackendUnavailable, TooBusy
+from ..errors import AuthenticationFailed, BackendUnavailable
 from ..passdb import Account, Credentials, Digest, Network
 from . import passwords, schemes
 from .names import BadName, check_name
@@ -32,7 +31,6 @@ from .names import key as _key
 
 _log = logging.getLogger("restante.auth")
 _MAX_FILE = 64 * 2**20  # octets
-_WAITING = 256  # logins that may wait for their turn to be hashed
 _SETTLED = 2.0  # seconds after which another change moves the time stamp for certain
 _HARMLESS = ("userdb_", "event_", "forward_")
 _UNKNOWN = b"sixteen octets.."  # in place of a password that nobody can tell
@@ -91,18 +89,10 @@ class PasswdFile:
         self._path = path
         self._scheme = scheme
         self._content: _Content | None = None
-        self._hashers = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), "passwd-file")
-        self._waiting = 0
+        self._hashers = passwords.Hashers("passwd-file")
 
     async def verify(self, credentials: Credentials) -> Account:
-        if self._waiting >= _WAITING:
-            raise TooBusy("too many logins at once")
-        self._waiting += 1
-        try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._hashers, self._verify, credentials)
-        finally:
-            self._waiting -= 1
+        return await self._hashers.run(self._verify, credentials)
 
     def _verify(self, credentials: Credentials) -> Account:
         password = credentials.password
@@ -148,7 +138,7 @@ class PasswdFile:
         return self._read().digest  # in line: as a rule it is one stat
 
     def close(self) -> None:
-        self._hashers.shutdown()
+        self._hashers.close()
 
     # The file.
 

@@ -6,17 +6,25 @@ that a foreign database cannot make one login cost minutes.  The library compare
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import TypeVar
 
-from ..passdb import MAX_PASSWORD
+from ..errors import TooBusy
+from ..passdb import MAX_PASSWORD, Credentials
+
+T = TypeVar("T")
 
 # The second choice of RFC 9106 §4 in the form OWASP recommends: about 45 ms of one core.
 _MEMORY, _ITERATIONS, _LANES = 19_456, 2, 1  # KiB, passes, lanes
 _MAX_MEMORY, _MAX_ITERATIONS, _MAX_LANES = 262_144, 16, 16
 _PARAMETERS = re.compile(r"\$v=19\$m=(\d{1,7}),t=(\d{1,3}),p=(\d{1,3})\$[^$]+\$[^$]+")
+_WAITING = 256  # logins that may wait for their turn to be hashed
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that is taken for another
 
 
@@ -89,3 +97,29 @@ def is_possible(password: str) -> bool:
 def nobodys() -> str:
     """A hash that no password has: checking it costs what checking a user's costs."""
     return make_hash(secrets.token_hex())
+
+
+class Hashers:
+    """Threads that check passwords; one core is left to the event loop."""
+
+    def __init__(self, name: str) -> None:
+        self._threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), name)
+        self._waiting = 0
+
+    async def run(self, check: Callable[[Credentials], T], shown: Credentials) -> T:
+        """What ``check`` returns, or raises.
+
+        Raises:
+            TooBusy: too many wait already.
+        """
+        if self._waiting >= _WAITING:
+            raise TooBusy("too many logins at once")
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, check, shown)
+        finally:
+            self._waiting -= 1
+
+    def close(self) -> None:
+        """Wait for what is being checked."""
+        self._threads.shutdown()

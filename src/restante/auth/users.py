@@ -28,7 +28,6 @@ from ..errors import (
     NoSuchUser,
     RestanteError,
     TemporaryFailure,
-    TooBusy,
 )
 from ..maildrop import View
 from ..passdb import MAX_PASSWORD, Account, Credentials, Network, Proof, ScramSecrets, Terms
@@ -40,7 +39,6 @@ from .names import key as _key
 from .uses import Uses
 
 MAX_APP_PASSWORDS = 32  # of one user; SCRAM tries the keys of all
-_WAITING = 256  # logins that may wait for their turn to be hashed
 _PASSWORD = "password"  # the label of the one that is no app password
 _PERMISSIONS = (
     "is_enabled, networks, needs_tls, mechanisms, is_read_only, login_delay, expire, folders"
@@ -102,12 +100,11 @@ class Users:
         """``domains``: where a user without one in the name gets mail."""
         self._path = path
         self._domains = {normalise(domain) for domain in domains}
-        self._hashers = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), "hash")
+        self._hashers = passwords.Hashers("hash")
         self._clerk = ThreadPoolExecutor(1, "clerk")  # renews what no login waits for
         self._uses = Uses(path)
         self._glance = Glance(path)
         self._quotas, self._quota_lock = Glance(path), Lock()
-        self._waiting = 0
 
     # Administration; all of it blocks.
 
@@ -298,14 +295,7 @@ class Users:
     # Contracts.
 
     async def verify(self, credentials: Credentials) -> Account:
-        if self._waiting >= _WAITING:
-            raise TooBusy("too many logins at once")
-        self._waiting += 1
-        try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._hashers, self._verify, credentials)
-        finally:
-            self._waiting -= 1
+        return await self._hashers.run(self._verify, credentials)
 
     def _verify(self, credentials: Credentials) -> Account:
         password = credentials.password
@@ -406,7 +396,7 @@ class Users:
 
     def close(self) -> None:
         """Wait for what is still to be written."""
-        self._hashers.shutdown()
+        self._hashers.close()
         self._clerk.shutdown()
         self._uses.close()
         self._glance.close()
