@@ -25,14 +25,6 @@ def notify(*states: str) -> None:
         sending.send("\n".join(states).encode())
 
 
-def watchdog() -> float | None:
-    """Seconds without ``WATCHDOG=1`` after which systemd restarts us; None: it does not watch."""
-    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
-        return None
-    microseconds = os.environ.get("WATCHDOG_USEC", "")
-    return int(microseconds) / 1e6 if microseconds.isdecimal() else None
-
-
 def inherited() -> list[tuple[str, socket.socket]]:
     """Listening sockets that systemd opened, by their FileDescriptorName=.
 
