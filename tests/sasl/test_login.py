@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from cryptography import x509
 
 from restante.errors import LoginFailed, ProtocolBroken, UnsafeArgument
 from restante.net import tls
@@ -22,6 +23,7 @@ from restante.pop3.state import State
 from restante.sasl import MECHANISMS, Channel, Login, Strength
 from restante.store.memory import MemoryStore
 
+from ..client import certificates
 from ..pop3.core import Core
 from ..support import Run, serving
 
@@ -450,35 +452,5 @@ def personal_certificate(
     folder: Path, address: str, common_name: str = "M. Rose"
 ) -> tuple[Path, Path]:
     """It names no address if ``address`` is empty."""
-    from datetime import UTC, datetime, timedelta
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common_name)])
-    alternative = x509.RFC822Name(address) if address else x509.DNSName("ann")
-    now = datetime.now(UTC)
-    found = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    certificate, private = folder / "person.pem", folder / "person.key"
-    certificate.write_bytes(found.public_bytes(serialization.Encoding.PEM))
-    private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return certificate, private
+    name = x509.RFC822Name(address) if address else x509.DNSName("ann")
+    return certificates.make(folder, [name], common_name)
