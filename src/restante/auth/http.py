@@ -1,24 +1,20 @@
 """One request to an identity provider.
 
-Security: certificates and names are verified; without TLS only to this machine; no redirect is
-followed, so a provider cannot send a secret elsewhere.
-Limits: an answer has ``_MAX_ANSWER`` octets at most, and ``_PATIENCE`` seconds.
+Security: that of ``https``; without TLS only to this machine.
+Limits: an answer has 1 MiB at most, and ``_PATIENCE`` seconds.
 """
 
 from __future__ import annotations
 
-import json
 import ssl
-import time
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-from ..errors import BackendUnavailable
+from .. import https
+from ..errors import BackendUnavailable, TemporaryFailure
 
-_MAX_ANSWER = 1_048_576  # octets
 _PATIENCE = 8.0  # seconds
 
 
@@ -50,54 +46,25 @@ class Web:
 
     def __init__(self, ca_file: str = "") -> None:
         """``ca_file`` is trusted instead of the system's authorities."""
-        from urllib.request import (  # not at the start of every command
-            HTTPDefaultErrorHandler,
-            HTTPErrorProcessor,
-            HTTPHandler,
-            HTTPSHandler,
-            OpenerDirector,
-        )
-
         context = ssl.create_default_context(cafile=ca_file or None)
-        self._opener = OpenerDirector()
-        for handler in (
-            HTTPHandler(),
-            HTTPSHandler(context=context),
-            HTTPDefaultErrorHandler(),
-            HTTPErrorProcessor(),
-        ):
-            self._opener.add_handler(handler)
+        self._web = https.Web(context, patience=_PATIENCE, deadline=_PATIENCE, by_proxy=False)
 
     def ask(
         self, url: str, data: bytes | None = None, headers: Mapping[str, str] | None = None
-    ) -> Mapping[str, Any]:
+    ) -> https.Answer:
         """The object that is answered; with ``data`` it is a POST.
 
         Raises:
             BackendUnavailable: no answer, a refusal, or no object.
         """
-        from http.client import HTTPException
-        from urllib.error import HTTPError, URLError
-        from urllib.request import Request
-
-        end = time.monotonic() + _PATIENCE
-        request = Request(url, data, {"Accept": "application/json", **(headers or {})})
         host = urlsplit(url).hostname
         try:
-            with self._opener.open(request, timeout=_PATIENCE) as answer:
-                octets = b""
-                while piece := answer.read1(65_536):
-                    octets += piece
-                    if len(octets) > _MAX_ANSWER or time.monotonic() > end:
-                        raise BackendUnavailable(f"{host}: the answer is too long or too slow")
-            found = json.loads(octets)
-        except HTTPError as error:
-            error.close()
-            raise BackendUnavailable(f"{host}: HTTP status {error.code}") from None
-        except (OSError, HTTPException, ValueError, RecursionError) as error:
-            why = error.reason if isinstance(error, URLError) else error
-            raise BackendUnavailable(f"{host}: {why}") from None
-        if not isinstance(found, dict):
+            status, found = self._web.ask(url, data, headers)
+        except TemporaryFailure as error:
+            raise BackendUnavailable(str(error)) from None
+        if not 200 <= status < 300:
+            raise BackendUnavailable(f"{host}: HTTP status {status}")
+        if found is None:
             raise BackendUnavailable(f"{host}: the answer is no JSON object")
         return found
 

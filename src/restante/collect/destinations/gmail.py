@@ -8,14 +8,12 @@ Security: the token goes to Google by HTTPS, and no redirect is followed.
 
 from __future__ import annotations
 
-import http.client
 import json
-import urllib.error
-import urllib.request
 from secrets import token_hex
 from typing import IO, Any
 
 from ...errors import ConfigurationError, ConsentNeeded, MessageRefused, TemporaryFailure
+from ...https import Answer, Web
 from ...net.tls import client_context
 from . import TokenSource
 from .handed import Handed
@@ -24,11 +22,6 @@ _BASE = "https://gmail.googleapis.com"
 _PATIENCE = 120.0  # seconds for an answer
 _MAX_ANSWER = 2**22  # octets
 _LATER = ("rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded", "dailyLimitExceeded")
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        return None
 
 
 class Gmail(Handed):
@@ -41,8 +34,7 @@ class Gmail(Handed):
         self._base = base
         self._token = ""
         self._labels: list[str] = []  # by id
-        handler = urllib.request.HTTPSHandler(context=client_context())
-        self._opener = urllib.request.build_opener(handler, _NoRedirects)
+        self._web = Web(client_context(), patience=_PATIENCE, largest=_MAX_ANSWER)
 
     def _hand_over(self, message: IO[bytes]) -> None:
         """
@@ -61,7 +53,6 @@ class Gmail(Handed):
         ).encode()
         body += message.read() + f"\r\n--{border}--\r\n".encode()
         self._ask(
-            "POST",
             "/upload/gmail/v1/users/me/messages/import?uploadType=multipart"
             "&internalDateSource=dateHeader&neverMarkSpam=true",
             body,
@@ -70,17 +61,17 @@ class Gmail(Handed):
 
     def _label_id(self) -> str:
         path = "/gmail/v1/users/me/labels"
-        for each in self._ask("GET", path).get("labels", ()):
+        for each in self._ask(path).get("labels", ()):
             if each.get("name") == self._label:
                 return str(each["id"])
         wanted = {"name": self._label, "labelListVisibility": "labelShow"}
-        return str(self._ask("POST", path, json.dumps(wanted).encode(), "application/json")["id"])
+        return str(self._ask(path, json.dumps(wanted).encode(), "application/json")["id"])
 
-    def _ask(self, method: str, path: str, body: bytes | None = None, kind: str = "") -> Any:
-        """Once more with a new token if the first was refused."""
-        status, answer = self._try(method, path, body, kind, renew=False)
+    def _ask(self, path: str, body: bytes | None = None, kind: str = "") -> Any:
+        """GET, or POST with a body.  Once more with a new token if the first was refused."""
+        status, answer = self._try(path, body, kind, renew=False)
         if status == 401:
-            status, answer = self._try(method, path, body, kind, renew=True)
+            status, answer = self._try(path, body, kind, renew=True)
         if status == 200:
             return answer
         error = answer.get("error", {})
@@ -94,25 +85,14 @@ class Gmail(Handed):
             raise ConfigurationError(text)
         raise TemporaryFailure(text)
 
-    def _try(
-        self, method: str, path: str, body: bytes | None, kind: str, *, renew: bool
-    ) -> tuple[int, dict[str, Any]]:
+    def _try(self, path: str, body: bytes | None, kind: str, *, renew: bool) -> tuple[int, Answer]:
         if renew or not self._token:
             self._token = self._source(renew)
         headers = {"Authorization": f"Bearer {self._token}"}
         if body is not None:
             headers["Content-Type"] = kind
-        request = urllib.request.Request(self._base + path, body, headers, method=method)
         try:
-            try:
-                with self._opener.open(request, timeout=_PATIENCE) as response:
-                    status, octets = response.status, response.read(_MAX_ANSWER)
-            except urllib.error.HTTPError as error:
-                with error:
-                    status, octets = error.code, error.read(_MAX_ANSWER)
-            answer = json.loads(octets or b"{}")
-        except ValueError:
-            answer = {}  # an error page; the status tells
-        except (OSError, http.client.HTTPException) as error:
-            raise TemporaryFailure(f"Gmail: {getattr(error, 'reason', error)}") from error
-        return status, answer if isinstance(answer, dict) else {}
+            status, answer = self._web.ask(self._base + path, body, headers)
+        except TemporaryFailure as error:
+            raise TemporaryFailure(f"Gmail: {error}") from error
+        return status, answer or {}  # an error page is none; the status tells

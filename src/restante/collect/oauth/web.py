@@ -1,23 +1,18 @@
 """Asking a provider: HTTPS requests, the loopback address, and the token of an account.
 
-Everything blocks.  Security: certificates are verified, no redirect is followed, and an answer of
-more than 1 MiB is none; clear HTTP goes to this machine only, for tests.
+Everything blocks.  Security: that of ``https``; clear HTTP goes to this machine only, for tests.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from ssl import SSLContext
-from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from ...errors import ConfigurationError, ConsentNeeded, UnsafeArgument
+from ...errors import ConfigurationError, ConsentNeeded, TemporaryFailure, UnsafeArgument
+from ...https import Web
 from ...net.tls import client_context
 from . import flow
 from .flow import Answer, Application, Form, Question, Tokens
@@ -26,18 +21,11 @@ from .words import ProviderUnavailable
 
 _PATIENCE = 30.0  # seconds for an answer
 _PERSON = 600.0  # seconds for a person in a browser
-_MAX_ANSWER = 2**20  # octets
 _EARLY = 120.0  # seconds before its end from which on an access token is not begun with
 _DONE = b"Signed in. You can close this window.\n"
 _WRONG = b"This is not the answer that restante waits for.\n"
 
 Say = Callable[[str], None]
-
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        """A token must not go where nobody sent it."""
-        return None
 
 
 def post(url: str, form: Form, context: SSLContext | None = None) -> Answer:
@@ -48,26 +36,16 @@ def post(url: str, form: Form, context: SSLContext | None = None) -> Answer:
         ConfigurationError: clear HTTP to another machine.
     """
     check(url)
-    handler = urllib.request.HTTPSHandler(context=context or client_context())
-    opener = urllib.request.build_opener(handler, _NoRedirects)
-    request = urllib.request.Request(
-        url, urlencode(form).encode(), {"Accept": "application/json"}, method="POST"
-    )
+    host = urlsplit(url).hostname
     try:
-        try:
-            with opener.open(request, timeout=_PATIENCE) as response:
-                octets = response.read(_MAX_ANSWER + 1)
-        except urllib.error.HTTPError as error:
-            with error:
-                octets = error.read(_MAX_ANSWER + 1)
-            if error.code >= 500 or error.code == 429:
-                raise ProviderUnavailable(f"the provider answers {error.code}") from error
-        found = json.loads(octets) if len(octets) <= _MAX_ANSWER else None
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise ProviderUnavailable(f"{urlsplit(url).hostname}: {reason}") from error
-    if not isinstance(found, dict):
-        raise ProviderUnavailable(f"{urlsplit(url).hostname}: that is no answer of a provider")
+        web = Web(context or client_context(), patience=_PATIENCE)
+        status, found = web.ask(url, urlencode(form).encode())
+    except TemporaryFailure as error:
+        raise ProviderUnavailable(str(error)) from error
+    if status >= 500 or status == 429:
+        raise ProviderUnavailable(f"the provider answers {status}")
+    if found is None:
+        raise ProviderUnavailable(f"{host}: that is no answer of a provider")
     return found
 
 
