@@ -518,7 +518,9 @@ async def _purge_for_ever(
 ) -> None:
     """Remove what is too old, and destroy what was held long enough, now and then."""
     while True:
-        async for account in _everybody(users, others, store):
+        # Of an own expiry only our database knows: without one of the site nobody else is asked.
+        beyond = others if service.policy.terms.expire is not None else None
+        async for account in _everybody(users, beyond, store):
             days = service.policy.terms_of(account).expire
             if days is not None:
                 await _expire(store, account, days)
@@ -532,9 +534,9 @@ async def _purge_for_ever(
 
 
 async def _everybody(
-    users: Users, others: Accounts, store: MaildirStore | MemoryStore
+    users: Users, others: Accounts | None, store: MaildirStore | MemoryStore
 ) -> AsyncIterator[Account]:
-    """Of our database, and whoever has a maildrop and is known to another back end."""
+    """Of our database, and whoever has a maildrop and is known to ``others``."""
     known = set()
     try:
         for user in await asyncio.to_thread(users.list):
@@ -542,6 +544,8 @@ async def _everybody(
             yield user.account
     except RestanteError as error:
         _log.warning("users not read", extra={"fields": {"reason": str(error)}})
+    if others is None:
+        return
     async for name in store.users():
         if name not in known:
             with suppress(RestanteError):  # the next time will do
