@@ -10,8 +10,6 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass
 
-from scramp import ScramException, ScramMechanism
-
 from ..passdb import ScramKey, ScramSecrets
 
 ITERATIONS = 16_384  # some 8 ms for a client; at a login the server computes none of them
@@ -29,6 +27,8 @@ class Keys:
 
 def make_keys(password: str, salt: bytes, iterations: int) -> Keys:
     """No keys for a password that SASLprep forbids (RFC 4013): it works with PLAIN only."""
+    from scramp import ScramException, ScramMechanism  # 20 ms, which most commands need not wait
+
     made = {}
     for digest, name in _MECHANISMS.items():
         try:
