@@ -22,7 +22,8 @@ _VERBS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (sysexits.h)."""
-    parser = _parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = _parser(_verb(arguments))
     options = parser.parse_args(arguments)
     if not hasattr(options, "run"):
         parser.print_help(sys.stderr)
@@ -89,7 +90,19 @@ class _Parser(argparse.ArgumentParser):
         self.exit(os.EX_USAGE, f"{self.prog}: {message}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _verb(arguments: Sequence[str]) -> str:
+    """The first word that is no option, nor the value of one."""
+    words = iter(arguments)
+    for word in words:
+        if word in ("-c", "--config"):
+            next(words, "")
+        elif not word.startswith("-"):
+            return word
+    return ""
+
+
+def _parser(verb: str = "") -> argparse.ArgumentParser:
+    """For one verb, since each loads what it needs; for all of them if there is none like it."""
     parser = _Parser(
         prog="restante",
         description="Mail held until called for: a POP3 server and what belongs to it.",
@@ -99,6 +112,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"restante {__version__}")
     parser.set_defaults(config=None, json=False, verbose=False)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
-    for name in _VERBS:
+    for name in [each for each in _VERBS if each.rstrip("_") == verb] or _VERBS:
         import_module(f".{name}", __package__).add_parser(verbs)
     return parser
