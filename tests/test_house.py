@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 import restante
 
@@ -64,3 +67,12 @@ def test_links_in_the_documents_lead_somewhere() -> None:
         if path.suffix == ".md":
             for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
                 assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+@pytest.mark.parametrize("command", ["test", "lint", "types", "docs", "bench", "lock", "ci"])
+def test_every_command_of_dev_says_what_it_does(command: str) -> None:
+    """Those that are not here hand the question on, and would prepare .venv first."""
+    run = [sys.executable, str(HOUSE / "dev"), command, "--help"]
+    done = subprocess.run(run, capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.startswith(f"./dev {command}: ")
+    assert len(done.stdout.splitlines()) <= 4
