@@ -709,7 +709,18 @@ class Account:
     )
     newest: int = option(0, "So many of the messages taken last are never deleted there.", number)
     largest: int = option(
-        "0", "Larger messages are left on the server and told; 0 takes all.", octets
+        "0",
+        "Larger messages are not taken by themselves; 0 takes all.",
+        octets,
+        example="20MiB",
+    )
+    larger: str = option(
+        "skip",
+        'What becomes of them: "skip" leaves them on the server and tells so each time, "stub" '
+        "stores their header with a note. They are never deleted there. `restante collect NAME "
+        "--whole ID` takes one, and all are taken when `largest` is raised.",
+        one_of("skip", "stub"),
+        example="stub",
     )
     limit: int = option(0, "Messages fetched in one session; 0 takes all.", number)
     every: float = option(

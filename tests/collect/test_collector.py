@@ -17,9 +17,10 @@ from restante.collect import collector
 from restante.collect.collector import LoginTooSoon, LooksMoved, Outcome, collect
 from restante.collect.destinations import open_destination
 from restante.collect.ledger import AccountBusy, Ledger
-from restante.collect.plan import Policy
+from restante.collect.plan import Policy, short_name
 from restante.errors import ConnectionLost
 from restante.passdb import Terms
+from restante.pop3.listing import Message
 from restante.pop3.session import Policy as Session
 
 from .shelf import Shelf, account, remote
@@ -260,9 +261,68 @@ def test_dry_run_changes_nothing(home: Home, mail: Path) -> None:
 def test_large_mail_is_left_and_told_every_time(home: Home) -> None:
     policy = Policy(keep=0.0, largest=len(text("two")))
     skipped = [home.collect(policy).skipped for _ in range(2)]
-    limit = f"larger than {len(text('two'))} octets"
+    limit = f"larger than {len(text('two'))} octets; to have it: --whole {name_of('three')}"
     assert skipped == [[f"message 3: {limit}"], [f"message 1: {limit}"]]
     assert [row[0] for row in home.shelf.rows] == ["three"]
+
+
+def name_of(word: str) -> str:
+    return short_name(Message(1, word, len(text(word))))
+
+
+def test_a_stub_is_stored_once_and_its_message_stays(home: Home, mail: Path) -> None:
+    policy = Policy(keep=0.0, largest=len(text("two")), stubs=True)
+    first = home.collect(policy)
+    assert (first.stored, first.stubs, first.deleted, first.skipped) == (2, 1, 2, [])
+    second = home.collect(policy)
+    assert (second.stored, second.stubs, second.deleted) == (0, 0, 0)
+    assert [row[0] for row in home.shelf.rows] == ["three"]
+    (found,) = [each for each in stored(mail) if each.startswith(b"X-Restante-Stub: isp ")]
+    assert f"collect isp --whole {name_of('three')}\r\n".encode() in found
+    assert b"\r\nSubject: three\r\n" in found
+
+
+@pytest.mark.parametrize("is_asked_for", [True, False])
+def test_the_whole_message_comes_once_after_its_stub(
+    is_asked_for: bool, home: Home, mail: Path
+) -> None:
+    """By name, or since the limit was raised; only then may it be deleted."""
+    largest = len(text("two"))
+    home.collect(Policy(keep=0.0, largest=largest, stubs=True))
+    name = name_of("three")
+    wanted = Policy(largest=largest, stubs=True, whole=frozenset([name])) if is_asked_for else None
+    assert home.collect(wanted).stored == 1
+    assert text("three") in stored(mail)
+    again = home.collect(wanted)
+    assert again.stored == 0
+    assert again.refused == ([f"{name}: not there, or here already"] if is_asked_for else [])
+    assert home.collect(Policy(keep=0.0, largest=largest, stubs=True)).deleted == 1
+    assert (home.shelf.rows, len(stored(mail))) == ([], 4)
+
+
+def test_stubs_are_not_expected_to_be_listed(home: Home, ledger: Ledger) -> None:
+    """Or thirty of them would make a provider look as if it had moved."""
+    home.collect(Policy(largest=1, stubs=True))
+    assert ledger.expected("isp") == 0
+
+
+def test_after_a_move_a_stub_is_known_by_its_header(home: Home, mail: Path) -> None:
+    home.shelf.rows = [*many("old"), ("large", text("large" * 100))]
+    policy = Policy(largest=400, stubs=True)
+    assert home.collect(policy).stubs == 1
+    home.shelf.rows = [*many("new"), ("moved", text("large" * 100))]
+    assert home.collect(policy, again="dedupe").stubs == 0
+    assert home.collect(policy).stubs == 0
+    assert len(stored(mail)) == 31
+
+
+def test_no_stub_is_made_of_a_header_that_the_server_does_not_give(home: Home, mail: Path) -> None:
+    home.shelf.unreadable = {"three"}
+    policy = Policy(largest=len(text("two")), stubs=True)
+    assert [len(home.collect(policy).refused) for _ in range(2)] == [1, 1]
+    assert len(stored(mail)) == 2
+    home.shelf.unreadable = set()
+    assert home.collect(policy).stubs == 1
 
 
 @pytest.mark.parametrize(("group", "safe"), [(64, 0), (1, 2)])

@@ -124,6 +124,46 @@ def collected(isp: Account, place: Path) -> Outcome:
 
 
 @pytest.mark.slow
+def test_killed_at_every_step_of_a_stub(
+    server: tuple[MaildirStore, int], tmp_path: Path, certificate: tuple[Path, Path]
+) -> None:
+    """First the header, and in a later session all of it: each is there once."""
+    store, port = server
+    whole, small = b"Subject: large\r\n\r\n" + b"x" * 99 + b"\r\n", b"Subject: small\r\n\r\n"
+    stubs = account(port, certificate[0], Policy(keep=0.0, largest=50, stubs=True))
+    later = account(port, certificate[0], Policy(keep=0.0))
+
+    async def fill() -> None:
+        for octets in (small, whole):
+            await store.deliver("mrose", once(octets))
+
+    for moment in count():
+        asyncio.run(fill())
+        place = tmp_path / f"at-{moment}"
+        place.mkdir()
+        child = os.fork()
+        if child == 0:
+            Death(moment).stalk()
+            collected(stubs, place)
+            collected(later, place)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        collected(stubs, place)
+        found = stored(place / "Mail")
+        assert small in found
+        assert whole in found or asyncio.run(sizes(store)) == [len(whole)]
+        collected(later, place)
+        found = stored(place / "Mail")
+        assert found[:2] == sorted([small, whole]), f"killed at moment {moment}"
+        assert [each[:15] for each in found[2:]] == [b"X-Restante-Stub"]
+        assert asyncio.run(sizes(store)) == [], f"killed at moment {moment}"
+        if status == 0:
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+    assert moment > 40
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0.0, None], ids=["delete", "keep"])
 @pytest.mark.rfc("P-118")
 def test_killed_at_every_step(

@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restante.collect.plan import Delete, Fetch, Policy, Skip, Step, Taken, looks_moved, plan
+from restante.collect.plan import (
+    Delete,
+    Fetch,
+    Policy,
+    Skip,
+    Step,
+    Stub,
+    Taken,
+    looks_moved,
+    plan,
+    short_name,
+    stub_key,
+)
 from restante.pop3.listing import Message
 
 NOW = 1_800_000_000.0
@@ -64,8 +76,47 @@ def test_unique_ids_that_stand_twice_or_are_missing_tell_nothing() -> None:
 
 
 def test_too_large_is_left_and_told() -> None:
-    assert steps([ONE], {}, Policy(largest=99)) == [Skip(ONE, "larger than 99 octets")]
+    reason = f"larger than 99 octets; to have it: --whole {short_name(ONE)}"
+    assert steps([ONE], {}, Policy(largest=99)) == [Skip(ONE, reason)]
     assert steps([ONE], {}, Policy(largest=100)) == [Fetch(ONE, "u")]
+    nameless = Message(1, None, 100)
+    for stubs in (False, True):  # a stub of it could not be known again
+        assert steps([nameless], {}, Policy(largest=99, stubs=stubs)) == [
+            Skip(nameless, "larger than 99 octets")
+        ]
+
+
+STUB = stub_key("u")
+LARGE = Policy(keep=0.0, largest=99, stubs=True)
+
+
+@pytest.mark.parametrize(
+    ("taken", "policy", "step"),
+    [
+        ({}, LARGE, [Stub(ONE, STUB)]),
+        ({STUB: Taken(100, None)}, LARGE, [Stub(ONE, STUB, was_begun=True)]),
+        ({STUB: Taken(100, NOW, is_gone=True)}, LARGE, []),  # neither again, nor deleted
+        ({STUB: Taken(100, NOW)}, Policy(keep=0.0, largest=100), [Fetch(ONE, "u")]),
+        (
+            {STUB: Taken(100, NOW)},
+            Policy(keep=0.0, largest=99, stubs=True, whole=frozenset([short_name(ONE)])),
+            [Fetch(ONE, "u")],
+        ),
+        ({STUB: Taken(100, NOW), "u": Taken(100, NOW)}, LARGE, [Delete(ONE, "u")]),
+        ({"u": Taken(100, None)}, LARGE, [Stub(ONE, STUB)]),  # the limit was lowered
+    ],
+)
+def test_a_stub_stands_for_a_message_that_is_too_large(
+    taken: dict[str, Taken], policy: Policy, step: list[Step]
+) -> None:
+    assert steps([ONE], taken, policy) == step
+
+
+def test_stubs_count_as_known_where_everything_looks_new() -> None:
+    listing = messages([str(at) for at in range(30)])
+    taken = {stub_key(str(at)): Taken(1, NOW) for at in range(30)}
+    assert not looks_moved(listing, taken, 25)
+    assert looks_moved(listing, {}, 25)
 
 
 def test_limit_counts_what_is_fetched() -> None:
@@ -113,6 +164,7 @@ def test_new_mail_counts_among_the_newest() -> None:
         st.booleans(),
         st.none() | st.integers(1, 3),
         st.none() | st.integers(0, 3),
+        st.booleans(),
     ),
 )
 def test_only_what_was_taken_is_deleted(

@@ -53,6 +53,13 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "store only what no message taken before equals; or fetch all of it",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="at most so many from each account")
+    parser.add_argument(
+        "--whole",
+        metavar="ID",
+        action="append",
+        default=[],
+        help="take this message however large it is, as its stub or an earlier run names it; all",
+    )
     parser.add_argument("--watch", action="store_true", help="go on until told to stop")
     parser.add_argument("-P", "--progress", action="store_true", help="show a bar")
     parser.add_argument(
@@ -112,6 +119,7 @@ async def _once(
                 account,
                 ledger,
                 limit=options.limit,
+                whole=options.whole,
                 again=options.again,
                 dry_run=options.dry_run,
                 progress=options.progress,
@@ -160,6 +168,7 @@ async def session(
     ledger: Ledger,
     *,
     limit: int | None = None,
+    whole: Sequence[str] = (),
     again: str = "stop",
     dry_run: bool = False,
     progress: bool = False,
@@ -168,7 +177,7 @@ async def session(
     from ..collect import collector
 
     remote = collector.Account(
-        name, partial(connected, found, name, account), policy_of(account, limit)
+        name, partial(connected, found, name, account), policy_of(account, limit, whole)
     )
     with (
         closing(await asyncio.to_thread(open_destination, found, name, account)) as destination,
@@ -209,7 +218,7 @@ async def connected(found: Configuration, name: str, account: Account) -> AsyncI
         yield client
 
 
-def policy_of(account: Account, limit: int | None = None) -> Policy:
+def policy_of(account: Account, limit: int | None = None, whole: Sequence[str] = ()) -> Policy:
     """``account.keep`` and its neighbours, as the collector knows them."""
     from ..collect.plan import Policy
 
@@ -224,8 +233,10 @@ def policy_of(account: Account, limit: int | None = None) -> Policy:
         newest=account.newest,
         verified=verified,
         until_deleted=account.keep == "until-deleted",
-        largest=account.largest or None,
+        largest=None if "all" in whole else account.largest or None,
         limit=limit or account.limit or None,
+        stubs=account.larger == "stub",
+        whole=frozenset(whole) - {"all"},
     )
 
 
@@ -276,6 +287,7 @@ def _tell(options: argparse.Namespace, name: str, result: Outcome | BaseExceptio
             account=name,
             stored=result.stored,
             octets=result.octets,
+            stubs=result.stubs,
             known=result.known,
             in_doubt=result.in_doubt,
             deleted=result.deleted,
@@ -286,13 +298,15 @@ def _tell(options: argparse.Namespace, name: str, result: Outcome | BaseExceptio
         return
     for text in (*result.skipped, *result.refused):
         common.say(printable(f"{name}: {text}"))
-    if result.stored or result.deleted or result.unverified or sys.stdout.isatty():
+    if result.stored or result.stubs or result.deleted or result.unverified or sys.stdout.isatty():
         print(_line(name, result, dry_run=options.dry_run))
 
 
 def _line(name: str, result: Outcome, *, dry_run: bool) -> str:
     would = "would be " if dry_run else ""
     words = [f"{result.stored} messages {would}stored ({result.octets} octets)"]
+    if result.stubs:
+        words.append(f"{result.stubs} headers {would}stored of what is too large")
     if result.known:
         words.append(f"{result.known} were here already")
     if result.in_doubt:

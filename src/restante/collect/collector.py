@@ -25,7 +25,22 @@ from ..net.client import Client
 from ..pop3.listing import Message
 from .destinations import Destination, Grouping, Place, Tracing, Verifying
 from .ledger import Ledger
-from .plan import Delete, Fetch, Policy, Skip, Taken, is_due, looks_moved, plan, unique_ids
+from .plan import (
+    Delete,
+    Fetch,
+    Policy,
+    Skip,
+    Stub,
+    Taken,
+    is_due,
+    is_too_large,
+    looks_moved,
+    plan,
+    short_name,
+    stub_key,
+    unique_ids,
+)
+from .stub import LONGEST_HEADER, stub
 
 _GROUP = 256  # messages between two commits of the ledger, where repeating one is nothing
 _IN_MEMORY = 2**20  # octets of a message that must be seen whole before it is stored
@@ -77,6 +92,8 @@ class Outcome:
     """Not fetched, because the destination had them before the ledger did."""
     in_doubt: int = 0
     """Of the stored: maybe twice, since a crash hid the first time."""
+    stubs: int = 0
+    """Headers stored in place of messages that are too large."""
     deleted: int = 0
     skipped: list[str] = field(default_factory=list)
     """What the policy leaves on the server, with the reason."""
@@ -163,7 +180,8 @@ class _Session:
         ids = unique_ids(listing)
         if adopt_present:
             self._adopt_present(listing, ids)
-        self._known = self._ledger.known(name, ids.values())
+        large = [stub_key(ids[each.number]) for each in listing if self._may_be_stub(each, ids)]
+        self._known = self._ledger.known(name, [*ids.values(), *large])
         if looks_moved(listing, self._known, self._ledger.expected(name)):
             if again == "stop":
                 new = sum(1 for unique_id in ids.values() if unique_id not in self._known)
@@ -171,6 +189,9 @@ class _Session:
             self._dedupe = again == "dedupe"
         steps = list(plan(listing, self._known, policy, self._clock()))
         fetches = [step for step in steps if isinstance(step, Fetch)]
+        stubs = [step for step in steps if isinstance(step, Stub)]
+        missing = policy.whole - {short_name(step.message) for step in fetches}
+        self.outcome.refused += [f"{each}: not there, or here already" for each in sorted(missing)]
         for step in steps:
             if isinstance(step, Skip):
                 self.outcome.skipped.append(f"message {step.message.number}: {step.reason}")
@@ -178,12 +199,18 @@ class _Session:
                 self._due.append((step.message, step.key))
         if dry_run:
             self.outcome.stored = len(fetches)
+            self.outcome.stubs = len(stubs)
             self.outcome.octets = sum(step.message.size for step in fetches)
             self.outcome.deleted = len(self._due)
             return
         self._write_places_down()
         await self._fetch(fetches)
+        await self._fetch_headers(stubs)
         await self._delete()
+
+    def _may_be_stub(self, message: Message, ids: Mapping[int, str]) -> bool:
+        policy = self._account.policy
+        return policy.stubs and message.number in ids and is_too_large(message, policy)
 
     def _adopt_present(self, listing: Sequence[Message], ids: Mapping[int, str]) -> None:
         rows = [
@@ -260,8 +287,7 @@ class _Session:
             else:
                 await self._store(step, key, body)
         except (CommandFailed, MessageRefused) as error:
-            text = error.text if isinstance(error, CommandFailed) else str(error)
-            self.outcome.refused.append(f"message {message.number}: {text}")
+            self._refuse(message, error)
 
     async def _take_by_content(self, step: Fetch, body: AsyncIterable[bytes]) -> None:
         """Only the whole message tells whether it is here already."""
@@ -324,6 +350,54 @@ class _Session:
         else:
             self.outcome.known += 1
         self._safe.append((message, key, seen.digest()))
+
+    async def _fetch_headers(self, stubs: Sequence[Stub]) -> None:
+        """In the same order of effects as messages; what they stand for is never due."""
+        name, capabilities = self._account.name, self._client.capabilities
+        for step in stubs:
+            message = step.message
+            if capabilities.tags and not capabilities.top:
+                text = f"message {message.number}: too large, and the server gives no headers"
+                self.outcome.skipped.append(text)
+                continue
+            try:
+                header = await self._header(message)
+                self._ledger.intend(name, [(step.key, message.size)])
+                digest = sha256(b"stub " + header).digest()
+                if not (self._dedupe and self._ledger.has_content(name, digest)):
+                    await self._store_stub(step, header)
+            except (CommandFailed, MessageRefused) as error:
+                self._refuse(message, error)
+            else:
+                row = (step.key, message.size, digest)
+                self._ledger.took(name, [row], self._clock(), is_gone=True)
+
+    async def _header(self, message: Message) -> bytes:
+        found = bytearray()
+        async for piece in self._client.top(message):
+            if len(found) < LONGEST_HEADER:  # what is too long is read, or nothing more could be
+                found += piece
+            self.outcome.octets += len(piece)
+        return bytes(found[:LONGEST_HEADER])
+
+    async def _store_stub(self, step: Stub, header: bytes) -> None:
+        """Durable on return."""
+        account, destination, message = self._account, self._destination, step.message
+        identity = self._identity(message, step.key)
+        if step.was_begun and await asyncio.to_thread(destination.has, identity):
+            return
+        try:
+            if destination.begin(identity):
+                destination.write(stub(header, account.name, short_name(message), message.size))
+                await asyncio.to_thread(destination.commit)
+                self.outcome.stubs += 1
+                self.outcome.in_doubt += step.was_begun and not destination.is_repeatable
+        finally:
+            destination.abort()
+
+    def _refuse(self, message: Message, error: CommandFailed | MessageRefused) -> None:
+        text = error.text if isinstance(error, CommandFailed) else str(error)
+        self.outcome.refused.append(f"message {message.number}: {text}")
 
     def _identity(self, message: Message, key: str) -> str:
         return f"{self._account.name} {key} {message.size}"

@@ -174,14 +174,27 @@ class Ledger:
                 rows,
             )
 
-    def took(self, account: str, messages: Iterable[tuple[str, int, bytes]], at: float) -> None:
-        """These, by key, announced size and SHA-256, are durable at their destination."""
-        rows = [(account, _octets(key), size, digest, at) for key, size, digest in messages]
+    def took(
+        self,
+        account: str,
+        messages: Iterable[tuple[str, int, bytes]],
+        at: float,
+        *,
+        is_gone: bool = False,
+    ) -> None:
+        """These, by key, announced size and SHA-256, are durable at their destination.
+
+        ``is_gone`` is for what stands on no server, as a stub does not.
+        """
+        rows = [
+            (account, _octets(key), size, digest, at, is_gone) for key, size, digest in messages
+        ]
         with self._transaction():
             self._database.executemany(
-                "INSERT INTO messages (account, key, size, digest, taken_at)"
-                " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET size = excluded.size,"
-                " digest = excluded.digest, taken_at = excluded.taken_at, is_gone = 0",
+                "INSERT INTO messages (account, key, size, digest, taken_at, is_gone)"
+                " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET size = excluded.size,"
+                " digest = excluded.digest, taken_at = excluded.taken_at,"
+                " is_gone = excluded.is_gone",
                 rows,
             )
 

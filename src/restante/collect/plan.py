@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 from ..pop3.listing import Message
 
@@ -53,6 +54,10 @@ class Policy:
     """Octets; what is announced as larger stays where it is and is told in every session."""
     limit: int | None = None
     """Messages fetched in one session."""
+    stubs: bool = False
+    """Of what is too large, its header is fetched, once."""
+    whole: frozenset[str] = frozenset()
+    """Messages by ``short_name`` that are fetched however large they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,17 @@ class Fetch:
     """Under which the ledger knows it; None: no unique-id tells, only its content will."""
     was_begun: bool = False
     """A crash hid whether it was stored already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stub:
+    """Store its header, with a note; the message is left alone."""
+
+    message: Message
+    key: str
+    """Of the stub: for the ledger it is another message than the one it stands for, so nothing
+    that is true of a stub lets that one be deleted."""
+    was_begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +98,7 @@ class Skip:
     reason: str
 
 
-Step = Fetch | Delete | Skip
+Step = Fetch | Stub | Delete | Skip
 
 
 def plan(
@@ -106,11 +122,35 @@ def plan(
                 continue
             else:
                 continue
-        if policy.largest is not None and message.size > policy.largest:
-            yield Skip(message, f"larger than {policy.largest} octets")
+        if is_too_large(message, policy):
+            stub = taken.get(stub_key(key)) if key is not None else None
+            if not policy.stubs or key is None:
+                name = f"; to have it: --whole {short_name(message)}" if key is not None else ""
+                yield Skip(message, f"larger than {policy.largest} octets{name}")
+            elif (stub is None or stub.at is None) and left > 0:
+                left -= 1
+                yield Stub(message, stub_key(key), was_begun=stub is not None)
         elif left > 0:
             left -= 1
             yield Fetch(message, key, was_begun=known is not None)
+
+
+def is_too_large(message: Message, policy: Policy) -> bool:
+    """Whether it stays on its server for its size alone."""
+    if policy.largest is None or message.size <= policy.largest:
+        return False
+    return short_name(message) not in policy.whole
+
+
+def short_name(message: Message) -> str:
+    """For people to name a message by, the same in every session; nothing of a stranger's."""
+    seen = f"{message.unique_id} {message.size}".encode("utf-8", "surrogateescape")
+    return sha256(seen).hexdigest()[:12]
+
+
+def stub_key(key: str) -> str:
+    """Under which the ledger knows the stub of a message; no unique-id begins with a space."""
+    return f" stub {key}"
 
 
 def is_due(known: Taken, policy: Policy, now: float) -> bool:
@@ -141,7 +181,7 @@ def looks_moved(listing: Sequence[Message], taken: Mapping[str, Taken], expected
     people.
     """
     ids = unique_ids(listing)
-    known = sum(1 for unique_id in ids.values() if unique_id in taken)
+    known = sum(1 for each in ids.values() if each in taken or stub_key(each) in taken)
     new = len(listing) - known
     return expected >= _ENOUGH and new >= _ENOUGH and known < expected * _HARDLY_ANY
 
