@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import re
 import socket
 import struct
 import threading
@@ -32,6 +33,7 @@ from .net import tls
 from .net.listener import Address, Admission, Listener, Seat, bind
 from .net.server import Connection, Service
 from .passdb import Account, Credentials, Proof, ScramSecrets, Token
+from .pop3.commands import VERBS
 from .pop3.session import Policy
 from .pop3.state import Event, StartTLS
 from .sasl import MECHANISMS
@@ -41,6 +43,7 @@ T = TypeVar("T")
 SASL_MECHANISMS = tuple(name for name in MECHANISMS if name != "EXTERNAL")
 _ITERATIONS = 4096  # of SCRAM, the fewest that RFC 7677 §4 allows: tests are many
 _PATIENCE = 30.0  # seconds that a test waits for the server's thread
+_VERBS = tuple(VERBS)
 
 
 @dataclass(slots=True)
@@ -58,6 +61,13 @@ class _Rule:
     reset: bool = False
     """It ends with RST."""
     rewrite: Callable[[bytes], bytes] | None = None
+    drip: int = 0
+    """Octets at a time, ``delay`` apart; 0: all at once."""
+
+    def __post_init__(self) -> None:
+        self.verb = self.verb.upper()
+        if self.verb not in _VERBS:
+            raise ValueError(f"no command {self.verb!r}; there are {', '.join(_VERBS)}")
 
 
 class Fault:
@@ -78,24 +88,38 @@ class Fault:
         times: int | None = 1,
     ) -> None:
         """End the connection after so many octets of the response; with RST, not with FIN."""
-        rule = _Rule(verb.upper(), times, drop_after=after_bytes, reset=reset)
+        rule = _Rule(verb, times, drop_after=after_bytes, reset=reset)
         self._rules.append(rule)
 
     def delay(self, verb: str, *, seconds: float, times: int | None = None) -> None:
         """Wait before the command is carried out."""
-        self._rules.append(_Rule(verb.upper(), times, delay=seconds))
+        self._rules.append(_Rule(verb, times, delay=seconds))
+
+    def drip(
+        self,
+        verb: str = "RETR",
+        *,
+        octets: int = 1,
+        seconds: float = 0.1,
+        times: int | None = None,
+    ) -> None:
+        """Answer at once, but so many octets at a time, and so many seconds apart.
+
+        No wait is long, and all of it takes for ever: what a deadline is for.
+        """
+        self._rules.append(_Rule(verb, times, delay=seconds, drip=octets))
 
     def err(
         self, verb: str, text: str = "[SYS/TEMP] try again later", *, times: int | None = None
     ) -> None:
         """Answer -ERR and do nothing."""
-        self._rules.append(_Rule(verb.upper(), times, answer=f"-ERR {text}\r\n".encode()))
+        self._rules.append(_Rule(verb, times, answer=f"-ERR {text}\r\n".encode()))
 
     def garbage(
         self, verb: str, octets: bytes = b"\x00\xff garbage\r\n", *, times: int | None = None
     ) -> None:
         """Answer with octets that are no POP3 response."""
-        self._rules.append(_Rule(verb.upper(), times, answer=octets))
+        self._rules.append(_Rule(verb, times, answer=octets))
 
     def dup_uidl(self, *, times: int | None = None) -> None:
         """List all messages with the first one's unique-id."""
@@ -110,6 +134,15 @@ class Fault:
 
         for verb in ("LIST", "UIDL"):
             self._rules.append(_Rule(verb, times, rewrite=cut))
+
+    def lie_about_size(self, octets: int = 1000, *, times: int | None = None) -> None:
+        """Announce each message, in LIST and STAT, as so much larger than it is, or smaller."""
+
+        def lie(response: bytes) -> bytes:
+            return _SIZE.sub(lambda at: b"%d" % max(int(at[0]) + octets, 0), response)
+
+        for verb in ("LIST", "STAT"):
+            self._rules.append(_Rule(verb, times, rewrite=lie))
 
     def lose_quit(self, *, times: int | None = 1) -> None:
         """Remove what was deleted, and end the connection without saying so."""
@@ -132,6 +165,10 @@ class Fault:
         return rule
 
 
+# Of "1 120" in a line of a listing, and of "+OK 1 120".
+_SIZE = re.compile(rb"(?m)(?<=\d )\d+(?=\r$)")
+
+
 def _same_unique_ids(response: bytes) -> bytes:
     lines = response.split(b"\r\n")
     first = next((line.partition(b" ")[2] for line in lines[1:] if b" " in line), b"")
@@ -152,7 +189,10 @@ class _Tapped(Connection):
         self._is_idle = True
         self._is_challenged = False
         self._rule: _Rule | None = None
+        self._is_short = False  # one line is all of the answer
         self._said = bytearray()  # in answer to this command
+        self._unsaid = bytearray()  # what drips
+        self._dripping: asyncio.Task[None] | None = None
 
     def _adopt(self, transport: asyncio.BaseTransport) -> None:
         super()._adopt(transport)
@@ -176,11 +216,12 @@ class _Tapped(Connection):
         self._server._write_down(self._name, "C", shown)
         rule = None if self._is_challenged else self._server.fault._take(verb)
         self._rule, self._is_challenged = rule, False
+        self._is_short = verb == "STAT" or (verb in ("LIST", "UIDL") and " " in text)
         if rule is not None and rule.answer is not None:
-            self._real.write(rule.answer)
+            self._give(rule.answer)
             self._said += rule.answer
             self._next()
-        elif rule is not None and rule.delay:
+        elif rule is not None and rule.delay and not rule.drip:
             self._loop.call_later(rule.delay, super().data_received, line + end)
         else:
             super().data_received(line + end)
@@ -203,6 +244,8 @@ class _Tapped(Connection):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._end_of_answer()
+        if self._dripping is not None:
+            self._dripping.cancel()
         super().connection_lost(error)
 
     def say(self, octets: bytes) -> None:
@@ -211,8 +254,11 @@ class _Tapped(Connection):
         rule = self._rule
         if rule is not None and rule.drop_after is not None:
             left = rule.drop_after - (len(self._said) - len(octets))
-            self._real.write(octets[: max(left, 0)])
+            self._give(octets[: max(left, 0)])
             if left <= len(octets):
+                del self._said[rule.drop_after :]
+                self._end_of_answer()
+                self._server._write_down(self._name, "S", "(the connection ends)")
                 self._is_closing = True  # nobody else may close it once more
                 if rule.reset:
                     linger = struct.pack("ii", 1, 0)
@@ -221,9 +267,38 @@ class _Tapped(Connection):
                     self._real.abort()
                 self._real.close()
         elif rule is None or rule.rewrite is None:
+            self._give(octets)
+        elif self._said.startswith(b"-ERR"):
+            self._give(bytes(self._said))
+        elif self._said.endswith(b"\r\n" if self._is_short else b"\r\n.\r\n"):
+            self._said[:] = rule.rewrite(bytes(self._said))
+            self._give(bytes(self._said))
+
+    def _give(self, octets: bytes) -> None:
+        """To the client, behind what still drips."""
+        rule = self._rule
+        if self._dripping is None and rule is not None and rule.drip:
+            self._dripping = self._loop.create_task(self._drip(rule))
+        if self._dripping is not None:
+            self._unsaid += octets
+        else:
             self._real.write(octets)
-        elif self._said.startswith(b"-ERR") or self._said.endswith(b"\r\n.\r\n"):
-            self._real.write(rule.rewrite(bytes(self._said)))
+
+    async def _drip(self, rule: _Rule) -> None:
+        await asyncio.sleep(0)
+        while self._unsaid:
+            piece = bytes(self._unsaid[: rule.drip])
+            del self._unsaid[: rule.drip]
+            self._real.write(piece)
+            await asyncio.sleep(rule.delay)
+        self._dripping = None
+        if self._is_closing:
+            self._real.close()
+
+    def close(self) -> None:
+        """The session has ended; the last drops come first."""
+        if self._dripping is None:
+            self._real.close()
 
     def _end_of_answer(self) -> None:
         if not self._said:
@@ -244,6 +319,9 @@ class _Tap:
 
     def write(self, octets: bytes) -> None:
         self._connection.say(octets)
+
+    def close(self) -> None:
+        self._connection.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection._real, name)
@@ -388,12 +466,15 @@ class Pop3Server:
     def deliver(self, user: str, message: bytes | EmailMessage | Path | str) -> str:
         """Put a message into the user's maildrop; gives its unique-id.
 
-        A path names a file.  Line ends become CRLF on the way out, as POP3 wants it.
+        A text with a line end in it is the message, any other names a file.  Line ends become CRLF
+        on the way out, as POP3 wants it.
         """
         if isinstance(message, EmailMessage):
             octets = message.as_bytes(policy=message.policy.clone(linesep="\r\n"))
         elif isinstance(message, bytes):
             octets = message
+        elif isinstance(message, str) and "\n" in message:
+            octets = message.encode()
         else:
             octets = Path(message).read_bytes()
         self.password(user)

@@ -15,7 +15,13 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import restante
-from restante.errors import ConnectionLost, LoginFailed, MaildropInUse, ProtocolBroken
+from restante.errors import (
+    ConnectionLost,
+    DeadlineExceeded,
+    LoginFailed,
+    MaildropInUse,
+    ProtocolBroken,
+)
 from restante.testing import SASL_MECHANISMS, Pop3Server
 
 pytest_plugins = ["pytester"]
@@ -64,10 +70,11 @@ def test_what_may_be_delivered(server: Pop3Server, tmp_path: Path) -> None:
     message["Subject"] = "made"
     message.set_content("text with ä\n")
     (tmp_path / "file.eml").write_bytes(b"Subject: file\n\ntext\n")
-    for each in (MESSAGE, message, tmp_path / "file.eml", str(tmp_path / "file.eml")):
+    file = tmp_path / "file.eml"
+    for each in (MESSAGE, message, file, str(file), "Subject: text\n\nä\n"):
         server.deliver("ann", each)
     found = server.messages("ann")
-    assert [each["subject"] for each in found] == ["hi", "made", "file", "file"]
+    assert [each["subject"] for each in found] == ["hi", "made", "file", "file", "text"]
     assert found[1].get_content() == "text with ä\n"
 
 
@@ -114,6 +121,7 @@ def test_drop_in_the_middle_of_a_message(server: Pop3Server) -> None:
     server.fault.drop(after_bytes=100)
     with pytest.raises(ConnectionLost):
         retrieve_one(server)
+    assert "1 S: +OK 1800 octets … 83 octets more\n1 S: (the connection ends)" in server.transcript
     assert retrieve_one(server) == MESSAGE * 100  # once only
 
 
@@ -130,10 +138,47 @@ def test_a_drop_says_nothing_more(
     assert [each for each in caplog.records if each.name == "asyncio"] == []
 
 
-def retrieve_one(server: Pop3Server) -> bytes:
-    with restante.connect_blocking(server.url("ann"), ca_file=server.ca_file) as client:
+def retrieve_one(server: Pop3Server, **limits: float) -> bytes:
+    url, trust = server.url("ann"), server.ca_file
+    with restante.connect_blocking(url, ca_file=trust, **limits) as client:  # type: ignore[arg-type]
         [message] = client.messages()
         return client.retrieve(message).read()
+
+
+def test_a_drip_takes_longer_than_any_deadline(server: Pop3Server) -> None:
+    server.deliver("ann", MESSAGE * 1000)
+    server.fault.drip(octets=8, seconds=0.02)
+    with pytest.raises(DeadlineExceeded):
+        retrieve_one(server, deadline=0.5)
+
+
+def test_what_drips_comes_whole_and_in_its_order(server: Pop3Server) -> None:
+    for at in range(3):
+        server.deliver("ann", b"%d\r\n" % at)
+    server.fault.drip(octets=2, seconds=0.001)
+    server.fault.drip("QUIT", octets=1, seconds=0.001)
+    with restante.connect_blocking(server.url("ann"), ca_file=server.ca_file) as client:
+        found = [body.read() for _, body in client.retrieve_all(list(client.messages()))]
+        client.noop()
+    assert found == [b"0\r\n", b"1\r\n", b"2\r\n"]
+
+
+@pytest.mark.parametrize("octets", [1000, -10, -1000])
+def test_a_lie_about_sizes(server: Pop3Server, octets: int) -> None:
+    server.deliver("ann", MESSAGE)
+    server.fault.lie_about_size(octets)
+    said = max(18 + octets, 0)
+    client = logged_in(server)
+    assert client.stat() == (1, said)
+    assert client.list()[1] == [b"1 %d" % said]
+    assert str(client.list(1)) == str(b"+OK 1 %d" % said)  # not what its types say
+    client.quit()
+    assert retrieve_one(server) == MESSAGE
+
+
+def test_a_fault_of_a_command_that_there_is_not(server: Pop3Server) -> None:
+    with pytest.raises(ValueError, match="RTER"):
+        server.fault.err("RTER")
 
 
 def test_err_and_clear(server: Pop3Server) -> None:
