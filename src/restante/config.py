@@ -90,6 +90,11 @@ def octets(value: Any) -> int:
     return int(match[1]) * _SIZES[match[2]]
 
 
+def octets_or_auto(value: Any) -> int | None:
+    """None is what is known of the provider."""
+    return None if value == "auto" else octets(value)
+
+
 def count(value: Any) -> int:
     if isinstance(value, bool) or not re.fullmatch(r"[1-9][0-9]{0,8}", str(value)):
         raise _BadValue("wants a number from 1")
@@ -723,6 +728,18 @@ class Account:
         example="stub",
     )
     limit: int = option(0, "Messages fetched in one session; 0 takes all.", number)
+    messages_per_day: int = option(
+        0, "More wait for the next day, as the provider may want it; 0 takes all.", number
+    )
+    octets_per_day: int | None = option(
+        "auto",
+        'The same for octets; "auto" takes what is known of the provider: 1250 MB at Gmail.',
+        octets_or_auto,
+        example="500MiB",
+    )
+    logins_per_hour: int = option(
+        0, "More are not tried, also when they would fail; 0 has no limit.", number
+    )
     every: float = option(
         "5min", "The time between sessions with --watch, or when logins ask for them.", duration
     )

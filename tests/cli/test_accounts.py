@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from restante import config
+from restante.cli.collect import policy_of
+from restante.collect.plan import Budget
+
 MESSAGE = b"Subject: one\n\nhello\n"
 
 
@@ -116,6 +120,24 @@ def test_story_of_an_account(shell: Shell, server: dict[str, object]) -> None:
     shell.ok("account", "rm", "isp", "--yes")
     assert shell.run("collect", "isp").returncode == 64
     assert not written.exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "option", "octets"),
+    [
+        ("pop3s://pop.gmail.com", "", 1_250_000_000),
+        ("pop3s://pop.gmail.com", "octets_per_day = 0", None),
+        ("pop3s://pop.example.org", "", None),
+        ("pop3s://pop.example.org", 'octets_per_day = "1GiB"', 2**30),
+    ],
+)
+def test_a_budget_is_that_of_the_provider_or_ours(
+    url: str, option: str, octets: int | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "restante.toml"
+    file.write_text(f'[account.isp]\nurl = "{url}"\nuser = "ann"\nto = "x"\n{option}\n')
+    account = config.load(file, environment={"HOME": str(tmp_path)}).account["isp"]
+    assert policy_of(account).budget == Budget(octets=octets)
 
 
 @pytest.mark.slow

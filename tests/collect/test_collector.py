@@ -17,7 +17,7 @@ from restante.collect import collector
 from restante.collect.collector import LoginTooSoon, LooksMoved, Outcome, collect
 from restante.collect.destinations import open_destination
 from restante.collect.ledger import AccountBusy, Ledger
-from restante.collect.plan import Policy, short_name
+from restante.collect.plan import Budget, Policy, short_name
 from restante.errors import ConnectionLost
 from restante.passdb import Terms
 from restante.pop3.listing import Message
@@ -323,6 +323,53 @@ def test_no_stub_is_made_of_a_header_that_the_server_does_not_give(home: Home, m
     assert len(stored(mail)) == 2
     home.shelf.unreadable = set()
     assert home.collect(policy).stubs == 1
+
+
+def test_a_used_up_budget_leaves_the_rest_for_the_next_day(home: Home, mail: Path) -> None:
+    policy = Policy(keep=0.0, budget=Budget(messages=2))
+    first = home.collect(policy)
+    assert (first.stored, first.later, first.deleted) == (2, 1, 2)
+    home.now += DAY - 1
+    second = home.collect(policy)
+    assert (second.stored, second.later, len(stored(mail))) == (0, 1, 2)
+    home.now += 1
+    assert home.collect(policy).stored == 1
+
+
+def test_octets_count_however_the_session_ends(
+    home: Home, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the server gave, it gave."""
+    monkeypatch.setattr(collector, "_GROUP", 1)
+    came: list[int] = []
+
+    def progress(messages: object, octets: int) -> None:
+        came.append(octets)
+        if sum(came) > len(text("one")):
+            raise ConnectionLost("pulled out")
+
+    with pytest.raises(ConnectionLost):
+        home.collect(progress=progress)
+    used = ledger.used_in_a_day("isp", home.now)
+    assert (used.messages, used.octets) == (2, len(text("one")) + len(text("two")))
+
+
+def test_headers_count_too(home: Home, ledger: Ledger) -> None:
+    home.collect(Policy(largest=1, stubs=True))
+    assert ledger.used_in_a_day("isp", home.now).octets == sum(
+        len(f"Subject: {word}\r\n\r\n") for word in ("one", "two", "three")
+    )
+
+
+def test_logins_have_a_budget_also_when_they_fail(home: Home, ledger: Ledger) -> None:
+    policy = Policy(budget=Budget(logins=2))
+    ledger.tried("isp", home.now - 10)
+    home.collect(policy)
+    with pytest.raises(LoginTooSoon) as told:
+        home.collect(policy)
+    assert told.value.seconds == 3590
+    home.now += 3590
+    home.collect(policy)
 
 
 @pytest.mark.parametrize(("group", "safe"), [(64, 0), (1, 2)])

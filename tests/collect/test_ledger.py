@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from restante.collect.ledger import AccountBusy, Ledger
-from restante.collect.plan import Taken
+from restante.collect.plan import Taken, Used
 from restante.errors import ConfigurationError, TemporaryFailure
 
 DIGEST = bytes(32)
@@ -132,14 +132,40 @@ def test_one_collector_at_a_time_for_one_account(ledger: Ledger, path: Path) -> 
 
 
 def test_login_delay_is_remembered(ledger: Ledger) -> None:
-    assert ledger.may_begin("ann") == 0
+    assert ledger.may_begin("ann", 1000.0) == 0
     ledger.began("ann", 1000.0, 900.0)
-    assert ledger.may_begin("ann") == 1900
+    assert ledger.may_begin("ann", 1000.0) == 1900
+    assert ledger.may_begin("ann", 999.0) == 0  # the clock was put back
     assert ledger.last_success("ann") is None
     ledger.succeeded("ann", 1001.0)
     ledger.began("ann", 2000.0)
-    assert ledger.may_begin("ann") == 2000
+    assert ledger.may_begin("ann", 2000.0) == 2000
     assert ledger.last_success("ann") == 1001
+
+
+def test_what_was_used_counts_for_a_day(ledger: Ledger, path: Path) -> None:
+    hour, day = 3600.0, 86_400.0
+    first = ledger.tried("ann", 0.0)
+    ledger.used(first, Used(1, 100), 1.0)
+    ledger.used(first, Used(2, 200), hour)  # a long session counts by its end
+    ledger.used(ledger.tried("bob", 0.0), Used(7, 7), hour)
+    second = ledger.tried("ann", 2 * hour)
+    ledger.used(second, Used(4, 400), 2 * hour)
+    with closing(Ledger(path)) as again:
+        assert again.used_in_a_day("ann", 2 * hour) == Used(7, 700)
+        assert again.used_in_a_day("ann", day + hour) == Used(4, 400)
+        assert again.used_in_a_day("ann", day + 2 * hour) == Used(0, 0)
+    assert ledger.used_in_a_day("eve", 0.0) == Used(0, 0)
+
+
+def test_so_many_logins_are_tried_in_an_hour(ledger: Ledger) -> None:
+    for at in (100.0, 200.0, 300.0):
+        ledger.tried("ann", at)
+    assert ledger.may_begin("ann", 400.0, 4) == 0
+    assert ledger.may_begin("ann", 400.0, 3) == 3700
+    assert ledger.may_begin("ann", 400.0, 1) == 3900
+    assert ledger.may_begin("ann", 99.0, 1) == 0  # the clock was put back
+    assert ledger.may_begin("bob", 400.0, 1) == 0
 
 
 def test_forgetting_is_only_by_command(ledger: Ledger) -> None:
@@ -200,8 +226,10 @@ def test_an_older_ledger_is_brought_up_to_date(tmp_path: Path) -> None:
         new.took("ann", [("u", 1, DIGEST)], 7.5)
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("ALTER TABLE messages DROP COLUMN was_held")
+        database.execute("DROP TABLE runs")
         database.execute("PRAGMA user_version = 1")
     with closing(Ledger(path)) as ledger:
         assert ledger.known("ann", ["u"]) == {"u": Taken(1, 7.5)}
         ledger.held("ann", ["u"], is_held=True)
         assert ledger.known("ann", ["u"]) == {"u": Taken(1, 7.5, was_held=True)}
+        ledger.tried("ann", 7.5)

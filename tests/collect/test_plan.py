@@ -7,13 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restante.collect.plan import (
+    Budget,
     Delete,
     Fetch,
+    Later,
     Policy,
     Skip,
     Step,
     Stub,
     Taken,
+    Used,
     looks_moved,
     plan,
     short_name,
@@ -126,7 +129,37 @@ def test_limit_counts_what_is_fetched() -> None:
         Delete(listing[0], "u1"),
         Fetch(listing[1], "u2"),
         Fetch(listing[2], "u3"),
+        Later(listing[3]),
+        Later(listing[4]),
     ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "budget", "used", "fetched"),
+    [
+        ([5, 5, 5], Budget(), Used(99, 99), [1, 2, 3]),
+        ([5, 5, 5], Budget(messages=3), Used(1, 99), [1, 2]),
+        ([5, 5, 5], Budget(messages=3), Used(4, 99), []),
+        ([5, 5, 5], Budget(octets=20), Used(9, 10), [1, 2]),
+        ([5, 5, 5], Budget(octets=20), Used(9, 21), []),
+        ([5, 9, 1], Budget(octets=20), Used(0, 10), [1]),  # or the large one waited for ever
+        ([5, 5, 5], Budget(messages=9, octets=10), Used(), [1, 2]),
+    ],
+)
+def test_a_budget_is_for_all_sessions_of_a_day(
+    sizes: list[int], budget: Budget, used: Used, fetched: list[int]
+) -> None:
+    listing = [Message(at, f"u{at}", size) for at, size in enumerate(sizes, 1)]
+    found = list(plan(listing, {}, Policy(budget=budget), NOW, used))
+    assert [each.message.number for each in found if isinstance(each, Fetch)] == fetched
+    assert len([each for each in found if isinstance(each, Later)]) == len(sizes) - len(fetched)
+
+
+def test_what_no_day_has_room_for_is_told_and_keeps_nothing_else_waiting() -> None:
+    listing = [Message(1, "u1", 100), Message(2, "u2", 10)]
+    found = list(plan(listing, {}, Policy(budget=Budget(octets=99)), NOW, Used()))
+    reason = "larger than the 99 octets of a day"
+    assert found == [Skip(listing[0], reason), Fetch(listing[1], "u2")]
 
 
 def test_newest_are_those_taken_last_wherever_they_stand() -> None:

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from ..config import Account, Configuration, duration
 from ..errors import LoginFailed, RestanteError, UnsafeArgument
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ..collect.collector import Outcome
     from ..collect.destinations import Destination
     from ..collect.ledger import Ledger
-    from ..collect.plan import Policy
+    from ..collect.plan import Budget, Policy
     from ..net.client import Client
     from ..net.remote import Options
 
@@ -149,7 +150,8 @@ async def _watch(
             (result,) = await _once(options, found, {name: account}, ledger)
             failures = failures + 1 if isinstance(result, Exception) else 0
             pause = min(account.every * 2**failures, max(_LONGEST_PAUSE, account.every))
-            pause = max(pause, ledger.may_begin(name) - time.time())
+            now = time.time()
+            pause = max(pause, ledger.may_begin(name, now, account.logins_per_hour or None) - now)
             await asyncio.sleep(pause * random.uniform(1, 1.1))  # not all at the same moment
 
     tasks = [loop.create_task(follow(name, account)) for name, account in accounts.items()]
@@ -237,7 +239,18 @@ def policy_of(account: Account, limit: int | None = None, whole: Sequence[str] =
         limit=limit or account.limit or None,
         stubs=account.larger == "stub",
         whole=frozenset(whole) - {"all"},
+        budget=_budget(account),
     )
+
+
+def _budget(account: Account) -> Budget:
+    from ..collect.plan import Budget
+    from ..pop3.quirks import by_host
+
+    octets = account.octets_per_day
+    if octets is None:
+        octets = by_host(urlsplit(account.url).hostname or "").octets_per_day
+    return Budget(account.messages_per_day or None, octets or None, account.logins_per_hour or None)
 
 
 def open_destination(found: Configuration, name: str, account: Account) -> Destination:
@@ -290,6 +303,7 @@ def _tell(options: argparse.Namespace, name: str, result: Outcome | BaseExceptio
             stubs=result.stubs,
             known=result.known,
             in_doubt=result.in_doubt,
+            later=result.later,
             deleted=result.deleted,
             unverified=result.unverified,
             skipped=result.skipped,
@@ -313,6 +327,8 @@ def _line(name: str, result: Outcome, *, dry_run: bool) -> str:
         words.append(f"{result.in_doubt} maybe twice, after a crash")
     if result.deleted:
         words.append(f"{result.deleted} {would}deleted on the server")
+    if result.later:
+        words.append(f"{result.later} left for later: the limit or the budget is used up")
     if result.unverified:
         words.append(f"{result.unverified} kept there: the copy here is not what came")
     return f"{name}: " + ", ".join(words)

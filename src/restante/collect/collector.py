@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from tempfile import SpooledTemporaryFile
 
@@ -28,10 +28,12 @@ from .ledger import Ledger
 from .plan import (
     Delete,
     Fetch,
+    Later,
     Policy,
     Skip,
     Stub,
     Taken,
+    Used,
     is_due,
     is_too_large,
     looks_moved,
@@ -63,10 +65,10 @@ class LooksMoved(PermanentFailure):
 
 
 class LoginTooSoon(TemporaryFailure):
-    """The server wants more time between two logins (RFC 2449 §6.5)."""
+    """The server or the budget wants more time between two logins (RFC 2449 §6.5)."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"the server allows the next login in {seconds:.0f} s")
+        super().__init__(f"the next login is allowed in {seconds:.0f} s")
         self.seconds = seconds
 
 
@@ -95,6 +97,8 @@ class Outcome:
     stubs: int = 0
     """Headers stored in place of messages that are too large."""
     deleted: int = 0
+    later: int = 0
+    """Left for another session by the limit or the day's budget."""
     skipped: list[str] = field(default_factory=list)
     """What the policy leaves on the server, with the reason."""
     refused: list[str] = field(default_factory=list)
@@ -125,16 +129,19 @@ async def collect(
         LooksMoved: nothing was fetched or deleted.
         ClientError, OSError: what was stored is safe and known; nothing else was deleted.
     """
-    if (wait := ledger.may_begin(account.name) - clock()) > 0:
-        raise LoginTooSoon(wait)
     with ledger.alone(account.name):
+        now, budget = clock(), account.policy.budget
+        if (wait := ledger.may_begin(account.name, now, budget.logins) - now) > 0:
+            raise LoginTooSoon(wait)
+        used = ledger.used_in_a_day(account.name, now)
+        run = ledger.tried(account.name, now)
         session: _Session | None = None
         try:
             async with account.connect() as client:
                 delay = client.capabilities.login_delay or 0
                 ledger.began(account.name, clock(), delay)
-                session = _Session(account, client, ledger, destination, progress, clock)
-                await session.run(again, dry_run=dry_run, adopt_present=adopt_present)
+                session = _Session(account, client, ledger, destination, progress, clock, run)
+                await session.run(again, used, dry_run=dry_run, adopt_present=adopt_present)
         except CommandFailed as error:
             if session is None or error.command != "QUIT":
                 raise
@@ -157,6 +164,7 @@ class _Session:
         destination: Destination,
         progress: Progress,
         clock: Callable[[], float],
+        run: int,
     ) -> None:
         self.outcome = Outcome()
         self.deleted: list[str] = []  # keys of what was marked as deleted
@@ -166,6 +174,8 @@ class _Session:
         self._destination = destination
         self._progress = progress
         self._clock = clock
+        self._number = run
+        self._came = Used()  # and not in the ledger yet
         self._dedupe = False
         self._known: dict[str, Taken] = {}
         self._contents: Counter[bytes] = Counter()  # of messages without a unique-id
@@ -174,7 +184,7 @@ class _Session:
         self._due: list[tuple[Message, str]] = []  # to be deleted
         self._places: list[tuple[str, Place]] = []  # by key, where they changed
 
-    async def run(self, again: str, *, dry_run: bool, adopt_present: bool) -> None:
+    async def run(self, again: str, used: Used, *, dry_run: bool, adopt_present: bool) -> None:
         name, policy = self._account.name, self._account.policy
         listing = [message async for message in self._client.messages()]
         ids = unique_ids(listing)
@@ -187,11 +197,13 @@ class _Session:
                 new = sum(1 for unique_id in ids.values() if unique_id not in self._known)
                 raise LooksMoved(new, len(listing))
             self._dedupe = again == "dedupe"
-        steps = list(plan(listing, self._known, policy, self._clock()))
+        steps = list(plan(listing, self._known, policy, self._clock(), used))
         fetches = [step for step in steps if isinstance(step, Fetch)]
         stubs = [step for step in steps if isinstance(step, Stub)]
-        missing = policy.whole - {short_name(step.message) for step in fetches}
+        wanted = {short_name(each.message) for each in steps if isinstance(each, Fetch | Later)}
+        missing = policy.whole - wanted if policy.whole else ()
         self.outcome.refused += [f"{each}: not there, or here already" for each in sorted(missing)]
+        self.outcome.later = sum(1 for step in steps if isinstance(step, Later))
         for step in steps:
             if isinstance(step, Skip):
                 self.outcome.skipped.append(f"message {step.message.number}: {step.reason}")
@@ -204,8 +216,11 @@ class _Session:
             self.outcome.deleted = len(self._due)
             return
         self._write_places_down()
-        await self._fetch(fetches)
-        await self._fetch_headers(stubs)
+        try:
+            await self._fetch(fetches)
+            await self._fetch_headers(stubs)
+        finally:
+            self._write_use_down()
         await self._delete()
 
     def _may_be_stub(self, message: Message, ids: Mapping[int, str]) -> bool:
@@ -237,13 +252,26 @@ class _Session:
         self._progress(wanted, 0)
         at = 0
         async for _, body in self._client.retrieve_all(wanted):
+            if at % _GROUP == 0:
+                self._write_use_down()
             if at % group == 0:
                 await self._write_down()
                 self._intend(fetches[at : at + group])
-            await self._take(fetches[at], body)
+            self._came = replace(self._came, messages=self._came.messages + 1)
+            await self._take(fetches[at], self._counted(body))
             at += 1
         await self._write_down()
         await self._write_down()  # and the last group
+
+    async def _counted(self, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+        async for piece in body:
+            self._came = replace(self._came, octets=self._came.octets + len(piece))
+            yield piece
+
+    def _write_use_down(self) -> None:
+        came, self._came = self._came, Used()
+        if came != Used():
+            self._ledger.used(self._number, came, self._clock())
 
     def _intend(self, fetches: Sequence[Fetch]) -> None:
         self._ledger.intend(
@@ -374,7 +402,8 @@ class _Session:
 
     async def _header(self, message: Message) -> bytes:
         found = bytearray()
-        async for piece in self._client.top(message):
+        self._came = replace(self._came, messages=self._came.messages + 1)
+        async for piece in self._counted(self._client.top(message)):
             if len(found) < LONGEST_HEADER:  # what is too long is read, or nothing more could be
                 found += piece
             self.outcome.octets += len(piece)

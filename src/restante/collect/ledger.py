@@ -18,9 +18,9 @@ from pathlib import Path
 
 from ..errors import ConfigurationError, TemporaryFailure
 from ..net.saving import fsync_directory
-from .plan import Taken
+from .plan import Taken, Used
 
-_VERSION = 2  # of the schema, in user_version
+_VERSION = 3  # of the schema, in user_version
 _PATIENCE = 10.0  # seconds for another account's collector to finish writing
 _AT_ONCE = 500  # unique-ids in one query
 _SCHEMA = """
@@ -42,10 +42,25 @@ CREATE TABLE sessions (
     succeeded_at REAL
 ) STRICT, WITHOUT ROWID;
 """
-
+_RUNS = """
+CREATE TABLE runs (
+    number INTEGER PRIMARY KEY,
+    account TEXT NOT NULL,
+    tried_at REAL NOT NULL,
+    used_at REAL NOT NULL,
+    messages INTEGER NOT NULL DEFAULT 0,
+    octets INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX runs_by_account ON runs (account, tried_at);
+"""
+_SCHEMA += _RUNS
 
 # What each older version lacks.
-_CHANGES = {1: "ALTER TABLE messages ADD COLUMN was_held INTEGER NOT NULL DEFAULT 0"}
+_CHANGES = {
+    1: "ALTER TABLE messages ADD COLUMN was_held INTEGER NOT NULL DEFAULT 0",
+    2: _RUNS,
+}
+_HOUR, _DAY = 3600.0, 86_400.0  # seconds
 
 
 class AccountBusy(TemporaryFailure):
@@ -91,15 +106,18 @@ class Ledger:
             if version == 0:
                 if self._database.execute("SELECT 1 FROM sqlite_schema").fetchone():
                     raise ConfigurationError(f"{self._path} is a database of another program")
-                for statement in _SCHEMA.split(";"):
-                    self._database.execute(statement)
+                self._execute_all(_SCHEMA)
                 self._database.execute(f"PRAGMA user_version = {_VERSION}")
             elif version > _VERSION:
                 raise ConfigurationError(f"{self._path} was written by a newer restante")
             else:
                 for older in range(version, _VERSION):
-                    self._database.execute(_CHANGES[older])
+                    self._execute_all(_CHANGES[older])
                 self._database.execute(f"PRAGMA user_version = {_VERSION}")
+
+    def _execute_all(self, statements: str) -> None:
+        for statement in statements.split(";"):
+            self._database.execute(statement)
 
     def close(self) -> None:
         self._database.close()
@@ -231,10 +249,45 @@ class Ledger:
     def forget(self, account: str) -> int:
         """Everything about an account; returns how many messages."""
         with self._transaction():
-            self._database.execute("DELETE FROM sessions WHERE account = ?", (account,))
+            for table in ("sessions", "runs"):
+                self._database.execute(f"DELETE FROM {table} WHERE account = ?", (account,))
             return self._database.execute(
                 "DELETE FROM messages WHERE account = ?", (account,)
             ).rowcount
+
+    def tried(self, account: str, at: float) -> int:
+        """Somebody is about to log in; returns the number of this run, for ``used``."""
+        with self._transaction():
+            self._database.execute(
+                "DELETE FROM runs WHERE account = ? AND used_at <= ?", (account, at - _DAY)
+            )
+            done = self._database.execute(
+                "INSERT INTO runs (account, tried_at, used_at) VALUES (?, ?, ?)", (account, at, at)
+            )
+            assert done.lastrowid is not None
+            return done.lastrowid
+
+    def used(self, run: int, more: Used, at: float) -> None:
+        """So much more came from the server."""
+        with self._transaction():
+            self._database.execute(
+                "UPDATE runs SET messages = messages + ?, octets = octets + ?, used_at = ?"
+                " WHERE number = ?",
+                (more.messages, more.octets, at, run),
+            )
+
+    def used_in_a_day(self, account: str, now: float) -> Used:
+        """What came in the last day, also in sessions that failed.
+
+        A session counts until a day after its last octet.
+        """
+        with self._turn, _errors():
+            row = self._database.execute(
+                "SELECT coalesce(sum(messages), 0), coalesce(sum(octets), 0) FROM runs"
+                " WHERE account = ? AND used_at > ?",
+                (account, now - _DAY),
+            ).fetchone()
+        return Used(*row)
 
     def began(self, account: str, at: float, login_delay: float = 0.0) -> None:
         """A session has logged in; the server wants so many seconds until the next login."""
@@ -261,13 +314,24 @@ class Ledger:
             ).fetchone()
         return row[0] if row else 0.0
 
-    def may_begin(self, account: str) -> float:
-        """Not before this moment, in seconds since the epoch (LOGIN-DELAY, RFC 2449 §6.5)."""
+    def may_begin(self, account: str, now: float, logins: int | None = None) -> float:
+        """Not before this moment, in seconds since the epoch.
+
+        For LOGIN-DELAY (RFC 2449 §6.5), and for so many ``logins`` in an hour, tried ones counted.
+        A time stamp from the future keeps nobody out: the clock was put back.
+        """
         with self._turn, _errors():
-            row = self._database.execute(
-                "SELECT began_at + login_delay FROM sessions WHERE account = ?", (account,)
-            ).fetchone()
-        return row[0] if row else 0.0
+            rows = self._database.execute(
+                "SELECT began_at + login_delay FROM sessions WHERE account = ? AND began_at <= ?",
+                (account, now),
+            ).fetchall()
+            if logins is not None:
+                rows += self._database.execute(
+                    "SELECT tried_at + ? FROM runs WHERE account = ? AND tried_at <= ?"
+                    " ORDER BY tried_at DESC LIMIT 1 OFFSET ?",
+                    (_HOUR, account, now, logins - 1),
+                ).fetchall()
+        return max((at for (at,) in rows), default=0.0)
 
     def last_success(self, account: str) -> float | None:
         """Seconds since the epoch."""

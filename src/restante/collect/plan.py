@@ -17,6 +17,7 @@ from ..pop3.listing import Message
 
 _ENOUGH = 20  # messages; fewer prove nothing about a server
 UNKNOWN_SIZE = -1  # octets, of what another program took
+_HEADER = 4096  # octets, of a header whose size is not known yet
 _HARDLY_ANY = 0.1  # of what we took is still listed under its unique-id
 
 
@@ -35,6 +36,26 @@ class Taken:
     """Somebody deleted it here, and it waited in ``held/`` when we last looked."""
     is_gone: bool = False
     """Its deletion was confirmed by QUIT, so it should not be listed any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What was had from a server in the last day."""
+
+    messages: int = 0
+    octets: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a provider gives, or somebody wants to take; None is without end."""
+
+    messages: int | None = None
+    """In a day."""
+    octets: int | None = None
+    """In a day."""
+    logins: int | None = None
+    """In an hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +79,7 @@ class Policy:
     """Of what is too large, its header is fetched, once."""
     whole: frozenset[str] = frozenset()
     """Messages by ``short_name`` that are fetched however large they are."""
+    budget: Budget = Budget()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,19 +120,31 @@ class Skip:
     reason: str
 
 
-Step = Fetch | Stub | Delete | Skip
+@dataclass(frozen=True, slots=True)
+class Later:
+    """It is wanted, and waits for another session."""
+
+    message: Message
+
+
+Step = Fetch | Stub | Delete | Skip | Later
 
 
 def plan(
-    listing: Sequence[Message], taken: Mapping[str, Taken], policy: Policy, now: float
+    listing: Sequence[Message],
+    taken: Mapping[str, Taken],
+    policy: Policy,
+    now: float,
+    used: Used | None = None,
 ) -> Iterator[Step]:
     """The steps for one session, in the order of the listing.
 
-    ``taken`` is by unique-id; ``now`` in seconds since the epoch.
+    ``taken`` is by unique-id; ``now`` in seconds since the epoch.  What does not fit into the day's
+    budget lets all that is fetched after it wait as well, or a large message would wait for ever.
     """
     unique = unique_ids(listing)
     newest = _newest(listing, taken, policy.newest)
-    left = math.inf if policy.limit is None else policy.limit
+    room = _Room(policy, used or Used())
     for message in listing:
         key = unique.get(message.number)
         known = taken.get(key) if key is not None else None
@@ -127,12 +161,41 @@ def plan(
             if not policy.stubs or key is None:
                 name = f"; to have it: --whole {short_name(message)}" if key is not None else ""
                 yield Skip(message, f"larger than {policy.largest} octets{name}")
-            elif (stub is None or stub.at is None) and left > 0:
-                left -= 1
-                yield Stub(message, stub_key(key), was_begun=stub is not None)
-        elif left > 0:
-            left -= 1
+            elif stub is None or stub.at is None:
+                has_room = room.takes(_HEADER)
+                yield (
+                    Stub(message, stub_key(key), was_begun=stub is not None)
+                    if has_room
+                    else Later(message)
+                )
+        elif policy.budget.octets is not None and message.size > policy.budget.octets:
+            yield Skip(message, f"larger than the {policy.budget.octets} octets of a day")
+        elif room.takes(message.size):
             yield Fetch(message, key, was_begun=known is not None)
+        else:
+            yield Later(message)
+
+
+class _Room:
+    """What is left for this session."""
+
+    def __init__(self, policy: Policy, used: Used) -> None:
+        budget, ends = policy.budget, [math.inf]
+        if policy.limit is not None:
+            ends.append(policy.limit)
+        if budget.messages is not None:
+            ends.append(budget.messages - used.messages)
+        self._messages = min(ends)
+        self._octets = math.inf if budget.octets is None else budget.octets - used.octets
+
+    def takes(self, octets: int) -> bool:
+        """Whether a message of this size fits; from the first that does not, none does."""
+        if self._messages < 1 or octets > self._octets:
+            self._messages = 0
+            return False
+        self._messages -= 1
+        self._octets -= octets
+        return True
 
 
 def is_too_large(message: Message, policy: Policy) -> bool:

@@ -32,6 +32,8 @@ class Quirks:
     bare_line_feeds: bool = False
     """Lines end with LF.  A message can then end itself by a line with a lone dot, so nothing of
     an untrusted sender should come this way; never chosen by itself."""
+    octets_per_day: int | None = None
+    """What it gives of one maildrop in a day, before it closes that for a while."""
     codes: Mapping[str, str] = field(default_factory=dict)
     """Response codes by words in what the server says instead, in lower case."""
 
@@ -44,7 +46,8 @@ class Quirks:
 
 
 PRESETS: Mapping[str, Quirks] = {
-    "gmail": Quirks(codes={"lockdown in sector": "SYS/TEMP"}),
+    # "Download via POP: 1250 MB", Gmail bandwidth limits (Google Workspace Admin Help).
+    "gmail": Quirks(codes={"lockdown in sector": "SYS/TEMP"}, octets_per_day=1_250_000_000),
     "microsoft": Quirks(two_step_auth=True),
     "ovh": Quirks(added=("LOGIN-DELAY 60",)),
     "luxsci": Quirks(added=("LOGIN-DELAY 30",)),
