@@ -741,7 +741,15 @@ class Account:
         0, "More are not tried, also when they would fail; 0 has no limit.", number
     )
     every: float = option(
-        "5min", "The time between sessions with --watch, or when logins ask for them.", duration
+        "5min",
+        "The least time between sessions with --watch, or when logins ask for them; the server may "
+        "want more.",
+        duration,
+    )
+    slowest: float = option(
+        "15min",
+        "With --watch, while nothing comes, the pauses grow from `every` to this.",
+        duration,
     )
     poll_on_login: float = option(
         "0",

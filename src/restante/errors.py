@@ -34,6 +34,7 @@ RestanteError
 └── ClientError                a remote server, seen by our client
     ├── CommandFailed          it answered -ERR; the session goes on
     │   └── LoginFailed
+    ├── LoginWithheld          it refused these credentials, and they wait for their next try
     ├── ConsentNeeded          an OAuth 2 provider gives no token until somebody acts
     ├── TLSUnavailable         no safe connection; no credential was sent
     └── ConnectionLost         the session is over; says which deletions were lost
@@ -284,6 +285,20 @@ class CommandFailed(ClientError):
 
 class LoginFailed(CommandFailed):
     """The server refused the login.  Only ``[AUTH]`` speaks of the credentials (RFC 3206 §5)."""
+
+
+class LoginWithheld(ClientError):
+    """These credentials were refused before, and are not tried again yet.
+
+    Who tries too often what is wrong shuts out the owner as well.
+    """
+
+    def __init__(self, account: str, refusals: int, seconds: float) -> None:
+        super().__init__(
+            f"the login was refused {refusals} times; the next try is in {seconds:.0f} s; "
+            f"at once: restante account test {account}"
+        )
+        self.seconds = seconds
 
 
 class ConsentNeeded(ClientError):

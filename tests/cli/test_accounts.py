@@ -173,6 +173,22 @@ def test_a_password_that_is_wrong_leaves_no_account(
 
 
 @pytest.mark.slow
+def test_a_refused_password_is_tried_again_by_hand(shell: Shell, server: dict[str, object]) -> None:
+    deliver(server)
+    add(shell, server, f"maildir:{shell.home}/Mail")
+    secret = shell.home / "secret"
+    right = secret.read_text()
+    secret.write_text("wrong\n")
+    assert shell.run("collect", "isp").returncode == 77
+    secret.write_text(right)
+    done = shell.run("collect", "isp")
+    assert done.returncode == 77
+    assert b"at once: restante account test isp" in done.stderr
+    shell.ok("account", "test", "isp")
+    assert shell.ok("collect", "isp") == "isp: 1 messages stored (23 octets)\n"
+
+
+@pytest.mark.slow
 def test_an_untrusted_certificate_gets_no_password(shell: Shell, server: dict[str, object]) -> None:
     words = ("account", "add", "isp", f"pop3s://me@{server['pop3s']}", "--to", f"{shell.home}/M")
     done = shell.run(*words, give=b"wrong\n")

@@ -63,7 +63,9 @@ async def remote(shelf: Shelf, context: ssl.SSLContext) -> AsyncIterator[Server]
         yield server
 
 
-def account(port: int, ca_file: Path, policy: Policy | None = None) -> Account:
+def account(
+    port: int, ca_file: Path, policy: Policy | None = None, password: str = "tan staaf"
+) -> Account:
     url = f"pop3s://127.0.0.1:{port}"
-    log_in = partial(connect, url, user="mrose", password="tan staaf", ca_file=ca_file)
+    log_in = partial(connect, url, user="mrose", password=password, ca_file=ca_file)
     return Account("isp", log_in, policy or Policy())

@@ -17,8 +17,9 @@ from restante.collect import collector
 from restante.collect.collector import LoginTooSoon, LooksMoved, Outcome, collect
 from restante.collect.destinations import open_destination
 from restante.collect.ledger import AccountBusy, Ledger
+from restante.collect.pace import Pace, follow
 from restante.collect.plan import Budget, Policy, short_name
-from restante.errors import ConnectionLost
+from restante.errors import ConnectionLost, LoginFailed, LoginWithheld
 from restante.passdb import Terms
 from restante.pop3.listing import Message
 from restante.pop3.session import Policy as Session
@@ -59,6 +60,7 @@ class Home:
         self.shelf = shelf
         self.now = 1_800_000_000.0
         self.login_delay = 0
+        self.remote_password = "tan staaf"
         self._ledger, self._place, self._context, self._ca = ledger, place, context, ca_file
         self._password = password  # of the destination
 
@@ -70,7 +72,7 @@ class Home:
                     open_destination(self._place, password=self._password, ca_file=self._ca)
                 ) as destination:
                     return await collect(
-                        account(server.port, self._ca, policy),
+                        account(server.port, self._ca, policy, self.remote_password),
                         self._ledger,
                         destination,
                         clock=lambda: self.now,
@@ -451,3 +453,61 @@ def test_nobody_logs_in_before_login_delay_is_over(home: Home) -> None:
         home.collect()
     home.now += 1
     assert home.collect().stored == 0
+
+
+def test_one_who_goes_on_waits_for_login_delay(home: Home, ledger: Ledger) -> None:
+    home.login_delay = 900
+    outcomes: list[Outcome] = []
+    slept: list[float] = []
+
+    async def session() -> Outcome:
+        outcomes.append(await asyncio.to_thread(home.collect))
+        return outcomes[-1]
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        home.now += seconds
+        if len(slept) == 3:
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(
+            follow(
+                session,
+                lambda now: ledger.may_begin("isp", now),
+                Pace(60, 60),
+                sleep=sleep,
+                clock=lambda: home.now,
+                jitter=min,
+            )
+        )
+    assert slept == [900, 900, 900]
+    assert [each.stored for each in outcomes] == [3, 0, 0]
+
+
+def test_refused_credentials_are_tried_seldom(home: Home, ledger: Ledger) -> None:
+    """Whoever starts it, and however often: the owner must not be shut out."""
+    home.remote_password = "wrong"
+    with pytest.raises(LoginFailed):
+        home.collect()
+    tries = []
+    for _ in range(24 * 60):
+        home.now += 60
+        try:
+            home.collect()
+        except LoginFailed:
+            tries.append(home.now)
+        except LoginWithheld:
+            pass
+    assert len(tries) == 7
+    home.remote_password = "tan staaf"
+    with pytest.raises(LoginWithheld, match=r"refused 8 times; .*restante account test isp"):
+        home.collect()
+    home.now += DAY
+    assert home.collect().stored == 3
+    assert home.collect().stored == 0
+
+
+def test_a_refusal_from_the_future_keeps_nobody_out(home: Home, ledger: Ledger) -> None:
+    ledger.refused("isp", home.now + 1)  # the clock was put back
+    assert home.collect().stored == 3

@@ -14,7 +14,7 @@ from restante.collect.collector import Outcome
 from restante.collect.destinations import handed, open_destination
 from restante.collect.ledger import Ledger
 from restante.collect.plan import Delete, Policy, Taken, plan
-from restante.errors import ClientError, TemporaryFailure
+from restante.errors import ClientError, LoginFailed, LoginWithheld, TemporaryFailure
 from restante.pop3.listing import Message
 
 from ..client.shells import ANSWERS, Peer, scripted
@@ -94,6 +94,31 @@ def test_what_quit_did_not_remove_is_known_and_deleted_later(tmp_path: Path) -> 
 
     asyncio.run(main())
     assert len(stored(tmp_path / "Mail")) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_withheld"),
+    [
+        (b"-ERR [IN-USE] another session", False),
+        (b"-ERR mailbox in use", False),
+        (b"-ERR [SYS/TEMP] later", False),
+        (b"-ERR [LOGIN-DELAY] too soon", False),
+        (b"-ERR [AUTH] who are you", True),
+        (b"-ERR [SYS/PERM] closed", True),
+        (b"-ERR no", True),
+    ],
+)
+def test_a_login_waits_only_after_what_does_not_pass(
+    answer: bytes, is_withheld: bool, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with scripted(answering({b"PASS tan staaf": answer + b"\r\n"})) as (port, _):
+            with pytest.raises(LoginFailed):
+                await asyncio.to_thread(collect, port, tmp_path)
+            with pytest.raises(LoginWithheld if is_withheld else LoginFailed):
+                await asyncio.to_thread(collect, port, tmp_path)
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("is_older", [False, True])

@@ -13,7 +13,7 @@ import pytest
 
 from restante.collect.ledger import AccountBusy, Ledger
 from restante.collect.plan import Taken, Used
-from restante.errors import ConfigurationError, TemporaryFailure
+from restante.errors import ConfigurationError, LoginWithheld, TemporaryFailure
 
 DIGEST = bytes(32)
 
@@ -143,6 +143,21 @@ def test_login_delay_is_remembered(ledger: Ledger) -> None:
     assert ledger.last_success("ann") == 1001
 
 
+def test_refusals_are_counted_until_a_login_works(ledger: Ledger) -> None:
+    ledger.withhold("ann", 0.0)
+    for at, wait in ((1000.0, 600.0), (2000.0, 1200.0), (4000.0, 2400.0)):
+        ledger.refused("ann", at)
+        ledger.withhold("bob", at)
+        with pytest.raises(LoginWithheld) as told:
+            ledger.withhold("ann", at)
+        assert told.value.seconds == wait
+        ledger.withhold("ann", at + wait)
+    ledger.began("ann", 7000.0)
+    ledger.withhold("ann", 7000.0)
+    ledger.refused("ann", 8000.0)
+    ledger.withhold("ann", 8600.0)
+
+
 def test_what_was_used_counts_for_a_day(ledger: Ledger, path: Path) -> None:
     hour, day = 3600.0, 86_400.0
     first = ledger.tried("ann", 0.0)
@@ -227,6 +242,8 @@ def test_an_older_ledger_is_brought_up_to_date(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("ALTER TABLE messages DROP COLUMN was_held")
         database.execute("DROP TABLE runs")
+        for column in ("refusals", "refused_at"):
+            database.execute(f"ALTER TABLE sessions DROP COLUMN {column}")
         database.execute("PRAGMA user_version = 1")
     with closing(Ledger(path)) as ledger:
         assert ledger.known("ann", ["u"]) == {"u": Taken(1, 7.5)}

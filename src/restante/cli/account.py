@@ -12,13 +12,16 @@ from collections.abc import Mapping
 from contextlib import closing
 from getpass import getpass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from .. import config
 from ..config import Account, Configuration, Secret
-from ..errors import ConfigurationError, UnsafeArgument
+from ..errors import ConfigurationError, LoginFailed, UnsafeArgument
 from . import collect, common, oauth
+
+if TYPE_CHECKING:
+    from ..collect.ledger import Ledger
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -215,7 +218,8 @@ def test(options: argparse.Namespace) -> int:
 
 
 def _try(found: Configuration, name: str, account: Account, options: argparse.Namespace) -> int:
-    count, octets = asyncio.run(_look(found, name, account))
+    with closing(collect.open_ledger(found)) as ledger:
+        count, octets = asyncio.run(_look(found, name, account, ledger))
     if options.json:
         common.print_json("account-test", name=name, messages=count, octets=octets)
     else:
@@ -223,9 +227,19 @@ def _try(found: Configuration, name: str, account: Account, options: argparse.Na
     return os.EX_OK
 
 
-async def _look(found: Configuration, name: str, account: Account) -> tuple[int, int]:
-    async with collect.connected(found, name, account) as client:
-        return await client.stat()
+async def _look(
+    found: Configuration, name: str, account: Account, ledger: Ledger
+) -> tuple[int, int]:
+    """Its login counts as any other; one that works ends the wait after refusals."""
+    ledger.tried(name, time.time())
+    try:
+        async with collect.connected(found, name, account) as client:
+            ledger.began(name, time.time(), client.capabilities.login_delay or 0)
+            return await client.stat()
+    except LoginFailed as error:
+        if not error.retry:
+            ledger.refused(name, time.time())
+        raise
 
 
 def adopt(options: argparse.Namespace) -> int:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import random
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from functools import partial
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from ..net.remote import Options
 
 _AT_ONCE = 4  # accounts
-_LONGEST_PAUSE = 3600.0  # seconds between tries of an account that fails
 # Of several accounts the gravest decides.
 _GRAVITY = (70, 78, 77, 76, 74, 69, 75, 0)
 
@@ -140,21 +137,23 @@ async def _watch(
     ledger: Ledger,
 ) -> Sequence[Outcome | BaseException]:
     """Each account at its own pace, until SIGTERM or SIGINT; a session under way is given up."""
+    from ..collect.pace import Pace, follow
+
     loop, told = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
 
-    async def follow(name: str, account: Account) -> None:
-        failures = 0
-        while True:
+    async def watch(name: str, account: Account) -> None:
+        async def session() -> Outcome | BaseException:
             (result,) = await _once(options, found, {name: account}, ledger)
-            failures = failures + 1 if isinstance(result, Exception) else 0
-            pause = min(account.every * 2**failures, max(_LONGEST_PAUSE, account.every))
-            now = time.time()
-            pause = max(pause, ledger.may_begin(name, now, account.logins_per_hour or None) - now)
-            await asyncio.sleep(pause * random.uniform(1, 1.1))  # not all at the same moment
+            return result
 
-    tasks = [loop.create_task(follow(name, account)) for name, account in accounts.items()]
+        def may_begin(now: float) -> float:
+            return ledger.may_begin(name, now, account.logins_per_hour or None)
+
+        await follow(session, may_begin, Pace(account.every, account.slowest))
+
+    tasks = [loop.create_task(watch(name, account)) for name, account in accounts.items()]
     stop = loop.create_task(told.wait())
     await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
     for task in (stop, *tasks):

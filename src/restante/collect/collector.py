@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from tempfile import SpooledTemporaryFile
 
-from ..errors import CommandFailed, MessageRefused, PermanentFailure, TemporaryFailure
+from ..errors import CommandFailed, LoginFailed, MessageRefused, PermanentFailure, TemporaryFailure
 from ..net.client import Client
 from ..pop3.listing import Message
 from .destinations import Destination, Grouping, Place, Tracing, Verifying
@@ -125,7 +125,7 @@ async def collect(
     for a ledger that remembers no earlier session: what the destination has counts as taken.
 
     Raises:
-        AccountBusy, LoginTooSoon: nothing was done.
+        AccountBusy, LoginTooSoon, LoginWithheld: nothing was done.
         LooksMoved: nothing was fetched or deleted.
         ClientError, OSError: what was stored is safe and known; nothing else was deleted.
     """
@@ -133,6 +133,7 @@ async def collect(
         now, budget = clock(), account.policy.budget
         if (wait := ledger.may_begin(account.name, now, budget.logins) - now) > 0:
             raise LoginTooSoon(wait)
+        ledger.withhold(account.name, now)
         used = ledger.used_in_a_day(account.name, now)
         run = ledger.tried(account.name, now)
         session: _Session | None = None
@@ -142,6 +143,10 @@ async def collect(
                 ledger.began(account.name, clock(), delay)
                 session = _Session(account, client, ledger, destination, progress, clock, run)
                 await session.run(again, used, dry_run=dry_run, adopt_present=adopt_present)
+        except LoginFailed as error:
+            if not error.retry:
+                ledger.refused(account.name, clock())
+            raise
         except CommandFailed as error:
             if session is None or error.command != "QUIT":
                 raise

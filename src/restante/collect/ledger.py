@@ -16,11 +16,11 @@ from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 
-from ..errors import ConfigurationError, TemporaryFailure
+from ..errors import ConfigurationError, LoginWithheld, TemporaryFailure
 from ..net.saving import fsync_directory
 from .plan import Taken, Used
 
-_VERSION = 3  # of the schema, in user_version
+_VERSION = 4  # of the schema, in user_version
 _PATIENCE = 10.0  # seconds for another account's collector to finish writing
 _AT_ONCE = 500  # unique-ids in one query
 _SCHEMA = """
@@ -53,14 +53,20 @@ CREATE TABLE runs (
 ) STRICT;
 CREATE INDEX runs_by_account ON runs (account, tried_at);
 """
-_SCHEMA += _RUNS
+_REFUSALS = """
+ALTER TABLE sessions ADD COLUMN refusals INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE sessions ADD COLUMN refused_at REAL NOT NULL DEFAULT 0
+"""
+_SCHEMA += _RUNS + _REFUSALS
 
 # What each older version lacks.
 _CHANGES = {
     1: "ALTER TABLE messages ADD COLUMN was_held INTEGER NOT NULL DEFAULT 0",
     2: _RUNS,
+    3: _REFUSALS,
 }
 _HOUR, _DAY = 3600.0, 86_400.0  # seconds
+_PENANCE = 600.0  # seconds after a login was refused; twice as long after each further one
 
 
 class AccountBusy(TemporaryFailure):
@@ -295,9 +301,36 @@ class Ledger:
             self._database.execute(
                 "INSERT INTO sessions (account, began_at, login_delay) VALUES (?, ?, ?)"
                 " ON CONFLICT DO UPDATE SET began_at = excluded.began_at,"
-                " login_delay = excluded.login_delay",
+                " login_delay = excluded.login_delay, refusals = 0",
                 (account, at, login_delay),
             )
+
+    def refused(self, account: str, at: float) -> None:
+        """The server has refused the login, for no reason that passes by itself."""
+        with self._transaction():
+            self._database.execute(
+                "INSERT INTO sessions (account, began_at, refusals, refused_at)"
+                " VALUES (?, 0, 1, ?) ON CONFLICT DO UPDATE SET refusals = refusals + 1,"
+                " refused_at = excluded.refused_at",
+                (account, at),
+            )
+
+    def withhold(self, account: str, now: float) -> None:
+        """
+        Raises:
+            LoginWithheld: it was refused, and the time until the next try is not over.
+        """
+        with self._turn, _errors():
+            row = self._database.execute(
+                "SELECT refusals, refused_at FROM sessions WHERE account = ? AND refusals > 0"
+                " AND refused_at <= ?",
+                (account, now),
+            ).fetchone()
+        if row is not None:
+            refusals, at = row
+            wait = min(_PENANCE * 2.0 ** min(refusals - 1, 30), _DAY)
+            if now < at + wait:
+                raise LoginWithheld(account, refusals, at + wait - now)
 
     def succeeded(self, account: str, at: float) -> None:
         """A session has ended as it should."""

@@ -1,0 +1,67 @@
+"""When to collect again: soon after mail came, later when nothing does, later still after failures.
+
+Jitter keeps many collectors from asking at the same moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from ..errors import LoginWithheld
+from .collector import LoginTooSoon, Outcome
+from .ledger import AccountBusy
+
+_SLOWER = 1.5  # from one pause to the next while nothing comes
+_LONGEST = 3600.0  # seconds between tries of what fails, if the usual pause is not longer
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The pauses between sessions, in seconds."""
+
+    shortest: float
+    longest: float
+
+    def pause(self, quiet: int, failures: int) -> float:
+        """After so many sessions in a row that brought nothing, or that failed."""
+        longest = max(self.shortest, self.longest)
+        if failures:
+            return min(self.shortest * 2.0 ** min(failures, 30), max(_LONGEST, longest))
+        return min(self.shortest * _SLOWER ** min(quiet, 30), longest)
+
+
+async def follow(
+    session: Callable[[], Awaitable[Outcome | BaseException]],
+    may_begin: Callable[[float], float],
+    pace: Pace,
+    *,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    clock: Callable[[], float] = time.time,
+    jitter: Callable[[float, float], float] = random.uniform,
+) -> None:
+    """One session after the other, until it is cancelled.
+
+    ``may_begin`` tells before which moment nobody may log in, by what the server and the budget
+    say now.  A session that gave way to another, or to the server's wish, has not failed.
+    """
+    quiet = failures = 0
+    while True:
+        result = await session()
+        wait = 0.0
+        match result:
+            case LoginTooSoon() | LoginWithheld():
+                wait = result.seconds
+            case AccountBusy():
+                pass
+            case BaseException():
+                failures += 1
+            case _:
+                failures = 0
+                quiet = 0 if result.stored or result.stubs else quiet + 1
+        pause = pace.pause(quiet, failures) * jitter(1.0, 1.5 if failures else 1.1)
+        now = clock()
+        await sleep(max(pause, wait, may_begin(now) - now))
