@@ -34,6 +34,7 @@ LEVELS = ("debug", "info", "warning", "error", "exception")
 MEANINGS = {
     "accept paused": "the process has no file descriptors or memory left; it tries again",
     "adopted unique-ids damaged": "the maildrop is not opened, so that nobody downloads all again",
+    "alert not sent": "mail about an account that fails could not be delivered; it is tried again",
     "bug": "something went wrong that nobody thought of; a traceback follows",
     "connection refused": "a limit on connections was reached",
     "deletion braked": "a password that is new here marked too many messages, and none was removed",

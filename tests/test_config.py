@@ -80,6 +80,8 @@ def test_without_its_examples_the_example_is_the_defaults(file: Path) -> None:
             sections: list[object] = [shown.account["isp"], config.Account()]
         elif kind is config.OAuth:
             sections = [shown.account["isp"].oauth, config.OAuth()]
+        elif kind is config.Alert:
+            sections = [shown.account["isp"].alert, config.Alert()]
         else:
             sections = [reduce(getattr, name.split("."), each) for each in (shown, default)]
         for option in options:

@@ -666,6 +666,29 @@ class OAuth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """Mail about an account: when it fails, and before somebody must sign in again."""
+
+    after: int = option(
+        0,
+        "After so many sessions in a row that failed one mail tells so, and one more when it works "
+        "again. 0 tells nobody.",
+        number,
+        example=3,
+    )
+    to: str = option(
+        "",
+        "Where that mail goes, as in `to` of the account; by default where its mail goes.",
+        example="maildrop:postmaster",
+    )
+    recipient: str = option(
+        "",
+        "Its address for lmtp: and smtp:, by default the account's.",
+        example="postmaster@example.org",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
     """A maildrop elsewhere that `restante collect` empties; any name may stand after the dot."""
 
@@ -751,6 +774,7 @@ class Account:
         "With --watch, while nothing comes, the pauses grow from `every` to this.",
         duration,
     )
+    alert: Alert = field(default_factory=Alert)
     poll_on_login: float = option(
         "0",
         "With maildrop:USER, and `restante serve`: when that user logs in, first collect; the "

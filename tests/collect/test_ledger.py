@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from restante.collect.health import Health, State
 from restante.collect.ledger import AccountBusy, Ledger
 from restante.collect.plan import Taken, Used
 from restante.errors import ConfigurationError, LoginWithheld, TemporaryFailure
@@ -183,6 +184,20 @@ def test_so_many_logins_are_tried_in_an_hour(ledger: Ledger) -> None:
     assert ledger.may_begin("bob", 400.0, 1) == 0
 
 
+def test_health_tells_streaks_and_totals(ledger: Ledger) -> None:
+    health = Health(ledger)
+    assert health.state("ann") == State()
+    health.succeeded("ann", 3, 300)
+    for at in (10.0, 20.0):
+        health.failed("ann", at)
+    assert health.state("ann") == State(2, 10.0, good=1, bad=2, messages=3, octets=300)
+    health.succeeded("ann", 1, 100)
+    assert health.state("ann") == State(0, None, good=2, bad=2, messages=4, octets=400)
+    health.failed("ann", 30.0)
+    assert health.state("ann").failing_since == 30.0
+    assert health.state("bob") == State()
+
+
 def test_forgetting_is_only_by_command(ledger: Ledger) -> None:
     ledger.took("ann", [("u", 1, b""), ("v", 1, b"")], 7.5)
     ledger.took("bob", [("u", 1, b"")], 7.5)
@@ -241,7 +256,8 @@ def test_an_older_ledger_is_brought_up_to_date(tmp_path: Path) -> None:
         new.took("ann", [("u", 1, DIGEST)], 7.5)
     with closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("ALTER TABLE messages DROP COLUMN was_held")
-        database.execute("DROP TABLE runs")
+        for table in ("runs", "health", "told"):
+            database.execute(f"DROP TABLE {table}")
         for column in ("refusals", "refused_at"):
             database.execute(f"ALTER TABLE sessions DROP COLUMN {column}")
         database.execute("PRAGMA user_version = 1")
@@ -250,3 +266,6 @@ def test_an_older_ledger_is_brought_up_to_date(tmp_path: Path) -> None:
         ledger.held("ann", ["u"], is_held=True)
         assert ledger.known("ann", ["u"]) == {"u": Taken(1, 7.5, was_held=True)}
         ledger.tried("ann", 7.5)
+        ledger.refused("ann", 7.5)
+        Health(ledger).failed("ann", 7.5)
+        Health(ledger).tell("ann", "failure", 7.5)

@@ -6,7 +6,8 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ..config import Account, Configuration, duration
-from ..errors import LoginFailed, RestanteError, UnsafeArgument
+from ..errors import LoginFailed, LoginWithheld, RestanteError, UnsafeArgument
 from ..log import printable
 from . import common, oauth, secrets
 from .fetch import progress_bar
@@ -110,8 +111,11 @@ async def _once(
     free = asyncio.Semaphore(_AT_ONCE)
 
     async def one(name: str, account: Account) -> Outcome:
+        def complain(text: str) -> None:
+            common.say(printable(f"{name}: nobody could be told: {text}"))
+
         async with free:
-            return await session(
+            working = session(
                 found,
                 name,
                 account,
@@ -122,6 +126,9 @@ async def _once(
                 dry_run=options.dry_run,
                 progress=options.progress,
             )
+            if options.dry_run:
+                return await working
+            return await noted(found, name, account, ledger, working, complain)
 
     work = (one(name, account) for name, account in accounts.items())
     results = await asyncio.gather(*work, return_exceptions=True)
@@ -194,6 +201,44 @@ async def session(
         )
 
 
+async def noted(
+    found: Configuration,
+    name: str,
+    account: Account,
+    ledger: Ledger,
+    session: Awaitable[Outcome],
+    complain: Callable[[str], None],
+) -> Outcome:
+    """The same session, and what people must be told of it; ``complain`` hears if they cannot be.
+
+    One that gave way to another, to the server's wish or to earlier refusals has not failed.
+    """
+    from ..collect.collector import LoginTooSoon
+    from ..collect.health import Health
+    from ..collect.ledger import AccountBusy
+    from . import alert
+
+    def note(error: RestanteError | OSError | None, *came: int) -> None:
+        try:
+            if error is None:
+                Health(ledger).succeeded(name, *came)
+            else:
+                Health(ledger).failed(name, time.time())
+            alert.tell(found, name, account, ledger, error)
+        except (RestanteError, OSError) as trouble:  # this makes no failure of a session
+            complain(str(trouble))
+
+    try:
+        outcome = await session
+    except (AccountBusy, LoginTooSoon, LoginWithheld):
+        raise
+    except (RestanteError, OSError) as error:
+        await asyncio.to_thread(note, error)
+        raise
+    await asyncio.to_thread(note, None, outcome.stored, outcome.octets)
+    return outcome
+
+
 @asynccontextmanager
 async def connected(found: Configuration, name: str, account: Account) -> AsyncIterator[Client]:
     """A session with the account's server; see ``net.client.connect``."""
@@ -211,6 +256,10 @@ async def connected(found: Configuration, name: str, account: Account) -> AsyncI
         try:
             client = await stack.enter_async_context(connect(account.url, **options))
         except LoginFailed as error:
+            secret = options.get("password", "")
+            if secret and secret in error.text:  # some servers say what was wrong, to the letter
+                text = error.text.replace(secret, "…")
+                raise LoginFailed(error.command, text, error.code) from None
             if not account.oauth.provider or error.retry:
                 raise
             # What seemed good may have been taken back: once more with a new one.

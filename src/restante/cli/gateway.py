@@ -85,10 +85,15 @@ class Gateway:
         from ..collect.collector import LoginTooSoon
         from ..collect.ledger import AccountBusy
 
+        def complain(text: str) -> None:
+            fields = {"account": name, "reason": text}
+            _log.warning("alert not sent", extra={"fields": fields})
+
         with closing(collect.open_ledger(self._found)) as ledger:
             if time.time() < ledger.last_begin(name) + account.every:
                 return None
             try:
-                return await collect.session(self._found, name, account, ledger)
+                session = collect.session(self._found, name, account, ledger)
+                return await collect.noted(self._found, name, account, ledger, session, complain)
             except (AccountBusy, LoginTooSoon):
                 return None

@@ -193,5 +193,12 @@ def state(found: Configuration, name: str, account: Account) -> str:
     return f"{since}, until {_day(tokens.refresh_expires_at)}{hint}"
 
 
+def ends_soon(found: Configuration, name: str, account: Account) -> float | None:
+    """When the consent ends, in seconds since the epoch, if that is soon and still to come."""
+    tokens = tokenfile(found, name).get()
+    end = tokens.refresh_expires_at if tokens is not None else None
+    return end if end is not None and 0 < end - time.time() < _SOON else None
+
+
 def _day(at: float) -> str:
     return time.strftime("%Y-%m-%d", time.localtime(at))

@@ -20,7 +20,7 @@ from ..errors import ConfigurationError, LoginWithheld, TemporaryFailure
 from ..net.saving import fsync_directory
 from .plan import Taken, Used
 
-_VERSION = 4  # of the schema, in user_version
+_VERSION = 5  # of the schema, in user_version
 _PATIENCE = 10.0  # seconds for another account's collector to finish writing
 _AT_ONCE = 500  # unique-ids in one query
 _SCHEMA = """
@@ -57,13 +57,31 @@ _REFUSALS = """
 ALTER TABLE sessions ADD COLUMN refusals INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE sessions ADD COLUMN refused_at REAL NOT NULL DEFAULT 0
 """
-_SCHEMA += _RUNS + _REFUSALS
+_HEALTH = """
+CREATE TABLE health (
+    account TEXT PRIMARY KEY,
+    failures INTEGER NOT NULL DEFAULT 0,
+    failing_since REAL,
+    good INTEGER NOT NULL DEFAULT 0,
+    bad INTEGER NOT NULL DEFAULT 0,
+    messages INTEGER NOT NULL DEFAULT 0,
+    octets INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+CREATE TABLE told (
+    account TEXT NOT NULL,
+    what TEXT NOT NULL,
+    of_when REAL NOT NULL,
+    PRIMARY KEY (account, what)
+) STRICT, WITHOUT ROWID;
+"""
+_SCHEMA += ";".join((_RUNS, _REFUSALS, _HEALTH))
 
 # What each older version lacks.
 _CHANGES = {
     1: "ALTER TABLE messages ADD COLUMN was_held INTEGER NOT NULL DEFAULT 0",
     2: _RUNS,
     3: _REFUSALS,
+    4: _HEALTH,
 }
 _HOUR, _DAY = 3600.0, 86_400.0  # seconds
 _PENANCE = 600.0  # seconds after a login was refused; twice as long after each further one
@@ -107,7 +125,7 @@ class Ledger:
     def _prepare(self) -> None:
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = FULL")
-        with self._transaction():
+        with self.transaction():
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 if self._database.execute("SELECT 1 FROM sqlite_schema").fetchone():
@@ -192,7 +210,7 @@ class Ledger:
     def intend(self, account: str, messages: Iterable[tuple[str, int]]) -> None:
         """These, by key and announced size, are about to be stored."""
         rows = [(account, _octets(key), size) for key, size in messages]
-        with self._transaction():
+        with self.transaction():
             self._database.executemany(
                 "INSERT INTO messages (account, key, size) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
                 rows,
@@ -213,7 +231,7 @@ class Ledger:
         rows = [
             (account, _octets(key), size, digest, at, is_gone) for key, size, digest in messages
         ]
-        with self._transaction():
+        with self.transaction():
             self._database.executemany(
                 "INSERT INTO messages (account, key, size, digest, taken_at, is_gone)"
                 " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET size = excluded.size,"
@@ -228,7 +246,7 @@ class Ledger:
         What was taken by us stays as it is.
         """
         rows = [(account, _octets(key), size, at) for key, size in messages]
-        with self._transaction():
+        with self.transaction():
             self._database.executemany(
                 "INSERT INTO messages (account, key, size, taken_at) VALUES (?, ?, ?, ?)"
                 " ON CONFLICT DO UPDATE SET size = excluded.size, taken_at = excluded.taken_at"
@@ -238,7 +256,7 @@ class Ledger:
 
     def held(self, account: str, keys: Iterable[str], *, is_held: bool) -> None:
         """These wait here for their end, or they do so no more since they were given back."""
-        with self._transaction():
+        with self.transaction():
             self._database.executemany(
                 "UPDATE messages SET was_held = ? WHERE account = ? AND key = ?",
                 [(is_held, account, _octets(key)) for key in keys],
@@ -246,7 +264,7 @@ class Ledger:
 
     def gone(self, account: str, keys: Iterable[str]) -> None:
         """QUIT has confirmed that these are removed from the server."""
-        with self._transaction():
+        with self.transaction():
             self._database.executemany(
                 "UPDATE messages SET is_gone = 1 WHERE account = ? AND key = ?",
                 [(account, _octets(key)) for key in keys],
@@ -254,8 +272,8 @@ class Ledger:
 
     def forget(self, account: str) -> int:
         """Everything about an account; returns how many messages."""
-        with self._transaction():
-            for table in ("sessions", "runs"):
+        with self.transaction():
+            for table in ("sessions", "runs", "health", "told"):
                 self._database.execute(f"DELETE FROM {table} WHERE account = ?", (account,))
             return self._database.execute(
                 "DELETE FROM messages WHERE account = ?", (account,)
@@ -263,7 +281,7 @@ class Ledger:
 
     def tried(self, account: str, at: float) -> int:
         """Somebody is about to log in; returns the number of this run, for ``used``."""
-        with self._transaction():
+        with self.transaction():
             self._database.execute(
                 "DELETE FROM runs WHERE account = ? AND used_at <= ?", (account, at - _DAY)
             )
@@ -275,7 +293,7 @@ class Ledger:
 
     def used(self, run: int, more: Used, at: float) -> None:
         """So much more came from the server."""
-        with self._transaction():
+        with self.transaction():
             self._database.execute(
                 "UPDATE runs SET messages = messages + ?, octets = octets + ?, used_at = ?"
                 " WHERE number = ?",
@@ -297,7 +315,7 @@ class Ledger:
 
     def began(self, account: str, at: float, login_delay: float = 0.0) -> None:
         """A session has logged in; the server wants so many seconds until the next login."""
-        with self._transaction():
+        with self.transaction():
             self._database.execute(
                 "INSERT INTO sessions (account, began_at, login_delay) VALUES (?, ?, ?)"
                 " ON CONFLICT DO UPDATE SET began_at = excluded.began_at,"
@@ -307,7 +325,7 @@ class Ledger:
 
     def refused(self, account: str, at: float) -> None:
         """The server has refused the login, for no reason that passes by itself."""
-        with self._transaction():
+        with self.transaction():
             self._database.execute(
                 "INSERT INTO sessions (account, began_at, refusals, refused_at)"
                 " VALUES (?, 0, 1, ?) ON CONFLICT DO UPDATE SET refusals = refusals + 1,"
@@ -334,7 +352,7 @@ class Ledger:
 
     def succeeded(self, account: str, at: float) -> None:
         """A session has ended as it should."""
-        with self._transaction():
+        with self.transaction():
             self._database.execute(
                 "UPDATE sessions SET succeeded_at = ? WHERE account = ?", (at, account)
             )
@@ -375,11 +393,18 @@ class Ledger:
         return row[0] if row else None
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """For questions of other modules; nothing is written."""
+        with self._turn, _errors():
+            yield self._database
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of it or nothing, and on disk when it is left."""
         with self._turn, _errors():
             self._database.execute("BEGIN IMMEDIATE")
             try:
-                yield
+                yield self._database
                 self._database.execute("COMMIT")
             except BaseException:
                 if self._database.in_transaction:

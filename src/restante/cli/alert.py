@@ -1,0 +1,230 @@
+"""Mail about an account: that it fails, that it works again, that a consent is about to end.
+
+One for each streak of failures, and one at its end, whatever is restarted in between.
+Security: holds no secret; what a server said is a stranger's text and is shown as such.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from contextlib import closing
+from dataclasses import dataclass, replace
+from email import policy
+from email.message import EmailMessage
+from email.utils import format_datetime, localtime
+
+from ..collect.collector import LooksMoved
+from ..collect.destinations import Destination
+from ..collect.health import Health
+from ..collect.ledger import AccountBusy, Ledger
+from ..config import Account, Configuration
+from ..errors import (
+    ConfigurationError,
+    ConsentNeeded,
+    LoginFailed,
+    RestanteError,
+    TLSUnavailable,
+    UnsafeArgument,
+)
+from ..log import printable
+from . import collect, oauth
+
+_WIDTH = 72  # characters of a line
+
+
+@dataclass(frozen=True, slots=True)
+class _Letter:
+    """What is told; after it people know of the moment ``when``, or of none any more."""
+
+    what: str
+    when: float | None
+    identity: str
+    subject: str
+    text: str
+
+
+def tell(
+    found: Configuration,
+    name: str,
+    account: Account,
+    ledger: Ledger,
+    error: RestanteError | OSError | None,
+) -> None:
+    """After a session: what people should know and do not.  Blocking.
+
+    Raises:
+        RestanteError, OSError: it could not be delivered; it will be, after the next session.
+    """
+    if not account.alert.after:
+        return
+    try:
+        with ledger.alone(name):
+            for letter in filter(None, _due(found, name, account, Health(ledger), error)):
+                _deliver(found, name, account, Health(ledger), letter)
+    except AccountBusy:
+        pass  # whoever works on it will see the same
+
+
+def _due(
+    found: Configuration,
+    name: str,
+    account: Account,
+    health: Health,
+    error: RestanteError | OSError | None,
+) -> list[_Letter | None]:
+    state, told = health.state(name), health.told(name, "failure")
+    letters: list[_Letter | None] = []
+    if error is not None and state.failing_since is not None:
+        if told is None and state.failures >= account.alert.after:
+            letters.append(_failing(name, account, state.failing_since, state.failures, error))
+    elif error is None and told is not None:
+        letters.append(_well(name, account, told))
+    for what, of, its in (
+        ("consent", name, account),
+        ("consent.to", *oauth.at_destination(name, account)),
+    ):
+        end = oauth.ends_soon(found, of, its) if its.oauth.provider else None
+        if end is not None and health.told(name, what) != end:
+            letters.append(_ending(name, what, end))
+    return letters
+
+
+def _deliver(
+    found: Configuration, name: str, account: Account, health: Health, letter: _Letter
+) -> None:
+    """Where a destination knows its messages, exactly once.  Elsewhere it counts as told before it
+    is handed over, so a crash loses it rather than repeats it."""
+    wanted = account.alert
+    its = replace(
+        account,
+        to=wanted.to or account.to,
+        recipient=wanted.recipient or account.recipient or account.user,
+    )
+    before = health.told(name, letter.what)
+    with closing(collect.open_destination(found, name, its)) as destination:
+        if not destination.is_repeatable:
+            health.tell(name, letter.what, letter.when)
+        try:
+            _put(destination, letter.identity, _message(found, its.recipient, letter))
+        except (RestanteError, OSError):
+            health.tell(name, letter.what, before)
+            raise
+    health.tell(name, letter.what, letter.when)
+
+
+def _put(destination: Destination, identity: str, message: bytes) -> None:
+    try:
+        if not destination.has(identity) and destination.begin(identity):
+            destination.write(message)
+            destination.commit()
+    finally:
+        destination.abort()
+
+
+def _message(found: Configuration, recipient: str, letter: _Letter) -> bytes:
+    message = EmailMessage(policy.SMTP)
+    message["Subject"] = letter.subject
+    message["From"] = f"restante <postmaster@{found.server.hostname}>"
+    if "@" in recipient:
+        message["To"] = recipient
+    message["Date"] = format_datetime(localtime())
+    message["Auto-Submitted"] = "auto-generated"  # RFC 3834
+    message.set_content(letter.text)
+    return message.as_bytes()
+
+
+# What they say.
+
+
+def _failing(
+    name: str, account: Account, since: float, failures: int, error: RestanteError | OSError
+) -> _Letter:
+    reason = textwrap.fill(
+        printable(str(error)), _WIDTH, initial_indent="    ", subsequent_indent="    "
+    )
+    return _Letter(
+        "failure",
+        since,
+        f"{name} failure {since}",
+        f"restante cannot collect {name}",
+        f"""\
+No mail comes from the account {name} ({account.user} at
+{account.url}) since {_when(since)}:
+{failures} sessions in a row have failed. The last one ended with
+
+{reason}
+
+{_advice(name, account, error)}
+
+Nothing is lost: what was collected is safe, and the rest waits on its
+server. You will hear once more when it works again, and nothing until
+then.
+""",
+    )
+
+
+def _advice(name: str, account: Account, error: RestanteError | OSError) -> str:
+    match error:
+        case ConsentNeeded():
+            return f"Somebody must sign in again. Run:\n\n    restante account auth {name}"
+        case LoginFailed(retry=False) if account.oauth.provider:
+            return (
+                "The server refuses the login. If it should not, sign in again:\n\n"
+                f"    restante account auth {name}\n    restante account test {name}"
+            )
+        case LoginFailed(retry=False):
+            return (
+                f"The server refuses the login. Put the right password where\n"
+                f"account.{name}.password says; then run:\n\n    restante account test {name}"
+            )
+        case LooksMoved():
+            return (
+                "If the provider has moved, this fetches all of it and stores what is\n"
+                f"new by its content:\n\n    restante collect {name} --again dedupe"
+            )
+        case TLSUnavailable():
+            return (
+                "The server could not prove who it is, so no password was sent. If you\n"
+                f"know its certificate, account.{name}.ca_file says where it is."
+            )
+        case ConfigurationError() | UnsafeArgument():
+            return f"When you have mended that, run:\n\n    restante account test {name}"
+    return (
+        "If the server or the network is only away for a while, there is nothing\n"
+        f"to do: it is tried again. Else run:\n\n    restante account test {name}"
+    )
+
+
+def _well(name: str, account: Account, since: float) -> _Letter:
+    return _Letter(
+        "failure",
+        None,
+        f"{name} well {since}",
+        f"restante collects {name} again",
+        f"""\
+Mail comes again from the account {name} ({account.user} at
+{account.url}). That had failed since
+{_when(since)}. There is nothing to do.
+""",
+    )
+
+
+def _ending(name: str, what: str, end: float) -> _Letter:
+    option = " --to" if what == "consent.to" else ""
+    return _Letter(
+        what,
+        end,
+        f"{name} {what} {end}",
+        f"restante: sign in for {name} before {time.strftime('%Y-%m-%d', time.localtime(end))}",
+        f"""\
+What somebody agreed to for the account {name} ends on
+{_when(end)}. So that its mail goes on coming, sign in again:
+
+    restante account auth {name}{option}
+""",
+    )
+
+
+def _when(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(at))

@@ -1,0 +1,238 @@
+"""Mail about an account that fails: once for each streak, whatever is restarted in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from restante import config
+from restante.cli import alert
+from restante.cli import oauth as cli_oauth
+from restante.collect.collector import LooksMoved
+from restante.collect.health import Health
+from restante.collect.ledger import Ledger
+from restante.collect.oauth.flow import Tokens
+from restante.config import Configuration
+from restante.errors import (
+    ConfigurationError,
+    ConnectionLost,
+    ConsentNeeded,
+    LoginFailed,
+    RestanteError,
+    TemporaryFailure,
+    TLSUnavailable,
+)
+from restante.testing import Pop3Server
+
+from ..collect.test_killed import Death
+from .conftest import Restante
+
+LOST = ConnectionLost("the server closed the connection")
+
+
+@pytest.fixture
+def server() -> Iterator[Pop3Server]:
+    with Pop3Server(users={"ann": "hunter2"}, sasl=()) as running:
+        yield running
+
+
+def configure(home: Path, url: str = "pop3s://pop.example.org", more: str = "") -> Configuration:
+    folder = home / "config" / "restante" / "conf.d"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "isp.toml"
+    path.touch(0o600)
+    text = f'[account.isp]\nurl = "{url}"\nuser = "ann"\npassword = "hunter2"\n'
+    path.write_text(f'{text}to = "maildir:{home}/Mail"\n{more}')
+    return config.load()
+
+
+def letters(home: Path, folder: str = "Mail") -> list[EmailMessage]:
+    found = [path.read_bytes() for path in (home / folder / "new").glob("*")]
+    return [message_from_bytes(each, _class=EmailMessage, policy=default) for each in found]
+
+
+def subjects(home: Path, folder: str = "Mail") -> list[str]:
+    return sorted(each["Subject"] for each in letters(home, folder))
+
+
+FAILS, WORKS = "restante cannot collect isp", "restante collects isp again"
+
+
+def test_one_mail_for_a_streak_and_one_at_its_end(
+    home: Path, server: Pop3Server, restante: Restante
+) -> None:
+    url = server.url("ann").replace("ann:hunter2@", "")
+    configure(home, url, f'ca_file = "{server.ca_file}"\nalert = {{ after = 3 }}\n')
+    server.fault.err("LIST", "[SYS/TEMP] the disk is on holiday")
+    told = []
+    for _ in range(5):
+        assert restante("collect", "isp").code == 75
+        told.append(len(subjects(home)))
+    assert told == [0, 0, 1, 1, 1]
+    (letter,) = letters(home)
+    assert letter["Subject"] == FAILS
+    assert letter["Auto-Submitted"] == "auto-generated"
+    text = letter.get_content()
+    assert "3 sessions in a row have failed" in text
+    assert "the disk is on holiday" in text
+    assert "restante account test isp" in text
+    server.fault.clear()
+    for _ in range(2):
+        assert restante("collect", "isp").code == 0
+        assert subjects(home) == [FAILS, WORKS]
+    server.fault.err("LIST")
+    for _ in range(3):
+        restante("collect", "isp")
+    assert subjects(home) == [FAILS, FAILS, WORKS]
+
+
+def test_fewer_failures_are_no_streak(home: Path, server: Pop3Server, restante: Restante) -> None:
+    url = server.url("ann").replace("ann:hunter2@", "")
+    configure(home, url, f'ca_file = "{server.ca_file}"\nalert = {{ after = 2 }}\n')
+    for _ in range(3):
+        server.fault.err("LIST", times=1)
+        assert restante("collect", "isp").code == 75
+        assert restante("collect", "isp").code == 0
+    server.fault.err("LIST")
+    for _ in range(3):
+        assert restante("collect", "isp", "--dry-run").code == 75  # nor is a rehearsal
+    assert subjects(home) == []
+
+
+def test_what_a_server_repeats_of_a_password_is_told_nowhere(
+    home: Path, server: Pop3Server, restante: Restante
+) -> None:
+    url = server.url("ann").replace("ann:hunter2@", "")
+    configure(home, url, f'ca_file = "{server.ca_file}"\nalert = {{ after = 1 }}\n')
+    server.fault.err("PASS", "[AUTH] hunter2 is not the password")
+    done = restante("collect", "isp")
+    assert done.code == 77
+    assert "hunter2" not in done.out + done.err
+    (letter,) = letters(home)
+    assert "hunter2" not in str(letter)
+    assert "… is not the password" in letter.get_content()
+
+
+@pytest.fixture
+def ledger(home: Path) -> Iterator[Ledger]:
+    with closing(Ledger(home / "ledger")) as opened:
+        yield opened
+
+
+def fail(found: Configuration, ledger: Ledger, error: RestanteError = LOST) -> None:
+    Health(ledger).failed("isp", time.time())
+    alert.tell(found, "isp", found.account["isp"], ledger, error)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (LoginFailed("PASS", "no", "AUTH"), "Put the right password where"),
+        (LoginFailed("PASS", "busy", "IN-USE"), "is only away for a while"),
+        (ConsentNeeded("gone"), "restante account auth isp"),
+        (LooksMoved(30, 30), "restante collect isp --again dedupe"),
+        (TLSUnavailable("not trusted"), "no password was sent"),
+        (ConfigurationError("account.isp.password: is empty"), "When you have mended that"),
+        (LOST, "is only away for a while"),
+    ],
+)
+def test_it_says_what_to_do(error: RestanteError, words: str, home: Path, ledger: Ledger) -> None:
+    fail(configure(home, more="alert = { after = 1 }"), ledger, error)
+    (letter,) = letters(home)
+    assert words in letter.get_content()
+    assert all(len(line) <= 78 for line in letter.get_content().splitlines())
+
+
+def test_no_stranger_steers_a_terminal_or_writes_a_header(home: Path, ledger: Ledger) -> None:
+    evil = TemporaryFailure("\x1b[2J\r\n\r\nrestante cannot collect \u202e" + "x" * 500)
+    fail(configure(home, more="alert = { after = 1 }"), ledger, evil)
+    (letter,) = letters(home)
+    assert subjects(home) == [FAILS]
+    assert all(line.isprintable() for line in letter.get_content().splitlines())
+
+
+def test_it_goes_where_it_is_wanted(home: Path, ledger: Ledger) -> None:
+    write = f'import sys; open("{home}/told", "ab").write(sys.stdin.buffer.read())'
+    write = f"{sys.executable} -c '{write}'"
+    more = f'alert = {{ after = 1, to = """command:{write}""", recipient = "boss@example.org" }}'
+    found = configure(home, more=more)
+    fail(found, ledger)
+    fail(found, ledger)
+    told = (home / "told").read_bytes()
+    assert told.count(b"Subject:") == 1
+    assert b"To: boss@example.org" in told
+    assert not (home / "Mail").exists()
+
+
+def test_what_could_not_be_told_is_told_after_the_next_session(home: Path, ledger: Ledger) -> None:
+    found = configure(home, more='alert = { after = 1, to = "command:false" }')
+    with pytest.raises(TemporaryFailure):
+        fail(found, ledger)
+    fail(configure(home, more="alert = { after = 1 }"), ledger)
+    assert subjects(home) == [FAILS]
+
+
+@pytest.mark.parametrize("is_repeatable", [True, False])
+def test_killed_at_any_step_it_is_told_once(is_repeatable: bool, home: Path) -> None:
+    """A Maildir knows what it has; elsewhere a crash may lose it, and never repeats it."""
+    write = f'{sys.executable} -c \'import sys; open("told", "a").write("x")\''
+    for moment in count():
+        place = home / f"at-{moment}"
+        place.mkdir()
+        to = f"maildir:{place}/Mail" if is_repeatable else f"command:{write}"
+        found = configure(home, more=f'alert = {{ after = 1, to = """{to}""" }}')
+        child = os.fork()
+        if child == 0:
+            os.chdir(place)
+            ledger = Ledger(place / "ledger")
+            Death(moment).stalk(
+                ((os, "fsync"), (os, "rename"), (Health, "failed"), (Health, "tell"))
+            )
+            fail(found, ledger)
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        with closing(Ledger(place / "ledger")) as ledger, pytest.MonkeyPatch.context() as patch:
+            patch.chdir(place)
+            fail(found, ledger)
+            fail(found, ledger)
+        if is_repeatable:
+            assert subjects(place) == [FAILS], f"killed at moment {moment}"
+        else:
+            told = (place / "told").read_text() if (place / "told").exists() else ""
+            assert told in ("", "x"), f"killed at moment {moment}"
+        if status == 0:
+            assert is_repeatable or told == "x"
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+    assert moment >= 4
+
+
+def test_a_consent_that_ends_soon_is_told_once(home: Path, ledger: Ledger) -> None:
+    oauth = '\n[account.isp.oauth]\nprovider = "microsoft"\nclient_id = "app"\n'
+    found = configure(home, more=f"alert = {{ after = 3 }}\n{oauth}")
+    account = found.account["isp"]
+    file = cli_oauth.tokenfile(found, "isp")
+    day = 86_400
+    tokens = Tokens("access", 0.0, "refresh", 0.0)
+    told = []
+    for days in (90, 10, 10, 5):  # the last is a new consent
+        end = float(int(time.time() / 1000) * 1000 + days * day)
+        file.put(replace(tokens, refresh_expires_at=end))
+        alert.tell(found, "isp", account, ledger, None)
+        told.append(len(subjects(home)))
+    assert told == [0, 1, 1, 2]
+    for letter in letters(home):
+        assert "restante account auth isp\r\n" in letter.get_content()
+        assert "refresh" not in str(letter)
