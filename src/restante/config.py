@@ -27,8 +27,9 @@ from .auth import ldap
 from .auth.http import is_safe
 from .auth.schemes import SCHEMES
 from .auth.tokens import ALGORITHMS
-from .errors import ConfigurationError
+from .errors import ConfigurationError, UnsafeArgument
 from .net.listener import MAX_SOCKET_PATH, Address
+from .pop3 import quirks as quirk_words
 from .pop3.texts import LANGUAGES
 
 BACKENDS = ("users", "passwd-file", "ldap", "pam", "oauth")
@@ -268,6 +269,16 @@ def keep(value: Any) -> str:
         words = '"all", "none", "until-verified", "until-deleted" or a time such as "14d"'
         raise _BadValue(f"wants {words}") from None
     return str(value)
+
+
+def quirks(value: Any) -> tuple[str, ...]:
+    """Words that ``pop3.quirks.parse`` knows."""
+    found: tuple[str, ...] = many(text)(value)
+    try:
+        quirk_words.parse(found)
+    except UnsafeArgument as error:
+        raise _BadValue(str(error)) from error
+    return found
 
 
 def number(value: Any) -> int:
@@ -707,6 +718,13 @@ class Account:
     )
     oauth: OAuth = field(default_factory=OAuth)
     ca_file: str = option("", "Trust these certificates instead of the system's, PEM.")
+    quirks: tuple[str, ...] = option(
+        ["auto"],
+        'What that server does otherwise than others: "auto" is what is known of its host; '
+        "other words are in the guide to odd servers.",
+        quirks,
+        example=["no-capa", "add:UIDL"],
+    )
     to: str = option(
         "",
         "Where the mail goes: maildrop:USER (of this server), maildir:PATH, mbox:PATH, a "

@@ -89,7 +89,10 @@ class Peer:
 
 @asynccontextmanager
 async def scripted(
-    script: Callable[[Peer], Awaitable[None]], *, buffers: int | None = None
+    script: Callable[[Peer], Awaitable[None]],
+    *,
+    buffers: int | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[tuple[int, list[Peer]]]:
     """A server on loopback that does what ``script`` says, then hangs up; its port and peers."""
     peers: list[Peer] = []
@@ -109,7 +112,7 @@ async def scripted(
     if buffers is not None:  # octets; what is accepted inherits it
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
-    server = await asyncio.start_server(serve, sock=listening, limit=buffers or 65_536)
+    server = await asyncio.start_server(serve, sock=listening, limit=buffers or 65_536, ssl=tls)
     try:
         yield listening.getsockname()[1], peers
     finally:

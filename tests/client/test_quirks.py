@@ -15,7 +15,7 @@ from restante.net.blocking import connect_blocking
 from restante.net.client import connect
 from restante.net.remote import Remote
 from restante.pop3.dialogue import Dialogue
-from restante.pop3.quirks import PRESETS, LineEnds, Quirks, by_host
+from restante.pop3.quirks import PRESETS, LineEnds, Quirks, by_host, parse
 
 from .shells import ANSWERS, NONE, UNUSED, Peer, Session, both, polite, scripted
 
@@ -48,6 +48,27 @@ def test_it_can_be_forced() -> None:
         assert remote.quirks == found
     with pytest.raises(UnsafeArgument, match="no such quirks"):
         Remote.parse("pop.gmail.com", user="ann", password="x", quirks="gmial")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ([], Quirks()),
+        (["auto"], PRESETS["ovh"]),
+        (["auto", "no-capa"], Quirks(no_capa=True, added=("LOGIN-DELAY 60",))),
+        (["no-capa", "auto"], PRESETS["ovh"]),
+        (["microsoft", "hide:top"], Quirks(two_step_auth=True, hidden=frozenset({"TOP"}))),
+        (["add:LOGIN-DELAY:9", "add:TOP"], Quirks(added=("LOGIN-DELAY 9", "TOP"))),
+    ],
+)
+def test_words_of_a_configuration(words: list[str], found: Quirks) -> None:
+    assert parse(words, "ssl0.ovh.net") == found
+
+
+@pytest.mark.parametrize("word", ["gmial", "hide:", "add", "codes", "NO-CAPA:", ""])
+def test_words_that_mean_nothing(word: str) -> None:
+    with pytest.raises(UnsafeArgument, match="wants auto"):
+        parse([word])
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..config import Account, Configuration, duration
 from ..errors import LoginFailed, LoginWithheld, RestanteError, UnsafeArgument
 from ..log import printable
+from ..pop3 import quirks
 from . import common, oauth, secrets
 from .fetch import progress_bar
 
@@ -115,7 +116,7 @@ async def _once(
             common.say(printable(f"{name}: nobody could be told: {text}"))
 
         async with free:
-            working = session(
+            working = sessions(
                 found,
                 name,
                 account,
@@ -167,6 +168,34 @@ async def _watch(
         task.cancel()
     ended = await asyncio.gather(*tasks, return_exceptions=True)
     return [each for each in ended if isinstance(each, Exception)]
+
+
+async def sessions(
+    found: Configuration,
+    name: str,
+    account: Account,
+    ledger: Ledger,
+    *,
+    limit: int | None = None,
+    **options: Any,
+) -> Outcome:
+    """One, and as many more as a server wants that lists its mail in parts.
+
+    A failure of a later one loses nothing; a login that is too soon ends them.
+    """
+    from ..collect.collector import LoginTooSoon
+
+    limit = limit or account.limit or None
+    total = await session(found, name, account, ledger, limit=limit, **options)
+    while total.may_list_more and not options.get("whole"):
+        left = None if limit is None else limit - total.stored
+        if left is not None and left <= 0:
+            break
+        try:
+            total += await session(found, name, account, ledger, limit=left, **options)
+        except LoginTooSoon:
+            break
+    return total
 
 
 async def session(
@@ -244,7 +273,7 @@ async def connected(found: Configuration, name: str, account: Account) -> AsyncI
     """A session with the account's server; see ``net.client.connect``."""
     from ..net.client import connect
 
-    options: Options = {"user": account.user}
+    options: Options = {"user": account.user, "quirks": _quirks(account)}
     if account.ca_file:
         options["ca_file"] = Path(account.ca_file)
     if account.oauth.provider:
@@ -291,13 +320,16 @@ def policy_of(account: Account, limit: int | None = None, whole: Sequence[str] =
     )
 
 
+def _quirks(account: Account) -> quirks.Quirks:
+    return quirks.parse(account.quirks, urlsplit(account.url).hostname or "")
+
+
 def _budget(account: Account) -> Budget:
     from ..collect.plan import Budget
-    from ..pop3.quirks import by_host
 
     octets = account.octets_per_day
     if octets is None:
-        octets = by_host(urlsplit(account.url).hostname or "").octets_per_day
+        octets = _quirks(account).octets_per_day
     return Budget(account.messages_per_day or None, octets or None, account.logins_per_hour or None)
 
 

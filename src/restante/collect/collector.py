@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from tempfile import SpooledTemporaryFile
 
@@ -105,6 +105,15 @@ class Outcome:
     """What the server did not give or not delete."""
     unverified: int = 0
     """Not deleted, because the copy here is not what came."""
+    may_list_more: bool = False
+    """The server lists its mail in parts, and these were done: the next session may list others."""
+
+    def __iadd__(self, later: Outcome) -> Outcome:
+        """What two sessions did."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(later, each.name))
+        self.later, self.may_list_more = later.later, later.may_list_more
+        return self
 
 
 async def collect(
@@ -154,6 +163,7 @@ async def collect(
         else:
             ledger.gone(account.name, session.deleted)
             session.outcome.deleted = len(session.deleted)
+            session.outcome.may_list_more = not dry_run and session.may_list_more
         ledger.succeeded(account.name, clock())
         return session.outcome
 
@@ -198,6 +208,8 @@ class _Session:
         large = [stub_key(ids[each.number]) for each in listing if self._may_be_stub(each, ids)]
         self._known = self._ledger.known(name, [*ids.values(), *large])
         if looks_moved(listing, self._known, self._ledger.expected(name)):
+            if self._client.quirks.in_parts and again == "stop":
+                again = "dedupe"  # the next part looks just so
             if again == "stop":
                 new = sum(1 for unique_id in ids.values() if unique_id not in self._known)
                 raise LooksMoved(new, len(listing))
@@ -227,6 +239,14 @@ class _Session:
         finally:
             self._write_use_down()
         await self._delete()
+
+    @property
+    def may_list_more(self) -> bool:
+        """Not when nothing has changed: the next session would list the same."""
+        known = (self._known.get(key) for key in self.deleted)
+        is_new = any(each is None or not each.is_gone for each in known)
+        is_new = is_new or self.outcome.stored > 0
+        return self._client.quirks.in_parts and is_new and not self.outcome.later
 
     def _may_be_stub(self, message: Message, ids: Mapping[int, str]) -> bool:
         policy = self._account.policy

@@ -18,6 +18,7 @@ from typing import TypeVar, Unpack, cast
 from ..errors import BodySkipped, CommandFailed, DeadlineExceeded, UnsafeArgument
 from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure, Retrieval
 from ..pop3.listing import Message
+from ..pop3.quirks import Quirks
 from ..pop3.record import Record
 from .client import Progress
 from .remote import PATIENCE, TLS, Options, Remote, Service, binding, explain
@@ -92,6 +93,11 @@ class BlockingClient:
     def capabilities(self) -> Capabilities:
         """As announced after the login."""
         return self._dialogue.capabilities
+
+    @property
+    def quirks(self) -> Quirks:
+        """What is held of this server: given to ``connect``, or known of its host."""
+        return self._dialogue.quirks
 
     @property
     def deletions(self) -> int:

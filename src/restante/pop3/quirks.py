@@ -5,8 +5,10 @@ All that can be survived without knowing is survived by ``pop3.dialogue`` everyw
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ..errors import UnsafeArgument
 
 _BUSY = ("already locked", "lock busy", "mailbox in use", "maildrop in use", "already in use")
 
@@ -29,6 +31,8 @@ class Quirks:
     """USER and PASS take UTF-8 (RFC 6856 §2.2)."""
     reset_before_quit: bool = False
     """QUIT removes what was read: send RSET before it where nothing was marked as deleted."""
+    in_parts: bool = False
+    """A session lists only some of the messages, and the next one others once these are read."""
     bare_line_feeds: bool = False
     """Lines end with LF.  A message can then end itself by a line with a lone dot, so nothing of
     an untrusted sender should come this way; never chosen by itself."""
@@ -47,7 +51,11 @@ class Quirks:
 
 PRESETS: Mapping[str, Quirks] = {
     # "Download via POP: 1250 MB", Gmail bandwidth limits (Google Workspace Admin Help).
-    "gmail": Quirks(codes={"lockdown in sector": "SYS/TEMP"}, octets_per_day=1_250_000_000),
+    "gmail": Quirks(
+        in_parts=True,
+        codes={"lockdown in sector": "SYS/TEMP"},
+        octets_per_day=1_250_000_000,
+    ),
     "microsoft": Quirks(two_step_auth=True),
     "ovh": Quirks(added=("LOGIN-DELAY 60",)),
     "luxsci": Quirks(added=("LOGIN-DELAY 30",)),
@@ -72,6 +80,42 @@ def by_host(host: str) -> Quirks:
     """What is known of the server of that name."""
     labels = host.lower().rstrip(".").split(".")
     return PRESETS[_HOSTS.get(".".join(labels[-2:]), "none")]
+
+
+_FLAGS = (
+    *("no_capa", "two_step_auth", "utf8_login", "reset_before_quit", "in_parts"),
+    "bare_line_feeds",
+)
+
+
+def parse(words: Sequence[str], host: str = "") -> Quirks:
+    """What somebody has written down, each word adding to those before it.
+
+    ``auto`` is what is known of the host; then there are presets, flags such as ``no-capa``, and
+    capabilities: ``hide:TOP``, ``add:LOGIN-DELAY:60``.
+
+    Raises:
+        UnsafeArgument: a word that means nothing.
+    """
+    found = Quirks()
+    for word in words:
+        kind, _, capability = word.upper().partition(":")
+        flag = word.replace("-", "_")
+        if word == "auto":
+            found = by_host(host)
+        elif word in PRESETS:
+            found = PRESETS[word]
+        elif flag in _FLAGS:
+            found = replace(found, **{flag: True})  # type: ignore[arg-type]  # all are bool
+        elif kind == "HIDE" and capability:
+            found = replace(found, hidden=found.hidden | {capability})
+        elif kind == "ADD" and capability:
+            found = replace(found, added=(*found.added, capability.replace(":", " ")))
+        else:
+            flags = ", ".join(_FLAGS).replace("_", "-")
+            presets = ", ".join(PRESETS)
+            raise UnsafeArgument(f"wants auto, {presets}, {flags}, hide:TOP, add:LOGIN-DELAY:60")
+    return found
 
 
 class LineEnds:

@@ -1,0 +1,311 @@
+"""The collector, as the configuration sets it up, with servers that have quirks of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from restante import config
+from restante.cli import collect as command
+from restante.cli.common import exit_code
+from restante.collect.collector import LoginTooSoon, Outcome
+from restante.errors import CommandFailed, LoginFailed
+
+from ..client.shells import Peer, scripted
+
+MAIL = {word: f"Subject: {word}\r\n\r\n{word}\r\n".encode() for word in ("one", "two", "three")}
+
+
+def large(octets: int) -> bytes:
+    return b"Subject: large\r\n\r\n" + b"x" * octets + b"\r\n"
+
+
+@dataclass
+class Odd:
+    """A server of messages by unique-id, which a test makes odd; it removes them at QUIT."""
+
+    mail: dict[str, bytes] = field(default_factory=lambda: dict(MAIL))
+    part: int | None = None
+    """It lists so many of those that were not read before."""
+    announced: tuple[str, ...] = ("UIDL", "TOP")
+    answer: Callable[[str, bytes], bytes] = lambda command, usual: usual
+    """What is said, of what would be said; empty: nothing."""
+    loses_commands: bool = False
+    """It hears one command of what comes together."""
+    removes_what_was_read: bool = False
+    logins: int = 0
+    read: list[str] = field(default_factory=list)
+    """Unique-ids in the order of RETR."""
+
+    async def __call__(self, peer: Peer) -> None:
+        hidden = set(self.read) if self.part is not None else set()
+        listed = [each for each in self.mail if each not in hidden][: self.part]
+        gone: set[str] = set()
+        await peer.say(b"+OK ready\r\n")
+        while heard := (await peer.hear()).decode():
+            if self.loses_commands:
+                peer.reader._buffer.clear()  # type: ignore[attr-defined]
+            usual = self._usual(heard, listed, gone)
+            await peer.say(self.answer(heard, usual))
+            if heard == "QUIT":
+                self.mail = {key: each for key, each in self.mail.items() if key not in gone}
+                return
+
+    def _usual(self, heard: str, listed: Sequence[str], gone: set[str]) -> bytes:
+        word, _, argument = heard.partition(" ")
+        named = listed[int(argument.split()[0]) - 1] if argument[:1].isdigit() else ""
+        match word:
+            case "CAPA":
+                return "\r\n".join(["+OK", *self.announced, ".", ""]).encode()
+            case "LIST" | "UIDL":
+                told = [each if word == "UIDL" else len(self.mail[each]) for each in listed]
+                rows = [f"{at} {each}" for at, each in enumerate(told, 1)]
+                return "\r\n".join(["+OK", *rows, ".", ""]).encode()
+            case "RETR":
+                self.read.append(named)
+                gone |= {named} if self.removes_what_was_read else set()
+                return b"+OK\r\n" + self.mail[named] + b".\r\n"
+            case "TOP":
+                return b"+OK\r\n" + self.mail[named].partition(b"\r\n\r\n")[0] + b"\r\n\r\n.\r\n"
+            case "DELE":
+                gone.add(named)
+            case "RSET":
+                gone.clear()
+        self.logins += word in ("PASS", "AUTH")
+        return b"+OK\r\n"
+
+
+class Home:
+    """Runs ``restante collect`` with one account; a server in front of it speaks TLS."""
+
+    def __init__(self, path: Path, tls: ssl.SSLContext, ca_file: Path) -> None:
+        self.path, self._tls, self._ca = path, tls, ca_file
+
+    def collect(self, server: Odd, limit: int | None = None, **options: Any) -> Outcome:
+        async def main() -> Outcome:
+            async with scripted(server, tls=self._tls) as (port, _):
+                return await self._run(port, limit, options)
+
+        return asyncio.run(main())
+
+    async def _run(self, port: int, limit: int | None, options: dict[str, Any]) -> Outcome:
+        values = {
+            "url": f"pop3s://127.0.0.1:{port}",
+            "user": "mrose",
+            "password": "tan staaf",
+            "ca_file": str(self._ca),
+            "to": f"maildir:{self.path}/Mail",
+            **options,
+        }
+        file = self.path / "restante.toml"
+        lines = [f"{key} = {config.toml(value)}" for key, value in values.items()]
+        file.write_text("\n".join(["[account.odd]", *lines, ""]))
+        file.chmod(0o600)
+        found = config.load(file, environment={"STATE_DIRECTORY": str(self.path / "state")})
+        account = found.account["odd"]
+        with closing(command.open_ledger(found)) as ledger:
+            return await command.sessions(found, "odd", account, ledger, limit=limit)
+
+    @property
+    def mail(self) -> list[bytes]:
+        return sorted(path.read_bytes() for path in (self.path / "Mail" / "new").iterdir())
+
+
+@pytest.fixture
+def home(tmp_path: Path, server_tls: ssl.SSLContext, certificate: tuple[Path, Path]) -> Home:
+    return Home(tmp_path, server_tls, certificate[0])
+
+
+def taken_once(home: Home, server: Odd, **options: Any) -> None:
+    """All of it at first, and nothing in the second run."""
+    wanted = sorted(server.mail.values())
+    assert home.collect(server, **options).stored == len(wanted)
+    assert home.mail == wanted
+    server.read.clear()
+    assert home.collect(server, **options).stored == 0
+    assert home.mail == wanted
+
+
+# What must be known beforehand
+
+
+def test_one_that_hangs_on_capa(home: Home) -> None:
+    server = Odd(answer=lambda said, usual: b"" if said == "CAPA" else usual)
+    taken_once(home, server, quirks=["no-capa", "add:UIDL"])
+
+
+def test_one_that_loses_commands_which_come_together(home: Home) -> None:
+    server = Odd(announced=("UIDL", "PIPELINING"), loses_commands=True)
+    taken_once(home, server, quirks="hide:PIPELINING")
+
+
+def test_one_that_removes_what_was_read(home: Home) -> None:
+    server = Odd(removes_what_was_read=True)
+    home.collect(server, quirks="reset-before-quit")
+    assert len(server.mail) == 3
+    home.collect(server, quirks="reset-before-quit", keep="none")
+    assert server.mail == {}
+    assert len(home.mail) == 3
+
+
+def refuses_initial_responses(said: str, usual: bytes) -> bytes:
+    if said.startswith("AUTH "):
+        return b"+ \r\n" if said == "AUTH PLAIN" else b"-ERR Protocol error. 10\r\n"
+    return usual
+
+
+@pytest.mark.parametrize("quirks", ["microsoft", "two-step-auth"])
+def test_one_that_takes_no_initial_response(home: Home, quirks: str) -> None:
+    server = Odd(announced=("UIDL", "SASL PLAIN"), answer=refuses_initial_responses)
+    taken_once(home, server, quirks=quirks)
+
+
+def test_such_a_one_without_its_quirk(home: Home) -> None:
+    with pytest.raises(LoginFailed, match="Protocol error"):
+        home.collect(Odd(announced=("UIDL", "SASL PLAIN"), answer=refuses_initial_responses))
+
+
+def test_one_that_wants_a_pause_between_logins_and_does_not_say_so(home: Home) -> None:
+    server = Odd()
+    home.collect(server, quirks="add:LOGIN-DELAY:60")
+    with pytest.raises(LoginTooSoon) as caught:
+        home.collect(server, quirks="add:LOGIN-DELAY:60")
+    assert exit_code(caught.value) == 75
+    assert server.logins == 1
+
+
+def test_one_that_answers_top_twice(home: Home) -> None:
+    """No stub is made of a header that would bring the session out of step."""
+    server = Odd({**MAIL, "large": large(5000)})
+    server.answer = lambda said, usual: usual * (1 + said.startswith("TOP"))
+    outcome = home.collect(server, quirks="hide:TOP", largest=4000, larger="stub")
+    assert (outcome.stored, outcome.stubs) == (3, 0)
+    assert "gives no headers" in outcome.skipped[0]
+
+
+def test_one_that_ends_lines_with_lf(home: Home) -> None:
+    server = Odd(answer=lambda _, usual: usual.replace(b"\r\n", b"\n"))
+    taken_once(home, server, quirks="bare-line-feeds")
+
+
+# Gmail lists some hundreds in a session, and hides what was read and left by QUIT
+
+
+@pytest.mark.parametrize("keep", ["all", "none"])
+def test_one_that_lists_its_mail_in_parts_is_emptied_in_one_run(home: Home, keep: str) -> None:
+    mail = {f"u{at}": f"Subject: {at}\r\n\r\n{at}\r\n".encode() for at in range(70)}
+    server = Odd(mail, part=25, announced=("UIDL", "PIPELINING"))
+    outcome = home.collect(server, quirks="gmail", keep=keep)
+    assert (outcome.stored, server.logins) == (70, 4)  # the last one lists nothing
+    assert home.mail == sorted(mail.values())
+    assert (len(server.mail), outcome.deleted) == ((70, 0) if keep == "all" else (0, 70))
+
+
+def test_no_more_parts_are_asked_for_than_may_be_fetched(home: Home) -> None:
+    mail = {f"u{at}": f"Subject: {at}\r\n\r\n{at}\r\n".encode() for at in range(70)}
+    server = Odd(mail, part=25)
+    assert home.collect(server, limit=30, quirks="gmail").stored == 30
+    assert server.logins == 2
+
+
+def test_where_nothing_changes_no_part_is_asked_for_again(home: Home) -> None:
+    """A server that forgets deletions, too: it would never come to an end."""
+    server = Odd(answer=lambda said, usual: b"+OK\r\n" if said[:4] == "DELE" else usual)
+    server.mail = _Unchanging(server.mail)
+    home.collect(server, quirks="in-parts", keep="none")
+    assert server.logins == 2
+    home.collect(server, quirks="in-parts", keep="none")
+    assert server.logins == 3
+
+
+class _Unchanging(dict[str, bytes]):
+    """What QUIT removes comes again."""
+
+    def items(self) -> Any:
+        return []
+
+    def __bool__(self) -> bool:
+        return True
+
+
+# What is survived without being told
+
+
+def listing(*lines: str) -> Callable[[str, bytes], bytes]:
+    octets = "\r\n".join(["+OK", *lines, ".", ""]).encode("latin-1")
+    return lambda said, usual: octets if said == "UIDL" else usual
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["+OK 1 one", "+OK 2 two", "+OK 3 three"],
+        ["1   one", "2\t two", "3    three"],
+        ["3 three", "1 one", "2 two"],
+        ["1 " + "x" * 200, "2 a b c", "3 \xe9\xff"],
+        ["1 same", "2 same", "3 same"],
+        ["1 ", "2", "3 three"],
+        ["1 one", "3 three"],
+    ],
+    ids=["status", "spaces", "disorder", "long", "equal", "blank", "gap"],
+)
+def test_odd_listings(home: Home, lines: Sequence[str]) -> None:
+    taken_once(home, Odd(answer=listing(*lines)))
+
+
+def test_sizes_that_lie(home: Home) -> None:
+    def answer(said: str, usual: bytes) -> bytes:
+        return b"+OK\r\n1 1\r\n2 99999\r\n3 0\r\n.\r\n" if said == "LIST" else usual
+
+    taken_once(home, Odd(answer=answer, announced=("UIDL", "PIPELINING")))
+
+
+def test_a_message_that_is_listed_and_not_given(home: Home) -> None:
+    def answer(said: str, usual: bytes) -> bytes:
+        return b"-ERR cannot open it\r\n" if said == "RETR 2" else usual
+
+    outcome = home.collect(Odd(answer=answer))
+    assert (outcome.stored, outcome.refused) == (2, ["message 2: cannot open it"])
+
+
+def test_no_unique_ids_at_all(home: Home) -> None:
+    def answer(said: str, usual: bytes) -> bytes:
+        return b"-ERR what?\r\n" if said in ("UIDL", "CAPA") else usual
+
+    taken_once(home, Odd(answer=answer))
+
+
+def test_a_challenge_that_says_ok(home: Home) -> None:
+    def answer(said: str, usual: bytes) -> bytes:
+        return b"+OK\r\n" if said.startswith("AUTH ") else usual
+
+    taken_once(home, Odd(announced=("UIDL", "SASL PLAIN"), answer=answer), quirks="two-step-auth")
+
+
+@pytest.mark.parametrize(
+    ("quirks", "said", "text"),
+    [
+        ("auto", "PASS", b"-ERR maildrop already locked\r\n"),
+        ("gmail", "UIDL", b"-ERR Lockdown in sector 4\r\n"),
+        ("netease", "LIST", b"-ERR Download exceed\r\n"),
+    ],
+)
+def test_trouble_that_passes_is_told_as_such(
+    home: Home, quirks: str, said: str, text: bytes
+) -> None:
+    server = Odd(answer=lambda command, usual: text if command.startswith(said) else usual)
+    with pytest.raises((CommandFailed, LoginFailed)) as caught:
+        home.collect(server, quirks=quirks)
+    assert exit_code(caught.value) == 75
+
+
+def test_a_quirk_that_there_is_not_is_a_mistake_in_the_file(home: Home) -> None:
+    with pytest.raises(Exception, match="quirks: wants auto, gmail"):
+        home.collect(Odd(), quirks="gmial")
