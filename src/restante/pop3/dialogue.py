@@ -334,9 +334,9 @@ class Dialogue:
 
         def take(line: bytes) -> None:
             match = _UNIQUE.fullmatch(line.rstrip(b" "))
-            if match is None:
-                return  # a blank unique-id is none
-            if len(match[2]) > _MAX_UNIQUE_ID or not found.name(int(match[1]), match[2]):
+            if match is None or len(match[2]) > _MAX_UNIQUE_ID:
+                return  # a blank unique-id is none, nor is one that only fills memory
+            if not found.name(int(match[1]), match[2]):
                 raise self.lost("UIDL was answered with impossible lines", ProtocolBroken)
 
         try:
