@@ -781,6 +781,12 @@ class Account:
     logins_per_hour: int = option(
         0, "More are not tried, also when they would fail; 0 has no limit.", number
     )
+    deadline: float = option(
+        "2h",
+        "How long one session may last; the next goes on where it ended. What a server says in "
+        "drops would never end.",
+        at_least(1, duration, "a login takes its time"),
+    )
     every: float = option(
         "5min",
         "The least time between sessions with --watch, or when logins ask for them; the server may "

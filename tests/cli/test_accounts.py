@@ -15,6 +15,7 @@ import pytest
 from restante import config
 from restante.cli.collect import policy_of
 from restante.collect.plan import Budget
+from restante.testing_hostile import PASSWORD, Attack, HostileServer
 
 MESSAGE = b"Subject: one\n\nhello\n"
 
@@ -262,6 +263,25 @@ def test_one_bad_account_does_not_stop_the_others(shell: Shell, server: dict[str
 
 
 @pytest.mark.slow
+def test_a_session_has_a_deadline(shell: Shell) -> None:
+    """However much a server has to say."""
+    with HostileServer(Attack(what="", says={"UIDL": None})) as server:
+        control = shell.home / "restante.toml"
+        control.write_text(
+            f"""[account.isp]
+url = "pop3s://localhost:{server.port}"
+user = "ann"
+password = "{PASSWORD}"
+ca_file = "{server.ca_file}"
+to = "maildir:{shell.home}/Mail"
+deadline = "1s"
+"""
+        )
+        control.chmod(0o600)
+        done = shell.run("-c", str(control), "collect", "isp")
+    assert (done.returncode, done.stderr) == (os.EX_TEMPFAIL, b"isp: the deadline is over\n")
+
+
 def test_watching_ends_when_told(shell: Shell, server: dict[str, object]) -> None:
     deliver(server)
     add(shell, server, f"maildir:{shell.home}/Mail")

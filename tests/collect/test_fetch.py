@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from restante.cli.main import main as restante
+from restante.collect import collector
 from restante.collect.collector import Account, Outcome, collect
 from restante.collect.destinations import open_destination
 from restante.collect.ledger import Ledger
@@ -43,13 +44,15 @@ async def run_fetch(
     *,
     keep: bool = False,
     limit: int | None = None,
+    largest: int | None = None,
     ledger: Ledger | None = None,
     **options: Any,
 ) -> Outcome:
     """As the command does, but without TLS."""
     url = f"pop3://127.0.0.1:{port}"
     log_in = partial(connect, url, user="mrose", password="tan staaf", tls=NONE, context=UNUSED)
-    account = Account("a", log_in, Policy(keep=None if keep else 0.0, limit=limit))
+    policy = Policy(keep=None if keep else 0.0, limit=limit, largest=largest)
+    account = Account("a", log_in, policy)
     with closing(open_destination(to)) as destination, closing(Ledger(None)) as forgetful:
         return await collect(
             account, ledger or forgetful, destination, adopt_present=True, **options
@@ -209,6 +212,29 @@ def test_a_refused_message_stays(tmp_path: Path) -> None:
         assert peers[0].heard[-1] == b"QUIT"
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(("largest", "room"), [(30, 0), (None, 10)])
+def test_what_grows_far_beyond_its_size_is_given_up(
+    largest: int | None, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message without end would fill the disk; those behind one that has an end are fetched."""
+    monkeypatch.setattr(collector, "_ROOM", room)
+    answers = {
+        b"LIST": b"+OK\r\n1 10\r\n2 10\r\n.\r\n",
+        b"RETR 1": b"+OK\r\n" + b"x" * 31 + b"\r\n.\r\n",
+        b"RETR 2": b"+OK\r\n" + b"y" * 28 + b"\r\n.\r\n",
+    }
+
+    async def main() -> None:
+        async with scripted(answering(answers)) as (port, peers):
+            outcome = await run_fetch(port, str(tmp_path), largest=largest)
+        assert outcome.refused == ["message 1: announced as 10 octets, longer than 30"]
+        assert (outcome.stored, outcome.deleted) == (1, 1)
+        assert b"DELE 1" not in peers[0].heard
+
+    asyncio.run(main())
+    assert files(tmp_path) == [b"y" * 28 + b"\r\n"]
 
 
 @pytest.mark.parametrize("is_pipelined", [False, True])

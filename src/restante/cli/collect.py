@@ -281,9 +281,10 @@ async def connected(found: Configuration, name: str, account: Account) -> AsyncI
     else:
         fetch = partial(secrets.fetch, account.password, f"account.{name}.password")
         options["password"] = await asyncio.to_thread(fetch)
+    connect_in_time = partial(connect, deadline=account.deadline)
     async with AsyncExitStack() as stack:
         try:
-            client = await stack.enter_async_context(connect(account.url, **options))
+            client = await stack.enter_async_context(connect_in_time(account.url, **options))
         except LoginFailed as error:
             secret = options.get("password", "")
             if secret and secret in error.text:  # some servers say what was wrong, to the letter
@@ -293,7 +294,7 @@ async def connected(found: Configuration, name: str, account: Account) -> AsyncI
                 raise
             # What seemed good may have been taken back: once more with a new one.
             options["token"] = partial(oauth.fresh, found, name, account, renew=True)
-            client = await stack.enter_async_context(connect(account.url, **options))
+            client = await stack.enter_async_context(connect_in_time(account.url, **options))
         yield client
 
 

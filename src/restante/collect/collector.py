@@ -48,6 +48,7 @@ _GROUP = 256  # messages between two commits of the ledger, where repeating one 
 _IN_MEMORY = 2**20  # octets of a message that must be seen whole before it is stored
 _PIECE = 65_536  # octets
 _DELETE_AT_ONCE = 1000  # messages
+_ROOM = 2**30  # octets that a message may have beyond what was announced: some servers guess
 _UNKNOWN = b""  # in place of the digest of what an earlier program run stored
 
 Progress = Callable[[Sequence[Message], int], None]
@@ -283,14 +284,23 @@ class _Session:
                 await self._write_down()
                 self._intend(fetches[at : at + group])
             self._came = replace(self._came, messages=self._came.messages + 1)
-            await self._take(fetches[at], self._counted(body))
+            await self._take(fetches[at], self._counted(fetches[at].message, body))
             at += 1
         await self._write_down()
         await self._write_down()  # and the last group
 
-    async def _counted(self, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+    async def _counted(self, message: Message, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+        """
+        Raises:
+            MessageRefused: much more came than was announced, or than is wanted.
+        """
+        largest, octets = self._account.policy.largest or 0, 0
+        most = largest if message.size <= largest else 2 * message.size + _ROOM
         async for piece in body:
+            octets += len(piece)
             self._came = replace(self._came, octets=self._came.octets + len(piece))
+            if octets > most:
+                raise MessageRefused(f"announced as {message.size} octets, longer than {most}")
             yield piece
 
     def _write_use_down(self) -> None:
@@ -308,7 +318,7 @@ class _Session:
         """Begin to make the group durable; the one before it is, on return."""
         safe, self._safe = self._safe, []
         if self._writing is not None:
-            await self._writing
+            await asyncio.shield(self._writing)  # the deadline must not leave it half done
             self._writing = None
         if safe:
             destination = self._destination
@@ -428,7 +438,7 @@ class _Session:
     async def _header(self, message: Message) -> bytes:
         found = bytearray()
         self._came = replace(self._came, messages=self._came.messages + 1)
-        async for piece in self._counted(self._client.top(message)):
+        async for piece in self._counted(message, self._client.top(message)):
             if len(found) < LONGEST_HEADER:  # what is too long is read, or nothing more could be
                 found += piece
             self.outcome.octets += len(piece)
