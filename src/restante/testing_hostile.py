@@ -320,7 +320,8 @@ class HostileServer:
         verb, _, argument = text.partition(" ")
         keys = (text.upper(), verb.upper() if text != "greeting" else text, "+")
         is_response = re.fullmatch(r"[A-Za-z0-9+/=]+", text) and verb.upper() not in _VERBS
-        for key in keys if is_response else keys[:2]:
+        is_line = verb.upper() in ("LIST", "UIDL") and argument
+        for key in keys if is_response else keys[: 1 if is_line else 2]:
             if key in self.attack.says:
                 says = self.attack.says[key]
                 return says(command) if callable(says) else says
@@ -332,6 +333,8 @@ class HostileServer:
                 return self._honest[key]
             case "LIST" | "UIDL" if not argument:
                 return self._honest[key]
+            case "LIST" | "UIDL" if there:
+                return self._line(key, number)
             case "RETR" | "TOP" if there:
                 return _message(self.attack.messages[number - 1])
             case "DELE" if there:
@@ -343,6 +346,13 @@ class HostileServer:
             case "USER" | "PASS" | "NOOP" | "QUIT":
                 return b"+OK\r\n"
         return b"-ERR\r\n"
+
+    def _line(self, verb: str, number: int) -> bytes:
+        """One line of a listing, with whatever it lies."""
+        said = self.attack.says.get(verb, self._honest[verb])
+        lines = said.split(b"\r\n") if isinstance(said, bytes) else []
+        found = next((each for each in lines if each.split(b" ")[0] == b"%d" % number), None)
+        return b"-ERR\r\n" if found is None else b"+OK " + found + b"\r\n"
 
 
 _VERBS = frozenset(
