@@ -269,6 +269,15 @@ class _Session:
         try:
             await self._fetch_all(fetches)
         finally:
+            await self._settle()
+
+    async def _settle(self) -> None:
+        """All that came whole is known, also after an error: or a line that breaks before the end
+        of a group would bring nothing, ever."""
+        try:
+            await self._write_down()
+            await self._write_down()  # and the last group
+        finally:
             if self._writing is not None:  # its files and the ledger are in use
                 await asyncio.gather(self._writing, return_exceptions=True)
 
@@ -286,8 +295,6 @@ class _Session:
             self._came = replace(self._came, messages=self._came.messages + 1)
             await self._take(fetches[at], self._counted(fetches[at].message, body))
             at += 1
-        await self._write_down()
-        await self._write_down()  # and the last group
 
     async def _counted(self, message: Message, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
         """
