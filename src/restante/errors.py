@@ -294,8 +294,9 @@ class LoginWithheld(ClientError):
     """
 
     def __init__(self, account: str, refusals: int, seconds: float) -> None:
+        often = "once" if refusals == 1 else f"{refusals} times"
         super().__init__(
-            f"the login was refused {refusals} times; the next try is in {seconds:.0f} s; "
+            f"the login was refused {often}; the next try is in {seconds:.0f} s; "
             f"at once: restante account test {account}"
         )
         self.seconds = seconds

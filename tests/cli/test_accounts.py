@@ -100,14 +100,14 @@ def add(shell: Shell, server: dict[str, object], to: str, *words: str) -> str:
 
 def test_story_of_an_account(shell: Shell, server: dict[str, object]) -> None:
     deliver(server)
-    assert add(shell, server, f"maildir:{shell.home}/Mail") == "isp: 1 messages (23 octets)\n"
+    assert add(shell, server, f"maildir:{shell.home}/Mail") == "isp: 1 message (23 octets)\n"
     (written,) = (shell.home / "config" / "restante" / "conf.d").iterdir()
     assert written.stat().st_mode & 0o777 == 0o600
-    assert shell.ok("account", "test", "isp") == "isp: 1 messages (23 octets)\n"
+    assert shell.ok("account", "test", "isp") == "isp: 1 message (23 octets)\n"
     # Nothing is said of a dry run's effects but what would be.
     shell.ok("collect", "isp", "--dry-run")
     assert list((shell.home / "Mail" / "new").iterdir()) == []
-    assert shell.ok("collect", "isp") == "isp: 1 messages stored (23 octets)\n"
+    assert shell.ok("collect", "isp") == "isp: 1 message stored (23 octets)\n"
     (stored,) = (shell.home / "Mail" / "new").iterdir()
     assert stored.read_bytes() == MESSAGE.replace(b"\n", b"\r\n")
     # Cron hears nothing when nothing came.
@@ -157,7 +157,7 @@ def test_adopted_mail_is_not_fetched_and_not_deleted(
 ) -> None:
     deliver(server)
     add(shell, server, f"maildir:{shell.home}/Mail", "--keep", "none")
-    assert shell.ok("account", "adopt", "isp") == "isp: 1 messages are marked as taken\n"
+    assert shell.ok("account", "adopt", "isp") == "isp: 1 message marked as taken\n"
     outcome = json.loads(shell.ok("--json", "collect", "isp"))
     assert (outcome["stored"], outcome["deleted"]) == (0, 0)
 
@@ -185,8 +185,10 @@ def test_a_refused_password_is_tried_again_by_hand(shell: Shell, server: dict[st
     done = shell.run("collect", "isp")
     assert done.returncode == 77
     assert b"at once: restante account test isp" in done.stderr
+    shown = shell.ok("account", "show", "isp")
+    assert "1 session failed since 2" in shown
     shell.ok("account", "test", "isp")
-    assert shell.ok("collect", "isp") == "isp: 1 messages stored (23 octets)\n"
+    assert shell.ok("collect", "isp") == "isp: 1 message stored (23 octets)\n"
 
 
 @pytest.mark.slow
@@ -258,7 +260,7 @@ def test_one_bad_account_does_not_stop_the_others(shell: Shell, server: dict[str
     add(shell, server, f"maildir:{shell.home}/Mail")
     done = shell.run("collect", "--all")
     assert done.returncode == 75  # nobody listens there now
-    assert b"isp: 1 messages stored" in done.stdout
+    assert b"isp: 1 message stored" in done.stdout
     assert b"dead: 127.0.0.1" in done.stderr
 
 
@@ -291,7 +293,7 @@ def test_watching_ends_when_told(shell: Shell, server: dict[str, object]) -> Non
         env=shell.environment,
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == b"isp: 1 messages stored (23 octets)\n"
+    assert process.stdout.readline() == b"isp: 1 message stored (23 octets)\n"
     process.terminate()
     assert process.wait(20) == 0
     process.stdout.close()

@@ -79,13 +79,13 @@ def test_unique_ids_that_stand_twice_or_are_missing_tell_nothing() -> None:
 
 
 def test_too_large_is_left_and_told() -> None:
-    reason = f"larger than 99 octets; to have it: --whole {short_name(ONE)}"
+    reason = f"100 octets, more than 99; to have it: --whole {short_name(ONE)}"
     assert steps([ONE], {}, Policy(largest=99)) == [Skip(ONE, reason)]
     assert steps([ONE], {}, Policy(largest=100)) == [Fetch(ONE, "u")]
     nameless = Message(1, None, 100)
     for stubs in (False, True):  # a stub of it could not be known again
         assert steps([nameless], {}, Policy(largest=99, stubs=stubs)) == [
-            Skip(nameless, "larger than 99 octets")
+            Skip(nameless, "100 octets, more than 99")
         ]
 
 
@@ -158,7 +158,7 @@ def test_a_budget_is_for_all_sessions_of_a_day(
 def test_what_no_day_has_room_for_is_told_and_keeps_nothing_else_waiting() -> None:
     listing = [Message(1, "u1", 100), Message(2, "u2", 10)]
     found = list(plan(listing, {}, Policy(budget=Budget(octets=99)), NOW, Used()))
-    reason = "larger than the 99 octets of a day"
+    reason = "100 octets, more than the 99 of a day"
     assert found == [Skip(listing[0], reason), Fetch(listing[1], "u2")]
 
 

@@ -19,6 +19,7 @@ from .. import config
 from ..config import Account, Configuration, Secret
 from ..errors import ConfigurationError, LoginFailed, UnsafeArgument
 from . import collect, common, oauth
+from .telling import counted
 
 if TYPE_CHECKING:
     from ..collect.ledger import Ledger
@@ -154,16 +155,20 @@ def list_(options: argparse.Namespace) -> int:
 
 
 def show(options: argparse.Namespace) -> int:
+    from ..collect.health import Health
+
     found, account = _one(options)
     with closing(collect.open_ledger(found)) as ledger:
         row = _row(found, options.name, account)
         row |= {"on_server": ledger.expected(options.name)}
         row |= {"last_success": ledger.last_success(options.name)}
+        state = Health(ledger).state(options.name)
+        row |= {"failures": state.failures, "failing_since": state.failing_since}
     if options.json:
         common.print_json("account-show", **row)
         return os.EX_OK
     at = row["last_success"]
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(float(str(at)))) if at else "never"
+    when = _when(float(str(at))) if at else "never"
     print(f"{options.name}: {account.user} at {account.url}")
     print(f"  to        {account.to}\n  keeps     {account.keep}")
     if account.oauth.provider:
@@ -171,7 +176,13 @@ def show(options: argparse.Namespace) -> int:
     else:
         print(f"  password  {_origin(account.password)}")
     print(f"  taken and not deleted there: {row['on_server']}\n  last success: {when}")
+    if state.failing_since is not None:
+        print(f"  {counted(state.failures, 'session')} failed since {_when(state.failing_since)}")
     return os.EX_OK
+
+
+def _when(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
 
 
 def _row(found: Configuration, name: str, account: Account) -> dict[str, object]:
@@ -223,7 +234,7 @@ def _try(found: Configuration, name: str, account: Account, options: argparse.Na
     if options.json:
         common.print_json("account-test", name=name, messages=count, octets=octets)
     else:
-        print(f"{name}: {count} messages ({octets} octets)")
+        print(f"{name}: {counted(count, 'message')} ({counted(octets, 'octet')})")
     return os.EX_OK
 
 
@@ -250,7 +261,7 @@ def adopt(options: argparse.Namespace) -> int:
     if options.json:
         common.print_json("account-adopt", name=options.name, messages=len(listing))
     else:
-        print(f"{options.name}: {len(listing)} messages are marked as taken")
+        print(f"{options.name}: {counted(len(listing), 'message')} marked as taken")
     return os.EX_OK
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -15,11 +14,16 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..config import Account, Configuration, duration
-from ..errors import LoginFailed, LoginWithheld, RestanteError, UnsafeArgument
+from ..errors import (
+    LoginFailed,
+    LoginWithheld,
+    RestanteError,
+    TemporaryFailure,
+    UnsafeArgument,
+)
 from ..log import printable
 from ..pop3 import quirks
-from . import common, oauth, secrets
-from .fetch import progress_bar
+from . import common, oauth, secrets, telling
 
 if TYPE_CHECKING:
     from ..collect.collector import Outcome
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from ..collect.plan import Budget, Policy
     from ..net.client import Client
     from ..net.remote import Options
+    from .telling import Bars
 
 _AT_ONCE = 4  # accounts
 # Of several accounts the gravest decides.
@@ -61,7 +66,12 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="take this message however large it is, as its stub or an earlier run names it; all",
     )
     parser.add_argument("--watch", action="store_true", help="go on until told to stop")
-    parser.add_argument("-P", "--progress", action="store_true", help="show a bar")
+    parser.add_argument(
+        "-P",
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="bars on a terminal, as without --json and --watch",
+    )
     parser.add_argument(
         "--fail-if-empty", action="store_true", help="exit code 1 when nothing new came"
     )
@@ -73,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     found = common.configuration(options)
     accounts = chosen(found, options.name, everything=options.all)
     with closing(open_ledger(found)) as ledger:
-        run_all = _watch if options.watch else _once
+        run_all = _watch if options.watch else _stoppable
         results = asyncio.run(run_all(options, found, accounts, ledger))
     codes = [common.exit_code(each) if isinstance(each, BaseException) else 0 for each in results]
     stored = sum(each.stored for each in results if not isinstance(each, BaseException))
@@ -103,39 +113,84 @@ def open_ledger(found: Configuration) -> Ledger:
     return Ledger(found.state / "ledger.sqlite3")
 
 
+class _Stopped(TemporaryFailure):
+    """By a signal."""
+
+    def __init__(self) -> None:
+        super().__init__("stopped; what is stored is safe and known, and the rest comes next time")
+
+
+async def _stoppable(
+    options: argparse.Namespace,
+    found: Configuration,
+    accounts: Mapping[str, Account],
+    ledger: Ledger,
+) -> Sequence[Outcome | BaseException]:
+    """
+    Raises:
+        _Stopped: by SIGTERM or SIGINT.
+    """
+    work = asyncio.ensure_future(_once(options, found, accounts, ledger))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, work.cancel)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        raise _Stopped from None
+
+
 async def _once(
     options: argparse.Namespace,
     found: Configuration,
     accounts: Mapping[str, Account],
     ledger: Ledger,
 ) -> Sequence[Outcome | BaseException]:
+    """A session with each account, some at a time; each is told as it ends."""
     free = asyncio.Semaphore(_AT_ONCE)
+    is_wanted = options.progress
+    if is_wanted is None:
+        is_wanted = not (options.json or options.watch)
 
-    async def one(name: str, account: Account) -> Outcome:
+    async def one(name: str, account: Account, bars: Bars) -> Outcome:
         def complain(text: str) -> None:
             common.say(printable(f"{name}: nobody could be told: {text}"))
 
-        async with free:
-            working = sessions(
-                found,
-                name,
-                account,
-                ledger,
-                limit=options.limit,
-                whole=options.whole,
-                again=options.again,
-                dry_run=options.dry_run,
-                progress=options.progress,
-            )
-            if options.dry_run:
-                return await working
-            return await noted(found, name, account, ledger, working, complain)
+        working = sessions(
+            found,
+            name,
+            account,
+            ledger,
+            limit=options.limit,
+            whole=options.whole,
+            again=options.again,
+            dry_run=options.dry_run,
+            bars=bars,
+        )
+        if options.dry_run:
+            return await working
+        return await noted(found, name, account, ledger, working, complain)
 
-    work = (one(name, account) for name, account in accounts.items())
-    results = await asyncio.gather(*work, return_exceptions=True)
-    for name, result in zip(accounts, results, strict=True):
-        _tell(options, name, result)
+    async def told(name: str, account: Account, bars: Bars) -> Outcome | BaseException:
+        result: Outcome | BaseException
+        async with free:
+            try:
+                result = await one(name, account, bars)
+            except (RestanteError, OSError) as error:
+                result = error
+        telling.tell(options, name, result)
+        return result
+
+    with telling.bars(wanted=is_wanted) as bars:
+        work = (told(name, account, bars) for name, account in accounts.items())
+        results = await asyncio.gather(*work, return_exceptions=True)
+    if bug := next((each for each in results if not _is_expected(each)), None):
+        assert isinstance(bug, BaseException)
+        raise bug
     return results
+
+
+def _is_expected(result: Outcome | BaseException) -> bool:
+    return not isinstance(result, BaseException) or isinstance(result, RestanteError | OSError)
 
 
 async def _watch(
@@ -208,7 +263,7 @@ async def session(
     whole: Sequence[str] = (),
     again: str = "stop",
     dry_run: bool = False,
-    progress: bool = False,
+    bars: Bars = telling.no_bar,
 ) -> Outcome:
     """One session with one account."""
     from ..collect import collector
@@ -218,7 +273,7 @@ async def session(
     )
     with (
         closing(await asyncio.to_thread(open_destination, found, name, account)) as destination,
-        progress_bar(wanted=progress) as show,
+        bars(name) as show,
     ):
         return await collector.collect(
             remote,
@@ -362,54 +417,3 @@ def open_destination(found: Configuration, name: str, account: Account) -> Desti
 def _token(found: Configuration, name: str, account: Account) -> Callable[[bool], str]:
     there, its = oauth.at_destination(name, account)
     return lambda renew: oauth.token(found, there, its, renew=renew)
-
-
-def _tell(options: argparse.Namespace, name: str, result: Outcome | BaseException) -> None:
-    """A line for an account where something came or failed; silence is good news."""
-    if isinstance(result, BaseException):
-        if not isinstance(result, RestanteError | OSError):
-            raise result
-        if options.json:
-            code = common.exit_code(result)
-            common.print_json("collect", account=name, error=str(result), exit_code=code)
-        else:
-            common.say(printable(f"{name}: {result}"))
-        return
-    if options.json:
-        common.print_json(
-            "collect",
-            account=name,
-            stored=result.stored,
-            octets=result.octets,
-            stubs=result.stubs,
-            known=result.known,
-            in_doubt=result.in_doubt,
-            later=result.later,
-            deleted=result.deleted,
-            unverified=result.unverified,
-            skipped=result.skipped,
-            refused=result.refused,
-        )
-        return
-    for text in (*result.skipped, *result.refused):
-        common.say(printable(f"{name}: {text}"))
-    if result.stored or result.stubs or result.deleted or result.unverified or sys.stdout.isatty():
-        print(_line(name, result, dry_run=options.dry_run))
-
-
-def _line(name: str, result: Outcome, *, dry_run: bool) -> str:
-    would = "would be " if dry_run else ""
-    words = [f"{result.stored} messages {would}stored ({result.octets} octets)"]
-    if result.stubs:
-        words.append(f"{result.stubs} headers {would}stored of what is too large")
-    if result.known:
-        words.append(f"{result.known} were here already")
-    if result.in_doubt:
-        words.append(f"{result.in_doubt} maybe twice, after a crash")
-    if result.deleted:
-        words.append(f"{result.deleted} {would}deleted on the server")
-    if result.later:
-        words.append(f"{result.later} left for later: the limit or the budget is used up")
-    if result.unverified:
-        words.append(f"{result.unverified} kept there: the copy here is not what came")
-    return f"{name}: " + ", ".join(words)

@@ -185,7 +185,7 @@ def halves(fingerprint: str) -> tuple[str, str]:
 
 def print_json(verb: str, **values: Any) -> None:
     """One object; every verb's has a schema."""
-    print(json.dumps({"schema": f"restante/{verb}/1", **values}))
+    print(json.dumps({"schema": f"restante/{verb}/1", **values}), flush=True)
 
 
 def confirm(question: str, options: argparse.Namespace) -> bool:

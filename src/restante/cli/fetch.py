@@ -6,8 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
 from getpass import getpass
 from pathlib import Path
@@ -16,12 +15,11 @@ from urllib.parse import unquote, urlsplit
 
 from ..errors import UnsafeArgument
 from ..log import printable
-from . import common
+from . import common, telling
 from .user import first_line
 
 if TYPE_CHECKING:
     from ..collect.collector import Outcome
-    from ..pop3.listing import Message
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -92,29 +90,10 @@ async def _fetch(options: argparse.Namespace, name: str, user: str, password: st
     with (
         closing(open_destination(options.to)) as destination,
         closing(Ledger(None)) as ledger,
-        progress_bar() as progress,
+        telling.bars() as bars,
+        bars("fetching") as progress,
     ):
         return await collect(account, ledger, destination, adopt_present=True, progress=progress)
-
-
-@contextmanager
-def progress_bar(*, wanted: bool = True) -> Iterator[Callable[[Sequence[Message], int], None]]:
-    """A bar on a terminal, and silence elsewhere."""
-    if not wanted or not sys.stderr.isatty():
-        yield lambda messages, octets: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("fetching"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def show(messages: Sequence[Message], octets: int) -> None:
-            total = sum(message.size for message in messages) if messages else None
-            bar.update(task, total=total, advance=octets)
-
-        yield show
 
 
 def _report(options: argparse.Namespace, outcome: Outcome) -> None:
@@ -133,4 +112,5 @@ def _report(options: argparse.Namespace, outcome: Outcome) -> None:
     present = outcome.present + outcome.known
     here = f", {present} were here already" if present else ""
     gone = f", {outcome.deleted} deleted on the server" if outcome.deleted else ""
-    print(f"{outcome.stored} messages stored ({outcome.octets} octets){here}{gone}")
+    stored, octets = telling.counted(outcome.stored, "message"), outcome.octets
+    print(f"{stored} stored ({telling.counted(octets, 'octet')}){here}{gone}")

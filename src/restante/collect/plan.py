@@ -160,7 +160,7 @@ def plan(
             stub = taken.get(stub_key(key)) if key is not None else None
             if not policy.stubs or key is None:
                 name = f"; to have it: --whole {short_name(message)}" if key is not None else ""
-                yield Skip(message, f"larger than {policy.largest} octets{name}")
+                yield Skip(message, f"{message.size} octets, more than {policy.largest}{name}")
             elif stub is None or stub.at is None:
                 has_room = room.takes(_HEADER)
                 yield (
@@ -169,7 +169,8 @@ def plan(
                     else Later(message)
                 )
         elif policy.budget.octets is not None and message.size > policy.budget.octets:
-            yield Skip(message, f"larger than the {policy.budget.octets} octets of a day")
+            reason = f"{message.size} octets, more than the {policy.budget.octets} of a day"
+            yield Skip(message, reason)
         elif room.takes(message.size):
             yield Fetch(message, key, was_begun=known is not None)
         else:

@@ -1,0 +1,138 @@
+"""What ``fetch`` and ``collect`` show: bars on a terminal, a line for what came, JSON."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+from ..errors import RestanteError
+from ..log import printable
+from . import common
+
+if TYPE_CHECKING:
+    from ..collect.collector import Outcome
+    from ..collect.collector import Progress as Told
+    from ..pop3.listing import Message
+
+    Bars = Callable[[str], AbstractContextManager[Told]]
+    """Gives something of that name a bar."""
+
+
+def no_bar(name: str) -> AbstractContextManager[Told]:
+    return nullcontext(lambda messages, octets: None)
+
+
+@contextmanager
+def bars(*, wanted: bool = True) -> Iterator[Bars]:
+    """Bars below each other on a terminal, and none elsewhere."""
+    if not wanted or not sys.stderr.isatty():
+        yield no_bar
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(20),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[what]}"),
+    )
+    with Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # a file gets the results as they are
+    ) as shown:
+
+        @contextmanager
+        def bar(name: str) -> Iterator[Told]:
+            task = shown.add_task(name, total=None, what="")
+
+            def show(messages: Sequence[Message], octets: int) -> None:
+                if messages:
+                    total = sum(message.size for message in messages)
+                    shown.update(task, total=total, what=counted(len(messages), "message"))
+                shown.update(task, advance=octets)
+
+            try:
+                yield show
+            finally:
+                shown.remove_task(task)
+
+        yield bar
+
+
+def counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def tell(options: argparse.Namespace, name: str, result: Outcome | BaseException) -> None:
+    """A line for an account where something came or failed; silence is good news."""
+    if isinstance(result, BaseException):
+        _tell_error(options, name, result)
+    elif options.json:
+        common.print_json(
+            "collect",
+            account=name,
+            stored=result.stored,
+            octets=result.octets,
+            stubs=result.stubs,
+            known=result.known,
+            in_doubt=result.in_doubt,
+            later=result.later,
+            deleted=result.deleted,
+            unverified=result.unverified,
+            skipped=result.skipped,
+            refused=result.refused,
+        )
+    else:
+        for text in (*result.skipped, *result.refused):
+            common.say(printable(f"{name}: {text}"))
+        came = result.stored or result.stubs or result.deleted or result.unverified
+        if came or sys.stdout.isatty():
+            print(_line(name, result, dry_run=options.dry_run), flush=True)
+
+
+def _tell_error(options: argparse.Namespace, name: str, error: BaseException) -> None:
+    from ..collect.collector import LoginTooSoon
+
+    if not isinstance(error, RestanteError | OSError):
+        raise error
+    if options.json:
+        code = common.exit_code(error)
+        common.print_json("collect", account=name, error=str(error), exit_code=code)
+    elif sys.stderr.isatty() or not isinstance(error, LoginTooSoon):  # that is as it should be
+        common.say(printable(f"{name}: {common.describe(error)}"))
+
+
+def _line(name: str, result: Outcome, *, dry_run: bool) -> str:
+    would = "would be " if dry_run else ""
+    words = []
+    if result.stored:
+        octets = counted(result.octets, "octet")
+        words.append(f"{counted(result.stored, 'message')} {would}stored ({octets})")
+    if result.stubs:
+        words.append(f"{counted(result.stubs, 'header')} {would}stored of what is too large")
+    if result.known:
+        words.append(f"{result.known} were here already")
+    if result.in_doubt:
+        words.append(f"{result.in_doubt} maybe twice, after a crash")
+    if result.deleted:
+        words.append(f"{result.deleted} {would}deleted on the server")
+    if result.later:
+        words.append(f"{result.later} left for later: the limit or the budget is used up")
+    if result.unverified:
+        words.append(f"{result.unverified} kept there: the copy here is not what came")
+    return f"{name}: " + (", ".join(words) or "nothing new")

@@ -1,0 +1,160 @@
+"""What `restante collect` shows: bars on a terminal, silence in cron, a line of JSON for each."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from restante.testing import Pop3Server
+
+from .conftest import Restante, started
+
+MESSAGE = b"Subject: one\n\nhello\n"
+
+
+@pytest.fixture
+def server() -> Iterator[Pop3Server]:
+    with Pop3Server(users={"ann": "pw", "bob": "pw"}, sasl=()) as running:
+        yield running
+
+
+@pytest.fixture
+def configured(home: Path, server: Pop3Server) -> Path:
+    """Two accounts, ann and bob."""
+    path = home / "config" / "restante" / "restante.toml"
+    path.parent.mkdir(parents=True)
+    path.touch(0o600)
+    for name in ("ann", "bob"):
+        with path.open("a") as file:
+            file.write(
+                f'[account.{name}]\nurl = "pop3s://localhost:{server.port}"\nuser = "{name}"\n'
+                f'password = "pw"\nca_file = "{server.ca_file}"\nto = "maildir:{home}/{name}"\n'
+            )
+    return path
+
+
+def extend(path: Path, line: str) -> None:
+    """To the last account, bob."""
+    path.write_text(path.read_text() + line + "\n")
+
+
+def stored(home: Path, name: str) -> int:
+    return len(list((home / name / "new").glob("*")))
+
+
+def test_cron_hears_what_came_and_nothing_else(
+    home: Path, configured: Path, server: Pop3Server, restante: Restante
+) -> None:
+    server.deliver("ann", MESSAGE)
+    done = restante("collect", "--all")
+    assert (done.code, done.out, done.err) == (0, "ann: 1 message stored (23 octets)\n", "")
+    done = restante("collect", "--all")
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def test_a_wish_of_the_server_is_no_news(
+    home: Path, configured: Path, server: Pop3Server, restante: Restante
+) -> None:
+    """The exit code says that nothing was asked; cron writes nobody for that."""
+    extend(configured, "logins_per_hour = 1")
+    assert restante("collect", "bob").code == 0
+    done = restante("collect", "bob")
+    assert (done.code, done.out, done.err) == (75, "", "")
+    done = restante("--json", "collect", "bob")
+    assert "the next login is allowed in" in done.json["error"]
+
+
+def test_a_used_up_budget_is_said(
+    home: Path, configured: Path, server: Pop3Server, restante: Restante
+) -> None:
+    extend(configured, "messages_per_day = 2")
+    for _ in range(3):
+        server.deliver("bob", MESSAGE)
+    done = restante("collect", "bob")
+    assert done.code == 0
+    assert done.out == (
+        "bob: 2 messages stored (46 octets), 1 left for later: the limit or the budget is used up\n"
+    )
+    assert restante("--json", "collect", "bob").json["later"] == 1
+
+
+def test_the_story_of_a_large_message(
+    home: Path, configured: Path, server: Pop3Server, restante: Restante
+) -> None:
+    extend(configured, "largest = 20")
+    server.deliver("bob", MESSAGE)
+    done = restante("collect", "bob")
+    assert done.code == 0
+    name = done.err.split()[-1]
+    assert done.err == f"bob: message 1: 23 octets, more than 20; to have it: --whole {name}\n"
+    extend(configured, 'larger = "stub"')
+    done = restante("collect", "bob")
+    assert done.out == "bob: 1 header stored of what is too large\n"
+    assert restante("collect", "bob").out == ""
+    assert restante("collect", "bob", "--whole", name).out.startswith("bob: 1 message stored")
+    assert stored(home, "bob") == 2
+
+
+def test_one_line_of_json_for_each_account(
+    home: Path, configured: Path, server: Pop3Server, restante: Restante
+) -> None:
+    server.deliver("ann", MESSAGE)
+    server.fault.err("LIST", times=1)
+    lines = [json.loads(line) for line in restante("--json", "collect", "--all").out.splitlines()]
+    assert {line["schema"] for line in lines} == {"restante/collect/1"}
+    assert {line["account"] for line in lines} == {"ann", "bob"}
+    assert [line["exit_code"] for line in lines if "error" in line] == [75]
+
+
+def test_bars_on_a_terminal_and_results_in_a_file(
+    home: Path, configured: Path, server: Pop3Server
+) -> None:
+    for name in ("ann", "bob"):
+        for _ in range(3):
+            server.deliver(name, b"Subject: x\n\n" + b"x" * 30_000 + b"\n")
+    server.fault.drip("RETR", octets=30_000, seconds=0.1)
+    ours, theirs = os.openpty()
+    with started("collect", "--all", stderr=theirs, env=os.environ | {"TERM": "xterm"}) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while octets := os.read(ours, 65_536):
+                shown += octets
+        except OSError:  # the terminal has gone
+            pass
+        os.close(ours)
+        assert process.stdout is not None
+        out = process.stdout.read().decode()
+        assert process.wait(30) == 0
+    assert sorted(out.splitlines()) == [
+        f"{name}: 3 messages stored (90048 octets)" for name in ("ann", "bob")
+    ]
+    assert b"3 messages" in shown
+    assert b"ann" in shown
+    assert b"bob" in shown
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_a_signal_it_keeps_what_came(
+    number: int, home: Path, configured: Path, server: Pop3Server, restante: Restante
+) -> None:
+    for _ in range(3):
+        server.deliver("ann", MESSAGE)
+    server.fault.delay("RETR", seconds=30, times=1)
+    with started("collect", "ann", stdin=subprocess.DEVNULL) as process:
+        while "RETR" not in server.transcript:
+            assert process.poll() is None
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert b"stopped; what is stored is safe" in err
+    server.fault.clear()
+    while restante("collect", "ann").code == 75:  # until the server knows that we have gone
+        pass
+    assert stored(home, "ann") == 3
