@@ -34,7 +34,6 @@ LEVELS = ("debug", "info", "warning", "error", "exception")
 MEANINGS = {
     "accept paused": "the process has no file descriptors or memory left; it tries again",
     "adopted unique-ids damaged": "the maildrop is not opened, so that nobody downloads all again",
-    "alert not sent": "mail about an account that fails could not be delivered; it is tried again",
     "bug": "something went wrong that nobody thought of; a traceback follows",
     "connection refused": "a limit on connections was reached",
     "deletion braked": "a password that is new here marked too many messages, and none was removed",
@@ -56,6 +55,7 @@ MEANINGS = {
     "read failed": "a message could not be read; its response was not ended",
     "reload failed": "the new configuration or certificate is wrong; the old one goes on",
     "reloaded": "configuration and certificate were read again; `restart`: that is not enough",
+    "report failed": "mail or metrics about an account could not be written; it is tried again",
     "session end": "a session that had logged in is over",
     "size differs": "a message has other octets than were announced; the connection was dropped",
     "stopping": "the server was told to stop",

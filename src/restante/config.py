@@ -819,6 +819,12 @@ class Collect:
         reference,
         example={"credential": "restante.key"},
     )
+    metrics: str = option(
+        "",
+        "After each session a file is written there for the textfile collector of node_exporter; "
+        "it reads those that end with .prom.",
+        example="/var/lib/prometheus/node-exporter/restante.prom",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from restante import config
+from restante.cli import oauth
+from restante.collect.oauth.flow import Tokens
 from restante.testing import Pop3Server
 
 from .conftest import Restante, started
@@ -158,3 +163,72 @@ def test_stopped_by_a_signal_it_keeps_what_came(
     while restante("collect", "ann").code == 75:  # until the server knows that we have gone
         pass
     assert stored(home, "ann") == 3
+
+
+def metrics(path: Path) -> dict[str, float]:
+    """As node_exporter reads the text format; each family has its HELP and TYPE before it."""
+    found, family = {}, ""
+    for line in path.read_text().splitlines():
+        if line.startswith("# HELP "):
+            family = line.split()[2]
+        elif line.startswith("# TYPE "):
+            assert line.split()[2:] in ([family, "counter"], [family, "gauge"])
+        else:
+            sample, value = line.rsplit(" ", 1)
+            assert re.fullmatch(rf'{family}\{{account="\w+"(,result="\w+")?\}}', sample)
+            assert sample not in found
+            found[sample] = float(value)
+    return found
+
+
+def test_metrics_of_all_accounts_after_each_session(
+    home: Path, configured: Path, server: Pop3Server, restante: Restante
+) -> None:
+    path = home / "restante.prom"
+    server.deliver("ann", MESSAGE)
+    before = time.time()
+    mask = os.umask(0o077)
+    restante("collect", "ann", "--metrics", path)
+    os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o644
+    server.fault.err("LIST", times=2)
+    for _ in range(2):
+        restante("collect", "ann", "--metrics", path)
+    found = metrics(path)
+    success = found.pop('restante_collect_last_success_timestamp_seconds{account="ann"}')
+    assert before <= success <= time.time()
+    assert {sample: value for sample, value in found.items() if "ann" in sample} == {
+        'restante_collect_runs_total{account="ann",result="ok"}': 1,
+        'restante_collect_runs_total{account="ann",result="failed"}': 2,
+        'restante_collect_messages_total{account="ann"}': 1,
+        'restante_collect_bytes_total{account="ann"}': 23,
+        'restante_collect_failures{account="ann"}': 2,
+    }
+    assert found['restante_collect_runs_total{account="bob",result="ok"}'] == 0
+    assert list(home.glob(".restante.prom*")) == []
+
+
+def test_metrics_that_cannot_be_written_fail_no_session(
+    home: Path, configured: Path, server: Pop3Server, restante: Restante
+) -> None:
+    with configured.open("a") as file:
+        file.write(f'[collect]\nmetrics = "{home}/no/restante.prom"\n')
+    server.deliver("ann", MESSAGE)
+    done = restante("collect", "ann")
+    assert (done.code, stored(home, "ann")) == (0, 1)
+    assert "ann: no metrics: " in done.err
+    assert "No such file" in done.err
+
+
+def test_metrics_tell_when_a_consent_ends(
+    home: Path, configured: Path, server: Pop3Server, restante: Restante
+) -> None:
+    extend(configured, '[account.bob.oauth]\nprovider = "microsoft"\nclient_id = "app"')
+    end = 2_000_000_000.0
+    tokens = Tokens("access", 0.0, "refresh", end)
+    oauth.tokenfile(config.load(), "bob").put(tokens)
+    path = home / "restante.prom"
+    restante("collect", "ann", "--metrics", path)
+    found = metrics(path)
+    assert found['restante_oauth_token_expiry_timestamp_seconds{account="bob"}'] == end
+    assert "refresh" not in path.read_text()

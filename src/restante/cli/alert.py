@@ -84,7 +84,7 @@ def _due(
         ("consent", name, account),
         ("consent.to", *oauth.at_destination(name, account)),
     ):
-        end = oauth.ends_soon(found, of, its) if its.oauth.provider else None
+        end = oauth.ends_soon(found, of) if its.oauth.provider else None
         if end is not None and health.told(name, what) != end:
             letters.append(_ending(name, what, end))
     return letters

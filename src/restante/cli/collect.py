@@ -65,6 +65,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         default=[],
         help="take this message however large it is, as its stub or an earlier run names it; all",
     )
+    parser.add_argument(
+        "--metrics", metavar="FILE", help="write metrics there, instead of to collect.metrics"
+    )
     parser.add_argument("--watch", action="store_true", help="go on until told to stop")
     parser.add_argument(
         "-P",
@@ -80,7 +83,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(options: argparse.Namespace) -> int:
     """The gravest exit code of all accounts."""
-    found = common.configuration(options)
+    found = common.configuration(options, collect__metrics=options.metrics)
     accounts = chosen(found, options.name, everything=options.all)
     with closing(open_ledger(found)) as ledger:
         run_all = _watch if options.watch else _stoppable
@@ -153,7 +156,7 @@ async def _once(
 
     async def one(name: str, account: Account, bars: Bars) -> Outcome:
         def complain(text: str) -> None:
-            common.say(printable(f"{name}: nobody could be told: {text}"))
+            common.say(printable(f"{name}: {text}"))
 
         working = sessions(
             found,
@@ -300,17 +303,23 @@ async def noted(
     from ..collect.collector import LoginTooSoon
     from ..collect.health import Health
     from ..collect.ledger import AccountBusy
-    from . import alert
+    from . import alert, metrics
 
     def note(error: RestanteError | OSError | None, *came: int) -> None:
+        """Nothing that fails here makes a failure of a session."""
         try:
             if error is None:
                 Health(ledger).succeeded(name, *came)
             else:
                 Health(ledger).failed(name, time.time())
+            if found.collect.metrics:
+                metrics.write(found, ledger, Path(found.collect.metrics))
+        except (RestanteError, OSError) as trouble:
+            complain(f"no metrics: {common.describe(trouble)}")
+        try:
             alert.tell(found, name, account, ledger, error)
-        except (RestanteError, OSError) as trouble:  # this makes no failure of a session
-            complain(str(trouble))
+        except (RestanteError, OSError) as trouble:
+            complain(f"nobody could be told: {common.describe(trouble)}")
 
     try:
         outcome = await session

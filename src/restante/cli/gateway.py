@@ -87,7 +87,7 @@ class Gateway:
 
         def complain(text: str) -> None:
             fields = {"account": name, "reason": text}
-            _log.warning("alert not sent", extra={"fields": fields})
+            _log.warning("report failed", extra={"fields": fields})
 
         with closing(collect.open_ledger(self._found)) as ledger:
             if time.time() < ledger.last_begin(name) + account.every:

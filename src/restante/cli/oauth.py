@@ -193,10 +193,15 @@ def state(found: Configuration, name: str, account: Account) -> str:
     return f"{since}, until {_day(tokens.refresh_expires_at)}{hint}"
 
 
-def ends_soon(found: Configuration, name: str, account: Account) -> float | None:
-    """When the consent ends, in seconds since the epoch, if that is soon and still to come."""
+def ends(found: Configuration, name: str) -> float | None:
+    """When the consent ends, in seconds since the epoch, if the provider tells."""
     tokens = tokenfile(found, name).get()
-    end = tokens.refresh_expires_at if tokens is not None else None
+    return tokens.refresh_expires_at if tokens is not None else None
+
+
+def ends_soon(found: Configuration, name: str) -> float | None:
+    """The same, if that is soon and still to come."""
+    end = ends(found, name)
     return end if end is not None and 0 < end - time.time() < _SOON else None
 
 

@@ -1,0 +1,79 @@
+"""The collector's metrics: a file for the textfile collector of Prometheus's node_exporter.
+
+Security: names of accounts, counts and times; no user, no host, no mail.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from secrets import token_hex
+
+from ..collect.health import Health
+from ..collect.ledger import Ledger
+from ..config import Configuration
+from . import oauth
+
+_Labels = Mapping[str, str]
+
+_FAMILIES = {
+    "restante_collect_runs_total": ("counter", "Sessions that ended, by result."),
+    "restante_collect_messages_total": ("counter", "Messages that were stored."),
+    "restante_collect_bytes_total": ("counter", "Octets of messages that came."),
+    "restante_collect_failures": ("gauge", "Sessions in a row that failed."),
+    "restante_collect_last_success_timestamp_seconds": ("gauge", "When a session went well."),
+    "restante_oauth_token_expiry_timestamp_seconds": (
+        "gauge",
+        "When somebody must have signed in again, if the provider tells.",
+    ),
+}
+
+
+def write(found: Configuration, ledger: Ledger, path: Path) -> None:
+    """All accounts of the configuration; the file is there whole or as it was.
+
+    Raises:
+        OSError: it cannot be written.
+        RestanteError: the ledger cannot be read now.
+    """
+    # Its name must not end as the exporter reads it.
+    temporary = path.with_name(f".{path.name}.{token_hex(8)}")
+    with ledger.reading():  # or an older state could be renamed over a newer one
+        text = "".join(f"{line}\n" for line in _lines(found, ledger))
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            with os.fdopen(file, "w") as writing:
+                os.fchmod(file, 0o644)  # whatever the umask: another user reads it
+                writing.write(text)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _lines(found: Configuration, ledger: Ledger) -> Iterator[str]:
+    samples = [each for name in found.account for each in _samples(found, name, ledger)]
+    for family, (kind, text) in _FAMILIES.items():
+        yield f"# HELP {family} {text}"
+        yield f"# TYPE {family} {kind}"
+        for name, labels, value in samples:
+            if name == family:
+                words = ",".join(f'{key}="{each}"' for key, each in labels.items())
+                yield f"{family}{{{words}}} {value:.15g}"
+
+
+def _samples(
+    found: Configuration, name: str, ledger: Ledger
+) -> Iterator[tuple[str, _Labels, float]]:
+    """An account's name needs no escaping: the configuration takes only letters, digits, -, _."""
+    state, its = Health(ledger).state(name), {"account": name}
+    yield "restante_collect_runs_total", its | {"result": "ok"}, state.good
+    yield "restante_collect_runs_total", its | {"result": "failed"}, state.bad
+    yield "restante_collect_messages_total", its, state.messages
+    yield "restante_collect_bytes_total", its, state.octets
+    yield "restante_collect_failures", its, state.failures
+    if (at := ledger.last_success(name)) is not None:
+        yield "restante_collect_last_success_timestamp_seconds", its, at
+    if found.account[name].oauth.provider and (end := oauth.ends(found, name)) is not None:
+        yield "restante_oauth_token_expiry_timestamp_seconds", its, end
