@@ -45,7 +45,9 @@ def message(number: int, size: int, *, dotted: bool = True) -> bytes:
         f"Message-ID: <{number}.bench@example.org>\r\n\r\n"
     ).encode()
     begin = _TEXT.index(b"\r\n", number * 1309 % (len(_TEXT) // 2)) + 2
-    text = head + (_TEXT[begin:] + _TEXT * (size // len(_TEXT) + 1))
+    text = head + _TEXT[begin : begin + size]
+    if len(text) < size:
+        text += _TEXT * (size // len(_TEXT) + 1)
     if not dotted:
         text = text.replace(b"\r\n.", b"\r\n,")
     return text[: size - 3].rstrip(b"\r\n") + b"!\r\n"
