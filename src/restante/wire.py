@@ -18,7 +18,7 @@ MAX_COMMAND = 255  # octets, CRLF included (RFC 2449 §4)
 MAX_RESPONSE = 512  # octets of a first line, CRLF included (RFC 1939 §3)
 MAX_DISCARD = 65_536  # octets of one overlong line that we wait for; ours
 _FEW = 16  # dots found one by one; more of them are found faster all at once
-_DOTTED = re.compile(rb"\r\n\.")  # by far the fastest search for it
+_DOTTED = re.compile(rb"\r\n\.")
 
 
 class LineBuffer:
@@ -72,6 +72,15 @@ class LineBuffer:
             raise OverlongLine(self.limit)
         return None
 
+    def take(self, line: re.Pattern[bytes]) -> bytes | None:
+        """The first group of a whole line that looks so, its CRLF included; None: it does not."""
+        found = line.match(self._octets)
+        if found is None or self._discarded >= 0:
+            return None
+        group: bytes = found[1]
+        self._take(found.end())
+        return group
+
     def _discard_unfinished(self) -> None:
         """Keep nothing but a last CR, whose LF may be on its way."""
         keep = 1 if self._octets.endswith(b"\r") else 0
@@ -102,12 +111,12 @@ def stuffed(text: bytes) -> bytes:
 
 def _doubled(text: bytes) -> bytes:
     """Dots that follow a line end: few as a rule, so that the text between is only copied."""
+    if text.rfind(b"\r\n.") < 0:  # of all ways to search for it the quickest
+        return text
     parts, at = [], 0
     for dotted in islice(_DOTTED.finditer(text), _FEW):
         parts.append(text[at : dotted.end()])
         at = dotted.end() - 1
-    if not parts:
-        return text
     rest = text[at:]
     parts.append(rest if len(parts) < _FEW else rest.replace(b"\r\n.", b"\r\n.."))
     return b"".join(parts)

@@ -212,6 +212,8 @@ class Verb(NamedTuple):
     arity: range
     takes_rest: bool = False
     """All that follows the keyword's space is one argument, spaces included."""
+    may: Callable[[Session], object] | None = None
+    """Where this is false, the word is unknown."""
 
 
 _AUTH, _TRANS = (State.AUTHORIZATION,), (State.TRANSACTION,)
@@ -219,9 +221,11 @@ _AUTH, _TRANS = (State.AUTHORIZATION,), (State.TRANSACTION,)
 VERBS = {
     "USER": Verb(user, _AUTH, range(1, 2), takes_rest=True),
     "PASS": Verb(pass_, _AUTH, range(1, 2), takes_rest=True),
-    "APOP": Verb(apop, _AUTH, range(2, 3)),
+    "APOP": Verb(apop, _AUTH, range(2, 3), may=lambda session: session.time_stamp),
     "AUTH": Verb(auth, _AUTH, range(1, 3)),
-    "XCLIENT": Verb(xclient, _AUTH, range(1, 2), takes_rest=True),
+    "XCLIENT": Verb(
+        xclient, _AUTH, range(1, 2), takes_rest=True, may=lambda session: session.may_relay
+    ),
     "UTF8": Verb(utf8, _AUTH + _TRANS, range(1)),
     "LANG": Verb(lang, _AUTH + _TRANS, range(2)),
     "STLS": Verb(stls, _AUTH, range(1)),

@@ -9,6 +9,7 @@ Security: everything that is fed comes from a stranger.  Bad input changes no st
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,7 @@ from ..maildrop import Entry, Rendered
 from ..passdb import Account, ScramSecrets, Terms
 from ..sasl import MECHANISMS, Channel, Exchange, Lookup, Mechanism
 from ..wire import MAX_COMMAND, LineBuffer
-from .commands import VERBS
+from .commands import VERBS, retr
 from .grammar import Challenge, Command, Response, failure
 from .state import Close, Event, Login, Retrieve, StartTLS, State
 from .texts import translated
@@ -36,6 +37,7 @@ MAX_SASL_LINE = 65_538  # octets: 64 KiB of base64 and CRLF (RFC 5034 §4 sets n
 MAX_RELAY = 8192  # octets of XCLIENT, from trusted proxies only; ours
 _BESIDE = 150  # octets of the greeting's text beside a time stamp; all has 512 (RFC 2449 §4)
 _HTTP = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "PRI")
+_RETR = re.compile(rb"RETR ([1-9][0-9]{0,9})\r\n")  # by the thousand, so it has a short way
 _CLEAR = Channel()
 _ANSWERS = (Response, Challenge)
 _FOREIGN = (*_HTTP, "HOST:", "EHLO", "HELO", "LHLO", "PROXY")  # no answer at all (ALPACA)
@@ -137,8 +139,8 @@ class Session:
         self._policy = policy
         self._may_start_tls = may_start_tls
         self._clear = may_login_in_clear
-        self.may_relay = may_relay
-        self.time_stamp = time_stamp if self.may_login_in_clear else ""
+        self.may_relay: bool = may_relay
+        self.time_stamp: str = time_stamp if self.may_login_in_clear else ""
         """What the greeting said, and what APOP answers to (RFC 1939 §7); empty: no APOP."""
         self._lines = LineBuffer(self._limit)
         self._channel = channel or _CLEAR
@@ -175,14 +177,13 @@ class Session:
         if self._closing:
             return self._close(self._closing)
         try:
-            line = self._lines.next_line()
-            if line is None:
-                return None
-            event = self._take(line)
+            event = self._take()
         except HostileInput as error:
             return self._close(str(error))
         except RestanteError as error:
             return self._refuse(error)
+        if event is None:
+            return None
         self._awaiting = not isinstance(event, _ANSWERS)
         if self.state is State.TRANSACTION:
             self._bad_commands = 0
@@ -327,11 +328,12 @@ class Session:
         Raises:
             NoSuchMessage: no such message-number, or marked as deleted.
         """
-        if number > len(self._listing):
-            raise NoSuchMessage
         if self._marks and number in self._marks:
             raise NoSuchMessage("message is marked as deleted")
-        return self._listing[number - 1]
+        try:
+            return self._listing[number - 1]
+        except IndexError:
+            raise NoSuchMessage from None
 
     def kept(self) -> Iterator[tuple[int, Entry]]:
         """Message-number and entry of all that are not marked as deleted."""
@@ -368,7 +370,12 @@ class Session:
 
     # Inside.
 
-    def _take(self, line: bytes) -> Event:
+    def _take(self) -> Event | None:
+        if self.state is State.TRANSACTION and (number := self._lines.take(_RETR)) is not None:
+            return retr(self, number.decode())
+        line = self._lines.next_line()
+        if line is None:
+            return None
         if self._failure is not None:
             raise self._failure  # whatever the client says to the challenge that told of it
         if self._exchange is not None:
@@ -377,11 +384,7 @@ class Session:
 
     def _run(self, command: Command) -> Event:
         verb = VERBS.get(command.keyword)
-        if (
-            verb is None
-            or (command.keyword == "XCLIENT" and not self.may_relay)
-            or (command.keyword == "APOP" and not self.time_stamp)
-        ):
+        if verb is None or (verb.may is not None and not verb.may(self)):
             if self.state is State.AUTHORIZATION and (
                 command.keyword in _FOREIGN or command.keyword.startswith("SSH-")
             ):
@@ -394,7 +397,7 @@ class Session:
         if len(arguments) not in verb.arity:
             raise BadCommand(f"{command.keyword} takes other arguments")
         event = verb.run(self, *arguments)
-        if command.keyword not in ("USER", "AUTH"):
+        if self.user is not None and command.keyword not in ("USER", "AUTH"):
             self.user = None  # PASS comes right after USER; AUTH leaves no trace (RFC 5034 §4)
         return event
 
