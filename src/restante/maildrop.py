@@ -126,9 +126,24 @@ class RawMessage(NamedTuple):
     """CRLF throughout and at the end, ``size`` is the entry's; lines may begin with dots."""
 
 
+class RawOctets(NamedTuple):
+    """All octets of a small message, as its file has them; the rest as in ``RawMessage``."""
+
+    octets: bytes
+    is_wire_ready: bool
+    has_crlf: bool
+
+
 @runtime_checkable
 class RawReading(Protocol):
     """Add-on of a maildrop whose messages lie in files."""
+
+    def read_cached(self, entry: Entry) -> RawOctets | None:
+        """The message's file, if that takes no waiting; None: ask again by ``open_raw``.
+
+        What the page cache has only in part may come in part, and of a longer file comes one
+        octet more than ``entry.size``: who takes it looks at its size on the wire.
+        """
 
     def open_raw(self, entry: Entry) -> RawMessage | None:
         """The message's file; None: use ``read``, which also tells what is wrong.

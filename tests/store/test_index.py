@@ -575,6 +575,7 @@ def test_file_can_go_to_the_wire_as_it_lies(
             assert raw.size == len(octets)
             assert raw.is_wire_ready == (form is Form.READY)
             assert raw.has_crlf == (form is not Form.UNKNOWN)
+            assert maildrop.read_cached(maildrop.listing[0]) == (octets, *raw[2:])
 
     run(story())
 
@@ -592,6 +593,7 @@ def test_file_of_another_size_is_not_ready(maildir: MaildirStore, place: Path) -
             os.close(raw.descriptor)
             assert not raw.is_wire_ready
             assert not raw.has_crlf
+            assert maildrop.read_cached(maildrop.listing[0]) == (b"a\r\nb", False, False)
 
     run(story())
 
@@ -611,6 +613,7 @@ def test_file_that_was_renamed_or_is_none_is_left_to_read(
             (place / "new/3.a").symlink_to(place / "cur/1.a:2,S")
             for entry in maildrop.listing:
                 assert maildrop.open_raw(entry) is None
+                assert maildrop.read_cached(entry) is None
             with suppress(StopAsyncIteration):
                 await anext(maildrop.read(maildrop.listing[0]))
             raw = maildrop.open_raw(maildrop.listing[0])

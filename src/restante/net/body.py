@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from ..errors import TemporaryFailure
-from ..maildrop import RawMessage
+from ..maildrop import RawMessage, RawOctets
 from ..message import crlf_text
 from ..surrogate import Downgrade
 from ..wire import TERMINATION, stuffed
@@ -60,21 +60,15 @@ def outlet(transport: asyncio.Transport) -> Outlet:
     return Clear(transport) if has_socket and not is_secure else Outlet(transport)
 
 
-def at_hand(raw: RawMessage, size: int) -> bytes | None:
+def at_hand(raw: RawOctets, size: int) -> bytes | None:
     """A small message as it goes out, byte-stuffed and with its end.
 
-    None: the page cache does not have all of it, or it has not the ``size`` that was announced.
+    None: it has not the ``size`` that was announced, or not all of it is here.
     """
-    octets = _read_cached(raw.descriptor, 0, raw.size)
-    if octets is None or len(octets) != raw.size:
-        return None
     if raw.is_wire_ready:
-        return octets + TERMINATION
-    if not raw.has_crlf:
-        octets = crlf_text(octets)
-        if len(octets) != size:
-            return None
-    return stuffed(octets)
+        return raw.octets + TERMINATION
+    text = raw.octets if raw.has_crlf else crlf_text(raw.octets)
+    return stuffed(text) if len(text) == size else None
 
 
 async def pieces(raw: RawMessage) -> AsyncGenerator[bytes, None]:

@@ -330,8 +330,7 @@ class Connection(asyncio.Protocol):
                     octets = self._at_hand(event)
                     if octets is None:
                         return event
-                    self._write(event.response.head())
-                    self._write(octets)
+                    self._write(event.response.head() + octets)
                     self._has_retrieved(event.entry)
                     if self._out_octets >= _HIGH_WATER:
                         self._flush()
@@ -546,14 +545,11 @@ class Connection(asyncio.Protocol):
             return None
         if self._session.wants_surrogates:
             return None
-        raw = self._raw.open_raw(action.entry)
+        raw = self._raw.read_cached(action.entry)
         if raw is None:
             return None
-        try:
-            message = body.at_hand(raw, size)
-        finally:
-            os.close(raw.descriptor)
-        if message is not None and raw.size == size and not raw.has_crlf:
+        message = body.at_hand(raw, size)
+        if message is not None and not raw.has_crlf and len(raw.octets) == size:
             is_ready = len(message) == size + len(TERMINATION)
             self._raw.learn(action.entry, is_wire_ready=is_ready)
         return message

@@ -536,6 +536,22 @@ def close(descriptor: int) -> None:
     os.close(descriptor)
 
 
+def read_cached(name: str, parent: int, most: int) -> bytes | None:
+    """At most so many octets from the beginning of a file, as many as the page cache has.
+
+    None: it cannot tell.  What is no regular file cannot be read so.
+    """
+    if not _NOWAIT:
+        return None
+    file = os.open(name, os.O_RDONLY | _FLAGS, dir_fd=parent)
+    try:
+        buffer = bytearray(most)
+        del buffer[os.preadv(file, [buffer], 0, _NOWAIT) :]
+        return bytes(buffer)
+    finally:
+        os.close(file)
+
+
 def read(name: str, parent: int) -> bytes:
     """All octets of a file that is no message."""
     with reading(name, parent) as file:

@@ -21,7 +21,16 @@ from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 from ..errors import MessageGone, PermanentFailure, RestanteError
-from ..maildrop import Entry, Journal, Maildrop, Paced, RawMessage, RawReading, SessionRecord
+from ..maildrop import (
+    Entry,
+    Journal,
+    Maildrop,
+    Paced,
+    RawMessage,
+    RawOctets,
+    RawReading,
+    SessionRecord,
+)
 from . import files
 from .index import Index, Message
 from .names import File, delivered_at
@@ -169,6 +178,13 @@ class Window:
         except MessageGone:
             return None
         return self._parts[number].session.open_raw(own)
+
+    def read_cached(self, entry: Entry) -> RawOctets | None:
+        try:
+            number, own = self._find(entry)
+        except MessageGone:
+            return None
+        return self._parts[number].session.read_cached(own)
 
     def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:
         with suppress(MessageGone):

@@ -37,7 +37,17 @@ from operator import attrgetter
 from typing import TypeVar
 
 from ..errors import MessageGone, PermanentFailure, TemporaryFailure
-from ..maildrop import BRAKED, Entry, HeldMessage, Maildrop, RawMessage, SessionRecord, Usage, View
+from ..maildrop import (
+    BRAKED,
+    Entry,
+    HeldMessage,
+    Maildrop,
+    RawMessage,
+    RawOctets,
+    SessionRecord,
+    Usage,
+    View,
+)
 from ..message import LineEnds, Survey
 from . import adopted, files, journal, quota
 from .files import in_thread
@@ -553,11 +563,24 @@ class _Maildir:
             descriptor, size = files.open_file(file.name, self._directory(file.directory))
         except (MessageGone, OSError):
             return None
-        form = Form.UNKNOWN
-        if size == entry.size:
-            form = self.learned.get(at) or self.listing.form(at)
-        has_crlf = form in (Form.CRLF, Form.READY)
-        return RawMessage(descriptor, size, is_wire_ready=form is Form.READY, has_crlf=has_crlf)
+        is_ready, has_crlf = self._form(at, entry, size)
+        return RawMessage(descriptor, size, is_wire_ready=is_ready, has_crlf=has_crlf)
+
+    def read_cached(self, entry: Entry) -> RawOctets | None:
+        try:
+            at, file = self._file(entry)
+            directory = self._directory(file.directory)
+            octets = files.read_cached(file.name, directory, entry.size + 1)
+        except (MessageGone, OSError):
+            return None
+        return None if octets is None else RawOctets(octets, *self._form(at, entry, len(octets)))
+
+    def _form(self, at: int, entry: Entry, size: int) -> tuple[bool, bool]:
+        """Whether it is ready for the wire, and whether it has CRLF.  ``size``: of its file."""
+        if size != entry.size:
+            return False, False
+        form = self.learned.get(at) or self.listing.form(at)
+        return form is Form.READY, form is Form.READY or form is Form.CRLF
 
     def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:
         at = self.listing.find(entry)
