@@ -46,6 +46,7 @@ OF_ADMINISTRATION = {  # errors that no session meets
     "NameTaken",
     "NoSuchAppPassword",
     "CommandFailed",
+    "LoginWithheld",
     "QuotaExceeded",
 }
 LOGIN = b"USER mrose\r\nPASS tan staaf\r\n"
