@@ -301,8 +301,10 @@ class _Session:
         Raises:
             MessageRefused: much more came than was announced, or than is wanted.
         """
-        largest, octets = self._account.policy.largest or 0, 0
-        most = largest if message.size <= largest else 2 * message.size + _ROOM
+        largest, octets = self._account.policy.largest, 0
+        most = 2 * message.size + _ROOM
+        if largest is not None and message.size <= largest:
+            most = largest
         async for piece in body:
             octets += len(piece)
             self._came = replace(self._came, octets=self._came.octets + len(piece))
