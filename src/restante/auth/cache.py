@@ -1,7 +1,7 @@
 """Remembers what a passdb said of a password, so that the next poll costs no hash.
 
-Security (the mistakes of CVE-2025-30189 and CVE-2026-27855): the key is an HMAC, by a secret of
-this process, over everything that the answer depends on, each part with its length: service,
+Security (the mistakes of CVE-2025-30189 and CVE-2026-27855): the key is a keyed hash, by a secret
+of this process, of everything that the answer depends on, each part with its length: service,
 mechanism, both identities, password and the user's generation.  A credential or a permission that
 changes makes another generation, and what was remembered is never found again.  No password is
 kept.  Only passwords are remembered: whatever proves itself by a challenge, or by a token, is asked
@@ -16,7 +16,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from hmac import digest
+from hashlib import blake2b
 from typing import Generic, TypeVar
 
 from ..errors import AuthenticationFailed
@@ -93,7 +93,7 @@ class Cache:
         parts = [text.encode("utf-8", "surrogatepass") for text in texts]
         parts.append(generation or b"")
         framed = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
-        return digest(self._secret, framed, "sha256")
+        return blake2b(framed, key=self._secret, digest_size=32).digest()
 
 
 class _Table(Generic[T]):
