@@ -483,6 +483,20 @@ def append(name: str, octets: bytes, parent: int, *, durably: bool) -> None:
         os.close(file)
 
 
+def append_line(name: str, line: bytes, parent: int, *, most: int) -> bool:
+    """As ``append``, not durably, to a file of less than ``most`` octets that ends with a whole
+    line; False: it is none."""
+    file = os.open(name, os.O_RDWR | os.O_APPEND | _FLAGS, dir_fd=parent)
+    try:
+        size = os.fstat(file).st_size
+        is_one = 0 < size < most and os.pread(file, 1, size - 1) == b"\n"
+        if is_one:
+            write(file, line)
+        return is_one
+    finally:
+        os.close(file)
+
+
 def size_and_end(name: str, parent: int, end: bytes) -> tuple[int, bool]:
     """Octets in a file, and whether it ends so; a missing one is empty, and an empty one does."""
     try:

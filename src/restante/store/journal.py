@@ -43,13 +43,9 @@ def record_at_once(maildrop: int, session: SessionRecord) -> bool:
     if session.removed:
         return False
     try:
-        octets, is_whole = files.size_and_end(JOURNAL, maildrop, b"\n")
-        if not is_whole or not 0 < octets < _FULL:
-            return False
-        files.append(JOURNAL, _line(session), maildrop, durably=False)
+        return files.append_line(JOURNAL, _line(session), maildrop, most=_FULL)
     except OSError:
         return False  # ``record`` will hear it again
-    return True
 
 
 def append(maildrop: int, session: SessionRecord) -> None:
