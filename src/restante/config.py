@@ -16,7 +16,7 @@ import socket
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import Field, dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from functools import reduce
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -27,6 +27,7 @@ from .auth import ldap
 from .auth.http import is_safe
 from .auth.schemes import SCHEMES
 from .auth.tokens import ALGORITHMS
+from .collect import providers
 from .errors import ConfigurationError, UnsafeArgument
 from .net.listener import MAX_SOCKET_PATH, Address
 from .pop3 import quirks as quirk_words
@@ -705,7 +706,8 @@ class Account:
 
     url: str = option(
         "",
-        "pop3s://host, or pop3://host for STLS on port 110.",
+        "pop3s://host, or pop3://host for STLS on port 110. Where `user` is an address at a "
+        "well-known provider it may be left out.",
         example="pop3s://pop.example.net",
     )
     user: str = option("", "Who logs in there.", example="ann")
@@ -1000,10 +1002,20 @@ def _build(
     configuration = Configuration(
         **_section(Configuration, tree, (), []), source=source, folder=folder, state=state
     )
+    located = {name: _located(account) for name, account in configuration.account.items()}
+    configuration = replace(configuration, account=located)
     told += (_told(_last(layers, each), each) for each in _contradictions(configuration))
     if told:
         raise ConfigurationError("\n".join(told))
     return configuration
+
+
+def _located(account: Account) -> Account:
+    """Where a well-known provider's mail is, its address tells."""
+    known = providers.by_domain(account.user.rpartition("@")[2])
+    if account.url or known is None or not known.host:
+        return account
+    return replace(account, url=f"pop3s://{known.host}")
 
 
 def _section(

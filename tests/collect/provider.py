@@ -29,6 +29,12 @@ class StandIn(ThreadingHTTPServer):
             f"{self.url}/authorize", f"{self.url}/token", f"{self.url}/device", ("openid", "mail")
         )
         self.application = Application(self.provider, "app", "secret")
+        self.metadata: dict[str, Any] = {
+            "issuer": self.url,
+            "authorization_endpoint": self.provider.authorize,
+            "token_endpoint": self.provider.token,
+            "device_authorization_endpoint": self.provider.device,
+        }
         self.answers: list[Answer] = []
         self.forms: list[dict[str, str]] = []
         self.access = TOKEN
@@ -94,6 +100,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: StandIn
 
     def do_GET(self) -> None:
+        if self.path == "/.well-known/openid-configuration":
+            self._say(200, self.server.metadata)
+            return
         query = {key: values[0] for key, values in parse_qs(urlsplit(self.path).query).items()}
         self.send_response(302)
         self.send_header("Location", self.server.agree(query))
@@ -109,7 +118,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        status, answer = self.server.answer(self.path, form)
+        self._say(*self.server.answer(self.path, form))
+
+    def _say(self, status: int, answer: dict[str, Any]) -> None:
         octets = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(octets)))

@@ -244,6 +244,11 @@ def test_a_consent_that_was_taken_back_says_what_to_do(server: StandIn, file: To
     with pytest.raises(ConsentNeeded, match="account auth"):
         web.access_token(server.application, file, renew=True)
     assert file.get() == before
+    failure = file.failure()
+    assert failure is not None
+    assert "taken back" in failure[1]
+    file.put(before)
+    assert file.failure() is None
 
 
 def test_two_at_once_refresh_once(server: StandIn, file: Tokenfile) -> None:
@@ -411,7 +416,7 @@ def test_the_command_tells_how_long_it_lasts(
     assert "nobody has agreed" in capsys.readouterr().out
     server.answers = []
     monkeypatch.setattr(cli_oauth, "_open", browse)
-    assert restante([*words, "auth", "isp", "--flow", "browser"]) == os.EX_OK
+    assert restante([*words, "auth", "isp", "--browser"]) == os.EX_OK
     assert f"agreed {time.strftime('%Y-%m-%d')} by mrose" in capsys.readouterr().out
     found = config.load(tmp_path / "restante.toml")
     file = cli_oauth.tokenfile(found, "isp")

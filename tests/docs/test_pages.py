@@ -82,6 +82,7 @@ ELSEWHERE = {
     "/opt/restante/bin/pip": "asks a package index",
     "ln": "changes this machine",
     "install": "changes this machine",
+    "restante account add ann@contoso.example": "asks Microsoft",
     "certbot": "asks Let's Encrypt",
     "systemctl": "wants systemd",
     "journalctl": "wants systemd",

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from restante import config
+from restante.cli import oauth as cli_oauth
+from restante.cli.main import main as restante
 from restante.collect.oauth import web
 from restante.collect.oauth.flow import Application, Provider
 from restante.collect.oauth.sealed import Tokenfile
@@ -80,3 +83,23 @@ def test_by_the_applications_own_secret(application: Application) -> None:
     assert web.by_itself(application).access
     with pytest.raises(ConsentNeeded, match="client_id"):
         web.by_itself(replace(application, client_secret="wrong"))
+
+
+def test_an_account_from_nothing_but_the_issuers_address(
+    server: OpenId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says itself where it is asked; what is stored can be renewed."""
+    monkeypatch.setattr(cli_oauth, "_open", browse)
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+    monkeypatch.setenv("APP_SECRET", server.client_secret)
+    path = tmp_path / "restante.toml"
+    path.write_text("")
+    words = ["-c", str(path), "account", "add", "ann@example.org", "--host", "localhost"]
+    words += ["--to", f"maildir:{tmp_path}/Mail", "--issuer", server.url, "--no-test"]
+    words += ["--client-id", server.client_id, "--client-secret-env", "APP_SECRET", "--browser"]
+    assert restante(words) == 0
+    found = config.load(path)
+    account = found.account["example"]
+    first = cli_oauth.token(found, "example", account)
+    assert cli_oauth.token(found, "example", account, renew=True) not in ("", first)
+    assert "by ann@example.org" in cli_oauth.state(found, "example", account)

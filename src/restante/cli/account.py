@@ -5,24 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import re
-import sys
 import time
-from collections.abc import Mapping
 from contextlib import closing
-from getpass import getpass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
-from .. import config
 from ..config import Account, Configuration, Secret
-from ..errors import ConfigurationError, LoginFailed, UnsafeArgument
-from . import collect, common, oauth
+from ..errors import ConfigurationError
+from . import adding, collect, common, oauth
 from .telling import counted
-
-if TYPE_CHECKING:
-    from ..collect.ledger import Ledger
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -30,27 +19,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "account", help="accounts elsewhere, for collect: add, list, show, test, adopt, rm"
     )
     actions = noun.add_subparsers(dest="action", metavar="ACTION", required=True)
-    action = actions.add_parser(
-        "add",
-        help="write an account into the configuration and try it",
-        description="Writes conf.d/account-NAME.toml beside the configuration, for nobody else to "
-        "read. Without one of the --password options the password is asked for and stands there.",
-    )
-    action.add_argument("name", metavar="NAME", help="a word of yours, such as isp")
-    action.add_argument("url", metavar="URL", help="pop3s://user@host, or pop3:// for STLS")
-    action.add_argument("--to", required=True, metavar="PLACE", help="such as maildrop:ann")
-    action.add_argument("--keep", default="all", help="all, none, 14d, until-verified or -deleted")
-    action.add_argument("--every", metavar="TIME", help="the pause between sessions with --watch")
-    action.add_argument("--ca-file", type=Path, metavar="FILE", help="trust these certificates")
-    action.add_argument("--recipient", metavar="ADDRESS", help="for lmtp: and smtp:")
-    secret = action.add_mutually_exclusive_group()
-    secret.add_argument("--password-file", metavar="FILE", help="its first line is the password")
-    secret.add_argument("--password-env", metavar="NAME", help="an environment variable")
-    secret.add_argument(
-        "--password-command", metavar="COMMAND", nargs="+", help="prints it; must come last"
-    )
-    action.add_argument("--no-test", action="store_true", help="do not log in now")
-    action.set_defaults(run=add)
+    adding.add_parser(actions)
     actions.add_parser("list", help="all accounts").set_defaults(run=list_)
     action = actions.add_parser(
         "auth",
@@ -59,9 +28,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "tokens, sealed, in the state directory.",
     )
     action.add_argument("name", metavar="NAME")
-    action.add_argument(
-        "--flow", choices=("browser", "paste", "device", "client"), help="instead of oauth.flow"
-    )
+    oauth.add_flows(action)
     action.add_argument("--to", action="store_true", help="for where mail goes, to_oauth")
     action.set_defaults(run=auth)
     for name, run, text in (
@@ -77,68 +44,6 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         action.set_defaults(run=run)
 
 
-def add(options: argparse.Namespace) -> int:
-    found = common.configuration(options)
-    path = file_of(found, options.name)
-    if options.name in found.account:
-        raise ConfigurationError(f"there is an account {options.name!r} already")
-    parts = urlsplit(options.url)
-    if parts.password is not None:
-        raise UnsafeArgument("a password in the URL can be read by every user of this machine")
-    user = unquote(parts.username or "")
-    if not user or not parts.hostname:
-        raise UnsafeArgument("who logs in where? write pop3s://user@host")
-    port = f":{parts.port}" if parts.port else ""
-    values = {
-        "url": f"{parts.scheme}://{parts.hostname}{port}",
-        "user": user,
-        "password": _password(options, user),
-        "to": options.to,
-        "keep": options.keep,
-        "every": options.every,
-        "ca_file": str(options.ca_file.resolve()) if options.ca_file else None,
-        "recipient": options.recipient,
-    }
-    write(path, options.name, values)
-    try:
-        found = common.configuration(options)
-        account = found.account[options.name]
-        collect.open_destination(found, options.name, account).close()
-        if not options.no_test:
-            _try(found, options.name, account, options)
-    except BaseException:
-        path.unlink()  # an account that does not work is not left behind
-        raise
-    common.say(f"written: {path}\nnext: restante collect {options.name} --dry-run")
-    return os.EX_OK
-
-
-def write(path: Path, name: str, values: Mapping[str, Any]) -> None:
-    """A new file that nobody else can read, of what is not empty."""
-    lines = [f"{key} = {config.toml(value)}" for key, value in values.items() if value]
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write("\n".join([f"[account.{name}]", *lines, ""]))
-
-
-def file_of(found: Configuration, name: str) -> Path:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
-        raise UnsafeArgument("an account's name has letters, digits, - and _")
-    return found.folder / f"account-{name}.toml"
-
-
-def _password(options: argparse.Namespace, user: str) -> str | dict[str, str | list[str]]:
-    if options.password_file:
-        return {"file": str(Path(options.password_file).resolve())}
-    if options.password_env:
-        return {"env": options.password_env}
-    if options.password_command:
-        return {"command": options.password_command}
-    if not sys.stdin.isatty():
-        return sys.stdin.readline().rstrip("\r\n")
-    return getpass(f"Password of {user}: ")
-
-
 def list_(options: argparse.Namespace) -> int:
     found = common.configuration(options)
     if options.json:
@@ -150,7 +55,7 @@ def list_(options: argparse.Namespace) -> int:
         if account.oauth.provider:
             print(f"  {account.oauth.provider}: {oauth.state(found, name, account)}")
     if not found.account:
-        common.say("none yet; next: restante account add NAME pop3s://user@host --to maildir:PATH")
+        common.say("none yet; next: restante account add ann@example.org --to maildir:Mail")
     return os.EX_OK
 
 
@@ -225,32 +130,7 @@ def auth(options: argparse.Namespace) -> int:
 
 def test(options: argparse.Namespace) -> int:
     found, account = _one(options)
-    return _try(found, options.name, account, options)
-
-
-def _try(found: Configuration, name: str, account: Account, options: argparse.Namespace) -> int:
-    with closing(collect.open_ledger(found)) as ledger:
-        count, octets = asyncio.run(_look(found, name, account, ledger))
-    if options.json:
-        common.print_json("account-test", name=name, messages=count, octets=octets)
-    else:
-        print(f"{name}: {counted(count, 'message')} ({counted(octets, 'octet')})")
-    return os.EX_OK
-
-
-async def _look(
-    found: Configuration, name: str, account: Account, ledger: Ledger
-) -> tuple[int, int]:
-    """Its login counts as any other; one that works ends the wait after refusals."""
-    ledger.tried(name, time.time())
-    try:
-        async with collect.connected(found, name, account) as client:
-            ledger.began(name, time.time(), client.capabilities.login_delay or 0)
-            return await client.stat()
-    except LoginFailed as error:
-        if not error.retry:
-            ledger.refused(name, time.time())
-        raise
+    return adding.try_login(found, options.name, account, options)
 
 
 def adopt(options: argparse.Namespace) -> int:
@@ -275,8 +155,8 @@ async def _listing(found: Configuration, name: str, account: Account) -> list[tu
 
 
 def remove(options: argparse.Namespace) -> int:
-    found, account = _one(options)
-    path = file_of(found, options.name)
+    found, _ = _one(options)
+    path = adding.file_of(found, options.name)
     if not path.exists():
         raise ConfigurationError(
             f"account {options.name!r} does not stand in {path}; take it out of its file by hand"
@@ -285,11 +165,7 @@ def remove(options: argparse.Namespace) -> int:
         f"Forget {options.name}, and which messages were taken from it?", options
     ):
         return os.EX_USAGE
-    path.unlink()
-    if account.oauth.provider:
-        oauth.tokenfile(found, options.name).forget()
-    if account.to_oauth.provider:
-        oauth.tokenfile(found, f"{options.name}.to").forget()
+    adding.take_back(found, options.name)
     with closing(collect.open_ledger(found)) as ledger:
         count = ledger.forget(options.name)
     common.say(f"{options.name} is forgotten, with {count} messages that were taken")

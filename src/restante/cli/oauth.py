@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import sys
@@ -13,7 +14,7 @@ from getpass import getpass
 from typing import TYPE_CHECKING
 
 from ..config import Account, Configuration, Secret
-from ..errors import ConfigurationError, UnsafeArgument
+from ..errors import ConfigurationError, ConsentNeeded, UnsafeArgument
 from ..log import printable
 from . import common, secrets
 
@@ -63,7 +64,11 @@ def _provider(account: Account) -> Provider:
         case "microsoft":
             found = flow.microsoft(chosen.tenant)
         case _:
-            found = flow.Provider(chosen.authorize_url, chosen.token_url, chosen.device_url, ())
+            # OpenID Connect Core §11: without it a second consent gives no refresh token.
+            extra = (("prompt", "consent"),) if "offline_access" in chosen.scopes else ()
+            found = flow.Provider(
+                chosen.authorize_url, chosen.token_url, chosen.device_url, (), extra=extra
+            )
     if chosen.scopes:
         found = replace(found, scopes=chosen.scopes, app_scopes=chosen.scopes)
     return found
@@ -90,16 +95,37 @@ def token(found: Configuration, name: str, account: Account, *, renew: bool = Fa
     """For one login.  Blocking; see ``collect.oauth.web.access_token``."""
     from ..collect.oauth.web import access_token
 
-    return access_token(
-        application(name, account),
-        tokenfile(found, name),
-        is_service=account.oauth.flow == "client",
-        renew=renew,
-    )
+    try:
+        return access_token(
+            application(name, account),
+            tokenfile(found, name),
+            is_service=account.oauth.flow == "client",
+            renew=renew,
+        )
+    except ConsentNeeded as error:
+        raise ConsentNeeded(_named(str(error), name)) from error
+
+
+def _named(text: str, name: str) -> str:
+    """What is to be typed next, for this account; ``isp.to`` is that of its destination."""
+    words = f"{name.removesuffix('.to')} --to" if name.endswith(".to") else name
+    return text.replace("account auth NAME", f"account auth {words}")
 
 
 async def fresh(found: Configuration, name: str, account: Account, *, renew: bool = False) -> str:
     return await asyncio.to_thread(token, found, name, account, renew=renew)
+
+
+def add_flows(action: argparse.ArgumentParser) -> None:
+    """Options that say how somebody agrees."""
+    flows = action.add_mutually_exclusive_group()
+    for flow, name, text in (
+        ("browser", "--browser", "sign in in a browser on this machine"),
+        ("paste", "--paste", "in a browser anywhere, and paste the address where it ends here"),
+        ("device", "--device", "on a telephone or elsewhere, by entering a code"),
+        ("client", "--client-credentials", "nobody signs in: the application's secret is enough"),
+    ):
+        flows.add_argument(name, dest="flow", action="store_const", const=flow, help=text)
 
 
 def agree(found: Configuration, name: str, account: Account, flow: str) -> Tokens:
@@ -177,20 +203,29 @@ def state(found: Configuration, name: str, account: Account) -> str:
     """For a person: whether somebody agreed, and how long that lasts."""
     file = tokenfile(found, name)
     tokens = file.get()
+    if account.oauth.flow == "client":
+        return "by the application's secret" + _failure(file, name)
     if tokens is None:
-        if account.oauth.flow == "client":
-            return "by the application's secret"
         return f"nobody has agreed; next: restante account auth {name}"
     since = f"agreed {_day(tokens.agreed_at)}"
     if tokens.user:
         since += f" by {printable(tokens.user)}"
+    since += _failure(file, name)
     if tokens.refresh_expires_at is None:
         return since
     left = tokens.refresh_expires_at - time.time()
     if left < 0:
-        return f"{since}, run out {_day(tokens.refresh_expires_at)}"
+        ended = _day(tokens.refresh_expires_at)
+        return f"{since}, run out {ended}; next: restante account auth {name}"
     hint = f"; next: restante account auth {name}" if left < _SOON else ""
     return f"{since}, until {_day(tokens.refresh_expires_at)}{hint}"
+
+
+def _failure(file: Tokenfile, name: str) -> str:
+    found = file.failure()
+    if found is None:
+        return ""
+    return f", not renewed {_day(found[0])}: {printable(_named(found[1], name))}"
 
 
 def ends(found: Configuration, name: str) -> float | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..config import Configuration
 from ..errors import ConfigurationError, UnsafeArgument
 from ..log import printable
-from . import account, collect, common
+from . import adding, collect, common
 
 if TYPE_CHECKING:
     from ..collect.foreign import Foreign
@@ -92,7 +92,7 @@ def _take_over(found: Configuration, ledger: Ledger, each: Foreign) -> None:
         "keep": each.keep,
         "largest": each.largest,
     }
-    account.write(account.file_of(found, each.name), each.name, values)
+    adding.write(adding.file_of(found, each.name), each.name, values)
 
 
 def _tell(options: argparse.Namespace, each: Foreign) -> None:

@@ -13,7 +13,7 @@ import asyncio
 import random
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigurationError, ConnectionLost, DeadlineExceeded, UnsafeArgument
 from .remote import TLS, Service
@@ -56,7 +56,7 @@ def discover_blocking(
     return [
         Service(target.host, target.port, tls, domain, user)
         for label, tls in _LABELS
-        for target in order(_ask(f"{label}.{domain}.", timeout, resolver))
+        for target in order(_targets(f"{label}.{domain}.", timeout, resolver))
     ]
 
 
@@ -67,7 +67,26 @@ async def discover(
     return await asyncio.to_thread(discover_blocking, address, timeout=timeout, resolver=resolver)
 
 
-def _ask(name: str, timeout: float, resolver: Resolver | None) -> list[Target]:
+def exchangers(
+    domain: str, *, timeout: float = 10.0, resolver: Resolver | None = None
+) -> list[str]:
+    """The hosts that take the domain's mail (MX records), the preferred one first; blocking.
+
+    Raises:
+        DeadlineExceeded, ConnectionLost, ConfigurationError: see ``discover_blocking``.
+    """
+    found = [(each.preference, each.exchange) for each in _ask(domain, "MX", timeout, resolver)]
+    return [host.to_text(True).lower() for _, host in sorted(found)]
+
+
+def _targets(name: str, timeout: float, resolver: Resolver | None) -> list[Target]:
+    return [
+        Target(each.priority, each.weight, each.port, each.target.to_text(True).lower())
+        for each in _ask(name, "SRV", timeout, resolver)
+    ]
+
+
+def _ask(name: str, kind: str, timeout: float, resolver: Resolver | None) -> Sequence[Any]:
     try:
         from dns import exception
         from dns import resolver as library
@@ -76,17 +95,14 @@ def _ask(name: str, timeout: float, resolver: Resolver | None) -> list[Target]:
         raise ConfigurationError(what) from error
     try:
         resolver = resolver or library.Resolver()
-        found = resolver.resolve(name, "SRV", lifetime=timeout)
+        found = resolver.resolve(name, kind, lifetime=timeout)
     except (library.NXDOMAIN, library.NoAnswer):
         return []
     except exception.Timeout as error:
         raise DeadlineExceeded(f"the DNS does not answer for {name}") from error
     except exception.DNSException as error:
         raise ConnectionLost(f"the DNS gives no answer for {name}") from error
-    return [
-        Target(each.priority, each.weight, each.port, each.target.to_text(True).lower())
-        for each in found
-    ]
+    return list(found)
 
 
 def order(found: Iterable[Target], chance: random.Random | None = None) -> Sequence[Target]:

@@ -25,6 +25,7 @@ from .flow import Tokens
 
 _NONCE = 12  # octets
 _KEY = 32  # octets: AES-256
+_FAILURE = ".failure"  # beside the tokens
 
 
 class Tokenfile:
@@ -73,12 +74,26 @@ class Tokenfile:
         )
         with _errors():
             write_durably(self._path, octets)
+            self._path.with_suffix(_FAILURE).unlink(missing_ok=True)
+
+    def failed(self, at: float, why: str) -> None:
+        """They could not be renewed; a reason in words, which holds no secret."""
+        with suppress(OSError):  # the failure itself is what must be told
+            write_durably(self._path.with_suffix(_FAILURE), json.dumps([at, why]).encode())
+
+    def failure(self) -> tuple[float, str] | None:
+        """The last time that they could not be renewed, if none went well since."""
+        try:
+            at, why = json.loads(self._path.with_suffix(_FAILURE).read_bytes())
+            return float(at), str(why)
+        except (OSError, ValueError, TypeError):
+            return None
 
     def forget(self) -> None:
         """When the account is removed."""
         with _errors():
-            self._path.unlink(missing_ok=True)
-            self._path.with_suffix(".lock").unlink(missing_ok=True)
+            for suffix in (".sealed", _FAILURE, ".lock"):
+                self._path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def key_in(path: Path, given: Callable[[], str] | None) -> bytes:

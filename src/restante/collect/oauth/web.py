@@ -49,6 +49,24 @@ def post(url: str, form: Form, context: SSLContext | None = None) -> Answer:
     return found
 
 
+def endpoints(issuer: str, context: SSLContext | None = None) -> Answer:
+    """What an OpenID provider says of itself (OpenID Connect Discovery 1.0 §4).
+
+    Raises:
+        ProviderUnavailable: no answer.
+        ConfigurationError: none of this issuer's, or clear HTTP to another machine.
+    """
+    check(issuer)
+    web = Web(context or client_context(), patience=_PATIENCE)
+    try:
+        _, found = web.ask(issuer.rstrip("/") + "/.well-known/openid-configuration")
+    except TemporaryFailure as error:
+        raise ProviderUnavailable(str(error)) from error
+    if found is None or str(found.get("issuer", "")).rstrip("/") != issuer.rstrip("/"):
+        raise ConfigurationError(f"{issuer} does not say where it is asked; give its addresses")
+    return found
+
+
 def check(url: str) -> None:
     """
     Raises:
@@ -97,7 +115,7 @@ def by_device(
 ) -> Tokens:
     """On any device; ``show`` is given where, and what to enter there."""
     if not application.provider.device:
-        raise UnsafeArgument("this provider knows no devices; use --flow browser or paste")
+        raise UnsafeArgument("this provider knows no devices; use --browser or --paste")
     form = flow.ask_for_device(application)
     asked = flow.device(post(application.provider.device, form), time.time())
     show(asked.address, asked.user_code)
@@ -178,12 +196,21 @@ def access_token(
         before, now = file.get(), time.time()
         if before is not None and not renew and now < before.expires_at - _EARLY:
             return before.access
-        if is_service:
-            found = by_itself(application)
-        elif before is None or not before.refresh:
-            raise ConsentNeeded("nobody has agreed yet; next: restante account auth NAME")
-        else:
-            answer = post(application.provider.token, flow.refresh(application, before))
-            found = flow.tokens(answer, now, before)
+        try:
+            found = _renewed(application, before, now, is_service=is_service)
+        except (ConsentNeeded, ProviderUnavailable) as error:
+            file.failed(now, str(error))
+            raise
         file.put(found)
         return found.access
+
+
+def _renewed(
+    application: Application, before: Tokens | None, now: float, *, is_service: bool
+) -> Tokens:
+    if is_service:
+        return by_itself(application)
+    if before is None or not before.refresh:
+        raise ConsentNeeded("nobody has agreed yet; next: restante account auth NAME")
+    answer = post(application.provider.token, flow.refresh(application, before))
+    return flow.tokens(answer, now, before)

@@ -1,0 +1,421 @@
+"""`restante account add`: an address is enough, and no secret stands in the configuration."""
+
+from __future__ import annotations
+
+import threading
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from restante import config
+from restante.cli import adding
+from restante.cli import oauth as cli_oauth
+from restante.cli.adding import _locate
+from restante.collect.oauth.flow import Question
+from restante.errors import ConnectionLost, UnsafeArgument
+from restante.net import discovery
+from restante.net.remote import TLS, Service
+from restante.testing import Pop3Server
+
+from ..collect.provider import TOKEN, StandIn, provider
+from .conftest import Input, Outcome, Restante
+
+MESSAGE = b"Subject: one\r\n\r\nhello\r\n"
+
+
+@pytest.fixture
+def issuer() -> Iterator[StandIn]:
+    with provider() as running:
+        yield running
+
+
+@pytest.fixture(params=["XOAUTH2", "OAUTHBEARER"])
+def server(request: pytest.FixtureRequest) -> Iterator[Pop3Server]:
+    """Who shows the token of the stand-in opens the maildrop of mrose."""
+    with Pop3Server(users={"mrose": TOKEN}, sasl=[request.param]) as running:
+        running.deliver("mrose", MESSAGE)
+        yield running
+
+
+def person(monkeypatch: pytest.MonkeyPatch, *typed: str, secret: str = "tan staaf") -> list[str]:
+    """Somebody at a terminal, who types these lines; the questions that were asked."""
+    asked: list[str] = []
+    answers = iter(typed)
+
+    def answer(question: str) -> str:
+        asked.append(question)
+        return next(answers)
+
+    def hidden(question: str) -> str:
+        asked.append(question)
+        return secret
+
+    monkeypatch.setattr(Input, "is_terminal", True)
+    monkeypatch.setattr("builtins.input", answer)
+    monkeypatch.setattr(adding, "getpass", hidden)
+    return asked
+
+
+def written(home: Path) -> str:
+    """All of the configuration."""
+    folder = home / "config" / "restante" / "conf.d"
+    return "".join(path.read_text() for path in folder.glob("*")) if folder.is_dir() else ""
+
+
+def secrets(home: Path) -> list[Path]:
+    state = home / "state" / "restante"
+    return [*(state / "passwords").glob("*"), *(state / "tokens").glob("*.sealed")]
+
+
+# Where
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "url", "user"),
+    [
+        ("ann@gmail.com", None, "pop3s://pop.gmail.com", "ann@gmail.com"),
+        ("ann@Outlook.com", None, "pop3s://outlook.office365.com", "ann@Outlook.com"),
+        ("ann@example.org", "mail.example.org:1995", "pop3s://mail.example.org:1995", None),
+        ("pop3://ann%40example.org@pop.example.org", None, "pop3://pop.example.org", None),
+    ],
+)
+def test_an_address_tells_its_server(
+    address: str, host: str | None, url: str, user: str | None
+) -> None:
+    place = _locate(address, host)
+    assert (place.url, place.user) == (url, user or "ann@example.org")
+
+
+@pytest.mark.parametrize(
+    ("hosts", "url"),
+    [
+        (["aspmx.l.google.com"], "pop3s://pop.gmail.com"),
+        (["other.example", "smtp.google.com"], "pop3s://pop.gmail.com"),
+        (["contoso-example.mail.protection.outlook.com"], "pop3s://outlook.office365.com"),
+        (["in1-smtp.messagingengine.com"], "pop3s://pop.fastmail.com"),
+    ],
+)
+def test_who_takes_the_mail_of_a_domain_is_its_provider(
+    hosts: list[str], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "exchangers", lambda _: hosts)
+    assert _locate("ann@contoso.example", None).url == url
+
+
+def announced(monkeypatch: pytest.MonkeyPatch, *found: Service) -> None:
+    monkeypatch.setattr(discovery, "exchangers", lambda _: ["mx.notgoogle.com"])
+    monkeypatch.setattr(discovery, "discover_blocking", lambda _: list(found))
+
+
+@pytest.mark.parametrize(
+    ("port", "tls", "url"),
+    [
+        (995, TLS.IMPLICIT, "pop3s://mail.example.org"),
+        (110, TLS.STARTTLS, "pop3://mail.example.org"),
+        (1995, TLS.IMPLICIT, "pop3s://mail.example.org:1995"),
+    ],
+)
+def test_what_the_domain_announces(
+    port: int, tls: TLS, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = "ann@example.org"
+    announced(monkeypatch, Service("mail.example.org", port, tls, "example.org", user))
+    assert (_locate(user, None).url, _locate(user, None).user) == (url, user)
+
+
+@pytest.mark.rfc("P-162")
+def test_a_server_elsewhere_counts_only_when_a_person_says_so(
+    monkeypatch: pytest.MonkeyPatch, restante: Restante
+) -> None:
+    user = "ann@example.org"
+    announced(monkeypatch, Service("pop.hoster.net", 995, TLS.IMPLICIT, "example.org", user))
+    done = restante("account", "add", user, "--to", "maildir:Mail", stdin=b"secret\n")
+    assert done.code == 64
+    assert "pop.hoster.net" in done.err
+    asked = person(monkeypatch, "", "y")
+    assert restante("account", "add", user, "--to", "maildir:Mail").code == 64
+    assert restante("account", "add", user, "--to", "maildir:Mail", "--no-test").code == 0
+    assert (
+        asked[0]
+        == asked[1]
+        == ("example.org says its mail is at pop.hoster.net. Is that your provider? [y/N] ")
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("ann@icloud.com", "iCloud gives no mail by POP3"),
+        ("ann@example.org", "--host HOST"),
+        ("example.org", "ann@example.org"),
+        ("ann@", "ann@example.org"),
+        ("pop3s://ann:secret@host", "every user of this machine"),
+        ("pop3s://host", "who logs in"),
+    ],
+)
+def test_addresses_that_do_not_tell(
+    address: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced(monkeypatch)
+    with pytest.raises(UnsafeArgument, match=words):
+        _locate(address, None)
+
+
+def test_no_answer_of_the_dns_is_not_none(
+    monkeypatch: pytest.MonkeyPatch, restante: Restante
+) -> None:
+    def silent(_: str) -> list[str]:
+        raise ConnectionLost("the DNS gives no answer")
+
+    monkeypatch.setattr(discovery, "exchangers", silent)
+    done = restante("account", "add", "ann@example.org", "--to", "maildir:Mail")
+    assert done.code not in (0, 64)
+    assert "--host HOST" in done.err
+
+
+def test_the_configuration_may_leave_a_known_server_out(tmp_path: Path) -> None:
+    path = tmp_path / "restante.toml"
+    path.write_text('[account.ann]\nuser = "ann@gmail.com"\nto = "maildir:Mail"\n')
+    assert config.load(path).account["ann"].url == "pop3s://pop.gmail.com"
+
+
+# By a password
+
+
+def add(restante: Restante, server: Pop3Server, *words: str | Path, stdin: bytes = b"") -> Outcome:
+    host = f"localhost:{server.port}"
+    return restante(
+        *("account", "add", "mrose@example.org", "--host", host, "--to", "maildir:Mail"),
+        *("--ca-file", server.ca_file, *words),
+        stdin=stdin,
+    )
+
+
+@pytest.fixture
+def plain() -> Iterator[Pop3Server]:
+    with Pop3Server(users={"mrose@example.org": "tan staaf"}) as running:
+        running.deliver("mrose@example.org", MESSAGE)
+        yield running
+
+
+def test_a_typed_password_stands_in_a_file_of_its_own(
+    restante: Restante, home: Path, plain: Pop3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = person(monkeypatch)
+    done = add(restante, plain)
+    assert (done.code, done.out) == (0, "example: 1 message (23 octets)\n")
+    assert asked == ["Password of mrose@example.org: "]
+    assert "tan staaf" not in written(home)
+    assert f'to = "maildir:{home}/Mail"' in written(home)  # wherever it is run
+    [path] = secrets(home)
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("tan staaf\n", 0o600)
+    assert restante("collect", "example").out == "example: 1 message stored (23 octets)\n"
+    assert restante("account", "rm", "example", "--yes").code == 0
+    assert (written(home), secrets(home)) == ("", [])
+
+
+def test_a_wrong_password_leaves_nothing(restante: Restante, home: Path, plain: Pop3Server) -> None:
+    done = add(restante, plain, stdin=b"wrong\n")
+    assert done.code == 77
+    assert f"without the domain: pop3s://mrose@localhost:{plain.port}" in done.err
+    assert add(restante, plain, stdin=b"\n").code == 64
+    assert (written(home), secrets(home)) == ("", [])
+
+
+def test_references_are_written_and_nothing_else(
+    restante: Restante, home: Path, plain: Pop3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "secret").write_text("tan staaf\n")
+    monkeypatch.setenv("SECRET", "tan staaf")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(home))
+    references: Sequence[Sequence[str]] = [
+        ("--password-file", str(home / "secret")),
+        ("--password-env", "SECRET"),
+        ("--password-credential", "secret"),
+        ("--password-command", "cat", str(home / "secret")),
+    ]
+    for reference in references:
+        assert add(restante, plain, *reference).code == 0
+        assert secrets(home) == []
+        assert "tan staaf" not in written(home)
+        assert restante("account", "rm", "example", "--yes").code == 0
+
+
+def test_what_is_not_said_is_asked(
+    restante: Restante, home: Path, plain: Pop3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = person(monkeypatch, f"pop3s://mrose%40example.org@localhost:{plain.port}", "")
+    done = restante("account", "add", "--ca-file", plain.ca_file)
+    assert done.code == 0
+    assert len(asked) == 3
+    assert f'to = "maildir:{home}/Mail/example"' in written(home)
+
+
+def test_another_account_at_the_same_place_has_another_name(
+    restante: Restante, plain: Pop3Server
+) -> None:
+    for _ in range(2):
+        assert add(restante, plain, stdin=b"tan staaf\n").code == 0
+    rows = restante("--json", "account", "list").json["accounts"]
+    assert [row["name"] for row in rows] == ["example", "mrose-example"]
+    again = restante("account", "add", "example", "ann@gmail.com", "--to", "maildir:M", stdin=b"x")
+    assert again.code == 78
+
+
+def test_a_provider_says_which_password_it_wants(restante: Restante) -> None:
+    done = restante(
+        "account", "add", "ann@gmail.com", "--to", "maildir:M", "--no-test", stdin=b"abcd\n"
+    )
+    assert done.code == 0
+    assert "Google wants an app password" in done.err
+
+
+# By OAuth 2
+
+
+def browse(url: str) -> None:
+    threading.Thread(target=lambda: urllib.request.urlopen(url, timeout=10).close()).start()
+
+
+def sign_in(restante: Restante, server: Pop3Server, issuer: StandIn, *words: str) -> Outcome:
+    return restante(
+        *("account", "add", "work", f"pop3s://mrose@localhost:{server.port}"),
+        *("--to", "maildir:Mail", "--ca-file", server.ca_file, "--issuer", issuer.url),
+        *("--client-id", "app", *words, "--client-secret-env", "APP_SECRET"),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _world(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APP_SECRET", "secret")
+    monkeypatch.chdir(home)
+
+
+def test_in_a_browser_and_collected(
+    restante: Restante,
+    home: Path,
+    server: Pop3Server,
+    issuer: StandIn,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cli_oauth, "_open", browse)
+    done = sign_in(restante, server, issuer, "--browser")
+    assert (done.code, done.out) == (0, "work: 1 message (23 octets)\n"), done.err
+    assert "next: restante collect work --dry-run" in done.err
+    assert TOKEN not in written(home)
+    assert restante("collect", "work").out == "work: 1 message stored (23 octets)\n"
+    assert "by mrose" in restante("account", "show", "work").out
+    issuer.answers = [(400, {"error": "invalid_grant"})]
+    found = config.load()
+    file = cli_oauth.tokenfile(found, "work")
+    with pytest.raises(Exception, match=r"next: restante account auth work$"):
+        cli_oauth.token(found, "work", found.account["work"], renew=True)
+    assert "not renewed" in restante("account", "show", "work").out
+    assert file.failure() is not None
+    assert restante("account", "rm", "work", "--yes").code == 0
+    assert secrets(home) == []
+    assert file.failure() is None
+
+
+def test_by_pasting_where_there_is_no_screen(
+    restante: Restante, server: Pop3Server, issuer: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    questions: list[Question] = []
+    make = Question.__init__
+
+    def remember(self: Question, *given: Any) -> None:
+        make(self, *given)
+        questions.append(self)
+
+    def paste() -> str:
+        from urllib.parse import parse_qsl, urlsplit
+
+        return issuer.agree(dict(parse_qsl(urlsplit(questions[0].url).query)))
+
+    monkeypatch.setattr(Question, "__init__", remember)
+    monkeypatch.setattr(cli_oauth, "_pasted", paste)
+    done = sign_in(restante, server, issuer, "--paste")
+    assert done.code == 0, done.err
+    assert "copy its address from the browser and paste it here" in done.err
+
+
+def test_on_a_device(restante: Restante, server: Pop3Server, issuer: StandIn) -> None:
+    device = {"device_code": "device", "user_code": "F7KQ-22LM", "expires_in": 600}
+    issuer.answers = [(200, {**device, "verification_uri": "https://x/enter", "interval": 0.01})]
+    done = sign_in(restante, server, issuer, "--device")
+    assert done.code == 0, done.err
+    assert "Open https://x/enter on any device, and enter F7KQ-22LM" in done.err
+
+
+def test_by_the_applications_secret(
+    restante: Restante, home: Path, server: Pop3Server, issuer: StandIn
+) -> None:
+    assert sign_in(restante, server, issuer, "--client-credentials").code == 0
+    assert 'flow = "client"' in written(home)
+    assert "by the application's secret" in restante("account", "list").out
+
+
+def test_who_does_not_agree_leaves_nothing(
+    restante: Restante, home: Path, server: Pop3Server, issuer: StandIn
+) -> None:
+    issuer.answers = [(400, {"error": "access_denied"})]
+    done = sign_in(restante, server, issuer, "--device")
+    assert done.code == 77
+    assert "did not agree" in done.err
+    assert (written(home), secrets(home)) == ("", [])
+
+
+def test_who_has_signed_in_need_not_do_it_again(
+    restante: Restante, home: Path, server: Pop3Server, issuer: StandIn
+) -> None:
+    issuer.access = "another"
+    done = sign_in(restante, server, issuer, "--client-credentials")
+    assert done.code == 77
+    assert "the account work stays; next: restante account test work" in done.err
+    assert len(secrets(home)) == 1
+
+
+def test_an_issuer_that_is_another(
+    restante: Restante, home: Path, server: Pop3Server, issuer: StandIn
+) -> None:
+    issuer.metadata["issuer"] = "https://other.example"
+    assert sign_in(restante, server, issuer).code == 78
+    assert written(home) == ""
+
+
+def test_microsoft_tells_how_to_register_once(
+    restante: Restante, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("account", "add", "ann@outlook.com", "--to", "maildir:M")
+    done = restante(*words)
+    assert done.code == 64
+    assert "entra.microsoft.com" in done.err
+    assert "--client-id ID" in done.err
+    agreed: list[str] = []
+    monkeypatch.setattr(cli_oauth, "agree", lambda *given: agreed.append(given[1]))
+    assert restante(*words, "--client-id", "9e5f", "--no-test").code == 0
+    second = restante("account", "add", "bob@hotmail.com", "--to", "maildir:B", "--no-test")
+    assert second.code == 0
+    assert "by the application of the account outlook" in second.err
+    assert agreed == ["outlook", "hotmail"]
+    accounts = config.load().account
+    assert [each.oauth.client_id for each in accounts.values()] == ["9e5f", "9e5f"]
+    assert accounts["hotmail"].oauth.tenant == "consumers"
+
+
+def test_googles_secret_is_typed_and_kept_apart(
+    restante: Restante, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_oauth, "agree", lambda *_: None)
+    words = ("account", "add", "ann@gmail.com", "--to", "maildir:M", "--no-test")
+    assert restante(*words, "--client-id", "12.apps", stdin=b"GOCSPX-1\n").code == 0
+    assert "GOCSPX" not in written(home)
+    [path] = secrets(home)
+    assert path.read_text() == "GOCSPX-1\n"
+    found = config.load()
+    assert cli_oauth.application("gmail", found.account["gmail"]).client_secret == "GOCSPX-1"
