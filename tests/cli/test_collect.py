@@ -151,18 +151,20 @@ def test_stopped_by_a_signal_it_keeps_what_came(
 ) -> None:
     for _ in range(3):
         server.deliver("ann", MESSAGE)
-    server.fault.delay("RETR", seconds=30, times=1)
+    server.deliver("ann", b"Subject: large\n\n" + b"x" * 30_000 + b"\n")
+    server.fault.drip("RETR", octets=100, seconds=0.1)
     with started("collect", "ann", stdin=subprocess.DEVNULL) as process:
-        while "RETR" not in server.transcript:
+        while not any((home / "ann" / "tmp").glob("*")):
             assert process.poll() is None
         process.send_signal(number)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 75
     assert b"stopped; what is stored is safe" in err
+    assert list((home / "ann" / "tmp").glob("*")) == []
     server.fault.clear()
     while restante("collect", "ann").code == 75:  # until the server knows that we have gone
         pass
-    assert stored(home, "ann") == 3
+    assert stored(home, "ann") == 4
 
 
 def metrics(path: Path) -> dict[str, float]:
@@ -206,6 +208,22 @@ def test_metrics_of_all_accounts_after_each_session(
     }
     assert found['restante_collect_runs_total{account="bob",result="ok"}'] == 0
     assert list(home.glob(".restante.prom*")) == []
+
+
+def test_what_came_before_a_failure_is_told_and_counted(
+    home: Path, configured: Path, server: Pop3Server, restante: Restante
+) -> None:
+    server.deliver("ann", MESSAGE)
+    server.fault.lose_quit()
+    path = home / "restante.prom"
+    done = restante("collect", "ann", "--metrics", path)
+    assert (done.code, done.out) == (75, "ann: 1 message stored (23 octets)\n")
+    assert done.err.startswith("ann: the server closed the connection")
+    assert metrics(path)['restante_collect_messages_total{account="ann"}'] == 1
+    server.deliver("ann", MESSAGE)
+    server.fault.lose_quit()
+    line = restante("--json", "collect", "ann").json
+    assert (line["stored"], line["exit_code"]) == (1, 75)
 
 
 def test_metrics_that_cannot_be_written_fail_no_session(

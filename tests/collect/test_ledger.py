@@ -193,7 +193,9 @@ def test_health_tells_streaks_and_totals(ledger: Ledger) -> None:
     assert health.state("ann") == State(2, 10.0, good=1, bad=2, messages=3, octets=300)
     health.succeeded("ann", 1, 100)
     assert health.state("ann") == State(0, None, good=2, bad=2, messages=4, octets=400)
-    health.failed("ann", 30.0)
+    health.failed("ann", 30.0, 5, 500)
+    health.stopped("ann", 1, 100)
+    assert health.state("ann") == State(1, 30.0, good=2, bad=3, messages=10, octets=1000)
     assert health.state("ann").failing_since == 30.0
     assert health.state("bob") == State()
 

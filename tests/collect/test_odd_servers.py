@@ -111,7 +111,9 @@ class Home:
         found = config.load(file, environment={"STATE_DIRECTORY": str(self.path / "state")})
         account = found.account["odd"]
         with closing(command.open_ledger(found)) as ledger:
-            return await command.sessions(found, "odd", account, ledger, limit=limit)
+            total = Outcome()
+            await command.sessions(found, "odd", account, ledger, total, limit=limit)
+            return total
 
     @property
     def mail(self) -> list[bytes]:

@@ -7,7 +7,13 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    closing,
+    suppress,
+)
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,13 +139,19 @@ async def _stoppable(
     Raises:
         _Stopped: by SIGTERM or SIGINT.
     """
-    work = asyncio.ensure_future(_once(options, found, accounts, ledger))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, work.cancel)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        raise _Stopped from None
+    with _bars(options) as bars:
+        work = asyncio.ensure_future(_once(options, found, accounts, ledger, bars))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, work.cancel)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            raise _Stopped from None
+
+
+def _bars(options: argparse.Namespace) -> AbstractContextManager[Bars]:
+    is_usual = not (options.json or options.watch)
+    return telling.bars(wanted=is_usual if options.progress is None else options.progress)
 
 
 async def _once(
@@ -147,14 +159,14 @@ async def _once(
     found: Configuration,
     accounts: Mapping[str, Account],
     ledger: Ledger,
+    bars: Bars,
 ) -> Sequence[Outcome | BaseException]:
     """A session with each account, some at a time; each is told as it ends."""
-    free = asyncio.Semaphore(_AT_ONCE)
-    is_wanted = options.progress
-    if is_wanted is None:
-        is_wanted = not (options.json or options.watch)
+    from ..collect.collector import Outcome
 
-    async def one(name: str, account: Account, bars: Bars) -> Outcome:
+    free = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(name: str, account: Account, total: Outcome) -> None:
         def complain(text: str) -> None:
             common.say(printable(f"{name}: {text}"))
 
@@ -163,6 +175,7 @@ async def _once(
             name,
             account,
             ledger,
+            total,
             limit=options.limit,
             whole=options.whole,
             again=options.again,
@@ -170,22 +183,25 @@ async def _once(
             bars=bars,
         )
         if options.dry_run:
-            return await working
-        return await noted(found, name, account, ledger, working, complain)
+            await working
+        else:
+            await noted(found, name, account, ledger, working, total, complain)
 
-    async def told(name: str, account: Account, bars: Bars) -> Outcome | BaseException:
-        result: Outcome | BaseException
+    async def told(name: str, account: Account) -> Outcome | BaseException:
+        total, error = Outcome(), None
         async with free:
             try:
-                result = await one(name, account, bars)
-            except (RestanteError, OSError) as error:
-                result = error
-        telling.tell(options, name, result)
-        return result
+                await one(name, account, total)
+            except (RestanteError, OSError) as caught:
+                error = caught
+            except asyncio.CancelledError:
+                telling.tell(options, name, total, _Stopped())
+                raise
+        telling.tell(options, name, total, error)
+        return error or total
 
-    with telling.bars(wanted=is_wanted) as bars:
-        work = (told(name, account, bars) for name, account in accounts.items())
-        results = await asyncio.gather(*work, return_exceptions=True)
+    work = (told(name, account) for name, account in accounts.items())
+    results = await asyncio.gather(*work, return_exceptions=True)
     if bug := next((each for each in results if not _is_expected(each)), None):
         assert isinstance(bug, BaseException)
         raise bug
@@ -211,7 +227,7 @@ async def _watch(
 
     async def watch(name: str, account: Account) -> None:
         async def session() -> Outcome | BaseException:
-            (result,) = await _once(options, found, {name: account}, ledger)
+            (result,) = await _once(options, found, {name: account}, ledger, bars)
             return result
 
         def may_begin(now: float) -> float:
@@ -219,12 +235,13 @@ async def _watch(
 
         await follow(session, may_begin, Pace(account.every, account.slowest))
 
-    tasks = [loop.create_task(watch(name, account)) for name, account in accounts.items()]
-    stop = loop.create_task(told.wait())
-    await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
-    for task in (stop, *tasks):
-        task.cancel()
-    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    with _bars(options) as bars:
+        tasks = [loop.create_task(watch(name, account)) for name, account in accounts.items()]
+        stop = loop.create_task(told.wait())
+        await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in (stop, *tasks):
+            task.cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
     return [each for each in ended if isinstance(each, Exception)]
 
 
@@ -233,27 +250,33 @@ async def sessions(
     name: str,
     account: Account,
     ledger: Ledger,
+    total: Outcome,
     *,
     limit: int | None = None,
     **options: Any,
-) -> Outcome:
+) -> None:
     """One, and as many more as a server wants that lists its mail in parts.
 
-    A failure of a later one loses nothing; a login that is too soon ends them.
+    A failure of a later one loses nothing; a login that is too soon ends them.  What came of all
+    is added to ``total``, also when one fails.
     """
-    from ..collect.collector import LoginTooSoon
+    from ..collect.collector import LoginTooSoon, Outcome
 
-    limit = limit or account.limit or None
-    total = await session(found, name, account, ledger, limit=limit, **options)
-    while total.may_list_more and not options.get("whole"):
-        left = None if limit is None else limit - total.stored
-        if left is not None and left <= 0:
+    limit = left = limit or account.limit or None
+    is_first = True
+    while is_first or (total.may_list_more and not options.get("whole")):
+        if limit is not None and (left := limit - total.stored) <= 0:
             break
+        part = Outcome()
         try:
-            total += await session(found, name, account, ledger, limit=left, **options)
+            await session(found, name, account, ledger, part, limit=left, **options)
         except LoginTooSoon:
+            if is_first:
+                raise
             break
-    return total
+        finally:
+            total += part
+        is_first = False
 
 
 async def session(
@@ -261,13 +284,14 @@ async def session(
     name: str,
     account: Account,
     ledger: Ledger,
+    outcome: Outcome,
     *,
     limit: int | None = None,
     whole: Sequence[str] = (),
     again: str = "stop",
     dry_run: bool = False,
     bars: Bars = telling.no_bar,
-) -> Outcome:
+) -> None:
     """One session with one account."""
     from ..collect import collector
 
@@ -278,13 +302,14 @@ async def session(
         closing(await asyncio.to_thread(open_destination, found, name, account)) as destination,
         bars(name) as show,
     ):
-        return await collector.collect(
+        await collector.collect(
             remote,
             ledger,
             destination,
             again=again,
             dry_run=dry_run,
             progress=show,
+            outcome=outcome,
         )
 
 
@@ -293,9 +318,10 @@ async def noted(
     name: str,
     account: Account,
     ledger: Ledger,
-    session: Awaitable[Outcome],
+    session: Awaitable[None],
+    outcome: Outcome,
     complain: Callable[[str], None],
-) -> Outcome:
+) -> None:
     """The same session, and what people must be told of it; ``complain`` hears if they cannot be.
 
     One that gave way to another, to the server's wish or to earlier refusals has not failed.
@@ -305,13 +331,14 @@ async def noted(
     from ..collect.ledger import AccountBusy
     from . import alert, metrics
 
-    def note(error: RestanteError | OSError | None, *came: int) -> None:
+    def note(error: RestanteError | OSError | None) -> None:
         """Nothing that fails here makes a failure of a session."""
+        came = (outcome.stored, outcome.octets)
         try:
             if error is None:
                 Health(ledger).succeeded(name, *came)
             else:
-                Health(ledger).failed(name, time.time())
+                Health(ledger).failed(name, time.time(), *came)
             if found.collect.metrics:
                 metrics.write(found, ledger, Path(found.collect.metrics))
         except (RestanteError, OSError) as trouble:
@@ -322,14 +349,17 @@ async def noted(
             complain(f"nobody could be told: {common.describe(trouble)}")
 
     try:
-        outcome = await session
+        await session
+    except asyncio.CancelledError:
+        with suppress(RestanteError):
+            Health(ledger).stopped(name, outcome.stored, outcome.octets)
+        raise
     except (AccountBusy, LoginTooSoon, LoginWithheld):
         raise
     except (RestanteError, OSError) as error:
         await asyncio.to_thread(note, error)
         raise
-    await asyncio.to_thread(note, None, outcome.stored, outcome.octets)
-    return outcome
+    await asyncio.to_thread(note, None)
 
 
 @asynccontextmanager

@@ -82,7 +82,7 @@ class Gateway:
 
     async def _session(self, name: str, account: Account) -> Outcome | None:
         """None: too soon after the last one, or another process is at it."""
-        from ..collect.collector import LoginTooSoon
+        from ..collect.collector import LoginTooSoon, Outcome
         from ..collect.ledger import AccountBusy
 
         def complain(text: str) -> None:
@@ -93,7 +93,9 @@ class Gateway:
             if time.time() < ledger.last_begin(name) + account.every:
                 return None
             try:
-                session = collect.session(self._found, name, account, ledger)
-                return await collect.noted(self._found, name, account, ledger, session, complain)
+                outcome = Outcome()
+                session = collect.session(self._found, name, account, ledger, outcome)
+                await collect.noted(self._found, name, account, ledger, session, outcome, complain)
+                return outcome
             except (AccountBusy, LoginTooSoon):
                 return None

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from ..errors import RestanteError
@@ -78,42 +79,29 @@ def counted(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
-def tell(options: argparse.Namespace, name: str, result: Outcome | BaseException) -> None:
-    """A line for an account where something came or failed; silence is good news."""
-    if isinstance(result, BaseException):
-        _tell_error(options, name, result)
-    elif options.json:
-        common.print_json(
-            "collect",
-            account=name,
-            stored=result.stored,
-            octets=result.octets,
-            stubs=result.stubs,
-            known=result.known,
-            in_doubt=result.in_doubt,
-            later=result.later,
-            deleted=result.deleted,
-            unverified=result.unverified,
-            skipped=result.skipped,
-            refused=result.refused,
-        )
-    else:
-        for text in (*result.skipped, *result.refused):
-            common.say(printable(f"{name}: {text}"))
-        came = result.stored or result.stubs or result.deleted or result.unverified
-        if came or sys.stdout.isatty():
-            print(_line(name, result, dry_run=options.dry_run), flush=True)
-
-
-def _tell_error(options: argparse.Namespace, name: str, error: BaseException) -> None:
+def tell(
+    options: argparse.Namespace,
+    name: str,
+    result: Outcome,
+    error: RestanteError | OSError | None,
+) -> None:
+    """A line for an account where something came, and for one that failed; silence is good news."""
     from ..collect.collector import LoginTooSoon
 
-    if not isinstance(error, RestanteError | OSError):
-        raise error
     if options.json:
-        code = common.exit_code(error)
-        common.print_json("collect", account=name, error=str(error), exit_code=code)
-    elif sys.stderr.isatty() or not isinstance(error, LoginTooSoon):  # that is as it should be
+        told = {each.name: getattr(result, each.name) for each in fields(result)}
+        del told["may_list_more"], told["present"]
+        if error is not None:
+            told |= {"error": common.describe(error), "exit_code": common.exit_code(error)}
+        common.print_json("collect", account=name, **told)
+        return
+    for text in (*result.skipped, *result.refused):
+        common.say(printable(f"{name}: {text}"))
+    came = result.stored or result.stubs or result.deleted or result.unverified
+    if came or (error is None and sys.stdout.isatty()):
+        print(_line(name, result, dry_run=options.dry_run), flush=True)
+    # That a server wants more time is as it should be.
+    if error is not None and (sys.stderr.isatty() or not isinstance(error, LoginTooSoon)):
         common.say(printable(f"{name}: {common.describe(error)}"))
 
 

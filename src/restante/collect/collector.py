@@ -127,8 +127,11 @@ async def collect(
     adopt_present: bool = False,
     progress: Progress = lambda messages, octets: None,
     clock: Callable[[], float] = time.time,
+    outcome: Outcome | None = None,
 ) -> Outcome:
     """One session with the server.
+
+    What came of it is returned, and stands in ``outcome`` also when it fails.
 
     ``again`` says what to do when nearly everything looks new: ``stop``, ``fetch`` all of it, or
     ``dedupe``: fetch it and store only what no message taken before equals.  ``adopt_present`` is
@@ -152,6 +155,7 @@ async def collect(
                 delay = client.capabilities.login_delay or 0
                 ledger.began(account.name, clock(), delay)
                 session = _Session(account, client, ledger, destination, progress, clock, run)
+                session.outcome = session.outcome if outcome is None else outcome
                 await session.run(again, used, dry_run=dry_run, adopt_present=adopt_present)
         except LoginFailed as error:
             if not error.retry:

@@ -31,13 +31,24 @@ class Health:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def failed(self, account: str, at: float) -> None:
+    def failed(self, account: str, at: float, messages: int = 0, octets: int = 0) -> None:
+        """It may have stored something before."""
+        self.stopped(account, messages, octets)
         with self._ledger.transaction() as database:
             database.execute(
-                "INSERT INTO health (account, failures, failing_since, bad) VALUES (?, 1, ?, 1)"
-                " ON CONFLICT DO UPDATE SET failures = failures + 1, bad = bad + 1,"
-                " failing_since = coalesce(failing_since, excluded.failing_since)",
-                (account, at),
+                "UPDATE health SET failures = failures + 1, bad = bad + 1,"
+                " failing_since = coalesce(failing_since, ?) WHERE account = ?",
+                (at, account),
+            )
+
+    def stopped(self, account: str, messages: int, octets: int) -> None:
+        """By somebody; that is neither good nor bad."""
+        with self._ledger.transaction() as database:
+            database.execute(
+                "INSERT INTO health (account, messages, octets) VALUES (?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET messages = messages + excluded.messages,"
+                " octets = octets + excluded.octets",
+                (account, messages, octets),
             )
 
     def succeeded(self, account: str, messages: int, octets: int) -> None:
