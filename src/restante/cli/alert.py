@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from email import policy
 from email.message import EmailMessage
 from email.utils import format_datetime, localtime
+from urllib.parse import urlsplit
 
 from ..collect.collector import LooksMoved
 from ..collect.destinations import Destination
@@ -150,7 +151,7 @@ def _failing(
         f"restante cannot collect {name}",
         f"""\
 No mail comes from the account {name} ({account.user} at
-{account.url}) since {_when(since)}:
+{_host(account)}) since {_when(since)}:
 {failures} sessions in a row have failed. The last one ended with
 
 {reason}
@@ -204,7 +205,7 @@ def _well(name: str, account: Account, since: float) -> _Letter:
         f"restante collects {name} again",
         f"""\
 Mail comes again from the account {name} ({account.user} at
-{account.url}). That had failed since
+{_host(account)}). That had failed since
 {_when(since)}. There is nothing to do.
 """,
     )
@@ -224,6 +225,11 @@ What somebody agreed to for the account {name} ends on
     restante account auth {name}{option}
 """,
     )
+
+
+def _host(account: Account) -> str:
+    """The URL may hold more than should be told."""
+    return urlsplit(account.url).hostname or ""
 
 
 def _when(at: float) -> str:
