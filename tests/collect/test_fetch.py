@@ -214,6 +214,16 @@ def test_a_refused_message_stays(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_a_size_of_0_is_a_lie_like_others(tmp_path: Path) -> None:
+    answers = {b"LIST": b"+OK\r\n1 0\r\n.\r\n", b"RETR 1": b"+OK\r\nx\r\n.\r\n"}
+
+    async def main() -> None:
+        async with scripted(answering(answers)) as (port, _):
+            assert (await run_fetch(port, str(tmp_path))).stored == 1
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(("largest", "room"), [(30, 0), (None, 10)])
 def test_what_grows_far_beyond_its_size_is_given_up(
     largest: int | None, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
