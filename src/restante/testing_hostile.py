@@ -86,14 +86,21 @@ _STLS = b"+OK\r\nSTLS\r\nUSER\r\nUIDL\r\n.\r\n"
 _SCRAM = b"+OK\r\nSASL SCRAM-SHA-256\r\nUIDL\r\n.\r\n"
 
 
-def _scram(nonce: bytes, iterations: bytes) -> Callable[[bytes], bytes]:
-    def first(line: bytes) -> bytes:
-        opening = b64decode(line.rpartition(b" ")[2] + b"==")
+def _scram(nonce: bytes, iterations: bytes, last: bytes = b"-ERR no\r\n") -> dict[str, Say]:
+    """The server's side; ``last`` is said to the client's proof."""
+
+    def answer(line: bytes) -> bytes:
+        words = line.split(b" ")
+        if len(words) == 2:
+            return b"+ \r\n"  # AUTH without an initial response
+        opening = b64decode(words[-1] + b"==")
+        if opening.startswith(b"c="):
+            return last
         theirs = opening.rpartition(b"r=")[2]
         message = b"r=" + theirs * (nonce != b"-") + nonce + b",s=c2FsdA==,i=" + iterations
         return b"+ " + b64encode(message) + b"\r\n"
 
-    return first
+    return {"CAPA": _SCRAM, "AUTH": answer, "+": answer}
 
 
 def _stls(what: str, **says: Say) -> Attack:
@@ -196,21 +203,21 @@ ATTACKS: Mapping[str, Attack] = {
     "stls-clear": _stls("goes on in clear", STLS=b"+OK\r\n-ERR no TLS\r\n+OK\r\n"),
     "scram-iterations": Attack(
         what="wants to keep the client busy for hours, or to guess its password cheaply",
-        says={"CAPA": _SCRAM, "AUTH": _scram(b"x", b"1000000000")},
+        says=_scram(b"x", b"1000000000"),
         no_login=True,
     ),
     "scram-few": Attack(
         what="wants a cheap proof",
-        says={"CAPA": _SCRAM, "AUTH": _scram(b"x", b"1"), "+": b"-ERR no\r\n"},
+        says=_scram(b"x", b"1"),
     ),
     "scram-nonce": Attack(
         what="answers to another nonce",
-        says={"CAPA": _SCRAM, "AUTH": _scram(b"-", b"4096")},
+        says=_scram(b"-", b"4096"),
         no_login=True,
     ),
     "scram-proof": Attack(
         what="cannot prove that it knows the password, and says that the login is done",
-        says={"CAPA": _SCRAM, "AUTH": _scram(b"x", b"4096"), "+": b"+OK\r\n"},
+        says=_scram(b"x", b"4096", b"+OK\r\n"),
         no_login=True,
     ),
     "auth-refused": Attack(
@@ -319,7 +326,9 @@ class HostileServer:
     def _answer(self, text: str, command: bytes, marked: set[int]) -> bytes | None:
         verb, _, argument = text.partition(" ")
         keys = (text.upper(), verb.upper() if text != "greeting" else text, "+")
-        is_response = re.fullmatch(r"[A-Za-z0-9+/=]+", text) and verb.upper() not in _VERBS
+        is_response = (
+            command and re.fullmatch(r"[A-Za-z0-9+/=]+", text) and verb.upper() not in _VERBS
+        )
         is_line = verb.upper() in ("LIST", "UIDL") and argument
         for key in keys if is_response else keys[: 1 if is_line else 2]:
             if key in self.attack.says:

@@ -6,15 +6,18 @@ import asyncio
 import poplib as original
 import socket
 import ssl
+from base64 import b64decode
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from restante import poplib
+from restante.errors import LoginFailed, ProtocolBroken
 from restante.net.blocking import connect_blocking
 from restante.net.client import connect
-from restante.testing_hostile import ATTACKS, Attack, Fetch, Keep, cuts, try_client
+from restante.pop3.quirks import Quirks
+from restante.testing_hostile import ATTACKS, Attack, Fetch, HostileServer, Keep, cuts, try_client
 
 
 def with_asyncio(url: str, ca_file: Path, keep: Keep) -> None:
@@ -133,6 +136,22 @@ def test_the_kit_finds_what_is_wrong_with_a_client(name: str) -> None:
     """Python's poplib ends a message at a dot between bare LFs."""
     found = try_client(with_original, ATTACKS[name])
     assert any("took for a message" in each for each in found)
+
+
+@pytest.mark.parametrize("two_step_auth", [False, True])
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name.startswith("scram")])
+def test_scram_is_attacked_however_a_client_begins(name: str, two_step_auth: bool) -> None:
+    """With AUTH or behind it; nothing goes wrong before."""
+    quirks = Quirks(two_step_auth=two_step_auth)
+    with (
+        HostileServer(ATTACKS[name]) as server,
+        pytest.raises((LoginFailed, ProtocolBroken)),
+        connect_blocking(server.url, ca_file=server.ca_file, quirks=quirks),
+    ):
+        pass
+    first = next(at for at, line in enumerate(server.heard) if line.startswith(b"AUTH"))
+    opening = server.heard[first + two_step_auth].rpartition(b" ")[2]
+    assert b",n=ann,r=" in b64decode(opening)
 
 
 def test_the_kit_finds_half_messages_lost_mail_and_told_passwords() -> None:
