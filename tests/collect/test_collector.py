@@ -245,12 +245,29 @@ def test_dedupe_stores_only_what_is_new_by_its_content(home: Home, mail: Path) -
     assert len(stored(mail)) == 31
 
 
+@pytest.mark.parametrize("keep", [None, 0.0])
+def test_a_few_messages_under_other_unique_ids_are_known_by_their_content(
+    keep: float | None, home: Home, mail: Path
+) -> None:
+    """Too few to ask anybody; there is always time to compare them."""
+    home.shelf.rows = many("old")[:5]
+    home.collect()
+    home.shelf.rows = [*many("new")[:5], ("really", text("new"))]
+    outcome = home.collect(Policy(keep=keep))
+    assert (outcome.stored, outcome.known) == (1, 5)
+    assert outcome.deleted == (6 if keep == 0 else 0)
+    assert len(stored(mail)) == 6
+    assert home.collect(Policy(keep=keep)).stored == 0
+
+
 def test_fetch_stores_all_of_it_again(home: Home, mail: Path) -> None:
     home.shelf.rows = many("old")
     home.collect()
     home.shelf.rows = many("new")
     assert home.collect(again="fetch").stored == 30
-    assert len(stored(mail)) == 60
+    home.shelf.rows = many("newer")[:5]
+    assert home.collect(again="fetch").stored == 5
+    assert len(stored(mail)) == 65
 
 
 def test_dry_run_changes_nothing(home: Home, mail: Path) -> None:

@@ -35,6 +35,7 @@ from .plan import (
     Taken,
     Used,
     is_due,
+    is_strange,
     is_too_large,
     looks_moved,
     plan,
@@ -212,13 +213,14 @@ class _Session:
             self._adopt_present(listing, ids)
         large = [stub_key(ids[each.number]) for each in listing if self._may_be_stub(each, ids)]
         self._known = self._ledger.known(name, [*ids.values(), *large])
-        if looks_moved(listing, self._known, self._ledger.expected(name)):
+        expected = self._ledger.expected(name)
+        self._dedupe = again != "fetch" and is_strange(listing, self._known, expected)
+        if looks_moved(listing, self._known, expected):
             if self._client.quirks.in_parts and again == "stop":
                 again = "dedupe"  # the next part looks just so
             if again == "stop":
                 new = sum(1 for unique_id in ids.values() if unique_id not in self._known)
                 raise LooksMoved(new, len(listing))
-            self._dedupe = again == "dedupe"
         steps = list(plan(listing, self._known, policy, self._clock(), used))
         fetches = [step for step in steps if isinstance(step, Fetch)]
         stubs = [step for step in steps if isinstance(step, Stub)]

@@ -237,17 +237,27 @@ def unique_ids(listing: Sequence[Message]) -> dict[int, str]:
     }
 
 
+def is_strange(listing: Sequence[Message], taken: Mapping[str, Taken], expected: int) -> bool:
+    """Whether hardly any of the ``expected`` messages, taken before and not deleted, is listed.
+
+    What then seems to be new may be old mail under other unique-ids.
+    """
+    return _known(listing, taken) < expected * _HARDLY_ANY
+
+
 def looks_moved(listing: Sequence[Message], taken: Mapping[str, Taken], expected: int) -> bool:
     """Whether nearly everything looks new where much should be known.
 
-    ``expected`` is how many messages were taken before and not deleted.  Servers give new
-    unique-ids to old mail when a provider migrates; to fetch all of it again is a decision for
-    people.
+    Servers give new unique-ids to old mail when a provider migrates; to fetch all of it again is a
+    decision for people.
     """
-    ids = unique_ids(listing)
-    known = sum(1 for each in ids.values() if each in taken or stub_key(each) in taken)
-    new = len(listing) - known
-    return expected >= _ENOUGH and new >= _ENOUGH and known < expected * _HARDLY_ANY
+    new = len(listing) - _known(listing, taken)
+    return min(expected, new) >= _ENOUGH and is_strange(listing, taken, expected)
+
+
+def _known(listing: Sequence[Message], taken: Mapping[str, Taken]) -> int:
+    ids = unique_ids(listing).values()
+    return sum(1 for each in ids if each in taken or stub_key(each) in taken)
 
 
 def _newest(listing: Sequence[Message], taken: Mapping[str, Taken], count: int) -> frozenset[int]:
