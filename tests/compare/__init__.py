@@ -1,0 +1,1 @@
+"""restante's collector and those of others through the same troubles: ``./dev compare``."""

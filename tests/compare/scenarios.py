@@ -1,0 +1,299 @@
+"""The troubles, as a table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+
+from restante.testing_hostile import ATTACKS, Attack, Say, _listing
+
+from .programs import Program
+from .remote import Kill, Session
+from .trial import PATIENCE, POLITE, Case, Verdict, trial
+
+FEW, MANY = 4, 30
+_HANGS = 3  # of one program in one trouble are enough
+_LIMIT = 500  # points; no session is so long
+
+
+def mail(number: int, *, octets: int = 0) -> dict[str, bytes]:
+    """Messages by unique-id, which no collector rewrites."""
+    return {
+        f"id{at}": b"From: ann@example.org\r\nTo: bob@example.org\r\n"
+        b"Date: Thu, 1 Jan 2026 00:00:%02d +0000\r\nMessage-ID: <%d@example.org>\r\n"
+        b"Subject: message %d\r\n\r\n"
+        % (at, at, at)
+        + b"This is message %d.\r\n" % at * (3 + octets // 20)
+        for at in range(1, number + 1)
+    }
+
+
+def _says(**says: Say) -> Attack:
+    """By command; an underscore is a space."""
+    return Attack(what="", says={key.replace("_", " "): value for key, value in says.items()})
+
+
+def _sizes(number: int) -> list[bytes]:
+    return [b"%d %d" % (at, len(text)) for at, text in enumerate(mail(number).values(), 1)]
+
+
+def _ids(number: int) -> list[bytes]:
+    return [b"%d id%d" % (at, at) for at in range(1, number + 1)]
+
+
+def _lists(number: int) -> Session:
+    """The first so many of FEW."""
+    octets = sum(map(len, list(mail(FEW).values())[:number]))
+    return Session(
+        attack=_says(
+            STAT=b"+OK %d %d\r\n" % (number, octets),
+            LIST=_listing(*_sizes(FEW)[:number]),
+            UIDL=_listing(*_ids(FEW)[:number]),
+        )
+    )
+
+
+_NO_UIDL = _says(CAPA=_listing(b"USER", b"TOP", b"PIPELINING"), UIDL=b"-ERR unknown command\r\n")
+_SMUGGLED = {
+    name: {**mail(FEW), "id2": ATTACKS[name].messages[0].replace(b"\r\n\r\n", b"\r\n\r\n", 1)}
+    for name in ("dot-lf", "dot-cr", "dot-half")
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """One row, or two: mail is kept on the server, and it is deleted."""
+
+    what: str
+    first: tuple[Session, ...] = ()
+    then: Session = POLITE
+    messages: Mapping[str, bytes] = field(default_factory=lambda: mail(FEW))
+    modes: tuple[bool, ...] = (True, False)
+    """Whether mail is kept."""
+    points: str = ""
+    """``kill``: at each command; ``fin``, ``notify``, ``rst``: an end at many octets."""
+    options: Mapping[str, bool] = field(default_factory=dict)
+    untaken: frozenset[str] = frozenset()
+    disk: str = ""
+    remark: str = ""
+
+    def applies_to(self, program: Program) -> bool:
+        return program.has_scram or "scram" not in self.options
+
+    @property
+    def can_run(self) -> bool:
+        return not self.disk or os.geteuid() == 0
+
+    def cases(self, *, keep: bool, step: int) -> Iterator[Case]:
+        """Each as one try; with points, until one is not reached."""
+        for session in self._sessions(step):
+            yield Case(
+                messages=self.messages,
+                keep=keep,
+                first=(*self.first, *session),
+                then=self.then,
+                runs=1 if self.points else 2,
+                untaken=self.untaken,
+                disk=self.disk,
+                **self.options,
+            )
+
+    def _sessions(self, step: int) -> Iterator[tuple[Session, ...]]:
+        if not self.points:
+            yield ()
+        elif self.points == "kill":
+            for at in count(0, (step + 99) // 100):
+                yield (Session(kill=Kill(at, is_half=False)),)
+                yield (Session(kill=Kill(at, is_half=True)),)
+        else:
+            for at in range(0, 100_000, step):
+                attack = Attack(what="", cut=at, reset=self.points == "rst")
+                yield (Session(attack=attack, notifies=self.points == "notify"),)
+
+    def tries(
+        self, program: Program, *, keep: bool, step: int, patience: float = PATIENCE
+    ) -> Iterator[Verdict]:
+        hangs = 0
+        for at, case in enumerate(self.cases(keep=keep, step=step)):
+            verdict = trial(program, case, patience=patience)
+            if self.points and not verdict.was_reached and not verdict.wrong():
+                return  # it went through to its end
+            yield verdict
+            hangs += verdict.hangs
+            if hangs >= _HANGS or at > _LIMIT:
+                return
+
+
+_TWICE = "mail was fetched once before"
+SCENARIOS: Mapping[str, Scenario] = {
+    # Crashes.
+    "kill": Scenario(
+        what="`kill -9` at each command, before its answer and half-way through it", points="kill"
+    ),
+    # Ends of connections.
+    "fin": Scenario(what="The connection ends (FIN) at every n-th octet", points="fin"),
+    "notify": Scenario(
+        what="The same, and TLS is closed properly before (close_notify)", points="notify"
+    ),
+    "rst": Scenario(what="The connection ends (RST) at every n-th octet", points="rst"),
+    "silent": Scenario(
+        what="The server falls silent in the middle of a session, once",
+        first=(Session(silent="RETR 2"),),
+        options={"hasty": True},
+    ),
+    "drip": Scenario(
+        what="Half of a message comes in drops, four octets a second, once",
+        messages=mail(FEW, octets=4000),
+        first=(Session(drips="RETR 2"),),
+        options={"hasty": True},
+    ),
+    "expired": Scenario(
+        what="The login expires: -ERR to the third RETR, and the connection ends, once",
+        first=(
+            Session(
+                attack=Attack(
+                    what="",
+                    says={"RETR 3": b"-ERR [AUTH] AccessTokenExpired\r\n"},
+                    ends_at="RETR 3",
+                )
+            ),
+        ),
+    ),
+    # Listings.
+    "half-listing": Scenario(
+        what="Half of the messages are listed, once; " + _TWICE,
+        first=(POLITE, _lists(FEW // 2)),
+        modes=(True,),
+    ),
+    "empty-listing": Scenario(
+        what="No message is listed, once; " + _TWICE, first=(POLITE, _lists(0)), modes=(True,)
+    ),
+    "other-ids-once": Scenario(
+        what="All unique-ids are others, once; " + _TWICE,
+        first=(POLITE, Session(renames=True)),
+        modes=(True,),
+    ),
+    "other-ids": Scenario(
+        what="All unique-ids are others from now on; " + _TWICE,
+        first=(POLITE,),
+        then=Session(renames=True),
+        modes=(True,),
+    ),
+    "other-ids-of-many": Scenario(
+        what=f"The same with {MANY} messages",
+        messages=mail(MANY),
+        first=(POLITE,),
+        then=Session(renames=True),
+        modes=(True,),
+        options={"asked": True},
+        remark="restante stops and asks; in the next run it was told `--again dedupe`.",
+    ),
+    "same-id": Scenario(
+        what="All messages have one unique-id",
+        then=Session(names=lambda at: b"same"),
+        options={"no_ids": True},
+    ),
+    "blank-ids": Scenario(
+        what="All unique-ids are blank",
+        then=Session(names=lambda at: b""),
+        options={"no_ids": True},
+    ),
+    "long-ids": Scenario(
+        what="Unique-ids of 5000 octets",
+        then=Session(names=lambda at: b"%d" % at + b"x" * 4999),
+        options={"no_ids": True},
+    ),
+    "no-uidl": Scenario(
+        what="The server knows no UIDL", then=Session(attack=_NO_UIDL), options={"no_ids": True}
+    ),
+    "uidl-err": Scenario(
+        what="UIDL fails, once; " + _TWICE,
+        first=(POLITE, Session(attack=_says(UIDL=b"-ERR [SYS/TEMP] later\r\n"))),
+        modes=(True,),
+    ),
+    "no-top": Scenario(
+        what="The server knows no TOP",
+        then=Session(
+            attack=_says(CAPA=_listing(b"USER", b"UIDL", b"PIPELINING"), TOP=b"-ERR unknown\r\n")
+        ),
+        options={"no_top": True},
+    ),
+    "no-pipelining": Scenario(
+        what="The server announces no PIPELINING",
+        then=Session(attack=_says(CAPA=_listing(b"USER", b"UIDL", b"TOP"))),
+    ),
+    "no-capa": Scenario(
+        what="The server knows no CAPA", then=Session(attack=_says(CAPA=b"-ERR unknown\r\n"))
+    ),
+    # Messages.
+    "sizes": Scenario(
+        what="The sizes in LIST are lies: 1, 99999999, 0 and 7",
+        then=Session(
+            attack=_says(LIST=_listing(b"1 1", b"2 99999999", b"3 0", b"4 7"), STAT=b"+OK 4 1\r\n")
+        ),
+    ),
+    "flood": Scenario(
+        what="A message is one line without end, once; messages over 1 MiB are not wanted",
+        first=(Session(floods="RETR 2"),),
+        options={"small": True, "hasty": True},
+    ),
+    **{
+        name: Scenario(
+            what=f"A message holds {shown}, and then responses (smuggling)", messages=messages
+        )
+        for (name, messages), shown in zip(
+            _SMUGGLED.items(), ("`LF . LF`", "`CR . CR`", "`LF . CRLF`"), strict=True
+        )
+    },
+    "retr-err": Scenario(
+        what="RETR of one message is refused, always; the others can be had",
+        then=Session(attack=_says(RETR_2=b"-ERR [SYS/TEMP] cannot read it\r\n")),
+        untaken=frozenset(["id2"]),
+    ),
+    # Deleting.
+    "dele-err": Scenario(
+        what="DELE of one message is refused, once",
+        first=(Session(attack=_says(DELE_2=b"-ERR [SYS/TEMP] later\r\n")),),
+        modes=(False,),
+    ),
+    "quit-lost": Scenario(
+        what="QUIT removes, and the answer is lost",
+        first=(Session(attack=_says(QUIT=b"")),),
+        modes=(False,),
+    ),
+    "quit-not-heard": Scenario(
+        what="QUIT removes nothing, and the answer is lost, once",
+        first=(Session(attack=_says(QUIT=b""), removes=False),),
+        modes=(False,),
+    ),
+    "quit-err": Scenario(
+        what="QUIT removes nothing and says so: -ERR, once",
+        first=(Session(attack=_says(QUIT=b"-ERR [SYS/TEMP] not removed\r\n"), removes=False),),
+        modes=(False,),
+    ),
+    "quit-forgets": Scenario(
+        what="QUIT removes nothing and says +OK, once",
+        first=(Session(removes=False),),
+        modes=(False,),
+    ),
+    # Login.
+    "scram": Scenario(
+        what="SCRAM-SHA-256 with 1,000,000,000 iterations, once",
+        first=(Session(attack=ATTACKS["scram-iterations"]),),
+        modes=(True,),
+        options={"scram": True},
+    ),
+    # Disks.
+    "disk": Scenario(
+        what="The disk of the Maildir is full after two of four messages, once",
+        messages=mail(FEW, octets=20_000),
+        disk="mail",
+    ),
+    "all-disk": Scenario(
+        what="The same, and the program's own files are on that disk",
+        messages=mail(FEW, octets=20_000),
+        disk="all",
+    ),
+}
