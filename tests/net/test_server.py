@@ -252,6 +252,17 @@ def test_a_silent_handshake_ends(
     run(main())
 
 
+def test_a_stop_waits_for_no_handshake(run: Run[None], server_tls: ssl.SSLContext) -> None:
+    async def main() -> None:
+        async with serving(MemoryStore(), tls=server_tls) as server, server.client() as client:
+            assert (await client.ask(b"STLS")).startswith(b"+OK")
+            async with asyncio.timeout(5):
+                await server.service.drain(0.01)
+            assert await client.rest() == b""
+
+    run(main())
+
+
 @pytest.mark.rfc("P-127")
 def test_old_tls_is_refused(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext

@@ -711,7 +711,7 @@ class Connection(asyncio.Protocol):
                 server_side=True,
                 ssl_handshake_timeout=self._service.timeouts.handshake,
             )
-            if transport is None:
+            if transport is None or self._is_closing:  # cut meanwhile, by us
                 raise ConnectionResetError
         except OSError as error:
             log_refused_tls(self._address, self._proto, error)
