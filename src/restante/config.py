@@ -613,7 +613,10 @@ class Limits:
 
     sessions: int = option(4096, "Connections in all.", count)
     per_address: int = option(
-        50, "Connections from one IPv4 address or one IPv6 /64 network.", count
+        50,
+        "Connections from one IPv4 address or one IPv6 /64 network. For one more the first that "
+        "has not logged in is closed.",
+        count,
     )
     message: int = option("50MiB", "The largest message that intake takes.", octets)
     login_delay: float = option(

@@ -207,19 +207,33 @@ def test_a_killed_worker_takes_its_sessions_with_it_and_comes_back(site: Site) -
 
 
 def test_limits_hold_across_workers_and_a_dead_one_keeps_no_seat(site: Site) -> None:
-    site.write(limits="per_address = 3")
+    site.write(limits="per_address = 2")
     site.start()
     victim, other = site.workers()
     with ExitStack() as stack:
-        for worker in (victim, victim, other):
-            stack.callback(site.client_of(worker).close)
+        for worker, user in ((victim, "ann"), (other, "bob")):
+            stack.callback(site.client_of(worker).log_in(user).close)
         for worker in (victim, other):
             assert site.alone(worker, site.is_full)
         os.kill(victim, signal.SIGKILL)
         site.wait_for("worker ended")
-        for _ in range(2):
-            stack.callback(site.client().close)
+        stack.callback(site.client().log_in("ann").close)
         assert site.is_full()
+
+
+def test_who_has_not_logged_in_makes_room_in_the_same_worker(site: Site) -> None:
+    site.write(limits="per_address = 1")
+    site.start()
+    one, other = site.workers()
+    first = site.client_of(one)
+    assert site.alone(other, site.is_full)
+    second = site.client_of(one)
+    assert first.has_ended()
+    second.log_in("ann")
+    for worker in (one, other):
+        assert site.alone(worker, site.is_full)
+    for each in (first, second):
+        each.close()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import struct
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 
@@ -21,7 +23,7 @@ from restante.sasl import scram
 from restante.shared import SharedTally, Tally
 from restante.store.memory import MemoryStore
 
-from ..support import Client, OneUser, Server, serving
+from ..support import Client, OneUser, Run, Server, serving
 
 
 @dataclass
@@ -57,9 +59,11 @@ class Guard:
 
 
 @asynccontextmanager
-async def guarded(guard: Guard, passdb: OneUser | None = None) -> AsyncIterator[Server]:
+async def guarded(
+    guard: Guard, passdb: OneUser | None = None, *, per_source: int = 100
+) -> AsyncIterator[Server]:
     policy = Policy(mechanisms=("PLAIN", "SCRAM-SHA-256"))
-    async with serving(MemoryStore(), policy=policy) as server:
+    async with serving(MemoryStore(), policy=policy, per_source=per_source) as server:
         server.service.guard = guard
         server.service.passdb = passdb or OneUser()
         yield server
@@ -294,6 +298,188 @@ def test_where_seats_are_scarce_nobody_waits_on_one() -> None:
                 await client.log_in()
 
     asyncio.run(main())
+
+
+# Who takes all the seats of an address must use them, or make room.
+
+
+async def refused(server: Server) -> bytes:
+    """What a newcomer hears for whom there is no seat."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    said = await Client(reader, writer).rest()
+    writer.transport.abort()
+    return said
+
+
+def test_the_first_who_has_not_logged_in_makes_room(
+    run: Run[None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One who has is never thrown out, and the limit holds."""
+
+    async def main() -> None:
+        async with serving(MemoryStore(), per_source=3) as server:
+            taken = server.listener._admission._taken
+            async with (
+                server.client() as mrose,
+                server.client() as first,
+                server.client() as second,
+            ):
+                await mrose.log_in()
+                async with server.client() as third:
+                    assert await first.rest() == b"", "nothing that answers no command"
+                    assert taken.of("127.0.0.1") == 3
+                    async with server.client() as fourth:
+                        assert await second.rest() == b""
+                        assert taken.of("127.0.0.1") == taken.all() == 3
+                        for each in (third, fourth):
+                            assert (await each.ask(b"USER ann")).startswith(b"+OK")
+                        assert await mrose.ask(b"NOOP") == b"+OK"
+                        async with server.client():
+                            assert await third.rest() == b""
+            await until(lambda: taken.all() == 0)
+
+    with caplog.at_level(logging.INFO):
+        run(main())
+    told = [each for each in caplog.records if each.message == "seat given up"]
+    assert [each.__dict__["fields"]["ip"] for each in told] == ["127.0.0.1"] * 3
+
+
+def test_logged_in_sessions_make_no_room() -> None:
+    async def main() -> None:
+        async with serving(MemoryStore(), per_source=1) as server, server.client() as client:
+            await client.log_in()
+            assert (await refused(server)).startswith(b"-ERR [SYS/TEMP] ")
+            assert await client.ask(b"NOOP") == b"+OK"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_making_room_makes_guessing_no_faster(is_gone: bool) -> None:
+    """Who waits for the answer to a guess keeps the seat, there or not: so of one address no more
+    guesses are checked in the time of a penalty than it has seats."""
+
+    async def main() -> None:
+        guard = Guard(wait=3600.0)
+        async with guarded(guard, per_source=2) as server:
+            taken = server.listener._admission._taken
+            async with server.client() as first, server.client() as second:
+                for client in (first, second):
+                    await guess(client)
+                await until(lambda: len(guard.failures) == 2)
+                if is_gone:
+                    connections = list(server.service.connections)
+                    hang_up(first)
+                    hang_up(second)
+                    await until(lambda: all(each._is_lost for each in connections))
+                for _ in range(3):
+                    assert (await refused(server)).startswith(b"-ERR [SYS/TEMP] ")
+                assert taken.of("127.0.0.1") == 2
+                if not is_gone:
+                    assert first.reader._buffer == b""  # type: ignore[attr-defined]
+        assert len(guard.failures) == 2
+
+    asyncio.run(main())
+
+
+def test_who_is_being_judged_makes_no_room() -> None:
+    """A password that may be right is no reason to be thrown out."""
+
+    async def main() -> None:
+        passdb = Slow()
+        async with guarded(Guard(), passdb, per_source=1) as server, server.client() as client:
+            await guess(client, b"tan staaf")
+            await passdb.begun.wait()
+            assert (await refused(server)).startswith(b"-ERR [SYS/TEMP] ")
+            passdb.go_on.set()
+            assert (await client.line()).startswith(b"+OK")
+
+    asyncio.run(main())
+
+
+def test_who_has_served_a_penalty_makes_room_again() -> None:
+    async def main() -> None:
+        async with guarded(Guard(), per_source=1) as server, server.client() as client:
+            await guess(client)
+            assert (await client.line()).startswith(b"-ERR [AUTH]")
+            async with server.client():
+                assert await client.rest() == b""
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_a_handshake_that_stands_still_makes_room(
+    implicit: bool, run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """Whether TLS comes first or by STLS."""
+
+    async def main() -> None:
+        async with serving(
+            MemoryStore(), tls=server_tls, implicit=implicit, per_source=1
+        ) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            silent = Client(reader, writer)
+            if not implicit:
+                await silent.line()
+                assert (await silent.ask(b"STLS")).startswith(b"+OK")
+            await until(lambda: server.listener._admission._taken.all() == 1)
+            async with server.client(client_tls if implicit else None) as client:
+                assert await silent.rest() == b""
+                await client.log_in()
+                assert server.listener._admission._taken.all() == 1
+            writer.transport.abort()
+
+    run(main())
+
+
+def test_a_full_source_makes_room_among_its_own_only() -> None:
+    admission, left = Admission(10, 2), list[str]()
+    seats = [admission.enter(each) for each in ("192.0.2.1", "192.0.2.2", "192.0.2.2")]
+    for name, seat in zip(("other", "first", "second"), seats, strict=True):
+        assert seat is not None
+        seat.offer(partial(left.append, name))
+    assert admission.enter("192.0.2.2")
+    assert left == ["first"]
+    assert seats[2] is not None
+    seats[2].keep()
+    assert admission.enter("192.0.2.2") is None
+    assert admission.enter("192.0.2.1")
+    assert left == ["first"]
+    assert admission._taken.of("192.0.2.2") == 2
+
+
+def test_where_all_seats_are_taken_the_first_of_anybody_makes_room() -> None:
+    """Silent connections from any number of addresses keep nobody out, and no more come in than
+    there are seats.  What is kept for the known stays theirs."""
+    admission, left = Admission(10, 100), list[int]()
+    admission.reserved = lambda address: address == "192.0.2.1"
+    for number in range(9):
+        seat = admission.enter(f"198.51.100.{number}")
+        assert seat is not None
+        seat.offer(partial(left.append, number))
+    assert admission.enter("192.0.2.1")
+    assert left == [], "it had a seat of its own"
+    for number in range(5):
+        assert admission.enter("203.0.113.1")
+        assert left == list(range(number + 1))
+        assert admission._taken.all() == 10
+
+
+def test_a_seat_that_moves_is_offered_where_it_went() -> None:
+    admission, left = Admission(10, 1), list[str]()
+    moved = admission.enter("192.0.2.1")
+    assert moved is not None
+    moved.offer(partial(left.append, "moved"))
+    assert moved.move("192.0.2.1"), "to where it is"
+    assert moved.move("192.0.2.2")
+    assert admission.enter("192.0.2.1")
+    assert left == []
+    assert admission.enter("192.0.2.2")
+    assert left == ["moved"]
+    moved.leave()
+    moved.offer(partial(left.append, "again"))
+    assert admission.enter("192.0.2.2") is None
 
 
 @pytest.mark.parametrize("error", [TemporaryFailure("down"), AuthenticationFailed("disabled")])

@@ -77,7 +77,8 @@ def test_handshakes_that_never_end_take_the_seats_of_their_source_alone(
 ) -> None:
     """A flood of handshakes is bounded before any is paid for: by seats, and by their deadline.
 
-    More of them at once would help nobody: who is silent must not keep out who is not.
+    More of them at once would help nobody: who is silent must not keep out who is not, and the
+    first of them makes room for one more of its source.
     """
 
     async def main() -> None:
@@ -85,8 +86,11 @@ def test_handshakes_that_never_end_take_the_seats_of_their_source_alone(
             MemoryStore(), tls=server_tls, implicit=True, timeouts=SHORT, per_source=3
         ) as server:
             silent = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(3)]
-            refused = await asyncio.open_connection("127.0.0.1", server.port)
-            assert await Client(*refused).rest() == b""
+            one_more = await asyncio.open_connection("127.0.0.1", server.port)
+            reader, writer = silent.pop(0)
+            assert await Client(reader, writer).rest() == b""
+            writer.transport.abort()
+            assert server.listener._admission._taken.of("127.0.0.1") == 3
             other = socket.socket()
             with other:
                 other.bind(("127.0.0.2", 0))
@@ -97,9 +101,9 @@ def test_handshakes_that_never_end_take_the_seats_of_their_source_alone(
                 )
                 assert (await Client(reader, writer).line()).startswith(b"+OK")
                 writer.transport.abort()
-            for connection in silent:
+            for connection in (*silent, one_more):
                 assert await Client(*connection).rest() == b""  # the deadline
-            for _, writer in (*silent, refused):
+            for _, writer in (*silent, one_more):
                 writer.transport.abort()
             await serves(server, client_tls)
 

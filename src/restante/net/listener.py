@@ -15,6 +15,7 @@ import re
 import socket
 import ssl
 import stat
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -162,30 +163,49 @@ class Seat:
         self._key = key
         self._in_all = True
 
+    def offer(self, give_way: Callable[[], object]) -> None:
+        """A newcomer for whom there is no other may have it; ``give_way`` ends the connection."""
+        if self._admission is not None:
+            self._admission.offer(self, self._key, give_way)
+
+    def keep(self) -> Callable[[], object] | None:
+        """No newcomer may have it any more.  Returns what was offered."""
+        return self._admission.withdraw(self, self._key) if self._admission else None
+
     def move(self, address: str) -> bool:
         """The client turned out to be somebody else; False: there is no seat for that source."""
         if self._admission is None:
             return True
+        give_way = self.keep()
         taken = self._admission.enter(address, instead=self._key)
         if taken is not None:
             self._key = taken._key
+            if give_way is not None:
+                self.offer(give_way)
         return taken is not None
 
     def leave(self) -> None:
         """Give it back; once or more often."""
         if self._admission is not None:
+            self.keep()
             self._admission.release(self._key, in_all=self._in_all)
             self._admission = None
 
     def linger(self) -> None:
         """The connection is gone; only for its source the seat stays taken until ``leave``."""
         if self._admission is not None and self._in_all:
+            self.keep()
             self._admission.release(self._key, only_in_all=True)
             self._in_all = False
 
 
 class Admission:
-    """Counts connections, in all and from one source: an IPv4 address or an IPv6 /64."""
+    """Counts connections, in all and from one source: an IPv4 address or an IPv6 /64.
+
+    Where no seat is left, whoever was first among those that are offered makes room: one of the
+    same source if that has all it may have, else anybody.  Of other workers' connections we know
+    the number only.
+    """
 
     def __init__(self, total: int, per_source: int, tally: Tally | None = None) -> None:
         """``tally``: shared with the other workers, whose connections count too."""
@@ -194,6 +214,8 @@ class Admission:
         self.reserved: Callable[[str], bool] | None = None
         """For whom the last tenth of all seats is kept."""
         self._taken = tally or Tally()
+        self._offered: OrderedDict[Seat, Callable[[], object]] = OrderedDict()
+        self._offered_by: dict[str, OrderedDict[Seat, None]] = {}
 
     @property
     def is_crowded(self) -> bool:
@@ -208,14 +230,44 @@ class Admission:
         key, total = _source(address), self.total
         if self.reserved is not None and self.is_crowded and not self.reserved(address):
             total -= total // 10
+        is_taken = self._take(key, total, instead) or (
+            # One goes, one comes: those whose seats are reserved lose none by it.
+            self._make_room(key) and self._take(key, self.total, instead)
+        )
+        return Seat(self, key) if is_taken else None
+
+    def _take(self, key: str, total: int, instead: str | None) -> bool:
         with self._taken.exclusively():
-            own = 0 if instead is None else 1
-            if self._taken.all() - own >= total or self._taken.of(key) >= self.per_source:
-                return None
+            if self._taken.all() - (instead is not None) >= total:
+                return False
+            if self._taken.of(key) - (instead == key) >= self.per_source:
+                return False
             if instead is not None:
                 self._taken.add(instead, -1)
             self._taken.add(key, 1)
-        return Seat(self, key)
+        return True
+
+    def _make_room(self, key: str) -> bool:
+        is_source_full = self._taken.of(key) >= self.per_source
+        seat = next(iter(self._offered_by.get(key, ()) if is_source_full else self._offered), None)
+        if seat is None:
+            return False
+        give_way = self._offered[seat]
+        seat.leave()
+        give_way()
+        return True
+
+    def offer(self, seat: Seat, key: str, give_way: Callable[[], object]) -> None:
+        self._offered[seat] = give_way
+        self._offered_by.setdefault(key, OrderedDict())[seat] = None
+
+    def withdraw(self, seat: Seat, key: str) -> Callable[[], object] | None:
+        give_way = self._offered.pop(seat, None)
+        if give_way is not None:
+            del self._offered_by[key][seat]
+            if not self._offered_by[key]:
+                del self._offered_by[key]
+        return give_way
 
     def release(self, key: str, *, in_all: bool = True, only_in_all: bool = False) -> None:
         with self._taken.exclusively():
@@ -361,6 +413,9 @@ class Listener:
     async def _hand_over(
         self, accepted: socket.socket, address: str, seat: Seat, origin: Origin
     ) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        seat.offer(task.cancel)
         try:
             await self._loop.connect_accepted_socket(
                 lambda: self._build(address, seat, origin),

@@ -244,6 +244,7 @@ class Connection(asyncio.Protocol):
         )
         self._adopt(transport)
         self._service.connections.add(self)
+        self._seat.offer(self._make_room)
         self._set_timer(self._service.timeouts.login)
         self._say(self._session.greeting())
         self._flush()
@@ -308,6 +309,11 @@ class Connection(asyncio.Protocol):
         self.abort("stopped")
         if is_judged and self._worker is not None:
             self._worker.cancel()
+
+    def _make_room(self) -> None:
+        """Somebody else has its seat, and it has not logged in."""
+        self._note("seat given up", ip=self._address, proto=self._proto)
+        self.abort("made-room")
 
     # One read, all commands in it, one write.
 
@@ -375,7 +381,10 @@ class Connection(asyncio.Protocol):
             case Response():
                 await self._list(event)
             case Login(shown):
+                self._seat.keep()  # also while a penalty lasts, or more could be tried in its time
                 await self._log_in(shown)
+                if self._account is None and not self._is_closing:
+                    self._seat.offer(self._make_room)
             case Lookup():
                 await self._look_up(event)
             case Retrieve():
