@@ -50,6 +50,7 @@ MEANINGS = {
     "login refused": "somebody did not; the client hears less than `reason` tells",
     "maildrop indexed": "a login had to look at so many messages that it took long",
     "message not removed": "a marked message could not be removed at QUIT",
+    "password sprayed": "the tenth user was tried with one password; `ip` is whence",
     "proxy refused": "a listed load balancer sent no PROXY header, or a wrong one",
     "purge failed": "held mail could not be destroyed; it is tried again in an hour",
     "read failed": "a message could not be read; its response was not ended",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import multiprocessing
 from collections.abc import Callable, Iterator
@@ -150,6 +151,105 @@ def test_a_trusted_network_is_not_held_to_account(
     assert {guess(throttle, number, address) for number in range(50)} == {2.0}
     assert throttle.facts("mrose", address).guesses == 0
     assert throttle.facts("mrose", address).is_trusted
+
+
+# One password at many users.
+
+
+def spray(throttle: Throttle, users: int, password: str = "Winter2026") -> list[float]:
+    """Each guess at another user from another network."""
+    return [
+        throttle.refused(shown(password, f"user{each}", f"10.{each // 256}.{each % 256}.1"))
+        for each in range(users)
+    ]
+
+
+def test_a_password_that_fails_at_many_users_is_answered_later_from_anywhere(
+    throttle: Throttle, clock: Clock
+) -> None:
+    """FAULTS.md §6: each network guesses once, so that none is slowed down for itself."""
+    waits = spray(throttle, 9)
+    clock.now += 600
+    waits += spray(throttle, 20)[9:]
+    assert waits == [2.5] * 9 + [7.0] * 11
+    assert throttle.refused(shown("Winter2026", "ann", ELSEWHERE)) == 7.0
+    assert throttle.refused(shown("Winter2027", "ann", NEXT_DOOR)) == 2.5, "another password"
+
+
+def test_a_sprayed_password_is_told_once_and_without_it(
+    throttle: Throttle, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        spray(throttle, 30)
+        clock.now += 60
+        spray(throttle, 60)
+    (record,) = caplog.records
+    assert record.message == "password sprayed"
+    assert record.__dict__["fields"] == {"ip": "10.0.9.1", "users": 10}
+
+
+def test_the_same_users_again_are_no_more_users(throttle: Throttle) -> None:
+    for _ in range(5):
+        spray(throttle, 9)
+    assert throttle.facts("ann", ELSEWHERE).sprayed == 0
+    for number in range(100):
+        throttle.refused(shown("Winter2026", "USER3", f"10.9.{number}.1"))
+    assert throttle.facts("ann", ELSEWHERE).sprayed == 0
+
+
+def test_a_sprayed_password_opens_as_fast_where_it_is_right(throttle: Throttle) -> None:
+    """Nothing is asked of the spray before the check, so time does not tell who has it: nobody who
+    has it waits, and the lanes are those of before."""
+    lanes = [throttle.lane(shown("Winter2026", "ann", where)) for where in (HERE, ELSEWHERE)]
+    spray(throttle, 50)
+    assert [
+        throttle.lane(shown("Winter2026", "ann", where)) for where in (HERE, ELSEWHERE)
+    ] == lanes
+    throttle.accepted(shown("Winter2026", "ann"), Account("ann", "ann"))
+    assert throttle.lane(shown("Winter2026", "ann", ELSEWHERE))[0] is Lane.KNOWN
+
+
+def test_a_spray_fades(throttle: Throttle, clock: Clock) -> None:
+    spray(throttle, 12)
+    assert throttle.facts("ann", ELSEWHERE).sprayed == pytest.approx(3)
+    clock.now += DAY
+    assert throttle.refused(shown("Winter2026", "ann", ELSEWHERE)) < 7.0
+
+
+def test_a_slow_spray_is_seen(throttle: Throttle, clock: Clock) -> None:
+    """One user an hour."""
+    for number in range(48):
+        clock.now += 3600
+        wait = throttle.refused(shown("Winter2026", f"user{number}", f"10.0.{number}.1"))
+    assert wait == 7.0
+
+
+def test_a_spray_through_a_trusted_network_is_one(make: Callable[..., Throttle]) -> None:
+    """A webmail is many people, and one of them may be trying one password at all users."""
+    throttle = make(trusted=[ip_network("10.0.0.0/8")])
+    assert spray(throttle, 12)[-1] == 7.0
+    assert throttle.facts("ann", "10.0.0.1").guesses == 0
+
+
+def test_a_flood_does_not_hide_a_spray(make: Callable[..., Throttle]) -> None:
+    """Tables of fixed size: what is counted most stays."""
+    throttle = make(places=64)
+    spray(throttle, 30)
+    for number in range(5_000):
+        throttle.refused(shown(f"flood {number}", f"user{number}", f"2001:db8:{number:x}::1"))
+    assert throttle.refused(shown("Winter2026", "ann", ELSEWHERE)) == 7.0
+
+
+def test_nothing_of_a_sprayed_password_outlives_a_restart(
+    throttle: Throttle, make: Callable[..., Throttle], tmp_path: Path
+) -> None:
+    """Only that there was a spray, for who asks."""
+    spray(throttle, 12)
+    throttle.save(tmp_path / "guesses")
+    again = make()
+    again.load(tmp_path / "guesses")
+    assert again.facts("ann", ELSEWHERE).sprayed == pytest.approx(3)
+    assert again.refused(shown("Winter2026", "ann", ELSEWHERE)) == 2.5
 
 
 # Who is let in to be hashed.

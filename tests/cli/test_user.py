@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from restante.auth.throttle import Throttle
 from restante.auth.users import Users
 from restante.cli import common
 from restante.config import load
@@ -325,6 +327,25 @@ def test_why_of_a_disabled_user_and_of_nobody(restante: Restante, ann: str) -> N
     )
     assert restante("auth", "why", "bob", "::1").code == 67
     assert restante("auth", "why", "ann", "nowhere").code == 64
+
+
+def test_why_tells_of_a_spray(restante: Restante, ann: str, state: Path) -> None:
+    with closing(Throttle()) as throttle:
+        for number in range(12):
+            address = f"198.51.{number}.1"
+            throttle.refused(Credentials("PLAIN", f"user{number}", "Winter2026", address=address))
+        throttle.save(state / "guesses")
+    told = restante("auth", "why", "ann", "::1").out.splitlines()
+    assert told[0] == "ann (users) may log in from ::1 with a right password"
+    assert "a wrong password waits 2.0 s" in told[1]
+    assert told[2] == (
+        "somebody tries the same passwords at many users, 3 times lately: "
+        "where one of those is wrong it waits 7.0 s, from anywhere"
+    )
+    found = restante("auth", "why", "ann", "::1", "--json").json
+    assert found["allowed"] is True
+    assert found["sprayed"] == pytest.approx(3, abs=0.1)
+    assert found["sprayed_delay"] == 7.0
 
 
 def test_a_user_has_a_quota_of_his_own(restante: Restante, ann: str) -> None:

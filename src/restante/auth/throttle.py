@@ -3,19 +3,22 @@
 Policy.  A wrong password is checked like a right one and answered late: the more wrong ones came
 from its network lately, the later.  A right one is answered at once.  No user is ever locked, so
 nobody can lock out another.  The same wrong password of the same user counts once, for a forgotten
-device tries it all day.  Who waits for a hash is let in by lanes: first what was right before, and
-users from where they have logged in before; then networks without guesses; the rest last (see
-``turns``).
+device tries it all day.  One that fails at many users, from wherever, is being sprayed: it is
+answered as late as can be, and the log tells once.  Who waits for a hash is let in by lanes: first
+what was right before, and users from where they have logged in before; then networks without
+guesses; the rest last (see ``turns``).
 
 Security: the tables hold keyed hashes of 63 bits.  Two are kept over a restart, with their key:
-where guesses came from, and where users have logged in from.  The two that know of passwords are
-in memory only, with a key of this start.
+where guesses came from, and where users have logged in from.  The three that know of passwords are
+in memory only, with a key of this start.  A right password is answered at once, sprayed or not, so
+the time tells nothing of who has it.
 
 Limits: tables of fixed size; what is lightest makes room.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import time
@@ -32,14 +35,17 @@ from pathlib import Path
 from ..passdb import Account, Credentials, Network, Shown
 from ..shared import SharedLock, Weights
 
+_log = logging.getLogger("restante.auth")
 _FADES = 600.0  # seconds in which guesses of a network weigh half
 _DAY = 86_400.0
 _WIDE = 8  # guesses from a /24 or /48 that weigh as much as one from an address in it
 _PAIR_IS_ATTACKED = 8  # guesses at one user from one network that end its priority
+_SPRAYED = 9.5  # the tenth user at whom one password fails, while the first ones fade
 _KNOWN = 0.5  # the weight of a login after 30 days
 _FRESH = 0.97  # and after one day or two; until then it need not be written again
 _MUCH = 2.5  # the longest answer of a failure is later by so much than the first
 _ANYBODY = "\0"  # a name that nobody can have
+_SPRAYS = b"sprays"  # a key beside those of networks: guesses with passwords that are sprayed
 _MAGIC = b"restante throttle 1\n"
 
 
@@ -66,6 +72,10 @@ class Facts:
     """From that network lately, as they weigh now."""
     delay: float
     """Seconds that the next wrong password waits for its answer, at least."""
+    sprayed: float
+    """Guesses with passwords that fail at many users, from anywhere, as they weigh now."""
+    sprayed_delay: float
+    """Seconds that such a one waits."""
 
 
 class Throttle:
@@ -93,6 +103,7 @@ class Throttle:
         self._homes = Weights(places, 30 * _DAY, clock=clock, secret=self._secret)
         self._wrong = Weights(places, _DAY, clock=clock)
         self._right = Weights(places, 30 * _DAY, clock=clock)
+        self._tried = Weights(places, _DAY, clock=clock)  # at whom, and at how many
 
     def close(self) -> None:
         self._lock.close()
@@ -121,10 +132,11 @@ class Throttle:
 
     def refused(self, shown: Shown) -> float:
         """Counts it.  Seconds from when it was shown to its answer."""
-        if not self._is_trusted(shown.address):
-            with self._lock:
+        with self._lock:
+            is_sprayed = isinstance(shown, Credentials) and self._is_sprayed(shown)
+            if not self._is_trusted(shown.address):
                 self._count(shown)
-        return self._delay(shown.address) + self._chance() * self.delay / 2
+        return self._delay(shown.address, is_sprayed) + self._chance() * self.delay / 2
 
     def accepted(self, shown: Shown, account: Account) -> None:
         """It was right, and may log in."""
@@ -148,7 +160,24 @@ class Throttle:
             self._is_trusted(address),
             self._penalty(address),
             self._delay(address),
+            self._guesses.of(_SPRAYS),
+            self._delay(address, is_sprayed=True),
         )
+
+    def _is_sprayed(self, shown: Credentials) -> bool:
+        """Counts the users at whom this password has failed."""
+        user, password = _password(shown.identity, shown.password), _framed(shown.password)
+        if not self._tried.of(user):
+            self._tried.add(user, 1.0, most=1.0)
+            before = self._tried.of(password)
+            self._tried.add(password, 1.0)
+            if before < _SPRAYED <= before + 1:
+                fields = {"ip": shown.address, "users": round(before + 1)}
+                _log.warning("password sprayed", extra={"fields": fields})
+        is_sprayed = self._tried.of(password) >= _SPRAYED
+        if is_sprayed:
+            self._guesses.add(_SPRAYS, 1.0)
+        return is_sprayed
 
     def _count(self, shown: Shown) -> None:
         narrow, wide = _networks(shown.address)
@@ -167,8 +196,8 @@ class Throttle:
         narrow, wide = (self._guesses.of(each.encode()) for each in _networks(address))
         return max(narrow, wide / _WIDE)
 
-    def _delay(self, address: str) -> float:
-        return self.delay * (1 + min(self._penalty(address) / 4, _MUCH))
+    def _delay(self, address: str, is_sprayed: bool = False) -> float:
+        return self.delay * (1 + (_MUCH if is_sprayed else min(self._penalty(address) / 4, _MUCH)))
 
     def _is_home(self, identity: str, address: str) -> bool:
         return self._homes.of(_home(identity, address)) >= _KNOWN

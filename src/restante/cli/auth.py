@@ -65,6 +65,8 @@ def why(options: argparse.Namespace) -> int:
         print(f"{user} ({backend}) is refused: {_WHY[reason]}{hint}")
     if not options.json:
         print(f"{options.address} is {_describe(facts)}")
+        if facts.sprayed >= 0.5:
+            print(_describe_spray(facts))
     return os.EX_OK if reason is None else os.EX_NOPERM
 
 
@@ -75,12 +77,21 @@ def _describe(facts: Facts) -> str:
     return f"{known}, {lately}: a wrong password waits {facts.delay:.1f} s, a right one does not"
 
 
+def _describe_spray(facts: Facts) -> str:
+    return (
+        f"somebody tries the same passwords at many users, {facts.sprayed:.0f} times lately: "
+        f"where one of those is wrong it waits {facts.sprayed_delay:.1f} s, from anywhere"
+    )
+
+
 def _as_json(facts: Facts) -> dict[str, object]:
     return {
         "is_known": facts.is_known,
         "is_trusted": facts.is_trusted,
         "guesses": round(facts.guesses, 2),
         "delay": round(facts.delay, 2),
+        "sprayed": round(facts.sprayed, 2),
+        "sprayed_delay": round(facts.sprayed_delay, 2),
     }
 
 
