@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -124,6 +126,34 @@ def test_refusals_are_told_apart() -> None:
 
     served(store, use, smtp=False)
     assert len(asyncio.run(sizes(store.store, "ann"))) == 1
+
+
+@pytest.mark.rfc("P-173")
+def test_a_reply_that_is_missing_is_a_reason_to_try_again() -> None:
+    """The mail server goes away after the data, so nobody knows whether it has them."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            connected, _ = listening.accept()
+            with connected, connected.makefile("rwb") as stream:
+                stream.write(b"220 ready\r\n")
+                stream.flush()
+                for line in stream:
+                    if line == b".\r\n":
+                        return
+                    if line[:4].upper() in (b"LHLO", b"MAIL", b"RCPT", b"DATA"):
+                        stream.write(b"354 go on\r\n" if line[:4] == b"DATA" else b"250 OK\r\n")
+                        stream.flush()
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        port = listening.getsockname()[1]
+        with (
+            closing(open_destination(f"lmtp:127.0.0.1:{port}", recipient="a@b")) as destination,
+            pytest.raises(TemporaryFailure, match="the mail server"),
+        ):
+            give(destination, LETTER)
+        serving.join(10)
 
 
 def test_no_server_is_a_reason_to_try_again() -> None:

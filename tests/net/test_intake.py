@@ -135,6 +135,31 @@ def test_a_full_maildrop_is_told_to_the_sender(
     run(main())
 
 
+@pytest.mark.rfc("P-173")
+def test_a_reply_waits_for_no_other_recipient(run: Run[None]) -> None:
+    """RFC 2033 §5; of SMTP's one reply nothing comes before all is stored."""
+
+    async def main(smtp: bool) -> None:
+        memory = MemoryStore()
+        slow = SlowStore(memory, "eve")
+        async with taking(slow, smtp=smtp) as (client, _):
+            eve = b"RCPT TO:<eve@example.org>\r\n"
+            await replies(client, MAIL + ANN + eve + ANN + b"DATA\r\n", 5)
+            client.send(LETTER + b".\r\n")
+            if not smtp:
+                assert (await client.line()).startswith(b"250 2.0.0")
+            await slow.begun.wait()
+            assert client.reader._buffer == b""  # type: ignore[attr-defined]
+            slow.may_end.set()
+            for _ in range(1 if smtp else 2):
+                assert (await client.line()).startswith(b"250 2.0.0")
+            assert (await replies(client, b"NOOP\r\n", 1))[0].startswith(b"250")
+        assert len(await letters(memory)) == 2
+
+    run(main(smtp=False))
+    run(main(smtp=True))
+
+
 @pytest.mark.rfc("P-172")
 def test_what_lmtp_must_offer_is_offered(run: Run[None]) -> None:
     """RFC 2033 §5."""
@@ -420,14 +445,17 @@ def test_a_sender_that_leaves_before_its_250_can_come_again(run: Run[None]) -> N
 
 
 class SlowStore:
-    """A store that takes its time."""
+    """A store that takes its time, for one user or for all."""
 
-    def __init__(self, store: MemoryStore) -> None:
+    def __init__(self, store: MemoryStore, user: str = "") -> None:
         self.store = store
+        self.user = user
         self.open = store.open
         self.begun, self.may_end, self.ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def deliver(self, user: str, message: AsyncIterator[bytes]) -> Entry:
+        if self.user not in ("", user):
+            return await self.store.deliver(user, message)
         self.begun.set()
         try:
             await self.may_end.wait()

@@ -191,12 +191,11 @@ class _Session(SMTP):  # type: ignore[misc]  # aiosmtpd tells no types
                 await self._receive(message, check)
                 check.finish()
             except RestanteError as error:
-                replies = [_reply(error)] * self._replies()
+                for _ in range(self._replies()):
+                    await self.push(_reply(error))
             else:
-                replies = await self._deliver(message)
+                await self._answer(self._deliver(message))
         self._set_post_data_state()
-        for reply in replies:
-            await self.push(reply)
 
     async def _receive(self, message: IO[bytes], check: MessageCheck) -> None:
         """Read to the end of the data; what follows it stays in the reader.
@@ -222,9 +221,8 @@ class _Session(SMTP):  # type: ignore[misc]  # aiosmtpd tells no types
         if full is not None:
             raise TemporaryFailure("no room for the message") from full
 
-    async def _deliver(self, message: IO[bytes]) -> list[str]:
+    async def _deliver(self, message: IO[bytes]) -> AsyncIterator[str]:
         """One reply for each recipient, in their order."""
-        replies = []
         for recipient, user in zip(self.envelope.rcpt_tos, self.users, strict=True):
             peer = self.session.peer
             address = f" ([{peer[0]}])" if isinstance(peer, tuple) else ""
@@ -246,8 +244,12 @@ class _Session(SMTP):  # type: ignore[misc]  # aiosmtpd tells no types
             if not reply.startswith("250"):
                 fields = {"user": user, "reason": reply}
                 _log.warning("delivery refused", extra={"fields": fields})
-            replies.append(reply)
-        return replies
+            yield reply
+
+    async def _answer(self, replies: AsyncIterator[str]) -> None:
+        """Each as soon as it is known (RFC 2033 §5)."""
+        async for reply in replies:
+            await self.push(reply)
 
     def _replies(self) -> int:
         return len(self.users)
@@ -263,9 +265,9 @@ class _Lmtp(_Session, LMTP):  # type: ignore[misc]
 class _Smtp(_Session):
     """One reply for all: a duplicate after a retry is better than a loss (RFC 5321 §6.1)."""
 
-    async def _deliver(self, message: IO[bytes]) -> list[str]:
-        replies = await super()._deliver(message)
-        return [next((reply for reply in replies if reply[0] != "2"), replies[0])]
+    async def _answer(self, replies: AsyncIterator[str]) -> None:
+        told = [reply async for reply in replies]
+        await self.push(next((reply for reply in told if reply[0] != "2"), told[0]))
 
     def _replies(self) -> int:
         return 1
