@@ -220,8 +220,33 @@ def test_a_typed_password_stands_in_a_file_of_its_own(
 def test_a_wrong_password_leaves_nothing(restante: Restante, home: Path, plain: Pop3Server) -> None:
     done = add(restante, plain, stdin=b"wrong\n")
     assert done.code == 77
-    assert f"without the domain: pop3s://mrose@localhost:{plain.port}" in done.err
+    assert "domain" not in done.err
     assert add(restante, plain, stdin=b"\n").code == 64
+    assert (written(home), secrets(home)) == ("", [])
+
+
+@pytest.mark.rfc("P-163")
+def test_a_server_may_want_the_name_without_the_domain(restante: Restante, home: Path) -> None:
+    """RFC 6186 §4: the whole address first; what works is kept, so that it is asked once."""
+    with Pop3Server(users={"mrose": "tan staaf"}) as server:
+        server.deliver("mrose", MESSAGE)
+        done = add(restante, server, stdin=b"tan staaf\n")
+        assert (done.code, done.out) == (0, "example: 1 message (23 octets)\n")
+        assert "the server wants the name without the domain: mrose" in done.err
+        assert 'user = "mrose"\n' in written(home)
+        assert restante("collect", "example").out == "example: 1 message stored (23 octets)\n"
+
+
+@pytest.mark.parametrize("code", ["SYS/TEMP", "SYS/PERM", "IN-USE"])
+@pytest.mark.rfc("P-163")
+def test_a_refusal_that_is_not_for_the_name_asks_for_no_other(
+    code: str, restante: Restante, home: Path
+) -> None:
+    users = {"mrose@example.org": "tan staaf", "mrose": "tan staaf"}
+    with Pop3Server(users=users, sasl=[]) as server:
+        server.fault.err("PASS", f"[{code}] not now", times=1)
+        done = add(restante, server, stdin=b"tan staaf\n")
+        assert done.code != 0
     assert (written(home), secrets(home)) == ("", [])
 
 

@@ -292,6 +292,12 @@ def test_wrong_channel_binding_flags(name: str, first: bytes) -> None:
         flag(first, name)
 
 
+def test_another_kind_of_channel_binding_is_named() -> None:
+    """RFC 5802 §7, so that a client can tell it from a wrong password."""
+    with pytest.raises(BadCommand, match="unsupported-channel-binding-type"):
+        flag(b"p=tls-exporter,,n=mrose,r=abc", "SCRAM-SHA-256-PLUS")
+
+
 def test_right_channel_binding_flags() -> None:
     assert flag(b"n,,n=mrose,r=abc").identity == "mrose"
     assert flag(b"y,,n=mrose,r=abc", channel=Channel()).identity == "mrose"

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +104,8 @@ class _Place:
     url: str
     user: str
     mail: Mail | None
+    local: str = ""
+    """The user's name without its domain, where the server may want that (RFC 6186 §4)."""
 
 
 def add(options: argparse.Namespace) -> int:
@@ -142,7 +144,11 @@ def add(options: argparse.Namespace) -> int:
         take_back(found, name)
         raise
     if not options.no_test:
-        _try(found, name, account, options, place)
+        user = _try(found, name, account, options, place)
+        if user != place.user:
+            path.unlink()
+            write(path, name, values | {"user": user}, agreement)
+            common.say(f"the server wants the name without the domain: {user}")
     common.say(f"written: {path}\nnext: restante collect {name} --dry-run")
     return os.EX_OK
 
@@ -153,17 +159,16 @@ def _try(
     account: Account,
     options: argparse.Namespace,
     place: _Place,
-) -> None:
-    """An account that does not work is not left behind, unless somebody has signed in for it."""
+) -> str:
+    """By which name it works.
+
+    An account that does not work is not left behind, unless somebody has signed in for it.
+    """
     try:
-        try_login(found, name, account, options)
+        return _log_in(found, name, account, options, place)
     except BaseException as error:
         if isinstance(error, LoginFailed) and place.mail is not None and place.mail.switch:
             common.say(f"has POP been switched on? {place.mail.name}: {place.mail.switch}")
-        elif isinstance(error, LoginFailed) and "@" in place.user:  # RFC 6186 §4
-            local = place.user.rpartition("@")[0]
-            where = place.url.replace("://", f"://{local}@")
-            common.say(f"some servers want a name without the domain: {where}")
         if isinstance(error, RestanteError) and account.oauth.provider:
             common.say(
                 f"you have signed in, so the account {name} stays; next: restante account test "
@@ -172,6 +177,27 @@ def _try(
         else:
             take_back(found, name)
         raise
+
+
+def _log_in(
+    found: Configuration,
+    name: str,
+    account: Account,
+    options: argparse.Namespace,
+    place: _Place,
+) -> str:
+    """The whole address first; where that is refused, its local part once (RFC 6186 §4)."""
+    try:
+        try_login(found, name, account, options)
+    except LoginFailed as error:
+        if error.code not in (None, "AUTH") or not place.local or account.oauth.provider:
+            raise
+        try:
+            try_login(found, name, replace(account, user=place.local), options)
+        except LoginFailed:
+            raise error from None
+        return place.local
+    return place.user
 
 
 def _asked(question: str, wanted: str) -> str:
@@ -222,7 +248,8 @@ def _locate(address: str, host: str | None) -> _Place:
         raise UnsafeArgument("who logs in where? write ann@example.org or pop3s://user@host")
     if host:
         url = f"pop3s://{host}"
-        return _Place(url, address, providers.by_host(urlsplit(url).hostname or ""))
+        known = providers.by_host(urlsplit(url).hostname or "")
+        return _Place(url, address, known, "" if known else local)
     mail = providers.by_domain(domain) or _by_exchanger(domain)
     if mail is None:
         return _announced(address)
@@ -269,7 +296,8 @@ def _announced(address: str) -> _Place:
         wanted = f"{domain} says its mail is at {service.host}; if that is right, --host"
         if _asked(question, wanted).lower() not in ("y", "yes"):
             raise UnsafeArgument("next: --host HOST, your provider's server")
-    return _Place(_url(service), service.user, providers.by_host(service.host))
+    known = providers.by_host(service.host)
+    return _Place(_url(service), address, known, "" if known else address.rpartition("@")[0])
 
 
 def _url(service: Service) -> str:
