@@ -142,10 +142,26 @@ def test_lines_do_not_depend_on_the_cut(text: bytes, places: list[int]) -> None:
     assert lines_of(text, places) == lines_of(text, [])
 
 
+@pytest.mark.parametrize("at", [300, 301, 302])
+@pytest.mark.rfc("P-008")
+def test_the_end_of_an_overlong_line_may_come_in_two_pieces(at: int) -> None:
+    text = b"x" * 300 + b"\r\nSTAT\r\n"
+    assert lines_of(text, [290, at]) == [OverlongLine, b"STAT"]
+
+
 @given(cuts)
 @pytest.mark.rfc("P-013")
 def test_nul_is_hostile(places: list[int]) -> None:
     assert lines_of(b"STAT\r\nNO\0P\r\n", places) == [b"STAT", HostileInput]
+
+
+@pytest.mark.parametrize("octets", [b"\0", b"NO\0P", b"\0" + b"x" * MAX_COMMAND])
+@pytest.mark.rfc("P-013")
+def test_nul_is_hostile_before_its_line_has_an_end(octets: bytes) -> None:
+    buffer = LineBuffer()
+    buffer.feed(octets)
+    with pytest.raises(HostileInput):
+        buffer.next_line()
 
 
 def flood(buffer: LineBuffer, octets: bytes, limit: int) -> None:
@@ -157,9 +173,11 @@ def flood(buffer: LineBuffer, octets: bytes, limit: int) -> None:
 
 
 @pytest.mark.rfc("P-008", "N-06")
-def test_an_endless_line_costs_no_memory_and_ends() -> None:
+@pytest.mark.parametrize("more", [b"x" * 1000, b"x" * 999 + b"\r", b"\n" * 1000])
+def test_an_endless_line_costs_no_memory_and_ends(more: bytes) -> None:
+    """Not to be ended by a bare CR or LF either."""
     buffer = LineBuffer()
     with pytest.raises(OverlongLine):
         flood(buffer, b"x" * 100, MAX_COMMAND)
     with pytest.raises(HostileInput):
-        flood(buffer, b"\n" * 1000, MAX_DISCARD + 1000)
+        flood(buffer, more, MAX_DISCARD + 1000)

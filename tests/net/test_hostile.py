@@ -176,6 +176,27 @@ def test_clients_with_and_without_alpn_are_served(
     run(main())
 
 
+@pytest.mark.rfc("P-136")
+def test_who_offers_other_protocols_only_is_told_of_none(
+    run: Run[None], server_tls: ssl.SSLContext, certificate: tuple[str, str]
+) -> None:
+    """ALPACA: a browser that was led here asks for HTTP, and hears nothing it could show."""
+    browser = ssl.create_default_context(cafile=certificate[0])
+    browser.set_alpn_protocols(["h2", "http/1.1"])
+
+    async def main() -> None:
+        async with (
+            serving(MemoryStore(), tls=server_tls, implicit=True) as server,
+            server.client(browser) as client,
+        ):
+            ssl_object = client.writer.get_extra_info("ssl_object")
+            assert ssl_object.selected_alpn_protocol() is None
+            client.send(b"GET /?<script>XYZZY</script> HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert await client.rest() == b""
+
+    run(main())
+
+
 def test_any_server_name_costs_nothing(
     run: Run[None], server_tls: ssl.SSLContext, certificate: tuple[str, str]
 ) -> None:
