@@ -300,6 +300,26 @@ def test_where_seats_are_scarce_nobody_waits_on_one() -> None:
     asyncio.run(main())
 
 
+def test_mail_from_elsewhere_is_fetched_for_who_has_logged_in_only() -> None:
+    """I 201: a wrong password of a device asks nobody for anything."""
+
+    async def main() -> None:
+        polled: list[str] = []
+
+        async def poll(maildrop: str) -> None:
+            polled.append(maildrop)
+
+        async with guarded(Guard()) as server, server.client() as client:
+            server.service.before_opening = poll
+            await guess(client)
+            assert (await client.line()).startswith(b"-ERR [AUTH]")
+            assert polled == []
+            await client.log_in()
+            assert polled == ["mrose"]
+
+    asyncio.run(main())
+
+
 # Who takes all the seats of an address must use them, or make room.
 
 

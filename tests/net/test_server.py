@@ -407,6 +407,59 @@ def test_quit_tells_what_was_not_removed(left: int, words: bytes, run: Run[None]
     run(main())
 
 
+class Slow:
+    """A store that waits for a test, in ``remove`` and where it gives the lock back."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.deliver = store.deliver
+        self.steps = {name: (asyncio.Event(), asyncio.Event()) for name in ("remove", "leave")}
+
+    @asynccontextmanager
+    async def open(self, user: str) -> AsyncIterator[Maildrop]:
+        async with self.store.open(user) as maildrop:
+            yield SlowMaildrop(self, maildrop)
+            await self.wait("leave")
+
+    async def wait(self, name: str) -> None:
+        begun, may_end = self.steps[name]
+        begun.set()
+        await may_end.wait()
+
+
+class SlowMaildrop:
+    def __init__(self, store: Slow, maildrop: Maildrop) -> None:
+        self.listing, self.read = maildrop.listing, maildrop.read
+        self._store, self._maildrop = store, maildrop
+
+    async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
+        await self._store.wait("remove")
+        return await self._maildrop.remove(entries)
+
+
+@pytest.mark.rfc("P-115")
+def test_quit_is_answered_when_all_is_removed_and_the_lock_is_free(run: Run[None]) -> None:
+    """Others answer at once and remove afterwards, or never."""
+
+    async def main() -> None:
+        memory = await filled(MESSAGE, MESSAGE)
+        store, early = Slow(memory), []
+        async with serving(store) as server, server.client() as client:
+            await client.log_in()
+            assert (await client.ask(b"DELE 1")).startswith(b"+OK")
+            client.send(b"QUIT\r\n")
+            for begun, may_end in store.steps.values():
+                await begun.wait()
+                await asyncio.sleep(0.01)  # so that an answer too early would be here
+                early.append(bytes(client.reader._buffer))  # type: ignore[attr-defined]
+                may_end.set()
+            assert early == [b"", b""]
+            assert (await client.line()).startswith(b"+OK")
+            assert await sizes(memory) == [len(MESSAGE)]
+
+    run(main())
+
+
 @pytest.mark.rfc("P-119")
 def test_tls_ends_with_close_notify(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
