@@ -42,6 +42,13 @@ Run = Callable[[Coroutine[Any, Any, T]], T]
 LOOPBACK: tuple[Network, ...] = (ip_network("127.0.0.0/8"),)
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what nobody tells."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
 async def once(octets: bytes) -> AsyncIterator[bytes]:
     """A message in one piece."""
     yield octets

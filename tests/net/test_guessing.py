@@ -8,7 +8,7 @@ import socket
 import ssl
 import struct
 from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +23,7 @@ from restante.sasl import scram
 from restante.shared import SharedTally, Tally
 from restante.store.memory import MemoryStore
 
-from ..support import Client, OneUser, Run, Server, serving
+from ..support import Client, OneUser, Run, Server, serving, until
 
 
 @dataclass
@@ -79,12 +79,6 @@ def hang_up(client: Client) -> None:
     connected = client.writer.get_extra_info("socket")
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.writer.transport.abort()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # nobody tells
-            await asyncio.sleep(0.001)
 
 
 def test_a_failure_is_told_with_the_address_and_a_success_too() -> None:

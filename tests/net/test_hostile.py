@@ -11,7 +11,7 @@ import pytest
 from restante.net.server import Timeouts
 from restante.store.memory import MemoryStore
 
-from ..support import Client, Run, Server, once, serving, sizes
+from ..support import Client, Run, Server, once, serving, sizes, until
 
 SHORT = Timeouts(login=0.3, handshake=0.2, progress=0.2)
 HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
@@ -120,14 +120,18 @@ def test_half_a_command_is_not_run(
     async def main(implicit: bool, politely: bool) -> None:
         store = MemoryStore()
         await store.deliver("mrose", once(b"Subject: x\r\n\r\n"))
-        async with serving(store, tls=server_tls, implicit=implicit) as server:
-            async with server.client(client_tls if implicit else None) as client:
-                await client.log_in()
-                client.send(last)
-                assert (await client.line()).startswith(b"+OK")
-                if politely:
-                    client.writer.close()
-            await server.service.drain(5)
+        async with (
+            serving(store, tls=server_tls, implicit=implicit) as server,
+            server.client(client_tls if implicit else None) as client,
+        ):
+            await client.log_in()
+            client.send(last)
+            assert (await client.line()).startswith(b"+OK")
+            if politely:
+                client.writer.close()
+            else:
+                client.writer.transport.abort()
+            await until(lambda: not server.service.connections)
         assert await sizes(store) == [14]
 
     for implicit in (False, True):
