@@ -110,14 +110,14 @@ def test_a_session_without_memory_dies_alone(run: Run[None]) -> None:
     """It ends without the termination octet and without UPDATE, and the lock is free."""
 
     async def main() -> None:
-        store = await filled(MESSAGE)
+        store = await filled(MESSAGE, MESSAGE)
         async with serving(Exhausted(store)) as server, server.client() as other:
             async with server.client() as client:
                 await client.log_in()
-                client.send(b"DELE 1\r\nRSET\r\nRETR 1\r\nDELE 1\r\nQUIT\r\n")
+                client.send(b"DELE 2\r\nRETR 1\r\nDELE 1\r\nQUIT\r\n")
                 assert b"\r\n.\r\n" not in await client.rest()
             await other.log_in()
-        assert await sizes(store) == [len(MESSAGE)]
+        assert await sizes(store) == [len(MESSAGE)] * 2
 
     run(main())
 

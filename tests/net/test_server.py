@@ -583,10 +583,10 @@ def test_a_stop_lets_the_busy_finish_and_updates_nobody(run: Run[None]) -> None:
     big = b"Subject: big\r\n\r\n" + (b"x" * 998 + b"\r\n") * 20_000
 
     async def main() -> None:
-        store = await filled(big)
+        store = await filled(big, MESSAGE)
         async with serving(store) as server, server.client() as busy, server.client() as idle:
             await busy.log_in()
-            busy.send(b"DELE 1\r\nRSET\r\nRETR 1\r\n")
+            busy.send(b"DELE 2\r\nRETR 1\r\n")
             await busy.line()
             server.listener.close()
             stop = asyncio.create_task(server.service.drain(10))
@@ -595,7 +595,7 @@ def test_a_stop_lets_the_busy_finish_and_updates_nobody(run: Run[None]) -> None:
             await stop
             with pytest.raises(OSError, match=r"Connect call failed|refused"):
                 await asyncio.open_connection("127.0.0.1", server.port)
-        assert await sizes(store) == [len(big)]
+        assert await sizes(store) == [len(big), len(MESSAGE)]
 
     run(main())
 
@@ -605,18 +605,19 @@ def test_a_reset_in_the_middle_removes_nothing(run: Run[None]) -> None:
     big = b"Subject: big\r\n\r\n" + (b"x" * 998 + b"\r\n") * 5000
 
     async def main() -> None:
-        store = await filled(big)
+        store = await filled(big, MESSAGE)
         async with serving(store) as server:
             async with server.client() as client:
                 linger = b"\1\0\0\0\0\0\0\0"
                 raw = client.writer.get_extra_info("socket")
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 await client.log_in()
-                client.send(b"DELE 1\r\nRSET\r\nRETR 1\r\nDELE 1\r\nQUIT\r\n")
+                assert (await client.ask(b"DELE 2")).startswith(b"+OK")
+                client.send(b"RETR 1\r\nDELE 1\r\nQUIT\r\n")
+                assert await client.line() == b"+OK %d octets" % len(big)
                 client.writer.transport.pause_reading()  # type: ignore[attr-defined]
-                await asyncio.sleep(0)
             await server.service.drain(5)
-        assert await sizes(store) == [len(big)]
+        assert await sizes(store) == [len(big), len(MESSAGE)]
 
     run(main())
 
