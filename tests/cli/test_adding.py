@@ -204,6 +204,7 @@ def plain() -> Iterator[Pop3Server]:
 def test_a_typed_password_stands_in_a_file_of_its_own(
     restante: Restante, home: Path, plain: Pop3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """For its owner only from the beginning: CVE-2005-3088."""
     asked = person(monkeypatch)
     done = add(restante, plain)
     assert (done.code, done.out) == (0, "example: 1 message (23 octets)\n")

@@ -280,7 +280,7 @@ def certificate_for(folder: Path, names: list[str], lifetime: timedelta) -> tupl
 def test_a_certificate_that_proves_nothing(
     session: Session, implicit: bool, wrong: str, tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
-    """No credential is sent (RFC 7817 §3)."""
+    """No credential is sent (RFC 7817 §3, CVE-2014-7273)."""
     names = ["other.example.org"] if wrong == "name" else ["localhost"]
     pair = certificate_for(tmp_path, names, timedelta(minutes=-30 if wrong == "expired" else 30))
     trusted = certificate[0] if wrong == "unknown" else pair[0]
@@ -301,7 +301,7 @@ def test_a_certificate_that_proves_nothing(
     ids=["common name only", "wildcard for all", "fragment", "NUL", "another"],
 )
 def test_a_name_that_is_not_the_servers(session: Session, names: list[str], tmp_path: Path) -> None:
-    """No credential is sent; the common name never counts (RFC 7817 §3)."""
+    """No credential is sent; the common name never counts (RFC 7817 §3, CVE-2009-2666)."""
     pair = certificates.make(tmp_path, [*map(certificates.dns_name, names)], common="localhost")
 
     async def main() -> None:

@@ -94,7 +94,7 @@ def test_an_empty_password_is_no_anonymous_bind(place: Place) -> None:
     ],
 )
 def test_what_a_client_sends_is_a_name_and_no_filter(place: Place, identity: str) -> None:
-    """Nor does a directory's notion of equal names open one maildrop under two names."""
+    """CVE-2026-27860.  Nor does a directory's notion of equal names open one maildrop under two."""
     assert refused(place, identity, "tan staaf") in ("unknown-user", "bad-password")
     assert asyncio.run(Ldap(place).account(identity)) is None
 

@@ -220,7 +220,7 @@ NO_END = [
 @pytest.mark.parametrize("smtp", [False, True])
 @pytest.mark.rfc("P-174")
 def test_only_crlf_dot_crlf_ends_the_data(end: bytes, smtp: bool, run: Run[None]) -> None:
-    """CVE-2023-51764 and its twins: what follows a false end is no second message."""
+    """CVE-2023-51764, CVE-2024-27305 and their twins: what follows a false end is no second message."""
     smuggled = MAIL + ANN + b"DATA\r\nSubject: forged\r\n\r\nx"
 
     async def main() -> None:
@@ -306,6 +306,8 @@ def test_a_dropped_connection_stores_nothing(run: Run[None]) -> None:
 )
 @pytest.mark.rfc("P-170", "P-171")
 def test_refusals(lines: list[bytes], expected: list[bytes], run: Run[None]) -> None:
+    """One recipient is without a local part: CVE-2020-10967."""
+
     async def main() -> None:
         async with taking(MemoryStore()) as (client, _):
             for line, reply in zip(lines, expected, strict=True):

@@ -112,6 +112,7 @@ def test_cancelled_delivery_leaves_nothing(maildir: MaildirStore, place: Path) -
 def test_symbolic_link_is_no_place_to_deliver(
     maildir: MaildirStore, place: Path, tmp_path: Path
 ) -> None:
+    """CVE-2004-0880, CVE-2025-59031."""
     run(deliver(maildir, "ann", b"x"))
     (tmp_path / "elsewhere").mkdir()
     (place / "new").rename(place / "old")
