@@ -220,7 +220,7 @@ NO_END = [
 @pytest.mark.parametrize("smtp", [False, True])
 @pytest.mark.rfc("P-174")
 def test_only_crlf_dot_crlf_ends_the_data(end: bytes, smtp: bool, run: Run[None]) -> None:
-    """CVE-2023-51764, CVE-2024-27305 and their twins: what follows a false end is no second message."""
+    """CVE-2023-51764, CVE-2024-27305, and their twins: a false end begins no second message."""
     smuggled = MAIL + ANN + b"DATA\r\nSubject: forged\r\n\r\nx"
 
     async def main() -> None:
