@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from email import policy
 from email.message import EmailMessage
-from email.utils import format_datetime, localtime
+from email.utils import format_datetime, localtime, make_msgid
 from urllib.parse import urlsplit
 
 from ..collect.collector import LooksMoved
@@ -130,6 +130,7 @@ def _message(found: Configuration, recipient: str, letter: _Letter) -> bytes:
     if "@" in recipient:
         message["To"] = recipient
     message["Date"] = format_datetime(localtime())
+    message["Message-ID"] = make_msgid(domain=found.server.hostname)
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834
     message.set_content(letter.text)
     return message.as_bytes()
