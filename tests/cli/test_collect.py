@@ -83,9 +83,7 @@ def test_a_used_up_budget_is_said(
         server.deliver("bob", MESSAGE)
     done = restante("collect", "bob")
     assert done.code == 0
-    assert done.out == (
-        "bob: 2 messages stored (46 octets), 1 left for later: the limit or the budget is used up\n"
-    )
+    assert done.out == "bob: 2 messages stored (46 octets), 1 left for later by the day's budget\n"
     assert restante("--json", "collect", "bob").json["later"] == 1
 
 

@@ -21,6 +21,7 @@ from restante.collect.pace import Pace, follow
 from restante.collect.plan import Budget, Policy, short_name
 from restante.errors import ConnectionLost, LoginFailed, LoginWithheld
 from restante.passdb import Terms
+from restante.pop3.dialogue import WINDOW_COMMANDS
 from restante.pop3.listing import Message
 from restante.pop3.session import Policy as Session
 
@@ -192,6 +193,23 @@ def test_a_message_that_the_server_does_not_give_stays_and_is_told(home: Home, m
     home.shelf.unreadable = set()
     assert home.collect(Policy(keep=0.0)).stored == 1
     assert stored(mail) == sorted(map(text, ("one", "two", "three")))
+
+
+def test_a_server_that_gives_nothing_more_is_not_asked_for_all(home: Home, mail: Path) -> None:
+    """As one does that counts what it has given today; the rest waits for the next session.
+
+    What was asked for before the first refusal is asked for, which is WINDOW_COMMANDS at most.
+    """
+    count = WINDOW_COMMANDS + 200
+    home.shelf.rows = [(f"u{at}", text(f"letter {at}")) for at in range(count)]
+    home.shelf.unreadable = {f"u{at}" for at in range(1, count)}
+    outcome = home.collect()
+    assert outcome.stored == 1
+    assert outcome.later >= 100
+    assert outcome.later_for == "refusals"
+    assert len(outcome.refused) + outcome.later == count - 1
+    home.shelf.unreadable = set()
+    assert home.collect().stored == count - 1
 
 
 @pytest.mark.rfc("P-107")

@@ -129,8 +129,8 @@ def test_limit_counts_what_is_fetched() -> None:
         Delete(listing[0], "u1"),
         Fetch(listing[1], "u2"),
         Fetch(listing[2], "u3"),
-        Later(listing[3]),
-        Later(listing[4]),
+        Later(listing[3], "the limit"),
+        Later(listing[4], "the limit"),
     ]
 
 
@@ -152,7 +152,8 @@ def test_a_budget_is_for_all_sessions_of_a_day(
     listing = [Message(at, f"u{at}", size) for at, size in enumerate(sizes, 1)]
     found = list(plan(listing, {}, Policy(budget=budget), NOW, used))
     assert [each.message.number for each in found if isinstance(each, Fetch)] == fetched
-    assert len([each for each in found if isinstance(each, Later)]) == len(sizes) - len(fetched)
+    left = [each.why for each in found if isinstance(each, Later)]
+    assert left == ["the day's budget"] * (len(sizes) - len(fetched))
 
 
 def test_what_no_day_has_room_for_is_told_and_keeps_nothing_else_waiting() -> None:

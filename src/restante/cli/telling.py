@@ -120,7 +120,7 @@ def _line(name: str, result: Outcome, *, dry_run: bool) -> str:
     if result.deleted:
         words.append(f"{result.deleted} {would}deleted on the server")
     if result.later:
-        words.append(f"{result.later} left for later: the limit or the budget is used up")
+        words.append(f"{result.later} left for later by {result.later_for}")
     if result.unverified:
         words.append(f"{result.unverified} kept there: the copy here is not what came")
     return f"{name}: " + (", ".join(words) or "nothing new")

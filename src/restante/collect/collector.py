@@ -18,6 +18,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Seq
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
+from itertools import takewhile
 from tempfile import SpooledTemporaryFile
 
 from ..errors import CommandFailed, LoginFailed, MessageRefused, PermanentFailure, TemporaryFailure
@@ -50,6 +51,7 @@ _IN_MEMORY = 2**20  # octets of a message that must be seen whole before it is s
 _PIECE = 65_536  # octets
 _DELETE_AT_ONCE = 1000  # messages
 _ROOM = 2**30  # octets that a message may have beyond what was announced: some servers guess
+_ENOUGH_REFUSALS = 50  # "not now" in a row: it is the server, such as one that counts what it gives
 _UNKNOWN = b""  # in place of the digest of what an earlier program run stored
 
 Progress = Callable[[Sequence[Message], int], None]
@@ -100,7 +102,9 @@ class Outcome:
     """Headers stored in place of messages that are too large."""
     deleted: int = 0
     later: int = 0
-    """Left for another session by the limit or the day's budget."""
+    """Left for another session."""
+    later_for: str = ""
+    """Why: "the limit", "the day's budget" or "refusals"."""
     skipped: list[str] = field(default_factory=list)
     """What the policy leaves on the server, with the reason."""
     refused: list[str] = field(default_factory=list)
@@ -114,7 +118,8 @@ class Outcome:
         """What two sessions did."""
         for each in fields(self):
             setattr(self, each.name, getattr(self, each.name) + getattr(later, each.name))
-        self.later, self.may_list_more = later.later, later.may_list_more
+        self.later, self.later_for = later.later, later.later_for
+        self.may_list_more = later.may_list_more
         return self
 
 
@@ -196,6 +201,7 @@ class _Session:
         self._progress = progress
         self._clock = clock
         self._number = run
+        self._refusals = 0  # of messages in a row, for now
         self._came = Used()  # and not in the ledger yet
         self._dedupe = False
         self._known: dict[str, Taken] = {}
@@ -227,7 +233,9 @@ class _Session:
         wanted = {short_name(each.message) for each in steps if isinstance(each, Fetch | Later)}
         missing = policy.whole - wanted if policy.whole else ()
         self.outcome.refused += [f"{each}: not there, or here already" for each in sorted(missing)]
-        self.outcome.later = sum(1 for step in steps if isinstance(step, Later))
+        waiting = [step for step in steps if isinstance(step, Later)]
+        self.outcome.later = len(waiting)
+        self.outcome.later_for = waiting[0].why if waiting else ""
         for step in steps:
             if isinstance(step, Skip):
                 self.outcome.skipped.append(f"message {step.message.number}: {step.reason}")
@@ -292,7 +300,8 @@ class _Session:
         group = _GROUP if self._destination.is_repeatable else 1
         self._progress(wanted, 0)
         at = 0
-        async for _, body in self._client.retrieve_all(wanted):
+        left = takewhile(lambda _: self._refusals < _ENOUGH_REFUSALS, wanted)
+        async for _, body in self._client.retrieve_all(left):
             if at % _GROUP == 0:
                 self._write_use_down()
             if at % group == 0:
@@ -301,6 +310,9 @@ class _Session:
             self._came = replace(self._came, messages=self._came.messages + 1)
             await self._take(fetches[at], self._counted(fetches[at].message, body))
             at += 1
+        if at < len(fetches):
+            self.outcome.later += len(fetches) - at
+            self.outcome.later_for = "refusals"
 
     async def _counted(self, message: Message, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
         """
@@ -366,6 +378,10 @@ class _Session:
                 await self._store(step, key, body)
         except (CommandFailed, MessageRefused) as error:
             self._refuse(message, error)
+            is_passing = isinstance(error, CommandFailed) and error.retry
+            self._refusals = self._refusals + 1 if is_passing else 0
+        else:
+            self._refusals = 0
 
     async def _take_by_content(self, step: Fetch, body: AsyncIterable[bytes]) -> None:
         """Only the whole message tells whether it is here already."""

@@ -125,6 +125,8 @@ class Later:
     """It is wanted, and waits for another session."""
 
     message: Message
+    why: str
+    """What has no room for it now."""
 
 
 Step = Fetch | Stub | Delete | Skip | Later
@@ -166,7 +168,7 @@ def plan(
                 yield (
                     Stub(message, stub_key(key), was_begun=stub is not None)
                     if has_room
-                    else Later(message)
+                    else Later(message, room.why)
                 )
         elif policy.budget.octets is not None and message.size > policy.budget.octets:
             reason = f"{message.size} octets, more than the {policy.budget.octets} of a day"
@@ -174,25 +176,25 @@ def plan(
         elif room.takes(message.size):
             yield Fetch(message, key, was_begun=known is not None)
         else:
-            yield Later(message)
+            yield Later(message, room.why)
 
 
 class _Room:
     """What is left for this session."""
 
     def __init__(self, policy: Policy, used: Used) -> None:
-        budget, ends = policy.budget, [math.inf]
-        if policy.limit is not None:
-            ends.append(policy.limit)
-        if budget.messages is not None:
-            ends.append(budget.messages - used.messages)
-        self._messages = min(ends)
+        budget = policy.budget
+        limit = math.inf if policy.limit is None else policy.limit
+        left = math.inf if budget.messages is None else budget.messages - used.messages
+        self._messages = min(limit, left)
+        self.why = "the limit" if limit <= left else "the day's budget"
         self._octets = math.inf if budget.octets is None else budget.octets - used.octets
 
     def takes(self, octets: int) -> bool:
         """Whether a message of this size fits; from the first that does not, none does."""
-        if self._messages < 1 or octets > self._octets:
-            self._messages = 0
+        if self._messages >= 1 and octets > self._octets:
+            self._messages, self.why = 0, "the day's budget"
+        if self._messages < 1:
             return False
         self._messages -= 1
         self._octets -= octets
