@@ -322,15 +322,16 @@ def test_a_listing_without_end_stops(name: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_line_of_spaces_costs_no_time() -> None:
-    """A unique-id of a million spaces and one letter: linear work, then refused."""
+    """A unique-id of a million spaces and one letter: linear work, and it is none."""
     dialogue = Dialogue()
     procedure = dialogue.listing()
     next(procedure)
     procedure.send(b"")
     assert procedure.send(b"+OK\r\n1 1\r\n.\r\n") == b"UIDL\r\n"
     procedure.send(b"")
-    with pytest.raises(ProtocolBroken):
+    with pytest.raises(StopIteration) as end:
         procedure.send(b"+OK\r\n1 a" + b" " * 1_000_000 + b"b\r\n.\r\n")
+    assert [message.unique_id for message in end.value.value] == [None]
 
 
 # Bodies.
