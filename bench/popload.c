@@ -1,22 +1,28 @@
 /*
  * popload - POP3 load generator and verifier (epoll, one thread, no dependencies but OpenSSL).
  *
- *   popload sessions  -c 32 -n 5000 -r 1 ...   full dialogues: greet USER PASS STAT UIDL RETR*k
- * QUIT popload drain     -d 64 ...                one session (or -c of them) downloads every
- * message popload list      -n 10 ...                login + STAT + LIST + UIDL + QUIT, latency of
- * each step popload idle      -c 1000 -T 5 ...         opens c authenticated sessions, holds,
- * prints server memory popload sum DIR                            what a correct server must send
- * for Maildir DIR: "count octets checksum" (stored LF or CRLF -> CRLF) Options -H host -p port  -t
- * (implicit TLS)         -u user (may hold %d) -U number of users   -w password -c concurrency   -n
- * total sessions         -r RETRs per session  -d pipelining depth (drain) -D (drain: DELE each
- * message after RETR)   -T time limit, seconds (idle: hold time) -P pid[,pid..]   server root pids:
- * CPU and memory of them and all their descendants are reported -x HEXSUM        expected checksum
- * (drain) -q do not checksum the bytes (framing is still checked) -b bytes         socket receive
- * buffer per recv() (default 262144)   -R resume TLS sessions -a n             spread the source
- * address over 127.0.1.1..n          -L label for the output line Output: one line of key=value
- * pairs. Exit status 0 only if every check held. Checks: status lines, STAT = LIST count and sum,
- * octets of each RETR = LIST size, CRC of all bytes after un-dot-stuffing (the sum of the
- * per-message CRC-32C, so that message order does not matter).
+ *   popload sessions -c 32 -n 5000 -r 1   whole dialogues: greeting USER PASS STAT UIDL RETR QUIT
+ *   popload drain -d 64                   one session (or -c of them) downloads every message
+ *   popload list -n 10                    login STAT LIST UIDL QUIT, the latency of each step
+ *   popload idle -c 1000 -T 5             opens sessions, logs in, holds them, tells memory
+ *   popload sum DIR                       what a correct server sends for Maildir DIR, stored with
+ *                                         LF or CRLF: "count octets checksum"
+ *
+ *   -H HOST -p PORT -t     where; -t: implicit TLS
+ *   -u USER -U N -w WORD   who (USER may hold %d, for one of N), and the password
+ *   -c N -n N -r N         connections at once, sessions in all, RETRs per session
+ *   -d N -D                commands on their way in a drain; DELE after each RETR
+ *   -T SECONDS             the limit; in idle how long to hold
+ *   -P PID[,PID]           of servers, whose processor time and memory are told, with all children
+ *   -x SUM, -q             what a drain must add up to; -q: do not add up (framing is still checked)
+ *   -b OCTETS              per recv() (262144)
+ *   -R                     resume TLS sessions
+ *   -a N                   spread the source address over 127.0.1.1 and so on
+ *   -L LABEL               for the line that is written
+ *
+ * Writes one line of key=value pairs; exit status 0 only if every check held: status lines, STAT
+ * as LIST adds up, octets of each RETR as LIST says, CRC-32C of all octets after un-dot-stuffing
+ * (added up by message, so that their order does not matter).
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
