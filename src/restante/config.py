@@ -1069,8 +1069,7 @@ def _options(kind: type[Any]) -> Iterator[Field[Any]]:
 
 
 def _contradictions(found: Configuration) -> Iterator[str]:
-    if found.tls.mode == "files" and not (found.tls.cert and found.tls.key):
-        yield 'tls.mode: "files" wants tls.cert and tls.key'
+    yield from _tls_contradictions(found.tls)
     yield from _auth_contradictions(found.auth)
     for name, account in found.account.items():
         for key in ("url", "user", "to"):
@@ -1086,6 +1085,14 @@ def _contradictions(found: Configuration) -> Iterator[str]:
             for place in places:
                 if not Address.parse(place).is_local:
                     yield f"{key}: {place} is public, which wants a configuration file"
+
+
+def _tls_contradictions(found: TLS) -> Iterator[str]:
+    if found.mode == "files" and not (found.cert and found.key):
+        yield 'tls.mode: "files" wants tls.cert and tls.key'
+    for key in ("cert", "key"):
+        if found.mode == "self" and getattr(found, key):
+            yield f'tls.{key}: is used with tls.mode = "files" only'
 
 
 def _auth_contradictions(auth: Auth) -> Iterator[str]:
