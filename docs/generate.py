@@ -35,6 +35,7 @@ MEANINGS = {
     "accept paused": "the process has no file descriptors or memory left; it tries again",
     "adopted unique-ids damaged": "the maildrop is not opened, so that nobody downloads all again",
     "bug": "something went wrong that nobody thought of; a traceback follows",
+    "certificate refused": "it was renewed, and is wrong; the old one goes on",
     "connection refused": "a limit on connections was reached",
     "deletion braked": "a password that is new here marked too many messages, and none was removed",
     "delivered": "a message is on disk",

@@ -36,7 +36,7 @@ from ..auth.cache import Cache
 from ..auth.throttle import Throttle
 from ..auth.users import Users
 from ..config import Configuration
-from ..errors import MaildropInUse, RestanteError
+from ..errors import ConfigurationError, MaildropInUse, RestanteError
 from ..maildrop import Expiring, Store
 from ..net import tls
 from ..net.intake import Intake
@@ -54,6 +54,7 @@ from .workers import BEAT, Lines, Supervisor
 _log = logging.getLogger("restante.serve")
 _GRACE = 10.0  # seconds that busy sessions get after SIGTERM
 _PURGE_EVERY = 3600.0  # seconds
+_RENEW_EVERY = 86_400.0  # seconds
 _TERMS_EVERY = 60.0  # seconds; the users are changed by another program
 _BUSY = b"-ERR [SYS/TEMP] too many connections, try again later\r\n"
 
@@ -386,20 +387,27 @@ async def running(
             saving = asyncio.create_task(guessing.save_for_ever(throttle, configuration))
             stack.callback(saving.cancel)
 
-        def adopt(found: Configuration) -> None:
+        def secure(found: Configuration) -> None:
             context = _context(found)
+            service.tls = context
+            for listener in listeners:
+                listener.tls = context if listener.tls else None
+
+        def adopt(found: Configuration) -> None:
+            secure(found)
+            server.configuration = found
             fixed = [key for key in _FIXED if key(found) != key(configuration)]
             _set_up(service, admission, found, users)
             cache.clear()
             guessing.configure(throttle, found)
-            service.tls = context
             for listener in listeners:
-                listener.tls = context if listener.tls else None
                 listener.proxies = found.server.proxy_from
             log.set_up(found.log)
             fields = {"restart": "needed"} if fixed else {}
             _log.info("reloaded", extra={"fields": fields})
 
+        renewing = asyncio.create_task(_renew_for_ever(lambda: secure(server.configuration)))
+        stack.callback(renewing.cancel)
         server.adopt = adopt
         yield server
 
@@ -504,6 +512,17 @@ def _worst_terms(users: Users, policy: Policy) -> Terms | None:
     except RestanteError as error:
         _log.warning("users not read", extra={"fields": {"reason": str(error)}})
         return policy.worst
+
+
+async def _renew_for_ever(secure: Callable[[], None]) -> None:
+    """A context lives for a day, and with it the key that opens its tickets: who steals the key
+    reads no older sessions.  A certificate that was renewed meanwhile is found, too."""
+    while True:
+        await asyncio.sleep(_RENEW_EVERY)
+        try:
+            secure()
+        except ConfigurationError as error:
+            _log.error("certificate refused", extra={"fields": {"reason": str(error)}})
 
 
 async def _purge(store: MaildirStore | MemoryStore, user: str) -> None:

@@ -1,0 +1,89 @@
+"""Keys of TLS tickets that grow old, and certificates that are renewed under a running server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import socket
+import ssl
+from pathlib import Path
+
+import pytest
+
+from restante import config
+from restante.auth.users import Users
+from restante.cli import serve
+from restante.net import tls
+from restante.store.memory import MemoryStore
+
+from ..support import Run
+
+
+class Visitor:
+    """A client that keeps its TLS session and looks at no certificate."""
+
+    def __init__(self, address: str) -> None:
+        self._host, _, port = address.rpartition(":")
+        self._port = int(port)
+        self._context = ssl.create_default_context()
+        self._context.check_hostname, self._context.verify_mode = False, ssl.CERT_NONE
+        self._session: ssl.SSLSession | None = None
+
+    def visit(self) -> tuple[bool, bytes]:
+        """Whether the server knew the session of last time, and its certificate."""
+        with (
+            socket.create_connection((self._host, self._port), timeout=10) as connected,
+            self._context.wrap_socket(connected, session=self._session) as client,
+        ):
+            assert client.recv(64).startswith(b"+OK")  # and with it the ticket
+            client.sendall(b"QUIT\r\n")
+            assert client.recv(64).startswith(b"+OK")
+            self._session = client.session
+            return bool(client.session_reused), client.getpeercert(binary_form=True) or b""
+
+
+async def until_another(visitor: Visitor) -> bytes:
+    """The certificate seen when the server no longer knows the session."""
+    async with asyncio.timeout(30):
+        while True:
+            was_known, seen = await asyncio.to_thread(visitor.visit)
+            if not was_known:
+                return seen
+
+
+def test_the_key_of_tickets_and_the_certificate_are_renewed(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, run: Run[None]
+) -> None:
+    """A ticket opens as long as its key is kept: for a day at most (RFC 9325 §3.4)."""
+    monkeypatch.setattr(serve, "_RENEW_EVERY", 0.2)
+    caplog.set_level(logging.ERROR, "restante")
+    first, second = (tls.make_self_signed(home / name, [name]) for name in ("first", "second"))
+    place = [home / each.name for each in first]
+    for source, target in zip(first, place, strict=True):
+        shutil.copy(source, target)
+    (home / "restante.toml").write_text(
+        '[server]\nlisten = ["pop3s://127.0.0.1:0"]\n'
+        f'[tls]\nmode = "files"\ncert = "{place[0]}"\nkey = "{place[1]}"\n'
+    )
+    configuration = config.load(home / "restante.toml")
+
+    async def main() -> None:
+        users = Users(home / "users.db")
+        async with serve.running(configuration, users, MemoryStore()) as server:
+            visitor = Visitor(server.addresses["pop3s"])
+            before = await until_another(visitor)
+            assert await until_another(visitor) == before
+            place[1].write_text("nonsense")
+            async with asyncio.timeout(30):
+                while not caplog.messages:  # noqa: ASYNC110  # no event tells of a log line
+                    await asyncio.sleep(0.05)
+            assert (await asyncio.to_thread(visitor.visit))[1] == before
+            for source, target in zip(second, place, strict=True):
+                shutil.copy(source, target)
+            async with asyncio.timeout(30):
+                while await until_another(visitor) == before:
+                    pass
+
+    run(main())
+    assert caplog.messages[0] == "certificate refused"
