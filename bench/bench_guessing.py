@@ -17,7 +17,6 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
 from statistics import median, quantiles
 
 import harness
@@ -50,22 +49,22 @@ def round_(results: harness.Results, tries: int, rate: int) -> None:
         for place, users in known.items():
             for user in users:
                 log_in(server.port, place, user)
-    questions: list[tuple[str, str, Callable[[], Iterator[str]], list[str]]] = [
-        ("no guesses, known user", FAR, lambda: iter(()), []),
-        ("1,000 networks guess, known user elsewhere", FAR, lambda: iter(()), FLOOD),
-        ("1,000 networks guess, stranger elsewhere", "127.201.0.1", lambda: fresh, FLOOD),
-        ("the own address guesses, known user", HOME, lambda: iter(()), [HOME]),
-        ("the own address guesses, stranger", HOME, lambda: fresh, [HOME]),
+    attacks: list[tuple[str, str, str, list[str]]] = [
+        ("nobody guesses", FAR, "127.201.0.1", []),
+        ("1,000 networks guess", FAR, "127.201.0.1", FLOOD),
+        ("its own address guesses", HOME, HOME, [HOME]),
     ]
-    for question, place, strangers, attackers in questions:
-        with harness.restante(["small"]) as server:
-            users = [next(strangers(), "") or known[place][at] for at in range(tries)]
-            measure(results, question, server, place, users, attackers, rate)
+    for attack, at_home, elsewhere, attackers in attacks:
+        for who, place in (("known user", at_home), ("stranger", elsewhere)):
+            with harness.restante(["small"]) as server:
+                users = known[place] if who == "known user" else [next(fresh) for _ in range(tries)]
+                measure(results, attack, who, server, place, users, attackers, rate)
 
 
 def measure(
     results: harness.Results,
-    question: str,
+    attack: str,
+    who: str,
     server: harness.Server,
     place: str,
     users: list[str],
@@ -73,11 +72,11 @@ def measure(
     rate: int,
 ) -> None:
     counted = multiprocessing.Value("l", 0)
-    attack = multiprocessing.Process(
+    guessing = multiprocessing.Process(
         daemon=True, target=guess_for_ever, args=(server.port, attackers, rate, counted)
     )
     if attackers:
-        attack.start()
+        guessing.start()
         time.sleep(3)
     began, before, guessed = time.monotonic(), cpu(server.pid), counted.value
     took, refused = [], 0
@@ -86,20 +85,21 @@ def measure(
             took.append(log_in(server.port, place, user) * 1000)
         except (OSError, ValueError) as error:
             refused += 1
-            print(f"{question}: {error}", file=sys.stderr)
+            print(f"{attack}, {who}: {error}", file=sys.stderr)
         time.sleep(PAUSE)
     lasted = time.monotonic() - began
     used, guesses = cpu(server.pid) - before, counted.value - guessed
     if attackers:
-        attack.kill()
-        attack.join()
-    results.add(question, "median", "ms", median(took))
-    results.add(
-        question, "p99", "ms", quantiles([*took, *took[-1:]], n=100, method="inclusive")[98]
-    )
-    results.add(question, "not let in", "logins", refused)
-    results.add(question, "guesses", "1/s", guesses / lasted)
-    results.add(question, "core of the server", "%", 100 * used / lasted)
+        guessing.kill()
+        guessing.join()
+    for unit, value in {
+        "ms, median": median(took),
+        "ms, 99th of 100": quantiles([*took, *took[-1:]], n=100, method="inclusive")[98],
+        "not let in": refused,
+        "guesses/s": guesses / lasted,
+        "% of a core": 100 * used / lasted,
+    }.items():
+        results.add(who, attack, unit, value)
 
 
 def log_in(port: int, place: str, user: str) -> float:

@@ -1,4 +1,4 @@
-"""A poll and a listing of 10 to 100,000 messages, warm: how the cost grows."""
+"""A poll and a listing of 10 to 1,000,000 messages, warm: how the cost grows."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import harness
 
 def main() -> None:
     parser = harness.options(__doc__)
+    parser.add_argument("--corpora", default="n10,n1k,n10k,n100k", help="also n1m, of some GB")
     chosen = parser.parse_args()
     results = harness.Results("bench_listing")
-    names = ["n10_lf", "n1k_lf", "n10k_lf", "n100k_lf"]
+    names = [f"{shape}_lf" for shape in chosen.corpora.split(",")]
     with harness.contenders(names, chosen.against) as servers:
         for server in servers:
             for name in names:

@@ -24,6 +24,7 @@ SHAPES = {  # messages, octets of each on the wire
     "n1k": (1_000, 600),
     "n10k": (10_000, 600),
     "n100k": (100_000, 600),
+    "n1m": (1_000_000, 600),
 }
 SMALL_USERS = 100
 SLOW_USERS = 200

@@ -46,7 +46,9 @@ _TITLES = {
     "bench_listing": "Polls and listings",
     "bench_idle_memory": "Memory of a connection that waits",
     "bench_crowd": "A crowd of 10,000 idle TLS sessions, and 200 clients that stop reading",
+    "bench_guessing": "Logging in while others guess passwords",
     "bench_workers": "Workers",
+    "bench_delivery": "Delivering by LMTP, each message durable before its answer",
     "bench_collect": "Collecting 10,000 messages of 4 kB into a Maildir",
 }
 _LESS_IS_BETTER = ("ms", "µs", "kB")
@@ -111,6 +113,8 @@ def _cell(line: Line | None) -> str:
 
 def _ratio(lines: list[Line], unit: str) -> str:
     """Of the first to the best of the others, or to the one that promises as much."""
+    if not lines[0]["contender"].startswith("restante"):
+        return "–"
     peers = [line for line in lines[1:] if line["contender"] == "mpop"] or lines[1:]
     ours, others = lines[0]["median"], [line["median"] for line in peers]
     if not others or not ours or not all(others):
