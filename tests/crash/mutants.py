@@ -31,6 +31,9 @@ PARTS = {
             "store/maildir.py",
             "store/adopted.py",
             "store/journal.py",
+            "store/index.py",
+            "store/quota.py",
+            "store/folders.py",
         ],
         ["tests/store", "tests/crash"],
     ),
@@ -41,7 +44,7 @@ PARTS = {
 }
 DROPPED = {"fsync", "fsync_directory", "sync", "rename", "move", "flock", "lockf", "unlink"}
 DROPPED |= {"flush", "ftruncate", "_withdraw", "_finish", "finish_update", "_mend", "_forget"}
-DROPPED |= {"undone_on_error", "session_lock", "sync_together"}
+DROPPED |= {"undone_on_error", "session_lock", "sync_together", "lock"}
 WEAKER = {"directory_lock": "directory", "replace": "replace_cache"}
 FLAGS = {"O_EXCL": "O_CREAT", "O_NOFOLLOW": "O_CLOEXEC"}
 LIMIT = 240  # seconds for the tests of one mutant

@@ -6,7 +6,9 @@ import asyncio
 import errno
 import os
 import shutil
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -398,6 +400,41 @@ def test_deliveries_at_once_fill_the_quota_and_no_more(tmp_path: Path) -> None:
     refused = [each for each in done if isinstance(each, QuotaExceeded)]
     assert (len(done), len(refused)) == (25, 15)
     assert really(tmp_path / "ann") == (100, 10)
+
+
+def beside_a_count(store: MaildirStore, place: Path, work: Callable[[int], None]) -> None:
+    """Do it in another thread, which comes when all names were looked at and nothing is written."""
+    maildrop = os.open(place, os.O_RDONLY)
+    other = threading.Thread(target=work, args=(maildrop,))
+
+    def hook(call: Call) -> None:
+        if call == ("open", "ann/maildirsize.tmp") and other.ident is None:
+            other.start()
+            other.join(0.2)  # it should wait for us
+
+    with watched(place.parent, hook):
+        run(store.usage("ann"))
+    other.join()
+    os.close(maildrop)
+
+
+def test_who_forgets_a_count_waits_for_who_counts(store: MaildirStore, place: Path) -> None:
+    write(place, "not a count\n")
+    beside_a_count(store, place, quota.forget)
+    assert not (place / "maildirsize").exists()
+
+
+def test_who_arrives_waits_for_who_counts(store: MaildirStore, place: Path) -> None:
+    write(place, "not a count\n")
+    status = (place / "new").stat()
+
+    def arrive(maildrop: int) -> None:
+        with quota.room(maildrop, len(TEN), LIMIT):
+            put(place, "new/1.a", TEN)
+            os.utime(place / "new", ns=(status.st_mtime_ns, status.st_mtime_ns))  # a coarse clock
+
+    beside_a_count(store, place, arrive)
+    assert total(place) == really(place) == (10, 1)
 
 
 def test_the_file_is_counted_anew_long_before_it_is_long(store: MaildirStore, place: Path) -> None:
