@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -296,6 +297,22 @@ def test_a_session_with_all_folders_is_not_disturbed(maildir: MaildirStore, full
                 await text_of(maildrop, found[2])
             assert await maildrop.remove(list(found)) == []
         assert len(await seen(maildir, BOTH)) == 1
+
+    run(story())
+
+
+def test_an_entry_of_another_view_is_of_no_message_here(maildir: MaildirStore, full: Path) -> None:
+    async def story() -> None:
+        async with maildir.open_view("ann", BOTH) as maildrop:
+            junk = maildrop.listing[2]
+        async with maildir.open_view("ann", View()) as maildrop:
+            with pytest.raises(MessageGone):
+                await text_of(maildrop, junk)
+        async with maildir.open_view("ann", BOTH) as maildrop:
+            for other in (replace(junk, unique_id="x"), replace(junk, unique_id="x", key=99)):
+                with pytest.raises(MessageGone):
+                    await maildrop.remove([other])
+        assert len(await seen(maildir, BOTH)) == 4
 
     run(story())
 

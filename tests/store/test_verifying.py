@@ -16,7 +16,7 @@ from restante.store.maildir import MaildirStore
 from restante.store.names import File, pack
 
 from .helpers import contents, deliver, listing, put, run, unlink
-from .watched import watched
+from .watched import Call, Crash, watched
 
 TEXTS = [b"one\r\n", b"two\r\n", b"three\r\n"]
 
@@ -119,6 +119,25 @@ def test_wrong_size_in_a_name_is_found_and_put_right(mail: list[Entry], place: P
     assert run(MaildirStore(f"{place.parent}/%u").reindex("ann")) == 4
     assert faults(place) == []
     assert run(contents(running, "ann"))[0] == b"four\r\n"
+
+
+def test_an_index_is_not_believed_once_it_is_being_made_anew(
+    mail: list[Entry], place: Path
+) -> None:
+    """Also by who comes after a crash in the middle."""
+    INDEX_DAMAGE["of another size"](place)
+
+    is_dead = False
+
+    def hook(call: Call) -> None:
+        nonlocal is_dead
+        is_dead |= call[0] == "pread" and call[1].startswith("ann/new/")
+        if is_dead:
+            raise Crash
+
+    with watched(place.parent, hook), pytest.raises(Crash):
+        run(MaildirStore(f"{place.parent}/%u").reindex("ann"))
+    assert run(listing(MaildirStore(f"{place.parent}/%u"), "ann")) == mail
 
 
 def test_message_that_is_called_ready_and_is_not_is_found(mail: list[Entry], place: Path) -> None:
