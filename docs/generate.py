@@ -46,6 +46,7 @@ MEANINGS = {
     "line refused": "a line of the passwd-file is not understood; its user cannot log in",
     "journal damaged": "some lines of a journal cannot be read; the others are told",
     "journal not written": "what a session did is not in the journal; the mail is as it should be",
+    "login did not wait": "an account with `poll_on_login` took longer than that; it goes on",
     "login impossible": "the maildrop is in use, a back end is down, or the like; never a guess",
     "login ok": "somebody logged in",
     "login refused": "somebody did not; the client hears less than `reason` tells",
@@ -54,6 +55,7 @@ MEANINGS = {
     "password sprayed": "the tenth user was tried with one password; `ip` is whence",
     "proxy refused": "a listed load balancer sent no PROXY header, or a wrong one",
     "purge failed": "held mail could not be destroyed; it is tried again in an hour",
+    "quota not counted": "a message came and `maildirsize` could not be written; it is made anew",
     "read failed": "a message could not be read; its response was not ended",
     "reload failed": "the new configuration or certificate is wrong; the old one goes on",
     "reloaded": "configuration and certificate were read again; `restart`: that is not enough",
@@ -63,6 +65,8 @@ MEANINGS = {
     "size differs": "a message has other octets than were announced; the connection was dropped",
     "stopping": "the server was told to stop",
     "tls refused": "a TLS handshake failed",
+    "upstream not polled": "an account with `poll_on_login` could not be collected; mail here is served",
+    "upstream polled": "a login collected from an account with `poll_on_login`",
     "users not read": "the user database cannot be read now; what was announced stays",
     "worker ended": "a worker process died and is started again",
     "worker hangs": "a worker process does not answer and is killed",
@@ -87,8 +91,8 @@ the file, the line and the option. `restante check` looks the file over, `restan
 prints one with every option.
 
 Times are written `90s`, `10min`, `2h`, `14d` or `1w`; sizes `64KiB`, `50MiB` or `1GiB`. What the
-program makes itself lies in the state directory: `$STATE_DIRECTORY`, which systemd sets, else
-`~/.local/state/restante`.
+program makes itself lies in the state directory: `$STATE_DIRECTORY`, which systemd sets;
+else, if the file lies in `/etc`, `/var/lib/restante`; else `~/.local/state/restante`.
 """
     for name, kind, options in config.sections():
         yield f"## [{name}]\n\n{_paragraph(kind)}\n"
@@ -205,7 +209,7 @@ stranger typed is escaped, so that no line can be forged, and no password is eve
             found[event][1].update(dict.fromkeys(keys))
     for event, (levels, keys) in sorted(found.items()):
         words = " ".join(f"`{key}`" for key in keys)
-        yield f"| {event} | {', '.join(sorted(levels))} | {words} | {MEANINGS.get(event, '')} |"
+        yield f"| {event} | {', '.join(sorted(levels))} | {words} | {MEANINGS[event]} |"
     yield ""
 
 

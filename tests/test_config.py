@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import tomllib
 from collections.abc import Iterator
@@ -280,6 +282,37 @@ def test_systemd_names_the_state_directory(file: Path) -> None:
     """systemd.exec(5): several are separated by colons."""
     found = load("", file, STATE_DIRECTORY="/var/lib/restante:/var/lib/other")
     assert found.state == Path("/var/lib/restante")
+
+
+def test_the_file_of_the_system_has_the_state_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an administrator types must reach what the service of systemd reads."""
+    monkeypatch.setattr(config, "SYSTEM", (tmp_path / "etc", Path("/var/lib/restante")))
+    file = tmp_path / "etc" / "restante" / "restante.toml"
+    file.parent.mkdir(parents=True)
+    assert load("", file, XDG_STATE_HOME="/state").state == Path("/var/lib/restante")
+    assert load("", file, STATE_DIRECTORY="/elsewhere").state == Path("/elsewhere")
+    assert load("", tmp_path / "own.toml", XDG_STATE_HOME="/state").state == Path("/state/restante")
+
+
+def test_a_home_that_cannot_be_read_holds_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """runuser(1) leaves the home of root."""
+    file, home = tmp_path / "etc" / "restante" / "restante.toml", tmp_path / "home"
+    file.parent.mkdir(parents=True)
+    file.write_text("")
+    monkeypatch.setattr(config, "SYSTEM", (tmp_path / "etc", Path("/var/lib/restante")))
+    look = os.stat
+
+    def stat(path: str | Path, **options: Any) -> os.stat_result:
+        if str(path).startswith(str(home)):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return look(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert config.load(environment={"XDG_CONFIG_HOME": str(home)}).source == file
 
 
 def test_without_a_home_the_next_step_is_told(

@@ -40,6 +40,8 @@ MECHANISMS = tuple(name for name in ALL_MECHANISMS if name not in ("LOGIN", "APO
 T = TypeVar("T")
 Convert = Callable[[Any], Any]
 
+SYSTEM = (Path("/etc"), Path("/var/lib/restante"))
+"""Where the file of a service lies, and its state directory, as contrib/systemd has it."""
 _PREFIX = "RESTANTE__"
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _SIZES = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -886,7 +888,7 @@ def load(
         ConfigurationError: every mistake, a line each, with file, line and key.
     """
     source = _find(named, environment)
-    state = _state(environment)
+    state = _state(source, environment)
     folder = _folder(source, environment)
     layers = [_read(source) if source else _private(state)]
     layers += (_read(path) for path in sorted(folder.glob("*.toml")))
@@ -933,16 +935,20 @@ def _find(named: Path | None, environment: Mapping[str, str]) -> Path | None:
         named = Path(environment["RESTANTE_CONFIG"])
     if named is not None:
         return named
-    usual = [Path("/etc/restante/restante.toml")]
+    usual = [SYSTEM[0] / "restante" / "restante.toml"]
     with suppress(ConfigurationError):  # no home, so there is nothing in it
         home = _home(environment, "XDG_CONFIG_HOME", ".config")
         usual.insert(0, home / "restante" / "restante.toml")
-    return next((path for path in usual if path.exists()), None)
+    return next((path for path in usual if os.path.exists(path)), None)
 
 
-def _state(environment: Mapping[str, str]) -> Path:
+def _state(source: Path | None, environment: Mapping[str, str]) -> Path:
+    """What somebody types beside a service must find what that service writes."""
     if given := environment.get("STATE_DIRECTORY"):  # several are possible, systemd.exec(5)
         return Path(given.partition(":")[0])
+    folder, state = SYSTEM
+    if source is not None and source.absolute().is_relative_to(folder):
+        return state
     return _home(environment, "XDG_STATE_HOME", ".local/state") / "restante"
 
 

@@ -178,3 +178,19 @@ def test_output_may_be_closed(home: Path) -> None:
         ).returncode
         == 0
     )
+
+
+@pytest.mark.parametrize(
+    "command", [("user", "list"), ("deliver", "ann"), ("maildrop", "list"), ("account", "list")]
+)
+def test_root_makes_nothing_that_the_server_cannot_read(
+    restante: Restante, state: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, str]
+) -> None:
+    (state / "mail").mkdir(parents=True)
+    if os.getuid() == 0:
+        os.chown(state / "mail", 65534, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    found = restante(*command, stdin=b"Subject: hi\n\nhi\n")
+    assert found.code == (75 if command[0] == "deliver" else 78)  # the mail server keeps it
+    assert "could not read what root makes there; next: runuser -u " in found.err
+    assert sorted(path.name for path in state.rglob("*")) == ["mail"]

@@ -7,8 +7,10 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from math import inf
 from pathlib import Path
+from pwd import getpwuid
 from typing import Any
 
 from .. import config
@@ -85,7 +87,29 @@ def describe(error: BaseException) -> str:
 def configuration(options: argparse.Namespace, **overrides: Any) -> Configuration:
     """The configuration in force for this command."""
     given = {key.replace("__", "."): value for key, value in overrides.items() if value}
-    return config.load(options.config, overrides=given)
+    found = config.load(options.config, overrides=given)
+    if options.verb not in ("serve", "check") and os.geteuid() == 0:
+        _refuse_root(found)
+    return found
+
+
+def _refuse_root(found: Configuration) -> None:
+    """What root makes among the files of the server's user, the server cannot open.
+
+    Raises:
+        ConfigurationError: they are another user's.
+    """
+    for place in (Path(found.auth.users).parent, Path(Template(found.store.path).base)):
+        with suppress(FileNotFoundError):
+            if owner := place.stat().st_uid:
+                try:
+                    name = getpwuid(owner).pw_name
+                except KeyError:
+                    name = str(owner)
+                raise ConfigurationError(
+                    f"{place} belongs to {name}, who could not read what root makes there; "
+                    f"next: runuser -u {name} -- restante …"
+                )
 
 
 def look_over(found: Configuration) -> None:

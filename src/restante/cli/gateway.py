@@ -66,17 +66,17 @@ class Gateway:
 
     def _poll(self, name: str, done: Future[None]) -> None:
         account = self._found.account[name]
-        fields: dict[str, object] = {"account": name}
         try:
             outcome = asyncio.run(self._session(name, account))
         except (RestanteError, OSError) as error:
-            _log.warning("upstream not polled", extra={"fields": fields | {"reason": str(error)}})
+            fields = {"account": name, "reason": str(error)}
+            _log.warning("upstream not polled", extra={"fields": fields})
         except Exception:
-            _log.exception("upstream not polled", extra={"fields": fields})
+            _log.exception("upstream not polled", extra={"fields": {"account": name}})
         else:
             if outcome is not None:
-                fields |= {"stored": outcome.stored, "deleted": outcome.deleted}
-                _log.info("upstream polled", extra={"fields": fields})
+                came = {"account": name, "stored": outcome.stored, "deleted": outcome.deleted}
+                _log.info("upstream polled", extra={"fields": came})
         finally:
             done.set_result(None)
 
