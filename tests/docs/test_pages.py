@@ -51,6 +51,13 @@ BEFORE = {
     "fetch-mail": _ANN,
     "identities": _ANN[:1],
     "look-for-damage": _ANN,
+    "back-up": _ANN,
+    "move-here": (
+        "restante user add ann@example.org",
+        "mkdir -p Maildir/cur Maildir/new Maildir/tmp",
+        "cp message Maildir/cur/1.example:2,",
+        "printf '3 V1 N2 G0\\n1 :1.example\\n' > Maildir/dovecot-uidlist",
+    ),
     "brake-deletions": _ANN[:1],
     "who-took-my-mail": (*_ANN, "restante fetch pop3s://ann@pop.example.org --to fetched"),
     "give-mail-back": (*_ANN, "restante fetch pop3s://ann@pop.example.org --to fetched"),
@@ -60,6 +67,9 @@ BEFORE = {
 PLACES = (
     ("pop.example.org", "{pop3s}"),
     ("127.0.0.1:1995", "{pop3s}"),
+    ("runuser -u restante -- ", ""),
+    ("/var/mail/vhosts/example.org/ann/Maildir", "{home}/Maildir"),
+    ("/var/backups/restante", "{home}"),
     ("/etc/letsencrypt/live/mail.example.org/fullchain.pem", "{state}/tls/certificate.pem"),
     ("/etc/letsencrypt/live/mail.example.org/privkey.pem", "{state}/tls/key.pem"),
     ("/etc/restante/fullchain.pem", "{state}/tls/certificate.pem"),
@@ -77,6 +87,7 @@ PLACES = (
 ELSEWHERE = {
     "./dev": "prepares .venv, in which these tests run already",
     "restante serve": "has run since the page began",
+    ". .venv": "is where these tests run already",
     "adduser": "changes this machine",
     "python3 -m venv /opt": "changes this machine",
     "/opt/restante/bin/pip": "asks a package index",
@@ -195,6 +206,7 @@ def test_the_table_of_the_readme_works(home: Home) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
 def test_what_cannot_run_here_can_be_read(page: Path) -> None:
+    assert not re.search(r"^\n {4}\S", re.sub(r"(?ms)^```.*?^```$", "", page.read_text()), re.M)
     for language, text in blocks(page):
         assert language in LANGUAGES, f"{page.name}: a block of {language or 'no language'}"
         if language in ("console", "sh"):
