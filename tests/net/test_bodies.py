@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from restante.maildrop import RawOctets, RawReading
 from restante.net import body
+from restante.net.server import Connection
 from restante.store.maildir import MaildirStore
 
-from ..support import Client, Run, once, serving
+from ..support import Client, Run, once, serving, until
 
 HEAD = b"Subject: x\r\n\r\n"
 EDGES = (32_766, 65_532, 65_536, 131_072, 1_048_576)  # where one piece or another ends
@@ -139,6 +143,76 @@ def test_a_file_cut_while_the_kernel_copies_has_no_end(tmp_path: Path, run: Run[
         assert b"\r\n.\r\n" not in said
 
     run(main())
+
+
+def open_files() -> list[Path]:
+    return [each.resolve() for each in Path("/proc/self/fd").iterdir()]
+
+
+@asynccontextmanager
+async def who_hardly_reads(place: Path, end: bytes) -> AsyncIterator[tuple[Connection, Client]]:
+    """A client that has asked for 20 MB, and takes no more when all on the way is full."""
+    store = MaildirStore(f"{place}/%u")
+    await store.deliver("mrose", once(HEAD + (b"x" * 98 + end) * 200_000))
+    async with serving(store) as server, server.client() as client:
+        await client.log_in()
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        (connection,) = server.service.connections
+        written = -1
+        tracemalloc.start()
+        try:
+            client.send(b"RETR 1\r\n")
+            while connection._writable is None or connection._written > written:
+                written = connection._written
+                await asyncio.sleep(0.05)
+            yield connection, client
+        finally:
+            tracemalloc.stop()
+
+
+ENDS = pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r\n."])
+
+
+@ENDS
+def test_who_hardly_reads_has_the_file_open_once(
+    end: bytes, tmp_path: Path, run: Run[None]
+) -> None:
+    """Descriptors are what thousands of slow readers run out of first."""
+
+    async def main() -> None:
+        async with who_hardly_reads(tmp_path, end):
+            assert open_files().count(only_file(tmp_path / "mrose")) == 1
+
+    run(main())
+
+
+@ENDS
+def test_who_hardly_reads_costs_little_memory(end: bytes, tmp_path: Path, run: Run[None]) -> None:
+    """Ours, and the kernel's, which all connections share: without it nobody is served."""
+
+    async def main() -> None:
+        async with who_hardly_reads(tmp_path, end) as (connection, client):
+            ours, _ = tracemalloc.get_traced_memory()
+            assert ours < 90_000
+            waiting = connection._transport.get_write_buffer_size()
+            theirs = client.writer.get_extra_info("socket")
+            room = theirs.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            assert connection._written - waiting < room + 3 * 65_536
+
+    run(main())
+
+
+@ENDS
+def test_who_hangs_up_while_it_waits_is_no_bug(
+    end: bytes, tmp_path: Path, run: Run[None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with who_hardly_reads(tmp_path, end) as (connection, client):
+            client.writer.transport.abort()
+            await until(lambda: connection._opened is None and connection._worker is None)
+
+    run(main())
+    assert "bug" not in caplog.messages
 
 
 def test_a_tls_transport_has_no_way_past_the_encryption(

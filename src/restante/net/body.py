@@ -18,7 +18,8 @@ from ..surrogate import Downgrade
 from ..wire import TERMINATION, stuffed
 
 SMALL = 65_536  # octets of a message that may be read in line
-_PIECE = 65_536  # octets
+_PIECE = 32_768  # octets
+PAGE = 4096  # octets
 _WINDOW = 1_048_576  # octets that the kernel may copy at a time, so that others have a turn
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
 
@@ -94,13 +95,13 @@ async def downgraded(source: AsyncGenerator[bytes, None]) -> AsyncGenerator[byte
         yield rest
 
 
-async def read(raw: RawMessage, offset: int) -> bytes:
-    """Up to 64 KiB; the disk is waited for in a thread.
+async def read(raw: RawMessage, offset: int, most: int = _PIECE) -> bytes:
+    """The disk is waited for in a thread.
 
     Raises:
         TemporaryFailure: the disk does not give them.
     """
-    count = min(_PIECE, raw.size - offset)
+    count = min(most, raw.size - offset)
     octets = _read_cached(raw.descriptor, offset, count)
     if octets is None:
         return await in_thread(raw.descriptor, offset, count)

@@ -32,6 +32,7 @@ from .proxy import MAX_V1, MAX_V2, Origin
 _log = logging.getLogger("restante.listener")
 _BACKLOG = 1024  # connections; the kernel caps it at net.core.somaxconn
 _ACCEPT_AT_ONCE = 64  # connections, so that a storm leaves room for sessions
+_UNSENT = 65_536  # octets for one connection that its client is not ready to take
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE = 0.5  # seconds without accepting after one of these
 _DIRECT = Origin()
@@ -331,6 +332,8 @@ class Listener:
         self._arriving: set[asyncio.Task[None]] = set()
         self._resume: asyncio.TimerHandle | None = None
         listening.setblocking(False)
+        if listening.family != socket.AF_UNIX:  # each connection has it from here
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
         self._loop.add_reader(listening.fileno(), self._accept)
 
     def close(self) -> None:

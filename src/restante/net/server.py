@@ -16,7 +16,7 @@ import os
 import secrets
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, ExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from fcntl import ioctl
 from functools import cache
@@ -60,6 +60,7 @@ _log = logging.getLogger("restante.pop3")
 _HIGH_WATER = 65_536  # octets of output, and of unread input, per connection
 _REASONED = (AuthenticationFailed, BackendUnavailable)  # the log hears more than the client
 _DIRECT = Origin()
+_WAITING = 16_384  # octets that may wait in a transport before we do; in the kernel wait others
 _NAMED = 1000  # messages that one session retrieved and its record names
 _TURN = 262_144  # octets written before others have a turn
 _NEW = 86_400  # seconds after its first session in the journal for which a credential is new
@@ -567,15 +568,16 @@ class Connection(asyncio.Protocol):
         """The message; the termination octet only if every announced octet was there."""
         may_lie = action.lines is None and not self._session.wants_surrogates
         raw = self._raw.open_raw(action.entry) if self._raw and may_lie else None
-        try:
+        with ExitStack() as opened:
+            if raw is not None:
+                opened.callback(os.close, raw.descriptor)
+                if not raw.has_crlf:
+                    opened.close()  # only its size is of use
             match body.outlet(self._transport):
                 case body.Clear() as clear if raw is not None and raw.is_wire_ready:
                     is_whole = await self._send_file(action, raw, clear)
                 case _:
                     is_whole = await self._send_pieces(action, raw)
-        finally:
-            if raw is not None:
-                os.close(raw.descriptor)
         if is_whole:
             self._has_retrieved(None if action.lines is not None else action.entry)
 
@@ -598,7 +600,7 @@ class Connection(asyncio.Protocol):
                         stuffed = stuffer.feed(top.feed(piece) if top else piece)
                     added += len(stuffed) - len(piece)
                     self._write(head + stuffed)
-                    head = b""
+                    head = piece = stuffed = b""  # thousands may wait here
                     if top and top.is_finished:
                         break
                     await self._drain()
@@ -628,7 +630,7 @@ class Connection(asyncio.Protocol):
                 await body.fetch(raw, offset)
                 sent = clear.send_file(raw.descriptor, offset, raw.size - offset)
                 if sent is None:
-                    octets = await body.read(raw, offset)
+                    octets = await body.read(raw, offset, body.PAGE)  # thousands may wait here
                     self._write(octets)
                     sent = len(octets)
                 else:
@@ -645,7 +647,8 @@ class Connection(asyncio.Protocol):
             self.abort("dropped")
             return False
         finally:
-            self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+            if not self._is_closing:
+                self._transport.set_write_buffer_limits(high=_WAITING)
         self._write(TERMINATION)
         return True
 
@@ -769,7 +772,7 @@ class Connection(asyncio.Protocol):
 
     def _adopt(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # TCP, or TLS over it
-        self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+        self._transport.set_write_buffer_limits(high=_WAITING)
 
     # Time and the end.
 

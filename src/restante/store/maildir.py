@@ -596,25 +596,25 @@ class _Maildir:
     async def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
         """The last piece is held back until the size is known to be what was announced."""
         ends = LineEnds()
-        waiting = b""
+        waiting: list[bytes] = []  # so that nothing else keeps what was given out
         offset = 0
         with ExitStack() as stack:
             file = await in_thread(self._open, stack, entry)
             while octets := await files.read_piece(file, offset):
                 offset += len(octets)
-                text = ends.feed(octets)
+                waiting.append(ends.feed(octets))
+                del octets
                 if ends.size > entry.size:
                     break
-                if waiting:
-                    yield waiting
-                waiting = text
-            waiting += ends.finish()
+                if len(waiting) > 1:
+                    yield waiting.pop(0)
+            waiting.append(ends.finish())
             if ends.size != entry.size:
                 at, _ = self._file(entry)
                 self._sizes[at] = (await in_thread(files.survey, file)).size
                 raise TemporaryFailure("message is not of the announced size; log in again")
-            if waiting:
-                yield waiting
+            if last := b"".join(waiting):
+                yield last
 
     def _open(self, stack: ExitStack, entry: Entry) -> int:
         """The file of a message, also after another program has renamed it.  Blocking."""
