@@ -1,7 +1,8 @@
 """Two workers against one, on all cores that there are, and the load generator beside them.
 
 Where it has no core of its own, as on a machine with two, the ratio stays below what two workers
-could do: both then share with it what the second core gives.
+could do: both then share with it what the second core gives.  What a session costs tells what
+workers with cores of their own can do: as much more as there are of them, less what it rises.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ def main() -> None:
                     found = harness.load(server, "sessions", *many, "-n", count, tls=tls, core=None)
                     name = f"restante, {workers} worker{'s' if workers > 1 else ''}"
                     results.add(question, name, "sessions/s", found["sessions_s"])
+                    cost = found["server_cpu_us_per_session"]
+                    results.add(question, name, "µs of server CPU each", cost)
     results.tell()
 
 

@@ -27,7 +27,7 @@ SHAPES = {  # messages, octets of each on the wire
     "n1m": (1_000_000, 600),
 }
 SMALL_USERS = 100
-SLOW_USERS = 200
+SLOW_USERS = 10_000
 _RAW = base64.b64encode(random.Random(1939).randbytes(2**20)).decode()
 _LINES = [_RAW[at : at + 76] for at in range(0, len(_RAW) - 76, 76)]
 for _at in range(7, len(_LINES), 997):

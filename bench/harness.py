@@ -377,8 +377,9 @@ def load(
     if told.returncode:
         raise SystemExit(f"bench: {server.name}: {told.stdout}{told.stderr}")
     found = {key: float(value) for key, value in re.findall(r"(\w+)=(\d[\d.]*)(?=\s)", told.stdout)}
-    for key, value in re.findall(r"(\w+_ms)=p50:([\d.]+)", told.stdout):
-        found[key] = float(value)
+    for key, rows in re.findall(r"(\w+_ms)=(p50:\S+)", told.stdout):
+        for at, value in re.findall(r"(\w+):([\d.]+)", rows):
+            found[key if at == "p50" else f"{key}_{at}"] = float(value)
     return found
 
 
