@@ -299,7 +299,7 @@ def test_the_file_of_the_system_has_the_state_of_the_system(
 def test_a_home_that_cannot_be_read_holds_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """runuser(1) leaves the home of root."""
+    """setpriv(1) leaves the home of root."""
     file, home = tmp_path / "etc" / "restante" / "restante.toml", tmp_path / "home"
     file.parent.mkdir(parents=True)
     file.write_text("")

@@ -99,6 +99,11 @@ def test_every_verb_has_help_that_fits_a_terminal(
     assert verb in restante("--help").out
 
 
+def test_a_wrong_url_is_told_before_a_password_is_asked_for(restante: Restante) -> None:
+    found = restante("fetch", "http://ann@pop.example.org", "--to", "Mail")
+    assert (found.code, "a POP3 URL is pop3s://user@host" in found.err) == (64, True)
+
+
 def test_the_version_is_told(restante: Restante) -> None:
     assert restante("--version").out == f"restante {package.__version__}\n"
 

@@ -172,7 +172,7 @@ def test_a_person_is_told_what_to_do_next(home: Path, state: Path, ports: None) 
         told = []
         for line in process.stderr:
             told.append(line.decode())
-            if line.startswith(b"next: "):
+            if line.startswith(b"then: "):
                 break
         process.terminate()
         assert process.wait(30) == 0
@@ -180,6 +180,7 @@ def test_a_person_is_told_what_to_do_next(home: Path, state: Path, ports: None) 
     assert max(len(line) for line in told if str(home) not in line) <= 81  # line end included
     for word in ("private mode", "pop3s://127.0.0.1:", "login needs STLS", "first user 'me'"):
         assert word in text
+    assert f"--ca-file {state / 'tls' / 'certificate.pem'}\n" in told[-1]
     assert str(state / "first-password") in text, "not a terminal, so the password is not shown"
     assert first_password(state) not in text
     assert (state / "first-password").stat().st_mode & 0o777 == 0o600

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -89,6 +90,21 @@ def test_a_password_is_typed_twice(
     assert may_log_in(state, "tan staaf")
 
 
+def test_stopping_at_a_question_ends_its_line(
+    restante: Restante, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed(monkeypatch, None)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert restante("user", "add", "ann").err == "\nrestante user: stopped\n"
+
+
+def test_no_password_at_all_names_the_ways_to_give_one(restante: Restante) -> None:
+    found = restante("user", "add", "ann")
+    assert (found.code, "--password-file" in found.err, "--generate" in found.err) == (
+        *(64, True, True),
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -114,7 +130,7 @@ def test_what_cannot_be_is_told_before_a_password_is_asked_for(
     assert words in found.err
 
 
-@pytest.mark.parametrize("password", [b"", b"\n", b"x" * 1025 + b"\n", b"a\0b\n"])
+@pytest.mark.parametrize("password", [b"\n", b"x" * 1025 + b"\n", b"a\0b\n"])
 def test_an_impossible_password_is_refused(
     restante: Restante, password: bytes, state: Path
 ) -> None:

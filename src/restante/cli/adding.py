@@ -396,7 +396,7 @@ def _typed(found: Configuration, name: str, question: str) -> dict[str, str]:
 
     typed = getpass(question) if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
     if not typed:
-        raise UnsafeArgument("that is empty")
+        raise UnsafeArgument(f"{question.rstrip(': ')}: that is empty")
     path = _secret_file(found, name)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_durably(path, f"{typed}\n".encode())

@@ -50,6 +50,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(options: argparse.Namespace) -> int:
     """75 means: try again, what was stored is safe and nothing else was deleted."""
+    from ..net.remote import Remote
+
     parts = urlsplit(options.url)
     if parts.password:
         raise UnsafeArgument(
@@ -59,6 +61,7 @@ def run(options: argparse.Namespace) -> int:
     user = options.user or unquote(parts.username or "")
     if not user:
         raise UnsafeArgument("who logs in? write pop3s://user@host, or --user")
+    Remote.parse(options.url, user=user, password="?")  # what is wrong is told before one types
     name = f"{user}@{parts.hostname}"
     outcome = asyncio.run(_fetch(options, name, user, password_of(options, user)))
     _report(options, outcome)

@@ -54,6 +54,8 @@ def _explain(error: BaseException, options: argparse.Namespace) -> int:
     from .common import describe, exit_code
 
     code = exit_code(error)
+    if code == 130 and sys.stderr.isatty():
+        print(file=sys.stderr)  # a question stands there, and ^C
     if options.verbose or code == os.EX_SOFTWARE:
         traceback.print_exception(error)
     for line in describe(error).splitlines():

@@ -621,13 +621,16 @@ def _introduce(configuration: Configuration, server: Running) -> None:
     for name, where in server.addresses.items():
         url = f"unix:{where}" if name.endswith("_unix") else f"{name}://{where}"
         say(f"  {name.removesuffix('_unix'):6} {url}  {notes.get(name, '')}".rstrip())
-    say("  certificate SHA-256")
+    say(f"  trust  {server.certificate}, SHA-256")
     for half in common.halves(tls.fingerprint(server.certificate)):
         say(f"         {half}")
     for user, password in server.users.items():
         say(f"  first user {user!r}: {_hand_over(configuration, password)}")
     if server.users:
         say("next: restante deliver me < message   or   restante demo")
+        if pop3s := server.addresses.get("pop3s"):
+            trust = f"--ca-file {server.certificate}"
+            say(f"then: restante fetch pop3s://me@{pop3s} --to Mail --keep {trust}")
 
 
 def _hand_over(configuration: Configuration, password: str) -> str:

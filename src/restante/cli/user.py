@@ -354,7 +354,11 @@ def _password(options: argparse.Namespace) -> str:
     if options.password_file:
         return first_line(options.password_file)
     if not sys.stdin.isatty():
-        return sys.stdin.readline().rstrip("\r\n")
+        if line := sys.stdin.readline():
+            return line.rstrip("\r\n")
+        raise UnsafeArgument(
+            "no password on standard input; --password-file or --generate gives one"
+        )
     password = getpass("Password: ")
     if password != getpass("Once more: "):
         raise UnsafeArgument("the two passwords differ; nothing was changed")

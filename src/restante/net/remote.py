@@ -93,6 +93,7 @@ class Options(TypedDict, total=False):
 PATIENCE = 3.0  # seconds for one of several addresses to answer; the last one has all the time
 _PORTS = {TLS.IMPLICIT: 995, TLS.STARTTLS: 110, TLS.NONE: 110}
 _SCHEMES = {"pop3s": TLS.IMPLICIT, "pop3": TLS.STARTTLS, "pop": TLS.STARTTLS}
+_UNSIGNED = (18, 20)  # OpenSSL's X509_V_ERR_…: self-signed; by nobody who is known
 _AUTH = re.compile(";auth=", re.IGNORECASE)
 
 
@@ -243,7 +244,11 @@ def binding(peer: ssl.SSLSocket | ssl.SSLObject | None) -> bytes:
 def explain(error: OSError, host: str) -> Exception:
     """What a failure to connect means, in words that help."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return TLSUnavailable(f"the certificate of {host} is not trusted: {error.verify_message}")
+        unsigned = error.verify_code in _UNSIGNED
+        cure = "; ca_file trusts it, if it is the right one" if unsigned else ""
+        return TLSUnavailable(
+            f"the certificate of {host} is not trusted: {error.verify_message}{cure}"
+        )
     if isinstance(error, ssl.SSLError):
         reason = (error.reason or "handshake failed").lower().replace("_", " ")
         return TLSUnavailable(f"no TLS with {host}: {reason}")
