@@ -32,6 +32,8 @@ Read them with care:
   starts two processes for each connection and is some ten times slower.
 - Passwords lie in clear in the same `passwd-file`, so that nobody pays for hashes.
 - Small messages have `S=` and `W=` in their names, which spares Dovecot the reading of each.
+- Corpora are named for the size of their messages (`d4k`, `d25m`) or their number (`n1k`), and for
+  the line ends in their files (`_lf`, `_crlf`).
 - Of `r25m` no line begins with a dot, as in mail whose size comes from attachments; one line in a
   thousand of the other messages does.
 - restante keeps its log, its journal, its limits and its timers.

@@ -52,6 +52,7 @@ BEFORE = {
     "identities": _ANN[:1],
     "look-for-damage": _ANN,
     "back-up": _ANN,
+    "keep-an-eye": _ANN,
     "move-here": (
         "restante user add ann@example.org",
         "mkdir -p Maildir/cur Maildir/new Maildir/tmp",
