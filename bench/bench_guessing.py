@@ -1,9 +1,10 @@
-"""How long does an honest login take while others guess passwords?
+"""How long does an honest login take while others guess passwords, or begin TLS and go?
 
 An honest client logs in again and again, each time as another user, so that each password must be
 hashed; "known" users have logged in from that network before the server was restarted.  Meanwhile
 1,000 guesses a second come from 1,000 addresses, and whoever guesses does not wait for the answer;
-or they come from the honest client's own address, by 20 connections that wait.
+or they come from the honest client's own address, by 20 connections that wait; or 500 handshakes of
+TLS a second come from 1,000 addresses, and nothing after them.
 
 Limits are the defaults: 4,096 connections, 50 of one address; failures are answered after 2 to 8 s.
 """
@@ -15,8 +16,11 @@ import multiprocessing
 import os
 import secrets
 import socket
+import ssl
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median, quantiles
 
 import harness
@@ -25,6 +29,22 @@ import uvloop
 PAUSE = 0.12  # seconds between two tries
 HOME, FAR = "127.1.0.1", "127.200.0.1"
 FLOOD = [f"127.2.{at // 250}.{at % 250 + 1}" for at in range(1_000)]
+ANY = ssl.create_default_context()
+ANY.check_hostname, ANY.verify_mode = False, ssl.CERT_NONE
+
+
+@dataclass(frozen=True)
+class Attack:
+    name: str
+    rate: int = 0
+    """Attempts a second."""
+    places: Sequence[str] = ()
+    """Whence they come."""
+    known: str = FAR
+    """Where a user is known."""
+    strange: str = "127.201.0.1"
+    """Where no user is."""
+    only_tls: bool = False
 
 
 def main() -> None:
@@ -49,57 +69,56 @@ def round_(results: harness.Results, tries: int, rate: int) -> None:
         for place, users in known.items():
             for user in users:
                 log_in(server.port, place, user)
-    attacks: list[tuple[str, str, str, list[str]]] = [
-        ("nobody guesses", FAR, "127.201.0.1", []),
-        ("1,000 networks guess", FAR, "127.201.0.1", FLOOD),
-        ("its own address guesses", HOME, HOME, [HOME]),
+    attacks = [
+        Attack("nobody attacks"),
+        Attack("1,000 networks guess", rate, FLOOD),
+        Attack("its own address guesses", rate, [HOME], HOME, HOME),
+        Attack("1,000 networks begin TLS", rate // 2, FLOOD, only_tls=True),
     ]
-    for attack, at_home, elsewhere, attackers in attacks:
-        for who, place in (("known user", at_home), ("stranger", elsewhere)):
+    for attack in attacks:
+        for who, place in (("known user", attack.known), ("stranger", attack.strange)):
             with harness.restante(["small"]) as server:
                 users = known[place] if who == "known user" else [next(fresh) for _ in range(tries)]
-                measure(results, attack, who, server, place, users, attackers, rate)
+                measure(results, attack, who, server, place, users)
 
 
 def measure(
     results: harness.Results,
-    attack: str,
+    attack: Attack,
     who: str,
     server: harness.Server,
     place: str,
     users: list[str],
-    attackers: list[str],
-    rate: int,
 ) -> None:
     counted = multiprocessing.Value("l", 0)
-    guessing = multiprocessing.Process(
-        daemon=True, target=guess_for_ever, args=(server.port, attackers, rate, counted)
+    attacking = multiprocessing.Process(
+        daemon=True, target=attack_for_ever, args=(server, attack, counted)
     )
-    if attackers:
-        guessing.start()
+    if attack.rate:
+        attacking.start()
         time.sleep(3)
-    began, before, guessed = time.monotonic(), cpu(server.pid), counted.value
+    began, before, tried = time.monotonic(), cpu(server.pid), counted.value
     took, refused = [], 0
     for user in users:
         try:
             took.append(log_in(server.port, place, user) * 1000)
         except (OSError, ValueError) as error:
             refused += 1
-            print(f"{attack}, {who}: {error}", file=sys.stderr)
+            print(f"{attack.name}, {who}: {error}", file=sys.stderr)
         time.sleep(PAUSE)
     lasted = time.monotonic() - began
-    used, guesses = cpu(server.pid) - before, counted.value - guessed
-    if attackers:
-        guessing.kill()
-        guessing.join()
+    used, attempts = cpu(server.pid) - before, counted.value - tried
+    if attack.rate:
+        attacking.kill()
+        attacking.join()
     for unit, value in {
         "ms, median": median(took),
         "ms, 99th of 100": quantiles([*took, *took[-1:]], n=100, method="inclusive")[98],
         "not let in": refused,
-        "guesses/s": guesses / lasted,
+        "attempts/s": attempts / lasted,
         "% of a core": 100 * used / lasted,
     }.items():
-        results.add(who, attack, unit, value)
+        results.add(who, attack.name, unit, value)
 
 
 def log_in(port: int, place: str, user: str) -> float:
@@ -126,27 +145,44 @@ def ask(answer: bytes) -> None:
 # -- Those who guess
 
 
-def guess_for_ever(port: int, places: list[str], rate: int, counted: object) -> None:
+def attack_for_ever(server: harness.Server, attack: Attack, counted: object) -> None:
     """So many a second, as far as there are seats; the answer is not waited for."""
     harness._allow_many_files()
     os.sched_setaffinity(0, {int(harness.LOAD_CORE)})
-    uvloop.run(_guess_for_ever(port, places, rate, counted))
+    uvloop.run(_attack_for_ever(server, attack, counted))
 
 
-async def _guess_for_ever(port: int, places: list[str], rate: int, counted: object) -> None:
+async def _attack_for_ever(server: harness.Server, attack: Attack, counted: object) -> None:
     tasks: set[asyncio.Task[None]] = set()
+    many = len(attack.places)
     began, number = time.monotonic(), 0
     while True:
-        due = int((time.monotonic() - began) * rate)
-        while number < due and len(tasks) < min(20 * len(places), 3_000):
-            task = asyncio.create_task(
-                guess(port, places[number % len(places)], 1 if len(places) > 1 else 10, counted)
+        due = int((time.monotonic() - began) * attack.rate)
+        while number < due and len(tasks) < min(20 * many, 3_000):
+            place = attack.places[number % many]
+            attempt = (
+                begin_tls(server.tls_port, place, counted)
+                if attack.only_tls
+                else guess(server.port, place, 1 if many > 1 else 10, counted)
             )
+            task = asyncio.create_task(attempt)
             tasks.add(task)
             task.add_done_callback(tasks.discard)
             number += 1
         number = due
         await asyncio.sleep(0.01)
+
+
+async def begin_tls(port: int, place: str, counted: object) -> None:
+    try:
+        async with asyncio.timeout(20):
+            _, writer = await asyncio.open_connection(
+                "127.0.0.1", port, local_addr=(place, 0), ssl=ANY
+            )
+        counted.value += 1  # type: ignore[attr-defined]
+        writer.transport.abort()
+    except (OSError, TimeoutError):
+        pass
 
 
 async def guess(port: int, place: str, patience: float, counted: object) -> None:

@@ -48,7 +48,7 @@ _TITLES = {
     "bench_listing": "Polls and listings",
     "bench_idle_memory": "Memory of a connection that waits",
     "bench_crowd": "A crowd of 10,000 idle TLS sessions, and 200 clients that stop reading",
-    "bench_guessing": "Logging in while others guess passwords",
+    "bench_guessing": "Logging in while others attack",
     "bench_workers": "Workers",
     "bench_delivery": "Delivering by LMTP, each message durable before its answer",
     "bench_collect": "Collecting 10,000 messages of 4 kB into a Maildir",
