@@ -191,6 +191,9 @@ def test_what_the_page_says_works(page: Path, home: Home) -> None:
         if language == "toml":
             (home.path / "restante.toml").write_text(home.here(text))
             config.load(home.path / "restante.toml")
+        elif language == "python" and "(pop3_server)" in text:
+            (home.path / "test_page.py").write_text(text)
+            home.run(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "test_page.py")
         elif language == "python":
             home.run(sys.executable, "-W", "error", "-c", home.here(text))
         elif language == "console":

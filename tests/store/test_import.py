@@ -43,9 +43,25 @@ def test_dovecot(store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[s
     assert ids(store) == ["bar", "foo", "000000074c0907b0", "000000094c0907b0"]
 
 
-def test_dry_run_changes_nothing(store: MaildirStore, old: Path, tmp_path: Path) -> None:
+def test_dry_run_changes_nothing(
+    store: MaildirStore, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["import", "dovecot", str(old), "ann", "--dry-run"]) == 0
     assert names(tmp_path / "mail") == []
+    assert "4 messages would have the unique-ids they had; nothing" in capsys.readouterr().out
+
+
+def test_a_user_whom_nobody_knows_is_told(
+    store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be a typing error; or the user comes later."""
+    assert main(["user", "add", "bob", "--generate"]) == 0
+    hint = "nobody here is called ann; next: restante user add ann"
+    assert main(["import", "dovecot", str(old), "ann", "--dry-run"]) == 0
+    assert hint in capsys.readouterr().err
+    assert main(["user", "add", "ann", "--generate"]) == 0
+    assert main(["import", "dovecot", str(old), "ann"]) == 0
+    assert hint not in capsys.readouterr().err
 
 
 def test_courier(store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[str]) -> None:

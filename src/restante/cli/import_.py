@@ -7,17 +7,19 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ..auth.names import normalise
-from ..errors import PermanentFailure, UnsafeArgument
+from ..errors import PermanentFailure, TemporaryFailure, UnsafeArgument
 from ..message import Survey
 from ..store import foreign
 from ..store.maildir import MaildirStore
-from . import common, takeover
+from . import common, identities, takeover
 from .fetch import password_of
+from .telling import counted
 
 _PIECE = 65_536  # octets read at once
 
@@ -91,10 +93,17 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    store = common.store(common.configuration(options))
+    found = common.configuration(options)
+    store = common.store(found)
     if not isinstance(store, MaildirStore):
         raise UnsafeArgument("only a store of kind maildir can take mail over")
     user = normalise(options.user)
+    with (
+        closing(identities.chain(found, common.users(found))) as directory,
+        suppress(TemporaryFailure),  # who is known may be settled later
+    ):
+        if asyncio.run(directory.account(user)) is None:
+            common.say(f"nobody here is called {user}; next: restante user add {user}")
     arrivals, without = _READERS[options.kind][0](options)
     if options.uidl:
         arrivals, without = _with_ids(arrivals, options.uidl.read_bytes()), 0
@@ -109,8 +118,11 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         common.print_json("import", user=user, messages=len(arrivals), copied=added)
         return os.EX_OK
-    would = "would have" if options.dry_run else "have"
-    print(f"{len(arrivals)} messages {would} the unique-ids they had, {added} were copied")
+    messages = counted(len(arrivals), "message")
+    if options.dry_run:
+        print(f"{messages} would have the unique-ids they had; nothing was changed")
+    else:
+        print(f"{messages} with the unique-ids they had, {added} copied now")
     return os.EX_OK
 
 
