@@ -88,7 +88,7 @@ private: it serves this machine only. An option in the environment, such as
 `RESTANTE__SERVER__HOSTNAME`, counts more than the file, and the command line counts more than both.
 An option that does not exist is an error, and so is a value that makes no sense; the message names
 the file, the line and the option. `restante check` looks the file over, `restante check --example`
-prints one with every option.
+prints one with every option, none of them in force.
 
 Times are written `90s`, `10min`, `2h`, `14d` or `1w`; sizes `64KiB`, `50MiB` or `1GiB`. What the
 program makes itself lies in the state directory: `$STATE_DIRECTORY`, which systemd sets;

@@ -1191,13 +1191,16 @@ def sections(
 
 
 def example() -> str:
-    """A sample file with every option, its manual above it."""
+    """A sample file with every option, its manual above it; all is as without a file until
+    somebody takes a "#" away.
+    """
     lines: list[str] = []
     for name, kind, options in sections():
-        lines += [f"[{name}]", f"# {kind.__doc__}"]
+        off = "#" if name.startswith("account.") else ""
+        lines += [f"{off}[{name}]", f"# {kind.__doc__}"]
         for each in options:
             lines += [f"# {each.metadata['doc']}"]
-            lines += [f"{each.name} = {toml(each.metadata['example'])}"]
+            lines += [f"#{each.name} = {toml(each.metadata['example'])}"]
         lines.append("")
     return "\n".join(lines)
 

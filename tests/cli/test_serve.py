@@ -336,9 +336,7 @@ def test_check_finds_all_that_is_missing_at_once(restante: Restante, home: Path)
 
 def test_the_example_is_printed_and_is_good(restante: Restante, home: Path) -> None:
     (home / "x.toml").write_text(restante("check", "--example").out)
-    found = restante("check", "-c", home / "x.toml")
-    assert found.code == 78, "its certificate and its directories are not here"
-    assert "unknown" not in found.err
+    assert restante("check", "-c", home / "x.toml").code == 0
 
 
 # demo

@@ -11,7 +11,9 @@ from . import common
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = verbs.add_parser("check", help="look the configuration over, without a network")
     parser.add_argument(
-        "--example", action="store_true", help="print a commented configuration instead"
+        "--example",
+        action="store_true",
+        help="print a file with every option, none in force, instead",
     )
     parser.set_defaults(run=run)
 
