@@ -707,7 +707,7 @@ class Alert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """A maildrop elsewhere that `restante collect` empties; any name may stand after the dot."""
+    """A maildrop elsewhere that `restante collect` takes mail from; any name after the dot."""
 
     url: str = option(
         "",

@@ -167,7 +167,9 @@ async def log(options: argparse.Namespace, store: AnyStore) -> int:
         counts = f"{_retrieved(session)} retrieved, {len(session.removed)} deleted"
         print(printable(f"{at}  {who}  {counts}  {session.end}"))
         for entry in session.removed:
-            sender, subject = heads.get(entry.unique_id, ("", "no longer held"))
+            sender, subject = heads.get(
+                entry.unique_id, ("", "no longer held: given back or destroyed")
+            )
             print(printable(f"    {entry.unique_id}  {entry.size:9}  {sender:30.30}  {subject}"))
     return os.EX_OK
 
