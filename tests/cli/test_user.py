@@ -420,3 +420,19 @@ def test_a_user_has_a_time_of_his_own_for_deleted_mail(
 def test_a_time_for_deleted_mail_that_cannot_be(restante: Restante, ann: str) -> None:
     assert restante("user", "hold", "ann", "soon").code == 64
     assert restante("user", "hold", "eve", "keep").code == 67
+
+
+def test_a_database_that_cannot_be_used_is_named(restante: Restante, state: Path) -> None:
+    """To a person here, and never to a peer."""
+    database = state / "users.sqlite3"
+    found = restante("deliver", "ann", stdin=b"Subject: hi\n\nhi\n")
+    words = "user database cannot be used"
+    assert (found.code, found.err) == (
+        *(
+            75,
+            f"restante deliver: {words}: {database} is not there; next: restante user add NAME\n",
+        ),
+    )
+    database.write_bytes(b"no database" * 100)
+    found = restante("user", "list")
+    assert found.err == f"restante user: {words}: {database}: file is not a database\n"

@@ -84,7 +84,14 @@ def transaction(path: Path, *, make: bool = False) -> Iterator[sqlite3.Connectio
         finally:
             database.close()
     except (sqlite3.Error, OSError) as error:
-        raise TemporaryFailure("user database cannot be used") from error
+        raise unusable(f"{path}: {error}") from error
+
+
+def unusable(note: str) -> TemporaryFailure:
+    """What a peer is told, with a note for a person on this machine."""
+    failure = TemporaryFailure("user database cannot be used")
+    failure.add_note(note)
+    return failure
 
 
 class Glance:

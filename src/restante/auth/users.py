@@ -27,13 +27,12 @@ from ..errors import (
     ConfigurationError,
     NoSuchUser,
     RestanteError,
-    TemporaryFailure,
 )
 from ..maildrop import View
 from ..passdb import MAX_PASSWORD, Account, Credentials, Network, Proof, ScramSecrets, Terms
 from ..sasl.prepare import prepared
 from . import passwords, scram
-from .database import Glance, transaction
+from .database import Glance, transaction, unusable
 from .names import BadName, addressed, check_name, normalise
 from .names import key as _key
 from .uses import Uses
@@ -421,12 +420,12 @@ class Users:
         """For a peer, who learns nothing of what is wrong here, and is neither refused nor
         bounced because a disk is not mounted."""
         if not os.path.exists(self._path):
-            raise TemporaryFailure("user database cannot be used")
+            raise unusable(f"{self._path} is not there; next: restante user add NAME")
         try:
             with transaction(self._path) as database:
                 yield database
         except ConfigurationError as error:
-            raise TemporaryFailure("user database cannot be used") from error
+            raise unusable(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, RestanteError | OSError):
-        return str(error)
+        return ": ".join((str(error), *getattr(error, "__notes__", ())))
     return f"a bug in restante: {type(error).__name__}: {error}"
 
 
