@@ -26,6 +26,7 @@ DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 
 from tests import faults, rfc  # noqa: E402 - found by the line above
+from tests.compare import report  # noqa: E402
 
 SOURCE = Path(restante.__file__).parent
 NOTE = "<!-- Made by docs/generate.py from the code; change it there. -->\n"
@@ -470,7 +471,16 @@ tests that show the answer."""
         yield f"| **{each.number}** {each.text} | {shown or each.because} |"
 
 
+# -- How collectors fare
+
+
+def comparison() -> Iterator[str]:
+    """From what ``./dev compare collectors`` has found."""
+    return report.page(report.read())
+
+
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
+    "comparison.md": comparison,
     "reference/command-line.md": command_line,
     "reference/configuration.md": configuration,
     "reference/errors.md": error_classes,

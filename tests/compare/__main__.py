@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from restante.testing import certificate
 
@@ -23,7 +24,7 @@ from .scenarios import SCENARIOS, Scenario
 
 HOUSE = Path(__file__).parent.parent.parent
 AT_ONCE = 3  # most of the time they wait
-STEP = 97  # octets
+STEP = 61  # octets
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def main() -> int:
     if options.program or options.trouble or any(not s.can_run for s in SCENARIOS.values()):
         print("compare: not all was tried, so nothing is written down", file=sys.stderr)
     else:
-        report.write([_about(), *found])
+        report.write([_about() | {"step": options.step}, *found])
         subprocess.run([sys.executable, str(HOUSE / "docs" / "generate.py")], check=True)
     print(f"compare: {time.monotonic() - began:.0f} s", file=sys.stderr)
     ours = [line for line in found if line["program"] == "restante"]
@@ -118,7 +119,7 @@ def _work(programs: list[Program], troubles: list[str], *, odd: bool) -> Iterato
             yield Odd("mbox", program)
 
 
-def _about() -> report.Line:
+def _about() -> dict[str, Any]:
     git = ["git", "-C", str(HOUSE), "rev-parse", "--short", "HEAD"]
     processor = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
     return {

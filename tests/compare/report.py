@@ -59,6 +59,9 @@ What to keep in mind:
   that has been given of one that did not come to its end.
 - "Left there" is no mail lost. fetchmail does not delete what an earlier run has seen; its option
   `flush` would, and may delete what was never fetched, as its manual warns.
+- Where nothing else is said the mail goes into a Maildir. An mbox has no names by which a message
+  could be found again, so there a kill at a bad moment brings one message twice with restante, too,
+  which [says so](howto/collect.md).
 - A kill is a race. Numbers in such rows differ a bit from time to time, and a program that is right
   in all tries may be wrong at a moment that was not tried.
 
@@ -89,7 +92,10 @@ def page(lines: list[Line]) -> Iterator[str]:
     for name, program in PROGRAMS.items():
         yield f"| {name} | {about['versions'][name]} | {program.told} |"
     yield "\n## Troubles\n"
-    yield "Behind the word: in how many tries, or for how many messages.\n"
+    yield f"""\
+Behind the word: in how many tries, or for how many messages. Connections end after each
+{about["step"]} octets of what a server that behaves would say.
+"""
     yield f"| trouble | mail is | {' | '.join(PROGRAMS)} |\n|---|---|{'---|' * len(PROGRAMS)}"
     remarks: list[str] = []
     for trouble, scenario in SCENARIOS.items():

@@ -80,7 +80,8 @@ class Scenario:
     remark: str = ""
 
     def applies_to(self, program: Program) -> bool:
-        return program.has_scram or "scram" not in self.options
+        can_log_in = program.has_scram or "scram" not in self.options
+        return can_log_in and (program.has_mbox or "mbox" not in self.options)
 
     @property
     def can_run(self) -> bool:
@@ -142,6 +143,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         what="The server falls silent in the middle of a session, once",
         first=(Session(silent="RETR 2"),),
         options={"hasty": True},
+        remark="Given a minute, mpop was still waiting after it.",
     ),
     "drip": Scenario(
         what="Half of a message comes in drops, four octets a second, once",
@@ -291,8 +293,14 @@ SCENARIOS: Mapping[str, Scenario] = {
         messages=mail(FEW, octets=20_000),
         disk="mail",
     ),
+    "disk-mbox": Scenario(
+        what="The same, into an mbox",
+        messages=mail(FEW, octets=20_000),
+        disk="mail",
+        options={"mbox": True},
+    ),
     "all-disk": Scenario(
-        what="The same, and the program's own files are on that disk",
+        what="The disk of the Maildir and of the program's own files is full, once",
         messages=mail(FEW, octets=20_000),
         disk="all",
     ),

@@ -41,6 +41,7 @@ class Case:
     """How often, at the end."""
     untaken: frozenset[str] = frozenset()
     """What no program can get."""
+    mbox: bool = False
     disk: str = ""
     """What is on a disk that is full in the first session: ``mail``, or ``all``."""
     hasty: bool = False
@@ -118,7 +119,10 @@ def trial(program: Program, case: Case, *, patience: float = PATIENCE) -> Verdic
         sessions = [*case.first, *[case.then] * case.runs]
         is_fillable = _fill(place, case.disk)
         for at, session in enumerate([*sessions, *[case.then] * _MORE]):
-            if at >= len(sessions) and not judge(case, remote, stored(place)).missing:
+            if (
+                at >= len(sessions)
+                and not judge(case, remote, stored(place, mbox=case.mbox)).missing
+            ):
                 break  # getmail gives up now and then, for no reason that lies here
             remote.session = session
             order = Order(
@@ -126,6 +130,7 @@ def trial(program: Program, case: Case, *, patience: float = PATIENCE) -> Verdic
                 port=remote.port,
                 ca=ca,
                 keep=case.keep,
+                mbox=case.mbox,
                 hasty=case.hasty,
                 small=case.small,
                 scram=case.scram and session is not POLITE,
@@ -139,7 +144,7 @@ def trial(program: Program, case: Case, *, patience: float = PATIENCE) -> Verdic
             said.append(ending.said)
             if at == 0 and is_fillable:
                 is_fillable.unlink()
-        verdict = judge(case, remote, stored(place))
+        verdict = judge(case, remote, stored(place, mbox=case.mbox))
     verdict.hangs, verdict.fills, verdict.said = hangs, fills, said
     verdict.was_reached = fate.was_reached
     return verdict
