@@ -100,9 +100,8 @@ def test_stopping_at_a_question_ends_its_line(
 
 def test_no_password_at_all_names_the_ways_to_give_one(restante: Restante) -> None:
     found = restante("user", "add", "ann")
-    assert (found.code, "--password-file" in found.err, "--generate" in found.err) == (
-        *(64, True, True),
-    )
+    assert found.code == 64
+    assert "--password-file or --generate gives one" in found.err
 
 
 @pytest.mark.parametrize(
@@ -427,12 +426,8 @@ def test_a_database_that_cannot_be_used_is_named(restante: Restante, state: Path
     database = state / "users.sqlite3"
     found = restante("deliver", "ann", stdin=b"Subject: hi\n\nhi\n")
     words = "user database cannot be used"
-    assert (found.code, found.err) == (
-        *(
-            75,
-            f"restante deliver: {words}: {database} is not there; next: restante user add NAME\n",
-        ),
-    )
+    hint = f"{database} is not there; next: restante user add NAME"
+    assert (found.code, found.err) == (75, f"restante deliver: {words}: {hint}\n")
     database.write_bytes(b"no database" * 100)
     found = restante("user", "list")
     assert found.err == f"restante user: {words}: {database}: file is not a database\n"

@@ -10,6 +10,7 @@ import configparser
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from restante import config
+from restante.cli import main
 
 HOUSE = Path(__file__).parent.parent.parent
 PAGES = [HOUSE / "README.md", HOUSE / "CONTRIBUTING.md", *sorted((HOUSE / "docs").glob("*.md"))]
@@ -222,6 +224,18 @@ def test_what_cannot_run_here_can_be_read(page: Path) -> None:
             assert {"Unit", "Service"} <= set(unit.sections())
         elif language == "toml":
             tomllib.loads(text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_a_command_in_a_sentence_is_one(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It may lack arguments, where only its name is said."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for command in re.findall(r"`restante\s+([^`<]+)", text):
+        try:
+            main._parser().parse_args(shlex.split(command))
+        except SystemExit:
+            told = capsys.readouterr().err.splitlines()[-1]
+            assert re.search("required|expected one argument", told), told
 
 
 def test_nothing_is_excused_that_no_page_says() -> None:
