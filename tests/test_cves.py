@@ -7,11 +7,13 @@ or TLS has its CVE number in the docstring of a test in ``net/``.
 from __future__ import annotations
 
 import logging
+import subprocess
 from base64 import b64encode
 from typing import Any, TypeVar
 
 import pytest
 
+import restante
 from restante.errors import (
     CommandFailed,
     ConnectionLost,
@@ -22,7 +24,7 @@ from restante.errors import (
 )
 from restante.log import Plain
 from restante.pop3.dialogue import Dialogue, Procedure
-from restante.pop3.listing import Message
+from restante.pop3.listing import Listing, Message
 from restante.sasl import Login
 from restante.wire import Unstuffer
 
@@ -167,6 +169,25 @@ def test_an_empty_unique_id_is_none() -> None:
 
 
 @pytest.mark.rfc("P-029")
+def test_numbers_of_a_server_are_no_integers_in_a_table() -> None:
+    """CVE-2021-33582: a hash that is no secret.  Python's are, but for integers'."""
+    listing = Listing(None)
+    for number in (5, 3 * 2**61, 7):
+        assert listing.add(number, 1)
+        assert not listing.add(number, 1)
+    assert {type(key) for key in listing._places} == {str}
+    assert [message.number for message in listing] == [5, 3 * 2**61, 7]
+
+
+@pytest.mark.parametrize("host", ["-oProxyCommand=false", "x -oProxyCommand=false", "$(false)"])
+def test_a_host_is_looked_up_and_no_more(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CVE-2018-19518: it became an option of ssh."""
+    for name in ("Popen", "run"):
+        monkeypatch.delattr(subprocess, name)
+    with pytest.raises((ConnectionLost, UnsafeArgument)):
+        restante.connect_blocking(f"pop3s://ann@{host}", password="x", timeout=10).__enter__()
+
+
 def test_long_lines_of_mail_are_no_error() -> None:
     """CVE-2013-1752 was mended with a limit of 2048 octets, which real mail exceeds."""
     line = b"x" * 300_000
@@ -219,13 +240,15 @@ def test_no_log_line_is_forged(typed: str) -> None:
     "head",
     [
         b"To: " + b"a@b, " * 20_000 + b"\r\n",
+        b"To: " + b"a:;" * 20_000 + b";" * 20_000 + b"\r\n",
         b"X: y\r\n" * 50_000,
         b'Content-Type: multipart/mixed; boundary="a"\r\n\r\n' + b"--a\r\n" * 5000,
         b"Content-Type: a/b; " + b"c*0*=d; " * 20_000 + b"\r\n",
     ],
 )
 def test_mail_is_not_parsed(head: bytes) -> None:
-    """CVE-2024-23184, CVE-2024-23185, CVE-2020-12100, CVE-2026-27859, CVE-2026-26312."""
+    """CVE-2024-23184, CVE-2024-23185, CVE-2020-12100, CVE-2021-3181, CVE-2026-27859,
+    CVE-2026-26312."""
     core = Core([head + b"\r\nhello\r\n"])
     core.send(LOGIN)
     assert core.send(b"RETR 1\r\n").endswith(b"\r\nhello\r\n.\r\n")

@@ -175,7 +175,8 @@ def flood(buffer: LineBuffer, octets: bytes, limit: int) -> None:
 @pytest.mark.rfc("P-008", "N-06")
 @pytest.mark.parametrize("more", [b"x" * 1000, b"x" * 999 + b"\r", b"\n" * 1000])
 def test_an_endless_line_costs_no_memory_and_ends(more: bytes) -> None:
-    """Not to be ended by a bare CR or LF either."""
+    """Not to be ended by a bare CR or LF either.  CVE-2025-61600: what a stranger announces or
+    sends is no measure of what is kept."""
     buffer = LineBuffer()
     with pytest.raises(OverlongLine):
         flood(buffer, b"x" * 100, MAX_COMMAND)

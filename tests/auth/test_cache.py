@@ -19,7 +19,10 @@ from restante.auth import cache as module
 from restante.auth.cache import Cache
 from restante.auth.users import NoSuchAppPassword, Users
 from restante.errors import AuthenticationFailed, TemporaryFailure
-from restante.passdb import Account, Credentials
+from restante.net import login
+from restante.passdb import Account, Credentials, Digest, Proof, Shown, Token
+
+from ..support import OneUser
 
 ROSE = Credentials("PLAIN", "mrose", "tan staaf", address="192.0.2.7")
 WRONG = replace(ROSE, password="wrong")
@@ -349,6 +352,29 @@ def test_an_answer_is_that_of_the_passdb(shown: list[Credentials]) -> None:
                 assert (each.identity, each.password) not in right
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        Token("OAUTHBEARER", "mrose", "vF9dft4qmT"),
+        Digest("APOP", "mrose", "<1896.697170952@dbc.mtview.ca.us>", ""),
+        Proof("SCRAM-SHA-256", "mrose", "password", ""),
+    ],
+)
+def test_what_proves_once_is_asked_each_time(shown: Shown) -> None:
+    """CVE-2026-27855: a one-time password that a cache had seen opened again."""
+    asked = []
+
+    class Once(OneUser):
+        def open(self, shown: Shown) -> Account:
+            asked.append(shown)
+            return Account("mrose", "mrose")
+
+    passdb = Once()
+    for _ in range(2):
+        asyncio.run(login.verify(passdb, shown, Cache(passdb)))
+    assert len([each for each in asked if each is shown]) == 2
 
 
 def test_no_password_is_kept() -> None:

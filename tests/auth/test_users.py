@@ -82,6 +82,7 @@ def test_another_password_does_not(users: Users, password: str) -> None:
     ],
 )
 def test_nobody_else_is_known(users: Users, identity: str) -> None:
+    """Nor is a name a part of a query: CVE-2026-24031."""
     assert refused(users, identity, "tan staaf").reason == "unknown-user"
 
 

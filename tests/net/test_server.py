@@ -28,14 +28,14 @@ from restante.maildrop import Entry, Maildrop, SessionRecord, Store
 from restante.net.client import connect
 from restante.net.login import time_stamp
 from restante.net.remote import TLS
-from restante.net.server import Timeouts
+from restante.net.server import Connection, Timeouts
 from restante.passdb import Digest, Terms
 from restante.pop3.session import Policy
 from restante.store.maildir import MaildirStore
 from restante.store.memory import MemoryStore
 
 from ..pop3.core import transcript_core
-from ..support import Client, Run, Server, once, serving, sizes
+from ..support import Client, Run, Server, once, serving, sizes, until
 from ..transcript import Transcript, check, load
 from .test_guessing import Guard
 
@@ -219,8 +219,13 @@ def test_every_time_stamp_is_another_message_id() -> None:
 
 @pytest.mark.rfc("P-126", "N-06")
 def test_clear_text_on_the_tls_port_hears_nothing_of_pop3(
-    run: Run[None], server_tls: ssl.SSLContext
+    run: Run[None],
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Nor is it read, however soon its sender has gone: CVE-2023-40217."""
+
     async def main() -> None:
         async with serving(MemoryStore(), tls=server_tls, implicit=True) as server:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -228,8 +233,17 @@ def test_clear_text_on_the_tls_port_hears_nothing_of_pop3(
             client.send(b"CAPA\r\n")
             assert b"OK" not in await client.rest()
             writer.close()
+            for _ in range(20):
+                with socket.create_connection(("127.0.0.1", server.port)) as gone:
+                    gone.sendall(b"USER mrose\r\nPASS tan staaf\r\nRETR 1\r\n")
+            async with server.client(client_tls) as client:
+                client.send(b"NOOP\r\n")
+                await until(lambda: bool(heard))
 
+    heard: list[bytes] = []
+    monkeypatch.setattr(Connection, "data_received", lambda _, octets: heard.append(octets))
     run(main())
+    assert heard == [b"NOOP\r\n"]
 
 
 @pytest.mark.parametrize("implicit", [True, False])

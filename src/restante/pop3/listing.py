@@ -32,17 +32,19 @@ class Listing(Sequence[Message]):
         self._texts = bytearray()  # all unique-ids
         self._begins = array("Q")  # where a message's is in there
         self._lengths = array("H")  # 0: it has none
-        self._places: dict[int, int] = {}  # of numbers, where these are not 1, 2, 3 …
+        # Of numbers, where these are not 1, 2, 3 …, as texts: whoever picks the integers that a
+        # dictionary is keyed by can make it slow.
+        self._places: dict[str, int] = {}
 
     def add(self, number: int, size: int) -> bool:
         """Whether this number is a new one."""
         at = len(self._numbers)
         if self._places or number != at + 1:
             if not self._places:
-                self._places = {each: place for place, each in enumerate(self._numbers)}
-            if number == 0 or number in self._places:
+                self._places = {str(each): place for place, each in enumerate(self._numbers)}
+            if number == 0 or str(number) in self._places:
                 return False
-            self._places[number] = at
+            self._places[str(number)] = at
         for column, value in (
             *((self._numbers, number), (self._sizes, size)),
             *((self._begins, 0), (self._lengths, 0)),
@@ -52,7 +54,7 @@ class Listing(Sequence[Message]):
 
     def name(self, number: int, unique_id: bytes) -> bool:
         """Whether the message had no unique-id so far; one that is not listed is passed over."""
-        at = self._places.get(number, -1) if self._places else number - 1
+        at = self._places.get(str(number), -1) if self._places else number - 1
         if not 0 <= at < len(self._numbers):
             return True
         if self._lengths[at]:
