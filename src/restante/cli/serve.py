@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import (
     AsyncExitStack,
     ExitStack,
@@ -54,6 +55,7 @@ from .workers import BEAT, Lines, Supervisor
 _log = logging.getLogger("restante.serve")
 _GRACE = 10.0  # seconds that busy sessions get after SIGTERM
 _PURGE_EVERY = 3600.0  # seconds
+_THREADS = 32  # that may wait for a disk; nobody else waits until so many do
 _RENEW_EVERY = 86_400.0  # seconds
 _TERMS_EVERY = 60.0  # seconds; the users are changed by another program
 _BUSY = b"-ERR [SYS/TEMP] too many connections, try again later\r\n"
@@ -340,6 +342,8 @@ async def running(
     Raises:
         ConfigurationError: a certificate or an address that cannot be used.
     """
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(_THREADS, "disk"))
     certificate, _ = await asyncio.to_thread(_certificate, configuration)
     server = Running(configuration, certificate)
     async with AsyncExitStack() as stack:
