@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import hashlib
+import hmac
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -51,6 +52,27 @@ def test_a_hash_of_dovecot_opens_for_its_password_only(stored: str) -> None:
     assert schemes.matches("tan staaf", stored)
     for wrong in "Tan staaf", "\udcff":
         assert not schemes.matches(wrong, stored)
+
+
+OURS = [each for each in STORED if each.startswith(("{SSHA", "{SHA", "{P", "{SCRAM", "{sha"))]
+
+
+@pytest.mark.parametrize(
+    "stored", [each for each in OURS if "CRYPT" not in each], ids=lambda stored: stored[:16]
+)
+def test_what_is_compared_tells_by_no_time_where_it_differs(
+    stored: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CVE-2026-27856.  Other hashes are compared by the libraries that compute them."""
+    compared: list[tuple[bytes, bytes]] = []
+
+    def differ(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return False
+
+    monkeypatch.setattr(hmac, "compare_digest", differ)
+    assert not schemes.matches("tan staaf", stored)
+    assert len(compared) == 1
 
 
 @pytest.mark.parametrize("stored", STORED, ids=lambda stored: stored[:16])

@@ -188,7 +188,10 @@ def test_who_hardly_reads_has_the_file_open_once(
 
 @ENDS
 def test_who_hardly_reads_costs_little_memory(end: bytes, tmp_path: Path, run: Run[None]) -> None:
-    """Ours, and the kernel's, which all connections share: without it nobody is served."""
+    """Ours, and the kernel's, which all connections share: without it nobody is served.
+
+    CVE-2024-12254: asyncio's ``writelines`` took everything and made nobody wait.
+    """
 
     async def main() -> None:
         async with who_hardly_reads(tmp_path, end) as (connection, client):

@@ -284,6 +284,23 @@ def test_a_dropped_connection_stores_nothing(run: Run[None]) -> None:
     run(main())
 
 
+def test_a_comment_is_nobody(run: Run[None]) -> None:
+    """CVE-2023-27043: what stood in one, or behind a bracket, was taken for the address."""
+
+    async def main() -> None:
+        store = MemoryStore()
+        async with taking(store) as (client, _):
+            both = b"RCPT TO:<ann@example.org(<eve@example.org>)>\r\n"
+            both += b"RCPT TO:<eve@example.org)ann@example.org>\r\n"
+            got = await replies(client, MAIL + both + b"DATA\r\n", 4)
+            assert [line[:3] for line in got] == [b"250", b"250", b"501", b"354"]
+            await replies(client, LETTER + b".\r\n", 1)
+        assert len(await letters(store)) == 1
+        assert not await letters(store, "eve")
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
