@@ -9,12 +9,13 @@ import poplib
 import queue
 import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -129,14 +130,21 @@ format = "journal"
 
     def alone(self, worker: int, act: Callable[[], T]) -> T:
         """While this worker serves and the others sleep."""
-        others = [each for each in self.workers() if each != worker]
-        for other in others:
-            os.kill(other, signal.SIGSTOP)
-        try:
+        with self.asleep(*(each for each in self.workers() if each != worker)):
             return act()
+
+    @contextmanager
+    def asleep(self, *workers: int) -> Iterator[None]:
+        """Not while one of them writes about its users, or nobody else could look at them."""
+        with closing(sqlite3.connect(self.place / "users.sqlite3", timeout=WAIT)) as users:
+            users.execute("BEGIN EXCLUSIVE")
+            for worker in workers:
+                os.kill(worker, signal.SIGSTOP)
+        try:
+            yield
         finally:
-            for other in others:
-                os.kill(other, signal.SIGCONT)
+            for worker in workers:
+                os.kill(worker, signal.SIGCONT)
 
     def client_of(self, worker: int) -> Client:
         return self.alone(worker, self.client)
@@ -196,12 +204,9 @@ def test_a_killed_worker_takes_its_sessions_with_it_and_comes_back(site: Site) -
         assert str(victim) in site.wait_for("worker ended")
         assert lost.has_ended()
         assert kept.is_alive()
-        os.kill(other, signal.SIGSTOP)  # so that the new one answers, and the lock is free
-        try:
+        with site.asleep(other):  # so that the new one answers, and the lock is free
             again = site.client().log_in("ann")
             stack.callback(again.close)
-        finally:
-            os.kill(other, signal.SIGCONT)
     assert len(set(site.workers()) - {victim}) == 2
     assert site.stop() == 0
 
