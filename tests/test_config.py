@@ -143,6 +143,8 @@ def test_no_key_takes_what_it_cannot_mean(key: str, value: str, file: Path) -> N
         ("[tls]\nmode = 'acme'", 2, "tls.mode: wants one of self, files"),
         ("[tls]\nmin_version = 1.2", 2, "tls.min_version: wants one of 1.2, 1.3"),
         ("[tls]\nmode = 'files'", 2, 'tls.mode: "files" wants tls.cert and tls.key'),
+        ("[account.x]\nurl = 'pop3s://a:s3cret@h'", 2, "account.x.url: wants no password"),
+        ("[account.x]\nto = 'imaps://a:s3/cret@h/INBOX'", 2, "account.x.to: wants no password"),
         ("[tls]\ncert = '/c'", 2, 'tls.cert: is used with tls.mode = "files" only'),
         ("[server]\nlisten = 'smtp://[::]:995'", 2, "server.listen: wants an address that begins"),
         ("[server]\nlisten = ':'", 2, "server.listen: wants an address"),

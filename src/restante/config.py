@@ -66,6 +66,13 @@ def separator(value: Any) -> str:
     return found
 
 
+def place(value: Any) -> str:
+    """Perhaps a URL, which may be shown to anybody."""
+    if re.match(r"\w+://[^/@]*:.*@", found := text(value)):
+        raise _BadValue("wants no password, which has an option of its own")
+    return found
+
+
 def hostname(value: Any) -> str:
     """A name or an address, as certificates and trace fields take it."""
     if not re.fullmatch(r"[^\W_][\w.:-]{0,252}", found := text(value)):
@@ -713,6 +720,7 @@ class Account:
         "",
         "pop3s://host, or pop3://host for STLS on port 110. Where `user` is an address at a "
         "well-known provider it may be left out.",
+        place,
         example="pop3s://pop.example.net",
     )
     user: str = option("", "Who logs in there.", example="ann")
@@ -737,6 +745,7 @@ class Account:
         "Where the mail goes: maildrop:USER (of this server), maildir:PATH, mbox:PATH, a "
         "directory, lmtp:HOST:PORT, lmtp:unix:/PATH, smtp:HOST:PORT, imaps://USER@HOST/FOLDER "
         "(imap: for STARTTLS), gmail:LABEL or command:PROGRAM ARGUMENTS.",
+        place,
         example="maildrop:ann",
     )
     to_password: Secret = option(  # noqa: RUF009
