@@ -8,7 +8,6 @@ one line must never be two here, and the other way round.  Memory is bounded by 
 from __future__ import annotations
 
 import re
-from itertools import islice
 
 from .errors import BareLineFeed, HostileInput, OverlongLine
 
@@ -18,7 +17,6 @@ MAX_COMMAND = 255  # octets, CRLF included (RFC 2449 §4)
 MAX_RESPONSE = 512  # octets of a first line, CRLF included (RFC 1939 §3)
 MAX_DISCARD = 65_536  # octets of one overlong line that we wait for; ours
 _FEW = 16  # dots found one by one; more of them are found faster all at once
-_DOTTED = re.compile(rb"\r\n\.")
 
 
 class LineBuffer:
@@ -111,15 +109,18 @@ def stuffed(text: bytes) -> bytes:
 
 def _doubled(text: bytes) -> bytes:
     """Dots that follow a line end: few as a rule, so that the text between is only copied."""
-    if text.rfind(b"\r\n.") < 0:  # of all ways to search for it the quickest
+    if b"." not in text:  # as in what is encoded; one octet is found ten times as fast as three
         return text
-    parts, at = [], 0
-    for dotted in islice(_DOTTED.finditer(text), _FEW):
-        parts.append(text[at : dotted.end()])
-        at = dotted.end() - 1
-    rest = text[at:]
-    parts.append(rest if len(parts) < _FEW else rest.replace(b"\r\n.", b"\r\n.."))
-    return b"".join(parts)
+    parts: list[bytes] = []
+    end = len(text)
+    while (at := text.rfind(b"\r\n.", 0, end)) >= 0 and len(parts) < _FEW:  # the quickest search
+        end, before = at + 2, end
+        parts.append(text[end:before])
+    if not parts:
+        return text
+    rest = text[:end]
+    parts.append(rest if at < 0 else rest.replace(b"\r\n.", b"\r\n.."))
+    return b".".join(reversed(parts))
 
 
 class Stuffer:
