@@ -6,6 +6,8 @@ What a question has said is kept until it is asked again, so that one can be ask
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +24,7 @@ RUNS = (
     ("bench_listing.py", "--corpora", "n1m", "--rounds", "1", "--against", "dovecot-multi"),
     ("bench_idle_memory.py", "--connections", "4000", "--against", "dovecot-multi"),
     ("bench_crowd.py",),
-    ("bench_guessing.py",),
+    ("bench_guessing.py", "--tries", "100"),
     ("bench_workers.py", "--sessions", "2000"),
     ("bench_delivery.py", "--messages", "900"),
     ("bench_collect.py", "--rounds", "1", "--patience", "8", "--delay", "0,20,100"),
@@ -37,14 +39,19 @@ def main() -> int:
             continue
         began = time.monotonic()
         command = [sys.executable, str(HERE / run[0]), *run[1:]]
+        running = subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
         try:
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=DEADLINE)
+            told, _ = running.communicate(timeout=DEADLINE)
         except subprocess.TimeoutExpired:
             print(f"bench: {run[0]} took too long and is left out", file=sys.stderr)
+            os.killpg(running.pid, signal.SIGTERM)  # its servers, too
+            running.communicate()
             status = 1
             continue
-        status |= done.returncode
-        report.keep([json.loads(line) for line in done.stdout.splitlines()])
+        status |= running.returncode
+        report.keep([json.loads(line) for line in told.splitlines()])
         print(f"bench: {run[0]} took {time.monotonic() - began:.0f} s", file=sys.stderr)
     report.write()
     return status
