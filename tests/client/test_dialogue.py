@@ -321,17 +321,19 @@ def test_a_listing_without_end_stops(name: str, monkeypatch: pytest.MonkeyPatch)
         read_on()
 
 
-def test_a_line_of_spaces_costs_no_time() -> None:
-    """A unique-id of a million spaces and one letter: linear work, and it is none."""
+@pytest.mark.parametrize(("spaces", "error"), [(60_000, StopIteration), (10**6, ProtocolBroken)])
+def test_a_line_of_spaces_costs_no_time(spaces: int, error: type[Exception]) -> None:
+    """A unique-id of many spaces and one letter: linear work, and none, or a line without end."""
     dialogue = Dialogue()
     procedure = dialogue.listing()
     next(procedure)
     procedure.send(b"")
     assert procedure.send(b"+OK\r\n1 1\r\n.\r\n") == b"UIDL\r\n"
     procedure.send(b"")
-    with pytest.raises(StopIteration) as end:
-        procedure.send(b"+OK\r\n1 a" + b" " * 1_000_000 + b"b\r\n.\r\n")
-    assert [message.unique_id for message in end.value.value] == [None]
+    with pytest.raises(error) as end:
+        procedure.send(b"+OK\r\n1 a" + b" " * spaces + b"b\r\n.\r\n")
+    if isinstance(end.value, StopIteration):
+        assert [message.unique_id for message in end.value.value] == [None]
 
 
 # Bodies.

@@ -198,6 +198,7 @@ class _Session:
         self._client = client
         self._ledger = ledger
         self._destination = destination
+        self._grouping = destination if isinstance(destination, Grouping) else None
         self._progress = progress
         self._clock = clock
         self._number = run
@@ -348,8 +349,7 @@ class _Session:
             await asyncio.shield(self._writing)  # the deadline must not leave it half done
             self._writing = None
         if safe:
-            destination = self._destination
-            sync = destination.group() if isinstance(destination, Grouping) else None
+            sync = self._grouping.group() if self._grouping is not None else None
             self._writing = asyncio.create_task(self._make_known(safe, sync))
 
     async def _make_known(
@@ -432,8 +432,8 @@ class _Session:
                 if is_new:
                     self._progress((), len(piece))
                 self.outcome.octets += len(piece)
-            if is_wanted and isinstance(destination, Grouping):
-                destination.end()
+            if is_wanted and self._grouping is not None:
+                self._grouping.end()
             elif is_wanted:
                 await asyncio.to_thread(destination.commit)
         finally:

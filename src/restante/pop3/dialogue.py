@@ -39,6 +39,7 @@ Procedure = Generator[bytes | None, bytes, T]
 
 MAX_LINE = 65_536  # octets of a first line, though RFC 1939 §3 allows 512; ours
 MAX_LISTING = 128 * 2**20  # octets of LIST, UIDL or CAPA: a million messages and room; ours
+_PIECE = 32_768  # octets of content that are looked at together; ours
 WINDOW_COMMANDS = 1024  # unanswered RETR commands; some 10 kB, so sending them never blocks
 WINDOW_OCTETS = 4 * 2**20  # announced size of what they ask for
 _STATUS = re.compile(rb"(\+OK|-ERR)(?: +(.*))?", re.DOTALL)
@@ -434,11 +435,12 @@ class Dialogue:
     def _content(self) -> Procedure[bytes]:
         """The next octets of the multi-line response; none at its end."""
         while self._body is not None:
-            octets = bytes(self._unread) or (yield from self._more())
-            self._unread.clear()
+            if not self._unread:
+                self._unread += yield from self._more()
+            octets = bytes(self._unread[:_PIECE])  # of very much, when it is many small messages
             content = self._body.feed(octets)
+            del self._unread[: len(octets) - len(self._body.rest)]
             if self._body.is_finished:
-                self._unread += self._body.rest
                 self._body = None
             if content:
                 return content

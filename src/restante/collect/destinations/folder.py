@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, partial
 from hashlib import file_digest
+from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO, NamedTuple
@@ -42,6 +43,7 @@ class Folder:
         self._file: BinaryIO | None = None
         self._temporary = self._final = Path()
         self._waiting: list[_Whole] = []
+        self._run, self._numbers = token_hex(8), count()
         self._prepare()
         self._tidy()
 
@@ -67,7 +69,7 @@ class Folder:
         if self.has(identity):
             return False
         self._final = self._place(name_of(identity))
-        self._temporary = self._workshop / f".{token_hex(8)}.part"
+        self._temporary = self._workshop / f".{self._run}{next(self._numbers):x}.part"
         file = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         self._file = os.fdopen(file, "wb")
         return True
