@@ -155,14 +155,6 @@ def test_it_says_what_to_do(error: RestanteError, words: str, home: Path, ledger
     assert all(len(line) <= 78 for line in letter.get_content().splitlines())
 
 
-def test_a_password_in_the_url_is_not_told(home: Path, ledger: Ledger) -> None:
-    url = "pop3s://ann:hunter2@pop.example.org"
-    fail(configure(home, url, "alert = { after = 1 }"), ledger)
-    (letter,) = letters(home)
-    assert "pop.example.org" in letter.get_content()
-    assert "hunter2" not in str(letter)
-
-
 def test_no_stranger_steers_a_terminal_or_writes_a_header(home: Path, ledger: Ledger) -> None:
     evil = TemporaryFailure("\x1b[2J\r\n\r\nrestante cannot collect \u202e" + "x" * 500)
     fail(configure(home, more="alert = { after = 1 }"), ledger, evil)
