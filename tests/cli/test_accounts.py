@@ -162,6 +162,38 @@ def test_adopted_mail_is_not_fetched_and_not_deleted(
     assert (outcome["stored"], outcome["deleted"]) == (0, 0)
 
 
+def letter(number: int) -> bytes:
+    return (
+        b"Message-ID: <%d@x>\r\nDate: Mon, 23 Nov 2026 10:00:00 +0000\r\nFrom: b@x\r\n"
+        b"Subject: number\r\n %d\r\n\r\ntext\r\n" % (number, number)
+    )
+
+
+@pytest.mark.slow
+def test_only_mail_that_is_in_a_maildir_is_adopted(shell: Shell, server: dict[str, object]) -> None:
+    """Another program put it there: other line ends, fields more, folding, flags and folders."""
+    deliver(server)
+    new = Path(str(server["maildir"]).replace("%u", "me")) / "new"
+    twins = (b"Message-ID: <9@x>\r\n\r\none\r\n", b"Message-ID: <9@x>\r\n\r\nother\r\n")
+    for number, octets in enumerate((letter(2), letter(3), letter(4), *twins), 2):
+        (new / f"{number}.x").write_bytes(octets)
+    old = shell.home / "Old"
+    for name in ("new", "cur", "tmp", ".Work/new", ".Work/cur"):
+        (old / name).mkdir(parents=True)
+    traced = b"Return-Path: <b@x>\nReceived: from a\n" + letter(2).replace(b"\r\n", b"\n")
+    (old / "cur" / "7.y:2,S").write_bytes(traced.replace(b"number\n 2", b"number 2"))
+    (old / ".Work" / "cur" / "8.y:2,RS").write_bytes(letter(3))
+    (old / "new" / "9.y").write_bytes(twins[0])
+    (old / "new" / "10.y").write_bytes(MESSAGE)  # without a name or a date
+    add(shell, server, f"maildir:{shell.home}/Mail", "--keep", "none")
+    told = shell.ok("account", "adopt", "isp", "--like", str(old))
+    assert told == f"isp: 3 messages marked as taken, 3 others not in {old}\n"
+    outcome = json.loads(shell.ok("--json", "collect", "isp"))
+    assert (outcome["stored"], outcome["deleted"]) == (3, 3)
+    stored = sorted(path.read_bytes() for path in (shell.home / "Mail" / "new").iterdir())
+    assert stored == sorted([MESSAGE.replace(b"\n", b"\r\n"), letter(4), twins[1]])
+
+
 @pytest.mark.slow
 def test_a_password_that_is_wrong_leaves_no_account(
     shell: Shell, server: dict[str, object]

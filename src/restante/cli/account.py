@@ -6,7 +6,9 @@ import argparse
 import asyncio
 import os
 import time
+from collections import Counter
 from contextlib import closing
+from pathlib import Path
 
 from ..config import Account, Configuration, Secret
 from ..errors import ConfigurationError
@@ -41,6 +43,13 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         action.add_argument("name", metavar="NAME")
         if name == "rm":
             action.add_argument("--yes", action="store_true", help="do not ask")
+        if name == "adopt":
+            action.add_argument(
+                "--like",
+                metavar="MAILDIR",
+                type=Path,
+                help="only what this Maildir, or a folder of it, has too, as headers tell",
+            )
         action.set_defaults(run=run)
 
 
@@ -134,24 +143,41 @@ def test(options: argparse.Namespace) -> int:
 
 
 def adopt(options: argparse.Namespace) -> int:
+    from ..collect.likeness import in_maildir
+
     found, account = _one(options)
+    here = in_maildir(options.like) if options.like else None
     with closing(collect.open_ledger(found)) as ledger, ledger.alone(options.name):
-        listing = asyncio.run(_listing(found, options.name, account))
+        listing, others = asyncio.run(_listing(found, options.name, account, here))
         ledger.adopt(options.name, listing, time.time())
     if options.json:
-        common.print_json("account-adopt", name=options.name, messages=len(listing))
+        rows = {"messages": len(listing), "others": others}
+        common.print_json("account-adopt", name=options.name, **rows)
     else:
-        print(f"{options.name}: {counted(len(listing), 'message')} marked as taken")
+        rest = f", {counted(others, 'other')} not in {options.like}" if others else ""
+        print(f"{options.name}: {counted(len(listing), 'message')} marked as taken{rest}")
     return os.EX_OK
 
 
-async def _listing(found: Configuration, name: str, account: Account) -> list[tuple[str, int]]:
+async def _listing(
+    found: Configuration, name: str, account: Account, here: Counter[bytes] | None
+) -> tuple[list[tuple[str, int]], int]:
+    """What is there, by key and size, and how many others are not ``here``."""
+    from ..collect.likeness import likeness
     from ..collect.plan import unique_ids
 
     async with collect.connected(found, name, account) as client:
         messages = [message async for message in client.messages()]
-    ids = unique_ids(messages)
-    return [(ids[each.number], each.size) for each in messages if each.number in ids]
+        ids = unique_ids(messages)
+        known = [message for message in messages if message.number in ids]
+        if here is not None:
+            headers = [(each, likeness(header)) async for each, header in client.headers(known)]
+            known = []
+            for message, mark in headers:
+                if mark and here[mark]:
+                    here[mark] -= 1  # of two that are alike one may be new
+                    known.append(message)
+    return [(ids[each.number], each.size) for each in known], len(ids) - len(known)
 
 
 def remove(options: argparse.Namespace) -> int:
