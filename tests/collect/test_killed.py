@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import mailbox
 import os
 import signal
 import ssl
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import closing, contextmanager
+from email import message_from_bytes
+from email.message import Message
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,13 @@ import pytest
 
 from restante.collect.collector import Account, Outcome, collect
 from restante.collect.destinations import open_destination
+from restante.collect.destinations.handed import Smtp
+from restante.collect.destinations.mbox import Mbox
 from restante.collect.ledger import Ledger
 from restante.collect.plan import Policy
 from restante.errors import LoginFailed
 from restante.net.client import Client
+from restante.net.intake import Intake
 from restante.store.maildir import MaildirStore
 
 from ..support import once, serving, sizes
@@ -77,28 +83,34 @@ class Death:
 
 
 @contextmanager
-def remote_server(tmp_path: Path, server_tls: ssl.SSLContext) -> Iterator[tuple[MaildirStore, int]]:
-    """A server in a process of its own, so that it outlives its clients."""
-    (tmp_path / "remote").mkdir()
-    store = MaildirStore(f"{tmp_path}/remote/%u")
+def apart(serve: Callable[[Callable[[int], object]], Coroutine[Any, Any, None]]) -> Iterator[int]:
+    """The port of a server in a process of its own, so that it outlives its clients."""
     ours, theirs = os.pipe()
     child = os.fork()
     if child == 0:
-
-        async def serve() -> None:
-            async with serving(store, tls=server_tls, implicit=True, clear=False) as running:
-                os.write(theirs, str(running.port).encode())
-                await asyncio.sleep(3600)
-
-        asyncio.run(serve())
+        asyncio.run(serve(lambda port: os.write(theirs, str(port).encode())))
         os._exit(0)
     try:
-        yield store, int(os.read(ours, 10))
+        yield int(os.read(ours, 10))
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         os.close(ours)
         os.close(theirs)
+
+
+@contextmanager
+def remote_server(tmp_path: Path, server_tls: ssl.SSLContext) -> Iterator[tuple[MaildirStore, int]]:
+    (tmp_path / "remote").mkdir()
+    store = MaildirStore(f"{tmp_path}/remote/%u")
+
+    async def serve(tell: Callable[[int], object]) -> None:
+        async with serving(store, tls=server_tls, implicit=True, clear=False) as running:
+            tell(running.port)
+            await asyncio.sleep(3600)
+
+    with apart(serve) as port:
+        yield store, port
 
 
 @pytest.fixture
@@ -111,11 +123,12 @@ def stored(mail: Path) -> list[bytes]:
     return sorted(path.read_bytes() for path in (mail / "new").iterdir())
 
 
-def collected(isp: Account, place: Path) -> Outcome:
+def collected(isp: Account, place: Path, to: str = "") -> Outcome:
     """One run.  The server may not have seen yet that a killed one is gone."""
+    to = to or f"maildir:{place}/Mail"
     with (
         closing(Ledger(place / "ledger")) as ledger,
-        closing(open_destination(f"maildir:{place}/Mail")) as destination,
+        closing(open_destination(to, recipient="ann@example.org")) as destination,
     ):
         while True:
             try:
@@ -203,3 +216,82 @@ def test_killed_at_every_step(
         assert os.WTERMSIG(status) == signal.SIGKILL
         deaths += 1
     assert deaths > 2 * (3 * len(WORDS) + 4)  # fsync, rename, fsync each; and the ledger's
+
+
+class Everybody:
+    """A directory in which whoever is named is."""
+
+    async def maildrop_of(self, recipient: str) -> str:
+        return recipient.partition("@")[0]
+
+
+def handed_over(place: Path) -> list[str]:
+    """What the mail server has, which has it no more."""
+    found = []
+    for path in (place / "ann" / "new").iterdir():
+        found.append(subject(message_from_bytes(path.read_bytes())))
+        path.unlink()
+    return sorted(found)
+
+
+def in_mbox(path: Path) -> list[str]:
+    with closing(mailbox.mbox(path)) as box:
+        return sorted(map(subject, box))
+
+
+def subject(message: Message) -> str:
+    """It is the text, too, or the message is not whole."""
+    told = str(message["Subject"])
+    assert str(message.get_payload()).split() == [told]
+    return told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mbox", "lmtp"])
+def test_killed_at_every_step_where_one_may_come_twice(
+    kind: str,
+    server: tuple[MaildirStore, int],
+    tmp_path: Path,
+    certificate: tuple[Path, Path],
+) -> None:
+    """Neither knows a message again: one may be there twice, never none, and it is told."""
+    store, port = server
+    isp = account(port, certificate[0], Policy(keep=0.0))
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+
+    async def fill() -> None:
+        for word in WORDS:
+            await store.deliver("mrose", once(f"Subject: {word}\r\n\r\n{word}\r\n".encode()))
+
+    async def take(tell: Callable[[int], object]) -> None:
+        intake = Intake(MaildirStore(f"{inbox}/%u"), Everybody(), "localhost", 100_000)
+        running = await asyncio.get_running_loop().create_server(intake.lmtp(), "127.0.0.1", 0)
+        tell(running.sockets[0].getsockname()[1])
+        await asyncio.sleep(3600)
+
+    twice = 0
+    with apart(take) as lmtp:
+        for moment in count():
+            asyncio.run(fill())
+            place = tmp_path / f"at-{moment}"
+            place.mkdir()
+            to = f"mbox:{place}/mbox" if kind == "mbox" else f"lmtp:127.0.0.1:{lmtp}"
+            child = os.fork()
+            if child == 0:
+                Death(moment).stalk([*STEPS, (Mbox, "commit"), (Smtp, "commit")])
+                collected(isp, place, to)
+                os._exit(0)
+            status = os.waitpid(child, 0)[1]
+            outcome = collected(isp, place, to)
+            found = in_mbox(place / "mbox") if kind == "mbox" else handed_over(inbox)
+            assert set(found) == set(WORDS), f"killed at moment {moment}"
+            more = len(found) - len(WORDS)
+            assert more <= outcome.in_doubt <= 1, f"killed at moment {moment}"
+            twice += more
+            assert asyncio.run(sizes(store)) == [], f"killed at moment {moment}"
+            if status == 0:
+                break
+            assert os.WTERMSIG(status) == signal.SIGKILL
+    assert moment > 2 * 2 * len(WORDS)
+    assert twice, "the window was met"

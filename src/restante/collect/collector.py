@@ -345,12 +345,17 @@ class _Session:
     async def _write_down(self) -> None:
         """Begin to make the group durable; the one before it is, on return."""
         safe, self._safe = self._safe, []
-        if self._writing is not None:
-            await asyncio.shield(self._writing)  # the deadline must not leave it half done
-            self._writing = None
+        await self._written()
         if safe:
             sync = self._grouping.group() if self._grouping is not None else None
             self._writing = asyncio.create_task(self._make_known(safe, sync))
+            if not self._destination.is_repeatable:
+                await self._written()  # or more than one could come twice
+
+    async def _written(self) -> None:
+        if self._writing is not None:
+            await asyncio.shield(self._writing)  # the deadline must not leave it half done
+            self._writing = None
 
     async def _make_known(
         self, safe: list[tuple[Message, str, bytes]], sync: Callable[[], None] | None
