@@ -52,6 +52,31 @@ async def until_another(visitor: Visitor) -> bytes:
                 return seen
 
 
+def test_a_certificate_that_goes_while_it_is_read_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, run: Run[None]
+) -> None:
+    """Whatever renews certificates may be at it just then; the next time is another."""
+    monkeypatch.setattr(serve, "_RENEW_EVERY", 0.0)
+    caplog.set_level(logging.ERROR, "restante")
+
+    async def main() -> None:
+        done = asyncio.Event()
+        errors = iter((FileNotFoundError(2, "gone"), UnicodeError("half")))
+
+        def secure() -> None:
+            if error := next(errors, None):
+                raise error
+            done.set()
+
+        renewing = asyncio.create_task(serve._renew_for_ever(secure))
+        async with asyncio.timeout(10):
+            await done.wait()
+        renewing.cancel()
+
+    run(main())
+    assert caplog.messages == ["certificate refused"] * 2
+
+
 def test_the_key_of_tickets_and_the_certificate_are_renewed(
     home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, run: Run[None]
 ) -> None:

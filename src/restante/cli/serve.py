@@ -525,7 +525,7 @@ async def _renew_for_ever(secure: Callable[[], None]) -> None:
         await asyncio.sleep(_RENEW_EVERY)
         try:
             secure()
-        except ConfigurationError as error:
+        except (ConfigurationError, OSError, ValueError) as error:  # or it goes while it is read
             _log.error("certificate refused", extra={"fields": {"reason": str(error)}})
 
 
