@@ -184,6 +184,7 @@ def test_only_mail_that_is_in_a_maildir_is_adopted(shell: Shell, server: dict[st
     (old / "cur" / "7.y:2,S").write_bytes(traced.replace(b"number\n 2", b"number 2"))
     (old / ".Work" / "cur" / "8.y:2,RS").write_bytes(letter(3))
     (old / "new" / "9.y").write_bytes(twins[0])
+    (old / ".Loop").symlink_to(old)  # has nothing a second time
     (old / "new" / "10.y").write_bytes(MESSAGE)  # without a name or a date
     add(shell, server, f"maildir:{shell.home}/Mail", "--keep", "none")
     told = shell.ok("account", "adopt", "isp", "--like", str(old))

@@ -47,5 +47,6 @@ def _messages(path: Path) -> Iterator[Path]:
     for name in ("new", "cur"):
         yield from (each for each in (path / name).iterdir() if each.is_file())
     for folder in path.iterdir():
-        if folder.name not in ("new", "cur", "tmp") and (folder / "cur").is_dir():
+        is_folder = folder.name not in ("new", "cur", "tmp") and not folder.is_symlink()
+        if is_folder and (folder / "cur").is_dir():
             yield from _messages(folder)
