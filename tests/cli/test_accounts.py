@@ -38,6 +38,7 @@ class Shell:
             input=give,
             capture_output=True,
             env=self.environment,
+            cwd=self.home,
             timeout=30,
         )
 
