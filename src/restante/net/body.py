@@ -96,7 +96,7 @@ async def downgraded(source: AsyncGenerator[bytes, None]) -> AsyncGenerator[byte
 
 
 async def read(raw: RawMessage, offset: int, most: int = _PIECE) -> bytes:
-    """The disk is waited for in a thread.
+    """Up to ``most`` octets; the disk is waited for in a thread.
 
     Raises:
         TemporaryFailure: the disk does not give them.
