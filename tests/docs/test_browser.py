@@ -1,0 +1,87 @@
+"""The documentation as a person sees it: its pages in Chromium, which ``./dev browser`` runs.
+
+They are opened from the disk, as the README says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ..interop.programs import need
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.browser
+HOUSE = Path(__file__).parent.parent.parent
+BUILT = HOUSE / "build" / "docs"
+SOURCES = sorted((HOUSE / "docs").rglob("*.md"))
+PAGES = [str(page.relative_to(HOUSE / "docs").with_suffix("")) for page in SOURCES]
+SCREENS = {"telephone": (390, 844), "desk": (1280, 800)}
+# No sandbox: the tests may run as root, and the pages are ours.
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+OPTIONS += ["--disable-component-update", "--disable-sync", "--disable-quic"]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as engines:
+        browser = engines.chromium.launch(executable_path=need("chromium"), args=OPTIONS)
+        yield browser
+        browser.close()
+
+
+def look(
+    chromium: Browser, page: str, screen: str = "desk", script: bool = True
+) -> tuple[Page, list[str]]:
+    """A page, and what went wrong while it was opened."""
+    width, height = SCREENS[screen]
+    context = chromium.new_context(
+        viewport={"width": width, "height": height}, java_script_enabled=script
+    )
+    seen, wrong = context.new_page(), []
+    seen.on("console", lambda told: wrong.append(f"{told.type}: {told.text}"))
+    seen.on("pageerror", lambda error: wrong.append(str(error)))
+    asked: list[str] = []
+    seen.on("request", lambda request: asked.append(request.url))
+    seen.on("requestfailed", lambda request: wrong.append(f"not to be had: {request.url}"))
+    seen.goto((BUILT / f"{page}.html").as_uri())
+    wrong += [f"asks the network: {url}" for url in asked if not url.startswith(("file:", "data:"))]
+    return seen, wrong
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_can_be_read(page: str, screen: str, chromium: Browser) -> None:
+    seen, wrong = look(chromium, page, screen)
+    assert seen.locator("h1").first.is_visible()
+    assert wrong == []
+    for part in ("html", ".content"):
+        hidden = seen.locator(part).evaluate("part => part.scrollWidth - part.clientWidth")
+        assert hidden <= 0, f"{part} must be moved sideways to be read"
+    seen.context.close()
+
+
+def test_a_page_can_be_read_without_scripts(chromium: Browser) -> None:
+    seen, wrong = look(chromium, "index", script=False)
+    assert seen.locator("article").is_visible()
+    assert wrong == []
+    seen.context.close()
+
+
+def test_who_searches_for_lost_mail_is_told_how_it_comes_back(chromium: Browser) -> None:
+    seen, _ = look(chromium, "index")
+    search = seen.get_by_role("textbox").first
+    search.fill("undelete")
+    search.press("Enter")
+    found = seen.locator("ul.search").get_by_role("link", name=re.compile("[Gg]ive .* back"))
+    found.first.click()
+    assert "restante maildrop undelete" in seen.locator("article").inner_text()
+    seen.context.close()
