@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from restante.errors import PermanentFailure
-from restante.maildrop import Entry
+from restante.maildrop import Entry, Usage
 from restante.store import foreign
 from restante.store.maildir import MaildirStore
 
@@ -118,6 +118,26 @@ def test_mbox() -> None:
         list(foreign.mbox([b"no mbox\n"]))
 
 
+def test_mbox_with_crlf() -> None:
+    octets = b"From a\r\nX-UIDL: 1\r\n\r\none\r\n\r\nFrom b\r\nX-UIDL: 2\r\n\r\ntwo\r\n\r\n"
+    found = list(foreign.mbox(octets.splitlines(keepends=True)))
+    assert [octets[each.begin : each.end] for each in found] == [
+        b"X-UIDL: 1\r\n\r\none\r\n",
+        b"X-UIDL: 2\r\n\r\ntwo\r\n",
+    ]
+
+
+@pytest.mark.parametrize("field", [b"X-IMAP", b"X-IMAPbase"])
+def test_a_sender_cannot_make_mail_vanish_from_an_mbox(field: bytes) -> None:
+    """Only the first message is the server's own, or tells its UIDVALIDITY."""
+    octets = (
+        b"From MAILER-DAEMON\nX-IMAP: 1275660208 9\n\ndata\n\n"
+        b"From a\nX-UID: 12\n%b: 1 1\n\none\n\nFrom b\nX-UID: 13\n\ntwo\n" % field
+    )
+    found = list(foreign.mbox(octets.splitlines(keepends=True)))
+    assert [each.unique_id for each in found] == ["4c0907b00000000c", "4c0907b00000000d"]
+
+
 # -- Taking over
 
 
@@ -149,6 +169,26 @@ def test_mail_that_is_here_is_not_copied(maildir: MaildirStore, place: Path) -> 
         put(place, f"cur/{name}", name[:4].encode() + b"\n")
     assert run(maildir.adopt("ann", ARRIVALS, text_of)) == 0
     assert run(listing(maildir, "ann")) == EXPECTED
+
+
+def test_what_was_deleted_here_is_not_copied_again(maildir: MaildirStore, place: Path) -> None:
+    """Who repeats an import would bring it back to clients that have it."""
+    run(maildir.adopt("ann", ARRIVALS, text_of))
+    assert run(remove(maildir, "ann", EXPECTED[:3])) == []
+    assert run(maildir.adopt("ann", ARRIVALS, text_of)) == 0
+    assert run(listing(maildir, "ann")) == EXPECTED[3:]
+
+
+def test_what_is_copied_counts(tmp_path: Path, place: Path) -> None:
+    """Also if mail comes by another way meanwhile, and somebody counts."""
+    store = MaildirStore(f"{tmp_path}/%u", limit=lambda _: 1000)
+
+    async def read(name: str) -> AsyncIterator[bytes]:
+        await deliver(store, "ann", b"x\r\n")
+        yield b"copied"
+
+    run(store.adopt("ann", {"1.a": "a", "2.b": "b"}, read))
+    assert run(store.usage("ann")) == Usage(2 * (6 + 3), 4, 1000)
 
 
 def test_adopted_mail_comes_back_under_its_ids(maildir: MaildirStore, place: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from restante.cli.main import main
 from restante.store import foreign
 from restante.store.maildir import MaildirStore
 
-from .helpers import listing, names, put, run
+from .helpers import contents, listing, names, put, run
 from .test_foreign import SIZELIST, UIDLIST
 
 
@@ -65,9 +66,40 @@ def test_a_user_whom_nobody_knows_is_told(
 
 
 def test_courier(store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["import", "courier", str(old), "ann"]) == 0
-    assert ids(store) == ["UID1-1795555760", "UID2-1795555760", "1001.b.host,S=15"]
-    assert "1 messages have no unique-id there" in capsys.readouterr().err
+    for copied in (4, 0):
+        assert main(["import", "courier", str(old), "ann"]) == 0
+        told = capsys.readouterr()
+        assert "1 message with unique-ids of ours" in told.err
+        assert told.out == f"3 messages with the unique-ids they had, {copied} copied now\n"
+    assert ids(store) == ["UID1-1795555760", "UID2-1795555760", "1001.b.host,S=15", "1003.d"]
+
+
+def test_mail_that_the_old_server_has_not_listed_comes_too(store: MaildirStore, old: Path) -> None:
+    """It arrived after the last login there."""
+    put(old, "new/1004.e", b"late\n")
+    put(old, "new/1005.f" + "x" * 70, b"later\n")
+    for _ in range(2):
+        assert main(["import", "dovecot", str(old), "ann"]) == 0
+    found = ids(store)
+    assert found[:5] == ["bar", "foo", "000000074c0907b0", "000000094c0907b0", "1004.e"]
+    assert run(contents(store, "ann"))[4:] == [b"late\r\n", b"later\r\n"]
+    (old.parent / "ids").write_bytes(b"1 a\n2 b\n3 c\n4 d\n")
+    arguments = ["import", "dovecot", str(old), "bob", "--uidl", str(old.parent / "ids")]
+    assert main(arguments) == 0
+    assert [entry.unique_id for entry in run(listing(store, "bob"))] == [*"abcd", *found[4:]]
+
+
+def test_two_messages_of_one_name_are_refused(
+    store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only one of them could be listed."""
+    put(old, "cur/1003.d:2,S", b"another\n")
+    assert main(["import", "dovecot", str(old), "ann"]) == 78
+    assert "two messages there are called 1003.d" in capsys.readouterr().err
+    (old / "cur/1003.d:2,S").unlink()
+    (old / "cur/1003.d:2,S").hardlink_to(old / "new/1003.d")
+    assert main(["import", "dovecot", str(old), "ann"]) == 0
+    assert len(ids(store)) == 4
 
 
 def test_ids_from_any_server(store: MaildirStore, tmp_path: Path) -> None:
@@ -75,7 +107,8 @@ def test_ids_from_any_server(store: MaildirStore, tmp_path: Path) -> None:
     box.write_bytes(b"From a\nSubject: 1\n\nx\n\nFrom b\nSubject: 2\n\nx\n")
     assert main(["import", "mbox", str(box), "ann"]) == 78
     (tmp_path / "ids").write_bytes(b"1 one\n2 two\n")
-    for _ in range(2):
+    for at in (1_700_000_000, 1_800_000_000):  # the old server may write to it
+        os.utime(box, (at, at))
         assert main(["import", "uw", str(box), "ann", "--uidl", str(tmp_path / "ids")]) == 0
         assert ids(store) == ["one", "two"]
     (tmp_path / "ids").write_bytes(b"1 one\n")

@@ -17,6 +17,7 @@ from ..errors import PermanentFailure, TemporaryFailure, UnsafeArgument
 from ..message import Survey
 from ..store import foreign
 from ..store.maildir import MaildirStore
+from ..store.names import unique_id_of
 from . import common, identities, takeover
 from .fetch import password_of
 from .telling import counted
@@ -105,11 +106,12 @@ def run(options: argparse.Namespace) -> int:
         if asyncio.run(directory.account(user)) is None:
             common.say(f"nobody here is called {user}; next: restante user add {user}")
     arrivals, without = _READERS[options.kind][0](options)
+    listed = len(arrivals) - without
     if options.uidl:
-        arrivals, without = _with_ids(arrivals, options.uidl.read_bytes()), 0
+        arrivals[:listed] = _with_ids(arrivals[:listed], options.uidl.read_bytes())
     if without:
         common.say(
-            f"{without} messages have no unique-id there yet and get one of ours; "
+            f"{counted(without, 'message')} with unique-ids of ours, for want of any there; "
             "log in to the old server once more to avoid that"
         )
     if options.compare:
@@ -118,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         common.print_json("import", user=user, messages=len(arrivals), copied=added)
         return os.EX_OK
-    messages = counted(len(arrivals), "message")
+    messages = counted(listed, "message")
     if options.dry_run:
         print(f"{messages} would have the unique-ids they had; nothing was changed")
     else:
@@ -144,7 +146,7 @@ def _with_ids(arrivals: list[Arrival], lines: bytes) -> list[Arrival]:
     if sorted(ids) != list(range(1, len(arrivals) + 1)):
         raise PermanentFailure(f"{len(ids)} unique-ids for {len(arrivals)} messages")
     return [
-        Arrival(_name(each.path, ids[number]), ids[number], each.path, each.begin, each.end)
+        Arrival(_name(ids[number]), ids[number], each.path, each.begin, each.end)
         if each.unique_id == ""
         else Arrival(each.name, ids[number], each.path, each.begin, each.end)
         for number, each in enumerate(arrivals, 1)
@@ -173,8 +175,8 @@ def _compare(options: argparse.Namespace, arrivals: list[Arrival]) -> None:
     common.say(f"the old server lists the same {len(here)} messages")
 
 
-# The files of other servers.  Each gives the messages in their order, and how many have no
-# unique-id there.
+# The files of other servers.  Each gives the messages in their order, and how many of them, the
+# last ones, have no unique-id there.
 
 Found = tuple[list[Arrival], int]
 
@@ -191,17 +193,20 @@ def _courier(options: argparse.Namespace) -> Found:
 
 
 def _maildir(path: Path, ids: dict[str, str]) -> Found:
-    files = {
-        file.name.partition(":")[0]: file
-        for directory in ("new", "cur")
-        for file in sorted((path / directory).iterdir())
-        if file.is_file() and not file.is_symlink() and not file.name.startswith(".")
-    }
+    files: dict[str, Path] = {}
+    for directory in ("new", "cur"):  # in the order in which messages move
+        for file in sorted((path / directory).iterdir()):
+            if file.is_file() and not file.is_symlink() and not file.name.startswith("."):
+                base = file.name.partition(":")[0]
+                other = files.get(base, file)
+                if other.exists() and not other.samefile(file):
+                    raise PermanentFailure(f"two messages there are called {base}; rename one")
+                files[base] = file
     known = [name for name in ids if name in files]
-    return (
-        [Arrival(files[name].name, ids[name], files[name]) for name in known],
-        len(files) - len(known),
-    )
+    others = [name for name in files if name not in ids]
+    arrivals = [Arrival(files[name].name, ids[name], files[name]) for name in known]
+    arrivals += [Arrival(files[name].name, unique_id_of(name), files[name]) for name in others]
+    return arrivals, len(others)
 
 
 def _cyrus(options: argparse.Namespace) -> Found:
@@ -216,7 +221,8 @@ def _cyrus(options: argparse.Namespace) -> Found:
     arrivals = []
     for uid, file in sorted(numbered.items()):
         unique_id = foreign.render(template, uid=uid, uid_validity=options.uidvalidity or 0)
-        arrivals.append(Arrival(_name(file, unique_id), unique_id, file))
+        arrived = int(file.stat().st_mtime)
+        arrivals.append(Arrival(_name(unique_id, arrived), unique_id, file))
     return arrivals, 0
 
 
@@ -224,9 +230,7 @@ def _mbox(options: argparse.Namespace) -> Found:
     with options.path.open("rb") as lines:
         found = list(foreign.mbox(lines))
     arrivals = [
-        Arrival(
-            _name(options.path, each.unique_id), each.unique_id, options.path, each.begin, each.end
-        )
+        Arrival(_name(each.unique_id), each.unique_id, options.path, each.begin, each.end)
         for each in found
     ]
     if not options.uidl and not all(each.unique_id for each in found):
@@ -234,9 +238,10 @@ def _mbox(options: argparse.Namespace) -> Found:
     return arrivals, 0
 
 
-def _name(path: Path, unique_id: str) -> str:
-    """The same each time, so that an import can be repeated."""
-    return f"{int(path.stat().st_mtime)}.I{hashlib.sha256(unique_id.encode()).hexdigest()[:32]}"
+def _name(unique_id: str, arrived: int = 0) -> str:
+    """The same each time, so that an import can be repeated.  ``arrived``: seconds since the
+    epoch, where nothing but the arrival changes the time of the file."""
+    return f"{arrived}.I{hashlib.sha256(unique_id.encode()).hexdigest()[:32]}"
 
 
 _READERS: dict[str, tuple[Callable[[argparse.Namespace], Found], str]] = {

@@ -127,21 +127,26 @@ def mbox(lines: Iterable[bytes]) -> Iterator[Section]:
 
     A From_ line begins the file or follows an empty line (RFC 4155); octets stay as they are.
     """
-    at, blank, in_head, validity = 0, True, False, 0
+    at, in_head, validity = 0, False, 0
+    blank = 1  # octets of the line, if it is empty
     section: Section | None = None
+    is_first = True  # the only one that may be the server's, or tell of its validity
     fields: dict[bytes, bytes] = {}
     for line in lines:
         if blank and line.startswith(b"From "):
             if section is not None:
-                yield from _finished(section, at - 1, fields, validity)
+                yield from _finished(section, at - blank, fields, validity)
+                is_first = False
             section, fields, in_head = Section(at + len(line)), {}, True
         elif section is None:
             raise PermanentFailure("mbox: does not begin with a From_ line")
         elif in_head and (match := re.match(rb"(X-UIDL|X-UID|X-IMAP(?:base)?): *([^\r\n]*)", line)):
-            fields[match[1]] = match[2].strip()
-            if match[1].startswith(b"X-IMAP") and (number := re.match(rb"[0-9]{1,10}", match[2])):
-                validity = int(number[0])
-        blank = not line.strip(b"\r\n")
+            is_base = match[1].startswith(b"X-IMAP")
+            if is_first or not is_base:
+                fields[match[1]] = match[2].strip()
+                if is_base and (number := re.match(rb"[0-9]{1,10}", match[2])):
+                    validity = int(number[0])
+        blank = 0 if line.strip(b"\r\n") else len(line)
         in_head = in_head and not blank
         at += len(line)
     if section is not None:

@@ -64,7 +64,7 @@ from .folders import (
 from .held import finish_update, is_unfinished, list_held, purge, reading_held, undelete, update
 from .index import Change, Form, Index, Message, follow, forget, load, save, stamps
 from .looking import index_of_now
-from .names import File, fields, fresh_unique, scan, unique_part
+from .names import File, fields, fresh_unique, scan, unique_id_of, unique_part
 from .place import Template
 from .verifying import Finding, verify
 
@@ -248,8 +248,8 @@ class MaildirStore:
         """Take over mail of another server, with its unique-ids and in its order.
 
         ``arrivals``: unique-ids by the names that the files shall have; ``read`` gives the
-        octets of one that is not here yet.  Returns how many were not.  Durable on return; an
-        interruption loses nothing, and the same call again does the rest.
+        octets of one that is neither here yet nor held.  Returns how many were not.  Durable on
+        return; an interruption loses nothing, and the same call again does the rest.
 
         Raises:
             PermanentFailure: two messages would have one unique-id; nothing is changed.
@@ -257,14 +257,17 @@ class MaildirStore:
         added = 0
         async with self._session(user) as session:
             present = await in_thread(session.adopt_ids, arrivals)
-            await in_thread(quota.forget, session.maildrop)
-            for name in arrivals:
-                if unique_part(name) not in present:
-                    place = partial(_named, session.maildrop, name)
-                    await _deliver(place(), read(name))
-                    added += 1
-            if added:
-                await in_thread(files.sync, "cur", "new", parent=session.maildrop)
+            await in_thread(quota.forget, session.maildrop)  # as for ``undelete``
+            try:
+                for name in arrivals:
+                    if name not in present:
+                        place = partial(_named, session.maildrop, name)
+                        await _deliver(place(), read(name))
+                        added += 1
+                if added:
+                    await in_thread(files.sync, "cur", "new", parent=session.maildrop)
+            finally:
+                await in_thread(quota.forget, session.maildrop)
         return added
 
     async def unique_ids(self, user: str) -> dict[str, str]:
@@ -525,8 +528,9 @@ class _Maildir:
         }
 
     def adopt_ids(self, arrivals: Mapping[str, str]) -> set[str]:
-        """Give these names their unique-ids, durably; returns the unique parts that are here."""
+        """Give these names their unique-ids, durably; returns those that are here, or held."""
         here = {unique_part(file.name) for file in scan(self.maildrop)}
+        held = {each.unique_id for each in list_held(self.maildrop)}
         settled = adopted.read(self.maildrop)
         wanted = {(unique_part(name), 0): unique_id for name, unique_id in arrivals.items()}
         ids = set(wanted.values())
@@ -541,7 +545,11 @@ class _Maildir:
                 raise PermanentFailure(f"a message here has the unique-id {message.unique_id}")
         if any(settled.get(identity) != unique_id for identity, unique_id in wanted.items()):
             adopted.write(self.maildrop, settled | wanted)
-        return here
+        return {
+            name
+            for name, unique_id in arrivals.items()
+            if unique_part(name) in here or not held.isdisjoint((unique_id, unique_id_of(name)))
+        }
 
     def _file(self, entry: Entry) -> tuple[int, File]:
         """Raises:
