@@ -362,11 +362,18 @@ def test_every_file_has_its_own_unique_id(found: list[tuple[str, str]]) -> None:
         ("1.a,W=6\n", None),
         ("1.aW=6", None),
         ("1.a:2,W=6", None),
-        ("1.a,W=" + "9" * 19, None),
+        ("1.a,W=" + "9" * 12, 10**12 - 1),
+        ("1.a,W=" + "9" * 13, None),
     ],
 )
 def test_size_in_a_name(name: str, size: int | None) -> None:
     assert field("W", name) == size
+
+
+def test_sizes_that_no_number_holds_keep_nobody_out(maildir: MaildirStore, place: Path) -> None:
+    for number in range(20):
+        put(place, f"cur/{number}.a,W={'9' * 18}", b"x")
+    assert [entry.size for entry in run(listing(maildir, "ann"))] == [3] * 20
 
 
 def test_what_is_no_message_is_passed_over(maildir: MaildirStore, place: Path) -> None:

@@ -151,8 +151,10 @@ def unique_id_of(name: str) -> str:
 
 
 def field(letter: str, name: str) -> int | None:
-    """What the name tells: S= octets stored, W= on the wire, D= lines that begin with a dot."""
-    match = re.search(rf",{letter}=([0-9]{{1,18}})(?:,|\Z)", name.partition(":")[0])
+    """What the name tells: S= octets stored, W= on the wire, D= lines that begin with a dot.
+
+    Of more than twelve digits it tells nothing: the sizes of all messages are a number, too."""
+    match = re.search(rf",{letter}=([0-9]{{1,12}})(?:,|\Z)", name.partition(":")[0])
     return int(match[1]) if match else None
 
 
@@ -164,7 +166,8 @@ def fields(survey: Survey) -> str:
 
 def size_fields(name: str) -> str:
     """The fields S=, W= and D= of a name, to be put into another."""
-    return "".join(re.findall(r",[SWD]=[0-9]{1,18}(?=,|\Z)", name.partition(":")[0]))
+    told = {letter: field(letter, name) for letter in "SWD"}
+    return "".join(f",{letter}={size}" for letter, size in told.items() if size is not None)
 
 
 def fresh_unique() -> str:
