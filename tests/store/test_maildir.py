@@ -30,6 +30,7 @@ from .helpers import (
     deliver,
     listing,
     names,
+    pieces,
     put,
     remove,
     rename,
@@ -291,6 +292,22 @@ def test_name_that_is_no_unique_id_is_hashed(maildir: MaildirStore, place: Path,
     assert held.unique_id == unique_id
     assert run(maildir.undelete("ann", [held], same_unique_ids=True)) == 1
     assert ids(run(listing(maildir, "ann"))) == [unique_id]
+
+
+@pytest.mark.parametrize("length", [243, 244, 245, 255])
+@pytest.mark.parametrize("unique_id", ["a:b", ".a", "a"])
+def test_name_without_end_and_fields_can_be_held(
+    maildir: MaildirStore, place: Path, unique_id: str, length: int
+) -> None:
+    """Also under an adopted id that cannot stand in its place."""
+    name = "1." + "x" * (length - 2)
+    put(place, f"cur/{name}", b"x")
+    run(maildir.adopt("ann", {name: unique_id}, lambda _: pieces()))
+    (entry,) = run(listing(maildir, "ann"))
+    assert entry.unique_id == unique_id
+    assert run(remove(maildir, "ann", [entry])) == []
+    assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 1
+    assert run(contents(maildir, "ann")) == [b"x\r\n"]
 
 
 def test_longest_name_can_be_held(maildir: MaildirStore, place: Path) -> None:

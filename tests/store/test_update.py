@@ -7,7 +7,8 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def destroying(tmp_path: Path) -> MaildirStore:
     return MaildirStore(f"{tmp_path}/%u", hold=0)
 
 
-async def mark(store: MaildirStore, unique_ids: list[str]) -> list[str]:
+async def mark(store: MaildirStore, unique_ids: Collection[str]) -> list[str]:
     """A session that ends with QUIT; returns the unique-ids of what is left."""
     async with store.open("ann") as maildrop:
         marked = [entry for entry in maildrop.listing if entry.unique_id in unique_ids]
@@ -571,6 +572,67 @@ def test_given_back_does_not_overwrite(maildir: MaildirStore, full: Path) -> Non
     assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 2
     assert held(maildir) == ["1.a"]
     assert b"another\r\n" in run(contents(maildir, "ann"))
+
+
+def test_two_links_to_one_message_come_back_as_one(maildir: MaildirStore, full: Path) -> None:
+    """A crash may leave it in two places, where a rename is a link and an unlink."""
+    os.link(full / "new/1.a", full / "cur/1.a:2,S")
+    assert run(mark(maildir, VICTIMS)) == []
+    os.link(full / "new/5.a", full / "held/1700000000.5.a")
+    assert len(held(maildir)) == 5
+    assert run(maildir.undelete("ann", run(maildir.held("ann")))) == 3
+    assert sorted(run(contents(maildir, "ann"))) == [b"%d.a\r\n" % n for n in range(1, 6)]
+    assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 0
+
+
+def test_a_message_that_lost_a_quarrel_comes_back_under_its_id(
+    maildir: MaildirStore, full: Path
+) -> None:
+    put(full, "cur/1.a:2,S", b"another")
+    before = listed(maildir)
+    assert run(mark(maildir, before)) == []
+    assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 6
+    assert sorted(listed(maildir)) == sorted(before)
+
+
+@pytest.mark.parametrize("name", [".hidden", "a" + ",S=1" * 60, "a:2,S"])
+def test_any_name_can_be_given_back_and_seen(maildir: MaildirStore, full: Path, name: str) -> None:
+    """Or it is none of ours, and left alone."""
+    own = listed(maildir)
+    put(full, f"held/1700000000.{name}", b"x")
+    for same in (True, False):
+        found = run(maildir.held("ann"))
+        assert run(maildir.undelete("ann", found, same_unique_ids=same)) == len(found)
+        assert len(listed(maildir)) == 5 + (not name.startswith("."))
+        run(mark(maildir, set(listed(maildir)) - set(own)))
+
+
+def test_a_directory_in_the_way_keeps_no_other_message(maildir: MaildirStore, full: Path) -> None:
+    run(mark(maildir, VICTIMS))
+    (full / "new/1.a").mkdir()
+    assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 2
+    assert held(maildir) == ["1.a"]
+
+
+def test_a_moment_that_no_calendar_has_is_no_removal(maildir: MaildirStore, full: Path) -> None:
+    listed(maildir)
+    put(full, "held/999999999999.1.x", b"x")
+    put(full, "held/99999999999.2.x", b"x")
+    (found,) = run(maildir.held("ann"))
+    assert (found.unique_id, datetime.fromtimestamp(found.removed_at, UTC).year) == ("2.x", 5138)
+
+
+def test_held_message_that_goes_while_mail_is_purged(maildir: MaildirStore, full: Path) -> None:
+    """Another program may do the same."""
+    run(mark(maildir, VICTIMS))
+
+    def hook(call: Call) -> None:
+        if call[0] == "unlink" and call[1].endswith(".1.a"):
+            (full.parent / call[1]).unlink()
+
+    with watched(full.parent, hook):
+        assert run(maildir.purge("ann", time.time() + 10)) == 2
+    assert held(maildir) == []
 
 
 def test_given_back_is_not_taken_again_by_an_update_cut_short(

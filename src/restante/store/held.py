@@ -36,6 +36,7 @@ from .names import (
 VICTIMS = "restante.removing"
 
 _NAME_MAX = 255  # octets, on nearly every file system
+_LONGEST = _NAME_MAX - 12  # octets after the moment of a removal, until the year 5138
 _ATTEMPTS = 3  # at files that another program renames under our hands
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -140,16 +141,13 @@ def _hold(file: File, unique_id: str, directory: int, held: int) -> None:
     name = file.name
     if re.fullmatch("[^.,:/][^,:/]*", unique_id):  # an adopted id may be no unique part
         name = unique_id + name[len(unique_part(name)) :]
+    # Another program's endless fields and flags, or an endless unique part, which no client saw.
+    shorter = (name, unique_part(name), unique_id_of(name))
+    name = next(each for each in shorter if 0 < len(os.fsencode(each)) <= _LONGEST)
     removed_at = int(time.time())
     while True:
-        target = f"{removed_at}.{name}"
-        if len(os.fsencode(target)) > _NAME_MAX:
-            name = re.split("[,:]", name, maxsplit=1)[
-                0
-            ]  # another program's endless fields and flags
-            continue
         try:
-            return files.move(file.name, directory, target, held)
+            return files.move(file.name, directory, f"{removed_at}.{name}", held)
         except FileExistsError:
             removed_at += 1
 
@@ -203,8 +201,10 @@ def name_before(name: str) -> str:
 
 
 def _parse(name: str) -> tuple[int, str]:
-    """When it was removed, and its name before; a name that is not ours has none."""
-    match = re.fullmatch(r"([0-9]{1,18})\.([^/]+)", name, re.DOTALL)
+    """When it was removed, and its name before; a name that is not ours has none.
+
+    No message has a name that begins with a dot: nobody would see it."""
+    match = re.fullmatch(r"([0-9]{1,11})\.([^/]+)", name, re.DOTALL)
     return (int(match[1]), match[2]) if match else (0, "")
 
 
@@ -229,17 +229,26 @@ def undelete(maildrop: int, names: Iterable[str], *, same_unique_ids: bool, dest
         _finish(maildrop, destroy)
         # Not even a power failure may bring back a list of what we give back now.
         files.sync(".", parent=maildrop)
-        present = {file.identity[0] for file in scan(maildrop)}
+        present, inodes = set(), {0}
+        for file in scan(maildrop):
+            present.add(file.identity[0])
+            inodes.add(file.inode)
+        inode_of = dict(files.list_files(files.HELD, maildrop))
         for name in names:
-            old_name = _parse(name)[1]
+            old_name, inode = _parse(name)[1], inode_of.get(name, 1)
             new_name = old_name if same_unique_ids else fresh_unique() + size_fields(old_name)
-            if not old_name or unique_part(new_name) in present:
+            # Of two links to one message the other is purged with the rest.
+            if not old_name or unique_part(new_name) in present or inode in inodes:
                 continue
             # In new/ no name has flags (Maildir).
             place = "cur" if ":" in new_name else "new"
-            with suppress(FileNotFoundError), files.directory(place, maildrop) as directory:
+            with (
+                suppress(FileNotFoundError, FileExistsError),
+                files.directory(place, maildrop) as directory,
+            ):
                 files.move(name, held, new_name, directory)
                 present.add(unique_part(new_name))
+                inodes.add(inode)
                 given_back += 1
         files.sync("cur", "new", files.HELD, parent=maildrop)
     return given_back
@@ -252,7 +261,8 @@ def purge(maildrop: int, removed_before: float) -> int:
         for name, _ in files.list_files(files.HELD, maildrop):
             removed_at, old_name = _parse(name)
             if old_name and removed_at < removed_before:
-                files.unlink(name, held)
-                purged += 1
+                with suppress(FileNotFoundError):
+                    files.unlink(name, held)
+                    purged += 1
         files.sync(files.HELD, parent=maildrop)
     return purged

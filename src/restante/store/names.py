@@ -82,7 +82,7 @@ def identify(found: Iterable[File], adopted: Adopted | None = None) -> dict[str,
     the directory.  Two links to one inode are one message.
     """
     adopted = adopted or {}
-    settled = {unique_id for (_, inode), unique_id in adopted.items() if inode}
+    settled = {unique_id: inode for (_, inode), unique_id in adopted.items() if inode}
     by_id: dict[str, File] = {}
     ordered = sorted(found, key=attrgetter("inode", "directory", "name"))
     if adopted:
@@ -91,7 +91,7 @@ def identify(found: Iterable[File], adopted: Adopted | None = None) -> dict[str,
         adopted_id = _adopted_id(file, adopted) if adopted else ""
         unique_id = own_id = adopted_id or unique_id_of(file.name)
         while (unique_id in by_id and by_id[unique_id].identity != file.identity) or (
-            unique_id in settled and not adopted_id
+            settled.get(unique_id, file.inode) != file.inode and not adopted_id
         ):
             unique_id = _digest(f"{unique_id} {own_id} {file.inode}")
         by_id.setdefault(unique_id, file)
