@@ -614,6 +614,23 @@ def test_a_stop_lets_the_busy_finish_and_updates_nobody(run: Run[None]) -> None:
     run(main())
 
 
+def test_a_client_that_does_not_end_tls_keeps_no_stop_waiting(
+    run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """It sits idle, and nobody reads what its server says."""
+
+    async def main() -> None:
+        store = await filled(MESSAGE)
+        first = serving(store, tls=server_tls, implicit=True)
+        async with first as server, server.client(client_tls) as quiet:
+            await quiet.log_in()
+            quiet.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            async with asyncio.timeout(20):
+                await server.service.drain(60)
+
+    run(main())
+
+
 @pytest.mark.rfc("P-117")
 def test_a_reset_in_the_middle_removes_nothing(run: Run[None]) -> None:
     big = b"Subject: big\r\n\r\n" + (b"x" * 998 + b"\r\n") * 5000

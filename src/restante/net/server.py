@@ -16,7 +16,7 @@ import os
 import secrets
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, ExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, suppress
 from dataclasses import dataclass, field, replace
 from fcntl import ioctl
 from functools import cache
@@ -64,6 +64,7 @@ _WAITING = 16_384  # octets that may wait in a transport before we do; in the ke
 _NAMED = 1000  # messages that one session retrieved and its record names
 _TURN = 262_144  # octets written before others have a turn
 _NEW = 86_400  # seconds after its first session in the journal for which a credential is new
+_FAREWELL = 1.0  # seconds that a stop waits for a client that has all to end TLS
 _PROGRESS = 1024  # octets that a client must take in one ``Timeouts.progress``
 
 
@@ -145,7 +146,12 @@ class Service:
             return
         try:
             async with asyncio.timeout(grace):
-                await self._quiet.wait()
+                while self.connections:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_FAREWELL):
+                            await self._quiet.wait()
+                    for connection in list(self.connections):
+                        connection.leave()
         except TimeoutError:
             for connection in list(self.connections):
                 connection.abandon()
@@ -297,6 +303,11 @@ class Connection(asyncio.Protocol):
         """Close as soon as nothing is under way."""
         self._is_retiring = True
         self._go_on()
+
+    def leave(self) -> None:
+        """Cut the connection if the client has all, and only its end of TLS is missing."""
+        if self._is_closing and self._worker is None and self._drained() == self._written:
+            self.abort(self._end)
 
     def abort(self, reason: str) -> None:
         """Cut the connection, so that no client takes what it has for a whole response."""
