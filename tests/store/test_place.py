@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -145,6 +148,28 @@ def test_users_are_found_again(tmp_path: Path, template: str) -> None:
         assert sorted([user async for user in store.users()]) == sorted(users)
 
     run(story())
+
+
+def test_a_directory_of_somebody_else_hides_no_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk has a lost+found for root alone."""
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if path.endswith("lost+found"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    async def story() -> list[str]:
+        store = MaildirStore(f"{tmp_path}/%d/%n")
+        (tmp_path / "lost+found").mkdir()
+        for user in "ann@example.org", "zoe@zoo.org":
+            await deliver(store, user, b"x")
+        monkeypatch.setattr(os, "scandir", refusing)
+        return [user async for user in store.users()]
+
+    assert sorted(run(story())) == ["ann@example.org", "zoe@zoo.org"]
 
 
 def test_missing_mount_is_not_many_empty_maildrops(tmp_path: Path) -> None:

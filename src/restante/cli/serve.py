@@ -539,21 +539,31 @@ async def _purge(store: MaildirStore | MemoryStore, user: str) -> None:
 async def _purge_for_ever(
     service: Service, users: Users, others: Accounts, store: MaildirStore | MemoryStore
 ) -> None:
-    """Remove what is too old, and destroy what was held long enough, now and then."""
+    """Now and then; a disk that is not there now may be there then."""
     while True:
-        # Of an own expiry only our database knows: without one of the site nobody else is asked.
-        beyond = others if service.policy.terms.expire is not None else None
-        async for account in _everybody(users, beyond, store):
-            days = service.policy.terms_of(account).expire
-            if days is not None:
-                await _expire(store, account, days)
-        async for name in store.users():
-            try:
-                await _purge(store, name)
-            except RestanteError as error:
-                told = {"user": name, "reason": str(error)}
-                _log.warning("purge failed", extra={"fields": told})
+        try:
+            await _purge_all(service, users, others, store)
+        except RestanteError as error:
+            _log.warning("purge failed", extra={"fields": {"reason": str(error)}})
         await asyncio.sleep(_PURGE_EVERY)
+
+
+async def _purge_all(
+    service: Service, users: Users, others: Accounts, store: MaildirStore | MemoryStore
+) -> None:
+    """Remove what is too old, and destroy what was held long enough."""
+    # Of an own expiry only our database knows: without one of the site nobody else is asked.
+    beyond = others if service.policy.terms.expire is not None else None
+    async for account in _everybody(users, beyond, store):
+        days = service.policy.terms_of(account).expire
+        if days is not None:
+            await _expire(store, account, days)
+    async for name in store.users():
+        try:
+            await _purge(store, name)
+        except RestanteError as error:
+            told = {"user": name, "reason": str(error)}
+            _log.warning("purge failed", extra={"fields": told})
 
 
 async def _everybody(

@@ -73,10 +73,10 @@ class Template:
         return names
 
     def users(self) -> Iterator[str]:
-        """Every user with a Maildir here.  Blocking.
+        """Every user with a Maildir here that may be entered.  Blocking.
 
         Raises:
-            OSError: a directory cannot be read.
+            OSError: the base directory, or a disk, cannot be read.
         """
         return self._users_below(self.base, [], {})
 
@@ -87,8 +87,13 @@ class Template:
                 yield user
             return
         before, variable, after = self._below[len(above)]
-        with os.scandir(path) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        try:
+            with os.scandir(path) as entries:
+                names = sorted(each.name for each in entries if each.is_dir(follow_symlinks=False))
+        except PermissionError:
+            if not above:
+                raise
+            return  # lost+found, say
         for name in names:
             value = name[len(before) : len(name) - len(after)]
             if name == before + value + after and bool(value) == bool(variable):
