@@ -1,0 +1,34 @@
+"""A message becomes a file whole and durable, or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from restante.net.saving import Saving
+
+
+def test_durable_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the name before anybody hears of it: then the server's copy may go."""
+    target, synced, fsync = tmp_path / "message", list[tuple[str, bool]](), os.fsync
+
+    def noted(opened: int) -> None:
+        fsync(opened)
+        status = os.fstat(opened)
+        what = "directory" if stat.S_ISDIR(status.st_mode) else f"{status.st_size} octets"
+        synced.append((what, target.exists()))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with Saving(target) as file:
+        file.write(b"Subject: x\r\n")
+    assert synced == [("12 octets", False), ("directory", True)]
+
+
+def test_what_is_not_whole_leaves_no_trace(tmp_path: Path) -> None:
+    file = Saving(tmp_path / "message").__enter__()
+    file.write(b"Subject: x\r\n")
+    file.__exit__(ConnectionResetError, ConnectionResetError(), None)
+    assert list(tmp_path.iterdir()) == []
