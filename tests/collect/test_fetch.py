@@ -300,6 +300,30 @@ def test_the_command_stores_deletes_and_tells(
     assert (deleted["stored"], deleted["present"], deleted["deleted"]) == (0, 3, 3)
 
 
+def test_what_the_server_refused_is_told_and_to_be_tried_again(
+    tmp_path: Path,
+    certificate: tuple[Path, Path],
+    server_tls: ssl.SSLContext,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answers = {
+        b"CAPA": b"-ERR\r\n",
+        b"RETR 1": b"-ERR [SYS/TEMP] not now\r\n",
+        b"RETR 2": b"+OK\r\ntwo\r\n.\r\n",
+    }
+
+    async def main() -> None:
+        async with scripted(answering(answers), tls=server_tls) as (port, _):
+            arguments = ("--to", str(tmp_path), "--ca-file", str(certificate[0]))
+            assert await command(port, *arguments) == os.EX_TEMPFAIL
+
+    asyncio.run(main())
+    told = json.loads(capsys.readouterr().out)
+    assert (told["stored"], told["deleted"], len(told["refused"])) == (1, 1, 1)
+    assert "not now" in told["refused"][0]
+    assert files(tmp_path) == [b"two\r\n"]
+
+
 def test_its_exit_codes(
     tmp_path: Path,
     certificate: tuple[Path, Path],
