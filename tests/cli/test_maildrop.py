@@ -247,6 +247,27 @@ def test_a_maildrop_in_use_is_looked_at_later(restante: Restante, mail: int, ver
         async with common.store(load()).open("ann"):
             for whose in ("ann", "--all"):
                 found = await asyncio.to_thread(restante, "maildrop", verb, whose)
-                assert (found.code, found.out) == (75, "ann: in use now, not looked at\n")
+                assert (found.code, found.out) == (75, "")
+                assert found.err.startswith("ann: maildrop in use by another session")
 
     asyncio.run(main())
+
+
+def test_a_maildrop_that_cannot_be_read_hides_no_other(
+    restante: Restante, home: Path, mail: int, remove: Callable[[int], None]
+) -> None:
+    """And is named."""
+    remove(1)
+    for user in "adam", "zoe":
+        path = home / "state/restante/mail" / user
+        (path / "new").mkdir(parents=True)
+        for name in "cur", "held":
+            (path / name).write_text("no directory")
+    told = [f"{user}: mail storage: Not a directory" for user in ("adam", "zoe")]
+    for verb in ["list"], ["verify", "--all"], ["reindex", "--all"], ["purge", "--all", "--yes"]:
+        found = restante("maildrop", *verb)
+        assert (found.code, found.err.splitlines()) == (75, told)
+        assert len(found.out.splitlines()) == 1
+    rows = {row["user"]: row for row in restante("maildrop", "list", "--json").json["maildrops"]}
+    assert rows["zoe"]["error"] == "mail storage: Not a directory"
+    assert rows["ann"]["messages"] == mail - 1

@@ -19,13 +19,13 @@ from email.parser import BytesHeaderParser
 from typing import Any
 
 from ..auth.names import normalise
-from ..errors import MaildropInUse, NoSuchUser, UnsafeArgument
+from ..errors import MaildropInUse, NoSuchUser, RestanteError, UnsafeArgument
 from ..log import printable
 from ..maildrop import Entry, HeldMessage, SessionRecord
 from ..store.foreign import dovecot_uidlist
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
-from . import common
+from . import common, telling
 
 _HEADER = 65_536  # octets of a message that are looked at
 AnyStore = MaildirStore | MemoryStore
@@ -80,26 +80,41 @@ def _run(options: argparse.Namespace, action: Action) -> int:
 
 async def list_(options: argparse.Namespace, store: AnyStore) -> int:
     rows: list[dict[str, object]] = []
+    code = os.EX_OK
     async for user in store.users():
-        row: dict[str, object] = {"user": user, "held": len(await store.held(user))}
+        row: dict[str, object] = {"user": user}
+        rows.append(row)
         try:
+            row["held"] = len(await store.held(user))
             async with store.open(user) as maildrop:
                 entries = maildrop.listing
         except MaildropInUse:
-            rows.append({**row, "in_use": True})
+            row["in_use"] = True
+        except RestanteError as error:
+            code = _unread(row, error)
+            continue
         else:
             octets = sum(entry.size for entry in entries)
-            rows.append({**row, "messages": len(entries), "octets": octets, "in_use": False})
-        rows[-1].update(await _usage(store, user))
+            row |= {"messages": len(entries), "octets": octets, "in_use": False}
+        row |= await _usage(store, user)
     if options.json:
         common.print_json("maildrop-list", maildrops=rows)
-        return os.EX_OK
+        return code
     for row in rows:
+        if "error" in row:
+            continue
         there = (
             "in use now" if row["in_use"] else "{messages} messages, {octets} octets".format(**row)
         )
         print("{user}: {there}, {held} held".format(**row, there=there) + _told(row))
-    return os.EX_OK
+    return code
+
+
+def _unread(row: dict[str, object], error: RestanteError) -> int:
+    """A maildrop that cannot be read hides no other; returns the exit code."""
+    row |= {"in_use": isinstance(error, MaildropInUse), "error": str(error)}
+    common.say(f"{row['user']}: {error}")
+    return common.exit_code(error)
 
 
 async def show(options: argparse.Namespace, store: AnyStore) -> int:
@@ -262,12 +277,17 @@ async def purge(options: argparse.Namespace, store: AnyStore) -> int:
     before = time.time() - common.seconds(options.older_than)
     if not common.confirm("Destroy held mail for good?", options):
         return os.EX_USAGE
-    counts = {user: await store.purge(user, before) for user in users}
+    counts, code = dict[str, int](), os.EX_OK
+    for user in users:
+        try:
+            counts[user] = await store.purge(user, before)
+        except RestanteError as error:
+            code = _unread({"user": user}, error)
     if options.json:
         common.print_json("maildrop-purge", purged=counts)
-        return os.EX_OK
-    print(f"{sum(counts.values())} messages destroyed")
-    return os.EX_OK
+        return code
+    print(f"{telling.counted(sum(counts.values()), 'message')} destroyed")
+    return code
 
 
 async def verify(options: argparse.Namespace, store: AnyStore) -> int:
@@ -277,9 +297,10 @@ async def verify(options: argparse.Namespace, store: AnyStore) -> int:
     for user in await _whose(options, store):
         try:
             messages, found = await files.verify(user)
-        except MaildropInUse:
-            rows.append({"user": user, "in_use": True})
-            code = code or os.EX_TEMPFAIL
+        except RestanteError as error:
+            rows.append({"user": user})
+            unread = _unread(rows[-1], error)
+            code = code or unread
             continue
         findings = [asdict(each) for each in found]
         rows.append({"user": user, "in_use": False, "messages": messages, "findings": findings})
@@ -288,7 +309,8 @@ async def verify(options: argparse.Namespace, store: AnyStore) -> int:
             print(f"{user}: {messages} messages read, {len(found) or 'no'} faults found")
             for each in found:
                 print(printable(f"    {each.what}: {each.name} {each.text}"))
-    _tell(options, "maildrop-verify", rows)
+    if options.json:
+        common.print_json("maildrop-verify", maildrops=rows)
     return code
 
 
@@ -299,25 +321,16 @@ async def reindex(options: argparse.Namespace, store: AnyStore) -> int:
     for user in await _whose(options, store):
         try:
             messages = await files.reindex(user)
-        except MaildropInUse:
-            rows.append({"user": user, "in_use": True})
-            code = os.EX_TEMPFAIL
+        except RestanteError as error:
+            rows.append({"user": user})
+            code = _unread(rows[-1], error)
             continue
         rows.append({"user": user, "in_use": False, "messages": messages})
         if not options.json:
             print(f"{user}: {messages} messages indexed")
-    _tell(options, "maildrop-reindex", rows)
-    return code
-
-
-def _tell(options: argparse.Namespace, verb: str, rows: list[dict[str, object]]) -> None:
-    """All at once to programs; to people whom we could not look at."""
     if options.json:
-        common.print_json(verb, maildrops=rows)
-        return
-    for row in rows:
-        if row["in_use"]:
-            print(f"{row['user']}: in use now, not looked at")
+        common.print_json("maildrop-reindex", maildrops=rows)
+    return code
 
 
 async def _whose(options: argparse.Namespace, store: AnyStore) -> list[str]:
