@@ -91,6 +91,36 @@ def test_login_both_sides() -> None:
     assert shown == Credentials("LOGIN", "mrose", "tan staaf")
 
 
+@pytest.mark.rfc("P-070")
+@pytest.mark.parametrize(
+    ("identity", "password"),
+    [(b"", b"p"), (b"u", b""), (b"", b""), (b"u", b"\xc2\xad"), (b"u", b"\x7f"), (b"\xff", b"p")],
+)
+def test_an_empty_password_is_none(identity: bytes, password: bytes) -> None:
+    """A directory takes it for an anonymous login, which succeeds (RFC 4513 §5.1.2)."""
+    with pytest.raises(AuthenticationFailed):
+        serve("PLAIN", b"\0" + identity + b"\0" + password)
+    with pytest.raises(AuthenticationFailed):
+        serve("LOGIN", identity, password)
+
+
+def test_no_octet_of_login_is_nul() -> None:
+    for responses in (b"a\0b", b"p"), (b"a", b"p\0q"):
+        with pytest.raises(AuthenticationFailed):
+            serve("LOGIN", *responses)
+
+
+@pytest.mark.parametrize("client", [plain.client, login.client])
+@pytest.mark.parametrize(
+    ("identity", "password"), [("", "p"), ("u", ""), ("u\0", "p"), ("u", "\0")]
+)
+def test_a_client_sends_no_password_that_is_none(
+    client: Callable[[str, str], Reply], identity: str, password: str
+) -> None:
+    with pytest.raises(UnsafeArgument):
+        next(client(identity, password))
+
+
 # OAUTHBEARER (RFC 7628 §4) and XOAUTH2.
 
 BEARER = b"vF9dft4qmTc2Nvb3RlckBhbHRhdmlzdGEuY29tCg=="

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from ..errors import AuthenticationFailed, UnsafeArgument
+from ..errors import UnsafeArgument
 from ..passdb import Credentials
 from .exchange import Answer, Channel, Reply
 from .prepare import prepared
@@ -17,14 +17,12 @@ def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
     """The server speaks first, so there is no initial response."""
     identity = (yield b"Username:").decode("utf-8", "surrogateescape")
     password = (yield b"Password:").decode("utf-8", "surrogateescape")
-    if not identity or not password or "\0" in identity + password:
-        raise AuthenticationFailed("empty")
     return Credentials("LOGIN", prepared(identity), prepared(password))
 
 
 def client(identity: str, password: str) -> Reply:
     """Answers by position: servers word their questions differently."""
-    if not identity or not password:
-        raise UnsafeArgument("LOGIN takes an identity and a password")
+    if not identity or not password or "\0" in identity + password:
+        raise UnsafeArgument("LOGIN takes an identity and a password, without NUL")
     yield Answer(identity.encode(), may_be_last=False, is_initial=False)
     yield Answer(password.encode())

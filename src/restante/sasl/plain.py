@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from ..errors import AuthenticationFailed, BadCommand, UnsafeArgument
+from ..errors import BadCommand, UnsafeArgument
 from ..passdb import Credentials
 from .exchange import Answer, Channel, Reply
 from .prepare import prepared
@@ -15,15 +15,13 @@ def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
 
     Raises:
         BadCommand: not of that form.
-        AuthenticationFailed: an empty identity or password, or one that SASLprep refuses.
+        AuthenticationFailed: SASLprep refuses one, or leaves nothing of it.
     """
     message = yield b""
     parts = [part.decode("utf-8", "surrogateescape") for part in message.split(b"\0")]
     if len(parts) != 3:
         raise BadCommand("malformed PLAIN message")
     authorization, identity, password = parts
-    if not identity or not password:
-        raise AuthenticationFailed("empty")
     authorization = authorization and prepared(authorization)
     return Credentials("PLAIN", prepared(identity), prepared(password), authorization)
 
