@@ -31,7 +31,7 @@ class Core:
     ) -> None:
         self.messages = messages
         self.said = bytearray()
-        self.is_closed = False
+        self.is_closed = self.is_open = False
         self.is_handshaking = False
         self._passdb = OneUser(password)
         self._policy = policy or Policy()
@@ -67,6 +67,7 @@ class Core:
                 else:
                     terms = self._policy.terms_of(account)
                     self._do(session.opened(self._listing, terms=terms))
+                    self.is_open = True
             case Lookup():
                 self._do(session.found(self._passdb.keys(event.identity, event.digest)))
             case Retrieve(_, entry, response, lines):
@@ -76,6 +77,7 @@ class Core:
                 self._say(response.head() + stuffer.feed(text) + stuffer.finish())
                 session.retrieved()
             case Update(entries):
+                assert self.is_open, "UPDATE without a maildrop"
                 gone = {self._listing.index(entry) for entry in entries}
                 self.messages = [m for at, m in enumerate(self.messages) if at not in gone]
                 self._say(session.updated().head())

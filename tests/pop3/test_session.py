@@ -188,6 +188,26 @@ def test_another_protocol_hears_nothing(first: bytes) -> None:
     assert core.is_closed
 
 
+@pytest.mark.rfc("P-121")
+def test_octets_behind_stls_are_no_commands() -> None:
+    """RFC 2595 §4, CVE-2021-33515: nor do they wait until TLS makes them look protected."""
+    core = Core([], tls=False)
+    assert core.send(b"STLS\r\nCAPA\r\n") == b""
+    assert core.is_closed
+    assert not core.is_handshaking
+
+
+@pytest.mark.rfc("P-032")
+def test_an_empty_name_is_none() -> None:
+    assert Core([]).send(b"USER \r\n") == b"-ERR USER takes a name\r\n"
+
+
+def test_what_xclient_tells_has_names() -> None:
+    core = Core([], tls=False)
+    core.session.may_relay = True
+    assert core.send(b"XCLIENT ADDR=192.0.2.7 TLS\r\n") == b"-ERR XCLIENT takes NAME=VALUE\r\n"
+
+
 def test_a_session_is_small() -> None:
     """Ten thousand of them wait for somebody to speak."""
     tracemalloc.start()

@@ -374,6 +374,22 @@ def test_names_that_are_none(name: bytes) -> None:
         flag(b"n,,n=" + name + b",r=abc")
 
 
+def test_a_name_that_saslprep_refuses_is_wrong_and_not_malformed() -> None:
+    with pytest.raises(AuthenticationFailed):
+        flag(b"n,,n=\xe2\x80\xae,r=abc")
+
+
+def test_nothing_follows_the_proof_of_a_server() -> None:
+    def talkative() -> Reply:
+        client = scram.client("SCRAM-SHA-256", "mrose", "tan staaf")
+        challenge = yield next(client)
+        challenge = yield client.send(challenge)
+        yield client.send(challenge)._replace(response=b"more")
+
+    with pytest.raises(BadCommand, match="nothing may follow"):
+        converse("SCRAM-SHA-256", talkative(), Channel())
+
+
 def test_unknown_attributes_are_ignored() -> None:
     assert flag(b"n,,n=mrose,r=abc,x=more", channel=Channel()).identity == "mrose"
 
