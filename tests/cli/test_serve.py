@@ -103,8 +103,9 @@ def test_ephemeral_ends_with_its_input(home: Path, stdin: int | str) -> None:
         open(home / "empty", "rb") as file,
         serving("--ephemeral", stdin=file if stdin == "file" else stdin) as server,
     ):
-        out, _ = server.process.communicate(timeout=30)
+        out, told = server.process.communicate(timeout=30)
     assert (server.process.returncode, out) == (0, b"")
+    assert b"standard input has ended" in told
     assert list((home / "tmp").iterdir()) == []
 
 
@@ -245,7 +246,9 @@ def in_use(home: Path) -> tuple[str, int, str]:
     keep.append(listening)
     port = listening.getsockname()[1]
     text = f"[server]\nlisten = 'pop3://127.0.0.1:{port}'"
-    return text, 69, f"cannot listen on pop3://127.0.0.1:{port}: another program listens there; "
+    own = f"{Path('/proc/self/comm').read_text().strip()} (process {os.getpid()})"
+    told = f"{own} listens there; stop it, or change server.listen"
+    return text, 69, f"cannot listen on pop3://127.0.0.1:{port}: {told}"
 
 
 keep: list[socket.socket] = []

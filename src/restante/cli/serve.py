@@ -285,12 +285,13 @@ def listening(configuration: Configuration) -> Iterator[list[Place]]:
     with ExitStack() as stack:
         places = [Place(name, stack.enter_context(each)) for name, each in systemd.inherited()]
         if not places:
-            wanted = [(Address.parse(text), "") for text in configuration.server.listen]
-            intake = configuration.intake
-            wanted += [(Address.parse(text), "lmtp") for text in intake.lmtp.listen]
-            wanted += [(Address.parse(text), "smtp") for text in intake.smtp.listen]
-            for address, scheme in wanted:
-                own = stack.enter_context(bind(address))
+            served, intake = configuration.server.listen, configuration.intake
+            wanted = [(each, "", "server.listen (--listen)") for each in served]
+            wanted += [(each, "lmtp", "intake.lmtp.listen") for each in intake.lmtp.listen]
+            wanted += [(each, "smtp", "intake.smtp.listen") for each in intake.smtp.listen]
+            for text, scheme, setting in wanted:
+                address = Address.parse(text)
+                own = stack.enter_context(bind(address, setting))
                 places.append(Place(scheme or address.scheme, own))
                 if address.path:
                     stack.callback(Path(address.path).unlink, missing_ok=True)
@@ -611,12 +612,17 @@ def _watch_input(told: asyncio.Event) -> None:
     """Set it at the end of standard input, whatever that is: not every file can be polled."""
     loop = asyncio.get_running_loop()
 
+    def end() -> None:
+        if not told.is_set():
+            common.say("standard input has ended, and so does this server")
+            told.set()
+
     def read() -> None:
         with suppress(OSError, RuntimeError):  # closed, or the loop has ended
             while sys.stdin and os.read(sys.stdin.fileno(), 4096):
                 pass
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(told.set)
+            loop.call_soon_threadsafe(end)
 
     threading.Thread(target=read, name="stdin", daemon=True).start()
 

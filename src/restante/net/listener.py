@@ -17,6 +17,7 @@ import ssl
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -87,8 +88,8 @@ class Address:
 MAX_SOCKET_PATH = 107  # octets (unix(7): sun_path has 108, a NUL ends it)
 
 
-def bind(address: Address) -> socket.socket:
-    """A listening socket, close-on-exec and non-blocking.
+def bind(address: Address, setting: str = "the port") -> socket.socket:
+    """A listening socket, close-on-exec and non-blocking.  ``setting``: where to change it.
 
     Raises:
         CannotListen: in use, not ours, forbidden; with the next step.
@@ -96,18 +97,37 @@ def bind(address: Address) -> socket.socket:
     try:
         return _bind_path(address.path) if address.path else _bind_port(address)
     except (OSError, UnicodeError) as error:
-        raise CannotListen(f"cannot listen on {address}: {_advice(error)}") from error
+        advice = _advice(error, address, setting)
+        raise CannotListen(f"cannot listen on {address}: {advice}") from error
 
 
-def _advice(error: OSError | UnicodeError) -> str:
+def _advice(error: OSError | UnicodeError, address: Address, setting: str) -> str:
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.EADDRINUSE:
-        return "another program listens there; stop it or choose another port"
+        return f"{_who_listens(address.port)} listens there; stop it, or change {setting}"
     if number == errno.EACCES:
         return "not allowed; ports below 1024 need CAP_NET_BIND_SERVICE or a socket unit"
     if number == errno.EADDRNOTAVAIL:
         return "this machine does not have that address"
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+def _who_listens(port: int) -> str:
+    """The program, where this user may know it (proc_net_tcp, proc_pid_fd(5))."""
+    sockets = set()
+    for table in "tcp", "tcp6":
+        with suppress(OSError):
+            for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+                _, local, _, state, *_, inode = line.split()[:10]
+                if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+                    sockets.add(f"socket:[{inode}]")
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError, UnicodeError):
+            if os.readlink(link) in sockets:
+                name = (link.parent.parent / "comm").read_text().strip()
+                if name.isprintable():
+                    return f"{name} (process {link.parts[2]})"
+    return "another program"
 
 
 def _bind_port(address: Address) -> socket.socket:
