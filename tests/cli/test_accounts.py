@@ -231,7 +231,7 @@ def test_an_untrusted_certificate_gets_no_password(shell: Shell, server: dict[st
     done = shell.run(*words, give=b"wrong\n")
     assert done.returncode == 77
     assert b"is not trusted" in done.stderr
-    assert b"; ca_file trusts it, if it is the right one" in done.stderr
+    assert b"; ca_file (--ca-file) trusts it, if it is the right one" in done.stderr
 
 
 CONFIGURATION = """

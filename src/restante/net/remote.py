@@ -245,7 +245,7 @@ def explain(error: OSError, host: str) -> Exception:
     """What a failure to connect means, in words that help."""
     if isinstance(error, ssl.SSLCertVerificationError):
         unsigned = error.verify_code in _UNSIGNED
-        cure = "; ca_file trusts it, if it is the right one" if unsigned else ""
+        cure = "; ca_file (--ca-file) trusts it, if it is the right one" if unsigned else ""
         return TLSUnavailable(
             f"the certificate of {host} is not trusted: {error.verify_message}{cure}"
         )
