@@ -56,7 +56,8 @@ VERBS = [
         (errors.AuthenticationFailed(), 77),
         (errors.PermanentFailure("x"), 78),
         (errors.CommandFailed("RETR", "x", None), 69),
-        (OSError(errno.ENOSPC, "x"), 74),
+        (OSError(errno.EACCES, "x"), 74),
+        (OSError(errno.ENOSPC, "x"), 75),
         (KeyboardInterrupt(), 130),
         (EOFError(), 130),
         (ValueError("x"), 70),
@@ -172,7 +173,7 @@ def test_a_reader_that_goes_away_is_no_error(home: Path) -> None:
 def test_output_that_cannot_be_written_is_74(home: Path) -> None:
     with open("/dev/full", "wb") as full:
         found = program("check", stdout=full)
-    assert (found.code, found.err) == (74, "restante check: No space left on device\n")
+    assert (found.code, found.err) == (75, "restante check: No space left on device\n")
 
 
 def test_output_may_be_closed(home: Path) -> None:

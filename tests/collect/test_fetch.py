@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import ssl
@@ -322,6 +323,35 @@ def test_what_the_server_refused_is_told_and_to_be_tried_again(
     assert (told["stored"], told["deleted"], len(told["refused"])) == (1, 1, 1)
     assert "not now" in told["refused"][0]
     assert files(tmp_path) == [b"two\r\n"]
+
+
+@pytest.mark.parametrize("to", ["{}", "maildir:{}", "mbox:{}/x.mbox"])
+def test_a_full_disk_is_named(
+    to: str,
+    tmp_path: Path,
+    certificate: tuple[Path, Path],
+    server_tls: ssl.SSLContext,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing is lost, so it is to be tried again."""
+    to = to.format(tmp_path / "new")
+    (tmp_path / "new").mkdir()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def main() -> None:
+        store = await filled()
+        async with serving(store, tls=server_tls, implicit=True, clear=False) as server:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(os, "fsync", full)
+                arguments = ("--to", to, "--ca-file", str(certificate[0]))
+                assert await command(server.port, *arguments) == os.EX_TEMPFAIL
+        assert len(await sizes(store)) == 3
+
+    asyncio.run(main())
+    told = capsys.readouterr().err
+    assert told == f"restante fetch: {to}: No space left on device\n"
 
 
 def test_its_exit_codes(

@@ -299,6 +299,7 @@ async def session(
         name, partial(connected, found, name, account), policy_of(account, limit, whole)
     )
     with (
+        common.naming(account.to),
         closing(await asyncio.to_thread(open_destination, found, name, account)) as destination,
         bars(name) as show,
     ):

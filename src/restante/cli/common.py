@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from math import inf
 from pathlib import Path
 from pwd import getpwuid
@@ -57,6 +58,7 @@ _EXIT_CODES: tuple[tuple[type[RestanteError], int], ...] = (
     (ProtocolBroken, os.EX_PROTOCOL),
     (PermanentFailure, os.EX_CONFIG),
 )
+_MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EIO}  # once there is room, or another disk
 
 
 def exit_code(error: BaseException) -> int:
@@ -70,7 +72,19 @@ def exit_code(error: BaseException) -> int:
         return next(found, os.EX_UNAVAILABLE)
     if isinstance(error, KeyboardInterrupt | EOFError):
         return 130
-    return os.EX_IOERR if isinstance(error, OSError) else os.EX_SOFTWARE
+    if isinstance(error, OSError):
+        return os.EX_TEMPFAIL if error.errno in _MAY_PASS else os.EX_IOERR
+    return os.EX_SOFTWARE
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """The system's error about a file that is open does not tell which: here it does."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or place
+        raise
 
 
 def describe(error: BaseException) -> str:

@@ -91,6 +91,7 @@ async def _fetch(options: argparse.Namespace, name: str, user: str, password: st
         Policy(keep=None if options.keep else 0.0, limit=options.limit),
     )
     with (
+        common.naming(options.to),
         closing(open_destination(options.to)) as destination,
         closing(Ledger(None)) as ledger,
         telling.bars() as bars,
