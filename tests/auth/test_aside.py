@@ -47,6 +47,8 @@ def test_the_rest_waits_for_its_turn() -> None:
 def test_a_call_keeps_its_place_though_its_caller_has_given_up() -> None:
     async def main() -> None:
         aside, go = Aside("test", 1), threading.Event()
+        complaints = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01):
                 await aside.run(lambda: go.wait(10))
@@ -55,6 +57,7 @@ def test_a_call_keeps_its_place_though_its_caller_has_given_up() -> None:
         assert not second.done()
         go.set()
         assert await second
+        assert complaints == []
 
     asyncio.run(main())
 

@@ -20,6 +20,7 @@ from restante.errors import (
 from restante.pop3 import dialogue as module
 from restante.pop3.dialogue import Capabilities, Dialogue, Procedure
 from restante.pop3.listing import Message
+from restante.pop3.quirks import Quirks
 from restante.sasl import Login
 from restante.wire import Stuffer
 
@@ -437,9 +438,10 @@ def test_a_number_is_a_number() -> None:
     assert server.heard == []
 
 
-def test_half_a_surrogate_is_no_argument() -> None:
+@pytest.mark.parametrize("takes_utf8", [False, True])
+def test_half_a_surrogate_is_no_argument(takes_utf8: bool) -> None:
     with pytest.raises(UnsafeArgument):
-        next(Dialogue().log_in(Login("mrose", "\udc80")))
+        next(Dialogue(quirks=Quirks(utf8_login=takes_utf8)).log_in(Login("mr\udc80se", "x")))
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
