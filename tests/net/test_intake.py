@@ -7,6 +7,8 @@ import re
 import smtplib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,7 @@ from restante.errors import (
     TemporaryFailure,
 )
 from restante.maildrop import Entry, Store
+from restante.net import intake as module
 from restante.net.intake import Intake
 from restante.store.memory import MemoryStore
 
@@ -133,6 +136,46 @@ def test_a_full_maildrop_is_told_to_the_sender(
             assert [got[0].rstrip(), got[1][:9]] == [reply, b"250 2.0.0"]
 
     run(main())
+
+
+@pytest.mark.parametrize("smtp", [False, True])
+def test_a_disk_that_is_full_in_the_end_is_told_once(
+    smtp: bool,
+    run: Run[None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One reply too many would be taken for the next command's, and in the end for a 250."""
+    full = partial(Path("/dev/full").open, "w+b")
+    monkeypatch.setattr(module, "SpooledTemporaryFile", lambda _: full())
+
+    async def main() -> None:
+        memory = MemoryStore()
+        async with taking(memory, smtp=smtp) as (client, _):
+            for _ in range(2):
+                await replies(client, MAIL + ANN + ANN + b"DATA\r\n", 4)
+                got = await replies(client, LETTER + b".\r\nNOOP\r\n", 2 if smtp else 3)
+                told = [b"451 4.3.0"] * (1 if smtp else 2)
+                assert [line[:9] for line in got] == [*told, b"250 2.0.0"]
+
+    run(main())
+    assert "bug" not in caplog.text
+
+
+def test_a_bug_within_the_data_ends_the_connection(
+    run: Run[None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After some of the replies nobody can tell what one more is the answer to."""
+    monkeypatch.setattr(module.MessageCheck, "finish", lambda _: 1 // 0)
+
+    async def main() -> None:
+        async with taking(MemoryStore()) as (client, _):
+            await replies(client, MAIL + ANN + b"DATA\r\n", 3)
+            client.send(LETTER + b".\r\nNOOP\r\n")
+            assert await client.rest() == b""
+
+    run(main())
+    assert [each.message for each in caplog.records] == ["bug"]
 
 
 @pytest.mark.rfc("P-173")

@@ -18,6 +18,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from tempfile import SpooledTemporaryFile
@@ -185,17 +186,27 @@ class _Session(SMTP):  # type: ignore[misc]  # aiosmtpd tells no types
             await self.push("501 5.5.4 DATA takes no arguments")
             return
         await self.push("354 end data with <CR><LF>.<CR><LF>")
-        with SpooledTemporaryFile(_IN_MEMORY) as message:
-            check = MessageCheck(self.intake.max_message)
-            try:
-                await self._receive(message, check)
-                check.finish()
-            except RestanteError as error:
-                for _ in range(self._replies()):
-                    await self.push(_reply(error))
-            else:
-                await self._answer(self._deliver(message))
+        message = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115  # closing it may fail
+        try:
+            await self._take_data(message)
+        except BaseException:
+            self.transport.abort()  # one more reply would be taken for that of the next command
+            raise
+        finally:
+            with suppress(OSError):
+                message.close()  # what it buffers may find no room
         self._set_post_data_state()
+
+    async def _take_data(self, message: IO[bytes]) -> None:
+        check = MessageCheck(self.intake.max_message)
+        try:
+            await self._receive(message, check)
+            check.finish()
+        except RestanteError as error:
+            for _ in range(self._replies()):
+                await self.push(_reply(error))
+        else:
+            await self._answer(self._deliver(message))
 
     async def _receive(self, message: IO[bytes], check: MessageCheck) -> None:
         """Read to the end of the data; what follows it stays in the reader.
@@ -208,13 +219,14 @@ class _Session(SMTP):  # type: ignore[misc]  # aiosmtpd tells no types
         while not data.is_finished:
             octets = await self._reader.read(_PIECE)
             if not octets:
-                self.transport.close()
                 raise ConnectionResetError("the sender left within the data")
             self._reset_timeout()
             content = data.feed(octets)
             if check.feed(content) and full is None:
                 try:
                     message.write(content)
+                    if data.is_finished:
+                        message.flush()
                 except OSError as error:
                     full = error
         self._reader._buffer[:0] = data.rest
