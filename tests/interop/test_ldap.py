@@ -63,6 +63,14 @@ def test_a_right_password_opens_the_maildrop_of_that_name(place: Place) -> None:
     assert asyncio.run(Ldap(place).account("nobody")) is None
 
 
+def test_nobody_acts_for_another(place: Place) -> None:
+    """RFC 4616 §2; another spelling of the same name is oneself."""
+    oneself, other = (Credentials("PLAIN", "mrose", "tan staaf", x) for x in ("MROSE", "müller"))
+    assert asyncio.run(Ldap(place).verify(oneself)).user == "mrose"
+    with pytest.raises(AuthenticationFailed):
+        asyncio.run(Ldap(place).verify(other))
+
+
 def test_an_empty_password_is_no_anonymous_bind(place: Place) -> None:
     """RFC 4513 §5.1.2: the directory would say yes."""
     for password in "", "\0":
