@@ -128,6 +128,8 @@ class Glance:
             self._database.close()
             self._database = None
 
+    __del__ = close  # most commands end with what they opened
+
 
 def _bring_up_to_date(database: sqlite3.Connection, path: Path) -> None:
     database.execute("PRAGMA foreign_keys = ON")

@@ -160,22 +160,21 @@ def users(found: Configuration) -> Users:
     return Users(Path(found.auth.users), domains=identities.domains(found))
 
 
-def store(found: Configuration) -> MaildirStore | MemoryStore:
+def store(found: Configuration, own: Users | None = None) -> MaildirStore | MemoryStore:
+    """``own``: our database, if it is open already, for the quota and the hold of each user."""
     if found.store.kind == "memory":
         return MemoryStore(hold=lambda _: found.store.hold)
     if found.store.path == f"{found.state}/mail/%u":  # ours to make; any other may be a mount
         for place in (found.state, found.state / "mail"):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    own = users(found).quota
-
-    own_hold = users(found).hold
+    known = own or users(found)
 
     def hold(user: str) -> float:
-        seconds = own_hold(user)
+        seconds = known.hold(user)
         return found.store.hold if seconds is None else seconds
 
     def limit(user: str) -> int:
-        octets = own(user)
+        octets = known.quota(user)
         return found.store.quota if octets is None else octets
 
     return MaildirStore(found.store.path, hold=hold, limit=limit, folders=found.store.maildrop)

@@ -41,7 +41,8 @@ def run(_: argparse.Namespace) -> int:
 
 
 async def _story(configuration: config.Configuration) -> None:
-    users, store = common.users(configuration), common.store(configuration)
+    users = common.users(configuration)
+    store = common.store(configuration, users)
     password = passwords.generate()
     await asyncio.to_thread(users.add, "ann", password)
     async with running(configuration, users, store) as server:

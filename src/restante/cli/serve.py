@@ -133,7 +133,7 @@ async def _serve(configuration: Configuration, options: argparse.Namespace) -> N
     stop = _listen_to_signals()
     common.look_over(configuration)
     users = common.users(configuration)
-    store = common.store(configuration)
+    store = common.store(configuration, users)
     first_user = await asyncio.to_thread(_first_user, configuration, users)
     async with running(configuration, users, store) as server:
         server.users = dict([first_user] if first_user else [])
@@ -191,7 +191,8 @@ async def _work(
     """One worker's life."""
     stop = _listen_to_signals()
     asyncio.get_running_loop().add_reader(lines.life, stop.set)  # nobody looks after us any more
-    users, store = common.users(configuration), common.store(configuration)
+    users = common.users(configuration)
+    store = common.store(configuration, users)
     async with running(configuration, users, store, ground) as server:
         _reload_when_told(server, options)
         beating = asyncio.create_task(_beat(lines.beat))
