@@ -163,6 +163,8 @@ def test_all_operations_blocking(
             client.delete(*client.messages())
             assert client.reconnect() == 2
             assert [message.size for message in client.messages()] == [26, 600]
+        with pytest.raises(ConnectionLost, match="closed"):
+            client.stat()
 
     async def main() -> None:
         async with our_server(server_tls) as (url, _, store):
