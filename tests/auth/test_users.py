@@ -11,8 +11,10 @@ import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -364,6 +366,26 @@ def test_processes_add_users_to_a_new_database_at_once(database: Path) -> None:
     assert [user.name for user in Users(database).list()] == [
         f"{name}{number}" for name in "abc" for number in range(3)
     ]
+
+
+def test_a_database_that_another_process_makes_meanwhile(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is ours, although it was of no version a moment ago."""
+    other = list("b")
+
+    class Slow(sqlite3.Connection):
+        def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+            found = super().execute(statement, *values)
+            if statement == "PRAGMA user_version" and other:
+                assert found.fetchall() == [(0,)]
+                Users(database).add(other.pop(), "pw")
+                return super().execute("SELECT 0")
+            return found
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Slow))
+    Users(database).add("a", "pw")
+    assert [user.name for user in Users(database).list()] == ["a", "b"]
 
 
 def test_only_the_first_of_two_gets_a_name(database: Path) -> None:

@@ -136,7 +136,10 @@ def _bring_up_to_date(database: sqlite3.Connection, path: Path) -> None:
     if _version(database, path) == len(STEPS):
         return
     database.execute("BEGIN IMMEDIATE")  # another process may be at it too
-    for step in STEPS[_version(database, path) :]:
+    version = _version(database, path)
+    if version == 0 and database.execute("SELECT 1 FROM sqlite_schema").fetchone():
+        raise ConfigurationError(f"{path} is a database of another program")
+    for step in STEPS[version:]:
         for statement in step.split(";"):
             database.execute(statement)
     database.execute(f"PRAGMA user_version = {len(STEPS)}")
@@ -147,6 +150,4 @@ def _version(database: sqlite3.Connection, path: Path) -> int:
     version: int = database.execute("PRAGMA user_version").fetchone()[0]
     if version > len(STEPS):
         raise ConfigurationError(f"{path} was written by a newer restante")
-    if version == 0 and database.execute("SELECT 1 FROM sqlite_schema").fetchone():
-        raise ConfigurationError(f"{path} is a database of another program")
     return version
