@@ -25,11 +25,11 @@ from restante.errors import (
 )
 from restante.net import tls
 from restante.net.blocking import connect_blocking
-from restante.net.client import Client, connect
+from restante.net.client import Client, _Stream, connect
 from restante.net.remote import TLS, Remote
 from restante.store.memory import MemoryStore
 
-from ..support import Run, Server, once, serving, sizes
+from ..support import Run, Server, once, serving, sizes, until
 from . import certificates
 from .shells import ANSWERS, NONE, UNUSED, Peer, Session, both, polite, scripted
 
@@ -704,6 +704,23 @@ def test_after_cancellation_the_client_is_closed(run: Run[None]) -> None:
                 await client.stat()
 
     run(main())
+
+
+@pytest.mark.rfc("P-122")
+def test_what_came_before_the_handshake_is_no_response(client_tls: ssl.SSLContext) -> None:
+    """In a segment of its own, in the moment before TLS begins."""
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            _, stream = await asyncio.get_running_loop().create_connection(_Stream, sock=ours)
+            theirs.sendall(b"+OK injected\r\n")
+            await until(lambda: len(stream._octets) > 0)
+            with pytest.raises(ConnectionResetError, match="before the TLS handshake"):
+                await stream.start_tls(client_tls, "localhost", 1)
+            stream.transport.abort()
+
+    asyncio.run(main())
 
 
 def test_two_tasks_cannot_share_a_session(run: Run[None]) -> None:
