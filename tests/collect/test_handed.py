@@ -6,8 +6,8 @@ import asyncio
 import socket
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -128,9 +128,11 @@ def test_refusals_are_told_apart() -> None:
     assert len(asyncio.run(sizes(store.store, "ann"))) == 1
 
 
-@pytest.mark.rfc("P-173")
-def test_a_reply_that_is_missing_is_a_reason_to_try_again() -> None:
-    """The mail server goes away after the data, so nobody knows whether it has them."""
+@contextmanager
+def answering(replies: dict[bytes, bytes]) -> Iterator[str]:
+    """A mail server for one connection that answers so, and hangs up where it has no answer."""
+    usual = {b"LHLO": b"250", b"MAIL": b"250", b"RCPT": b"250", b"DATA": b"354", b"QUIT": b"221"}
+    replies = usual | replies
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve() -> None:
@@ -139,21 +141,47 @@ def test_a_reply_that_is_missing_is_a_reason_to_try_again() -> None:
                 stream.write(b"220 ready\r\n")
                 stream.flush()
                 for line in stream:
-                    if line == b".\r\n":
-                        return
-                    if line[:4].upper() in (b"LHLO", b"MAIL", b"RCPT", b"DATA"):
-                        stream.write(b"354 go on\r\n" if line[:4] == b"DATA" else b"250 OK\r\n")
+                    if line == b".\r\n" or line[:4].upper() in replies:
+                        reply = replies.get(line.strip()[:4].upper())
+                        if reply is None:
+                            return
+                        stream.write(reply + b" so\r\n")
                         stream.flush()
 
         serving = threading.Thread(target=serve)
         serving.start()
-        port = listening.getsockname()[1]
-        with (
-            closing(open_destination(f"lmtp:127.0.0.1:{port}", recipient="a@b")) as destination,
-            pytest.raises(TemporaryFailure, match="the mail server"),
-        ):
-            give(destination, LETTER)
+        yield f"lmtp:127.0.0.1:{listening.getsockname()[1]}"
         serving.join(10)
+
+
+@pytest.mark.rfc("P-173")
+def test_a_reply_that_is_missing_is_a_reason_to_try_again() -> None:
+    """The mail server goes away after the data, so nobody knows whether it has them."""
+    with (
+        answering({}) as place,
+        closing(open_destination(place, recipient="a@b")) as destination,
+        pytest.raises(TemporaryFailure, match="the mail server"),
+    ):
+        give(destination, LETTER)
+
+
+@pytest.mark.parametrize(
+    ("replies", "is_taken"),
+    [
+        ({b"RCPT": b"251", b".": b"250"}, True),
+        ({b"RCPT": b"252", b".": b"200"}, True),
+        ({b".": b"354"}, False),
+        ({b"DATA": b"250", b".": b"250"}, False),
+    ],
+)
+def test_the_first_digit_of_a_reply_decides(replies: dict[bytes, bytes], is_taken: bool) -> None:
+    """RFC 5321 §4.3.2: a recipient is accepted with 251, too."""
+    with (
+        answering(replies) as place,
+        closing(open_destination(place, recipient="a@b")) as destination,
+        nullcontext() if is_taken else pytest.raises(TemporaryFailure),
+    ):
+        give(destination, LETTER)
 
 
 def test_no_server_is_a_reason_to_try_again() -> None:

@@ -142,14 +142,14 @@ class Smtp(Handed):
         server = self._server = self._server or self._connect()
         server.ehlo_or_helo_if_needed()
         # The null reverse-path: what cannot be delivered must not be bounced to strangers.
-        self._expect(250, server.docmd("MAIL", "FROM:<>"))
-        self._expect(250, server.docmd("RCPT", f"TO:<{self._recipient}>"))
-        self._expect(354, server.docmd("DATA"))
+        self._expect(2, server.docmd("MAIL", "FROM:<>"))
+        self._expect(2, server.docmd("RCPT", f"TO:<{self._recipient}>"))
+        self._expect(3, server.docmd("DATA"))
         stuffer = Stuffer()
         while piece := message.read(_PIECE):
             server.send(stuffer.feed(piece))
         server.send(stuffer.finish())
-        self._expect(250, server.getreply())
+        self._expect(2, server.getreply())
 
     def _connect(self) -> smtplib.SMTP:
         if self._path:
@@ -159,8 +159,9 @@ class Smtp(Handed):
             self._host, self._port, local_hostname=socket.gethostname(), timeout=_PATIENCE
         )
 
-    def _expect(self, code: int, reply: tuple[int, bytes]) -> None:
-        if reply[0] != code:
+    def _expect(self, severity: int, reply: tuple[int, bytes]) -> None:
+        """The first digit decides: RCPT may be answered by 251, say (RFC 5321 §4.3.2)."""
+        if reply[0] // 100 != severity:
             raise smtplib.SMTPResponseException(*reply)
 
     def _leave(self) -> None:
