@@ -26,7 +26,7 @@ from restante.errors import (
 from restante.net import tls
 from restante.net.blocking import connect_blocking
 from restante.net.client import Client, _Stream, connect
-from restante.net.remote import TLS, Remote
+from restante.net.remote import TLS, Remote, explain
 from restante.store.memory import MemoryStore
 
 from ..support import Run, Server, once, serving, sizes, until
@@ -172,6 +172,22 @@ def test_all_operations_blocking(
             assert await sizes(store) == [26, 600]
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER]"), TLSUnavailable, "no TLS with host: "),
+        (TimeoutError(), DeadlineExceeded, "host does not answer"),
+        (ConnectionRefusedError(111, "by asyncio"), ConnectionLost, "host: Connection refused"),
+        (OSError("no number"), ConnectionLost, "host: no number"),
+    ],
+)
+def test_a_failure_to_connect_is_told_in_words(
+    error: OSError, kind: type[Exception], words: str
+) -> None:
+    found = explain(error, "host")
+    assert (type(found), str(found)[: len(words)]) == (kind, words)
 
 
 @both

@@ -250,7 +250,7 @@ def explain(error: OSError, host: str) -> Exception:
             f"the certificate of {host} is not trusted: {error.verify_message}{cure}"
         )
     if isinstance(error, ssl.SSLError):
-        reason = (error.reason or "handshake failed").lower().replace("_", " ")
+        reason = (getattr(error, "reason", "") or "handshake failed").lower().replace("_", " ")
         return TLSUnavailable(f"no TLS with {host}: {reason}")
     if isinstance(error, TimeoutError):
         return DeadlineExceeded(f"{host} does not answer")
