@@ -722,6 +722,20 @@ def test_after_cancellation_the_client_is_closed(run: Run[None]) -> None:
     run(main())
 
 
+def test_a_deadline_of_somebody_else_stays_theirs() -> None:
+    async def fails(port: int) -> None:
+        options: dict[str, Any] = {"user": "mrose", "password": "x", "tls": NONE, "context": UNUSED}
+        async with connect(f"pop3://127.0.0.1:{port}", deadline=60, **options):
+            raise TimeoutError("of their own")
+
+    async def main() -> None:
+        async with scripted(polite) as (port, _):
+            with pytest.raises(TimeoutError, match="of their own"):
+                await fails(port)
+
+    asyncio.run(main())
+
+
 @pytest.mark.rfc("P-122")
 def test_what_came_before_the_handshake_is_no_response(client_tls: ssl.SSLContext) -> None:
     """In a segment of its own, in the moment before TLS begins."""

@@ -354,6 +354,8 @@ def test_a_comment_is_nobody(run: Run[None]) -> None:
         ([b"EXPN ann", b"AUTH PLAIN", b"STARTTLS"], [b"500", b"500", b"500"]),
         ([b"VRFY ann"], [b"252"]),
         ([b"MAIL FROM:<b\x07@x>"], [b"553"]),
+        ([b"MAIL FROM:<b@x>", b"RCPT TO:<ann@exam\x07ple.org>"], [b"250", b"553"]),
+        ([MAIL[:-2], ANN[:-2], b"DATA now", b"DATA"], [b"250", b"250", b"501", b"354"]),
         (
             [b"MAIL FROM:<b@x>"]
             + [
