@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import shutil
 import socket
 import ssl
@@ -10,11 +11,13 @@ import stat
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from restante.errors import ConfigurationError
 from restante.net import tls
@@ -23,6 +26,33 @@ from restante.store.memory import MemoryStore
 from ..support import Run, serving
 
 NAMES = ["mail.example.org", "localhost", "127.0.0.1", "::1"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "digest"),
+    [(hashes.SHA256(), "sha256"), (hashes.SHA384(), "sha384"), (None, "")],
+    ids=["sha256", "sha384", "ed25519"],
+)
+def test_channel_binding_to_a_certificate(
+    algorithm: hashes.SHA256 | hashes.SHA384 | None, digest: str
+) -> None:
+    """RFC 5929 §4.1: by the hash of its signature, of which Ed25519 has none of its own."""
+    key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+    key = (
+        ec.generate_private_key(ec.SECP256R1())
+        if algorithm
+        else ed25519.Ed25519PrivateKey.generate()
+    )
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "x")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now)
+        .not_valid_after(now + timedelta(hours=1))
+        .sign(key, algorithm)
+        .public_bytes(serialization.Encoding.DER)
+    )
+    assert tls.end_point(made) == (hashlib.new(digest, made).digest() if digest else b"")
 
 
 def test_the_key_is_private_and_both_stay_as_they_are(tmp_path: Path) -> None:
