@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from restante import wire
-from restante.errors import BareLineFeed, HostileInput, OverlongLine
+from restante.errors import BareLineFeed, HostileInput, NulOctet, OverlongLine
 from restante.wire import MAX_COMMAND, MAX_DISCARD, LineBuffer, Stuffer, Unstuffer
 
 texts = st.lists(st.sampled_from([b"\r\n", b".", b"..", b"\n", b"\r", b"a", b"+OK x"])).map(
@@ -109,7 +109,7 @@ def lines_of(octets: bytes, places: list[int]) -> list[bytes | type[Exception]]:
         while True:
             try:
                 line = buffer.next_line()
-            except (OverlongLine, BareLineFeed, HostileInput) as error:
+            except (OverlongLine, BareLineFeed, NulOctet, HostileInput) as error:
                 found.append(type(error))
                 if not isinstance(error, OverlongLine):
                     return found
@@ -152,7 +152,7 @@ def test_the_end_of_an_overlong_line_may_come_in_two_pieces(at: int) -> None:
 @given(cuts)
 @pytest.mark.rfc("P-013")
 def test_nul_is_hostile(places: list[int]) -> None:
-    assert lines_of(b"STAT\r\nNO\0P\r\n", places) == [b"STAT", HostileInput]
+    assert lines_of(b"STAT\r\nNO\0P\r\n", places) == [b"STAT", NulOctet]
 
 
 @pytest.mark.parametrize("octets", [b"\0", b"NO\0P", b"\0" + b"x" * MAX_COMMAND])
@@ -160,7 +160,7 @@ def test_nul_is_hostile(places: list[int]) -> None:
 def test_nul_is_hostile_before_its_line_has_an_end(octets: bytes) -> None:
     buffer = LineBuffer()
     buffer.feed(octets)
-    with pytest.raises(HostileInput):
+    with pytest.raises(NulOctet):
         buffer.next_line()
 
 

@@ -8,6 +8,7 @@ RestanteError
 ├── BadCommand                 this command is wrong, the session goes on
 │   ├── OverlongLine
 │   ├── BareLineFeed           answered, then the connection is closed
+│   ├── NulOctet               likewise
 │   └── NoSuchMessage
 ├── HostileInput               the connection is closed without a word
 ├── AuthenticationFailed       [AUTH]
@@ -75,6 +76,13 @@ class BareLineFeed(BadCommand):
         super().__init__("a line ends with CRLF, this one has a bare LF")
 
 
+class NulOctet(BadCommand):
+    """NUL in a command.  No mail client sends it; TLS spoken to a port without TLS does."""
+
+    def __init__(self) -> None:
+        super().__init__("NUL in a command")
+
+
 class NoSuchMessage(BadCommand):
     """No such message-number, or marked as deleted (RFC 1939 §5)."""
 
@@ -83,7 +91,7 @@ class NoSuchMessage(BadCommand):
 
 
 class HostileInput(RestanteError):
-    """Octets that no POP3 client sends: NUL, another protocol, an endless line."""
+    """Octets that no POP3 client sends: another protocol, an endless line."""
 
 
 class AuthenticationFailed(RestanteError):

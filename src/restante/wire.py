@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import re
 
-from .errors import BareLineFeed, HostileInput, OverlongLine
+from .errors import BareLineFeed, HostileInput, NulOctet, OverlongLine
 
 CRLF = b"\r\n"
 TERMINATION = b".\r\n"  # the line of the termination octet
 MAX_COMMAND = 255  # octets, CRLF included (RFC 2449 §4)
 MAX_RESPONSE = 512  # octets of a first line, CRLF included (RFC 1939 §3)
 MAX_DISCARD = 65_536  # octets of one overlong line that we wait for; ours
+# First words of other protocols.  A browser that was tricked into speaking to a mail server gets no
+# answer at all (ALPACA, https://alpaca-attack.com).
+_HTTP = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "PRI")
+FOREIGN_PROTOCOLS = frozenset((*_HTTP, "HOST:", "PROXY"))
 _FEW = 16  # dots found one by one; more of them are found faster all at once
 
 
@@ -44,7 +48,8 @@ class LineBuffer:
         Raises:
             OverlongLine: more than ``limit`` octets; once for each such line, at once.
             BareLineFeed: LF without CR.
-            HostileInput: NUL, or an overlong line that does not end within 64 KiB.
+            NulOctet: NUL, also before the line has ended.
+            HostileInput: an overlong line that does not end within 64 KiB.
         """
         while self._octets:
             end = self._octets.find(b"\n", self._scanned)
@@ -57,12 +62,13 @@ class LineBuffer:
             if 0 <= end < self.limit:
                 line = self._take(end + 1)
                 if b"\0" in line:
-                    raise HostileInput("NUL in a line")
+                    raise NulOctet
                 if not line.endswith(CRLF):
                     raise BareLineFeed
                 return line[:-2]
             if self._octets.find(b"\0", self._scanned, self.limit) >= 0:
-                raise HostileInput("NUL in a line")
+                self._discarded = 0
+                raise NulOctet
             if end < 0 and len(self._octets) < self.limit:
                 self._scanned = len(self._octets)
                 return None
@@ -78,6 +84,10 @@ class LineBuffer:
         group: bytes = found[1]
         self._take(found.end())
         return group
+
+    def take_all(self) -> bytes:
+        """All that waits, for what is no line."""
+        return self._take(len(self._octets))
 
     def _discard_unfinished(self) -> None:
         """Keep nothing but a last CR, whose LF may be on its way."""

@@ -21,13 +21,14 @@ from ..errors import (
     BareLineFeed,
     HostileInput,
     NoSuchMessage,
+    NulOctet,
     ReadOnly,
     RestanteError,
 )
 from ..maildrop import Entry, Rendered
 from ..passdb import Account, ScramSecrets, Terms
 from ..sasl import MECHANISMS, Channel, Exchange, Lookup, Mechanism
-from ..wire import MAX_COMMAND, LineBuffer
+from ..wire import FOREIGN_PROTOCOLS, MAX_COMMAND, LineBuffer
 from .commands import VERBS, retr
 from .grammar import Challenge, Command, Response, failure
 from .state import Close, Event, Login, Retrieve, StartTLS, State
@@ -36,11 +37,10 @@ from .texts import translated
 MAX_SASL_LINE = 65_538  # octets: 64 KiB of base64 and CRLF (RFC 5034 §4 sets no limit)
 MAX_RELAY = 8192  # octets of XCLIENT, from trusted proxies only; ours
 _BESIDE = 150  # octets of the greeting's text beside a time stamp; all has 512 (RFC 2449 §4)
-_HTTP = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "PRI")
 _RETR = re.compile(rb"RETR ([1-9][0-9]{0,9})\r\n")  # by the thousand, so it has a short way
 _CLEAR = Channel()
 _ANSWERS = (Response, Challenge)
-_FOREIGN = (*_HTTP, "HOST:", "EHLO", "HELO", "LHLO", "PROXY")  # no answer at all (ALPACA)
+_FOREIGN = FOREIGN_PROTOCOLS | {"EHLO", "HELO", "LHLO"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,6 +450,8 @@ class Session:
         allowed = self._policy.bad_commands_in_a_row if transaction else self._policy.bad_commands
         if isinstance(error, BareLineFeed):
             self._closing = "bare line feed"
+        elif isinstance(error, NulOctet):
+            self._closing = "NUL octet"
         elif self._bad_commands >= allowed:
             self._closing = "too many bad commands"
         elif self._failed_logins >= self._policy.failed_logins:

@@ -41,6 +41,7 @@ TEXTS = {
         "eine Zeile endet mit CRLF, diese hat ein bloßes LF",
         "行必须以 CRLF 结束，此行只有 LF",
     ),
+    "NUL in a command": ("NUL in einem Befehl", "命令中含有 NUL 字符"),
     "a bare CR in a command": ("ein bloßes CR in einem Befehl", "命令中有单独的 CR"),
     "no such message": ("keine solche Nachricht", "没有这封邮件"),
     "message is marked as deleted": (
