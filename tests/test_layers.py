@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "restante"
 
 LAYERS = {
     **dict.fromkeys(("errors", "wire", "maildrop", "passdb", "message", "surrogate"), 0),
-    **dict.fromkeys(("pop3", "sasl"), 1),
+    **dict.fromkeys(("pop3", "smtp", "sasl"), 1),
     **dict.fromkeys(("store", "auth", "shared", "https"), 2),
     "net": 3,
     "collect": 4,

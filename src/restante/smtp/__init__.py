@@ -1,0 +1,1 @@
+"""The receiving side of SMTP and LMTP without I/O: octets in, events out."""

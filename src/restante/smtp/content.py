@@ -1,0 +1,125 @@
+"""The DATA phase: where a message ends, and what is looked at while it passes by.
+
+Standards: RFC 5321 §4.1.1.4, §4.5.2, §6.3.
+Security: only CRLF.CRLF ends a message (SMTP smuggling, CVE-2023-51764).  The work for new octets
+depends on their number alone, not on what came before them.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..errors import MessageRefused, MessageTooLarge, RestanteError
+from ..wire import Unstuffer
+
+_HOPS = 100  # Received fields; more mean a loop (RFC 5321 §6.3)
+_LINE_START = 64  # octets of an unfinished header line that decide which field it is
+_BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
+_RECEIVED = re.compile(rb"^received[ \t]{0,8}:", re.IGNORECASE | re.MULTILINE)
+_BLANK = re.compile(rb"^\r?\n", re.MULTILINE)
+_FROM_LINE = re.compile(rb">?From [^\r\n]*\r?\n")
+_FIELD = re.compile(rb"[!-9;-~]{1,997}[ \t]*:")
+_NO_HEADER = re.compile(rb"\r?\n")
+
+
+class Incoming:
+    """One message while it comes in."""
+
+    def __init__(self, limit: int, *, refuses_bare: bool) -> None:
+        """
+        Args:
+            limit: octets of the largest message that is accepted.
+            refuses_bare: refuse a message with a bare CR or LF.  SMTP does (RFC 5321 §2.3.8); LMTP
+                does not, because a refusal at the last hop loses the mail.
+        """
+        self.octets = 0
+        self.failure: RestanteError | None = None
+        """Why the message will be refused, as far as is known by now."""
+        self._limit = limit
+        self._data = Unstuffer()
+        self._hops = _HopCount()
+        self._bare = _BareCheck() if refuses_bare else None
+
+    @property
+    def is_finished(self) -> bool:
+        return self._data.is_finished
+
+    @property
+    def rest(self) -> bytes:
+        """Octets behind the end: the next commands."""
+        return self._data.rest
+
+    def feed(self, octets: bytes) -> bytes:
+        """The content to keep; empty once it is known that the message will be refused."""
+        content = self._data.feed(octets)
+        self.octets += len(content)
+        self._hops.feed(content)
+        if self._bare is not None:
+            self._bare.feed(content, is_last=self._data.is_finished)
+        if self.failure is None:
+            self.failure = self._verdict()
+        return content if self.failure is None else b""
+
+    def _verdict(self) -> RestanteError | None:
+        if self.octets > self._limit:
+            return MessageTooLarge(self._limit)
+        if self._bare is not None and self._bare.found:
+            return MessageRefused("message has a bare CR or LF")
+        if self._hops.count > _HOPS:
+            return MessageRefused(f"message has more than {_HOPS} Received fields: a mail loop")
+        return None
+
+
+class _BareCheck:
+    """Looks for CR and LF that are not CRLF."""
+
+    def __init__(self) -> None:
+        self.found = False
+        self._cr = b""  # judged with what follows it
+
+    def feed(self, content: bytes, *, is_last: bool) -> None:
+        text = self._cr + content
+        self._cr = b"\r" if text.endswith(b"\r") and not is_last else b""
+        self.found |= _BARE.search(text.removesuffix(self._cr)) is not None
+
+
+class _HopCount:
+    """Counts the Received fields of a header, whatever its line ends.
+
+    Of a line that is not whole yet it keeps the beginning, which decides which field it is, and a
+    CR at its end, which may belong to the line end.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._is_in_header = True
+        self._begun = b""
+
+    def feed(self, content: bytes) -> None:
+        if not self._is_in_header:
+            return
+        text = self._begun + content
+        whole = text.rfind(b"\n") + 1
+        lines = text[:whole]
+        blank = _BLANK.search(lines)
+        if blank is not None:
+            self._is_in_header = False
+            lines = lines[: blank.start()]
+        self.count += len(_RECEIVED.findall(lines))
+        begun = text[whole:]
+        self._begun = begun[:_LINE_START]
+        if len(begun) > _LINE_START and begun.endswith(b"\r"):
+            self._begun += b"\r"
+
+
+def separate(message: bytes) -> tuple[int, bytes]:
+    """How a message, of which this is the beginning, is joined to header fields put before it.
+
+    Returns:
+        The number of octets to leave out (an mbox "From " line is no header field, RFC 5322 §2.2),
+        and what to insert in their place: the blank line of a message that has no header.
+    """
+    from_line = _FROM_LINE.match(message)
+    skipped = from_line.end() if from_line is not None else 0
+    begins_well = _FIELD.match(message, skipped) or _NO_HEADER.match(message, skipped)
+    return skipped, b"" if begins_well else b"\r\n"

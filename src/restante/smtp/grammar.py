@@ -1,0 +1,173 @@
+"""Commands, addresses and replies of SMTP as values (RFC 5321 §4.1, §4.2; RFC 3463; RFC 6531).
+
+Security: no reply repeats what a client sent, so no client can make the server speak for it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from ..errors import (
+    BadCommand,
+    LargerThanQuota,
+    MessageRefused,
+    MessageTooLarge,
+    NoSuchUser,
+    QuotaExceeded,
+    RestanteError,
+    TemporaryFailure,
+    UnsafeArgument,
+)
+
+MAX_LINE = 1024  # octets, CRLF included: 512 (RFC 5321 §4.5.3.1.4) and what extensions add
+_MAX_PATH = 256  # octets (RFC 5321 §4.5.3.1.3)
+
+# Beyond ASCII only with SMTPUTF8; lone surrogates are octets that were not UTF-8.
+_UTF8 = "\u00a0-\ud7ff\ue000-\U0010ffff"
+# Wider than RFC 5321's Dot-string: addresses with ".." or with a dot at an end exist.
+_LOCAL = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~.{_UTF8}-]+"
+_QUOTED = rf'"(?:[ !#-\[\]-~{_UTF8}]|\\[ -~])*"'
+_DOMAIN = rf"[A-Za-z0-9_{_UTF8}](?:[A-Za-z0-9_.{_UTF8}-]*[A-Za-z0-9_{_UTF8}])?\.?"
+_LITERAL = r"\[[A-Za-z0-9:.-]+\]"
+_ADDRESS = re.compile(rf"(?:{_LOCAL}|{_QUOTED})(?:@(?:{_DOMAIN}|{_LITERAL}))?")
+# The alternatives share no first character, so matching takes linear time.
+_PATH = re.compile(r'<((?:"(?:[^"\\]|\\.)*"|[^"<>])*)>(?: +(.*))?')
+_BARE_PATH = re.compile(r"([^\s<>]+)(?: +(.*))?")  # without brackets, as old devices write it
+_SOURCE_ROUTE = re.compile(r"@[^:\"]*:")  # accepted and ignored (RFC 5321 §4.1.1.3, appendix C)
+_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^= ]+))?")
+_HELLO = re.compile(rf"{_DOMAIN}|{_LITERAL}")
+
+
+class Refusal(BadCommand):
+    """A command that is answered with this reply and has no other effect."""
+
+    def __init__(self, code: int, status: str, text: str) -> None:
+        super().__init__(text)
+        self.reply = Reply(code, status, text)
+
+
+class Command(NamedTuple):
+    """A keyword and its argument."""
+
+    keyword: str
+    """In upper case; not necessarily known."""
+    argument: str
+    """Everything after the first space, without spaces at its ends."""
+
+    @classmethod
+    def parse(cls, line: bytes) -> Command:
+        """Octets that are not UTF-8 become lone surrogates.
+
+        Raises:
+            BadCommand: a bare CR.
+        """
+        if b"\r" in line:
+            raise BadCommand("a bare CR in a command")
+        keyword, _, argument = line.decode("utf-8", "surrogateescape").partition(" ")
+        return cls(keyword.upper() if keyword.isascii() else "", argument.strip(" "))
+
+
+class Reply(NamedTuple):
+    """A reply code, an enhanced status code and a text (RFC 5321 §4.2, RFC 2034)."""
+
+    code: int
+    status: str
+    """Such as ``2.1.0``; empty in the greeting, after EHLO and in 354."""
+    text: str
+    """Printable ASCII."""
+    more: tuple[str, ...] = ()
+    """Further lines: the extensions in the reply to EHLO."""
+
+    def encode(self) -> bytes:
+        """The whole reply, CRLF included."""
+        status = f"{self.status} " if self.status else ""
+        lines = [status + self.text, *self.more]
+        marks = ["-"] * (len(lines) - 1) + [" "]
+        return "".join(
+            f"{self.code}{mark}{line}\r\n" for mark, line in zip(marks, lines, strict=True)
+        ).encode("ascii", "replace")
+
+    @property
+    def is_ok(self) -> bool:
+        return self.code < 400
+
+
+class Path(NamedTuple):
+    """The argument of MAIL or RCPT after its colon."""
+
+    address: str
+    """Empty: the null reverse-path (RFC 5321 §4.5.5)."""
+    parameters: dict[str, str]
+    """By keyword in upper case."""
+
+    @classmethod
+    def parse(cls, text: str, status: str) -> Path:
+        """
+        Args:
+            status: the enhanced status code of a malformed address, 5.1.7 or 5.1.3.
+
+        Raises:
+            Refusal: malformed, or longer than 256 octets.
+        """
+        match = _PATH.fullmatch(text) or _BARE_PATH.fullmatch(text)
+        if match is None:
+            raise Refusal(501, "5.5.4", "the address must be in angle brackets")
+        address = _SOURCE_ROUTE.sub("", match[1], count=1) if match[1][:1] == "@" else match[1]
+        if len(address.encode("utf-8", "surrogateescape")) > _MAX_PATH:
+            raise Refusal(553, status, f"the address is longer than {_MAX_PATH} octets")
+        if address and not _ADDRESS.fullmatch(address):
+            raise Refusal(553, status, "malformed address")
+        return cls(address, _parameters(match[2] or ""))
+
+    @property
+    def domain(self) -> str:
+        """In lower case; empty for a name without one."""
+        # "@" may stand inside a quoted local part, never behind one.
+        return self.address.rpartition("@")[2].casefold() if "@" in self.address else ""
+
+
+def _parameters(text: str) -> dict[str, str]:
+    found = {}
+    for each in text.split():
+        match = _PARAMETER.fullmatch(each)
+        if match is None:
+            raise Refusal(501, "5.5.4", "malformed parameter")
+        found[match[1].upper()] = match[2] or ""
+    return found
+
+
+def parse_hello(argument: str) -> str:
+    """What a client calls itself: a domain or an address literal (RFC 5321 §4.1.1.1).
+
+    Raises:
+        Refusal: anything else, because it will stand in the Received field.
+    """
+    if len(argument) > 255 or not argument.isascii() or not _HELLO.fullmatch(argument):
+        raise Refusal(501, "5.5.4", "give your host name or [address]")
+    return argument
+
+
+def failure(error: RestanteError) -> Reply:
+    """The one place where an error becomes a reply."""
+    match error:
+        case Refusal():
+            return error.reply
+        case LargerThanQuota():
+            return Reply(552, "5.2.3", str(error))
+        case MessageTooLarge():
+            return Reply(552, "5.3.4", str(error))
+        case MessageRefused():
+            return Reply(554, "5.6.0", str(error))
+        case NoSuchUser():
+            return Reply(550, "5.1.1", "no such user here")
+        case UnsafeArgument():
+            return Reply(553, "5.1.3", str(error))
+        case QuotaExceeded():
+            return Reply(452, "4.2.2", str(error))
+        case TemporaryFailure():
+            return Reply(451, "4.3.0", str(error))
+        case BadCommand():
+            return Reply(500, "5.5.2", str(error))
+        case _:
+            return Reply(451, "4.3.5", "local error, try again later")
