@@ -140,6 +140,7 @@ def codes(lines: list[bytes]) -> list[bytes]:
         ([b"x" * 2000, b"NOOP"], [b"500 5.5.2", b"250 2.0.0"]),
     ],
 )  # fmt: skip
+@pytest.mark.rfc("P-201", "P-202", "P-203", "P-204", "P-207", "P-209", "P-210")
 def test_commands(lines: list[bytes], expected: list[bytes]) -> None:
     driver = Driver()
     said = codes(driver.feed(b"".join(line + b"\r\n" for line in lines)))
@@ -166,6 +167,7 @@ def test_replies_do_not_depend_on_how_the_octets_arrive() -> None:
         assert pieces.closed == "quit"
 
 
+@pytest.mark.rfc("P-171")
 def test_lmtp_answers_once_for_each_recipient() -> None:
     """RFC 2033 §4.2: in their order, duplicates included."""
     driver = Driver(LMTP)
@@ -193,6 +195,7 @@ FALSE_ENDS = [
 
 @pytest.mark.parametrize("end", FALSE_ENDS)
 @pytest.mark.parametrize("policy", [SMTP, LMTP])
+@pytest.mark.rfc("P-174", "P-200")
 def test_only_crlf_dot_crlf_ends_a_message(end: bytes, policy: Policy) -> None:
     """CVE-2023-51764 and its siblings.  LMTP keeps bare CR and LF: refusing them loses mail."""
     driver = Driver(policy)
@@ -205,6 +208,7 @@ def test_only_crlf_dot_crlf_ends_a_message(end: bytes, policy: Policy) -> None:
     )
 
 
+@pytest.mark.rfc("P-208")
 def test_pre_tls_state_is_discarded() -> None:
     """RFC 3207 §4.2; a second STARTTLS is refused and no longer announced."""
     driver = Driver(may_start_tls=True)
@@ -224,6 +228,7 @@ def test_pre_tls_state_is_discarded() -> None:
 
 
 @pytest.mark.parametrize("octets", [b"STARTTLS\r\nMAIL FROM:<b@x>\r\n", b"STARTTLS\r\n\x16\x03"])
+@pytest.mark.rfc("P-208")
 def test_octets_behind_starttls_end_the_session(octets: bytes) -> None:
     """CVE-2011-0411."""
     driver = Driver(may_start_tls=True)
@@ -244,6 +249,7 @@ def _without_a_message() -> Iterator[tuple[str, bytes, int, str]]:
 
 
 @pytest.mark.parametrize(("octets", "times", "reason"), [case[1:] for case in _without_a_message()])
+@pytest.mark.rfc("P-206")
 def test_work_without_a_message_is_bounded(octets: bytes, times: int, reason: str) -> None:
     """The last reply says so (RFC 5321 §3.8), then the connection closes."""
     driver = Driver()
@@ -282,6 +288,7 @@ def test_unknown_recipients_are_counted_over_all_messages_of_smtp() -> None:
         assert driver.session.messages == (12 if policy.is_lmtp else 9)
 
 
+@pytest.mark.rfc("P-205")
 def test_recipients_beyond_the_limit_wait_for_another_message() -> None:
     """RFC 5321 §4.5.3.1.8, §4.5.3.1.10."""
     driver = Driver(LMTP)
@@ -300,6 +307,7 @@ def test_recipients_beyond_the_limit_wait_for_another_message() -> None:
         (b"\x16\x03\x01\0", "NUL in a command"),
     ],
 )
+@pytest.mark.rfc("P-200")
 def test_what_no_client_sends_is_answered_and_closes(octets: bytes, reason: str) -> None:
     driver = Driver()
     assert codes(driver.feed(octets + b"NOOP\r\n")) == [b"500 5.5.2"]
