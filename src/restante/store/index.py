@@ -325,6 +325,8 @@ class Index(Rendered):
         return new
 
     def _unique_ids(self, first: int, end: int) -> list[str]:
+        if first == end:  # before an empty index there is no end of a line to look up
+            return []
         begin = self._id_ends[first - 1] if first else 0
         lines = self._ids[begin : self._id_ends[end - 1]].decode("ascii").split("\r\n")
         return [line.partition(" ")[2] for line in lines[:-1]]
