@@ -32,6 +32,7 @@ from ..errors import (
     LoginDelayed,
     NotRemoved,
     RestanteError,
+    TemporaryFailure,
     TooBusy,
 )
 from ..maildrop import (
@@ -336,35 +337,45 @@ class Connection(asyncio.Protocol):
                 self._worker = self._service.spawn(self._perform_from(event))
 
     def _answer(self) -> Event | None:
-        """Say all that can be said at once; returns what takes longer, or None."""
+        """Answer all that can be answered at once; returns what takes longer, or None."""
         while self._writable is None and not self._is_closing:
-            event = self._session.next()
-            if event is None:
-                self._rest()
-                break
-            self._last_command = self._loop.time()
-            match event:
-                case Retrieve():
-                    octets = self._at_hand(event)
-                    if octets is None:
-                        return event
-                    self._write(event.response.head() + octets)
-                    self._has_retrieved(event.entry)
-                    if self._out_octets >= _HIGH_WATER:
-                        self._flush()
-                case Response(lines=lines) if lines is None or _is_short(lines):
-                    self._say(event)
-                case Challenge():
-                    self._say(event)
-                case Close():
-                    self._close(event.reason)
-                case StartTLS():
-                    self._transport.pause_reading()  # at once: what comes now is the handshake
+            event, said = None, self._produced
+            try:
+                event = self._session.next()
+                if event is None:
+                    self._rest()
+                    break
+                self._last_command = self._loop.time()
+                if not self._answer_at_once(event):
                     return event
-                case _:
-                    return event
+            except Exception:
+                self._fail(event, said)
         self._flush()
         return None
+
+    def _answer_at_once(self, event: Event) -> bool:
+        """False: that takes longer, and nothing was done."""
+        match event:
+            case Retrieve():
+                octets = self._at_hand(event)
+                if octets is None:
+                    return False
+                self._write(event.response.head() + octets)
+                self._has_retrieved(event.entry)
+                if self._out_octets >= _HIGH_WATER:
+                    self._flush()
+            case Response(lines=lines) if lines is None or _is_short(lines):
+                self._say(event)
+            case Challenge():
+                self._say(event)
+            case Close():
+                self._close(event.reason)
+            case StartTLS():
+                self._transport.pause_reading()  # at once: what comes now is the handshake
+                return False
+            case _:
+                return False
+        return True
 
     def _rest(self) -> None:
         """Nothing is left to do until more arrives."""
@@ -378,15 +389,31 @@ class Connection(asyncio.Protocol):
     async def _perform_from(self, event: Event | None) -> None:
         try:
             while event is not None:
-                await self._perform(event)
+                said = self._produced
+                try:
+                    await self._perform(event)
+                except Exception:
+                    self._fail(event, said)
                 event = self._answer()
-        except Exception:
-            _log.exception("bug", extra={"fields": {"session": self._id}})
-            self.abort("bug")
         finally:
             self._worker = None
             if self._is_closing:
                 await self._depart()
+
+    def _fail(self, event: Event | None, said: int) -> None:
+        """Answer a command that raised what no one foresaw (RFC 3206 §4), unless the client has
+        a part of its answer already.
+
+        Then the connection ends, and with it the lock; only a message that cannot be read leaves
+        the others readable.  ``said``: ``_produced`` before that command.
+        """
+        self._log_bug()
+        if self._produced != said:
+            self.abort("bug")
+            return
+        self._say(self._session.failed(TemporaryFailure("internal error, try again later")))
+        if not isinstance(event, Retrieve):
+            self._close("bug")
 
     async def _perform(self, event: Event) -> None:
         match event:
@@ -755,6 +782,11 @@ class Connection(asyncio.Protocol):
         if self._out_octets >= _HIGH_WATER:
             self._flush()
 
+    @property
+    def _produced(self) -> int:
+        """Octets of output so far."""
+        return self._written + self._out_octets
+
     def _write(self, octets: bytes) -> None:
         self._out.append(octets)
         self._out_octets += len(octets)
@@ -841,10 +873,13 @@ class Connection(asyncio.Protocol):
         if opened is None:
             return
         try:
-            if _implements(type(self._maildrop), Journal):
-                await cast(Journal, self._maildrop).record(self._record(end))
-        finally:
-            await opened.__aexit__(None, None, None)
+            try:
+                if _implements(type(self._maildrop), Journal):
+                    await cast(Journal, self._maildrop).record(self._record(end))
+            finally:
+                await opened.__aexit__(None, None, None)
+        except Exception:  # what the client did is done, and the connection must end all the same
+            self._log_bug()
 
     def _record(self, end: str) -> SessionRecord:
         now = time()
@@ -880,6 +915,10 @@ class Connection(asyncio.Protocol):
             return self._origin.tls
         tls = self._transport.get_extra_info("ssl_object")
         return (tls.version() or "").removeprefix("TLSv") if tls else "no"
+
+    def _log_bug(self) -> None:
+        """Called where an exception is handled."""
+        _log.exception("bug", extra={"fields": {"session": self._id}})
 
     def _note(self, event: str, level: int = logging.INFO, **fields: object) -> None:
         _log.log(level, event, extra={"fields": {**fields, "session": self._id}})

@@ -107,6 +107,10 @@ TEXTS = {
         "zu viele Verbindungen, bitte später noch einmal",
         "连接过多，请稍后再试",
     ),
+    "internal error, try again later": (
+        "interner Fehler, bitte später noch einmal",
+        "内部错误，请稍后再试",
+    ),
     "user database cannot be used": (
         "die Benutzerdatenbank ist nicht benutzbar",
         "无法使用用户数据库",
