@@ -1,0 +1,228 @@
+"""Time for decisions that destroy something, on machines whose clock may jump.
+
+A clock is wrong when its battery is empty, when a virtual machine was paused, or when a year was
+mistyped; mail that is held for 14 days must not be destroyed within the hour because of that.
+So a file keeps a high-water mark: the latest moment that is known to have come.  It moves with the
+time for which the machine has been running, which setting the clock does not change.  Where clock
+and mark agree, the mark follows the clock.  Where they differ, because the clock jumped or the
+machine was off, the mark follows the clock only after the machine has run on for a day
+(``SETTLES``), so that there is time to notice and to correct it.
+
+Limits: a long time without power looks like a jump, and is treated as one.  A lost mark is replaced
+by the time stamp of the newest file beside it.  On systems without Linux's ``boot_id`` only the
+time for which a process has been running counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+SLACK = 3600.0
+"""Seconds by which clock and mark may differ: a reboot, a time zone mistaken by one hour."""
+SETTLES = 86_400.0
+"""Seconds for which the machine must have been running before a clock that jumped is believed."""
+PLAUSIBLE = 10**9
+"""Seconds since the epoch, in 2001.  Machines without a battery for their clock boot in 1970."""
+RELEASED = 1_767_225_600.0
+"""2026-01-01T00:00Z.  A clock that shows less is wrong, for this program did not exist."""
+UNKNOWN = 99_999_000_000
+"""The stamp of what happened while the clock was wrong: in the future, so it counts for nothing."""
+
+_NEW_PROCESS = f"process {secrets.token_hex(8)}"
+_STARTED = time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Two answers to the question of what time it is, in seconds since the epoch."""
+
+    now: float
+    """What the system's clock says."""
+    mark: float
+    """The high-water mark; the same if the clock can be trusted."""
+
+    @property
+    def proven(self) -> float:
+        """The latest moment that has certainly come."""
+        return min(self.now, self.mark)
+
+    @property
+    def is_behind(self) -> bool:
+        """The clock shows what is past already: nothing that is due now can be told from it."""
+        return self.now < self.mark - SLACK
+
+    def moment_of(self, stamp: float) -> float | None:
+        """A time stamp, if it can be right; None counts for nothing, as one of the future does."""
+        return stamp if PLAUSIBLE <= stamp <= self.now + SLACK else None
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What is kept in the file.  All in seconds."""
+
+    mark: float
+    boot: str
+    """Which run of the machine it was."""
+    running: float
+    """For how long that had been running."""
+    claim: float | None = None
+    """What the clock jumped to, plus the time that has passed since; None: it is trusted."""
+    waited: float = 0.0
+    """For how long the machine has been running since."""
+
+
+class Clock:
+    """The clock of one state directory; every process opens its own.
+
+    Safe to use from several threads, and from several processes at once.
+    """
+
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        wall: Callable[[], float] | None = None,
+        running: Callable[[], tuple[str, float]] | None = None,
+    ) -> None:
+        """``path``: the file of the mark; without one it lasts as long as this object.
+
+        ``wall`` gives seconds since the epoch, ``running`` which run of the machine this is and for
+        how many seconds it has been running, sleep included.
+        """
+        self._path = path
+        self._wall = wall or _wall
+        self._running = running or _running
+        self._state: _State | None = None  # without a file
+
+    def read(self) -> Reading:
+        """Reads a small file.  Never raises: a mark that cannot be read is a lost one."""
+        now = self._wall()
+        return Reading(now, self._moved(now).mark)
+
+    def advance(self) -> Reading:
+        """As ``read``, and remember the mark.  To be called every few minutes.
+
+        Raises:
+            OSError: it cannot be written; the answer would have been the same.
+        """
+        with self._exclusively():
+            now = self._wall()
+            return self._keep(now, self._moved(now))
+
+    def accept(self) -> Reading:
+        """The operator says that the clock is right: the mark follows it at once.
+
+        Raises:
+            OSError: as ``advance``.
+        """
+        with self._exclusively():
+            now = self._wall()
+            right = replace(self._moved(now), mark=max(now, RELEASED), claim=None, waited=0.0)
+            return self._keep(now, right)
+
+    def stamp(self) -> int:
+        """Now, to be written beside what happens now; ``UNKNOWN`` while the clock is behind."""
+        reading = self.read()
+        return UNKNOWN if reading.is_behind else int(reading.now)
+
+    def _moved(self, now: float) -> _State:
+        boot, running = self._running()
+        before = self._load() if self._path else self._state
+        if before is None:
+            before = _State(self._evidence(now), boot, running)
+        return _advanced(before, now, boot, running)
+
+    def _evidence(self, now: float) -> float:
+        """When something was last written beside the mark; without a file, now."""
+        if self._path is None:
+            return max(now, RELEASED)
+        found = [RELEASED]
+        with suppress(OSError):
+            for path in self._path.parent.iterdir():
+                with suppress(OSError):
+                    if not path.name.startswith(self._path.name):  # ours, made just now
+                        found.append(path.stat().st_mtime)
+        return max(each for each in found if each <= max(now, RELEASED))
+
+    def _load(self) -> _State | None:
+        assert self._path is not None
+        try:
+            kept = json.loads(self._path.read_bytes(), parse_constant=int)  # NaN is refused
+            state = _State(
+                mark=float(kept["mark"]),
+                boot=str(kept["boot"]),
+                running=float(kept["running"]),
+                claim=None if kept["claim"] is None else float(kept["claim"]),
+                waited=float(kept["waited"]),
+            )
+        except (OSError, ValueError, TypeError, KeyError, OverflowError):
+            return None
+        return state if RELEASED <= state.mark < UNKNOWN else None
+
+    def _keep(self, now: float, state: _State) -> Reading:
+        self._state = state
+        if self._path is not None:
+            made = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            try:
+                with open(os.open(made, flags, 0o600), "wb") as file:
+                    file.write(json.dumps(asdict(state)).encode())
+                    file.flush()
+                    os.fsync(file.fileno())  # or a power failure could leave an empty file
+                made.replace(self._path)
+            finally:
+                made.unlink(missing_ok=True)
+        return Reading(now, state.mark)
+
+    @contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """One process at a time."""
+        if self._path is None:
+            yield
+            return
+        with open(os.open(f"{self._path}.lock", os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
+            with suppress(ImportError):  # Windows: each process is on its own
+                from fcntl import LOCK_EX, flock
+
+                flock(file, LOCK_EX)
+            yield
+
+
+def _advanced(before: _State, now: float, boot: str, running: float) -> _State:
+    """What is known at the moment ``now`` of the clock, if ``before`` was known earlier.
+
+    The time for which the machine is running is the least that has passed.  ``claim`` is what the
+    clock says while it is not trusted: it is held against the mark until the machine has been
+    running for ``SETTLES``, and is given up as soon as the clock goes back behind it.
+    """
+    passed = max(0.0, running - before.running) if boot == before.boot else running
+    mark = before.mark + passed
+    if abs(now - mark) <= SLACK:
+        return _State(max(now, RELEASED), boot, running)
+    claim, waited = before.claim, before.waited + passed
+    if claim is not None:
+        claim += passed
+    if claim is None or now < claim - SLACK or (claim < mark) != (now < mark):
+        claim, waited = now, 0.0
+    if waited >= SETTLES and claim >= RELEASED:
+        return _advanced(_State(claim, boot, running), now, boot, running)
+    return _State(mark, boot, running, claim, waited)
+
+
+def _wall() -> float:
+    return time.time()
+
+
+def _running() -> tuple[str, float]:
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip(), time.clock_gettime(time.CLOCK_BOOTTIME)
+    except (OSError, AttributeError):
+        return _NEW_PROCESS, time.monotonic() - _STARTED
