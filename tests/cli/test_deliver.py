@@ -154,3 +154,21 @@ def test_a_full_disk_is_75_and_stores_nothing(ann: str, state: Path) -> None:
     assert found.code == 75
     assert len(found.err.splitlines()) == 1
     assert stored(state) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "stored_as"),
+    [
+        ("bob@example.net", b"<bob@example.net>"),
+        ("<bob@example.net>", b"<bob@example.net>"),
+        ("<>", b"<>"),
+        ("", b"<>"),
+    ],
+)
+def test_addresses_may_stand_in_brackets(
+    given: str, stored_as: bytes, restante: Restante, ann: str, state: Path
+) -> None:
+    """As mail servers call a delivery program (RFC 5321 §4.1.2, §4.4)."""
+    assert restante("deliver", "<ann>", "--from", given, stdin=MESSAGE).code == 0
+    (octets,) = stored(state)
+    assert octets.startswith(b"Return-Path: %b\r\nDelivered-To: ann\r\n" % stored_as)

@@ -37,11 +37,23 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         description="Exit code 0 only once the message is on disk; 75 at any doubt, and then "
         "nothing was stored.",
     )
-    parser.add_argument("user", metavar="USER", help="a user's name or address")
     parser.add_argument(
-        "--from", dest="reverse_path", default="", metavar="ADDRESS", help="for Return-Path"
+        "user", metavar="USER", type=_without_brackets, help="a user's name or address"
+    )
+    parser.add_argument(
+        "--from",
+        dest="reverse_path",
+        type=_without_brackets,
+        default="",
+        metavar="ADDRESS",
+        help="for Return-Path",
     )
     parser.set_defaults(run=run)
+
+
+def _without_brackets(path: str) -> str:
+    """Some mail servers pass an address as SMTP writes it (RFC 5321 §4.1.2)."""
+    return path[1:-1] if path.startswith("<") and path.endswith(">") else path
 
 
 def run(options: argparse.Namespace) -> int:
