@@ -20,7 +20,7 @@ from typing import Any
 import restante
 from restante import config, errors
 from restante.cli import common
-from restante.cli.main import _parser
+from restante.cli.command import make_parser
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
@@ -119,7 +119,7 @@ def _default(option: Any) -> str:
 
 def command_line() -> Iterator[str]:
     """Every verb with its options, then what is common to them."""
-    parser = _parser()
+    parser = make_parser()
     yield f"# Command line\n\n{parser.description}\n\n`restante [OPTIONS] VERB …`\n"
     yield from _arguments(parser)
     yield "These may stand before the verb or behind it.\n"

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from restante import config
-from restante.cli import main
+from restante.cli.command import make_parser
 
 HOUSE = Path(__file__).parent.parent.parent
 PAGES = [HOUSE / "README.md", HOUSE / "CONTRIBUTING.md", *sorted((HOUSE / "docs").glob("*.md"))]
@@ -232,7 +232,7 @@ def test_a_command_in_a_sentence_is_one(page: Path, capsys: pytest.CaptureFixtur
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     for command in re.findall(r"`restante\s+([^`<]+)", text):
         try:
-            main._parser().parse_args(shlex.split(command))
+            make_parser().parse_args(shlex.split(command))
         except SystemExit:
             told = capsys.readouterr().err.splitlines()[-1]
             assert re.search("required|expected one argument", told), told
