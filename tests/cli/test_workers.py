@@ -405,6 +405,7 @@ def test_workers_end_with_their_supervisor(site: Site) -> None:
 
 _BORN_SLOWLY = """
 import os, signal, sys, threading, time
+from restante.cli.terminal import Terminal
 from restante.cli.workers import Supervisor
 
 def linger():
@@ -414,7 +415,8 @@ def linger():
 
 os.register_at_fork(after_in_child=linger)
 never = lambda *_: None
-sys.exit(Supervisor(1, lambda _: time.sleep(60), ready=never, reload=never, ended=never).run())
+told = {"ready": never, "reload": never, "ended": never, "terminal": Terminal()}
+sys.exit(Supervisor(1, lambda _: time.sleep(60), **told).run())
 """
 
 

@@ -188,8 +188,9 @@ def told_hold(hold: float) -> str:
 
 
 def say(text: str) -> None:
-    """Talk; results go to standard output."""
-    print(text, file=sys.stderr)
+    """Talk; results go to standard output.  Where it cannot be written nothing else fails."""
+    with suppress(OSError):
+        print(text, file=sys.stderr)
 
 
 def seconds(text: str) -> float:

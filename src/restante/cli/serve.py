@@ -50,6 +50,7 @@ from ..shared import SharedTally, Tally
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
 from . import common, gateway, guessing, identities, systemd
+from .terminal import Terminal
 from .workers import BEAT, Lines, Supervisor
 
 _log = logging.getLogger("restante.serve")
@@ -82,7 +83,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until SIGTERM, SIGINT, or with ``--ephemeral`` the end of standard input."""
+    """Serve until SIGTERM, SIGINT, the end of the terminal, or with ``--ephemeral`` the end of
+    standard input."""
     with _configured(options) as configuration:
         log.set_up(configuration.log)
         count = _workers(configuration)
@@ -130,14 +132,14 @@ def _configured(options: argparse.Namespace) -> Iterator[Configuration]:
 
 async def _serve(configuration: Configuration, options: argparse.Namespace) -> None:
     """All in this process."""
-    stop = _listen_to_signals()
+    terminal, stop = Terminal(), _listen_to_signals()
     common.look_over(configuration)
     users = common.users(configuration)
     store = common.store(configuration, users)
     first_user = await asyncio.to_thread(_first_user, configuration, users)
     async with running(configuration, users, store) as server:
         server.users = dict([first_user] if first_user else [])
-        _reload_when_told(server, options)
+        _listen_to_hangup(server, options, stop, lambda: terminal.is_closed() or options.ephemeral)
         beating = asyncio.create_task(_beat(lambda: systemd.notify("WATCHDOG=1")))
         with _told_ready(server, options):
             if options.ephemeral:
@@ -181,6 +183,7 @@ def _supervise(configuration: Configuration, options: argparse.Namespace, count:
             ready=lambda: stack.enter_context(_told_ready(server, options)),
             reload=reload,
             ended=tally.forget,
+            terminal=Terminal(),
         )
         return supervisor.run()
 
@@ -194,7 +197,7 @@ async def _work(
     users = common.users(configuration)
     store = common.store(configuration, users)
     async with running(configuration, users, store, ground) as server:
-        _reload_when_told(server, options)
+        _listen_to_hangup(server, options, stop, lambda: False)  # the supervisor decides that
         beating = asyncio.create_task(_beat(lines.beat))
         await stop.wait()
         beating.cancel()
@@ -211,16 +214,25 @@ def _configuration(options: argparse.Namespace) -> Configuration:
     return common.configuration(options, server__listen=options.listen)
 
 
-def _reload_when_told(server: Running, options: argparse.Namespace) -> None:
+def _listen_to_hangup(
+    server: Running, options: argparse.Namespace, stop: asyncio.Event, is_over: Callable[[], bool]
+) -> None:
+    """SIGHUP stops the server where ``is_over`` returns True; else it reloads the configuration."""
+
     def adopt() -> None:
         server.adopt(_configuration(options))
 
-    if not options.ephemeral:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, adopt)
+    def obey() -> None:
+        if is_over():
+            stop.set()
+        else:
+            _reload(adopt)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, obey)
 
 
 def _reload(adopt: Callable[[], object]) -> bool:
-    """SIGHUP: what is wrong with the new configuration leaves the old one in force."""
+    """What is wrong with the new configuration leaves the old one in force."""
     systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
     try:
         adopt()

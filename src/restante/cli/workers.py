@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import systemd
+from .terminal import Terminal
 
 BEAT = 1.0  # seconds between two signs of life
 _SILENCE = 60.0  # seconds after which a worker is taken for hung
@@ -57,7 +58,7 @@ class _Worker:
 
 
 class Supervisor:
-    """Runs ``count`` workers until SIGTERM or SIGINT."""
+    """Runs ``count`` workers until SIGTERM, SIGINT, or the end of its terminal."""
 
     def __init__(
         self,
@@ -67,11 +68,14 @@ class Supervisor:
         ready: Callable[[], None],
         reload: Callable[[], bool],
         ended: Callable[[int], None],
+        terminal: Terminal,
     ) -> None:
         """``work`` is a worker's life.  ``ready`` is called once all workers serve, ``reload`` at
         SIGHUP (whether the workers may), ``ended`` with the number of each worker that ended.
+        ``terminal`` is the one that this process was started from.
         """
         self._work, self._ready, self._reload, self._ended = work, ready, reload, ended
+        self._terminal = terminal
         self._workers = [_Worker() for _ in range(count)]
         self._serving: set[int] | None = set()  # who was heard; None: all were
         self._stop_by: float | None = None
@@ -141,7 +145,8 @@ class Supervisor:
                 self._ready()
 
     def _obey(self, number: signal.Signals) -> None:
-        if number in (signal.SIGTERM, signal.SIGINT):
+        is_over = number is signal.SIGHUP and self._terminal.is_closed()
+        if is_over or number in (signal.SIGTERM, signal.SIGINT):
             self._stop()
         elif number is signal.SIGHUP and self._stop_by is None and self._reload():
             self._tell_all(signal.SIGHUP)

@@ -1,0 +1,37 @@
+"""The terminal that a command was started from."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+
+class Terminal:
+    """The controlling terminal at the start of this process, if there was one.
+
+    SIGHUP has two meanings: an administrator wants a reload, or the window was closed.  After the
+    latter the terminal is gone (setsid(2), credentials(7)).  A process that ignored SIGHUP when it
+    began, as nohup(1) makes it, outlives its terminal.
+    """
+
+    def __init__(self) -> None:
+        self._was_there = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN and _is_there()
+        self._descriptors = [each for each in range(3) if os.isatty(each)]
+
+    def is_closed(self) -> bool:
+        """Whether it was there, and is gone.  Then what is still written to it is discarded."""
+        if not self._was_there or _is_there():
+            return False
+        nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for each in self._descriptors:
+            os.dup2(nowhere, each)
+        os.close(nowhere)
+        return True
+
+
+def _is_there() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True

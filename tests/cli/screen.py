@@ -1,0 +1,101 @@
+"""A command on a terminal of its own, as a user types it: questions, answers, a closed window."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PATIENCE = 30.0  # seconds for anything at all
+
+
+class Screen:
+    """What a command shows, and a keyboard."""
+
+    def __init__(self, process: subprocess.Popen[bytes], master: int) -> None:
+        self.process = process
+        self.shown = ""
+        """All of it so far, with bare line feeds."""
+        self._master = master
+        self._read = 0  # characters of ``shown`` that were expected
+
+    def expect(self, pattern: str) -> re.Match[str]:
+        """Waits until this is shown, after what was expected before."""
+        end = time.monotonic() + PATIENCE
+        while (match := re.compile(pattern).search(self.shown, self._read)) is None:
+            if time.monotonic() > end or not self._look():
+                raise AssertionError(f"{pattern!r} does not appear: {self.shown!r}")
+        self._read = match.end()
+        return match
+
+    def _look(self) -> bool:
+        """Whether there may be more."""
+        if not select.select([self._master], [], [], 0.5)[0]:
+            return True
+        try:
+            octets = os.read(self._master, 65_536)
+        except OSError:  # the command has ended
+            return False
+        self.shown += octets.decode(errors="replace").replace("\r\n", "\n")
+        return bool(octets)
+
+    def type(self, line: str) -> None:
+        os.write(self._master, f"{line}\n".encode())
+
+    def answer(self, pattern: str, line: str) -> None:
+        self.expect(pattern)
+        self.type(line)
+
+    def close(self) -> None:
+        """Close the window."""
+        with suppress(OSError):
+            os.close(self._master)
+
+    def wait(self) -> int:
+        """The exit code; all that it showed until then is in ``shown``."""
+        end = time.monotonic() + PATIENCE
+        with suppress(OSError):
+            while time.monotonic() < end and self._look():
+                pass
+        return self.process.wait(PATIENCE)
+
+
+@contextmanager
+def terminal(
+    *arguments: str | Path, columns: int = 80, ignores_hangup: bool = False
+) -> Iterator[Screen]:
+    """``restante`` with these arguments, in the foreground of a terminal."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+
+    def take_it() -> None:
+        os.setsid()
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignores_hangup else signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "restante", *map(str, arguments)],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        preexec_fn=take_it,
+    )
+    os.close(slave)
+    screen = Screen(process, master)
+    try:
+        yield screen
+    finally:
+        screen.close()
+        process.kill()
+        process.wait()
