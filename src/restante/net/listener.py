@@ -390,28 +390,41 @@ class Listener:
     def _welcome(self, accepted: socket.socket, address: str) -> None:
         if is_within(address, self.proxies):
             accepted.setblocking(False)
-            self._begin(self._behind_proxy(accepted, address))
+
+            def refuse(error: BaseException) -> None:
+                accepted.close()
+                reason = "timeout" if isinstance(error, TimeoutError) else str(error)
+                fields = {"ip": address, "proto": self._name, "reason": reason}
+                _log.warning("proxy refused", extra={"fields": fields})
+
+            self._begin(self._behind_proxy(accepted, address), refuse)
         else:
             self._seat(accepted, address, _DIRECT)
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(
+        self, work: Coroutine[Any, Any, None], failed: Callable[[BaseException], None]
+    ) -> asyncio.Task[None]:
+        """``failed`` releases what the task holds, also if it is cancelled before its first step,
+        when no ``finally`` inside it runs."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._arriving.discard(task)
+            error = asyncio.CancelledError() if task.cancelled() else task.exception()
+            if error is None:
+                return
+            failed(error)
+            if not isinstance(error, OSError | HostileInput | asyncio.CancelledError):
+                _log.error("bug", exc_info=error)
+
         task = self._loop.create_task(work)
         self._arriving.add(task)
-        task.add_done_callback(self._arriving.discard)
+        task.add_done_callback(ended)
+        return task
 
     async def _behind_proxy(self, accepted: socket.socket, address: str) -> None:
         """Hear who it is, before anything is said or counted."""
-        try:
-            async with asyncio.timeout(self._handshake):
-                origin = await read_header(accepted)
-        except (OSError, HostileInput, asyncio.CancelledError) as error:
-            accepted.close()
-            reason = "timeout" if isinstance(error, TimeoutError) else str(error)
-            fields = {"ip": address, "proto": self._name, "reason": reason}
-            _log.warning("proxy refused", extra={"fields": fields})
-            if isinstance(error, asyncio.CancelledError):
-                raise
-            return
+        async with asyncio.timeout(self._handshake):
+            origin = await read_header(accepted)
         if origin.address:
             origin = replace(origin, address=peer_address((origin.address,)), proxy=address)
         self._seat(accepted, origin.address or address, origin)
@@ -431,28 +444,25 @@ class Listener:
             finally:
                 accepted.close()
             return
-        self._begin(self._hand_over(accepted, address, seat, origin))
+
+        def refuse(error: BaseException) -> None:
+            """No protocol was made: the handshake failed, took too long or was cancelled."""
+            seat.leave()
+            accepted.close()
+            log_refused_tls(address, self._name, error)
+
+        task = self._begin(self._hand_over(accepted, address, seat, origin), refuse)
+        seat.offer(task.cancel)
 
     async def _hand_over(
         self, accepted: socket.socket, address: str, seat: Seat, origin: Origin
     ) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        seat.offer(task.cancel)
-        try:
-            await self._loop.connect_accepted_socket(
-                lambda: self._build(address, seat, origin),
-                accepted,
-                ssl=self.tls,
-                ssl_handshake_timeout=self._handshake if self.tls else None,
-            )
-        except (OSError, asyncio.CancelledError) as error:
-            # No protocol has heard of this connection: the handshake failed or took too long.
-            seat.leave()
-            accepted.close()
-            log_refused_tls(address, self._name, error)
-            if isinstance(error, asyncio.CancelledError):
-                raise
+        await self._loop.connect_accepted_socket(
+            lambda: self._build(address, seat, origin),
+            accepted,
+            ssl=self.tls,
+            ssl_handshake_timeout=self._handshake if self.tls else None,
+        )
 
 
 async def read_header(accepted: socket.socket) -> Origin:

@@ -335,6 +335,13 @@ class Connection(asyncio.Protocol):
             event = self._answer()
             if event is not None:
                 self._worker = self._service.spawn(self._perform_from(event))
+                self._worker.add_done_callback(self._never_began)
+
+    def _never_began(self, task: asyncio.Task[None]) -> None:
+        """No ``finally`` runs in a task that is cancelled before its first step."""
+        if self._worker is task:
+            self._worker = None
+            self._part()
 
     def _answer(self) -> Event | None:
         """Answer all that can be answered at once; returns what takes longer, or None."""

@@ -1,0 +1,136 @@
+"""A task that is cancelled before its first step runs no ``finally``; what it holds is released.
+
+The event loop may report the end of a connection in the very turn in which its last commands
+arrive, so the task that answers them is cancelled before it has begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from restante.errors import MaildropInUse
+from restante.net.listener import Address, Admission, Listener, bind
+from restante.net.server import Connection
+from restante.net.tls import server_context
+from restante.store.memory import MemoryStore
+
+from ..support import Run, Server, once, serving, sizes, until
+
+
+async def logged_in(server: Server) -> tuple[asyncio.StreamWriter, Connection]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"USER mrose\r\nPASS tan staaf\r\n")
+    for _ in range(3):
+        assert (await reader.readline()).startswith(b"+OK")
+    [connection] = server.service.connections
+    return writer, connection
+
+
+def is_lost(connection: Connection) -> None:
+    transport = connection._transport
+    connection.connection_lost(None)
+    transport.abort()
+
+
+def is_abandoned(connection: Connection) -> None:
+    connection.abandon()
+    connection.connection_lost(None)
+
+
+@pytest.mark.parametrize("end", [is_lost, is_abandoned])
+@pytest.mark.parametrize(
+    "commands",
+    [b"RETR 1\r\n", b"RETR 1\r\nRETR 2\r\n", b"TOP 1 0\r\n", b"DELE 1\r\nRETR 2\r\n"],
+)
+def test_a_client_that_dies_with_its_last_commands_leaves_no_lock(
+    run: Run[None], commands: bytes, end: Callable[[Connection], None]
+) -> None:
+    async def main() -> None:
+        store = MemoryStore()
+        for _ in range(2):
+            await store.deliver("mrose", once(b"x\r\n"))
+        async with serving(store) as server:
+            writer, connection = await logged_in(server)
+            with pytest.raises(MaildropInUse):
+                await sizes(store)
+            connection.data_received(commands)
+            end(connection)
+            await until(lambda: not server.service.connections)
+            assert await sizes(store) == [3, 3]  # and what was marked is still there
+            writer.transport.abort()
+
+    run(main())
+
+
+def test_quit_in_the_turn_of_the_end_is_carried_out(run: Run[None]) -> None:
+    """The client did send QUIT, so this is UPDATE (RFC 1939 §6)."""
+
+    async def main() -> None:
+        store = MemoryStore()
+        await store.deliver("mrose", once(b"x\r\n"))
+        async with serving(store) as server:
+            writer, connection = await logged_in(server)
+            connection.data_received(b"DELE 1\r\nQUIT\r\n")
+            is_lost(connection)
+            await until(lambda: not server.service.connections)
+            assert await sizes(store) == []
+            writer.transport.abort()
+
+    run(main())
+
+
+def listening(
+    admission: Admission, certificate: tuple[Path, Path], *, behind_proxy: bool
+) -> tuple[Listener, int]:
+    listens = bind(Address("pop3s", "127.0.0.1", 0))
+    listener = Listener(
+        listens,
+        lambda *_: pytest.fail("no connection is handed over"),
+        admission,
+        name="pop3s",
+        tls=server_context(*certificate),
+        proxies=(ip_network("127.0.0.0/8"),) if behind_proxy else (),
+    )
+    return listener, int(listens.getsockname()[1])
+
+
+@pytest.mark.parametrize("behind_proxy", [False, True])
+def test_closing_a_listener_releases_connections_that_just_arrived(
+    run: Run[None], certificate: tuple[Path, Path], behind_proxy: bool
+) -> None:
+    """Its socket is closed, and its seat is free."""
+
+    async def main() -> None:
+        admission = Admission(1, 1)
+        listener, port = listening(admission, certificate, behind_proxy=behind_proxy)
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.setblocking(False)
+            listener._accept()
+            listener.close()
+            assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
+        assert admission.enter("127.0.0.1")
+
+    run(main())
+
+
+def test_a_newcomer_may_take_the_slot_of_a_connection_that_just_arrived(
+    run: Run[None], certificate: tuple[Path, Path]
+) -> None:
+    async def main() -> None:
+        admission = Admission(1, 1)
+        listener, port = listening(admission, certificate, behind_proxy=False)
+        with socket.create_connection(("127.0.0.1", port)) as first:
+            first.setblocking(False)
+            listener._accept()
+            assert admission.enter("127.0.0.1")
+            assert await asyncio.get_running_loop().sock_recv(first, 1) == b""
+        listener.close()
+        assert admission.enter("127.0.0.1") is None  # given back once, not twice
+
+    run(main())
