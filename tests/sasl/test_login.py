@@ -18,6 +18,7 @@ from restante.net import tls
 from restante.net.blocking import connect_blocking
 from restante.net.client import connect
 from restante.pop3.dialogue import Capabilities, Dialogue, Procedure
+from restante.pop3.quirks import Quirks
 from restante.pop3.session import Policy
 from restante.pop3.state import State
 from restante.sasl import MECHANISMS, Channel, Login, Strength
@@ -110,6 +111,68 @@ def test_the_strongest_is_chosen(offered: tuple[str, ...], can_bind: bool, chose
     sent, _ = meet(dialogue.log_in(Login("mrose", "tan staaf"), lambda: end_point), core)
     assert re.match(re.escape(chosen) + rb"[ \r]", sent)
     assert core.session.state is State.TRANSACTION
+
+
+SASL_ONLY = Capabilities({"SASL": ("CRAM-MD5", "NTLM"), "UIDL": ()})
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"SASL": ("CRAM-MD5",)},
+        {"SASL": ("CRAM-MD5", "GSSAPI"), "UIDL": (), "TOP": ()},
+        {"SASL": ("LOGIN",)},
+        {"SASL": ("EXTERNAL",)},
+        {"SASL": ("OAUTHBEARER", "XOAUTH2")},
+    ],
+)
+def test_a_password_is_not_given_to_a_server_that_announces_sasl_only(
+    tags: dict[str, tuple[str, ...]],
+) -> None:
+    """RFC 2449 §6.3: the capability USER announces USER and PASS."""
+    dialogue = Dialogue()
+    dialogue.capabilities = Capabilities(tags)
+    with pytest.raises(LoginFailed, match="add:USER") as caught:
+        next(dialogue.log_in(Login("mrose", "tan staaf")))
+    assert all(name in str(caught.value) for name in tags["SASL"])
+    assert caught.value.code is None  # the credentials were not refused
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {},
+        {"UIDL": (), "TOP": ()},
+        {"SASL": ()},
+        {"USER": ()},
+        {"SASL": ("CRAM-MD5",), "USER": ()},
+    ],
+)
+def test_user_and_pass_where_they_are_announced_or_nothing_is(
+    tags: dict[str, tuple[str, ...]],
+) -> None:
+    dialogue = Dialogue()
+    dialogue.capabilities = Capabilities(tags)
+    assert next(dialogue.log_in(Login("mrose", "tan staaf"))) == b"USER mrose\r\n"
+
+
+def test_user_and_pass_where_someone_says_so() -> None:
+    """By the mechanism, or by a quirk of the server."""
+    dialogue = Dialogue()
+    dialogue.capabilities = SASL_ONLY
+    login = dialogue.log_in(Login("mrose", "tan staaf", mechanism="USER"))
+    assert next(login) == b"USER mrose\r\n"
+    dialogue = Dialogue(quirks=Quirks(no_capa=True, added=("SASL CRAM-MD5", "USER")))
+    list(dialogue.ask_capabilities())
+    assert next(dialogue.log_in(Login("mrose", "tan staaf"))) == b"USER mrose\r\n"
+
+
+def test_a_required_strength_is_named_before_a_missing_mechanism() -> None:
+    dialogue = Dialogue()
+    dialogue.capabilities = Capabilities({"SASL": ("PLAIN",)})
+    login = dialogue.log_in(Login("mrose", "tan staaf", strength=Strength.PROOF))
+    with pytest.raises(LoginFailed, match="required strength"):
+        next(login)
 
 
 def test_a_token_is_never_sent_as_a_password() -> None:

@@ -218,7 +218,8 @@ class Dialogue:
         offered = self.capabilities.sasl
         is_scram = any(name.startswith("SCRAM-") for name in (*offered, login.mechanism.upper()))
         binding = end_point() if is_scram else b""
-        chosen = choose(login, offered, bool(binding))
+        takes_user = not offered or "USER" in self.capabilities.tags
+        chosen = choose(login, offered, bool(binding), takes_user=takes_user)
         if chosen == "APOP":
             yield from self._apop(login)
         elif chosen == PLAINEST:

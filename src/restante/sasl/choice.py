@@ -20,6 +20,7 @@ PASSWORD_MECHANISMS = (
     "SCRAM-SHA-1",
     "PLAIN",
 )
+_NAMED = 8  # mechanisms in an error: a server may announce any number
 PLAINEST = "USER"  # USER and PASS, which are no mechanism (RFC 1939 §7)
 
 
@@ -60,8 +61,13 @@ def strength(mechanism: str) -> Strength:
     return Strength.PROOF if mechanism.startswith("SCRAM-") else Strength.SECRET
 
 
-def choose(login: Login, offered: Collection[str], can_bind: bool) -> str:
+def choose(
+    login: Login, offered: Collection[str], can_bind: bool, *, takes_user: bool = True
+) -> str:
     """The name of the mechanism, or ``USER``.
+
+    ``takes_user``: the server may take USER and PASS.  One that announces SASL and no USER has
+    said that it does not (RFC 2449 §6.3), so it is not given the password by them.
 
     Raises:
         LoginFailed: nothing that the server offers will do; no credential was sent.
@@ -73,7 +79,16 @@ def choose(login: Login, offered: Collection[str], can_bind: bool) -> str:
     elif login.has_certificate and not login.password:
         found = ["EXTERNAL"] if "EXTERNAL" in offered else []
     else:
-        found = [*(name for name in PASSWORD_MECHANISMS if name in offered), PLAINEST]
+        found = [name for name in PASSWORD_MECHANISMS if name in offered]
+        found += [PLAINEST] if takes_user else []
+    if not found and login.password:
+        announced = ", ".join(sorted(offered)[:_NAMED])
+        raise LoginFailed(
+            "AUTH",
+            f"no mechanism in common: the server announces only {announced}; if it takes USER and "
+            'PASS as well, say so by the quirk add:USER (in Python Quirks(added=("USER",)))',
+            None,
+        )
     if not found:
         what = "OAuth 2 tokens" if login.token else "client certificates"
         raise LoginFailed("AUTH", f"the server takes no {what}", None)
