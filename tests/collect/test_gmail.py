@@ -154,7 +154,10 @@ def reason(text: str) -> dict[str, Any]:
     [
         (403, reason("userRateLimitExceeded"), TemporaryFailure),
         (429, reason("rateLimitExceeded"), TemporaryFailure),
-        (503, {}, TemporaryFailure),
+        (503, {}, MessageRefused),
+        (500, {"error": "no object"}, MessageRefused),
+        (200, {}, MessageRefused),
+        (400, reason("failedPrecondition"), TemporaryFailure),
         (307, {}, TemporaryFailure),
         (403, reason("insufficientPermissions"), ConsentNeeded),
         (400, reason("invalidArgument"), MessageRefused),
@@ -170,6 +173,20 @@ def test_what_is_not_stored_is_told(
             give(destination)
         give(destination)
     assert len(server.imported) == 1
+
+
+@pytest.mark.parametrize("answer", [(200, {}), (503, {})])
+def test_a_server_that_stores_nothing_is_given_up(
+    answer: tuple[int, dict[str, Any]], server: StandIn
+) -> None:
+    """Such as a proxy that says 200 to everything; a few such answers may be about a message."""
+    server.answers = [answer] * 20
+    with closing(Gmail("", lambda _: "token", server.url)) as destination:
+        for _ in range(9):
+            with pytest.raises(MessageRefused):
+                give(destination)
+        with pytest.raises(TemporaryFailure):
+            give(destination)
 
 
 def test_nobody_answers() -> None:

@@ -7,13 +7,20 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
+from io import BufferedRWPair
 from pathlib import Path
 
 import pytest
 
 from restante.collect.destinations import Destination, open_destination
-from restante.errors import MessageRefused, TemporaryFailure, UnsafeArgument
+from restante.errors import (
+    ConfigurationError,
+    MessageRefused,
+    PermanentFailure,
+    TemporaryFailure,
+    UnsafeArgument,
+)
 from restante.net.intake import Intake
 from restante.store.memory import MemoryStore
 
@@ -44,13 +51,67 @@ def test_a_command_reads_the_whole_message_with_its_line_ends(tmp_path: Path) ->
     assert (tmp_path / "out").read_bytes() == b"a\nb\rc\n\nd\r"
 
 
-@pytest.mark.parametrize("end", ["sys.exit(1)", "sys.exit(75)", "os.kill(os.getpid(), 9)"])
-def test_only_exit_code_0_counts_as_stored(end: str) -> None:
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [
+        ("sys.exit(64)", MessageRefused),
+        ("sys.exit(65)", MessageRefused),
+        ("sys.exit(77)", MessageRefused),
+        ("sys.exit(78)", MessageRefused),
+        ("sys.exit(71)", TemporaryFailure),
+        ("sys.exit(74)", TemporaryFailure),
+        ("sys.exit(75)", TemporaryFailure),
+        ("sys.exit(1)", MessageRefused),
+        ("os.kill(os.getpid(), 9)", MessageRefused),
+    ],
+)
+def test_exit_codes_by_sysexits(end: str, error: type[Exception]) -> None:
+    """Only 0 counts as stored; 75 stops all mail, and what may be this message's fault does not."""
     with (
         closing(open_destination(program(f"import os, sys; {end}"))) as destination,
-        pytest.raises(TemporaryFailure, match="ended with"),
+        pytest.raises(error, match="ended with"),
     ):
         give(destination, b"x" * 1_000_000)  # and one that reads nothing does not block
+
+
+def outcomes(destination: Destination, letters: list[bytes]) -> list[str]:
+    """What became of each letter, until the destination stops all of them."""
+    told = []
+    for letter in letters:
+        try:
+            give(destination, letter)
+        except MessageRefused:
+            told.append("refused")
+        except TemporaryFailure:
+            return [*told, "stopped"]
+        else:
+            told.append("stored")
+    return told
+
+
+READS = "import sys; code = int(sys.stdin.read().split()[-1])"
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ("65 " * 30, ["refused"] * 30),
+        ("1 " * 30, ["refused"] * 9 + ["stopped"]),
+        ("1 1 1 1 1 1 1 1 1 0 " * 2, ([*["refused"] * 9, "stored"]) * 2),
+        ("1 65 75 0", ["refused", "refused", "stopped"]),
+    ],
+)
+def test_doubts_in_a_row_stop_all_and_refusals_do_not(codes: str, expected: list[str]) -> None:
+    """A program that crashes over everything costs ten downloads, not a maildrop's."""
+    place = program(f"{READS}; sys.exit(code)")
+    with closing(open_destination(place)) as destination:
+        letters = [f"Subject: x\r\n\r\n{code}\r\n".encode() for code in codes.split()]
+        assert outcomes(destination, letters) == expected
+
+
+def test_a_program_that_is_missing_is_refused_before_any_mail() -> None:
+    with pytest.raises(ConfigurationError, match="no program"):
+        open_destination("command:/nowhere/at/all --option")
 
 
 def test_nothing_is_run_before_the_message_is_whole(tmp_path: Path) -> None:
@@ -106,7 +167,7 @@ def test_refusals_are_told_apart() -> None:
 
         with (
             closing(to("nobody@example.org")) as destination,
-            pytest.raises(MessageRefused, match=r"^550 5\.1\.1"),
+            pytest.raises(PermanentFailure, match=r"nobody@example.org: 550 5\.1\.1"),
         ):
             give(destination, LETTER)
         with (
@@ -116,7 +177,7 @@ def test_refusals_are_told_apart() -> None:
             give(destination, LETTER)
         with (
             closing(to("eve@example.org")) as destination,
-            pytest.raises(TemporaryFailure, match=r"^451"),
+            pytest.raises(MessageRefused, match=r"^451"),
         ):
             give(destination, LETTER)
         with closing(to("ann@example.org")) as destination:
@@ -129,40 +190,104 @@ def test_refusals_are_told_apart() -> None:
 
 
 @contextmanager
-def answering(replies: dict[bytes, bytes]) -> Iterator[str]:
-    """A mail server for one connection that answers so, and hangs up where it has no answer."""
+def answering(replies: dict[bytes, bytes], *, hangs_up_after: int = 1000) -> Iterator[str]:
+    """A mail server that answers so, and hangs up where it has no answer, or after so many
+    messages on one connection."""
     usual = {b"LHLO": b"250", b"MAIL": b"250", b"RCPT": b"250", b"DATA": b"354", b"QUIT": b"221"}
     replies = usual | replies
+
+    def talk(stream: BufferedRWPair) -> None:
+        left = hangs_up_after
+        stream.write(b"220 ready\r\n")
+        stream.flush()
+        for line in stream:
+            if line == b".\r\n" or line[:4].upper() in replies:
+                reply = replies.get(line.strip()[:4].upper())
+                if reply is None:
+                    return
+                stream.write(reply + b" so\r\n")
+                stream.flush()
+                left -= line == b".\r\n"
+                if not left or reply.startswith(b"421"):
+                    return
+
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve() -> None:
-            connected, _ = listening.accept()
-            with connected, connected.makefile("rwb") as stream:
-                stream.write(b"220 ready\r\n")
-                stream.flush()
-                for line in stream:
-                    if line == b".\r\n" or line[:4].upper() in replies:
-                        reply = replies.get(line.strip()[:4].upper())
-                        if reply is None:
-                            return
-                        stream.write(reply + b" so\r\n")
-                        stream.flush()
+            with suppress(OSError):
+                while True:
+                    connected, _ = listening.accept()
+                    with suppress(OSError), connected, connected.makefile("rwb") as stream:
+                        talk(stream)
 
-        serving = threading.Thread(target=serve)
+        serving = threading.Thread(target=serve, daemon=True)
         serving.start()
-        yield f"lmtp:127.0.0.1:{listening.getsockname()[1]}"
-        serving.join(10)
+        try:
+            yield f"lmtp:127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            serving.join(10)
 
 
 @pytest.mark.rfc("P-173")
-def test_a_reply_that_is_missing_is_a_reason_to_try_again() -> None:
-    """The mail server goes away after the data, so nobody knows whether it has them."""
+@pytest.mark.parametrize(
+    ("command", "reply", "error"),
+    [
+        # Before the message nothing depends on it: all mail waits, or an administrator must act.
+        (b"LHLO", b"421 4.3.2", TemporaryFailure),
+        (b"MAIL", b"451 4.3.0", TemporaryFailure),
+        (b"MAIL", b"550 5.7.1", PermanentFailure),
+        (b"RCPT", b"452 4.2.2", TemporaryFailure),
+        (b"RCPT", b"550 5.1.1", PermanentFailure),
+        (b"DATA", b"451 4.3.0", TemporaryFailure),
+        (b"DATA", b"554 5.5.1", PermanentFailure),
+        # After it, it may.
+        (b".", b"552 5.2.3", MessageRefused),
+        (b".", b"554 5.6.0", MessageRefused),
+        (b".", b"451 4.3.0", MessageRefused),
+        (b".", b"452 4.2.2", TemporaryFailure),
+        (b".", b"354", MessageRefused),
+        (b".", None, MessageRefused),
+    ],
+)
+def test_a_refusal_is_of_the_message_only_after_it_was_sent(
+    command: bytes, reply: bytes | None, error: type[Exception]
+) -> None:
+    """Without an answer nobody knows whether the server has it: it counts as not stored."""
+    replies = {b".": b"250"} | ({command: reply} if reply is not None else {})
+    if reply is None:
+        del replies[command]
     with (
-        answering({}) as place,
+        answering(replies) as place,
         closing(open_destination(place, recipient="a@b")) as destination,
-        pytest.raises(TemporaryFailure, match="the mail server"),
+        pytest.raises(error),
     ):
         give(destination, LETTER)
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ({b".": b"554 5.6.0"}, ["refused"] * 30),
+        ({b".": b"451 4.3.0"}, ["refused"] * 9 + ["stopped"]),
+        ({}, ["refused", "stopped"]),
+        ({b".": b"452 4.2.2"}, ["stopped"]),
+    ],
+)
+def test_a_server_that_answers_all_mail_so(reply: dict[bytes, bytes], expected: list[str]) -> None:
+    with (
+        answering(reply) as place,
+        closing(open_destination(place, recipient="a@b")) as destination,
+    ):
+        assert outcomes(destination, [LETTER] * 30) == expected
+
+
+def test_a_connection_that_was_dropped_while_idle_is_made_again() -> None:
+    with (
+        answering({b".": b"250"}, hangs_up_after=1) as place,
+        closing(open_destination(place, recipient="a@b")) as destination,
+    ):
+        assert outcomes(destination, [LETTER] * 3) == ["stored"] * 3
 
 
 @pytest.mark.parametrize(
@@ -170,7 +295,6 @@ def test_a_reply_that_is_missing_is_a_reason_to_try_again() -> None:
     [
         ({b"RCPT": b"251", b".": b"250"}, True),
         ({b"RCPT": b"252", b".": b"200"}, True),
-        ({b".": b"354"}, False),
         ({b"DATA": b"250", b".": b"250"}, False),
     ],
 )

@@ -1,7 +1,9 @@
 """A Gmail mailbox, by ``users.messages.import`` of its API: with a label, under its own date.
 
-It goes the way of delivered mail but is never called spam, and nothing is sent.  Gmail gives a
-message no name of ours: after a crash between its answer and the ledger one may be there twice.
+It goes the way of delivered mail but is never called spam, and nothing is sent.  A message counts
+as stored only if the answer names it; that 200 alone may be another server's, such as a proxy's.
+Gmail gives a message no name of ours: after a crash between its answer and the ledger one may be
+there twice.
 
 Security: the token goes to Google by HTTPS, and no redirect is followed.
 """
@@ -21,6 +23,7 @@ from .handed import Handed
 _BASE = "https://gmail.googleapis.com"
 _PATIENCE = 120.0  # seconds for an answer
 _MAX_ANSWER = 2**22  # octets
+_OF_THE_MAILBOX = ("failedPrecondition",)  # Gmail is switched off for this user, say
 _LATER = ("rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded", "dailyLimitExceeded")
 
 
@@ -39,7 +42,8 @@ class Gmail(Handed):
     def _hand_over(self, message: IO[bytes]) -> None:
         """
         Raises:
-            MessageRefused: it will never be taken.
+            MessageRefused: it will never be taken; or an error that may be this message's fault,
+                as long as there are few in a row.
             TemporaryFailure: not now.
             ConsentNeeded: the token may not do this.
         """
@@ -52,33 +56,40 @@ class Gmail(Handed):
             f"--{border}\r\nContent-Type: message/rfc822\r\n\r\n"
         ).encode()
         body += message.read() + f"\r\n--{border}--\r\n".encode()
-        self._ask(
+        answer = self._ask(
             "/upload/gmail/v1/users/me/messages/import?uploadType=multipart"
             "&internalDateSource=dateHeader&neverMarkSpam=true",
             body,
             f"multipart/related; boundary={border}",
         )
+        if not answer.get("id"):
+            raise self._doubt("Gmail answers 200 and names no message that it stored")
 
     def _label_id(self) -> str:
         path = "/gmail/v1/users/me/labels"
-        for each in self._ask(path).get("labels", ()):
-            if each.get("name") == self._label:
+        for each in _objects(self._ask(path).get("labels")):
+            if each.get("name") == self._label and each.get("id"):
                 return str(each["id"])
         wanted = {"name": self._label, "labelListVisibility": "labelShow"}
-        return str(self._ask(path, json.dumps(wanted).encode(), "application/json")["id"])
+        made = self._ask(path, json.dumps(wanted).encode(), "application/json").get("id")
+        if not made:
+            raise TemporaryFailure(f"Gmail made no label {self._label}")
+        return str(made)
 
-    def _ask(self, path: str, body: bytes | None = None, kind: str = "") -> Any:
+    def _ask(self, path: str, body: bytes | None = None, kind: str = "") -> Answer:
         """GET, or POST with a body.  Once more with a new token if the first was refused."""
         status, answer = self._try(path, body, kind, renew=False)
         if status == 401:
             status, answer = self._try(path, body, kind, renew=True)
         if status == 200:
             return answer
-        error = answer.get("error", {})
+        (error,) = _objects([answer.get("error")]) or [{}]
         text = f"Gmail answers {status}: {str(error.get('message', ''))[:200]}"
-        reasons = [each.get("reason") for each in error.get("errors", ())]
-        if status in (400, 413) and "import" in path:
+        reasons = [each.get("reason") for each in _objects(error.get("errors"))]
+        if "import" in path and status in (400, 413) and not set(reasons) & set(_OF_THE_MAILBOX):
             raise MessageRefused(text)
+        if "import" in path and status >= 500:
+            raise self._doubt(text)
         if status in (401, 403) and not any(reason in _LATER for reason in reasons):
             raise ConsentNeeded(f"{text}; next: restante account auth NAME --to")
         if status == 404:
@@ -95,4 +106,9 @@ class Gmail(Handed):
             status, answer = self._web.ask(self._base + path, body, headers)
         except TemporaryFailure as error:
             raise TemporaryFailure(f"Gmail: {error}") from error
-        return status, answer or {}  # an error page is none; the status tells
+        return status, answer or {}
+
+
+def _objects(found: Any) -> list[Answer]:
+    """The JSON objects of a list, whatever came in its place."""
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []

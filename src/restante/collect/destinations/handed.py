@@ -1,14 +1,22 @@
 """Destinations that take a message whole and answer: LMTP, SMTP, a command.
 
-Each waits in an unnamed file until all of it is here, so nobody is handed half a message.  None of
-these can tell whether it has a message already: after a crash between their answer and the ledger
-one message may be handed over twice.
+Each waits in an unnamed file until all of it is here, so half a message is never handed over.  None
+of these can tell whether it has a message already: after a crash between their answer and the
+ledger one message may be handed over twice.
+
+A refusal concerns one message or all of them, and the rest of the mail goes on only in the first
+case.  Where an answer does not say which of the two it is, it counts as a doubt: the message is set
+aside, and when doubts follow each other without a message that was accepted, the destination itself
+is taken to be broken (docs/decisions/0196-refusals.md).
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import shutil
+import signal
 import smtplib
 import socket
 import subprocess
@@ -16,12 +24,28 @@ from contextlib import suppress
 from tempfile import SpooledTemporaryFile
 from typing import IO
 
-from ...errors import MessageRefused, TemporaryFailure, UnsafeArgument
+from ...errors import (
+    ConfigurationError,
+    MessageRefused,
+    PermanentFailure,
+    TemporaryFailure,
+    UnsafeArgument,
+)
 from ...wire import Stuffer
 
 _IN_MEMORY = 2**20  # octets; a larger message waits on disk
 _PIECE = 65_536  # octets
 _PATIENCE = 300.0  # seconds for an answer (RFC 5321 §4.5.3.2)
+# Doubts in a row after which it is the destination: enough to get past a few messages that crash a
+# program, and few enough that a broken one does not cost the download of a whole maildrop.
+_ENOUGH_DOUBTS = 10
+_HANG = 5  # doubts that a time-out counts for, because it costs minutes
+
+# sysexits.h: try again later, and nothing depends on the message.
+_LATER = {os.EX_TEMPFAIL, os.EX_OSERR, os.EX_IOERR}
+_PERMANENT = range(os.EX_USAGE, os.EX_CONFIG + 1)
+_CLOSING = 421  # RFC 5321 §4.2.3
+_OF_THE_MAILBOX = re.compile(r"4\d\d 4\.2\.")  # it is full, say: RFC 3463 §3.3
 
 
 class Handed:
@@ -31,6 +55,7 @@ class Handed:
 
     def __init__(self) -> None:
         self._message: IO[bytes] | None = None
+        self._doubts = 0  # in a row
 
     def has(self, identity: str) -> bool:
         return False
@@ -47,9 +72,17 @@ class Handed:
         assert self._message is not None
         self._message.seek(0)
         self._hand_over(self._message)
+        self._doubts = 0
 
     def _hand_over(self, message: IO[bytes]) -> None:
         raise NotImplementedError
+
+    def _doubt(self, text: str, weight: int = 1) -> MessageRefused | TemporaryFailure:
+        """The error for an answer that may concern this message alone or every message."""
+        self._doubts += weight
+        if self._doubts < _ENOUGH_DOUBTS:
+            return MessageRefused(text)
+        return TemporaryFailure(f"{text}, and so do others before it; the rest waits")
 
     def abort(self) -> None:
         if self._message is not None:
@@ -67,40 +100,59 @@ class Command(Handed):
     """
 
     def __init__(self, command: str) -> None:
+        """
+        Raises:
+            UnsafeArgument: names no program.
+            ConfigurationError: there is no such program.
+        """
         super().__init__()
         self._arguments = shlex.split(command)
         if not self._arguments:
-            raise UnsafeArgument("command: wants a program")
+            raise UnsafeArgument("command: needs a program")
+        if shutil.which(self._arguments[0]) is None:
+            raise ConfigurationError(f"command: there is no program {self._arguments[0]}")
+        self._cr = b""
+
+    def begin(self, identity: str) -> bool:
+        self._cr = b""  # whose LF may come with the next piece
+        return super().begin(identity)
+
+    def write(self, octets: bytes) -> None:
+        text = self._cr + octets
+        self._cr = b"\r" if text.endswith(b"\r") else b""
+        super().write(text.removesuffix(b"\r").replace(b"\r\n", b"\n"))
 
     def _hand_over(self, message: IO[bytes]) -> None:
         """
         Raises:
-            TemporaryFailure: it failed, was killed, or took too long.
+            MessageRefused: a permanent exit code of sysexits.h, such as 65; or any other failure,
+                as long as there are few in a row.
+            TemporaryFailure: 75, 71 or 74; or failures in a row.
         """
-        program = subprocess.Popen(
-            self._arguments,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        assert program.stdin is not None
-        try:
-            with suppress(BrokenPipeError), program.stdin:  # its exit code tells
-                last = b""
-                while piece := message.read(_PIECE):
-                    text = last + piece
-                    last = b"\r" if text.endswith(b"\r") else b""
-                    program.stdin.write(text.removesuffix(b"\r").replace(b"\r\n", b"\n"))
-                program.stdin.write(last)
-            code = program.wait(_PATIENCE)
-        except subprocess.TimeoutExpired as error:
-            raise TemporaryFailure(f"{self._arguments[0]}: no end after {_PATIENCE:g} s") from error
-        finally:
-            if program.poll() is None:
-                program.kill()
-                program.wait()
+        message.seek(0, os.SEEK_END)
+        message.write(self._cr)
+        message.flush()
+        # A file: a program that reads nothing would block us at the end of a pipe.
+        os.lseek(message.fileno(), 0, os.SEEK_SET)
+        with subprocess.Popen(
+            self._arguments, stdin=message, stdout=subprocess.DEVNULL, start_new_session=True
+        ) as program:
+            try:
+                code = program.wait(_PATIENCE)
+            except subprocess.TimeoutExpired as error:
+                text = f"{self._arguments[0]}: no end after {_PATIENCE:g} s"
+                raise self._doubt(text, _HANG) from error
+            finally:
+                if program.poll() is None:
+                    os.killpg(program.pid, signal.SIGKILL)  # and what it has started
         if code:
-            raise TemporaryFailure(f"{self._arguments[0]}: ended with {code}")
+            raise self._failed(code)
+
+    def _failed(self, code: int) -> MessageRefused | TemporaryFailure:
+        text = f"{self._arguments[0]}: ended with {code}"
+        if code in _LATER:
+            return TemporaryFailure(text)
+        return MessageRefused(text) if code in _PERMANENT else self._doubt(text)
 
 
 class Smtp(Handed):
@@ -112,7 +164,7 @@ class Smtp(Handed):
         host, _, port = address.rpartition(":")
         self._path = address.removeprefix("unix:") if address.startswith("unix:/") else ""
         if not self._path and not (host and port.isdecimal()):
-            raise UnsafeArgument("lmtp: and smtp: want host:port or unix:/path")
+            raise UnsafeArgument("lmtp: and smtp: need host:port or unix:/path")
         if not recipient.isprintable() or set("<> ") & set(recipient) or not recipient:
             raise UnsafeArgument("a recipient is an address without spaces and brackets")
         self._host, self._port = host.strip("[]"), int(port) if port.isdecimal() else 0
@@ -123,28 +175,61 @@ class Smtp(Handed):
     def _hand_over(self, message: IO[bytes]) -> None:
         """
         Raises:
-            MessageRefused: 5yz; the message stays where it was.
-            TemporaryFailure: 4yz, or no answer.
+            MessageRefused: 5yz after DATA; or 4yz or no answer there, as long as there are few in
+                a row.
+            PermanentFailure: 5yz before DATA, which no message changes.
+            TemporaryFailure: 4yz before DATA, no connection, or doubts in a row.
         """
+        is_sent = False
         try:
-            self._ask(message)
+            server = self._ready()
+            is_sent = True
+            self._send(server, message)
         except smtplib.SMTPResponseException as error:
             self._leave()
-            answer = f"{error.smtp_code} {os.fsdecode(error.smtp_error)}"
-            if 500 <= error.smtp_code < 600:
-                raise MessageRefused(answer) from error
-            raise TemporaryFailure(answer) from error
+            text = f"{error.smtp_code} {os.fsdecode(error.smtp_error)}"
+            raise self._refusal(error.smtp_code, text, is_sent=is_sent) from error
         except (smtplib.SMTPException, OSError) as error:
             self._leave()
-            raise TemporaryFailure(f"the mail server: {error}") from error
+            text = f"the mail server: {error}"
+            raise (self._doubt(text, _HANG) if is_sent else TemporaryFailure(text)) from error
 
-    def _ask(self, message: IO[bytes]) -> None:
-        server = self._server = self._server or self._connect()
+    def _refusal(
+        self, code: int, text: str, *, is_sent: bool
+    ) -> MessageRefused | TemporaryFailure | PermanentFailure:
+        is_permanent = 500 <= code < 600
+        if is_sent and is_permanent:
+            return MessageRefused(text)
+        if is_sent and not _OF_THE_MAILBOX.match(text):
+            return self._doubt(text)
+        if is_permanent:
+            return PermanentFailure(f"the mail server takes nothing for {self._recipient}: {text}")
+        return TemporaryFailure(text)
+
+    def _ready(self) -> smtplib.SMTP:
+        """The server, after its answer to DATA.  One that dropped an idle connection is called
+        again (RFC 5321 §4.5.3.2.7)."""
+        if self._server is not None:
+            try:
+                return self._started(self._server)
+            except smtplib.SMTPServerDisconnected:
+                self._leave()
+            except smtplib.SMTPResponseException as error:
+                if error.smtp_code != _CLOSING:
+                    raise
+                self._leave()
+        self._server = self._connect()
+        return self._started(self._server)
+
+    def _started(self, server: smtplib.SMTP) -> smtplib.SMTP:
         server.ehlo_or_helo_if_needed()
         # The null reverse-path: what cannot be delivered must not be bounced to strangers.
         self._expect(2, server.docmd("MAIL", "FROM:<>"))
         self._expect(2, server.docmd("RCPT", f"TO:<{self._recipient}>"))
         self._expect(3, server.docmd("DATA"))
+        return server
+
+    def _send(self, server: smtplib.SMTP, message: IO[bytes]) -> None:
         stuffer = Stuffer()
         while piece := message.read(_PIECE):
             server.send(stuffer.feed(piece))
