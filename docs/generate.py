@@ -62,6 +62,7 @@ MEANINGS = {
     "reloaded": "configuration and certificate were read again; `restart`: that is not enough",
     "report failed": "mail or metrics about an account could not be written; it is tried again",
     "seat given up": "a connection that had not logged in made room for another",
+    "session ended": "the server ended a session that broke a rule or reached a limit",
     "session end": "a session that had logged in is over",
     "size differs": "a message has other octets than were announced; the connection was dropped",
     "stopping": "the server was told to stop",

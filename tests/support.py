@@ -15,8 +15,9 @@ from scramp import ScramMechanism
 
 from restante.errors import AuthenticationFailed
 from restante.maildrop import Store
+from restante.net.connection import Timeouts
 from restante.net.listener import Address, Admission, Listener, bind
-from restante.net.server import Service, Timeouts
+from restante.net.server import Service
 from restante.passdb import (
     Account,
     Credentials,

@@ -158,6 +158,7 @@ async def who_hardly_reads(place: Path, end: bytes) -> AsyncIterator[tuple[Conne
         await client.log_in()
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         (connection,) = server.service.connections
+        assert isinstance(connection, Connection)
         written = -1
         tracemalloc.start()
         try:

@@ -29,6 +29,7 @@ async def logged_in(server: Server) -> tuple[asyncio.StreamWriter, Connection]:
     for _ in range(3):
         assert (await reader.readline()).startswith(b"+OK")
     [connection] = server.service.connections
+    assert isinstance(connection, Connection)
     return writer, connection
 
 

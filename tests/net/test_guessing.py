@@ -17,6 +17,7 @@ import pytest
 
 from restante.errors import AuthenticationFailed, BackendUnavailable, TemporaryFailure
 from restante.net.listener import Admission
+from restante.net.server import Connection
 from restante.passdb import Account, Credentials, Disproof, ScramSecrets, Shown
 from restante.pop3.session import Policy
 from restante.sasl import scram
@@ -122,6 +123,7 @@ def test_the_penalty_counts_from_when_the_password_was_shown() -> None:
             passdb.go_on.set()
             await guard.heard.wait()
             connection = next(iter(server.service.connections))
+            assert isinstance(connection, Connection)
             assert connection._penalty < asyncio.get_running_loop().time()
             assert (await client.line()).startswith(b"-ERR [AUTH]")
 
@@ -170,6 +172,7 @@ def test_a_back_end_that_is_down_makes_nobody_a_guesser(
             await client.ask(b"USER mrose")
             assert await client.ask(command) == b"-ERR [SYS/TEMP] logins cannot be checked now"
             (connection,) = server.service.connections
+            assert isinstance(connection, Connection)
             assert connection._penalty < asyncio.get_running_loop().time()
         assert guard.failures == []
 

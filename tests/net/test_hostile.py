@@ -8,7 +8,8 @@ import ssl
 
 import pytest
 
-from restante.net.server import Timeouts
+from restante.net.connection import Timeouts
+from restante.pop3.session import Policy
 from restante.store.memory import MemoryStore
 
 from ..support import Client, Run, Server, once, serving, sizes, until
@@ -232,5 +233,49 @@ def test_octets_that_come_just_before_the_handshake_end_it(
             connection.data_received(b"USER mrose\r\n")
             assert (await client.rest()).count(b"+OK") <= 1
             assert connection._is_lost
+
+    run(main())
+
+
+# -- One connection never has the event loop for itself.
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize("is_tls", [False, True])
+def test_pipelined_commands_take_turns_with_other_connections(
+    is_known: bool,
+    is_tls: bool,
+    run: Run[None],
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+) -> None:
+    """When another client is answered, most of what was pipelined still waits."""
+    count = 20_000
+
+    async def main() -> None:
+        store = MemoryStore()
+        policy = Policy(commands_before_login=10**6)
+        tls, trust = (server_tls, client_tls) if is_tls else (None, None)
+        async with (
+            serving(store, tls=tls, implicit=is_tls, policy=policy) as server,
+            server.client(trust) as greedy,
+            server.client(trust) as other,
+        ):
+            if is_known:
+                await greedy.log_in()
+            answered, has_begun = 0, asyncio.Event()
+
+            async def read() -> None:
+                nonlocal answered
+                while answered < count:
+                    answered += (await greedy.reader.read(65_536)).count(b"\n")
+                    has_begun.set()
+
+            greedy.send((b"NOOP\r\n" if is_known else b"USER x\r\n") * count)
+            reading = asyncio.create_task(read())
+            await has_begun.wait()
+            assert (await other.ask(b"CAPA")).startswith(b"+OK")
+            assert answered < count / 2
+            await asyncio.wait_for(reading, 60)
 
     run(main())

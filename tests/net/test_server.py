@@ -26,9 +26,10 @@ from restante.errors import (
 )
 from restante.maildrop import Entry, Maildrop, SessionRecord, Store
 from restante.net.client import connect
+from restante.net.connection import Timeouts
 from restante.net.login import time_stamp
 from restante.net.remote import TLS
-from restante.net.server import Connection, Timeouts
+from restante.net.server import Connection
 from restante.passdb import Digest, Terms
 from restante.pop3.session import Policy
 from restante.store.maildir import MaildirStore

@@ -40,10 +40,11 @@ from ..config import Configuration
 from ..errors import ConfigurationError, MaildropInUse, RestanteError
 from ..maildrop import Expiring, Store
 from ..net import tls
+from ..net.connection import Timeouts
 from ..net.intake import Intake
 from ..net.listener import Address, Admission, Listener, bind
 from ..net.login import offered, time_stamp
-from ..net.server import Service, Timeouts
+from ..net.server import Service
 from ..passdb import Account, Accounts, Directory, Passdb, Terms
 from ..pop3.session import Policy
 from ..shared import SharedTally, Tally

@@ -13,15 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, ExitStack, aclosing
 from dataclasses import dataclass, field, replace
-from fcntl import ioctl
 from functools import cache
-from struct import unpack
-from termios import TIOCOUTQ
 from time import time
 from typing import Any, cast
 
@@ -54,38 +50,21 @@ from ..pop3.state import Close, Event, Login, Relay, Retrieve, StartTLS, State, 
 from ..sasl import Lookup
 from ..wire import TERMINATION, Stuffer
 from . import body, login, tls, views
-from .listener import Seat, log_refused_tls
+from .connection import DIRECT, HIGH_WATER, WAITING, BaseConnection, BaseService
+from .listener import Seat
 from .proxy import Origin
 
 _log = logging.getLogger("restante.pop3")
-_HIGH_WATER = 65_536  # octets of output, and of unread input, per connection
 _REASONED = (AuthenticationFailed, BackendUnavailable)  # the log hears more than the client
-_DIRECT = Origin()
-_WAITING = 16_384  # octets that may wait in a transport before we do; in the kernel wait others
 _NAMED = 1000  # messages that one session retrieved and its record names
-_TURN = 262_144  # octets written before others have a turn
 _NEW = 86_400  # seconds after its first session in the journal for which a credential is new
-_FAREWELL = 1.0  # seconds that a stop waits for a client that has all to end TLS
-_PROGRESS = 1024  # octets that a client must take in one ``Timeouts.progress``
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """All in seconds."""
-
-    login: float = 60.0
-    """From the beginning of the connection to a successful login."""
-    idle: float = 600.0
-    """Autologout; at least 600 (RFC 1939 §3)."""
-    handshake: float = 10.0
-    progress: float = 30.0
-    """In this time a client takes ``_PROGRESS`` octets of what waits for it, or is cut off."""
 
 
 @dataclass(slots=True)
-class Service:
+class Service(BaseService):
     """What the connections of one POP3 server share."""
 
+    log: logging.Logger = field(default=_log, kw_only=True)
     store: Store
     passdb: Passdb
     passwords: Passdb | None = None
@@ -98,8 +77,6 @@ class Service:
     is_crowded: Callable[[], bool] = lambda: False
     """Whether seats are scarce: then a failure is answered at once and its seat cleared."""
     policy: Policy = field(default_factory=Policy)
-    tls: ssl.SSLContext | None = None
-    """For STLS; without it STLS is not offered."""
     clear_login_from: tuple[Network, ...] = ()
     """From where a login without TLS is allowed."""
     relays: tuple[Network, ...] = ()
@@ -108,136 +85,49 @@ class Service:
     """Between a user and a folder in a login name; empty: folders cannot be named."""
     brake: int = 0
     """Messages that a credential may remove in its first day; 0: as many as it likes."""
-    timeouts: Timeouts = field(default_factory=Timeouts)
-    connections: set[Connection] = field(default_factory=set)
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _quiet: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def connection(self, address: str, seat: Seat, origin: Origin = _DIRECT) -> Connection:
+    def connection(self, address: str, seat: Seat, origin: Origin = DIRECT) -> Connection:
         """The protocol for one accepted connection; ``origin`` is what a proxy tells of it."""
         return Connection(self, address, seat, origin)
 
     def may_login_in_clear(self, address: str) -> bool:
         return is_within(address, self.clear_login_from)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run it to its end, whatever becomes of the connection."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
-    def forget(self, connection: Connection) -> bool:
-        """The connection is at its end; True the first time."""
-        known = connection in self.connections
-        self.connections.discard(connection)
-        if not self.connections:
-            self._quiet.set()
-        return known
-
-    async def drain(self, grace: float) -> None:
-        """Close idle connections now, busy ones when they become idle, all after ``grace`` s.
-
-        No session enters UPDATE by this; one that is in UPDATE finishes.
-        """
-        self._quiet.clear()
-        for connection in list(self.connections):
-            connection.retire()
-        if not self.connections:
-            return
-        try:
-            async with asyncio.timeout(grace):
-                while self.connections:
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(_FAREWELL):
-                            await self._quiet.wait()
-                    for connection in list(self.connections):
-                        connection.leave()
-        except TimeoutError:
-            for connection in list(self.connections):
-                connection.abandon()
-            await self._quiet.wait()
-
-
-class Connection(asyncio.Protocol):
-    """One client."""
+class Connection(BaseConnection[Event]):
+    """One POP3 client."""
 
     __slots__ = (
         "_account",
-        "_address",
-        "_began",
-        "_end",
-        "_id",
-        "_is_closing",
-        "_is_half_closed",
         "_is_judged",
-        "_is_lost",
-        "_is_retiring",
-        "_last_command",
-        "_loop",
         "_maildrop",
         "_opened",
-        "_origin",
-        "_out",
-        "_out_octets",
         "_penalty",
-        "_proto",
         "_raw",
         "_removed",
         "_retrieved",
         "_retrieved_messages",
         "_retrieved_octets",
-        "_seat",
-        "_service",
-        "_session",
-        "_shared_at",
-        "_taken",
-        "_timer",
-        "_transport",
-        "_worker",
-        "_writable",
-        "_written",
     )
 
-    def __init__(
-        self, service: Service, address: str, seat: Seat, origin: Origin = _DIRECT
-    ) -> None:
-        self._service = service
-        self._address = address
-        self._origin = origin
-        self._seat = seat
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport
-        self._session: Session
+    _service: Service
+    _session: Session
+
+    def __init__(self, service: Service, address: str, seat: Seat, origin: Origin = DIRECT) -> None:
+        super().__init__(service, address, seat, origin)
         self._maildrop: Maildrop
         self._raw: RawReading | None = None  # the maildrop, if it has files
         self._opened: AbstractAsyncContextManager[Maildrop] | None = None  # its lock is ours
-        self._worker: asyncio.Task[None] | None = None  # performs an action, then goes on
-        self._writable: asyncio.Event | None = None  # set up while the client does not read
-        self._out: list[bytes] = []
-        self._out_octets = 0
-        self._written = 0  # octets given to the transport
-        self._shared_at = 0  # how many it were when others last had a turn
-        self._taken = 0  # of these, what the client had taken when we last looked
-        self._is_half_closed = self._is_retiring = self._is_closing = self._is_lost = False
         self._is_judged = False  # a login is being checked
         self._penalty = 0.0  # until when it waits for the answer to a failed one, and has its seat
-        self._began = self._last_command = self._loop.time()
-        self._timer: asyncio.TimerHandle | None = None
         # For the log.
-        self._id = secrets.token_hex(5)
-        self._proto = "pop3"
         self._account: Account | None = None
         self._retrieved: list[Entry] = []  # of very many the first
         self._retrieved_messages = 0
         self._retrieved_octets = 0
         self._removed: tuple[Entry, ...] = ()
-        self._end = "dropped"
 
-    # What the transport calls.
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        ssl_object = transport.get_extra_info("ssl_object")
+    def _open_session(self, ssl_object: ssl.SSLObject | None) -> bytes:
         told = self._origin.tls  # of what is between the client and its proxy
         make = self._service.time_stamp
         self._proto = "pop3" if ssl_object is None else "pop3s"
@@ -250,71 +140,11 @@ class Connection(asyncio.Protocol):
             channel=tls.channel(ssl_object),
             time_stamp=make() if make is not None else "",
         )
-        self._adopt(transport)
-        self._service.connections.add(self)
-        self._seat.offer(self._make_room)
-        self._set_timer(self._service.timeouts.login)
-        self._say(self._session.greeting())
-        self._flush()
+        return self._session.greeting().head()
 
-    def data_received(self, data: bytes) -> None:
-        if self._is_closing:
-            return
-        self._session.receive(data)
-        self._go_on()
-        if self._session.unread > _HIGH_WATER and not self._is_closing:
-            self._transport.pause_reading()
-
-    def eof_received(self) -> bool:
-        """A client may close its half and still wait for what it asked for; not so in TLS."""
-        self._is_half_closed = True
-        self._go_on()
-        return self._transport.get_extra_info("ssl_object") is None
-
-    def pause_writing(self) -> None:
-        self._writable = asyncio.Event()
-        self._taken = self._drained()
-        self._set_timer(self._service.timeouts.progress)
-
-    def resume_writing(self) -> None:
-        if self._writable is not None:
-            self._writable.set()
-            self._writable = None
-        self._go_on()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if self._is_lost:
-            return
-        self._is_lost = self._is_closing = True
-        if self._timer is not None:
-            self._timer.cancel()
-        self._leave_seat()
-        if self._worker is None:
-            self._part()
-        elif (
-            self._session.state is not State.UPDATE
-            and not self._is_judged
-            and self._worker is not asyncio.current_task()
-        ):
-            self._worker.cancel()  # what QUIT began is finished, and a guess is counted
-
-    # What the service calls.
-
-    def retire(self) -> None:
-        """Close as soon as nothing is under way."""
-        self._is_retiring = True
-        self._go_on()
-
-    def leave(self) -> None:
-        """Cut the connection if the client has all, and only its end of TLS is missing."""
-        if self._is_closing and self._worker is None and self._drained() == self._written:
-            self.abort(self._end)
-
-    def abort(self, reason: str) -> None:
-        """Cut the connection, so that no client takes what it has for a whole response."""
-        self._end = reason
-        self._is_closing = True
-        self._transport.abort()
+    def _is_interruptible(self) -> bool:
+        """What QUIT began is finished, and a guess is counted."""
+        return self._session.state is not State.UPDATE and not self._is_judged
 
     def abandon(self) -> None:
         """Cut the connection, and what it waits for unless that is UPDATE."""
@@ -323,45 +153,7 @@ class Connection(asyncio.Protocol):
         if is_judged and self._worker is not None:
             self._worker.cancel()
 
-    def _make_room(self) -> None:
-        """Somebody else has its seat, and it has not logged in."""
-        self._note("seat given up", ip=self._address, proto=self._proto)
-        self.abort("made-room")
-
-    # One read, all commands in it, one write.
-
-    def _go_on(self) -> None:
-        if self._worker is None and not self._is_closing:
-            event = self._answer()
-            if event is not None:
-                self._worker = self._service.spawn(self._perform_from(event))
-                self._worker.add_done_callback(self._never_began)
-
-    def _never_began(self, task: asyncio.Task[None]) -> None:
-        """No ``finally`` runs in a task that is cancelled before its first step."""
-        if self._worker is task:
-            self._worker = None
-            self._part()
-
-    def _answer(self) -> Event | None:
-        """Answer all that can be answered at once; returns what takes longer, or None."""
-        while self._writable is None and not self._is_closing:
-            event, said = None, self._produced
-            try:
-                event = self._session.next()
-                if event is None:
-                    self._rest()
-                    break
-                self._last_command = self._loop.time()
-                if not self._answer_at_once(event):
-                    return event
-            except Exception:
-                self._fail(event, said)
-        self._flush()
-        return None
-
-    def _answer_at_once(self, event: Event) -> bool:
-        """False: that takes longer, and nothing was done."""
+    def _respond(self, event: Event) -> bool:
         match event:
             case Retrieve():
                 octets = self._at_hand(event)
@@ -369,14 +161,16 @@ class Connection(asyncio.Protocol):
                     return False
                 self._write(event.response.head() + octets)
                 self._has_retrieved(event.entry)
-                if self._out_octets >= _HIGH_WATER:
+                if self._out_octets >= HIGH_WATER:
                     self._flush()
             case Response(lines=lines) if lines is None or _is_short(lines):
                 self._say(event)
             case Challenge():
                 self._say(event)
-            case Close():
-                self._close(event.reason)
+            case Close(reason):
+                if reason != "quit":
+                    self._note("session ended", ip=self._address, proto=self._proto, reason=reason)
+                self._close(reason)
             case StartTLS():
                 self._transport.pause_reading()  # at once: what comes now is the handshake
                 return False
@@ -384,40 +178,9 @@ class Connection(asyncio.Protocol):
                 return False
         return True
 
-    def _rest(self) -> None:
-        """Nothing is left to do until more arrives."""
-        if self._is_half_closed:
-            self._close("dropped")
-        elif self._is_retiring:
-            self._close("stopped")
-        elif not self._transport.is_reading():
-            self._transport.resume_reading()
-
-    async def _perform_from(self, event: Event | None) -> None:
-        try:
-            while event is not None:
-                said = self._produced
-                try:
-                    await self._perform(event)
-                except Exception:
-                    self._fail(event, said)
-                event = self._answer()
-        finally:
-            self._worker = None
-            if self._is_closing:
-                await self._depart()
-
-    def _fail(self, event: Event | None, said: int) -> None:
-        """Answer a command that raised what no one foresaw (RFC 3206 §4), unless the client has
-        a part of its answer already.
-
-        Then the connection ends, and with it the lock; only a message that cannot be read leaves
-        the others readable.  ``said``: ``_produced`` before that command.
-        """
-        self._log_bug()
-        if self._produced != said:
-            self.abort("bug")
-            return
+    def _answer_bug(self, event: Event | None) -> None:
+        """[SYS/TEMP] (RFC 3206 §4).  The connection ends, and with it the lock; only a message that
+        cannot be read leaves the others readable."""
         self._say(self._session.failed(TemporaryFailure("internal error, try again later")))
         if not isinstance(event, Retrieve):
             self._close("bug")
@@ -438,7 +201,7 @@ class Connection(asyncio.Protocol):
             case Update(entries):
                 await self._update(entries)
             case StartTLS(response):
-                await self._start_tls(response)
+                await self._start_tls(response.head())
             case Relay():
                 self._relay(event)
 
@@ -693,7 +456,7 @@ class Connection(asyncio.Protocol):
             return False
         finally:
             if not self._is_closing:
-                self._transport.set_write_buffer_limits(high=_WAITING)
+                self._transport.set_write_buffer_limits(high=WAITING)
         self._write(TERMINATION)
         return True
 
@@ -753,32 +516,8 @@ class Connection(asyncio.Protocol):
             self._note("deletion braked", logging.WARNING, **told, marked=marked)
             raise Braked(marked)
 
-    async def _start_tls(self, response: Response) -> None:
-        assert self._service.tls is not None
-        self._say(response)
-        self._flush()
-        if self._session.unread:
-            self.abort("octets-before-tls")  # what arrives from here on came through TLS
-            return
-        try:
-            transport = await self._loop.start_tls(
-                self._transport,
-                self,
-                self._service.tls,
-                server_side=True,
-                ssl_handshake_timeout=self._service.timeouts.handshake,
-            )
-            if transport is None or self._is_closing:  # cut meanwhile, by us
-                raise ConnectionResetError
-        except OSError as error:
-            log_refused_tls(self._address, self._proto, error)
-            self.abort("tls-refused")
-            self.connection_lost(error)  # no loop tells us of an end inside the handshake
-            return
-        self._adopt(transport)
-        self._session.secured(tls.channel(transport.get_extra_info("ssl_object")))
-
-    # Output, and the pace of the client.
+    def _secured(self, ssl_object: ssl.SSLObject) -> None:
+        self._session.secured(tls.channel(ssl_object))
 
     def _say(self, event: Response | Challenge) -> None:
         if type(event) is Response and event.lines is None:
@@ -786,83 +525,16 @@ class Connection(asyncio.Protocol):
         else:
             for piece in event.encode():
                 self._write(piece)
-        if self._out_octets >= _HIGH_WATER:
+        if self._out_octets >= HIGH_WATER:
             self._flush()
-
-    @property
-    def _produced(self) -> int:
-        """Octets of output so far."""
-        return self._written + self._out_octets
-
-    def _write(self, octets: bytes) -> None:
-        self._out.append(octets)
-        self._out_octets += len(octets)
-
-    def _flush(self) -> None:
-        if self._out and not self._is_lost:
-            self._written += self._out_octets
-            self._transport.write(b"".join(self._out))
-        self._out = []
-        self._out_octets = 0
-
-    async def _drain(self, at_least: int = _HIGH_WATER // 2) -> None:
-        """Between the pieces of something long: wait for the client, let others have a turn."""
-        if 0 < self._out_octets < at_least:
-            return
-        self._flush()
-        if self._writable is not None:
-            await self._writable.wait()
-        elif self._written - self._shared_at >= _TURN:
-            self._shared_at = self._written
-            await asyncio.sleep(0)
-
-    def _drained(self) -> int:
-        """Octets that the client has; what the kernel still holds it has not."""
-        return self._written - self._transport.get_write_buffer_size() - _unsent(self._transport)
-
-    def _adopt(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # TCP, or TLS over it
-        self._transport.set_write_buffer_limits(high=_WAITING)
 
     # Time and the end.
 
-    def _set_timer(self, delay: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(delay, self._look_at_time)
-
-    def _look_at_time(self) -> None:
-        """One timer a connection: cut who does not read, log out who does not speak."""
-        timeouts, now = self._service.timeouts, self._loop.time()
-        if self._transport.get_write_buffer_size():
-            if self._drained() - self._taken < _PROGRESS:
-                self.abort("does-not-read")
-                return
-            self._taken = self._drained()
-            self._set_timer(timeouts.progress)
-            return
+    def _deadline(self) -> float:
+        timeouts = self._service.timeouts
         if self._session.state is State.AUTHORIZATION:
-            due = self._began + timeouts.login
-        else:
-            due = self._last_command + timeouts.idle
-        if self._worker is not None:
-            due = max(due, now + timeouts.progress)  # the delay is ours
-        if now < due:
-            self._set_timer(due - now)
-        else:
-            self._close("autologout")
-
-    def _close(self, reason: str) -> None:
-        """Say what was to be said, then close.  No response to autologout (RFC 1939 §3)."""
-        self._end = reason
-        self._is_closing = True
-        self._flush()
-        self._transport.close()
-        if self._worker is None:
-            self._part()
-        if self._session.is_secure or self._transport.get_write_buffer_size():
-            self._taken = self._drained()
-            self._set_timer(self._service.timeouts.progress)  # it waits for the client too
+            return self._began + timeouts.login
+        return self._last_command + timeouts.idle
 
     def _part(self) -> None:
         if self._opened is None:
@@ -917,19 +589,6 @@ class Connection(asyncio.Protocol):
     def _user(self) -> str:
         return self._account.user if self._account else ""
 
-    def _tls_version(self) -> str:
-        if self._origin.tls:
-            return self._origin.tls
-        tls = self._transport.get_extra_info("ssl_object")
-        return (tls.version() or "").removeprefix("TLSv") if tls else "no"
-
-    def _log_bug(self) -> None:
-        """Called where an exception is handled."""
-        _log.exception("bug", extra={"fields": {"session": self._id}})
-
-    def _note(self, event: str, level: int = logging.INFO, **fields: object) -> None:
-        _log.log(level, event, extra={"fields": {**fields, "session": self._id}})
-
 
 @cache
 def _implements(kind: type, add_on: type) -> bool:
@@ -939,13 +598,4 @@ def _implements(kind: type, add_on: type) -> bool:
 
 def _is_short(lines: object) -> bool:
     """Lies ready, and fits into one write."""
-    return isinstance(lines, bytes) and len(lines) <= _HIGH_WATER
-
-
-def _unsent(transport: asyncio.Transport) -> int:
-    """Octets that the kernel holds for the client (tcp(7), SIOCOUTQ)."""
-    connected = transport.get_extra_info("socket")
-    try:
-        return int(unpack("i", ioctl(connected.fileno(), TIOCOUTQ, bytes(4)))[0])
-    except (OSError, AttributeError, ValueError):
-        return 0
+    return isinstance(lines, bytes) and len(lines) <= HIGH_WATER
