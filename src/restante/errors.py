@@ -6,6 +6,7 @@ it never repeats what a peer sent, so it may be shown to that peer.
 
 RestanteError
 ├── BadCommand                 this command is wrong, the session goes on
+│   ├── NoExchange             AUTH was refused or cancelled
 │   ├── OverlongLine
 │   ├── BareLineFeed           answered, then the connection is closed
 │   ├── NulOctet               likewise
@@ -59,6 +60,13 @@ class RestanteError(Exception):
 
 class BadCommand(RestanteError):
     """Unknown, malformed or out of place (RFC 1939 §3); nothing else happens."""
+
+
+class NoExchange(BadCommand):
+    """An AUTH that was refused or cancelled before any credential was shown.
+
+    A client may try another mechanism, or USER and PASS (RFC 5034 §4), so this is negotiation.
+    """
 
 
 class OverlongLine(BadCommand):

@@ -15,7 +15,7 @@ CRLF = b"\r\n"
 TERMINATION = b".\r\n"  # the line of the termination octet
 MAX_COMMAND = 255  # octets, CRLF included (RFC 2449 §4)
 MAX_RESPONSE = 512  # octets of a first line, CRLF included (RFC 1939 §3)
-MAX_DISCARD = 65_536  # octets of one overlong line that we wait for; ours
+MAX_DISCARD = 131_072  # octets of one overlong line that we wait for; ours
 # First words of other protocols.  A browser that was tricked into speaking to a mail server gets no
 # answer at all (ALPACA, https://alpaca-attack.com).
 _HTTP = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "PRI")
@@ -49,7 +49,7 @@ class LineBuffer:
             OverlongLine: more than ``limit`` octets; once for each such line, at once.
             BareLineFeed: LF without CR.
             NulOctet: NUL, also before the line has ended.
-            HostileInput: an overlong line that does not end within 64 KiB.
+            HostileInput: an overlong line that does not end within 128 KiB.
         """
         while self._octets:
             end = self._octets.find(b"\n", self._scanned)

@@ -5,20 +5,25 @@ from __future__ import annotations
 import gc
 import tracemalloc
 from base64 import b64encode
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from restante.errors import AuthenticationFailed
 from restante.passdb import Account, Terms
 from restante.pop3.commands import VERBS
-from restante.pop3.session import MAX_SASL_LINE, Policy, Session
+from restante.pop3.session import Policy, Session
 from restante.pop3.state import State
+from restante.sasl import MECHANISMS, prepare
 from restante.wire import MAX_COMMAND
 
 from .core import Core
 
 MESSAGES = [b"Subject: one\r\n\r\n.hidden\r\n", b"Subject: two\r\n\r\n"]
+PLAIN_LINE = MECHANISMS["PLAIN"].max_line + 2
+MAX_LINE = max(mechanism.max_line for mechanism in MECHANISMS.values()) + 2
 LOGIN = b"USER mrose\r\nPASS tan staaf\r\n"
 ARGUMENTS = {"USER": b" mrose", "PASS": b" x", "AUTH": b" PLAIN", "TOP": b" 1 0"}
 ARGUMENTS["XCLIENT"] = b" ADDR=192.0.2.7"
@@ -114,7 +119,7 @@ def test_a_long_password_arrives_whole() -> None:
 def test_a_response_of_100_kib_is_refused() -> None:
     core = Core(list(MESSAGES))
     said = core.send(b"AUTH PLAIN\r\n" + b"A" * 102_400 + b"\r\n" + LOGIN)
-    assert said.startswith(b"+ \r\n-ERR line longer than %d octets\r\n" % MAX_SASL_LINE)
+    assert said.startswith(b"+ \r\n-ERR line longer than %d octets\r\n" % PLAIN_LINE)
     assert said.count(b"+OK") == 2
 
 
@@ -138,7 +143,8 @@ def test_a_hundred_commands_are_answered_in_order() -> None:
 
 def test_cancelled_exchanges_leave_no_memory_behind() -> None:
     """CVE-2017-15132."""
-    core = Core(list(MESSAGES), policy=Policy(bad_commands=10**6))
+    policy = Policy(refused_exchanges=10**6, commands_before_login=10**6)
+    core = Core(list(MESSAGES), policy=policy)
     tracemalloc.start()
     for at in range(300):
         if at == 100:
@@ -169,7 +175,7 @@ def test_whatever_comes_is_answered_or_closed(words: list[bytes], is_known: bool
     asked = b"".join(words).upper()
     for word in words:
         core.send(word)
-        assert core.is_closed or core.session.unread <= MAX_SASL_LINE
+        assert core.is_closed or core.session.unread <= MAX_LINE
     for line in bytes(core.said).split(b"\r\n"):
         line.decode("utf-8" if b"LANG" in asked else "ascii")  # RFC 6856 §3.2
         assert len(line) <= 510
@@ -282,3 +288,72 @@ def test_an_auth_command_of_255_octets_is_one_and_of_256_is_none() -> None:
     core = Core(list(MESSAGES))
     assert core.send(line[:-2] + b"A" * 3 + b"\r\n") == b"-ERR line longer than 255 octets\r\n"
     assert core.send(LOGIN).count(b"+OK") == 2
+
+
+# -- Every command before login has a limit; what a client may try honestly is below it.
+
+
+@pytest.mark.parametrize("line", [b"NOOP", b"CAPA", b"USER x", b"LANG de", b"UTF8"])
+def test_commands_before_login_are_counted_right_or_wrong(line: bytes) -> None:
+    policy = Policy(bad_commands=10**6)
+    core = Core(list(MESSAGES), policy=policy)
+    core.send((line + b"\r\n") * policy.commands_before_login)
+    assert not core.is_closed
+    core.said.clear()
+    core.send(line + b"\r\n")
+    assert core.is_closed
+    assert bytes(core.said).startswith(b"-ERR ")
+    assert core.said.count(b"\r\n") == 1
+
+
+def test_login_ends_the_count_of_commands_before_login() -> None:
+    core = Core(list(MESSAGES))
+    core.send(b"CAPA\r\n" * 90 + LOGIN)
+    assert core.send(b"NOOP\r\n" * 1000).count(b"+OK") == 1000
+    assert not core.is_closed
+
+
+def test_refused_mechanisms_are_negotiation() -> None:
+    """RFC 5034 §4: after a refusal a client may try another mechanism, or USER and PASS."""
+    core = Core(list(MESSAGES))
+    policy = Policy()
+    core.send(b"AUTH CRAM-MD5\r\nAUTH NTLM\r\nAUTH GSSAPI\r\nAUTH PLAIN\r\n*\r\n")
+    assert core.send(LOGIN).count(b"+OK") == 2
+    core = Core(list(MESSAGES))
+    core.send(b"AUTH NTLM\r\n" * (policy.refused_exchanges - 1))
+    assert not core.is_closed
+    said = core.send(b"AUTH NTLM\r\n")
+    assert said == b"-ERR too many refused mechanisms, closing the connection\r\n"
+    assert core.is_closed
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_each_mechanism_has_its_own_longest_line(name: str) -> None:
+    """The limit is checked before anything is decoded."""
+    limit = MECHANISMS[name].max_line
+    core = Core(list(MESSAGES), policy=Policy(mechanisms=(name,)))
+    if not core.send(b"AUTH " + name.encode() + b"\r\n").startswith(b"+ "):
+        return  # not possible without a certificate or channel binding
+    assert b"line longer" in core.send(b"A" * (limit + 1) + b"\r\n")
+    core.send(b"AUTH " + name.encode() + b"\r\n")
+    assert b"line longer" not in core.send(b"A" * limit + b"\r\n")
+
+
+@pytest.mark.parametrize("size", [1024, 1025, 340 * 3, 340 * 3 + 6])
+def test_names_and_passwords_are_measured_in_octets_before_they_are_normalised(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    normalised: list[str] = []
+
+    def normalize(_: str, text: str) -> str:
+        normalised.append(text)
+        return text
+
+    monkeypatch.setattr(prepare, "ucd_3_2_0", SimpleNamespace(normalize=normalize))
+    text = "\u1e9b" * (size // 3) if size % 3 == 0 else "a" * (size - 2) + "é"
+    if size <= 1024:
+        prepare.prepared(text)
+    else:
+        with pytest.raises(AuthenticationFailed):
+            prepare.prepared(text)
+    assert bool(normalised) == (size <= 1024)

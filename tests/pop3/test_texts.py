@@ -34,7 +34,9 @@ HEARD = (
 )
 SPOKEN = (
     "Response",
+    "_last",
     "BadCommand",
+    "NoExchange",
     "NoSuchMessage",
     "TemporaryFailure",
     "PermanentFailure",

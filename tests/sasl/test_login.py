@@ -322,7 +322,7 @@ def test_success_before_the_proof_is_no_success() -> None:
 
 
 @pytest.mark.rfc("P-052")
-@pytest.mark.parametrize(("size", "is_initial"), [(180, True), (181, False), (5000, False)])
+@pytest.mark.parametrize(("size", "is_initial"), [(180, True), (181, False), (1000, False)])
 def test_a_long_first_response_goes_after_the_challenge(size: int, is_initial: bool) -> None:
     """RFC 5034 §4: the command is not longer than 255 octets."""
     password = "p" * (size - len("\0mrose\0"))

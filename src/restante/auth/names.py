@@ -11,6 +11,7 @@ from collections.abc import Collection
 from ..errors import RestanteError
 
 MAX_NAME = 128  # octets of UTF-8 of each part
+_MAX_TYPED = 1024  # octets of UTF-8 of what a client types; normalising takes quadratic time
 
 
 class BadName(RestanteError):
@@ -44,7 +45,9 @@ def check_name(name: str) -> str:
 
 
 def key(name: str) -> str:
-    """What to look up; a name that nobody can have becomes one that nobody has."""
+    """What to look up; a name that no user can have becomes one that no user has."""
+    if len(name) > _MAX_TYPED or len(name.encode("utf-8", "surrogatepass")) > _MAX_TYPED:
+        return ""
     normal = normalise(name)
     return normal if normal.isprintable() else ""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import BadCommand, HostileInput, TLSRequired
+from ..errors import BadCommand, HostileInput, NoExchange, TLSRequired
 from ..passdb import Credentials, Digest
 from ..sasl import MECHANISMS
 from ..sasl.prepare import prepared
@@ -54,7 +54,7 @@ def auth(session: Session, name: str, initial_response: str | None = None) -> Ev
     if not session.may_login_in_clear:
         raise TLSRequired
     if name.upper() not in session.mechanisms:
-        raise BadCommand("no such mechanism")
+        raise NoExchange("no such mechanism")
     return session.begin_exchange(MECHANISMS[name.upper()], initial_response)
 
 

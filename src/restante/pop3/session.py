@@ -20,6 +20,7 @@ from ..errors import (
     BadCommand,
     BareLineFeed,
     HostileInput,
+    NoExchange,
     NoSuchMessage,
     NulOctet,
     ReadOnly,
@@ -28,13 +29,12 @@ from ..errors import (
 from ..maildrop import Entry, Rendered
 from ..passdb import Account, ScramSecrets, Terms
 from ..sasl import MECHANISMS, Channel, Exchange, Lookup, Mechanism
-from ..wire import FOREIGN_PROTOCOLS, MAX_COMMAND, LineBuffer
+from ..wire import CRLF, FOREIGN_PROTOCOLS, MAX_COMMAND, LineBuffer
 from .commands import VERBS, retr
 from .grammar import Challenge, Command, Response, failure
 from .state import Close, Event, Login, Retrieve, StartTLS, State
 from .texts import translated
 
-MAX_SASL_LINE = 65_538  # octets: 64 KiB of base64 and CRLF (RFC 5034 §4 sets no limit)
 MAX_RELAY = 8192  # octets of XCLIENT, from trusted proxies only; ours
 _BESIDE = 150  # octets of the greeting's text beside a time stamp; all has 512 (RFC 2449 §4)
 _RETR = re.compile(rb"RETR ([1-9][0-9]{0,9})\r\n")  # by the thousand, so it has a short way
@@ -55,9 +55,13 @@ class Policy:
     """Of messages with UTF-8 in their header, for clients that do not say UTF8 (RFC 6858)."""
     mechanisms: tuple[str, ...] = ("PLAIN",)
     bad_commands: int = 3
-    """So many in AUTHORIZATION end the session."""
+    """Maximum number of bad commands before login; the session ends at the limit."""
     bad_commands_in_a_row: int = 20
-    """So many one after the other in TRANSACTION end it."""
+    """Maximum number of consecutive bad commands after login; the session ends at the limit."""
+    refused_exchanges: int = 20
+    """Maximum number of AUTH commands that were refused or cancelled; there are ten mechanisms."""
+    commands_before_login: int = 100
+    """Maximum number of lines before login, right or wrong; a login takes three to ten."""
     failed_logins: int = 3
     terms: Terms = field(default_factory=Terms)
     """Of every user whose account says nothing else."""
@@ -88,6 +92,7 @@ class Session:
         "_channel",
         "_clear",
         "_closing",
+        "_commands",
         "_exchange",
         "_failed_logins",
         "_failure",
@@ -96,9 +101,11 @@ class Session:
         "_listing",
         "_lookup",
         "_marks",
+        "_max_line",
         "_may_start_tls",
         "_policy",
         "_refusal",
+        "_refused_exchanges",
         "_terms",
         "count",
         "is_secure",
@@ -146,11 +153,12 @@ class Session:
         self._channel = channel or _CLEAR
         self._exchange: Exchange | None = None
         self._lookup: Lookup | None = None  # that the exchange waits for
+        self._max_line = 0  # octets of base64 in one response of this exchange
         self._refusal = b""  # the challenge that tells of a failure of this exchange
         self._failure: AuthenticationFailed | None = None  # what it told of
         self._awaiting = False
         self._closing = ""
-        self._bad_commands = 0
+        self._bad_commands = self._refused_exchanges = self._commands = 0
         self._is_read_only = False
         self._terms = policy.told
         self._failed_logins = 0
@@ -315,7 +323,7 @@ class Session:
         exchange = mechanism.server(channel)
         challenge = next(exchange)
         assert isinstance(challenge, bytes)
-        self._refusal = mechanism.refusal
+        self._refusal, self._max_line = mechanism.refusal, mechanism.max_line
         if initial_response is None:
             self._keep(exchange)
             return Challenge(b64encode(challenge))
@@ -376,8 +384,12 @@ class Session:
         line = self._lines.next_line()
         if line is None:
             return None
+        if self.state is State.AUTHORIZATION:
+            self._commands += 1
+            if self._commands > self._policy.commands_before_login:
+                return self._last("too many commands before login, closing the connection")
         if self._failure is not None:
-            raise self._failure  # whatever the client says to the challenge that told of it
+            raise self._failure  # whatever the client answers to the challenge that reported it
         if self._exchange is not None:
             return self._continue(self._exchange, line)
         return self._run(Command.parse(line))
@@ -404,7 +416,7 @@ class Session:
     def _continue(self, exchange: Exchange, line: bytes) -> Event:
         self._end_exchange()
         if line == b"*":
-            raise BadCommand("authentication cancelled")
+            raise NoExchange("authentication cancelled")
         return self._respond(exchange, line.decode("ascii", "replace"))
 
     def _respond(self, exchange: Exchange, response: str) -> Event:
@@ -428,7 +440,7 @@ class Session:
 
     def _keep(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._lines.limit = MAX_SASL_LINE
+        self._lines.limit = self._max_line + len(CRLF)
 
     def _end_exchange(self) -> None:
         self._exchange = self._lookup = None
@@ -442,21 +454,29 @@ class Session:
         """One -ERR, and no state changes; too many of them end the session."""
         self._end_exchange()
         self._refusal, self._failure = b"", None
+        policy, in_transaction = self._policy, self.state is State.TRANSACTION
         if isinstance(error, AuthenticationFailed):
             self._failed_logins += 1
+        elif isinstance(error, NoExchange):
+            self._refused_exchanges += 1
         elif isinstance(error, BadCommand):
             self._bad_commands += 1
-        transaction = self.state is State.TRANSACTION
-        allowed = self._policy.bad_commands_in_a_row if transaction else self._policy.bad_commands
-        if isinstance(error, BareLineFeed):
-            self._closing = "bare line feed"
-        elif isinstance(error, NulOctet):
-            self._closing = "NUL octet"
-        elif self._bad_commands >= allowed:
-            self._closing = "too many bad commands"
-        elif self._failed_logins >= self._policy.failed_logins:
-            self._closing = "too many failed logins"
+        if isinstance(error, BareLineFeed | NulOctet):
+            self._closing = str(error)
+        elif self._bad_commands >= (
+            policy.bad_commands_in_a_row if in_transaction else policy.bad_commands
+        ):
+            return self._last("too many bad commands, closing the connection")
+        elif self._refused_exchanges >= policy.refused_exchanges:
+            return self._last("too many refused mechanisms, closing the connection")
+        elif self._failed_logins >= policy.failed_logins:
+            return self._last("too many failed logins, closing the connection", error.code)
         return self._worded(failure(error))
+
+    def _last(self, text: str, code: str | None = None) -> Response:
+        """The last -ERR of the session, which says so."""
+        self._closing = text.partition(",")[0]
+        return self._worded(Response(text, code, is_ok=False))
 
     def _answer_last(self, response: Response) -> Response:
         self._awaiting = False

@@ -29,6 +29,23 @@ TEXTS = {
     "these texts are in English": ("diese Texte sind deutsch", "以下文本使用中文"),
     "updated": ("übernommen", "已更新"),
     "goodbye": ("auf Wiedersehen", "再见"),
+    # The last words of a session that reached a limit.
+    "too many commands before login, closing the connection": (
+        "zu viele Befehle vor der Anmeldung, die Verbindung wird geschlossen",
+        "登录前的命令过多，连接即将关闭",
+    ),
+    "too many bad commands, closing the connection": (
+        "zu viele falsche Befehle, die Verbindung wird geschlossen",
+        "错误命令过多，连接即将关闭",
+    ),
+    "too many refused mechanisms, closing the connection": (
+        "zu viele abgelehnte Mechanismen, die Verbindung wird geschlossen",
+        "被拒绝的身份验证机制过多，连接即将关闭",
+    ),
+    "too many failed logins, closing the connection": (
+        "zu viele fehlgeschlagene Anmeldungen, die Verbindung wird geschlossen",
+        "登录失败次数过多，连接即将关闭",
+    ),
     # A command that is wrong.
     "unknown command": ("unbekannter Befehl", "未知命令"),
     "# takes other arguments": ("# verlangt andere Argumente", "# 的参数不正确"),

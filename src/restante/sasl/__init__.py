@@ -25,6 +25,9 @@ __all__ = [
 ]
 
 
+_TOKEN_LINE = 65_536  # octets of base64: OAuth tokens of 40 kB exist (RFC 5034 §4 sets no limit)
+
+
 class Mechanism(NamedTuple):
     """One row of ``MECHANISMS``."""
 
@@ -32,7 +35,9 @@ class Mechanism(NamedTuple):
     """Begins an exchange.  Raises BadCommand, AuthenticationFailed."""
     is_possible: Callable[[Channel], bool] = lambda _: True
     refusal: bytes = b""
-    """The challenge that tells of a failed login before -ERR does (RFC 7628 §3.2.2)."""
+    """The challenge that reports a failed login before -ERR does (RFC 7628 §3.2.2)."""
+    max_line: int = 8192
+    """Octets of base64 in one response; ours.  PLAIN needs three texts of 1 KiB at most."""
 
 
 def _can_bind(channel: Channel) -> bool:
@@ -49,8 +54,8 @@ MECHANISMS = {
     "SCRAM-SHA-1-PLUS": Mechanism(scram.server("SCRAM-SHA-1-PLUS"), _can_bind),
     "SCRAM-SHA-256": Mechanism(scram.server("SCRAM-SHA-256")),
     "SCRAM-SHA-1": Mechanism(scram.server("SCRAM-SHA-1")),
-    "OAUTHBEARER": Mechanism(oauth.server, refusal=oauth.REFUSAL),
-    "XOAUTH2": Mechanism(oauth.xoauth2, refusal=oauth.REFUSAL),
+    "OAUTHBEARER": Mechanism(oauth.server, refusal=oauth.REFUSAL, max_line=_TOKEN_LINE),
+    "XOAUTH2": Mechanism(oauth.xoauth2, refusal=oauth.REFUSAL, max_line=_TOKEN_LINE),
     "PLAIN": Mechanism(plain.server),
     "LOGIN": Mechanism(login.server),
 }

@@ -9,7 +9,10 @@ import stringprep
 from unicodedata import ucd_3_2_0
 
 from ..errors import AuthenticationFailed
+from ..passdb import MAX_PASSWORD
 
+# Octets of UTF-8.  Normalising takes quadratic time at worst, for this many some milliseconds.
+MAX_TEXT = MAX_PASSWORD
 _FORBIDDEN = (
     stringprep.in_table_c12,
     stringprep.in_table_c21_c22,
@@ -27,8 +30,10 @@ def prepared(text: str) -> str:
     """As a query string: characters that Unicode 3.2 did not know may stand in it (§2.5).
 
     Raises:
-        AuthenticationFailed: forbidden, malformed, or nothing is left (RFC 5034 §4).
+        AuthenticationFailed: too long, forbidden, malformed, or nothing is left (RFC 5034 §4).
     """
+    if len(text) > MAX_TEXT or len(text.encode("utf-8", "surrogateescape")) > MAX_TEXT:
+        raise AuthenticationFailed("too-long")
     if text.isascii() and text.isprintable() and text:
         return text
     mapped = "".join(
