@@ -25,6 +25,7 @@ RestanteError
 │   └── TooBusy
 ├── NeedsUTF8                  [UTF8]
 ├── PermanentFailure           [SYS/PERM]
+│   └── NoMaildrop             a user whose name does not fit the path of maildrops
 ├── NoSuchUser                 intake and administration
 ├── MessageRefused             intake: this message will never be accepted
 │   └── MessageTooLarge
@@ -217,6 +218,18 @@ class PermanentFailure(RestanteError):
     """Our side failed, and an administrator must act (RFC 3206 §4)."""
 
     code = "SYS/PERM"
+
+
+class NoMaildrop(PermanentFailure):
+    """A user who cannot have a maildrop, because the name does not fit the path of maildrops.
+
+    The message is for the user who logs in; ``reason``, a clause without a subject, for the
+    administrator.
+    """
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class NoSuchUser(RestanteError):

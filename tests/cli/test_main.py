@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -200,3 +201,31 @@ def test_root_makes_nothing_that_the_server_cannot_read(
     assert found.code == (75 if command[0] == "deliver" else 78)  # the mail server keeps it
     assert "could not read what root makes there; next: runuser -u " in found.err
     assert sorted(path.name for path in state.rglob("*")) == ["mail"]
+
+
+@pytest.mark.parametrize(
+    ("cause", "code"),
+    [
+        (OSError(errno.EACCES, "x"), 74),
+        (OSError(errno.EROFS, "x"), 74),
+        (OSError(errno.ENOTDIR, "x"), 74),
+        (OSError(errno.ENOENT, "x"), 75),  # a disk that is not mounted may be soon
+        (OSError(errno.ENOSPC, "x"), 75),
+        (OSError(errno.ECONNREFUSED, "x"), 75),
+        (socket.gaierror(socket.EAI_NONAME, "x"), 68),
+        (socket.gaierror(socket.EAI_AGAIN, "x"), 75),
+        (None, 75),
+    ],
+)
+def test_75_means_that_trying_again_can_help(cause: OSError | None, code: int) -> None:
+    for kind in (errors.TemporaryFailure, errors.ConnectionLost):
+        error = kind("x")
+        error.__cause__ = cause
+        assert common.exit_code(error) == code
+
+
+def test_a_database_that_cannot_be_opened_is_not_75(
+    restante: Restante, ann: str, state: Path
+) -> None:
+    (state / "users.sqlite3").write_text("not a database, and longer than its header" * 9)
+    assert restante("user", "list").code == 74

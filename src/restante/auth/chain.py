@@ -19,6 +19,7 @@ from typing import Protocol, cast
 from ..errors import (
     AuthenticationFailed,
     BackendUnavailable,
+    NoMaildrop,
     NoSuchUser,
     RestanteError,
     TemporaryFailure,
@@ -77,6 +78,7 @@ class Chain:
         takes_strangers: bool = False,
         takes_certificates: bool = False,
         by: Mapping[str, Passdb] | None = None,
+        check_place: Callable[[str], object] = lambda _: None,
     ) -> None:
         """``backends`` by name, at least one; together they may take ``deadline`` seconds.
 
@@ -85,11 +87,13 @@ class Chain:
         whom no back end knows.  ``takes_certificates`` makes it ``Certificates``.
         ``by``: asked for passwords in place of back ends, such as a queue before each: one that
         hangs must not keep the users of another waiting.
+        ``check_place`` raises NoMaildrop for a maildrop that cannot be: it gets no mail.
         """
         self._backends = dict(backends)
         self._by: dict[str, Passdb] = {**backends, **(by or {})}
         self._domains = {normalise(domain) for domain in domains}
         self._deadline = deadline
+        self._check_place = check_place
         if all(isinstance(each, ScramKeys) for each in self._backends.values()):
             self.scram = self._scram
             self.proved = self._proved
@@ -142,8 +146,21 @@ class Chain:
     async def maildrop_of(self, recipient: str) -> str:
         for name in addressed(recipient, self._domains):
             if found := await self.account(name):
-                return found.maildrop
+                return self._placed(recipient, found.maildrop)
         raise NoSuchUser(recipient)
+
+    def _placed(self, recipient: str, maildrop: str) -> str:
+        """
+        Raises:
+            NoSuchUser: with a note for people, because trying again would not help.
+        """
+        try:
+            self._check_place(maildrop)
+        except NoMaildrop as error:
+            unknown = NoSuchUser(recipient)
+            unknown.add_note(f"{maildrop} {error.reason}")
+            raise unknown from error
+        return maildrop
 
     async def generation(self, identity: str) -> bytes | None:
         """Of all back ends, for a user may move between them; as long as one of them cannot tell,

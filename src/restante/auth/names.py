@@ -55,7 +55,9 @@ def key(name: str) -> str:
 def addressed(recipient: str, domains: Collection[str]) -> list[str]:
     """Who may be meant by an address, the first of them who exists: the whole of it, then without
     its +detail, then without a domain of ``domains``, which are in normal form."""
-    local, _, domain = key(recipient).partition("@")
+    local, at, domain = key(recipient).partition("@")
+    if at and not domain:
+        return []
     locals_ = dict.fromkeys([local, local.partition("+")[0]])
     names = [f"{each}@{domain}" if domain else each for each in locals_]
     if domain in domains:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+from collections.abc import Collection
 from contextlib import closing
 from ipaddress import ip_address
 
+from ..auth.chain import Chain
 from ..auth.throttle import Facts
 from ..config import Configuration
-from ..errors import NoSuchUser, UnsafeArgument
+from ..errors import NoMaildrop, NoSuchUser, UnsafeArgument
+from ..net.login import offered
+from ..net.views import understand
 from ..passdb import Account
+from ..sasl.choice import PLAINEST
 from . import common, guessing, identities
 
 _WHY = {
@@ -20,6 +25,8 @@ _WHY = {
     "needs-tls": "the user needs TLS",
     "mechanism": "the user may not log in so",
     "clear": "nobody may log in without TLS from there; see auth.allow_plaintext_from",
+    "not-offered": "the server does not offer this mechanism; see auth.mechanisms",
+    "no-maildrop": "the name does not fit store.path",
 }
 # For users of our own database; others have their own administration.
 _NEXT = {
@@ -49,10 +56,11 @@ def why(options: argparse.Namespace) -> int:
         raise UnsafeArgument(f"{options.address!r} is no IP address") from None
     found = common.configuration(options)
     with closing(identities.chain(found, common.users(found))) as chain:
-        backend, account = asyncio.run(chain.find(options.user))
-    if account is None:
-        raise NoSuchUser(options.user)
-    reason, user = _reason(options, found, account), account.user
+        backend, account = asyncio.run(_find(chain, options.user, found.auth.folder_separator))
+        if account is None:
+            raise NoSuchUser(options.user)
+        mechanisms = offered(chain, found.auth.mechanisms)
+    reason, user = _reason(options, found, account, mechanisms), account.user
     with closing(guessing.throttle(found)) as throttle:
         facts = throttle.facts(user, options.address)
     if options.json:
@@ -95,12 +103,27 @@ def _as_json(facts: Facts) -> dict[str, object]:
     }
 
 
-def _reason(options: argparse.Namespace, found: Configuration, account: Account) -> str | None:
+async def _find(chain: Chain, name: str, separator: str) -> tuple[str, Account | None]:
+    """As a login understands the name, which may hold a folder."""
+    user, _ = await understand(chain, name, separator)
+    return await chain.find(user)
+
+
+def _reason(
+    options: argparse.Namespace, found: Configuration, account: Account, mechanisms: Collection[str]
+) -> str | None:
     """In the order in which the server looks."""
+    mechanism = options.mechanism.upper()
     if options.clear and not any(
         ip_address(options.address) in network for network in found.auth.allow_plaintext_from
     ):
         return "clear"
-    return account.refusal(
-        options.address, is_secure=not options.clear, mechanism=options.mechanism.upper()
-    )
+    if mechanism and mechanism not in (PLAINEST, *mechanisms):
+        return "not-offered"
+    reason = account.refusal(options.address, is_secure=not options.clear, mechanism=mechanism)
+    if reason is None:
+        try:
+            identities.place_check(found)(account.maildrop)
+        except NoMaildrop:
+            return "no-maildrop"
+    return reason

@@ -27,6 +27,7 @@ def run(options: argparse.Namespace) -> int:
         return os.EX_OK
     found = common.configuration(options)
     common.look_over(found)
+    common.look_over_users(found)
     source = str(found.source) if found.source else None
     if options.json:
         common.print_json("check", source=source, listen=list(found.server.listen))

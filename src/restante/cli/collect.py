@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 4  # accounts
 # Of several accounts the gravest decides.
-_GRAVITY = (70, 78, 77, 76, 74, 69, 75, 0)
+_GRAVITY = (70, 78, 77, 76, 74, 68, 69, 75, 0)
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -6,6 +6,8 @@ import argparse
 import errno
 import json
 import os
+import socket
+import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +29,7 @@ from ..errors import (
     LoginFailed,
     LoginWithheld,
     MessageRefused,
+    NoMaildrop,
     NoSuchUser,
     PermanentFailure,
     ProtocolBroken,
@@ -45,6 +48,7 @@ _EXIT_CODES: tuple[tuple[type[RestanteError], int], ...] = (
     (CannotListen, os.EX_UNAVAILABLE),
     (ConfigurationError, os.EX_CONFIG),
     (NoSuchUser, os.EX_NOUSER),
+    (NoMaildrop, os.EX_NOUSER),
     (NoSuchAppPassword, os.EX_NOUSER),
     (NameTaken, os.EX_CANTCREAT),
     (BadName, os.EX_USAGE),
@@ -59,13 +63,23 @@ _EXIT_CODES: tuple[tuple[type[RestanteError], int], ...] = (
     (PermanentFailure, os.EX_CONFIG),
 )
 _MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EIO}  # once there is room, or another disk
+# Trying again does not help until an administrator has repaired something.
+_LASTING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+_LASTING_IN_SQLITE = {
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_AUTH,
+    sqlite3.SQLITE_NOTADB,
+}
 
 
 def exit_code(error: BaseException) -> int:
-    """What the shell is told (sysexits.h)."""
+    """The code for the shell (sysexits.h).  75 means that trying again can help."""
     if isinstance(error, RestanteError):
         if error.retry:
-            return os.EX_TEMPFAIL
+            return _code_of_cause(error.__cause__)
         if isinstance(error, LoginFailed):
             return os.EX_NOPERM
         found = (code for kind, code in _EXIT_CODES if isinstance(error, kind))
@@ -75,6 +89,16 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, OSError):
         return os.EX_TEMPFAIL if error.errno in _MAY_PASS else os.EX_IOERR
     return os.EX_SOFTWARE
+
+
+def _code_of_cause(cause: BaseException | None) -> int:
+    """A client and a mail server may try again whatever the cause is; a person should know."""
+    if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
+        return os.EX_NOHOST
+    if isinstance(cause, OSError) and cause.errno in _LASTING:
+        return os.EX_IOERR
+    in_sqlite = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    return os.EX_IOERR if in_sqlite in _LASTING_IN_SQLITE else os.EX_TEMPFAIL
 
 
 @contextmanager
@@ -154,6 +178,21 @@ def _missing(found: Configuration) -> Iterator[str]:
     if found.tls.client_ca and not is_readable(found.tls.client_ca):
         yield f"tls.client_ca: {found.tls.client_ca}: no certificates can be read there"
     yield from identities.missing(found)
+
+
+def look_over_users(config: Configuration) -> None:
+    """
+    Raises:
+        ConfigurationError: some users cannot have a maildrop, a line each.
+    """
+    check_place, mistakes = identities.place_check(config), []
+    for user in users(config).list():
+        try:
+            check_place(user.account.maildrop)
+        except NoMaildrop as error:
+            mistakes.append(f"store.path: {config.store.path}: the user {user.name} {error.reason}")
+    if mistakes:
+        raise ConfigurationError("\n".join(mistakes))
 
 
 def users(found: Configuration) -> Users:

@@ -17,9 +17,11 @@ from ..config import Configuration
 from ..errors import (
     MessageRefused,
     MessageTooLarge,
+    NoMaildrop,
     NoSuchUser,
     RestanteError,
     TemporaryFailure,
+    UnsafeArgument,
 )
 from ..message import Envelope, LineEnds
 from . import common, identities
@@ -57,17 +59,18 @@ def _without_brackets(path: str) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
-    """An MTA bounces mail at most exit codes, so a configuration that cannot be read, a bug and
-    every other trouble of ours is a 75 too: the message comes again."""
+    """A mail server bounces mail at most exit codes.  So an invalid configuration, a bug and every
+    other fault that an administrator may repair is a 75 too: the message comes again.  What is
+    wrong with this very message or recipient stays wrong, and is none."""
     try:
         with _stoppable() as read:
             return asyncio.run(_deliver(options, common.configuration(options), read))
-    except (NoSuchUser, MessageRefused, TemporaryFailure):
+    except (NoSuchUser, NoMaildrop, MessageRefused, UnsafeArgument):
         raise
     except Exception as error:
-        if not isinstance(error, RestanteError | OSError):
+        if options.verbose or not isinstance(error, RestanteError | OSError):
             traceback.print_exception(error)
-        raise TemporaryFailure(common.describe(error)) from error
+        raise TemporaryFailure(common.describe(error)) from None  # 75 whatever the cause is
 
 
 async def _deliver(options: argparse.Namespace, found: Configuration, read: Read) -> int:

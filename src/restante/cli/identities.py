@@ -17,6 +17,7 @@ from ..auth.users import Users
 from ..config import LDAP, Auth, Configuration, Provider, Secret
 from ..errors import ConfigurationError
 from ..passdb import Passdb
+from ..store.place import Template
 from . import secrets
 
 Queue = Callable[[Passdb, int], Passdb]
@@ -45,7 +46,17 @@ def chain(found: Configuration, users: Users, queue: Queue = lambda backend, _: 
         issuer=_issuer(auth.oauth) if "oauth" in auth.chain else None,
         takes_strangers=auth.oauth.users == "any",
         takes_certificates=bool(found.tls.client_ca),
+        check_place=place_check(found),
     )
+
+
+def place_check(config: Configuration) -> Callable[[str], object]:
+    """What raises NoMaildrop for a user who cannot have a maildrop, as a login would find out.
+
+    Raises:
+        ConfigurationError: ``store.path`` is no template.
+    """
+    return Template(config.store.path).names if config.store.kind == "maildir" else lambda _: None
 
 
 def domains(found: Configuration) -> set[str]:

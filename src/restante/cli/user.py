@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ..auth import passwords
-from ..auth.names import check_name, normalise
+from ..auth.names import BadName, check_name, normalise
 from ..auth.users import AppPassword, NameTaken, Users
-from ..errors import ConfigurationError, NoSuchUser, UnsafeArgument
+from ..config import Configuration
+from ..errors import ConfigurationError, NoMaildrop, NoSuchUser, UnsafeArgument
 from ..maildrop import View
 from ..passdb import Account, Network
 from ..store.folders import directory_of
-from . import common
+from . import common, identities
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -127,13 +128,25 @@ def _add_app_passwords(actions: argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def add(options: argparse.Namespace) -> int:
-    users = _users(options)
+    config = common.configuration(options)
+    users = common.users(config)
     options.name = check_name(options.name)
+    if reason := _why_no_maildrop(config, options.name):
+        raise BadName(f"{options.name} could not log in: {reason}")
     if any(user.name == options.name for user in users.list()):  # before somebody types
         raise NameTaken(options.name)
     password = _password(options)
     users.add(options.name, password)
     return _done(options, "user-add", "may log in now", password)
+
+
+def _why_no_maildrop(config: Configuration, name: str) -> str:
+    """Why a login would fail for want of a maildrop; empty if it would not."""
+    try:
+        identities.place_check(config)(name)
+    except NoMaildrop as error:
+        return f"the name {error.reason}; store.path is {config.store.path}"
+    return ""
 
 
 def passwd(options: argparse.Namespace) -> int:
@@ -176,7 +189,8 @@ def remove(options: argparse.Namespace) -> int:
 
 
 def show(options: argparse.Namespace) -> int:
-    users = _users(options)
+    config = common.configuration(options)
+    users = common.users(config)
     account, found = users.get(options.name).account, users.app_passwords(options.name)
     if options.json:
         common.print_json(
@@ -188,6 +202,8 @@ def show(options: argparse.Namespace) -> int:
         )
         return os.EX_OK
     print(f"{account.user}: {'may log in' if account.is_enabled else 'is disabled'}")
+    if reason := _why_no_maildrop(config, account.maildrop):
+        print(f"  cannot    log in: {reason}")
     print(f"  from      {' '.join(map(str, account.networks)) or 'everywhere'}")
     print(f"  by        {' '.join(account.mechanisms) or 'every mechanism'}")
     print(f"  TLS       {'always' if account.needs_tls else 'as the configuration says'}")

@@ -140,13 +140,13 @@ TEXTS = {
         "der Benutzername ist zu lang für ein Postfach",
         "用户名过长，不能用作邮箱名",
     ),
-    "user name has a domain, the place of maildrops has none": (
-        "der Benutzername hat eine Domain, der Ort der Postfächer hat keine",
-        "用户名含有域名，而邮箱位置没有",
+    "log in with a user name without a domain": (
+        "bitte mit einem Benutzernamen ohne Domain anmelden",
+        "请使用不带域名的用户名登录",
     ),
-    "user name has no domain, the place of maildrops needs one": (
-        "der Benutzername hat keine Domain, der Ort der Postfächer verlangt eine",
-        "用户名没有域名，而邮箱位置需要域名",
+    "log in with your full address (name@domain)": (
+        "bitte mit der vollständigen Adresse anmelden (Name@Domain)",
+        "请使用完整的邮箱地址登录（用户名@域名）",
     ),
     # Mail that cannot be read or removed.
     "messages cannot be deleted by this login": (

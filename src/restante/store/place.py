@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..errors import ConfigurationError, PermanentFailure
+from ..errors import ConfigurationError, NoMaildrop
 
 MAX_PART = 128  # octets of a local part or a domain; ours, RFC 5321 §4.5.3.1 allows 64 and 255
 _NAME_MAX = 255  # octets of one file name, on nearly every file system
@@ -55,21 +55,29 @@ class Template:
         """The directories below ``base`` that lead to the user's maildrop, the last one included.
 
         Raises:
-            PermanentFailure: this user cannot have a maildrop here.
+            NoMaildrop: this user cannot have a maildrop here.
         """
         local, at, domain = user.rpartition("@")
         values = {"u": user, "n": local, "d": domain} if at else {"u": user, "n": user}
         if not all(_is_safe(values[part]) for part in values if part != "u"):
-            raise PermanentFailure("user name cannot name a maildrop")
+            raise NoMaildrop("user name cannot name a maildrop", "cannot be part of a path")
         if at and not self._has_domain:
-            raise PermanentFailure("user name has a domain, the place of maildrops has none")
+            raise NoMaildrop(
+                "log in with a user name without a domain",
+                "has a domain, for which the path has no place (%u or %d)",
+            )
         names = []
         for before, variable, after in self._below:
             if variable and variable not in values:
-                raise PermanentFailure("user name has no domain, the place of maildrops needs one")
+                raise NoMaildrop(
+                    "log in with your full address (name@domain)",
+                    f"has no domain, which the path needs (%d), as in {user}@example.org",
+                )
             names.append(before + values.get(variable, "") + after)
         if any(len(os.fsencode(name)) > _NAME_MAX for name in names):
-            raise PermanentFailure("user name is too long to name a maildrop")
+            raise NoMaildrop(
+                "user name is too long to name a maildrop", "is too long for a file name"
+            )
         return names
 
     def users(self) -> Iterator[str]:
@@ -103,7 +111,7 @@ class Template:
     def _lies_at(self, user: str, names: list[str]) -> bool:
         try:
             return self.names(user) == names
-        except PermanentFailure:
+        except NoMaildrop:
             return False
 
 
