@@ -300,7 +300,8 @@ class CommandFailed(ClientError):
     """The server answered -ERR.  The session goes on.
 
     ``code`` is the response code it gave, or that its words are known to mean, or None.  ``text``
-    is what it said, to the letter; as the message of this error it cannot command a terminal.
+    is what it said, without our password if it repeats that; as the message of this error it
+    cannot command a terminal.
     """
 
     def __init__(self, command: str, text: str, code: str | None) -> None:

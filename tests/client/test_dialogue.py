@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -389,21 +389,183 @@ def test_messages_may_be_deleted_while_the_next_ones_come(pipelining: bool) -> N
     assert server.heard.index("DELE 1") < server.heard.index("RETR 2000")
 
 
-def test_a_deletion_refused_meanwhile_is_told_at_the_end() -> None:
-    class Refusing(Server):
-        def _answer(self, command: str) -> bytes:
-            return b"-ERR no\r\n" if command == "DELE 1" else super()._answer(command)
+class Refusing(Server):
+    """Refuses to mark some messages, and knows what QUIT would remove."""
 
-    server = Refusing([b"a\r\n", b"b\r\n"])
-    server.run(server.dialogue.greeting())
+    def __init__(self, messages: list[bytes], *refused: int) -> None:
+        super().__init__(messages)
+        self.marked: set[int] = set()
+        self.removed: set[int] = set()
+        self._refused = refused
+
+    def _answer(self, command: str) -> bytes:
+        match command.split(" "):
+            case ["DELE", number] if int(number) in self._refused:
+                return b"-ERR [SYS/PERM] message is on hold\r\n"
+            case ["DELE", number]:
+                self.marked.add(int(number))
+            case ["RSET"]:
+                self.marked.clear()
+            case ["QUIT"]:
+                self.removed = self.marked
+        return super()._answer(command)
+
+
+def mark_all_at_once(server: Server) -> None:
+    server.run(server.dialogue.delete(server.listing()))
+
+
+def mark_one_by_one(server: Server) -> None:
+    for message in server.listing():
+        server.run(server.dialogue.delete([message]))
+
+
+def mark_while_reading(server: Server) -> None:
     retrieval = server.run(server.dialogue.ask_for(server.listing()))
-    for _ in range(2):
-        answer = server.run(server.dialogue.next_message(retrieval))
+    while (answer := server.run(server.dialogue.next_message(retrieval))) is not None:
+        assert server.run(server.dialogue.piece(answer)) == b"%d\r\n" % answer.message.number
         server.run(server.dialogue.delete([answer.message]))
-    with pytest.raises(CommandFailed, match="DELE"):
-        server.run(server.dialogue.next_message(retrieval))
-    assert server.dialogue.deletions == 1
+
+
+def mark_before_reading(server: Server) -> None:
+    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    while (answer := server.run(server.dialogue.next_message(retrieval))) is not None:
+        server.run(server.dialogue.delete([answer.message]))
+        assert server.run(server.dialogue.piece(answer)) == b"%d\r\n" % answer.message.number
+        assert server.run(server.dialogue.piece(answer)) == b""
+
+
+def mark_without_reading(server: Server) -> None:
+    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    while (answer := server.run(server.dialogue.next_message(retrieval))) is not None:
+        server.run(server.dialogue.delete([answer.message]))
+
+
+def mark_and_break_off(server: Server) -> None:
+    """Only the last is deleted, and its body is not read."""
+    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    for message in server.listing():
+        answer = server.run(server.dialogue.next_message(retrieval))
+        assert answer.message == message
+    server.run(server.dialogue.delete(server.listing()))
+
+
+WAYS = [
+    mark_all_at_once,
+    mark_one_by_one,
+    mark_while_reading,
+    mark_before_reading,
+    mark_without_reading,
+    mark_and_break_off,
+]
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 8, 1025])
+@pytest.mark.parametrize("mark", WAYS)
+def test_deletions_are_carried_out_however_they_are_asked_for(
+    mark: Callable[[Server], None], count: int, pipelining: bool
+) -> None:
+    server = Refusing([b"%d\r\n" % at for at in range(1, count + 1)])
+    server.run(server.dialogue.greeting())
+    server.dialogue.capabilities = PIPELINING if pipelining else Capabilities()
+    mark(server)
+    server.run(server.dialogue.quit())
+    assert server.removed == set(range(1, count + 1))
+    assert server.dialogue.deletions == 0
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+@pytest.mark.parametrize("refused", [[1], [2], [3], [1, 3], [1, 2, 3]])
+@pytest.mark.parametrize("mark", WAYS)
+def test_a_refused_deletion_costs_neither_quit_nor_the_others(
+    mark: Callable[[Server], None], refused: list[int], pipelining: bool
+) -> None:
+    """And it is reported when the others are removed."""
+    server = Refusing([b"1\r\n", b"2\r\n", b"3\r\n"], *refused)
+    server.run(server.dialogue.greeting())
+    server.dialogue.capabilities = PIPELINING if pipelining else Capabilities()
+    mark(server)
+    with pytest.raises(CommandFailed, match="DELE: message is on hold") as caught:
+        server.run(server.dialogue.quit())
+    assert caught.value.command == "DELE"
+    assert server.removed == {1, 2, 3} - set(refused)
+    assert sorted(message.number for message in server.dialogue.refused) == refused
+
+
+def test_deletions_that_were_taken_back_are_refused_no_more() -> None:
+    server = Refusing([b"a\r\n", b"b\r\n"], 1)
+    server.run(server.dialogue.greeting())
+    server.run(server.dialogue.delete(server.listing()))
+    server.run(server.dialogue.reset())
+    server.run(server.dialogue.delete([server.listing()[1]]))
+    server.run(server.dialogue.quit())
+    assert server.removed == {2}
+
+
+def test_a_deletion_of_the_last_body_waits_for_its_end() -> None:
+    """What a server says unasked behind that body must not pass for the answer to DELE."""
+    server = Server([b"a\r\n"])
+    server.run(server.dialogue.greeting())
+    server.dialogue.capabilities = PIPELINING
+    retrieval = server.run(server.dialogue.ask_for(server.listing()))
+    answer = server.run(server.dialogue.next_message(retrieval))
+    server.dialogue._unread += b"+OK marked\r\n"
+    server.run(server.dialogue.delete([answer.message]))
+    with pytest.raises(ProtocolBroken, match="more than it was asked"):
+        server.run(server.dialogue.quit())
+    assert server.heard == ["RETR 1"]
+
+
+def failing(messages: list[Message], error: Exception) -> Iterator[Message]:
+    yield from messages
+    raise error
+
+
+@pytest.mark.parametrize("pipelining", [True, False])
+@pytest.mark.parametrize("count", [0, 1, 2, 8, 1023, 1024, 1025, 3000])
+def test_an_iterable_that_raises_disturbs_neither_the_messages_before_nor_the_session(
+    count: int, pipelining: bool
+) -> None:
+    server = ready([b"%d\r\n" % at for at in range(count)], pipelining=pipelining)
+    mistake = ZeroDivisionError()
+    try:
+        asked = server.dialogue.ask_for(failing(server.listing(), mistake))
+    except ZeroDivisionError:
+        assert count == 0
+    else:
+        retrieval = server.run(asked)
+        found = []
+        while (answer := server.run(server.dialogue.next_message(retrieval))) is not None:
+            found.append(server.run(server.dialogue.piece(answer)))
+        assert found == server.messages
+        assert retrieval.failure is mistake
+    assert server.run(server.dialogue.stat()) == (count, 0)
+    assert server.heard == [*(f"RETR {at}" for at in range(1, count + 1)), "STAT"]
+
+
+def test_an_iterable_that_raises_costs_no_quit() -> None:
+    server = ready([b"%d\r\n" % at for at in range(3)])
+    retrieval = server.run(server.dialogue.ask_for(failing(server.listing(), ZeroDivisionError())))
+    answer = server.run(server.dialogue.next_message(retrieval))
+    server.run(server.dialogue.delete([answer.message]))
+    server.run(server.dialogue.quit())
+    assert server.heard[-2:] == ["DELE 1", "QUIT"]
+
+
+@pytest.mark.parametrize("wrong", [1, "1", None, [], b"1", [Message(1, None, 1)]])
+def test_what_is_no_message_is_refused_before_anything_is_sent(wrong: Any) -> None:
+    server = ready([b"a\r\n"])
+    with pytest.raises(TypeError, match="a Message"):
+        server.dialogue.delete([*server.listing(), wrong])
+    with pytest.raises(TypeError, match="a Message"):
+        server.dialogue.ask_for([wrong])
+    retrieval = server.run(server.dialogue.ask_for([*server.listing(), wrong]))
+    assert server.run(server.dialogue.next_message(retrieval)) is not None
     assert server.run(server.dialogue.next_message(retrieval)) is None
+    assert isinstance(retrieval.failure, TypeError)
+    assert server.run(server.dialogue.stat()) == (1, 0)
+    assert server.heard == ["RETR 1", "STAT"]
 
 
 def test_deletions_outlive_the_retrieval() -> None:
@@ -420,21 +582,22 @@ def test_a_message_of_another_session_is_refused() -> None:
     """Its number may be another message's now."""
     old, new = ready([b"a\r\n"]), ready([b"b\r\n"])
     listing = old.run(old.dialogue.listing())
-    for procedure in (new.dialogue.delete(listing), new.dialogue.ask_for(listing)):
+    for ask in (new.dialogue.delete, new.dialogue.ask_for):
         with pytest.raises(UnsafeArgument):
-            new.run(procedure)
-    assert new.heard == []
+            ask(listing)
+    retrieval = new.run(new.dialogue.ask_for([*new.listing(), *listing]))
+    assert new.run(new.dialogue.next_message(retrieval)) is not None
+    assert new.run(new.dialogue.next_message(retrieval)) is None
+    assert isinstance(retrieval.failure, UnsafeArgument)
+    assert new.heard == ["RETR 1"]
 
 
 def test_a_number_is_a_number() -> None:
     server = ready([])
     wrong: Any = "1\r\nDELE 2"
-    for procedure in (
-        server.dialogue.delete([Message(wrong, None, 1)]),
-        server.dialogue.ask_for([Message(wrong, None, 1)]),
-    ):
+    for ask in (server.dialogue.delete, server.dialogue.ask_for):
         with pytest.raises(UnsafeArgument):
-            server.run(procedure)
+            ask([Message(wrong, None, 1)])
     assert server.heard == []
 
 

@@ -168,13 +168,13 @@ async def collect(
                 ledger.refused(account.name, clock())
             raise
         except CommandFailed as error:
-            if session is None or error.command != "QUIT":
+            if session is None or error.command not in ("DELE", "QUIT"):
                 raise
-            session.outcome.refused.append(f"QUIT: {error.text}")
+            session.outcome.refused.append(f"{error.command}: {error.text}")
+            if error.command == "DELE":  # raised after QUIT, which has removed the others
+                session.removed(dry_run=dry_run)
         else:
-            ledger.gone(account.name, session.deleted)
-            session.outcome.deleted = len(session.deleted)
-            session.outcome.may_list_more = not dry_run and session.may_list_more
+            session.removed(dry_run=dry_run)
         ledger.succeeded(account.name, clock())
         return session.outcome
 
@@ -255,6 +255,12 @@ class _Session:
         finally:
             self._write_use_down()
         await self._delete()
+
+    def removed(self, *, dry_run: bool) -> None:
+        """QUIT was answered: what was marked is no longer on the server."""
+        self._ledger.gone(self._account.name, self.deleted)
+        self.outcome.deleted = len(self.deleted)
+        self.outcome.may_list_more = not dry_run and self.may_list_more
 
     @property
     def may_list_more(self) -> bool:
@@ -542,10 +548,7 @@ class _Session:
     async def _delete(self) -> None:
         for first in range(0, len(self._due), _DELETE_AT_ONCE):
             some = self._due[first : first + _DELETE_AT_ONCE]
-            try:
-                await self._client.delete(*[message for message, _ in some])
-            except CommandFailed as error:
-                self.outcome.refused.append(f"DELE: {error.text}")
+            await self._client.delete(*[message for message, _ in some])
             refused = {message.number for message in self._client.refused}
             self.deleted += [key for message, key in some if message.number not in refused]
 

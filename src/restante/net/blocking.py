@@ -151,6 +151,8 @@ class BlockingClient:
             body = BlockingBody(self, answer.message, progress)
             body._answer, body._is_header = answer, is_header
             yield answer.message, body
+        if retrieval.failure is not None:
+            raise retrieval.failure
 
     def headers(self, messages: Iterable[Message]) -> Iterator[tuple[Message, EmailMessage]]:
         """The headers of many messages; see ``Client.headers``."""
@@ -179,8 +181,16 @@ class BlockingClient:
 
     def commit(self) -> None:
         """Remove what was marked, and go on in a new session; see ``Client.commit``."""
-        self.quit()
+        refused: CommandFailed | None = None
+        try:
+            self.quit()
+        except CommandFailed as error:
+            if error.command != "DELE":
+                raise
+            refused = error  # the others are removed
         self.reconnect()
+        if refused is not None:
+            raise refused
 
     def reconnect(self) -> int:
         """A new session; returns how many deletions were lost.  See ``Client.reconnect``."""
@@ -216,8 +226,7 @@ class BlockingClient:
                 self._run(dialogue.start_tls())
                 self._shake_hands()
             self._run(dialogue.ask_capabilities())
-            with dialogue.record.login(login.secret):
-                self._run(dialogue.log_in(login, self._binding))
+            self._run(dialogue.log_in(login, self._binding))
             self._run(dialogue.ask_capabilities())
         except BaseException:
             self.abort()

@@ -145,7 +145,8 @@ class Client:
 
         A body that is not read to its end is skipped.  One that the server refuses raises
         CommandFailed when it is read.  Messages may be deleted meanwhile; any other command ends
-        it, and BodySkipped tells so.
+        it, and BodySkipped is raised.  What ``messages`` itself raises comes after the bodies of
+        those before, and the session goes on.
         """
         return self._read_all(self._dialogue.ask_for(messages), progress)
 
@@ -161,6 +162,8 @@ class Client:
             body = Body(self, answer.message, progress)
             body._answer, body._is_header = answer, is_header
             yield answer.message, body
+        if retrieval.failure is not None:
+            raise retrieval.failure
 
     async def headers(
         self, messages: Iterable[Message]
@@ -178,8 +181,9 @@ class Client:
     async def delete(self, *messages: Message) -> None:
         """Mark as deleted; they are removed when the session ends normally.
 
-        While ``retrieve_all`` is at work they only take their turn among its commands, and if one
-        is refused, that or the next command raises the CommandFailed.
+        While ``retrieve_all`` is at work they take their turn among its commands.  A message that
+        the server refuses to mark is added to ``refused`` and disturbs no other: QUIT removes the
+        others, and only then CommandFailed is raised.
         """
         await self._run(self._dialogue.delete(messages))
 
@@ -192,7 +196,12 @@ class Client:
         await self._run(self._dialogue.noop())
 
     async def quit(self) -> None:
-        """End the session; what was marked is removed when this returns."""
+        """End the session; what was marked is removed when this returns.
+
+        Raises:
+            CommandFailed: its ``command`` is QUIT: the server could not remove all of it; or DELE:
+                all of it is removed, but the server had refused to mark another message.
+        """
         try:
             await self._run(self._dialogue.quit())
         finally:
@@ -203,8 +212,16 @@ class Client:
 
         The messages must be listed again.
         """
-        await self.quit()
+        refused: CommandFailed | None = None
+        try:
+            await self.quit()
+        except CommandFailed as error:
+            if error.command != "DELE":
+                raise
+            refused = error  # the others are removed
         await self.reconnect()
+        if refused is not None:
+            raise refused
 
     async def reconnect(self) -> int:
         """A new session, also after the connection was lost; returns how many deletions were lost.
@@ -248,8 +265,7 @@ class Client:
                 await self._shake_hands()
                 self._check_name()
             await self._run(dialogue.ask_capabilities())
-            with dialogue.record.login(login.secret):
-                await self._run(dialogue.log_in(login, self._binding))
+            await self._run(dialogue.log_in(login, self._binding))
             await self._run(dialogue.ask_capabilities())
         except BaseException:
             self.abort()
@@ -411,7 +427,8 @@ async def connect(
         TLSUnavailable: no connection that is safe; no credential was sent.
         LoginFailed: refused (``code`` tells whether for the credentials), or not strong enough.
         ConnectionLost: with the number of deletions that were lost by it.
-        CommandFailed: at the end: the server could not remove what was deleted.
+        CommandFailed: at the end: the server could not remove what was deleted (``command`` is
+            QUIT), or it has removed that but had refused to mark another message (DELE).
         UnsafeArgument: what was asked for makes no sense; nothing was sent.
     """
     client = Client(Remote.parse(where, **options), timeout, Record(record))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from base64 import b64decode, b64encode
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import md5
 from typing import TypeVar
@@ -122,6 +122,10 @@ class Answer:
 class Retrieval:
     """A run of messages asked for together; another command ends it."""
 
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        """Raised by the caller's own iterable of messages; those before are not disturbed."""
+
 
 class Dialogue:
     """One connection's conversation."""
@@ -215,6 +219,10 @@ class Dialogue:
                 be told; nothing was sent.
         """
         _check(login.user, login.password, login.token, login.mechanism)
+        with self.record.login(login.secret):
+            yield from self._log_in(login, end_point)
+
+    def _log_in(self, login: Login, end_point: Callable[[], bytes]) -> Procedure[None]:
         offered = self.capabilities.sasl
         is_scram = any(name.startswith("SCRAM-") for name in (*offered, login.mechanism.upper()))
         binding = end_point() if is_scram else b""
@@ -352,33 +360,38 @@ class Dialogue:
     def ask_for(self, messages: Iterable[Message], command: str = "RETR") -> Procedure[Retrieval]:
         """Queue messages for ``next_message``.  ``command`` is RETR, or ``TOP 10``.
 
-        Raises:
+        The first message is taken from the iterable before the procedure begins, so that the
+        iterable may list the messages itself.
+
+        Raises, at once:
             UnsafeArgument: the first is a message of another session; nothing was sent.
+            TypeError: it is no message.
+            Exception: what the iterable itself raises.
         """
         verb, _, rest = command.partition(" ")
         _check(verb, rest)
-        wanted = (self._queued(message, verb, rest) for message in messages)
-        first = next(wanted, None)
+        waiting = (self._queued(message, verb, rest) for message in messages)
+        return self._begin(next(waiting, None), waiting)
+
+    def _begin(self, first: Answer | None, waiting: Iterator[Answer]) -> Procedure[Retrieval]:
         yield from self._settle()
-        self._ahead, self._waiting = first, wanted
+        self._ahead, self._waiting = first, waiting
         self._retrieval = Retrieval()
         return self._retrieval
 
     def ask_for_headers(self, messages: Iterable[Message]) -> Procedure[Retrieval]:
         """The same for headers; what follows a blank line is to be passed over."""
-        command = "RETR" if "TOP" in self.quirks.hidden else "TOP 0"
-        return (yield from self.ask_for(messages, command))
+        return self.ask_for(messages, "RETR" if "TOP" in self.quirks.hidden else "TOP 0")
 
     def next_message(self, retrieval: Retrieval) -> Procedure[Answer | None]:
         """The next message of these, whose body ``piece`` then gives; None: there is none.
 
         What is left of the body before it is skipped.  If the server refuses one message, the
-        error is in the answer and the others are not disturbed.
+        error is in the answer and the others are not disturbed.  After None ``retrieval.failure``
+        is what ended the iterable too early, if anything did.
 
         Raises:
             BodySkipped: another command came in between; the rest was not asked for.
-            CommandFailed: at the end, for the first deletion among them that was refused.
-            UnsafeArgument: a message of another session; it was not asked for.
         """
         if retrieval is not self._retrieval:
             raise BodySkipped("another command has ended this retrieval")
@@ -407,9 +420,6 @@ class Dialogue:
                 self.deletions -= 1
                 self.refused.append(answer.message)
                 self._refused = self._refused or answer.error
-        if self._refused is not None:
-            refused, self._refused = self._refused, None
-            raise refused
         return None
 
     def piece(self, answer: Answer) -> Procedure[bytes]:
@@ -451,13 +461,16 @@ class Dialogue:
         """DELE for each, pipelined where announced (RFC 1939 §5).
 
         In the middle of a retrieval they wait for their turn among its commands, and
-        ``next_message`` reads the responses.
+        ``next_message`` reads the responses.  One that the server refuses is added to ``refused``
+        and disturbs no other; ``quit`` raises its error when the others are removed.
 
-        Raises:
-            CommandFailed: for the first that was refused; the others are marked.
+        Raises, at once:
             UnsafeArgument: a message of another session; nothing was sent.
+            TypeError: what is no message; nothing was sent.
         """
-        wanted = [self._queued(message, "DELE") for message in messages]
+        return self._delete([self._queued(message, "DELE") for message in messages])
+
+    def _delete(self, wanted: Sequence[Answer]) -> Procedure[None]:
         is_alone = self._reading is None and not self._asked and self._first_waiting() is None
         self.deletions += len(wanted)
         self._deletions += wanted
@@ -470,7 +483,7 @@ class Dialogue:
         """RSET: nothing is marked as deleted any more (RFC 1939 §5)."""
         yield from self._send("RSET")
         yield from self._status("RSET")
-        self.deletions = 0
+        self.deletions, self._refused = 0, None
 
     def noop(self) -> Procedure[None]:
         """NOOP, which resets the server's autologout timer (RFC 1939 §5)."""
@@ -481,7 +494,8 @@ class Dialogue:
         """QUIT: now the marked messages are removed (RFC 1939 §6).
 
         Raises:
-            CommandFailed: some were not removed.
+            CommandFailed: of QUIT: some were not removed.  Of DELE: all were, but for those that
+                the server had refused to mark, of which this is the first.
         """
         if self.quirks.reset_before_quit and not self.deletions:
             yield from self.reset()
@@ -489,6 +503,8 @@ class Dialogue:
         self._is_leaving = True
         yield from self._status("QUIT")
         self.deletions = 0
+        if self._refused is not None:
+            raise self._refused
 
     # Inside.
 
@@ -496,27 +512,39 @@ class Dialogue:
         """
         Raises:
             UnsafeArgument: a number of another session, or what is no number.
+            TypeError: not a message.
         """
+        if not isinstance(message, Message):
+            raise TypeError(f"a Message of messages() is needed, not {type(message).__name__}")
         if message.session not in (None, self.session) or type(message.number) is not int:
             raise UnsafeArgument("a message of another session; list the messages again")
         return Answer(message, f"{verb} {message.number} {rest}".rstrip().encode() + CRLF)
 
     def _first_waiting(self) -> Answer | None:
-        if self._deletions:
-            return self._deletions[0]
+        return self._deletions[0] if self._deletions else self._look_ahead()
+
+    def _look_ahead(self) -> Answer | None:
+        """The next message of the caller's iterable.  What that raises costs no session."""
         if self._ahead is None:
-            self._ahead = next(self._waiting, None)
+            try:
+                self._ahead = next(self._waiting, None)
+            except Exception as error:
+                self._waiting = iter(())
+                if self._retrieval is not None:
+                    self._retrieval.failure = error
         return self._ahead
 
     def _fill_window(self) -> bytes:
         """Commands for what may be asked now; one alone where nothing may be pipelined."""
         if len(self._asked) > self._window // 2:
             return b""  # many in one segment rather than each in its own
+        if self._reading is not None and not self._asked:
+            return b""  # what comes unasked behind this last body would pass for an answer
         commands = []
         octets = sum(answer.message.size for answer in self._asked if answer.has_body)
         while (answer := self._first_waiting()) is not None:
             size = answer.message.size if answer.has_body else 0
-            if (self._asked or self._reading is not None) and (
+            if self._asked and (
                 not self.capabilities.pipelining
                 or len(self._asked) >= self._window
                 or octets + size > WINDOW_OCTETS
@@ -534,13 +562,8 @@ class Dialogue:
         return b"".join(commands)
 
     def _settle(self) -> Procedure[None]:
-        """Read what was asked for and not fetched, so that the next response is the next one's.
-
-        Raises:
-            CommandFailed: a deletion among it was refused.
-        """
-        is_cut = self._ahead is not None or next(self._waiting, None) is not None
-        if is_cut or any(answer.has_body for answer in self._asked):
+        """Read what was asked for and not fetched, so that the next response is the next one's."""
+        if self._look_ahead() is not None or any(answer.has_body for answer in self._asked):
             self._retrieval = None
         self._ahead, self._waiting = None, iter(())
         while (yield from self._next_answer()) is not None:
@@ -601,7 +624,7 @@ class Dialogue:
         found = _STATUS.fullmatch(line)
         if found is None or found[1] != b"-ERR":
             return self.lost(f"{command} was answered with no POP3 response", ProtocolBroken)
-        text = (found[2] or b"").decode("utf-8", "replace")
+        text = self.record.hide((found[2] or b"").decode("utf-8", "replace"))
         code = _CODE.fullmatch(text)
         if code is None:
             return kind(command, text, self.quirks.code(text))

@@ -1,0 +1,166 @@
+"""No form of a password is in an exception, its chain, a representation or the record."""
+
+from __future__ import annotations
+
+import traceback
+from base64 import b64encode
+from collections.abc import Callable
+from html import escape
+from urllib.parse import quote
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from restante.errors import LoginFailed, RestanteError
+from restante.pop3.dialogue import Capabilities, Dialogue
+from restante.pop3.record import Record, Secrets
+from restante.sasl import Login
+
+PASSWORDS = [
+    "tan staaf",
+    "pw",
+    "s3cr3t/with#all?kinds&of<signs>\"'\\%",
+    "pässwörd und mehr",
+    "x" * 300,
+    "0123456789abcdef",
+]
+
+
+def everything(error: BaseException) -> str:
+    """All that a person may be shown of an exception, and of those it came from."""
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and each not in seen:
+            seen.append(each)
+            waiting += [each.__cause__, each.__context__]
+    shown = [f"{each} {each!r} {each.args} {vars(each)}" for each in seen]
+    return "\n".join([*shown, *traceback.format_exception(error)])
+
+
+def forms(secret: str, sent: list[bytes]) -> dict[str, str]:
+    """How a server could repeat it."""
+    octets = secret.encode()
+    lines = [line.removesuffix(b"\r\n").decode("utf-8", "replace") for line in sent]
+    return {
+        "as it is": secret,
+        "in capitals": secret.upper(),
+        "in base64": b64encode(octets).decode(),
+        "in base64, behind something": b64encode(b"\0mrose\0" + octets).decode(),
+        "in base64, behind something else": b64encode(b"user=mrose\1auth=" + octets).decode(),
+        "percent-encoded": quote(secret, safe=""),
+        "in HTML": escape(secret),
+        "the last line": lines[-1],
+        "all lines": " ".join(lines),
+        "the beginning of the line": lines[-1][: len(lines[-1]) * 3 // 4],
+    }
+
+
+def shows(text: str, secret: str) -> bool:
+    """Whether some form of the secret can be read there; short ones as words only."""
+    octets = secret.encode()
+    parts = [secret, secret.upper(), quote(secret, safe=""), escape(secret)]
+    parts += [b64encode(bytes(at) + octets).decode()[4:-4] for at in range(3)]
+    longs = [part for part in parts if len(part) >= 6]
+    words = text.replace("***", " ").replace("'", " ").split()
+    return secret in words or any(part in text for part in longs)
+
+
+Case = tuple[str, str, tuple[str, ...], str]
+CASES: list[Case] = [
+    *(("USER", password, (), "") for password in PASSWORDS if password.isascii()),
+    *(("PLAIN", password, ("PLAIN",), "") for password in PASSWORDS),
+    *(("LOGIN", password, ("LOGIN",), "LOGIN") for password in PASSWORDS),
+    *(("SCRAM-SHA-256", password, ("SCRAM-SHA-256",), "") for password in PASSWORDS),
+    ("XOAUTH2", "ya29.vF9dft4qmTc2Nvb3RlckBhdHRhdmlzdGEuY29tCg", ("XOAUTH2",), ""),
+    ("OAUTHBEARER", "ya29.vF9dft4qmTc2Nvb3RlckBhdHRhdmlzdGEuY29tCg", ("OAUTHBEARER",), ""),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1][:6]}")
+def test_a_refusal_that_repeats_the_password(case: Case) -> None:
+    """RFC 1939 leaves the text of -ERR to the server, and some repeat what they have heard."""
+    _, secret, mechanisms, forced = case
+    names = forms(secret, [b"x"])
+    for name in names:
+        recorded: list[str] = []
+        dialogue = Dialogue(Record(recorded.append))
+        dialogue.capabilities = Capabilities({"SASL": mechanisms} if mechanisms else {})
+        is_token = "AUTH" in case[0]
+        login = Login(
+            "mrose",
+            "" if is_token else secret,
+            secret if is_token else "",
+            mechanism=forced,
+        )
+        sent: list[bytes] = []
+        with pytest.raises(LoginFailed) as caught:
+            run_refused(dialogue, login, sent, lambda: forms(secret, sent)[name])  # noqa: B023
+        assert not shows(everything(caught.value), secret), name
+        assert not shows("\n".join(recorded), secret), name
+        later = dialogue.stat()
+        next(later)
+        later.send(b"")
+        with pytest.raises(RestanteError) as after:
+            later.send(b"-ERR you said " + forms(secret, sent)[name].encode() + b"\r\n")
+        assert not shows(everything(after.value), secret), name
+        assert "you said" in str(after.value)  # and the rest is still to be read
+
+
+def run_refused(
+    dialogue: Dialogue, login: Login, sent: list[bytes], said: Callable[[], str]
+) -> None:
+    """A server that lets the login go as far as it may, then repeats what it has heard."""
+    procedure = dialogue.log_in(login)
+    wanted = next(procedure)
+    while True:
+        if wanted is not None:
+            dialogue.record.sent(wanted)
+            sent.append(wanted)
+            wanted = procedure.send(b"")
+        elif sent[-1] == b"USER mrose\r\n":
+            wanted = procedure.send(b"+OK\r\n")
+        elif sent == [b"AUTH LOGIN\r\n"]:
+            wanted = procedure.send(b"+ VXNlcm5hbWU6\r\n")
+        elif sent[0] == b"AUTH LOGIN\r\n" and len(sent) == 2:
+            wanted = procedure.send(b"+ UGFzc3dvcmQ6\r\n")
+        else:
+            wanted = procedure.send(b"-ERR [AUTH] you said " + said().encode() + b"\r\n")
+
+
+@given(st.text(min_size=6, max_size=40), st.binary(max_size=9), st.binary(max_size=9))
+@example("tan staaf", b"\0mrose\0", b"")
+def test_a_password_is_hidden_wherever_it_stands_in_base64(
+    password: str, before: bytes, after: bytes
+) -> None:
+    """Where the octets around it are not known, six characters of what is its alone."""
+    assume(not any("\ud800" <= each <= "\udfff" for each in password))
+    secrets = Secrets()
+    secrets.replace(password)
+    octets = password.encode()
+    encoded = b64encode(before + octets + after).decode()
+    first, end = -(-4 * len(before) // 3), 4 * (len(before) + len(octets)) // 3
+    inside = encoded[first:end]
+    assert inside not in secrets.hide(f"you said {encoded}")
+
+
+def test_what_is_no_secret_stays() -> None:
+    secrets = Secrets()
+    assert secrets.hide("no secret yet") == "no secret yet"
+    secrets.replace("pw")
+    assert secrets.hide("power, pwd and (pw)") == "power, pwd and (***)"
+    secrets.replace("swordfish")
+    assert secrets.hide("pw: a sword, a fish and sword of") == "pw: a sword, a fish and sword of"
+    assert secrets.hide("SWORDFISHES") == "***ES"
+    secrets.replace("")
+    assert secrets.hide("swordfish") == "swordfish"
+
+
+def test_a_text_of_any_length_is_bounded_work() -> None:
+    """What is longer than any honest line is cut before it is looked through."""
+    secrets = Secrets()
+    secrets.replace("swordfish")
+    assert len(secrets.hide("x" * 10**6)) < 3000
+    assert "swordfish" not in secrets.hide("x" * 1995 + "swordfish")
