@@ -52,6 +52,8 @@ MEANINGS = {
     "login ok": "somebody logged in",
     "login refused": "somebody did not; the client hears less than `reason` tells",
     "maildrop indexed": "a login had to look at so many messages that it took long",
+    "message not kept": "a message that came in found no room; its sender was asked to try again",
+    "partial delivery not noted": "a sender's next try may store a second copy for some recipients",
     "message not removed": "a marked message could not be removed at QUIT",
     "password sprayed": "the tenth user was tried with one password; `ip` is whence",
     "proxy refused": "a listed load balancer sent no PROXY header, or a wrong one",

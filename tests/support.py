@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from hashlib import md5, sha256
 from ipaddress import ip_network
@@ -16,7 +16,8 @@ from scramp import ScramMechanism
 from restante.errors import AuthenticationFailed
 from restante.maildrop import Store
 from restante.net.connection import Timeouts
-from restante.net.listener import Address, Admission, Listener, bind
+from restante.net.listener import Address, Admission, Listener, Seat, bind
+from restante.net.proxy import Origin
 from restante.net.server import Service
 from restante.passdb import (
     Account,
@@ -170,6 +171,20 @@ class Server:
             yield client
         finally:
             writer.transport.abort()
+
+
+@contextmanager
+def listening(
+    build: Callable[[str, Seat, Origin], asyncio.BaseProtocol], *, per_source: int = 100
+) -> Iterator[int]:
+    """A door without TLS, such as ``Intake.lmtp()``; gives its port.  Needs a running loop."""
+    opened = bind(Address("", "127.0.0.1", 0))
+    port: int = opened.getsockname()[1]
+    listener = Listener(opened, build, Admission(1000, per_source), name="test")
+    try:
+        yield port
+    finally:
+        listener.close()
 
 
 @asynccontextmanager

@@ -27,7 +27,7 @@ SIDEWAYS |= {("testing_plugin", "testing"), ("testing_hostile", "testing")}
 FORBIDDEN = {("net", "store"), ("net", "auth"), ("collect", "store"), ("collect", "auth")}
 IO = {"asyncio", "socket", "ssl", "os", "time", "logging", "threading", "selectors", "subprocess"}
 LIBRARIES = {
-    "net": {"cryptography", "aiosmtpd", "dns", "uvloop"},
+    "net": {"cryptography", "dns", "uvloop"},
     "auth": {"cryptography", "scramp"},
 }
 LIBRARIES["auth"] |= {"bcrypt", "jwt", "ldap", "pamela", "passlib"}  # extras

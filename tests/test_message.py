@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from restante.errors import UnsafeArgument
-from restante.message import Envelope, LineEnds, Top, crlf_text
+from restante.message import Envelope, LineEnds, Top, crlf_text, separate
 
 from .test_wire import cut, cuts, texts
 
@@ -101,3 +101,25 @@ def test_an_envelope_cannot_forge_a_field(part: str) -> None:
         Envelope(part, "ann").trace_fields("host", NOON)
     with pytest.raises(UnsafeArgument):
         Envelope("", part).trace_fields("host", NOON)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (b"Subject: x\r\n\r\n", (0, b"")),
+        (b"\r\nbody\r\n", (0, b"")),
+        (b"\nbody\n", (0, b"")),
+        (b"From x@y Mon Jan  5\r\nSubject: x\r\n", (21, b"")),
+        (b">From x@y\nSubject: x\n", (10, b"")),
+        (b"From: x\r\n", (0, b"")),
+        (b"hello\r\n", (0, b"\r\n")),
+        (b" folded\r\n", (0, b"\r\n")),
+        (b"From x\r\nhello\r\n", (8, b"\r\n")),
+        (b"", (0, b"\r\n")),
+    ],
+)
+def test_header_fields_can_be_put_before_any_message(
+    message: bytes, expected: tuple[int, bytes]
+) -> None:
+    """RFC 5322 §2.2: every line of a header is a field, and text is no header."""
+    assert separate(message) == expected

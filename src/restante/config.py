@@ -614,6 +614,12 @@ class Intake:
 
     lmtp: LMTP = field(default_factory=LMTP)
     smtp: SMTP = field(default_factory=SMTP)
+    postmaster: str = option(
+        "",
+        "The user who receives mail for postmaster (RFC 5321 §4.5.1) where no user has that name; "
+        "empty: the first user.",
+        text,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,9 @@ from .wire import CRLF
 # By far the fastest searches for these.
 _DOTTED = re.compile(rb"\n\.")
 _BARE = re.compile(rb"\n(?<!\r\n)")
+_FROM_LINE = re.compile(rb">?From [^\r\n]*\r?\n")
+_FIELD = re.compile(rb"[!-9;-~]{1,997}[ \t]*:")
+_NO_HEADER = re.compile(rb"\r?\n")
 
 
 class LineEnds:
@@ -160,3 +163,16 @@ class Envelope:
             if any(ord(character) < 0x20 or ord(character) == 0x7F for character in part):
                 raise UnsafeArgument("control character in the envelope")
         return fields.encode("utf-8", "surrogateescape")
+
+
+def separate(message: bytes) -> tuple[int, bytes]:
+    """How a message, of which this is the beginning, is joined to header fields put before it.
+
+    Returns:
+        The number of octets to leave out (an mbox "From " line is no header field, RFC 5322 §2.2),
+        and what to insert in their place: the blank line of a message that has no header.
+    """
+    from_line = _FROM_LINE.match(message)
+    skipped = from_line.end() if from_line is not None else 0
+    begins_well = _FIELD.match(message, skipped) or _NO_HEADER.match(message, skipped)
+    return skipped, b"" if begins_well else b"\r\n"

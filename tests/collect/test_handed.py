@@ -25,7 +25,7 @@ from restante.net.intake import Intake
 from restante.store.memory import MemoryStore
 
 from ..net.test_intake import Ann, FailsFor
-from ..support import sizes
+from ..support import listening, sizes
 
 LETTER = b"Subject: x\r\n\r\n.dot\r\n..\r\nhello\r\n"
 
@@ -127,9 +127,8 @@ def served(store: MemoryStore | FailsFor, use: Callable[[int], None], *, smtp: b
     async def main() -> None:
         intake = Intake(store, Ann(), "mail.example.org", 100_000)
         factory = intake.smtp(["example.org"]) if smtp else intake.lmtp()
-        server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)
-        async with server:
-            await asyncio.to_thread(use, server.sockets[0].getsockname()[1])
+        with listening(factory) as port:
+            await asyncio.to_thread(use, port)
 
     asyncio.run(main())
 

@@ -28,7 +28,7 @@ from restante.net.client import Client
 from restante.net.intake import Intake
 from restante.store.maildir import MaildirStore
 
-from ..support import once, serving, sizes
+from ..support import listening, once, serving, sizes
 from .shelf import account
 
 WORDS = ("one", "two", "three")
@@ -266,9 +266,9 @@ def test_killed_at_every_step_where_one_may_come_twice(
 
     async def take(tell: Callable[[int], object]) -> None:
         intake = Intake(MaildirStore(f"{inbox}/%u"), Everybody(), "localhost", 100_000)
-        running = await asyncio.get_running_loop().create_server(intake.lmtp(), "127.0.0.1", 0)
-        tell(running.sockets[0].getsockname()[1])
-        await asyncio.sleep(3600)
+        with listening(intake.lmtp()) as port:
+            tell(port)
+            await asyncio.sleep(3600)
 
     twice = 0
     with apart(take) as lmtp:

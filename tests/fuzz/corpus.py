@@ -73,6 +73,12 @@ SEEDS: dict[str, list[bytes]] = {
         b"[destination]\ntype=Maildir\npath=/m/\n",
         b"account a\nhost h\nuser u\ntls on\ndelivery maildir /m\n",
     ],
+    "intake": [
+        b"\x05EHLO x\r\nMAIL FROM:<b@x> SIZE=9\r\nRCPT TO:<ann@example.org>\r\n"
+        b"DATA\r\nx\r\n.\r\nQUIT\r\n",
+        b"\x00LHLO [1]\r\nMAIL FROM:<>\r\nRCPT TO:<ann>\r\nRCPT TO:<eve>\r\n"
+        b"DATA\r\n\n.\r\n\r\n.\r\n",
+    ],
     "data": [b"\x02Received: a\r\n\r\nbody\r\n", b"\x00\n.\n", b"\x01\r\n\r\r\n"],
     "client": [
         b"\x0f+OK hi\r\n+OK\r\nUIDL\r\nTOP\r\nPIPELINING\r\nSASL PLAIN SCRAM-SHA-256\r\n.\r\n"

@@ -20,11 +20,14 @@ from restante.errors import (
     TemporaryFailure,
 )
 from restante.maildrop import Entry, Store
+from restante.message import crlf_text
 from restante.net import intake as module
 from restante.net.intake import Intake
+from restante.smtp.content import Incoming
 from restante.store.memory import MemoryStore
+from restante.store.partial import PartialDeliveries
 
-from ..support import Client, Run
+from ..support import Client, Run, listening
 
 MAIL = b"MAIL FROM:<bob@example.net>\r\n"
 ANN = b"RCPT TO:<ann@example.org>\r\n"
@@ -60,24 +63,26 @@ class FailsFor:
 
 @asynccontextmanager
 async def taking(
-    store: Store, *, smtp: bool = False, most: int = 100_000
+    store: Store,
+    *,
+    smtp: bool = False,
+    most: int = 100_000,
+    partial: PartialDeliveries | None = None,
 ) -> AsyncIterator[tuple[Client, int]]:
     """A connection that has said hello."""
-    intake = Intake(store, Ann(), "mail.example.org", most)
+    intake = Intake(store, Ann(), "mail.example.org", most, partial=partial)
     factory = intake.smtp(["example.org"]) if smtp else intake.lmtp()
-    server = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    client = Client(reader, writer)
-    try:
-        assert (await client.line()).startswith(b"220 mail.example.org ")
-        client.send(b"EHLO tests\r\n" if smtp else b"LHLO tests\r\n")
-        while (await client.line())[3:4] == b"-":
-            pass
-        yield client, port
-    finally:
-        writer.transport.abort()
-        server.close()
+    with listening(factory) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        client = Client(reader, writer)
+        try:
+            assert (await client.line()).startswith(b"220 mail.example.org ")
+            client.send(b"EHLO tests\r\n" if smtp else b"LHLO tests\r\n")
+            while (await client.line())[3:4] == b"-":
+                pass
+            yield client, port
+        finally:
+            writer.transport.abort()
         await asyncio.sleep(0)
 
 
@@ -111,7 +116,7 @@ def test_one_reply_for_each_recipient(run: Run[None]) -> None:
             assert got[5].startswith(b"354")
             got = await replies(client, LETTER + b".\r\n", 3)
             assert [line[:9] for line in got] == [b"250 2.0.0", b"451 4.3.0", b"250 2.0.0"]
-        assert [without_trace(each) for each in await letters(memory)] == [LETTER, LETTER]
+        assert [without_trace(each) for each in await letters(memory)] == [LETTER]
 
     run(main())
 
@@ -166,7 +171,7 @@ def test_a_bug_within_the_data_ends_the_connection(
     run: Run[None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After some of the replies nobody can tell what one more is the answer to."""
-    monkeypatch.setattr(module.MessageCheck, "finish", lambda _: 1 // 0)
+    monkeypatch.setattr(Incoming, "_verdict", lambda _: 1 // 0)
 
     async def main() -> None:
         async with taking(MemoryStore()) as (client, _):
@@ -197,7 +202,7 @@ def test_a_reply_waits_for_no_other_recipient(run: Run[None]) -> None:
             for _ in range(1 if smtp else 2):
                 assert (await client.line()).startswith(b"250 2.0.0")
             assert (await replies(client, b"NOOP\r\n", 1))[0].startswith(b"250")
-        assert len(await letters(memory)) == 2
+        assert len(await letters(memory)) == 1
 
     run(main(smtp=False))
     run(main(smtp=True))
@@ -261,9 +266,12 @@ NO_END = [
 
 @pytest.mark.parametrize("end", NO_END)
 @pytest.mark.parametrize("smtp", [False, True])
-@pytest.mark.rfc("P-174")
+@pytest.mark.rfc("P-174", "P-200")
 def test_only_crlf_dot_crlf_ends_the_data(end: bytes, smtp: bool, run: Run[None]) -> None:
-    """CVE-2023-51764, CVE-2024-27305, and their twins: a false end begins no second message."""
+    """CVE-2023-51764, CVE-2024-27305, and their twins: a false end begins no second message.
+
+    SMTP refuses a bare CR or LF.  LMTP stores them: a refusal at the last hop loses the mail.
+    """
     smuggled = MAIL + ANN + b"DATA\r\nSubject: forged\r\n\r\nx"
 
     async def main() -> None:
@@ -273,10 +281,15 @@ def test_only_crlf_dot_crlf_ends_the_data(end: bytes, smtp: bool, run: Run[None]
             client.send(b"Subject: x\r\n\r\nhi" + end + smuggled)
             await asyncio.sleep(0.01)
             got = await replies(client, b"\r\n.\r\nNOOP\r\n", 2)
-            expected = b"250" if end == b"\r\n\0.\r\n" else b"554 5.6.0"
-            assert got[0].startswith(expected)
+            is_stored = not smtp or end == b"\r\n\0.\r\n"
+            assert got[0].startswith(b"250" if is_stored else b"554 5.6.0")
             assert got[1].startswith(b"250")
-        assert len(await letters(store)) == (expected == b"250")
+        stored = await letters(store)
+        assert len(stored) == is_stored
+        if is_stored:
+            unstuffed = end.replace(b"\r\n.", b"\r\n")
+            whole = b"Subject: x\r\n\r\nhi" + unstuffed + smuggled + b"\r\n"
+            assert without_trace(stored[0]) == crlf_text(whole)
 
     run(main())
 
@@ -327,7 +340,7 @@ def test_a_dropped_connection_stores_nothing(run: Run[None]) -> None:
     run(main())
 
 
-def test_a_comment_is_nobody(run: Run[None]) -> None:
+def test_comments_in_an_address_are_refused(run: Run[None]) -> None:
     """CVE-2023-27043: what stood in one, or behind a bracket, was taken for the address."""
 
     async def main() -> None:
@@ -336,10 +349,7 @@ def test_a_comment_is_nobody(run: Run[None]) -> None:
             both = b"RCPT TO:<ann@example.org(<eve@example.org>)>\r\n"
             both += b"RCPT TO:<eve@example.org)ann@example.org>\r\n"
             got = await replies(client, MAIL + both + b"DATA\r\n", 4)
-            assert [line[:3] for line in got] == [b"250", b"250", b"501", b"354"]
-            await replies(client, LETTER + b".\r\n", 1)
-        assert len(await letters(store)) == 1
-        assert not await letters(store, "eve")
+            assert [line[:3] for line in got] == [b"250", b"501", b"553", b"503"]
 
     run(main())
 
@@ -414,12 +424,44 @@ def test_smtp_has_one_reply_and_prefers_a_duplicate_to_a_loss(run: Run[None]) ->
     run(main())
 
 
+def test_a_refusal_for_one_recipient_makes_no_copies_for_the_others(
+    run: Run[None], tmp_path: Path
+) -> None:
+    """RFC 5321 §4.2.5, §4.5.4.1: the sender repeats the message for all until all have it.
+
+    Two equal messages on purpose stay two.
+    """
+    both = MAIL + ANN + b"RCPT TO:<eve@example.org>\r\nDATA\r\n"
+
+    async def main() -> None:
+        memory, place = MemoryStore(), tmp_path / "intake.sqlite3"
+        full = FailsFor(memory, "eve")
+        for _ in range(5):  # also after a restart
+            async with taking(full, smtp=True, partial=PartialDeliveries(place)) as (client, _):
+                await replies(client, both, 4)
+                got = await replies(client, LETTER + b".\r\n", 1)
+                assert got[0].startswith(b"451")
+        full.user = "no one"
+        async with taking(full, smtp=True, partial=PartialDeliveries(place)) as (client, _):
+            await replies(client, both, 4)
+            assert (await replies(client, LETTER + b".\r\n", 1))[0].startswith(b"250")
+            assert [len(await letters(memory, user)) for user in ("ann", "eve")] == [1, 1]
+            await replies(client, both, 4)
+            assert (await replies(client, LETTER + b".\r\n", 1))[0].startswith(b"250")
+        assert [len(await letters(memory, user)) for user in ("ann", "eve")] == [2, 2]
+
+    run(main())
+
+
 def test_no_endless_command(run: Run[None]) -> None:
     async def main() -> None:
         async with taking(MemoryStore()) as (client, _):
-            client.send(b"x" * 1_000_000)
+            client.send(b"x" * 100_000)
             assert (await client.ask(b"")).startswith(b"500 5.5.2")
             assert (await client.ask(b"NOOP")).startswith(b"250")
+            client.send(b"x" * 1_000_000)
+            assert (await client.line()).startswith(b"500 5.5.2")
+            assert await client.rest() == b""
 
     run(main())
 
@@ -542,19 +584,19 @@ def test_commands_that_carry_more_are_not_known(command: bytes, run: Run[None]) 
     run(main())
 
 
-def test_ten_thousand_recipients_are_a_hundred(run: Run[None]) -> None:
+def test_a_thousand_recipients_are_a_hundred(run: Run[None]) -> None:
     """RFC 5321 §4.5.3.1.8, §4.5.3.1.10: those beyond the limit come with the next message."""
 
     async def main() -> None:
         store = MemoryStore()
         async with taking(store) as (client, _):
-            got = await replies(client, MAIL + ANN * 10_000, 10_001)
+            got = await replies(client, MAIL + ANN * 1000, 1001)
             assert {line[:9] for line in got[:101]} <= {b"250 2.1.0", b"250 2.1.5"}
             assert {line[:9] for line in got[101:]} == {b"452 4.5.3"}
             await replies(client, b"DATA\r\n", 1)
             got = await replies(client, LETTER + b".\r\nNOOP\r\n", 101)
             assert all(line.startswith(b"250") for line in got)
-        assert len(await letters(store)) == 100
+        assert len(await letters(store)) == 1, "a maildrop that is named twice gets one copy"
 
     run(main())
 
@@ -588,7 +630,6 @@ def test_nul_in_a_message_is_kept(run: Run[None]) -> None:
     "line",
     [
         b"MAIL FROM:<bob@example.net\rX-Injected: y>",
-        b"MAIL FROM:<bob@example.net\x00>",
         b"MAIL FROM:<bob\x0b@example.net>",
         b"MAIL FROM:<bob@example.net>\rRCPT TO:<ann@example.org>",
     ],

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from restante.errors import NoSuchUser, QuotaExceeded, TemporaryFailure
 from restante.smtp.commands import VERBS
-from restante.smtp.content import Incoming, separate
+from restante.smtp.content import Incoming
 from restante.smtp.session import Policy, Session
 from restante.smtp.state import BeginData, Close, Content, Deliver, Resolve, StartTLS
 
@@ -360,25 +360,3 @@ def test_count_of_received_fields_does_not_depend_on_pieces(pieces: list[bytes],
         cut.feed(octets[start : start + at + 1])
     assert cut._hops.count == whole._hops.count
     assert (cut.failure is None) == (whole.failure is None)
-
-
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        (b"Subject: x\r\n\r\n", (0, b"")),
-        (b"\r\nbody\r\n", (0, b"")),
-        (b"\nbody\n", (0, b"")),
-        (b"From x@y Mon Jan  5\r\nSubject: x\r\n", (21, b"")),
-        (b">From x@y\nSubject: x\n", (10, b"")),
-        (b"From: x\r\n", (0, b"")),
-        (b"hello\r\n", (0, b"\r\n")),
-        (b" folded\r\n", (0, b"\r\n")),
-        (b"From x\r\nhello\r\n", (8, b"\r\n")),
-        (b"", (0, b"\r\n")),
-    ],
-)
-def test_header_fields_can_be_put_before_any_message(
-    message: bytes, expected: tuple[int, bytes]
-) -> None:
-    """RFC 5322 §2.2: every line of a header is a field, and text is no header."""
-    assert separate(message) == expected

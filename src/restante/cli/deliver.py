@@ -23,7 +23,7 @@ from ..errors import (
     TemporaryFailure,
     UnsafeArgument,
 )
-from ..message import Envelope, LineEnds
+from ..message import Envelope, LineEnds, separate
 from . import common, identities
 
 _PIECE = 65_536  # octets
@@ -88,11 +88,11 @@ async def _deliver(options: argparse.Namespace, found: Configuration, read: Read
 async def _message(head: bytes, read: Read, most: int) -> AsyncIterator[bytes]:
     """Standard input as CRLF text; a "From " line, as mbox files have it, is not mail."""
     ends, octets = LineEnds(), read()
-    if octets.startswith(b"From "):
-        octets = octets.partition(b"\n")[2]
+    skipped, inserted = separate(octets)
+    octets = octets[skipped:]
     if not octets:
         raise MessageRefused("no message on standard input")
-    yield head
+    yield head + inserted
     while octets:
         yield ends.feed(octets)
         if ends.size > most:

@@ -42,14 +42,16 @@ from ..maildrop import Expiring, Store
 from ..net import tls
 from ..net.connection import Timeouts
 from ..net.intake import Intake
-from ..net.listener import Address, Admission, Listener, bind
+from ..net.listener import Address, Admission, Listener, Seat, bind
 from ..net.login import offered, time_stamp
+from ..net.proxy import Origin
 from ..net.server import Service
 from ..passdb import Account, Accounts, Directory, Passdb, Terms
 from ..pop3.session import Policy
 from ..shared import SharedTally, Tally
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
+from ..store.partial import PartialDeliveries
 from . import common, gateway, guessing, identities, systemd
 from .terminal import Terminal
 from .workers import BEAT, Lines, Supervisor
@@ -61,6 +63,7 @@ _THREADS = 32  # that may wait for a disk; nobody else waits until so many do
 _RENEW_EVERY = 86_400.0  # seconds
 _TERMS_EVERY = 60.0  # seconds; the users are changed by another program
 _BUSY = b"-ERR [SYS/TEMP] too many connections, try again later\r\n"
+_INTAKE_BUSY = b"421 4.7.0 too many connections, try again later\r\n"
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -381,23 +384,31 @@ async def running(
         admission.reserved = throttle.is_home
         service.is_crowded = lambda: admission.is_crowded
         _set_up(service, admission, configuration, users)
+        intake = _intake(configuration, passdb, users, store, ground.context)
+        stack.push_async_callback(intake.drain, _GRACE)
+        domains = configuration.intake.smtp.domains
+        builders: dict[str, Callable[[str, Seat, Origin], asyncio.BaseProtocol]] = {
+            "pop3s": service.connection,
+            "pop3": service.connection,
+            "lmtp": intake.lmtp(),
+            "smtp": intake.smtp(domains),
+        }
         listeners = []
         for place in ground.places:
-            if place.scheme in ("pop3s", "pop3"):
-                listener = Listener(
-                    place.socket,
-                    service.connection,
-                    admission,
-                    name=place.scheme,
-                    tls=ground.context if place.scheme == "pop3s" else None,
-                    handshake=service.timeouts.handshake,
-                    busy=_BUSY,
-                    proxies=configuration.server.proxy_from,
-                )
-                stack.callback(listener.close)
-                listeners.append(listener)
+            is_pop3 = place.scheme in ("pop3s", "pop3")
+            listener = Listener(
+                place.socket,
+                builders[place.scheme],
+                admission,
+                name=place.scheme,
+                tls=ground.context if place.scheme == "pop3s" else None,
+                handshake=service.timeouts.handshake,
+                busy=_BUSY if is_pop3 else _INTAKE_BUSY,
+                proxies=configuration.server.proxy_from if is_pop3 else (),
+            )
+            stack.callback(listener.close)
+            listeners.append(listener)
         server.addresses = _addresses(ground.places)
-        await _open_intake(configuration, passdb, store, ground.places, stack)
         watching = asyncio.create_task(_learn_terms_for_ever(service, users))
         stack.callback(watching.cancel)
         if ground.purges:
@@ -408,7 +419,7 @@ async def running(
 
         def secure(found: Configuration) -> None:
             context = _context(found)
-            service.tls = context
+            service.tls = intake.tls = context
             for listener in listeners:
                 listener.tls = context if listener.tls else None
 
@@ -420,7 +431,8 @@ async def running(
             cache.clear()
             guessing.configure(throttle, found)
             for listener in listeners:
-                listener.proxies = found.server.proxy_from
+                if listener.name in ("pop3s", "pop3"):
+                    listener.proxies = found.server.proxy_from
             log.set_up(found.log)
             fields = {"restart": "needed"} if fixed else {}
             _log.info("reloaded", extra={"fields": fields})
@@ -474,25 +486,29 @@ def _context(configuration: Configuration) -> ssl.SSLContext:
     return tls.server_context(certificate, key, wanted.min_version, client_ca)
 
 
-async def _open_intake(
+def _intake(
     configuration: Configuration,
     directory: Directory,
+    users: Users,
     store: Store,
-    places: Sequence[Place],
-    stack: AsyncExitStack,
-) -> None:
-    intake = Intake(store, directory, configuration.server.hostname, configuration.limits.message)
-    loop = asyncio.get_running_loop()
-    factories = {"lmtp": intake.lmtp(), "smtp": intake.smtp(configuration.intake.smtp.domains)}
-    for place in places:
-        factory = factories.get(place.scheme)
-        if factory is None:
-            continue
-        own = place.socket.dup()  # the server closes it
-        if own.family == socket.AF_UNIX:
-            stack.callback((await loop.create_unix_server(factory, sock=own)).close)
-        else:
-            stack.callback((await loop.create_server(factory, sock=own)).close)
+    context: ssl.SSLContext,
+) -> Intake:
+    async def postmaster() -> str:
+        name = configuration.intake.postmaster
+        if not name:
+            known = await asyncio.to_thread(users.list)
+            name = known[0].name if known else "postmaster"
+        return await directory.maildrop_of(name)
+
+    return Intake(
+        store,
+        directory,
+        configuration.server.hostname,
+        configuration.limits.message,
+        tls=context,
+        partial=PartialDeliveries(configuration.state / "intake.sqlite3"),
+        postmaster=postmaster,
+    )
 
 
 def _name(listening: socket.socket) -> str:

@@ -1,357 +1,327 @@
-"""Mail in: LMTP (RFC 2033), and SMTP (RFC 5321) for the local domains of small sites.
-
-The commands are aiosmtpd's; DATA is ours, because a message must reach the disk in bounded memory
-and its end must be CRLF.CRLF and nothing else.  The mission is receiving: no relaying, no queue.
+"""Drives one SMTP or LMTP session per connection: mail comes in (RFC 5321, RFC 2033).
 
 Durability: 250 for a recipient means that ``Store.deliver`` has returned, so a crash cannot lose
-the message.  If the 250 itself is lost, the sender tries again and the message is there twice.
-Security: a message with a bare LF or CR is refused (SMTP smuggling, CVE-2023-51764): what other
-software takes for the end of a message, ours must not store either.  No STARTTLS and no AUTH here:
-LMTP is spoken on one machine, and aiosmtpd's upgrade keeps octets from before TLS in its reader.
-Limits: ``max_message`` octets, 100 recipients, 300 s of silence, 4 KiB of a command line.
+the message.  If the 250 itself is lost, the sender tries again and the message is stored twice.
+SMTP has one reply for all recipients: after a failure for one of them the sender repeats the
+message for all, so those who have it already are remembered and get no second copy.
+Limits: those of every connection (``connection``) and of a session (``smtp.session.Policy``);
+``_SILENCE``, ``_MESSAGE`` and ``_SESSION``; 64 KiB of a message in memory, the rest in an unnamed
+file.
+The mission is receiving: no relaying, no queue.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import re
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import sha256
 from tempfile import SpooledTemporaryFile
-from typing import IO, Any
+from typing import IO, Protocol
 
-from aiosmtpd.lmtp import LMTP
-from aiosmtpd.smtp import SMTP
-
-from ..errors import (
-    LargerThanQuota,
-    MessageRefused,
-    MessageTooLarge,
-    NoSuchUser,
-    QuotaExceeded,
-    RestanteError,
-    TemporaryFailure,
-    UnsafeArgument,
-)
+from ..errors import NoSuchUser, RestanteError, TemporaryFailure
 from ..maildrop import Store
-from ..message import Envelope
+from ..message import Envelope, separate
 from ..passdb import Directory
-from ..wire import Unstuffer
+from ..smtp.commands import VERBS
+from ..smtp.grammar import Reply
+from ..smtp.session import Policy, Session
+from ..smtp.state import (
+    BeginData,
+    Close,
+    Content,
+    Deliver,
+    Event,
+    Recipient,
+    Resolve,
+    StartTLS,
+    State,
+)
+from .connection import DIRECT, HIGH_WATER, BaseConnection, BaseService
+from .listener import Seat
+from .proxy import Origin
 
 _log = logging.getLogger("restante.intake")
-_SILENCE = 300.0  # seconds (RFC 5321 §4.5.3.2)
-_RECIPIENTS = 100  # messages to more come in parts (RFC 5321 §4.5.3.1.8)
-_HOPS = 100  # Received fields; more are a loop (RFC 5321 §6.3)
+_SILENCE = 300.0  # seconds; a server should wait at least 5 minutes (RFC 5321 §4.5.3.2.7)
+_MESSAGE = 1800.0  # seconds from MAIL to the end of the data: 50 MiB at 30 kB/s
+_SESSION = 3600.0  # seconds; then the session ends between two messages
 _PIECE = 65_536  # octets
-_IN_MEMORY = 2**20  # octets of one message; a larger one waits in an unnamed file
-_COMMAND = 4096  # octets that are buffered while a command has no end
-_BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
-_RECEIVED = re.compile(rb"^received[ \t]*:", re.IGNORECASE | re.MULTILINE)
-_STATUS = {  # enhanced status codes of replies that aiosmtpd gives without one (RFC 2034)
-    "500": "5.5.2",
-    "501": "5.5.4",
-    "502": "5.5.1",
-    "503": "5.5.1",
-    "504": "5.5.4",
-    "552": "5.3.4",
-    "555": "5.5.4",
-}
+_IN_MEMORY = 65_536  # octets of one message; thousands of connections may hold as many
 
 
-@dataclass(frozen=True, slots=True)
-class Intake:
-    """What all connections share."""
+class PartialDeliveries(Protocol):
+    """Remembers who has a message that its sender was told to send again.
+
+    A message is named by the digest of its reverse-path and octets.
+    """
+
+    async def recipients(self, message: bytes) -> Collection[str]:
+        """The maildrops that have it."""
+
+    async def remember(self, message: bytes, maildrops: Collection[str]) -> None:
+        """These have it now.  Durable on return."""
+
+    async def forget(self, message: bytes, maildrops: Collection[str]) -> None:
+        """Their sender was told so: the same octets once more are another message."""
+
+
+@dataclass(slots=True)
+class Intake(BaseService):
+    """What the connections of all intake listeners share."""
 
     store: Store
     directory: Directory
     hostname: str
     max_message: int
     """Octets, before our trace fields."""
+    log: logging.Logger = field(default=_log, kw_only=True)
+    partial: PartialDeliveries | None = field(default=None, kw_only=True)
+    postmaster: Callable[[], Awaitable[str]] | None = field(default=None, kw_only=True)
+    """Returns the maildrop for mail to postmaster where no user has that name (RFC 5321 §4.5.1)."""
 
-    def lmtp(self) -> Callable[[], asyncio.Protocol]:
-        """Makes the protocol for one LMTP connection; wants a running event loop."""
-        return lambda: _Lmtp(self, None)
+    def lmtp(self) -> Callable[[str, Seat, Origin], IntakeConnection]:
+        """Builds the protocol of one LMTP connection, for ``Listener``."""
+        policy = Policy(self.hostname, self.max_message, is_lmtp=True)
+        return lambda address, seat, origin: IntakeConnection(self, policy, address, seat, origin)
 
-    def smtp(self, domains: Collection[str]) -> Callable[[], asyncio.Protocol]:
-        """The same for SMTP; ``domains`` are those whose recipients are taken."""
+    def smtp(self, domains: Collection[str]) -> Callable[[str, Seat, Origin], IntakeConnection]:
+        """The same for SMTP; ``domains`` are those whose recipients are accepted."""
         local = frozenset(domain.casefold() for domain in domains)
-        return lambda: _Smtp(self, local)
+        policy = Policy(self.hostname, self.max_message, domains=local)
+        return lambda address, seat, origin: IntakeConnection(self, policy, address, seat, origin)
 
     async def resolve(self, recipient: str) -> str:
         """The maildrop of a recipient.
 
         Raises:
-            NoSuchUser, TemporaryFailure, UnsafeArgument: as a reply can tell it.
+            NoSuchUser, TemporaryFailure, UnsafeArgument: as a reply can report it.
         """
-        if not recipient.isprintable():
-            raise UnsafeArgument("control character in the recipient")
-        return await self.directory.maildrop_of(recipient)
+        try:
+            return await self.directory.maildrop_of(recipient)
+        except NoSuchUser:
+            is_postmaster = recipient.partition("@")[0].casefold() == "postmaster"
+            if is_postmaster and self.postmaster is not None:
+                return await self.postmaster()
+            raise
 
-    async def take(self, message: IO[bytes], user: str, envelope: Envelope) -> None:
-        """Store one message for one recipient; durable on return."""
+    async def take(self, message: IO[bytes], maildrop: str, envelope: Envelope) -> int:
+        """Store one message for one recipient; durable on return.  Returns its octets."""
         head = envelope.trace_fields(self.hostname, datetime.now(UTC))
-        entry = await self.store.deliver(user, _pieces(head, message))
-        fields = {"via": envelope.protocol.lower(), "user": user, "octets": entry.size}
-        _log.info("delivered", extra={"fields": fields})
+        entry = await self.store.deliver(maildrop, _pieces(head, message))
+        return entry.size
 
 
 async def _pieces(head: bytes, message: IO[bytes]) -> AsyncIterator[bytes]:
     message.seek(0)
-    yield head
+    piece = message.read(_PIECE)
+    skipped, inserted = separate(piece)
+    yield head + inserted + piece[skipped:]
     while piece := message.read(_PIECE):
         yield piece
 
 
-class MessageCheck:
-    """Looks at a message while it comes in."""
+class IntakeConnection(BaseConnection[Event]):
+    """One client that sends mail."""
 
-    def __init__(self, max_message: int) -> None:
-        self.octets = 0
-        self._most = max_message
-        self._cr = b""
-        self._head = b""  # until the blank line, as far as it is looked at
-        self._in_head = True
-        self._has_bare = False
+    __slots__ = ("_digest", "_message", "_ready_at")
 
-    def feed(self, octets: bytes) -> bool:
-        """Whether these octets are worth keeping."""
-        self.octets += len(octets)
-        text = self._cr + octets
-        self._cr = b"\r" if text.endswith(b"\r") else b""  # judged with what follows it
-        self._has_bare |= _BARE.search(text.removesuffix(b"\r")) is not None
-        if self._in_head and len(self._head) < _IN_MEMORY:
-            self._head += octets
-            self._in_head = b"\r\n\r\n" not in self._head
-        return self.octets <= self._most and not self._has_bare
+    _service: Intake
+    _session: Session
 
-    def finish(self) -> None:
-        """
-        Raises:
-            MessageRefused: with the reply's enhanced status code in front.
-        """
-        if self.octets > self._most:
-            raise MessageTooLarge(self._most)
-        if self._has_bare or self._cr:
-            raise MessageRefused("5.6.0 message has a bare CR or LF")
-        head = self._head.partition(b"\r\n\r\n")[0]
-        if len(_RECEIVED.findall(head)) > _HOPS:
-            raise MessageRefused("5.4.6 message goes round in circles")
+    def __init__(
+        self, service: Intake, policy: Policy, address: str, seat: Seat, origin: Origin = DIRECT
+    ) -> None:
+        super().__init__(service, address, seat, origin)
+        self._proto = "lmtp" if policy.is_lmtp else "smtp"
+        self._session = Session(VERBS, policy, may_start_tls=service.tls is not None)
+        self._message: IO[bytes] | None = None  # that comes in, or is delivered
+        self._digest = sha256()  # of the reverse-path and the message
+        self._ready_at = self._began  # when no message was under way for the last time
 
+    # Events.
 
-class _Session(SMTP):  # type: ignore[misc]  # aiosmtpd tells no types
-    """What LMTP and SMTP have in common."""
+    def _open_session(self, ssl_object: ssl.SSLObject | None) -> bytes:
+        return self._session.greeting().encode()
 
-    line_length_limit = _COMMAND
+    def _respond(self, event: Event) -> bool:
+        if self._session.state is State.READY:
+            self._ready_at = self._last_command
+        match event:
+            case Reply():
+                self._say(event)
+            case BeginData(reply):
+                self._drop_message()
+                # Closed by _drop_message: a whole message is delivered from it first.
+                self._message = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
+                self._digest = sha256(self._session.reverse_path.encode("utf-8", "replace") + b"\0")
+                self._say(reply)
+            case Content(octets):
+                self._keep(octets)
+            case Close(reason):
+                if reason != "quit":
+                    self._note("session ended", ip=self._address, proto=self._proto, reason=reason)
+                self._close(reason)
+            case StartTLS():
+                self._transport.pause_reading()  # at once: what comes now is the handshake
+                return False
+            case _:
+                return False
+        return True
 
-    def __init__(self, intake: Intake, domains: Collection[str] | None) -> None:
-        super().__init__(
-            _Hooks(intake, domains),
-            data_size_limit=intake.max_message,
-            enable_SMTPUTF8=True,
-            hostname=intake.hostname,
-            ident="ready",
-            timeout=_SILENCE,
-            loop=asyncio.get_running_loop(),
-        )
-        self.command_size_limits: defaultdict[str, int] = defaultdict(
-            lambda: 1024
-        )  # aiosmtpd's is shared by all
-        self.intake = intake
-        for unwanted in ("AUTH", "STARTTLS", "EXPN"):
-            self._smtp_methods.pop(unwanted, None)
-
-    def _set_post_data_state(self) -> None:
-        super()._set_post_data_state()
-        self.users: list[str] = []  # maildrops, one for each accepted recipient
-
-    async def push(self, status: str | bytes) -> None:
-        """Every reply but greetings and continuations has an enhanced status code (RFC 2034)."""
-        if isinstance(status, str) and re.match(r"[245]\d\d (?!\d\.\d+\.\d+ )", status):
-            code = status[:3]
-            if code not in ("220", "250") or status.startswith(("250 OK", "250 Syntax")):
-                status = f"{code} {_STATUS.get(code, f'{code[0]}.0.0')} {status[4:]}"
-        await super().push(status)
-
-    async def smtp_DATA(self, arg: str | None) -> None:
-        if await self.check_helo_needed():
-            return
-        if not self.users:
-            await self.push("503 5.5.1 no valid recipients")
-            return
-        if arg:
-            await self.push("501 5.5.4 DATA takes no arguments")
-            return
-        await self.push("354 end data with <CR><LF>.<CR><LF>")
-        message = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115  # closing it may fail
+    def _keep(self, octets: bytes) -> None:
+        assert self._message is not None
+        self._digest.update(octets)
         try:
-            await self._take_data(message)
-        except BaseException:
-            self.transport.abort()  # one more reply would be taken for that of the next command
-            raise
-        finally:
+            self._message.write(octets)
+        except OSError as error:
+            self._note("message not kept", logging.ERROR, reason=error.strerror)
+            self._session.cannot_keep()
+
+    async def _perform(self, event: Event) -> None:
+        match event:
+            case Resolve(address):
+                await self._resolve(address)
+            case Deliver():
+                await self._deliver(event)
+            case StartTLS(reply):
+                await self._start_tls(reply.encode())
+
+    def _secured(self, ssl_object: ssl.SSLObject) -> None:
+        self._session.secured()
+
+    async def _resolve(self, address: str) -> None:
+        try:
+            maildrop = await self._service.resolve(address)
+        except RestanteError as error:
+            self._say(self._session.refused(error))
+        else:
+            self._say(self._session.resolved(maildrop))
+            if self._session.policy.is_lmtp:
+                self._seat.keep()  # a mail server of this site: no stranger takes its place
+
+    async def _deliver(self, event: Deliver) -> None:
+        if self._session.policy.is_lmtp:
+            await self._deliver_by_lmtp(event)
+        else:
+            await self._deliver_by_smtp(event)
+
+    async def _deliver_by_lmtp(self, event: Deliver) -> None:
+        """Each reply as soon as it is known (RFC 2033 §5)."""
+        fates: dict[str, RestanteError | None] = self._unkept(event)
+        for recipient in event.recipients:
+            await self._store_once(recipient, event, fates)
+            self._tell(self._session.delivered(fates[recipient.maildrop]))
+        self._drop_message()
+
+    async def _deliver_by_smtp(self, event: Deliver) -> None:
+        """One reply, when what it says is durable."""
+        partial, message = self._service.partial, self._digest.digest()
+        known = await partial.recipients(message) if partial is not None else ()
+        fates = {**self._unkept(event), **dict.fromkeys(known)}
+        for recipient in event.recipients:
+            await self._store_once(recipient, event, fates)
+        self._drop_message()
+        stored = {each.maildrop for each in event.recipients if fates[each.maildrop] is None}
+        is_whole = all(fates[each.maildrop] is None for each in event.recipients)
+        if partial is not None and stored and not is_whole:
+            await self._note_partial(partial.remember(message, stored))
+        elif partial is not None and known and is_whole:
+            await self._note_partial(partial.forget(message, stored))
+        if stored:
+            self._seat.keep()
+        for recipient in event.recipients:
+            self._tell(self._session.delivered(fates[recipient.maildrop]))
+
+    def _unkept(self, event: Deliver) -> dict[str, RestanteError | None]:
+        """All recipients with the failure, if the last octets of the message cannot be kept."""
+        assert self._message is not None
+        try:
+            self._message.flush()
+        except OSError as error:
+            self._note("message not kept", logging.ERROR, reason=error.strerror)
+            failure = TemporaryFailure("no room for the message")
+            return dict.fromkeys((each.maildrop for each in event.recipients), failure)
+        return {}
+
+    async def _note_partial(self, writing: Awaitable[None]) -> None:
+        try:
+            await writing
+        except RestanteError as error:  # the mail is safe; a repetition may store it twice
+            self._note("partial delivery not noted", logging.ERROR, reason=str(error))
+
+    async def _store_once(
+        self, recipient: Recipient, event: Deliver, fates: dict[str, RestanteError | None]
+    ) -> None:
+        """One copy for a maildrop, however often it is named."""
+        if recipient.maildrop not in fates:
+            envelope = self._envelope(event, recipient.address)
+            fates[recipient.maildrop] = await self._store(recipient.maildrop, envelope)
+
+    async def _store(self, maildrop: str, envelope: Envelope) -> RestanteError | None:
+        assert self._message is not None
+        try:
+            octets = await self._service.take(self._message, maildrop, envelope)
+        except RestanteError as error:
+            failure = error
+        except Exception:
+            self._log_bug()
+            failure = TemporaryFailure("local error, try again later")
+        else:
+            via = envelope.protocol.lower()
+            self._note("delivered", via=via, user=maildrop, octets=octets)
+            return None
+        self._note("delivery refused", logging.WARNING, user=maildrop, reason=str(failure))
+        return failure
+
+    def _envelope(self, event: Deliver, recipient: str) -> Envelope:
+        address = f" ([{self._address}])" if self._address else ""
+        return Envelope(event.reverse_path, recipient, event.protocol, f"{event.hello}{address}")
+
+    def _answer_bug(self, event: Event | None) -> None:
+        if isinstance(event, Resolve):
+            failure = TemporaryFailure("local error, try again later")
+            self._say(self._session.refused(failure))
+        else:
+            self.abort("bug")  # one more reply would be taken for that of the next command
+
+    # Output.
+
+    def _say(self, reply: Reply) -> None:
+        self._write(reply.encode())
+        if self._out_octets >= HIGH_WATER:
+            self._flush()
+
+    def _tell(self, reply: Reply | None) -> None:
+        if reply is not None:
+            self._say(reply)
+            self._flush()
+
+    # Time and the end.
+
+    def _deadline(self) -> float:
+        silent = self._last_command + _SILENCE
+        if self._session.state in (State.MAIL, State.DATA):
+            return min(silent, self._ready_at + _MESSAGE)
+        return min(silent, self._began + _SESSION)
+
+    def _expire(self) -> None:
+        self._write(Reply(421, "4.4.2", "timeout, closing the connection").encode())
+        self._close("timeout")
+
+    def _is_interruptible(self) -> bool:
+        """A delivery that has begun is finished; its sender may come again, and it is stored."""
+        return self._message is None
+
+    def _drop_message(self) -> None:
+        message, self._message = self._message, None
+        if message is not None:
             with suppress(OSError):
                 message.close()  # what it buffers may find no room
-        self._set_post_data_state()
 
-    async def _take_data(self, message: IO[bytes]) -> None:
-        check = MessageCheck(self.intake.max_message)
-        try:
-            await self._receive(message, check)
-            check.finish()
-        except RestanteError as error:
-            for _ in range(self._replies()):
-                await self.push(_reply(error))
-        else:
-            await self._answer(self._deliver(message))
-
-    async def _receive(self, message: IO[bytes], check: MessageCheck) -> None:
-        """Read to the end of the data; what follows it stays in the reader.
-
-        Raises:
-            TemporaryFailure: no room for it; all the same it was read to its end, or its rest
-                would be taken for commands.
-        """
-        data, full = Unstuffer(), None
-        while not data.is_finished:
-            octets = await self._reader.read(_PIECE)
-            if not octets:
-                raise ConnectionResetError("the sender left within the data")
-            self._reset_timeout()
-            content = data.feed(octets)
-            if check.feed(content) and full is None:
-                try:
-                    message.write(content)
-                    if data.is_finished:
-                        message.flush()
-                except OSError as error:
-                    full = error
-        self._reader._buffer[:0] = data.rest
-        if full is not None:
-            raise TemporaryFailure("no room for the message") from full
-
-    async def _deliver(self, message: IO[bytes]) -> AsyncIterator[str]:
-        """One reply for each recipient, in their order."""
-        for recipient, user in zip(self.envelope.rcpt_tos, self.users, strict=True):
-            peer = self.session.peer
-            address = f" ([{peer[0]}])" if isinstance(peer, tuple) else ""
-            envelope = Envelope(
-                self.envelope.mail_from.strip("<>"),
-                recipient,
-                self._protocol(),
-                f"{self.session.host_name}{address}",
-            )
-            try:
-                await self.intake.take(message, user, envelope)
-            except RestanteError as error:
-                reply = _reply(error)
-            except Exception:
-                _log.exception("bug", extra={"fields": {"via": self._protocol().lower()}})
-                reply = "451 4.3.0 local error, try again later"
-            else:
-                reply = "250 2.0.0 stored"
-            if not reply.startswith("250"):
-                fields = {"user": user, "reason": reply}
-                _log.warning("delivery refused", extra={"fields": fields})
-            yield reply
-
-    async def _answer(self, replies: AsyncIterator[str]) -> None:
-        """Each as soon as it is known (RFC 2033 §5)."""
-        async for reply in replies:
-            await self.push(reply)
-
-    def _replies(self) -> int:
-        return len(self.users)
-
-    def _protocol(self) -> str:
-        return "LMTP"
-
-
-class _Lmtp(_Session, LMTP):  # type: ignore[misc]
-    """One reply for each recipient (RFC 2033 §4.2)."""
-
-
-class _Smtp(_Session):
-    """One reply for all: a duplicate after a retry is better than a loss (RFC 5321 §6.1)."""
-
-    async def _answer(self, replies: AsyncIterator[str]) -> None:
-        told = [reply async for reply in replies]
-        await self.push(next((reply for reply in told if reply[0] != "2"), told[0]))
-
-    def _replies(self) -> int:
-        return 1
-
-    def _protocol(self) -> str:
-        return "ESMTP" if self.session.extended_smtp else "SMTP"
-
-
-class _Hooks:
-    """What aiosmtpd asks."""
-
-    def __init__(self, intake: Intake, domains: Collection[str] | None) -> None:
-        self._intake = intake
-        self._domains = domains
-
-    async def handle_EHLO(
-        self, server: Any, session: Any, envelope: Any, hostname: str, responses: list[str]
-    ) -> list[str]:
-        session.host_name = hostname if hostname.isprintable() else "unknown"
-        return [*responses[:-1], "250-PIPELINING", "250-ENHANCEDSTATUSCODES", responses[-1]]
-
-    async def handle_HELO(self, server: Any, session: Any, envelope: Any, hostname: str) -> str:
-        session.host_name = hostname if hostname.isprintable() else "unknown"
-        return f"250 {server.hostname}"
-
-    async def handle_MAIL(
-        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
-    ) -> str:
-        if not address.isprintable():
-            return "553 5.1.7 malformed address"
-        envelope.mail_from = address
-        envelope.mail_options.extend(options)
-        return "250 2.1.0 OK"
-
-    async def handle_RCPT(
-        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
-    ) -> str:
-        if len(envelope.rcpt_tos) >= _RECIPIENTS:
-            return "452 4.5.3 too many recipients"
-        domain = address.rpartition("@")[2].casefold()
-        if self._domains is not None and domain not in self._domains:
-            return "550 5.7.1 no relaying here"
-        try:
-            user = await self._intake.resolve(address)
-        except RestanteError as error:
-            return _reply(error)
-        envelope.rcpt_tos.append(address)
-        server.users.append(user)
-        return "250 2.1.5 OK"
-
-    async def handle_exception(self, error: Exception) -> str:
-        if not isinstance(error, ConnectionError):
-            _log.error("bug", exc_info=error, extra={"fields": {"via": "intake"}})
-        return "451 4.3.0 local error, try again later"
-
-
-def _reply(error: RestanteError) -> str:
-    """The one place where an error becomes an SMTP reply."""
-    match error:
-        case LargerThanQuota():
-            return f"552 5.2.3 {error}"
-        case MessageTooLarge():
-            return f"552 5.3.4 {error}"
-        case MessageRefused():
-            return f"554 {error}"
-        case NoSuchUser():
-            return "550 5.1.1 no such user here"
-        case UnsafeArgument():
-            return f"553 5.1.3 {error}"
-        case QuotaExceeded():
-            return f"452 4.2.2 {error}"
-        case TemporaryFailure():
-            return f"451 4.3.0 {error}"
-        case _:
-            return "451 4.3.5 local error, try again later"
+    def _tell_end(self) -> None:
+        if self._is_lost:
+            self._service.forget(self)
+            self._drop_message()

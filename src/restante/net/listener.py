@@ -223,6 +223,8 @@ class Seat:
 class Admission:
     """Counts connections, in all and from one source: an IPv4 address or an IPv6 /64.
 
+    Connections by a Unix socket have no source; only the total limits them.
+
     Where no seat is left, whoever was first among those that are offered makes room: one of the
     same source if that has all it may have, else anybody.  Of other workers' connections we know
     the number only.
@@ -261,7 +263,7 @@ class Admission:
         with self._taken.exclusively():
             if self._taken.all() - (instead is not None) >= total:
                 return False
-            if self._taken.of(key) - (instead == key) >= self.per_source:
+            if key and self._taken.of(key) - (instead == key) >= self.per_source:
                 return False
             if instead is not None:
                 self._taken.add(instead, -1)
@@ -269,7 +271,7 @@ class Admission:
         return True
 
     def _make_room(self, key: str) -> bool:
-        is_source_full = self._taken.of(key) >= self.per_source
+        is_source_full = bool(key) and self._taken.of(key) >= self.per_source
         seat = next(iter(self._offered_by.get(key, ()) if is_source_full else self._offered), None)
         if seat is None:
             return False
@@ -341,7 +343,7 @@ class Listener:
         self._socket = listening
         self._build = build
         self._admission = admission
-        self._name = name
+        self.name = name
         self.tls = tls
         """For the connections that come from now on."""
         self.proxies = proxies
@@ -357,14 +359,13 @@ class Listener:
         self._loop.add_reader(listening.fileno(), self._accept)
 
     def close(self) -> None:
-        """Stop accepting.  Connections that are there stay; a Unix socket's name goes."""
+        """Stop accepting.  Connections that are there stay, and so does the path of a Unix socket,
+        on which other workers may listen."""
         if self._socket.fileno() < 0:
             return
         if self._resume is not None:
             self._resume.cancel()
         self._loop.remove_reader(self._socket.fileno())
-        if self._socket.family == socket.AF_UNIX:
-            Path(self._socket.getsockname()).unlink(missing_ok=True)
         self._socket.close()
         for task in self._arriving:
             task.cancel()
@@ -394,7 +395,7 @@ class Listener:
             def refuse(error: BaseException) -> None:
                 accepted.close()
                 reason = "timeout" if isinstance(error, TimeoutError) else str(error)
-                fields = {"ip": address, "proto": self._name, "reason": reason}
+                fields = {"ip": address, "proto": self.name, "reason": reason}
                 _log.warning("proxy refused", extra={"fields": fields})
 
             self._begin(self._behind_proxy(accepted, address), refuse)
@@ -434,7 +435,7 @@ class Listener:
         if seat is None:
             _log.warning(
                 "connection refused",
-                extra={"fields": {"ip": address, "proto": self._name, "reason": "too-many"}},
+                extra={"fields": {"ip": address, "proto": self.name, "reason": "too-many"}},
             )
             try:
                 if self._busy and self.tls is None:
@@ -449,7 +450,7 @@ class Listener:
             """No protocol was made: the handshake failed, took too long or was cancelled."""
             seat.leave()
             accepted.close()
-            log_refused_tls(address, self._name, error)
+            log_refused_tls(address, self.name, error)
 
         task = self._begin(self._hand_over(accepted, address, seat, origin), refuse)
         seat.offer(task.cancel)

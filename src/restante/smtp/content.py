@@ -11,15 +11,13 @@ import re
 
 from ..errors import MessageRefused, MessageTooLarge, RestanteError
 from ..wire import Unstuffer
+from .grammar import Refusal
 
 _HOPS = 100  # Received fields; more mean a loop (RFC 5321 §6.3)
 _LINE_START = 64  # octets of an unfinished header line that decide which field it is
 _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 _RECEIVED = re.compile(rb"^received[ \t]{0,8}:", re.IGNORECASE | re.MULTILINE)
 _BLANK = re.compile(rb"^\r?\n", re.MULTILINE)
-_FROM_LINE = re.compile(rb">?From [^\r\n]*\r?\n")
-_FIELD = re.compile(rb"[!-9;-~]{1,997}[ \t]*:")
-_NO_HEADER = re.compile(rb"\r?\n")
 
 
 class Incoming:
@@ -66,7 +64,8 @@ class Incoming:
         if self._bare is not None and self._bare.found:
             return MessageRefused("message has a bare CR or LF")
         if self._hops.count > _HOPS:
-            return MessageRefused(f"message has more than {_HOPS} Received fields: a mail loop")
+            text = f"message has more than {_HOPS} Received fields: a mail loop"
+            return Refusal(554, "5.4.6", text)
         return None
 
 
@@ -110,16 +109,3 @@ class _HopCount:
         self._begun = begun[:_LINE_START]
         if len(begun) > _LINE_START and begun.endswith(b"\r"):
             self._begun += b"\r"
-
-
-def separate(message: bytes) -> tuple[int, bytes]:
-    """How a message, of which this is the beginning, is joined to header fields put before it.
-
-    Returns:
-        The number of octets to leave out (an mbox "From " line is no header field, RFC 5322 §2.2),
-        and what to insert in their place: the blank line of a message that has no header.
-    """
-    from_line = _FROM_LINE.match(message)
-    skipped = from_line.end() if from_line is not None else 0
-    begins_well = _FIELD.match(message, skipped) or _NO_HEADER.match(message, skipped)
-    return skipped, b"" if begins_well else b"\r\n"

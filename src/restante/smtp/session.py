@@ -18,7 +18,6 @@ from ..errors import (
     BadCommand,
     BareLineFeed,
     HostileInput,
-    MessageRefused,
     NoSuchUser,
     NulOctet,
     RestanteError,
@@ -311,7 +310,7 @@ class Session:
         replies = len(self.recipients) if self.policy.is_lmtp else 1
         self._pending += [reply] * replies
         self._end_message(is_delivered=False)
-        if isinstance(incoming.failure, MessageRefused):
+        if reply.code >= 500:
             self._bad_commands += 1
         return self._pending.popleft()
 

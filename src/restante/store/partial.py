@@ -1,0 +1,115 @@
+"""Who has a message that its sender was told to send again (``net.intake.PartialDeliveries``).
+
+SMTP has one reply for all recipients (RFC 5321 §4.2.5), so a sender that hears of a failure for one
+of them repeats the message for all, for up to five days (§4.5.4.1).  Without a memory each try
+stores one more copy with those who have it already.
+
+Durability: a row is on disk before the sender is told to try again.  If the file is lost, the next
+try stores a second copy, and no message is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from ..errors import ConfigurationError, TemporaryFailure
+
+_KEEP = 7 * 86_400  # seconds; senders give up after 4 to 5 days (RFC 5321 §4.5.4.1)
+_MOST = 100_000  # rows of some 100 octets: strangers decide how many there are
+_PATIENCE = 5.0  # seconds for another worker to finish writing
+_VERSION = 1
+_SCHEMA = """
+    CREATE TABLE IF NOT EXISTS stored (
+        message BLOB NOT NULL,
+        maildrop TEXT NOT NULL,
+        at REAL NOT NULL,
+        PRIMARY KEY (message, maildrop)
+    ) STRICT, WITHOUT ROWID
+"""
+
+
+class PartialDeliveries:
+    """A small SQLite file that the workers of one server share."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._clock = clock
+
+    async def recipients(self, message: bytes) -> Collection[str]:
+        """The maildrops that have this message, by the digest of its reverse-path and octets.
+
+        Raises:
+            TemporaryFailure: the file cannot be read now.
+        """
+        if not self._path.exists():  # nearly always: nothing was ever delivered in part
+            return ()
+        return await asyncio.to_thread(self._recipients, message)
+
+    def _recipients(self, message: bytes) -> Collection[str]:
+        with self._database() as database:
+            rows = database.execute("SELECT maildrop FROM stored WHERE message = ?", (message,))
+            return frozenset(name for (name,) in rows)
+
+    async def remember(self, message: bytes, maildrops: Collection[str]) -> None:
+        """These have it now.  Durable on return.
+
+        Raises:
+            TemporaryFailure: the file cannot be written now.
+        """
+        await asyncio.to_thread(self._remember, message, maildrops)
+
+    def _remember(self, message: bytes, maildrops: Collection[str]) -> None:
+        now = self._clock()
+        with self._database() as database, database:
+            database.execute(
+                "DELETE FROM stored WHERE at < ? OR at > ?", (now - _KEEP, now + _KEEP)
+            )
+            database.executemany(
+                "INSERT OR REPLACE INTO stored VALUES (?, ?, ?)",
+                [(message, name, now) for name in maildrops],
+            )
+            database.execute(
+                "DELETE FROM stored WHERE (message, maildrop) IN (SELECT message, maildrop"
+                " FROM stored ORDER BY at DESC LIMIT -1 OFFSET ?)",
+                (_MOST,),
+            )
+
+    async def forget(self, message: bytes, maildrops: Collection[str]) -> None:
+        """Their sender was told that they have it: the same octets once more are another message.
+
+        Raises:
+            TemporaryFailure: the file cannot be written now.
+        """
+        await asyncio.to_thread(self._forget, message, maildrops)
+
+    def _forget(self, message: bytes, maildrops: Collection[str]) -> None:
+        with self._database() as database, database:
+            database.executemany(
+                "DELETE FROM stored WHERE message = ? AND maildrop = ?",
+                [(message, name) for name in maildrops],
+            )
+
+    @contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        """Opened for each use: it is needed rarely."""
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            with closing(sqlite3.connect(self._path, timeout=_PATIENCE)) as database:
+                database.execute("PRAGMA synchronous = FULL")
+                (version,) = database.execute("PRAGMA user_version").fetchone()
+                if version > _VERSION:
+                    raise ConfigurationError(f"{self._path} was written by a newer restante")
+                if version < _VERSION:
+                    database.execute(_SCHEMA)
+                    database.execute(f"PRAGMA user_version = {_VERSION}")
+                    database.commit()
+                yield database
+        except (sqlite3.Error, OSError) as error:
+            raise TemporaryFailure(f"{self._path}: {error}") from error
