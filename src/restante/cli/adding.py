@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -124,7 +125,7 @@ def add(options: argparse.Namespace) -> int:
     values = {
         "url": place.url,
         "user": place.user,
-        "to": _absolute(options.to or _asked_place(name)),
+        "to": absolute(options.to or _asked_place(name)),
         "keep": options.keep,
         "every": options.every,
         "ca_file": str(options.ca_file.resolve()) if options.ca_file else None,
@@ -213,11 +214,33 @@ def _asked_place(name: str) -> str:
     return _asked(question, "--to PLACE") or default
 
 
-def _absolute(to: str) -> str:
-    """Where the command is run from cron it is somewhere else."""
-    kind, colon, path = to.rpartition(":")
-    is_place = kind in ("maildir", "mbox") or not colon
-    return f"{kind}{colon}{Path(path).expanduser().absolute()}" if is_place else to
+def absolute(to: str) -> str:
+    """The same destination from wherever a command is run, as cron does it elsewhere.
+
+    Raises:
+        UnsafeArgument: a command whose quotation marks do not match.
+    """
+    kind, colon, rest = to.partition(":")
+    if kind in ("maildir", "mbox") and rest:
+        return f"{kind}:{_absolute(rest)}"
+    if kind == "command":
+        return f"command:{_absolute_program(rest)}"
+    return _absolute(to) if to and not colon else to
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _absolute_program(command: str) -> str:
+    """A name without "/" is looked for in PATH, and stays as it is."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UnsafeArgument(f"command: {error}") from error
+    if not words or "/" not in words[0] or words[0].startswith("/"):
+        return command
+    return shlex.join([_absolute(words[0]), *words[1:]])
 
 
 def _name(found: Configuration, place: _Place) -> str:

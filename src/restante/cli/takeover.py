@@ -7,14 +7,16 @@ import os
 import re
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..config import Configuration
-from ..errors import ConfigurationError, UnsafeArgument
+from ..config import Configuration, load
+from ..errors import ConfigurationError, RestanteError
 from ..log import printable
 from . import adding, collect, common
+from .telling import counted
 
 if TYPE_CHECKING:
     from ..collect.foreign import Foreign
@@ -35,7 +37,8 @@ def add_parsers(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
             description="Writes each account into the configuration, and what was downloaded "
             "already into the ledger, so that the first restante collect downloads none of it "
             "again. Such mail is never deleted on its server by us. Nothing is changed where it "
-            "comes from; do not let both collect.",
+            "comes from; do not let both collect. An account that cannot be imported is reported, "
+            "and the exit code is 78 then; the others are imported all the same.",
         )
         parser.add_argument("path", metavar="PATH", type=Path, help=path)
         parser.add_argument("--to", metavar="PLACE", help="where mail goes, instead of there")
@@ -45,25 +48,22 @@ def add_parsers(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def run(options: argparse.Namespace) -> int:
-    """All accounts, or none at all."""
-    found = common.configuration(options)
+    """Every account that can be imported; 78 if there is one that cannot."""
+    config = common.configuration(options)
     accounts = _reader(options.kind)(options.path, options.seen)
-    for each in accounts:
-        each.name = re.sub("[^A-Za-z0-9_-]", "-", each.name).strip("-") or options.kind
-        each.to = options.to or each.to
-        if not each.to:
-            raise UnsafeArgument(f"{each.name}: {each.notes[-1]}; next: --to PLACE")
-        if not each.host or not each.user:
-            raise ConfigurationError(f"{each.name}: names no server or no user")
-        if each.name in found.account:
-            raise ConfigurationError(f"there is an account {each.name!r} already")
-    if not options.dry_run:
-        with closing(collect.open_ledger(found)) as ledger:
-            for each in accounts:
-                _take_over(found, ledger, each)
-    for each in accounts:
-        _tell(options, each)
-    return os.EX_OK
+    _name(options.kind, accounts)
+    with ExitStack() as stack:
+        ledger = None
+        if not options.dry_run:
+            ledger = stack.enter_context(closing(collect.open_ledger(config)))
+        for each in accounts:
+            each.to = adding.absolute(options.to or each.to)
+            each.refused = each.refused or _refusal(options, config, each)
+            is_there = not each.refused and each.name in config.account
+            if ledger is not None and not each.refused and not is_there:
+                _import(config, ledger, each)
+            _report(options, each, is_there=is_there)
+    return os.EX_CONFIG if any(each.refused for each in accounts) else os.EX_OK
 
 
 def _reader(kind: str) -> Callable[[Path, Path | None], list[Foreign]]:
@@ -74,28 +74,64 @@ def _reader(kind: str) -> Callable[[Path, Path | None], list[Foreign]]:
     return {"fetchmail": fetchmail, "getmail": getmail, "mpop": mpop}[kind]
 
 
-def _take_over(found: Configuration, ledger: Ledger, each: Foreign) -> None:
-    """What was seen first: an account that knows nothing would download everything."""
-    from ..collect.plan import UNKNOWN_SIZE
+def _name(kind: str, accounts: list[Foreign]) -> None:
+    """Names that the configuration can have, each once."""
+    taken = set[str]()
+    for each in accounts:
+        word = re.sub("[^A-Za-z0-9_-]", "-", each.name).strip("-_")[:60] or kind
+        names = (f"{word}-{number}" if number > 1 else word for number in count(1))
+        each.name = next(name for name in names if name not in taken)
+        taken.add(each.name)
 
-    ledger.adopt(each.name, [(key, UNKNOWN_SIZE) for key in each.seen], time.time())
-    password: object = each.password
-    if each.password_command:
-        password = {"command": list(each.password_command)}
+
+def _refusal(options: argparse.Namespace, config: Configuration, each: Foreign) -> str:
+    """Why this configuration cannot have the account; empty: it can, or has it."""
+    if not each.host or not each.user:
+        return "names no server or no user"
+    if not each.to:
+        return f"{each.no_destination}; next: --to PLACE"
+    there = config.account.get(each.name)
+    if there is not None:
+        is_same = (there.url, there.user) == (each.url, each.user)
+        return "" if is_same else "there is another account of this name"
+    try:
+        values = {f"account.{each.name}.{key}": value for key, value in _values(each).items()}
+        load(options.config, overrides=values)
+    except ConfigurationError as error:
+        return str(error).removeprefix("command line: ")
+    return ""
+
+
+def _values(each: Foreign) -> dict[str, Any]:
+    """The section of the configuration, of what is not empty."""
     values = {
         "url": each.url,
         "user": each.user,
-        "password": password,
+        "password": each.password,
         "ca_file": each.ca_file,
         "to": each.to,
         "recipient": each.recipient,
         "keep": each.keep,
         "largest": each.largest,
+        "limit": each.limit,
     }
-    adding.write(adding.file_of(found, each.name), each.name, values)
+    if each.password_command:
+        values["password"] = {"command": list(each.password_command)}
+    return {key: value for key, value in values.items() if value}
 
 
-def _tell(options: argparse.Namespace, each: Foreign) -> None:
+def _import(config: Configuration, ledger: Ledger, each: Foreign) -> None:
+    """What was seen first: an account that knows nothing would download everything."""
+    from ..collect.plan import UNKNOWN_SIZE
+
+    try:
+        ledger.adopt(each.name, [(key, UNKNOWN_SIZE) for key in each.seen], time.time())
+        adding.write(adding.file_of(config, each.name), each.name, _values(each))
+    except (RestanteError, OSError) as error:
+        each.refused = common.describe(error)
+
+
+def _report(options: argparse.Namespace, each: Foreign, *, is_there: bool) -> None:
     if options.json:
         common.print_json(
             "import",
@@ -106,7 +142,17 @@ def _tell(options: argparse.Namespace, each: Foreign) -> None:
             keep=each.keep,
             seen=len(each.seen),
             notes=each.notes,
+            refused=each.refused or None,
+            was_there=is_there,
         )
+        return
+    if each.refused:
+        whose = f" ({each.user} at {each.host})" if each.host else ""
+        common.say(printable(f"{each.name}{whose}: not imported: {each.refused}"))
+        return
+    whose = f"{each.name}: {each.user} at {each.url}"
+    if is_there:
+        print(printable(f"{whose}: is here already, and unchanged"))
         return
     if not each.seen:
         each.notes.append(
@@ -115,10 +161,6 @@ def _tell(options: argparse.Namespace, each: Foreign) -> None:
         )
     for note in each.notes:
         common.say(printable(f"{each.name}: {note}"))
-    would = "would be" if options.dry_run else "is"
-    print(
-        printable(
-            f"{each.name}: {each.user} at {each.url} to {each.to}, keeps {each.keep}; "
-            f"{len(each.seen)} seen messages; it {would} taken over"
-        )
-    )
+    seen = counted(len(each.seen), "seen message")
+    result = "would be imported" if options.dry_run else "imported"
+    print(printable(f"{whose} to {each.to}, keep {each.keep}, {seen}: {result}"))

@@ -1,7 +1,8 @@
 """What getmail, fetchmail and mpop know: their accounts, and which messages they have seen.
 
-Their files are read as their manuals describe them; what has no counterpart here is told in
-``notes`` and not guessed.  Nothing is asked of any server.
+Their files are read as their manuals describe them.  Each account is returned: one that cannot be
+imported says why in ``refused``, and what has no counterpart here is in ``notes``, not guessed.
+Nothing is asked of any server.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from pathlib import Path
 
 from ...errors import PermanentFailure
 
-UNSAFE_CLEAR = "it logged in without TLS; here STLS is wanted"
+UNSAFE_CLEAR = "it may have logged in without TLS; here STLS is required"
+UNCHECKED = "its certificate was not checked; here it must be valid, or named by ca_file"
+ONLY_POP3 = "restante collects by POP3 only"
 
 
 @dataclass(slots=True)
@@ -28,7 +31,8 @@ class Foreign:
     password: str = field(default="", repr=False)
     password_command: tuple[str, ...] = ()
     to: str = ""
-    """A destination in our words; empty: there is none."""
+    """A destination in our words; empty: there is none, and ``no_destination`` says why."""
+    no_destination: str = ""
     recipient: str = ""
     keep: str = "all"
     largest: int = 0
@@ -37,8 +41,12 @@ class Foreign:
     seen_file: Path | None = None
     seen: list[str] = field(default_factory=list)
     """Unique-ids."""
+    limit: int = 0
+    """Messages in one session; 0: any number."""
     notes: list[str] = field(default_factory=list)
-    """What could not be taken over."""
+    """What is different here, or could not be imported."""
+    refused: str = ""
+    """Why the account cannot be imported; empty: it can."""
 
     @property
     def url(self) -> str:
@@ -47,7 +55,8 @@ class Foreign:
 
 
 def home(path: str) -> str:
-    return str(Path(path).expanduser()) if path else ""
+    """Absolute; a relative path is one in the home directory, from where cron runs programs."""
+    return str(Path.home() / Path(path).expanduser()) if path else ""
 
 
 def text(path: Path) -> str:

@@ -4,46 +4,89 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from pwd import getpwuid
 
 from ...errors import PermanentFailure
-from . import Foreign, home, lines, octets, text
+from . import ONLY_POP3, UNCHECKED, UNSAFE_CLEAR, Foreign, home, lines, octets, text
 
 _TOKEN = re.compile(
-    r"""\#[^\n]* | "((?:\\.|[^"\\])*)" | '((?:\\.|[^'\\])*)' | ([^\s:;,\#"'=]+)""",
+    r"""\#[^\n]* | "((?:\\.|[^"\\])*)" | '((?:\\.|[^'\\])*)' | (=) | ([^\s:;,\#"'=]+)""",
     re.DOTALL | re.VERBOSE,
 )
+_ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{1,2})|(0[0-7]{0,2})|([1-9][0-9]{0,2})|(.))", re.DOTALL)
+_LETTERS = {"n": "\n", "t": "\t", "b": "\b", "r": "\r", "\n": ""}
 _NOISE = {"and", "with", "has", "wants", "options"}
-# Those that we do not know but must not take for others, with how many words follow.
-_ARGUMENTS = {
-    "interval": 1, "timeout": 1, "envelope": 1, "qvirtual": 1, "auth": 1, "preauth": 1,
-    "authenticate": 1, "interface": 1, "monitor": 1, "plugin": 1, "plugout": 1, "principal": 1,
-    "esmtpname": 1, "esmtppassword": 1, "bad-header": 1, "aka": 1, "localdomains": 1,
-    "folder": 1, "folders": 1, "smtphosts": 1, "fetchdomains": 1, "smtpaddress": 1,
-    "antispam": 1, "spamresponse": 1, "warnings": 1, "batchlimit": 1, "fetchlimit": 1,
-    "fetchsizelimit": 1, "fastuidl": 1, "expunge": 1, "preconnect": 1, "postconnect": 1,
-    "bsmtp": 1, "properties": 1, "sslcert": 1, "sslkey": 1, "sslproto": 1, "sslcertpath": 1,
-    "sslcommonname": 1, "sslfingerprint": 1, "retrieve-error": 1,
+_ALIASES = {"proto": "protocol", "user": "username", "pass": "password", "port": "service"}
+_ALIASES |= {"to": "is", "server": "poll", "local": "localdomains", "authenticate": "auth"}
+_ALIASES |= {"folders": "folder", "smtphosts": "smtphost"}
+
+# Of each user; the rest belongs to the server and all its users.
+_OF_A_USER = {"username", "password", "is", "local", "keep", "ssl", "sslcertfile", "mda"}
+_OF_A_USER |= {"smtphost", "smtpname", "smtpaddress", "limit", "fetchlimit", "lmtp", "bsmtp"}
+_OF_A_USER |= {"is_multidrop", "preconnect", "postconnect", "sslcertck", "sslcert"}
+_OF_A_USER |= {"sslfingerprint", "sslcertpath", "flush"}
+_VALUES = {"protocol", "password", "service", "via", "mda", "smtpname", "smtpaddress", "limit"}
+_VALUES |= {"sslcertfile", "auth", "plugin", "fetchlimit", "bsmtp", "preconnect", "postconnect"}
+_VALUES |= {"sslcert", "sslfingerprint", "sslcertpath"}
+_FLAGS = {"ssl", "keep", "lmtp", "flush", "sslcertck"}
+# What we do not need must not be taken for something else: with how many words follow.
+_SKIPPED = {
+    "interval": 1, "timeout": 1, "qvirtual": 1, "interface": 1, "monitor": 1, "plugout": 1,
+    "principal": 1, "esmtpname": 1, "esmtppassword": 1, "bad-header": 1, "spamresponse": 1,
+    "warnings": 1, "batchlimit": 1, "fetchsizelimit": 1, "fastuidl": 1, "expunge": 1,
+    "properties": 1, "sslkey": 1, "sslproto": 1, "sslcommonname": 1, "retrieve-error": 1,
+    "tracepolls": 0, "dns": 0, "checkalias": 0, "uidl": 0, "fetchall": 0, "limitflush": 0,
+    "rewrite": 0, "stripcr": 0, "forcecr": 0, "pass8bits": 0, "dropstatus": 0,
+    "dropdelivered": 0, "mimedecode": 0, "idle": 0,
 }  # fmt: skip
+_LISTS = {"aka", "localdomains", "folder", "fetchdomains", "antispam"}
+_SWITCHES = {"bouncemail", "invisible", "showdots", "softbounce", "spambounce", "syslog"}
+_KEYWORDS = {*_ALIASES, *_ALIASES.values(), *_VALUES, *_FLAGS, *_SKIPPED, *_LISTS}
+_KEYWORDS |= {
+    "envelope",
+    "smtphost",
+    "set",
+    "defaults",
+    "skip",
+    "here",
+    "there",
+    "no",
+    "nokeep",
+    "=",
+    *_NOISE,
+}
+
+_PROTOCOLS = {"pop3", "apop", "sdps", "auto"}
+_IMAP_PORTS = {"imap", "imaps", "imap2", "143", "993"}
+_MECHANISMS = {"any", "password", "cram-md5"}
+_NOTES = {
+    "preconnect": "its preconnect command is not run",
+    "postconnect": "its postconnect command is not run",
+    "sslcert": "its client certificate is not used",
+    "sslfingerprint": "its sslfingerprint is not checked, but the certificate is",
+    "sslcertpath": "its sslcertpath is not used; name the certificates by ca_file",
+}
+
+Row = dict[str, str]
+"""Options of one user of one server.  A flag is ``yes`` or ``no``."""
 
 
 def fetchmail(path: Path, seen: Path | None = None) -> list[Foreign]:
     """
     Raises:
-        PermanentFailure: no POP3 server in it.
+        PermanentFailure: no account in it.
         OSError: it cannot be read.
     """
     parser = _Parser(text(path))
     ids = seen or Path(home(parser.settings.get("idfile", str(path.with_name(".fetchids")))))
     listed = [line.partition(" ") for line in lines(ids)]
+    owner = _owner(path)
     found = []
-    for server in parser.rows:
-        protocol = server.get("protocol", "auto").lower()
-        if protocol not in ("pop3", "auto"):
-            continue
-        account = _account(server)
-        hosts = {server["poll"].lower(), account.host.lower()}
+    for row in parser.rows:
+        account = _account(row, owner)
+        hosts = {row["poll"].lower(), account.host.lower()}
         account.seen_file = ids
         for whose, _, unique_id in listed:
             user, _, host = whose.rpartition("@")
@@ -51,63 +94,122 @@ def fetchmail(path: Path, seen: Path | None = None) -> list[Foreign]:
                 account.seen.append(unique_id)
         found.append(account)
     if not found:
-        raise PermanentFailure(f"{path}: no POP3 server of fetchmail")
+        raise PermanentFailure(f"{path}: no account of fetchmail")
     names = [each.name for each in found]
     for each in found:
         if names.count(each.name) > 1:
-            each.name = f"{each.name}-{re.sub('[^A-Za-z0-9_-]', '-', each.user)}"
+            each.name = f"{each.name}-{each.user}"
     return found
 
 
-def _account(given: Row) -> Foreign:
+def _owner(path: Path) -> str:
+    """The user whose mail it is where no local name is given: fetchmail runs as the owner."""
+    number = path.stat().st_uid
+    try:
+        return getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
+def _account(given: Row, owner: str) -> Foreign:
     port = given.get("service", "")
     local = given.get("local", given.get("is", ""))
     found = Foreign(
-        re.sub("[^A-Za-z0-9_-]", "-", given["poll"]),
+        given["poll"],
         host=given.get("via", given["poll"]),
         port=int(port) if port.isdecimal() else None,
         is_implicit=given.get("ssl") == "yes" or port == "pop3s",
-        user=given.get("username", local),
+        user=given.get("username", local or owner),
         password=given.get("password", ""),
         keep="all" if given.get("keep") == "yes" else "none",
         largest=octets(given.get("limit", "")),
+        limit=octets(given.get("fetchlimit", "")),
         ca_file=home(given.get("sslcertfile", "")),
+        refused=_refusal(given),
     )
-    mda = given.get("mda", "")
-    if mda and "%" not in mda:
-        found.to = f"command:{shlex.join(['/bin/sh', '-c', mda])}"
-    elif mda:
-        found.notes.append("its mda takes addresses of the envelope, which are not known here")
-    else:
-        host, _, number = given.get("smtphost", "localhost").partition("/")
-        found.to = f"smtp:{host}:{number or 25}"
-        found.recipient = local if "@" in local else f"{local or found.user}@localhost"
-    if not found.password:
-        found.notes.append("its password is not there (perhaps in ~/.netrc)")
+    _set_destination(found, given, local or owner)
+    found.notes += _notes(given, found)
     return found
 
 
+def _refusal(given: Row) -> str:
+    protocol, auth = given.get("protocol", "auto").lower(), given.get("auth", "any").lower()
+    if protocol not in _PROTOCOLS:
+        return f"its protocol is {protocol.upper()}; {ONLY_POP3}"
+    if given.get("service", "") in _IMAP_PORTS:
+        return f"its port is one of IMAP; {ONLY_POP3}"
+    if auth not in _MECHANISMS:
+        return f"it logs in by {auth}, which restante does not support"
+    if given.get("is_multidrop") == "yes":
+        return "it is multidrop: one mailbox for several users, sorted by recipients"
+    if "plugin" in given:
+        return "it connects through a program (plugin)"
+    return ""
+
+
+def _notes(given: Row, found: Foreign) -> Iterator[str]:
+    if given.get("protocol", "auto").lower() == "auto":
+        yield 'its protocol is "auto"; it is taken for POP3'
+    if given.get("skip") == "yes":
+        yield 'it is marked "skip": fetchmail polls it only when it is named'
+    if not found.is_implicit:
+        yield UNSAFE_CLEAR
+    if given.get("sslcertck") == "no":
+        yield UNCHECKED
+    if given.get("flush") == "yes":
+        yield "its flush is not imported: mail that was seen before stays on the server"
+    for option, note in _NOTES.items():
+        if option in given:
+            yield note
+    if unknown := given.get("unknown"):
+        yield f"not understood, and ignored: {unknown}"
+    if not found.password:
+        yield "its password is not there (perhaps in ~/.netrc)"
+
+
+def _set_destination(found: Foreign, given: Row, local: str) -> None:
+    """fetchmail hands mail to a program or a mail server."""
+    mda = given.get("mda", "")
+    if mda and "%" not in mda:
+        found.to = f"command:{shlex.join(['/bin/sh', '-c', mda])}"
+        return
+    if mda:
+        found.no_destination = "its mda takes addresses of the envelope, which are not known here"
+        return
+    if "bsmtp" in given:
+        found.no_destination = "its bsmtp file has no counterpart here"
+        return
+    kind = "lmtp" if given.get("lmtp") == "yes" else "smtp"
+    host, _, port = given.get("smtphost", "localhost").rpartition("/")
+    if not host and port:
+        host, port = port, "" if kind == "lmtp" else "25"
+    if given.get("smtphost", "").startswith("/"):
+        found.to = f"{kind}:unix:{given['smtphost']}"
+    elif port.isdecimal():
+        found.to = f"{kind}:{host}:{port}"
+    else:
+        found.no_destination = f"its {kind} server names no port"
+    domain = given.get("smtpaddress", "localhost")
+    found.recipient = given.get("smtpname", local if "@" in local else f"{local}@{domain}")
+
+
 def _tokens(rc: str) -> Iterator[str]:
+    """Quoted ones begin with a quotation mark."""
     for match in _TOKEN.finditer(rc):
         if match[0].startswith("#"):
             continue
         quoted = next((each for each in (match[1], match[2]) if each is not None), None)
         if quoted is not None:
-            yield '"' + re.sub(r"\\(.)", r"\1", quoted, flags=re.DOTALL)
-        elif match[3].lower() not in _NOISE:
-            yield match[3]
+            yield '"' + _ESCAPE.sub(_unescaped, quoted)
+        elif match[0].lower() not in _NOISE:
+            yield match[0]
 
 
-_ALIASES = {"proto": "protocol", "user": "username", "pass": "password", "port": "service"}
-_ALIASES |= {"to": "is", "server": "poll", "skip": "poll"}
-_OF_A_USER = {"username", "password", "is", "local", "keep", "ssl", "sslcertfile", "mda"}
-_OF_A_USER |= {"smtphost", "limit"}
-_VALUES = {"protocol", "password", "service", "via", "mda", "smtphost", "limit"}
-_VALUES |= {"sslcertfile", "is"}
-_FLAGS = {"ssl": ("ssl", "yes"), "keep": ("keep", "yes"), "nokeep": ("keep", "no")}
-_TURNED = {"keep": ("keep", "no"), "ssl": ("ssl", "no")}  # behind "no"
-
-Row = dict[str, str]
+def _unescaped(match: re.Match[str]) -> str:
+    hexadecimal, octal, decimal, other = match.groups()
+    if other is not None:
+        return _LETTERS.get(other, other)
+    return chr(int(hexadecimal, 16) if hexadecimal else int(octal or decimal, 8 if octal else 10))
 
 
 class _Parser:
@@ -118,51 +220,120 @@ class _Parser:
         self.rows: list[Row] = []
         self._defaults: Row = {}
         self._server = self._row = self._defaults
-        self._words = iter(list(_tokens(rc)))
-        for word in self._words:
-            self._take(_ALIASES.get(word.lower(), word.lower()))
+        self._given: set[str] = set()  # the names that are given for this user
+        self._words = list(_tokens(rc))[::-1]  # the next one is the last
+        while self._words:
+            word = self._words.pop()
+            self._take(_ALIASES.get(word.lower(), word.lower()), word)
 
     def _next(self) -> str:
-        return next(self._words, "").lstrip('"')
+        return self._words.pop().removeprefix('"') if self._words else ""
 
-    def _take(self, word: str) -> None:
-        if word in _FLAGS:
-            self._row.update([_FLAGS[word]])
+    def _is_name_next(self) -> bool:
+        """Whether a string follows, rather than another option."""
+        return bool(self._words) and self._words[-1].lower() not in _KEYWORDS
+
+    def _take(self, word: str, written: str) -> None:
+        if verb := _VERBS.get(word):
+            verb(self)
+        elif word in _FLAGS:
+            self._row[word] = "yes"
         elif word in _VALUES:
             self._row[word] = self._next()
-        elif word == "set":
-            name = self._next().lower()
-            self.settings[name] = self._next()
-        elif word in ("defaults", "poll"):
-            self._begin(word)
-        elif word == "username":
-            self._user(self._next())
-        elif word in ("here", "there"):
-            self._side(word)
-        elif word == "no":
-            self._row.update([_TURNED.get(self._next().lower(), ("no", ""))])
-        else:
-            for _ in range(_ARGUMENTS.get(word, 0)):
+        elif word in _LISTS:
+            list(self._list())
+        elif word in _SKIPPED:
+            for _ in range(_SKIPPED[word]):
                 self._next()
+        else:
+            written = written.removeprefix('"')
+            self._row["unknown"] = f"{self._row.get('unknown', '')} {written}".strip()
 
-    def _begin(self, word: str) -> None:
+    def _list(self) -> Iterator[str]:
+        while self._is_name_next():
+            yield self._next()
+
+    def _set(self) -> None:
+        name = self._next().lower()
+        if name == "no":
+            self._next()
+        elif name not in _SWITCHES:
+            self.settings[name] = self._next()
+
+    def _no(self) -> None:
+        if (word := self._next().lower()) in _FLAGS:
+            self._row[word] = "no"
+
+    def _no_keep(self) -> None:
+        self._row["keep"] = "no"
+
+    def _envelope(self) -> None:
+        if self._words and self._words[-1].isdecimal():  # which of these fields
+            self._next()
+        self._next()
+
+    def _smtp_hosts(self) -> None:
+        """The first is tried first; the others are for when it is down."""
+        if found := list(self._list()):
+            self._row["smtphost"] = found[0]
+
+    def _start_defaults(self) -> None:
         self._server = self._row = self._defaults
-        if word == "poll":
-            self._server = self._row = {**self._defaults, "poll": self._next()}
-            self.rows.append(self._row)
+        self._given = set()
 
-    def _user(self, name: str) -> None:
+    def _poll(self) -> None:
+        self._given = set()
+        self._server = self._row = {**self._defaults, "poll": self._next()}
+        self.rows.append(self._row)
+
+    def _skip(self) -> None:
+        self._poll()
+        self._row["skip"] = "yes"
+
+    def _user(self) -> None:
         """The first user of a server has its row already."""
-        if self._row is not self._defaults and self._row.keys() & {"username", "local"}:
+        if self._given and self._row is not self._defaults:
             self._row = {key: self._server[key] for key in self._server.keys() - _OF_A_USER}
             self._row |= {key: self._defaults[key] for key in self._defaults.keys() & _OF_A_USER}
             self.rows.append(self._row)
-        self._row["username"] = name
+        self._given = {"username"}
+        self._row["username"] = self._next()
 
-    def _side(self, word: str) -> None:
+    def _names(self) -> None:
+        """Several names, or "*", make it multidrop; ``there=here`` maps one."""
+        found = []
+        for name in self._list():
+            if self._words and self._words[-1] == "=":
+                self._words.pop()
+                name = self._next()
+            found.append(name)
+        self._given.add("is")
+        self._row["is"] = found[0] if found else ""
+        if len(found) > 1 or "*" in found:
+            self._row["is_multidrop"] = "yes"
+
+    def _here(self) -> None:
         """``user ann here is ann42 there`` turns the names round."""
-        row = self._row
-        if word == "here" and "is" not in row and "username" in row:
-            row["local"] = row.pop("username")
-        elif word == "there" and "username" not in row and "is" in row:
-            row["username"] = row.pop("is")
+        if self._given == {"username"}:
+            self._row["local"] = self._row.pop("username")
+            self._given = {"local"}
+
+    def _there(self) -> None:
+        if self._given == {"local", "is"}:
+            self._row["username"] = self._row.pop("is")
+
+
+_VERBS: dict[str, Callable[[_Parser], None]] = {
+    "set": _Parser._set,
+    "defaults": _Parser._start_defaults,
+    "poll": _Parser._poll,
+    "skip": _Parser._skip,
+    "username": _Parser._user,
+    "is": _Parser._names,
+    "here": _Parser._here,
+    "there": _Parser._there,
+    "no": _Parser._no,
+    "nokeep": _Parser._no_keep,
+    "envelope": _Parser._envelope,
+    "smtphost": _Parser._smtp_hosts,
+}

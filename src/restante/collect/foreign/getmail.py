@@ -4,61 +4,83 @@ from __future__ import annotations
 
 import ast
 import configparser
+import os
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 from ...errors import PermanentFailure
-from . import UNSAFE_CLEAR, Foreign, home, lines, text
+from . import ONLY_POP3, UNSAFE_CLEAR, Foreign, home, lines, text
+
+_TLS_OPTIONS = ("ssl_fingerprints", "certfile", "ssl_version", "ssl_ciphers")
+_OPTIONS = ("delete_bigger_than", "max_bytes_per_session")
 
 
 def getmail(path: Path, seen: Path | None = None) -> list[Foreign]:
-    """``path`` is one rc file, or the directory of all of them.
+    """``path`` is one rc file, or the directory of all of them.  A file that cannot be read, or is
+    invalid, is one account that is refused, and does not stop the others.
 
     Raises:
-        PermanentFailure: not getmail's, or not POP3.
-        OSError: it cannot be read.
+        PermanentFailure: not getmail's.
+        OSError: the directory, or the one file, cannot be read.
     """
     if not path.is_dir():
-        return [_getmail(path, seen)]
-    files = sorted(each for each in path.iterdir() if _is_getmailrc(each))
-    if not files:
+        return [_read(path, seen)]
+    found = [_read_one_of_many(each, seen) for each in sorted(path.iterdir()) if _may_be_rc(each)]
+    accounts = [each for each in found if each is not None]
+    if not accounts:
         raise PermanentFailure(f"{path}: no configuration of getmail")
-    return [_getmail(each, seen) for each in files]
+    return accounts
 
 
-def _is_getmailrc(path: Path) -> bool:
-    is_file = path.is_file() and not path.name.startswith("oldmail-")
-    return is_file and b"[retriever]" in path.read_bytes()
+def _may_be_rc(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith("oldmail-")
 
 
-def _getmail(path: Path, seen: Path | None) -> Foreign:
+def _read_one_of_many(path: Path, seen: Path | None) -> Foreign | None:
+    """None: a file of something else."""
+    try:
+        if b"[retriever]" not in path.read_bytes():
+            return None
+        return _read(path, seen)
+    except PermanentFailure as error:
+        return Foreign(_name(path), refused=str(error).removeprefix(f"{path}: "))
+    except OSError as error:
+        return Foreign(_name(path), refused=f"{path}: {error.strerror}")
+
+
+def _read(path: Path, seen: Path | None) -> Foreign:
     parser = configparser.RawConfigParser()
     try:
         parser.read_string(text(path))
         return _account(path, parser, seen)
     except (configparser.Error, KeyError, ValueError) as error:
-        raise PermanentFailure(f"{path}: no configuration of getmail") from error
+        reason = str(error).splitlines()[0] if isinstance(error, configparser.Error) else error
+        raise PermanentFailure(f"{path}: no valid configuration of getmail: {reason}") from error
+
+
+def _name(path: Path) -> str:
+    return "getmail" if path.name in ("getmailrc", ".getmailrc") else path.stem
 
 
 def _account(path: Path, parser: configparser.RawConfigParser, seen: Path | None) -> Foreign:
-    retriever, destination = parser["retriever"], parser["destination"]
+    retriever = parser["retriever"]
     kind = retriever.get("type", "")
-    if "POP3" not in kind:
-        raise PermanentFailure(f"{path}: {kind or 'a retriever'} is not POP3")
     found = Foreign(
-        "getmail" if path.name in ("getmailrc", ".getmailrc") else path.stem,
+        _name(path),
         host=retriever.get("server", ""),
         is_implicit="SSL" in kind,
         user=retriever.get("username", ""),
         password=retriever.get("password", ""),
         password_command=_tuple(retriever.get("password_command", "()")),
-        ca_file=home(retriever.get("ca_certs", "")),
+        ca_file=_home(retriever.get("ca_certs", "")),
+        refused=_refusal(kind, retriever),
     )
+    if found.refused:
+        return found
     port = retriever.getint("port", 995 if found.is_implicit else 110)
     found.port = port if "port" in retriever else None
-    if not found.is_implicit:
-        found.notes.append(UNSAFE_CLEAR)
     options = parser["options"] if parser.has_section("options") else parser["DEFAULT"]
     days = options.getint("delete_after", 0)
     if options.getboolean("delete", False):
@@ -66,7 +88,9 @@ def _account(path: Path, parser: configparser.RawConfigParser, seen: Path | None
     elif days:
         found.keep = f"{days}d"
     found.largest = options.getint("max_message_size", 0)
-    found.to = _getmail_destination(found, destination)
+    found.limit = options.getint("max_messages_per_session", 0)
+    found.to = _destination(found, parser["destination"])
+    found.notes += _notes(found, parser)
     name = re.sub(r"[/\\:;<>|]+", "-", f"oldmail-{found.host}-{port}-{found.user}")
     found.seen_file = seen or path.with_name(name)
     if "Broken" in kind:
@@ -77,19 +101,60 @@ def _account(path: Path, parser: configparser.RawConfigParser, seen: Path | None
     return found
 
 
-def _getmail_destination(found: Foreign, section: configparser.SectionProxy) -> str:
-    path = home(section.get("path", ""))
+def _refusal(kind: str, retriever: configparser.SectionProxy) -> str:
+    if "POP3" not in kind and "SDPS" not in kind:
+        return f"{kind or 'a retriever without a type'}: {ONLY_POP3}"
+    if kind.startswith("Multidrop"):
+        return f"{kind}: one mailbox for several users, sorted by recipients"
+    if retriever.getboolean("use_xoauth2", False):
+        return "it signs in by OAuth 2; next: restante account add"
+    if retriever.getboolean("use_kerberos", False):
+        return "it logs in by Kerberos, which restante does not support"
+    return ""
+
+
+def _notes(found: Foreign, parser: configparser.RawConfigParser) -> Iterator[str]:
+    retriever = parser["retriever"]
+    if not found.is_implicit:
+        yield UNSAFE_CLEAR
+    if not found.password and not found.password_command:
+        yield "its password is not there (perhaps in a key ring or ~/.netrc)"
+    for name in (*(each for each in _TLS_OPTIONS if each in retriever), *_filters(parser)):
+        yield f"its {name} is not imported"
+    if parser.has_section("options"):
+        for name in _OPTIONS:
+            if parser["options"].get(name, "0") != "0":
+                yield f"its {name} is not imported"
+
+
+def _filters(parser: configparser.RawConfigParser) -> list[str]:
+    return [name for name in parser.sections() if name.startswith("filter")]
+
+
+def _destination(found: Foreign, section: configparser.SectionProxy) -> str:
+    path = _home(section.get("path", ""))
     match section.get("type", ""):
-        case "Maildir":
+        case "Maildir" if path:
             return f"maildir:{path.rstrip('/')}"
-        case "Mboxrd":
+        case "Mboxrd" if path:
             return f"mbox:{path}"
-        case "MDA_external" if "%(" not in section.get("arguments", ""):
+        case "MDA_external" if path and "%(" not in section.get("arguments", ""):
             words = (path, *_tuple(section.get("arguments", "()")))
             return f"command:{shlex.join(words)}"
+        case "MDA_lmtp" if section.get("host", "").startswith("/") and section.get("override"):
+            found.recipient = section.get("override", "")
+            return f"lmtp:unix:{section['host']}"
+        case "MDA_lmtp" if section.get("port", "").isdecimal() and section.get("override"):
+            found.recipient = section.get("override", "")
+            return f"lmtp:{section.get('host', '')}:{section['port']}"
         case kind:
-            found.notes.append(f"its destination {kind} has no counterpart here")
+            found.no_destination = f"its destination {kind} has no counterpart here"
     return ""
+
+
+def _home(path: str) -> str:
+    """getmail expands variables of the environment, too."""
+    return home(os.path.expandvars(path))
 
 
 def _tuple(written: str) -> tuple[str, ...]:

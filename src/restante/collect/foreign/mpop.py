@@ -8,9 +8,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...errors import PermanentFailure
-from . import UNSAFE_CLEAR, Foreign, home, lines, octets, text
+from . import UNCHECKED, UNSAFE_CLEAR, Foreign, home, lines, octets, text
 
-_ACCOUNT = re.compile(r"(\S+)(?:\s*:\s*(.+))?")
+_ACCOUNT = re.compile(r"([^:]+?)\s*(?::\s*(.+))?")
+_MECHANISMS = {"", "on", "user", "apop", "plain", "scram-sha-1", "scram-sha-256", "cram-md5"}
+_MECHANISMS |= {"scram-sha-1-plus", "scram-sha-256-plus", "login"}
+_NOTES = {
+    "filter": "its filter is not imported",
+    "killsize": "its killsize is not imported: such mail stays on the server",
+    "tls_fingerprint": "its tls_fingerprint is not checked, but the certificate is",
+    "tls_cert_file": "its client certificate is not used",
+    "source_ip": "its source_ip is not used",
+}
 
 
 def mpop(path: Path, seen: Path | None = None) -> list[Foreign]:
@@ -20,9 +29,9 @@ def mpop(path: Path, seen: Path | None = None) -> list[Foreign]:
         OSError: it cannot be read.
     """
     sections: dict[str, dict[str, str]] = {"": {}}
-    current = sections[""]
+    current, bases = sections[""], {""}
     for line in text(path).splitlines():
-        word, _, rest = line.strip().partition(" ")
+        word, rest = (*line.split(None, 1), "", "")[:2]
         rest = rest.strip()
         if not word or word.startswith("#"):
             continue
@@ -31,35 +40,65 @@ def mpop(path: Path, seen: Path | None = None) -> list[Foreign]:
         elif word == "account" and (match := _ACCOUNT.fullmatch(rest)):
             current = dict(sections[""])
             for base in filter(None, re.split(r"[\s,]+", match[2] or "")):
-                current |= sections.get(base, {})
+                current |= sections.get(base, {"unknown": base})
+                bases.add(base)
             sections[match[1]] = current
         else:
             quoted = len(rest) > 1 and rest[0] == rest[-1] == '"'
             current[word] = rest[1:-1] if quoted else rest
     accounts = {
-        name: each for name, each in sections.items() if name and each.keys() >= {"host", "user"}
+        name: each
+        for name, each in sections.items()
+        if name and (each.keys() >= {"host", "user"} or name not in bases)
     }
     if not accounts:
         raise PermanentFailure(f"{path}: no account of mpop")
     return [_account(name, each, seen) for name, each in accounts.items()]
 
 
+def _refusal(given: dict[str, str]) -> str:
+    if "unknown" in given:
+        return f"it inherits from {given['unknown']}, which is not there"
+    if missing := sorted({"host", "user"} - given.keys()):
+        return f"it names no {' and no '.join(missing)}"
+    if (auth := given.get("auth", "").lower()) in ("oauthbearer", "xoauth2"):
+        return "it signs in by OAuth 2; next: restante account add"
+    if auth not in _MECHANISMS:
+        return f"it logs in by {auth}, which restante does not support"
+    if "socket" in given or "proxy_host" in given:
+        return "it connects through a proxy"
+    return ""
+
+
+def _is_on(given: dict[str, str], name: str, default: str) -> bool:
+    """A switch that is written without a word is on."""
+    return given.get(name, default) in ("on", "")
+
+
 def _account(name: str, given: dict[str, str], seen: Path | None) -> Foreign:
-    has_tls = given.get("tls", "off") == "on"
+    has_tls = _is_on(given, "tls", "off")
     command = given.get("passwordeval", "")
     found = Foreign(
         name,
-        host=given["host"],
+        host=given.get("host", ""),
         port=int(given["port"]) if given.get("port", "").isdecimal() else None,
-        is_implicit=has_tls and given.get("tls_starttls", "on") == "off",
+        is_implicit=has_tls and not _is_on(given, "tls_starttls", "on"),
         user=given.get("user", ""),
         password=given.get("password", ""),
         password_command=("/bin/sh", "-c", command) if command else (),
-        keep="all" if given.get("keep", "off") == "on" else "none",
+        keep="all" if _is_on(given, "keep", "off") else "none",
         largest=octets(given.get("skipsize", "")),
+        refused=_refusal(given),
     )
+    if found.refused:
+        return found
     if not has_tls:
         found.notes.append(UNSAFE_CLEAR)
+    if not found.password and not command:
+        found.notes.append("its password is not there (perhaps in a key ring or ~/.netrc)")
+    if has_tls and not _is_on(given, "tls_certcheck", "on"):
+        found.notes.append(UNCHECKED)
+    found.notes += [note for option, note in _NOTES.items() if given.get(option)]
     trust = given.get("tls_trust_file", "")
     found.ca_file = "" if trust == "system" else home(trust)
     kind, _, where = given.get("delivery", "").partition(" ")
@@ -69,7 +108,7 @@ def _account(name: str, given: dict[str, str], seen: Path | None) -> Foreign:
     elif kind == "mda" and "%" not in where:
         found.to = f"command:{shlex.join(['/bin/sh', '-c', where])}"
     else:
-        found.notes.append(f"its delivery {kind or 'is missing and'} has no counterpart here")
+        found.no_destination = f"its delivery {kind or 'is missing and'} has no counterpart here"
     file = given.get("uidls_file", "~/.mpop_uidls/%U_at_%H")
     file = file.replace("%U", found.user).replace("%H", found.host)
     found.seen_file = seen or Path(home(file))
