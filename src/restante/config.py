@@ -902,7 +902,8 @@ def load(
     Raises:
         ConfigurationError: every mistake, a line each, with file, line and key.
     """
-    source = _find(named, environment)
+    found = _find(named, environment)
+    source = found.absolute() if found else None  # a reload may come in another directory
     state = _state(source, environment)
     folder = _folder(source, environment)
     layers = [_read(source) if source else _private(state)]
@@ -960,16 +961,16 @@ def _find(named: Path | None, environment: Mapping[str, str]) -> Path | None:
 def _state(source: Path | None, environment: Mapping[str, str]) -> Path:
     """What somebody types beside a service must find what that service writes."""
     if given := environment.get("STATE_DIRECTORY"):  # several are possible, systemd.exec(5)
-        return Path(given.partition(":")[0])
+        return Path(given.partition(":")[0]).absolute()
     folder, state = SYSTEM
-    if source is not None and source.absolute().is_relative_to(folder):
+    if source is not None and source.is_relative_to(folder):
         return state
     return _home(environment, "XDG_STATE_HOME", ".local/state") / "restante"
 
 
 def _home(environment: Mapping[str, str], name: str, usual: str) -> Path:
     if given := environment.get(name):
-        return Path(given)
+        return Path(given).absolute()
     try:
         return Path.home() / usual
     except RuntimeError:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
-from . import common
+from ..config import Configuration, Secret
+from . import adding, common
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -29,11 +32,56 @@ def run(options: argparse.Namespace) -> int:
     common.look_over(found)
     common.look_over_users(found)
     source = str(found.source) if found.source else None
+    warnings = list(_relative_paths(found))
     if options.json:
-        common.print_json("check", source=source, listen=list(found.server.listen))
+        listen = list(found.server.listen)
+        common.print_json("check", source=source, listen=listen, warnings=warnings)
         return os.EX_OK
+    for warning in warnings:
+        common.say(f"warning: {warning}")
     print(f"{source or 'no configuration file, private mode'}: good")
     print(f"  POP3  {' '.join(found.server.listen)}")
     print(f"  in    {' '.join((*found.intake.lmtp.listen, *found.intake.smtp.listen)) or 'off'}")
     print(f"  mail  {found.store.path}, deleted mail {common.told_hold(found.store.hold)}")
     return os.EX_OK
+
+
+def _relative_paths(config: Configuration) -> Iterator[str]:
+    """Paths that are another place in each directory from which a command is run."""
+    for name, account in config.account.items():
+        for key, to in (
+            (f"account.{name}.to", account.to),
+            (f"account.{name}.alert.to", account.alert.to),
+        ):
+            if (absolute := adding.absolute(to)) != to:
+                yield f"{key}: {to} depends on the current directory; write {absolute}"
+    for key, path in _paths(config):
+        if path and not Path(path).is_absolute():
+            absolute = Path(path).expanduser().absolute()
+            yield f"{key}: {path} depends on the current directory; write {absolute}"
+
+
+def _paths(config: Configuration) -> Iterator[tuple[str, str]]:
+    tls, auth = config.tls, config.auth
+    yield from (("tls.cert", tls.cert), ("tls.key", tls.key), ("tls.client_ca", tls.client_ca))
+    yield from (("auth.users", auth.users), ("auth.passwd_file.path", auth.passwd_file.path))
+    yield from (
+        ("auth.ldap.ca_file", auth.ldap.ca_file),
+        ("auth.oauth.ca_file", auth.oauth.ca_file),
+    )
+    yield "auth.ldap.bind_password", _file(auth.ldap.bind_password)
+    yield "auth.oauth.client_secret", _file(auth.oauth.client_secret)
+    yield "collect.metrics", config.collect.metrics
+    yield "collect.key", _file(config.collect.key)
+    for name, account in config.account.items():
+        yield f"account.{name}.ca_file", account.ca_file
+        yield f"account.{name}.to_ca_file", account.to_ca_file
+        yield f"account.{name}.password", _file(account.password)
+        yield f"account.{name}.to_password", _file(account.to_password)
+        yield f"account.{name}.oauth.client_secret", _file(account.oauth.client_secret)
+        yield f"account.{name}.to_oauth.client_secret", _file(account.to_oauth.client_secret)
+
+
+def _file(secret: Secret) -> str:
+    """Here a "~" is understood (``secrets``)."""
+    return str(Path(str(secret.value)).expanduser()) if secret.kind == "file" else ""
