@@ -57,8 +57,8 @@ def _relative_paths(config: Configuration) -> Iterator[str]:
                 yield f"{key}: {to} depends on the current directory; write {absolute}"
     for key, path in _paths(config):
         if path and not Path(path).is_absolute():
-            absolute = Path(path).expanduser().absolute()
-            yield f"{key}: {path} depends on the current directory; write {absolute}"
+            here = Path(path).expanduser().absolute()
+            yield f"{key}: {path} depends on the current directory; write {here}"
 
 
 def _paths(config: Configuration) -> Iterator[tuple[str, str]]:
