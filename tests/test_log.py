@@ -216,3 +216,15 @@ def test_a_log_that_cannot_be_written_stops_nothing(
     monkeypatch.setattr(sys, "stderr", Full())
     log.set_up(Log())
     warn("192.0.2.7")
+
+
+@pytest.mark.parametrize("form", ["journal", "json"])
+@pytest.mark.parametrize("value", [" " * 49_000, "x" * 49_000, "\U0001f4e7" * 49_000])
+def test_no_line_is_longer_than_its_values_may_be(form: str, value: str) -> None:
+    """Strangers decide how long some values are, and journald splits lines at 48 KiB."""
+    record = logging.LogRecord("restante.x", logging.WARNING, "", 0, "login refused", (), None)
+    record.fields = {"user": value}
+    line = log._formatter(form).format(record)
+    assert len(line) < 48 * 1024 / 2
+    if form == "journal":
+        assert len(line) < 2200

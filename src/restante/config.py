@@ -35,7 +35,11 @@ from .pop3.texts import LANGUAGES
 
 BACKENDS = ("users", "passwd-file", "ldap", "pam", "oauth")
 ALL_MECHANISMS = (*sasl.MECHANISMS, "APOP")
-MECHANISMS = tuple(name for name in ALL_MECHANISMS if name not in ("LOGIN", "APOP"))
+# Not -PLUS: Python's ssl can bind to the certificate (tls-server-end-point) only.  Clients that use
+# GSASL, such as mutt, bind by tls-unique or tls-exporter; they would pick -PLUS, fail and give up.
+MECHANISMS = tuple(
+    name for name in ALL_MECHANISMS if name not in ("LOGIN", "APOP") and not name.endswith("-PLUS")
+)
 
 T = TypeVar("T")
 Convert = Callable[[Any], Any]

@@ -15,17 +15,26 @@ from datetime import UTC, datetime
 
 from .config import Log
 
+_LONGEST = 2048  # characters of one value, escaped: journald splits lines at 48 KiB
 _PLAIN = re.compile(r"[A-Za-z0-9_.:;,@/+%()*!?^~<>\[\]{}|#$&-]+")
 
 
 def escape(value: object) -> str:
     """One word of visible ASCII; anything else as ``\\x20`` or ``\\u202e``."""
-    text = str(value)
+    text = _bounded(str(value))
     if _PLAIN.fullmatch(text):
         return text
-    return "".join(
-        character if _PLAIN.fullmatch(character) else _escaped(ord(character)) for character in text
+    return _bounded(
+        "".join(
+            character if _PLAIN.fullmatch(character) else _escaped(ord(character))
+            for character in text
+        )
     )
+
+
+def _bounded(text: str) -> str:
+    """Strangers decide how long some values are."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _escaped(code: int) -> str:
@@ -73,7 +82,9 @@ class Json(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage().replace(" ", "."),
         }
-        found: dict[str, object] = line | _fields(record)
+        found: dict[str, object] = dict(line)
+        for key, value in _fields(record).items():
+            found[key] = _bounded(value) if isinstance(value, str) else value
         if record.exc_info:
             found["traceback"] = self.formatException(record.exc_info)
         return json.dumps(found, default=str)

@@ -23,7 +23,11 @@ from typing import IO, Any, TypeVar
 import pytest
 
 from restante.auth.users import Users
+from restante.cli import serve
+from restante.config import Configuration
+from restante.errors import ConfigurationError
 from restante.net import tls
+from restante.net.listener import Address
 from restante.shared import SharedTally
 from restante.store.maildir import MaildirStore
 
@@ -50,6 +54,9 @@ class Client(poplib.POP3):
             return True
 
 
+FREE_PORTS = ("pop3://127.0.0.1:0", "pop3s://127.0.0.1:0")
+
+
 @dataclass
 class Site:
     """A server as an administrator runs it."""
@@ -59,12 +66,14 @@ class Site:
     told: dict[str, str] = field(init=False)
     lines: queue.Queue[str] = field(default_factory=queue.Queue)
 
-    def write(self, *, workers: int = 2, limits: str = "") -> None:
+    def write(
+        self, *, workers: int = 2, limits: str = "", listen: Sequence[str] = FREE_PORTS
+    ) -> None:
         (self.place / "restante.toml").write_text(
             f"""
 [server]
 hostname = "localhost"
-listen = ["pop3://127.0.0.1:0", "pop3s://127.0.0.1:0"]
+listen = {json.dumps(list(listen))}
 workers = {workers}
 [intake.lmtp]
 listen = "unix:{self.place}/lmtp.sock"
@@ -459,20 +468,94 @@ def test_systemd_hears_what_happens(workers: int, site: Site) -> None:
         assert site.process.wait(WAIT) == 0
 
 
+def start_with_socket(site: Site, listening: socket.socket, name: str) -> None:
+    """As systemd does: the socket is descriptor 3."""
+    script = (
+        f"import os, sys; os.dup2({listening.fileno()}, 3); "
+        "os.environ['LISTEN_PID'] = str(os.getpid()); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    before = [sys.executable, "-c", script]
+    site.start(*before, pass_fds=[listening.fileno()], LISTEN_FDS="1", LISTEN_FDNAMES=name)
+
+
 @pytest.mark.parametrize("name", ["pop3", "gopher"])
 def test_sockets_of_systemd_are_served_by_their_names(name: str, site: Site) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        script = (
-            f"import os, sys; os.dup2({listening.fileno()}, 3); "
-            "os.environ['LISTEN_PID'] = str(os.getpid()); os.execv(sys.argv[1], sys.argv[1:])"
-        )
-        before = [sys.executable, "-c", script]
-        site.start(*before, pass_fds=[listening.fileno()], LISTEN_FDS="1", LISTEN_FDNAMES=name)
+        port = listening.getsockname()[1]
+        site.write(listen=[f"pop3://127.0.0.1:{port}", "pop3s://127.0.0.1:0"])
+        start_with_socket(site, listening, name)
         if name == "gopher":
             assert site.process.wait(WAIT) == os.EX_CONFIG
             return
-        assert site.told["pop3"].endswith(f":{listening.getsockname()[1]}")
-        assert "pop3s" not in site.told
+        assert site.told["pop3"].endswith(f":{port}")
+        assert "pop3s" in site.told, "an address that no socket covers is opened"
+        assert "lmtp_unix" in site.told
+        client = site.client().log_in("ann")
+        assert client.is_alive()
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("configured", "host", "accepted"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("[::]", "127.0.0.1", True),
+        ("[::]", "::", True),
+        ("0.0.0.0", "127.0.0.1", True),
+        ("localhost", "127.0.0.1", True),
+        ("127.0.0.1", "::", False),
+        ("127.0.0.1", "0.0.0.0", False),
+        ("0.0.0.0", "::", False),
+        ("192.0.2.1", "127.0.0.1", False),
+    ],
+)
+def test_socket_that_is_open_to_more_than_the_configuration_is_refused(
+    configured: str, host: str, accepted: bool
+) -> None:
+    """A server that is meant for loopback must not listen on every address."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listening:
+        place = serve.Place("pop3", listening)
+        addresses = [Address.parse(f"pop3://{configured}:1110")]
+        if accepted:
+            serve._compare(place, addresses)
+        else:
+            with pytest.raises(ConfigurationError, match="open to more"):
+                serve._compare(place, addresses)
+
+
+@pytest.mark.parametrize(("count", "name"), [("x", "pop3"), ("-1", "pop3"), ("2", "pop3:pop3")])
+def test_wrong_listen_fds_is_a_clear_error(count: str, name: str, site: Site) -> None:
+    script = "import os, sys; os.environ['LISTEN_PID'] = str(os.getpid()); os.closerange(3, 9); "
+    before = [sys.executable, "-c", script + "os.execv(sys.argv[1], sys.argv[1:])"]
+    site.write()
+    site.start(*before, LISTEN_FDS=count, LISTEN_FDNAMES=name)
+    assert site.process.wait(WAIT) == os.EX_CONFIG
+    assert "socket unit: " in site.wait_for("restante")
+
+
+def test_default_addresses_give_way_to_sockets_of_systemd() -> None:
+    default = Configuration()
+    assert serve._wanted(default, {"pop3s"}) == []
+    assert len(serve._wanted(default, ())) == 2
+    assert len(serve._wanted(default, {"lmtp"})) == 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_reload_survives_whatever_the_certificate_holds(workers: int, site: Site) -> None:
+    """Octets in front of the block, in any encoding, are what PKCS#12 exports write."""
+    site.write(workers=workers)
+    site.start()
+    whole = (site.place / "cert.pem").read_bytes()
+    for octets, event in (
+        (b"Bag Attributes\n    friendlyName: M\xfcller\n" + whole, "reloaded"),
+        (b"\xff\xfe\0garbage", "reload failed"),
+        (b"", "reload failed"),
+        (whole, "reloaded"),
+    ):
+        (site.place / "cert.pem").write_bytes(octets)
+        site.process.send_signal(signal.SIGHUP)
+        site.wait_for(event)
         client = site.client().log_in("ann")
         assert client.is_alive()
         client.close()

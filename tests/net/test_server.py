@@ -936,3 +936,50 @@ def test_deletions_are_not_braked_by_default(run: Run[None]) -> None:
         assert await sizes(store) == []
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("lines", "quit_"),
+    [
+        ([b"DELE 1", b"QUIT"], "clean"),
+        ([b"QUIT"], "clean"),
+        ([b"DELE 1"], "dropped"),
+        ([], "dropped"),
+    ],
+)
+def test_log_says_what_became_of_deletions_not_how_the_connection_ended(
+    lines: list[bytes], quit_: str, run: Run[None], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+
+    async def main() -> None:
+        store = MemoryStore()
+        await store.deliver("mrose", once(b"Subject: x\r\n\r\n"))
+        async with serving(store) as server:
+            async with server.client() as client:
+                await client.log_in()
+                for line in lines:
+                    await client.ask(line)
+                client.writer.transport.abort()  # a reset, whatever was said before
+            await until(lambda: not server.service.connections)
+
+    run(main())
+    (end,) = [each for each in caplog.records if each.message == "session end"]
+    assert end.fields["quit"] == quit_  # type: ignore[attr-defined]
+
+
+def test_cancelled_login_is_in_the_log(run: Run[None], caplog: pytest.LogCaptureFixture) -> None:
+    """mutt cancels an exchange that it cannot finish and leaves: its operator must see that."""
+    caplog.set_level("INFO")
+
+    async def main() -> None:
+        async with serving(MemoryStore()) as server:
+            async with server.client() as client:
+                await client.ask(b"AUTH PLAIN")
+                await client.ask(b"*")
+                await client.ask(b"QUIT")
+            await until(lambda: not server.service.connections)
+
+    run(main())
+    (line,) = [each for each in caplog.records if each.message == "login cancelled"]
+    assert line.fields["mech"] == "PLAIN"  # type: ignore[attr-defined]

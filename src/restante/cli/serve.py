@@ -14,7 +14,7 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import (
     AsyncExitStack,
@@ -36,7 +36,7 @@ from ..auth import passwords
 from ..auth.cache import Cache
 from ..auth.throttle import Throttle
 from ..auth.users import Users
-from ..config import Configuration
+from ..config import Configuration, Server
 from ..errors import ConfigurationError, MaildropInUse, RestanteError
 from ..maildrop import Expiring, Store
 from ..net import tls
@@ -99,10 +99,17 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _workers(configuration: Configuration) -> int:
-    """Who tries it out needs one, and what is kept in memory cannot be shared."""
+    """One for trying it out and for a store in memory, which cannot be shared; else as configured,
+    or one for each processor."""
     if configuration.source is None or configuration.store.kind == "memory":
         return 1
-    return configuration.server.workers or len(os.sched_getaffinity(0))
+    return configuration.server.workers or _processors()
+
+
+def _processors() -> int:
+    """Those that this process may use, where the system can say so (macOS cannot)."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def run_loop(work: Awaitable[None]) -> None:
@@ -243,6 +250,9 @@ def _reload(adopt: Callable[[], object]) -> bool:
     except RestanteError as error:
         _log.error("reload failed", extra={"fields": {"reason": str(error)}})
         return False
+    except Exception as error:  # only SIGTERM ends a server, and never what a file holds
+        _log.exception("reload failed", extra={"fields": {"reason": repr(error)}})
+        return False
     finally:
         systemd.notify("READY=1")
     return True
@@ -294,25 +304,79 @@ class Ground:
 
 @contextmanager
 def listening(configuration: Configuration) -> Iterator[list[Place]]:
-    """Sockets that systemd hands over, or else those that the configuration asks for.
+    """A socket for each address of the configuration: systemd's where it passes one for that port,
+    else our own.
 
     Raises:
-        ConfigurationError: an address that cannot be used.
+        ConfigurationError: an address that cannot be used, or a socket of systemd that is open to
+            more addresses than the configuration.
     """
     with ExitStack() as stack:
         places = [Place(name, stack.enter_context(each)) for name, each in systemd.inherited()]
-        if not places:
-            served, intake = configuration.server.listen, configuration.intake
-            wanted = [(each, "", "server.listen (--listen)") for each in served]
-            wanted += [(each, "lmtp", "intake.lmtp.listen") for each in intake.lmtp.listen]
-            wanted += [(each, "smtp", "intake.smtp.listen") for each in intake.smtp.listen]
-            for text, scheme, setting in wanted:
-                address = Address.parse(text)
-                own = stack.enter_context(bind(address, setting))
-                places.append(Place(scheme or address.scheme, own))
-                if address.path:
-                    stack.callback(Path(address.path).unlink, missing_ok=True)
+        wanted = _wanted(configuration, {place.scheme for place in places})
+        for place in places:
+            _compare(place, [address for address, scheme, _ in wanted if scheme == place.scheme])
+        passed = {(place.scheme, _port_or_path(place.socket)) for place in places}
+        for address, scheme, setting in wanted:
+            if (scheme, address.path or address.port) in passed:
+                continue
+            own = stack.enter_context(bind(address, setting))
+            places.append(Place(scheme, own))
+            if address.path:
+                stack.callback(Path(address.path).unlink, missing_ok=True)
         yield places
+
+
+def _wanted(
+    configuration: Configuration, inherited: Collection[str]
+) -> list[tuple[Address, str, str]]:
+    """Address, scheme and setting of all that the configuration asks for.
+
+    The default of ``server.listen`` gives way where systemd passes a socket for POP3.
+    """
+    served, intake = configuration.server.listen, configuration.intake
+    if served == Server().listen and not {"pop3", "pop3s"}.isdisjoint(inherited):
+        served = ()
+    wanted = [
+        (address, address.scheme, "server.listen (--listen)")
+        for address in map(Address.parse, served)
+    ]
+    for scheme, texts in (("lmtp", intake.lmtp.listen), ("smtp", intake.smtp.listen)):
+        setting = f"intake.{scheme}.listen"
+        wanted += [(Address.parse(text), scheme, setting) for text in texts]
+    return wanted
+
+
+def _compare(place: Place, configured: Sequence[Address]) -> None:
+    """
+    Raises:
+        ConfigurationError: the inherited socket is open to more than any configured address.
+    """
+    where = _port_or_path(place.socket)
+    if configured and isinstance(where, int):
+        host = place.socket.getsockname()[0]
+        if not any(_reach(host) <= _reach(address.host) for address in configured):
+            raise ConfigurationError(
+                f"socket unit: {place.scheme} on {_name(place.socket)} is open to more than "
+                f"{', '.join(map(str, configured))}; change ListenStream= or the configuration"
+            )
+    if where not in [address.path or address.port for address in configured]:
+        fields = {"proto": place.scheme, "listen": where}
+        _log.warning("socket not configured", extra={"fields": fields})
+
+
+def _port_or_path(listening: socket.socket) -> int | str:
+    name = listening.getsockname()
+    return name if listening.family == socket.AF_UNIX else int(name[1])
+
+
+def _reach(host: str) -> frozenset[str]:
+    """What can be connected to: all of a family, or one address."""
+    if host in ("", "::"):
+        return frozenset({"0.0.0.0", "::", "loopback"})
+    if host == "0.0.0.0":
+        return frozenset({"0.0.0.0", "loopback"})
+    return frozenset({"loopback" if Address(host=host, port=1).is_local else host})
 
 
 def _addresses(places: Sequence[Place]) -> dict[str, str]:
@@ -556,7 +620,7 @@ async def _renew_for_ever(secure: Callable[[], None]) -> None:
         await asyncio.sleep(_RENEW_EVERY)
         try:
             secure()
-        except (ConfigurationError, OSError, ValueError) as error:  # or it goes while it is read
+        except Exception as error:  # whatever the file holds, the old one stays in force
             _log.error("certificate refused", extra={"fields": {"reason": str(error)}})
 
 

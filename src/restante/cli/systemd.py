@@ -29,19 +29,25 @@ def inherited() -> list[tuple[str, socket.socket]]:
     """Listening sockets that systemd opened, by their FileDescriptorName=.
 
     Raises:
-        ConfigurationError: a name that says nothing about what is spoken there.
+        ConfigurationError: an unknown name, or not as many sockets as LISTEN_FDS says.
     """
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []
-    count = int(os.environ.get("LISTEN_FDS", "0"))
+    given = os.environ.get("LISTEN_FDS", "0")
+    if not (given.isascii() and given.isdecimal()):
+        raise ConfigurationError(f"socket unit: LISTEN_FDS={given!r} must be a number")
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
     found = []
-    for at in range(count):
+    for at in range(int(given)):
         name = names[at] if at < len(names) else ""
         if name not in _NAMES:
             raise ConfigurationError(
-                f"socket unit: FileDescriptorName={name!r} is none of {', '.join(_NAMES)}"
+                f"socket unit: FileDescriptorName={name!r} must be one of {', '.join(_NAMES)}"
             )
-        os.set_inheritable(_FIRST + at, False)
-        found.append((name, socket.socket(fileno=_FIRST + at)))
+        try:
+            os.set_inheritable(_FIRST + at, False)
+            found.append((name, socket.socket(fileno=_FIRST + at)))
+        except OSError as error:
+            what = f"socket unit: descriptor {_FIRST + at} ({name}) is not a socket"
+            raise ConfigurationError(f"{what}: {error.strerror}") from error
     return found

@@ -103,6 +103,7 @@ class Connection(BaseConnection[Event]):
         "_maildrop",
         "_opened",
         "_penalty",
+        "_quit",
         "_raw",
         "_removed",
         "_retrieved",
@@ -126,6 +127,7 @@ class Connection(BaseConnection[Event]):
         self._retrieved_messages = 0
         self._retrieved_octets = 0
         self._removed: tuple[Entry, ...] = ()
+        self._quit = ""  # what became of the deletions at QUIT; empty: there was none
 
     def _open_session(self, ssl_object: ssl.SSLObject | None) -> bytes:
         told = self._origin.tls  # of what is between the client and its proxy
@@ -491,6 +493,7 @@ class Connection(BaseConnection[Event]):
             end = BRAKED if isinstance(failure, Braked) else end
         kept = {entry.unique_id for entry in left}
         self._removed = tuple(entry for entry in entries if entry.unique_id not in kept)
+        self._quit = "clean" if error is None else BRAKED if end == BRAKED else "failed"
         await self._give_back(end)
         if error is not None:
             self._note(
@@ -575,15 +578,26 @@ class Connection(BaseConnection[Event]):
         )
 
     def _tell_end(self) -> None:
-        if self._is_lost and self._service.forget(self) and self._account is not None:
+        if not (self._is_lost and self._service.forget(self)):
+            return
+        if self._account is not None:
             self._note(
                 "session end",
                 user=self._user(),
                 retr=self._retrieved_messages,
                 bytes=self._retrieved_octets,
                 dele=len(self._removed),
-                quit="clean" if self._end == "quit" else self._end,
+                # What became of the deletions; how the TCP connection ended tells nothing of it.
+                quit=self._quit or self._end,
                 ms=round((self._loop.time() - self._began) * 1000),
+            )
+        elif self._session.cancelled:
+            self._note(
+                "login cancelled",
+                ip=self._address,
+                proto=self._proto,
+                tls=self._tls_version(),
+                mech=self._session.cancelled,
             )
 
     def _user(self) -> str:

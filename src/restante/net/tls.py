@@ -293,9 +293,9 @@ def _first_block(certificate: Path) -> str:
     Raises:
         ConfigurationError: there is no certificate.
     """
-    block = re.search(
-        "-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", certificate.read_text(), re.S
-    )
+    # Octets: PKCS#12 exports write names in any encoding in front of the block.
+    pattern = b"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----"
+    block = re.search(pattern, certificate.read_bytes(), re.S)
     if block is None:
         raise ConfigurationError(f"tls: {certificate} holds no certificate in PEM form")
-    return block[0]
+    return block[0].decode("ascii", "replace")

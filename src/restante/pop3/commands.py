@@ -55,7 +55,8 @@ def auth(session: Session, name: str, initial_response: str | None = None) -> Ev
         raise TLSRequired
     if name.upper() not in session.mechanisms:
         raise NoExchange("no such mechanism")
-    return session.begin_exchange(MECHANISMS[name.upper()], initial_response)
+    session.mechanism = name.upper()
+    return session.begin_exchange(MECHANISMS[session.mechanism], initial_response)
 
 
 def xclient(_: Session, attributes: str) -> Event:

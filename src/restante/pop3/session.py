@@ -107,11 +107,13 @@ class Session:
         "_refusal",
         "_refused_exchanges",
         "_terms",
+        "cancelled",
         "count",
         "is_secure",
         "is_utf8",
         "language",
         "may_relay",
+        "mechanism",
         "octets",
         "state",
         "time_stamp",
@@ -141,6 +143,10 @@ class Session:
         """Their size."""
         self.language = policy.language
         """Of texts; a tag of ``texts.LANGUAGES``."""
+        self.mechanism = ""
+        """That AUTH named last."""
+        self.cancelled = ""
+        """The mechanism of the last exchange that the client cancelled."""
         self.is_utf8 = False
         """The client takes UTF-8 in headers (RFC 6856 §2)."""
         self._policy = policy
@@ -416,6 +422,7 @@ class Session:
     def _continue(self, exchange: Exchange, line: bytes) -> Event:
         self._end_exchange()
         if line == b"*":
+            self.cancelled = self.mechanism
             raise NoExchange("authentication cancelled")
         return self._respond(exchange, line.decode("ascii", "replace"))
 
