@@ -225,6 +225,6 @@ def test_no_line_is_longer_than_its_values_may_be(form: str, value: str) -> None
     record = logging.LogRecord("restante.x", logging.WARNING, "", 0, "login refused", (), None)
     record.fields = {"user": value}
     line = log._formatter(form).format(record)
-    assert len(line) < 48 * 1024 / 2
+    assert len(line) < 32 * 1024
     if form == "journal":
         assert len(line) < 2200
