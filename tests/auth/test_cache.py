@@ -373,7 +373,7 @@ def test_what_proves_once_is_asked_each_time(shown: Shown) -> None:
 
     passdb = Once()
     for _ in range(2):
-        asyncio.run(login.verify(passdb, shown, Cache(passdb)))
+        asyncio.run(login.verify(passdb, shown, passwords=Cache(passdb)))
     assert len([each for each in asked if each is shown]) == 2
 
 

@@ -10,7 +10,7 @@ import pytest
 from restante.auth.users import Users
 from restante.errors import AuthenticationFailed, TemporaryFailure
 from restante.maildrop import View
-from restante.net.login import look_up, verify
+from restante.net.login import look_up, resolve, verify
 from restante.net.views import RECENT, readings, understand
 from restante.passdb import Account, Credentials, Proof
 from restante.sasl import Lookup
@@ -55,7 +55,7 @@ class Known(OneUser):
         ("bob+lists+Junk", ("bob+lists", View(("Junk",)))),
         ("recent:bob+lists", ("bob+lists", View(recent=RECENT))),
         ("recent:eve", ("recent:eve", View())),
-        ("nobody+Junk", ("nobody+Junk", View())),
+        ("nobody+Junk", ("nobody", View(("Junk",)))),
         ("mrose-Junk", ("mrose-Junk", View())),
     ],
 )
@@ -158,7 +158,7 @@ def test_the_user_database_hears_names_without_wishes(run: Run[None], tmp_path: 
 
     async def open_view(identity: str, wanted: str = "") -> View:
         shown = Credentials("PLAIN", identity, "tan staaf", wanted)
-        return (await verify(users, shown, separator="+")).view
+        return (await verify(users, *await resolve(users, shown, "+"))).view
 
     async def main() -> None:
         assert await open_view("MRose") == View(("INBOX", "Junk"))
@@ -170,7 +170,8 @@ def test_the_user_database_hears_names_without_wishes(run: Run[None], tmp_path: 
         keys = await look_up(users, Lookup("mrose+Spam", "sha256"), separator="+")
         assert keys == await users.scram("mrose", "sha256")
         proof = Proof("SCRAM-SHA-256", "mrose+Spam", "password")
-        assert (await verify(users, proof, separator="+")).view == View(("Spam",))
+        resolved = await resolve(users, proof, "+")
+        assert (await verify(users, *resolved)).view == View(("Spam",))
 
     try:
         run(main())
@@ -205,3 +206,28 @@ def test_a_store_without_folders_says_so(run: Run[None]) -> None:
                 assert heard == b"-ERR [SYS/PERM] this mail storage has no folders"
 
     run(main())
+
+
+@pytest.mark.parametrize("digest", ["sha256", "sha1"])
+def test_scram_salts_are_as_equal_for_unknown_users_as_for_known_ones(
+    digest: str, run: Run[None], tmp_path: Path
+) -> None:
+    """RFC 5802 §9: the pattern of equal salts must not reveal who exists."""
+    users = Users(tmp_path / "users.sqlite3")
+    users.add("ann", "tan staaf")
+    shapes = ("{}", "{}+x", "recent:{}", "{}+x+y", "RECENT:{}+x", "{}@d", "{}+x@d", "{}@d+x")
+
+    async def main() -> None:
+        patterns = []
+        for name in ("ann", "zed"):
+            salts = []
+            for shape in shapes:
+                lookup = Lookup(shape.format(name), digest)
+                salts.append((await look_up(users, lookup, separator="+")).salt)
+            patterns.append([[one == two for one in salts] for two in salts])
+        assert patterns[0] == patterns[1]
+
+    try:
+        run(main())
+    finally:
+        users.close()

@@ -8,9 +8,10 @@ from contextlib import suppress
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scramp import ScramClient, ScramMechanism
 
 from restante.errors import AuthenticationFailed, BadCommand, ProtocolBroken, UnsafeArgument
-from restante.passdb import Credentials, Disproof, Proof, ScramSecrets, Shown, Token
+from restante.passdb import Credentials, Disproof, Proof, ScramKey, ScramSecrets, Shown, Token
 from restante.sasl import MECHANISMS, Channel, Lookup, Reply, external, login, oauth, plain, scram
 
 from ..support import OneUser
@@ -515,3 +516,52 @@ def test_no_challenge_raises_anything_else(challenges: list[bytes]) -> None:
         with suppress(ProtocolBroken, StopIteration):
             for challenge in challenges:
                 client.send(challenge)
+
+
+@pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "SCRAM-SHA-1"])
+@pytest.mark.parametrize("count", [1, 2, 50])
+@pytest.mark.parametrize("authorization", ["", "a=mrose"])
+def test_scram_finds_the_one_app_password_of_many(
+    mechanism: str, count: int, authorization: str
+) -> None:
+    """One look-up, whichever of the passwords it was; ``a=`` may name the user again."""
+    library = ScramMechanism(mechanism)
+    keys, salt = [], bytes(16)
+    for number in range(count):
+        _, stored, server_key, _ = library.make_auth_info(f"password-{number}", 4096, salt)
+        keys.append(ScramKey(f"device-{number}", stored, server_key))
+    for password, expected in ((f"password-{count - 1}", f"device-{count - 1}"), ("wrong", None)):
+        exchange = MECHANISMS[mechanism].server(Channel())
+        assert next(exchange) == b""
+        client = ScramClient([mechanism], "mrose", password)
+        header = f"n,{authorization},".encode()
+        opening = client.get_client_first().encode().replace(b"n,,", header, 1)
+        lookup = exchange.send(opening)
+        assert isinstance(lookup, Lookup)
+        lookup.secrets = ScramSecrets(salt, 4096, tuple(keys))
+        challenge = exchange.send(b"")
+        assert isinstance(challenge, bytes)
+        client.gs2_header = Header(header)
+        client.set_server_first(challenge.decode())
+        final = client.get_client_final().encode()
+        if expected is None:
+            with pytest.raises(StopIteration) as ended:
+                exchange.send(final)
+            assert ended.value.value == Disproof(mechanism, "mrose")
+            continue
+        proof = exchange.send(final)
+        assert isinstance(proof, bytes)
+        client.set_server_final(proof.decode())
+        with pytest.raises(StopIteration) as ended:
+            exchange.send(b"")
+        assert ended.value.value == Proof(mechanism, "mrose", expected)
+
+
+class Header:
+    """What a client binds: the header of its first message, to the letter."""
+
+    def __init__(self, octets: bytes) -> None:
+        self._octets = octets
+
+    def make_cbind_input(self, _: object) -> bytes:
+        return self._octets

@@ -34,6 +34,7 @@ from pathlib import Path
 
 from ..passdb import Account, Credentials, Network, Shown
 from ..shared import SharedLock, Weights
+from . import names
 
 _log = logging.getLogger("restante.auth")
 _FADES = 600.0  # seconds in which guesses of a network weigh half
@@ -44,7 +45,8 @@ _SPRAYED = 9.5  # the tenth user at whom one password fails, while the first one
 _KNOWN = 0.5  # the weight of a login after 30 days
 _FRESH = 0.97  # and after one day or two; until then it need not be written again
 _MUCH = 2.5  # the longest answer of a failure is later by so much than the first
-_ANYBODY = "\0"  # a name that nobody can have
+_ANYBODY = "\0"  # names that no user can have
+_NO_USER = "\1"
 _SPRAYS = b"sprays"  # a key beside those of networks: guesses with passwords that are sprayed
 _MAGIC = b"restante throttle 1\n"
 
@@ -140,10 +142,10 @@ class Throttle:
 
     def accepted(self, shown: Shown, account: Account) -> None:
         """It was right, and may log in."""
-        names = {shown.identity.casefold(), account.user.casefold()}
-        found = [(self._homes, _home(name, shown.address)) for name in (*names, _ANYBODY)]
+        users = {_name(shown.identity), _name(account.user)}
+        found = [(self._homes, _home(name, shown.address)) for name in (*users, _ANYBODY)]
         if isinstance(shown, Credentials):
-            found += [(self._right, _password(name, shown.password)) for name in names]
+            found += [(self._right, _password(name, shown.password)) for name in users]
         new = [(table, key) for table, key in found if table.of(key) < _FRESH]
         if new:
             with self._lock:
@@ -252,18 +254,23 @@ def _networks(address: str) -> tuple[str, str]:
     return f"6 {packed[:16]}", f"6 {packed[:12]}"
 
 
+def _name(identity: str) -> str:
+    """One form for all spellings of a name; names that no user can have are one name."""
+    return identity if identity == _ANYBODY else names.key(identity) or _NO_USER
+
+
 def _password(identity: str, password: str) -> bytes:
-    return _framed(identity.casefold(), password)
+    return _framed(_name(identity), password)
 
 
 def _pair(identity: str, narrow: str) -> bytes:
-    return _framed(identity, narrow)
+    return _framed(_name(identity), narrow)
 
 
 def _home(identity: str, address: str) -> bytes:
     """IPv4 addresses change within a /24, IPv6 ones within a /64."""
     narrow, wide = _networks(address)
-    return _framed(identity.casefold(), wide if narrow.startswith("4") else narrow)
+    return _framed(_name(identity), wide if narrow.startswith("4") else narrow)
 
 
 def _framed(*texts: str) -> bytes:

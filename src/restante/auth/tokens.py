@@ -112,6 +112,8 @@ class Keys:
             BackendUnavailable: there may be one, but the keys cannot be had.
         """
         fresh, again = (10.0, 1.0) if self._is_file else (3600.0, 60.0)  # seconds
+        if self.clock() - self._fetched <= fresh and (found := self._pick(kid)):
+            return found  # without the lock: a forged kid makes no other login wait for a fetch
         async with self._lock:
             now = self.clock()
             is_due = now - self._fetched > fresh or self._pick(kid) is None

@@ -35,6 +35,7 @@ _NEEDS: dict[str, type] = {
     "OAUTHBEARER": Tokens,
     "XOAUTH2": Tokens,
 }
+_WHOLE = View()
 _DOMAIN = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 
 
@@ -66,22 +67,34 @@ def time_stamp(host: str) -> str:
     return f"<{secrets.token_hex(16)}.{int(time.time())}@{domain}>"
 
 
+async def resolve(passdb: Passdb, shown: Shown, separator: str) -> tuple[Shown, View]:
+    """The same credentials under the name of the user who is meant, and what of their mail is
+    asked for.  ``separator``: see ``views.readings``.
+
+    Raises:
+        TemporaryFailure: it cannot be found out now.
+    """
+    name, view = await understand(passdb, shown.identity, separator)
+    if name == shown.identity:
+        return shown, view
+    if isinstance(shown, Credentials | Proof) and shown.authorization == shown.identity:
+        shown = replace(shown, authorization=name)
+    return replace(shown, identity=name), view
+
+
 async def verify(
-    passdb: Passdb, shown: Shown, passwords: Passdb | None = None, *, separator: str = ""
+    passdb: Passdb, shown: Shown, view: View = _WHOLE, passwords: Passdb | None = None
 ) -> Account:
-    """``passwords`` is asked in place of ``passdb`` where a password was shown.  ``separator``: see
-    ``views.readings``.
+    """``passwords`` is used instead of ``passdb`` for passwords, for example a cache in front of
+    it.
 
     Raises:
         AuthenticationFailed: wrong, for whatever reason.
-        TemporaryFailure: cannot be told now; never counts as a guess.
+        TemporaryFailure: it cannot be found out now; never counts as a guess.
     """
-    name, view = await understand(passdb, shown.identity, separator)
-    if view == View():
-        return await _verify(passdb, shown, passwords)
-    if isinstance(shown, Credentials | Proof) and shown.authorization == shown.identity:
-        shown = replace(shown, authorization=name)
-    account = await _verify(passdb, replace(shown, identity=name), passwords)
+    account = await _verify(passdb, shown, passwords)
+    if view == _WHOLE:
+        return account
     return replace(account, view=replace(view, folders=view.folders or account.view.folders))
 
 

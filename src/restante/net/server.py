@@ -307,15 +307,12 @@ class Connection(BaseConnection[Event]):
             AuthenticationFailed: no; it is answered when ``_penalty`` is over.
             TemporaryFailure: it cannot be told now.
         """
-        began, guard = self._loop.time(), self._service.guard
+        service, began, guard = self._service, self._loop.time(), self._service.guard
         self._is_judged = True
         try:
-            account = await login.verify(
-                self._service.passdb,
-                shown,
-                self._service.passwords,
-                separator=self._service.separator,
-            )
+            # Guesses are counted under the user who is meant, whatever alias was typed.
+            shown, view = await login.resolve(service.passdb, shown, service.separator)
+            account = await login.verify(service.passdb, shown, view, service.passwords)
             if reason := account.refusal(
                 self._address, is_secure=self._session.is_secure, mechanism=shown.mechanism
             ):

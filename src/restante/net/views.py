@@ -61,16 +61,21 @@ def _places(text: str, separator: str) -> list[int]:
 
 
 async def understand(passdb: Passdb, name: str, separator: str) -> tuple[str, View]:
-    """Who is meant by a login name; nobody whom the passdb knows: all of it is a name.
+    """The user and the view that a login name means.
+
+    Of a name without a known user, the shortest reading: what is derived from it, such as the salt
+    of SCRAM, must be as equal for ``zed`` and ``zed+x`` as it is for a user who exists
+    (RFC 5802 §9).
 
     Raises:
-        TemporaryFailure: cannot be told now.
+        TemporaryFailure: it cannot be found out now.
     """
     found = readings(name, separator)
     if len(found) > 1 and isinstance(passdb, Accounts):
         known = [await passdb.account(user) is not None for user, _ in found]
         if True in known:
             return found[known.index(True)]
+        return min(found, key=lambda reading: len(reading[0]))
     return found[0]
 
 

@@ -6,7 +6,7 @@ library ``scramp``; here stand the rules around it.
 Security: a user who does not exist takes the same path.  A client that could have used channel
 binding and was talked out of it is refused (RFC 5802 §6).
 Limits: channel binding is of the type tls-server-end-point (RFC 5929 §4), for Python's ``ssl`` has
-no TLS exporter (RFC 9266).  The authorization identity must be empty.
+no TLS exporter (RFC 9266).  The authorization identity must be empty or the identity.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .exchange import Answer, Channel, Exchange, Lookup, Reply
 
 if TYPE_CHECKING:  # 20 ms, which who logs in by another mechanism need not wait
     from scramp import ScramException
-    from scramp.core import ScramServer
+    from scramp.core import Gs2Header, ScramServer
 
 MAX_ITERATIONS = 1_000_000  # that a server may ask of us: some 0.4 s of one core; ours
 _TYPE = "tls-server-end-point"
@@ -40,42 +40,41 @@ def server(name: str) -> Callable[[Channel], Exchange]:
     def exchange(channel: Channel) -> Exchange:
         from scramp import ScramException
 
-        opening = yield b""
+        opening, authorization = _without_authorization((yield b""))
         nonce = secrets.token_urlsafe(24)
         try:
-            _, identity = _open(name, channel, opening, nonce, _NOTHING, _NO_KEY)
+            server, identity = _open(name, channel, opening, nonce, _NOTHING)
+            if authorization not in ("", identity):
+                raise BadCommand("SCRAM: other-error")  # acting for another is not offered
             lookup = Lookup(identity, "sha256" if "SHA-256" in name else "sha1")
             yield lookup
             found = lookup.secrets
             assert found is not None
-            servers = [
-                (key, _open(name, channel, opening, nonce, found, key)[0]) for key in found.keys
-            ]
-            closing = yield servers[0][1].server_first.encode()
-            proved = _proved(servers, closing)
+            server, _ = _open(name, channel, opening, nonce, found)
+            if authorization:
+                server.gs2_header = _Authorized(server.gs2_header, authorization)
+            closing = yield server.server_first.encode()
+            proved = _proved(server, found, closing)
             if proved is None:
                 return Disproof(name, identity)
-            key, proving = proved
-            rest = yield proving.get_server_final().encode()
+            rest = yield server.get_server_final().encode()
         except ScramException as error:
             raise _meaning(error) from error
         if rest:
             raise BadCommand("nothing may follow the server's proof")
-        return Proof(name, identity, key.credential)
+        return Proof(name, identity, proved.credential)
 
     return exchange
 
 
 def _open(
-    name: str, channel: Channel, opening: bytes, nonce: str, found: ScramSecrets, key: ScramKey
+    name: str, channel: Channel, opening: str, nonce: str, found: ScramSecrets
 ) -> tuple[ScramServer, str]:
-    """The library's server after the first two messages, and the identity.
-
-    A user may have several keys; the servers for them differ in nothing that the client hears.
-    """
+    """The library's server after the first two messages, and the identity."""
     from scramp import ScramMechanism
 
     heard: list[str] = []
+    key = found.keys[0]
 
     def look_up(identity: str) -> tuple[bytes, bytes, bytes, int]:
         heard.append(identity)
@@ -83,28 +82,60 @@ def _open(
 
     binding = (_TYPE, channel.end_point) if channel.end_point else None
     server = ScramMechanism(name).make_server(look_up, channel_binding=binding, s_nonce=nonce)
-    server.set_client_first(_text(opening))
+    server.set_client_first(opening)
     if server.m.name != name:
         raise BadCommand("SCRAM: channel binding is for the mechanisms that end with -PLUS")
     server.get_server_first()
     return server, heard[0]
 
 
-def _proved(
-    servers: list[tuple[ScramKey, ScramServer]], closing: bytes
-) -> tuple[ScramKey, ScramServer] | None:
-    """The key that the client has, and the server that has seen so; None: it has none."""
+def _proved(server: ScramServer, found: ScramSecrets, closing: bytes) -> ScramKey | None:
+    """The key that the client has; None: it has none.
+
+    A user may have many keys, one for each app password; they share salt and iterations, so the
+    client heard nothing of them.  Each is tried on the same server: one more costs one HMAC.
+    """
     from scramp import ScramException
 
-    for key, server in servers:
+    stage, text = server.stage, _text(closing)
+    for key in found.keys:
+        server.stage, server.error = stage, None
+        server.stored_key, server.server_key = key.stored_key, key.server_key
         try:
-            server.set_client_final(_text(closing))
+            server.set_client_final(text)
         except ScramException as error:
             if _reason(error) not in _OF_CREDENTIALS:
                 raise
         else:
-            return key, server
+            return key
     return None
+
+
+def _without_authorization(opening: bytes) -> tuple[str, str]:
+    """The first message as the library takes it, and the authorization identity that it had.
+
+    ``gs2-cbind-flag "," [ authzid ] ","`` (RFC 5802 §7).  mutt names the user there as well.
+    """
+    text = _text(opening)
+    flag, comma, rest = text.partition(",")
+    authorization, second, bare = rest.partition(",")
+    if not (comma and second and authorization.startswith("a=")):
+        return text, ""
+    name = authorization.removeprefix("a=").replace("=2C", ",").replace("=3D", "=")
+    return f"{flag},,{bare}", name
+
+
+class _Authorized:
+    """The header of the first message with its authorization identity, which the client binds."""
+
+    def __init__(self, header: Gs2Header, authorization: str) -> None:
+        self._header = header
+        name = authorization.replace("=", "=3D").replace(",", "=2C")
+        self._text = f",a={name},".encode()
+
+    def make_cbind_input(self, binding: object) -> bytes:
+        octets: bytes = self._header.make_cbind_input(binding)
+        return octets.replace(b",,", self._text, 1)
 
 
 def client(name: str, identity: str, password: str, end_point: bytes = b"") -> Reply:
