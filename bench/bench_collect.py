@@ -1,5 +1,6 @@
 """Durable messages a second into a fresh Maildir, 10,000 × 4 kB over TLS, nothing deleted there.
 
+restante also collects into a maildrop of its own, through its store, without and with a quota.
 Whole commands, start to end, from the same server; slow ones are ended after ``--patience`` seconds
 and their rate is taken from what had arrived.  ``--delay`` puts a relay between, which holds back
 every octet for half of a round trip each way.
@@ -78,23 +79,42 @@ def measure(
             running.terminate()
             running.wait()
     took = time.monotonic() - began
-    return len(os.listdir(place / "Mail" / "new")) / took
+    return sum(1 for _ in place.glob("*/new/*")) / took
 
 
 def restante(place: Path, port: int, certificate: Path) -> list[str]:
-    account = {
-        "url": f"pop3s://127.0.0.1:{port}",
-        "user": NAME,
-        "password": harness.PASSWORD,
-        "to": f"maildir:{place}/Mail",
-        "ca_file": str(certificate),
+    return _restante(place, port, certificate, f"maildir:{place}/Mail")
+
+
+def maildrop(place: Path, port: int, certificate: Path) -> list[str]:
+    return _restante(place, port, certificate, "maildrop:ann")
+
+
+def quota(place: Path, port: int, certificate: Path) -> list[str]:
+    return _restante(place, port, certificate, "maildrop:ann", limit="1GiB")
+
+
+def _restante(
+    place: Path, port: int, certificate: Path, to: str, limit: str | int = 0
+) -> list[str]:
+    (place / "passwords").write_text("ann:{PLAIN}secret\n")
+    sections = {
+        "store": {"path": f"{place}/%u", "quota": limit},
+        "auth": {"chain": ["passwd-file"]},
+        "auth.passwd_file": {"path": f"{place}/passwords"},
+        "account.bench": {
+            "url": f"pop3s://127.0.0.1:{port}",
+            "user": NAME,
+            "password": harness.PASSWORD,
+            "to": to,
+            "ca_file": str(certificate),
+        },
     }
-    lines = [f"{key} = {json.dumps(value)}" for key, value in account.items()]
-    return _configured(
-        place / "restante.toml",
-        ["[account.bench]", *lines],
-        [sys.executable, "-m", "restante", "-c", "{}", "collect", "bench"],
-    )
+    lines = []
+    for section, values in sections.items():
+        lines += [f"[{section}]", *(f"{key} = {json.dumps(each)}" for key, each in values.items())]
+    command = [sys.executable, "-m", "restante", "-c", "{}", "collect", "bench"]
+    return _configured(place / "restante.toml", lines, command)
 
 
 def mpop(place: Path, port: int, certificate: Path) -> list[str]:
@@ -163,6 +183,8 @@ def poplib(place: Path, port: int, certificate: Path) -> list[str]:
 
 CONTENDERS = {
     "restante": restante,
+    "restante, to a maildrop": maildrop,
+    "restante, to a maildrop with a quota": quota,
     "mpop": mpop,
     "fetchmail": fetchmail,
     "getmail6": getmail,

@@ -59,6 +59,7 @@ MEANINGS = {
     "password sprayed": "the tenth user was tried with one password; `ip` is whence",
     "proxy refused": "a listed load balancer sent no PROXY header, or a wrong one",
     "purge failed": "held mail could not be destroyed; it is tried again in an hour",
+    "purge not recorded": "so what was purged is not deleted upstream by `until-deleted`",
     "quota not counted": "a message came and `maildirsize` could not be written; it is made anew",
     "read failed": "a message could not be read; its response was not ended",
     "reload failed": "the new configuration or certificate is wrong; the old one goes on",

@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "restante"
 LAYERS = {
     **dict.fromkeys(("errors", "wire", "maildrop", "passdb", "message", "surrogate"), 0),
     **dict.fromkeys(("pop3", "smtp", "sasl"), 1),
-    **dict.fromkeys(("store", "auth", "shared", "https", "clock"), 2),
+    **dict.fromkeys(("store", "auth", "shared", "https", "clock", "syncing"), 2),
     "net": 3,
     "collect": 4,
     **dict.fromkeys(("config", "log", "cli", "__main__", "__init__"), 5),
@@ -22,6 +22,7 @@ LAYERS = {
 }
 SIDEWAYS = {("pop3", "sasl"), ("log", "config"), ("cli", "config"), ("cli", "log")}
 SIDEWAYS |= {("auth", "shared"), ("auth", "https"), ("auth", "clock"), ("store", "clock")}
+SIDEWAYS |= {("store", "syncing")}
 SIDEWAYS |= {("__main__", "cli"), ("cli", "__init__"), ("config", "__init__")}
 SIDEWAYS |= {("testing_plugin", "testing"), ("testing_hostile", "testing")}
 FORBIDDEN = {("net", "store"), ("net", "auth"), ("collect", "store"), ("collect", "auth")}

@@ -752,9 +752,9 @@ class Account:
     )
     to: str = option(
         "",
-        "Where the mail goes: maildrop:USER (of this server), maildir:PATH, mbox:PATH, a "
-        "directory, lmtp:HOST:PORT, lmtp:unix:/PATH, smtp:HOST:PORT, imaps://USER@HOST/FOLDER "
-        "(imap: for STARTTLS), gmail:LABEL or command:PROGRAM ARGUMENTS.",
+        "Where the mail goes: maildrop:USER (a user's name or address, of this server), "
+        "maildir:PATH, mbox:PATH, a directory, lmtp:HOST:PORT, lmtp:unix:/PATH, smtp:HOST:PORT, "
+        "imaps://USER@HOST/FOLDER (imap: for STARTTLS), gmail:LABEL or command:PROGRAM ARGUMENTS.",
         place,
         example="maildrop:ann",
     )
@@ -775,7 +775,7 @@ class Account:
         "all",
         'What stays on the server: "all"; "none"; for a time such as "14d" after it was taken; '
         '"until-verified": until a later run has seen that the copy here is whole; "until-deleted" '
-        "(for maildrop:): until it was deleted here and is not held any more.",
+        "(for maildrop:): until it was deleted here and is no longer held.",
         keep,
         example="14d",
     )

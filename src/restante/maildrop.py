@@ -2,15 +2,16 @@
 
 Nothing here knows files: a store may keep messages anywhere.  What a store can do
 beyond this contract is an add-on interface (``Holding``, ``Rendered``, ``RawReading``,
-``Journal``, ``Remembering``, ``Paced``, ``Expiring``), never a new method here.
+``Journal``, ``Remembering``, ``Paced``, ``Expiring``, ``NamedDelivery``), never a new method here.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import NamedTuple, Protocol, runtime_checkable
 
 
@@ -71,6 +72,75 @@ class Store(Protocol):
 
         Raises:
             TemporaryFailure: not stored; no trace of it is left.
+        """
+
+
+class Place(Enum):
+    """Where a message is that was delivered under a name."""
+
+    HERE = 1
+    """In the maildrop, or in a folder that an IMAP client has moved it to."""
+    HELD = 2
+    """Removed, and still to be given back."""
+    GONE = 3
+    """It was here, it was removed, and the store itself has destroyed it after that."""
+    UNKNOWN = 4
+    """Nothing is known of it: it was never here, or it left in another way."""
+
+
+class Deliveries(Protocol):
+    """Messages on their way into one maildrop, each under a name that its sender chose.
+
+    A name is 32 hexadecimal digits, always the same for the same message, so a delivery that is
+    repeated after a crash can find the first one.  All calls block.  One thread calls them, but
+    what ``group`` returns.
+
+    All raise TemporaryFailure when the storage fails, and leave no trace of what is not durable.
+    """
+
+    def place(self, name: str) -> Place:
+        """Where the message of this name is now, or was when it was first asked for."""
+
+    def digest(self, name: str) -> bytes | None:
+        """SHA-256 of the octets, as they are stored here or held; None: neither."""
+
+    def begin(self, name: str) -> None:
+        """A message follows; that it is not here yet is for the caller to find out."""
+
+    def write(self, octets: bytes) -> None:
+        """More of it, in whatever pieces."""
+
+    def end(self) -> None:
+        """It is whole, and waits for its group.
+
+        Raises:
+            QuotaExceeded, LargerThanQuota: this message has no room; the others of its group stay.
+        """
+
+    def group(self) -> Callable[[], None]:
+        """Closes the group of those that were ended.
+
+        The call makes them visible and durable, all or none, in any thread, while the next group
+        is begun.
+        """
+
+    def abort(self) -> None:
+        """Leave no trace of the message that was begun; harmless after ``end``."""
+
+    def close(self) -> None:
+        """No more messages; what was not delivered leaves no trace."""
+
+
+@runtime_checkable
+class NamedDelivery(Protocol):
+    """Add-on of a store that finds messages again by names that others gave them."""
+
+    def deliveries(self, user: str) -> Deliveries:
+        """A way in that delivers many messages in one go.
+
+        Raises:
+            PermanentFailure: this user cannot have a maildrop here.
+            TemporaryFailure: the storage is not there.
         """
 
 

@@ -145,6 +145,7 @@ def test_a_budget_is_that_of_the_provider_or_ours(
 @pytest.mark.slow
 def test_collecting_into_a_maildrop_of_this_server(shell: Shell, server: dict[str, object]) -> None:
     deliver(server)
+    shell.ok("user", "add", "ann", "--generate")
     add(shell, server, "maildrop:ann", "--keep", "none")
     line = json.loads(shell.ok("--json", "collect", "isp"))
     assert (line["stored"], line["deleted"]) == (1, 1)

@@ -30,6 +30,7 @@ from restante.errors import (
     ConnectionLost,
     ConsentNeeded,
     LoginFailed,
+    MessageRefused,
     RestanteError,
     TemporaryFailure,
     TLSUnavailable,
@@ -178,7 +179,7 @@ def test_it_goes_where_it_is_wanted(home: Path, ledger: Ledger) -> None:
 
 def test_what_could_not_be_told_is_told_after_the_next_session(home: Path, ledger: Ledger) -> None:
     found = configure(home, more='alert = { after = 1, to = "command:false" }')
-    with pytest.raises(TemporaryFailure):
+    with pytest.raises(MessageRefused):
         fail(found, ledger)
     fail(configure(home, more="alert = { after = 1 }"), ledger)
     assert subjects(home) == [FAILS]

@@ -15,7 +15,7 @@ import pytest
 
 from restante.collect import collector
 from restante.collect.collector import LoginTooSoon, LooksMoved, Outcome, collect
-from restante.collect.destinations import open_destination
+from restante.collect.destinations import Destination, open_destination
 from restante.collect.ledger import AccountBusy, Ledger
 from restante.collect.pace import Pace, follow
 from restante.collect.plan import Budget, Policy, short_name
@@ -65,13 +65,14 @@ class Home:
         self._ledger, self._place, self._context, self._ca = ledger, place, context, ca_file
         self._password = password  # of the destination
 
+    def opened(self) -> Destination:
+        return open_destination(self._place, password=self._password, ca_file=self._ca)
+
     def collect(self, policy: Policy | None = None, **options: Any) -> Outcome:
         async def main() -> Outcome:
             async with remote(self.shelf, self._context) as server:
                 server.service.policy = Session(terms=Terms(self.login_delay))
-                with closing(
-                    open_destination(self._place, password=self._password, ca_file=self._ca)
-                ) as destination:
+                with closing(self.opened()) as destination:
                     return await collect(
                         account(server.port, self._ca, policy, self.remote_password),
                         self._ledger,
@@ -146,24 +147,6 @@ def test_verified_means_that_the_copy_is_what_came(home: Home, mail: Path) -> No
     outcome = home.collect(policy)
     assert (outcome.deleted, outcome.unverified) == (1, 2)
     assert len(home.shelf.rows) == 2
-
-
-def test_what_is_deleted_here_is_deleted_there_after_the_hold(home: Home, mail: Path) -> None:
-    policy = Policy(keep=0.0, until_deleted=True)
-    assert home.collect(policy).stored == 3
-    one, two, three = sorted((mail / "new").iterdir(), key=lambda path: path.read_bytes())
-    held = mail / "held"
-    held.mkdir()
-    one.rename(held / f"1800000000.{one.name}")
-    two.rename(held / f"1800000000.{two.name}")
-    assert home.collect(policy).deleted == 0
-    (held / f"1800000000.{two.name}").rename(two)  # given back
-    assert home.collect(policy).deleted == 0
-    (held / f"1800000000.{one.name}").unlink()  # its time is over
-    two.unlink()  # by another program: nobody says that it was deleted
-    assert home.collect(policy).deleted == 1
-    assert [row[0] for row in home.shelf.rows] == ["two", "three"]
-    assert three.exists()
 
 
 def test_a_maildir_that_is_lost_deletes_nothing_there(home: Home, mail: Path) -> None:

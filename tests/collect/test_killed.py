@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from restante.collect.collector import Account, Outcome, collect
-from restante.collect.destinations import open_destination
+from restante.collect.destinations import Destination, open_destination
 from restante.collect.destinations.handed import Smtp
+from restante.collect.destinations.maildrop import LocalMaildrop
 from restante.collect.destinations.mbox import Mbox
 from restante.collect.ledger import Ledger
 from restante.collect.plan import Policy
@@ -123,12 +124,18 @@ def stored(mail: Path) -> list[bytes]:
     return sorted(path.read_bytes() for path in (mail / "new").iterdir())
 
 
+def opened(place: Path, to: str) -> Destination:
+    if to == "maildrop":
+        store = MaildirStore(f"{place}/%u", limit=lambda _: 100_000)
+        return LocalMaildrop(store.deliveries("Mail"))
+    return open_destination(to, recipient="ann@example.org")
+
+
 def collected(isp: Account, place: Path, to: str = "") -> Outcome:
     """One run.  The server may not have seen yet that a killed one is gone."""
-    to = to or f"maildir:{place}/Mail"
     with (
         closing(Ledger(place / "ledger")) as ledger,
-        closing(open_destination(to, recipient="ann@example.org")) as destination,
+        closing(opened(place, to or f"maildir:{place}/Mail")) as destination,
     ):
         while True:
             try:
@@ -180,8 +187,10 @@ def test_killed_at_every_step_of_a_stub(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", [0.0, None], ids=["delete", "keep"])
+@pytest.mark.parametrize("to", ["", "maildrop"], ids=["maildir", "maildrop"])
 @pytest.mark.rfc("P-118")
 def test_killed_at_every_step(
+    to: str,
     keep: float | None,
     server: tuple[MaildirStore, int],
     tmp_path: Path,
@@ -204,10 +213,10 @@ def test_killed_at_every_step(
         child = os.fork()
         if child == 0:
             Death(moment).stalk()
-            collected(isp, place)
+            collected(isp, place, to)
             os._exit(0)
         status = os.waitpid(child, 0)[1]
-        collected(isp, place)
+        collected(isp, place, to)
         assert stored(place / "Mail") == sorted(text.values()), f"killed at moment {moment}"
         if keep is not None:
             assert asyncio.run(sizes(store)) == [], f"killed at moment {moment}"

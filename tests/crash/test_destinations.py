@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from restante.collect.destinations import Destination, open_destination
+from restante.collect.destinations.maildrop import LocalMaildrop
+from restante.errors import TemporaryFailure
+from restante.store.maildir import MaildirStore
 
 from ..store.watched import CHANGES, Call, WatchedOs, everywhere, fail_at
 from .model import Arena, Recorder
@@ -43,12 +46,21 @@ def in_mbox(base: Path) -> list[bytes]:
 
 
 KINDS: dict[str, tuple[str, Read]] = {
-    "folder": ("{}/mail/box", in_files("mail/box")),
-    "maildir": ("maildir:{}/mail/box", in_files("mail/box/new", "mail/box/cur")),
+    "folder": ("{}/box", in_files("box")),
+    "maildir": ("maildir:{}/box", in_files("box/new", "box/cur")),
+    "maildrop": ("maildrop:{}", in_files("box/new", "box/cur")),
     "mbox": ("mbox:{}/box", in_mbox),
     "mbox with mail": ("mbox:{}/box", in_mbox),
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def opened(kind: str, base: Path) -> Destination:
+    where = KINDS[kind][0].format(base)
+    if kind != "maildrop":
+        return open_destination(where)
+    store = MaildirStore(f"{base}/%u", limit=lambda _: 10_000)
+    return LocalMaildrop(store.deliveries("box"))
 
 
 def take(destination: Destination, taken: list[str]) -> None:
@@ -59,7 +71,7 @@ def take(destination: Destination, taken: list[str]) -> None:
                 destination.write(TEXTS[identity][:20])
                 destination.write(TEXTS[identity][20:])
                 destination.commit()
-            except OSError:
+            except (OSError, TemporaryFailure):
                 destination.abort()
                 raise
         taken.append(identity)
@@ -73,13 +85,13 @@ def begin(kind: str, base: Path) -> None:
 
 def mended(kind: str, base: Path, taken: Iterable[str]) -> None:
     """What was taken is there, and all is after another run; nothing torn, nothing twice."""
-    where, read = KINDS[kind]
-    with closing(open_destination(where.format(base))):
+    read = KINDS[kind][1]
+    with closing(opened(kind, base)):
         pass
     before = Counter(read(base))
     assert {TEXTS[each] for each in taken} <= before.keys() <= set(TEXTS.values())
     assert max(before.values(), default=0) <= 1
-    with closing(open_destination(where.format(base))) as destination:
+    with closing(opened(kind, base)) as destination:
         take(destination, list(taken))
     after = Counter(read(base))
     # An mbox keeps no list of what it holds: what was there whole but not known as taken is there
@@ -98,7 +110,7 @@ def test_power_failure(kind: str, memory: Path) -> None:
     recorder = Recorder(base, pool, lambda: tuple(taken))
     with (
         everywhere(recorder),
-        closing(open_destination(KINDS[kind][0].format(base))) as destination,
+        closing(opened(kind, base)) as destination,
     ):
         take(destination, taken)
         recorder.collect()
@@ -117,7 +129,7 @@ def faults(base: Path, kind: str) -> Iterator[int]:
     begin(kind, base)
     with (
         everywhere(WatchedOs(base, lambda call: None)) as system,
-        closing(open_destination(KINDS[kind][0].format(base))) as destination,
+        closing(opened(kind, base)) as destination,
     ):
         take(destination, [])
     yield from range(sum(call[0] in CHANGES for call in system.calls))
@@ -133,8 +145,8 @@ def test_any_fault(kind: str, memory: Path, error: int, once: bool) -> None:
         begin(kind, base)
         with (
             everywhere(WatchedOs(base, fail_at(number, error, CHANGES, once=once))),
-            suppress(OSError),
-            closing(open_destination(KINDS[kind][0].format(base))) as destination,
+            suppress(OSError, TemporaryFailure),
+            closing(opened(kind, base)) as destination,
         ):
             take(destination, taken)
         mended(kind, base, taken)
@@ -160,7 +172,7 @@ def test_power_failure_after_a_failed_append(kind: str, memory: Path, once: bool
     recorder.most = 30
     with (
         everywhere(recorder),
-        closing(open_destination(KINDS[kind][0].format(base))) as destination,
+        closing(opened(kind, base)) as destination,
         suppress(OSError),
     ):
         assert destination.begin("a")
@@ -189,8 +201,8 @@ def test_next_message_mends_what_a_failed_one_could_not(kind: str, memory: Path)
 
     system = WatchedOs(base, broken)
     system.most = 30
-    where, read = KINDS[kind]
-    with everywhere(system), closing(open_destination(where.format(base))) as destination:
+    read = KINDS[kind][1]
+    with everywhere(system), closing(opened(kind, base)) as destination:
         with pytest.raises(OSError, match="Input/output"):
             take(destination, ["b"])
         take(destination, ["a"])

@@ -429,7 +429,7 @@ def test_who_arrives_waits_for_who_counts(store: MaildirStore, place: Path) -> N
     status = (place / "new").stat()
 
     def arrive(maildrop: int) -> None:
-        with quota.room(maildrop, len(TEN), LIMIT):
+        with quota.room(maildrop, [len(TEN)], LIMIT):
             put(place, "new/1.a", TEN)
             os.utime(place / "new", ns=(status.st_mtime_ns, status.st_mtime_ns))  # a coarse clock
 

@@ -209,9 +209,12 @@ def _asked(question: str, wanted: str) -> str:
 
 
 def _asked_place(name: str) -> str:
-    default = f"maildir:{Path.home() / 'Mail' / name}"
-    question = f"Where shall its mail go? maildrop:USER, maildir:PATH, … [{default}] "
-    return _asked(question, "--to PLACE") or default
+    default = Path.home() / "Mail" / name
+    question = f"Where shall its mail go? maildrop:USER, maildir:PATH, … [maildir:{default}] "
+    if answer := _asked(question, "--to PLACE"):
+        return answer
+    default.parent.mkdir(exist_ok=True)  # a collector makes no directory above a Maildir
+    return f"maildir:{default}"
 
 
 def absolute(to: str) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..config import Configuration, Secret
-from . import adding, common
+from ..errors import ConfigurationError
+from . import adding, collect, common
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -31,6 +32,8 @@ def run(options: argparse.Namespace) -> int:
     found = common.configuration(options)
     common.look_over(found)
     common.look_over_users(found)
+    if mistakes := list(collect.mistakes(found, found.account, strictly=True)):
+        raise ConfigurationError("\n".join(mistakes))
     source = str(found.source) if found.source else None
     warnings = list(_relative_paths(found))
     if options.json:

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import (
     AbstractContextManager,
     AsyncExitStack,
@@ -14,6 +14,7 @@ from contextlib import (
     closing,
     suppress,
 )
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from ..errors import (
 )
 from ..log import printable
 from ..pop3 import quirks
-from . import common, oauth, secrets, telling
+from . import common, local, oauth, secrets, telling
 
 if TYPE_CHECKING:
     from ..collect.collector import Outcome
@@ -430,18 +431,17 @@ def _budget(account: Account) -> Budget:
 
 
 def open_destination(found: Configuration, name: str, account: Account) -> Destination:
-    """What ``account.to`` means here; ``maildrop:ann`` is the Maildir of a user of this server."""
+    """What ``account.to`` means here.  Blocking, and not in an event loop.
+
+    Raises:
+        UnsafeArgument, ConfigurationError, PermanentFailure: it can never work as it is written.
+        TemporaryFailure, OSError: not now.
+    """
     from ..collect import destinations
 
-    kind, _, rest = account.to.partition(":")
+    kind, _, recipient = account.to.partition(":")
     if kind == "maildrop":
-        from ..store.place import Template
-
-        template = Template(found.store.path)
-        common.store(found)  # makes the default place
-        return destinations.open_destination(
-            "maildir:" + "/".join([template.base, *template.names(rest)])
-        )
+        return local.open_maildrop(found, recipient)
     password = ""
     if account.to_password:
         password = secrets.fetch(account.to_password, "to_password")
@@ -452,6 +452,46 @@ def open_destination(found: Configuration, name: str, account: Account) -> Desti
         ca_file=Path(account.to_ca_file) if account.to_ca_file else None,
         token=_token(found, name, account) if account.to_oauth.provider else None,
     )
+
+
+def mistakes(
+    found: Configuration, accounts: Mapping[str, Account], *, strictly: bool
+) -> Iterator[str]:
+    """Destinations of these accounts that cannot work, a sentence each.
+
+    Looks only, and asks no mail server.  ``strictly``: a user database that is not there is a
+    mistake, too, and not a disk that is away.
+    """
+    for name, account in accounts.items():
+        places = {"to": account}
+        if account.alert.after and account.alert.to:
+            places["alert.to"] = replace(account, to=account.alert.to)
+        for key, its in places.items():
+            if mistake := _mistake(found, its, strictly=strictly):
+                yield f"account.{name}.{key}: {mistake}"
+
+
+def _mistake(found: Configuration, account: Account, *, strictly: bool) -> str | None:
+    from ..collect.destinations import look_over
+
+    kind, _, recipient = account.to.partition(":")
+    try:
+        if kind == "maildrop":
+            local.open_maildrop(found, recipient).close()
+        else:
+            look_over(
+                account.to,
+                recipient=account.recipient or account.user,
+                password="?" if account.to_password else "",
+                token=(lambda _: "") if account.to_oauth.provider else None,
+            )
+    except TemporaryFailure as error:
+        # Of a maildrop: a back end is down, or a disk is away, which is no mistake.
+        is_mistake = kind != "maildrop" or (strictly and not Path(found.auth.users).exists())
+        return common.describe(error) if is_mistake else None
+    except (RestanteError, OSError) as error:
+        return common.describe(error)
+    return None
 
 
 def _token(found: Configuration, name: str, account: Account) -> Callable[[bool], str]:

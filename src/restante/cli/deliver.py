@@ -10,7 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from ..config import Configuration
@@ -24,7 +24,8 @@ from ..errors import (
     UnsafeArgument,
 )
 from ..message import Envelope, LineEnds, separate
-from . import common, identities
+from . import common
+from .local import maildrop_of
 
 _PIECE = 65_536  # octets
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -75,8 +76,7 @@ def run(options: argparse.Namespace) -> int:
 
 async def _deliver(options: argparse.Namespace, found: Configuration, read: Read) -> int:
     store = common.store(found)
-    with closing(identities.chain(found, common.users(found))) as directory:
-        user = await directory.maildrop_of(options.user)
+    user = await maildrop_of(found, options.user)
     envelope = Envelope(options.reverse_path, options.user, "local")
     head = envelope.trace_fields(found.server.hostname, datetime.now(UTC))
     entry = await store.deliver(user, _message(head, read, found.limits.message))

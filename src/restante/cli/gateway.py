@@ -1,10 +1,11 @@
-"""``poll_on_login``: a maildrop that is filled from an account elsewhere when somebody logs in.
+"""``poll_on_login``: a maildrop that is filled from an account elsewhere when its user logs in.
 
 So a device that knows USER and PASS only reads a mailbox that takes nothing but OAuth 2.  What is
 here is served whatever becomes of the poll: upstream in trouble is a warning, never an empty
 maildrop.
 
-Security: only who has proved who he is starts a poll, of his own accounts, with their own secrets.
+Security: only users who have proved who they are start a poll, of their own accounts, with their
+own secrets.
 """
 
 from __future__ import annotations
@@ -18,42 +19,80 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from ..config import Account, Configuration
-from ..errors import RestanteError
+from ..errors import ConfigurationError, RestanteError
+from ..passdb import Directory
 from . import collect
 
 if TYPE_CHECKING:
     from ..collect.collector import Outcome
 
+_RETRY = 60.0  # seconds until a name that could not be looked up is looked up again
+
 _log = logging.getLogger("restante.gateway")
+
+
+def look_over(config: Configuration) -> None:
+    """
+    Raises:
+        ConfigurationError: an account that is polled at logins can never be stored.
+    """
+    polled = {name: each for name, each in config.account.items() if _recipient(each) is not None}
+    if mistakes := list(collect.mistakes(config, polled, strictly=False)):
+        raise ConfigurationError("\n".join(mistakes))
+
+
+def _recipient(account: Account) -> str | None:
+    """Whose login polls it; None: no login does."""
+    kind, _, recipient = account.to.partition(":")
+    return recipient if kind == "maildrop" and account.poll_on_login else None
 
 
 class Gateway:
     """Polls in threads of their own: they sync files, and the server must not wait for that."""
 
-    def __init__(self, found: Configuration) -> None:
-        self._found = found
-        self._accounts: dict[str, list[str]] = {}
+    def __init__(self, config: Configuration, directory: Directory) -> None:
+        """``directory`` knows which maildrop an account's mail goes to."""
+        self._config = config
+        self._directory = directory
+        self._unresolved = {
+            name: recipient
+            for name, account in config.account.items()
+            if (recipient := _recipient(account)) is not None
+        }
+        self._retry_at = 0.0  # on the monotonic clock
+        self._accounts: dict[str, list[str]] = {}  # by maildrop
         self._running: dict[str, asyncio.Future[None]] = {}
-        for name, account in found.account.items():
-            kind, _, user = account.to.partition(":")
-            if kind == "maildrop" and account.poll_on_login:
-                self._accounts.setdefault(user, []).append(name)
 
     def __bool__(self) -> bool:
-        return bool(self._accounts)
+        return bool(self._accounts or self._unresolved)
 
-    async def poll(self, user: str) -> None:
-        """All accounts of this user, side by side; what takes longer goes on by itself."""
-        names = self._accounts.get(user, ())
+    async def poll(self, maildrop: str) -> None:
+        """All accounts of this maildrop, side by side; one that takes longer goes on without the
+        login."""
+        await self._resolve()
+        names = self._accounts.get(maildrop, ())
         if not names:
             return
         waiting = [self._begin(name) for name in names]
-        patience = max(self._found.account[name].poll_on_login for name in names)
+        patience = max(self._config.account[name].poll_on_login for name in names)
         _, late = await asyncio.wait(waiting, timeout=patience)
         if late:
-            _log.warning(
-                "login did not wait", extra={"fields": {"user": user, "seconds": f"{patience:g}"}}
-            )
+            fields = {"user": maildrop, "seconds": f"{patience:g}"}
+            _log.warning("login did not wait", extra={"fields": fields})
+
+    async def _resolve(self) -> None:
+        """Find the maildrops of accounts that are not known yet."""
+        if not self._unresolved or time.monotonic() < self._retry_at:
+            return
+        self._retry_at = time.monotonic() + _RETRY
+        for name, recipient in list(self._unresolved.items()):
+            try:
+                maildrop = await self._directory.maildrop_of(recipient)
+            except RestanteError as error:
+                _warn("upstream not polled", name, error)
+            else:
+                if self._unresolved.pop(name, None):
+                    self._accounts.setdefault(maildrop, []).append(name)
 
     def _begin(self, name: str) -> asyncio.Future[None]:
         running = self._running.get(name)
@@ -65,12 +104,11 @@ class Gateway:
         return running
 
     def _poll(self, name: str, done: Future[None]) -> None:
-        account = self._found.account[name]
+        account = self._config.account[name]
         try:
             outcome = asyncio.run(self._session(name, account))
         except (RestanteError, OSError) as error:
-            fields = {"account": name, "reason": str(error)}
-            _log.warning("upstream not polled", extra={"fields": fields})
+            _warn("upstream not polled", name, error)
         except Exception:
             _log.exception("upstream not polled", extra={"fields": {"account": name}})
         else:
@@ -85,17 +123,26 @@ class Gateway:
         from ..collect.collector import LoginTooSoon, Outcome
         from ..collect.ledger import AccountBusy
 
-        def complain(text: str) -> None:
-            fields = {"account": name, "reason": text}
-            _log.warning("report failed", extra={"fields": fields})
-
-        with closing(collect.open_ledger(self._found)) as ledger:
+        with closing(collect.open_ledger(self._config)) as ledger:
             if time.time() < ledger.last_begin(name) + account.every:
                 return None
             try:
                 outcome = Outcome()
-                session = collect.session(self._found, name, account, ledger, outcome)
-                await collect.noted(self._found, name, account, ledger, session, outcome, complain)
+                session = collect.session(self._config, name, account, ledger, outcome)
+                await collect.noted(
+                    self._config,
+                    name,
+                    account,
+                    ledger,
+                    session,
+                    outcome,
+                    lambda text: _warn("report failed", name, text),
+                )
                 return outcome
             except (AccountBusy, LoginTooSoon):
                 return None
+
+
+def _warn(event: str, account: str, reason: object) -> None:
+    fields = {"account": account, "reason": str(reason)}
+    _log.warning(event, extra={"fields": fields})

@@ -52,7 +52,7 @@ from ..shared import SharedTally, Tally
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
 from ..store.partial import PartialDeliveries
-from . import common, gateway, guessing, identities, systemd
+from . import common, gateway, guessing, identities, local, systemd
 from .terminal import Terminal
 from .workers import BEAT, Lines, Supervisor
 
@@ -148,6 +148,7 @@ async def _serve(configuration: Configuration, options: argparse.Namespace) -> N
     users = common.users(configuration)
     store = common.store(configuration, users)
     first_user = await asyncio.to_thread(_first_user, configuration, users)
+    await asyncio.to_thread(gateway.look_over, configuration)
     async with running(configuration, users, store) as server:
         server.users = dict([first_user] if first_user else [])
         _listen_to_hangup(server, options, stop, lambda: terminal.is_closed() or options.ephemeral)
@@ -166,6 +167,7 @@ def _supervise(configuration: Configuration, options: argparse.Namespace, count:
     common.look_over(configuration)
     common.store(configuration)  # what is wrong with it is told once, not by each worker
     first_user = _first_user(configuration, common.users(configuration))
+    gateway.look_over(configuration)
     certificate, _ = _certificate(configuration)
     # Made before the workers, so that a TLS session begun with one is resumed with any.
     context = _context(configuration)
@@ -447,7 +449,7 @@ async def running(
         admission = Admission(0, 0, ground.tally)
         admission.reserved = throttle.is_home
         service.is_crowded = lambda: admission.is_crowded
-        _set_up(service, admission, configuration, users)
+        _set_up(service, admission, configuration, users, passdb)
         intake = _intake(configuration, passdb, users, store, ground.context)
         stack.push_async_callback(intake.drain, _GRACE)
         domains = configuration.intake.smtp.domains
@@ -491,7 +493,7 @@ async def running(
             secure(found)
             server.configuration = found
             fixed = [key for key in _FIXED if key(found) != key(configuration)]
-            _set_up(service, admission, found, users)
+            _set_up(service, admission, found, users, passdb)
             cache.clear()
             guessing.configure(throttle, found)
             for listener in listeners:
@@ -517,7 +519,11 @@ _FIXED: tuple[Callable[[Configuration], object], ...] = (
 
 
 def _set_up(
-    service: Service, admission: Admission, configuration: Configuration, users: Users
+    service: Service,
+    admission: Admission,
+    configuration: Configuration,
+    users: Users,
+    directory: Directory,
 ) -> None:
     """What may change while it serves."""
     limits = configuration.limits
@@ -533,7 +539,7 @@ def _set_up(
     service.policy = replace(service.policy, worst=_worst_terms(users, service.policy))
     host = configuration.server.hostname
     service.time_stamp = partial(time_stamp, host) if "APOP" in mechanisms else None
-    polling = gateway.Gateway(configuration)
+    polling = gateway.Gateway(configuration, local.Recipients(configuration, users, directory))
     service.before_opening = polling.poll if polling else None
     service.relays = configuration.server.xclient_from
     service.separator = configuration.auth.folder_separator
@@ -557,13 +563,6 @@ def _intake(
     store: Store,
     context: ssl.SSLContext,
 ) -> Intake:
-    async def postmaster() -> str:
-        name = configuration.intake.postmaster
-        if not name:
-            known = await asyncio.to_thread(users.list)
-            name = known[0].name if known else "postmaster"
-        return await directory.maildrop_of(name)
-
     return Intake(
         store,
         directory,
@@ -571,7 +570,7 @@ def _intake(
         configuration.limits.message,
         tls=context,
         partial=PartialDeliveries(configuration.state / "intake.sqlite3"),
-        postmaster=postmaster,
+        postmaster=local.Recipients(configuration, users, directory).postmaster,
     )
 
 

@@ -402,6 +402,11 @@ def writing(name: str, parent: int, *, replace: bool = False) -> Iterator[int]:
         os.close(file)
 
 
+def create(name: str, parent: int) -> int:
+    """A new file, open to be written; who calls syncs and closes it."""
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600, dir_fd=parent)
+
+
 @contextmanager
 def undone_on_error(name: str, parent: int) -> Iterator[None]:
     """Unlink a file unless the block succeeds."""
@@ -481,6 +486,24 @@ def append(name: str, octets: bytes, parent: int, *, durably: bool) -> None:
             os.fsync(file)
     finally:
         os.close(file)
+
+
+def append_bounded(
+    name: str, old: str, lines: bytes, parent: int, *, most: int, durably: bool
+) -> None:
+    """Whole lines to a file that is made if missing.  One of ``most`` octets or more becomes the
+    old one first, and the old one before is forgotten.
+
+    ``durably``: so are these lines on return; the name of a new file is in any case.
+    """
+    octets, is_whole = size_and_end(name, parent, b"\n")
+    if octets >= most:
+        rename(name, old, parent)
+        octets = 0
+    # Nothing is written into the remains of a line that a crash has torn.
+    append(name, lines if is_whole else b"\n" + lines, parent, durably=durably)
+    if not octets:
+        sync(".", parent=parent)
 
 
 def append_line(name: str, line: bytes, parent: int, *, most: int) -> bool:
@@ -598,6 +621,11 @@ def move(name: str, source: int, new_name: str, target: int) -> None:
     if exists(new_name, target):
         raise FileExistsError(errno.EEXIST, "name is taken")
     os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
+
+
+def read_at(file: int, offset: int) -> bytes:
+    """At most ``PIECE`` octets; none at the end of the file.  Blocking."""
+    return os.pread(file, PIECE, offset)
 
 
 async def read_piece(file: int, offset: int) -> bytes:

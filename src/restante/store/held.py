@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from ..errors import MessageGone
@@ -24,16 +24,21 @@ from . import files, journal
 from .names import (
     File,
     Identity,
+    delivered_at,
     fresh_unique,
+    given_name,
     pack,
     scan,
     size_fields,
     unique_id_of,
+    unique_of,
     unique_part,
     unpack,
 )
 
 VICTIMS = "restante.removing"
+PURGED, _PURGED_BEFORE = "restante.purged", "restante.purged.1"
+_PURGED_FULL = 1_048_576  # octets: 31,775 names, more than a collector leaves unread for long
 
 _NAME_MAX = 255  # octets, on nearly every file system
 _LONGEST = _NAME_MAX - 12  # octets after the moment of a removal, until the year 5138
@@ -236,7 +241,7 @@ def undelete(maildrop: int, names: Iterable[str], *, same_unique_ids: bool, dest
         inode_of = dict(files.list_files(files.HELD, maildrop))
         for name in names:
             old_name, inode = _parse(name)[1], inode_of.get(name, 1)
-            new_name = old_name if same_unique_ids else fresh_unique() + size_fields(old_name)
+            new_name = old_name if same_unique_ids else _another_name(old_name, present)
             # Of two links to one message the other is purged with the rest.
             if not old_name or unique_part(new_name) in present or inode in inodes:
                 continue
@@ -254,15 +259,51 @@ def undelete(maildrop: int, names: Iterable[str], *, same_unique_ids: bool, dest
     return given_back
 
 
+def _another_name(old_name: str, present: Collection[str]) -> str:
+    """With another unique part, but still one by which its sender finds the message again."""
+    given, unique = given_name(old_name), fresh_unique()
+    if given is not None:
+        unique = unique_of(given, after=delivered_at(old_name))
+        while unique in present:  # what was collected twice is given back twice
+            unique = unique_of(given, after=delivered_at(unique))
+    return unique + size_fields(old_name)
+
+
 def purge(maildrop: int, removed_before: float) -> int:
     """Destroy what was removed before that moment; returns how many messages."""
-    purged = 0
+    purged = []
     with files.directory_lock(files.HELD, maildrop) as held:
         for name, _ in files.list_files(files.HELD, maildrop):
             removed_at, old_name = _parse(name)
             if old_name and removed_at < removed_before:
                 with suppress(FileNotFoundError):
                     files.unlink(name, held)
-                    purged += 1
+                    purged.append(old_name)
         files.sync(files.HELD, parent=maildrop)
-    return purged
+        _record_purged(maildrop, purged)
+    return len(purged)
+
+
+def _record_purged(maildrop: int, names: Iterable[str]) -> None:
+    """The evidence by which a message may be deleted where it was collected: that it is not here
+    proves nothing, since a disk may be new or a backup old.  Without this record it stays there."""
+    lines = [f"{given}\n" for given in map(given_name, names) if given is not None]
+    if lines:
+        octets = "".join(lines).encode("ascii")
+        try:
+            files.append_bounded(
+                PURGED, _PURGED_BEFORE, octets, maildrop, most=_PURGED_FULL, durably=True
+            )
+        except OSError as error:
+            _note("purge not recorded", reason=error.strerror)
+
+
+def purged(maildrop: int) -> set[str]:
+    """Of messages that were delivered under a name and destroyed by ``purge``: those names, as far
+    as they are remembered."""
+    found: set[str] = set()
+    for file in (_PURGED_BEFORE, PURGED):
+        with suppress(FileNotFoundError):
+            lines = files.read(file, maildrop).decode("ascii", "replace").split("\n")
+            found.update(line for line in lines if re.fullmatch("[0-9a-f]{32}", line))
+    return found

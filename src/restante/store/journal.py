@@ -54,14 +54,8 @@ def append(maildrop: int, session: SessionRecord) -> None:
     Raises:
         OSError: the line is not in the journal, or not durably.
     """
-    octets, is_whole = files.size_and_end(JOURNAL, maildrop, b"\n")
-    if octets >= _FULL:
-        files.rename(JOURNAL, OLD, maildrop)
-        octets = 0
-    line = _line(session) if is_whole else b"\n" + _line(session)
-    files.append(JOURNAL, line, maildrop, durably=bool(session.removed))
-    if not octets:
-        files.sync(".", parent=maildrop)
+    durably = bool(session.removed)
+    files.append_bounded(JOURNAL, OLD, _line(session), maildrop, most=_FULL, durably=durably)
 
 
 def read(maildrop: int) -> Iterator[SessionRecord]:

@@ -50,6 +50,7 @@ from ..maildrop import (
 )
 from ..message import LineEnds, Survey
 from . import adopted, files, journal, quota
+from .delivering import NamedDeliveries
 from .files import in_thread
 from .folders import (
     INBOX,
@@ -78,8 +79,8 @@ T = TypeVar("T")
 
 
 class MaildirStore:
-    """Implements ``Store``, ``Holding``, ``Remembering``, ``Viewing`` and ``Expiring``; its
-    maildrops also ``RawReading``, ``Journal`` and ``Paced``."""
+    """Implements ``Store``, ``Holding``, ``Remembering``, ``Viewing``, ``Expiring`` and
+    ``NamedDelivery``; its maildrops also ``RawReading``, ``Journal`` and ``Paced``."""
 
     def __init__(
         self,
@@ -238,6 +239,10 @@ class MaildirStore:
     async def deliver(self, user: str, message: AsyncIterator[bytes]) -> Entry:
         names, limit = self._template.names(user), partial(self.limit, user)
         return await _deliver(_delivery(self._template.base, names, limit), message)
+
+    def deliveries(self, user: str) -> NamedDeliveries:
+        names, limit = self._template.names(user), partial(self.limit, user)
+        return NamedDeliveries(self._template.base, names, limit)
 
     async def adopt(
         self,
@@ -794,7 +799,7 @@ def _delivery(
                     files.write(file, octets)
                     survey.feed(octets)
                 survey.finish()
-                counted.enter_context(quota.room(maildrop, survey.stored, limit()))
+                counted.enter_context(quota.room(maildrop, [survey.stored], limit()))
             name = unique + fields(survey)
             files.move(unique, tmp, name, new)
         with files.undone_on_error(name, new):

@@ -32,6 +32,7 @@ Adopted = Mapping[Identity, str]
 
 _UNIQUE_ID = re.compile("[!-~]{1,70}")
 _SECONDS = re.compile("[0-9]{1,18}")
+_GIVEN = re.compile(r"[0-9]{1,18}\.([0-9a-f]{32})\.restante")
 _SCANS = 4  # how often a directory that keeps changing is read
 
 
@@ -178,6 +179,20 @@ def fresh_unique() -> str:
     seconds, nanoseconds = divmod(time.time_ns(), 10**9)
     random = secrets.token_hex(8)
     return f"{seconds}.M{nanoseconds // 1000:06}P{os.getpid()}R{random}.{_host()}"
+
+
+def unique_of(name: str, *, after: int = 0) -> str:
+    """The unique part of a message that was delivered under a name of its sender's.
+
+    ``after``: later than this, in seconds since the epoch, so that no unique-id comes back.
+    """
+    return f"{max(int(time.time()), after + 1)}.{name}.restante"
+
+
+def given_name(name: str) -> str | None:
+    """Under which a message was delivered whose file is called ``name``; None: under none."""
+    match = _GIVEN.fullmatch(unique_part(name))
+    return match[1] if match else None
 
 
 @cache

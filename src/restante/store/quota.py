@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
@@ -49,28 +49,44 @@ class _Count:
 
 
 @contextmanager
-def room(maildrop: int, octets: int, limit: int) -> Iterator[None]:
-    """Add a message of this size, which the block makes arrive; if it fails, take it back.
+def room(maildrop: int, sizes: Sequence[int], limit: int) -> Iterator[None]:
+    """Add messages of these sizes, which the block makes arrive; if it fails, take them back.
 
     ``limit`` in octets; 0: there is none, but a count that another program keeps stays right.
 
     Raises:
-        QuotaExceeded: no room now.
-        LargerThanQuota: there never will be.
+        QuotaExceeded: no room now for all of them.
+        LargerThanQuota: there never will be for one of them.
     """
-    if limit and octets > limit:
+    if limit and max(sizes) > limit:
         raise LargerThanQuota(limit)
+    octets = sum(sizes)
     with ExitStack() as arrived:
-        counted_in = _reserve(maildrop, octets, limit, arrived)
+        counted_in = _reserve(maildrop, octets, len(sizes), limit, arrived)
         try:
             yield
         except BaseException:
             if counted_in:
                 with suppress(OSError):
-                    _append(maildrop, -octets, -1, counted_in)
+                    _append(maildrop, -octets, -len(sizes), counted_in)
             raise
     if counted_in and counted_in != _inode(maildrop):
         forget(maildrop)  # counted anew meanwhile, and nobody knows whether this one was seen
+
+
+def look_for_room(maildrop: int, octets: int, limit: int) -> None:
+    """As ``room``, and nothing is added: others may have the room first."""
+    if limit:
+        with files.lock(maildrop):
+            _look_for_room(maildrop, octets, limit)
+
+
+def _look_for_room(maildrop: int, octets: int, limit: int) -> None:
+    found = _read(maildrop, limit) or _recount(maildrop, limit)
+    if found.octets + octets > limit and not found.is_fresh:
+        found = _recount(maildrop, limit)
+    if found.octets + octets > limit:
+        raise QuotaExceeded(limit)
 
 
 def changed(maildrop: int, octets: int, messages: int) -> None:
@@ -109,22 +125,18 @@ def usage(maildrop: int, limit: int) -> Usage:
     return Usage(found.octets, found.messages, limit)
 
 
-def _reserve(maildrop: int, octets: int, limit: int, arrived: ExitStack) -> int:
-    """The inode number of the file with our line; 0: nobody counts.  ``arrived`` is to be closed
-    once the message can be seen."""
+def _reserve(maildrop: int, octets: int, messages: int, limit: int, arrived: ExitStack) -> int:
+    """The inode number of the file with our line; 0: there is no count.  ``arrived`` is to be
+    closed once the messages can be seen."""
     if not limit and not is_counted(maildrop):
         return 0
     with files.lock(maildrop):
         if limit:
-            found = _read(maildrop, limit) or _recount(maildrop, limit)
-            if found.octets + octets > limit and not found.is_fresh:
-                found = _recount(maildrop, limit)
-            if found.octets + octets > limit:
-                raise QuotaExceeded(limit)
+            _look_for_room(maildrop, octets, limit)
         tmp = arrived.enter_context(files.directory("tmp", maildrop))
         arrived.enter_context(files.lock(tmp, shared=True))
         try:
-            return _append(maildrop, octets, 1, 0)
+            return _append(maildrop, octets, messages, 0)
         except OSError as error:  # of a cache; the disk may be full for the message too
             _log.warning("quota not counted", extra={"fields": {"reason": error.strerror}})
             return 0

@@ -8,12 +8,12 @@ lose the message, so only then may it be deleted on its server.
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import Enum
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from ...errors import UnsafeArgument
+from ...maildrop import Place as Place
 
 
 class Destination(Protocol):
@@ -53,21 +53,12 @@ class Verifying(Protocol):
         """Whether the message is there, and its octets have this SHA-256."""
 
 
-class Place(Enum):
-    """Where a message is that was stored once."""
-
-    HERE = 1
-    HELD = 2
-    """Deleted by somebody, and still to be given back."""
-    GONE = 3
-
-
 @runtime_checkable
 class Tracing(Protocol):
     """Add-on of a destination that knows what became of a message."""
 
     def place(self, identity: str) -> Place:
-        """Where it was when the destination was opened."""
+        """Where it is.  Only GONE is evidence that it was removed here."""
 
 
 @runtime_checkable
@@ -94,6 +85,30 @@ TokenSource = Callable[[bool], str]
 """Gives an access token; True: another than the last, which was refused."""
 
 
+def look_over(
+    text: str,
+    *,
+    recipient: str = "",
+    password: str = "",
+    token: TokenSource | None = None,
+) -> None:
+    """Find what ``open_destination`` would refuse, and make, lock and ask nothing.
+
+    Raises:
+        UnsafeArgument, ConfigurationError: it can never work as it is written.
+        TemporaryFailure: the directory above it is not there.
+    """
+    from .folder import missing
+
+    kind, colon, path = text.partition(":")
+    if (kind in ("maildir", "mbox") and path) or (text and not colon):
+        above = Path(path or text).absolute().parent
+        if not above.is_dir():
+            raise missing(above)
+    else:
+        open_destination(text, recipient=recipient, password=password, token=token).close()
+
+
 def open_destination(
     text: str,
     *,
@@ -111,8 +126,8 @@ def open_destination(
 
     Raises:
         UnsafeArgument: another kind, or not all that it needs.
-        ConfigurationError: it wants a library that is not installed.
-        TemporaryFailure: another program uses it.
+        ConfigurationError: it needs a library or a program that is not installed.
+        TemporaryFailure: another program uses it, or the directory above it is not there.
         OSError: it cannot be used.
     """
     from .folder import Folder

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import re
-import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from hashlib import file_digest
 from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO, NamedTuple
 
+from ...errors import TemporaryFailure
 from ...net.saving import fsync_directory
+from ...syncing import sync_files
 from . import name_of
 
-_AT_ONCE = 16  # files that are synced side by side, so that the disk can order its work
-_MANY = 16  # files from which on it is faster to sync all of the file system
 _LEFT_OVER = 36 * 3600  # seconds, as https://cr.yp.to/proto/maildir.html says
 
 
@@ -60,7 +56,7 @@ class Folder:
                     each.unlink()
 
     def has(self, identity: str) -> bool:
-        return self._place(name_of(identity)).exists()
+        return self._find(name_of(identity)) is not None
 
     def _place(self, name: str) -> Path:
         return self._inbox / f"{name}.eml"
@@ -116,6 +112,7 @@ class Folder:
             return file_digest(file, "sha256").digest() == digest
 
     def _find(self, name: str) -> Path | None:
+        """The file of a message that is here."""
         path = self._place(name)
         return path if path.is_file() else None
 
@@ -132,11 +129,24 @@ class Folder:
 
 
 def make_directory(path: Path, mode: int = 0o777) -> None:
-    """The directory and those above it, durably."""
+    """The directory, durably; none above it, because those of a disk that is not mounted are
+    missing too, and mail below its mount point would be hidden by the next mount.
+
+    Raises:
+        TemporaryFailure: the directory above it is not there.
+    """
     if not path.is_dir():
-        make_directory(path.parent)
-        path.mkdir(mode, exist_ok=True)
+        try:
+            path.mkdir(mode, exist_ok=True)
+        except FileNotFoundError:
+            raise missing(path.parent) from None
     fsync_directory(path.parent)
+
+
+def missing(directory: Path) -> TemporaryFailure:
+    return TemporaryFailure(
+        f"{directory} is not there; is its disk mounted? If so: mkdir -p {directory}"
+    )
 
 
 def _drop(waiting: list[_Whole]) -> None:
@@ -145,31 +155,3 @@ def _drop(waiting: list[_Whole]) -> None:
             whole.file.close()
         whole.temporary.unlink(missing_ok=True)
     waiting.clear()
-
-
-def sync_files(files: Sequence[int]) -> None:
-    """Make the octets of these open files durable.
-
-    Raises:
-        OSError: of at least one they may not be.
-    """
-    syncfs = _syncfs()
-    if len(files) >= _MANY and syncfs is not None:
-        if syncfs(files[0]):
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error))
-    elif len(files) > 1:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            list(pool.map(os.fsync, files))
-    elif files:
-        os.fsync(files[0])
-
-
-@cache
-def _syncfs() -> Callable[[int], int] | None:
-    """syncfs(2), where it tells errors of writing: since Linux 5.8."""
-    release = re.match(r"(\d+)\.(\d+)", os.uname().release) if sys.platform == "linux" else None
-    if release is None or (int(release[1]), int(release[2])) < (5, 8):
-        return None
-    found: Callable[[int], int] = ctypes.CDLL(None, use_errno=True).syncfs
-    return found

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from ...errors import TemporaryFailure
 from ...net.saving import fsync_directory
-from .folder import make_directory
+from .folder import missing
 
 _FROM = re.compile(rb"^(>*From )", re.MULTILINE)
 _BEGINNING = re.compile(rb">{0,1000}(?:F(?:r(?:o(?:m)?)?)?)?")
@@ -35,7 +35,8 @@ class Mbox:
     is_repeatable = False
 
     def __init__(self, path: Path) -> None:
-        make_directory(path.parent)
+        if not path.parent.is_dir():
+            raise missing(path.parent)
         self._path = path
         self._journal = path.with_name(f".{path.name}.restante")
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

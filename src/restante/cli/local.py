@@ -1,0 +1,83 @@
+"""Mail for a user of this server: which maildrop a name means, and the way in."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING
+
+from ..auth.users import Users
+from ..config import Configuration
+from ..errors import ConfigurationError, NoSuchUser
+from ..maildrop import NamedDelivery
+from ..passdb import Directory
+from . import common, identities
+
+if TYPE_CHECKING:
+    from ..collect.destinations.maildrop import LocalMaildrop
+
+
+class Recipients:
+    """``Directory`` of this server: its users, and postmaster (RFC 5321 §4.5.1)."""
+
+    def __init__(self, config: Configuration, users: Users, directory: Directory) -> None:
+        self._config = config
+        self._users = users
+        self._directory = directory
+
+    async def maildrop_of(self, recipient: str) -> str:
+        try:
+            return await self._directory.maildrop_of(recipient)
+        except NoSuchUser:
+            if recipient.partition("@")[0].casefold() != "postmaster":
+                raise
+            return await self.postmaster()
+
+    async def postmaster(self) -> str:
+        """The maildrop for mail to postmaster where no user has that name."""
+        name = self._config.intake.postmaster
+        if not name:
+            known = await asyncio.to_thread(self._users.list)
+            name = known[0].name if known else "postmaster"
+        return await self._directory.maildrop_of(name)
+
+
+async def maildrop_of(config: Configuration, recipient: str) -> str:
+    """The maildrop of a user's name or address, as the mail server finds it: names are folded, and
+    aliases, +detail and local domains count.
+
+    Raises:
+        NoSuchUser, TemporaryFailure: as ``passdb.Directory``.
+    """
+    with (
+        closing(common.users(config)) as users,
+        closing(identities.chain(config, users)) as directory,
+    ):
+        return await Recipients(config, users, directory).maildrop_of(recipient)
+
+
+def open_maildrop(config: Configuration, recipient: str) -> LocalMaildrop:
+    """The destination ``maildrop:RECIPIENT``.  Blocking, and not in an event loop.
+
+    Raises:
+        ConfigurationError: there is no such user, or nothing can be kept in this store.
+        PermanentFailure: the user cannot have a maildrop under ``store.path``.
+        TemporaryFailure: it cannot be looked up now, or the disk is not mounted.
+    """
+    from ..collect.destinations.maildrop import LocalMaildrop
+
+    try:
+        user = asyncio.run(maildrop_of(config, recipient))
+    except NoSuchUser as error:
+        raise ConfigurationError(
+            f"maildrop:{recipient}: {error}; next: restante user add {recipient}"
+        ) from error
+    with ExitStack() as opened:
+        users = opened.enter_context(closing(common.users(config)))
+        store = common.store(config, users)
+        if not isinstance(store, NamedDelivery):
+            raise ConfigurationError(
+                f'maildrop:{recipient}: store.kind = "memory" keeps nothing that is collected'
+            )
+        deliveries = store.deliveries(user)
+        return LocalMaildrop(deliveries, opened.pop_all().close)

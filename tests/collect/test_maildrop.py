@@ -1,0 +1,201 @@
+"""Mail collected into a maildrop of this server: once, and deleted there as its user deletes it."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import time
+from collections.abc import Collection, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from restante.collect.destinations import Destination
+from restante.collect.destinations.maildrop import LocalMaildrop
+from restante.collect.ledger import Ledger
+from restante.collect.plan import Policy
+from restante.errors import QuotaExceeded, TemporaryFailure
+from restante.store.maildir import MaildirStore
+
+from ..store.helpers import contents, listing, remove, run
+from .shelf import Shelf
+from .test_collector import Home, text
+
+UNTIL_DELETED = Policy(keep=0.0, until_deleted=True)
+WORDS = ("one", "two", "three")
+
+
+class Maildrop(Home):
+    """Collects into the maildrop of ``user``."""
+
+    def __init__(self, base: Path, ledger: Ledger, context: ssl.SSLContext, ca_file: Path) -> None:
+        shelf = Shelf(*((word, text(word)) for word in WORDS))
+        super().__init__(shelf, ledger, "", context, ca_file)
+        self.user = "ann"
+        self.limit = 0
+        self.base = base
+        base.mkdir(exist_ok=True)
+        self.store = MaildirStore(f"{base}/%u", limit=lambda _: self.limit)
+
+    def opened(self) -> Destination:
+        return LocalMaildrop(self.store.deliveries(self.user))
+
+    def here(self) -> list[bytes]:
+        return sorted(run(contents(self.store, self.user)))
+
+    def delete(self, words: Collection[str]) -> None:
+        """As a POP3 client does."""
+
+        async def story() -> None:
+            entries = await listing(self.store, self.user)
+            texts = await contents(self.store, self.user)
+            chosen = set(map(text, words))
+            victims = [each for each, its in zip(entries, texts, strict=True) if its in chosen]
+            await remove(self.store, self.user, victims)
+
+        run(story())
+
+    def undelete(self) -> None:
+        async def story() -> None:
+            await self.store.undelete(self.user, await self.store.held(self.user))
+
+        run(story())
+
+    def purge(self) -> None:
+        run(self.store.purge(self.user, time.time() + 10))
+
+    def left(self) -> list[str]:
+        """On its server."""
+        return [row[0] for row in self.shelf.rows]
+
+
+@pytest.fixture
+def home(
+    tmp_path: Path, server_tls: ssl.SSLContext, certificate: tuple[Path, Path]
+) -> Iterator[Maildrop]:
+    with closing(Ledger(tmp_path / "ledger")) as ledger:
+        yield Maildrop(tmp_path / "mail", ledger, server_tls, certificate[0])
+
+
+def test_deleted_there_when_it_was_purged_here_after_it_was_deleted(home: Maildrop) -> None:
+    assert home.collect(UNTIL_DELETED).stored == 3
+    home.delete(["one", "two"])
+    assert home.collect(UNTIL_DELETED).deleted == 0
+    home.undelete()
+    assert home.collect(UNTIL_DELETED).deleted == 0
+    assert len(home.here()) == 3
+    home.delete(["one"])
+    assert home.collect(UNTIL_DELETED).deleted == 0
+    home.purge()
+    assert home.collect(UNTIL_DELETED).deleted == 1
+    assert home.left() == ["two", "three"]
+
+
+def restored(home: Maildrop) -> None:
+    home.undelete()
+
+
+def another_maildrop(home: Maildrop) -> None:
+    home.user = "bob"
+
+
+def lost_disk(home: Maildrop) -> None:
+    shutil.rmtree(home.base / "ann")
+
+
+def older_backup(home: Maildrop) -> None:
+    """Taken before the message came."""
+    lost_disk(home)
+    home.purge()
+
+
+def another_program(home: Maildrop) -> None:
+    for path in (home.base / "ann" / "held").iterdir():
+        path.unlink()
+
+
+def moved_by_imap(home: Maildrop) -> None:
+    """Given back, and then moved into a folder."""
+    home.undelete()
+    folder = home.base / "ann" / ".Old" / "cur"
+    folder.mkdir(parents=True)
+    (folder.parent / "new").mkdir()
+    for path in (home.base / "ann" / "new").iterdir():
+        path.rename(folder / f"{path.name}:2,S")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [restored, another_maildrop, lost_disk, older_backup, another_program, moved_by_imap],
+)
+def test_nothing_is_deleted_there_because_it_is_not_held_any_more(
+    change: object, home: Maildrop
+) -> None:
+    home.collect(UNTIL_DELETED)
+    home.delete(WORDS)
+    home.collect(UNTIL_DELETED)  # which sees that all of them are held
+    assert callable(change)
+    change(home)
+    for _ in range(3):
+        assert home.collect(UNTIL_DELETED).deleted == 0
+    assert home.left() == list(WORDS)
+
+
+def test_a_disk_that_is_not_mounted_deletes_nothing_there(home: Maildrop) -> None:
+    home.collect(UNTIL_DELETED)
+    home.delete(WORDS)
+    home.collect(UNTIL_DELETED)
+    home.base.rename(home.base.with_name("away"))
+    with pytest.raises(TemporaryFailure, match="is it mounted"):
+        home.collect(UNTIL_DELETED)
+    assert home.left() == list(WORDS)
+    assert not home.base.exists()
+
+
+@pytest.mark.parametrize("policy", [Policy(), Policy(keep=0.0), UNTIL_DELETED])
+def test_what_is_here_or_held_is_known_when_the_ledger_is_lost(
+    policy: Policy, home: Maildrop, tmp_path: Path
+) -> None:
+    home.collect(Policy())
+    home.delete(["one"])
+    with closing(Ledger(tmp_path / "another")) as ledger:
+        home._ledger = ledger
+        outcome = home.collect(policy)
+    assert (outcome.stored, outcome.known) == (0, 3)
+    assert home.here() == sorted([text("two"), text("three")])
+
+
+def test_verified_by_what_is_here_or_held(home: Maildrop) -> None:
+    """And not by what another program has changed."""
+    policy = Policy(keep=0.0, verified=True)
+    home.collect(policy)
+    home.delete(["one"])
+    (changed,) = (
+        path for path in (home.base / "ann" / "new").iterdir() if path.read_bytes() == text("two")
+    )
+    changed.write_bytes(text("tw0"))
+    outcome = home.collect(policy)
+    assert (outcome.deleted, outcome.unverified) == (2, 1)
+    assert home.left() == ["two"]
+
+
+def test_no_room_stops_the_account_and_loses_nothing(home: Maildrop) -> None:
+    home.limit = len(text("one")) + len(text("two"))
+    for _ in range(2):
+        with pytest.raises(QuotaExceeded):
+            home.collect(Policy(keep=0.0))
+    assert home.here() == sorted([text("one"), text("two")])
+    assert "three" in home.left()
+    home.delete(["one", "two"])
+    home.collect(Policy(keep=0.0))
+    assert home.here() == [text("three")]
+    assert home.left() == []
+
+
+def test_a_message_that_never_has_room_stays_and_the_rest_comes(home: Maildrop) -> None:
+    home.shelf.rows[1] = ("two", b"x" * 1000 + b"\r\n")
+    home.limit = 200
+    outcome = home.collect(Policy(keep=0.0))
+    assert (outcome.stored, outcome.deleted, len(outcome.refused)) == (2, 2, 1)
+    assert home.left() == ["two"]

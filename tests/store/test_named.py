@@ -1,0 +1,428 @@
+"""Delivery under given names: many at once, found again wherever they went, never half."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from restante.errors import LargerThanQuota, PermanentFailure, QuotaExceeded, TemporaryFailure
+from restante.maildrop import Deliveries, NamedDelivery, Place
+from restante.store import delivering, files, held
+from restante.store.maildir import MaildirStore
+from restante.store.memory import MemoryStore
+
+from .helpers import canonical, contents, deliver, listing, names, remove, run
+from .watched import CHANGES, Crash, die_at, fail_at, watched
+
+TEXTS = [b"Subject: %d\r\n\r\n.body\r\n" % at for at in range(300)]
+
+
+def name(at: int) -> str:
+    return f"{at:032x}"
+
+
+def put(deliveries: Deliveries, at: int, octets: bytes | None = None) -> None:
+    """Whole, and not in its group yet."""
+    octets = TEXTS[at] if octets is None else octets
+    deliveries.begin(name(at))
+    deliveries.write(octets[:7])
+    deliveries.write(octets[7:])
+    deliveries.end()
+
+
+def put_all(store: MaildirStore, numbers: Iterable[int]) -> None:
+    """Whatever of it is not here yet."""
+    with closing(store.deliveries("ann")) as deliveries:
+        for at in numbers:
+            if deliveries.place(name(at)) is not Place.HERE:
+                put(deliveries, at)
+        deliveries.group()()
+
+
+def files_of(place: Path) -> list[str]:
+    """Everything in the Maildir that is or may become a message."""
+    return sorted(path.name for part in ("new", "cur", "tmp") for path in place.glob(f"{part}/*"))
+
+
+def test_what_stores_offer_it() -> None:
+    """A store in memory would forget what is then deleted elsewhere."""
+    assert issubclass(MaildirStore, NamedDelivery)
+    assert not issubclass(MemoryStore, NamedDelivery)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 15, 16, 17, 300])
+def test_a_group_arrives_as_it_was_given(count: int, maildir: MaildirStore, place: Path) -> None:
+    put_all(maildir, range(count))
+    assert sorted(run(contents(maildir, "ann"))) == sorted(TEXTS[:count])
+    assert all(",S=" in each and ",W=" in each and ",D=" in each for each in files_of(place))
+    with closing(maildir.deliveries("ann")) as deliveries:
+        assert {deliveries.place(name(at)) for at in range(count)} <= {Place.HERE}
+        assert deliveries.place(name(count)) is Place.UNKNOWN
+        assert deliveries.digest(name(count)) is None
+        if count:
+            assert deliveries.digest(name(0)) == sha256(TEXTS[0]).digest()
+
+
+def test_any_octets_are_stored_as_they_come(maildir: MaildirStore) -> None:
+    for at, octets in enumerate((b"", b"a\nb", b"\r", b"\0\xff", b"x" * 100_000)):
+        with closing(maildir.deliveries("ann")) as deliveries:
+            put(deliveries, at, octets)
+            deliveries.group()()
+            assert deliveries.digest(name(at)) == sha256(octets).digest()
+            assert canonical(octets) in run(contents(maildir, "ann"))
+
+
+def test_the_next_group_is_begun_before_the_last_one_arrives(maildir: MaildirStore) -> None:
+    with closing(maildir.deliveries("ann")) as deliveries:
+        put(deliveries, 0)
+        first = deliveries.group()
+        put(deliveries, 1)
+        assert deliveries.place(name(0)) is Place.UNKNOWN
+        first()
+        assert deliveries.place(name(0)) is Place.HERE
+        assert run(contents(maildir, "ann")) == [TEXTS[0]]
+        deliveries.group()()
+    assert sorted(run(contents(maildir, "ann"))) == TEXTS[:2]
+
+
+def test_what_was_not_delivered_leaves_no_trace(maildir: MaildirStore, place: Path) -> None:
+    with closing(maildir.deliveries("ann")) as deliveries:
+        put(deliveries, 0)
+        deliveries.begin(name(1))
+        deliveries.write(b"half")
+        deliveries.abort()
+        deliveries.begin(name(2))
+        deliveries.write(b"half")
+    assert files_of(place) == []
+
+
+# Where a message is.
+
+
+def test_a_message_is_found_where_it_went(maildir: MaildirStore, place: Path) -> None:
+    async def story() -> list[Place]:
+        seen = []
+
+        def look() -> None:
+            with closing(maildir.deliveries("ann")) as deliveries:
+                seen.append(deliveries.place(name(0)))
+
+        look()
+        put_all(maildir, [0])
+        look()
+        await remove(maildir, "ann", await listing(maildir, "ann"))
+        look()
+        await maildir.undelete("ann", await maildir.held("ann"))
+        look()
+        await remove(maildir, "ann", await listing(maildir, "ann"))
+        look()
+        await maildir.purge("ann", time.time() + 10)
+        look()
+        return seen
+
+    assert run(story()) == [
+        Place.UNKNOWN,
+        Place.HERE,
+        Place.HELD,
+        Place.HERE,
+        Place.HELD,
+        Place.GONE,
+    ]
+
+
+@pytest.mark.parametrize("end", ["unlinked", "purged elsewhere", "lost", "restored"])
+def test_absence_is_no_evidence(end: str, maildir: MaildirStore, place: Path) -> None:
+    """Only what the store itself destroyed is gone: not what another program took, not on a disk
+    that is new or restored from a backup."""
+    put_all(maildir, [0])
+    run(_remove_all(maildir))
+    (waiting,) = (place / "held").iterdir()
+    octets = waiting.read_bytes()
+    if end == "purged elsewhere":
+        run(maildir.purge("ann", time.time() + 10))
+        (place / "restante.purged").unlink()
+    elif end == "lost":
+        place.rename(place.with_name("lost"))
+    else:
+        waiting.unlink()
+    if end == "restored":
+        (place / "held" / waiting.name).write_bytes(octets)
+    with closing(maildir.deliveries("ann")) as deliveries:
+        expected = Place.HELD if end == "restored" else Place.UNKNOWN
+        assert deliveries.place(name(0)) is expected
+
+
+async def _remove_all(store: MaildirStore) -> None:
+    await remove(store, "ann", await listing(store, "ann"))
+
+
+def test_a_message_that_was_purged_and_came_again_is_here(maildir: MaildirStore) -> None:
+    put_all(maildir, [0])
+    run(_remove_all(maildir))
+    run(maildir.purge("ann", time.time() + 10))
+    put_all(maildir, [0])
+    with closing(maildir.deliveries("ann")) as deliveries:
+        assert deliveries.place(name(0)) is Place.HERE
+
+
+@pytest.mark.parametrize("torn", [b"", b"\n", b"0123", b"\0\0\0"])
+def test_a_torn_record_of_purges_costs_no_other_line(
+    torn: bytes, maildir: MaildirStore, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held, "_PURGED_FULL", 100)
+    for at in range(8):
+        put_all(maildir, [at])
+        run(_remove_all(maildir))
+        run(maildir.purge("ann", time.time() + 10))
+        with (place / "restante.purged").open("ab") as file:
+            file.write(torn)
+    with closing(maildir.deliveries("ann")) as deliveries:
+        known = [deliveries.place(name(at)) is Place.GONE for at in range(8)]
+    assert known[-3:] == [True] * 3  # of more than is remembered, the last ones
+    assert (place / "restante.purged.1").stat().st_size < 200
+
+
+def test_a_restored_message_has_an_id_that_no_client_has_seen(
+    maildir: MaildirStore, place: Path
+) -> None:
+    """And keeps its name; also if it was collected twice by an older version, in one second."""
+    put_all(maildir, [0])
+    (first,) = (place / "new").iterdir()
+    unique = first.name.partition(",")[0]
+    (place / "new" / f"1{unique}").write_bytes(TEXTS[0])
+    ids = {unique, f"1{unique}"}
+    for _ in range(4):
+        run(_remove_all(maildir))
+        assert run(_undelete(maildir)) == 2
+        found = [entry.unique_id for entry in run(listing(maildir, "ann"))]
+        assert len(set(found)) == 2
+        assert ids.isdisjoint(found)
+        ids.update(found)
+        assert {each.split(".")[1] for each in found} == {name(0)}
+
+
+async def _undelete(store: MaildirStore) -> int:
+    return await store.undelete("ann", await store.held("ann"))
+
+
+def test_mail_that_an_imap_client_moves_about_is_never_taken_for_new(
+    maildir: MaildirStore, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever moves while the directories are read: each look shows it somewhere."""
+    put_all(maildir, range(3))
+    folder = place / ".Old"
+    for part in ("new", "cur", "tmp"):
+        (folder / part).mkdir(parents=True)
+    listed = files.list_files
+    moves = iter([("new", ".Old/cur"), (".Old/cur", "cur"), ("cur", ".Old/new")])
+
+    def list_files(where: str, parent: int) -> list[tuple[str, int]]:
+        found = listed(where, parent)
+        for source, target in moves:
+            time.sleep(0.02)  # longer than the file system's clock ticks
+            for each in list((place / source).iterdir()):
+                each.rename(place / target / each.name)
+            break
+        return found
+
+    monkeypatch.setattr(files, "list_files", list_files)
+    with closing(maildir.deliveries("ann")) as deliveries:
+        assert [deliveries.place(name(at)) for at in range(3)] == [Place.HERE] * 3
+        assert deliveries.digest(name(1)) == sha256(TEXTS[1]).digest()
+
+
+def test_a_message_that_was_renamed_since_is_still_read(maildir: MaildirStore, place: Path) -> None:
+    put_all(maildir, [0])
+    with closing(maildir.deliveries("ann")) as deliveries:
+        assert deliveries.place(name(0)) is Place.HERE
+        (found,) = (place / "new").iterdir()
+        found.rename(place / "cur" / f"{found.name}:2,S")
+        assert deliveries.digest(name(0)) == sha256(TEXTS[0]).digest()
+
+
+# Quota.
+
+
+@pytest.mark.parametrize("limit", [1, 4, 100])
+def test_what_has_room_arrives_and_is_counted(limit: int, tmp_path: Path) -> None:
+    """Together with what comes in by the other door, to the octet."""
+    octets = len(TEXTS[0])
+    store = MaildirStore(f"{tmp_path}/%u", limit=lambda _: limit * octets)
+    stored = 0
+    with closing(store.deliveries("ann")) as deliveries:
+        try:
+            for at in range(10):
+                if at == 2:
+                    run(deliver(store, "ann", TEXTS[0]))
+                    stored += 1
+                put(deliveries, at)
+                stored += 1
+                if at % 3 == 2:
+                    deliveries.group()()
+        except QuotaExceeded:
+            deliveries.abort()
+        deliveries.group()()
+    usage = run(store.usage("ann"))
+    assert (usage.messages, usage.octets) == (stored, stored * octets)
+    assert stored == min(limit, 11)
+    assert files_of(tmp_path / "ann") == names(tmp_path / "ann" / "new")
+
+
+def test_a_message_larger_than_the_quota_is_refused_for_ever(tmp_path: Path) -> None:
+    """As soon as that is known, and what came before it stays."""
+    store = MaildirStore(f"{tmp_path}/%u", limit=lambda _: 50)
+    with closing(store.deliveries("ann")) as deliveries:
+        put(deliveries, 0)
+        deliveries.begin(name(1))
+        deliveries.write(b"x" * 50)
+        with pytest.raises(LargerThanQuota):
+            deliveries.write(b"x")
+        deliveries.abort()
+        deliveries.group()()
+    assert run(contents(store, "ann")) == [TEXTS[0]]
+
+
+def test_room_that_another_delivery_took_refuses_the_group(tmp_path: Path) -> None:
+    """As a whole, and without a trace in the count."""
+    octets = len(TEXTS[0])
+    store = MaildirStore(f"{tmp_path}/%u", limit=lambda _: 3 * octets)
+    with closing(store.deliveries("ann")) as deliveries:
+        for at in range(3):
+            put(deliveries, at)
+        run(deliver(store, "ann", TEXTS[0]))
+        with pytest.raises(QuotaExceeded):
+            deliveries.group()()
+        assert deliveries.place(name(0)) is Place.UNKNOWN
+        for at in range(2):
+            put(deliveries, at)
+        deliveries.group()()
+    assert run(store.usage("ann")).octets == 3 * octets
+
+
+def test_a_message_that_waits_for_its_group_delays_no_other_delivery(tmp_path: Path) -> None:
+    """Nothing is locked while the sender is slow."""
+    store = MaildirStore(f"{tmp_path}/%u", limit=lambda _: 10_000)
+    with closing(store.deliveries("ann")) as deliveries:
+        put(deliveries, 0)
+        deliveries.begin(name(1))
+        (tmp_path / "ann" / "maildirsize").unlink(missing_ok=True)
+
+        async def others() -> None:
+            async with asyncio.timeout(20):
+                await deliver(store, "ann", TEXTS[2])
+                await store.usage("ann")
+
+        run(others())
+        deliveries.abort()
+        deliveries.group()()
+    assert run(store.usage("ann")).messages == 2
+
+
+# Trouble.
+
+
+def test_a_storage_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    store = MaildirStore(f"{tmp_path}/disk/mail/%u")
+    with pytest.raises(TemporaryFailure, match="is it mounted"):
+        store.deliveries("ann")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_goes_away_before_the_first_message(tmp_path: Path) -> None:
+    (tmp_path / "mail").mkdir()
+    store = MaildirStore(f"{tmp_path}/mail/%u")
+    with closing(store.deliveries("ann")) as deliveries:
+        (tmp_path / "mail").rmdir()
+        with pytest.raises(TemporaryFailure, match="is it mounted"):
+            deliveries.begin(name(0))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("user", ["", "../x", "a/b", ".x"])
+def test_a_user_who_can_have_no_maildrop(user: str, maildir: MaildirStore) -> None:
+    with pytest.raises(PermanentFailure):
+        maildir.deliveries(user)
+
+
+def three(store: MaildirStore) -> None:
+    put_all(store, range(3))
+
+
+def calls_of(base: Path, work: Callable[[MaildirStore], None]) -> int:
+    base.mkdir()
+    with watched(base) as system:
+        work(MaildirStore(f"{base}/%u", limit=lambda _: 10_000))
+    return sum(call[0] in CHANGES for call in system.calls)
+
+
+@contextmanager
+def limited(base: Path) -> Iterator[MaildirStore]:
+    base.mkdir()
+    yield MaildirStore(f"{base}/%u", limit=lambda _: 10_000)
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("once", [True, False])
+def test_any_fault_delivers_all_or_none(error: int, once: bool, tmp_path: Path) -> None:
+    for number in range(calls_of(tmp_path / "first", three)):
+        with limited(tmp_path / str(number)) as store:
+            try:
+                with watched(tmp_path / str(number), fail_at(number, error, CHANGES, once=once)):
+                    three(store)
+            except TemporaryFailure:
+                expected = 0
+            else:
+                expected = 3
+            place = tmp_path / str(number) / "ann"
+            if once:  # or what arrived could not be taken back
+                assert len(files_of(place)) == len(list(place.glob("new/*"))) == expected
+            three(store)  # and again
+            assert sorted(run(contents(store, "ann"))) == TEXTS[:3]
+
+
+def test_death_at_any_call_and_doing_it_again(tmp_path: Path) -> None:
+    """What is there is known again, so each message is there once."""
+    for number in range(calls_of(tmp_path / "first", three)):
+        with limited(tmp_path / str(number)) as store:
+            with watched(tmp_path / str(number), die_at(number)), pytest.raises(Crash):
+                three(store)
+            three(store)
+            assert sorted(run(contents(store, "ann"))) == TEXTS[:3]
+            usage = run(store.usage("ann"))
+            assert usage.octets >= 3 * len(TEXTS[0]), "a crash counts too much, never too little"
+
+
+def test_names_of_a_killed_delivery_are_durable_before_they_are_known(
+    maildir: MaildirStore, tmp_path: Path
+) -> None:
+    """What is known is deleted elsewhere, so a power failure must not take it back."""
+    put_all(maildir, [0])
+    with watched(tmp_path) as system, closing(maildir.deliveries("ann")) as deliveries:
+        assert deliveries.place(name(0)) is Place.HERE
+    assert {("fsync", f"ann/{part}") for part in ("new", "cur", "held")} <= set(system.calls)
+
+
+def test_what_a_killed_delivery_left_is_swept_away(maildir: MaildirStore, place: Path) -> None:
+    with closing(maildir.deliveries("ann")) as deliveries:
+        put(deliveries, 0)
+        (left,) = (place / "tmp").iterdir()
+        os.utime(left, (1, 1))
+        run(maildir.purge("ann", 0))
+        assert files_of(place) == []
+
+
+def test_looks_end(maildir: MaildirStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A maildrop in which something always moves is still answered for."""
+    put_all(maildir, [0])
+    stamps = iter(range(10**9))
+    monkeypatch.setattr(delivering, "_stamps", lambda *_: next(stamps))
+    with closing(maildir.deliveries("ann")) as deliveries:
+        assert deliveries.place(name(0)) is Place.HERE
