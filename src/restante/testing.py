@@ -27,8 +27,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 from urllib.parse import quote
+from weakref import WeakSet
 
-from .errors import AuthenticationFailed
+from .errors import AuthenticationFailed, MaildropInUse
+from .maildrop import Maildrop
 from .net import tls
 from .net.listener import Address, Admission, Listener, Seat, bind
 from .net.server import Connection, Service
@@ -43,6 +45,9 @@ T = TypeVar("T")
 SASL_MECHANISMS = tuple(name for name in MECHANISMS if name != "EXTERNAL")
 _ITERATIONS = 4096  # of SCRAM, the fewest that RFC 7677 §4 allows: tests are many
 _PATIENCE = 30.0  # seconds that a test waits for the server's thread
+_LOOK = 0.005  # seconds until a client that holds a maildrop is looked at again
+_HELD = 0.1  # seconds in which one that has hung up would have been seen to
+_ENDING = 10.0  # seconds that its session may take to end
 _VERBS = tuple(VERBS)
 
 
@@ -184,6 +189,7 @@ class _Tapped(Connection):
     def __init__(self, server: Pop3Server, service: Service, address: str, seat: Seat) -> None:
         super().__init__(service, address, seat)
         self._server = server
+        server._connections.add(self)
         self._name = server._next_name()
         self._unheard = b""
         self._is_idle = True
@@ -193,6 +199,26 @@ class _Tapped(Connection):
         self._said = bytearray()  # in answer to this command
         self._unsaid = bytearray()  # what drips
         self._dripping: asyncio.Task[None] | None = None
+
+    def holds(self, user: str) -> bool:
+        """Whether it has the user's maildrop open."""
+        return (
+            self._opened is not None
+            and self._account is not None
+            and (self._account.maildrop == user)
+        )
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the client has neither hung up nor sent what is not looked at yet."""
+        try:
+            with self._real.get_extra_info("socket").dup() as connection:
+                connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return not self._is_closing
+        except OSError:
+            pass  # it has gone by RST
+        return False
 
     def _adopt(self, transport: asyncio.BaseTransport) -> None:
         super()._adopt(transport)
@@ -391,6 +417,7 @@ class Pop3Server:
         self._store = MemoryStore()
         self._transcript: list[str] = []
         self._names = 0
+        self._connections: WeakSet[_Tapped] = WeakSet()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="pop3-server")
         self._open = AsyncExitStack()
@@ -487,7 +514,7 @@ class Pop3Server:
         return (await self._store.deliver(user, once())).unique_id
 
     def messages(self, user: str) -> list[EmailMessage]:
-        """What is in the maildrop.
+        """What is in the maildrop.  The session of a client that has gone is waited for.
 
         Raises:
             MaildropInUse: a client is logged in.
@@ -495,11 +522,30 @@ class Pop3Server:
         return self._run(self._messages(user))
 
     async def _messages(self, user: str) -> list[EmailMessage]:
-        async with self._store.open(user) as maildrop:
+        async with AsyncExitStack() as stack:
+            maildrop = await self._when_clients_have_gone(user, stack)
             return [
                 _parsed([piece async for piece in maildrop.read(entry)])
                 for entry in maildrop.listing
             ]
+
+    async def _when_clients_have_gone(self, user: str, stack: AsyncExitStack) -> Maildrop:
+        """
+        Raises:
+            MaildropInUse: a client holds it, and has not hung up.
+        """
+        now = self._loop.time()
+        held_since, until = now, now + _ENDING
+        while True:
+            try:
+                return await stack.enter_async_context(self._store.open(user))
+            except MaildropInUse:
+                now = self._loop.time()
+                if not all(each.is_held for each in self._connections if each.holds(user)):
+                    held_since = now
+                if now - held_since >= _HELD or now >= until:
+                    raise
+            await asyncio.sleep(_LOOK)
 
     def held(self, user: str) -> list[EmailMessage]:
         """What clients have deleted, in this order."""

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from restante.net.blocking import connect_blocking
-from restante.net.client import connect
+from restante.net.blocking import BlockingClient, connect_blocking
+from restante.net.client import Client, connect
 from restante.net.remote import TLS
+from restante.pop3.listing import Message
 
 NONE = TLS.NONE
 UNUSED = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # reading the system's certificates takes long
@@ -52,6 +53,64 @@ async def with_blocking(url: str, **options: Any) -> list[bytes]:
 
 
 both = pytest.mark.parametrize("session", [with_asyncio, with_blocking])
+kinds = pytest.mark.parametrize("kind", ["asyncio", "blocking"])
+
+
+class Held:
+    """A client of either kind in its block, with the same methods."""
+
+    def __init__(self, client: Client | BlockingClient) -> None:
+        self.client = client
+
+    async def call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """``stat``, ``delete``, ``quit`` and the like."""
+        return await called(getattr(self.client, name), *arguments, **options)
+
+    async def listing(self) -> list[Message]:
+        return await gathered(self.client.messages())
+
+    def each(self, name: str, *arguments: Any, **options: Any) -> AsyncIterator[Any]:
+        """``retrieve_all`` or ``headers``: created now, and begun when it is iterated."""
+        return iterated(getattr(self.client, name)(*arguments, **options))
+
+
+async def called(method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """The result of what is a coroutine function, or waits in a thread."""
+    if asyncio.iscoroutinefunction(method):
+        return await method(*arguments, **options)
+    return await asyncio.to_thread(method, *arguments, **options)
+
+
+async def iterated(items: Any) -> AsyncIterator[Any]:
+    if hasattr(items, "__aiter__"):
+        async for item in items:
+            yield item
+        return
+    iterator, end = iter(items), object()
+    while (item := await asyncio.to_thread(next, iterator, end)) is not end:
+        yield item
+
+
+async def gathered(items: Any) -> list[Any]:
+    return [item async for item in iterated(items)]
+
+
+@asynccontextmanager
+async def opened(kind: str, where: Any, **options: Any) -> AsyncIterator[Held]:
+    """``connect`` or ``connect_blocking``, which ends in the same way as this."""
+    if kind == "asyncio":
+        async with connect(where, **options) as client:
+            yield Held(client)
+        return
+    block = connect_blocking(where, **options)
+    found = await asyncio.to_thread(block.__enter__)
+    try:
+        yield Held(found)
+    except BaseException as error:
+        if not await asyncio.to_thread(block.__exit__, type(error), error, None):
+            raise
+    else:
+        await asyncio.to_thread(block.__exit__, None, None, None)
 
 
 class Peer:

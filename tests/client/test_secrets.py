@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import traceback
 from base64 import b64encode
 from collections.abc import Callable
 from html import escape
+from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from restante.errors import LoginFailed, RestanteError
+import restante
+from restante.errors import LoginFailed, RestanteError, UnsafeArgument
+from restante.net.remote import Remote
 from restante.pop3.dialogue import Capabilities, Dialogue
 from restante.pop3.record import Record, Secrets
 from restante.sasl import Login
@@ -144,6 +149,76 @@ def test_a_password_is_hidden_wherever_it_stands_in_base64(
     first, end = -(-4 * len(before) // 3), 4 * (len(before) + len(octets)) // 3
     inside = encoded[first:end]
     assert inside not in secrets.hide(f"you said {encoded}")
+
+
+HOSTILE_URLS = [
+    "pop3s://ann:s3cret/part@mail.example.org",
+    "pop3s://ann:s3cret#part@mail.example.org",
+    "pop3s://ann:s3cret?part@mail.example.org",
+    "pop3s://ann:12345/s3cret@mail.example.org",
+    "pop3s://ann:12345#s3cret@mail.example.org",
+    "pop3s://ann:#s3cret@mail.example.org",
+    "pop3s://ann:/s3cret@mail.example.org",
+    "pop3s://ann:s3cret@",
+    "pop3s://ann:s3cret@:995",
+    "pop3s://ann:s3cret@mail.example.org:s3cret",
+    "pop3s://ann:s3cret@mail.example.org:99999",
+    "pop3s://ann:s3cret@[::1",
+    "pop3s://ann:s3cret@::1",
+    "pop3s://ann:s3cret\u2100@mail.example.org/x",
+    "pop3s://ann:s3\ncret@mail.example.org",
+    "pop3s://ann:s3cret@mail.example.org/s3cret",
+    "pop3s://ann:s3cret%E9@mail.example.org",
+    "pop3s:ann:s3cret@mail.example.org",
+    "imaps://ann:s3cret@mail.example.org",
+    "ann:s3cret@mail.example.org",
+    "s3cret mail.example.org",
+]
+
+
+@pytest.mark.parametrize("url", HOSTILE_URLS)
+@pytest.mark.parametrize("connect", [restante.connect, restante.connect_blocking])
+def test_a_url_that_cannot_be_read_is_not_repeated(connect: Any, url: str) -> None:
+    """``urllib.parse`` does so: in a password "/" ends what it takes for host and port."""
+
+    async def enter() -> None:
+        block = connect(url)
+        if connect is restante.connect:
+            async with block:
+                pass
+        else:
+            with block:
+                pass
+
+    with pytest.raises(UnsafeArgument) as caught:
+        asyncio.run(enter())
+    for part in ("s3cret", "12345", "part", "s3", "99999"):
+        assert part not in everything(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "password", "host"),
+    [
+        ("pop3s://ann:s3cret@mail.example.org", "s3cret", "mail.example.org"),
+        ("pop3s://ann:s%2Fc%23r%3Fe%25t@mail.example.org", "s/c#r?e%t", "mail.example.org"),
+        ("pop3s://ann:s@c:ret@mail.example.org", "s@c:ret", "mail.example.org"),
+        ("pop3s://ann:tan staaf@mail.example.org", "tan staaf", "mail.example.org"),
+        ("POP3S://ann:s%C3%A9cret@Mail.Example.Org:995/", "sécret", "mail.example.org"),
+        ("pop3s://ann:s\u2100cret@mail.example.org", "s\u2100cret", "mail.example.org"),
+        ("pop3://ann:s3cret@[2001:db8::1]:1110", "s3cret", "2001:db8::1"),
+    ],
+)
+def test_passwords_in_urls(url: str, password: str, host: str) -> None:
+    remote = Remote.parse(url)
+    assert (remote.login.user, remote.login.password, remote.host) == ("ann", password, host)
+    assert password not in repr(remote)
+
+
+@pytest.mark.parametrize("where", [None, 7, b"pop3s://ann:s3cret@localhost", Path("x")])
+def test_where_is_text(where: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        Remote.parse(where, user="ann", password="x")
+    assert "s3cret" not in str(caught.value)
 
 
 def test_what_is_no_secret_stays() -> None:

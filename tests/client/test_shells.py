@@ -601,43 +601,6 @@ def test_nobody_listens(session: Session) -> None:
 
 
 @both
-@pytest.mark.parametrize("first", ["refuses", "is dead"])
-def test_a_host_with_an_address_that_does_not_answer(
-    session: Session, first: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The next address is tried, soon; a queue that is full stands for a host that is dead."""
-    monkeypatch.setattr("restante.net.client.PATIENCE", 0.1)
-    monkeypatch.setattr("restante.net.blocking.PATIENCE", 0.1)
-    other = socket.create_server(("127.0.0.2", 0), backlog=0)
-    waiting = [socket.socket() for _ in range(2 if first == "is dead" else 0)]
-    for each in waiting:
-        each.setblocking(False)
-        each.connect_ex(other.getsockname())
-    if first == "refuses":
-        other.close()
-
-    async def main() -> None:
-        async with scripted(polite) as (port, _):
-            places = [("127.0.0.2", dead), ("127.0.0.1", port)]
-            monkeypatch.setattr(
-                socket,
-                "getaddrinfo",
-                lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", at) for at in places],
-            )
-            assert len(await session(f"pop3://localhost:{port}", tls=NONE)) == 2
-            places.pop()
-            with pytest.raises(ConnectionLost):
-                await session(f"pop3://localhost:{port}", tls=NONE, timeout=0.2)
-
-    dead = other.getsockname()[1] if first == "is dead" else 1
-    try:
-        asyncio.run(main())
-    finally:
-        for each in [other, *waiting]:
-            each.close()
-
-
-@both
 def test_a_host_without_an_address(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_such_name(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from .. import config
 from ..collect import providers
@@ -285,15 +285,15 @@ def _locate(address: str, host: str | None) -> _Place:
 
 
 def _from_url(address: str) -> _Place:
-    parts = urlsplit(address)
-    if parts.password is not None:
+    from ..net.remote import split
+
+    host, port, tls, login = split(address)
+    if login.password:
         raise UnsafeArgument("a password in the URL can be read by every user of this machine")
-    user = unquote(parts.username or "")
-    if not user or not parts.hostname:
+    if not login.user:
         raise UnsafeArgument("who logs in where? write pop3s://user@host")
-    port = f":{parts.port}" if parts.port else ""
-    url = f"{parts.scheme}://{parts.hostname}{port}"
-    return _Place(url, user, providers.by_host(parts.hostname))
+    url = f"{tls.value}://{f'[{host}]' if ':' in host else host}{f':{port}' if port else ''}"
+    return _Place(url, login.user, providers.by_host(host))
 
 
 def _by_exchanger(domain: str) -> Mail | None:

@@ -11,7 +11,6 @@ from functools import partial
 from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 from ..errors import UnsafeArgument
 from ..log import printable
@@ -50,19 +49,19 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(options: argparse.Namespace) -> int:
     """75 means: try again, what was stored is safe and nothing else was deleted."""
-    from ..net.remote import Remote
+    from ..net.remote import Remote, split
 
-    parts = urlsplit(options.url)
-    if parts.password:
+    host, _, _, login = split(options.url)
+    if login.password:
         raise UnsafeArgument(
             "a password in the URL can be read by every user of this machine; "
             "use --password-file, or RESTANTE_PASSWORD in the environment"
         )
-    user = options.user or unquote(parts.username or "")
+    user = options.user or login.user
     if not user:
         raise UnsafeArgument("who logs in? write pop3s://user@host, or --user")
     Remote.parse(options.url, user=user, password="?")  # what is wrong is told before one types
-    name = f"{user}@{parts.hostname}"
+    name = f"{user}@{host}"
     outcome = asyncio.run(_fetch(options, name, user, password_of(options, user)))
     _report(options, outcome)
     return os.EX_TEMPFAIL if outcome.refused else os.EX_OK

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from ..auth.names import normalise
 from ..errors import PermanentFailure, TemporaryFailure, UnsafeArgument
@@ -158,8 +157,9 @@ def _compare(options: argparse.Namespace, arrivals: list[Arrival]) -> None:
     PermanentFailure: the old server lists something else.
     """
     from ..net.blocking import connect_blocking
+    from ..net.remote import split
 
-    user = unquote(urlsplit(options.compare).username or "") or options.user
+    user = split(options.compare)[3].user or options.user
     password = password_of(options, user)
     with connect_blocking(
         options.compare, user=user, password=password, ca_file=options.ca_file

@@ -5,13 +5,15 @@ The same names as in ``net.client``, with plain ``with`` and ``for``.
 
 from __future__ import annotations
 
+import inspect
 import socket
 import ssl
-import time
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from email.message import EmailMessage
+from os import PathLike
 from pathlib import Path
 from typing import TypeVar, Unpack, cast
 
@@ -21,8 +23,9 @@ from ..pop3.listing import Message
 from ..pop3.quirks import Quirks
 from ..pop3.record import Record
 from .client import Progress
-from .remote import PATIENCE, TLS, Options, Remote, Service, binding, explain
-from .saving import Parsing, Saving
+from .connecting import Limits, reach_blocking
+from .remote import TLS, Options, Remote, Service, binding, explain
+from .saving import Gathering, Parsing, Saving
 
 T = TypeVar("T")
 _PIECE = 65_536  # octets read at once
@@ -32,40 +35,68 @@ class BlockingBody:
     """See ``net.client.Body``."""
 
     def __init__(
-        self, client: BlockingClient, message: Message, progress: Progress | None = None
+        self,
+        client: BlockingClient,
+        message: Message,
+        progress: Progress | None,
+        found: Procedure[Retrieval] | Answer,
+        *,
+        is_header: bool = False,
+        is_part: bool = False,
     ) -> None:
+        """``found`` is its answer, or how to ask for it."""
         self.message = message
         self._client = client
+        self._dialogue = client._dialogue
         self._progress = progress
-        self._command = "RETR"
-        self._is_header = False
-        self._answer: Answer | None = None
+        self._found = found
+        self._is_header = is_header
+        self._is_part = is_part  # of how many octets, no listing tells
         self._is_begun = False
 
     def __iter__(self) -> Iterator[bytes]:
         if self._is_begun:
             raise BodySkipped("a body can be read once")
         self._is_begun = True
-        answer = self._answer or self._client._ask_for_one(self.message, self._command)
+        answer = self._found
+        if not isinstance(answer, Answer):
+            retrieval = self._client._run(answer, self._dialogue)
+            answer = self._client._next_message(retrieval, self._dialogue)
         octets = 0
-        while piece := self._client._run(self._client._dialogue.piece(answer)):
+        while piece := self._client._run(self._dialogue.piece(answer), self._dialogue):
             octets += len(piece)
             if self._progress is not None:
                 self._progress(self.message, octets)
             yield piece
 
-    def read(self) -> bytes:
-        """All of it."""
-        return b"".join(self)
+    def read(self, max_size: int | None = None) -> bytes:
+        """All of it, in memory.
 
-    def email(self) -> EmailMessage:
-        """All of it, parsed with the policy ``email.policy.default``."""
-        parsing = Parsing(header=self._is_header)
-        for piece in self:
-            parsing.write(piece)
+        Raises:
+            MessageTooLarge: more than ``max_size`` octets.  If the server has announced that, the
+                message is not asked for; otherwise the rest of it is skipped.
+        """
+        gathering = Gathering(max_size)
+        self._gather(gathering)
+        return gathering.octets()
+
+    def email(self, max_size: int | None = None) -> EmailMessage:
+        """All of it, parsed with the policy ``email.policy.default``.
+
+        Raises:
+            MessageTooLarge: see ``read``.
+        """
+        parsing = Parsing(max_size, header=self._is_header)
+        self._gather(parsing)
         return parsing.close()
 
-    def save(self, path: Path | str) -> None:
+    def _gather(self, gathering: Gathering) -> None:
+        if not (self._is_begun or self._is_header or self._is_part):
+            gathering.expect(self.message.size)
+        for piece in self:
+            gathering.write(piece)
+
+    def save(self, path: str | PathLike[str]) -> None:
         """Into a file, which is there whole and durable on return, or not at all.
 
         Raises:
@@ -77,17 +108,19 @@ class BlockingBody:
 
 
 class BlockingClient:
-    """A session in the TRANSACTION state; ``connect_blocking`` makes it.  For one thread."""
+    """A session in the TRANSACTION state; ``connect_blocking`` makes it.  For one thread at a time.
 
-    def __init__(
-        self, remote: Remote, timeout: float, deadline: float | None, record: Record
-    ) -> None:
+    Only ``abort`` may be called while another thread is at work in it.
+    """
+
+    def __init__(self, remote: Remote, limits: Limits, record: Record) -> None:
         self._remote = remote
         self._context = remote.context()
-        self._timeout = timeout
-        self._until = None if deadline is None else time.monotonic() + deadline
+        self._limits = limits
         self._dialogue = Dialogue(record, remote.quirks)
         self._socket: socket.socket | None = None  # None: there is no session
+        self._loss: BaseException | None = None  # what ended the last one
+        self._busy = threading.Lock()  # held by the thread that is at work
 
     @property
     def capabilities(self) -> Capabilities:
@@ -118,47 +151,53 @@ class BlockingClient:
         yield from self._run(self._dialogue.listing())
 
     def retrieve(self, message: Message, *, progress: Progress | None = None) -> BlockingBody:
-        """One message; it is asked for when it is read."""
-        return BlockingBody(self, message, progress)
+        """One message; it is asked for when it is read.
+
+        Raises:
+            UnsafeArgument: a message of another session.
+        """
+        return BlockingBody(self, message, progress, self._dialogue.ask_for([message]))
 
     def top(self, message: Message, lines: int = 0) -> BlockingBody:
-        """The header, the blank line and so many lines of the body (RFC 1939 §7)."""
-        body = BlockingBody(self, message)
-        body._command = f"TOP {lines:d}"
-        return body
+        """The header, the blank line and so many lines of the body (RFC 1939 §7).
 
-    def _ask_for_one(self, message: Message, command: str) -> Answer:
-        retrieval = self._run(self._dialogue.ask_for([message], command))
-        answer = self._run(self._dialogue.next_message(retrieval))
-        assert answer is not None
-        return answer
+        Raises:
+            UnsafeArgument: a message of another session, or fewer than 0 lines.
+        """
+        if lines < 0:
+            raise UnsafeArgument("TOP gives 0 lines of a body, or more")
+        asking = self._dialogue.ask_for([message], f"TOP {lines:d}")
+        return BlockingBody(self, message, None, asking, is_part=True)
 
     def retrieve_all(
         self, messages: Iterable[Message], *, progress: Progress | None = None
     ) -> Iterator[tuple[Message, BlockingBody]]:
         """Many messages, pipelined where the server allows; see ``Client.retrieve_all``."""
-        return self._read_all(self._dialogue.ask_for(messages), progress)
+        return self._read_all(self._dialogue, iter(messages), progress)
 
     def _read_all(
         self,
-        asking: Procedure[Retrieval],
+        dialogue: Dialogue,
+        messages: Iterator[Message],
         progress: Progress | None = None,
         *,
         is_header: bool = False,
     ) -> Iterator[tuple[Message, BlockingBody]]:
-        retrieval = self._run(asking)
-        while (answer := self._run(self._dialogue.next_message(retrieval))) is not None:
-            body = BlockingBody(self, answer.message, progress)
-            body._answer, body._is_header = answer, is_header
-            yield answer.message, body
+        self._check_session(dialogue)
+        ask = dialogue.ask_for_headers if is_header else dialogue.ask_for
+        retrieval = self._run(ask(messages), dialogue)
+        while (answer := self._run(dialogue.next_message(retrieval), dialogue)) is not None:
+            message = answer.message
+            yield message, BlockingBody(self, message, progress, answer, is_header=is_header)
         if retrieval.failure is not None:
             raise retrieval.failure
 
-    def headers(self, messages: Iterable[Message]) -> Iterator[tuple[Message, EmailMessage]]:
+    def headers(
+        self, messages: Iterable[Message], *, max_size: int | None = None
+    ) -> Iterator[tuple[Message, EmailMessage]]:
         """The headers of many messages; see ``Client.headers``."""
-        asked = self._dialogue.ask_for_headers(messages)
-        for message, body in self._read_all(asked, is_header=True):
-            yield message, body.email()
+        found = self._read_all(self._dialogue, iter(messages), is_header=True)
+        return ((message, body.email(max_size)) for message, body in found)
 
     def delete(self, *messages: Message) -> None:
         """Mark as deleted; see ``Client.delete``."""
@@ -173,11 +212,12 @@ class BlockingClient:
         self._run(self._dialogue.noop())
 
     def quit(self) -> None:
-        """End the session; what was marked is removed when this returns."""
-        try:
-            self._run(self._dialogue.quit())
-        finally:
-            self.abort()
+        """End the session; what was marked is removed when this returns.  See ``Client.quit``."""
+        with self._alone():
+            try:
+                self._perform(self._dialogue.quit())
+            finally:
+                self._drop()
 
     def commit(self) -> None:
         """Remove what was marked, and go on in a new session; see ``Client.commit``."""
@@ -194,64 +234,81 @@ class BlockingClient:
 
     def reconnect(self) -> int:
         """A new session; returns how many deletions were lost.  See ``Client.reconnect``."""
-        self.abort()
-        lost = self._dialogue.deletions
-        self._dialogue = Dialogue(self._dialogue.record, self._remote.quirks)
-        self._open()
-        return lost
+        with self._alone():
+            before = self._dialogue
+            try:
+                self._drop()
+                self._dialogue = Dialogue(before.record, self._remote.quirks)
+                self._open()
+            except BaseException as error:
+                self._dialogue, self._loss = before, error  # it knows what was lost
+                raise
+            return before.deletions
 
     def abort(self) -> None:
-        """Drop the connection: nothing is removed."""
+        """Drop the connection: nothing is removed.
+
+        A thread that is at work in the session gets ConnectionLost.
+        """
+        if self._busy.acquire(blocking=False):
+            self._drop()
+            self._busy.release()
+        elif (connection := self._socket) is not None:
+            # Closing is for the thread that is inside: what it reads from next could be another
+            # connection with the same descriptor.  And ``SSLSocket.shutdown`` would make it go on
+            # in clear.
+            with suppress(OSError):
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+    def _drop(self) -> None:
+        connection, self._socket = self._socket, None
+        if connection is not None:
+            connection.close()
+
+    def _enter(self) -> None:
+        """The first session."""
+        with self._alone():
+            self._open()
+
+    def _leave(self) -> None:
+        """The block has ended normally.
+
+        Raises:
+            ConnectionLost: deletions were lost in the block, and its program has gone on.
+        """
         if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+            self.quit()
+        elif self._loss is not None and self._dialogue.deletions:
+            raise self._dialogue.lost("the connection was lost in the block") from self._loss
 
     def _open(self) -> None:
         """Connect, secure, log in."""
         remote, dialogue = self._remote, self._dialogue
         token = remote.ask_token()
         if not isinstance(token, str):
+            if inspect.iscoroutine(token):
+                token.close()
             raise UnsafeArgument("a token is text, or a function that gives it")
         login = replace(remote.login, token=token)
         try:
-            self._socket = self._reach(remote.host, remote.port)
+            self._socket = reach_blocking(remote.host, remote.port, self._next_wait())
         except OSError as error:
-            raise explain(error, remote.host) from error
+            raise self._explained(error) from error
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if remote.tls is TLS.IMPLICIT:
                 self._shake_hands()
-            self._run(dialogue.greeting())
+            self._perform(dialogue.greeting())
             if remote.tls is TLS.STARTTLS:
-                self._run(dialogue.start_tls())
+                self._perform(dialogue.start_tls())
                 self._shake_hands()
-            self._run(dialogue.ask_capabilities())
-            self._run(dialogue.log_in(login, self._binding))
-            self._run(dialogue.ask_capabilities())
+            self._perform(dialogue.ask_capabilities())
+            self._perform(dialogue.log_in(login, self._binding))
+            self._perform(dialogue.ask_capabilities())
         except BaseException:
-            self.abort()
+            self._drop()
             raise
-
-    def _reach(self, host: str, port: int) -> socket.socket:
-        """A connection to the first of the host's addresses that answers.
-
-        Raises:
-            OSError: none does.
-        """
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        for family, kind, protocol, _, address in found:
-            connection = socket.socket(family, kind, protocol)
-            is_last = address == found[-1][4]
-            try:
-                connection.settimeout(self._left() if is_last else min(self._left(), PATIENCE))
-                connection.connect(address)
-            except BaseException as error:
-                connection.close()
-                if is_last or not isinstance(error, OSError):
-                    raise
-            else:
-                return connection
-        raise OSError(f"{host} has no address")
+        self._loss = None
 
     def _binding(self) -> bytes:
         return binding(self._socket if isinstance(self._socket, ssl.SSLSocket) else None)
@@ -259,29 +316,62 @@ class BlockingClient:
     def _shake_hands(self) -> None:
         """What the kernel has from before the handshake becomes a broken handshake."""
         assert self._socket is not None
-        self._socket.settimeout(self._left())
-        host = self._remote.host
         try:
-            inside = self._context.wrap_socket(self._socket, server_hostname=host)
+            self._socket.settimeout(self._next_wait())
+            inside = self._context.wrap_socket(self._socket, server_hostname=self._remote.host)
         except OSError as error:
-            raise explain(error, host) from error
+            raise self._explained(error) from error
         self._socket = inside
         self._remote.check_name(inside)
 
-    def _left(self) -> float:
-        """Seconds for the next wait.
+    def _explained(self, error: OSError) -> Exception:
+        if isinstance(error, TimeoutError) and self._limits.is_over:
+            return self._dialogue.lost(self._limits.what_is_over, DeadlineExceeded)
+        return explain(error, self._remote.host)
 
+    def _next_wait(self) -> float | None:
+        """
         Raises:
             DeadlineExceeded: the time for all of it is over.
         """
-        if self._until is None:
-            return self._timeout
-        left = min(self._timeout, self._until - time.monotonic())
-        if left <= 0:
-            raise self._dialogue.lost("the deadline is over", DeadlineExceeded)
-        return left
+        if self._limits.is_over:
+            raise self._dialogue.lost(self._limits.what_is_over, DeadlineExceeded)
+        return self._limits.next_wait()
 
-    def _run(self, procedure: Procedure[T]) -> T:
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """
+        Raises:
+            RuntimeError: a thread is at work in this session; nothing was sent.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise RuntimeError("two threads use one POP3 session")
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+    def _check_session(self, dialogue: Dialogue) -> None:
+        """
+        Raises:
+            BodySkipped: it is of a session before this one, whose numbers mean other messages.
+        """
+        if dialogue is not self._dialogue:
+            raise BodySkipped("a new session has begun; list the messages again")
+
+    def _run(self, procedure: Procedure[T], dialogue: Dialogue | None = None) -> T:
+        """``dialogue`` is the session in which the procedure was made, if that is earlier."""
+        with self._alone():
+            if dialogue is not None:
+                self._check_session(dialogue)
+            return self._perform(procedure)
+
+    def _next_message(self, retrieval: Retrieval, dialogue: Dialogue) -> Answer:
+        answer = self._run(dialogue.next_message(retrieval), dialogue)
+        assert answer is not None  # one was asked for
+        return answer
+
+    def _perform(self, procedure: Procedure[T]) -> T:
         if self._socket is None:
             raise self._dialogue.lost("the connection is closed")
         try:
@@ -289,24 +379,27 @@ class BlockingClient:
             while True:
                 wanted = procedure.send(self._exchange(self._socket, wanted))
         except StopIteration as end:
-            return cast(T, end.value)
+            result = cast(T, end.value)
         except (BodySkipped, CommandFailed, UnsafeArgument):
             raise
-        except BaseException:
-            self.abort()  # a response may be half read: nothing after it can be trusted
+        except BaseException as error:
+            self._loss = error
+            self._drop()  # a response may be half read: nothing after it can be trusted
             raise
+        self._dialogue.record.check()
+        return result
 
     def _exchange(self, connection: socket.socket, wanted: bytes | None) -> bytes:
-        connection.settimeout(self._left())
+        wait = self._next_wait()
         try:
+            connection.settimeout(wait)
             if wanted is not None:
                 self._dialogue.record.sent(wanted)
                 connection.sendall(wanted)
                 return b""
             octets = connection.recv(_PIECE)
         except TimeoutError as error:
-            self._left()
-            text = f"the server was silent for {self._timeout:g} s"
+            text = self._limits.what_is_over
             raise self._dialogue.lost(text, DeadlineExceeded) from error
         except OSError as error:
             raise self._dialogue.lost(str(error)) from error
@@ -319,18 +412,21 @@ class BlockingClient:
 def connect_blocking(
     where: str | Service,
     *,
-    timeout: float = 60.0,
+    timeout: float | None = 60.0,
     deadline: float | None = None,
     record: Callable[[str], None] | None = None,
     **options: Unpack[Options],
 ) -> Iterator[BlockingClient]:
-    """Connect, secure, log in; QUIT when the block ends normally.  See ``net.client.connect``."""
+    """Connect, secure, log in; QUIT when the block ends normally.  See ``net.client.connect``.
+
+    No deadline can interrupt what the block itself does: it ends the command that waits then, or
+    the next one.
+    """
     remote = Remote.parse(where, **options)
-    client = BlockingClient(remote, timeout, deadline, Record(record))
+    client = BlockingClient(remote, Limits(timeout, deadline), Record(record))
     try:
-        client._open()
+        client._enter()
         yield client
-        if client._socket is not None:
-            client.quit()
+        client._leave()
     finally:
         client.abort()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TypedDict, Unpack
-from urllib.parse import unquote, urlsplit
+from typing import Any, TypedDict, Unpack
+from urllib.parse import unquote_to_bytes
 
 from ..errors import ConnectionLost, DeadlineExceeded, TLSUnavailable, UnsafeArgument
 from ..pop3.quirks import PRESETS, Quirks, by_host
@@ -90,11 +90,36 @@ class Options(TypedDict, total=False):
     """Instead of ``ca_file`` and ``certificate``, for all that Python can do."""
 
 
-PATIENCE = 3.0  # seconds for one of several addresses to answer; the last one has all the time
 _PORTS = {TLS.IMPLICIT: 995, TLS.STARTTLS: 110, TLS.NONE: 110}
 _SCHEMES = {"pop3s": TLS.IMPLICIT, "pop3": TLS.STARTTLS, "pop": TLS.STARTTLS}
 _UNSIGNED = (18, 20)  # OpenSSL's X509_V_ERR_…: self-signed; by nobody who is known
 _AUTH = re.compile(";auth=", re.IGNORECASE)
+# By hand, because the exceptions of ``urllib.parse`` repeat what they cannot read, such as half a
+# password.  The last "@" ends the login, as in ``urllib.parse``.
+_URL = re.compile(
+    r"(?P<scheme>[a-z0-9]+)://(?:(?P<login>[^/?#]*)@)?"
+    r"(?P<host>\[[0-9a-f.:%a-z]+\]|[^/?#@:\[\]\s]+)(?::(?P<port>[0-9]*))?/*",
+    re.IGNORECASE,
+)
+_HOST = re.compile(r"[\w.:-]+")
+_URL_HELP = (
+    "a POP3 URL is pop3s://user@host or pop3://user@host, with a port behind the host if need be; "
+    'in a user or a password ":", "/", "?", "#" and "%" are written %3A, %2F, %3F, %23 and %25'
+)
+_PATH = (str, os.PathLike)
+_KINDS: Mapping[str, tuple[Any, ...]] = {
+    "user": (str,),
+    "password": (str,),
+    "token": (str, Callable),
+    "certificate": (*_PATH, tuple),
+    "mechanism": (str,),
+    "tls": (TLS,),
+    "port": (int,),
+    "ca_file": _PATH,
+    "quirks": (Quirks, str),
+    "context": (ssl.SSLContext,),
+}
+"""Of the options.  None stands for the default everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +141,23 @@ class Remote:
         After the user may stand a mechanism: ``pop3s://user;AUTH=PLAIN@host`` (RFC 2384 §3).
 
         Raises:
-            UnsafeArgument: no such URL, or nobody to log in.
+            TypeError: an option that does not exist, or is of another type.
+            UnsafeArgument: no such URL, or neither a password nor a token nor a certificate.
             TLSUnavailable: TLS.NONE to another machine.
         """
-        host, url_port, scheme, url_login = _split(where)
+        _check_options(options)
+        host, port, scheme, url_login = split(where)
         chosen = options.get("tls") or scheme
-        port = options.get("port") or url_port
-        token = options.get("token", "")
+        if (chosen_port := options.get("port")) is not None:
+            port = chosen_port
+        token = options.get("token") or ""
         login = replace(
             url_login,
             user=options.get("user") or url_login.user,
             password=options.get("password") or url_login.password,
-            has_certificate="certificate" in options,
+            has_certificate=options.get("certificate") is not None,
             mechanism=options.get("mechanism") or url_login.mechanism,
-            strength=options.get("strength", Strength.SECRET),
+            strength=options.get("strength") or Strength.SECRET,
         )
         port = _PORTS[chosen] if port is None else port
         service = where if isinstance(where, Service) else None
@@ -150,8 +178,12 @@ class Remote:
             )
         if login.password and self.token:
             raise UnsafeArgument("a login takes a password or a token, not both")
+        if not 0 < self.port < 65_536:
+            raise UnsafeArgument("a port is a number from 1 to 65535")
         if login.has_certificate and self.options.get("context") is not None:
             raise UnsafeArgument("load the certificate into the context, and say EXTERNAL")
+        if self.options.get("ca_file") is not None and self.options.get("context") is not None:
+            raise UnsafeArgument("load the certificates of ca_file into the context")
         if self.service is not None and self.options.get("context") is not None:
             raise UnsafeArgument("the name of a service is not verified by a context of yours")
         quirks = self.options.get("quirks")
@@ -177,9 +209,10 @@ class Remote:
             return given
         context = contexts.client_context(self.options.get("ca_file"))
         context.check_hostname = self.service is None  # otherwise ``check_name`` does it
-        if "certificate" in self.options:
-            own = self.options["certificate"]
-            contexts.load_own(context, *(own if isinstance(own, tuple) else (own, own)))
+        own = self.options.get("certificate")
+        if own is not None:
+            certificate, key = own if isinstance(own, tuple) else (own, own)
+            contexts.load_own(context, Path(certificate), Path(key))
         return context
 
     def check_name(self, peer: ssl.SSLSocket | ssl.SSLObject) -> None:
@@ -201,7 +234,9 @@ class Remote:
 
     @property
     def quirks(self) -> Quirks:
-        chosen = self.options.get("quirks", by_host(self.host))
+        chosen = self.options.get("quirks")
+        if chosen is None:
+            return by_host(self.host)
         return PRESETS[chosen] if isinstance(chosen, str) else chosen
 
     def ask_token(self) -> str | Awaitable[str]:
@@ -209,30 +244,61 @@ class Remote:
         return self.token() if callable(self.token) else self.token
 
 
-def _split(where: str | Service) -> tuple[str, int | None, TLS, Login]:
-    """
+def _check_options(options: Options) -> None:
+    """What a type checker would say: a misspelt option must not weaken a login in silence.
+
     Raises:
-        UnsafeArgument: neither a URL nor a host.
+        TypeError: see above; no value is repeated, for it may be a password.
+    """
+    given: Mapping[str, object] = {**options}
+    for name, value in given.items():
+        if name not in Options.__annotations__:
+            known = ", ".join(Options.__annotations__)
+            raise TypeError(f"connect() has no option {name!r}; there are timeout, {known}")
+        if value is None:
+            continue
+        if name == "strength":
+            is_right = isinstance(value, Strength)
+        else:
+            is_right = isinstance(value, _KINDS[name]) and not isinstance(value, bool)
+        if not is_right:
+            raise TypeError(f"connect(): {name} cannot be of the type {type(value).__name__}")
+
+
+def split(where: str | Service) -> tuple[str, int | None, TLS, Login]:
+    """Host, port if there is one, when TLS begins, and what the URL says about the login.
+
+    Raises:
+        UnsafeArgument: neither a URL nor a host; the error does not repeat it.
+        TypeError: not text.
     """
     if isinstance(where, Service):
         return where.host, where.port, where.tls, Login(where.user)
-    if re.fullmatch(r"[\w.:-]+", where):
+    if not isinstance(where, str):
+        raise TypeError(f"a URL, a host or a Service is needed, not {type(where).__name__}")
+    if _HOST.fullmatch(where):
         return where, None, TLS.IMPLICIT, Login("")
-    try:
-        parts = urlsplit(where)
-        port = parts.port
-    except ValueError as error:
-        raise UnsafeArgument(f"no POP3 URL: {error}") from error
-    if parts.scheme not in _SCHEMES or not parts.hostname:
-        raise UnsafeArgument("a POP3 URL is pop3s://user@host or pop3://user@host")
-    if parts.path.strip("/") or parts.query or parts.fragment:
-        raise UnsafeArgument("a POP3 URL ends with the host and its port")
-    user, *mechanism = _AUTH.split(parts.username or "", maxsplit=1)
+    found = _URL.fullmatch(where)
+    if found is None or found["scheme"].lower() not in _SCHEMES or not where.isprintable():
+        raise UnsafeArgument(_URL_HELP)
+    user, _, password = (found["login"] or "").partition(":")
+    user, *mechanism = _AUTH.split(user, maxsplit=1)
     named = "".join(mechanism).removeprefix("+")
-    login = Login(
-        unquote(user), unquote(parts.password or ""), mechanism="" if named == "*" else named
-    )
-    return parts.hostname, port, _SCHEMES[parts.scheme], login
+    login = Login(_decoded(user), _decoded(password), mechanism="" if named == "*" else named)
+    port = int(found["port"][:6]) if found["port"] else None
+    return found["host"].strip("[]").lower(), port, _SCHEMES[found["scheme"].lower()], login
+
+
+def _decoded(text: str) -> str:
+    """
+    Raises:
+        UnsafeArgument: percent-encoded octets that are not UTF-8 (RFC 3986 §2.5).
+    """
+    try:
+        return unquote_to_bytes(text).decode()
+    except UnicodeDecodeError:
+        pass  # its exception holds the text, which may be a password
+    raise UnsafeArgument("percent-encoded octets in a URL are UTF-8")
 
 
 def binding(peer: ssl.SSLSocket | ssl.SSLObject | None) -> bytes:

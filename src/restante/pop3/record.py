@@ -114,7 +114,14 @@ class Record:
     """Gives ``C:`` and ``S:`` lines to ``tell``, if there is one, and knows what must be hidden."""
 
     def __init__(self, tell: Callable[[str], None] | None = None) -> None:
+        """
+        Raises:
+            TypeError: ``tell`` is no function.
+        """
+        if tell is not None and not callable(tell):
+            raise TypeError(f"record: a function is needed, not {type(tell).__name__}")
         self._tell = tell
+        self._failure: Exception | None = None  # of ``tell``
         self._secrets = Secrets()
         self._is_login = False
 
@@ -127,6 +134,15 @@ class Record:
             yield
         finally:
             self._is_login = False
+
+    def check(self) -> None:
+        """Raise what ``tell`` has raised, such as a terminal that cannot show a character.
+
+        Not at once, in the middle of a command, but when a session could go on after it.
+        """
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def hide(self, text: str) -> str:
         """What a server has said, without the password; for exceptions."""
@@ -152,7 +168,10 @@ class Record:
             found = public.match(text)
             shown = found[0] if found else ""
             text = shown if shown == text else f"{shown} ***".lstrip()
-        self._tell(f"{side}: " + "".join(map(_visible, self.hide(text))))
+        try:
+            self._tell(f"{side}: " + "".join(map(_visible, self.hide(text))))
+        except Exception as error:
+            self._failure = self._failure or error
 
 
 def _visible(character: str) -> str:

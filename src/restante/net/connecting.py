@@ -1,0 +1,222 @@
+"""A TCP connection to a host: its addresses, and the first of them that answers.
+
+Standards: RFC 8305 (happy eyeballs): the address families take turns, and the next address is
+tried beside those that have not answered yet.  The asyncio and the blocking client do the same.
+Limits: ``MAX_ADDRESSES`` of a host are tried, whatever the DNS says.  A look-up that hangs keeps a
+thread, but neither the client nor the end of the program waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import math
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+from ..errors import UnsafeArgument
+
+DELAY = 0.25  # seconds until the next address is tried as well (RFC 8305 §5)
+MAX_ADDRESSES = 20  # as many sockets may be open at once; ours
+_UNDER_WAY = (0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN)
+
+Address = tuple[int, int, int, str, tuple[str | int | bytes, ...]]
+"""As ``socket.getaddrinfo`` has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a client waits, in seconds; None: for ever."""
+
+    timeout: float | None
+    """For each wait."""
+    deadline: float | None
+    """For all of them together, counted from when this was made."""
+    _began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            TypeError, UnsafeArgument: not a number, or not above 0.
+        """
+        for name, seconds in (("timeout", self.timeout), ("deadline", self.deadline)):
+            if seconds is None:
+                continue
+            if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+                raise TypeError(f"{name}: a number of seconds is needed, or None")
+            if math.isnan(seconds) or seconds <= 0:
+                raise UnsafeArgument(f"{name} must be above 0 seconds, or None")
+
+    @property
+    def is_over(self) -> bool:
+        """The deadline has passed."""
+        return self.deadline is not None and time.monotonic() - self._began >= self.deadline
+
+    @property
+    def what_is_over(self) -> str:
+        """Why a wait has ended, for an exception."""
+        if self.is_over:
+            return "the deadline is over"
+        return f"the server was silent for {self.timeout:g} s"
+
+    def next_wait(self) -> float | None:
+        """Seconds for the next wait; 0 when the deadline has passed."""
+        if self.deadline is None:
+            return self.timeout
+        left = max(self._began + self.deadline - time.monotonic(), 0.0)
+        return left if self.timeout is None else min(self.timeout, left)
+
+
+async def reach(host: str, port: int) -> socket.socket:
+    """A connection to the first of the host's addresses that answers; the caller limits the time.
+
+    Raises:
+        OSError: none answers, or the host has none.
+    """
+    addresses: list[Address] = await asyncio.wrap_future(_look_up(host, port))
+    waiting = deque(interleaved(addresses))
+    attempts: list[asyncio.Task[socket.socket]] = []
+    pending: set[asyncio.Task[socket.socket]] = set()
+    winner: socket.socket | None = None
+    error: BaseException = OSError(f"{host} has no address")
+    try:
+        while winner is None and (waiting or pending):
+            if waiting:
+                attempts.append(asyncio.create_task(_connected(waiting.popleft())))
+                pending.add(attempts[-1])
+            done, pending = await asyncio.wait(
+                pending,
+                timeout=DELAY if waiting else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for task in done:
+                failure = task.exception()
+                if failure is not None:
+                    error = failure
+                elif winner is None:
+                    winner = task.result()
+    finally:
+        for task in attempts:
+            task.cancel()
+        for result in await asyncio.gather(*attempts, return_exceptions=True):
+            if isinstance(result, socket.socket) and result is not winner:
+                result.close()
+    if winner is None:
+        raise error
+    return winner
+
+
+async def _connected(address: Address) -> socket.socket:
+    family, kind, protocol, _, where = address
+    connection = socket.socket(family, kind, protocol)
+    try:
+        connection.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connection, where)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def reach_blocking(host: str, port: int, seconds: float | None) -> socket.socket:
+    """The same for a thread that may wait; ``seconds`` are for the look-up and all addresses.
+
+    Raises:
+        OSError: none answers, or the host has none; TimeoutError: not in this time.
+    """
+    until = math.inf if seconds is None else time.monotonic() + seconds
+    waiting = deque(interleaved(_look_up(host, port).result(seconds)))
+    error: OSError = OSError(f"{host} has no address")
+    with selectors.DefaultSelector() as selector:
+        try:
+            while waiting or selector.get_map():
+                if waiting:
+                    error = _begin(waiting.popleft(), selector) or error
+                left = min(until - time.monotonic(), DELAY if waiting else math.inf)
+                if until <= time.monotonic():
+                    raise TimeoutError
+                if not selector.get_map():
+                    continue
+                for key, _ in selector.select(None if left == math.inf else left):
+                    connection = key.fileobj
+                    assert isinstance(connection, socket.socket)
+                    selector.unregister(connection)
+                    failed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                    if not failed:
+                        return connection
+                    connection.close()
+                    error = _failure(failed)
+        finally:
+            for key in list(selector.get_map().values()):
+                assert isinstance(key.fileobj, socket.socket)
+                key.fileobj.close()
+    raise error
+
+
+def _begin(address: Address, selector: selectors.BaseSelector) -> OSError | None:
+    """Begin to connect; returns why that is impossible."""
+    family, kind, protocol, _, where = address
+    try:
+        connection = socket.socket(family, kind, protocol)
+    except OSError as error:  # such as a family that this machine does not have
+        return error
+    connection.setblocking(False)
+    failed = connection.connect_ex(where)
+    if failed not in _UNDER_WAY:
+        connection.close()
+        return _failure(failed)
+    selector.register(connection, selectors.EVENT_WRITE)
+    return None
+
+
+def _failure(number: int) -> OSError:
+    """With the class that Python has for it, such as ConnectionRefusedError."""
+    return OSError(number, errno.errorcode.get(number, ""))
+
+
+def interleaved(addresses: Iterable[Address]) -> list[Address]:
+    """The families in turn, beginning with the one that is preferred (RFC 8305 §4)."""
+    families: dict[int, deque[Address]] = {}
+    for address in addresses:
+        families.setdefault(address[0], deque()).append(address)
+    found: list[Address] = []
+    while families and len(found) < MAX_ADDRESSES:
+        for family, left in list(families.items()):
+            found.append(left.popleft())
+            if not left:
+                del families[family]
+    return found[:MAX_ADDRESSES]
+
+
+def _look_up(host: str, port: int) -> Future[list[Address]]:
+    """``getaddrinfo``, which no timeout can interrupt, in a thread that may outlive the wait."""
+    future: Future[list[Address]] = Future()
+    future.set_running_or_notify_cancel()  # so that a caller who gives up does not cancel it
+
+    def work() -> None:
+        try:
+            future.set_result(list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+        except UnicodeError:
+            future.set_exception(socket.gaierror(socket.EAI_NONAME, "not the name of a host"))
+        except BaseException as error:
+            future.set_exception(error)
+
+    if _is_address(host):
+        work()
+    else:
+        threading.Thread(target=work, name="getaddrinfo", daemon=True).start()
+    return future
+
+
+def _is_address(host: str) -> bool:
+    try:
+        return bool(ip_address(host.partition("%")[0]))
+    except ValueError:
+        return False
