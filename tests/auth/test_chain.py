@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
+from restante.auth.cache import Cache
 from restante.auth.chain import Chain
+from restante.auth.passwd_file import PasswdFile
 from restante.auth.throttle import Lane
 from restante.auth.turns import Turns
 from restante.errors import AuthenticationFailed, BackendUnavailable, NoSuchUser, TemporaryFailure
@@ -254,17 +258,76 @@ def test_a_generation_changes_with_every_back_end() -> None:
     assert None not in seen
 
 
-def test_a_generation_is_told_as_far_as_it_is_known() -> None:
-    """Of whom a back end decides that comes before the one that cannot tell."""
+def test_generation_follows_every_back_end_that_can_tell_whatever_the_order() -> None:
     first, blind = Keyed({"ann": "one"}), Plain({"bob": "two"})
-    chain = chained(first, blind)
-    before = run(chain.generation("ann"))
-    assert before is not None
-    first.users["ann"] = "another"
-    assert run(chain.generation("ann")) not in (before, None)
-    assert run(chain.generation("bob")) is None
-    assert run(chained(blind, first).generation("ann")) is None
+    for chain in (chained(first, blind), chained(blind, first)):
+        before = run(chain.generation("ann"))
+        assert before is not None
+        first.users["ann"] = f"{first.users['ann']} changed"
+        assert run(chain.generation("ann")) not in (before, None)
+        assert not chain.tells_all_changes
+    assert run(chained(blind).generation("bob")) is None
+    assert chained(first).tells_all_changes
     assert blind.asked == []
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_change_takes_effect_at_the_next_login_whatever_the_order(is_first: bool) -> None:
+    """A cache in front of both must not remember for a minute what was disabled or removed."""
+    keyed, blind = Keyed({"ann": "one"}), Plain({})
+    chain = chained(*((keyed, blind) if is_first else (blind, keyed)))
+    cache = Cache(chain, tells_all_changes=chain.tells_all_changes)
+    shown = Credentials("PLAIN", "ann", "one")
+
+    async def main() -> None:
+        assert (await cache.verify(shown)).user == "ann"
+        keyed.users["ann"] = "two"
+        with pytest.raises(AuthenticationFailed):
+            await cache.verify(shown)
+
+    run(main())
+
+
+REFUSED_LINES = (
+    "ann:{PLAIN}two::::::nologin",
+    "ann:{PLAIN}two::::::allow_nets=nonsense",
+    "ann:{PLAIN}two::::::unknown_field=1",
+    "ann:{NO-SUCH-SCHEME}x",
+    "ann:",
+    "ann",
+    "ann:{PLAIN}two\nAnn:{PLAIN}two",
+)
+
+
+@pytest.mark.parametrize("line", REFUSED_LINES)
+@pytest.mark.parametrize("others", ["", "bob:{PLAIN}one\n"])
+@pytest.mark.parametrize("password", ["one", "two"])
+def test_refused_user_is_not_passed_on_to_the_next_back_end(
+    line: str, others: str, password: str, tmp_path: Path
+) -> None:
+    """A malformed line may be the one that forbids; without it the next back end would decide."""
+    path = tmp_path / "passwd"
+    path.write_text(f"{others}{line}\n")
+    second = Plain({"ann": "one"})
+    file = PasswdFile(path)
+    chain = Chain({"passwd-file": file, "users": second}, issuer=Anyone(), takes_strangers=True)
+    try:
+        with suppress(AuthenticationFailed):
+            account = log_in(chain, "ann", password)
+            assert account.refusal("192.0.2.1", is_secure=True, mechanism="PLAIN") == "disabled"
+        account = run(chain.verify_token(Token("OAUTHBEARER", "", "ann")))
+        assert account.refusal("192.0.2.1", is_secure=True, mechanism="OAUTHBEARER") == "disabled"
+        assert ("verify", "ann") not in second.asked
+        assert file.problems() or "nologin" in line
+    finally:
+        chain.close()
+
+
+class Anyone:
+    """Takes every token for the name of its owner."""
+
+    async def owner(self, token: str) -> str:
+        return token
 
 
 def test_a_generation_is_told_while_a_later_back_end_is_down() -> None:

@@ -11,6 +11,7 @@ import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
@@ -506,3 +507,17 @@ def test_a_hash_that_is_garbage_refuses_its_user_and_nobody_else(
 def test_no_password_and_no_hash_is_in_the_list_or_a_repr(users: Users) -> None:
     assert "staaf" not in repr(Credentials("PLAIN", "mrose", "tan staaf"))
     assert "argon2" not in repr(users.list())
+
+
+def test_permit_changes_only_the_named_permissions(users: Users) -> None:
+    """A `permit` that read the account before a concurrent `disable` must not undo it."""
+    users.add("ann", "tan staaf")
+    before = users.get("ann").account
+    users.set_enabled("ann", False)
+    users.permit("ann", replace(before, needs_tls=True, login_delay=60.0), ["needs_tls"])
+    after = users.get("ann").account
+    assert (after.is_enabled, after.needs_tls, after.login_delay) == (False, True, 0.0)
+    users.permit("ann", before, [])
+    assert users.get("ann").account == after
+    with pytest.raises(NoSuchUser):
+        users.permit("eve", before, [])

@@ -38,13 +38,20 @@ class Cache:
         passdb: Passdb,
         by: Passdb | None = None,
         *,
+        tells_all_changes: bool = True,
         service: str = "pop3",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``by``: asked in place of ``passdb``, such as a queue before it."""
+        """
+        Args:
+            by: used instead of ``passdb``, for example a queue in front of it.
+            tells_all_changes: False if some changes do not change the generation, as where one of
+                several back ends has none.
+        """
         self._passdb = by or passdb
         self._generations = passdb if isinstance(passdb, Generations) else None
         self._uses = passdb if isinstance(passdb, LastUses) else None
+        self._tells_all = tells_all_changes
         self._service = service
         self._secret = secrets.token_bytes(32)
         self._right = _Table[Account](_MANY_RIGHT, clock)
@@ -64,11 +71,13 @@ class Cache:
             account = await self._passdb.verify(credentials)
         except AuthenticationFailed as error:
             # Where no generation tells that it was put right, a wrong one is asked each time.
-            if generation is not None and generation == await self._generation(credentials):
+            is_vague = generation is None or not self._tells_all
+            if not is_vague and generation == await self._generation(credentials):
                 self._wrong.put(key, error.reason, _WRONG)
             raise
         if generation == await self._generation(credentials):  # nothing changed meanwhile
-            lifetime = _RIGHT_BLINDLY if generation is None else _RIGHT
+            is_vague = generation is None or not self._tells_all
+            lifetime = _RIGHT_BLINDLY if is_vague else _RIGHT
             self._right.put(key, account, lifetime)
         return account
 

@@ -94,6 +94,10 @@ class Chain:
         self._domains = {normalise(domain) for domain in domains}
         self._deadline = deadline
         self._check_place = check_place
+        self.tells_all_changes = all(
+            _implements(type(each), Generations) for each in backends.values()
+        )
+        """Whether ``generation`` changes with every back end; else no cache may trust it long."""
         if all(isinstance(each, ScramKeys) for each in self._backends.values()):
             self.scram = self._scram
             self.proved = self._proved
@@ -163,25 +167,25 @@ class Chain:
         return maildrop
 
     async def generation(self, identity: str) -> bytes | None:
-        """Of all back ends, for a user may move between them; as long as one of them cannot tell,
-        only of those up to the one that decides."""
-        found = blake2b(digest_size=16)
+        """Of all back ends that can tell, whatever their order: a change in any of them may be one
+        in the back end that decides.  None: none of them can.
+
+        A back end that is down is left out if one before it knows the user, and so decides.
+        """
+        found, told = blake2b(digest_size=16), False
         async with self._until(self._end()) as asked:
             for name, backend in self._backends.items():
-                down: TemporaryFailure | None = None
                 try:
                     one = await _generation(backend, identity)
-                except TemporaryFailure as error:
-                    one, down = None, error
-                if one is None:
-                    if await self._any_knows(identity, asked):
-                        break
-                    if down:
-                        raise down
-                    return None
-                found.update(blake2b(one).digest())
+                except TemporaryFailure:
+                    if not await self._any_knows(identity, asked):
+                        raise
+                    break
+                if one is not None:
+                    found.update(blake2b(one).digest())
+                    told = True
                 asked.append(name)
-        return found.digest()
+        return found.digest() if told else None
 
     async def _any_knows(self, identity: str, names: Iterable[str]) -> bool:
         for name in names:

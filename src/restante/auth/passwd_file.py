@@ -16,7 +16,7 @@ import hmac
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import md5, sha256
 from ipaddress import ip_network
@@ -38,7 +38,11 @@ _ATTEMPTS, _PAUSE = 5, 0.01  # times, seconds: for a file that is being written
 
 
 class _BadLine(Exception):
-    """Says what is wrong with a line."""
+    """Says what is wrong with a line, and whose it is if that can be seen."""
+
+    def __init__(self, text: str, user: str = "") -> None:
+        super().__init__(text)
+        self.user = user
 
 
 class _Stamp(NamedTuple):
@@ -56,6 +60,8 @@ class _Entry:
 
     account: Account
     stored: str = field(repr=False)
+    is_refused: bool = False
+    """The line is malformed or not the only one of its user: known, and never let in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,9 @@ class _Content:
         """A hash to check for somebody who does not exist: to each name its own."""
         if not self.entries:
             return passwords.nobodys()
-        stored = [entry.stored for entry in self.entries.values()]
+        stored = [each.stored for each in self.entries.values() if not each.is_refused]
+        if not stored:
+            return passwords.nobodys()
         drawn = hmac.digest(stored[0].encode("utf-8", "surrogateescape"), name.encode(), "sha256")
         return stored[int.from_bytes(drawn) % len(stored)]
 
@@ -100,10 +108,14 @@ class PasswdFile:
             raise AuthenticationFailed("impossible-password")
         name, content = _key(credentials.identity), self._read()
         entry = content.entries.get(name)
-        stored = entry.stored if entry else content.decoy(name)
-        # The decoy may be the hash of this very password.
-        if not schemes.matches(password, stored, self._scheme) or entry is None:
-            raise AuthenticationFailed("unknown-user" if entry is None else "bad-password")
+        stored = entry.stored if entry and not entry.is_refused else content.decoy(name)
+        is_right = schemes.matches(password, stored, self._scheme)
+        if entry is None:
+            raise AuthenticationFailed("unknown-user")
+        if entry.is_refused:
+            raise AuthenticationFailed("line-refused")  # the decoy may match: never let in by it
+        if not is_right:
+            raise AuthenticationFailed("bad-password")
         if credentials.authorization and _key(credentials.authorization) != name:
             raise AuthenticationFailed("authorization")  # RFC 4616 §2: for oneself only
         return entry.account
@@ -114,7 +126,7 @@ class PasswdFile:
     def _digested(self, shown: Digest) -> Account:
         name, content = _key(shown.identity), self._read()
         entry = content.entries.get(name)
-        stored = entry.stored if entry else content.decoy(name)
+        stored = entry.stored if entry and not entry.is_refused else content.decoy(name)
         secret = schemes.secret(stored, self._scheme)
         octets = shown.time_stamp.encode() + (secret or _UNKNOWN)
         made = md5(octets, usedforsecurity=False).hexdigest()
@@ -122,6 +134,8 @@ class PasswdFile:
         is_right = hmac.compare_digest(made.encode(), digest)
         if entry is None:
             raise AuthenticationFailed("unknown-user")
+        if entry.is_refused:
+            raise AuthenticationFailed("line-refused")
         if secret is None:
             raise AuthenticationFailed("no-plain-password")
         if not is_right:
@@ -177,31 +191,56 @@ class PasswdFile:
             return replace(self._content, stamp=stamp, is_settled=is_settled)
         return _Content(self._parse(octets), digest, stamp, is_settled)
 
-    def _parse(self, octets: bytes) -> dict[str, _Entry]:
-        """What is wrong with a line shuts out its user, and nobody else."""
-        entries: dict[str, _Entry] = {}
-        twice = set()
-        for number, line in enumerate(octets.decode("utf-8", "surrogateescape").split("\n"), 1):
-            line = line.removesuffix("\r")
-            if not line.strip() or line.startswith("#"):
-                continue
-            try:
-                entry = _parse(line)
-            except _BadLine as error:
-                self._warn(number, str(error))
-                continue
-            name = entry.account.user
-            if name in entries:
-                self._warn(number, "names a user whom another line names too; neither may log in")
-                twice.add(name)
-            entries[name] = entry
-        for name in twice:
-            del entries[name]
-        return entries
+    def problems(self) -> list[str]:
+        """What is wrong with the file, a sentence for each line that is refused; for people.
 
-    def _warn(self, number: int, reason: str) -> None:
-        fields = {"file": str(self._path), "line": number, "reason": reason}
-        _log.warning("line refused", extra={"fields": fields})
+        Raises:
+            BackendUnavailable: it cannot be read.
+        """
+        try:
+            octets = self._path.read_bytes()
+        except OSError as error:
+            raise BackendUnavailable(f"{self._path}: {error.strerror}") from error
+        found: list[str] = []
+        _parse_all(octets, lambda line, reason: found.append(f"{self._path}: line {line} {reason}"))
+        return found
+
+    def _parse(self, octets: bytes) -> dict[str, _Entry]:
+        def warn(line: int, reason: str) -> None:
+            fields = {"file": str(self._path), "line": line, "reason": reason}
+            _log.warning("line refused", extra={"fields": fields})
+
+        return _parse_all(octets, warn)
+
+
+def _parse_all(octets: bytes, warn: Callable[[int, str], None]) -> dict[str, _Entry]:
+    """What is wrong with a line shuts out its user and no other.
+
+    The user of such a line is refused, not unknown: or else the next back end would decide about
+    a user whom this file was meant to keep out.
+    """
+    entries: dict[str, _Entry] = {}
+    for number, line in enumerate(octets.decode("utf-8", "surrogateescape").split("\n"), 1):
+        line = line.removesuffix("\r")
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            entry = _parse(line)
+        except _BadLine as error:
+            warn(number, str(error))
+            if not error.user:
+                continue
+            entry = _refused(error.user)
+        name = entry.account.user
+        if name in entries:
+            warn(number, "names a user whom another line names too; neither may log in")
+            entry = _refused(name)
+        entries[name] = entry
+    return entries
+
+
+def _refused(user: str) -> _Entry:
+    return _Entry(Account(user, user, is_enabled=False), "", is_refused=True)
 
 
 def _stamp(found: os.stat_result) -> _Stamp:
@@ -211,7 +250,7 @@ def _stamp(found: os.stat_result) -> _Stamp:
 def _parse(line: str) -> _Entry:
     """
     Raises:
-        _BadLine: nobody may log in by it.
+        _BadLine: it lets no user in.
     """
     name, _, rest = line.partition(":")
     fields = rest.split(":", 6)  # the password, five that passwd(5) has, extra fields
@@ -220,22 +259,22 @@ def _parse(line: str) -> _Entry:
     except BadName:
         raise _BadLine("begins with a name that no user can have") from None
     if not schemes.is_known(fields[0]):
-        raise _BadLine("has no password hash of a scheme that is known")
+        raise _BadLine("has no password hash of a known scheme", user)
     account = Account(user, user)
     for extra in fields[6].split() if len(fields) > 6 else []:
         key, _, value = extra.partition("=")
         if key == "nologin":
             account = replace(account, is_enabled=False)
         elif key == "allow_nets" and not account.networks:
-            account = replace(account, networks=tuple(_networks(value)))
+            account = replace(account, networks=tuple(_networks(value, user)))
         elif not key.startswith(_HARMLESS):
-            raise _BadLine("has an extra field that is not understood")
+            raise _BadLine("has an unknown extra field", user)
     return _Entry(account, fields[0])
 
 
-def _networks(text: str) -> Iterator[Network]:
+def _networks(text: str, user: str) -> Iterator[Network]:
     for each in text.split(","):
         try:
             yield ip_network(each.strip(), strict=False)
         except ValueError:
-            raise _BadLine("allows a network that is none") from None
+            raise _BadLine("has an invalid network in allow_nets", user) from None

@@ -11,7 +11,7 @@ import asyncio
 import os
 import sqlite3
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from ipaddress import ip_network
 from math import ceil, inf
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import (
     AuthenticationFailed,
@@ -90,6 +90,26 @@ class AppPassword:
     """The last login with it, to the minute; None: never."""
     used_from: str
     """Its address; empty for a local one."""
+
+
+class _Column(NamedTuple):
+    """Where a permission is stored, and how."""
+
+    name: str
+    stored: Callable[[Any], object] = lambda value: value
+
+
+_COLUMNS = {
+    "is_enabled": _Column("is_enabled"),
+    "networks": _Column("networks", lambda networks: " ".join(map(str, networks))),
+    "needs_tls": _Column("needs_tls"),
+    "mechanisms": _Column("mechanisms", " ".join),
+    "is_read_only": _Column("is_read_only"),
+    "login_delay": _Column("login_delay"),
+    "expire": _Column("expire"),
+    "view": _Column("folders", lambda view: "\n".join(view.folders)),
+}
+"""By attribute of ``Account``."""
 
 
 class Users:
@@ -187,23 +207,22 @@ class Users:
             ).rowcount:
                 raise NoSuchAppPassword(_key(name), label)
 
-    def permit(self, name: str, account: Account) -> None:
-        """What ``name`` may from now on: all of ``account`` but its name."""
-        self._change(
-            "UPDATE users SET is_enabled = ?, networks = ?, needs_tls = ?, mechanisms = ?,"
-            " is_read_only = ?, login_delay = ?, expire = ?, folders = ? WHERE name = ?",
-            (
-                account.is_enabled,
-                " ".join(map(str, account.networks)),
-                account.needs_tls,
-                " ".join(account.mechanisms),
-                account.is_read_only,
-                account.login_delay,
-                account.expire,
-                "\n".join(account.view.folders),
-            ),
-            name,
-        )
+    def permit(
+        self, name: str, account: Account, fields: Collection[str] = tuple(_COLUMNS)
+    ) -> None:
+        """Set these permissions of ``name`` as ``account`` has them, in one transaction.
+
+        Args:
+            fields: names of attributes of ``Account``; the others stay as they are, even if they
+                change at the same moment.
+
+        Raises:
+            NoSuchUser: nothing was changed.
+        """
+        columns = {field: column for field, column in _COLUMNS.items() if field in fields}
+        sets = ", ".join(f"{column.name} = ?" for column in columns.values()) or "name = name"
+        values = tuple(column.stored(getattr(account, field)) for field, column in columns.items())
+        self._change(f"UPDATE users SET {sets} WHERE name = ?", values, name)
 
     def set_quota(self, name: str, octets: int | None) -> None:
         """0 is none; None: what the configuration says."""

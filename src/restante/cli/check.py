@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..config import Configuration, Secret
 from ..errors import ConfigurationError
-from . import adding, collect, common
+from . import adding, collect, common, identities
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     if mistakes := list(collect.mistakes(found, found.account, strictly=True)):
         raise ConfigurationError("\n".join(mistakes))
     source = str(found.source) if found.source else None
-    warnings = list(_relative_paths(found))
+    warnings = [*_relative_paths(found), *identities.doubts(found)]
     if options.json:
         listen = list(found.server.listen)
         common.print_json("check", source=source, listen=listen, warnings=warnings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,6 +82,26 @@ def missing(found: Configuration) -> Iterator[str]:
             yield f"auth.pam.service: /etc/pam.d/{auth.pam.service} is not there"
     if "oauth" in auth.chain:
         yield from _missing_for_tokens(auth.oauth)
+
+
+def doubts(config: Configuration) -> Iterator[str]:
+    """What is probably not meant, a sentence each; nothing of it keeps the server from starting."""
+    auth = config.auth
+    if "passwd-file" in auth.chain:
+        yield from _passwd_file(auth).problems()
+        yield from _readable_by_others("auth.passwd_file.path", auth.passwd_file.path)
+    if config.tls.mode == "files":
+        yield from _readable_by_others("tls.key", config.tls.key)
+    users = Users(Path(auth.users), domains=domains(config))
+    for user in users.list():
+        if user.account.mechanisms and not set(user.account.mechanisms) & set(auth.mechanisms):
+            named = ", ".join(user.account.mechanisms)
+            yield f"the user {user.name} may log in by {named} only, which is not offered"
+
+
+def _readable_by_others(key: str, path: str) -> Iterator[str]:
+    if Path(path).stat().st_mode & stat.S_IROTH:
+        yield f"{key}: every user of this machine can read {path}; next: chmod o= {path}"
 
 
 def _missing_for_ldap(ldap: LDAP) -> Iterator[str]:

@@ -443,7 +443,7 @@ async def running(
 
         passdb = identities.chain(configuration, users, queue)
         stack.callback(passdb.close)
-        cache = Cache(passdb)
+        cache = Cache(passdb, tells_all_changes=passdb.tells_all_changes)
         service = Service(store, passdb, cache, throttle, tls=ground.context)
         stack.push_async_callback(service.drain, _GRACE)
         admission = Admission(0, 0, ground.tally)

@@ -240,7 +240,7 @@ def permit(options: argparse.Namespace) -> int:
     given = {name: value for name, value in changes.items() if value is not None}
     if options.expire == "any":
         given["expire"] = None
-    users.permit(options.name, replace(users.get(options.name).account, **given))
+    users.permit(options.name, replace(users.get(options.name).account, **given), given)
     return _done(options, "user-permit", "has these permissions now; see `restante user show`")
 
 

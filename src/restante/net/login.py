@@ -95,7 +95,10 @@ async def verify(
     account = await _verify(passdb, shown, passwords)
     if view == _WHOLE:
         return account
-    return replace(account, view=replace(view, folders=view.folders or account.view.folders))
+    permitted = account.view.folders
+    if permitted and not set(view.folders) <= set(permitted):
+        raise AuthenticationFailed("folder")
+    return replace(account, view=replace(view, folders=view.folders or permitted))
 
 
 async def _verify(passdb: Passdb, shown: Shown, passwords: Passdb | None) -> Account:
