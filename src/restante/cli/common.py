@@ -219,6 +219,16 @@ def store(found: Configuration, own: Users | None = None) -> MaildirStore | Memo
     return MaildirStore(found.store.path, hold=hold, limit=limit, folders=found.store.maildrop)
 
 
+def maildrop_path(config: Configuration, user: str) -> Path:
+    """The Maildir of a user, which need not exist.
+
+    Raises:
+        NoMaildrop: the user cannot have one.
+    """
+    template = Template(config.store.path)
+    return Path(template.base, *template.names(user))
+
+
 def told_hold(hold: float) -> str:
     """What becomes of mail that a client deletes; ``hold`` in seconds."""
     if hold == inf:

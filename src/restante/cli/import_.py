@@ -8,13 +8,14 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..auth.names import normalise
 from ..errors import PermanentFailure, TemporaryFailure, UnsafeArgument
 from ..message import Survey
 from ..store import foreign
+from ..store.coded import LONGEST, UNPACKED, coding, unpacked
 from ..store.maildir import MaildirStore
 from ..store.names import unique_id_of
 from . import common, identities, takeover
@@ -35,8 +36,16 @@ class Arrival:
     begin: int = 0
     end: int | None = None
     """Octets of the file; None: to its end."""
+    coding: str = ""
+    """How the file is compressed; empty: it is plain."""
+    limit: int = 0
+    """Octets that it may have when unpacked."""
 
     def octets(self) -> Iterator[bytes]:
+        stored = self._stored()
+        return unpacked(stored, self.coding, self.limit) if self.coding else stored
+
+    def _stored(self) -> Iterator[bytes]:
         with self.path.open("rb") as file:
             file.seek(self.begin)
             left = os.fstat(file.fileno()).st_size if self.end is None else self.end - self.begin
@@ -98,6 +107,7 @@ def run(options: argparse.Namespace) -> int:
     if not isinstance(store, MaildirStore):
         raise UnsafeArgument("only a store of kind maildir can take mail over")
     user = normalise(options.user)
+    own = common.maildrop_path(found, user)
     with (
         closing(identities.chain(found, common.users(found))) as directory,
         suppress(TemporaryFailure),  # who is known may be settled later
@@ -105,6 +115,7 @@ def run(options: argparse.Namespace) -> int:
         if asyncio.run(directory.account(user)) is None:
             common.say(f"nobody here is called {user}; next: restante user add {user}")
     arrivals, without = _READERS[options.kind][0](options)
+    arrivals = _decoded(arrivals, own, found.limits.message)
     listed = len(arrivals) - without
     if options.uidl:
         arrivals[:listed] = _with_ids(arrivals[:listed], options.uidl.read_bytes())
@@ -125,6 +136,62 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(f"{messages} with the unique-ids they had, {added} copied now")
     return os.EX_OK
+
+
+_PLAIN_COPY = (
+    "nothing was changed; next, with Dovecot: doveadm -o maildir_copy_with_hardlinks=no "
+    "-o plugin/zlib_save= -o plugin/mail_crypt_save_version=0 backup -u USER maildir:/NEW/PLACE, "
+    "and import that"
+)
+
+
+def _decoded(arrivals: list[Arrival], own: Path, limit: int) -> list[Arrival]:
+    """The same, with what must be unpacked.  Each of these is unpacked once now, so that what
+    cannot be is found before anything changes.
+
+    ``own``: the maildrop, whose own files are not copied.  ``limit``: octets of one message.
+
+    Raises:
+        PermanentFailure: some are encrypted, or compressed so that they cannot be unpacked.
+    """
+    coded = {at: how for at, each in enumerate(arrivals) if (how := _coding(each))}
+    refused = [at for at, how in coded.items() if how not in UNPACKED or _is_in(arrivals[at], own)]
+    if refused:
+        raise PermanentFailure(
+            f"{counted(len(refused), 'file')} cannot be read by restante "
+            f"({', '.join(sorted({coded[at] for at in refused}))}), such as "
+            f"{arrivals[refused[0]].path}; {_PLAIN_COPY}"
+        )
+    found = list(arrivals)
+    for at, how in coded.items():
+        name = _without_z(arrivals[at].name)
+        found[at] = replace(arrivals[at], name=name, coding=how, limit=limit)
+        try:
+            found[at].size()
+        except PermanentFailure as error:
+            raise PermanentFailure(
+                f"{arrivals[at].path}: {error} (limits.message); nothing was changed"
+            ) from error
+    if coded:
+        common.say(f"{counted(len(coded), 'message')} compressed there, to be unpacked here")
+    return found
+
+
+def _coding(arrival: Arrival) -> str:
+    with arrival.path.open("rb") as file:
+        file.seek(arrival.begin)
+        return coding(file.read(LONGEST))
+
+
+def _is_in(arrival: Arrival, maildrop: Path) -> bool:
+    directory = maildrop / arrival.path.parent.name
+    return directory.is_dir() and directory.samefile(arrival.path.parent)
+
+
+def _without_z(name: str) -> str:
+    """By Dovecot's flag Z programs know compressed files."""
+    base, colon, flags = name.partition(":2,")
+    return f"{base}{colon}{flags.replace('Z', '')}"
 
 
 async def _take_over(store: MaildirStore, user: str, arrivals: list[Arrival]) -> int:
@@ -228,6 +295,9 @@ def _cyrus(options: argparse.Namespace) -> Found:
 
 def _mbox(options: argparse.Namespace) -> Found:
     with options.path.open("rb") as lines:
+        if how := coding(lines.read(LONGEST)):
+            raise PermanentFailure(f"{options.path} is no plain mbox ({how}); next: unpack it")
+        lines.seek(0)
         found = list(foreign.mbox(lines))
     arrivals = [
         Arrival(_name(each.unique_id), each.unique_id, options.path, each.begin, each.end)

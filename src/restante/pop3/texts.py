@@ -157,6 +157,10 @@ TEXTS = {
         "ein anderes Programm hat die Nachricht entfernt",
         "邮件已被其他程序删除",
     ),
+    "message is compressed or encrypted by another program": (
+        "ein anderes Programm hat die Nachricht komprimiert oder verschlüsselt",
+        "邮件已被其他程序压缩或加密",
+    ),
     "message is not of the announced size; log in again": (
         "die Nachricht hat nicht die angekündigte Größe; bitte neu anmelden",
         "邮件大小与所报告的不符，请重新登录",

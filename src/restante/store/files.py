@@ -596,6 +596,11 @@ def read(name: str, parent: int) -> bytes:
         return octets + b"".join(iter(partial(os.read, file, PIECE), b""))
 
 
+def beginning(file: int, most: int) -> bytes:
+    """At most so many octets."""
+    return os.pread(file, most, 0)
+
+
 def survey(file: int) -> Survey:
     """What a message is on the wire, found by reading it."""
     found = Survey()

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from . import adopted, files
+from .coded import LONGEST, coding
 from .files import in_thread
 from .index import UNKNOWN, Change, Form, Index, Message, Stamps, follow, save, stamps, trusted
 from .names import (
@@ -220,6 +221,7 @@ def measured(maildrop: int, message: Message) -> Message:
     with files.directory(message.file.directory, maildrop) as directory:
         try:
             with files.reading(message.file.name, directory) as file:
+                is_coded = bool(coding(files.beginning(file, LONGEST)))
                 survey = files.survey(file)
         except OSError as error:
             if error.errno not in _UNREADABLE:
@@ -227,6 +229,6 @@ def measured(maildrop: int, message: Message) -> Message:
             size = files.status(message.file.name, directory).st_size
             return message._replace(size=size, form=Form.GUESSED)
     form = Form.UNKNOWN
-    if survey.has_crlf:
+    if survey.has_crlf and not is_coded:
         form = Form.CRLF if survey.dotted else Form.READY
     return message._replace(size=survey.size, form=form)

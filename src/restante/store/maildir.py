@@ -50,6 +50,7 @@ from ..maildrop import (
 )
 from ..message import LineEnds, Survey
 from . import adopted, files, journal, quota
+from .coded import CODED, LONGEST, coding
 from .delivering import NamedDeliveries
 from .files import in_thread
 from .folders import (
@@ -534,7 +535,7 @@ class _Maildir:
 
     def adopt_ids(self, arrivals: Mapping[str, str]) -> set[str]:
         """Give these names their unique-ids, durably; returns those that are here, or held."""
-        here = {unique_part(file.name) for file in scan(self.maildrop)}
+        present = {unique_part(file.name): file for file in scan(self.maildrop)}
         held = {each.unique_id for each in list_held(self.maildrop)}
         settled = adopted.read(self.maildrop)
         wanted = {(unique_part(name), 0): unique_id for name, unique_id in arrivals.items()}
@@ -548,13 +549,23 @@ class _Maildir:
             identity = (unique_part(message.file.name), 0)
             if identity not in wanted and message.unique_id in ids:
                 raise PermanentFailure(f"a message here has the unique-id {message.unique_id}")
+        for name in arrivals:
+            if (file := present.get(unique_part(name))) and self._coding(file):
+                raise PermanentFailure(f"{file.name}: {CODED}")
         if any(settled.get(identity) != unique_id for identity, unique_id in wanted.items()):
             adopted.write(self.maildrop, settled | wanted)
         return {
             name
             for name, unique_id in arrivals.items()
-            if unique_part(name) in here or not held.isdisjoint((unique_id, unique_id_of(name)))
+            if unique_part(name) in present or not held.isdisjoint((unique_id, unique_id_of(name)))
         }
+
+    def _coding(self, file: File) -> str:
+        with (
+            files.directory(file.directory, self.maildrop) as directory,
+            files.reading(file.name, directory) as opened,
+        ):
+            return coding(files.beginning(opened, LONGEST))
 
     def _file(self, entry: Entry) -> tuple[int, File]:
         """Raises:
@@ -586,7 +597,9 @@ class _Maildir:
             octets = files.read_cached(file.name, directory, entry.size + 1)
         except (MessageGone, OSError):
             return None
-        return None if octets is None else RawOctets(octets, *self._form(at, entry, len(octets)))
+        if octets is None or coding(octets):  # the latter is told by ``read``
+            return None
+        return RawOctets(octets, *self._form(at, entry, len(octets)))
 
     def _form(self, at: int, entry: Entry, size: int) -> tuple[bool, bool]:
         """Whether it is ready for the wire, and whether it has CRLF.  ``size``: of its file."""
@@ -607,13 +620,19 @@ class _Maildir:
         return self._directories[name]
 
     async def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
-        """The last piece is held back until the size is known to be what was announced."""
+        """The last piece is held back until the size is known to be what was announced.
+
+        Raises:
+            PermanentFailure: compressed or encrypted by another program; nothing was given out.
+        """
         ends = LineEnds()
         waiting: list[bytes] = []  # so that nothing else keeps what was given out
         offset = 0
         with ExitStack() as stack:
             file = await in_thread(self._open, stack, entry)
             while octets := await files.read_piece(file, offset):
+                if not offset and coding(octets):
+                    raise PermanentFailure(CODED)
                 offset += len(octets)
                 waiting.append(ends.feed(octets))
                 del octets

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..errors import TemporaryFailure
 from . import adopted, files, journal
+from .coded import LONGEST, coding
 from .held import VICTIMS, is_unfinished, name_before
 from .index import INDEX, Form, Index, Message, load, stamps
 from .looking import measured
@@ -84,9 +85,12 @@ def _index(maildrop: int, by_id: Mapping[str, File]) -> tuple[Index, Finding | N
 
 def _message(maildrop: int, told: Message) -> Finding | None:
     try:
+        how = _coding(maildrop, told.file)
         found = measured(maildrop, told)
     except FileNotFoundError:  # another program has moved or removed it meanwhile
         return None
+    if how:
+        return Finding("coded", told.unique_id, f"cannot be read by clients: {how}")
     size = told.size if told.size >= 0 else field("W", told.file.name)
     if found.form is Form.GUESSED:
         return Finding("unreadable", told.unique_id, "cannot be read now")
@@ -96,6 +100,17 @@ def _message(maildrop: int, told: Message) -> Finding | None:
     if found.form < told.form:
         return Finding("form differs", told.unique_id, "its lines end otherwise than announced")
     return None
+
+
+def _coding(maildrop: int, file: File) -> str:
+    with files.directory(file.directory, maildrop) as directory:
+        try:
+            with files.reading(file.name, directory) as opened:
+                return coding(files.beginning(opened, LONGEST))
+        except FileNotFoundError:
+            raise
+        except OSError:
+            return ""  # ``measured`` finds out
 
 
 def _others(maildrop: int, listed: Collection[int]) -> Iterator[Finding]:

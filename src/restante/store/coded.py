@@ -1,0 +1,100 @@
+"""Message files that are compressed or encrypted, as other programs leave them in a Maildir.
+
+They are told by their first octets: names and flags differ from program to program.  A message
+cannot begin like that, because a field name is printable ASCII up to its colon (RFC 5322 §2.2).
+
+Formats: gzip (RFC 1952), bzip2, zstd (RFC 8878), xz, the LZ4 frame format, and Dovecot's own
+LZ4 and mail_crypt.
+Limits: gzip and bzip2 can be unpacked, in bounded memory and up to a limit, because a few kB may
+become gigabytes.
+"""
+
+from __future__ import annotations
+
+import bz2
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+
+from ..errors import PermanentFailure
+
+CODED = "message is compressed or encrypted by another program"
+LONGEST = 16
+"""Octets of a file that ``coding`` needs."""
+
+_CODINGS = re.compile(
+    rb"""(?P<gzip>\x1f\x8b)
+    | (?P<bzip2>BZh[1-9](?:1AY&SY|\x17rE8P\x90))
+    | (?P<zstd>\x28\xb5\x2f\xfd)
+    | (?P<xz>\xfd7zXZ\x00)
+    | (?P<lz4>\x04\x22\x4d\x18 | Dovecot-LZ4\r\x2a\x9b\xc5)
+    | (?P<encryption>CRYPTED\x03\x07)""",
+    re.VERBOSE,
+)
+_PIECE = 65_536  # octets unpacked at once
+
+
+def coding(first: bytes) -> str:
+    """How a file is coded whose first octets these are; empty: it is plain."""
+    match = _CODINGS.match(first)
+    return (match.lastgroup or "") if match else ""
+
+
+class _Gzip:
+    """zlib's unpacker with the interface of bz2's, which keeps its input itself."""
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj(wbits=31)  # 31: gzip, with its check at the end
+
+    @property
+    def eof(self) -> bool:
+        return self._zlib.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._zlib.unused_data
+
+    def decompress(self, data: bytes, max_length: int = 0, /) -> bytes:
+        return self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
+
+
+_Unpacker = _Gzip | bz2.BZ2Decompressor
+_UNPACKERS: dict[str, Callable[[], _Unpacker]] = {"gzip": _Gzip, "bzip2": bz2.BZ2Decompressor}
+UNPACKED = frozenset(_UNPACKERS)
+"""Codings that ``unpacked`` knows."""
+
+
+def unpacked(pieces: Iterable[bytes], coding: str, limit: int) -> Iterator[bytes]:
+    """The message in pieces of at most 64 KiB; ``limit``: octets in all.
+
+    Raises:
+        PermanentFailure: damaged, not whole, or larger than that.
+    """
+    size = 0
+    try:
+        for piece in _unpacked(pieces, _UNPACKERS[coding]):
+            if (size := size + len(piece)) > limit:
+                raise PermanentFailure(f"larger than {limit} octets when unpacked")
+            yield piece
+    except (zlib.error, OSError, EOFError) as error:
+        raise PermanentFailure(f"damaged {coding} data") from error
+
+
+def _unpacked(pieces: Iterable[bytes], make: Callable[[], _Unpacker]) -> Iterator[bytes]:
+    """A file may hold several streams, one behind the other."""
+    unpacker, has_begun = make(), False
+    for piece in pieces:
+        rest, has_begun = piece, has_begun or bool(piece)
+        while True:
+            if unpacker.eof:
+                if not rest:
+                    break
+                unpacker = make()
+            octets = unpacker.decompress(rest, _PIECE)
+            rest = unpacker.unused_data if unpacker.eof else b""
+            if octets:
+                yield octets
+            elif not unpacker.eof:
+                break
+    if has_begun and not unpacker.eof:
+        raise EOFError
