@@ -468,6 +468,30 @@ def test_systemd_hears_what_happens(workers: int, site: Site) -> None:
         assert site.process.wait(WAIT) == 0
 
 
+@pytest.mark.parametrize("change", ["disable", "remove"])
+def test_disabled_user_is_disconnected_in_every_worker_and_loses_no_mail(
+    change: str, site: Site
+) -> None:
+    (site.place / "mail").mkdir()
+    store = MaildirStore(f"{site.place}/mail/%u")
+    asyncio.run(store.deliver("ann", _once(b"Subject: kept\r\n\r\n")))
+    site.start()
+    users = Users(site.place / "users.sqlite3")
+    others = [site.client().log_in("bob")]
+    reader = site.client().log_in("ann")
+    reader.dele(1)
+    if change == "disable":
+        users.set_enabled("ann", False)
+    else:
+        users.remove("ann")
+    assert reader.has_ended()
+    assert "quit=disabled" in site.wait_for("session end: user=ann")
+    assert all(each.is_alive() for each in others)
+    assert len(list((site.place / "mail" / "ann" / "new").iterdir())) == 1
+    for each in (*others, reader):
+        each.close()
+
+
 def start_with_socket(site: Site, listening: socket.socket, name: str) -> None:
     """As systemd does: the socket is descriptor 3."""
     script = (

@@ -61,6 +61,7 @@ _GRACE = 10.0  # seconds that busy sessions get after SIGTERM
 _PURGE_EVERY = 3600.0  # seconds
 _THREADS = 32  # that may wait for a disk; nobody else waits until so many do
 _RENEW_EVERY = 86_400.0  # seconds
+_REVIEW_EVERY = 1.0  # seconds between two looks for sessions of users who were disabled
 _TERMS_EVERY = 60.0  # seconds; the users are changed by another program
 _BUSY = b"-ERR [SYS/TEMP] too many connections, try again later\r\n"
 _INTAKE_BUSY = b"421 4.7.0 too many connections, try again later\r\n"
@@ -477,6 +478,8 @@ async def running(
         server.addresses = _addresses(ground.places)
         watching = asyncio.create_task(_learn_terms_for_ever(service, users))
         stack.callback(watching.cancel)
+        reviewing = asyncio.create_task(_end_disabled_for_ever(service))
+        stack.callback(reviewing.cancel)
         if ground.purges:
             purging = asyncio.create_task(_purge_for_ever(service, users, passdb, store))
             stack.callback(purging.cancel)
@@ -602,6 +605,16 @@ async def _learn_terms_for_ever(service: Service, users: Users) -> None:
         await asyncio.sleep(_TERMS_EVERY)
         worst = await asyncio.to_thread(_worst_terms, users, service.policy)
         service.policy = replace(service.policy, worst=worst)
+
+
+async def _end_disabled_for_ever(service: Service) -> None:
+    """A user who is disabled while a session is open must not go on reading."""
+    while True:
+        await asyncio.sleep(_REVIEW_EVERY)
+        try:
+            await service.end_disabled()
+        except Exception:  # the sessions go on, and the next time will do
+            _log.exception("bug", extra={"fields": {"via": "review"}})
 
 
 def _worst_terms(users: Users, policy: Policy) -> Terms | None:

@@ -43,7 +43,7 @@ from ..maildrop import (
     Store,
 )
 from ..message import Top
-from ..passdb import Account, Network, Passdb, Shown, is_within
+from ..passdb import Account, Accounts, Generations, Network, Passdb, Shown, is_within
 from ..pop3.grammar import Challenge, Response
 from ..pop3.session import Policy, Session
 from ..pop3.state import Close, Event, Login, Relay, Retrieve, StartTLS, State, Update
@@ -85,6 +85,8 @@ class Service(BaseService):
     """Between a user and a folder in a login name; empty: folders cannot be named."""
     brake: int = 0
     """Messages that a credential may remove in its first day; 0: as many as it likes."""
+    _reviewed: dict[str, bytes | None] = field(default_factory=dict)
+    """The generation of each user with a session, at the last ``end_disabled``."""
 
     def connection(self, address: str, seat: Seat, origin: Origin = DIRECT) -> Connection:
         """The protocol for one accepted connection; ``origin`` is what a proxy tells of it."""
@@ -92,6 +94,37 @@ class Service(BaseService):
 
     def may_login_in_clear(self, address: str) -> bool:
         return is_within(address, self.clear_login_from)
+
+    async def end_disabled(self) -> None:
+        """End the sessions of users who were disabled or removed since they logged in.
+
+        Call it every second.  A user is looked up only when seen for the first time, or when a
+        back end that can tell says that something has changed.
+        """
+        passdb, sessions = self.passdb, self._sessions_by_user()
+        self._reviewed = {user: seen for user, seen in self._reviewed.items() if user in sessions}
+        if not (_implements(type(passdb), Generations) and _implements(type(passdb), Accounts)):
+            return
+        for user, connections in sessions.items():
+            try:
+                generation = await cast(Generations, passdb).generation(user)
+                if user in self._reviewed and self._reviewed[user] == generation:
+                    continue
+                account = await cast(Accounts, passdb).account(user)
+            except TemporaryFailure:
+                continue  # the next time will do
+            self._reviewed[user] = generation
+            for connection in connections:
+                # A token may be enough for a user whom no back end knows.
+                if not account.is_enabled if account else not connection.is_by_token:
+                    connection.expel()
+
+    def _sessions_by_user(self) -> dict[str, list[Connection]]:
+        found: dict[str, list[Connection]] = {}
+        for connection in self.connections:
+            if isinstance(connection, Connection) and (user := connection.user):
+                found.setdefault(user, []).append(connection)
+        return found
 
 
 class Connection(BaseConnection[Event]):
@@ -154,6 +187,21 @@ class Connection(BaseConnection[Event]):
         self.abort("stopped")
         if is_judged and self._worker is not None:
             self._worker.cancel()
+
+    @property
+    def user(self) -> str:
+        """Who has logged in; empty: not yet."""
+        return self._account.user if self._account else ""
+
+    @property
+    def is_by_token(self) -> bool:
+        return self._account is not None and self._account.credential == "token"
+
+    def expel(self) -> None:
+        """The user may not be here any more.  Nothing that is marked is removed; what QUIT began is
+        finished."""
+        if self._session.state is not State.UPDATE:
+            self.abort("disabled")
 
     def _respond(self, event: Event) -> bool:
         match event:
@@ -468,11 +516,11 @@ class Connection(BaseConnection[Event]):
         self._session.retrieved()
 
     def _tell_failed_read(self, action: Retrieve, error: RestanteError) -> None:
-        told = {"user": self._user(), "number": action.number, "reason": str(error)}
+        told = {"user": self.user, "number": action.number, "reason": str(error)}
         self._note("read failed", logging.WARNING, **told)
 
     def _tell_other_size(self, action: Retrieve, octets: int) -> None:
-        told = {"user": self._user(), "number": action.number, "octets": octets}
+        told = {"user": self.user, "number": action.number, "octets": octets}
         self._note("size differs", logging.WARNING, **told)
         self.abort("size-differs")
 
@@ -496,7 +544,7 @@ class Connection(BaseConnection[Event]):
             self._note(
                 "update failed",
                 logging.ERROR,
-                user=self._user(),
+                user=self.user,
                 left=len(left),
                 reason=str(error),
             )
@@ -512,7 +560,7 @@ class Connection(BaseConnection[Event]):
         past = await cast(Journal, self._maildrop).past(self._account.credential)
         is_new = not past or time() - past[0].began_at < _NEW
         if is_new and marked + sum(len(each.removed) for each in past) > self._service.brake:
-            told = {"user": self._user(), "ip": self._address, "app": self._account.credential}
+            told = {"user": self.user, "ip": self._address, "app": self._account.credential}
             self._note("deletion braked", logging.WARNING, **told, marked=marked)
             raise Braked(marked)
 
@@ -580,7 +628,7 @@ class Connection(BaseConnection[Event]):
         if self._account is not None:
             self._note(
                 "session end",
-                user=self._user(),
+                user=self.user,
                 retr=self._retrieved_messages,
                 bytes=self._retrieved_octets,
                 dele=len(self._removed),
@@ -596,9 +644,6 @@ class Connection(BaseConnection[Event]):
                 tls=self._tls_version(),
                 mech=self._session.cancelled,
             )
-
-    def _user(self) -> str:
-        return self._account.user if self._account else ""
 
 
 @cache
