@@ -69,6 +69,7 @@ def resolving(patch: pytest.MonkeyPatch, *entries: Any) -> None:
 
 
 @kinds
+@pytest.mark.rfc("P-167")
 @pytest.mark.parametrize("before", [0, 1, 3])
 @pytest.mark.parametrize("after", [0, 2])
 def test_the_first_address_that_answers_is_taken(
@@ -230,6 +231,7 @@ def test_a_cancelled_attempt_leaves_no_socket(
     asyncio.run(main())
 
 
+@pytest.mark.rfc("P-166")
 def test_families_take_turns() -> None:
     """RFC 8305 §4: one family that is broken costs no more than one delay each time."""
     sixes = [entry(f"::{at}", 1, V6) for at in range(3)]

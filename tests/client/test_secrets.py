@@ -176,6 +176,7 @@ HOSTILE_URLS = [
 ]
 
 
+@pytest.mark.rfc("P-165")
 @pytest.mark.parametrize("url", HOSTILE_URLS)
 @pytest.mark.parametrize("connect", [restante.connect, restante.connect_blocking])
 def test_a_url_that_cannot_be_read_is_not_repeated(connect: Any, url: str) -> None:
