@@ -38,6 +38,10 @@ MEANINGS = {
     "bug": "something went wrong that nobody thought of; a traceback follows",
     "certificate refused": "it was renewed, and is wrong; the old one goes on",
     "connection refused": "a limit on connections was reached",
+    "deleted upstream": "a message was deleted on its server, and by which evidence; `message` is "
+    "its short name",
+    "deletion rule changed": "`keep` or `newest` is another; `messages` taken before are due by it",
+    "deletions withheld": "a new account, or one with a new rule, would delete more than `limit`",
     "deletion braked": "a password that is new here marked too many messages, and none was removed",
     "delivered": "a message is on disk",
     "delivery refused": "a recipient's message was not stored, and the sender was told why",

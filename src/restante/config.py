@@ -780,6 +780,18 @@ class Account:
         example="14d",
     )
     newest: int = option(0, "So many of the messages taken last are never deleted there.", number)
+    deletion_limit: int = option(
+        1000,
+        "On the day after the first session, and after `keep` or `newest` changed, at most this "
+        "many messages are deleted there; if more are due, none is deleted before the day is over "
+        "or `restante collect NAME --no-deletion-limit` is run. 0 has no limit.",
+        number,
+    )
+    label: str = option(
+        "",
+        "The name under which its messages are stored, if it is not the account's. `restante "
+        "account rename` writes it, so that no message comes twice even if the ledger is lost.",
+    )
     largest: int = option(
         "0",
         "Larger messages are not taken by themselves; 0 takes all.",

@@ -211,17 +211,29 @@ def test_metrics_of_all_accounts_after_each_session(
 def test_what_came_before_a_failure_is_told_and_counted(
     home: Path, configured: Path, server: Pop3Server, restante: Restante
 ) -> None:
-    server.deliver("ann", MESSAGE)
+    extend(configured, 'keep = "none"')
+    server.deliver("bob", MESSAGE)
     server.fault.lose_quit()
     path = home / "restante.prom"
-    done = restante("collect", "ann", "--metrics", path)
-    assert (done.code, done.out) == (75, "ann: 1 message stored (23 octets)\n")
-    assert done.err.startswith("ann: the server closed the connection")
-    assert metrics(path)['restante_collect_messages_total{account="ann"}'] == 1
-    server.deliver("ann", MESSAGE)
+    done = restante("collect", "bob", "--metrics", path)
+    assert (done.code, done.out) == (75, "bob: 1 message stored (23 octets)\n")
+    assert done.err.startswith("bob: the server closed the connection")
+    assert metrics(path)['restante_collect_messages_total{account="bob"}'] == 1
+    server.deliver("bob", MESSAGE + b"another\n")
     server.fault.lose_quit()
-    line = restante("--json", "collect", "ann").json
+    line = restante("--json", "collect", "bob").json
     assert (line["stored"], line["exit_code"]) == (1, 75)
+
+
+def test_a_lost_answer_to_quit_is_no_failure_when_nothing_was_marked(
+    home: Path, configured: Path, server: Pop3Server, restante: Restante
+) -> None:
+    """RFC 1939 §6: QUIT removes what was marked, and nothing was."""
+    server.deliver("ann", MESSAGE)
+    server.fault.lose_quit(times=None)
+    done = restante("collect", "ann")
+    assert (done.code, done.out, done.err) == (0, "ann: 1 message stored (23 octets)\n", "")
+    assert restante("collect", "ann").code == 0
 
 
 def test_metrics_that_cannot_be_written_fail_no_session(

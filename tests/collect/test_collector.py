@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from restante.collect import collector
+from restante.collect import fetching
 from restante.collect.collector import LoginTooSoon, LooksMoved, Outcome, collect
 from restante.collect.destinations import Destination, open_destination
 from restante.collect.ledger import AccountBusy, Ledger
 from restante.collect.pace import Pace, follow
 from restante.collect.plan import Budget, Policy, short_name
-from restante.errors import ConnectionLost, LoginFailed, LoginWithheld
+from restante.errors import ConfigurationError, ConnectionLost, LoginFailed, LoginWithheld
 from restante.passdb import Terms
 from restante.pop3.dialogue import WINDOW_COMMANDS
 from restante.pop3.listing import Message
@@ -62,11 +62,11 @@ class Home:
         self.now = 1_800_000_000.0
         self.login_delay = 0
         self.remote_password = "tan staaf"
-        self._ledger, self._place, self._context, self._ca = ledger, place, context, ca_file
+        self._ledger, self.place, self._context, self._ca = ledger, place, context, ca_file
         self._password = password  # of the destination
 
     def opened(self) -> Destination:
-        return open_destination(self._place, password=self._password, ca_file=self._ca)
+        return open_destination(self.place, password=self._password, ca_file=self._ca)
 
     def collect(self, policy: Policy | None = None, **options: Any) -> Outcome:
         async def main() -> Outcome:
@@ -130,10 +130,12 @@ def test_deleted_after_its_days(home: Home) -> None:
 
 @pytest.mark.rfc("P-190")
 def test_a_server_that_forgets_deletions_is_told_again(home: Home, mail: Path) -> None:
+    """Not before what is listed again was compared: it may be other mail (RFC 1939 §7)."""
     home.shelf.forgets_deletions = True
     home.collect(Policy(keep=0.0))
     again = home.collect(Policy(keep=0.0))
-    assert (again.stored, again.deleted) == (0, 3)
+    assert (again.stored, again.known, again.deleted) == (0, 3, 0)
+    assert home.collect(Policy(keep=0.0)).deleted == 3
     assert len(stored(mail)) == 3
 
 
@@ -149,13 +151,23 @@ def test_verified_means_that_the_copy_is_what_came(home: Home, mail: Path) -> No
     assert len(home.shelf.rows) == 2
 
 
-def test_a_maildir_that_is_lost_deletes_nothing_there(home: Home, mail: Path) -> None:
-    policy = Policy(keep=0.0, until_deleted=True)
-    home.collect(policy)
-    for path in (mail / "new").iterdir():
-        path.unlink()
-    assert [home.collect(policy).deleted for _ in range(2)] == [0, 0]
-    assert len(home.shelf.rows) == 3
+@pytest.mark.parametrize(
+    ("place", "policy", "words"),
+    [
+        ("maildir:{}/Mail", Policy(keep=0.0, until_deleted=True), "until-deleted"),
+        ("mbox:{}/mbox", Policy(keep=0.0, until_deleted=True), "until-deleted"),
+        ("mbox:{}/mbox", Policy(keep=0.0, verified=True), "until-verified"),
+        ("command:true", Policy(keep=0.0, verified=True), "until-verified"),
+    ],
+)
+def test_a_keep_that_the_destination_cannot_support_is_refused(
+    place: str, policy: Policy, words: str, home: Home, tmp_path: Path
+) -> None:
+    """And never reported as a copy that is not what came."""
+    home.place = place.format(tmp_path)
+    with pytest.raises(ConfigurationError, match=words):
+        home.collect(policy)
+    assert home.shelf.read == []
 
 
 def test_a_short_listing_forgets_nothing(home: Home) -> None:
@@ -361,7 +373,7 @@ def test_octets_count_however_the_session_ends(
     home: Home, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the server gave, it gave."""
-    monkeypatch.setattr(collector, "_GROUP", 1)
+    monkeypatch.setattr(fetching, "_GROUP", 1)
     came: list[int] = []
 
     def progress(messages: object, octets: int) -> None:
@@ -408,7 +420,7 @@ def test_disk_full_deletes_nothing_that_is_not_safe(
         real(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(collector, "_GROUP", group)
+        patch.setattr(fetching, "_GROUP", group)
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
             home.collect(Policy(keep=0.0))
@@ -447,7 +459,7 @@ def test_lost_connection_keeps_what_is_safe(
     group: int, home: Home, mail: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What came whole is kept, whatever came after: so each try brings something."""
-    monkeypatch.setattr(collector, "_GROUP", group)
+    monkeypatch.setattr(fetching, "_GROUP", group)
     taken: list[int] = []
 
     def progress(messages: object, octets: int) -> None:

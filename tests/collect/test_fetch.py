@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from restante.cli.main import main as restante
-from restante.collect import collector
+from restante.collect import fetching
 from restante.collect.collector import Account, Outcome, collect
 from restante.collect.destinations import open_destination
 from restante.collect.ledger import Ledger
@@ -230,7 +230,7 @@ def test_what_grows_far_beyond_its_size_is_given_up(
     largest: int | None, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message without end would fill the disk; those behind one that has an end are fetched."""
-    monkeypatch.setattr(collector, "_ROOM", room)
+    monkeypatch.setattr(fetching, "_ROOM", room)
     answers = {
         b"LIST": b"+OK\r\n1 10\r\n2 10\r\n.\r\n",
         b"RETR 1": b"+OK\r\n" + b"x" * 31 + b"\r\n.\r\n",

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from restante.collect.health import Health, State
-from restante.collect.ledger import AccountBusy, Ledger
-from restante.collect.plan import Taken, Used
+from restante.collect.ledger import AccountBusy, Ledger, Stored
+from restante.collect.likeness import Content
+from restante.collect.plan import Record, Taken, Used
 from restante.errors import ConfigurationError, LoginWithheld, TemporaryFailure
 
 DIGEST = bytes(32)
@@ -35,38 +36,37 @@ def test_life_of_a_message(ledger: Ledger) -> None:
     assert ledger.known("ann", ["u"]) == {}
     ledger.intend("ann", [("u", 100)])
     assert ledger.known("ann", ["u"]) == {"u": Taken(100, None)}
-    ledger.took("ann", [("u", 100, DIGEST)], 7.5)
+    ledger.took("ann", [Stored("u", 100, Content(DIGEST))], 7.5)
     assert ledger.known("ann", ["u"]) == {"u": Taken(100, 7.5)}
     ledger.gone("ann", ["u"])
     assert ledger.known("ann", ["u"]) == {"u": Taken(100, 7.5, is_gone=True)}
 
 
 def test_intent_does_not_undo_what_was_taken(ledger: Ledger) -> None:
-    ledger.took("ann", [("u", 100, DIGEST)], 7.5)
+    ledger.took("ann", [Stored("u", 100, Content(DIGEST))], 7.5)
     ledger.intend("ann", [("u", 99)])
     assert ledger.known("ann", ["u"]) == {"u": Taken(100, 7.5)}
 
 
 def test_accounts_know_nothing_of_each_other(ledger: Ledger) -> None:
-    ledger.took("ann", [("u", 100, DIGEST)], 7.5)
+    ledger.took("ann", [Stored("u", 100, Content(DIGEST))], 7.5)
     assert ledger.known("bob", ["u"]) == {}
-    assert not ledger.has_content("bob", DIGEST)
+    assert not ledger.has_content("bob", Content(DIGEST))
     ledger.gone("bob", ["u"])
     assert not ledger.known("ann", ["u"])["u"].is_gone
 
 
 def test_content_is_known_under_any_unique_id_once_it_was_taken(ledger: Ledger) -> None:
     ledger.intend("ann", [("u", 100)])
-    assert not ledger.has_content("ann", DIGEST)
-    ledger.took("ann", [("u", 100, DIGEST)], 7.5)
-    assert ledger.has_content("ann", DIGEST)
-    assert ledger.digest("ann", "u") == DIGEST
-    assert ledger.digest("ann", "v") is None
+    assert not ledger.has_content("ann", Content(DIGEST))
+    ledger.took("ann", [Stored("u", 100, Content(DIGEST))], 7.5)
+    assert ledger.has_content("ann", Content(DIGEST))
+    assert ledger.records("ann", ["u", "v"]) == {"u": Record(100, Content(DIGEST), "")}
 
 
 def test_expected_counts_what_is_still_on_the_server(ledger: Ledger) -> None:
     ledger.intend("ann", [("begun", 1)])
-    ledger.took("ann", [(f"u{at}", 1, b"") for at in range(5)], 7.5)
+    ledger.took("ann", [Stored(f"u{at}", 1, None) for at in range(5)], 7.5)
     ledger.gone("ann", ["u0", "u1"])
     assert ledger.expected("ann") == 3
 
@@ -79,21 +79,21 @@ def test_what_was_adopted_is_known_as_such(ledger: Ledger) -> None:
 
 def test_what_we_took_is_not_adopted(ledger: Ledger) -> None:
     """Or it would never be deleted there."""
-    ledger.took("ann", [("u", 1, b"digest")], 7.5)
+    ledger.took("ann", [Stored("u", 1, Content(b"digest"))], 7.5)
     ledger.adopt("ann", [("u", 1)], 9.5)
     assert ledger.known("ann", ["u"]) == {"u": Taken(1, 7.5)}
-    assert ledger.digest("ann", "u") == b"digest"
+    assert ledger.records("ann", ["u"]) == {"u": Record(1, Content(b"digest"), "")}
 
 
 def test_any_unique_id_is_a_key(ledger: Ledger) -> None:
     odd = ["../../etc/passwd", "a b", "\udc80\udcff", "'; DROP TABLE messages; --", "x" * 1000]
-    ledger.took("ann", [(key, 1, b"") for key in odd], 7.5)
+    ledger.took("ann", [Stored(key, 1, None) for key in odd], 7.5)
     assert set(ledger.known("ann", [*odd, "other"])) == set(odd)
 
 
 def test_more_keys_than_one_query_takes(ledger: Ledger) -> None:
     keys = [f"u{at}" for at in range(2000)]
-    ledger.took("ann", [(key, 1, b"") for key in keys], 7.5)
+    ledger.took("ann", [Stored(key, 1, None) for key in keys], 7.5)
     assert len(ledger.known("ann", keys)) == 2000
 
 
@@ -101,7 +101,7 @@ def test_all_of_it_survives_the_process(path: Path) -> None:
     """No close and no exit handler: as kill -9 does it."""
     child = os.fork()
     if child == 0:
-        Ledger(path).took("ann", [("u", 100, DIGEST)], 7.5)
+        Ledger(path).took("ann", [Stored("u", 100, Content(DIGEST))], 7.5)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     ledger = Ledger(path)
@@ -201,8 +201,8 @@ def test_health_tells_streaks_and_totals(ledger: Ledger) -> None:
 
 
 def test_forgetting_is_only_by_command(ledger: Ledger) -> None:
-    ledger.took("ann", [("u", 1, b""), ("v", 1, b"")], 7.5)
-    ledger.took("bob", [("u", 1, b"")], 7.5)
+    ledger.took("ann", [Stored("u", 1, None), Stored("v", 1, None)], 7.5)
+    ledger.took("bob", [Stored("u", 1, None)], 7.5)
     assert ledger.forget("ann") == 2
     assert ledger.known("ann", ["u", "v"]) == {}
     assert "u" in ledger.known("bob", ["u"])
@@ -236,7 +236,7 @@ def test_a_failed_call_changes_nothing(ledger: Ledger, path: Path) -> None:
     ledger._database.execute("PRAGMA busy_timeout = 1")
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(TemporaryFailure):
-        ledger.took("ann", [("u", 1, b"")], 7.5)
+        ledger.took("ann", [Stored("u", 1, None)], 7.5)
     other.execute("ROLLBACK")
     other.close()
     assert ledger.known("ann", ["u"]) == {}
@@ -245,29 +245,8 @@ def test_a_failed_call_changes_nothing(ledger: Ledger, path: Path) -> None:
 def test_threads_take_turns(ledger: Ledger) -> None:
     def write(at: int) -> None:
         ledger.intend("ann", [(f"u{at}", 1)])
-        ledger.took("ann", [(f"u{at}", 1, DIGEST)], 7.5)
+        ledger.took("ann", [Stored(f"u{at}", 1, Content(DIGEST))], 7.5)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(64)))
     assert ledger.expected("ann") == 64
-
-
-def test_an_older_ledger_is_brought_up_to_date(tmp_path: Path) -> None:
-    path = tmp_path / "old"
-    with closing(Ledger(path)) as new:
-        new.took("ann", [("u", 1, DIGEST)], 7.5)
-    with closing(sqlite3.connect(path, isolation_level=None)) as database:
-        database.execute("ALTER TABLE messages DROP COLUMN was_held")
-        for table in ("runs", "health", "told"):
-            database.execute(f"DROP TABLE {table}")
-        for column in ("refusals", "refused_at"):
-            database.execute(f"ALTER TABLE sessions DROP COLUMN {column}")
-        database.execute("PRAGMA user_version = 1")
-    with closing(Ledger(path)) as ledger:
-        assert ledger.known("ann", ["u"]) == {"u": Taken(1, 7.5)}
-        ledger.held("ann", ["u"], is_held=True)
-        assert ledger.known("ann", ["u"]) == {"u": Taken(1, 7.5, was_held=True)}
-        ledger.tried("ann", 7.5)
-        ledger.refused("ann", 7.5)
-        Health(ledger).failed("ann", 7.5)
-        Health(ledger).tell("ann", "failure", 7.5)

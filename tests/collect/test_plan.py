@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from restante.collect.likeness import Content
 from restante.collect.plan import (
+    Aside,
     Budget,
-    Delete,
+    Compare,
+    Doubt,
+    Due,
+    Evidence,
     Fetch,
     Later,
     Policy,
+    Proved,
+    Record,
+    Room,
+    Seen,
     Skip,
     Step,
     Stub,
     Taken,
+    Unproved,
     Used,
     looks_moved,
     plan,
+    prove,
     short_name,
     stub_key,
 )
@@ -31,9 +46,16 @@ ONE = Message(1, "u", 100)
 
 
 def steps(
-    listing: list[Message], taken: dict[str, Taken], policy: Policy | None = None
+    listing: list[Message],
+    taken: dict[str, Taken],
+    policy: Policy | None = None,
+    aside: dict[str, Aside] | None = None,
 ) -> list[Step]:
-    return list(plan(listing, taken, policy or Policy(), NOW))
+    return list(plan(listing, taken, policy or Policy(), NOW, aside=aside))
+
+
+def kinds(found: list[Step]) -> list[str]:
+    return [f"{type(each).__name__} {each.message.number}" for each in found]
 
 
 @pytest.mark.parametrize(
@@ -42,10 +64,11 @@ def steps(
         (None, WEEK, [Fetch(ONE, "u")]),
         (None, 0.0, [Fetch(ONE, "u")]),  # never taken: fetched, never deleted
         (6 * DAY, WEEK, []),
-        (WEEK, WEEK, [Delete(ONE, "u")]),
-        (0.0, 0.0, [Delete(ONE, "u")]),
+        (WEEK, WEEK, [Due(ONE, "u", "taken 7.0 days ago")]),
+        (0.0, 0.0, [Due(ONE, "u", "nothing is kept there")]),
         (9999 * DAY, None, []),  # keep for ever
-        (-DAY, WEEK, []),  # a clock that was set back deletes nothing early
+        (-DAY, WEEK, []),  # a time stamp from the future counts for nothing
+        (-9999 * DAY, 0.0, [Due(ONE, "u", "nothing is kept there")]),
     ],
 )
 def test_age_decides(age: float | None, keep: float | None, step: list[Step]) -> None:
@@ -59,17 +82,102 @@ def test_what_was_only_begun_is_fetched_again() -> None:
     ]
 
 
-def test_deleted_mail_that_is_listed_again_is_deleted_again_and_not_fetched() -> None:
-    gone = {"u": Taken(100, NOW - DAY, is_gone=True)}
-    assert steps([ONE], gone, Policy(keep=None)) == [Delete(ONE, "u")]
+@pytest.mark.parametrize("keep", [None, 0.0, WEEK])
+def test_a_unique_id_that_is_listed_again_is_a_stranger(keep: float | None) -> None:
+    """RFC 1939 §7 lets a server use it for another message, so it is fetched and compared."""
+    for gone in (
+        Taken(100, NOW - 9 * DAY, is_gone=True),
+        Taken(100, NOW - 9 * DAY, is_expected=False),
+        Taken(100, NOW - 9 * DAY, is_gone=True, is_adopted=True),
+    ):
+        assert kinds(steps([ONE], {"u": gone}, Policy(keep=keep))) == ["Compare 1"]
+
+
+def test_what_was_listed_again_counts_from_then() -> None:
+    known = Taken(100, NOW - 30 * DAY, seen_again=NOW - 6 * DAY)
+    assert steps([ONE], {"u": known}, Policy(keep=WEEK)) == []
+    known = replace(known, seen_again=NOW - WEEK)
+    assert kinds(steps([ONE], {"u": known}, Policy(keep=WEEK))) == ["Due 1"]
+    assert steps([ONE], {"u": known}, Policy(keep=None)) == []
 
 
 def test_adopted_mail_is_neither_fetched_nor_deleted() -> None:
     assert steps([ONE], {"u": Taken(100, NOW - WEEK, is_adopted=True)}, Policy(keep=0.0)) == []
 
 
-def test_an_old_unique_id_with_another_size_is_looked_at() -> None:
-    assert steps([ONE], {"u": Taken(99, NOW - DAY)}, Policy(keep=0.0)) == [Fetch(ONE, "u")]
+def test_a_known_unique_id_with_another_size_is_compared() -> None:
+    for keep in (None, 0.0):
+        found = steps([ONE], {"u": Taken(99, NOW - DAY)}, Policy(keep=keep))
+        assert found == [Compare(ONE, "u", "it had 99 octets before")]
+
+
+@pytest.mark.parametrize(
+    ("doubt", "size", "keep", "kind"),
+    [
+        (Doubt.SHORT, 100, None, "Compare 1"),
+        (Doubt.SHORT, 100, 0.0, "Compare 1"),
+        (Doubt.ANSWER, 100, None, "Look 1"),
+        (Doubt.ANSWER, 100, 0.0, "Due 1"),  # its header is looked at in any case
+        (Doubt.ANSWER, 99, 0.0, "Compare 1"),
+        (Doubt.ADDRESS, 100, None, "Look 1"),
+        (Doubt.ADDRESS, 100, 0.0, "Due 1"),
+    ],
+)
+def test_doubts_are_settled_whatever_the_policy(
+    doubt: Doubt, size: int, keep: float | None, kind: str
+) -> None:
+    known = {"u": Taken(size, NOW - DAY, doubt=doubt)}
+    assert kinds(steps([ONE], known, Policy(keep=keep))) == [kind]
+
+
+def test_new_mail_goes_before_what_is_compared() -> None:
+    """A budget that comparing old mail uses up must not keep new mail waiting."""
+    listing = [Message(at, f"u{at}", 1) for at in range(1, 5)]
+    taken = {"u1": Taken(1, NOW, is_gone=True), "u3": Taken(2, NOW)}
+    found = steps(listing, taken, Policy(limit=3))
+    assert kinds(found) == ["Fetch 2", "Fetch 4", "Compare 1", "Later 3"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        (Policy(largest=99), "it was deleted before; 100 octets, more than 99"),
+        (Policy(largest=99, stubs=True), "it was deleted before; 100 octets, more than 99"),
+        (Policy(budget=Budget(octets=99)), "it was deleted before; 100 octets, more than the 99"),
+    ],
+)
+def test_what_is_too_large_is_not_compared(policy: Policy, reason: str) -> None:
+    (step,) = steps([ONE], {"u": Taken(100, NOW, is_gone=True)}, policy)
+    assert isinstance(step, Skip)
+    assert step.reason.startswith(reason)
+
+
+POISON = {"u": Aside(2, "it did not end", NOW + 3600)}
+
+
+def test_what_is_set_aside_is_left_alone_and_reported() -> None:
+    """Whatever is known of it: the connection would end again."""
+    for taken in ({}, {"u": Taken(100, NOW - DAY)}, {"u": Taken(100, NOW, is_gone=True)}):
+        (step,) = steps([ONE], taken, Policy(keep=0.0), POISON)
+        name = short_name(ONE)
+        reason = (
+            f"set aside after 2 tries (it did not end); tried again in 1 h, or now: --whole {name}"
+        )
+        assert step == Skip(ONE, reason)
+
+
+def test_what_was_set_aside_is_tried_last_when_its_time_is_over_or_by_name() -> None:
+    listing = [ONE, Message(2, "v", 1)]
+    over = {"u": Aside(2, "it did not end", NOW)}
+    assert kinds(steps(listing, {}, Policy(), over)) == ["Fetch 2", "Fetch 1"]
+    wanted = Policy(whole=frozenset([short_name(ONE)]))
+    assert kinds(steps(listing, {}, wanted, POISON)) == ["Fetch 2", "Fetch 1"]
+
+
+def test_without_unique_ids_the_size_says_what_is_set_aside() -> None:
+    listing = [Message(1, None, 100), Message(2, None, 99)]
+    found = steps(listing, {}, None, {" size 100": Aside(2, "it did not end", NOW + 1)})
+    assert kinds(found) == ["Fetch 2", "Skip 1"]
 
 
 def test_unique_ids_that_stand_twice_or_are_missing_tell_nothing() -> None:
@@ -105,7 +213,11 @@ LARGE = Policy(keep=0.0, largest=99, stubs=True)
             Policy(keep=0.0, largest=99, stubs=True, whole=frozenset([short_name(ONE)])),
             [Fetch(ONE, "u")],
         ),
-        ({STUB: Taken(100, NOW), "u": Taken(100, NOW)}, LARGE, [Delete(ONE, "u")]),
+        (
+            {STUB: Taken(100, NOW), "u": Taken(100, NOW)},
+            LARGE,
+            [Due(ONE, "u", "nothing is kept there")],
+        ),
         ({"u": Taken(100, None)}, LARGE, [Stub(ONE, STUB)]),  # the limit was lowered
     ],
 )
@@ -126,7 +238,7 @@ def test_limit_counts_what_is_fetched() -> None:
     listing = [Message(at, f"u{at}", 1) for at in range(1, 6)]
     taken = {"u1": Taken(1, NOW - WEEK)}
     assert steps(listing, taken, Policy(keep=0.0, limit=2)) == [
-        Delete(listing[0], "u1"),
+        Due(listing[0], "u1", "nothing is kept there"),
         Fetch(listing[1], "u2"),
         Fetch(listing[2], "u3"),
         Later(listing[3], "the limit"),
@@ -150,7 +262,8 @@ def test_a_budget_is_for_all_sessions_of_a_day(
     sizes: list[int], budget: Budget, used: Used, fetched: list[int]
 ) -> None:
     listing = [Message(at, f"u{at}", size) for at, size in enumerate(sizes, 1)]
-    found = list(plan(listing, {}, Policy(budget=budget), NOW, used))
+    policy = Policy(budget=budget)
+    found = list(plan(listing, {}, policy, NOW, Room(policy, used)))
     assert [each.message.number for each in found if isinstance(each, Fetch)] == fetched
     left = [each.why for each in found if isinstance(each, Later)]
     assert left == ["the day's budget"] * (len(sizes) - len(fetched))
@@ -158,7 +271,7 @@ def test_a_budget_is_for_all_sessions_of_a_day(
 
 def test_what_no_day_has_room_for_is_told_and_keeps_nothing_else_waiting() -> None:
     listing = [Message(1, "u1", 100), Message(2, "u2", 10)]
-    found = list(plan(listing, {}, Policy(budget=Budget(octets=99)), NOW, Used()))
+    found = steps(listing, {}, Policy(budget=Budget(octets=99)))
     reason = "100 octets, more than the 99 of a day"
     assert found == [Skip(listing[0], reason), Fetch(listing[1], "u2")]
 
@@ -166,7 +279,9 @@ def test_what_no_day_has_room_for_is_told_and_keeps_nothing_else_waiting() -> No
 def test_newest_are_those_taken_last_wherever_they_stand() -> None:
     listing = [Message(at, f"u{at}", 1) for at in range(1, 4)]
     taken = {"u1": Taken(1, NOW - 1), "u2": Taken(1, NOW - 3), "u3": Taken(1, NOW - 2)}
-    assert steps(listing, taken, Policy(keep=0.0, newest=2)) == [Delete(listing[1], "u2")]
+    assert steps(listing, taken, Policy(keep=0.0, newest=2)) == [
+        Due(listing[1], "u2", "nothing is kept there")
+    ]
     assert steps(listing, taken, Policy(keep=0.0, newest=3)) == []
 
 
@@ -174,42 +289,187 @@ def test_new_mail_counts_among_the_newest() -> None:
     listing = [Message(1, "old", 1), Message(2, "new", 1)]
     taken = {"old": Taken(1, NOW - WEEK)}
     assert steps(listing, taken, Policy(keep=0.0, newest=1)) == [
-        Delete(listing[0], "old"),
+        Due(listing[0], "old", "nothing is kept there"),
         Fetch(listing[1], "new"),
     ]
 
 
+TAKEN = st.builds(
+    Taken,
+    st.integers(1, 3),
+    st.none() | st.floats(0, 2 * NOW),
+    is_adopted=st.booleans(),
+    was_held=st.booleans(),
+    is_gone=st.booleans(),
+    is_expected=st.booleans(),
+    doubt=st.sampled_from(Doubt),
+    seen_again=st.none() | st.floats(0, 2 * NOW),
+)
+
+
 @given(
     st.lists(st.tuples(st.sampled_from(["a", "b", "c", "d", None]), st.integers(1, 3))),
-    st.dictionaries(
-        st.sampled_from("abcd"),
-        st.builds(
-            Taken,
-            st.integers(1, 3),
-            st.none() | st.floats(0, NOW),
-            st.booleans(),
-            st.booleans(),
-        ),
-    ),
+    st.dictionaries(st.sampled_from("abcd"), TAKEN),
     st.builds(
         Policy,
         st.none() | st.floats(0, NOW),
         st.integers(0, 3),
+        st.booleans(),
         st.booleans(),
         st.none() | st.integers(1, 3),
         st.none() | st.integers(0, 3),
         st.booleans(),
     ),
 )
-def test_only_what_was_taken_is_deleted(
+def test_only_what_was_taken_and_is_listed_as_it_was_is_due(
     rows: list[tuple[str | None, int]], taken: dict[str, Taken], policy: Policy
 ) -> None:
     listing = [Message(at, unique_id, size) for at, (unique_id, size) in enumerate(rows, 1)]
-    for step in plan(listing, taken, policy, NOW):
-        if isinstance(step, Delete):
-            assert taken[step.key].at is not None
-            assert taken[step.key].is_gone or not taken[step.key].is_adopted
+    found = steps(listing, taken, policy)
+    assert len(found) == len({each.message.number for each in found})
+    for step in found:
+        if isinstance(step, Due):
+            known = taken[step.key]
+            assert known.at is not None
+            assert policy.keep is not None
+            assert known.is_expected
+            assert True not in (known.is_adopted, known.is_gone, known.doubt is Doubt.SHORT)
+            assert known.size == step.message.size
             assert [each.unique_id for each in listing].count(step.key) == 1
+
+
+# Which message is that?
+
+WHOLE = Content(b"digest", b"body", b"likeness")
+OTHER = Content(b"other", b"other body", b"other likeness")
+REWRITTEN = Content(b"other", b"body", b"likeness")  # with Status: and X-UIDL:
+KNOWN = Taken(100, NOW - DAY)
+STORED = Record(100, WHOLE, "isp u 100")
+SEEN = Seen(ONE, "u")
+
+
+@pytest.mark.parametrize(
+    ("seen", "known", "record", "result"),
+    [
+        # What came in this session.
+        (replace(SEEN, whole=WHOLE, is_new=True), KNOWN, STORED, Evidence.FETCHED),
+        (replace(SEEN, whole=WHOLE), KNOWN, STORED, Evidence.COMPARED),
+        (replace(SEEN, whole=REWRITTEN), KNOWN, STORED, Evidence.COMPARED),
+        (replace(SEEN, whole=OTHER), KNOWN, STORED, Unproved.DIFFERENT),
+        (replace(SEEN, whole=OTHER, header=b"likeness"), KNOWN, STORED, Unproved.DIFFERENT),
+        # Shorter than announced: not in the session in which it was stored.
+        (replace(SEEN, whole=WHOLE, is_new=True, is_short=True), KNOWN, STORED, Unproved.SHORT),
+        (replace(SEEN, whole=WHOLE, is_short=True), KNOWN, STORED, Evidence.COMPARED),
+        # What came in an earlier one.
+        (replace(SEEN, header=b"likeness"), KNOWN, STORED, Evidence.HEADER),
+        (replace(SEEN, header=b"other likeness"), KNOWN, STORED, Unproved.DIFFERENT),
+        (SEEN, KNOWN, STORED, Unproved.UNSEEN),
+        (replace(SEEN, header=b"likeness"), KNOWN, replace(STORED, size=99), Unproved.DIFFERENT),
+        (
+            replace(SEEN, header=b"likeness"),
+            replace(KNOWN, doubt=Doubt.SHORT),
+            STORED,
+            Unproved.UNSEEN,
+        ),
+        # A header without a name and a date is that of any message.
+        (
+            replace(SEEN, header=None),
+            KNOWN,
+            replace(STORED, content=replace(WHOLE, likeness=None)),
+            Unproved.UNSEEN,
+        ),
+        # Nothing is removed on the word of another program, or of a crash.
+        (replace(SEEN, whole=WHOLE), None, None, Unproved.NOT_STORED),
+        (replace(SEEN, whole=WHOLE), replace(KNOWN, at=None), STORED, Unproved.NOT_STORED),
+        (replace(SEEN, whole=WHOLE), replace(KNOWN, is_adopted=True), None, Unproved.NOT_STORED),
+        (replace(SEEN, header=b"likeness"), KNOWN, None, Unproved.NOT_STORED),
+        # Never in the session in which it reappeared, nor while it counts as gone.
+        (replace(SEEN, whole=WHOLE, has_come_back=True), KNOWN, STORED, Unproved.CAME_BACK),
+        (replace(SEEN, whole=WHOLE), replace(KNOWN, is_gone=True), STORED, Unproved.CAME_BACK),
+        (
+            replace(SEEN, header=b"likeness"),
+            replace(KNOWN, is_gone=True),
+            STORED,
+            Unproved.CAME_BACK,
+        ),
+    ],
+)
+def test_only_what_was_shown_in_this_session_is_proved(
+    seen: Seen, known: Taken | None, record: Record | None, result: Evidence | Unproved
+) -> None:
+    proof = prove(seen, known, record, "why")
+    if isinstance(result, Unproved):
+        assert proof is result
+    else:
+        assert isinstance(proof, Proved)
+        assert (proof.message, proof.key, proof.evidence) == (ONE, "u", result)
+
+
+CONTENT = st.builds(
+    Content,
+    st.sampled_from([b"1", b"2"]),
+    st.sampled_from([None, b"1", b"2"]),
+    st.sampled_from([None, b"1", b"2"]),
+)
+
+
+@given(
+    st.builds(
+        Seen,
+        st.builds(Message, st.just(1), st.just("u"), st.integers(1, 2)),
+        st.just("u"),
+        st.sampled_from([None, b"1", b"2"]),
+        st.none() | CONTENT,
+        st.booleans(),
+        st.booleans(),
+        st.booleans(),
+    ),
+    st.none() | TAKEN,
+    st.none() | st.builds(Record, st.integers(1, 2), CONTENT, st.just("x")),
+)
+def test_no_proof_without_evidence_of_this_very_message(
+    seen: Seen, known: Taken | None, record: Record | None
+) -> None:
+    if not isinstance(prove(seen, known, record, ""), Proved):
+        return
+    assert record is not None
+    assert known is not None
+    assert known.at is not None
+    assert True not in (known.is_gone, seen.has_come_back, seen.is_new and seen.is_short)
+    if seen.whole is None:
+        assert record.content.likeness == seen.header is not None
+        assert record.size == seen.message.size
+    elif seen.whole.digest != record.content.digest:
+        assert seen.whole.body == record.content.body is not None
+        assert seen.whole.likeness == record.content.likeness is not None
+
+
+def test_nothing_else_makes_a_proof() -> None:
+    with pytest.raises(TypeError, match="only prove"):
+        Proved(object(), SEEN, Evidence.HEADER, "")  # type: ignore[arg-type]
+
+
+def test_nothing_is_deleted_without_a_proof() -> None:
+    """In the collector one module has a client that can delete, and it takes only proofs."""
+    source = Path(plan.__code__.co_filename).parent
+    found = {
+        path.name
+        for path in source.rglob("*.py")
+        if re.search(r"client\.(?:delete|_dialogue)|_SEAL\b", path.read_text())
+    }
+    assert found == {"deletions.py", "plan.py"}
+    from restante.collect.deletions import Deletions, Reader
+
+    assert not hasattr(Reader, "delete")
+    assert Deletions.request.__annotations__["proved"] == "Sequence[Proved]"
+
+
+def test_a_rule_is_all_that_decides_about_deletions() -> None:
+    """A field that is added to ``Policy`` must be thought about."""
+    usual, other = Policy(), {"keep": 1.0, "newest": 1, "verified": True, "until_deleted": True}
+    for each in fields(Policy):
+        changed = replace(usual, **{each.name: other.get(each.name, getattr(usual, each.name))})
+        assert (changed.rule != usual.rule) == (each.name in other)
 
 
 def messages(ids: list[str]) -> list[Message]:

@@ -74,7 +74,7 @@ def show(options: argparse.Namespace) -> int:
     found, account = _one(options)
     with closing(collect.open_ledger(found)) as ledger:
         row = _row(found, options.name, account)
-        row |= {"on_server": ledger.expected(options.name)}
+        row |= {"on_server": ledger.on_server(options.name)}
         row |= {"last_success": ledger.last_success(options.name)}
         state = Health(ledger).state(options.name)
         row |= {"failures": state.failures, "failing_since": state.failing_since}
@@ -163,7 +163,7 @@ async def _listing(
     found: Configuration, name: str, account: Account, here: Counter[bytes] | None
 ) -> tuple[list[tuple[str, int]], int]:
     """What is there, by key and size, and how many others are not ``here``."""
-    from ..collect.likeness import likeness
+    from ..collect.likeness import header_of, likeness
     from ..collect.plan import unique_ids
 
     async with collect.connected(found, name, account) as client:
@@ -171,7 +171,10 @@ async def _listing(
         ids = unique_ids(messages)
         known = [message for message in messages if message.number in ids]
         if here is not None:
-            headers = [(each, likeness(header)) async for each, header in client.headers(known)]
+            headers = [
+                (each, likeness(header_of(await body.read())))
+                async for each, body in client.raw_headers(known)
+            ]
             known = []
             for message, mark in headers:
                 if mark and here[mark]:

@@ -22,6 +22,8 @@ from urllib.parse import urlsplit
 
 from ..config import Account, Configuration, duration
 from ..errors import (
+    ConfigurationError,
+    ConnectionLost,
     LoginFailed,
     LoginWithheld,
     RestanteError,
@@ -42,6 +44,10 @@ if TYPE_CHECKING:
     from .telling import Bars
 
 _AT_ONCE = 4  # accounts
+_TRIES = 3  # sessions in a run; more logins after a loss would only annoy a provider
+# Destinations that can look at what they stored, and that know what was deleted there.
+_READABLE = ("", "maildir", "maildrop")
+_TRACED = ("maildrop",)
 # Of several accounts the gravest decides.
 _GRAVITY = (70, 78, 77, 76, 74, 68, 69, 75, 0)
 
@@ -71,6 +77,11 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         action="append",
         default=[],
         help="take this message however large it is, as its stub or an earlier run names it; all",
+    )
+    parser.add_argument(
+        "--no-deletion-limit",
+        action="store_true",
+        help="delete on the server all that is due, also for a new account or after keep changed",
     )
     parser.add_argument(
         "--metrics", metavar="FILE", help="write metrics there, instead of to collect.metrics"
@@ -181,6 +192,7 @@ async def _once(
             whole=options.whole,
             again=options.again,
             dry_run=options.dry_run,
+            unlimited=options.no_deletion_limit,
             bars=bars,
         )
         if options.dry_run:
@@ -256,22 +268,32 @@ async def sessions(
     limit: int | None = None,
     **options: Any,
 ) -> None:
-    """One, and as many more as a server wants that lists its mail in parts.
+    """One, and as many more as a server needs that lists its mail in parts.
 
-    A failure of a later one loses nothing; a login that is too soon ends them.  What came of all
-    is added to ``total``, also when one fails.
+    One that was lost is followed by another at once if that avoids what the first was lost by.  A
+    failure of a later one loses nothing; a login that is too soon ends them.  What came of all is
+    added to ``total``, also when one fails.
     """
     from ..collect.collector import LoginTooSoon, Outcome
 
     limit = left = limit or account.limit or None
-    is_first = True
-    while is_first or (total.may_list_more and not options.get("whole")):
+    lost: ConnectionLost | None = None
+    tries, is_first = _TRIES, True
+    while is_first or lost or (total.may_list_more and not options.get("whole")):
         if limit is not None and (left := limit - total.stored) <= 0:
             break
         part = Outcome()
         try:
             await session(found, name, account, ledger, part, limit=left, **options)
+            lost = None
+        except ConnectionLost as error:
+            tries -= 1
+            if not part.may_go_on or not tries:
+                raise
+            lost = error
         except LoginTooSoon:
+            if lost is not None:
+                raise lost from None
             if is_first:
                 raise
             break
@@ -291,13 +313,26 @@ async def session(
     whole: Sequence[str] = (),
     again: str = "stop",
     dry_run: bool = False,
+    unlimited: bool = False,
     bars: Bars = telling.no_bar,
 ) -> None:
-    """One session with one account."""
+    """One session with one account.
+
+    Raises:
+        ConfigurationError: its destination cannot do what ``keep`` needs.
+    """
     from ..collect import collector
 
+    if text := contradiction(name, account):
+        raise ConfigurationError(text)
+    policy = policy_of(account, limit, whole, unlimited=unlimited)
     remote = collector.Account(
-        name, partial(connected, found, name, account), policy_of(account, limit, whole)
+        name,
+        partial(connected, found, name, account),
+        policy,
+        address=address_of(account),
+        label=account.label,
+        configured=found.account.keys(),
     )
     with (
         common.naming(account.to),
@@ -394,7 +429,37 @@ async def connected(found: Configuration, name: str, account: Account) -> AsyncI
         yield client
 
 
-def policy_of(account: Account, limit: int | None = None, whole: Sequence[str] = ()) -> Policy:
+def address_of(account: Account) -> str:
+    """Where its mailbox is: by this the ledger knows an account that was renamed."""
+    host = urlsplit(account.url).hostname or ""
+    return f"pop3 {host.lower()} {account.user}"
+
+
+def contradiction(name: str, account: Account) -> str:
+    """Why its destination cannot do what ``keep`` needs; empty: it can."""
+    kind, colon, _ = account.to.partition(":")
+    kind = kind if colon else ""
+    needs: dict[str, tuple[tuple[str, ...], str]] = {
+        "until-verified": (_READABLE, "whose copies can be read again"),
+        "until-deleted": (_TRACED, "that shows what the user deleted"),
+    }
+    kinds, words = needs.get(account.keep, ((kind,), ""))
+    if kind in kinds:
+        return ""
+    possible = ", ".join(f"{each}:" if each else "a directory" for each in kinds)
+    return (
+        f'account.{name}.keep: "{account.keep}" needs a destination {words} ({possible}), '
+        f"and account.{name}.to is {kind}:"
+    )
+
+
+def policy_of(
+    account: Account,
+    limit: int | None = None,
+    whole: Sequence[str] = (),
+    *,
+    unlimited: bool = False,
+) -> Policy:
     """``account.keep`` and its neighbours, as the collector knows them."""
     from ..collect.plan import Policy
 
@@ -414,6 +479,7 @@ def policy_of(account: Account, limit: int | None = None, whole: Sequence[str] =
         stubs=account.larger == "stub",
         whole=frozenset(whole) - {"all"},
         budget=_budget(account),
+        deletions=None if unlimited else account.deletion_limit or None,
     )
 
 
@@ -457,12 +523,14 @@ def open_destination(found: Configuration, name: str, account: Account) -> Desti
 def mistakes(
     found: Configuration, accounts: Mapping[str, Account], *, strictly: bool
 ) -> Iterator[str]:
-    """Destinations of these accounts that cannot work, a sentence each.
+    """Destinations of these accounts that cannot work, or not with ``keep``; a sentence each.
 
     Looks only, and asks no mail server.  ``strictly``: a user database that is not there is a
     mistake, too, and not a disk that is away.
     """
     for name, account in accounts.items():
+        if text := contradiction(name, account):
+            yield text
         places = {"to": account}
         if account.alert.after and account.alert.to:
             places["alert.to"] = replace(account, to=account.alert.to)

@@ -27,7 +27,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="download mail from a POP3 server",
         description="Download every message and store it durably; then, unless --keep is given, "
         "delete what was stored from the server. What the directory or Maildir has already is not "
-        "downloaded into it again.",
+        "stored again; before it is deleted on the server it is downloaded and compared.",
     )
     parser.add_argument(
         "url", metavar="URL", help="pop3s://user@host[:port], or pop3:// for STLS on port 110"
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     name = f"{user}@{host}"
     outcome = asyncio.run(_fetch(options, name, user, password_of(options, user)))
     _report(options, outcome)
-    return os.EX_TEMPFAIL if outcome.refused else os.EX_OK
+    return os.EX_TEMPFAIL if outcome.refused or outcome.short else os.EX_OK
 
 
 def password_of(options: argparse.Namespace, user: str) -> str:
@@ -108,10 +108,14 @@ def _report(options: argparse.Namespace, outcome: Outcome) -> None:
             present=outcome.present + outcome.known,
             deleted=outcome.deleted,
             refused=outcome.refused,
+            short=outcome.short,
+            notes=outcome.notes,
         )
         return
     for text in outcome.refused:
         common.say(printable(f"refused by the server: {text}"))
+    for text in (*outcome.short, *outcome.notes):
+        common.say(printable(text))
     present = outcome.present + outcome.known
     here = f", {present} were here already" if present else ""
     gone = f", {outcome.deleted} deleted on the server" if outcome.deleted else ""

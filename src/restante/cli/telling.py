@@ -90,14 +90,14 @@ def tell(
 
     if options.json:
         told = {each.name: getattr(result, each.name) for each in fields(result)}
-        del told["may_list_more"], told["present"]
+        del told["may_list_more"], told["may_go_on"], told["present"]
         if error is not None:
             told |= {"error": common.describe(error), "exit_code": common.exit_code(error)}
         common.print_json("collect", account=name, **told)
         return
-    for text in (*result.skipped, *result.refused):
+    for text in (*result.skipped, *result.refused, *result.short, *result.notes):
         common.say(printable(f"{name}: {text}"))
-    came = result.stored or result.stubs or result.deleted or result.unverified
+    came = result.stored or result.stubs or result.deleted or result.unverified or result.withheld
     if came or (error is None and sys.stdout.isatty()):
         print(_line(name, result, dry_run=options.dry_run), flush=True)
     # That a server wants more time is as it should be.
@@ -119,6 +119,10 @@ def _line(name: str, result: Outcome, *, dry_run: bool) -> str:
         words.append(f"{result.in_doubt} maybe twice, after a crash")
     if result.deleted:
         words.append(f"{result.deleted} {would}deleted on the server")
+    if result.withheld:
+        words.append(
+            f"{result.withheld} not deleted there yet (deletion_limit; now: --no-deletion-limit)"
+        )
     if result.later:
         words.append(f"{result.later} left for later by {result.later_for}")
     if result.unverified:

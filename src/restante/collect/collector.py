@@ -1,10 +1,11 @@
 """Collect one account: take what is new, durably and once, and delete what the policy lets go.
 
-For each message, in this order: intend → store → took → DELE → QUIT → gone; the ledger's parts are
-on disk before the next one begins.  A message is deleted on its server only after ``took``, and
-only QUIT carries deletions out.  After a crash the next run repeats at most what was intended and
-not took: where the destination knows a message by its name, as a Maildir does, repeating it is
-nothing, so it is there exactly once; elsewhere it may be there twice, and ``in_doubt`` counts it.
+For each message, in this order: intend → store → took → removing → DELE → QUIT → gone; the ledger's
+parts are on disk before the next one begins.  A message is deleted on its server only after
+``took``, only when ``plan.prove`` has shown in this session which message it is, and only QUIT
+carries deletions out.  After a crash the next run repeats at most what was intended and not taken:
+where the destination knows a message by its name, as a Maildir does, repeating it is nothing, so it
+is there exactly once; elsewhere it may be there twice, and ``in_doubt`` counts it.
 
 Security: the server is a stranger; nothing it says becomes a path or a query.
 """
@@ -12,50 +13,64 @@ Security: the server is a stranger; nothing it says becomes a path or a query.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field, fields, replace
-from hashlib import sha256
-from itertools import takewhile
-from tempfile import SpooledTemporaryFile
+from dataclasses import dataclass, field
 
-from ..errors import CommandFailed, LoginFailed, MessageRefused, PermanentFailure, TemporaryFailure
+from ..errors import (
+    CommandFailed,
+    ConfigurationError,
+    ConnectionLost,
+    DeadlineExceeded,
+    LoginFailed,
+    PermanentFailure,
+    TemporaryFailure,
+)
 from ..net.client import Client
 from ..pop3.listing import Message
-from .destinations import Destination, Grouping, Place, Tracing, Verifying
-from .ledger import Ledger
+from .accounts import Accounts, Entry, Mailbox
+from .deletions import Deletions, Reader
+from .destinations import Destination, Place, Tracing, Verifying
+from .elapsed import Elapsed
+from .fetching import Fetching, Use
+from .known import Known
+from .ledger import Ledger, Stored
+from .outcome import Outcome, Progress
 from .plan import (
-    Delete,
+    Compare,
+    Due,
     Fetch,
     Later,
+    Look,
     Policy,
+    Proved,
+    Room,
+    Seen,
     Skip,
+    Step,
     Stub,
-    Taken,
     Used,
+    compare,
     is_due,
     is_strange,
     is_too_large,
     looks_moved,
+    newest_of,
     plan,
+    prove,
     short_name,
     stub_key,
     unique_ids,
+    why_due,
 )
-from .stub import LONGEST_HEADER, stub
 
-_GROUP = 256  # messages between two commits of the ledger, where repeating one is nothing
-_IN_MEMORY = 2**20  # octets of a message that must be seen whole before it is stored
-_PIECE = 65_536  # octets
-_DELETE_AT_ONCE = 1000  # messages
-_ROOM = 2**30  # octets that a message may have beyond what was announced: some servers guess
-_ENOUGH_REFUSALS = 50  # "not now" in a row: it is the server, such as one that counts what it gives
-_UNKNOWN = b""  # in place of the digest of what an earlier program run stored
+__all__ = ["Account", "LoginTooSoon", "LooksMoved", "Outcome", "Progress", "collect"]
 
-Progress = Callable[[Sequence[Message], int], None]
-"""Called with all that will be fetched and the number of octets that came."""
+_DAY = 86_400.0  # seconds; a new account, or a new rule, deletes no more than a limit for so long
+
+_log = logging.getLogger(__name__)
 
 
 class LooksMoved(PermanentFailure):
@@ -69,7 +84,7 @@ class LooksMoved(PermanentFailure):
 
 
 class LoginTooSoon(TemporaryFailure):
-    """The server or the budget wants more time between two logins (RFC 2449 §6.5)."""
+    """The server or the budget requires more time between two logins (RFC 2449 §6.5)."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"the next login is allowed in {seconds:.0f} s")
@@ -84,43 +99,16 @@ class Account:
     connect: Callable[[], AbstractAsyncContextManager[Client]]
     """A session that is logged in, and left by QUIT if all went well."""
     policy: Policy = field(default_factory=Policy)
+    address: str = ""
+    """``pop3 host login``, by which the ledger knows it if it is renamed."""
+    label: str = ""
+    """The name that its messages begin with at their destination; empty: ``name``."""
+    configured: Collection[str] = ()
+    """The names of all accounts in the configuration."""
 
-
-@dataclass(slots=True)
-class Outcome:
-    """What one session did."""
-
-    stored: int = 0
-    octets: int = 0
-    known: int = 0
-    """Fetched, and found to be here already: no unique-id told, or a crash hid it."""
-    present: int = 0
-    """Not fetched, because the destination had them before the ledger did."""
-    in_doubt: int = 0
-    """Of the stored: maybe twice, since a crash hid the first time."""
-    stubs: int = 0
-    """Headers stored in place of messages that are too large."""
-    deleted: int = 0
-    later: int = 0
-    """Left for another session."""
-    later_for: str = ""
-    """Why: "the limit", "the day's budget" or "refusals"."""
-    skipped: list[str] = field(default_factory=list)
-    """What the policy leaves on the server, with the reason."""
-    refused: list[str] = field(default_factory=list)
-    """What the server did not give or not delete."""
-    unverified: int = 0
-    """Not deleted, because the copy here is not what came."""
-    may_list_more: bool = False
-    """The server lists its mail in parts, and these were done: the next session may list others."""
-
-    def __iadd__(self, later: Outcome) -> Outcome:
-        """What two sessions did."""
-        for each in fields(self):
-            setattr(self, each.name, getattr(self, each.name) + getattr(later, each.name))
-        self.later, self.later_for = later.later, later.later_for
-        self.may_list_more = later.may_list_more
-        return self
+    @property
+    def mailbox(self) -> Mailbox:
+        return Mailbox(self.name, self.address, self.label, self.configured)
 
 
 async def collect(
@@ -145,414 +133,386 @@ async def collect(
 
     Raises:
         AccountBusy, LoginTooSoon, LoginWithheld: nothing was done.
+        ConfigurationError: the policy asks what this destination cannot do.
         LooksMoved: nothing was fetched or deleted.
         ClientError, OSError: what was stored is safe and known; nothing else was deleted.
     """
+    check_policy(account.policy, destination)
+    outcome = Outcome() if outcome is None else outcome
     with ledger.alone(account.name):
-        now, budget = clock(), account.policy.budget
-        if (wait := ledger.may_begin(account.name, now, budget.logins) - now) > 0:
+        wall, budget = clock(), account.policy.budget
+        if (wait := ledger.may_begin(account.name, wall, budget.logins) - wall) > 0:
             raise LoginTooSoon(wait)
-        ledger.withhold(account.name, now)
-        used = ledger.used_in_a_day(account.name, now)
-        run = ledger.tried(account.name, now)
-        session: _Session | None = None
-        try:
-            async with account.connect() as client:
-                delay = client.capabilities.login_delay or 0
-                ledger.began(account.name, clock(), delay)
-                session = _Session(account, client, ledger, destination, progress, clock, run)
-                session.outcome = session.outcome if outcome is None else outcome
-                await session.run(again, used, dry_run=dry_run, adopt_present=adopt_present)
-        except LoginFailed as error:
-            if not error.retry:
-                ledger.refused(account.name, clock())
-            raise
-        except CommandFailed as error:
-            if session is None or error.command not in ("DELE", "QUIT"):
-                raise
-            session.outcome.refused.append(f"{error.command}: {error.text}")
-            if error.command == "DELE":  # raised after QUIT, which has removed the others
-                session.removed(dry_run=dry_run)
-        else:
-            session.removed(dry_run=dry_run)
+        ledger.withhold(account.name, wall)
+        now = Elapsed(ledger.now(wall), clock)
+        entry = Accounts(ledger).enter(account.mailbox, now())
+        ledger.unanswered(account.name)
+        if entry.renamed_from:
+            outcome.notes.append(f"was called {entry.renamed_from} before; what it took is known")
+        used = ledger.used_in_a_day(account.name, wall)
+        use = Use(ledger, ledger.tried(account.name, wall), clock)
+        session = _Session(account, ledger, destination, entry, use, outcome, progress, now)
+        await session.hold(clock, again, used, dry_run=dry_run, adopt_present=adopt_present)
         ledger.succeeded(account.name, clock())
-        return session.outcome
+        return outcome
+
+
+def check_policy(policy: Policy, destination: Destination) -> None:
+    """
+    Raises:
+        ConfigurationError: what the policy needs to know this destination cannot say.
+    """
+    if policy.verified and not isinstance(destination, Verifying):
+        raise ConfigurationError(
+            'keep: "until-verified" needs a destination whose copies can be read again'
+        )
+    if policy.until_deleted and not isinstance(destination, Tracing):
+        raise ConfigurationError(
+            'keep: "until-deleted" needs a destination that shows what the user deleted'
+        )
 
 
 class _Session:
     """The steps of one session and what came of them."""
 
+    _reader: Reader  # only ``_deletions`` can delete
+    _deletions: Deletions
+    _fetching: Fetching
+
     def __init__(
         self,
         account: Account,
-        client: Client,
         ledger: Ledger,
         destination: Destination,
+        entry: Entry,
+        use: Use,
+        outcome: Outcome,
         progress: Progress,
-        clock: Callable[[], float],
-        run: int,
+        now: Callable[[], float],
     ) -> None:
-        self.outcome = Outcome()
-        self.deleted: list[str] = []  # keys of what was marked as deleted
-        self._account = account
-        self._client = client
-        self._ledger = ledger
+        """``now`` is the ledger's clock."""
+        self._account, self._name, self._policy = account, account.name, account.policy
+        self._ledger, self._accounts = ledger, Accounts(ledger)
         self._destination = destination
-        self._grouping = destination if isinstance(destination, Grouping) else None
-        self._progress = progress
-        self._clock = clock
-        self._number = run
-        self._refusals = 0  # of messages in a row, for now
-        self._came = Used()  # and not in the ledger yet
-        self._dedupe = False
-        self._known: dict[str, Taken] = {}
-        self._contents: Counter[bytes] = Counter()  # of messages without a unique-id
-        self._safe: list[tuple[Message, str, bytes]] = []  # stored, not in the ledger yet
-        self._writing: asyncio.Task[None] | None = None  # of the group before
-        self._due: list[tuple[Message, str]] = []  # to be deleted
+        self._entry = entry
+        self._use, self._outcome, self._progress = use, outcome, progress
+        self._now = now
+        self._known = Known(ledger, account.name, entry.label)
+        self._is_begun = self._is_done = False  # logged in; and all but QUIT
+        self._limited_until = entry.limited_until
+        self._newest: frozenset[int] = frozenset()
+        self._why: dict[str, str] = {}  # by key, why the policy lets it go
+        self._proved: list[Proved] = []
         self._places: list[tuple[str, Place]] = []  # by key, where they changed
 
-    async def run(self, again: str, used: Used, *, dry_run: bool, adopt_present: bool) -> None:
-        name, policy = self._account.name, self._account.policy
-        listing = [message async for message in self._client.messages()]
+    async def hold(
+        self,
+        clock: Callable[[], float],
+        again: str,
+        used: Used,
+        *,
+        dry_run: bool,
+        adopt_present: bool,
+    ) -> None:
+        """From the login to the answer to QUIT."""
+        try:
+            async with self._account.connect() as client:
+                delay = client.capabilities.login_delay or 0
+                self._ledger.began(self._name, clock(), delay)
+                self._begin(client)
+                await self._run(again, used, dry_run=dry_run, adopt_present=adopt_present)
+        except LoginFailed as error:
+            if not error.retry:
+                self._ledger.refused(self._name, clock())
+            raise
+        except CommandFailed as error:
+            if not self._is_begun or error.command not in ("DELE", "QUIT"):
+                raise
+            self._outcome.refused.append(f"{error.command}: {error.text}")
+            if error.command == "QUIT":
+                self._deletions.not_confirmed(error.text)
+            else:  # raised after the answer to QUIT, which has removed the others
+                self._confirm(dry_run=dry_run)
+        except ConnectionLost as error:
+            if not self._is_begun or not self._is_harmless(error):
+                raise
+        else:
+            self._confirm(dry_run=dry_run)
+
+    def _confirm(self, *, dry_run: bool) -> None:
+        """QUIT was answered: what was marked is not on the server any more."""
+        self._deletions.confirmed()
+        self._outcome.deleted += len(self._deletions.marked)
+        self._outcome.may_list_more = not dry_run and self._may_list_more()
+
+    def _begin(self, client: Client) -> None:
+        if self._now() < self._entry.one_by_one_until:
+            client.stop_pipelining()
+        self._reader, self._deletions = client, Deletions(client, self._name, self._ledger)
+        self._fetching = Fetching(
+            client,
+            self._ledger,
+            self._name,
+            self._known,
+            self._destination,
+            self._policy,
+            self._use,
+            self._outcome,
+            self._progress,
+            self._now,
+        )
+        self._is_begun = True
+
+    async def _run(self, again: str, used: Used, *, dry_run: bool, adopt_present: bool) -> None:
+        listing = [message async for message in self._reader.messages()]
         ids = unique_ids(listing)
         if adopt_present:
             self._adopt_present(listing, ids)
         large = [stub_key(ids[each.number]) for each in listing if self._may_be_stub(each, ids)]
-        self._known = self._ledger.known(name, [*ids.values(), *large])
-        expected = self._ledger.expected(name)
-        self._dedupe = again != "fetch" and is_strange(listing, self._known, expected)
-        if looks_moved(listing, self._known, expected):
-            if self._client.quirks.in_parts and again == "stop":
-                again = "dedupe"  # the next part looks just so
-            if again == "stop":
-                new = sum(1 for unique_id in ids.values() if unique_id not in self._known)
-                raise LooksMoved(new, len(listing))
-        steps = list(plan(listing, self._known, policy, self._clock(), used))
-        fetches = [step for step in steps if isinstance(step, Fetch)]
-        stubs = [step for step in steps if isinstance(step, Stub)]
-        wanted = {short_name(each.message) for each in steps if isinstance(each, Fetch | Later)}
-        missing = policy.whole - wanted if policy.whole else ()
-        self.outcome.refused += [f"{each}: not there, or here already" for each in sorted(missing)]
-        waiting = [step for step in steps if isinstance(step, Later)]
-        self.outcome.later = len(waiting)
-        self.outcome.later_for = waiting[0].why if waiting else ""
-        for step in steps:
-            if isinstance(step, Skip):
-                self.outcome.skipped.append(f"message {step.message.number}: {step.reason}")
-            elif isinstance(step, Delete) and await self._may_delete(step):
-                self._due.append((step.message, step.key))
+        self._known.load([*ids.values(), *large])
+        self._look_at_listing(listing, ids, again, dry_run=dry_run)
+        fetches, stubs = await self._decide(listing, used)
         if dry_run:
-            self.outcome.stored = len(fetches)
-            self.outcome.stubs = len(stubs)
-            self.outcome.octets = sum(step.message.size for step in fetches)
-            self.outcome.deleted = len(self._due)
-            return
-        self._write_places_down()
-        try:
-            await self._fetch(fetches)
-            await self._fetch_headers(stubs)
-        finally:
-            self._write_use_down()
-        await self._delete()
+            self._tell(fetches, stubs)
+        else:
+            self._write_places_down()
+            self._change_rule()
+            await self._fetching.fetch(fetches)
+            await self._fetching.fetch_stubs(stubs)
+            await self._delete()
+        self._is_done = True
 
-    def removed(self, *, dry_run: bool) -> None:
-        """QUIT was answered: what was marked is no longer on the server."""
-        self._ledger.gone(self._account.name, self.deleted)
-        self.outcome.deleted = len(self.deleted)
-        self.outcome.may_list_more = not dry_run and self.may_list_more
+    async def _decide(
+        self, listing: Sequence[Message], used: Used
+    ) -> tuple[list[Fetch | Compare], list[Stub]]:
+        """What is fetched, and of what the header; what needs no fetching is proved on return."""
+        policy, room, outcome = self._policy, Room(self._policy, used), self._outcome
+        aside = self._fetching.aside = self._ledger.aside(self._name)
+        self._newest = newest_of(listing, self._known.taken, policy.newest)
+        steps = list(plan(listing, self._known.taken, policy, self._now(), room, aside))
+        due = [step for step in steps if isinstance(step, Due) and await self._may_go(step.key)]
+        self._why = {step.key: step.why for step in due}
+        looks = [step for step in steps if isinstance(step, Look)]
+        steps += await self._look_at_headers([*due, *looks], room)
+        waiting = [step for step in steps if isinstance(step, Later)]
+        outcome.later = len(waiting)
+        outcome.later_for = waiting[0].why if waiting else ""
+        skips = [step for step in steps if isinstance(step, Skip)]
+        outcome.skipped += [f"message {each.message.number}: {each.reason}" for each in skips]
+        fetches = [step for step in steps if isinstance(step, Fetch | Compare)]
+        wanted = {short_name(each.message) for each in (*fetches, *waiting)}
+        missing = policy.whole - wanted if policy.whole else ()
+        outcome.refused += [f"{each}: not there, or here already" for each in sorted(missing)]
+        return fetches, [step for step in steps if isinstance(step, Stub)]
 
-    @property
-    def may_list_more(self) -> bool:
+    def _tell(self, fetches: Sequence[Fetch | Compare], stubs: Sequence[Stub]) -> None:
+        """What would be done."""
+        outcome, new = self._outcome, [step for step in fetches if isinstance(step, Fetch)]
+        outcome.stored, outcome.stubs = len(new), len(stubs)
+        outcome.octets = sum(step.message.size for step in new)
+        compared = [step for step in fetches if step.key in self._why]
+        outcome.deleted = len(self._proved) + len(compared)
+
+    def _may_list_more(self) -> bool:
         """Not when nothing has changed: the next session would list the same."""
-        known = (self._known.get(key) for key in self.deleted)
-        is_new = any(each is None or not each.is_gone for each in known)
-        is_new = is_new or self.outcome.stored > 0
-        return self._client.quirks.in_parts and is_new and not self.outcome.later
+        keys = [each.key for each in self._deletions.marked]
+        is_new = any(self._known.taken[key].seen_again is None for key in keys)
+        is_new = is_new or self._outcome.stored > 0
+        return self._reader.quirks.in_parts and is_new and not self._outcome.later
+
+    # The end of the connection.
+
+    def _is_harmless(self, error: ConnectionLost) -> bool:
+        """Whether the session had done its work; else the next one avoids what ended it.
+
+        Where nothing was marked, QUIT has nothing to do (RFC 1939 §6), answered or not.
+        """
+        if self._is_done:
+            return not self._deletions.marked
+        self._learn(error)
+        return False
+
+    def _learn(self, error: ConnectionLost) -> None:
+        awaited = self._fetching.awaited
+        if self._reader.is_pipelining_in_doubt:
+            self._accounts.one_by_one(self._name, self._now())
+            self._outcome.notes.append(
+                "the connection ended when several commands were sent at once; for a week they are "
+                'sent one at a time. If that helps, set quirks = ["auto", "hide:PIPELINING"]'
+            )
+            self._outcome.may_go_on = True
+            return
+        if self._now() < self._entry.one_by_one_until and not self._fetching.has_received:
+            self._accounts.one_by_one(self._name, None)  # that was not the reason
+        if awaited is not None:
+            is_late = isinstance(error, DeadlineExceeded)
+            reason = "it did not end in time" if is_late else "the connection ended at it"
+            self._fetching.set_aside(awaited, reason)
+            self._outcome.refused.append(f"message {awaited.number}: {reason}")
+            self._outcome.may_go_on = True
+
+    # The listing.
 
     def _may_be_stub(self, message: Message, ids: Mapping[int, str]) -> bool:
-        policy = self._account.policy
+        policy = self._policy
         return policy.stubs and message.number in ids and is_too_large(message, policy)
 
     def _adopt_present(self, listing: Sequence[Message], ids: Mapping[int, str]) -> None:
-        rows = [
-            (ids[message.number], message.size, _UNKNOWN)
-            for message in listing
-            if message.number in ids
-            and self._destination.has(self._identity(message, ids[message.number]))
+        known = self._ledger.known(self._name, ids.values())
+        strange = [
+            each
+            for each in listing
+            if each.number in ids and not ((row := known.get(ids[each.number])) and row.at)
         ]
-        self._ledger.took(self._account.name, rows, self._clock())
-        self.outcome.present = len(rows)
+        rows = [
+            Stored(ids[each.number], each.size, None)
+            for each in strange
+            if self._destination.has(self._known.identity(ids[each.number], each.size))
+        ]
+        self._ledger.took(self._name, rows, self._now())
+        self._outcome.present = len(rows)
 
-    # Fetching.
+    def _look_at_listing(
+        self, listing: Sequence[Message], ids: Mapping[int, str], again: str, *, dry_run: bool
+    ) -> None:
+        """Whether the provider has moved, and what the server lists no more.
 
-    async def _fetch(self, fetches: Sequence[Fetch]) -> None:
-        try:
-            await self._fetch_all(fetches)
-        finally:
-            await self._settle()
-
-    async def _settle(self) -> None:
-        """All that came whole is known, also after an error: or a line that breaks before the end
-        of a group would bring nothing, ever."""
-        try:
-            await self._write_down()
-            await self._write_down()  # and the last group
-        finally:
-            if self._writing is not None:  # its files and the ledger are in use
-                await asyncio.gather(self._writing, return_exceptions=True)
-
-    async def _fetch_all(self, fetches: Sequence[Fetch]) -> None:
-        wanted = [step.message for step in fetches]
-        group = _GROUP if self._destination.is_repeatable else 1
-        self._progress(wanted, 0)
-        at = 0
-        left = takewhile(lambda _: self._refusals < _ENOUGH_REFUSALS, wanted)
-        async for _, body in self._client.retrieve_all(left):
-            if at % _GROUP == 0:
-                self._write_use_down()
-            if at % group == 0:
-                await self._write_down()
-                self._intend(fetches[at : at + group])
-            self._came = replace(self._came, messages=self._came.messages + 1)
-            await self._take(fetches[at], self._counted(fetches[at].message, body))
-            at += 1
-        if at < len(fetches):
-            self.outcome.later += len(fetches) - at
-            self.outcome.later_for = "refusals"
-
-    async def _counted(self, message: Message, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-        """
         Raises:
-            MessageRefused: much more came than was announced, or than is wanted.
+            LooksMoved: nearly everything looks new, and people must say what to do.
         """
-        largest, octets = self._account.policy.largest, 0
-        most = 2 * message.size + _ROOM
-        if largest is not None and message.size <= largest:
-            most = largest
-        async for piece in body:
-            octets += len(piece)
-            self._came = replace(self._came, octets=self._came.octets + len(piece))
-            if octets > most:
-                raise MessageRefused(f"announced as {message.size} octets, longer than {most}")
-            yield piece
+        expected, taken = self._ledger.expected(self._name), self._known.taken
+        is_asked = looks_moved(listing, taken, expected)
+        if is_asked and again != "stop" and not dry_run:
+            self._accounts.answered(self._name, again)
+        elif is_asked and again == "stop":
+            # Of a server that lists its mail in parts the next part looks just so, and people are
+            # asked once.  What is compared by its content is neither lost nor stored twice.
+            if not (self._reader.quirks.in_parts or self._entry.answer):
+                raise LooksMoved(sum(1 for each in ids.values() if each not in taken), len(listing))
+            again = "dedupe"
+        self._fetching.dedupe = again != "fetch" and is_strange(listing, taken, expected)
+        is_whole = 0 < len(listing) == len(ids) and not self._reader.quirks.in_parts
+        there = [taken[key] for key in ids.values() if key in taken]
+        seen = sum(1 for each in there if each.at and each.is_expected and not each.is_gone)
+        if is_whole and seen < expected and not dry_run:
+            self._ledger.listed(self._name, ids.values())
 
-    def _write_use_down(self) -> None:
-        came, self._came = self._came, Used()
-        if came != Used():
-            self._ledger.used(self._number, came, self._clock())
+    # What may be deleted.
 
-    def _intend(self, fetches: Sequence[Fetch]) -> None:
-        self._ledger.intend(
-            self._account.name,
-            [(step.key, step.message.size) for step in fetches if step.key is not None],
-        )
-
-    async def _write_down(self) -> None:
-        """Begin to make the group durable; the one before it is, on return."""
-        safe, self._safe = self._safe, []
-        await self._written()
-        if safe:
-            sync = self._grouping.group() if self._grouping is not None else None
-            self._writing = asyncio.create_task(self._make_known(safe, sync))
-            if not self._destination.is_repeatable:
-                await self._written()  # or more than one could come twice
-
-    async def _written(self) -> None:
-        if self._writing is not None:
-            await asyncio.shield(self._writing)  # the deadline must not leave it half done
-            self._writing = None
-
-    async def _make_known(
-        self, safe: list[tuple[Message, str, bytes]], sync: Callable[[], None] | None
-    ) -> None:
-        """What is durable at the destination becomes known, and may then be deleted."""
-        name, policy = self._account.name, self._account.policy
-        if sync is not None:
-            await asyncio.to_thread(sync)
-        now = self._clock()
-        rows = [(key, message.size, digest) for message, key, digest in safe]
-        await asyncio.to_thread(self._ledger.took, name, rows, now)
-        for message, key, _ in safe:
-            fresh = Taken(message.size, now)
-            is_later = policy.verified or policy.newest or policy.until_deleted
-            if not is_later and is_due(fresh, policy, now):
-                self._due.append((message, key))
-
-    async def _take(self, step: Fetch, body: AsyncIterable[bytes]) -> None:
-        message, key = step.message, step.key
-        known = self._known.get(key) if key is not None else None
-        try:
-            if key is None or self._dedupe or (known is not None and known.at is not None):
-                await self._take_by_content(step, body)
-            else:
-                await self._store(step, key, body)
-        except (CommandFailed, MessageRefused) as error:
-            self._refuse(message, error)
-            is_passing = isinstance(error, CommandFailed) and error.retry
-            self._refusals = self._refusals + 1 if is_passing else 0
-        else:
-            self._refusals = 0
-
-    async def _take_by_content(self, step: Fetch, body: AsyncIterable[bytes]) -> None:
-        """Only the whole message tells whether it is here already."""
-        message, name = step.message, self._account.name
-        with SpooledTemporaryFile(_IN_MEMORY) as whole:
-            seen = sha256()
-            async for piece in body:
-                whole.write(piece)
-                seen.update(piece)
-                self._progress((), len(piece))
-            digest = seen.digest()
-            if step.key is None:
-                self._contents[digest] += 1
-                # No unique-id begins with a space.
-                key = f" {digest.hex()}:{self._contents[digest]}"
-                record = self._ledger.known(name, [key]).get(key)
-                is_here = record is not None and record.at is not None
-                if record is not None and is_due(record, self._account.policy, self._clock()):
-                    self._due.append((message, key))
-            else:
-                key = step.key
-                is_here = self._ledger.digest(name, key) == digest
-                if self._dedupe and not is_here:
-                    is_here = self._ledger.has_content(name, digest)
-                if is_here:
-                    self._safe.append((message, key, digest))
-            if is_here:
-                self.outcome.known += 1
-                return
-            whole.seek(0)
-            self._intend([Fetch(message, key)])
-            await self._store(step, key, _pieces(whole), is_new=False)
-
-    async def _store(
-        self, step: Fetch, key: str, body: AsyncIterable[bytes], *, is_new: bool = True
-    ) -> None:
-        """At the destination on return, and durable or in its group."""
-        seen, destination, message = sha256(), self._destination, step.message
-        is_doubtful = step.was_begun or not is_new
-        try:
-            identity = self._identity(message, key)
-            is_wanted = not (is_doubtful and await asyncio.to_thread(destination.has, identity))
-            is_wanted = is_wanted and destination.begin(identity)
-            async for piece in body:  # also what is there already: its digest is wanted
-                seen.update(piece)
-                if is_wanted:
-                    destination.write(piece)
-                if is_new:
-                    self._progress((), len(piece))
-                self.outcome.octets += len(piece)
-            if is_wanted and self._grouping is not None:
-                self._grouping.end()
-            elif is_wanted:
-                await asyncio.to_thread(destination.commit)
-        finally:
-            destination.abort()
-        if is_wanted:
-            self.outcome.stored += 1
-            self.outcome.in_doubt += step.was_begun and not destination.is_repeatable
-        else:
-            self.outcome.known += 1
-        self._safe.append((message, key, seen.digest()))
-
-    async def _fetch_headers(self, stubs: Sequence[Stub]) -> None:
-        """In the same order of effects as messages; what they stand for is never due."""
-        name, capabilities = self._account.name, self._client.capabilities
-        for step in stubs:
-            message = step.message
-            if capabilities.tags and not capabilities.top:
-                text = f"message {message.number}: too large, and the server gives no headers"
-                self.outcome.skipped.append(text)
+    async def _look_at_headers(self, steps: Sequence[Due | Look], room: Room) -> list[Step]:
+        """Prove by their headers which messages these are; what that does not show is fetched."""
+        self._known.load_records(step.key for step in steps)
+        records = {step.key: self._known.record(step.key) for step in steps}
+        useful = [
+            step.message
+            for step in steps
+            if (record := records[step.key]) is not None and record.content.likeness is not None
+        ]
+        found = await self._fetching.likenesses(useful)
+        left: list[Step] = []
+        settled = []
+        for step in steps:
+            known, message = self._known.taken[step.key], step.message
+            seen = Seen(message, step.key, header=found.get(message.number))
+            proof = prove(seen, known, records[step.key], step.why)
+            if not isinstance(proof, Proved):
+                left.append(compare(message, step.key, proof.value, self._policy, room))
                 continue
-            try:
-                header = await self._header(message)
-                self._ledger.intend(name, [(step.key, message.size)])
-                digest = sha256(b"stub " + header).digest()
-                if not (self._dedupe and self._ledger.has_content(name, digest)):
-                    await self._store_stub(step, header)
-            except (CommandFailed, MessageRefused) as error:
-                self._refuse(message, error)
-            else:
-                row = (step.key, message.size, digest)
-                self._ledger.took(name, [row], self._clock(), is_gone=True)
+            if isinstance(step, Due):
+                self._proved.append(proof)
+            if known.doubt:
+                settled.append(step.key)
+        if settled:
+            self._ledger.settled(self._name, settled)
+        return left
 
-    async def _header(self, message: Message) -> bytes:
-        found = bytearray()
-        self._came = replace(self._came, messages=self._came.messages + 1)
-        async for piece in self._counted(message, self._client.top(message)):
-            if len(found) < LONGEST_HEADER:  # what is too long is read, or nothing more could be
-                found += piece
-            self.outcome.octets += len(piece)
-        return bytes(found[:LONGEST_HEADER])
-
-    async def _store_stub(self, step: Stub, header: bytes) -> None:
-        """Durable on return."""
-        account, destination, message = self._account, self._destination, step.message
-        identity = self._identity(message, step.key)
-        if step.was_begun and await asyncio.to_thread(destination.has, identity):
-            return
-        try:
-            if destination.begin(identity):
-                destination.write(stub(header, account.name, short_name(message), message.size))
-                await asyncio.to_thread(destination.commit)
-                self.outcome.stubs += 1
-                self.outcome.in_doubt += step.was_begun and not destination.is_repeatable
-        finally:
-            destination.abort()
-
-    def _refuse(self, message: Message, error: CommandFailed | MessageRefused) -> None:
-        text = error.text if isinstance(error, CommandFailed) else str(error)
-        self.outcome.refused.append(f"message {message.number}: {text}")
-
-    def _identity(self, message: Message, key: str) -> str:
-        return f"{self._account.name} {key} {message.size}"
-
-    # Deleting.
-
-    async def _may_delete(self, step: Delete) -> bool:
-        policy, known = self._account.policy, self._known[step.key]
-        if known.is_gone:
-            return True
+    async def _may_go(self, key: str) -> bool:
+        """Whether the destination lets it go as well as the policy."""
+        policy = self._policy
         if policy.until_deleted:
-            return self._was_deleted(step, known)
+            return await asyncio.to_thread(self._was_deleted, key)
         if not policy.verified:
             return True
-        digest = self._ledger.digest(self._account.name, step.key)
-        destination = self._destination
+        record = self._known.record(key)
         is_good = (
-            digest is not None
-            and isinstance(destination, Verifying)
+            record is not None
+            and isinstance(self._destination, Verifying)
             and await asyncio.to_thread(
-                destination.holds, self._identity(step.message, step.key), digest
+                self._destination.holds, record.identity, record.content.digest
             )
         )
-        self.outcome.unverified += not is_good
+        self._outcome.unverified += not is_good
         return is_good
 
-    def _was_deleted(self, step: Delete, known: Taken) -> bool:
-        """Only what we saw held and see no more: a Maildir that is lost deletes nothing there."""
-        if not isinstance(self._destination, Tracing):
-            return False
-        place = self._destination.place(self._identity(step.message, step.key))
+    def _was_deleted(self, key: str) -> bool:
+        """Only what we saw held, and what is recorded as purged, was deleted here.  Blocking."""
+        assert isinstance(self._destination, Tracing)
+        known, place = self._known.taken[key], self._destination.place(self._known.identity_of(key))
         if place is not Place.GONE and known.was_held != (place is Place.HELD):
-            self._places.append((step.key, place))
+            self._places.append((key, place))
         return place is Place.GONE and known.was_held
 
     def _write_places_down(self) -> None:
         for place in (Place.HERE, Place.HELD):
             keys = [key for key, where in self._places if where is place]
             if keys:
-                self._ledger.held(self._account.name, keys, is_held=place is Place.HELD)
+                self._ledger.held(self._name, keys, is_held=place is Place.HELD)
+
+    # Deleting.
+
+    def _change_rule(self) -> None:
+        """What was taken under another rule is deleted by the new one, and reported before."""
+        rule, before = self._policy.rule, self._entry.rule
+        if rule == before:
+            return
+        if before:
+            self._limited_until = self._now() + _DAY
+            if self._why:
+                text = f"{len(self._why)} messages are due since the rule is {rule}, not {before}"
+                self._outcome.notes.append(text)
+                fields = {
+                    "account": self._name,
+                    "rule": rule,
+                    "before": before,
+                    "messages": len(self._why),
+                }
+                _log.warning("deletion rule changed", extra={"fields": fields})
+        self._accounts.change_rule(self._name, rule, self._limited_until)
+
+    async def _why_now(self, seen: Seen) -> str:
+        """Why the policy lets go of a message that came in this session; empty: it does not."""
+        policy, known = self._policy, self._known.taken[seen.key]
+        if why := self._why.get(seen.key):
+            return why
+        is_for_later = policy.verified or policy.until_deleted or policy.newest > 0
+        is_nameless = seen.key.startswith(" ")  # so that the plan knew nothing of it
+        if not is_due(known, policy, self._now()) or (is_for_later and not is_nameless):
+            return ""
+        if is_for_later:
+            is_spared = seen.is_new or seen.message.number in self._newest
+            if is_spared or not await self._may_go(seen.key):
+                return ""
+        return why_due(known, policy, self._now())
 
     async def _delete(self) -> None:
-        for first in range(0, len(self._due), _DELETE_AT_ONCE):
-            some = self._due[first : first + _DELETE_AT_ONCE]
-            await self._client.delete(*[message for message, _ in some])
-            refused = {message.number for message in self._client.refused}
-            self.deleted += [key for message, key in some if message.number not in refused]
+        proved = self._proved
+        for seen in self._fetching.seen:
+            if why := await self._why_now(seen):
+                known, record = self._known.taken[seen.key], self._known.record(seen.key)
+                proof = prove(seen, known, record, why)
+                if isinstance(proof, Proved):
+                    proved.append(proof)
+        if proved and not self._is_over_limit(len(proved)):
+            await self._deletions.request(proved, self._now())
 
-
-async def _pieces(file: SpooledTemporaryFile[bytes]) -> AsyncIterator[bytes]:
-    while piece := file.read(_PIECE):
-        yield piece
+    def _is_over_limit(self, count: int) -> bool:
+        """Whether a new account, or one with a new rule, would delete more than it may in a day."""
+        limit, until = self._policy.deletions, self._limited_until
+        if limit is None or self._now() >= until:
+            return False
+        if self._ledger.removed_since(self._name, until - _DAY) + count <= limit:
+            return False
+        self._outcome.withheld = count
+        fields = {"account": self._name, "messages": count, "limit": limit}
+        _log.warning("deletions withheld", extra={"fields": fields})
+        return True

@@ -15,76 +15,56 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..errors import ConfigurationError, LoginWithheld, TemporaryFailure
 from ..net.saving import fsync_directory
-from .plan import Taken, Used
+from .elapsed import Reading, advance
+from .likeness import Content
+from .plan import Aside, Doubt, Proved, Record, Taken, Used
+from .schema import prepare
 
-_VERSION = 5  # of the schema, in user_version
 _PATIENCE = 10.0  # seconds for another account's collector to finish writing
 _AT_ONCE = 500  # unique-ids in one query
-_SCHEMA = """
-CREATE TABLE messages (
-    account TEXT NOT NULL,
-    key BLOB NOT NULL,
-    size INTEGER NOT NULL,
-    digest BLOB,
-    taken_at REAL,
-    is_gone INTEGER NOT NULL DEFAULT 0,
-    was_held INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (account, key)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX messages_by_digest ON messages (account, digest) WHERE digest IS NOT NULL;
-CREATE TABLE sessions (
-    account TEXT PRIMARY KEY,
-    began_at REAL NOT NULL,
-    login_delay REAL NOT NULL DEFAULT 0,
-    succeeded_at REAL
-) STRICT, WITHOUT ROWID;
-"""
-_RUNS = """
-CREATE TABLE runs (
-    number INTEGER PRIMARY KEY,
-    account TEXT NOT NULL,
-    tried_at REAL NOT NULL,
-    used_at REAL NOT NULL,
-    messages INTEGER NOT NULL DEFAULT 0,
-    octets INTEGER NOT NULL DEFAULT 0
-) STRICT;
-CREATE INDEX runs_by_account ON runs (account, tried_at);
-"""
-_REFUSALS = """
-ALTER TABLE sessions ADD COLUMN refusals INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE sessions ADD COLUMN refused_at REAL NOT NULL DEFAULT 0
-"""
-_HEALTH = """
-CREATE TABLE health (
-    account TEXT PRIMARY KEY,
-    failures INTEGER NOT NULL DEFAULT 0,
-    failing_since REAL,
-    good INTEGER NOT NULL DEFAULT 0,
-    bad INTEGER NOT NULL DEFAULT 0,
-    messages INTEGER NOT NULL DEFAULT 0,
-    octets INTEGER NOT NULL DEFAULT 0
-) STRICT, WITHOUT ROWID;
-CREATE TABLE told (
-    account TEXT NOT NULL,
-    what TEXT NOT NULL,
-    of_when REAL NOT NULL,
-    PRIMARY KEY (account, what)
-) STRICT, WITHOUT ROWID;
-"""
-_SCHEMA += ";".join((_RUNS, _REFUSALS, _HEALTH))
-
-# What each older version lacks.
-_CHANGES = {
-    1: "ALTER TABLE messages ADD COLUMN was_held INTEGER NOT NULL DEFAULT 0",
-    2: _RUNS,
-    3: _REFUSALS,
-    4: _HEALTH,
-}
-_HOUR, _DAY = 3600.0, 86_400.0  # seconds
+OF_ACCOUNTS = ("messages", "sessions", "runs", "health", "told", "accounts", "removals", "aside")
+"""Tables of which each row belongs to an account."""
+_HOUR, _DAY, _WEEK = 3600.0, 86_400.0, 604_800.0  # seconds
 _PENANCE = 600.0  # seconds after a login was refused; twice as long after each further one
+
+
+class Stored(NamedTuple):
+    """A message that is at its destination, or a stub."""
+
+    key: str
+    size: int
+    """Octets, as the server announced them."""
+    content: Content | None
+    """None: it was there already, and was not compared."""
+    identity: str = ""
+    """The name by which the destination knows it; empty: the usual one."""
+    is_short: bool = False
+    """Much less came than was announced."""
+    is_gone: bool = False
+    """It stands on no server, as a stub does."""
+    replaces: str = ""
+    """The identity of another message that was known under this key; empty: of none."""
+
+
+class Removal(NamedTuple):
+    """A deletion that was asked for."""
+
+    key: str
+    at: float
+    """By the ledger's clock."""
+    why: str
+    evidence: str
+    answer: str
+    """``removed``, ``not known`` or what the server said; empty: there is none yet."""
+
+
+def earlier_key(key: str, digest: bytes) -> str:
+    """Under which a message is known whose unique-id names another one now."""
+    return f" was {digest.hex()} {key}"
 
 
 class AccountBusy(TemporaryFailure):
@@ -115,33 +95,12 @@ class Ledger:
                 check_same_thread=False,
             )
             try:
-                self._prepare()
+                prepare(self._database, path)
             except BaseException:
                 self._database.close()
                 raise
             if path is not None and is_new:
                 fsync_directory(path.parent)
-
-    def _prepare(self) -> None:
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = FULL")
-        with self.transaction():
-            (version,) = self._database.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                if self._database.execute("SELECT 1 FROM sqlite_schema").fetchone():
-                    raise ConfigurationError(f"{self._path} is a database of another program")
-                self._execute_all(_SCHEMA)
-                self._database.execute(f"PRAGMA user_version = {_VERSION}")
-            elif version > _VERSION:
-                raise ConfigurationError(f"{self._path} was written by a newer restante")
-            else:
-                for older in range(version, _VERSION):
-                    self._execute_all(_CHANGES[older])
-                self._database.execute(f"PRAGMA user_version = {_VERSION}")
-
-    def _execute_all(self, statements: str) -> None:
-        for statement in statements.split(";"):
-            self._database.execute(statement)
 
     def close(self) -> None:
         self._database.close()
@@ -163,47 +122,82 @@ class Ledger:
 
     def known(self, account: str, keys: Iterable[str]) -> dict[str, Taken]:
         """What is known of these messages, by key."""
+        columns = (
+            "key, size, taken_at, doubt, seen_again,"
+            " taken_at NOTNULL AND digest IS NULL, was_held, is_gone, expected"
+        )
         found = {}
-        with self._turn, _errors():
-            left = map(_octets, keys)
-            while some := list(islice(left, _AT_ONCE)):
-                marks = ",".join("?" * len(some))
-                rows = self._database.execute(
-                    "SELECT key, size, taken_at, taken_at NOTNULL AND digest IS NULL, was_held,"
-                    " is_gone"
-                    f" FROM messages WHERE account = ? AND key IN ({marks})",
-                    (account, *some),
-                )
-                for key, size, at, *facts in rows:
-                    found[_text(key)] = Taken(size, at, *map(bool, facts))
+        for key, size, at, doubt, again, *facts in self._of_keys(columns, account, keys):
+            is_adopted, was_held, is_gone, is_expected = map(bool, facts)
+            found[_text(key)] = Taken(
+                size,
+                at,
+                is_adopted=is_adopted,
+                was_held=was_held,
+                is_gone=is_gone,
+                is_expected=is_expected,
+                doubt=Doubt(doubt) if doubt else Doubt.NONE,
+                seen_again=again,
+            )
         return found
 
+    def records(self, account: str, keys: Iterable[str]) -> dict[str, Record]:
+        """What was stored under these keys; nothing of what was only adopted."""
+        columns = "key, size, digest, body, likeness, identity, taken_at"
+        return {
+            _text(key): Record(size, Content(digest, *rest), _text(identity or b""))
+            for key, size, digest, *rest, identity, at in self._of_keys(columns, account, keys)
+            if digest and at is not None
+        }
+
+    def _of_keys(
+        self, columns: str, account: str, keys: Iterable[str]
+    ) -> Iterator[tuple[Any, ...]]:
+        left = map(_octets, keys)
+        while some := list(islice(left, _AT_ONCE)):
+            marks = ",".join("?" * len(some))
+            with self._turn, _errors():
+                rows = self._database.execute(
+                    f"SELECT {columns} FROM messages WHERE account = ? AND key IN ({marks})",
+                    (account, *some),
+                ).fetchall()
+            yield from rows
+
+    def identities(self, account: str) -> dict[str, str]:
+        """Names at the destination, by key, of the messages that do not have the usual one."""
+        with self._turn, _errors():
+            rows = self._database.execute(
+                "SELECT key, identity FROM messages WHERE account = ? AND identity IS NOT NULL",
+                (account,),
+            ).fetchall()
+        return {_text(key): _text(identity) for key, identity in rows}
+
     def expected(self, account: str) -> int:
-        """How many messages were taken and not deleted on the server."""
+        """How many messages the server should list under the unique-ids that we know."""
+        return self._count(account, "expected AND substr(key, 1, 1) <> x'20'")
+
+    def on_server(self, account: str) -> int:
+        """How many messages were taken, and are still there as far as we know."""
+        return self._count(account, "expected")
+
+    def _count(self, account: str, which: str) -> int:
         with self._turn, _errors():
             (count,) = self._database.execute(
                 "SELECT count(*) FROM messages"
-                " WHERE account = ? AND taken_at IS NOT NULL AND NOT is_gone",
+                f" WHERE account = ? AND taken_at IS NOT NULL AND NOT is_gone AND {which}",
                 (account,),
             ).fetchone()
         return int(count)
 
-    def digest(self, account: str, key: str) -> bytes | None:
-        """SHA-256 of the content that was taken under this key."""
-        with self._turn, _errors():
-            row = self._database.execute(
-                "SELECT digest FROM messages WHERE account = ? AND key = ?",
-                (account, _octets(key)),
-            ).fetchone()
-        return row[0] if row else None
-
-    def has_content(self, account: str, digest: bytes) -> bool:
-        """Whether a message of this content was taken, under whatever unique-id."""
+    def has_content(self, account: str, content: Content) -> bool:
+        """Whether this message was taken, under whatever unique-id."""
         with self._turn, _errors():
             row = self._database.execute(
                 "SELECT 1 FROM messages"
-                " WHERE account = ? AND digest = ? AND taken_at IS NOT NULL LIMIT 1",
-                (account, digest),
+                " WHERE account = ? AND digest = ? AND taken_at IS NOT NULL"
+                " UNION ALL SELECT 1 FROM messages"
+                " WHERE account = ? AND body = ? AND likeness = ? AND taken_at IS NOT NULL LIMIT 1",
+                (account, content.digest, account, content.body, content.likeness),
             ).fetchone()
         return row is not None
 
@@ -216,28 +210,89 @@ class Ledger:
                 rows,
             )
 
-    def took(
-        self,
-        account: str,
-        messages: Iterable[tuple[str, int, bytes]],
-        at: float,
-        *,
-        is_gone: bool = False,
-    ) -> None:
-        """These, by key, announced size and SHA-256, are durable at their destination.
+    def took(self, account: str, messages: Iterable[Stored], at: float) -> None:
+        """These are durable at their destination; ``at`` by the ledger's clock.
 
-        ``is_gone`` is for what stands on no server, as a stub does not.
+        What another message under the same key has left is kept under ``earlier_key``.
         """
+        stored = list(messages)
         rows = [
-            (account, _octets(key), size, digest, at, is_gone) for key, size, digest in messages
+            (
+                *(account, _octets(each.key), each.size, *_fingerprints(each.content)),
+                *(_octets(each.identity) if each.identity else None, at, each.is_gone),
+                Doubt.SHORT if each.is_short else Doubt.NONE,
+            )
+            for each in stored
         ]
         with self.transaction():
+            for each in stored:
+                if each.replaces:
+                    self._keep_earlier(account, each)
             self._database.executemany(
-                "INSERT INTO messages (account, key, size, digest, taken_at, is_gone)"
-                " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET size = excluded.size,"
-                " digest = excluded.digest, taken_at = excluded.taken_at,"
-                " is_gone = excluded.is_gone",
+                "INSERT OR REPLACE INTO messages (account, key, size, digest, body, likeness,"
+                " identity, taken_at, is_gone, doubt) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 rows,
+            )
+
+    def _keep_earlier(self, account: str, later: Stored) -> None:
+        """So that its octets are known if they come again."""
+        row = self._database.execute(
+            "SELECT size, digest, body, likeness, taken_at FROM messages"
+            " WHERE account = ? AND key = ? AND digest <> x'' AND taken_at NOTNULL",
+            (account, _octets(later.key)),
+        ).fetchone()
+        if row is not None:
+            key = earlier_key(later.key, row[1])
+            self._database.execute(
+                "INSERT OR REPLACE INTO messages (account, key, size, digest, body, likeness,"
+                " taken_at, identity, is_gone, expected) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, 0)",
+                (account, _octets(key), *row, _octets(later.replaces)),
+            )
+
+    def compared(self, account: str, messages: Iterable[Stored], again_at: float | None) -> None:
+        """These were fetched, and are what was taken under their keys.
+
+        ``again_at`` is when they were listed again after they were gone, by the ledger's clock;
+        None: they were not gone.
+        """
+        rows = []
+        for each in messages:
+            digest, *rest = _fingerprints(each.content)
+            identity = _octets(each.identity) if each.identity else None
+            rows.append((each.size, digest, *rest, identity, again_at, account, _octets(each.key)))
+        with self.transaction():
+            self._database.executemany(
+                "UPDATE messages SET size = ?, digest = coalesce(nullif(digest, x''), ?),"
+                " body = coalesce(body, ?), likeness = coalesce(likeness, ?),"
+                " identity = coalesce(?, identity),"
+                " seen_again = coalesce(?, seen_again), is_gone = 0, expected = 1, doubt = ''"
+                " WHERE account = ? AND key = ?",
+                rows,
+            )
+
+    def settled(self, account: str, keys: Iterable[str]) -> None:
+        """The headers of these were seen, and are those of what was taken."""
+        with self.transaction():
+            self._database.executemany(
+                "UPDATE messages SET doubt = '' WHERE account = ? AND key = ?",
+                [(account, _octets(key)) for key in keys],
+            )
+
+    def listed(self, account: str, keys: Iterable[str]) -> None:
+        """A whole listing showed these; what else was taken is not expected any more."""
+        with self.transaction():
+            self._database.execute(
+                "CREATE TEMPORARY TABLE IF NOT EXISTS listed (key BLOB PRIMARY KEY) WITHOUT ROWID"
+            )
+            self._database.execute("DELETE FROM temp.listed")
+            self._database.executemany(
+                "INSERT OR IGNORE INTO temp.listed VALUES (?)", ((_octets(key),) for key in keys)
+            )
+            self._database.execute(
+                "UPDATE messages SET expected = 0 WHERE account = ? AND expected AND NOT is_gone"
+                " AND taken_at NOTNULL AND substr(key, 1, 1) <> x'20'"
+                " AND key NOT IN (SELECT key FROM temp.listed)",
+                (account,),
             )
 
     def adopt(self, account: str, messages: Iterable[tuple[str, int]], at: float) -> None:
@@ -262,22 +317,130 @@ class Ledger:
                 [(is_held, account, _octets(key)) for key in keys],
             )
 
+    def forget(self, account: str) -> int:
+        """Everything about an account; returns how many messages."""
+        with self.transaction():
+            counts = {
+                table: self._database.execute(
+                    f"DELETE FROM {table} WHERE account = ?", (account,)
+                ).rowcount
+                for table in OF_ACCOUNTS
+            }
+        return counts["messages"]
+
+    # Deletions.
+
+    def removing(self, account: str, proved: Iterable[Proved], at: float) -> None:
+        """These are about to be marked as deleted; ``at`` by the ledger's clock."""
+        with self.transaction():
+            self._database.executemany(
+                "INSERT INTO removals (account, key, at, why, evidence) VALUES (?, ?, ?, ?, ?)",
+                [(account, _octets(each.key), at, each.why, each.evidence) for each in proved],
+            )
+
+    def not_removed(self, account: str, keys: Iterable[str], answer: str) -> None:
+        """The server would not mark these as deleted."""
+        with self.transaction():
+            self._answer(account, keys, answer)
+
     def gone(self, account: str, keys: Iterable[str]) -> None:
         """QUIT has confirmed that these are removed from the server."""
+        keys = list(keys)
         with self.transaction():
             self._database.executemany(
                 "UPDATE messages SET is_gone = 1 WHERE account = ? AND key = ?",
                 [(account, _octets(key)) for key in keys],
             )
+            self._answer(account, keys, "removed")
 
-    def forget(self, account: str) -> int:
-        """Everything about an account; returns how many messages."""
+    def _answer(self, account: str, keys: Iterable[str], answer: str) -> None:
+        self._database.executemany(
+            "UPDATE removals SET answer = ? WHERE account = ? AND key = ? AND answer IS NULL",
+            [(answer, account, _octets(key)) for key in keys],
+        )
+
+    def unanswered(self, account: str) -> None:
+        """No session is under way: what became of the deletions without an answer is not known.
+
+        Their unique-ids may name other messages by now.
+        """
         with self.transaction():
-            for table in ("sessions", "runs", "health", "told"):
-                self._database.execute(f"DELETE FROM {table} WHERE account = ?", (account,))
-            return self._database.execute(
-                "DELETE FROM messages WHERE account = ?", (account,)
-            ).rowcount
+            self._database.execute(
+                "UPDATE messages SET doubt = ? WHERE account = ? AND doubt = '' AND key IN"
+                " (SELECT key FROM removals WHERE account = ? AND answer IS NULL)",
+                (Doubt.ANSWER, account, account),
+            )
+            self._database.execute(
+                "UPDATE removals SET answer = 'not known' WHERE account = ? AND answer IS NULL",
+                (account,),
+            )
+
+    def removed_since(self, account: str, moment: float) -> int:
+        """How many messages were, or may have been, removed from the server since then."""
+        with self._turn, _errors():
+            (count,) = self._database.execute(
+                "SELECT count(*) FROM removals WHERE account = ? AND at >= ?"
+                " AND coalesce(answer, 'removed') IN ('removed', 'not known')",
+                (account, moment),
+            ).fetchone()
+        return int(count)
+
+    def removals(self, account: str) -> list[Removal]:
+        """All deletions that were ever asked for, the oldest first."""
+        with self._turn, _errors():
+            rows = self._database.execute(
+                "SELECT key, at, why, evidence, coalesce(answer, '') FROM removals"
+                " WHERE account = ? ORDER BY number",
+                (account,),
+            ).fetchall()
+        return [Removal(_text(key), *rest) for key, *rest in rows]
+
+    # What is set aside.
+
+    def aside(self, account: str) -> dict[str, Aside]:
+        """Messages that could not be taken, by ``aside_key``."""
+        with self._turn, _errors():
+            rows = self._database.execute(
+                "SELECT key, tries, reason, until FROM aside WHERE account = ?", (account,)
+            ).fetchall()
+        return {_text(key): Aside(*rest) for key, *rest in rows}
+
+    def set_aside(self, account: str, key: str, reason: str, now: float) -> Aside:
+        """It could not be taken once more.  The first time it is only tried last."""
+        with self.transaction():
+            row = self._database.execute(
+                "SELECT tries FROM aside WHERE account = ? AND key = ?", (account, _octets(key))
+            ).fetchone()
+            tries = (row[0] if row else 0) + 1
+            wait = 0.0 if tries == 1 else min(_DAY * 2.0 ** min(tries - 2, 30), _WEEK)
+            found = Aside(tries, reason, now + wait)
+            self._database.execute(
+                "INSERT OR REPLACE INTO aside VALUES (?, ?, ?, ?, ?)",
+                (account, _octets(key), found.tries, found.reason, found.until),
+            )
+        return found
+
+    def bring_back(self, account: str, keys: Iterable[str]) -> None:
+        """These could be taken after all."""
+        with self.transaction():
+            self._database.executemany(
+                "DELETE FROM aside WHERE account = ? AND key = ?",
+                [(account, _octets(key)) for key in keys],
+            )
+
+    # Sessions.
+
+    def now(self, wall: float) -> float:
+        """The ledger's clock (see ``elapsed``), when that of the machine shows ``wall``."""
+        with self.transaction():
+            row = self._database.execute(
+                "SELECT wall, time, pending, pending_since FROM clock"
+            ).fetchone()
+            reading = advance(Reading(*row) if row else None, wall)
+            self._database.execute(
+                "INSERT OR REPLACE INTO clock VALUES (1, ?, ?, ?, ?)", tuple(reading)
+            )
+        return reading.time
 
     def tried(self, account: str, at: float) -> int:
         """Somebody is about to log in; returns the number of this run, for ``used``."""
@@ -303,13 +466,14 @@ class Ledger:
     def used_in_a_day(self, account: str, now: float) -> Used:
         """What came in the last day, also in sessions that failed.
 
-        A session counts until a day after its last octet.
+        A session counts until a day after its last octet.  A time stamp from the future counts for
+        nothing: the clock was put back.
         """
         with self._turn, _errors():
             row = self._database.execute(
                 "SELECT coalesce(sum(messages), 0), coalesce(sum(octets), 0) FROM runs"
-                " WHERE account = ? AND used_at > ?",
-                (account, now - _DAY),
+                " WHERE account = ? AND used_at > ? AND used_at <= ?",
+                (account, now - _DAY, now),
             ).fetchone()
         return Used(*row)
 
@@ -448,6 +612,12 @@ def _errors() -> Iterator[None]:
         raise TemporaryFailure(f"ledger: {error}") from error
     except OSError as error:
         raise TemporaryFailure(f"ledger: {error.strerror}") from error
+
+
+def _fingerprints(content: Content | None) -> tuple[bytes | None, ...]:
+    if content is None:
+        return (b"", None, None)
+    return (content.digest, content.body, content.likeness)
 
 
 def _octets(key: str) -> bytes:

@@ -1,31 +1,121 @@
-"""Which mail is here already, told by its header: a Maildir that another program has filled.
+"""Fingerprints of messages: enough to tell whether two sets of octets are the same message.
 
-Such a program may have changed line ends, put fields in front, folded others anew and moved the
-message into a folder.  What it leaves alone is what the sender wrote into a few fields.
+``Content`` is made while a message passes by.  Its ``likeness`` covers a few header fields that the
+sender wrote and that servers leave alone; other fields come and go: GNU mailutils' pop3d adds
+``Status:`` and ``X-UIDL:`` at QUIT, Exchange gives other trace fields by TOP than by RETR, and a
+program that has filled a Maildir may have changed line ends, folding and the fields in front.
+
+Security: the header is a stranger's.  It is searched once, up to a limit, and nothing is decoded.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterator
-from email.message import Message
-from email.parser import BytesHeaderParser
-from email.policy import compat32
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-_FIELDS = ("message-id", "date", "from", "to", "cc", "subject")
-_MOST = 256 * 1024  # octets of a header
+LONGEST_HEADER = 2**18  # octets; what follows counts as the body
+_FIELDS = (b"message-id", b"date", b"from", b"to", b"cc", b"subject")
+_FIELD = re.compile(
+    rb"^(" + b"|".join(_FIELDS) + rb")[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_END = re.compile(rb"(?:\A|\n)\r?\n")  # of the header
+# What servers announce too much, honestly: sizes rounded up to the next KiB, or counted with header
+# lines that they keep for themselves (mbox "From ", X-UIDL, Status: some hundred octets).
+_TOLERANCE = 1024  # octets; and one more for each line, because some count line ends twice
+_SUBSTITUTE = re.compile(
+    rb"^subject:[^\n]*retrieval using the [a-z0-9]+ protocol failed", re.IGNORECASE | re.MULTILINE
+)
 
 
-def likeness(header: Message) -> bytes | None:
-    """SHA-256 of what the sender wrote; None: it names neither itself nor its time, as RFC 5322
-    §3.6 wants one to do, and may be any message."""
-    found = {name.lower(): " ".join(str(value).split()) for name, value in header.raw_items()}
-    told = [found.get(name, "") for name in _FIELDS]
-    if not (told[0] or told[1]):
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The fingerprints of one message, of its CRLF text."""
+
+    digest: bytes
+    """SHA-256 of all octets."""
+    body: bytes | None = None
+    """SHA-256 of what follows the header; None: not known."""
+    likeness: bytes | None = None
+    """See ``likeness``; None: not known, or the header has neither Message-ID nor Date."""
+
+    def is_same(self, other: Content) -> bool:
+        """Whether both are one message, though a server may have rewritten its other fields."""
+        if self.digest == other.digest:
+            return True
+        if self.likeness is None or self.body is None:
+            return False
+        return self.likeness == other.likeness and self.body == other.body
+
+
+def likeness(header: bytes) -> bytes | None:
+    """SHA-256 of the fields that the sender wrote, without their line ends and white space.
+
+    None: the header has neither a Message-ID nor a Date, as RFC 5322 §3.6 requires, so it may be
+    that of any message.
+    """
+    found = defaultdict(list)
+    for name, value in _FIELD.findall(header):
+        found[name.lower()].append(b" ".join(value.split()))
+    if not (found[b"message-id"] or found[b"date"]):
         return None
-    return sha256("\0".join(told).encode("utf-8", "surrogateescape")).digest()
+    return sha256(b"\0".join(b"\1".join(found[name]) for name in _FIELDS)).digest()
+
+
+def header_of(octets: bytes) -> bytes:
+    """The header, or as much of it as counts."""
+    end = _END.search(octets, 0, LONGEST_HEADER)
+    return octets[: end.start() if end else LONGEST_HEADER]
+
+
+class ContentReader:
+    """Makes a ``Content`` of a message that comes in pieces."""
+
+    def __init__(self) -> None:
+        self.octets = 0
+        """How many came so far."""
+        self._lines = 0
+        self._whole, self._body = sha256(), sha256()
+        self._header = bytearray()
+        self._is_in_body = False
+
+    def feed(self, piece: bytes) -> None:
+        self.octets += len(piece)
+        self._lines += piece.count(b"\n")
+        self._whole.update(piece)
+        if self._is_in_body:
+            self._body.update(piece)
+            return
+        begin = max(len(self._header) - 2, 0)  # a blank line may be cut in two
+        self._header += piece
+        end = _END.search(self._header, begin)
+        if end is not None or len(self._header) > LONGEST_HEADER:
+            at = min(end.end() if end is not None else LONGEST_HEADER, LONGEST_HEADER)
+            self._is_in_body = True
+            self._body.update(self._header[at:])
+            del self._header[at:]
+
+    def content(self) -> Content:
+        """Of all that came."""
+        mark = likeness(header_of(bytes(self._header)))
+        return Content(self._whole.digest(), self._body.digest(), mark)
+
+    def is_short(self, announced: int) -> bool:
+        """Whether much less came than the server had announced, in octets.
+
+        Servers end a message that they cannot read to its end as if it were whole (Dovecot does).
+        """
+        return announced - self.octets > self._lines + _TOLERANCE
+
+    def is_substitute(self, announced: int) -> bool:
+        """Whether it is the notice that Exchange gives in place of mail it cannot convert."""
+        if self.octets >= announced or b"microsoft exchange" not in self._header.lower():
+            return False
+        return _SUBSTITUTE.search(self._header) is not None
 
 
 def in_maildir(path: Path) -> Counter[bytes]:
@@ -35,10 +125,9 @@ def in_maildir(path: Path) -> Counter[bytes]:
         OSError: it cannot be read, or is no Maildir.
     """
     found: Counter[bytes] = Counter()
-    parser = BytesHeaderParser(policy=compat32)
     for file in _messages(path):
         with file.open("rb") as opened:
-            if mark := likeness(parser.parsebytes(opened.read(_MOST))):
+            if mark := likeness(header_of(opened.read(LONGEST_HEADER))):
                 found[mark] += 1
     return found
 

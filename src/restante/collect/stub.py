@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 
-LONGEST_HEADER = 2**18  # octets; more is cut off
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")  # a name, and white space as old mail has it
 _OF_THE_BODY = re.compile(rb"(content-|mime-version[ \t]*:)", re.IGNORECASE)
 

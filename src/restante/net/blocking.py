@@ -196,8 +196,21 @@ class BlockingClient:
         self, messages: Iterable[Message], *, max_size: int | None = None
     ) -> Iterator[tuple[Message, EmailMessage]]:
         """The headers of many messages; see ``Client.headers``."""
-        found = self._read_all(self._dialogue, iter(messages), is_header=True)
+        found = self.raw_headers(messages)
         return ((message, body.email(max_size)) for message, body in found)
+
+    def raw_headers(self, messages: Iterable[Message]) -> Iterator[tuple[Message, BlockingBody]]:
+        """The same as octets; see ``Client.raw_headers``."""
+        return self._read_all(self._dialogue, iter(messages), is_header=True)
+
+    def stop_pipelining(self) -> None:
+        """Send one command at a time from now on, whatever the server announces."""
+        self._dialogue.stop_pipelining()
+
+    @property
+    def is_pipelining_in_doubt(self) -> bool:
+        """Whether several commands were sent at once, and only the first was answered so far."""
+        return self._dialogue.is_pipelining_in_doubt
 
     def delete(self, *messages: Message) -> None:
         """Mark as deleted; see ``Client.delete``."""

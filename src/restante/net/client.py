@@ -225,14 +225,27 @@ class Client:
                 that it is not to be used.
             MessageTooLarge: a header of more than ``max_size`` octets.
         """
-        found = self._read_all(self._dialogue, iter(messages), is_header=True)
-        return self._parse_all(found, max_size)
+        return self._parse_all(self.raw_headers(messages), max_size)
 
     async def _parse_all(
         self, found: AsyncIterator[tuple[Message, Body]], max_size: int | None
     ) -> AsyncIterator[tuple[Message, EmailMessage]]:
         async for message, body in found:
             yield message, await body.email(max_size)
+
+    def raw_headers(self, messages: Iterable[Message]) -> AsyncIterator[tuple[Message, Body]]:
+        """The same as octets: one that the server does not give raises CommandFailed when it is
+        read.  Where TOP is not to be used, what follows a blank line is the message's body."""
+        return self._read_all(self._dialogue, iter(messages), is_header=True)
+
+    def stop_pipelining(self) -> None:
+        """Send one command at a time from now on, whatever the server announces."""
+        self._dialogue.stop_pipelining()
+
+    @property
+    def is_pipelining_in_doubt(self) -> bool:
+        """Whether several commands were sent at once, and only the first was answered so far."""
+        return self._dialogue.is_pipelining_in_doubt
 
     async def delete(self, *messages: Message) -> None:
         """Mark as deleted; they are removed when the session ends normally.

@@ -109,6 +109,8 @@ class Answer:
     """The server does not give this message."""
     is_whole: bool = False
     """The termination octet was seen."""
+    is_behind: bool = False
+    """The command was sent before the response to an earlier one had come."""
 
     @property
     def keyword(self) -> str:
@@ -152,6 +154,23 @@ class Dialogue:
         self._body: Unstuffer | None = None  # the multi-line response that is being read
         self._refused: CommandFailed | None = None  # the first deletion that was
         self._is_leaving = False  # QUIT was sent
+        self._is_listing_ahead = False  # UIDL was sent before the response to LIST
+        self._was_ahead = False  # so was a command for a message,
+        self._has_pipelined = False  # and its response came
+
+    @property
+    def is_pipelining_in_doubt(self) -> bool:
+        """Whether commands were sent together, and only the first of them was answered so far.
+
+        If the session ends now, a server that announces PIPELINING and cannot do it is a likely
+        reason.
+        """
+        return self._is_listing_ahead or (self._was_ahead and not self._has_pipelined)
+
+    def stop_pipelining(self) -> None:
+        """Send one command at a time, whatever the server announces."""
+        tags = {tag: words for tag, words in self.capabilities.tags.items() if tag != "PIPELINING"}
+        self.capabilities = Capabilities(tags)
 
     def lost(self, reason: str, kind: type[ConnectionLost] = ConnectionLost) -> ConnectionLost:
         """The exception for a connection that ended without the answer to QUIT."""
@@ -326,6 +345,7 @@ class Dialogue:
 
         yield from self._send("LIST")
         if self.capabilities.pipelining:
+            self._is_listing_ahead = True
             yield b"UIDL\r\n"
         try:
             yield from self._status("LIST")
@@ -352,9 +372,11 @@ class Dialogue:
         try:
             yield from self._status("UIDL")
         except CommandFailed:
+            self._is_listing_ahead = False
             if self.capabilities.uidl:
                 raise
             return
+        self._is_listing_ahead = False
         yield from self._each_line(take, MAX_LISTING)
 
     def ask_for(self, messages: Iterable[Message], command: str = "RETR") -> Procedure[Retrieval]:
@@ -409,6 +431,7 @@ class Dialogue:
                 yield from self._status(answer.keyword)
             except CommandFailed as error:
                 answer.error = error
+            self._has_pipelined |= answer.is_behind
             if answer.has_body:
                 if answer.error is None:
                     self._reading, self._body = answer, Unstuffer()
@@ -553,6 +576,8 @@ class Dialogue:
             octets += size
             if not self._asked:
                 self._expect_silence()
+            answer.is_behind = bool(self._asked) or self._reading is not None
+            self._was_ahead |= answer.is_behind
             if answer.has_body:
                 self._ahead = None
             else:

@@ -1,0 +1,171 @@
+"""Accounts as the ledger knows them: by where their mailbox is, whatever they are called.
+
+An account that is renamed in the configuration is recognised by its address, a text made from the
+protocol, the server's host and the login.  Its messages keep the names that they have at the
+destination, since those begin with its label: the name under which it was first collected.
+In the ledger's file, and as durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import count
+from typing import NamedTuple
+
+from ..errors import ConfigurationError
+from .ledger import OF_ACCOUNTS, Ledger
+from .plan import Doubt
+
+_DAY = 86_400.0  # seconds; a new account, or a new rule, deletes no more than a limit for so long
+_WEEK = 7 * _DAY  # until pipelining is tried again
+
+
+class Mailbox(NamedTuple):
+    """One account of the configuration."""
+
+    name: str
+    address: str = ""
+    """``pop3 host login``; empty: it is not recognised under another name."""
+    label: str = ""
+    """The name that its messages begin with; empty: ``name``, if that is free."""
+    configured: Collection[str] = ()
+    """The names of all accounts in the configuration."""
+
+
+class Entry(NamedTuple):
+    """What the ledger knows of an account, at the beginning of a session."""
+
+    label: str
+    limited_until: float
+    """Until when few messages may be deleted, by the ledger's clock."""
+    answer: str
+    """What people said when nearly everything looked new; empty: they were not asked."""
+    one_by_one_until: float
+    """Until when no commands are pipelined, by the ledger's clock."""
+    rule: str
+    """What decided about deletions in the last session; empty: there was none."""
+    renamed_from: str = ""
+
+
+class Accounts:
+    """All calls block, and raise what the ledger's do."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def enter(self, mailbox: Mailbox, now: float) -> Entry:
+        """A session is about to begin; ``now`` by the ledger's clock.
+
+        An account that the ledger does not know takes over from the one that was at this address,
+        if that is not in the configuration any more.  One whose address has changed keeps what it
+        knows, but each message must be looked at again.
+
+        Raises:
+            AccountBusy: another process collects under the earlier name.
+        """
+        name = mailbox.name
+        former = self._former(mailbox)
+        if former:
+            with self._ledger.alone(former):
+                self.rename(former, name)
+        with self._ledger.transaction() as database:
+            row = database.execute(
+                "SELECT address FROM accounts WHERE account = ?", (name,)
+            ).fetchone()
+            if row is None:
+                is_new, label = not self._has_messages(name), self._free_label(mailbox)
+                database.execute(
+                    "INSERT INTO accounts (account, label, address, limited_until)"
+                    " VALUES (?, ?, ?, ?)",
+                    (name, label, mailbox.address, now + _DAY if is_new else 0.0),
+                )
+            elif mailbox.address and row[0] != mailbox.address:
+                if row[0]:
+                    database.execute(
+                        "UPDATE messages SET doubt = ? WHERE account = ? AND doubt = ''"
+                        " AND taken_at NOTNULL AND digest <> x''",
+                        (Doubt.ADDRESS, name),
+                    )
+                database.execute(
+                    "UPDATE accounts SET address = ? WHERE account = ?", (mailbox.address, name)
+                )
+            row = database.execute(
+                "SELECT label, limited_until, answer, one_by_one_until, rule FROM accounts"
+                " WHERE account = ?",
+                (name,),
+            ).fetchone()
+        return Entry(*row)._replace(renamed_from=former)
+
+    def _former(self, mailbox: Mailbox) -> str:
+        """The name under which this mailbox was collected before; empty: none is certain."""
+        with self._ledger.reading() as database:
+            is_known = database.execute(
+                "SELECT 1 FROM accounts WHERE account = ?", (mailbox.name,)
+            ).fetchone()
+            if is_known or not mailbox.address or self._has_messages(mailbox.name):
+                return ""
+            rows = database.execute(
+                "SELECT account FROM accounts WHERE address = ?", (mailbox.address,)
+            ).fetchall()
+        names = [name for (name,) in rows if name not in mailbox.configured]
+        return names[0] if len(names) == 1 else ""
+
+    def _has_messages(self, name: str) -> bool:
+        with self._ledger.reading() as database:
+            row = database.execute("SELECT 1 FROM messages WHERE account = ? LIMIT 1", (name,))
+            return row.fetchone() is not None
+
+    def _free_label(self, mailbox: Mailbox) -> str:
+        """Another account may have had this name before: its messages have the names still."""
+        wanted = mailbox.label or mailbox.name
+        with self._ledger.reading() as database:
+            rows = database.execute("SELECT label FROM accounts").fetchall()
+        used = {label for (label,) in rows}
+        tries = (wanted if at == 1 else f"{wanted}~{at}" for at in count(1))
+        return next(each for each in tries if each not in used)
+
+    def rename(self, old: str, new: str) -> None:
+        """All that is known of ``old`` is known of ``new`` instead; nothing, if that was done.
+
+        Raises:
+            ConfigurationError: messages are known under both names.
+        """
+        with self._ledger.transaction() as database:
+            if not self._has_messages(old) and not self._is_known(old):
+                return
+            if self._has_messages(new):
+                raise ConfigurationError(f"the ledger knows an account {new!r} already")
+            if not self._is_known(old):  # a ledger from before accounts were in it
+                database.execute("INSERT INTO accounts (account, label) VALUES (?, ?)", (old, old))
+            for table in OF_ACCOUNTS:
+                database.execute(f"DELETE FROM {table} WHERE account = ?", (new,))
+                database.execute(f"UPDATE {table} SET account = ? WHERE account = ?", (new, old))
+
+    def _is_known(self, name: str) -> bool:
+        with self._ledger.reading() as database:
+            row = database.execute("SELECT 1 FROM accounts WHERE account = ?", (name,)).fetchone()
+        return row is not None
+
+    def change_rule(self, name: str, rule: str, limited_until: float) -> None:
+        """Another rule decides about deletions from now on."""
+        with self._ledger.transaction() as database:
+            database.execute(
+                "UPDATE accounts SET rule = ?, limited_until = ? WHERE account = ?",
+                (rule, limited_until, name),
+            )
+
+    def unlimit(self, name: str) -> None:
+        """An operator lets all deletions go."""
+        self._set(name, "limited_until", 0.0)
+
+    def answered(self, name: str, answer: str) -> None:
+        """What people said when nearly everything looked new."""
+        self._set(name, "answer", answer)
+
+    def one_by_one(self, name: str, now: float | None) -> None:
+        """Pipelining is not tried for a week; None: there is nothing against it."""
+        self._set(name, "one_by_one_until", 0.0 if now is None else now + _WEEK)
+
+    def _set(self, name: str, column: str, value: object) -> None:
+        with self._ledger.transaction() as database:
+            database.execute(f"UPDATE accounts SET {column} = ? WHERE account = ?", (value, name))

@@ -1,0 +1,82 @@
+"""The only way to delete a message on its server: with a ``Proved``.
+
+Each deletion is in the ledger with its reason and its evidence before DELE is sent, and logged when
+QUIT has confirmed it.  A session gets ``Reader``, which cannot delete.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Protocol
+
+from ..net.client import Body, Client
+from ..pop3.dialogue import Capabilities
+from ..pop3.listing import Message
+from ..pop3.quirks import Quirks
+from .ledger import Ledger
+from .plan import Proved, short_name
+
+_AT_ONCE = 1000  # messages between two looks at what was refused
+
+_log = logging.getLogger(__name__)
+
+
+class Reader(Protocol):
+    """A session with a server in which nothing can be deleted; see ``net.client.Client``."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def quirks(self) -> Quirks: ...
+
+    @property
+    def is_pipelining_in_doubt(self) -> bool: ...
+
+    def messages(self) -> AsyncIterator[Message]: ...
+
+    def top(self, message: Message, lines: int = 0) -> Body: ...
+
+    def raw_headers(self, messages: Iterable[Message]) -> AsyncIterator[tuple[Message, Body]]: ...
+
+    def retrieve_all(self, messages: Iterable[Message]) -> AsyncIterator[tuple[Message, Body]]: ...
+
+
+class Deletions:
+    """What is deleted in one session."""
+
+    def __init__(self, client: Client, account: str, ledger: Ledger) -> None:
+        self.marked: list[Proved] = []
+        """Marked as deleted; removed when QUIT is answered."""
+        self._client = client
+        self._account = account
+        self._ledger = ledger
+
+    async def request(self, proved: Sequence[Proved], now: float) -> None:
+        """Mark these as deleted; ``now`` by the ledger's clock."""
+        self._ledger.removing(self._account, proved, now)
+        for first in range(0, len(proved), _AT_ONCE):
+            some = proved[first : first + _AT_ONCE]
+            await self._client.delete(*[each.message for each in some])
+            refused = {message.number for message in self._client.refused}
+            self.marked += [each for each in some if each.message.number not in refused]
+            keys = [each.key for each in some if each.message.number in refused]
+            if keys:
+                self._ledger.not_removed(self._account, keys, "refused")
+
+    def confirmed(self) -> None:
+        """QUIT was answered by +OK: they are removed (RFC 1939 §6)."""
+        self._ledger.gone(self._account, [each.key for each in self.marked])
+        for each in self.marked:
+            fields = {
+                "account": self._account,
+                "message": short_name(each.message),
+                "why": each.why,
+                "evidence": each.evidence.value,
+            }
+            _log.info("deleted upstream", extra={"fields": fields})
+
+    def not_confirmed(self, answer: str) -> None:
+        """QUIT was answered by -ERR: some are removed and some are not."""
+        self._ledger.not_removed(self._account, [each.key for each in self.marked], answer)

@@ -1,0 +1,500 @@
+"""Fetching in one session: what is new is stored, what is doubtful is compared.
+
+For each message: intend → store → took.  Messages go in groups where the destination knows each by
+its name, so that repeating one after a crash is nothing; one by one elsewhere.  While one group is
+made durable the next is fetched.
+
+Security: the server is a stranger; nothing it says becomes a path or a query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from itertools import takewhile
+from tempfile import SpooledTemporaryFile
+
+from ..errors import CommandFailed, MessageRefused
+from ..pop3.listing import Message
+from .deletions import Reader
+from .destinations import Destination, Grouping, Verifying
+from .known import Known
+from .ledger import Ledger, Stored, earlier_key
+from .likeness import LONGEST_HEADER, Content, ContentReader, header_of, likeness
+from .outcome import Outcome, Progress
+from .plan import (
+    Aside,
+    Compare,
+    Doubt,
+    Fetch,
+    Policy,
+    Seen,
+    Stub,
+    Used,
+    aside_key,
+    short_name,
+)
+from .stub import stub
+
+_GROUP = 256  # messages between two commits of the ledger, where repeating one is nothing
+_IN_MEMORY = 2**20  # octets of a message that must be seen whole before it is stored
+_PIECE = 65_536  # octets
+_ROOM = 2**30  # octets that a message may have beyond what was announced: some servers guess
+_ENOUGH_REFUSALS = 50  # "not now" in a row: it is the server, such as one that counts what it gives
+_ENOUGH_HEADERS = 3  # refused in a row: it has no TOP
+
+
+class Use:
+    """What came from the server, for the day's budget; it counts also in sessions that fail."""
+
+    def __init__(self, ledger: Ledger, run: int, clock: Callable[[], float]) -> None:
+        """``run`` is the ledger's number of it, ``clock`` the machine's."""
+        self._ledger, self._run, self._clock = ledger, run, clock
+        self._came = Used()  # and not in the ledger yet
+
+    def add(self, *, messages: int = 0, octets: int = 0) -> None:
+        came = self._came
+        self._came = Used(came.messages + messages, came.octets + octets)
+
+    def write_down(self) -> None:
+        came, self._came = self._came, Used()
+        if came != Used():
+            self._ledger.used(self._run, came, self._clock())
+
+
+@dataclass(slots=True)
+class _Whole:
+    """A message that came whole and is at its destination; the ledger gets it with its group."""
+
+    seen: Seen
+    row: Stored
+    is_compared: bool = False
+    """It is what was known under its key; else the row is new."""
+
+
+class Fetching:
+    """Of one session.  ``seen`` has what is durable and in the ledger."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        ledger: Ledger,
+        account: str,
+        known: Known,
+        destination: Destination,
+        policy: Policy,
+        use: Use,
+        outcome: Outcome,
+        progress: Progress,
+        now: Callable[[], float],
+    ) -> None:
+        """``now`` is the ledger's clock."""
+        self.seen: list[Seen] = []
+        self.awaited: Message | None = None
+        """The message whose response was not read to its end."""
+        self.has_received = False
+        """A message came whole."""
+        self.dedupe = False
+        """What seems to be new may be old mail under another unique-id."""
+        self.aside: dict[str, Aside] = {}
+        """What could not be taken before."""
+        self._reader, self._ledger, self._account = reader, ledger, account
+        self._known, self._destination, self._policy = known, destination, policy
+        self._use, self._outcome, self._progress, self._now = use, outcome, progress, now
+        self._grouping = destination if isinstance(destination, Grouping) else None
+        self._refusals = 0  # of messages in a row, for now
+        self._contents: Counter[bytes] = Counter()  # of messages without a unique-id
+        self._waiting: list[_Whole] = []  # stored, not in the ledger yet
+        self._writing: asyncio.Task[None] | None = None  # of the group before
+
+    # Messages.
+
+    async def fetch(self, steps: Sequence[Fetch | Compare]) -> None:
+        """On return ``seen`` tells what came."""
+        try:
+            await self._fetch_all(steps)
+        finally:
+            await self._settle()
+
+    async def _settle(self) -> None:
+        """All that came whole is known, also after an error: or a line that breaks before the end
+        of a group would bring nothing, ever."""
+        try:
+            await self._write_down()
+            await self._write_down()  # and the last group
+        finally:
+            self._use.write_down()
+            if self._writing is not None:  # its files and the ledger are in use
+                await asyncio.gather(self._writing, return_exceptions=True)
+
+    async def _fetch_all(self, steps: Sequence[Fetch | Compare]) -> None:
+        wanted = [step.message for step in steps]
+        group = _GROUP if self._destination.is_repeatable else 1
+        self._progress(wanted, 0)
+        at = 0
+        left = takewhile(lambda _: self._refusals < _ENOUGH_REFUSALS, wanted)
+        self.awaited = wanted[0] if wanted else None
+        async for message, body in self._reader.retrieve_all(left):
+            self.awaited = message
+            if at % _GROUP == 0:
+                self._use.write_down()
+            if at % group == 0:
+                await self._write_down()
+                self._intend(steps[at : at + group])
+            self._use.add(messages=1)
+            await self._take(steps[at], self._counted(message, body))
+            at += 1
+            if self.awaited is None:  # the next one is to blame if the session ends now
+                self.awaited = wanted[at] if at < len(wanted) else None
+        self.awaited = None
+        if at < len(steps):
+            self._outcome.later += len(steps) - at
+            self._outcome.later_for = "refusals"
+
+    async def _counted(self, message: Message, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+        """
+        Raises:
+            MessageRefused: much more came than was announced, or than the account takes.
+        """
+        largest, octets = self._policy.largest, 0
+        most = 2 * message.size + _ROOM
+        if largest is not None and message.size <= largest:
+            most = largest
+        try:
+            async for piece in body:
+                octets += len(piece)
+                self._use.add(octets=len(piece))
+                if octets > most:
+                    text = f"announced as {message.size} octets, longer than {most}"
+                    raise MessageRefused(text)
+                yield piece
+        except CommandFailed:
+            self.awaited = None
+            raise
+        self.awaited, self.has_received = None, True
+
+    def _intend(self, steps: Sequence[Fetch | Compare]) -> None:
+        new = [step for step in steps if isinstance(step, Fetch) and step.key is not None]
+        if new:
+            rows = [(step.key, step.message.size) for step in new if step.key is not None]
+            self._ledger.intend(self._account, rows)
+
+    async def _take(self, step: Fetch | Compare, body: AsyncIterable[bytes]) -> None:
+        message, key = step.message, step.key
+        try:
+            if key is None or not await self._take_new(step, key, body):
+                await self._take_by_content(step, body)
+        except (CommandFailed, MessageRefused) as error:
+            self.refuse(message, error)
+            is_passing = isinstance(error, CommandFailed) and error.retry
+            self._refusals = self._refusals + 1 if is_passing else 0
+        else:
+            self._refusals = 0
+            if aside_key(message) in self.aside:
+                self._ledger.bring_back(self._account, [aside_key(message)])
+
+    async def _take_new(self, step: Fetch | Compare, key: str, body: AsyncIterable[bytes]) -> bool:
+        """Straight to the destination; False: nothing was read, for all must be seen first."""
+        message, destination = step.message, self._destination
+        if isinstance(step, Compare) or self.dedupe:
+            return False
+        identity = self._known.identity(key, message.size)
+        if step.was_begun and await asyncio.to_thread(destination.has, identity):
+            return False
+        if not destination.begin(identity):
+            return False
+        reader = ContentReader()
+        await self._store(message, reader, self._read(reader, body), was_begun=step.was_begun)
+        self._came(message, Stored(key, message.size, reader.content()), reader, is_new=True)
+        return True
+
+    async def _read(
+        self, reader: ContentReader, body: AsyncIterable[bytes]
+    ) -> AsyncIterator[bytes]:
+        async for piece in body:
+            reader.feed(piece)
+            self._progress((), len(piece))
+            yield piece
+
+    async def _take_by_content(self, step: Fetch | Compare, body: AsyncIterable[bytes]) -> None:
+        """Only the whole message tells whether it is here already."""
+        message = step.message
+        with SpooledTemporaryFile(_IN_MEMORY) as whole:
+            reader = ContentReader()
+            async for piece in self._read(reader, body):
+                whole.write(piece)
+            content, key = reader.content(), step.key
+            if key is None:
+                self._contents[content.digest] += 1
+                # No unique-id begins with a space.
+                key = f" {content.digest.hex()}:{self._contents[content.digest]}"
+                self._known.load_more([key])
+            found = await asyncio.to_thread(self._find, step, key, content)
+            if found is not None:
+                self._outcome.known += step.key is None or not self._is_present(key)
+                self._waiting.append(found)
+                return
+            whole.seek(0)
+            if isinstance(step, Compare):
+                if reader.is_short(message.size):
+                    self._refuse_part(key, content)
+                await self._store_other(message, key, reader, _pieces(whole))
+            else:
+                await self._store_new(step, key, reader, _pieces(whole))
+
+    def _is_present(self, key: str) -> bool:
+        """Whether it counts already as what the destination had before the ledger did."""
+        known = self._known.taken.get(key)
+        return known is not None and known.at is not None and self._known.record(key) is None
+
+    def _find(self, step: Fetch | Compare, key: str, content: Content) -> _Whole | None:
+        """What is here of this content, for the ledger; None: nothing.  Blocking."""
+        message, known = step.message, self._known.taken.get(key)
+        seen = Seen(message, key, whole=content)
+        if known is None or known.at is None:
+            is_known = self.dedupe and self._ledger.has_content(self._account, content)
+            identity = self._known.identity(key, message.size)
+            if is_known or self._holds(identity, content):
+                return _Whole(seen, Stored(key, message.size, content))
+            return None
+        seen = replace(seen, has_come_back=known.is_gone or not known.is_expected)
+        record, identity = self._known.record(key), self._known.identity_of(key)
+        row = Stored(key, message.size, content, identity)
+        if record is None:
+            is_same = self._holds(identity, content)  # it was only seen to be there
+        else:
+            is_same = record.content.is_same(content)
+        if is_same:
+            return _Whole(seen, row, is_compared=True)
+        earlier = earlier_key(key, content.digest)
+        self._known.load_more([earlier])
+        if (before := self._known.record(earlier)) is None:
+            return None
+        row = row._replace(identity=before.identity, replaces=identity)
+        return _Whole(replace(seen, has_come_back=True), row)
+
+    def _holds(self, identity: str, content: Content) -> bool:
+        """Whether the destination has these very octets under this name."""
+        destination = self._destination
+        if isinstance(destination, Verifying):
+            return destination.has(identity) and destination.holds(identity, content.digest)
+        return destination.has(identity)  # one that cannot look is believed
+
+    def _refuse_part(self, key: str, content: Content) -> None:
+        """
+        Raises:
+            MessageRefused: it is a message of which more is here, or another part of it.
+        """
+        record, known = self._known.record(key), self._known.taken[key]
+        mark = record.content.likeness if record is not None else None
+        if known.doubt is Doubt.SHORT or (mark is not None and mark == content.likeness):
+            raise MessageRefused("only a part of it came")
+
+    async def _store_new(
+        self, step: Fetch, key: str, reader: ContentReader, body: AsyncIterable[bytes]
+    ) -> None:
+        message, destination = step.message, self._destination
+        identity = self._known.identity(key, message.size)
+        # By another message, or it would have been found.
+        is_used = isinstance(destination, Verifying) and destination.has(identity)
+        other = self._known.identity(key, message.size, reader.content()) if is_used else ""
+        self._ledger.intend(self._account, [(key, message.size)])
+        row = Stored(key, message.size, reader.content(), other)
+        is_new = destination.begin(other or identity)
+        await self._store(message, reader, body, was_begun=step.was_begun, is_wanted=is_new)
+        self._came(message, row, reader, is_new=is_new)
+
+    async def _store_other(
+        self, message: Message, key: str, reader: ContentReader, body: AsyncIterable[bytes]
+    ) -> None:
+        """Another message under a unique-id that is known."""
+        content, before = reader.content(), self._known.identity_of(key)
+        identity = self._known.identity(key, message.size, content)
+        intent = earlier_key(key, content.digest)
+        was_begun = intent in self._known.taken
+        self._ledger.intend(self._account, [(intent, message.size)])
+        is_new = self._destination.begin(identity)
+        await self._store(message, reader, body, was_begun=was_begun, is_wanted=is_new)
+        row = Stored(key, message.size, content, identity, replaces=before)
+        self._came(message, row, reader, is_new=is_new)
+        text = "other mail under a unique-id that was used before; both are stored"
+        self._outcome.notes.append(f"message {message.number}: {text}")
+
+    def _came(self, message: Message, row: Stored, reader: ContentReader, *, is_new: bool) -> None:
+        is_short = reader.is_short(message.size)
+        if is_short:
+            text = f"{reader.octets} octets came of {message.size}; compared in the next session"
+            self._outcome.short.append(f"message {message.number}: {text}")
+        seen = Seen(message, row.key, whole=row.content, is_new=is_new, is_short=is_short)
+        self._waiting.append(_Whole(seen, row._replace(is_short=is_short and is_new)))
+
+    async def _store(
+        self,
+        message: Message,
+        reader: ContentReader,
+        body: AsyncIterable[bytes],
+        *,
+        was_begun: bool,
+        is_wanted: bool = True,
+    ) -> None:
+        """A message that was begun is at the destination on return, and durable or in its group.
+
+        ``reader`` has seen all of it when ``body`` has ended; without ``is_wanted`` it is there
+        already.
+        """
+        destination = self._destination
+        try:
+            async for piece in body:
+                if is_wanted:
+                    destination.write(piece)
+                self._outcome.octets += len(piece)
+            if reader.is_substitute(message.size):
+                raise MessageRefused("Exchange cannot convert it, and gives a notice in its place")
+            if is_wanted and self._grouping is not None:
+                self._grouping.end()
+            elif is_wanted:
+                await asyncio.to_thread(destination.commit)
+        finally:
+            destination.abort()
+        if is_wanted:
+            self._outcome.stored += 1
+            self._outcome.in_doubt += was_begun and not destination.is_repeatable
+        else:
+            self._outcome.known += 1
+
+    # Groups.
+
+    async def _write_down(self) -> None:
+        """Begin to make the group durable; the one before it is, on return."""
+        waiting, self._waiting = self._waiting, []
+        await self._written()
+        if waiting:
+            sync = self._grouping.group() if self._grouping is not None else None
+            self._writing = asyncio.create_task(self._make_known(waiting, sync))
+            if not self._destination.is_repeatable:
+                await self._written()  # or more than one could come twice
+
+    async def _written(self) -> None:
+        if self._writing is not None:
+            await asyncio.shield(self._writing)  # the deadline must not leave it half done
+            self._writing = None
+
+    async def _make_known(self, waiting: Sequence[_Whole], sync: Callable[[], None] | None) -> None:
+        """What is durable at the destination becomes known, and may then be proved."""
+        if sync is not None:
+            await asyncio.to_thread(sync)
+        now = self._now()
+        await asyncio.to_thread(self._write_rows, waiting, now)
+        for each in waiting:
+            if each.is_compared:
+                self._known.compared(each.row)
+            else:
+                self._known.add(each.row, now)
+            if self._policy.keep is not None:
+                self.seen.append(each.seen)
+
+    def _write_rows(self, waiting: Sequence[_Whole], now: float) -> None:
+        """Blocking."""
+        new = [each.row for each in waiting if not each.is_compared]
+        known = [each for each in waiting if each.is_compared]
+        back = [each.row for each in known if each.seen.has_come_back]
+        same = [each.row for each in known if not each.seen.has_come_back]
+        if new:
+            self._ledger.took(self._account, new, now)
+        for rows, again_at in ((same, None), (back, now)):
+            if rows:
+                self._ledger.compared(self._account, rows, again_at)
+
+    # Headers.
+
+    async def likenesses(self, messages: Sequence[Message]) -> dict[int, bytes | None]:
+        """By message-number, of those whose headers the server gives by TOP."""
+        found: dict[int, bytes | None] = {}
+        tags = self._reader.capabilities.tags
+        if "TOP" in self._reader.quirks.hidden or (tags and not self._reader.capabilities.top):
+            return found
+        refusals = 0
+        left = takewhile(lambda _: refusals < _ENOUGH_HEADERS, messages)
+        at = 0
+        self.awaited = messages[0] if messages else None
+        async for message, body in self._reader.raw_headers(left):
+            self.awaited = message
+            try:
+                header = await self._header(message, body)
+                found[message.number], refusals = likeness(header_of(header)), 0
+            except (CommandFailed, MessageRefused):
+                refusals += 1
+            at += 1
+            if self.awaited is None:
+                self.awaited = messages[at] if at < len(messages) else None
+        self.awaited = None
+        return found
+
+    async def _header(self, message: Message, body: AsyncIterable[bytes]) -> bytes:
+        found = bytearray()
+        async for piece in self._counted(message, body):
+            if len(found) < LONGEST_HEADER:  # what is too long is read, or nothing more could be
+                found += piece
+        return bytes(found[:LONGEST_HEADER])
+
+    # Stubs.
+
+    async def fetch_stubs(self, stubs: Sequence[Stub]) -> None:
+        """In the same order of effects as messages; what they stand for is never due."""
+        capabilities = self._reader.capabilities
+        for step in stubs:
+            message = step.message
+            if capabilities.tags and not capabilities.top:
+                text = f"message {message.number}: too large, and the server gives no headers"
+                self._outcome.skipped.append(text)
+                continue
+            try:
+                self.awaited = message
+                self._use.add(messages=1)
+                header = await self._header(message, self._reader.top(message))
+                self._outcome.octets += len(header)
+                self._ledger.intend(self._account, [(step.key, message.size)])
+                content = Content(sha256(b"stub " + header).digest())
+                if not (self.dedupe and self._ledger.has_content(self._account, content)):
+                    await self._store_stub(step, header)
+            except (CommandFailed, MessageRefused) as error:
+                self.refuse(message, error)
+            else:
+                row = Stored(step.key, message.size, content, is_gone=True)
+                self._ledger.took(self._account, [row], self._now())
+        self.awaited = None
+        self._use.write_down()
+
+    async def _store_stub(self, step: Stub, header: bytes) -> None:
+        """Durable on return."""
+        destination, message = self._destination, step.message
+        identity = self._known.identity(step.key, message.size)
+        if step.was_begun and await asyncio.to_thread(destination.has, identity):
+            return
+        try:
+            if destination.begin(identity):
+                text = stub(header, self._account, short_name(message), message.size)
+                destination.write(text)
+                await asyncio.to_thread(destination.commit)
+                self._outcome.stubs += 1
+                self._outcome.in_doubt += step.was_begun and not destination.is_repeatable
+        finally:
+            destination.abort()
+
+    def refuse(self, message: Message, error: CommandFailed | MessageRefused) -> None:
+        """It stays where it is.  What the destination or the account refuses is set aside."""
+        text = error.text if isinstance(error, CommandFailed) else str(error)
+        self._outcome.refused.append(f"message {message.number}: {text}")
+        if isinstance(error, MessageRefused):
+            self.set_aside(message, text)
+
+    def set_aside(self, message: Message, reason: str) -> None:
+        self._ledger.set_aside(self._account, aside_key(message), reason, self._now())
+
+
+async def _pieces(file: SpooledTemporaryFile[bytes]) -> AsyncIterator[bytes]:
+    while piece := file.read(_PIECE):
+        yield piece

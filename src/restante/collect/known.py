@@ -1,0 +1,80 @@
+"""What the ledger knows of one session's listing, and what the session adds to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .ledger import Ledger, Stored
+from .likeness import Content
+from .plan import Doubt, Record, Taken
+
+
+class Known:
+    """Of one account.  All calls may block."""
+
+    def __init__(self, ledger: Ledger, account: str, label: str) -> None:
+        """``label`` is the name that identities begin with: for ever the same, or all mail would
+        be stored again."""
+        self.taken: dict[str, Taken] = {}
+        """By key, of the messages that are listed."""
+        self._ledger, self._account, self._label = ledger, account, label
+        self._records: dict[str, Record | None] = {}  # as far as they were needed
+        self._identities: dict[str, str] = {}  # of those that do not have the usual one
+
+    def load(self, keys: Iterable[str]) -> None:
+        self.taken = self._ledger.known(self._account, keys)
+        self._identities = self._ledger.identities(self._account)
+
+    def load_more(self, keys: Iterable[str]) -> None:
+        """Of messages that are not listed under a unique-id."""
+        self.taken |= self._ledger.known(self._account, keys)
+
+    def load_records(self, keys: Iterable[str]) -> None:
+        """Of many messages at once."""
+        wanted = [key for key in keys if key not in self._records]
+        found = self._ledger.records(self._account, wanted)
+        for key in wanted:
+            self._records[key] = self._with_identity(key, found.get(key))
+
+    def record(self, key: str) -> Record | None:
+        """What was stored under this key; None: nothing, or it was never compared."""
+        self.load_records([key])
+        return self._records[key]
+
+    def _with_identity(self, key: str, record: Record | None) -> Record | None:
+        if record is None:
+            return None
+        identity = record.identity or self.identity(key, record.size)
+        return Record(record.size, record.content, identity)
+
+    def identity(self, key: str, size: int, content: Content | None = None) -> str:
+        """The name of a message at its destination.
+
+        With ``content`` it is that of another message than the one which has the usual name.
+        """
+        usual = self._identities.get(key) if content is None else None
+        if usual is not None:
+            return usual
+        identity = f"{self._label} {key} {size}"
+        return identity if content is None else f"{identity} {content.digest.hex()}"
+
+    def identity_of(self, key: str) -> str:
+        """The name of a message that was taken."""
+        record = self.record(key)
+        return self.identity(key, self.taken[key].size) if record is None else record.identity
+
+    def add(self, row: Stored, at: float) -> None:
+        """It is in the ledger now."""
+        doubt = Doubt.SHORT if row.is_short else Doubt.NONE
+        self.taken[row.key] = Taken(row.size, at, doubt=doubt)
+        if row.content is not None:
+            identity = row.identity or f"{self._label} {row.key} {row.size}"
+            self._records[row.key] = Record(row.size, row.content, identity)
+
+    def compared(self, row: Stored) -> None:
+        """It is what was known under its key, and the ledger says so now."""
+        before = self.taken[row.key]
+        self.taken[row.key] = Taken(
+            row.size, before.at, was_held=before.was_held, seen_again=before.seen_again
+        )
+        self._records.pop(row.key, None)
