@@ -36,6 +36,8 @@ MEANINGS = {
     "accept paused": "the process has no file descriptors or memory left; it tries again",
     "adopted unique-ids damaged": "the maildrop is not opened, so that nobody downloads all again",
     "bug": "something went wrong that nobody thought of; a traceback follows",
+    "clock jumped": "the clock and the time that has passed do not fit; it is believed after a day",
+    "clock not saved": "the file `clock` in the state directory could not be written",
     "certificate refused": "it was renewed, and is wrong; the old one goes on",
     "connection refused": "a limit on connections was reached",
     "deleted upstream": "a message was deleted on its server, and by which evidence; `message` is "
@@ -46,6 +48,7 @@ MEANINGS = {
     "delivered": "a message is on disk",
     "delivery refused": "a recipient's message was not stored, and the sender was told why",
     "expired": "mail that had lain there too long was removed, and is held",
+    "expiry withheld": "this old mail expires only if the clock is right, so it waits for a day",
     "expiry failed": "old mail could not be removed; it is tried again in an hour",
     "guesses not saved": "where guesses came from is forgotten if the server stops now",
     "line refused": "a line of the passwd-file is not understood; its user cannot log in",
@@ -62,13 +65,19 @@ MEANINGS = {
     "message not removed": "a marked message could not be removed at QUIT",
     "password sprayed": "the tenth user was tried with one password; `ip` is whence",
     "proxy refused": "a listed load balancer sent no PROXY header, or a wrong one",
+    "purge withheld": "these held messages are due only if the clock is right, so they wait for a "
+    "day; `restante maildrop purge --yes` destroys them",
+    "purged": "held messages were destroyed, because their time was over",
     "purge failed": "held mail could not be destroyed; it is tried again in an hour",
     "purge not recorded": "so what was purged is not deleted upstream by `until-deleted`",
     "quota not counted": "a message came and `maildirsize` could not be written; it is made anew",
     "read failed": "a message could not be read; its response was not ended",
     "reload failed": "the new configuration or certificate is wrong; the old one goes on",
-    "reloaded": "configuration and certificate were read again; `restart`: that is not enough",
+    "reloaded": "configuration and certificate were read again; `restart`: that is not enough; "
+    "`held` and `expiring`: how many messages will go from `at` on because a rule was changed",
     "report failed": "mail or metrics about an account could not be written; it is tried again",
+    "rule changed": "held messages will be destroyed, or mail will expire, from `at` on, because a "
+    "hold or an expiry was made shorter",
     "seat given up": "a connection that had not logged in made room for another",
     "session ended": "the server ended a session that broke a rule or reached a limit",
     "session end": "a session that had logged in is over",

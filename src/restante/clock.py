@@ -58,9 +58,10 @@ class Reading:
         """The clock shows what is past already: nothing that is due now can be told from it."""
         return self.now < self.mark - SLACK
 
-    def moment_of(self, stamp: float) -> float | None:
-        """A time stamp, if it can be right; None counts for nothing, as one of the future does."""
-        return stamp if PLAUSIBLE <= stamp <= self.now + SLACK else None
+
+def is_credible(stamp: float, now: float) -> bool:
+    """Whether a time stamp can be right; one from the future or from 1970 counts for nothing."""
+    return PLAUSIBLE <= stamp <= now + SLACK
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ class Clock:
 
     def _evidence(self, now: float) -> float:
         """When something was last written beside the mark; without a file, now."""
-        if self._path is None:
+        if self._path is None or now < RELEASED:
             return max(now, RELEASED)
         found = [RELEASED]
         with suppress(OSError):
@@ -149,7 +150,7 @@ class Clock:
                 with suppress(OSError):
                     if not path.name.startswith(self._path.name):  # ours, made just now
                         found.append(path.stat().st_mtime)
-        return max(each for each in found if each <= max(now, RELEASED))
+        return min(max(each for each in found if each <= now + SLACK), now)
 
     def _load(self) -> _State | None:
         assert self._path is not None
@@ -187,6 +188,7 @@ class Clock:
         if self._path is None:
             yield
             return
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(os.open(f"{self._path}.lock", os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
             with suppress(ImportError):  # Windows: each process is on its own
                 from fcntl import LOCK_EX, flock

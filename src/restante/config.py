@@ -420,7 +420,7 @@ class Store:
         "14d",
         "How long deleted mail can be given back; 0 destroys it at QUIT. `keep` removes nothing "
         "at QUIT, and what a client deleted is there again. `restante user hold` sets another "
-        "one for one user.",
+        "one for one user. A shorter one destroys mail that is held already only 24 hours later.",
         holding,
     )
     maildrop: tuple[str, ...] = option(
@@ -646,8 +646,9 @@ class Limits:
     )
     expire: int | None = option(
         "never",
-        "Mail that has lain in a maildrop so long is removed by itself, told by EXPIRE, and held "
-        "like any that was removed. `restante user permit` gives a user another time.",
+        "Mail that has been in a maildrop for so long is removed automatically, announced by "
+        "EXPIRE, and held like any that was removed. `restante user permit` gives a user another "
+        "time. A shorter time removes nothing within 24 hours of the change.",
         keeping,
     )
     deletions_by_new: int = option(

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection,
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import Enum
+from math import inf
 from typing import NamedTuple, Protocol, runtime_checkable
 
 
@@ -341,14 +342,59 @@ class Remembering(Protocol):
         """Those that retrieved or removed something, the oldest first, as far as remembered."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What was removed, or destroyed, because its time was over."""
+
+    messages: int = 0
+    doubtful: int = 0
+    """Messages that stayed, because only a clock that may be wrong says that their time is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What will go because a rule was changed, and would have stayed longer otherwise."""
+
+    held: int = 0
+    """Held messages that will be destroyed."""
+    expiring: int = 0
+    """Messages in the maildrop that will expire."""
+    at: float = inf
+    """When the first of them may go; seconds since the epoch."""
+
+    def __bool__(self) -> bool:
+        return bool(self.held or self.expiring)
+
+    def __add__(self, other: Forecast) -> Forecast:
+        held, expiring = self.held + other.held, self.expiring + other.expiring
+        return Forecast(held, expiring, min(self.at, other.at))
+
+
 class Expiring(Protocol):
-    """Add-on of a store that removes old mail by itself (RFC 2449 §6.7)."""
+    """Add-on of a store that removes mail whose time is over, without being asked by a client.
 
-    async def expire(self, user: str, arrived_before: float) -> int:
-        """Remove what has lain there since before that moment (seconds since the epoch).
+    A rule that was made shorter applies to older mail only a day after that was noted, so
+    whoever changes a rule calls ``note_rules``.  All moments are seconds since the epoch.  ``now``
+    is what the clock says, and ``until`` the latest moment that has certainly come.
+    """
 
-        Removed as by QUIT, so it is held where removed mail is.  Returns how many messages.
+    async def expire(self, user: str, days: int | None, *, until: float, now: float) -> Sweep:
+        """Remove what has been in the maildrop for so many days (RFC 2449 §6.7); None: for ever.
+
+        Removed as by QUIT, so it is held where removed mail is.
 
         Raises:
             MaildropInUse: a session is under way, and nothing is removed under it.
         """
+
+    async def purge_due(self, user: str, *, until: float, now: float) -> Sweep:
+        """Destroy the held messages whose time is over."""
+
+    async def note_rules(self, user: str, days: int | None, now: float) -> Forecast:
+        """Remember which rules are in force; what will go because one of them has changed.
+
+        Nothing if they were known.
+        """
+
+    async def forecast(self, user: str, days: int | None, now: float) -> Forecast:
+        """As ``note_rules``, and of what was noted less than a day ago; changes nothing."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import poplib
 import smtplib
 import time
-from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jwt
@@ -18,17 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
 from restante import connect_blocking
-from restante.auth.chain import Chain
-from restante.auth.passwd_file import PasswdFile
-from restante.auth.users import Users
-from restante.cli import serve
 from restante.errors import LoginFailed, RestanteError
-from restante.pop3.session import Policy
-from restante.store.maildir import MaildirStore
-from restante.store.memory import MemoryStore
 
 from ..sasl.test_login import personal_certificate
-from ..support import once, until
 from .conftest import Restante
 from .test_serve import Serving, serving
 
@@ -186,46 +175,6 @@ def test_a_server_without_a_database_of_its_own(home: Path) -> None:
     with serving("-c", configured(home, alone)) as server:
         assert answer(server, "bob", "from the file").startswith("+OK")
         assert answer(server, "ann", "tan staaf") == "-ERR [AUTH] authentication failed"
-
-
-def test_old_mail_expires_for_whomever_a_back_end_knows(home: Path, ann: str) -> None:
-    """EXPIRE is announced to all of them."""
-    (home / "passwd").write_text("bob:{PLAIN}p\n")
-    users = Users(home / "state" / "restante" / "users.sqlite3")
-    chain = Chain({"users": users, "passwd-file": PasswdFile(home / "passwd")})
-
-    async def main() -> list[str]:
-        store = MemoryStore()
-        for user in "bob", "eve":
-            await store.deliver(user, once(b"Subject: x\r\n\r\n"))
-        return [account.user async for account in serve._everybody(users, chain, store)]
-
-    with closing(chain):
-        assert asyncio.run(main()) == ["ann", "bob"]
-
-
-def test_a_disk_that_is_not_there_ends_no_purge(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """What was held long enough is destroyed when the disk is back."""
-    disk = tmp_path / "disk"
-    monkeypatch.setattr(serve, "_PURGE_EVERY", 0.01)
-    service: Any = SimpleNamespace(policy=Policy())
-
-    async def main() -> None:
-        users = Users(tmp_path / "users.sqlite3")
-        store = MaildirStore(f"{disk}/%u", hold=1)
-        purging = asyncio.create_task(serve._purge_for_ever(service, users, users, store))
-        try:
-            await until(lambda: "purge failed" in caplog.text)
-            for name in "new", "cur", "tmp", "held":
-                (disk / "ann" / name).mkdir(parents=True)
-            (disk / "ann/held/1700000000.1.a").write_text("x")
-            await until(lambda: not list((disk / "ann/held").iterdir()))
-        finally:
-            purging.cancel()
-
-    asyncio.run(main())
 
 
 @pytest.mark.parametrize(

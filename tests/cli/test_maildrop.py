@@ -141,7 +141,7 @@ def test_undelete_tells_when_there_is_nothing(restante: Restante, mail: int) -> 
         (["undelete", "ann"], 64, "which ones? --since 2h, --all, or names"),
         (["undelete", "ann", "../x"], 64, "nothing is held under the name '../x'"),
         (["undelete", "ann", "--since", "soon"], 64, 'a time is "90s"'),
-        (["purge"], 64, "whose? USER, or --all"),
+        (["purge", "--older-than", "1d"], 64, "whose? USER, or --all"),
         (["purge", "ann", "--all"], 64, "whose? USER, or --all"),
         (["purge", "ann", "--older-than", "x", "--yes"], 64, 'a time is "90s"'),
         (["purge", "ann"], 64, "Not without --yes"),

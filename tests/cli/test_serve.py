@@ -323,7 +323,9 @@ def test_check_tells_what_would_be_served(restante: Restante, home: Path) -> Non
     found = restante("check")
     assert (found.code, found.err) == (0, "")
     assert "private mode: good" in found.out
-    assert restante("check", "--json").json.keys() == {"schema", "source", "listen"}
+    assert restante("check", "--json").json.keys() == {
+        *("schema", "source", "listen", "warnings", "goes")
+    }
     assert list((home / "state").iterdir()) == [], "it only looks"
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import poplib
 import queue
+import re
 import signal
 import socket
 import sqlite3
@@ -17,6 +18,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -24,6 +26,7 @@ import pytest
 
 from restante.auth.users import Users
 from restante.cli import serve
+from restante.clock import RELEASED
 from restante.config import Configuration
 from restante.errors import ConfigurationError
 from restante.net import tls
@@ -337,6 +340,8 @@ def test_old_mail_is_removed_at_the_start_and_then_now_and_again(site: Site) -> 
     entry = asyncio.run(store.deliver("ann", _once(b"Subject: old\r\n\r\n")))
     bob = asyncio.run(store.deliver("bob", _once(b"Subject: old\r\n\r\n")))
     asyncio.run(store.deliver("gone", _once(b"Subject: nobody's\r\n\r\n")))
+    for user in ("ann", "bob"):  # the rule is an old one
+        asyncio.run(store.note_rules(user, 30, RELEASED))
     users = Users(site.place / "users.sqlite3")
     users.remove("bob")  # so that he is known by the file alone
     users.close()
@@ -360,6 +365,38 @@ def test_old_mail_is_removed_at_the_start_and_then_now_and_again(site: Site) -> 
     assert held.unique_id == entry.unique_id
     assert [each.unique_id for each in asyncio.run(store.held("bob"))] == [bob.unique_id]
     assert asyncio.run(store.held("gone")) == []
+
+
+def test_a_reload_says_what_a_shorter_hold_will_destroy(site: Site) -> None:
+    """And a purge comes a day later."""
+    store = MaildirStore(f"{site.place}/mail/%u")
+    (site.place / "mail").mkdir()
+    for n in range(3):
+        asyncio.run(store.deliver("ann", _once(b"Subject: %d\r\n\r\n" % n)))
+    site.write()
+    site.start()
+    client = site.client().log_in("ann")
+    for number in (1, 2, 3):
+        client.dele(number)
+    client.quit()
+    (site.place / "conf.d").mkdir()
+    (site.place / "conf.d" / "hold.toml").write_text('[store]\nhold = "0"\n')
+    site.process.send_signal(signal.SIGHUP)
+    lines = [site.wait_for("reloaded"), site.wait_for("reloaded")]
+    (line,) = [each for each in lines if "held=3" in each]
+    assert "restart" not in line
+    at = re.search(r" at=(\S+)", line)
+    assert at is not None
+    wanted = datetime.now(UTC) + timedelta(days=1)
+    assert abs(datetime.fromisoformat(at[1]) - wanted) < timedelta(minutes=5)
+    assert len(asyncio.run(store.held("ann"))) == 3
+    client = site.client().log_in("ann")
+    client.quit()
+    asyncio.run(store.deliver("ann", _once(b"Subject: 4\r\n\r\n")))
+    client = site.client().log_in("ann")
+    client.dele(1)
+    client.quit()
+    assert len(asyncio.run(store.held("ann"))) == 3, "the new hold is in force without a restart"
 
 
 def test_guesses_are_known_to_all_workers_and_after_a_restart(site: Site) -> None:

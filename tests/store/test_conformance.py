@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from restante.clock import RELEASED
 from restante.errors import MaildropInUse, MessageGone
 from restante.maildrop import HeldMessage, Paced
 
@@ -369,20 +370,29 @@ def test_a_login_that_comes_too_soon_is_told_how_long_to_wait(store: HoldingStor
     assert run(paced(store, 0.0001)) == 0
 
 
+DAY = 86_400.0
+
+
+async def expire(store: HoldingStore, user: str, now: float) -> int:
+    """With an expiry of 30 days."""
+    return (await store.expire(user, 30, until=now, now=now)).messages
+
+
 @pytest.mark.rfc("P-089", "P-191")
 def test_old_mail_is_removed_and_held(store: HoldingStore) -> None:
     async def story() -> None:
         await deliver(store, "ann", TEXT)
+        await store.note_rules("ann", 30, RELEASED)
         between = time.time()
         await asyncio.sleep(0.05)  # the clock of a file system is coarse
-        assert await store.expire("ann", between - 10) == 0
-        assert await store.expire("ann", time.time() - 0.01) == 1
+        assert await expire(store, "ann", between - 10 + 30 * DAY) == 0
+        assert await expire(store, "ann", time.time() - 0.01 + 30 * DAY) == 1
         await deliver(store, "ann", b"new\r\n")
         assert await contents(store, "ann") == [b"new\r\n"]
         (held,) = await store.held("ann")
         assert await store.undelete("ann", [held]) == 1
-        assert await store.expire("ann", between) == 0, "given back, it has come anew"
-        assert await store.expire("nobody", time.time()) == 0
+        assert await expire(store, "ann", between + 30 * DAY) == 0, "given back, it has come again"
+        assert await expire(store, "unknown", time.time() + 90 * DAY) == 0
 
     run(story())
 
@@ -391,10 +401,12 @@ def test_old_mail_is_removed_and_held(store: HoldingStore) -> None:
 def test_no_mail_is_removed_under_a_session(store: HoldingStore) -> None:
     async def story() -> None:
         await deliver(store, "ann", TEXT)
+        await store.note_rules("ann", 30, RELEASED)
+        later = time.time() + 30 * DAY + 10
         async with store.open("ann") as maildrop:
             with pytest.raises(MaildropInUse):
-                await store.expire("ann", time.time() + 10)
+                await expire(store, "ann", later)
             assert await text_of(maildrop, maildrop.listing[0]) == TEXT
-        assert await store.expire("ann", time.time() + 10) == 1
+        assert await expire(store, "ann", later) == 1
 
     run(story())

@@ -170,7 +170,7 @@ def test_a_removal_that_a_crash_cut_short_is_in_the_journal(
 
     async def quit_and_die() -> None:
         async with maildir.open("ann") as maildrop:
-            with watched(place.parent, die_at(1, {"rename"})):  # the list of victims is there
+            with watched(place.parent, die_at(2, {"rename"})):  # rules and list are there
                 await maildrop.remove(list(maildrop.listing))
 
     with pytest.raises(Crash):

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from restante.clock import RELEASED
 from restante.errors import LargerThanQuota, QuotaExceeded, TemporaryFailure
-from restante.maildrop import Usage
+from restante.maildrop import Sweep, Usage
 from restante.store import quota
 from restante.store.maildir import MaildirStore
 
@@ -101,7 +102,9 @@ def test_what_was_not_removed_is_still_counted(store: MaildirStore, place: Path)
 def test_expired_mail_is_not_counted_any_more(store: MaildirStore, place: Path) -> None:
     run(deliver(store, "ann", TEN))
     run(deliver(store, "ann", TEN))
-    assert run(store.expire("ann", time.time() + 60)) == 2
+    run(store.note_rules("ann", 30, RELEASED))
+    now = time.time() + 31 * 86_400
+    assert run(store.expire("ann", 30, until=now, now=now)) == Sweep(2)
     assert total(place) == (0, 0)
 
 

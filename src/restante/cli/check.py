@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..config import Configuration, Secret
 from ..errors import ConfigurationError
-from . import adding, collect, common, identities
+from ..maildrop import Forecast
+from ..store.place import Template
+from . import adding, collect, common, identities, upkeep
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,9 +39,10 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigurationError("\n".join(mistakes))
     source = str(found.source) if found.source else None
     warnings = [*_relative_paths(found), *identities.doubts(found)]
+    changed = _forecast(found)
     if options.json:
-        listen = list(found.server.listen)
-        common.print_json("check", source=source, listen=listen, warnings=warnings)
+        listen, goes = list(found.server.listen), upkeep.as_json(changed)
+        common.print_json("check", source=source, listen=listen, warnings=warnings, goes=goes)
         return os.EX_OK
     for warning in warnings:
         common.say(f"warning: {warning}")
@@ -46,7 +50,16 @@ def run(options: argparse.Namespace) -> int:
     print(f"  POP3  {' '.join(found.server.listen)}")
     print(f"  in    {' '.join((*found.intake.lmtp.listen, *found.intake.smtp.listen)) or 'off'}")
     print(f"  mail  {found.store.path}, deleted mail {common.told_hold(found.store.hold)}")
+    if changed:
+        print(f"  goes  {upkeep.described(changed)}, because a rule was changed")
     return os.EX_OK
+
+
+def _forecast(found: Configuration) -> Forecast:
+    """Where nothing was made yet, nothing goes, and nothing is made by looking."""
+    if found.store.kind == "memory" or not Path(Template(found.store.path).base).is_dir():
+        return Forecast()
+    return asyncio.run(upkeep.forecast(found))
 
 
 def _relative_paths(config: Configuration) -> Iterator[str]:

@@ -20,6 +20,7 @@ from .. import config
 from ..auth.http import is_readable
 from ..auth.names import BadName
 from ..auth.users import BadPassword, NameTaken, NoSuchAppPassword, Users
+from ..clock import Clock
 from ..config import Configuration
 from ..errors import (
     AuthenticationFailed,
@@ -199,6 +200,10 @@ def users(found: Configuration) -> Users:
     return Users(Path(found.auth.users), domains=identities.domains(found))
 
 
+def clock(found: Configuration) -> Clock:
+    return Clock(found.state / "clock")
+
+
 def store(found: Configuration, own: Users | None = None) -> MaildirStore | MemoryStore:
     """``own``: our database, if it is open already, for the quota and the hold of each user."""
     if found.store.kind == "memory":
@@ -206,17 +211,26 @@ def store(found: Configuration, own: Users | None = None) -> MaildirStore | Memo
     if found.store.path == f"{found.state}/mail/%u":  # ours to make; any other may be a mount
         for place in (found.state, found.state / "mail"):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    known = own or users(found)
+    made = MaildirStore(found.store.path, folders=found.store.maildrop, clock=clock(found))
+    set_rules(made, found, own or users(found))
+    return made
+
+
+def set_rules(store: MaildirStore | MemoryStore, found: Configuration, users: Users) -> None:
+    """Put hold and quota in force, which each user may have of their own."""
 
     def hold(user: str) -> float:
-        seconds = known.hold(user)
+        seconds = users.hold(user)
         return found.store.hold if seconds is None else seconds
 
     def limit(user: str) -> int:
-        octets = known.quota(user)
+        octets = users.quota(user)
         return found.store.quota if octets is None else octets
 
-    return MaildirStore(found.store.path, hold=hold, limit=limit, folders=found.store.maildrop)
+    if isinstance(store, MaildirStore):
+        store.hold, store.limit = hold, limit
+    else:
+        store.hold = lambda _: found.store.hold
 
 
 def maildrop_path(config: Configuration, user: str) -> Path:

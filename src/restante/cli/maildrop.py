@@ -8,7 +8,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -16,10 +16,11 @@ from email import policy
 from email.errors import MessageError
 from email.header import decode_header, make_header
 from email.parser import BytesHeaderParser
+from math import inf
 from typing import Any
 
 from ..auth.names import normalise
-from ..errors import MaildropInUse, NoSuchUser, RestanteError, UnsafeArgument
+from ..errors import MaildropInUse, NoSuchUser, RestanteError, TemporaryFailure, UnsafeArgument
 from ..log import printable
 from ..maildrop import Entry, HeldMessage, SessionRecord
 from ..store.foreign import dovecot_uidlist
@@ -68,8 +69,14 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     ):
         whose = action(name, run, text, user="?")
         whose.add_argument("--all", action="store_true", help="every maildrop")
-    end = action("purge", purge, "destroy held mail for good", user="?")
-    end.add_argument("--older-than", metavar="TIME", default="0", help="only what is held longer")
+    end = action(
+        "purge",
+        purge,
+        "destroy held mail for good; without USER and --all only messages whose time is over, and "
+        "also those that wait because the clock has jumped",
+        user="?",
+    )
+    end.add_argument("--older-than", metavar="TIME", help="only what is held longer")
     end.add_argument("--all", action="store_true", help="in every maildrop")
     end.add_argument("--yes", action="store_true", help="do not ask")
 
@@ -273,14 +280,50 @@ def _chosen(options: argparse.Namespace, found: list[HeldMessage]) -> list[HeldM
 
 
 async def purge(options: argparse.Namespace, store: AnyStore) -> int:
+    if not (options.user or options.all or options.older_than):
+        return await _purge_due(options, store)
     users = await _whose(options, store)
-    before = time.time() - common.seconds(options.older_than)
+    longer = common.seconds(options.older_than) if options.older_than else 0.0
+    before = time.time() - longer if longer else inf  # all, also what is dated in the future
     if not common.confirm("Destroy held mail for good?", options):
         return os.EX_USAGE
+
+    async def destroy(user: str) -> int:
+        return await store.purge(user, before)
+
+    return await _purged(options, users, destroy)
+
+
+async def _purge_due(options: argparse.Namespace, store: AnyStore) -> int:
+    """What the server would destroy if it believed the clock, which the operator vouches for."""
+    clock = common.clock(common.configuration(options))
+    reading = clock.advance()
+    today = datetime.fromtimestamp(reading.now).strftime("%Y-%m-%d %H:%M")
+    if reading.is_behind:
+        raise TemporaryFailure(f"the clock shows {today}, which is in the past; set it first")
+    users = [user async for user in store.users()]
+    due = 0
+    for user in users:
+        with suppress(RestanteError):  # it is named below
+            due += (await store.purge_due(user, until=-inf, now=reading.now)).doubtful
+    question = f"It is {today}. Destroy {telling.counted(due, 'held message')} whose time is over?"
+    if due and not common.confirm(question, options):
+        return os.EX_USAGE
+    clock.accept()
+
+    async def destroy(user: str) -> int:
+        return (await store.purge_due(user, until=reading.now, now=reading.now)).messages
+
+    return await _purged(options, users, destroy)
+
+
+async def _purged(
+    options: argparse.Namespace, users: Sequence[str], destroy: Callable[[str], Awaitable[int]]
+) -> int:
     counts, code = dict[str, int](), os.EX_OK
     for user in users:
         try:
-            counts[user] = await store.purge(user, before)
+            counts[user] = await destroy(user)
         except RestanteError as error:
             code = _unread({"user": user}, error)
     if options.json:

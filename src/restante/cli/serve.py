@@ -26,7 +26,7 @@ from contextlib import (
 )
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import ceil, inf
+from math import ceil
 from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,8 +37,8 @@ from ..auth.cache import Cache
 from ..auth.throttle import Throttle
 from ..auth.users import Users
 from ..config import Configuration, Server
-from ..errors import ConfigurationError, MaildropInUse, RestanteError
-from ..maildrop import Expiring, Store
+from ..errors import ConfigurationError, RestanteError
+from ..maildrop import Forecast, Store
 from ..net import tls
 from ..net.connection import Timeouts
 from ..net.intake import Intake
@@ -46,7 +46,7 @@ from ..net.listener import Address, Admission, Listener, Seat, bind
 from ..net.login import offered, time_stamp
 from ..net.proxy import Origin
 from ..net.server import Service
-from ..passdb import Account, Accounts, Directory, Passdb, Terms
+from ..passdb import Directory, Passdb, Terms
 from ..pop3.session import Policy
 from ..shared import SharedTally, Tally
 from ..store.maildir import MaildirStore
@@ -54,11 +54,11 @@ from ..store.memory import MemoryStore
 from ..store.partial import PartialDeliveries
 from . import common, gateway, guessing, identities, local, systemd
 from .terminal import Terminal
+from .upkeep import Upkeep, moment
 from .workers import BEAT, Lines, Supervisor
 
 _log = logging.getLogger("restante.serve")
 _GRACE = 10.0  # seconds that busy sessions get after SIGTERM
-_PURGE_EVERY = 3600.0  # seconds
 _THREADS = 32  # that may wait for a disk; nobody else waits until so many do
 _RENEW_EVERY = 86_400.0  # seconds
 _REVIEW_EVERY = 1.0  # seconds between two looks for sessions of users who were disabled
@@ -92,6 +92,8 @@ def run(options: argparse.Namespace) -> int:
     standard input."""
     with _configured(options) as configuration:
         log.set_up(configuration.log)
+        with suppress(OSError):  # before a file there gets a time stamp from a clock that jumped
+            common.clock(configuration).advance()
         count = _workers(configuration)
         if count > 1:
             return _supervise(configuration, options, count)
@@ -480,9 +482,21 @@ async def running(
         stack.callback(watching.cancel)
         reviewing = asyncio.create_task(_end_disabled_for_ever(service))
         stack.callback(reviewing.cancel)
+        clock = common.clock(configuration)
+        service.proven_time = lambda: clock.read().proven
+        upkeep = None
         if ground.purges:
-            purging = asyncio.create_task(_purge_for_ever(service, users, passdb, store))
-            stack.callback(purging.cancel)
+            upkeep = Upkeep(
+                store,
+                users,
+                passdb,
+                clock,
+                terms=lambda account: service.policy.terms_of(account),
+                site_expires=lambda: service.policy.terms.expire is not None,
+            )
+            stack.callback(upkeep.look)
+            keeping_up = asyncio.create_task(upkeep.run_for_ever())
+            stack.callback(keeping_up.cancel)
             saving = asyncio.create_task(guessing.save_for_ever(throttle, configuration))
             stack.callback(saving.cancel)
 
@@ -494,8 +508,9 @@ async def running(
 
         def adopt(found: Configuration) -> None:
             secure(found)
-            server.configuration = found
+            before, server.configuration = server.configuration, found
             fixed = [key for key in _FIXED if key(found) != key(configuration)]
+            common.set_rules(store, found, users)
             _set_up(service, admission, found, users, passdb)
             cache.clear()
             guessing.configure(throttle, found)
@@ -503,8 +518,8 @@ async def running(
                 if listener.name in ("pop3s", "pop3"):
                     listener.proxies = found.server.proxy_from
             log.set_up(found.log)
-            fields = {"restart": "needed"} if fixed else {}
-            _log.info("reloaded", extra={"fields": fields})
+            is_changed = _RULES(before) != _RULES(found)
+            service.spawn(_log_reload(bool(fixed), upkeep if is_changed else None))
 
         renewing = asyncio.create_task(_renew_for_ever(lambda: secure(server.configuration)))
         stack.callback(renewing.cancel)
@@ -512,10 +527,28 @@ async def running(
         yield server
 
 
+async def _log_reload(needs_restart: bool, upkeep: Upkeep | None) -> None:
+    """``upkeep``: it is asked what will go because a rule has changed."""
+    changed = Forecast()
+    if upkeep is not None:
+        with suppress(RestanteError):  # it is asked again in the next round
+            changed = await upkeep.forecast()
+    restart = {"restart": "needed"} if needs_restart else {}
+    goes = (
+        {"held": changed.held, "expiring": changed.expiring, "at": moment(changed.at)}
+        if changed
+        else {}
+    )
+    _log.info("reloaded", extra={"fields": {**restart, **goes}})
+
+
+_RULES = attrgetter("store.hold", "limits.expire")  # what mail was made under
+
 # What a reload leaves as it was.
 _FIXED: tuple[Callable[[Configuration], object], ...] = (
     attrgetter("server.listen", "server.workers", "server.hostname"),
-    attrgetter("intake", "store", "auth.users", "auth.chain", "auth.deadline", "auth.passwd_file"),
+    attrgetter("store.kind", "store.path", "store.maildrop"),
+    attrgetter("intake", "auth.users", "auth.chain", "auth.deadline", "auth.passwd_file"),
     attrgetter("auth.ldap", "auth.pam", "auth.oauth"),
     lambda found: bool(found.tls.client_ca),
 )
@@ -634,77 +667,6 @@ async def _renew_for_ever(secure: Callable[[], None]) -> None:
             secure()
         except Exception as error:  # whatever the file holds, the old one stays in force
             _log.error("certificate refused", extra={"fields": {"reason": str(error)}})
-
-
-async def _purge(store: MaildirStore | MemoryStore, user: str) -> None:
-    """Destroy what this user's mail was held for long enough."""
-    hold = await asyncio.to_thread(store.hold, user)
-    if 0 < hold < inf:
-        await store.purge(user, time.time() - hold)
-
-
-async def _purge_for_ever(
-    service: Service, users: Users, others: Accounts, store: MaildirStore | MemoryStore
-) -> None:
-    """Now and then; a disk that is not there now may be there then."""
-    while True:
-        try:
-            await _purge_all(service, users, others, store)
-        except RestanteError as error:
-            _log.warning("purge failed", extra={"fields": {"reason": str(error)}})
-        await asyncio.sleep(_PURGE_EVERY)
-
-
-async def _purge_all(
-    service: Service, users: Users, others: Accounts, store: MaildirStore | MemoryStore
-) -> None:
-    """Remove what is too old, and destroy what was held long enough."""
-    # Of an own expiry only our database knows: without one of the site nobody else is asked.
-    beyond = others if service.policy.terms.expire is not None else None
-    async for account in _everybody(users, beyond, store):
-        days = service.policy.terms_of(account).expire
-        if days is not None:
-            await _expire(store, account, days)
-    async for name in store.users():
-        try:
-            await _purge(store, name)
-        except RestanteError as error:
-            told = {"user": name, "reason": str(error)}
-            _log.warning("purge failed", extra={"fields": told})
-
-
-async def _everybody(
-    users: Users, others: Accounts | None, store: MaildirStore | MemoryStore
-) -> AsyncIterator[Account]:
-    """Of our database, and whoever has a maildrop and is known to ``others``."""
-    known = set()
-    try:
-        for user in await asyncio.to_thread(users.list):
-            known.add(user.account.maildrop)
-            yield user.account
-    except RestanteError as error:
-        _log.warning("users not read", extra={"fields": {"reason": str(error)}})
-    if others is None:
-        return
-    async for name in store.users():
-        if name not in known:
-            with suppress(RestanteError):  # the next time will do
-                if account := await others.account(name):
-                    yield account
-
-
-async def _expire(store: Expiring, account: Account, days: int) -> None:
-    try:
-        removed = await store.expire(account.maildrop, time.time() - days * 86_400)
-    except MaildropInUse:
-        return  # the next time will do
-    except RestanteError as error:
-        told = {"user": account.user, "reason": str(error)}
-        _log.warning("expiry failed", extra={"fields": told})
-        return
-    if removed:
-        fields = {"user": account.user, "messages": removed, "days": days}
-        _log.info("expired", extra={"fields": fields})
 
 
 def _listen_to_signals() -> asyncio.Event:

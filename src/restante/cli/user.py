@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
 from collections.abc import Sequence
@@ -18,11 +19,11 @@ from ..auth import passwords
 from ..auth.names import BadName, check_name, normalise
 from ..auth.users import AppPassword, NameTaken, Users
 from ..config import Configuration
-from ..errors import ConfigurationError, NoMaildrop, NoSuchUser, UnsafeArgument
+from ..errors import ConfigurationError, NoMaildrop, NoSuchUser, RestanteError, UnsafeArgument
 from ..maildrop import View
 from ..passdb import Account, Network
 from ..store.folders import directory_of
-from . import common, identities
+from . import common, identities, upkeep
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -241,7 +242,9 @@ def permit(options: argparse.Namespace) -> int:
     if options.expire == "any":
         given["expire"] = None
     users.permit(options.name, replace(users.get(options.name).account, **given), given)
-    return _done(options, "user-permit", "has these permissions now; see `restante user show`")
+    code = _done(options, "user-permit", "has these permissions now; see `restante user show`")
+    _note_rules(options)
+    return code
 
 
 def quota(options: argparse.Namespace) -> int:
@@ -255,7 +258,22 @@ def hold(options: argparse.Namespace) -> int:
     words = {"keep": inf, "default": None}
     found = words[options.time] if options.time in words else common.seconds(options.time)
     _users(options).set_hold(options.name, found)
-    return _done(options, "user-hold", f"has deleted mail {_told_hold(found)} now")
+    code = _done(options, "user-hold", f"has deleted mail {_told_hold(found)} now")
+    _note_rules(options)
+    return code
+
+
+def _note_rules(options: argparse.Namespace) -> None:
+    """From now on older mail has a day until the rule that was changed applies to it."""
+    config = common.configuration(options)
+    if config.store.kind == "memory":
+        return
+    try:
+        changed = asyncio.run(upkeep.forecast(config, [normalise(options.name)], note=True))
+    except RestanteError:  # such as a disk that is not mounted: the server notes it within an hour
+        return
+    if changed:
+        common.say(f"{options.name}: {upkeep.described(changed)}")
 
 
 def _hold_for_programs(seconds: float | None) -> float | str | None:

@@ -21,6 +21,7 @@ from functools import cache
 from time import time
 from typing import Any, cast
 
+from ..clock import is_credible
 from ..errors import (
     AuthenticationFailed,
     BackendUnavailable,
@@ -85,6 +86,8 @@ class Service(BaseService):
     """Between a user and a folder in a login name; empty: folders cannot be named."""
     brake: int = 0
     """Messages that a credential may remove in its first day; 0: as many as it likes."""
+    proven_time: Callable[[], float] = time
+    """The latest moment that has certainly come, though the clock may have jumped."""
     _reviewed: dict[str, bytes | None] = field(default_factory=dict)
     """The generation of each user with a session, at the last ``end_disabled``."""
 
@@ -558,7 +561,9 @@ class Connection(BaseConnection[Event]):
         if self._account is None or not _implements(type(self._maildrop), Journal):
             return
         past = await cast(Journal, self._maildrop).past(self._account.credential)
-        is_new = not past or time() - past[0].began_at < _NEW
+        now = self._service.proven_time()
+        began = [each.began_at for each in past if is_credible(each.began_at, now)]
+        is_new = not began or now - min(began) < _NEW
         if is_new and marked + sum(len(each.removed) for each in past) > self._service.brake:
             told = {"user": self.user, "ip": self._address, "app": self._account.credential}
             self._note("deletion braked", logging.WARNING, **told, marked=marked)

@@ -206,15 +206,6 @@ def status(name: str, parent: int) -> os.stat_result:
     return os.stat(name, dir_fd=parent, follow_symlinks=False)
 
 
-def arrived(name: str, parent: int) -> float:
-    """When this file came here, in seconds since the epoch, or later.
-
-    What an old server or a backup gave back with its old time has come now.
-    """
-    found = status(name, parent)
-    return max(found.st_mtime, found.st_ctime)
-
-
 def touch(name: str, parent: int) -> None:
     """Give it the time of now; made if missing."""
     file = os.open(name, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o600, dir_fd=parent)
@@ -231,9 +222,10 @@ def stamp(name: str, parent: int) -> tuple[int, int, int]:
 
 
 def move_stamp(name: str, parent: int) -> None:
-    """Give a directory another stamp, as a change of its names does; its mtime stays."""
+    """Set ctime to now, as a change of the names in a directory does; mtime stays."""
     found = status(name, parent)
-    os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=parent)
+    times = found.st_atime_ns, found.st_mtime_ns
+    os.utime(name, ns=times, dir_fd=parent, follow_symlinks=False)
 
 
 def inode(file: int) -> int:

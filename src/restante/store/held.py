@@ -15,9 +15,10 @@ import logging
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
+from ..clock import is_credible
 from ..errors import MessageGone
 from ..maildrop import Entry, HeldMessage, SessionRecord
 from . import files, journal
@@ -54,8 +55,10 @@ Victims = Mapping[Identity, str]
 # -- UPDATE
 
 
-def update(maildrop: int, victims: Victims, *, destroy: bool) -> set[str]:
+def update(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
     """Remove messages, durably; returns the unique-ids of those that are still there.
+
+    ``removed_at``: the moment from which they are held; None destroys them.
 
     On a full disk, where no list can be written, it goes on without: people remove mail to
     make room, and each rename is atomic by itself.
@@ -69,7 +72,7 @@ def update(maildrop: int, victims: Victims, *, destroy: bool) -> set[str]:
                     _withdraw(maildrop)
                     raise
                 files.sync(".", parent=maildrop)  # held/ may be new
-            return _take(maildrop, victims, destroy)
+            return _take(maildrop, victims, removed_at)
     except OSError as error:
         _note("update failed", reason=error.strerror)
         return set(victims.values())
@@ -80,33 +83,33 @@ def is_unfinished(maildrop: int) -> bool:
     return files.exists(VICTIMS, maildrop)
 
 
-def finish_update(maildrop: int, *, destroy: bool) -> None:
-    """Do the rest of an UPDATE that a crash has cut short.
+def finish_update(maildrop: int, removed_at: int | None) -> None:
+    """Do the rest of an UPDATE that a crash has cut short; ``removed_at`` as for ``update``.
 
     Raises:
         OSError: whether there is one cannot be told.
     """
     if _victims(maildrop) is not None:
         with files.directory_lock(files.HELD, maildrop):
-            _finish(maildrop, destroy)
+            _finish(maildrop, removed_at)
 
 
-def _finish(maildrop: int, destroy: bool) -> None:
+def _finish(maildrop: int, removed_at: int | None) -> None:
     victims = _victims(maildrop)
     if victims is not None:
-        left = _take(maildrop, victims, destroy)
+        left = _take(maildrop, victims, removed_at)
         _note("update finished", messages=len(victims), left=len(left))
         removed = [Entry(each, 0) for each in victims.values() if each not in left]
         now = time.time()
         journal.record(maildrop, SessionRecord(now, now, "", "", "", (), removed, "crash"))
 
 
-def _take(maildrop: int, victims: Victims, destroy: bool) -> set[str]:
+def _take(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
     """The second half of UPDATE, done again after a crash.  Touches nothing but the victims."""
     left: set[str] = set()
     try:
         for _ in range(_ATTEMPTS):
-            left, renamed = _take_once(maildrop, victims, destroy)
+            left, renamed = _take_once(maildrop, victims, removed_at)
             if not renamed:
                 break
         left |= renamed
@@ -119,7 +122,9 @@ def _take(maildrop: int, victims: Victims, destroy: bool) -> set[str]:
     return left
 
 
-def _take_once(maildrop: int, victims: Victims, destroy: bool) -> tuple[set[str], set[str]]:
+def _take_once(
+    maildrop: int, victims: Victims, removed_at: int | None
+) -> tuple[set[str], set[str]]:
     """Unique-ids of what could not be moved, and of what another program has just renamed."""
     left, renamed = set(), set()
     with files.directory(files.HELD, maildrop) as held:
@@ -129,10 +134,10 @@ def _take_once(maildrop: int, victims: Victims, destroy: bool) -> tuple[set[str]
                 continue
             try:
                 with files.directory(file.directory, maildrop) as directory:
-                    if destroy:
+                    if removed_at is None:
                         files.unlink(file.name, directory)
                     else:
-                        _hold(file, unique_id, directory, held)
+                        _hold(file, unique_id, directory, held, removed_at)
             except FileNotFoundError:
                 renamed.add(unique_id)
             except OSError as error:
@@ -141,18 +146,22 @@ def _take_once(maildrop: int, victims: Victims, destroy: bool) -> tuple[set[str]
     return left, renamed
 
 
-def _hold(file: File, unique_id: str, directory: int, held: int) -> None:
-    """Move into ``held/``.  If the name is taken, the message was removed a second later."""
+def _hold(file: File, unique_id: str, directory: int, held: int, removed_at: int) -> None:
+    """Move into ``held/``."""
     name = file.name
     if re.fullmatch("[^.,:/][^,:/]*", unique_id):  # an adopted id may be no unique part
         name = unique_id + name[len(unique_part(name)) :]
     # Another program's endless fields and flags, or an endless unique part, which no client saw.
     shorter = (name, unique_part(name), unique_id_of(name))
     name = next(each for each in shorter if 0 < len(os.fsencode(each)) <= _LONGEST)
-    removed_at = int(time.time())
+    _move(file.name, directory, name, held, removed_at)
+
+
+def _move(name: str, source: int, new_name: str, held: int, removed_at: int) -> None:
+    """Into ``held/``, under the first moment that is not taken for that name."""
     while True:
         try:
-            return files.move(file.name, directory, f"{removed_at}.{name}", held)
+            return files.move(name, source, f"{removed_at}.{new_name}", held)
         except FileExistsError:
             removed_at += 1
 
@@ -227,11 +236,16 @@ def reading_held(maildrop: int, name: str) -> Iterator[int]:
         raise MessageGone from error
 
 
-def undelete(maildrop: int, names: Iterable[str], *, same_unique_ids: bool, destroy: bool) -> int:
-    """Give held messages back; returns how many.  Overwrites nothing; repeat it after an error."""
+def undelete(
+    maildrop: int, names: Iterable[str], *, same_unique_ids: bool, removed_at: int | None
+) -> int:
+    """Give held messages back; returns how many.  Overwrites nothing; repeat it after an error.
+
+    ``removed_at``: for the rest of an UPDATE, as for ``update``.
+    """
     given_back = 0
     with files.directory_lock(files.HELD, maildrop) as held:
-        _finish(maildrop, destroy)
+        _finish(maildrop, removed_at)
         # Not even a power failure may bring back a list of what we give back now.
         files.sync(".", parent=maildrop)
         present, inodes = set(), {0}
@@ -269,13 +283,13 @@ def _another_name(old_name: str, present: Collection[str]) -> str:
     return unique + size_fields(old_name)
 
 
-def purge(maildrop: int, removed_before: float) -> int:
-    """Destroy what was removed before that moment; returns how many messages."""
+def purge(maildrop: int, is_over: Callable[[float], bool]) -> int:
+    """Destroy held messages, chosen by the moment of their removal; returns how many."""
     purged = []
     with files.directory_lock(files.HELD, maildrop) as held:
         for name, _ in files.list_files(files.HELD, maildrop):
             removed_at, old_name = _parse(name)
-            if old_name and removed_at < removed_before:
+            if old_name and is_over(removed_at):
                 with suppress(FileNotFoundError):
                     files.unlink(name, held)
                     purged.append(old_name)
@@ -307,3 +321,23 @@ def purged(maildrop: int) -> set[str]:
             lines = files.read(file, maildrop).decode("ascii", "replace").split("\n")
             found.update(line for line in lines if re.fullmatch("[0-9a-f]{32}", line))
     return found
+
+
+def removals(maildrop: int) -> list[int]:
+    """When each held message was removed, as its name says."""
+    try:
+        found = [_parse(name) for name, _ in files.list_files(files.HELD, maildrop)]
+    except FileNotFoundError:
+        return []
+    return [removed_at for removed_at, old_name in found if old_name]
+
+
+def date_again(maildrop: int, now: float) -> None:
+    """From now on, what was removed while the clock was wrong was removed now."""
+    with files.directory_lock(files.HELD, maildrop) as held:
+        for name, _ in files.list_files(files.HELD, maildrop):
+            removed_at, old_name = _parse(name)
+            if old_name and not is_credible(removed_at, now):
+                with suppress(FileNotFoundError):
+                    _move(name, held, old_name, held, int(now))
+        files.sync(files.HELD, parent=maildrop)

@@ -36,20 +36,23 @@ from math import inf
 from operator import attrgetter
 from typing import TypeVar
 
+from ..clock import Clock
 from ..errors import MessageGone, PermanentFailure, TemporaryFailure
 from ..maildrop import (
     BRAKED,
     Entry,
+    Forecast,
     HeldMessage,
     Maildrop,
     RawMessage,
     RawOctets,
     SessionRecord,
+    Sweep,
     Usage,
     View,
 )
 from ..message import LineEnds, Survey
-from . import adopted, files, journal, quota
+from . import adopted, expiry, files, journal, quota, rules
 from .coded import CODED, LONGEST, coding
 from .delivering import NamedDeliveries
 from .files import in_thread
@@ -63,11 +66,20 @@ from .folders import (
     names_held,
     recent,
 )
-from .held import finish_update, is_unfinished, list_held, purge, reading_held, undelete, update
+from .held import (
+    finish_update,
+    is_unfinished,
+    list_held,
+    purge,
+    reading_held,
+    undelete,
+    update,
+)
 from .index import Change, Form, Index, Message, follow, forget, load, save, stamps
 from .looking import index_of_now
 from .names import File, fields, fresh_unique, scan, unique_id_of, unique_part
 from .place import Template
+from .rules import Rules, lasting
 from .verifying import Finding, verify
 
 _WORTH_SAVING = 16  # one message in so many; what else was learnt is kept in memory
@@ -90,11 +102,13 @@ class MaildirStore:
         hold: float | Callable[[str], float] = 14 * 86400,
         limit: Callable[[str], int] = lambda _: 0,
         folders: Sequence[str] = ("INBOX",),
+        clock: Clock | None = None,
     ) -> None:
-        """``template``: see ``place.Template``.  ``hold``: seconds for which removed mail is kept
-        until somebody purges it; 0 destroys it at once, and infinity removes nothing: it is listed
-        again.  If it depends on the user it may block.  ``limit``: the quota of a user, octets;
-        0 is none.  It may block.  ``folders``: what is shown to who names none.
+        """``template``: see ``place.Template``.  ``hold``: seconds for which removed mail is held
+        until it is purged; 0 destroys it at once, and infinity removes nothing: it is listed again.
+        If it depends on the user it may block.  ``limit``: the quota of a user, octets; 0 is no
+        quota.  It may block.  ``folders``: what is shown to a client that names no folder.
+        ``clock``: of the state directory; by default one of its own.
 
         Raises:
             ConfigurationError: the template would let two users share a maildrop.
@@ -102,6 +116,7 @@ class MaildirStore:
         """
         self.hold = hold if callable(hold) else lambda _: hold
         self.limit = limit
+        self._clock = clock or Clock()
         self._folders = list(dict.fromkeys(map(directory_of, folders)))
         self._views: dict[tuple[Index, ...], tuple[list[str], Index]] = {}
         self._template = Template(template)
@@ -171,7 +186,7 @@ class MaildirStore:
         if index is None:
             index = await self._catch_up(root, maildrop, began, known, hold)
         self._remember(key, index)
-        return key, _Maildir(maildrop, index, root=root, hold=hold)
+        return key, _Maildir(maildrop, index, root=root, hold=hold, clock=self._clock)
 
     async def _end(self, key: str, session: _Maildir) -> None:
         maildrop, index, corrections = session.maildrop, session.listing, session.close()
@@ -216,7 +231,7 @@ class MaildirStore:
 
         def best() -> tuple[Index, bool]:
             if is_unfinished(maildrop):
-                finish_update(maildrop, destroy=not hold())
+                finish_update(maildrop, self._removed_at(root, hold))
                 quota.forget(root)
             now = stamps(maildrop)
             if known is not None and known.stamps == now:
@@ -288,6 +303,8 @@ class MaildirStore:
             for name, folder in each_folder(maildrop):
                 before = "" if name == INBOX else f"{name}/"
                 found += [replace(each, name=before + each.name) for each in list_held(folder)]
+            now = self._clock.read().now
+            found = [replace(each, removed_at=min(each.removed_at, now)) for each in found]
             return sorted(found, key=attrgetter("removed_at", "name"))
 
         return await in_thread(self._at, user, look, [])
@@ -314,10 +331,10 @@ class MaildirStore:
 
         def give_back(maildrop: int) -> int:
             quota.forget(maildrop)  # before as well: a crash must not make the count too small
-            destroy = not self.hold(user)
+            removed_at = self._removed_at(maildrop, partial(self.hold, user))
             try:
                 return sum(
-                    undelete(folder, own, same_unique_ids=same_unique_ids, destroy=destroy)
+                    undelete(folder, own, same_unique_ids=same_unique_ids, removed_at=removed_at)
                     for folder, own in names_held(maildrop, names)
                 )
             finally:
@@ -325,21 +342,64 @@ class MaildirStore:
 
         return await in_thread(self._at, user, give_back, 0)
 
+    def _removed_at(self, root: int, hold: Callable[[], float]) -> int | None:
+        """For the rest of an UPDATE that was cut short: it destroys nothing unless it did then."""
+        return None if rules.read(root).destroys and not hold() else self._clock.stamp()
+
     async def purge(self, user: str, removed_before: float) -> int:
         def clean(maildrop: int) -> int:
-            _sweep(maildrop)
-            return sum(purge(folder, removed_before) for _, folder in each_folder(maildrop))
+            expiry.sweep(maildrop, self._clock.read().proven)
+            return sum(
+                purge(folder, lambda removed_at: removed_at < removed_before)
+                for _, folder in each_folder(maildrop)
+            )
 
         return await in_thread(self._at, user, clean, 0)
 
-    async def expire(self, user: str, arrived_before: float) -> int:
-        def looks_old(maildrop: int) -> bool:
-            return any(_is_old(maildrop, file, arrived_before) for file in scan(maildrop))
+    async def purge_due(self, user: str, *, until: float, now: float) -> Sweep:
+        def clean(maildrop: int) -> Sweep:
+            expiry.sweep(maildrop, until)
+            known = rules.read(maildrop).changed(int(now), hold=self.hold(user))
+            return expiry.purge_due(maildrop, known, until=until, now=now)
 
-        if not await in_thread(self._at, user, looks_old, False):
-            return 0  # and nobody was kept out
+        return await in_thread(self._at, user, clean, Sweep())
+
+    async def expire(self, user: str, days: int | None, *, until: float, now: float) -> Sweep:
+        def look(maildrop: int) -> tuple[Rules, list[float]]:
+            known = rules.read(maildrop).changed(int(now), expire=lasting(days))
+            arrivals = expiry.arrivals(maildrop, now, date_again=True)
+            return known, [known.kept_until(each) for each in arrivals]
+
+        if days is None:
+            return Sweep()
+        known, ends = await in_thread(self._at, user, look, (Rules(), []))
+        doubtful = sum(until < each <= now for each in ends)
+        if not any(each <= until for each in ends):
+            return Sweep(0, doubtful)  # no session was kept out
+
+        def is_over(arrived_at: float) -> bool:
+            return known.kept_until(arrived_at) <= until
+
         async with self._session(user) as session:
-            return await in_thread(session.expire, arrived_before)
+            return Sweep(await in_thread(session.expire, is_over, now), doubtful)
+
+    async def note_rules(self, user: str, days: int | None, now: float) -> Forecast:
+        def note(maildrop: int) -> Forecast:
+            hold, before = self.hold(user), rules.read(maildrop)
+            if days is None and before.is_empty and not expiry.is_anything_held(maildrop):
+                return Forecast()  # nothing was made under a rule
+            before, after = rules.note(maildrop, int(now), hold=hold, expire=lasting(days))
+            return expiry.forecast(maildrop, before, after, now)
+
+        return await in_thread(self._at, user, note, Forecast())
+
+    async def forecast(self, user: str, days: int | None, now: float) -> Forecast:
+        def look(maildrop: int) -> Forecast:
+            known, hold = rules.read(maildrop), self.hold(user)
+            after = known.changed(int(now), hold=hold, expire=lasting(days))
+            return expiry.forecast(maildrop, after.a_day_before(now), after, now)
+
+        return await in_thread(self._at, user, look, Forecast())
 
     async def usage(self, user: str) -> Usage:
         """How full it is; of a user without a maildrop nothing."""
@@ -380,12 +440,16 @@ class MaildirStore:
             MaildropInUse, TemporaryFailure: as ``open``.
         """
         messages = 0
+
+        def unfinished(root: int) -> int | None:
+            return self._removed_at(root, partial(self.hold, user))
+
+        removed_at = await in_thread(self._at, user, unfinished, None)
         async with aclosing(self._each_locked(user)) as locked:
             async for folder, maildrop, began in locked:
                 self._indexes.pop(user if folder == INBOX else f"{user}/{folder}", None)
                 await in_thread(forget, maildrop)
-                hold = await in_thread(self.hold, user)
-                await in_thread(finish_update, maildrop, destroy=not hold)
+                await in_thread(finish_update, maildrop, removed_at)
                 index = await index_of_now(maildrop, began, Index(), measure_all=True)
                 messages += len(index)
         return messages
@@ -495,6 +559,7 @@ class _Maildir:
     """One session's ``Maildrop``."""
 
     __slots__ = (
+        "_clock",
         "_directories",
         "_hold",
         "_moved",
@@ -506,7 +571,7 @@ class _Maildir:
     )
 
     def __init__(
-        self, maildrop: int, index: Index, *, root: int, hold: Callable[[], float]
+        self, maildrop: int, index: Index, *, root: int, hold: Callable[[], float], clock: Clock
     ) -> None:
         """``root``: the Maildir that ``maildrop`` is or is a folder of."""
         self.listing = index
@@ -519,6 +584,7 @@ class _Maildir:
         self._sizes: dict[int, int] = {}  # octets on the wire that turned out to be others
         self._directories: dict[str, int] = {}
         self._hold = hold
+        self._clock = clock
 
     def close(self) -> dict[int, Message]:
         """After the session its descriptor may be another maildrop's.
@@ -684,17 +750,15 @@ class _Maildir:
             files.touch(files.LOGIN, self.maildrop)
         return 0.0
 
-    def expire(self, arrived_before: float) -> int:
-        """Blocking.  Returns how many messages were removed."""
+    def expire(self, is_over: Callable[[float], bool], now: float) -> int:
+        """Remove messages, chosen by the moment of their arrival; returns how many.  Blocking."""
         messages = map(self.listing.message, range(len(self.listing)))
-        victims = {
-            each.unique_id: each.file
-            for each in messages
-            if _is_old(self.maildrop, each.file, arrived_before)
-        }
-        if not victims:
-            return 0
-        return len(victims) - len(self._remove(victims))
+        victims = {}
+        for unique_id, file in ((each.unique_id, each.file) for each in messages):
+            arrived_at = expiry.arrived(self.maildrop, file, now)
+            if arrived_at is not None and is_over(arrived_at):
+                victims[unique_id] = file
+        return len(victims) - len(self._remove(victims)) if victims else 0
 
     async def record(self, session: SessionRecord) -> None:
         if session.removed:
@@ -729,18 +793,13 @@ class _Maildir:
         """By unique-id; returns those that are left.  Blocking."""
         sizes = quota.sizes(self._root, self.maildrop, victims)
         by_file = {file.identity: unique_id for unique_id, file in victims.items()}
-        left = update(self.maildrop, by_file, destroy=not self._hold())
+        hold, removed_at = self._hold(), self._clock.stamp()
+        with suppress(OSError):  # then it counts as a change when it is noted the next time
+            rules.note(self._root, removed_at, hold=hold)
+        left = update(self.maildrop, by_file, removed_at if hold else None)
         gone = [size for unique_id, size in sizes.items() if unique_id not in left]
         quota.changed(self._root, -sum(gone), -len(gone))
         return left
-
-
-def _is_old(maildrop: int, file: File, arrived_before: float) -> bool:
-    try:
-        with files.directory(file.directory, maildrop) as directory:
-            return files.arrived(file.name, directory) < arrived_before
-    except FileNotFoundError:  # another program was quicker
-        return False
 
 
 async def _deliver(
@@ -824,12 +883,3 @@ def _delivery(
         with files.undone_on_error(name, new):
             files.sync_together(new)
     yield Entry(unique, survey.size)
-
-
-def _sweep(maildrop: int) -> None:
-    """Unlink what crashed deliveries left in ``tmp/``; 36 hours as in maildir(5)."""
-    with files.directory("tmp", maildrop) as tmp:
-        for name, _ in files.list_files("tmp", maildrop):
-            with suppress(FileNotFoundError):
-                if files.status(name, tmp).st_mtime < time.time() - 36 * 3600:
-                    files.unlink(name, tmp)

@@ -11,10 +11,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from ..errors import MaildropInUse, MessageGone
-from ..maildrop import BRAKED, Entry, HeldMessage, Maildrop, SessionRecord
+from ..maildrop import BRAKED, Entry, Forecast, HeldMessage, Maildrop, SessionRecord, Sweep
 from ..message import LineEnds
+from .rules import Rules, forecast, lasting
 
 _PIECE = 65_536  # octets (maildrop.py: no piece is longer)
 
@@ -35,6 +37,7 @@ class _Box:
     paced_at: float | None = None  # the last login that counted, on the monotonic clock
     arrived: dict[str, float] = field(default_factory=dict)  # by unique-id; since the epoch
     sessions: deque[SessionRecord] = field(default_factory=lambda: deque(maxlen=1000))
+    rules: Rules = field(default_factory=Rules)
 
 
 class MemoryStore:
@@ -42,7 +45,7 @@ class MemoryStore:
     ``Journal`` and ``Paced``."""
 
     def __init__(self, *, hold: Callable[[str], float] = lambda _: 14 * 86400) -> None:
-        """``hold``: as of a ``MaildirStore``, but that infinity holds for ever."""
+        """``hold``: as of a ``MaildirStore``."""
         self.hold = hold
         self._boxes: dict[str, _Box] = {}
         self._counter = itertools.count(1)
@@ -55,7 +58,7 @@ class MemoryStore:
             raise MaildropInUse(now - box.opened_at)
         box.opened_at = now
         try:
-            yield _MemoryMaildrop(box, self._counter)
+            yield _MemoryMaildrop(box, self._counter, self.hold(user))
         finally:
             box.opened_at = None
 
@@ -67,12 +70,35 @@ class MemoryStore:
         box.arrived[entry.unique_id] = time.time()
         return entry
 
-    async def expire(self, user: str, arrived_before: float) -> int:
-        async with self.open(user) as maildrop:
-            arrived = self._boxes[user].arrived
-            old = [e for e in maildrop.listing if arrived[e.unique_id] < arrived_before]
-            await maildrop.remove(old)
-        return len(old)
+    async def expire(self, user: str, days: int | None, *, until: float, now: float) -> Sweep:
+        box = self._boxes.setdefault(user, _Box())
+        end = box.rules.changed(int(now), expire=lasting(days)).kept_until
+        ends = {unique_id: end(box.arrived[unique_id]) for unique_id in box.messages}
+        over = [unique_id for unique_id, at in ends.items() if at <= until]
+        if over:
+            async with self.open(user):
+                _remove(box, over, self.hold(user), next(self._counter))
+        return Sweep(len(over), sum(until < each <= now for each in ends.values()))
+
+    async def purge_due(self, user: str, *, until: float, now: float) -> Sweep:
+        box = self._boxes.get(user, _Box())
+        end = box.rules.changed(int(now), hold=self.hold(user)).held_until
+        ends = {name: end(held.removed_at) for name, (held, _) in box.held.items()}
+        over = [name for name, at in ends.items() if at <= until]
+        for name in over:
+            del box.held[name]
+        return Sweep(len(over), sum(until < each <= now for each in ends.values()))
+
+    async def note_rules(self, user: str, days: int | None, now: float) -> Forecast:
+        box = self._boxes.get(user, _Box())
+        before = box.rules
+        box.rules = before.changed(int(now), hold=self.hold(user), expire=lasting(days))
+        return _forecast(box, before, box.rules)
+
+    async def forecast(self, user: str, days: int | None, now: float) -> Forecast:
+        box = self._boxes.get(user, _Box())
+        after = box.rules.changed(int(now), hold=self.hold(user), expire=lasting(days))
+        return _forecast(box, after.a_day_before(now), after)
 
     async def held(self, user: str) -> Sequence[HeldMessage]:
         return [held for held, _ in self._boxes.get(user, _Box()).held.values()]
@@ -119,9 +145,10 @@ class MemoryStore:
 
 
 class _MemoryMaildrop:
-    def __init__(self, box: _Box, counter: itertools.count[int]) -> None:
+    def __init__(self, box: _Box, counter: itertools.count[int], hold: float) -> None:
         self._box = box
         self._counter = counter
+        self._hold = hold
         self.listing = tuple(message.entry for message in box.messages.values())
 
     async def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
@@ -146,17 +173,27 @@ class _MemoryMaildrop:
         return [each for each in self._box.sessions if each.credential == credential]
 
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
-        for entry in entries:
-            message = self._box.messages.pop(entry.unique_id, None)
-            if message is not None:
-                held = HeldMessage(
-                    f"{next(self._counter)}.{entry.unique_id}",
-                    entry.unique_id,
-                    len(message.stored),
-                    time.time(),
-                )
-                self._box.held[held.name] = (held, message)
+        if self._hold != inf:
+            ids = [entry.unique_id for entry in entries]
+            _remove(self._box, ids, self._hold, next(self._counter))
         return ()
+
+
+def _remove(box: _Box, unique_ids: Sequence[str], hold: float, number: int) -> None:
+    """``number``: no other removal has it."""
+    now = time.time()
+    box.rules = box.rules.changed(int(now), hold=hold)
+    for unique_id in unique_ids:
+        message = box.messages.pop(unique_id, None)
+        if message is not None and hold:
+            size, name = len(message.stored), f"{number}.{unique_id}"
+            box.held[name] = (HeldMessage(name, unique_id, size, now), message)
+
+
+def _forecast(box: _Box, before: Rules, after: Rules) -> Forecast:
+    removed = [held.removed_at for held, _ in box.held.values()]
+    arrived = [box.arrived[unique_id] for unique_id in box.messages]
+    return forecast(before, after, removed=lambda: removed, arrived=lambda: arrived)
 
 
 def _wire_text(stored: bytes) -> bytes:

@@ -1,0 +1,240 @@
+"""Every hour: old mail expires, and what was held long enough is destroyed.
+
+A clock that jumps must not empty maildrops.  What is due by the time that is known to have passed
+goes at once.  If the clock says that more than ``_TIMES`` as many messages are due, and more than
+``_MANY``, the others wait until the clock is believed (see ``clock``), or until the operator runs
+`restante maildrop purge --yes`.  While the clock is behind nothing is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from ..auth.users import Users
+from ..clock import Clock, Reading
+from ..config import Configuration
+from ..errors import MaildropInUse, RestanteError
+from ..maildrop import Forecast, Sweep
+from ..passdb import Account, Accounts, Terms
+from ..store.maildir import MaildirStore
+from ..store.memory import MemoryStore
+from . import common
+from .telling import counted
+
+AnyStore = MaildirStore | MemoryStore
+
+_EVERY = 3600.0  # seconds between two rounds
+_LOOK_EVERY = 600.0  # seconds between two looks at the clock: less than its slack
+_TIMES = 10
+_MANY = 100  # messages; fewer are not worth a day's delay after each night without power
+
+_log = logging.getLogger("restante.upkeep")
+
+
+class Upkeep:
+    """One process of a server does it."""
+
+    def __init__(
+        self,
+        store: AnyStore,
+        users: Users,
+        others: Accounts,
+        clock: Clock,
+        *,
+        terms: Callable[[Account], Terms],
+        site_expires: Callable[[], bool],
+    ) -> None:
+        """``others`` knows the users who are not in ``users``; it is asked about expiry only if
+        ``site_expires``, for only ``users`` has an expiry of one user.  ``terms`` gives what is in
+        force for an account now.
+        """
+        self._store = store
+        self._users = users
+        self._others = others
+        self._clock = clock
+        self._terms = terms
+        self._site_expires = site_expires
+        self._has_jumped = False
+
+    async def run_for_ever(self) -> None:
+        while True:
+            try:
+                await self.run()
+            except RestanteError as error:  # a disk that is not there now may be there then
+                _log.warning("purge failed", extra={"fields": {"reason": str(error)}})
+            except Exception:
+                _log.exception("bug", extra={"fields": {}})
+            for _ in range(round(_EVERY / _LOOK_EVERY)):
+                await asyncio.sleep(_LOOK_EVERY)
+                await asyncio.to_thread(self.look)
+
+    async def run(self) -> None:
+        """One round."""
+        reading = await asyncio.to_thread(self.look)
+        if reading.is_behind:
+            return
+        days = await self._days()
+        changed = await self._note_rules(days, reading)
+        if changed:
+            at = moment(changed.at)
+            fields = {"held": changed.held, "expiring": changed.expiring, "at": at}
+            _log.warning("rule changed", extra={"fields": fields})
+        await self._expire(days, reading)
+        await self._purge(reading)
+
+    async def forecast(self) -> Forecast:
+        """What will go within a day because a rule was changed, also by a session just now."""
+        reading = await asyncio.to_thread(self.look)
+        if reading.is_behind:
+            return Forecast()
+        days = await self._days()
+        await self._note_rules(days, reading)
+        total = Forecast()
+        for user in days:
+            with suppress(RestanteError):  # the next round names it
+                total += await self._store.forecast(user, days[user], reading.now)
+        return total
+
+    def look(self) -> Reading:
+        """What time it is; remembers that.  Blocking."""
+        try:
+            reading = self._clock.advance()
+        except OSError as error:
+            _log.warning("clock not saved", extra={"fields": {"reason": error.strerror}})
+            reading = self._clock.read()
+        ahead = round(reading.now - reading.mark)
+        if ahead and not self._has_jumped:
+            _log.warning("clock jumped", extra={"fields": {"seconds": ahead}})
+        self._has_jumped = bool(ahead)
+        return reading
+
+    async def _days(self) -> dict[str, int | None]:
+        """After how many days mail expires, by maildrop; only of those that are known now."""
+        try:
+            found = await asyncio.to_thread(self._users.list)
+        except RestanteError as error:
+            _log.warning("users not read", extra={"fields": {"reason": str(error)}})
+            return {}
+        own = {user.account.maildrop: self._terms(user.account).expire for user in found}
+        days: dict[str, int | None] = {}
+        async for name in self._store.users():
+            with suppress(RestanteError):  # the next round will do
+                days[name] = own[name] if name in own else await self._days_of_other(name)
+        return days
+
+    async def _days_of_other(self, name: str) -> int | None:
+        account = await self._others.account(name) if self._site_expires() else None
+        return self._terms(account).expire if account else None
+
+    async def _note_rules(self, days: Mapping[str, int | None], reading: Reading) -> Forecast:
+        total = Forecast()
+        for user in days:
+            try:
+                total += await self._store.note_rules(user, days[user], reading.now)
+            except RestanteError as error:
+                fields = {"user": user, "reason": str(error)}
+                _log.warning("purge failed", extra={"fields": fields})
+        return total
+
+    async def _expire(self, days: Mapping[str, int | None], reading: Reading) -> None:
+        async def expire(user: str, until: float) -> Sweep:
+            try:
+                swept = await self._store.expire(user, days[user], until=until, now=reading.now)
+            except MaildropInUse:  # the next round will do
+                return Sweep()
+            except RestanteError as error:
+                failed = {"user": user, "reason": str(error)}
+                _log.warning("expiry failed", extra={"fields": failed})
+                return Sweep()
+            if swept.messages:
+                told = {"user": user, "messages": swept.messages, "days": days[user]}
+                _log.info("expired", extra={"fields": told})
+            return swept
+
+        users = [user for user, found in days.items() if found is not None]
+        _, waiting = await _in_two_steps(users, expire, reading)
+        if waiting:
+            fields = {"messages": waiting, "seconds": round(reading.now - reading.mark)}
+            _log.warning("expiry withheld", extra={"fields": fields})
+
+    async def _purge(self, reading: Reading) -> None:
+        async def purge(user: str, until: float) -> Sweep:
+            try:
+                return await self._store.purge_due(user, until=until, now=reading.now)
+            except RestanteError as error:
+                failed = {"user": user, "reason": str(error)}
+                _log.warning("purge failed", extra={"fields": failed})
+                return Sweep()
+
+        users = [user async for user in self._store.users()]
+        purged, waiting = await _in_two_steps(users, purge, reading)
+        if purged:
+            _log.info("purged", extra={"fields": {"messages": purged}})
+        if waiting:
+            fields = {"messages": waiting, "seconds": round(reading.now - reading.mark)}
+            _log.warning("purge withheld", extra={"fields": fields})
+
+
+async def _in_two_steps(
+    users: Iterable[str], act: Callable[[str, float], Awaitable[Sweep]], reading: Reading
+) -> tuple[int, int]:
+    """What is certainly due first, then the rest unless it is too much; how many went and wait."""
+    went, doubtful, later = 0, 0, []
+    for user in users:
+        swept = await act(user, reading.proven)
+        went += swept.messages
+        if swept.doubtful:
+            doubtful += swept.doubtful
+            later.append(user)
+    if went + doubtful > max(_MANY, _TIMES * went):
+        return went, doubtful
+    for user in later:
+        went += (await act(user, reading.now)).messages
+    return went, 0
+
+
+def moment(at: float) -> str:
+    """In UTC, for the log and for programs."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%MZ")
+
+
+async def forecast(
+    config: Configuration, names: Sequence[str] = (), *, note: bool = False
+) -> Forecast:
+    """What will go because a hold or an expiry was changed; by default in all maildrops.
+
+    ``note``: the day of grace begins now, unless it has begun.  Else nothing is changed.  Users of
+    other back ends than our database have the expiry of the configuration.
+
+    Raises:
+        RestanteError: not all maildrops can be read.
+    """
+    users = common.users(config)
+    store, reading = common.store(config, users), common.clock(config).read()
+    days = {each.account.maildrop: each.account.expire for each in users.list()}
+    ask = store.note_rules if note and not reading.is_behind else store.forecast
+    total = Forecast()
+    for name in names or [name async for name in store.users()]:
+        expire = days.get(name)
+        total += await ask(name, config.limits.expire if expire is None else expire, reading.now)
+    return total
+
+
+def described(changed: Forecast) -> str:
+    """Such as "12 held messages will be destroyed, the first on 2026-12-01 at 12:00"."""
+    first = datetime.fromtimestamp(changed.at).strftime("%Y-%m-%d at %H:%M")
+    parts = []
+    if changed.held:
+        parts.append(f"{counted(changed.held, 'held message')} will be destroyed")
+    if changed.expiring:
+        parts.append(f"{counted(changed.expiring, 'message')} will expire")
+    return f"{' and '.join(parts)}, the first on {first}"
+
+
+def as_json(changed: Forecast) -> dict[str, object]:
+    at = moment(changed.at) if changed else None
+    return {"held": changed.held, "expiring": changed.expiring, "at": at}

@@ -1,0 +1,197 @@
+"""Rules that were changed, and what becomes of the mail that was made under the old ones.
+
+Each maildrop remembers in ``restante.rules`` which hold and which EXPIRE were in force since when.
+A rule that becomes shorter applies to older mail too, but not before ``GRACE`` has passed since the
+change: until then the operator can correct a mistake, and the log says how much will go.  A rule
+that becomes longer applies at once.  What was in force before the first entry is not known, so the
+first entry counts as a change.
+
+``keep`` is no time: nothing that a client deletes is held under it.  What is held already, and what
+expires meanwhile, is held as under the rule before it, or for ``DEFAULT_HOLD`` if there was none.
+
+The file begins with a checksum.  A lost or damaged one only makes mail stay longer.  All calls
+that take a maildrop block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from math import inf
+from typing import NamedTuple
+
+from ..maildrop import Forecast
+from . import files
+
+RULES = "restante.rules"
+GRACE = 86_400
+"""Seconds between a change and the first message that goes because of it."""
+DEFAULT_HOLD = 14 * 86_400.0
+"""Seconds; also the default of ``store.hold``."""
+
+_MOST = 16  # changes that are remembered; who changes a rule more often gets more grace
+_DIGEST = 8  # octets
+
+Ends = Callable[[float], float]
+"""The moment at which the time of a message is over, by the moment at which it began."""
+
+
+class Change(NamedTuple):
+    """A rule that came into force."""
+
+    since: int
+    """Seconds since the epoch."""
+    seconds: float
+    """How long mail stays; infinity is ``keep``, or ``never``."""
+
+
+History = tuple[Change, ...]
+"""The oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What one maildrop remembers."""
+
+    hold: History = ()
+    expire: History = ()
+
+    def changed(self, at: int, *, hold: float | None = None, expire: float | None = None) -> Rules:
+        """With these in force from now on; None leaves a rule as it is.  Seconds.
+
+        A change that is said to come from the future was noted by a wrong clock: it counts as
+        made now.
+        """
+        if not self.expire and expire == inf:
+            expire = None  # what was never removed needs no memory
+        return Rules(_changed(self.hold, hold, at), _changed(self.expire, expire, at))
+
+    def a_day_before(self, now: float) -> Rules:
+        """Without the changes whose grace is not over."""
+        histories = (self.hold, self.expire)
+        return Rules(*(tuple(e for e in each if e.since + GRACE <= now) for each in histories))
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.hold or self.expire)
+
+    @property
+    def destroys(self) -> bool:
+        """What a client deletes is not held at all."""
+        return bool(self.hold) and self.hold[-1].seconds == 0
+
+    def held_until(self, removed_at: float) -> float:
+        """When a held message may be destroyed."""
+        return _end(removed_at, tuple(_without_keep(self.hold)))
+
+    def kept_until(self, arrived_at: float) -> float:
+        """When a message in the maildrop expires; infinity: never."""
+        return _end(arrived_at, self.expire)
+
+
+def _changed(history: History, seconds: float | None, at: int) -> History:
+    known = tuple(each._replace(since=min(each.since, at)) for each in history)
+    if seconds is None or (known and known[-1].seconds == seconds):
+        return known
+    return (*known, Change(at, seconds))[-_MOST:]
+
+
+def _without_keep(history: History) -> Iterator[Change]:
+    before = DEFAULT_HOLD
+    for since, seconds in history:
+        before = seconds if 0 < seconds < inf else before
+        yield Change(since, before if seconds == inf else seconds)
+
+
+def _end(begun: float, history: History) -> float:
+    """Under the rule of that time, then under each that followed.
+
+    A message of the very second of a change is one of the rule before it.
+    """
+    first = sum(since < begun for since, _ in history)  # changes before the message
+    if history and history[0].since == begun:
+        first = 1
+    end = begun + history[first - 1].seconds if first else inf
+    for since, seconds in history[first:]:
+        end = max(begun + seconds, min(end, since + GRACE))
+    return end
+
+
+def lasting(days: int | None) -> float:
+    """Seconds for which mail stays; None: for ever."""
+    return inf if days is None else days * 86_400.0
+
+
+def forecast(
+    before: Rules,
+    after: Rules,
+    *,
+    removed: Callable[[], Iterable[float]],
+    arrived: Callable[[], Iterable[float]],
+) -> Forecast:
+    """What will go by the end of the grace for a change, and would have stayed without it.
+
+    ``removed`` and ``arrived``: when the held messages were removed, and those in the maildrop
+    arrived.  They are called only if that rule has changed.
+    """
+    held, expiring = list[float](), list[float]()
+    if before.hold != after.hold:
+        held = _going(before.held_until, after.held_until, after.hold, removed())
+    if before.expire != after.expire:
+        expiring = _going(before.kept_until, after.kept_until, after.expire, arrived())
+    return Forecast(len(held), len(expiring), min([*held, *expiring], default=inf))
+
+
+def _going(before: Ends, after: Ends, changed: History, begun: Iterable[float]) -> list[float]:
+    by = changed[-1].since + GRACE
+    ends = ((before(each), after(each)) for each in begun)
+    return [end for old, end in ends if end <= by and end < old]
+
+
+# -- The file
+
+
+def read(maildrop: int) -> Rules:
+    """A damaged or missing file is empty."""
+    try:
+        digest, _, octets = files.read(RULES, maildrop).partition(b"\n")
+    except FileNotFoundError:
+        return Rules()
+    if digest != _checksum(octets):
+        return Rules()
+    with suppress(ValueError, TypeError, KeyError, AttributeError):
+        found = json.loads(octets)
+        return Rules(*(_parsed(found[name]) for name in ("hold", "expire")))
+    return Rules()
+
+
+def note(
+    maildrop: int, at: int, *, hold: float | None = None, expire: float | None = None
+) -> tuple[Rules, Rules]:
+    """As ``Rules.changed``, durable on return; what was remembered before, and is now."""
+    before = read(maildrop)
+    if before.changed(at, hold=hold, expire=expire) == before:
+        return before, before  # as nearly always: without a lock
+    with files.lock(maildrop):
+        before = read(maildrop)
+        after = before.changed(at, hold=hold, expire=expire)
+        octets = json.dumps({name: _plain(getattr(after, name)) for name in ("hold", "expire")})
+        files.replace(RULES, b"%b\n%b" % (_checksum(octets.encode()), octets.encode()), maildrop)
+    return before, after
+
+
+def _plain(history: History) -> list[tuple[int, float | None]]:
+    return [(since, None if seconds == inf else seconds) for since, seconds in history]
+
+
+def _parsed(found: list[tuple[int, float | None]]) -> History:
+    return tuple(
+        Change(int(since), inf if seconds is None else float(seconds)) for since, seconds in found
+    )
+
+
+def _checksum(octets: bytes) -> bytes:
+    return hashlib.blake2b(octets, digest_size=_DIGEST).hexdigest().encode("ascii")

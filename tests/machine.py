@@ -1,0 +1,50 @@
+"""A machine whose clock can be set, which can be switched off, and whose time passes at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from restante.clock import RELEASED, Clock, Reading
+
+DAY = 86_400.0
+TODAY = RELEASED + 400 * DAY
+
+
+@dataclass
+class Machine:
+    """A clock with a wall, and a true one that no test looks at."""
+
+    path: Path | None
+    now: float = TODAY
+    """What the clock shows."""
+    true: float = TODAY
+    boot: int = 1
+    running: float = 5000.0
+
+    def clock(self) -> Clock:
+        """As a new process has it."""
+        return Clock(
+            self.path, wall=lambda: self.now, running=lambda: (f"boot {self.boot}", self.running)
+        )
+
+    def run(self, seconds: float, *, looks: float = 6 * 3600.0) -> Reading:
+        """Run on, with a process that looks at the clock now and then."""
+        while seconds > 0:
+            step = min(looks, seconds)
+            self.now, self.true = self.now + step, self.true + step
+            self.running += step
+            seconds -= step
+            self.clock().advance()
+        return self.clock().advance()
+
+    def set(self, now: float) -> Reading:
+        self.now = now
+        return self.clock().advance()
+
+    def reboot(self, off: float = 60.0, *, clock_stops: bool = False) -> Reading:
+        self.boot += 1
+        self.running = 20.0
+        self.true += off + self.running
+        self.now += self.running if clock_stops else off + self.running
+        return self.clock().advance()
