@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import logging
 import os
+import threading
 from collections import Counter
 from collections.abc import Coroutine
 from hashlib import md5
@@ -351,3 +352,28 @@ def test_a_digest_of_another_form_is_wrong(path: Path, digest: str) -> None:
     write(path, "mrose:{PLAIN}tanstaaf\n")
     with pytest.raises(AuthenticationFailed):
         prove(PasswdFile(path), "mrose", "", digest)
+
+
+def test_pipe_in_place_of_the_file_is_an_error_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "passwd")
+    file = PasswdFile(tmp_path / "passwd")
+    for ask in (file.account("ann"), file.generation("ann")):
+        with pytest.raises(BackendUnavailable, match="not a regular file"):
+            run(ask)
+
+
+def test_changed_file_is_read_outside_the_event_loop(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of 12 MB, or one on a disk that hangs, must not stop a worker."""
+    file, threads = PasswdFile(path), set()
+    real = file._read_again
+
+    def read() -> Any:
+        threads.add(threading.current_thread().name)
+        return real()
+
+    monkeypatch.setattr(file, "_read_again", read)
+    run(file.account("mrose"))
+    run(file.generation("mrose"))
+    assert threads == {"passwd-file"}

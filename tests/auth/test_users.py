@@ -11,6 +11,7 @@ import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_network
@@ -21,6 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from restante.auth import database as database_module
 from restante.auth.names import BadName, check_name, normalise
 from restante.auth.users import BadPassword, NameTaken, Users
 from restante.errors import (
@@ -521,3 +523,42 @@ def test_permit_changes_only_the_named_permissions(users: Users) -> None:
     assert users.get("ann").account == after
     with pytest.raises(NoSuchUser):
         users.permit("eve", before, [])
+
+
+@pytest.mark.parametrize(
+    "kind", ["empty", "garbage", "another program", "another program with a version"]
+)
+def test_readers_neither_create_nor_alter_a_schema(kind: str, tmp_path: Path) -> None:
+    """Else an empty file, as a full disk leaves it, would make every user an unknown one."""
+    path = tmp_path / "users.sqlite3"
+    path.write_bytes(b"" if kind == "empty" else b"garbage" * 1000)
+    if kind.startswith("another"):
+        path.unlink()
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("CREATE TABLE others (x)")
+            database.execute(f"PRAGMA user_version = {2 if kind.endswith('version') else 0}")
+            database.commit()
+    before = path.read_bytes()
+    users = Users(path)
+    with pytest.raises((ConfigurationError, TemporaryFailure)):
+        users.list()
+    with pytest.raises((ConfigurationError, TemporaryFailure)):
+        users.add("ann", "tan staaf")
+    with pytest.raises(TemporaryFailure):  # LMTP answers 4yz: the mail is not refused
+        asyncio.run(users.maildrop_of("ann"))
+    users.close()
+    assert path.read_bytes() == before
+
+
+def test_disk_that_is_full_leaves_no_half_of_a_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(database_module, "_bring_up_to_date", full)
+        with pytest.raises(TemporaryFailure):
+            Users(tmp_path / "users.sqlite3").add("ann", "tan staaf")
+    assert list(tmp_path.iterdir()) == []
+    Users(tmp_path / "users.sqlite3").add("ann", "tan staaf")

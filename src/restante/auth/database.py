@@ -9,9 +9,10 @@ refused and left as it is.
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,24 +68,41 @@ STEPS = (
 def transaction(path: Path, *, make: bool = False) -> Iterator[sqlite3.Connection]:
     """A database that does not exist has no users; ``make`` makes it.
 
+    Only an older database of ours is altered.  An empty file is an error, not a database without
+    users: or else a full disk would turn every user into an unknown one, whose mail is refused.
+
     Raises:
-        ConfigurationError: it is not ours, or newer than we are.
+        ConfigurationError: it is empty, not ours, or newer than we are.
         TemporaryFailure: it cannot be used now.
     """
-    if make and not path.exists():
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     try:
+        if make and not path.exists():
+            _make(path)
         place = str(path) if path.exists() else ":memory:"
-        database = sqlite3.connect(place, timeout=_PATIENCE)
-        try:
-            _bring_up_to_date(database, path)
+        with closing(sqlite3.connect(place, timeout=_PATIENCE)) as database:
+            _bring_up_to_date(database, path, make=place == ":memory:")
             with database:
                 yield database
-        finally:
-            database.close()
     except (sqlite3.Error, OSError) as error:
         raise unusable(f"{path}: {error}") from error
+
+
+def _make(path: Path) -> None:
+    """Under another name first, so that a full disk leaves no half of a database behind."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    made = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        os.close(os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        with closing(sqlite3.connect(made)) as database:
+            _bring_up_to_date(database, path, make=True)
+        try:
+            os.link(made, path)
+        except FileExistsError:  # another process was quicker
+            pass
+        except OSError:  # a file system without hard links
+            made.replace(path)
+    finally:
+        made.unlink(missing_ok=True)
 
 
 def unusable(note: str) -> TemporaryFailure:
@@ -131,19 +149,25 @@ class Glance:
     __del__ = close  # most commands end with what they opened
 
 
-def _bring_up_to_date(database: sqlite3.Connection, path: Path) -> None:
+def _bring_up_to_date(database: sqlite3.Connection, path: Path, *, make: bool) -> None:
     database.execute("PRAGMA foreign_keys = ON")
     if _version(database, path) == len(STEPS):
         return
     database.execute("BEGIN IMMEDIATE")  # another process may be at it too
     version = _version(database, path)
-    if version == 0 and database.execute("SELECT 1 FROM sqlite_schema").fetchone():
-        raise ConfigurationError(f"{path} is a database of another program")
+    if not make and (version == 0 or not _has_users(database)):
+        what = "is empty" if path.stat().st_size == 0 else "is a database of another program"
+        raise ConfigurationError(f"{path} {what}; restore it from a backup, or remove it")
     for step in STEPS[version:]:
         for statement in step.split(";"):
             database.execute(statement)
     database.execute(f"PRAGMA user_version = {len(STEPS)}")
     database.commit()
+
+
+def _has_users(database: sqlite3.Connection) -> bool:
+    query = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'users'"
+    return database.execute(query).fetchone() is not None
 
 
 def _version(database: sqlite3.Connection, path: Path) -> int:

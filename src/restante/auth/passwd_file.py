@@ -11,13 +11,14 @@ store's matter.
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import md5, sha256
 from ipaddress import ip_network
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import NamedTuple
 from ..errors import AuthenticationFailed, BackendUnavailable
 from ..passdb import Account, Credentials, Digest, Network
 from . import passwords, schemes
+from .aside import Aside
 from .names import BadName, check_name
 from .names import key as _key
 
@@ -34,6 +36,7 @@ _MAX_FILE = 64 * 2**20  # octets
 _SETTLED = 2.0  # seconds after which another change moves the time stamp for certain
 _HARMLESS = ("userdb_", "event_", "forward_")
 _UNKNOWN = b"sixteen octets.."  # in place of a password that nobody can tell
+_LOOKUPS = 4  # threads
 _ATTEMPTS, _PAUSE = 5, 0.01  # times, seconds: for a file that is being written
 
 
@@ -98,6 +101,8 @@ class PasswdFile:
         self._scheme = scheme
         self._content: _Content | None = None
         self._hashers = passwords.Hashers("passwd-file")
+        # Of its own: a file that hangs takes no thread from those that read mail.
+        self._lookups = Aside("passwd-file", _LOOKUPS)
 
     async def verify(self, credentials: Credentials) -> Account:
         return await self._hashers.run(self._verify, credentials)
@@ -121,7 +126,7 @@ class PasswdFile:
         return entry.account
 
     async def digested(self, shown: Digest) -> Account:
-        return await asyncio.to_thread(self._digested, shown)
+        return await self._lookups.run(partial(self._digested, shown))
 
     def _digested(self, shown: Digest) -> Account:
         name, content = _key(shown.identity), self._read()
@@ -143,13 +148,18 @@ class PasswdFile:
         return entry.account
 
     async def account(self, identity: str) -> Account | None:
-        content = await asyncio.to_thread(self._read)
+        content = await self._lookups.run(self._read)
         entry = content.entries.get(_key(identity))
         return entry.account if entry else None
 
     async def generation(self, identity: str) -> bytes:
-        del identity  # a change of the file may be one of anybody's
-        return self._read().digest  # in line: as a rule it is one stat
+        del identity  # a change of the file may be one of any user's
+        try:
+            if (known := self._current()) is not None:
+                return known.digest  # in line: one stat
+        except OSError:
+            pass  # the thread says why
+        return (await self._lookups.run(self._read)).digest
 
     def close(self) -> None:
         self._hashers.close()
@@ -163,18 +173,27 @@ class PasswdFile:
             BackendUnavailable: it is not there, or is being written for longer than a moment.
         """
         try:
-            known = self._content
-            if known and known.is_settled and known.stamp == _stamp(os.stat(self._path)):
+            if (known := self._current()) is not None:
                 return known
             self._content = self._read_again()
         except OSError as error:
             raise BackendUnavailable(f"{self._path}: {error.strerror}") from error
         return self._content
 
+    def _current(self) -> _Content | None:
+        """What was read before, if the file has not changed since for certain."""
+        known = self._content
+        is_current = known and known.is_settled and known.stamp == _stamp(os.stat(self._path))
+        return known if is_current else None
+
     def _read_again(self) -> _Content:
         """Whole: what changed while it was read is read again."""
         for _ in range(_ATTEMPTS):
-            with open(self._path, "rb") as file:
+            # Without O_NONBLOCK opening a pipe would wait for its other end.
+            opened = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(opened, "rb") as file:
+                if not stat.S_ISREG(os.fstat(opened).st_mode):
+                    raise BackendUnavailable(f"{self._path}: is not a regular file")
                 stamp = _stamp(os.fstat(file.fileno()))
                 octets = file.read(_MAX_FILE + 1)
                 is_whole = stamp == _stamp(os.fstat(file.fileno())) and len(octets) == stamp.size
