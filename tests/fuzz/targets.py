@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from io import BytesIO
 from ipaddress import ip_address
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,7 +41,7 @@ from restante.pop3.grammar import Command
 from restante.pop3.session import Policy
 from restante.sasl import MECHANISMS, Channel, Login, Lookup, Reply, reply
 from restante.smtp.content import Incoming
-from restante.store import foreign, journal, names
+from restante.store import foreign, journal, mbox, names
 from restante.surrogate import Downgrade
 from restante.wire import CRLF, LineBuffer, Stuffer, Unstuffer
 
@@ -282,7 +283,7 @@ def foreign_lists(octets: bytes) -> None:
         foreign.dovecot,
         foreign.courier,
         foreign.unique_id_list,
-        lambda text: list(foreign.mbox(text.splitlines(keepends=True))),
+        lambda text: mbox.read(BytesIO(text)),
     )
     for read in readers:
         with suppress(PermanentFailure):

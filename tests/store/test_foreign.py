@@ -101,43 +101,6 @@ def test_list_of_unique_ids() -> None:
         foreign.unique_id_list(b"1 a b\n")
 
 
-def test_mbox() -> None:
-    octets = (
-        b"From MAILER-DAEMON Fri Jan  1 00:00:00 2021\nX-IMAP: 1275660208 0000000009\n\ndata\n\n"
-        b"From a@b Fri Jan  1 00:00:00 2021\nX-UID: 12\n\nGreetings\nFrom here\n>From there\n\n"
-        b"From c Fri Jan  1 00:00:00 2021\nX-UIDL: given\nX-UID: 13\n\n\nFrom d Fri\nS: x\n\nend"
-    )
-    found = list(foreign.mbox(octets.splitlines(keepends=True)))
-    assert [each.unique_id for each in found] == ["4c0907b00000000c", "given", ""]
-    assert [octets[each.begin : each.end] for each in found] == [
-        b"X-UID: 12\n\nGreetings\nFrom here\n>From there\n",
-        b"X-UIDL: given\nX-UID: 13\n\n",
-        b"S: x\n\nend",
-    ]
-    with pytest.raises(PermanentFailure):
-        list(foreign.mbox([b"no mbox\n"]))
-
-
-def test_mbox_with_crlf() -> None:
-    octets = b"From a\r\nX-UIDL: 1\r\n\r\none\r\n\r\nFrom b\r\nX-UIDL: 2\r\n\r\ntwo\r\n\r\n"
-    found = list(foreign.mbox(octets.splitlines(keepends=True)))
-    assert [octets[each.begin : each.end] for each in found] == [
-        b"X-UIDL: 1\r\n\r\none\r\n",
-        b"X-UIDL: 2\r\n\r\ntwo\r\n",
-    ]
-
-
-@pytest.mark.parametrize("field", [b"X-IMAP", b"X-IMAPbase"])
-def test_a_sender_cannot_make_mail_vanish_from_an_mbox(field: bytes) -> None:
-    """Only the first message is the server's own, or tells its UIDVALIDITY."""
-    octets = (
-        b"From MAILER-DAEMON\nX-IMAP: 1275660208 9\n\ndata\n\n"
-        b"From a\nX-UID: 12\n%b: 1 1\n\none\n\nFrom b\nX-UID: 13\n\ntwo\n" % field
-    )
-    found = list(foreign.mbox(octets.splitlines(keepends=True)))
-    assert [each.unique_id for each in found] == ["4c0907b00000000c", "4c0907b00000000d"]
-
-
 # -- Taking over
 
 

@@ -4,62 +4,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ..auth.names import normalise
 from ..errors import PermanentFailure, TemporaryFailure, UnsafeArgument
-from ..message import Survey
 from ..store import foreign
-from ..store.coded import LONGEST, UNPACKED, coding, unpacked
 from ..store.maildir import MaildirStore
 from ..store.names import unique_id_of
-from . import common, identities, takeover
+from . import common, identities, import_mbox, takeover
+from .arrivals import Arrival, Found, decoded, name_of
 from .fetch import password_of
 from .telling import counted
-
-_PIECE = 65_536  # octets read at once
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """One message of the old server."""
-
-    name: str
-    """Of its file in our Maildir."""
-    unique_id: str
-    path: Path
-    begin: int = 0
-    end: int | None = None
-    """Octets of the file; None: to its end."""
-    coding: str = ""
-    """How the file is compressed; empty: it is plain."""
-    limit: int = 0
-    """Octets that it may have when unpacked."""
-
-    def octets(self) -> Iterator[bytes]:
-        stored = self._stored()
-        return unpacked(stored, self.coding, self.limit) if self.coding else stored
-
-    def _stored(self) -> Iterator[bytes]:
-        with self.path.open("rb") as file:
-            file.seek(self.begin)
-            left = os.fstat(file.fileno()).st_size if self.end is None else self.end - self.begin
-            while left > 0 and (piece := file.read(min(left, _PIECE))):
-                left -= len(piece)
-                yield piece
-
-    def size(self) -> int:
-        """Octets on the wire (RFC 1939 §11)."""
-        survey = Survey()
-        for piece in self.octets():
-            survey.feed(piece)
-        survey.finish()
-        return survey.size
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -74,11 +33,12 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for kind in sorted(_READERS):
-        _add_server(kinds.add_parser(kind, help=f"mail from the files of {_READERS[kind][1]}"))
+        text = f"mail from the files of {_READERS[kind][1]}"
+        _add_server(kinds.add_parser(kind, help=text), kind)
     takeover.add_parsers(kinds)
 
 
-def _add_server(parser: argparse.ArgumentParser) -> None:
+def _add_server(parser: argparse.ArgumentParser, kind: str) -> None:
     parser.add_argument("path", metavar="PATH", type=Path, help="a Maildir, spool or mbox file")
     parser.add_argument("user", metavar="USER", help="whose maildrop they go to")
     parser.add_argument(
@@ -98,6 +58,8 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ca-file", type=Path, metavar="FILE", help="trust these certificates")
     parser.add_argument("--dry-run", action="store_true", help="change nothing, tell what would be")
+    if _READERS[kind][0] is import_mbox.read:
+        import_mbox.add_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -114,84 +76,40 @@ def run(options: argparse.Namespace) -> int:
     ):
         if asyncio.run(directory.account(user)) is None:
             common.say(f"nobody here is called {user}; next: restante user add {user}")
-    arrivals, without = _READERS[options.kind][0](options)
-    arrivals = _decoded(arrivals, own, found.limits.message)
-    listed = len(arrivals) - without
+    result = _READERS[options.kind][0](options)
+    result.arrivals = decoded(result.arrivals, own, found.limits.message)
     if options.uidl:
-        arrivals[:listed] = _with_ids(arrivals[:listed], options.uidl.read_bytes())
-    if without:
+        listed = len(result.arrivals) - result.unlisted
+        ids = _with_ids(result.arrivals[:listed], options.uidl.read_bytes())
+        result.arrivals[:listed] = ids
+    if result.unlisted:
         common.say(
-            f"{counted(without, 'message')} with unique-ids of ours, for want of any there; "
-            "log in to the old server once more to avoid that"
+            f"{counted(result.unlisted, 'message')} with unique-ids of ours, for want of any "
+            "there; log in to the old server once more to avoid that"
         )
+    for note in result.notes:
+        common.say(note)
     if options.compare:
-        _compare(options, arrivals)
-    added = 0 if options.dry_run else asyncio.run(_take_over(store, user, arrivals))
+        _compare(options, result.arrivals)
+    added = 0 if options.dry_run else asyncio.run(_take_over(store, user, result.arrivals))
     if options.json:
-        common.print_json("import", user=user, messages=len(arrivals), copied=added)
+        common.print_json("import", user=user, copied=added, **result.as_json())
         return os.EX_OK
-    messages = counted(listed, "message")
-    if options.dry_run:
-        print(f"{messages} would have the unique-ids they had; nothing was changed")
-    else:
-        print(f"{messages} with the unique-ids they had, {added} copied now")
+    _report(options, result, added)
     return os.EX_OK
 
 
-_PLAIN_COPY = (
-    "nothing was changed; next, with Dovecot: doveadm -o maildir_copy_with_hardlinks=no "
-    "-o plugin/zlib_save= -o plugin/mail_crypt_save_version=0 backup -u USER maildir:/NEW/PLACE, "
-    "and import that"
-)
-
-
-def _decoded(arrivals: list[Arrival], own: Path, limit: int) -> list[Arrival]:
-    """The same, with what must be unpacked.  Each of these is unpacked once now, so that what
-    cannot be is found before anything changes.
-
-    ``own``: the maildrop, whose own files are not copied.  ``limit``: octets of one message.
-
-    Raises:
-        PermanentFailure: some are encrypted, or compressed so that they cannot be unpacked.
-    """
-    coded = {at: how for at, each in enumerate(arrivals) if (how := _coding(each))}
-    refused = [at for at, how in coded.items() if how not in UNPACKED or _is_in(arrivals[at], own)]
-    if refused:
-        raise PermanentFailure(
-            f"{counted(len(refused), 'file')} cannot be read by restante "
-            f"({', '.join(sorted({coded[at] for at in refused}))}), such as "
-            f"{arrivals[refused[0]].path}; {_PLAIN_COPY}"
-        )
-    found = list(arrivals)
-    for at, how in coded.items():
-        name = _without_z(arrivals[at].name)
-        found[at] = replace(arrivals[at], name=name, coding=how, limit=limit)
-        try:
-            found[at].size()
-        except PermanentFailure as error:
-            raise PermanentFailure(
-                f"{arrivals[at].path}: {error} (limits.message); nothing was changed"
-            ) from error
-    if coded:
-        common.say(f"{counted(len(coded), 'message')} compressed there, to be unpacked here")
-    return found
-
-
-def _coding(arrival: Arrival) -> str:
-    with arrival.path.open("rb") as file:
-        file.seek(arrival.begin)
-        return coding(file.read(LONGEST))
-
-
-def _is_in(arrival: Arrival, maildrop: Path) -> bool:
-    directory = maildrop / arrival.path.parent.name
-    return directory.is_dir() and directory.samefile(arrival.path.parent)
-
-
-def _without_z(name: str) -> str:
-    """By Dovecot's flag Z programs know compressed files."""
-    base, colon, flags = name.partition(":2,")
-    return f"{base}{colon}{flags.replace('Z', '')}"
+def _report(options: argparse.Namespace, result: Found, added: int) -> None:
+    kept = len(result.arrivals) - result.made
+    messages = counted(kept, "message") if kept or not result.made else ""
+    if options.dry_run:
+        told = [f"{messages} would have the unique-ids they had"] if messages else []
+        told += [f"{counted(result.made, 'message')} would have new unique-ids"] * bool(result.made)
+        print(f"{', '.join(told)}; nothing was changed")
+    else:
+        told = [f"{messages} with the unique-ids they had"] if messages else []
+        told += [f"{counted(result.made, 'message')} with new unique-ids"] * bool(result.made)
+        print(f"{', '.join(told)}, {added} copied now")
 
 
 async def _take_over(store: MaildirStore, user: str, arrivals: list[Arrival]) -> int:
@@ -212,9 +130,9 @@ def _with_ids(arrivals: list[Arrival], lines: bytes) -> list[Arrival]:
     if sorted(ids) != list(range(1, len(arrivals) + 1)):
         raise PermanentFailure(f"{len(ids)} unique-ids for {len(arrivals)} messages")
     return [
-        Arrival(_name(ids[number]), ids[number], each.path, each.begin, each.end)
-        if each.unique_id == ""
-        else Arrival(each.name, ids[number], each.path, each.begin, each.end)
+        replace(
+            each, name=each.name if each.unique_id else name_of(ids[number]), unique_id=ids[number]
+        )
         for number, each in enumerate(arrivals, 1)
     ]
 
@@ -242,10 +160,7 @@ def _compare(options: argparse.Namespace, arrivals: list[Arrival]) -> None:
     common.say(f"the old server lists the same {len(here)} messages")
 
 
-# The files of other servers.  Each gives the messages in their order, and how many of them, the
-# last ones, have no unique-id there.
-
-Found = tuple[list[Arrival], int]
+# The files of other servers.
 
 
 def _dovecot(options: argparse.Namespace) -> Found:
@@ -273,7 +188,7 @@ def _maildir(path: Path, ids: dict[str, str]) -> Found:
     others = [name for name in files if name not in ids]
     arrivals = [Arrival(files[name].name, ids[name], files[name]) for name in known]
     arrivals += [Arrival(files[name].name, unique_id_of(name), files[name]) for name in others]
-    return arrivals, len(others)
+    return Found(arrivals, unlisted=len(others), made=len(others))
 
 
 def _cyrus(options: argparse.Namespace) -> Found:
@@ -289,35 +204,14 @@ def _cyrus(options: argparse.Namespace) -> Found:
     for uid, file in sorted(numbered.items()):
         unique_id = foreign.render(template, uid=uid, uid_validity=options.uidvalidity or 0)
         arrived = int(file.stat().st_mtime)
-        arrivals.append(Arrival(_name(unique_id, arrived), unique_id, file))
-    return arrivals, 0
-
-
-def _mbox(options: argparse.Namespace) -> Found:
-    with options.path.open("rb") as lines:
-        if how := coding(lines.read(LONGEST)):
-            raise PermanentFailure(f"{options.path} is no plain mbox ({how}); next: unpack it")
-        lines.seek(0)
-        found = list(foreign.mbox(lines))
-    arrivals = [
-        Arrival(_name(each.unique_id), each.unique_id, options.path, each.begin, each.end)
-        for each in found
-    ]
-    if not options.uidl and not all(each.unique_id for each in found):
-        raise PermanentFailure("some messages of the mbox have no unique-id; --uidl FILE is needed")
-    return arrivals, 0
-
-
-def _name(unique_id: str, arrived: int = 0) -> str:
-    """The same each time, so that an import can be repeated.  ``arrived``: seconds since the
-    epoch, where nothing but the arrival changes the time of the file."""
-    return f"{arrived}.I{hashlib.sha256(unique_id.encode()).hexdigest()[:32]}"
+        arrivals.append(Arrival(name_of(unique_id, arrived), unique_id, file))
+    return Found(arrivals)
 
 
 _READERS: dict[str, tuple[Callable[[argparse.Namespace], Found], str]] = {
     "courier": (_courier, "Courier"),
     "cyrus": (_cyrus, "Cyrus"),
     "dovecot": (_dovecot, "Dovecot"),
-    "mbox": (_mbox, "a server with mboxes"),
-    "uw": (_mbox, "ipop3d and its kin"),
+    "mbox": (import_mbox.read, "mboxes: of Thunderbird, of Google Takeout, of a server"),
+    "uw": (import_mbox.read, "ipop3d and its kin"),
 }

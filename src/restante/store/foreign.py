@@ -4,14 +4,13 @@ Without I/O.  The unique-ids come as the old server showed them, so that a clien
 its list of them downloads nothing again.
 
 Formats: ``dovecot-uidlist`` versions 1 and 3, Courier's ``courierpop3dsizelist`` versions 2 and
-3, mbox with the X-IMAP and X-UID fields of UW's server, the lines of any server's UIDL.
+3, the lines of any server's UIDL; ``mbox`` reads mbox files.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from ..errors import PermanentFailure
 
@@ -109,61 +108,6 @@ def unique_id_list(lines: bytes) -> dict[int, str]:
         elif line.strip() not in (b"", b".") and not line.startswith(b"+OK"):
             raise PermanentFailure(f"list of unique-ids: a line that is none: {line[:40]!r}")
     return found
-
-
-@dataclass(slots=True)
-class Section:
-    """One message of an mbox file."""
-
-    begin: int
-    """Octets before it, its From_ line included."""
-    end: int = 0
-    unique_id: str = ""
-    """Of X-UIDL, or of UW's X-UID; empty when neither is there."""
-
-
-def mbox(lines: Iterable[bytes]) -> Iterator[Section]:
-    """The messages; not the one in which UW's server keeps its own data.
-
-    A From_ line begins the file or follows an empty line (RFC 4155); octets stay as they are.
-    """
-    at, in_head, validity = 0, False, 0
-    blank = 1  # octets of the line, if it is empty
-    section: Section | None = None
-    is_first = True  # the only one that may be the server's, or tell of its validity
-    fields: dict[bytes, bytes] = {}
-    for line in lines:
-        if blank and line.startswith(b"From "):
-            if section is not None:
-                yield from _finished(section, at - blank, fields, validity)
-                is_first = False
-            section, fields, in_head = Section(at + len(line)), {}, True
-        elif section is None:
-            raise PermanentFailure("mbox: does not begin with a From_ line")
-        elif in_head and (match := re.match(rb"(X-UIDL|X-UID|X-IMAP(?:base)?): *([^\r\n]*)", line)):
-            is_base = match[1].startswith(b"X-IMAP")
-            if is_first or not is_base:
-                fields[match[1]] = match[2].strip()
-                if is_base and (number := re.match(rb"[0-9]{1,10}", match[2])):
-                    validity = int(number[0])
-        blank = 0 if line.strip(b"\r\n") else len(line)
-        in_head = in_head and not blank
-        at += len(line)
-    if section is not None:
-        yield from _finished(section, at - blank, fields, validity)
-
-
-def _finished(
-    section: Section, end: int, fields: dict[bytes, bytes], validity: int
-) -> Iterator[Section]:
-    section.end = max(end, section.begin)
-    uid = fields.get(b"X-UID", b"")
-    if given := fields.get(b"X-UIDL"):
-        section.unique_id = given.decode("ascii", "replace")
-    elif validity and re.fullmatch(rb"[0-9]{1,10}", uid):
-        section.unique_id = f"{validity:08x}{int(uid):08x}"
-    if b"X-IMAP" not in fields:
-        yield section
 
 
 def _base(name: bytes) -> str:
