@@ -357,9 +357,10 @@ def test_a_digest_of_another_form_is_wrong(path: Path, digest: str) -> None:
 def test_pipe_in_place_of_the_file_is_an_error_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "passwd")
     file = PasswdFile(tmp_path / "passwd")
-    for ask in (file.account("ann"), file.generation("ann")):
-        with pytest.raises(BackendUnavailable, match="not a regular file"):
-            run(ask)
+    for ask in (file.account, file.generation):
+        with pytest.raises(BackendUnavailable) as caught:
+            run(ask("ann"))
+        assert caught.value.reason.endswith("is not a regular file")
 
 
 def test_changed_file_is_read_outside_the_event_loop(
