@@ -18,8 +18,8 @@ from urllib.parse import parse_qs
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
 from restante.auth.http import Web, is_safe
@@ -538,3 +538,38 @@ def test_a_provider_that_refuses_us_makes_no_token_wrong(provider: Provider, sta
 )
 def test_a_provider_is_asked_by_tls_or_on_this_machine(url: str, safe: bool) -> None:
     assert is_safe(url) == safe
+
+
+@pytest.mark.parametrize(
+    ("kind", "accepted"),
+    [
+        (None, True),
+        ("JWT", True),
+        ("at+jwt", True),
+        ("application/AT+JWT", True),
+        ("dpop+jwt", False),
+        ("logout+jwt", False),
+        ("id_token+jwt", False),
+        ("", False),
+        (["JWT"], False),
+    ],
+)
+def test_only_access_tokens_log_in(issuer: Signed, kind: object, accepted: bool) -> None:
+    """RFC 9068 §4, RFC 8725 §3.11."""
+    header: dict[str, object] = {"alg": "RS256", "kid": "rsa"}
+    if kind is not None:
+        header["typ"] = kind
+    signing = f"{part(header)}.{part(GOOD)}"
+    signature = rsa_key().sign(signing.encode(), padding.PKCS1v15(), hashes.SHA256())
+    token = f"{signing}.{urlsafe_b64encode(signature).rstrip(b'=').decode()}"
+    if accepted:
+        assert run(issuer.owner(token))
+    else:
+        refused(issuer, token)
+
+
+def test_token_that_is_bound_to_a_key_is_refused(issuer: Signed) -> None:
+    """RFC 7800 §3.1: SASL cannot show the key, so the token may be stolen."""
+    for cnf in ({"jkt": "x"}, {"x5t#S256": "x"}, {}):
+        claims = {**GOOD, "cnf": cnf}
+        refused(issuer, jwt.encode(claims, rsa_key(), "RS256", headers={"kid": "rsa"}))

@@ -357,3 +357,18 @@ def test_names_and_passwords_are_measured_in_octets_before_they_are_normalised(
         with pytest.raises(AuthenticationFailed):
             prepare.prepared(text)
     assert bool(normalised) == (size <= 1024)
+
+
+@pytest.mark.parametrize("name", ["OAUTHBEARER", "XOAUTH2"])
+def test_tokens_are_neither_offered_nor_accepted_without_tls(name: str) -> None:
+    """Not even where passwords may be shown in clear (RFC 6750 §5.3)."""
+    for is_secure in (False, True):
+        core = Core(
+            list(MESSAGES),
+            policy=Policy(mechanisms=(name, "PLAIN")),
+            tls=is_secure,
+            may_login_in_clear=True,
+        )
+        assert (name.encode() in core.send(b"CAPA\r\n")) == is_secure
+        said = core.send(b"AUTH " + name.encode() + b"\r\n")
+        assert said.startswith(b"+ " if is_secure else b"-ERR")

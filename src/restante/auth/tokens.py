@@ -29,6 +29,9 @@ _KINDS = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}  # of keys, by algo
 _MAX_TOKEN = 16_384  # octets
 _MAX_KEYS = 100
 _MIN_RSA = 2048  # bits
+# RFC 9068 §4 accepts at+jwt only; Google, Microsoft and older providers write JWT or nothing.  An
+# ID token, a logout token or a DPoP proof is no access token.
+_ACCESS_TYPES = ("jwt", "at+jwt", "application/at+jwt")
 _LEEWAY = 30.0  # seconds that clocks may differ
 _AT_ONCE = 16  # requests to the provider
 
@@ -200,6 +203,8 @@ class Signed:
             raise AuthenticationFailed("token-algorithm")
         if kid is not None and not isinstance(kid, str):
             raise AuthenticationFailed("token-form")
+        if str(header.get("typ", "JWT")).casefold() not in _ACCESS_TYPES:
+            raise AuthenticationFailed("token-type")
         kind, key = await self._keys.find(kid)
         if kind != _KINDS[algorithm[:2]]:
             raise AuthenticationFailed("token-algorithm")
@@ -215,7 +220,15 @@ class Signed:
             )
         except (PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise AuthenticationFailed(f"token: {type(error).__name__}") from None
+        _refuse_bound(claims)
         return self._wanted.name(claims)
+
+
+def _refuse_bound(claims: Claims) -> None:
+    """A token may be bound to a key of its client (RFC 7800, RFC 8705, RFC 9449).  SASL cannot show
+    that key, so such a token may have been stolen from the service that it was made for."""
+    if "cnf" in claims:
+        raise AuthenticationFailed("token-bound")
 
 
 # The provider's word.
@@ -261,6 +274,7 @@ class Introspected:
             raise AuthenticationFailed("token-expired")
         if not _is_time(claims.get("nbf", now), -forever, now + _LEEWAY):
             raise AuthenticationFailed("token-too-early")
+        _refuse_bound(claims)
         return self._wanted.name(claims)
 
     def _is_meant(self, claims: Claims) -> bool:

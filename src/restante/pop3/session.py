@@ -307,8 +307,12 @@ class Session:
         """What may be named in AUTH here and now."""
         if not self.may_login_in_clear:
             return ()
-        offered = self._policy.mechanisms
-        return tuple(name for name in offered if MECHANISMS[name].is_possible(self._channel))
+        return tuple(
+            name
+            for name in self._policy.mechanisms
+            if MECHANISMS[name].is_possible(self._channel)
+            and (self.is_secure or not MECHANISMS[name].needs_tls)
+        )
 
     @property
     def terms(self) -> tuple[Terms, bool]:

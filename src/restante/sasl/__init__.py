@@ -36,6 +36,8 @@ class Mechanism(NamedTuple):
     is_possible: Callable[[Channel], bool] = lambda _: True
     refusal: bytes = b""
     """The challenge that reports a failed login before -ERR does (RFC 7628 §3.2.2)."""
+    needs_tls: bool = False
+    """Even where passwords may be shown in clear: a bearer token opens more than a maildrop."""
     max_line: int = 8192
     """Octets of base64 in one response; ours.  PLAIN needs three texts of 1 KiB at most."""
 
@@ -54,8 +56,12 @@ MECHANISMS = {
     "SCRAM-SHA-1-PLUS": Mechanism(scram.server("SCRAM-SHA-1-PLUS"), _can_bind),
     "SCRAM-SHA-256": Mechanism(scram.server("SCRAM-SHA-256")),
     "SCRAM-SHA-1": Mechanism(scram.server("SCRAM-SHA-1")),
-    "OAUTHBEARER": Mechanism(oauth.server, refusal=oauth.REFUSAL, max_line=_TOKEN_LINE),
-    "XOAUTH2": Mechanism(oauth.xoauth2, refusal=oauth.REFUSAL, max_line=_TOKEN_LINE),
+    "OAUTHBEARER": Mechanism(
+        oauth.server, refusal=oauth.REFUSAL, needs_tls=True, max_line=_TOKEN_LINE
+    ),
+    "XOAUTH2": Mechanism(
+        oauth.xoauth2, refusal=oauth.REFUSAL, needs_tls=True, max_line=_TOKEN_LINE
+    ),
     "PLAIN": Mechanism(plain.server),
     "LOGIN": Mechanism(login.server),
 }
