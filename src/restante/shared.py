@@ -13,9 +13,10 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from fcntl import LOCK_EX, LOCK_UN, lockf
 from hashlib import blake2b
 from tempfile import TemporaryFile
+
+from .posix import fcntl
 
 _CELLS = 16_384  # of each hash
 _ROW = 1 + 2 * _CELLS  # the sum of all, then the cells
@@ -58,10 +59,10 @@ class SharedLock:
         self._file = TemporaryFile()  # noqa: SIM115  # closed by close
 
     def __enter__(self) -> None:
-        lockf(self._file, LOCK_EX)
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
 
     def __exit__(self, *_: object) -> None:
-        lockf(self._file, LOCK_UN)
+        fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def close(self) -> None:
         self._file.close()

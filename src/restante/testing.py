@@ -418,7 +418,8 @@ class Pop3Server:
         self._transcript: list[str] = []
         self._names = 0
         self._connections: WeakSet[_Tapped] = WeakSet()
-        self._loop = asyncio.new_event_loop()
+        # Not uvloop, nor the default of Windows, which cannot watch a listening socket.
+        self._loop = asyncio.SelectorEventLoop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="pop3-server")
         self._open = AsyncExitStack()
 

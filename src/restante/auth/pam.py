@@ -8,10 +8,9 @@ Limits: PAM blocks, as long as its modules please; a bounded number of calls run
 
 from __future__ import annotations
 
-import pwd
-
 from ..errors import AuthenticationFailed, BackendUnavailable
 from ..passdb import Account, Credentials
+from ..posix import pwd
 from . import passwords
 from .aside import Aside
 from .names import BadName, check_name

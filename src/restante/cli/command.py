@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from .. import __version__, sysexits
 
 _VERBS = (
     *("demo", "serve", "user", "auth", "maildrop", "import_", "deliver", "fetch", "account"),
@@ -29,7 +29,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not hasattr(options, "run"):
         parser.print_help(sys.stderr)
-        return os.EX_USAGE
+        return sysexits.EX_USAGE
     sys.stdout = sys.stdout or io.StringIO()  # `restante … >&-`
     _escape_what_cannot_be_displayed()
     try:
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return code
     except BrokenPipeError:  # `restante … | head`
         _discard_output()
-        return os.EX_OK
+        return sysexits.EX_OK
     except (Exception, KeyboardInterrupt) as error:
         _discard_output()
         return _explain(error, options)
@@ -79,7 +79,7 @@ def _explain(error: BaseException, options: argparse.Namespace) -> int:
     code = exit_code(error)
     if code == 130 and sys.stderr.isatty():
         print(file=sys.stderr)  # a question stands there, and ^C
-    if options.verbose or code == os.EX_SOFTWARE:
+    if options.verbose or code == sysexits.EX_SOFTWARE:
         traceback.print_exception(error)
     for line in describe(error).splitlines():
         print(f"restante {options.verb}: {printable(line)}", file=sys.stderr)
@@ -112,7 +112,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:  # type: ignore[override]
         self.print_usage(sys.stderr)
-        self.exit(os.EX_USAGE, f"{self.prog}: {message}\n")
+        self.exit(sysexits.EX_USAGE, f"{self.prog}: {message}\n")
 
 
 def _verb(arguments: Sequence[str]) -> str:

@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from math import inf
 from pathlib import Path
-from pwd import getpwuid
 from typing import Any
 
-from .. import config
+from .. import config, sysexits
 from ..auth.http import is_readable
 from ..auth.names import BadName
 from ..auth.users import BadPassword, NameTaken, NoSuchAppPassword, Users
@@ -39,6 +38,7 @@ from ..errors import (
     UnsafeArgument,
 )
 from ..net import tls
+from ..posix import pwd
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
 from ..store.place import Template
@@ -46,22 +46,22 @@ from . import identities
 
 # The first row that fits decides (sysexits.h).
 _EXIT_CODES: tuple[tuple[type[RestanteError], int], ...] = (
-    (CannotListen, os.EX_UNAVAILABLE),
-    (ConfigurationError, os.EX_CONFIG),
-    (NoSuchUser, os.EX_NOUSER),
-    (NoMaildrop, os.EX_NOUSER),
-    (NoSuchAppPassword, os.EX_NOUSER),
-    (NameTaken, os.EX_CANTCREAT),
-    (BadName, os.EX_USAGE),
-    (BadPassword, os.EX_USAGE),
-    (UnsafeArgument, os.EX_USAGE),
-    (MessageRefused, os.EX_DATAERR),
-    (TLSUnavailable, os.EX_NOPERM),
-    (AuthenticationFailed, os.EX_NOPERM),
-    (LoginWithheld, os.EX_NOPERM),
-    (ConsentNeeded, os.EX_NOPERM),
-    (ProtocolBroken, os.EX_PROTOCOL),
-    (PermanentFailure, os.EX_CONFIG),
+    (CannotListen, sysexits.EX_UNAVAILABLE),
+    (ConfigurationError, sysexits.EX_CONFIG),
+    (NoSuchUser, sysexits.EX_NOUSER),
+    (NoMaildrop, sysexits.EX_NOUSER),
+    (NoSuchAppPassword, sysexits.EX_NOUSER),
+    (NameTaken, sysexits.EX_CANTCREAT),
+    (BadName, sysexits.EX_USAGE),
+    (BadPassword, sysexits.EX_USAGE),
+    (UnsafeArgument, sysexits.EX_USAGE),
+    (MessageRefused, sysexits.EX_DATAERR),
+    (TLSUnavailable, sysexits.EX_NOPERM),
+    (AuthenticationFailed, sysexits.EX_NOPERM),
+    (LoginWithheld, sysexits.EX_NOPERM),
+    (ConsentNeeded, sysexits.EX_NOPERM),
+    (ProtocolBroken, sysexits.EX_PROTOCOL),
+    (PermanentFailure, sysexits.EX_CONFIG),
 )
 _MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EIO}  # once there is room, or another disk
 # Trying again does not help until an administrator has repaired something.
@@ -82,24 +82,24 @@ def exit_code(error: BaseException) -> int:
         if error.retry:
             return _code_of_cause(error.__cause__)
         if isinstance(error, LoginFailed):
-            return os.EX_NOPERM
+            return sysexits.EX_NOPERM
         found = (code for kind, code in _EXIT_CODES if isinstance(error, kind))
-        return next(found, os.EX_UNAVAILABLE)
+        return next(found, sysexits.EX_UNAVAILABLE)
     if isinstance(error, KeyboardInterrupt | EOFError):
         return 130
     if isinstance(error, OSError):
-        return os.EX_TEMPFAIL if error.errno in _MAY_PASS else os.EX_IOERR
-    return os.EX_SOFTWARE
+        return sysexits.EX_TEMPFAIL if error.errno in _MAY_PASS else sysexits.EX_IOERR
+    return sysexits.EX_SOFTWARE
 
 
 def _code_of_cause(cause: BaseException | None) -> int:
     """A client and a mail server may try again whatever the cause is; a person should know."""
     if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
-        return os.EX_NOHOST
+        return sysexits.EX_NOHOST
     if isinstance(cause, OSError) and cause.errno in _LASTING:
-        return os.EX_IOERR
+        return sysexits.EX_IOERR
     in_sqlite = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-    return os.EX_IOERR if in_sqlite in _LASTING_IN_SQLITE else os.EX_TEMPFAIL
+    return sysexits.EX_IOERR if in_sqlite in _LASTING_IN_SQLITE else sysexits.EX_TEMPFAIL
 
 
 @contextmanager
@@ -127,7 +127,7 @@ def configuration(options: argparse.Namespace, **overrides: Any) -> Configuratio
     """The configuration in force for this command."""
     given = {key.replace("__", "."): value for key, value in overrides.items() if value}
     found = config.load(options.config, overrides=given)
-    if options.verb not in ("serve", "check") and os.geteuid() == 0:
+    if options.verb not in ("serve", "check") and getattr(os, "geteuid", lambda: 1)() == 0:
         _refuse_root(found)
     return found
 
@@ -142,7 +142,7 @@ def _refuse_root(found: Configuration) -> None:
         with suppress(FileNotFoundError):
             if owner := place.stat().st_uid:
                 try:
-                    name = getpwuid(owner).pw_name
+                    name = pwd.getpwuid(owner).pw_name
                 except KeyError:
                     name = str(owner)
                 raise ConfigurationError(

@@ -12,6 +12,7 @@ from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import sysexits
 from ..errors import UnsafeArgument
 from ..log import printable
 from . import common, telling
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     name = f"{user}@{host}"
     outcome = asyncio.run(_fetch(options, name, user, password_of(options, user)))
     _report(options, outcome)
-    return os.EX_TEMPFAIL if outcome.refused or outcome.short else os.EX_OK
+    return sysexits.EX_TEMPFAIL if outcome.refused or outcome.short else sysexits.EX_OK
 
 
 def password_of(options: argparse.Namespace, user: str) -> str:

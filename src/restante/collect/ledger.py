@@ -7,7 +7,6 @@ Security: holds unique-ids, sizes and digests; no password, no text of a message
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 import threading
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigurationError, LoginWithheld, TemporaryFailure
 from ..net.saving import fsync_directory
+from ..posix import fcntl
 from .elapsed import Reading, advance
 from .likeness import Content
 from .plan import Aside, Doubt, Proved, Record, Taken, Used

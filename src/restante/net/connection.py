@@ -21,11 +21,10 @@ import ssl
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
-from fcntl import ioctl
 from struct import unpack
-from termios import TIOCOUTQ
 from typing import Any, Generic, Protocol, TypeVar, cast
 
+from ..posix import NotOnThisSystem, fcntl, termios
 from .listener import Seat, log_refused_tls
 from .proxy import Origin
 
@@ -490,6 +489,6 @@ def _unsent(transport: asyncio.Transport) -> int:
     """Octets that the kernel holds for the client (tcp(7), SIOCOUTQ)."""
     connected = transport.get_extra_info("socket")
     try:
-        return int(unpack("i", ioctl(connected.fileno(), TIOCOUTQ, bytes(4)))[0])
-    except (OSError, AttributeError, ValueError):
+        return int(unpack("i", fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
+    except (OSError, AttributeError, ValueError, NotOnThisSystem):
         return 0

@@ -37,6 +37,8 @@ _UNSENT = 65_536  # octets for one connection that its client is not ready to ta
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE = 0.5  # seconds without accepting after one of these
 _DIRECT = Origin()
+_AF_UNIX: int = getattr(socket, "AF_UNIX", -1)  # Windows has none
+_NOTSENT_LOWAT: int = getattr(socket, "TCP_NOTSENT_LOWAT", 0)  # nor this
 _ADDRESS = re.compile(
     r"(?:(?P<scheme>[a-z0-9+]+)://)?(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<host>[^\[\]:/]*)):(?P<port>\d+)"
 )
@@ -144,7 +146,7 @@ def _bind_port(address: Address) -> socket.socket:
 
 def _bind_path(path: str) -> socket.socket:
     """A socket that no process listens on is left over from a crash and is replaced."""
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening = socket.socket(_AF_UNIX, socket.SOCK_STREAM)
     try:
         if _is_dead_socket(path):
             Path(path).unlink()
@@ -166,7 +168,7 @@ def _is_dead_socket(path: str) -> bool:
             return False
     except FileNotFoundError:
         return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(_AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
@@ -354,8 +356,8 @@ class Listener:
         self._arriving: set[asyncio.Task[None]] = set()
         self._resume: asyncio.TimerHandle | None = None
         listening.setblocking(False)
-        if listening.family != socket.AF_UNIX:  # each connection has it from here
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
+        if listening.family != _AF_UNIX and _NOTSENT_LOWAT:  # each connection has it from here
+            listening.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, _UNSENT)
         self._loop.add_reader(listening.fileno(), self._accept)
 
     def close(self) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
 import stat
 import time
@@ -22,6 +21,7 @@ from typing import ParamSpec, TypeVar
 
 from ..errors import MaildropInUse, TemporaryFailure
 from ..message import Survey
+from ..posix import fcntl, flags
 
 PIECE = 32_766
 """Octets read at once.  As CRLF text at most twice as many, and with a missing last line
@@ -33,8 +33,8 @@ LOCK = "restante.lock"  # in the maildrop; never unlinked, or two sessions could
 
 LOGIN = "restante.login"  # its time stamp is that of the last login that counted
 
-_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # a fifo must not block us
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FLAGS = flags("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK")  # a fifo must not block us
+_DIRECTORY = os.O_RDONLY | flags("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC")
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
 _UNCACHED = {errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 

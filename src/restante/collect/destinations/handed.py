@@ -24,6 +24,7 @@ from contextlib import suppress
 from tempfile import SpooledTemporaryFile
 from typing import IO
 
+from ... import sysexits
 from ...errors import (
     ConfigurationError,
     MessageRefused,
@@ -42,8 +43,8 @@ _ENOUGH_DOUBTS = 10
 _HANG = 5  # doubts that a time-out counts for, because it costs minutes
 
 # sysexits.h: try again later, and nothing depends on the message.
-_LATER = {os.EX_TEMPFAIL, os.EX_OSERR, os.EX_IOERR}
-_PERMANENT = range(os.EX_USAGE, os.EX_CONFIG + 1)
+_LATER = {sysexits.EX_TEMPFAIL, sysexits.EX_OSERR, sysexits.EX_IOERR}
+_PERMANENT = range(sysexits.EX_USAGE, sysexits.EX_CONFIG + 1)
 _CLOSING = 421  # RFC 5321 §4.2.3
 _OF_THE_MAILBOX = re.compile(r"4\d\d 4\.2\.")  # it is full, say: RFC 3463 §3.3
 

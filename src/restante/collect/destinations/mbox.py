@@ -7,7 +7,6 @@ It keeps no list of what it holds, so nothing is known to be here already.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import time
@@ -17,6 +16,7 @@ from typing import BinaryIO
 
 from ...errors import TemporaryFailure
 from ...net.saving import fsync_directory
+from ...posix import fcntl
 from .folder import missing
 
 _FROM = re.compile(rb"^(>*From )", re.MULTILINE)

@@ -6,7 +6,6 @@ forgotten the one before.  Nothing is ever removed because a provider could not 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from ...errors import ConfigurationError, TemporaryFailure
 from ...net.saving import fsync_directory
+from ...posix import fcntl
 from .flow import Tokens
 
 _NONCE = 12  # octets

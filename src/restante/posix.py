@@ -1,0 +1,52 @@
+"""Modules and flags that POSIX systems have and others, such as Windows, do not.
+
+The client, the server for tests and ``restante fetch`` work without them, so importing a module of
+ours must not fail for want of one.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from .errors import ConfigurationError
+
+__all__ = ["fcntl", "flags", "pwd", "termios"]
+
+
+class NotOnThisSystem(ConfigurationError):
+    """Something was asked for that this operating system cannot do."""
+
+
+class _Missing:
+    """Stands in the place of a module; only using it is an error."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> object:
+        raise NotOnThisSystem(f"this needs {self._name}.{attribute}, which Windows does not have")
+
+
+def _module(name: str) -> object:
+    try:
+        return import_module(name)
+    except ImportError:
+        return _Missing(name)
+
+
+if TYPE_CHECKING:
+    import fcntl
+    import pwd
+    import termios
+else:
+    fcntl, pwd, termios = map(_module, ("fcntl", "pwd", "termios"))
+
+
+def flags(*names: str) -> int:
+    """Those of these flags of ``os.open`` that this system has, together."""
+    found = 0
+    for name in names:
+        found |= getattr(os, name, 0)
+    return found
