@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import mailbox
 import os
 import re
@@ -185,7 +184,7 @@ class Dead(BaseException):
     """The process is no more."""
 
 
-CHANGES = ("open", "mkdir", "fsync", "rename", "unlink", "ftruncate", "write")
+CHANGES = ("open", "mkdir", "fsync", "link", "rename", "unlink", "ftruncate", "write")
 
 
 class Recorder:
@@ -259,15 +258,23 @@ def test_the_same_in_a_maildir(kind: str, name: str, tmp_path: Path) -> None:
 
 
 def test_an_mbox_is_appended_to_when_the_message_is_durable_beside_it(tmp_path: Path) -> None:
+    """And only then, while it is locked."""
     with opened("mbox", tmp_path) as mbox, recorded(tmp_path) as recorder:
         put(mbox, "a", MESSAGE)
     assert recorder.calls == [
-        "open .mail.restante",
-        "fsync .mail.restante",
+        "open .mail.N.part",
+        "open mail",
+        "open .mail.N.part",
+        "write .mail.N.part",
+        "link .mail.N.part",
+        "unlink .mail.N.part",
+        "fsync .mail.N.part",
+        "rename .mail.N.part",
         "fsync .",
         "write mail",
         "fsync mail",
         "unlink .mail.restante",
+        "unlink mail.lock",
     ]
 
 
@@ -330,17 +337,13 @@ def test_dying_at_any_call_and_doing_it_again(kind: str, tmp_path: Path) -> None
         with opened(kind, base) as destination:
             put(destination, "first", MESSAGE)
         second = b"Subject: second\r\n\r\n" + b"x" * 70 + b"\r\n"
-        dying = None
         with recorded(base, die_at=number) as recorder:
             try:
-                dying = KINDS[kind](base / "mail")
-                put(dying, "second", second)
+                put(KINDS[kind](base / "mail"), "second", second)
             except Dead:
                 is_done = False
             else:
                 is_done = True
-        if isinstance(dying, Mbox):
-            os.close(dying._file)  # as the kernel does
         with opened(kind, base) as destination:
             if not destination.has("second"):
                 put(destination, "second", second)
@@ -402,30 +405,6 @@ def test_mail_of_another_program_is_never_cut_off(journal: bytes, tmp_path: Path
         pass
     assert path.read_bytes() == b"From a\n\nmail\n\n"
     assert leftovers(tmp_path) == []
-
-
-@pytest.mark.parametrize("lock", [fcntl.flock, fcntl.lockf])
-def test_a_locked_mbox_is_left_alone(lock: Any, tmp_path: Path) -> None:
-    path = tmp_path / "mail"
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:  # a lock of fcntl's kind is a process's
-        file = os.open(path, os.O_RDWR | os.O_CREAT)
-        lock(file, fcntl.LOCK_EX)
-        os.write(write, b"x")
-        os.kill(os.getpid(), 19)  # until it is killed
-        os._exit(0)
-    try:
-        os.read(read, 1)
-        with pytest.raises(TemporaryFailure, match="locked"):
-            Mbox(path)
-    finally:
-        os.kill(child, 9)
-        os.waitpid(child, 0)
-        os.close(read)
-        os.close(write)
-    with opened("mbox", tmp_path):
-        pass
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\n\n"])

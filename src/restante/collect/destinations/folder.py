@@ -41,19 +41,12 @@ class Folder:
         self._waiting: list[_Whole] = []
         self._run, self._numbers = token_hex(8), count()
         self._prepare()
-        self._tidy()
+        tidy(self._workshop, ".*.part")
 
     def _prepare(self) -> None:
         """What an earlier run named may not be durable yet, and ``has`` will say that it is."""
         make_directory(self._inbox)
         fsync_directory(self._inbox)
-
-    def _tidy(self) -> None:
-        """Remove what killed processes left unfinished long ago."""
-        for each in self._workshop.glob(".*.part"):
-            with suppress(FileNotFoundError):
-                if each.stat().st_mtime < time.time() - _LEFT_OVER:
-                    each.unlink()
 
     def has(self, identity: str) -> bool:
         return self._find(name_of(identity)) is not None
@@ -141,6 +134,14 @@ def make_directory(path: Path, mode: int = 0o777) -> None:
         except FileNotFoundError:
             raise missing(path.parent) from None
     fsync_directory(path.parent)
+
+
+def tidy(directory: Path, pattern: str) -> None:
+    """Remove what killed processes left unfinished long ago."""
+    for each in directory.glob(pattern):
+        with suppress(FileNotFoundError):
+            if each.stat().st_mtime < time.time() - _LEFT_OVER:
+                each.unlink()
 
 
 def missing(directory: Path) -> TemporaryFailure:

@@ -3,71 +3,70 @@
 That is what it rewrites: CRLF becomes LF, and the quoted lines get one ``>`` that readers of
 mboxrd take away again (but not after more than 1,000 of them, so that no line need be kept whole).
 It keeps no list of what it holds, so nothing is known to be here already.
+
+Mail readers and servers share the file.  It is locked for each append and for no longer, because a
+reader must be able to write its flags back while the next message is downloaded.  So between two
+appends the file may have been replaced by another one, which is then appended to.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import re
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import BinaryIO
 
 from ...errors import TemporaryFailure
 from ...net.saving import fsync_directory
 from ...posix import fcntl
-from .folder import missing
+from .dotlock import Dotlock, one_at_a_time
+from .folder import missing, tidy
 
 _FROM = re.compile(rb"^(>*From )", re.MULTILINE)
 _BEGINNING = re.compile(rb">{0,1000}(?:F(?:r(?:o(?:m)?)?)?)?")
 _PIECE = 65_536  # octets
+_PATIENCE = 10.0  # seconds for which a reader may hold the file; large ones take long to rewrite
+_OFFSET = 19  # octets of the journal's first line; an offset fits into 18 digits
 
 
 class Mbox:
-    """Locked (fcntl and flock) from the first message to ``close``.
+    """Locked by fcntl, flock and ``FILE.lock`` while a message is appended (Debian policy 11.6).
 
-    A message is first durable in a file of its own beside the mbox, with the place where it goes,
-    and then appended.  After a crash the next run finds that file and cuts off a torn append, but
-    only if what stands there is a beginning of that very message.
+    A message is first durable in a journal beside the mbox, with the place where it goes, and then
+    appended.  After a crash the next append finds that journal and cuts off a torn one, but only if
+    what stands there, up to the end of the file, is a beginning of that very message.
     """
 
     is_repeatable = False
 
     def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            TemporaryFailure: another program holds the file, or its directory is not there.
+        """
         if not path.parent.is_dir():
             raise missing(path.parent)
         self._path = path
         self._journal = path.with_name(f".{path.name}.restante")
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._spool = path.with_name(f".{path.name}.{token_hex(8)}.part")
         self._message: BinaryIO | None = None
         self._quoting = _Quoting()
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with self._locked():
             fsync_directory(path.parent)
-            self._mend()
-        except BlockingIOError as error:
-            os.close(self._file)
-            raise TemporaryFailure(f"{path} is locked by another program") from error
-        except BaseException:
-            os.close(self._file)
-            raise
+        tidy(path.parent, f".{path.name}.*.part")
 
     def has(self, identity: str) -> bool:
         return False
 
     def begin(self, identity: str) -> bool:
-        self._mend()  # where even that failed which the last error needed
-        end = os.lseek(self._file, 0, os.SEEK_END)
-        last = os.pread(self._file, 2, max(end - 2, 0))
-        # What stands there may lack its line end, or the blank line behind it.
-        missing = b"\n\n" if end and not last.endswith(b"\n") else b""
-        if end and last.endswith(b"\n") and last != b"\n\n":
-            missing = b"\n"
-        file = os.open(self._journal, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        file = os.open(self._spool, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         self._message = os.fdopen(file, "wb")
-        self._message.write(b"%d\n" % end + missing)
+        self._message.write(b"-" * (_OFFSET - 1) + b"\n")  # where it goes is known at the end
         self._message.write(f"From MAILER-DAEMON {time.asctime(time.gmtime())}\n".encode())
         self._quoting = _Quoting()
         return True
@@ -79,48 +78,79 @@ class Mbox:
     def commit(self) -> None:
         assert self._message is not None
         self._message.write(self._quoting.finish() + b"\n")
-        self._message.flush()
-        os.fsync(self._message.fileno())
-        self._message.close()
-        fsync_directory(self._journal.parent)
-        self._message = None  # from here on only ``_mend`` knows what to do
-        with self._journal.open("rb") as message:
-            end = int(message.readline())
+        with self._locked() as (file, dotlock):
+            offset = _separated(file)
+            self._message.seek(0)
+            self._message.write(b"%018d\n" % offset)
+            self._message.flush()
+            os.fsync(self._message.fileno())
+            self._message.close()
+            self._message = None
+            self._spool.rename(self._journal)  # from here on only ``_mend`` knows what to do
+            fsync_directory(self._journal.parent)
             try:
-                while piece := message.read(_PIECE):
-                    _append(self._file, piece)
-                os.fsync(self._file)
+                with self._journal.open("rb") as message:
+                    message.seek(_OFFSET)
+                    while piece := message.read(_PIECE):
+                        _append(file, piece)
+                        dotlock.touch()
+                os.fsync(file)
             except OSError:
-                os.ftruncate(self._file, end)
-                os.fsync(self._file)  # or a power failure may bring the torn end back
-                self._journal.unlink()
+                self._mend(file, even_whole=True)
                 raise
-        self._journal.unlink()
+            self._journal.unlink()
 
     def abort(self) -> None:
         if self._message is not None:
             with suppress(OSError):
                 self._message.close()
             self._message = None
-            self._journal.unlink(missing_ok=True)
+            self._spool.unlink(missing_ok=True)
 
     def close(self) -> None:
         self.abort()
-        os.close(self._file)
 
-    def _mend(self) -> None:
-        """Cut off what a crash left of the last append."""
-        if not self._journal.exists():
+    @contextmanager
+    def _locked(self) -> Iterator[tuple[int, Dotlock]]:
+        """The file that has the path now, mended, while no other program changes it.
+
+        Raises:
+            TemporaryFailure: one held it for too long.
+        """
+        until = time.monotonic() + _PATIENCE
+        with one_at_a_time(self._path):
+            while True:
+                with ExitStack() as held:
+                    file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                    held.callback(os.close, file)
+                    dotlock = Dotlock(self._path)
+                    held.callback(dotlock.release)
+                    if _lock(file) and _is_at(self._path, file) and dotlock.take():
+                        self._mend(file)
+                        yield file, dotlock
+                        return
+                # All locks are given back, or two programs could wait for each other.
+                if time.monotonic() > until:
+                    raise TemporaryFailure(f"{self._path} is locked by another program")
+                time.sleep(random.uniform(0.05, 0.2))
+
+    def _mend(self, file: int, *, even_whole: bool = False) -> None:
+        """Cut off what a crash left of the last append; ``even_whole``: all of it, since it may
+        not be durable."""
+        try:
+            message = self._journal.open("rb")
+        except FileNotFoundError:
             return
-        with self._journal.open("rb") as message:
-            head = message.readline()
+        with message:
+            head = message.readline(_OFFSET)
             offset = int(head) if re.fullmatch(rb"\d{1,18}\n", head) else -1
-            tail = os.fstat(self._file).st_size - offset
+            tail = os.fstat(file).st_size - offset
             whole = os.fstat(message.fileno()).st_size - len(head)
-            is_begun = offset >= 0 and 0 < tail <= whole
-            if is_begun and _is_torn(self._file, offset, message, tail, whole):
-                os.ftruncate(self._file, offset)
-                os.fsync(self._file)
+            if offset >= 0 and 0 < tail <= whole:
+                is_ours, is_torn = _compare(file, offset, message, tail)
+                if is_ours and (is_torn or tail < whole or even_whole):
+                    os.ftruncate(file, offset)
+                    os.fsync(file)  # or a power failure may bring the torn end back
         self._journal.unlink()
 
 
@@ -154,24 +184,54 @@ class _Quoting:
         return text[:inside] + _FROM.sub(rb">\1", text[inside:])
 
 
+def _lock(file: int) -> bool:
+    """fcntl before all others, as all programs of a system must do it."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(path: Path, file: int) -> bool:
+    """Whether this open file still has the path: a mail reader may have put another one there."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file))
+    except FileNotFoundError:
+        return False
+
+
+def _separated(file: int) -> int:
+    """Where a message can begin: behind a blank line, which is added if it is missing."""
+    end = os.lseek(file, 0, os.SEEK_END)
+    last = os.pread(file, 2, max(end - 2, 0))
+    if not end or last == b"\n\n":
+        return end
+    missing_ends = b"\n" if last.endswith(b"\n") else b"\n\n"
+    _append(file, missing_ends)
+    return end + len(missing_ends)
+
+
 def _append(file: int, octets: bytes) -> None:
     os.lseek(file, 0, os.SEEK_END)
     while octets:
         octets = octets[os.write(file, octets) :]
 
 
-def _is_torn(file: int, offset: int, message: BinaryIO, octets: int, whole: int) -> bool:
-    """Whether it is this message, but less of it, or NULs where a power failure lost some."""
-    is_torn = octets < whole
+def _compare(file: int, offset: int, message: BinaryIO, octets: int) -> tuple[bool, bool]:
+    """Whether it is a beginning of this message, and whether a power failure has put NULs in the
+    place of some octets."""
+    has_nul = False
     while octets > 0:
         wanted = message.read(min(_PIECE, octets))
         found = os.pread(file, len(wanted), offset)
         if not wanted or len(found) < len(wanted):
-            return False
+            return False, has_nul
         if found != wanted:
             if any(there not in (0, ours) for there, ours in zip(found, wanted, strict=True)):
-                return False
-            is_torn = True
+                return False, has_nul
+            has_nul = True
         offset += len(wanted)
         octets -= len(wanted)
-    return is_torn
+    return True, has_nul

@@ -1,0 +1,134 @@
+"""``FILE.lock``: the lock of programs that share an mbox, also over NFS (Debian policy 11.6).
+
+Its content is the number of the process that made it.  Its age is measured by the clock of the file
+system.  All of this is what liblockfile does, with one exception: the lock of another process is
+broken for its age only, unless we made it on this machine, because a process of the same number may
+live on the machine that really made it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+import time
+from collections import defaultdict
+from contextlib import suppress
+from pathlib import Path
+from secrets import token_hex
+
+_STALE = 300.0  # seconds without a touch: lockfile_create(3)
+_TOUCH = 30.0  # seconds; who holds a lock for long touches it at least once a minute
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+
+_turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+
+def one_at_a_time(path: Path) -> threading.Lock:
+    """Of this process: when one thread closes a file, fcntl drops the locks that another one has
+    on it."""
+    return _turns[os.path.realpath(path)]
+
+
+class Dotlock:
+    """Beside one file.  The caller is the only one of this process, and holds the other locks."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.with_name(f"{path.name}.lock")
+        self._aside = path.with_name(f".{path.name}.{token_hex(8)}.part")
+        self._is_ours = False
+        self._inode = 0
+        self._touched_at = 0.0  # on the monotonic clock
+
+    def take(self) -> bool:
+        """Whether it could be had; one that was left behind is broken.
+
+        Raises:
+            OSError: no lock can be made there.
+        """
+        file = os.open(self._aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            os.write(file, f"{os.getpid()}\n{_maker()}\n".encode())
+            now = os.fstat(file).st_mtime
+            self._is_ours = self._link()
+            if not self._is_ours and self._break(now):
+                self._is_ours = self._link()
+        finally:
+            os.close(file)
+            self._aside.unlink()
+        if self._is_ours:
+            self._inode, self._touched_at = self._path.stat().st_ino, time.monotonic()
+        return self._is_ours
+
+    def touch(self) -> None:
+        """While it is held for long."""
+        if time.monotonic() > self._touched_at + _TOUCH:
+            self._touched_at = time.monotonic()
+            with suppress(OSError):
+                os.utime(self._path)
+
+    def release(self) -> None:
+        """One that cannot be removed is broken by the next who wants it; what was done under it
+        is done."""
+        if self._is_ours:
+            self._is_ours = False
+            with suppress(OSError):
+                if self._path.stat().st_ino == self._inode:  # or another program broke it
+                    self._path.unlink()
+
+    def _link(self) -> bool:
+        """By a second name, which is atomic over NFS too; where there is none, by O_EXCL."""
+        try:
+            os.link(self._aside, self._path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            try:
+                with open(self._path, "xb") as file:
+                    file.write(self._aside.read_bytes())
+            except FileExistsError:
+                return False
+        return True
+
+    def _break(self, now: float) -> bool:
+        """Remove a lock that was left behind; ``now`` on the clock of the file system."""
+        broken = self._aside.with_name(f"{self._aside.name}.part")
+        try:
+            found = self._path.stat()
+            if now - found.st_mtime < _STALE and not self._is_of_the_dead():
+                return False
+            self._path.rename(broken)
+        except FileNotFoundError:
+            return True
+        try:
+            same = broken.stat()
+            # An inode number may be used again at once.
+            if (same.st_ino, same.st_mtime_ns) == (found.st_ino, found.st_mtime_ns):
+                return True
+            with suppress(FileExistsError):  # another program was quicker, and has a fresh one
+                os.link(broken, self._path)
+            return False
+        finally:
+            broken.unlink()
+
+    def _is_of_the_dead(self) -> bool:
+        """Whether we made it, here, and the process is over.  This one holds none now."""
+        try:
+            number, maker, *_ = self._path.read_text("ascii").split("\n")
+            if maker != _maker():
+                return False
+            if int(number) != os.getpid():
+                os.kill(int(number), 0)
+                return False
+        except ProcessLookupError:
+            pass
+        except (OSError, ValueError):
+            return False
+        return True
+
+
+def _maker() -> str:
+    return f"restante on {socket.gethostname()}"
