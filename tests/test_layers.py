@@ -16,7 +16,8 @@ LAYERS = {
         ("errors", "wire", "maildrop", "passdb", "message", "surrogate", "sysexits"), 0
     ),
     **dict.fromkeys(("pop3", "smtp", "sasl"), 1),
-    **dict.fromkeys(("store", "auth", "shared", "https", "clock", "syncing", "posix"), 2),
+    **dict.fromkeys(("store", "auth", "shared", "https", "clock", "syncing"), 2),
+    **dict.fromkeys(("posix", "scanning"), 2),
     "net": 3,
     "collect": 4,
     **dict.fromkeys(("config", "log", "cli", "__main__", "__init__"), 5),
@@ -24,7 +25,7 @@ LAYERS = {
 }
 SIDEWAYS = {("pop3", "sasl"), ("log", "config"), ("cli", "config"), ("cli", "log")}
 SIDEWAYS |= {("auth", "shared"), ("auth", "https"), ("auth", "clock"), ("store", "clock")}
-SIDEWAYS |= {("store", "syncing")}
+SIDEWAYS |= {("store", "syncing"), ("store", "scanning"), ("scanning", "posix")}
 SIDEWAYS |= {("shared", "posix"), ("store", "posix"), ("auth", "posix")}
 SIDEWAYS |= {("__main__", "cli"), ("cli", "__init__"), ("config", "__init__")}
 SIDEWAYS |= {("testing_plugin", "testing"), ("testing_hostile", "testing")}

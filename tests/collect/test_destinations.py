@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restante import syncing
+from restante import scanning, syncing
 from restante.collect.destinations import Destination, Grouping, Verifying, open_destination
 from restante.collect.destinations.folder import Folder
 from restante.collect.destinations.maildir import Maildir
@@ -325,6 +326,57 @@ def test_a_message_is_known_wherever_it_was_moved(
         assert not destination.begin("a")
         assert isinstance(destination, Verifying)
         assert destination.holds("a", sha256(MESSAGE).digest())
+
+
+@in_maildirs
+@pytest.mark.parametrize(
+    ("old", "new"), [("new", "cur"), ("cur", "new"), ("held", "new"), ("cur", "held")]
+)
+def test_a_message_that_moves_while_directories_are_read_is_known(
+    kind: str, old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first pass over either directory misses it."""
+    with opened(kind, tmp_path) as destination:
+        put(destination, "a", MESSAGE)
+    mail = tmp_path / "mail"
+    (mail / "held").mkdir(exist_ok=True)
+    (delivered,) = (mail / "new").iterdir()
+    place = {
+        "new": mail / "new" / delivered.name,
+        "cur": mail / "cur" / f"{delivered.name}:2,S",
+        "held": mail / "held" / f"1764000000.{delivered.name}",
+    }
+    delivered.rename(place[old])
+    real, missed = scanning._list, list[str]()
+
+    def list_(name: str, parent: int) -> dict[str, int]:
+        if name in (f"./{old}", f"./{new}") and name not in missed:
+            missed.append(name)
+            if place[old].exists():
+                place[old].rename(place[new])
+            return {}
+        return real(name, parent)
+
+    monkeypatch.setattr(scanning, "_list", list_)
+    with opened(kind, tmp_path) as destination:
+        assert destination.has("a")
+    assert len(missed) == 2
+
+
+@in_maildirs
+def test_what_was_not_seen_in_a_storm_of_renames_is_neither_here_nor_missing(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(kind, tmp_path) as destination:
+        put(destination, "a", MESSAGE)
+    stamps = count()
+    with opened(kind, tmp_path) as destination:
+        with monkeypatch.context() as patch:
+            patch.setattr(scanning, "_stamp", lambda *_: (1, next(stamps), 1))
+            assert destination.has("a")
+            with pytest.raises(TemporaryFailure):
+                destination.has("b")
+        assert not destination.has("b")
 
 
 @kinds

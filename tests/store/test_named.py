@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from restante import scanning
 from restante.errors import LargerThanQuota, PermanentFailure, QuotaExceeded, TemporaryFailure
 from restante.maildrop import Deliveries, NamedDelivery, Place
-from restante.store import delivering, files, held
+from restante.store import held
 from restante.store.maildir import MaildirStore
 from restante.store.memory import MemoryStore
 
@@ -221,10 +223,10 @@ def test_mail_that_an_imap_client_moves_about_is_never_taken_for_new(
     folder = place / ".Old"
     for part in ("new", "cur", "tmp"):
         (folder / part).mkdir(parents=True)
-    listed = files.list_files
+    listed = scanning._list
     moves = iter([("new", ".Old/cur"), (".Old/cur", "cur"), ("cur", ".Old/new")])
 
-    def list_files(where: str, parent: int) -> list[tuple[str, int]]:
+    def list_files(where: str, parent: int) -> dict[str, int]:
         found = listed(where, parent)
         for source, target in moves:
             time.sleep(0.02)  # longer than the file system's clock ticks
@@ -233,7 +235,7 @@ def test_mail_that_an_imap_client_moves_about_is_never_taken_for_new(
             break
         return found
 
-    monkeypatch.setattr(files, "list_files", list_files)
+    monkeypatch.setattr(scanning, "_list", list_files)
     with closing(maildir.deliveries("ann")) as deliveries:
         assert [deliveries.place(name(at)) for at in range(3)] == [Place.HERE] * 3
         assert deliveries.digest(name(1)) == sha256(TEXTS[1]).digest()
@@ -420,9 +422,13 @@ def test_what_a_killed_delivery_left_is_swept_away(maildir: MaildirStore, place:
 
 
 def test_looks_end(maildir: MaildirStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A maildrop in which something always moves is still answered for."""
+    """In a maildrop in which something always moves, only what was seen is known."""
     put_all(maildir, [0])
-    stamps = iter(range(10**9))
-    monkeypatch.setattr(delivering, "_stamps", lambda *_: next(stamps))
+    stamps = count()
     with closing(maildir.deliveries("ann")) as deliveries:
-        assert deliveries.place(name(0)) is Place.HERE
+        with monkeypatch.context() as patch:
+            patch.setattr(scanning, "_stamp", lambda *_: (1, next(stamps), 1))
+            assert deliveries.place(name(0)) is Place.HERE
+            with pytest.raises(TemporaryFailure):
+                deliveries.place(name(1))
+        assert deliveries.place(name(1)) is Place.UNKNOWN

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from restante import scanning
 from restante.store import files
 from restante.store.index import INDEX
 
@@ -110,6 +111,7 @@ W = TypeVar("W", bound=WatchedOs)
 def below_the_store(stand_in: W) -> Iterator[W]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "os", stand_in)
+        patch.setattr(scanning, "os", stand_in)
         yield stand_in
 
 

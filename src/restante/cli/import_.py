@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..auth.names import normalise
 from ..errors import PermanentFailure, TemporaryFailure, UnsafeArgument
+from ..scanning import MAIL, open_maildir, scan_exactly
 from ..store import foreign
 from ..store.maildir import MaildirStore
 from ..store.names import unique_id_of
@@ -176,14 +177,14 @@ def _courier(options: argparse.Namespace) -> Found:
 
 def _maildir(path: Path, ids: dict[str, str]) -> Found:
     files: dict[str, Path] = {}
-    for directory in ("new", "cur"):  # in the order in which messages move
-        for file in sorted((path / directory).iterdir()):
-            if file.is_file() and not file.is_symlink() and not file.name.startswith("."):
-                base = file.name.partition(":")[0]
-                other = files.get(base, file)
-                if other.exists() and not other.samefile(file):
-                    raise PermanentFailure(f"two messages there are called {base}; rename one")
-                files[base] = file
+    with open_maildir(path) as maildir:
+        listed = sorted(scan_exactly(maildir), key=lambda each: (MAIL.index(each.directory), each))
+    for found in listed:
+        file, base = path / found.directory / found.name, found.name.partition(":")[0]
+        other = files.get(base, file)
+        if other.exists() and not other.samefile(file):
+            raise PermanentFailure(f"two messages there are called {base}; rename one")
+        files[base] = file
     known = [name for name in ids if name in files]
     others = [name for name in files if name not in ids]
     arrivals = [Arrival(files[name].name, ids[name], files[name]) for name in known]

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from ..scanning import ChangingMaildir, open_maildir, scan_exactly
+
 LONGEST_HEADER = 2**18  # octets; what follows counts as the body
 _FIELDS = (b"message-id", b"date", b"from", b"to", b"cc", b"subject")
 _FIELD = re.compile(
@@ -122,19 +124,24 @@ def in_maildir(path: Path) -> Counter[bytes]:
     """How many messages of each likeness are there and in its folders.
 
     Raises:
+        TemporaryFailure: another program renames its files all the time.
         OSError: it cannot be read, or is no Maildir.
     """
     found: Counter[bytes] = Counter()
     for file in _messages(path):
-        with file.open("rb") as opened:
+        try:
+            opened = file.open("rb")
+        except FileNotFoundError as error:  # renamed since it was seen
+            raise ChangingMaildir from error
+        with opened:
             if mark := likeness(header_of(opened.read(LONGEST_HEADER))):
                 found[mark] += 1
     return found
 
 
 def _messages(path: Path) -> Iterator[Path]:
-    for name in ("new", "cur"):
-        yield from (each for each in (path / name).iterdir() if each.is_file())
+    with open_maildir(path) as maildir:
+        yield from [path / file.directory / file.name for file in scan_exactly(maildir)]
     for folder in path.iterdir():
         is_folder = folder.name not in ("new", "cur", "tmp") and not folder.is_symlink()
         if is_folder and (folder / "cur").is_dir():

@@ -12,7 +12,7 @@ it is whole, because a message without room must not cost those before it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import NamedTuple
@@ -20,14 +20,12 @@ from typing import NamedTuple
 from ..errors import LargerThanQuota
 from ..maildrop import Place
 from ..message import Survey
+from ..scanning import ChangingMaildir, list_folders, scan_folders
 from ..syncing import sync_files
 from . import files, held, quota
 from .files import storage_errors
 from .folders import INBOX
-from .names import fields, fresh_unique, given_name, scan, unique_of
-
-_PARTS = ("new", "cur", files.HELD)  # in the order in which messages move
-_LOOKS = 10  # at folders in which other programs keep moving mail about
+from .names import fields, fresh_unique, given_name, unique_of
 
 
 class _Message(NamedTuple):
@@ -48,6 +46,8 @@ class _Known(NamedTuple):
     paths: dict[str, str]
     """In the maildrop."""
     purged: set[str]
+    is_exact: bool
+    """No other message is there."""
 
 
 class NamedDeliveries:
@@ -70,21 +70,31 @@ class NamedDeliveries:
     # What is here.
 
     def place(self, name: str) -> Place:
-        known = self._known()
-        path = known.paths.get(name)
+        path = self._path(name)
         if path is not None:
             return Place.HELD if path.split("/")[-2] == files.HELD else Place.HERE
-        return Place.GONE if name in known.purged else Place.UNKNOWN
+        return Place.GONE if name in self._known().purged else Place.UNKNOWN
 
     def digest(self, name: str) -> bytes | None:
         for _ in range(2):
-            path = self._known().paths.get(name)
+            path = self._path(name)
             if path is None:
                 return None
             with storage_errors(), suppress(FileNotFoundError):
                 return self._digest(path)
             self._seen = None  # another program has renamed it
         return None
+
+    def _path(self, name: str) -> str | None:
+        """
+        Raises:
+            TemporaryFailure: another program renames files all the time, and this one may be here.
+        """
+        known = self._known()
+        if name not in known.paths and not known.is_exact:
+            self._seen = None  # so that the next question looks again
+            raise ChangingMaildir
+        return known.paths.get(name)
 
     def _digest(self, path: str) -> bytes:
         *folders, name = path.split("/")
@@ -101,13 +111,14 @@ class NamedDeliveries:
 
     def _known(self) -> _Known:
         if self._seen is None:
-            self._seen = _Known({}, set())
+            seen = _Known({}, set(), is_exact=True)
             with (
                 storage_errors(),
                 suppress(FileNotFoundError),
                 files.maildrop(self._base, self._names) as maildrop,
             ):
-                self._seen = _look(maildrop)
+                seen = _look(maildrop)
+            self._seen = seen  # not before: after an error nothing is known
         return self._seen
 
     # What comes.
@@ -245,32 +256,19 @@ class _Group:
 def _look(maildrop: int) -> _Known:
     """At every folder, and what is held there.
 
-    A file that is renamed while its directory is read may be missed, so all is read until a look
-    meets no change.  What one of the looks has seen is here: absence is no evidence of anything.
     The names are made durable, because what is here will be deleted where it came from, and a
     crash may have come between the rename and the fsync of an earlier delivery.
     """
-    paths: dict[str, str] = {}
+    seen = scan_folders(maildrop)
+    for directory in seen.names:
+        with suppress(FileNotFoundError):
+            files.sync(directory, parent=maildrop)
     purged: set[str] = set()
-    for _ in range(_LOOKS):
-        folders = [INBOX, *files.list_folders(maildrop)]
-        before = _stamps(maildrop, folders)
-        paths |= _by_name(path for folder in folders for path in _in_folder(maildrop, folder))
-        if _stamps(maildrop, folders) == before:
-            break
-    for folder in folders:
+    for folder in (INBOX, *list_folders(maildrop)):
         with suppress(FileNotFoundError), files.directory(folder, maildrop) as own:
-            files.sync(*(name for name in _PARTS if files.exists(name, own)), parent=own)
             purged |= held.purged(own)
-    return _Known(paths, purged)
-
-
-def _in_folder(maildrop: int, folder: str) -> Iterator[str]:
-    with suppress(FileNotFoundError, NotADirectoryError), files.directory(folder, maildrop) as own:
-        for file in scan(own):
-            yield f"{folder}/{file.directory}/{file.name}"
-        for name, _ in files.list_files(files.HELD, own):  # the last place counts
-            yield f"{folder}/{files.HELD}/{name}"
+    paths = _by_name(f"{file.directory}/{file.name}" for file in seen.files())
+    return _Known(paths, purged, seen.is_exact)
 
 
 def _by_name(paths: Iterable[str]) -> dict[str, str]:
@@ -282,13 +280,3 @@ def _by_name(paths: Iterable[str]) -> dict[str, str]:
 def _name_in(path: str) -> str | None:
     *folders, name = path.split("/")
     return given_name(held.name_before(name) if folders[-1] == files.HELD else name)
-
-
-def _stamps(maildrop: int, folders: Iterable[str]) -> list[tuple[int, int, int]]:
-    """They change whenever a name does."""
-    found = []
-    for folder in folders:
-        for name in _PARTS:
-            with suppress(FileNotFoundError, NotADirectoryError):
-                found.append(files.stamp(f"{folder}/{name}", maildrop))
-    return found

@@ -10,10 +10,11 @@ from contextlib import suppress
 
 from ..clock import is_credible
 from ..maildrop import Forecast, Sweep
+from ..scanning import scan
 from . import files, rules
 from .folders import each_folder
 from .held import date_again, purge, removals
-from .names import File, scan
+from .names import File
 from .rules import Rules
 
 _LEFT_OVER = 36 * 3600  # seconds; maildir(5)
@@ -36,7 +37,8 @@ def purge_due(maildrop: int, known: Rules, *, until: float, now: float) -> Sweep
 
 def arrivals(maildrop: int, now: float, *, date_again: bool = False) -> list[float]:
     """When each message arrived that is there; ``date_again`` as for ``arrived``."""
-    found = [arrived(maildrop, file, now, date_again=date_again) for file in scan(maildrop)]
+    seen = scan(maildrop).files()  # one that is missing expires the next time
+    found = [arrived(maildrop, file, now, date_again=date_again) for file in seen]
     return [each for each in found if each is not None]
 
 

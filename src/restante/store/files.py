@@ -252,17 +252,6 @@ def list_strange(name: str, parent: int) -> list[str]:
         ]
 
 
-def list_folders(maildrop: int) -> list[str]:
-    """Names of the folders of a Maildir (Maildir++): its directories whose names begin with a
-    dot."""
-    with directory(".", maildrop) as opened, os.scandir(opened) as entries:
-        return [
-            entry.name
-            for entry in entries
-            if entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
-        ]
-
-
 def sync(*directories: str, parent: int) -> None:
     """Make what happened to the names in these directories durable, in this order."""
     for name in directories:

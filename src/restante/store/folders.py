@@ -15,7 +15,7 @@ import re
 from base64 import b64encode
 from bisect import bisect_right
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import ExitStack, aclosing, suppress
 from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple, Protocol
@@ -31,14 +31,16 @@ from ..maildrop import (
     RawReading,
     SessionRecord,
 )
+from ..scanning import MAIL, list_folders, scan_for
 from . import files
 from .index import Index, Message
-from .names import File, delivered_at
+from .names import File, Identity, delivered_at, unique_part
 
 INBOX = "."
 """The Maildir itself, as a directory in it."""
 
 _NAME_MAX = 255  # octets, on nearly every file system
+_ATTEMPTS = 5  # at files that another program renames in the meantime
 _PLAUSIBLE = 10**9  # seconds since the epoch; nobody wrote Maildirs before, so it is a number
 
 
@@ -70,7 +72,7 @@ def _modified_utf7(text: str) -> str:
 def each_folder(maildrop: int) -> Iterator[tuple[str, int]]:
     """Directory and descriptor of the INBOX and of every folder in which mail was ever held."""
     yield INBOX, maildrop
-    for name in files.list_folders(maildrop):
+    for name in list_folders(maildrop):
         with suppress(FileNotFoundError), files.directory(name, maildrop) as folder:
             if files.exists(files.HELD, folder):
                 yield name, folder
@@ -107,18 +109,39 @@ class Part(NamedTuple):
 
 
 def recent(maildrop: int, listing: Index, since: float) -> list[int]:
-    """Where those stand that arrived later: as their names tell it, or else their mtime."""
-    places = []
-    for directory in ("new", "cur"):
-        with files.directory(directory, maildrop) as opened:
+    """Where those stand that arrived later: as their names tell it, or else their mtime.
+
+    A file that another program renames all the time is shown, for its age cannot be known.
+    """
+    with ExitStack() as stack:
+        opened = {each: stack.enter_context(files.directory(each, maildrop)) for each in MAIL}
+        places: list[int] = []
+        moved: dict[Identity, int] = {}
+        for directory in MAIL:
             for name, at in listing.files_in(directory).items():
-                with suppress(FileNotFoundError):  # renamed meanwhile: shown the next time
-                    arrived: float = delivered_at(name)
-                    if arrived < _PLAUSIBLE:
-                        arrived = files.status(name, opened).st_mtime
-                    if arrived >= since:
+                try:
+                    if _arrived(name, opened[directory]) >= since:
                         places.append(at)
-    return sorted(places)
+                except FileNotFoundError:
+                    moved[unique_part(name), listing.inodes[at]] = at
+        for _ in range(_ATTEMPTS):
+            if not moved:
+                break
+            seen = scan_for(maildrop, moved)
+            there = seen.select(moved)
+            left = {file.identity for file in there} if seen.is_exact else set(moved)
+            for file in there:
+                with suppress(FileNotFoundError):
+                    if _arrived(file.name, opened[file.directory]) >= since:
+                        places.append(moved[file.identity])
+                    left.discard(file.identity)
+            moved = {each: moved[each] for each in left}
+    return sorted({*places, *moved.values()})
+
+
+def _arrived(name: str, directory: int) -> float:
+    arrived = delivered_at(name)
+    return arrived if arrived >= _PLAUSIBLE else files.status(name, directory).st_mtime
 
 
 def joined(parts: Sequence[Part]) -> Index:

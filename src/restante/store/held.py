@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from ..clock import is_credible
 from ..errors import MessageGone
 from ..maildrop import Entry, HeldMessage, SessionRecord
+from ..scanning import Scan, scan_exactly, scan_for
 from . import files, journal
 from .names import (
     File,
@@ -29,7 +30,6 @@ from .names import (
     fresh_unique,
     given_name,
     pack,
-    scan,
     size_fields,
     unique_id_of,
     unique_of,
@@ -106,13 +106,19 @@ def _finish(maildrop: int, removed_at: int | None) -> None:
 
 def _take(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
     """The second half of UPDATE, done again after a crash.  Touches nothing but the victims."""
-    left: set[str] = set()
+    wanted, left = dict(victims), set[str]()
     try:
         for _ in range(_ATTEMPTS):
-            left, renamed = _take_once(maildrop, victims, removed_at)
+            found = scan_for(maildrop, wanted)
+            failed, renamed = _take_once(maildrop, found, wanted, removed_at)
+            left |= failed
+            seen = {wanted[file.identity] for file in found.select(wanted)}
+            wanted = {key: each for key, each in wanted.items() if each not in seen - renamed}
             if not renamed:
                 break
         left |= renamed
+        if not found.is_exact:  # not seen is not gone
+            left |= set(wanted.values())
         # held/ first: a crash may leave a message in both places, never in none.
         files.sync(files.HELD, "cur", "new", parent=maildrop)
     except OSError as error:
@@ -123,15 +129,13 @@ def _take(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
 
 
 def _take_once(
-    maildrop: int, victims: Victims, removed_at: int | None
+    maildrop: int, found: Scan, victims: Victims, removed_at: int | None
 ) -> tuple[set[str], set[str]]:
     """Unique-ids of what could not be moved, and of what another program has just renamed."""
     left, renamed = set(), set()
     with files.directory(files.HELD, maildrop) as held:
-        for file in scan(maildrop):
-            unique_id = victims.get(file.identity)
-            if unique_id is None:
-                continue
+        for file in found.select(victims):
+            unique_id = victims[file.identity]
             try:
                 with files.directory(file.directory, maildrop) as directory:
                     if removed_at is None:
@@ -249,7 +253,7 @@ def undelete(
         # Not even a power failure may bring back a list of what we give back now.
         files.sync(".", parent=maildrop)
         present, inodes = set(), {0}
-        for file in scan(maildrop):
+        for file in scan_exactly(maildrop):
             present.add(file.identity[0])
             inodes.add(file.inode)
         inode_of = dict(files.list_files(files.HELD, maildrop))

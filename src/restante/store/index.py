@@ -32,6 +32,7 @@ from itertools import accumulate
 from typing import NamedTuple, overload
 
 from ..maildrop import Entry, Rendered
+from ..scanning import NO_STAMP, Stamp
 from . import files
 from .adopted import ADOPTED
 from .names import File, delivered_at, unique_part
@@ -48,10 +49,11 @@ _APPENDED = 65_536  # octets of changes after which all is written anew
 
 Stamps = tuple[int, ...]
 """Inode number, mtime and ctime of new/, of cur/, and of the file of adopted ids (zeros if there
-is none).  Where one is not to be trusted these are ``_UNTRUSTED``."""
+is none).  Where one is not to be trusted these are ``NO_STAMP``."""
 
-_UNTRUSTED = (0, 0, 1)
-UNKNOWN: Stamps = _UNTRUSTED * 3
+UNKNOWN: Stamps = NO_STAMP * 3
+INCOMPLETE: Stamps = (0,) * 9
+"""In place of stamps: messages that are there may be missing in this index."""
 
 
 class Form(IntEnum):
@@ -245,6 +247,17 @@ class Index(Rendered):
         if len(wanted) > _FEW:
             return not wanted.isdisjoint(self._unique_ids(0, len(self)))
         return any(f" {each}\r\n".encode("ascii") in self._ids for each in wanted)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every message is here that was ever listed and is not known to be gone."""
+        return self.stamps != INCOMPLETE
+
+    @property
+    def directories(self) -> dict[str, Stamp]:
+        """The stamps of new/ and cur/."""
+        new, cur = self.stamps[:3], self.stamps[3:6]
+        return {"new": (new[0], new[1], new[2]), "cur": (cur[0], cur[1], cur[2])}
 
     @property
     def is_guessed(self) -> bool:
@@ -464,7 +477,7 @@ def trusted(found: Stamps, began: int) -> Stamps:
     told: list[int] = []
     for at in range(0, 9, 3):
         one = found[at : at + 3]
-        told += one if max(one[1:]) < began else _UNTRUSTED
+        told += one if max(one[1:]) < began else NO_STAMP
     return tuple(told)
 
 

@@ -3,6 +3,10 @@
 From the index known comes all that is still so.  Only the directories that have changed are
 read, only messages whose names do not tell their size are opened, and where nobody quarrels
 for a unique-id only what is new is worked out.
+
+No message leaves the listing because a directory was read while another program renamed files
+in it (``scanning``): what the index knows stays until a look that is exact does not find it.
+Without an index there is nothing to fill the holes from, and the look must be exact.
 """
 
 from __future__ import annotations
@@ -12,26 +16,38 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from math import inf
 from typing import NamedTuple
 
+from ..scanning import MAIL, ChangingMaildir, Scan, passes, scan_for
 from . import adopted, files
 from .coded import LONGEST, coding
 from .files import in_thread
-from .index import UNKNOWN, Change, Form, Index, Message, Stamps, follow, save, stamps, trusted
+from .index import (
+    INCOMPLETE,
+    UNKNOWN,
+    Change,
+    Form,
+    Index,
+    Message,
+    Stamps,
+    follow,
+    save,
+    stamps,
+    trusted,
+)
 from .names import (
     File,
     Identity,
     contested,
     field,
     identify,
-    scan,
     unique_id_of,
     unique_part,
 )
 
 _BATCH = 32  # messages measured in one call that cannot be cancelled
 _MANY = 1000  # messages at once that are new; of more, all is worked out anew
-_SCANS = 4  # how often directories that keep changing are read
 _LONG = 1.0  # seconds; whoever waits longer for a listing is told why in the log
 _UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO}
 
@@ -39,117 +55,148 @@ _log = logging.getLogger(__name__)
 
 
 async def index_of_now(
-    maildrop: int, began: int, known: Index, *, measure_all: bool = False
+    maildrop: int, began: int, known: Index | None, *, measure_all: bool = False
 ) -> Index:
     """An index of what is there now, also on disk.
 
-    ``measure_all``: every message is read, whatever its name tells of its size.
+    ``began``: when the session's lock was taken, by the clock of the file system.  ``known``: the
+    newest index that can be believed.  ``measure_all``: every message is read, whatever its name
+    tells of its size.
 
     Whoever loses patience with many messages of unknown size leaves what was found so far.
 
     Raises:
+        TemporaryFailure: another program changes the maildrop all the time.
         OSError: also when ``new`` or ``cur`` is missing.
     """
     start = time.monotonic()
-    looked = await in_thread(_look_for_changes, maildrop, known)
-    if looked is None:
-        looked = await in_thread(_look_at_all, maildrop, known)
-    unknown = [at for at, message in enumerate(looked.messages) if measure_all or message.size < 0]
+    looked = await in_thread(_look, maildrop, began, known)
+    unmeasured = [
+        at for at, each in enumerate(looked.messages) if measure_all or not _is_measured(each)
+    ]
     try:
-        for first in range(0, len(unknown), _BATCH):
-            await in_thread(_measure, maildrop, looked.messages, unknown[first : first + _BATCH])
+        for first in range(0, len(unmeasured), _BATCH):
+            batch = unmeasured[first : first + _BATCH]
+            await in_thread(_measure, maildrop, looked.messages, batch)
     except BaseException:
-        await in_thread(_write, maildrop, known, looked, 0)
+        has_holes = known is None or not known.is_complete
+        await in_thread(_write, maildrop, known, looked, INCOMPLETE if has_holes else UNKNOWN)
         raise
-    index = await in_thread(_write, maildrop, known, looked, began)
+    index = await in_thread(_write, maildrop, known, looked, trusted(looked.stamps, began))
     if (seconds := time.monotonic() - start) > _LONG:
-        fields = {"messages": len(index), "measured": len(unknown), "ms": round(seconds * 1000)}
+        fields = {"messages": len(index), "measured": len(unmeasured), "ms": round(seconds * 1000)}
         _log.warning("maildrop indexed", extra={"fields": fields})
     return index
 
 
 class _Looked(NamedTuple):
     messages: list[Message]
-    """All, in the order of the listing, or those that are new.  A size of -1 must be measured."""
+    """All, in the order of the listing, or those that are new."""
     stamps: Stamps
     placed: int = 0
     change: Change | None = None
     """What else has changed; None: ``messages`` are all."""
 
 
-def _write(maildrop: int, known: Index, looked: _Looked, began: int) -> Index:
-    """``began``: stamps that are not older are not believed."""
+def _write(maildrop: int, known: Index | None, looked: _Looked, now: Stamps) -> Index:
     messages = [message for message in looked.messages if message.size >= 0]
-    is_guessed = any(message.form is Form.GUESSED for message in messages)
-    now = UNKNOWN if is_guessed else trusted(looked.stamps, began)
-    if looked.change is not None:
+    if now != INCOMPLETE and any(message.form is Form.GUESSED for message in messages):
+        now = UNKNOWN
+    if known is not None and looked.change is not None:
         return follow(maildrop, known, looked.change._replace(added=messages), now)
     index = Index(messages, now, looked.placed)
     save(maildrop, index)
     return index
 
 
+def _look(maildrop: int, began: int, known: Index | None) -> _Looked:
+    """What is there now; sizes that names do not tell are still to be measured."""
+    looked = None
+    if known is not None and known.is_complete:
+        looked = _look_once(maildrop, began, known, must_be_exact=False)
+    looked = looked or _look_once(maildrop, began, known, must_be_exact=True)
+    if looked is None:
+        raise ChangingMaildir
+    return looked
+
+
+def _look_once(
+    maildrop: int, began: int, known: Index | None, *, must_be_exact: bool
+) -> _Looked | None:
+    """None: it would have to be exact, and another program did not let it.
+
+    Otherwise ``known`` fills the holes: what it has and was not seen stays.
+    """
+    index = known or Index()
+    adopted_now = stamps(maildrop)[6:]
+    for found in passes(maildrop, known=index.directories, clock=began):
+        compared = _compare(index, found)
+        if not must_be_exact and not compared.gone:
+            break
+    if must_be_exact and not found.is_exact:
+        return None
+    now = (*found.stamps["new"], *found.stamps["cur"], *adopted_now)
+    if compared.gone and not found.is_exact:
+        now = UNKNOWN
+    looked = None
+    if known is not None and adopted_now == known.stamps[6:]:
+        looked = _small_change(maildrop, known, found, compared, now)
+    return looked or _all(maildrop, index, found, compared, now)
+
+
 # -- What has changed
 
 
-def _look_for_changes(maildrop: int, known: Index) -> _Looked | None:
-    """None: it is not that simple."""
-    if known.is_guessed or stamps(maildrop)[6:] != known.stamps[6:]:
-        return None
-    found, now = _changed_directories(maildrop, known.stamps)
-    gone, fresh = _differences(known, found)
-    if len(fresh) > _MANY:
-        return None
-    other: dict[int, Message] = {}
-    added: list[Message] = []
-    for file in fresh:
-        if file.identity in gone:
-            at = gone.pop(file.identity)
-            other[at] = known.message(at)._replace(file=file)
-        else:
-            added.append(_message(unique_id_of(file.name), file))
-    ids = {message.unique_id for message in added}
-    if len(ids) < len(added) or known.has(ids) or _may_be_adopted(maildrop, added):
-        return None
-    return _Looked(added, now, change=Change(sorted(gone.values()), other))
+class _Compared(NamedTuple):
+    """An index, and what was seen in the directories that were read."""
+
+    gone: dict[Identity, int]
+    """Places of messages that were not seen."""
+    moved: dict[int, File]
+    """By place; the same messages under another name."""
+    new: list[File]
 
 
-def _differences(
-    known: Index, found: dict[str, dict[str, int]]
-) -> tuple[dict[Identity, int], list[File]]:
-    """Places of what is not where it was, and files that were not there."""
+def _compare(known: Index, found: Scan) -> _Compared:
     gone: dict[Identity, int] = {}
     fresh: list[File] = []
     inodes = known.inodes
-    for directory, names in found.items():
+    for directory, names in found.names.items():
         was = known.files_in(directory)
-        new = [
+        unknown = [
             File(directory, name, inode)
             for name, inode in names.items()
             if name not in was or inodes[was[name]] != inode
         ]
-        fresh += new
-        if len(names) - len(new) < len(was):
+        fresh += unknown
+        if len(names) - len(unknown) < len(was):
             for at in [at for name, at in was.items() if names.get(name) != inodes[at]]:
                 gone[unique_part(known.message(at).file.name), inodes[at]] = at
-    return gone, fresh
+    if not gone:
+        return _Compared(gone, {}, fresh)
+    moved: dict[int, File] = {}
+    new: list[File] = []
+    for file in fresh:
+        if file.identity in gone:
+            moved[gone.pop(file.identity)] = file
+        else:
+            new.append(file)
+    return _Compared(gone, moved, new)
 
 
-def _changed_directories(maildrop: int, known: Stamps) -> tuple[dict[str, dict[str, int]], Stamps]:
-    """Names and inode numbers in each directory that has changed, and the stamps before.
-
-    As ``names.scan``, this looks again if something changes meanwhile.
-    """
-    for _ in range(_SCANS):
-        before = stamps(maildrop)
-        found = {
-            name: dict(files.list_files(name, maildrop))
-            for name, at in (("new", 0), ("cur", 3))  # in the order in which messages move
-            if before[at : at + 3] != known[at : at + 3]
-        }
-        if stamps(maildrop) == before:
-            break
-    return found, before
+def _small_change(
+    maildrop: int, known: Index, found: Scan, compared: _Compared, now: Stamps
+) -> _Looked | None:
+    """None: it is not that simple."""
+    if known.is_guessed or len(compared.new) > _MANY:
+        return None
+    added = [_message(unique_id_of(file.name), file) for file in compared.new]
+    ids = {message.unique_id for message in added}
+    if len(ids) < len(added) or known.has(ids) or _may_be_adopted(maildrop, added):
+        return None
+    gone = sorted(compared.gone.values()) if found.is_exact else ()
+    other = {at: known.message(at)._replace(file=file) for at, file in compared.moved.items()}
+    return _Looked(added, now, change=Change(gone, other))
 
 
 def _may_be_adopted(maildrop: int, messages: Iterable[Message]) -> bool:
@@ -161,11 +208,25 @@ def _may_be_adopted(maildrop: int, messages: Iterable[Message]) -> bool:
 # -- All that is there
 
 
-def _look_at_all(maildrop: int, known: Index) -> _Looked:
-    now = stamps(maildrop)
+def _all(
+    maildrop: int, known: Index, found: Scan, compared: _Compared, now: Stamps
+) -> _Looked | None:
+    """None: messages quarrel for a unique-id, and one may only have been replaced by the other."""
     settled = adopted.read(maildrop)
-    by_id = identify(scan(maildrop), settled)
+    places = known.places()
+
+    def is_known(file: File) -> bool:
+        at = places.get(file.inode)
+        return at is not None and known.is_of(at, file)
+
+    by_id = identify(
+        [*found.files(), *_not_read(known, found), *_not_seen(known, found, compared)],
+        settled,
+        lambda file: (not is_known(file), _arrived(maildrop, file)),
+    )
     if quarrels := contested(by_id, settled):
+        if not found.is_exact:
+            return None
         settled.update(quarrels)
         try:
             adopted.write(maildrop, settled)
@@ -176,15 +237,39 @@ def _look_at_all(maildrop: int, known: Index) -> _Looked:
                 raise
         now = UNKNOWN
     placed = {unique_id for (_, inode), unique_id in settled.items() if not inode}
-    places = known.places()
-    found = []
-    for unique_id, file in by_id.items():
-        at = places.get(file.inode)
-        if at is not None and known.is_of(at, file) and known.form(at) is not Form.GUESSED:
-            found.append(Message(unique_id, file, *known.measured(at)))
-        else:
-            found.append(_message(unique_id, file))
-    return _Looked(found, now, len(placed & by_id.keys()))
+    messages = [
+        Message(unique_id, file, *known.measured(places[file.inode]))
+        if is_known(file)
+        else _message(unique_id, file)
+        for unique_id, file in by_id.items()
+    ]
+    return _Looked(messages, now, len(placed & by_id.keys()))
+
+
+def _not_read(known: Index, found: Scan) -> Iterable[File]:
+    """What is in directories that are as they were."""
+    for directory in MAIL:
+        if directory not in found.names:
+            for name, at in known.files_in(directory).items():
+                yield File(directory, name, known.inodes[at])
+
+
+def _not_seen(known: Index, found: Scan, compared: _Compared) -> Iterable[File]:
+    """What nothing has shown to be gone."""
+    if not found.is_exact:
+        yield from (known.message(at).file for at in compared.gone.values())
+
+
+def _arrived(maildrop: int, file: File) -> float:
+    """When another program says that it came, which decides where we know nothing better.
+
+    Its inode number says nothing: numbers that became free are given out again.
+    """
+    try:
+        with files.directory(file.directory, maildrop) as directory:
+            return files.status(file.name, directory).st_mtime_ns
+    except FileNotFoundError:
+        return inf
 
 
 # -- Sizes
@@ -200,20 +285,28 @@ def _message(unique_id: str, file: File) -> Message:
     return Message(unique_id, file, size, Form.CRLF if dotted else Form.READY)
 
 
+def _is_measured(message: Message) -> bool:
+    return message.size >= 0 and message.form is not Form.GUESSED
+
+
 def _measure(maildrop: int, found: list[Message], places: Sequence[int]) -> None:
-    """Put in what these are on the wire; what is gone stays at -1."""
-    gone = []
+    """Put in what these are on the wire; what is gone gets a size of -1."""
+    missing: dict[Identity, int] = {}
     for at in places:
         try:
             found[at] = measured(maildrop, found[at])
         except FileNotFoundError:
-            gone.append(at)
-    if gone:  # or another program has renamed it
-        now = {file.identity: file for file in scan(maildrop)}
-        for at in gone:
-            with suppress(KeyError, FileNotFoundError):
-                moved = found[at]._replace(file=now[found[at].file.identity])
-                found[at] = measured(maildrop, moved)
+            missing[found[at].file.identity] = at
+    if not missing:
+        return
+    seen = scan_for(maildrop, missing)
+    now = {file.identity: file for file in seen.select(missing)}
+    for identity, at in missing.items():
+        with suppress(FileNotFoundError):  # renamed once more: as it is known, or the next time
+            if identity in now:
+                found[at] = measured(maildrop, found[at]._replace(file=now[identity]))
+            elif seen.is_exact:
+                found[at] = found[at]._replace(size=-1)
 
 
 def measured(maildrop: int, message: Message) -> Message:

@@ -52,6 +52,7 @@ from ..maildrop import (
     View,
 )
 from ..message import LineEnds, Survey
+from ..scanning import ChangingMaildir, scan_exactly, scan_for
 from . import adopted, expiry, files, journal, quota, rules
 from .coded import CODED, LONGEST, coding
 from .delivering import NamedDeliveries
@@ -77,7 +78,7 @@ from .held import (
 )
 from .index import Change, Form, Index, Message, follow, forget, load, save, stamps
 from .looking import index_of_now
-from .names import File, fields, fresh_unique, scan, unique_id_of, unique_part
+from .names import File, Identity, fields, fresh_unique, unique_id_of, unique_part
 from .place import Template
 from .rules import Rules, lasting
 from .verifying import Finding, verify
@@ -86,6 +87,7 @@ _WORTH_SAVING = 16  # one message in so many; what else was learnt is kept in me
 _WRITE = 262_144  # octets gathered for one write
 _CACHE = 67_108_864  # octets of indexes that are kept in memory
 _VIEWS = 16  # listings of several folders that are kept in memory
+_ATTEMPTS = 5  # to open a file that another program renames in the meantime
 _BATCH = 32  # users found in one call that cannot be cancelled
 
 T = TypeVar("T")
@@ -229,7 +231,7 @@ class MaildirStore:
     ) -> Index:
         """Finish an UPDATE that was cut short, and have an index of what is there now."""
 
-        def best() -> tuple[Index, bool]:
+        def best() -> tuple[Index | None, bool]:
             if is_unfinished(maildrop):
                 finish_update(maildrop, self._removed_at(root, hold))
                 quota.forget(root)
@@ -238,11 +240,13 @@ class MaildirStore:
                 return known, True
             loaded = load(maildrop)
             if loaded is None:
-                return known if known is not None else Index(), False
+                return known, False
             return loaded, loaded.stamps == now
 
         found, is_fresh = await in_thread(best)
-        return found if is_fresh else await index_of_now(maildrop, began, found)
+        if found is not None and is_fresh:
+            return found
+        return await index_of_now(maildrop, began, found)
 
     def _remember(self, key: str, index: Index) -> None:
         if (old := self._indexes.pop(key, None)) is not None:
@@ -450,7 +454,7 @@ class MaildirStore:
                 self._indexes.pop(user if folder == INBOX else f"{user}/{folder}", None)
                 await in_thread(forget, maildrop)
                 await in_thread(finish_update, maildrop, removed_at)
-                index = await index_of_now(maildrop, began, Index(), measure_all=True)
+                index = await index_of_now(maildrop, began, None, measure_all=True)
                 messages += len(index)
         return messages
 
@@ -601,7 +605,7 @@ class _Maildir:
 
     def adopt_ids(self, arrivals: Mapping[str, str]) -> set[str]:
         """Give these names their unique-ids, durably; returns those that are here, or held."""
-        present = {unique_part(file.name): file for file in scan(self.maildrop)}
+        present = {unique_part(file.name): file for file in scan_exactly(self.maildrop)}
         held = {each.unique_id for each in list_held(self.maildrop)}
         settled = adopted.read(self.maildrop)
         wanted = {(unique_part(name), 0): unique_id for name, unique_id in arrivals.items()}
@@ -715,27 +719,33 @@ class _Maildir:
                 yield last
 
     def _open(self, stack: ExitStack, entry: Entry) -> int:
-        """The file of a message, also after another program has renamed it.  Blocking."""
-        for scanned in (False, True):
+        """The file of a message, also after another program has renamed it.  Blocking.
+
+        Raises:
+            MessageGone: the message is there no more.
+            TemporaryFailure: another program renames it all the time.
+        """
+        for _ in range(_ATTEMPTS):
             _, file = self._file(entry)
             with (
                 suppress(FileNotFoundError),
                 files.directory(file.directory, self.maildrop) as directory,
             ):
                 return stack.enter_context(files.reading(file.name, directory))
-            if not scanned:
-                self._look_again()
-        raise MessageGone
+            self._look_again(file.identity)
+        raise ChangingMaildir
 
-    def _look_again(self) -> None:
+    def _look_again(self, missing: Identity) -> None:
         """Another program has renamed or removed files: find out where all are."""
-        found = {file.identity: file for file in scan(self.maildrop)}
-        moved: dict[int, File | None] = {}
+        seen = scan_for(self.maildrop, {missing})
+        found = {file.identity: file for file in seen.files()}
         for at in range(len(self.listing)):
             old = self.listing.message(at).file
-            if (now := found.get(old.identity)) != old:
-                moved[at] = now
-        self._moved = moved
+            now = found.get(old.identity)
+            if now == old:
+                self._moved.pop(at, None)
+            elif now is not None or seen.is_exact:
+                self._moved[at] = now
 
     async def pace(self, delay: float) -> float:
         return await in_thread(self._pace, delay)

@@ -17,85 +17,56 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from operator import attrgetter
-from typing import NamedTuple
+from typing import Any
 
 from ..message import Survey
-from . import files
+from ..scanning import File as File
+from ..scanning import Identity as Identity
+from ..scanning import unique_part as unique_part
 
-Identity = tuple[str, int]
-"""Unique part and inode number."""
 Adopted = Mapping[Identity, str]
 """Unique-ids that do not follow from a name; see ``adopted``."""
 
 _UNIQUE_ID = re.compile("[!-~]{1,70}")
 _SECONDS = re.compile("[0-9]{1,18}")
 _GIVEN = re.compile(r"[0-9]{1,18}\.([0-9a-f]{32})\.restante")
-_SCANS = 4  # how often a directory that keeps changing is read
 
 
-class File(NamedTuple):
-    """A message file, as it was found."""
-
-    directory: str
-    """``new`` or ``cur``."""
-    name: str
-    inode: int
-
-    @property
-    def identity(self) -> Identity:
-        return unique_part(self.name), self.inode
-
-
-def scan(maildrop: int) -> list[File]:
-    """Every message file of a maildrop.
-
-    A file that is renamed while its directory is read may be seen twice or not at all, so a
-    directory that changed meanwhile is read again.
-
-    Raises:
-        OSError: also when ``new`` or ``cur`` is missing; that is not an empty maildrop.
-    """
-    found: list[File] = []
-    for _ in range(_SCANS):
-        before = _mtimes(maildrop)
-        found = [
-            File(directory, name, inode)
-            for directory in ("new", "cur")  # in the order in which messages move
-            for name, inode in files.list_files(directory, maildrop)
-        ]
-        if _mtimes(maildrop) == before:
-            break
-    return found
-
-
-def _mtimes(maildrop: int) -> list[int]:
-    """Change whenever a name does; coarse (some milliseconds on most kernels)."""
-    return [files.status(name, maildrop).st_mtime_ns for name in ("new", "cur")]
-
-
-def identify(found: Iterable[File], adopted: Adopted | None = None) -> dict[str, File]:
+def identify(
+    found: Iterable[File],
+    adopted: Adopted | None = None,
+    rank: Callable[[File], Any] = lambda _: 0,
+) -> dict[str, File]:
     """The files by unique-id, in the order of their delivery, adopted ones first.
 
-    The oldest inode number keeps the unique part, so the ids depend neither on flags nor on
+    Of several that claim one id, the lowest ``rank`` keeps it; ids depend neither on flags nor on
     the directory.  Two links to one inode are one message.
     """
     adopted = adopted or {}
-    settled = {unique_id: inode for (_, inode), unique_id in adopted.items() if inode}
+    holders = {unique_id: inode for (_, inode), unique_id in adopted.items() if inode}
     by_id: dict[str, File] = {}
-    ordered = sorted(found, key=attrgetter("inode", "directory", "name"))
-    if adopted:
-        ordered.sort(key=lambda file: not _adopted_id(file, adopted))
-    for file in ordered:
-        adopted_id = _adopted_id(file, adopted) if adopted else ""
-        unique_id = own_id = adopted_id or unique_id_of(file.name)
-        while (unique_id in by_id and by_id[unique_id].identity != file.identity) or (
-            settled.get(unique_id, file.inode) != file.inode and not adopted_id
-        ):
+    rivals: dict[str, list[File]] = {}
+    for file in _each_once(found):
+        own_id = (adopted and _adopted_id(file, adopted)) or unique_id_of(file.name)
+        holder = by_id.setdefault(own_id, file)
+        if holder is not file or holders.get(own_id, file.inode) != file.inode:
+            rivals.setdefault(own_id, [holder]).append(file)
+    losers: list[tuple[str, File]] = []
+    for own_id, files in rivals.items():
+        first, *others = sorted(
+            set(files), key=lambda file: (not _adopted_id(file, adopted), rank(file), file)
+        )
+        by_id[own_id] = first
+        if holders.get(own_id, first.inode) != first.inode and not _adopted_id(first, adopted):
+            others.append(by_id.pop(own_id))
+        losers += [(own_id, file) for file in others]
+    for own_id, file in sorted(losers):
+        unique_id = own_id
+        while unique_id in by_id or unique_id in holders:
             unique_id = _digest(f"{unique_id} {own_id} {file.inode}")
-        by_id.setdefault(unique_id, file)
+        by_id[unique_id] = file
     place = {
         unique_id: at for at, ((_, inode), unique_id) in enumerate(adopted.items()) if not inode
     }
@@ -105,6 +76,15 @@ def identify(found: Iterable[File], adopted: Adopted | None = None) -> dict[str,
             key=lambda item: (place.get(item[0], len(place)), delivered_at(item[1].name), item[0]),
         )
     )
+
+
+def _each_once(found: Iterable[File]) -> Iterable[File]:
+    """Of two links to one message, the one in cur/, or else the first by name."""
+    files = list(found)
+    if len({file.inode for file in files}) < len(files):
+        by_identity = {file.identity: file for file in sorted(files, reverse=True)}
+        files = list(by_identity.values())
+    return files
 
 
 def contested(by_id: Mapping[str, File], adopted: Adopted) -> dict[Identity, str]:
@@ -139,10 +119,6 @@ def pack(ids: Mapping[Identity, str]) -> bytes:
 def unpack(octets: bytes) -> dict[Identity, str]:
     parts = re.findall(rb"([0-9]{1,20}) ([!-~]{1,70}) ([^\0]*)\0", octets)
     return {(os.fsdecode(unique), int(inode)): name.decode() for inode, name, unique in parts}
-
-
-def unique_part(name: str) -> str:
-    return name.partition(":")[0].partition(",")[0]
 
 
 def unique_id_of(name: str) -> str:

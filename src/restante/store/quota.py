@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 from ..errors import LargerThanQuota, QuotaExceeded
 from ..maildrop import Usage
+from ..scanning import MAIL, list_folders, scan
 from . import files
 from .names import File, field
 
@@ -216,16 +217,19 @@ def _definition(maildrop: int, limit: int) -> bytes:
 
 
 def _sizes(maildrop: int) -> Iterable[int]:
-    for folder in [".", *files.list_folders(maildrop)]:
-        for name in ("new", "cur"):
-            with (
-                suppress(FileNotFoundError, NotADirectoryError),
-                files.directory(folder, maildrop) as opened,
-                files.directory(name, opened) as directory,
-            ):
-                for found, _ in files.list_files(".", directory):
-                    with suppress(FileNotFoundError):
-                        yield _size(found, directory)
+    """Of each message once.  If another program renames files all the time some may be missing:
+    mail is not refused for that, and such a count is not written."""
+    for folder in [".", *list_folders(maildrop)]:
+        with (
+            suppress(FileNotFoundError, NotADirectoryError),
+            files.directory(folder, maildrop) as opened,
+        ):
+            there = [name for name in MAIL if files.exists(name, opened)]
+            for name, names in scan(opened, there).names.items():
+                with files.directory(name, opened) as directory:
+                    for each in names:
+                        with suppress(FileNotFoundError):
+                            yield _size(each, directory)
 
 
 def _size(name: str, directory: int) -> int:
@@ -236,7 +240,7 @@ def _size(name: str, directory: int) -> int:
 def _latest(maildrop: int) -> int:
     """The newest change of any directory that is counted, in nanoseconds."""
     found = [0]
-    for folder in [".", *files.list_folders(maildrop)]:
+    for folder in [".", *list_folders(maildrop)]:
         for name in ("new", "cur"):
             with suppress(FileNotFoundError, NotADirectoryError):
                 found.append(files.status(f"{folder}/{name}", maildrop).st_mtime_ns)

@@ -11,12 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..errors import TemporaryFailure
+from ..scanning import scan_exactly
 from . import adopted, files, journal
 from .coded import LONGEST, coding
 from .held import VICTIMS, is_unfinished, name_before
 from .index import INDEX, Form, Index, Message, load, stamps
 from .looking import measured
-from .names import File, Identity, contested, field, identify, scan
+from .names import File, Identity, contested, field, identify
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def verify(maildrop: int) -> Iterator[Finding | None]:
     except TemporaryFailure:
         text = "nobody can log in until it is back from a backup, or removed"
         yield Finding("ids damaged", adopted.ADOPTED, text)
-    by_id = identify(scan(maildrop), settled)
+    by_id = identify(scan_exactly(maildrop), settled)
     if contested(by_id, settled):
         yield Finding("ids contested", adopted.ADOPTED, "the next login settles who has which")
     index, finding = _index(maildrop, by_id)

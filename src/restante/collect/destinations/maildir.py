@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from ...net.saving import fsync_directory
+from ...scanning import ChangingMaildir, open_maildir, scan_folders
 from .folder import Folder, make_directory
 
 # In held/, the store puts the time of the deletion in front.
 _OURS = re.compile(r"(?:\d+\.)?\d+\.([0-9a-f]{32})\.restante")
-_LOOKS = 10  # at directories in which other programs keep moving mail about
 
 
 class Maildir(Folder):
@@ -25,7 +25,7 @@ class Maildir(Folder):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._paths: dict[str, Path] | None = None  # by name; None: nothing was asked yet
+        self._seen: _Known | None = None  # None: nothing was asked yet
         super().__init__(path)
 
     def _prepare(self) -> None:
@@ -39,55 +39,46 @@ class Maildir(Folder):
         return self._inbox / f"{int(time.time())}.{name}.restante"
 
     def _find(self, name: str) -> Path | None:
-        found = self._known().get(name)
-        if found is not None and not found.exists():  # renamed since
-            self._paths = None
-            found = self._known().get(name)
+        """
+        Raises:
+            TemporaryFailure: another program renames files all the time, and this one may be there.
+        """
+        known = self._known()
+        found = known.paths.get(name)
+        if found is None and known.is_exact:
+            return None
+        if found is None or not found.exists():  # renamed since
+            known = self._seen = _look(self._path)
+            found = known.paths.get(name)
+        if found is None and not known.is_exact:
+            raise ChangingMaildir
         return found
 
     def _named(self, final: Path) -> None:
-        self._known()[final.name.split(".")[1]] = final
+        self._known().paths[final.name.split(".")[1]] = final
 
-    def _known(self) -> dict[str, Path]:
-        if self._paths is None:
-            self._paths = _look(self._path)
-        return self._paths
-
-
-def _look(maildir: Path) -> dict[str, Path]:
-    """Paths by name.
-
-    A file that is renamed while its directory is read may be missed, so all is read until a look
-    meets no change; what one of the looks has seen is here.  The names are made durable, because
-    what is here will be deleted on its server.
-    """
-    found: dict[str, Path] = {}
-    for _ in range(_LOOKS):
-        directories = list(_directories(maildir))
-        before = _stamps(directories)
-        for directory in directories:
-            with suppress(FileNotFoundError, NotADirectoryError):
-                for path in directory.iterdir():
-                    if ours := _OURS.match(path.name):
-                        found[ours[1]] = path
-        if _stamps(directories) == before:
-            break
-    for directory in directories:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            fsync_directory(directory)
-    return found
+    def _known(self) -> _Known:
+        if self._seen is None:
+            self._seen = _look(self._path)
+        return self._seen
 
 
-def _directories(maildir: Path) -> Iterator[Path]:
-    """In the order in which messages move, so that the last place is the one that counts."""
-    for folder in (maildir, *maildir.glob(".?*/")):
-        yield from (folder / name for name in ("new", "cur", "held"))
+class _Known(NamedTuple):
+    """What a look at all directories found."""
+
+    paths: dict[str, Path]
+    """By name."""
+    is_exact: bool
+    """No other message is there."""
 
 
-def _stamps(directories: Sequence[Path]) -> list[int]:
-    """They change whenever a name does."""
-    found = []
-    for directory in directories:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            found.append(directory.stat().st_mtime_ns)
-    return found
+def _look(maildir: Path) -> _Known:
+    """The names are made durable, because what is here will be deleted on its server."""
+    with open_maildir(maildir) as root:
+        seen = scan_folders(root)
+    for directory in seen.names:
+        with suppress(FileNotFoundError):
+            fsync_directory(maildir / directory)
+    found = ((_OURS.match(file.name), file) for file in seen.files())
+    paths = {ours[1]: maildir / file.directory / file.name for ours, file in found if ours}
+    return _Known(paths, seen.is_exact)
