@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import ssl
 import threading
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -11,15 +14,17 @@ from typing import Any
 import pytest
 
 from restante import config
-from restante.cli import adding
+from restante.cli import adding, asking
 from restante.cli import oauth as cli_oauth
 from restante.cli.adding import _locate
+from restante.cli.command import make_parser
 from restante.collect.oauth.flow import Question
 from restante.errors import ConnectionLost, UnsafeArgument
 from restante.net import discovery
 from restante.net.remote import TLS, Service
 from restante.testing import Pop3Server
 
+from ..collect.imap import ImapStandIn, imap_server
 from ..collect.provider import TOKEN, StandIn, provider
 from .conftest import Input, Outcome, Restante
 
@@ -55,7 +60,7 @@ def person(monkeypatch: pytest.MonkeyPatch, *typed: str, secret: str = "tan staa
 
     monkeypatch.setattr(Input, "is_terminal", True)
     monkeypatch.setattr("builtins.input", answer)
-    monkeypatch.setattr(adding, "getpass", hidden)
+    monkeypatch.setattr(asking, "getpass", hidden)
     return asked
 
 
@@ -233,7 +238,7 @@ def test_a_server_may_want_the_name_without_the_domain(restante: Restante, home:
         server.deliver("mrose", MESSAGE)
         done = add(restante, server, stdin=b"tan staaf\n")
         assert (done.code, done.out) == (0, "example: 1 message (23 octets)\n")
-        assert "the server wants the name without the domain: mrose" in done.err
+        assert "the server requires the name without the domain: mrose" in done.err
         assert 'user = "mrose"\n' in written(home)
         assert restante("collect", "example").out == "example: 1 message stored (23 octets)\n"
 
@@ -296,7 +301,7 @@ def test_a_provider_says_which_password_it_wants(restante: Restante) -> None:
         "account", "add", "ann@gmail.com", "--to", "maildir:M", "--no-test", stdin=b"abcd\n"
     )
     assert done.code == 0
-    assert "Google wants an app password" in done.err
+    assert "Google requires an app password" in done.err
 
 
 # By OAuth 2
@@ -427,7 +432,7 @@ def test_microsoft_tells_how_to_register_once(
     assert restante(*words, "--client-id", "9e5f", "--no-test").code == 0
     second = restante("account", "add", "bob@hotmail.com", "--to", "maildir:B", "--no-test")
     assert second.code == 0
-    assert "by the application of the account outlook" in second.err
+    assert "using the application of the account outlook" in second.err
     assert agreed == ["outlook", "hotmail"]
     accounts = config.load().account
     assert [each.oauth.client_id for each in accounts.values()] == ["9e5f", "9e5f"]
@@ -445,3 +450,231 @@ def test_googles_secret_is_typed_and_kept_apart(
     assert path.read_text() == "GOCSPX-1\n"
     found = config.load()
     assert cli_oauth.application("gmail", found.account["gmail"]).client_secret == "GOCSPX-1"
+
+
+# Where mail goes
+
+
+def at_terminal(restante: Restante, *words: str | Path) -> Outcome:
+    return restante("account", "add", *words, "--no-test")
+
+
+SOURCE = ("isp", "pop3s://ann@pop.example.org")
+
+
+@pytest.fixture
+def imap(server_tls: ssl.SSLContext) -> Iterator[ImapStandIn]:
+    with imap_server(server_tls) as running:
+        yield running
+
+
+def test_an_imap_destination_is_asked_for_its_password_and_tried(
+    restante: Restante,
+    home: Path,
+    plain: Pop3Server,
+    imap: ImapStandIn,
+    certificate: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = person(monkeypatch)
+    place = f"imaps://ann@127.0.0.1:{imap.port}/Old"
+    words = ("account", "add", "mrose@example.org", "--host", f"localhost:{plain.port}")
+    options = ("--ca-file", plain.ca_file, "--to-ca-file", certificate[0])
+    done = restante(*words, "--to", place, *options)
+    assert done.code == 0, done.err
+    assert asked == ["Password of mrose@example.org: ", "Password of ann at 127.0.0.1: "]
+    assert b"Old" in b"".join(imap.heard), "it was not tried"
+    assert sorted(each.name for each in secrets(home)) == ["example", "example.to"]
+    assert "tan staaf" not in written(home)
+    assert restante("check").code == 0
+    assert "password file" in restante("account", "show", "example").out
+    assert restante("collect", "example").code == 0
+    assert len(imap.stored) == 1
+    assert restante("account", "rm", "example", "--yes").code == 0
+    assert (written(home), secrets(home)) == ("", [])
+
+
+@pytest.mark.parametrize("reference", ["file", "env"])
+def test_the_password_of_an_imap_destination_has_an_option(
+    reference: str, restante: Restante, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "there").write_text("secret\n")
+    monkeypatch.setenv("THERE", "secret")
+    value = {"file": "there", "env": "THERE"}[reference]
+    done = at_terminal(
+        restante,
+        *(*SOURCE, "--to", "imaps://ann@127.0.0.1/Old"),
+        *("--password-env", "THERE", f"--to-password-{reference}", value),
+    )
+    assert done.code == 0, done.err
+    found = config.load().account["isp"].to_password
+    assert (found.kind, found.value) == (
+        reference,
+        str(home / value) if reference == "file" else value,
+    )
+    assert secrets(home) == []
+    assert restante("check").code == 0
+
+
+def test_without_a_terminal_passwords_are_lines(restante: Restante, home: Path) -> None:
+    words = ("account", "add", *SOURCE, "--to", "imaps://bob@127.0.0.1/Old", "--no-test")
+    assert restante(*words, stdin=b"one\ntwo\n").code == 0
+    assert [each.read_text() for each in sorted(secrets(home))] == ["one\n", "two\n"]
+    assert restante("account", "rm", "isp", "--yes").code == 0
+    done = restante(*words, stdin=b"one\n")
+    assert (done.code, "--to-password-file FILE" in done.err) == (64, True)
+    assert (written(home), secrets(home)) == ("", [])
+
+
+def test_a_gmail_destination_is_signed_in_to(
+    restante: Restante, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreed: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        cli_oauth, "agree", lambda _, name, its, __: agreed.append((name, its.user))
+    )
+    asked = person(monkeypatch, "ann@gmail.com", "12.apps", secret="GOCSPX")
+    done = at_terminal(restante, *SOURCE, "--to", "gmail:Old")
+    assert done.code == 0, done.err
+    assert asked == [
+        "Gmail address that it goes to: ",
+        "Client ID: ",
+        "Password of ann: ",
+        "Secret of the application at Google: ",
+    ]
+    assert "console.cloud.google.com" in done.err
+    assert agreed == [("isp.to", "ann@gmail.com")]
+    assert "GOCSPX" not in written(home)
+    account = config.load().account["isp"]
+    assert (account.to_oauth.provider, account.to_oauth.client_id) == ("google", "12.apps")
+    assert restante("check").code == 0
+    # Another account shares the application, and needs no terminal.
+    second = ("account", "add", "two", "pop3s://bob@h", "--to", "gmail:", "--no-test")
+    assert restante(*second, "--recipient", "bob@gmail.com", stdin=b"x\n").code == 0
+    assert agreed[1] == ("two.to", "bob@gmail.com")
+
+
+def test_gmail_without_a_terminal_says_which_option_is_missing(
+    restante: Restante, home: Path
+) -> None:
+    done = restante("account", "add", *SOURCE, "--to", "gmail:Old", "--no-test", stdin=b"x\n")
+    assert (done.code, "next: --to-client-id ID" in done.err) == (64, True)
+    assert (written(home), secrets(home)) == ("", [])
+
+
+def test_a_recipient_is_asked_for_where_the_user_is_no_address(
+    restante: Restante, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = person(monkeypatch, "ann@example.org")
+    assert at_terminal(restante, *SOURCE, "--to", "lmtp:localhost:24").code == 0
+    assert asked[0] == "Address of the recipient: "
+    assert config.load().account["isp"].recipient == "ann@example.org"
+    words = ("two", "pop3s://bob%40example.org@h", "--to", "lmtp:localhost:24")
+    assert at_terminal(restante, *words).code == 0
+    assert len(asked) == 3  # and two passwords
+
+
+def test_a_gateway_is_complete(restante: Restante, ann: str, home: Path) -> None:
+    (home / "p").write_text("secret\n")
+    words = (*SOURCE, "--keep", "until-deleted", "--password-file", "p", "--poll-on-login", "20s")
+    done = at_terminal(restante, *words, "--to", "maildrop:till")
+    assert (done.code, "till" in done.err) == (78, True), "nobody could read it"
+    assert restante("user", "add", "till", "--generate").code == 0
+    assert at_terminal(restante, *words, "--to", "maildrop:till").code == 0
+    assert config.load().account["isp"].poll_on_login == 20
+    assert restante("check").code == 0
+    done = at_terminal(restante, "other", "pop3s://ann@h", *words[2:], "--to", "maildir:M")
+    assert (done.code, "--poll-on-login needs --to maildrop:USER" in done.err) == (64, True)
+
+
+def test_a_gateway_for_oauth_is_offered(
+    restante: Restante, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert restante("user", "add", "till", "--generate").code == 0
+    monkeypatch.setattr(cli_oauth, "agree", lambda *_: None)
+    asked = person(monkeypatch, "9e5f", "y")
+    assert at_terminal(restante, "ann@outlook.com", "--to", "maildrop:till").code == 0
+    assert asked[-1] == "Collect from ann@outlook.com whenever till logs in here? [y/N] "
+    assert config.load().account["outlook"].poll_on_login == 20
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (["--set", "largest=20MiB"], "largest", 20 * 2**20),
+        (["--set", "quirks=no-capa add:UIDL"], "quirks", ("no-capa", "add:UIDL")),
+        (["--set", "newest=100", "--set", "limit=7"], "newest", 100),
+        (["--set", "deadline=10min"], "deadline", 600),
+    ],
+)
+def test_any_option_can_be_set(
+    words: list[str], key: str, value: object, restante: Restante, home: Path
+) -> None:
+    (home / "p").write_text("secret\n")
+    done = at_terminal(restante, *SOURCE, "--to", "maildir:M", "--password-file", "p", *words)
+    assert done.code == 0, done.err
+    assert getattr(config.load().account["isp"], key) == value
+
+
+def test_options_below_an_account_can_be_set(restante: Restante, home: Path) -> None:
+    (home / "p").write_text("secret\n")
+    words = (*SOURCE, "--to", "maildir:M", "--password-file", "p")
+    assert (
+        at_terminal(restante, *words, "--set", "alert.after=3", "--set", "oauth.flow=device").code
+        == 0
+    )
+    account = config.load().account["isp"]
+    assert (account.alert.after, account.oauth.flow) == (3, "device")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--set", "largst=1"], "did you mean largest?"),
+        (["--set", "largest=many"], "account.isp.largest"),
+        (["--set", "largest"], "write KEY=VALUE"),
+        (["--set", "password=x"], "every user of this machine"),
+        (["--to", "nothing:x"], "account.isp.to"),
+        (["--to", "imaps://127.0.0.1/Old"], "imaps://user@host/Folder"),
+        (["--to", "maildrop:bob"], "bob"),
+        (["--to", "lmtp:nowhere", "--recipient", "ann@h"], "host:port"),
+        (["--keep", "until-verified", "--to", "command:cat"], "until-verified"),
+        (["--to-client-id", "x"], "--to-client-id needs --to gmail:LABEL"),
+        (["--keep", "soon"], "account.isp.keep"),
+    ],
+)
+def test_what_cannot_work_is_said_before_a_password_is_asked_for(
+    words: list[str],
+    said: str,
+    restante: Restante,
+    ann: str,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = person(monkeypatch)
+    given = words if "--to" in words else [*words, "--to", "maildir:M"]
+    done = at_terminal(restante, *SOURCE, *given)
+    assert (done.code in (64, 78), said in done.err, asked) == (True, True, []), done.err
+    assert (written(home), secrets(home)) == ("", [])
+
+
+def test_every_option_of_an_account_can_be_given(home: Path) -> None:
+    """Nothing can only be typed into the file."""
+    keys = {each.name for each in dataclasses.fields(config.Account)}
+    options = {action.dest for action in _actions()}
+    own = {"oauth": "client_id", "to_oauth": "to_client_id", "password": "password_file"}
+    own |= {"to_password": "to_password_file"}
+    by_set = keys - options - own.keys()
+    assert {own.get(key, key) for key in keys - by_set} <= options
+    for key in by_set:
+        assert adding._more([f"{key}=x"]) == {key: "x"}
+
+
+def _actions() -> list[argparse.Action]:
+    parser = make_parser("account")
+    for word in ("account", "add"):
+        (subparsers,) = (
+            each for each in parser._actions if isinstance(each, argparse._SubParsersAction)
+        )
+        parser = subparsers.choices[word]
+    return parser._actions

@@ -16,7 +16,7 @@ def test_relative_paths_are_named(restante: Restante, home: Path) -> None:
     file.write_text(
         '[account.isp]\nurl = "pop3s://h"\nuser = "ann"\npassword = { file = "secret" }\n'
         'to = "maildir:Mail"\nca_file = "ca.pem"\n'
-        '[account.other]\nurl = "pop3s://h"\nuser = "bob"\nto = "maildir:~/Mail"\n'
+        '[account.other]\nurl = "pop3s://h"\nuser = "bob"\nto = "maildir:../Mail"\n'
     )
     with chdir(home):
         done = restante("check", "-c", file.name)

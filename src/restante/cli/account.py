@@ -85,6 +85,13 @@ def show(options: argparse.Namespace) -> int:
     when = _when(float(str(at))) if at else "never"
     print(f"{options.name}: {account.user} at {account.url}")
     print(f"  to        {account.to}\n  keeps     {account.keep}")
+    if account.to_oauth.provider:
+        there = oauth.at_destination(options.name, account)
+        print(f"  there     {account.to_oauth.provider}: {oauth.state(found, *there)}")
+    elif account.to_password:
+        print(f"  there     password {_origin(account.to_password)}")
+    if account.poll_on_login:
+        print(f"  polled    when the user logs in, for {account.poll_on_login:g} s at most")
     if account.oauth.provider:
         print(f"  oauth     {account.oauth.provider}: {row['oauth']}")
     else:
@@ -139,7 +146,9 @@ def auth(options: argparse.Namespace) -> int:
 
 def test(options: argparse.Namespace) -> int:
     found, account = _one(options)
-    return adding.try_login(found, options.name, account, options)
+    code = adding.try_login(found, options.name, account, options)
+    adding.try_destination(found, options.name, account)
+    return code
 
 
 def adopt(options: argparse.Namespace) -> int:

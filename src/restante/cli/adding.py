@@ -12,13 +12,10 @@ import argparse
 import asyncio
 import os
 import re
-import shlex
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from getpass import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -28,22 +25,12 @@ from ..collect import providers
 from ..collect.providers import Mail
 from ..config import Account, Configuration
 from ..errors import ConfigurationError, ConnectionLost, LoginFailed, RestanteError, UnsafeArgument
-from . import collect, common, oauth
+from . import adding_to, asking, collect, common, oauth
 from .telling import counted
 
 if TYPE_CHECKING:
     from ..collect.ledger import Ledger
     from ..net.remote import Service
-
-_REGISTER = {
-    "google": "Google wants to know which program asks. Once, and for nothing: at "
-    "console.cloud.google.com make a project, enable the Gmail API, and under APIs & Services, "
-    'Credentials make an OAuth client ID of the type "Desktop app".',
-    "microsoft": "Microsoft wants to know which program asks. Once, and for nothing: at "
-    "entra.microsoft.com under App registrations make a new one for accounts in any organisation "
-    "and personal ones; add the platform Mobile and desktop with the address http://localhost, "
-    "allow public client flows, and give it the delegated permission POP.AccessAsUser.All.",
-}
 
 
 def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -52,8 +39,8 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="write an account into the configuration and try it",
         description="Writes conf.d/account-NAME.toml beside the configuration, signs in or asks "
         "for the password, and logs in once. An address is enough for well-known providers and "
-        "for domains that announce their server; what is not said is asked, where somebody is "
-        "there.",
+        "for domains that announce their server. On a terminal you are prompted for anything "
+        "required that you leave out; without one, passwords are lines of standard input.",
     )
     action.add_argument(
         "name", metavar="NAME", nargs="?", help="a word of yours, such as isp; may be left out"
@@ -62,40 +49,37 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "url", metavar="ADDRESS", nargs="?", help="ann@example.org, or pop3s://user@host"
     )
     action.add_argument("--host", metavar="HOST", help="the server, where the address tells none")
-    action.add_argument("--to", metavar="PLACE", help="such as maildrop:ann or maildir:Mail")
+    adding_to.add_options(action)
     action.add_argument("--keep", default="all", help="all, none, 14d, until-verified or -deleted")
     action.add_argument("--every", metavar="TIME", help="the pause between sessions with --watch")
     action.add_argument("--ca-file", type=Path, metavar="FILE", help="trust these certificates")
-    action.add_argument("--recipient", metavar="ADDRESS", help="for lmtp: and smtp:")
-    _add_secret(action, "password", "the password")
+    asking.add_secret(action, "password", "the password")
     action.add_argument(
         "--provider", choices=("google", "microsoft", "other"), help="sign in there by OAuth 2"
     )
     action.add_argument(
         "--client-id", metavar="ID", help="of the application that you have registered there"
     )
-    _add_secret(action, "client-secret", "the application's secret")
+    asking.add_secret(action, "client-secret", "the application's secret")
     action.add_argument("--tenant", help="at Microsoft: the organisation")
     action.add_argument(
         "--issuer", metavar="URL", help="another provider, which says itself where it is asked"
     )
     action.add_argument("--scope", action="append", metavar="SCOPE", help="instead of those known")
     oauth.add_flows(action)
+    action.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other option of an account, as the configuration has it, such as largest=20MiB "
+        "or alert.after=3; may be given again",
+    )
     action.add_argument("--no-test", action="store_true", help="do not log in now")
     action.set_defaults(run=add)
 
 
-def _add_secret(action: argparse.ArgumentParser, name: str, what: str) -> None:
-    given = action.add_mutually_exclusive_group()
-    for kind, metavar, text in (
-        ("file", "FILE", f"{what} is its first line"),
-        ("env", "NAME", "an environment variable"),
-        ("credential", "NAME", "of systemd (LoadCredential=)"),
-        ("keyring", "NAME", "in the key ring, under restante"),
-    ):
-        given.add_argument(f"--{name}-{kind}", metavar=metavar, help=text)
-    text = "prints it; must come last"
-    given.add_argument(f"--{name}-command", metavar="COMMAND", nargs="+", help=text)
+_SECTIONS = ("oauth", "to_oauth", "alert")  # below that of an account
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,36 +95,29 @@ class _Place:
 
 def add(options: argparse.Namespace) -> int:
     found = common.configuration(options)
-    name, address = options.name, options.url
-    if address is None and name and re.search("@|://", name):
-        name, address = None, name
-    address = address or _asked("The address, such as ann@example.org: ", "whose mail? an address")
-    place = _locate(address, options.host)
-    name = name or _name(found, place)
+    name, place = _identified(options, found)
     path = file_of(found, name)
     if name in found.account or path.exists():
         raise ConfigurationError(f"there is an account {name!r} already")
     if place.mail is not None:
         common.say(f"{place.user}: {place.mail.name}, at {place.url}")
+    its = adding_to.destination(options, found, name, place.user)
     values = {
         "url": place.url,
         "user": place.user,
-        "to": absolute(options.to or _asked_place(name)),
         "keep": options.keep,
         "every": options.every,
         "ca_file": str(options.ca_file.resolve()) if options.ca_file else None,
-        "recipient": options.recipient,
+        **its.values,
+        **_more(options.set),
     }
+    _look_over(options, name, {**values, "to_oauth": its.oauth})
     try:
-        agreement = _agreement(options, found, name, place)
-        if agreement is None:
-            values["password"] = _password(options, found, name, place)
-        write(path, name, values, agreement)
+        sections = _completed(options, found, name, place, its, values)
+        write(path, name, values, sections)
         found = common.configuration(options)
         account = found.account[name]
-        collect.open_destination(found, name, account).close()
-        if agreement is not None:
-            oauth.agree(found, name, account, options.flow or "")
+        _open(options, found, name, account)
     except BaseException:
         take_back(found, name)
         raise
@@ -148,10 +125,93 @@ def add(options: argparse.Namespace) -> int:
         user = _try(found, name, account, options, place)
         if user != place.user:
             path.unlink()
-            write(path, name, values | {"user": user}, agreement)
-            common.say(f"the server wants the name without the domain: {user}")
+            write(path, name, values | {"user": user}, sections)
+            common.say(f"the server requires the name without the domain: {user}")
     common.say(f"written: {path}\nnext: restante collect {name} --dry-run")
     return os.EX_OK
+
+
+def _identified(options: argparse.Namespace, found: Configuration) -> tuple[str, _Place]:
+    """The account's name, and where its mail is."""
+    name, address = options.name, options.url
+    if address is None and name and re.search("@|://", name):
+        name, address = None, name
+    address = address or asking.asked("Address, such as ann@example.org: ", "ADDRESS")
+    place = _locate(address, options.host)
+    return name or _name(found, place), place
+
+
+def _completed(
+    options: argparse.Namespace,
+    found: Configuration,
+    name: str,
+    place: _Place,
+    its: adding_to.Destination,
+    values: dict[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """The sections below the account's; ``values`` gets what was asked for."""
+    agreement = _agreement(options, found, name, place)
+    if agreement is None:
+        values["password"] = _password(options, found, name, place)
+    else:
+        adding_to.offer_polling(its, place.user)
+    adding_to.ask_secrets(options, found, name, its)
+    values |= its.values
+    sections = {"oauth": agreement or {}, "to_oauth": its.oauth}
+    for section in [key for key in values if key in _SECTIONS]:  # of --set
+        sections[section] = {**sections.get(section, {}), **values.pop(section)}
+    return sections
+
+
+def _open(options: argparse.Namespace, found: Configuration, name: str, account: Account) -> None:
+    """Make what the destination needs, and sign in where a provider must agree."""
+    collect.open_destination(found, name, account).close()
+    if account.oauth.provider:
+        oauth.agree(found, name, account, options.flow or "")
+    if account.to_oauth.provider:
+        oauth.agree(found, *oauth.at_destination(name, account), options.flow or "")
+
+
+def _more(pairs: Sequence[str]) -> dict[str, Any]:
+    """``--set``; a key with a dot is in a section below the account's.
+
+    Raises:
+        UnsafeArgument: no ``KEY=VALUE``.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not re.fullmatch(r"[a-z_]+(\.[a-z_]+)?", key):
+            raise UnsafeArgument(f"--set {pair}: write KEY=VALUE, such as largest=20MiB")
+        if key.rpartition(".")[2] in ("password", "to_password", "client_secret"):
+            raise UnsafeArgument("a secret in --set can be read by every user of this machine")
+        section, dot, name = key.rpartition(".")
+        if dot:
+            found.setdefault(section, {})[name] = value
+        else:
+            found[key] = value
+    return found
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is not empty, also below."""
+    pairs = (
+        (key, _given(each) if isinstance(each, dict) else each) for key, each in values.items()
+    )
+    return {key: value for key, value in pairs if value}
+
+
+def _look_over(options: argparse.Namespace, name: str, values: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ConfigurationError: this account could not work, before a password is asked for.
+    """
+    given = _given(values)
+    if str(values["to"]).startswith("imap"):
+        given["to_password"] = {"env": "HOME"}  # it is asked for later
+    trial = config.load(options.config, overrides={f"account.{name}": given})
+    if mistakes := list(collect.mistakes(trial, {name: trial.account[name]}, strictly=True)):
+        raise ConfigurationError("\n".join(mistakes))
 
 
 def _try(
@@ -166,7 +226,9 @@ def _try(
     An account that does not work is not left behind, unless somebody has signed in for it.
     """
     try:
-        return _log_in(found, name, account, options, place)
+        user = _log_in(found, name, account, options, place)
+        try_destination(found, name, account)
+        return user
     except BaseException as error:
         if isinstance(error, LoginFailed) and place.mail is not None and place.mail.switch:
             common.say(f"has POP been switched on? {place.mail.name}: {place.mail.switch}")
@@ -199,51 +261,6 @@ def _log_in(
             raise error from None
         return place.local
     return place.user
-
-
-def _asked(question: str, wanted: str) -> str:
-    """What a person types; without one it must be on the command line."""
-    if not sys.stdin.isatty():
-        raise UnsafeArgument(f"{wanted} is wanted on the command line")
-    return input(question).strip()
-
-
-def _asked_place(name: str) -> str:
-    default = Path.home() / "Mail" / name
-    question = f"Where shall its mail go? maildrop:USER, maildir:PATH, … [maildir:{default}] "
-    if answer := _asked(question, "--to PLACE"):
-        return answer
-    default.parent.mkdir(exist_ok=True)  # a collector makes no directory above a Maildir
-    return f"maildir:{default}"
-
-
-def absolute(to: str) -> str:
-    """The same destination from wherever a command is run, as cron does it elsewhere.
-
-    Raises:
-        UnsafeArgument: a command whose quotation marks do not match.
-    """
-    kind, colon, rest = to.partition(":")
-    if kind in ("maildir", "mbox") and rest:
-        return f"{kind}:{_absolute(rest)}"
-    if kind == "command":
-        return f"command:{_absolute_program(rest)}"
-    return _absolute(to) if to and not colon else to
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
-
-
-def _absolute_program(command: str) -> str:
-    """A name without "/" is looked for in PATH, and stays as it is."""
-    try:
-        words = shlex.split(command)
-    except ValueError as error:
-        raise UnsafeArgument(f"command: {error}") from error
-    if not words or "/" not in words[0] or words[0].startswith("/"):
-        return command
-    return shlex.join([_absolute(words[0]), *words[1:]])
 
 
 def _name(found: Configuration, place: _Place) -> str:
@@ -318,10 +335,12 @@ def _announced(address: str) -> _Place:
         )
     service = services[0]
     if not service.is_within:
-        question = f"{domain} says its mail is at {service.host}. Is that your provider? [y/N] "
-        wanted = f"{domain} says its mail is at {service.host}; if that is right, --host"
-        if _asked(question, wanted).lower() not in ("y", "yes"):
-            raise UnsafeArgument("next: --host HOST, your provider's server")
+        question = f"{domain} says its mail is at {service.host}. Is that your provider?"
+        if not asking.is_confirmed(question):
+            raise UnsafeArgument(
+                f"{domain} says its mail is at {service.host}; if that is your provider, next: "
+                f"--host {service.host}"
+            )
     known = providers.by_host(service.host)
     return _Place(_url(service), address, known, "" if known else address.rpartition("@")[0])
 
@@ -340,7 +359,8 @@ def _agreement(
     """The section ``oauth``; None: a password."""
     mail = place.mail
     is_wanted = options.provider or options.issuer or options.client_id or options.flow
-    if not is_wanted and (_given(options, "password") or mail is None or not mail.oauth):
+    has_password = asking.given_secret(options, "password") is not None
+    if not is_wanted and (has_password or mail is None or not mail.oauth):
         return None
     provider = options.provider or ("other" if options.issuer else mail.oauth if mail else "")
     if not provider:
@@ -348,7 +368,7 @@ def _agreement(
     values: dict[str, Any] = {
         "provider": provider,
         "client_id": options.client_id,
-        "client_secret": _given(options, "client_secret"),
+        "client_secret": asking.given_secret(options, "client-secret"),
         "tenant": options.tenant or (mail.tenant if mail else ""),
         "flow": "client" if options.flow == "client" else None,
         "scopes": options.scope,
@@ -356,12 +376,14 @@ def _agreement(
     if options.issuer:
         values |= _endpoints(options.issuer, options.scope)
     if not options.client_id:
-        registered = _registered(found, provider) if provider != "other" else None
-        if registered is None and mail is not None and mail.takes_passwords and not is_wanted:
+        shared = asking.registered(found, provider) if provider != "other" else None
+        if shared is None and mail is not None and mail.takes_passwords and not is_wanted:
             return None  # what needs no application is easier
-        values |= registered or {"client_id": _asked_id(provider)}
+        values |= shared or {"client_id": asking.client_id(provider, "--client-id")}
     if provider == "google" and not values["client_secret"]:
-        values["client_secret"] = _typed(found, f"{name}.client", "The application's secret: ")
+        values["client_secret"] = asking.typed_secret(
+            found, f"{name}.client", "Secret of the application", "--client-secret-file FILE"
+        )
     return values
 
 
@@ -377,73 +399,33 @@ def _endpoints(issuer: str, scopes: list[str] | None) -> dict[str, Any]:
     }
 
 
-def _registered(found: Configuration, provider: str) -> dict[str, Any] | None:
-    """The application that another account asks by."""
-    for name, account in found.account.items():
-        known, secret = account.oauth, account.oauth.client_secret
-        is_written = secret and secret.kind == "text"  # which is not copied
-        if known.provider == provider and known.client_id and not is_written:
-            common.say(f"by the application of the account {name}")
-            value = list(secret.value) if secret.kind == "command" else secret.value
-            shared = {secret.kind: value} if secret else None
-            return {"client_id": known.client_id, "client_secret": shared}
-    return None
-
-
-def _asked_id(provider: str) -> str:
-    if words := _REGISTER.get(provider):
-        common.say(f"{words}\nThen it tells a client ID. Further accounts will take the same one.")
-    typed = _asked("The client ID: ", "--client-id ID")
-    if not typed:
-        raise UnsafeArgument("a client ID is wanted")
-    return typed
-
-
 def _password(
     options: argparse.Namespace, found: Configuration, name: str, place: _Place
 ) -> dict[str, Any]:
-    given = _given(options, "password")
+    given = asking.given_secret(options, "password")
     if given is None and place.mail is not None and place.mail.password:
-        common.say(f"{place.mail.name} wants {place.mail.password}")
-    return given or _typed(found, name, f"Password of {place.user}: ")
-
-
-def _given(options: argparse.Namespace, name: str) -> dict[str, Any] | None:
-    """A reference to a secret, as the configuration holds it."""
-    for kind in ("file", "env", "credential", "keyring", "command"):
-        if value := getattr(options, f"{name}_{kind}"):
-            return {kind: str(Path(value).resolve()) if kind == "file" else value}
-    return None
-
-
-def _typed(found: Configuration, name: str, question: str) -> dict[str, str]:
-    """Not shown, and in a file of its own that nobody else can read, durable on return."""
-    from ..collect.oauth.sealed import write_durably
-
-    typed = getpass(question) if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
-    if not typed:
-        raise UnsafeArgument(f"{question.rstrip(': ')}: that is empty")
-    path = _secret_file(found, name)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_durably(path, f"{typed}\n".encode())
-    return {"file": str(path)}
-
-
-def _secret_file(found: Configuration, name: str) -> Path:
-    return found.state / "passwords" / name
+        common.say(f"{place.mail.name} requires {place.mail.password}")
+    question = f"Password of {place.user}"
+    return given or asking.typed_secret(found, name, question, "--password-file FILE")
 
 
 # What is written, tried, and taken back.
 
 
 def write(
-    path: Path, name: str, values: Mapping[str, Any], oauth: Mapping[str, Any] | None = None
+    path: Path,
+    name: str,
+    values: Mapping[str, Any],
+    sections: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """A new file that nobody else can read, of what is not empty."""
+    """A new file that only its owner can read, of what is not empty.
+
+    ``sections``: below the account's own, by their names.
+    """
     lines = []
-    for section, options in ((f"account.{name}", values), (f"account.{name}.oauth", oauth or {})):
+    for section, options in {"": values, **(sections or {})}.items():
         rows = [f"{key} = {config.toml(value)}" for key, value in options.items() if value]
-        lines += [f"[{section}]", *rows] if rows else []
+        lines += [f"[account.{name}{section and '.'}{section}]", *rows] if rows else []
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write("\n".join([*lines, ""]))
@@ -458,11 +440,18 @@ def file_of(found: Configuration, name: str) -> Path:
 def take_back(found: Configuration, name: str) -> None:
     """All that was written for an account, but for its ledger."""
     file_of(found, name).unlink(missing_ok=True)
-    for typed in (name, f"{name}.client"):
-        _secret_file(found, typed).unlink(missing_ok=True)
+    for typed in (name, f"{name}.client", f"{name}.to", f"{name}.to.client"):
+        asking.secret_file(found, typed).unlink(missing_ok=True)
     for tokens in (name, f"{name}.to"):
         if (found.state / "tokens").is_dir():
             oauth.tokenfile(found, tokens).forget()
+
+
+def try_destination(found: Configuration, name: str, account: Account) -> None:
+    """Log in where mail goes, if that is an IMAP server; the other kinds take no login of ours."""
+    if account.to.startswith(("imap:", "imaps:")):
+        with closing(collect.open_destination(found, name, account)) as destination:
+            destination.has(name)
 
 
 def try_login(

@@ -12,7 +12,7 @@ from ..config import Configuration, Secret
 from ..errors import ConfigurationError
 from ..maildrop import Forecast
 from ..store.place import Template
-from . import adding, collect, common, identities, upkeep
+from . import adding_to, collect, common, identities, upkeep
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -69,7 +69,7 @@ def _relative_paths(config: Configuration) -> Iterator[str]:
             (f"account.{name}.to", account.to),
             (f"account.{name}.alert.to", account.alert.to),
         ):
-            if (absolute := adding.absolute(to)) != to:
+            if (absolute := adding_to.absolute(to)) != to:
                 yield f"{key}: {to} depends on the current directory; write {absolute}"
     for key, path in _paths(config):
         if path and not Path(path).is_absolute():

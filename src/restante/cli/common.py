@@ -6,6 +6,7 @@ import argparse
 import errno
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import sys
@@ -254,6 +255,11 @@ def say(text: str) -> None:
     """Talk; results go to standard output.  Where it cannot be written nothing else fails."""
     with suppress(OSError):
         print(text, file=sys.stderr)
+
+
+def columns() -> int:
+    """For prose; a terminal may be wider than it is easy to read."""
+    return min(shutil.get_terminal_size().columns, 100)
 
 
 def seconds(text: str) -> float:

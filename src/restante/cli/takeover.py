@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import Configuration, load
 from ..errors import ConfigurationError, RestanteError
 from ..log import printable
-from . import adding, collect, common
+from . import adding, adding_to, collect, common
 from .telling import counted
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         if not options.dry_run:
             ledger = stack.enter_context(closing(collect.open_ledger(config)))
         for each in accounts:
-            each.to = adding.absolute(options.to or each.to)
+            each.to = adding_to.absolute(options.to or each.to)
             each.refused = each.refused or _refusal(options, config, each)
             is_there = not each.refused and each.name in config.account
             if ledger is not None and not each.refused and not is_there:
