@@ -8,9 +8,10 @@ and mark agree, the mark follows the clock.  Where they differ, because the cloc
 machine was off, the mark follows the clock only after the machine has run on for a day
 (``SETTLES``), so that there is time to notice and to correct it.
 
-Limits: a long time without power looks like a jump, and is treated as one.  A lost mark is replaced
-by the time stamp of the newest file beside it.  On systems without Linux's ``boot_id`` only the
-time for which a process has been running counts.
+Limits: a step of less than an hour is believed at once.  A long time without power looks like a
+jump, and is treated as one.  A lost mark is replaced by the time stamp of the newest file beside
+it.  On systems without Linux's ``boot_id`` only the time for which a process has been running
+counts.
 """
 
 from __future__ import annotations

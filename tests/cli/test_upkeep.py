@@ -259,6 +259,22 @@ def test_a_machine_without_a_battery(house: House, caplog: pytest.LogCaptureFixt
     assert house.held() == 0
 
 
+@pytest.mark.parametrize("behind", [2 * SLACK, DAY, 200 * DAY])
+def test_nothing_is_due_while_the_clock_is_behind(house: House, behind: float) -> None:
+    """Nor is anything given the date of that clock, by which it would be due afterwards."""
+    house.hold = DAY
+    house.remove("ann", 3)
+    house.machine.run(DAY - 60)
+    house.machine.set(house.machine.now - behind)
+    house.round()
+    house.machine.set(house.machine.true)
+    house.round()
+    assert house.held() == 3
+    house.machine.run(120)
+    house.round()
+    assert house.held() == 0
+
+
 def test_mail_of_a_clock_that_was_ahead(house: House) -> None:
     """It is held from the moment at which the clock was right again, not until that year."""
     house.machine.set(house.machine.now + 300 * DAY)

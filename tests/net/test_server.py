@@ -928,6 +928,54 @@ def test_a_password_that_is_known_for_a_day_may_delete_what_it_likes(run: Run[No
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("ago", "ahead", "may"),
+    [
+        (86_401, 0, True),
+        (86_399, 0, False),
+        (-9000 * 86_400, 0, False),  # noted by a clock that was ahead
+        (1_700_000_000, 0, False),  # noted in the seventies, before the clock was set
+        (3600, 300 * 86_400, False),  # the clock has jumped
+    ],
+)
+def test_a_jump_of_the_clock_makes_no_password_known(
+    run: Run[None], ago: float, ahead: float, may: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        store = await filled(*[MESSAGE] * 4)
+        now = time.time()
+        async with store.open("mrose") as maildrop:
+            first = maildrop.listing[0]
+            known = SessionRecord(now - ago, now - ago, "", "", "password", [first], (), "quit")
+            await maildrop.record(known)  # type: ignore[attr-defined]
+        async with serving(store) as server:
+            server.service.brake = 1
+            server.service.proven_time = lambda: now
+            monkeypatch.setattr(time, "time", lambda: now + ahead)
+            answer = await delete_and_quit(server, 4)
+            assert answer.startswith(b"+OK" if may else b"-ERR [SYS/TEMP]")
+
+    run(main())
+
+
+def test_a_session_of_the_future_shuts_a_password_out_only_for_a_day(run: Run[None]) -> None:
+    """Another one of a right clock counts, wherever it stands in the journal."""
+
+    async def main() -> None:
+        store = await filled(*[MESSAGE] * 4)
+        now = time.time()
+        async with store.open("mrose") as maildrop:
+            first = maildrop.listing[0]
+            for at in (now + 300 * 86_400, now - 86_401):
+                known = SessionRecord(at, at, "", "", "password", [first], (), "quit")
+                await maildrop.record(known)  # type: ignore[attr-defined]
+        async with serving(store) as server:
+            server.service.brake = 1
+            assert (await delete_and_quit(server, 4)).startswith(b"+OK")
+
+    run(main())
+
+
 def test_deletions_are_not_braked_by_default(run: Run[None]) -> None:
     async def main() -> None:
         store = await filled(*[MESSAGE] * 4)

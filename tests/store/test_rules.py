@@ -414,6 +414,7 @@ def test_a_wrong_date_is_corrected_without_losing_a_message(
 def test_a_file_of_the_future_expires_from_now_on(maildir: MaildirStore, place: Path) -> None:
     """Its times are of a clock that was ahead (here of one that is behind now)."""
     put(place, "new/1.a", b"x")
+    before = (place / "new/1.a").stat()
 
     async def story() -> None:
         past = time.time() - 200 * DAY
@@ -423,6 +424,9 @@ def test_a_file_of_the_future_expires_from_now_on(maildir: MaildirStore, place: 
             assert await maildir.expire("ann", 30, until=now, now=now) == Sweep()
 
     run(story())
+    after = (place / "new/1.a").stat()
+    assert after.st_ctime_ns > before.st_ctime_ns, "it has a time from which to count"
+    assert after.st_mtime_ns == before.st_mtime_ns
 
 
 def test_an_update_that_was_cut_short_is_finished_by_the_rule_of_its_time(
