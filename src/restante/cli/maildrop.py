@@ -9,13 +9,9 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
-from email import policy
-from email.errors import MessageError
-from email.header import decode_header, make_header
-from email.parser import BytesHeaderParser
 from math import inf
 from typing import Any
 
@@ -27,8 +23,8 @@ from ..store.foreign import dovecot_uidlist
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
 from . import common, telling
+from .heads import head_of
 
-_HEADER = 65_536  # octets of a message that are looked at
 AnyStore = MaildirStore | MemoryStore
 Action = Callable[[argparse.Namespace, AnyStore], Coroutine[Any, Any, int]]
 
@@ -129,20 +125,32 @@ async def show(options: argparse.Namespace, store: AnyStore) -> int:
     user = await _known(options, store)
     async with store.open(user) as maildrop:
         for number, entry in enumerate(maildrop.listing, 1):
-            async with aclosing(maildrop.read(entry)) as pieces:
-                head = await _head(pieces)
+            head = await _head(maildrop.read(entry))
             rows.append(
                 {"number": number, "size": entry.size, "unique_id": entry.unique_id, **head}
             )
+    code = os.EX_DATAERR if any("error" in row for row in rows) else os.EX_OK
     if options.json:
         usage = await _usage(store, user)
         common.print_json("maildrop-show", user=user, messages=rows, **usage)
-        return os.EX_OK
+        return code
     for row in rows:
-        print("{number:4} {size:9}  {date}  {sender:30.30}  {subject}".format(**row))
+        print("{number:4} {size:9}  {date}  {sender:30.30}  ".format(**row) + _subject(row))
     if told := _told(await _usage(store, user)):
         common.say(f"{user}{told}")
-    return os.EX_OK
+    return code
+
+
+async def _head(pieces: AsyncIterator[bytes]) -> dict[str, str]:
+    """A message that cannot be read, which ``error`` explains, hides no other."""
+    try:
+        return await head_of(pieces)
+    except RestanteError as error:
+        return {"sender": "", "subject": "", "date": "", "error": str(error)}
+
+
+def _subject(row: Mapping[str, object]) -> str:
+    return f"[cannot be read: {row['error']}]" if "error" in row else str(row["subject"])
 
 
 async def _usage(store: AnyStore, user: str) -> dict[str, object]:
@@ -169,7 +177,7 @@ async def held(options: argparse.Namespace, store: AnyStore) -> int:
         return os.EX_OK
     for each in rows:
         at = datetime.fromtimestamp(float(str(each["removed_at"]))).strftime("%Y-%m-%d %H:%M")
-        print(f"{at}  {each['size']:9}  {each['sender']:30.30}  {each['subject']}")
+        print(f"{at}  {each['size']:9}  {each['sender']:30.30}  {_subject(each)}")
         print(f"    {printable(str(each['name']))}")
     return os.EX_OK
 
@@ -225,7 +233,7 @@ async def _heads(store: AnyStore, user: str, wanted: set[str]) -> dict[str, tupl
     for message in await store.held(user):
         if message.unique_id in wanted:
             head = await _head(store.read_held(user, message))
-            found[message.unique_id] = head["sender"], head["subject"]
+            found[message.unique_id] = head["sender"], _subject(head)
     return found
 
 
@@ -404,25 +412,3 @@ async def _known(options: argparse.Namespace, store: AnyStore) -> str:
     if all(user.name != name for user in users):
         raise NoSuchUser(options.user)
     return name
-
-
-async def _head(pieces: AsyncIterator[bytes]) -> dict[str, str]:
-    """From, Subject and Date, made harmless for a terminal."""
-    octets = b""
-    async for piece in pieces:
-        octets += piece
-        if b"\r\n\r\n" in octets or b"\n\n" in octets or len(octets) > _HEADER:
-            break
-    fields = BytesHeaderParser(policy=policy.compat32).parsebytes(octets[:_HEADER])
-    return {
-        "sender": _field(fields.get("From")),
-        "subject": _field(fields.get("Subject")),
-        "date": _field(fields.get("Date"))[:31],
-    }
-
-
-def _field(value: object) -> str:
-    text = " ".join(str(value or "").split())
-    with suppress(ValueError, LookupError, MessageError):  # else it is shown as it stands
-        text = str(make_header(decode_header(text)))
-    return printable(text)
