@@ -393,7 +393,7 @@ class Expiring(Protocol):
     async def note_rules(self, user: str, days: int | None, now: float) -> Forecast:
         """Remember which rules are in force; what will go because one of them has changed.
 
-        Nothing if they were known.
+        Nothing if they were known.  Other programs read the quota that is in force afterwards.
         """
 
     async def forecast(self, user: str, days: int | None, now: float) -> Forecast:

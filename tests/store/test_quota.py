@@ -220,6 +220,160 @@ def test_without_a_quota_another_programs_count_stays_right(
     assert told(place) == ["5S,1C", "0 0", "10 1", "10 1", "-10 -1"]
 
 
+# -- At 0, 1 and the limit
+
+
+@pytest.mark.parametrize(
+    ("limit", "there", "size", "refusal"),
+    [
+        (1, [], 0, None),
+        (1, [], 1, None),
+        (1, [], 2, LargerThanQuota),
+        (1, [1], 0, None),  # no octets need no room
+        (1, [1], 1, QuotaExceeded),
+        (1, [0], 1, None),
+        (100, [], 100, None),
+        (100, [], 101, LargerThanQuota),
+        (100, [99], 1, None),
+        (100, [100], 1, QuotaExceeded),
+        (100, [100], 0, None),
+        (100, [40, 40], 20, None),
+        (100, [40, 41], 20, QuotaExceeded),
+        (0, [100], 10_000, None),  # 0 is no quota
+    ],
+)
+@pytest.mark.parametrize("by", ["us", "another program"])
+def test_what_fits_into_a_quota(
+    tmp_path: Path,
+    place: Path,
+    limit: int,
+    there: list[int],
+    size: int,
+    refusal: type[Exception] | None,
+    by: str,
+) -> None:
+    """Mail that another program has stored is counted before we refuse."""
+    store = MaildirStore(f"{tmp_path}/%u", limit=lambda _: limit)
+    put(place, "tmp/x", b"")
+    for number, octets in enumerate(there):
+        if by == "us":
+            run(deliver(store, "ann", b"x" * octets))
+        else:
+            put(place, f"new/{number}.a", b"x" * octets)
+    if refusal is None:
+        run(deliver(store, "ann", b"x" * size))
+        assert sum(really(place)) == sum(there) + size + len(there) + 1
+    else:
+        with pytest.raises(refusal):
+            run(deliver(store, "ann", b"x" * size))
+        assert really(place) == (sum(there), len(there))
+    if limit and refusal is not LargerThanQuota:  # for which nothing is counted
+        assert total(place) == really(place)
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_what_another_program_removes_makes_room_within_a_quarter_of_an_hour(
+    store: MaildirStore, place: Path, count: int
+) -> None:
+    """Maildir++: a fresh count may refuse for so long."""
+    for _ in range(10):
+        run(deliver(store, "ann", TEN))
+    for file in list((place / "new").iterdir())[:count]:
+        file.unlink()
+    for _ in range(count):
+        then = time.time() - 16 * 60
+        os.utime(place / "maildirsize", (then, then))
+        run(deliver(store, "ann", TEN))
+    with pytest.raises(QuotaExceeded):
+        run(deliver(store, "ann", TEN))
+    assert really(place) == (100, 10)
+
+
+# -- A quota that was changed or removed, and what other programs read
+
+
+class Changing:
+    """A store whose quota changes, and the hourly round that notices it."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.limit = LIMIT
+        self.store = MaildirStore(f"{tmp_path}/%u", limit=lambda _: self.limit)
+
+    def change(self, limit: int, *, notices: str) -> None:
+        self.limit = limit
+        if notices == "the round":
+            run(self.store.note_rules("ann", None, time.time()))
+        else:
+            run(deliver(self.store, "ann", b"x"))
+
+
+@pytest.fixture
+def changing(tmp_path: Path) -> Changing:
+    return Changing(tmp_path)
+
+
+@pytest.mark.parametrize("notices", ["the round", "a delivery"])
+@pytest.mark.parametrize("count", [0, 1, 9])
+def test_a_quota_that_was_removed_is_in_force_nowhere(
+    changing: Changing, place: Path, count: int, notices: str
+) -> None:
+    """Dovecot, Courier and mail filters refuse by the limit that they read in the file."""
+    put(place, "tmp/x", b"")
+    for _ in range(count):
+        run(deliver(changing.store, "ann", TEN))
+    changing.change(0, notices=notices)
+    assert not (place / "maildirsize").exists()
+    run(deliver(changing.store, "ann", TEN * 100))
+    assert not (place / "maildirsize").exists()
+
+
+def test_a_quota_that_was_removed_leaves_the_number_that_another_program_allows(
+    changing: Changing, place: Path
+) -> None:
+    write(place, "1000C\n0 0\n")
+    run(deliver(changing.store, "ann", TEN))
+    assert told(place) == ["100S,1000C", "0 0", "10 1"]
+    changing.change(0, notices="the round")
+    assert told(place) == ["1000C", "10 1"]
+
+
+@pytest.mark.parametrize("notices", ["the round", "a delivery"])
+@pytest.mark.parametrize("new", [1, 50, 500])
+def test_a_quota_that_was_changed_is_the_one_that_others_read(
+    changing: Changing, place: Path, new: int, notices: str
+) -> None:
+    run(deliver(changing.store, "ann", TEN))
+    if notices == "a delivery" and new < 11:
+        changing.limit = new
+        with pytest.raises(QuotaExceeded):
+            run(deliver(changing.store, "ann", b"x"))
+    else:
+        changing.change(new, notices=notices)
+    assert told(place)[0] == f"{new}S"
+    assert total(place) == really(place)
+
+
+@pytest.mark.parametrize("first", ["5S,1C", "100S", "1000C", "S"])
+def test_without_a_quota_another_programs_file_is_bounded_and_keeps_its_limit(
+    maildir: MaildirStore, place: Path, first: str
+) -> None:
+    write(place, f"{first}\n0 0\n")
+    for _ in range(3):
+        run(deliver(maildir, "ann", TEN))
+    with open(place / "maildirsize", "a") as file:
+        file.write("5 1\n-5 -1\n" * 1000)
+    run(deliver(maildir, "ann", TEN))
+    assert told(place) == [first, "30 3", "10 1"]
+
+
+def test_without_a_quota_the_round_leaves_another_programs_file_alone(
+    maildir: MaildirStore, place: Path
+) -> None:
+    write(place, "100S\n0 0\n")
+    run(maildir.note_rules("ann", None, time.time()))
+    assert told(place) == ["100S", "0 0"]
+
+
 # -- When it is counted anew (Maildir++, "Calculating maildirsize")
 
 

@@ -542,7 +542,7 @@ async def _log_reload(needs_restart: bool, upkeep: Upkeep | None) -> None:
     _log.info("reloaded", extra={"fields": {**restart, **goes}})
 
 
-_RULES = attrgetter("store.hold", "limits.expire")  # what mail was made under
+_RULES = attrgetter("store.hold", "store.quota", "limits.expire")  # what mail was made under
 
 # What a reload leaves as it was.
 _FIXED: tuple[Callable[[Configuration], object], ...] = (

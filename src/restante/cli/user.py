@@ -251,7 +251,9 @@ def quota(options: argparse.Namespace) -> int:
     words = {"none": 0, "default": None}
     size = words[options.size] if options.size in words else common.octets(options.size)
     _users(options).set_quota(options.name, size)
-    return _done(options, "user-quota", f"has this quota now: {_told_quota(size)}")
+    code = _done(options, "user-quota", f"has this quota now: {_told_quota(size)}")
+    _note_rules(options)
+    return code
 
 
 def hold(options: argparse.Namespace) -> int:
@@ -264,7 +266,8 @@ def hold(options: argparse.Namespace) -> int:
 
 
 def _note_rules(options: argparse.Namespace) -> None:
-    """From now on older mail has a day until the rule that was changed applies to it."""
+    """From now on older mail has a day until the rule that was changed applies to it, and other
+    programs read the new quota."""
     config = common.configuration(options)
     if config.store.kind == "memory":
         return

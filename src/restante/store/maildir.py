@@ -390,6 +390,7 @@ class MaildirStore:
     async def note_rules(self, user: str, days: int | None, now: float) -> Forecast:
         def note(maildrop: int) -> Forecast:
             hold, before = self.hold(user), rules.read(maildrop)
+            quota.settle(maildrop, self.limit(user))
             if days is None and before.is_empty and not expiry.is_anything_held(maildrop):
                 return Forecast()  # nothing was made under a rule
             before, after = rules.note(maildrop, int(now), hold=hold, expire=lasting(days))

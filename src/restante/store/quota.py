@@ -5,7 +5,9 @@ octets and messages (``1234 1``), appended by whoever made it; their sum is what
 messages in ``new/`` and ``cur/`` of the Maildir and of its folders, as Dovecot counts them.  Held
 mail does not count: deleting makes room at once.  The file is a cache, never synced, and counted
 anew by the rules of Maildir++: when it is missing, garbled, for another limit or ``_LONGEST``
-octets long, and before anybody is refused because of lines that are not fresh.
+octets long, and before anybody is refused because of lines that are not fresh.  Without a limit of
+ours no file is made; the file of another program is kept right, and one that has our former limit
+is removed, for other programs would go on refusing mail by it.
 
 A message is added before it arrives and taken back if it does not, so a crash can only count too
 much.  Our own deliveries take turns at the file, by a lock on the maildrop's directory, and share
@@ -20,12 +22,12 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import LargerThanQuota, QuotaExceeded
 from ..maildrop import Usage
 from ..scanning import MAIL, list_folders, scan
-from . import files
+from . import files, rules
 from .names import File, field
 
 MAILDIRSIZE = "maildirsize"
@@ -108,6 +110,33 @@ def sizes(maildrop: int, folder: int, messages: Mapping[str, File]) -> dict[str,
     return found
 
 
+def settle(maildrop: int, limit: int) -> None:
+    """Let other programs read the limit that is in force now.
+
+    Raises:
+        OSError: nothing was changed.
+    """
+    if is_counted(maildrop):
+        with files.lock(maildrop):
+            if not limit:
+                _leave_to_others(maildrop)
+            elif _limit(_definition(maildrop)) != limit:
+                _recount(maildrop, limit)
+
+
+def _leave_to_others(maildrop: int) -> None:
+    """We have no limit any more."""
+    definition, ours = _definition(maildrop), rules.read(maildrop).quota
+    if ours and _limit(definition) == ours:
+        if rest := [each for each in definition.split(b",") if each != b"%dS" % ours]:
+            _rewrite(maildrop, b",".join(rest))  # the number of messages is another program's
+        else:
+            files.unlink(MAILDIRSIZE, maildrop)
+    elif files.status(MAILDIRSIZE, maildrop).st_size >= _LONGEST:
+        _rewrite(maildrop, definition)
+    rules.set_quota(maildrop, 0)
+
+
 def forget(maildrop: int) -> None:
     """Something has changed that cannot be told in numbers: who wants to know counts anew."""
     with suppress(OSError), files.lock(maildrop):
@@ -134,6 +163,9 @@ def _reserve(maildrop: int, octets: int, messages: int, limit: int, arrived: Exi
     with files.lock(maildrop):
         if limit:
             _look_for_room(maildrop, octets, limit)
+        else:
+            with suppress(OSError):  # of a cache
+                _leave_to_others(maildrop)
         tmp = arrived.enter_context(files.directory("tmp", maildrop))
         arrived.enter_context(files.lock(tmp, shared=True))
         try:
@@ -191,29 +223,41 @@ def _limit(definition: bytes) -> int:
 
 
 def _recount(maildrop: int, limit: int) -> _Count:
-    """Look at all names, and write what there is if nothing moved meanwhile."""
+    """Look at all names; with a limit, write what there is."""
+    if not limit:
+        return _count(maildrop)
+    definition, number = _definition(maildrop), b""
+    if match := re.search(rb"(?:^|,)([0-9]{1,18}C)(?=,|$)", definition):
+        number = b"," + match[1]  # of messages, which another program limits
+    with suppress(OSError):
+        rules.set_quota(maildrop, limit)
+    return _rewrite(maildrop, b"%dS%s" % (limit, number))
+
+
+def _rewrite(maildrop: int, definition: bytes) -> _Count:
+    """Count, and write it if nothing moved meanwhile."""
+    before = _latest(maildrop)
+    found = _count(maildrop)
+    with suppress(OSError):
+        text = b"%s\n%d %d\n" % (definition, found.octets, found.messages)
+        files.replace_cache(MAILDIRSIZE, text, maildrop)
+        found = replace(found, inode=_inode(maildrop))
+        if _latest(maildrop) != before:
+            files.unlink(MAILDIRSIZE, maildrop)
+    return found
+
+
+def _count(maildrop: int) -> _Count:
     with files.directory("tmp", maildrop) as tmp, files.lock(tmp):
-        before = _latest(maildrop)
         found = list(_sizes(maildrop))
-    octets, messages = sum(found), len(found)
-    inode = 0
-    with suppress(OSError):
-        if limit:
-            text = b"%s\n%d %d\n" % (_definition(maildrop, limit), octets, messages)
-            files.replace_cache(MAILDIRSIZE, text, maildrop)
-            inode = _inode(maildrop)
-            if _latest(maildrop) != before:
-                files.unlink(MAILDIRSIZE, maildrop)
-    return _Count(octets, messages, inode, is_fresh=True)
+    return _Count(sum(found), len(found), 0, is_fresh=True)
 
 
-def _definition(maildrop: int, limit: int) -> bytes:
-    """Our limit, and what another program says of the number of messages."""
+def _definition(maildrop: int) -> bytes:
+    """The first line of the file, or nothing."""
     with suppress(OSError):
-        first = files.read(MAILDIRSIZE, maildrop).partition(b"\n")[0]
-        if match := re.search(rb"(?:^|,)([0-9]{1,18}C)(?=,|$)", first):
-            return b"%dS,%s" % (limit, match[1])
-    return b"%dS" % limit
+        return files.read(MAILDIRSIZE, maildrop).partition(b"\n")[0]
+    return b""
 
 
 def _sizes(maildrop: int) -> Iterable[int]:

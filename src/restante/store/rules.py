@@ -1,6 +1,7 @@
 """Rules that were changed, and what becomes of the mail that was made under the old ones.
 
-Each maildrop remembers in ``restante.rules`` which hold and which EXPIRE were in force since when.
+Each maildrop remembers in ``restante.rules`` which hold and which EXPIRE were in force since when,
+and which quota this server wrote into ``maildirsize`` for other programs to read.
 A rule that becomes shorter applies to older mail too, but not before ``GRACE`` has passed since the
 change: until then the operator can correct a mistake, and the log says how much will go.  A rule
 that becomes longer applies at once.  What was in force before the first entry is not known, so the
@@ -19,7 +20,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import NamedTuple
 
@@ -58,6 +59,8 @@ class Rules:
 
     hold: History = ()
     expire: History = ()
+    quota: int = 0
+    """Octets; the limit that is ours in ``maildirsize``.  0: none is."""
 
     def changed(self, at: int, *, hold: float | None = None, expire: float | None = None) -> Rules:
         """With these in force from now on; None leaves a rule as it is.  Seconds.
@@ -67,12 +70,14 @@ class Rules:
         """
         if not self.expire and expire == inf:
             expire = None  # what was never removed needs no memory
-        return Rules(_changed(self.hold, hold, at), _changed(self.expire, expire, at))
+        held, kept = _changed(self.hold, hold, at), _changed(self.expire, expire, at)
+        return replace(self, hold=held, expire=kept)
 
     def a_day_before(self, now: float) -> Rules:
         """Without the changes whose grace is not over."""
         histories = (self.hold, self.expire)
-        return Rules(*(tuple(e for e in each if e.since + GRACE <= now) for each in histories))
+        hold, expire = (tuple(e for e in each if e.since + GRACE <= now) for each in histories)
+        return replace(self, hold=hold, expire=expire)
 
     @property
     def is_empty(self) -> bool:
@@ -164,7 +169,7 @@ def read(maildrop: int) -> Rules:
         return Rules()
     with suppress(ValueError, TypeError, KeyError, AttributeError):
         found = json.loads(octets)
-        return Rules(*(_parsed(found[name]) for name in ("hold", "expire")))
+        return Rules(_parsed(found["hold"]), _parsed(found["expire"]), int(found["quota"]))
     return Rules()
 
 
@@ -178,9 +183,21 @@ def note(
     with files.lock(maildrop):
         before = read(maildrop)
         after = before.changed(at, hold=hold, expire=expire)
-        octets = json.dumps({name: _plain(getattr(after, name)) for name in ("hold", "expire")})
-        files.replace(RULES, b"%b\n%b" % (_checksum(octets.encode()), octets.encode()), maildrop)
+        _write(maildrop, after)
     return before, after
+
+
+def set_quota(maildrop: int, octets: int) -> None:
+    """Durable on return.  In a block that holds ``files.lock`` of the maildrop."""
+    before = read(maildrop)
+    if before.quota != octets:
+        _write(maildrop, replace(before, quota=octets))
+
+
+def _write(maildrop: int, known: Rules) -> None:
+    found = {"hold": _plain(known.hold), "expire": _plain(known.expire), "quota": known.quota}
+    octets = json.dumps(found).encode("ascii")
+    files.replace(RULES, b"%b\n%b" % (_checksum(octets), octets), maildrop)
 
 
 def _plain(history: History) -> list[tuple[int, float | None]]:
