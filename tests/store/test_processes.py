@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from restante.errors import MaildropInUse
+from restante.maildrop import View
 from restante.store.maildir import MaildirStore
 
 from .helpers import deliver, listing, remove, run
@@ -105,6 +107,44 @@ def test_lock_holds_between_processes_and_dies_with_its_holder(
     assert len(run(listing(maildir, "ann"))) == 2
     assert time.time() - lock.stat().st_mtime < 10
     assert run(remove(maildir, "ann", [entry])) == []
+
+
+@pytest.mark.parametrize("change", ["removed", "replaced"])
+@pytest.mark.parametrize("folder", ["INBOX", "Junk"])
+def test_lock_holds_although_its_file_is_removed(
+    maildir: MaildirStore, place: Path, folder: str, change: str
+) -> None:
+    """As `rm restante.*` does, or a restore.  The lock is free when the session has ended."""
+    for each in ("cur", "new", "tmp"):
+        (place / ".Junk" / each).mkdir(parents=True)
+    lock = place / ("restante.lock" if folder == "INBOX" else ".Junk/restante.lock")
+    view = View((folder,))
+
+    async def story() -> None:
+        for _ in range(2):
+            async with maildir.open_view("ann", view):
+                lock.unlink()
+                if change == "replaced":
+                    lock.touch()
+                for store in (maildir, MaildirStore(f"{place.parent}/%u")):
+                    for _ in range(2):
+                        with pytest.raises(MaildropInUse):
+                            async with store.open_view("ann", view):
+                                pass
+        async with MaildirStore(f"{place.parent}/%u").open_view("ann", view):
+            pass
+
+    run(story())
+
+
+def test_session_of_an_older_version_is_seen(maildir: MaildirStore, place: Path) -> None:
+    """It locks the lock file only."""
+    run(deliver(maildir, "ann", b"x"))
+    with (place / "restante.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(MaildropInUse):
+            run(listing(maildir, "ann"))
+    assert len(run(listing(maildir, "ann"))) == 1
 
 
 def test_memory_does_not_grow_with_the_message(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ end still not more than 64 KiB."""
 
 HELD = "held"  # removed mail; made at once, or a full disk could not be emptied
 _PARTS = ("cur", "new", "tmp", HELD)
-LOCK = "restante.lock"  # in the maildrop; never unlinked, or two sessions could hold it
+LOCK = "restante.lock"  # in the maildrop
 
 LOGIN = "restante.login"  # its time stamp is that of the last login that counted
 
@@ -88,18 +88,19 @@ class Opened:
     """What is closed at the end of a block, that is of a session, which may wait for long: so
     neither a generator nor its frame, which take five times the memory."""
 
-    __slots__ = ("_descriptor", "_value")
+    __slots__ = ("_descriptors", "_value")
 
-    def __init__(self, descriptor: int, value: int | None = None) -> None:
-        """``value`` is what the block gets; by default the descriptor."""
-        self._descriptor = descriptor
-        self._value = descriptor if value is None else value
+    def __init__(self, *descriptors: int, value: int | None = None) -> None:
+        """``value`` is what the block gets; by default the first descriptor."""
+        self._descriptors = descriptors
+        self._value = descriptors[0] if value is None else value
 
     def __enter__(self) -> int:
         return self._value
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
+        for each in self._descriptors:
+            os.close(each)
 
 
 def maildrop(base: str, names: Sequence[str], *, make: bool = False) -> Opened:
@@ -317,6 +318,10 @@ def _carry_out(ours: _Round, key: tuple[int, int], directory: int) -> None:
 def session_lock(maildrop: int) -> Opened:
     """The exclusive-access lock of one session; the kernel frees it when the process dies.
 
+    The lock file is there for older versions, and for its time stamp.  It can be removed or
+    replaced while a session lasts (``rm restante.*``, a restore), and then another session would
+    lock another file; so ``cur/``, which nothing replaces, is locked as well.
+
     The block gets when the session began, in nanoseconds of the file system's own clock; on one
     that is read only some earlier moment.
 
@@ -327,17 +332,20 @@ def session_lock(maildrop: int) -> Opened:
         lock = os.open(LOCK, os.O_RDWR | _FLAGS, dir_fd=maildrop)
     except OSError:  # a file system that is read only; flock needs no writing (but over NFS)
         lock = os.open(LOCK, os.O_RDONLY | _FLAGS, dir_fd=maildrop)
-    try:
+    with ExitStack() as undone:
+        undone.callback(os.close, lock)
+        cur = os.open("cur", _DIRECTORY, dir_fd=maildrop)
+        undone.callback(os.close, cur)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for each in (lock, cur):
+                fcntl.flock(each, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise MaildropInUse(max(0.0, time.time() - os.fstat(lock).st_mtime)) from None
         with suppress(OSError):
             os.utime(lock)
-        return Opened(lock, os.fstat(lock).st_mtime_ns)
-    except BaseException:
-        os.close(lock)
-        raise
+        session = Opened(lock, cur, value=os.fstat(lock).st_mtime_ns)
+        undone.pop_all()
+        return session
 
 
 @contextmanager
