@@ -18,7 +18,19 @@ from restante.maildrop import HeldMessage
 from restante.store import files
 from restante.store.maildir import MaildirStore
 
-from .helpers import contents, deliver, listing, names, put, rename, run, unlink, whole
+from .helpers import (
+    contents,
+    deliver,
+    listing,
+    names,
+    pieces,
+    put,
+    remove,
+    rename,
+    run,
+    unlink,
+    whole,
+)
 from .watched import CHANGES, Call, Crash, WatchedOs, die_at, fail_at, watched
 
 NAMES = ["new/1.a", "cur/2.a:2,S", "new/3.a,S=3,W=5", "cur/4.a:2,FS", "new/5.a"]
@@ -754,3 +766,29 @@ def test_file_in_tmp_is_never_written_over(maildir: MaildirStore, full: Path) ->
     ):
         pass
     assert (full / "tmp/name").read_bytes() == b"the first"
+
+
+def test_removed_messages_come_back_in_their_places(maildir: MaildirStore, place: Path) -> None:
+    """Whatever their names are: not text, too long, without a time, quarrelling, another
+    server's."""
+    names_of = ["1.a", "2.\u00fc", "3." + "x" * 69, "4." + "y" * 250, "no-time", "5.q", "6.z"]
+    for at, name in enumerate(names_of):
+        put(place, f"new/{name}", b"%d" % at)
+    put(place, "cur/5.q:2,S", b"another")
+    put(place, "cur/7.old,S=3:2,S", b"old")
+    run(maildir.adopt("ann", {"7.old,S=3:2,S": "a:b"}, lambda _: pieces()))
+    before = run(listing(maildir, "ann"))
+    texts = run(contents(maildir, "ann"))
+    assert len(before) == 9
+    for chosen in ([each] for each in before):
+        assert run(remove(maildir, "ann", chosen)) == []
+        held = run(maildir.held("ann"))
+        assert [each.unique_id for each in held] == [each.unique_id for each in chosen]
+        assert run(maildir.undelete("ann", held, same_unique_ids=True)) == 1
+        for store in (maildir, MaildirStore(f"{place.parent}/%u")):
+            assert run(listing(store, "ann")) == before
+            assert run(contents(store, "ann")) == texts
+    assert run(remove(maildir, "ann", before)) == []
+    assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 9
+    assert run(contents(maildir, "ann")) == texts
+    assert run(listing(maildir, "ann")) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,6 +97,8 @@ def test_damaged_index_is_found_and_made_anew(damage: str, mail: list[Entry], pl
     found = faults(place)
     assert found == {
         "missing": [],
+        "of another version": [],
+        "another maildrop's": [],
         "without a message": ["index differs"],
         "of another order": ["index differs"],
         "of another size": ["size differs"],
@@ -109,6 +112,28 @@ def test_damaged_index_is_found_and_made_anew(damage: str, mail: list[Entry], pl
     for store in (running, MaildirStore(f"{place.parent}/%u")):
         assert run(listing(store, "ann")) == mail
         assert run(contents(store, "ann")) == TEXTS
+
+
+def test_restored_copy_is_not_damaged(mail: list[Entry], place: Path) -> None:
+    """Other inode numbers and times are no damage (docs/howto/back-up.md)."""
+    away = place.with_name("away")
+    place.rename(away)
+    shutil.copytree(away, place)
+    assert faults(place) == []
+    assert run(listing(MaildirStore(f"{place.parent}/%u"), "ann")) == mail
+    shutil.rmtree(place / "new")
+    shutil.copytree(away / "new", place / "new")  # into the maildrop that is there
+    assert faults(place) == []
+    assert run(contents(MaildirStore(f"{place.parent}/%u"), "ann")) == TEXTS
+
+
+def test_index_that_cannot_be_read_is_named(mail: list[Entry], place: Path) -> None:
+    def refuse(call: tuple[str, ...]) -> None:
+        if call[0] == "open" and call[1].endswith(INDEX):
+            raise PermissionError(13, "Permission denied")
+
+    with watched(place.parent, refuse):
+        assert faults(place) == ["index damaged"]
 
 
 def test_wrong_size_in_a_name_is_found_and_put_right(mail: list[Entry], place: Path) -> None:

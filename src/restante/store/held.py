@@ -2,7 +2,8 @@
 
 UPDATE (RFC 1939 §6) is a list of victims made durable, then a rename for each, then a sync.
 After a crash half-way the list is still there, and the next session does the rest first.  A
-held file is named ``<seconds of its removal>.<its old name>``.
+held file is named ``<seconds of its removal>.<its old name>``; only where another message has
+the unique-id that follows from the old name, it is named after its own.
 
 ``held/`` is locked while it changes, so that a message which is given back can neither be
 taken again by an UPDATE under way nor by the list of one that crashed.  All calls block.
@@ -19,17 +20,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from ..clock import is_credible
-from ..errors import MessageGone
+from ..errors import MessageGone, TemporaryFailure
 from ..maildrop import Entry, HeldMessage, SessionRecord
 from ..scanning import Scan, scan_exactly, scan_for
-from . import files, journal
+from . import adopted, files, journal
 from .names import (
+    Adopted,
     File,
     Identity,
+    adopted_id,
     delivered_at,
     fresh_unique,
     given_name,
     pack,
+    renamed,
     size_fields,
     unique_id_of,
     unique_of,
@@ -152,13 +156,19 @@ def _take_once(
 
 def _hold(file: File, unique_id: str, directory: int, held: int, removed_at: int) -> None:
     """Move into ``held/``."""
-    name = file.name
-    if re.fullmatch("[^.,:/][^,:/]*", unique_id):  # an adopted id may be no unique part
-        name = unique_id + name[len(unique_part(name)) :]
-    # Another program's endless fields and flags, or an endless unique part, which no client saw.
-    shorter = (name, unique_part(name), unique_id_of(name))
-    name = next(each for each in shorter if 0 < len(os.fsencode(each)) <= _LONGEST)
-    _move(file.name, directory, name, held, removed_at)
+    _move(file.name, directory, _name_in_held(file.name, unique_id), held, removed_at)
+
+
+def _name_in_held(name: str, unique_id: str) -> str:
+    """One that gives the same unique-id and the same place in the listing, if any can.
+
+    What an id of another server's makes impossible, ``restante.ids`` knows by the old name.
+    """
+    names = [name, unique_part(name)]  # without other programs' endless fields and flags
+    if unique_id_of(name) != unique_id and re.fullmatch("[^.,:/][^,:/]*", unique_id):
+        names = [renamed(name, unique_id), renamed(unique_part(name), unique_id)]
+    names.append(renamed(unique_part(name), unique_id_of(name)))  # of an endless unique part
+    return next(each for each in names if 0 < len(os.fsencode(each)) <= _LONGEST)
 
 
 def _move(name: str, source: int, new_name: str, held: int, removed_at: int) -> None:
@@ -194,23 +204,40 @@ def _note(event: str, **fields: object) -> None:
 
 def list_held(maildrop: int) -> list[HeldMessage]:
     """The oldest removal first."""
+    settled = _settled(maildrop)
     try:
         with files.directory(files.HELD, maildrop) as held:
             found = [
-                _held_message(name, held) for name, _ in files.list_files(files.HELD, maildrop)
+                _held_message(name, inode, held, settled)
+                for name, inode in files.list_files(files.HELD, maildrop)
             ]
     except FileNotFoundError:
         return []
     return sorted(filter(None, found), key=lambda message: (message.removed_at, message.name))
 
 
-def _held_message(name: str, held: int) -> HeldMessage | None:
+def _held_message(name: str, inode: int, held: int, settled: Adopted) -> HeldMessage | None:
     removed_at, old_name = _parse(name)
     try:
         size = files.status(name, held).st_size
     except FileNotFoundError:
         return None
-    return HeldMessage(name, unique_id_of(old_name), size, removed_at) if old_name else None
+    if not old_name:
+        return None
+    unique_id = _unique_id(File(files.HELD, old_name, inode), settled)
+    return HeldMessage(name, unique_id, size, removed_at)
+
+
+def _settled(maildrop: int) -> Adopted:
+    """Unique-ids that do not follow from names.  Without them, if they are damaged, no maildrop
+    opens, but what is held can be seen."""
+    with suppress(TemporaryFailure):
+        return adopted.read(maildrop)
+    return {}
+
+
+def _unique_id(file: File, settled: Adopted) -> str:
+    return adopted_id(file, settled) or unique_id_of(file.name)
 
 
 def name_before(name: str) -> str:
@@ -252,16 +279,19 @@ def undelete(
         _finish(maildrop, removed_at)
         # Not even a power failure may bring back a list of what we give back now.
         files.sync(".", parent=maildrop)
-        present, inodes = set(), {0}
+        settled = _settled(maildrop)
+        parts, ids, inodes = set(), set(), {0}
         for file in scan_exactly(maildrop):
-            present.add(file.identity[0])
+            parts.add(unique_part(file.name))
+            ids.add(_unique_id(file, settled))
             inodes.add(file.inode)
         inode_of = dict(files.list_files(files.HELD, maildrop))
         for name in names:
-            old_name, inode = _parse(name)[1], inode_of.get(name, 1)
-            new_name = old_name if same_unique_ids else _another_name(old_name, present)
+            old = File(files.HELD, _parse(name)[1], inode_of.get(name, 1))
+            new_name = old.name if same_unique_ids else _another_name(old.name, parts)
+            unique_id = _unique_id(old._replace(name=new_name), settled)
             # Of two links to one message the other is purged with the rest.
-            if not old_name or unique_part(new_name) in present or inode in inodes:
+            if not old.name or unique_id in ids or old.inode in inodes:
                 continue
             # In new/ no name has flags (Maildir).
             place = "cur" if ":" in new_name else "new"
@@ -270,8 +300,9 @@ def undelete(
                 files.directory(place, maildrop) as directory,
             ):
                 files.move(name, held, new_name, directory)
-                present.add(unique_part(new_name))
-                inodes.add(inode)
+                parts.add(unique_part(new_name))
+                ids.add(unique_id)
+                inodes.add(old.inode)
                 given_back += 1
         files.sync("cur", "new", files.HELD, parent=maildrop)
     return given_back

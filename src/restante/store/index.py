@@ -40,7 +40,9 @@ from .names import File, delivered_at, unique_part
 INDEX = "restante.index"
 
 _MAGIC = f"restante index 2 {sys.byteorder}\n".encode()
+_MAGIC_OF_ANY = b"restante index "  # version
 _HEADER = struct.Struct("=Q 9Q 6Q")  # maildrop, stamps, lengths
+_OWNER = struct.Struct("=Q")
 _CHANGE = struct.Struct("=9Q 3Q")  # stamps, lengths
 _DIGEST = 16  # octets
 _NEW = 4  # in the octet of a form: the file is in new/
@@ -495,6 +497,25 @@ def load(maildrop: int) -> Index | None:
     return found
 
 
+def is_damaged(maildrop: int) -> bool:
+    """Whether the file is there and no index.
+
+    One of another version, or of a maildrop with another inode number (a copy, or a backup that
+    was restored), is not believed, but nothing is wrong with it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        octets = files.read(INDEX, maildrop)
+    except FileNotFoundError:
+        return False
+    if not octets.startswith(_MAGIC):
+        return not octets.startswith(_MAGIC_OF_ANY)
+    owner = octets[len(_MAGIC) : len(_MAGIC) + _OWNER.size]
+    return len(owner) < _OWNER.size or Index.decode(octets, *_OWNER.unpack(owner)) is None
+
+
 def save(maildrop: int, index: Index) -> None:
     """A maildrop goes on without: on a full disk, or one that is read only."""
     with suppress(OSError):
@@ -533,8 +554,8 @@ def _packed(message: Message) -> bytes:
 
 def _order(unique_id: str, packed: bytes) -> tuple[int, str]:
     """What ``names.identify`` sorts by."""
-    name = unique_id if packed[1:2] == b"=" else os.fsdecode(packed[2:])
-    return delivered_at(name), unique_id
+    rest = os.fsdecode(packed[2:])
+    return delivered_at(unique_id + rest if packed[1:2] == b"=" else rest), unique_id
 
 
 def _key(message: Message) -> tuple[int, str]:

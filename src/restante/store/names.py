@@ -49,17 +49,17 @@ def identify(
     by_id: dict[str, File] = {}
     rivals: dict[str, list[File]] = {}
     for file in _each_once(found):
-        own_id = (adopted and _adopted_id(file, adopted)) or unique_id_of(file.name)
+        own_id = (adopted and adopted_id(file, adopted)) or unique_id_of(file.name)
         holder = by_id.setdefault(own_id, file)
         if holder is not file or holders.get(own_id, file.inode) != file.inode:
             rivals.setdefault(own_id, [holder]).append(file)
     losers: list[tuple[str, File]] = []
     for own_id, files in rivals.items():
         first, *others = sorted(
-            set(files), key=lambda file: (not _adopted_id(file, adopted), rank(file), file)
+            set(files), key=lambda file: (not adopted_id(file, adopted), rank(file), file)
         )
         by_id[own_id] = first
-        if holders.get(own_id, first.inode) != first.inode and not _adopted_id(first, adopted):
+        if holders.get(own_id, first.inode) != first.inode and not adopted_id(first, adopted):
             others.append(by_id.pop(own_id))
         losers += [(own_id, file) for file in others]
     for own_id, file in sorted(losers):
@@ -96,7 +96,7 @@ def contested(by_id: Mapping[str, File], adopted: Adopted) -> dict[Identity, str
     for unique_id, file in by_id.items():
         if unique_id == unique_part(file.name):
             continue
-        own_id = _adopted_id(file, adopted) or unique_id_of(file.name)
+        own_id = adopted_id(file, adopted) or unique_id_of(file.name)
         if own_id != unique_id:
             settled[file.identity] = unique_id
             if holder := by_id.get(own_id):
@@ -104,7 +104,8 @@ def contested(by_id: Mapping[str, File], adopted: Adopted) -> dict[Identity, str
     return settled
 
 
-def _adopted_id(file: File, adopted: Adopted) -> str:
+def adopted_id(file: File, adopted: Adopted) -> str:
+    """The one that does not follow from its name; empty: the one that does."""
     unique, inode = file.identity
     return adopted.get((unique, inode)) or adopted.get((unique, 0)) or ""
 
@@ -177,9 +178,22 @@ def _host() -> str:
 
 
 def delivered_at(name: str) -> int:
-    """Seconds since the epoch, as the unique part tells them; 0 if it does not."""
+    """Seconds since the epoch, as the field T= or else the unique part tells them; 0 if none does.
+
+    T= is ours, in names whose unique part had to be replaced by the unique-id.
+    """
     match = _SECONDS.match(name)
-    return int(match[0]) if match else 0
+    seconds = int(match[0]) if match else 0
+    told = field("T", name) if ",T=" in name else None
+    return seconds if told is None else told
+
+
+def renamed(name: str, unique_id: str) -> str:
+    """A name with this unique-id as its unique part, and the same place in a listing."""
+    seconds, rest = delivered_at(name), name[len(unique_part(name)) :]
+    if ",T=" in name or delivered_at(unique_id + rest) == seconds:
+        return unique_id + rest
+    return f"{unique_id},T={seconds}{rest}"
 
 
 def _digest(text: str) -> str:

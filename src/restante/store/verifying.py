@@ -15,7 +15,7 @@ from ..scanning import scan_exactly
 from . import adopted, files, journal
 from .coded import LONGEST, coding
 from .held import VICTIMS, is_unfinished, name_before
-from .index import INDEX, Form, Index, Message, load, stamps
+from .index import INDEX, Form, Index, Message, is_damaged, load, stamps
 from .looking import measured
 from .names import File, Identity, contested, field, identify
 
@@ -70,9 +70,11 @@ def _index(maildrop: int, by_id: Mapping[str, File]) -> tuple[Index, Finding | N
     """The index, which may be older than the mail."""
     index = load(maildrop)
     if index is None:
-        if files.exists(INDEX, maildrop):
-            return Index(), Finding("index damaged", INDEX, "the next login makes it anew")
-        return Index(), None
+        try:
+            is_bad, text = is_damaged(maildrop), "the next login makes it again"
+        except OSError as error:
+            is_bad, text = True, f"cannot be read: {error.strerror}; logins measure all messages"
+        return Index(), Finding("index damaged", INDEX, text) if is_bad else None
     if index.stamps == stamps(maildrop):
         messages = list(map(index.message, range(len(index))))
         listed = [(each.unique_id, each.file) for each in messages]
