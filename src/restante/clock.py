@@ -38,6 +38,7 @@ UNKNOWN = 99_999_000_000
 
 _NEW_PROCESS = f"process {secrets.token_hex(8)}"
 _STARTED = time.monotonic()
+_BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)  # Linux
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,12 @@ class Reading:
 def is_credible(stamp: float, now: float) -> bool:
     """Whether a time stamp can be right; one from the future or from 1970 counts for nothing."""
     return PLAUSIBLE <= stamp <= now + SLACK
+
+
+def elapsed() -> float:
+    """Seconds since some moment, which no setting of the clock changes; sleep is included where
+    the system counts it."""
+    return time.clock_gettime(_BOOTTIME) if _BOOTTIME is not None else time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +233,6 @@ def _wall() -> float:
 def _running() -> tuple[str, float]:
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip(), time.clock_gettime(time.CLOCK_BOOTTIME)
-    except (OSError, AttributeError):
+            return file.read().strip(), elapsed()
+    except OSError:
         return _NEW_PROCESS, time.monotonic() - _STARTED

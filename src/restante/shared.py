@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from hashlib import blake2b
 from tempfile import TemporaryFile
 
+from .clock import SLACK
 from .posix import fcntl
 
 _CELLS = 16_384  # of each hash
@@ -165,7 +166,10 @@ class Weights:
     def _weight(self, at: int, now: float) -> float:
         if not self._ids[at]:
             return 0.0
-        age = max(0.0, now - self._stamps[at])
+        age = now - self._stamps[at]
+        if age < -SLACK:  # noted by a clock that was ahead: it would not fade until then
+            return 0.0
+        age = max(0.0, age)
         weight: float = self._weights[at] * 0.5 ** (age / self._half_life)
         return weight if weight > _NOTHING else 0.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -136,6 +137,19 @@ def test_the_last_use_is_known(users: Users, database: Path) -> None:
     assert used.used_at is not None
     assert used.used_at >= used.created_at
     assert used.used_from == "192.0.2.7"
+
+
+def test_the_last_use_is_known_of_what_a_clock_made_that_was_ahead(
+    users: Users, database: Path
+) -> None:
+    users.add_app_password("mrose", "phone")
+    ahead = time.time() + 300 * 86_400
+    rows(database, "UPDATE credentials SET created_at = ?, used_at = ?", ahead, ahead)
+    users.used(Account("mrose", "mrose", "phone"), "192.0.2.7")
+    users.close()
+    (phone,) = users.app_passwords("mrose")
+    assert phone.used_at == pytest.approx(time.time(), abs=60)
+    assert phone.used_from == "192.0.2.7"
 
 
 def test_a_refused_login_is_no_use(users: Users, database: Path) -> None:

@@ -104,6 +104,25 @@ def test_guesses_are_forgotten(throttle: Throttle, clock: Clock) -> None:
     assert guess(throttle, 100) <= 2.5
 
 
+@pytest.mark.parametrize(("back", "is_known"), [(60, True), (300 * DAY, False)])
+def test_what_a_clock_noted_that_was_ahead_counts_for_nothing(
+    throttle: Throttle, clock: Clock, back: float, is_known: bool
+) -> None:
+    """Neither suspicion nor trust would fade until that year.  A small step changes nothing."""
+    for number in range(8):
+        guess(throttle, number)
+    throttle.accepted(shown(address="198.51.100.9"), MROSE)
+    clock.now -= back
+    assert (throttle.facts("mrose", HERE).guesses > 7) is is_known
+    assert throttle.facts("mrose", "198.51.100.9").is_known is is_known
+    guess(throttle, 100)
+    throttle.accepted(shown(address="198.51.100.9"), MROSE)
+    assert throttle.facts("mrose", HERE).guesses == pytest.approx(9 if is_known else 1)
+    assert throttle.facts("mrose", "198.51.100.9").is_known
+    clock.now += 30 * DAY
+    assert throttle.facts("mrose", HERE).guesses == 0
+
+
 @pytest.mark.parametrize(
     ("attacker", "neighbour", "alone"),
     [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sqlite3
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -213,6 +215,18 @@ def test_an_app_password_is_made_shown_once_listed_and_revoked(
     assert not may_log_in(state, password)
     found = restante("user", "app-password", "list", "ann")
     assert (found.out, "next: restante user app-password new ann" in found.err) == ("", True)
+
+
+def test_a_use_in_the_future_is_one_of_an_unknown_time(
+    restante: Restante, ann: str, state: Path
+) -> None:
+    restante("user", "app-password", "new", "ann", "phone")
+    with closing(sqlite3.connect(state / "users.sqlite3")) as database, database:
+        ahead = time.time() + 300 * 86_400
+        database.execute("UPDATE credentials SET used_at = ?, used_from = '192.0.2.7'", (ahead,))
+    assert restante("user", "app-password", "list", "ann").out == (
+        "  app password 'phone': used while the clock was wrong from 192.0.2.7\n"
+    )
 
 
 def test_app_passwords_for_programs(restante: Restante, ann: str) -> None:

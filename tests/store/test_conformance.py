@@ -370,6 +370,18 @@ def test_a_login_that_comes_too_soon_is_told_how_long_to_wait(store: HoldingStor
     assert run(paced(store, 0.0001)) == 0
 
 
+@pytest.mark.parametrize("before", [0.0, 0.0001, 100.0])
+@pytest.mark.parametrize(("after", "waits"), [(0.0001, 0), (50.0, 50), (500.0, 500)])
+def test_a_delay_that_was_changed_counts_from_the_last_login(
+    store: HoldingStore, before: float, after: float, waits: float
+) -> None:
+    """Shorter, longer or added: a login that counted under no delay at all is not remembered."""
+    if before:
+        assert run(paced(store, before)) == 0
+    wait = run(paced(store, after))
+    assert wait == pytest.approx(waits if before else 0, abs=10)
+
+
 DAY = 86_400.0
 
 

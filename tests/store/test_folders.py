@@ -335,6 +335,15 @@ def test_recent_mail_is_what_arrived_in_the_last_days(maildir: MaildirStore, age
     assert sorted(texts(maildir, MONTH)) == [b"1\r\n", b"29\r\n", b"odd\r\n"]
 
 
+def test_a_name_of_the_future_does_not_make_mail_recent(maildir: MaildirStore, ages: Path) -> None:
+    """It was made by a clock that was ahead; the time of the file counts instead."""
+    for name, then in (("old", 1), ("new", time.time())):
+        put(ages, f"cur/{int(time.time()) + 300 * 86400}.{name}:2,S", name.encode())
+        (file,) = (ages / "cur").glob(f"*.{name}:2,S")
+        os.utime(file, (then, then))
+    assert sorted(texts(maildir, MONTH)) == [b"1\r\n", b"29\r\n", b"new\r\n", b"odd\r\n"]
+
+
 def test_recent_mail_has_the_unique_ids_and_the_order_of_all(
     maildir: MaildirStore, ages: Path
 ) -> None:

@@ -13,12 +13,12 @@ Limits: two tables of fixed size, so that guesses do not push out what users hav
 from __future__ import annotations
 
 import secrets
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Generic, TypeVar
 
+from ..clock import elapsed
 from ..errors import AuthenticationFailed
 from ..passdb import Account, Credentials, Generations, LastUses, Passdb
 
@@ -40,7 +40,7 @@ class Cache:
         *,
         tells_all_changes: bool = True,
         service: str = "pop3",
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = elapsed,
     ) -> None:
         """
         Args:

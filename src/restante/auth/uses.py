@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from ..clock import SLACK
 from ..errors import RestanteError
 from .database import transaction
 
@@ -47,11 +48,13 @@ class Uses:
                 self._timer, self._written = None, time.monotonic()
             if not gathered:
                 return
-            rows = [(at, address, *which, at) for which, (at, address) in gathered.items()]
+            future = time.time() + SLACK
+            rows = [(at, address, *which, at, future) for which, (at, address) in gathered.items()]
             with suppress(RestanteError), transaction(self._path) as database:
                 database.executemany(
                     "UPDATE credentials SET used_at = ?, used_from = ?"
-                    " WHERE user = ? AND label = ? AND created_at <= ?",  # not a later one's
+                    # Not a later credential's, unless that was made by a clock that was ahead.
+                    " WHERE user = ? AND label = ? AND (created_at <= ? OR created_at > ?)",
                     rows,
                 )
 

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from typing import Any
 from ..auth import passwords
 from ..auth.names import BadName, check_name, normalise
 from ..auth.users import AppPassword, NameTaken, Users
+from ..clock import is_credible
 from ..config import Configuration
 from ..errors import ConfigurationError, NoMaildrop, NoSuchUser, RestanteError, UnsafeArgument
 from ..maildrop import View
@@ -335,6 +337,8 @@ def _print_app_passwords(found: Sequence[AppPassword]) -> None:
         used = "never used"
         if each.used_at is not None:
             at = datetime.fromtimestamp(each.used_at).strftime("%Y-%m-%d %H:%M")
+            if not is_credible(each.used_at, time.time()):
+                at = "while the clock was wrong"
             used = f"used {at} from {each.used_from or 'this machine'}"
         print(f"  app password {each.label!r}: {used}")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from base64 import b64encode
 from bisect import bisect_right
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
@@ -20,6 +21,7 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
+from ..clock import is_credible
 from ..errors import MessageGone, PermanentFailure, RestanteError
 from ..maildrop import (
     Entry,
@@ -41,7 +43,6 @@ INBOX = "."
 
 _NAME_MAX = 255  # octets, on nearly every file system
 _ATTEMPTS = 5  # at files that another program renames in the meantime
-_PLAUSIBLE = 10**9  # seconds since the epoch; nobody wrote Maildirs before, so it is a number
 
 
 def directory_of(folder: str) -> str:
@@ -141,7 +142,8 @@ def recent(maildrop: int, listing: Index, since: float) -> list[int]:
 
 def _arrived(name: str, directory: int) -> float:
     arrived = delivered_at(name)
-    return arrived if arrived >= _PLAUSIBLE else files.status(name, directory).st_mtime
+    is_time = is_credible(arrived, time.time())  # or it is a number, or of a wrong clock
+    return arrived if is_time else files.status(name, directory).st_mtime
 
 
 def joined(parts: Sequence[Part]) -> Index:
