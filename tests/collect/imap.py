@@ -25,6 +25,18 @@ class ImapStandIn:
         """Of the next APPENDs, instead of storing: ``NO …``, ``BAD …``, or a state of mind:
         ``lost`` drops the connection, ``stored-and-lost`` does so after storing."""
         self.folders = {b"INBOX"}
+        self.search = "honest"
+        """Or ``all``: every message is named, whatever is asked; ``none``: none is; ``BAD``;
+        ``endless``: more than a client reads."""
+        self.has_uidplus = True
+        self.keeps_mark = True
+        """Not only the fields that it knows."""
+        self.forgets = False
+        """It says OK to APPEND and stores nothing."""
+        self.shows_late = False
+        """What was appended is seen after the folder is selected again."""
+        self._shown = 0
+        self._connected: ssl.SSLSocket | None = None
         self._context = context
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
@@ -36,7 +48,13 @@ class ImapStandIn:
             except OSError:
                 return
             with suppress(OSError), self._context.wrap_socket(connection, server_side=True) as tls:
+                self._connected = tls
                 self._talk(cast(BinaryIO, tls.makefile("rwb", buffering=0)))
+
+    def hang_up(self) -> None:
+        """On the client that is connected now."""
+        assert self._connected is not None
+        self._connected.shutdown(socket.SHUT_RDWR)
 
     def _talk(self, peer: BinaryIO) -> None:
         peer.write(b"* OK [CAPABILITY IMAP4rev1 AUTH=PLAIN] ready\r\n")
@@ -52,14 +70,20 @@ class ImapStandIn:
                 octets = octets[: int(found[2])]
                 self.appended.append(found[1])
                 answer = self.answers.pop(0) if self.answers else b""
-                if answer in (b"", b"stored-and-lost"):
-                    self.stored.append(octets)
+                if answer in (b"", b"stored-and-lost") and not self.forgets:
+                    self.stored.append(octets if self.keeps_mark else octets.partition(b"\r\n")[2])
+                    self._shown += not self.shows_late
                 if answer.endswith(b"lost"):
                     return
-                peer.write(tag + b" " + (answer or b"OK done") + b"\r\n")
+                done = b"OK [APPENDUID 1 %d] done" % (100 + len(self.stored))
+                done = done if self.has_uidplus else b"OK done"
+                peer.write(tag + b" " + (answer or done) + b"\r\n")
                 continue
             if not rest:
                 continue  # the line end behind a literal
+            if b"SEARCH" in rest.upper() and self.search == "BAD":
+                peer.write(tag + b" BAD no such search\r\n")
+                continue
             peer.write(self._untagged(rest) + tag + b" OK done\r\n")
             if rest.upper() == b"LOGOUT":
                 return
@@ -76,14 +100,48 @@ class ImapStandIn:
             case b"CREATE":
                 self.folders.add(words[1])
             case b"SELECT":
+                self._shown = len(self.stored)
                 return b"* %d EXISTS\r\n" % len(self.stored)
+            case b"UID" if words[1].upper() == b"SEARCH":
+                return self._search(words)
             case b"UID":
-                mark = b"%s: %s\r\n" % (words[-2], words[-1])
-                found = [b"%d" % at for at, each in enumerate(self.stored, 1) if mark in each]
-                return b"* SEARCH " + b" ".join(found) + b"\r\n"
+                return self._fetch(words[2], 100)
+            case b"FETCH":
+                return self._fetch(words[1], 0)
             case b"LOGOUT":
                 return b"* BYE\r\n"
         return b""
+
+    def _search(self, words: list[bytes]) -> bytes:
+        """A message's UID is a hundred more than its number."""
+        mark = b"%s: %s\r\n" % (words[-2], words[-1])
+        numbers = range(1, len(self.stored) + 1)
+        found = {
+            "honest": [at for at in numbers if mark in self.stored[at - 1]],
+            "all": list(numbers),
+            "none": [],
+            "endless": [10**6] * 200_000,
+        }[self.search]
+        return b"* SEARCH " + b" ".join(b"%d" % (100 + at) for at in found) + b"\r\n"
+
+    def _fetch(self, numbers: bytes, more: int) -> bytes:
+        """The fields that are asked for in tests; ``more`` than its number is the UID."""
+        answer = b""
+        for number in map(int, numbers.split(b",")):
+            at = number - more
+            if not 1 <= at <= self._shown:
+                continue
+            header = self.stored[at - 1].partition(b"\r\n\r\n")[0]
+            lines = re.findall(
+                rb"^(?:x-restante|message-id|date|from|to|cc|subject):.*?\r\n(?![ \t])",
+                header + b"\r\n",
+                re.IGNORECASE | re.MULTILINE | re.DOTALL,
+            )
+            fields = b"".join(lines) + b"\r\n"
+            name = b"BODY[HEADER.FIELDS (X-RESTANTE MESSAGE-ID DATE FROM TO CC SUBJECT)]"
+            uid = b"UID %d " % (100 + at) if more else b""
+            answer += b"* %d FETCH (%s%s {%d}\r\n%s)\r\n" % (at, uid, name, len(fields), fields)
+        return answer
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_RDWR)

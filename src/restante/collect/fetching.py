@@ -17,10 +17,10 @@ from hashlib import sha256
 from itertools import takewhile
 from tempfile import SpooledTemporaryFile
 
-from ..errors import CommandFailed, MessageRefused
+from ..errors import CommandFailed, MessageRefused, TemporaryFailure
 from ..pop3.listing import Message
 from .deletions import Reader
-from .destinations import Destination, Grouping, Verifying
+from .destinations import Destination, Doubtful, Grouping, Verifying
 from .known import Known
 from .ledger import Ledger, Stored, earlier_key
 from .likeness import LONGEST_HEADER, Content, ContentReader, header_of, likeness
@@ -106,6 +106,7 @@ class Fetching:
         self._use, self._outcome, self._progress, self._now = use, outcome, progress, now
         self._grouping = destination if isinstance(destination, Grouping) else None
         self._refusals = 0  # of messages in a row, for now
+        self._doubted: list[tuple[Message, str]] = []  # in a row, and the reasons
         self._contents: Counter[bytes] = Counter()  # of messages without a unique-id
         self._waiting: list[_Whole] = []  # stored, not in the ledger yet
         self._writing: asyncio.Task[None] | None = None  # of the group before
@@ -116,6 +117,9 @@ class Fetching:
         """On return ``seen`` tells what came."""
         try:
             await self._fetch_all(steps)
+        except TemporaryFailure:
+            self._settle_doubts(is_broken=True)
+            raise
         finally:
             await self._settle()
 
@@ -150,6 +154,7 @@ class Fetching:
             if self.awaited is None:  # the next one is to blame if the session ends now
                 self.awaited = wanted[at] if at < len(wanted) else None
         self.awaited = None
+        self._settle_doubts()
         if at < len(steps):
             self._outcome.later += len(steps) - at
             self._outcome.later_for = "refusals"
@@ -193,6 +198,7 @@ class Fetching:
             self._refusals = self._refusals + 1 if is_passing else 0
         else:
             self._refusals = 0
+            self._settle_doubts()
             if aside_key(message) in self.aside:
                 self._ledger.bring_back(self._account, [aside_key(message)])
 
@@ -488,8 +494,18 @@ class Fetching:
         """It stays where it is.  What the destination or the account refuses is set aside."""
         text = error.text if isinstance(error, CommandFailed) else str(error)
         self._outcome.refused.append(f"message {message.number}: {text}")
-        if isinstance(error, MessageRefused):
+        if isinstance(error, Doubtful):
+            self._doubted.append((message, text))
+        elif isinstance(error, MessageRefused):
             self.set_aside(message, text)
+
+    def _settle_doubts(self, *, is_broken: bool = False) -> None:
+        """The destination works, so the messages are to blame.  If it ``is_broken``, they are only
+        tried after the others, and do not have to wait when it works again."""
+        doubted, self._doubted = self._doubted, []
+        for message, reason in doubted:
+            if not (is_broken and aside_key(message) in self.aside):
+                self.set_aside(message, reason)
 
     def set_aside(self, message: Message, reason: str) -> None:
         self._ledger.set_aside(self._account, aside_key(message), reason, self._now())

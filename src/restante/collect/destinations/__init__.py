@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from ...errors import UnsafeArgument
+from ...errors import MessageRefused, UnsafeArgument
 from ...maildrop import Place as Place
 
 
@@ -43,6 +43,10 @@ class Destination(Protocol):
 
     def close(self) -> None:
         """No more messages."""
+
+
+class Doubtful(MessageRefused):
+    """``commit`` failed, and it may be the fault of this message or of the destination."""
 
 
 @runtime_checkable

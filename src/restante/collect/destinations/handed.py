@@ -33,6 +33,7 @@ from ...errors import (
     UnsafeArgument,
 )
 from ...wire import Stuffer
+from . import Doubtful
 
 _IN_MEMORY = 2**20  # octets; a larger message waits on disk
 _PIECE = 65_536  # octets
@@ -40,7 +41,7 @@ _PATIENCE = 300.0  # seconds for an answer (RFC 5321 §4.5.3.2)
 # Doubts in a row after which it is the destination: enough to get past a few messages that crash a
 # program, and few enough that a broken one does not cost the download of a whole maildrop.
 _ENOUGH_DOUBTS = 10
-_HANG = 5  # doubts that a time-out counts for, because it costs minutes
+HANG = 5  # doubts that a time-out counts for, because it costs minutes
 
 # sysexits.h: try again later, and nothing depends on the message.
 _LATER = {sysexits.EX_TEMPFAIL, sysexits.EX_OSERR, sysexits.EX_IOERR}
@@ -82,7 +83,7 @@ class Handed:
         """The error for an answer that may concern this message alone or every message."""
         self._doubts += weight
         if self._doubts < _ENOUGH_DOUBTS:
-            return MessageRefused(text)
+            return Doubtful(text)
         return TemporaryFailure(f"{text}, and so do others before it; the rest waits")
 
     def abort(self) -> None:
@@ -142,7 +143,7 @@ class Command(Handed):
                 code = program.wait(_PATIENCE)
             except subprocess.TimeoutExpired as error:
                 text = f"{self._arguments[0]}: no end after {_PATIENCE:g} s"
-                raise self._doubt(text, _HANG) from error
+                raise self._doubt(text, HANG) from error
             finally:
                 if program.poll() is None:
                     os.killpg(program.pid, signal.SIGKILL)  # and what it has started
@@ -193,7 +194,7 @@ class Smtp(Handed):
         except (smtplib.SMTPException, OSError) as error:
             self._leave()
             text = f"the mail server: {error}"
-            raise (self._doubt(text, _HANG) if is_sent else TemporaryFailure(text)) from error
+            raise (self._doubt(text, HANG) if is_sent else TemporaryFailure(text)) from error
 
     def _refusal(
         self, code: int, text: str, *, is_sent: bool

@@ -1,17 +1,25 @@
 """A folder of an IMAP server: APPEND (RFC 3501 §6.3.11), by the library ``imapclient``.
 
-The first line of each message becomes ``X-Restante: …``, made from account and unique-id.  A
-message that a crash left in doubt is looked for by that line, so it is there exactly once, unless
-the server was still busy with the first APPEND when it was asked.  Bare CR and LF become CRLF,
-as IMAP wants lines; the message's own date becomes its internal date.
+The first line of each message becomes ``X-Restante: …``, made from account and unique-id.  Bare CR
+and LF become CRLF, as IMAP requires; the message's own date becomes its internal date.
 
-Security: TLS always, from the first octet or by STARTTLS, with verified certificates.
+A message counts as stored only when the server shows it: after APPEND its header is fetched back.
+One that a crash or a lost connection left in doubt is looked for by its mark, first among the
+newest messages.  SEARCH only names candidates, whose headers are fetched as well, because servers
+are known that pass over the argument of SEARCH HEADER and name every message (QQ, Alimail).  So a
+message is there exactly once, unless the server was still busy with the first APPEND when it was
+asked.
+
+Security: TLS always, from the first octet or by STARTTLS, with verified certificates.  Only the
+first mark of a header counts: the others came with the message.
 """
 
 from __future__ import annotations
 
 import imaplib
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from email.parser import BytesHeaderParser
@@ -22,17 +30,28 @@ from urllib.parse import unquote, urlsplit
 
 from ...errors import ConfigurationError, MessageRefused, TemporaryFailure, UnsafeArgument
 from ...net.tls import client_context
+from ..likeness import header_of, likeness
 from . import name_of
-from .handed import Handed
+from .handed import HANG, Handed
 
 if TYPE_CHECKING:
     from imapclient import IMAPClient
 
 _MARK = "X-Restante"
 _PATIENCE = 60.0  # seconds for an answer
+_IDLE = 30.0  # seconds after which a connection is tried before a message depends on it
 _MAX_HEADER = 2**20  # octets of a message in which its date is looked for
-# Of RFC 3501, 5530 and 7889: this message will never be taken, others may be.
+# Of RFC 3501, 5530 and 7889: this message will never be taken, others may be; and: none will now.
 _NEVER = ("[TOOBIG]", "[CANNOT]", "[PARSE]", "[BADCHARSET]")
+_LATER = ("[OVERQUOTA]", "[UNAVAILABLE]", "[INUSE]", "[LIMIT]", "[SERVERBUG]")
+
+_NEWEST = 5000  # messages; what is in doubt was appended last, by the run before
+_JUST_NOW = 10  # messages among which one is that was appended a moment ago
+_BLOCK = 500  # messages whose headers are fetched at once
+_FIRST_MARK = re.compile(rb"^x-restante[ \t]*:[ \t]*([0-9a-f]{32})\b", re.IGNORECASE | re.MULTILINE)
+_FIELDS = f"BODY.PEEK[HEADER.FIELDS ({_MARK} MESSAGE-ID DATE FROM TO CC SUBJECT)]"
+_APPENDED = re.compile(rb"\[APPENDUID \d+ (\d+)\]", re.IGNORECASE)  # RFC 4315
+_PAUSES = (0.0, 0.0, 2.0)  # seconds before each look for a message that was appended
 
 
 class Imap(Handed):
@@ -64,52 +83,132 @@ class Imap(Handed):
         self._is_implicit = parts.scheme == "imaps"
         self._password = password
         self._context = client_context(ca_file)
-        self._mark = ""
+        self._name = ""
+        self._marks: set[str] | None = None  # None: not looked for yet
         self._server: IMAPClient | None = None
+        self._used_at = 0.0  # on the monotonic clock
         try:
             import imapclient  # noqa: F401
         except ImportError as error:
             raise ConfigurationError(
-                "an IMAP destination wants the extra restante[imap]"
+                "an IMAP destination needs the extra restante[imap]"
             ) from error
 
     def has(self, identity: str) -> bool:
-        """By its mark; a round trip."""
+        """By its mark, as the server shows it."""
+        name = name_of(identity)
         with self._talking() as server:
-            return bool(server.search(["HEADER", _MARK, name_of(identity)]))
+            return name in self._newest_marks(server) or name in self._found(server, name)
+
+    def _newest_marks(self, server: IMAPClient) -> set[str]:
+        """Of the messages that were there when this was first asked."""
+        if self._marks is None:
+            self._marks = set()
+            for header in self._newest(server, _NEWEST):
+                self._marks |= _mark_in(header)
+        return self._marks
+
+    def _found(self, server: IMAPClient, name: str) -> set[str]:
+        """The marks of what SEARCH names."""
+        try:
+            found = server.search(["HEADER", _MARK, name])[-_NEWEST:]
+        except imaplib.IMAP4.abort:
+            raise
+        except imaplib.IMAP4.error:
+            self._leave()  # no such search, or an answer without end
+            return set()
+        return {mark for header in _headers(server, found) for mark in _mark_in(header)}
+
+    def _newest(self, server: IMAPClient, count: int) -> Iterator[bytes]:
+        """Headers of the newest messages, the newest first."""
+        there = int(server.select_folder(self._folder).get(b"EXISTS", 0))
+        numbers = range(there, max(there - count, 0), -1)
+        server.use_uid = False
+        try:
+            yield from _headers(server, numbers)
+        finally:
+            server.use_uid = True
 
     def begin(self, identity: str) -> bool:
-        self._mark = f"{_MARK}: {name_of(identity)}\r\n"
+        self._name = name_of(identity)
         return super().begin(identity)
 
     def _hand_over(self, message: IO[bytes]) -> None:
         """
         Raises:
-            MessageRefused: the server will never take it.
-            TemporaryFailure: not now, or nobody knows: ``has`` can tell.
+            MessageRefused: the server will never take it; or an answer that may be this message's
+                fault, as long as there are few in a row.
+            TemporaryFailure: not now, or doubts in a row.
         """
-        octets = self._mark.encode() + message.read()
+        octets = f"{_MARK}: {self._name}\r\n".encode() + message.read()
         at = _date(octets[:_MAX_HEADER])
-        with self._talking() as server:
-            try:
-                server.append(self._folder, octets, msg_time=at)
-            except imaplib.IMAP4.abort:
+        is_sent = False
+        try:
+            with self._talking() as server:
+                is_sent = True
+                answer = self._append(server, octets, at)
+                if not self._is_there(server, answer, octets):
+                    text = "says that it stored a message, and does not show it"
+                    raise self._doubt(f"the IMAP server {self._host} {text}")
+        except _Lost as error:
+            if not is_sent:
                 raise
-            except imaplib.IMAP4.error as error:
-                text = str(error)
-                if "command error: BAD" in text or any(code in text for code in _NEVER):
-                    raise MessageRefused(_short(text)) from error
-                raise
+            raise self._doubt(str(error), HANG) from error
+
+    def _append(self, server: IMAPClient, octets: bytes, at: datetime | None) -> bytes:
+        try:
+            answer = server.append(self._folder, octets, msg_time=at)
+        except imaplib.IMAP4.abort:
+            raise
+        except imaplib.IMAP4.error as error:
+            text = str(error)
+            if "command error: BAD" in text or any(code in text for code in _NEVER):
+                raise MessageRefused(_short(text)) from error
+            if any(code in text for code in _LATER):
+                raise TemporaryFailure(_short(text)) from error
+            raise self._doubt(_short(text)) from error
+        return answer if isinstance(answer, bytes) else b""
+
+    def _is_there(self, server: IMAPClient, answer: bytes, octets: bytes) -> bool:
+        """Whether the server shows what was appended.
+
+        One that takes our mark away, or has put the message together with an equal one, as Gmail
+        does, shows it by what the sender wrote into its header.
+        """
+        mine = likeness(header_of(octets))
+        named = _APPENDED.search(answer)
+        for pause in _PAUSES:
+            time.sleep(pause)
+            if named is not None:
+                seen = list(_headers(server, [int(named[1])]))
+                named = None  # if it is not to be seen under its number yet
+            else:
+                seen = list(self._newest(server, _JUST_NOW))
+            if any(self._name in _mark_in(each) for each in seen):
+                return True
+            if mine is not None and any(likeness(each) == mine for each in seen):
+                return True
+        return False
 
     @contextmanager
     def _talking(self) -> Iterator[IMAPClient]:
         try:
+            if self._server is not None and time.monotonic() > self._used_at + _IDLE:
+                self._try_out(self._server)
             if self._server is None:
                 self._server = self._connected()
             yield self._server
-        except (imaplib.IMAP4.error, OSError) as error:
+            self._used_at = time.monotonic()
+        except (imaplib.IMAP4.error, OSError, ValueError) as error:
             self._leave()
-            raise TemporaryFailure(f"the IMAP server {self._host}: {_short(error)}") from error
+            raise _Lost(f"the IMAP server {self._host}: {_short(error)}") from error
+
+    def _try_out(self, server: IMAPClient) -> None:
+        """A server may have hung up while no message came (RFC 3501 §5.4)."""
+        try:
+            server.noop()
+        except (imaplib.IMAP4.error, OSError):
+            self._leave()
 
     def _connected(self) -> IMAPClient:
         """Logged in, with the folder selected; one that is missing is made."""
@@ -151,13 +250,32 @@ class Imap(Handed):
             self._leave()
 
 
+class _Lost(TemporaryFailure):
+    """The connection, or the thread of the conversation."""
+
+
+def _headers(server: IMAPClient, messages: Sequence[int]) -> Iterator[bytes]:
+    """Of these, in the numbers that ``use_uid`` says, as far as the server shows them."""
+    for first in range(0, len(messages), _BLOCK):
+        block = list(messages[first : first + _BLOCK])
+        found = server.fetch(block, [_FIELDS])
+        for number in block:
+            for key, octets in found.get(number, {}).items():
+                if key.upper().startswith(b"BODY[HEADER") and isinstance(octets, bytes):
+                    yield octets
+
+
+def _mark_in(header: bytes) -> set[str]:
+    found = _FIRST_MARK.search(header)
+    return {found[1].decode()} if found else set()
+
+
 def _date(octets: bytes) -> datetime | None:
     """When the last server before us had it, or when it was written; None: it does not tell."""
-    header = BytesHeaderParser().parsebytes(octets)
-    received = str(header.get("Received", "")).rpartition(";")[2]
-    for text in (received, str(header.get("Date", ""))):
-        with suppress(ValueError, TypeError, OverflowError):
-            found = parsedate_to_datetime(text.strip())
+    for name in ("Received", "Date"):
+        with suppress(Exception):  # whatever the standard library makes of a stranger's header
+            value = str(BytesHeaderParser().parsebytes(octets).get(name, ""))
+            found = parsedate_to_datetime(value.rpartition(";")[2].strip())
             if 1970 <= found.year < 2100:
                 return found
     return None
