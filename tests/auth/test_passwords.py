@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
@@ -60,7 +61,30 @@ def test_a_hash_that_costs_too_much_is_not_computed(parameters: str, hashed: Cou
 def test_generated_passwords_differ_and_can_be_read_aloud() -> None:
     made = {passwords.generate() for _ in range(100)}
     assert len(made) == 100
-    assert all(len(each) == 24 and not set("01loi") & set(each) for each in made)
+    assert all(re.fullmatch("[a-hjkmnp-z2-9]{20}", each) for each in made)
+
+
+@pytest.mark.parametrize("length", [8, 16, 19, 64])
+def test_a_generated_password_is_never_taken_for_an_app_password(length: int) -> None:
+    """Only of those one hash is chosen by how they begin."""
+    made = [passwords.generate(length) for _ in range(300)]
+    assert {passwords.selector(each) for each in made} == {""}
+    assert {len(each) for each in made} == {length}
+
+
+@pytest.mark.parametrize("length", [16, 19, 64])
+def test_app_passwords_are_told_from_others_by_their_last_character(length: int) -> None:
+    made = passwords.generate_app_password(length)
+    assert (len(made), passwords.selector(made)) == (length, made[:4])
+    others = {passwords.selector(made[:-1] + each) for each in "abcdefghjkmnpqrstuvwxyz23456789"}
+    assert others == {"", made[:4]}
+    swapped = made[:5] + made[6] + made[5] + made[7:]
+    assert passwords.selector(swapped) == (made[:4] if made[5] == made[6] else "")
+
+
+def test_app_passwords_of_earlier_versions_are_known() -> None:
+    assert passwords.selector("2qab-zeg8-k25j-stc2-sc3a-abcd-efgh") == "2qab"
+    assert passwords.selector("2qab-zeg8-k25j-stc2-sc3a") == ""
 
 
 def test_nobodys_hash_costs_what_a_new_one_costs(hashed: Counter[str]) -> None:

@@ -28,24 +28,42 @@ _WAITING = 256  # logins that may wait for their turn to be hashed
 _LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that is taken for another
 
 
-_APP = re.compile("-".join([f"([{_LETTERS}]{{4}})"] + [f"[{_LETTERS}]{{4}}"] * 6))
+USUAL, APP = 20, 19  # characters of generated passwords; many devices take no more than 19 or 20
+SHORTEST, SHORTEST_APP, LONGEST = 8, 16, 64
+_EARLIER_APP = re.compile("-".join([f"([{_LETTERS}]{{4}})"] + [f"[{_LETTERS}]{{4}}"] * 6))
+_APP = re.compile(f"([{_LETTERS}]{{4}})[{_LETTERS}]{{{SHORTEST_APP - 4},{LONGEST - 4}}}")
 
 
-def generate(groups: int = 5) -> str:
-    """A password for people to copy: groups of four characters, 99 bits in five."""
-    return "-".join("".join(secrets.choice(_LETTERS) for _ in range(4)) for _ in range(groups))
+def generate(length: int = USUAL) -> str:
+    """A password of letters and digits that are not taken for each other: 99 bits by default."""
+    while selector(made := _random(length)):
+        pass
+    return made
 
 
-def generate_app_password() -> str:
-    """Seven groups, 138 bits.  The first one is its selector."""
-    return generate(7)
+def generate_app_password(length: int = APP) -> str:
+    """Of letters and digits: 89 bits by default.  The first four are its selector, and the last one
+    follows from the others, so that hardly any password of another kind looks like this."""
+    made = _random(length - 1)
+    return made + _check(made)
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(_LETTERS) for _ in range(length))
+
+
+def _check(letters: str) -> str:
+    total = sum(place * _LETTERS.index(each) for place, each in enumerate(letters, 1))
+    return _LETTERS[total % len(_LETTERS)]
 
 
 def selector(password: str) -> str:
     """What tells which app password of a user this is, so that only one hash is computed for
     any login; empty for what is no app password."""
+    if found := _EARLIER_APP.fullmatch(password):
+        return found[1]
     found = _APP.fullmatch(password)
-    return found[1] if found else ""
+    return found[1] if found and _check(password[:-1]) == password[-1] else ""
 
 
 def make_hash(password: str) -> str:

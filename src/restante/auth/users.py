@@ -90,6 +90,8 @@ class AppPassword:
     """The last login with it, to the minute; None: never."""
     used_from: str
     """Its address; empty for a local one."""
+    selector: str = ""
+    """How the password begins."""
 
 
 class _Column(NamedTuple):
@@ -154,6 +156,8 @@ class Users:
         with transaction(self._path) as database:
             salt = _salt(database, key)
         new = _secrets(password, salt)
+        if any(each.selector == passwords.selector(password) for each in self.app_passwords(name)):
+            raise BadPassword("it begins like an app password of this user; choose another one")
         self._change(
             "UPDATE credentials SET hash = ?, sha256 = ?, sha1 = ?, created_at = ?,"
             " used_at = NULL, used_from = NULL WHERE label = 'password' AND user = ?",
@@ -161,13 +165,13 @@ class Users:
             name,
         )
 
-    def add_app_password(self, name: str, label: str) -> str:
-        """A new password for one device or program; it is shown this once.
+    def add_app_password(self, name: str, label: str, length: int = passwords.APP) -> str:
+        """A new password of ``length`` characters for one device or program; it is shown this once.
 
         Raises:
             NoSuchUser, BadName, NameTaken: nothing was changed.
         """
-        key, password = _key(name), passwords.generate_app_password()
+        key, password = _key(name), passwords.generate_app_password(length)
         if label == _PASSWORD or not label.isprintable() or not 0 < len(label.strip()) <= 64:
             raise BadName("an app password is named in 1 to 64 printable characters")
         with transaction(self._path) as database:
@@ -187,11 +191,14 @@ class Users:
         with transaction(self._path) as database:
             _salt(database, _key(name))
             rows = database.execute(
-                "SELECT label, created_at, used_at, used_from FROM credentials"
+                "SELECT label, created_at, used_at, used_from, selector FROM credentials"
                 " WHERE user = ? AND selector != '' ORDER BY label",
                 (_key(name),),
             ).fetchall()
-        return [AppPassword(label, made, at, where or "") for label, made, at, where in rows]
+        return [
+            AppPassword(label, made, at, where or "", selector)
+            for label, made, at, where, selector in rows
+        ]
 
     def revoke(self, name: str, label: str) -> None:
         """From now on nobody logs in with it.

@@ -45,6 +45,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
             "--password-file", type=Path, metavar="FILE", help="its first line is the password"
         )
         action.add_argument("--generate", action="store_true", help="make one and print it")
+        _add_length(action, passwords.USUAL, passwords.SHORTEST)
         action.set_defaults(run=run)
     actions.add_parser("list", help="everybody").set_defaults(run=list_)
     for name, run, text in (
@@ -127,7 +128,20 @@ def _add_app_passwords(actions: argparse._SubParsersAction[argparse.ArgumentPars
         verb.add_argument("name", metavar="NAME", help="a user")
         if name != "list":
             verb.add_argument("label", metavar="LABEL", help='such as "phone"')
+        if name == "new":
+            _add_length(verb, passwords.APP, passwords.SHORTEST_APP)
         verb.set_defaults(run=run)
+
+
+def _add_length(action: argparse.ArgumentParser, usual: int, shortest: int) -> None:
+    def length(text: str) -> int:
+        number = int(text)
+        if not shortest <= number <= passwords.LONGEST:
+            raise argparse.ArgumentTypeError(f"from {shortest} to {passwords.LONGEST} characters")
+        return number
+
+    text = f"of the generated password, letters and digits; {usual} by default"
+    action.add_argument("--length", type=length, metavar="N", help=text)
 
 
 def add(options: argparse.Namespace) -> int:
@@ -301,7 +315,8 @@ def _network(text: str) -> Network:
 
 
 def new_app_password(options: argparse.Namespace) -> int:
-    password = _users(options).add_app_password(options.name, options.label)
+    length = options.length or passwords.APP
+    password = _users(options).add_app_password(options.name, options.label, length)
     if options.json:
         common.print_json(
             "app-password-new", name=options.name, label=options.label, password=password
@@ -391,7 +406,9 @@ def _done(options: argparse.Namespace, verb: str, text: str, password: str = "")
 def _password(options: argparse.Namespace) -> str:
     """Never from the command line, where every user of the machine can read it."""
     if options.generate:
-        return passwords.generate()
+        return passwords.generate(options.length or passwords.USUAL)
+    if options.length:
+        raise UnsafeArgument("--length is for a password that is generated; next: --generate")
     if options.password_file:
         return first_line(options.password_file)
     if not sys.stdin.isatty():
