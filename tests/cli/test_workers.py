@@ -183,9 +183,19 @@ format = "journal"
         found: dict[str, Any] = json.loads(told.stdout)
         return found
 
+    def shifted(self, seconds: int) -> str:
+        """A PYTHONPATH with which the clock is ahead."""
+        (self.place / "sitecustomize.py").write_text(
+            f"import time\nnow = time.time\ntime.time = lambda: now() + {seconds}\n"
+        )
+        return f"{self.place}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+
     def stop(self) -> int:
         self.process.terminate()
-        return self.process.wait(WAIT)
+        code = self.process.wait(WAIT)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
 
 
 @pytest.fixture
@@ -352,9 +362,7 @@ def test_old_mail_is_removed_at_the_start_and_then_now_and_again(site: Site) -> 
         f'[auth.passwd_file]\npath = "{site.place}/passwd"\n'
     )
     site.write(limits='expire = "30d"')
-    clock = site.place / "sitecustomize.py"  # a month has passed, as far as it can tell
-    clock.write_text("import time\nnow = time.time\ntime.time = lambda: now() + 31 * 86_400\n")
-    site.start(PYTHONPATH=f"{site.place}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    site.start(PYTHONPATH=site.shifted(31 * 86_400))  # a month has passed, as far as it can tell
     for user in ("ann", "bob"):
         assert f"user={user} messages=1" in site.wait_for("expired")
     client = site.client()
@@ -365,6 +373,34 @@ def test_old_mail_is_removed_at_the_start_and_then_now_and_again(site: Site) -> 
     assert held.unique_id == entry.unique_id
     assert [each.unique_id for each in asyncio.run(store.held("bob"))] == [bob.unique_id]
     assert asyncio.run(store.held("gone")) == []
+
+
+def test_a_year_that_was_mistyped_destroys_nothing_until_the_operator_says_so(site: Site) -> None:
+    store = MaildirStore(f"{site.place}/mail/%u")
+    (site.place / "mail").mkdir()
+    for n in range(101):
+        asyncio.run(store.deliver("ann", _once(b"Subject: %d\r\n\r\n" % n)))
+    site.start()
+    client = site.client().log_in("ann")
+    for number in range(1, 102):
+        client.dele(number)
+    client.quit()
+    assert site.stop() == 0
+    jumped = site.shifted(300 * 86_400)
+    site.start(PYTHONPATH=jumped)
+    assert "seconds=25920000" in site.wait_for("clock jumped")
+    assert "messages=101" in site.wait_for("purge withheld")
+    assert len(asyncio.run(store.held("ann"))) == 101
+    command = [sys.executable, "-m", "restante", "--config", f"{site.place}/restante.toml"]
+    environment = os.environ | {"STATE_DIRECTORY": str(site.place), "PYTHONPATH": jumped}
+    done = subprocess.run(
+        [*command, "maildrop", "purge", "--yes"], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "101 messages destroyed\n")
+    assert len(asyncio.run(store.held("ann"))) == 0
+    assert site.stop() == 0
+    site.start()
+    assert "seconds=-25" in site.wait_for("clock jumped"), "and back"
 
 
 def test_a_reload_says_what_a_shorter_hold_will_destroy(site: Site) -> None:

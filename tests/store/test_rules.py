@@ -352,6 +352,19 @@ def test_a_forecast_changes_nothing(rule: Rule) -> None:
     run(story())
 
 
+@pytest.mark.parametrize(("age", "is_told"), [(15 * DAY, 12), (13.5 * DAY, 0)])
+def test_the_first_round_of_this_version_reports_only_what_its_rule_does_not_explain(
+    maildir: MaildirStore, place: Path, age: float, is_told: int
+) -> None:
+    """Mail that the hold of always destroys within the day is no news."""
+    (place / "held").mkdir(parents=True)
+    put(place, "new/1.a", b"x")
+    for n in range(12):
+        put(place, f"held/{int(CHANGED - age)}.{n}.b", b"y")
+    forecast = run(maildir.note_rules("ann", None, CHANGED))
+    assert forecast.held == is_told
+
+
 # -- Maildirs only
 
 

@@ -36,9 +36,6 @@ DEFAULT_HOLD = 14 * 86_400.0
 _MOST = 16  # changes that are remembered; who changes a rule more often gets more grace
 _DIGEST = 8  # octets
 
-Ends = Callable[[float], float]
-"""The moment at which the time of a message is over, by the moment at which it began."""
-
 
 class Change(NamedTuple):
     """A rule that came into force."""
@@ -144,16 +141,21 @@ def forecast(
     """
     held, expiring = list[float](), list[float]()
     if before.hold != after.hold:
-        held = _going(before.held_until, after.held_until, after.hold, removed())
+        old, new = (tuple(_without_keep(each.hold)) for each in (before, after))
+        held = list(_going(old, new, removed()))
     if before.expire != after.expire:
-        expiring = _going(before.kept_until, after.kept_until, after.expire, arrived())
+        expiring = list(_going(before.expire, after.expire, arrived()))
     return Forecast(len(held), len(expiring), min([*held, *expiring], default=inf))
 
 
-def _going(before: Ends, after: Ends, changed: History, begun: Iterable[float]) -> list[float]:
-    by = changed[-1].since + GRACE
-    ends = ((before(each), after(each)) for each in begun)
-    return [end for old, end in ends if end <= by and end < old]
+def _going(before: History, after: History, begun: Iterable[float]) -> Iterator[float]:
+    """Where no rule was known before, it has changed if it does not explain what is there."""
+    since, seconds = after[-1]
+    for each in begun:
+        end = _end(each, after)
+        is_sooner = end < _end(each, before) if before else each + seconds <= since
+        if is_sooner and end <= since + GRACE:
+            yield end
 
 
 # -- The file
