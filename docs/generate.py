@@ -59,6 +59,7 @@ MEANINGS = {
     "login impossible": "the maildrop is in use, a back end is down, or the like; never a guess",
     "login ok": "somebody logged in",
     "login refused": "somebody did not; the client hears less than `reason` tells",
+    "wrong sizes in names": "those of one maildrop; all its messages are measured from now on",
     "maildrop indexed": "a login had to look at so many messages that it took long",
     "message not kept": "a message that came in found no room; its sender was asked to try again",
     "partial delivery not noted": "a sender's next try may store a second copy for some recipients",

@@ -423,10 +423,10 @@ def replace(name: str, octets: bytes, parent: int) -> None:
     os.fsync(parent)
 
 
-def replace_cache(name: str, octets: bytes, parent: int) -> int:
+def replace_cache(name: str, octets: bytes, parent: int, *, durably: bool = False) -> int:
     """Write a file that a checksum guards: after a crash it may be old, torn or missing.
 
-    Returns its inode number.
+    ``durably``: not if this one has returned.  Returns its inode number.
     """
     temporary = f"{name}.tmp"
     with undone_on_error(temporary, parent):
@@ -435,9 +435,13 @@ def replace_cache(name: str, octets: bytes, parent: int) -> int:
         try:
             write(file, octets)
             number = inode(file)
+            if durably:
+                os.fsync(file)
         finally:
             os.close(file)
         os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+        if durably:
+            os.fsync(parent)
     return number
 
 

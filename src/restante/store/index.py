@@ -516,12 +516,15 @@ def is_damaged(maildrop: int) -> bool:
     return len(owner) < _OWNER.size or Index.decode(octets, *_OWNER.unpack(owner)) is None
 
 
-def save(maildrop: int, index: Index) -> None:
+def save(maildrop: int, index: Index, *, durably: bool = False) -> None:
     """A maildrop goes on without: on a full disk, or one that is read only."""
-    with suppress(OSError):
+    try:
         octets = index.encode(files.inode(maildrop))
-        inode = files.replace_cache(INDEX, octets, maildrop)
+        inode = files.replace_cache(INDEX, octets, maildrop, durably=durably)
         index.lying = Lying(inode, len(octets), 0, octets[-_DIGEST:])
+    except OSError:
+        with suppress(OSError):  # what is there is older than what is known
+            files.unlink(INDEX, maildrop)
 
 
 def forget(maildrop: int) -> None:

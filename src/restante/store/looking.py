@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 from typing import NamedTuple
@@ -45,6 +45,8 @@ from .names import (
     unique_id_of,
     unique_part,
 )
+
+MEASURE_SIZES = "restante.measure-sizes"  # an empty file: names in this maildrop are not believed
 
 _BATCH = 32  # messages measured in one call that cannot be cancelled
 _MANY = 1000  # messages at once that are new; of more, all is worked out anew
@@ -190,7 +192,8 @@ def _small_change(
     """None: it is not that simple."""
     if known.is_guessed or len(compared.new) > _MANY:
         return None
-    added = [_message(unique_id_of(file.name), file) for file in compared.new]
+    is_believed = bool(compared.new) and are_names_believed(maildrop)
+    added = [_message(unique_id_of(file.name), file, is_believed) for file in compared.new]
     ids = {message.unique_id for message in added}
     if len(ids) < len(added) or known.has(ids) or _may_be_adopted(maildrop, added):
         return None
@@ -237,10 +240,11 @@ def _all(
                 raise
         now = UNKNOWN
     placed = {unique_id for (_, inode), unique_id in settled.items() if not inode}
+    is_believed = are_names_believed(maildrop)
     messages = [
         Message(unique_id, file, *known.measured(places[file.inode]))
         if is_known(file)
-        else _message(unique_id, file)
+        else _message(unique_id, file, is_believed)
         for unique_id, file in by_id.items()
     ]
     return _Looked(messages, now, len(placed & by_id.keys()))
@@ -275,10 +279,10 @@ def _arrived(maildrop: int, file: File) -> float:
 # -- Sizes
 
 
-def _message(unique_id: str, file: File) -> Message:
+def _message(unique_id: str, file: File, is_believed: bool) -> Message:
     """Size and form are as the name tells them."""
     size, dotted = field("W", file.name), field("D", file.name)
-    if size is None:
+    if size is None or not is_believed:
         return Message(unique_id, file, -1)
     if dotted is None or field("S", file.name) != size:
         return Message(unique_id, file, size)
@@ -289,6 +293,42 @@ def _is_measured(message: Message) -> bool:
     return message.size >= 0 and message.form is not Form.GUESSED
 
 
+def are_names_believed(maildrop: int) -> bool:
+    return not files.exists(MEASURE_SIZES, maildrop)
+
+
+def correct(maildrop: int, index: Index, sizes: Mapping[int, int]) -> Index:
+    """The index after messages turned out to be of other sizes, on disk and for all processes.
+
+    Each wrong size costs a client its connection.  So after the first name that was wrong no name
+    in this maildrop is believed any more, and the next login measures all other messages.
+
+    ``sizes``: octets on the wire, by place in the index.
+    """
+    messages = [index.message(at) for at in range(len(index))]
+    is_named = [field("W", each.file.name) == each.size for each in messages]
+    others = {at: messages[at]._replace(size=size, form=Form.UNKNOWN) for at, size in sizes.items()}
+    if any(is_named[at] for at in sizes):
+        _distrust_names(maildrop)
+        for at, each in enumerate(messages):
+            if is_named[at] and at not in sizes:
+                others[at] = each._replace(form=Form.GUESSED)
+    corrected = index.changed(Change(other=others), UNKNOWN)
+    save(maildrop, corrected, durably=True)
+    with suppress(OSError):
+        files.move_stamp("new", maildrop)  # what other processes know is not believed any more
+    return corrected
+
+
+def _distrust_names(maildrop: int) -> None:
+    """Durably, as far as the disk lets us."""
+    if are_names_believed(maildrop):
+        _log.warning("wrong sizes in names", extra={"fields": {"file": MEASURE_SIZES}})
+        with suppress(OSError):
+            files.touch(MEASURE_SIZES, maildrop)
+            files.sync(".", parent=maildrop)
+
+
 def _measure(maildrop: int, found: list[Message], places: Sequence[int]) -> None:
     """Put in what these are on the wire; what is gone gets a size of -1."""
     missing: dict[Identity, int] = {}
@@ -297,8 +337,14 @@ def _measure(maildrop: int, found: list[Message], places: Sequence[int]) -> None
             found[at] = measured(maildrop, found[at])
         except FileNotFoundError:
             missing[found[at].file.identity] = at
-    if not missing:
-        return
+    if missing:
+        _measure_moved(maildrop, found, missing)
+    if any(_is_wrong_in_name(found[at]) for at in places):
+        _distrust_names(maildrop)
+
+
+def _measure_moved(maildrop: int, found: list[Message], missing: Mapping[Identity, int]) -> None:
+    """Another program has renamed or removed these."""
     seen = scan_for(maildrop, missing)
     now = {file.identity: file for file in seen.select(missing)}
     for identity, at in missing.items():
@@ -307,6 +353,10 @@ def _measure(maildrop: int, found: list[Message], places: Sequence[int]) -> None
                 found[at] = measured(maildrop, found[at]._replace(file=now[identity]))
             elif seen.is_exact:
                 found[at] = found[at]._replace(size=-1)
+
+
+def _is_wrong_in_name(message: Message) -> bool:
+    return _is_measured(message) and field("W", message.file.name) not in (None, message.size)
 
 
 def measured(maildrop: int, message: Message) -> Message:

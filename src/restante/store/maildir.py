@@ -76,8 +76,8 @@ from .held import (
     undelete,
     update,
 )
-from .index import Change, Form, Index, Message, follow, forget, load, save, stamps
-from .looking import index_of_now
+from .index import Form, Index, forget, load, save, stamps
+from .looking import correct, index_of_now
 from .names import File, Identity, fields, fresh_unique, unique_id_of, unique_part
 from .place import Template
 from .rules import Rules, lasting
@@ -191,17 +191,14 @@ class MaildirStore:
         return key, _Maildir(maildrop, index, root=root, hold=hold, clock=self._clock)
 
     async def _end(self, key: str, session: _Maildir) -> None:
-        maildrop, index, corrections = session.maildrop, session.listing, session.close()
+        maildrop, index, sizes = session.maildrop, session.listing, session.close()
         if session.learned:
             index = index.learned(session.learned)
             self._remember(key, index)
             if len(session.learned) * _WORTH_SAVING >= len(index):
                 await in_thread(save, maildrop, index)
-        if corrections:
-            corrected = await in_thread(
-                follow, maildrop, index, Change(other=corrections), index.stamps
-            )
-            self._remember(key, corrected)
+        if sizes:
+            self._remember(key, await in_thread(correct, maildrop, index, sizes))
 
     def _lock(
         self,
@@ -591,18 +588,15 @@ class _Maildir:
         self._hold = hold
         self._clock = clock
 
-    def close(self) -> dict[int, Message]:
+    def close(self) -> dict[int, int]:
         """After the session its descriptor may be another maildrop's.
 
-        Returns the messages whose size turned out to be another one, by place in the index.
+        Returns the sizes that turned out to be others, by place in the index.
         """
         self.maildrop = self._root = -1
         while self._directories:
             files.close(self._directories.popitem()[1])
-        return {
-            at: self.listing.message(at)._replace(size=size, form=Form.UNKNOWN)
-            for at, size in self._sizes.items()
-        }
+        return self._sizes
 
     def adopt_ids(self, arrivals: Mapping[str, str]) -> set[str]:
         """Give these names their unique-ids, durably; returns those that are here, or held."""

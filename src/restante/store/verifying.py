@@ -16,7 +16,7 @@ from . import adopted, files, journal
 from .coded import LONGEST, coding
 from .held import VICTIMS, is_unfinished, name_before
 from .index import INDEX, Form, Index, Message, is_damaged, load, stamps
-from .looking import measured
+from .looking import are_names_believed, measured
 from .names import File, Identity, contested, field, identify
 
 
@@ -94,7 +94,9 @@ def _message(maildrop: int, told: Message) -> Finding | None:
         return None
     if how:
         return Finding("coded", told.unique_id, f"cannot be read by clients: {how}")
-    size = told.size if told.size >= 0 else field("W", told.file.name)
+    size: int | None = told.size
+    if told.size < 0:
+        size = field("W", told.file.name) if are_names_believed(maildrop) else None
     if found.form is Form.GUESSED:
         return Finding("unreadable", told.unique_id, "cannot be read now")
     if size not in (None, found.size):
