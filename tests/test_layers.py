@@ -16,7 +16,7 @@ LAYERS = {
         ("errors", "wire", "maildrop", "passdb", "message", "surrogate", "sysexits"), 0
     ),
     **dict.fromkeys(("pop3", "smtp", "sasl"), 1),
-    **dict.fromkeys(("store", "auth", "shared", "https", "clock", "syncing"), 2),
+    **dict.fromkeys(("store", "auth", "shared", "https", "clock", "syncing", "mounts"), 2),
     **dict.fromkeys(("posix", "scanning"), 2),
     "net": 3,
     "collect": 4,

@@ -21,6 +21,7 @@ from typing import ParamSpec, TypeVar
 
 from ..errors import MaildropInUse, TemporaryFailure
 from ..message import Survey
+from ..mounts import refuse_unmounted
 from ..posix import fcntl, flags
 
 PIECE = 32_766
@@ -131,6 +132,7 @@ def _open_maildrop(base: str, names: Sequence[str], make: bool) -> int:
     with ExitStack() as stack:
         chain = [_open_base(base)]
         stack.callback(os.close, chain[0])
+        refuse_unmounted(base)
         made = False
         for name in names:
             made |= _make(name, chain[-1])

@@ -102,13 +102,13 @@ def look_over(
         UnsafeArgument, ConfigurationError: it can never work as it is written.
         TemporaryFailure: the directory above it is not there.
     """
-    from .folder import missing
+    from .folder import may_be_made
 
     kind, colon, path = text.partition(":")
     if (kind in ("maildir", "mbox") and path) or (text and not colon):
-        above = Path(path or text).absolute().parent
-        if not above.is_dir():
-            raise missing(above)
+        place = Path(path or text)
+        if not place.exists():
+            may_be_made(place)
     else:
         open_destination(text, recipient=recipient, password=password, token=token).close()
 

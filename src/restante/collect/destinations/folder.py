@@ -14,6 +14,7 @@ from secrets import token_hex
 from typing import BinaryIO, NamedTuple
 
 from ...errors import TemporaryFailure
+from ...mounts import refuse_unmounted
 from ...net.saving import fsync_directory
 from ...syncing import sync_files
 from . import name_of
@@ -126,14 +127,22 @@ def make_directory(path: Path, mode: int = 0o777) -> None:
     missing too, and mail below its mount point would be hidden by the next mount.
 
     Raises:
-        TemporaryFailure: the directory above it is not there.
+        TemporaryFailure: the directory above it is not there, or its disk is not mounted.
     """
     if not path.is_dir():
-        try:
-            path.mkdir(mode, exist_ok=True)
-        except FileNotFoundError:
-            raise missing(path.parent) from None
+        may_be_made(path)
+        path.mkdir(mode, exist_ok=True)
     fsync_directory(path.parent)
+
+
+def may_be_made(path: Path) -> None:
+    """
+    Raises:
+        TemporaryFailure: the directory above it is not there, or its disk is not mounted.
+    """
+    if not path.absolute().parent.is_dir():
+        raise missing(path.absolute().parent)
+    refuse_unmounted(str(path))
 
 
 def tidy(directory: Path, pattern: str) -> None:

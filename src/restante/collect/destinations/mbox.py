@@ -25,7 +25,7 @@ from ...errors import TemporaryFailure
 from ...net.saving import fsync_directory
 from ...posix import fcntl
 from .dotlock import Dotlock, one_at_a_time
-from .folder import missing, tidy
+from .folder import may_be_made, tidy
 
 _FROM = re.compile(rb"^(>*From )", re.MULTILINE)
 _BEGINNING = re.compile(rb">{0,1000}(?:F(?:r(?:o(?:m)?)?)?)?")
@@ -49,8 +49,8 @@ class Mbox:
         Raises:
             TemporaryFailure: another program holds the file, or its directory is not there.
         """
-        if not path.parent.is_dir():
-            raise missing(path.parent)
+        if not path.exists():
+            may_be_made(path)
         self._path = path
         self._journal = path.with_name(f".{path.name}.restante")
         self._spool = path.with_name(f".{path.name}.{token_hex(8)}.part")
