@@ -6,7 +6,6 @@ import asyncio
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,68 +17,12 @@ from restante.cli.common import exit_code
 from restante.collect.collector import LoginTooSoon, Outcome
 from restante.errors import CommandFailed, LoginFailed
 
-from ..client.shells import Peer, scripted
-
-MAIL = {word: f"Subject: {word}\r\n\r\n{word}\r\n".encode() for word in ("one", "two", "three")}
+from ..client.shells import scripted
+from .odd import MAIL, Odd
 
 
 def large(octets: int) -> bytes:
     return b"Subject: large\r\n\r\n" + b"x" * octets + b"\r\n"
-
-
-@dataclass
-class Odd:
-    """A server of messages by unique-id, which a test makes odd; it removes them at QUIT."""
-
-    mail: dict[str, bytes] = field(default_factory=lambda: dict(MAIL))
-    part: int | None = None
-    """It lists so many of those that were not read before."""
-    announced: tuple[str, ...] = ("UIDL", "TOP")
-    answer: Callable[[str, bytes], bytes] = lambda command, usual: usual
-    """What is said, of what would be said; empty: nothing."""
-    loses_commands: bool = False
-    """It hears one command of what comes together."""
-    removes_what_was_read: bool = False
-    logins: int = 0
-    read: list[str] = field(default_factory=list)
-    """Unique-ids in the order of RETR."""
-
-    async def __call__(self, peer: Peer) -> None:
-        hidden = set(self.read) if self.part is not None else set()
-        listed = [each for each in self.mail if each not in hidden][: self.part]
-        gone: set[str] = set()
-        await peer.say(b"+OK ready\r\n")
-        while heard := (await peer.hear()).decode():
-            if self.loses_commands:
-                peer.reader._buffer.clear()  # type: ignore[attr-defined]
-            usual = self._usual(heard, listed, gone)
-            await peer.say(self.answer(heard, usual))
-            if heard == "QUIT":
-                self.mail = {key: each for key, each in self.mail.items() if key not in gone}
-                return
-
-    def _usual(self, heard: str, listed: Sequence[str], gone: set[str]) -> bytes:
-        word, _, argument = heard.partition(" ")
-        named = listed[int(argument.split()[0]) - 1] if argument[:1].isdigit() else ""
-        match word:
-            case "CAPA":
-                return "\r\n".join(["+OK", *self.announced, ".", ""]).encode()
-            case "LIST" | "UIDL":
-                told = [each if word == "UIDL" else len(self.mail[each]) for each in listed]
-                rows = [f"{at} {each}" for at, each in enumerate(told, 1)]
-                return "\r\n".join(["+OK", *rows, ".", ""]).encode()
-            case "RETR":
-                self.read.append(named)
-                gone |= {named} if self.removes_what_was_read else set()
-                return b"+OK\r\n" + self.mail[named] + b".\r\n"
-            case "TOP":
-                return b"+OK\r\n" + self.mail[named].partition(b"\r\n\r\n")[0] + b"\r\n\r\n.\r\n"
-            case "DELE":
-                gone.add(named)
-            case "RSET":
-                gone.clear()
-        self.logins += word in ("PASS", "AUTH")
-        return b"+OK\r\n"
 
 
 class Home:

@@ -52,6 +52,7 @@ from .plan import (
     Step,
     Stub,
     Used,
+    aside_key,
     compare,
     is_due,
     is_strange,
@@ -68,6 +69,7 @@ from .plan import (
 
 __all__ = ["Account", "LoginTooSoon", "LooksMoved", "Outcome", "Progress", "collect"]
 
+_SAMPLE, _ENOUGH = 100, 20  # headers of new mail that are looked at, and that must tell something
 _DAY = 86_400.0  # seconds; a new account, or a new rule, deletes no more than a limit for so long
 
 _log = logging.getLogger(__name__)
@@ -246,6 +248,9 @@ class _Session:
         self._outcome.may_list_more = not dry_run and self._may_list_more()
 
     def _begin(self, client: Client) -> None:
+        if self._policy.deletions is None and self._limited_until:
+            self._limited_until = 0.0  # an operator has said so, once and for all
+            self._accounts.unlimit(self._name)
         if self._now() < self._entry.one_by_one_until:
             client.stop_pipelining()
         self._reader, self._deletions = client, Deletions(client, self._name, self._ledger)
@@ -270,7 +275,7 @@ class _Session:
             self._adopt_present(listing, ids)
         large = [stub_key(ids[each.number]) for each in listing if self._may_be_stub(each, ids)]
         self._known.load([*ids.values(), *large])
-        self._look_at_listing(listing, ids, again, dry_run=dry_run)
+        await self._look_at_listing(listing, ids, again, dry_run=dry_run)
         fetches, stubs = await self._decide(listing, used)
         if dry_run:
             self._tell(fetches, stubs)
@@ -333,23 +338,22 @@ class _Session:
         return False
 
     def _learn(self, error: ConnectionLost) -> None:
-        awaited = self._fetching.awaited
+        awaited, outcome = self._fetching.awaited, self._outcome
         if self._reader.is_pipelining_in_doubt:
             self._accounts.one_by_one(self._name, self._now())
-            self._outcome.notes.append(
+            outcome.notes.append(
                 "the connection ended when several commands were sent at once; for a week they are "
                 'sent one at a time. If that helps, set quirks = ["auto", "hide:PIPELINING"]'
             )
-            self._outcome.may_go_on = True
-            return
-        if self._now() < self._entry.one_by_one_until and not self._fetching.has_received:
-            self._accounts.one_by_one(self._name, None)  # that was not the reason
+            outcome.may_go_on = True
         if awaited is not None:
+            if aside_key(awaited) in self._fetching.aside:
+                self._accounts.one_by_one(self._name, None)  # it is the message
             is_late = isinstance(error, DeadlineExceeded)
             reason = "it did not end in time" if is_late else "the connection ended at it"
             self._fetching.set_aside(awaited, reason)
-            self._outcome.refused.append(f"message {awaited.number}: {reason}")
-            self._outcome.may_go_on = True
+            outcome.refused.append(f"message {awaited.number}: {reason}")
+            outcome.may_go_on = True
 
     # The listing.
 
@@ -372,7 +376,7 @@ class _Session:
         self._ledger.took(self._name, rows, self._now())
         self._outcome.present = len(rows)
 
-    def _look_at_listing(
+    async def _look_at_listing(
         self, listing: Sequence[Message], ids: Mapping[int, str], again: str, *, dry_run: bool
     ) -> None:
         """Whether the provider has moved, and what the server lists no more.
@@ -387,7 +391,8 @@ class _Session:
         elif is_asked and again == "stop":
             # Of a server that lists its mail in parts the next part looks just so, and people are
             # asked once.  What is compared by its content is neither lost nor stored twice.
-            if not (self._reader.quirks.in_parts or self._entry.answer):
+            is_harmless = self._reader.quirks.in_parts or self._entry.answer
+            if not is_harmless and not await self._is_other_mail(listing, expected):
                 raise LooksMoved(sum(1 for each in ids.values() if each not in taken), len(listing))
             again = "dedupe"
         self._fetching.dedupe = again != "fetch" and is_strange(listing, taken, expected)
@@ -396,6 +401,19 @@ class _Session:
         seen = sum(1 for each in there if each.at and each.is_expected and not each.is_gone)
         if is_whole and seen < expected and not dry_run:
             self._ledger.listed(self._name, ids.values())
+
+    async def _is_other_mail(self, listing: Sequence[Message], expected: int) -> bool:
+        """Whether headers show that what looks new is new: its owner has deleted the old mail.
+
+        Of a provider that moved the same messages would be there, under other unique-ids.
+        """
+        known = self._ledger.likenesses(self._name)
+        if len(known) < expected / 2:
+            return False  # too many were taken without one
+        new = [each for each in listing if each.unique_id not in self._known.taken]
+        some = new[:: max(len(new) // _SAMPLE, 1)]
+        found = [mark for mark in (await self._fetching.likenesses(some)).values() if mark]
+        return len(found) >= _ENOUGH and known.isdisjoint(found)
 
     # What may be deleted.
 
@@ -466,7 +484,8 @@ class _Session:
         if rule == before:
             return
         if before:
-            self._limited_until = self._now() + _DAY
+            if self._policy.deletions is not None:
+                self._limited_until = self._now() + _DAY
             if self._why:
                 text = f"{len(self._why)} messages are due since the rule is {rule}, not {before}"
                 self._outcome.notes.append(text)

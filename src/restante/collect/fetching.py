@@ -95,8 +95,6 @@ class Fetching:
         self.seen: list[Seen] = []
         self.awaited: Message | None = None
         """The message whose response was not read to its end."""
-        self.has_received = False
-        """A message came whole."""
         self.dedupe = False
         """What seems to be new may be old mail under another unique-id."""
         self.aside: dict[str, Aside] = {}
@@ -179,7 +177,7 @@ class Fetching:
         except CommandFailed:
             self.awaited = None
             raise
-        self.awaited, self.has_received = None, True
+        self.awaited = None
 
     def _intend(self, steps: Sequence[Fetch | Compare]) -> None:
         new = [step for step in steps if isinstance(step, Fetch) and step.key is not None]

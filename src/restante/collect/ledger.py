@@ -201,6 +201,16 @@ class Ledger:
             ).fetchone()
         return row is not None
 
+    def likenesses(self, account: str) -> set[bytes]:
+        """Of the messages that the server should list."""
+        with self._turn, _errors():
+            rows = self._database.execute(
+                "SELECT likeness FROM messages WHERE account = ? AND likeness NOTNULL"
+                " AND taken_at NOTNULL AND NOT is_gone AND expected",
+                (account,),
+            ).fetchall()
+        return {likeness for (likeness,) in rows}
+
     def intend(self, account: str, messages: Iterable[tuple[str, int]]) -> None:
         """These, by key and announced size, are about to be stored."""
         rows = [(account, _octets(key), size) for key, size in messages]
@@ -364,6 +374,12 @@ class Ledger:
 
         Their unique-ids may name other messages by now.
         """
+        with self._turn, _errors():
+            row = self._database.execute(
+                "SELECT 1 FROM removals WHERE account = ? AND answer IS NULL LIMIT 1", (account,)
+            ).fetchone()
+        if row is None:
+            return
         with self.transaction():
             self._database.execute(
                 "UPDATE messages SET doubt = ? WHERE account = ? AND doubt = '' AND key IN"

@@ -78,6 +78,7 @@ ALTER TABLE messages ADD COLUMN seen_again REAL;
 ALTER TABLE messages ADD COLUMN expected INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE messages ADD COLUMN doubt TEXT NOT NULL DEFAULT '';
 CREATE INDEX messages_by_body ON messages (account, body) WHERE body IS NOT NULL;
+CREATE INDEX messages_by_identity ON messages (account) WHERE identity IS NOT NULL;
 CREATE TABLE accounts (
     account TEXT PRIMARY KEY,
     label TEXT NOT NULL,
@@ -97,6 +98,7 @@ CREATE TABLE removals (
     answer TEXT
 ) STRICT;
 CREATE INDEX removals_by_account ON removals (account, at);
+CREATE INDEX removals_unanswered ON removals (account) WHERE answer IS NULL;
 CREATE TABLE aside (
     account TEXT NOT NULL,
     key BLOB NOT NULL,

@@ -162,10 +162,11 @@ class Dialogue:
     def is_pipelining_in_doubt(self) -> bool:
         """Whether commands were sent together, and only the first of them was answered so far.
 
-        If the session ends now, a server that announces PIPELINING and cannot do it is a likely
-        reason.
+        If the session ends now, and not within a message, a server that announces PIPELINING and
+        cannot do it is a likely reason.
         """
-        return self._is_listing_ahead or (self._was_ahead and not self._has_pipelined)
+        is_begun = self._was_ahead and not self._has_pipelined and self._reading is None
+        return self._is_listing_ahead or is_begun
 
     def stop_pipelining(self) -> None:
         """Send one command at a time, whatever the server announces."""

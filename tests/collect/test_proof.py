@@ -1,0 +1,1004 @@
+"""A message leaves its server only if its octets are here, and this session has shown which it is.
+
+Asked of the servers' side: what they removed, and what they were asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from restante.collect.collector import Account, LooksMoved, Outcome, collect
+from restante.collect.destinations import open_destination
+from restante.collect.ledger import Ledger
+from restante.collect.plan import Budget, Policy, short_name
+from restante.errors import ConnectionLost
+from restante.net.client import connect
+from restante.pop3.listing import Message
+from restante.pop3.quirks import Quirks
+
+from ..client.shells import NONE, UNUSED, scripted
+from .odd import Odd
+
+DAY = 86_400.0
+KEEP_NONE, KEEP_ALL, KEEP_WEEK = Policy(keep=0.0), Policy(), Policy(keep=7 * DAY)
+
+
+def letter(name: str, body: str = "", **more: str) -> bytes:
+    """With what RFC 5322 §3.6 requires, so that its header tells which message it is."""
+    fields = {"Message-ID": f"<{name}@example.org>", "Date": "Mon, 30 Nov 2026 10:00:00 +0000"}
+    fields |= {"From": "ann@example.org", "Subject": name, **more}
+    lines = [f"{key}: {value}\r\n" for key, value in fields.items()]
+    return "".join([*lines, "\r\n", body or name, "\r\n"]).encode()
+
+
+class World:
+    """One server, one ledger and one place for mail, over many sessions."""
+
+    def __init__(self, path: Path) -> None:
+        self.now = 1_800_000_000.0
+        self.server = Odd({}, announced=("UIDL", "TOP", "PIPELINING"))
+        self.place = f"maildir:{path}/Mail"
+        self.name = "isp"
+        self.address = "pop3 pop.example.org ann"
+        self.label = ""
+        self.configured: tuple[str, ...] = ("isp",)
+        self.quirks = Quirks()
+        self.timeout = 20.0
+        self._path = path
+
+    def collect(self, policy: Policy = KEEP_ALL, **options: Any) -> Outcome:
+        """One session; what came of it is in ``outcome``, also if it fails."""
+        self.server.heard.clear()
+        self.outcome = Outcome()
+
+        async def main() -> None:
+            async with scripted(self.server) as (port, _):
+                log_in = partial(
+                    connect,
+                    f"pop3://127.0.0.1:{port}",
+                    user="ann",
+                    password="pw",
+                    tls=NONE,
+                    context=UNUSED,
+                    quirks=self.quirks,
+                    timeout=self.timeout,
+                )
+                account = Account(
+                    self.name, log_in, policy, self.address, self.label, self.configured
+                )
+                with closing(self.ledger()) as ledger, closing(self._destination()) as destination:
+                    await collect(
+                        account,
+                        ledger,
+                        destination,
+                        clock=lambda: self.now,
+                        outcome=self.outcome,
+                        **options,
+                    )
+
+        asyncio.run(main())
+        return self.outcome
+
+    def _destination(self) -> Any:
+        return open_destination(self.place)
+
+    def ledger(self) -> Ledger:
+        return Ledger(self._path / "ledger")
+
+    @property
+    def mail(self) -> list[bytes]:
+        return sorted(path.read_bytes() for path in (self._path / "Mail" / "new").iterdir())
+
+    def asked(self, word: str) -> list[str]:
+        """Unique-ids of the messages that were asked for by this command."""
+        return [each.partition(" ")[2] for each in self.server.heard if each.startswith(word)]
+
+    def as_by_an_older_version(self) -> None:
+        """Its rows have nothing that says which message they are but a digest."""
+        with closing(sqlite3.connect(self._path / "ledger")) as database, database:
+            database.execute("UPDATE messages SET likeness = NULL, body = NULL")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+# What was taken in an earlier session.
+
+
+def test_the_header_shows_which_message_it_is(world: World) -> None:
+    """In one round of TOP, and nothing is downloaded again."""
+    world.server.mail = {name: letter(name) for name in ("a", "b", "c")}
+    assert world.collect(KEEP_WEEK).stored == 3
+    world.now += DAY
+    world.collect(KEEP_WEEK)
+    assert (world.asked("TOP"), world.asked("RETR"), world.asked("DELE")) == ([], [], [])
+    for _ in range(8):
+        world.now += DAY
+        world.collect(KEEP_WEEK)
+        if world.server.removed:
+            break
+    assert world.asked("TOP") == world.asked("DELE") == ["a", "b", "c"]
+    assert world.asked("RETR") == []
+    assert world.outcome.deleted == 3
+
+
+@pytest.mark.parametrize("size", [0, 7])
+def test_another_message_under_a_known_unique_id_is_stored_before_it_is_deleted(
+    size: int, world: World
+) -> None:
+    """RFC 1939 §7 allows that after a removal which we did not see; once with the same size."""
+    world.server.mail = {"a": letter("old", "1")}
+    world.collect(KEEP_ALL)
+    world.server.mail = {"a": letter("new", "2" * (1 + size))}
+    world.collect(KEEP_NONE)
+    assert world.mail == sorted([letter("old", "1"), letter("new", "2" * (1 + size))])
+    assert world.asked("RETR") == ["a"]
+    assert world.server.removed == {"a": letter("new", "2" * (1 + size))}
+    assert "other mail under a unique-id that was used before" in world.outcome.notes[-1]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda said, usual: b"-ERR what?\r\n" if said.startswith("TOP") else usual,
+        lambda said, usual: b"+OK\r\n\r\n.\r\n" if said.startswith("TOP") else usual,
+        lambda said, usual: usual.replace(b"Subject", b"X-Subject") if "TOP" in said else usual,
+    ],
+    ids=["refused", "empty", "other"],
+)
+@pytest.mark.parametrize("announced", [("UIDL", "TOP", "PIPELINING"), ("UIDL", "TOP"), ()])
+def test_without_a_good_header_it_is_downloaded_and_compared(
+    announced: tuple[str, ...], answer: Callable[[str, bytes], bytes], world: World
+) -> None:
+    world.server.mail = {name: letter(name) for name in map(str, range(10))}
+    world.server.announced, world.server.answer = announced, answer
+    world.collect(KEEP_ALL)
+    outcome = world.collect(KEEP_NONE)
+    assert (outcome.stored, outcome.known, outcome.deleted) == (0, 10, 10)
+    assert len(world.mail) == 10
+
+
+@pytest.mark.parametrize(
+    ("announced", "hidden"), [(("UIDL",), frozenset()), (("UIDL", "TOP"), frozenset({"TOP"}))]
+)
+def test_a_server_without_top_is_not_asked_for_headers(
+    announced: tuple[str, ...], hidden: frozenset[str], world: World
+) -> None:
+    world.server.mail = {"a": letter("a")}
+    world.server.announced, world.quirks = announced, Quirks(hidden=hidden)
+    world.collect(KEEP_ALL)
+    world.collect(KEEP_NONE)
+    assert (world.asked("TOP"), world.asked("RETR"), world.asked("DELE")) == ([], ["a"], ["a"])
+
+
+def test_a_server_that_refuses_headers_is_not_asked_for_all(world: World) -> None:
+    world.server.mail = {name: letter(name) for name in map(str, range(30))}
+    world.server.announced = ("UIDL", "TOP")
+    world.server.answer = lambda said, usual: b"-ERR\r\n" if said.startswith("TOP") else usual
+    world.collect(KEEP_ALL)
+    assert world.collect(KEEP_NONE).deleted == 30
+    assert len(world.asked("TOP")) <= 5
+
+
+def test_what_an_older_version_took_is_downloaded_once_and_compared(world: World) -> None:
+    world.server.mail = {name: letter(name) for name in ("a", "b", "c")}
+    world.collect(KEEP_ALL)
+    world.as_by_an_older_version()
+    budget = replace(KEEP_NONE, budget=Budget(messages=5))
+    outcome = world.collect(budget)  # three of the day's five are used
+    assert (outcome.deleted, outcome.later, world.asked("RETR")) == (2, 1, ["a", "b"])
+    world.now += DAY
+    assert world.collect(budget).deleted == 1
+    assert len(world.mail) == 3
+
+
+def test_what_an_older_version_took_and_is_another_now_is_stored(world: World) -> None:
+    world.server.mail = {"a": letter("old", "1")}
+    world.collect(KEEP_ALL)
+    world.as_by_an_older_version()
+    world.server.mail = {"a": letter("new", "2")}
+    world.collect(KEEP_NONE)
+    assert world.mail == sorted([letter("old", "1"), letter("new", "2")])
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_what_was_only_adopted_is_never_deleted(is_kept: bool, world: World) -> None:
+    world.server.mail = {"a": letter("a")}
+    with closing(world.ledger()) as ledger:
+        ledger.adopt("isp", [("a", len(letter("a")))], world.now)
+    for _ in range(3):
+        world.collect(KEEP_ALL if is_kept else KEEP_NONE)
+        assert world.server.heard[-1] == "QUIT"
+        assert (world.asked("RETR"), world.asked("DELE")) == ([], [])
+
+
+# What is listed again after it was gone.
+
+
+@pytest.mark.parametrize("is_ours", [True, False], ids=["deleted by us", "deleted by its owner"])
+@pytest.mark.parametrize("policy", [KEEP_ALL, KEEP_NONE, KEEP_WEEK])
+def test_a_message_that_reappears_is_known_and_stays_in_that_session(
+    policy: Policy, is_ours: bool, world: World
+) -> None:
+    """Restored from the trash, say.  Later only as the policy says, counted from now."""
+    mail = {"a": letter("a"), "b": letter("b")}
+    world.server.mail = dict(mail)
+    world.collect(KEEP_NONE if is_ours else KEEP_ALL)
+    world.server.mail = {"c": letter("c")}
+    world.collect(KEEP_ALL)
+    world.now += 30 * DAY
+    world.server.mail = mail
+    again = world.collect(policy)
+    assert (again.stored, again.known, again.deleted) == (0, 2, 0)
+    assert world.asked("DELE") == []
+    later = world.collect(policy)
+    assert later.known == 0
+    assert later.deleted == (2 if policy is KEEP_NONE else 0)
+    assert len(world.mail) == 3
+
+
+def test_a_message_that_reappeared_stays_for_as_long_as_a_new_one(world: World) -> None:
+    world.server.mail = {"a": letter("a")}
+    world.collect(KEEP_NONE)
+    world.server.mail = {"a": letter("a")}
+    world.collect(KEEP_WEEK)
+    gone_after = []
+    for day in range(1, 10):
+        world.now += DAY
+        world.collect(KEEP_WEEK)
+        if not world.server.mail:
+            gone_after.append(day)
+    assert gone_after[0] == 7
+
+
+@pytest.mark.parametrize("policy", [KEEP_ALL, KEEP_NONE])
+def test_other_mail_under_a_unique_id_that_was_deleted(policy: Policy, world: World) -> None:
+    """Of the same size, and with the same header."""
+    old, new = letter("a", "body 1"), letter("a", "body 2")
+    world.server.mail = {"a": old}
+    world.collect(KEEP_NONE)
+    world.server.mail = {"a": new}
+    outcome = world.collect(policy)
+    assert (outcome.stored, world.mail) == (1, sorted([old, new]))
+    assert (world.server.mail == {}) is (policy is KEEP_NONE)
+    again = world.collect(policy)
+    assert (again.stored, world.mail) == (0, sorted([old, new]))
+
+
+def test_two_messages_that_take_turns_under_one_unique_id_are_each_stored_once(
+    world: World,
+) -> None:
+    one, two = letter("one"), letter("two")
+    for _ in range(3):
+        for each in (one, two):
+            world.server.mail = {"a": each}
+            world.collect(KEEP_ALL)
+            world.server.mail = {"b": letter("b")}
+            world.collect(KEEP_ALL)
+    assert world.mail == sorted([one, two, letter("b")])
+
+
+def test_a_listing_in_parts_or_an_empty_one_shows_nothing_gone(world: World) -> None:
+    world.server.mail = {name: letter(name) for name in ("a", "b")}
+    world.collect()
+    for quirks, mail in ((Quirks(), {}), (Quirks(in_parts=True), {"c": letter("c")})):
+        whole, world.server.mail, world.quirks = world.server.mail, mail, quirks
+        world.collect()
+        world.server.mail, world.quirks = whole, Quirks()
+        world.collect()
+        assert world.asked("RETR") == []
+
+
+# Servers that rewrite.
+
+
+def test_a_server_that_adds_header_fields_at_quit_brings_nothing_twice(world: World) -> None:
+    """GNU mailutils' pop3d does: Status: and X-UIDL:, and the size is another one."""
+    world.server.mail = {name: letter(name) for name in ("a", "b")}
+    world.collect()
+    extra = b"Status: O\r\nX-UIDL: 1234\r\n"
+    rewritten = {name: extra + octets for name, octets in world.server.mail.items()}
+    world.server.mail = dict(rewritten)
+    outcome = world.collect()
+    assert (outcome.stored, outcome.known, outcome.notes) == (0, 2, [])
+    assert world.collect().known == 0  # that is settled
+    world.collect(Policy(keep=0.0, verified=True))
+    assert world.outcome.deleted == 2  # what is here is what came at first
+    assert world.server.removed == rewritten
+    assert world.mail == sorted([letter("a"), letter("b")])
+
+
+def test_a_server_that_rewrites_a_body_gives_another_message(world: World) -> None:
+    world.server.mail = {"a": letter("a", "text")}
+    world.collect()
+    world.server.mail = {"a": letter("a", "text with a footer")}
+    assert world.collect().stored == 1
+    assert len(world.mail) == 2
+
+
+# Bodies shorter than announced.
+
+
+def test_a_part_is_stored_and_stays_until_a_later_session_has_compared_it(world: World) -> None:
+    world.server.mail = {"a": letter("a"), "b": letter("b")}
+    world.server.sizes = {"a": 100_000}
+    first = world.collect(KEEP_NONE)
+    assert (first.stored, first.deleted) == (2, 1)
+    assert first.short == ["message 1: 108 octets came of 100000; compared in the next session"]
+    assert list(world.server.mail) == ["a"]
+    second = world.collect(KEEP_NONE)  # so it is that server's way of counting
+    assert (second.stored, second.known, second.deleted) == (0, 1, 1)
+    assert len(world.mail) == 2
+
+
+@pytest.mark.parametrize("policy", [KEEP_ALL, KEEP_NONE, KEEP_WEEK])
+def test_when_all_of_it_comes_later_that_is_stored(policy: Policy, world: World) -> None:
+    """Whatever the policy: what is here is not the message."""
+    whole = letter("a", "line\r\n" * 1000)
+    world.server.sizes = {"a": len(whole)}
+    world.server.mail = {"a": letter("a")}
+    assert len(world.collect(policy).short) == 1
+    world.server.mail = {"a": whole}
+    second = world.collect(policy)
+    assert (second.stored, second.short) == (1, [])
+    assert world.mail == sorted([letter("a"), whole])
+    assert world.asked("DELE") == (["a"] if policy is KEEP_NONE else [])
+    assert world.collect(policy).stored == 0
+
+
+def test_parts_of_one_message_are_not_all_stored(world: World) -> None:
+    world.server.sizes = {"a": 100_000}
+    for length in range(1, 20):
+        world.server.mail = {"a": letter("a", "line\r\n" * length)}
+        world.collect(KEEP_NONE)
+        assert world.asked("DELE") == []
+        world.now += 8 * DAY  # it is set aside in between
+    assert len(world.mail) == 1
+
+
+def test_a_whole_message_that_comes_in_part_later_is_still_known(world: World) -> None:
+    whole = letter("a", "line\r\n" * 1000)
+    world.server.mail = {"a": whole}
+    world.collect(KEEP_ALL)
+    world.server.mail = {"b": letter("b")}
+    world.collect(KEEP_ALL)
+    world.server.mail, world.server.sizes = {"a": letter("a")}, {"a": len(whole)}
+    outcome = world.collect(KEEP_NONE)
+    assert outcome.refused == ["message 1: only a part of it came"]
+    assert (outcome.stored, outcome.deleted) == (0, 0)
+    assert world.mail == sorted([whole, letter("b")])
+
+
+@pytest.mark.parametrize(
+    ("lines", "announced", "is_short"),
+    [
+        (100, 100, False),  # line ends counted twice: one octet a line
+        (0, 1023, False),  # rounded up to the next KiB
+        (0, 1100, True),
+        (100, 1300, True),
+    ],
+)
+def test_servers_that_count_a_little_more_are_believed(
+    lines: int, announced: int, is_short: bool, world: World
+) -> None:
+    octets = letter("a", "x\r\n" * lines)
+    world.server.mail, world.server.sizes = {"a": octets}, {"a": len(octets) + announced}
+    outcome = world.collect(KEEP_NONE)
+    assert (len(outcome.short), outcome.deleted) == ((1, 0) if is_short else (0, 1))
+
+
+def test_the_notice_of_exchange_in_place_of_a_message_is_not_one(world: World) -> None:
+    notice = (
+        b"From: Microsoft Exchange Server\r\nSubject: Retrieval using the POP3 protocol failed for "
+        b"the following message: 7\r\n\r\nThe server couldn't retrieve the following message:\r\n"
+    )
+    world.server.mail, world.server.sizes = {"a": notice, "b": letter("b")}, {"a": 40_000}
+    outcome = world.collect(KEEP_NONE)
+    assert (outcome.stored, list(world.server.mail), world.mail) == (1, ["a"], [letter("b")])
+    assert "Exchange" in outcome.refused[0]
+
+
+# Servers without unique-ids.
+
+
+def nameless(said: str, usual: bytes) -> bytes:
+    return b"-ERR what?\r\n" if said == "UIDL" else usual
+
+
+def test_without_unique_ids_nobody_is_asked_whether_the_provider_moved(world: World) -> None:
+    world.server.mail = {name: letter(name) for name in map(str, range(40))}
+    world.server.announced, world.server.answer = (), nameless
+    assert [world.collect().stored for _ in range(3)] == [40, 0, 0]
+
+
+def test_without_unique_ids_only_verified_copies_are_deleted(world: World, tmp_path: Path) -> None:
+    world.server.mail = {name: letter(name) for name in ("a", "b")}
+    world.server.announced, world.server.answer = (), nameless
+    policy = Policy(keep=0.0, verified=True)
+    world.collect(policy)
+    one = next((tmp_path / "Mail" / "new").iterdir())
+    damaged = one.read_bytes()
+    one.write_bytes(b"damaged")
+    outcome = world.collect(policy)
+    assert (outcome.deleted, outcome.unverified) == (1, 1)
+    assert list(world.server.mail.values()) == [damaged]
+
+
+def test_without_unique_ids_the_newest_stay(world: World) -> None:
+    world.server.mail = {name: letter(name) for name in "abcd"}
+    world.server.announced, world.server.answer = (), nameless
+    policy = Policy(keep=0.0, newest=3)
+    world.collect(policy)
+    assert world.collect(policy).deleted == 1
+    assert list(world.server.mail) == ["b", "c", "d"]
+    assert world.collect(policy).deleted == 0
+
+
+@pytest.mark.parametrize("policy", [KEEP_ALL, KEEP_NONE])
+def test_without_unique_ids_a_message_that_reappears_is_known(policy: Policy, world: World) -> None:
+    world.server.mail = {"a": letter("a")}
+    world.server.announced, world.server.answer = (), nameless
+    world.collect(KEEP_NONE)
+    world.server.mail = {"a": letter("a")}
+    again = world.collect(policy)
+    assert (again.stored, again.known, again.deleted) == (0, 1, 0)
+
+
+# After a crash, or without the ledger.
+
+
+@pytest.mark.parametrize("is_begun", [True, False], ids=["begun", "ledger lost"])
+def test_a_file_of_that_name_with_other_octets_is_no_proof(
+    is_begun: bool, world: World, tmp_path: Path
+) -> None:
+    """The unique-id may have been used again meanwhile, for a message of the same size."""
+    old, new = letter("a", "body 1"), letter("a", "body 2")
+    world.server.mail = {"a": old}
+    world.collect(KEEP_ALL)
+    for each in tmp_path.glob("ledger*"):
+        each.unlink()
+    if is_begun:
+        with closing(world.ledger()) as ledger:
+            ledger.intend("isp", [("a", len(old))])
+    world.server.mail = {"a": new}
+    outcome = world.collect(KEEP_NONE)
+    assert (outcome.stored, outcome.deleted, world.mail) == (1, 1, sorted([old, new]))
+
+
+def test_a_lost_ledger_brings_nothing_twice_and_deletes_what_is_the_same(
+    world: World, tmp_path: Path
+) -> None:
+    world.server.mail = {"a": letter("a"), "b": letter("b")}
+    world.collect(KEEP_ALL)
+    for each in tmp_path.glob("ledger*"):
+        each.unlink()
+    outcome = world.collect(KEEP_NONE)
+    assert (outcome.stored, outcome.known, outcome.deleted) == (0, 2, 2)
+
+
+@pytest.mark.parametrize("is_removed", [True, False])
+def test_after_a_lost_answer_to_quit_other_mail_is_not_taken_for_known(
+    is_removed: bool, world: World
+) -> None:
+    """It may have been removed, and its unique-id used again, without our seeing a gap."""
+    old, new = letter("a", "body 1"), letter("b", "body 2")
+    world.server.mail = {"a": old}
+    world.server.closes = lambda said: said == "QUIT"
+    with pytest.raises(ConnectionLost):
+        world.collect(KEEP_NONE)
+    world.server.closes = lambda said: False
+    if is_removed:
+        world.server.mail = {"a": new}
+    outcome = world.collect(KEEP_ALL)
+    assert world.mail == (sorted([old, new]) if is_removed else [old])
+    assert (outcome.deleted, world.asked("TOP")) == (0, ["a"])
+    world.collect(KEEP_ALL)
+    assert world.asked("TOP") == []  # that is settled
+
+
+# What is recorded.
+
+
+def test_each_deletion_is_recorded_before_it_is_asked_for(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    world.server.mail = {name: letter(name) for name in ("a", "b", "c")}
+    world.server.answer = lambda said, usual: b"-ERR no\r\n" if said == "DELE 2" else usual
+    world.collect(KEEP_NONE)
+    with closing(world.ledger()) as ledger:
+        found = [(each.key, each.answer) for each in ledger.removals("isp")]
+        assert found == [("a", "removed"), ("b", "refused"), ("c", "removed")]
+        assert {each.why for each in ledger.removals("isp")} == {"nothing is kept there"}
+        assert {each.evidence for each in ledger.removals("isp")} == {
+            "fetched and stored in this session"
+        }
+    logged = [each.fields for each in caplog.records if each.message == "deleted upstream"]  # type: ignore[attr-defined]
+    assert [each["message"] for each in logged] == [
+        short_name(Message(1, name, len(letter(name)))) for name in ("a", "c")
+    ]
+    assert all(each["account"] == "isp" and each["why"] for each in logged)
+
+
+def test_a_deletion_whose_answer_is_lost_is_recorded_as_not_known(world: World) -> None:
+    world.server.mail = {"a": letter("a")}
+    world.server.closes = lambda said: said == "QUIT"
+    with pytest.raises(ConnectionLost):
+        world.collect(KEEP_NONE)
+    with closing(world.ledger()) as ledger:
+        assert [each.answer for each in ledger.removals("isp")] == [""]
+    world.server.closes = lambda said: False
+    world.collect(KEEP_NONE)
+    with closing(world.ledger()) as ledger:
+        assert [each.answer for each in ledger.removals("isp")] == ["not known", "removed"]
+
+
+# A limit for deletions.
+
+
+LIMITED = Policy(keep=0.0, deletions=3)
+
+
+def test_a_new_account_deletes_few_messages_on_its_first_day(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.server.mail = {name: letter(name) for name in "abcd"}
+    outcome = world.collect(LIMITED)
+    assert (outcome.stored, outcome.deleted, outcome.withheld) == (4, 0, 4)
+    assert "deletions withheld" in caplog.text
+    world.now += DAY - 1
+    assert world.collect(LIMITED).withheld == 4
+    world.now += 2
+    assert world.collect(LIMITED).deleted == 4
+
+
+def test_the_limit_is_for_all_sessions_of_that_day(world: World) -> None:
+    for names, deleted in (("ab", 2), ("c", 1), ("d", 0), ("ef", 0)):
+        world.server.mail |= {name: letter(name) for name in names}
+        assert world.collect(LIMITED).deleted == deleted
+    world.now += DAY + 1
+    assert world.collect(LIMITED).deleted == 3
+
+
+def test_a_changed_rule_begins_another_day(world: World) -> None:
+    """What was taken while all was kept is reported before it is deleted, and not all at once."""
+    world.server.mail = {name: letter(name) for name in "abcd"}
+    kept = replace(LIMITED, keep=None)
+    for _ in range(3):
+        world.collect(kept)
+        world.now += DAY
+    outcome = world.collect(LIMITED)
+    assert (outcome.deleted, outcome.withheld) == (0, 4)
+    assert outcome.notes == [
+        "4 messages are due since the rule is keep=0s newest=0, not keep=all newest=0"
+    ]
+    assert world.collect(LIMITED).notes == []
+    world.now += DAY + 1
+    assert world.collect(LIMITED).deleted == 4
+
+
+def test_few_messages_go_at_once_by_a_new_rule_and_are_reported(world: World) -> None:
+    world.server.mail = {name: letter(name) for name in "ab"}
+    world.collect(replace(LIMITED, keep=None))
+    world.now += DAY
+    outcome = world.collect(LIMITED)
+    assert (outcome.deleted, len(outcome.notes)) == (2, 1)
+
+
+def test_an_operator_can_let_all_deletions_go(world: World) -> None:
+    world.server.mail = {name: letter(name) for name in "abcd"}
+    assert world.collect(LIMITED).withheld == 4
+    assert world.collect(replace(LIMITED, deletions=None)).deleted == 4
+    world.server.mail = {name: letter(name) for name in "efgh"}
+    assert world.collect(LIMITED).deleted == 4  # an answer once given is remembered
+
+
+# Clocks.
+
+
+def test_a_clock_that_jumps_makes_no_message_old(world: World) -> None:
+    """By ten years, for less than a day, with sessions every hour."""
+    world.server.mail = {"a": letter("a")}
+    world.collect(KEEP_WEEK)
+    for hour in range(23):
+        world.now += 3650 * DAY if hour == 0 else 3600
+        assert world.collect(KEEP_WEEK).deleted == 0
+    world.now -= 3650 * DAY
+    for _ in range(4):
+        world.now += DAY
+        assert world.collect(KEEP_WEEK).deleted == 0
+
+
+def test_a_clock_without_a_battery_makes_no_message_old(world: World) -> None:
+    """It begins in 1970 after each reboot, and is right an hour later."""
+    world.server.mail = {"a": letter("a")}
+    for day in range(5):
+        right, world.now = world.now, 100.0
+        world.collect(KEEP_WEEK)
+        world.now = right + 3600
+        assert world.collect(KEEP_WEEK).deleted == 0, day
+
+
+def test_a_time_stamp_from_the_future_uses_no_budget(world: World) -> None:
+    world.server.mail = {"a": letter("a"), "b": letter("b")}
+    world.now += 3650 * DAY
+    world.collect(Policy(limit=1, budget=Budget(messages=1)))
+    world.now -= 3650 * DAY
+    assert world.collect(Policy(budget=Budget(messages=1))).stored == 1
+
+
+# Has the provider moved?
+
+
+def many(prefix: str, count: int = 25) -> dict[str, bytes]:
+    return {f"{prefix}{at}": letter(f"{prefix}{at}") for at in range(count)}
+
+
+def test_mail_that_its_owner_deleted_raises_no_question(world: World) -> None:
+    """Its headers show that what looks new is new."""
+    world.server.mail = many("old", 300)
+    world.collect()
+    for day in range(3):
+        world.server.mail = many(f"day{day}-")
+        assert world.collect().stored == 25
+    assert len(world.mail) == 375
+
+
+@pytest.mark.parametrize("again", ["fetch", "dedupe"])
+def test_an_answer_is_remembered(again: str, world: World) -> None:
+    """Where headers tell nothing people are asked, once."""
+    world.server.mail = {f"old{at}": b"Subject: x\r\n\r\n%d\r\n" % at for at in range(300)}
+    world.collect()
+    world.server.mail = {f"a{at}": b"Subject: x\r\n\r\na %d\r\n" % at for at in range(25)}
+    with pytest.raises(LooksMoved):
+        world.collect()
+    assert world.collect(again=again).stored == 25
+    for day in range(3):
+        mail = {f"{day} {at}": b"Subject: x\r\n\r\n%d %d\r\n" % (day, at) for at in range(25)}
+        world.server.mail = mail
+        assert world.collect().stored == 25
+    moved = {f"moved{at}": octets for at, octets in enumerate(mail.values())}
+    world.server.mail = moved
+    outcome = world.collect()  # and a provider that really moves brings nothing twice
+    assert (outcome.stored, outcome.known) == (0, 25)
+
+
+def test_a_provider_that_moved_is_seen_by_its_headers(world: World) -> None:
+    world.server.mail = many("old")
+    world.collect()
+    world.server.mail = {f"new{at}": each for at, each in enumerate(world.server.mail.values())}
+    with pytest.raises(LooksMoved):
+        world.collect()
+    assert world.asked("RETR") == []
+
+
+def test_after_a_move_rewritten_headers_bring_nothing_twice(world: World) -> None:
+    world.server.mail = many("old")
+    world.collect()
+    world.server.mail = {
+        f"new{at}": b"Received: from the old server\r\n" + each
+        for at, each in enumerate(world.server.mail.values())
+    }
+    outcome = world.collect(KEEP_NONE, again="dedupe")
+    assert (outcome.stored, outcome.known, outcome.deleted) == (0, 25, 25)
+
+
+def test_unique_ids_that_are_missing_for_once_bring_nothing_twice(world: World) -> None:
+    world.server.mail = many("a", 5)
+    world.server.announced = ("TOP",)
+    world.collect()
+    world.server.answer = nameless
+    assert world.collect().stored == 0
+    world.server.answer = lambda said, usual: usual
+    assert world.collect().stored == 0
+    assert len(world.mail) == 5
+
+
+# Accounts that get another name, or another address.
+
+
+def test_an_account_that_is_renamed_by_hand_is_recognised(world: World) -> None:
+    world.server.mail = {name: letter(name) for name in "ab"}
+    world.collect(KEEP_ALL)
+    world.name, world.configured = "home", ("home",)
+    world.server.mail["c"] = letter("c")
+    outcome = world.collect(KEEP_ALL)
+    assert (outcome.stored, world.asked("RETR")) == (1, ["c"])
+    assert outcome.notes == ["was called isp before; what it took is known"]
+    assert world.collect(Policy(keep=0.0, verified=True)).deleted == 3
+    assert len(world.mail) == 3
+
+
+def test_two_accounts_at_one_address_are_two(world: World) -> None:
+    """As long as both are configured: one may go to another place."""
+    world.server.mail = {"a": letter("a")}
+    world.collect()
+    world.name, world.configured = "copy", ("isp", "copy")
+    outcome = world.collect()
+    assert (outcome.stored, outcome.notes) == (1, [])
+
+
+def test_a_name_that_is_used_again_names_other_messages(world: World) -> None:
+    """The messages of the renamed account keep theirs, so the new one must not have the same."""
+    world.server.mail = {"a": letter("a")}
+    world.collect()
+    world.name, world.configured = "home", ("home",)
+    world.collect()
+    world.name, world.configured = "isp", ("home", "isp")
+    world.address = "pop3 pop.example.com bob"
+    world.server.mail = {"a": letter("b")}
+    assert world.collect(KEEP_NONE).stored == 1
+    assert world.mail == sorted([letter("a"), letter("b")])
+
+
+def test_an_account_at_another_address_knows_the_same_mail_by_its_headers(world: World) -> None:
+    """The provider has given its server another name."""
+    world.server.mail = {name: letter(name) for name in "ab"}
+    world.collect()
+    world.address = "pop3 mail.example.org ann"
+    outcome = world.collect()
+    assert (outcome.stored, world.asked("TOP"), world.asked("RETR")) == (0, ["a", "b"], [])
+    world.collect()
+    assert world.asked("TOP") == []
+
+
+def test_an_account_that_leads_to_another_mailbox_takes_its_mail(world: World) -> None:
+    """Which may have the same unique-ids and sizes."""
+    world.server.mail = {name: letter(f"{name}1") for name in "ab"}
+    world.collect()
+    world.address = "pop3 pop.example.com bob"
+    world.server.mail = {name: letter(f"{name}2") for name in "ab"}
+    assert world.collect().stored == 2
+    assert len(world.mail) == 4
+
+
+def test_a_label_outlives_the_ledger(world: World, tmp_path: Path) -> None:
+    world.server.mail = {"a": letter("a")}
+    world.collect()
+    for each in tmp_path.glob("ledger*"):
+        each.unlink()
+    world.name, world.label, world.configured = "home", "isp", ("home",)
+    outcome = world.collect()
+    assert (outcome.stored, outcome.known) == (0, 1)
+
+
+# One message that ends the session.
+
+
+def sessions(world: World, policy: Policy = KEEP_NONE, most: int = 3) -> list[str]:
+    """As `restante collect` does: another one at once if that avoids what the last was lost by."""
+    ends = []
+    for _ in range(most):
+        try:
+            world.collect(policy)
+            ends.append("ended well")
+        except ConnectionLost:
+            ends.append("lost")
+        if not world.outcome.may_go_on:
+            break
+    return ends
+
+
+@pytest.mark.parametrize("announced", [("UIDL", "TOP", "PIPELINING"), ("UIDL", "TOP")])
+@pytest.mark.parametrize("name", ["1", "3", "5"])
+def test_a_message_that_ends_the_connection_is_set_aside(
+    name: str, announced: tuple[str, ...], world: World
+) -> None:
+    world.server.mail = {each: letter(each) for each in "12345"}
+    world.server.announced = announced
+    world.server.closes = lambda said: said == f"RETR {name}"
+    for _ in range(2):
+        sessions(world)
+    assert list(world.server.mail) == [name]
+    assert world.mail == sorted(letter(each) for each in "12345" if each != name)
+    assert world.outcome.skipped[0].startswith("message 1: set aside after 2 tries (the connection")
+
+
+def test_what_is_set_aside_is_tried_again_and_comes(world: World) -> None:
+    world.server.mail = {each: letter(each) for each in "12"}
+    world.server.closes = lambda said: said == "RETR 1"
+    sessions(world)
+    world.server.closes = lambda said: False
+    world.now += DAY - 3600
+    assert world.collect(KEEP_NONE).stored == 0
+    world.now += 3601
+    assert world.collect(KEEP_NONE).stored == 1
+    assert world.server.mail == {}
+    with closing(world.ledger()) as ledger:
+        assert ledger.aside("isp") == {}
+
+
+def test_the_waits_grow_up_to_a_week(world: World) -> None:
+    world.server.mail = {"1": letter("1")}
+    world.server.closes = lambda said: said == "RETR 1"
+    tries = []
+    for at in range(4 * 30):
+        if "lost" in sessions(world):
+            tries.append(at / 4)
+        world.now += DAY / 4
+    assert [later - earlier for earlier, later in pairwise(tries)] == [1, 2, 4, 7, 7, 7]
+
+
+def test_a_message_is_taken_by_its_name_although_it_was_set_aside(world: World) -> None:
+    world.server.mail = {each: letter(each) for each in "12"}
+    world.server.closes = lambda said: said == "RETR 1"
+    sessions(world)
+    world.server.closes = lambda said: False
+    name = short_name(Message(1, "1", len(letter("1"))))
+    assert world.collect(Policy(whole=frozenset([name]))).stored == 1
+
+
+def test_a_message_without_end_does_not_stop_the_rest(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After twice its size it is given up, and what comes then is thrown away while time lasts."""
+    monkeypatch.setattr("restante.collect.fetching._ROOM", 1000)
+    world.server.mail = {each: letter(each) for each in "123"}
+    world.timeout = 0.5
+    world.server.answer = lambda said, usual: (
+        b"+OK\r\n" + b"x" * 70_000 if said == "RETR 2" and "2" in world.server.mail else usual
+    )
+    world.server.announced = ("UIDL", "TOP")
+    for _ in range(2):
+        sessions(world)
+    assert list(world.server.mail) == ["2"] or world.asked("RETR") == []
+    assert world.mail == sorted([letter("1"), letter("3")])
+
+
+def test_a_header_that_ends_the_connection_sets_its_message_aside(world: World) -> None:
+    world.server.mail = {each: letter(each) for each in "123"}
+    world.collect(KEEP_ALL)
+    world.server.closes = lambda said: said == "TOP 2"
+    for _ in range(2):
+        sessions(world)
+    assert list(world.server.mail) == ["2"]
+
+
+def test_without_unique_ids_what_ends_the_connection_is_known_by_its_size(world: World) -> None:
+    world.server.mail = {each: letter(each, each * int(each)) for each in "123"}
+    world.server.announced, world.server.answer = (), nameless
+    world.server.closes = lambda said: said == "RETR 2"
+    for _ in range(2):
+        sessions(world)
+    assert list(world.server.mail) == ["2"]
+
+
+def test_what_the_destination_refuses_is_not_downloaded_in_every_session(
+    world: World, tmp_path: Path
+) -> None:
+    words = f"cat > {tmp_path}/in", f"grep -q poison {tmp_path}/in && exit 65", "exit 0"
+    program = tmp_path / "program"
+    program.write_text("\n".join(["#!/bin/sh", *words, ""]))
+    program.chmod(0o755)
+    world.place = f"command:{program}"
+    world.server.mail = {"1": letter("1"), "2": letter("poison"), "3": letter("3")}
+    downloads = 0
+    for _ in range(10):
+        world.collect(KEEP_NONE)
+        downloads += world.asked("RETR").count("2")
+        assert world.outcome.refused or world.outcome.skipped
+        world.now += 3600
+    assert (downloads, list(world.server.mail)) == (2, ["2"])
+
+
+# Pipelining.
+
+
+class Hasty(Odd):
+    """Announces PIPELINING, and closes the connection when commands come together."""
+
+    async def __call__(self, peer: Any) -> None:
+        inner = peer.hear
+
+        async def hear() -> bytes:
+            line = await inner()
+            is_of_one = line.split(b" ")[0] in (b"RETR", b"TOP", b"DELE")
+            if is_of_one and peer.reader._buffer:
+                raise ConnectionResetError
+            return bytes(line)
+
+        peer.hear = hear
+        await super().__call__(peer)
+
+
+@pytest.mark.parametrize("is_silent", [False, True], ids=["closes", "loses commands"])
+def test_pipelining_that_does_not_work_is_given_up(is_silent: bool, world: World) -> None:
+    mail = {each: letter(each) for each in "12345"}
+    announced = ("UIDL", "TOP", "PIPELINING")
+    world.server = Odd(mail, announced=announced) if is_silent else Hasty(mail, announced=announced)
+    world.server.loses_commands = is_silent
+    world.timeout = 0.5
+    assert sessions(world, most=2) == ["lost", "ended well"]
+    assert len(world.mail) == 5
+    assert world.server.mail == {}
+
+
+def test_the_quirk_is_named(world: World) -> None:
+    world.server = Hasty({each: letter(each) for each in "12"}, announced=("UIDL", "PIPELINING"))
+    with pytest.raises(ConnectionLost):
+        world.collect()
+    assert "hide:PIPELINING" in world.outcome.notes[0]
+
+
+def test_after_a_week_pipelining_is_tried_again(world: World) -> None:
+    world.server = Hasty({each: letter(each) for each in "12"}, announced=("UIDL", "PIPELINING"))
+    assert sessions(world, KEEP_ALL) == ["lost", "ended well"]
+    world.server.mail = {each: letter(each) for each in "34"}
+    world.now += 6 * DAY
+    assert sessions(world, KEEP_ALL) == ["ended well"]
+    world.now += DAY
+    sessions(world, KEEP_ALL)
+    world.server.mail = {each: letter(each) for each in "56"}
+    world.now += DAY + 1
+    assert sessions(world, KEEP_ALL) == ["lost", "ended well"]
+
+
+def test_a_connection_that_breaks_within_a_message_says_nothing_of_pipelining(
+    world: World,
+) -> None:
+    """The network, more likely."""
+    world.server.mail = {each: letter(each) for each in "123"}
+    world.server.answer = lambda said, usual: usual[:-20] if said == "RETR 1" else usual
+    world.timeout = 0.5
+    with pytest.raises(ConnectionLost):
+        world.collect()
+    assert world.outcome.notes == []
+
+
+# QUIT.
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_quit_without_an_answer_is_no_failure_when_nothing_was_marked(
+    is_silent: bool, world: World
+) -> None:
+    """RFC 1939 §6: it removes what was marked, and nothing was."""
+    world.server.mail = {"a": letter("a")}
+    world.timeout = 0.5
+    if is_silent:
+        world.server.answer = lambda said, usual: b"" if said == "QUIT" else usual
+    else:
+        world.server.closes = lambda said: said == "QUIT"
+    assert [world.collect(KEEP_ALL).stored for _ in range(2)] == [1, 0]
+    world.server.mail = {"b": letter("b")}
+    with pytest.raises(ConnectionLost):
+        world.collect(KEEP_NONE)
+
+
+# What is in the ledger of an account that is gone.
+
+
+def test_forgetting_an_account_forgets_all_of_it(world: World) -> None:
+    world.server.mail = {"a": letter("a"), "b": letter("b")}
+    world.server.closes = lambda said: said == "RETR b"
+    sessions(world, most=1)
+    with closing(world.ledger()) as ledger:
+        ledger.forget("isp")
+        with ledger.reading() as database:
+            for table in ("messages", "accounts", "removals", "aside", "sessions", "runs"):
+                (count,) = database.execute(f"SELECT count(*) FROM {table}").fetchone()
+                assert count == 0, table
+
+
+def test_a_message_that_was_present_is_deleted_only_if_it_is_the_same(world: World) -> None:
+    """As `restante fetch` finds them: a name and a size are not evidence."""
+    world.server.mail = {"a": letter("a", "body 1"), "b": letter("b")}
+    world.collect(KEEP_ALL, adopt_present=True)
+    with closing(world.ledger()) as ledger:
+        ledger.forget("isp")
+    world.server.mail["a"] = letter("a", "body 2")
+    outcome = world.collect(KEEP_NONE, adopt_present=True)
+    assert (outcome.present, outcome.stored, outcome.deleted) == (2, 1, 2)
+    assert world.mail == sorted([letter("a", "body 1"), letter("a", "body 2"), letter("b")])
