@@ -9,12 +9,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from restante import config
-from restante.cli import oauth
+from restante.cli import collect, oauth
+from restante.collect.destinations import Tracing, Verifying
 from restante.collect.oauth.flow import Tokens
 from restante.testing import Pop3Server
 
@@ -260,3 +262,85 @@ def test_metrics_tell_when_a_consent_ends(
     found = metrics(path)
     assert found['restante_oauth_token_expiry_timestamp_seconds{account="bob"}'] == end
     assert "refresh" not in path.read_text()
+
+
+def test_the_log_of_an_account_shows_what_was_deleted_and_why(
+    home: Path, configured: Path, server: Pop3Server, restante: Restante
+) -> None:
+    extend(configured, 'keep = "none"')
+    server.deliver("bob", MESSAGE)
+    assert restante("account", "log", "bob").out == ""
+    done = restante("collect", "bob")
+    assert done.err == ""
+    line = restante("account", "log", "bob").out
+    reason = "nothing is kept there; fetched and stored in this session; removed"
+    assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d \S+: {reason}\n", line)
+    (removal,) = restante("--json", "account", "log", "bob").json["removals"]
+    assert (removal["why"], removal["answer"]) == ("nothing is kept there", "removed")
+
+
+def test_a_service_logs_each_deletion(home: Path, configured: Path, server: Pop3Server) -> None:
+    extend(configured, 'keep = "none"\nevery = "1s"')
+    server.deliver("bob", MESSAGE)
+    with started("collect", "bob", "--watch") as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+    assert b" deleted upstream: account=bob message=" in line
+    assert rb" why=nothing\x20is\x20kept\x20there evidence=fetched\x20and\x20stored" in line
+
+
+def test_a_limit_withholds_deletions_until_an_operator_lets_them_go(
+    home: Path, configured: Path, server: Pop3Server, restante: Restante
+) -> None:
+    extend(configured, 'keep = "none"\ndeletion_limit = 2')
+    for number in range(3):
+        server.deliver("bob", MESSAGE + b"%d\n" % number)
+    done = restante("collect", "bob")
+    withheld = "3 not deleted there yet (deletion_limit; now: --no-deletion-limit)"
+    assert (done.code, done.out) == (0, f"bob: 3 messages stored (78 octets), {withheld}\n")
+    done = restante("collect", "bob", "--no-deletion-limit")
+    assert done.out == "bob: 3 were here already, 3 deleted on the server\n"
+
+
+@pytest.mark.parametrize("keep", ["until-verified", "until-deleted"])
+@pytest.mark.parametrize(
+    ("to", "verifies", "traces"),
+    [
+        ("{}/Mail", True, False),
+        ("maildir:{}/Mail", True, False),
+        ("maildrop:ann", True, True),
+        ("mbox:{}/mbox", False, False),
+        ("command:cat", False, False),
+        ("lmtp:127.0.0.1:24", False, False),
+        ("smtp:127.0.0.1:25", False, False),
+        ("gmail:Label", False, False),
+    ],
+)
+def test_a_keep_that_the_destination_cannot_support_is_a_mistake(
+    to: str,
+    verifies: bool,
+    traces: bool,
+    keep: str,
+    home: Path,
+    configured: Path,
+    restante: Restante,
+) -> None:
+    """Both keys are named, before anything is fetched; what is possible is found from the code."""
+    place = to.format(home)
+    text = configured.read_text().replace(f'to = "maildir:{home}/bob"', f'to = "{place}"')
+    configured.write_text(text)
+    assert restante("user", "add", "ann", stdin=b"secret password\n").code == 0
+    extend(configured, f'keep = "{keep}"\nrecipient = "ann@example.org"')
+    if to.startswith("gmail:"):
+        extend(configured, 'to_oauth = { provider = "google", client_id = "x" }')
+    is_possible = verifies if keep == "until-verified" else traces
+    for words in (("check",), ("collect", "bob")):
+        done = restante(*words)
+        is_named = "account.bob.keep" in done.err and "account.bob.to" in done.err
+        assert is_named is not is_possible, done.err
+        assert is_possible or done.code == 78
+    found = config.load()
+    destination = collect.open_destination(found, "bob", found.account["bob"])
+    with closing(destination):
+        kind: type = Verifying if keep == "until-verified" else Tracing
+        assert isinstance(destination, kind) is is_possible

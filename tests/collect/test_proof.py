@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from restante.collect.accounts import Mailbox
 from restante.collect.collector import Account, LooksMoved, Outcome, collect
 from restante.collect.destinations import open_destination
 from restante.collect.ledger import Ledger
@@ -73,9 +74,8 @@ class World:
                     quirks=self.quirks,
                     timeout=self.timeout,
                 )
-                account = Account(
-                    self.name, log_in, policy, self.address, self.label, self.configured
-                )
+                mailbox = Mailbox(self.name, self.address, self.label, self.configured)
+                account = Account(self.name, log_in, policy, mailbox)
                 with closing(self.ledger()) as ledger, closing(self._destination()) as destination:
                     await collect(
                         account,

@@ -12,16 +12,19 @@ from pathlib import Path
 
 from ..config import Account, Configuration, Secret
 from ..errors import ConfigurationError
-from . import adding, collect, common, oauth
+from ..log import printable
+from . import account_rename, adding, collect, common, oauth
 from .telling import counted
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     noun = verbs.add_parser(
-        "account", help="accounts elsewhere, for collect: add, list, show, test, adopt, rm"
+        "account",
+        help="accounts elsewhere, for collect: add, list, show, test, adopt, log, rename, rm",
     )
     actions = noun.add_subparsers(dest="action", metavar="ACTION", required=True)
     adding.add_parser(actions)
+    account_rename.add_parser(actions)
     actions.add_parser("list", help="all accounts").set_defaults(run=list_)
     action = actions.add_parser(
         "auth",
@@ -37,6 +40,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         ("show", show, "one account, and when it last worked"),
         ("test", test, "log in, count, log out; changes nothing"),
         ("adopt", adopt, "mark all that is on the server now as taken, without fetching it"),
+        ("log", log, "what was deleted on its server: when, why, and by which evidence"),
         ("rm", remove, "forget an account, and what was taken from it"),
     ):
         action = actions.add_parser(name, help=text)
@@ -152,11 +156,14 @@ def test(options: argparse.Namespace) -> int:
 
 
 def adopt(options: argparse.Namespace) -> int:
+    from ..collect.accounts import Accounts
     from ..collect.likeness import in_maildir
 
     found, account = _one(options)
     here = in_maildir(options.like) if options.like else None
     with closing(collect.open_ledger(found)) as ledger, ledger.alone(options.name):
+        accounts = Accounts(ledger)
+        accounts.enter(collect.mailbox_of(found, options.name), ledger.now(time.time()))
         listing, others = asyncio.run(_listing(found, options.name, account, here))
         ledger.adopt(options.name, listing, time.time())
     if options.json:
@@ -190,6 +197,23 @@ async def _listing(
                     here[mark] -= 1  # of two that are alike one may be new
                     known.append(message)
     return [(ids[each.number], each.size) for each in known], len(ids) - len(known)
+
+
+def log(options: argparse.Namespace) -> int:
+    found, _ = _one(options)
+    with closing(collect.open_ledger(found)) as ledger:
+        removals = ledger.removals(options.name)
+    if options.json:
+        rows = [each._asdict() for each in removals]
+        common.print_json("account-log", name=options.name, removals=rows)
+        return os.EX_OK
+    for each in removals:
+        answer = each.answer or "no answer yet"
+        text = f"{_when(each.at)} {each.key}: {each.why}; {each.evidence}; {answer}"
+        print(printable(text))
+    if not removals:
+        common.say(f"{options.name}: nothing was deleted on its server")
+    return os.EX_OK
 
 
 def remove(options: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from .. import log
 from ..config import Account, Configuration, duration
 from ..errors import (
     ConfigurationError,
@@ -35,6 +37,7 @@ from ..pop3 import quirks
 from . import common, local, oauth, secrets, telling
 
 if TYPE_CHECKING:
+    from ..collect.accounts import Mailbox
     from ..collect.collector import Outcome
     from ..collect.destinations import Destination
     from ..collect.ledger import Ledger
@@ -103,6 +106,10 @@ def run(options: argparse.Namespace) -> int:
     """The gravest exit code of all accounts."""
     found = common.configuration(options, collect__metrics=options.metrics)
     accounts = chosen(found, options.name, everything=options.all)
+    if options.watch:
+        log.set_up(found.log)
+    else:  # the outcome is printed, and `account log` shows what was deleted
+        logging.getLogger("restante").addHandler(logging.NullHandler())
     with closing(open_ledger(found)) as ledger:
         run_all = _watch if options.watch else _stoppable
         results = asyncio.run(run_all(options, found, accounts, ledger))
@@ -326,14 +333,8 @@ async def session(
     if text := contradiction(name, account):
         raise ConfigurationError(text)
     policy = policy_of(account, limit, whole, unlimited=unlimited)
-    remote = collector.Account(
-        name,
-        partial(connected, found, name, account),
-        policy,
-        address=address_of(account),
-        label=account.label,
-        configured=found.account.keys(),
-    )
+    log_in = partial(connected, found, name, account)
+    remote = collector.Account(name, log_in, policy, mailbox_of(found, name))
     with (
         common.naming(account.to),
         closing(await asyncio.to_thread(open_destination, found, name, account)) as destination,
@@ -429,10 +430,14 @@ async def connected(found: Configuration, name: str, account: Account) -> AsyncI
         yield client
 
 
-def address_of(account: Account) -> str:
+def mailbox_of(found: Configuration, name: str) -> Mailbox:
     """Where its mailbox is: by this the ledger knows an account that was renamed."""
+    from ..collect.accounts import Mailbox
+
+    account = found.account[name]
     host = urlsplit(account.url).hostname or ""
-    return f"pop3 {host.lower()} {account.user}"
+    address = f"pop3 {host.lower()} {account.user}"
+    return Mailbox(name, address, account.label, found.account.keys())
 
 
 def contradiction(name: str, account: Account) -> str:

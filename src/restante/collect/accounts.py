@@ -124,6 +124,14 @@ class Accounts:
         tries = (wanted if at == 1 else f"{wanted}~{at}" for at in count(1))
         return next(each for each in tries if each not in used)
 
+    def label(self, name: str) -> str:
+        """The name that its messages begin with; empty: the account is not known."""
+        with self._ledger.reading() as database:
+            row = database.execute(
+                "SELECT label FROM accounts WHERE account = ?", (name,)
+            ).fetchone()
+        return str(row[0]) if row else ""
+
     def rename(self, old: str, new: str) -> None:
         """All that is known of ``old`` is known of ``new`` instead; nothing, if that was done.
 

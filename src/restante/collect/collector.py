@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
@@ -101,16 +101,8 @@ class Account:
     connect: Callable[[], AbstractAsyncContextManager[Client]]
     """A session that is logged in, and left by QUIT if all went well."""
     policy: Policy = field(default_factory=Policy)
-    address: str = ""
-    """``pop3 host login``, by which the ledger knows it if it is renamed."""
-    label: str = ""
-    """The name that its messages begin with at their destination; empty: ``name``."""
-    configured: Collection[str] = ()
-    """The names of all accounts in the configuration."""
-
-    @property
-    def mailbox(self) -> Mailbox:
-        return Mailbox(self.name, self.address, self.label, self.configured)
+    mailbox: Mailbox | None = None
+    """Where it is, by which it is known if it is renamed; None: it never is."""
 
 
 async def collect(
@@ -147,7 +139,7 @@ async def collect(
             raise LoginTooSoon(wait)
         ledger.withhold(account.name, wall)
         now = Elapsed(ledger.now(wall), clock)
-        entry = Accounts(ledger).enter(account.mailbox, now())
+        entry = Accounts(ledger).enter(account.mailbox or Mailbox(account.name), now())
         ledger.unanswered(account.name)
         if entry.renamed_from:
             outcome.notes.append(f"was called {entry.renamed_from} before; what it took is known")
