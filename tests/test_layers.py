@@ -26,7 +26,12 @@ LAYERS = {
 SIDEWAYS = {("pop3", "sasl"), ("log", "config"), ("cli", "config"), ("cli", "log")}
 SIDEWAYS |= {("auth", "shared"), ("auth", "https"), ("auth", "clock"), ("store", "clock")}
 SIDEWAYS |= {("shared", "clock")}
-SIDEWAYS |= {("store", "syncing"), ("store", "scanning"), ("scanning", "posix")}
+SIDEWAYS |= {
+    ("store", "syncing"),
+    ("store", "mounts"),
+    ("store", "scanning"),
+    ("scanning", "posix"),
+}
 SIDEWAYS |= {("shared", "posix"), ("store", "posix"), ("auth", "posix")}
 SIDEWAYS |= {("__main__", "cli"), ("cli", "__init__"), ("config", "__init__")}
 SIDEWAYS |= {("testing_plugin", "testing"), ("testing_hostile", "testing")}
