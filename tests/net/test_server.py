@@ -958,6 +958,27 @@ def test_a_jump_of_the_clock_makes_no_password_known(
     run(main())
 
 
+@pytest.mark.parametrize("removed", [0, 1, 3])
+@pytest.mark.parametrize("marked", [1, 3])
+@pytest.mark.parametrize("brake", [0, 1, 3, 4, 6])
+def test_a_brake_that_is_changed_counts_what_was_removed_before(
+    run: Run[None], brake: int, removed: int, marked: int
+) -> None:
+    """Added, made tighter or looser, or taken off, in the first day of a password."""
+
+    async def main() -> None:
+        store = await filled(*[MESSAGE] * 6)
+        async with serving(store) as server:
+            if removed:
+                assert (await delete_and_quit(server, removed)).startswith(b"+OK")
+            server.service.brake = brake
+            answer = await delete_and_quit(server, marked)
+            may = not brake or removed + marked <= brake
+            assert answer.startswith(b"+OK" if may else b"-ERR [SYS/TEMP]")
+
+    run(main())
+
+
 def test_a_session_of_the_future_shuts_a_password_out_only_for_a_day(run: Run[None]) -> None:
     """Another one of a right clock counts, wherever it stands in the journal."""
 
