@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
+from pathlib import Path
 
 import pytest
 
@@ -202,20 +204,32 @@ def test_who_offers_other_protocols_only_is_told_of_none(
     run(main())
 
 
+def _contexts() -> int:
+    """TLS contexts in memory."""
+    gc.collect()
+    return sum(isinstance(each, ssl.SSLContext) for each in gc.get_objects())
+
+
 def test_any_server_name_costs_nothing(
     run: Run[None], server_tls: ssl.SSLContext, certificate: tuple[str, str]
 ) -> None:
     """CVE-2017-15130: there is one certificate, and nothing is remembered of names."""
     client_tls = ssl.create_default_context(cafile=certificate[0])
     client_tls.check_hostname = False
+    own = ssl.PEM_cert_to_DER_cert(Path(certificate[0]).read_text())
 
     async def main() -> None:
         async with serving(MemoryStore(), tls=server_tls, implicit=True) as server:
+            shown, contexts = set(), _contexts()
             for at in range(20):
                 _, writer = await asyncio.open_connection(
                     "127.0.0.1", server.port, ssl=client_tls, server_hostname=f"n{at}.example"
                 )
+                shown.add(writer.get_extra_info("ssl_object").getpeercert(binary_form=True))
                 writer.transport.abort()
+            await until(lambda: not server.service.connections)
+            assert shown == {own}
+            assert _contexts() == contexts
 
     run(main())
 

@@ -9,6 +9,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -68,11 +69,25 @@ def test_the_key_is_private_and_both_stay_as_they_are(tmp_path: Path) -> None:
     ]
 
 
-def test_two_at_once_make_one_pair(tmp_path: Path) -> None:
+def test_many_at_once_make_one_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them finds a pair, so each makes one; all get the one that was stored first."""
+    together = threading.Barrier(8)
+    new_key = tls._new_key
+
+    def new_key_together() -> bytes:
+        together.wait(timeout=30)
+        return new_key()
+
+    def pair() -> tuple[bytes, bytes]:
+        certificate, key = tls.make_self_signed(tmp_path, NAMES)
+        tls.server_context(certificate, key)
+        return certificate.read_bytes(), key.read_bytes()
+
+    monkeypatch.setattr(tls, "_new_key", new_key_together)
     with ThreadPoolExecutor(8) as pool:
-        for _ in range(8):
-            pool.submit(tls.make_self_signed, tmp_path, NAMES)
-    tls.server_context(tmp_path / "certificate.pem", tmp_path / "key.pem")
+        made = [each.result() for each in [pool.submit(pair) for _ in range(8)]]
+    assert len(set(made)) == 1
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["certificate.pem", "key.pem"]
 
 
 def test_a_crash_between_the_two_is_mended(tmp_path: Path) -> None:
