@@ -21,7 +21,9 @@ LAYERS = {
     "net": 3,
     "collect": 4,
     **dict.fromkeys(("config", "log", "cli", "__main__", "__init__"), 5),
-    **dict.fromkeys(("testing", "testing_hostile", "testing_plugin", "poplib"), 5),
+    **dict.fromkeys(
+        ("testing", "testing_command", "testing_hostile", "testing_plugin", "poplib"), 5
+    ),
 }
 SIDEWAYS = {("pop3", "sasl"), ("log", "config"), ("cli", "config"), ("cli", "log")}
 SIDEWAYS |= {("auth", "shared"), ("auth", "https"), ("auth", "clock"), ("store", "clock")}
@@ -35,6 +37,7 @@ SIDEWAYS |= {
 SIDEWAYS |= {("shared", "posix"), ("store", "posix"), ("auth", "posix")}
 SIDEWAYS |= {("__main__", "cli"), ("cli", "__init__"), ("config", "__init__")}
 SIDEWAYS |= {("testing_plugin", "testing"), ("testing_hostile", "testing")}
+SIDEWAYS |= {("testing_command", "testing")}
 FORBIDDEN = {("net", "store"), ("net", "auth"), ("collect", "store"), ("collect", "auth")}
 IO = {"asyncio", "socket", "ssl", "os", "time", "logging", "threading", "selectors", "subprocess"}
 LIBRARIES = {

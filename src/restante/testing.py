@@ -11,20 +11,25 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import re
 import socket
+import ssl
 import struct
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from functools import cache
 from hashlib import sha256
+from importlib import import_module
 from ipaddress import ip_network
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import quote
 from weakref import WeakSet
@@ -42,6 +47,7 @@ from .sasl import MECHANISMS
 from .store.memory import MemoryStore
 
 T = TypeVar("T")
+_log = logging.getLogger("restante")
 SASL_MECHANISMS = tuple(name for name in MECHANISMS if name != "EXTERNAL")
 _ITERATIONS = 4096  # of SCRAM, the fewest that RFC 7677 §4 allows: tests are many
 _PATIENCE = 30.0  # seconds that a test waits for the server's thread
@@ -51,10 +57,23 @@ _ENDING = 10.0  # seconds that its session may take to end
 _VERBS = tuple(VERBS)
 
 
+class UnusedFault(UserWarning):
+    """A fault was set up and never struck, so the test has shown nothing about it."""
+
+
+@dataclass(slots=True, eq=False)
+class _Set:
+    """One call of a method of ``Fault``."""
+
+    call: str
+    has_struck: bool = False
+
+
 @dataclass(slots=True)
 class _Rule:
     """What goes wrong with one verb."""
 
+    source: _Set
     verb: str
     times: int | None
     """How often; None: always."""
@@ -78,11 +97,24 @@ class _Rule:
 class Fault:
     """Makes the server misbehave, from the next command of that verb on.
 
-    ``times`` says how often; None means until ``clear``.  A newer fault of a verb wins.
+    ``times`` says how often; None means until ``clear``.  A newer fault of a verb wins.  One that
+    never strikes is reported by an ``UnusedFault`` warning when the server ends.
     """
 
     def __init__(self) -> None:
         self._rules: list[_Rule] = []
+        self._calls: list[_Set] = []
+
+    @property
+    def unused(self) -> list[str]:
+        """The calls whose fault has not struck so far, such as ``drop('RETR')``."""
+        return [each.call for each in self._calls if not each.has_struck]
+
+    def _add(self, call: str, *verbs: str, **what: Any) -> None:
+        source = _Set(call)
+        rules = [_Rule(source, verb, **what) for verb in verbs]
+        self._calls.append(source)
+        self._rules += rules
 
     def drop(
         self,
@@ -93,12 +125,11 @@ class Fault:
         times: int | None = 1,
     ) -> None:
         """End the connection after so many octets of the response; with RST, not with FIN."""
-        rule = _Rule(verb, times, drop_after=after_bytes, reset=reset)
-        self._rules.append(rule)
+        self._add(f"drop({verb!r})", verb, times=times, drop_after=after_bytes, reset=reset)
 
     def delay(self, verb: str, *, seconds: float, times: int | None = None) -> None:
         """Wait before the command is carried out."""
-        self._rules.append(_Rule(verb, times, delay=seconds))
+        self._add(f"delay({verb!r})", verb, times=times, delay=seconds)
 
     def drip(
         self,
@@ -112,33 +143,32 @@ class Fault:
 
         No wait is long, and all of it takes for ever: what a deadline is for.
         """
-        self._rules.append(_Rule(verb, times, delay=seconds, drip=octets))
+        self._add(f"drip({verb!r})", verb, times=times, delay=seconds, drip=octets)
 
     def err(
         self, verb: str, text: str = "[SYS/TEMP] try again later", *, times: int | None = None
     ) -> None:
         """Answer -ERR and do nothing."""
-        self._rules.append(_Rule(verb, times, answer=f"-ERR {text}\r\n".encode()))
+        self._add(f"err({verb!r})", verb, times=times, answer=f"-ERR {text}\r\n".encode())
 
     def garbage(
         self, verb: str, octets: bytes = b"\x00\xff garbage\r\n", *, times: int | None = None
     ) -> None:
         """Answer with octets that are no POP3 response."""
-        self._rules.append(_Rule(verb, times, answer=octets))
+        self._add(f"garbage({verb!r})", verb, times=times, answer=octets)
 
     def dup_uidl(self, *, times: int | None = None) -> None:
         """List all messages with the first one's unique-id."""
-        self._rules.append(_Rule("UIDL", times, rewrite=_same_unique_ids))
+        self._add("dup_uidl()", "UIDL", times=times, rewrite=_same_unique_ids)
 
     def short_list(self, messages: int = 0, *, times: int | None = None) -> None:
         """List the first so many messages only, as a server does that is in trouble."""
 
         def cut(response: bytes) -> bytes:
-            first, *lines = response.split(b"\r\n")
-            return b"\r\n".join([first, *lines[:messages], b".", b""])
+            first, *lines, end, rest = response.split(b"\r\n")
+            return b"\r\n".join([first, *lines[:messages], end, rest])
 
-        for verb in ("LIST", "UIDL"):
-            self._rules.append(_Rule(verb, times, rewrite=cut))
+        self._add("short_list()", "LIST", "UIDL", times=times, rewrite=cut)
 
     def lie_about_size(self, octets: int = 1000, *, times: int | None = None) -> None:
         """Announce each message, in LIST and STAT, as so much larger than it is, or smaller."""
@@ -146,8 +176,7 @@ class Fault:
         def lie(response: bytes) -> bytes:
             return _SIZE.sub(lambda at: b"%d" % max(int(at[0]) + octets, 0), response)
 
-        for verb in ("LIST", "STAT"):
-            self._rules.append(_Rule(verb, times, rewrite=lie))
+        self._add("lie_about_size()", "LIST", "STAT", times=times, rewrite=lie)
 
     def lose_quit(self, *, times: int | None = 1) -> None:
         """Remove what was deleted, and end the connection without saying so."""
@@ -189,8 +218,7 @@ class _Tapped(Connection):
     def __init__(self, server: Pop3Server, service: Service, address: str, seat: Seat) -> None:
         super().__init__(service, address, seat)
         self._server = server
-        server._connections.add(self)
-        self._name = server._next_name()
+        self.name = server._welcome(self)
         self._unheard = b""
         self._is_idle = True
         self._is_challenged = False
@@ -199,23 +227,24 @@ class _Tapped(Connection):
         self._said = bytearray()  # in answer to this command
         self._unsaid = bytearray()  # what drips
         self._dripping: asyncio.Task[None] | None = None
+        self._is_ended = False  # the real transport was closed or aborted, which may be done once
 
     def holds(self, user: str) -> bool:
         """Whether it has the user's maildrop open."""
-        return (
-            self._opened is not None
-            and self._account is not None
-            and (self._account.maildrop == user)
-        )
+        whose = self._account.maildrop if self._account is not None else None
+        return self._opened is not None and whose == user
 
     @property
     def is_held(self) -> bool:
         """Whether the client has neither hung up nor sent what is not looked at yet."""
+        real = self._real.get_extra_info("socket")
+        if real is None or self._is_closing:
+            return False
         try:
-            with self._real.get_extra_info("socket").dup() as connection:
+            with real.dup() as connection:
                 connection.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
-            return not self._is_closing
+            return True
         except OSError:
             pass  # it has gone by RST
         return False
@@ -225,6 +254,8 @@ class _Tapped(Connection):
         self._real = self._transport
         self._transport = _Tap(self)  # type: ignore[assignment]  # all that it is asked for
 
+    # What the client says.
+
     def data_received(self, data: bytes) -> None:
         self._unheard += data
         self._hear()
@@ -233,21 +264,22 @@ class _Tapped(Connection):
         line, end, rest = self._unheard.partition(b"\n")
         if not self._is_idle or not end or self._is_closing:
             return
-        self._end_of_answer()
         self._unheard, self._is_idle = rest, False
         text = line.removesuffix(b"\r").decode("ascii", "backslashreplace")
         verb = "AUTH" if self._is_challenged else text.partition(" ")[0].upper()
         is_secret = self._is_challenged or verb in ("PASS", "AUTH", "APOP")
         shown = "***" if self._is_challenged else f"{verb} ***" if is_secret else text
-        self._server._write_down(self._name, "C", shown)
+        self._server._write_down(self.name, "C", shown)
         rule = None if self._is_challenged else self._server.fault._take(verb)
         self._rule, self._is_challenged = rule, False
         self._is_short = verb == "STAT" or (verb in ("LIST", "UIDL") and " " in text)
         if rule is not None and rule.answer is not None:
-            self._give(rule.answer)
+            self._strike(rule)
             self._said += rule.answer
+            self._give(rule.answer)
             self._next()
         elif rule is not None and rule.delay and not rule.drip:
+            self._strike(rule)
             self._loop.call_later(rule.delay, super().data_received, line + end)
         else:
             super().data_received(line + end)
@@ -258,6 +290,8 @@ class _Tapped(Connection):
             self._next()
         elif isinstance(event, StartTLS):
             # What follows is the handshake, and none of our business.
+            self._said += event.response.head()
+            self._end_of_answer()
             unheard, self._unheard = self._unheard, b""
             if unheard:
                 self._session.receive(unheard)
@@ -265,17 +299,32 @@ class _Tapped(Connection):
         return event
 
     def _next(self) -> None:
+        """The command is answered."""
+        self._end_of_answer()
         self._is_idle = True
         self._loop.call_soon(self._hear)
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self._end_of_answer()
-        if self._dripping is not None:
-            self._dripping.cancel()
-        super().connection_lost(error)
+    def _end_of_answer(self) -> None:
+        if self._said:
+            first = self._said.partition(b"\r\n")[0]
+            self._is_challenged = first.startswith(b"+ ") or first == b"+"
+            self._server._write_down(self.name, "S", self.said_so_far)
+            self._said.clear()
+
+    @property
+    def said_so_far(self) -> str:
+        """The answer to the last command, its first line at least; empty when it is written down
+        already."""
+        first, _, rest = bytes(self._said).partition(b"\r\n")
+        text = first.decode("ascii", "backslashreplace")
+        return text + (f" … {len(rest)} octets more" if rest else "")
+
+    # What the server says.
 
     def say(self, octets: bytes) -> None:
         """What the session has written."""
+        if self._is_ended:
+            return
         self._said += octets
         rule = self._rule
         if rule is not None and rule.drop_after is not None:
@@ -283,58 +332,75 @@ class _Tapped(Connection):
             self._give(octets[: max(left, 0)])
             if left <= len(octets):
                 del self._said[rule.drop_after :]
-                self._end_of_answer()
-                self._server._write_down(self._name, "S", "(the connection ends)")
-                self._is_closing = True  # nobody else may close it once more
-                if rule.reset:
-                    linger = struct.pack("ii", 1, 0)
-                    connection = self._real.get_extra_info("socket")
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                    self._real.abort()
-                self._real.close()
+                self._strike(rule)
+                self._break_off(rule.reset)
         elif rule is None or rule.rewrite is None:
             self._give(octets)
         elif self._said.startswith(b"-ERR"):
             self._give(bytes(self._said))
         elif self._said.endswith(b"\r\n" if self._is_short else b"\r\n.\r\n"):
-            self._said[:] = rule.rewrite(bytes(self._said))
-            self._give(bytes(self._said))
+            answer = rule.rewrite(bytes(self._said))
+            if answer != self._said:
+                self._strike(rule)
+            self._said[:] = answer
+            self._give(answer)
+
+    def _strike(self, rule: _Rule) -> None:
+        rule.source.has_struck = True
+
+    def _break_off(self, reset: bool) -> None:
+        self._end_of_answer()
+        self._server._write_down(self.name, "S", "(the connection ends)")
+        self._is_closing = self._is_ended = True
+        if reset:
+            linger = struct.pack("ii", 1, 0)
+            connection = self._real.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self._real.abort()
+        else:
+            self._real.close()
 
     def _give(self, octets: bytes) -> None:
         """To the client, behind what still drips."""
         rule = self._rule
-        if self._dripping is None and rule is not None and rule.drip:
+        if self._dripping is None and rule is not None and rule.drip and octets:
+            self._strike(rule)
             self._dripping = self._loop.create_task(self._drip(rule))
         if self._dripping is not None:
             self._unsaid += octets
-        else:
+        elif not self._is_ended:
             self._real.write(octets)
 
     async def _drip(self, rule: _Rule) -> None:
         await asyncio.sleep(0)
-        while self._unsaid:
+        while self._unsaid and not self._is_ended:
             piece = bytes(self._unsaid[: rule.drip])
             del self._unsaid[: rule.drip]
             self._real.write(piece)
             await asyncio.sleep(rule.delay)
         self._dripping = None
         if self._is_closing:
-            self._real.close()
+            self.close()
+
+    # The end.
 
     def close(self) -> None:
         """The session has ended; the last drops come first."""
-        if self._dripping is None:
+        if self._dripping is None and not self._is_ended:
+            self._is_ended = True
             self._real.close()
 
-    def _end_of_answer(self) -> None:
-        if not self._said:
-            return
-        first, _, rest = bytes(self._said).partition(b"\r\n")
-        self._is_challenged = first.startswith(b"+ ") or first == b"+"
-        text = first.decode("ascii", "backslashreplace")
-        more = f" … {len(rest)} octets more" if rest else ""
-        self._server._write_down(self._name, "S", text + more)
-        self._said.clear()
+    def cut(self) -> None:
+        """At once, also where it is being closed."""
+        self._is_ended = True
+        self._real.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._is_ended = True
+        self._end_of_answer()
+        if self._dripping is not None:
+            self._dripping.cancel()
+        super().connection_lost(error)
 
 
 class _Tap:
@@ -348,6 +414,9 @@ class _Tap:
 
     def close(self) -> None:
         self._connection.close()
+
+    def abort(self) -> None:
+        self._connection.cut()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection._real, name)
@@ -404,8 +473,12 @@ class Pop3Server:
         sasl: Sequence[str] = ("PLAIN",),
         clear: bool = False,
     ) -> None:
-        if unknown := set(sasl) - set(SASL_MECHANISMS):
-            raise ValueError(f"sasl: {sorted(unknown)}; there are {', '.join(SASL_MECHANISMS)}")
+        """
+        Raises:
+            TypeError, ValueError: an option that is not understood.
+        """
+        sasl = tuple(sasl) if isinstance(sasl, Iterable) and not isinstance(sasl, str) else sasl
+        _check(users, sasl, clear)
         self.fault = Fault()
         self._policy = Policy(mechanisms=tuple(sasl))
         self._clear_from = (ip_network("127.0.0.0/8"),) if clear else ()
@@ -418,38 +491,79 @@ class Pop3Server:
         self._transcript: list[str] = []
         self._names = 0
         self._connections: WeakSet[_Tapped] = WeakSet()
-        # Not uvloop, nor the default of Windows, which cannot watch a listening socket.
-        self._loop = asyncio.SelectorEventLoop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="pop3-server")
+        self._bugs: list[BaseException] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._open = AsyncExitStack()
 
     # The server.
 
     def __enter__(self) -> Pop3Server:
+        context = tls.server_context(*certificate())
+        # Not uvloop, nor the default of Windows, which cannot watch a listening socket.
+        loop = self._loop = asyncio.SelectorEventLoop()
+        loop.set_exception_handler(self._note_bug_in_loop)
+        self._thread = threading.Thread(target=loop.run_forever, name="pop3-server", daemon=True)
         self._thread.start()
+        self._handler = _BugHandler(self)
+        _log.addHandler(self._handler)
         try:
-            self._run(self._start())
+            self._run(self._start(context))
         except BaseException:
             self._stop()
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """
+        Raises:
+            RuntimeError: a bug in the server itself came to light.
+        """
         try:
-            self._run(self._open.aclose())
+            self._run(self._end())
         finally:
             self._stop()
+        if self._bugs:
+            raise RuntimeError("a bug in the server of restante.testing") from self._bugs[0]
+        if error is None:
+            for call in self.fault.unused:
+                warnings.warn(f"fault.{call} never struck", UnusedFault, stacklevel=2)
+
+    async def _end(self) -> None:
+        await self._open.aclose()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        loop, self._loop = self._loop, None
+        assert loop is not None
+        loop.call_soon_threadsafe(loop.stop)
         self._thread.join(_PATIENCE)
-        self._loop.close()
+        loop.close()
+        _log.removeHandler(self._handler)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        """
+        Raises:
+            RuntimeError: the block has not begun, or has ended.
+        """
+        if self._loop is None:
+            work.close()
+            raise RuntimeError("the server runs inside its with block")
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(_PATIENCE)
 
-    async def _start(self) -> None:
-        context = tls.server_context(*certificate())
+    def _note_bug_in_loop(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, OSError | None):  # a client that has gone is no bug
+            self._bugs.append(error)
+
+    async def _start(self, context: ssl.SSLContext) -> None:
         service = Service(
             self._store,
             self._people,
@@ -535,13 +649,14 @@ class Pop3Server:
         Raises:
             MaildropInUse: a client holds it, and has not hung up.
         """
-        now = self._loop.time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         held_since, until = now, now + _ENDING
         while True:
             try:
                 return await stack.enter_async_context(self._store.open(user))
             except MaildropInUse:
-                now = self._loop.time()
+                now = loop.time()
                 if not all(each.is_held for each in self._connections if each.holds(user)):
                     held_since = now
                 if now - held_since >= _HELD or now >= until:
@@ -563,14 +678,56 @@ class Pop3Server:
     @property
     def transcript(self) -> str:
         """All that was said so far, without passwords; ``1 C:`` is what the first client said."""
-        return "\n".join(self._transcript)
+        return "\n".join(self._transcript if self._loop is None else self._run(self._lines()))
+
+    async def _lines(self) -> list[str]:
+        """On the server's own thread, so that what a client has heard is written down."""
+        waiting = sorted(
+            f"{each.name} S: {each.said_so_far} (so far)"
+            for each in self._connections
+            if each.said_so_far
+        )
+        return [*self._transcript, *waiting]
 
     def _write_down(self, name: str, side: str, text: str) -> None:
         self._transcript.append(f"{name} {side}: {text}")
 
-    def _next_name(self) -> str:
+    def _welcome(self, connection: _Tapped) -> str:
+        """The name of a new connection."""
+        self._connections.add(connection)
         self._names += 1
         return str(self._names)
+
+
+class _BugHandler(logging.Handler):
+    """Keeps what the server logs off stderr, and what is a bug for the end of the block."""
+
+    def __init__(self, server: Pop3Server) -> None:
+        super().__init__(logging.ERROR)
+        self._server = server
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self._server._thread.ident and record.exc_info:
+            error = record.exc_info[1]
+            if error is not None:
+                self._server._bugs.append(error)
+
+
+def _check(users: Any, sasl: Any, clear: Any) -> None:
+    """
+    Raises:
+        TypeError, ValueError: see ``Pop3Server``.
+    """
+    given = {} if users is None else users
+    texts = [*given, *given.values()] if isinstance(given, Mapping) else [given]
+    if not all(isinstance(each, str) for each in texts) or isinstance(given, str):
+        raise TypeError("users: a dictionary of names with their passwords is needed")
+    if isinstance(sasl, str) or not isinstance(sasl, Iterable):
+        raise TypeError("sasl: a list of mechanisms is needed")
+    if unknown := [each for each in sasl if each not in SASL_MECHANISMS]:
+        raise ValueError(f"sasl: unknown {unknown}; there are {', '.join(SASL_MECHANISMS)}")
+    if not isinstance(clear, bool):
+        raise TypeError("clear: True or False is needed")
 
 
 def _parsed(pieces: list[bytes]) -> EmailMessage:
@@ -584,3 +741,7 @@ def certificate() -> tuple[Path, Path]:
     folder = TemporaryDirectory(prefix="restante-testing-")
     atexit.register(folder.cleanup)
     return tls.make_self_signed(Path(folder.name), ["localhost", "127.0.0.1"])
+
+
+if __name__ == "__main__":  # python -m restante.testing; the command imports us
+    import_module("restante.testing_command").main()

@@ -16,14 +16,37 @@ if TYPE_CHECKING:
     from .testing import Pop3Server
 
 _SERVERS = "_restante_pop3_servers"
+_OPTIONS = ("users", "sasl", "clear")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "pop3(users={name: password}, sasl=[mechanism, …], clear=bool): "
-        "how the server of ``pop3_server`` is set up",
+        "how the server of ``pop3_server`` is set up; markers of module, class and function add "
+        "up, and the innermost wins",
     )
+
+
+def _options(node: pytest.Item) -> dict[str, Any]:
+    """What the markers say; ``users`` of several are put together.
+
+    Raises:
+        Failed: an option that does not exist, or one without a name.
+    """
+    found: dict[str, Any] = {}
+    for marker in reversed([*node.iter_markers("pop3")]):
+        if marker.args:
+            pytest.fail(f"marker pop3: name the option, such as users={marker.args[0]!r}", False)
+        for name, value in marker.kwargs.items():
+            if name not in _OPTIONS:
+                known = ", ".join(_OPTIONS)
+                pytest.fail(f"marker pop3: no option {name!r}; there are {known}", False)
+            before = found.get(name)
+            if isinstance(before, dict) and isinstance(value, dict):
+                value = {**before, **value}
+            found[name] = value
+    return found
 
 
 @pytest.fixture
@@ -34,8 +57,11 @@ def pop3_server(request: pytest.FixtureRequest) -> Iterator[Pop3Server]:
     """
     from .testing import Pop3Server
 
-    marker = request.node.get_closest_marker("pop3")
-    with Pop3Server(**(marker.kwargs if marker else {})) as server:
+    try:
+        made = Pop3Server(**_options(request.node))
+    except (TypeError, ValueError) as error:
+        pytest.fail(f"marker pop3: {error}", False)
+    with made as server:
         setattr(request.node, _SERVERS, [server])
         yield server
 
@@ -68,4 +94,5 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
         if "pop3_server_factory" in getattr(item, "fixturenames", ()):
             servers += getattr(item.session, _SERVERS, ())
         for server in servers:
-            report.sections.append(("POP3 transcript", server.transcript))
+            unused = "".join(f"\n(fault.{each} never struck)" for each in server.fault.unused)
+            report.sections.append(("POP3 transcript", server.transcript + unused))

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import poplib
+import re
+import signal
+import socket
 import ssl
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -22,7 +29,7 @@ from restante.errors import (
     MaildropInUse,
     ProtocolBroken,
 )
-from restante.testing import SASL_MECHANISMS, Pop3Server
+from restante.testing import SASL_MECHANISMS, Pop3Server, UnusedFault
 
 pytest_plugins = ["pytester"]
 MESSAGE = b"Subject: hi\r\n\r\nx\r\n"
@@ -282,7 +289,11 @@ def test_short_list(server: Pop3Server) -> None:
     assert [len(client.list()[1]), len(client.uidl()[1])] == [3, 3]
     server.fault.short_list()
     assert [len(client.list()[1]), len(client.uidl()[1])] == [0, 0]
+    for least in (3, 4, 100):
+        server.fault.short_list(least)
+        assert [len(client.list()[1]), len(client.uidl()[1])] == [3, 3]
     client.quit()
+    server.fault._calls.clear()  # some have no effect, which is what is tested
 
 
 @pytest.mark.parametrize("mechanism", SASL_MECHANISMS)
@@ -321,6 +332,368 @@ def test_a_login_in_clear_is_only_for_who_asks_for_it() -> None:
                 client.close()
 
 
+# A server that is used as tests use it: asked at once, cut off, and left alone.
+
+
+@pytest.mark.parametrize("stls", [False, True])
+@pytest.mark.parametrize("end", ["close", "reset", "with commands on the way"])
+def test_messages_wait_for_the_session_of_a_client_that_has_died(stls: bool, end: str) -> None:
+    with Pop3Server() as server:
+        for _ in range(20):
+            server.deliver("ann", MESSAGE * 1000)
+        for _ in range(10):
+            client = logged_in(server, stls=stls)
+            client.dele(1)
+            assert client.sock is not None
+            if end == "with commands on the way":
+                client.sock.sendall(b"".join(b"RETR %d\r\n" % at for at in range(2, 21)))
+            if end == "reset":
+                linger = struct.pack("ii", 1, 0)
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            client.file.close()
+            client.sock.close()
+            assert len(server.messages("ann")) == 20
+
+
+def test_messages_of_a_user_who_is_logged_in_are_refused_soon(server: Pop3Server) -> None:
+    client = logged_in(server)
+    with pytest.raises(MaildropInUse):
+        server.messages("ann")
+    assert server.messages("bob") == []
+    client.quit()
+    assert server.messages("ann") == []
+
+
+def test_a_client_that_is_killed_frees_the_maildrop(server: Pop3Server) -> None:
+    server.deliver("ann", MESSAGE)
+    program = """
+import os, restante, signal, sys
+with restante.connect_blocking(sys.argv[1], ca_file=sys.argv[2]) as maildrop:
+    maildrop.delete(*maildrop.messages())
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    url, trust = server.url("ann"), str(server.ca_file)
+    done = subprocess.run([sys.executable, "-c", program, url, trust], timeout=60)
+    assert done.returncode == -9
+    assert len(server.messages("ann")) == 1
+
+
+@pytest.mark.parametrize("stls", [False, True])
+def test_the_transcript_holds_what_a_client_has_heard(server: Pop3Server, stls: bool) -> None:
+    """Above all the last answer, which made a test fail."""
+    server.deliver("ann", MESSAGE)
+    for session in range(1, 20):
+        client = logged_in(server, stls=stls)
+        assert server.transcript.splitlines()[-2] == f"{session} C: PASS ***"
+        assert server.transcript.splitlines()[-1].startswith(f"{session} S: +OK")
+        client.stat()
+        assert server.transcript.splitlines()[-2:] == [
+            f"{session} C: STAT",
+            f"{session} S: +OK 1 18",
+        ]
+        client.retr(1)
+        last = f"{session} S: +OK 18 octets … 21 octets more"
+        assert server.transcript.splitlines()[-1] == last
+        client.quit()
+        assert server.transcript.splitlines()[-2] == f"{session} C: QUIT"
+        assert server.transcript.splitlines()[-1].startswith(f"{session} S: +OK")
+    if stls:
+        assert "1 C: STLS\n1 S: +OK" in server.transcript
+
+
+def test_the_transcript_of_an_answer_that_is_under_way(server: Pop3Server) -> None:
+    server.fault.delay("STAT", seconds=60)
+    client = logged_in(server)
+    assert client.sock is not None
+    client.sock.sendall(b"STAT\r\n")
+    wait_for(lambda: server.transcript.endswith("C: STAT"))
+    client.close()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def test_the_transcript_outlives_the_server() -> None:
+    with Pop3Server() as server:
+        logged_in(server).quit()
+    assert server.transcript.splitlines()[-2] == "1 C: QUIT"
+    assert "+OK" in server.transcript.splitlines()[-1]
+    with pytest.raises(RuntimeError, match="with block"):
+        server.messages("ann")
+    with pytest.raises(RuntimeError, match="with block"):
+        Pop3Server().deliver("ann", MESSAGE)
+
+
+FAULTS: dict[str, Callable[[Pop3Server], None]] = {
+    "drop('RETR')": lambda server: server.fault.drop(),
+    "drop('NOOP')": lambda server: server.fault.drop("NOOP", reset=True),
+    "delay('STAT')": lambda server: server.fault.delay("STAT", seconds=0.01),
+    "drip('RETR')": lambda server: server.fault.drip(octets=1000, seconds=0.001),
+    "err('STAT')": lambda server: server.fault.err("STAT"),
+    "garbage('STAT')": lambda server: server.fault.garbage("STAT"),
+    "dup_uidl()": lambda server: server.fault.dup_uidl(),
+    "short_list()": lambda server: server.fault.short_list(),
+    "lie_about_size()": lambda server: server.fault.lie_about_size(),
+    "drop('QUIT')": lambda server: server.fault.lose_quit(),
+    "err('CAPA')": lambda server: server.fault.no_capa(),
+}
+
+
+def use_everything(server: Pop3Server) -> None:
+    context = ssl.create_default_context(cafile=server.ca_file)
+    client = poplib.POP3_SSL("localhost", server.port, context=context, timeout=10)
+    with suppress(poplib.error_proto):
+        client.capa()
+    client.user("ann")
+    client.pass_(server.password("ann"))
+    with suppress(poplib.error_proto, OSError):
+        for command in (client.stat, client.list, client.uidl, client.noop):
+            with suppress(poplib.error_proto):
+                command()
+        client.retr(1)
+        client.quit()
+    client.close()
+
+
+@pytest.mark.parametrize("call", FAULTS)
+def test_a_fault_that_never_struck_is_reported(call: str) -> None:
+    """Such a test shows nothing."""
+
+    def shows_nothing() -> None:
+        with Pop3Server() as server:
+            FAULTS[call](server)
+            assert server.fault.unused == [call]
+            server.fault.clear()
+
+    with pytest.warns(UnusedFault, match=f"^fault.{re.escape(call)} never struck$"):
+        shows_nothing()
+
+
+@pytest.mark.parametrize("call", FAULTS)
+def test_a_fault_that_struck_is_not_reported(call: str) -> None:
+    """Warnings are errors here."""
+    with Pop3Server() as server:
+        for _ in range(3):
+            server.deliver("ann", MESSAGE)
+        FAULTS[call](server)
+        use_everything(server)
+        assert server.fault.unused == []
+
+
+def test_a_fault_without_an_effect_has_not_struck() -> None:
+    def shows_nothing() -> None:
+        with Pop3Server() as server:
+            server.deliver("ann", MESSAGE)
+            server.fault.drop("RETR", after_bytes=10**6)  # the message is shorter
+            server.fault.dup_uidl()  # of one message
+            server.fault.short_list(5)
+            use_everything(server)
+
+    with pytest.warns(UnusedFault) as told:
+        shows_nothing()
+    assert sorted(str(each.message) for each in told) == [
+        "fault.drop('RETR') never struck",
+        "fault.dup_uidl() never struck",
+        "fault.short_list() never struck",
+    ]
+
+
+def test_another_failure_is_not_hidden_by_unused_faults() -> None:
+    def fails() -> None:
+        with Pop3Server() as server:
+            server.fault.drop()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"users": ["ann"]}, TypeError),
+        ({"users": {"ann": 1}}, TypeError),
+        ({"users": "ann"}, TypeError),
+        ({"sasl": "PLAIN"}, TypeError),
+        ({"sasl": 7}, TypeError),
+        ({"sasl": ["plain"]}, ValueError),
+        ({"clear": "yes"}, TypeError),
+        ({"user": {"ann": "x"}}, TypeError),
+    ],
+    ids=str,
+)
+def test_an_option_that_is_not_understood(options: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error, match=next(iter(options))):
+        Pop3Server(**options)
+
+
+QUIET = """
+import contextlib, poplib, socket, ssl, struct, threading, warnings
+import restante
+from restante.testing import Pop3Server
+
+def hard_end(connection):
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+with Pop3Server(users={"ann": "secret"}, sasl=["SCRAM-SHA-256", "PLAIN"]) as server:
+    server.deliver("ann", b"Subject: x\\r\\n\\r\\n" + b"y\\r\\n" * 100_000)
+    trust = server.ca_file
+    for options in ({"password": "wrong", "ca_file": trust}, {}):
+        with contextlib.suppress(restante.ClientError):
+            with restante.connect_blocking(server.url("ann"), **options):
+                pass
+    for port in (server.port, server.stls_port):
+        for octets in (b"", b"garbage\\r\\n", b"GET / HTTP/1.0\\r\\n\\r\\n", b"NO\\0OP\\r\\n"):
+            for end in (socket.socket.close, hard_end):
+                connection = socket.create_connection(("localhost", port))
+                connection.sendall(octets)
+                end(connection)
+    context = ssl.create_default_context(cafile=trust)
+    for commands in (b"USER ann\\r\\nPASS secret\\r\\nRETR 1\\r\\nRETR 1\\r\\n", b"CAPA\\r\\n"):
+        for end in (socket.socket.close, hard_end):
+            connection = socket.create_connection(("localhost", server.port))
+            inside = context.wrap_socket(connection, server_hostname="localhost")
+            inside.sendall(commands)
+            end(inside)
+    fault = server.fault
+    for set_up in (
+        lambda: fault.drop("RETR", after_bytes=100, reset=True),
+        lambda: fault.drop("RETR", after_bytes=100),
+        lambda: fault.drop("STAT"),
+        lambda: fault.garbage("STAT"),
+        lambda: fault.err("RETR"),
+        lambda: fault.drip("RETR", octets=1, seconds=0.01),
+        lambda: fault.delay("STAT", seconds=0.5),
+        lambda: fault.lose_quit(),
+    ):
+        for stls in (False, True):
+            fault.clear()
+            set_up()
+            url = server.url("ann", stls=stls)
+            with contextlib.suppress(restante.ClientError):
+                with restante.connect_blocking(url, ca_file=trust, timeout=0.2, deadline=1) as box:
+                    box.stat()
+                    for _, body in box.retrieve_all(box.messages()):
+                        body.read()
+    fault.clear()
+    fault.drip("CAPA", octets=1, seconds=5)
+    fault.delay("NOOP", seconds=60)
+    left = poplib.POP3("localhost", server.stls_port)
+    left.sock.sendall(b"CAPA\\r\\n")
+    other = poplib.POP3_SSL("localhost", server.port, context=context)
+    other.user("ann")
+    other.pass_("secret")
+    other.sock.sendall(b"NOOP\\r\\n")
+    while not {"C: NOOP", "C: CAPA"} <= {line[-7:] for line in server.transcript.splitlines()}:
+        pass
+for client in (left, other):
+    client.file.close()
+    client.sock.close()
+"""
+
+
+def test_nothing_is_printed_whatever_clients_do() -> None:
+    """Neither by logging without a handler, nor by asyncio, nor by tasks that are left over."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", QUIET.replace("\\\\", "\\")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+def test_a_bug_in_the_server_is_raised_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    def meets_it() -> None:
+        with Pop3Server() as server:
+            client = logged_in(server)
+            monkeypatch.setattr("restante.pop3.session.Session.next", broken)
+            with suppress(poplib.error_proto):
+                client.noop()
+            monkeypatch.undo()
+            client.close()
+
+    with pytest.raises(RuntimeError, match="bug") as caught:
+        meets_it()
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+# For other languages.
+
+
+def started(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "restante.testing", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("end", ["end of input", "SIGTERM", "SIGINT", "both"])
+def test_the_server_for_other_languages(tmp_path: Path, end: str) -> None:
+    (tmp_path / "one.eml").write_bytes(MESSAGE)
+    arguments = ["--user", "ann:p:w", "--user", "bob:", "--mail", f"ann:{tmp_path}/one.eml"]
+    with started(*arguments, "--mail", f"eve:{tmp_path}/one.eml", "--json") as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        found = json.loads(process.stdout.readline())
+        assert found.keys() == {"host", "pop3s", "pop3", "ca", "users"}
+        assert found["users"] == {"ann": "p:w", "bob": "", "eve": "pw"}
+        context = ssl.create_default_context(cafile=found["ca"])
+        client = poplib.POP3_SSL(found["host"], found["pop3s"], context=context, timeout=30)
+        client.user("ann")
+        client.pass_("p:w")
+        assert client.stat() == (1, 18)
+        client.quit()
+        other = poplib.POP3(found["host"], found["pop3"], timeout=30)
+        other.stls(context)
+        other.quit()
+        if end in ("SIGTERM", "both"):
+            process.send_signal(signal.SIGTERM)
+        if end == "SIGINT":
+            process.send_signal(signal.SIGINT)
+        if end in ("end of input", "both"):
+            process.stdin.close()
+        assert process.wait(30) == 0
+        assert process.stdout.read() == ""
+        assert process.stderr.read() == ""
+    assert not Path(found["ca"]).exists()
+
+
+def test_the_server_for_people() -> None:
+    with started("--user", "ann:pw", "--sasl", "SCRAM-SHA-256") as process:
+        out, err = process.communicate("", 60)
+    lines = out.splitlines()
+    assert lines[0].startswith("trust ")
+    assert lines[1].startswith("pop3s://ann:pw@localhost:")
+    assert lines[2].startswith("pop3://ann:pw@localhost:")
+    assert (err, process.returncode) == ("", 0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--user", "ann"], ["--user", ":pw"], ["--sasl", "NTLM"], ["--mail", "ann:/no/such/file"]],
+    ids=str,
+)
+def test_arguments_that_make_no_sense(arguments: list[str]) -> None:
+    with started(*arguments, "--json") as process:
+        out, err = process.communicate("", 60)
+    assert (out, process.returncode) == ("", 2)
+    assert arguments[0] in err
+
+
 # The plugin.
 
 
@@ -356,6 +729,37 @@ def test_fails(pop3_server):
     session(pop3_server).quit()
     assert False
 
+@pytest.mark.pop3(users={"ann": "secret", "bob": "b"}, sasl=["LOGIN"])
+class TestMarkers:
+    @pytest.mark.pop3(sasl=["PLAIN"], users={"bob": "other"})
+    def test_merged(self, pop3_server):
+        assert pop3_server.password("ann") == "secret"
+        assert pop3_server.password("bob") == "other"
+        client = session(pop3_server)
+        assert client.capa()["SASL"] == ["PLAIN"]
+        client.quit()
+
+    def test_of_the_class(self, pop3_server):
+        client = session(pop3_server)
+        assert client.capa()["SASL"] == ["LOGIN"]
+        client.quit()
+
+@pytest.mark.pop3({"ann": "secret"})
+def test_without_a_name(pop3_server):
+    pass
+
+@pytest.mark.pop3(user={"ann": "secret"})
+def test_misspelt(pop3_server):
+    pass
+
+@pytest.mark.pop3(sasl="PLAIN")
+def test_of_another_type(pop3_server):
+    pass
+
+def test_fails_with_an_unused_fault(pop3_server):
+    pop3_server.fault.drop("RETR")
+    assert False
+
 @pytest.fixture(scope="session")
 def shared(pop3_server_factory):
     return pop3_server_factory(users={"ann": "pw"})
@@ -372,8 +776,17 @@ def test_fails_too(shared):
 
 def test_the_fixtures(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(PLUGIN_TESTS)
-    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rA")
-    result.assert_outcomes(passed=2, failed=2)
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rA", "-W", "default")
+    result.assert_outcomes(passed=4, failed=3, errors=3, warnings=1)
+    result.stdout.fnmatch_lines_random(
+        [
+            "*marker pop3: name the option, such as users={'ann': 'secret'}",
+            "*marker pop3: no option 'user'; there are users, sasl, clear",
+            "*marker pop3: sasl: a list of mechanisms is needed",
+            "(fault.drop('RETR') never struck)",
+            "*UnusedFault: fault.drop('RETR') never struck",
+        ]
+    )
     result.stdout.fnmatch_lines(
         [
             *("*test_fails *", "*POP3 transcript*"),

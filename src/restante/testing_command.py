@@ -1,0 +1,115 @@
+"""``python -m restante.testing``: the server for tests, for programs in any language.
+
+It prints where it listens, as one line of JSON if asked to, and runs until its standard input ends
+or until SIGTERM or SIGINT.  So a test starts it with a pipe, reads the line, and closes the pipe,
+or just ends: no server outlives it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from .testing import SASL_MECHANISMS, Pop3Server
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """
+    Raises:
+        SystemExit: wrong arguments, or a file of mail that cannot be read.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    users = dict(_pair(parser, "--user", each) for each in options.user)
+    mail = [_pair(parser, "--mail", each) for each in options.mail]
+    ends = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ends.set())
+    sasl = options.sasl or ["PLAIN"]
+    with Pop3Server(users=users, sasl=sasl, clear=options.clear) as server:
+        for user, path in mail:
+            try:
+                server.deliver(user, Path(path))
+            except OSError as error:
+                parser.error(f"--mail: {path}: {error.strerror}")
+        _announce(server, [*users, *(user for user, _ in mail)], as_json=options.json)
+        threading.Thread(target=_wait_for_end_of_input, args=[ends], daemon=True).start()
+        ends.wait()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m restante.testing",
+        description="Run a POP3 server for tests on loopback, with mail in memory. It ends when "
+        "its standard input ends, or at SIGTERM or SIGINT.",
+    )
+    parser.add_argument(
+        "--user", action="append", default=[], metavar="NAME:PASSWORD", help="may be repeated"
+    )
+    parser.add_argument(
+        "--mail",
+        action="append",
+        default=[],
+        metavar="NAME:FILE",
+        help="put the message in this file into the maildrop; may be repeated; the password of a "
+        "user without --user is pw",
+    )
+    parser.add_argument(
+        "--sasl",
+        action="append",
+        choices=SASL_MECHANISMS,
+        metavar="MECHANISM",
+        help=f"offer this one beside USER and PASS; may be repeated: {', '.join(SASL_MECHANISMS)} "
+        "(default: PLAIN)",
+    )
+    parser.add_argument(
+        "--clear", action="store_true", help="allow logins on the port for STLS without STLS"
+    )
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
+    return parser
+
+
+def _pair(parser: argparse.ArgumentParser, option: str, text: str) -> tuple[str, str]:
+    name, colon, rest = text.partition(":")
+    if not (name and colon):
+        parser.error(f"{option}: a name and a colon are needed, not {name!r}")
+    return name, rest
+
+
+def _announce(server: Pop3Server, users: Sequence[str], *, as_json: bool) -> None:
+    """At once, and only now: the program that reads it may use the server."""
+    if as_json:
+        found = {
+            "host": server.host,
+            "pop3s": server.port,
+            "pop3": server.stls_port,
+            "ca": str(server.ca_file),
+            "users": {user: server.password(user) for user in users},
+        }
+        print(json.dumps(found), flush=True)
+        return
+    lines = [f"trust {server.ca_file}"]
+    for user in dict.fromkeys(users):
+        lines += [server.url(user), server.url(user, stls=True)]
+    if not users:
+        lines += [
+            f"pop3s://{server.host}:{server.port}",
+            f"pop3://{server.host}:{server.stls_port}",
+        ]
+    print("\n".join(lines), flush=True)
+
+
+def _wait_for_end_of_input(ends: threading.Event) -> None:
+    """Not by ``sys.stdin``, whose lock a thread may not hold when the interpreter ends."""
+    try:
+        while os.read(0, 65_536):
+            pass
+    except OSError:
+        pass  # there is none
+    finally:
+        ends.set()
