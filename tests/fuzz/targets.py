@@ -28,6 +28,7 @@ from restante.errors import (
     ConnectionLost,
     HostileInput,
     NeedsUTF8,
+    NulOctet,
     PermanentFailure,
     ProtocolBroken,
     RestanteError,
@@ -70,7 +71,7 @@ def command(octets: bytes) -> None:
             while True:
                 try:
                     line = buffer.next_line()
-                except HostileInput as error:
+                except (HostileInput, NulOctet) as error:  # the session ends
                     yield str(error)
                     return
                 except BadCommand as error:
