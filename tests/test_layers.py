@@ -15,6 +15,7 @@ LAYERS = {
     **dict.fromkeys(
         ("errors", "wire", "maildrop", "passdb", "message", "surrogate", "sysexits"), 0
     ),
+    **dict.fromkeys(("headers", "mime"), 0),
     **dict.fromkeys(("pop3", "smtp", "sasl"), 1),
     **dict.fromkeys(("store", "auth", "shared", "https", "clock", "syncing", "mounts"), 2),
     **dict.fromkeys(("posix", "scanning"), 2),

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from restante.errors import NeedsUTF8
 from restante.surrogate import NOBODY, Downgrade, surrogate
+from restante.wire import CRLF
+
+from .malformed import VALUES
 
 TRACE = b"Received: by mx.example.org (restante) with LMTP\r\n\tfor <ann@example.org>; Tue\r\n" * 4
 
@@ -110,6 +113,39 @@ def test_where_there_is_no_room_the_client_is_told() -> None:
     ):
         with pytest.raises(NeedsUTF8):
             surrogate(header.encode())
+
+
+@pytest.mark.parametrize("kind", ["To", "Subject", "Content-Type", "X-Any"])
+@pytest.mark.parametrize("value", [*VALUES, "é:" * 15_000, ",é" * 15_000, "é " * 15_000])
+def test_a_malformed_value_is_shown_or_refused(kind: str, value: str) -> None:
+    field = f"{kind}: {value} é <a@b>\r\n".encode("utf-8", "replace")
+    header = TRACE * 20 + b"From: ann@example.org\r\n" + field
+    try:
+        shown = surrogate(header)
+    except NeedsUTF8:
+        return
+    assert len(shown) == len(header)
+    assert shown.isascii()
+    assert b"\r\nFrom: ann@example.org" in CRLF + shown
+
+
+def test_an_address_that_is_too_odd_spoils_no_other() -> None:
+    odd = "(" * 500 + ")" * 500
+    to = f"To: Jörg <joerg@example.org>, {odd} <x@y.z>, ann@example.org"
+    told = value(made("From: a@b", to, trace=TRACE * 20), "To")
+    assert told is not None
+    assert "<joerg@example.org>" in told
+    assert "<ann@example.org>" in told
+    assert NOBODY in told
+
+
+def test_a_fault_of_the_library_refuses_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr("restante.surrogate.getaddresses", fail)
+    with pytest.raises(NeedsUTF8):
+        surrogate(TRACE + "To: é <a@b>\r\n".encode())
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=80), st.data())

@@ -5,7 +5,8 @@ A surrogate has as many octets as its original, so that sizes need not be known 
 STAT, LIST and RETR agree without a look into any message: what is too short gets a comment, and
 what is too long loses fields that nobody reads first.
 Security: an address that cannot be shown becomes one that is nobody's, never one that might be
-somebody's.  Header sections of more than 64 KiB are not looked into.
+somebody's.  Header sections of more than 64 KiB are not looked into.  The time grows with the
+octets of the header, not faster; even so, make surrogates outside the event loop.
 Limits: only the header of the message itself; those of its parts stay as they are.
 """
 
@@ -13,10 +14,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from email.header import Header
 from email.utils import getaddresses
 
 from .errors import NeedsUTF8
+from .headers import encoded_words, folded, is_bounded, split_addresses
 from .wire import CRLF
 
 NOBODY = "invalid@internationalized-address.invalid"  # RFC 6858 §2.1.1
@@ -61,6 +62,11 @@ class Downgrade:
     def __init__(self) -> None:
         self._held: bytes | None = b""  # of the header; None: it is over
 
+    @property
+    def is_in_header(self) -> bool:
+        """False when everything that follows is passed on unchanged."""
+        return self._held is not None
+
     def feed(self, octets: bytes) -> bytes:
         """
         Raises:
@@ -88,7 +94,7 @@ def surrogate(header: bytes) -> bytes:
     A header in ASCII, or in some other encoding, is its own.
 
     Raises:
-        NeedsUTF8: there is no room.
+        NeedsUTF8: there is no room, or the header is too malformed to be shown.
     """
     if header.isascii():
         return header
@@ -96,11 +102,20 @@ def surrogate(header: bytes) -> bytes:
         text = header.decode()
     except UnicodeDecodeError:
         return header
+    try:
+        return _made(text, len(header))
+    except NeedsUTF8:
+        raise
+    except Exception as error:  # the standard library raises almost any on malformed addresses
+        raise NeedsUTF8 from error
+
+
+def _made(text: str, size: int) -> bytes:
     fields = re.findall(r"[^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*", text)
     if sum(map(len, fields)) != len(text):
         raise NeedsUTF8  # bare CR or LF: no header that anybody could agree on
     shown = [each for each in map(_shown, fields) if each]
-    return _fitted(shown, len(header))
+    return _fitted(shown, size)
 
 
 def _shown(field: str) -> bytes:
@@ -113,28 +128,36 @@ def _shown(field: str) -> bytes:
     if not colon or not name.isascii():
         return b""
     if kind in _WORDS:
-        return _field(name, _encoded(name, value))
+        return folded(name, value).encode("ascii")
     if kind in _ADDRESSES:
-        return _field(name, ",\r\n ".join(map(_address, getaddresses([value]))))
+        members = [shown for member in split_addresses(value) for shown in _addresses(member)]
+        return _field(name, ",\r\n ".join(members))
     if kind in ("content-type", "content-disposition"):
         ascii_parts = [part for part in value.split(";") if part.isascii()]
         return _field(name, ";".join(ascii_parts)) if ascii_parts else b""
     return b""
 
 
-def _address(found: tuple[str, str]) -> str:
-    name, address = found
-    told = _encoded("", name or address) if not (name or address).isascii() else _quoted(name)
+def _addresses(member: str) -> list[str]:
+    """A member of an address-list: one address, or all of a group."""
+    found = getaddresses([member]) if is_bounded(member) else []
+    if not any(address for _, address in found):
+        return [f"{_encoded(member)} <{NOBODY}>"]
+    return [_address(name, address) for name, address in found]
+
+
+def _address(name: str, address: str) -> str:
+    shown = _quoted(name) if (name or address).isascii() else _encoded(name or address)
     is_plain = address.isascii() and re.fullmatch(r"[!-~]+", address)
-    return f"{told} <{address if is_plain else NOBODY}>".lstrip()
+    return f"{shown} <{address if is_plain else NOBODY}>".lstrip()
 
 
 def _quoted(name: str) -> str:
     return '"' + re.sub(r'(["\\])', r"\\\1", name) + '"' if name else ""
 
 
-def _encoded(name: str, value: str) -> str:
-    return Header(value, "utf-8", maxlinelen=75, header_name=name).encode(linesep="\r\n")
+def _encoded(text: str) -> str:
+    return "\r\n ".join(encoded_words(text))
 
 
 def _field(name: str, value: str) -> bytes:
@@ -142,14 +165,16 @@ def _field(name: str, value: str) -> bytes:
 
 
 def _fitted(fields: Sequence[bytes], size: int) -> bytes:
-    kept = list(fields)
-    for field in sorted(reversed(fields), key=_worth):
-        if sum(map(len, kept)) <= size:
+    kept: list[bytes] = list(fields)
+    total = sum(map(len, fields))
+    for at in sorted(reversed(range(len(fields))), key=lambda at: _worth(fields[at])):
+        if total <= size:
             break
-        if _worth(field) < len(_WANTED):  # From stays
-            kept.remove(field)
-    room = size - sum(map(len, kept))
-    if room < 0 or not kept:
+        if _worth(fields[at]) < len(_WANTED):  # From stays
+            total -= len(fields[at])
+            kept[at] = b""
+    room = size - total
+    if room < 0 or not any(kept):
         raise NeedsUTF8
     least = len(b"Comments:" + _NOTE + CRLF)
     if room < least:

@@ -21,7 +21,6 @@ import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from email import message_from_bytes, policy
 from email.message import EmailMessage
 from functools import cache
 from hashlib import sha256
@@ -34,6 +33,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 from weakref import WeakSet
 
+from . import mime
 from .errors import AuthenticationFailed, MaildropInUse
 from .maildrop import Maildrop
 from .net import tls
@@ -634,15 +634,12 @@ class Pop3Server:
         Raises:
             MaildropInUse: a client is logged in.
         """
-        return self._run(self._messages(user))
+        return [_parsed(pieces) for pieces in self._run(self._messages(user))]
 
-    async def _messages(self, user: str) -> list[EmailMessage]:
+    async def _messages(self, user: str) -> list[list[bytes]]:
         async with AsyncExitStack() as stack:
             maildrop = await self._when_clients_have_gone(user, stack)
-            return [
-                _parsed([piece async for piece in maildrop.read(entry)])
-                for entry in maildrop.listing
-            ]
+            return [[piece async for piece in maildrop.read(entry)] for entry in maildrop.listing]
 
     async def _when_clients_have_gone(self, user: str, stack: AsyncExitStack) -> Maildrop:
         """
@@ -665,11 +662,11 @@ class Pop3Server:
 
     def held(self, user: str) -> list[EmailMessage]:
         """What clients have deleted, in this order."""
-        return self._run(self._held(user))
+        return [_parsed(pieces) for pieces in self._run(self._held(user))]
 
-    async def _held(self, user: str) -> list[EmailMessage]:
+    async def _held(self, user: str) -> list[list[bytes]]:
         return [
-            _parsed([piece async for piece in self._store.read_held(user, each)])
+            [piece async for piece in self._store.read_held(user, each)]
             for each in await self._store.held(user)
         ]
 
@@ -732,7 +729,7 @@ def _check(users: Any, sasl: Any, clear: Any) -> None:
 
 def _parsed(pieces: list[bytes]) -> EmailMessage:
     text = b"".join(pieces).replace(b"\r\n", b"\n")  # so that text compares with text
-    return message_from_bytes(text, EmailMessage, policy=policy.default)
+    return mime.parse(text)
 
 
 @cache

@@ -8,7 +8,9 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from email.message import EmailMessage
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import pytest
@@ -29,6 +31,7 @@ from restante.net.client import Client, _Stream, connect
 from restante.net.remote import TLS, Remote, explain
 from restante.store.memory import MemoryStore
 
+from ..malformed import BODIES
 from ..support import Run, Server, once, serving, sizes, until
 from . import certificates
 from .shells import ANSWERS, NONE, UNUSED, Peer, Session, both, polite, scripted
@@ -128,6 +131,77 @@ def test_all_operations(
 
     run(main())
     assert list(tmp_path.iterdir()) == [tmp_path / "third"]
+
+
+ODD_VALUES = [
+    "unlisted-recipients:; (no To-header on input)",
+    '"',
+    "(" * 500,
+    "<[1@b]>",
+    "a:" * 900,
+]
+MALFORMED = [*BODIES.values(), *(f"To: {each}\r\n\r\nx\r\n".encode() for each in ODD_VALUES)]
+
+
+def test_malformed_mail_is_read_to_the_end(
+    run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """And deleted, so that no message stops a program that fetches and deletes all."""
+
+    def read(email: EmailMessage) -> None:
+        email.items(), email.as_bytes(), [part.get_filename() for part in email.walk()]
+
+    async def main() -> None:
+        async with our_server(server_tls, *MALFORMED) as (url, _, store):
+            options: Any = {"user": "mrose", "password": "tan staaf", "context": client_tls}
+            async with connect(url, **options) as client:
+                messages = [message async for message in client.messages()]
+                async for _, header in client.headers(messages):
+                    read(header)
+                async for _, body in client.retrieve_all(messages):
+                    read(await body.email())
+
+            def blocking() -> None:
+                with connect_blocking(url, **options) as client:
+                    messages = list(client.messages())
+                    for _, header in client.headers(messages):
+                        read(header)
+                    for message, body in client.retrieve_all(messages):
+                        read(body.email())
+                        client.delete(message)
+
+            await asyncio.to_thread(blocking)
+            assert await sizes(store) == []
+
+    run(main())
+
+
+def test_mail_is_parsed_outside_the_event_loop(
+    run: Run[None],
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: set[int] = set()
+
+    def noted(octets: bytes, **_: bool) -> EmailMessage:
+        threads.add(get_ident())
+        return EmailMessage()
+
+    monkeypatch.setattr("restante.mime.parse", noted)
+
+    async def main() -> None:
+        async with (
+            our_server(server_tls) as (url, _, _),
+            connect(url, user="mrose", password="tan staaf", context=client_tls) as client,
+        ):
+            messages = [message async for message in client.messages()]
+            await client.retrieve(messages[0]).email()
+            assert len([header async for header in client.headers(messages)]) == 3
+        assert threads
+        assert get_ident() not in threads
+
+    run(main())
 
 
 async def sizes_while_open(client: Client) -> list[int]:

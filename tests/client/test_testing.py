@@ -31,6 +31,8 @@ from restante.errors import (
 )
 from restante.testing import SASL_MECHANISMS, Pop3Server, UnusedFault
 
+from ..malformed import BODIES
+
 pytest_plugins = ["pytester"]
 MESSAGE = b"Subject: hi\r\n\r\nx\r\n"
 
@@ -83,6 +85,18 @@ def test_what_may_be_delivered(server: Pop3Server, tmp_path: Path) -> None:
     found = server.messages("ann")
     assert [each["subject"] for each in found] == ["hi", "made", "file", "file", "text"]
     assert found[1].get_content() == "text with ä\n"
+
+
+def test_malformed_mail_is_shown(server: Pop3Server) -> None:
+    for octets in BODIES.values():
+        server.deliver("ann", octets)
+    with restante.connect_blocking(server.url("ann"), ca_file=server.ca_file) as maildrop:
+        maildrop.delete(*maildrop.messages())
+        assert len(list(maildrop.messages())) == 0
+    for message, octets in zip(server.held("ann"), BODIES.values(), strict=True):
+        message.items(), message.as_string()
+        server.deliver("ann", octets)
+    assert len(server.messages("ann")) == len(BODIES)
 
 
 def test_users_and_their_passwords() -> None:

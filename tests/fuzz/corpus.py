@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..malformed import BODIES, VALUES
 from ..transcript import load
 
 KEPT = Path(__file__).parent / "corpus"
@@ -57,6 +58,11 @@ SEEDS: dict[str, list[bytes]] = {
         '\x07Subject: Grüße\r\nFrom: "Jo, é" <j@é.example>, b@c\r\nTo: é:;\r\n\r\nb'.encode(),
         "\x00X: é\r\n y\r\nContent-Type: text/plain; name=é; x=y\r\n\r\n".encode(),
         b"\x01A: \xff\r\n\r\nbody",
+    ],
+    "malformed_mail": [octets for octets in BODIES.values() if len(octets) < 4096],
+    "header_field": [
+        bytes([at % 10]) + each.encode("utf-8", "surrogateescape")[:300]
+        for at, each in enumerate(VALUES)
     ],
     "stored_hash": [
         b"{SSHA256}SoB/ZqBVxWNLVHVzVzxGBZDUJSC4mEgRWnVnNLkTQq7YKwBX",

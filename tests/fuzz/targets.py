@@ -50,6 +50,7 @@ from ..pop3.core import Core
 from ..smtp.test_session import LMTP, SMTP
 from ..smtp.test_session import Driver as IntakeDriver
 from ..support import OneUser
+from ..test_mime import FIELDS, read_all
 
 MESSAGES = [b"Subject: a\r\n\r\n.dot\r\n", b"", b"no line end", b"x" * 300 + b"\r\n"]
 UNIQUE_ID = re.compile("[!-~]{1,70}")
@@ -379,6 +380,18 @@ def downgraded(octets: bytes) -> None:
             assert not header.decode() or found[: len(header)].isascii()
 
 
+def malformed_mail(octets: bytes) -> None:
+    """Any octets are a message, and all of it can be read."""
+    read_all(octets, "to")
+
+
+def header_field(octets: bytes) -> None:
+    """Any value can be read in the field that the first octet chooses."""
+    field = FIELDS[octets[0] % len(FIELDS)] if octets else "to"
+    value = octets[1:].replace(b"\n", b"\n ")
+    read_all(field.encode() + b": " + value + b"\r\n\r\nbody\r\n", field)
+
+
 def stored_hash(octets: bytes) -> None:
     """What is no hash opens for nobody, and costs nothing."""
     text = octets.decode("utf-8", "surrogateescape")
@@ -442,6 +455,8 @@ TARGETS: dict[str, Target] = {
     "intake": intake,
     "proxy_header": proxy_header,
     "downgraded": downgraded,
+    "malformed_mail": malformed_mail,
+    "header_field": header_field,
     "stored_hash": stored_hash,
     "journal_line": journal_line,
     "foreign_accounts": foreign_accounts,

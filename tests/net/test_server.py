@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from hashlib import md5
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import pytest
@@ -877,6 +878,57 @@ def test_a_surrogate_is_of_the_announced_size_and_the_original_is_kept(
         (held,) = await store.held("mrose")
         kept = [octets async for octets in store.read_held("mrose", held)]
         assert b"".join(kept) == INTERNATIONAL
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "value", ["(" * 500 + ")" * 500, '"', "<", "a@b, (", ",é" * 900, "é:" * 900]
+)
+def test_a_message_that_cannot_be_downgraded_stops_no_other(value: str, run: Run[None]) -> None:
+    """Each command is answered, that for this message with its surrogate or -ERR (RFC 6856 §5)."""
+    odd = f"From: a@b\r\nTo: {value} é <c@d>\r\nSubject: é\r\n\r\nhello\r\n".encode()
+
+    async def main() -> None:
+        store = await filled(MESSAGE, odd, MESSAGE)
+        async with (
+            serving(store, policy=Policy(makes_surrogates=True)) as server,
+            server.client() as client,
+        ):
+            await client.log_in()
+            for command in (b"TOP 2 0", b"RETR 2"):
+                if (await client.ask(command)).startswith(b"+OK"):
+                    while await client.line() != b".":
+                        pass
+            assert (await client.ask(b"RETR 3")).startswith(b"+OK")
+
+    run(main())
+
+
+def test_surrogates_are_made_outside_the_event_loop(
+    run: Run[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[int] = set()
+
+    def noted(header: bytes) -> bytes:
+        threads.add(get_ident())
+        return header
+
+    monkeypatch.setattr("restante.surrogate.surrogate", noted)
+
+    async def main() -> None:
+        store = await filled(MESSAGE, b"Subject: no body\r\n")
+        async with (
+            serving(store, policy=Policy(makes_surrogates=True)) as server,
+            server.client() as client,
+        ):
+            await client.log_in()
+            for number in (1, 2):
+                assert (await client.ask(b"RETR %d" % number)).startswith(b"+OK")
+                while await client.line() != b".":
+                    pass
+        assert threads
+        assert get_ident() not in threads
 
     run(main())
 

@@ -81,7 +81,7 @@ class BlockingBody:
         return gathering.octets()
 
     def email(self, max_size: int | None = None) -> EmailMessage:
-        """All of it, parsed with the policy ``email.policy.default``.
+        """All of it, parsed; malformed parts are text or octets, with a defect.
 
         Raises:
             MessageTooLarge: see ``read``.

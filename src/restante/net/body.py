@@ -81,7 +81,7 @@ async def pieces(raw: RawMessage) -> AsyncGenerator[bytes, None]:
 
 
 async def downgraded(source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """Of a message in CRLF text: its surrogate, which has as many octets.
+    """Of a message in CRLF text: its surrogate, which has as many octets, made in a thread.
 
     Raises:
         NeedsUTF8: there can be none; nothing was given out.
@@ -89,9 +89,12 @@ async def downgraded(source: AsyncGenerator[bytes, None]) -> AsyncGenerator[byte
     downgrade = Downgrade()
     async with aclosing(source) as whole:
         async for octets in whole:
-            if shown := downgrade.feed(octets):
+            shown = octets
+            if downgrade.is_in_header:
+                shown = await asyncio.to_thread(downgrade.feed, octets)
+            if shown:
                 yield shown
-    if rest := downgrade.finish():
+    if downgrade.is_in_header and (rest := await asyncio.to_thread(downgrade.finish)):
         yield rest
 
 

@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from email import message_from_bytes, policy
 from email.message import EmailMessage
 from io import BufferedWriter
 from pathlib import Path
@@ -14,6 +13,7 @@ from secrets import token_hex
 from types import TracebackType
 from typing import TypeVar
 
+from .. import mime
 from ..errors import MessageTooLarge, UnsafeArgument
 
 T = TypeVar("T")
@@ -149,5 +149,5 @@ class Parsing(Gathering):
         return text[begun : end + 4] if self._is_over else octets
 
     def close(self) -> EmailMessage:
-        """Takes time: not for an event loop."""
-        return message_from_bytes(self.octets(), EmailMessage, policy=policy.default)
+        """The parsed message, which takes seconds if it is large: not for an event loop."""
+        return mime.parse(self.octets(), header_only=self._is_header)

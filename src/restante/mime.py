@@ -1,0 +1,263 @@
+"""Parse mail into ``email.message.EmailMessage`` objects that do not raise, whatever was sent.
+
+The parsers of the standard library raise almost any exception on malformed mail, recurse as deep
+as a message or a comment is nested, and take time that grows with the square of a value's length.
+The policy, the header classes and the message class here use them inside bounds, and turn
+everything beyond into text or octets with a defect.
+
+Standards: RFC 5322, RFC 2045 to 2047, RFC 2231.
+Promises: ``parse`` returns for any octets, and so does every way to read its result.  The time
+grows with the number of octets, not faster; even so, call ``parse`` outside the event loop.
+Limits: a message is split into at most ``MAX_PARTS`` parts on at most ``MAX_DEPTH`` levels.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable
+from contextlib import suppress
+from email.contentmanager import ContentManager, raw_data_manager
+from email.errors import MessageDefect, NoBoundaryInMultipartDefect, StartBoundaryNotFoundDefect
+from email.message import EmailMessage
+from email.parser import BytesParser
+from email.policy import EmailPolicy, Policy
+from functools import lru_cache
+from typing import Any
+
+from .headers import LINE_END, Headers, folded, is_bounded, text_of
+
+MAX_PARTS = 1000  # of a message; the header of one can cost 10 ms
+MAX_DEPTH = 50  # levels; Postfix accepts 100, but deepcopy takes 6 of Python's 1000 frames for each
+_LEAST_DEPTH = 10
+_LINE_CHECKS = 5_000_000  # each level compares each line with its boundary: some 2 s in all
+_OPAQUE = "application/octet-stream"  # for what is not understood (RFC 2046 §4.5.3)
+_TEXT = "text/plain"  # for a type without what it needs, such as a boundary (RFC 2045 §5.2)
+_NO_PARTS = (NoBoundaryInMultipartDefect, StartBoundaryNotFoundDefect)
+# Python's codecs that are slow, or that decode no text of a mail.
+_UNFIT = {"idna", "punycode", "raw_unicode_escape", "undefined", "unicode_escape"}
+
+
+class MessageNotSplit(MessageDefect):
+    """The content is given as octets: it has too many parts or levels, or cannot be parsed."""
+
+
+def parse(octets: bytes, *, header_only: bool = False) -> EmailMessage:
+    """Parse a message as ``email.message_from_bytes`` with ``policy.default`` does.
+
+    What cannot be parsed becomes text or octets, with a defect.  With ``header_only`` the content
+    is left out.
+    """
+    try:
+        message = _parsed(octets, _Parts(octets), header_only)
+    except Exception:  # more than MAX_PARTS, or a fault of the standard library
+        message = _parsed(octets, _unsplit, header_only=True)
+    if header_only:
+        message.set_payload("")
+    return message
+
+
+def _parsed(octets: bytes, make_message: Callable[..., Any], header_only: bool) -> EmailMessage:
+    parser: BytesParser[Any] = BytesParser(make_message, policy=POLICY)
+    message: EmailMessage = parser.parsebytes(octets, header_only)
+    return message
+
+
+class _Parts:
+    """Makes the messages of one ``parse``, and counts them."""
+
+    def __init__(self, octets: bytes) -> None:
+        lines = octets.count(b"\n") + octets.count(b"\r") + 1
+        self._levels = min(MAX_DEPTH, max(_LEAST_DEPTH, _LINE_CHECKS // lines))
+        self._left = MAX_PARTS + 2  # the message itself, and one that the parser makes to try
+
+    def __call__(self, *, policy: Policy[Any]) -> TolerantMessage:
+        if not self._left:
+            raise MessageNotSplit
+        self._left -= 1
+        message = TolerantMessage(policy)
+        message.levels = self._levels
+        return message
+
+
+def _unsplit(*, policy: Policy[Any]) -> TolerantMessage:
+    message = TolerantMessage(policy)
+    message.levels = 0
+    return message
+
+
+class TolerantMessage(EmailMessage):
+    """A message, or a part of one, that can be read without exceptions.
+
+    Misuse still raises, as the library documents it: ``get_content`` of a multipart,
+    ``get_payload(7)`` where there is no such part.
+    """
+
+    levels = MAX_DEPTH
+    """How many levels of parts may lie below this one."""
+
+    def __init__(self, policy: Policy[Any] | None = None) -> None:
+        super().__init__(policy or POLICY)
+
+    def attach(self, payload: Any) -> None:
+        if isinstance(payload, TolerantMessage):
+            payload.levels = self.levels - 1
+        super().attach(payload)
+
+    def get_content_type(self) -> str:
+        """The type, or that as which the content is given if it cannot be split."""
+        kind = super().get_content_type()
+        if not kind.startswith(("multipart/", "message/")):
+            return kind
+        if any(isinstance(defect, _NO_PARTS) for defect in self.defects):
+            return _TEXT
+        if self.levels > 0:
+            return kind
+        if not any(isinstance(defect, MessageNotSplit) for defect in self.defects):
+            self.defects.append(MessageNotSplit())
+        return _OPAQUE
+
+    def get_params(
+        self, failobj: Any = None, header: str = "content-type", unquote: bool = True
+    ) -> Any:
+        if is_bounded(str(self.get(header, ""))):
+            with suppress(Exception):
+                found = super().get_params(None, header, unquote)
+                if found is not None:
+                    return [(name, _with_known_charset(value)) for name, value in found]
+        return failobj
+
+    def get_param(
+        self,
+        param: str,
+        failobj: Any = None,
+        header: str = "content-type",
+        unquote: bool = True,
+    ) -> Any:
+        for name, value in self.get_params((), header, unquote):
+            if name.lower() == param.lower():
+                return value
+        return failobj
+
+    def get_boundary(self, failobj: Any = None) -> Any:
+        """The boundary; ``failobj`` also if it is empty (RFC 2046 §5.1.1)."""
+        return super().get_boundary(failobj) or failobj
+
+    def get_payload(self, i: Any = None, decode: Any = False) -> Any:
+        if i is None and not self.is_multipart():
+            with suppress(Exception):
+                return super().get_payload(decode=decode)
+            payload: str = self._payload or ""  # type: ignore[attr-defined]  # as it came
+            octets = payload.encode("utf-8", "surrogateescape")
+            return octets if decode else octets.decode("ascii", "replace")
+        return super().get_payload(i, decode)
+
+    def as_bytes(self, unixfrom: bool = False, policy: Policy[Any] | None = None) -> bytes:
+        """The message, with the line ends and the line length of ``policy``.
+
+        Header fields that nothing has changed are written as they came.
+        """
+        chosen = _tolerant(policy or self.policy)
+        with suppress(Exception):  # cte_type="7bit" asks for what a charset may not allow
+            return super().as_bytes(unixfrom, chosen)
+        return super().as_bytes(unixfrom, chosen.clone(cte_type="8bit"))
+
+    def as_string(
+        self,
+        unixfrom: bool = False,
+        maxheaderlen: int | None = None,
+        policy: Policy[Any] | None = None,
+    ) -> str:
+        """As ``as_bytes``, as text; octets that are no text become U+FFFD."""
+        chosen = _tolerant(policy or self.policy)
+        with suppress(Exception):  # a text whose charset does not fit or is not known
+            return super().as_string(unixfrom, maxheaderlen, chosen)
+        return self.as_bytes(unixfrom, chosen).decode("utf-8", "replace")
+
+
+def _with_known_charset(value: Any) -> Any:
+    """A parameter; the charset of one by RFC 2231 is None if text cannot be decoded from it."""
+    if not isinstance(value, tuple):
+        return value
+    charset, language, text = value
+    is_known = _codec(charset or "") not in (None, "utf-7")  # UTF-7 can hold lone surrogates
+    return (charset if is_known else None, language, text)
+
+
+@lru_cache(maxsize=64)
+def _codec(charset: str) -> str | None:
+    """A codec for text that was sent in this charset; None if there is none."""
+    with suppress(LookupError, ValueError):
+        b"a ".decode(charset, "replace")
+        name = codecs.lookup(charset).name
+        return None if name.replace("-", "_") in _UNFIT else name
+    return None
+
+
+class _Contents(ContentManager):
+    """What ``get_content`` returns; where it does not know the content, its octets."""
+
+    def get_content(self, msg: Any, *args: Any, **kw: Any) -> Any:
+        if msg.is_multipart():
+            return raw_data_manager.get_content(msg, *args, **kw)
+        if msg.get_content_maintype() in ("text", "multipart", "message"):
+            return self._text(msg, *args, **kw)
+        return msg.get_payload(decode=True)
+
+    def _text(self, message: Any, errors: str = "replace") -> str:
+        octets: bytes = message.get_payload(decode=True)
+        codec = _codec(message.get_content_charset("ascii")) or "ascii"
+        return text_of(octets.decode(codec, errors))
+
+    def set_content(self, msg: Any, obj: Any, *args: Any, **kw: Any) -> None:
+        raw_data_manager.set_content(msg, obj, *args, **kw)
+
+
+class TolerantPolicy(EmailPolicy):
+    """``email.policy.default`` with bounds; fields that nothing has changed stay as they came."""
+
+    refold_source = "none"
+    content_manager = _Contents()
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("header_factory", Headers())
+        settings.setdefault("message_factory", TolerantMessage)
+        super().__init__(**settings)
+
+    def fold(self, name: str, value: Any) -> str:
+        if hasattr(value, "name"):
+            return str(value.fold(policy=self))
+        if value.isascii():
+            return f"{name}: {_refolded(value, self.linesep)}{self.linesep}"
+        text = text_of(value)
+        if self.utf8:
+            return f"{name}: {_refolded(text, self.linesep)}{self.linesep}"
+        return folded(name, text, self.linesep)
+
+    def fold_binary(self, name: str, value: Any) -> bytes:
+        if hasattr(value, "name") or self.cte_type == "7bit":
+            return self.fold(name, value).encode("utf-8" if self.utf8 else "ascii", "replace")
+        field = f"{name}: {_refolded(value, self.linesep)}{self.linesep}"
+        return field.encode("utf-8", "surrogateescape")
+
+
+def _refolded(value: str, line_end: str) -> str:
+    """A value as it came; text after a bare CR or LF cannot become another field."""
+    first, *lines = LINE_END.split(value)
+    return line_end.join(
+        [first, *(line if line[:1] in (" ", "\t") else " " + line for line in lines)]
+    )
+
+
+def _tolerant(policy: Policy[Any]) -> TolerantPolicy:
+    """The settings of another policy, without its parsers."""
+    if isinstance(policy, TolerantPolicy):
+        return policy
+    return POLICY.clone(
+        linesep=policy.linesep,
+        cte_type=policy.cte_type,
+        max_line_length=policy.max_line_length,
+        utf8=getattr(policy, "utf8", False),
+    )
+
+
+POLICY = TolerantPolicy()
