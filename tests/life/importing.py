@@ -1,0 +1,148 @@
+"""Mail moves here from another server: its files, its unique-ids, its order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from . import foreign
+from .keeping import settle
+from .model import HELD, LISTED, OWN, Message, Order
+from .texts import LINE_ENDS, key, on_the_wire
+from .world import World
+
+_VALIDITY = 1_700_000_000  # a mailbox of another server has one, and never another
+
+
+@dataclass(frozen=True)
+class Import:
+    """What the files of another server hold."""
+
+    command: Sequence[str]
+    """The arguments of ``restante import``."""
+    unique_ids: Sequence[str]
+    """In the order of its listing."""
+    stored: Sequence[bytes]
+    """The octets of each message, as its files have them."""
+    ranks: Sequence[int] = ()
+    """Where each stands among all that came from other servers."""
+
+
+Writer = Callable[[Path, list[bytes]], Import]
+"""Makes the files of another server with these messages, in an empty directory."""
+
+
+def _dovecot(place: Path, messages: list[bytes]) -> Import:
+    names = [foreign.name(number) for number in range(len(messages))]
+    lines = [f"3 V{_VALIDITY} N{len(names) + 1} G0123456789abcdef0123456789abcdef"]
+    lines += [f"{uid} :{name}" for uid, name in enumerate(names, 1)]
+    for name, stored in zip(names, messages, strict=True):
+        foreign.deliver(place, name, stored, is_read=stored[-1:] == b"\n")
+    (place / "dovecot-uidlist").write_text("\n".join([*lines, ""]))
+    ids = [f"{uid:08x}{_VALIDITY:08x}" for uid in range(1, len(names) + 1)]
+    return Import(["dovecot", str(place)], ids, messages)
+
+
+def _courier(place: Path, messages: list[bytes]) -> Import:
+    names = [foreign.name(number) for number in range(len(messages))]
+    lines = [f"/3 {len(names) + 1} {_VALIDITY}"]
+    for number, (name, stored) in enumerate(zip(names, messages, strict=True), 1):
+        foreign.deliver(place, name, stored)
+        lines.append(f"{name} {len(on_the_wire(stored))} {number}:{_VALIDITY}")
+    (place / "courierpop3dsizelist").write_text("\n".join([*lines, ""]))
+    ids = [f"UID{number}-{_VALIDITY}" for number in range(1, len(names) + 1)]
+    return Import(["courier", str(place)], ids, messages)
+
+
+def _mbox(place: Path, messages: list[bytes]) -> Import:
+    ids = [f"{number:08x}{_VALIDITY:08x}" for number in range(1, len(messages) + 1)]
+    stored = [
+        f"X-UIDL: {unique_id}\n".encode() + LINE_ENDS["LF"](message)
+        for unique_id, message in zip(ids, messages, strict=True)
+    ]
+    octets = b"".join(b"From bob Mon Jan  1 00:00:00 2024\n" + each + b"\n" for each in stored)
+    (place / "mbox").write_bytes(octets)
+    return Import(["mbox", str(place / "mbox")], ids, stored)
+
+
+WRITERS: dict[str, Writer] = {"dovecot": _dovecot, "courier": _courier, "mbox": _mbox}
+
+
+def take_over(world: World, name: str, kind: str, count: int, shape: str, ends: str) -> None:
+    """Once for each user; after that the same import again."""
+    if name in world.imports:
+        return again(world, name)
+    if name in world.sessions:
+        return world.say(f"{name} is logged in, and nothing is imported")
+    texts = world.new_texts(count, shape)
+    world.say(f"{len(texts)} messages ({shape}, {ends}) of {name} are imported from {kind}")
+    if kind == "mbox":
+        ends = "CRLF"  # the file has LF anyway
+    place = world.place / f"{kind}.{name}"
+    foreign.make(place)
+    made = WRITERS[kind](place, [LINE_ENDS[ends](text) for text in texts])
+    made = replace(made, ranks=[world.next_arrival() for _ in texts])
+    world.imports[name] = made
+    ran = world.home.must("import", *made.command, name)
+    assert ran["copied"] == len(texts), f"{ran['copied']} of {len(texts)} messages were copied"
+    for number in range(len(texts)):
+        _note(world, name, made, number)
+    return None
+
+
+def again(world: World, name: str) -> None:
+    """Repeat an import: messages that are here, or held, are not copied again."""
+    made, user = world.imports[name], world.users[name]
+    if not made.command or name in world.sessions or not settle(world, user):
+        return world.say(f"nothing is imported again for {name}")
+    world.say(f"the import for {name} is repeated")
+    box = user.box("INBOX")
+    present = {each.unique_ids.get(OWN, each.promised) for each in [*box.at(LISTED), *box.at(HELD)]}
+    missing = [n for n, each in enumerate(made.unique_ids) if each not in present]
+    ran = world.home.must("import", *made.command, name)
+    assert ran["copied"] == len(missing), (
+        f"{ran['copied']} messages were copied again, and {len(missing)} were not here"
+    )
+    for number in missing:
+        _note(world, name, made, number)
+    return None
+
+
+def _note(world: World, name: str, made: Import, number: int) -> None:
+    user, stored = world.users[name], made.stored[number]
+    message = Message(
+        key(on_the_wire(stored)),
+        stored=len(stored),
+        promised=made.unique_ids[number],
+        order=Order(adopted=made.ranks[number]),
+    )
+    box = world.box(name, "INBOX")
+    box.messages.append(message)
+    box.owners[OWN, message.promised] = message  # after a copy that is gone
+    user.quota.is_exact = True  # all is counted again
+
+
+def adopt(world: World, name: str) -> None:
+    """A Maildir that another server kept is the maildrop: only its unique-ids are taken over."""
+    user = world.users[name]
+    if name in world.imports or name in world.sessions or not settle(world, user):
+        return world.say(f"no unique-ids are taken over for {name}")
+    messages = user.box("INBOX").at(LISTED)
+    world.say(f"{len(messages)} messages of {name} get the unique-ids of another server")
+    maildir = world.maildir(user)
+    foreign.make(maildir)
+    paths = foreign.by_key(maildir)
+    files = [paths[key(message.text)].name.partition(":")[0] for message in messages]
+    lines = [f"3 V{_VALIDITY} N{len(files) + 1} G0123456789abcdef0123456789abcdef"]
+    lines += [f"{uid} :{file}" for uid, file in enumerate(files, 1)]
+    uidlist = maildir / "dovecot-uidlist"
+    uidlist.write_text("\n".join([*lines, ""]))
+    ran = world.home.must("import", "dovecot", str(maildir), name)
+    uidlist.unlink()
+    assert ran["copied"] == 0, f"{ran['copied']} messages were copied, and all are here"
+    world.imports[name] = Import([], [], [])
+    for uid, message in enumerate(messages, 1):
+        message.may_be_renamed, message.promised = True, f"{uid:08x}{_VALIDITY:08x}"
+        message.order = Order(adopted=world.next_arrival())
+    return None

@@ -1,0 +1,279 @@
+"""What restante has promised so far, as its documentation says.  No I/O, and no code of restante.
+
+A message is known by its text.  The places where it may be are a set: one as a rule, several after
+a kill until the next check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
+from math import inf
+
+LISTED, HELD, GONE = "listed", "held", "gone"
+OWN, JOINT = "own", "joint"
+"""Unique-ids of a folder that is shown alone, and of one that is shown behind others."""
+
+_TRACE = 1000  # octets that a door may put before a message
+
+
+@dataclass(eq=False, slots=True)
+class Message:
+    """One message of one maildrop."""
+
+    text: bytes
+    """On the wire, without the trace fields that a door put before it."""
+    places: frozenset[str] = frozenset({LISTED})
+    stored: int | None = None
+    """Octets in its file; None: a door has put an unknown number of them before the text."""
+    wire: bytes = b""
+    """All octets that were retrieved; empty until it was read."""
+    unique_ids: dict[str, str] = field(default_factory=dict)
+    """The unique-ids that it was listed with last, by the way in which its folder is shown."""
+    is_old: bool = False
+    """The name of its file says that it arrived long ago."""
+    is_misnamed: bool = False
+    """The name of its file announces another size, and it was not read yet."""
+    promised: str = ""
+    """The unique-id that it must have where its folder is shown alone; empty: any new one."""
+    may_be_renamed: bool = False
+    """It was restored under a new unique-id, which is not known yet."""
+    order: Order = field(default_factory=lambda: Order())
+
+    @property
+    def is_certain(self) -> bool:
+        return len(self.places) == 1
+
+    def may_be(self, place: str) -> bool:
+        return place in self.places
+
+    def put(self, *places: str) -> None:
+        self.places = frozenset(places)
+
+    @property
+    def least(self) -> int:
+        """Octets in its file, at least."""
+        return len(self.text) if self.stored is None else self.stored
+
+    @property
+    def most(self) -> int:
+        return len(self.text) + _TRACE if self.stored is None else self.stored
+
+    def read(self, wire: bytes) -> None:
+        """Compare what RETR gave with all that is known of the message."""
+        assert not self.wire or self.wire == wire, f"{self} has other octets than before"
+        assert wire.endswith(self.text), f"{self} came as {wire[:300]!r}"
+        self.wire = wire
+        if self.stored is None:
+            self.stored = len(wire)
+
+    def __str__(self) -> str:
+        ids = ", ".join(sorted(self.unique_ids.values())) or "no unique-id yet"
+        return f"the message {self.text[:40]!r} ({ids})"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """The promises about a message's place in a listing."""
+
+    adopted: float = inf
+    """Its number among the messages that another server had listed, which come first."""
+    earliest: float = 0
+    latest: float = inf
+    """Seconds since the epoch between which it was delivered."""
+    arrival: int = 0
+    """Its number among the messages that came by a door of restante; 0: it came another way."""
+
+
+@dataclass(eq=False, slots=True)
+class Box:
+    """One folder of one user."""
+
+    user: str
+    folder: str
+    messages: list[Message] = field(default_factory=list)
+    owners: dict[tuple[str, str], Message] = field(default_factory=dict)
+    """The message that had a unique-id first, for ever; by the way in which the folder is shown."""
+    away: dict[bytes, Message] = field(default_factory=dict)
+    """By text, messages that were moved into another folder; if they come back they are known."""
+
+    def __str__(self) -> str:
+        return self.user if self.folder == "INBOX" else f"{self.user}+{self.folder}"
+
+    def at(self, place: str) -> list[Message]:
+        """The messages that may be there."""
+        return [message for message in self.messages if message.may_be(place)]
+
+    @property
+    def is_certain(self) -> bool:
+        return all(message.is_certain for message in self.messages)
+
+    def receive(self, message: Message, order: Order) -> None:
+        """A message is moved into this folder, under the name that it had."""
+        known = self.away.pop(message.text, None)
+        if known is None:
+            known = replace(message, unique_ids={}, promised="", order=order)
+        known.put(LISTED)
+        if known not in self.messages:
+            self.messages.append(known)
+
+    def forget_gone(self) -> None:
+        """From now on only their unique-ids matter."""
+        gone = frozenset({GONE})
+        self.messages = [message for message in self.messages if message.places != gone]
+
+    def name(self, message: Message, way: str, unique_id: str) -> None:
+        """A listing shows this unique-id for this message."""
+        owner = self.owners.setdefault((way, unique_id), message)
+        assert owner.text == message.text, (
+            f"{self}: the unique-id {unique_id} of {owner} is now that of {message}"
+        )
+        if way == OWN and message.promised:
+            assert unique_id == message.promised, f"{self}: {message} is listed as {unique_id}"
+        before = message.unique_ids.get(way)
+        if before != unique_id:
+            assert before is None or message.may_be_renamed, (
+                f"{self}: {message} has another unique-id, {unique_id}"
+            )
+            if message.may_be_renamed:
+                message.unique_ids.clear()
+                message.may_be_renamed = False
+            message.unique_ids[way] = unique_id
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A folder as a login shows it."""
+
+    box: Box
+    way: str
+
+
+@dataclass(slots=True)
+class Quota:
+    """How much mail a user may have."""
+
+    limit: int = 0
+    """Octets; 0: any number."""
+    is_exact: bool = True
+    """Nothing has changed that a program beside restante did not count (docs/howto/quota.md)."""
+
+    _counted_for: int = 0
+    """The limit for which all was counted last."""
+
+    def set(self, limit: int) -> None:
+        """All is counted again if the limit is another one."""
+        self.limit = limit
+        if limit and limit != self._counted_for:
+            self._counted_for, self.is_exact = limit, True
+
+    def verdict(self, messages: Iterable[Message], size: int) -> bool | None:
+        """Whether one more message of this size must be taken; None: that cannot be foreseen."""
+        if not self.limit:
+            return True
+        if not self.is_exact:
+            return None
+        least = most = size
+        for message in messages:
+            least += message.least if message.is_certain else 0
+            most += message.most
+        if least > self.limit:
+            return False
+        return True if most + _TRACE <= self.limit else None
+
+
+@dataclass(eq=False, slots=True)
+class User:
+    """A user, with the rules that are in force and the mail."""
+
+    name: str
+    passwords: dict[str, str]
+    """By the name of the credential; ``""`` is the password."""
+    boxes: dict[str, Box] = field(default_factory=dict)
+    view: tuple[str, ...] = ()
+    """Folders that a login without a folder shows; empty: INBOX."""
+    hold: str = "14d"
+    quota: Quota = field(default_factory=Quota)
+    is_enabled: bool = True
+    revoked: list[str] = field(default_factory=list)
+    """Passwords that must be refused."""
+    histories: dict[str, History] = field(default_factory=dict)
+    """By the name that logs in."""
+
+    def box(self, folder: str) -> Box:
+        """Made if it was not there."""
+        return self.boxes.setdefault(folder, Box(self.name, folder))
+
+    def shown(self, folders: Sequence[str]) -> list[Shown]:
+        """What a login with these folders shows; folders that do not exist are left out."""
+        wanted = list(dict.fromkeys(folders or self.view or ("INBOX",)))
+        there = [self.boxes[name] for name in wanted if name in self.boxes]
+        own = {"INBOX", *wanted} if len(wanted) == 1 else {"INBOX"}
+        return [Shown(box, OWN if box.folder in own else JOINT) for box in there]
+
+    @property
+    def messages(self) -> Iterator[Message]:
+        for box in self.boxes.values():
+            yield from box.messages
+
+    @property
+    def is_certain(self) -> bool:
+        return all(box.is_certain for box in self.boxes.values())
+
+    def counted(self) -> Iterator[Message]:
+        """The messages that count towards the quota; held ones do not."""
+        return (message for message in self.messages if message.may_be(LISTED))
+
+    def removed(self) -> str:
+        """The place of a message that a client has deleted."""
+        return {"keep": LISTED, "0": GONE}.get(self.hold, HELD)
+
+
+@dataclass(slots=True)
+class History:
+    """The order in which the messages of one view were listed."""
+
+    last_seen_in: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By unique-id, the last listing that had it."""
+
+    def check(self, listing: Sequence[str]) -> None:
+        """Two messages that were listed together stand in the same order ever after."""
+        now = set(listing)
+        before = {self.last_seen_in[each] for each in listing if each in self.last_seen_in}
+        place = {unique_id: at for at, unique_id in enumerate(listing)}
+        for old in before:
+            for one, other in pairwise(each for each in old if each in now):
+                assert place[one] < place[other], f"{other} stood behind {one}, and now before it"
+        self.last_seen_in.update(dict.fromkeys(listing, tuple(listing)))
+
+
+def check_order(listing: Sequence[Message]) -> None:
+    """Messages of another server come first and in its order, then all in the order of delivery."""
+    orders = [message.order for message in listing]
+    for one, other in pairwise(orders):
+        assert one.adopted <= other.adopted, "mail of another server does not stand in its order"
+    for _, some in groupby(orders, lambda order: order.adopted is inf):
+        earliest = 0.0
+        arrival = 0
+        for order in some:
+            assert order.latest >= earliest, "the listing is not in the order of delivery"
+            earliest = max(earliest, order.earliest)
+            if order.arrival:
+                assert order.arrival >= arrival, "the listing is not in the order of delivery"
+                arrival = order.arrival
+
+
+Pick = Callable[[Sequence[Message]], Sequence[Message]]
+
+PICKS: dict[str, Pick] = {
+    "all": lambda found: found,
+    "none": lambda found: (),
+    "the first": lambda found: found[:1],
+    "the last": lambda found: found[-1:],
+    "every other": lambda found: found[::2],
+    "all but the first": lambda found: found[1:],
+    "all but the last": lambda found: found[:-1],
+    "the first nine": lambda found: found[:9],
+    "the last nine": lambda found: found[-9:],
+}

@@ -1,0 +1,194 @@
+"""``restante serve``, in a thread of this process or as processes that can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import ExitStack, redirect_stderr
+from dataclasses import replace
+from typing import Any, Protocol
+
+from restante import config, log
+from restante.cli import common
+from restante.cli.main import main
+from restante.cli.serve import running
+
+from ..crash.cycles import forked
+from ..support import LOOPS
+from .homes import Home
+
+WAIT = 60.0  # seconds for anything at all
+_NOTED = {"update.finished"}  # after a kill
+
+
+class Server(Protocol):
+    """A server of one home; it can be started again after it was stopped or killed."""
+
+    addresses: dict[str, str]
+    """By protocol, such as ``pop3s``; ``ca`` is the path of its certificate."""
+
+    def start(self) -> None:
+        """Returns when it serves."""
+
+    def stop(self) -> None:
+        """As an operator stops it."""
+
+    def kill(self) -> None:
+        """At once, and wait for its end; one that cannot be killed is stopped."""
+
+    def reload(self) -> None:
+        """Puts a changed configuration in force."""
+
+    def log(self) -> str:
+        """The text that it has written to standard error since the last call."""
+
+
+def check_log(text: str) -> None:
+    """Every line is one of the log, and none reports a bug or an error."""
+    for line in text.splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            raise AssertionError(f"the server wrote to standard error: {text}") from None
+        is_error = event["level"] in ("error", "critical") and event["event"] not in _NOTED
+        assert not is_error, f"the server logged {line}"
+
+
+def wait_for_end(process: int) -> int:
+    """The exit code of a child process, which is not reaped by this."""
+    deadline = time.monotonic() + WAIT
+    while (found := os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is None:
+        assert time.monotonic() < deadline, "a process does not end"
+        time.sleep(0.005)
+    return found.si_status
+
+
+class InThread:
+    """All in this process, on one event loop, over real sockets: thousands of steps a minute."""
+
+    can_be_killed = False
+
+    def __init__(self, home: Home) -> None:
+        self.addresses: dict[str, str] = {}
+        self._home = home
+        self._thread = threading.Thread()
+        self._log = io.StringIO()
+
+    def start(self) -> None:
+        with self._home.environment(), redirect_stderr(self._log):
+            configuration = config.load(self._home.configuration)
+            log.set_up(configuration.log)
+        ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(configuration, ready))
+        self._thread.start()
+        ready.wait(WAIT)
+        assert self._thread.is_alive(), f"no server: {self._log.getvalue()}"
+
+    def _run(self, configuration: config.Configuration, ready: threading.Event) -> None:
+        with asyncio.Runner(loop_factory=list(LOOPS.values())[-1]) as runner:
+            try:
+                runner.run(self._serve(configuration, ready))
+            finally:
+                ready.set()
+
+    async def _serve(self, configuration: config.Configuration, ready: threading.Event) -> None:
+        users = common.users(configuration)
+        store = common.store(configuration, users)
+        async with running(configuration, users, store) as server:
+            self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+            self._server = server
+            self.addresses = {**server.addresses, "ca": str(server.certificate)}
+            ready.set()
+            await self._end.wait()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(WAIT)
+        assert not self._thread.is_alive(), "the server does not stop"
+
+    def kill(self) -> None:
+        if self._thread.is_alive():
+            self.stop()
+
+    def reload(self, **limits: Any) -> None:
+        """``limits``: other ones than a configuration may have."""
+        with self._home.environment():
+            loaded = config.load(self._home.configuration)
+        changed = replace(loaded, limits=replace(loaded.limits, **limits))
+
+        async def adopt() -> None:
+            self._server.adopt(changed)
+
+        with redirect_stderr(self._log):  # where the log goes from now on
+            asyncio.run_coroutine_threadsafe(adopt(), self._loop).result(WAIT)
+
+    def log(self) -> str:
+        text = self._log.getvalue()
+        self._log.seek(0)
+        self._log.truncate()
+        return text
+
+
+class AsProcesses:
+    """A supervisor and its workers, as an operator runs them."""
+
+    can_be_killed = True
+
+    def __init__(self, home: Home) -> None:
+        self.addresses: dict[str, str] = {}
+        self._home = home
+        self._life = ExitStack()
+        self._process = 0
+        self._log_file = home.place.with_suffix(".log")
+        self._log_file.touch()
+        self._read = 0  # octets of the log
+
+    def start(self) -> None:
+        reading, writing = os.pipe()
+
+        def serve() -> None:
+            sys.stdout, sys.stderr = os.fdopen(writing, "w"), self._log_file.open("a")
+            for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+                os.dup2(stream.fileno(), number)
+            with self._home.environment():
+                main(["--json", "-c", str(self._home.configuration), "serve"])
+
+        self._process = self._life.enter_context(forked(serve))
+        os.close(writing)
+        with open(reading) as output:
+            line = output.readline()
+        assert line, f"no server: {self.log()}"
+        self.addresses = json.loads(line)
+
+    def stop(self) -> None:
+        os.kill(self._process, signal.SIGTERM)
+        status = wait_for_end(self._process)
+        assert status == 0, f"exit code {status}: {self.log()}"
+        self.kill()
+
+    def kill(self) -> None:
+        """All its processes at once, and wait for their end."""
+        self._life.close()
+
+    def reload(self) -> None:
+        workers = self._home.options["server"]["workers"]
+        before = self._log_file.stat().st_size
+        os.kill(self._process, signal.SIGHUP)
+        deadline = time.monotonic() + WAIT
+        while self._log_file.read_bytes()[before:].count(b'"event": "reloaded"') < workers:
+            assert time.monotonic() < deadline, f"no reload: {self.log()}"
+            time.sleep(0.005)
+
+    def log(self) -> str:
+        with self._log_file.open("rb") as file:
+            file.seek(self._read)
+            octets = file.read()
+        whole = octets[: octets.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return whole.decode()

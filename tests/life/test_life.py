@@ -1,0 +1,104 @@
+"""Life with restante: a scripted walk, a few random lives, and many more in CI."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import collecting, doors, imap, importing, keeping, operating, visits
+from .looking import look, look_thoroughly
+from .running import live
+from .servers import InThread
+from .steps import Step
+from .world import World
+
+ROOT = Path(__file__).parents[2]
+BOTH = ["ann", "bob"]
+WALK: list[Step] = [
+    # An empty maildrop, one message, nine at once.
+    (operating.wait,),
+    (doors.arrive, BOTH, "LMTP", 9, "short"),
+    (visits.visit, "ann", "all", "all", "quits"),
+    (operating.wait,),
+    (doors.drop_files, "ann", "INBOX", 9, "dots", "LF", "S= in the names", False, False),
+    (visits.visit, "ann", "the first", "all but the first", "drops the connection"),
+    (doors.arrive, ["ann"], "SMTP", 1, "large"),
+    (doors.arrive, ["bob"], "command", 1, "8 bit"),
+    # Held mail comes back, and is deleted again.
+    (keeping.undelete, "ann", "every other", True),
+    (keeping.undelete, "ann", "all", False),
+    (visits.visit, "ann", "none", "the last nine", "quits"),
+    (keeping.purge, ["ann"]),
+    # An IMAP server while a session goes on.
+    (visits.visit, "bob", "the first", "the last", "stays"),
+    (imap.set_flags, "bob", "INBOX", "all", "S"),
+    (imap.expunge, "bob", "INBOX", "the first", False),
+    (imap.move, "bob", "INBOX", "every other"),
+    (visits.visit, "bob", "all", "the last", "quits"),
+    (imap.move, "bob", "Junk", "all"),
+    (imap.copy, "bob", "INBOX", "all", True),
+    (operating.set_view, "bob", ("INBOX", "Junk")),
+    (visits.visit, "bob", "all", "every other", "quits"),
+    (imap.set_flags_meanwhile, "bob", "RS"),
+    # Caches that are wrong, and a server that starts again.
+    (keeping.harm_index, "ann", "INBOX", "copied for later"),
+    (doors.arrive, BOTH, "LMTP", 8, "long lines"),
+    (keeping.harm_index, "ann", "INBOX", "replaced by an older copy"),
+    (operating.restart,),
+    (keeping.harm_index, "bob", "INBOX", "garbled"),
+    (operating.reload, "welcome"),
+    # Rules, passwords, other servers' mail.
+    (operating.set_quota, "ann", "what is there, and a little"),
+    (doors.arrive, ["ann"], "LMTP", 63, "short"),
+    (operating.set_quota, "ann", "none"),
+    (operating.set_hold, "ann", "0"),
+    (visits.visit, "ann", "none", "the first nine", "quits"),
+    (operating.set_hold, "ann", "keep"),
+    (visits.visit, "ann", "none", "the last", "quits"),
+    (operating.add_app_password, "ann"),
+    (operating.revoke_app_password, "ann"),
+    (operating.enable, "ann", False),
+    (operating.enable, "ann", True),
+    (importing.take_over, "bob", "dovecot", 7, "short", "mixed"),
+    (visits.visit, "bob", "all", "the first", "quits"),
+    (importing.take_over, "bob", "dovecot", 7, "short", "mixed"),
+    # A collector.
+    (collecting.elsewhere, (doors.arrive, ["ann"], "LMTP", 10, "short")),
+    (collecting.set_policy, "none", 1, 0),
+    (collecting.collect, "fetch"),
+    (collecting.elsewhere, (keeping.undelete, "ann", "all", True)),
+    (collecting.collect, "fetch"),
+]
+
+
+@pytest.mark.usefixtures("loggers")
+def test_walk_keeps_every_promise() -> None:
+    world = World(InThread)
+    try:
+        for function, *arguments in WALK:
+            function(world, *arguments)
+            look(world)
+        for each in world.all():
+            look_thoroughly(each)
+    except BaseException:
+        world.abandon()
+        raise
+    world.end()
+
+
+@pytest.mark.usefixtures("loggers")
+def test_random_lives_keep_every_promise() -> None:
+    live("thread", 1, lives=4, steps=10, shrink=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("level", ["thread", "processes"])
+def test_many_lives_keep_every_promise(level: str) -> None:
+    """In a process of its own: what it forks must not have our threads."""
+    command = [sys.executable, "-m", "tests.life", "--minutes", "3", "--level", level]
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stderr
