@@ -6,7 +6,7 @@ import re
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import BinaryIO, cast
 
@@ -24,6 +24,8 @@ class ImapStandIn:
         self.answers: list[bytes] = []
         """Of the next APPENDs, instead of storing: ``NO …``, ``BAD …``, or a state of mind:
         ``lost`` drops the connection, ``stored-and-lost`` does so after storing."""
+        self.judge: Callable[[bytes], bytes] = lambda octets: b""
+        """Gives such an answer, by the message, when there is none in ``answers``."""
         self.folders = {b"INBOX"}
         self.search = "honest"
         """Or ``all``: every message is named, whatever is asked; ``none``: none is; ``BAD``;
@@ -69,7 +71,7 @@ class ImapStandIn:
                     octets += piece
                 octets = octets[: int(found[2])]
                 self.appended.append(found[1])
-                answer = self.answers.pop(0) if self.answers else b""
+                answer = self.answers.pop(0) if self.answers else self.judge(octets)
                 if answer in (b"", b"stored-and-lost") and not self.forgets:
                     self.stored.append(octets if self.keeps_mark else octets.partition(b"\r\n")[2])
                     self._shown += not self.shows_late

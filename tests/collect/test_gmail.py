@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -34,6 +34,8 @@ class StandIn(ThreadingHTTPServer):
         self.labels = {"INBOX": "INBOX"}
         self.good = {"token"}
         self.answers: list[tuple[int, dict[str, Any]]] = []
+        self.judge: Callable[[bytes], int] = lambda octets: 200
+        """Gives the status, by the message, when there is none in ``answers``."""
         self.imported: list[tuple[dict[str, list[str]], dict[str, Any], bytes]] = []
 
 
@@ -65,6 +67,9 @@ class _Handler(BaseHTTPRequestHandler):
             assert head == b"\r\nContent-Type: application/json"
             type_, _, octets = message.partition(b"\r\n\r\n")
             assert type_ == b"\r\nContent-Type: message/rfc822"
+            if (status := self.server.judge(octets)) != 200:
+                self._say(status, {})
+                return
             row = (parse_qs(parts.query), json.loads(text), octets.removesuffix(b"\r\n"))
             self.server.imported.append(row)
             self._say(200, {"id": "1"})

@@ -63,6 +63,7 @@ class NamedDeliveries:
         self._base, self._names, self._limit = base, names, limit
         self._seen: _Known | None = None
         self._group: _Group | None = None
+        self._closed: list[_Group] = []  # and not delivered yet
         self._arriving = 0  # octets that are whole and not counted yet
         with storage_errors(), suppress(FileNotFoundError), files.maildrop(base, names):
             pass
@@ -143,7 +144,10 @@ class NamedDeliveries:
 
     def group(self) -> Callable[[], None]:
         group, self._group = self._group, None
-        return partial(self._deliver, group) if group is not None else lambda: None
+        if group is None:
+            return lambda: None
+        self._closed.append(group)
+        return partial(self._deliver, group)
 
     def _deliver(self, group: _Group) -> None:
         try:
@@ -151,6 +155,7 @@ class NamedDeliveries:
                 arrived = group.deliver()
         finally:
             self._arriving -= group.octets
+            self._closed.remove(group)
         self._known().paths.update(_by_name(f"new/{each}" for each in arrived))
 
     def abort(self) -> None:
@@ -158,9 +163,10 @@ class NamedDeliveries:
             self._group.abort()
 
     def close(self) -> None:
-        if self._group is not None:
-            self._group.close()
-            self._group = None
+        for group in (*self._closed, self._group):
+            if group is not None:
+                group.close()
+        self._closed, self._group = [], None
 
 
 class _Group:

@@ -40,6 +40,7 @@ class Folder:
         self._file: BinaryIO | None = None
         self._temporary = self._final = Path()
         self._waiting: list[_Whole] = []
+        self._groups: list[list[_Whole]] = []  # closed, and not durable yet
         self._run, self._numbers = token_hex(8), count()
         self._prepare()
         tidy(self._workshop, ".*.part")
@@ -80,6 +81,7 @@ class Folder:
 
     def group(self) -> Callable[[], None]:
         waiting, self._waiting = self._waiting, []
+        self._groups.append(waiting)
         return partial(self._sync, waiting)
 
     def _sync(self, waiting: list[_Whole]) -> None:
@@ -94,6 +96,7 @@ class Folder:
             fsync_directory(self._inbox)
         finally:
             _drop(waiting)
+            self._groups.remove(waiting)
 
     def _named(self, final: Path) -> None:
         """A file has its name now."""
@@ -119,7 +122,8 @@ class Folder:
 
     def close(self) -> None:
         self.abort()
-        _drop(self._waiting)
+        for each in (*self._groups, self._waiting):
+            _drop(each)
 
 
 def make_directory(path: Path, mode: int = 0o777) -> None:
