@@ -1,7 +1,8 @@
 """The module ``poplib`` of Python's standard library, with other insides: RFC 1939, 2449, 2595.
 
-The same names, arguments and results, and the very same ``error_proto``, so that a program needs no
-change but its import.  What differs, because mail or passwords were at stake:
+The same names, arguments and results, the very same ``error_proto``, and the same methods to
+override (``_getline`` and its siblings), so that a program needs no change but its import.  What
+differs, because mail or passwords were at stake:
 
 - TLS is verified unless a ``context`` says otherwise;
 - a multi-line response ends at CRLF.CRLF only, so no message can end itself with a dot between
@@ -10,30 +11,31 @@ change but its import.  What differs, because mail or passwords were at stake:
 - control characters in arguments are refused with ``ValueError``, before anything is sent;
 - octets that nobody asked for end the session, before TLS and between responses;
 - ``apop`` answers only to a time stamp of the form of a Message-ID (RFC 1939 §7, CVE-2007-1558);
-- ``set_debuglevel`` shows no password.
+- ``set_debuglevel`` shows no password, and no exception repeats one that the server repeats.
 
 For new programs ``connect_blocking`` is the better interface: it streams and pipelines.
 """
 
 from __future__ import annotations
 
+import io
 import re
 import socket
 import ssl
 import sys
 import warnings
+from builtins import list as _list  # a method has that name
 from collections.abc import Callable
 from contextlib import suppress
-from enum import Enum
 from hashlib import md5
-from io import BufferedReader
+from os import PathLike, fsdecode
 from pathlib import Path
 from poplib import error_proto
+from typing import Any, BinaryIO, NoReturn, cast, overload
 
 from .errors import UnsafeArgument
 from .net import tls
 from .pop3.record import Record
-from .wire import Unstuffer
 
 __all__ = ["POP3", "POP3_SSL", "error_proto"]
 
@@ -42,16 +44,13 @@ POP3_SSL_PORT = 995
 CR, LF, CRLF = b"\r", b"\n", b"\r\n"
 HAVE_SSL = True
 _MAXLINE = 65_536  # octets of a first line, though RFC 1939 §3 allows 512
-_PIECE = 65_536  # octets read at once
+_BUFFER = 65_536  # octets read at once
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+# The standard library's own, because subclasses hand it to ``socket.create_connection``.
+_DEFAULT: Any = socket._GLOBAL_DEFAULT_TIMEOUT  # type: ignore[attr-defined]
 
-Lines = list[bytes]
-LongResponse = tuple[bytes, Lines, int]
-Number = int | str
-
-
-class _Default(Enum):
-    TIMEOUT = "of the module socket"
+LongResponse = tuple[bytes, list[bytes], int]
+StrOrBytesPath = str | bytes | PathLike[str] | PathLike[bytes]
 
 
 class POP3:
@@ -66,106 +65,142 @@ class POP3:
     """
 
     encoding = "UTF-8"
-    timestamp = re.compile(rb"<[!-;=?A-~]+@[!-;=?A-~]+>")
+    timestamp: re.Pattern[Any] = re.compile(rb"<[!-;=?A-~]+@[!-;=?A-~]+>")
     """What ``apop`` takes for a time stamp; a subclass may take more."""
     default_context: Callable[[], ssl.SSLContext] = staticmethod(tls.client_context)
     """Makes the context where none is given; a subclass may trust otherwise."""
+    sock: socket.socket
+    file: BinaryIO
 
-    def __init__(
-        self,
-        host: str,
-        port: int = POP3_PORT,
-        timeout: float | _Default | None = _Default.TIMEOUT,
-    ) -> None:
+    def __init__(self, host: str, port: int = POP3_PORT, timeout: float | None = _DEFAULT) -> None:
         self.host = host
         self.port = port
         self._tls_established = False
-        self._unread = b""
-        self._record = Record()
+        self._debugging = 0
+        self.__record = Record(self.__print)
+        self.__is_text = False  # the lines of a multi-line response are being read
         sys.audit("poplib.connect", self, host, port)
-        self.sock: socket.socket | None = self._create_socket(timeout)
-        self.file: BufferedReader | None = self.sock.makefile("rb")
+        self.sock = self._create_socket(timeout)
+        self.file = _file(self.sock)
         try:
-            self.welcome = self._getresp()
+            self.welcome: bytes = self._getresp()
         except BaseException:
             self.close()
             raise
 
-    def _create_socket(self, timeout: float | _Default | None) -> socket.socket:
-        if timeout is _Default.TIMEOUT:
-            timeout = socket.getdefaulttimeout()
+    # One command and its response.  Subclasses of ``poplib.POP3`` override the methods whose names
+    # begin with one underscore, so each is called where that module calls it.  They are of type
+    # Any, because its stub does not have them, and a subclass may declare them as it likes.
+
+    def __connect(self, timeout: float | None) -> socket.socket:
         if timeout is not None and not timeout:
             raise ValueError("Non-blocking socket (timeout=0) is not supported")
-        assert not isinstance(timeout, _Default)
         return socket.create_connection((self.host, self.port), timeout)
 
-    # One command and its response; subclasses use these names.
-
-    def _shortcmd(self, line: str) -> bytes:
+    def __put_line(self, line: bytes) -> None:
         """
         Raises:
-            error_proto: also when the server has said more than it was asked: nobody knows to
-                which command that belongs.
+            error_proto: also when the server has said more than it was asked: to which command
+                that belongs cannot be known.
         """
+        if self.sock is None:  # closed, whatever its type says
+            raise error_proto("-ERR connection closed")
+        if _unread(self.file):
+            raise error_proto("-ERR the server said more than it was asked")
+        self.__record.sent(line)
+        sys.audit("poplib.putline", self, line)
+        self.sock.sendall(line + CRLF)
+
+    def __put_command(self, line: str) -> None:
         octets = line.encode(self.encoding)
         if _CONTROL.search(octets):
             raise UnsafeArgument("control character in an argument; nothing was sent")
-        if self.sock is None:
-            raise error_proto("-ERR connection closed")
-        if self._unread:
-            raise error_proto("-ERR the server said more than it was asked")
-        self._record.sent(octets)
-        sys.audit("poplib.putline", self, octets)
-        self.sock.sendall(octets + CRLF)
-        return self._getresp()
+        self._putline(octets)
 
-    def _longcmd(self, line: str) -> LongResponse:
-        response = self._shortcmd(line)
-        body, text = Unstuffer(), bytearray()
-        while not body.is_finished:
-            octets, self._unread = self._unread or self._receive(), b""
-            text += body.feed(octets)
-        self._unread = body.rest
-        # Octets of a message, so bytearray.splitlines would see too many ends.
-        return response, bytes(text).split(CRLF)[:-1], len(text)
+    def __get_line(self) -> tuple[bytes, int]:
+        """A line without its end, and how many octets it has with it.
 
-    def _getresp(self) -> bytes:
-        """A first line.  It may end with a bare LF, as seen in the wild, for no mail is in it."""
-        while LF not in self._unread:
-            if len(self._unread) > _MAXLINE:
-                raise error_proto("line too long")
-            self._unread += self._receive()
-        line, _, rest = self._unread.partition(LF)
-        if len(line) > _MAXLINE:
-            raise error_proto("line too long")
-        self._unread = rest
-        line = line.removesuffix(CR)
-        self._record.heard(line)
+        A first line may end with a bare LF, as seen in the wild, for no mail is in it.  A line of
+        a message ends with CRLF only, and may have any length.
+        """
+        line = self.file.readline(-1 if self.__is_text else _MAXLINE + 1)
+        if self.__is_text and line.endswith(LF) and not line.endswith(CRLF):
+            whole = bytearray(line)
+            while line and not line.endswith(CRLF):
+                line = self.file.readline()
+                whole += line
+            line = bytes(whole)
+        if not line.endswith(LF):
+            raise error_proto("line too long" if len(line) > _MAXLINE else "-ERR EOF")
+        if not self.__is_text:
+            return line[:-1].removesuffix(CR), len(line)
+        if not line.endswith(CRLF):
+            raise error_proto("-ERR EOF")
+        return line[:-2], len(line)
+
+    def __get_response(self) -> bytes:
+        line: bytes = self._getline()[0]
+        self.__record.heard(line)
         if not line.startswith(b"+"):
-            raise error_proto(line)
+            text = line.decode(errors="surrogateescape")
+            raise error_proto(self.__record.hide(text).encode(errors="surrogateescape"))
         return line
 
-    def _receive(self) -> bytes:
-        octets = self.file.read1(_PIECE) if self.file is not None else b""
-        if not octets:
-            raise error_proto("-ERR EOF")
-        return octets
+    def __get_long_response(self) -> LongResponse:
+        response: bytes = self._getresp()
+        lines: list[bytes] = []
+        octets = 0
+        self.__is_text = True
+        try:
+            while (found := self._getline())[0] != b".":
+                line, size = found
+                if line.startswith(b".."):
+                    line, size = line[1:], size - 1
+                lines.append(line)
+                octets += size
+        finally:
+            self.__is_text = False
+        return response, lines, octets
+
+    def __short_command(self, line: str) -> bytes:
+        self._putcmd(line)
+        response: bytes = self._getresp()
+        return response
+
+    def __long_command(self, line: str) -> LongResponse:
+        self._putcmd(line)
+        response: LongResponse = self._getlongresp()
+        return response
+
+    _create_socket: Any = __connect
+    _putline: Any = __put_line
+    _putcmd: Any = __put_command
+    _getline: Any = __get_line
+    _getresp: Any = __get_response
+    _getlongresp: Any = __get_long_response
+    _shortcmd: Any = __short_command
+    _longcmd: Any = __long_command
 
     def getwelcome(self) -> bytes:
         return self.welcome
 
     def set_debuglevel(self, level: int) -> None:
         """Print what both sides say, without passwords; 0: no longer."""
-        self._record = Record(print if level else None)
+        self._debugging = level
+
+    def __print(self, line: str) -> None:
+        if self._debugging and sys.stdout is not None:
+            encoding = sys.stdout.encoding or "utf-8"
+            print(line.encode(encoding, "backslashreplace").decode(encoding))
 
     # AUTHORIZATION.
 
     def user(self, user: str) -> bytes:
-        return self._shortcmd(f"USER {user}")
+        return self.__short(f"USER {user}")
 
     def pass_(self, pswd: str) -> bytes:
-        with self._record.login(pswd):
-            return self._shortcmd(f"PASS {pswd}")
+        with self.__record.login(pswd):
+            return self.__short(f"PASS {pswd}")
 
     def apop(self, user: str, password: str) -> bytes:
         """Log in by a digest of the greeting's time stamp and the password; MD5 is broken."""
@@ -174,21 +209,21 @@ class POP3:
             raise error_proto("-ERR APOP not supported by server")
         secret = password.encode(self.encoding)
         digest = md5(found[0] + secret, usedforsecurity=False).hexdigest()
-        with self._record.login(password):
-            return self._shortcmd(f"APOP {user} {digest}")
+        with self.__record.login(password):
+            return self.__short(f"APOP {user} {digest}")
 
     def rpop(self, user: str) -> bytes:
         """Of RFC 1081, which no server knows any more."""
-        return self._shortcmd(f"RPOP {user}")
+        return self.__short(f"RPOP {user}")
 
     def utf8(self) -> bytes:
         """Ask for messages as they are (RFC 6856 §2)."""
-        return self._shortcmd("UTF8")
+        return self.__short("UTF8")
 
-    def capa(self) -> dict[str, list[str]]:
+    def capa(self) -> dict[str, _list[str]]:
         """Capabilities with their arguments (RFC 2449 §5)."""
         try:
-            _, lines, _ = self._longcmd("CAPA")
+            lines = self.__long("CAPA")[1]
         except error_proto as error:
             raise error_proto("-ERR CAPA not supported by server") from error
         words = [line.decode("ascii", "replace").split() for line in lines]
@@ -200,16 +235,15 @@ class POP3:
             raise error_proto("-ERR TLS session already established")
         if "STLS" not in self.capa():
             raise error_proto("-ERR STLS not supported by server")
-        response = self._shortcmd("STLS")
+        response = self.__short("STLS")
         # What came with it would count as said inside TLS (CVE-2021-22947 and others); what the
         # file still holds is gone with it.
-        if self._unread:
+        if _unread(self.file):
             self.close()
             raise error_proto("-ERR octets came before the TLS handshake")
-        assert self.sock is not None
         context = self.default_context() if context is None else context
         self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
-        self.file = self.sock.makefile("rb")
+        self.file = _file(self.sock)
         self._tls_established = True
         return response
 
@@ -217,55 +251,74 @@ class POP3:
 
     def stat(self) -> tuple[int, int]:
         """How many messages, how many octets."""
-        response = self._shortcmd("STAT")
+        response = self.__short("STAT")
         found = re.match(rb"\+\S* +([0-9]{1,10}) +(-?[0-9]{1,18})", response)
         if found is None:
             raise error_proto(response)
         return int(found[1]), int(found[2])
 
-    def list(self, which: Number | None = None) -> bytes | LongResponse:
-        """``number octets`` of one message; or of all: response, lines, octets."""
-        return self._longcmd("LIST") if which is None else self._shortcmd(f"LIST {which}")
+    def list(self, which: object = None) -> LongResponse:
+        """All of them: response, lines (``number octets``), octets.  Of one message the response
+        alone, ``+OK number octets``, though the stub of the standard library knows no difference.
+        """
+        if which is None:
+            return self.__long("LIST")
+        return cast(LongResponse, self.__short(f"LIST {which}"))
 
-    def uidl(self, which: Number | None = None) -> bytes | LongResponse:
-        """``number unique-id`` of one message; or of all: response, lines, octets."""
-        return self._longcmd("UIDL") if which is None else self._shortcmd(f"UIDL {which}")
+    @overload
+    def uidl(self) -> LongResponse: ...
+    @overload
+    def uidl(self, which: object) -> bytes: ...
+    def uidl(self, which: object = None) -> bytes | LongResponse:
+        """All of them: response, lines (``number unique-id``), octets.  Of one message the
+        response alone, ``+OK number unique-id``."""
+        return self.__long("UIDL") if which is None else self.__short(f"UIDL {which}")
 
-    def retr(self, which: Number) -> LongResponse:
+    def retr(self, which: object) -> LongResponse:
         """Response, lines, octets with line ends."""
-        return self._longcmd(f"RETR {which}")
+        return self.__long(f"RETR {which}")
 
-    def top(self, which: Number, howmuch: int) -> LongResponse:
+    def top(self, which: object, howmuch: int) -> LongResponse:
         """The header and so many lines of the body, as ``retr`` gives them."""
-        return self._longcmd(f"TOP {which} {howmuch}")
+        return self.__long(f"TOP {which} {howmuch}")
 
-    def dele(self, which: Number) -> bytes:
-        return self._shortcmd(f"DELE {which}")
+    def dele(self, which: object) -> bytes:
+        return self.__short(f"DELE {which}")
 
     def noop(self) -> bytes:
-        return self._shortcmd("NOOP")
+        return self.__short("NOOP")
 
     def rset(self) -> bytes:
-        return self._shortcmd("RSET")
+        return self.__short("RSET")
 
     # The end.
 
     def quit(self) -> bytes:
         """What was marked as deleted is removed; the connection ends."""
-        response = self._shortcmd("QUIT")
+        response = self.__short("QUIT")
         self.close()
         return response
 
     def close(self) -> None:
         """Drop the connection: nothing is removed."""
-        file, connection = self.file, self.sock
-        self.file = self.sock = None
+        file: BinaryIO | None = self.file
+        connection: socket.socket | None = self.sock
+        # As the standard library does; its stub has no None there either.
+        self.file = self.sock = None  # type: ignore[assignment]
         if file is not None:
             file.close()
         if connection is not None:
             with suppress(OSError):  # the server was quicker
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
+
+    def __short(self, line: str) -> bytes:
+        response: bytes = self._shortcmd(line)
+        return response
+
+    def __long(self, line: str) -> LongResponse:
+        response: LongResponse = self._longcmd(line)
+        return response
 
 
 class POP3_SSL(POP3):  # the name is the standard library's
@@ -278,24 +331,66 @@ class POP3_SSL(POP3):  # the name is the standard library's
         self,
         host: str,
         port: int = POP3_SSL_PORT,
-        keyfile: str | None = None,
-        certfile: str | None = None,
-        timeout: float | _Default | None = _Default.TIMEOUT,
+        keyfile: StrOrBytesPath | None = None,
+        certfile: StrOrBytesPath | None = None,
+        timeout: float | None = _DEFAULT,
         context: ssl.SSLContext | None = None,
     ) -> None:
         own = certfile or keyfile
         if context is not None and own is not None:
             raise ValueError("context and certfile or keyfile arguments are mutually exclusive")
+        self.keyfile = keyfile
+        self.certfile = certfile
         self.context = self.default_context() if context is None else context
         if own is not None:
             what = "keyfile and certfile are deprecated, use a custom context instead"
             warnings.warn(what, DeprecationWarning, stacklevel=2)
-            tls.load_own(self.context, Path(certfile or own), Path(keyfile or own))
+            paths = (Path(fsdecode(each)) for each in (certfile or own, keyfile or own))
+            tls.load_own(self.context, *paths)
         super().__init__(host, port, timeout)
 
-    def _create_socket(self, timeout: float | _Default | None) -> socket.socket:
-        connection = super()._create_socket(timeout)
+    def __connect(self, timeout: float | None) -> socket.socket:
+        connection: socket.socket = super()._create_socket(timeout)
         return self.context.wrap_socket(connection, server_hostname=self.host)
 
-    def stls(self, context: ssl.SSLContext | None = None) -> bytes:
+    _create_socket: Any = __connect
+
+    def stls(self, context: Any = None, keyfile: Any = None, certfile: Any = None) -> NoReturn:
         raise error_proto("-ERR TLS session already established")
+
+
+class _Counted(io.RawIOBase):
+    """What is read from a socket, and how many octets that were."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+        self._octets = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        count = self._raw.readinto(buffer)
+        self._octets += count or 0
+        return count
+
+    def tell(self) -> int:
+        return self._octets
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def _file(connection: socket.socket) -> io.BufferedReader:
+    """As ``makefile("rb")``, but it can say what it holds."""
+    return io.BufferedReader(_Counted(connection.makefile("rb", buffering=0)), _BUFFER)
+
+
+def _unread(file: BinaryIO) -> int:
+    """Octets that were received and not read; of another file than ours that is not known."""
+    raw = getattr(file, "raw", None)
+    return raw.tell() - file.tell() if isinstance(raw, _Counted) else 0

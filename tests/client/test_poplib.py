@@ -6,6 +6,7 @@ That it does the same in all else, CPython's own tests show: ``interop/test_popl
 from __future__ import annotations
 
 import poplib as original
+import re
 import socket
 import ssl
 import threading
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -261,3 +263,126 @@ def test_a_server_that_is_silent() -> None:
     with pytest.raises(TimeoutError):
         poplib.POP3("127.0.0.1", listening.getsockname()[1], timeout=0.01)
     listening.close()
+
+
+# What subclasses override.
+
+HOOKS = (
+    *("_create_socket", "_putline", "_putcmd", "_getline", "_getresp", "_getlongresp"),
+    *("_shortcmd", "_longcmd"),
+)
+
+
+def test_every_method_that_a_subclass_may_override_is_there() -> None:
+    """As long as the standard library has it."""
+    theirs = {name for name in vars(original.POP3) if re.fullmatch(r"_[a-z]\w*", name)}
+    assert theirs - {"_tls_established", "_debugging"} <= set(HOOKS)
+    with saying() as (client, _):
+        for name in ("sock", "file", "host", "port", "welcome", "_debugging", "_tls_established"):
+            assert hasattr(client, name)
+
+
+def session(module: Any, server: Pop3Server, name: str) -> list[str]:
+    """The calls of one overridden method in a session, with their arguments and results."""
+    calls: list[str] = []
+    base = module.POP3_SSL
+
+    def override(self: Any, *arguments: Any) -> Any:
+        found = getattr(super(kind, self), name)(*arguments)
+        told = "" if name == "_create_socket" else f"{arguments} {found}"
+        calls.append(f"{name} {told}")
+        return found
+
+    kind = type("Overriding", (base,), {name: override})
+    context = ssl.create_default_context(cafile=server.ca_file)
+    client = kind(server.host, server.port, context=context, timeout=10)
+    client.user("ann")
+    client.pass_("pw")
+    client.stat()
+    client.list()
+    client.uidl(1)
+    client.retr(1)
+    client.top(1, 0)
+    with pytest.raises(module.error_proto):
+        client.dele(9)
+    client.capa()
+    client.rset()
+    client.quit()
+    return calls
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_an_overridden_method_is_called_as_by_the_standard_library(name: str) -> None:
+    """As often, with the same arguments and results."""
+    with Pop3Server() as server:
+        server.deliver("ann", b"Subject: one\r\n\r\n.dot\r\n..\r\n")
+        assert session(poplib, server, name) == session(original, server, name)
+
+
+def test_an_override_that_reads_the_file_itself() -> None:
+    """As the standard library's own does."""
+
+    class Copied(poplib.POP3):
+        def _getline(self) -> tuple[bytes, int]:
+            line = self.file.readline(2048 + 1)
+            if not line:
+                raise poplib.error_proto("-ERR EOF")
+            return line.removesuffix(b"\n").removesuffix(b"\r"), len(line)
+
+    with Pop3Server(clear=True) as server:
+        server.deliver("ann", b"Subject: one\r\n\r\n.dot\r\n..\r\n")
+        client = Copied(server.host, server.stls_port, timeout=10)
+        client.user("ann")
+        client.pass_("pw")
+        assert client.retr(1)[1] == [b"Subject: one", b"", b".dot", b".."]
+        client.dele(1)
+        client.quit()
+        assert server.messages("ann") == []
+
+
+def test_a_file_that_a_program_has_made_itself() -> None:
+    """Such as after a handshake of its own."""
+    with Pop3Server(users={"ann": "pw"}) as server:
+        client = poplib.POP3(server.host, server.stls_port, timeout=10)
+        client._shortcmd("STLS")
+        context = ssl.create_default_context(cafile=server.ca_file)
+        client.sock = context.wrap_socket(client.sock, server_hostname=server.host)
+        client.file = client.sock.makefile("rb")
+        client.user("ann")
+        client.pass_("pw")
+        assert client.stat() == (0, 0)
+        client.quit()
+
+
+def test_the_default_timeout_is_what_create_connection_takes() -> None:
+    class Through(poplib.POP3):
+        def _create_socket(self, timeout: Any) -> socket.socket:
+            return socket.create_connection((self.host, self.port), timeout)
+
+    with Pop3Server() as server:
+        client = Through(server.host, server.stls_port)
+        assert client.sock.gettimeout() == socket.getdefaulttimeout()
+        client.quit()
+
+
+@pytest.mark.parametrize(
+    "said", [b"-ERR no tan staaf here", b"-ERR TAN STAAF", b"-ERR dGFuIHN0YWFm"], ids=str
+)
+def test_no_exception_repeats_the_password(said: bytes) -> None:
+    with saying(b"+OK\r\n", said + b"\r\n", said + b"\r\n") as (client, _):
+        client.user("mrose")
+        for attempt in (lambda: client.pass_("tan staaf"), client.stat):
+            with pytest.raises(poplib.error_proto) as caught:
+                attempt()
+            shown = f"{caught.value} {caught.value.args} {caught.value.__context__}"
+            assert "***" in shown
+            assert "staaf" not in shown.lower()
+            assert "GFuIHN0" not in shown
+
+
+def test_an_answer_without_a_password_comes_as_it_is() -> None:
+    with saying(b"+OK\r\n", b"-ERR \xff\xe9 no\r\n") as (client, _):
+        client.user("mrose")
+        with pytest.raises(poplib.error_proto) as caught:
+            client.pass_("tan staaf")
+        assert caught.value.args == (b"-ERR \xff\xe9 no",)
