@@ -16,11 +16,14 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import restante
+from restante.cli import command
 from restante.errors import LoginFailed, RestanteError, UnsafeArgument
 from restante.net.remote import Remote
 from restante.pop3.dialogue import Capabilities, Dialogue
 from restante.pop3.record import Record, Secrets
 from restante.sasl import Login
+
+from .shells import NONE, UNUSED, Peer, kinds, opened, scripted
 
 PASSWORDS = [
     "tan staaf",
@@ -195,6 +198,53 @@ def test_a_url_that_cannot_be_read_is_not_repeated(connect: Any, url: str) -> No
         asyncio.run(enter())
     for part in ("s3cret", "12345", "part", "s3", "99999"):
         assert part not in everything(caught.value)
+
+
+@pytest.mark.parametrize("url", HOSTILE_URLS)
+@pytest.mark.parametrize(
+    "arguments", [["fetch", "URL", "--to", "maildir:x"], ["account", "add", "isp", "URL"]]
+)
+def test_the_command_line_does_not_repeat_such_a_url(
+    arguments: list[str], url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its first line of defence is that a password in a URL is refused; all of this is none."""
+    code: object
+    try:
+        code = command.run([url if each == "URL" else each for each in arguments])
+    except SystemExit as end:
+        code = end.code
+    shown = "".join(capsys.readouterr())
+    assert code not in (0, 70), shown
+    for part in ("s3cret", "12345", "part", "99999"):
+        assert part not in shown
+
+
+async def echoes(peer: Peer) -> None:
+    """Refuses the login, with all that it has heard of it."""
+    await peer.say(b"+OK ready\r\n")
+    while command := await peer.hear():
+        if command == b"CAPA":
+            await peer.say(b"+OK\r\nSASL PLAIN\r\n.\r\n")
+        else:
+            await peer.say(b"-ERR [AUTH] you said " + command + b" or tan staaf\r\n")
+
+
+@kinds
+def test_a_login_that_fails_shows_no_password(kind: str) -> None:
+    recorded: list[str] = []
+
+    async def main() -> None:
+        async with scripted(echoes) as (port, _):
+            where = f"pop3://mrose:tan%20staaf@127.0.0.1:{port}"
+            async with opened(kind, where, tls=NONE, context=UNUSED, record=recorded.append):
+                pass
+
+    with pytest.raises(LoginFailed, match="you said") as caught:
+        asyncio.run(main())
+    assert caught.value.code == "AUTH"
+    for shown in (everything(caught.value), caught.value.text, "\n".join(recorded)):
+        assert "staaf" not in shown.replace("tan%20staaf", "").lower()
+        assert not shows(shown, "tan staaf")
 
 
 @pytest.mark.parametrize(

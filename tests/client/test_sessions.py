@@ -459,6 +459,41 @@ def test_a_loss_that_is_known_or_is_none_is_not_reported(
     assert len(server.messages("ann")) == 3
 
 
+@kinds
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("marked", [0, 1])
+def test_a_server_that_closes_at_quit_has_lost_only_what_was_marked(
+    server: Pop3Server, kind: str, reset: bool, marked: int
+) -> None:
+    """Without an answer: some do so always, and where nothing was marked nothing is lost."""
+    with_mail(server, 2)
+    server.fault.drop("QUIT", reset=reset)
+
+    async def main() -> None:
+        async with opened(kind, server.url("ann"), ca_file=server.ca_file) as held:
+            await held.call("delete", *(await held.listing())[:marked])
+
+    if marked:
+        with pytest.raises(ConnectionLost) as caught:
+            asyncio.run(main())
+        assert (caught.value.lost_deletions, caught.value.is_known) == (1, False)
+    else:
+        asyncio.run(main())
+    assert len(server.messages("ann")) == 2 - marked
+
+
+@kinds
+def test_a_connection_that_is_lost_before_quit_is_an_error(server: Pop3Server, kind: str) -> None:
+    server.fault.drop("NOOP")
+
+    async def main() -> None:
+        async with opened(kind, server.url("ann"), ca_file=server.ca_file) as held:
+            await held.call("noop")
+
+    with pytest.raises(ConnectionLost):
+        asyncio.run(main())
+
+
 # Mistakes.
 
 

@@ -418,10 +418,6 @@ async def connected(found: Configuration, name: str, account: Account) -> AsyncI
         try:
             client = await stack.enter_async_context(connect_in_time(account.url, **options))
         except LoginFailed as error:
-            secret = options.get("password", "")
-            if secret and secret in error.text:  # some servers say what was wrong, to the letter
-                text = error.text.replace(secret, "…")
-                raise LoginFailed(error.command, text, error.code) from None
             if not account.oauth.provider or error.retry:
                 raise
             # What seemed good may have been taken back: once more with a new one.

@@ -16,7 +16,13 @@ from os import PathLike
 from pathlib import Path
 from typing import TypeVar, Unpack, cast
 
-from ..errors import BodySkipped, CommandFailed, DeadlineExceeded, UnsafeArgument
+from ..errors import (
+    BodySkipped,
+    CommandFailed,
+    ConnectionLost,
+    DeadlineExceeded,
+    UnsafeArgument,
+)
 from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure, Retrieval
 from ..pop3.listing import Message
 from ..pop3.quirks import Quirks
@@ -277,6 +283,9 @@ class Client:
         self._begin()
         try:
             await self._perform(self._dialogue.quit())
+        except ConnectionLost as error:
+            if not self._dialogue.is_harmless(error):
+                raise
         finally:
             self._is_busy = False
             self.abort()

@@ -177,6 +177,14 @@ class Dialogue:
         """The exception for a connection that ended without the answer to QUIT."""
         return kind(reason, self.deletions, is_known=not self._is_leaving)
 
+    def is_harmless(self, error: ConnectionLost) -> bool:
+        """Whether the server closed the connection at QUIT, and nothing had been marked.
+
+        Then QUIT has nothing to do (RFC 1939 §6), answered or not.
+        """
+        is_end = self._is_leaving and type(error) is ConnectionLost
+        return is_end and not self.deletions and self._refused is None
+
     # The beginning.
 
     def greeting(self) -> Procedure[None]:
