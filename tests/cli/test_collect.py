@@ -21,6 +21,7 @@ from restante.collect.oauth.flow import Tokens
 from restante.testing import Pop3Server
 
 from .conftest import Restante, started
+from .screen import terminal
 
 MESSAGE = b"Subject: one\n\nhello\n"
 
@@ -104,6 +105,39 @@ def test_the_story_of_a_large_message(
     assert restante("collect", "bob").out == ""
     assert restante("collect", "bob", "--whole", name).out.startswith("bob: 1 message stored")
     assert stored(home, "bob") == 2
+
+
+def test_a_refused_login_leaves_no_bar(home: Path, configured: Path, server: Pop3Server) -> None:
+    server.deliver("ann", MESSAGE * 1000)
+    configured.write_text(configured.read_text().replace('"pw"', '"wrong"', 1))
+    with terminal("collect", "--all") as screen:
+        assert screen.wait() == 77
+    assert screen.shown == "ann: PASS: authentication failed\nbob: nothing new\n"
+
+
+@pytest.mark.parametrize("kind", ["dumb", "unknown", ""])
+def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
+    kind: str, home: Path, configured: Path, server: Pop3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", kind)
+    for _ in range(20):
+        server.deliver("ann", MESSAGE * 1000)
+    with terminal("collect", "ann") as screen:
+        assert screen.wait() == 0
+    assert re.fullmatch(r"ann: 20 messages stored \(\d+ octets\)\n", screen.shown)
+
+
+def test_no_color_is_respected(
+    home: Path, configured: Path, server: Pop3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "1")
+    for _ in range(20):
+        server.deliver("ann", MESSAGE * 1000)
+    with terminal("collect", "ann") as screen:
+        assert screen.wait() == 0
+    colours = re.findall(r"\x1b\[([0-9;]*)m", screen.shown)
+    assert not [each for each in colours if re.search(r"(?:^|;)(?:3|4|9|10)[0-7]", each)]
 
 
 def test_one_line_of_json_for_each_account(

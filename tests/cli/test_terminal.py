@@ -61,8 +61,32 @@ def test_what_the_terminal_cannot_display_is_escaped(ann: str) -> None:
     assert (found.code, "price \\u20ac 5" in found.out) == (0, True), found
 
 
+@pytest.mark.parametrize("answer", ["n", "", "no"])
+def test_no_is_an_answer(answer: str, ann: str) -> None:
+    with terminal("user", "rm", ann) as screen:
+        screen.answer(r"\[y/N\] ", answer)
+        assert screen.wait() == 0
+    assert screen.shown.endswith("Nothing was changed.\n")
+    assert program("user", "list").out == "ann\n"
+
+
+def test_without_a_terminal_nothing_is_asked(ann: str) -> None:
+    done = program("user", "rm", ann)
+    assert (done.code, "Not without --yes" in done.err) == (64, True)
+    assert program("user", "rm", "bob").code == 67
+
+
 LISTEN = ("--listen", "pop3s://127.0.0.1:0")
 READY = r"trust .*\n.*\n.*\n"
+
+
+def test_the_banner_names_networks_that_need_no_tls(home: Path) -> None:
+    file = home / "restante.toml"
+    networks = ["192.168.1.40/32", "2001:db8::/64"]
+    file.write_text(f"[server]\nworkers = 1\n[auth]\nallow_plaintext_from = {networks}\n")
+    with terminal("-c", file, "serve", *LISTEN) as screen:
+        screen.expect(READY)
+    assert "logins without TLS are accepted from 192.168.1.40/32, 2001:db8::/64" in screen.shown
 
 
 @pytest.fixture(params=[1, 2])

@@ -150,9 +150,13 @@ def auth(options: argparse.Namespace) -> int:
 
 def test(options: argparse.Namespace) -> int:
     found, account = _one(options)
-    code = adding.try_login(found, options.name, account, options)
+    count, octets = adding.try_login(found, options.name, account)
     adding.try_destination(found, options.name, account)
-    return code
+    if options.json:
+        common.print_json("account-test", name=options.name, messages=count, octets=octets)
+    else:
+        print(adding.told_login(options.name, count, octets))
+    return os.EX_OK
 
 
 def adopt(options: argparse.Namespace) -> int:
@@ -226,11 +230,15 @@ def remove(options: argparse.Namespace) -> int:
     if not common.confirm(
         f"Forget {options.name}, and which messages were taken from it?", options
     ):
-        return os.EX_USAGE
+        return os.EX_OK
     adding.take_back(found, options.name)
     with closing(collect.open_ledger(found)) as ledger:
         count = ledger.forget(options.name)
-    common.say(f"{options.name} is forgotten, with {count} messages that were taken")
+    if options.json:
+        common.print_json("account-rm", name=options.name, forgotten=count)
+    else:
+        record = f"its record of {counted(count, 'collected message')}"
+        common.say(f"Removed account {options.name} and {record}.")
     return os.EX_OK
 
 

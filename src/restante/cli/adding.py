@@ -121,14 +121,27 @@ def add(options: argparse.Namespace) -> int:
     except BaseException:
         take_back(found, name)
         raise
+    there: tuple[int, int] | None = None
     if not options.no_test:
-        user = _try(found, name, account, options, place)
+        user, there = _try(found, name, account, place)
         if user != place.user:
             path.unlink()
             write(path, name, values | {"user": user}, sections)
             common.say(f"the server requires the name without the domain: {user}")
-    common.say(f"written: {path}\nnext: restante collect {name} --dry-run")
+    _report(options, name, path, there)
     return os.EX_OK
+
+
+def _report(
+    options: argparse.Namespace, name: str, path: Path, there: tuple[int, int] | None
+) -> None:
+    if options.json:
+        count, octets = there or (None, None)
+        common.print_json("account-add", name=name, file=str(path), messages=count, octets=octets)
+        return
+    if there is not None:
+        print(told_login(name, *there))
+    common.say(f"written: {path}\nnext: restante collect {name} --dry-run")
 
 
 def _identified(options: argparse.Namespace, found: Configuration) -> tuple[str, _Place]:
@@ -215,20 +228,16 @@ def _look_over(options: argparse.Namespace, name: str, values: Mapping[str, Any]
 
 
 def _try(
-    found: Configuration,
-    name: str,
-    account: Account,
-    options: argparse.Namespace,
-    place: _Place,
-) -> str:
-    """By which name it works.
+    found: Configuration, name: str, account: Account, place: _Place
+) -> tuple[str, tuple[int, int]]:
+    """By which name it works, and how many messages and octets are there.
 
     An account that does not work is not left behind, unless somebody has signed in for it.
     """
     try:
-        user = _log_in(found, name, account, options, place)
+        working = _log_in(found, name, account, place)
         try_destination(found, name, account)
-        return user
+        return working
     except BaseException as error:
         if isinstance(error, LoginFailed) and place.mail is not None and place.mail.switch:
             common.say(f"has POP been switched on? {place.mail.name}: {place.mail.switch}")
@@ -243,24 +252,18 @@ def _try(
 
 
 def _log_in(
-    found: Configuration,
-    name: str,
-    account: Account,
-    options: argparse.Namespace,
-    place: _Place,
-) -> str:
+    found: Configuration, name: str, account: Account, place: _Place
+) -> tuple[str, tuple[int, int]]:
     """The whole address first; where that is refused, its local part once (RFC 6186 §4)."""
     try:
-        try_login(found, name, account, options)
+        return place.user, try_login(found, name, account)
     except LoginFailed as error:
         if error.code not in (None, "AUTH") or not place.local or account.oauth.provider:
             raise
         try:
-            try_login(found, name, replace(account, user=place.local), options)
+            return place.local, try_login(found, name, replace(account, user=place.local))
         except LoginFailed:
             raise error from None
-        return place.local
-    return place.user
 
 
 def _name(found: Configuration, place: _Place) -> str:
@@ -454,16 +457,14 @@ def try_destination(found: Configuration, name: str, account: Account) -> None:
             destination.has(name)
 
 
-def try_login(
-    found: Configuration, name: str, account: Account, options: argparse.Namespace
-) -> int:
+def try_login(found: Configuration, name: str, account: Account) -> tuple[int, int]:
+    """Log in at the account's server; returns how many messages and octets are there."""
     with closing(collect.open_ledger(found)) as ledger:
-        count, octets = asyncio.run(_look(found, name, account, ledger))
-    if options.json:
-        common.print_json("account-test", name=name, messages=count, octets=octets)
-    else:
-        print(f"{name}: {counted(count, 'message')} ({counted(octets, 'octet')})")
-    return os.EX_OK
+        return asyncio.run(_look(found, name, account, ledger))
+
+
+def told_login(name: str, count: int, octets: int) -> str:
+    return f"{name}: {counted(count, 'message')} ({counted(octets, 'octet')})"
 
 
 async def _look(

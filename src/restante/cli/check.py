@@ -30,6 +30,8 @@ def run(options: argparse.Namespace) -> int:
     if options.example:
         from ..config import example
 
+        common.refuse_json(options)
+
         print(example(), end="")
         return os.EX_OK
     found = common.configuration(options)

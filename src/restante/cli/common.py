@@ -295,11 +295,26 @@ def print_json(verb: str, **values: Any) -> None:
     print(json.dumps({"schema": f"restante/{verb}/1", **values}), flush=True)
 
 
+def refuse_json(options: argparse.Namespace) -> None:
+    """
+    Raises:
+        UnsafeArgument: JSON is asked of a command that has none, so that no program waits for it.
+    """
+    if options.json:
+        raise UnsafeArgument("this command has no --json")
+
+
 def confirm(question: str, options: argparse.Namespace) -> bool:
-    """``--yes``, or a person who says so."""
+    """Whether ``--yes`` was given, or the user agrees.
+
+    Raises:
+        UnsafeArgument: there is no terminal to ask at.
+    """
     if options.yes:
         return True
     if not sys.stdin.isatty():
-        say(f"{question} Not without --yes.")
-        return False
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        raise UnsafeArgument(f"{question} Not without --yes.")
+    if input(f"{question} [y/N] ").strip().lower() in ("y", "yes"):
+        return True
+    say("Nothing was changed.")
+    return False

@@ -32,8 +32,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.set_defaults(run=run)
 
 
-def run(_: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Start a server, deliver, fetch, delete, give back; then stop."""
+    common.refuse_json(options)
     with TemporaryDirectory(prefix="restante-demo-") as folder:
         run_loop(_story(config.ephemeral(Path(folder))))
     _tell("stop", "the server has ended, and all it wrote is gone")

@@ -294,7 +294,7 @@ async def purge(options: argparse.Namespace, store: AnyStore) -> int:
     longer = common.seconds(options.older_than) if options.older_than else 0.0
     before = time.time() - longer if longer else inf  # all, also what is dated in the future
     if not common.confirm("Destroy held mail for good?", options):
-        return os.EX_USAGE
+        return os.EX_OK
 
     async def destroy(user: str) -> int:
         return await store.purge(user, before)
@@ -316,7 +316,7 @@ async def _purge_due(options: argparse.Namespace, store: AnyStore) -> int:
             due += (await store.purge_due(user, until=-inf, now=reading.now)).doubtful
     question = f"It is {today}. Destroy {telling.counted(due, 'held message')} whose time is over?"
     if due and not common.confirm(question, options):
-        return os.EX_USAGE
+        return os.EX_OK
     clock.accept()
 
     async def destroy(user: str) -> int:

@@ -709,6 +709,8 @@ def _introduce(configuration: Configuration, server: Running) -> None:
     for name, where in server.addresses.items():
         url = f"unix:{where}" if name.endswith("_unix") else f"{name}://{where}"
         say(f"  {name.removesuffix('_unix'):6} {url}  {notes.get(name, '')}".rstrip())
+    if clear := configuration.auth.allow_plaintext_from:
+        say(f"  clear  logins without TLS are accepted from {', '.join(map(str, clear))}")
     say(f"  trust  {server.certificate}, SHA-256")
     for half in common.halves(tls.fingerprint(server.certificate)):
         say(f"         {half}")

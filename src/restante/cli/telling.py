@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,6 +15,8 @@ from ..log import printable
 from . import common
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from ..collect.collector import Outcome
     from ..collect.collector import Progress as Told
     from ..pop3.listing import Message
@@ -28,10 +31,41 @@ def no_bar(name: str) -> AbstractContextManager[Told]:
 
 @contextmanager
 def bars(*, wanted: bool = True) -> Iterator[Bars]:
-    """Bars below each other on a terminal, and none elsewhere."""
-    if not wanted or not sys.stderr.isatty():
+    """Bars below each other on a terminal that can move its cursor, and none elsewhere.
+
+    Each appears once it is known how much there is, so a refused login leaves none behind.
+    """
+    is_able = sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+    if not wanted or not is_able:
         yield no_bar
         return
+    shown = _progress()
+    try:
+
+        @contextmanager
+        def bar(name: str) -> Iterator[Told]:
+            task = shown.add_task(name, total=None, what="", visible=False)
+
+            def show(messages: Sequence[Message], octets: int) -> None:
+                if messages:
+                    total = sum(message.size for message in messages)
+                    what = counted(len(messages), "message")
+                    shown.update(task, total=total, what=what, visible=True)
+                    shown.start()  # which does nothing the second time
+                shown.update(task, advance=octets)
+
+            try:
+                yield show
+            finally:
+                shown.remove_task(task)
+
+        yield bar
+    finally:
+        shown.stop()
+
+
+def _progress() -> Progress:
+    """Colours are rich's matter, which leaves them out if NO_COLOR is set."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -42,37 +76,17 @@ def bars(*, wanted: bool = True) -> Iterator[Bars]:
         TransferSpeedColumn,
     )
 
-    columns = (
+    return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(20),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[what]}"),
-    )
-    with Progress(
-        *columns,
         console=Console(stderr=True),
         transient=True,
         redirect_stdout=sys.stdout.isatty(),  # a file gets the results as they are
-    ) as shown:
-
-        @contextmanager
-        def bar(name: str) -> Iterator[Told]:
-            task = shown.add_task(name, total=None, what="")
-
-            def show(messages: Sequence[Message], octets: int) -> None:
-                if messages:
-                    total = sum(message.size for message in messages)
-                    shown.update(task, total=total, what=counted(len(messages), "message"))
-                shown.update(task, advance=octets)
-
-            try:
-                yield show
-            finally:
-                shown.remove_task(task)
-
-        yield bar
+    )
 
 
 def counted(number: int, thing: str) -> str:

@@ -199,9 +199,11 @@ def disable(options: argparse.Namespace) -> int:
 
 
 def remove(options: argparse.Namespace) -> int:
+    users = _users(options)
+    users.get(options.name)  # a typing error shows before the question
     if not common.confirm(f"Remove {options.name}? The maildrop stays.", options):
-        return os.EX_USAGE
-    _users(options).remove(options.name)
+        return os.EX_OK
+    users.remove(options.name)
     return _done(options, "user-rm", "is removed; the maildrop stays")
 
 
