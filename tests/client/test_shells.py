@@ -25,6 +25,8 @@ from restante.errors import (
     TLSUnavailable,
     UnsafeArgument,
 )
+from restante.net import blocking as blocking_module
+from restante.net import client as client_module
 from restante.net import tls
 from restante.net.blocking import connect_blocking
 from restante.net.client import Client, _Stream, connect
@@ -262,6 +264,53 @@ def test_a_failure_to_connect_is_told_in_words(
 ) -> None:
     found = explain(error, "host")
     assert (type(found), str(found)[: len(words)]) == (kind, words)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks early whether a silent port speaks TLS."""
+    for module in (client_module, blocking_module):
+        monkeypatch.setattr(module, "SILENCE", 0.2)
+
+
+@both
+def test_tls_on_a_port_that_was_taken_for_a_clear_one(
+    session: Session, impatient: None, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    async def main() -> None:
+        async with our_server(server_tls) as (_, server, store):
+            words = f"write pop3s://localhost:{server.port}"
+            with pytest.raises(TLSUnavailable, match=words):
+                await session(f"pop3://localhost:{server.port}", context=client_tls)
+            assert len(await sizes(store)) == len(MESSAGES)
+
+    asyncio.run(main())
+
+
+@both
+def test_a_clear_port_that_was_taken_for_tls(session: Session, client_tls: ssl.SSLContext) -> None:
+    async def main() -> None:
+        async with scripted(polite) as (port, _):
+            with pytest.raises(TLSUnavailable, match=r"write pop3:// \(STLS\)"):
+                await session(f"pop3s://localhost:{port}", context=client_tls)
+
+    asyncio.run(main())
+
+
+@both
+def test_a_slow_greeting_is_waited_for(session: Session, impatient: None) -> None:
+    """Looking whether it speaks TLS disturbs nothing."""
+
+    async def slow(peer: Peer) -> None:
+        await asyncio.sleep(0.6)
+        await polite(peer)
+
+    async def main() -> None:
+        async with scripted(slow) as (port, peers):
+            found = await session(f"pop3://127.0.0.1:{port}", tls=NONE)
+            assert (len(found), len(peers)) == (2, 2)
+
+    asyncio.run(main())
 
 
 @both

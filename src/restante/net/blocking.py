@@ -30,7 +30,7 @@ from ..pop3.quirks import Quirks
 from ..pop3.record import Record
 from .client import Progress
 from .connecting import Limits, reach_blocking
-from .remote import TLS, Options, Remote, Service, binding, explain
+from .remote import SILENCE, TLS, Options, Remote, Service, binding, explain, speaks_tls
 from .saving import Gathering, Parsing, Saving
 
 T = TypeVar("T")
@@ -320,6 +320,8 @@ class BlockingClient:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if remote.tls is TLS.IMPLICIT:
                 self._shake_hands()
+            elif self._is_silent() and speaks_tls(remote.host, remote.port):
+                raise remote.mixed_up()
             self._perform(dialogue.greeting())
             if remote.tls is TLS.STARTTLS:
                 self._perform(dialogue.start_tls())
@@ -335,6 +337,19 @@ class BlockingClient:
     def _binding(self) -> bytes:
         return binding(self._socket if isinstance(self._socket, ssl.SSLSocket) else None)
 
+    def _is_silent(self) -> bool:
+        """Whether there is no greeting for some seconds, of which the server may still be slow."""
+        assert self._socket is not None
+        wait = self._next_wait()
+        self._socket.settimeout(SILENCE if wait is None else min(wait, SILENCE))
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except TimeoutError:
+            return wait is None or wait > SILENCE
+        except OSError:
+            pass  # it shows again where the greeting is read
+        return False
+
     def _shake_hands(self) -> None:
         """What the kernel has from before the handshake becomes a broken handshake."""
         assert self._socket is not None
@@ -349,7 +364,7 @@ class BlockingClient:
     def _explained(self, error: OSError) -> Exception:
         if isinstance(error, TimeoutError) and self._limits.is_over:
             return self._dialogue.lost(self._limits.what_is_over, DeadlineExceeded)
-        return explain(error, self._remote.host)
+        return explain(error, self._remote.host, self._remote.tls)
 
     def _next_wait(self) -> float | None:
         """

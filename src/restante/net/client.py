@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from email.message import EmailMessage
 from os import PathLike
@@ -28,7 +28,7 @@ from ..pop3.listing import Message
 from ..pop3.quirks import Quirks
 from ..pop3.record import Record
 from .connecting import Limits, reach
-from .remote import TLS, Options, Remote, Service, binding, explain
+from .remote import SILENCE, TLS, Options, Remote, Service, binding, explain, speaks_tls
 from .saving import AT_ONCE, Gathering, Parsing, Saving, in_thread
 
 T = TypeVar("T")
@@ -373,6 +373,10 @@ class Client:
         try:
             if is_implicit:
                 self._check_name()
+            elif await self._is_silent() and await asyncio.to_thread(
+                speaks_tls, remote.host, remote.port
+            ):
+                raise remote.mixed_up()
             await self._perform(dialogue.greeting())
             if remote.tls is TLS.STARTTLS:
                 await self._perform(dialogue.start_tls())
@@ -385,6 +389,13 @@ class Client:
             self.abort()
             raise
         self._loss = None
+
+    async def _is_silent(self) -> bool:
+        """Whether there is no greeting for some seconds, of which the server may still be slow."""
+        assert self._stream is not None
+        wait = self._next_wait()
+        seconds = SILENCE if wait is None else min(wait, SILENCE)
+        return await self._stream.is_silent(seconds) and (wait is None or wait > SILENCE)
 
     def _check_name(self) -> None:
         assert self._stream is not None
@@ -406,7 +417,7 @@ class Client:
     def _explained(self, error: OSError) -> Exception:
         if isinstance(error, TimeoutError) and self._limits.is_over:
             return self._dialogue.lost(self._limits.what_is_over, DeadlineExceeded)
-        return explain(error, self._remote.host)
+        return explain(error, self._remote.host, self._remote.tls)
 
     def _next_wait(self) -> float | None:
         """
@@ -532,6 +543,13 @@ class _Stream(asyncio.Protocol):
         if not self._is_closed and not self.transport.is_reading():
             self.transport.resume_reading()
         return octets
+
+    async def is_silent(self, seconds: float) -> bool:
+        """Whether nothing arrives for so long, and the connection is there."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._arrived.wait()
+        return not self._octets and not self._is_closed
 
     async def start_tls(self, context: ssl.SSLContext, host: str, timeout: float) -> None:
         self.transport.pause_reading()

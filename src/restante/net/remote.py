@@ -17,6 +17,7 @@ from ..errors import ConnectionLost, DeadlineExceeded, TLSUnavailable, UnsafeArg
 from ..pop3.quirks import PRESETS, Quirks, by_host
 from ..sasl import Login, Strength
 from . import tls as contexts
+from .connecting import reach_blocking
 
 TokenSource = str | Callable[[], str | Awaitable[str]]
 """An OAuth 2 bearer token, or what gives a fresh one for each login."""
@@ -92,6 +93,10 @@ class Options(TypedDict, total=False):
 
 _PORTS = {TLS.IMPLICIT: 995, TLS.STARTTLS: 110, TLS.NONE: 110}
 _SCHEMES = {"pop3s": TLS.IMPLICIT, "pop3": TLS.STARTTLS, "pop": TLS.STARTTLS}
+SILENCE = 3.0
+"""Seconds without a greeting after which it is looked at whether the port speaks TLS."""
+# What OpenSSL calls an answer that is no TLS.
+_NOT_TLS = ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
 _UNSIGNED = (18, 20)  # OpenSSL's X509_V_ERR_…: self-signed; by nobody who is known
 _AUTH = re.compile(";auth=", re.IGNORECASE)
 # By hand, because the exceptions of ``urllib.parse`` repeat what they cannot read, such as half a
@@ -239,6 +244,13 @@ class Remote:
             return by_host(self.host)
         return PRESETS[chosen] if isinstance(chosen, str) else chosen
 
+    def mixed_up(self) -> TLSUnavailable:
+        """Instead of a greeting there was TLS."""
+        return TLSUnavailable(
+            f"{self.host} speaks TLS from the first octet on port {self.port}; write "
+            f"pop3s://{self.host}:{self.port}"
+        )
+
     def ask_token(self) -> str | Awaitable[str]:
         """The token for the next login; empty where none is used."""
         return self.token() if callable(self.token) else self.token
@@ -307,7 +319,7 @@ def binding(peer: ssl.SSLSocket | ssl.SSLObject | None) -> bytes:
     return contexts.end_point(shown) if shown else b""
 
 
-def explain(error: OSError, host: str) -> Exception:
+def explain(error: OSError, host: str, tls: TLS = TLS.STARTTLS) -> Exception:
     """What a failure to connect means, in words that help."""
     if isinstance(error, ssl.SSLCertVerificationError):
         unsigned = error.verify_code in _UNSIGNED
@@ -316,10 +328,31 @@ def explain(error: OSError, host: str) -> Exception:
             f"the certificate of {host} is not trusted: {error.verify_message}{cure}"
         )
     if isinstance(error, ssl.SSLError):
-        reason = (getattr(error, "reason", "") or "handshake failed").lower().replace("_", " ")
-        return TLSUnavailable(f"no TLS with {host}: {reason}")
+        name = getattr(error, "reason", "") or "handshake failed"
+        reason = name.lower().replace("_", " ")
+        cure = "; if that port begins without TLS, write pop3:// (STLS)"
+        is_mixed_up = tls is TLS.IMPLICIT and name in _NOT_TLS
+        return TLSUnavailable(f"no TLS with {host}: {reason}{cure if is_mixed_up else ''}")
     if isinstance(error, TimeoutError):
         return DeadlineExceeded(f"{host} does not answer")
     # asyncio puts its own words in place of the system's.
     text = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
     return ConnectionLost(f"{host}: {text or str(error) or 'connection lost'}")
+
+
+def speaks_tls(host: str, port: int) -> bool:
+    """Whether TLS begins with the first octet there.  Blocking, a few seconds at most.
+
+    The certificate does not matter: nothing is said, and the connection ends.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with reach_blocking(host, port, SILENCE) as connection:
+            connection.settimeout(SILENCE)
+            context.wrap_socket(connection, server_hostname=host).close()
+    except ssl.SSLError as error:
+        return "ALERT" in (error.reason or "")
+    except (OSError, ValueError):
+        return False
+    return True
