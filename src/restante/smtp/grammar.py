@@ -20,8 +20,9 @@ from ..errors import (
     UnsafeArgument,
 )
 
-MAX_LINE = 1024  # octets, CRLF included: 512 (RFC 5321 §4.5.3.1.4) and what extensions add
-_MAX_PATH = 256  # octets (RFC 5321 §4.5.3.1.3)
+# Octets, CRLF included: 512 (RFC 5321 §4.5.3.1.4) and what extensions add.  Paths have no other
+# limit, as RFC 5321 §4.5.3.1 prefers: users may have longer names than its 256 octets.
+MAX_LINE = 1024
 
 # Beyond ASCII only with SMTPUTF8; lone surrogates are octets that were not UTF-8.
 _UTF8 = "\u00a0-\ud7ff\ue000-\U0010ffff"
@@ -108,14 +109,12 @@ class Path(NamedTuple):
             status: the enhanced status code of a malformed address, 5.1.7 or 5.1.3.
 
         Raises:
-            Refusal: malformed, or longer than 256 octets.
+            Refusal: malformed.
         """
         match = _PATH.fullmatch(text) or _BARE_PATH.fullmatch(text)
         if match is None:
             raise Refusal(501, "5.5.4", "the address must be in angle brackets")
         address = _SOURCE_ROUTE.sub("", match[1], count=1) if match[1][:1] == "@" else match[1]
-        if len(address.encode("utf-8", "surrogateescape")) > _MAX_PATH:
-            raise Refusal(553, status, f"the address is longer than {_MAX_PATH} octets")
         if address and not _ADDRESS.fullmatch(address):
             raise Refusal(553, status, "malformed address")
         return cls(address, _parameters(match[2] or ""))
