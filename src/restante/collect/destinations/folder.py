@@ -143,9 +143,13 @@ def may_be_made(path: Path) -> None:
     """
     Raises:
         TemporaryFailure: the directory above it is not there, or its disk is not mounted.
+        OSError: what is there is no directory, or may not be entered.
     """
-    if not path.absolute().parent.is_dir():
-        raise missing(path.absolute().parent)
+    above = path.absolute().parent
+    try:
+        os.stat(f"{above}/.")  # the dot asks for a directory
+    except FileNotFoundError:
+        raise missing(above) from None
     refuse_unmounted(str(path))
 
 
