@@ -291,11 +291,11 @@ def prove(seen: Seen, known: Taken | None, record: Record | None, why: str) -> P
         return Unproved.NOT_STORED
     if seen.has_come_back or known.is_gone:
         return Unproved.CAME_BACK
+    if seen.is_new and seen.is_short:
+        return Unproved.SHORT
     if seen.whole is not None:
         if not record.content.is_same(seen.whole):
             return Unproved.DIFFERENT
-        if seen.is_new and seen.is_short:
-            return Unproved.SHORT
         return Proved(_SEAL, seen, Evidence.FETCHED if seen.is_new else Evidence.COMPARED, why)
     if seen.header is None or record.content.likeness is None or known.doubt is Doubt.SHORT:
         return Unproved.UNSEEN
