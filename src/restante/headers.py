@@ -87,7 +87,6 @@ class _Guard:
         if not isinstance(value, str):  # set by a program, which is to hear of its mistakes
             parse(value, kwds)
             return
-        value = text_of(value)
         with suppress(Exception):
             if cls.may_parse(value):
                 found: dict[str, Any] = {"defects": []}
@@ -95,7 +94,7 @@ class _Guard:
                 kwds.update(found, decoded=text_of(found["decoded"]))
                 return
         parse("", kwds)
-        kwds.update(decoded=value, defects=[HeaderNotParsed()])
+        kwds.update(decoded=text_of(value), defects=[HeaderNotParsed()])
 
     @classmethod
     def may_parse(cls, value: str) -> bool:

@@ -241,11 +241,8 @@ class TolerantPolicy(EmailPolicy):
 
 
 def _refolded(value: str, line_end: str) -> str:
-    """A value as it came; text after a bare CR or LF cannot become another field."""
-    first, *lines = LINE_END.split(value)
-    return line_end.join(
-        [first, *(line if line[:1] in (" ", "\t") else " " + line for line in lines)]
-    )
+    """A value as it came; the parser has seen to it that each line after the first is folded."""
+    return line_end.join(LINE_END.split(value))
 
 
 def _tolerant(policy: Policy[Any]) -> TolerantPolicy:
