@@ -8,6 +8,7 @@ import os
 import poplib
 import queue
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -70,7 +71,12 @@ class Site:
     lines: queue.Queue[str] = field(default_factory=queue.Queue)
 
     def write(
-        self, *, workers: int = 2, limits: str = "", listen: Sequence[str] = FREE_PORTS
+        self,
+        *,
+        workers: int = 2,
+        limits: str = "",
+        auth: str = "",
+        listen: Sequence[str] = FREE_PORTS,
     ) -> None:
         (self.place / "restante.toml").write_text(
             f"""
@@ -82,6 +88,7 @@ workers = {workers}
 listen = "unix:{self.place}/lmtp.sock"
 [auth]
 allow_plaintext_from = ["127.0.0.0/8"]
+{auth}
 [tls]
 mode = "files"
 cert = "{self.place}/cert.pem"
@@ -676,3 +683,40 @@ def test_a_shared_count_survives_who_dies_while_counting(end: Callable[[], objec
     tally.forget(1)
     assert (tally.of("192.0.2.1"), tally.all()) == (1, 2)
     tally.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/etc/pam.d/other").exists(), reason="a system without PAM")
+def test_a_broken_module_of_pam_takes_no_worker_along(site: Site, tmp_path: Path) -> None:
+    """A check that hangs and one that crashes, each in a process of its own; after a reload and a
+    stop nothing of PAM is left."""
+    shutil.copy(Path(__file__).parent.parent / "auth" / "fake_pam.py", tmp_path / "pamela.py")
+    site.write(
+        auth='chain = ["pam"]\npam = { service = "other", first_uid = 1 }\n'
+        "failure_delay = 0\ndeadline = 1"
+    )
+    site.start(PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    workers = site.workers()
+    with ExitStack() as stack:
+        for worker in workers:
+            stuck = site.client_of(worker)
+            stack.callback(stuck.close)
+            stuck.sock.sendall(b"USER daemon\r\nPASS hang\r\n")
+        for password in "crash", "exit", "tan staaf":
+            for worker in workers:
+                other = site.client_of(worker)
+                stack.callback(other.close)
+                other.user("daemon")
+                other.sock.sendall(f"PASS {password}\r\n".encode())
+                answer = other.sock.recv(1000)
+                expected = b"+OK" if password == "tan staaf" else b"-ERR [SYS/TEMP]"
+                assert answer.startswith((expected, b"-ERR [IN-USE]")), answer
+    assert site.workers() == workers
+    site.process.send_signal(signal.SIGHUP)
+    site.wait_for("reloaded")
+    asked = [json.loads(line) for line in (tmp_path / "asked").read_text().splitlines()]
+    assert {each[5] for each in asked} == {"hang", "crash", "exit", "tan staaf"}
+    assert site.stop() == 0
+    for process in {process for each in asked for process in each[1:3]}:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -40,12 +41,14 @@ def service(tmp_path: Path) -> Iterator[Service]:
         missing("PAM can be configured by root only")
     path = Path(f"/etc/pam.d/restante-test-{os.getpid()}")
 
-    def make(text: str) -> Pam:
-        path.write_text(text)
-        return Pam(path.name, first_uid=1)
+    with ExitStack() as stack:
+        stack.callback(path.unlink, missing_ok=True)
 
-    yield make
-    path.unlink(missing_ok=True)
+        def make(text: str) -> Pam:
+            path.write_text(text)
+            return stack.enter_context(closing(Pam(path.name, first_uid=1)))
+
+        yield make
 
 
 @pytest.fixture

@@ -2,11 +2,18 @@
 
 Security: who is looked for is a user of the system (``getpwnam``) with a uid of people, so neither
 root nor a daemon logs in, nor is PAM troubled with them.  The account's management is asked too, so
-that whoever is locked or expired stays out.
-Limits: PAM blocks, as long as its modules please; a bounded number of calls runs at once.
+that whoever is locked or expired stays out.  PAM runs in processes of its own (``pam_helper``), so
+a module that crashes, hangs or exits ends one check and nothing else; that is a temporary failure.
+Limits: ``_AT_ONCE`` checks at a time.  A caller that gives up, at its deadline, ends its check.
 """
 
 from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+from contextlib import suppress
 
 from ..errors import AuthenticationFailed, BackendUnavailable
 from ..passdb import Account, Credentials
@@ -18,8 +25,10 @@ from .names import key as _key
 
 FIRST_UID = 1000  # of people, on most systems
 _LAST_UID = 65_533  # above it is nobody
-_AT_ONCE = 16  # calls
+_AT_ONCE = 16  # checks, and look-ups of names
+_END = 1.0  # seconds that the helper gets to end its children and itself
 _NOBODY = "restante-nobody"  # checked for somebody who does not exist, at the same cost
+_SUCCESS = 0
 # What says no; anything else says nothing (security/_pam_types.h).
 _REFUSALS = {
     6: "permission",
@@ -41,6 +50,7 @@ class Pam:
         self._service = service
         self._first_uid = first_uid
         self._aside = Aside("pam", _AT_ONCE)
+        self._helper = _Helper()
 
     async def verify(self, credentials: Credentials) -> Account:
         if not passwords.is_possible(credentials.password):
@@ -48,32 +58,25 @@ class Pam:
         name = _key(credentials.identity)
         if credentials.authorization and _key(credentials.authorization) != name:
             raise AuthenticationFailed("authorization")  # RFC 4616 §2: for oneself only
-        return await self._aside.run(lambda: self._verify(name, credentials.password))
-
-    def _verify(self, name: str, password: str) -> Account:
-        account = self._known(name)
+        account = await self.account(name)
         try:
-            self._ask(name if account else _NOBODY, password)
+            await self._check(name if account else _NOBODY, credentials.password)
         except AuthenticationFailed as error:
             raise AuthenticationFailed(error.reason if account else "unknown-user") from None
         if account is None:
             raise AuthenticationFailed("unknown-user")
         return account
 
-    def _ask(self, name: str, password: str) -> None:
-        try:
-            import pamela
-        except ImportError as error:
-            raise BackendUnavailable("pam needs pip install 'restante[pam]'") from error
-
-        try:
-            octets = password.encode("utf-8", "surrogateescape")
-            # Credentials of the system, such as Kerberos tickets, are not ours to make.
-            pamela.authenticate(name, [octets], service=self._service, resetcred=0)
-        except pamela.PAMError as error:
-            if error.errno in _REFUSALS:
-                raise AuthenticationFailed(_REFUSALS[error.errno]) from None
-            raise BackendUnavailable(f"pam: {error.message}") from None
+    async def _check(self, name: str, password: str) -> None:
+        request = "".join(f"{part}\0" for part in (self._service, name, password))
+        answer = await self._helper.ask(request.encode("utf-8", "surrogateescape"))
+        status, _, text = answer.partition(" ")
+        if not status.isdecimal():
+            raise BackendUnavailable(f"pam: {answer}")
+        if int(status) in _REFUSALS:
+            raise AuthenticationFailed(_REFUSALS[int(status)])
+        if int(status) != _SUCCESS:
+            raise BackendUnavailable(f"pam: {text}")
 
     async def account(self, identity: str) -> Account | None:
         name = _key(identity)
@@ -91,4 +94,71 @@ class Pam:
         return Account(name, name) if is_person else None
 
     def close(self) -> None:
-        """Nothing is open."""
+        self._helper.close()
+
+
+class _Helper:
+    """The process of ``pam_helper``, started when it is first needed, and again if it has ended."""
+
+    def __init__(self) -> None:
+        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+
+    async def ask(self, request: bytes) -> str:
+        """What the helper answers, decoded.
+
+        Raises:
+            BackendUnavailable: there is no helper.
+        """
+        loop, answer = asyncio.get_running_loop(), b""
+        async with self._places:
+            ours, theirs = socket.socketpair()
+            with ours:  # closing it ends the check
+                with theirs:
+                    self._send(theirs)
+                ours.setblocking(False)
+                with suppress(OSError):  # what is missing of the answer says it
+                    await loop.sock_sendall(ours, request)
+                    while octets := await loop.sock_recv(ours, 4096):
+                        answer += octets
+        return answer.decode("utf-8", "replace") or "the check ended without an answer"
+
+    def _send(self, caller: socket.socket) -> None:
+        """Give the helper its end of the socket of a check."""
+        for _ in range(2):  # a helper that has ended is noticed here
+            try:
+                socket.send_fds(self._started(), [b"\0"], [caller.fileno()])
+                return
+            except OSError as error:  # also: it has not taken the earlier ones
+                self._end(0.0)
+                problem = error.strerror
+        raise BackendUnavailable(f"pam: no helper: {problem}")
+
+    def _started(self) -> socket.socket:
+        if self._control is None:
+            self._control, theirs = socket.socketpair()
+            self._control.setblocking(False)
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", f"{__package__}.pam_helper", str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # Ctrl-C is for the server, which then ends it
+                )
+        return self._control
+
+    def close(self) -> None:
+        """End the helper, and with it all checks."""
+        self._end(_END)
+
+    def _end(self, patience: float) -> None:
+        if self._control is not None:
+            self._control.close()
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience)
+            self._process.kill()
+            self._process.wait()
+        self._control = self._process = None

@@ -1,0 +1,167 @@
+"""A process that runs PAM for a server, so that no module of PAM runs inside the server.
+
+``python -m restante.auth.pam_helper N``, where N is the descriptor of a Unix socket.  Each octet
+that arrives there brings the descriptor of a socket, and a child is forked for this one check: it
+reads service, user and password, a NUL after each, and answers ``STATUS TEXT``, the code and the
+words of PAM (``_pam_types.h``).  A check ends in one of three ways: with this answer; with words
+about the child, without a code, if a module killed it; or its caller closes the socket, and then
+the child is killed.
+
+Security: passwords go from the server to the child, and never through this process, its arguments
+or its environment.  An account without a password is refused
+(``PAM_DISALLOW_NULL_AUTHTOK``).
+Limits: the callers bound how many checks run at once, and for how long.  When the last caller has
+gone, so have the children and this process.  Programs that a module starts and detaches, as
+``pam_exec`` does, are beyond its reach.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+from contextlib import suppress
+from importlib import import_module
+from typing import Any, NoReturn
+
+DISALLOW_NULL_AUTHTOK = 0x0001  # the same in Linux-PAM and OpenPAM
+_PARTS = 3  # of a request
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the server ends it, by closing
+
+
+def main() -> None:
+    """Serve until the other end of the socket is closed."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    for each in _IGNORED:
+        signal.signal(each, signal.SIG_IGN)
+    pam, problem = None, ""
+    try:
+        pam = import_module("pamela")
+    except ImportError:
+        problem = "it needs pip install 'restante[pam]'"
+    except Exception as error:  # this system has no library of PAM, or one that is unknown
+        problem = f"{type(error).__name__}: {error}"
+    _Parent(control, pam, problem).run()
+
+
+class _Parent:
+    """Forks a child for each check, and runs no code of PAM itself."""
+
+    def __init__(self, control: socket.socket, pam: Any, problem: str) -> None:
+        """``pam`` is the module ``pamela``, or None because of a ``problem``."""
+        self._control, self._pam, self._problem = control, pam, problem
+        self._checks: dict[int, tuple[int, socket.socket]] = {}  # by descriptor: child, caller
+        self._poll = select.poll()
+        self._poll.register(control, select.POLLIN)
+        self._children, wakeup = os.pipe()
+        for end in self._children, wakeup:
+            os.set_blocking(end, False)
+        self._poll.register(self._children, select.POLLIN)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+
+    def run(self) -> None:
+        is_over = False
+        while not is_over:
+            events = dict(self._poll.poll())
+            for descriptor in events.keys() & self._checks.keys():  # its caller has given up
+                os.kill(self._checks[descriptor][0], signal.SIGKILL)
+                self._poll.unregister(descriptor)
+            if self._children in events:
+                os.read(self._children, 4096)
+                self._reap()
+            if self._control.fileno() in events:
+                is_over = not self._accept()
+        for child, _ in self._checks.values():
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+    def _accept(self) -> bool:
+        """Whether there are still callers."""
+        _, descriptors, _, _ = socket.recv_fds(self._control, 1, 1)
+        if not descriptors:
+            return False
+        caller = socket.socket(fileno=descriptors[0])
+        if _has_gone(caller):  # it has waited here for too long
+            caller.close()
+            return True
+        try:
+            child = os.fork()
+        except OSError as error:
+            with caller, suppress(OSError):
+                caller.sendall(f"fork: {error.strerror}".encode())
+            return True
+        if child == 0:
+            self._check(caller)
+        self._checks[caller.fileno()] = child, caller
+        self._poll.register(caller, 0)  # errors and hang-ups only: the child reads what arrives
+        return True
+
+    def _reap(self) -> None:
+        for descriptor, (child, caller) in list(self._checks.items()):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if not ended:
+                continue
+            del self._checks[descriptor]
+            with suppress(KeyError):
+                self._poll.unregister(descriptor)
+            with caller, suppress(OSError):  # its caller need not be there any more
+                if code := os.waitstatus_to_exitcode(status):
+                    caller.sendall(_describe(code).encode())
+                caller.shutdown(socket.SHUT_RDWR)  # whatever else of the module holds it open
+
+    def _check(self, caller: socket.socket) -> NoReturn:
+        """The whole life of a child."""
+        status = os.EX_SOFTWARE
+        try:
+            signal.set_wakeup_fd(-1)
+            for each in (*_IGNORED, signal.SIGCHLD):
+                signal.signal(each, signal.SIG_DFL)
+            self._control.close()
+            for _, other in self._checks.values():
+                other.close()
+            answer = self._problem or _ask(self._pam, *_read(caller))
+            caller.sendall(answer.encode())
+            status = os.EX_OK
+        finally:
+            os._exit(status)  # a module's threads and exit handlers are of no use to us
+
+
+def _has_gone(caller: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(caller, 0)
+    return bool(poll.poll(0))
+
+
+def _describe(code: int) -> str:
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+def _read(caller: socket.socket) -> list[bytes]:
+    request = b""
+    while request.count(b"\0") < _PARTS and (octets := caller.recv(4096)):
+        request += octets
+    return request.split(b"\0")[:-1]
+
+
+def _ask(pam: Any, service: bytes, user: bytes, password: bytes) -> str:
+    """``STATUS TEXT``; neither sessions nor credentials of the system, such as Kerberos tickets,
+    are ours to make."""
+    converse = pam.new_simple_password_conv([password], "utf-8")  # used until pam_end
+    try:
+        handle = pam.pam_start(service, user, converse)
+    except pam.PAMError as error:
+        return f"{error.errno} {error.message}"
+    status = pam.PAM_AUTHENTICATE(handle, DISALLOW_NULL_AUTHTOK)
+    if status == 0:
+        status = pam.PAM_ACCT_MGMT(handle, DISALLOW_NULL_AUTHTOK)
+    text = pam.pam_strerror(handle, status)
+    pam.PAM_END(handle, status)
+    return f"{status} {text}"
+
+
+if __name__ == "__main__":
+    main()
