@@ -1,4 +1,4 @@
-"""A command on a terminal of its own, as a user types it: questions, answers, a closed window."""
+"""A program on a terminal of its own, as a user types it: questions, answers, a closed window."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -51,7 +51,10 @@ class Screen:
         return bool(octets)
 
     def type(self, line: str) -> None:
-        os.write(self._master, f"{line}\n".encode())
+        self.press(f"{line}\n")
+
+    def press(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
 
     def answer(self, pattern: str, line: str) -> None:
         self.expect(pattern)
@@ -76,6 +79,20 @@ def terminal(
     *arguments: str | Path, columns: int = 80, ignores_hangup: bool = False
 ) -> Iterator[Screen]:
     """``restante`` with these arguments, in the foreground of a terminal."""
+    command = [sys.executable, "-W", "error", "-m", "restante", *map(str, arguments)]
+    with program(command, columns=columns, ignores_hangup=ignores_hangup) as screen:
+        yield screen
+
+
+@contextmanager
+def program(
+    command: Sequence[str],
+    *,
+    columns: int = 80,
+    ignores_hangup: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Screen]:
+    """Any program in the foreground of a terminal."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
@@ -85,10 +102,11 @@ def terminal(
         signal.signal(signal.SIGHUP, signal.SIG_IGN if ignores_hangup else signal.SIG_DFL)
 
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "restante", *map(str, arguments)],
+        command,
         stdin=slave,
         stdout=slave,
         stderr=slave,
+        env={**os.environ, **(environment or {})},
         preexec_fn=take_it,
     )
     os.close(slave)

@@ -144,6 +144,33 @@ def serving() -> Iterator[Server]:
         yield Server(told, user, password)
 
 
+@contextmanager
+def configured(folder: Path, text: str) -> Iterator[Server]:
+    """``restante serve`` with this configuration, and one user, whose password has a space.
+
+    Its mail and its state are in ``folder``.
+    """
+    user, password = "mrose", "tan staaf"
+    (folder / "restante.toml").write_text(text)
+    (folder / "password").write_text(password)
+    environment = {"HOME": str(folder), "STATE_DIRECTORY": str(folder / "state")}
+    restante = (*RESTANTE, "-c", folder / "restante.toml")
+    added = call(
+        *restante,
+        "user",
+        "add",
+        user,
+        "--password-file",
+        folder / "password",
+        environment=environment,
+    )
+    assert added.returncode == os.EX_OK, added.stderr
+    with running(*restante, "--json", "serve", environment=environment) as process:
+        assert process.stdout is not None
+        told = {**json.loads(process.stdout.readline()), "maildir": f"{folder}/state/mail/%u"}
+        yield Server(told, user, password)
+
+
 def differences(found: Iterable[bytes], wanted: Iterable[bytes]) -> list[str]:
     """Short, because pytest takes minutes to compare large messages for us.  In any order."""
     found, wanted = Counter(found), Counter(wanted)
