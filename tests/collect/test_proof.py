@@ -149,6 +149,20 @@ def test_another_message_under_a_known_unique_id_is_stored_before_it_is_deleted(
     assert "other mail under a unique-id that was used before" in world.outcome.notes[-1]
 
 
+def test_new_mail_under_a_known_unique_id_stays_as_long_as_all_new_mail(world: World) -> None:
+    """What the policy says of the older message says nothing of this one."""
+    world.server.mail = {"a": letter("old", "1")}
+    world.collect(KEEP_WEEK)
+    for day in range(8):
+        world.now += DAY
+        if day == 7:
+            world.server.mail = {"a": letter("new", "2")}
+        else:
+            world.collect(replace(KEEP_WEEK, keep=30 * DAY))
+    assert world.collect(KEEP_WEEK).stored == 1
+    assert world.asked("DELE") == []
+
+
 @pytest.mark.parametrize(
     "answer",
     [

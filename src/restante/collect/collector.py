@@ -493,7 +493,8 @@ class _Session:
     async def _why_now(self, seen: Seen) -> str:
         """Why the policy lets go of a message that came in this session; empty: it does not."""
         policy, known = self._policy, self._known.taken[seen.key]
-        if why := self._why.get(seen.key):
+        # What the policy said of a unique-id it said of the mail that had it before.
+        if not seen.is_new and (why := self._why.get(seen.key)):
             return why
         is_for_later = policy.verified or policy.until_deleted or policy.newest > 0
         is_nameless = seen.key.startswith(" ")  # so that the plan knew nothing of it
