@@ -6,32 +6,34 @@ import argparse
 import random
 import sys
 import time
-import traceback
 
 from .running import LEVELS, BrokenPromise, live
 
-_LIVES = 20  # of one seed
-_STEPS = 60  # of one life
+_LIVES = 5  # of one seed
+_STEPS = 50  # of one life
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./dev life", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=5, help="how long to go on; 5 by default")
-    parser.add_argument("--seed", type=int, help="the seed to begin with, as a failure prints it")
+    parser.add_argument("--minutes", type=float, default=5, help="how long to run; 5 by default")
+    parser.add_argument("--seed", type=int, help="the first seed, as a failure prints it")
     parser.add_argument(
-        "--level", choices=list(LEVELS), help="only this way to run the server; by default both"
+        "--level", choices=list(LEVELS), help="how to run the server; both by default"
+    )
+    parser.add_argument(
+        "--shrink", action="store_true", help="after a failure search for a shorter life"
     )
     options = parser.parse_args()
     levels = [options.level] if options.level else list(LEVELS)
     number = random.randrange(10**6) if options.seed is None else options.seed
-    deadline = time.monotonic() + options.minutes * 60
+    began = time.monotonic()
     lives = 0
-    while time.monotonic() < deadline:
+    while time.monotonic() < began + options.minutes * 60:
         for level in levels:
             try:
-                live(level, number, lives=_LIVES, steps=_STEPS)
+                live(level, number, lives=_LIVES, steps=_STEPS, shrink=options.shrink)
             except BrokenPromise as error:
-                traceback.print_exception(error)
+                print(f"{error}\n{time.monotonic() - began:.0f} s", file=sys.stderr)
                 return 1
             lives += _LIVES
             print(f"seed {number}, {level}: {lives} lives", file=sys.stderr, flush=True)

@@ -66,7 +66,7 @@ def elsewhere(world: World, step: Sequence[Any]) -> None:
 def _account(world: World) -> Account:
     """Its server is started when it is needed first."""
     if world.account is None:
-        there = World(world.serve, name="elsewhere", story=world.story)
+        there = World(world.serve, beside=world)
         world.account = Account(there)
     return world.account
 
@@ -187,7 +187,8 @@ class _Session:
             assert len(stored) <= account.limit, f"{len(stored)} messages were stored"
             wanted = min(wanted, account.limit)
         assert len(stored) >= wanted, f"{len(stored)} of {wanted} new messages were stored"
-        if account.keep == "none" and not account.newest and self._removed != LISTED:
+        is_limited = account.newest or account.limit  # a message may be fetched to compare it
+        if account.keep == "none" and not is_limited and self._removed != LISTED:
             for each in self._before:
                 must_go = _id(each) in account.copies and _id(each) not in account.left
                 assert not (must_go and each.may_be(LISTED)), f"{each} was not deleted there"

@@ -132,7 +132,7 @@ def drop_files(
         foreign.deliver(place, file, stored, is_read=is_read)
         order = foreign.order(file)
         message = Message(on_the_wire(stored), stored=len(stored), order=order)
-        message.is_misnamed = names in foreign.WRONG
+        message.is_misnamed = message.has_wrong_name = names in foreign.WRONG
         message.is_old = names == foreign.LAST_YEAR
         box.messages.append(message)
         world.note_foreign(user, len(stored), 1, is_counted=is_counted)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import foreign
-from .looking import look_at, look_at_held
+from .looking import check_findings, look_at, look_at_held
 from .model import GONE, HELD, LISTED, PICKS, Message, Order, User
 from .world import World
 
@@ -117,8 +117,7 @@ def restore(world: World, name: str) -> None:
         }
     user.quota.is_exact = False
     world.imports.pop(name, None)
-    found = world.home.run("maildrop", "verify", name)
-    assert found.code == 0, f"verify finds faults after a restore: {found.out}"
+    check_findings(world, user)
     return None
 
 
@@ -129,6 +128,7 @@ def harm_index(world: World, name: str, folder: str, how: str) -> None:
     """It is a cache: no login believes one that is not right."""
     user = world.users[name]
     world.say(f"the index of {world.box(name, folder)} is {how}")
+    user.is_index_harmed = True
     index = world.maildir(user, folder) / "restante.index"
     if index.parent.exists():
         foreign.HARM[how](index, world.place / f"{name}.{folder}.index")

@@ -104,8 +104,18 @@ def look_thoroughly(world: World) -> None:
         for message, (_, text) in zip(messages, texts, strict=True):
             assert text == message.wire, f"{message} came as {(text or b'')[:300]!r}"
         client.quit()
-        found = world.home.run("maildrop", "verify", user.name)
-        assert found.code == 0, f"verify finds faults: {found.out}"
+        check_findings(world, user)
+
+
+def check_findings(world: World, user: User) -> None:
+    """``verify`` finds no damage except to an index that we have harmed.
+
+    A server that remembers what was in it does not read it again.
+    """
+    for found in world.home.run("maildrop", "verify", user.name).json["maildrops"]:
+        for finding in found["findings"]:
+            is_ours = finding["what"] == "index damaged" and user.is_index_harmed
+            assert is_ours, f"verify finds a fault: {finding}"
 
 
 def look_at_recent(world: World, user: User) -> None:

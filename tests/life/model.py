@@ -33,8 +33,10 @@ class Message:
     """The unique-ids that it was listed with last, by the way in which its folder is shown."""
     is_old: bool = False
     """The name of its file says that it arrived long ago."""
+    has_wrong_name: bool = False
+    """The name of its file announces another size."""
     is_misnamed: bool = False
-    """The name of its file announces another size, and it was not read yet."""
+    """So it does, and the store may not have noticed yet."""
     promised: str = ""
     """The unique-id that it must have where its folder is shown alone; empty: any new one."""
     may_be_renamed: bool = False
@@ -115,6 +117,7 @@ class Box:
         if known is None:
             known = replace(message, unique_ids={}, promised="", order=order)
         known.put(LISTED)
+        known.is_misnamed = known.has_wrong_name
         if known not in self.messages:
             self.messages.append(known)
 
@@ -198,6 +201,7 @@ class User:
     is_enabled: bool = True
     revoked: list[str] = field(default_factory=list)
     """Passwords that must be refused."""
+    is_index_harmed: bool = False
     histories: dict[str, History] = field(default_factory=dict)
     """By the name that logs in."""
 

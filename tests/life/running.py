@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -12,27 +14,29 @@ LEVELS = {"thread": Life, "processes": HardLife}
 
 
 class BrokenPromise(AssertionError):
-    """With the seed, and the steps of the shortest life that showed it."""
+    """The error, the steps that led to it in words and as code, and how to repeat them."""
 
 
-def live(level: str, number: int, *, lives: int, steps: int, shrink: bool = True) -> None:
+def live(level: str, number: int, *, lives: int, steps: int, shrink: bool = False) -> None:
     """Run random lives; ``number`` is the seed, ``steps`` the length of each life.
 
     Raises:
-        BrokenPromise: with ``shrink`` after the search for the shortest life, which takes minutes.
+        BrokenPromise: with ``shrink`` after a search for a shorter life, which takes minutes.
     """
     STORIES.clear()
-    wanted = settings(
+    chosen = settings(
         max_examples=lives,
         stateful_step_count=steps,
         deadline=None,
         database=None,
+        report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
     )
     try:
-        run_state_machine_as_test(seed(number)(LEVELS[level]), settings=wanted)
+        run_state_machine_as_test(seed(number)(LEVELS[level]), settings=chosen)
     except Exception as error:
-        story = min(STORIES, key=len, default=[])
-        again = f"./dev life --level {level} --seed {number}"
-        raise BrokenPromise("\n  ".join([f"{error}", *story, f"again: {again}"])) from error
+        story = "\n  ".join(["Steps:", *min(STORIES, key=len, default=[])])
+        again = f"Repeat it: ./dev life --level {level} --seed {number} (--shrink: fewer steps)"
+        report = "".join(traceback.format_exception(error))
+        raise BrokenPromise("\n\n".join([report, story, str(error), again])) from None

@@ -22,25 +22,28 @@ if TYPE_CHECKING:
 
 _MANY = 500  # messages in all; beyond them batches are small, or a life would take too long
 _FEW = 10  # messages in a small batch, and in one of large messages
+_ELSEWHERE = 1_000_000  # the first number of a message there: no two have the same text
 _BULKY = {"long lines": 100, "many lines": 100, "large": _FEW}  # messages at once, at most
 
 
 class World:
-    """``serve`` makes the server of a home.  ``story``: that of the world it is a part of."""
+    """``serve`` makes the server of a home.
+
+    ``beside``: its mail is collected by this one, which is part of the same story.
+    """
 
     def __init__(
         self,
         serve: Callable[[Home], Server],
         *,
         workers: int = 1,
-        name: str = "",
-        story: list[str] | None = None,
+        beside: World | None = None,
     ) -> None:
-        self.story = [] if story is None else story
+        self.story: list[str] = [] if beside is None else beside.story
         """What has happened, in words."""
         self.account: Account | None = None
         """The collector's account at another restante; None: it was not needed yet."""
-        self._name = name
+        self._name = "" if beside is None else "elsewhere"
         self.place = Path(mkdtemp(prefix="life-", dir=memory()))
         self.home = Home(self.place / "here", workers=workers)
         self.serve = serve
@@ -57,8 +60,8 @@ class World:
         """By user."""
         self.unchecked = 0
         """Steps after which nothing is checked."""
-        self.number = 0
-        """Messages made so far."""
+        self.number = self._first_number = 0 if beside is None else _ELSEWHERE
+        """The last number that a message was given."""
         self.arrivals = 0
         """Messages that came by a door of restante."""
         for user in self.users.values():
@@ -96,7 +99,8 @@ class World:
 
     def new_texts(self, count: int, shape: str) -> list[bytes]:
         """In CRLF text; fewer than asked for if there are very many already."""
-        count = min(count, _FEW if self.number > _MANY else _BULKY.get(shape, count))
+        are_many = self.number - self._first_number > _MANY
+        count = min(count, _FEW if are_many else _BULKY.get(shape, count))
         self.number += count
         return [text(n, shape) for n in range(self.number - count + 1, self.number + 1)]
 
