@@ -147,7 +147,7 @@ def dovecot(
         start = (*AS_OWNER, program, "-F", "-c", f"{folder}/dovecot.conf")
         with running(*start, last_signal=signal.SIGKILL):
             for port in ports.values():
-                _await(port)
+                await_port(port)
             yield server
 
 
@@ -160,14 +160,15 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def _await(port: int) -> None:
+def await_port(port: int) -> None:
+    """Until a server that was just started listens there."""
     until = time.monotonic() + _PATIENCE
     while True:
         try:
             with closing(socket.create_connection(("127.0.0.1", port))):
                 return
         except ConnectionRefusedError:
-            assert time.monotonic() < until, "Dovecot did not start"
+            assert time.monotonic() < until, f"nothing listens on {port}"
             time.sleep(0.02)
 
 
