@@ -7,7 +7,9 @@ Security: a password is here in clear; it appears in no ``repr`` and no log.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -125,6 +127,49 @@ class Digest:
 
 Shown = Credentials | Proof | Token | Disproof | Digest
 """What a client has shown of itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A login that is being checked.
+
+    Back ends are asked several questions for it: which user is meant, which of them knows that
+    user, whether the password is right.  All of them share one deadline and one priority.
+    """
+
+    asker: Credentials
+    """Without a password where none was shown."""
+    began: float
+    """On the clock of the event loop, in seconds."""
+
+
+_attempt: ContextVar[Attempt | None] = ContextVar("_attempt", default=None)
+
+
+@contextmanager
+def attempting(shown: Shown, began: float) -> Iterator[None]:
+    """What back ends are asked within it, by the same task, belongs to this login."""
+    asker = shown
+    if not isinstance(asker, Credentials):
+        asker = Credentials(shown.mechanism, shown.identity, "", address=shown.address)
+    token = _attempt.set(Attempt(asker, began))
+    try:
+        yield
+    finally:
+        _attempt.reset(token)
+
+
+def current_attempt() -> Attempt | None:
+    """The login that is being checked; None: the question is of another kind, such as where the
+    mail of a recipient belongs."""
+    return _attempt.get()
+
+
+def end_of(deadline: float, now: float) -> float:
+    """When a question that may take ``deadline`` seconds must be answered, on the clock of
+    ``now``; all questions of one login together may take that long."""
+    attempt = _attempt.get()
+    return (attempt.began if attempt else now) + deadline
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,13 +26,13 @@ from restante.passdb import (
     Digests,
     Generations,
     LastUses,
-    Passdb,
     Proof,
     ScramKey,
     ScramKeys,
     ScramSecrets,
     Token,
     Tokens,
+    attempting,
 )
 
 T = TypeVar("T")
@@ -156,6 +156,52 @@ def test_a_back_end_that_hangs_is_given_up_at_the_deadline(identity: str) -> Non
         assert who not in str(raised.value)
 
 
+PLAIN = Credentials("PLAIN", "bob", "two")
+QUESTIONS: dict[str, Callable[[Chain], Awaitable[object]]] = {
+    "account": lambda chain: chain.account("bob"),
+    "maildrop_of": lambda chain: chain.maildrop_of("bob"),
+    "verify": lambda chain: chain.verify(PLAIN),
+    "generation": lambda chain: chain.generation("bob"),
+    "scram": lambda chain: chain.scram("bob", "sha256"),
+    "proved": lambda chain: chain.proved(Proof("SCRAM-SHA-256", "bob", "password")),
+    "digested": lambda chain: chain.digested(Digest("APOP", "bob", "<1@b>", "")),
+    "verify_token": lambda chain: chain.verify_token(Token("XOAUTH2", "bob", "x")),
+    "certified": lambda chain: chain.certified(Proof("EXTERNAL", "bob", "certificate")),
+}
+
+
+@dataclass
+class Everything(Keyed):
+    """A back end for all questions, and a provider of tokens; generations can hang as well."""
+
+    async def digested(self, shown: Digest) -> Account:
+        return await self.verify(PLAIN)
+
+    async def generation(self, identity: str) -> bytes | None:
+        await self._ask("generation", identity)
+        return b""
+
+    async def owner(self, token: str) -> str:
+        return "bob"
+
+
+def test_all_questions_of_one_login_share_one_deadline() -> None:
+    """The last seconds of a login are all that its next question gets, whatever it is."""
+
+    async def main() -> None:
+        slow = Everything({"bob": "two"}, hangs=True)
+        chain = chained(slow, issuer=slow, takes_certificates=True, deadline=30)
+        for name, ask in QUESTIONS.items():
+            with attempting(PLAIN, asyncio.get_running_loop().time() - 30):
+                with pytest.raises(BackendUnavailable) as raised:
+                    await ask(chain)
+                assert raised.value.reason == "users: no answer in 30 s", name
+            with pytest.raises(TimeoutError):  # no login, or the next: all the time there is
+                await asyncio.wait_for(ask(chain), 0.001)
+
+    run(main())
+
+
 @pytest.mark.parametrize("kind", [BackendUnavailable, None])
 def test_a_wrong_password_stays_wrong_while_another_back_end_is_down(kind: type | None) -> None:
     first = Plain({"ann": "one"})
@@ -165,22 +211,20 @@ def test_a_wrong_password_stays_wrong_while_another_back_end_is_down(kind: type 
     assert down.asked == [("account", "ann")]
 
 
-def test_a_back_end_that_hangs_keeps_nobody_else_waiting() -> None:
+@pytest.mark.parametrize("question", ["account", "verify"])
+def test_a_back_end_that_hangs_keeps_nobody_else_waiting(question: str) -> None:
     """Each has its own queue, however many wait for the one that hangs."""
     first, hangs = Plain({"ann": "one"}), Plain({"bob": "two"})
-    queues: dict[str, Passdb] = {
+    queues = {
         name: Turns(each, lambda shown: (Lane.CLEAN, shown.identity), slots=1)
         for name, each in (("users", first), ("passwd-file", hangs))
     }
 
     async def main() -> None:
-        chain = chained(first, hangs, by=queues)
+        chain = chained(first, hangs, by=queues, lookups=queues)
         assert (await chain.verify(Credentials("PLAIN", "bob", "two"))).user == "bob"
         hangs.hangs = True
-        waiting = [
-            asyncio.create_task(queues["passwd-file"].verify(Credentials("PLAIN", "bob", "two")))
-            for _ in range(5)
-        ]
+        waiting = [asyncio.ensure_future(QUESTIONS[question](chain)) for _ in range(5)]
         await asyncio.sleep(0)
         assert (await chain.verify(Credentials("PLAIN", "ann", "one"))).user == "ann"
         for each in waiting:
@@ -190,10 +234,19 @@ def test_a_back_end_that_hangs_keeps_nobody_else_waiting() -> None:
     run(main())
 
 
-def test_passwords_go_through_the_queue() -> None:
+def test_passwords_and_names_go_through_their_queues() -> None:
     backend, queue = Plain({"ann": "one"}), Plain({"ann": "one"})
     log_in(chained(backend, by={"users": queue}), "ann", "one")
     assert (backend.asked, queue.asked) == ([], [("verify", "ann")])
+    for ask in "account", "maildrop_of", "verify", "verify_token", "certified":
+        backend, queue = Plain({"bob": "two"}), Plain({"bob": "two"})
+        queued = {"by": {"users": queue}, "lookups": {"users": queue}}
+        chain = chained(
+            backend, Plain({}), issuer=Everything({}), takes_certificates=True, **queued
+        )
+        run(QUESTIONS[ask](chain))  # type: ignore[arg-type]
+        assert backend.asked == []
+        assert ("account", "bob") in queue.asked
 
 
 def test_scram_is_offered_only_if_every_back_end_has_keys() -> None:

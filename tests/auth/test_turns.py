@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from restante.auth import turns as module
 from restante.auth.throttle import Lane
 from restante.auth.turns import Turns
 from restante.errors import AuthenticationFailed, TooBusy
-from restante.passdb import Account, Credentials
+from restante.passdb import Account, Credentials, attempting
 
 
 class Hashing:
@@ -33,6 +34,9 @@ class Hashing:
             raise AuthenticationFailed
         return Account(credentials.identity, credentials.identity)
 
+    async def account(self, identity: str) -> Account:
+        return await self.verify(Credentials("", identity, ""))
+
     async def finish(self, count: int = 1) -> None:
         for _ in range(count):
             _, ended = self._running.pop(0)
@@ -49,7 +53,7 @@ class Bench:
         self.guessing: set[str] = set()
         self.passdb = Hashing()
         self.turns = Turns(self.passdb, self.lane, slots=slots, share=share, clock=lambda: self.now)
-        self.tasks: dict[str, asyncio.Task[Account]] = {}
+        self.tasks: dict[str, asyncio.Task[Any]] = {}
 
     def lane(self, shown: Credentials) -> tuple[Lane, str]:
         lane, whose = shown.identity.split("/")
@@ -102,6 +106,27 @@ def test_the_known_are_first() -> None:
         await bench.come("dirty/a1", "clean/b1", "dirty/a2", "clean/b2", "known/m1", "known/n1")
         await bench.passdb.finish(3)
         assert bench.begun[1:3] == ["known/m1", "known/n1"]
+
+    run(test)
+
+
+def test_names_wait_with_the_login_that_they_are_looked_up_for() -> None:
+    """What no login asks, such as whose a recipient is, waits by its own name."""
+
+    async def test(bench: Bench) -> None:
+        def look_up(login: str, name: str) -> None:
+            with attempting(Credentials("PLAIN", login, "x"), began=0.0):
+                bench.tasks[login] = asyncio.create_task(bench.turns.account(name))
+
+        await bench.come("clean/a1")
+        look_up("dirty/a2", "ann")
+        look_up("clean/b1", "bob")
+        look_up("known/c1", "cat")
+        bench.tasks["mail"] = asyncio.create_task(bench.turns.account("clean/d1"))
+        await settled()
+        await bench.passdb.finish(5)
+        assert bench.begun == ["clean/a1", "cat", "ann", "bob", "clean/d1"]
+        assert bench.tasks["known/c1"].result() == Account("cat", "cat")
 
     run(test)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import poplib
 import smtplib
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
-from restante import connect_blocking
-from restante.errors import LoginFailed, RestanteError
+from restante import config, connect_blocking
+from restante.auth.chain import Backend
+from restante.cli import common, identities
+from restante.errors import AuthenticationFailed, LoginFailed, RestanteError
+from restante.passdb import Account, Credentials
 
 from ..sasl.test_login import personal_certificate
 from .conftest import Restante
@@ -242,3 +247,35 @@ def test_a_mistake_is_told_before_anything_is_served(
     found = restante("-c", path, "check")
     assert found.code == 78
     assert told in found.err
+
+
+def test_look_ups_in_other_programs_wait_in_the_queue(home: Path) -> None:
+    """Names in a directory and in PAM; those of files and of our own database cost too little."""
+    text = (
+        '[auth]\nchain = ["passwd-file", "ldap", "pam"]\n'
+        f'passwd_file.path = "{home}/passwd"\n'
+        'ldap = { url = "ldapi://%2Fnowhere", base = "dc=example" }\n'
+    )
+    (home / "passwd").touch()
+    asked: list[tuple[str, str]] = []
+
+    class Queue:
+        def __init__(self, backend: Backend, slots: int) -> None:
+            self.name = type(backend).__name__
+
+        async def account(self, identity: str) -> Account | None:
+            asked.append((self.name, "account"))
+            return None
+
+        async def verify(self, credentials: Credentials) -> Account:
+            asked.append((self.name, "verify"))
+            raise AuthenticationFailed
+
+    configuration = config.load(configured(home, text))
+    users = common.users(configuration)
+    with (
+        closing(identities.chain(configuration, users, Queue)) as chain,
+        pytest.raises(AuthenticationFailed),
+    ):
+        asyncio.run(chain.verify(Credentials("PLAIN", "eve", "x")))
+    assert asked == [("Ldap", "account"), ("Pam", "verify")]

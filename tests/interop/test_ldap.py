@@ -7,6 +7,7 @@ import importlib.util
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -165,10 +166,16 @@ def test_a_directory_that_hangs_is_given_up_at_the_deadline(place: Place) -> Non
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for scheme in "ldap", "ldaps":
             hangs = replace(place, url=f"{scheme}://127.0.0.1:{silent.getsockname()[1]}")
-            chain = Chain({"ldap": Ldap(hangs)}, deadline=0.2)
+            chain = Chain({"ldap": Ldap(hangs, 0.2)}, deadline=0.2)
             with pytest.raises(BackendUnavailable) as raised:
                 asyncio.run(chain.verify(Credentials("PLAIN", "mrose", "tan staaf")))
             assert raised.value.reason == "ldap: no answer in 0.2 s"
+            for (
+                thread
+            ) in threading.enumerate():  # the question ends as well, or the 16th blocks all
+                if thread.name == "ldap":
+                    thread.join(10)
+                    assert not thread.is_alive()
 
 
 def test_a_directory_that_stops_and_comes_back(place: Place, directory: Slapd) -> None:

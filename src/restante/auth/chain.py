@@ -37,13 +37,18 @@ from ..passdb import (
     ScramKeys,
     ScramSecrets,
     Token,
+    end_of,
 )
 from .names import BadName, addressed, check_name, key, normalise
 from .tokens import Issuer
 
 
-class Backend(Passdb, Accounts, Protocol):
-    """Who checks passwords and can tell whom it knows."""
+class Queued(Passdb, Accounts, Protocol):
+    """Checks passwords, and looks names up."""
+
+
+class Backend(Queued, Protocol):
+    """One of the back ends."""
 
     def close(self) -> None:
         """Nobody will ask any more."""
@@ -78,19 +83,22 @@ class Chain:
         takes_strangers: bool = False,
         takes_certificates: bool = False,
         by: Mapping[str, Passdb] | None = None,
+        lookups: Mapping[str, Accounts] | None = None,
         check_place: Callable[[str], object] = lambda _: None,
     ) -> None:
-        """``backends`` by name, at least one; together they may take ``deadline`` seconds.
+        """``backends`` by name, at least one; all that they are asked for one login may take
+        ``deadline`` seconds together.
 
         ``domains``: where a user without one in the name gets mail.
         ``issuer`` makes it ``Tokens``; ``takes_strangers``: a token is enough, also for somebody
         whom no back end knows.  ``takes_certificates`` makes it ``Certificates``.
         ``by``: asked for passwords in place of back ends, such as a queue before each: one that
-        hangs must not keep the users of another waiting.
+        hangs must not keep the users of another waiting.  ``lookups``: the same for names.
         ``check_place`` raises NoMaildrop for a maildrop that cannot be: it gets no mail.
         """
         self._backends = dict(backends)
         self._by: dict[str, Passdb] = {**backends, **(by or {})}
+        self._lookups: dict[str, Accounts] = {**backends, **(lookups or {})}
         self._domains = {normalise(domain) for domain in domains}
         self._deadline = deadline
         self._check_place = check_place
@@ -137,7 +145,7 @@ class Chain:
             TemporaryFailure: cannot be told now.
         """
         async with self._until(self._end()) as asked:
-            for name, backend in self._backends.items():
+            for name, backend in self._lookups.items():
                 asked.append(name)
                 if found := await backend.account(identity):
                     return name, found
@@ -175,21 +183,21 @@ class Chain:
         found, told = blake2b(digest_size=16), False
         async with self._until(self._end()) as asked:
             for name, backend in self._backends.items():
+                asked.append(name)
                 try:
                     one = await _generation(backend, identity)
                 except TemporaryFailure:
-                    if not await self._any_knows(identity, asked):
+                    if not await self._any_knows(identity, asked[:-1]):
                         raise
                     break
                 if one is not None:
                     found.update(blake2b(one).digest())
                     told = True
-                asked.append(name)
         return found.digest() if told else None
 
     async def _any_knows(self, identity: str, names: Iterable[str]) -> bool:
         for name in names:
-            if await self._backends[name].account(identity):
+            if await self._lookups[name].account(identity):
                 return True
         return False
 
@@ -239,7 +247,7 @@ class Chain:
         for each in [key(name), *([local] if domain in self._domains else [])]:
             for backend in self._backends:
                 asked.append(backend)
-                if found := await self._backends[backend].account(each):
+                if found := await self._lookups[backend].account(each):
                     return found
         return None
 
@@ -260,7 +268,7 @@ class Chain:
         *others, last = self._backends
         for name in others:
             asked.append(name)
-            if await self._backends[name].account(identity):
+            if await self._lookups[name].account(identity):
                 return name
         asked.append(last)
         return last
@@ -271,12 +279,12 @@ class Chain:
         for other in names[names.index(name) + 1 : -1]:
             with suppress(RestanteError):
                 async with self._until(end):
-                    await self._backends[other].account(identity)
+                    await self._lookups[other].account(identity)
 
     # The deadline.
 
     def _end(self) -> float:
-        return asyncio.get_running_loop().time() + self._deadline
+        return end_of(self._deadline, asyncio.get_running_loop().time())
 
     @asynccontextmanager
     async def _until(self, end: float) -> AsyncIterator[list[str]]:

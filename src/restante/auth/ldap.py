@@ -4,11 +4,14 @@ Security: what a client sends is escaped before it is part of a filter (RFC 4515
 of a distinguished name.  An empty password is refused here, because a server would take the bind
 for an anonymous one and say yes (RFC 4513 §5.1.2).  Passwords go by TLS, or not beyond this
 machine; certificates and names are verified; referrals are not followed.
-Limits: a connection for each question; ``_PATIENCE`` seconds for each step.
+Limits: a connection for each question.  All steps end at the deadline of the login that is checked,
+except that the system bounds how long the look-up of the server's address takes.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,13 +19,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import AuthenticationFailed, BackendUnavailable
-from ..passdb import Account, Credentials
+from ..passdb import Account, Credentials, end_of
 from . import passwords
 from .aside import Aside
 from .names import BadName, check_name
 from .names import key as _key
 
-_PATIENCE = 5.0  # seconds
 _AT_ONCE = 16  # questions
 _NOBODY = "cn=nobody"  # before the base: whom to bind as for somebody who does not exist
 
@@ -64,8 +66,10 @@ class Place:
 class Ldap:
     """``Passdb`` and ``Accounts`` over one directory."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, deadline: float = 10.0) -> None:
+        """All that is asked for one login may take ``deadline`` seconds."""
         self._place = place
+        self._deadline = deadline
         self._aside = Aside("ldap", _AT_ONCE)
 
     async def verify(self, credentials: Credentials) -> Account:
@@ -75,26 +79,32 @@ class Ldap:
             credentials.identity
         ):
             raise AuthenticationFailed("authorization")  # RFC 4616 §2: for oneself only
-        return await self._aside.run(lambda: self._verify(credentials))
+        end = self._end()
+        return await self._aside.run(lambda: self._verify(credentials, end))
 
-    def _verify(self, credentials: Credentials) -> Account:
+    def _end(self) -> float:
+        """On the monotonic clock: threads do not know that of the event loop."""
+        now = asyncio.get_running_loop().time()
+        return time.monotonic() + end_of(self._deadline, now) - now
+
+    def _verify(self, credentials: Credentials, end: float) -> Account:
         name = _key(credentials.identity)
-        found = self._find(name)
+        found = self._find(name, end)
         entry = found or f"{_NOBODY},{self._place.base}"
         password = credentials.password.encode("utf-8", "surrogateescape")
-        if not self._binds(entry, password) or found is None:
+        if not self._binds(entry, password, end) or found is None:
             raise AuthenticationFailed("unknown-user" if found is None else "bad-password")
         return Account(name, name)
 
     async def account(self, identity: str) -> Account | None:
-        name = _key(identity)
-        found = await self._aside.run(lambda: self._find(name))
+        name, end = _key(identity), self._end()
+        found = await self._aside.run(lambda: self._find(name, end))
         return None if found is None else Account(name, name)
 
     def close(self) -> None:
         """No connection outlives its question."""
 
-    def _find(self, name: str) -> str | None:
+    def _find(self, name: str, end: float) -> str | None:
         """The distinguished name of the one entry that has this name, or None."""
         import ldap
         from ldap.filter import escape_filter_chars
@@ -105,7 +115,7 @@ class Ldap:
         except BadName:
             return None
         wanted = place.filter.replace("%u", escape_filter_chars(name))
-        with self._connected() as directory:
+        with self._connected(end) as directory:
             try:
                 directory.simple_bind_s(place.bind_dn, place.bind_password)
             except ldap.INVALID_CREDENTIALS:
@@ -115,7 +125,7 @@ class Ldap:
                 ldap.SCOPE_SUBTREE,
                 wanted,
                 [place.name],
-                timeout=_PATIENCE,
+                timeout=_limit(directory, end),
             )
         found = [
             entry
@@ -128,11 +138,11 @@ class Ldap:
             raise BackendUnavailable(f"ldap: {len(found)} entries have the same name")
         return found[0] if found else None
 
-    def _binds(self, entry: str, password: bytes) -> bool:
+    def _binds(self, entry: str, password: bytes, end: float) -> bool:
         """Whether the directory takes this password of this entry."""
         import ldap
 
-        with self._connected() as directory:
+        with self._connected(end) as directory:
             try:
                 directory.simple_bind_s(entry, password)
             except (ldap.INVALID_CREDENTIALS, ldap.INAPPROPRIATE_AUTH, ldap.NO_SUCH_OBJECT):
@@ -140,8 +150,9 @@ class Ldap:
         return True
 
     @contextmanager
-    def _connected(self) -> Iterator[Any]:
-        """
+    def _connected(self, end: float) -> Iterator[Any]:
+        """A connection whose first step must end then; for another see ``_limit``.
+
         Raises:
             BackendUnavailable: for whatever reason.
         """
@@ -156,19 +167,37 @@ class Ldap:
             try:
                 directory.set_option(ldap.OPT_PROTOCOL_VERSION, 3)
                 directory.set_option(ldap.OPT_REFERRALS, 0)
-                directory.set_option(ldap.OPT_NETWORK_TIMEOUT, _PATIENCE)
-                directory.set_option(ldap.OPT_TIMEOUT, _PATIENCE)
+                # Or a server that accepts a connection for TLS and says nothing holds us for ever.
+                directory.set_option(ldap.OPT_CONNECT_ASYNC, 1)
                 directory.set_option(ldap.OPT_X_TLS_REQUIRE_CERT, ldap.OPT_X_TLS_DEMAND)
                 if self._place.ca_file:
                     directory.set_option(ldap.OPT_X_TLS_CACERTFILE, self._place.ca_file)
                 directory.set_option(ldap.OPT_X_TLS_NEWCTX, 0)  # the last: it makes it so
+                _limit(directory, end)
                 if url.startswith("ldap:") and not _stays_here(url):
                     directory.start_tls_s()
+                    _limit(directory, end)
                 yield directory
             finally:
                 directory.unbind_ext_s()
         except ldap.LDAPError as error:
             raise BackendUnavailable(f"ldap: {_reason(error)}") from error
+
+
+def _limit(directory: Any, end: float) -> float:
+    """What comes next must end then.  Returns the seconds that are left.
+
+    Raises:
+        BackendUnavailable: none are.
+    """
+    import ldap
+
+    left = end - time.monotonic()
+    if left <= 0:
+        raise BackendUnavailable("ldap: no answer in time")
+    directory.set_option(ldap.OPT_NETWORK_TIMEOUT, left)
+    directory.set_option(ldap.OPT_TIMEOUT, left)
+    return left
 
 
 def _values(attributes: dict[str, list[bytes]], name: str) -> list[bytes]:

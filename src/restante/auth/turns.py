@@ -1,4 +1,7 @@
-"""Who may have a password hashed now, and who waits: fair among networks, bounded for all.
+"""Who is checked now, and who waits: fair among networks, bounded for all.
+
+Of a back end on this machine only passwords wait, because of their hash; of one that another
+program answers, such as a directory, look-ups of names too.
 
 Users whom the throttle knows are let in first.  Networks that guess share a part of one core;
 whatever they do, the rest is left to others.  In each lane the networks take turns.  A lane that
@@ -9,18 +12,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 from ..errors import TooBusy
-from ..passdb import Account, Credentials, Passdb
+from ..passdb import Account, Accounts, Credentials, Passdb, current_attempt
 from .throttle import Lane
 
 _WAITING = 256  # that may wait in one lane
 
+T = TypeVar("T")
+
 
 class Turns:
-    """A ``Passdb`` before one whose answers cost a core something."""
+    """A ``Passdb`` before one whose answers are costly or slow, and ``Accounts`` if that is."""
 
     def __init__(
         self,
@@ -50,6 +56,21 @@ class Turns:
             TemporaryFailure: as the passdb says.
             TooBusy: too many wait already.
         """
+        return await self._run(credentials, lambda: self._passdb.verify(credentials))
+
+    async def account(self, identity: str) -> Account | None:
+        """With the priority of the login that it is asked for; what no login asks waits like a
+        login without guesses.
+
+        Raises:
+            TemporaryFailure: as the back end says.
+            TooBusy: too many wait already.
+        """
+        attempt = current_attempt()
+        asker = attempt.asker if attempt else Credentials("", identity, "")
+        return await self._run(asker, lambda: cast(Accounts, self._passdb).account(identity))
+
+    async def _run(self, credentials: Credentials, ask: Callable[[], Awaitable[T]]) -> T:
         waiter = _Waiter(credentials, asyncio.get_running_loop().create_future())
         self._queue(waiter)
         self._admit()
@@ -62,7 +83,7 @@ class Turns:
                 self._leave(waiter.lane)
             raise
         try:
-            return await self._passdb.verify(credentials)
+            return await ask()
         finally:
             self._leave(waiter.lane)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..auth.chain import Backend, Chain
+from ..auth.chain import Backend, Chain, Queued
 from ..auth.http import Web, is_readable
 from ..auth.ldap import Ldap, Place
 from ..auth.pam import Pam
@@ -17,14 +17,13 @@ from ..auth.tokens import Introspected, Issuer, Keys, Signed, Wanted
 from ..auth.users import Users
 from ..config import LDAP, Auth, Configuration, Provider, Secret
 from ..errors import ConfigurationError
-from ..passdb import Passdb
 from ..store.place import Template
 from . import secrets
 
-Queue = Callable[[Passdb, int], Passdb]
-"""Puts a queue before a back end, which is then asked so many passwords at a time."""
+Queue = Callable[[Backend, int], Queued]
+"""Puts a queue before a back end, which is then asked at most that many questions at a time."""
 
-_AT_ONCE = 16  # passwords, where another program does the work
+_AT_ONCE = 16  # questions, where another program does the work
 
 
 def chain(found: Configuration, users: Users, queue: Queue = lambda backend, _: backend) -> Chain:
@@ -33,15 +32,17 @@ def chain(found: Configuration, users: Users, queue: Queue = lambda backend, _: 
     makers: dict[str, Callable[[], Backend]] = {
         "users": lambda: users,
         "passwd-file": lambda: _passwd_file(auth),
-        "ldap": lambda: _ldap(auth.ldap),
+        "ldap": lambda: _ldap(auth),
         "pam": lambda: Pam(auth.pam.service, first_uid=auth.pam.first_uid),
     }
     backends = {name: makers[name]() for name in auth.chain if name in makers}
     hashing = max(1, (os.cpu_count() or 1) - 1)  # one core is left for what is not hashing
     slots = {"users": hashing, "passwd-file": hashing}
+    queued = {name: queue(each, slots.get(name, _AT_ONCE)) for name, each in backends.items()}
     return Chain(
         backends,
-        by={name: queue(each, slots.get(name, _AT_ONCE)) for name, each in backends.items()},
+        by=queued,
+        lookups={name: queued[name] for name in ("ldap", "pam") if name in queued},
         domains=domains(found),
         deadline=auth.deadline,
         issuer=_issuer(auth.oauth) if "oauth" in auth.chain else None,
@@ -131,10 +132,12 @@ def _missing_for_tokens(oauth: Provider) -> Iterator[str]:
         yield from _missing_secret(oauth.client_secret, "auth.oauth.client_secret")
 
 
-def _ldap(ldap: LDAP) -> Ldap:
+def _ldap(auth: Auth) -> Ldap:
+    ldap = auth.ldap
     password = secrets.fetch(ldap.bind_password, "auth.ldap.bind_password") if ldap.bind_dn else ""
     return Ldap(
-        Place(ldap.url, ldap.base, ldap.filter, ldap.name, ldap.bind_dn, password, ldap.ca_file)
+        Place(ldap.url, ldap.base, ldap.filter, ldap.name, ldap.bind_dn, password, ldap.ca_file),
+        auth.deadline,
     )
 
 

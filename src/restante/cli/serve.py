@@ -34,6 +34,7 @@ from tempfile import TemporaryDirectory
 from .. import __version__, config, log
 from ..auth import passwords
 from ..auth.cache import Cache
+from ..auth.chain import Backend, Queued
 from ..auth.throttle import Throttle
 from ..auth.users import Users
 from ..config import Configuration, Server
@@ -46,7 +47,7 @@ from ..net.listener import Address, Admission, Listener, Seat, bind
 from ..net.login import offered, time_stamp
 from ..net.proxy import Origin
 from ..net.server import Service
-from ..passdb import Directory, Passdb, Terms
+from ..passdb import Directory, Terms
 from ..pop3.session import Policy
 from ..shared import SharedTally, Tally
 from ..store.maildir import MaildirStore
@@ -441,7 +442,7 @@ async def running(
             ground = Ground(places, _context(configuration), Tally(), throttle, purges=True)
         throttle, workers = ground.throttle, ground.workers
 
-        def queue(backend: Passdb, slots: int) -> Passdb:
+        def queue(backend: Backend, slots: int) -> Queued:
             return guessing.turns(backend, throttle, workers, slots)
 
         passdb = identities.chain(configuration, users, queue)

@@ -14,8 +14,8 @@ import asyncio
 import logging
 import os
 import ssl
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, ExitStack, aclosing
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from time import time
@@ -44,7 +44,17 @@ from ..maildrop import (
     Store,
 )
 from ..message import Top
-from ..passdb import Account, Accounts, Generations, Network, Passdb, Shown, is_within
+from ..passdb import (
+    Account,
+    Accounts,
+    Disproof,
+    Generations,
+    Network,
+    Passdb,
+    Shown,
+    attempting,
+    is_within,
+)
 from ..pop3.grammar import Challenge, Response
 from ..pop3.session import Policy, Session
 from ..pop3.state import Close, Event, Login, Relay, Retrieve, StartTLS, State, Update
@@ -58,6 +68,7 @@ from .proxy import Origin
 _log = logging.getLogger("restante.pop3")
 _REASONED = (AuthenticationFailed, BackendUnavailable)  # the log hears more than the client
 _NAMED = 1000  # messages that one session retrieved and its record names
+_REVIEW = 1.0  # seconds for one look at the users of all sessions
 _NEW = 86_400  # seconds after its first session in the journal for which a credential is new
 
 
@@ -108,19 +119,26 @@ class Service(BaseService):
         self._reviewed = {user: seen for user, seen in self._reviewed.items() if user in sessions}
         if not (_implements(type(passdb), Generations) and _implements(type(passdb), Accounts)):
             return
-        for user, connections in sessions.items():
-            try:
-                generation = await cast(Generations, passdb).generation(user)
-                if user in self._reviewed and self._reviewed[user] == generation:
-                    continue
-                account = await cast(Accounts, passdb).account(user)
-            except TemporaryFailure:
-                continue  # the next time will do
-            self._reviewed[user] = generation
-            for connection in connections:
-                # A token may be enough for a user whom no back end knows.
-                if not account.is_enabled if account else not connection.is_by_token:
-                    connection.expel()
+        with suppress(TimeoutError):  # a back end that hangs delays no user of another
+            async with asyncio.timeout(_REVIEW), asyncio.TaskGroup() as reviews:
+                for user, connections in sessions.items():
+                    with suppress(TemporaryFailure):  # the next time will do
+                        generation = await cast(Generations, passdb).generation(user)
+                        if user not in self._reviewed or self._reviewed[user] != generation:
+                            reviews.create_task(self._review(user, generation, connections))
+
+    async def _review(
+        self, user: str, generation: bytes | None, connections: Sequence[Connection]
+    ) -> None:
+        try:
+            account = await cast(Accounts, self.passdb).account(user)
+        except TemporaryFailure:
+            return
+        self._reviewed[user] = generation
+        for connection in connections:
+            # A token may be enough for a user whom no back end knows.
+            if not account.is_enabled if account else not connection.is_by_token:
+                connection.expel()
 
     def _sessions_by_user(self) -> dict[str, list[Connection]]:
         found: dict[str, list[Connection]] = {}
@@ -267,9 +285,11 @@ class Connection(BaseConnection[Event]):
 
     async def _look_up(self, lookup: Lookup) -> None:
         try:
-            secrets = await login.look_up(
-                self._service.passdb, lookup, separator=self._service.separator
-            )
+            shown = Disproof("SCRAM", lookup.identity, self._address)  # until its proof comes
+            with attempting(shown, self._loop.time()):
+                secrets = await login.look_up(
+                    self._service.passdb, lookup, separator=self._service.separator
+                )
         except RestanteError as error:
             fields = {"ip": self._address, "user": lookup.identity, "proto": self._proto}
             self._note_failure(error, fields)
@@ -361,9 +381,10 @@ class Connection(BaseConnection[Event]):
         service, began, guard = self._service, self._loop.time(), self._service.guard
         self._is_judged = True
         try:
-            # Guesses are counted under the user who is meant, whatever alias was typed.
-            shown, view = await login.resolve(service.passdb, shown, service.separator)
-            account = await login.verify(service.passdb, shown, view, service.passwords)
+            with attempting(shown, began):
+                # Guesses are counted under the user who is meant, whatever alias was typed.
+                shown, view = await login.resolve(service.passdb, shown, service.separator)
+                account = await login.verify(service.passdb, shown, view, service.passwords)
             if reason := account.refusal(
                 self._address, is_secure=self._session.is_secure, mechanism=shown.mechanism
             ):
