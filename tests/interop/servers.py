@@ -202,7 +202,8 @@ def foreign(name: str, folder: Path) -> Iterator[Foreign]:
     need("stunnel")
     alone = ("--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
     with running(need("unshare"), *alone, "bash", "-c", script, last_signal=signal.SIGKILL):
-        await_port(port)
+        for each in (port, inner, lmtp) if kind.fill is None else (port,):
+            await_port(each)
 
         def put(messages: Iterable[bytes]) -> None:
             if kind.fill is not None:
