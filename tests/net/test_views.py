@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from restante.auth.users import Users
 from restante.errors import AuthenticationFailed, TemporaryFailure
-from restante.maildrop import View
+from restante.maildrop import Paced, View
 from restante.net.login import look_up, resolve, verify
 from restante.net.views import RECENT, readings, understand
-from restante.passdb import Account, Credentials, Proof
+from restante.passdb import Account, Credentials, Proof, Terms
+from restante.pop3.session import Policy
 from restante.sasl import Lookup
 from restante.store.maildir import MaildirStore
 from restante.store.memory import MemoryStore
 
-from ..support import OneUser, Run, serving
+from ..support import Client, OneUser, Run, serving
 
 WRONG = b"-ERR [AUTH] authentication failed"
 
@@ -233,3 +236,75 @@ def test_scram_salts_are_as_equal_for_unknown_users_as_for_known_ones(
         run(main())
     finally:
         users.close()
+
+
+# -- LOGIN-DELAY (RFC 2449 §6.5) counts for the user
+
+
+class Aliased(OneUser):
+    """Knows ``mrose``, in any letters and by two passwords, and ``bob``."""
+
+    async def account(self, identity: str) -> Account | None:
+        user = identity.lower()
+        return Account(user, user) if user in ("mrose", "bob") else None
+
+    async def verify(self, credentials: Credentials) -> Account:
+        account = await self.account(credentials.identity)
+        if account is None or credentials.password not in ("tan staaf", "app"):
+            raise AuthenticationFailed
+        return replace(account, credential=credentials.password)
+
+
+NAMES = (b"mrose", b"MRose", b"mrose+Junk", b"mrose+INBOX", b"MROSE+Junk", b"recent:mrose")
+LOGINS = [(name, password) for name in NAMES for password in (b"tan staaf", b"app")]
+
+
+@pytest.mark.rfc("P-087")
+def test_a_login_delay_counts_for_all_names_and_passwords_of_a_user(
+    run: Run[None], tmp_path: Path
+) -> None:
+    """Each login delays each other one; a wrong password and another user are as ever."""
+    mail = store(tmp_path)
+    delayed = b"-ERR [LOGIN-DELAY]"
+
+    async def log_in(client: Client, name: bytes, password: bytes) -> bytes:
+        await client.ask(b"USER " + name)
+        return await client.ask(b"PASS " + password)
+
+    async def main() -> None:
+        async with serving(mail, policy=Policy(terms=Terms(login_delay=300))) as server:
+            server.service.passdb = Aliased()
+            for first in LOGINS:
+                async with server.client() as client:
+                    assert (await log_in(client, *first)).startswith(b"+OK"), first
+                    await client.ask(b"QUIT")
+                    await client.rest()
+                async with server.client() as client:
+                    for second in LOGINS:
+                        assert (await log_in(client, *second)).startswith(delayed), (first, second)
+                    assert await log_in(client, b"mrose+Junk", b"wrong") == WRONG
+                    assert (await log_in(client, b"bob", b"app")).startswith(b"+OK")
+                for user in "mrose", "bob":
+                    (tmp_path / user / "restante.login").unlink()
+
+    run(main())
+
+
+def test_of_logins_at_the_same_moment_one_counts(run: Run[None], tmp_path: Path) -> None:
+    """Sessions with different folders do not wait for each other's lock."""
+    mail = store(tmp_path)
+    stamp = tmp_path / "mrose" / "restante.login"
+
+    async def main() -> None:
+        async with (
+            mail.open_view("mrose", View(("INBOX",))) as inbox,
+            mail.open_view("mrose", View(("Junk",))) as junk,
+        ):
+            assert isinstance(inbox, Paced)
+            assert isinstance(junk, Paced)
+            for _ in range(20):
+                waits = await asyncio.gather(inbox.pace(100), junk.pace(100))
+                assert sorted(wait > 0 for wait in waits) == [False, True]
+                stamp.unlink()
+
+    run(main())

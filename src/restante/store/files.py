@@ -213,9 +213,39 @@ def touch(name: str, parent: int) -> None:
     """Give it the time of now; made if missing."""
     file = os.open(name, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o600, dir_fd=parent)
     try:
-        os.utime(file)
+        set_time(file)
     finally:
         os.close(file)
+
+
+@contextmanager
+def time_stamp(name: str, parent: int) -> Iterator[tuple[int, float | None]]:
+    """A file of which only the mtime counts, while no other process or thread looks at it.
+
+    Its descriptor, and its mtime in seconds since the epoch; None: it was missing and is made.
+    Waits for its lock, so hold it briefly.
+    """
+    file, is_new = _open_or_make(name, parent)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file, None if is_new else os.fstat(file).st_mtime
+    finally:
+        os.close(file)
+
+
+def set_time(file: int) -> None:
+    """Give it the time of now."""
+    os.utime(file)
+
+
+def _open_or_make(name: str, parent: int) -> tuple[int, bool]:
+    """A descriptor, and whether the file is new: only one of several callers made it."""
+    while True:
+        with suppress(FileNotFoundError):
+            return os.open(name, os.O_RDWR | _FLAGS, dir_fd=parent), False
+        with suppress(FileExistsError):
+            making = os.O_RDWR | os.O_CREAT | os.O_EXCL
+            return os.open(name, making | _FLAGS, 0o600, dir_fd=parent), True
 
 
 def stamp(name: str, parent: int) -> tuple[int, int, int]:

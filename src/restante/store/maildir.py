@@ -746,14 +746,13 @@ class _Maildir:
         return await in_thread(self._pace, delay)
 
     def _pace(self, delay: float) -> float:
-        now = time.time()
-        with suppress(FileNotFoundError):
-            last = files.status(files.LOGIN, self.maildrop).st_mtime
-            if last <= now < last + delay:  # not from before the clock was put back
+        """Counted for the user: sessions with other folders have other locks and the same stamp."""
+        with suppress(OSError), files.time_stamp(files.LOGIN, self._root) as (stamp, last):
+            now = time.time()
+            if last is not None and last <= now < last + delay:  # else the clock was put back
                 return last + delay - now
-        with suppress(OSError):  # nobody is kept from mail because a disk is full
-            files.touch(files.LOGIN, self.maildrop)
-        return 0.0
+            files.set_time(stamp)
+        return 0.0  # also where a disk is full: mail matters more
 
     def expire(self, is_over: Callable[[float], bool], now: float) -> int:
         """Remove messages, chosen by the moment of their arrival; returns how many.  Blocking."""
