@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from restante.auth import database as database_module
-from restante.auth.names import BadName, check_name, normalise
+from restante.auth.names import BadName, check_name, check_new_name, key, normalise
 from restante.auth.users import BadPassword, NameTaken, Users
 from restante.errors import (
     AuthenticationFailed,
@@ -34,6 +34,7 @@ from restante.errors import (
     TooBusy,
 )
 from restante.passdb import Account, Credentials
+from restante.sasl.prepare import prepared
 
 
 def verify(users: Users, identity: str, password: str, **more: str) -> Account:
@@ -91,10 +92,18 @@ def test_nobody_else_is_known(users: Users, identity: str) -> None:
     assert refused(users, identity, "tan staaf").reason == "unknown-user"
 
 
-def test_an_identity_that_cannot_be_is_not_that_of_another(users: Users) -> None:
-    """U+FFFD, which often stands for what could not be decoded, is a name like any other."""
-    users.add("\ufffd", "pw")
-    refused(users, "\udcff", "pw")
+def rename(database: Path, name: str) -> None:
+    """As an earlier version let users be named."""
+    with closing(sqlite3.connect(database)) as raw, raw:
+        raw.execute("PRAGMA foreign_keys = OFF")
+        raw.execute("UPDATE users SET name = ?", [name])
+        raw.execute("UPDATE credentials SET user = ?", [name])
+
+
+def test_an_identity_that_cannot_be_is_not_that_of_another(users: Users, database: Path) -> None:
+    """U+FFFD, which often stands for what could not be decoded, was a name like any other."""
+    rename(database, "\ufffd")
+    refused(users, "\udcff", "tan staaf")
 
 
 def test_an_unknown_user_is_told_and_costs_what_a_wrong_password_does(
@@ -274,6 +283,50 @@ def test_a_name_that_could_mislead_is_not_taken(users: Users, name: str) -> None
 )
 def test_ordinary_names_are_taken(name: str) -> None:
     assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("\uff41nn", "ann"),  # full width
+        ("ann\u00b2", "ann2"),
+        ("\u2167", "viii"),  # one character
+        ("\u24d0nn@example.org", "ann@example.org"),
+        ("ann@ex\u1d43mple.org", "ann@example.org"),  # of Unicode 4
+        ("\u05d0nn", ""),  # from right to left and from left to right
+        ("ann\u05d0", ""),
+        ("\ufdfa", ""),  # becomes words with spaces
+    ],
+)
+def test_a_new_name_is_one_that_clients_can_show(users: Users, name: str, use: str) -> None:
+    """RFC 5034 §4, RFC 4013: what a client types is prepared before it is looked up."""
+    with pytest.raises(BadName, match=f"use {use}$" if use else "SASLprep forbids"):
+        users.add(name, "pw")
+    if use:
+        users.add(use, "pw")
+        assert verify(users, unicodedata.normalize("NFKC", prepared(name)), "pw").user == use
+
+
+@given(st.text(max_size=12))
+@example("\u017f")
+@example("\u1e9b\u0323")
+def test_a_new_name_stays_what_it_is_in_every_login(name: str) -> None:
+    try:
+        normal = check_new_name(name)
+    except BadName:
+        return
+    assert key(prepared(normal)) == normal
+    assert check_new_name(normal) == normal
+
+
+def test_users_with_names_of_earlier_versions_go_on(users: Users, database: Path) -> None:
+    rename(database, "\uff4drose")
+    assert verify(users, "\uff4drose", "tan staaf").user == "\uff4drose"
+    users.set_password("\uff4drose", "another")
+    users.set_enabled("\uff4drose", False)
+    assert users.add_app_password("\uff4drose", "phone")
+    users.remove("\uff4drose")
+    assert users.list() == []
 
 
 # Whose mail intake takes.

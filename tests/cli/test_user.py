@@ -114,6 +114,7 @@ def test_no_password_at_all_names_the_ways_to_give_one(restante: Restante) -> No
         (["add", "a/b"], 64, "no '/'"),
         (["add", "-x"], 64, ""),
         (["add", "bob smith"], 64, "no space"),
+        (["add", "\uff42ob"], 64, "use bob"),
         (["passwd", "bob"], 67, "no such user: 'bob'"),
     ],
 )

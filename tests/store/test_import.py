@@ -52,12 +52,21 @@ def test_dry_run_changes_nothing(
     assert "4 messages would have the unique-ids they had; nothing" in capsys.readouterr().out
 
 
+def test_a_name_that_no_client_can_show_is_refused(
+    store: MaildirStore, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A maildrop is made for users who come later, but not under such a name."""
+    assert main(["import", "dovecot", str(old), "\uff41nn"]) == 64
+    assert "use ann" in capsys.readouterr().err
+    assert names(tmp_path / "mail") == []
+
+
 def test_a_user_whom_nobody_knows_is_told(
     store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It may be a typing error; or the user comes later."""
     assert main(["user", "add", "bob", "--generate"]) == 0
-    hint = "nobody here is called ann; next: restante user add ann"
+    hint = "no such user: ann; create it with: restante user add ann"
     assert main(["import", "dovecot", str(old), "ann", "--dry-run"]) == 0
     assert hint in capsys.readouterr().err
     assert main(["user", "add", "ann", "--generate"]) == 0

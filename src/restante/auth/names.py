@@ -8,7 +8,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection
 
-from ..errors import RestanteError
+from ..errors import AuthenticationFailed, RestanteError
+from ..sasl.prepare import prepared
 
 MAX_NAME = 128  # octets of UTF-8 of each part
 _MAX_TYPED = 1024  # octets of UTF-8 of what a client types; normalising takes quadratic time
@@ -41,6 +42,31 @@ def check_name(name: str) -> str:
                 f"each part of a user's name has 1 to {MAX_NAME} octets, no '/', "
                 "and begins neither with '.' nor with '-'"
             )
+    return normal
+
+
+def check_new_name(name: str) -> str:
+    """The normal form of a name for a new user; names that exist already may be others.
+
+    Clients' names are prepared before they are looked up (RFC 4013, RFC 5034 §4): a name that this
+    changes opens for no client, and what is typed for it may be the name of another person.
+
+    Raises:
+        BadName: with the reason, and the name that would do.
+    """
+    normal = check_name(name)
+    try:
+        # Some clients prepare by the Unicode of today and not by that of 2002, as we do.
+        seen = check_name(unicodedata.normalize("NFKC", prepared(normal)))
+    except (AuthenticationFailed, BadName):
+        raise BadName(
+            f"no client could log in as {normal}, because SASLprep forbids it (RFC 4013)"
+        ) from None
+    if seen != normal:
+        raise BadName(
+            f"no client could log in as {normal}, because SASLprep changes it to {seen} "
+            f"(RFC 4013); use {seen}"
+        )
     return normal
 
 

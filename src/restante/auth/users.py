@@ -33,7 +33,7 @@ from ..passdb import MAX_PASSWORD, Account, Credentials, Network, Proof, ScramSe
 from ..sasl.prepare import prepared
 from . import passwords, scram
 from .database import Glance, transaction, unusable
-from .names import BadName, addressed, check_name, normalise
+from .names import BadName, addressed, check_new_name, normalise
 from .names import key as _key
 from .uses import Uses
 
@@ -134,7 +134,7 @@ class Users:
         Raises:
             BadName, BadPassword, NameTaken: nothing was changed.
         """
-        normal, new = check_name(name), _secrets(password)
+        normal, new = check_new_name(name), _secrets(password)
         with transaction(self._path, make=True) as database:
             try:
                 database.execute(

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..auth.chain import Backend, Chain, Queued
 from ..auth.http import Web, is_readable
 from ..auth.ldap import Ldap, Place
+from ..auth.names import BadName, check_new_name
 from ..auth.pam import Pam
 from ..auth.passwd_file import PasswdFile
 from ..auth.tokens import Introspected, Issuer, Keys, Signed, Wanted
@@ -95,6 +96,10 @@ def doubts(config: Configuration) -> Iterator[str]:
         yield from _readable_by_others("tls.key", config.tls.key)
     users = Users(Path(auth.users), domains=domains(config))
     for user in users.list():
+        try:
+            check_new_name(user.name)
+        except BadName as error:  # of an earlier version
+            yield str(error)
         if user.account.mechanisms and not set(user.account.mechanisms) & set(auth.mechanisms):
             named = ", ".join(user.account.mechanisms)
             yield f"the user {user.name} may log in by {named} only, which is not offered"

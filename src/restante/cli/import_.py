@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ..auth.names import normalise
+from ..auth.names import check_new_name, normalise
 from ..errors import PermanentFailure, TemporaryFailure, UnsafeArgument
 from ..scanning import MAIL, open_maildir, scan_exactly
 from ..store import foreign
@@ -76,7 +76,8 @@ def run(options: argparse.Namespace) -> int:
         suppress(TemporaryFailure),  # who is known may be settled later
     ):
         if asyncio.run(directory.account(user)) is None:
-            common.say(f"nobody here is called {user}; next: restante user add {user}")
+            check_new_name(user)
+            common.say(f"no such user: {user}; create it with: restante user add {user}")
     result = _READERS[options.kind][0](options)
     result.arrivals = decoded(result.arrivals, own, found.limits.message)
     if options.uidl:

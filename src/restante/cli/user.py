@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..auth import passwords
-from ..auth.names import BadName, check_name, normalise
+from ..auth.names import BadName, check_new_name, normalise
 from ..auth.users import AppPassword, NameTaken, Users
 from ..clock import is_credible
 from ..config import Configuration
@@ -147,7 +147,7 @@ def _add_length(action: argparse.ArgumentParser, usual: int, shortest: int) -> N
 def add(options: argparse.Namespace) -> int:
     config = common.configuration(options)
     users = common.users(config)
-    options.name = check_name(options.name)
+    options.name = check_new_name(options.name)
     if reason := _why_no_maildrop(config, options.name):
         raise BadName(f"{options.name} could not log in: {reason}")
     if any(user.name == options.name for user in users.list()):  # before somebody types
