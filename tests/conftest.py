@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import settings
 
+from restante.auth import passwords, scram
 from restante.net import tls
 
 from .support import LOOPS, Run
@@ -19,6 +20,15 @@ from .support import LOOPS, Run
 T = TypeVar("T")
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
+
+# What a password costs protects users, and would be a third of the time that the tests take.
+FULL_COST = {
+    (passwords, "_MEMORY"): passwords._MEMORY,
+    (passwords, "_ITERATIONS"): passwords._ITERATIONS,
+    (scram, "ITERATIONS"): scram.ITERATIONS,
+}
+passwords._MEMORY, passwords._ITERATIONS = 64, 1
+scram.ITERATIONS = 4096
 
 
 @pytest.fixture(params=list(LOOPS))
@@ -30,6 +40,16 @@ def run(request: pytest.FixtureRequest) -> Run[Any]:
             return runner.run(work)
 
     return run_on
+
+
+@pytest.fixture
+def full_cost(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Passwords cost what they cost in earnest."""
+    for (module, name), value in FULL_COST.items():
+        monkeypatch.setattr(module, name, value)
+    passwords.nobodys.cache_clear()
+    yield
+    passwords.nobodys.cache_clear()
 
 
 @pytest.fixture(scope="session")

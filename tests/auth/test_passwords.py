@@ -10,6 +10,7 @@ import pytest
 from restante.auth import passwords
 
 PHC = "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$" + "A" * 43
+pytestmark = pytest.mark.usefixtures("full_cost")
 
 
 @pytest.mark.parametrize("password", ["tan staaf", " ", "pässwörd", "密码", "x" * 1024, "\udcff"])

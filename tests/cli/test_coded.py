@@ -23,6 +23,7 @@ def fields(text: bytes) -> str:
     return f",S={len(text)},W={len(text)}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("tells", [lambda _: "", fields, lambda text: fields(text) + ",D=0"])
 @pytest.mark.parametrize("kind", ["gzip", "bzip2", "encryption"])

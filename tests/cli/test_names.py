@@ -16,7 +16,10 @@ from restante.net import tls
 from .conftest import Restante
 from .test_serve import Serving, serving
 
-TEMPLATES = ["%u", "%n", "%d/%n", "%n/%d/box", "%d/%u"]
+TEMPLATES = [
+    "%n/%d/box",
+    *(pytest.param(each, marks=pytest.mark.slow) for each in ("%u", "%n", "%d/%n", "%d/%u")),
+]
 NAMES = [
     "bob",
     "bob@example.org",

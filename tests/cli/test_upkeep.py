@@ -318,6 +318,7 @@ _steps = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(_steps, max_size=10))
 def test_no_life_of_a_machine_shortens_a_hold(

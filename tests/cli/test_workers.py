@@ -319,6 +319,7 @@ def test_a_storm_of_hangups_harms_nobody(site: Site) -> None:
         each.close()
 
 
+@pytest.mark.slow
 @pytest.mark.rfc("P-087")
 def test_login_delay_holds_across_workers_and_restarts(site: Site) -> None:
     users = Users(site.place / "users.sqlite3")
@@ -382,6 +383,7 @@ def test_old_mail_is_removed_at_the_start_and_then_now_and_again(site: Site) -> 
     assert asyncio.run(store.held("gone")) == []
 
 
+@pytest.mark.slow
 def test_a_year_that_was_mistyped_destroys_nothing_until_the_operator_says_so(site: Site) -> None:
     store = MaildirStore(f"{site.place}/mail/%u")
     (site.place / "mail").mkdir()
@@ -442,6 +444,7 @@ def test_a_reload_says_what_a_shorter_hold_will_destroy(site: Site) -> None:
     assert len(asyncio.run(store.held("ann"))) == 3, "the new hold is in force without a restart"
 
 
+@pytest.mark.slow
 def test_guesses_are_known_to_all_workers_and_after_a_restart(site: Site) -> None:
     """Whoever counted them is killed; `restante auth why` tells what is left."""
     site.start(RESTANTE__AUTH__FAILURE_DELAY="0")

@@ -188,6 +188,7 @@ def both(server: poplib.POP3_SSL) -> StandardPOP3:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_programs_and_each_name_of_the_stub(tmp_path: Path, cache: Path, version: str) -> None:
     """A program that mypy accepts with ``import poplib`` it accepts with ours."""
@@ -199,6 +200,7 @@ def test_programs_and_each_name_of_the_stub(tmp_path: Path, cache: Path, version
     assert checked(tmp_path, cache, version, theirs=theirs, ours=ours, check=CHECK) == ""
 
 
+@pytest.mark.slow
 def test_the_judge_sees_what_differs(tmp_path: Path, cache: Path) -> None:
     """Otherwise the other test would show nothing."""
     (tmp_path / "standard.pyi").write_text(protocols().replace("-> tuple[int, int]", "-> str"))

@@ -86,6 +86,7 @@ def test_all_mail_is_stored_once_and_then_deleted(kind: str, count: int, account
     assert account.there.words() == sorted(words)
 
 
+@pytest.mark.slow
 @each_kind
 @each_count
 @pytest.mark.parametrize("bad", ["first", "last"])
@@ -111,6 +112,7 @@ def test_a_message_that_is_refused_stays_and_the_rest_comes(
     assert account.left() == []
 
 
+@pytest.mark.slow
 @each_kind
 @each_count
 @pytest.mark.parametrize("trouble", ["is_full", "is_away"])
@@ -181,6 +183,7 @@ class Mortal:
             raise Dead
 
 
+@pytest.mark.slow
 @each_kind
 def test_an_end_at_any_call_and_another_run(kind: str, account: Account) -> None:
     """What a crash hid is found, or there twice and counted."""

@@ -186,6 +186,7 @@ class Deadly(sqlite3.Connection):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 5])
 def test_killed_at_every_statement(version: int, tmp_path: Path) -> None:
     """The old ledger or the new one, and nothing of it is lost."""

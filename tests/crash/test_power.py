@@ -28,18 +28,20 @@ def laboratory(name: str, memory: Path) -> Iterator[Laboratory]:
 
 @each_transaction
 @pytest.mark.parametrize(
-    ("disks", "again"), [(50, 1), pytest.param(None, 10, marks=pytest.mark.slow)]
+    ("disks", "again"), [(12, 1), pytest.param(None, 10, marks=pytest.mark.slow)]
 )
 def test_power_failure(laboratory: Laboratory, disks: int | None, again: int) -> None:
     laboratory.power_fails(disks=disks, again=again)
 
 
+@pytest.mark.slow
 @each_transaction
 @bounded
 def test_power_failure_after_a_kill(laboratory: Laboratory, calls: int, disks: int) -> None:
     laboratory.power_fails_after_kill(calls=calls, disks=disks)
 
 
+@pytest.mark.slow
 @each_transaction
 @bounded
 @pytest.mark.parametrize("once", [True, False])
@@ -49,6 +51,7 @@ def test_power_failure_after_a_fault(
     laboratory.power_fails_after_fault(once=once, calls=calls, disks=disks)
 
 
+@pytest.mark.slow
 @each_transaction
 def test_power_failure_when_writes_are_short(laboratory: Laboratory) -> None:
     laboratory.power_fails_when_writes_are_short()

@@ -22,7 +22,7 @@ from restante.store.maildir import MaildirStore
 
 from .helpers import deliver, listing, run, text_of
 
-SECONDS = 1.5
+SECONDS = 0.8
 UNIQUE = [f"{1_700_000_000 + number}.M{number}P1.host" for number in range(1500)]
 EXPECTED = [Entry(unique, 6) for unique in UNIQUE]
 
@@ -86,6 +86,7 @@ def test_no_listing_has_a_hole(maildir: MaildirStore, place: Path, fresh_process
     run(story())
 
 
+@pytest.mark.slow
 def test_without_an_index_there_is_a_whole_listing_or_none(place: Path) -> None:
     fill(place, UNIQUE)
 
@@ -100,6 +101,7 @@ def test_without_an_index_there_is_a_whole_listing_or_none(place: Path) -> None:
     run(story())
 
 
+@pytest.mark.slow
 def test_recent_mail_has_no_hole(maildir: MaildirStore, place: Path) -> None:
     """By names that do not give its time, so that the files are asked for it."""
     uniques = sorted(f"a{number}" for number in range(1500))
@@ -119,6 +121,7 @@ def test_recent_mail_has_no_hole(maildir: MaildirStore, place: Path) -> None:
     run(story())
 
 
+@pytest.mark.slow
 def test_no_message_is_called_gone(maildir: MaildirStore, place: Path) -> None:
     fill(place, UNIQUE)
 
@@ -132,6 +135,7 @@ def test_no_message_is_called_gone(maildir: MaildirStore, place: Path) -> None:
     run(story())
 
 
+@pytest.mark.slow
 def test_message_that_is_called_removed_is_removed(maildir: MaildirStore, place: Path) -> None:
     fill(place, UNIQUE)
 
@@ -152,6 +156,7 @@ def test_message_that_is_called_removed_is_removed(maildir: MaildirStore, place:
     run(story())
 
 
+@pytest.mark.slow
 def test_restored_messages_are_there_once(maildir: MaildirStore, place: Path) -> None:
     fill(place, UNIQUE)
 
@@ -172,6 +177,7 @@ def test_restored_messages_are_there_once(maildir: MaildirStore, place: Path) ->
     run(story())
 
 
+@pytest.mark.slow
 def test_mail_that_fits_into_the_quota_is_not_refused(place: Path) -> None:
     fill(place, UNIQUE)
     store = MaildirStore(f"{place.parent}/%u", limit=lambda _: 2 * 5 * len(UNIQUE))

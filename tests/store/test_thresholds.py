@@ -93,6 +93,7 @@ LIMITS = {
 """Where each stands, and whether names give sizes; those without are measured in batches."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fresh_process", [False, True])
 @pytest.mark.parametrize("limit", LIMITS)
 def test_batches_around_a_limit_are_listed(
