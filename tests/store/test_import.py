@@ -56,6 +56,7 @@ def test_a_name_that_no_client_can_show_is_refused(
     store: MaildirStore, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A maildrop is made for users who come later, but not under such a name."""
+    assert main(["user", "add", "bob", "--generate"]) == 0
     assert main(["import", "dovecot", str(old), "\uff41nn"]) == 64
     assert "use ann" in capsys.readouterr().err
     assert names(tmp_path / "mail") == []
