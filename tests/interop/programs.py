@@ -20,6 +20,7 @@ import pytest
 
 RESTANTE = (sys.executable, "-m", "restante")
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+_PASSWORD = "tan staaf"
 _PATIENCE = 50  # seconds until a program is taken for hung
 
 
@@ -146,29 +147,36 @@ def serving() -> Iterator[Server]:
 
 @contextmanager
 def configured(folder: Path, text: str) -> Iterator[Server]:
-    """``restante serve`` with this configuration, and one user, whose password has a space.
+    """``restante serve`` with this configuration and one user.
 
     Its mail and its state are in ``folder``.
     """
-    user, password = "mrose", "tan staaf"
     (folder / "restante.toml").write_text(text)
-    (folder / "password").write_text(password)
-    environment = {"HOME": str(folder), "STATE_DIRECTORY": str(folder / "state")}
-    restante = (*RESTANTE, "-c", folder / "restante.toml")
-    added = call(
-        *restante,
-        "user",
-        "add",
-        user,
-        "--password-file",
-        folder / "password",
-        environment=environment,
-    )
-    assert added.returncode == os.EX_OK, added.stderr
-    with running(*restante, "--json", "serve", environment=environment) as process:
+    add_user(folder, "mrose")
+    with started(folder, "mrose") as server:
+        yield server
+
+
+@contextmanager
+def started(folder: Path, user: str) -> Iterator[Server]:
+    """``restante serve`` with ``folder``/restante.toml; its end is the power cut."""
+    command = (*RESTANTE, "-c", folder / "restante.toml", "--json", "serve")
+    with running(*command, environment=_environment(folder), last_signal=signal.SIGKILL) as process:
         assert process.stdout is not None
-        told = {**json.loads(process.stdout.readline()), "maildir": f"{folder}/state/mail/%u"}
-        yield Server(told, user, password)
+        addresses = {**json.loads(process.stdout.readline()), "maildir": f"{folder}/state/mail/%u"}
+        yield Server(addresses, user, _PASSWORD)
+
+
+def add_user(folder: Path, user: str) -> None:
+    """With a password that has a space."""
+    (folder / "password").write_text(_PASSWORD)
+    words = ("user", "add", user, "--password-file", folder / "password")
+    done = call(*RESTANTE, "-c", folder / "restante.toml", *words, environment=_environment(folder))
+    assert done.returncode == os.EX_OK, done.stderr
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    return {"HOME": str(folder), "STATE_DIRECTORY": str(folder / "state")}
 
 
 def differences(found: Iterable[bytes], wanted: Iterable[bytes]) -> list[str]:

@@ -1,15 +1,9 @@
-"""Other people's POP3 servers, as if each were the one that is installed here.
-
-Their packages exclude each other, so .ci/run unpacks them.  Each server sees its files in the
-system's place, in a mount namespace of its own that holds its user, too, and stunnel in front:
-not every one of them speaks TLS.
-"""
+"""Other people's POP3 servers, unpacked, with stunnel in front: not every one speaks TLS."""
 
 from __future__ import annotations
 
 import os
 import poplib
-import signal
 import smtplib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -19,31 +13,13 @@ from pathlib import Path
 from restante.net import tls
 
 from .dovecot import await_port, free_ports
-from .programs import Account, missing, need, running
+from .programs import Account, need
+from .unpacked import MAIL, unpacked
 
 USER, PASSWORD = "mrose", "tan staaf"
-_BUILD = Path(__file__).parents[2] / "build"
-_MAIL = 8  # Debian's user and group mail
-
-# /var/mail is ours to look into; all other changes last as long as the namespace.
-_NAMESPACE = """
-set -eu
-mount -t tmpfs none /mnt
-for each in etc usr var; do
-    mkdir "/mnt/$each" "/mnt/$each.work"
-    lower="/$each"
-    for unpacked in {unpacked}; do
-        if [ -d "$unpacked/$each" ]; then lower="$unpacked/$each:$lower"; fi
-    done
-    mount -t overlay none "/$each" \\
-        -o "lowerdir=$lower,upperdir=/mnt/$each,workdir=/mnt/$each.work"
-done
-mount -t tmpfs none /run
-mount --bind {folder}/mail /var/mail
-echo '{user}:x:{mail}:{mail}::/var/mail/home:/bin/sh' >> /etc/passwd
-echo "{user}:$(openssl passwd -6 '{password}'):19000:0:99999:7:::" >> /etc/shadow
-{prepare}
-exec stunnel {folder}/stunnel.conf
+_USERS = f"""
+echo '{USER}:x:{MAIL}:{MAIL}::/var/mail/home:/bin/sh' >> /etc/passwd
+echo "{USER}:$(openssl passwd -6 '{PASSWORD}'):19000:0:99999:7:::" >> /etc/shadow
 """
 _STUNNEL = """
 foreground = yes
@@ -62,7 +38,7 @@ class Kind:
     """How one server is started, and how mail gets into it."""
 
     package: str
-    """A file of its package."""
+    """Where it is unpacked."""
     then: str
     """Where stunnel leads."""
     prepare: str = ""
@@ -84,7 +60,7 @@ def _append(mail: Path, messages: Iterable[bytes]) -> None:
         for message in messages:
             file.write(b"From s@example.org Thu Jan  1 00:00:00 2026\n")
             file.write(_lines(message) + b"\n")
-    os.chown(mbox, _MAIL, _MAIL)
+    os.chown(mbox, MAIL, MAIL)
 
 
 def _into_maildir(mail: Path, messages: Iterable[bytes]) -> None:
@@ -96,7 +72,7 @@ def _into_maildir(mail: Path, messages: Iterable[bytes]) -> None:
         number = len(list(maildir.glob("???/*")))
         (maildir / "new" / f"{1_000_000 + number}.x.test").write_bytes(_lines(message))
     for path in (home, *home.rglob("*")):
-        os.chown(path, _MAIL, _MAIL)
+        os.chown(path, MAIL, MAIL)
 
 
 _POPA3D = """
@@ -146,17 +122,17 @@ chown -R cyrus:mail /var/lib/cyrus /var/spool/cyrus
 
 SERVERS = {
     "mailutils": Kind(
-        "usr/sbin/pop3d", "exec = /usr/sbin/pop3d\nexecArgs = pop3d -i", fill=_append, rewrites=True
+        "peers", "exec = /usr/sbin/pop3d\nexecArgs = pop3d -i", fill=_append, rewrites=True
     ),
-    "popa3d": Kind("usr/sbin/popa3d", "exec = /usr/sbin/popa3d", _POPA3D, fill=_append),
+    "popa3d": Kind("peers", "exec = /usr/sbin/popa3d", _POPA3D, fill=_append),
     "courier": Kind(
-        "usr/lib/courier/courier/courierpop3login",
+        "courier",
         "exec = /usr/lib/courier/courier/courierpop3login\n"
         "execArgs = courierpop3login /usr/lib/courier/courier/courierpop3d Maildir",
         _COURIER,
         _into_maildir,
     ),
-    "cyrus": Kind("usr/lib/cyrus/bin/pop3d", "connect = 127.0.0.1:{inner}", _CYRUS),
+    "cyrus": Kind("peers", "connect = 127.0.0.1:{inner}", _CYRUS),
 }
 
 
@@ -182,26 +158,15 @@ class Foreign:
 @contextmanager
 def foreign(name: str, folder: Path) -> Iterator[Foreign]:
     kind = SERVERS[name]
-    if os.geteuid() != 0:
-        missing("only root can make a mount namespace with another server in it")
-    unpacked = [_BUILD / each for each in ("courier", "peers")]
-    if not any((each / kind.package).exists() for each in unpacked):
-        missing(f"{kind.package} is not unpacked in build/, as .ci/run does")
     port, inner, lmtp = free_ports(3)
-    (folder / "mail").mkdir()
-    (folder / "mail").chmod(0o1777)
     certificate, key = tls.make_self_signed(folder / "tls", ["localhost"])
     names = {"user": USER, "password": PASSWORD, "inner": inner, "lmtp": lmtp, "folder": folder}
     then = kind.then.format(**names)
     text = _STUNNEL.format(port=port, certificate=certificate, key=key, then=then)
     (folder / "stunnel.conf").write_text(text)
-    prepare = kind.prepare.format(**names)
-    script = _NAMESPACE.format(
-        unpacked=" ".join(map(str, unpacked)), mail=_MAIL, prepare=prepare, **names
-    )
     need("stunnel")
-    alone = ("--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-    with running(need("unshare"), *alone, "bash", "-c", script, last_signal=signal.SIGKILL):
+    script = _USERS + kind.prepare.format(**names) + f"exec stunnel {folder}/stunnel.conf\n"
+    with unpacked(kind.package, folder, script):
         for each in (port, inner, lmtp) if kind.fill is None else (port,):
             await_port(each)
 
