@@ -720,6 +720,70 @@ def test_unique_ids_that_are_missing_for_once_bring_nothing_twice(world: World) 
     assert len(world.mail) == 5
 
 
+def _replaced(old: bytes, new: bytes, said: str, usual: bytes) -> bytes:
+    return usual.replace(old, new)
+
+
+@pytest.mark.parametrize("count", [9, 40])
+def test_a_move_that_is_interrupted_brings_nothing_twice(count: int, world: World) -> None:
+    """What is known after half of it says nothing of the rest."""
+    world.server.mail = many("old", count)
+    world.collect(KEEP_WEEK)
+    world.server.mail = {f"new {name}": each for name, each in world.server.mail.items()}
+    world.server.closes = lambda said: said == "RETR new old5"
+    with pytest.raises(ConnectionLost):
+        world.collect(KEEP_WEEK, again="dedupe")
+    world.server.closes = lambda said: False
+    assert world.collect(KEEP_WEEK).stored == 0
+    assert len(world.mail) == count
+    for _ in range(8):
+        world.now += DAY
+        world.collect(KEEP_WEEK)
+    assert world.server.mail == {}
+
+
+def test_a_message_with_another_unique_id_is_known_among_many_with_theirs(world: World) -> None:
+    """And one that equals it is another message."""
+    world.server.mail = many("a", 5) | {"old": letter("same"), "twin": letter("same")}
+    world.collect()
+    world.server.mail = many("a", 5) | {"new": letter("same"), "other": letter("same")}
+    assert (world.collect().stored, world.outcome.known) == (0, 2)
+    world.server.mail["third"] = letter("same")
+    assert world.collect().stored == 1
+    assert world.mail.count(letter("same")) == 3
+
+
+def test_a_message_is_known_under_a_unique_id_that_another_had(world: World) -> None:
+    world.server.mail = {"a": letter("one"), "b": letter("two")}
+    world.collect()
+    world.server.mail = {"a": letter("two", "two"), "c": letter("c")}
+    world.collect(KEEP_NONE)
+    world.server.mail = {"a": letter("one")}
+    for _ in range(3):
+        world.collect(KEEP_NONE)
+    assert world.server.mail == {}
+    assert world.mail == sorted(map(letter, ("one", "two", "c")))
+
+
+def test_unique_ids_that_a_server_gives_later_bring_nothing_twice(world: World) -> None:
+    """An operator has added the quirk, or the server is another version; equal mail is counted."""
+    world.server.mail = {**many("a", 30), "same": letter("same"), "twin": letter("same")}
+    world.server.announced, world.server.answer = ("TOP",), nameless
+    assert world.collect().stored == 32
+    world.server.announced, world.server.answer = ("UIDL", "TOP"), lambda said, usual: usual
+    assert world.collect().stored == 0
+    world.server.mail["third"] = letter("same")
+    assert [world.collect().stored for _ in range(2)] == [1, 0]
+
+
+def test_two_messages_that_share_a_unique_id_for_once_come_once(world: World) -> None:
+    world.server.mail = many("a", 5)
+    for other in (b"2 a0", b"2 a1", b"2 a0"):
+        world.server.answer = partial(_replaced, b"2 a1", other)
+        world.collect()
+    assert len(world.mail) == 5
+
+
 # Accounts that get another name, or another address.
 
 

@@ -391,8 +391,12 @@ class _Session:
         is_whole = 0 < len(listing) == len(ids) and not self._reader.quirks.in_parts
         there = [taken[key] for key in ids.values() if key in taken]
         seen = sum(1 for each in there if each.at and each.is_expected and not each.is_gone)
-        if is_whole and seen < expected and not dry_run:
+        if is_whole and seen < self._ledger.on_server(self._name) and not dry_run:
             self._ledger.listed(self._name, ids.values())
+        # After --again fetch was interrupted, the rest of it is to be stored as well.
+        is_wanted_again = "fetch" in (again, self._entry.answer)
+        self._fetching.listed = frozenset(ids.values())
+        self._fetching.finds_moved = not is_wanted_again and self._ledger.unlisted(self._name)
 
     async def _is_other_mail(self, listing: Sequence[Message], expected: int) -> bool:
         """Whether headers show that what looks new is new: its owner has deleted the old mail.

@@ -10,11 +10,10 @@ Security: the server is a stranger; nothing it says becomes a path or a query.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from itertools import takewhile
+from itertools import count, takewhile
 from tempfile import SpooledTemporaryFile
 
 from ..errors import CommandFailed, MessageRefused, TemporaryFailure
@@ -72,7 +71,12 @@ class _Whole:
     seen: Seen
     row: Stored
     is_compared: bool = False
-    """It is what was known under its key; else the row is new."""
+    """It is what was known under its key, or under another one; else the row is new."""
+
+    @property
+    def is_again(self) -> bool:
+        """Its time on the server counts from now."""
+        return self.seen.has_come_back or bool(self.row.moved_from)
 
 
 class Fetching:
@@ -96,7 +100,12 @@ class Fetching:
         self.awaited: Message | None = None
         """The message whose response was not read to its end."""
         self.dedupe = False
-        """What seems to be new may be old mail under another unique-id."""
+        """What seems to be new may be old mail under another unique-id, even if the listing does
+        not show that the old one is gone."""
+        self.finds_moved = False
+        """What was taken and is not listed any more may be here under another unique-id."""
+        self.listed: Collection[str] = ()
+        """Unique-ids of this session."""
         self.aside: dict[str, Aside] = {}
         """What could not be taken before."""
         self._reader, self._ledger, self._account = reader, ledger, account
@@ -105,7 +114,7 @@ class Fetching:
         self._grouping = destination if isinstance(destination, Grouping) else None
         self._refusals = 0  # of messages in a row, for now
         self._doubted: list[tuple[Message, str]] = []  # in a row, and the reasons
-        self._contents: Counter[bytes] = Counter()  # of messages without a unique-id
+        self._equal: set[str] = set()  # keys of what was recognised by its content
         self._waiting: list[_Whole] = []  # stored, not in the ledger yet
         self._writing: asyncio.Task[None] | None = None  # of the group before
 
@@ -203,7 +212,7 @@ class Fetching:
     async def _take_new(self, step: Fetch | Compare, key: str, body: AsyncIterable[bytes]) -> bool:
         """Straight to the destination; False: nothing was read, for all must be seen first."""
         message, destination = step.message, self._destination
-        if isinstance(step, Compare) or self.dedupe:
+        if isinstance(step, Compare) or self.dedupe or self.finds_moved:
             return False
         identity = self._known.identity(key, message.size)
         if step.was_begun and await asyncio.to_thread(destination.has, identity):
@@ -232,10 +241,7 @@ class Fetching:
                 whole.write(piece)
             content, key = reader.content(), step.key
             if key is None:
-                self._contents[content.digest] += 1
-                # No unique-id begins with a space.
-                key = f" {content.digest.hex()}:{self._contents[content.digest]}"
-                self._known.load_more([key])
+                key = await asyncio.to_thread(self._key_of, content)
             found = await asyncio.to_thread(self._find, step, key, content)
             if found is not None:
                 self._outcome.known += step.key is None or not self._is_present(key)
@@ -259,11 +265,7 @@ class Fetching:
         message, known = step.message, self._known.taken.get(key)
         seen = Seen(message, key, whole=content)
         if known is None or known.at is None:
-            is_known = self.dedupe and self._ledger.has_content(self._account, content)
-            identity = self._known.identity(key, message.size)
-            if is_known or self._holds(identity, content):
-                return _Whole(seen, Stored(key, message.size, content))
-            return None
+            return self._find_new(seen, step, content)
         seen = replace(seen, has_come_back=known.is_gone or not known.is_expected)
         record, identity = self._known.record(key), self._known.identity_of(key)
         row = Stored(key, message.size, content, identity)
@@ -275,10 +277,49 @@ class Fetching:
             return _Whole(seen, row, is_compared=True)
         earlier = earlier_key(key, content.digest)
         self._known.load_more([earlier])
-        if (before := self._known.record(earlier)) is None:
+        if (before := self._known.record(earlier)) is not None:
+            row = row._replace(identity=before.identity, replaces=identity)
+            return _Whole(replace(seen, has_come_back=True), row)
+        return self._find_moved(seen, row._replace(replaces=identity), content)
+
+    def _find_new(self, seen: Seen, step: Fetch | Compare, content: Content) -> _Whole | None:
+        """Of a key under which nothing was taken."""
+        row = Stored(seen.key, seen.message.size, content)
+        if step.key is not None and (moved := self._find_moved(seen, row, content)):
+            return moved
+        is_known = self.dedupe and self._ledger.has_content(self._account, content)
+        if is_known or self._holds(self._known.identity(row.key, row.size), content):
+            return _Whole(seen, row)
+        return None
+
+    def _find_moved(self, seen: Seen, row: Stored, content: Content) -> _Whole | None:
+        """What had another unique-id, under which nothing is listed now."""
+        before = self._equal_key(content, is_unlisted=True) if self.finds_moved else None
+        if before is None:
             return None
-        row = row._replace(identity=before.identity, replaces=identity)
-        return _Whole(replace(seen, has_come_back=True), row)
+        self._known.load_more([before])
+        row = row._replace(identity=self._known.identity_of(before), moved_from=before)
+        return _Whole(seen, row, is_compared=True)
+
+    def _key_of(self, content: Content) -> str:
+        """Under which a message is known that has no unique-id now: that of an equal one which is
+        not listed, or a new one, which begins with a space as no unique-id does.  Blocking."""
+        key = self._equal_key(content, is_unlisted=False)
+        if key is None:
+            tries = (f" {content.digest.hex()}:{at}" for at in count(1))
+            key = next(each for each in tries if each not in self._equal)
+            self._equal.add(key)
+        self._known.load_more([key])
+        return key
+
+    def _equal_key(self, content: Content, *, is_unlisted: bool) -> str | None:
+        """Of a message taken before that equals this one, each only once."""
+        keys = self._ledger.equal(self._account, content, is_unlisted=is_unlisted)
+        free = (each for each in keys if each not in self._equal and each not in self.listed)
+        key = next(free, None)
+        if key is not None:
+            self._equal.add(key)
+        return key
 
     def _holds(self, identity: str, content: Content) -> bool:
         """Whether the destination has these very octets under this name."""
@@ -394,7 +435,7 @@ class Fetching:
         await asyncio.to_thread(self._write_rows, waiting, now)
         for each in waiting:
             if each.is_compared:
-                self._known.compared(each.row)
+                self._known.compared(each.row, now if each.is_again else None)
             else:
                 self._known.add(each.row, now)
             if self._policy.keep is not None:
@@ -404,10 +445,13 @@ class Fetching:
         """Blocking."""
         new = [each.row for each in waiting if not each.is_compared]
         known = [each for each in waiting if each.is_compared]
-        back = [each.row for each in known if each.seen.has_come_back]
-        same = [each.row for each in known if not each.seen.has_come_back]
+        moved = [each.row for each in known if each.row.moved_from]
+        back = [each.row for each in known if each.is_again]
+        same = [each.row for each in known if not each.is_again]
         if new:
             self._ledger.took(self._account, new, now)
+        if moved:
+            self._ledger.moved(self._account, moved)
         for rows, again_at in ((same, None), (back, now)):
             if rows:
                 self._ledger.compared(self._account, rows, again_at)

@@ -71,10 +71,11 @@ class Known:
             identity = row.identity or f"{self._label} {row.key} {row.size}"
             self._records[row.key] = Record(row.size, row.content, identity)
 
-    def compared(self, row: Stored) -> None:
-        """It is what was known under its key, and the ledger says so now."""
-        before = self.taken[row.key]
+    def compared(self, row: Stored, again_at: float | None) -> None:
+        """It is what was known, and the ledger says so now; ``again_at``: see there."""
+        before = self.taken[row.moved_from or row.key]
+        seen_again = before.seen_again if again_at is None else again_at
         self.taken[row.key] = Taken(
-            row.size, before.at, was_held=before.was_held, seen_again=before.seen_again
+            row.size, before.at, was_held=before.was_held, seen_again=seen_again
         )
         self._records.pop(row.key, None)

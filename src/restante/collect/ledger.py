@@ -28,6 +28,7 @@ _PATIENCE = 10.0  # seconds for another account's collector to finish writing
 _AT_ONCE = 500  # unique-ids in one query
 OF_ACCOUNTS = ("messages", "sessions", "runs", "health", "told", "accounts", "removals", "aside")
 """Tables of which each row belongs to an account."""
+_UNLISTED = "account = ? AND taken_at NOTNULL AND NOT is_gone AND NOT expected"
 _HOUR, _DAY, _WEEK = 3600.0, 86_400.0, 604_800.0  # seconds
 _PENANCE = 600.0  # seconds after a login was refused; twice as long after each further one
 
@@ -48,6 +49,8 @@ class Stored(NamedTuple):
     """It stands on no server, as a stub does."""
     replaces: str = ""
     """The identity of another message that was known under this key; empty: of none."""
+    moved_from: str = ""
+    """The key under which it was known before; empty: this one."""
 
 
 class Removal(NamedTuple):
@@ -201,6 +204,41 @@ class Ledger:
             ).fetchone()
         return row is not None
 
+    def unlisted(self, account: str) -> bool:
+        """Whether messages were taken that the last whole listing did not show."""
+        with self._turn, _errors():
+            row = self._database.execute(
+                f"SELECT 1 FROM messages WHERE {_UNLISTED} LIMIT 1", (account,)
+            ).fetchone()
+        return row is not None
+
+    def equal(self, account: str, content: Content, *, is_unlisted: bool) -> list[str]:
+        """Keys of what was taken of this content and is not known to be gone; ``is_unlisted``:
+        only of what the last whole listing did not show."""
+        of = _UNLISTED if is_unlisted else "account = ? AND taken_at NOTNULL AND NOT is_gone"
+        with self._turn, _errors():
+            rows = self._database.execute(
+                f"SELECT key FROM messages WHERE {of} AND digest = ? UNION"
+                f" SELECT key FROM messages WHERE {of} AND body = ? AND likeness = ?",
+                (account, content.digest, account, content.body, content.likeness),
+            ).fetchall()
+        return [_text(key) for (key,) in rows]
+
+    def moved(self, account: str, messages: Iterable[Stored]) -> None:
+        """These have other unique-ids than before; all that is known of them stays known."""
+        with self.transaction():
+            for each in messages:
+                if each.replaces:
+                    self._keep_earlier(account, each)
+                key = _octets(each.key)
+                self._database.execute(
+                    "DELETE FROM messages WHERE account = ? AND key = ?", (account, key)
+                )
+                self._database.execute(
+                    "UPDATE messages SET key = ? WHERE account = ? AND key = ?",
+                    (key, account, _octets(each.moved_from)),
+                )
+
     def likenesses(self, account: str) -> set[bytes]:
         """Of the messages that the server should list."""
         with self._turn, _errors():
@@ -300,8 +338,7 @@ class Ledger:
             )
             self._database.execute(
                 "UPDATE messages SET expected = 0 WHERE account = ? AND expected AND NOT is_gone"
-                " AND taken_at NOTNULL AND substr(key, 1, 1) <> x'20'"
-                " AND key NOT IN (SELECT key FROM temp.listed)",
+                " AND taken_at NOTNULL AND key NOT IN (SELECT key FROM temp.listed)",
                 (account,),
             )
 
