@@ -69,7 +69,9 @@ def test_links_in_the_documents_lead_somewhere() -> None:
                 assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
-@pytest.mark.parametrize("command", ["test", "lint", "types", "docs", "bench", "lock", "ci"])
+@pytest.mark.parametrize(
+    "command", ["test", "coverage", "lint", "types", "docs", "bench", "lock", "ci"]
+)
 def test_every_command_of_dev_says_what_it_does(command: str) -> None:
     """Those that are not here hand the question on, and would prepare .venv first."""
     run = [sys.executable, str(HOUSE / "dev"), command, "--help"]
