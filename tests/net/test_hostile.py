@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import socket
 import ssl
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -161,7 +163,7 @@ def test_a_flood_of_commands_without_a_reader_stays_small(run: Run[None]) -> Non
     run(main())
 
 
-@pytest.mark.parametrize("offered", [None, "pop3"])
+@pytest.mark.parametrize("offered", [None, "pop3", "x-unknown"])
 @pytest.mark.rfc("P-136")
 def test_clients_with_and_without_alpn_are_served(
     offered: str | None, run: Run[None], server_tls: ssl.SSLContext, certificate: tuple[str, str]
@@ -169,7 +171,7 @@ def test_clients_with_and_without_alpn_are_served(
     """RFC 9325 §3.8: "pop3" is chosen when it is offered; most clients offer nothing."""
     client_tls = ssl.create_default_context(cafile=certificate[0])
     if offered:
-        client_tls.set_alpn_protocols(["h2", offered])
+        client_tls.set_alpn_protocols([offered, "h2", "pop3"])
 
     async def main() -> None:
         async with (
@@ -177,31 +179,46 @@ def test_clients_with_and_without_alpn_are_served(
             server.client(client_tls) as client,
         ):
             chosen = client.writer.get_extra_info("ssl_object").selected_alpn_protocol()
-            assert chosen == offered
+            assert chosen == ("pop3" if offered else None)
             await client.log_in()
 
     run(main())
 
 
+@pytest.mark.parametrize("offered", [["h2", "http/1.1"], ["imap"], ["ftp", "x-unknown"]])
+@pytest.mark.parametrize("is_implicit", [True, False])
 @pytest.mark.rfc("P-136")
-def test_who_offers_other_protocols_only_is_told_of_none(
-    run: Run[None], server_tls: ssl.SSLContext, certificate: tuple[str, str]
+def test_a_client_that_asks_for_other_protocols_hears_nothing(
+    offered: list[str],
+    is_implicit: bool,
+    run: Run[None],
+    server_tls: ssl.SSLContext,
+    certificate: tuple[str, str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """ALPACA: a browser that was led here asks for HTTP, and hears nothing it could show."""
+    """ALPACA: a browser that was led here gets no octet that it could show (RFC 7301 §3.2)."""
     browser = ssl.create_default_context(cafile=certificate[0])
-    browser.set_alpn_protocols(["h2", "http/1.1"])
+    browser.set_alpn_protocols(offered)
+    caplog.set_level(logging.INFO)
 
     async def main() -> None:
-        async with (
-            serving(MemoryStore(), tls=server_tls, implicit=True) as server,
-            server.client(browser) as client,
-        ):
-            ssl_object = client.writer.get_extra_info("ssl_object")
-            assert ssl_object.selected_alpn_protocol() is None
+        async with serving(MemoryStore(), tls=server_tls, implicit=is_implicit) as server:
+            streams = await asyncio.open_connection(
+                "localhost", server.port, ssl=browser if is_implicit else None
+            )
+            client = Client(*streams)
+            if not is_implicit:
+                await client.line()
+                assert (await client.ask(b"STLS")).startswith(b"+OK")
+                await client.writer.start_tls(browser, server_hostname="localhost")
             client.send(b"GET /?<script>XYZZY</script> HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert await client.rest() == b""
+            with suppress(ConnectionResetError):
+                assert await client.rest() == b""
+            client.writer.close()
 
     run(main())
+    reasons = [r.__dict__["fields"]["reason"] for r in caplog.records if r.message == "tls refused"]
+    assert set(reasons) == {"no-application-protocol"}
 
 
 def _contexts() -> int:

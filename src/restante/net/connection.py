@@ -27,6 +27,7 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 from ..posix import NotOnThisSystem, fcntl, termios
 from .listener import Seat, log_refused_tls
 from .proxy import Origin
+from .tls import ForeignProtocol, refuse_foreign
 
 HIGH_WATER = 65_536  # octets of output, and of unread input, per connection
 DIRECT = Origin()
@@ -224,10 +225,17 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
     # What the transport calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        greeting = self._open_session(transport.get_extra_info("ssl_object"))
+        ssl_object = transport.get_extra_info("ssl_object")
+        greeting = self._open_session(ssl_object)
         self._adopt(transport)
         self._service.connections.add(self)
         self._seat.offer(self._make_room)
+        try:
+            refuse_foreign(ssl_object)
+        except ForeignProtocol as error:
+            log_refused_tls(self._address, self._proto, error)
+            self.abort("tls-refused")
+            return
         self._set_timer(self._service.timeouts.login)
         self._write(greeting)
         self._flush()
@@ -389,6 +397,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
             )
             if transport is None or self._is_closing:  # cut meanwhile, by us
                 raise ConnectionResetError
+            refuse_foreign(transport.get_extra_info("ssl_object"))
         except OSError as error:
             log_refused_tls(self._address, self._proto, error)
             self.abort("tls-refused")

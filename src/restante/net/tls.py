@@ -25,6 +25,14 @@ _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 are all good
 _SRV_NAME = "1.3.6.1.5.5.7.8.7"  # RFC 4985 §2
 _CLEAR = Channel()
+# Protocols that a browser or another program may ask for at our port (IANA's registry of RFC 7301).
+# Python's ssl goes on with the handshake when it shares no protocol with the client, and does not
+# say whether the client offered any.  So a server "shares" these, sees one chosen, and goes away.
+_FOREIGN = (
+    "acme-tls/1 co coap c-webrtc dicom dot doq ftp h2 h2c h3 http/0.9 http/1.0 http/1.1 imap irc"
+    " managesieve mqtt nntp nnsp ntske/1 postgresql radius/1.0 radius/1.1 sip/2 smb spdy/1 spdy/2"
+    " spdy/3 stun.nat-discovery stun.turn sunrpc tds/8.0 webrtc xmpp-client xmpp-server"
+)
 _LIFETIME = timedelta(days=3650)  # devices remember this very certificate
 
 
@@ -42,6 +50,22 @@ class ServerContext(ssl.SSLContext):
         """
         load_own(self, certificate, key)
         self.end_point = end_point(ssl.PEM_cert_to_DER_cert(_first_block(certificate)))
+
+
+class ForeignProtocol(ssl.SSLError):
+    """The client asked for another protocol than ours (RFC 7301 §3.2)."""
+
+    reason = "NO_APPLICATION_PROTOCOL"
+
+
+def refuse_foreign(tls: ssl.SSLObject | None) -> None:
+    """To be called before the first octet is sent through TLS.
+
+    Raises:
+        ForeignProtocol: the connection must end without a word, which might be taken for HTTP.
+    """
+    if tls is not None and tls.selected_alpn_protocol() not in (None, "pop3"):
+        raise ForeignProtocol
 
 
 def load_own(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
@@ -81,6 +105,7 @@ def server_context(
     """
     context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
     _restrict(context, minimum)
+    context.set_alpn_protocols(["pop3", *_FOREIGN.split()])
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
     context.num_tickets = 1  # a client has one session here, and each resumption brings another
     context.load(certificate, key)
