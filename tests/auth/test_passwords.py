@@ -6,6 +6,7 @@ import re
 from collections import Counter
 
 import pytest
+from cryptography.hazmat.primitives.kdf import argon2
 
 from restante.auth import passwords
 
@@ -52,11 +53,25 @@ def test_what_is_no_sane_hash_matches_nothing(phc: str) -> None:
     assert not passwords.matches("tan staaf", phc)
 
 
-@pytest.mark.parametrize("parameters", ["m=262145,t=2,p=1", "m=19456,t=17,p=1", "m=19456,t=2,p=17"])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        *("m=262145,t=2,p=1", "m=19456,t=17,p=1", "m=19456,t=2,p=17"),
+        *("m=262144,t=5,p=1", "m=262144,t=16,p=4", "m=65537,t=16,p=1"),  # the product counts
+    ],
+)
 def test_a_hash_that_costs_too_much_is_not_computed(parameters: str, hashed: Counter[str]) -> None:
     """A cost of 2^31 in a foreign database fails closed, and stops nobody else."""
     assert not passwords.matches("x", PHC.replace("m=19456,t=2,p=1", parameters))
     assert not hashed
+
+
+@pytest.mark.parametrize("parameters", ["m=262144,t=4,p=16", "m=65536,t=16,p=1", "m=8,t=16,p=1"])
+def test_a_hash_of_the_highest_cost_is_computed(
+    parameters: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(argon2.Argon2id, "verify_phc_encoded", lambda *_: None, raising=False)
+    assert passwords.matches("x", PHC.replace("m=19456,t=2,p=1", parameters))
 
 
 def test_generated_passwords_differ_and_can_be_read_aloud() -> None:

@@ -156,6 +156,10 @@ def nothing_computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "{SCRAM-SHA-256}999999999,qNjFJoBo5UIi3RoOoso8PA==,"
         "u94hKCbeFw5VtFr9rPhdAistI7L8U0N7pejWkI1rCzw=,"
         "dLrC8fQ/nyAiqFkpQLWTJhouDYItekP6squampJ2HFA=",
+        "{SCRAM-SHA-256}2000001,qNjFJoBo5UIi3RoOoso8PA==,"
+        "u94hKCbeFw5VtFr9rPhdAistI7L8U0N7pejWkI1rCzw=,"
+        "dLrC8fQ/nyAiqFkpQLWTJhouDYItekP6squampJ2HFA=",
+        "{ARGON2ID}$argon2id$v=19$m=262144,t=16,p=1$34fOKsIGQLLUpQX+FdTjtQ$" + "C" * 43,
         "{ARGON2ID}$argon2id$v=19$m=2147483648,t=3,p=1$34fOKsIGQLLUpQX+FdTjtQ$" + "C" * 43,
         "{ARGON2I}$argon2i$v=19$m=65536,t=2147483648,p=1$34fOKsIGQLLUpQX+FdTjtQ$" + "C" * 43,
     ],

@@ -1,6 +1,6 @@
 """Password hashes that other programs stored: ``{SCHEME}hash``, as Dovecot writes them.
 
-Security: what is unknown, malformed or would cost more than a second or so matches nothing and is
+Security: what is unknown, malformed or would cost more than a second or two matches nothing and is
 not computed, so that one line of a file cannot stop a server.  Comparisons are constant in time.
 """
 
@@ -21,6 +21,7 @@ from . import passwords, scram
 _MAX_BCRYPT = 14  # 2^14 rounds, some 1.2 s
 _MAX_SHA_CRYPT = 1_000_000  # rounds, some 0.8 s
 _MAX_PBKDF2 = 5_000_000  # iterations, some 2 s
+_MAX_SCRAM = 2_000_000  # iterations, some 2 s: keys are made for both digests
 _BCRYPT_READS = 72  # octets of a password; more have never counted
 
 _PREFIXED = re.compile(r"\{([A-Za-z0-9-]{1,32})(?:\.(B64|BASE64|HEX))?\}(.*)", re.I)
@@ -151,7 +152,7 @@ def _pbkdf2(password: str, text: str, _: str) -> bool:
 def _scram(password: str, text: str, _: str) -> bool:
     """``iterations,salt,stored key,server key`` (RFC 5803 in Dovecot's form)."""
     found = _SCRAM.fullmatch(text)
-    if found is None or int(found[1]) > _MAX_PBKDF2:
+    if found is None or int(found[1]) > _MAX_SCRAM:
         return False
     rounds, salt, stored = int(found[1]), found[2], found[3]
     try:
