@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import chdir
+import sqlite3
+from collections.abc import Sequence
+from contextlib import chdir, closing
+from ipaddress import ip_network
 from pathlib import Path
 
+import pytest
+
 from restante import config
+from restante.auth.users import Users
+from restante.net import tls
+from restante.passdb import Account
 
 from .conftest import Restante
 
@@ -40,3 +48,136 @@ def test_the_configuration_stays_the_same_file_elsewhere(home: Path) -> None:
     assert found.source == home / "restante.toml"
     assert found.folder == home / "conf.d"
     assert found.state == home / "state" / "restante"
+
+
+# -- Users who cannot log in, and files that others can read
+
+
+def warnings(restante: Restante, file: Path, text: str = "") -> list[str]:
+    file.write_text(text)
+    done = restante("-c", file, "--json", "check")
+    assert done.code == 0, done.err
+    found: list[str] = done.json["warnings"]
+    return found
+
+
+def let(state: Path, **permissions: object) -> None:
+    """There is one user, ann, who may do this."""
+    users = Users(state / "users.sqlite3")
+    users.add("ann", "tan staaf")
+    users.permit("ann", Account("ann", "ann", **permissions))  # type: ignore[arg-type]
+    users.close()
+
+
+@pytest.mark.parametrize(
+    "listen", ["pop3://0.0.0.0:110", "pop3://127.0.0.1:110", "pop3s://[::]:995"]
+)
+@pytest.mark.parametrize(
+    ("networks", "reason"),
+    [
+        ([], ""),
+        (["0.0.0.0/0"], ""),
+        (["127.0.0.0/8"], ""),
+        (["192.0.2.0/24"], "pop3://127.0.0.1:110"),
+        (["192.0.2.0/24", "127.0.0.1/32"], ""),
+        (["2001:db8::/32"], "pop3://127.0.0.1:110 pop3://0.0.0.0:110"),
+        (["2001:db8::/32", "192.0.2.0/24"], "pop3://127.0.0.1:110"),
+        (["::ffff:c000:200/120"], "mapped"),  # ::ffff:192.0.2.0
+        (["224.0.0.0/4"], "no client"),
+        (["0.0.0.0/32", "ff00::/8"], "no client"),
+    ],
+)
+def test_networks_that_lock_a_user_out_are_named(
+    restante: Restante, home: Path, state: Path, networks: Sequence[str], reason: str, listen: str
+) -> None:
+    """``reason``: the addresses that no client from these networks can reach, or what is wrong
+    with the networks whatever is served."""
+    let(state, networks=tuple(map(ip_network, networks)))
+    found = warnings(restante, home / "r.toml", f'[server]\nlisten = "{listen}"\n')
+    named = ", ".join(networks)
+    locked = f"the user ann may log in from {named} only, "
+    if reason == "mapped":
+        assert found == [
+            f"the user ann may log in from {named}; write 192.0.2.0/24 for it",
+            locked + "where no client can be",
+        ]
+    elif reason == "no client":
+        assert found == [locked + "where no client can be"]
+    else:
+        unreachable = [locked + "but server.listen cannot be reached from there"]
+        assert found == unreachable * (listen in reason)
+
+
+def test_what_a_proxy_or_systemd_may_let_in_locks_no_user_out(
+    restante: Restante, home: Path, state: Path
+) -> None:
+    let(state, networks=(ip_network("192.0.2.0/24"),))
+    listen = '[server]\nlisten = "pop3://127.0.0.1:110"\n'
+    for text in "", *(f'{listen}{key} = "127.0.0.0/8"\n' for key in ("proxy_from", "xclient_from")):
+        assert warnings(restante, home / "r.toml", text) == []
+
+
+def test_a_disabled_user_is_meant_to_be_kept_out(
+    restante: Restante, home: Path, state: Path
+) -> None:
+    let(state, networks=(ip_network("224.0.0.0/4"),), mechanisms=("X",), is_enabled=False)
+    assert warnings(restante, home / "r.toml") == []
+
+
+@pytest.mark.parametrize(
+    ("mechanisms", "offered", "expected"),
+    [
+        ("PLAIN", '["PLAIN"]', []),
+        ("USER", '["PLAIN"]', []),  # USER and PASS are no mechanism, and always there
+        ("SCRAM-SHA-256", '["SCRAM-SHA-256-PLUS"]', []),
+        ("SCRAM-SHA-256-PLUS", '["SCRAM-SHA-256"]', ["only"]),
+        ("LOGIN", '["PLAIN"]', ["only"]),
+        ("OAUTHBEARER", '["PLAIN", "OAUTHBEARER"]', ["only"]),  # no back end has tokens
+        ("PLAIN CRAM-MD5", '["PLAIN"]', ["CRAM-MD5"]),
+        ("CRAM-MD5", '["PLAIN"]', ["CRAM-MD5", "only"]),
+    ],
+)
+def test_mechanisms_that_are_unknown_or_not_offered_are_named(
+    restante: Restante, home: Path, state: Path, mechanisms: str, offered: str, expected: list[str]
+) -> None:
+    let(state, mechanisms=tuple(mechanisms.split()))
+    found = warnings(restante, home / "r.toml", f"[auth]\nmechanisms = {offered}\n")
+    assert len(found) == len(expected)
+    for sentence, word in zip(found, expected, strict=True):
+        assert "the user ann" in sentence
+        assert word in sentence
+
+
+def test_a_name_of_an_earlier_version_that_no_client_can_show_is_named(
+    restante: Restante, home: Path, state: Path
+) -> None:
+    let(state)
+    with closing(sqlite3.connect(state / "users.sqlite3")) as raw, raw:
+        raw.execute("PRAGMA foreign_keys = OFF")
+        raw.execute("UPDATE users SET name = '\uff41nn'")
+    (sentence,) = warnings(restante, home / "r.toml")
+    assert sentence.endswith("use ann")
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o602])
+def test_files_with_secrets_that_others_can_read_are_named(
+    restante: Restante, home: Path, state: Path, mode: int
+) -> None:
+    let(state)
+    certificate, key = tls.make_self_signed(home / "tls", ["localhost"])
+    passwd = home / "passwd"
+    passwd.write_text("bob:{PLAIN}x::::::allow_nets=224.0.0.0/4\n")
+    secrets = {
+        "auth.users": state / "users.sqlite3",
+        "auth.passwd_file.path": passwd,
+        "tls.key": key,
+    }
+    for path in secrets.values():
+        path.chmod(mode)
+    text = (
+        f'[auth]\nchain = ["users", "passwd-file"]\npasswd_file.path = "{passwd}"\n'
+        f'[tls]\nmode = "files"\ncert = "{certificate}"\nkey = "{key}"\n'
+    )
+    *named, locked = warnings(restante, home / "r.toml", text)
+    assert [each.partition(":")[0] for each in named] == list(secrets) * bool(mode & 0o006)
+    assert locked.startswith("the user bob may log in from 224.0.0.0/4 only")

@@ -186,8 +186,8 @@ class PasswdFile:
         is_current = known and known.is_settled and known.stamp == _stamp(os.stat(self._path))
         return known if is_current else None
 
-    def _read_again(self) -> _Content:
-        """Whole: what changed while it was read is read again."""
+    def _read_whole(self) -> tuple[bytes, _Stamp]:
+        """What changed while it was read is read again."""
         for _ in range(_ATTEMPTS):
             # Without O_NONBLOCK opening a pipe would wait for its other end.
             opened = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -200,10 +200,12 @@ class PasswdFile:
             if len(octets) > _MAX_FILE:
                 raise BackendUnavailable(f"{self._path}: is larger than {_MAX_FILE} octets")
             if is_whole:
-                break
+                return octets, stamp
             time.sleep(_PAUSE)
-        else:
-            raise BackendUnavailable(f"{self._path}: is being written")
+        raise BackendUnavailable(f"{self._path}: is being written")
+
+    def _read_again(self) -> _Content:
+        octets, stamp = self._read_whole()
         is_settled = time.time() - stamp.modified / 1e9 > _SETTLED
         digest = sha256(octets).digest()
         if self._content and self._content.digest == digest:
@@ -217,12 +219,21 @@ class PasswdFile:
             BackendUnavailable: it cannot be read.
         """
         try:
-            octets = self._path.read_bytes()
+            octets, _ = self._read_whole()
         except OSError as error:
             raise BackendUnavailable(f"{self._path}: {error.strerror}") from error
         found: list[str] = []
         _parse_all(octets, lambda line, reason: found.append(f"{self._path}: line {line} {reason}"))
         return found
+
+    def accounts(self) -> list[Account]:
+        """Those of lines that are not refused.
+
+        Raises:
+            BackendUnavailable: as ``problems``.
+        """
+        entries = self._read().entries.values()
+        return [each.account for each in entries if not each.is_refused]
 
     def _parse(self, octets: bytes) -> dict[str, _Entry]:
         def warn(line: int, reason: str) -> None:

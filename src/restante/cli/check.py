@@ -8,11 +8,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..config import Configuration, Secret
+from ..config import Configuration
 from ..errors import ConfigurationError
 from ..maildrop import Forecast
 from ..store.place import Template
-from . import adding_to, collect, common, identities, upkeep
+from . import adding_to, collect, common, upkeep
+from .doubts import doubts, secret_files
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     if mistakes := list(collect.mistakes(found, found.account, strictly=True)):
         raise ConfigurationError("\n".join(mistakes))
     source = str(found.source) if found.source else None
-    warnings = [*_relative_paths(found), *identities.doubts(found)]
+    warnings = [*_relative_paths(found), *doubts(found)]
     changed = _forecast(found)
     if options.json:
         listen, goes = list(found.server.listen), upkeep.as_json(changed)
@@ -87,19 +88,8 @@ def _paths(config: Configuration) -> Iterator[tuple[str, str]]:
         ("auth.ldap.ca_file", auth.ldap.ca_file),
         ("auth.oauth.ca_file", auth.oauth.ca_file),
     )
-    yield "auth.ldap.bind_password", _file(auth.ldap.bind_password)
-    yield "auth.oauth.client_secret", _file(auth.oauth.client_secret)
     yield "collect.metrics", config.collect.metrics
-    yield "collect.key", _file(config.collect.key)
     for name, account in config.account.items():
         yield f"account.{name}.ca_file", account.ca_file
         yield f"account.{name}.to_ca_file", account.to_ca_file
-        yield f"account.{name}.password", _file(account.password)
-        yield f"account.{name}.to_password", _file(account.to_password)
-        yield f"account.{name}.oauth.client_secret", _file(account.oauth.client_secret)
-        yield f"account.{name}.to_oauth.client_secret", _file(account.to_oauth.client_secret)
-
-
-def _file(secret: Secret) -> str:
-    """Here a "~" is understood (``secrets``)."""
-    return str(Path(str(secret.value)).expanduser()) if secret.kind == "file" else ""
+    yield from secret_files(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 from ..auth.chain import Backend, Chain, Queued
 from ..auth.http import Web, is_readable
 from ..auth.ldap import Ldap, Place
-from ..auth.names import BadName, check_new_name
 from ..auth.pam import Pam
 from ..auth.passwd_file import PasswdFile
 from ..auth.tokens import Introspected, Issuer, Keys, Signed, Wanted
@@ -32,7 +30,7 @@ def chain(found: Configuration, users: Users, queue: Queue = lambda backend, _: 
     auth = found.auth
     makers: dict[str, Callable[[], Backend]] = {
         "users": lambda: users,
-        "passwd-file": lambda: _passwd_file(auth),
+        "passwd-file": lambda: passwd_file(auth),
         "ldap": lambda: _ldap(auth),
         "pam": lambda: Pam(auth.pam.service, first_uid=auth.pam.first_uid),
     }
@@ -86,30 +84,6 @@ def missing(found: Configuration) -> Iterator[str]:
         yield from _missing_for_tokens(auth.oauth)
 
 
-def doubts(config: Configuration) -> Iterator[str]:
-    """What is probably not meant, a sentence each; nothing of it keeps the server from starting."""
-    auth = config.auth
-    if "passwd-file" in auth.chain:
-        yield from _passwd_file(auth).problems()
-        yield from _readable_by_others("auth.passwd_file.path", auth.passwd_file.path)
-    if config.tls.mode == "files":
-        yield from _readable_by_others("tls.key", config.tls.key)
-    users = Users(Path(auth.users), domains=domains(config))
-    for user in users.list():
-        try:
-            check_new_name(user.name)
-        except BadName as error:  # of an earlier version
-            yield str(error)
-        if user.account.mechanisms and not set(user.account.mechanisms) & set(auth.mechanisms):
-            named = ", ".join(user.account.mechanisms)
-            yield f"the user {user.name} may log in by {named} only, which is not offered"
-
-
-def _readable_by_others(key: str, path: str) -> Iterator[str]:
-    if Path(path).stat().st_mode & stat.S_IROTH:
-        yield f"{key}: every user of this machine can read {path}; next: chmod o= {path}"
-
-
 def _missing_for_ldap(ldap: LDAP) -> Iterator[str]:
     if find_spec("ldap") is None:
         yield "auth.chain: ldap needs a library; next: pip install 'restante[ldap]'"
@@ -155,5 +129,5 @@ def _issuer(oauth: Provider) -> Issuer:
     return Introspected(oauth.introspection, oauth.client_id, secret, wanted, web)
 
 
-def _passwd_file(auth: Auth) -> PasswdFile:
+def passwd_file(auth: Auth) -> PasswdFile:
     return PasswdFile(Path(auth.passwd_file.path), scheme=auth.passwd_file.scheme)

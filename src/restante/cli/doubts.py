@@ -1,0 +1,136 @@
+"""What is probably not meant, in a configuration that can be served: ``check`` warns of it."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import closing, suppress
+from ipaddress import IPv6Network, ip_address, ip_network
+from pathlib import Path
+
+from ..auth.names import BadName, check_new_name
+from ..config import ALL_MECHANISMS, Configuration, Secret, Server
+from ..net.listener import Address
+from ..net.login import offered
+from ..passdb import Account, Network
+from ..sasl.choice import PLAINEST
+from . import common, identities
+
+_EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+_LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+
+
+def doubts(config: Configuration) -> Iterator[str]:
+    """A sentence each; none of it keeps the server from starting."""
+    users, auth = common.users(config), config.auth
+    with closing(identities.chain(config, users)) as chain:
+        mechanisms = {PLAINEST, *offered(chain, auth.mechanisms)}
+    accounts = [user.account for user in users.list()]
+    for account in accounts:
+        try:
+            check_new_name(account.user)
+        except BadName as error:  # of an earlier version
+            yield str(error)
+    if "passwd-file" in auth.chain:
+        with closing(identities.passwd_file(auth)) as file:
+            yield from file.problems()
+            accounts += file.accounts()
+    yield from _open_to_all(config)
+    reachable = _reachable(config)
+    for account in accounts:
+        if account.is_enabled:
+            yield from _mechanisms_of(account, mechanisms)
+            yield from _networks_of(account, reachable)
+
+
+# -- Files
+
+
+def secret_files(config: Configuration) -> Iterator[tuple[str, str]]:
+    """Setting and path of each file that holds one secret.  Here a "~" is understood."""
+    auth = config.auth
+    secrets: dict[str, Secret] = {
+        "auth.ldap.bind_password": auth.ldap.bind_password,
+        "auth.oauth.client_secret": auth.oauth.client_secret,
+        "collect.key": config.collect.key,
+    }
+    for name, each in config.account.items():
+        secrets[f"account.{name}.password"] = each.password
+        secrets[f"account.{name}.to_password"] = each.to_password
+        secrets[f"account.{name}.oauth.client_secret"] = each.oauth.client_secret
+        secrets[f"account.{name}.to_oauth.client_secret"] = each.to_oauth.client_secret
+    for key, secret in secrets.items():
+        if secret.kind == "file":
+            yield key, str(Path(str(secret.value)).expanduser())
+
+
+def _open_to_all(config: Configuration) -> Iterator[str]:
+    files = [("auth.users", config.auth.users)]
+    if "passwd-file" in config.auth.chain:
+        files.append(("auth.passwd_file.path", config.auth.passwd_file.path))
+    if config.tls.mode == "files":
+        files.append(("tls.key", config.tls.key))
+    for key, path in (*files, *secret_files(config)):
+        with suppress(OSError):  # whether it is there is not the question here
+            if Path(path).stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
+                yield f"{key}: every user of this machine can read {path}; next: chmod o= {path}"
+
+
+# -- Users who cannot log in
+
+
+def _mechanisms_of(account: Account, available: Collection[str]) -> Iterator[str]:
+    if unknown := set(account.mechanisms) - {PLAINEST, *ALL_MECHANISMS}:
+        yield f"the user {account.user} has an unknown mechanism: {', '.join(sorted(unknown))}"
+    named = ", ".join(account.mechanisms)
+    if all(account.refusal("", mechanism=each) == "mechanism" for each in available):
+        yield f"the user {account.user} may log in by {named} only, which is not offered"
+
+
+def _networks_of(account: Account, reachable: Iterable[Network]) -> Iterator[str]:
+    for network in account.networks:
+        if mapped := _mapped(network):
+            yield f"the user {account.user} may log in from {network}; write {mapped} for it"
+    named = ", ".join(map(str, account.networks))
+    possible = [each for each in account.networks if not (_is_of_no_client(each) or _mapped(each))]
+    if not account.networks or any(_overlap(one, two) for one in possible for two in reachable):
+        return
+    if possible:
+        yield (
+            f"the user {account.user} may log in from {named} only, "
+            "but server.listen cannot be reached from there"
+        )
+    else:
+        yield f"the user {account.user} may log in from {named} only, where no client can be"
+
+
+def _mapped(network: Network) -> Network | None:
+    """The IPv4 network that an IPv6 one stands for; clients' addresses are never written so."""
+    mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
+    return ip_network(f"{mapped}/{network.prefixlen - 96}") if mapped else None
+
+
+def _is_of_no_client(network: Network) -> bool:
+    return network.is_multicast or network.is_unspecified
+
+
+def _overlap(one: Network, two: Network) -> bool:
+    return one.version == two.version and one.overlaps(two)
+
+
+def _reachable(config: Configuration) -> list[Network]:
+    """From where clients can come, as far as the configuration tells."""
+    server = config.server
+    if server.proxy_from or server.xclient_from or server.listen == Server().listen:
+        return list(_EVERYWHERE)  # a proxy, or systemd by a socket of its own, may know others
+    return [each for text in server.listen for each in _sources(Address.parse(text))]
+
+
+def _sources(address: Address) -> Iterator[Network]:
+    networks = _LOOPBACK if address.is_local else _EVERYWHERE
+    try:
+        version = ip_address(address.host).version
+    except ValueError:  # all addresses, or a name
+        version = None
+    is_dual = version is None or address.host == "::"
+    return (each for each in networks if is_dual or each.version == version)
