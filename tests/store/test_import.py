@@ -102,6 +102,23 @@ def test_mail_that_the_old_server_has_not_listed_comes_too(store: MaildirStore, 
     assert [entry.unique_id for entry in run(listing(store, "bob"))] == [*"abcd", *found[4:]]
 
 
+@pytest.mark.parametrize("pairs", [1, 2, 3])
+def test_imported_mail_comes_first_where_names_were_contested(
+    store: MaildirStore, old: Path, tmp_path: Path, pairs: int
+) -> None:
+    """Two files with one unique part got their unique-ids before the import."""
+    for pair in range(pairs):
+        put(tmp_path / "mail/ann", f"cur/{pair}.x:2,S", b"old\n")
+        put(tmp_path / "mail/ann", f"cur/{pair}.x,N=1:2,S", b"older\n")
+    before = ids(store)
+    assert len(before) == 2 * pairs
+    assert main(["import", "dovecot", str(old), "ann"]) == 0
+    imported = ["bar", "foo", "000000074c0907b0", "000000094c0907b0"]
+    assert ids(store) == [*imported, *before]
+    put(tmp_path / "mail/ann", "new/9.y", b"new\n")
+    assert ids(store) == [*imported, *before, "9.y"]
+
+
 def test_two_messages_of_one_name_are_refused(
     store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,9 +67,8 @@ def identify(
         while unique_id in by_id or unique_id in holders:
             unique_id = _digest(f"{unique_id} {own_id} {file.inode}")
         by_id[unique_id] = file
-    place = {
-        unique_id: at for at, ((_, inode), unique_id) in enumerate(adopted.items()) if not inode
-    }
+    listed = [unique_id for (_, inode), unique_id in adopted.items() if not inode]
+    place = {unique_id: at for at, unique_id in enumerate(listed)}
     return dict(
         sorted(
             by_id.items(),
