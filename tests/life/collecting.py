@@ -33,6 +33,8 @@ class Account:
     keep: str = "all"
     newest: int = 0
     limit: int = 0
+    target: str = TARGET
+    """How the configuration spells the user here."""
     copies: dict[str, Message] = field(default_factory=dict)
     """What was stored here, by unique-id there."""
     left: set[str] = field(default_factory=set)
@@ -71,10 +73,12 @@ def _account(world: World) -> Account:
     return world.account
 
 
-def set_policy(world: World, keep: str, newest: int, limit: int) -> None:
-    world.say(f"the account keeps {keep} and the newest {newest}, and takes {limit or 'all'}")
+def set_policy(world: World, keep: str, newest: int, limit: int, target: str = TARGET) -> None:
+    world.say(
+        f"the account of {target} keeps {keep} and the newest {newest}, and takes {limit or 'all'}"
+    )
     account = _account(world)
-    account.keep, account.newest, account.limit = keep, newest, limit
+    account.keep, account.newest, account.limit, account.target = keep, newest, limit, target
 
 
 def collect(world: World, again: str, kill: str = "", seconds: float = 0) -> None:
@@ -114,7 +118,7 @@ def _configure(world: World, account: Account) -> None:
         ca_file=addresses["ca"],
         user=SOURCE,
         password=account.there.users[SOURCE].passwords[""],
-        to=f"maildrop:{TARGET}",
+        to=f"maildrop:{account.target}",
         keep=account.keep,
         newest=account.newest,
         limit=account.limit,
@@ -158,7 +162,9 @@ class _Session:
         known = {copy.text for copy in account.copies.values()}
         self._fresh = [each for each in self._before if each.text not in known]
         self.copies = {
-            each: Message(each.text, frozenset({LISTED, GONE}), len(each.wire), each.wire)
+            each: Message(
+                each.text, frozenset({LISTED, GONE}), len(each.wire), each.wire, is_collected=True
+            )
             for each in self._before
             if _id(each) not in account.copies
         }

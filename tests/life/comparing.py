@@ -49,7 +49,7 @@ def find(client: Pop3, user: User, name: str, parts: Sequence[Shown]) -> list[Me
             f"{name}: {message} has {len(message.wire)} octets and is listed with {each.size}"
         )
     _check_what_is_missing(name, parts, messages)
-    history = user.histories.setdefault(f"{name} {user.view}", History())
+    history = user.histories.setdefault(f"{name.casefold()} {user.view}", History())
     history.check([each.unique_id for each in listed])
     for part in parts:
         own = set(part.box.messages)

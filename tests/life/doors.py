@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 
 from . import foreign
 from .clients import Smtp
+from .imap import picked
+from .keeping import settle
 from .model import GONE, LISTED, Message, Order, User
 from .texts import LINE_ENDS, on_the_wire
 from .world import World
+
+
+@dataclass(slots=True)
+class Unsent:
+    """A message that its sender repeats for all recipients until it is taken for all."""
+
+    text: bytes
+    names: Sequence[str]
+    stored: set[str] = field(default_factory=set)
+    """Users who have it for certain."""
+    copies: dict[str, Message] = field(default_factory=dict)
+    """By user, copies that may have been stored: then a login reads them."""
+
+    def missing(self) -> list[str]:
+        """The users who do not have it."""
+        read = {name for name, copy in self.copies.items() if copy.wire}
+        return [name for name in self.names if name not in self.stored | read]
+
 
 Deliver = Callable[[Sequence[str], bytes], list[bool]]
 """Takes one message for these users, and returns for which of them it was taken."""
@@ -30,10 +51,11 @@ def _lmtp(world: World) -> Iterator[Deliver]:
 
 @contextmanager
 def _smtp(world: World) -> Iterator[Deliver]:
+    """It has one reply for all recipients."""
     client = Smtp(world.server.addresses["smtp"], is_lmtp=False)
 
     def deliver(users: Sequence[str], text: bytes) -> list[bool]:
-        return client.deliver([f"{user}@localhost" for user in users], text)
+        return client.deliver([f"{user.upper()}@localhost" for user in users], text) * len(users)
 
     try:
         yield deliver
@@ -44,7 +66,7 @@ def _smtp(world: World) -> Iterator[Deliver]:
 @contextmanager
 def _command(world: World) -> Iterator[Deliver]:
     def deliver(users: Sequence[str], text: bytes) -> list[bool]:
-        ran = world.home.run("deliver", users[0], stdin=text)
+        ran = world.home.run("deliver", users[0].capitalize(), stdin=text)
         assert ran.code == 0 or ran.code in _REFUSED, f"exit code {ran.code}: {ran.err}"
         return [ran.code == 0]
 
@@ -60,25 +82,70 @@ DOORS: dict[str, Callable[[World], AbstractContextManager[Deliver]]] = {
 
 def arrive(world: World, names: Sequence[str], door: str, count: int, shape: str) -> None:
     """Messages come by a door of restante, one after the other."""
-    names = names if door == "LMTP" else names[:1]
+    names = names[:1] if door == "command" else names
     texts = world.new_texts(min(count, _MOST_COMMANDS) if door == "command" else count, shape)
     world.say(f"{len(texts)} messages ({shape}) come by {door} for {' and '.join(names)}")
     with DOORS[door](world) as deliver:
         for text in texts:
+            if door == "SMTP":
+                _send(world, deliver, Unsent(text, names))
+                continue
             began = int(time.time())
             for name, is_taken in zip(names, deliver(names, text), strict=True):
                 _note(world, world.users[name], text, is_taken, began)
 
 
+def send_again(world: World) -> None:
+    """A mail server repeats a message that was refused for one of two recipients."""
+    unsent = world.unsent
+    if unsent is None or not all([settle(world, world.users[name]) for name in unsent.names]):
+        return world.say("no mail server sends a message again")
+    world.say("a mail server sends a message again that was not taken for all")
+    with _smtp(world) as deliver:
+        _send(world, deliver, unsent)
+    return None
+
+
+def _send(world: World, deliver: Deliver, unsent: Unsent) -> None:
+    """By SMTP, which has one reply for all recipients (RFC 5321 §4.2.5)."""
+    began, missing = int(time.time()), unsent.missing()
+    if all(deliver(unsent.names, unsent.text)):
+        world.unsent = None
+        for name in missing:
+            _note(world, world.users[name], unsent.text, True, began)
+        return
+    verdicts = {name: _verdict(world.users[name], unsent.text) for name in missing}
+    assert not all(verdicts.values()), "a message was refused that all have room for"
+    for name, verdict in verdicts.items():
+        if verdict:
+            _add(world, name, unsent.text, began)
+            unsent.stored.add(name)
+        elif verdict is None:
+            unsent.copies[name] = _add(world, name, unsent.text, began, (LISTED, GONE))
+    if len(unsent.names) > 1:
+        world.unsent = unsent
+
+
+def _verdict(user: User, text: bytes) -> bool | None:
+    return user.quota.verdict(user.counted(), len(text))
+
+
 def _note(world: World, user: User, text: bytes, is_taken: bool, began: int) -> None:
-    verdict = user.quota.verdict(user.counted(), len(text))
-    assert verdict in (None, is_taken), (
+    assert _verdict(user, text) in (None, is_taken), (
         f"a message for {user.name} was {'taken' if is_taken else 'refused'}, "
         f"with a quota of {user.quota.limit} octets"
     )
     if is_taken:
-        order = Order(earliest=began, latest=time.time(), arrival=world.next_arrival())
-        world.box(user.name, "INBOX").messages.append(Message(text, order=order))
+        _add(world, user.name, text, began)
+
+
+def _add(
+    world: World, name: str, text: bytes, began: int, places: Collection[str] = (LISTED,)
+) -> Message:
+    order = Order(earliest=began, latest=time.time(), arrival=world.next_arrival())
+    message = Message(text, frozenset(places), order=order)
+    world.box(name, "INBOX").messages.append(message)
+    return message
 
 
 def kill_while_they_arrive(world: World, names: Sequence[str], count: int, last: int) -> None:
@@ -100,10 +167,25 @@ def kill_while_they_arrive(world: World, names: Sequence[str], count: int, last:
     world.kill()
     client.drop()
     for name in names:
-        order = Order(earliest=began, latest=time.time(), arrival=world.next_arrival())
-        message = Message(sent[-1], frozenset({LISTED, GONE}), order=order)
-        world.box(name, "INBOX").messages.append(message)
+        _add(world, name, sent[-1], began, (LISTED, GONE))
     world.server.start()
+
+
+def drop_namesake(world: World, name: str, folder: str, pick: str) -> None:
+    """Another program stores a message whose unique part is that of a message that is here.
+
+    The one that is known keeps its unique-id; the new one gets another.
+    """
+    world.say(f"another program stores a message in {folder} of {name}, named like {pick}")
+    user, place = world.users[name], world.maildir(world.users[name], folder)
+    for known, path in list(picked(world, world.box(name, folder), pick))[:1]:
+        (stored,) = world.new_texts(1, "short")
+        file = f"{foreign.unique_part(path.name)},N={world.number}"
+        foreign.deliver(place, file, stored)
+        message = Message(stored, stored=len(stored), order=foreign.order(file))
+        message.is_old = known.is_old
+        user.box(folder).messages.append(message)
+        world.note_foreign(user, len(stored), 1, is_counted=False)
 
 
 def drop_files(

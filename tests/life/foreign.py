@@ -68,6 +68,11 @@ NAMES: dict[str, Namer] = {
 }
 
 
+def unique_part(file: str) -> str:
+    """What no program changes in a name."""
+    return file.partition(":")[0].partition(",")[0]
+
+
 def order(file: str) -> Order:
     """The place in a listing that a name promises."""
     found = re.match("[0-9]+", file)
@@ -101,10 +106,13 @@ def by_key(place: Path) -> dict[bytes, Path]:
     return found
 
 
+def with_flags(path: Path, flags: str) -> Path:
+    """Seen and flagged by a reader: another name, and no longer in new/."""
+    return path.parent.parent / "cur" / f"{path.name.partition(':')[0]}:2,{flags}"
+
+
 def set_flags(path: Path, flags: str) -> None:
-    """Seen and flagged by a reader: renamed, and no longer in new/."""
-    base = path.name.partition(":")[0]
-    path.rename(path.parent.parent / "cur" / f"{base}:2,{flags}")
+    path.rename(with_flags(path, flags))
 
 
 def copy(path: Path, place: Path, number: int) -> str:

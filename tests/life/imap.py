@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import inf
 from pathlib import Path
+from unittest.mock import patch
+
+from restante import scanning
 
 from . import foreign
 from .looking import look_at
@@ -13,8 +17,10 @@ from .model import GONE, LISTED, PICKS, Box, Message, Order
 from .texts import key
 from .world import World
 
+_AT_ONCE = 40  # files that are renamed while a directory is read once
 
-def _picked(world: World, box: Box, pick: str) -> Iterator[tuple[Message, Path]]:
+
+def picked(world: World, box: Box, pick: str) -> Iterator[tuple[Message, Path]]:
     """Messages that are listed, with their files."""
     paths = foreign.by_key(world.maildir(world.users[box.user], box.folder))
     for message in PICKS[pick](box.at(LISTED)):
@@ -26,7 +32,7 @@ def _picked(world: World, box: Box, pick: str) -> Iterator[tuple[Message, Path]]
 def set_flags(world: World, name: str, folder: str, pick: str, flags: str) -> None:
     box = world.box(name, folder)
     world.say(f"an IMAP client gives {pick} in {box} the flags {flags!r}")
-    for _, path in _picked(world, box, pick):
+    for _, path in picked(world, box, pick):
         foreign.set_flags(path, flags)
 
 
@@ -36,24 +42,44 @@ def set_flags_meanwhile(world: World, name: str, flags: str) -> None:
     if not user.is_enabled or name in world.sessions:
         return world.say(f"{name} does not log in")
     world.say(f"{name} logs in while an IMAP client gives all messages the flags {flags!r}")
-    paths = [path for _, path in _picked(world, world.box(name, "INBOX"), "all")]
-
-    def rename_all() -> None:
-        for path in paths:
-            foreign.set_flags(path, flags)
-
-    with ThreadPoolExecutor(1) as threads:
-        renaming = threads.submit(rename_all)
+    maildir = world.maildir(user)
+    paths = [path for _, path in picked(world, user.box("INBOX"), "all")]
+    paths = [path for path in paths if path != foreign.with_flags(path, flags)]
+    for path in paths[:1]:
+        foreign.set_flags(path, flags)  # so that the server reads the directories
+    with _renamed_while_read(maildir, paths[1:], flags):
         look_at(world, user)
-        renaming.result()
     return None
+
+
+@contextmanager
+def _renamed_while_read(maildir: Path, paths: Sequence[Path], flags: str) -> Iterator[None]:
+    """Whenever a server in this process reads a directory, some of these files are renamed.
+
+    They are then seen under neither name: POSIX allows that (readdir).
+    """
+    remaining, inode, read = list(paths), maildir.stat().st_ino, scanning._list
+
+    def read_with_holes(name: str, parent: int) -> dict[str, int]:
+        found = read(name, parent)
+        if os.fstat(parent).st_ino == inode:
+            for path in [each for each in remaining if each.parent.name == name][:_AT_ONCE]:
+                remaining.remove(path)
+                foreign.set_flags(path, flags)
+                found.pop(path.name)
+        return found
+
+    with patch.object(scanning, "_list", read_with_holes):
+        yield
+    for path in remaining:
+        foreign.set_flags(path, flags)
 
 
 def expunge(world: World, name: str, folder: str, pick: str, is_counted: bool) -> None:
     user = world.users[name]
     box = world.box(name, folder)
     world.say(f"an IMAP client expunges {pick} in {box}")
-    for message, path in _picked(world, box, pick):
+    for message, path in picked(world, box, pick):
         octets = path.stat().st_size
         path.unlink()
         message.put(GONE)
@@ -91,7 +117,7 @@ _OTHER = {"INBOX": "Junk", "Junk": "INBOX"}
 def _transferable(world: World, box: Box, other: Box, pick: str) -> Iterator[tuple[Message, Path]]:
     """Those of which the other folder has no copy: two links to one file are one message."""
     there = {message.text for message in other.messages if message.places != {GONE}}
-    for message, path in _picked(world, box, pick):
+    for message, path in picked(world, box, pick):
         if message.text not in there:
             yield message, path
 

@@ -129,11 +129,13 @@ def adopt(world: World, name: str) -> None:
     if name in world.imports or name in world.sessions or not settle(world, user):
         return world.say(f"no unique-ids are taken over for {name}")
     messages = user.box("INBOX").at(LISTED)
-    world.say(f"{len(messages)} messages of {name} get the unique-ids of another server")
     maildir = world.maildir(user)
     foreign.make(maildir)
     paths = foreign.by_key(maildir)
     files = [paths[key(message.text)].name.partition(":")[0] for message in messages]
+    if len({foreign.unique_part(file) for file in files}) < len(files):
+        return world.say(f"two messages of {name} have one unique part, as on no other server")
+    world.say(f"{len(messages)} messages of {name} get the unique-ids of another server")
     lines = [f"3 V{_VALIDITY} N{len(files) + 1} G0123456789abcdef0123456789abcdef"]
     lines += [f"{uid} :{file}" for uid, file in enumerate(files, 1)]
     uidlist = maildir / "dovecot-uidlist"

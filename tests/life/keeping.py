@@ -46,11 +46,14 @@ def undelete(world: World, name: str, pick: str, same_ids: bool) -> None:
     ran = world.home.must("maildrop", "undelete", name, *which, *options)
     assert ran["messages"] == len(chosen), f"{ran['messages']} of {len(chosen)} came back"
     order = Order(earliest=began, latest=time.time(), arrival=world.next_arrival())
+    # A collected one keeps its name, with a later second in front: no unique-id comes back.
+    collected = Order(earliest=began)
     for message in chosen:
         message.put(LISTED)
         if not same_ids:
             message.may_be_renamed, message.promised = True, ""
-            message.order, message.is_old = order, False
+            message.order = collected if message.is_collected else order
+            message.is_old = False
     user.quota.is_exact = True  # all is counted again
 
 

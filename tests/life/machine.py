@@ -72,6 +72,10 @@ class Life(RuleBasedStateMachine):
     def share(self, step: Step) -> None:
         self._do(step)
 
+    @rule(step=steps.FULL)
+    def fill(self, step: Step) -> None:
+        self._do(step)
+
     @rule(step=steps.COLLECTED)
     def collect(self, step: Step) -> None:
         self._do(step)

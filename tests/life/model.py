@@ -33,6 +33,8 @@ class Message:
     """The unique-ids that it was listed with last, by the way in which its folder is shown."""
     is_old: bool = False
     """The name of its file says that it arrived long ago."""
+    is_collected: bool = False
+    """The collector stored it, under a name of its own."""
     has_wrong_name: bool = False
     """The name of its file announces another size."""
     is_misnamed: bool = False

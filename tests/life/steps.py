@@ -15,7 +15,7 @@ from .texts import COUNTS, LINE_ENDS, SHAPES
 _NAMES = st.sampled_from(["ann", "bob"])
 _BOTH = st.sampled_from([["ann"], ["bob"], ["ann", "bob"]])
 _FOLDERS = st.sampled_from(["INBOX", "Junk"])
-_LOGINS = st.sampled_from(["ann", "bob", "ann+Junk", "bob+Junk", "ann+INBOX"])
+_LOGINS = st.sampled_from(["ann", "bob", "ann+Junk", "Bob+Junk", "ann+INBOX"])
 _COUNTS = st.sampled_from([*COUNTS[:-1], *COUNTS[:-1], *COUNTS[1:]])  # many are rare
 _SHAPES = st.sampled_from(list(SHAPES))
 _PICKS = st.sampled_from(list(PICKS))
@@ -50,6 +50,12 @@ _MAIL = st.one_of(
         st.booleans(),
         st.booleans(),
     ),
+    _step(doors.drop_namesake, _NAMES, _FOLDERS, _SOME),
+)
+_FULL = st.one_of(
+    _step(operating.set_quota, _NAMES, st.sampled_from(list(operating.QUOTAS))),
+    _step(doors.arrive, st.just(["ann", "bob"]), st.just("SMTP"), _COUNTS, _SHAPES),
+    _step(doors.send_again),
 )
 _MOVES = st.one_of(
     _step(
@@ -79,7 +85,7 @@ _HELD = st.one_of(
 )
 _RULES = st.one_of(
     _step(operating.set_hold, _NAMES, _HOLDS),
-    _step(operating.set_quota, _NAMES, st.sampled_from(list(operating.QUOTAS))),
+    _FULL,
     _step(operating.set_view, _NAMES, st.sampled_from([(), ("INBOX", "Junk"), ("Junk", "INBOX")])),
     _step(operating.enable, _NAMES, st.booleans()),
     _step(operating.add_app_password, _NAMES),
@@ -114,6 +120,7 @@ _COLLECTOR = st.one_of(
         st.sampled_from(collecting.KEEPS),
         st.sampled_from([0, 0, 0, 1, 9]),
         st.sampled_from([0, 0, 0, 1, 9, 64]),
+        st.sampled_from(["bob", "Bob", "bob@localhost"]),
     ),
     _ELSEWHERE,
     _ELSEWHERE,
@@ -132,6 +139,7 @@ KILLS = st.one_of(
 POST_OFFICE = _often((3, _MAIL), (3, _CLIENTS), (2, _HELD), (1, _TIME))
 SHARED = _often((3, _MAIL), (2, _CLIENTS), (4, _IMAP), (1, _HELD), (1, _TIME))
 COLLECTED = _often((6, _COLLECTOR), (1, _CLIENTS), (1, _HELD), (1, _UPKEEP))
+FULL = _often((6, _FULL), (2, _MAIL), (1, _CLIENTS), (1, _HELD), (1, _RULES), (1, _MOVES))
 ANYTHING = _often(
     (4, _MAIL),
     (4, _CLIENTS),

@@ -26,6 +26,7 @@ WALK: list[Step] = [
     (visits.visit, "ann", "the first", "all but the first", "drops the connection"),
     (doors.arrive, ["ann"], "SMTP", 1, "large"),
     (doors.arrive, ["bob"], "command", 1, "8 bit"),
+    (doors.drop_namesake, "ann", "INBOX", "the first"),
     # Held mail comes back, and is deleted again.
     (keeping.undelete, "ann", "every other", True),
     (keeping.undelete, "ann", "all", False),
@@ -52,7 +53,9 @@ WALK: list[Step] = [
     # Rules, passwords, other servers' mail.
     (operating.set_quota, "ann", "what is there, and a little"),
     (doors.arrive, ["ann"], "LMTP", 63, "short"),
+    (doors.arrive, BOTH, "SMTP", 1, "large"),
     (operating.set_quota, "ann", "none"),
+    (doors.send_again,),
     (operating.set_hold, "ann", "0"),
     (visits.visit, "ann", "none", "the first nine", "quits"),
     (operating.set_hold, "ann", "keep"),
@@ -66,7 +69,7 @@ WALK: list[Step] = [
     (importing.take_over, "bob", "dovecot", 7, "short", "mixed"),
     # A collector.
     (collecting.elsewhere, (doors.arrive, ["ann"], "LMTP", 10, "short")),
-    (collecting.set_policy, "none", 1, 0),
+    (collecting.set_policy, "none", 1, 0, "Bob"),
     (collecting.collect, "fetch"),
     (collecting.elsewhere, (keeping.undelete, "ann", "all", True)),
     (collecting.collect, "fetch"),

@@ -15,7 +15,7 @@ _LITTLE = 100  # octets of a message that is not read to its end
 
 def visit(world: World, login: str, read: str, delete: str, end: str) -> None:
     """A session, or more of one that is open; ``login`` is the name by which the client logs in."""
-    user = world.users[login.partition("+")[0]]
+    user = world.users[login.partition("+")[0].casefold()]
     session = world.sessions.pop(user.name, None)
     if session is not None:
         world.say(f"the open session of {user.name} reads {read}, deletes {delete}, {end}")

@@ -17,6 +17,7 @@ from .texts import text
 
 if TYPE_CHECKING:
     from .collecting import Account
+    from .doors import Unsent
     from .importing import Import
     from .keeping import Backup
 
@@ -58,6 +59,8 @@ class World:
         """By user, the mail that was moved here from another server."""
         self.backups: dict[str, Backup] = {}
         """By user."""
+        self.unsent: Unsent | None = None
+        """What another mail server still has to send."""
         self.unchecked = 0
         """Steps after which nothing is checked."""
         self.number = self._first_number = 0 if beside is None else _ELSEWHERE
@@ -127,7 +130,7 @@ class World:
 
     def log_in(self, name: str, password: str = "") -> Pop3:
         """As ``ann``, ``ann+Junk`` or ``recent:ann``.  A valid login must be answered."""
-        user = self.users[name.removeprefix("recent:").partition("+")[0]]
+        user = self.users[name.removeprefix("recent:").partition("+")[0].casefold()]
         client = log_in(
             self.server.addresses["pop3"],
             name,
