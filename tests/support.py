@@ -201,6 +201,7 @@ async def serving(
     time_stamp: Callable[[], str] | None = None,
     proxies: tuple[Network, ...] = (),
     relays: tuple[Network, ...] = (),
+    tls_at_proxy: bool = False,
 ) -> AsyncIterator[Server]:
     service = Service(
         store,
@@ -222,6 +223,7 @@ async def serving(
         handshake=service.timeouts.handshake,
         busy=b"-ERR [SYS/TEMP] too many connections\r\n",
         proxies=proxies,
+        tls_at_proxy=tls_at_proxy,
     )
     try:
         yield Server(service, listening.getsockname()[1], listener)

@@ -145,6 +145,16 @@ def test_no_key_takes_what_it_cannot_mean(key: str, value: str, file: Path) -> N
         ("[tls]\nmode = 'files'", 2, 'tls.mode: "files" wants tls.cert and tls.key'),
         ("[account.x]\nurl = 'pop3s://a:s3cret@h'", 2, "account.x.url: wants no password"),
         ("[account.x]\nto = 'imaps://a:s3/cret@h/INBOX'", 2, "account.x.to: wants no password"),
+        (
+            "[server]\nproxy_from = ['192.0.2.1']\ntls_at_proxy = ['pop3://127.0.0.1:1100']",
+            3,
+            "server.tls_at_proxy: pop3://127.0.0.1:1100 is not one of server.listen",
+        ),
+        (
+            "[server]\nlisten = ['pop3://127.0.0.1:1']\ntls_at_proxy = ['pop3://127.0.0.1:1']",
+            3,
+            "server.tls_at_proxy: requires server.proxy_from, the addresses of the proxy",
+        ),
         ("[tls]\ncert = '/c'", 2, 'tls.cert: is used with tls.mode = "files" only'),
         ("[server]\nlisten = 'smtp://[::]:995'", 2, "server.listen: wants an address that begins"),
         ("[server]\nlisten = ':'", 2, "server.listen: wants an address"),

@@ -360,6 +360,14 @@ class Server:
         many(network),
         example=["192.0.2.10/32"],
     )
+    tls_at_proxy: tuple[str, ...] = option(
+        [],
+        "Addresses of listen where a proxy in proxy_from has ended TLS: what it connects there "
+        "counts as TLS, unless its PROXY header reports a client without TLS. Others that connect "
+        "there need STLS as everywhere.",
+        many(address("pop3")),
+        example=["pop3://[::]:110"],
+    )
     xclient_from: tuple[IPv4Network | IPv6Network, ...] = option(
         [],
         "Proxies that may tell the client's address by XCLIENT, as Dovecot's does.",
@@ -1108,6 +1116,7 @@ def _options(kind: type[Any]) -> Iterator[Field[Any]]:
 
 
 def _contradictions(found: Configuration) -> Iterator[str]:
+    yield from _proxy_contradictions(found.server)
     yield from _tls_contradictions(found.tls)
     yield from _auth_contradictions(found.auth)
     for name, account in found.account.items():
@@ -1124,6 +1133,14 @@ def _contradictions(found: Configuration) -> Iterator[str]:
             for place in places:
                 if not Address.parse(place).is_local:
                     yield f"{key}: {place} is public, which wants a configuration file"
+
+
+def _proxy_contradictions(found: Server) -> Iterator[str]:
+    for place in found.tls_at_proxy:
+        if place not in found.listen:
+            yield f"server.tls_at_proxy: {place} is not one of server.listen"
+    if found.tls_at_proxy and not found.proxy_from:
+        yield "server.tls_at_proxy: requires server.proxy_from, the addresses of the proxy"
 
 
 def _tls_contradictions(found: TLS) -> Iterator[str]:

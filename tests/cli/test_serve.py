@@ -200,6 +200,27 @@ def test_login_needs_tls_even_here(home: Path, state: Path, ports: None) -> None
 # The end.
 
 
+def test_tls_at_a_proxy_counts_at_its_address_only(home: Path, state: Path) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("127.0.0.1", 0)) as other,
+    ):
+        ports = [each.getsockname()[1] for each in (one, other)]
+    config = home / "restante.toml"
+    config.write_text(
+        f'[server]\nlisten = ["pop3://127.0.0.1:{ports[0]}", "pop3://127.0.0.1:{ports[1]}"]\n'
+        f'tls_at_proxy = ["pop3://127.0.0.1:{ports[0]}"]\nproxy_from = ["127.0.0.1/32"]\n'
+        "workers = 1\n[intake.lmtp]\nlisten = []\n"
+    )
+    heard = []
+    with serving("-c", config):
+        for port in ports:
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+                client.sendall(b"PROXY TCP4 192.0.2.7 127.0.0.1 1 2\r\nUSER ann\r\nQUIT\r\n")
+                heard.append(client.makefile("rb").read().split(b"\r\n")[1][:4])
+    assert heard == [b"+OK ", b"-ERR"]
+
+
 def test_sigterm_ends_sessions_without_removing_anything(
     home: Path, state: Path, ports: None
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from .dovecot import await_port, free_ports
 from .unpacked import unpacked
 
-_GUIDE = Path(__file__).parents[2] / "docs/howto/first-server.md"
+_GUIDES = Path(__file__).parents[2] / "docs/howto"
 CONCURRENCY = 12  # deliveries at once, at most: Exim begins ten in a connection, and one beside
 
 _POSTFIX = """
@@ -79,9 +79,9 @@ done
 """
 
 
-def guide(heading: str, language: str = "text") -> list[str]:
-    """The blocks below a heading of the guide."""
-    part = re.split(r"^## ", _GUIDE.read_text(), flags=re.MULTILINE)
+def guide(heading: str, language: str = "text", page: str = "first-server") -> list[str]:
+    """The blocks below a heading of a guide."""
+    part = re.split(r"^## ", (_GUIDES / f"{page}.md").read_text(), flags=re.MULTILINE)
     (found,) = (each for each in part if each.startswith(f"{heading}\n"))
     return re.findall(rf"^```{language}\n(.*?)^```$", found, re.MULTILINE | re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""HAProxy and Dovecot's proxy before our server: whom they name, and who may log in then."""
+"""Proxies before our server: which client they report, and which logins count as protected."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from restante.store.memory import MemoryStore
 from ..support import LOOPBACK, Client, Run, serving
 from .dovecot import dovecot, free_ports
 from .programs import need, running
+from .relays import guide
 
 pytestmark = pytest.mark.interop
 
@@ -95,6 +96,94 @@ def test_haproxy_names_the_client(
     (fields,) = (vars(each)["fields"] for each in caplog.records if each.getMessage() == "login ok")
     assert (fields["ip"], fields["proxy"]) == ("127.0.0.5", "127.0.0.1")
     assert fields["tls"] == "1.3"
+
+
+NGINX = """
+daemon off;
+master_process off;
+pid {folder}/nginx.pid;
+error_log stderr;
+load_module /usr/lib/nginx/modules/ngx_stream_module.so;
+events {{ }}
+{block}"""
+STUNNEL = "foreground = yes\npid =\ndebug = err\n{block}"
+
+
+def by_the_guide(program: str, *, ends: bool, folder: Path, **ports: int) -> list[str | Path]:
+    """The command of a proxy with the lines of our guide, and its certificate if TLS ends there."""
+    blocks = guide("TLS ends at the proxy" if ends else "TLS passes through", page="behind-a-proxy")
+    (block,) = (
+        each
+        for each in blocks
+        if ("stream {" in each) == (program == "nginx") and "mode tcp" not in each
+    )
+    made, key = tls.make_self_signed(folder, ["localhost"])
+    for old, new in (
+        ("192.0.2.20:1100", f"127.0.0.1:{ports['server']}"),
+        ("192.0.2.20:995", f"127.0.0.1:{ports['server']}"),
+        ("listen 995", f"listen 127.0.0.1:{ports['proxy']}"),
+        ("accept = 995", f"accept = 127.0.0.1:{ports['proxy']}"),
+        ("/etc/ssl/fullchain.pem", str(made)),
+        ("/etc/ssl/private/key.pem", str(key)),
+    ):
+        block = block.replace(old, new)
+    control = folder / "proxy.conf"
+    control.write_text(
+        {"nginx": NGINX, "stunnel": STUNNEL}[program].format(block=block, folder=folder)
+    )
+    return [need(program), *(["-c"] * (program == "nginx")), control]
+
+
+@pytest.mark.parametrize(
+    ("program", "ends", "tls_at_proxy", "logged"),
+    [
+        ("nginx", False, False, "1.3"),
+        ("nginx", True, True, "proxy"),
+        ("nginx", True, False, None),
+        ("stunnel", True, True, "proxy"),
+        ("stunnel", True, False, None),
+    ],
+)
+def test_nginx_and_stunnel_by_the_guide(
+    program: str,
+    ends: bool,
+    tls_at_proxy: bool,
+    logged: str | None,
+    tmp_path: Path,
+    run: Run[None],
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """``logged`` is the login's TLS; None: it is refused, because nothing vouches for TLS."""
+    caplog.set_level(logging.INFO)
+    (port,) = free_ports(1)
+
+    async def main() -> None:
+        async with serving(
+            MemoryStore(),
+            tls=server_tls,
+            implicit=not ends,
+            clear=False,
+            proxies=LOOPBACK,
+            tls_at_proxy=tls_at_proxy,
+        ) as server:
+            start = by_the_guide(
+                program, ends=ends, folder=tmp_path, server=server.port, proxy=port
+            )
+            with running(*start, last_signal=signal.SIGKILL):
+                trusted = tls.client_context(tmp_path / "certificate.pem") if ends else client_tls
+                client = await through(port, trusted)
+                assert (await client.line()).startswith(b"+OK")
+                client.send(b"USER mrose\r\nPASS tan staaf\r\n")
+                await client.line()
+                assert (await client.line()).startswith(b"-ERR" if logged is None else b"+OK")
+                client.writer.transport.abort()
+
+    run(main())
+    found = [vars(each)["fields"] for each in caplog.records if each.getMessage() == "login ok"]
+    seen = [(fields["tls"], fields["ip"], fields["proxy"]) for fields in found]
+    assert seen == ([] if logged is None else [(logged, "127.0.0.5", "127.0.0.1")])
 
 
 def test_dovecots_proxy_names_the_client(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import ssl
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from ipaddress import ip_network
+from ipaddress import IPv4Network, ip_network
 
 import pytest
 from hypothesis import given
@@ -40,6 +41,9 @@ def value(kind: int, octets: bytes) -> bytes:
 
 def tls_value(version: bytes = b"TLSv1.3", client: int = 1) -> bytes:
     return value(0x20, bytes([client]) + bytes(4) + value(0x21, version))
+
+
+NO_TLS = v2(IPV4 + tls_value(client=0))
 
 
 def checked(body: bytes) -> bytes:
@@ -178,6 +182,55 @@ def test_the_address_behind_a_proxy_is_the_clients(
     for fields in told(caplog, "login ok"):
         assert (fields["ip"], fields["proxy"]) == ("192.0.2.7", "127.0.0.1")
         assert fields["tls"] == ("no" if header == V1 else "1.3")
+
+
+@pytest.mark.parametrize(
+    ("tls_at_proxy", "proxies", "header", "tls"),
+    [
+        (True, LOOPBACK, V1, "proxy"),
+        (True, LOOPBACK, v2(IPV4), "proxy"),
+        (True, LOOPBACK, v2(IPV4 + tls_value()), "1.3"),
+        (True, LOOPBACK, NO_TLS, None),  # it was not TLS
+        (True, LOOPBACK, b"PROXY UNKNOWN\r\n", None),  # of the proxy itself, such as its probe
+        (True, LOOPBACK, v2(b"", 0, 0x20), None),
+        (True, (), b"", None),  # another machine that connects there
+        (False, LOOPBACK, V1, None),
+        (False, LOOPBACK, v2(IPV4), None),
+    ],
+)
+@pytest.mark.rfc("P-180")
+def test_tls_that_ends_at_a_proxy_counts_where_the_configuration_says_so(
+    tls_at_proxy: bool,
+    proxies: tuple[IPv4Network, ...],
+    header: bytes,
+    tls: str | None,
+    run: Run[None],
+    server_tls: ssl.SSLContext,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """``tls`` is what the log says of a login; None: it is refused."""
+    caplog.set_level(logging.INFO)
+
+    async def main() -> None:
+        async with (
+            serving(
+                MemoryStore(),
+                tls=server_tls,
+                clear=False,
+                proxies=proxies,
+                tls_at_proxy=tls_at_proxy,
+            ) as server,
+            connected(server) as client,
+        ):
+            client.send(header + b"CAPA\r\nUSER mrose\r\nPASS tan staaf\r\nQUIT\r\n")
+            _, capabilities, answers = re.split(rb"\+OK cap|\r\n\.\r\n", await client.rest())
+            assert (b"\r\nUSER" in capabilities) == (tls is not None)
+            assert (b"\r\nSTLS" in capabilities) == (tls is None and header != NO_TLS)
+            assert answers.startswith(b"+OK" if tls else b"-ERR")
+
+    run(main())
+    logged = [fields["tls"] for fields in told(caplog, "login ok")]
+    assert logged == ([] if tls is None else [tls])
 
 
 @pytest.mark.rfc("P-180")

@@ -293,6 +293,8 @@ class Place:
     scheme: str
     """What is spoken there: ``pop3s``, ``pop3``, ``lmtp`` or ``smtp``."""
     socket: socket.socket
+    tls_at_proxy: bool = False
+    """See ``server.tls_at_proxy``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +320,11 @@ def listening(configuration: Configuration) -> Iterator[list[Place]]:
             more addresses than the configuration.
     """
     with ExitStack() as stack:
-        places = [Place(name, stack.enter_context(each)) for name, each in systemd.inherited()]
+        trusted = configuration.server.tls_at_proxy
+        places = [
+            Place(name, stack.enter_context(each), _address(name, each) in trusted)
+            for name, each in systemd.inherited()
+        ]
         wanted = _wanted(configuration, {place.scheme for place in places})
         for place in places:
             _compare(place, [address for address, scheme, _ in wanted if scheme == place.scheme])
@@ -327,7 +333,7 @@ def listening(configuration: Configuration) -> Iterator[list[Place]]:
             if (scheme, address.path or address.port) in passed:
                 continue
             own = stack.enter_context(bind(address, setting))
-            places.append(Place(scheme, own))
+            places.append(Place(scheme, own, str(address) in trusted))
             if address.path:
                 stack.callback(Path(address.path).unlink, missing_ok=True)
         yield places
@@ -475,6 +481,7 @@ async def running(
                 handshake=service.timeouts.handshake,
                 busy=_BUSY if is_pop3 else _INTAKE_BUSY,
                 proxies=configuration.server.proxy_from if is_pop3 else (),
+                tls_at_proxy=place.tls_at_proxy,
             )
             stack.callback(listener.close)
             listeners.append(listener)
@@ -547,7 +554,7 @@ _RULES = attrgetter("store.hold", "store.quota", "limits.expire")  # what mail w
 
 # What a reload leaves as it was.
 _FIXED: tuple[Callable[[Configuration], object], ...] = (
-    attrgetter("server.listen", "server.workers", "server.hostname"),
+    attrgetter("server.listen", "server.workers", "server.hostname", "server.tls_at_proxy"),
     attrgetter("store.kind", "store.path", "store.maildrop"),
     attrgetter("intake", "auth.users", "auth.chain", "auth.deadline", "auth.passwd_file"),
     attrgetter("auth.ldap", "auth.pam", "auth.oauth"),
@@ -609,6 +616,11 @@ def _intake(
         partial=PartialDeliveries(configuration.state / "intake.sqlite3"),
         postmaster=local.Recipients(configuration, users, directory).postmaster,
     )
+
+
+def _address(scheme: str, listening: socket.socket) -> str:
+    """As ``server.listen`` writes it; empty for a Unix socket."""
+    return "" if listening.family == socket.AF_UNIX else f"{scheme}://{_name(listening)}"
 
 
 def _name(listening: socket.socket) -> str:
@@ -710,6 +722,9 @@ def _introduce(configuration: Configuration, server: Running) -> None:
     for name, where in server.addresses.items():
         url = f"unix:{where}" if name.endswith("_unix") else f"{name}://{where}"
         say(f"  {name.removesuffix('_unix'):6} {url}  {notes.get(name, '')}".rstrip())
+    for each in configuration.server.tls_at_proxy:
+        proxies = ", ".join(map(str, configuration.server.proxy_from))
+        say(f"  proxy  {each} counts as TLS when {proxies} connects")
     if clear := configuration.auth.allow_plaintext_from:
         say(f"  clear  logins without TLS are accepted from {', '.join(map(str, clear))}")
     say(f"  trust  {server.certificate}, SHA-256")

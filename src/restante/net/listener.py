@@ -37,6 +37,8 @@ _UNSENT = 65_536  # octets for one connection that its client is not ready to ta
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE = 0.5  # seconds without accepting after one of these
 _DIRECT = Origin()
+TLS_AT_PROXY = "proxy"
+"""In the place of a version of TLS: the configuration vouches for TLS, not the proxy's header."""
 _AF_UNIX: int = getattr(socket, "AF_UNIX", -1)  # Windows has none
 _NOTSENT_LOWAT: int = getattr(socket, "TCP_NOTSENT_LOWAT", 0)  # nor this
 _ADDRESS = re.compile(
@@ -335,12 +337,14 @@ class Listener:
         handshake: float = 10.0,
         busy: bytes = b"",
         proxies: tuple[Network, ...] = (),
+        tls_at_proxy: bool = False,
     ) -> None:
         """``build`` makes the protocol for a peer's address; it gives back the seat at the end.
         What a proxy told of it is the third argument.
 
         ``tls`` is set where TLS speaks first; ``handshake`` is its deadline in seconds.
         ``busy`` is the last word to a peer for whom there is no seat.
+        ``tls_at_proxy``: the proxies take nothing but TLS from the clients they connect here.
         """
         self._socket = listening
         self._build = build
@@ -350,6 +354,7 @@ class Listener:
         """For the connections that come from now on."""
         self.proxies = proxies
         """Where every connection begins with a PROXY header; nobody else may send one."""
+        self._tls_at_proxy = tls_at_proxy
         self._handshake = handshake
         self._busy = busy
         self._loop = asyncio.get_running_loop()
@@ -430,6 +435,8 @@ class Listener:
             origin = await read_header(accepted)
         if origin.address:
             origin = replace(origin, address=peer_address((origin.address,)), proxy=address)
+            if self._tls_at_proxy and not origin.tls:
+                origin = replace(origin, tls=TLS_AT_PROXY)
         self._seat(accepted, origin.address or address, origin)
 
     def _seat(self, accepted: socket.socket, address: str, origin: Origin) -> None:

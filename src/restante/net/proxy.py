@@ -38,7 +38,8 @@ class Origin:
     address: str = ""
     """Empty: not told, so the connection's own address is all that is known."""
     tls: str = ""
-    """The version of TLS between client and proxy, such as ``1.3``, or ``no``; empty: not told."""
+    """The version of TLS between client and proxy, such as ``1.3``, or ``no``; ``proxy`` if only
+    the configuration says that it is TLS; empty: unknown."""
     proxy: str = ""
     """The proxy's own address; empty: there is none."""
 
