@@ -635,6 +635,38 @@ def test_a_clock_that_jumps_makes_no_message_old(world: World) -> None:
         assert world.collect(KEEP_WEEK).deleted == 0
 
 
+@pytest.mark.parametrize("hours", [24, 30])
+def test_mail_that_came_after_a_long_absence_is_as_old_as_it_is(hours: int, world: World) -> None:
+    """The time for which the machine was off makes older what was there before it."""
+    world.server.mail = {"old": letter("old")}
+    world.collect(KEEP_WEEK)
+    world.now += 40 * DAY
+    world.server.mail["new"] = letter("new")
+    world.collect(KEEP_WEEK)
+    began = world.now
+    world.now += hours * 3600
+    world.collect(KEEP_WEEK)
+    assert world.asked("DELE") == ["old"]
+    while world.now + DAY / 2 < began + 7 * DAY:
+        world.now += DAY / 2
+        assert world.collect(KEEP_WEEK).deleted == 0
+    world.now = began + 7 * DAY + 1
+    assert world.collect(KEEP_WEEK).deleted == 1
+
+
+def test_a_day_of_few_deletions_is_a_day_after_a_long_absence(world: World) -> None:
+    world.collect(LIMITED)
+    world.now += 40 * DAY
+    world.server.mail = {name: letter(name) for name in "abcd"}
+    world.collect(replace(LIMITED, keep=None))
+    world.now += DAY - 3600
+    assert world.collect(LIMITED).withheld == 4
+    world.now += DAY - 3600
+    assert world.collect(LIMITED).withheld == 4
+    world.now += 2 * 3600
+    assert world.collect(LIMITED).deleted == 4
+
+
 def test_a_clock_without_a_battery_makes_no_message_old(world: World) -> None:
     """It begins in 1970 after each reboot, and is right an hour later."""
     world.server.mail = {"a": letter("a")}

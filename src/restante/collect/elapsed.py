@@ -7,7 +7,8 @@ another year must not make them old.  The ledger adds up what passes between its
 - What passes between two readings counts at once, up to ``_PLAUSIBLE``.
 - More than that is either a machine that was switched off or a clock that is wrong.  The rest
   counts when the clock has gone on for ``_TRIAL`` without going back: a wrong date that is noticed
-  within a day deletes nothing.
+  within a day deletes nothing.  It makes older only what was there before the jump, or mail that
+  was taken on the day after a long absence would look as old as the absence was long.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ class Reading(NamedTuple):
     """What the machine's clock jumped ahead, and does not count yet."""
     pending_since: float = 0.0
     """``time`` when it did."""
+    caught_up: float = 0.0
+    """By how much this reading makes up for a jump.  Time stamps since the jump must be moved by as
+    much.  There is never more than one: the next jump adds a day, which ends the trial."""
 
 
 def advance(last: Reading | None, wall: float) -> Reading:
@@ -40,11 +44,12 @@ def advance(last: Reading | None, wall: float) -> Reading:
     if passed < 0:
         return Reading(wall, last.time)  # what it had jumped ahead was wrong
     time, pending, since = last.time + min(passed, _PLAUSIBLE), last.pending, last.pending_since
-    if pending and time - since >= _TRIAL:
-        time, pending = time + pending, 0.0
+    caught_up = pending if pending and time - since >= _TRIAL else 0.0
+    if caught_up:
+        time, pending = time + caught_up, 0.0
     if passed > _PLAUSIBLE:
         pending, since = pending + passed - _PLAUSIBLE, time
-    return Reading(wall, time, pending, since if pending else 0.0)
+    return Reading(wall, time, pending, since if pending else 0.0, caught_up)
 
 
 class Elapsed:

@@ -489,11 +489,28 @@ class Ledger:
             row = self._database.execute(
                 "SELECT wall, time, pending, pending_since FROM clock"
             ).fetchone()
-            reading = advance(Reading(*row) if row else None, wall)
+            last = Reading(*row) if row else None
+            reading = advance(last, wall)
+            if last is not None and reading.caught_up:
+                self._move_stamps(last.pending_since, reading.caught_up)
             self._database.execute(
-                "INSERT OR REPLACE INTO clock VALUES (1, ?, ?, ?, ?)", tuple(reading)
+                "INSERT OR REPLACE INTO clock VALUES (1, ?, ?, ?, ?)", tuple(reading)[:4]
             )
         return reading.time
+
+    def _move_stamps(self, since: float, seconds: float) -> None:
+        """What happened since then does not get older by this."""
+        for table, column, ahead in (
+            ("messages", "taken_at", 0.0),
+            ("messages", "seen_again", 0.0),
+            ("removals", "at", 0.0),
+            ("accounts", "limited_until", _DAY),  # after it was set
+            ("accounts", "one_by_one_until", _WEEK),
+        ):
+            self._database.execute(
+                f"UPDATE {table} SET {column} = {column} + ? WHERE {column} - ? >= ?",
+                (seconds, ahead, since),
+            )
 
     def tried(self, account: str, at: float) -> int:
         """Somebody is about to log in; returns the number of this run, for ``used``."""
