@@ -177,6 +177,7 @@ def test_numbers_of_a_server_are_no_integers_in_a_table() -> None:
         assert not listing.add(number, 1)
     assert {type(key) for key in listing._places} == {str}
     assert [message.number for message in listing] == [5, 3 * 2**61, 7]
+    assert [message.number for message in listing[-2:]] == [3 * 2**61, 7]
 
 
 @pytest.mark.parametrize("host", ["-oProxyCommand=false", "x -oProxyCommand=false", "$(false)"])

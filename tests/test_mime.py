@@ -108,6 +108,14 @@ def make_copies(message: EmailMessage, field: str) -> None:
         reply.as_bytes(), reply.as_string()
 
 
+def test_a_message_takes_parts_of_another_class() -> None:
+    message, part = TolerantMessage(), EmailMessage()
+    part.set_content("hello")
+    message.make_mixed()
+    message.attach(part)
+    assert message.get_payload() == [part]
+
+
 WAYS: list[Callable[[EmailMessage, str], None]] = [
     read_values,
     fold_values,

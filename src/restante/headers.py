@@ -243,7 +243,8 @@ def split_addresses(value: str) -> Iterator[str]:
 
 
 def encoded_words(text: str) -> Iterator[str]:
-    """The text as encoded-words (RFC 2047 §2) in UTF-8, each of whole characters."""
+    """The text, which is not empty, as encoded-words (RFC 2047 §2) in UTF-8, each of whole
+    characters."""
     octets = b""
     for character in text:
         more = character.encode("utf-8", "replace")
@@ -251,8 +252,7 @@ def encoded_words(text: str) -> Iterator[str]:
             yield f"=?utf-8?b?{b64encode(octets).decode()}?="
             octets = b""
         octets += more
-    if octets:
-        yield f"=?utf-8?b?{b64encode(octets).decode()}?="
+    yield f"=?utf-8?b?{b64encode(octets).decode()}?="
 
 
 def folded(name: str, value: str, line_end: str = "\r\n") -> str:

@@ -12,11 +12,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from restante.errors import AuthenticationFailed
-from restante.passdb import Account, Terms
+from restante.passdb import Account, ScramKey, ScramSecrets, Terms
 from restante.pop3.commands import VERBS
 from restante.pop3.session import Policy, Session
 from restante.pop3.state import State
-from restante.sasl import MECHANISMS, prepare
+from restante.sasl import MECHANISMS, Lookup, prepare
 from restante.wire import MAX_COMMAND
 
 from .core import Core
@@ -203,6 +203,26 @@ def test_octets_behind_stls_are_no_commands() -> None:
     assert not core.is_handshaking
 
 
+def test_stls_answers_in_the_language_of_the_client() -> None:
+    """RFC 6856 §3.1: LANG is allowed in AUTHORIZATION."""
+    core = Core([], tls=False)
+    assert core.send(b"LANG de\r\n").startswith(b"+OK de")
+    assert core.send(b"STLS\r\n") == b"+OK TLS kann beginnen\r\n"
+
+
+def test_secrets_that_are_too_weak_for_scram_refuse_the_login_alone() -> None:
+    """RFC 7677 §4: 4096 iterations at least; a passwd-file may hold fewer."""
+    session = Session(Policy(mechanisms=("SCRAM-SHA-256",)), is_secure=True)
+    session.receive(b"AUTH SCRAM-SHA-256 " + b64encode(b"n,,n=ann,r=nonce") + b"\r\n")
+    assert isinstance(session.next(), Lookup)
+    weak = ScramSecrets(b"salt", 1, (ScramKey("", bytes(32), bytes(32)),))
+    refused = session.found(weak)
+    assert isinstance(refused, Response)
+    assert not refused.is_ok
+    session.receive(b"CAPA\r\n")
+    assert isinstance(session.next(), Response)
+
+
 @pytest.mark.rfc("P-032")
 def test_an_empty_name_is_none() -> None:
     assert Core([]).send(b"USER \r\n") == b"-ERR USER takes a name\r\n"
@@ -212,6 +232,7 @@ def test_what_xclient_tells_has_names() -> None:
     core = Core([], tls=False)
     core.session.may_relay = True
     assert core.send(b"XCLIENT ADDR=192.0.2.7 TLS\r\n") == b"-ERR XCLIENT takes NAME=VALUE\r\n"
+    assert core.send(b"XCLIENT CLIENT-TRANSPORT=TLS\r\n").startswith(b"+OK")
 
 
 def test_a_session_is_small() -> None:

@@ -12,7 +12,18 @@ from scramp import ScramClient, ScramMechanism
 
 from restante.errors import AuthenticationFailed, BadCommand, ProtocolBroken, UnsafeArgument
 from restante.passdb import Credentials, Disproof, Proof, ScramKey, ScramSecrets, Shown, Token
-from restante.sasl import MECHANISMS, Channel, Lookup, Reply, external, login, oauth, plain, scram
+from restante.sasl import (
+    MECHANISMS,
+    Channel,
+    Lookup,
+    Reply,
+    external,
+    login,
+    oauth,
+    plain,
+    reply,
+    scram,
+)
 
 from ..support import OneUser
 
@@ -457,6 +468,27 @@ def test_a_client_trusts_no_server_without_proof(change: Callable[[bytes], bytes
         converse(
             "SCRAM-SHA-256", scram.client("SCRAM-SHA-256", "mrose", "tan staaf"), Channel(), change
         )
+
+
+def test_a_server_that_refuses_a_proof_says_so_and_is_answered() -> None:
+    """RFC 5802 §7, server-error; POP3's -ERR comes behind the empty answer (RFC 5034 §4)."""
+    client = scram.client("SCRAM-SHA-256", "mrose", "tan staaf")
+    nonce = next(client).response.rpartition(b"r=")[2]
+    client.send(b"r=" + nonce + b"server,s=QSXCR+Q6sek8bf92QSXC,i=4096")
+    assert client.send(b"e=invalid-proof").response == b""
+    with pytest.raises(ProtocolBroken):
+        client.send(b"")
+
+
+@pytest.mark.parametrize(("user", "password"), [("a\0b", "x"), ("mrose", "\u0007")])
+def test_a_name_or_password_that_scram_cannot_send(user: str, password: str) -> None:
+    with pytest.raises(UnsafeArgument):
+        next(scram.client("SCRAM-SHA-256", user, password))
+
+
+def test_a_mechanism_that_does_not_exist() -> None:
+    with pytest.raises(UnsafeArgument, match="no such mechanism: X"):
+        reply("X", "mrose", "tan staaf")
 
 
 def test_a_nonce_that_is_only_ours_is_refused() -> None:

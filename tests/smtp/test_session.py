@@ -9,9 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restante.errors import NoSuchUser, QuotaExceeded, TemporaryFailure
+from restante.errors import (
+    BadCommand,
+    MessageRefused,
+    NoSuchUser,
+    QuotaExceeded,
+    RestanteError,
+    TemporaryFailure,
+)
 from restante.smtp.commands import VERBS
 from restante.smtp.content import Incoming
+from restante.smtp.grammar import failure
 from restante.smtp.session import Policy, Session
 from restante.smtp.state import BeginData, Close, Content, Deliver, Resolve, StartTLS
 
@@ -93,7 +101,7 @@ def codes(lines: list[bytes]) -> list[bytes]:
         ([b"MAIL FROM:<b@x>"], [b"503 5.5.1"]),
         ([b"NOOP", b"RSET", b"VRFY ann", b"HELP"],
          [b"250 2.0.0", b"250 2.0.0", b"252 2.5.0", b"214 2.0.0"]),
-        ([b"QUIT"], [b"221 2.0.0"]),
+        ([b"RSET x", b"QUIT x", b"QUIT"], [b"501 5.5.4", b"501 5.5.4", b"221 2.0.0"]),
         # The argument of EHLO stands in Received: a domain or an address literal, nothing else.
         *(([b"EHLO " + name], [b"501 5.5.4"])
           for name in (b"", b"a b", b"x (by y)", b"a;b", b"-a", b"a" * 256, b"[1.2.3.4", b"\xff")),
@@ -114,6 +122,7 @@ def codes(lines: list[bytes]) -> list[bytes]:
               (b"<b@x(<c@y>)>", b"501 5.5.4"), (b"<b(c)@x>", b"553 5.1.7"),
               (b"<b@x> SIZE=x", b"501 5.5.4"),
               (b"<b@x> SIZE=10001", b"552 5.3.4"), (b"<b@x> BODY=BINARYMIME", b"501 5.5.4"),
+              (b"<b@x> SMTPUTF8=yes", b"501 5.5.4"), (b"<b@x> =", b"501 5.5.4"),
               (b"<b@x> RET=FULL", b"555 5.5.4"), ("<å@x>".encode(), b"553 5.6.7"),
               (b"<\xff@x> SMTPUTF8", b"553 5.1.7"))),
         ([b"EHLO x", b"MAIL TO:<b@x>", b"MAIL"], [b"250", b"501 5.5.4", b"501 5.5.4"]),
@@ -178,6 +187,46 @@ def test_lmtp_answers_once_for_each_recipient() -> None:
     driver.begin(b"ann@a", b"eve@a")
     said = codes(driver.feed(b"x" * 20_000 + b"\r\n.\r\nNOOP\r\n"))
     assert said == [b"552 5.3.4", b"552 5.3.4", b"250 2.0.0"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "status"),
+    [
+        (MessageRefused("x"), 554, "5.6.0"),
+        (BadCommand("x"), 500, "5.5.2"),
+        (RestanteError("x"), 451, "4.3.5"),
+    ],
+)
+def test_every_error_has_a_reply(error: RestanteError, code: int, status: str) -> None:
+    """RFC 5321 §4.2.1: what is not known to last is to be tried again."""
+    assert failure(error)[:2] == (code, status)
+
+
+def test_a_message_that_cannot_be_kept_is_refused_once() -> None:
+    driver = Driver()
+    driver.session.cannot_keep()
+    driver.begin(b"ann@example.org")
+    driver.session.cannot_keep()
+    driver.session.cannot_keep()
+    assert codes(driver.feed(LETTER + b".\r\n")) == [b"451 4.3.0"]
+    assert driver.messages == []
+
+
+def test_helo_is_plain_smtp_in_received() -> None:
+    """RFC 3848: ESMTP is for EHLO."""
+    driver = Driver()
+    driver.feed(b"HELO x\r\nMAIL FROM:<b@x>\r\nRCPT TO:<ann@example.org>\r\nDATA\r\n")
+    driver.feed(LETTER + b".\r\n")
+    assert driver.messages[0][0].protocol == "SMTP"
+
+
+def test_a_long_line_of_a_header_may_end_between_cr_and_lf() -> None:
+    """The field behind it counts as one, whatever the pieces are."""
+    driver = Driver()
+    driver.begin(b"ann@example.org")
+    for piece in (b"Subject: " + b"x" * 100 + b"\r", b"\n" + b"Received: a\r\n" * 2, b"\r\n.\r\n"):
+        said = driver.feed(piece)
+    assert codes(said) == [b"250 2.0.0"]
 
 
 def test_smtp_answers_once_and_reports_a_failure() -> None:

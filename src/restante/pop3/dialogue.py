@@ -562,8 +562,8 @@ class Dialogue:
                 self._ahead = next(self._waiting, None)
             except Exception as error:
                 self._waiting = iter(())
-                if self._retrieval is not None:
-                    self._retrieval.failure = error
+                assert self._retrieval is not None  # whose iterable it is
+                self._retrieval.failure = error
         return self._ahead
 
     def _fill_window(self) -> bytes:
