@@ -1,0 +1,377 @@
+"""Every listener has every guard, whatever it speaks.
+
+The server of the configuration runs in this process with all its listeners, and each guard is
+tried at each of them.  A listener that is added later fails here until it is in ``DOORS`` and has
+them.  Hours pass at once: the event loop's clock is put forward.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from restante import config
+from restante.cli import common
+from restante.cli.serve import running
+from restante.net.connection import BaseConnection
+
+from ..support import once, until
+
+
+class Door(NamedTuple):
+    """What a client can say at one listener."""
+
+    harmless: bytes
+    """A right command that brings the client nowhere."""
+    enter: tuple[bytes, ...] = ()
+    """Commands before it; empty: a stranger says it."""
+    large: tuple[bytes, ...] = ()
+    """Commands with large answers."""
+    is_tls: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        return bool(self.enter)
+
+
+LOGIN = (b"USER mrose", b"PASS tan staaf")
+LARGE = (b"RETR 1", b"CAPA", b"TOP 1 9999999")
+DOORS = {
+    "pop3": [Door(b"CAPA", large=(b"CAPA",)), Door(b"NOOP", LOGIN, LARGE)],
+    "pop3s": [Door(b"CAPA", (), (b"CAPA",), True), Door(b"NOOP", LOGIN, LARGE, True)],
+    "lmtp": [Door(b"NOOP", large=(b"LHLO x",))],
+    "smtp": [Door(b"NOOP", large=(b"EHLO x",))],
+}
+BOUND = 512 * 1024  # octets that one connection may hold; the sum of its limits is some 200 KiB
+PER_TURN = 150  # commands of one connection before others have a turn; it is 100
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """Its clock can be put forward; counts its turns."""
+
+    ahead = 0.0
+    turns = 0
+
+    def time(self) -> float:
+        return super().time() + self.ahead
+
+    def _run_once(self) -> None:
+        self.turns += 1
+        super()._run_once()  # type: ignore[misc]  # asyncio's own, of all its versions
+
+
+@dataclass
+class Client:
+    """One connection, and the server's side of it."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    server: BaseConnection[Any]
+
+    @property
+    def is_closed(self) -> bool:
+        return self.server._is_lost
+
+    @property
+    def held(self) -> int:
+        """Octets that the server keeps for it."""
+        waiting = self.server._transport.get_write_buffer_size() if not self.is_closed else 0
+        return self.server._session.unread + self.server._out_octets + waiting
+
+    async def send(self, octets: bytes) -> None:
+        """What comes back is not read, unless ``drink`` does it."""
+        with suppress(ConnectionError):
+            self.writer.write(octets)
+        await settled()
+
+    async def drink(self) -> int:
+        """Reads what has come; returns the lines."""
+        lines = 0
+        await settled()
+        with suppress(ConnectionError, ssl.SSLError):
+            while self.reader._buffer:  # type: ignore[attr-defined]  # without a wait for more
+                lines += (await self.reader.read(65_536)).count(b"\n")
+                await settled()
+        return lines
+
+
+@dataclass
+class Site:
+    """A server with all its listeners."""
+
+    addresses: dict[str, str]
+    made: list[BaseConnection[Any]]
+    clients: list[Client] = field(default_factory=list)
+
+    async def connect(self, name: str, door: Door, *, enter: bool = True) -> Client:
+        host, _, port = self.addresses[name].rpartition(":")
+        raw = socket.create_connection((host, int(port)), timeout=10)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.setblocking(False)
+        before = len(self.made)
+        tls, host_name = (trusting(), "x") if door.is_tls else (None, None)
+        reader, writer = await asyncio.open_connection(
+            sock=raw, limit=4096, ssl=tls, server_hostname=host_name
+        )
+        await until(lambda: len(self.made) > before)
+        client = Client(reader, writer, self.made[-1])
+        self.clients.append(client)
+        assert await reader.readline()
+        for command in door.enter if enter else ():
+            writer.write(command + b"\r\n")
+            assert (await reader.readline()).startswith(b"+OK")
+        return client
+
+    @property
+    def open(self) -> int:
+        return sum(not each._is_lost for each in self.made)
+
+    async def clear(self) -> None:
+        for client in self.clients:
+            client.writer.transport.abort()
+        self.clients.clear()
+        await until(lambda: self.open == 0)
+
+
+def trusting() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+async def settled() -> None:
+    """What was sent has been read, and answered as far as it is."""
+    for _ in range(6):
+        await asyncio.sleep(0)
+
+
+async def jump(seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, JumpingLoop)
+    loop.ahead += seconds
+    await settled()
+
+
+# -- The guards
+
+
+class Guard(NamedTuple):
+    limits: str
+    holds: Callable[[Site, str, Door], Awaitable[None]]
+
+
+async def connections_of_one_address(site: Site, name: str, door: Door) -> None:
+    for _ in range(8):
+        with suppress(AssertionError):  # refused is as good as one that makes room
+            await site.connect(name, door, enter=False)
+    await until(lambda: site.open <= 3)
+
+
+async def silence(site: Site, name: str, door: Door) -> None:
+    client = await site.connect(name, door)
+    for _ in range(20):
+        await jump(60)
+    assert client.is_closed
+
+
+async def an_octet_now_and_then(site: Site, name: str, door: Door) -> None:
+    client = await site.connect(name, door)
+    for _ in range(200):
+        await client.send(b"X")
+        await jump(20)
+    assert client.is_closed
+
+
+async def a_command_now_and_then(site: Site, name: str, door: Door) -> None:
+    """A client that is known may; that is what autologout is for."""
+    client = await site.connect(name, door)
+    for _ in range(70):
+        await client.send(door.harmless + b"\r\n")
+        await client.drink()
+        await jump(60)
+        if client.is_closed:
+            break
+    assert client.is_closed != door.is_known
+
+
+async def a_line_without_end(site: Site, name: str, door: Door) -> None:
+    client = await site.connect(name, door)
+    for _ in range(256):
+        await client.send(b"x" * 16_384)
+        assert client.held < BOUND
+    await until(lambda: client.is_closed)
+
+
+async def commands_in_one_turn(site: Site, name: str, door: Door) -> None:
+    client, loop = await site.connect(name, door), asyncio.get_running_loop()
+    session = type(client.server._session)
+    taken: Counter[int] = Counter()
+    real = session.next
+
+    def counted(self: Any) -> Any:
+        taken[loop.turns] += 1  # type: ignore[attr-defined]
+        return real(self)
+
+    session.next = counted  # type: ignore[method-assign]
+    try:
+        await client.send((door.harmless + b"\r\n") * 5000)
+        for _ in range(20):
+            await client.drink()
+    finally:
+        session.next = real  # type: ignore[method-assign]
+    assert taken
+    assert max(taken.values()) <= PER_TURN
+
+
+async def mistakes(site: Site, name: str, door: Door) -> None:
+    client, answers = await site.connect(name, door), 0
+    for _ in range(200):
+        await client.send(b"XYZZY\r\n" * 5)
+        answers += await client.drink()
+        if client.is_closed:
+            break
+    assert client.is_closed
+    assert answers <= 60
+
+
+async def commands_for_nothing(site: Site, name: str, door: Door) -> None:
+    """Of a stranger."""
+    if door.is_known:
+        return
+    client = await site.connect(name, door)
+    for _ in range(200):
+        await client.send((door.harmless + b"\r\n") * 20)
+        await client.drink()
+        if client.is_closed:
+            break
+    assert client.is_closed
+
+
+async def a_client_that_does_not_read(site: Site, name: str, door: Door) -> None:
+    for command in door.large:
+        client = await site.connect(name, door)
+        for _ in range(100):
+            await client.send((command + b"\r\n") * 100)
+            assert client.held < BOUND
+        for _ in range(70):
+            await jump(60)
+        await client.drink()  # of TLS the last words may be missing
+        await until(lambda client=client: client.is_closed)  # type: ignore[misc]
+        await site.clear()
+
+
+async def a_handshake_that_never_begins(site: Site, name: str, door: Door) -> None:
+    """On the TLS port; elsewhere it is silence."""
+    if not door.is_tls:
+        return
+    host, _, port = site.addresses[name].rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    await settled()
+    await jump(60)
+    assert await reader.read() == b""
+    writer.close()
+
+
+GUARDS = {
+    "connections of one address": Guard("per_address = 3", connections_of_one_address),
+    "connections in all": Guard("sessions = 3", connections_of_one_address),
+    "silence": Guard("", silence),
+    "an octet now and then": Guard("", an_octet_now_and_then),
+    "a command now and then": Guard("", a_command_now_and_then),
+    "a line without end": Guard("", a_line_without_end),
+    "commands in one turn": Guard("", commands_in_one_turn),
+    "mistakes": Guard("", mistakes),
+    "commands for nothing": Guard("", commands_for_nothing),
+    "a client that does not read": Guard("", a_client_that_does_not_read),
+    "a handshake that never begins": Guard("", a_handshake_that_never_begins),
+}
+
+
+# -- The server
+
+
+def settings_to_listen(section: object, path: str = "") -> Iterator[str]:
+    """The keys of the configuration that open listeners."""
+    for each in fields(section):  # type: ignore[arg-type]
+        value = getattr(section, each.name)
+        if each.name == "listen":
+            yield path.removeprefix(".")
+        elif is_dataclass(value):
+            yield from settings_to_listen(value, f"{path}.{each.name}")
+
+
+@asynccontextmanager
+async def site(folder: Path, limits: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Site]:
+    (folder / "passwd").write_text("mrose:{PLAIN}tan staaf\n")
+    (folder / "restante.toml").write_text(
+        f"""
+[server]
+hostname = "localhost"
+listen = ["pop3s://127.0.0.1:0", "pop3://127.0.0.1:0"]
+[intake.lmtp]
+listen = ["127.0.0.1:0"]
+[intake.smtp]
+listen = ["127.0.0.1:0"]
+[store]
+kind = "memory"
+[auth]
+chain = ["passwd-file"]
+passwd_file.path = "{folder}/passwd"
+allow_plaintext_from = ["127.0.0.0/8"]
+failure_delay = 0
+[limits]
+{limits}
+"""
+    )
+    found = config.load(
+        folder / "restante.toml", environment={"STATE_DIRECTORY": str(folder), "HOME": str(folder)}
+    )
+    assert set(settings_to_listen(found)) == {"server", "intake.lmtp", "intake.smtp"}
+    made: list[BaseConnection[Any]] = []
+    real = BaseConnection.connection_made
+
+    def noted(self: BaseConnection[Any], transport: asyncio.BaseTransport) -> None:
+        made.append(self)
+        real(self, transport)
+
+    monkeypatch.setattr(BaseConnection, "connection_made", noted)
+    users = common.users(found)
+    store = common.store(found, users)
+    await store.deliver("mrose", once(b"Subject: x\r\n\r\n" + b"y" * 76 + b"\r\n" * 500_000))
+    async with running(found, users, store) as server:
+        assert set(server.addresses) == set(DOORS), "a new listener: say how it is attacked"
+        made_here = Site(server.addresses, made)
+        yield made_here
+        await made_here.clear()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("site")
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_every_listener_has_every_guard(
+    guard: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with site(folder, GUARDS[guard].limits, monkeypatch) as served:
+            for name, doors in DOORS.items():
+                for door in doors:
+                    try:
+                        await GUARDS[guard].holds(served, name, door)
+                    except (AssertionError, TimeoutError) as error:
+                        raise AssertionError(f"{name} {door.enter}: {error!r}") from error
+                    await served.clear()
+
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        runner.run(main())
