@@ -578,6 +578,22 @@ def test_a_new_account_deletes_few_messages_on_its_first_day(
     assert world.collect(LIMITED).deleted == 4
 
 
+def test_the_first_day_of_an_account_begins_when_its_mail_is_first_listed(world: World) -> None:
+    """Not with a login that failed."""
+    world.server.mail = {name: letter(name) for name in "abcd"}
+    world.server.closes = lambda said: said == "LIST"
+    for _ in range(3):
+        with pytest.raises(ConnectionLost):
+            world.collect(LIMITED)
+        world.now += DAY
+    world.server.closes = lambda said: False
+    assert world.collect(LIMITED).withheld == 4
+    world.now += DAY - 1
+    assert world.collect(LIMITED).withheld == 4
+    world.now += 2
+    assert world.collect(LIMITED).deleted == 4
+
+
 def test_the_limit_is_for_all_sessions_of_that_day(world: World) -> None:
     for names, deleted in (("ab", 2), ("c", 1), ("d", 0), ("ef", 0)):
         world.server.mail |= {name: letter(name) for name in names}

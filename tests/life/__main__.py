@@ -18,7 +18,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5, help="how long to run; 5 by default")
     parser.add_argument("--seed", type=int, help="the first seed, as a failure prints it")
     parser.add_argument(
-        "--level", choices=list(LEVELS), help="how to run the server; both by default"
+        "--level",
+        choices=list(LEVELS),
+        help="how to run the server, or the collector alone; all by default",
     )
     parser.add_argument(
         "--shrink", action="store_true", help="after a failure search for a shorter life"

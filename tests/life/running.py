@@ -5,12 +5,18 @@ from __future__ import annotations
 import traceback
 
 from hypothesis import HealthCheck, Phase, seed, settings
-from hypothesis.stateful import run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
+from ..collect.lives import Collecting
 from .machine import STORIES, HardLife, Life
 
-LEVELS = {"thread": Life, "processes": HardLife}
-"""Ways to run the server: in this process, or as processes that are killed now and then."""
+LEVELS: dict[str, type[RuleBasedStateMachine]] = {
+    "thread": Life,
+    "processes": HardLife,
+    "collector": Collecting,
+}
+"""Ways to run the server: in this process, or as processes that are killed now and then; or only
+the collector, at a hostile server."""
 
 
 class BrokenPromise(AssertionError):

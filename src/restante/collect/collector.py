@@ -479,19 +479,19 @@ class _Session:
         rule, before = self._policy.rule, self._entry.rule
         if rule == before:
             return
-        if before:
-            if self._policy.deletions is not None:
-                self._limited_until = self._now() + _DAY
-            if self._why:
-                text = f"{len(self._why)} messages are due since the rule is {rule}, not {before}"
-                self._outcome.notes.append(text)
-                fields = {
-                    "account": self._name,
-                    "rule": rule,
-                    "before": before,
-                    "messages": len(self._why),
-                }
-                _log.warning("deletion rule changed", extra={"fields": fields})
+        # The day of a new account begins with the first session that comes so far.
+        if (before or self._limited_until) and self._policy.deletions is not None:
+            self._limited_until = self._now() + _DAY
+        if before and self._why:
+            text = f"{len(self._why)} messages are due since the rule is {rule}, not {before}"
+            self._outcome.notes.append(text)
+            fields = {
+                "account": self._name,
+                "rule": rule,
+                "before": before,
+                "messages": len(self._why),
+            }
+            _log.warning("deletion rule changed", extra={"fields": fields})
         self._accounts.change_rule(self._name, rule, self._limited_until)
 
     async def _why_now(self, seen: Seen) -> str:
