@@ -1,0 +1,345 @@
+"""A POP3 server that lies, forgets and ends anywhere, and writes down what it was asked to delete.
+
+Its word decides what was lost: it knows each message by itself, whatever unique-id it gives out.
+
+Left out, because no client could notice:
+
+- a body that is shortened in silence by about a KiB or less, since honest servers round sizes up;
+  or shortened by more, with an announced size that was made to fit; or shortened at the same octet
+  in two sessions, which is how a server looks that always announces too much;
+- other mail under the same unique-id with the same size and the same header fields;
+- a RETR that is answered with another message than the one listed, or one that is exchanged between
+  RETR and DELE of one session, where RFC 1939 §4 promises an exclusive lock.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+_TOLERANCE = 1024  # octets that may be missing; see the docstring
+_PATIENCE = 20.0  # seconds for a client that says nothing
+
+
+@dataclass(eq=False)
+class Letter:
+    """What a sender wrote, however often it is delivered."""
+
+    number: int
+    text: bytes
+    """CRLF text."""
+    has_marks: bool = True
+    """It has a Message-ID and a Date."""
+    has_twin: bool = False
+    """Another letter has the same header, so nobody may lie about its size as well."""
+    deliveries: int = 0
+    forms: set[bytes] = field(default_factory=set)
+    """All octets that a server ever had for it."""
+
+
+@dataclass(eq=False)
+class Mail:
+    """One message of the maildrop."""
+
+    unique_id: str
+    letter: Letter
+    octets: bytes
+    """CRLF text; servers rewrite headers."""
+    is_disguised: bool = False
+    """Other mail had its unique-id, and no client could see that it was gone."""
+    cuts: set[int] = field(default_factory=set)
+    """Where its body was cut short before."""
+
+
+@dataclass
+class Lies:
+    """How the server behaves in one session.  Messages are meant by their place in the listing."""
+
+    ends_at_command: int = 0
+    """It closes the connection instead of the answer to this one; 0: to none."""
+    ends_at_octet: int = 0
+    """It closes the connection after this many octets; 0: it does not."""
+    quit: str = "removes"
+    """Or "says nothing" (and removes), "closes first", "refuses" (half is removed), "forgets"."""
+    removes_without_quit: bool = False
+    """What is marked when the connection is lost is removed, against RFC 1939 §6."""
+    rewrites: bool = False
+    """At QUIT it adds header fields to what was read, as GNU mailutils does."""
+    has_uidl: bool = True
+    has_top: bool = True
+    pipelining: str = ""
+    """Or "works", or "breaks": the connection ends when two commands come together."""
+    sizes: dict[int, int] = field(default_factory=dict)
+    """What is added to the announced size."""
+    short: dict[int, int] = field(default_factory=dict)
+    """Per cent of the body that are given as if they were all of it."""
+    hidden: frozenset[int] = frozenset()
+    """Not listed."""
+    refused: frozenset[int] = frozenset()
+    """Neither RETR nor TOP is answered by +OK."""
+    undeletable: frozenset[int] = frozenset()
+    """Nor DELE."""
+    same_id: bool = False
+    """The first two messages are listed under one unique-id."""
+    delivers_at_command: int = 0
+
+    @property
+    def is_honest(self) -> bool:
+        return self == Lies()
+
+
+@dataclass
+class Session:
+    """What one client saw and did."""
+
+    listed: list[Mail]
+    lies: Lies
+    heard: list[str] = field(default_factory=list)
+    """All commands."""
+    marked: list[Mail] = field(default_factory=list)
+    read: set[Mail] = field(default_factory=set)
+    is_closed: bool = False
+    """By QUIT."""
+    sent: int = 0
+    """Octets."""
+
+
+class Hostile:
+    """The maildrop, and one thread that serves one client after the other."""
+
+    def __init__(self) -> None:
+        self.mails: list[Mail] = []
+        self.gone: list[Mail] = []
+        """Removed by anybody, the last at the end."""
+        self.lies = Lies()
+        self.deliver: Callable[[], None] = lambda: None
+        """Called in the middle of a session."""
+        self.marked: Callable[[Session, Mail], None] = lambda session, mail: None
+        """Called at each DELE, before it is answered."""
+        self.removed: Callable[[Session, Sequence[Mail]], None] = lambda session, mails: None
+        """Called when what was marked has left."""
+        self.announced: dict[str, set[tuple[Letter, int]]] = {}
+        """Under each unique-id: what had it, and with which size it was listed."""
+        self.sessions: list[Session] = []
+        self.errors: list[BaseException] = []
+        """Mistakes in the server itself."""
+        self._probes: set[int] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self.settle()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(_PATIENCE)
+
+    def settle(self) -> None:
+        """All that earlier clients have sent was heard."""
+        with socket.socket() as probe:
+            probe.settimeout(_PATIENCE)
+            probe.bind(("127.0.0.1", 0))
+            self._probes.add(probe.getsockname()[1])
+            probe.connect(("127.0.0.1", self.port))
+            probe.recv(1)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                client, (_, port) = self._listener.accept()
+            except OSError:
+                return
+            with client:
+                if port not in self._probes:
+                    client.settimeout(_PATIENCE)
+                    self._serve(client)
+
+    def _serve(self, client: socket.socket) -> None:
+        listed = [each for at, each in enumerate(self.mails) if at not in self.lies.hidden]
+        session = Session(listed, self.lies)
+        self.sessions.append(session)
+        try:
+            self._talk(client, session)
+        except OSError:
+            pass  # the client has gone, or the line was cut
+        except BaseException as error:
+            self.errors.append(error)
+        if session.lies.removes_without_quit and not session.is_closed:
+            self._remove(session, session.marked)
+
+    def _talk(self, client: socket.socket, session: Session) -> None:
+        self._say(client, session, b"+OK ready\r\n")
+        for line in _lines(client, session.lies):
+            session.heard.append(line)
+            if len(session.heard) == session.lies.delivers_at_command:
+                self.deliver()
+            if len(session.heard) == session.lies.ends_at_command:
+                return
+            if line == "QUIT":
+                session.is_closed = True
+                self._say(client, session, self._update(session))
+                return
+            self._say(client, session, self._answer(session, line))
+
+    def _say(self, client: socket.socket, session: Session, octets: bytes) -> None:
+        if end := session.lies.ends_at_octet:
+            octets = octets[: max(0, end - session.sent)]
+        session.sent += len(octets)
+        client.sendall(octets)
+        if end and session.sent >= end:
+            raise ConnectionAbortedError
+
+    # Commands.
+
+    def _answer(self, session: Session, line: str) -> bytes:
+        word, *rest = line.split()
+        match word.upper():
+            case "CAPA":
+                return _lines_of(_capabilities(session.lies))
+            case "LIST":
+                return self._list(session)
+            case "UIDL":
+                return _numbered(_ids(session)) if session.lies.has_uidl else b"-ERR what?\r\n"
+            case "RETR" | "TOP":
+                return _message(session, word, int(rest[0]) - 1)
+            case "DELE":
+                return self._mark(session, int(rest[0]) - 1)
+            case "RSET":
+                session.marked.clear()
+        return b"+OK\r\n"
+
+    def _list(self, session: Session) -> bytes:
+        sizes = [_announced(session, at) for at in range(len(session.listed))]
+        for mail, size in zip(session.listed, sizes, strict=True):
+            self.announced.setdefault(mail.unique_id, set()).add((mail.letter, size))
+        return _numbered(map(str, sizes))
+
+    def _mark(self, session: Session, at: int) -> bytes:
+        if at in session.lies.undeletable:
+            return b"-ERR no\r\n"
+        self.marked(session, session.listed[at])
+        session.marked.append(session.listed[at])
+        return b"+OK\r\n"
+
+    def _update(self, session: Session) -> bytes:
+        lies, marked = session.lies, session.marked
+        if lies.rewrites:
+            for mail in session.read:
+                rewrite(mail)
+        match lies.quit:
+            case "closes first":
+                raise ConnectionAbortedError
+            case "refuses" if marked:
+                self._remove(session, marked[::2])
+                return b"-ERR some are left\r\n"
+            case "forgets":
+                return b"+OK\r\n"
+        self._remove(session, marked)
+        if lies.quit == "says nothing":
+            raise ConnectionAbortedError
+        return b"+OK\r\n"
+
+    def _remove(self, session: Session, marked: Sequence[Mail]) -> None:
+        removed = [each for each in marked if each in self.mails]
+        for mail in removed:
+            self.take_away(mail)
+        self.removed(session, removed)
+
+    # What others do with the maildrop.
+
+    def take_away(self, mail: Mail) -> None:
+        self.mails.remove(mail)
+        self.gone.append(mail)
+
+    def past_ids(self) -> list[str]:
+        """Unique-ids that no message has now."""
+        used = {each.unique_id for each in self.mails}
+        return [each.unique_id for each in self.gone if each.unique_id not in used]
+
+
+def rewrite(mail: Mail) -> None:
+    """Add to the header what GNU mailutils adds."""
+    head, end, body = mail.octets.partition(b"\r\n\r\n")
+    head += b"\r\nStatus: RO\r\nX-UIDL: " + mail.unique_id.encode()
+    mail.octets = head + end + body
+    mail.letter.forms.add(mail.octets)
+
+
+def can_be_cut(mail: Mail, percent: int) -> int:
+    """Where the body is cut so that a client can notice; 0: nowhere."""
+    at = mail.octets.rfind(b"\r\n", 0, len(mail.octets) * percent // 100) + 2
+    header = mail.octets.find(b"\r\n\r\n") + 4
+    missing = len(mail.octets) - at
+    is_seen = missing > _TOLERANCE + mail.octets.count(b"\n", 0, at)
+    return at if at > header and is_seen and at not in mail.cuts else 0
+
+
+def _capabilities(lies: Lies) -> list[str]:
+    announced = {"UIDL": lies.has_uidl, "TOP": lies.has_top, "PIPELINING": lies.pipelining}
+    return ["USER", *(tag for tag, is_there in announced.items() if is_there)]
+
+
+def _message(session: Session, word: str, at: int) -> bytes:
+    """The response to RETR or TOP."""
+    if at in session.lies.refused or (word == "TOP" and not session.lies.has_top):
+        return b"-ERR no\r\n"
+    if word == "TOP":
+        header = session.listed[at].octets.partition(b"\r\n\r\n")[0]
+        return b"+OK\r\n" + _stuffed(header + b"\r\n\r\n")
+    session.read.add(session.listed[at])
+    return b"+OK\r\n" + _stuffed(_given(session, at))
+
+
+def _announced(session: Session, at: int) -> int:
+    mail = session.listed[at]
+    lie = 0 if mail.letter.has_twin else session.lies.sizes.get(at, 0)
+    return max(0, len(mail.octets) + lie)
+
+
+def _ids(session: Session) -> list[str]:
+    ids = [each.unique_id for each in session.listed]
+    if session.lies.same_id:
+        ids[1:2] = ids[:1]
+    return ids
+
+
+def _given(session: Session, at: int) -> bytes:
+    mail, lies = session.listed[at], session.lies
+    cut = 0 if at in lies.sizes else can_be_cut(mail, lies.short.get(at, 100))
+    if not cut:
+        return mail.octets
+    mail.cuts.add(cut)
+    return mail.octets[:cut]
+
+
+def _lines(client: socket.socket, lies: Lies) -> Iterator[str]:
+    """Commands, until the client goes."""
+    unread = b""
+    while True:
+        while b"\r\n" not in unread:
+            octets = client.recv(65_536)
+            if not octets:
+                return
+            unread += octets
+        line, _, unread = unread.partition(b"\r\n")
+        yield line.decode()
+        if unread and lies.pipelining == "breaks":
+            return
+
+
+def _lines_of(lines: Sequence[str]) -> bytes:
+    return "\r\n".join(["+OK", *lines, ".", ""]).encode()
+
+
+def _numbered(rows: Iterator[str] | Sequence[str]) -> bytes:
+    return _lines_of([f"{at} {each}" for at, each in enumerate(rows, 1)])
+
+
+def _stuffed(octets: bytes) -> bytes:
+    return re.sub(rb"(?m)^\.", b"..", octets) + b".\r\n"
