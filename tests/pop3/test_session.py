@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from restante.errors import AuthenticationFailed
 from restante.passdb import Account, ScramKey, ScramSecrets, Terms
 from restante.pop3.commands import VERBS
+from restante.pop3.grammar import Response
 from restante.pop3.session import Policy, Session
 from restante.pop3.state import State
 from restante.sasl import MECHANISMS, Lookup, prepare
