@@ -301,12 +301,13 @@ class CommandFailed(ClientError):
 
     ``code`` is the response code it gave, or that its words are known to mean, or None.  ``text``
     is what it said, without our password if it repeats that; as the message of this error it
-    cannot command a terminal.
+    cannot command a terminal.  ``remedy`` is what may help, at the end of that message.
     """
 
-    def __init__(self, command: str, text: str, code: str | None) -> None:
+    def __init__(self, command: str, text: str, code: str | None, remedy: str = "") -> None:
         shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
-        super().__init__(f"{command}: {shown}" if text else command)
+        message = f"{command}: {shown}" if text else command
+        super().__init__(f"{message}; {remedy}" if remedy else message)
         self.command = command
         self.text = text
         self.code = code

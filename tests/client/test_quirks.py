@@ -4,20 +4,22 @@ among the transcripts."""
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restante.errors import CommandFailed, DeadlineExceeded, UnsafeArgument
+from restante.errors import CommandFailed, DeadlineExceeded, RestanteError, UnsafeArgument
 from restante.net.blocking import connect_blocking
 from restante.net.client import connect
 from restante.net.remote import Remote
 from restante.pop3.dialogue import Dialogue
 from restante.pop3.quirks import PRESETS, LineEnds, Quirks, by_host, parse
 
-from .shells import ANSWERS, NONE, UNUSED, Peer, Session, both, polite, scripted
+from .shells import ANSWERS, NONE, UNUSED, Peer, Session, both, opened, polite, scripted
 
 IN_CLEAR: dict[str, Any] = {"user": "mrose", "password": "x", "tls": NONE, "context": UNUSED}
 
@@ -239,5 +241,184 @@ def test_a_server_that_lists_its_messages_in_parts() -> None:
                 await client.delete(*listing)
                 await client.commit()
         assert found == ["a", "b", "c"]
+
+    asyncio.run(main())
+
+
+# -- The error names the quirk that helps
+
+Script = Callable[[Peer], Awaitable[None]]
+CAN = {"SASL": b"+OK\r\nSASL PLAIN\r\n.\r\n", "TOP": b"+OK\r\nTOP\r\nUIDL\r\n.\r\n"}
+HEADERS = b"+OK\r\nSubject: x\r\n\r\n.\r\n"
+
+
+def silent_on_capa(command: bytes) -> bytes | None:
+    return b"" if command == b"CAPA" else None
+
+
+def auth_on_its_line(command: bytes) -> bytes | None:
+    """As Exchange Online wants it."""
+    if command == b"CAPA":
+        return CAN["SASL"]
+    if command.startswith(b"AUTH PLAIN "):
+        return b"-ERR Protocol error. Connection is closed.\r\n"
+    return b"+ \r\n" if command == b"AUTH PLAIN" else None
+
+
+def no_auth_at_all(command: bytes) -> bytes | None:
+    if command == b"CAPA":
+        return CAN["SASL"]
+    return b"-ERR unknown command\r\n" if command.startswith(b"AUTH") else None
+
+
+def once_a_minute(command: bytes) -> bytes | None:
+    is_password = command.startswith(b"PASS")
+    return b"-ERR login interval is 60 seconds\r\n" if is_password else None
+
+
+def no_top(command: bytes) -> bytes | None:
+    if command == b"CAPA":
+        return CAN["TOP"]
+    if command.startswith(b"RETR"):
+        return HEADERS
+    return b"-ERR command not implemented\r\n" if command.startswith(b"TOP") else None
+
+
+def top_twice(command: bytes) -> bytes | None:
+    if command == b"CAPA":
+        return CAN["TOP"]
+    if command.startswith(b"RETR"):
+        return HEADERS
+    return HEADERS + HEADERS if command.startswith(b"TOP") else None
+
+
+def sasl_only(command: bytes) -> bytes | None:
+    return b"+OK\r\nSASL CRAM-MD5\r\n.\r\n" if command == b"CAPA" else None
+
+
+def odd(answer: Callable[[bytes], bytes | None]) -> Script:
+    """A server with this answer to a command; b"" hangs, None is what every other server says."""
+
+    async def script(peer: Peer) -> None:
+        await peer.say(b"+OK ready\r\n")
+        while command := await peer.hear():
+            said = answer(command)
+            if said == b"":
+                await peer.until_gone()
+                return
+            await peer.say(said or ANSWERS.get(command, b"+OK\r\n"))
+            if command == b"QUIT":
+                return
+
+    return script
+
+
+async def loses_commands(peer: Peer) -> None:
+    """Of what comes in one segment it takes the first command."""
+    await peer.say(b"+OK ready\r\n")
+    while segment := await peer.reader.read(65_536):
+        command = segment.partition(b"\r\n")[0]
+        await peer.say(ANSWERS.get(command, b"+OK\r\n"))
+
+
+async def ends_lines_with_lf(peer: Peer) -> None:
+    await peer.say(b"+OK ready\n")
+    while command := await peer.hear():
+        answer = HEADERS if command.startswith(b"RETR") else ANSWERS.get(command, b"+OK\r\n")
+        await peer.say(answer.replace(b"\r\n", b"\n"))
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "blocking"])
+@pytest.mark.parametrize(
+    ("script", "before", "word"),
+    [
+        (odd(silent_on_capa), [], "no-capa"),
+        (odd(auth_on_its_line), [], "two-step-auth"),
+        (odd(no_auth_at_all), ["two-step-auth"], "hide:SASL"),
+        (odd(once_a_minute), [], "add:LOGIN-DELAY:60"),
+        (odd(no_top), [], "hide:TOP"),
+        (odd(top_twice), [], "hide:TOP"),
+        (odd(sasl_only), [], "add:USER"),
+        (loses_commands, [], "hide:PIPELINING"),
+        (ends_lines_with_lf, [], "bare-line-feeds"),
+    ],
+)
+def test_an_error_names_the_quirk_that_helps(
+    script: Script, before: list[str], word: str, kind: str
+) -> None:
+    """In words for the configuration and for Python, which mean the same; with it the session
+    works, or the collector waits before the next one."""
+
+    async def visit(port: int, quirks: Quirks) -> None:
+        url = f"pop3://127.0.0.1:{port}"
+        async with opened(kind, url, quirks=quirks, timeout=0.3, **IN_CLEAR) as client:
+            listing = await client.listing()
+            async for _ in client.each("headers" if "TOP" in word else "retrieve_all", listing):
+                pass
+            await client.call("noop")
+
+    async def main() -> None:
+        async with scripted(script) as (port, _):
+            with pytest.raises(RestanteError) as caught:
+                await visit(port, parse(before))
+            found = re.search(
+                r"set the quirk (\S+) \(in Python (Quirks\(.*?\))\)(?:;|$)", str(caught.value)
+            )
+            assert found is not None, str(caught.value)
+            assert found[1] == word
+            assert parse([word]) == eval(found[2], {"Quirks": Quirks})
+            if not word.startswith("add:LOGIN-DELAY"):
+                await visit(port, parse([*before, word]))
+
+    asyncio.run(main())
+
+
+def test_a_password_that_is_not_ascii_names_the_quirk() -> None:
+    async def main() -> None:
+        async with scripted(polite) as (port, _):
+            url, options = f"pop3://127.0.0.1:{port}", {**IN_CLEAR, "password": "pässword"}
+            with pytest.raises(UnsafeArgument, match="set the quirk utf8-login "):
+                async with connect(url, **options):
+                    pass
+            async with connect(url, quirks=parse(["utf8-login"]), **options):
+                pass
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"-ERR [AUTH] syntax error, too often\r\n",  # its code says what it is
+        b"-ERR authentication failed\r\n",
+        b"-ERR maildrop is already locked, wait\r\n",
+        b"-ERR\r\n",
+        b"",
+    ],
+)
+@both
+def test_other_failures_name_no_quirk(said: bytes, session: Session) -> None:
+    def refuses(command: bytes) -> bytes | None:
+        return said if command.startswith(b"PASS") else None
+
+    async def main() -> None:
+        async with scripted(odd(refuses)) as (port, _):
+            with pytest.raises(RestanteError) as caught:
+                await session(f"pop3://127.0.0.1:{port}", tls=NONE, timeout=0.2)
+        assert "quirk" not in str(caught.value)
+
+    asyncio.run(main())
+
+
+@both
+def test_an_end_after_capa_is_not_of_capa(session: Session) -> None:
+    def ends(command: bytes) -> bytes | None:
+        return ANSWERS[b"CAPA"] + b"-ERR idle\r\n" if command == b"CAPA" else None
+
+    async def main() -> None:
+        async with scripted(odd(ends)) as (port, _):
+            with pytest.raises(RestanteError, match="ended the session") as caught:
+                await session(f"pop3://127.0.0.1:{port}", tls=NONE, timeout=0.2)
+        assert "quirk" not in str(caught.value)
 
     asyncio.run(main())

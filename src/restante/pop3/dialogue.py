@@ -31,7 +31,7 @@ from ..sasl import Login, Reply, choose, reply
 from ..sasl.choice import PLAINEST
 from ..wire import CRLF, MAX_COMMAND, Unstuffer
 from .listing import Listing, Message
-from .quirks import LineEnds, Quirks
+from .quirks import LineEnds, Quirks, in_words, remedy
 from .record import Record
 
 T = TypeVar("T")
@@ -142,6 +142,7 @@ class Dialogue:
         """Messages that the server would not mark as deleted."""
         self.session = object()
         self._welcome = b""  # the text of the greeting
+        self._command = "greeting"  # what the server answers, or answered last
         self._line_ends = LineEnds()
         self._unread = bytearray()
         self._deletions: deque[Answer] = deque()  # not sent yet; they go before what is waiting
@@ -175,7 +176,27 @@ class Dialogue:
 
     def lost(self, reason: str, kind: type[ConnectionLost] = ConnectionLost) -> ConnectionLost:
         """The exception for a connection that ended without the answer to QUIT."""
-        return kind(reason, self.deletions, is_known=not self._is_leaving)
+        remedy = self._remedy()
+        text = f"{reason}; {remedy}" if remedy else reason
+        return kind(text, self.deletions, is_known=not self._is_leaving)
+
+    def _remedy(self) -> str:
+        """The quirk that may help where the connection ends now; empty where none is known."""
+        if self._command == "CAPA":
+            return f"if that happens at CAPA each time, set {in_words('no-capa')}"
+        if self.is_pipelining_in_doubt:
+            return (
+                "several commands had been sent at once: if that happens each time, set "
+                f"{in_words('hide:PIPELINING')}"
+            )
+        if self._command == "TOP" and self._unread:
+            return f"if it answers TOP twice, set {in_words('hide:TOP')}"
+        if b"\n" in self._unread and CRLF not in self._unread:
+            return (
+                "its lines end with LF alone: if you know all who send mail there, set "
+                f"{in_words('bare-line-feeds')}"
+            )
+        return ""
 
     def is_harmless(self, error: ConnectionLost) -> bool:
         """Whether the server closed the connection at QUIT, and nothing had been marked.
@@ -216,6 +237,7 @@ class Dialogue:
         for hidden in self.quirks.hidden:
             tags.pop(hidden.upper(), None)
         self.capabilities = Capabilities(tags)
+        self._command = ""
         return self.capabilities
 
     def start_tls(self) -> Procedure[None]:
@@ -272,7 +294,10 @@ class Dialogue:
         """
         takes_utf8 = self.quirks.utf8_login or "USER" in self.capabilities.tags.get("UTF8", ())
         if not takes_utf8 and not (login.user + login.password).isascii():
-            raise UnsafeArgument("this server takes only ASCII in USER and PASS (RFC 6856 §2.2)")
+            raise UnsafeArgument(
+                "this server announces only ASCII in USER and PASS (RFC 6856 §2.2); if it takes "
+                f"UTF-8, set {in_words('utf8-login')}"
+            )
         for command, argument in (("USER", login.user), ("PASS", login.password)):
             yield from self._send(command, argument)
             yield from self._status(command, LoginFailed)
@@ -304,6 +329,7 @@ class Dialogue:
         is_offered = mechanism in self.capabilities.sasl
         is_short = len(command) + 1 + len(response) + len(CRLF) <= MAX_COMMAND
         is_sent = answer.is_initial and is_offered and is_short and not self.quirks.two_step_auth
+        has_response, self._command = is_sent, "AUTH"
         yield (command + b" " + response if is_sent else command) + CRLF
         while True:
             line = yield from self._line()
@@ -320,7 +346,7 @@ class Dialogue:
             is_sent = True
             yield b64encode(answer.response) + CRLF
         if not line.startswith(b"+OK"):
-            raise self._failure("AUTH", line, LoginFailed)
+            raise self._failure("AUTH", line, LoginFailed, with_response=has_response)
         if not answer.may_be_last:
             raise self.lost("the server did not prove that it knows the password", ProtocolBroken)
 
@@ -436,6 +462,7 @@ class Dialogue:
             if not self._asked:
                 break
             answer = self._asked.popleft()
+            self._command = answer.keyword
             try:
                 yield from self._status(answer.keyword)
             except CommandFailed as error:
@@ -623,6 +650,7 @@ class Dialogue:
         _check(argument)
         yield from self._settle()
         self._expect_silence()
+        self._command = command
         yield f"{command} {argument}".encode() + CRLF if argument else command.encode() + CRLF
 
     def _more(self) -> Procedure[bytes]:
@@ -654,14 +682,23 @@ class Dialogue:
             raise self._failure(command, line, kind)
         return found[2] or b""
 
-    def _failure(self, command: str, line: bytes, kind: type[CommandFailed]) -> Exception:
+    def _failure(
+        self,
+        command: str,
+        line: bytes,
+        kind: type[CommandFailed],
+        *,
+        with_response: bool = False,
+    ) -> Exception:
         found = _STATUS.fullmatch(line)
         if found is None or found[1] != b"-ERR":
             return self.lost(f"{command} was answered with no POP3 response", ProtocolBroken)
         text = self.record.hide((found[2] or b"").decode("utf-8", "replace"))
         code = _CODE.fullmatch(text)
         if code is None:
-            return kind(command, text, self.quirks.code(text))
+            known = self.quirks.code(text)
+            help = "" if known else remedy(command, text, with_response=with_response)
+            return kind(command, text, known, help)
         return kind(command, code[2], code[1].upper())
 
     def _each_line(self, take: Callable[[bytes], None], limit: int) -> Procedure[None]:

@@ -5,6 +5,7 @@ All that can be survived without knowing is survived by ``pop3.dialogue`` everyw
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -116,6 +117,46 @@ def parse(words: Sequence[str], host: str = "") -> Quirks:
             presets = ", ".join(PRESETS)
             raise UnsafeArgument(f"wants auto, {presets}, {flags}, hide:TOP, add:LOGIN-DELAY:60")
     return found
+
+
+def in_words(word: str) -> str:
+    """How an error names a quirk: for the configuration, and for Python."""
+    kind, _, capability = word.partition(":")
+    tag = capability.replace(":", " ")
+    match kind:
+        case "add":
+            value = f'added=("{tag}",)'
+        case "hide":
+            value = f'hidden=frozenset({{"{tag}"}})'
+        case _:
+            value = f"{kind.replace('-', '_')}=True"
+    return f"the quirk {word} (in Python Quirks({value}))"
+
+
+# What servers say instead of LOGIN-DELAY, and where they expected AUTH alone on its line.
+_TOO_SOON = re.compile(
+    r"too (?:often|soon|frequent)|log.?in.{0,9}(?:delay|interval)|minimum (?:interval|time)"
+    r"|(?:once|only) (?:every|per|in) \d+ (?:s|m)"
+)
+_NOT_UNDERSTOOD = re.compile(
+    r"syntax|argument|parameter|protocol error|unrecogni[sz]ed|(?:unknown|invalid|bad) command"
+    r"|not (?:supported|implemented)"
+)
+
+
+def remedy(command: str, text: str, *, with_response: bool = False) -> str:
+    """The quirk that may help where the server refused ``command`` with this text and no response
+    code; empty where none is known.  ``with_response``: AUTH had its initial response.
+    """
+    said = text.lower()
+    if command in ("USER", "PASS", "AUTH") and _TOO_SOON.search(said):
+        return f"if it limits how often to log in, set {in_words('add:LOGIN-DELAY:60')}"
+    if not _NOT_UNDERSTOOD.search(said):
+        return ""
+    if command == "AUTH":
+        word = "two-step-auth" if with_response else "hide:SASL"
+        return f"if the password is right, set {in_words(word)}"
+    return f"if TOP never works there, set {in_words('hide:TOP')}" if command == "TOP" else ""
 
 
 class LineEnds:

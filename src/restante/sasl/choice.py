@@ -85,9 +85,10 @@ def choose(
         announced = ", ".join(sorted(offered)[:_NAMED])
         raise LoginFailed(
             "AUTH",
-            f"no mechanism in common: the server announces only {announced}; if it takes USER and "
-            'PASS as well, say so by the quirk add:USER (in Python Quirks(added=("USER",)))',
+            f"no mechanism in common: the server announces only {announced}",
             None,
+            "if it takes USER and PASS as well, set the quirk add:USER "
+            '(in Python Quirks(added=("USER",)))',
         )
     if not found:
         what = "OAuth 2 tokens" if login.token else "client certificates"
