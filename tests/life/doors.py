@@ -11,6 +11,7 @@ from . import foreign
 from .clients import Smtp
 from .imap import picked
 from .keeping import settle
+from .looking import look_at
 from .model import GONE, LISTED, Message, Order, User
 from .texts import LINE_ENDS, on_the_wire
 from .world import World
@@ -174,10 +175,13 @@ def kill_while_they_arrive(world: World, names: Sequence[str], count: int, last:
 def drop_namesake(world: World, name: str, folder: str, pick: str) -> None:
     """Another program stores a message whose unique part is that of a message that is here.
 
-    The one that is known keeps its unique-id; the new one gets another.
+    The one that is known keeps its unique-id; the new one gets another, if both were there at one
+    login: nothing could tell it from a message that was restored from a backup.
     """
-    world.say(f"another program stores a message in {folder} of {name}, named like {pick}")
     user, place = world.users[name], world.maildir(world.users[name], folder)
+    if not user.is_enabled or name in world.sessions:
+        return world.say(f"{name} does not log in")
+    world.say(f"another program stores a message in {folder} of {name}, named like {pick}")
     for known, path in list(picked(world, world.box(name, folder), pick))[:1]:
         (stored,) = world.new_texts(1, "short")
         file = f"{foreign.unique_part(path.name)},N={world.number}"
@@ -186,6 +190,8 @@ def drop_namesake(world: World, name: str, folder: str, pick: str) -> None:
         message.is_old = known.is_old
         user.box(folder).messages.append(message)
         world.note_foreign(user, len(stored), 1, is_counted=False)
+    look_at(world, user)
+    return None
 
 
 def drop_files(
