@@ -9,6 +9,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Coroutine
+from contextlib import closing
 from hashlib import md5
 from ipaddress import ip_network
 from pathlib import Path
@@ -378,3 +379,18 @@ def test_changed_file_is_read_outside_the_event_loop(
     run(file.account("mrose"))
     run(file.generation("mrose"))
     assert threads == {"passwd-file"}
+
+
+def test_hashes_that_no_password_matches_are_problems(path: Path) -> None:
+    """Their users stay out, as before; a login fails like one with a wrong password."""
+    path.write_text(
+        "ann:{PLAIN}x\n"
+        "bob:{ARGON2ID}$argon2id$v=19$m=262144,t=16,p=1$34fOKsIGQLLUpQX+FdTjtQ$" + "C" * 43 + "\n"
+        "cat:$1$salt$md5\n"
+        "dan:*\neve:!!\n"  # locked on purpose
+    )
+    with closing(PasswdFile(path)) as file:
+        assert [each.partition(": ")[2] for each in file.problems()] == [
+            f"no password matches the hash of {name}: malformed, or too costly"
+            for name in ("bob", "cat")
+        ]

@@ -49,6 +49,7 @@ STORED = [
 @pytest.mark.parametrize("stored", STORED, ids=lambda stored: stored[:16])
 def test_a_hash_of_dovecot_opens_for_its_password_only(stored: str) -> None:
     assert schemes.is_known(stored)
+    assert schemes.is_sane(stored)
     assert schemes.matches("tan staaf", stored)
     for wrong in "Tan staaf", "\udcff":
         assert not schemes.matches(wrong, stored)
@@ -169,6 +170,7 @@ def test_an_absurd_cost_is_not_computed(stored: str, monkeypatch: pytest.MonkeyP
     """FAULTS.md I 196: it fails closed, and stops nobody else."""
     with nothing_computed(monkeypatch):
         assert not schemes.matches("tan staaf", stored)
+        assert not schemes.is_sane(stored)
 
 
 def test_nothing_computed_would_notice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from .names import BadName, check_name
 from .names import key as _key
 
 _log = logging.getLogger("restante.auth")
+_LOCKED = 2  # characters: "*", "!" and "!!" say that there is no password
 _MAX_FILE = 64 * 2**20  # octets
 _SETTLED = 2.0  # seconds after which another change moves the time stamp for certain
 _HARMLESS = ("userdb_", "event_", "forward_")
@@ -213,7 +214,8 @@ class PasswdFile:
         return _Content(self._parse(octets), digest, stamp, is_settled)
 
     def problems(self) -> list[str]:
-        """What is wrong with the file, a sentence for each line that is refused; for people.
+        """What is wrong with the file, a sentence for each line that is refused and for each hash
+        that is never computed; for people.
 
         Raises:
             BackendUnavailable: it cannot be read.
@@ -223,7 +225,14 @@ class PasswdFile:
         except OSError as error:
             raise BackendUnavailable(f"{self._path}: {error.strerror}") from error
         found: list[str] = []
-        _parse_all(octets, lambda line, reason: found.append(f"{self._path}: line {line} {reason}"))
+        entries = _parse_all(
+            octets, lambda line, reason: found.append(f"{self._path}: line {line} {reason}")
+        )
+        found += [
+            f"{self._path}: no password matches the hash of {name}: malformed, or too costly"
+            for name, entry in entries.items()
+            if len(entry.stored) > _LOCKED and not schemes.is_sane(entry.stored, self._scheme)
+        ]
         return found
 
     def accounts(self) -> list[Account]:

@@ -89,21 +89,26 @@ def is_current(phc: str) -> bool:
     return phc.startswith(f"$argon2id$v=19$m={_MEMORY},t={_ITERATIONS},p={_LANES}$")
 
 
+def is_sane(phc: str, kind: str = "argon2id") -> bool:
+    """Whether it has the form of a hash, and its parameters are within the limits."""
+    found = _PARAMETERS.fullmatch(phc.removeprefix(f"${kind}"))
+    if found is None:
+        return False
+    parameters = memory, iterations, _ = [int(each) for each in found.groups()]
+    limits = (_MAX_MEMORY, _MAX_ITERATIONS, _MAX_LANES)
+    return not any(map(gt, parameters, limits)) and memory * iterations <= _MAX_WORK
+
+
 def matches(password: str, phc: str, *, kind: str = "argon2id") -> bool:
     """Whether this password has this hash.  Anything that is no sane hash matches nothing.
 
     ``kind`` is ``argon2id``, or ``argon2i``, which others have made.
     """
+    if not is_sane(phc, kind):
+        return False
     from cryptography.exceptions import InvalidKey
     from cryptography.hazmat.primitives.kdf import argon2
 
-    found = _PARAMETERS.fullmatch(phc.removeprefix(f"${kind}"))
-    limits = (_MAX_MEMORY, _MAX_ITERATIONS, _MAX_LANES)
-    if found is None:
-        return False
-    parameters = memory, iterations, _ = [int(each) for each in found.groups()]
-    if any(map(gt, parameters, limits)) or memory * iterations > _MAX_WORK:
-        return False
     try:
         computed = argon2.Argon2id if kind == "argon2id" else argon2.Argon2i
         computed.verify_phc_encoded(password.encode("utf-8", "surrogateescape"), phc)

@@ -13,6 +13,7 @@ from base64 import b64decode
 from binascii import unhexlify
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 from ..errors import AuthenticationFailed, BackendUnavailable
 from ..sasl.prepare import prepared
@@ -37,6 +38,13 @@ Check = Callable[[str, str, str], bool]
 """Whether this password has this hash, which is written in that encoding (empty: not told)."""
 
 
+class _Scheme(NamedTuple):
+    is_sane: Callable[[str, str], bool]
+    """Whether a hash in that encoding has the right form and does not cost too much."""
+    check: Check
+    """Asked only of hashes that are sane."""
+
+
 def matches(password: str, stored: str, scheme: str = "CRYPT") -> bool:
     """Whether this password has this hash; ``scheme`` is that of a hash that names none.
 
@@ -44,11 +52,11 @@ def matches(password: str, stored: str, scheme: str = "CRYPT") -> bool:
         BackendUnavailable: its scheme needs a library that is not installed.
     """
     name, encoding, text = _split(stored, scheme)
-    check = _SCHEMES.get(name)
-    if check is None:
+    known = _SCHEMES.get(name)
+    if known is None or not known.is_sane(text, encoding):
         return False
     try:
-        return check(password, text, encoding)
+        return known.check(password, text, encoding)
     except ImportError as error:
         raise BackendUnavailable(
             f"{name} needs {error.name}; next: pip install 'restante[passwords]'"
@@ -58,6 +66,13 @@ def matches(password: str, stored: str, scheme: str = "CRYPT") -> bool:
 def is_known(stored: str) -> bool:
     """Whether a hash names no scheme, or one of these."""
     return bool(stored) and _split(stored, "CRYPT")[0] in _SCHEMES
+
+
+def is_sane(stored: str, scheme: str = "CRYPT") -> bool:
+    """Whether ``matches`` computes this hash; False: unknown, malformed or too costly."""
+    name, encoding, text = _split(stored, scheme)
+    known = _SCHEMES.get(name)
+    return known is not None and known.is_sane(text, encoding)
 
 
 def secret(stored: str, scheme: str = "CRYPT") -> bytes | None:
@@ -81,17 +96,19 @@ def _octets(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _argon2(kind: str) -> Check:
-    def check(password: str, text: str, _: str) -> bool:
-        return passwords.matches(password, text, kind=kind)
+def _argon2(kind: str) -> _Scheme:
+    return _Scheme(
+        lambda text, _: passwords.is_sane(text, kind),
+        lambda password, text, _: passwords.matches(password, text, kind=kind),
+    )
 
-    return check
+
+def _is_sane_bcrypt(text: str, _: str) -> bool:
+    found = _BCRYPT.fullmatch(text)
+    return found is not None and int(found[1]) <= _MAX_BCRYPT
 
 
 def _bcrypt(password: str, text: str, _: str) -> bool:
-    found = _BCRYPT.fullmatch(text)
-    if found is None or int(found[1]) > _MAX_BCRYPT:
-        return False
     import bcrypt
 
     try:
@@ -100,11 +117,12 @@ def _bcrypt(password: str, text: str, _: str) -> bool:
         return False
 
 
-def _sha_crypt(prefix: str) -> Check:
+def _sha_crypt(prefix: str) -> _Scheme:
+    def is_sane(text: str, _: str) -> bool:
+        found = _SHA_CRYPT.fullmatch(text) if text.startswith(prefix) else None
+        return found is not None and int(found[1] or 0) <= _MAX_SHA_CRYPT
+
     def check(password: str, text: str, _: str) -> bool:
-        found = _SHA_CRYPT.fullmatch(text)
-        if found is None or not text.startswith(prefix) or int(found[1] or 0) > _MAX_SHA_CRYPT:
-            return False
         from passlib.hash import sha256_crypt, sha512_crypt
 
         scheme = sha256_crypt if prefix == "$5$" else sha512_crypt
@@ -113,21 +131,23 @@ def _sha_crypt(prefix: str) -> Check:
         except ValueError:
             return False
 
-    return check
+    return _Scheme(is_sane, check)
 
 
-def _digest(algorithm: str, *, salted: bool = False) -> Check:
+def _digest(algorithm: str, *, salted: bool = False) -> _Scheme:
     """The digest of password and salt, and then the salt."""
     size = _SIZES[algorithm]
 
+    def is_sane(text: str, encoding: str) -> bool:
+        octets = _decode(text, encoding, size)
+        return len(octets) >= size and (len(octets) > size) == salted
+
     def check(password: str, text: str, encoding: str) -> bool:
         octets = _decode(text, encoding, size)
-        if len(octets) < size or (len(octets) > size) != salted:
-            return False
         made = hashlib.new(algorithm, _octets(password) + octets[size:]).digest()
         return hmac.compare_digest(made, octets[:size])
 
-    return check
+    return _Scheme(is_sane, check)
 
 
 def _decode(text: str, encoding: str, size: int) -> bytes:
@@ -139,22 +159,27 @@ def _decode(text: str, encoding: str, size: int) -> bytes:
         return b""
 
 
+def _is_sane_pbkdf2(text: str, _: str) -> bool:
+    found = _PBKDF2.fullmatch(text)
+    return found is not None and int(found[2]) <= _MAX_PBKDF2
+
+
 def _pbkdf2(password: str, text: str, _: str) -> bool:
     """PBKDF2 with HMAC-SHA-1, ``$1$salt$iterations$hexadecimal``."""
-    found = _PBKDF2.fullmatch(text)
-    if found is None or int(found[2]) > _MAX_PBKDF2:
-        return False
-    salt = _octets(found[1])
-    made = hashlib.pbkdf2_hmac("sha1", _octets(password), salt, int(found[2]), 20)
-    return hmac.compare_digest(made, unhexlify(found[3]))
+    _, _, salt, rounds, digest = text.split("$")
+    made = hashlib.pbkdf2_hmac("sha1", _octets(password), _octets(salt), int(rounds), 20)
+    return hmac.compare_digest(made, unhexlify(digest))
+
+
+def _is_sane_scram(text: str, _: str) -> bool:
+    found = _SCRAM.fullmatch(text)
+    return found is not None and int(found[1]) <= _MAX_SCRAM
 
 
 def _scram(password: str, text: str, _: str) -> bool:
     """``iterations,salt,stored key,server key`` (RFC 5803 in Dovecot's form)."""
-    found = _SCRAM.fullmatch(text)
-    if found is None or int(found[1]) > _MAX_SCRAM:
-        return False
-    rounds, salt, stored = int(found[1]), found[2], found[3]
+    iterations, salt, stored, _ = text.split(",")
+    rounds = int(iterations)
     try:
         made = scram.make_keys(password, b64decode(salt, validate=True), rounds).sha256
         return made is not None and hmac.compare_digest(made[:32], b64decode(stored, validate=True))
@@ -163,30 +188,38 @@ def _scram(password: str, text: str, _: str) -> bool:
 
 
 def _plain(password: str, text: str, encoding: str) -> bool:
-    wanted = _in_clear(text, encoding)
-    return bool(wanted) and hmac.compare_digest(_octets(password), wanted)
+    return hmac.compare_digest(_octets(password), _in_clear(text, encoding))
 
 
 def _in_clear(text: str, encoding: str) -> bytes:
     return _decode(text, encoding, 0) if encoding else _octets(text)
 
 
-def _crypt(password: str, text: str, _: str) -> bool:
+def _crypt(text: str) -> _Scheme | None:
     """What crypt(3) computes, told by its prefix."""
-    name = next((name for prefix, name in _CRYPT.items() if text.startswith(prefix)), None)
-    return name is not None and _SCHEMES[name](password, text, "")
+    return next((_SCHEMES[name] for start, name in _CRYPT.items() if text.startswith(start)), None)
+
+
+def _is_sane_crypt(text: str, _: str) -> bool:
+    scheme = _crypt(text)
+    return scheme is not None and scheme.is_sane(text, "")
+
+
+def _check_crypt(password: str, text: str, _: str) -> bool:
+    scheme = _crypt(text)
+    return scheme is not None and scheme.check(password, text, "")
 
 
 _CRYPT = {"$5$": "SHA256-CRYPT", "$6$": "SHA512-CRYPT", "$2": "BLF-CRYPT"}
 
-_SCHEMES: dict[str, Check] = {
+_SCHEMES: dict[str, _Scheme] = {
     "ARGON2I": _argon2("argon2i"),
     "ARGON2ID": _argon2("argon2id"),
-    "BLF-CRYPT": _bcrypt,
-    "CRYPT": _crypt,
-    "PBKDF2": _pbkdf2,
-    "PLAIN": _plain,
-    "SCRAM-SHA-256": _scram,
+    "BLF-CRYPT": _Scheme(_is_sane_bcrypt, _bcrypt),
+    "CRYPT": _Scheme(_is_sane_crypt, _check_crypt),
+    "PBKDF2": _Scheme(_is_sane_pbkdf2, _pbkdf2),
+    "PLAIN": _Scheme(lambda text, encoding: bool(_in_clear(text, encoding)), _plain),
+    "SCRAM-SHA-256": _Scheme(_is_sane_scram, _scram),
     "SHA": _digest("sha1"),
     "SHA1": _digest("sha1"),
     "SHA256": _digest("sha256"),
