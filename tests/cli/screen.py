@@ -39,6 +39,11 @@ class Screen:
         self._read = match.end()
         return match
 
+    def settle(self, seconds: float) -> None:
+        """Wait until nothing was shown for so long."""
+        while select.select([self._master], [], [], seconds)[0] and self._look():
+            pass
+
     def _look(self) -> bool:
         """Whether there may be more."""
         if not select.select([self._master], [], [], 0.5)[0]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +94,7 @@ def alpine(account: Account, security: str, folder: Path) -> Fetched:
             ("marked for deletion", "q"),
         ]:
             at.expect(shown)
-            time.sleep(0.2)  # it forgets keys that were pressed before a question was complete
+            at.settle(0.3)  # it forgets keys that were pressed before a question was complete
             at.press(keys)
         assert at.wait() == 0, at.shown
     return Fetched(list(_letters(inbox)))
