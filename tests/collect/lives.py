@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from .copies import DESTINATIONS
 from .hostile import Lies, Mail
-from .oracle import HOUR, World
+from .oracle import DAY, HOUR, World
 
 
 def _lie(name: str, values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[str, Any]]:
@@ -104,9 +104,51 @@ class Collecting(RuleBasedStateMachine):
     def wait(self, hours: int) -> None:
         self.world.passed += hours * HOUR
 
+    # Stories that chance would tell too seldom.
+
+    @rule(
+        at=_AT,
+        change=st.sampled_from(["other", "twin", "reused", "renumbered"]),
+        keep=KEEPS,
+        lies=LIES,
+    )
+    def change_what_was_taken(self, at: int, change: str, keep: str, lies: Lies) -> None:
+        """What was kept is due all at once, and may be another message by now."""
+        with self._step() as world:
+            world.set_policy("all", 0, 0)
+            world.deliver()
+            world.collect()
+            mail = self._mail(at)
+            assert mail is not None
+            if change == "twin":
+                world.exchange(mail, world.twin(mail.letter))
+            elif change == "renumbered":
+                world.renumber()
+            else:
+                if change == "reused":
+                    world.server.take_away(mail)
+                    world.collect()
+                    world.deliver("usual", mail.unique_id)
+                else:
+                    world.exchange(mail, world.write())
+            world.set_policy(keep, 0, 0)
+            world.passed += DAY
+            world.collect(lies)
+            world.collect()
+
+    @rule(percent=st.integers(10, 60), keep=KEEPS, has_top=st.booleans())
+    def give_a_part(self, percent: int, keep: str, has_top: bool) -> None:
+        """And nothing more, or another part of it, before it is due."""
+        with self._step() as world:
+            world.set_policy(keep, 0, 0)
+            world.deliver("long")
+            at = len(world.server.mails) - 1
+            world.collect(Lies(short={at: percent}))
+            world.collect(Lies(short={at: percent + 1}, has_top=has_top))
+
     # Mail comes, changes and goes.
 
-    @rule(kind=KINDS, count=st.sampled_from([1, 2, 3, 3, 25]))
+    @rule(kind=KINDS, count=st.sampled_from([1, 1, 2, 2, 3, 3, 25]))
     def deliver(self, kind: str, count: int) -> None:
         for _ in range(count if len(self.world.server.mails) < 40 else 1):
             self.world.deliver(kind)
