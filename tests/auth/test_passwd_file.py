@@ -114,6 +114,11 @@ def test_a_line_says_what_its_user_may(path: Path, line: str, account: Account) 
         "ann:{PLAIN}p::::::user=mrose",
         "ann:{PLAIN}p::::::proxy host=192.0.2.1",
         "ann:{NOSUCH}p",
+        "ann:{PLAIN}p:nologin",
+        "ann:{PLAIN}p:::::nologin",
+        "ann:{PLAIN}p::: nologin=y::",
+        "ann:{PLAIN}p:::allow_nets=2001:db8::/32",
+        "ann:{PLAIN}p:::::::nologin",
         "#ann:{PLAIN}p",
         "../ann:{PLAIN}p",
         "an/n:{PLAIN}p",
@@ -137,6 +142,25 @@ def test_who_cannot_be_read_cannot_log_in(
         told = caplog.records[0].__dict__["fields"]
         assert told["line"] == len(line.splitlines())
         assert "{" not in told["reason"]
+
+
+@pytest.mark.parametrize(
+    "name", [" ann", "ann ", "ann\t", "\xa0ann", "\ufeffann", "ann\u200b", "an\xadn", " Ann@x "]
+)
+def test_name_with_invisible_characters_is_refused_not_unknown(path: Path, name: str) -> None:
+    """Otherwise the next back end would decide about a user whom this line shuts out."""
+    write(path, f"{name}:{{PLAIN}}p::::::nologin\nmrose:{{PLAIN}}tan staaf\n")
+    file = PasswdFile(path)
+    meant = "ann@x" if "@" in name else "ann"
+    for typed in (meant, meant.upper()):
+        account = run(file.account(typed))
+        assert account is not None
+        assert not account.is_enabled
+        assert refused(file, typed, "p") == "line-refused"
+    accounts, problems = file.review()
+    assert [each.user for each in accounts] == ["mrose"]
+    assert len(problems) == 1
+    assert "line 1 " in problems[0]
 
 
 def test_what_is_no_utf8_is_nobody(path: Path) -> None:
@@ -390,7 +414,7 @@ def test_hashes_that_no_password_matches_are_problems(path: Path) -> None:
         "dan:*\neve:!!\n"  # locked on purpose
     )
     with closing(PasswdFile(path)) as file:
-        assert [each.partition(": ")[2] for each in file.problems()] == [
+        assert [each.partition(": ")[2] for each in file.review()[1]] == [
             f"no password matches the hash of {name}: malformed, or too costly"
             for name in ("bob", "cat")
         ]

@@ -16,6 +16,7 @@ import logging
 import os
 import stat
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -213,9 +214,9 @@ class PasswdFile:
             return replace(self._content, stamp=stamp, is_settled=is_settled)
         return _Content(self._parse(octets), digest, stamp, is_settled)
 
-    def problems(self) -> list[str]:
-        """What is wrong with the file, a sentence for each line that is refused and for each hash
-        that is never computed; for people.
+    def review(self) -> tuple[list[Account], list[str]]:
+        """The users of lines that are not refused, and what is wrong with the file: a sentence for
+        each line that is refused and for each hash that is never computed; for people.
 
         Raises:
             BackendUnavailable: it cannot be read.
@@ -224,25 +225,16 @@ class PasswdFile:
             octets, _ = self._read_whole()
         except OSError as error:
             raise BackendUnavailable(f"{self._path}: {error.strerror}") from error
-        found: list[str] = []
+        problems: list[str] = []
         entries = _parse_all(
-            octets, lambda line, reason: found.append(f"{self._path}: line {line} {reason}")
+            octets, lambda line, reason: problems.append(f"{self._path}: line {line} {reason}")
         )
-        found += [
+        problems += [
             f"{self._path}: no password matches the hash of {name}: malformed, or too costly"
             for name, entry in entries.items()
             if len(entry.stored) > _LOCKED and not schemes.is_sane(entry.stored, self._scheme)
         ]
-        return found
-
-    def accounts(self) -> list[Account]:
-        """Those of lines that are not refused.
-
-        Raises:
-            BackendUnavailable: as ``problems``.
-        """
-        entries = self._read().entries.values()
-        return [each.account for each in entries if not each.is_refused]
+        return [each.account for each in entries.values() if not each.is_refused], problems
 
     def _parse(self, octets: bytes) -> dict[str, _Entry]:
         def warn(line: int, reason: str) -> None:
@@ -296,9 +288,11 @@ def _parse(line: str) -> _Entry:
     try:
         user = check_name(name)
     except BadName:
-        raise _BadLine("begins with a name that no user can have") from None
+        raise _BadLine("begins with a name that no user can have", _meant(name)) from None
     if not schemes.is_known(fields[0]):
         raise _BadLine("has no password hash of a known scheme", user)
+    if any(map(_is_restriction, fields[1:6])):
+        raise _BadLine("has an extra field in the place of another; six colons precede it", user)
     account = Account(user, user)
     for extra in fields[6].split() if len(fields) > 6 else []:
         key, _, value = extra.partition("=")
@@ -309,6 +303,17 @@ def _parse(line: str) -> _Entry:
         elif not key.startswith(_HARMLESS):
             raise _BadLine("has an unknown extra field", user)
     return _Entry(account, fields[0])
+
+
+def _meant(name: str) -> str:
+    """The user that a name stands for without white space and invisible characters, such as a byte
+    order mark, which editors and web pages add."""
+    return _key("".join(each for each in name if unicodedata.category(each) != "Cf").strip())
+
+
+def _is_restriction(field: str) -> bool:
+    """Whether a field says who may log in, and from where."""
+    return field.strip().partition("=")[0] in ("nologin", "allow_nets")
 
 
 def _networks(text: str, user: str) -> Iterator[Network]:

@@ -26,15 +26,16 @@ def doubts(config: Configuration) -> Iterator[str]:
     with closing(identities.chain(config, users)) as chain:
         mechanisms = {PLAINEST, *offered(chain, auth.mechanisms)}
     accounts = [user.account for user in users.list()]
+    if "passwd-file" in auth.chain:
+        with closing(identities.passwd_file(auth)) as file:
+            known, problems = file.review()
+        yield from problems
+        accounts += known
     for account in accounts:
         try:
             check_new_name(account.user)
-        except BadName as error:  # of an earlier version
+        except BadName as error:  # of an earlier version, or of another program
             yield str(error)
-    if "passwd-file" in auth.chain:
-        with closing(identities.passwd_file(auth)) as file:
-            yield from file.problems()
-            accounts += file.accounts()
     yield from _open_to_all(config)
     reachable = _reachable(config)
     for account in accounts:
