@@ -64,6 +64,8 @@ class Excuses:
     - Its header was rewritten, and has neither Message-ID nor Date.
     - A crash hid that it was stored, and the next session shows it under another unique-id or with
       another header; or one of the two showed no unique-id of its own.
+    - The listing showed one unique-id twice, so it is not whole and nothing is missed in it, and the
+      connection ended in the middle of it.
     """
 
     def __init__(self) -> None:
@@ -306,6 +308,10 @@ class World:
         self.server.settle()
         assert not self.server.errors, self.server.errors
         self._unnamed.update(each.letter for each in self._nameless())
+        if self.server.lies.same_id:
+            for past in self.server.sessions:
+                for mail in [] if past.is_closed else past.listed:
+                    self.excuses.excuse(mail.letter)
         if self.server.lies.quit == "forgets":
             self._taken_away.update(each for past in self.server.sessions for each in past.marked)
         for letter in {each.letter for each in self._taken_away} & self._unnamed:
