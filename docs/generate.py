@@ -83,6 +83,8 @@ MEANINGS = {
     "session ended": "the server ended a session that broke a rule or reached a limit",
     "session end": "a session that had logged in is over",
     "size differs": "a message has other octets than were announced; the connection was dropped",
+    "connections limited": "the limit of open files (`ulimit -Hn`, `LimitNOFILE=`) allows `most` "
+    "connections in all workers, fewer than `limits.sessions`",
     "socket not configured": "systemd passed a socket that the configuration does not have",
     "stopping": "the server was told to stop",
     "tls refused": "a TLS handshake failed",

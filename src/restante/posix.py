@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from .errors import ConfigurationError
 
-__all__ = ["fcntl", "flags", "pwd", "termios"]
+__all__ = ["fcntl", "flags", "pwd", "resource", "termios"]
 
 
 class NotOnThisSystem(ConfigurationError):
@@ -39,9 +39,10 @@ def _module(name: str) -> object:
 if TYPE_CHECKING:
     import fcntl
     import pwd
+    import resource
     import termios
 else:
-    fcntl, pwd, termios = map(_module, ("fcntl", "pwd", "termios"))
+    fcntl, pwd, resource, termios = map(_module, ("fcntl", "pwd", "resource", "termios"))
 
 
 def flags(*names: str) -> int:

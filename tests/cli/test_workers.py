@@ -255,6 +255,24 @@ def test_limits_hold_across_workers_and_a_dead_one_keeps_no_seat(site: Site) -> 
         assert site.is_full()
 
 
+@pytest.mark.parametrize(("soft", "hard", "kept"), [(70, 124, 10), (70, 400, 60)])
+def test_idle_connections_leave_descriptors_for_users(
+    soft: int, hard: int, kept: int, site: Site
+) -> None:
+    """The first to have come make room, though far fewer than ``limits.sessions`` are there; the
+    soft limit alone limits nothing."""
+    site.write(workers=1, limits="sessions = 112\nper_address = 100")
+    site.start("sh", "-c", f'ulimit -Sn {soft}; ulimit -Hn {hard}; exec "$@"', "sh")
+    with ExitStack() as stack:
+        idle = [site.client() for _ in range(60)]
+        for each in idle:
+            stack.callback(each.close)
+        stack.callback(site.client().log_in("ann").close)
+        assert all(each.capa() for each in idle[60 - kept :])
+        assert kept == 60 or all(each.has_ended() for each in idle[:40])
+    assert site.stop() == 0
+
+
 def test_who_has_not_logged_in_makes_room_in_the_same_worker(site: Site) -> None:
     site.write(limits="per_address = 1")
     site.start()

@@ -49,6 +49,7 @@ from ..net.proxy import Origin
 from ..net.server import Service
 from ..passdb import Directory, Terms
 from ..pop3.session import Policy
+from ..posix import resource
 from ..shared import SharedTally, Tally
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
@@ -64,6 +65,8 @@ _THREADS = 32  # that may wait for a disk; nobody else waits until so many do
 _RENEW_EVERY = 86_400.0  # seconds
 _REVIEW_EVERY = 1.0  # seconds between two looks for sessions of users who were disabled
 _TERMS_EVERY = 60.0  # seconds; the users are changed by another program
+_OWN_DESCRIPTORS = 64  # of a worker with no connections, twice what was counted
+_DESCRIPTORS = 3  # of a connection: itself, the maildrop's lock, and a message
 _BUSY = b"-ERR [SYS/TEMP] too many connections, try again later\r\n"
 _INTAKE_BUSY = b"421 4.7.0 too many connections, try again later\r\n"
 
@@ -114,6 +117,28 @@ def _processors() -> int:
     """Those that this process may use, where the system can say so (macOS cannot)."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+def _most_connections(wanted: int) -> int:
+    """Fewer than are wanted if a process may not open that many files: then the first that has not
+    logged in makes room before accepting has to pause, which would shut every user out.
+
+    The soft limit is for programs that use select(2) and is raised (systemd.exec(5), LimitNOFILE).
+    All workers may have as many as one, because the system may give one of them all connections.
+    """
+    needed = _OWN_DESCRIPTORS + wanted * _DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < raised:
+        with suppress(OSError, ValueError):  # macOS has one more limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+            soft = raised
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return wanted
+    most = max(1, (soft - _OWN_DESCRIPTORS) // _DESCRIPTORS)
+    fields = {"wanted": wanted, "most": most, "descriptors": soft}
+    _log.warning("connections limited", extra={"fields": fields})
+    return most
 
 
 def run_loop(work: Awaitable[None]) -> None:
@@ -590,7 +615,8 @@ def _set_up(
     service.clear_login_from = configuration.auth.allow_plaintext_from
     service.brake = limits.deletions_by_new
     service.timeouts = Timeouts(login=limits.login, idle=limits.idle)
-    admission.total, admission.per_source = limits.sessions, limits.per_address
+    admission.total = _most_connections(limits.sessions)
+    admission.per_source = limits.per_address
 
 
 def _context(configuration: Configuration) -> ssl.SSLContext:
