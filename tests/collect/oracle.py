@@ -64,8 +64,8 @@ class Excuses:
     - Its header was rewritten, and has neither Message-ID nor Date.
     - A crash hid that it was stored, and the next session shows it under another unique-id or with
       another header; or one of the two showed no unique-id of its own.
-    - The listing showed one unique-id twice, so it is not whole and nothing is missed in it, and the
-      connection ended in the middle of it.
+    - The listing showed one unique-id twice, so it is not whole and nothing is missed in it, and
+      the connection ended in the middle of it.
     """
 
     def __init__(self) -> None:
