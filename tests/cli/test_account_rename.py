@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import ssl
@@ -25,7 +26,7 @@ from restante.collect.oauth.sealed import Tokenfile
 from restante.config import Configuration
 
 from ..client.shells import scripted
-from ..collect.odd import Odd
+from ..collect.odd import MAIL, Odd
 from ..collect.test_killed import Death
 
 TOKENS = Tokens(access="a", expires_at=0.0, refresh="r", user="ann", agreed_at=1.0)
@@ -154,6 +155,37 @@ def test_with_a_lost_ledger_the_label_still_names_its_messages(home: Home) -> No
     for each in home.state.glob("ledger*"):
         each.unlink()
     assert (home.collect(server).stored, home.mail) == (0, 3)
+
+
+@pytest.mark.parametrize("name", ["isp", "other"])
+def test_another_server_at_another_port_has_other_mail(home: Home, name: str) -> None:
+    """As behind two tunnels; unique-ids and sizes say nothing about which server it is."""
+    (file,) = home.folder.iterdir()
+    file.write_text(file.read_text().replace('"none"', '"all"'))
+    home.collect(Keeping())
+    file.write_text(file.read_text().replace("[account.isp", f"[account.{name}"))
+    there = {key: text[:-3].swapcase() + text[-3:] for key, text in MAIL.items()}
+    assert (home.collect(Keeping(mail=there)).stored, home.mail) == (3, 6)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "is_same"),
+    [
+        ("pop3s://pop.example.com", "pop3://POP.example.com:110", True),
+        ("pop.example.com", "pop3s://pop.example.com:995", True),
+        ("pop.example.com", "pop.example.org", False),
+        ("pop3s://pop.example.com", "pop3s://pop.example.com:1995", False),
+    ],
+)
+def test_an_account_is_known_by_its_server(
+    home: Home, one: str, other: str, *, is_same: bool
+) -> None:
+    (file,) = home.folder.iterdir()
+    addresses = set()
+    for url in (one, other):
+        file.write_text(re.sub(r'url = ".*"', f'url = "{url}"', file.read_text()))
+        addresses.add(command.mailbox_of(home.load(), "isp").address)
+    assert len(addresses) == 2 - is_same
 
 
 @pytest.mark.parametrize(

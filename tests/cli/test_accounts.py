@@ -129,6 +129,7 @@ def test_story_of_an_account(shell: Shell, server: dict[str, object]) -> None:
     [
         ("pop3s://pop.gmail.com", "", 1_250_000_000),
         ("pop3s://pop.gmail.com", "octets_per_day = 0", None),
+        ("pop.gmail.com", "", 1250 * 10**6),
         ("pop3s://pop.example.org", "", None),
         ("pop3s://pop.example.org", 'octets_per_day = "1GiB"', 2**30),
     ],

@@ -19,7 +19,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from .. import log
 from ..config import Account, Configuration, duration
@@ -51,6 +50,7 @@ _TRIES = 3  # sessions in a run; more logins after a loss would only annoy a pro
 # Destinations that can look at what they stored, and that know what was deleted there.
 _READABLE = ("", "maildir", "maildrop")
 _TRACED = ("maildrop",)
+_PORTS = (110, 995)  # of POP3, so that one mailbox answers at both
 # Of several accounts the gravest decides.
 _GRAVITY = (70, 78, 77, 76, 74, 68, 69, 75, 0)
 
@@ -429,10 +429,13 @@ async def connected(found: Configuration, name: str, account: Account) -> AsyncI
 def mailbox_of(found: Configuration, name: str) -> Mailbox:
     """Where its mailbox is: by this the ledger knows an account that was renamed."""
     from ..collect.accounts import Mailbox
+    from ..net.remote import split
 
     account = found.account[name]
-    host = urlsplit(account.url).hostname or ""
-    address = f"pop3 {host.lower()} {account.user}"
+    host, port, *_ = split(account.url)
+    # Another port may be a tunnel to another server.
+    server = host if port in (None, *_PORTS) else f"{host}:{port}"
+    address = f"pop3 {server} {account.user}"
     return Mailbox(name, address, account.label, found.account.keys())
 
 
@@ -485,7 +488,9 @@ def policy_of(
 
 
 def _quirks(account: Account) -> quirks.Quirks:
-    return quirks.parse(account.quirks, urlsplit(account.url).hostname or "")
+    from ..net.remote import split
+
+    return quirks.parse(account.quirks, split(account.url)[0])
 
 
 def _budget(account: Account) -> Budget:
