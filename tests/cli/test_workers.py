@@ -649,6 +649,39 @@ def test_socket_that_is_open_to_more_than_the_configuration_is_refused(
                 serve._compare(place, addresses)
 
 
+def test_socket_is_compared_with_the_addresses_of_its_own_port() -> None:
+    with socket.create_server(("0.0.0.0", 0)) as listening:
+        port = listening.getsockname()[1]
+        addresses = [f"pop3://127.0.0.1:{port}", "pop3://0.0.0.0:1110"]
+        with pytest.raises(ConfigurationError, match="open to more"):
+            serve._compare(serve.Place("pop3", listening), list(map(Address.parse, addresses)))
+
+
+@pytest.mark.parametrize(
+    ("host", "configured", "bound"),
+    [
+        ("127.0.0.1", "127.0.0.1", False),
+        ("127.0.0.1", "127.0.0.2", True),
+        ("127.0.0.1", "[::1]", True),
+        ("127.0.0.1", "localhost", False),
+        ("127.0.0.1", "[::]", False),
+        ("127.0.0.1", "0.0.0.0", False),
+        ("0.0.0.0", "127.0.0.2", False),
+        ("0.0.0.0", "[::1]", True),
+        ("::", "127.0.0.2", False),
+        ("::1", "0.0.0.0", True),
+    ],
+)
+def test_address_that_no_socket_of_systemd_serves_is_bound(
+    host: str, configured: str, bound: bool
+) -> None:
+    """Also if a socket for another address has the same port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listening:
+        address = Address.parse(f"pop3://{configured}:{listening.getsockname()[1]}")
+        assert serve._serves(listening, address) is not bound
+
+
 @pytest.mark.parametrize(("count", "name"), [("x", "pop3"), ("-1", "pop3"), ("2", "pop3:pop3")])
 def test_wrong_listen_fds_is_a_clear_error(count: str, name: str, site: Site) -> None:
     script = "import os, sys; os.environ['LISTEN_PID'] = str(os.getpid()); os.closerange(3, 9); "

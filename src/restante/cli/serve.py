@@ -353,9 +353,9 @@ def listening(configuration: Configuration) -> Iterator[list[Place]]:
         wanted = _wanted(configuration, {place.scheme for place in places})
         for place in places:
             _compare(place, [address for address, scheme, _ in wanted if scheme == place.scheme])
-        passed = {(place.scheme, _port_or_path(place.socket)) for place in places}
+        passed = tuple(places)
         for address, scheme, setting in wanted:
-            if (scheme, address.path or address.port) in passed:
+            if any(each.scheme == scheme and _serves(each.socket, address) for each in passed):
                 continue
             own = stack.enter_context(bind(address, setting))
             places.append(Place(scheme, own, str(address) in trusted))
@@ -390,14 +390,15 @@ def _compare(place: Place, configured: Sequence[Address]) -> None:
         ConfigurationError: the inherited socket is open to more than any configured address.
     """
     where = _port_or_path(place.socket)
+    there = [address for address in configured if where == (address.path or address.port)]
     if configured and isinstance(where, int):
-        host = place.socket.getsockname()[0]
-        if not any(_reach(host) <= _reach(address.host) for address in configured):
+        host, compared = place.socket.getsockname()[0], there or configured
+        if not any(_reach(host) <= _reach(address.host) for address in compared):
             raise ConfigurationError(
                 f"socket unit: {place.scheme} on {_name(place.socket)} is open to more than "
-                f"{', '.join(map(str, configured))}; change ListenStream= or the configuration"
+                f"{', '.join(map(str, compared))}; change ListenStream= or the configuration"
             )
-    if where not in [address.path or address.port for address in configured]:
+    if not there:
         fields = {"proto": place.scheme, "listen": where}
         _log.warning("socket not configured", extra={"fields": fields})
 
@@ -414,6 +415,21 @@ def _reach(host: str) -> frozenset[str]:
     if host == "0.0.0.0":
         return frozenset({"0.0.0.0", "loopback"})
     return frozenset({"loopback" if Address(host=host, port=1).is_local else host})
+
+
+def _serves(listening: socket.socket, address: Address) -> bool:
+    """Whether an inherited socket serves an address of the configuration, at least a part of it:
+    the rest could not be bound."""
+    if _port_or_path(listening) != (address.path or address.port):
+        return False
+    if address.path:
+        return True
+    hosts = {listening.getsockname()[0], address.host or "::"}
+    if "::" in hosts or len(hosts) == 1:
+        return True
+    if "0.0.0.0" in hosts:
+        return not any(":" in host for host in hosts)
+    return "localhost" in hosts and all(Address(host=host, port=1).is_local for host in hosts)
 
 
 def _addresses(places: Sequence[Place]) -> dict[str, str]:
