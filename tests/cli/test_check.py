@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Sequence
 from contextlib import chdir, closing
@@ -199,3 +200,33 @@ def test_lines_of_a_passwd_file_that_let_no_user_in_are_named(
         [f"{passwd}:", "no", "password"],
     ]
     assert typed.startswith("no client could log in as \uff45ve")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('[server]\nproxy_from = ["0.0.0.0/0"]', "server.proxy_from"),
+        ('[server]\nxclient_from = ["192.0.2.1", "::/0"]', "server.xclient_from"),
+        ('[auth]\ntrusted = ["0.0.0.0/0"]', "auth.trusted"),
+        ('[auth]\nallow_plaintext_from = ["::/0"]', "auth.allow_plaintext_from"),
+        ('[intake.lmtp]\nlisten = ["[::]:24"]', "intake.lmtp.listen"),
+        ('[intake.lmtp]\nlisten = ["192.0.2.1:24"]', "intake.lmtp.listen"),
+        ('[server]\nproxy_from = ["192.0.2.0/24"]\nxclient_from = ["2001:db8::/32"]', ""),
+        ('[auth]\ntrusted = ["127.0.0.1"]\nallow_plaintext_from = ["10.0.0.0/8"]', ""),
+        ('[intake.lmtp]\nlisten = ["127.0.0.1:24", "[::1]:24", "unix:/run/lmtp"]', ""),
+    ],
+)
+def test_trust_in_every_address_is_named(
+    restante: Restante, home: Path, text: str, named: str
+) -> None:
+    found = warnings(restante, home / "r.toml", text)
+    assert [each.partition(":")[0] for each in found] == [named] * bool(named)
+
+
+def test_back_end_that_cannot_be_asked_is_named(restante: Restante, home: Path) -> None:
+    (home / "passwd").mkdir()
+    file = home / "r.toml"
+    file.write_text(f'[auth]\nchain = ["passwd-file"]\npasswd_file.path = "{home}/passwd"\n')
+    done = restante("-c", file, "check")
+    assert done.code == os.EX_IOERR
+    assert f"{home}/passwd: " in done.err

@@ -24,6 +24,7 @@ from ..clock import Clock
 from ..config import Configuration
 from ..errors import (
     AuthenticationFailed,
+    BackendUnavailable,
     CannotListen,
     ConfigurationError,
     ConsentNeeded,
@@ -119,6 +120,8 @@ def describe(error: BaseException) -> str:
         return "stopped"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, BackendUnavailable):  # what clients are not told is what helps here
+        return f"{error}: {error.reason}"
     if isinstance(error, RestanteError | OSError):
         return ": ".join((str(error), *getattr(error, "__notes__", ())))
     return f"a bug in restante: {type(error).__name__}: {error}"

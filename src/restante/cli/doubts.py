@@ -37,11 +37,37 @@ def doubts(config: Configuration) -> Iterator[str]:
         except BadName as error:  # of an earlier version, or of another program
             yield str(error)
     yield from _open_to_all(config)
+    yield from _trusting_all(config)
     reachable = _reachable(config)
     for account in accounts:
         if account.is_enabled:
             yield from _mechanisms_of(account, mechanisms)
             yield from _networks_of(account, reachable)
+
+
+# -- Trust
+
+
+def _trusting_all(config: Configuration) -> Iterator[str]:
+    """Settings for a few peers that let everyone in."""
+    server, auth = config.server, config.auth
+    forged = "could report any address as its own"
+    for key, networks, consequence in (
+        ("server.proxy_from", server.proxy_from, forged),
+        ("server.xclient_from", server.xclient_from, forged),
+        ("auth.trusted", auth.trusted, "could guess passwords without a growing delay"),
+        ("auth.allow_plaintext_from", auth.allow_plaintext_from, "could send passwords in clear"),
+    ):
+        for network in networks:
+            if network.prefixlen == 0:
+                yield f"{key}: {network} is every address, so every client {consequence}"
+    for text in config.intake.lmtp.listen:
+        if not Address.parse(text).is_local:
+            yield (
+                f"intake.lmtp.listen: {text} can be reached from other machines, and LMTP asks for "
+                "no password; use a Unix socket or a loopback address, or let only your mail "
+                "server through a firewall"
+            )
 
 
 # -- Files
