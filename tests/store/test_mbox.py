@@ -32,12 +32,20 @@ def messages(octets: bytes) -> list[bytes]:
 
 # -- Of servers
 
+INTERNAL = (  # of c-client, unix.c
+    b"Date: Mon, 2 Nov 2026 10:00:00 +0000\n"
+    b"From: Mail System Internal Data <MAILER-DAEMON@host>\n"
+    b"Subject: DON'T DELETE THIS MESSAGE -- FOLDER INTERNAL DATA\n"
+    b"Message-ID: <1793613600@host>\nX-IMAP: 1275660208 0000000009\nStatus: RO\n\ndata\n\n"
+)
+
 
 def test_a_servers_mbox() -> None:
     octets = (
-        b"From MAILER-DAEMON %b\nX-IMAP: 1275660208 0000000009\n\ndata\n\n"
+        b"From MAILER-DAEMON %b\n%b"
         b"From a@b %b\nX-UID: 12\n\nGreetings\nFrom here\n>From there\n\n"
-        b"From c %b\nX-UIDL: given\nX-UID: 13\n\n\nFrom d\nS: x\n\nend" % (DATE, DATE, DATE)
+        b"From c %b\nX-UIDL: given\nX-UID: 13\n\n\nFrom d\nS: x\n\nend"
+        % (DATE, INTERNAL, DATE, DATE)
     )
     found = read(octets)
     assert [each.unique_id for each in found.messages] == ["4c0907b00000000c", "given", ""]
@@ -53,11 +61,19 @@ def test_a_servers_mbox() -> None:
 def test_a_sender_cannot_make_mail_vanish(field: bytes) -> None:
     """Only the first message is the server's own, or tells its UIDVALIDITY."""
     octets = (
-        b"From MAILER-DAEMON\nX-IMAP: 1275660208 9\n\ndata\n\n"
-        b"From a\nX-UID: 12\n%b: 1 1\n\none\n\nFrom b\nX-UID: 13\n\ntwo\n" % field
+        b"From MAILER-DAEMON\n%b"
+        b"From a\nX-UID: 12\n%b: 1 1\n\none\n\nFrom b\nX-UID: 13\n\ntwo\n" % (INTERNAL, field)
     )
     found = read(octets).messages
     assert [each.unique_id for each in found] == ["4c0907b00000000c", "4c0907b00000000d"]
+
+
+@pytest.mark.parametrize("field", [b"X-IMAP", b"X-IMAPbase", b"X-UIDL", b"X-UID", b"Status"])
+@pytest.mark.parametrize("kind", [b"", b"- "])
+def test_a_sender_cannot_make_the_first_message_vanish(field: bytes, kind: bytes) -> None:
+    """In an export no server has put its own message in front of it."""
+    octets = b"From %b%b\n%b: 1275660208 9\n%bFrom b %b\n%b" % (kind, DATE, field, ONE, DATE, TWO)
+    assert len(messages(octets)) == 2
 
 
 # -- Where messages begin

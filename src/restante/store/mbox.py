@@ -39,7 +39,9 @@ _FIRST_FIELD = re.compile(
     re.IGNORECASE,
 )
 _QUOTED = re.compile(rb">?From ")
-_OF_SERVER = re.compile(rb"(X-UIDL|X-UID|X-IMAP(?:base)?): *([^\r\n]*)", re.IGNORECASE)
+_NOTED = re.compile(rb"(X-UIDL|X-UID|X-IMAP(?:base)?|Subject): *([^\r\n]*)", re.IGNORECASE)
+# Of the message in which UW's server and Dovecot keep their own data.
+_INTERNAL = b"DON'T DELETE THIS MESSAGE -- FOLDER INTERNAL DATA"
 _MOZILLA_STATUS = re.compile(rb"X-Mozilla-Status: *([0-9A-Fa-f]{4})")
 _EXPUNGED = 0x0008  # Thunderbird: deleted, and not yet compacted away
 # Fields in which programs keep flags: they change, and the message stays the same.
@@ -214,7 +216,7 @@ class _Reader:
             return
         if self._is_start and not line.startswith((b" ", b"\t")):
             self._is_flag = _FLAGS.match(line) is not None
-            if match := _OF_SERVER.match(line):
+            if match := _NOTED.match(line):
                 self._note(match[1].upper(), match[2].strip())
             elif self._is_first_field and (match := _MOZILLA_STATUS.match(line)):
                 self._note_mozilla(int(match[1], 16))
@@ -245,8 +247,13 @@ class _Reader:
         section.end = max(self._at - len(self._empty), section.begin)
         section.digest = self._hash.hexdigest()[:40]
         section.unique_id = self._unique_id()
-        if b"X-IMAP" not in self._fields:  # else it is UW's own data
+        if not self._is_internal():
             self.found.messages.append(section)
+
+    def _is_internal(self) -> bool:
+        """Whether it is no mail.  X-IMAP alone may come from a sender, where no server has put its
+        own message in front."""
+        return b"X-IMAP" in self._fields and self._fields.get(b"SUBJECT") == _INTERNAL
 
     def _unique_id(self) -> str:
         uid = self._fields.get(b"X-UID", b"")
