@@ -9,7 +9,7 @@ import time
 
 from .running import LEVELS, BrokenPromise, live
 
-_LIVES = 5  # of one seed
+_LIVES = 3  # of one seed
 _STEPS = 50  # of one life
 
 

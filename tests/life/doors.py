@@ -188,6 +188,7 @@ def drop_namesake(world: World, name: str, folder: str, pick: str) -> None:
         foreign.deliver(place, file, stored)
         message = Message(stored, stored=len(stored), order=foreign.order(file))
         message.is_old = known.is_old
+        message.is_contested = known.is_contested = True
         user.box(folder).messages.append(message)
         world.note_foreign(user, len(stored), 1, is_counted=False)
     look_at(world, user)

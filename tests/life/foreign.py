@@ -15,7 +15,7 @@ from .model import Order
 from .texts import key, on_the_wire
 
 _YEAR = 365 * 86_400  # seconds
-_LONGEST = 245  # octets of a name, so that there is room for flags
+_LONGEST = 240  # octets of a name, so that there is room for a number and flags
 _SUBDIRECTORIES = ("cur", "new", "tmp")
 
 

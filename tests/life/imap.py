@@ -93,6 +93,8 @@ def move(world: World, name: str, folder: str, pick: str) -> None:
     world.say(f"an IMAP client moves {pick} from {box} to {other}")
     place = world.maildir(user, other.folder)
     for message, path in _transferable(world, box, other, pick):
+        if message.is_contested:  # in the other folder it may follow one that was there
+            continue
         message.put(GONE)
         box.away[message.text] = message
         other.receive(message, _order_elsewhere(message, path))

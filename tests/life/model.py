@@ -35,6 +35,8 @@ class Message:
     """The name of its file says that it arrived long ago."""
     is_collected: bool = False
     """The collector stored it, under a name of its own."""
+    is_contested: bool = False
+    """The name of another file has the same unique part."""
     has_wrong_name: bool = False
     """The name of its file announces another size."""
     is_misnamed: bool = False
