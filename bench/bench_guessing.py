@@ -97,7 +97,7 @@ def measure(
     if attack.rate:
         attacking.start()
         time.sleep(3)
-    began, before, tried = time.monotonic(), cpu(server.pid), counted.value
+    began, before, tried = time.monotonic(), harness.cpu(server.pid), counted.value
     took, refused = [], 0
     for user in users:
         try:
@@ -107,7 +107,7 @@ def measure(
             print(f"{attack.name}, {who}: {error}", file=sys.stderr)
         time.sleep(PAUSE)
     lasted = time.monotonic() - began
-    used, attempts = cpu(server.pid) - before, counted.value - tried
+    used, attempts = harness.cpu(server.pid) - before, counted.value - tried
     if attack.rate:
         attacking.kill()
         attacking.join()
@@ -201,13 +201,6 @@ async def guess(port: int, place: str, patience: float, counted: object) -> None
     finally:
         if "writer" in locals():
             writer.transport.abort()
-
-
-def cpu(pid: int) -> float:
-    """Seconds of processor time."""
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":
