@@ -26,6 +26,25 @@ def test_what_a_call_returns_or_raises() -> None:
     asyncio.run(main())
 
 
+def test_a_thread_serves_one_call_after_the_other_and_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("restante.auth.aside._PATIENCE", 0.05)
+
+    async def main() -> None:
+        aside = Aside("test", 5)
+        threads = [await aside.run(threading.current_thread) for _ in range(20)]
+        assert len(set(threads)) < 20  # a slow machine may let one go meanwhile
+        for thread in threads:
+            await asyncio.to_thread(thread.join, 10)
+            assert not thread.is_alive()
+        assert await aside.run(threading.current_thread) not in threads
+        both = threading.Barrier(2)
+        await asyncio.gather(*(aside.run(lambda: both.wait(10)) for _ in range(2)))
+
+    asyncio.run(main())
+
+
 def test_the_rest_waits_for_its_turn() -> None:
     async def main() -> None:
         aside, begun, go = Aside("test", 2), threading.Semaphore(0), threading.Event()

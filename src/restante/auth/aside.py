@@ -1,7 +1,7 @@
 """Calls that block, run beside the event loop.
 
 Limits: a bounded number at once, and the rest waits for its turn.  A call that never ends keeps its
-place, but neither its caller, who has a deadline, nor the end of the program waits for it.
+thread, but neither its caller, who has a deadline, nor the end of the program waits for it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 T = TypeVar("T")
+_PATIENCE = 10.0  # seconds that a thread waits for another call; to start one costs some 100 µs
 
 
 class Aside:
@@ -22,6 +24,9 @@ class Aside:
         """At most ``most`` calls run at once."""
         self._name = name
         self._places = asyncio.Semaphore(most)
+        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._idle = 0  # threads that wait, less the calls that wait for them
+        self._lock = threading.Lock()
 
     async def run(self, call: Callable[[], T]) -> T:
         """What ``call`` returns, or raises."""
@@ -44,12 +49,31 @@ class Aside:
                 result = call()
             except BaseException as error:
                 failed = error
+            with self._lock:  # before the caller hears of it, who may come again at once
+                self._idle += 1
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(settle, result, failed)
 
+        with self._lock:
+            is_waited_for, self._idle = self._idle > 0, max(self._idle - 1, 0)
         try:
-            threading.Thread(target=work, name=self._name, daemon=True).start()
+            if not is_waited_for:
+                threading.Thread(target=self._serve, name=self._name, daemon=True).start()
         except RuntimeError:  # no thread is to be had
             self._places.release()
             raise
+        self._calls.put(work)
         return await ended
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                work = self._calls.get(timeout=_PATIENCE)
+            except Empty:
+                with self._lock:
+                    if self._idle > 0:
+                        self._idle -= 1
+                        return
+                continue  # a call for this thread is on its way
+            work()
+            del work  # what it holds goes now, not when the next call comes
