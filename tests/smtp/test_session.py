@@ -16,6 +16,7 @@ from restante.errors import (
     QuotaExceeded,
     RestanteError,
     TemporaryFailure,
+    UnsafeArgument,
 )
 from restante.smtp.commands import VERBS
 from restante.smtp.content import Incoming
@@ -193,6 +194,7 @@ def test_lmtp_answers_once_for_each_recipient() -> None:
     ("error", "code", "status"),
     [
         (MessageRefused("x"), 554, "5.6.0"),
+        (UnsafeArgument("x"), 553, "5.1.3"),
         (BadCommand("x"), 500, "5.5.2"),
         (RestanteError("x"), 451, "4.3.5"),
     ],

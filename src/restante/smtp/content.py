@@ -53,7 +53,7 @@ class Incoming:
         self.octets += len(content)
         self._hops.feed(content)
         if self._bare is not None:
-            self._bare.feed(content, is_last=self._data.is_finished)
+            self._bare.feed(content)
         if self.failure is None:
             self.failure = self._verdict()
         return content if self.failure is None else b""
@@ -70,23 +70,19 @@ class Incoming:
 
 
 class _BareCheck:
-    """Looks for CR and LF that are not CRLF."""
+    """Looks for CR and LF that are not CRLF.  ``Unstuffer`` gives no CR without what follows it."""
 
     def __init__(self) -> None:
         self.found = False
-        self._cr = b""  # judged with what follows it
 
-    def feed(self, content: bytes, *, is_last: bool) -> None:
-        text = self._cr + content
-        self._cr = b"\r" if text.endswith(b"\r") and not is_last else b""
-        self.found |= _BARE.search(text.removesuffix(self._cr)) is not None
+    def feed(self, content: bytes) -> None:
+        self.found |= _BARE.search(content) is not None
 
 
 class _HopCount:
     """Counts the Received fields of a header, whatever its line ends.
 
-    Of a line that is not whole yet it keeps the beginning, which decides which field it is, and a
-    CR at its end, which may belong to the line end.
+    Of a line that is not whole yet it keeps the beginning, which decides which field it is.
     """
 
     def __init__(self) -> None:
@@ -107,5 +103,3 @@ class _HopCount:
         self.count += len(_RECEIVED.findall(lines))
         begun = text[whole:]
         self._begun = begun[:_LINE_START]
-        if len(begun) > _LINE_START and begun.endswith(b"\r"):
-            self._begun += b"\r"
