@@ -12,9 +12,11 @@ import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
+from restante.net.connection import BaseConnection
 from restante.net.intake import Intake
 from restante.pop3.commands import VERBS as POP3
 from restante.pop3.session import Policy
@@ -22,7 +24,7 @@ from restante.sasl import MECHANISMS
 from restante.smtp.commands import VERBS as SMTP
 from restante.store.memory import MemoryStore
 
-from ..support import Client, listening, once, serving
+from ..support import Client, Run, listening, once, serving, until
 from .test_intake import Ann
 
 MOST = 0.2  # seconds of processor time in one turn; the longest seen are some 20 ms
@@ -145,6 +147,43 @@ def test_no_input_occupies_the_event_loop(
         else:
             slow[name] = longest
     assert slow == {}
+
+
+def test_one_connection_is_read_little_in_one_turn(
+    run: Run[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much has arrived: uvloop reads up to 32 times before another connection."""
+    turns = [0]
+    receive = BaseConnection.data_received
+
+    def count(connection: BaseConnection[Any], data: bytes) -> None:
+        turns[-1] += len(data)
+        receive(connection, data)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+
+        ticking: asyncio.Handle
+
+        def begin_turn() -> None:
+            nonlocal ticking
+            turns.append(0)
+            ticking = loop.call_soon(begin_turn)
+
+        begin_turn()
+        intake = Intake(MemoryStore(), Ann(), "mail.example.org", 2**24)
+        with listening(intake.lmtp()) as port:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"LHLO x\r\nMAIL FROM:<b@x>\r\nRCPT TO:<ann>\r\nDATA\r\n")
+            writer.write(b"x" * 16 * BURST)
+            await until(lambda: sum(turns) >= 8 * BURST)
+            ticking.cancel()
+            writer.transport.abort()
+            await intake.drain(0)
+
+    monkeypatch.setattr(BaseConnection, "data_received", count)
+    run(main())
+    assert max(turns) <= 2 * BURST
 
 
 @pytest.mark.parametrize("is_known", [False, True])

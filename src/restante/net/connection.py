@@ -4,6 +4,7 @@ POP3 (``server``), SMTP and LMTP (``intake``) add what their sessions ask for.  
 so that every door has the same ones:
 
 - At most ``_COMMANDS_PER_TURN`` commands of one connection run before other connections get a turn.
+- After some 64 KiB of input other connections get a turn, too.
 - A client that does not read is not served on, so a connection holds some 64 KiB of output and as
   much input, whatever is pipelined.
 - There is a deadline for the login or the first message, for silence, and for a client that takes
@@ -245,7 +246,15 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
             return
         self._session.receive(data)
         self._go_on()
-        if self._session.unread > HIGH_WATER and not self._is_closing:
+        if self._is_closing:
+            return
+        if len(data) >= HIGH_WATER and not self._is_turn_due:
+            # Or else uvloop reads on, up to 32 times in one turn: 8 MB of a message, which take
+            # long enough for a few connections to keep all others waiting for seconds.
+            self._is_turn_due = True
+            self._loop.call_soon(self._take_turn)
+            self._transport.pause_reading()
+        elif self._session.unread > HIGH_WATER:
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
