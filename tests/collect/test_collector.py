@@ -6,20 +6,28 @@ import asyncio
 import os
 import ssl
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from restante.collect import fetching
 from restante.collect.collector import LoginTooSoon, LooksMoved, Outcome, collect
 from restante.collect.destinations import Destination, open_destination
+from restante.collect.destinations.handed import Handed
 from restante.collect.ledger import AccountBusy, Ledger
 from restante.collect.pace import Pace, follow
 from restante.collect.plan import Budget, Policy, short_name
-from restante.errors import ConfigurationError, ConnectionLost, LoginFailed, LoginWithheld
+from restante.errors import (
+    ConfigurationError,
+    ConnectionLost,
+    LoginFailed,
+    LoginWithheld,
+    TemporaryFailure,
+)
 from restante.passdb import Terms
 from restante.pop3.dialogue import WINDOW_COMMANDS
 from restante.pop3.listing import Message
@@ -452,6 +460,45 @@ def test_crash_of_an_mbox_run_is_counted_as_doubt(
     ledger.intend("isp", [("u", len(text("one")))])
     outcome = home.collect()
     assert (outcome.stored, outcome.in_doubt) == (2, 1)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_session_that_is_ended_waits_for_the_destination(
+    fails: bool, home: Home, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by SIGTERM or the deadline, while a thread hands a message over: closing its connection
+    meanwhile would put other octets into the message, and what was taken must be known."""
+    deeds: list[str] = []
+    working, may_end = threading.Event(), threading.Event()
+
+    class Slow(Handed):
+        def _hand_over(self, message: IO[bytes]) -> None:
+            working.set()
+            assert may_end.wait(10)
+            deeds.append(str(len(message.read())))
+            if fails:
+                raise TemporaryFailure("not now")
+
+        def abort(self) -> None:
+            deeds.append("abort")
+            super().abort()
+
+    async def main() -> None:
+        async with remote(home.shelf, home._context) as server:
+            with closing(Slow()) as slow:
+                work = asyncio.ensure_future(collect(account(server.port, home._ca), ledger, slow))
+                await asyncio.to_thread(working.wait, 10)
+                for _ in range(2):  # an impatient operator
+                    work.cancel()
+                    await asyncio.sleep(0.01)
+                may_end.set()
+                with pytest.raises(asyncio.CancelledError):
+                    await work
+
+    asyncio.run(main())
+    assert deeds[:2] == [str(len(text("one"))), "abort"]
+    known = ledger.known("isp", ["one"])["one"].at
+    assert (known is None) == fails
 
 
 @pytest.mark.parametrize("group", [1, 2, 256])

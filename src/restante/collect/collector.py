@@ -12,7 +12,6 @@ Security: the server is a stranger; nothing it says becomes a path or a query.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ from ..errors import (
     TemporaryFailure,
 )
 from ..net.client import Client
+from ..net.saving import in_thread
 from ..pop3.listing import Message
 from .accounts import Accounts, Entry, Mailbox
 from .deletions import Deletions, Reader
@@ -444,16 +444,14 @@ class _Session:
         """Whether the destination lets it go as well as the policy."""
         policy = self._policy
         if policy.until_deleted:
-            return await asyncio.to_thread(self._was_deleted, key)
+            return await in_thread(self._was_deleted, key)
         if not policy.verified:
             return True
         record = self._known.record(key)
         is_good = (
             record is not None
             and isinstance(self._destination, Verifying)
-            and await asyncio.to_thread(
-                self._destination.holds, record.identity, record.content.digest
-            )
+            and await in_thread(self._destination.holds, record.identity, record.content.digest)
         )
         self._outcome.unverified += not is_good
         return is_good

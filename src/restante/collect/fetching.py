@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import count, takewhile
 from tempfile import SpooledTemporaryFile
 
 from ..errors import CommandFailed, MessageRefused, TemporaryFailure
+from ..net.saving import in_thread
 from ..pop3.listing import Message
 from .deletions import Reader
 from .destinations import Destination, Doubtful, Grouping, Verifying
@@ -117,6 +119,7 @@ class Fetching:
         self._equal: set[str] = set()  # keys of what was recognised by its content
         self._waiting: list[_Whole] = []  # stored, not in the ledger yet
         self._writing: asyncio.Task[None] | None = None  # of the group before
+        self._cancelled: asyncio.CancelledError | None = None  # while a message was stored
 
     # Messages.
 
@@ -215,7 +218,7 @@ class Fetching:
         if isinstance(step, Compare) or self.dedupe or self.finds_moved:
             return False
         identity = self._known.identity(key, message.size)
-        if step.was_begun and await asyncio.to_thread(destination.has, identity):
+        if step.was_begun and await in_thread(destination.has, identity):
             return False
         if not destination.begin(identity):
             return False
@@ -241,8 +244,8 @@ class Fetching:
                 whole.write(piece)
             content, key = reader.content(), step.key
             if key is None:
-                key = await asyncio.to_thread(self._key_of, content)
-            found = await asyncio.to_thread(self._find, step, key, content)
+                key = await in_thread(self._key_of, content)
+            found = await in_thread(self._find, step, key, content)
             if found is not None:
                 self._outcome.known += step.key is None or not self._is_present(key)
                 self._waiting.append(found)
@@ -375,6 +378,8 @@ class Fetching:
             self._outcome.short.append(f"message {message.number}: {text}")
         seen = Seen(message, row.key, whole=row.content, is_new=is_new, is_short=is_short)
         self._waiting.append(_Whole(seen, row._replace(is_short=is_short and is_new)))
+        if self._cancelled is not None:
+            raise self._cancelled
 
     async def _store(
         self,
@@ -401,7 +406,7 @@ class Fetching:
             if is_wanted and self._grouping is not None:
                 self._grouping.end()
             elif is_wanted:
-                await asyncio.to_thread(destination.commit)
+                await self._commit()
         finally:
             destination.abort()
         if is_wanted:
@@ -409,6 +414,21 @@ class Fetching:
             self._outcome.in_doubt += was_begun and not destination.is_repeatable
         else:
             self._outcome.known += 1
+
+    async def _commit(self) -> None:
+        """Wait for the destination even when the session is cancelled: cleaning up would disturb
+        the thread that talks to it, and what it has taken is to be known.  ``_came`` ends the
+        session then."""
+        work = asyncio.ensure_future(asyncio.to_thread(self._destination.commit))
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError as error:
+            while not work.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([work])
+            if work.exception() is not None:
+                raise
+            self._cancelled = error
 
     # Groups.
 
@@ -520,13 +540,13 @@ class Fetching:
         """Durable on return."""
         destination, message = self._destination, step.message
         identity = self._known.identity(step.key, message.size)
-        if step.was_begun and await asyncio.to_thread(destination.has, identity):
+        if step.was_begun and await in_thread(destination.has, identity):
             return
         try:
             if destination.begin(identity):
                 text = stub(header, self._account, short_name(message), message.size)
                 destination.write(text)
-                await asyncio.to_thread(destination.commit)
+                await in_thread(destination.commit)
                 self._outcome.stubs += 1
                 self._outcome.in_doubt += step.was_begun and not destination.is_repeatable
         finally:
