@@ -237,9 +237,14 @@ def test_busy_accounts_are_not_renamed(home: Home) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("is_repeated", [True, False], ids=["repeated", "collected"])
 def test_killed_at_every_step(
-    is_repeated: bool, tmp_path: Path, server_tls: ssl.SSLContext, certificate: tuple[Path, Path]
+    is_repeated: bool,
+    tmp_path: Path,
+    server_tls: ssl.SSLContext,
+    certificate: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Either name is in force, and knows what was taken; the same command finishes it."""
+    monkeypatch.setattr(command, "_PORTS", range(65_536))  # each is one of the same server
     home, server = Home(tmp_path / "home", server_tls, certificate[0]), Keeping()
     home.put_tokens()
     home.collect(server)

@@ -314,6 +314,7 @@ password = "{PASSWORD}"
 ca_file = "{server.ca_file}"
 to = "maildir:{shell.home}/Mail"
 deadline = "1s"
+quirks = ["hide:PIPELINING"]
 """
         )
         control.chmod(0o600)

@@ -28,8 +28,15 @@ def fields(text: bytes) -> str:
 @pytest.mark.parametrize("tells", [lambda _: "", fields, lambda text: fields(text) + ",D=0"])
 @pytest.mark.parametrize("kind", ["gzip", "bzip2", "encryption"])
 def test_coded_octets_are_never_sent_as_a_message(
-    kind: str, tells: Callable[[bytes], str], size: str, home: Path, ann: str, restante: Restante
+    kind: str,
+    tells: Callable[[bytes], str],
+    size: str,
+    home: Path,
+    ann: str,
+    restante: Restante,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("RESTANTE__INTAKE__SMTP__LISTEN", "127.0.0.1:0")
     text = SIZES[size]
     packed = {
         "gzip": gzip.compress(text),

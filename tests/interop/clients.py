@@ -91,7 +91,15 @@ def fetchmail(account: Account, folder: Path) -> tuple[int, list[bytes]]:
     )
     home = {"FETCHMAILHOME": str(folder), "HOME": str(folder)}
     # Without --invisible it would add a Received field.
-    ended = call(need("fetchmail"), "--invisible", "-f", control, environment=home)
+    ended = call(
+        need("fetchmail"),
+        "--invisible",
+        "--pidfile",
+        folder / "pid",
+        "-f",
+        control,
+        environment=home,
+    )
     return 0 if ended.returncode == 1 else ended.returncode, _taken(inbox)
 
 

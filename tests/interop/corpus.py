@@ -46,10 +46,12 @@ def _spam_assassin(archive: Path) -> list[bytes]:
 
 
 def as_sent(message: bytes) -> bytes:
-    """What an MTA makes of a file: every line ends with CRLF.
+    """What an MTA makes of a file: every line ends with CRLF, and a text without a header gets one.
 
     Our LMTP refuses a message with a bare CR or LF, because others take such for the end of the
     message (SMTP smuggling, CVE-2023-51764).
     """
     text = re.sub(rb"\r\n|\r|\n", b"\r\n", message)
+    if not re.match(rb"[!-9;-~]+[ \t]*:|From |>From |\r\n", text):
+        text = b"\r\n" + text  # an empty header (RFC 5322 §2.1)
     return text if text.endswith(b"\r\n") else text + b"\r\n"
