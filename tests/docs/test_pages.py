@@ -60,6 +60,8 @@ BEFORE = {
         "mkdir -p Maildir/cur Maildir/new Maildir/tmp",
         "cp message Maildir/cur/1.example:2,",
         "printf '3 V1 N2 G0\\n1 :1.example\\n' > Maildir/dovecot-uidlist",
+        "(echo 'From - Mon Nov 30 06:00:00 2026'; cat message)"
+        " > 'All mail Including Spam and Trash.mbox'",
     ),
     "brake-deletions": _ANN[:1],
     "who-took-my-mail": (*_ANN, "restante fetch pop3s://ann@pop.example.org --to fetched"),
@@ -97,6 +99,9 @@ ELSEWHERE = {
     "ln": "changes this machine",
     "install": "changes this machine",
     "restante account add ann@contoso.example": "asks Microsoft",
+    "restante account add contoso": "asks Microsoft",
+    "restante account add till": "asks Microsoft",
+    "restante account add old pop3s://ann@pop.example.net --to '": "asks Google, or for a password",
     "certbot": "asks Let's Encrypt",
     "systemctl": "wants systemd",
     "journalctl": "wants systemd",
