@@ -18,7 +18,7 @@ LAYERS = {
     **dict.fromkeys(("headers", "mime"), 0),
     **dict.fromkeys(("pop3", "smtp", "sasl"), 1),
     **dict.fromkeys(("store", "auth", "shared", "https", "clock", "syncing", "mounts"), 2),
-    **dict.fromkeys(("posix", "scanning"), 2),
+    **dict.fromkeys(("posix", "scanning", "threads"), 2),
     "net": 3,
     "collect": 4,
     **dict.fromkeys(("config", "log", "cli", "__main__", "__init__"), 5),
@@ -33,6 +33,7 @@ SIDEWAYS |= {
     ("store", "syncing"),
     ("store", "mounts"),
     ("store", "scanning"),
+    ("store", "threads"),
     ("scanning", "posix"),
 }
 SIDEWAYS |= {("shared", "posix"), ("store", "posix"), ("auth", "posix")}

@@ -28,8 +28,8 @@ from ..errors import (
     TemporaryFailure,
 )
 from ..net.client import Client
-from ..net.saving import in_thread
 from ..pop3.listing import Message
+from ..threads import in_thread
 from .accounts import Accounts, Entry, Mailbox
 from .deletions import Deletions, Reader
 from .destinations import Destination, Place, Tracing, Verifying

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import count, takewhile
 from tempfile import SpooledTemporaryFile
 
 from ..errors import CommandFailed, MessageRefused, TemporaryFailure
-from ..net.saving import in_thread
 from ..pop3.listing import Message
+from ..threads import finished, in_thread
 from .deletions import Reader
 from .destinations import Destination, Doubtful, Grouping, Verifying
 from .known import Known
@@ -420,15 +419,10 @@ class Fetching:
         the thread that talks to it, and what it has taken is to be known.  ``_came`` ends the
         session then."""
         work = asyncio.ensure_future(asyncio.to_thread(self._destination.commit))
-        try:
-            await asyncio.shield(work)
-        except asyncio.CancelledError as error:
-            while not work.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([work])
-            if work.exception() is not None:
-                raise
-            self._cancelled = error
+        self._cancelled = await finished(work)
+        if self._cancelled is not None and work.exception() is not None:
+            raise self._cancelled
+        work.result()
 
     # Groups.
 

@@ -15,6 +15,7 @@ from ..errors import TemporaryFailure
 from ..maildrop import RawMessage, RawOctets
 from ..message import crlf_text
 from ..surrogate import Downgrade
+from ..threads import in_thread
 from ..wire import TERMINATION, stuffed
 
 SMALL = 65_536  # octets of a message that may be read in line
@@ -107,7 +108,7 @@ async def read(raw: RawMessage, offset: int, most: int = _PIECE) -> bytes:
     count = min(most, raw.size - offset)
     octets = _read_cached(raw.descriptor, offset, count)
     if octets is None:
-        return await in_thread(raw.descriptor, offset, count)
+        return await _read(raw.descriptor, offset, count)
     return octets
 
 
@@ -115,17 +116,12 @@ async def fetch(raw: RawMessage, offset: int) -> None:
     """Bring what the kernel copies next into the page cache, for it would stop the event loop."""
     count = min(_WINDOW, raw.size - offset)
     if count and _read_cached(raw.descriptor, offset + count - 1, 1) is None:
-        await in_thread(raw.descriptor, offset, count)
+        await _read(raw.descriptor, offset, count)
 
 
-async def in_thread(file: int, offset: int, count: int) -> bytes:
-    """Waited for even when the caller is cancelled, who would close the file too early."""
-    work = asyncio.get_running_loop().run_in_executor(None, os.pread, file, count, offset)
+async def _read(file: int, offset: int, count: int) -> bytes:
     try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait([work])
-        raise
+        return await in_thread(os.pread, file, count, offset)
     except OSError as error:
         raise TemporaryFailure(f"mail storage: {error.strerror or 'error'}") from error
 

@@ -27,9 +27,10 @@ from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure, Retrieval
 from ..pop3.listing import Message
 from ..pop3.quirks import Quirks
 from ..pop3.record import Record
+from ..threads import in_thread
 from .connecting import Limits, reach
 from .remote import SILENCE, TLS, Options, Remote, Service, binding, explain, speaks_tls
-from .saving import AT_ONCE, Gathering, Parsing, Saving, in_thread
+from .saving import AT_ONCE, Gathering, Parsing, Saving
 
 T = TypeVar("T")
 Progress = Callable[[Message, int], None]

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from email.message import EmailMessage
 from io import BufferedWriter
 from pathlib import Path
 from secrets import token_hex
 from types import TracebackType
-from typing import TypeVar
 
 from .. import mime
 from ..errors import MessageTooLarge, UnsafeArgument
 
-T = TypeVar("T")
 AT_ONCE = 1_048_576  # octets that one thread writes: handing over to it costs some 0.1 ms
 _BINARY: int = getattr(os, "O_BINARY", 0)  # Windows would change line ends
 
@@ -76,21 +72,6 @@ def fsync_directory(path: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
-
-
-async def in_thread(call: Callable[..., T], *arguments: object) -> T:
-    """Run what waits for a disk beside the event loop.
-
-    It is waited for even when the caller is cancelled, who would clean up too early.
-    """
-    work = asyncio.get_running_loop().run_in_executor(None, call, *arguments)
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        while not work.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([work])
-        raise
 
 
 class Gathering:

@@ -8,7 +8,6 @@ Whatever is not a regular file is passed over, and opening it never blocks.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import stat
@@ -19,6 +18,7 @@ from functools import partial
 from threading import Event, Lock
 from typing import ParamSpec, TypeVar
 
+from .. import threads
 from ..errors import MaildropInUse, TemporaryFailure
 from ..message import Survey
 from ..mounts import refuse_unmounted
@@ -57,20 +57,9 @@ def _as_ours(error: OSError) -> TemporaryFailure:
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run what may block.
-
-    It is waited for even when the caller is cancelled: the caller then closes descriptors and
-    frees locks, which must not happen under a call that still uses them.
-    """
-    work = asyncio.get_running_loop().run_in_executor(None, partial(call, *args, **kwargs))
+    """Run what may block; errors of the operating system are raised as ours."""
     with storage_errors():
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:
-            while not work.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([work])
-            raise
+        return await threads.in_thread(call, *args, **kwargs)
 
 
 # -- Directories
