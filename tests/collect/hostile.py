@@ -1,6 +1,6 @@
 """A POP3 server that lies, forgets and ends anywhere, and writes down what it was asked to delete.
 
-Its word decides what was lost: it knows each message by itself, whatever unique-id it gives out.
+Its word decides what was lost: it knows each message, whatever unique-id it gives out.
 
 Left out, because no client could notice:
 
@@ -35,7 +35,7 @@ class Letter:
     has_marks: bool = True
     """It has a Message-ID and a Date."""
     has_twin: bool = False
-    """Another letter has the same header, so nobody may lie about its size as well."""
+    """Another letter has the same header, so no lie about its size is allowed as well."""
     deliveries: int = 0
     forms: set[bytes] = field(default_factory=set)
     """All octets that a server ever had for it."""

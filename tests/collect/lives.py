@@ -104,7 +104,7 @@ class Collecting(RuleBasedStateMachine):
     def wait(self, hours: int) -> None:
         self.world.passed += hours * HOUR
 
-    # Stories that chance would tell too seldom.
+    # Stories that random choice would seldom produce.
 
     @rule(
         at=_AT,

@@ -38,6 +38,7 @@ from restante.net import client
 
 from ..client.shells import NONE, UNUSED
 from ..life.homes import Home, Ran, memory
+from . import test_killed
 from .copies import DESTINATIONS, Copy, Destination, Disk
 from .hostile import Hostile, Letter, Lies, Mail, Session, rewrite
 
@@ -47,8 +48,9 @@ _KILLED = 9  # exit code of a child that was killed
 _MOMENTS: tuple[tuple[Any, str], ...] = (
     *((os, name) for name in ("rename", "link", "unlink")),
     *((Ledger, name) for name in ("intend", "took", "removing", "gone")),
+    (Disk, "fsync"),
 )
-"""A run may be killed before and after each of these, and around fsync."""
+"""A run may be killed before and after each of these."""
 _now = time.time
 
 
@@ -72,7 +74,7 @@ class Excuses:
         self._of: Counter[Letter] = Counter()
         self._forgotten: Counter[Letter] = Counter()
         self.for_any = 0
-        """A program or an mbox cannot tell what it has: after a crash the message that was being
+        """A program or an mbox cannot show what it has: after a crash the message that was being
         stored is stored again, and only that one."""
 
     def excuse(self, letter: Letter) -> None:
@@ -553,16 +555,11 @@ class Limit:
         return 0 < world.limit < self._count and world.now() < self._until - 60
 
 
-class Death:
-    """Ends this very process at the k-th moment."""
+class Death(test_killed.Death):
+    """Ends a forked child, with an exit code, at the k-th moment of a block."""
 
-    def __init__(self, moment: int) -> None:
-        self._left = moment
-
-    def wait(self) -> None:
-        self._left -= 1
-        if self._left < 0:
-            os._exit(_KILLED)
+    def _end(self) -> None:
+        os._exit(_KILLED)
 
     @contextmanager
     def near(self) -> Iterator[None]:
@@ -571,15 +568,4 @@ class Death:
                 if hasattr(owner, name):
                     around = self._around(getattr(owner, name))
                     changed.enter_context(mock.patch.object(owner, name, around))
-            around = self._around(Disk.fsync)
-            changed.enter_context(mock.patch.object(Disk, "fsync", around))
             yield
-
-    def _around(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        def called(*args: Any, **kwargs: Any) -> Any:
-            self.wait()
-            result = step(*args, **kwargs)
-            self.wait()
-            return result
-
-        return called

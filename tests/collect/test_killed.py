@@ -57,7 +57,10 @@ class Death:
     def wait(self) -> None:
         self._left -= 1
         if self._left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._end()
+
+    def _end(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def stalk(self, steps: Iterable[tuple[Any, str]] = STEPS) -> None:
         for owner, name in steps:

@@ -15,7 +15,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +98,10 @@ def _restante(order: Order) -> list[str]:
 def _let_a_day_pass(place: Path) -> None:
     """A message at which the connection ended twice is set aside for a day, and reported."""
     for ledger in place.rglob("ledger.sqlite3"):
-        with closing(sqlite3.connect(ledger)) as database, database, suppress(sqlite3.Error):
+        # A full disk may have left it without tables.
+        with closing(sqlite3.connect(ledger)) as database, database:
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'aside'").fetchall():
+                continue
             database.execute("UPDATE aside SET until = 0")
 
 
