@@ -301,7 +301,7 @@ def test_a_helper_that_is_stopped_is_replaced_and_delays_no_loop(system: System,
 
 @asynccontextmanager
 async def hanging(system: System, pam: Pam, count: int = 1) -> AsyncIterator[None]:
-    """So many checks hang."""
+    """This many checks hang."""
     already = len(system.asked)
     checks = [asyncio.create_task(pam.verify(shown("ann", "hang"))) for _ in range(count)]
     await system.until_asked(already + count)

@@ -148,7 +148,7 @@ def test_who_cannot_be_read_cannot_log_in(
     "name", [" ann", "ann ", "ann\t", "\xa0ann", "\ufeffann", "ann\u200b", "an\xadn", " Ann@x "]
 )
 def test_name_with_invisible_characters_is_refused_not_unknown(path: Path, name: str) -> None:
-    """Otherwise the next back end would decide about a user whom this line shuts out."""
+    """Otherwise the next back end would decide about a user who is refused by this line."""
     write(path, f"{name}:{{PLAIN}}p::::::nologin\nmrose:{{PLAIN}}tan staaf\n")
     file = PasswdFile(path)
     meant = "ann@x" if "@" in name else "ann"

@@ -257,7 +257,7 @@ def silent_on_capa(command: bytes) -> bytes | None:
 
 
 def auth_on_its_line(command: bytes) -> bytes | None:
-    """As Exchange Online wants it."""
+    """As Exchange Online requires."""
     if command == b"CAPA":
         return CAN["SASL"]
     if command.startswith(b"AUTH PLAIN "):

@@ -176,7 +176,7 @@ def drop_namesake(world: World, name: str, folder: str, pick: str) -> None:
     """Another program stores a message whose unique part is that of a message that is here.
 
     The one that is known keeps its unique-id; the new one gets another, if both were there at one
-    login: nothing could tell it from a message that was restored from a backup.
+    login: it looks like a message that was restored from a backup.
     """
     user, place = world.users[name], world.maildir(world.users[name], folder)
     if not user.is_enabled or name in world.sessions:

@@ -1,4 +1,4 @@
-"""Back ends that are slow: what one login asks them, and whom it delays."""
+"""Back ends that are slow: what one login asks them, and which logins it delays."""
 
 from __future__ import annotations
 

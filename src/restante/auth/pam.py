@@ -1,9 +1,10 @@
 """Users of this system, checked by PAM.
 
-Security: who is looked for is a user of the system (``getpwnam``) with a uid of people, so neither
-root nor a daemon logs in, nor is PAM troubled with them.  The account's management is asked too, so
-that whoever is locked or expired stays out.  PAM runs in processes of its own (``pam_helper``), so
-a module that crashes, hangs or exits ends one check and nothing else; that is a temporary failure.
+Security: only users of the system (``getpwnam``) with the uid of a person are looked for, so neither
+root nor a daemon logs in, nor is PAM asked about them.  Account management is checked too, so users
+whose accounts are locked or have expired cannot log in.  PAM runs in processes of its own
+(``pam_helper``), so a module that crashes, hangs or exits ends one check and nothing else; that is
+a temporary failure.
 Limits: ``_AT_ONCE`` checks at a time.  A caller that gives up, at its deadline, ends its check.
 """
 

@@ -120,7 +120,7 @@ def describe(error: BaseException) -> str:
         return "stopped"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, BackendUnavailable):  # what clients are not told is what helps here
+    if isinstance(error, BackendUnavailable):  # the reason, which clients do not see
         return f"{error}: {error.reason}"
     if isinstance(error, RestanteError | OSError):
         return ": ".join((str(error), *getattr(error, "__notes__", ())))

@@ -136,7 +136,7 @@ class Service(BaseService):
             return
         self._reviewed[user] = generation
         for connection in connections:
-            # A token may be enough for a user whom no back end knows.
+            # A token may be enough for a user who is in no back end.
             if not account.is_enabled if account else not connection.is_by_token:
                 connection.expel()
 

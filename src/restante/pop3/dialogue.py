@@ -176,8 +176,8 @@ class Dialogue:
 
     def lost(self, reason: str, kind: type[ConnectionLost] = ConnectionLost) -> ConnectionLost:
         """The exception for a connection that ended without the answer to QUIT."""
-        remedy = self._remedy()
-        text = f"{reason}; {remedy}" if remedy else reason
+        advice = self._remedy()
+        text = f"{reason}; {advice}" if advice else reason
         return kind(text, self.deletions, is_known=not self._is_leaving)
 
     def _remedy(self) -> str:
@@ -697,8 +697,8 @@ class Dialogue:
         code = _CODE.fullmatch(text)
         if code is None:
             known = self.quirks.code(text)
-            help = "" if known else remedy(command, text, with_response=with_response)
-            return kind(command, text, known, help)
+            advice = "" if known else remedy(command, text, with_response=with_response)
+            return kind(command, text, known, advice)
         return kind(command, code[2], code[1].upper())
 
     def _each_line(self, take: Callable[[bytes], None], limit: int) -> Procedure[None]:
