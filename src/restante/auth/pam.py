@@ -1,8 +1,8 @@
 """Users of this system, checked by PAM.
 
-Security: only users of the system (``getpwnam``) with the uid of a person are looked for, so neither
-root nor a daemon logs in, nor is PAM asked about them.  Account management is checked too, so users
-whose accounts are locked or have expired cannot log in.  PAM runs in processes of its own
+Security: only users of the system (``getpwnam``) with the uid of a person are looked for, so
+neither root nor a daemon logs in, nor is PAM asked about them. Account management is checked too,
+so users whose accounts are locked or have expired cannot log in. PAM runs in processes of its own
 (``pam_helper``), so a module that crashes, hangs or exits ends one check and nothing else; that is
 a temporary failure.
 Limits: ``_AT_ONCE`` checks at a time.  A caller that gives up, at its deadline, ends its check.
