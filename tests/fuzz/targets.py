@@ -308,7 +308,7 @@ def data(octets: bytes) -> None:
     sent = stuffer.feed(whole) + stuffer.finish()
     content = whole if whole.endswith(CRLF) or not whole else whole + CRLF
     incoming = Incoming(10**6, refuses_bare=True)
-    for piece in in_pieces(octets[:1] + sent)[1]:
+    for piece in in_pieces((octets[:1] or b"\0") + sent)[1]:
         incoming.feed(piece)
     is_bare = re.search(rb"(?<!\r)\n|\r(?!\n)", content) is not None
     assert incoming.is_finished
