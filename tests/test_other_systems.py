@@ -28,7 +28,9 @@ ATTRIBUTES = {
     "time": ("CLOCK_BOOTTIME", "clock_gettime"),
 }
 FORGET = f"""
-import os, signal, socket, sys, time
+import os, shutil, signal, socket, sys, time
+shutil._use_fd_functions = False  # Python's own library as on Windows: it needs O_NONBLOCK here
+os.process_cpu_count = os.cpu_count  # and sched_getaffinity here
 for name in {MODULES}:
     sys.modules[name] = None
 for module, names in {ATTRIBUTES}.items():

@@ -93,9 +93,10 @@ def test_networks_that_lock_a_user_out_are_named(
 ) -> None:
     """``reason``: the addresses that no client from these networks can reach, or what is wrong
     with the networks whatever is served."""
-    let(state, networks=tuple(map(ip_network, networks)))
+    meant = tuple(map(ip_network, networks))
+    let(state, networks=meant)
     found = warnings(restante, home / "r.toml", f'[server]\nlisten = "{listen}"\n')
-    named = ", ".join(networks)
+    named = ", ".join(map(str, meant))  # as this Python writes mapped addresses
     locked = f"the user ann may log in from {named} only, "
     if reason == "mapped":
         assert found == [
