@@ -8,6 +8,7 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def _read() -> dict[str, Any]:
     return tomllib.loads((HOUSE / "docs" / "rfc.toml").read_text())
 
 
+@cache
 def named() -> dict[str, list[str]]:
     """The tests that name each requirement: ``tests/x.py::test_y``, or a transcript."""
     found: dict[str, list[str]] = defaultdict(list)

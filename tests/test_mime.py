@@ -149,6 +149,7 @@ def field_with(name: str, value: str) -> bytes:
     return f"{name}: {value}\r\n".encode("utf-8", "surrogateescape")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ALL_FIELDS)
 def test_every_class_takes_every_value(field: str) -> None:
     for value in VALUES:
@@ -163,6 +164,7 @@ def test_every_value_can_be_read_in_every_field(field: str) -> None:
         read_all(field_with(field, value) + b"\r\nb\xc3\xb6dy\r\n", field)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_frames")
 @pytest.mark.parametrize("name", BODIES)
 def test_every_structure_can_be_read(name: str) -> None:

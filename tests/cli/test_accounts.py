@@ -99,6 +99,7 @@ def add(shell: Shell, server: dict[str, object], to: str, *words: str) -> str:
     )
 
 
+@pytest.mark.slow
 def test_story_of_an_account(shell: Shell, server: dict[str, object]) -> None:
     deliver(server)
     assert add(shell, server, f"maildir:{shell.home}/Mail") == "isp: 1 message (23 octets)\n"

@@ -185,6 +185,7 @@ def test_what_could_not_be_told_is_told_after_the_next_session(home: Path, ledge
     assert subjects(home) == [FAILS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_repeatable", [True, False])
 def test_killed_at_any_step_it_is_told_once(is_repeatable: bool, home: Path) -> None:
     """A Maildir knows what it has; elsewhere a crash may lose it, and never repeats it."""

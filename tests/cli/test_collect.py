@@ -179,6 +179,7 @@ def test_bars_on_a_terminal_and_results_in_a_file(
     assert b"bob" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_by_a_signal_it_keeps_what_came(
     number: int, home: Path, configured: Path, server: Pop3Server, restante: Restante

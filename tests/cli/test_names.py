@@ -59,6 +59,7 @@ def is_recipient(server: Serving, name: str) -> bool:
     return code == 250
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_all_agree_with_a_login(template: str, home: Path, restante: Restante) -> None:
     (home / "mail").mkdir()

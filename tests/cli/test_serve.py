@@ -96,6 +96,7 @@ def test_ephemeral_serves_one_user_and_leaves_nothing(home: Path) -> None:
     assert list((home / "state").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stdin", [subprocess.PIPE, subprocess.DEVNULL, "file"])
 def test_ephemeral_ends_with_its_input(home: Path, stdin: int | str) -> None:
     (home / "empty").touch()
@@ -153,6 +154,7 @@ def test_the_first_start_makes_all_it_needs(home: Path, state: Path, ports: None
         assert path.stat().st_mode & 0o077 == 0, f"{path} is for its owner only"
 
 
+@pytest.mark.slow
 def test_the_second_start_finds_mail_user_and_certificate_again(
     home: Path, state: Path, ports: None
 ) -> None:
@@ -237,6 +239,7 @@ def test_sigterm_ends_sessions_without_removing_anything(
 # No secret in any log.
 
 
+@pytest.mark.slow
 def test_no_secret_is_in_any_log(home: Path, state: Path, ports: None) -> None:
     """Neither a wrong password nor a right one, however it was sent; also not with -v."""
     environment = {**os.environ, "RESTANTE__LOG__LEVEL": "debug", "PYTHONASYNCIODEBUG": "1"}

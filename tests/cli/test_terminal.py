@@ -28,6 +28,7 @@ sys.addaudithook(look)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["user", "list"], ["check"]])
 @pytest.mark.parametrize("number", [1, 2, 3, 5, 10, 20, 40, 80, 160, 320])
 def test_an_interrupt_at_any_moment_shows_no_traceback(
@@ -61,6 +62,7 @@ def test_what_the_terminal_cannot_display_is_escaped(ann: str) -> None:
     assert (found.code, "price \\u20ac 5" in found.out) == (0, True), found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ["n", "", "no"])
 def test_no_is_an_answer(answer: str, ann: str) -> None:
     with terminal("user", "rm", ann) as screen:
@@ -121,6 +123,7 @@ def test_a_closed_window_stops_an_ephemeral_server(home: Path) -> None:
     assert list((home / "tmp").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_nohup_outlives_its_window(configuration: Path) -> None:
     with terminal("-c", configuration, "serve", *LISTEN, ignores_hangup=True) as screen:
         screen.expect(READY)

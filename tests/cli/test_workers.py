@@ -35,6 +35,8 @@ from restante.net.listener import Address
 from restante.shared import SharedTally
 from restante.store.maildir import MaildirStore
 
+pytestmark = pytest.mark.slow  # each starts a server with its workers
+
 T = TypeVar("T")
 WAIT = 20.0  # seconds for anything at all
 

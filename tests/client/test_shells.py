@@ -145,6 +145,7 @@ ODD_VALUES = [
 MALFORMED = [*BODIES.values(), *(f"To: {each}\r\n\r\nx\r\n".encode() for each in ODD_VALUES)]
 
 
+@pytest.mark.slow
 def test_malformed_mail_is_read_to_the_end(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:

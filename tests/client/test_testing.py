@@ -349,6 +349,7 @@ def test_a_login_in_clear_is_only_for_who_asks_for_it() -> None:
 # A server that is used as tests use it: asked at once, cut off, and left alone.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stls", [False, True])
 @pytest.mark.parametrize("end", ["close", "reset", "with commands on the way"])
 def test_messages_wait_for_the_session_of_a_client_that_has_died(stls: bool, end: str) -> None:

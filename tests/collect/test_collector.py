@@ -564,6 +564,7 @@ def test_one_who_goes_on_waits_for_login_delay(home: Home, ledger: Ledger) -> No
     assert [each.stored for each in outcomes] == [3, 0, 0]
 
 
+@pytest.mark.slow
 def test_refused_credentials_are_tried_seldom(home: Home, ledger: Ledger) -> None:
     """Whoever starts it, and however often: the owner must not be shut out."""
     home.remote_password = "wrong"

@@ -49,6 +49,7 @@ def forget(folder: Path) -> None:
         path.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [True, False])
 def test_an_end_at_any_octet_and_another_session(keep: bool, tmp_path: Path) -> None:
     """Also while the answer to DELE or to QUIT is on its way, when nobody knows what is gone."""

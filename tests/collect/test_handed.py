@@ -92,6 +92,7 @@ def outcomes(destination: Destination, letters: list[bytes]) -> list[str]:
 READS = "import sys; code = int(sys.stdin.read().split()[-1])"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("codes", "expected"),
     [

@@ -107,6 +107,7 @@ def bodies(server: ImapStandIn) -> list[bytes]:
     return [each.split(b"\r\n", 1)[1] for each in server.stored]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", [b"lost", b"stored-and-lost"])
 @pytest.mark.parametrize("search", ["honest", "all", "none", "BAD", "endless"])
 def test_a_lost_answer_to_append_stores_nothing_twice(
@@ -123,6 +124,7 @@ def test_a_lost_answer_to_append_stores_nothing_twice(
     assert home.shelf.rows == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", ["honest", "all", "none", "BAD", "endless"])
 @pytest.mark.parametrize("older", [0, 3, 20])
 def test_only_what_the_server_shows_is_there(

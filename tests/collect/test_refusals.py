@@ -67,6 +67,7 @@ def left(home: Home) -> set[str]:
     return {row[0] for row in home.shelf.rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [1, 65, 69, 77, 126])
 @pytest.mark.parametrize("count", [1, 2, 15])
 @pytest.mark.parametrize("bad", [0, -1])
@@ -92,6 +93,7 @@ def test_one_bad_message_stays_and_the_rest_comes(
     assert left(home) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [75, 1])
 def test_a_program_that_is_broken_stops_the_account_and_makes_no_message_wait(
     code: int, home: Home, program: Program

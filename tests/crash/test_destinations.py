@@ -107,6 +107,7 @@ def mended(kind: str, base: Path, taken: Iterable[str]) -> None:
     assert all(after[TEXTS[each]] == 1 for each in taken)
 
 
+@pytest.mark.slow
 @each_kind
 def test_power_failure(kind: str, memory: Path) -> None:
     base, pool = memory / "base", memory / "pool"
@@ -141,6 +142,7 @@ def faults(base: Path, kind: str) -> Iterator[int]:
     yield from range(sum(call[0] in CHANGES for call in system.calls))
 
 
+@pytest.mark.slow
 @each_kind
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("once", [True, False])

@@ -28,7 +28,7 @@ def laboratory(name: str, memory: Path) -> Iterator[Laboratory]:
 
 @each_transaction
 @pytest.mark.parametrize(
-    ("disks", "again"), [(12, 1), pytest.param(None, 10, marks=pytest.mark.slow)]
+    ("disks", "again"), [(6, 1), pytest.param(None, 10, marks=pytest.mark.slow)]
 )
 def test_power_failure(laboratory: Laboratory, disks: int | None, again: int) -> None:
     laboratory.power_fails(disks=disks, again=again)

@@ -46,6 +46,7 @@ def on_the_wire(message: bytes) -> bytes:
     return b"\r\n".join(stuffed) + b".\r\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", ["lf", "crlf", "foreign"])
 @pytest.mark.parametrize("in_tls", [False, True])
 def test_every_message_arrives_whole_with_its_end(

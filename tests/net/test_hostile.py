@@ -227,6 +227,7 @@ def _contexts() -> int:
     return sum(isinstance(each, ssl.SSLContext) for each in gc.get_objects())
 
 
+@pytest.mark.slow
 def test_any_server_name_costs_nothing(
     run: Run[None], server_tls: ssl.SSLContext, certificate: tuple[str, str]
 ) -> None:

@@ -272,6 +272,7 @@ def arrive(place: Path, name: str, octets: bytes) -> None:
     rename(place, "tmp/s", name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fresh_process", [False, True])
 @settings(deadline=None, max_examples=60)
 @given(steps=STEPS)

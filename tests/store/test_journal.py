@@ -94,6 +94,7 @@ def test_it_grows_to_a_bound(
     assert len(found) > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tail", [b"", b"\0" * 50, b"garbage", b"\xff\n\n{}"])
 def test_a_line_cut_at_any_octet_takes_no_other_with_it(
     maildir: MaildirStore, place: Path, tail: bytes, caplog: pytest.LogCaptureFixture

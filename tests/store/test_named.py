@@ -371,6 +371,7 @@ def limited(base: Path) -> Iterator[MaildirStore]:
     yield MaildirStore(f"{base}/%u", limit=lambda _: 10_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("once", [True, False])
 def test_any_fault_delivers_all_or_none(error: int, once: bool, tmp_path: Path) -> None:
@@ -390,6 +391,7 @@ def test_any_fault_delivers_all_or_none(error: int, once: bool, tmp_path: Path) 
             assert sorted(run(contents(store, "ann"))) == TEXTS[:3]
 
 
+@pytest.mark.slow
 def test_death_at_any_call_and_doing_it_again(tmp_path: Path) -> None:
     """What is there is known again, so each message is there once."""
     for number in range(calls_of(tmp_path / "first", three)):

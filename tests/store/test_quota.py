@@ -508,6 +508,7 @@ def test_a_file_that_cannot_be_used_refuses_nobody(
     assert len(run(listing(store, "ann"))) == 2
 
 
+@pytest.mark.slow
 def test_after_a_crash_anywhere_too_much_is_counted_or_nothing(
     tmp_path: Path, store: MaildirStore, place: Path
 ) -> None:

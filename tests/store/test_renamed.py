@@ -71,6 +71,7 @@ def another(place: Path) -> MaildirStore:
     return MaildirStore(f"{place.parent}/%u")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fresh_process", [False, True])
 def test_no_listing_has_a_hole(maildir: MaildirStore, place: Path, fresh_process: bool) -> None:
     fill(place, UNIQUE)

@@ -124,6 +124,7 @@ def test_batches_around_a_limit_are_listed(
     run(stories())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arriving", [0, 1, 2, *range(7, 11), *range(31, 34), 1000, 1001])
 @pytest.mark.parametrize("before", [0, 1, 9])
 def test_batches_around_the_real_limits_are_listed(

@@ -175,6 +175,7 @@ def crashes(before: Callable[[], None], act: Callable[[], object], base: Path) -
     return list(range(changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hold", [0, 60])
 @pytest.mark.rfc("P-116", "P-118")
 def test_crash_in_update(full: Path, tmp_path: Path, hold: float) -> None:
@@ -294,6 +295,7 @@ def test_message_that_cannot_be_moved_stays(maildir: MaildirStore, full: Path) -
     assert held(maildir) == ["1.a", "3.a"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("once", [True, False])
 @pytest.mark.rfc("P-116")
