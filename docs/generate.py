@@ -149,7 +149,8 @@ def command_line() -> Iterator[str]:
         parser, {name for action in parser._actions for name in action.option_strings}
     )
     yield "## Exit codes\n\nThose of `sysexits.h`; 75 means that nothing is lost and trying again"
-    yield "is safe.\n\n| code | when |\n|---|---|"
+    yield "can help: a lock, a full disk, a network or a server that does not answer now."
+    yield "\n| code | when |\n|---|---|"
     for code, when in sorted(_exit_codes().items()):
         yield f"| {code} | {', '.join(when)} |"
     yield """
@@ -203,9 +204,9 @@ def _exit_codes() -> dict[int, list[str]]:
     found[os.EX_USAGE].append("the command line makes no sense")
     found[os.EX_TEMPFAIL].append("every error where trying again can help")
     found[os.EX_NOHOST].append("a host name that does not exist")
-    found[os.EX_NOPERM].append("`LoginFailed`")
+    found[os.EX_NOPERM].append("an untrusted certificate, `LoginFailed`")
     found[os.EX_UNAVAILABLE].append("any other error of ours")
-    found[os.EX_IOERR].append("the system refused to read or write")
+    found[os.EX_IOERR].append("a file or directory that is missing, damaged or forbidden")
     found[os.EX_SOFTWARE].append("a bug")
     found[130].append("stopped by Ctrl-C")
     for kind, code in common._EXIT_CODES:

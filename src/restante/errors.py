@@ -21,11 +21,14 @@ RestanteError
 │   ├── MessageGone
 │   ├── NotRemoved
 │   ├── QuotaExceeded
+│   ├── Damaged                a file of ours; waits for an administrator
 │   ├── BackendUnavailable     an identity back end; never counts as a guess
+│   │   └── BackendMisconfigured
 │   └── TooBusy
 ├── NeedsUTF8                  [UTF8]
 ├── PermanentFailure           [SYS/PERM]
-│   └── NoMaildrop             a user whose name does not fit the path of maildrops
+│   ├── NoMaildrop             a user whose name does not fit the path of maildrops
+│   └── CredentialsRefused     by a server that should store our mail
 ├── NoSuchUser                 intake and administration
 ├── MessageRefused             intake: this message will never be accepted
 │   └── MessageTooLarge
@@ -190,6 +193,13 @@ class QuotaExceeded(TemporaryFailure):
         self.limit = limit  # octets
 
 
+class Damaged(TemporaryFailure):
+    """A file of ours that nothing else can replace is damaged.
+
+    Peers may try again, since an administrator can restore it; the command line reports EX_DATAERR.
+    """
+
+
 class BackendUnavailable(TemporaryFailure):
     """An identity back end is down, slow or broken, so nobody can tell who this is.
 
@@ -199,6 +209,11 @@ class BackendUnavailable(TemporaryFailure):
     def __init__(self, reason: str) -> None:
         super().__init__("logins cannot be checked now")
         self.reason = reason
+
+
+class BackendMisconfigured(BackendUnavailable):
+    """An identity back end works only after an administrator has changed something, such as a
+    refused password of ours or a missing library.  Peers may try again."""
 
 
 class TooBusy(TemporaryFailure):
@@ -230,6 +245,10 @@ class NoMaildrop(PermanentFailure):
     def __init__(self, text: str, reason: str) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+class CredentialsRefused(PermanentFailure):
+    """A server that should store our mail refuses our user name or password."""
 
 
 class NoSuchUser(RestanteError):

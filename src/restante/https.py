@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from .errors import TemporaryFailure
 
 Answer = Mapping[str, Any]
+_MAY_PASS = (408, 421, 423, 425, 429)  # of the statuses 4xx
 
 
 class Web:
@@ -88,9 +89,15 @@ class Web:
                         raise TemporaryFailure(f"{host}: the answer is too slow")
         except (OSError, HTTPException) as error:
             why = error.reason if isinstance(error, URLError) else error
-            raise TemporaryFailure(f"{host}: {why}") from None
+            cause = why if isinstance(why, OSError) else None  # the others repeat the URL
+            raise TemporaryFailure(f"{host}: {why}") from cause
         try:
             found = json.loads(octets) if len(octets) <= self._largest else None
         except (ValueError, RecursionError):
             found = None
         return answer.status, found if isinstance(found, dict) else None
+
+
+def is_lasting(status: int) -> bool:
+    """Whether an HTTP status stays until the request is changed (RFC 9110 §15.4, §15.5)."""
+    return 300 <= status < 500 and status not in _MAY_PASS

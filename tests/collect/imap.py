@@ -26,6 +26,8 @@ class ImapStandIn:
         ``lost`` drops the connection, ``stored-and-lost`` does so after storing."""
         self.judge: Callable[[bytes], bytes] = lambda octets: b""
         """Gives such an answer, by the message, when there is none in ``answers``."""
+        self.login = b""
+        """The answer to LOGIN, instead of OK; ``lost`` drops the connection."""
         self.folders = {b"INBOX"}
         self.search = "honest"
         """Or ``all``: every message is named, whatever is asked; ``none``: none is; ``BAD``;
@@ -83,12 +85,19 @@ class ImapStandIn:
                 continue
             if not rest:
                 continue  # the line end behind a literal
-            if b"SEARCH" in rest.upper() and self.search == "BAD":
-                peer.write(tag + b" BAD no such search\r\n")
+            if refusal := self._refusal(rest.upper()):
+                if refusal == b"lost":
+                    return
+                peer.write(tag + b" " + refusal + b"\r\n")
                 continue
             peer.write(self._untagged(rest) + tag + b" OK done\r\n")
             if rest.upper() == b"LOGOUT":
                 return
+
+    def _refusal(self, command: bytes) -> bytes:
+        if b"SEARCH" in command and self.search == "BAD":
+            return b"BAD no such search"
+        return self.login if command.startswith(b"LOGIN") else b""
 
     def _untagged(self, command: bytes) -> bytes:
         words = command.replace(b'"', b"").split()

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from .. import https
-from ..errors import BackendUnavailable, TemporaryFailure
+from ..errors import BackendMisconfigured, BackendUnavailable, TemporaryFailure
 
 _PATIENCE = 8.0  # seconds
 
@@ -61,7 +61,9 @@ class Web:
         try:
             status, found = self._web.ask(url, data, headers)
         except TemporaryFailure as error:
-            raise BackendUnavailable(str(error)) from None
+            raise BackendUnavailable(str(error)) from error
+        if https.is_lasting(status):
+            raise BackendMisconfigured(f"{host}: HTTP status {status}")
         if not 200 <= status < 300:
             raise BackendUnavailable(f"{host}: HTTP status {status}")
         if found is None:

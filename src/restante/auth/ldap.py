@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..errors import AuthenticationFailed, BackendUnavailable
+from ..errors import AuthenticationFailed, BackendMisconfigured, BackendUnavailable
 from ..passdb import Account, Credentials, end_of
 from . import passwords
 from .aside import Aside
@@ -119,7 +119,7 @@ class Ldap:
             try:
                 directory.simple_bind_s(place.bind_dn, place.bind_password)
             except ldap.INVALID_CREDENTIALS:
-                raise BackendUnavailable("ldap: bind_dn and bind_password are refused") from None
+                raise BackendMisconfigured("ldap: bind_dn and bind_password are refused") from None
             rows = directory.search_ext_s(
                 place.base,
                 ldap.SCOPE_SUBTREE,
@@ -159,7 +159,7 @@ class Ldap:
         try:
             import ldap
         except ImportError as error:
-            raise BackendUnavailable("ldap needs pip install 'restante[ldap]'") from error
+            raise BackendMisconfigured("ldap needs pip install 'restante[ldap]'") from error
 
         url = self._place.url
         try:

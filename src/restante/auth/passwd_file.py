@@ -25,7 +25,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import AuthenticationFailed, BackendUnavailable
+from ..errors import AuthenticationFailed, BackendMisconfigured, BackendUnavailable
 from ..passdb import Account, Credentials, Digest, Network
 from . import passwords, schemes
 from .aside import Aside
@@ -195,12 +195,12 @@ class PasswdFile:
             opened = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             with open(opened, "rb") as file:
                 if not stat.S_ISREG(os.fstat(opened).st_mode):
-                    raise BackendUnavailable(f"{self._path}: is not a regular file")
+                    raise BackendMisconfigured(f"{self._path}: is not a regular file")
                 stamp = _stamp(os.fstat(file.fileno()))
                 octets = file.read(_MAX_FILE + 1)
                 is_whole = stamp == _stamp(os.fstat(file.fileno())) and len(octets) == stamp.size
             if len(octets) > _MAX_FILE:
-                raise BackendUnavailable(f"{self._path}: is larger than {_MAX_FILE} octets")
+                raise BackendMisconfigured(f"{self._path}: is larger than {_MAX_FILE} octets")
             if is_whole:
                 return octets, stamp
             time.sleep(_PAUSE)

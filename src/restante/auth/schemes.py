@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
-from ..errors import AuthenticationFailed, BackendUnavailable
+from ..errors import AuthenticationFailed, BackendMisconfigured
 from ..sasl.prepare import prepared
 from . import passwords, scram
 
@@ -49,7 +49,7 @@ def matches(password: str, stored: str, scheme: str = "CRYPT") -> bool:
     """Whether this password has this hash; ``scheme`` is that of a hash that names none.
 
     Raises:
-        BackendUnavailable: its scheme needs a library that is not installed.
+        BackendMisconfigured: its scheme needs a library that is not installed.
     """
     name, encoding, text = _split(stored, scheme)
     known = _SCHEMES.get(name)
@@ -58,7 +58,7 @@ def matches(password: str, stored: str, scheme: str = "CRYPT") -> bool:
     try:
         return known.check(password, text, encoding)
     except ImportError as error:
-        raise BackendUnavailable(
+        raise BackendMisconfigured(
             f"{name} needs {error.name}; next: pip install 'restante[passwords]'"
         ) from error
 

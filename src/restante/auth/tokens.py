@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote_plus, urlencode
 
-from ..errors import AuthenticationFailed, BackendUnavailable
+from ..errors import AuthenticationFailed, BackendMisconfigured, BackendUnavailable
 from .aside import Aside
 from .http import Web
 
@@ -131,7 +131,7 @@ class Keys:
         if found := self._pick(kid):
             return found
         if self._trouble:
-            raise BackendUnavailable(self._trouble.reason)
+            raise BackendUnavailable(self._trouble.reason) from self._trouble
         raise AuthenticationFailed("token-key")
 
     def _pick(self, kid: str | None) -> tuple[str, Any] | None:
@@ -147,7 +147,7 @@ class Keys:
         except OSError as error:
             raise BackendUnavailable(f"{self.source}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
-            raise BackendUnavailable(f"{self.source}: is no JSON") from error
+            raise BackendMisconfigured(f"{self.source}: is no JSON") from error
         return found if isinstance(found, dict) else {}
 
 
@@ -190,7 +190,7 @@ class Signed:
             import jwt
             from jwt.exceptions import PyJWTError
         except ImportError as error:
-            raise BackendUnavailable("oauth needs pip install 'restante[jwt]'") from error
+            raise BackendMisconfigured("oauth needs pip install 'restante[jwt]'") from error
 
         if len(token) > _MAX_TOKEN or token.count(".") != 2:
             raise AuthenticationFailed("token-form")

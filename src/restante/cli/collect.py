@@ -52,7 +52,7 @@ _READABLE = ("", "maildir", "maildrop")
 _TRACED = ("maildrop",)
 _PORTS = (110, 995)  # of POP3, so that one mailbox answers at both
 # Of several accounts the gravest decides.
-_GRAVITY = (70, 78, 77, 76, 74, 68, 69, 75, 0)
+_GRAVITY = (70, 78, 77, 76, 74, 73, 69, 68, 67, 65, 64, 75, 0)
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

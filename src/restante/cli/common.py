@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import sqlite3
+import ssl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,10 +25,13 @@ from ..clock import Clock
 from ..config import Configuration
 from ..errors import (
     AuthenticationFailed,
+    BackendMisconfigured,
     BackendUnavailable,
     CannotListen,
     ConfigurationError,
     ConsentNeeded,
+    CredentialsRefused,
+    Damaged,
     LoginFailed,
     LoginWithheld,
     MessageRefused,
@@ -58,14 +62,23 @@ _EXIT_CODES: tuple[tuple[type[RestanteError], int], ...] = (
     (BadPassword, sysexits.EX_USAGE),
     (UnsafeArgument, sysexits.EX_USAGE),
     (MessageRefused, sysexits.EX_DATAERR),
+    (Damaged, sysexits.EX_DATAERR),
     (TLSUnavailable, sysexits.EX_NOPERM),
     (AuthenticationFailed, sysexits.EX_NOPERM),
     (LoginWithheld, sysexits.EX_NOPERM),
     (ConsentNeeded, sysexits.EX_NOPERM),
+    (CredentialsRefused, sysexits.EX_NOPERM),
     (ProtocolBroken, sysexits.EX_PROTOCOL),
+    (BackendMisconfigured, sysexits.EX_CONFIG),
     (PermanentFailure, sysexits.EX_CONFIG),
 )
-_MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EIO}  # once there is room, or another disk
+# Once there is room, another disk, less work, or a network.
+_MAY_PASS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE),
+    *(errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOLCK, errno.EDEADLK),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN),
+}
 # Trying again does not help until an administrator has repaired something.
 _LASTING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
 _LASTING_IN_SQLITE = {
@@ -80,28 +93,47 @@ _LASTING_IN_SQLITE = {
 
 def exit_code(error: BaseException) -> int:
     """The code for the shell (sysexits.h).  75 means that trying again can help."""
-    if isinstance(error, RestanteError):
-        if error.retry:
-            return _code_of_cause(error.__cause__)
-        if isinstance(error, LoginFailed):
-            return sysexits.EX_NOPERM
-        found = (code for kind, code in _EXIT_CODES if isinstance(error, kind))
-        return next(found, sysexits.EX_UNAVAILABLE)
     if isinstance(error, KeyboardInterrupt | EOFError):
         return 130
+    if isinstance(error, RestanteError):
+        found = (code for kind, code in _EXIT_CODES if isinstance(error, kind))
+        if (code := next(found, None)) is not None:
+            return code
+        if error.retry:
+            return _code_of_cause(error.__cause__)
+        return sysexits.EX_NOPERM if isinstance(error, LoginFailed) else sysexits.EX_UNAVAILABLE
     if isinstance(error, OSError):
-        return sysexits.EX_TEMPFAIL if error.errno in _MAY_PASS else sysexits.EX_IOERR
+        code = _code_of_system(error)
+        return sysexits.EX_IOERR if code is None else code
     return sysexits.EX_SOFTWARE
 
 
 def _code_of_cause(cause: BaseException | None) -> int:
-    """A client and a mail server may try again whatever the cause is; a person should know."""
-    if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
-        return sysexits.EX_NOHOST
-    if isinstance(cause, OSError) and cause.errno in _LASTING:
-        return sysexits.EX_IOERR
-    in_sqlite = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-    return sysexits.EX_IOERR if in_sqlite in _LASTING_IN_SQLITE else sysexits.EX_TEMPFAIL
+    """Clients and mail servers may try again whatever the cause is; at the shell it decides."""
+    code: int | None = None
+    if isinstance(cause, RestanteError):
+        code = exit_code(cause)
+    elif isinstance(cause, OSError):
+        code = _code_of_system(cause)
+    elif getattr(cause, "sqlite_errorcode", 0) & 0xFF in _LASTING_IN_SQLITE:
+        code = sysexits.EX_IOERR
+    return sysexits.EX_TEMPFAIL if code is None else code
+
+
+def _code_of_system(error: OSError) -> int | None:
+    """None: it does not show whether trying again can help."""
+    if isinstance(error, socket.gaierror):
+        is_unknown = error.errno == socket.EAI_NONAME
+        return sysexits.EX_NOHOST if is_unknown else sysexits.EX_TEMPFAIL
+    if isinstance(error, ssl.SSLError):  # its numbers are those of OpenSSL
+        is_refused = isinstance(error, ssl.SSLCertVerificationError)
+        return sysexits.EX_NOPERM if is_refused else sysexits.EX_TEMPFAIL
+    if isinstance(error, TimeoutError | ConnectionError) or error.errno in _MAY_PASS:
+        return sysexits.EX_TEMPFAIL
+    # Without an absolute path it is a socket whose server is not started, or mail in motion.
+    is_named = os.path.isabs(os.fsdecode(error.filename or ""))
+    is_lasting = error.errno in _LASTING or (error.errno == errno.ENOENT and is_named)
+    return sysexits.EX_IOERR if is_lasting else None
 
 
 @contextmanager

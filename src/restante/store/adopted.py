@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterable
 
-from ..errors import TemporaryFailure
+from ..errors import Damaged
 from . import files
 from .names import Adopted, Identity, pack, unpack
 
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 def read(maildrop: int) -> dict[Identity, str]:
     """Raises:
-    TemporaryFailure: damaged; an administrator must bring it back from a backup, or remove it.
+    Damaged: an administrator must restore it from a backup, or remove it.
     """
     return unpack(_listed(maildrop))
 
@@ -39,7 +39,7 @@ def mention(maildrop: int, words: Iterable[str]) -> bool:
     """Whether one of these unique-ids or unique parts is among them: quick, where they are many.
 
     Raises:
-        TemporaryFailure: as ``read``.
+        Damaged: as ``read``.
     """
     listed = _listed(maildrop)
     return any(
@@ -55,7 +55,7 @@ def _listed(maildrop: int) -> bytes:
     head, listed = octets[: len(_MAGIC) + _DIGEST], octets[len(_MAGIC) + _DIGEST :]
     if head != _MAGIC + hashlib.sha256(listed).digest():
         _log.error("adopted unique-ids damaged", extra={"fields": {"file": ADOPTED}})
-        raise TemporaryFailure("the unique-ids of this maildrop are damaged")
+        raise Damaged("the unique-ids of this maildrop are damaged")
     return listed
 
 

@@ -149,8 +149,8 @@ def _descend(base: str, names: Sequence[str]) -> int:
 def _open_base(base: str) -> int:
     try:
         return os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise TemporaryFailure("mail storage: not there; is it mounted?") from error
+    except FileNotFoundError:  # not as the cause: a disk may be mounted later
+        raise TemporaryFailure("mail storage: not there; is it mounted?") from None
 
 
 @contextmanager

@@ -28,7 +28,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from ...errors import ConfigurationError, MessageRefused, TemporaryFailure, UnsafeArgument
+from ...errors import (
+    ConfigurationError,
+    CredentialsRefused,
+    MessageRefused,
+    TemporaryFailure,
+    UnsafeArgument,
+)
 from ...net.tls import client_context
 from ..likeness import header_of, likeness
 from . import name_of
@@ -224,7 +230,7 @@ class Imap(Handed):
         try:
             if not self._is_implicit:
                 server.starttls(self._context)
-            server.login(self._user, self._password)
+            self._log_in(server)
             if not server.folder_exists(self._folder):
                 server.create_folder(self._folder)
                 server.subscribe_folder(self._folder)
@@ -234,6 +240,21 @@ class Imap(Handed):
                 server.shutdown()
             raise
         return server
+
+    def _log_in(self, server: IMAPClient) -> None:
+        """
+        Raises:
+            CredentialsRefused: and no response code says that this may pass (RFC 5530 §3).
+        """
+        try:
+            server.login(self._user, self._password)
+        except imaplib.IMAP4.error as error:
+            text = _short(error)
+            was_lost = isinstance(error.__context__, imaplib.IMAP4.abort)  # imapclient wraps it
+            if was_lost or any(code in text for code in _LATER):
+                raise
+            text = text.replace(self._password, "…")
+            raise CredentialsRefused(f"the IMAP server {self._host}: {text}") from None
 
     def _leave(self) -> None:
         """At once: what was under way may or may not have been done."""

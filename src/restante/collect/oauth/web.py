@@ -12,7 +12,7 @@ from ssl import SSLContext
 from urllib.parse import urlencode, urlsplit
 
 from ...errors import ConfigurationError, ConsentNeeded, TemporaryFailure, UnsafeArgument
-from ...https import Web
+from ...https import Web, is_lasting
 from ...net.tls import client_context
 from . import flow
 from .flow import Answer, Application, Form, Question, Tokens
@@ -45,7 +45,9 @@ def post(url: str, form: Form, context: SSLContext | None = None) -> Answer:
     if status >= 500 or status == 429:
         raise ProviderUnavailable(f"the provider answers {status}")
     if found is None:
-        raise ProviderUnavailable(f"{host}: that is no answer of a provider")
+        text = f"{host}: that is no answer of a provider (HTTP status {status})"
+        cause = ConfigurationError(text) if is_lasting(status) else None
+        raise ProviderUnavailable(text) from cause
     return found
 
 
