@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import format_datetime
+from functools import lru_cache
 
 from .errors import UnsafeArgument
 from .wire import CRLF
@@ -19,6 +20,7 @@ _DOTTED = re.compile(rb"\n\.")
 _BARE = re.compile(rb"\n(?<!\r\n)")
 _FROM_LINE = re.compile(rb">?From [^\r\n]*\r?\n")
 _FIELD = re.compile(rb"[!-9;-~]{1,997}[ \t]*:")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NO_HEADER = re.compile(rb"\r?\n")
 
 
@@ -153,16 +155,22 @@ class Envelope:
             UnsafeArgument: a part holds a control character, so it could forge a header field.
         """
         source = f"from {self.peer} " if self.peer else ""
+        for part in (self.reverse_path, self.recipient, self.protocol, self.peer, hostname):
+            if _CONTROL.search(part):
+                raise UnsafeArgument("control character in the envelope")
         fields = (
             f"Return-Path: <{self.reverse_path}>\r\n"
             f"Delivered-To: {self.recipient}\r\n"
             f"Received: {source}by {hostname} (restante) with {self.protocol}\r\n"
-            f"\tfor <{self.recipient}>; {format_datetime(at)}\r\n"
+            f"\tfor <{self.recipient}>; {_date(at.replace(microsecond=0))}\r\n"
         )
-        for part in (self.reverse_path, self.recipient, self.protocol, self.peer, hostname):
-            if any(ord(character) < 0x20 or ord(character) == 0x7F for character in part):
-                raise UnsafeArgument("control character in the envelope")
         return fields.encode("utf-8", "surrogateescape")
+
+
+@lru_cache(maxsize=1)
+def _date(at: datetime) -> str:
+    """As a header field shows it (RFC 5322 §3.3), once a second."""
+    return format_datetime(at)
 
 
 def separate(message: bytes) -> tuple[int, bytes]:

@@ -18,6 +18,7 @@ import stat
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import md5, sha256
@@ -150,23 +151,24 @@ class PasswdFile:
         return entry.account
 
     async def account(self, identity: str) -> Account | None:
-        content = await self._lookups.run(self._read)
-        entry = content.entries.get(_key(identity))
+        entry = (await self._content_now()).entries.get(_key(identity))
         return entry.account if entry else None
 
     async def generation(self, identity: str) -> bytes:
         del identity  # a change of the file may be one of any user's
-        try:
-            if (known := self._current()) is not None:
-                return known.digest  # in line: one stat
-        except OSError:
-            pass  # the thread says why
-        return (await self._lookups.run(self._read)).digest
+        return (await self._content_now()).digest
 
     def close(self) -> None:
         self._hashers.close()
 
     # The file.
+
+    async def _content_now(self) -> _Content:
+        """As ``_read``; one that has changed is read in a thread."""
+        with suppress(OSError):  # the thread says why
+            if (known := self._current()) is not None:
+                return known  # one stat, which costs less than the way to a thread and back
+        return await self._lookups.run(self._read)
 
     def _read(self) -> _Content:
         """What the file says now.

@@ -82,12 +82,9 @@ class Reply(NamedTuple):
 
     def encode(self) -> bytes:
         """The whole reply, CRLF included."""
-        status = f"{self.status} " if self.status else ""
-        lines = [status + self.text, *self.more]
-        marks = ["-"] * (len(lines) - 1) + [" "]
-        return "".join(
-            f"{self.code}{mark}{line}\r\n" for mark, line in zip(marks, lines, strict=True)
-        ).encode("ascii", "replace")
+        *lines, last = f"{self.status} {self.text}".lstrip(), *self.more
+        lines = [f"{self.code}-{line}\r\n" for line in lines]
+        return f"{''.join(lines)}{self.code} {last}\r\n".encode("ascii", "replace")
 
     @property
     def is_ok(self) -> bool:

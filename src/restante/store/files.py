@@ -58,20 +58,13 @@ def _as_ours(error: OSError) -> TemporaryFailure:
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run what may block; errors of the operating system are raised as ours."""
-    with storage_errors():
+    try:
         return await threads.in_thread(call, *args, **kwargs)
+    except OSError as error:
+        raise _as_ours(error) from error
 
 
 # -- Directories
-
-
-@contextmanager
-def directory(name: str, parent: int) -> Iterator[int]:
-    opened = os.open(name, _DIRECTORY, dir_fd=parent)
-    try:
-        yield opened
-    finally:
-        os.close(opened)
 
 
 class Opened:
@@ -91,6 +84,10 @@ class Opened:
     def __exit__(self, *_: object) -> None:
         for each in self._descriptors:
             os.close(each)
+
+
+def directory(name: str, parent: int) -> Opened:
+    return Opened(os.open(name, _DIRECTORY, dir_fd=parent))
 
 
 def maildrop(base: str, names: Sequence[str], *, make: bool = False) -> Opened:
