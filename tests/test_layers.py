@@ -18,7 +18,7 @@ LAYERS = {
     **dict.fromkeys(("headers", "mime"), 0),
     **dict.fromkeys(("pop3", "smtp", "sasl"), 1),
     **dict.fromkeys(("store", "auth", "shared", "https", "clock", "syncing", "mounts"), 2),
-    **dict.fromkeys(("posix", "scanning", "threads"), 2),
+    **dict.fromkeys(("posix", "regular", "scanning", "threads"), 2),
     "net": 3,
     "collect": 4,
     **dict.fromkeys(("config", "log", "cli", "__main__", "__init__"), 5),
@@ -36,6 +36,7 @@ SIDEWAYS |= {
     ("store", "threads"),
     ("scanning", "posix"),
 }
+SIDEWAYS |= {("auth", "regular"), ("regular", "posix")}
 SIDEWAYS |= {("shared", "posix"), ("store", "posix"), ("auth", "posix")}
 SIDEWAYS |= {("__main__", "cli"), ("cli", "__init__"), ("config", "__init__")}
 SIDEWAYS |= {("testing_plugin", "testing"), ("testing_hostile", "testing")}

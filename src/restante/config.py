@@ -32,6 +32,7 @@ from .errors import ConfigurationError, UnsafeArgument
 from .net.listener import MAX_SOCKET_PATH, Address
 from .pop3 import quirks as quirk_words
 from .pop3.texts import LANGUAGES
+from .regular import read_regular
 
 BACKENDS = ("users", "passwd-file", "ldap", "pam", "oauth")
 ALL_MECHANISMS = (*sasl.MECHANISMS, "APOP")
@@ -1012,7 +1013,7 @@ def _folder(source: Path | None, environment: Mapping[str, str]) -> Path:
 
 def _read(source: Path) -> _Layer:
     try:
-        text = source.read_text(encoding="utf-8")
+        text = read_regular(source).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
         return _Layer(str(source), tomllib.loads(text), text)
     except OSError as error:
         raise ConfigurationError(f"{source}: {error.strerror}") from error

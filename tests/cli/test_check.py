@@ -229,5 +229,5 @@ def test_back_end_that_cannot_be_asked_is_named(restante: Restante, home: Path) 
     file = home / "r.toml"
     file.write_text(f'[auth]\nchain = ["passwd-file"]\npasswd_file.path = "{home}/passwd"\n')
     done = restante("-c", file, "check")
-    assert done.code == os.EX_IOERR
+    assert done.code == os.EX_CONFIG
     assert f"{home}/passwd: " in done.err

@@ -247,7 +247,7 @@ SITUATIONS = [
     (ledger_that_is_a_directory, 74),
     (unknown_option, 78),
     (missing_passwd_file, 74),
-    (passwd_file_that_is_a_fifo, 78),
+    (passwd_file_that_is_a_fifo, 74),
     (untrusted(introspect), 77),
     (gone(introspect), 75),
     (answered(introspect, 401), 78),

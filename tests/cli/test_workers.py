@@ -322,6 +322,10 @@ def test_hangup_brings_limits_and_a_mistake_changes_nothing(site: Site) -> None:
     site.process.send_signal(signal.SIGHUP)
     assert "per_address" in site.wait_for("reload failed")
     assert site.is_full()
+    (site.place / "restante.toml").unlink()
+    os.mkfifo(site.place / "restante.toml", 0o600)
+    site.process.send_signal(signal.SIGHUP)
+    assert "not a regular file" in site.wait_for("reload failed")
     assert first.is_alive()
     first.close()
 

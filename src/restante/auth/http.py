@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from .. import https
 from ..errors import BackendMisconfigured, BackendUnavailable, TemporaryFailure
+from ..regular import read_regular
 
 _PATIENCE = 8.0  # seconds
 
@@ -46,7 +47,7 @@ class Web:
 
     def __init__(self, ca_file: str = "") -> None:
         """``ca_file`` is trusted instead of the system's authorities."""
-        context = ssl.create_default_context(cafile=ca_file or None)
+        context = _context(ca_file)
         self._web = https.Web(context, patience=_PATIENCE, deadline=_PATIENCE, by_proxy=False)
 
     def ask(
@@ -71,10 +72,16 @@ class Web:
         return found
 
 
+def _context(ca_file: str) -> ssl.SSLContext:
+    if ca_file:
+        read_regular(Path(ca_file))  # OpenSSL would wait for a FIFO
+    return ssl.create_default_context(cafile=ca_file or None)
+
+
 def is_readable(ca_file: str) -> bool:
     """Whether certificates can be read there; nowhere means those of the system."""
     try:
-        ssl.create_default_context(cafile=Path(ca_file) if ca_file else None)
+        _context(ca_file)
     except (OSError, ssl.SSLError):
         return False
     return True

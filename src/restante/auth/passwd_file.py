@@ -14,7 +14,6 @@ from __future__ import annotations
 import hmac
 import logging
 import os
-import stat
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from typing import NamedTuple
 
 from ..errors import AuthenticationFailed, BackendMisconfigured, BackendUnavailable
 from ..passdb import Account, Credentials, Digest, Network
+from ..regular import open_regular
 from . import passwords, schemes
 from .aside import Aside
 from .names import BadName, check_name
@@ -193,11 +193,7 @@ class PasswdFile:
     def _read_whole(self) -> tuple[bytes, _Stamp]:
         """What changed while it was read is read again."""
         for _ in range(_ATTEMPTS):
-            # Without O_NONBLOCK opening a pipe would wait for its other end.
-            opened = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            with open(opened, "rb") as file:
-                if not stat.S_ISREG(os.fstat(opened).st_mode):
-                    raise BackendMisconfigured(f"{self._path}: is not a regular file")
+            with open_regular(self._path) as file:
                 stamp = _stamp(os.fstat(file.fileno()))
                 octets = file.read(_MAX_FILE + 1)
                 is_whole = stamp == _stamp(os.fstat(file.fileno())) and len(octets) == stamp.size

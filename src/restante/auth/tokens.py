@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from urllib.parse import quote_plus, urlencode
 
 from ..errors import AuthenticationFailed, BackendMisconfigured, BackendUnavailable
+from ..regular import read_regular
 from .aside import Aside
 from .http import Web
 
@@ -143,7 +144,7 @@ class Keys:
         if not self._is_file:
             return self.web.ask(self.source)
         try:
-            found = json.loads(Path(self.source).read_bytes())
+            found = json.loads(read_regular(Path(self.source)))
         except OSError as error:
             raise BackendUnavailable(f"{self.source}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:

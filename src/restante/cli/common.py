@@ -80,7 +80,10 @@ _MAY_PASS = {
     *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN),
 }
 # Trying again does not help until an administrator has repaired something.
-_LASTING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP}
+_LASTING = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.EINVAL, errno.EFBIG),  # not a regular file, or too large
+}
 _LASTING_IN_SQLITE = {
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_READONLY,

@@ -16,6 +16,7 @@ from ..auth.tokens import Introspected, Issuer, Keys, Signed, Wanted
 from ..auth.users import Users
 from ..config import LDAP, Auth, Configuration, Provider, Secret
 from ..errors import ConfigurationError
+from ..regular import open_regular
 from ..store.place import Template
 from . import secrets
 
@@ -71,8 +72,8 @@ def missing(found: Configuration) -> Iterator[str]:
     users = Path(auth.users)
     if users.exists() and not os.access(users, os.R_OK):
         yield f"auth.users: {users} cannot be read by this user"
-    if "passwd-file" in auth.chain and not os.access(auth.passwd_file.path, os.R_OK):
-        yield f"auth.passwd_file.path: {auth.passwd_file.path} cannot be read by this user"
+    if "passwd-file" in auth.chain:
+        yield from _missing_file(auth.passwd_file.path, "auth.passwd_file.path")
     if "ldap" in auth.chain:
         yield from _missing_for_ldap(auth.ldap)
     if "pam" in auth.chain:
@@ -93,6 +94,13 @@ def _missing_for_ldap(ldap: LDAP) -> Iterator[str]:
         yield from _missing_secret(ldap.bind_password, "auth.ldap.bind_password")
 
 
+def _missing_file(path: str, key: str) -> Iterator[str]:
+    try:
+        open_regular(Path(path)).close()
+    except OSError as error:
+        yield f"{key}: {path}: {error.strerror}"
+
+
 def _missing_secret(secret: Secret, key: str) -> Iterator[str]:
     try:
         secrets.fetch(secret, key)
@@ -105,8 +113,8 @@ def _missing_for_tokens(oauth: Provider) -> Iterator[str]:
         yield f"auth.oauth.ca_file: {oauth.ca_file}: no certificates can be read there"
     if oauth.jwks and find_spec("jwt") is None:
         yield "auth.oauth.jwks: needs a library; next: pip install 'restante[jwt]'"
-    if oauth.jwks and "://" not in oauth.jwks and not os.access(oauth.jwks, os.R_OK):
-        yield f"auth.oauth.jwks: {oauth.jwks} cannot be read by this user"
+    if oauth.jwks and "://" not in oauth.jwks:
+        yield from _missing_file(oauth.jwks, "auth.oauth.jwks")
     if oauth.introspection:
         yield from _missing_secret(oauth.client_secret, "auth.oauth.client_secret")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..config import Secret
 from ..errors import ConfigurationError
+from ..regular import read_regular
 
 _PATIENCE = 60  # seconds for a command, which may ask a person
 
@@ -46,7 +47,7 @@ def _environment(name: str | tuple[str, ...]) -> str:
 
 
 def _file(path: str | tuple[str, ...]) -> str:
-    return _first_line(Path(str(path)).expanduser().read_text())
+    return _first_line(read_regular(Path(str(path)).expanduser()).decode())
 
 
 def _command(arguments: str | tuple[str, ...]) -> str:

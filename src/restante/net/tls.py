@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import cast
 
 from ..errors import ConfigurationError
+from ..regular import read_regular
 from ..sasl import Channel
 
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
@@ -76,7 +77,7 @@ def load_own(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     """
     for path in (certificate, key):
         try:
-            path.read_bytes()
+            read_regular(path)
         except OSError as error:
             raise ConfigurationError(f"tls: {path}: {error.strerror}") from error
     try:
@@ -111,6 +112,7 @@ def server_context(
     context.load(certificate, key)
     if client_ca is not None:
         try:
+            read_regular(client_ca)
             context.load_verify_locations(client_ca)
         except (OSError, ssl.SSLError) as error:
             what = f"tls: {client_ca}: no certificates can be read there"
@@ -185,6 +187,8 @@ def client_context(ca_file: Path | None = None, minimum: str = "1.2") -> ssl.SSL
         ConfigurationError: it cannot be read.
     """
     try:
+        if ca_file is not None:
+            read_regular(ca_file)  # OpenSSL would wait for a FIFO
         context = ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as error:
         raise ConfigurationError(f"tls: {ca_file}: no certificates can be read there") from error
@@ -320,7 +324,7 @@ def _first_block(certificate: Path) -> str:
     """
     # Octets: PKCS#12 exports write names in any encoding in front of the block.
     pattern = b"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----"
-    block = re.search(pattern, certificate.read_bytes(), re.S)
+    block = re.search(pattern, read_regular(certificate), re.S)
     if block is None:
         raise ConfigurationError(f"tls: {certificate} holds no certificate in PEM form")
     return block[0].decode("ascii", "replace")
