@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 
 from restante.net import body
 from restante.store import files
-from restante.threads import in_thread
+from restante.threads import Threads, in_thread
 
 WAYS = [in_thread, files.in_thread]
 
@@ -87,5 +89,46 @@ def test_a_file_is_read_to_its_end_before_it_is_closed(
         go.set()
         with pytest.raises(asyncio.CancelledError):
             await reader
+
+    asyncio.run(main())
+
+
+def test_calls_run_in_a_forked_process_too() -> None:
+    """The threads of the parent do not exist there."""
+    text = """
+import asyncio, os
+from restante.threads import in_thread
+asyncio.run(in_thread(os.getpid))
+pid = os.fork()
+if not pid:
+    asyncio.run(in_thread(print, "child", flush=True))
+    os._exit(0)
+os.waitpid(pid, 0)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", text]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "child\n", "")
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 7])
+def test_at_most_that_many_calls_run_at_once_and_all_of_them_run(calls: int) -> None:
+    async def main() -> None:
+        threads, loop = Threads("test", 2), asyncio.get_running_loop()
+        begun, go, names = threading.Semaphore(0), threading.Event(), list[str]()
+
+        def call() -> None:
+            names.append(threading.current_thread().name)
+            begun.release()
+            assert go.wait(10)
+
+        ended = [loop.create_future() for _ in range(calls)]
+        for each in ended:
+            threads.start(call, each)
+        for _ in range(min(calls, 2)):
+            assert await asyncio.to_thread(begun.acquire, timeout=10)
+        assert not begun.acquire(blocking=False)
+        go.set()
+        await asyncio.gather(*ended)
+        assert names == ["test"] * calls
 
     asyncio.run(main())

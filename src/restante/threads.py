@@ -1,28 +1,123 @@
-"""Calls that block, run in a thread that is waited for whatever becomes of the caller.
+"""Calls that block, run in threads beside the event loop.
 
-A caller that is cancelled goes on to close files, free locks and end connections.  That must not
-happen while the thread still uses them.
+A caller of ``in_thread`` that is cancelled goes on to close files, free locks and end connections.
+That must not happen while the thread still uses them, so it goes on when the call has ended.
+
+Limits: a bounded number of calls at once, and the rest waits for a free thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, Literal, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_AT_ONCE = 32  # calls of one event loop that may wait for a disk
+_PATIENCE = 10.0  # seconds that a thread waits for another call; to start one costs some 100 µs
+
+
+class Threads:
+    """Threads for one kind of work, started as they are needed.
+
+    The end of the program does not wait for them.  ``ThreadPoolExecutor`` would, and costs three
+    times as much for each call.
+    """
+
+    def __init__(self, name: str, most: int) -> None:
+        """At most ``most`` calls run at once."""
+        self._name = name
+        self._most = most
+        self._calls: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]]] = SimpleQueue()
+        self._running = 0  # threads
+        self._idle = 0  # of them, less the calls that wait for one
+        self._lock = threading.Lock()
+
+    def start(self, call: Callable[[], T], ended: asyncio.Future[T]) -> None:
+        """Run ``call`` and give its result or its exception to ``ended``, in the event loop.
+
+        A call is dropped if ``ended`` was cancelled before a thread was free.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
+        with self._lock:
+            self._idle -= 1
+            is_short = self._idle < 0 and self._running < self._most
+            if is_short:
+                self._idle += 1
+                self._running += 1
+        if is_short:
+            try:
+                threading.Thread(target=self._serve, name=self._name, daemon=True).start()
+            except RuntimeError:
+                with self._lock:
+                    self._running -= 1
+                raise
+        self._calls.put((call, ended))
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                self._run(*self._calls.get(timeout=_PATIENCE))  # keeps nothing of the call
+            except Empty:
+                with self._lock:
+                    if self._idle > 0:
+                        self._idle -= 1
+                        self._running -= 1
+                        return
+                # Or else a call for this thread is on its way.
+
+    def _run(self, call: Callable[[], Any], ended: asyncio.Future[Any]) -> None:
+        result = failure = None
+        try:
+            if not ended.done():
+                result = call()
+        except BaseException as error:
+            failure = error
+        with self._lock:  # before the caller hears of it and comes again
+            self._idle += 1
+        with suppress(RuntimeError):  # the loop has ended
+            ended.get_loop().call_soon_threadsafe(_settle, ended, result, failure)
+        del failure  # which refers to this frame
+
+
+def _settle(ended: asyncio.Future[Any], result: object, failure: BaseException | None) -> None:
+    if ended.done():  # its caller has given up
+        return
+    if failure is not None:
+        ended.set_exception(failure)
+    else:
+        ended.set_result(result)
+
+
+class _Unstoppable(asyncio.Future[T]):
+    """Cannot be cancelled, so a task that awaits it is cancelled when it is done."""
+
+    def cancel(self, msg: object = None) -> Literal[False]:
+        return False
+
+
+_disk: WeakKeyDictionary[asyncio.AbstractEventLoop, Threads] = WeakKeyDictionary()
+"""By event loop: no thread survives a fork, and neither does a loop."""
+
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """What ``call`` returns, or raises.  A cancellation takes effect when the call has ended."""
-    work = asyncio.get_running_loop().run_in_executor(None, partial(call, *args, **kwargs))
-    try:
-        return await asyncio.shield(work)  # cheaper than ``finished``, and seldom cancelled
-    except asyncio.CancelledError:
-        await finished(work)
-        raise
+    loop = asyncio.get_running_loop()
+    threads = _disk.get(loop)
+    if threads is None:
+        threads = _disk[loop] = Threads("disk", _AT_ONCE)
+    ended: asyncio.Future[T] = _Unstoppable(loop=loop)
+    threads.start(partial(call, *args, **kwargs), ended)
+    return await ended
 
 
 async def finished(work: asyncio.Future[Any]) -> asyncio.CancelledError | None:

@@ -29,7 +29,7 @@ def test_what_a_call_returns_or_raises() -> None:
 def test_a_thread_serves_one_call_after_the_other_and_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("restante.auth.aside._PATIENCE", 0.05)
+    monkeypatch.setattr("restante.threads._PATIENCE", 0.05)
 
     async def main() -> None:
         aside = Aside("test", 5)
