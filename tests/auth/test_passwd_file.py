@@ -163,6 +163,29 @@ def test_name_with_invisible_characters_is_refused_not_unknown(path: Path, name:
     assert "line 1 " in problems[0]
 
 
+def test_latin_1_name_is_refused_not_unknown(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An editor that writes Latin-1 must not hand the user to the next back end."""
+    write(path, "mrose:{PLAIN}tan staaf\nm\xfcller:{PLAIN}p::::::nologin\n".encode("latin-1"))
+    file = PasswdFile(path)
+    for typed in ("m\xfcller", "M\xdcLLER", "mu\u0308ller"):
+        account = run(file.account(typed))
+        assert account is not None
+        assert not account.is_enabled
+        assert refused(file, typed, "p") == "line-refused"
+    assert run(file.account("m\udcfcller")) is None
+    reason = "begins with a name that is not UTF-8; next: convert the file by iconv"
+    fields = [each.__dict__["fields"] for each in caplog.records]
+    assert [(each["line"], each["reason"]) for each in fields] == [(2, reason)]
+    accounts, problems = file.review()
+    assert [each.user for each in accounts] == ["mrose"]
+    assert problems == [f"{path}: line 2 {reason}"]
+
+
+def test_latin_1_name_of_another_line_shuts_both_out(path: Path) -> None:
+    write(path, b"m\xfcller:{PLAIN}p\n" + "m\xfcller:{PLAIN}p\n".encode())
+    assert refused(PasswdFile(path), "m\xfcller", "p") == "line-refused"
+
+
 def test_what_is_no_utf8_is_nobody(path: Path) -> None:
     write(path, b"\xff:{PLAIN}p\nmrose:{PLAIN}p\xffq\n")
     file = PasswdFile(path)
@@ -214,6 +237,61 @@ def test_nobody_in_an_empty_file_costs_a_hash_too(path: Path, checked: Counter[s
     ((stored, times),) = checked.items()
     assert stored.startswith("$argon2id$")
     assert times == 1
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often a hash of each scheme was computed."""
+    counted: Counter[str] = Counter()
+
+    def counting(name: str, check: schemes.Check) -> schemes.Check:
+        def count(password: str, text: str, encoding: str) -> bool:
+            counted[name] += 1
+            return check(password, text, encoding)
+
+        return count
+
+    for name, scheme in schemes._SCHEMES.items():
+        counting_scheme = scheme._replace(check=counting(name, scheme.check))
+        monkeypatch.setitem(schemes._SCHEMES, name, counting_scheme)
+    return counted
+
+
+COSTLY = "$argon2id$v=19$m=262144,t=16,p=1$34fOKsIGQLLUpQX+FdTjtQ$" + "C" * 43
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "# ann is unknown",
+        "ann:{ARGON2ID}malformed",
+        f"ann:{{ARGON2ID}}{COSTLY}",
+        "ann:$1$salt$md5",
+        "ann:*",
+        "ann:!!",
+        "ann:{PLAIN}",
+        "ann:{SSHA256}c2hvcnQ=",
+        "ann:{NOSUCH}p",
+        "ann:",
+        "ann:{PLAIN}p::::::unknown",
+        "ann:{PLAIN}p:nologin",
+        "an\u200bn:{PLAIN}p",
+        "ann:{PLAIN}p\nann:{PLAIN}p",
+        "ann:{PLAIN}wrong",
+        "ann:{PLAIN}wrong::::::nologin",
+    ],
+)
+def test_each_refusal_costs_one_hash_and_a_decoy_lets_no_user_in(
+    line: str, path: Path, computed: Counter[str]
+) -> None:
+    """So the time of an answer does not show which users have no hash that can be computed.
+
+    The only hash that can be drawn as a decoy is that of mrose, whose password is tried.
+    """
+    write(path, f"eve:{{ARGON2ID}}malformed\n{line}\nmrose:{{PLAIN}}tan staaf\n")
+    with closing(PasswdFile(path)) as file:
+        assert refused(file, "ann", "tan staaf") in ("unknown-user", "line-refused", "bad-password")
+    assert computed == {"PLAIN": 1}
 
 
 # Changes.

@@ -189,15 +189,15 @@ def test_lines_of_a_passwd_file_that_let_no_user_in_are_named(
     restante: Restante, home: Path
 ) -> None:
     passwd = home / "passwd"
-    passwd.write_text(
-        "ann:{PLAIN}x\n bob:{PLAIN}x\ncat:{PLAIN}x:::::nologin\ndan:$y$j9T$a$b\n\uff45ve:{PLAIN}x\n"
-    )
+    text = "ann:{PLAIN}x\n bob:{PLAIN}x\ncat:{PLAIN}x:::::nologin\ndan:$y$j9T$a$b\n"
+    passwd.write_bytes(f"{text}\uff45ve:{{PLAIN}}x\n".encode() + b"m\xfcller:{PLAIN}x\n")
     passwd.chmod(0o600)
     text = f'[auth]\nchain = ["passwd-file"]\npasswd_file.path = "{passwd}"\n'
     *lines, typed = warnings(restante, home / "r.toml", text)
     assert [each.split()[:3] for each in lines] == [
         [f"{passwd}:", "line", "2"],
         [f"{passwd}:", "line", "3"],
+        [f"{passwd}:", "line", "6"],
         [f"{passwd}:", "no", "password"],
     ]
     assert typed.startswith("no client could log in as \uff45ve")

@@ -3,8 +3,9 @@
 
 Security: names are compared in one normal form; lines whose names are one are refused all.  A
 line with a field that is not understood is refused, because it may be one that forbids something.
-An unknown user costs the work of some line of the file, the same one at each try.  The file
-belongs to the administrator: whoever can write it can log in as anybody.
+An unknown user costs the work of some line of the file, the same one at each try, and so does a
+user whose line is refused or whose hash is never computed.  The file
+belongs to the administrator: a program that can write it can log in as any user.
 Limits: ``uid``, ``gid``, ``home`` and ``shell`` are not used: where mail lies is the
 store's matter.
 """
@@ -75,20 +76,22 @@ class _Content:
     """What the file said at one moment."""
 
     entries: dict[str, _Entry]
+    hashes: dict[str, str] = field(repr=False)
+    """Of the users whose hash is computed: neither refused nor malformed nor too costly."""
+    decoys: tuple[str, ...] = field(repr=False)
+    """The same hashes, to draw from."""
     digest: bytes
     stamp: _Stamp
     is_settled: bool
     """Whether a later change would have another stamp."""
 
     def decoy(self, name: str) -> str:
-        """A hash to check for somebody who does not exist: to each name its own."""
-        if not self.entries:
+        """A hash to check for a name without a hash of its own, always the same one for a name."""
+        if not self.decoys:
             return passwords.nobodys()
-        stored = [each.stored for each in self.entries.values() if not each.is_refused]
-        if not stored:
-            return passwords.nobodys()
-        drawn = hmac.digest(stored[0].encode("utf-8", "surrogateescape"), name.encode(), "sha256")
-        return stored[int.from_bytes(drawn) % len(stored)]
+        key = self.decoys[0].encode("utf-8", "surrogateescape")
+        drawn = hmac.digest(key, name.encode("utf-8", "surrogateescape"), "sha256")
+        return self.decoys[int.from_bytes(drawn) % len(self.decoys)]
 
 
 class PasswdFile:
@@ -115,14 +118,13 @@ class PasswdFile:
         if not passwords.is_possible(password):
             raise AuthenticationFailed("impossible-password")
         name, content = _key(credentials.identity), self._read()
-        entry = content.entries.get(name)
-        stored = entry.stored if entry and not entry.is_refused else content.decoy(name)
-        is_right = schemes.matches(password, stored, self._scheme)
+        entry, stored = content.entries.get(name), content.hashes.get(name)
+        is_right = schemes.matches(password, stored or content.decoy(name), self._scheme)
         if entry is None:
             raise AuthenticationFailed("unknown-user")
         if entry.is_refused:
-            raise AuthenticationFailed("line-refused")  # the decoy may match: never let in by it
-        if not is_right:
+            raise AuthenticationFailed("line-refused")
+        if not is_right or stored is None:  # a decoy may match: never let in by it
             raise AuthenticationFailed("bad-password")
         if credentials.authorization and _key(credentials.authorization) != name:
             raise AuthenticationFailed("authorization")  # RFC 4616 §2: for oneself only
@@ -210,7 +212,13 @@ class PasswdFile:
         digest = sha256(octets).digest()
         if self._content and self._content.digest == digest:
             return replace(self._content, stamp=stamp, is_settled=is_settled)
-        return _Content(self._parse(octets), digest, stamp, is_settled)
+        entries = self._parse(octets)
+        hashes = {
+            name: each.stored
+            for name, each in entries.items()
+            if not each.is_refused and schemes.is_sane(each.stored, self._scheme)
+        }
+        return _Content(entries, hashes, tuple(hashes.values()), digest, stamp, is_settled)
 
     def review(self) -> tuple[list[Account], list[str]]:
         """The users of lines that are not refused, and what is wrong with the file: a sentence for
@@ -283,6 +291,9 @@ def _parse(line: str) -> _Entry:
     """
     name, _, rest = line.partition(":")
     fields = rest.split(":", 6)  # the password, five that passwd(5) has, extra fields
+    if (meant := _from_latin_1(name)) != name:
+        text = "begins with a name that is not UTF-8; next: convert the file by iconv"
+        raise _BadLine(text, _meant(meant))
     try:
         user = check_name(name)
     except BadName:
@@ -307,6 +318,13 @@ def _meant(name: str) -> str:
     """The user that a name stands for without white space and invisible characters, such as a byte
     order mark, which editors and web pages add."""
     return _key("".join(each for each in name if unicodedata.category(each) != "Cf").strip())
+
+
+def _from_latin_1(name: str) -> str:
+    """A name that is not UTF-8, as Latin-1, in which older editors and systems write; any other
+    name as it is."""
+    octets = name.encode("utf-8", "surrogateescape")
+    return octets.decode("latin-1") if any("\udc80" <= each <= "\udcff" for each in name) else name
 
 
 def _is_restriction(field: str) -> bool:

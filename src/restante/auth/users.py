@@ -334,8 +334,10 @@ class Users:
                 " WHERE name = ? AND selector IN ('', ?) ORDER BY selector DESC LIMIT 1",
                 (key, passwords.selector(password)),
             ).fetchone()
-        label, phc, keys, *permissions = row or ("", passwords.nobodys(), None)
-        if not passwords.matches(password, phc) or row is None:
+        label, phc, keys, *permissions = row or ("", "", None)
+        is_own = passwords.is_sane(phc)  # any other costs what an unknown user costs
+        is_right = passwords.matches(password, phc if is_own else passwords.nobodys())
+        if not is_right or not is_own:
             raise AuthenticationFailed("unknown-user" if row is None else "bad-password")
         account = self._may_act(_account(key, permissions, label), credentials)
         self.used(account, credentials.address)
