@@ -262,6 +262,52 @@ def test_what_came_before_a_failure_is_told_and_counted(
     assert (line["stored"], line["exit_code"]) == (1, 75)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_run_reaches_quit_without_the_messages_that_end_its_connections(
+    count: int, home: Path, configured: Path, server: Pop3Server, restante: Restante
+) -> None:
+    """They are tried once more in the next run, and then wait a day."""
+    extend(configured, 'keep = "none"')
+    for number in range(count):
+        server.deliver("bob", MESSAGE + b"%d\n" % number)
+    server.fault.drop("RETR", after_bytes=10, times=None)
+    for when in ("the next run", "24 h", "24 h"):
+        done = restante("collect", "bob")
+        names = set(re.findall(rf"tried again in {when}, or now: --whole (\w+)", done.err))
+        assert (done.code, len(names)) == (0, count)
+    assert stored(home, "bob") == 0
+
+
+@pytest.mark.parametrize("losses", [1, 2, 3, 4])
+def test_connections_lost_in_one_run_delay_nothing_beyond_the_next(
+    losses: int, home: Path, configured: Path, server: Pop3Server, restante: Restante
+) -> None:
+    extend(configured, 'keep = "none"')
+    for number in range(4):
+        server.deliver("bob", MESSAGE + b"%d\n" % number)
+    server.fault.drop("RETR", after_bytes=10, times=losses)
+    restante("collect", "bob")
+    server.fault.clear()
+    assert restante("collect", "bob").code == 0
+    assert (stored(home, "bob"), server.messages("bob")) == (4, [])
+
+
+@pytest.mark.slow
+def test_each_turn_of_a_service_is_a_run(home: Path, configured: Path, server: Pop3Server) -> None:
+    extend(configured, 'keep = "none"\nevery = "1s"')
+    server.deliver("bob", MESSAGE)
+    server.fault.drop("RETR", after_bytes=10, times=2)
+    with started("collect", "bob", "--watch") as process:
+        assert process.stderr is not None
+        seen = process.stderr.readline()
+        while b"deleted upstream" not in seen[-200:]:
+            line = process.stderr.readline()
+            assert line, seen
+            seen += line
+    assert b"tried again in the next run" in seen
+    assert stored(home, "bob") == 1
+
+
 def test_a_lost_answer_to_quit_is_no_failure_when_nothing_was_marked(
     home: Path, configured: Path, server: Pop3Server, restante: Restante
 ) -> None:

@@ -174,6 +174,28 @@ def test_what_was_set_aside_is_tried_last_when_its_time_is_over_or_by_name() -> 
     assert kinds(steps(listing, {}, wanted, POISON)) == ["Fetch 2", "Fetch 1"]
 
 
+@pytest.mark.parametrize(
+    ("until", "whole", "reason"),
+    [
+        (NOW, False, "set aside (it did not end); tried again in the next run, or now: --whole "),
+        (NOW, True, "set aside (it did not end); tried again in the next run, or now: --whole "),
+        (NOW + 1, False, "set aside after 2 tries (it did not end); tried again in 1 h, or now: "),
+        (NOW + 1, True, "set aside (it did not end); tried again in the next run, or now: "),
+    ],
+)
+def test_what_is_postponed_is_not_tried_even_by_name(
+    until: float, whole: bool, reason: str
+) -> None:
+    listing, policy = [ONE, Message(2, "v", 1)], Policy()
+    if whole:
+        policy = Policy(whole=frozenset([short_name(ONE)]))
+    aside = {"u": Aside(2, "it did not end", until)}
+    fetch, skip = plan(listing, {}, policy, NOW, aside=aside, postponed={"u"})
+    assert isinstance(fetch, Fetch)
+    assert isinstance(skip, Skip)
+    assert skip.reason.startswith(reason)
+
+
 def test_without_unique_ids_the_size_says_what_is_set_aside() -> None:
     listing = [Message(1, None, 100), Message(2, None, 99)]
     found = steps(listing, {}, None, {" size 100": Aside(2, "it did not end", NOW + 1)})

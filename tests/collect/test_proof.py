@@ -22,6 +22,7 @@ from restante.collect.collector import Account, LooksMoved, Outcome, collect
 from restante.collect.destinations import open_destination
 from restante.collect.ledger import Ledger
 from restante.collect.plan import Budget, Policy, short_name
+from restante.collect.run import Run
 from restante.errors import ConnectionLost
 from restante.net.client import connect
 from restante.pop3.listing import Message
@@ -904,17 +905,24 @@ def test_a_label_outlives_the_ledger(world: World, tmp_path: Path) -> None:
 
 
 def sessions(world: World, policy: Policy = KEEP_NONE, most: int = 3) -> list[str]:
-    """As `restante collect` does: another one at once if that avoids what the last was lost by."""
-    ends = []
-    for _ in range(most):
+    """One run of `restante collect`: if a connection is lost at a message, another session begins
+    at once."""
+    ends, run = [], Run()
+    for at in range(most):
+        run.is_last = at == 2
         try:
-            world.collect(policy)
+            world.collect(policy, run=run)
             ends.append("ended well")
         except ConnectionLost:
             ends.append("lost")
         if not world.outcome.may_go_on:
             break
     return ends
+
+
+def breaks_at(*names: str) -> Callable[[str], bool]:
+    """The server closes the connection at each RETR of these."""
+    return lambda said: said in {f"RETR {each}" for each in names}
 
 
 @pytest.mark.parametrize("announced", [("UIDL", "TOP", "PIPELINING"), ("UIDL", "TOP")])
@@ -932,10 +940,134 @@ def test_a_message_that_ends_the_connection_is_set_aside(
     assert world.outcome.skipped[0].startswith("message 1: set aside after 2 tries (the connection")
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_short_outage_delays_nothing_beyond_the_next_run(
+    count: int, most: int, world: World
+) -> None:
+    """However often the connection was lost in the run before, and at whatever message."""
+    world.server.mail = {each: letter(each) for each in "12345"[:count]}
+    world.server.closes = lambda said: said.startswith("RETR")
+    sessions(world, most=most)
+    world.server.closes = lambda said: False
+    assert sessions(world) == ["ended well"]
+    assert (len(world.mail), world.server.mail, world.outcome.skipped) == (count, {}, [])
+    with closing(world.ledger()) as ledger:
+        assert ledger.aside("isp") == {}
+
+
+def test_two_losses_at_a_message_set_it_aside_for_the_rest_of_the_run(world: World) -> None:
+    world.server.mail = {each: letter(each) for each in "123"}
+    world.server.closes = breaks_at("2")
+    assert sessions(world) == ["lost", "lost", "ended well"]
+    assert list(world.server.mail) == ["2"]
+    name = short_name(Message(2, "2", len(letter("2"))))
+    reason = "the connection ended at it); tried again in the next run"
+    assert world.outcome.skipped == [f"message 2: set aside ({reason}, or now: --whole {name}"]
+
+
+def test_the_next_run_tries_it_last_and_if_that_fails_it_waits_a_day(world: World) -> None:
+    world.server.mail = {each: letter(each) for each in "123"}
+    world.server.closes = breaks_at("1")
+    sessions(world)
+    world.server.mail |= {each: letter(each) for each in "45"}
+    assert sessions(world, most=1) == ["lost"]
+    assert world.asked("RETR") == ["4", "5", "1"]
+    assert sessions(world) == ["ended well"]
+    assert list(world.server.mail) == ["1"]
+    for _ in range(5):
+        world.now += 4 * 3600
+        assert sessions(world) == ["ended well"]
+        assert world.asked("RETR") == []
+        assert world.outcome.skipped[0].startswith("message 1: set aside after 2 tries (the conn")
+    world.now += 4 * 3600
+    assert sessions(world)[0] == "lost"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_messages_that_always_end_the_connection_do_not_block_the_others(
+    count: int, world: World
+) -> None:
+    """Every third session at the latest fetches what is new and deletes what is due; the number of
+    runs that it takes to find the bad ones is the least that is possible."""
+    bad = [f"bad{at}" for at in range(count)]
+    world.server.closes = breaks_at(*bad)
+    world.server.mail = {each: letter(each) for each in bad}
+    for at in range(20):
+        good = [f"good{at}", f"fine{at}"]
+        world.server.mail |= {each: letter(each) for each in good}
+        ends = sessions(world)
+        world.now += 3600
+        if at >= count // 3:
+            assert ends[-1] == "ended well"
+            assert list(world.server.mail) == bad
+    assert len(world.mail) == 40
+
+
+def test_several_bad_messages_are_tried_seldom(world: World) -> None:
+    bad = [f"bad{at}" for at in range(4)]
+    world.server.closes = breaks_at(*bad)
+    world.server.mail = {each: letter(each) for each in bad}
+    lost = 0
+    for _ in range(24 * 7):
+        lost += sessions(world).count("lost")
+        world.now += 3600
+    assert lost <= 5 * len(bad)  # twice or three times on the first day; after 1, 2 and 4 days
+
+
+def test_a_run_of_many_sessions_tries_a_bad_message_twice(world: World) -> None:
+    """A server that lists its mail in parts gets as many sessions as it needs."""
+    world.place = "command:/bin/false"
+    world.server.mail = {"1": letter("1")}
+    run = Run()
+    asked = []
+    for _ in range(5):
+        world.collect(KEEP_NONE, run=run)
+        asked += world.asked("RETR")
+    assert asked == ["1", "1"]
+
+
+def test_after_a_restart_a_run_begins(world: World) -> None:
+    """The first one was killed when its connection had been lost twice."""
+    world.server.mail = {each: letter(each) for each in "12"}
+    world.server.closes = breaks_at("1")
+    run = Run()
+    for _ in range(2):
+        with pytest.raises(ConnectionLost):
+            world.collect(KEEP_NONE, run=run)
+    world.server.closes = lambda said: False
+    assert sessions(world) == ["ended well"]
+    assert (len(world.mail), world.server.mail) == (2, {})
+
+
+def test_the_clock_does_not_decide_which_run_it_is(world: World) -> None:
+    world.server.mail = {each: letter(each) for each in "12"}
+    world.server.closes = breaks_at("1")
+    sessions(world)
+    world.server.closes = lambda said: False
+    world.now -= DAY
+    assert sessions(world) == ["ended well"]
+    assert world.server.mail == {}
+
+
+def test_what_an_earlier_version_has_set_aside_keeps_waiting(world: World) -> None:
+    world.server.mail = {each: letter(each) for each in "12"}
+    world.collect(replace(KEEP_ALL, limit=0))
+    with closing(world.ledger()) as ledger, ledger.transaction() as database:
+        row = ("isp", b"1", 2, "the connection ended at it", world.now + DAY)
+        database.execute("INSERT INTO aside VALUES (?, ?, ?, ?, ?)", row)
+    sessions(world)
+    assert list(world.server.mail) == ["1"]
+    world.now += DAY + 1
+    sessions(world)
+    assert world.server.mail == {}
+
+
 def test_what_is_set_aside_is_tried_again_and_comes(world: World) -> None:
     world.server.mail = {each: letter(each) for each in "12"}
-    world.server.closes = lambda said: said == "RETR 1"
-    sessions(world)
+    world.server.closes = breaks_at("1")
+    for _ in range(2):
+        sessions(world)
     world.server.closes = lambda said: False
     world.now += DAY - 3600
     assert world.collect(KEEP_NONE).stored == 0
@@ -948,22 +1080,34 @@ def test_what_is_set_aside_is_tried_again_and_comes(world: World) -> None:
 
 def test_the_waits_grow_up_to_a_week(world: World) -> None:
     world.server.mail = {"1": letter("1")}
-    world.server.closes = lambda said: said == "RETR 1"
+    world.server.closes = breaks_at("1")
     tries = []
     for at in range(4 * 30):
         if "lost" in sessions(world):
             tries.append(at / 4)
         world.now += DAY / 4
-    assert [later - earlier for earlier, later in pairwise(tries)] == [1, 2, 4, 7, 7, 7]
+    assert [later - earlier for earlier, later in pairwise(tries)] == [0.25, 1, 2, 4, 7, 7, 7]
 
 
-def test_a_message_is_taken_by_its_name_although_it_was_set_aside(world: World) -> None:
+@pytest.mark.parametrize("runs", [1, 2])
+def test_a_message_is_taken_by_its_name_although_it_was_set_aside(runs: int, world: World) -> None:
     world.server.mail = {each: letter(each) for each in "12"}
-    world.server.closes = lambda said: said == "RETR 1"
-    sessions(world)
+    world.server.closes = breaks_at("1")
+    for _ in range(runs):
+        sessions(world)
     world.server.closes = lambda said: False
     name = short_name(Message(1, "1", len(letter("1"))))
     assert world.collect(Policy(whole=frozenset([name]))).stored == 1
+
+
+def test_a_message_named_by_hand_does_not_block_the_others_either(world: World) -> None:
+    """And it is there, so nothing says that it is not."""
+    world.server.mail = {each: letter(each) for each in "12"}
+    world.server.closes = breaks_at("1")
+    name = short_name(Message(1, "1", len(letter("1"))))
+    ends = sessions(world, replace(KEEP_NONE, whole=frozenset([name])))
+    assert ends == ["lost", "lost", "ended well"]
+    assert (list(world.server.mail), world.outcome.refused) == (["1"], [])
 
 
 def test_a_message_without_end_does_not_stop_the_rest(
@@ -974,12 +1118,12 @@ def test_a_message_without_end_does_not_stop_the_rest(
     world.server.mail = {each: letter(each) for each in "123"}
     world.timeout = 0.5
     world.server.answer = lambda said, usual: (
-        b"+OK\r\n" + b"x" * 70_000 if said == "RETR 2" and "2" in world.server.mail else usual
+        b"+OK\r\n" + b"x" * 70_000 if said.startswith("RETR") and letter("2") in usual else usual
     )
     world.server.announced = ("UIDL", "TOP")
     for _ in range(2):
         sessions(world)
-    assert list(world.server.mail) == ["2"] or world.asked("RETR") == []
+    assert list(world.server.mail) == ["2"]
     assert world.mail == sorted([letter("1"), letter("3")])
 
 
@@ -990,6 +1134,18 @@ def test_a_header_that_ends_the_connection_sets_its_message_aside(world: World) 
     for _ in range(2):
         sessions(world)
     assert list(world.server.mail) == ["2"]
+
+
+def test_a_header_that_ends_the_connection_does_not_block_the_look_at_what_is_new(
+    world: World,
+) -> None:
+    """All unique-ids are new, so headers must show whether the mail is."""
+    world.server.mail = {f"old{at}": letter(f"old{at}") for at in range(25)}
+    world.collect(KEEP_ALL)
+    world.server.mail = {f"new{at}": letter(f"new{at}") for at in range(25)}
+    world.server.closes = lambda said: said.endswith(" new3")
+    assert sessions(world) == ["lost", "lost", "ended well"]
+    assert list(world.server.mail) == ["new3"]
 
 
 def test_without_unique_ids_what_ends_the_connection_is_known_by_its_size(world: World) -> None:

@@ -11,11 +11,9 @@ import mailbox
 import os
 import re
 import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,18 +89,7 @@ def _restante(order: Order) -> list[str]:
     lines = ["[account.one]", *(f"{key} = {json.dumps(value)}" for key, value in account.items())]
     again = ["--again", "dedupe"] if order.asked else []
     control = _written(order.place / "restante.toml", lines)
-    _let_a_day_pass(order.place)
     return [sys.executable, "-m", "restante", "-c", control, "collect", *again, "one"]
-
-
-def _let_a_day_pass(place: Path) -> None:
-    """A message at which the connection ended twice is set aside for a day, and reported."""
-    for ledger in place.rglob("ledger.sqlite3"):
-        # A full disk may have left it without tables.
-        with closing(sqlite3.connect(ledger)) as database, database:
-            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'aside'").fetchall():
-                continue
-            database.execute("UPDATE aside SET until = 0")
 
 
 def _mpop(order: Order) -> list[str]:

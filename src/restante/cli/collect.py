@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ..collect.destinations import Destination
     from ..collect.ledger import Ledger
     from ..collect.plan import Budget, Policy
+    from ..collect.run import Run
     from ..net.client import Client
     from ..net.remote import Options
     from .telling import Bars
@@ -282,16 +283,18 @@ async def sessions(
     added to ``total``, also when one fails.
     """
     from ..collect.collector import LoginTooSoon, Outcome
+    from ..collect.run import Run
 
+    run = Run()
     limit = left = limit or account.limit or None
     lost: ConnectionLost | None = None
     tries, is_first = _TRIES, True
     while is_first or lost or (total.may_list_more and not options.get("whole")):
         if limit is not None and (left := limit - total.stored) <= 0:
             break
-        part = Outcome()
+        part, run.is_last = Outcome(), tries == 1
         try:
-            await session(found, name, account, ledger, part, limit=left, **options)
+            await session(found, name, account, ledger, part, limit=left, run=run, **options)
             lost = None
         except ConnectionLost as error:
             tries -= 1
@@ -322,8 +325,9 @@ async def session(
     dry_run: bool = False,
     unlimited: bool = False,
     bars: Bars = telling.no_bar,
+    run: Run | None = None,
 ) -> None:
-    """One session with one account.
+    """One session with one account; see ``collector.collect`` for ``run``.
 
     Raises:
         ConfigurationError: its destination cannot do what ``keep`` needs.
@@ -348,6 +352,7 @@ async def session(
             dry_run=dry_run,
             progress=show,
             outcome=outcome,
+            run=run,
         )
 
 

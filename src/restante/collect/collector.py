@@ -66,6 +66,7 @@ from .plan import (
     unique_ids,
     why_due,
 )
+from .run import Run
 
 __all__ = ["Account", "LoginTooSoon", "LooksMoved", "Outcome", "Progress", "collect"]
 
@@ -116,10 +117,12 @@ async def collect(
     progress: Progress = lambda messages, octets: None,
     clock: Callable[[], float] = time.time,
     outcome: Outcome | None = None,
+    run: Run | None = None,
 ) -> Outcome:
     """One session with the server.
 
-    What came of it is returned, and stands in ``outcome`` also when it fails.
+    What came of it is returned, and stands in ``outcome`` also when it fails.  The sessions that
+    follow each other at once have one ``run``; without one the session is a run of its own.
 
     ``again`` says what to do when nearly everything looks new: ``stop``, ``fetch`` all of it, or
     ``dedupe``: fetch it and store only what no message taken before equals.  ``adopt_present`` is
@@ -145,7 +148,8 @@ async def collect(
             outcome.notes.append(f"was called {entry.renamed_from} before; what it took is known")
         used = ledger.used_in_a_day(account.name, wall)
         use = Use(ledger, ledger.tried(account.name, wall), clock)
-        session = _Session(account, ledger, destination, entry, use, outcome, progress, now)
+        run = run or Run()
+        session = _Session(account, ledger, destination, entry, use, outcome, progress, now, run)
         await session.hold(clock, again, used, dry_run=dry_run, adopt_present=adopt_present)
         ledger.succeeded(account.name, clock())
         return outcome
@@ -183,6 +187,7 @@ class _Session:
         outcome: Outcome,
         progress: Progress,
         now: Callable[[], float],
+        run: Run,
     ) -> None:
         """``now`` is the ledger's clock."""
         self._account, self._name, self._policy = account, account.name, account.policy
@@ -190,7 +195,7 @@ class _Session:
         self._destination = destination
         self._entry = entry
         self._use, self._outcome, self._progress = use, outcome, progress
-        self._now = now
+        self._now, self._this_run = now, run
         self._known = Known(ledger, account.name, entry.label)
         self._is_begun = self._is_done = False  # logged in; and all but QUIT
         self._limited_until = entry.limited_until
@@ -257,7 +262,9 @@ class _Session:
             self._outcome,
             self._progress,
             self._now,
+            self._this_run,
         )
+        self._fetching.aside = self._ledger.aside(self._name)
         self._is_begun = True
 
     async def _run(self, again: str, used: Used, *, dry_run: bool, adopt_present: bool) -> None:
@@ -284,9 +291,11 @@ class _Session:
     ) -> tuple[list[Fetch | Compare], list[Stub]]:
         """What is fetched, and of what the header; what needs no fetching is proved on return."""
         policy, room, outcome = self._policy, Room(self._policy, used), self._outcome
-        aside = self._fetching.aside = self._ledger.aside(self._name)
+        aside = self._fetching.aside
+        postponed = self._this_run.postponed(aside)
         self._newest = newest_of(listing, self._known.taken, policy.newest)
-        steps = list(plan(listing, self._known.taken, policy, self._now(), room, aside))
+        now, taken = self._now(), self._known.taken
+        steps = list(plan(listing, taken, policy, now, room, aside, postponed))
         due = [step for step in steps if isinstance(step, Due) and await self._may_go(step.key)]
         self._why = {step.key: step.why for step in due}
         looks = [step for step in steps if isinstance(step, Look)]
@@ -297,7 +306,7 @@ class _Session:
         skips = [step for step in steps if isinstance(step, Skip)]
         outcome.skipped += [f"message {each.message.number}: {each.reason}" for each in skips]
         fetches = [step for step in steps if isinstance(step, Fetch | Compare)]
-        wanted = {short_name(each.message) for each in (*fetches, *waiting)}
+        wanted = {short_name(each.message) for each in (*fetches, *waiting, *skips)}
         missing = policy.whole - wanted if policy.whole else ()
         outcome.refused += [f"{each}: not there, or here already" for each in sorted(missing)]
         return fetches, [step for step in steps if isinstance(step, Stub)]
@@ -406,7 +415,12 @@ class _Session:
         known = self._ledger.likenesses(self._name)
         if len(known) < expected / 2:
             return False  # too many were taken without one
-        new = [each for each in listing if each.unique_id not in self._known.taken]
+        new = [
+            each
+            for each in listing
+            if each.unique_id not in self._known.taken
+            and aside_key(each) not in self._fetching.aside  # nor is the connection to end here
+        ]
         some = new[:: max(len(new) // _SAMPLE, 1)]
         found = [mark for mark in (await self._fetching.likenesses(some)).values() if mark]
         return len(found) >= _ENOUGH and known.isdisjoint(found)

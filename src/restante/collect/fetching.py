@@ -37,6 +37,7 @@ from .plan import (
     aside_key,
     short_name,
 )
+from .run import Run
 from .stub import stub
 
 _GROUP = 256  # messages between two commits of the ledger, where repeating one is nothing
@@ -95,6 +96,7 @@ class Fetching:
         outcome: Outcome,
         progress: Progress,
         now: Callable[[], float],
+        run: Run,
     ) -> None:
         """``now`` is the ledger's clock."""
         self.seen: list[Seen] = []
@@ -112,6 +114,7 @@ class Fetching:
         self._reader, self._ledger, self._account = reader, ledger, account
         self._known, self._destination, self._policy = known, destination, policy
         self._use, self._outcome, self._progress, self._now = use, outcome, progress, now
+        self._run = run
         self._grouping = destination if isinstance(destination, Grouping) else None
         self._refusals = 0  # of messages in a row, for now
         self._doubted: list[tuple[Message, str]] = []  # in a row, and the reasons
@@ -564,7 +567,9 @@ class Fetching:
                 self.set_aside(message, reason)
 
     def set_aside(self, message: Message, reason: str) -> None:
-        self._ledger.set_aside(self._account, aside_key(message), reason, self._now())
+        key = aside_key(message)
+        is_first = self._run.failed(key)
+        self._ledger.set_aside(self._account, key, reason, self._now(), is_first=is_first)
 
 
 async def _pieces(file: SpooledTemporaryFile[bytes]) -> AsyncIterator[bytes]:

@@ -458,13 +458,18 @@ class Ledger:
             ).fetchall()
         return {_text(key): Aside(*rest) for key, *rest in rows}
 
-    def set_aside(self, account: str, key: str, reason: str, now: float) -> Aside:
-        """It could not be taken once more.  The first time it is only tried last."""
+    def set_aside(
+        self, account: str, key: str, reason: str, now: float, *, is_first: bool
+    ) -> Aside:
+        """Record that a message could not be taken; ``is_first``: for the first time in this run.
+
+        After one run the next one tries it last; after the second it waits a day, and then longer.
+        """
         with self.transaction():
             row = self._database.execute(
                 "SELECT tries FROM aside WHERE account = ? AND key = ?", (account, _octets(key))
             ).fetchone()
-            tries = (row[0] if row else 0) + 1
+            tries = row[0] + is_first if row else 1
             wait = 0.0 if tries == 1 else min(_DAY * 2.0 ** min(tries - 2, 30), _WEEK)
             found = Aside(tries, reason, now + wait)
             self._database.execute(

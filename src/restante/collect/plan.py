@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from hashlib import sha256
@@ -338,12 +338,13 @@ def plan(
     now: float,
     room: Room | None = None,
     aside: Mapping[str, Aside] | None = None,
+    postponed: Container[str] = (),
 ) -> Iterator[Step]:
     """The steps for one session: new mail in the order of the listing, then what is compared.
 
-    ``taken`` is by unique-id, ``aside`` by ``aside_key``; ``now`` is in seconds of the ledger's
-    clock.  What does not fit into the day's budget lets all that is fetched after it wait as well,
-    or a large message would wait for ever.
+    ``taken`` is by unique-id, ``aside`` by ``aside_key``; what of it is ``postponed`` waits for the
+    next run.  ``now`` is in seconds of the ledger's clock.  What does not fit into the day's budget
+    lets all that is fetched after it wait as well, or a large message would wait for ever.
     """
     unique, room = unique_ids(listing), room or Room(policy)
     newest = newest_of(listing, taken, policy.newest)
@@ -351,7 +352,7 @@ def plan(
     for message in _poison_last(listing, aside or {}):
         key = unique.get(message.number)
         known = taken.get(key) if key is not None else None
-        if (reason := _why_aside(message, aside or {}, policy, now)) is not None:
+        if (reason := _why_aside(message, aside or {}, postponed, policy, now)) is not None:
             yield Skip(message, reason)
         elif key is None or known is None or known.at is None:
             yield from _new(message, key, taken, policy, room)
@@ -450,16 +451,25 @@ def _poison_last(listing: Sequence[Message], aside: Mapping[str, Aside]) -> Iter
 
 
 def _why_aside(
-    message: Message, aside: Mapping[str, Aside], policy: Policy, now: float
+    message: Message,
+    aside: Mapping[str, Aside],
+    postponed: Container[str],
+    policy: Policy,
+    now: float,
 ) -> str | None:
     found = aside.get(aside_key(message)) if aside else None
-    if found is None or found.until <= now or short_name(message) in policy.whole:
+    if found is None:
         return None
-    hours = math.ceil((found.until - now) / 3600)
-    return (
-        f"set aside after {found.tries} tries ({found.reason}); tried again in {hours} h, "
-        f"or now: --whole {short_name(message)}"
-    )
+    name = short_name(message)
+    if found.until > now and name not in policy.whole:
+        hours = math.ceil((found.until - now) / 3600)
+        return (
+            f"set aside after {found.tries} tries ({found.reason}); tried again in {hours} h, "
+            f"or now: --whole {name}"
+        )
+    if aside_key(message) in postponed:
+        return f"set aside ({found.reason}); tried again in the next run, or now: --whole {name}"
+    return None
 
 
 def aside_key(message: Message) -> str:

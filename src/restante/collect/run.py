@@ -1,0 +1,38 @@
+"""The sessions of one run share what failed, so that a bad message does not keep it from its end.
+
+A connection that is lost at a message deletes nothing: only QUIT does (RFC 1939 §6).  So a run in
+which this happened has to reach QUIT without that message.  Time cannot say which run it is: the
+outage of a minute must cost the message no more than this run, whenever the next one begins.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+_TRIES = 2  # of one message in one run
+
+
+class Run:
+    """One or more sessions with an account, each begun at once after the one before."""
+
+    def __init__(self) -> None:
+        self.is_last = False
+        """If the session that begins now is lost, no other one follows in this run."""
+        self._failures: Counter[str] = Counter()
+
+    def failed(self, key: str) -> bool:
+        """Count that a message could not be taken, by its ``aside_key``; return whether this is its
+        first failure in this run."""
+        self._failures[key] += 1
+        return self._failures[key] == 1
+
+    def postponed(self, aside: Iterable[str]) -> frozenset[str]:
+        """Return which of the messages that were ever set aside wait for the next run.
+
+        In the last session all of them do, so that it can only be lost at a message that never
+        failed before.
+        """
+        if self.is_last:
+            return frozenset(aside)
+        return frozenset(key for key in aside if self._failures[key] >= _TRIES)
