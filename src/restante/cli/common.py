@@ -134,7 +134,9 @@ def _code_of_system(error: OSError) -> int | None:
     if isinstance(error, TimeoutError | ConnectionError) or error.errno in _MAY_PASS:
         return sysexits.EX_TEMPFAIL
     # Without an absolute path it is a socket whose server is not started, or mail in motion.
-    is_named = os.path.isabs(os.fsdecode(error.filename or ""))
+    is_named = isinstance(error.filename, str | bytes) and os.path.isabs(
+        os.fsdecode(error.filename)
+    )
     is_lasting = error.errno in _LASTING or (error.errno == errno.ENOENT and is_named)
     return sysexits.EX_IOERR if is_lasting else None
 
