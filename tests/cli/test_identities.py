@@ -87,6 +87,60 @@ def test_each_user_logs_in_where_it_is_known(home: Path, chained: Path, ann: str
     assert f"{home}/passwd:" in told
 
 
+ORDERS = ['["users", "passwd-file"]', '["passwd-file", "users"]']
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    ("line", "is_admitted"),
+    [
+        ("ann:{PLAIN}p", True),
+        ("ANN:{PLAIN}p::::::allow_nets=192.0.2.0/24", True),
+        ("ann:{PLAIN}p::::::nologin", False),
+        ("ann:{PLAIN}p::::::malformed", False),
+        ("bob:{PLAIN}p", False),
+    ],
+)
+def test_rm_warns_of_another_back_end_that_lets_the_user_in(
+    order: str, line: str, is_admitted: bool, home: Path, ann: str, restante: Restante
+) -> None:
+    """With another password and the same mail; the warning comes before the question."""
+    (home / "passwd").write_text(f"{line}\n")
+    text = f'[auth]\nchain = {order}\npasswd_file.path = "{home}/passwd"\n'
+    configuration = configured(home, text)
+    refused = restante("-c", configuration, "user", "rm", "Ann")
+    told = "warning: passwd-file still lets ann in, and opens the maildrop ann with the mail that"
+    assert refused.code == 64
+    assert (told in refused.err) is is_admitted
+    assert ("restante user disable ann" in refused.err) is (is_admitted and order == ORDERS[0])
+    found = restante("-c", configuration, "user", "rm", "ann", "--yes", "--json")
+    expected = {"backend": "passwd-file", "maildrop": "ann"} if is_admitted else None
+    assert (found.code, found.json["admitted_by"]) == (0, expected)
+    assert len(found.json["warnings"]) == is_admitted
+    why = restante("-c", configuration, "auth", "why", "ann", "192.0.2.1")
+    assert (why.code == 0) is is_admitted
+
+
+def test_rm_warns_of_tokens_of_unknown_users_and_of_back_ends_that_are_down(
+    home: Path, ann: str, restante: Restante
+) -> None:
+    (home / "jwks").write_text('{"keys": []}')
+    text = f'[auth]\nchain = ["users", "oauth"]\n{OAUTH}jwks = "{home}/jwks"\nusers = "any"\n'
+    found = restante("-c", configured(home, text), "user", "rm", "ann")
+    assert "warning: oauth still lets ann in, and opens the maildrop ann" in found.err
+    text = f'[auth]\nchain = ["users", "passwd-file"]\npasswd_file.path = "{home}/none"\n'
+    found = restante("-c", configured(home, text), "user", "rm", "ann", "--yes")
+    assert (
+        f"another back end may still let ann in: logins cannot be checked now: {home}" in found.err
+    )
+    assert found.code == 0
+
+
+def test_rm_warns_of_nothing_where_no_other_back_end_is(ann: str, restante: Restante) -> None:
+    found = restante("user", "rm", "ann", "--yes", "--json")
+    assert (found.json["admitted_by"], found.json["warnings"], found.err) == (None, [], "")
+
+
 def test_apop_is_there_by_configuration_only(home: Path) -> None:
     """Named, and every user's password could be known; then also over the wire."""
     (home / "passwd").write_text("bob:{PLAIN}in clear\n")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -50,6 +53,22 @@ def chain(found: Configuration, users: Users, queue: Queue = lambda backend, _: 
         takes_certificates=bool(found.tls.client_ca),
         check_place=place_check(found),
     )
+
+
+def admitted_without_users(config: Configuration, users: Users, name: str) -> tuple[str, str]:
+    """The back end that lets a user in who is not in the database of users, and the maildrop that
+    it opens; two empty strings: none does.
+
+    Raises:
+        TemporaryFailure, ConfigurationError: a back end cannot be asked.
+    """
+    others = tuple(each for each in config.auth.chain if each != "users")
+    auth = replace(config.auth, chain=others)
+    with closing(chain(replace(config, auth=auth), users)) as rest:
+        backend, account = asyncio.run(rest.find(name))
+    if account is None and "oauth" in others and auth.oauth.users == "any":
+        return "oauth", name
+    return (backend, account.maildrop) if account and account.is_enabled else ("", "")
 
 
 def place_check(config: Configuration) -> Callable[[str], object]:

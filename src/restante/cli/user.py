@@ -7,7 +7,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from getpass import getpass
@@ -199,12 +199,36 @@ def disable(options: argparse.Namespace) -> int:
 
 
 def remove(options: argparse.Namespace) -> int:
-    users = _users(options)
-    users.get(options.name)  # a typing error shows before the question
+    config = common.configuration(options)
+    users = common.users(config)
+    name = users.get(options.name).name  # a typing error shows before the question
+    admitted_by, warnings = _still_admitted(config, users, name)
+    for warning in [] if options.json else warnings:
+        common.say(f"warning: {warning}")
     if not common.confirm(f"Remove {options.name}? The maildrop stays.", options):
         return os.EX_OK
     users.remove(options.name)
-    return _done(options, "user-rm", "is removed; the maildrop stays")
+    more = {"admitted_by": admitted_by, "warnings": warnings}
+    return _done(options, "user-rm", "is removed; the maildrop stays", more=more)
+
+
+def _still_admitted(
+    config: Configuration, users: Users, name: str
+) -> tuple[dict[str, str] | None, list[str]]:
+    """The other back end that decides about a user after removal here, and warnings about it."""
+    try:
+        backend, maildrop = identities.admitted_without_users(config, users, name)
+    except RestanteError as error:
+        return None, [f"another back end may still let {name} in: {common.describe(error)}"]
+    if not backend:
+        return None, []
+    warning = (
+        f"{backend} still lets {name} in, and opens the maildrop {maildrop} with the mail that is "
+        "there"
+    )
+    if "users" in config.auth.chain[: config.auth.chain.index(backend)]:
+        warning += f"; to keep the user out: restante user disable {name}, and no removal"
+    return {"backend": backend, "maildrop": maildrop}, [warning]
 
 
 def show(options: argparse.Namespace) -> int:
@@ -394,10 +418,17 @@ def _users(options: argparse.Namespace) -> Users:
     return common.users(common.configuration(options))
 
 
-def _done(options: argparse.Namespace, verb: str, text: str, password: str = "") -> int:
+def _done(
+    options: argparse.Namespace,
+    verb: str,
+    text: str,
+    password: str = "",
+    more: Mapping[str, object] | None = None,
+) -> int:
+    """``more``: for programs only."""
     made = {"password": password} if password and options.generate else {}
     if options.json:
-        common.print_json(verb, name=options.name, **made)
+        common.print_json(verb, name=options.name, **made, **(more or {}))
     else:
         common.say(f"{options.name} {text}")
         if made:
