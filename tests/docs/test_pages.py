@@ -52,6 +52,7 @@ BEFORE = {
     "guessing": _ANN,
     "fetch-mail": _ANN,
     "identities": _ANN[:1],
+    "receive-mail": _ANN[:1],
     "look-for-damage": _ANN,
     "back-up": _ANN,
     "keep-an-eye": _ANN,
@@ -72,6 +73,8 @@ BEFORE = {
 PLACES = (
     ("pop.example.org", "{pop3s}"),
     ("127.0.0.1:1995", "{pop3s}"),
+    ("127.0.0.1:2525", "{smtp}"),
+    ("/run/restante/lmtp.sock", "{lmtp_unix}"),
     ("runuser -u restante -- ", ""),
     ("/var/mail/vhosts/example.org/ann/Maildir", "{home}/Maildir"),
     ("/var/backups/restante", "{home}"),

@@ -597,7 +597,8 @@ _RULES = attrgetter("store.hold", "store.quota", "limits.expire")  # what mail w
 _FIXED: tuple[Callable[[Configuration], object], ...] = (
     attrgetter("server.listen", "server.workers", "server.hostname", "server.tls_at_proxy"),
     attrgetter("store.kind", "store.path", "store.maildrop"),
-    attrgetter("intake", "auth.users", "auth.chain", "auth.deadline", "auth.passwd_file"),
+    attrgetter("intake", "limits.message"),
+    attrgetter("auth.users", "auth.chain", "auth.deadline", "auth.passwd_file"),
     attrgetter("auth.ldap", "auth.pam", "auth.oauth"),
     lambda found: bool(found.tls.client_ca),
 )
