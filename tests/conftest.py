@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import settings
 
+from restante import tls
 from restante.auth import passwords, scram
-from restante.net import tls
 
 from .support import LOOPS, Run
 

@@ -15,10 +15,6 @@ from scramp import ScramMechanism
 
 from restante.errors import AuthenticationFailed
 from restante.maildrop import Store
-from restante.net.connection import Timeouts
-from restante.net.listener import Address, Admission, Listener, Seat, bind
-from restante.net.proxy import Origin
-from restante.net.server import Service
 from restante.passdb import (
     Account,
     Credentials,
@@ -31,6 +27,10 @@ from restante.passdb import (
     Token,
 )
 from restante.pop3.session import Policy
+from restante.server.connection import Timeouts
+from restante.server.listener import Address, Admission, Listener, Seat, bind
+from restante.server.pop3 import Service
+from restante.server.proxy import Origin
 
 try:
     import uvloop

@@ -1,7 +1,7 @@
 """What others were caught by (CVE numbers), each as a thing that cannot happen here.
 
 The server's session and the client's dialogue are driven without sockets; what needs sockets
-or TLS has its CVE number in the docstring of a test in ``net/``.
+or TLS has its CVE number in the docstring of a test in ``server/``.
 """
 
 from __future__ import annotations

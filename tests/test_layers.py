@@ -19,7 +19,7 @@ LAYERS = {
     **dict.fromkeys(("pop3", "smtp", "sasl"), 1),
     **dict.fromkeys(("store", "auth", "shared", "https", "clock", "syncing", "mounts"), 2),
     **dict.fromkeys(("posix", "regular", "scanning", "threads"), 2),
-    "net": 3,
+    **dict.fromkeys(("server", "client", "tls"), 3),
     "collect": 4,
     **dict.fromkeys(("config", "log", "cli", "__main__", "__init__"), 5),
     **dict.fromkeys(
@@ -28,7 +28,7 @@ LAYERS = {
 }
 SIDEWAYS = {("pop3", "sasl"), ("log", "config"), ("cli", "config"), ("cli", "log")}
 SIDEWAYS |= {("auth", "shared"), ("auth", "https"), ("auth", "clock"), ("store", "clock")}
-SIDEWAYS |= {("shared", "clock")}
+SIDEWAYS |= {("shared", "clock"), ("auth", "threads"), ("server", "tls"), ("client", "tls")}
 SIDEWAYS |= {
     ("store", "syncing"),
     ("store", "mounts"),
@@ -41,10 +41,11 @@ SIDEWAYS |= {("shared", "posix"), ("store", "posix"), ("auth", "posix")}
 SIDEWAYS |= {("__main__", "cli"), ("cli", "__init__"), ("config", "__init__")}
 SIDEWAYS |= {("testing_plugin", "testing"), ("testing_hostile", "testing")}
 SIDEWAYS |= {("testing_command", "testing")}
-FORBIDDEN = {("net", "store"), ("net", "auth"), ("collect", "store"), ("collect", "auth")}
+FORBIDDEN = {("server", "store"), ("server", "auth"), ("collect", "store"), ("collect", "auth")}
 IO = {"asyncio", "socket", "ssl", "os", "time", "logging", "threading", "selectors", "subprocess"}
 LIBRARIES = {
-    "net": {"cryptography", "dns", "uvloop"},
+    "tls": {"cryptography"},
+    "client": {"dns"},
     "auth": {"cryptography", "scramp"},
 }
 LIBRARIES["auth"] |= {"bcrypt", "jwt", "ldap", "pamela", "passlib"}  # extras
@@ -101,12 +102,12 @@ def violations(module: str, source: str) -> list[str]:
         ("pop3.session", "def f():\n    from ..net import server"),
         ("sasl.plain", "from ..pop3 import state"),
         ("store.maildir", "from ..auth.users import Users"),
-        ("net.server", "from ..store.memory import MemoryStore"),
-        ("net.server", "from ..config import Configuration"),
-        ("net.server", "if TYPE_CHECKING:\n    from ..config import Configuration"),
+        ("server.pop3", "from ..store.memory import MemoryStore"),
+        ("server.pop3", "from ..config import Configuration"),
+        ("server.pop3", "if TYPE_CHECKING:\n    from ..config import Configuration"),
         ("collect.plan", "from .. import config"),
         ("errors", "import cryptography"),
-        ("pop3.state", "import restante.net"),
+        ("pop3.state", "import restante.server"),
     ],
 )
 def test_a_wrong_import_is_seen(module: str, source: str) -> None:
@@ -117,7 +118,7 @@ def test_a_wrong_import_is_seen(module: str, source: str) -> None:
     ("module", "source"),
     [
         ("pop3.session", "from ..sasl import MECHANISMS"),
-        ("net.server", "from ..pop3.session import Session"),
+        ("server.pop3", "from ..pop3.session import Session"),
         ("cli.serve", "from ..store.maildir import MaildirStore"),
         ("wire", "from .errors import OverlongLine"),
     ],

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from restante.net import body
+from restante.server import retrieval
 from restante.store import files
 from restante.threads import Threads, in_thread
 
@@ -80,7 +80,7 @@ def test_a_file_is_read_to_its_end_before_it_is_closed(
     monkeypatch.setattr(os, "pread", pread)
 
     async def main() -> None:
-        reader = asyncio.create_task(body._read(0, 0, 6))
+        reader = asyncio.create_task(retrieval._read(0, 0, 6))
         await asyncio.to_thread(begun.wait, 10)
         for _ in range(2):
             reader.cancel()

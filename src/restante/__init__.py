@@ -8,6 +8,10 @@ TYPE_CHECKING = False  # importing typing takes longer than all of this
 if TYPE_CHECKING:
     from typing import Any
 
+    from .client.asynchronous import Body, Client, connect
+    from .client.blocking import BlockingBody, BlockingClient, connect_blocking
+    from .client.discovery import discover, discover_blocking
+    from .client.remote import TLS, Options, Service
     from .errors import (
         BodySkipped,
         ClientError,
@@ -21,23 +25,19 @@ if TYPE_CHECKING:
         TLSUnavailable,
         UnsafeArgument,
     )
-    from .net.blocking import BlockingBody, BlockingClient, connect_blocking
-    from .net.client import Body, Client, connect
-    from .net.discovery import discover, discover_blocking
-    from .net.remote import TLS, Options, Service
     from .pop3.dialogue import Capabilities
     from .pop3.listing import Message
     from .pop3.quirks import Quirks
     from .sasl import Strength
 
 _HOMES = {
-    "TLS": "net.remote",
-    "BlockingBody": "net.blocking",
-    "BlockingClient": "net.blocking",
-    "Body": "net.client",
+    "TLS": "client.remote",
+    "BlockingBody": "client.blocking",
+    "BlockingClient": "client.blocking",
+    "Body": "client.asynchronous",
     "BodySkipped": "errors",
     "Capabilities": "pop3.dialogue",
-    "Client": "net.client",
+    "Client": "client.asynchronous",
     "ClientError": "errors",
     "CommandFailed": "errors",
     "ConnectionLost": "errors",
@@ -45,18 +45,18 @@ _HOMES = {
     "LoginFailed": "errors",
     "Message": "pop3.listing",
     "MessageTooLarge": "errors",
-    "Options": "net.remote",
+    "Options": "client.remote",
     "ProtocolBroken": "errors",
     "Quirks": "pop3.quirks",
     "RestanteError": "errors",
-    "Service": "net.remote",
+    "Service": "client.remote",
     "Strength": "sasl",
     "TLSUnavailable": "errors",
     "UnsafeArgument": "errors",
-    "connect": "net.client",
-    "connect_blocking": "net.blocking",
-    "discover": "net.discovery",
-    "discover_blocking": "net.discovery",
+    "connect": "client.asynchronous",
+    "connect_blocking": "client.blocking",
+    "discover": "client.discovery",
+    "discover_blocking": "client.discovery",
 }
 __all__ = [
     "TLS",

@@ -29,10 +29,10 @@ from .auth.schemes import SCHEMES
 from .auth.tokens import ALGORITHMS
 from .collect import providers
 from .errors import ConfigurationError, UnsafeArgument
-from .net.listener import MAX_SOCKET_PATH, Address
 from .pop3 import quirks as quirk_words
 from .pop3.texts import LANGUAGES
 from .regular import read_regular
+from .server.listener import MAX_SOCKET_PATH, Address
 
 BACKENDS = ("users", "passwd-file", "ldap", "pam", "oauth")
 ALL_MECHANISMS = (*sasl.MECHANISMS, "APOP")

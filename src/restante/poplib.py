@@ -33,8 +33,8 @@ from pathlib import Path
 from poplib import error_proto
 from typing import Any, BinaryIO, NoReturn, cast, overload
 
+from . import tls
 from .errors import UnsafeArgument
-from .net import tls
 from .pop3.record import Record
 
 __all__ = ["POP3", "POP3_SSL", "error_proto"]

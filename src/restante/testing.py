@@ -33,17 +33,16 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 from weakref import WeakSet
 
-from . import mime
+from . import mime, tls
 from .errors import AuthenticationFailed, MaildropInUse
 from .maildrop import Maildrop
-from .net import tls
-from .net.listener import Address, Admission, Listener, Seat, bind
-from .net.server import Connection, Service
 from .passdb import Account, Credentials, Proof, ScramSecrets, Token
 from .pop3.commands import VERBS
 from .pop3.session import Policy
 from .pop3.state import Event, StartTLS
 from .sasl import MECHANISMS
+from .server.listener import Address, Admission, Listener, Seat, bind
+from .server.pop3 import Connection, Service
 from .store.memory import MemoryStore
 
 T = TypeVar("T")

@@ -19,8 +19,8 @@ from restante.auth import cache as module
 from restante.auth.cache import Cache
 from restante.auth.users import NoSuchAppPassword, Users
 from restante.errors import AuthenticationFailed, TemporaryFailure
-from restante.net import login
 from restante.passdb import Account, Credentials, Digest, Proof, Shown, Token
+from restante.server import login
 
 from ..support import OneUser
 

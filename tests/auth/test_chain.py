@@ -17,7 +17,6 @@ from restante.auth.passwd_file import PasswdFile
 from restante.auth.throttle import Lane
 from restante.auth.turns import Turns
 from restante.errors import AuthenticationFailed, BackendUnavailable, NoSuchUser, TemporaryFailure
-from restante.net.login import offered
 from restante.passdb import (
     Account,
     Certificates,
@@ -34,6 +33,7 @@ from restante.passdb import (
     Tokens,
     attempting,
 )
+from restante.server.login import offered
 
 T = TypeVar("T")
 

@@ -18,10 +18,10 @@ from restante.cli import adding, asking
 from restante.cli import oauth as cli_oauth
 from restante.cli.adding import _locate
 from restante.cli.command import make_parser
+from restante.client import discovery
+from restante.client.remote import TLS, Service
 from restante.collect.oauth.flow import Question
 from restante.errors import ConnectionLost, UnsafeArgument
-from restante.net import discovery
-from restante.net.remote import TLS, Service
 from restante.testing import Pop3Server
 
 from ..collect.imap import ImapStandIn, imap_server

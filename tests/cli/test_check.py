@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from restante import config
+from restante import config, tls
 from restante.auth.users import Users
-from restante.net import tls
 from restante.passdb import Account
 
 from .conftest import Restante

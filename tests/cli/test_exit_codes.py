@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from restante import config
+from restante import config, tls
 from restante.auth import database
 from restante.auth.http import Web
 from restante.cli import common
@@ -26,7 +26,6 @@ from restante.collect.ledger import Ledger
 from restante.collect.oauth.flow import Application, Provider
 from restante.collect.oauth.web import by_itself
 from restante.errors import RestanteError
-from restante.net import tls
 from tests.collect.imap import imap_server
 
 from .conftest import Restante

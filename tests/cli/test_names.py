@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from restante import tls
 from restante.auth.names import BadName
 from restante.auth.users import Users
-from restante.net import tls
 
 from .conftest import Restante
 from .test_serve import Serving, serving

@@ -15,8 +15,8 @@ import pytest
 
 from restante import config
 from restante.errors import ConfigurationError
-from restante.net.tls import client_context, fingerprint, server_context
 from restante.regular import MAX_SIZE, read_regular
+from restante.tls import client_context, fingerprint, server_context
 
 from .conftest import Restante
 

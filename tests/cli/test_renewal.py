@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from restante import config
+from restante import config, tls
 from restante.auth.users import Users
 from restante.cli import serve
-from restante.net import tls
 from restante.store.memory import MemoryStore
 
 from ..support import Run

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from restante.net import tls
+from restante import tls
 
 from .conftest import Restante, program, started
 

@@ -25,13 +25,13 @@ from typing import IO, Any, TypeVar
 
 import pytest
 
+from restante import tls
 from restante.auth.users import Users
 from restante.cli import serve
 from restante.clock import RELEASED
 from restante.config import Configuration
 from restante.errors import ConfigurationError
-from restante.net import tls
-from restante.net.listener import Address
+from restante.server.listener import Address
 from restante.shared import SharedTally
 from restante.store.maildir import MaildirStore
 

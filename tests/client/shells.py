@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from restante.net.blocking import BlockingClient, connect_blocking
-from restante.net.client import Client, connect
-from restante.net.remote import TLS
+from restante.client.asynchronous import Client, connect
+from restante.client.blocking import BlockingClient, connect_blocking
+from restante.client.remote import TLS
 from restante.pop3.listing import Message
 
 NONE = TLS.NONE

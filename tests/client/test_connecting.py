@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 import pytest
 
+from restante.client import connecting
+from restante.client.connecting import MAX_ADDRESSES, Limits, interleaved, reach, reach_blocking
 from restante.errors import ClientError, ConnectionLost, UnsafeArgument
-from restante.net import connecting
-from restante.net.connecting import MAX_ADDRESSES, Limits, interleaved, reach, reach_blocking
 
 from ..support import until
 from .shells import ANSWERS, NONE, UNUSED, Peer, kinds, opened, polite, scripted

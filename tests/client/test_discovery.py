@@ -18,6 +18,11 @@ import dns.rrset
 import pytest
 from cryptography import x509
 
+from restante import tls
+from restante.client.asynchronous import connect
+from restante.client.blocking import connect_blocking
+from restante.client.discovery import Target, discover, discover_blocking, order
+from restante.client.remote import TLS, Service
 from restante.errors import (
     ConfigurationError,
     ConnectionLost,
@@ -25,11 +30,6 @@ from restante.errors import (
     TLSUnavailable,
     UnsafeArgument,
 )
-from restante.net import tls
-from restante.net.blocking import connect_blocking
-from restante.net.client import connect
-from restante.net.discovery import Target, discover, discover_blocking, order
-from restante.net.remote import TLS, Service
 from restante.store.memory import MemoryStore
 
 from ..support import serving

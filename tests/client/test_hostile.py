@@ -13,9 +13,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from restante import poplib
+from restante.client.asynchronous import connect
+from restante.client.blocking import connect_blocking
 from restante.errors import LoginFailed, ProtocolBroken
-from restante.net.blocking import connect_blocking
-from restante.net.client import connect
 from restante.pop3.quirks import Quirks
 from restante.testing_hostile import ATTACKS, Attack, Fetch, HostileServer, Keep, cuts, try_client
 

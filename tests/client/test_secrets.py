@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import restante
 from restante.cli import command
+from restante.client.remote import Remote
 from restante.errors import LoginFailed, RestanteError, UnsafeArgument
-from restante.net.remote import Remote
 from restante.pop3.dialogue import Capabilities, Dialogue
 from restante.pop3.record import Record, Secrets
 from restante.sasl import Login

@@ -13,6 +13,10 @@ from typing import Any
 import pytest
 
 import restante
+from restante.client import sinks
+from restante.client.asynchronous import connect
+from restante.client.blocking import BlockingClient
+from restante.client.connecting import Limits
 from restante.errors import (
     BodySkipped,
     CommandFailed,
@@ -21,10 +25,6 @@ from restante.errors import (
     MessageTooLarge,
     UnsafeArgument,
 )
-from restante.net import saving
-from restante.net.blocking import BlockingClient
-from restante.net.client import connect
-from restante.net.connecting import Limits
 from restante.pop3.listing import Message
 from restante.sasl import Strength
 from restante.testing import Pop3Server
@@ -693,8 +693,8 @@ def test_save_and_email_leave_the_event_loop_alone(
 
     for name in ("open", "fsync", "link", "close", "unlink"):
         noted(os, name)
-    noted(saving.Saving, "write")
-    noted(saving.Parsing, "close")
+    noted(sinks.Saving, "write")
+    noted(sinks.Parsing, "close")
 
     async def main() -> None:
         async with connect(server.url("ann"), ca_file=server.ca_file) as client:
@@ -716,7 +716,7 @@ def test_a_cancelled_save_leaves_no_trace_of_half_a_message(
 ) -> None:
     """A thread that is at work is waited for before anything is cleaned up."""
     with_mail(server, 1)
-    original = getattr(saving.Saving, step)
+    original = getattr(sinks.Saving, step)
     begun, may_end = threading.Event(), threading.Event()
 
     def slow(*arguments: Any) -> Any:
@@ -724,7 +724,7 @@ def test_a_cancelled_save_leaves_no_trace_of_half_a_message(
         may_end.wait(10)
         return original(*arguments)
 
-    monkeypatch.setattr(saving.Saving, step, slow)
+    monkeypatch.setattr(sinks.Saving, step, slow)
 
     async def main() -> None:
         async with connect(server.url("ann"), ca_file=server.ca_file) as client:

@@ -15,6 +15,12 @@ from typing import Any
 
 import pytest
 
+from restante import tls
+from restante.client import asynchronous as client_module
+from restante.client import blocking as blocking_module
+from restante.client.asynchronous import Client, _Stream, connect
+from restante.client.blocking import connect_blocking
+from restante.client.remote import TLS, Remote, explain
 from restante.errors import (
     BodySkipped,
     CommandFailed,
@@ -25,12 +31,6 @@ from restante.errors import (
     TLSUnavailable,
     UnsafeArgument,
 )
-from restante.net import blocking as blocking_module
-from restante.net import client as client_module
-from restante.net import tls
-from restante.net.blocking import connect_blocking
-from restante.net.client import Client, _Stream, connect
-from restante.net.remote import TLS, Remote, explain
 from restante.store.memory import MemoryStore
 
 from ..malformed import BODIES

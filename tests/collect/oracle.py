@@ -32,9 +32,9 @@ from tempfile import mkdtemp
 from typing import Any
 from unittest import mock
 
+from restante.client import asynchronous
 from restante.collect import collector
 from restante.collect.ledger import Ledger
-from restante.net import client
 
 from ..client.shells import NONE, UNUSED
 from ..life.homes import Home, Ran, memory
@@ -333,7 +333,11 @@ class World:
                 (time, "time", self.now),
                 (os, "fsync", self.disk.fsync),
                 (collector, "collect", partial(collector.collect, clock=self.now)),
-                (client, "connect", partial(client.connect, tls=NONE, context=UNUSED, timeout=9)),
+                (
+                    asynchronous,
+                    "connect",
+                    partial(asynchronous.connect, tls=NONE, context=UNUSED, timeout=9),
+                ),
             ):
                 changed.enter_context(mock.patch.object(target, name, value))
             changed.enter_context(mock.patch("restante.clock._running", running))

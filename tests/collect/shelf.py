@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+from restante.client.asynchronous import connect
 from restante.collect.collector import Account
 from restante.collect.plan import Policy
 from restante.errors import TemporaryFailure
 from restante.maildrop import Entry, Maildrop
-from restante.net.client import connect
 
 from ..support import Server, serving
 

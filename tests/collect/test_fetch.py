@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 
 from restante.cli.main import main as restante
+from restante.client.asynchronous import connect
 from restante.collect import fetching
 from restante.collect.collector import Account, Outcome, collect
 from restante.collect.destinations import open_destination
 from restante.collect.ledger import Ledger
 from restante.collect.plan import Policy
 from restante.errors import ConnectionLost
-from restante.net.client import connect
 from restante.store.memory import MemoryStore
 
 from ..client.shells import ANSWERS, NONE, UNUSED, Peer, scripted

@@ -21,10 +21,10 @@ from restante.errors import (
     TemporaryFailure,
     UnsafeArgument,
 )
-from restante.net.intake import Intake
+from restante.server.intake import Intake
 from restante.store.memory import MemoryStore
 
-from ..net.test_intake import Ann, FailsFor
+from ..server.test_intake import Ann, FailsFor
 from ..support import listening, sizes
 
 LETTER = b"Subject: x\r\n\r\n.dot\r\n..\r\nhello\r\n"

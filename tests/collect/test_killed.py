@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from restante.client.asynchronous import Client
 from restante.collect.collector import Account, Outcome, collect
 from restante.collect.destinations import Destination, open_destination
 from restante.collect.destinations.handed import Smtp
@@ -25,8 +26,7 @@ from restante.collect.destinations.mbox import Mbox
 from restante.collect.ledger import Ledger
 from restante.collect.plan import Policy
 from restante.errors import LoginFailed
-from restante.net.client import Client
-from restante.net.intake import Intake
+from restante.server.intake import Intake
 from restante.store.maildir import MaildirStore
 
 from ..support import listening, once, serving, sizes

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from restante.client.asynchronous import connect
 from restante.collect.accounts import Mailbox
 from restante.collect.collector import Account, LooksMoved, Outcome, collect
 from restante.collect.destinations import open_destination
@@ -24,7 +25,6 @@ from restante.collect.ledger import Ledger
 from restante.collect.plan import Budget, Policy, short_name
 from restante.collect.run import Run
 from restante.errors import ConnectionLost
-from restante.net.client import connect
 from restante.pop3.listing import Message
 from restante.pop3.quirks import Quirks
 

@@ -35,12 +35,12 @@ from restante.errors import (
 )
 from restante.maildrop import Entry, SessionRecord
 from restante.message import LineEnds, Survey, Top
-from restante.net import proxy
 from restante.passdb import Proof, ScramSecrets
 from restante.pop3.dialogue import Dialogue, Procedure
 from restante.pop3.grammar import Command
 from restante.pop3.session import Policy
 from restante.sasl import MECHANISMS, Channel, Login, Lookup, Reply, reply
+from restante.server import proxy
 from restante.smtp.content import Incoming
 from restante.store import foreign, journal, mbox, names
 from restante.surrogate import Downgrade

@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from restante.net import tls
+from restante import tls
 
 from .programs import Account, need, running
 

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from restante.net import tls
+from restante import tls
 
 from .dovecot import await_port, free_ports
 from .programs import Account, need

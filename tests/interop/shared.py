@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from restante.net import tls
+from restante import tls
 
 from .dovecot import AS_OWNER, USER, Dovecot, dovecot
 from .programs import RESTANTE, call, running

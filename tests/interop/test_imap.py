@@ -14,12 +14,12 @@ from typing import Any
 import imapclient
 import pytest
 
+from restante.client.asynchronous import Client
 from restante.collect.collector import Outcome, collect
 from restante.collect.destinations import open_destination
 from restante.collect.ledger import Ledger
 from restante.collect.plan import Policy
-from restante.net.client import Client
-from restante.net.tls import client_context
+from restante.tls import client_context
 
 from ..collect.shelf import account
 from ..collect.test_killed import Death, remote_server

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from restante.net import tls
+from restante import tls
 from restante.store.memory import MemoryStore
 
 from ..support import LOOPBACK, Client, Run, serving

@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 import pytest
 
+from restante import tls
 from restante.message import LineEnds
-from restante.net import tls
 
 from ..transcript import Step, Transcript, load
 from .dovecot import Dovecot, dovecot

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import pytest
 from cryptography import x509
 
+from restante import tls
+from restante.client.asynchronous import connect
+from restante.client.blocking import connect_blocking
 from restante.errors import LoginFailed, ProtocolBroken, UnsafeArgument
-from restante.net import tls
-from restante.net.blocking import connect_blocking
-from restante.net.client import connect
 from restante.pop3.dialogue import Capabilities, Dialogue, Procedure
 from restante.pop3.quirks import Quirks
 from restante.pop3.session import Policy

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import config as configuration
+from ..client.sinks import fsync_directory
 from ..config import Account, Configuration
 from ..errors import ConfigurationError, UnsafeArgument
-from ..net.saving import fsync_directory
 from . import adding, asking, collect, common, oauth
 
 _TYPED = ("", ".client", ".to", ".to.client")  # secrets that are typed in, see ``adding``

@@ -29,8 +29,8 @@ from . import adding_to, asking, collect, common, oauth
 from .telling import counted
 
 if TYPE_CHECKING:
+    from ..client.remote import Service
     from ..collect.ledger import Ledger
-    from ..net.remote import Service
 
 
 def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -305,7 +305,7 @@ def _locate(address: str, host: str | None) -> _Place:
 
 
 def _from_url(address: str) -> _Place:
-    from ..net.remote import split
+    from ..client.remote import split
 
     host, port, tls, login = split(address)
     if login.password:
@@ -317,7 +317,7 @@ def _from_url(address: str) -> _Place:
 
 
 def _by_exchanger(domain: str) -> Mail | None:
-    from ..net import discovery
+    from ..client import discovery
 
     try:
         return providers.by_exchanger(discovery.exchangers(domain))
@@ -328,7 +328,7 @@ def _by_exchanger(domain: str) -> Mail | None:
 
 def _announced(address: str) -> _Place:
     """By SRV records.  A host elsewhere counts only when a person says so (RFC 8314 §5.1)."""
-    from ..net import discovery
+    from ..client import discovery
 
     services = discovery.discover_blocking(address)
     domain = address.rpartition("@")[2]

@@ -13,10 +13,10 @@ from ..auth.chain import Chain
 from ..auth.throttle import Facts
 from ..config import Configuration
 from ..errors import NoMaildrop, NoSuchUser, UnsafeArgument
-from ..net.login import offered
-from ..net.views import understand
 from ..passdb import Account
 from ..sasl.choice import PLAINEST
+from ..server.login import offered
+from ..server.views import understand
 from . import common, guessing, identities
 
 _WHY = {

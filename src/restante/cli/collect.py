@@ -36,14 +36,14 @@ from ..pop3 import quirks
 from . import common, local, oauth, secrets, telling
 
 if TYPE_CHECKING:
+    from ..client.asynchronous import Client
+    from ..client.remote import Options
     from ..collect.accounts import Mailbox
     from ..collect.collector import Outcome
     from ..collect.destinations import Destination
     from ..collect.ledger import Ledger
     from ..collect.plan import Budget, Policy
     from ..collect.run import Run
-    from ..net.client import Client
-    from ..net.remote import Options
     from .telling import Bars
 
 _AT_ONCE = 4  # accounts
@@ -407,8 +407,8 @@ async def noted(
 
 @asynccontextmanager
 async def connected(found: Configuration, name: str, account: Account) -> AsyncIterator[Client]:
-    """A session with the account's server; see ``net.client.connect``."""
-    from ..net.client import connect
+    """A session with the account's server; see ``client.asynchronous.connect``."""
+    from ..client.asynchronous import connect
 
     options: Options = {"user": account.user, "quirks": _quirks(account)}
     if account.ca_file:
@@ -433,8 +433,8 @@ async def connected(found: Configuration, name: str, account: Account) -> AsyncI
 
 def mailbox_of(found: Configuration, name: str) -> Mailbox:
     """Where its mailbox is: by this the ledger knows an account that was renamed."""
+    from ..client.remote import split
     from ..collect.accounts import Mailbox
-    from ..net.remote import split
 
     account = found.account[name]
     host, port, *_ = split(account.url)
@@ -493,7 +493,7 @@ def policy_of(
 
 
 def _quirks(account: Account) -> quirks.Quirks:
-    from ..net.remote import split
+    from ..client.remote import split
 
     return quirks.parse(account.quirks, split(account.url)[0])
 

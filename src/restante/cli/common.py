@@ -17,7 +17,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from .. import config, sysexits
+from .. import config, sysexits, tls
 from ..auth.http import is_readable
 from ..auth.names import BadName
 from ..auth.users import BadPassword, NameTaken, NoSuchAppPassword, Users
@@ -43,7 +43,6 @@ from ..errors import (
     TLSUnavailable,
     UnsafeArgument,
 )
-from ..net import tls
 from ..posix import pwd
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore

@@ -13,10 +13,10 @@ from email.utils import formatdate, make_msgid
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .. import config
+from .. import config, tls
 from ..auth import passwords
-from ..net import client, tls
-from ..net.listener import Address
+from ..client import asynchronous
+from ..server.listener import Address
 from . import common
 from .serve import Running, run_loop, running
 
@@ -56,7 +56,9 @@ async def _story(configuration: config.Configuration) -> None:
         _tell("deliver", f"{len(_LETTERS)} messages by LMTP; each is on disk before it is accepted")
 
         url = f"pop3s://ann@{server.addresses['pop3s']}"
-        async with client.connect(url, password=password, ca_file=server.certificate) as maildrop:
+        async with asynchronous.connect(
+            url, password=password, ca_file=server.certificate
+        ) as maildrop:
             async for message in maildrop.messages():
                 octets = b"".join([piece async for piece in maildrop.retrieve(message)])
                 subject = _subject(octets)

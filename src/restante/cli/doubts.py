@@ -10,10 +10,10 @@ from pathlib import Path
 
 from ..auth.names import BadName, check_new_name
 from ..config import ALL_MECHANISMS, Configuration, Secret, Server
-from ..net.listener import Address
-from ..net.login import offered
 from ..passdb import Account, Network
 from ..sasl.choice import PLAINEST
+from ..server.listener import Address
+from ..server.login import offered
 from . import common, identities
 
 _EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))

@@ -50,7 +50,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(options: argparse.Namespace) -> int:
     """75 means: try again, what was stored is safe and nothing else was deleted."""
-    from ..net.remote import Remote, split
+    from ..client.remote import Remote, split
 
     host, _, _, login = split(options.url)
     if login.password:
@@ -79,11 +79,11 @@ def password_of(options: argparse.Namespace, user: str) -> str:
 
 
 async def _fetch(options: argparse.Namespace, name: str, user: str, password: str) -> Outcome:
+    from ..client.asynchronous import connect
     from ..collect.collector import Account, collect
     from ..collect.destinations import open_destination
     from ..collect.ledger import Ledger
     from ..collect.plan import Policy
-    from ..net.client import connect
 
     account = Account(
         name,

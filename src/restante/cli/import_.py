@@ -143,8 +143,8 @@ def _compare(options: argparse.Namespace, arrivals: list[Arrival]) -> None:
     """Raises:
     PermanentFailure: the old server lists something else.
     """
-    from ..net.blocking import connect_blocking
-    from ..net.remote import split
+    from ..client.blocking import connect_blocking
+    from ..client.remote import split
 
     user = split(options.compare)[3].user or options.user
     password = password_of(options, user)

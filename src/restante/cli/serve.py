@@ -31,7 +31,7 @@ from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .. import __version__, config, log
+from .. import __version__, config, log, tls
 from ..auth import passwords
 from ..auth.cache import Cache
 from ..auth.chain import Backend, Queued
@@ -40,16 +40,15 @@ from ..auth.users import Users
 from ..config import Configuration, Server
 from ..errors import ConfigurationError, RestanteError
 from ..maildrop import Forecast, Store
-from ..net import tls
-from ..net.connection import Timeouts
-from ..net.intake import Intake
-from ..net.listener import Address, Admission, Listener, Seat, bind
-from ..net.login import offered, time_stamp
-from ..net.proxy import Origin
-from ..net.server import Service
 from ..passdb import Directory, Terms
 from ..pop3.session import Policy
 from ..posix import resource
+from ..server.connection import Timeouts
+from ..server.intake import Intake
+from ..server.listener import Address, Admission, Listener, Seat, bind
+from ..server.login import offered, time_stamp
+from ..server.pop3 import Service
+from ..server.proxy import Origin
 from ..shared import SharedTally, Tally
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore

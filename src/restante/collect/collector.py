@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
+from ..client.asynchronous import Client
 from ..errors import (
     CommandFailed,
     ConfigurationError,
@@ -27,7 +28,6 @@ from ..errors import (
     PermanentFailure,
     TemporaryFailure,
 )
-from ..net.client import Client
 from ..pop3.listing import Message
 from ..threads import in_thread
 from .accounts import Accounts, Entry, Mailbox

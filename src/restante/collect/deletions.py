@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Protocol
 
-from ..net.client import Body, Client
+from ..client.asynchronous import Body, Client
 from ..pop3.dialogue import Capabilities
 from ..pop3.listing import Message
 from ..pop3.quirks import Quirks
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class Reader(Protocol):
-    """A session with a server in which nothing can be deleted; see ``net.client.Client``."""
+    """A session with a server in which nothing can be deleted; see ``restante.Client``."""
 
     @property
     def capabilities(self) -> Capabilities: ...

@@ -16,8 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..client.sinks import fsync_directory
 from ..errors import ConfigurationError, LoginWithheld, TemporaryFailure
-from ..net.saving import fsync_directory
 from ..posix import fcntl
 from .elapsed import Reading, advance
 from .likeness import Content

@@ -11,8 +11,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from ..client.sinks import fsync_directory
 from ..errors import ConfigurationError
-from ..net.saving import fsync_directory
 
 VERSION = 6  # in user_version
 

@@ -1,4 +1,4 @@
-"""Who has a message that its sender was told to send again (``net.intake.PartialDeliveries``).
+"""Who has a message that its sender was told to send again (``server.intake.PartialDeliveries``).
 
 SMTP has one reply for all recipients (RFC 5321 §4.2.5), so a sender that hears of a failure for one
 of them repeats the message for all, for up to five days (§4.5.4.1).  Without a memory each try

@@ -13,9 +13,9 @@ from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO, NamedTuple
 
+from ...client.sinks import fsync_directory
 from ...errors import TemporaryFailure
 from ...mounts import refuse_unmounted
-from ...net.saving import fsync_directory
 from ...syncing import sync_files
 from . import name_of
 

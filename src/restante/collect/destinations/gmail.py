@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from ...errors import ConfigurationError, ConsentNeeded, MessageRefused, TemporaryFailure
 from ...https import Answer, Web
-from ...net.tls import client_context
+from ...tls import client_context
 from . import TokenSource
 from .handed import Handed
 

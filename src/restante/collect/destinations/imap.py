@@ -35,7 +35,7 @@ from ...errors import (
     TemporaryFailure,
     UnsafeArgument,
 )
-from ...net.tls import client_context
+from ...tls import client_context
 from ..likeness import header_of, likeness
 from . import name_of
 from .handed import HANG, Handed

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ...net.saving import fsync_directory
+from ...client.sinks import fsync_directory
 from ...scanning import ChangingMaildir, open_maildir, scan_folders
 from .folder import Folder, make_directory
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO
 
+from ...client.sinks import fsync_directory
 from ...errors import TemporaryFailure
-from ...net.saving import fsync_directory
 from ...posix import fcntl
 from .dotlock import Dotlock, one_at_a_time
 from .folder import may_be_made, tidy

@@ -18,8 +18,8 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from ...client.sinks import fsync_directory
 from ...errors import ConfigurationError, TemporaryFailure
-from ...net.saving import fsync_directory
 from ...posix import fcntl
 from .flow import Tokens
 

@@ -13,7 +13,7 @@ from urllib.parse import urlencode, urlsplit
 
 from ...errors import ConfigurationError, ConsentNeeded, TemporaryFailure, UnsafeArgument
 from ...https import Web, is_lasting
-from ...net.tls import client_context
+from ...tls import client_context
 from . import flow
 from .flow import Answer, Application, Form, Question, Tokens
 from .sealed import Tokenfile

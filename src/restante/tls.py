@@ -18,9 +18,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import cast
 
-from ..errors import ConfigurationError
-from ..regular import read_regular
-from ..sasl import Channel
+from .errors import ConfigurationError
+from .regular import read_regular
+from .sasl import Channel
 
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 are all good

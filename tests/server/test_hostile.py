@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from restante.net.connection import Timeouts
 from restante.pop3.session import Policy
+from restante.server.connection import Timeouts
 from restante.store.memory import MemoryStore
 
 from ..support import Client, Run, Server, once, serving, sizes, until

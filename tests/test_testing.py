@@ -31,7 +31,7 @@ from restante.errors import (
 )
 from restante.testing import SASL_MECHANISMS, Pop3Server, UnusedFault
 
-from ..malformed import BODIES
+from .malformed import BODIES
 
 pytest_plugins = ["pytester"]
 MESSAGE = b"Subject: hi\r\n\r\nx\r\n"

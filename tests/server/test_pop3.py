@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from restante.client.asynchronous import connect
+from restante.client.remote import TLS
 from restante.errors import (
     LoginFailed,
     MessageGone,
@@ -26,13 +28,11 @@ from restante.errors import (
     TemporaryFailure,
 )
 from restante.maildrop import Entry, Maildrop, SessionRecord, Store
-from restante.net.client import connect
-from restante.net.connection import Timeouts
-from restante.net.login import time_stamp
-from restante.net.remote import TLS
-from restante.net.server import Connection
 from restante.passdb import Digest, Terms
 from restante.pop3.session import Policy
+from restante.server.connection import Timeouts
+from restante.server.login import time_stamp
+from restante.server.pop3 import Connection
 from restante.store.maildir import MaildirStore
 from restante.store.memory import MemoryStore
 

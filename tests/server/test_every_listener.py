@@ -22,7 +22,7 @@ import pytest
 from restante import config
 from restante.cli import common
 from restante.cli.serve import running
-from restante.net.connection import BaseConnection
+from restante.server.connection import BaseConnection
 
 from ..support import once, until
 

@@ -21,6 +21,7 @@ from functools import cache
 from time import time
 from typing import Any, cast
 
+from .. import tls
 from ..clock import is_credible
 from ..errors import (
     AuthenticationFailed,
@@ -60,7 +61,7 @@ from ..pop3.session import Policy, Session
 from ..pop3.state import Close, Event, Login, Relay, Retrieve, StartTLS, State, Update
 from ..sasl import Lookup
 from ..wire import TERMINATION, Stuffer
-from . import body, login, tls, views
+from . import login, retrieval, views
 from .connection import DIRECT, HIGH_WATER, WAITING, BaseConnection, BaseService
 from .listener import Seat
 from .proxy import Origin
@@ -430,14 +431,14 @@ class Connection(BaseConnection[Event]):
     def _at_hand(self, action: Retrieve) -> bytes | None:
         """The message as it goes out, where it is to be had without waiting."""
         size = action.entry.size
-        if self._raw is None or size > body.SMALL or action.lines is not None:
+        if self._raw is None or size > retrieval.SMALL or action.lines is not None:
             return None
         if self._session.wants_surrogates:
             return None
         raw = self._raw.read_cached(action.entry)
         if raw is None:
             return None
-        message = body.at_hand(raw, size)
+        message = retrieval.at_hand(raw, size)
         if message is not None and not raw.has_crlf and len(raw.octets) == size:
             is_ready = len(message) == size + len(TERMINATION)
             self._raw.learn(action.entry, is_wire_ready=is_ready)
@@ -452,8 +453,8 @@ class Connection(BaseConnection[Event]):
                 opened.callback(os.close, raw.descriptor)
                 if not raw.has_crlf:
                     opened.close()  # only its size is of use
-            match body.outlet(self._transport):
-                case body.Clear() as clear if raw is not None and raw.is_wire_ready:
+            match retrieval.outlet(self._transport):
+                case retrieval.Clear() as clear if raw is not None and raw.is_wire_ready:
                     is_whole = await self._send_file(action, raw, clear)
                 case _:
                     is_whole = await self._send_pieces(action, raw)
@@ -467,9 +468,9 @@ class Connection(BaseConnection[Event]):
         added = 0  # octets that byte-stuffing did
         head = action.response.head()
         as_it_lies = raw is not None and raw.has_crlf
-        source = body.pieces(raw) if raw and as_it_lies else self._maildrop.read(action.entry)
+        source = retrieval.pieces(raw) if raw and as_it_lies else self._maildrop.read(action.entry)
         if self._session.wants_surrogates:
-            source = body.downgraded(source)
+            source = retrieval.downgraded(source)
         try:
             async with aclosing(source) as pieces:
                 async for piece in pieces:
@@ -498,7 +499,7 @@ class Connection(BaseConnection[Event]):
             self._raw.learn(action.entry, is_wire_ready=not added)
         return True
 
-    async def _send_file(self, action: Retrieve, raw: RawMessage, clear: body.Clear) -> bool:
+    async def _send_file(self, action: Retrieve, raw: RawMessage, clear: retrieval.Clear) -> bool:
         """As it lies; the kernel copies.  What it cannot copy now shows when it can again."""
         self._write(action.response.head())
         offset = 0
@@ -506,10 +507,11 @@ class Connection(BaseConnection[Event]):
         try:
             while offset < raw.size:
                 await self._drain(at_least=1)
-                await body.fetch(raw, offset)
+                await retrieval.fetch(raw, offset)
                 sent = clear.send_file(raw.descriptor, offset, raw.size - offset)
                 if sent is None:
-                    octets = await body.read(raw, offset, body.PAGE)  # thousands may wait here
+                    # Thousands of connections may wait here.
+                    octets = await retrieval.read(raw, offset, retrieval.PAGE)
                     self._write(octets)
                     sent = len(octets)
                 else:

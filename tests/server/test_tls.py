@@ -20,8 +20,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from restante import tls
 from restante.errors import ConfigurationError
-from restante.net import tls
 from restante.store.memory import MemoryStore
 
 from ..support import Run, serving

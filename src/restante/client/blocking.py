@@ -1,6 +1,6 @@
 """A POP3 client for code without asyncio: one socket around ``pop3.dialogue``.
 
-The same names as in ``net.client``, with plain ``with`` and ``for``.
+The same names as in ``client.asynchronous``, with plain ``with`` and ``for``.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure, Retrieval
 from ..pop3.listing import Message
 from ..pop3.quirks import Quirks
 from ..pop3.record import Record
-from .client import Progress
+from .asynchronous import Progress
 from .connecting import Limits, reach_blocking
 from .remote import SILENCE, TLS, Options, Remote, Service, binding, explain, speaks_tls
-from .saving import Gathering, Parsing, Saving
+from .sinks import Gathering, Parsing, Saving
 
 T = TypeVar("T")
 _PIECE = 65_536  # octets read at once
 
 
 class BlockingBody:
-    """See ``net.client.Body``."""
+    """See ``client.asynchronous.Body``."""
 
     def __init__(
         self,
@@ -454,7 +454,7 @@ def connect_blocking(
     record: Callable[[str], None] | None = None,
     **options: Unpack[Options],
 ) -> Iterator[BlockingClient]:
-    """Connect, secure, log in; QUIT when the block ends normally.  See ``net.client.connect``.
+    """Connect, secure, log in; QUIT when the block ends normally.  See ``restante.connect``.
 
     No deadline can interrupt what the block itself does: it ends the command that waits then, or
     the next one.

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from restante.net.connection import BaseConnection
-from restante.net.intake import Intake
 from restante.pop3.commands import VERBS as POP3
 from restante.pop3.session import Policy
 from restante.sasl import MECHANISMS
+from restante.server.connection import BaseConnection
+from restante.server.intake import Intake
 from restante.smtp.commands import VERBS as SMTP
 from restante.store.memory import MemoryStore
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from restante.errors import CannotListen, ConfigurationError
-from restante.net.listener import Address, Admission, bind
+from restante.server.listener import Address, Admission, bind
 
 
 def test_neighbours_in_a_64_share_their_seats() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from restante.pop3.record import Record
 
-from .shells import ANSWERS, NONE, Peer, Session, both, scripted
+from ..client.shells import ANSWERS, NONE, Peer, Session, both, scripted
 
 SECRET = "tan staaf"
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 from urllib.parse import unquote_to_bytes
 
+from .. import tls as contexts
 from ..errors import ConnectionLost, DeadlineExceeded, TLSUnavailable, UnsafeArgument
 from ..pop3.quirks import PRESETS, Quirks, by_host
 from ..sasl import Login, Strength
-from . import tls as contexts
 from .connecting import reach_blocking
 
 TokenSource = str | Callable[[], str | Awaitable[str]]

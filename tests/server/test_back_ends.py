@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from restante.net import server as server_module
 from restante.passdb import Account, Attempt, Credentials, ScramSecrets, current_attempt
 from restante.pop3.session import Policy
+from restante.server import pop3 as server_module
 from restante.store.memory import MemoryStore
 
 from ..support import OneUser, serving, until

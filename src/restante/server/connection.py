@@ -26,9 +26,9 @@ from struct import unpack
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from ..posix import NotOnThisSystem, fcntl, termios
+from ..tls import ForeignProtocol, refuse_foreign
 from .listener import Seat, log_refused_tls
 from .proxy import Origin
-from .tls import ForeignProtocol, refuse_foreign
 
 HIGH_WATER = 65_536  # octets of output, and of unread input, per connection
 DIRECT = Origin()

@@ -30,7 +30,7 @@ from ..pop3.record import Record
 from ..threads import in_thread
 from .connecting import Limits, reach
 from .remote import SILENCE, TLS, Options, Remote, Service, binding, explain, speaks_tls
-from .saving import AT_ONCE, Gathering, Parsing, Saving
+from .sinks import AT_ONCE, Gathering, Parsing, Saving
 
 T = TypeVar("T")
 Progress = Callable[[Message, int], None]

@@ -19,8 +19,7 @@ from typing import Any
 
 import pytest
 
-from restante import poplib
-from restante.net import tls
+from restante import poplib, tls
 from restante.testing import Pop3Server
 
 MESSAGE = b"Subject: one\r\n\r\n.dot\r\n..\r\n" + b"x" * 100_000 + b"\r\n\x85\x0b\x1c\r\n"

@@ -16,11 +16,11 @@ from functools import partial
 import pytest
 
 from restante.errors import AuthenticationFailed, BackendUnavailable, TemporaryFailure
-from restante.net.listener import Admission
-from restante.net.server import Connection
 from restante.passdb import Account, Credentials, Disproof, ScramSecrets, Shown
 from restante.pop3.session import Policy
 from restante.sasl import scram
+from restante.server.listener import Admission
+from restante.server.pop3 import Connection
 from restante.shared import SharedTally, Tally
 from restante.store.memory import MemoryStore
 

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from restante.client.asynchronous import connect
+from restante.client.blocking import connect_blocking
+from restante.client.remote import Remote
 from restante.errors import CommandFailed, DeadlineExceeded, RestanteError, UnsafeArgument
-from restante.net.blocking import connect_blocking
-from restante.net.client import connect
-from restante.net.remote import Remote
 from restante.pop3.dialogue import Dialogue
 from restante.pop3.quirks import PRESETS, LineEnds, Quirks, by_host, parse
 
-from .shells import ANSWERS, NONE, UNUSED, Peer, Session, both, opened, polite, scripted
+from ..client.shells import ANSWERS, NONE, UNUSED, Peer, Session, both, opened, polite, scripted
 
 IN_CLEAR: dict[str, Any] = {"user": "mrose", "password": "x", "tls": NONE, "context": UNUSED}
 

@@ -21,8 +21,8 @@ from restante.errors import (
 )
 from restante.maildrop import Entry, Store
 from restante.message import crlf_text
-from restante.net import intake as module
-from restante.net.intake import Intake
+from restante.server import intake as module
+from restante.server.intake import Intake
 from restante.smtp.content import Incoming
 from restante.store.memory import MemoryStore
 from restante.store.partial import PartialDeliveries

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from restante.net.saving import Saving
+from restante.client.sinks import Saving
 
 
 def test_durable_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

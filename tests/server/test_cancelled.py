@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from restante.errors import MaildropInUse
-from restante.net.listener import Address, Admission, Listener, bind
-from restante.net.server import Connection
-from restante.net.tls import server_context
+from restante.server.listener import Address, Admission, Listener, bind
+from restante.server.pop3 import Connection
 from restante.store.memory import MemoryStore
+from restante.tls import server_context
 
 from ..support import Run, Server, once, serving, sizes, until
 

@@ -14,11 +14,11 @@ import pytest
 from restante.auth.users import Users
 from restante.errors import AuthenticationFailed, TemporaryFailure
 from restante.maildrop import Paced, View
-from restante.net.login import look_up, resolve, verify
-from restante.net.views import RECENT, readings, understand
 from restante.passdb import Account, Credentials, Proof, Terms
 from restante.pop3.session import Policy
 from restante.sasl import Lookup
+from restante.server.login import look_up, resolve, verify
+from restante.server.views import RECENT, readings, understand
 from restante.store.maildir import MaildirStore
 from restante.store.memory import MemoryStore
 

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from restante.maildrop import Entry, Maildrop
-from restante.net import listener
+from restante.server import listener
 from restante.store.memory import MemoryStore
 
 from ..support import Client, Run, once, serving, sizes

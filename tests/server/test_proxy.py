@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restante.errors import HostileInput
-from restante.net.connection import Timeouts
-from restante.net.proxy import MAX_V1, MAX_V2, SIGNATURE, Origin, crc32c, parse
+from restante.server.connection import Timeouts
+from restante.server.proxy import MAX_V1, MAX_V2, SIGNATURE, Origin, crc32c, parse
 from restante.store.memory import MemoryStore
 
 from ..support import LOOPBACK, Client, Run, Server, serving

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from restante.maildrop import RawOctets, RawReading
-from restante.net import body
-from restante.net.server import Connection
+from restante.server import retrieval
+from restante.server.pop3 import Connection
 from restante.store.maildir import MaildirStore
 
 from ..support import Client, Run, once, serving, until
@@ -228,21 +228,21 @@ def test_a_tls_transport_has_no_way_past_the_encryption(
         first = serving(store, tls=server_tls, implicit=True)
         async with first as server, server.client(client_tls):
             (secure,) = server.service.connections
-            assert not hasattr(body.outlet(secure._transport), "send_file")
+            assert not hasattr(retrieval.outlet(secure._transport), "send_file")
         async with serving(store, tls=server_tls) as server, server.client() as client:
             (connection,) = server.service.connections
-            assert isinstance(body.outlet(connection._transport), body.Clear)
+            assert isinstance(retrieval.outlet(connection._transport), retrieval.Clear)
             await client.ask(b"STLS")
             await client.writer.start_tls(client_tls, server_hostname="localhost")
             await client.ask(b"NOOP")
-            assert not hasattr(body.outlet(connection._transport), "send_file")
+            assert not hasattr(retrieval.outlet(connection._transport), "send_file")
 
     run(main())
 
 
 @pytest.mark.parametrize("stored", [b"cut", b"a\nlonger one\n"])
 def test_a_message_of_another_size_is_not_sent_at_once(stored: bytes) -> None:
-    assert body.at_hand(RawOctets(stored, is_wire_ready=False, has_crlf=False), 10) is None
+    assert retrieval.at_hand(RawOctets(stored, is_wire_ready=False, has_crlf=False), 10) is None
 
 
 def test_files_that_cannot_be_opened_are_left_to_the_store(tmp_path: Path, run: Run[None]) -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from restante.maildrop import Entry
-from restante.net.listener import Address, bind
+from restante.server.listener import Address, bind
 from restante.store.maildir import MaildirStore
 from restante.store.memory import MemoryStore
 
 from ..pop3.core import Core
 from ..pop3.test_session import LOGIN
 from ..support import Run, once, serving
-from .test_server import MESSAGE, filled, starts_tls
+from .test_pop3 import MESSAGE, filled, starts_tls
 
 
 @pytest.mark.rfc("P-100", "P-101")

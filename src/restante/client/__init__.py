@@ -1,0 +1,1 @@
+"""The client: POP3 over sockets, with asyncio and without."""

@@ -1,1 +1,0 @@
-"""Sockets, TLS and event loops around the protocol."""

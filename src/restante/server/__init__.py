@@ -1,0 +1,1 @@
+"""The server: listeners, admission, and one connection for each client."""
