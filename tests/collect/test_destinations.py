@@ -6,6 +6,7 @@ import errno
 import mailbox
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from hashlib import sha256
@@ -168,14 +169,20 @@ def test_no_unique_id_makes_a_path(kind: str, identity: str, tmp_path: Path) -> 
     assert re.fullmatch(r"[0-9a-f]{32}\.eml|\d+\.[0-9a-f]{32}\.restante(,.*)?", file.name)
 
 
-def test_old_leftovers_are_tidied_away(tmp_path: Path) -> None:
-    (tmp_path / "mail").mkdir()
-    old, young = tmp_path / "mail" / ".0.part", tmp_path / "mail" / ".1.part"
-    for each in (old, young):
+@with_paths
+def test_old_leftovers_are_removed(kind: str, tmp_path: Path) -> None:
+    """maildir(5): what a killed process left is removed after 36 hours; what another process may
+    be writing is not."""
+    with opened(kind, tmp_path) as destination:
+        destination.begin("killed")
+        (unfinished,) = tmp_path.rglob(".*.part")
+    old, young = (unfinished.with_name(f"{unfinished.name[:-6]}{at}.part") for at in "ab")
+    for each, hours in (old, 36.1), (young, 35.9):
         each.touch()
-    os.utime(old, (1, 1))
-    with opened("folder", tmp_path):
-        assert leftovers(tmp_path) == [young]
+        os.utime(each, (time.time() - hours * 3600,) * 2)
+    with opened(kind, tmp_path) as destination:
+        put(destination, "1", MESSAGE)
+    assert list(tmp_path.rglob("*.part")) == [young]
 
 
 # The order of effects.
