@@ -14,13 +14,16 @@ import pytest
 from restante.collect.destinations import Destination
 from restante.collect.destinations.maildrop import LocalMaildrop
 from restante.collect.ledger import Ledger
+from restante.collect.outcome import Outcome
 from restante.collect.plan import Policy
+from restante.collect.run import Run
 from restante.errors import QuotaExceeded, TemporaryFailure
 from restante.store.maildir import MaildirStore
 
 from ..store.helpers import contents, listing, remove, run
 from .shelf import Shelf
 from .test_collector import Home, text
+from .test_proof import World, letter
 
 UNTIL_DELETED = Policy(keep=0.0, until_deleted=True)
 WORDS = ("one", "two", "three")
@@ -191,6 +194,69 @@ def test_no_room_stops_the_account_and_loses_nothing(home: Maildrop) -> None:
     home.collect(Policy(keep=0.0))
     assert home.here() == [text("three")]
     assert home.left() == []
+
+
+class Small(World):
+    """Collects into a maildrop with a quota, from a server that removes what it has sent."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.limit = 0
+        self.store = MaildirStore(f"{path}/%u", limit=lambda _: self.limit)
+        self.server.removes_what_was_read = True
+
+    def _destination(self) -> Destination:
+        return LocalMaildrop(self.store.deliveries("ann"))
+
+    def run_to_the_end(self, policy: Policy) -> list[Outcome]:
+        """As `restante collect` does: another session that only deletes, if there is a use."""
+        run = Run()
+        with pytest.raises(QuotaExceeded):
+            self.collect(policy, run=run)
+        first = self.outcome
+        return [first, self.collect(policy, run=run)] if first.may_go_on else [first]
+
+    @property
+    def here(self) -> list[bytes]:
+        return sorted(run(contents(self.store, "ann")))
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Small:
+    return Small(tmp_path)
+
+
+@pytest.mark.parametrize("room", [0, 1, 2])
+def test_what_is_safe_is_deleted_there_although_the_rest_has_no_room(
+    room: int, small: Small
+) -> None:
+    """And what has none stays there, although it was sent."""
+    mail = {word: letter(word) for word in ("one", "two", "six")}
+    small.server.mail = {"old": letter("old")}
+    small.collect(Policy())
+    small.limit = sum(map(len, [letter("old"), *mail.values()][: room + 1]))
+    small.server.mail = dict(mail)
+    outcomes = small.run_to_the_end(Policy(keep=0.0))
+    assert [each.deleted for each in outcomes] == ([0, room] if room else [0])
+    assert outcomes[-1].later == (3 - room if room else 0)
+    assert len(small.here) == 1 + room
+    assert list(small.server.mail) == list(mail)[room:]
+
+
+def test_what_was_stored_before_is_deleted_there_although_new_mail_has_no_room(
+    small: Small,
+) -> None:
+    small.server.removes_what_was_read = False
+    small.server.mail = {word: letter(word) for word in WORDS}
+    assert small.collect(Policy()).stored == 3
+    small.limit = sum(len(letter(word)) for word in WORDS)
+    small.server.removes_what_was_read = True
+    small.server.mail |= {"new": letter("new"), "more": letter("more")}
+    outcomes = small.run_to_the_end(Policy(keep=0.0))
+    assert [each.deleted for each in outcomes] == [0, 3]
+    assert list(small.server.mail) == ["new", "more"]
+    assert len(small.run_to_the_end(Policy(keep=0.0))) == 1
+    assert list(small.server.mail) == ["new", "more"]
 
 
 def test_a_message_that_never_has_room_stays_and_the_rest_comes(home: Maildrop) -> None:

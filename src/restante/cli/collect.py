@@ -27,6 +27,7 @@ from ..errors import (
     ConnectionLost,
     LoginFailed,
     LoginWithheld,
+    QuotaExceeded,
     RestanteError,
     TemporaryFailure,
     UnsafeArgument,
@@ -278,16 +279,19 @@ async def sessions(
 ) -> None:
     """One, and as many more as a server needs that lists its mail in parts.
 
-    One that was lost is followed by another at once if that avoids what the first was lost by.  A
-    failure of a later one loses nothing; a login that is too soon ends them.  What came of all is
-    added to ``total``, also when one fails.
+    One that was lost is followed by another at once if that avoids what the first was lost by, and
+    one that found no room by another that only deletes.  A failure of a later one loses nothing; a
+    login that is too soon ends them.  What came of all is added to ``total``, also when one fails.
+
+    Raises:
+        QuotaExceeded: not all of the mail had room; what is safe was deleted all the same.
     """
     from ..collect.collector import LoginTooSoon, Outcome
     from ..collect.run import Run
 
     run = Run()
     limit = left = limit or account.limit or None
-    lost: ConnectionLost | None = None
+    lost: ConnectionLost | QuotaExceeded | None = None
     tries, is_first = _TRIES, True
     while is_first or lost or (total.may_list_more and not options.get("whole")):
         if limit is not None and (left := limit - total.stored) <= 0:
@@ -296,7 +300,7 @@ async def sessions(
         try:
             await session(found, name, account, ledger, part, limit=left, run=run, **options)
             lost = None
-        except ConnectionLost as error:
+        except (ConnectionLost, QuotaExceeded) as error:
             tries -= 1
             if not part.may_go_on or not tries:
                 raise
@@ -310,6 +314,8 @@ async def sessions(
         finally:
             total += part
         is_first = False
+    if run.full is not None:
+        raise run.full
 
 
 async def session(

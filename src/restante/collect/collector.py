@@ -26,6 +26,7 @@ from ..errors import (
     DeadlineExceeded,
     LoginFailed,
     PermanentFailure,
+    QuotaExceeded,
     TemporaryFailure,
 )
 from ..pop3.listing import Message
@@ -281,8 +282,7 @@ class _Session:
         else:
             self._write_places_down()
             self._change_rule()
-            await self._fetching.fetch(fetches)
-            await self._fetching.fetch_stubs(stubs)
+            await self._fetch(fetches, stubs)
             await self._delete()
         self._is_done = True
 
@@ -290,7 +290,8 @@ class _Session:
         self, listing: Sequence[Message], used: Used
     ) -> tuple[list[Fetch | Compare], list[Stub]]:
         """What is fetched, and of what the header; what needs no fetching is proved on return."""
-        policy, room, outcome = self._policy, Room(self._policy, used), self._outcome
+        policy, outcome = self._policy, self._outcome
+        room = Room(policy, used, is_full=self._this_run.full is not None)
         aside = self._fetching.aside
         postponed = self._this_run.postponed(aside)
         self._newest = newest_of(listing, self._known.taken, policy.newest)
@@ -325,6 +326,21 @@ class _Session:
         is_new = any(self._known.taken[key].seen_again is None for key in keys)
         is_new = is_new or self._outcome.stored > 0
         return self._reader.quirks.in_parts and is_new and not self._outcome.later
+
+    async def _fetch(self, steps: Sequence[Fetch | Compare], stubs: Sequence[Stub]) -> None:
+        """
+        Raises:
+            QuotaExceeded: the rest has no room.  If some of what is safe here is due, another
+                session can delete it.  This one must not reach QUIT: the server may remove what
+                it sent (EXPIRE 0, RFC 2449 §6.7), and not all of that is stored.
+        """
+        try:
+            await self._fetching.fetch(steps)
+            await self._fetching.fetch_stubs(stubs)
+        except QuotaExceeded as error:
+            self._this_run.full = error
+            self._outcome.may_go_on = bool(await self._all_proved())
+            raise
 
     # The end of the connection.
 
@@ -522,14 +538,19 @@ class _Session:
                 return ""
         return why_due(known, policy, self._now())
 
-    async def _delete(self) -> None:
-        proved = self._proved
+    async def _all_proved(self) -> list[Proved]:
+        """What is due, and shown to be what is stored here."""
+        proved = list(self._proved)
         for seen in self._fetching.seen:
             if why := await self._why_now(seen):
                 known, record = self._known.taken[seen.key], self._known.record(seen.key)
                 proof = prove(seen, known, record, why)
                 if isinstance(proof, Proved):
                     proved.append(proof)
+        return proved
+
+    async def _delete(self) -> None:
+        proved = await self._all_proved()
         if proved and not self._is_over_limit(len(proved)):
             await self._deletions.request(proved, self._now())
 

@@ -379,7 +379,9 @@ def _new(
     room: Room,
 ) -> Iterator[Step]:
     """Of a message that was not taken yet."""
-    if is_too_large(message, policy):
+    if room.is_full:
+        yield Later(message, "the full destination")
+    elif is_too_large(message, policy):
         stub = taken.get(stub_key(key)) if key is not None else None
         if not policy.stubs or key is None:
             yield Skip(message, _too_large(message, policy, key))
@@ -422,7 +424,9 @@ def _too_large_for_a_day(message: Message, policy: Policy) -> str | None:
 class Room:
     """What is left for this session."""
 
-    def __init__(self, policy: Policy, used: Used | None = None) -> None:
+    def __init__(self, policy: Policy, used: Used | None = None, *, is_full: bool = False) -> None:
+        """``is_full``: the destination takes no new message."""
+        self.is_full = is_full
         budget, used = policy.budget, used or Used()
         limit = math.inf if policy.limit is None else policy.limit
         left = math.inf if budget.messages is None else budget.messages - used.messages

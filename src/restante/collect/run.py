@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from ..errors import QuotaExceeded
+
 _TRIES = 2  # of one message in one run
 
 
@@ -19,6 +21,8 @@ class Run:
     def __init__(self) -> None:
         self.is_last = False
         """If the session that begins now is lost, no other one follows in this run."""
+        self.full: QuotaExceeded | None = None
+        """Why no new message is fetched in this run any more."""
         self._failures: Counter[str] = Counter()
 
     def failed(self, key: str) -> bool:
