@@ -13,7 +13,7 @@ from restante.errors import (
     QuotaExceeded,
     TemporaryFailure,
 )
-from restante.net import intake
+from restante.server import intake
 from restante.smtp import content
 from restante.smtp.grammar import MAX_LINE, failure
 from restante.smtp.session import Policy
