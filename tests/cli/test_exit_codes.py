@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import inspect
+import json
 import os
 import socket
 import sqlite3
@@ -21,7 +23,8 @@ from restante import config, tls
 from restante.auth import database
 from restante.auth.http import Web
 from restante.cli import common
-from restante.collect.destinations import imap, open_destination
+from restante.collect.destinations import Destination, imap, open_destination
+from restante.collect.destinations.gmail import Gmail
 from restante.collect.ledger import Ledger
 from restante.collect.oauth.flow import Application, Provider
 from restante.collect.oauth.web import by_itself
@@ -45,6 +48,7 @@ class Scene:
     def configure(self, text: str) -> None:
         path = self.home / "config/restante/restante.toml"
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(0o600)
         path.write_text(text)
 
     def code(self, *arguments: str) -> int:
@@ -194,10 +198,12 @@ def gone(ask: Callable[[str], int]) -> Callable[[Scene], int]:
 # An IMAP server that should store mail.
 
 
-def store_by_imap(login: bytes = b"", *, trusted: bool = True) -> Callable[[Scene], int]:
+def store_by_imap(
+    login: bytes = b"", append: bytes = b"", *, trusted: bool = True
+) -> Callable[[Scene], int]:
     def situation(scene: Scene) -> int:
         with imap_server(tls.server_context(*scene.certificate)) as server:
-            server.login = login
+            server.login, server.answers = login, [append] if append else []
             return _append(server.port, scene.certificate[0] if trusted else None)
 
     return situation
@@ -217,24 +223,57 @@ def silent_imap_server(scene: Scene) -> int:
 def _append(port: int, ca_file: Path | None) -> int:
     url = f"imaps://ann@127.0.0.1:{port}/"
     with closing(open_destination(url, password="tan staaf", ca_file=ca_file)) as destination:
-
-        def store() -> None:
-            destination.begin("any")
-            destination.write(b"Subject: x\r\n\r\nx\r\n")
-            destination.commit()
-
-        return raised(store)
+        return stored_in(destination)
 
 
-def missing_socket_of_a_mail_server(scene: Scene) -> int:
+def stored_in(destination: Destination) -> int:
+    def store() -> None:
+        destination.begin("any")
+        destination.write(b"Subject: x\r\n\r\nx\r\n")
+        destination.commit()
+
+    return raised(store)
+
+
+def gmail(status: int, reason: str) -> Callable[[Scene], int]:
+    body = json.dumps({"error": {"message": reason, "errors": [{"reason": reason}]}}).encode()
+
+    def situation(_: Scene) -> int:
+        with (
+            provider(status, body) as url,
+            closing(Gmail("", lambda _: "token", url)) as destination,
+        ):
+            return stored_in(destination)
+
+    return situation
+
+
+def by_lmtp(scene: Scene) -> int:
+    """A socket whose mail server has not been started."""
     with closing(open_destination(f"lmtp:unix:{scene.home}/lmtp", recipient="a@b.example")) as to:
+        return stored_in(to)
 
-        def store() -> None:
-            to.begin("any")
-            to.write(b"Subject: x\r\n\r\nx\r\n")
-            to.commit()
 
-        return raised(store)
+# A collector.
+
+
+def collecting(change: str, **options: str) -> Callable[[Scene], int]:
+    """From a server that does not exist, with one thing that comes before it wrong."""
+
+    def situation(scene: Scene) -> int:
+        account = {
+            "url": "pop3s://localhost:1",
+            "user": "u",
+            "password": "pw",
+            "to": "maildrop:ann",
+            **options,
+        }
+        lines = [f"{key} = {json.dumps(value)}" for key, value in account.items()]
+        scene.configure("[account.isp]\n" + "\n".join(lines))
+        return scene.code("collect", "isp")
+
+    situation.__name__ = change
+    return situation
 
 
 SITUATIONS = [
@@ -265,18 +304,30 @@ SITUATIONS = [
     (store_by_imap(b"NO [UNAVAILABLE] later"), 75),
     (store_by_imap(b"lost"), 75),
     (store_by_imap(trusted=False), 77),
+    (store_by_imap(append=b"NO [NOPERM] no"), 77),
+    (store_by_imap(append=b"NO [OVERQUOTA] full"), 75),
+    (gmail(400, "failedPrecondition"), 78),
+    (gmail(403, "insufficientPermissions"), 77),
+    (gmail(429, "rateLimitExceeded"), 75),
+    (gmail(403, "userRateLimitExceeded"), 75),
     (no_imap_server, 75),
     (silent_imap_server, 75),
-    (missing_socket_of_a_mail_server, 75),
+    (by_lmtp, 75),
+    (collecting("server down"), 75),
+    (collecting("unknown user", to="maildrop:bob"), 78),
+    (collecting("missing certificates", ca_file="/missing/ca.pem"), 78),
+    (collecting("missing program", to="command:/missing/program"), 78),
+    (collecting("directory in a file", to="maildir:/etc/hostname/Mail"), 74),
 ]
 
 
 def _name(value: object) -> str:
     """Such as ``introspect-401``, for a situation that another function made."""
-    variables = inspect.getclosurevars(value).nonlocals if callable(value) else {}
-    return "-".join(getattr(each, "__name__", str(each)) for each in variables.values()) or getattr(
-        value, "__name__", str(value)
-    )
+    name = getattr(value, "__name__", str(value))
+    if name != "situation" or not callable(value):
+        return name
+    variables = inspect.getclosurevars(value).nonlocals.values()
+    return "-".join(getattr(each, "__name__", str(each)) for each in variables)
 
 
 @pytest.mark.parametrize(("situation", "code"), SITUATIONS, ids=_name)
@@ -310,3 +361,23 @@ def test_an_error_of_the_system_has_one_code_also_as_a_cause(error: OSError, cod
     again = RestanteError("x")
     again.retry, again.__cause__ = True, outer
     assert [common.exit_code(each) for each in (error, outer, again)] == [code] * 3
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [((), 0), ((0, 75), 75), ((75, 74), 74), ((74, 75), 74), ((75, 65, 0), 65), ((0, 130), 130)],
+)
+def test_75_only_if_trying_again_can_help_all(codes: tuple[int, ...], code: int) -> None:
+    assert common.gravest(codes) == code
+
+
+def test_a_maildrop_in_use_does_not_hide_a_damaged_one(scene: Scene) -> None:
+    scene.restante("user", "add", "bob", stdin=b"tan staaf\n")
+    scene.restante("deliver", "bob", stdin=b"Subject: x\n\nx\n")
+    assert damaged_ids(scene) == 65
+    for command in (("list",), ("verify", "--all"), ("reindex", "--all")):
+        assert scene.code("maildrop", *command) == 65, command
+    with open(scene.state / "mail/bob/restante.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in (("verify", "--all"), ("reindex", "--all")):
+            assert scene.code("maildrop", *command) == 65, command

@@ -53,8 +53,6 @@ _TRIES = 3  # sessions in a run; more logins after a loss would only annoy a pro
 _READABLE = ("", "maildir", "maildrop")
 _TRACED = ("maildrop",)
 _PORTS = (110, 995)  # of POP3, so that one mailbox answers at both
-# Of several accounts the gravest decides.
-_GRAVITY = (70, 78, 77, 76, 74, 73, 69, 68, 67, 65, 64, 75, 0)
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -119,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
     stored = sum(each.stored for each in results if not isinstance(each, BaseException))
     if options.fail_if_empty and not any(codes) and not stored:
         return 1
-    return next((code for code in _GRAVITY if code in codes), max(codes, default=0))
+    return common.gravest(codes)
 
 
 def chosen(found: Configuration, names: Sequence[str], *, everything: bool) -> dict[str, Account]:

@@ -11,7 +11,7 @@ import socket
 import sqlite3
 import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from math import inf
 from pathlib import Path
@@ -71,6 +71,7 @@ _EXIT_CODES: tuple[tuple[type[RestanteError], int], ...] = (
     (BackendMisconfigured, sysexits.EX_CONFIG),
     (PermanentFailure, sysexits.EX_CONFIG),
 )
+_GRAVITY = (70, 78, 77, 76, 74, 73, 69, 68, 67, 65, 64, 75)  # the gravest first
 # Once there is room, another disk, less work, or a network.
 _MAY_PASS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE),
@@ -108,6 +109,12 @@ def exit_code(error: BaseException) -> int:
         code = _code_of_system(error)
         return sysexits.EX_IOERR if code is None else code
     return sysexits.EX_SOFTWARE
+
+
+def gravest(codes: Iterable[int]) -> int:
+    """Of several accounts or maildrops: 75 only if trying again can help all that failed."""
+    found = set(codes)
+    return next((code for code in _GRAVITY if code in found), max(found, default=0))
 
 
 def _code_of_cause(cause: BaseException | None) -> int:

@@ -94,7 +94,7 @@ async def list_(options: argparse.Namespace, store: AnyStore) -> int:
         except MaildropInUse:
             row["in_use"] = True
         except RestanteError as error:
-            code = _unread(row, error)
+            code = common.gravest((code, _unread(row, error)))
             continue
         else:
             octets = sum(entry.size for entry in entries)
@@ -333,7 +333,7 @@ async def _purged(
         try:
             counts[user] = await destroy(user)
         except RestanteError as error:
-            code = _unread({"user": user}, error)
+            code = common.gravest((code, _unread({"user": user}, error)))
     if options.json:
         common.print_json("maildrop-purge", purged=counts)
         return code
@@ -351,7 +351,7 @@ async def verify(options: argparse.Namespace, store: AnyStore) -> int:
         except RestanteError as error:
             rows.append({"user": user})
             unread = _unread(rows[-1], error)
-            code = code or unread
+            code = code if code == os.EX_DATAERR else common.gravest((code, unread))
             continue
         findings = [asdict(each) for each in found]
         rows.append({"user": user, "in_use": False, "messages": messages, "findings": findings})
@@ -374,7 +374,7 @@ async def reindex(options: argparse.Namespace, store: AnyStore) -> int:
             messages = await files.reindex(user)
         except RestanteError as error:
             rows.append({"user": user})
-            code = _unread(rows[-1], error)
+            code = common.gravest((code, _unread(rows[-1], error)))
             continue
         rows.append({"user": user, "in_use": False, "messages": messages})
         if not options.json:

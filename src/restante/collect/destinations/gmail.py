@@ -15,7 +15,7 @@ from secrets import token_hex
 from typing import IO, Any
 
 from ...errors import ConfigurationError, ConsentNeeded, MessageRefused, TemporaryFailure
-from ...https import Answer, Web
+from ...https import Answer, Web, is_lasting
 from ...tls import client_context
 from . import TokenSource
 from .handed import Handed
@@ -90,11 +90,13 @@ class Gmail(Handed):
             raise MessageRefused(text)
         if "import" in path and status >= 500:
             raise self._doubt(text)
-        if status in (401, 403) and not any(reason in _LATER for reason in reasons):
+        if any(reason in _LATER for reason in reasons):
+            raise TemporaryFailure(text)
+        if status in (401, 403):
             raise ConsentNeeded(f"{text}; next: restante account auth NAME --to")
         if status == 404:
             raise ConfigurationError(text)
-        raise TemporaryFailure(text)
+        raise TemporaryFailure(text) from (ConfigurationError(text) if is_lasting(status) else None)
 
     def _try(self, path: str, body: bytes | None, kind: str, *, renew: bool) -> tuple[int, Answer]:
         if renew or not self._token:

@@ -49,6 +49,10 @@ _IDLE = 30.0  # seconds after which a connection is tried before a message depen
 _MAX_HEADER = 2**20  # octets of a message in which its date is looked for
 # Of RFC 3501, 5530 and 7889: this message will never be taken, others may be; and: none will now.
 _NEVER = ("[TOOBIG]", "[CANNOT]", "[PARSE]", "[BADCHARSET]")
+_REFUSED = (
+    *("[AUTHENTICATIONFAILED]", "[AUTHORIZATIONFAILED]", "[EXPIRED]"),
+    *("[PRIVACYREQUIRED]", "[CONTACTADMIN]", "[NOPERM]"),
+)  # us, whatever the message is
 _LATER = ("[OVERQUOTA]", "[UNAVAILABLE]", "[INUSE]", "[LIMIT]", "[SERVERBUG]")
 
 _NEWEST = 5000  # messages; what is in doubt was appended last, by the run before
@@ -145,6 +149,7 @@ class Imap(Handed):
             MessageRefused: the server will never take it; or an answer that may be this message's
                 fault, as long as there are few in a row.
             TemporaryFailure: not now, or doubts in a row.
+            CredentialsRefused: for want of rights.
         """
         octets = f"{_MARK}: {self._name}\r\n".encode() + message.read()
         at = _date(octets[:_MAX_HEADER])
@@ -170,6 +175,8 @@ class Imap(Handed):
             text = str(error)
             if "command error: BAD" in text or any(code in text for code in _NEVER):
                 raise MessageRefused(_short(text)) from error
+            if any(code in text for code in _REFUSED):
+                raise self._refused(error) from error
             if any(code in text for code in _LATER):
                 raise TemporaryFailure(_short(text)) from error
             raise self._doubt(_short(text)) from error
@@ -207,6 +214,8 @@ class Imap(Handed):
             self._used_at = time.monotonic()
         except (imaplib.IMAP4.error, OSError, ValueError) as error:
             self._leave()
+            if any(code in str(error) for code in _REFUSED):
+                raise self._refused(error) from error
             raise _Lost(f"the IMAP server {self._host}: {_short(error)}") from error
 
     def _try_out(self, server: IMAPClient) -> None:
@@ -253,8 +262,11 @@ class Imap(Handed):
             was_lost = isinstance(error.__context__, imaplib.IMAP4.abort)  # imapclient wraps it
             if was_lost or any(code in text for code in _LATER):
                 raise
-            text = text.replace(self._password, "…")
-            raise CredentialsRefused(f"the IMAP server {self._host}: {text}") from None
+            raise self._refused(error) from None
+
+    def _refused(self, error: Exception) -> CredentialsRefused:
+        text = _short(error).replace(self._password, "…")
+        return CredentialsRefused(f"the IMAP server {self._host}: {text}")
 
     def _leave(self) -> None:
         """At once: what was under way may or may not have been done."""
