@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from restante import config
-from restante.config import Configuration
+from restante.config import Configuration, loading
 from restante.errors import ConfigurationError
 
 
@@ -309,7 +309,7 @@ def test_the_file_of_the_system_has_the_state_of_the_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What an administrator types must reach what the service of systemd reads."""
-    monkeypatch.setattr(config, "SYSTEM", (tmp_path / "etc", Path("/var/lib/restante")))
+    monkeypatch.setattr(loading, "SYSTEM", (tmp_path / "etc", Path("/var/lib/restante")))
     file = tmp_path / "etc" / "restante" / "restante.toml"
     file.parent.mkdir(parents=True)
     assert load("", file, XDG_STATE_HOME="/state").state == Path("/var/lib/restante")
@@ -324,7 +324,7 @@ def test_a_home_that_cannot_be_read_holds_no_file(
     file, home = tmp_path / "etc" / "restante" / "restante.toml", tmp_path / "home"
     file.parent.mkdir(parents=True)
     file.write_text("")
-    monkeypatch.setattr(config, "SYSTEM", (tmp_path / "etc", Path("/var/lib/restante")))
+    monkeypatch.setattr(loading, "SYSTEM", (tmp_path / "etc", Path("/var/lib/restante")))
     look = os.stat
 
     def stat(path: str | Path, **options: Any) -> os.stat_result:

@@ -1,0 +1,64 @@
+"""The configuration: one TOML file, and what it may say.
+
+``schema`` names the options, ``values`` checks them, ``loading`` reads them, ``manual`` explains
+them.
+"""
+
+from .loading import SYSTEM, ephemeral, load
+from .manual import example, sections, toml
+from .schema import (
+    ALL_MECHANISMS,
+    LDAP,
+    LMTP,
+    MECHANISMS,
+    PAM,
+    SMTP,
+    TLS,
+    Account,
+    Alert,
+    Auth,
+    Collect,
+    Configuration,
+    Intake,
+    Limits,
+    Log,
+    OAuth,
+    PasswdFile,
+    Provider,
+    Server,
+    Store,
+)
+from .values import BACKENDS, Secret, duration, octets
+
+__all__ = [
+    "ALL_MECHANISMS",
+    "BACKENDS",
+    "LDAP",
+    "LMTP",
+    "MECHANISMS",
+    "PAM",
+    "SMTP",
+    "SYSTEM",
+    "TLS",
+    "Account",
+    "Alert",
+    "Auth",
+    "Collect",
+    "Configuration",
+    "Intake",
+    "Limits",
+    "Log",
+    "OAuth",
+    "PasswdFile",
+    "Provider",
+    "Secret",
+    "Server",
+    "Store",
+    "duration",
+    "ephemeral",
+    "example",
+    "load",
+    "octets",
+    "sections",
+    "toml",
+]

@@ -1,0 +1,83 @@
+"""Options that exclude or require each other, and secrets that others can read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..server.listener import Address
+from .schema import TLS, Auth, Configuration, Server
+
+
+def contradictions(found: Configuration) -> Iterator[str]:
+    yield from _proxy_contradictions(found.server)
+    yield from _tls_contradictions(found.tls)
+    yield from _auth_contradictions(found.auth)
+    for name, account in found.account.items():
+        for key in ("url", "user", "to"):
+            if not getattr(account, key):
+                yield f"account.{name}.{key}: is missing"
+    if found.source is None:
+        intake = found.intake
+        for key, places in (
+            ("server.listen", found.server.listen),
+            ("intake.lmtp.listen", intake.lmtp.listen),
+            ("intake.smtp.listen", intake.smtp.listen),
+        ):
+            for place in places:
+                if not Address.parse(place).is_local:
+                    yield f"{key}: {place} is public, which wants a configuration file"
+
+
+def _proxy_contradictions(found: Server) -> Iterator[str]:
+    for place in found.tls_at_proxy:
+        if place not in found.listen:
+            yield f"server.tls_at_proxy: {place} is not one of server.listen"
+    if found.tls_at_proxy and not found.proxy_from:
+        yield "server.tls_at_proxy: requires server.proxy_from, the addresses of the proxy"
+
+
+def _tls_contradictions(found: TLS) -> Iterator[str]:
+    if found.mode == "files" and not (found.cert and found.key):
+        yield 'tls.mode: "files" wants tls.cert and tls.key'
+    for key in ("cert", "key"):
+        if found.mode == "self" and getattr(found, key):
+            yield f'tls.{key}: is used with tls.mode = "files" only'
+
+
+def _auth_contradictions(auth: Auth) -> Iterator[str]:
+    if not set(auth.chain) - {"oauth"}:
+        yield "auth.chain: wants a back end for passwords beside oauth"
+    if "passwd-file" in auth.chain and not auth.passwd_file.path:
+        yield "auth.passwd_file.path: is missing"
+    if "ldap" in auth.chain:
+        for key in ("url", "base", "name"):
+            if not getattr(auth.ldap, key):
+                yield f"auth.ldap.{key}: is missing"
+    if "oauth" in auth.chain:
+        oauth = auth.oauth
+        if bool(oauth.jwks) == bool(oauth.introspection):
+            yield "auth.oauth.jwks: wants either this or auth.oauth.introspection"
+        wanted = ["issuer", "audience", "claim"]
+        wanted += ["client_id", "client_secret"] if oauth.introspection else ["algorithms"]
+        for key in wanted:
+            if not getattr(oauth, key):
+                yield f"auth.oauth.{key}: is missing"
+
+
+def readable_secrets(path: str, values: Mapping[str, Any]) -> Iterator[str]:
+    accounts = values.get("account", {})
+    secrets = {}
+    for name, account in accounts.items():
+        secrets[f"account.{name}.password"] = account.password
+        secrets[f"account.{name}.to_password"] = account.to_password
+        secrets[f"account.{name}.oauth.client_secret"] = account.oauth.client_secret
+        secrets[f"account.{name}.to_oauth.client_secret"] = account.to_oauth.client_secret
+    if auth := values.get("auth"):
+        secrets["auth.ldap.bind_password"] = auth.ldap.bind_password
+        secrets["auth.oauth.client_secret"] = auth.oauth.client_secret
+    for key, each in secrets.items():
+        if each.kind == "text" and each:
+            yield (
+                f"{key}: others can read this file; chmod 600 {path}, or say where the secret is"
+            )

@@ -1,0 +1,50 @@
+"""The manual of the configuration: the sample file and the tables of the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import Field, is_dataclass
+from typing import Any
+
+from .schema import Configuration, options
+
+
+def sections(
+    kind: type[Any] = Configuration, path: tuple[str, ...] = ()
+) -> Iterator[tuple[str, type[Any], list[Field[Any]]]]:
+    """Every section: its dotted name, its class, its options.  For manuals."""
+    own = [each for each in options(kind) if "doc" in each.metadata]
+    if own:
+        yield ".".join(path), kind, own
+    for each in options(kind):
+        if named := each.metadata.get("named"):
+            yield from sections(named, (*path, each.name, "isp"))
+        elif is_dataclass(each.default_factory):
+            assert isinstance(each.default_factory, type)
+            yield from sections(each.default_factory, (*path, each.name))
+
+
+def example() -> str:
+    """A sample file with every option, its manual above it; all is as without a file until
+    somebody takes a "#" away.
+    """
+    lines: list[str] = []
+    for name, kind, own in sections():
+        off = "#" if name.startswith("account.") else ""
+        lines += [f"{off}[{name}]", f"# {kind.__doc__}"]
+        for each in own:
+            lines += [f"# {each.metadata['doc']}"]
+            lines += [f"#{each.name} = {toml(each.metadata['example'])}"]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def toml(value: Any) -> str:
+    """A value as it stands in the file."""
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {toml(each)}" for key, each in value.items()) + " }"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value)

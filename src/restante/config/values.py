@@ -1,0 +1,292 @@
+"""What the value of an option may be: each function checks one kind and converts it.
+
+A function raises ``BadValue`` with words that say what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any
+
+from ..auth import ldap
+from ..auth.http import is_safe
+from ..auth.schemes import SCHEMES
+from ..errors import ConfigurationError, UnsafeArgument
+from ..pop3 import quirks as quirk_words
+from ..server.listener import Address
+
+BACKENDS = ("users", "passwd-file", "ldap", "pam", "oauth")
+
+Convert = Callable[[Any], Any]
+
+_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_SIZES = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+class BadValue(Exception):
+    """Says what would be right."""
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise BadValue('wants a text such as "mail"')
+    return value
+
+
+def separator(value: Any) -> str:
+    if re.search(r"[\w\s@/.:-]", found := text(value)):
+        raise BadValue('wants a sign that is in no name, such as "+"')
+    return found
+
+
+def place(value: Any) -> str:
+    """Perhaps a URL, which may be shown to anybody."""
+    if re.match(r"\w+://[^/@]*:.*@", found := text(value)):
+        raise BadValue("wants no password, which has an option of its own")
+    return found
+
+
+def hostname(value: Any) -> str:
+    """A name or an address, as certificates and trace fields take it."""
+    if not re.fullmatch(r"[^\W_][\w.:-]{0,252}", found := text(value)):
+        raise BadValue('wants a name such as "mail.example.org"')
+    return found
+
+
+def duration(value: Any) -> float:
+    """Seconds, from ``2h``, ``14d``, ``10min``, or a number of seconds."""
+    match = re.fullmatch(r"([0-9]{1,9})\s*([a-z]*)", str(value))
+    if isinstance(value, bool) or match is None or (match[2] or "s") not in _UNITS:
+        raise BadValue('wants a time such as "90s", "10min", "2h" or "14d"')
+    return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def holding(value: Any) -> float:
+    """Seconds; infinity is ``keep``."""
+    return math.inf if value == "keep" else duration(value)
+
+
+def octets(value: Any) -> int:
+    """Octets, from ``25MiB`` or a number."""
+    match = re.fullmatch(r"([0-9]{1,15})\s*(|[KMG]iB)", str(value))
+    if isinstance(value, bool) or match is None:
+        raise BadValue('wants a size such as "25MiB"')
+    return int(match[1]) * _SIZES[match[2]]
+
+
+def octets_or_auto(value: Any) -> int | None:
+    """None is what is known of the provider."""
+    return None if value == "auto" else octets(value)
+
+
+def count(value: Any) -> int:
+    if isinstance(value, bool) or not re.fullmatch(r"[1-9][0-9]{0,8}", str(value)):
+        raise BadValue("wants a number from 1")
+    return int(value)
+
+
+def keeping(value: Any) -> int | None:
+    """Whole days; None is for ever."""
+    if value == "never":
+        return None
+    try:
+        found = duration(value)
+    except BadValue:
+        found = 0.0
+    if found < 86_400 or found % 86_400:
+        raise BadValue('wants "never" or a time in whole days, such as "90d"')
+    return int(found) // 86_400
+
+
+def workers(value: Any) -> int:
+    """0 stands for one for each core."""
+    return 0 if value == "auto" else at_most(255, count)(value)
+
+
+def web_address(value: Any) -> str:
+    found = text(value)
+    if found and not is_safe(found):
+        raise BadValue("wants an address that begins with https://, or http:// on this machine")
+    return found
+
+
+def source(value: Any) -> str:
+    """A web address, or a path."""
+    return web_address(value) if "://" in text(value) else text(value)
+
+
+def directory(value: Any) -> str:
+    found = text(value)
+    if found and not ldap.is_safe(found):
+        raise BadValue('wants an address such as "ldaps://ldap.example.org"')
+    return found
+
+
+def search(value: Any) -> str:
+    if "%u" not in text(value):
+        raise BadValue('wants a filter with %u, such as "(uid=%u)"')
+    return text(value)
+
+
+def service(value: Any) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text(value)):
+        raise BadValue('wants the name of a file in /etc/pam.d, such as "restante"')
+    return text(value)
+
+
+def scheme(value: Any) -> str:
+    found: str = one_of(*SCHEMES)(str(value).upper())
+    return found
+
+
+def at_most(most: int, convert: Convert) -> Convert:
+    def checked(value: Any) -> Any:
+        found = convert(value)
+        if found > most:
+            raise BadValue(f"wants {most} at most")
+        return found
+
+    return checked
+
+
+def one_of(*words: str) -> Convert:
+    def convert(value: Any) -> str:
+        if value not in words:
+            raise BadValue("wants one of " + ", ".join(words))
+        return str(value)
+
+    return convert
+
+
+def backends(value: Any) -> tuple[str, ...]:
+    """Names of identity back ends, each once."""
+    found = tuple(name.replace("_", "-") for name in many(text)(value))
+    for name in found:
+        if name not in BACKENDS:
+            near = difflib.get_close_matches(name, BACKENDS, 1)
+            hint = "".join(f"; did you mean {n}?" for n in near)
+            raise BadValue("wants some of " + ", ".join(BACKENDS) + hint)
+    if not found or len(set(found)) < len(found):
+        raise BadValue("wants each back end once, and at least one")
+    return found
+
+
+def many(convert: Convert) -> Convert:
+    """A list; a single text is a list of one, an empty one of none."""
+
+    def convert_all(value: Any) -> tuple[Any, ...]:
+        if isinstance(value, str):
+            value = text(value).split()
+        if not isinstance(value, list | tuple):
+            raise BadValue("wants a list")
+        return tuple(convert(each) for each in value)
+
+    return convert_all
+
+
+def network(value: Any) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(value)
+    except (ValueError, TypeError) as error:
+        raise BadValue('wants a network such as "192.168.1.40/32"') from error
+
+
+def address(*schemes: str) -> Convert:
+    def convert(value: Any) -> str:
+        try:
+            parsed = Address.parse(text(value))
+        except ConfigurationError as error:
+            raise BadValue(f"wants an address: {error}") from error
+        if parsed.scheme not in schemes and not (parsed.path and "" in schemes):
+            raise BadValue("wants an address that begins with " + " or ".join(schemes))
+        return str(parsed)
+
+    return convert
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """Where a secret is; it is fetched only when it is needed."""
+
+    kind: str
+    """``text``, ``env``, ``file``, ``command``, ``credential`` or ``keyring``."""
+    value: str | tuple[str, ...] = field(repr=False)
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+
+def secret(value: Any) -> Secret:
+    """A reference such as ``{ file = "/run/secrets/isp" }``; a text is the secret itself."""
+    if isinstance(value, Secret):
+        return value
+    if isinstance(value, str):
+        return Secret("text", text(value))
+    kind, given = next(iter(value.items()), ("", "")) if isinstance(value, dict) else ("", "")
+    if kind == "command" and isinstance(given, list) and given and all(map(_is_text, given)):
+        return Secret(kind, tuple(given))
+    if kind not in ("env", "file", "credential", "keyring") or not _is_text(given):
+        raise BadValue('wants { command = ["pass", "show", "isp"] }, or env, file, credential …')
+    return Secret(kind, given)
+
+
+def reference(value: Any) -> Secret:
+    """Like ``secret``, but never the secret itself."""
+    found = secret(value)
+    if found and found.kind == "text":
+        raise BadValue('wants { credential = "name" }, or env, file, command, keyring')
+    return found
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def keep(value: Any) -> str:
+    """``all``, ``none``, ``until-verified`` or a time."""
+    if value in ("all", "none", "until-verified", "until-deleted"):
+        return str(value)
+    try:
+        duration(value)
+    except BadValue:
+        words = '"all", "none", "until-verified", "until-deleted" or a time such as "14d"'
+        raise BadValue(f"wants {words}") from None
+    return str(value)
+
+
+def quirks(value: Any) -> tuple[str, ...]:
+    """Words that ``pop3.quirks.parse`` knows."""
+    found: tuple[str, ...] = many(text)(value)
+    try:
+        quirk_words.parse(found)
+    except UnsafeArgument as error:
+        raise BadValue(str(error)) from error
+    return found
+
+
+def number(value: Any) -> int:
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", str(value)):
+        raise BadValue("wants a number from 0")
+    return int(value)
+
+
+def at_least(least: float, convert: Convert, why: str) -> Convert:
+    def checked(value: Any) -> Any:
+        found = convert(value)
+        if found < least:
+            raise BadValue(f"wants {least:g} seconds at least ({why})")
+        return found
+
+    return checked
+
+
+def greeting(value: Any) -> str:
+    found = text(value)
+    if not found.isascii() or "<" in found or found.startswith("[") or len(found) > 500:
+        raise BadValue('wants ASCII without "<", not beginning with "[" (RFC 2449 §3)')
+    return found
