@@ -35,7 +35,7 @@ TEMPLATES = ["/mail/%u", "/mail/%d/%n", "/mail/%n/%d/box", "/home/m-%n.d/Maildir
 )
 def test_template(template: str, user: str, base: str, names: list[str]) -> None:
     place = Template(template)
-    assert (place.base, place.names(user)) == (base, names)
+    assert (place.base, list(place.names(user))) == (base, names)
 
 
 @pytest.mark.parametrize(

@@ -764,9 +764,8 @@ def test_file_in_tmp_is_never_written_over(maildir: MaildirStore, full: Path) ->
         files.maildrop(str(full.parent), ["ann"]) as opened,
         files.directory("tmp", opened) as tmp,
         pytest.raises(FileExistsError),
-        files.writing("name", tmp),
     ):
-        pass
+        files.create("name", tmp)
     assert (full / "tmp/name").read_bytes() == b"the first"
 
 

@@ -241,12 +241,12 @@ class Users:
         Raises:
             TemporaryFailure: cannot be told now.
         """
-        if not os.path.exists(self._path):
-            return None
         query = "SELECT quota FROM users WHERE name = ?"
         try:
             with self._quota_lock:  # asked by the threads that deliver
                 rows: Sequence[tuple[int | None]] = self._quotas.rows(query, _key(name))
+        except FileNotFoundError:
+            return None
         except (sqlite3.Error, OSError):
             rows = self._all_of(query, _key(name))
         return rows[0][0] if rows else None

@@ -138,7 +138,7 @@ class IntakeConnection(BaseConnection[Event]):
         self._proto = "lmtp" if policy.is_lmtp else "smtp"
         self._session = Session(VERBS, policy, may_start_tls=service.tls is not None)
         self._message: IO[bytes] | None = None  # that comes in, or is delivered
-        self._digest = sha256()  # of the reverse-path and the message
+        self._digest = sha256()  # of the reverse-path and the message; SMTP only
         self._ready_at = self._began  # when no message was under way for the last time
 
     # Events.
@@ -156,7 +156,9 @@ class IntakeConnection(BaseConnection[Event]):
                 self._drop_message()
                 # Closed by _drop_message: a whole message is delivered from it first.
                 self._message = SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115
-                self._digest = sha256(self._session.reverse_path.encode("utf-8", "replace") + b"\0")
+                if not self._session.policy.is_lmtp:
+                    path = self._session.reverse_path.encode("utf-8", "replace")
+                    self._digest = sha256(path + b"\0")
                 self._say(reply)
             case Content(octets):
                 self._keep(octets)
@@ -173,7 +175,8 @@ class IntakeConnection(BaseConnection[Event]):
 
     def _keep(self, octets: bytes) -> None:
         assert self._message is not None
-        self._digest.update(octets)
+        if not self._session.policy.is_lmtp:
+            self._digest.update(octets)
         try:
             self._message.write(octets)
         except OSError as error:

@@ -394,35 +394,35 @@ def directory_lock(name: str, parent: int) -> Iterator[int]:
 # -- Files
 
 
-@contextmanager
-def writing(name: str, parent: int, *, replace: bool = False) -> Iterator[int]:
-    """A new file, or with ``replace`` an emptied one; durable when the block has ended.
-
-    After an error its content is unknown, and a second fsync would succeed without reason.
-    """
-    fresh = os.O_TRUNC if replace else os.O_EXCL
-    file = os.open(name, os.O_WRONLY | os.O_CREAT | fresh | _FLAGS, 0o600, dir_fd=parent)
-    try:
-        yield file
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
 def create(name: str, parent: int) -> int:
     """A new file, open to be written; who calls syncs and closes it."""
     return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600, dir_fd=parent)
 
 
-@contextmanager
-def undone_on_error(name: str, parent: int) -> Iterator[None]:
-    """Unlink a file unless the block succeeds."""
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(name, dir_fd=parent)
-        raise
+def sync_file(file: int) -> None:
+    """Make its octets durable.
+
+    After an error its content is unknown, and a second fsync would succeed without reason.
+    """
+    os.fsync(file)
+
+
+class UndoneOnError:
+    """Unlinks a file unless the block succeeds."""
+
+    __slots__ = ("_name", "_parent")
+
+    def __init__(self, name: str, parent: int) -> None:
+        self._name = name
+        self._parent = parent
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            with suppress(OSError):
+                os.unlink(self._name, dir_fd=self._parent)
 
 
 def write(file: int, octets: bytes) -> None:
@@ -433,12 +433,7 @@ def write(file: int, octets: bytes) -> None:
 
 def replace(name: str, octets: bytes, parent: int) -> None:
     """Write a small file, durably: after a crash there is the old one or the new one."""
-    temporary = f"{name}.tmp"
-    with undone_on_error(temporary, parent):
-        with writing(temporary, parent, replace=True) as file:
-            write(file, octets)
-        os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
-    os.fsync(parent)
+    replace_cache(name, octets, parent, durably=True)
 
 
 def replace_cache(name: str, octets: bytes, parent: int, *, durably: bool = False) -> int:
@@ -447,7 +442,7 @@ def replace_cache(name: str, octets: bytes, parent: int, *, durably: bool = Fals
     ``durably``: not if this one has returned.  Returns its inode number.
     """
     temporary = f"{name}.tmp"
-    with undone_on_error(temporary, parent):
+    with UndoneOnError(temporary, parent):
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS
         file = os.open(temporary, flags, 0o600, dir_fd=parent)
         try:

@@ -842,19 +842,16 @@ async def _deliver(
 
 def _named(maildrop: int, name: str) -> Generator[Entry | None, bytes, None]:
     """As ``_delivery``, under a name that is given; the directories are synced by the caller."""
-    unique, survey = fresh_unique(), Survey()
+    unique = fresh_unique()
     place = "cur" if ":" in name else "new"  # in new/ no name has flags (Maildir)
     with (
         files.directory("tmp", maildrop) as tmp,
         files.directory(place, maildrop) as directory,
-        ExitStack() as ours,
+        files.Opened(files.create(unique, tmp)) as file,
+        files.UndoneOnError(unique, tmp),
     ):
-        with files.writing(unique, tmp) as file:
-            ours.enter_context(files.undone_on_error(unique, tmp))
-            while octets := (yield None):
-                files.write(file, octets)
-                survey.feed(octets)
-            survey.finish()
+        survey = yield from _written(file)
+        files.sync_file(file)
         files.move(unique, tmp, name, directory)
     yield Entry(name, survey.size)
 
@@ -867,23 +864,29 @@ def _delivery(
     Send it the octets, then none; then it yields the entry of a message that a crash cannot
     lose.  If it is closed before, or fails, nothing is left.
     """
-    unique, survey = fresh_unique(), Survey()
+    unique = fresh_unique()
     with (
         files.maildrop(base, names, make=True) as maildrop,
         files.directory("tmp", maildrop) as tmp,
         files.directory("new", maildrop) as new,
-        ExitStack() as counted,
+        files.Opened(files.create(unique, tmp)) as file,
+        files.UndoneOnError(unique, tmp),
     ):
-        with ExitStack() as ours:
-            with files.writing(unique, tmp) as file:
-                ours.enter_context(files.undone_on_error(unique, tmp))
-                while octets := (yield None):
-                    files.write(file, octets)
-                    survey.feed(octets)
-                survey.finish()
-                counted.enter_context(quota.room(maildrop, [survey.stored], limit()))
-            name = unique + fields(survey)
+        survey = yield from _written(file)
+        name = unique + fields(survey)
+        with quota.room(maildrop, [survey.stored], limit()):
+            files.sync_file(file)
             files.move(unique, tmp, name, new)
-        with files.undone_on_error(name, new):
-            files.sync_together(new)
+            with files.UndoneOnError(name, new):
+                files.sync_together(new)
     yield Entry(unique, survey.size)
+
+
+def _written(file: int) -> Generator[None, bytes, Survey]:
+    """Write the octets that are sent, until none are."""
+    survey = Survey()
+    while octets := (yield):
+        files.write(file, octets)
+        survey.feed(octets)
+    survey.finish()
+    return survey

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from ..errors import ConfigurationError, NoMaildrop
 
 MAX_PART = 128  # octets of a local part or a domain; ours, RFC 5321 §4.5.3.1 allows 64 and 255
+_REMEMBERED = 4096  # users
 _NAME_MAX = 255  # octets of one file name, on nearly every file system
 
 
@@ -50,8 +52,10 @@ class Template:
         self.base = "/" + "/".join(component.before for component in components[:fixed])
         self._below = components[fixed:]
         self._has_domain = bool({"u", "d"} & set(variables))
+        self.names: Callable[[str], tuple[str, ...]] = lru_cache(_REMEMBERED)(self._names)
+        """As ``_names``, which every message and login asks more than once."""
 
-    def names(self, user: str) -> list[str]:
+    def _names(self, user: str) -> tuple[str, ...]:
         """The directories below ``base`` that lead to the user's maildrop, the last one included.
 
         Raises:
@@ -78,7 +82,7 @@ class Template:
             raise NoMaildrop(
                 "user name is too long to name a maildrop", "is too long for a file name"
             )
-        return names
+        return tuple(names)
 
     def users(self) -> Iterator[str]:
         """Every user with a Maildir here that may be entered.  Blocking.
@@ -110,7 +114,7 @@ class Template:
 
     def _lies_at(self, user: str, names: list[str]) -> bool:
         try:
-            return self.names(user) == names
+            return self.names(user) == tuple(names)
         except NoMaildrop:
             return False
 
