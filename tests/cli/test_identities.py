@@ -215,6 +215,10 @@ def test_why_tells_who_knows_somebody(
     (home / "passwd").write_text("bob:{PLAIN}p::::::nologin\n")
     found = restante("-c", chained, "auth", "why", "bob", "::1")
     assert found.out.splitlines()[0] == "bob (passwd-file) is refused: the user is disabled"
+    for stored in ("*", "!!", "{ARGON2ID}malformed", "$1$salt$md5"):
+        (home / "passwd").write_text(f"bob:{stored}\n")
+        found = restante("-c", chained, "auth", "why", "bob", "::1", "--json")
+        assert (found.code, found.json["reason"]) == (77, "no-password"), stored
     (home / "passwd").unlink()
     assert restante("-c", chained, "auth", "why", "bob", "::1").code == 74
 

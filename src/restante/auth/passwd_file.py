@@ -156,6 +156,15 @@ class PasswdFile:
         entry = (await self._content_now()).entries.get(_key(identity))
         return entry.account if entry else None
 
+    def has_password(self, identity: str) -> bool:
+        """Whether a password can match; False: the user is unknown or refused, or the hash is
+        locked, malformed or too costly.
+
+        Raises:
+            BackendUnavailable: the file cannot be read.
+        """
+        return _key(identity) in self._read().hashes
+
     async def generation(self, identity: str) -> bytes:
         del identity  # a change of the file may be one of any user's
         return (await self._content_now()).digest

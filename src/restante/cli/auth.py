@@ -27,7 +27,9 @@ _WHY = {
     "clear": "nobody may log in without TLS from there; see auth.allow_plaintext_from",
     "not-offered": "the server does not offer this mechanism; see auth.mechanisms",
     "no-maildrop": "the name does not fit store.path",
+    "no-password": "no password matches the hash: locked, malformed, or too costly",
 }
+_WITHOUT_PASSWORD = ("OAUTHBEARER", "XOAUTH2", "EXTERNAL")
 # For users of our own database; others have their own administration.
 _NEXT = {
     "disabled": "; next: restante user enable {user}",
@@ -61,6 +63,9 @@ def why(options: argparse.Namespace) -> int:
             raise NoSuchUser(options.user)
         mechanisms = offered(chain, found.auth.mechanisms)
     reason, user = _reason(options, found, account, mechanisms), account.user
+    by_password = options.mechanism.upper() not in _WITHOUT_PASSWORD
+    if reason is None and by_password and backend == "passwd-file":
+        reason = None if _has_password(found, user) else "no-password"
     with closing(guessing.throttle(found)) as throttle:
         facts = throttle.facts(user, options.address)
     if options.json:
@@ -76,6 +81,11 @@ def why(options: argparse.Namespace) -> int:
         if facts.sprayed >= 0.5:
             print(_describe_spray(facts))
     return os.EX_OK if reason is None else os.EX_NOPERM
+
+
+def _has_password(found: Configuration, user: str) -> bool:
+    with closing(identities.passwd_file(found.auth)) as file:
+        return file.has_password(user)
 
 
 def _describe(facts: Facts) -> str:
