@@ -814,6 +814,26 @@ def test_a_message_is_known_under_a_unique_id_that_another_had(world: World) -> 
     assert world.mail == sorted(map(letter, ("one", "two", "c")))
 
 
+@pytest.mark.parametrize("double", ["", "2"])
+def test_unique_ids_of_which_one_stands_twice_bring_nothing_twice_after_none(
+    double: str, world: World
+) -> None:
+    """Then no listing is whole, and what was taken without a unique-id is known by its content."""
+    world.server.mail = {each: letter(each) for each in "1234"}
+    usual, world.server.answer = world.server.answer, nameless
+    world.server.announced = ()
+    assert world.collect().stored == 4
+    world.server.answer, world.server.announced = usual, ("UIDL", "TOP")
+    if double:
+        world.server.answer = lambda said, usual: (
+            usual.replace(b"2 2\r\n", b"2 1\r\n") if said == "UIDL" else usual
+        )
+    world.server.mail["5"] = letter("5")
+    assert world.collect().stored == 1
+    assert world.collect(KEEP_NONE).stored == 0
+    assert len(world.mail) == 5
+
+
 def test_unique_ids_that_a_server_gives_later_bring_nothing_twice(world: World) -> None:
     """An operator has added the quirk, or the server is another version; equal mail is counted."""
     world.server.mail = {**many("a", 30), "same": letter("same"), "twin": letter("same")}
