@@ -39,6 +39,10 @@ Read them with care:
 - restante keeps its log, its journal, its limits and its timers.
 - Of the other clients mpop alone is known to sync each message, so the ratio is to mpop.  The
   poplib loop, and the program that takes mail from fetchmail here, make nothing durable.
+- Deliveries were measured while other programs kept both cores busy. With less load beside them,
+  restante needed 400 µs of CPU for each at 16 senders, and 690 µs at one. The file system takes
+  100 to 270 µs of that: as much as a loop that only creates, writes, syncs and renames a file of
+  4 kB and syncs its directory.
 - Here a disk syncs in some 0.2 ms. Where it takes longer, who syncs each message loses more.
 
 """
