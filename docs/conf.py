@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from os.path import relpath
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
 import restante
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 project = "restante"
 author = "The restante developers"
@@ -24,3 +32,47 @@ man_pages = [
     ("reference/configuration", "restante.toml", "configuration of restante", "", 5),
 ]
 man_show_urls = False
+
+# Old address of a page → its address now. Bookmarks and links from other sites keep working.
+MOVED = {
+    "howto/back-up": "howto/backup-and-restore",
+    "howto/behind-a-proxy": "howto/load-balancer",
+    "howto/brake-deletions": "howto/deletion-limits",
+    "howto/from-poplib": "howto/migrate-from-poplib",
+    "howto/gateway": "howto/legacy-device-to-microsoft-365",
+    "howto/give-mail-back": "howto/restore-deleted-mail",
+    "howto/guessing": "howto/brute-force-protection",
+    "howto/identities": "howto/authentication-back-ends",
+    "howto/keep-an-eye": "howto/monitoring",
+    "howto/leave-getmail": "howto/migrate-from-getmail",
+    "howto/look-for-damage": "howto/check-and-repair",
+    "howto/move-here": "howto/migrate",
+    "howto/odd-servers": "howto/non-compliant-servers",
+    "howto/old-device": "howto/legacy-devices",
+    "howto/share-with-imap": "howto/imap",
+    "howto/who-took-my-mail": "howto/session-journal",
+}
+# The script keeps the anchor, such as #when-the-clock-jumps; the refresh works without scripts.
+_FORWARD = Template("""\
+<!doctype html>
+<meta charset="utf-8">
+<title>Moved</title>
+<link rel="canonical" href="$target">
+<script>location.replace("$target" + location.hash)</script>
+<noscript><meta http-equiv="refresh" content="0; url=$target"></noscript>
+<p>This page has moved: <a href="$target">$target</a></p>
+""")
+
+
+def write_forwards(app: Sphinx, exception: Exception | None) -> None:
+    """Write a page that forwards for each old address, after an HTML build."""
+    if exception is not None or app.builder.format != "html":
+        return
+    for old, new in MOVED.items():
+        page = Path(app.outdir, f"{old}.html")
+        target = relpath(f"{new}.html", Path(old).parent)
+        page.write_text(_FORWARD.substitute(target=target), encoding="utf-8")
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("build-finished", write_forwards)

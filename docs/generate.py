@@ -482,10 +482,10 @@ def _short(test: str) -> str:
 
 def attacks() -> Iterator[str]:
     """Fault, test: from ``docs/faults.toml``."""
-    yield """# What is done to us, and what happens then
+    yield """# Attacks and faults, and how restante handles them
 
-Attacks on mail servers and clients that are known, and what may break around them; beside each the
-tests that show the answer."""
+Known attacks on mail servers and clients, and faults of the machine, the disk and the network.
+Beside each are the tests that show how restante handles it."""
     area = ""
     for each in faults.faults():
         if each.area != area:

@@ -43,20 +43,20 @@ _GETMAIL = (
     "sed -i 's/ = localhost:/ = localhost\\nport = /' .getmail/getmailrc",
 )
 BEFORE = {
-    "leave-getmail": (*_ANN, *_GETMAIL),
+    "migrate-from-getmail": (*_ANN, *_GETMAIL),
     "app-passwords": _ANN,
     "collect": _ANN,
     "README": _ANN,  # for its Python
     "quota": _ANN,
     "folders": _ANN,
-    "guessing": _ANN,
+    "brute-force-protection": _ANN,
     "fetch-mail": _ANN,
-    "identities": _ANN[:1],
+    "authentication-back-ends": _ANN[:1],
     "receive-mail": _ANN[:1],
-    "look-for-damage": _ANN,
-    "back-up": _ANN,
-    "keep-an-eye": _ANN,
-    "move-here": (
+    "check-and-repair": _ANN,
+    "backup-and-restore": _ANN,
+    "monitoring": _ANN,
+    "migrate": (
         "restante user add ann@example.org",
         "mkdir -p Maildir/cur Maildir/new Maildir/tmp",
         "cp message Maildir/cur/1.example:2,",
@@ -64,9 +64,9 @@ BEFORE = {
         "(echo 'From - Mon Nov 30 06:00:00 2026'; cat message)"
         " > 'All mail Including Spam and Trash.mbox'",
     ),
-    "brake-deletions": _ANN[:1],
-    "who-took-my-mail": (*_ANN, "restante fetch pop3s://ann@pop.example.org --to fetched"),
-    "give-mail-back": (*_ANN, "restante fetch pop3s://ann@pop.example.org --to fetched"),
+    "deletion-limits": _ANN[:1],
+    "session-journal": (*_ANN, "restante fetch pop3s://ann@pop.example.org --to fetched"),
+    "restore-deleted-mail": (*_ANN, "restante fetch pop3s://ann@pop.example.org --to fetched"),
 }
 
 # What stands on a page, and what it is here; the first that fits wins.

@@ -111,7 +111,7 @@ STUNNEL = "foreground = yes\npid =\ndebug = err\n{block}"
 
 def by_the_guide(program: str, *, ends: bool, folder: Path, **ports: int) -> list[str | Path]:
     """The command of a proxy with the lines of our guide, and its certificate if TLS ends there."""
-    blocks = guide("TLS ends at the proxy" if ends else "TLS passes through", page="behind-a-proxy")
+    blocks = guide("TLS ends at the proxy" if ends else "TLS passes through", page="load-balancer")
     (block,) = (
         each
         for each in blocks

@@ -84,7 +84,7 @@ class Backup:
 
 
 def back_up(world: World, name: str) -> None:
-    """As docs/howto/back-up.md says: while the server runs."""
+    """As docs/howto/backup-and-restore.md says: while the server runs."""
     user = world.users[name]
     if name in world.sessions or not user.is_enabled:
         return world.say(f"no backup is made of {name}")

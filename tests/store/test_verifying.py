@@ -115,7 +115,7 @@ def test_damaged_index_is_found_and_made_anew(damage: str, mail: list[Entry], pl
 
 
 def test_restored_copy_is_not_damaged(mail: list[Entry], place: Path) -> None:
-    """Other inode numbers and times are no damage (docs/howto/back-up.md)."""
+    """Other inode numbers and times are no damage (docs/howto/backup-and-restore.md)."""
     away = place.with_name("away")
     place.rename(away)
     shutil.copytree(away, place)
