@@ -85,7 +85,7 @@ class BareLineFeed(BadCommand):
     """LF without CR.  What other software takes for one line must not be two here."""
 
     def __init__(self) -> None:
-        super().__init__("a line ends with CRLF, this one has a bare LF")
+        super().__init__("lines must end with CRLF, this one has a bare LF")
 
 
 class NulOctet(BadCommand):
@@ -123,7 +123,7 @@ class TLSRequired(RestanteError):
     """Login in clear is refused before the credentials are looked at (RFC 8314 §4.1)."""
 
     def __init__(self) -> None:
-        super().__init__("login needs TLS: send STLS first, or connect to the POP3S port")
+        super().__init__("login requires TLS: send STLS first, or connect to the POP3S port")
 
 
 class MaildropInUse(RestanteError):
@@ -152,7 +152,7 @@ class ReadOnly(RestanteError):
     """DELE in a session that may not change the maildrop; as a refusal, not a mistake."""
 
     def __init__(self) -> None:
-        super().__init__("messages cannot be deleted by this login")
+        super().__init__("this login is not allowed to delete messages")
 
 
 class TemporaryFailure(RestanteError):
@@ -181,7 +181,9 @@ class Braked(TemporaryFailure):
     """A credential that is new here marked more messages as deleted than it may yet."""
 
     def __init__(self, marked: int) -> None:
-        super().__init__(f"this password is too new to delete {marked} messages; none is deleted")
+        super().__init__(
+            f"this password is too new to delete {marked} messages; nothing was deleted"
+        )
         self.marked = marked  # messages
 
 
@@ -226,7 +228,7 @@ class NeedsUTF8(RestanteError):
     code = "UTF8"
 
     def __init__(self) -> None:
-        super().__init__("message is in UTF-8: send UTF8 before the login")
+        super().__init__("message uses UTF-8: send UTF8 before login")
 
 
 class PermanentFailure(RestanteError):

@@ -91,6 +91,6 @@ def test_one_unreadable_message_hides_no_other(restante: Restante, ann: str, hom
     assert done.code == 65
     lines = done.out.splitlines()
     assert [word in line for word, line in zip(("first", "[", "[", "last"), lines, strict=True)]
-    assert "[cannot be read: message is not of the announced size" in lines[1]
+    assert "[cannot be read: message does not have the announced size" in lines[1]
     rows = restante("maildrop", "show", "ann", "--json").json["messages"]
     assert ["error" in row for row in rows] == [False, False, True, False]  # the size is known now

@@ -208,7 +208,7 @@ def test_stls_answers_in_the_language_of_the_client() -> None:
     """RFC 6856 §3.1: LANG is allowed in AUTHORIZATION."""
     core = Core([], tls=False)
     assert core.send(b"LANG de\r\n").startswith(b"+OK de")
-    assert core.send(b"STLS\r\n") == b"+OK TLS kann beginnen\r\n"
+    assert core.send(b"STLS\r\n") == b"+OK TLS-Aushandlung beginnen\r\n"
 
 
 def test_secrets_that_are_too_weak_for_scram_refuse_the_login_alone() -> None:
@@ -226,13 +226,13 @@ def test_secrets_that_are_too_weak_for_scram_refuse_the_login_alone() -> None:
 
 @pytest.mark.rfc("P-032")
 def test_an_empty_name_is_none() -> None:
-    assert Core([]).send(b"USER \r\n") == b"-ERR USER takes a name\r\n"
+    assert Core([]).send(b"USER \r\n") == b"-ERR USER requires a user name\r\n"
 
 
 def test_what_xclient_tells_has_names() -> None:
     core = Core([], tls=False)
     core.session.may_relay = True
-    assert core.send(b"XCLIENT ADDR=192.0.2.7 TLS\r\n") == b"-ERR XCLIENT takes NAME=VALUE\r\n"
+    assert core.send(b"XCLIENT ADDR=192.0.2.7 TLS\r\n") == b"-ERR XCLIENT requires NAME=VALUE\r\n"
     assert core.send(b"XCLIENT CLIENT-TRANSPORT=TLS\r\n").startswith(b"+OK")
 
 
@@ -345,7 +345,7 @@ def test_refused_mechanisms_are_negotiation() -> None:
     core.send(b"AUTH NTLM\r\n" * (policy.refused_exchanges - 1))
     assert not core.is_closed
     said = core.send(b"AUTH NTLM\r\n")
-    assert said == b"-ERR too many refused mechanisms, closing the connection\r\n"
+    assert said == b"-ERR too many refused or cancelled AUTH commands, closing the connection\r\n"
     assert core.is_closed
 
 

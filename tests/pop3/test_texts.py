@@ -1,4 +1,4 @@
-"""LANG and its texts: each one a client can hear is there in every language."""
+"""LANG and its texts: every text that a client can receive exists in every language."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import pytest
 
 import restante
 from restante.pop3 import texts
+from restante.pop3.commands import VERBS
+from restante.pop3.grammar import Response
 from restante.pop3.session import Policy
 
 from .core import Core
 
 SOURCE = Path(restante.__file__).parent
-HEARD = (
+SOURCES = (
     "pop3/commands.py",
     "pop3/session.py",
     "pop3/grammar.py",
@@ -32,7 +34,7 @@ HEARD = (
     "auth/users.py",
     "errors.py",
 )
-SPOKEN = (
+RAISED = (
     "Response",
     "_last",
     "BadCommand",
@@ -42,7 +44,7 @@ SPOKEN = (
     "PermanentFailure",
     "TooBusy",
 )
-OF_ADMINISTRATION = {  # errors that no session meets
+ADMINISTRATION_ONLY = {  # errors that cannot occur in a session
     "NoSuchUser",
     "MessageTooLarge",
     "NameTaken",
@@ -54,16 +56,16 @@ OF_ADMINISTRATION = {  # errors that no session meets
 LOGIN = b"USER mrose\r\nPASS tan staaf\r\n"
 
 
-def spoken() -> Iterator[str]:
-    """Texts of responses and errors as the source has them, a number where a value stands."""
-    for name in HEARD:
+def texts_in_source() -> Iterator[str]:
+    """Yield the texts of responses and errors in the source, with 7 in place of each value."""
+    for name in SOURCES:
         tree = ast.parse((SOURCE / name).read_text())
-        tree.body = [e for e in tree.body if getattr(e, "name", "") not in OF_ADMINISTRATION]
+        tree.body = [e for e in tree.body if getattr(e, "name", "") not in ADMINISTRATION_ONLY]
         for where in ast.walk(tree):
             if isinstance(where, ast.Call) and where.args:
                 called = ast.unparse(where.func).rpartition(".")[2]
                 text = _text(where.args[0])
-                if text and (called in SPOKEN or ast.unparse(where.func) == "super().__init__"):
+                if text and (called in RAISED or ast.unparse(where.func) == "super().__init__"):
                     yield text
 
 
@@ -83,25 +85,63 @@ def _text(node: ast.AST) -> str:
 
 
 @pytest.mark.rfc("P-150")
-def test_every_text_is_there_in_every_language() -> None:
-    found = {text for text in spoken() if not re.fullmatch(r"[0-9 ]*", text)}
+def test_every_text_exists_in_every_language() -> None:
+    found = {text for text in texts_in_source() if not re.fullmatch(r"[0-9 ]*", text)}
     assert len(found) > 50
     assert sorted(each for each in found if texts.key(each)[0] not in texts.TEXTS) == []
 
 
 @pytest.mark.parametrize("english", texts.TEXTS)
-def test_a_translation_says_the_same_values_and_is_a_line(english: str) -> None:
-    """RFC 1939 §3: 512 octets; RFC 2449 §3: "[" would begin a response code."""
+def test_translation_has_the_same_values_on_one_line(english: str) -> None:
+    """RFC 2449 §3: a leading "[" would start a response code."""
     assert len(texts.TEXTS[english]) == len(texts.LANGUAGES) - 1
     for text in texts.TEXTS[english]:
         assert re.findall(r"[#*]", text) == re.findall(r"[#*]", english)
         assert text.isprintable()
         assert not text.startswith("[")
-        assert len(text.encode()) < 400
+
+
+@pytest.mark.parametrize("english", texts.TEXTS)
+def test_longest_response_fits_into_512_octets(english: str) -> None:
+    """RFC 2449 §4: 512 octets with the response code and CRLF; numbers have up to 20 digits."""
+    for text in (english, *texts.TEXTS[english]):
+        longest = re.sub(r"[#*]", "9" * 20, text)
+        assert len(Response(longest, "SYS/TEMP", is_ok=False).head()) <= 512
+
+
+@pytest.mark.rfc("P-151")
+def test_english_texts_are_printable_ascii() -> None:
+    """RFC 2449 §3: UTF-8 is for clients that sent LANG or UTF8 (RFC 6856 §3.2)."""
+    for english in texts.TEXTS:
+        assert english.isascii()
+        assert english.isprintable()
+
+
+@pytest.mark.parametrize("login", [b"", LOGIN], ids=["before login", "after login"])
+def test_responses_are_ascii_until_lang_is_sent(login: bytes) -> None:
+    core = Core([b"x\r\n"], policy=Policy(bad_commands=20))
+    said = core.send(
+        login + b"XYZ\r\nUSER\r\nAUTH X\r\nLANG xx\r\nCAPA\r\nTOP\r\nRETR 9\r\nUTF8\r\n"
+    )
+    assert said.isascii()
+    assert not core.send(b"LANG zh\r\n").isascii()
+
+
+@pytest.mark.parametrize("keyword", VERBS)
+def test_refused_command_is_named_in_every_language(keyword: str) -> None:
+    """Commands have three letters (TOP) to seven (XCLIENT)."""
+    for english in (
+        f"wrong arguments for {keyword}",
+        f"{keyword} is not allowed in the UPDATE state",
+    ):
+        for language in ("de", "zh"):
+            translation = texts.translated(english, language)
+            assert translation != english
+            assert keyword in translation
 
 
 @pytest.mark.rfc("P-151", "P-022")
-def test_languages_are_listed_in_their_own_words() -> None:
+def test_languages_are_listed_by_their_own_names() -> None:
     core = Core([])
     for _ in range(2):
         assert core.send(b"LANG\r\n").decode() == (
@@ -111,25 +151,25 @@ def test_languages_are_listed_in_their_own_words() -> None:
 
 
 @pytest.mark.rfc("P-150", "P-152")
-def test_a_language_holds_for_all_that_follows_and_codes_stay() -> None:
+def test_lang_translates_all_later_texts_but_no_codes() -> None:
     core = Core([b"Subject: x\r\n\r\n"])
-    assert core.send(b"LANG de\r\n") == b"+OK de diese Texte sind deutsch\r\n"
-    assert core.send(b"USER mrose\r\n").decode() == "+OK jetzt das Passwort\r\n"
+    assert core.send(b"LANG de\r\n") == b"+OK de Antworten ab jetzt auf Deutsch\r\n"
+    assert core.send(b"USER mrose\r\n").decode() == "+OK Passwort senden\r\n"
     assert core.send(b"PASS x\r\n").decode() == "-ERR [AUTH] Anmeldung fehlgeschlagen\r\n"
-    assert "+OK 1 Nachrichten (14 Oktette)\r\n" in core.send(LOGIN).decode()
-    assert core.send(b"RETR 1\r\n").startswith(b"+OK 14 Oktette\r\nSubject")
+    assert "+OK 1 Nachrichten (14 Bytes)\r\n" in core.send(LOGIN).decode()
+    assert core.send(b"RETR 1\r\n").startswith(b"+OK 14 Bytes\r\nSubject")
     assert core.send(b"STAT\r\nLIST 1\r\nUIDL 1\r\n") == b"+OK 1 14\r\n+OK 1 14\r\n+OK 1 u1\r\n"
-    assert core.send(b"LANG zh-Hant-TW\r\n").decode() == "+OK zh 以下文本使用中文\r\n"
-    assert core.send(b"NOOP x\r\n").decode() == "-ERR NOOP 的参数不正确\r\n"
+    assert core.send(b"LANG zh-Hant-TW\r\n").decode() == "+OK zh 后续提示将使用中文\r\n"
+    assert core.send(b"NOOP x\r\n").decode() == "-ERR NOOP 命令的参数不正确\r\n"
     assert core.send(b"LANG *\r\nNOOP x\r\n") == (
-        b"+OK en these texts are in English\r\n-ERR NOOP takes other arguments\r\n"
+        b"+OK en responses are now in English\r\n-ERR wrong arguments for NOOP\r\n"
     )
     assert core.send(b"LANG de\r\nQUIT\r\n").endswith(b"+OK auf Wiedersehen\r\n")
 
 
 @pytest.mark.parametrize("wanted", [b"fr", b"d", b"dee", b"x-klingon", b"", b"de en", b"*-de"])
 @pytest.mark.rfc("P-150")
-def test_a_language_that_is_not_there_leaves_the_old_one(wanted: bytes) -> None:
+def test_unsupported_language_keeps_the_current_one(wanted: bytes) -> None:
     core = Core([])
     core.send(b"LANG de\r\n")
     assert core.send(b"LANG " + wanted + b"\r\n").startswith(b"-ERR ")
@@ -140,18 +180,18 @@ def test_a_language_that_is_not_there_leaves_the_old_one(wanted: bytes) -> None:
     ("wanted", "tag"),
     [("DE", "de"), ("de-AT", "de"), ("zh-CN", "zh"), ("en-GB-oed", "en"), ("*", "zh")],
 )
-def test_the_nearest_language_is_chosen(wanted: str, tag: str) -> None:
+def test_language_range_matches_the_nearest_tag(wanted: str, tag: str) -> None:
     assert texts.chosen(wanted, "zh") == tag
 
 
 @pytest.mark.rfc("P-152")
-def test_a_default_language_is_the_sites() -> None:
+def test_default_language_is_set_by_the_policy() -> None:
     core = Core([], policy=Policy(language="de"))
     assert core.send(b"XYZ\r\n").decode() == "-ERR unbekannter Befehl\r\n"
     assert core.send(b"LANG *\r\n").startswith(b"+OK de ")
 
 
-def test_a_unique_id_is_no_word() -> None:
+def test_unique_ids_are_not_translated() -> None:
     core = Core([b"x\r\n"])
     core._listing[0] = core._listing[0].__class__("octets", 3)
     core.send(LOGIN + b"LANG de\r\n")

@@ -398,7 +398,7 @@ def test_nothing_follows_the_proof_of_a_server() -> None:
         challenge = yield client.send(challenge)
         yield client.send(challenge)._replace(response=b"more")
 
-    with pytest.raises(BadCommand, match="nothing may follow"):
+    with pytest.raises(BadCommand, match="no data may follow"):
         converse("SCRAM-SHA-256", talkative(), Channel())
 
 
@@ -487,7 +487,7 @@ def test_a_name_or_password_that_scram_cannot_send(user: str, password: str) -> 
 
 
 def test_a_mechanism_that_does_not_exist() -> None:
-    with pytest.raises(UnsafeArgument, match="no such mechanism: X"):
+    with pytest.raises(UnsafeArgument, match="unknown mechanism: X"):
         reply("X", "mrose", "tan staaf")
 
 

@@ -381,7 +381,7 @@ def test_limits_count_the_client_and_not_the_proxy(run: Run[None]) -> None:
             second.send(v2(IPV4))
             assert (await second.line()).startswith(b"+OK")
             assert await first.rest() == b"", "it made room for another of its client"
-            assert (await third.ask(b"USER ann")).startswith(b"-ERR login needs TLS")
+            assert (await third.ask(b"USER ann")).startswith(b"-ERR login requires TLS")
 
     run(main())
 

@@ -118,9 +118,9 @@ def store(tmp_path: Path) -> MaildirStore:
         (b"mrose+Spam", b"wrong", WRONG, b""),
         (b"mrose+../bob", b"wrong", WRONG, b""),
         (b"nobody+Junk", b"tan staaf", WRONG, b""),
-        (b"mrose+Spam", b"tan staaf", b"-ERR [SYS/PERM] there is no folder of that name", b""),
-        (b"mrose+../bob", b"tan staaf", b"-ERR [SYS/PERM] no folder can have that name", b""),
-        (b"mrose+.", b"tan staaf", b"-ERR [SYS/PERM] no folder can have that name", b""),
+        (b"mrose+Spam", b"tan staaf", b"-ERR [SYS/PERM] no such folder", b""),
+        (b"mrose+../bob", b"tan staaf", b"-ERR [SYS/PERM] invalid folder name", b""),
+        (b"mrose+.", b"tan staaf", b"-ERR [SYS/PERM] invalid folder name", b""),
     ],
 )
 def test_a_folder_is_told_of_only_after_the_password(

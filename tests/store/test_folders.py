@@ -79,12 +79,12 @@ def test_a_folder_lies_where_maildirpp_puts_it(folder: str, directory: str) -> N
     ids=repr,
 )  # fmt: skip
 def test_no_folder_leads_out_of_the_maildir(maildir: MaildirStore, full: Path, folder: str) -> None:
-    with pytest.raises(PermanentFailure, match="no folder can have that name"):
+    with pytest.raises(PermanentFailure, match="invalid folder name"):
         run(seen(maildir, View((folder,))))
 
 
 def test_a_folder_that_is_not_there_is_not_made(maildir: MaildirStore, full: Path) -> None:
-    with pytest.raises(PermanentFailure, match="there is no folder of that name"):
+    with pytest.raises(PermanentFailure, match="no such folder"):
         run(seen(maildir, View(("Spam",))))
     assert not (full / ".Spam").exists()
 
@@ -106,7 +106,7 @@ def test_what_is_no_folder_is_left_alone(
         case _:
             (full / ".Odd" / "held").mkdir(parents=True)
     before = sorted(full.rglob(".Odd/*"))
-    with pytest.raises(PermanentFailure, match="no folder"):
+    with pytest.raises(PermanentFailure, match="no such folder"):
         run(seen(maildir, View(("Odd",))))
     assert sorted(full.rglob(".Odd/*")) == before
 

@@ -143,7 +143,7 @@ class Hashers:
             TooBusy: too many wait already.
         """
         if self._waiting >= _WAITING:
-            raise TooBusy("too many logins at once")
+            raise TooBusy("too many logins at once, try again later")
         self._waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, check, shown)

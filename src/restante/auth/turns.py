@@ -187,8 +187,8 @@ class _Queue:
     def _make_room(self, whose: str) -> None:
         most = max(self._waiting, key=lambda each: len(self._waiting[each]))
         if len(self._waiting[most]) <= len(self._waiting.get(whose, ())) + 1:
-            raise TooBusy("too many logins at once")
+            raise TooBusy("too many logins at once, try again later")
         refused = self._waiting[most].pop()
         self._count -= 1
         if not refused.admitted.done():
-            refused.admitted.set_exception(TooBusy("too many logins at once"))
+            refused.admitted.set_exception(TooBusy("too many logins at once, try again later"))

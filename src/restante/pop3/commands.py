@@ -27,9 +27,9 @@ def user(session: Session, name: str) -> Response:
     if not session.may_login_in_clear:
         raise TLSRequired
     if not name:
-        raise BadCommand("USER takes a name")
+        raise BadCommand("USER requires a user name")
     session.user = name
-    return Response("now the password")
+    return Response("send the password")
 
 
 def pass_(session: Session, password: str) -> Event:
@@ -37,9 +37,9 @@ def pass_(session: Session, password: str) -> Event:
     if not session.may_login_in_clear:
         raise TLSRequired
     if not session.user:
-        raise BadCommand("USER comes first")
+        raise BadCommand("send USER first")
     if not password:
-        raise BadCommand("PASS takes a password")
+        raise BadCommand("PASS requires a password")
     return Login(Credentials("USER", prepared(session.user), prepared(password)))
 
 
@@ -54,7 +54,7 @@ def auth(session: Session, name: str, initial_response: str | None = None) -> Ev
     if not session.may_login_in_clear:
         raise TLSRequired
     if name.upper() not in session.mechanisms:
-        raise NoExchange("no such mechanism")
+        raise NoExchange("authentication mechanism not supported")
     session.mechanism = name.upper()
     return session.begin_exchange(MECHANISMS[session.mechanism], initial_response)
 
@@ -68,7 +68,7 @@ def xclient(_: Session, attributes: str) -> Event:
     for attribute in attributes.split(" "):
         name, _is, value = attribute.partition("=")
         if not _is:
-            raise BadCommand("XCLIENT takes NAME=VALUE")
+            raise BadCommand("XCLIENT requires NAME=VALUE")
         found[name.upper()] = value
     address, transport = found.get("ADDR", ""), found.get("CLIENT-TRANSPORT", "")
     if address:
@@ -81,7 +81,7 @@ def _address(text: str) -> str:
     try:
         found = ip_address(text.upper().removeprefix("IPV6:"))
     except ValueError as error:
-        raise BadCommand("ADDR is no IP address") from error
+        raise BadCommand("ADDR is not a valid IP address") from error
     mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
     return str(mapped or found)
 
@@ -125,7 +125,7 @@ def stls(session: Session) -> Event:
 def utf8(session: Session) -> Response:
     """For AUTHORIZATION (RFC 6856 §2); Outlook sends it behind PASS and gives up at -ERR."""
     session.begin_utf8()
-    return Response("UTF-8 from here on")
+    return Response("UTF-8 enabled")
 
 
 def lang(session: Session, wanted: str | None = None) -> Response:
@@ -135,9 +135,9 @@ def lang(session: Session, wanted: str | None = None) -> Response:
         return Response("languages follow", lines=lines)
     tag = texts.chosen(wanted, session.default_language)
     if tag is None:
-        raise BadCommand("no such language")
+        raise BadCommand("language not supported")
     session.language = tag
-    told = texts.translated("these texts are in English", tag)
+    told = texts.translated("responses are now in English", tag)
     return Response(f"{tag} {told}", is_data=True)
 
 

@@ -718,7 +718,7 @@ class Dialogue:
 def _decoded(challenge: bytes) -> bytes:
     """
     Raises:
-        ValueError: not base64.
+        ValueError: invalid Base64.
     """
     return b64decode(challenge[1:].strip(b" "), validate=True)
 

@@ -37,7 +37,7 @@ class Command(NamedTuple):
             BadCommand: a bare CR.
         """
         if b"\r" in line:
-            raise BadCommand("a bare CR in a command")
+            raise BadCommand("bare CR in a command")
         keyword, space, rest = line.decode("utf-8", "surrogateescape").partition(" ")
         return cls(keyword.upper() if keyword.isascii() else "", rest if space else None)
 
@@ -49,14 +49,14 @@ class Command(NamedTuple):
 def parse_number(argument: str) -> int:
     """A message-number: decimal, from 1, without sign or leading zero (RFC 1939 §4)."""
     if not _NUMBER.fullmatch(argument):
-        raise NoSuchMessage("a message-number is a decimal number from 1")
+        raise NoSuchMessage("message-number must be a decimal number, at least 1")
     return int(argument)
 
 
 def parse_count(argument: str) -> int:
     """A number of lines, from 0 (RFC 1939 §7 TOP)."""
     if not _COUNT.fullmatch(argument):
-        raise BadCommand("a number of lines is a decimal number from 0")
+        raise BadCommand("number of lines must be a decimal number, at least 0")
     return int(argument)
 
 

@@ -324,7 +324,7 @@ class Session:
         """The first step, or the first two when there is an initial response (RFC 5034 §4).
 
         Raises:
-            BadCommand: the mechanism takes none, or it is not base64.
+            BadCommand: the mechanism accepts no initial response, or its Base64 is invalid.
             AuthenticationFailed: at once, as far as the mechanism can tell.
         """
         channel = self._channel
@@ -338,7 +338,7 @@ class Session:
             self._keep(exchange)
             return Challenge(b64encode(challenge))
         if challenge:
-            raise BadCommand("this mechanism takes no initial response")
+            raise BadCommand("this mechanism does not accept an initial response")
         return self._respond(exchange, "" if initial_response == "=" else initial_response)
 
     def entry(self, number: int) -> Entry:
@@ -413,11 +413,11 @@ class Session:
                 raise HostileInput("another protocol")
             raise BadCommand("unknown command")
         if self.state not in verb.states:
-            raise BadCommand(f"{command.keyword} is not for the {self.state.name} state")
+            raise BadCommand(f"{command.keyword} is not allowed in the {self.state.name} state")
         rest = [] if command.rest is None else [command.rest]
         arguments = rest if verb.takes_rest else command.arguments()
         if len(arguments) not in verb.arity:
-            raise BadCommand(f"{command.keyword} takes other arguments")
+            raise BadCommand(f"wrong arguments for {command.keyword}")
         event = verb.run(self, *arguments)
         if self.user is not None and command.keyword not in ("USER", "AUTH"):
             self.user = None  # PASS comes right after USER; AUTH leaves no trace (RFC 5034 §4)
@@ -435,7 +435,7 @@ class Session:
         try:
             octets = b64decode(response, validate=True)
         except ValueError as error:
-            raise BadCommand("not base64") from error
+            raise BadCommand("invalid Base64") from error
         return self._advance(exchange, octets)
 
     def _advance(self, exchange: Exchange, response: bytes) -> Event:
@@ -479,7 +479,7 @@ class Session:
         ):
             return self._last("too many bad commands, closing the connection")
         elif self._refused_exchanges >= policy.refused_exchanges:
-            return self._last("too many refused mechanisms, closing the connection")
+            return self._last("too many refused or cancelled AUTH commands, closing the connection")
         elif self._failed_logins >= policy.failed_logins:
             return self._last("too many failed logins, closing the connection", error.code)
         return self._worded(failure(error))

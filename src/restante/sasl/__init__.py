@@ -71,7 +71,7 @@ def reply(name: str, user: str, secret: str, end_point: bytes = b"") -> Reply:
     """The client's half of a mechanism.  ``secret`` is a password or a token.
 
     Raises:
-        UnsafeArgument: no such mechanism.
+        UnsafeArgument: unknown mechanism.
     """
     match name:
         case "EXTERNAL":
@@ -86,4 +86,4 @@ def reply(name: str, user: str, secret: str, end_point: bytes = b"") -> Reply:
             return login.client(user, secret)
         case _ if name in MECHANISMS:
             return scram.client(name, user, secret, end_point)
-    raise UnsafeArgument(f"no such mechanism: {name}")
+    raise UnsafeArgument(f"unknown mechanism: {name}")

@@ -92,5 +92,5 @@ def _pairs(text: str) -> dict[str, str]:
 def _bearer(value: str) -> str:
     found = _BEARER.fullmatch(value)
     if found is None:
-        raise BadCommand("no bearer token")
+        raise BadCommand("missing bearer token")
     return found[1]

@@ -61,7 +61,7 @@ def server(name: str) -> Callable[[Channel], Exchange]:
         except ScramException as error:
             raise _meaning(error) from error
         if rest:
-            raise BadCommand("nothing may follow the server's proof")
+            raise BadCommand("no data may follow the server's proof")
         return Proof(name, identity, proved.credential)
 
     return exchange

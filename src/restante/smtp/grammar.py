@@ -64,7 +64,7 @@ class Command(NamedTuple):
             BadCommand: a bare CR.
         """
         if b"\r" in line:
-            raise BadCommand("a bare CR in a command")
+            raise BadCommand("bare CR in a command")
         keyword, _, argument = line.decode("utf-8", "surrogateescape").partition(" ")
         return cls(keyword.upper() if keyword.isascii() else "", argument.strip(" "))
 

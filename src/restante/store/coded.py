@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ..errors import PermanentFailure
 
-CODED = "message is compressed or encrypted by another program"
+CODED = "message was compressed or encrypted by another program"
 LONGEST = 16
 """Octets of a file that ``coding`` needs."""
 

@@ -49,16 +49,16 @@ def directory_of(folder: str) -> str:
     """The directory of a folder, which need not be there.
 
     Raises:
-        PermanentFailure: no folder can have that name.
+        PermanentFailure: the folder name is invalid.
     """
     if folder.upper() == "INBOX":
         return INBOX
     parts = folder.split(".")
     if not all(parts) or "/" in folder or not folder.isprintable():
-        raise PermanentFailure("no folder can have that name")
+        raise PermanentFailure("invalid folder name")
     name = "." + ".".join(map(_modified_utf7, parts))
     if len(name) > _NAME_MAX:
-        raise PermanentFailure("no folder can have that name")
+        raise PermanentFailure("invalid folder name")
     return name
 
 

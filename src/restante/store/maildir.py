@@ -496,7 +496,7 @@ def _enter_folder(stack: ExitStack, root: int, folder: str) -> tuple[int, int]:
 
 class _NoSuchFolder(PermanentFailure):
     def __init__(self) -> None:
-        super().__init__("there is no folder of that name")
+        super().__init__("no such folder")
 
 
 def _parts(
@@ -709,7 +709,7 @@ class _Maildir:
             if ends.size != entry.size:
                 at, _ = self._file(entry)
                 self._sizes[at] = (await in_thread(files.survey, file)).size
-                raise TemporaryFailure("message is not of the announced size; log in again")
+                raise TemporaryFailure("message does not have the announced size; log in again")
             if last := b"".join(waiting):
                 yield last
 

@@ -64,7 +64,9 @@ class Template:
         local, at, domain = user.rpartition("@")
         values = {"u": user, "n": local, "d": domain} if at else {"u": user, "n": user}
         if not all(_is_safe(values[part]) for part in values if part != "u"):
-            raise NoMaildrop("user name cannot name a maildrop", "cannot be part of a path")
+            raise NoMaildrop(
+                "user name is not valid as a maildrop name", "cannot be part of a path"
+            )
         if at and not self._has_domain:
             raise NoMaildrop(
                 "log in with a user name without a domain",
@@ -80,7 +82,7 @@ class Template:
             names.append(before + values.get(variable, "") + after)
         if any(len(os.fsencode(name)) > _NAME_MAX for name in names):
             raise NoMaildrop(
-                "user name is too long to name a maildrop", "is too long for a file name"
+                "user name is too long for a maildrop name", "is too long for a file name"
             )
         return tuple(names)
 
