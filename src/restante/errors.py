@@ -35,7 +35,8 @@ RestanteError
 │       └── LargerThanQuota
 ├── ConfigurationError
 │   └── CannotListen
-├── UnsafeArgument             a caller's argument would break the protocol
+├── UnsafeArgument             a caller's argument would break the protocol; a ValueError
+│   └── StaleMessage           a message of an earlier session
 ├── BodySkipped                a caller came back to a body after another command
 └── ClientError                a remote server, seen by our client
     ├── CommandFailed          it answered -ERR; the session goes on
@@ -43,9 +44,10 @@ RestanteError
     ├── LoginWithheld          it refused these credentials, and they wait for their next try
     ├── ConsentNeeded          an OAuth 2 provider gives no token until somebody acts
     ├── TLSUnavailable         no safe connection; no credential was sent
-    └── ConnectionLost         the session is over; says which deletions were lost
+    └── ConnectionLost         the session is over; a ConnectionError
+        ├── CannotConnect      it never began
         ├── ProtocolBroken
-        └── DeadlineExceeded
+        └── DeadlineExceeded   a TimeoutError
 """
 
 from __future__ import annotations
@@ -54,7 +56,11 @@ from math import ceil
 
 
 class RestanteError(Exception):
-    """What restante raises on purpose; anything else is a bug."""
+    """Base class of every exception that restante raises on purpose.
+
+    The exceptions are mistakes in a call: ``TypeError`` for an argument of the wrong type,
+    ``RuntimeError`` for two tasks or threads in one session, ``FileExistsError`` from ``save``.
+    """
 
     code: str | None = None
     """Response code without its brackets, or None."""
@@ -266,7 +272,11 @@ class MessageRefused(RestanteError):
 
 
 class MessageTooLarge(MessageRefused):
-    """Larger than the limit for one message."""
+    """A message is larger than the limit for one message.
+
+    ``limit`` is in octets.  From the client: the session goes on, and the message stays on the
+    server.
+    """
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"message larger than {limit} octets")
@@ -291,6 +301,13 @@ class CannotListen(ConfigurationError):
 
 class UnsafeArgument(RestanteError, ValueError):
     """CR, LF, NUL or another control character in an argument: refused before sending."""
+
+
+class StaleMessage(UnsafeArgument):
+    """A message of an earlier session, where its number may mean another message.
+
+    Nothing was sent, and the session goes on.  List the messages again.
+    """
 
 
 class BodySkipped(RestanteError):
@@ -362,13 +379,15 @@ class TLSUnavailable(ClientError):
     """TLS was asked for and could not be had.  No credential was sent."""
 
 
-class ConnectionLost(ClientError):
-    """The session is over without QUIT, so nothing was removed (RFC 1939 §6).
+class ConnectionLost(ClientError, ConnectionError):
+    """The session ended without QUIT, so no message was removed (RFC 1939 §6).
 
-    If the answer to QUIT was lost, ``is_known`` is False: the server may have removed them.
+    ``lost_deletions`` is the number of messages that were marked as deleted and not removed.  If
+    the answer to QUIT was lost, ``is_known`` is False: the server may have removed them.
     """
 
     retry = True
+    __str__ = Exception.__str__  # that of OSError shows a file name, and there is none
 
     def __init__(self, text: str, lost_deletions: int = 0, *, is_known: bool = True) -> None:
         fate = "were not carried out" if is_known else "may have been carried out, or not"
@@ -377,11 +396,15 @@ class ConnectionLost(ClientError):
         self.is_known = is_known
 
 
+class CannotConnect(ConnectionLost):
+    """No connection to the server could be made: unknown host, refused, unreachable."""
+
+
 class ProtocolBroken(ConnectionLost):
-    """The server left the protocol; the connection cannot be trusted any more."""
+    """The server broke the protocol; the connection cannot be trusted any more."""
 
     retry = False
 
 
-class DeadlineExceeded(ConnectionLost):
-    """The server did not answer in time."""
+class DeadlineExceeded(ConnectionLost, TimeoutError):
+    """The server did not answer within ``timeout``, or ``deadline`` has passed."""

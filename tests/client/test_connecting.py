@@ -97,9 +97,9 @@ def test_the_first_address_that_answers_is_taken(
 @pytest.mark.parametrize(
     ("entries", "told"),
     [
-        ([], "ConnectionLost: localhost: localhost has no address"),
-        ([REFUSES], "ConnectionLost: localhost: Connection refused"),
-        ([NOT_HERE, REFUSES], "ConnectionLost: localhost: Connection refused"),
+        ([], "CannotConnect: localhost: localhost has no address"),
+        ([REFUSES], "CannotConnect: localhost: Connection refused"),
+        ([NOT_HERE, REFUSES], "CannotConnect: localhost: Connection refused"),
         (["dead"], "DeadlineExceeded: localhost does not answer"),
         ([REFUSES, "dead"], "DeadlineExceeded: localhost does not answer"),
         (["dead", REFUSES], "DeadlineExceeded: localhost does not answer"),

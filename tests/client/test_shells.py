@@ -23,6 +23,7 @@ from restante.client.blocking import connect_blocking
 from restante.client.remote import TLS, Remote, explain
 from restante.errors import (
     BodySkipped,
+    CannotConnect,
     CommandFailed,
     ConnectionLost,
     DeadlineExceeded,
@@ -256,8 +257,8 @@ def test_all_operations_blocking(
     [
         (ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER]"), TLSUnavailable, "no TLS with host: "),
         (TimeoutError(), DeadlineExceeded, "host does not answer"),
-        (ConnectionRefusedError(111, "by asyncio"), ConnectionLost, "host: Connection refused"),
-        (OSError("no number"), ConnectionLost, "host: no number"),
+        (ConnectionRefusedError(111, "by asyncio"), CannotConnect, "host: Connection refused"),
+        (OSError("no number"), CannotConnect, "host: no number"),
     ],
 )
 def test_a_failure_to_connect_is_told_in_words(

@@ -153,7 +153,8 @@ def naming(place: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or place
+        if not isinstance(error, RestanteError):  # a lost connection has no file
+            error.filename = error.filename or place
         raise
 
 

@@ -179,7 +179,7 @@ class Client:
         """One message; it is asked for when it is read.
 
         Raises:
-            UnsafeArgument: a message of another session.
+            StaleMessage: a message of another session.
         """
         return Body(self, message, progress, self._dialogue.ask_for([message]))
 
@@ -187,7 +187,8 @@ class Client:
         """The header, the blank line and so many lines of the body (RFC 1939 §7).
 
         Raises:
-            UnsafeArgument: a message of another session, or fewer than 0 lines.
+            StaleMessage: a message of another session.
+            UnsafeArgument: fewer than 0 lines.
         """
         if lines < 0:
             raise UnsafeArgument("TOP gives 0 lines of a body, or more")
@@ -262,7 +263,7 @@ class Client:
         others, and only then CommandFailed is raised.
 
         Raises:
-            UnsafeArgument: a message of another session; nothing was sent.
+            StaleMessage: a message of another session; nothing was sent.
         """
         await self._run(self._dialogue.delete(messages))
 
@@ -357,8 +358,9 @@ class Client:
         is_implicit = remote.tls is TLS.IMPLICIT
         token = remote.ask_token()
         login = replace(remote.login, token=token if isinstance(token, str) else await token)
+        wait = self._next_wait()
         try:
-            async with asyncio.timeout(self._next_wait()):
+            async with asyncio.timeout(wait):
                 connection = await reach(remote.host, remote.port)
             wait = self._limits.next_wait()
             async with asyncio.timeout(wait):
@@ -487,8 +489,9 @@ class Client:
         return result
 
     async def _receive(self, stream: _Stream) -> bytes:
+        wait = self._next_wait()
         try:
-            async with asyncio.timeout(self._next_wait()):
+            async with asyncio.timeout(wait):
                 octets = await stream.receive()
         except TimeoutError as error:
             text = self._limits.what_is_over
@@ -606,6 +609,6 @@ async def connect(
             finally:
                 client.abort()
     except TimeoutError as error:
-        if not total.expired():
+        if isinstance(error, DeadlineExceeded) or not total.expired():
             raise
         raise client._dialogue.lost(limits.what_is_over, DeadlineExceeded) from error

@@ -160,7 +160,7 @@ class BlockingClient:
         """One message; it is asked for when it is read.
 
         Raises:
-            UnsafeArgument: a message of another session.
+            StaleMessage: a message of another session.
         """
         return BlockingBody(self, message, progress, self._dialogue.ask_for([message]))
 
@@ -168,7 +168,8 @@ class BlockingClient:
         """The header, the blank line and so many lines of the body (RFC 1939 §7).
 
         Raises:
-            UnsafeArgument: a message of another session, or fewer than 0 lines.
+            StaleMessage: a message of another session.
+            UnsafeArgument: fewer than 0 lines.
         """
         if lines < 0:
             raise UnsafeArgument("TOP gives 0 lines of a body, or more")
@@ -312,8 +313,9 @@ class BlockingClient:
                 token.close()
             raise UnsafeArgument("a token is text, or a function that gives it")
         login = replace(remote.login, token=token)
+        wait = self._next_wait()
         try:
-            self._socket = reach_blocking(remote.host, remote.port, self._next_wait())
+            self._socket = reach_blocking(remote.host, remote.port, wait)
         except OSError as error:
             raise self._explained(error) from error
         try:
@@ -353,8 +355,9 @@ class BlockingClient:
     def _shake_hands(self) -> None:
         """What the kernel has from before the handshake becomes a broken handshake."""
         assert self._socket is not None
+        wait = self._next_wait()
         try:
-            self._socket.settimeout(self._next_wait())
+            self._socket.settimeout(wait)
             inside = self._context.wrap_socket(self._socket, server_hostname=self._remote.host)
         except OSError as error:
             raise self._explained(error) from error

@@ -14,7 +14,7 @@ from typing import Any, TypedDict, Unpack
 from urllib.parse import unquote_to_bytes
 
 from .. import tls as contexts
-from ..errors import ConnectionLost, DeadlineExceeded, TLSUnavailable, UnsafeArgument
+from ..errors import CannotConnect, DeadlineExceeded, TLSUnavailable, UnsafeArgument
 from ..pop3.quirks import PRESETS, Quirks, by_host
 from ..sasl import Login, Strength
 from .connecting import reach_blocking
@@ -337,7 +337,7 @@ def explain(error: OSError, host: str, tls: TLS = TLS.STARTTLS) -> Exception:
         return DeadlineExceeded(f"{host} does not answer")
     # asyncio puts its own words in place of the system's.
     text = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-    return ConnectionLost(f"{host}: {text or str(error) or 'connection lost'}")
+    return CannotConnect(f"{host}: {text or str(error) or 'connection lost'}")
 
 
 def speaks_tls(host: str, port: int) -> bool:

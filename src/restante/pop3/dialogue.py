@@ -24,6 +24,7 @@ from ..errors import (
     ConnectionLost,
     LoginFailed,
     ProtocolBroken,
+    StaleMessage,
     TLSUnavailable,
     UnsafeArgument,
 )
@@ -421,7 +422,7 @@ class Dialogue:
         iterable may list the messages itself.
 
         Raises, at once:
-            UnsafeArgument: the first is a message of another session; nothing was sent.
+            StaleMessage: the first is a message of another session; nothing was sent.
             TypeError: it is no message.
             Exception: what the iterable itself raises.
         """
@@ -524,7 +525,7 @@ class Dialogue:
         and disturbs no other; ``quit`` raises its error when the others are removed.
 
         Raises, at once:
-            UnsafeArgument: a message of another session; nothing was sent.
+            StaleMessage: a message of another session; nothing was sent.
             TypeError: what is no message; nothing was sent.
         """
         return self._delete([self._queued(message, "DELE") for message in messages])
@@ -570,13 +571,16 @@ class Dialogue:
     def _queued(self, message: Message, verb: str, rest: str = "") -> Answer:
         """
         Raises:
-            UnsafeArgument: a number of another session, or what is no number.
+            StaleMessage: a message of an earlier session.
+            UnsafeArgument: a number that is none.
             TypeError: not a message.
         """
         if not isinstance(message, Message):
             raise TypeError(f"a Message of messages() is needed, not {type(message).__name__}")
-        if message.session not in (None, self.session) or type(message.number) is not int:
-            raise UnsafeArgument("a message of another session; list the messages again")
+        if message.session not in (None, self.session):
+            raise StaleMessage("a message of another session; list the messages again")
+        if type(message.number) is not int:
+            raise UnsafeArgument("a message-number must be a whole number")
         return Answer(message, f"{verb} {message.number} {rest}".rstrip().encode() + CRLF)
 
     def _first_waiting(self) -> Answer | None:
