@@ -10,12 +10,13 @@ import argparse
 import ast
 import inspect
 import os
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, TypeGuard
 
 import restante
 from restante import config, errors
@@ -30,6 +31,8 @@ from tests.compare import report  # noqa: E402
 
 SOURCE = Path(restante.__file__).parent
 NOTE = "<!-- Made by docs/generate.py from the code; change it there. -->\n"
+WRAPPERS, CONNECTION = ("_note", "_warn"), "server/connection.py"
+"""Names of the functions in which a module wraps its log; that of ``Connection`` is inherited."""
 LEVELS = ("debug", "info", "warning", "error", "exception")
 
 MEANINGS = {
@@ -228,21 +231,24 @@ stranger typed is escaped, so that no line can be forged, and no password is eve
 | event | level | keys | when |
 |---|---|---|---|"""
     found: dict[str, tuple[set[str], dict[str, None]]] = defaultdict(lambda: (set(), {}))
-    for path in sorted(SOURCE.rglob("*.py")):
-        for event, level, keys in _events(ast.parse(path.read_text())):
-            found[event][0].add(level)
-            found[event][1].update(dict.fromkeys(keys))
+    modules = [ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py"))]
+    shared = _wrapper(ast.parse((SOURCE / CONNECTION).read_text()))
+    assert shared is not None, f"{CONNECTION} wraps no log"
+    for event, level, keys in (each for module in modules for each in _events(module, shared)):
+        found[event][0].add(level)
+        found[event][1].update(dict.fromkeys(keys))
+    assert set(found) == set(MEANINGS), set(found) ^ set(MEANINGS)
     for event, (levels, keys) in sorted(found.items()):
         words = " ".join(f"`{key}`" for key in keys)
         yield f"| {event} | {', '.join(sorted(levels))} | {words} | {MEANINGS[event]} |"
     yield ""
 
 
-def _events(module: ast.Module) -> Iterator[tuple[str, str, list[str]]]:
-    """Calls of ``_log`` and of the ``_note`` that a module wraps it in."""
-    wrapper = next(
-        (each for each in _functions(module) if each.name == "_note" and _logs(each)), None
-    )
+def _events(module: ast.Module, shared: ast.AST) -> Iterator[tuple[str, str, list[str]]]:
+    """Calls of ``_log``, and of the wrapper of the module or the ``shared`` one."""
+    wrapper = _wrapper(module) or shared
+    inner = next(call for call in ast.walk(wrapper) if _is_log(call))
+    own = [key for key in _keys(inner.keywords, wrapper) if key != "fields"]
     for function in _functions(module):
         for call in ast.walk(function):
             if not isinstance(call, ast.Call) or not call.args or function is wrapper:
@@ -253,10 +259,14 @@ def _events(module: ast.Module) -> Iterator[tuple[str, str, list[str]]]:
             if called[0] == "_log" and called[1] in LEVELS:
                 level = "error" if called[1] == "exception" else called[1]
                 yield event.value, level, _keys(call.keywords, function, module)
-            elif called[1] == "_note" and wrapper is not None:
-                inner = next(c for c in ast.walk(wrapper) if _is_log(c))
-                own = [key for key in _keys(inner.keywords, wrapper) if key != "fields"]
+            elif called[1] in WRAPPERS:
                 yield event.value, _level(call, inner), _keys(call.keywords, function, module) + own
+
+
+def _wrapper(module: ast.Module) -> ast.AST | None:
+    """The function or method in which a module wraps its log."""
+    named = (each for each in _functions(module) if each.name in WRAPPERS)
+    return next((each for each in named if any(map(_is_log, ast.walk(each)))), None)
 
 
 def _functions(module: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -265,19 +275,19 @@ def _functions(module: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFuncti
             yield node
 
 
-def _logs(function: ast.AST) -> bool:
-    return any(_is_log(node) for node in ast.walk(function))
+def _is_log(node: ast.AST) -> TypeGuard[ast.Call]:
+    """A call of the log at a level, such as ``self._service.log.log``."""
+    levels = "|".join((*LEVELS, "log"))
+    return isinstance(node, ast.Call) and bool(
+        re.search(rf"\b_?log\.({levels})$", ast.unparse(node.func))
+    )
 
 
-def _is_log(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and ast.unparse(node.func).startswith("_log.")
-
-
-def _level(call: ast.Call, inner: Any) -> str:
+def _level(call: ast.Call, inner: ast.Call) -> str:
     given = [ast.unparse(each) for each in call.args[1:]]
     named = [each.removeprefix("logging.").lower() for each in given if "logging." in each]
-    found = inner.func.attr
-    return named[0] if named else "info" if found == "log" else str(found)
+    of_wrapper = ast.unparse(inner.func).rpartition(".")[2]
+    return named[0] if named else "info" if of_wrapper == "log" else of_wrapper
 
 
 def _keys(keywords: list[ast.keyword], *scopes: ast.AST) -> list[str]:
