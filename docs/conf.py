@@ -74,5 +74,14 @@ def write_forwards(app: Sphinx, exception: Exception | None) -> None:
         page.write_text(_FORWARD.substitute(target=target), encoding="utf-8")
 
 
+def set_language(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, object], doctree: object
+) -> None:
+    """Set the ``lang`` attribute of Chinese pages: it selects fonts, hyphenation and voices."""
+    if pagename.startswith("zh/"):
+        context["language"] = "zh-CN"
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("html-page-context", set_language)
     app.connect("build-finished", write_forwards)

@@ -10,6 +10,7 @@ import configparser
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -24,8 +25,10 @@ from restante import config
 from restante.cli.command import make_parser
 
 HOUSE = Path(__file__).parent.parent.parent
-PAGES = [HOUSE / "README.md", HOUSE / "CONTRIBUTING.md", *sorted((HOUSE / "docs").glob("*.md"))]
-PAGES += sorted((HOUSE / "docs" / "howto").glob("*.md"))
+CHINESE = sorted((HOUSE / "docs" / "zh").glob("*.md"))
+PAGES = [HOUSE / "README.md", HOUSE / "README.zh.md", HOUSE / "CONTRIBUTING.md"]
+PAGES += sorted((HOUSE / "docs").glob("*.md"))
+PAGES += [*sorted((HOUSE / "docs" / "howto").glob("*.md")), *CHINESE]
 README = (HOUSE / "README.md").read_text()
 RUNNING = [
     page for page in PAGES if re.search(r"^```(console|python|toml)", page.read_text(), re.M)
@@ -183,14 +186,18 @@ def home(tmp_path: Path) -> Iterator[Home]:
     found.end()
 
 
+def name(page: Path) -> str:
+    return f"zh/{page.stem}" if page in CHINESE else page.stem
+
+
 def names(pages: list[Path]) -> list[str]:
-    return [page.stem for page in pages]
+    return [name(page) for page in pages]
 
 
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=() if page.stem == "README" else pytest.mark.slow, id=page.stem)
+        pytest.param(page, marks=() if page.stem == "README" else pytest.mark.slow, id=name(page))
         for page in RUNNING
     ],
 )
@@ -252,6 +259,34 @@ def test_nothing_is_excused_that_no_page_says() -> None:
         assert any(line.startswith(beginning) for line in said), beginning
     everything = "".join(page.read_text() for page in PAGES)
     assert [place for place, _ in PLACES if place not in everything] == []
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=names(CHINESE))
+def test_chinese_page_has_the_blocks_of_the_english_page(page: Path) -> None:
+    """A command that changes in English must change here too."""
+    chinese = [block for block in blocks(page) if block[0] != "{toctree}"]
+    english = HOUSE / "docs" / "howto" / page.name
+    assert chinese == (list(blocks(english)) if english.exists() else [])
+    links = re.findall(r"\]\(([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_chinese_pages_are_marked_as_chinese() -> None:
+    set_language = runpy.run_path(str(HOUSE / "docs" / "conf.py"))["set_language"]
+    for page, language in (("zh/collect", "zh-CN"), ("howto/collect", "en")):
+        context = {"language": "en"}
+        set_language(None, page, "page.html", context, None)
+        assert context["language"] == language
+
+
+def test_chinese_pages_are_linked_from_the_english_ones() -> None:
+    assert "(README.zh.md)" in README
+    assert "<zh/index>" in (HOUSE / "docs" / "index.md").read_text()
+    readme = (HOUSE / "README.zh.md").read_text()
+    for page in ("first-server", "collect"):
+        assert f"(docs/zh/{page}.md)" in readme
+        other = "collect" if page == "first-server" else "first-server"
+        assert f"({other}.md)" in (HOUSE / "docs" / "zh" / f"{page}.md").read_text()
 
 
 @pytest.mark.interop
