@@ -20,7 +20,7 @@ from typing import Any, TypeGuard
 
 import restante
 from restante import config, errors
-from restante.cli import common
+from restante.app import failures
 from restante.cli.command import make_parser
 
 DOCS = Path(__file__).resolve().parent
@@ -212,7 +212,7 @@ def _exit_codes() -> dict[int, list[str]]:
     found[os.EX_IOERR].append("a file or directory that is missing, damaged or forbidden")
     found[os.EX_SOFTWARE].append("a bug")
     found[130].append("stopped by Ctrl-C")
-    for kind, code in common._EXIT_CODES:
+    for kind, code in failures._EXIT_CODES:
         found[code].append(f"`{kind.__name__}`")
     return found
 

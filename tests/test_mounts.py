@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from restante import mounts
-from restante.collect.destinations import look_over, open_destination
+from restante.collect.destinations.opening import look_over, open_destination
 from restante.errors import TemporaryFailure
 from restante.store.maildir import MaildirStore
 

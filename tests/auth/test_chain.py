@@ -13,9 +13,9 @@ import pytest
 
 from restante.auth.cache import Cache
 from restante.auth.chain import Chain
+from restante.auth.login_queue import Turns
 from restante.auth.passwd_file import PasswdFile
 from restante.auth.throttle import Lane
-from restante.auth.turns import Turns
 from restante.errors import AuthenticationFailed, BackendUnavailable, NoSuchUser, TemporaryFailure
 from restante.passdb import (
     Account,

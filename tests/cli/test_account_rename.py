@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from restante import config
+from restante.app import runs
+from restante.app.job import Job, open_ledger
+from restante.app.tokens import token_file
 from restante.cli import collect as command
-from restante.cli import oauth
 from restante.cli.command import run
 from restante.collect.accounts import Accounts
 from restante.collect.collector import Outcome
@@ -83,9 +85,9 @@ class Home:
                 (name,) = found.account
                 environment[f"RESTANTE__ACCOUNT__{name.upper()}__URL"] = f"pop3s://127.0.0.1:{port}"
                 found = config.load(environment=environment)
-                with closing(command.open_ledger(found)) as ledger:
+                with closing(open_ledger(found)) as ledger:
                     total = Outcome()
-                    await command.sessions(found, name, found.account[name], ledger, total)
+                    await runs.sessions(Job.of(found, name), ledger, total)
                     return total
 
         return asyncio.run(main())
@@ -97,8 +99,8 @@ class Home:
             return run(["account", "rename", old, new])
 
     def put_tokens(self) -> None:
-        for name in ("isp", "isp.to"):
-            oauth.tokenfile(self.load(), name).put(TOKENS)
+        for is_destination in (False, True):
+            token_file(self.load(), "isp", is_destination=is_destination).put(TOKENS)
 
     @property
     def mail(self) -> int:
@@ -133,9 +135,9 @@ def test_all_that_an_account_has_gets_the_new_name(home: Home) -> None:
     assert secrets == ["home", "home.to"]
     assert Path(str(account.password.value)).read_text() == "pw\n"
     assert Path(str(account.to_password.value)).read_text() == "other\n"
-    for name in ("home", "home.to"):
-        assert oauth.tokenfile(found, name).get() == TOKENS
-        assert oauth.tokenfile(found, name.replace("home", "isp")).get() is None
+    for is_destination in (False, True):
+        assert token_file(found, "home", is_destination=is_destination).get() == TOKENS
+        assert token_file(found, "isp", is_destination=is_destination).get() is None
     again = home.collect(server)
     assert (again.stored, home.mail) == (0, 3)
 
@@ -184,7 +186,7 @@ def test_an_account_is_known_by_its_server(
     addresses = set()
     for url in (one, other):
         file.write_text(re.sub(r'url = ".*"', f'url = "{url}"', file.read_text()))
-        addresses.add(command.mailbox_of(home.load(), "isp").address)
+        addresses.add(Job.of(home.load(), "isp").mailbox().address)
     assert len(addresses) == 2 - is_same
 
 
@@ -223,14 +225,14 @@ def test_an_account_in_another_file_is_renamed_by_hand(
     path.write_text(path.read_text().replace("'isp'", "home").replace(".isp.", ".home."))
     assert home.rename() == 0
     found = home.load()
-    assert oauth.tokenfile(found, "home").get() == TOKENS
+    assert token_file(found, "home").get() == TOKENS
     assert Path(str(found.account["home"].password.value)).exists()
     assert (home.collect(server).stored, home.mail) == (0, 3)
 
 
 def test_busy_accounts_are_not_renamed(home: Home) -> None:
     for name in ("isp", "home"):
-        with closing(command.open_ledger(home.load())) as ledger, ledger.alone(name):
+        with closing(open_ledger(home.load())) as ledger, ledger.alone(name):
             assert home.rename() == 75
 
 
@@ -265,7 +267,7 @@ def test_killed_at_every_step(
             assert [each.name for each in home.folder.iterdir()] == ["account-home.toml"]
             assert len(list((home.state / "passwords").iterdir())) == 2
         (name,) = home.load().account
-        assert oauth.tokenfile(home.load(), name).get() == TOKENS, moment
+        assert token_file(home.load(), name).get() == TOKENS, moment
         assert (home.collect(server).stored, home.mail) == (0, 3), moment
         if status == 0:
             break

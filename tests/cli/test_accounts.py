@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from restante import config
-from restante.cli.collect import policy_of
+from restante.app.job import Job
 from restante.collect.plan import Budget
 from restante.testing_hostile import PASSWORD, Attack, HostileServer
 
@@ -140,8 +140,8 @@ def test_a_budget_is_that_of_the_provider_or_ours(
 ) -> None:
     file = tmp_path / "restante.toml"
     file.write_text(f'[account.isp]\nurl = "{url}"\nuser = "ann"\nto = "x"\n{option}\n')
-    account = config.load(file, environment={"HOME": str(tmp_path)}).account["isp"]
-    assert policy_of(account).budget == Budget(octets=octets)
+    job = Job.of(config.load(file, environment={"HOME": str(tmp_path)}), "isp")
+    assert job.policy().budget == Budget(octets=octets)
 
 
 @pytest.mark.slow

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from restante import config
-from restante.cli import alert
-from restante.cli import oauth as cli_oauth
+from restante.app import alerts
+from restante.app.job import Job
 from restante.collect.collector import LooksMoved
 from restante.collect.health import Health
 from restante.collect.ledger import Ledger
@@ -134,7 +134,7 @@ def ledger(home: Path) -> Iterator[Ledger]:
 
 def fail(found: Configuration, ledger: Ledger, error: RestanteError = LOST) -> None:
     Health(ledger).failed("isp", time.time())
-    alert.tell(found, "isp", found.account["isp"], ledger, error)
+    alerts.send(Job.of(found, "isp"), ledger, error)
 
 
 @pytest.mark.parametrize(
@@ -224,15 +224,15 @@ def test_killed_at_any_step_it_is_told_once(is_repeatable: bool, home: Path) -> 
 def test_a_consent_that_ends_soon_is_told_once(home: Path, ledger: Ledger) -> None:
     oauth = '\n[account.isp.oauth]\nprovider = "microsoft"\nclient_id = "app"\n'
     found = configure(home, more=f"alert = {{ after = 3 }}\n{oauth}")
-    account = found.account["isp"]
-    file = cli_oauth.tokenfile(found, "isp")
+    job = Job.of(found, "isp")
+    file = job.grant.file()
     day = 86_400
     tokens = Tokens("access", 0.0, "refresh", 0.0)
     told = []
     for days in (90, 10, 10, 5):  # the last is a new consent
         end = float(int(time.time() / 1000) * 1000 + days * day)
         file.put(replace(tokens, refresh_expires_at=end))
-        alert.tell(found, "isp", account, ledger, None)
+        alerts.send(job, ledger, None)
         told.append(len(subjects(home)))
     assert told == [0, 1, 1, 2]
     for letter in letters(home):

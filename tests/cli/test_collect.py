@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from restante import config
-from restante.cli import collect, oauth
+from restante.app.job import Job
 from restante.collect.destinations import Tracing, Verifying
 from restante.collect.oauth.flow import Tokens
 from restante.testing import Pop3Server
@@ -336,8 +336,8 @@ def test_metrics_tell_when_a_consent_ends(
 ) -> None:
     extend(configured, '[account.bob.oauth]\nprovider = "microsoft"\nclient_id = "app"')
     end = 2_000_000_000.0
-    tokens = Tokens("access", 0.0, "refresh", end)
-    oauth.tokenfile(config.load(), "bob").put(tokens)
+    agreed = Tokens("access", 0.0, "refresh", end)
+    Job.of(config.load(), "bob").grant.file().put(agreed)
     path = home / "restante.prom"
     restante("collect", "ann", "--metrics", path)
     found = metrics(path)
@@ -420,8 +420,7 @@ def test_a_keep_that_the_destination_cannot_support_is_a_mistake(
         is_named = "account.bob.keep" in done.err and "account.bob.to" in done.err
         assert is_named is not is_possible, done.err
         assert is_possible or done.code == 78
-    found = config.load()
-    destination = collect.open_destination(found, "bob", found.account["bob"])
+    destination = Job.of(config.load(), "bob").open_destination()
     with closing(destination):
         kind: type = Verifying if keep == "until-verified" else Tracing
         assert isinstance(destination, kind) is is_possible

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from restante.cli import common
+from restante.app import stores
 
 from .conftest import Restante, program, started
 
@@ -78,7 +78,7 @@ def test_a_bug_bounces_nothing(
     def broken(_: object) -> None:
         raise ZeroDivisionError("odd")
 
-    monkeypatch.setattr(common, "store", broken)
+    monkeypatch.setattr(stores, "store", broken)
     found = restante("deliver", "ann", stdin=MESSAGE)
     assert (found.code, "ZeroDivisionError: odd" in found.err) == (75, True)
 

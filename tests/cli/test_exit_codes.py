@@ -20,11 +20,12 @@ from pathlib import Path
 import pytest
 
 from restante import config, tls
+from restante.app import failures
 from restante.auth import database
 from restante.auth.http import Web
-from restante.cli import common
-from restante.collect.destinations import Destination, imap, open_destination
+from restante.collect.destinations import Destination, imap
 from restante.collect.destinations.gmail import Gmail
+from restante.collect.destinations.opening import open_destination
 from restante.collect.ledger import Ledger
 from restante.collect.oauth.flow import Application, Provider
 from restante.collect.oauth.web import by_itself
@@ -66,7 +67,7 @@ def raised(action: Callable[[], object]) -> int:
     """The exit code of a command that ends with what this raises."""
     with pytest.raises(Exception, match=r".") as caught:
         action()
-    return common.exit_code(caught.value)
+    return failures.exit_code(caught.value)
 
 
 # Files of ours.
@@ -360,7 +361,7 @@ def test_an_error_of_the_system_has_one_code_also_as_a_cause(error: OSError, cod
     outer.retry, outer.__cause__ = True, error
     again = RestanteError("x")
     again.retry, again.__cause__ = True, outer
-    assert [common.exit_code(each) for each in (error, outer, again)] == [code] * 3
+    assert [failures.exit_code(each) for each in (error, outer, again)] == [code] * 3
 
 
 @pytest.mark.parametrize(
@@ -368,7 +369,7 @@ def test_an_error_of_the_system_has_one_code_also_as_a_cause(error: OSError, cod
     [((), 0), ((0, 75), 75), ((75, 74), 74), ((74, 75), 74), ((75, 65, 0), 65), ((0, 130), 130)],
 )
 def test_75_only_if_trying_again_can_help_all(codes: tuple[int, ...], code: int) -> None:
-    assert common.gravest(codes) == code
+    assert failures.gravest(codes) == code
 
 
 def test_a_maildrop_in_use_does_not_hide_a_damaged_one(scene: Scene) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from restante import config
+from restante.app.gateway import Gateway
 from restante.auth.users import Users
-from restante.cli.gateway import Gateway
 
 from .test_local import Names
 

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
 from restante import config, connect_blocking
+from restante.app import backends, stores
 from restante.auth.chain import Backend
-from restante.cli import common, identities
 from restante.errors import AuthenticationFailed, LoginFailed, RestanteError
 from restante.passdb import Account, Credentials
 
@@ -330,9 +330,9 @@ def test_look_ups_in_other_programs_wait_in_the_queue(home: Path) -> None:
             raise AuthenticationFailed
 
     configuration = config.load(configured(home, text))
-    users = common.users(configuration)
+    users = stores.users(configuration)
     with (
-        closing(identities.chain(configuration, users, Queue)) as chain,
+        closing(backends.chain(configuration, users, Queue)) as chain,
         pytest.raises(AuthenticationFailed),
     ):
         asyncio.run(chain.verify(Credentials("PLAIN", "eve", "x")))

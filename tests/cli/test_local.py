@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from restante import config
-from restante.cli import gateway, local
-from restante.cli.gateway import Gateway
+from restante.app import gateway, local
+from restante.app.gateway import Gateway
 from restante.errors import BackendUnavailable, ConfigurationError, NoSuchUser
 from restante.testing import Pop3Server
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from restante.cli import common
+from restante.app import stores
 from restante.config import load
 from restante.maildrop import SessionRecord
 
@@ -42,7 +42,7 @@ def remove(home: Path) -> Callable[[int], None]:
     """Removes the first messages of ann, as a client does at QUIT."""
 
     async def work(count: int) -> None:
-        async with common.store(load()).open("ann") as maildrop:
+        async with stores.store(load()).open("ann") as maildrop:
             assert not await maildrop.remove(maildrop.listing[:count])
 
     return lambda count: asyncio.run(work(count))
@@ -69,7 +69,7 @@ def test_usage_is_told_where_there_is_a_quota(restante: Restante, mail: int) -> 
 
 def test_list_passes_over_a_maildrop_in_use(restante: Restante, mail: int) -> None:
     async def main() -> None:
-        async with common.store(load()).open("ann"):
+        async with stores.store(load()).open("ann"):
             found = await asyncio.to_thread(restante, "maildrop", "list")
             assert (found.code, found.out) == (0, "ann: in use now, 0 held\n")
             assert (await asyncio.to_thread(restante, "maildrop", "show", "ann")).code == 75
@@ -184,7 +184,7 @@ def journal(home: Path) -> Callable[..., None]:
     """Writes what a session of ann did, as the server does; it removed the first messages."""
 
     async def work(count: int, began: float) -> None:
-        async with common.store(load()).open("ann") as maildrop:
+        async with stores.store(load()).open("ann") as maildrop:
             first = list(maildrop.listing[:count])
             assert not await maildrop.remove(first)
             told = ("192.0.2.7", "1.3", "phone\x1b[2J")
@@ -244,7 +244,7 @@ def test_verify_and_reindex(restante: Restante, mail: int, home: Path) -> None:
 @pytest.mark.parametrize("verb", ["verify", "reindex"])
 def test_a_maildrop_in_use_is_looked_at_later(restante: Restante, mail: int, verb: str) -> None:
     async def main() -> None:
-        async with common.store(load()).open("ann"):
+        async with stores.store(load()).open("ann"):
             for whose in ("ann", "--all"):
                 found = await asyncio.to_thread(restante, "maildrop", verb, whose)
                 assert (found.code, found.out) == (75, "")

@@ -14,6 +14,7 @@ import pytest
 
 import restante as package
 from restante import errors
+from restante.app import failures
 from restante.auth.names import BadName
 from restante.auth.users import BadPassword, NameTaken
 from restante.cli import common
@@ -66,7 +67,7 @@ VERBS = [
 )
 def test_each_error_has_its_exit_code(error: BaseException, code: int) -> None:
     """sysexits.h; what may succeed later is 75, whatever else it is."""
-    assert common.exit_code(error) == code
+    assert failures.exit_code(error) == code
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_each_error_has_its_exit_code(error: BaseException, code: int) -> None:
     ],
 )
 def test_an_error_is_told_in_one_line(error: BaseException, words: str) -> None:
-    assert common.describe(error) == words
+    assert failures.describe(error) == words
 
 
 def test_without_a_verb_the_help_is_shown(restante: Restante) -> None:
@@ -221,7 +222,7 @@ def test_75_means_that_trying_again_can_help(cause: OSError | None, code: int) -
     for kind in (errors.TemporaryFailure, errors.ConnectionLost):
         error = kind("x")
         error.__cause__ = cause
-        assert common.exit_code(error) == code
+        assert failures.exit_code(error) == code
 
 
 def test_a_database_that_cannot_be_opened_is_not_75(

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from restante import config, tls
+from restante.app import server
+from restante.app.server import running
 from restante.auth.users import Users
-from restante.cli import serve
 from restante.store.memory import MemoryStore
 
 from ..support import Run
@@ -55,7 +56,7 @@ def test_a_certificate_that_goes_while_it_is_read_ends_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, run: Run[None]
 ) -> None:
     """Whatever renews certificates may be at it just then; the next time is another."""
-    monkeypatch.setattr(serve, "_RENEW_EVERY", 0.0)
+    monkeypatch.setattr(server, "_RENEW_EVERY", 0.0)
     caplog.set_level(logging.ERROR, "restante")
 
     async def main() -> None:
@@ -67,7 +68,7 @@ def test_a_certificate_that_goes_while_it_is_read_ends_nothing(
                 raise error
             done.set()
 
-        renewing = asyncio.create_task(serve._renew_for_ever(secure))
+        renewing = asyncio.create_task(server._renew_tls(secure))
         async with asyncio.timeout(10):
             await done.wait()
         renewing.cancel()
@@ -80,7 +81,7 @@ def test_the_key_of_tickets_and_the_certificate_are_renewed(
     home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, run: Run[None]
 ) -> None:
     """A ticket opens as long as its key is kept: for a day at most (RFC 9325 §3.4)."""
-    monkeypatch.setattr(serve, "_RENEW_EVERY", 0.2)
+    monkeypatch.setattr(server, "_RENEW_EVERY", 0.2)
     caplog.set_level(logging.ERROR, "restante")
     first, second = (tls.make_self_signed(home / name, [name]) for name in ("first", "second"))
     place = [home / each.name for each in first]
@@ -94,7 +95,7 @@ def test_the_key_of_tickets_and_the_certificate_are_renewed(
 
     async def main() -> None:
         users = Users(home / "users.db")
-        async with serve.running(configuration, users, MemoryStore()) as server:
+        async with running(configuration, users, MemoryStore()) as server:
             visitor = Visitor(server.addresses["pop3s"])
             before = await until_another(visitor)
             assert await until_another(visitor) == before

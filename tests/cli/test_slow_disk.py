@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from restante import config
+from restante.app.server import running
 from restante.auth.users import Users
-from restante.cli import serve
 from restante.store.maildir import MaildirStore
 
 from ..support import Client, Run, once
@@ -42,7 +42,7 @@ def test_who_waits_for_a_disk_keeps_nobody_else_waiting(
         users, store = Users(home / "users.db"), MaildirStore(f"{home}/mail/%u")
         users.add("ann", "tan staaf")
         await store.deliver("ann", once(b"hello\r\n"))
-        async with serve.running(config.load(home / "restante.toml"), users, store) as server:
+        async with running(config.load(home / "restante.toml"), users, store) as server:
             monkeypatch.setattr(os, "fsync", fsync)
             slow: list[asyncio.Task[Any]] = [
                 asyncio.create_task(store.deliver(f"slow{at}", once(b"x\r\n")))

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from restante.app import upkeep
+from restante.app.upkeep import Upkeep
 from restante.auth.chain import Chain
 from restante.auth.passwd_file import PasswdFile
 from restante.auth.users import Users
-from restante.cli import upkeep
-from restante.cli.upkeep import Upkeep
 from restante.clock import RELEASED, SETTLES, SLACK
 from restante.passdb import Account, Terms
 from restante.store.maildir import MaildirStore

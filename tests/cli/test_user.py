@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from restante.app import stores
 from restante.auth.throttle import Throttle
 from restante.auth.users import Users
-from restante.cli import common
 from restante.config import load
 from restante.errors import AuthenticationFailed
 from restante.passdb import Credentials
@@ -427,7 +427,7 @@ def test_a_user_has_a_time_of_his_own_for_deleted_mail(
     assert words in restante("user", "hold", "ann", time).err
     assert restante("user", "show", "ann", "--json").json["hold"] == seconds
     assert f"  deletes   {words}\n" in restante("user", "show", "ann").out
-    held = common.store(load()).hold("ann")
+    held = stores.store(load()).hold("ann")
     assert held == (14 * 86_400 if seconds is None else math.inf if seconds == "keep" else seconds)
 
 

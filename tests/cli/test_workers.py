@@ -26,8 +26,8 @@ from typing import IO, Any, TypeVar
 import pytest
 
 from restante import tls
+from restante.app import sockets
 from restante.auth.users import Users
-from restante.cli import serve
 from restante.clock import RELEASED
 from restante.config import Configuration
 from restante.errors import ConfigurationError
@@ -525,8 +525,8 @@ def test_workers_end_with_their_supervisor(site: Site) -> None:
 
 _BORN_SLOWLY = """
 import os, signal, sys, threading, time
-from restante.cli.terminal import Terminal
-from restante.cli.workers import Supervisor
+from restante.app.terminal import Terminal
+from restante.app.supervisor import Supervisor
 
 def linger():
     signal.set_wakeup_fd(-1)
@@ -650,13 +650,13 @@ def test_socket_that_is_open_to_more_than_the_configuration_is_refused(
     """A server that is meant for loopback must not listen on every address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family) as listening:
-        place = serve.Place("pop3", listening)
+        place = sockets.BoundSocket("pop3", listening)
         addresses = [Address.parse(f"pop3://{configured}:1110")]
         if accepted:
-            serve._compare(place, addresses)
+            sockets._compare(place, addresses)
         else:
             with pytest.raises(ConfigurationError, match="open to more"):
-                serve._compare(place, addresses)
+                sockets._compare(place, addresses)
 
 
 def test_socket_is_compared_with_the_addresses_of_its_own_port() -> None:
@@ -664,7 +664,9 @@ def test_socket_is_compared_with_the_addresses_of_its_own_port() -> None:
         port = listening.getsockname()[1]
         addresses = [f"pop3://127.0.0.1:{port}", "pop3://0.0.0.0:1110"]
         with pytest.raises(ConfigurationError, match="open to more"):
-            serve._compare(serve.Place("pop3", listening), list(map(Address.parse, addresses)))
+            sockets._compare(
+                sockets.BoundSocket("pop3", listening), list(map(Address.parse, addresses))
+            )
 
 
 @pytest.mark.parametrize(
@@ -689,7 +691,7 @@ def test_address_that_no_socket_of_systemd_serves_is_bound(
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family) as listening:
         address = Address.parse(f"pop3://{configured}:{listening.getsockname()[1]}")
-        assert serve._serves(listening, address) is not bound
+        assert sockets._serves(listening, address) is not bound
 
 
 @pytest.mark.parametrize(("count", "name"), [("x", "pop3"), ("-1", "pop3"), ("2", "pop3:pop3")])
@@ -704,9 +706,9 @@ def test_wrong_listen_fds_is_a_clear_error(count: str, name: str, site: Site) ->
 
 def test_default_addresses_give_way_to_sockets_of_systemd() -> None:
     default = Configuration()
-    assert serve._wanted(default, {"pop3s"}) == []
-    assert len(serve._wanted(default, ())) == 2
-    assert len(serve._wanted(default, {"lmtp"})) == 2
+    assert sockets._wanted(default, {"pop3s"}) == []
+    assert len(sockets._wanted(default, ())) == 2
+    assert len(sockets._wanted(default, {"lmtp"})) == 2
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import restante
-from restante.cli.common import describe, naming
+from restante.app.failures import describe, naming
 from restante.errors import RestanteError
 from restante.testing import Pop3Server
 

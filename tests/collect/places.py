@@ -17,9 +17,10 @@ from typing import cast
 import pytest
 
 from restante import syncing
-from restante.collect.destinations import Destination, mbox, open_destination
+from restante.collect.destinations import Destination, mbox
 from restante.collect.destinations.gmail import Gmail
 from restante.collect.destinations.maildrop import LocalMaildrop
+from restante.collect.destinations.opening import open_destination
 from restante.store.maildir import MaildirStore
 
 from ..store.helpers import contents, put, run

@@ -16,8 +16,9 @@ import pytest
 
 from restante.collect import fetching
 from restante.collect.collector import LoginTooSoon, LooksMoved, Outcome, collect
-from restante.collect.destinations import Destination, open_destination
-from restante.collect.destinations.handed import Handed
+from restante.collect.destinations import Destination
+from restante.collect.destinations.opening import open_destination
+from restante.collect.destinations.spooled import Handed
 from restante.collect.ledger import AccountBusy, Ledger
 from restante.collect.pace import Pace, follow
 from restante.collect.plan import Budget, Policy, short_name

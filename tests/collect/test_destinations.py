@@ -19,11 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restante import scanning, syncing
-from restante.collect.destinations import Destination, Grouping, Verifying, open_destination
+from restante.collect.destinations import Destination, Grouping, Verifying
 from restante.collect.destinations.folder import Folder
 from restante.collect.destinations.maildir import Maildir
 from restante.collect.destinations.maildrop import LocalMaildrop
 from restante.collect.destinations.mbox import Mbox, _Quoting
+from restante.collect.destinations.opening import open_destination
 from restante.errors import TemporaryFailure, UnsafeArgument
 from restante.store.maildir import MaildirStore
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from restante.collect.collector import Outcome
-from restante.collect.destinations import handed, open_destination
+from restante.collect.destinations import spooled
+from restante.collect.destinations.opening import open_destination
 from restante.collect.ledger import Ledger
 from restante.collect.plan import Due, Policy, Taken, plan
 from restante.errors import (
@@ -151,7 +152,7 @@ def test_a_ledger_that_is_lost_or_old_makes_nothing_twice(is_older: bool, tmp_pa
 def test_a_program_that_hangs_is_ended_and_counts_as_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handed, "_PATIENCE", 0.3)
+    monkeypatch.setattr(spooled, "_PATIENCE", 0.3)
     note = f'open("{tmp_path}/pid", "w").write(str(os.getpid()))'
     program = f"import os, time; {note}; time.sleep(60)"
     with closing(open_destination(f"command:{sys.executable} -c '{program}'")) as destination:

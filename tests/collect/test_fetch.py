@@ -20,7 +20,7 @@ from restante.cli.main import main as restante
 from restante.client.asynchronous import connect
 from restante.collect import fetching
 from restante.collect.collector import Account, Outcome, collect
-from restante.collect.destinations import open_destination
+from restante.collect.destinations.opening import open_destination
 from restante.collect.ledger import Ledger
 from restante.collect.plan import Policy
 from restante.errors import ConnectionLost

@@ -12,8 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from restante.collect.destinations import open_destination
 from restante.collect.destinations.gmail import Gmail
+from restante.collect.destinations.opening import open_destination
 from restante.errors import (
     ConsentNeeded,
     MessageRefused,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from restante.collect.destinations import Destination, imap, name_of, open_destination
+from restante.collect.destinations import Destination, imap, name_of
+from restante.collect.destinations.opening import open_destination
 from restante.collect.ledger import Ledger
 from restante.collect.plan import Policy
 from restante.errors import ConfigurationError, MessageRefused, TemporaryFailure, UnsafeArgument

@@ -19,10 +19,11 @@ import pytest
 
 from restante.client.asynchronous import Client
 from restante.collect.collector import Account, Outcome, collect
-from restante.collect.destinations import Destination, open_destination
-from restante.collect.destinations.handed import Smtp
+from restante.collect.destinations import Destination
 from restante.collect.destinations.maildrop import LocalMaildrop
 from restante.collect.destinations.mbox import Mbox
+from restante.collect.destinations.opening import open_destination
+from restante.collect.destinations.spooled import Smtp
 from restante.collect.ledger import Ledger
 from restante.collect.plan import Policy
 from restante.errors import LoginFailed

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from restante.collect.fingerprint import Content
 from restante.collect.health import Health, State
 from restante.collect.ledger import AccountBusy, Ledger, Stored
-from restante.collect.likeness import Content
 from restante.collect.plan import Record, Taken, Used
 from restante.errors import ConfigurationError, LoginWithheld, TemporaryFailure
 

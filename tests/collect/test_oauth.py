@@ -20,13 +20,13 @@ from urllib.parse import unquote
 import pytest
 
 from restante import config
-from restante.cli import collect as command
-from restante.cli import oauth as cli_oauth
+from restante.app.job import Job
+from restante.cli import consent
 from restante.cli.main import main as restante
 from restante.collect.oauth import flow, web
+from restante.collect.oauth.errors import ProviderUnavailable, explain
 from restante.collect.oauth.flow import Question, Tokens
 from restante.collect.oauth.sealed import Tokenfile, key_in
-from restante.collect.oauth.words import ProviderUnavailable, explain
 from restante.errors import ConfigurationError, ConsentNeeded, LoginFailed, UnsafeArgument
 from restante.pop3.session import Policy
 from restante.store.memory import MemoryStore
@@ -372,7 +372,7 @@ def test_a_session_by_token_and_one_more_when_it_was_taken_back(
     """XOAUTH2 goes in Microsoft's two steps."""
 
     async def log_in(found: config.Configuration) -> int:
-        async with command.connected(found, "isp", found.account["isp"]) as client:
+        async with Job.of(found, "isp").connect() as client:
             return (await client.stat())[0]
 
     async def main() -> None:
@@ -383,13 +383,13 @@ def test_a_session_by_token_and_one_more_when_it_was_taken_back(
             store, tls=server_tls, implicit=True, clear=False, policy=policy
         ) as running:
             found = configured(tmp_path, server, running.port, certificate[0])
-            account = found.account["isp"]
+            grant = Job.of(found, "isp").grant
             with pytest.raises(ConsentNeeded):
                 await log_in(found)
-            monkeypatch.setattr(cli_oauth, "_open", browse)
-            await asyncio.to_thread(cli_oauth.agree, found, "isp", account, "browser")
+            monkeypatch.setattr(consent, "_open", browse)
+            await asyncio.to_thread(consent.agree, grant, "browser")
             assert await log_in(found) == 1
-            file = cli_oauth.tokenfile(found, "isp")
+            file = Job.of(found, "isp").grant.file()
             tokens = file.get()
             assert tokens is not None
             file.put(replace(tokens, access="stale"))
@@ -415,11 +415,11 @@ def test_the_command_tells_how_long_it_lasts(
     assert restante([*words, "list"]) == os.EX_OK
     assert "nobody has agreed" in capsys.readouterr().out
     server.answers = []
-    monkeypatch.setattr(cli_oauth, "_open", browse)
+    monkeypatch.setattr(consent, "_open", browse)
     assert restante([*words, "auth", "isp", "--browser"]) == os.EX_OK
     assert f"agreed {time.strftime('%Y-%m-%d')} by mrose" in capsys.readouterr().out
     found = config.load(tmp_path / "restante.toml")
-    file = cli_oauth.tokenfile(found, "isp")
+    file = Job.of(found, "isp").grant.file()
     tokens = file.get()
     assert tokens is not None
     file.put(replace(tokens, refresh_expires_at=time.time() + 86_400))

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from restante import config
-from restante.cli import collect as command
-from restante.cli.common import exit_code
+from restante.app import runs
+from restante.app.failures import exit_code
+from restante.app.job import Job, open_ledger
 from restante.collect.collector import LoginTooSoon, Outcome
 from restante.errors import CommandFailed, LoginFailed
 
@@ -52,10 +53,9 @@ class Home:
         file.write_text("\n".join(["[account.odd]", *lines, ""]))
         file.chmod(0o600)
         found = config.load(file, environment={"STATE_DIRECTORY": str(self.path / "state")})
-        account = found.account["odd"]
-        with closing(command.open_ledger(found)) as ledger:
+        with closing(open_ledger(found)) as ledger:
             total = Outcome()
-            await command.sessions(found, "odd", account, ledger, total, limit=limit)
+            await runs.sessions(Job.of(found, "odd"), ledger, total, limit=limit)
             return total
 
     @property

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restante.collect.likeness import Content
+from restante.collect.fingerprint import Content
 from restante.collect.plan import (
     Aside,
     Budget,

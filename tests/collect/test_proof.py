@@ -20,7 +20,7 @@ import pytest
 from restante.client.asynchronous import connect
 from restante.collect.accounts import Mailbox
 from restante.collect.collector import Account, LooksMoved, Outcome, collect
-from restante.collect.destinations import open_destination
+from restante.collect.destinations.opening import open_destination
 from restante.collect.ledger import Ledger
 from restante.collect.plan import Budget, Policy, short_name
 from restante.collect.run import Run

@@ -15,9 +15,9 @@ import pytest
 
 from restante.collect import ledger as ledger_module
 from restante.collect.accounts import Accounts, Mailbox
+from restante.collect.fingerprint import Content
 from restante.collect.health import Health, State
 from restante.collect.ledger import Ledger
-from restante.collect.likeness import Content
 from restante.collect.plan import Record, Taken
 from restante.errors import TemporaryFailure
 

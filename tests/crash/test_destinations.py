@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from restante.collect.destinations import Destination, dotlock, open_destination
+from restante.collect.destinations import Destination, dotlock
 from restante.collect.destinations.maildrop import LocalMaildrop
+from restante.collect.destinations.opening import open_destination
 from restante.errors import TemporaryFailure
 from restante.store.maildir import MaildirStore
 

@@ -16,7 +16,7 @@ import pytest
 
 from restante.client.asynchronous import Client
 from restante.collect.collector import Outcome, collect
-from restante.collect.destinations import open_destination
+from restante.collect.destinations.opening import open_destination
 from restante.collect.ledger import Ledger
 from restante.collect.plan import Policy
 from restante.tls import client_context

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from restante import config
-from restante.cli import oauth as cli_oauth
+from restante.app.job import Job
+from restante.cli import consent
 from restante.cli.main import main as restante
 from restante.collect.oauth import web
 from restante.collect.oauth.flow import Application, Provider
@@ -89,7 +90,7 @@ def test_an_account_from_nothing_but_the_issuers_address(
     server: OpenId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It says itself where it is asked; what is stored can be renewed."""
-    monkeypatch.setattr(cli_oauth, "_open", browse)
+    monkeypatch.setattr(consent, "_open", browse)
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
     monkeypatch.setenv("APP_SECRET", server.client_secret)
     path = tmp_path / "restante.toml"
@@ -98,8 +99,7 @@ def test_an_account_from_nothing_but_the_issuers_address(
     words += ["--to", f"maildir:{tmp_path}/Mail", "--issuer", server.url, "--no-test"]
     words += ["--client-id", server.client_id, "--client-secret-env", "APP_SECRET", "--browser"]
     assert restante(words) == 0
-    found = config.load(path)
-    account = found.account["example"]
-    first = cli_oauth.token(found, "example", account)
-    assert cli_oauth.token(found, "example", account, renew=True) not in ("", first)
-    assert "by ann@example.org" in cli_oauth.state(found, "example", account)
+    grant = Job.of(config.load(path), "example").grant
+    first = grant.token()
+    assert grant.token(renew=True) not in ("", first)
+    assert "by ann@example.org" in consent.state(grant)

@@ -15,9 +15,9 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from restante import config, log
-from restante.cli import common
+from restante.app import stores
+from restante.app.server import running
 from restante.cli.main import main
-from restante.cli.serve import running
 
 from ..crash.cycles import forked
 from ..support import LOOPS
@@ -98,8 +98,8 @@ class InThread:
                 ready.set()
 
     async def _serve(self, configuration: config.Configuration, ready: threading.Event) -> None:
-        users = common.users(configuration)
-        store = common.store(configuration, users)
+        users = stores.users(configuration)
+        store = stores.store(configuration, users)
         async with running(configuration, users, store) as server:
             self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
             self._server = server

@@ -5,6 +5,7 @@ from __future__ import annotations
 from restante.errors import AuthenticationFailed
 from restante.maildrop import Entry
 from restante.message import Top
+from restante.pop3.commands import VERBS
 from restante.pop3.session import Policy, Session
 from restante.pop3.state import Close, Event, Login, Relay, Retrieve, StartTLS, Update
 from restante.sasl import Channel, Lookup
@@ -37,6 +38,7 @@ class Core:
         self._policy = policy or Policy()
         self._listing = [Entry(f"u{at}", len(text)) for at, text in enumerate(messages, 1)]
         self.session = Session(
+            VERBS,
             self._policy,
             is_secure=tls,
             may_start_tls=may_start_tls,

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restante.maildrop import Entry, Rendered
+from restante.pop3.commands import VERBS
 from restante.pop3.grammar import Response
 from restante.pop3.session import Policy, Session
 from restante.pop3.state import Close
@@ -42,7 +43,7 @@ class Ready(Rendered):
 
 
 def dialogue(listing: Sequence[Entry], commands: bytes) -> bytes:
-    session = Session(Policy(), is_secure=True)
+    session = Session(VERBS, Policy(), is_secure=True)
     session.receive(b"USER ann\r\nPASS secret\r\n" + commands)
     session.next(), session.next()
     said = session.opened(listing).head()

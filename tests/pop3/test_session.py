@@ -213,7 +213,7 @@ def test_stls_answers_in_the_language_of_the_client() -> None:
 
 def test_secrets_that_are_too_weak_for_scram_refuse_the_login_alone() -> None:
     """RFC 7677 §4: 4096 iterations at least; a passwd-file may hold fewer."""
-    session = Session(Policy(mechanisms=("SCRAM-SHA-256",)), is_secure=True)
+    session = Session(VERBS, Policy(mechanisms=("SCRAM-SHA-256",)), is_secure=True)
     session.receive(b"AUTH SCRAM-SHA-256 " + b64encode(b"n,,n=ann,r=nonce") + b"\r\n")
     assert isinstance(session.next(), Lookup)
     weak = ScramSecrets(b"salt", 1, (ScramKey("", bytes(32), bytes(32)),))
@@ -239,7 +239,7 @@ def test_what_xclient_tells_has_names() -> None:
 def test_a_session_is_small() -> None:
     """Ten thousand of them wait for somebody to speak."""
     tracemalloc.start()
-    sessions = [Session(Policy(), is_secure=True) for _ in range(100)]
+    sessions = [Session(VERBS, Policy(), is_secure=True) for _ in range(100)]
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert size / len(sessions) < 2048

@@ -30,7 +30,7 @@ SOURCES = (
     "sasl/external.py",
     "sasl/scram.py",
     "store/files.py",
-    "store/place.py",
+    "store/paths.py",
     "auth/users.py",
     "errors.py",
 )

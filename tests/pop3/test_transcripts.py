@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from restante.pop3.commands import VERBS
 from restante.pop3.session import Policy, Session
 
 from ..transcript import Transcript, check, load
@@ -66,7 +67,7 @@ def test_responses_are_short_and_begin_as_they_should(transcript: Transcript) ->
 
 @pytest.mark.rfc("P-001", "P-010")
 def test_the_greeting_is_one_positive_line_without_a_time_stamp() -> None:
-    head = Session(Policy(), is_secure=True).greeting().head()
+    head = Session(VERBS, Policy(), is_secure=True).greeting().head()
     assert re.fullmatch(rb"\+OK [^<\[\r\n][^<\r\n]*\r\n", head)
 
 
@@ -83,12 +84,17 @@ def test_the_greeting_has_a_time_stamp_where_a_login_may_follow(
 ) -> None:
     policy = Policy(greeting="x" * 500)
     session = Session(
-        policy, is_secure=is_secure, may_login_in_clear=is_allowed, time_stamp=STAMP, may_relay=True
+        VERBS,
+        policy,
+        is_secure=is_secure,
+        may_login_in_clear=is_allowed,
+        time_stamp=STAMP,
+        may_relay=True,
     )
     head = session.greeting().head()
     assert head.endswith(f" {STAMP}\r\n".encode()) is is_told
     assert (b"<" in head) is is_told
-    with_longest = Session(policy, is_secure=True, time_stamp=f"<{'a' * 46}@{'b' * 253}>")
+    with_longest = Session(VERBS, policy, is_secure=True, time_stamp=f"<{'a' * 46}@{'b' * 253}>")
     assert len(with_longest.greeting().head()) <= 512  # RFC 2449 §4
 
 

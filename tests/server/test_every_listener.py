@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from restante import config
-from restante.cli import common
-from restante.cli.serve import running
+from restante.app import stores
+from restante.app.server import running
 from restante.server.connection import BaseConnection
 
 from ..support import once, until
@@ -344,8 +344,8 @@ failure_delay = 0
         real(self, transport)
 
     monkeypatch.setattr(BaseConnection, "connection_made", noted)
-    users = common.users(found)
-    store = common.store(found, users)
+    users = stores.users(found)
+    store = stores.store(found, users)
     await store.deliver("mrose", once(b"Subject: x\r\n\r\n" + b"y" * 76 + b"\r\n" * 500_000))
     async with running(found, users, store) as server:
         assert set(server.addresses) == set(DOORS), "a new listener: say how it is attacked"

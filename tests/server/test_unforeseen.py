@@ -284,7 +284,7 @@ def test_unforeseen_exception_in_a_command_without_the_outside_is_answered(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from restante.pop3 import commands, session
+    from restante.pop3 import commands
 
     def broken(*_: object) -> None:
         raise Unforeseen
@@ -293,9 +293,8 @@ def test_unforeseen_exception_in_a_command_without_the_outside_is_answered(
         async with serving(MemoryStore()) as server, server.client() as client:
             await client.log_in()
             row = commands.VERBS[command.decode()]
-            patched: dict[str, Any] = dict(commands.VERBS)
-            patched[command.decode()] = row._replace(run=cast(Callable[..., Any], broken))
-            monkeypatch.setattr(session, "VERBS", patched)
+            patched = row._replace(run=cast(Callable[..., Any], broken))
+            monkeypatch.setitem(commands.VERBS, command.decode(), patched)
             assert (await client.ask(command)).startswith(TEMPORARY)
             assert await client.rest() == b""
             await until(lambda: not server.service.connections)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from restante.errors import TemporaryFailure
 from restante.maildrop import Entry, RawReading
-from restante.store import adopted, files, index, looking
+from restante.store import adopted, files, index, refresh
 from restante.store.index import INDEX, Form, Index, Message
 from restante.store.maildir import MaildirStore
 from restante.store.names import File
@@ -215,8 +215,8 @@ def fresh_index(place: Path) -> tuple[bytes, ...]:
     """All that a look without any index says."""
     directory = os.open(place, os.O_RDONLY)
     try:
-        looked = looking._look(directory, 0, None)
-        looking._measure(directory, looked.messages, range(len(looked.messages)))
+        looked = refresh._look(directory, 0, None)
+        refresh._measure(directory, looked.messages, range(len(looked.messages)))
     finally:
         os.close(directory)
     return parts(Index(looked.messages, placed=looked.placed))
@@ -492,7 +492,7 @@ def test_long_wait_is_told(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from restante.store import looking as module
+    from restante.store import refresh as module
 
     put(place, "new/1.a", b"x")
     monkeypatch.setattr(module, "_LONG", -1.0)

@@ -588,7 +588,7 @@ def test_uncached_message_is_read_in_a_thread(
 def test_measuring_can_be_cancelled_and_goes_on_next_time(
     maildir: MaildirStore, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from restante.store import looking as module
+    from restante.store import refresh as module
 
     monkeypatch.setattr(module, "_BATCH", 1)
     for number in range(5):

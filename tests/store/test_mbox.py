@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restante.cli.main import main
-from restante.collect.destinations import open_destination
+from restante.collect.destinations.opening import open_destination
 from restante.errors import PermanentFailure
 from restante.store import mbox
 from restante.store.maildir import MaildirStore

@@ -10,10 +10,10 @@ import pytest
 from restante.errors import MessageGone, TemporaryFailure
 from restante.maildrop import View
 from restante.message import Survey
-from restante.store import files, looking
+from restante.store import files, refresh
 from restante.store.index import INDEX
-from restante.store.looking import MEASURE_SIZES
 from restante.store.maildir import MaildirStore
+from restante.store.refresh import MEASURE_SIZES
 
 from .helpers import canonical, contents, listing, names, put, run, text_of
 from .test_index import index_on_disk
@@ -163,7 +163,7 @@ def test_disk_that_is_full_does_not_end_a_session_badly(place: Path, refused: st
 def test_client_that_loses_patience_while_messages_are_measured_loses_none(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(looking, "_BATCH", 1)
+    monkeypatch.setattr(refresh, "_BATCH", 1)
     fill(place, 6, WRONG)
     (store,) = workers(place, 1)
     assert run(read_until_wrong(store))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from restante.maildrop import Entry, Rendered, View
-from restante.store import index, looking, maildir
+from restante.store import index, maildir, refresh
 from restante.store.maildir import MaildirStore
 from restante.store.names import File
 
@@ -86,8 +86,8 @@ def another(place: Path) -> MaildirStore:
 LIMIT = 5  # so that numbers around it can be tried in all combinations
 LIMITS = {
     "_FEW": (index, True),
-    "_MANY": (looking, True),
-    "_BATCH": (looking, False),
+    "_MANY": (refresh, True),
+    "_BATCH": (refresh, False),
     "_APPENDED": (index, True),
 }
 """Where each stands, and whether names give sizes; those without are measured in batches."""

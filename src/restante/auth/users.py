@@ -33,9 +33,9 @@ from ..passdb import MAX_PASSWORD, Account, Credentials, Network, Proof, ScramSe
 from ..sasl.prepare import prepared
 from . import passwords, scram
 from .database import Glance, transaction, unusable
+from .last_use import Uses
 from .names import BadName, addressed, check_new_name, normalise
 from .names import key as _key
-from .uses import Uses
 
 MAX_APP_PASSWORDS = 32  # of one user; SCRAM tries the keys of all
 _PASSWORD = "password"  # the label of the one that is no app password

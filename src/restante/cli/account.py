@@ -10,11 +10,12 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
-from ..config import Account, Configuration, Secret
+from ..app.job import Job, all_jobs, chosen, open_ledger
+from ..app.words import counted
+from ..config import Secret
 from ..errors import ConfigurationError
 from ..log import printable
-from . import account_rename, adding, collect, common, oauth
-from .telling import counted
+from . import account_add, account_rename, common, consent
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,7 +24,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="accounts elsewhere, for collect: add, list, show, test, adopt, log, rename, rm",
     )
     actions = noun.add_subparsers(dest="action", metavar="ACTION", required=True)
-    adding.add_parser(actions)
+    account_add.add_parser(actions)
     account_rename.add_parser(actions)
     actions.add_parser("list", help="all accounts").set_defaults(run=list_)
     action = actions.add_parser(
@@ -33,7 +34,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "tokens, sealed, in the state directory.",
     )
     action.add_argument("name", metavar="NAME")
-    oauth.add_flows(action)
+    consent.add_flows(action)
     action.add_argument("--to", action="store_true", help="for where mail goes, to_oauth")
     action.set_defaults(run=auth)
     for name, run, text in (
@@ -60,13 +61,14 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def list_(options: argparse.Namespace) -> int:
     found = common.configuration(options)
     if options.json:
-        rows = [_row(found, name, account) for name, account in found.account.items()]
+        rows = [_row(job) for job in all_jobs(found)]
         common.print_json("account-list", accounts=rows)
         return os.EX_OK
-    for name, account in found.account.items():
-        print(f"{name}: {account.user} at {account.url} to {account.to}, keeps {account.keep}")
+    for job in all_jobs(found):
+        account = job.options
+        print(f"{job.name}: {account.user} at {account.url} to {account.to}, keeps {account.keep}")
         if account.oauth.provider:
-            print(f"  {account.oauth.provider}: {oauth.state(found, name, account)}")
+            print(f"  {account.oauth.provider}: {consent.state(job.grant)}")
     if not found.account:
         common.say("none yet; next: restante account add ann@example.org --to maildir:Mail")
     return os.EX_OK
@@ -75,9 +77,10 @@ def list_(options: argparse.Namespace) -> int:
 def show(options: argparse.Namespace) -> int:
     from ..collect.health import Health
 
-    found, account = _one(options)
-    with closing(collect.open_ledger(found)) as ledger:
-        row = _row(found, options.name, account)
+    job = _one(options)
+    account = job.options
+    with closing(open_ledger(job.config)) as ledger:
+        row = _row(job)
         row |= {"on_server": ledger.on_server(options.name)}
         row |= {"last_success": ledger.last_success(options.name)}
         state = Health(ledger).state(options.name)
@@ -90,8 +93,8 @@ def show(options: argparse.Namespace) -> int:
     print(f"{options.name}: {account.user} at {account.url}")
     print(f"  to        {account.to}\n  keeps     {account.keep}")
     if account.to_oauth.provider:
-        there = oauth.at_destination(options.name, account)
-        print(f"  there     {account.to_oauth.provider}: {oauth.state(found, *there)}")
+        there = consent.state(job.destination_grant)
+        print(f"  there     {account.to_oauth.provider}: {there}")
     elif account.to_password:
         print(f"  there     password {_origin(account.to_password)}")
     if account.poll_on_login:
@@ -110,12 +113,13 @@ def _when(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
 
 
-def _row(found: Configuration, name: str, account: Account) -> dict[str, object]:
+def _row(job: Job) -> dict[str, object]:
     row: dict[str, object] = {}
+    account = job.options
     if account.oauth.provider:
-        row = {"oauth": oauth.state(found, name, account)}
+        row = {"oauth": consent.state(job.grant)}
     return row | {
-        "name": name,
+        "name": job.name,
         "url": account.url,
         "user": account.user,
         "to": account.to,
@@ -133,42 +137,39 @@ def _origin(secret: Secret) -> str:
 
 
 def auth(options: argparse.Namespace) -> int:
-    found, account = _one(options)
-    name = options.name
-    if options.to:
-        name, account = oauth.at_destination(name, account)
-    if not account.oauth.provider:
-        which = "to_oauth" if options.to else "oauth"
-        raise ConfigurationError(f"account.{options.name}.{which}.provider: is not set")
-    tokens = oauth.agree(found, name, account, options.flow or "")
+    job = _one(options)
+    grant = job.destination_grant if options.to else job.grant
+    if not grant.options.provider:
+        raise ConfigurationError(f"{grant.key}.provider: is not set")
+    agreed = consent.agree(grant, options.flow or "")
     if options.json:
-        common.print_json("account-auth", name=options.name, user=tokens.user)
+        common.print_json("account-auth", name=options.name, user=agreed.user)
     else:
-        print(f"{options.name}: {oauth.state(found, name, account)}")
+        print(f"{options.name}: {consent.state(grant)}")
     return os.EX_OK
 
 
 def test(options: argparse.Namespace) -> int:
-    found, account = _one(options)
-    count, octets = adding.try_login(found, options.name, account)
-    adding.try_destination(found, options.name, account)
+    job = _one(options)
+    count, octets = account_add.try_login(job)
+    account_add.try_destination(job)
     if options.json:
         common.print_json("account-test", name=options.name, messages=count, octets=octets)
     else:
-        print(adding.told_login(options.name, count, octets))
+        print(account_add.told_login(options.name, count, octets))
     return os.EX_OK
 
 
 def adopt(options: argparse.Namespace) -> int:
     from ..collect.accounts import Accounts
-    from ..collect.likeness import in_maildir
+    from ..collect.fingerprint import in_maildir
 
-    found, account = _one(options)
+    job = _one(options)
     here = in_maildir(options.like) if options.like else None
-    with closing(collect.open_ledger(found)) as ledger, ledger.alone(options.name):
+    with closing(open_ledger(job.config)) as ledger, ledger.alone(options.name):
         accounts = Accounts(ledger)
-        accounts.enter(collect.mailbox_of(found, options.name), ledger.now(time.time()))
-        listing, others = asyncio.run(_listing(found, options.name, account, here))
+        accounts.enter(job.mailbox(), ledger.now(time.time()))
+        listing, others = asyncio.run(_listing(job, here))
         ledger.adopt(options.name, listing, time.time())
     if options.json:
         rows = {"messages": len(listing), "others": others}
@@ -179,14 +180,12 @@ def adopt(options: argparse.Namespace) -> int:
     return os.EX_OK
 
 
-async def _listing(
-    found: Configuration, name: str, account: Account, here: Counter[bytes] | None
-) -> tuple[list[tuple[str, int]], int]:
+async def _listing(job: Job, here: Counter[bytes] | None) -> tuple[list[tuple[str, int]], int]:
     """What is there, by key and size, and how many others are not ``here``."""
-    from ..collect.likeness import header_of, likeness
+    from ..collect.fingerprint import header_of, likeness
     from ..collect.plan import unique_ids
 
-    async with collect.connected(found, name, account) as client:
+    async with job.connect() as client:
         messages = [message async for message in client.messages()]
         ids = unique_ids(messages)
         known = [message for message in messages if message.number in ids]
@@ -204,8 +203,7 @@ async def _listing(
 
 
 def log(options: argparse.Namespace) -> int:
-    found, _ = _one(options)
-    with closing(collect.open_ledger(found)) as ledger:
+    with closing(open_ledger(_one(options).config)) as ledger:
         removals = ledger.removals(options.name)
     if options.json:
         rows = [each._asdict() for each in removals]
@@ -221,8 +219,8 @@ def log(options: argparse.Namespace) -> int:
 
 
 def remove(options: argparse.Namespace) -> int:
-    found, _ = _one(options)
-    path = adding.file_of(found, options.name)
+    found = _one(options).config
+    path = account_add.file_of(found, options.name)
     if not path.exists():
         raise ConfigurationError(
             f"account {options.name!r} does not stand in {path}; take it out of its file by hand"
@@ -231,8 +229,8 @@ def remove(options: argparse.Namespace) -> int:
         f"Forget {options.name}, and which messages were taken from it?", options
     ):
         return os.EX_OK
-    adding.take_back(found, options.name)
-    with closing(collect.open_ledger(found)) as ledger:
+    account_add.take_back(found, options.name)
+    with closing(open_ledger(found)) as ledger:
         count = ledger.forget(options.name)
     if options.json:
         common.print_json("account-rm", name=options.name, forgotten=count)
@@ -242,6 +240,6 @@ def remove(options: argparse.Namespace) -> int:
     return os.EX_OK
 
 
-def _one(options: argparse.Namespace) -> tuple[Configuration, Account]:
-    found = common.configuration(options)
-    return found, collect.chosen(found, [options.name], everything=False)[options.name]
+def _one(options: argparse.Namespace) -> Job:
+    (job,) = chosen(common.configuration(options), [options.name], everything=False)
+    return job

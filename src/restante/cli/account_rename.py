@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import config as configuration
+from ..app import tokens
+from ..app.job import Job, chosen, open_ledger
 from ..client.sinks import fsync_directory
 from ..config import Account, Configuration
 from ..errors import ConfigurationError, UnsafeArgument
-from . import adding, asking, collect, common, oauth
+from . import account_add, common, prompts
 
 _TYPED = ("", ".client", ".to", ".to.client")  # secrets that are typed in, see ``adding``
 
@@ -42,13 +44,13 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def rename(options: argparse.Namespace) -> int:
     config, old, new = common.configuration(options), options.old, options.new
-    adding.file_of(config, new)  # whether it can be a name
+    account_add.file_of(config, new)  # whether it can be a name
     if old in config.account and new in config.account:
         raise UnsafeArgument(f"there is an account {new!r} already")
     if new not in config.account:
-        collect.chosen(config, [old], everything=False)
+        chosen(config, [old], everything=False)
     with ExitStack() as stack:
-        ledger = stack.enter_context(closing(collect.open_ledger(config)))
+        ledger = stack.enter_context(closing(open_ledger(config)))
         for name in (old, new):
             stack.enter_context(ledger.alone(name))
         if old in config.account:
@@ -74,16 +76,16 @@ def _rename_in_ledger(config: Configuration, ledger: Any, old: str, new: str) ->
     is_done = accounts.label(new) and not accounts.label(old)
     if old in config.account and not is_done:
         # With its address: else a crash now would leave rows that nothing recognises.
-        accounts.enter(collect.mailbox_of(config, old), ledger.now(time.time()))
+        accounts.enter(Job.of(config, old).mailbox(), ledger.now(time.time()))
     accounts.rename(old, new)
     return accounts.label(new) or old
 
 
 def _copy_secrets(config: Configuration, old: str, new: str) -> None:
     for suffix in _TYPED:
-        path = asking.secret_file(config, old + suffix)
+        path = prompts.secret_file(config, old + suffix)
         with suppress(FileNotFoundError, FileExistsError):
-            os.link(path, asking.secret_file(config, new + suffix))
+            os.link(path, prompts.secret_file(config, new + suffix))
             fsync_directory(path.parent)
     _copy_tokens(config, old, new)
 
@@ -92,27 +94,28 @@ def _copy_tokens(config: Configuration, old: str, new: str) -> None:
     """They are sealed for one name."""
     if not (config.state / "tokens").is_dir():
         return
-    for suffix in ("", ".to"):
-        before = oauth.tokenfile(config, old + suffix)
+    for is_destination in (False, True):
+        before = tokens.token_file(config, old, is_destination=is_destination)
         with before.alone():
-            tokens, after = before.get(), oauth.tokenfile(config, new + suffix)
-            if tokens is not None:
+            kept = before.get()
+            after = tokens.token_file(config, new, is_destination=is_destination)
+            if kept is not None:
                 with after.alone():
                     if after.get() is None:
-                        after.put(tokens)
+                        after.put(kept)
 
 
 def _rename_in_file(config: Configuration, old: str, new: str, label: str) -> None:
     from ..collect.oauth.sealed import write_durably
 
-    path = adding.file_of(config, old)
+    path = account_add.file_of(config, old)
     if not path.exists():
         raise ConfigurationError(
             f"account {old!r} is not in {path}; rename its table in its own file by hand, and run "
             "this again: its messages stay known"
         )
     write_durably(path, _renamed(config, path, old, new, label).encode())
-    path.rename(adding.file_of(config, new))
+    path.rename(account_add.file_of(config, new))
     fsync_directory(path.parent)
 
 
@@ -126,7 +129,7 @@ def _renamed(config: Configuration, path: Path, old: str, new: str, label: str) 
     header = rf"(?m)^(\s*\[\s*account\s*\.\s*)\"?{re.escape(old)}\"?(?=\s*[.\]])"
     text = re.sub(header, rf"\g<1>{new}", before)
     for suffix in _TYPED:
-        here, there = (str(asking.secret_file(config, name + suffix)) for name in (old, new))
+        here, there = (str(prompts.secret_file(config, name + suffix)) for name in (old, new))
         text = text.replace(configuration.toml(here), configuration.toml(there))
     expected = tomllib.loads(before)
     table = expected["account"].pop(old)
@@ -152,8 +155,8 @@ def _with_secrets(config: Configuration, value: Any, old: str, new: str) -> Any:
     if isinstance(value, dict):
         return {key: _with_secrets(config, each, old, new) for key, each in value.items()}
     for suffix in _TYPED:
-        if value == str(asking.secret_file(config, old + suffix)):
-            return str(asking.secret_file(config, new + suffix))
+        if value == str(prompts.secret_file(config, old + suffix)):
+            return str(prompts.secret_file(config, new + suffix))
     return value
 
 
@@ -161,15 +164,15 @@ def _remove_leftovers(config: Configuration, old: str, new: str) -> None:
     """What only the old name needed."""
     used = _paths(config.account[new]) if new in config.account else set()
     for suffix in _TYPED:
-        path = asking.secret_file(config, old + suffix)
+        path = prompts.secret_file(config, old + suffix)
         if str(path) not in used:
             path.unlink(missing_ok=True)
     if (config.state / "tokens").is_dir():
-        for suffix in ("", ".to"):
-            oauth.tokenfile(config, old + suffix).forget()
+        for is_destination in (False, True):
+            tokens.token_file(config, old, is_destination=is_destination).forget()
     for unfinished in config.folder.glob(f".account-{old}.toml.*"):
         unfinished.unlink(missing_ok=True)
-    moved, named = adding.file_of(config, old), adding.file_of(config, new)
+    moved, named = account_add.file_of(config, old), account_add.file_of(config, new)
     if moved.exists() and not named.exists() and new in config.account:
         moved.rename(named)
         fsync_directory(named.parent)

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from contextlib import closing
 from ipaddress import ip_address
 
+from ..app import backends, stores, throttling
 from ..auth.chain import Chain
 from ..auth.throttle import Facts
 from ..config import Configuration
@@ -17,7 +18,7 @@ from ..passdb import Account
 from ..sasl.choice import PLAINEST
 from ..server.login import offered
 from ..server.views import understand
-from . import common, guessing, identities
+from . import common
 
 _WHY = {
     "disabled": "the user is disabled",
@@ -57,7 +58,7 @@ def why(options: argparse.Namespace) -> int:
     except ValueError:
         raise UnsafeArgument(f"{options.address!r} is no IP address") from None
     found = common.configuration(options)
-    with closing(identities.chain(found, common.users(found))) as chain:
+    with closing(backends.chain(found, stores.users(found))) as chain:
         backend, account = asyncio.run(_find(chain, options.user, found.auth.folder_separator))
         if account is None:
             raise NoSuchUser(options.user)
@@ -66,7 +67,7 @@ def why(options: argparse.Namespace) -> int:
     by_password = options.mechanism.upper() not in _WITHOUT_PASSWORD
     if reason is None and by_password and backend == "passwd-file":
         reason = None if _has_password(found, user) else "no-password"
-    with closing(guessing.throttle(found)) as throttle:
+    with closing(throttling.throttle(found)) as throttle:
         facts = throttle.facts(user, options.address)
     if options.json:
         told = {"user": user, "backend": backend, "allowed": reason is None, "reason": reason}
@@ -84,7 +85,7 @@ def why(options: argparse.Namespace) -> int:
 
 
 def _has_password(found: Configuration, user: str) -> bool:
-    with closing(identities.passwd_file(found.auth)) as file:
+    with closing(backends.passwd_file(found.auth)) as file:
         return file.has_password(user)
 
 
@@ -133,7 +134,7 @@ def _reason(
     reason = account.refusal(options.address, is_secure=not options.clear, mechanism=mechanism)
     if reason is None:
         try:
-            identities.place_check(found)(account.maildrop)
+            backends.place_check(found)(account.maildrop)
         except NoMaildrop:
             return "no-maildrop"
     return reason

@@ -8,12 +8,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..app import stores, upkeep
+from ..app.job import all_jobs
+from ..app.warnings import doubts, secret_files
 from ..config import Configuration
 from ..errors import ConfigurationError
 from ..maildrop import Forecast
-from ..store.place import Template
-from . import adding_to, collect, common, upkeep
-from .doubts import doubts, secret_files
+from ..store.paths import Template
+from . import account_add_destination, common
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,9 +38,9 @@ def run(options: argparse.Namespace) -> int:
         print(example(), end="")
         return os.EX_OK
     found = common.configuration(options)
-    common.look_over(found)
-    common.look_over_users(found)
-    if mistakes := list(collect.mistakes(found, found.account, strictly=True)):
+    stores.look_over(found)
+    stores.look_over_users(found)
+    if mistakes := [text for job in all_jobs(found) for text in job.mistakes(strictly=True)]:
         raise ConfigurationError("\n".join(mistakes))
     source = str(found.source) if found.source else None
     warnings = [*_relative_paths(found), *doubts(found)]
@@ -72,7 +74,7 @@ def _relative_paths(config: Configuration) -> Iterator[str]:
             (f"account.{name}.to", account.to),
             (f"account.{name}.alert.to", account.alert.to),
         ):
-            if (absolute := adding_to.absolute(to)) != to:
+            if (absolute := account_add_destination.absolute(to)) != to:
                 yield f"{key}: {to} depends on the current directory; write {absolute}"
     for key, path in _paths(config):
         if path and not Path(path).is_absolute():

@@ -73,8 +73,8 @@ def _discard_output() -> None:
 
 
 def _explain(error: BaseException, options: argparse.Namespace) -> int:
+    from ..app.failures import describe, exit_code
     from ..log import printable
-    from .common import describe, exit_code
 
     code = exit_code(error)
     if code == 130 and sys.stderr.isatty():

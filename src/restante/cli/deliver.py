@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+from ..app import failures, stores
+from ..app.local import maildrop_of
 from ..config import Configuration
 from ..errors import (
     MessageRefused,
@@ -25,7 +27,6 @@ from ..errors import (
 )
 from ..message import Envelope, LineEnds, separate
 from . import common
-from .local import maildrop_of
 
 _PIECE = 65_536  # octets
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -71,11 +72,11 @@ def run(options: argparse.Namespace) -> int:
     except Exception as error:
         if options.verbose or not isinstance(error, RestanteError | OSError):
             traceback.print_exception(error)
-        raise TemporaryFailure(common.describe(error)) from None  # 75 whatever the cause is
+        raise TemporaryFailure(failures.describe(error)) from None  # 75 whatever the cause is
 
 
 async def _deliver(options: argparse.Namespace, found: Configuration, read: Read) -> int:
-    store = common.store(found)
+    store = stores.store(found)
     user = await maildrop_of(found, options.user)
     envelope = Envelope(options.reverse_path, options.user, "local")
     head = envelope.trace_fields(found.server.hostname, datetime.now(UTC))

@@ -14,11 +14,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from .. import config, tls
+from ..app import stores
+from ..app.server import Running, run_loop, running
 from ..auth import passwords
 from ..client import asynchronous
 from ..server.listener import Address
 from . import common
-from .serve import Running, run_loop, running
 
 _LETTERS = (
     ("Invoice 4711", "supplier@example.com", "The invoice waits in your post office box."),
@@ -42,8 +43,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _story(configuration: config.Configuration) -> None:
-    users = common.users(configuration)
-    store = common.store(configuration, users)
+    users = stores.users(configuration)
+    store = stores.store(configuration, users)
     password = passwords.generate()
     await asyncio.to_thread(users.add, "ann", password)
     async with running(configuration, users, store) as server:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import sysexits
+from ..app import failures
+from ..app.words import counted
 from ..errors import UnsafeArgument
 from ..log import printable
-from . import common, telling
+from . import common, progress
 from .user import first_line
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ def password_of(options: argparse.Namespace, user: str) -> str:
 async def _fetch(options: argparse.Namespace, name: str, user: str, password: str) -> Outcome:
     from ..client.asynchronous import connect
     from ..collect.collector import Account, collect
-    from ..collect.destinations import open_destination
+    from ..collect.destinations.opening import open_destination
     from ..collect.ledger import Ledger
     from ..collect.plan import Policy
 
@@ -91,13 +93,13 @@ async def _fetch(options: argparse.Namespace, name: str, user: str, password: st
         Policy(keep=None if options.keep else 0.0, limit=options.limit),
     )
     with (
-        common.naming(options.to),
+        failures.naming(options.to),
         closing(open_destination(options.to)) as destination,
         closing(Ledger(None)) as ledger,
-        telling.bars() as bars,
-        bars("fetching") as progress,
+        progress.bars() as bars,
+        bars("fetching") as show,
     ):
-        return await collect(account, ledger, destination, adopt_present=True, progress=progress)
+        return await collect(account, ledger, destination, adopt_present=True, progress=show)
 
 
 def _report(options: argparse.Namespace, outcome: Outcome) -> None:
@@ -120,5 +122,5 @@ def _report(options: argparse.Namespace, outcome: Outcome) -> None:
     present = outcome.present + outcome.known
     here = f", {present} were here already" if present else ""
     gone = f", {outcome.deleted} deleted on the server" if outcome.deleted else ""
-    stored, octets = telling.counted(outcome.stored, "message"), outcome.octets
-    print(f"{stored} stored ({telling.counted(octets, 'octet')}){here}{gone}")
+    stored, octets = counted(outcome.stored, "message"), outcome.octets
+    print(f"{stored} stored ({counted(octets, 'octet')}){here}{gone}")

@@ -10,16 +10,17 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from ..app import backends, stores
+from ..app.words import counted
 from ..auth.names import check_new_name, normalise
 from ..errors import PermanentFailure, TemporaryFailure, UnsafeArgument
 from ..scanning import MAIL, open_maildir, scan_exactly
 from ..store import foreign
 from ..store.maildir import MaildirStore
 from ..store.names import unique_id_of
-from . import common, identities, import_mbox, takeover
-from .arrivals import Arrival, Found, decoded, name_of
+from . import common, import_accounts, import_mbox
 from .fetch import password_of
-from .telling import counted
+from .import_messages import Arrival, Found, decoded, name_of
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,7 +37,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     for kind in sorted(_READERS):
         text = f"mail from the files of {_READERS[kind][1]}"
         _add_server(kinds.add_parser(kind, help=text), kind)
-    takeover.add_parsers(kinds)
+    import_accounts.add_parsers(kinds)
 
 
 def _add_server(parser: argparse.ArgumentParser, kind: str) -> None:
@@ -66,13 +67,13 @@ def _add_server(parser: argparse.ArgumentParser, kind: str) -> None:
 
 def run(options: argparse.Namespace) -> int:
     found = common.configuration(options)
-    store = common.store(found)
+    store = stores.store(found)
     if not isinstance(store, MaildirStore):
         raise UnsafeArgument("only a store of kind maildir can take mail over")
     user = normalise(options.user)
-    own = common.maildrop_path(found, user)
+    own = stores.maildrop_path(found, user)
     with (
-        closing(identities.chain(found, common.users(found))) as directory,
+        closing(backends.chain(found, stores.users(found))) as directory,
         suppress(TemporaryFailure),  # who is known may be settled later
     ):
         if asyncio.run(directory.account(user)) is None:

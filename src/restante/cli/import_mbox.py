@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 
+from ..app.words import counted
 from ..errors import PermanentFailure
 from ..store import mbox
 from ..store.coded import LONGEST, coding
-from .arrivals import Arrival, Found, name_of, stamp
-from .telling import counted
+from .import_messages import Arrival, Found, name_of, stamp
 
 _LINE = 65_536  # octets; a longer line is read in parts
 _NAMED = 10  # of many

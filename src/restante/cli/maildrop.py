@@ -15,6 +15,8 @@ from datetime import datetime
 from math import inf
 from typing import Any
 
+from ..app import failures, stores
+from ..app.words import counted
 from ..auth.names import normalise
 from ..errors import MaildropInUse, NoSuchUser, RestanteError, TemporaryFailure, UnsafeArgument
 from ..log import printable
@@ -22,8 +24,8 @@ from ..maildrop import Entry, HeldMessage, SessionRecord
 from ..store.foreign import dovecot_uidlist
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
-from . import common, telling
-from .heads import head_of
+from . import common
+from .summaries import head_of
 
 AnyStore = MaildirStore | MemoryStore
 Action = Callable[[argparse.Namespace, AnyStore], Coroutine[Any, Any, int]]
@@ -78,7 +80,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _run(options: argparse.Namespace, action: Action) -> int:
-    return asyncio.run(action(options, common.store(common.configuration(options))))
+    return asyncio.run(action(options, stores.store(common.configuration(options))))
 
 
 async def list_(options: argparse.Namespace, store: AnyStore) -> int:
@@ -94,7 +96,7 @@ async def list_(options: argparse.Namespace, store: AnyStore) -> int:
         except MaildropInUse:
             row["in_use"] = True
         except RestanteError as error:
-            code = common.gravest((code, _unread(row, error)))
+            code = failures.gravest((code, _unread(row, error)))
             continue
         else:
             octets = sum(entry.size for entry in entries)
@@ -117,7 +119,7 @@ def _unread(row: dict[str, object], error: RestanteError) -> int:
     """A maildrop that cannot be read hides no other; returns the exit code."""
     row |= {"in_use": isinstance(error, MaildropInUse), "error": str(error)}
     common.say(f"{row['user']}: {error}")
-    return common.exit_code(error)
+    return failures.exit_code(error)
 
 
 async def show(options: argparse.Namespace, store: AnyStore) -> int:
@@ -304,7 +306,7 @@ async def purge(options: argparse.Namespace, store: AnyStore) -> int:
 
 async def _purge_due(options: argparse.Namespace, store: AnyStore) -> int:
     """What the server would destroy if it believed the clock, which the operator vouches for."""
-    clock = common.clock(common.configuration(options))
+    clock = stores.clock(common.configuration(options))
     reading = clock.advance()
     today = datetime.fromtimestamp(reading.now).strftime("%Y-%m-%d %H:%M")
     if reading.is_behind:
@@ -314,7 +316,7 @@ async def _purge_due(options: argparse.Namespace, store: AnyStore) -> int:
     for user in users:
         with suppress(RestanteError):  # it is named below
             due += (await store.purge_due(user, until=-inf, now=reading.now)).doubtful
-    question = f"It is {today}. Destroy {telling.counted(due, 'held message')} whose time is over?"
+    question = f"It is {today}. Destroy {counted(due, 'held message')} whose time is over?"
     if due and not common.confirm(question, options):
         return os.EX_OK
     clock.accept()
@@ -333,11 +335,11 @@ async def _purged(
         try:
             counts[user] = await destroy(user)
         except RestanteError as error:
-            code = common.gravest((code, _unread({"user": user}, error)))
+            code = failures.gravest((code, _unread({"user": user}, error)))
     if options.json:
         common.print_json("maildrop-purge", purged=counts)
         return code
-    print(f"{telling.counted(sum(counts.values()), 'message')} destroyed")
+    print(f"{counted(sum(counts.values()), 'message')} destroyed")
     return code
 
 
@@ -351,7 +353,7 @@ async def verify(options: argparse.Namespace, store: AnyStore) -> int:
         except RestanteError as error:
             rows.append({"user": user})
             unread = _unread(rows[-1], error)
-            code = code if code == os.EX_DATAERR else common.gravest((code, unread))
+            code = code if code == os.EX_DATAERR else failures.gravest((code, unread))
             continue
         findings = [asdict(each) for each in found]
         rows.append({"user": user, "in_use": False, "messages": messages, "findings": findings})
@@ -374,7 +376,7 @@ async def reindex(options: argparse.Namespace, store: AnyStore) -> int:
             messages = await files.reindex(user)
         except RestanteError as error:
             rows.append({"user": user})
-            code = common.gravest((code, _unread(rows[-1], error)))
+            code = failures.gravest((code, _unread(rows[-1], error)))
             continue
         rows.append({"user": user, "in_use": False, "messages": messages})
         if not options.json:
@@ -408,7 +410,7 @@ async def _known(options: argparse.Namespace, store: AnyStore) -> str:
     async for each in store.users():
         if each in (options.user, name):
             return each
-    users = await asyncio.to_thread(common.users(common.configuration(options)).list)
+    users = await asyncio.to_thread(stores.users(common.configuration(options)).list)
     if all(user.name != name for user in users):
         raise NoSuchUser(options.user)
     return name

@@ -16,6 +16,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from ..app import backends, failures, stores, upkeep
 from ..auth import passwords
 from ..auth.names import BadName, check_new_name, normalise
 from ..auth.users import AppPassword, NameTaken, Users
@@ -25,7 +26,7 @@ from ..errors import ConfigurationError, NoMaildrop, NoSuchUser, RestanteError, 
 from ..maildrop import View
 from ..passdb import Account, Network
 from ..store.folders import directory_of
-from . import common, identities, upkeep
+from . import common
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -146,7 +147,7 @@ def _add_length(action: argparse.ArgumentParser, usual: int, shortest: int) -> N
 
 def add(options: argparse.Namespace) -> int:
     config = common.configuration(options)
-    users = common.users(config)
+    users = stores.users(config)
     options.name = check_new_name(options.name)
     if reason := _why_no_maildrop(config, options.name):
         raise BadName(f"{options.name} could not log in: {reason}")
@@ -160,7 +161,7 @@ def add(options: argparse.Namespace) -> int:
 def _why_no_maildrop(config: Configuration, name: str) -> str:
     """Why a login would fail for want of a maildrop; empty if it would not."""
     try:
-        identities.place_check(config)(name)
+        backends.place_check(config)(name)
     except NoMaildrop as error:
         return f"the name {error.reason}; store.path is {config.store.path}"
     return ""
@@ -200,7 +201,7 @@ def disable(options: argparse.Namespace) -> int:
 
 def remove(options: argparse.Namespace) -> int:
     config = common.configuration(options)
-    users = common.users(config)
+    users = stores.users(config)
     name = users.get(options.name).name  # a typing error shows before the question
     admitted_by, warnings = _still_admitted(config, users, name)
     for warning in [] if options.json else warnings:
@@ -217,9 +218,9 @@ def _still_admitted(
 ) -> tuple[dict[str, str] | None, list[str]]:
     """The other back end that decides about a user after removal here, and warnings about it."""
     try:
-        backend, maildrop = identities.admitted_without_users(config, users, name)
+        backend, maildrop = backends.admitted_without_users(config, users, name)
     except RestanteError as error:
-        return None, [f"another back end may still let {name} in: {common.describe(error)}"]
+        return None, [f"another back end may still let {name} in: {failures.describe(error)}"]
     if not backend:
         return None, []
     warning = (
@@ -233,7 +234,7 @@ def _still_admitted(
 
 def show(options: argparse.Namespace) -> int:
     config = common.configuration(options)
-    users = common.users(config)
+    users = stores.users(config)
     account, found = users.get(options.name).account, users.app_passwords(options.name)
     if options.json:
         common.print_json(
@@ -415,7 +416,7 @@ def _time(seconds: float) -> str:
 
 
 def _users(options: argparse.Namespace) -> Users:
-    return common.users(common.configuration(options))
+    return stores.users(common.configuration(options))
 
 
 def _done(

@@ -21,9 +21,9 @@ from ..pop3.listing import Message
 from ..threads import finished, in_thread
 from .deletions import Reader
 from .destinations import Destination, Doubtful, Grouping, Verifying
+from .fingerprint import LONGEST_HEADER, Content, ContentReader, header_of, likeness
 from .known import Known
 from .ledger import Ledger, Stored, earlier_key
-from .likeness import LONGEST_HEADER, Content, ContentReader, header_of, likeness
 from .outcome import Outcome, Progress
 from .plan import (
     Aside,

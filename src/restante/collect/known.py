@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .fingerprint import Content
 from .ledger import Ledger, Stored
-from .likeness import Content
 from .plan import Doubt, Record, Taken
 
 

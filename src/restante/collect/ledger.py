@@ -20,7 +20,7 @@ from ..client.sinks import fsync_directory
 from ..errors import ConfigurationError, LoginWithheld, TemporaryFailure
 from ..posix import fcntl
 from .elapsed import Reading, advance
-from .likeness import Content
+from .fingerprint import Content
 from .plan import Aside, Doubt, Proved, Record, Taken, Used
 from .schema import prepare
 

@@ -20,7 +20,7 @@ from hashlib import sha256
 from typing import Final, final
 
 from ..pop3.listing import Message
-from .likeness import Content
+from .fingerprint import Content
 
 _ENOUGH = 20  # messages; fewer prove nothing about a server
 UNKNOWN_SIZE = -1  # octets, of what another program took

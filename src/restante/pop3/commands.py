@@ -6,9 +6,8 @@ A function takes the session and the arguments, and returns what to say or what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv6Address, ip_address
-from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import BadCommand, HostileInput, NoExchange, TLSRequired
 from ..passdb import Credentials, Digest
@@ -16,10 +15,8 @@ from ..sasl import MECHANISMS
 from ..sasl.prepare import prepared
 from . import texts
 from .grammar import Response, parse_count, parse_number
+from .session import Session, Verb
 from .state import Event, Login, Relay, Retrieve, StartTLS, State, Update
-
-if TYPE_CHECKING:
-    from .session import Session
 
 
 def user(session: Session, name: str) -> Response:
@@ -203,18 +200,6 @@ def quit_(session: Session) -> Event:
         return session.leave(Response("goodbye"))
     session.state = State.UPDATE
     return Update(session.marked())
-
-
-class Verb(NamedTuple):
-    """One row of ``VERBS``."""
-
-    run: Callable[..., Event]
-    states: tuple[State, ...]
-    arity: range
-    takes_rest: bool = False
-    """All that follows the keyword's space is one argument, spaces included."""
-    may: Callable[[Session], object] | None = None
-    """Where this is false, the word is unknown."""
 
 
 _AUTH, _TRANS = (State.AUTHORIZATION,), (State.TRANSACTION,)

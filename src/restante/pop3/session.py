@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
+from typing import NamedTuple
 
 from ..errors import (
     AuthenticationFailed,
@@ -30,7 +31,6 @@ from ..maildrop import Entry, Rendered
 from ..passdb import Account, ScramSecrets, Terms
 from ..sasl import MECHANISMS, Channel, Exchange, Lookup, Mechanism
 from ..wire import CRLF, FOREIGN_PROTOCOLS, MAX_COMMAND, LineBuffer
-from .commands import VERBS, retr
 from .grammar import Challenge, Command, Response, failure
 from .state import Close, Event, Login, Retrieve, StartTLS, State
 from .texts import translated
@@ -83,6 +83,20 @@ class Policy:
         )
 
 
+class Verb(NamedTuple):
+    """One row of the table of commands."""
+
+    run: Callable[..., Event]
+    """Takes the session and the arguments; returns what to answer or what to do."""
+    states: tuple[State, ...]
+    arity: range
+    """The numbers of arguments that are right."""
+    takes_rest: bool = False
+    """All that follows the keyword's space is one argument, spaces included."""
+    may: Callable[[Session], object] | None = None
+    """Where this returns false, the command is unknown."""
+
+
 class Session:
     """One client's dialogue with the server."""
 
@@ -107,6 +121,7 @@ class Session:
         "_refusal",
         "_refused_exchanges",
         "_terms",
+        "_verbs",
         "cancelled",
         "count",
         "is_secure",
@@ -122,6 +137,7 @@ class Session:
 
     def __init__(
         self,
+        verbs: Mapping[str, Verb],
         policy: Policy,
         *,
         is_secure: bool,
@@ -131,7 +147,8 @@ class Session:
         channel: Channel | None = None,
         time_stamp: str = "",
     ) -> None:
-        """``may_relay``: the peer is a trusted proxy, which may speak for a client (XCLIENT).
+        """``verbs``: the table of commands.
+        ``may_relay``: the peer is a trusted proxy, which may report a client's address (XCLIENT).
         ``time_stamp``: for APOP, another one in each session; empty: no APOP."""
         self.state = State.AUTHORIZATION
         self.is_secure = is_secure
@@ -149,6 +166,7 @@ class Session:
         """The mechanism of the last exchange that the client cancelled."""
         self.is_utf8 = False
         """The client takes UTF-8 in headers (RFC 6856 §2)."""
+        self._verbs = verbs
         self._policy = policy
         self._may_start_tls = may_start_tls
         self._clear = may_login_in_clear
@@ -390,7 +408,7 @@ class Session:
 
     def _take(self) -> Event | None:
         if self.state is State.TRANSACTION and (number := self._lines.take(_RETR)) is not None:
-            return retr(self, number.decode())
+            return self._verbs["RETR"].run(self, number.decode())
         line = self._lines.next_line()
         if line is None:
             return None
@@ -405,7 +423,7 @@ class Session:
         return self._run(Command.parse(line))
 
     def _run(self, command: Command) -> Event:
-        verb = VERBS.get(command.keyword)
+        verb = self._verbs.get(command.keyword)
         if verb is None or (verb.may is not None and not verb.may(self)):
             if self.state is State.AUTHORIZATION and (
                 command.keyword in _FOREIGN or command.keyword.startswith("SSH-")

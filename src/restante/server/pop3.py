@@ -56,6 +56,7 @@ from ..passdb import (
     attempting,
     is_within,
 )
+from ..pop3.commands import VERBS
 from ..pop3.grammar import Challenge, Response
 from ..pop3.session import Policy, Session
 from ..pop3.state import Close, Event, Login, Relay, Retrieve, StartTLS, State, Update
@@ -189,6 +190,7 @@ class Connection(BaseConnection[Event]):
         make = self._service.time_stamp
         self._proto = "pop3" if ssl_object is None else "pop3s"
         self._session = Session(
+            VERBS,
             self._service.policy,
             is_secure=told != "no" if told else ssl_object is not None,
             may_start_tls=self._service.tls is not None and not told,

@@ -55,7 +55,7 @@ from ..message import LineEnds, Survey
 from ..scanning import ChangingMaildir, scan_exactly, scan_for
 from . import adopted, expiry, files, journal, quota, rules
 from .coded import CODED, LONGEST, coding
-from .delivering import NamedDeliveries
+from .delivery import NamedDeliveries
 from .files import in_thread
 from .folders import (
     INBOX,
@@ -77,11 +77,11 @@ from .held import (
     update,
 )
 from .index import Form, Index, forget, load, save, stamps
-from .looking import correct, index_of_now
 from .names import File, Identity, fields, fresh_unique, unique_id_of, unique_part
-from .place import Template
+from .paths import Template
+from .refresh import correct, index_of_now
 from .rules import Rules, lasting
-from .verifying import Finding, verify
+from .verification import Finding, verify
 
 _WORTH_SAVING = 16  # one message in so many; what else was learnt is kept in memory
 _WRITE = 262_144  # octets gathered for one write

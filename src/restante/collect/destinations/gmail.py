@@ -18,7 +18,7 @@ from ...errors import ConfigurationError, ConsentNeeded, MessageRefused, Tempora
 from ...https import Answer, Web, is_lasting
 from ...tls import client_context
 from . import TokenSource
-from .handed import Handed
+from .spooled import Handed
 
 _BASE = "https://gmail.googleapis.com"
 _PATIENCE = 120.0  # seconds for an answer

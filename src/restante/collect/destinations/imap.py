@@ -36,9 +36,9 @@ from ...errors import (
     UnsafeArgument,
 )
 from ...tls import client_context
-from ..likeness import header_of, likeness
+from ..fingerprint import header_of, likeness
 from . import name_of
-from .handed import HANG, Handed
+from .spooled import HANG, Handed
 
 if TYPE_CHECKING:
     from imapclient import IMAPClient

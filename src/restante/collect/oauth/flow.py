@@ -21,7 +21,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from ...errors import ConsentNeeded, UnsafeArgument
-from .words import ProviderUnavailable, explain
+from .errors import ProviderUnavailable, explain
 
 _LIFE = 300.0  # seconds, of an access token whose provider does not say; it should (RFC 6749 §5.1)
 _INTERVAL = 5.0  # seconds between questions, and what slow_down adds (RFC 8628 §3.5)

@@ -15,9 +15,9 @@ from ...errors import ConfigurationError, ConsentNeeded, TemporaryFailure, Unsaf
 from ...https import Web, is_lasting
 from ...tls import client_context
 from . import flow
+from .errors import ProviderUnavailable
 from .flow import Answer, Application, Form, Question, Tokens
 from .sealed import Tokenfile
-from .words import ProviderUnavailable
 
 _PATIENCE = 30.0  # seconds for an answer
 _PERSON = 600.0  # seconds for a person in a browser

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restante.cli.heads import decoded, head, head_of
+from restante.cli.summaries import decoded, head, head_of
 
 from ..store.helpers import put
 from .conftest import Restante

@@ -11,7 +11,7 @@ from ..config import Configuration
 from ..errors import ConfigurationError, NoSuchUser
 from ..maildrop import NamedDelivery
 from ..passdb import Directory
-from . import common, identities
+from . import backends, stores
 
 if TYPE_CHECKING:
     from ..collect.destinations.maildrop import LocalMaildrop
@@ -50,8 +50,8 @@ async def maildrop_of(config: Configuration, recipient: str) -> str:
         NoSuchUser, TemporaryFailure: as ``passdb.Directory``.
     """
     with (
-        closing(common.users(config)) as users,
-        closing(identities.chain(config, users)) as directory,
+        closing(stores.users(config)) as users,
+        closing(backends.chain(config, users)) as directory,
     ):
         return await Recipients(config, users, directory).maildrop_of(recipient)
 
@@ -73,8 +73,8 @@ def open_maildrop(config: Configuration, recipient: str) -> LocalMaildrop:
             f"maildrop:{recipient}: {error}; next: restante user add {recipient}"
         ) from error
     with ExitStack() as opened:
-        users = opened.enter_context(closing(common.users(config)))
-        store = common.store(config, users)
+        users = opened.enter_context(closing(stores.users(config)))
+        store = stores.store(config, users)
         if not isinstance(store, NamedDelivery):
             raise ConfigurationError(
                 f'maildrop:{recipient}: store.kind = "memory" keeps nothing that is collected'

@@ -10,13 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restante.collect.likeness import (
-    LONGEST_HEADER,
-    Content,
-    ContentReader,
-    header_of,
-    likeness,
-)
+from restante.collect.fingerprint import LONGEST_HEADER, Content, ContentReader, header_of, likeness
 
 HEADER = (
     b"Received: from a\r\nMessage-ID: <1@x>\r\nDate: Mon, 30 Nov 2026 10:00:00 +0000\r\n"

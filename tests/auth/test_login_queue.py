@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from restante.auth import turns as module
+from restante.auth import login_queue as module
+from restante.auth.login_queue import Turns
 from restante.auth.throttle import Lane
-from restante.auth.turns import Turns
 from restante.errors import AuthenticationFailed, TooBusy
 from restante.passdb import Account, Credentials, attempting
 

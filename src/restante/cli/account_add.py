@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from .. import config
+from ..app import tokens
+from ..app.job import Job, open_ledger
+from ..app.words import counted
 from ..collect import providers
 from ..collect.providers import Mail
-from ..config import Account, Configuration
+from ..config import Configuration
 from ..errors import ConfigurationError, ConnectionLost, LoginFailed, RestanteError, UnsafeArgument
-from . import adding_to, asking, collect, common, oauth
-from .telling import counted
+from . import account_add_destination, common, consent, prompts
 
 if TYPE_CHECKING:
     from ..client.remote import Service
@@ -49,24 +51,24 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "url", metavar="ADDRESS", nargs="?", help="ann@example.org, or pop3s://user@host"
     )
     action.add_argument("--host", metavar="HOST", help="the server, where the address tells none")
-    adding_to.add_options(action)
+    account_add_destination.add_options(action)
     action.add_argument("--keep", default="all", help="all, none, 14d, until-verified or -deleted")
     action.add_argument("--every", metavar="TIME", help="the pause between sessions with --watch")
     action.add_argument("--ca-file", type=Path, metavar="FILE", help="trust these certificates")
-    asking.add_secret(action, "password", "the password")
+    prompts.add_secret(action, "password", "the password")
     action.add_argument(
         "--provider", choices=("google", "microsoft", "other"), help="sign in there by OAuth 2"
     )
     action.add_argument(
         "--client-id", metavar="ID", help="of the application that you have registered there"
     )
-    asking.add_secret(action, "client-secret", "the application's secret")
+    prompts.add_secret(action, "client-secret", "the application's secret")
     action.add_argument("--tenant", help="at Microsoft: the organisation")
     action.add_argument(
         "--issuer", metavar="URL", help="another provider, which says itself where it is asked"
     )
     action.add_argument("--scope", action="append", metavar="SCOPE", help="instead of those known")
-    oauth.add_flows(action)
+    consent.add_flows(action)
     action.add_argument(
         "--set",
         action="append",
@@ -101,7 +103,7 @@ def add(options: argparse.Namespace) -> int:
         raise ConfigurationError(f"there is an account {name!r} already")
     if place.mail is not None:
         common.say(f"{place.user}: {place.mail.name}, at {place.url}")
-    its = adding_to.destination(options, found, name, place.user)
+    its = account_add_destination.destination(options, found, name, place.user)
     values = {
         "url": place.url,
         "user": place.user,
@@ -116,14 +118,14 @@ def add(options: argparse.Namespace) -> int:
         sections = _completed(options, found, name, place, its, values)
         write(path, name, values, sections)
         found = common.configuration(options)
-        account = found.account[name]
-        _open(options, found, name, account)
+        job = Job.of(found, name)
+        _open(options, job)
     except BaseException:
         take_back(found, name)
         raise
     there: tuple[int, int] | None = None
     if not options.no_test:
-        user, there = _try(found, name, account, place)
+        user, there = _try(job, place)
         if user != place.user:
             path.unlink()
             write(path, name, values | {"user": user}, sections)
@@ -149,7 +151,7 @@ def _identified(options: argparse.Namespace, found: Configuration) -> tuple[str,
     name, address = options.name, options.url
     if address is None and name and re.search("@|://", name):
         name, address = None, name
-    address = address or asking.asked("Address, such as ann@example.org: ", "ADDRESS")
+    address = address or prompts.asked("Address, such as ann@example.org: ", "ADDRESS")
     place = _locate(address, options.host)
     return name or _name(found, place), place
 
@@ -159,7 +161,7 @@ def _completed(
     found: Configuration,
     name: str,
     place: _Place,
-    its: adding_to.Destination,
+    its: account_add_destination.Destination,
     values: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """The sections below the account's; ``values`` gets what was asked for."""
@@ -167,8 +169,8 @@ def _completed(
     if agreement is None:
         values["password"] = _password(options, found, name, place)
     else:
-        adding_to.offer_polling(its, place.user)
-    adding_to.ask_secrets(options, found, name, its)
+        account_add_destination.offer_polling(its, place.user)
+    account_add_destination.ask_secrets(options, found, name, its)
     values |= its.values
     sections = {"oauth": agreement or {}, "to_oauth": its.oauth}
     for section in [key for key in values if key in _SECTIONS]:  # of --set
@@ -176,13 +178,12 @@ def _completed(
     return sections
 
 
-def _open(options: argparse.Namespace, found: Configuration, name: str, account: Account) -> None:
+def _open(options: argparse.Namespace, job: Job) -> None:
     """Make what the destination needs, and sign in where a provider must agree."""
-    collect.open_destination(found, name, account).close()
-    if account.oauth.provider:
-        oauth.agree(found, name, account, options.flow or "")
-    if account.to_oauth.provider:
-        oauth.agree(found, *oauth.at_destination(name, account), options.flow or "")
+    job.open_destination().close()
+    for grant in (job.grant, job.destination_grant):
+        if grant.options.provider:
+            consent.agree(grant, options.flow or "")
 
 
 def _more(pairs: Sequence[str]) -> dict[str, Any]:
@@ -223,45 +224,42 @@ def _look_over(options: argparse.Namespace, name: str, values: Mapping[str, Any]
     if str(values["to"]).startswith("imap"):
         given["to_password"] = {"env": "HOME"}  # it is asked for later
     trial = config.load(options.config, overrides={f"account.{name}": given})
-    if mistakes := list(collect.mistakes(trial, {name: trial.account[name]}, strictly=True)):
+    if mistakes := list(Job.of(trial, name).mistakes(strictly=True)):
         raise ConfigurationError("\n".join(mistakes))
 
 
-def _try(
-    found: Configuration, name: str, account: Account, place: _Place
-) -> tuple[str, tuple[int, int]]:
+def _try(job: Job, place: _Place) -> tuple[str, tuple[int, int]]:
     """By which name it works, and how many messages and octets are there.
 
     An account that does not work is not left behind, unless somebody has signed in for it.
     """
     try:
-        working = _log_in(found, name, account, place)
-        try_destination(found, name, account)
+        working = _log_in(job, place)
+        try_destination(job)
         return working
     except BaseException as error:
         if isinstance(error, LoginFailed) and place.mail is not None and place.mail.switch:
             common.say(f"has POP been switched on? {place.mail.name}: {place.mail.switch}")
-        if isinstance(error, RestanteError) and account.oauth.provider:
+        if isinstance(error, RestanteError) and job.options.oauth.provider:
             common.say(
-                f"you have signed in, so the account {name} stays; next: restante account test "
-                f"{name}, or restante account rm {name}"
+                f"you have signed in, so the account {job.name} stays; next: restante account test "
+                f"{job.name}, or restante account rm {job.name}"
             )
         else:
-            take_back(found, name)
+            take_back(job.config, job.name)
         raise
 
 
-def _log_in(
-    found: Configuration, name: str, account: Account, place: _Place
-) -> tuple[str, tuple[int, int]]:
+def _log_in(job: Job, place: _Place) -> tuple[str, tuple[int, int]]:
     """The whole address first; where that is refused, its local part once (RFC 6186 §4)."""
     try:
-        return place.user, try_login(found, name, account)
+        return place.user, try_login(job)
     except LoginFailed as error:
-        if error.code not in (None, "AUTH") or not place.local or account.oauth.provider:
+        if error.code not in (None, "AUTH") or not place.local or job.options.oauth.provider:
             raise
         try:
-            return place.local, try_login(found, name, replace(account, user=place.local))
+            options = replace(job.options, user=place.local)
+            return place.local, try_login(replace(job, options=options))
         except LoginFailed:
             raise error from None
 
@@ -339,7 +337,7 @@ def _announced(address: str) -> _Place:
     service = services[0]
     if not service.is_within:
         question = f"{domain} says its mail is at {service.host}. Is that your provider?"
-        if not asking.is_confirmed(question):
+        if not prompts.is_confirmed(question):
             raise UnsafeArgument(
                 f"{domain} says its mail is at {service.host}; if that is your provider, next: "
                 f"--host {service.host}"
@@ -362,7 +360,7 @@ def _agreement(
     """The section ``oauth``; None: a password."""
     mail = place.mail
     is_wanted = options.provider or options.issuer or options.client_id or options.flow
-    has_password = asking.given_secret(options, "password") is not None
+    has_password = prompts.given_secret(options, "password") is not None
     if not is_wanted and (has_password or mail is None or not mail.oauth):
         return None
     provider = options.provider or ("other" if options.issuer else mail.oauth if mail else "")
@@ -371,7 +369,7 @@ def _agreement(
     values: dict[str, Any] = {
         "provider": provider,
         "client_id": options.client_id,
-        "client_secret": asking.given_secret(options, "client-secret"),
+        "client_secret": prompts.given_secret(options, "client-secret"),
         "tenant": options.tenant or (mail.tenant if mail else ""),
         "flow": "client" if options.flow == "client" else None,
         "scopes": options.scope,
@@ -379,12 +377,12 @@ def _agreement(
     if options.issuer:
         values |= _endpoints(options.issuer, options.scope)
     if not options.client_id:
-        shared = asking.registered(found, provider) if provider != "other" else None
+        shared = prompts.registered(found, provider) if provider != "other" else None
         if shared is None and mail is not None and mail.takes_passwords and not is_wanted:
             return None  # what needs no application is easier
-        values |= shared or {"client_id": asking.client_id(provider, "--client-id")}
+        values |= shared or {"client_id": prompts.client_id(provider, "--client-id")}
     if provider == "google" and not values["client_secret"]:
-        values["client_secret"] = asking.typed_secret(
+        values["client_secret"] = prompts.typed_secret(
             found, f"{name}.client", "Secret of the application", "--client-secret-file FILE"
         )
     return values
@@ -405,11 +403,11 @@ def _endpoints(issuer: str, scopes: list[str] | None) -> dict[str, Any]:
 def _password(
     options: argparse.Namespace, found: Configuration, name: str, place: _Place
 ) -> dict[str, Any]:
-    given = asking.given_secret(options, "password")
+    given = prompts.given_secret(options, "password")
     if given is None and place.mail is not None and place.mail.password:
         common.say(f"{place.mail.name} requires {place.mail.password}")
     question = f"Password of {place.user}"
-    return given or asking.typed_secret(found, name, question, "--password-file FILE")
+    return given or prompts.typed_secret(found, name, question, "--password-file FILE")
 
 
 # What is written, tried, and taken back.
@@ -444,39 +442,37 @@ def take_back(found: Configuration, name: str) -> None:
     """All that was written for an account, but for its ledger."""
     file_of(found, name).unlink(missing_ok=True)
     for typed in (name, f"{name}.client", f"{name}.to", f"{name}.to.client"):
-        asking.secret_file(found, typed).unlink(missing_ok=True)
-    for tokens in (name, f"{name}.to"):
+        prompts.secret_file(found, typed).unlink(missing_ok=True)
+    for is_destination in (False, True):
         if (found.state / "tokens").is_dir():
-            oauth.tokenfile(found, tokens).forget()
+            tokens.token_file(found, name, is_destination=is_destination).forget()
 
 
-def try_destination(found: Configuration, name: str, account: Account) -> None:
+def try_destination(job: Job) -> None:
     """Log in where mail goes, if that is an IMAP server; the other kinds take no login of ours."""
-    if account.to.startswith(("imap:", "imaps:")):
-        with closing(collect.open_destination(found, name, account)) as destination:
-            destination.has(name)
+    if job.options.to.startswith(("imap:", "imaps:")):
+        with closing(job.open_destination()) as destination:
+            destination.has(job.name)
 
 
-def try_login(found: Configuration, name: str, account: Account) -> tuple[int, int]:
+def try_login(job: Job) -> tuple[int, int]:
     """Log in at the account's server; returns how many messages and octets are there."""
-    with closing(collect.open_ledger(found)) as ledger:
-        return asyncio.run(_look(found, name, account, ledger))
+    with closing(open_ledger(job.config)) as ledger:
+        return asyncio.run(_look(job, ledger))
 
 
 def told_login(name: str, count: int, octets: int) -> str:
     return f"{name}: {counted(count, 'message')} ({counted(octets, 'octet')})"
 
 
-async def _look(
-    found: Configuration, name: str, account: Account, ledger: Ledger
-) -> tuple[int, int]:
+async def _look(job: Job, ledger: Ledger) -> tuple[int, int]:
     """Its login counts as any other; one that works ends the wait after refusals."""
-    ledger.tried(name, time.time())
+    ledger.tried(job.name, time.time())
     try:
-        async with collect.connected(found, name, account) as client:
-            ledger.began(name, time.time(), client.capabilities.login_delay or 0)
+        async with job.connect() as client:
+            ledger.began(job.name, time.time(), client.capabilities.login_delay or 0)
             return await client.stat()
     except LoginFailed as error:
         if not error.retry:
-            ledger.refused(name, time.time())
+            ledger.refused(job.name, time.time())
         raise

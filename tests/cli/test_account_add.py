@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from restante import config
-from restante.cli import adding, asking
-from restante.cli import oauth as cli_oauth
-from restante.cli.adding import _locate
+from restante.app.job import Job
+from restante.cli import account_add, consent, prompts
+from restante.cli.account_add import _locate
 from restante.cli.command import make_parser
 from restante.client import discovery
 from restante.client.remote import TLS, Service
@@ -60,7 +60,7 @@ def person(monkeypatch: pytest.MonkeyPatch, *typed: str, secret: str = "tan staa
 
     monkeypatch.setattr(Input, "is_terminal", True)
     monkeypatch.setattr("builtins.input", answer)
-    monkeypatch.setattr(asking, "getpass", hidden)
+    monkeypatch.setattr(prompts, "getpass", hidden)
     return asked
 
 
@@ -332,7 +332,7 @@ def test_in_a_browser_and_collected(
     issuer: StandIn,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cli_oauth, "_open", browse)
+    monkeypatch.setattr(consent, "_open", browse)
     done = sign_in(restante, server, issuer, "--browser")
     assert (done.code, done.out) == (0, "work: 1 message (23 octets)\n"), done.err
     assert "next: restante collect work --dry-run" in done.err
@@ -340,15 +340,14 @@ def test_in_a_browser_and_collected(
     assert restante("collect", "work").out == "work: 1 message stored (23 octets)\n"
     assert "by mrose" in restante("account", "show", "work").out
     issuer.answers = [(400, {"error": "invalid_grant"})]
-    found = config.load()
-    file = cli_oauth.tokenfile(found, "work")
+    grant = Job.of(config.load(), "work").grant
     with pytest.raises(Exception, match=r"next: restante account auth work$"):
-        cli_oauth.token(found, "work", found.account["work"], renew=True)
+        grant.token(renew=True)
     assert "not renewed" in restante("account", "show", "work").out
-    assert file.failure() is not None
+    assert grant.file().failure() is not None
     assert restante("account", "rm", "work", "--yes").code == 0
     assert secrets(home) == []
-    assert file.failure() is None
+    assert grant.file().failure() is None
 
 
 def test_by_pasting_where_there_is_no_screen(
@@ -369,7 +368,7 @@ def test_by_pasting_where_there_is_no_screen(
         return issuer.agree(dict(parse_qsl(urlsplit(questions[0].url).query)))
 
     monkeypatch.setattr(Question, "__init__", remember)
-    monkeypatch.setattr(cli_oauth, "_pasted", paste)
+    monkeypatch.setattr(consent, "_pasted", paste)
     done = sign_in(restante, server, issuer, "--paste")
     assert done.code == 0, done.err
     assert "copy its address from the browser and paste it here" in done.err
@@ -428,7 +427,7 @@ def test_microsoft_tells_how_to_register_once(
     assert "entra.microsoft.com" in done.err
     assert "--client-id ID" in done.err
     agreed: list[str] = []
-    monkeypatch.setattr(cli_oauth, "agree", lambda *given: agreed.append(given[1]))
+    monkeypatch.setattr(consent, "agree", lambda grant, _: agreed.append(grant.account))
     assert restante(*words, "--client-id", "9e5f", "--no-test").code == 0
     second = restante("account", "add", "bob@hotmail.com", "--to", "maildir:B", "--no-test")
     assert second.code == 0
@@ -442,14 +441,14 @@ def test_microsoft_tells_how_to_register_once(
 def test_googles_secret_is_typed_and_kept_apart(
     restante: Restante, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli_oauth, "agree", lambda *_: None)
+    monkeypatch.setattr(consent, "agree", lambda *_: None)
     words = ("account", "add", "ann@gmail.com", "--to", "maildir:M", "--no-test")
     assert restante(*words, "--client-id", "12.apps", stdin=b"GOCSPX-1\n").code == 0
     assert "GOCSPX" not in written(home)
     [path] = secrets(home)
     assert path.read_text() == "GOCSPX-1\n"
-    found = config.load()
-    assert cli_oauth.application("gmail", found.account["gmail"]).client_secret == "GOCSPX-1"
+    grant = Job.of(config.load(), "gmail").grant
+    assert grant.application().client_secret == "GOCSPX-1"
 
 
 # Where mail goes
@@ -530,9 +529,7 @@ def test_a_gmail_destination_is_signed_in_to(
     restante: Restante, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agreed: list[tuple[str, str]] = []
-    monkeypatch.setattr(
-        cli_oauth, "agree", lambda _, name, its, __: agreed.append((name, its.user))
-    )
+    monkeypatch.setattr(consent, "agree", lambda grant, _: agreed.append((grant.key, grant.user)))
     asked = person(monkeypatch, "ann@gmail.com", "12.apps", secret="GOCSPX")
     done = at_terminal(restante, *SOURCE, "--to", "gmail:Old")
     assert done.code == 0, done.err
@@ -543,7 +540,7 @@ def test_a_gmail_destination_is_signed_in_to(
         "Secret of the application at Google: ",
     ]
     assert "console.cloud.google.com" in done.err
-    assert agreed == [("isp.to", "ann@gmail.com")]
+    assert agreed == [("account.isp.to_oauth", "ann@gmail.com")]
     assert "GOCSPX" not in written(home)
     account = config.load().account["isp"]
     assert (account.to_oauth.provider, account.to_oauth.client_id) == ("google", "12.apps")
@@ -551,7 +548,7 @@ def test_a_gmail_destination_is_signed_in_to(
     # Another account shares the application, and needs no terminal.
     second = ("account", "add", "two", "pop3s://bob@h", "--to", "gmail:", "--no-test")
     assert restante(*second, "--recipient", "bob@gmail.com", stdin=b"x\n").code == 0
-    assert agreed[1] == ("two.to", "bob@gmail.com")
+    assert agreed[1] == ("account.two.to_oauth", "bob@gmail.com")
 
 
 def test_gmail_without_a_terminal_says_which_option_is_missing(
@@ -591,7 +588,7 @@ def test_a_gateway_for_oauth_is_offered(
     restante: Restante, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert restante("user", "add", "till", "--generate").code == 0
-    monkeypatch.setattr(cli_oauth, "agree", lambda *_: None)
+    monkeypatch.setattr(consent, "agree", lambda *_: None)
     asked = person(monkeypatch, "9e5f", "y")
     assert at_terminal(restante, "ann@outlook.com", "--to", "maildrop:till").code == 0
     assert asked[-1] == "Collect from ann@outlook.com whenever till logs in here? [y/N] "
@@ -667,7 +664,7 @@ def test_every_option_of_an_account_can_be_given(home: Path) -> None:
     by_set = keys - options - own.keys()
     assert {own.get(key, key) for key in keys - by_set} <= options
     for key in by_set:
-        assert adding._more([f"{key}=x"]) == {key: "x"}
+        assert account_add._more([f"{key}=x"]) == {key: "x"}
 
 
 def _actions() -> list[argparse.Action]:

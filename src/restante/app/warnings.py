@@ -14,7 +14,7 @@ from ..passdb import Account, Network
 from ..sasl.choice import PLAINEST
 from ..server.listener import Address
 from ..server.login import offered
-from . import common, identities
+from . import backends, stores
 
 _EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 _LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
@@ -22,12 +22,12 @@ _LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 def doubts(config: Configuration) -> Iterator[str]:
     """A sentence each; none of it keeps the server from starting."""
-    users, auth = common.users(config), config.auth
-    with closing(identities.chain(config, users)) as chain:
+    users, auth = stores.users(config), config.auth
+    with closing(backends.chain(config, users)) as chain:
         mechanisms = {PLAINEST, *offered(chain, auth.mechanisms)}
     accounts = [user.account for user in users.list()]
     if "passwd-file" in auth.chain:
-        with closing(identities.passwd_file(auth)) as file:
+        with closing(backends.passwd_file(auth)) as file:
             known, problems = file.review()
         yield from problems
         accounts += known

@@ -16,8 +16,8 @@ from . import adopted, files, journal
 from .coded import LONGEST, coding
 from .held import VICTIMS, is_unfinished, name_before
 from .index import INDEX, Form, Index, Message, is_damaged, load, stamps
-from .looking import are_names_believed, measured
 from .names import File, Identity, contested, field, identify
+from .refresh import are_names_believed, measured
 
 
 @dataclass(frozen=True, slots=True)

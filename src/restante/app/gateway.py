@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 from ..config import Account, Configuration
 from ..errors import ConfigurationError, RestanteError
 from ..passdb import Directory
-from . import collect
+from . import runs
+from .job import Job, all_jobs, open_ledger
 
 if TYPE_CHECKING:
     from ..collect.collector import Outcome
@@ -36,8 +37,8 @@ def look_over(config: Configuration) -> None:
     Raises:
         ConfigurationError: an account that is polled at logins can never be stored.
     """
-    polled = {name: each for name, each in config.account.items() if _recipient(each) is not None}
-    if mistakes := list(collect.mistakes(config, polled, strictly=False)):
+    jobs = [job for job in all_jobs(config) if _recipient(job.options) is not None]
+    if mistakes := [text for job in jobs for text in job.mistakes(strictly=False)]:
         raise ConfigurationError("\n".join(mistakes))
 
 
@@ -104,9 +105,8 @@ class Gateway:
         return running
 
     def _poll(self, name: str, done: Future[None]) -> None:
-        account = self._config.account[name]
         try:
-            outcome = asyncio.run(self._session(name, account))
+            outcome = asyncio.run(self._session(Job.of(self._config, name)))
         except (RestanteError, OSError) as error:
             _warn("upstream not polled", name, error)
         except Exception:
@@ -118,26 +118,24 @@ class Gateway:
         finally:
             done.set_result(None)
 
-    async def _session(self, name: str, account: Account) -> Outcome | None:
+    async def _session(self, job: Job) -> Outcome | None:
         """None: too soon after the last one, or another process is at it."""
         from ..collect.collector import LoginTooSoon, Outcome
         from ..collect.ledger import AccountBusy
 
-        with closing(collect.open_ledger(self._config)) as ledger:
+        with closing(open_ledger(self._config)) as ledger:
             # A time stamp from the future counts for nothing: the clock was put back.
-            if 0 <= time.time() - ledger.last_begin(name) < account.every:
+            if 0 <= time.time() - ledger.last_begin(job.name) < job.options.every:
                 return None
             try:
                 outcome = Outcome()
-                session = collect.session(self._config, name, account, ledger, outcome)
-                await collect.noted(
-                    self._config,
-                    name,
-                    account,
+                session = runs.session(job, ledger, outcome)
+                await runs.noted(
+                    job,
                     ledger,
                     session,
                     outcome,
-                    lambda text: _warn("report failed", name, text),
+                    lambda text: _warn("report failed", job.name, text),
                 )
                 return outcome
             except (AccountBusy, LoginTooSoon):

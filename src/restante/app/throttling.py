@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from ..auth.login_queue import Turns
 from ..auth.throttle import Throttle
-from ..auth.turns import Turns
 from ..config import Configuration
 from ..passdb import Passdb
 

@@ -29,7 +29,7 @@ from ..errors import (
     UnsafeArgument,
 )
 from ..log import printable
-from . import collect, oauth
+from .job import Job
 
 _WIDTH = 72  # characters of a line
 
@@ -45,35 +45,24 @@ class _Letter:
     text: str
 
 
-def tell(
-    found: Configuration,
-    name: str,
-    account: Account,
-    ledger: Ledger,
-    error: RestanteError | OSError | None,
-) -> None:
-    """After a session: what people should know and do not.  Blocking.
+def send(job: Job, ledger: Ledger, error: RestanteError | OSError | None) -> None:
+    """After a session, send what users should know and do not know yet.  Blocking.
 
     Raises:
         RestanteError, OSError: it could not be delivered; it will be, after the next session.
     """
-    if not account.alert.after:
+    if not job.options.alert.after:
         return
     try:
-        with ledger.alone(name):
-            for letter in filter(None, _due(found, name, account, Health(ledger), error)):
-                _deliver(found, name, account, Health(ledger), letter)
+        with ledger.alone(job.name):
+            for letter in filter(None, _due(job, Health(ledger), error)):
+                _deliver(job, Health(ledger), letter)
     except AccountBusy:
         pass  # whoever works on it will see the same
 
 
-def _due(
-    found: Configuration,
-    name: str,
-    account: Account,
-    health: Health,
-    error: RestanteError | OSError | None,
-) -> list[_Letter | None]:
+def _due(job: Job, health: Health, error: RestanteError | OSError | None) -> list[_Letter | None]:
+    name, account = job.name, job.options
     state, told = health.state(name), health.told(name, "failure")
     letters: list[_Letter | None] = []
     if error is not None and state.failing_since is not None:
@@ -81,33 +70,25 @@ def _due(
             letters.append(_failing(name, account, state.failing_since, state.failures, error))
     elif error is None and told is not None:
         letters.append(_well(name, account, told))
-    for what, of, its in (
-        ("consent", name, account),
-        ("consent.to", *oauth.at_destination(name, account)),
-    ):
-        end = oauth.ends_soon(found, of) if its.oauth.provider else None
+    for what, grant in (("consent", job.grant), ("consent.to", job.destination_grant)):
+        end = grant.ends_soon() if grant.options.provider else None
         if end is not None and health.told(name, what) != end:
             letters.append(_ending(name, what, end))
     return letters
 
 
-def _deliver(
-    found: Configuration, name: str, account: Account, health: Health, letter: _Letter
-) -> None:
+def _deliver(job: Job, health: Health, letter: _Letter) -> None:
     """Where a destination knows its messages, exactly once.  Elsewhere it counts as told before it
     is handed over, so a crash loses it rather than repeats it."""
-    wanted = account.alert
-    its = replace(
-        account,
-        to=wanted.to or account.to,
-        recipient=wanted.recipient or account.recipient or account.user,
-    )
+    name, alert = job.name, job.options.alert
+    recipient = alert.recipient or job.recipient
+    options = replace(job.options, to=alert.to or job.options.to, recipient=recipient)
     before = health.told(name, letter.what)
-    with closing(collect.open_destination(found, name, its)) as destination:
+    with closing(replace(job, options=options).open_destination()) as destination:
         if not destination.is_repeatable:
             health.tell(name, letter.what, letter.when)
         try:
-            _put(destination, letter.identity, _message(found, its.recipient, letter))
+            _put(destination, letter.identity, _message(job.config, recipient, letter))
         except (RestanteError, OSError):
             health.tell(name, letter.what, before)
             raise
@@ -123,14 +104,14 @@ def _put(destination: Destination, identity: str, message: bytes) -> None:
         destination.abort()
 
 
-def _message(found: Configuration, recipient: str, letter: _Letter) -> bytes:
+def _message(config: Configuration, recipient: str, letter: _Letter) -> bytes:
     message = EmailMessage(policy.SMTP)
     message["Subject"] = letter.subject
-    message["From"] = f"restante <postmaster@{found.server.hostname}>"
+    message["From"] = f"restante <postmaster@{config.server.hostname}>"
     if "@" in recipient:
         message["To"] = recipient
     message["Date"] = format_datetime(localtime())
-    message["Message-ID"] = make_msgid(domain=found.server.hostname)
+    message["Message-ID"] = make_msgid(domain=config.server.hostname)
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834
     message.set_content(letter.text)
     return message.as_bytes()

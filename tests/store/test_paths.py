@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from restante.errors import ConfigurationError, PermanentFailure, TemporaryFailure
 from restante.store.maildir import MaildirStore
-from restante.store.place import Template
+from restante.store.paths import Template
 
 from .helpers import deliver, listing, names, run
 

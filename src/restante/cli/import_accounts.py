@@ -12,11 +12,13 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..app import failures
+from ..app.job import open_ledger
+from ..app.words import counted
 from ..config import Configuration, load
 from ..errors import ConfigurationError, RestanteError
 from ..log import printable
-from . import adding, adding_to, collect, common
-from .telling import counted
+from . import account_add, account_add_destination, common
 
 if TYPE_CHECKING:
     from ..collect.foreign import Foreign
@@ -55,9 +57,9 @@ def run(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         ledger = None
         if not options.dry_run:
-            ledger = stack.enter_context(closing(collect.open_ledger(config)))
+            ledger = stack.enter_context(closing(open_ledger(config)))
         for each in accounts:
-            each.to = adding_to.absolute(options.to or each.to)
+            each.to = account_add_destination.absolute(options.to or each.to)
             each.refused = each.refused or _refusal(options, config, each)
             is_there = not each.refused and each.name in config.account
             if ledger is not None and not each.refused and not is_there:
@@ -126,9 +128,9 @@ def _import(config: Configuration, ledger: Ledger, each: Foreign) -> None:
 
     try:
         ledger.adopt(each.name, [(key, UNKNOWN_SIZE) for key in each.seen], time.time())
-        adding.write(adding.file_of(config, each.name), each.name, _values(each))
+        account_add.write(account_add.file_of(config, each.name), each.name, _values(each))
     except (RestanteError, OSError) as error:
-        each.refused = common.describe(error)
+        each.refused = failures.describe(error)
 
 
 def _report(options: argparse.Namespace, each: Foreign, *, is_there: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from restante import config
-from restante.cli import collect
+from restante.app.job import open_ledger
 
 from .conftest import Outcome, Restante
 
@@ -131,7 +131,7 @@ def test_names_that_become_one_stay_two(restante: Restante, home: Path) -> None:
 
 def test_what_was_seen_is_in_the_ledger(restante: Restante, rc: Path) -> None:
     restante("import", "fetchmail", rc)
-    ledger = collect.open_ledger(config.load())
+    ledger = open_ledger(config.load())
     known = ledger.known("pop-example-org", ["u1", "u2"])
     ledger.close()
     assert list(known) == ["u1"]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from ..app import failures
+from ..app.runs import no_bar
+from ..app.words import counted
 from ..errors import RestanteError
 from ..log import printable
 from . import common
@@ -17,16 +20,10 @@ from . import common
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from ..app.runs import Bars
     from ..collect.collector import Outcome
-    from ..collect.collector import Progress as Told
+    from ..collect.collector import Progress as Report
     from ..pop3.listing import Message
-
-    Bars = Callable[[str], AbstractContextManager[Told]]
-    """Gives something of that name a bar."""
-
-
-def no_bar(name: str) -> AbstractContextManager[Told]:
-    return nullcontext(lambda messages, octets: None)
 
 
 @contextmanager
@@ -43,7 +40,7 @@ def bars(*, wanted: bool = True) -> Iterator[Bars]:
     try:
 
         @contextmanager
-        def bar(name: str) -> Iterator[Told]:
+        def bar(name: str) -> Iterator[Report]:
             task = shown.add_task(name, total=None, what="", visible=False)
 
             def show(messages: Sequence[Message], octets: int) -> None:
@@ -89,11 +86,7 @@ def _progress() -> Progress:
     )
 
 
-def counted(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
-def tell(
+def report(
     options: argparse.Namespace,
     name: str,
     result: Outcome,
@@ -106,7 +99,7 @@ def tell(
         told = {each.name: getattr(result, each.name) for each in fields(result)}
         del told["may_list_more"], told["may_go_on"], told["present"]
         if error is not None:
-            told |= {"error": common.describe(error), "exit_code": common.exit_code(error)}
+            told |= {"error": failures.describe(error), "exit_code": failures.exit_code(error)}
         common.print_json("collect", account=name, **told)
         return
     for text in (*result.skipped, *result.refused, *result.short, *result.notes):
@@ -116,7 +109,7 @@ def tell(
         print(_line(name, result, dry_run=options.dry_run), flush=True)
     # That a server wants more time is as it should be.
     if error is not None and (sys.stderr.isatty() or not isinstance(error, LoginTooSoon)):
-        common.say(printable(f"{name}: {common.describe(error)}"))
+        common.say(printable(f"{name}: {failures.describe(error)}"))
 
 
 def _line(name: str, result: Outcome, *, dry_run: bool) -> str:

@@ -13,7 +13,7 @@ from secrets import token_hex
 from ..collect.health import Health
 from ..collect.ledger import Ledger
 from ..config import Configuration
-from . import oauth
+from .job import Job
 
 _Labels = Mapping[str, str]
 
@@ -75,5 +75,6 @@ def _samples(
     yield "restante_collect_failures", its, state.failures
     if (at := ledger.last_success(name)) is not None:
         yield "restante_collect_last_success_timestamp_seconds", its, at
-    if found.account[name].oauth.provider and (end := oauth.ends(found, name)) is not None:
+    grant = Job.of(found, name).grant
+    if grant.options.provider and (end := grant.ends()) is not None:
         yield "restante_oauth_token_expiry_timestamp_seconds", its, end

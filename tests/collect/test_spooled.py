@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from restante.collect.destinations import Destination, open_destination
+from restante.collect.destinations import Destination
+from restante.collect.destinations.opening import open_destination
 from restante.errors import (
     ConfigurationError,
     MessageRefused,

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..config import Configuration
 from ..errors import UnsafeArgument
-from . import asking
+from . import prompts
 
 _MAILBOXES = ("gmail.com", "googlemail.com")
 
@@ -28,11 +28,11 @@ def add_options(action: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--recipient", metavar="ADDRESS", help="for lmtp: and smtp:; and who signs in for gmail:"
     )
-    asking.add_secret(action, "to-password", "the password for imaps:")
+    prompts.add_secret(action, "to-password", "the password for imaps:")
     action.add_argument(
         "--to-client-id", metavar="ID", help="for gmail:, of the application at Google"
     )
-    asking.add_secret(action, "to-client-secret", "the secret of that application")
+    prompts.add_secret(action, "to-client-secret", "the secret of that application")
     action.add_argument(
         "--to-ca-file", type=Path, metavar="FILE", help="trust these certificates for imaps:"
     )
@@ -84,11 +84,11 @@ def destination(
 def _application(options: argparse.Namespace, config: Configuration) -> Mapping[str, Any]:
     given = {
         "client_id": options.to_client_id,
-        "client_secret": asking.given_secret(options, "to-client-secret"),
+        "client_secret": prompts.given_secret(options, "to-client-secret"),
     }
     if not options.to_client_id:
-        shared = asking.registered(config, "google")
-        given |= shared or {"client_id": asking.client_id("google", "--to-client-id")}
+        shared = prompts.registered(config, "google")
+        given |= shared or {"client_id": prompts.client_id("google", "--to-client-id")}
     return given
 
 
@@ -98,13 +98,13 @@ def ask_secrets(
     if found.kind in ("imap", "imaps"):
         parts = urlsplit(str(found.values["to"]))
         question = f"Password of {unquote(parts.username or '')} at {parts.hostname}"
-        found.values["to_password"] = asking.given_secret(
+        found.values["to_password"] = prompts.given_secret(
             options, "to-password"
-        ) or asking.typed_secret(config, f"{name}.to", question, "--to-password-file FILE")
-    elif asking.given_secret(options, "to-password"):
+        ) or prompts.typed_secret(config, f"{name}.to", question, "--to-password-file FILE")
+    elif prompts.given_secret(options, "to-password"):
         raise UnsafeArgument("--to-password-… needs --to imaps://USER@HOST/FOLDER")
     if found.oauth and not found.oauth["client_secret"]:
-        found.oauth["client_secret"] = asking.typed_secret(
+        found.oauth["client_secret"] = prompts.typed_secret(
             config,
             f"{name}.to.client",
             "Secret of the application at Google",
@@ -117,7 +117,7 @@ def offer_polling(found: Destination, user: str) -> None:
     _, _, maildrop = str(found.values["to"]).partition(":")
     if found.kind == "maildrop" and not found.values["poll_on_login"]:
         question = f"Collect from {user} whenever {maildrop} logs in here?"
-        found.values["poll_on_login"] = "20s" if asking.is_confirmed(question) else None
+        found.values["poll_on_login"] = "20s" if prompts.is_confirmed(question) else None
 
 
 def _asked_place(name: str) -> str:
@@ -127,7 +127,7 @@ def _asked_place(name: str) -> str:
         "maildrop:USER, maildir:PATH, imaps://USER@HOST/FOLDER, gmail:LABEL, …\n"
         f"[maildir:{default}] "
     )
-    if answer := asking.asked(question, "--to PLACE"):
+    if answer := prompts.asked(question, "--to PLACE"):
         return answer
     default.parent.mkdir(exist_ok=True)  # a collector makes no directory above a Maildir
     return f"maildir:{default}"
@@ -139,9 +139,9 @@ def _asked_recipient(kind: str, user: str) -> str:
         return ""
     domain = user.rpartition("@")[2].lower()
     if kind in ("lmtp", "smtp") and "@" not in user:
-        return asking.asked("Address of the recipient: ", "--recipient ADDRESS")
+        return prompts.asked("Address of the recipient: ", "--recipient ADDRESS")
     if kind == "gmail" and domain not in _MAILBOXES:
-        return asking.asked("Gmail address that it goes to: ", "--recipient ADDRESS")
+        return prompts.asked("Gmail address that it goes to: ", "--recipient ADDRESS")
     return ""
 
 

@@ -20,7 +20,7 @@ from ..auth.users import Users
 from ..config import LDAP, Auth, Configuration, Provider, Secret
 from ..errors import ConfigurationError
 from ..regular import open_regular
-from ..store.place import Template
+from ..store.paths import Template
 from . import secrets
 
 Queue = Callable[[Backend, int], Queued]

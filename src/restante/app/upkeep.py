@@ -22,8 +22,8 @@ from ..maildrop import Forecast, Sweep
 from ..passdb import Account, Accounts, Terms
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
-from . import common
-from .telling import counted
+from . import stores
+from .words import counted
 
 AnyStore = MaildirStore | MemoryStore
 
@@ -213,8 +213,8 @@ async def forecast(
     Raises:
         RestanteError: not all maildrops can be read.
     """
-    users = common.users(config)
-    store, reading = common.store(config, users), common.clock(config).read()
+    users = stores.users(config)
+    store, reading = stores.store(config, users), stores.clock(config).read()
     days = {each.account.maildrop: each.account.expire for each in users.list()}
     ask = store.note_rules if note and not reading.is_behind else store.forecast
     total = Forecast()

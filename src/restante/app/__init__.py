@@ -1,0 +1,1 @@
+"""What the configuration asks for, built and run: the server, its upkeep, and collecting."""

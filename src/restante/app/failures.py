@@ -1,0 +1,162 @@
+"""What an error means at the shell: an exit code, and a sentence for people."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sqlite3
+import ssl
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from .. import sysexits
+from ..auth.names import BadName
+from ..auth.users import BadPassword, NameTaken, NoSuchAppPassword
+from ..errors import (
+    AuthenticationFailed,
+    BackendMisconfigured,
+    BackendUnavailable,
+    CannotListen,
+    ConfigurationError,
+    ConsentNeeded,
+    CredentialsRefused,
+    Damaged,
+    LoginFailed,
+    LoginWithheld,
+    MessageRefused,
+    NoMaildrop,
+    NoSuchUser,
+    PermanentFailure,
+    ProtocolBroken,
+    RestanteError,
+    TLSUnavailable,
+    UnsafeArgument,
+)
+
+# The first row that fits decides (sysexits.h).
+_EXIT_CODES: tuple[tuple[type[RestanteError], int], ...] = (
+    (CannotListen, sysexits.EX_UNAVAILABLE),
+    (ConfigurationError, sysexits.EX_CONFIG),
+    (NoSuchUser, sysexits.EX_NOUSER),
+    (NoMaildrop, sysexits.EX_NOUSER),
+    (NoSuchAppPassword, sysexits.EX_NOUSER),
+    (NameTaken, sysexits.EX_CANTCREAT),
+    (BadName, sysexits.EX_USAGE),
+    (BadPassword, sysexits.EX_USAGE),
+    (UnsafeArgument, sysexits.EX_USAGE),
+    (MessageRefused, sysexits.EX_DATAERR),
+    (Damaged, sysexits.EX_DATAERR),
+    (TLSUnavailable, sysexits.EX_NOPERM),
+    (AuthenticationFailed, sysexits.EX_NOPERM),
+    (LoginWithheld, sysexits.EX_NOPERM),
+    (ConsentNeeded, sysexits.EX_NOPERM),
+    (CredentialsRefused, sysexits.EX_NOPERM),
+    (ProtocolBroken, sysexits.EX_PROTOCOL),
+    (BackendMisconfigured, sysexits.EX_CONFIG),
+    (PermanentFailure, sysexits.EX_CONFIG),
+)
+
+
+_GRAVITY = (70, 78, 77, 76, 74, 73, 69, 68, 67, 65, 64, 75)  # the gravest first
+# Once there is room, another disk, less work, or a network.
+_MAY_PASS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE),
+    *(errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOLCK, errno.EDEADLK),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS),
+    *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN),
+}
+
+
+# Trying again does not help until an administrator has repaired something.
+_LASTING = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.EINVAL, errno.EFBIG),  # not a regular file, or too large
+}
+
+
+_LASTING_IN_SQLITE = {
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_AUTH,
+    sqlite3.SQLITE_NOTADB,
+}
+
+
+def exit_code(error: BaseException) -> int:
+    """The code for the shell (sysexits.h).  75 means that trying again can help."""
+    if isinstance(error, KeyboardInterrupt | EOFError):
+        return 130
+    if isinstance(error, RestanteError):
+        found = (code for kind, code in _EXIT_CODES if isinstance(error, kind))
+        if (code := next(found, None)) is not None:
+            return code
+        if error.retry:
+            return _code_of_cause(error.__cause__)
+        return sysexits.EX_NOPERM if isinstance(error, LoginFailed) else sysexits.EX_UNAVAILABLE
+    if isinstance(error, OSError):
+        code = _code_of_system(error)
+        return sysexits.EX_IOERR if code is None else code
+    return sysexits.EX_SOFTWARE
+
+
+def _code_of_cause(cause: BaseException | None) -> int:
+    """Clients and mail servers may try again whatever the cause is; at the shell it decides."""
+    code: int | None = None
+    if isinstance(cause, RestanteError):
+        code = exit_code(cause)
+    elif isinstance(cause, OSError):
+        code = _code_of_system(cause)
+    elif getattr(cause, "sqlite_errorcode", 0) & 0xFF in _LASTING_IN_SQLITE:
+        code = sysexits.EX_IOERR
+    return sysexits.EX_TEMPFAIL if code is None else code
+
+
+def _code_of_system(error: OSError) -> int | None:
+    """None: it does not show whether trying again can help."""
+    if isinstance(error, socket.gaierror):
+        is_unknown = error.errno == socket.EAI_NONAME
+        return sysexits.EX_NOHOST if is_unknown else sysexits.EX_TEMPFAIL
+    if isinstance(error, ssl.SSLError):  # its numbers are those of OpenSSL
+        is_refused = isinstance(error, ssl.SSLCertVerificationError)
+        return sysexits.EX_NOPERM if is_refused else sysexits.EX_TEMPFAIL
+    if isinstance(error, TimeoutError | ConnectionError) or error.errno in _MAY_PASS:
+        return sysexits.EX_TEMPFAIL
+    # Without an absolute path it is a socket whose server is not started, or mail in motion.
+    is_named = isinstance(error.filename, str | bytes) and os.path.isabs(
+        os.fsdecode(error.filename)
+    )
+    is_lasting = error.errno in _LASTING or (error.errno == errno.ENOENT and is_named)
+    return sysexits.EX_IOERR if is_lasting else None
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """The system's error about a file that is open does not tell which: here it does."""
+    try:
+        yield
+    except OSError as error:
+        if not isinstance(error, RestanteError):  # a lost connection has no file
+            error.filename = error.filename or place
+        raise
+
+
+def describe(error: BaseException) -> str:
+    """What a person is told, without a trace."""
+    if isinstance(error, KeyboardInterrupt | EOFError):
+        return "stopped"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, BackendUnavailable):  # the reason, which clients do not see
+        return f"{error}: {error.reason}"
+    if isinstance(error, RestanteError | OSError):
+        return ": ".join((str(error), *getattr(error, "__notes__", ())))
+    return f"a bug in restante: {type(error).__name__}: {error}"
+
+
+def gravest(codes: Iterable[int]) -> int:
+    """Of several accounts or maildrops: 75 only if trying again can help all that failed."""
+    found = set(codes)
+    return next((code for code in _GRAVITY if code in found), max(found, default=0))

@@ -1,0 +1,259 @@
+"""One account to collect: what its section of the configuration means.
+
+A ``Job`` connects to the account's server, opens its destination and knows its policy; ``runs``
+does the work with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config import Account, Configuration, duration
+from ..errors import LoginFailed, RestanteError, TemporaryFailure, UnsafeArgument
+from ..pop3 import quirks
+from . import failures, local, secrets
+from .tokens import Grant
+
+if TYPE_CHECKING:
+    from ..client.asynchronous import Client
+    from ..client.remote import Options
+    from ..collect.accounts import Mailbox
+    from ..collect.destinations import Destination
+    from ..collect.ledger import Ledger
+    from ..collect.plan import Budget, Policy
+
+# Destinations that can look at what they stored, and that know what was deleted there.
+_READABLE = ("", "maildir", "maildrop")
+_TRACED = ("maildrop",)
+_PORTS = (110, 995)  # of POP3, so that one mailbox answers at both
+_GMAIL = (
+    "openid",
+    "email",
+    "https://www.googleapis.com/auth/gmail.insert",
+    "https://www.googleapis.com/auth/gmail.labels",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An account: its name, its options, and the configuration that they are part of."""
+
+    name: str
+    options: Account
+    config: Configuration
+
+    @classmethod
+    def of(cls, config: Configuration, name: str) -> Job:
+        return cls(name, config.account[name], config)
+
+    @property
+    def recipient(self) -> str:
+        """Whose mail it is at the destination."""
+        return self.options.recipient or self.options.user
+
+    @property
+    def grant(self) -> Grant:
+        """To read the account by OAuth 2; used if ``options.oauth.provider`` is set."""
+        return Grant(self.config, self.name, self.options.user, self.options.oauth)
+
+    @property
+    def destination_grant(self) -> Grant:
+        """To store mail at the destination; used if ``options.to_oauth.provider`` is set."""
+        oauth = self.options.to_oauth
+        oauth = replace(oauth, scopes=oauth.scopes or _GMAIL)
+        return Grant(self.config, self.name, self.recipient, oauth, is_destination=True)
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Client]:
+        """A session with the account's server; see ``client.asynchronous.connect``."""
+        from ..client.asynchronous import connect
+
+        account = self.options
+        options: Options = {"user": account.user, "quirks": self.quirks()}
+        if account.ca_file:
+            options["ca_file"] = Path(account.ca_file)
+        if account.oauth.provider:
+            options["token"] = self.grant.fresh
+        else:
+            fetch = partial(secrets.fetch, account.password, f"account.{self.name}.password")
+            options["password"] = await asyncio.to_thread(fetch)
+        connect_in_time = partial(connect, deadline=account.deadline)
+        async with AsyncExitStack() as stack:
+            try:
+                client = await stack.enter_async_context(connect_in_time(account.url, **options))
+            except LoginFailed as error:
+                if not account.oauth.provider or error.retry:
+                    raise
+                # A token that seemed valid may have been revoked: once more with a new one.
+                options["token"] = partial(self.grant.fresh, renew=True)
+                client = await stack.enter_async_context(connect_in_time(account.url, **options))
+            yield client
+
+    def mailbox(self) -> Mailbox:
+        """Where its mailbox is: by this the ledger knows an account that was renamed."""
+        from ..client.remote import split
+        from ..collect.accounts import Mailbox
+
+        host, port, *_ = split(self.options.url)
+        # Another port may be a tunnel to another server.
+        server = host if port in (None, *_PORTS) else f"{host}:{port}"
+        address = f"pop3 {server} {self.options.user}"
+        return Mailbox(self.name, address, self.options.label, self.config.account.keys())
+
+    def quirks(self) -> quirks.Quirks:
+        from ..client.remote import split
+
+        return quirks.parse(self.options.quirks, split(self.options.url)[0])
+
+    def budget(self) -> Budget:
+        from ..collect.plan import Budget
+
+        account, octets = self.options, self.options.octets_per_day
+        if octets is None:
+            octets = self.quirks().octets_per_day
+        logins = account.logins_per_hour or None
+        return Budget(account.messages_per_day or None, octets or None, logins)
+
+    def policy(
+        self, limit: int | None = None, whole: Sequence[str] = (), *, unlimited: bool = False
+    ) -> Policy:
+        """``account.keep`` and its neighbours, as the collector knows them.
+
+        ``limit``: the most messages to take; ``whole``: the keys of messages to take however large
+        they are, or ``all``; ``unlimited``: without the deletion limit.
+        """
+        from ..collect.plan import Policy
+
+        account = self.options
+        if account.keep == "all":
+            keep = None
+        else:
+            is_word = account.keep in ("none", "until-verified", "until-deleted")
+            keep = 0.0 if is_word else duration(account.keep)
+        return Policy(
+            keep=keep,
+            newest=account.newest,
+            verified=account.keep == "until-verified",
+            until_deleted=account.keep == "until-deleted",
+            largest=None if "all" in whole else account.largest or None,
+            limit=limit or account.limit or None,
+            stubs=account.larger == "stub",
+            whole=frozenset(whole) - {"all"},
+            budget=self.budget(),
+            deletions=None if unlimited else account.deletion_limit or None,
+        )
+
+    def contradiction(self) -> str:
+        """Why its destination cannot do what ``keep`` requires; empty if it can."""
+        account = self.options
+        kind, colon, _ = account.to.partition(":")
+        kind = kind if colon else ""
+        needs: dict[str, tuple[tuple[str, ...], str]] = {
+            "until-verified": (_READABLE, "whose copies can be read again"),
+            "until-deleted": (_TRACED, "that shows what the user deleted"),
+        }
+        kinds, words = needs.get(account.keep, ((kind,), ""))
+        if kind in kinds:
+            return ""
+        possible = ", ".join(f"{each}:" if each else "a directory" for each in kinds)
+        return (
+            f'account.{self.name}.keep: "{account.keep}" needs a destination {words} ({possible}), '
+            f"and account.{self.name}.to is {kind}:"
+        )
+
+    def open_destination(self) -> Destination:
+        """What ``account.to`` means here.  Blocking, and not in an event loop.
+
+        Raises:
+            UnsafeArgument, ConfigurationError, PermanentFailure: it can never work as written.
+            TemporaryFailure, OSError: not now.
+        """
+        from ..collect.destinations import opening
+
+        account = self.options
+        kind, _, recipient = account.to.partition(":")
+        if kind == "maildrop":
+            return local.open_maildrop(self.config, recipient)
+        password = ""
+        if account.to_password:
+            password = secrets.fetch(account.to_password, "to_password")
+        grant = self.destination_grant
+        return opening.open_destination(
+            account.to,
+            recipient=self.recipient,
+            password=password,
+            ca_file=Path(account.to_ca_file) if account.to_ca_file else None,
+            token=(lambda renew: grant.token(renew=renew)) if account.to_oauth.provider else None,
+        )
+
+    def mistakes(self, *, strictly: bool) -> Iterator[str]:
+        """Why its destinations cannot work, or not with ``keep``: a sentence each.
+
+        Looks only, and asks no mail server.  ``strictly``: a missing user database is a mistake,
+        too, and not a disk that is away.
+        """
+        account = self.options
+        if text := self.contradiction():
+            yield text
+        destinations = {"to": account.to}
+        if account.alert.after and account.alert.to:
+            destinations["alert.to"] = account.alert.to
+        for key, to in destinations.items():
+            job = replace(self, options=replace(account, to=to))
+            if mistake := job._mistake(strictly=strictly):
+                yield f"account.{self.name}.{key}: {mistake}"
+
+    def _mistake(self, *, strictly: bool) -> str | None:
+        from ..collect.destinations.opening import look_over
+
+        account = self.options
+        kind, _, recipient = account.to.partition(":")
+        try:
+            if kind == "maildrop":
+                local.open_maildrop(self.config, recipient).close()
+            else:
+                look_over(
+                    account.to,
+                    recipient=self.recipient,
+                    password="?" if account.to_password else "",
+                    token=(lambda _: "") if account.to_oauth.provider else None,
+                )
+        except TemporaryFailure as error:
+            # Of a maildrop: a back end is down, or a disk is away, which is no mistake.
+            users = Path(self.config.auth.users)
+            is_mistake = kind != "maildrop" or (strictly and not users.exists())
+            return failures.describe(error) if is_mistake else None
+        except (RestanteError, OSError) as error:
+            return failures.describe(error)
+        return None
+
+
+def all_jobs(config: Configuration) -> list[Job]:
+    return [Job.of(config, name) for name in config.account]
+
+
+def chosen(config: Configuration, names: Sequence[str], *, everything: bool) -> list[Job]:
+    """The accounts that the command line names.
+
+    Raises:
+        UnsafeArgument: none is named, or one does not exist.
+    """
+    if everything == bool(names):
+        raise UnsafeArgument("which accounts? NAME …, or --all")
+    for name in names:
+        if name not in config.account:
+            known = ", ".join(config.account) or "none yet; next: restante account add"
+            raise UnsafeArgument(f"no account {name!r}; there are: {known}")
+    return [Job.of(config, name) for name in dict.fromkeys(names or config.account)]
+
+
+def open_ledger(config: Configuration) -> Ledger:
+    from ..collect.ledger import Ledger
+
+    return Ledger(config.state / "ledger.sqlite3")

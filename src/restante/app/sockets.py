@@ -1,0 +1,148 @@
+"""The sockets that the server listens on: systemd's, and our own for the rest."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import (
+    ExitStack,
+    contextmanager,
+)
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import Configuration, Server
+from ..errors import ConfigurationError
+from ..server.listener import Address, bind
+from . import systemd
+
+_log = logging.getLogger("restante.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class BoundSocket:
+    """Where something listens."""
+
+    scheme: str
+    """What is spoken there: ``pop3s``, ``pop3``, ``lmtp`` or ``smtp``."""
+    socket: socket.socket
+    tls_at_proxy: bool = False
+    """See ``server.tls_at_proxy``."""
+
+
+@contextmanager
+def listening(configuration: Configuration) -> Iterator[list[BoundSocket]]:
+    """A socket for each address of the configuration: systemd's where it passes one for that port,
+    else our own.
+
+    Raises:
+        ConfigurationError: an address that cannot be used, or a socket of systemd that is open to
+            more addresses than the configuration.
+    """
+    with ExitStack() as stack:
+        trusted = configuration.server.tls_at_proxy
+        places = [
+            BoundSocket(name, stack.enter_context(each), _address(name, each) in trusted)
+            for name, each in systemd.inherited()
+        ]
+        wanted = _wanted(configuration, {place.scheme for place in places})
+        for place in places:
+            _compare(place, [address for address, scheme, _ in wanted if scheme == place.scheme])
+        passed = tuple(places)
+        for address, scheme, setting in wanted:
+            if any(each.scheme == scheme and _serves(each.socket, address) for each in passed):
+                continue
+            own = stack.enter_context(bind(address, setting))
+            places.append(BoundSocket(scheme, own, str(address) in trusted))
+            if address.path:
+                stack.callback(Path(address.path).unlink, missing_ok=True)
+        yield places
+
+
+def _wanted(
+    configuration: Configuration, inherited: Collection[str]
+) -> list[tuple[Address, str, str]]:
+    """Address, scheme and setting of all that the configuration asks for.
+
+    The default of ``server.listen`` gives way where systemd passes a socket for POP3.
+    """
+    served, intake = configuration.server.listen, configuration.intake
+    if served == Server().listen and not {"pop3", "pop3s"}.isdisjoint(inherited):
+        served = ()
+    wanted = [
+        (address, address.scheme, "server.listen (--listen)")
+        for address in map(Address.parse, served)
+    ]
+    for scheme, texts in (("lmtp", intake.lmtp.listen), ("smtp", intake.smtp.listen)):
+        setting = f"intake.{scheme}.listen"
+        wanted += [(Address.parse(text), scheme, setting) for text in texts]
+    return wanted
+
+
+def _compare(place: BoundSocket, configured: Sequence[Address]) -> None:
+    """
+    Raises:
+        ConfigurationError: the inherited socket is open to more than any configured address.
+    """
+    where = _port_or_path(place.socket)
+    there = [address for address in configured if where == (address.path or address.port)]
+    if configured and isinstance(where, int):
+        host, compared = place.socket.getsockname()[0], there or configured
+        if not any(_reach(host) <= _reach(address.host) for address in compared):
+            raise ConfigurationError(
+                f"socket unit: {place.scheme} on {_name(place.socket)} is open to more than "
+                f"{', '.join(map(str, compared))}; change ListenStream= or the configuration"
+            )
+    if not there:
+        fields = {"proto": place.scheme, "listen": where}
+        _log.warning("socket not configured", extra={"fields": fields})
+
+
+def _port_or_path(listening: socket.socket) -> int | str:
+    name = listening.getsockname()
+    return name if listening.family == socket.AF_UNIX else int(name[1])
+
+
+def _reach(host: str) -> frozenset[str]:
+    """What can be connected to: all of a family, or one address."""
+    if host in ("", "::"):
+        return frozenset({"0.0.0.0", "::", "loopback"})
+    if host == "0.0.0.0":
+        return frozenset({"0.0.0.0", "loopback"})
+    return frozenset({"loopback" if Address(host=host, port=1).is_local else host})
+
+
+def _serves(listening: socket.socket, address: Address) -> bool:
+    """Whether an inherited socket serves an address of the configuration, at least a part of it:
+    the rest could not be bound."""
+    if _port_or_path(listening) != (address.path or address.port):
+        return False
+    if address.path:
+        return True
+    hosts = {listening.getsockname()[0], address.host or "::"}
+    if "::" in hosts or len(hosts) == 1:
+        return True
+    if "0.0.0.0" in hosts:
+        return not any(":" in host for host in hosts)
+    return "localhost" in hosts and all(Address(host=host, port=1).is_local for host in hosts)
+
+
+def addresses_of(places: Sequence[BoundSocket]) -> dict[str, str]:
+    found = {}
+    for place in places:
+        if place.socket.family == socket.AF_UNIX:
+            found[f"{place.scheme}_unix"] = place.socket.getsockname()
+        else:
+            found[place.scheme] = _name(place.socket)
+    return found
+
+
+def _address(scheme: str, listening: socket.socket) -> str:
+    """As ``server.listen`` writes it; empty for a Unix socket."""
+    return "" if listening.family == socket.AF_UNIX else f"{scheme}://{_name(listening)}"
+
+
+def _name(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return str(Address(host=host, port=port))

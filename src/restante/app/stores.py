@@ -1,0 +1,113 @@
+"""Users, stores and clock as the configuration asks for them, and whether they can be used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from .. import tls
+from ..auth.http import is_readable
+from ..auth.users import Users
+from ..clock import Clock
+from ..config import Configuration
+from ..errors import (
+    ConfigurationError,
+    NoMaildrop,
+)
+from ..store.maildir import MaildirStore
+from ..store.memory import MemoryStore
+from ..store.paths import Template
+from . import backends
+
+
+def look_over(found: Configuration) -> None:
+    """
+    Raises:
+        ConfigurationError: what the configuration names is not there, a line each.
+    """
+    if missing := list(_missing(found)):
+        raise ConfigurationError("\n".join(missing))
+
+
+def _missing(found: Configuration) -> Iterator[str]:
+    if found.tls.mode == "files":
+        try:
+            tls.server_context(Path(found.tls.cert), Path(found.tls.key), found.tls.min_version)
+        except ConfigurationError as error:
+            yield str(error)
+    if found.store.kind == "maildir" and not found.store.path.startswith(f"{found.state}/"):
+        try:
+            base = Path(Template(found.store.path).base)
+        except ConfigurationError as error:
+            yield f"store.path: {error}"
+        else:
+            if not base.is_dir():
+                yield f"store.path: {base} is not there; next: mkdir -p {base}"
+            elif not os.access(base, os.W_OK | os.X_OK):
+                yield f"store.path: {base} cannot be written by this user"
+    if found.tls.client_ca and not is_readable(found.tls.client_ca):
+        yield f"tls.client_ca: {found.tls.client_ca}: no certificates can be read there"
+    yield from backends.missing(found)
+
+
+def look_over_users(config: Configuration) -> None:
+    """
+    Raises:
+        ConfigurationError: some users cannot have a maildrop, a line each.
+    """
+    check_place, mistakes = backends.place_check(config), []
+    for user in users(config).list():
+        try:
+            check_place(user.account.maildrop)
+        except NoMaildrop as error:
+            mistakes.append(f"store.path: {config.store.path}: the user {user.name} {error.reason}")
+    if mistakes:
+        raise ConfigurationError("\n".join(mistakes))
+
+
+def users(found: Configuration) -> Users:
+    return Users(Path(found.auth.users), domains=backends.domains(found))
+
+
+def clock(found: Configuration) -> Clock:
+    return Clock(found.state / "clock")
+
+
+def store(found: Configuration, own: Users | None = None) -> MaildirStore | MemoryStore:
+    """``own``: our database, if it is open already, for the quota and the hold of each user."""
+    if found.store.kind == "memory":
+        return MemoryStore(hold=lambda _: found.store.hold)
+    if found.store.path == f"{found.state}/mail/%u":  # ours to make; any other may be a mount
+        for place in (found.state, found.state / "mail"):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    made = MaildirStore(found.store.path, folders=found.store.maildrop, clock=clock(found))
+    set_rules(made, found, own or users(found))
+    return made
+
+
+def set_rules(store: MaildirStore | MemoryStore, found: Configuration, users: Users) -> None:
+    """Put hold and quota in force, which each user may have of their own."""
+
+    def hold(user: str) -> float:
+        seconds = users.hold(user)
+        return found.store.hold if seconds is None else seconds
+
+    def limit(user: str) -> int:
+        octets = users.quota(user)
+        return found.store.quota if octets is None else octets
+
+    if isinstance(store, MaildirStore):
+        store.hold, store.limit = hold, limit
+    else:
+        store.hold = lambda _: found.store.hold
+
+
+def maildrop_path(config: Configuration, user: str) -> Path:
+    """The Maildir of a user, which need not exist.
+
+    Raises:
+        NoMaildrop: the user cannot have one.
+    """
+    template = Template(config.store.path)
+    return Path(template.base, *template.names(user))

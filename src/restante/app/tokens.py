@@ -1,0 +1,132 @@
+"""OAuth 2 for accounts: a grant to read the account, and one to store mail at its destination."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ..config import Configuration, OAuth
+from ..errors import ConfigurationError, ConsentNeeded
+from . import secrets
+
+if TYPE_CHECKING:
+    from ..collect.oauth.flow import Application, Provider
+    from ..collect.oauth.sealed import Tokenfile
+
+_SOON = 14 * 86_400.0  # seconds before its end in which a user is asked to sign in again
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a user allows restante at a provider."""
+
+    config: Configuration
+    account: str
+    """The account's name."""
+    user: str
+    options: OAuth
+    is_destination: bool = False
+    """For where mail goes (``to_oauth``), not for where it comes from (``oauth``)."""
+
+    @property
+    def key(self) -> str:
+        """The section of the configuration, such as ``account.isp.oauth``."""
+        return f"account.{self.account}.{'to_' * self.is_destination}oauth"
+
+    @property
+    def command(self) -> str:
+        """What signs in again."""
+        return f"restante account auth {self.account}{' --to' * self.is_destination}"
+
+    def file(self) -> Tokenfile:
+        """Where its tokens are stored."""
+        return token_file(self.config, self.account, is_destination=self.is_destination)
+
+    def application(self) -> Application:
+        """
+        Raises:
+            ConfigurationError: an option is missing.
+        """
+        from ..collect.oauth.flow import Application
+        from ..collect.oauth.web import check
+
+        if not self.options.client_id:
+            raise ConfigurationError(f"{self.key}.client_id: is missing")
+        provider = self._provider()
+        for url in (provider.authorize, provider.token, provider.device):
+            if url:
+                check(url)
+        if not provider.token:
+            raise ConfigurationError(f"{self.key}.token_url: is missing")
+        secret = ""
+        if self.options.client_secret:
+            secret = secrets.fetch(self.options.client_secret, f"{self.key}.client_secret")
+        return Application(provider, self.options.client_id, secret)
+
+    def _provider(self) -> Provider:
+        from ..collect.oauth import flow
+
+        options = self.options
+        match options.provider:
+            case "google":
+                provider = flow.GOOGLE
+            case "microsoft":
+                provider = flow.microsoft(options.tenant)
+            case _:
+                # OpenID Connect Core §11: without it a second consent gives no refresh token.
+                extra = (("prompt", "consent"),) if "offline_access" in options.scopes else ()
+                urls = (options.authorize_url, options.token_url, options.device_url)
+                provider = flow.Provider(*urls, (), extra=extra)
+        if options.scopes:
+            provider = replace(provider, scopes=options.scopes, app_scopes=options.scopes)
+        return provider
+
+    def token(self, *, renew: bool = False) -> str:
+        """An access token for one login.  Blocking; see ``collect.oauth.web.access_token``.
+
+        Raises:
+            ConsentNeeded: the user must sign in again.
+        """
+        from ..collect.oauth.web import access_token
+
+        is_service = self.options.flow == "client"
+        try:
+            return access_token(self.application(), self.file(), is_service=is_service, renew=renew)
+        except ConsentNeeded as error:
+            raise ConsentNeeded(self.with_command(str(error))) from error
+
+    async def fresh(self, *, renew: bool = False) -> str:
+        """The same, from an event loop."""
+        return await asyncio.to_thread(partial(self.token, renew=renew))
+
+    def with_command(self, text: str) -> str:
+        """The text of an error, which does not know the account's name, with it."""
+        return text.replace("restante account auth NAME", self.command)
+
+    def ends(self) -> float | None:
+        """When the consent ends, in seconds since the epoch, if the provider says so."""
+        tokens = self.file().get()
+        return tokens.refresh_expires_at if tokens is not None else None
+
+    def ends_soon(self) -> float | None:
+        """The same, if that is soon and still to come."""
+        end = self.ends()
+        return end if end is not None and 0 < end - time.time() < _SOON else None
+
+    def is_late(self) -> bool:
+        """Whether it ends soon or has ended."""
+        end = self.ends()
+        return end is not None and end - time.time() < _SOON
+
+
+def token_file(config: Configuration, account: str, *, is_destination: bool = False) -> Tokenfile:
+    """Where tokens are stored, sealed for this account or its destination."""
+    from ..collect.oauth.sealed import Tokenfile, key_in
+
+    folder = config.state / "tokens"
+    key = config.collect.key
+    fetch = partial(secrets.fetch, key, "collect.key") if key else None
+    return Tokenfile(folder, account + ".to" * is_destination, key_in(folder / "key", fetch))

@@ -1,0 +1,133 @@
+"""How a user agrees to OAuth 2 for an account: in a browser, on another device, or by pasting."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import webbrowser
+from getpass import getpass
+from typing import TYPE_CHECKING
+
+from ..config import OAuth
+from ..errors import UnsafeArgument
+from ..log import printable
+from . import common
+
+if TYPE_CHECKING:
+    from ..app.tokens import Grant
+    from ..collect.oauth.flow import Application, Tokens
+
+
+def add_flows(action: argparse.ArgumentParser) -> None:
+    """Options that say how somebody agrees."""
+    flows = action.add_mutually_exclusive_group()
+    for flow, name, text in (
+        ("browser", "--browser", "sign in in a browser on this machine"),
+        ("paste", "--paste", "in a browser anywhere, and paste the address where it ends here"),
+        ("device", "--device", "on a telephone or elsewhere, by entering a code"),
+        ("client", "--client-credentials", "nobody signs in: the application's secret is enough"),
+    ):
+        flows.add_argument(name, dest="flow", action="store_const", const=flow, help=text)
+
+
+def agree(grant: Grant, flow: str) -> Tokens:
+    """The user signs in; the tokens are on disk on return.
+
+    Raises:
+        ConsentNeeded: the user did not, or is another one.
+    """
+    flow = _flow(flow, grant.options)
+    tokens = _ask(grant.application(), grant.user, flow)
+    if flow != "client" and not tokens.refresh:
+        common.say("the provider gave no refresh token, so this lasts for an hour or so only")
+    if tokens.user and tokens.user.lower() != grant.user.lower():
+        common.say(printable(f"signed in as {tokens.user}; the account's user is {grant.user}"))
+    file = grant.file()
+    with file.alone():
+        file.put(tokens)
+    return tokens
+
+
+def _flow(asked: str, options: OAuth) -> str:
+    chosen = asked or options.flow
+    if chosen != "auto":
+        return chosen
+    has_browser = options.provider == "google" or bool(options.authorize_url)
+    if not has_browser:
+        return "device"
+    return "browser" if _has_screen() else "paste"
+
+
+def _has_screen() -> bool:
+    is_window = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return is_window or sys.platform == "darwin"
+
+
+def _ask(app: Application, user: str, flow: str) -> Tokens:
+    from ..collect.oauth import web
+
+    match flow:
+        case "browser":
+            return web.by_browser(app, user, _open)
+        case "paste":
+            return web.by_pasting(app, user, _show, _pasted)
+        case "device":
+            return web.by_device(app, _enter)
+        case "client":
+            return web.by_itself(app)
+    raise UnsafeArgument(f"no such flow: {flow}")
+
+
+def _open(url: str) -> None:
+    common.say(f"Open this address in a browser on this machine, and sign in:\n\n{url}\n")
+    if _has_screen():
+        webbrowser.open(url)
+
+
+def _show(url: str) -> None:
+    common.say(
+        f"Open this address in a browser anywhere, and sign in:\n\n{url}\n\n"
+        "The last page cannot be shown; copy its address from the browser and paste it here."
+    )
+
+
+def _pasted() -> str:
+    """Not shown: it holds a code."""
+    return getpass("Address: ") if sys.stdin.isatty() else sys.stdin.readline()
+
+
+def _enter(address: str, user_code: str) -> None:
+    common.say(f"Open {address} on any device, and enter {user_code}")
+
+
+def state(grant: Grant) -> str:
+    """Whether the user has signed in, and how long that lasts."""
+    tokens = grant.file().get()
+    if grant.options.flow == "client":
+        return "by the application's secret" + _failure(grant)
+    if tokens is None:
+        return f"nobody has agreed; next: {grant.command}"
+    since = f"agreed {_day(tokens.agreed_at)}"
+    if tokens.user:
+        since += f" by {printable(tokens.user)}"
+    since += _failure(grant)
+    end = tokens.refresh_expires_at
+    if end is None:
+        return since
+    if end < time.time():
+        return f"{since}, run out {_day(end)}; next: {grant.command}"
+    return f"{since}, until {_day(end)}" + (f"; next: {grant.command}" if grant.is_late() else "")
+
+
+def _failure(grant: Grant) -> str:
+    failure = grant.file().failure()
+    if failure is None:
+        return ""
+    at, text = failure
+    return f", not renewed {_day(at)}: {printable(grant.with_command(text))}"
+
+
+def _day(at: float) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(at))
