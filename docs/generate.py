@@ -413,13 +413,13 @@ def _doc(thing: Any) -> str:
 
 
 def _text(docstring: str) -> str:
-    """A docstring as Markdown; what it raises as a list."""
+    """A docstring as Markdown; arguments and exceptions as lists."""
     lines = []
     for line in docstring.replace("``", "`").splitlines():
         name, _, rest = line.strip().partition(": ")
         raised = line.startswith("    ") and name.isidentifier()
         lines.append(f"- `{name}`: {rest}" if raised else line.strip())
-        if line.startswith("Raises:"):
+        if line.startswith(("Args:", "Raises:")):
             lines.append("")
     return "\n".join(lines)
 

@@ -8,9 +8,9 @@ TYPE_CHECKING = False  # importing typing takes longer than all of this
 if TYPE_CHECKING:
     from typing import Any
 
-    from .client.asynchronous import Body, Client, connect
+    from .client.asynchronous import Body, Client, PendingClient, connect
     from .client.blocking import BlockingBody, BlockingClient, connect_blocking
-    from .client.discovery import discover, discover_blocking
+    from .client.discovery import Resolver, discover, discover_blocking
     from .client.remote import TLS, Options, Service
     from .errors import (
         BodySkipped,
@@ -50,8 +50,10 @@ _HOMES = {
     "Message": "pop3.listing",
     "MessageTooLarge": "errors",
     "Options": "client.remote",
+    "PendingClient": "client.asynchronous",
     "ProtocolBroken": "errors",
     "Quirks": "pop3.quirks",
+    "Resolver": "client.discovery",
     "RestanteError": "errors",
     "Service": "client.remote",
     "StaleMessage": "errors",
@@ -82,8 +84,10 @@ __all__ = [
     "Message",
     "MessageTooLarge",
     "Options",
+    "PendingClient",
     "ProtocolBroken",
     "Quirks",
+    "Resolver",
     "RestanteError",
     "Service",
     "StaleMessage",

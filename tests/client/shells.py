@@ -102,15 +102,14 @@ async def opened(kind: str, where: Any, **options: Any) -> AsyncIterator[Held]:
         async with connect(where, **options) as client:
             yield Held(client)
         return
-    block = connect_blocking(where, **options)
-    found = await asyncio.to_thread(block.__enter__)
+    blocking = await asyncio.to_thread(connect_blocking, where, **options)
     try:
-        yield Held(found)
+        yield Held(blocking)
     except BaseException as error:
-        if not await asyncio.to_thread(block.__exit__, type(error), error, None):
-            raise
+        await asyncio.to_thread(blocking.__exit__, type(error), error, None)
+        raise
     else:
-        await asyncio.to_thread(block.__exit__, None, None, None)
+        await asyncio.to_thread(blocking.__exit__, None, None, None)
 
 
 class Peer:

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+import warnings
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from email.message import EmailMessage
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar, Unpack, cast
+from types import TracebackType
+from typing import Any, TypeVar, cast
 
 from ..errors import (
     BodySkipped,
@@ -27,9 +37,21 @@ from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure, Retrieval
 from ..pop3.listing import Message
 from ..pop3.quirks import Quirks
 from ..pop3.record import Record
+from ..sasl import Strength
 from ..threads import in_thread
 from .connecting import Limits, reach
-from .remote import SILENCE, TLS, Options, Remote, Service, binding, explain, speaks_tls
+from .remote import (
+    SILENCE,
+    TLS,
+    Options,
+    Remote,
+    Service,
+    StrPath,
+    TokenSource,
+    binding,
+    explain,
+    speaks_tls,
+)
 from .sinks import AT_ONCE, Gathering, Parsing, Saving
 
 T = TypeVar("T")
@@ -135,16 +157,44 @@ class Body:
 
 
 class Client:
-    """A session in the TRANSACTION state; ``connect`` makes it.  For one task at a time."""
+    """A POP3 session, logged in; made by ``connect``.  For one task at a time.
+
+    As an asynchronous context manager it sends QUIT when the block ends normally, and drops the
+    connection, so that no message is removed, after an exception.
+    """
+
+    _stream: _Stream | None = None  # None: there is no session
 
     def __init__(self, remote: Remote, limits: Limits, record: Record) -> None:
         self._remote = remote
         self._context = remote.context()
         self._limits = limits
         self._dialogue = Dialogue(record, remote.quirks)
-        self._stream: _Stream | None = None  # None: there is no session
         self._loss: BaseException | None = None  # what ended the last one
         self._is_busy = False
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                await self._leave()
+        finally:
+            self.abort()
+
+    def __del__(self) -> None:
+        """Also drops the connection, so that the server does not keep the maildrop locked."""
+        if self._stream is not None:
+            with suppress(RuntimeError):  # the loop is closed, and the connection with it
+                self._stream.loop.call_soon_threadsafe(self._stream.transport.abort)
+            what = f"POP3 session with {self._remote.host} was not ended; call quit() or abort()"
+            warnings.warn(what, ResourceWarning, source=self, stacklevel=1)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -422,6 +472,21 @@ class Client:
             return self._dialogue.lost(self._limits.what_is_over, DeadlineExceeded)
         return explain(error, self._remote.host, self._remote.tls)
 
+    @asynccontextmanager
+    async def _before_deadline(self) -> AsyncIterator[None]:
+        """Interrupt what this task does when the deadline passes.
+
+        Raises:
+            DeadlineExceeded: it has.
+        """
+        try:
+            async with asyncio.timeout(self._limits.deadline) as total:
+                yield
+        except TimeoutError as error:
+            if isinstance(error, DeadlineExceeded) or not total.expired():
+                raise
+            raise self._dialogue.lost(self._limits.what_is_over, DeadlineExceeded) from error
+
     def _next_wait(self) -> float | None:
         """
         Raises:
@@ -514,6 +579,7 @@ class _Stream(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport
+        self.loop = asyncio.get_running_loop()
         self._octets = bytearray()
         self._arrived = asyncio.Event()
         self._error: Exception | None = None
@@ -567,48 +633,144 @@ class _Stream(asyncio.Protocol):
         self.transport = transport
 
 
-@asynccontextmanager
-async def connect(
+def connect(
     where: str | Service,
     *,
+    user: str | None = None,
+    password: str | None = None,
+    token: TokenSource | None = None,
+    certificate: StrPath | tuple[StrPath, StrPath] | None = None,
+    mechanism: str | None = None,
+    strength: Strength | None = None,
+    tls: TLS | None = None,
+    port: int | None = None,
+    ca_file: StrPath | None = None,
+    quirks: Quirks | str | None = None,
+    context: ssl.SSLContext | None = None,
     timeout: float | None = 60.0,
     deadline: float | None = None,
     record: Callable[[str], None] | None = None,
-    **options: Unpack[Options],
-) -> AsyncIterator[Client]:
-    """Connect, secure, log in; QUIT when the block ends normally.
+) -> PendingClient:
+    """Connect to a POP3 server, secure the connection with TLS, and log in.
 
-    An exception inside the block drops the connection without QUIT, so nothing is removed.
-    ``where`` is ``pop3s://user@host``, ``pop3://user@host`` (with STLS), a host, or
-    what ``discover`` found.  ``timeout`` is for each wait, ``deadline`` for all of it, both in
-    seconds; None means no limit.  At the deadline the task that has entered the block is
-    interrupted, wherever it waits; another task only in a command, or at its next one.
-    ``record`` is given, line by line, what both sides say, without passwords and without the
-    contents of messages.
+    Enter the result with ``async with``: when the block ends normally, QUIT is sent and the server
+    removes the messages that were deleted; after an exception the connection is dropped without
+    QUIT and no message is removed.  Or await it and call ``quit`` yourself.
 
-    The strongest mechanism is taken that both sides know, and no other after a failure.
+    The strongest login that both sides support is used, and no weaker one after a failure.
+
+    Args:
+        where: ``pop3s://user@host`` for TLS from the first octet, ``pop3://user@host`` for STLS, a
+            host name, or a ``Service`` that ``discover`` has found.  A URL may have a password and
+            a port; in user and password ":", "/", "?", "#" and "%" must be percent-encoded.
+        user: User name, in place of the URL's.
+        password: Password, in place of the URL's; better from a file or a keyring than in a URL.
+        token: OAuth 2 bearer token instead of a password, or a function that returns a fresh one
+            for each login; it may be a coroutine function.
+        certificate: Client certificate and its key: one PEM file, or a pair of them.  Without a
+            password and a token it is used to log in (EXTERNAL).
+        mechanism: SASL mechanism, ``USER`` or ``APOP``, used instead of the strongest one that both
+            sides support.
+        strength: Weakest login to accept; by default ``Strength.SECRET``.
+        tls: When TLS starts, in place of what the URL says.
+        port: Port, in place of the URL's; by default 995, or 110 with STLS.
+        ca_file: PEM file with the certificates to trust instead of the system's.
+        quirks: How this server deviates from the protocol: a ``Quirks``, or the name of a preset;
+            by default what is known about servers of that host name.
+        context: SSL context to use instead of ``ca_file`` and ``certificate``.
+        timeout: Seconds for each wait: look-up and connection, TLS handshake, each answer.  None:
+            no limit.
+        deadline: Seconds for the whole session.  When it has passed, the task that has entered the
+            block is interrupted wherever it waits, and any other task in a command or at its next
+            one.  None: no limit.
+        record: Called with each line that client and server say, without passwords and without the
+            contents of messages.
 
     Raises:
-        TLSUnavailable: no connection that is safe; no credential was sent.
-        LoginFailed: refused (``code`` tells whether for the credentials), or not strong enough.
-        ConnectionLost: with the number of deletions that were lost by it; at the end of the block
-            also for a loss that the block itself has not let out.
-        CommandFailed: at the end: the server could not remove what was deleted (``command`` is
-            QUIT), or it has removed that but had refused to mark another message (DELE).
-        UnsafeArgument: what was asked for makes no sense; nothing was sent.
-        TypeError: an option that does not exist, or of another type.
+        TLSUnavailable: no safe connection is possible; no credential was sent.
+        LoginFailed: the login was refused (``code`` is "AUTH" if the credentials were), or would be
+            weaker than ``strength``.
+        CannotConnect: the host is unknown, unreachable, or refuses the connection.
+        ConnectionLost: the connection ended too early; ``lost_deletions`` messages were not
+            removed.  Also at the end of the block, if the block itself has ignored that.
+        DeadlineExceeded: ``timeout`` or ``deadline`` has passed.
+        CommandFailed: the server refuses the connection, or at the end of the block: QUIT failed to
+            remove some messages (``command`` is "QUIT"), or it removed them but had refused to mark
+            another one ("DELE").
+        ConfigurationError: a file of certificates cannot be used.
+        UnsafeArgument: arguments that make no sense, such as a malformed URL; nothing was sent.
+        TypeError: an argument of the wrong type.
     """
-    remote, limits = Remote.parse(where, **options), Limits(timeout, deadline)
-    client = Client(remote, limits, Record(record))
-    try:
-        async with asyncio.timeout(deadline) as total:
-            try:
-                await client._enter()
+    options: Options = {
+        "user": user,
+        "password": password,
+        "token": token,
+        "certificate": certificate,
+        "mechanism": mechanism,
+        "strength": strength,
+        "tls": tls,
+        "port": port,
+        "ca_file": ca_file,
+        "quirks": quirks,
+        "context": context,
+    }
+    return PendingClient(Remote.parse(where, **options), Limits(timeout, deadline), Record(record))
+
+
+class PendingClient(Awaitable["Client"], AbstractAsyncContextManager["Client"]):
+    """What ``connect`` returns: enter it with ``async with``, or await it, once.
+
+    Nothing is sent before that, and the deadline counts from then on.
+    """
+
+    def __init__(self, remote: Remote, limits: Limits, record: Record) -> None:
+        self._remote = remote
+        self._limits = limits
+        self._record = record
+        self._is_used = False
+        self._block: AbstractAsyncContextManager[Client] | None = None
+
+    def __await__(self) -> Generator[Any, None, Client]:
+        return self._opened().__await__()
+
+    async def __aenter__(self) -> Client:
+        self._block = self._entered()
+        return await self._block.__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        assert self._block is not None
+        return await self._block.__aexit__(kind, error, trace)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_is_used", True):
+            warnings.warn("connect() was neither entered nor awaited", RuntimeWarning, stacklevel=1)
+
+    async def _opened(self) -> Client:
+        client = self._client()
+        async with client._before_deadline():
+            await client._enter()
+        return client
+
+    @asynccontextmanager
+    async def _entered(self) -> AsyncIterator[Client]:
+        client = self._client()
+        async with client._before_deadline():
+            await client._enter()
+            async with client:
                 yield client
-                await client._leave()
-            finally:
-                client.abort()
-    except TimeoutError as error:
-        if isinstance(error, DeadlineExceeded) or not total.expired():
-            raise
-        raise client._dialogue.lost(limits.what_is_over, DeadlineExceeded) from error
+
+    def _client(self) -> Client:
+        """
+        Raises:
+            RuntimeError: it was used already.
+        """
+        if self._is_used:
+            raise RuntimeError("a session of connect() can be begun once; call connect() again")
+        self._is_used = True
+        limits = Limits(self._limits.timeout, self._limits.deadline)  # from now on
+        return Client(self._remote, limits, self._record)

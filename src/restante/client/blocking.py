@@ -9,13 +9,15 @@ import inspect
 import socket
 import ssl
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from email.message import EmailMessage
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar, Unpack, cast
+from types import TracebackType
+from typing import TypeVar, cast
 
 from ..errors import (
     BodySkipped,
@@ -28,9 +30,21 @@ from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure, Retrieval
 from ..pop3.listing import Message
 from ..pop3.quirks import Quirks
 from ..pop3.record import Record
+from ..sasl import Strength
 from .asynchronous import Progress
 from .connecting import Limits, reach_blocking
-from .remote import SILENCE, TLS, Options, Remote, Service, binding, explain, speaks_tls
+from .remote import (
+    SILENCE,
+    TLS,
+    Options,
+    Remote,
+    Service,
+    StrPath,
+    TokenSource,
+    binding,
+    explain,
+    speaks_tls,
+)
 from .sinks import Gathering, Parsing, Saving
 
 T = TypeVar("T")
@@ -114,19 +128,44 @@ class BlockingBody:
 
 
 class BlockingClient:
-    """A session in the TRANSACTION state; ``connect_blocking`` makes it.  For one thread at a time.
+    """A POP3 session, logged in; made by ``connect_blocking``.  For one thread at a time.
 
-    Only ``abort`` may be called while another thread is at work in it.
+    As a context manager it sends QUIT when the block ends normally, and drops the connection, so
+    that no message is removed, after an exception.  Only ``abort`` may be called while another
+    thread is at work in it.
     """
+
+    _socket: socket.socket | None = None  # None: there is no session
 
     def __init__(self, remote: Remote, limits: Limits, record: Record) -> None:
         self._remote = remote
         self._context = remote.context()
         self._limits = limits
         self._dialogue = Dialogue(record, remote.quirks)
-        self._socket: socket.socket | None = None  # None: there is no session
         self._loss: BaseException | None = None  # what ended the last one
         self._busy = threading.Lock()  # held by the thread that is at work
+
+    def __enter__(self) -> BlockingClient:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._leave()
+        finally:
+            self.abort()
+
+    def __del__(self) -> None:
+        """Also drops the connection, so that the server does not keep the maildrop locked."""
+        if self._socket is not None:
+            self._drop()
+            what = f"POP3 session with {self._remote.host} was not ended; call quit() or abort()"
+            warnings.warn(what, ResourceWarning, source=self, stacklevel=1)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -448,25 +487,88 @@ class BlockingClient:
         return octets
 
 
-@contextmanager
 def connect_blocking(
     where: str | Service,
     *,
+    user: str | None = None,
+    password: str | None = None,
+    token: TokenSource | None = None,
+    certificate: StrPath | tuple[StrPath, StrPath] | None = None,
+    mechanism: str | None = None,
+    strength: Strength | None = None,
+    tls: TLS | None = None,
+    port: int | None = None,
+    ca_file: StrPath | None = None,
+    quirks: Quirks | str | None = None,
+    context: ssl.SSLContext | None = None,
     timeout: float | None = 60.0,
     deadline: float | None = None,
     record: Callable[[str], None] | None = None,
-    **options: Unpack[Options],
-) -> Iterator[BlockingClient]:
-    """Connect, secure, log in; QUIT when the block ends normally.  See ``restante.connect``.
+) -> BlockingClient:
+    """Connect to a POP3 server, secure the connection with TLS, and log in; without asyncio.
 
-    No deadline can interrupt what the block itself does: it ends the command that waits then, or
-    the next one.
+    Use the result in a ``with`` block: when the block ends normally, QUIT is sent and the server
+    removes the messages that were deleted; after an exception the connection is dropped without
+    QUIT and no message is removed.  Or call ``quit`` yourself.
+
+    The strongest login that both sides support is used, and no weaker one after a failure.
+
+    Args:
+        where: ``pop3s://user@host`` for TLS from the first octet, ``pop3://user@host`` for STLS, a
+            host name, or a ``Service`` that ``discover_blocking`` has found.  A URL may have a
+            password and a port; in user and password ":", "/", "?", "#" and "%" must be
+            percent-encoded.
+        user: User name, in place of the URL's.
+        password: Password, in place of the URL's; better from a file or a keyring than in a URL.
+        token: OAuth 2 bearer token instead of a password, or a function that returns a fresh one
+            for each login.
+        certificate: Client certificate and its key: one PEM file, or a pair of them.  Without a
+            password and a token it is used to log in (EXTERNAL).
+        mechanism: SASL mechanism, ``USER`` or ``APOP``, used instead of the strongest one that both
+            sides support.
+        strength: Weakest login to accept; by default ``Strength.SECRET``.
+        tls: When TLS starts, in place of what the URL says.
+        port: Port, in place of the URL's; by default 995, or 110 with STLS.
+        ca_file: PEM file with the certificates to trust instead of the system's.
+        quirks: How this server deviates from the protocol: a ``Quirks``, or the name of a preset;
+            by default what is known about servers of that host name.
+        context: SSL context to use instead of ``ca_file`` and ``certificate``.
+        timeout: Seconds for each wait: look-up and connection, TLS handshake, each answer.  None:
+            no limit.
+        deadline: Seconds for the whole session, counted from this call.  When it has passed, the
+            command that waits ends, or the next one; nothing else is interrupted.  None: no limit.
+        record: Called with each line that client and server say, without passwords and without the
+            contents of messages.
+
+    Raises:
+        TLSUnavailable: no safe connection is possible; no credential was sent.
+        LoginFailed: the login was refused (``code`` is "AUTH" if the credentials were), or would be
+            weaker than ``strength``.
+        CannotConnect: the host is unknown, unreachable, or refuses the connection.
+        ConnectionLost: the connection ended too early; ``lost_deletions`` messages were not
+            removed.  Also at the end of the block, if the block itself has ignored that.
+        DeadlineExceeded: ``timeout`` or ``deadline`` has passed.
+        CommandFailed: the server refuses the connection, or at the end of the block: QUIT failed to
+            remove some messages (``command`` is "QUIT"), or it removed them but had refused to mark
+            another one ("DELE").
+        ConfigurationError: a file of certificates cannot be used.
+        UnsafeArgument: arguments that make no sense, such as a malformed URL; nothing was sent.
+        TypeError: an argument of the wrong type.
     """
+    options: Options = {
+        "user": user,
+        "password": password,
+        "token": token,
+        "certificate": certificate,
+        "mechanism": mechanism,
+        "strength": strength,
+        "tls": tls,
+        "port": port,
+        "ca_file": ca_file,
+        "quirks": quirks,
+        "context": context,
+    }
     remote = Remote.parse(where, **options)
     client = BlockingClient(remote, Limits(timeout, deadline), Record(record))
-    try:
-        client._enter()
-        yield client
-        client._leave()
-    finally:
-        client.abort()
+    client._enter()
+    return client

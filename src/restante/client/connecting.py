@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from typing import SupportsFloat, SupportsIndex
 
 from ..errors import UnsafeArgument
 
@@ -49,10 +50,12 @@ class Limits:
         for name, seconds in (("timeout", self.timeout), ("deadline", self.deadline)):
             if seconds is None:
                 continue
-            if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-                raise TypeError(f"{name}: a number of seconds is needed, or None")
-            if math.isnan(seconds) or seconds <= 0:
+            if isinstance(seconds, bool) or not isinstance(seconds, SupportsFloat | SupportsIndex):
+                raise TypeError(f"{name} must be a number of seconds, or None")
+            value = float(seconds)  # of a Decimal, for example
+            if math.isnan(value) or value <= 0:
                 raise UnsafeArgument(f"{name} must be above 0 seconds, or None")
+            object.__setattr__(self, name, value)
 
     @property
     def is_over(self) -> bool:

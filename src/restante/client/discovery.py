@@ -13,15 +13,22 @@ import asyncio
 import random
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ..errors import ConfigurationError, ConnectionLost, DeadlineExceeded, UnsafeArgument
 from .remote import TLS, Service
 
-if TYPE_CHECKING:
-    from dns.resolver import Resolver
-
 _LABELS = (("_pop3s._tcp", TLS.IMPLICIT), ("_pop3._tcp", TLS.STARTTLS))
+
+
+class Resolver(Protocol):
+    """Answers DNS queries: a ``dns.resolver.Resolver`` of dnspython, or a test's own."""
+
+    def resolve(self, qname: str, rdtype: str, *, lifetime: float | None = None) -> Iterable[Any]:
+        """The records of one type, such as "SRV"; ``lifetime`` is in seconds.
+
+        Raises the exceptions of dnspython.
+        """
 
 
 class Target(NamedTuple):
@@ -36,15 +43,22 @@ class Target(NamedTuple):
 def discover_blocking(
     address: str, *, timeout: float = 10.0, resolver: Resolver | None = None
 ) -> list[Service]:
-    """The servers for a mail address or a domain, the one to try first at the beginning.
+    """Find the POP3 servers of a mail address or a domain by its SRV records (RFC 6186).
 
-    Empty: the domain announces none.  Those with TLS from the first octet come before the others,
-    whatever their priorities (RFC 8314 §5.1).  ``timeout`` is in seconds, for each of two queries.
+    Returns them in the order in which to try them: those with TLS from the first octet before the
+    others, whatever their priorities (RFC 8314 §5.1).  An empty list means that the domain
+    announces no server.
+
+    Args:
+        address: A mail address or a domain.
+        timeout: Seconds for each of two queries.
+        resolver: Resolver to ask instead of the system's.
 
     Raises:
-        UnsafeArgument: no address and no domain.
-        DeadlineExceeded, ConnectionLost: the DNS gave no answer; that is not "none".
-        ConfigurationError: the extra ``srv`` is not installed.
+        UnsafeArgument: neither an address nor a domain.
+        DeadlineExceeded: the DNS did not answer in time.
+        ConnectionLost: the DNS failed to answer, which does not mean that there is no server.
+        ConfigurationError: dnspython, the extra ``srv``, is not installed.
     """
     user = address if "@" in address else ""
     try:
@@ -63,7 +77,23 @@ def discover_blocking(
 async def discover(
     address: str, *, timeout: float = 10.0, resolver: Resolver | None = None
 ) -> list[Service]:
-    """See ``discover_blocking``."""
+    """Find the POP3 servers of a mail address or a domain by its SRV records (RFC 6186).
+
+    Returns them in the order in which to try them: those with TLS from the first octet before the
+    others, whatever their priorities (RFC 8314 §5.1).  An empty list means that the domain
+    announces no server.
+
+    Args:
+        address: A mail address or a domain.
+        timeout: Seconds for each of two queries.
+        resolver: Resolver to ask instead of the system's.
+
+    Raises:
+        UnsafeArgument: neither an address nor a domain.
+        DeadlineExceeded: the DNS did not answer in time.
+        ConnectionLost: the DNS failed to answer, which does not mean that there is no server.
+        ConfigurationError: dnspython, the extra ``srv``, is not installed.
+    """
     return await asyncio.to_thread(discover_blocking, address, timeout=timeout, resolver=resolver)
 
 

@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from ipaddress import ip_address
+from operator import index
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, SupportsIndex, TypedDict, Unpack
 from urllib.parse import unquote_to_bytes
 
 from .. import tls as contexts
@@ -19,6 +20,7 @@ from ..pop3.quirks import PRESETS, Quirks, by_host
 from ..sasl import Login, Strength
 from .connecting import reach_blocking
 
+StrPath = str | os.PathLike[str]
 TokenSource = str | Callable[[], str | Awaitable[str]]
 """An OAuth 2 bearer token, or what gives a fresh one for each login."""
 
@@ -62,33 +64,23 @@ class Service:
 
 
 class Options(TypedDict, total=False):
-    """What ``connect`` is told besides the URL, and wins over it."""
+    """The keyword arguments of ``connect`` that describe the server and the login.
 
-    user: str
-    """Whose maildrop; a URL spells it percent-encoded."""
-    password: str
-    """Better from a file or a keyring than in a URL."""
-    token: TokenSource
-    """An OAuth 2 bearer token instead of the password, or what gives a fresh one for each login:
-    a function, for asyncio perhaps a coroutine function."""
-    certificate: Path | tuple[Path, Path]
-    """Our certificate and its key, in two PEM files or in one.  Without password and token it
-    logs in, by EXTERNAL."""
-    mechanism: str
-    """A SASL mechanism, ``USER`` or ``APOP`` that is taken instead of the strongest one."""
-    strength: Strength
-    """What the login must withstand at least."""
+    For functions that pass them on: ``def fetch(url: str, **options: Unpack[Options])``.  See
+    ``connect`` for the meaning of each; None always stands for the default.
+    """
+
+    user: str | None
+    password: str | None
+    token: TokenSource | None
+    certificate: StrPath | tuple[StrPath, StrPath] | None
+    mechanism: str | None
+    strength: Strength | None
     tls: TLS | None
-    """By default what the URL says, and TLS first where there is no URL."""
-    port: int
-    """By default 995 with TLS first, otherwise 110."""
-    ca_file: Path | None
-    """The certificates to trust, PEM, instead of the system's."""
-    quirks: Quirks | str
-    """What this server does otherwise than others: a value, or the name of a preset.  By default
-    what is known of servers of that host's name."""
+    port: int | None
+    ca_file: StrPath | None
+    quirks: Quirks | str | None
     context: ssl.SSLContext | None
-    """Instead of ``ca_file`` and ``certificate``, for all that Python can do."""
 
 
 _PORTS = {TLS.IMPLICIT: 995, TLS.STARTTLS: 110, TLS.NONE: 110}
@@ -119,7 +111,7 @@ _KINDS: Mapping[str, tuple[Any, ...]] = {
     "certificate": (*_PATH, tuple),
     "mechanism": (str,),
     "tls": (TLS,),
-    "port": (int,),
+    "port": (SupportsIndex,),
     "ca_file": _PATH,
     "quirks": (Quirks, str),
     "context": (ssl.SSLContext,),
@@ -154,7 +146,7 @@ class Remote:
         host, port, scheme, url_login = split(where)
         chosen = options.get("tls") or scheme
         if (chosen_port := options.get("port")) is not None:
-            port = chosen_port
+            port = index(chosen_port)
         token = options.get("token") or ""
         login = replace(
             url_login,
@@ -212,7 +204,8 @@ class Remote:
         given = self.options.get("context")
         if given is not None:
             return given
-        context = contexts.client_context(self.options.get("ca_file"))
+        ca_file = self.options.get("ca_file")
+        context = contexts.client_context(None if ca_file is None else Path(ca_file))
         context.check_hostname = self.service is None  # otherwise ``check_name`` does it
         own = self.options.get("certificate")
         if own is not None:
@@ -266,7 +259,7 @@ def _check_options(options: Options) -> None:
     for name, value in given.items():
         if name not in Options.__annotations__:
             known = ", ".join(Options.__annotations__)
-            raise TypeError(f"connect() has no option {name!r}; there are timeout, {known}")
+            raise TypeError(f"no such option: {name!r}; the options are {known}")
         if value is None:
             continue
         if name == "strength":
@@ -274,7 +267,7 @@ def _check_options(options: Options) -> None:
         else:
             is_right = isinstance(value, _KINDS[name]) and not isinstance(value, bool)
         if not is_right:
-            raise TypeError(f"connect(): {name} cannot be of the type {type(value).__name__}")
+            raise TypeError(f"{name} cannot be of the type {type(value).__name__}")
 
 
 def split(where: str | Service) -> tuple[str, int | None, TLS, Login]:
