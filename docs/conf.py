@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from os.path import relpath
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
 import restante
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from screenshot import Demo
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -84,4 +89,5 @@ def set_language(
 
 def setup(app: Sphinx) -> None:
     app.connect("html-page-context", set_language)
+    app.add_directive("demo", Demo)
     app.connect("build-finished", write_forwards)

@@ -1,0 +1,32 @@
+"""The directive ``{demo}``: the output of ``restante demo``, run at each build to stay true."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+
+COMMAND = "restante demo"
+
+
+def screenshot() -> str:
+    """The prompt, the command and its output without what differs from run to run."""
+    command = [sys.executable, "-m", *COMMAND.split()]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    lines = [
+        line for line in output.splitlines() if not re.search("fingerprint|[0-9A-F]{4} ", line)
+    ]
+    # On a loopback address any free port is taken.
+    text = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1", "\n".join(lines))
+    return f"$ {COMMAND}\n{text}"
+
+
+class Demo(Directive):
+    """A text screenshot, as a block that cannot be copied by mistake."""
+
+    def run(self) -> list[nodes.Node]:
+        text = screenshot()
+        return [nodes.literal_block(text, text, language="text", classes=["screenshot"])]
