@@ -1,8 +1,8 @@
 """Every exception of restante, and what it means on the wire.
 
-An error knows its response code (RFC 2449 §8, RFC 3206) and whether the same
-request may succeed later.  Its message names the thing, the limit and the unit;
-it never repeats what a peer sent, so it may be shown to that peer.
+An error has its response code (RFC 2449 §8, RFC 3206) and whether the same request
+may succeed later.  Its message names the object, the limit and the unit; it never
+repeats what a peer sent, so it may be shown to that peer.
 
 RestanteError
 ├── BadCommand                 this command is wrong, the session goes on
@@ -11,7 +11,7 @@ RestanteError
 │   ├── BareLineFeed           answered, then the connection is closed
 │   ├── NulOctet               likewise
 │   └── NoSuchMessage
-├── HostileInput               the connection is closed without a word
+├── HostileInput               the connection is closed without a response
 ├── AuthenticationFailed       [AUTH]
 ├── TLSRequired
 ├── MaildropInUse              [IN-USE]
@@ -21,13 +21,13 @@ RestanteError
 │   ├── MessageGone
 │   ├── NotRemoved
 │   ├── QuotaExceeded
-│   ├── Damaged                a file of ours; waits for an administrator
+│   ├── Damaged                a file of restante; an administrator must restore it
 │   ├── BackendUnavailable     an identity back end; never counts as a guess
 │   │   └── BackendMisconfigured
 │   └── TooBusy
 ├── NeedsUTF8                  [UTF8]
 ├── PermanentFailure           [SYS/PERM]
-│   ├── NoMaildrop             a user whose name does not fit the path of maildrops
+│   ├── NoMaildrop             the user's name does not fit the path of maildrops
 │   └── CredentialsRefused     by a server that should store our mail
 ├── NoSuchUser                 intake and administration
 ├── MessageRefused             intake: this message will never be accepted
@@ -41,8 +41,8 @@ RestanteError
 └── ClientError                a remote server, seen by our client
     ├── CommandFailed          it answered -ERR; the session goes on
     │   └── LoginFailed
-    ├── LoginWithheld          it refused these credentials, and they wait for their next try
-    ├── ConsentNeeded          an OAuth 2 provider gives no token until somebody acts
+    ├── LoginWithheld          the credentials were refused before; the next try has to wait
+    ├── ConsentNeeded          the user must sign in again at the OAuth 2 provider
     ├── TLSUnavailable         no safe connection; no credential was sent
     └── ConnectionLost         the session is over; a ConnectionError
         ├── CannotConnect      it never began
@@ -73,14 +73,15 @@ class BadCommand(RestanteError):
 
 
 class NoExchange(BadCommand):
-    """An AUTH that was refused or cancelled before any credential was shown.
+    """AUTH was refused or cancelled before any credential was sent.
 
-    A client may try another mechanism, or USER and PASS (RFC 5034 §4), so this is negotiation.
+    A client may try another mechanism, or USER and PASS (RFC 5034 §4), so this counts as
+    negotiation and not as a bad command.
     """
 
 
 class OverlongLine(BadCommand):
-    """A line longer than its limit; the rest of it is discarded (RFC 2449 §4)."""
+    """A line is longer than its limit; the rest of it is discarded (RFC 2449 §4)."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"line longer than {limit} octets")
@@ -88,14 +89,14 @@ class OverlongLine(BadCommand):
 
 
 class BareLineFeed(BadCommand):
-    """LF without CR.  What other software takes for one line must not be two here."""
+    """LF without CR.  Text that other software reads as one line must not be two lines here."""
 
     def __init__(self) -> None:
         super().__init__("lines must end with CRLF, this one has a bare LF")
 
 
 class NulOctet(BadCommand):
-    """NUL in a command.  No mail client sends it; TLS spoken to a port without TLS does."""
+    """NUL in a command.  No mail client sends it; a TLS handshake on a port without TLS has it."""
 
     def __init__(self) -> None:
         super().__init__("NUL in a command")
@@ -109,11 +110,12 @@ class NoSuchMessage(BadCommand):
 
 
 class HostileInput(RestanteError):
-    """Octets that no POP3 client sends: another protocol, an endless line."""
+    """Input that no POP3 client sends: another protocol, or an endless line."""
 
 
 class AuthenticationFailed(RestanteError):
-    """The same words for an unknown user, a wrong password and a closed account.
+    """The login failed; the message is the same for an unknown user, a wrong password and a
+    disabled account.
 
     ``reason`` goes to the log, never to the peer (RFC 3206 §5).
     """
@@ -126,7 +128,7 @@ class AuthenticationFailed(RestanteError):
 
 
 class TLSRequired(RestanteError):
-    """Login in clear is refused before the credentials are looked at (RFC 8314 §4.1)."""
+    """Login without TLS; refused before the credentials are checked (RFC 8314 §4.1)."""
 
     def __init__(self) -> None:
         super().__init__("login requires TLS: send STLS first, or connect to the POP3S port")
@@ -144,7 +146,7 @@ class MaildropInUse(RestanteError):
 
 
 class LoginDelayed(RestanteError):
-    """Right credentials, too soon after the last login with them (RFC 2449 §8.1.1)."""
+    """The credentials are correct, but the last login is too recent (RFC 2449 §8.1.1)."""
 
     code = "LOGIN-DELAY"
     retry = True
@@ -155,14 +157,14 @@ class LoginDelayed(RestanteError):
 
 
 class ReadOnly(RestanteError):
-    """DELE in a session that may not change the maildrop; as a refusal, not a mistake."""
+    """DELE in a session that may not change the maildrop; not counted as a bad command."""
 
     def __init__(self) -> None:
         super().__init__("this login is not allowed to delete messages")
 
 
 class TemporaryFailure(RestanteError):
-    """Our side failed; nothing changed, and it may work later (RFC 3206 §4)."""
+    """The server failed; nothing changed, and a later try may succeed (RFC 3206 §4)."""
 
     code = "SYS/TEMP"
     retry = True
@@ -176,7 +178,7 @@ class MessageGone(TemporaryFailure):
 
 
 class NotRemoved(TemporaryFailure):
-    """UPDATE left marked messages behind; no unmarked one was touched (RFC 1939 §6)."""
+    """UPDATE could not remove all marked messages; unmarked ones are untouched (RFC 1939 §6)."""
 
     def __init__(self, left: int) -> None:
         super().__init__(f"{left} deleted messages not removed")
@@ -184,7 +186,7 @@ class NotRemoved(TemporaryFailure):
 
 
 class Braked(TemporaryFailure):
-    """A credential that is new here marked more messages as deleted than it may yet."""
+    """A recently added password marked more messages as deleted than its limit allows."""
 
     def __init__(self, marked: int) -> None:
         super().__init__(
@@ -194,7 +196,7 @@ class Braked(TemporaryFailure):
 
 
 class QuotaExceeded(TemporaryFailure):
-    """No room for this message now; there may be when the user has deleted some mail."""
+    """The maildrop has no room for this message until the user deletes mail."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"maildrop is full: its quota is {limit} octets")
@@ -202,14 +204,14 @@ class QuotaExceeded(TemporaryFailure):
 
 
 class Damaged(TemporaryFailure):
-    """A file of ours that nothing else can replace is damaged.
+    """A file of restante is damaged, and its content cannot be recreated.
 
     Peers may try again, since an administrator can restore it; the command line reports EX_DATAERR.
     """
 
 
 class BackendUnavailable(TemporaryFailure):
-    """An identity back end is down, slow or broken, so nobody can tell who this is.
+    """An identity back end is down, slow or broken, so the login cannot be checked.
 
     It never counts as a guess.  ``reason`` goes to the log, never to the peer.
     """
@@ -220,8 +222,8 @@ class BackendUnavailable(TemporaryFailure):
 
 
 class BackendMisconfigured(BackendUnavailable):
-    """An identity back end works only after an administrator has changed something, such as a
-    refused password of ours or a missing library.  Peers may try again."""
+    """An administrator must correct the configuration of an identity back end, such as the password
+    that restante uses there or a missing library.  Peers may try again."""
 
 
 class TooBusy(TemporaryFailure):
@@ -229,7 +231,7 @@ class TooBusy(TemporaryFailure):
 
 
 class NeedsUTF8(RestanteError):
-    """A message in UTF-8, for a client that did not ask for that (RFC 6856 §5)."""
+    """The message has UTF-8 in its header, and the client did not send UTF8 (RFC 6856 §5)."""
 
     code = "UTF8"
 
@@ -238,13 +240,13 @@ class NeedsUTF8(RestanteError):
 
 
 class PermanentFailure(RestanteError):
-    """Our side failed, and an administrator must act (RFC 3206 §4)."""
+    """The server failed, and an administrator must act (RFC 3206 §4)."""
 
     code = "SYS/PERM"
 
 
 class NoMaildrop(PermanentFailure):
-    """A user who cannot have a maildrop, because the name does not fit the path of maildrops.
+    """The user cannot have a maildrop, because the name does not fit the path of maildrops.
 
     The message is for the user who logs in; ``reason``, a clause without a subject, for the
     administrator.
@@ -256,7 +258,7 @@ class NoMaildrop(PermanentFailure):
 
 
 class CredentialsRefused(PermanentFailure):
-    """A server that should store our mail refuses our user name or password."""
+    """The server that should store our mail refused the user name or password."""
 
 
 class NoSuchUser(RestanteError):
@@ -268,7 +270,7 @@ class NoSuchUser(RestanteError):
 
 
 class MessageRefused(RestanteError):
-    """A message that intake will never accept; the sender is told why."""
+    """Intake will never accept this message; the reply to the sender says why."""
 
 
 class MessageTooLarge(MessageRefused):
@@ -284,7 +286,7 @@ class MessageTooLarge(MessageRefused):
 
 
 class LargerThanQuota(MessageTooLarge):
-    """It would not fit into the maildrop if that were empty."""
+    """The message would not fit into an empty maildrop."""
 
     def __init__(self, limit: int) -> None:
         MessageRefused.__init__(self, f"message larger than the whole quota of {limit} octets")
@@ -292,11 +294,11 @@ class LargerThanQuota(MessageTooLarge):
 
 
 class ConfigurationError(RestanteError):
-    """A configuration that cannot be used; names the file, the line and the key."""
+    """The configuration is invalid; the message names the file, the line and the key."""
 
 
 class CannotListen(ConfigurationError):
-    """An address where no socket can listen now; says what to do."""
+    """The server cannot listen on an address; the message says what to do."""
 
 
 class UnsafeArgument(RestanteError, ValueError):
@@ -322,7 +324,7 @@ _MAY_PASS = {"IN-USE": True, "LOGIN-DELAY": True, "SYS": True, "SYS/TEMP": True,
 
 
 def _may_pass(code: str | None) -> bool:
-    """What of a code is known decides; levels below that are passed over (RFC 2449 §8)."""
+    """Return the meaning of the longest known prefix of a code (RFC 2449 §8: a hierarchy)."""
     while code:
         if code in _MAY_PASS:
             return _MAY_PASS[code]
@@ -337,9 +339,9 @@ class ClientError(RestanteError):
 class CommandFailed(ClientError):
     """The server answered -ERR.  The session goes on.
 
-    ``code`` is the response code it gave, or that its words are known to mean, or None.  ``text``
-    is what it said, without our password if it repeats that; as the message of this error it
-    cannot command a terminal.  ``remedy`` is what may help, at the end of that message.
+    ``code`` is its response code, or the code that its text is known to mean, or None.  ``text`` is
+    the text of the response, without our password if the server repeats it; control characters are
+    escaped in the message of this error, for terminals.  ``remedy`` is advice at its end.
     """
 
     def __init__(self, command: str, text: str, code: str | None, remedy: str = "") -> None:
@@ -353,13 +355,13 @@ class CommandFailed(ClientError):
 
 
 class LoginFailed(CommandFailed):
-    """The server refused the login.  Only ``[AUTH]`` speaks of the credentials (RFC 3206 §5)."""
+    """The server refused the login.  Only ``[AUTH]`` means wrong credentials (RFC 3206 §5)."""
 
 
 class LoginWithheld(ClientError):
-    """These credentials were refused before, and are not tried again yet.
+    """The credentials were refused before, and are not tried again yet.
 
-    Who tries too often what is wrong shuts out the owner as well.
+    Many failed logins may lock the account for its owner as well.
     """
 
     def __init__(self, account: str, refusals: int, seconds: float) -> None:
@@ -372,11 +374,11 @@ class LoginWithheld(ClientError):
 
 
 class ConsentNeeded(ClientError):
-    """An OAuth 2 provider gives no token until somebody does something; the text says what."""
+    """The OAuth 2 provider issues no token until the user acts; the message says what to do."""
 
 
 class TLSUnavailable(ClientError):
-    """TLS was asked for and could not be had.  No credential was sent."""
+    """TLS is required, and could not be established.  No credential was sent."""
 
 
 class ConnectionLost(ClientError, ConnectionError):

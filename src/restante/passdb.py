@@ -1,8 +1,8 @@
-"""The authentication contract: who are you, and what may you open.
+"""The authentication contract: who the user is, and what that user may open.
 
 A ``Passdb`` answers the first question with an ``Account`` (identity); the account
 answers the second (permission): now, from this address, over this connection.
-Security: a password is here in clear; it appears in no ``repr`` and no log.
+Security: passwords are in clear text here; they never appear in a ``repr`` or in the log.
 """
 
 from __future__ import annotations
@@ -17,26 +17,28 @@ from typing import Protocol, runtime_checkable
 
 from .maildrop import View
 
-MAX_PASSWORD = 1024  # octets of UTF-8; longer ones are refused without hashing
+# Octets of UTF-8; longer passwords are refused without hashing, whose time grows with the length.
+# Our own limit, far above generated passwords.
+MAX_PASSWORD = 1024
 Network = IPv4Network | IPv6Network
 
 
 def is_within(address: str, networks: Iterable[Network]) -> bool:
-    """Whether this IP address is in one of these; a local peer, whose address is empty, is not."""
+    """Return whether an IP address is in one of the networks; a local peer (empty) is in none."""
     return bool(address) and any(_parsed(address) in network for network in networks)
 
 
-@lru_cache(4096)  # the same few come again and again
+@lru_cache(4096)  # most logins come from the same few addresses
 def _parsed(address: str) -> IPv4Address | IPv6Address:
     return ip_address(address)
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a client showed in USER and PASS or in a SASL exchange.
+    """The user name and password of USER and PASS or of a SASL exchange.
 
-    Octets that are not UTF-8 arrive as lone surrogates (``surrogateescape``): such an
-    identity exists nowhere and takes the same path as any unknown one.
+    Octets that are not UTF-8 arrive as lone surrogates (``surrogateescape``): no user has such an
+    identity, and it takes the same path as any unknown one.
     """
 
     mechanism: str
@@ -45,38 +47,38 @@ class Credentials:
     """The authentication identity."""
     password: str = field(repr=False)
     authorization: str = ""
-    """The authorization identity, empty when the client named none (RFC 4616 §2)."""
+    """The authorization identity, empty if the client named none (RFC 4616 §2)."""
     address: str = ""
-    """Where from; the server fills it in.  An IP address, or empty for a local peer."""
+    """The client's IP address, empty for a local peer; filled in by the server."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScramKey:
-    """Proves knowledge of one credential without telling it (RFC 5802 §3)."""
+    """The keys that verify one credential without revealing it (RFC 5802 §3)."""
 
     credential: str
-    """Which of the user's credentials; for ``Proof``."""
+    """Name of the user's credential; for ``Proof``."""
     stored_key: bytes = field(repr=False)
     server_key: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ScramSecrets:
-    """What the server's side of SCRAM needs to know of one user.
+    """What the server's half of SCRAM needs to know about one user.
 
-    A client hears one salt and one iteration count before it shows which credential it has, so
-    all credentials of a user share them; its proof may fit any of ``keys``.
+    The client receives one salt and one iteration count before it shows which credential it has,
+    so all credentials of a user share them; its proof may fit any of ``keys``.
     """
 
     salt: bytes
     iterations: int
     keys: tuple[ScramKey, ...] = field(repr=False)
-    """At least one.  For a user who does not exist: one that nothing fits."""
+    """At least one.  For an unknown user: a decoy that no proof fits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Credentials that a mechanism has checked itself, because no password was shown."""
+    """A login that a mechanism has verified itself, because no password was sent."""
 
     mechanism: str
     identity: str
@@ -84,61 +86,61 @@ class Proof:
     credential: str
     """``ScramKey.credential`` of the key that fitted."""
     authorization: str = ""
-    """The authorization identity, empty when the client named none."""
+    """The authorization identity, empty if the client named none."""
     address: str = ""
-    """Where from; the server fills it in.  An IP address, or empty for a local peer."""
+    """The client's IP address, empty for a local peer; filled in by the server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """An OAuth 2 bearer token (RFC 6750), and whose maildrop it is to open."""
+    """An OAuth 2 bearer token (RFC 6750), and the user whose maildrop it should open."""
 
     mechanism: str
     identity: str
-    """Empty when the client named none: then whoever the token was given to."""
+    """Empty if the client named none: then the user that the token was issued to."""
     token: str = field(repr=False)
     address: str = ""
-    """Where from; the server fills it in.  An IP address, or empty for a local peer."""
+    """The client's IP address, empty for a local peer; filled in by the server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Disproof:
-    """What a mechanism has checked itself and found wrong: a failed login like any other."""
+    """A login that a mechanism has verified itself and rejected; counts like any failed login."""
 
     mechanism: str
     identity: str
     address: str = ""
-    """Where from; the server fills it in.  An IP address, or empty for a local peer."""
+    """The client's IP address, empty for a local peer; filled in by the server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """What APOP shows: that somebody knew the password of a user (RFC 1939 §7)."""
+    """The argument of APOP: proof that the client knows a user's password (RFC 1939 §7)."""
 
     mechanism: str
     identity: str
     time_stamp: str
-    """That of the greeting, with its angle brackets."""
+    """The time stamp of the greeting, with its angle brackets."""
     digest: str = field(repr=False)
     """MD5 of time stamp and password, as the client wrote it."""
     address: str = ""
-    """Where from; the server fills it in.  An IP address, or empty for a local peer."""
+    """The client's IP address, empty for a local peer; filled in by the server."""
 
 
 Shown = Credentials | Proof | Token | Disproof | Digest
-"""What a client has shown of itself."""
+"""What a client has presented in order to log in."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """A login that is being checked.
 
-    Back ends are asked several questions for it: which user is meant, which of them knows that
-    user, whether the password is right.  All of them share one deadline and one priority.
+    One login causes several queries to back ends: which user is meant, which back end has that
+    user, whether the password is correct.  All of them share one deadline and one priority.
     """
 
     asker: Credentials
-    """Without a password where none was shown."""
+    """The credentials; without a password if none was sent."""
     began: float
     """On the clock of the event loop, in seconds."""
 
@@ -148,7 +150,7 @@ _attempt: ContextVar[Attempt | None] = ContextVar("_attempt", default=None)
 
 @contextmanager
 def attempting(shown: Shown, began: float) -> Iterator[None]:
-    """What back ends are asked within it, by the same task, belongs to this login."""
+    """Attribute all queries that this task makes to back ends in the block to this login."""
     asker = shown
     if not isinstance(asker, Credentials):
         asker = Credentials(shown.mechanism, shown.identity, "", address=shown.address)
@@ -160,58 +162,58 @@ def attempting(shown: Shown, began: float) -> Iterator[None]:
 
 
 def current_attempt() -> Attempt | None:
-    """The login that is being checked; None: the question is of another kind, such as where the
-    mail of a recipient belongs."""
+    """Return the login that is being checked; None for other queries, such as the look-up of a
+    recipient's maildrop."""
     return _attempt.get()
 
 
 def end_of(deadline: float, now: float) -> float:
-    """When a question that may take ``deadline`` seconds must be answered, on the clock of
-    ``now``; all questions of one login together may take that long."""
+    """Return when a query that may take ``deadline`` seconds must be answered, on the clock of
+    ``now``; all queries of one login share that time."""
     attempt = _attempt.get()
     return (attempt.began if attempt else now) + deadline
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a user is told of how often and how long (RFC 2449 §6.5, §6.7)."""
+    """The login delay and the mail retention that CAPA announces (RFC 2449 §6.5, §6.7)."""
 
     login_delay: int = 0
-    """Seconds from one login to the next, at least."""
+    """Minimum number of seconds between two logins."""
     expire: int | None = None
-    """Days after which mail may be removed without being asked; None: never."""
+    """Days after which the server may remove mail; None: never."""
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An identity that was proved, and what it may open."""
+    """A proved identity, and what it may open."""
 
     user: str
     maildrop: str
     """The name to open in the store."""
     credential: str = "password"
-    """Which of the user's credentials was shown; for the log."""
+    """Name of the credential used; for the log."""
     is_enabled: bool = True
     networks: tuple[Network, ...] = ()
-    """From where; empty means from everywhere."""
+    """Networks from which the user may log in; empty: from anywhere."""
     needs_tls: bool = False
-    """Not in clear, also where others may."""
+    """The user may log in over TLS only, even where the server allows clear text."""
     mechanisms: tuple[str, ...] = ()
-    """How; empty means by every mechanism that is offered.  ``USER`` is one."""
+    """Mechanisms that the user may use, ``USER`` included; empty: all that are offered."""
     is_read_only: bool = False
-    """Nothing may be marked as deleted."""
+    """The user may not mark messages as deleted."""
     login_delay: float = 0.0
-    """Seconds between two logins; 0: as the server has it (RFC 2449 §6.5)."""
+    """Seconds between two logins; 0: the server's default (RFC 2449 §6.5)."""
     expire: int | None = None
-    """Days that mail is kept at least; None: as the server has it (RFC 2449 §6.7)."""
+    """Minimum number of days that mail is kept; None: the server's default (RFC 2449 §6.7)."""
     view: View = field(default_factory=View)
-    """What of the maildrop is shown."""
+    """The part of the maildrop that is shown."""
 
     def refusal(self, address: str, *, is_secure: bool = True, mechanism: str = "") -> str | None:
-        """Why this account may not be opened now from ``address``, or None: it may.
+        """Return why this account may not be opened now from ``address``, or None if it may.
 
-        ``address`` is an IP address, or empty for a local peer.  The reason is for the
-        log only: the client is told no more than after a wrong password.
+        ``address`` is an IP address, or empty for a local peer.  The reason is for the log only:
+        the client gets the same error as for a wrong password.
         """
         if not self.is_enabled:
             return "disabled"
@@ -219,7 +221,7 @@ class Account:
             return "network"
         if self.needs_tls and not is_secure:
             return "needs-tls"
-        names = {mechanism, mechanism.removesuffix("-PLUS")}  # which is the stronger of the two
+        names = {mechanism, mechanism.removesuffix("-PLUS")}  # -PLUS is stronger, so allowed too
         if self.mechanisms and mechanism and not names & set(self.mechanisms):
             return "mechanism"
         return None
@@ -229,13 +231,13 @@ class Passdb(Protocol):
     """Identity: checks credentials."""
 
     async def verify(self, credentials: Credentials) -> Account:
-        """The account of these credentials, whether or not it may be opened now.
+        """Return the account of these credentials, whether or not it may be opened now.
 
         Takes the same time for an unknown user and for a wrong password.
 
         Raises:
-            AuthenticationFailed: wrong, for whatever reason.
-            TemporaryFailure: cannot be told now; never counts as a guess.
+            AuthenticationFailed: the credentials are wrong, for any reason.
+            TemporaryFailure: cannot be checked now; never counts as a guess.
         """
 
 
@@ -244,21 +246,21 @@ class ScramKeys(Protocol):
     """Add-on for SCRAM (RFC 5802, RFC 7677): look keys up, then open the account."""
 
     async def scram(self, identity: str, digest: str) -> ScramSecrets:
-        """The keys of this user; ``digest`` is ``sha256`` or ``sha1``.
+        """Return the keys of this user; ``digest`` is ``sha256`` or ``sha1``.
 
-        Unknown users get the same salt and iteration count each time they are asked for.
+        An unknown user gets the same salt and iteration count in every call.
 
         Raises:
-            TemporaryFailure: cannot be told now; never counts as a guess.
+            TemporaryFailure: cannot be looked up now; never counts as a guess.
         """
 
     async def proved(self, proof: Proof) -> Account:
-        """The account of a proof, whether or not it may be opened now.
+        """Return the account of a proof, whether or not it may be opened now.
 
         Raises:
             AuthenticationFailed: it may not act for ``proof.authorization``, or the credential
                 was revoked since ``scram``.
-            TemporaryFailure: cannot be told now.
+            TemporaryFailure: cannot be looked up now.
         """
 
 
@@ -267,14 +269,14 @@ class Digests(Protocol):
     """Add-on for APOP (RFC 1939 §7), which needs the passwords themselves."""
 
     async def digested(self, shown: Digest) -> Account:
-        """The account of a digest, whether or not it may be opened now.
+        """Return the account of a digest, whether or not it may be opened now.
 
-        Takes the same time for an unknown user, for one whose password is not known, and for
-        a wrong digest.
+        Takes the same time for an unknown user, for a user whose password is stored only as a
+        hash, and for a wrong digest.
 
         Raises:
-            AuthenticationFailed: wrong, for whatever reason.
-            TemporaryFailure: cannot be told now; never counts as a guess.
+            AuthenticationFailed: the digest is wrong, for any reason.
+            TemporaryFailure: cannot be checked now; never counts as a guess.
         """
 
 
@@ -283,11 +285,11 @@ class Tokens(Protocol):
     """Add-on for OAUTHBEARER (RFC 7628) and XOAUTH2."""
 
     async def verify_token(self, token: Token) -> Account:
-        """The account of a bearer token, whether or not it may be opened now.
+        """Return the account of a bearer token, whether or not it may be opened now.
 
         Raises:
             AuthenticationFailed: forged, expired, for another service or another user.
-            TemporaryFailure: cannot be told now.
+            TemporaryFailure: cannot be checked now.
         """
 
 
@@ -296,54 +298,55 @@ class Certificates(Protocol):
     """Add-on for EXTERNAL (RFC 4422 appendix A) with client certificates."""
 
     async def certified(self, proof: Proof) -> Account:
-        """The account of an address that a trusted certificate names.
+        """Return the account of an address that a trusted certificate names.
 
         Raises:
-            AuthenticationFailed: nobody's address, or it may not act for ``proof.authorization``.
-            TemporaryFailure: cannot be told now.
+            AuthenticationFailed: no user has the address, or it may not act for
+                ``proof.authorization``.
+            TemporaryFailure: cannot be looked up now.
         """
 
 
 @runtime_checkable
 class Accounts(Protocol):
-    """Add-on for chains: what somebody may, whoever has proved to be that one."""
+    """Add-on for chains: a user's permissions, when another back end has proved the identity."""
 
     async def account(self, identity: str) -> Account | None:
-        """The account of a user, or None: nobody here has that name.
+        """Return the account of a user, or None if this back end has no such user.
 
         Raises:
-            TemporaryFailure: cannot be told now.
+            TemporaryFailure: cannot be looked up now.
         """
 
 
 @runtime_checkable
 class Generations(Protocol):
-    """Add-on for a cache: whether an answer of before still holds."""
+    """Add-on for a cache: whether an earlier answer is still valid."""
 
     async def generation(self, identity: str) -> bytes | None:
-        """Another value whenever ``verify`` may answer otherwise for this user, whoever changed
-        it, and in whichever process.  None: cannot be told.  Costs microseconds.
+        """Return a value that changes whenever ``verify`` may answer differently for this user,
+        also after a change by another process.  None: unknown.  Takes microseconds.
 
         Raises:
-            TemporaryFailure: cannot be told now.
+            TemporaryFailure: cannot be looked up now.
         """
 
 
 @runtime_checkable
 class LastUses(Protocol):
-    """Add-on for a cache: hear of logins that it answered."""
+    """Add-on for a cache: record logins that the cache answered."""
 
     def used(self, account: Account, address: str) -> None:
-        """``account`` was opened from ``address`` without asking.  Returns at once."""
+        """``account`` was opened from ``address`` without a call of ``verify``.  Must not block."""
 
 
 class Directory(Protocol):
     """Add-on for intake: which maildrop a recipient's mail belongs to."""
 
     async def maildrop_of(self, recipient: str) -> str:
-        """``recipient`` is a full address, or a bare user name.
+        """Return the maildrop of ``recipient``: a full address, or a user name without domain.
 
         Raises:
-            NoSuchUser: nobody here.
-            TemporaryFailure: cannot be told now.
+            NoSuchUser: no such recipient.
+            TemporaryFailure: cannot be looked up now.
         """

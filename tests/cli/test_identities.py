@@ -195,7 +195,7 @@ def test_a_token_and_a_certificate_log_in(home: Path, ann: str) -> None:
                 with pytest.raises(LoginFailed) as raised:
                     connect_blocking(url, **options, **trusted).__enter__()
                 assert raised.value.code == "AUTH"
-            with pytest.raises(RestanteError, match="takes no client certificates"):
+            with pytest.raises(RestanteError, match="not accept client certificates"):
                 connect_blocking(url, certificate=named, **trusted).__enter__()
         _, log = server.stop()
     assert "app=certificate" in log

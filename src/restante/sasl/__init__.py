@@ -32,14 +32,16 @@ class Mechanism(NamedTuple):
     """One row of ``MECHANISMS``."""
 
     server: Callable[[Channel], Exchange]
-    """Begins an exchange.  Raises BadCommand, AuthenticationFailed."""
+    """Starts an exchange.  Raises BadCommand, AuthenticationFailed."""
     is_possible: Callable[[Channel], bool] = lambda _: True
     refusal: bytes = b""
     """The challenge that reports a failed login before -ERR does (RFC 7628 §3.2.2)."""
     needs_tls: bool = False
-    """Even where passwords may be shown in clear: a bearer token opens more than a maildrop."""
+    """Required even where passwords are allowed in clear text: a bearer token gives access to more
+    than a maildrop."""
     max_line: int = 8192
-    """Octets of base64 in one response; ours.  PLAIN needs three texts of 1 KiB at most."""
+    """Maximum octets of Base64 in one response; our own limit.  PLAIN carries three texts of at
+    most 1 KiB each, which is 4 KiB in Base64."""
 
 
 def _can_bind(channel: Channel) -> bool:
@@ -68,7 +70,7 @@ MECHANISMS = {
 
 
 def reply(name: str, user: str, secret: str, end_point: bytes = b"") -> Reply:
-    """The client's half of a mechanism.  ``secret`` is a password or a token.
+    """Return the client's half of a mechanism.  ``secret`` is a password or a token.
 
     Raises:
         UnsafeArgument: unknown mechanism.

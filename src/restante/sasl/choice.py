@@ -1,7 +1,7 @@
-"""Which mechanism a client takes: the strongest that both sides know, and never a second one.
+"""Choose the client's mechanism: the strongest that both sides support, without a fall-back.
 
-Security: there is no fall-back.  Who can make one login fail must not get the next one to be
-weaker (RFC 5802 §6).
+Security: an attacker who can make one login fail must not be able to make the next one weaker
+(RFC 5802 §6), so no second mechanism is tried.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ PASSWORD_MECHANISMS = (
     "SCRAM-SHA-1",
     "PLAIN",
 )
-_NAMED = 8  # mechanisms in an error: a server may announce any number
-PLAINEST = "USER"  # USER and PASS, which are no mechanism (RFC 1939 §7)
+_NAMED = 8  # mechanisms listed in an error; a server may announce any number
+PLAINEST = "USER"  # USER and PASS, which are not a SASL mechanism (RFC 1939 §7)
 
 
 class Strength(IntEnum):
-    """How much a login withstands; a client can require as much."""
+    """How well a login resists attacks; a client can require a minimum."""
 
     SECRET = 1
-    """The server is told the password or the token, inside TLS."""
+    """The client sends the password or the token to the server, inside TLS."""
     PROOF = 2
-    """Both sides prove that they know the password, and nobody is told it: SCRAM."""
+    """Both sides prove that they know the password, which is never sent: SCRAM."""
     BOUND = 3
-    """The same for this one TLS connection, so that nobody stands between: SCRAM with channel
-    binding, or a client certificate."""
+    """The proof is bound to this TLS connection, which rules out a man in the middle: SCRAM with
+    channel binding, or a client certificate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Who logs in, by what, and how strongly at least."""
+    """The user, the credentials and the minimum strength of a login."""
 
     user: str
     password: str = field(default="", repr=False)
     token: str = field(default="", repr=False)
     """An OAuth 2 bearer token instead of the password."""
     has_certificate: bool = False
-    """TLS has shown who we are."""
+    """TLS presents a client certificate."""
     mechanism: str = ""
-    """A SASL mechanism, ``USER`` or ``APOP`` that is taken whatever the server announces."""
+    """A SASL mechanism, ``USER`` or ``APOP`` to use whatever the server announces."""
     strength: Strength = Strength.SECRET
 
     @property
@@ -64,13 +64,13 @@ def strength(mechanism: str) -> Strength:
 def choose(
     login: Login, offered: Collection[str], can_bind: bool, *, takes_user: bool = True
 ) -> str:
-    """The name of the mechanism, or ``USER``.
+    """Return the name of the mechanism, or ``USER``.
 
-    ``takes_user``: the server may take USER and PASS.  One that announces SASL and no USER has
-    said that it does not (RFC 2449 §6.3), so it is not given the password by them.
+    ``takes_user``: the server may accept USER and PASS.  A server that announces SASL without USER
+    does not accept them (RFC 2449 §6.3), so the password is not sent that way.
 
     Raises:
-        LoginFailed: nothing that the server offers will do; no credential was sent.
+        LoginFailed: the server offers no suitable mechanism; no credential was sent.
     """
     if login.mechanism:
         found = [login.mechanism.upper()]
@@ -87,12 +87,12 @@ def choose(
             "AUTH",
             f"no mechanism in common: the server announces only {announced}",
             None,
-            "if it takes USER and PASS as well, set the quirk add:USER "
+            "if it also accepts USER and PASS, set the quirk add:USER "
             '(in Python Quirks(added=("USER",)))',
         )
     if not found:
         what = "OAuth 2 tokens" if login.token else "client certificates"
-        raise LoginFailed("AUTH", f"the server takes no {what}", None)
+        raise LoginFailed("AUTH", f"the server does not accept {what}", None)
     for name in found:
         is_possible = can_bind or not name.endswith("-PLUS")
         if is_possible and strength(name) >= login.strength:

@@ -1,8 +1,8 @@
-"""What the two sides of an exchange are made of (RFC 4422 §3).
+"""The parts of a SASL exchange (RFC 4422 §3).
 
 The server's half is a generator: it yields challenges, receives the client's responses, and
-returns what was shown.  Where it must know something of the user in the middle of the exchange it
-yields a ``Lookup``, which holds the answer when the exchange goes on.
+returns the credentials.  When it needs a user's keys during the exchange it yields a ``Lookup``,
+which holds the answer when the exchange continues.
 
 The client's half is a generator too: it receives challenges and yields ``Answer``\\ s.
 """
@@ -18,17 +18,17 @@ from ..passdb import ScramSecrets, Shown
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """What a mechanism may know of the connection around it."""
+    """The properties of the connection that a mechanism may use."""
 
     end_point: bytes = b""
     """Channel binding of the type tls-server-end-point (RFC 5929 §4); empty outside TLS."""
     identities: tuple[str, ...] = ()
-    """Addresses in the client's certificate, which was verified."""
+    """Mail addresses in the client's certificate, which has been verified."""
 
 
 @dataclass(slots=True)
 class Lookup:
-    """Asks for the SCRAM keys of a user; answer ``Session.found`` or ``failed``."""
+    """A request for the SCRAM keys of a user; answered by ``Session.found`` or ``failed``."""
 
     identity: str
     digest: str
@@ -45,9 +45,9 @@ class Answer(NamedTuple):
 
     response: bytes
     may_be_last: bool = True
-    """Whether success may follow; False while the server has still to prove itself."""
+    """Whether success may follow; False until the server has proved that it knows the user."""
     is_initial: bool = True
-    """Whether it may go with the AUTH command."""
+    """Whether it may be sent as the initial response of the AUTH command."""
 
 
 Reply = Generator[Answer, bytes, None]

@@ -1,4 +1,4 @@
-"""EXTERNAL (RFC 4422 appendix A): the client's certificate has said who it is."""
+"""EXTERNAL (RFC 4422 appendix A): the client's certificate identifies the user."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .exchange import Answer, Channel, Reply
 
 
 def server(channel: Channel) -> Generator[bytes, bytes, Proof]:
-    """The message is the authorization identity, or empty.
+    """Run the server's half.  The client's message is the authorization identity, or empty.
 
-    A certificate may name several addresses: then the client says which of them it means.
+    If the certificate names several addresses, the message selects one of them.
     """
     wanted = (yield b"").decode("utf-8", "surrogateescape")
     if not channel.identities:

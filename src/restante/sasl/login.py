@@ -1,6 +1,6 @@
-"""LOGIN: identity and password in two messages, as old clients do it (never a standard).
+"""LOGIN: identity and password in two messages, for old clients; it never became a standard.
 
-Offered only where the configuration names it, and only ever inside TLS.
+It is offered only if the configuration lists it, and only inside TLS.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from .prepare import prepared
 
 
 def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
-    """The server speaks first, so there is no initial response."""
+    """Run the server's half.  The server speaks first, so there is no initial response."""
     identity = (yield b"Username:").decode("utf-8", "surrogateescape")
     password = (yield b"Password:").decode("utf-8", "surrogateescape")
     return Credentials("LOGIN", prepared(identity), prepared(password))
 
 
 def client(identity: str, password: str) -> Reply:
-    """Answers by position: servers word their questions differently."""
+    """Run the client's half.  The order decides: servers word their prompts differently."""
     if not identity or not password or "\0" in identity + password:
-        raise UnsafeArgument("LOGIN takes an identity and a password, without NUL")
+        raise UnsafeArgument("LOGIN requires an identity and a password, without NUL")
     yield Answer(identity.encode(), may_be_last=False, is_initial=False)
     yield Answer(password.encode())

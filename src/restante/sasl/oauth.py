@@ -1,6 +1,6 @@
-"""OAUTHBEARER (RFC 7628) and XOAUTH2 (Google's and Microsoft's own): OAuth 2 bearer tokens.
+"""OAUTHBEARER (RFC 7628) and XOAUTH2 (specified by Google, also at Microsoft): bearer tokens.
 
-Security: a token opens the maildrop for whoever has it, so it goes inside TLS only.
+Security: anyone who has the token can open the maildrop, so it is sent inside TLS only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..passdb import Token
 from .exchange import Answer, Channel, Reply
 
 REFUSAL = b'{"status":"invalid_token"}'
-"""The challenge before -ERR (RFC 7628 §3.2.2).  It names no scope: the client knows its own."""
+"""The challenge before -ERR (RFC 7628 §3.2.2), without the optional scope."""
 _GS2 = re.compile(r"n,(?:a=([^,]*))?,")
 _BEARER = re.compile(r"(?i:bearer) +([A-Za-z0-9._~+/-]+=*) *")
 _END = "\x01"
@@ -23,7 +23,7 @@ def server(_: Channel) -> Generator[bytes, bytes, Token]:
     """``n,a=user,^Ahost=…^Aport=…^Aauth=Bearer …^A^A`` (RFC 7628 §3.1); unknown keys are ignored.
 
     Raises:
-        BadCommand: not of that form.
+        BadCommand: malformed.
     """
     message = _text((yield b""))
     header, separator, rest = message.partition(_END)
@@ -38,7 +38,7 @@ def xoauth2(_: Channel) -> Generator[bytes, bytes, Token]:
     """``user=…^Aauth=Bearer …^A^A``
 
     Raises:
-        BadCommand: not of that form.
+        BadCommand: malformed.
     """
     pairs = _pairs(_text((yield b"")))
     if not pairs.get("user"):
@@ -47,7 +47,8 @@ def xoauth2(_: Channel) -> Generator[bytes, bytes, Token]:
 
 
 def client(user: str, token: str, host: str = "", port: int = 0) -> Reply:
-    """After the server's JSON of a failure comes a lone ^A, and then -ERR (RFC 7628 §3.2.3)."""
+    """Run the client's half.  It answers the server's JSON about a failure with a single ^A, after
+    which -ERR follows (RFC 7628 §3.2.3)."""
     _check(user, token)
     name = user.replace("=", "=3D").replace(",", "=2C")
     where = f"host={host}{_END}port={port}{_END}" if host else ""
@@ -57,7 +58,8 @@ def client(user: str, token: str, host: str = "", port: int = 0) -> Reply:
 
 
 def xoauth2_client(user: str, token: str) -> Reply:
-    """In two steps, because Microsoft takes no initial response; others take both."""
+    """Run the client's half, in two steps: Microsoft accepts no initial response, and other servers
+    accept both forms."""
     _check(user, token)
     message = f"user={user}{_END}auth=Bearer {token}{_END}{_END}"
     yield Answer(message.encode(), is_initial=False)
@@ -66,7 +68,7 @@ def xoauth2_client(user: str, token: str) -> Reply:
 
 def _check(user: str, token: str) -> None:
     if not user or not _BEARER.fullmatch(f"Bearer {token}"):
-        raise UnsafeArgument("a login by token takes a user and a token of RFC 6750 §2.1")
+        raise UnsafeArgument("a login by token requires a user and a token of RFC 6750 §2.1")
 
 
 def _text(message: bytes) -> str:
@@ -76,7 +78,7 @@ def _text(message: bytes) -> str:
 def _pairs(text: str) -> dict[str, str]:
     """
     Raises:
-        BadCommand: not key=value, each with its ^A, and one more ^A.
+        BadCommand: not key=value pairs that each end with ^A, followed by one more ^A.
     """
     if not text.endswith(_END * 2):
         raise BadCommand("malformed OAuth message")

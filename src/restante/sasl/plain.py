@@ -1,4 +1,4 @@
-"""PLAIN (RFC 4616): identity and password in one message; only ever inside TLS."""
+"""PLAIN (RFC 4616): identity and password in one message; used inside TLS only."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
     """``[authzid] NUL authcid NUL passwd`` (RFC 4616 §2).
 
     Raises:
-        BadCommand: not of that form.
-        AuthenticationFailed: SASLprep refuses one, or leaves nothing of it.
+        BadCommand: malformed.
+        AuthenticationFailed: SASLprep forbids a part, or leaves it empty.
     """
     message = yield b""
     parts = [part.decode("utf-8", "surrogateescape") for part in message.split(b"\0")]
@@ -29,9 +29,9 @@ def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
 def client(identity: str, password: str, authorization: str = "") -> Reply:
     """
     Raises:
-        UnsafeArgument: a part holds NUL, or identity or password is empty.
+        UnsafeArgument: a part contains NUL, or identity or password is empty.
     """
     parts = (authorization, identity, password)
     if any("\0" in part for part in parts) or not identity or not password:
-        raise UnsafeArgument("PLAIN takes an identity and a password, without NUL")
+        raise UnsafeArgument("PLAIN requires an identity and a password, without NUL")
     yield Answer("\0".join(parts).encode())

@@ -1,6 +1,6 @@
-"""SASLprep (RFC 4013): one form for names and passwords that look alike.
+"""SASLprep (RFC 4013): one normal form for names and passwords that look alike.
 
-Security: what is malformed or forbidden is refused, as if it were wrong.
+Security: malformed and forbidden texts are refused like a wrong password.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from unicodedata import ucd_3_2_0
 from ..errors import AuthenticationFailed
 from ..passdb import MAX_PASSWORD
 
-# Octets of UTF-8.  Normalising takes quadratic time at worst, for this many some milliseconds.
+# Octets of UTF-8.  Normalisation takes quadratic time at worst: a few milliseconds at this length.
 MAX_TEXT = MAX_PASSWORD
 _FORBIDDEN = (
     stringprep.in_table_c12,
     stringprep.in_table_c21_c22,
     stringprep.in_table_c3,
     stringprep.in_table_c4,
-    stringprep.in_table_c5,  # also what is left of octets that are not UTF-8
+    stringprep.in_table_c5,  # includes lone surrogates, which stand for octets that are not UTF-8
     stringprep.in_table_c6,
     stringprep.in_table_c7,
     stringprep.in_table_c8,
@@ -27,10 +27,11 @@ _FORBIDDEN = (
 
 
 def prepared(text: str) -> str:
-    """As a query string: characters that Unicode 3.2 did not know may stand in it (§2.5).
+    """Prepare a text as a query string, which may contain characters unassigned in Unicode 3.2
+    (RFC 4013 §2.5).
 
     Raises:
-        AuthenticationFailed: too long, forbidden, malformed, or nothing is left (RFC 5034 §4).
+        AuthenticationFailed: too long, forbidden, malformed, or empty afterwards (RFC 5034 §4).
     """
     if len(text) > MAX_TEXT or len(text.encode("utf-8", "surrogateescape")) > MAX_TEXT:
         raise AuthenticationFailed("too-long")

@@ -1,12 +1,12 @@
 """SCRAM-SHA-256 and SCRAM-SHA-1, with channel binding and without (RFC 5802, RFC 7677).
 
-The password never travels, and the server proves that it knows the user.  The work is done by the
-library ``scramp``; here stand the rules around it.
+The password is never sent, and the server proves that it knows the user.  The library ``scramp``
+does the computation; this module adds the rules around it.
 
-Security: a user who does not exist takes the same path.  A client that could have used channel
-binding and was talked out of it is refused (RFC 5802 §6).
-Limits: channel binding is of the type tls-server-end-point (RFC 5929 §4), for Python's ``ssl`` has
-no TLS exporter (RFC 9266).  The authorization identity must be empty or the identity.
+Security: unknown users take the same path.  A client that supports channel binding but believes
+that the server does not is refused, because the offer was tampered with (RFC 5802 §6).
+Limits: channel binding is of the type tls-server-end-point (RFC 5929 §4), because Python's ``ssl``
+has no TLS exporter (RFC 9266).  The authorization identity must be empty or equal the identity.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from ..errors import AuthenticationFailed, BadCommand, ProtocolBroken, UnsafeArg
 from ..passdb import Disproof, Proof, ScramKey, ScramSecrets
 from .exchange import Answer, Channel, Exchange, Lookup, Reply
 
-if TYPE_CHECKING:  # 20 ms, which who logs in by another mechanism need not wait
+if TYPE_CHECKING:  # the import takes 20 ms, which logins by other mechanisms avoid
     from scramp import ScramException
     from scramp.core import Gs2Header, ScramServer
 
-MAX_ITERATIONS = 1_000_000  # that a server may ask of us: some 0.4 s of one core; ours
+# That a server may require of our client: about 0.4 s of one core.  Our own limit; RFC 7677 §4
+# recommends at least 4096.
+MAX_ITERATIONS = 1_000_000
 _TYPE = "tls-server-end-point"
 _OF_CREDENTIALS = ("invalid-proof", "invalid-username-encoding")
 _NO_KEY = ScramKey("", bytes(32), bytes(32))
@@ -31,10 +33,10 @@ _NOTHING = ScramSecrets(bytes(16), 4096, (_NO_KEY,))
 
 
 def server(name: str) -> Callable[[Channel], Exchange]:
-    """The server's half of the mechanism ``name``.  Its exchange raises:
+    """Return the server's half of the mechanism ``name``.  Its exchange raises:
 
-    BadCommand: malformed, or the channel binding is not right.
-    AuthenticationFailed: nobody can have that name.
+    BadCommand: malformed, or the channel binding does not match.
+    AuthenticationFailed: not a valid user name.
     """
 
     def exchange(channel: Channel) -> Exchange:
@@ -70,7 +72,7 @@ def server(name: str) -> Callable[[Channel], Exchange]:
 def _open(
     name: str, channel: Channel, opening: str, nonce: str, found: ScramSecrets
 ) -> tuple[ScramServer, str]:
-    """The library's server after the first two messages, and the identity."""
+    """Return the library's server after the first two messages, and the identity."""
     from scramp import ScramMechanism
 
     heard: list[str] = []
@@ -90,10 +92,10 @@ def _open(
 
 
 def _proved(server: ScramServer, found: ScramSecrets, closing: bytes) -> ScramKey | None:
-    """The key that the client has; None: it has none.
+    """Return the key that the client's proof fits, or None.
 
-    A user may have many keys, one for each app password; they share salt and iterations, so the
-    client heard nothing of them.  Each is tried on the same server: one more costs one HMAC.
+    A user may have many keys, one for each app password.  They share salt and iterations, so the
+    client cannot see how many there are.  Trying another key costs one HMAC.
     """
     from scramp import ScramException
 
@@ -112,9 +114,9 @@ def _proved(server: ScramServer, found: ScramSecrets, closing: bytes) -> ScramKe
 
 
 def _without_authorization(opening: bytes) -> tuple[str, str]:
-    """The first message as the library takes it, and the authorization identity that it had.
+    """Split the authorization identity off the first message; the library does not accept it.
 
-    ``gs2-cbind-flag "," [ authzid ] ","`` (RFC 5802 §7).  mutt names the user there as well.
+    ``gs2-cbind-flag "," [ authzid ] ","`` (RFC 5802 §7).  mutt sends the user name there as well.
     """
     text = _text(opening)
     flag, comma, rest = text.partition(",")
@@ -126,7 +128,7 @@ def _without_authorization(opening: bytes) -> tuple[str, str]:
 
 
 class _Authorized:
-    """The header of the first message with its authorization identity, which the client binds."""
+    """The first message's header with the authorization identity, which the proof covers."""
 
     def __init__(self, header: Gs2Header, authorization: str) -> None:
         self._header = header
@@ -139,11 +141,12 @@ class _Authorized:
 
 
 def client(name: str, identity: str, password: str, end_point: bytes = b"") -> Reply:
-    """The client's half.  ``end_point``: for -PLUS, or to say that we could have done it.
+    """Run the client's half.  ``end_point``: for -PLUS, or to announce that we support it.
 
     Raises:
-        UnsafeArgument: identity or password that no server can have (RFC 4013).
-        ProtocolBroken: the server does not know the password, or asks for too much or too little.
+        UnsafeArgument: an identity or password that RFC 4013 forbids.
+        ProtocolBroken: the server does not know the password, or requires too many or too few
+            iterations.
     """
     from scramp import ScramClient, ScramException
 
@@ -152,12 +155,14 @@ def client(name: str, identity: str, password: str, end_point: bytes = b"") -> R
         library = ScramClient([name], identity, password, channel_binding=binding)
         opening = library.get_client_first().encode()
     except ScramException as error:
-        raise UnsafeArgument("SCRAM takes an identity and a password of RFC 4013") from error
+        raise UnsafeArgument(
+            "SCRAM requires an identity and a password that RFC 4013 allows"
+        ) from error
     challenge = yield Answer(opening, may_be_last=False)
     try:
         library.set_server_first(_text(challenge))
         if library.iterations.value > MAX_ITERATIONS:
-            raise ProtocolBroken(f"the server asks for more than {MAX_ITERATIONS} iterations")
+            raise ProtocolBroken(f"the server requires more than {MAX_ITERATIONS} iterations")
         challenge = yield Answer(library.get_client_final().encode(), may_be_last=False)
         if challenge.startswith(b"e="):
             yield Answer(b"", may_be_last=False)  # -ERR follows

@@ -2,7 +2,7 @@
 
 Standards: RFC 5321, RFC 2033 (LMTP), RFC 1870 (SIZE), RFC 6152 (8BITMIME), RFC 3207 (STARTTLS),
 RFC 6531 (SMTPUTF8), RFC 2034 (enhanced status codes), RFC 2920 (pipelining).
-A function takes the session and the argument, and returns what to say or what to do.
+A function takes the session and the argument, and returns a reply or an action.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def starttls(session: Session, argument: str) -> Event:
     Octets that came with the command would be read as if TLS protected them (CVE-2011-0411).
     """
     if argument:
-        raise Refusal(501, "5.5.4", "STARTTLS takes no argument")
+        raise Refusal(501, "5.5.4", "STARTTLS does not accept an argument")
     if not session.may_start_tls:
         raise Refusal(503 if session.is_secure else 500, "5.5.1", "TLS cannot be started here")
     if session.unread:
@@ -77,16 +77,16 @@ def _check_parameters(session: Session, parameters: dict[str, str]) -> None:
     if parameters.get("BODY", "7BIT").upper() not in ("7BIT", "8BITMIME"):
         raise Refusal(501, "5.5.4", "BODY must be 7BIT or 8BITMIME")
     if parameters.get("SMTPUTF8"):
-        raise Refusal(501, "5.5.4", "SMTPUTF8 takes no value")
+        raise Refusal(501, "5.5.4", "SMTPUTF8 does not accept a value")
 
 
 def rcpt(session: Session, argument: str) -> Event:
     """Adds a recipient (RFC 5321 §4.1.1.3)."""
     path = Path.parse(_after(argument, "TO:", "RCPT TO:<address>"), "5.1.3")
     if path.parameters:
-        raise Refusal(555, "5.5.4", "RCPT takes no parameters")
+        raise Refusal(555, "5.5.4", "RCPT does not accept parameters")
     if not path.address:
-        raise Refusal(553, "5.1.3", "a recipient needs an address")
+        raise Refusal(553, "5.1.3", "recipient address is empty")
     _check_utf8(path.address, is_utf8=session.is_utf8, status="5.6.7")
     policy = session.policy
     is_postmaster = path.address.casefold() == "postmaster"  # RFC 5321 §4.5.1
@@ -101,7 +101,7 @@ def _check_utf8(address: str, *, is_utf8: bool, status: str) -> None:
 
 
 def _after(argument: str, prefix: str, usage: str) -> str:
-    """What stands behind ``FROM:`` or ``TO:``; spaces there are common, though not allowed."""
+    """Return the text after ``FROM:`` or ``TO:``; spaces there are common, though not allowed."""
     if argument[: len(prefix)].upper() != prefix:
         raise Refusal(501, "5.5.4", f"usage: {usage}")
     return argument[len(prefix) :].lstrip(" ")
@@ -110,7 +110,7 @@ def _after(argument: str, prefix: str, usage: str) -> str:
 def data(session: Session, argument: str) -> Event:
     """The message follows (RFC 5321 §4.1.1.4)."""
     if argument:
-        raise Refusal(501, "5.5.4", "DATA takes no argument")
+        raise Refusal(501, "5.5.4", "DATA does not accept an argument")
     if not session.recipients:
         raise Refusal(503, "5.5.1", "no valid recipients")
     return session.begin_data()
@@ -119,13 +119,13 @@ def data(session: Session, argument: str) -> Event:
 def rset(session: Session, argument: str) -> Reply:
     """Ends a transaction (RFC 5321 §4.1.1.5)."""
     if argument:
-        raise Refusal(501, "5.5.4", "RSET takes no argument")
+        raise Refusal(501, "5.5.4", "RSET does not accept an argument")
     session.end_transaction()
     return _OK
 
 
 def noop(_: Session, __: str) -> Reply:
-    """Proves that both sides are there; an argument is ignored (RFC 5321 §4.1.1.9)."""
+    """Does nothing but answer; an argument is ignored (RFC 5321 §4.1.1.9)."""
     return _OK
 
 
@@ -140,7 +140,7 @@ def help_(_: Session, __: str) -> Reply:
 
 def quit_(session: Session, argument: str) -> Reply:
     if argument:
-        raise Refusal(501, "5.5.4", "QUIT takes no argument")
+        raise Refusal(501, "5.5.4", "QUIT does not accept an argument")
     return session.leave(Reply(221, "2.0.0", "goodbye"))
 
 

@@ -1,4 +1,4 @@
-"""The DATA phase: where a message ends, and what is looked at while it passes by.
+"""The DATA phase: find the end of a message, and check its content as it arrives.
 
 Standards: RFC 5321 §4.1.1.4, §4.5.2, §6.3.
 Security: only CRLF.CRLF ends a message (SMTP smuggling, CVE-2023-51764).  The work for new octets
@@ -14,7 +14,7 @@ from ..wire import Unstuffer
 from .grammar import Refusal
 
 _HOPS = 100  # Received fields; more mean a loop (RFC 5321 §6.3)
-_LINE_START = 64  # octets of an unfinished header line that decide which field it is
+_LINE_START = 64  # octets kept of an incomplete header line; enough for the name of the field
 _BARE = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 _RECEIVED = re.compile(rb"^received[ \t]{0,8}:", re.IGNORECASE | re.MULTILINE)
 _BLANK = re.compile(rb"^\r?\n", re.MULTILINE)
@@ -32,7 +32,7 @@ class Incoming:
         """
         self.octets = 0
         self.failure: RestanteError | None = None
-        """Why the message will be refused, as far as is known by now."""
+        """Why the message will be refused; None while nothing speaks against it."""
         self._limit = limit
         self._data = Unstuffer()
         self._hops = _HopCount()
@@ -44,11 +44,11 @@ class Incoming:
 
     @property
     def rest(self) -> bytes:
-        """Octets behind the end: the next commands."""
+        """Octets after the end of the message: the next commands."""
         return self._data.rest
 
     def feed(self, octets: bytes) -> bytes:
-        """The content to keep; empty once it is known that the message will be refused."""
+        """Return the content to store; empty once the message is bound to be refused."""
         content = self._data.feed(octets)
         self.octets += len(content)
         self._hops.feed(content)
@@ -70,7 +70,7 @@ class Incoming:
 
 
 class _BareCheck:
-    """Looks for CR and LF that are not CRLF.  ``Unstuffer`` gives no CR without what follows it."""
+    """Finds CR and LF outside CRLF.  ``Unstuffer`` never returns a CR without the next octet."""
 
     def __init__(self) -> None:
         self.found = False
@@ -80,9 +80,9 @@ class _BareCheck:
 
 
 class _HopCount:
-    """Counts the Received fields of a header, whatever its line ends.
+    """Counts the Received fields of a header, with any line ends.
 
-    Of a line that is not whole yet it keeps the beginning, which decides which field it is.
+    Of an incomplete line it keeps the beginning, which holds the name of the field.
     """
 
     def __init__(self) -> None:

@@ -58,7 +58,7 @@ class Command(NamedTuple):
 
     @classmethod
     def parse(cls, line: bytes) -> Command:
-        """Octets that are not UTF-8 become lone surrogates.
+        """Parse a line; octets that are not UTF-8 become lone surrogates.
 
         Raises:
             BadCommand: a bare CR.
@@ -119,7 +119,7 @@ class Path(NamedTuple):
     @property
     def domain(self) -> str:
         """In lower case; empty for a name without one."""
-        # "@" may stand inside a quoted local part, never behind one.
+        # "@" may occur inside a quoted local part, never after one.
         return self.address.rpartition("@")[2].casefold() if "@" in self.address else ""
 
 
@@ -134,10 +134,10 @@ def _parameters(text: str) -> dict[str, str]:
 
 
 def parse_hello(argument: str) -> str:
-    """What a client calls itself: a domain or an address literal (RFC 5321 §4.1.1.1).
+    """Return the client's name: a domain or an address literal (RFC 5321 §4.1.1.1).
 
     Raises:
-        Refusal: anything else, because it will stand in the Received field.
+        Refusal: anything else, because the name is copied into the Received field.
     """
     if len(argument) > 255 or not argument.isascii() or not _HELLO.fullmatch(argument):
         raise Refusal(501, "5.5.4", "give your host name or [address]")
@@ -145,7 +145,7 @@ def parse_hello(argument: str) -> str:
 
 
 def failure(error: RestanteError) -> Reply:
-    """The one place where an error becomes a reply."""
+    """Return the reply for an error; the only place that translates errors."""
     match error:
         case Refusal():
             return error.reply

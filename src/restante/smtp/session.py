@@ -4,8 +4,8 @@ Feed what arrives to ``receive`` and ask ``next`` for events until it returns No
 be sent.  Resolve, Deliver and StartTLS need the outside; while one is unanswered ``next`` returns
 None, so that pipelined commands wait (RFC 2920).
 
-Security: everything that is fed comes from a stranger.  Bad input changes no state, and each kind
-of work that a client can cause without delivering a message has a limit.
+Security: all input comes from untrusted clients.  Bad input changes no state, and each kind of work
+that a client can cause without delivering a message has a limit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from .state import BeginData, Close, Content, Deliver, Event, Recipient, Resolve
 from .verbs import Verb
 
 _LAST_WORD = 421  # RFC 5321 §3.8: the server closes the connection
-_EXCESS = 2**20  # octets beyond twice the limit that are read before the connection is closed
+# Octets beyond twice the limit that are read before the connection is closed.  Reading on lets an
+# honest client see the refusal at the end of its message; the bound stops an endless one.
+_EXCESS = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ class Policy:
     domains: frozenset[str] = frozenset()
     """SMTP only: the domains whose recipients are accepted, in lower case."""
     recipients: int = 100
-    """Of one message; for the others the client must send it again (RFC 5321 §4.5.3.1.8)."""
+    """Maximum for one message; the client sends it again for the others (RFC 5321 §4.5.3.1.8
+    requires at least 100)."""
     recipient_commands: int = 1000
     """RCPT commands without a message delivered; the session ends at the limit."""
     bad_commands: int = 20
@@ -123,12 +126,12 @@ class Session:
         return Reply(220, "", f"{self.policy.hostname} {kind} restante ready")
 
     def receive(self, octets: bytes) -> None:
-        """Take what arrived.  The caller bounds it by reading less while ``unread`` is large."""
+        """Feed received octets.  The caller must stop reading while ``unread`` is large."""
         self._lines.feed(octets)
 
     @property
     def unread(self) -> int:
-        """Octets that wait to be taken."""
+        """Octets received but not yet processed."""
         return self._lines.unread
 
     def next(self) -> Event | None:
@@ -164,7 +167,7 @@ class Session:
         return Reply(250, "2.1.5", "OK")
 
     def refused(self, error: RestanteError) -> Reply:
-        """Answers Resolve: there is no such recipient, or it cannot be found out now."""
+        """Answers Resolve: the recipient is unknown, or the look-up failed for now."""
         self._awaiting = False
         return self._refuse(error)
 
@@ -179,7 +182,7 @@ class Session:
         Returns:
             LMTP: this recipient's reply (RFC 2033 §4.2).  SMTP: None until the last recipient, then
             the one reply for all, which reports a failure if there was one: then the client tries
-            again, and the caller must know to whom the message was delivered already.
+            again, and the caller must remember which recipients already have the message.
         """
         reply = Reply(250, "2.0.0", "stored") if error is None else failure(error)
         self._outcomes.append(reply)
@@ -192,7 +195,7 @@ class Session:
         return reply if self.policy.is_lmtp else None
 
     def secured(self) -> None:
-        """Answers StartTLS: what was said in clear is forgotten (RFC 3207 §4.2)."""
+        """Answers StartTLS: everything received before TLS is discarded (RFC 3207 §4.2)."""
         self._awaiting = False
         self.is_secure, self.may_start_tls = True, False
         self.state, self.hello, self.is_extended = State.CONNECTED, "", False
@@ -234,7 +237,7 @@ class Session:
             self.state = State.READY
 
     def leave(self, reply: Reply) -> Reply:
-        """Say this and close."""
+        """Close the session after this reply."""
         self._closing = "quit"
         return reply
 
@@ -321,7 +324,7 @@ class Session:
         self.messages += 1
         self._commands = self._recipient_commands = self._bad_commands = 0
         if self.policy.is_lmtp:
-            self._unknown = 0  # the client is a mail server of ours, and no stranger who guesses
+            self._unknown = 0  # an LMTP client is our own mail server, not a stranger who guesses
 
     def _close(self, reason: str) -> Close:
         self.state = State.CLOSED

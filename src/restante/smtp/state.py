@@ -1,4 +1,4 @@
-"""The states of a session and what it asks of the world around it (RFC 5321 §3, §4.1.4)."""
+"""The states of a session and the actions that it requests (RFC 5321 §3, §4.1.4)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class State(Enum):
 
 
 class Recipient(NamedTuple):
-    """One that was accepted."""
+    """An accepted recipient."""
 
     address: str
     """As the client gave it."""
@@ -36,22 +36,22 @@ class Resolve:
 
 @dataclass(frozen=True, slots=True)
 class BeginData:
-    """Send ``reply`` and make room for a message.  Takes no answer."""
+    """Send ``reply`` and prepare to store a message.  Needs no answer."""
 
     reply: Reply
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Keep these octets of the message; if that fails, call ``cannot_keep``.  Takes no answer."""
+    """Store these octets of the message; if that fails, call ``cannot_keep``.  Needs no answer."""
 
     octets: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """The message is whole.  Deliver it to each recipient in this order, and answer ``delivered``
-    once for each as soon as its fate is known."""
+    """The message is complete.  Deliver it to each recipient in this order, and answer
+    ``delivered`` once for each as soon as the result is known."""
 
     reverse_path: str
     recipients: tuple[Recipient, ...]
@@ -70,7 +70,7 @@ class StartTLS:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Send what was said so far and close.  Takes no answer."""
+    """Send all pending replies and close.  Needs no answer."""
 
     reason: str
 
