@@ -178,8 +178,10 @@ def _verbs(parser: argparse.ArgumentParser, told: set[str]) -> Iterator[str]:
         if isinstance(action, argparse._SubParsersAction):
             helps = {each.dest: each.help or "" for each in action._choices_actions}
             for name, verb in action.choices.items():
+                if name not in helps:  # a deprecated name of another verb
+                    continue
                 yield f"## {verb.prog}\n" if verb.prog.count(" ") == 1 else f"### {verb.prog}\n"
-                yield _sentence(verb.description or helps.get(name, "")) + "\n"
+                yield _sentence(verb.description or helps[name]) + "\n"
                 yield from _arguments(verb, told)
                 yield from _verbs(verb, told)
 

@@ -319,7 +319,7 @@ class Holding(Protocol):
     def read_held(self, user: str, held: HeldMessage) -> AsyncIterator[bytes]:
         """Its octets as stored, in pieces of at most 64 KiB."""
 
-    async def undelete(
+    async def restore(
         self, user: str, held: Collection[HeldMessage], *, same_unique_ids: bool = False
     ) -> int:
         """Give messages back; returns how many.  Durable on return.

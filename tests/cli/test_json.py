@@ -35,6 +35,7 @@ COMMANDS: dict[str, list[str] | None] = {
     "maildrop list": ["maildrop", "list"],
     "maildrop show": ["maildrop", "show", "ann"],
     "maildrop held": ["maildrop", "held", "ann"],
+    "maildrop restore": ["maildrop", "restore", "ann", "--all"],
     "maildrop undelete": ["maildrop", "undelete", "ann", "--all"],
     "maildrop export": ["maildrop", "export", "ann"],
     "maildrop log": ["maildrop", "log", "ann"],

@@ -94,7 +94,7 @@ def test_show_for_programs(restante: Restante, mail: int) -> None:
         assert all(str(value).isprintable() for value in message.values())
 
 
-def test_held_and_undelete_by_name(
+def test_held_and_restore_by_name(
     restante: Restante, mail: int, remove: Callable[[int], None]
 ) -> None:
     before = restante("maildrop", "show", "ann", "--json").json["messages"]
@@ -106,10 +106,10 @@ def test_held_and_undelete_by_name(
     }
     assert all(line.isprintable() for line in restante("maildrop", "held", "ann").out.splitlines())
 
-    back = restante("maildrop", "undelete", "ann", found[0]["name"], "--same-uidl")
-    assert back.out == "1 message is back in ann, known to clients as before\n"
-    back = restante("maildrop", "undelete", "ann", found[1]["name"])
-    assert back.out == "1 message is back in ann, new to clients, which will fetch them\n"
+    back = restante("maildrop", "restore", "ann", found[0]["name"], "--same-uidl")
+    assert back.out == ("Restored 1 message to ann. Known to clients; not downloaded again.\n")
+    back = restante("maildrop", "restore", "ann", found[1]["name"])
+    assert back.out == "Restored 1 message to ann. New to clients; downloaded again.\n"
     after = restante("maildrop", "show", "ann", "--json").json["messages"]
     ids = {message["unique_id"] for message in after}
     assert len(after) == 2
@@ -119,7 +119,7 @@ def test_held_and_undelete_by_name(
 @pytest.mark.parametrize(
     ("arguments", "count"), [(["--since", "1h"], 5), (["--all"], 5), (["--since", "0"], 0)]
 )
-def test_undelete_by_time(
+def test_restore_by_time(
     restante: Restante,
     mail: int,
     remove: Callable[[int], None],
@@ -127,27 +127,40 @@ def test_undelete_by_time(
     count: int,
 ) -> None:
     remove(mail)
-    assert restante("maildrop", "undelete", "ann", *arguments, "--json").json["messages"] == count
+    assert restante("maildrop", "restore", "ann", *arguments, "--json").json["messages"] == count
 
 
-def test_undelete_tells_when_there_is_nothing(restante: Restante, mail: int) -> None:
-    found = restante("maildrop", "undelete", "ann", "--all")
-    assert (found.code, found.out) == (0, "nothing was held that fits, so nothing came back\n")
+def test_restore_of_no_message_says_so(restante: Restante, mail: int) -> None:
+    done = restante("maildrop", "restore", "ann", "--all")
+    assert (done.code, done.out) == (0, "No held message matches; nothing was restored.\n")
+    assert done.err == ""
+
+
+def test_old_name_of_restore_still_works(
+    restante: Restante, mail: int, remove: Callable[[int], None]
+) -> None:
+    remove(2)
+    done = restante("maildrop", "undelete", "ann", "--since", "1h", "--json")
+    assert done.json == {"schema": "restante/maildrop-undelete/1", "user": "ann", "messages": 2}
+    assert done.err == (
+        "`restante maildrop undelete` is deprecated: use `restante maildrop restore`\n"
+    )
+    assert "undelete" not in restante("maildrop", "--help").out
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["undelete", "ann"], 64, "which ones? --since 2h, --all, or names"),
-        (["undelete", "ann", "../x"], 64, "nothing is held under the name '../x'"),
-        (["undelete", "ann", "--since", "soon"], 64, 'a time is "90s"'),
+        (["restore", "ann"], 64, "which ones? --since 2h, --all, or names"),
+        (["restore", "ann", "../x"], 64, "nothing is held under the name '../x'"),
+        (["restore", "ann", "--since", "soon"], 64, 'a time is "90s"'),
         (["purge", "--older-than", "1d"], 64, "whose? USER, or --all"),
         (["purge", "ann", "--all"], 64, "whose? USER, or --all"),
         (["purge", "ann", "--older-than", "x", "--yes"], 64, 'a time is "90s"'),
         (["purge", "ann"], 64, "Not without --yes"),
         (["show", "bob"], 67, "no such user: 'bob'"),
         (["held", "../ann"], 67, "no such user"),
-        (["undelete", "bob", "--all"], 67, "no such user"),
+        (["restore", "bob", "--all"], 67, "no such user"),
         (["purge", "bob", "--yes"], 67, "no such user"),
         (["show", "ann\0"], 67, "no such user"),
     ],
@@ -175,7 +188,7 @@ def test_purge_destroys_what_is_held_long_enough(
 
 @pytest.mark.parametrize("user", ["ANN", "ann"])
 def test_a_user_without_mail_is_somebody(restante: Restante, ann: str, user: str) -> None:
-    for verb in (["show"], ["held"], ["undelete", "--all"], ["purge", "--yes"]):
+    for verb in (["show"], ["held"], ["restore", "--all"], ["purge", "--yes"]):
         assert restante("maildrop", verb[0], user, *verb[1:]).code == 0
 
 

@@ -374,7 +374,7 @@ def test_the_example_is_printed_and_is_good(restante: Restante, home: Path) -> N
 def test_the_demo_tells_its_story_and_leaves_nothing(home: Path) -> None:
     found = program("demo")
     assert (found.code, found.err) == (0, "")
-    steps = ["start", "deliver", "fetch", "delete", "poplib", "undelete", "poplib", "stop"]
+    steps = ["start", "deliver", "fetch", "delete", "poplib", "restore", "poplib", "stop"]
     told = iter([line[:9].strip() for line in found.out.splitlines()])
     assert all(step in told for step in steps), found.out
     assert max(map(len, found.out.splitlines())) <= 80

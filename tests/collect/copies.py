@@ -200,7 +200,7 @@ class Maildrop(_Files):
 
     def give_back(self) -> None:
         async def story() -> None:
-            await self._store.undelete(USER, await self._store.held(USER))
+            await self._store.restore(USER, await self._store.held(USER))
 
         run(story())
 

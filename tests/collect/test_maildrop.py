@@ -59,9 +59,9 @@ class Maildrop(Home):
 
         run(story())
 
-    def undelete(self) -> None:
+    def restore(self) -> None:
         async def story() -> None:
-            await self.store.undelete(self.user, await self.store.held(self.user))
+            await self.store.restore(self.user, await self.store.held(self.user))
 
         run(story())
 
@@ -85,7 +85,7 @@ def test_deleted_there_when_it_was_purged_here_after_it_was_deleted(home: Maildr
     assert home.collect(UNTIL_DELETED).stored == 3
     home.delete(["one", "two"])
     assert home.collect(UNTIL_DELETED).deleted == 0
-    home.undelete()
+    home.restore()
     assert home.collect(UNTIL_DELETED).deleted == 0
     assert len(home.here()) == 3
     home.delete(["one"])
@@ -96,7 +96,7 @@ def test_deleted_there_when_it_was_purged_here_after_it_was_deleted(home: Maildr
 
 
 def restored(home: Maildrop) -> None:
-    home.undelete()
+    home.restore()
 
 
 def another_maildrop(home: Maildrop) -> None:
@@ -120,7 +120,7 @@ def another_program(home: Maildrop) -> None:
 
 def moved_by_imap(home: Maildrop) -> None:
     """Given back, and then moved into a folder."""
-    home.undelete()
+    home.restore()
     folder = home.base / "ann" / ".Old" / "cur"
     folder.mkdir(parents=True)
     (folder.parent / "new").mkdir()

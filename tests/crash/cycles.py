@@ -332,7 +332,7 @@ async def _give_back(store: MaildirStore, oracle: Oracle) -> None:
     texts = await _held(store)
     for text in texts.values():
         oracle.expect(text, HELD, LISTED)
-    await store.undelete(USER, list(texts))
+    await store.restore(USER, list(texts))
     for text in texts.values():
         oracle.expect(text, LISTED)
 

@@ -153,21 +153,21 @@ def _text(unique_id: str) -> bytes:
     return unique_id.encode() + b"\r\n"
 
 
-async def undelete(store: HoldingStore, oracle: Oracle) -> None:
-    await _give_back(store, oracle, same_unique_ids=False)
+async def restore(store: HoldingStore, oracle: Oracle) -> None:
+    await _restore(store, oracle, same_unique_ids=False)
 
 
-async def undelete_same(store: HoldingStore, oracle: Oracle) -> None:
-    await _give_back(store, oracle, same_unique_ids=True)
+async def restore_same(store: HoldingStore, oracle: Oracle) -> None:
+    await _restore(store, oracle, same_unique_ids=True)
 
 
-async def _give_back(store: HoldingStore, oracle: Oracle, *, same_unique_ids: bool) -> None:
+async def _restore(store: HoldingStore, oracle: Oracle, *, same_unique_ids: bool) -> None:
     await update(store, oracle)
     held = await store.held(USER)
     ids = {_text(each.unique_id): each.unique_id if same_unique_ids else None for each in held}
     for text, unique_id in ids.items():
         oracle.expect(text, HELD, LISTED, unique_id=unique_id)
-    assert await store.undelete(USER, held, same_unique_ids=same_unique_ids) == len(held)
+    assert await store.restore(USER, held, same_unique_ids=same_unique_ids) == len(held)
     for text, unique_id in ids.items():
         oracle.expect(text, LISTED, unique_id=unique_id)
     await opening(store, oracle)  # nothing takes them again
@@ -208,8 +208,8 @@ SCENARIOS = {
     "journal that is full": Scenario(full_journal),
     "update": Scenario(update),
     "destroying update": Scenario(destroying_update, hold=0),
-    "undelete": Scenario(undelete),
-    "undelete, same unique-ids": Scenario(undelete_same),
+    "restore": Scenario(restore),
+    "restore, same unique-ids": Scenario(restore_same),
     "purge": Scenario(purge),
     "delivery with a quota": Scenario(delivery, limit=10**6),
     "update with a quota": Scenario(update, limit=10**6),

@@ -29,7 +29,7 @@ async def at_most_one_session(store: MaildirStore, marks: int, pauses: int) -> N
 
 
 async def give_back(store: MaildirStore, same: bool) -> None:
-    await store.undelete("ann", await store.held("ann"), same_unique_ids=same)
+    await store.restore("ann", await store.held("ann"), same_unique_ids=same)
 
 
 def test_a_hundred_deliveries_at_once(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_a_hundred_deliveries_at_once(tmp_path: Path) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.sampled_from("dsut"), min_size=2, max_size=14), st.integers(0, 9))
-def test_sessions_deliveries_and_undeletes_at_once(what: list[str], pauses: int) -> None:
+def test_sessions_deliveries_and_restores_at_once(what: list[str], pauses: int) -> None:
     """Each message is listed or held, once, whatever ran beside whatever."""
     with TemporaryDirectory() as place:
         store = MaildirStore(f"{place}/%u")

@@ -43,8 +43,8 @@ def test_a_folder_of_imap_is_a_maildrop(servers: Shared, imap_name: str, folder:
         assert imap.select("INBOX") == ("OK", [b"1"])
         listed = b" ".join(each for each in imap.list()[1] if isinstance(each, bytes))
     assert b"held" not in listed
-    given_back = servers.command("maildrop", "undelete", "mrose", "--all", "--same-uidl")
-    assert given_back.returncode == 0, given_back.stderr
+    restored = servers.command("maildrop", "restore", "mrose", "--all", "--same-uidl")
+    assert restored.returncode == 0, restored.stderr
     with servers.imap() as imap:
         assert imap.select(imap_name) == ("OK", [b"1"])
 

@@ -118,7 +118,7 @@ def test_what_is_given_back_is_told_by_both(servers: Shared) -> None:
         pop3.dele(1)
         pop3.quit()
     assert told_by_imap(servers) == 0
-    undeleted = servers.command("maildrop", "undelete", "mrose", "--all")
-    assert undeleted.returncode == 0, undeleted.stderr
+    restored = servers.command("maildrop", "restore", "mrose", "--all")
+    assert restored.returncode == 0, restored.stderr
     assert told_by_imap(servers) == 21
     assert told_by_us(servers) == there(servers)

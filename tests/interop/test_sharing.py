@@ -99,8 +99,8 @@ def test_imap_sees_what_pop3_removes_and_gives_back(servers: Shared) -> None:
             pop3.quit()
         imap.noop()
         assert imap.select("INBOX") == ("OK", [b"3"])
-        undeleted = servers.command("maildrop", "undelete", "mrose", "--all")
-        assert undeleted.returncode == 0, undeleted.stderr
+        restored = servers.command("maildrop", "restore", "mrose", "--all")
+        assert restored.returncode == 0, restored.stderr
         imap.noop()
         assert imap.select("INBOX") == ("OK", [b"5"])
     assert sorted(servers.everywhere()) == sorted(MESSAGES)

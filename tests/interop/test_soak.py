@@ -1,4 +1,4 @@
-"""Everybody at one maildrop at once: POP3 sessions, deliveries, an IMAP server, undelete.
+"""Everybody at one maildrop at once: POP3 sessions, deliveries, an IMAP server, restore.
 
 Whatever the order, every message that was accepted is afterwards in exactly one place, whole, or
 was expunged on purpose by IMAP; and a session reads the message that its listing names.
@@ -28,7 +28,7 @@ DELIVERIES = 10  # at once
 EACH = 12  # messages
 SESSIONS = 25
 IMAP_STEPS = 60
-UNDELETES = 8
+RESTORES = 8
 
 
 class Soak:
@@ -134,13 +134,13 @@ class Soak:
                     imap.store(number, "+FLAGS", r"(\Deleted)")
                     imap.expunge()
 
-    def undelete(self) -> None:
-        for _ in range(UNDELETES):
-            self.undelete_once()
+    def restore(self) -> None:
+        for _ in range(RESTORES):
+            self.restore_once()
 
-    def undelete_once(self) -> None:
+    def restore_once(self) -> None:
         for _ in range(5):  # 75: other programs changed the maildrop all the time
-            done = self.servers.command("maildrop", "undelete", "mrose", "--since", "1h")
+            done = self.servers.command("maildrop", "restore", "mrose", "--since", "1h")
             if done.returncode != os.EX_TEMPFAIL:
                 break
         assert done.returncode == 0, done.stderr
@@ -187,7 +187,7 @@ def test_nothing_is_lost_and_nothing_is_there_twice(seed: int) -> None:
                 *(partial(soak.deliver, actor) for actor in range(DELIVERIES)),
                 *(partial(soak.fetch, actor) for actor in range(2)),
                 soak.read_by_imap,
-                soak.undelete,
+                soak.restore,
             ]
         )
         assert soak.retrieved > 50
@@ -196,7 +196,7 @@ def test_nothing_is_lost_and_nothing_is_there_twice(seed: int) -> None:
 
 
 SCHEDULE = st.lists(
-    st.lists(st.sampled_from(["deliver", "session", "imap", "undelete"]), min_size=1, max_size=5),
+    st.lists(st.sampled_from(["deliver", "session", "imap", "restore"]), min_size=1, max_size=5),
     min_size=3,
     max_size=13,
 )
@@ -215,10 +215,10 @@ def test_any_schedule_is_harmless() -> None:
         @given(SCHEDULE)
         def story(schedule: list[list[str]]) -> None:
             stories[0] += 1
-            if any("undelete" in steps for steps in schedule):
+            if any("restore" in steps for steps in schedule):
                 soak.gone = []
             run([partial(act, actor, steps) for actor, steps in enumerate(schedule)])
-            if any("undelete" in steps for steps in schedule):
+            if any("restore" in steps for steps in schedule):
                 soak.gone = []
             soak.check()
             soak.check_listing()
@@ -234,7 +234,7 @@ def test_any_schedule_is_harmless() -> None:
                     case "imap":
                         soak.read_once(choose)
                     case _:
-                        soak.undelete_once()
+                        soak.restore_once()
 
         story()
         assert soak.retrieved > 5

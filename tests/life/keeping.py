@@ -28,7 +28,7 @@ def settle(world: World, user: User) -> bool:
 # -- Held mail
 
 
-def undelete(world: World, name: str, pick: str, same_ids: bool) -> None:
+def restore(world: World, name: str, pick: str, same_ids: bool) -> None:
     """Restore held messages."""
     user = world.users[name]
     ids = "their old" if same_ids else "new"
@@ -43,7 +43,7 @@ def undelete(world: World, name: str, pick: str, same_ids: bool) -> None:
     which = ["--all"] if len(chosen) == len(held) else [names[message] for message in chosen]
     options = ["--same-uidl"] if same_ids else []
     began = int(time.time())
-    ran = world.home.must("maildrop", "undelete", name, *which, *options)
+    ran = world.home.must("maildrop", "restore", name, *which, *options)
     assert ran["messages"] == len(chosen), f"{ran['messages']} of {len(chosen)} came back"
     order = Order(earliest=began, latest=time.time(), arrival=world.next_arrival())
     # A collected one keeps its name, with a later second in front: no unique-id comes back.
@@ -98,7 +98,7 @@ def back_up(world: World, name: str) -> None:
     return None
 
 
-def restore(world: World, name: str) -> None:
+def restore_backup(world: World, name: str) -> None:
     """The server is stopped, and one maildrop is as it was; its ids are known to its clients."""
     backup = world.backups.get(name)
     if backup is None:

@@ -68,7 +68,7 @@ _MOVES = st.one_of(
     ),
     _step(importing.adopt, _NAMES),
     _step(keeping.back_up, _NAMES),
-    _step(keeping.restore, _NAMES),
+    _step(keeping.restore_backup, _NAMES),
 )
 _CLIENTS = _step(visits.visit, _LOGINS, _PICKS, _PICKS, st.sampled_from(list(visits.ENDS)))
 _IMAP = st.one_of(
@@ -79,8 +79,8 @@ _IMAP = st.one_of(
     _step(imap.copy, _NAMES, _FOLDERS, _SOME, st.booleans()),
 )
 _HELD = st.one_of(
-    _step(keeping.undelete, _NAMES, _SOME, st.booleans()),
-    _step(keeping.undelete, _NAMES, _SOME, st.booleans()),
+    _step(keeping.restore, _NAMES, _SOME, st.booleans()),
+    _step(keeping.restore, _NAMES, _SOME, st.booleans()),
     _step(keeping.purge, _BOTH),
 )
 _RULES = st.one_of(
@@ -105,8 +105,8 @@ _ELSEWHERE = _step(
     collecting.elsewhere,
     st.one_of(
         _step(doors.arrive, st.just([collecting.SOURCE]), st.just("LMTP"), _COUNTS, _SHAPES),
-        _step(keeping.undelete, st.just(collecting.SOURCE), _SOME, st.booleans()),
-        _step(keeping.undelete, st.just(collecting.SOURCE), _SOME, st.booleans()),
+        _step(keeping.restore, st.just(collecting.SOURCE), _SOME, st.booleans()),
+        _step(keeping.restore, st.just(collecting.SOURCE), _SOME, st.booleans()),
         _step(operating.set_hold, st.just(collecting.SOURCE), _HOLDS),
         _step(visits.visit, st.just(collecting.SOURCE), _PICKS, _PICKS, st.sampled_from(["quits"])),
     ),

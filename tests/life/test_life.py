@@ -28,8 +28,8 @@ WALK: list[Step] = [
     (doors.arrive, ["bob"], "command", 1, "8 bit"),
     (doors.drop_namesake, "ann", "INBOX", "the first"),
     # Held mail comes back, and is deleted again.
-    (keeping.undelete, "ann", "every other", True),
-    (keeping.undelete, "ann", "all", False),
+    (keeping.restore, "ann", "every other", True),
+    (keeping.restore, "ann", "all", False),
     (visits.visit, "ann", "none", "the last nine", "quits"),
     (keeping.purge, ["ann"]),
     # An IMAP server while a session goes on.
@@ -71,7 +71,7 @@ WALK: list[Step] = [
     (collecting.elsewhere, (doors.arrive, ["ann"], "LMTP", 10, "short")),
     (collecting.set_policy, "none", 1, 0, "Bob"),
     (collecting.collect, "fetch"),
-    (collecting.elsewhere, (keeping.undelete, "ann", "all", True)),
+    (collecting.elsewhere, (keeping.restore, "ann", "all", True)),
     (collecting.collect, "fetch"),
 ]
 

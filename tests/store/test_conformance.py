@@ -246,11 +246,11 @@ def test_removing_nothing_is_harmless(store: HoldingStore) -> None:
     run(story())
 
 
-def test_undelete_gives_new_unique_ids(store: HoldingStore) -> None:
+def test_restore_gives_new_unique_ids(store: HoldingStore) -> None:
     async def story() -> None:
         old = [await deliver(store, "ann", t) for t in (b"1\n", b"2\n")]
         await remove(store, "ann", old)
-        assert await store.undelete("ann", await store.held("ann")) == 2
+        assert await store.restore("ann", await store.held("ann")) == 2
         new = await listing(store, "ann")
         assert not {e.unique_id for e in new} & {e.unique_id for e in old}
         assert [e.size for e in new] == [3, 3]
@@ -260,48 +260,48 @@ def test_undelete_gives_new_unique_ids(store: HoldingStore) -> None:
     run(story())
 
 
-def test_undelete_can_keep_unique_ids(store: HoldingStore) -> None:
+def test_restore_can_keep_unique_ids(store: HoldingStore) -> None:
     async def story() -> None:
         old = [await deliver(store, "ann", t) for t in (b"1\n", b"2\n")]
         await remove(store, "ann", old)
         held = await store.held("ann")
-        assert await store.undelete("ann", held[:1], same_unique_ids=True) == 1
-        assert await store.undelete("ann", held, same_unique_ids=True) == 1
+        assert await store.restore("ann", held[:1], same_unique_ids=True) == 1
+        assert await store.restore("ann", held, same_unique_ids=True) == 1
         assert await listing(store, "ann") == old
 
     run(story())
 
 
-def test_undeleted_message_can_be_removed_again(store: HoldingStore) -> None:
+def test_restored_message_can_be_removed_again(store: HoldingStore) -> None:
     """Within one second the same message is held twice in turn; none overwrites another."""
 
     async def story() -> None:
         entry = await deliver(store, "ann", TEXT)
         for _ in range(3):
             assert await remove(store, "ann", [entry]) == []
-            assert await store.undelete("ann", await store.held("ann"), same_unique_ids=True) == 1
+            assert await store.restore("ann", await store.held("ann"), same_unique_ids=True) == 1
         assert await listing(store, "ann") == [entry]
 
     run(story())
 
 
-def test_undelete_during_a_session_waits_for_the_next(store: HoldingStore) -> None:
+def test_restore_during_a_session_waits_for_the_next(store: HoldingStore) -> None:
     async def story() -> None:
         await remove(store, "ann", [await deliver(store, "ann", TEXT)])
         async with store.open("ann") as maildrop:
-            assert await store.undelete("ann", await store.held("ann")) == 1
+            assert await store.restore("ann", await store.held("ann")) == 1
             assert list(maildrop.listing) == []
         assert len(await listing(store, "ann")) == 1
 
     run(story())
 
 
-def test_undelete_passes_over_what_is_not_held(store: HoldingStore) -> None:
+def test_restore_passes_over_what_is_not_held(store: HoldingStore) -> None:
     async def story() -> None:
         ghost = HeldMessage("1.ghost", "ghost", 1, 1.0)
-        assert await store.undelete("ann", [ghost]) == 0
+        assert await store.restore("ann", [ghost]) == 0
         await remove(store, "ann", [await deliver(store, "ann", TEXT)])
-        assert await store.undelete("ann", [ghost]) == 0
+        assert await store.restore("ann", [ghost]) == 0
         with pytest.raises(MessageGone):
             await whole(store.read_held("ann", ghost))
 
@@ -325,7 +325,7 @@ def test_holding_knows_nothing_of_unknown_users(store: HoldingStore) -> None:
     async def story() -> None:
         assert list(await store.held("nobody")) == []
         assert await store.purge("nobody", time.time()) == 0
-        assert await store.undelete("nobody", []) == 0
+        assert await store.restore("nobody", []) == 0
         assert [user async for user in store.users()] == []
 
     run(story())
@@ -402,7 +402,7 @@ def test_old_mail_is_removed_and_held(store: HoldingStore) -> None:
         await deliver(store, "ann", b"new\r\n")
         assert await contents(store, "ann") == [b"new\r\n"]
         (held,) = await store.held("ann")
-        assert await store.undelete("ann", [held]) == 1
+        assert await store.restore("ann", [held]) == 1
         assert await expire(store, "ann", between + 30 * DAY) == 0, "given back, it has come again"
         assert await expire(store, "unknown", time.time() + 90 * DAY) == 0
 

@@ -156,7 +156,7 @@ def test_what_a_folder_holds_is_held_given_back_and_purged(
     run(remove(maildir, BOTH, 1, 3))
     held = run(maildir.held("ann"))
     assert {each.unique_id for each in held} == {"1000000001.a", "1000000002.c"}
-    assert run(maildir.undelete("ann", held, same_unique_ids=True)) == 2
+    assert run(maildir.restore("ann", held, same_unique_ids=True)) == 2
     assert texts(maildir, JUNK) == [b"ccc\r\n", b"dddd\r\n"]
     run(remove(maildir, JUNK, 1, 2))
     assert run(maildir.purge("ann", time.time() + 5)) == 2
@@ -178,7 +178,7 @@ def test_a_folder_counts_for_the_quota_of_the_whole(tmp_path: Path, full: Path) 
     assert run(store.usage("ann")) == Usage(18, 4, 10**6)
     run(remove(store, JUNK, 1))
     assert run(store.usage("ann")) == Usage(13, 3, 10**6)
-    run(store.undelete("ann", run(store.held("ann"))))
+    run(store.restore("ann", run(store.held("ann"))))
     assert run(store.usage("ann")) == Usage(18, 4, 10**6)
     assert not (full / ".Junk" / "maildirsize").exists()
 

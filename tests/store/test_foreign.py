@@ -158,7 +158,7 @@ def test_adopted_mail_comes_back_under_its_ids(maildir: MaildirStore, place: Pat
     run(maildir.adopt("ann", ARRIVALS, text_of))
     assert run(remove(maildir, "ann", EXPECTED)) == []
     held = run(maildir.held("ann"))
-    assert run(maildir.undelete("ann", held, same_unique_ids=True)) == 4
+    assert run(maildir.restore("ann", held, same_unique_ids=True)) == 4
     assert run(listing(maildir, "ann")) == EXPECTED
 
 

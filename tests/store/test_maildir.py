@@ -292,7 +292,7 @@ def test_name_that_is_no_unique_id_is_hashed(maildir: MaildirStore, place: Path,
     assert run(remove(maildir, "ann", run(listing(maildir, "ann")))) == []
     (held,) = run(maildir.held("ann"))
     assert held.unique_id == unique_id
-    assert run(maildir.undelete("ann", [held], same_unique_ids=True)) == 1
+    assert run(maildir.restore("ann", [held], same_unique_ids=True)) == 1
     assert ids(run(listing(maildir, "ann"))) == [unique_id]
 
 
@@ -308,7 +308,7 @@ def test_name_without_end_and_fields_can_be_held(
     (entry,) = run(listing(maildir, "ann"))
     assert entry.unique_id == unique_id
     assert run(remove(maildir, "ann", [entry])) == []
-    assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 1
+    assert run(maildir.restore("ann", run(maildir.held("ann")), same_unique_ids=True)) == 1
     assert run(contents(maildir, "ann")) == [b"x\r\n"]
 
 
@@ -318,7 +318,7 @@ def test_longest_name_can_be_held(maildir: MaildirStore, place: Path) -> None:
     entries = run(listing(maildir, "ann"))
     assert entries == [Entry("1.a", 3)]
     assert run(remove(maildir, "ann", entries)) == []
-    assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 1
+    assert run(maildir.restore("ann", run(maildir.held("ann")), same_unique_ids=True)) == 1
     assert run(listing(maildir, "ann")) == entries
 
 

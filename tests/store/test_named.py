@@ -122,7 +122,7 @@ def test_a_message_is_found_where_it_went(maildir: MaildirStore, place: Path) ->
         look()
         await remove(maildir, "ann", await listing(maildir, "ann"))
         look()
-        await maildir.undelete("ann", await maildir.held("ann"))
+        await maildir.restore("ann", await maildir.held("ann"))
         look()
         await remove(maildir, "ann", await listing(maildir, "ann"))
         look()
@@ -203,7 +203,7 @@ def test_a_restored_message_has_an_id_that_no_client_has_seen(
     ids = {unique, f"1{unique}"}
     for _ in range(4):
         run(_remove_all(maildir))
-        assert run(_undelete(maildir)) == 2
+        assert run(_restore(maildir)) == 2
         found = [entry.unique_id for entry in run(listing(maildir, "ann"))]
         assert len(set(found)) == 2
         assert ids.isdisjoint(found)
@@ -211,8 +211,8 @@ def test_a_restored_message_has_an_id_that_no_client_has_seen(
         assert {each.split(".")[1] for each in found} == {name(0)}
 
 
-async def _undelete(store: MaildirStore) -> int:
-    return await store.undelete("ann", await store.held("ann"))
+async def _restore(store: MaildirStore) -> int:
+    return await store.restore("ann", await store.held("ann"))
 
 
 def test_mail_that_an_imap_client_moves_about_is_never_taken_for_new(

@@ -131,7 +131,7 @@ def test_mail_that_is_given_back_counts_again(store: MaildirStore) -> None:
     run(deliver(store, "ann", TEN))
     run(remove(store, "ann", run(listing(store, "ann"))))
     assert run(store.usage("ann")) == Usage(0, 0, LIMIT)
-    run(store.undelete("ann", run(store.held("ann"))))
+    run(store.restore("ann", run(store.held("ann"))))
     assert run(store.usage("ann")) == Usage(10, 1, LIMIT)
 
 
@@ -141,7 +141,7 @@ def test_giving_back_is_never_refused(store: MaildirStore) -> None:
     run(remove(store, "ann", run(listing(store, "ann"))))
     for _ in range(10):
         run(deliver(store, "ann", TEN))
-    assert run(store.undelete("ann", run(store.held("ann")))) == 10
+    assert run(store.restore("ann", run(store.held("ann")))) == 10
     assert run(store.usage("ann")) == Usage(200, 20, LIMIT)
     with pytest.raises(QuotaExceeded):
         run(deliver(store, "ann", b""))
@@ -512,7 +512,7 @@ def test_a_file_that_cannot_be_used_refuses_nobody(
 def test_after_a_crash_anywhere_too_much_is_counted_or_nothing(
     tmp_path: Path, store: MaildirStore, place: Path
 ) -> None:
-    """A delivery, an UPDATE and an undelete; what a crash leaves never makes room by mistake."""
+    """A delivery, an UPDATE and an restore; what a crash leaves never makes room by mistake."""
     put(place, "new/1.a", TEN)
     put(place, "new/2.a", TEN)
     saved = tmp_path / "saved"
@@ -522,7 +522,7 @@ def test_after_a_crash_anywhere_too_much_is_counted_or_nothing(
         await deliver(store, "ann", b"xyz")
         async with store.open("ann") as maildrop:
             await maildrop.remove(maildrop.listing[:2])
-        await store.undelete("ann", await store.held("ann"))
+        await store.restore("ann", await store.held("ann"))
         await deliver(store, "ann", b"xyz")
 
     number, crashed = 0, True

@@ -161,9 +161,9 @@ def test_message_that_is_called_removed_is_removed(maildir: MaildirStore, place:
 def test_restored_messages_are_there_once(maildir: MaildirStore, place: Path) -> None:
     fill(place, UNIQUE)
 
-    async def undelete() -> None:
+    async def restore() -> None:
         held = await maildir.held("ann")
-        await maildir.undelete("ann", held, same_unique_ids=True)
+        await maildir.restore("ann", held, same_unique_ids=True)
 
     async def story() -> None:
         async with maildir.open("ann") as maildrop:
@@ -171,8 +171,8 @@ def test_restored_messages_are_there_once(maildir: MaildirStore, place: Path) ->
         with renaming(place) as turns:
             for _ in turns:
                 with suppress(TemporaryFailure):
-                    await undelete()
-        await undelete()
+                    await restore()
+        await restore()
         assert await listing(maildir, "ann") == EXPECTED
 
     run(story())

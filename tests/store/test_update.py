@@ -245,7 +245,7 @@ def test_crash_while_mail_is_given_back(maildir: MaildirStore, full: Path) -> No
     run(mark(maildir, VICTIMS))
 
     def act() -> None:
-        run(maildir.undelete("ann", run(maildir.held("ann"))))
+        run(maildir.restore("ann", run(maildir.held("ann"))))
 
     for number in range(9):
         with watched(full.parent, die_at(number)), pytest.raises(Crash):
@@ -550,7 +550,7 @@ def test_same_name_is_never_overwritten_in_held(
         b"two",
         b"three",
     ]
-    assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 1
+    assert run(maildir.restore("ann", run(maildir.held("ann")), same_unique_ids=True)) == 1
     assert len(held(maildir)) == 2
 
 
@@ -564,7 +564,7 @@ def test_given_back_where_it_was(maildir: MaildirStore, full: Path) -> None:
 
     run(mark(maildir, VICTIMS))
     with watched(full.parent, hook) as system:
-        assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 3
+        assert run(maildir.restore("ann", run(maildir.held("ann")), same_unique_ids=True)) == 3
     assert not system.unsynced
     assert names(full / "new") == ["1.a", "3.a,S=3,W=5", "5.a"]
     assert names(full / "cur") == ["2.a:2,S", "4.a:2,FS"]
@@ -573,7 +573,7 @@ def test_given_back_where_it_was(maildir: MaildirStore, full: Path) -> None:
 def test_given_back_with_new_unique_ids_it_is_new_mail(maildir: MaildirStore, full: Path) -> None:
     run(mark(maildir, VICTIMS))
     with watched(full.parent) as system:
-        assert run(maildir.undelete("ann", run(maildir.held("ann")))) == 3
+        assert run(maildir.restore("ann", run(maildir.held("ann")))) == 3
     assert not system.unsynced
     assert names(full / "cur") == ["4.a:2,FS"]
     assert sum(name.endswith(",S=3,W=5") for name in names(full / "new")) == 1
@@ -583,7 +583,7 @@ def test_given_back_with_new_unique_ids_it_is_new_mail(maildir: MaildirStore, fu
 def test_given_back_does_not_overwrite(maildir: MaildirStore, full: Path) -> None:
     run(mark(maildir, VICTIMS))
     put(full, "cur/1.a:2,S", b"another")
-    assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 2
+    assert run(maildir.restore("ann", run(maildir.held("ann")), same_unique_ids=True)) == 2
     assert held(maildir) == ["1.a"]
     assert b"another\r\n" in run(contents(maildir, "ann"))
 
@@ -594,9 +594,9 @@ def test_two_links_to_one_message_come_back_as_one(maildir: MaildirStore, full: 
     assert run(mark(maildir, VICTIMS)) == []
     os.link(full / "new/5.a", full / "held/1700000000.5.a")
     assert len(held(maildir)) == 5
-    assert run(maildir.undelete("ann", run(maildir.held("ann")))) == 3
+    assert run(maildir.restore("ann", run(maildir.held("ann")))) == 3
     assert sorted(run(contents(maildir, "ann"))) == [b"%d.a\r\n" % n for n in range(1, 6)]
-    assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 0
+    assert run(maildir.restore("ann", run(maildir.held("ann")), same_unique_ids=True)) == 0
 
 
 def test_a_message_that_lost_a_quarrel_comes_back_under_its_id(
@@ -605,7 +605,7 @@ def test_a_message_that_lost_a_quarrel_comes_back_under_its_id(
     put(full, "cur/1.a:2,S", b"another")
     before = listed(maildir)
     assert run(mark(maildir, before)) == []
-    assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 6
+    assert run(maildir.restore("ann", run(maildir.held("ann")), same_unique_ids=True)) == 6
     assert sorted(listed(maildir)) == sorted(before)
 
 
@@ -616,7 +616,7 @@ def test_any_name_can_be_given_back_and_seen(maildir: MaildirStore, full: Path, 
     put(full, f"held/1700000000.{name}", b"x")
     for same in (True, False):
         found = run(maildir.held("ann"))
-        assert run(maildir.undelete("ann", found, same_unique_ids=same)) == len(found)
+        assert run(maildir.restore("ann", found, same_unique_ids=same)) == len(found)
         assert len(listed(maildir)) == 5 + (not name.startswith("."))
         run(mark(maildir, set(listed(maildir)) - set(own)))
 
@@ -624,7 +624,7 @@ def test_any_name_can_be_given_back_and_seen(maildir: MaildirStore, full: Path, 
 def test_a_directory_in_the_way_keeps_no_other_message(maildir: MaildirStore, full: Path) -> None:
     run(mark(maildir, VICTIMS))
     (full / "new/1.a").mkdir()
-    assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 2
+    assert run(maildir.restore("ann", run(maildir.held("ann")), same_unique_ids=True)) == 2
     assert held(maildir) == ["1.a"]
 
 
@@ -655,7 +655,7 @@ def test_given_back_is_not_taken_again_by_an_update_cut_short(
     maildir: MaildirStore, full: Path
 ) -> None:
     moved = cut_short(maildir, full.parent)
-    run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True))
+    run(maildir.restore("ann", run(maildir.held("ann")), same_unique_ids=True))
     assert listed(maildir) == [moved, *KEPT]
 
 
@@ -670,7 +670,7 @@ def test_given_back_is_not_taken_again_after_a_power_failure(
             assert "ann" in {each[1] for each in system.calls if each[0] == "fsync"}
 
     with watched(full.parent, hook) as system:
-        run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True))
+        run(maildir.restore("ann", run(maildir.held("ann")), same_unique_ids=True))
 
 
 async def update(store: MaildirStore) -> None:
@@ -682,7 +682,7 @@ async def finish(store: MaildirStore) -> None:
 
 
 async def give_back(store: MaildirStore) -> None:
-    assert await store.undelete("ann", await store.held("ann")) == 1
+    assert await store.restore("ann", await store.held("ann")) == 1
 
 
 async def purge(store: MaildirStore) -> None:
@@ -714,7 +714,7 @@ def test_one_at_a_time_changes_what_is_held(
 def test_names_of_held_messages_are_checked(maildir: MaildirStore, full: Path, name: str) -> None:
     run(mark(maildir, VICTIMS))
     message = HeldMessage(name, "5.a", 1, 1.0)
-    assert run(maildir.undelete("ann", [message])) == 0
+    assert run(maildir.restore("ann", [message])) == 0
     with pytest.raises(MessageGone):
         run(whole(maildir.read_held("ann", message)))
     assert listed(maildir) == KEPT
@@ -785,11 +785,11 @@ def test_removed_messages_come_back_in_their_places(maildir: MaildirStore, place
         assert run(remove(maildir, "ann", chosen)) == []
         held = run(maildir.held("ann"))
         assert [each.unique_id for each in held] == [each.unique_id for each in chosen]
-        assert run(maildir.undelete("ann", held, same_unique_ids=True)) == 1
+        assert run(maildir.restore("ann", held, same_unique_ids=True)) == 1
         for store in (maildir, MaildirStore(f"{place.parent}/%u")):
             assert run(listing(store, "ann")) == before
             assert run(contents(store, "ann")) == texts
     assert run(remove(maildir, "ann", before)) == []
-    assert run(maildir.undelete("ann", run(maildir.held("ann")), same_unique_ids=True)) == 9
+    assert run(maildir.restore("ann", run(maildir.held("ann")), same_unique_ids=True)) == 9
     assert run(contents(maildir, "ann")) == texts
     assert run(listing(maildir, "ann")) == before

@@ -71,8 +71,8 @@ async def _story(configuration: config.Configuration) -> None:
         _tell("poplib", f"Python's own client looks in: {count} messages. Lost?")
 
         held = await store.held("ann")
-        back = await store.undelete("ann", held)
-        _tell("undelete", f"no: {back} messages were held, and are back with new unique-ids")
+        back = await store.restore("ann", held)
+        _tell("restore", f"no: {back} messages were held, and are back with new unique-ids")
 
         count = await asyncio.to_thread(_look, server, password, fetch=True)
         _tell("poplib", f"looks again and fetches {count} messages")

@@ -1,4 +1,4 @@
-"""``restante maildrop``: look into maildrops, see who took what, give deleted mail back."""
+"""``restante maildrop``: look into maildrops, read session logs, restore deleted mail."""
 
 from __future__ import annotations
 
@@ -28,18 +28,22 @@ from . import common
 from .summaries import head_of
 
 AnyStore = MaildirStore | MemoryStore
+
+_OLD_RESTORE = "undelete"  # the name of `restore` up to 0.1; scripts may still use it
+
 Action = Callable[[argparse.Namespace, AnyStore], Coroutine[Any, Any, int]]
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     noun = verbs.add_parser(
         "maildrop",
-        help="list, show, log, verify; held, undelete and purge for what clients deleted",
+        help="list, show, log, verify; held, restore and purge for what clients deleted",
     )
     actions = noun.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def action(name: str, run: Action, text: str, *, user: str = "USER") -> argparse.ArgumentParser:
-        parser = actions.add_parser(name, help=text)
+        # Without ``help`` argparse does not list it.
+        parser = actions.add_parser(name, help=text) if text else actions.add_parser(name)
         if user:
             parser.add_argument("user", metavar="USER", nargs="?" if user == "?" else None)
         parser.set_defaults(run=lambda options: _run(options, run))
@@ -48,15 +52,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     action("list", list_, "every maildrop: messages, octets, held", user="")
     action("show", show, "the messages of one maildrop")
     action("held", held, "what can be given back")
-    undo = action("undelete", undelete, "give deleted messages back")
-    undo.add_argument("name", metavar="NAME", nargs="*", help="as `held` shows it")
-    undo.add_argument("--since", metavar="TIME", help="all deleted in the last 2h, 3d …")
-    undo.add_argument("--all", action="store_true", help="all that is held")
-    undo.add_argument(
-        "--same-uidl",
-        action="store_true",
-        help="keep the unique-ids, so clients that had the messages do not fetch them again",
-    )
+    _add_restore_options(action("restore", restore, "restore deleted messages"))
+    _add_restore_options(action(_OLD_RESTORE, restore, ""))
     out = action("export", export, "tell the unique-ids, for another server")
     out.add_argument("--uidlist", action="store_true", help="as Dovecot's dovecot-uidlist")
     told = action("log", log, "which sessions retrieved or deleted which messages")
@@ -77,6 +74,19 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     end.add_argument("--older-than", metavar="TIME", help="only what is held longer")
     end.add_argument("--all", action="store_true", help="in every maildrop")
     end.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _add_restore_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="*", help="a name printed by `held`")
+    parser.add_argument(
+        "--since", metavar="TIME", help="all messages deleted in the last 2h, 3d, …"
+    )
+    parser.add_argument("--all", action="store_true", help="all held messages")
+    parser.add_argument(
+        "--same-uidl",
+        action="store_true",
+        help="keep the unique-ids, so that clients do not download the messages again",
+    )
 
 
 def _run(options: argparse.Namespace, action: Action) -> int:
@@ -254,23 +264,25 @@ async def export(options: argparse.Namespace, store: AnyStore) -> int:
     return os.EX_OK
 
 
-async def undelete(options: argparse.Namespace, store: AnyStore) -> int:
+async def restore(options: argparse.Namespace, store: AnyStore) -> int:
+    if options.action == _OLD_RESTORE:
+        common.say("`restante maildrop undelete` is deprecated: use `restante maildrop restore`")
     user = await _known(options, store)
     wanted = _chosen(options, list(await store.held(user)))
-    count = await store.undelete(user, wanted, same_unique_ids=options.same_uidl)
+    count = await store.restore(user, wanted, same_unique_ids=options.same_uidl)
     if options.json:
-        common.print_json("maildrop-undelete", user=user, messages=count)
+        common.print_json(f"maildrop-{options.action}", user=user, messages=count)
     elif count:
-        print(f"{count} message{'s are' if count > 1 else ' is'} back in {user}, {_ids(options)}")
+        print(f"Restored {counted(count, 'message')} to {user}. {_what_clients_do(options)}")
     else:
-        print("nothing was held that fits, so nothing came back")
+        print("No held message matches; nothing was restored.")
     return os.EX_OK
 
 
-def _ids(options: argparse.Namespace) -> str:
+def _what_clients_do(options: argparse.Namespace) -> str:
     if options.same_uidl:
-        return "known to clients as before"
-    return "new to clients, which will fetch them"
+        return "Known to clients; not downloaded again."
+    return "New to clients; downloaded again."
 
 
 def _chosen(options: argparse.Namespace, found: list[HeldMessage]) -> list[HeldMessage]:

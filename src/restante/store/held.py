@@ -267,14 +267,14 @@ def reading_held(maildrop: int, name: str) -> Iterator[int]:
         raise MessageGone from error
 
 
-def undelete(
+def restore(
     maildrop: int, names: Iterable[str], *, same_unique_ids: bool, removed_at: int | None
 ) -> int:
     """Give held messages back; returns how many.  Overwrites nothing; repeat it after an error.
 
     ``removed_at``: for the rest of an UPDATE, as for ``update``.
     """
-    given_back = 0
+    restored = 0
     with files.directory_lock(files.HELD, maildrop) as held:
         _finish(maildrop, removed_at)
         # Not even a power failure may bring back a list of what we give back now.
@@ -303,9 +303,9 @@ def undelete(
                 parts.add(unique_part(new_name))
                 ids.add(unique_id)
                 inodes.add(old.inode)
-                given_back += 1
+                restored += 1
         files.sync("cur", "new", files.HELD, parent=maildrop)
-    return given_back
+    return restored
 
 
 def _another_name(old_name: str, present: Collection[str]) -> str:

@@ -73,7 +73,7 @@ from .held import (
     list_held,
     purge,
     reading_held,
-    undelete,
+    restore,
     update,
 )
 from .index import Form, Index, forget, load, save, stamps
@@ -279,7 +279,7 @@ class MaildirStore:
         added = 0
         async with self._session(user) as session:
             present = await in_thread(session.adopt_ids, arrivals)
-            await in_thread(quota.forget, session.maildrop)  # as for ``undelete``
+            await in_thread(quota.forget, session.maildrop)  # as for ``restore``
             try:
                 for name in arrivals:
                     if name not in present:
@@ -325,7 +325,7 @@ class MaildirStore:
                 offset += len(octets)
                 yield octets
 
-    async def undelete(
+    async def restore(
         self, user: str, held: Collection[HeldMessage], *, same_unique_ids: bool = False
     ) -> int:
         names = [each.name for each in held]
@@ -335,7 +335,7 @@ class MaildirStore:
             removed_at = self._removed_at(maildrop, partial(self.hold, user))
             try:
                 return sum(
-                    undelete(folder, own, same_unique_ids=same_unique_ids, removed_at=removed_at)
+                    restore(folder, own, same_unique_ids=same_unique_ids, removed_at=removed_at)
                     for folder, own in names_held(maildrop, names)
                 )
             finally:

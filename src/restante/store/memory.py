@@ -110,7 +110,7 @@ class MemoryStore:
         for piece in _cut(found[1].stored):
             yield piece
 
-    async def undelete(
+    async def restore(
         self, user: str, held: Collection[HeldMessage], *, same_unique_ids: bool = False
     ) -> int:
         box = self._boxes.get(user, _Box())
