@@ -27,8 +27,10 @@ from restante.passdb import (
     Token,
 )
 from restante.pop3.session import Policy
+from restante.server.address import Address, bind
+from restante.server.admission import Admission, Slot
 from restante.server.connection import Timeouts
-from restante.server.listener import Address, Admission, Listener, Seat, bind
+from restante.server.listener import Listener
 from restante.server.pop3 import Service
 from restante.server.proxy import Origin
 
@@ -175,12 +177,12 @@ class Server:
 
 @contextmanager
 def listening(
-    build: Callable[[str, Seat, Origin], asyncio.BaseProtocol], *, per_source: int = 100
+    build: Callable[[str, Slot, Origin], asyncio.BaseProtocol], *, per_address: int = 100
 ) -> Iterator[int]:
     """A door without TLS, such as ``Intake.lmtp()``; gives its port.  Needs a running loop."""
     opened = bind(Address("", "127.0.0.1", 0))
     port: int = opened.getsockname()[1]
-    listener = Listener(opened, build, Admission(1000, per_source), name="test")
+    listener = Listener(opened, build, Admission(1000, per_address), name="test")
     try:
         yield port
     finally:
@@ -196,10 +198,10 @@ async def serving(
     implicit: bool = False,
     clear: bool = True,
     timeouts: Timeouts | None = None,
-    per_source: int = 100,
+    per_address: int = 100,
     policy: Policy | None = None,
     time_stamp: Callable[[], str] | None = None,
-    proxies: tuple[Network, ...] = (),
+    proxy_from: tuple[Network, ...] = (),
     relays: tuple[Network, ...] = (),
     tls_at_proxy: bool = False,
 ) -> AsyncIterator[Server]:
@@ -217,12 +219,12 @@ async def serving(
     listener = Listener(
         listening,
         service.connection,
-        Admission(1000, per_source),
+        Admission(1000, per_address),
         name="pop3",
         tls=tls if implicit else None,
         handshake=service.timeouts.handshake,
         busy=b"-ERR [SYS/TEMP] too many connections\r\n",
-        proxies=proxies,
+        proxy_from=proxy_from,
         tls_at_proxy=tls_at_proxy,
     )
     try:

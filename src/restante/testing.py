@@ -41,7 +41,9 @@ from .pop3.commands import VERBS
 from .pop3.session import Policy
 from .pop3.state import Event, StartTLS
 from .sasl import MECHANISMS
-from .server.listener import Address, Admission, Listener, Seat, bind
+from .server.address import Address, bind
+from .server.admission import Admission, Slot
+from .server.listener import Listener
 from .server.pop3 import Connection, Service
 from .store.memory import MemoryStore
 
@@ -214,8 +216,8 @@ def _same_unique_ids(response: bytes) -> bytes:
 class _Tapped(Connection):
     """One client, heard line by line: each command waits until the one before it is answered."""
 
-    def __init__(self, server: Pop3Server, service: Service, address: str, seat: Seat) -> None:
-        super().__init__(service, address, seat)
+    def __init__(self, server: Pop3Server, service: Service, address: str, slot: Slot) -> None:
+        super().__init__(service, address, slot)
         self._server = server
         self.name = server._welcome(self)
         self._unheard = b""
@@ -576,7 +578,7 @@ class Pop3Server:
             listening = bind(Address(name, "127.0.0.1", 0))
             listener = Listener(
                 listening,
-                lambda address, seat, _: _Tapped(self, service, address, seat),
+                lambda address, slot, _: _Tapped(self, service, address, slot),
                 admission,
                 name=name,
                 tls=implicit,

@@ -31,7 +31,7 @@ from restante.auth.users import Users
 from restante.clock import RELEASED
 from restante.config import Configuration
 from restante.errors import ConfigurationError
-from restante.server.listener import Address
+from restante.server.address import Address
 from restante.shared import SharedTally
 from restante.store.maildir import MaildirStore
 

@@ -77,7 +77,7 @@ def test_haproxy_names_the_client(
 
     async def main() -> None:
         async with serving(
-            MemoryStore(), tls=server_tls, implicit=implicit, clear=False, proxies=LOOPBACK
+            MemoryStore(), tls=server_tls, implicit=implicit, clear=False, proxy_from=LOOPBACK
         ) as server:
             where = {"passing": passing, "ending": ending, "port": server.port}
             text = HAPROXY.format(certificate=together, header=header, **where)
@@ -165,7 +165,7 @@ def test_nginx_and_stunnel_by_the_guide(
             tls=server_tls,
             implicit=not ends,
             clear=False,
-            proxies=LOOPBACK,
+            proxy_from=LOOPBACK,
             tls_at_proxy=tls_at_proxy,
         ) as server:
             start = by_the_guide(

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from restante.errors import MaildropInUse
-from restante.server.listener import Address, Admission, Listener, bind
+from restante.server.address import Address, bind
+from restante.server.admission import Admission
+from restante.server.listener import Listener
 from restante.server.pop3 import Connection
 from restante.store.memory import MemoryStore
 from restante.tls import server_context
@@ -96,7 +98,7 @@ def listening(
         admission,
         name="pop3s",
         tls=server_context(*certificate),
-        proxies=(ip_network("127.0.0.0/8"),) if behind_proxy else (),
+        proxy_from=(ip_network("127.0.0.0/8"),) if behind_proxy else (),
     )
     return listener, int(listens.getsockname()[1])
 
@@ -105,7 +107,7 @@ def listening(
 def test_closing_a_listener_releases_connections_that_just_arrived(
     run: Run[None], certificate: tuple[Path, Path], behind_proxy: bool
 ) -> None:
-    """Its socket is closed, and its seat is free."""
+    """Its socket is closed, and its slot is free."""
 
     async def main() -> None:
         admission = Admission(1, 1)
@@ -115,7 +117,7 @@ def test_closing_a_listener_releases_connections_that_just_arrived(
             listener._accept()
             listener.close()
             assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
-        assert admission.enter("127.0.0.1")
+        assert admission.admit("127.0.0.1")
 
     run(main())
 
@@ -129,9 +131,9 @@ def test_a_newcomer_may_take_the_slot_of_a_connection_that_just_arrived(
         with socket.create_connection(("127.0.0.1", port)) as first:
             first.setblocking(False)
             listener._accept()
-            assert admission.enter("127.0.0.1")
+            assert admission.admit("127.0.0.1")
             assert await asyncio.get_running_loop().sock_recv(first, 1) == b""
         listener.close()
-        assert admission.enter("127.0.0.1") is None  # given back once, not twice
+        assert admission.admit("127.0.0.1") is None  # given back once, not twice
 
     run(main())

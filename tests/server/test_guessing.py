@@ -11,7 +11,6 @@ from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 import pytest
 
@@ -19,7 +18,7 @@ from restante.errors import AuthenticationFailed, BackendUnavailable, TemporaryF
 from restante.passdb import Account, Credentials, Disproof, ScramSecrets, Shown
 from restante.pop3.session import Policy
 from restante.sasl import scram
-from restante.server.listener import Admission
+from restante.server.admission import Admission
 from restante.server.pop3 import Connection
 from restante.shared import SharedTally, Tally
 from restante.store.memory import MemoryStore
@@ -61,10 +60,10 @@ class Guard:
 
 @asynccontextmanager
 async def guarded(
-    guard: Guard, passdb: OneUser | None = None, *, per_source: int = 100
+    guard: Guard, passdb: OneUser | None = None, *, per_address: int = 100
 ) -> AsyncIterator[Server]:
     policy = Policy(mechanisms=("PLAIN", "SCRAM-SHA-256"))
-    async with serving(MemoryStore(), policy=policy, per_source=per_source) as server:
+    async with serving(MemoryStore(), policy=policy, per_address=per_address) as server:
         server.service.guard = guard
         server.service.passdb = passdb or OneUser()
         yield server
@@ -249,19 +248,19 @@ def test_hanging_up_gives_no_seat_back_before_the_penalty_is_over() -> None:
 def test_a_seat_of_who_hung_up_is_taken_for_that_source_only() -> None:
     for tally in (Tally(), SharedTally(2)):
         admission = Admission(2, 2, tally)
-        first, second = admission.enter("192.0.2.1"), admission.enter("192.0.2.1")
+        first, second = admission.admit("192.0.2.1"), admission.admit("192.0.2.1")
         assert first is not None
         assert second is not None
-        assert admission.enter("192.0.2.2") is None
-        first.linger()
-        first.linger()
-        assert admission.enter("192.0.2.1") is None
-        other = admission.enter("192.0.2.2")
+        assert admission.admit("192.0.2.2") is None
+        first.release_total()
+        first.release_total()
+        assert admission.admit("192.0.2.1") is None
+        other = admission.admit("192.0.2.2")
         assert other is not None
-        first.leave()
-        assert admission.enter("192.0.2.1") is None, "all are taken"
-        other.leave()
-        assert admission.enter("192.0.2.1")
+        first.release()
+        assert admission.admit("192.0.2.1") is None, "all are taken"
+        other.release()
+        assert admission.admit("192.0.2.1")
         if isinstance(tally, SharedTally):
             tally.close()
 
@@ -270,11 +269,11 @@ def test_the_last_seats_are_for_networks_from_which_somebody_has_logged_in() -> 
     """I 187: guesses that wait for their answers leave a door open."""
     admission = Admission(10, 100)
     admission.reserved = lambda address: address == "192.0.2.1"
-    assert all(admission.enter("198.51.100.1") for _ in range(9))
-    assert admission.enter("198.51.100.1") is None
-    assert admission.enter("203.0.113.1") is None
-    assert admission.enter("192.0.2.1")
-    assert admission.enter("192.0.2.1") is None
+    assert all(admission.admit("198.51.100.1") for _ in range(9))
+    assert admission.admit("198.51.100.1") is None
+    assert admission.admit("203.0.113.1") is None
+    assert admission.admit("192.0.2.1")
+    assert admission.admit("192.0.2.1") is None
 
 
 def test_where_seats_are_scarce_nobody_waits_on_one() -> None:
@@ -317,11 +316,11 @@ def test_mail_from_elsewhere_is_fetched_for_who_has_logged_in_only() -> None:
     asyncio.run(main())
 
 
-# Who takes all the seats of an address must use them, or make room.
+# Who takes all the slots of an address must use them, or make room.
 
 
 async def refused(server: Server) -> bytes:
-    """What a newcomer hears for whom there is no seat."""
+    """What a newcomer hears for whom there is no slot."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     said = await Client(reader, writer).rest()
     writer.transport.abort()
@@ -334,7 +333,7 @@ def test_the_first_who_has_not_logged_in_makes_room(
     """One who has is never thrown out, and the limit holds."""
 
     async def main() -> None:
-        async with serving(MemoryStore(), per_source=3) as server:
+        async with serving(MemoryStore(), per_address=3) as server:
             taken = server.listener._admission._taken
             async with (
                 server.client() as mrose,
@@ -363,7 +362,7 @@ def test_the_first_who_has_not_logged_in_makes_room(
 
 def test_logged_in_sessions_make_no_room() -> None:
     async def main() -> None:
-        async with serving(MemoryStore(), per_source=1) as server, server.client() as client:
+        async with serving(MemoryStore(), per_address=1) as server, server.client() as client:
             await client.log_in()
             assert (await refused(server)).startswith(b"-ERR [SYS/TEMP] ")
             assert await client.ask(b"NOOP") == b"+OK"
@@ -373,12 +372,12 @@ def test_logged_in_sessions_make_no_room() -> None:
 
 @pytest.mark.parametrize("is_gone", [False, True])
 def test_making_room_makes_guessing_no_faster(is_gone: bool) -> None:
-    """Who waits for the answer to a guess keeps the seat, there or not: so of one address no more
-    guesses are checked in the time of a penalty than it has seats."""
+    """Who waits for the answer to a guess keeps the slot, there or not: so of one address no more
+    guesses are checked in the time of a penalty than it has slots."""
 
     async def main() -> None:
         guard = Guard(wait=3600.0)
-        async with guarded(guard, per_source=2) as server:
+        async with guarded(guard, per_address=2) as server:
             taken = server.listener._admission._taken
             async with server.client() as first, server.client() as second:
                 for client in (first, second):
@@ -404,7 +403,7 @@ def test_who_is_being_judged_makes_no_room() -> None:
 
     async def main() -> None:
         passdb = Slow()
-        async with guarded(Guard(), passdb, per_source=1) as server, server.client() as client:
+        async with guarded(Guard(), passdb, per_address=1) as server, server.client() as client:
             await guess(client, b"tan staaf")
             await passdb.begun.wait()
             assert (await refused(server)).startswith(b"-ERR [SYS/TEMP] ")
@@ -416,7 +415,7 @@ def test_who_is_being_judged_makes_no_room() -> None:
 
 def test_who_has_served_a_penalty_makes_room_again() -> None:
     async def main() -> None:
-        async with guarded(Guard(), per_source=1) as server, server.client() as client:
+        async with guarded(Guard(), per_address=1) as server, server.client() as client:
             await guess(client)
             assert (await client.line()).startswith(b"-ERR [AUTH]")
             async with server.client():
@@ -433,7 +432,7 @@ def test_a_handshake_that_stands_still_makes_room(
 
     async def main() -> None:
         async with serving(
-            MemoryStore(), tls=server_tls, implicit=implicit, per_source=1
+            MemoryStore(), tls=server_tls, implicit=implicit, per_address=1
         ) as server:
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             silent = Client(reader, writer)
@@ -448,55 +447,6 @@ def test_a_handshake_that_stands_still_makes_room(
             writer.transport.abort()
 
     run(main())
-
-
-def test_a_full_source_makes_room_among_its_own_only() -> None:
-    admission, left = Admission(10, 2), list[str]()
-    seats = [admission.enter(each) for each in ("192.0.2.1", "192.0.2.2", "192.0.2.2")]
-    for name, seat in zip(("other", "first", "second"), seats, strict=True):
-        assert seat is not None
-        seat.offer(partial(left.append, name))
-    assert admission.enter("192.0.2.2")
-    assert left == ["first"]
-    assert seats[2] is not None
-    seats[2].keep()
-    assert admission.enter("192.0.2.2") is None
-    assert admission.enter("192.0.2.1")
-    assert left == ["first"]
-    assert admission._taken.of("192.0.2.2") == 2
-
-
-def test_where_all_seats_are_taken_the_first_of_anybody_makes_room() -> None:
-    """Silent connections from any number of addresses keep nobody out, and no more come in than
-    there are seats.  What is kept for the known stays theirs."""
-    admission, left = Admission(10, 100), list[int]()
-    admission.reserved = lambda address: address == "192.0.2.1"
-    for number in range(9):
-        seat = admission.enter(f"198.51.100.{number}")
-        assert seat is not None
-        seat.offer(partial(left.append, number))
-    assert admission.enter("192.0.2.1")
-    assert left == [], "it had a seat of its own"
-    for number in range(5):
-        assert admission.enter("203.0.113.1")
-        assert left == list(range(number + 1))
-        assert admission._taken.all() == 10
-
-
-def test_a_seat_that_moves_is_offered_where_it_went() -> None:
-    admission, left = Admission(10, 1), list[str]()
-    moved = admission.enter("192.0.2.1")
-    assert moved is not None
-    moved.offer(partial(left.append, "moved"))
-    assert moved.move("192.0.2.1"), "to where it is"
-    assert moved.move("192.0.2.2")
-    assert admission.enter("192.0.2.1")
-    assert left == []
-    assert admission.enter("192.0.2.2")
-    assert left == ["moved"]
-    moved.leave()
-    moved.offer(partial(left.append, "again"))
-    assert admission.enter("192.0.2.2") is None
 
 
 @pytest.mark.parametrize("error", [TemporaryFailure("down"), AuthenticationFailed("disabled")])

@@ -80,7 +80,7 @@ def test_a_handshake_in_drops_ends(run: Run[None], server_tls: ssl.SSLContext) -
 def test_handshakes_that_never_end_take_the_seats_of_their_source_alone(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    """A flood of handshakes is bounded before any is paid for: by seats, and by their deadline.
+    """A flood of handshakes is bounded before any is paid for: by slots, and by their deadline.
 
     More of them at once would help nobody: who is silent must not keep out who is not, and the
     first of them makes room for one more of its source.
@@ -88,7 +88,7 @@ def test_handshakes_that_never_end_take_the_seats_of_their_source_alone(
 
     async def main() -> None:
         async with serving(
-            MemoryStore(), tls=server_tls, implicit=True, timeouts=SHORT, per_source=3
+            MemoryStore(), tls=server_tls, implicit=True, timeouts=SHORT, per_address=3
         ) as server:
             silent = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(3)]
             one_more = await asyncio.open_connection("127.0.0.1", server.port)

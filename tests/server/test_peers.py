@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from restante.maildrop import Entry
-from restante.server.listener import Address, bind
+from restante.server.address import Address, bind
 from restante.store.maildir import MaildirStore
 from restante.store.memory import MemoryStore
 

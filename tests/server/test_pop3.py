@@ -580,7 +580,7 @@ def test_half_closed_clients_get_their_answers(run: Run[None]) -> None:
 
 def test_connections_from_one_source_are_counted(run: Run[None]) -> None:
     async def main() -> None:
-        async with serving(MemoryStore(), per_source=1) as server:
+        async with serving(MemoryStore(), per_address=1) as server:
             async with server.client() as first:
                 await first.log_in()
                 reader, writer = await asyncio.open_connection("127.0.0.1", server.port)

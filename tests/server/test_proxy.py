@@ -169,7 +169,7 @@ def test_the_address_behind_a_proxy_is_the_clients(
     caplog.set_level(logging.INFO)
 
     async def main() -> None:
-        async with serving(MemoryStore(), proxies=LOOPBACK, clear=False) as server:
+        async with serving(MemoryStore(), proxy_from=LOOPBACK, clear=False) as server:
             if header == V1:
                 server.service.clear_login_from = (ip_network("192.0.2.0/24"),)
             async with connected(server) as client:
@@ -185,7 +185,7 @@ def test_the_address_behind_a_proxy_is_the_clients(
 
 
 @pytest.mark.parametrize(
-    ("tls_at_proxy", "proxies", "header", "tls"),
+    ("tls_at_proxy", "proxy_from", "header", "tls"),
     [
         (True, LOOPBACK, V1, "proxy"),
         (True, LOOPBACK, v2(IPV4), "proxy"),
@@ -201,7 +201,7 @@ def test_the_address_behind_a_proxy_is_the_clients(
 @pytest.mark.rfc("P-180")
 def test_tls_that_ends_at_a_proxy_counts_where_the_configuration_says_so(
     tls_at_proxy: bool,
-    proxies: tuple[IPv4Network, ...],
+    proxy_from: tuple[IPv4Network, ...],
     header: bytes,
     tls: str | None,
     run: Run[None],
@@ -217,7 +217,7 @@ def test_tls_that_ends_at_a_proxy_counts_where_the_configuration_says_so(
                 MemoryStore(),
                 tls=server_tls,
                 clear=False,
-                proxies=proxies,
+                proxy_from=proxy_from,
                 tls_at_proxy=tls_at_proxy,
             ) as server,
             connected(server) as client,
@@ -237,7 +237,7 @@ def test_tls_that_ends_at_a_proxy_counts_where_the_configuration_says_so(
 def test_nothing_is_said_before_the_header_is_whole(run: Run[None]) -> None:
     async def main() -> None:
         async with (
-            serving(MemoryStore(), proxies=LOOPBACK) as server,
+            serving(MemoryStore(), proxy_from=LOOPBACK) as server,
             connected(server) as client,
         ):
             for octet in V1[:-1]:
@@ -289,7 +289,9 @@ def test_header_and_client_hello_may_share_a_segment(
 
     async def main() -> None:
         async with (
-            serving(MemoryStore(), tls=server_tls, implicit=implicit, proxies=LOOPBACK) as server,
+            serving(
+                MemoryStore(), tls=server_tls, implicit=implicit, proxy_from=LOOPBACK
+            ) as server,
             connected(server) as client,
         ):
             if implicit:
@@ -314,7 +316,7 @@ def test_a_malformed_header_is_closed_without_a_word(
 ) -> None:
     async def main() -> None:
         async with (
-            serving(MemoryStore(), proxies=LOOPBACK) as server,
+            serving(MemoryStore(), proxy_from=LOOPBACK) as server,
             connected(server) as client,
         ):
             client.send(header + b"USER mrose\r\n")
@@ -331,10 +333,10 @@ def test_a_header_of_anybody_else_and_a_second_one_are_no_header(
     implicit: bool, header: bytes, run: Run[None], server_tls: ssl.SSLContext
 ) -> None:
     async def main() -> None:
-        for proxies, sent in (((), header), (LOOPBACK, header + header)):
+        for proxy_from, sent in (((), header), (LOOPBACK, header + header)):
             async with (
                 serving(
-                    MemoryStore(), tls=server_tls, implicit=implicit, proxies=proxies
+                    MemoryStore(), tls=server_tls, implicit=implicit, proxy_from=proxy_from
                 ) as server,
                 connected(server) as client,
             ):
@@ -350,7 +352,7 @@ def test_a_header_of_anybody_else_and_a_second_one_are_no_header(
 def test_a_late_header_is_no_header(run: Run[None]) -> None:
     async def main() -> None:
         async with serving(
-            MemoryStore(), timeouts=Timeouts(handshake=0.1), proxies=LOOPBACK
+            MemoryStore(), timeouts=Timeouts(handshake=0.1), proxy_from=LOOPBACK
         ) as server:
             async with connected(server) as client:
                 client.send(b"USER mrose\r\n" + V1)
@@ -369,7 +371,7 @@ def test_a_late_header_is_no_header(run: Run[None]) -> None:
 def test_limits_count_the_client_and_not_the_proxy(run: Run[None]) -> None:
     async def main() -> None:
         async with (
-            serving(MemoryStore(), proxies=LOOPBACK, per_source=1) as server,
+            serving(MemoryStore(), proxy_from=LOOPBACK, per_address=1) as server,
             connected(server) as first,
             connected(server) as second,
             connected(server) as third,
@@ -394,7 +396,7 @@ def test_xclient_tells_who_the_client_is(run: Run[None], caplog: pytest.LogCaptu
     caplog.set_level(logging.INFO)
 
     async def main() -> None:
-        async with serving(MemoryStore(), relays=LOOPBACK, clear=False, per_source=1) as server:
+        async with serving(MemoryStore(), relays=LOOPBACK, clear=False, per_address=1) as server:
             server.service.clear_login_from = (ip_network("192.0.2.0/24"),)
             async with connected(server) as client:
                 assert (await client.line()).startswith(b"+OK [XCLIENT] ")
@@ -408,7 +410,7 @@ def test_xclient_tells_who_the_client_is(run: Run[None], caplog: pytest.LogCaptu
                 assert (await client.ask(b"STAT")).startswith(b"-ERR"), "nobody is logged in by it"
                 await client.log_in()
                 async with connected(server) as next_one:
-                    assert (await next_one.line()).startswith(b"+OK"), "the proxy's seat is free"
+                    assert (await next_one.line()).startswith(b"+OK"), "the proxy's slot is free"
                     told = await next_one.ask(b"XCLIENT ADDR=192.0.2.7")
                     assert told.startswith(b"-ERR [SYS/TEMP]")
                     assert await next_one.rest() == b""

@@ -31,10 +31,10 @@ async def filled(*messages: bytes) -> MemoryStore:
 
 
 def test_a_storm_of_connections_leaves_nothing_behind(run: Run[None]) -> None:
-    """Many that connect and vanish: every seat is given back."""
+    """Many that connect and vanish: every slot is given back."""
 
     async def main() -> None:
-        async with serving(MemoryStore(), per_source=1000) as server:
+        async with serving(MemoryStore(), per_address=1000) as server:
             for _ in range(30):
                 storm = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(15)]
                 for each in storm:

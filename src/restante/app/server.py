@@ -33,9 +33,10 @@ from ..maildrop import Forecast, Store
 from ..passdb import Directory, Terms
 from ..pop3.session import Policy
 from ..posix import resource
+from ..server.admission import Admission, Slot
 from ..server.connection import Timeouts
 from ..server.intake import Intake
-from ..server.listener import Admission, Listener, Seat
+from ..server.listener import Listener
 from ..server.login import offered, time_stamp
 from ..server.pop3 import Service
 from ..server.proxy import Origin
@@ -208,7 +209,7 @@ async def running(
         intake = _intake(configuration, passdb, users, store, shared.context)
         stack.push_async_callback(intake.drain, _GRACE)
         domains = configuration.intake.smtp.domains
-        builders: dict[str, Callable[[str, Seat, Origin], asyncio.BaseProtocol]] = {
+        builders: dict[str, Callable[[str, Slot, Origin], asyncio.BaseProtocol]] = {
             "pop3s": service.connection,
             "pop3": service.connection,
             "lmtp": intake.lmtp(),
@@ -225,7 +226,7 @@ async def running(
                 tls=shared.context if place.scheme == "pop3s" else None,
                 handshake=service.timeouts.handshake,
                 busy=_BUSY if is_pop3 else _INTAKE_BUSY,
-                proxies=configuration.server.proxy_from if is_pop3 else (),
+                proxy_from=configuration.server.proxy_from if is_pop3 else (),
                 tls_at_proxy=place.tls_at_proxy,
             )
             stack.callback(listener.close)
@@ -269,7 +270,7 @@ async def running(
             throttling.configure(throttle, found)
             for listener in listeners:
                 if listener.name in ("pop3s", "pop3"):
-                    listener.proxies = found.server.proxy_from
+                    listener.proxy_from = found.server.proxy_from
             log.set_up(found.log)
             is_changed = _RULES(before) != _RULES(found)
             service.spawn(_log_reload(bool(fixed), upkeep if is_changed else None))
@@ -337,8 +338,8 @@ def _apply(
     service.clear_login_from = configuration.auth.allow_plaintext_from
     service.brake = limits.deletions_by_new
     service.timeouts = Timeouts(login=limits.login, idle=limits.idle)
-    admission.total = _most_connections(limits.sessions)
-    admission.per_source = limits.per_address
+    admission.sessions = _most_connections(limits.sessions)
+    admission.per_address = limits.per_address
 
 
 def tls_context(configuration: Configuration) -> ssl.SSLContext:

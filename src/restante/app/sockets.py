@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..config import Configuration, Server
 from ..errors import ConfigurationError
-from ..server.listener import Address, bind
+from ..server.address import Address, bind
 from . import systemd
 
 _log = logging.getLogger("restante.serve")

@@ -12,7 +12,7 @@ from ..auth.names import BadName, check_new_name
 from ..config import ALL_MECHANISMS, Configuration, Secret, Server
 from ..passdb import Account, Network
 from ..sasl.choice import PLAINEST
-from ..server.listener import Address
+from ..server.address import Address
 from ..server.login import offered
 from . import backends, stores
 

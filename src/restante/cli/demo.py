@@ -18,7 +18,7 @@ from ..app import stores
 from ..app.server import Running, run_loop, running
 from ..auth import passwords
 from ..client import asynchronous
-from ..server.listener import Address
+from ..server.address import Address
 from . import common
 
 _LETTERS = (

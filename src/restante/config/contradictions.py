@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..server.listener import Address
+from ..server.address import Address
 from .schema import TLS, Auth, Configuration, Server
 
 

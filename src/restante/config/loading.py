@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from ..collect import providers
 from ..errors import ConfigurationError
 from ..regular import read_regular
-from ..server.listener import MAX_SOCKET_PATH
+from ..server.address import MAX_SOCKET_PATH
 from .contradictions import contradictions, readable_secrets
 from .schema import Account, Configuration, options
 from .values import BadValue

@@ -18,7 +18,7 @@ from ..auth.http import is_safe
 from ..auth.schemes import SCHEMES
 from ..errors import ConfigurationError, UnsafeArgument
 from ..pop3 import quirks as quirk_words
-from ..server.listener import Address
+from ..server.address import Address
 
 BACKENDS = ("users", "passwd-file", "ldap", "pam", "oauth")
 

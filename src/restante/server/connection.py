@@ -27,7 +27,8 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 
 from ..posix import NotOnThisSystem, fcntl, termios
 from ..tls import ForeignProtocol, refuse_foreign
-from .listener import Seat, log_refused_tls
+from .admission import Slot
+from .listener import log_refused_tls
 from .proxy import Origin
 
 HIGH_WATER = 65_536  # octets of output, and of unread input, per connection
@@ -138,10 +139,10 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         "_out",
         "_out_octets",
         "_proto",
-        "_seat",
         "_service",
         "_session",
         "_shared_at",
+        "_slot",
         "_taken",
         "_timer",
         "_transport",
@@ -155,12 +156,12 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
     _proto: str
 
     def __init__(
-        self, service: BaseService, address: str, seat: Seat, origin: Origin = DIRECT
+        self, service: BaseService, address: str, slot: Slot, origin: Origin = DIRECT
     ) -> None:
         self._service = service
         self._address = address
         self._origin = origin
-        self._seat = seat
+        self._slot = slot
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._worker: asyncio.Task[None] | None = None  # performs an action, then goes on
@@ -212,8 +213,8 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         """The deadline is over.  No response to autologout (RFC 1939 §3)."""
         self._close("autologout")
 
-    def _leave_seat(self) -> None:
-        self._seat.leave()
+    def _release_slot(self) -> None:
+        self._slot.release()
 
     def _part(self) -> None:
         """Nothing is under way any more, and the connection is at its end or will be."""
@@ -230,7 +231,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         greeting = self._open_session(ssl_object)
         self._adopt(transport)
         self._service.connections.add(self)
-        self._seat.offer(self._make_room)
+        self._slot.make_evictable(self._make_room)
         try:
             refuse_foreign(ssl_object)
         except ForeignProtocol as error:
@@ -280,7 +281,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._is_lost = self._is_closing = True
         if self._timer is not None:
             self._timer.cancel()
-        self._leave_seat()
+        self._release_slot()
         if self._worker is None:
             self._part()
         elif self._is_interruptible() and self._worker is not asyncio.current_task():

@@ -40,8 +40,8 @@ from ..smtp.state import (
     StartTLS,
     State,
 )
+from .admission import Slot
 from .connection import DIRECT, HIGH_WATER, BaseConnection, BaseService
-from .listener import Seat
 from .proxy import Origin
 
 _log = logging.getLogger("restante.intake")
@@ -82,16 +82,16 @@ class Intake(BaseService):
     postmaster: Callable[[], Awaitable[str]] | None = field(default=None, kw_only=True)
     """Returns the maildrop for mail to postmaster where no user has that name (RFC 5321 §4.5.1)."""
 
-    def lmtp(self) -> Callable[[str, Seat, Origin], IntakeConnection]:
+    def lmtp(self) -> Callable[[str, Slot, Origin], IntakeConnection]:
         """Builds the protocol of one LMTP connection, for ``Listener``."""
         policy = Policy(self.hostname, self.max_message, is_lmtp=True)
-        return lambda address, seat, origin: IntakeConnection(self, policy, address, seat, origin)
+        return lambda address, slot, origin: IntakeConnection(self, policy, address, slot, origin)
 
-    def smtp(self, domains: Collection[str]) -> Callable[[str, Seat, Origin], IntakeConnection]:
+    def smtp(self, domains: Collection[str]) -> Callable[[str, Slot, Origin], IntakeConnection]:
         """The same for SMTP; ``domains`` are those whose recipients are accepted."""
         local = frozenset(domain.casefold() for domain in domains)
         policy = Policy(self.hostname, self.max_message, domains=local)
-        return lambda address, seat, origin: IntakeConnection(self, policy, address, seat, origin)
+        return lambda address, slot, origin: IntakeConnection(self, policy, address, slot, origin)
 
     async def resolve(self, recipient: str) -> str:
         """The maildrop of a recipient.
@@ -132,9 +132,9 @@ class IntakeConnection(BaseConnection[Event]):
     _session: Session
 
     def __init__(
-        self, service: Intake, policy: Policy, address: str, seat: Seat, origin: Origin = DIRECT
+        self, service: Intake, policy: Policy, address: str, slot: Slot, origin: Origin = DIRECT
     ) -> None:
-        super().__init__(service, address, seat, origin)
+        super().__init__(service, address, slot, origin)
         self._proto = "lmtp" if policy.is_lmtp else "smtp"
         self._session = Session(VERBS, policy, may_start_tls=service.tls is not None)
         self._message: IO[bytes] | None = None  # that comes in, or is delivered
@@ -203,7 +203,7 @@ class IntakeConnection(BaseConnection[Event]):
         else:
             self._say(self._session.resolved(maildrop))
             if self._session.policy.is_lmtp:
-                self._seat.keep()  # a mail server of this site: no stranger takes its place
+                self._slot.protect()  # a mail server of this site: no stranger takes its place
 
     async def _deliver(self, event: Deliver) -> None:
         if self._session.policy.is_lmtp:
@@ -234,7 +234,7 @@ class IntakeConnection(BaseConnection[Event]):
         elif partial is not None and known and is_whole:
             await self._note_partial(partial.forget(message, stored))
         if stored:
-            self._seat.keep()
+            self._slot.protect()
         for recipient in event.recipients:
             self._tell(self._session.delivered(fates[recipient.maildrop]))
 

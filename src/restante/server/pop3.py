@@ -63,8 +63,8 @@ from ..pop3.state import Close, Event, Login, Relay, Retrieve, StartTLS, State, 
 from ..sasl import Lookup
 from ..wire import TERMINATION, Stuffer
 from . import login, retrieval, views
+from .admission import Slot
 from .connection import DIRECT, HIGH_WATER, WAITING, BaseConnection, BaseService
-from .listener import Seat
 from .proxy import Origin
 
 _log = logging.getLogger("restante.pop3")
@@ -89,7 +89,7 @@ class Service(BaseService):
     before_opening: Callable[[str], Awaitable[None]] | None = None
     """Is told the maildrop of who has logged in, which is opened when it returns; never raises."""
     is_crowded: Callable[[], bool] = lambda: False
-    """Whether seats are scarce: then a failure is answered at once and its seat cleared."""
+    """Whether slots are scarce: then a failure is answered at once and its slot cleared."""
     policy: Policy = field(default_factory=Policy)
     clear_login_from: tuple[Network, ...] = ()
     """From where a login without TLS is allowed."""
@@ -104,9 +104,9 @@ class Service(BaseService):
     _reviewed: dict[str, bytes | None] = field(default_factory=dict)
     """The generation of each user with a session, at the last ``end_disabled``."""
 
-    def connection(self, address: str, seat: Seat, origin: Origin = DIRECT) -> Connection:
+    def connection(self, address: str, slot: Slot, origin: Origin = DIRECT) -> Connection:
         """The protocol for one accepted connection; ``origin`` is what a proxy tells of it."""
-        return Connection(self, address, seat, origin)
+        return Connection(self, address, slot, origin)
 
     def may_login_in_clear(self, address: str) -> bool:
         return is_within(address, self.clear_login_from)
@@ -170,13 +170,13 @@ class Connection(BaseConnection[Event]):
     _service: Service
     _session: Session
 
-    def __init__(self, service: Service, address: str, seat: Seat, origin: Origin = DIRECT) -> None:
-        super().__init__(service, address, seat, origin)
+    def __init__(self, service: Service, address: str, slot: Slot, origin: Origin = DIRECT) -> None:
+        super().__init__(service, address, slot, origin)
         self._maildrop: Maildrop
         self._raw: RawReading | None = None  # the maildrop, if it has files
         self._opened: AbstractAsyncContextManager[Maildrop] | None = None  # its lock is ours
         self._is_judged = False  # a login is being checked
-        self._penalty = 0.0  # until when it waits for the answer to a failed one, and has its seat
+        self._penalty = 0.0  # until when it waits for the answer to a failed one, and has its slot
         # For the log.
         self._account: Account | None = None
         self._retrieved: list[Entry] = []  # of very many the first
@@ -264,10 +264,10 @@ class Connection(BaseConnection[Event]):
             case Response():
                 await self._list(event)
             case Login(shown):
-                self._seat.keep()  # also while a penalty lasts, or more could be tried in its time
+                self._slot.protect()  # during a delayed answer too: see ``admission``
                 await self._log_in(shown)
                 if self._account is None and not self._is_closing:
-                    self._seat.offer(self._make_room)
+                    self._slot.make_evictable(self._make_room)
             case Lookup():
                 await self._look_up(event)
             case Retrieve():
@@ -303,7 +303,7 @@ class Connection(BaseConnection[Event]):
     def _relay(self, told: Relay) -> None:
         """Limits, permission and the log are about the client from here on."""
         if told.address:
-            if not self._seat.move(told.address):
+            if not self._slot.move(told.address):
                 self._say(self._session.failed(TooBusy("too many connections, try again later")))
                 self._close("too-many")
                 return
@@ -362,7 +362,7 @@ class Connection(BaseConnection[Event]):
             self._note("login impossible", logging.WARNING, **fields, reason=reason)
 
     async def _refuse(self, error: RestanteError) -> None:
-        """When its penalty is over; where seats are scarce at once, and the seat is cleared."""
+        """When its penalty is over; where slots are scarce at once, and the slot is cleared."""
         if self._is_lost:
             return
         wait = self._penalty - self._loop.time()
@@ -402,18 +402,18 @@ class Connection(BaseConnection[Event]):
         finally:
             self._is_judged = False
             if self._is_lost:
-                self._leave_seat()
+                self._release_slot()
 
-    def _leave_seat(self) -> None:
-        """Hanging up shortens no penalty: the seat stays taken until it is over."""
+    def _release_slot(self) -> None:
+        """Hanging up shortens no penalty: the slot stays taken until it is over."""
         wait = self._penalty - self._loop.time()
         if self._is_judged:
             return  # it is not over
         if wait > 0:
-            self._seat.linger()
-            self._loop.call_later(wait, self._seat.leave)
+            self._slot.release_total()
+            self._loop.call_later(wait, self._slot.release)
         else:
-            self._seat.leave()
+            self._slot.release()
 
     async def _pace(self, delay: float, opening: AbstractAsyncContextManager[Maildrop]) -> None:
         """

@@ -1,0 +1,176 @@
+"""Admission of connections: count them, limit them, and evict one to make room for another.
+
+Each connection holds a slot from accept to its end.  There are two limits: connections in all
+(``limits.sessions``), and connections from one source (``limits.per_address``).  The count comes
+before the TLS handshake and before any password check, because these are what a flood makes us
+pay for.
+
+A new connection that finds no free slot gets the slot of the oldest connection that has not
+logged in.  Otherwise a few hundred silent connections would keep all users out until their login
+deadline, a minute later; this way silence costs an attacker the slot and keeps no client out
+that logs in faster than the flood replaces connections.  Three kinds are never evicted:
+
+- a logged-in connection, because the user may have marked messages;
+- one whose password is being checked, because it may be right;
+- one that waits for the answer to a failed login.  If its slot were free at once, an address
+  could guess as fast as it can connect, instead of ``per_address`` times in each delay.
+
+Why the oldest and not a random one: no legitimate client is evicted until the flood is faster
+than its login.  Why within the source first: a source at its own limit must not evict others.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
+
+from ..shared import Tally
+
+
+class Slot:
+    """One counted connection."""
+
+    __slots__ = ("_admission", "_counts_in_total", "_source")
+
+    def __init__(self, admission: Admission, source: str) -> None:
+        self._admission: Admission | None = admission
+        self._source = source
+        self._counts_in_total = True
+
+    def make_evictable(self, evict: Callable[[], object]) -> None:
+        """Let a new connection take this slot; ``evict`` then ends the present one."""
+        if self._admission is not None:
+            self._admission.make_evictable(self, self._source, evict)
+
+    def protect(self) -> Callable[[], object] | None:
+        """Stop being evictable.  Returns what ``make_evictable`` was called with, if it was."""
+        return self._admission.protect(self, self._source) if self._admission else None
+
+    def move(self, address: str) -> bool:
+        """Count the connection for another client, as a proxy reported it.
+
+        Returns:
+            False: that client's source has no free slot, and nothing has changed.
+        """
+        if self._admission is None:
+            return True
+        evict = self.protect()
+        moved = self._admission.admit(address, replaces=self._source)
+        if moved is not None:
+            self._source = moved._source
+            if evict is not None:
+                self.make_evictable(evict)
+        return moved is not None
+
+    def release(self) -> None:
+        """Free the slot.  Calling it again has no effect."""
+        if self._admission is not None:
+            self.protect()
+            self._admission.release(self._source, in_total=self._counts_in_total)
+            self._admission = None
+
+    def release_total(self) -> None:
+        """Free the slot for other sources; it counts for its own until ``release``."""
+        if self._admission is not None and self._counts_in_total:
+            self.protect()
+            self._admission.release_total(self._source)
+            self._counts_in_total = False
+
+
+class Admission:
+    """The counts of a server's connections, in total and by source.
+
+    A source is an IPv4 address or an IPv6 /64, because a /64 is what one customer is given
+    (RFC 6177); connections by a Unix socket have no source and count in the total only.
+
+    Other workers' connections are counted, but only a worker's own can be evicted.
+    """
+
+    def __init__(self, sessions: int, per_address: int, tally: Tally | None = None) -> None:
+        """``sessions`` and ``per_address``: the most connections in total and from one source.
+
+        ``tally`` is shared with the other workers, whose connections count too.
+        """
+        self.sessions = sessions
+        self.per_address = per_address
+        self.reserved: Callable[[str], bool] | None = None
+        """Returns whether an address may use the last tenth of all slots: networks that users
+        have logged in from keep their access during a flood from elsewhere."""
+        self._taken = tally or Tally()
+        self._evictable: OrderedDict[Slot, Callable[[], object]] = OrderedDict()
+        self._evictable_by_source: dict[str, OrderedDict[Slot, None]] = {}
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether four fifths of all slots are taken: early enough to act before they are gone."""
+        return self._taken.all() * 5 > self.sessions * 4
+
+    def admit(self, address: str, *, replaces: str | None = None) -> Slot | None:
+        """Return a slot for a client, or None if there is no free one and none can be freed.
+
+        ``replaces`` is the source of a slot that is given up for it.
+        """
+        source, limit = _source(address), self.sessions
+        if self.reserved is not None and self.is_crowded and not self.reserved(address):
+            limit -= limit // 10
+        is_taken = self._take(source, limit, replaces) or (
+            # One connection goes and one comes, so the reserved tenth does not shrink and the
+            # full limit applies.
+            self._make_room(source) and self._take(source, self.sessions, replaces)
+        )
+        return Slot(self, source) if is_taken else None
+
+    def _take(self, source: str, limit: int, replaces: str | None) -> bool:
+        # The look and the change must be one step: workers share the counts.
+        with self._taken.exclusively():
+            if self._taken.all() - (replaces is not None) >= limit:
+                return False
+            if source and self._taken.of(source) - (replaces == source) >= self.per_address:
+                return False
+            if replaces is not None:
+                self._taken.add(replaces, -1)
+            self._taken.add(source, 1)
+        return True
+
+    def _make_room(self, source: str) -> bool:
+        """Evict the oldest evictable connection: of this source if it is at its limit, else any."""
+        is_source_full = bool(source) and self._taken.of(source) >= self.per_address
+        own = self._evictable_by_source.get(source, ())
+        slot = next(iter(own if is_source_full else self._evictable), None)
+        if slot is None:
+            return False
+        evict = self._evictable[slot]
+        slot.release()  # now, not when the transport is gone: the new connection is counted next
+        evict()
+        return True
+
+    def make_evictable(self, slot: Slot, source: str, evict: Callable[[], object]) -> None:
+        self._evictable[slot] = evict
+        self._evictable_by_source.setdefault(source, OrderedDict())[slot] = None
+
+    def protect(self, slot: Slot, source: str) -> Callable[[], object] | None:
+        evict = self._evictable.pop(slot, None)
+        if evict is not None:
+            del self._evictable_by_source[source][slot]
+            if not self._evictable_by_source[source]:
+                del self._evictable_by_source[source]
+        return evict
+
+    def release(self, source: str, *, in_total: bool) -> None:
+        with self._taken.exclusively():
+            self._taken.add(source, -1, in_all=in_total)
+
+    def release_total(self, source: str) -> None:
+        with self._taken.exclusively():
+            self._taken.add(source, -1)
+            self._taken.add(source, 1, in_all=False)
+
+
+@lru_cache(4096)  # addresses, some 0.5 MB; the same clients connect again and again
+def _source(address: str) -> str:
+    parsed = ip_address(address) if address else None
+    if isinstance(parsed, IPv6Address):
+        return parsed.packed[:8].hex()
+    return address
