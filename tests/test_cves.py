@@ -24,7 +24,7 @@ from restante.errors import (
 )
 from restante.log import Plain
 from restante.pop3.dialogue import Dialogue, Procedure
-from restante.pop3.listing import Listing, Message
+from restante.pop3.listing import ListingBuilder, Message
 from restante.sasl import Login
 from restante.wire import Unstuffer
 
@@ -171,7 +171,7 @@ def test_an_empty_unique_id_is_none() -> None:
 @pytest.mark.rfc("P-029")
 def test_numbers_of_a_server_are_no_integers_in_a_table() -> None:
     """CVE-2021-33582: a hash that is no secret.  Python's are, but for integers'."""
-    listing = Listing(None)
+    listing = ListingBuilder()
     for number in (5, 3 * 2**61, 7):
         assert listing.add(number, 1)
         assert not listing.add(number, 1)

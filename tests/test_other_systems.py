@@ -75,14 +75,14 @@ with Pop3Server(users={"ann": "secret"}, sasl=["SCRAM-SHA-256", "PLAIN"]) as ser
 
     async def main():
         async with restante.connect(server.url("ann"), ca_file=server.ca_file) as maildrop:
-            listing = [message async for message in maildrop.messages()]
+            listing = await maildrop.list()
             async for message, body in maildrop.retrieve_all(listing):
                 await body.save(folder / f"{message.number}.eml")
 
     asyncio.run(main())
     url = server.url("ann", stls=True)
     with restante.connect_blocking(url, ca_file=server.ca_file) as maildrop:
-        for message, body in maildrop.retrieve_all(maildrop.messages()):
+        for message, body in maildrop.retrieve_all(maildrop.list()):
             body.save(folder / f"again-{message.number}.eml")
             maildrop.delete(message)
             break
@@ -97,7 +97,7 @@ with Pop3Server(users={"ann": "secret"}, sasl=["SCRAM-SHA-256", "PLAIN"]) as ser
 
 def fetch(url, ca_file, keep):
     with restante.connect_blocking(url, ca_file=ca_file) as maildrop:
-        for message, body in maildrop.retrieve_all(maildrop.messages()):
+        for message, body in maildrop.retrieve_all(maildrop.list()):
             keep(body.read())
             maildrop.delete(message)
 

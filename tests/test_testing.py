@@ -91,8 +91,8 @@ def test_malformed_mail_is_shown(server: Pop3Server) -> None:
     for octets in BODIES.values():
         server.deliver("ann", octets)
     with restante.connect_blocking(server.url("ann"), ca_file=server.ca_file) as maildrop:
-        maildrop.delete(*maildrop.messages())
-        assert len(list(maildrop.messages())) == 0
+        maildrop.delete(*maildrop.list())
+        assert len(maildrop.list()) == 0
     for message, octets in zip(server.held("ann"), BODIES.values(), strict=True):
         message.items(), message.as_string()
         server.deliver("ann", octets)
@@ -128,7 +128,7 @@ def test_the_transcript_shows_no_password(server: Pop3Server) -> None:
     assert "1 C: RETR 1\n1 S: +OK" in server.transcript
     assert "pw" not in server.transcript
     with restante.connect_blocking(server.url("ann", stls=True), ca_file=server.ca_file) as ours:
-        list(ours.messages())
+        ours.list()
     assert "2 C: LIST" in server.transcript
     assert "cHc=" not in server.transcript
     assert "pw" not in server.transcript
@@ -162,7 +162,7 @@ def test_a_drop_says_nothing_more(
 def retrieve_one(server: Pop3Server, **limits: float) -> bytes:
     url, trust = server.url("ann"), server.ca_file
     with restante.connect_blocking(url, ca_file=trust, **limits) as client:  # type: ignore[arg-type]
-        [message] = client.messages()
+        [message] = client.list()
         return client.retrieve(message).read()
 
 
@@ -179,7 +179,7 @@ def test_what_drips_comes_whole_and_in_its_order(server: Pop3Server) -> None:
     server.fault.drip(octets=2, seconds=0.001)
     server.fault.drip("QUIT", octets=1, seconds=0.001)
     with restante.connect_blocking(server.url("ann"), ca_file=server.ca_file) as client:
-        found = [body.read() for _, body in client.retrieve_all(list(client.messages()))]
+        found = [body.read() for _, body in client.retrieve_all(client.list())]
         client.noop()
     assert found == [b"0\r\n", b"1\r\n", b"2\r\n"]
 
@@ -228,7 +228,7 @@ def test_garbage(server: Pop3Server) -> None:
         pytest.raises(ProtocolBroken),
         restante.connect_blocking(server.url("ann"), ca_file=server.ca_file) as client,
     ):
-        list(client.messages())
+        client.list()
 
 
 def test_delay(server: Pop3Server) -> None:
@@ -276,7 +276,7 @@ def test_pipelined_commands_keep_their_faults(server: Pop3Server) -> None:
     server.fault.err("RETR", "no", times=1)
     with restante.connect_blocking(server.url("ann"), ca_file=server.ca_file) as client:
         answers = []
-        for _, body in client.retrieve_all(list(client.messages())):
+        for _, body in client.retrieve_all(client.list()):
             try:
                 answers.append(body.read())
             except restante.CommandFailed:
@@ -384,7 +384,7 @@ def test_a_client_that_is_killed_frees_the_maildrop(server: Pop3Server) -> None:
     program = """
 import os, restante, signal, sys
 with restante.connect_blocking(sys.argv[1], ca_file=sys.argv[2]) as maildrop:
-    maildrop.delete(*maildrop.messages())
+    maildrop.delete(*maildrop.list())
     os.kill(os.getpid(), signal.SIGKILL)
 """
     url, trust = server.url("ann"), str(server.ca_file)
@@ -593,7 +593,7 @@ with Pop3Server(users={"ann": "secret"}, sasl=["SCRAM-SHA-256", "PLAIN"]) as ser
             with contextlib.suppress(restante.ClientError):
                 with restante.connect_blocking(url, ca_file=trust, timeout=0.2, deadline=1) as box:
                     box.stat()
-                    for _, body in box.retrieve_all(box.messages()):
+                    for _, body in box.retrieve_all(box.list()):
                         body.read()
     fault.clear()
     fault.drip("CAPA", octets=1, seconds=5)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         UnsafeArgument,
     )
     from .pop3.dialogue import Capabilities
-    from .pop3.listing import Message
+    from .pop3.listing import Listing, Message
     from .pop3.quirks import Quirks
     from .sasl import Strength
 
@@ -46,6 +46,7 @@ _HOMES = {
     "ConfigurationError": "errors",
     "ConnectionLost": "errors",
     "DeadlineExceeded": "errors",
+    "Listing": "pop3.listing",
     "LoginFailed": "errors",
     "Message": "pop3.listing",
     "MessageTooLarge": "errors",
@@ -80,6 +81,7 @@ __all__ = [
     "ConfigurationError",
     "ConnectionLost",
     "DeadlineExceeded",
+    "Listing",
     "LoginFailed",
     "Message",
     "MessageTooLarge",

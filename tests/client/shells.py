@@ -27,7 +27,7 @@ async def with_asyncio(url: str, *, keep: bool = False, **options: Any) -> list[
     """Fetch all messages and delete them."""
     options.setdefault("context", _context(options))
     async with connect(url, user="mrose", password="tan staaf", **options) as client:
-        listing = [message async for message in client.messages()]
+        listing = await client.list()
         found = [await body.read() async for _, body in client.retrieve_all(listing)]
         if not keep:
             await client.delete(*listing)
@@ -41,7 +41,7 @@ def _context(options: dict[str, Any]) -> ssl.SSLContext | None:
 def _blocking(url: str, *, keep: bool = False, **options: Any) -> list[bytes]:
     options.setdefault("context", _context(options))
     with connect_blocking(url, user="mrose", password="tan staaf", **options) as client:
-        listing = list(client.messages())
+        listing = client.list()
         found = [body.read() for _, body in client.retrieve_all(listing)]
         if not keep:
             client.delete(*listing)
@@ -67,7 +67,7 @@ class Held:
         return await called(getattr(self.client, name), *arguments, **options)
 
     async def listing(self) -> list[Message]:
-        return await gathered(self.client.messages())
+        return list(await self.call("list"))
 
     def each(self, name: str, *arguments: Any, **options: Any) -> AsyncIterator[Any]:
         """``retrieve_all`` or ``headers``: created now, and begun when it is iterated."""

@@ -23,7 +23,7 @@ from restante.testing_hostile import ATTACKS, Attack, Fetch, HostileServer, Keep
 def with_asyncio(url: str, ca_file: Path, keep: Keep) -> None:
     async def main() -> None:
         async with connect(url, ca_file=ca_file, timeout=10, deadline=20) as client:
-            listing = [message async for message in client.messages()]
+            listing = await client.list()
             async for message, body in client.retrieve_all(listing):
                 keep(await body.read())
                 await client.delete(message)
@@ -33,14 +33,14 @@ def with_asyncio(url: str, ca_file: Path, keep: Keep) -> None:
 
 def with_blocking(url: str, ca_file: Path, keep: Keep) -> None:
     with connect_blocking(url, ca_file=ca_file, timeout=10, deadline=20) as client:
-        for message, body in client.retrieve_all(client.messages()):
+        for message, body in client.retrieve_all(client.list()):
             keep(body.read())
             client.delete(message)
 
 
 def one_by_one(url: str, ca_file: Path, keep: Keep) -> None:
     with connect_blocking(url, ca_file=ca_file, timeout=10, deadline=20) as client:
-        for message in list(client.messages()):
+        for message in client.list():
             keep(client.retrieve(message).read())
             client.delete(message)
 
@@ -157,7 +157,7 @@ def test_scram_is_attacked_however_a_client_begins(name: str, two_step_auth: boo
 def test_the_kit_finds_half_messages_lost_mail_and_told_passwords() -> None:
     def half(url: str, ca_file: Path, keep: Keep) -> None:
         with connect_blocking(url, ca_file=ca_file) as client:
-            for message in list(client.messages()):
+            for message in client.list():
                 keep(client.top(message).read()[:-5])
                 client.delete(message)
 

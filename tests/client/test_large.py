@@ -25,11 +25,11 @@ options = dict(user="ann", password="pw", tls=restante.TLS.NONE)
 async def with_asyncio(url):
     async with restante.connect(url, **options) as client:
         before = peak()
-        messages = [first async for first in client.messages()] if WANT == 1 else None
+        messages = await client.list() if WANT == 1 else None
         if messages:
             return before, sum([len(piece) async for piece in client.retrieve(messages[0])])
         count = 0
-        async for message in client.messages():
+        for message in await client.list():
             assert message.unique_id
             count += 1
         return before, count
@@ -38,10 +38,10 @@ def with_blocking(url):
     with restante.connect_blocking(url, **options) as client:
         before = peak()
         if WANT == 1:
-            [message] = client.messages()
+            [message] = client.list()
             return before, sum(map(len, client.retrieve(message)))
         count = 0
-        for message in client.messages():
+        for message in client.list():
             assert message.unique_id
             count += 1
         return before, count

@@ -83,7 +83,7 @@ async def called_on(body: Any, method: str, *arguments: Any, **options: Any) -> 
 
 OPERATIONS: dict[str, Callable[[BlockingClient, Message], object]] = {
     "stat": lambda client, _: client.stat(),
-    "messages": lambda client, _: list(client.messages()),
+    "list": lambda client, _: client.list(),
     "retrieve": lambda client, message: client.retrieve(message).read(),
     "top": lambda client, message: client.top(message).email(),
     "retrieve_all": lambda client, message: next(iter(client.retrieve_all([message]))),
@@ -103,7 +103,7 @@ def test_a_second_thread_is_refused_before_anything_is_sent(server: Pop3Server, 
     with_mail(server, 2)
     server.fault.delay("NOOP", seconds=0.2, times=1)
     with restante.connect_blocking(server.url("ann"), ca_file=server.ca_file) as client:
-        listing = list(client.messages())
+        listing = client.list()
         client.delete(listing[1])
         before = len(heard(server, 1))
         waits = threading.Thread(target=client.noop)
@@ -126,7 +126,7 @@ def test_threads_that_share_a_session_get_their_own_answers_or_an_error(
     right: list[int] = []
     url = server.url("ann")
     with restante.connect_blocking(url, ca_file=server.ca_file) as client:
-        listing = list(client.messages())
+        listing = client.list()
 
         def work(message: Message) -> None:
             for _ in range(200):
@@ -553,18 +553,54 @@ def test_a_mistake_is_raised_and_leaves_the_session_alive(
 
 
 def test_an_iterable_may_list_the_messages_itself(server: Pop3Server) -> None:
-    """``retrieve_all(client.messages())`` stands in the manual."""
+    """So does ``retrieve_all(client.list())``, which is in the manual."""
     with_mail(server, 3)
     with restante.connect_blocking(server.url("ann"), ca_file=server.ca_file) as client:
 
         def odd() -> Iterator[Message]:
-            for message in client.messages():
+            for message in client.list():
                 if message.number % 2:
                     yield message
 
-        for source in (client.messages(), odd(), (each for each in client.messages())):
+        for source in (client.list(), odd(), (each for each in client.list())):
             found = [body.read() for _, body in client.retrieve_all(source)]
             assert len(found) in (2, 3)
+
+
+@kinds
+def test_a_listing_is_a_sequence_for_retrieve_all(server: Pop3Server, kind: str) -> None:
+    """Also by unique-id, by which a program knows a message again in another session."""
+    with_mail(server, 3)
+
+    async def main() -> None:
+        known = ""
+        async with opened(kind, server.url("ann"), ca_file=server.ca_file) as held:
+            listing = await held.call("list")
+            assert [await called(body.read) async for _, body in held.each("retrieve_all", listing)]
+            known = listing[1].unique_id
+            await held.call("delete", listing[0])
+        async with opened(kind, server.url("ann"), ca_file=server.ca_file) as held:
+            listing = await held.call("list")
+            assert (listing[known].number, listing[known].unique_id) == (1, known)
+            await held.call("delete", listing[known])
+
+    asyncio.run(main())
+    assert subjects(server) == ["3"]
+
+
+@kinds
+def test_the_old_name_of_list_warns_and_works(server: Pop3Server, kind: str) -> None:
+    with_mail(server, 2)
+
+    async def main() -> None:
+        async with opened(kind, server.url("ann"), ca_file=server.ca_file) as held:
+            client: Any = held.client
+            with pytest.warns(DeprecationWarning, match=r"use list\(\)") as caught:
+                old = client.messages()
+            assert caught[0].filename == __file__
+            assert await gathered(old) == await held.listing()
+
+    asyncio.run(main())
 
 
 def test_an_iterable_that_uses_the_session_meanwhile_is_a_mistake(server: Pop3Server) -> None:
@@ -572,7 +608,7 @@ def test_an_iterable_that_uses_the_session_meanwhile_is_a_mistake(server: Pop3Se
     with restante.connect_blocking(server.url("ann"), ca_file=server.ca_file) as client:
 
         def nosy() -> Iterator[Message]:
-            for message in client.messages():
+            for message in client.list():
                 yield message
                 client.noop()
 
@@ -699,7 +735,7 @@ def test_save_and_email_leave_the_event_loop_alone(
     async def main() -> None:
         async with connect(server.url("ann"), ca_file=server.ca_file) as client:
             used.clear()
-            listing = [message async for message in client.messages()]
+            listing = await client.list()
             async for message, body in client.retrieve_all(listing):
                 await body.save(tmp_path / str(message.number))
             await client.retrieve(listing[0]).email()
@@ -728,7 +764,7 @@ def test_a_cancelled_save_leaves_no_trace_of_half_a_message(
 
     async def main() -> None:
         async with connect(server.url("ann"), ca_file=server.ca_file) as client:
-            [message] = [each async for each in client.messages()]
+            [message] = await client.list()
             task = asyncio.create_task(client.retrieve(message).save(tmp_path / "one"))
             await asyncio.to_thread(begun.wait, 10)
             task.cancel()

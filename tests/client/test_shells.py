@@ -101,7 +101,7 @@ def test_all_operations(
         ):
             assert client.capabilities.pipelining
             assert await client.stat() == (3, 637)
-            first, second, third = [message async for message in client.messages()]
+            first, second, third = await client.list()
             assert (first.number, first.size) == (1, 26)
             seen: list[int] = []
             body = client.retrieve(first, progress=lambda message, octets: seen.append(octets))
@@ -125,7 +125,7 @@ def test_all_operations(
                 await client.retrieve(second).read()
             await client.commit()
             assert await sizes_while_open(client) == [26, 600]
-            await client.delete(*[message async for message in client.messages()])
+            await client.delete(*await client.list())
             assert await client.reconnect() == 2
             assert await sizes_while_open(client) == [26, 600]
             with pytest.raises(UnsafeArgument):
@@ -159,7 +159,7 @@ def test_malformed_mail_is_read_to_the_end(
         async with our_server(server_tls, *MALFORMED) as (url, _, store):
             options: Any = {"user": "mrose", "password": "tan staaf", "context": client_tls}
             async with connect(url, **options) as client:
-                messages = [message async for message in client.messages()]
+                messages = await client.list()
                 async for _, header in client.headers(messages):
                     read(header)
                 async for _, body in client.retrieve_all(messages):
@@ -167,7 +167,7 @@ def test_malformed_mail_is_read_to_the_end(
 
             def blocking() -> None:
                 with connect_blocking(url, **options) as client:
-                    messages = list(client.messages())
+                    messages = client.list()
                     for _, header in client.headers(messages):
                         read(header)
                     for message, body in client.retrieve_all(messages):
@@ -199,7 +199,7 @@ def test_mail_is_parsed_outside_the_event_loop(
             our_server(server_tls) as (url, _, _),
             connect(url, user="mrose", password="tan staaf", context=client_tls) as client,
         ):
-            messages = [message async for message in client.messages()]
+            messages = await client.list()
             await client.retrieve(messages[0]).email()
             assert len([header async for header in client.headers(messages)]) == 3
         assert threads
@@ -209,7 +209,7 @@ def test_mail_is_parsed_outside_the_event_loop(
 
 
 async def sizes_while_open(client: Client) -> list[int]:
-    return [message.size async for message in client.messages()]
+    return [message.size for message in await client.list()]
 
 
 def test_all_operations_blocking(
@@ -221,7 +221,7 @@ def test_all_operations_blocking(
         ) as client:
             assert client.capabilities.pipelining
             assert client.stat() == (3, 637)
-            first, second, third = client.messages()
+            first, second, third = client.list()
             seen: list[int] = []
             body = client.retrieve(first, progress=lambda message, octets: seen.append(octets))
             assert b"".join(body) == MESSAGES[0]
@@ -238,9 +238,9 @@ def test_all_operations_blocking(
             client.noop()
             client.delete(second)
             client.commit()
-            client.delete(*client.messages())
+            client.delete(*client.list())
             assert client.reconnect() == 2
-            assert [message.size for message in client.messages()] == [26, 600]
+            assert [message.size for message in client.list()] == [26, 600]
         with pytest.raises(ConnectionLost, match="closed"):
             client.stat()
 
@@ -339,7 +339,7 @@ def test_an_exception_in_the_block_removes_nothing(
             async with connect(
                 url, user="mrose", password="tan staaf", context=client_tls
             ) as client:
-                await client.delete(*[message async for message in client.messages()])
+                await client.delete(*await client.list())
                 raise ZeroDivisionError
 
         async with our_server(server_tls) as (url, _, _):
@@ -746,7 +746,7 @@ def test_a_session_cancelled_at_any_await_removes_nothing(run: Run[None]) -> Non
 
     async def works(port: int) -> None:
         async with connect(f"pop3://127.0.0.1:{port}", **IN_CLEAR) as client:
-            listing = [message async for message in client.messages()]
+            listing = await client.list()
             async for message, body in client.retrieve_all(listing):
                 await body.read()
                 await client.delete(message)

@@ -41,7 +41,7 @@ async def fetch(account: Account) -> list[bytes]:
     async with restante.connect(
         url(account), password=account.password, ca_file=account.ca
     ) as maildrop:
-        messages = [message async for message in maildrop.messages()]
+        messages = await maildrop.list()
         assert await maildrop.stat() == (len(messages), sum(each.size for each in messages))
         fetched = []
         async for message, body in maildrop.retrieve_all(messages):
@@ -57,7 +57,7 @@ def fetch_blocking(account: Account) -> list[bytes]:
         url(account), password=account.password, ca_file=account.ca
     ) as maildrop:
         fetched = []
-        for message in list(maildrop.messages()):
+        for message in maildrop.list():
             fetched.append(b"".join(maildrop.retrieve(message)))
             if not account.keep:
                 maildrop.delete(message)
@@ -87,7 +87,7 @@ def test_top_gives_the_beginning(server: Dovecot, scheme: str) -> None:
     with restante.connect_blocking(
         url(account), password=account.password, ca_file=account.ca
     ) as maildrop:
-        [*_, large] = maildrop.messages()
+        [*_, large] = maildrop.list()
         head, blank, body = MESSAGES[-1].partition(b"\r\n\r\n")
         assert maildrop.top(large).read() == head + blank
         assert maildrop.top(large, 2).read() == head + blank + body[:36]
@@ -112,7 +112,7 @@ def test_an_exception_removes_nothing(server: Dovecot, scheme: str) -> None:
 
     def fail() -> None:
         with connected as maildrop:
-            maildrop.delete(*maildrop.messages())
+            maildrop.delete(*maildrop.list())
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

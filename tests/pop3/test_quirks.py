@@ -127,7 +127,7 @@ def test_headers_by_whole_messages_where_top_does_not_work() -> None:
 
     def blocking(url: str) -> list[str]:
         with connect_blocking(url, quirks=Quirks(hidden=frozenset({"TOP"})), **IN_CLEAR) as client:
-            found = [headers for _, headers in client.headers(client.messages())]
+            found = [headers for _, headers in client.headers(client.list())]
         return [headers["subject"] + headers.get_payload() for headers in found]
 
     async def main() -> None:
@@ -136,7 +136,7 @@ def test_headers_by_whole_messages_where_top_does_not_work() -> None:
             assert await asyncio.to_thread(blocking, url) == ["x", "x"]
             quirks = Quirks(hidden=frozenset({"TOP"}))
             async with connect(url, quirks=quirks, **IN_CLEAR) as client:
-                listing = [message async for message in client.messages()]
+                listing = await client.list()
                 found = [headers async for _, headers in client.headers(listing)]
             assert [each["subject"] + each.get_payload() for each in found] == ["x", "x"]
             assert not any(line.startswith(b"TOP") for peer in peers for line in peer.heard)
@@ -186,7 +186,7 @@ def test_a_server_that_is_silent_on_capa_is_asked_no_more(session: Session) -> N
 
 async def fails_to_store(url: str) -> None:
     async with connect(url, **IN_CLEAR) as client:
-        listing = [message async for message in client.messages()]
+        listing = await client.list()
         async for _, body in client.retrieve_all(listing):
             await body.read()
             raise ZeroDivisionError  # a full disk, for instance
@@ -195,7 +195,7 @@ async def fails_to_store(url: str) -> None:
 async def fails_to_store_blocking(url: str) -> None:
     def work() -> None:
         with connect_blocking(url, **IN_CLEAR) as client:
-            for _, body in client.retrieve_all(client.messages()):
+            for _, body in client.retrieve_all(client.list()):
                 body.read()
                 raise ZeroDivisionError
 
@@ -236,7 +236,7 @@ def test_a_server_that_lists_its_messages_in_parts() -> None:
             scripted(script) as (port, _),
             connect(f"pop3://127.0.0.1:{port}", **IN_CLEAR) as client,
         ):
-            while listing := [message async for message in client.messages()]:
+            while listing := await client.list():
                 found += [message.unique_id for message in listing]
                 await client.delete(*listing)
                 await client.commit()

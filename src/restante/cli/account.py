@@ -186,7 +186,7 @@ async def _listing(job: Job, here: Counter[bytes] | None) -> tuple[list[tuple[st
     from ..collect.plan import unique_ids
 
     async with job.connect() as client:
-        messages = [message async for message in client.messages()]
+        messages = await client.list()
         ids = unique_ids(messages)
         known = [message for message in messages if message.number in ids]
         if here is not None:

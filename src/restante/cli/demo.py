@@ -60,7 +60,7 @@ async def _story(configuration: config.Configuration) -> None:
         async with asynchronous.connect(
             url, password=password, ca_file=server.certificate
         ) as maildrop:
-            async for message in maildrop.messages():
+            for message in await maildrop.list():
                 octets = b"".join([piece async for piece in maildrop.retrieve(message)])
                 subject = _subject(octets)
                 _tell("fetch", f"{message.number}  {message.size:4} octets  {subject}")

@@ -152,7 +152,7 @@ def _compare(options: argparse.Namespace, arrivals: list[Arrival]) -> None:
     with connect_blocking(
         options.compare, user=user, password=password, ca_file=options.ca_file
     ) as client:
-        there = [(message.unique_id, message.size) for message in client.messages()]
+        there = [(message.unique_id, message.size) for message in client.list()]
     here = [(arrival.unique_id, arrival.size()) for arrival in arrivals]
     wrong = [n for n, (one, other) in enumerate(zip(there, here, strict=False), 1) if one != other]
     if wrong or len(there) != len(here):

@@ -34,7 +34,7 @@ from ..errors import (
     UnsafeArgument,
 )
 from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure, Retrieval
-from ..pop3.listing import Message
+from ..pop3.listing import Listing, Message
 from ..pop3.quirks import Quirks
 from ..pop3.record import Record
 from ..sasl import Strength
@@ -220,9 +220,23 @@ class Client:
         """How many messages, how many octets."""
         return await self._run(self._dialogue.stat())
 
-    async def messages(self) -> AsyncIterator[Message]:
-        """The listing; nothing is downloaded yet."""
-        for message in await self._run(self._dialogue.listing()):
+    async def list(self) -> Listing:
+        """List the messages by LIST and UIDL, without downloading any.
+
+        The result is a sequence, also indexed by unique-id: ``(await client.list())["AAa3"]``.
+
+        Raises:
+            CommandFailed: the server refuses; also when it announces UIDL and refuses that.
+        """
+        return await self._run(self._dialogue.listing())
+
+    def messages(self) -> AsyncIterator[Message]:
+        """Deprecated: use ``list``, whose result is a sequence."""
+        warnings.warn("messages() is deprecated; use list()", DeprecationWarning, stacklevel=2)
+        return self._messages()
+
+    async def _messages(self) -> AsyncIterator[Message]:
+        for message in await self.list():
             yield message
 
     def retrieve(self, message: Message, *, progress: Progress | None = None) -> Body:

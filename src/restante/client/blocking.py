@@ -27,7 +27,7 @@ from ..errors import (
     UnsafeArgument,
 )
 from ..pop3.dialogue import Answer, Capabilities, Dialogue, Procedure, Retrieval
-from ..pop3.listing import Message
+from ..pop3.listing import Listing, Message
 from ..pop3.quirks import Quirks
 from ..pop3.record import Record
 from ..sasl import Strength
@@ -191,9 +191,20 @@ class BlockingClient:
         """How many messages, how many octets."""
         return self._run(self._dialogue.stat())
 
+    def list(self) -> Listing:
+        """List the messages by LIST and UIDL, without downloading any.
+
+        The result is a sequence, also indexed by unique-id: ``client.list()["AAa3"]``.
+
+        Raises:
+            CommandFailed: the server refuses; also when it announces UIDL and refuses that.
+        """
+        return self._run(self._dialogue.listing())
+
     def messages(self) -> Iterator[Message]:
-        """The listing; nothing is downloaded yet."""
-        yield from self._run(self._dialogue.listing())
+        """Deprecated: use ``list``, whose result is a sequence."""
+        warnings.warn("messages() is deprecated; use list()", DeprecationWarning, stacklevel=2)
+        return (message for message in self.list())
 
     def retrieve(self, message: Message, *, progress: Progress | None = None) -> BlockingBody:
         """One message; it is asked for when it is read.

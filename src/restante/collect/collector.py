@@ -269,7 +269,7 @@ class _Session:
         self._is_begun = True
 
     async def _run(self, again: str, used: Used, *, dry_run: bool, adopt_present: bool) -> None:
-        listing = [message async for message in self._reader.messages()]
+        listing = await self._reader.list()
         ids = unique_ids(listing)
         if adopt_present:
             self._adopt_present(listing, ids)

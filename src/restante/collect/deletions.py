@@ -12,7 +12,7 @@ from typing import Protocol
 
 from ..client.asynchronous import Body, Client
 from ..pop3.dialogue import Capabilities
-from ..pop3.listing import Message
+from ..pop3.listing import Listing, Message
 from ..pop3.quirks import Quirks
 from .ledger import Ledger
 from .plan import Proved, short_name
@@ -34,7 +34,7 @@ class Reader(Protocol):
     @property
     def is_pipelining_in_doubt(self) -> bool: ...
 
-    def messages(self) -> AsyncIterator[Message]: ...
+    async def list(self) -> Listing: ...
 
     def top(self, message: Message, lines: int = 0) -> Body: ...
 

@@ -31,7 +31,7 @@ from ..errors import (
 from ..sasl import Login, Reply, choose, reply
 from ..sasl.choice import PLAINEST
 from ..wire import CRLF, MAX_COMMAND, Unstuffer
-from .listing import Listing, Message
+from .listing import Listing, ListingBuilder, Message
 from .quirks import LineEnds, Quirks, in_words, remedy
 from .record import Record
 
@@ -372,7 +372,7 @@ class Dialogue:
             CommandFailed: also when UIDL is announced and fails; that is no empty answer.
             ProtocolBroken: lines that tell no numbers, or the same number twice.
         """
-        found = Listing(self.session)
+        found = ListingBuilder(self.session)
 
         def take(line: bytes) -> None:
             match = _SCAN.fullmatch(line)
@@ -395,7 +395,7 @@ class Dialogue:
         yield from self._unique_ids(found)
         return found
 
-    def _unique_ids(self, found: Listing) -> Procedure[None]:
+    def _unique_ids(self, found: ListingBuilder) -> Procedure[None]:
         """The response to UIDL, whose command was sent (RFC 1939 §7)."""
 
         def take(line: bytes) -> None:
@@ -576,7 +576,7 @@ class Dialogue:
             TypeError: not a message.
         """
         if not isinstance(message, Message):
-            raise TypeError(f"a Message of messages() is needed, not {type(message).__name__}")
+            raise TypeError(f"a Message of list() is needed, not {type(message).__name__}")
         if message.session not in (None, self.session):
             raise StaleMessage("a message of another session; list the messages again")
         if type(message.number) is not int:

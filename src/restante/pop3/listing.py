@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import overload
@@ -21,23 +22,112 @@ class Message:
     session: object = field(default=None, repr=False, compare=False)
     """The session whose number it is; in another one the number may be another message's."""
 
+    # Written out, though a dataclass would have the same: by an equality that a class defines,
+    # type checkers see that ``"AAa3" in listing`` makes sense.
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Message):
+            return NotImplemented
+        mine = (self.number, self.unique_id, self.size)
+        return mine == (other.number, other.unique_id, other.size)
+
 
 class Listing(Sequence[Message]):
-    """Messages in the order of LIST.  A million of them, with usual unique-ids, take some 60 MB."""
+    """The messages of one session in the order of LIST, indexed by position or by unique-id.
 
-    def __init__(self, session: object) -> None:
+    ``listing[0]`` is the first message, ``listing["AAa3"]`` the one with that unique-id, and
+    ``"AAa3" in listing`` says whether there is one.  A million messages, with usual unique-ids,
+    take some 60 MB, and 8 MB more once one of them is looked up by unique-id.
+    """
+
+    def __init__(self, session: object = None) -> None:
         self._session = session
         self._numbers = array("Q")
         self._sizes = array("Q")
         self._texts = bytearray()  # all unique-ids
         self._begins = array("Q")  # where a message's is in there
         self._lengths = array("H")  # 0: it has none
-        # Of numbers, where these are not 1, 2, 3 …, as texts: whoever picks the integers that a
-        # dictionary is keyed by can make it slow.
+        self._sorted: array[int] | None = None  # positions by unique-id; made when they are needed
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, at: int | str) -> Message: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Message]: ...
+    def __getitem__(self, at: int | str | slice) -> Message | list[Message]:
+        """A message by position or unique-id, or several by a slice.
+
+        Raises:
+            IndexError: no such position.
+            KeyError: no message has this unique-id.
+            LookupError: several messages have it, as copies of one message may (RFC 1939 §7).
+        """
+        if isinstance(at, slice):
+            return [self[each] for each in range(*at.indices(len(self)))]
+        if isinstance(at, str):
+            positions = self._positions(at)
+            if not positions:
+                raise KeyError(at)
+            if len(positions) > 1:
+                raise LookupError(f"{len(positions)} messages have this unique-id")
+            at = positions[0]
+        unique_id = self._text(at).decode("utf-8", "surrogateescape")
+        return Message(self._numbers[at], unique_id or None, self._sizes[at], self._session)
+
+    def get(self, unique_id: str) -> Message | None:
+        """The message with this unique-id, or None.
+
+        Raises:
+            LookupError: several messages have it.
+        """
+        try:
+            return self[unique_id]
+        except KeyError:
+            return None
+
+    def __contains__(self, item: object) -> bool:
+        """Whether a unique-id, or a message of this session, is listed."""
+        if isinstance(item, str):
+            return bool(self._positions(item))
+        if not isinstance(item, Message) or item.session not in (None, self._session):
+            return False
+        return any(each == item for each in self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self)} messages>"
+
+    def _text(self, at: int) -> bytes:
+        """The unique-id of the message at this position; empty if it has none."""
+        begin = self._begins[at]
+        return bytes(self._texts[begin : begin + self._lengths[at]])
+
+    def _positions(self, unique_id: str) -> Sequence[int]:
+        """Where messages with this unique-id are: a binary search, so that no server that chooses
+        the unique-ids can make it slow."""
+        try:
+            text = unique_id.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            return ()
+        if not text:
+            return ()
+        if self._sorted is None:
+            self._sorted = array("Q", sorted(range(len(self)), key=self._text))
+        first = bisect_left(self._sorted, text, key=self._text)
+        return self._sorted[first : bisect_right(self._sorted, text, first, key=self._text)]
+
+
+class ListingBuilder(Listing):
+    """A listing that is being read from the server."""
+
+    def __init__(self, session: object = None) -> None:
+        super().__init__(session)
+        # Of numbers, where these are not 1, 2, 3 …, as texts: a server that chooses the integers by
+        # which a dictionary is keyed can make it slow.
         self._places: dict[str, int] = {}
 
     def add(self, number: int, size: int) -> bool:
-        """Whether this number is a new one."""
+        """Append a message; returns False if its number is listed already, or 0."""
         at = len(self._numbers)
         if self._places or number != at + 1:
             if not self._places:
@@ -53,7 +143,7 @@ class Listing(Sequence[Message]):
         return True
 
     def name(self, number: int, unique_id: bytes) -> bool:
-        """Whether the message had no unique-id so far; one that is not listed is passed over."""
+        """Set a message's unique-id; returns False if it has one.  Ignores unlisted messages."""
         at = self._places.get(str(number), -1) if self._places else number - 1
         if not 0 <= at < len(self._numbers):
             return True
@@ -61,18 +151,5 @@ class Listing(Sequence[Message]):
             return False
         self._begins[at], self._lengths[at] = len(self._texts), len(unique_id)
         self._texts += unique_id
+        self._sorted = None
         return True
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, at: int) -> Message: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Message]: ...
-    def __getitem__(self, at: int | slice) -> Message | list[Message]:
-        if isinstance(at, slice):
-            return [self[each] for each in range(*at.indices(len(self)))]
-        begin, length = self._begins[at], self._lengths[at]
-        unique_id = self._texts[begin : begin + length].decode("utf-8", "surrogateescape")
-        return Message(self._numbers[at], unique_id or None, self._sizes[at], self._session)
