@@ -40,6 +40,16 @@ class Threads:
         self._idle = 0  # of them, less the calls that wait for one
         self._lock = threading.Lock()
 
+    async def run(self, call: Callable[[], T]) -> T:
+        """Return what ``call`` returns, or raise what it raises.
+
+        A caller that is cancelled does not wait for a call that has begun, so a call that hangs
+        keeps its thread and nothing else.  A call that has not begun is dropped.
+        """
+        ended: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.start(call, ended)
+        return await ended
+
     def start(self, call: Callable[[], T], ended: asyncio.Future[T]) -> None:
         """Run ``call`` and give its result or its exception to ``ended``, in the event loop.
 

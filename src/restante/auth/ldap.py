@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 from ..errors import AuthenticationFailed, BackendMisconfigured, BackendUnavailable
 from ..passdb import Account, Credentials, end_of
+from ..threads import Threads
 from . import passwords
-from .aside import Aside
 from .names import BadName, check_name
 from .names import key as _key
 
@@ -70,7 +70,7 @@ class Ldap:
         """All that is asked for one login may take ``deadline`` seconds."""
         self._place = place
         self._deadline = deadline
-        self._aside = Aside("ldap", _AT_ONCE)
+        self._threads = Threads("ldap", _AT_ONCE)
 
     async def verify(self, credentials: Credentials) -> Account:
         if not passwords.is_possible(credentials.password):
@@ -80,7 +80,7 @@ class Ldap:
         ):
             raise AuthenticationFailed("authorization")  # RFC 4616 §2: for oneself only
         end = self._end()
-        return await self._aside.run(lambda: self._verify(credentials, end))
+        return await self._threads.run(lambda: self._verify(credentials, end))
 
     def _end(self) -> float:
         """On the monotonic clock: threads do not know that of the event loop."""
@@ -98,7 +98,7 @@ class Ldap:
 
     async def account(self, identity: str) -> Account | None:
         name, end = _key(identity), self._end()
-        found = await self._aside.run(lambda: self._find(name, end))
+        found = await self._threads.run(lambda: self._find(name, end))
         return None if found is None else Account(name, name)
 
     def close(self) -> None:

@@ -19,8 +19,8 @@ from contextlib import suppress
 from ..errors import AuthenticationFailed, BackendUnavailable
 from ..passdb import Account, Credentials
 from ..posix import pwd
+from ..threads import Threads
 from . import passwords
-from .aside import Aside
 from .names import BadName, check_name
 from .names import key as _key
 
@@ -50,7 +50,7 @@ class Pam:
         """``service`` is a file in ``/etc/pam.d``."""
         self._service = service
         self._first_uid = first_uid
-        self._aside = Aside("pam", _AT_ONCE)
+        self._threads = Threads("pam", _AT_ONCE)
         self._helper = _Helper()
 
     async def verify(self, credentials: Credentials) -> Account:
@@ -81,7 +81,7 @@ class Pam:
 
     async def account(self, identity: str) -> Account | None:
         name = _key(identity)
-        return await self._aside.run(lambda: self._known(name))
+        return await self._threads.run(lambda: self._known(name))
 
     def _known(self, name: str) -> Account | None:
         """A system can take hours to know its users (LDAP, NIS)."""

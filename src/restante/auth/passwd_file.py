@@ -29,8 +29,8 @@ from typing import NamedTuple
 from ..errors import AuthenticationFailed, BackendMisconfigured, BackendUnavailable
 from ..passdb import Account, Credentials, Digest, Network
 from ..regular import open_regular
+from ..threads import Threads
 from . import passwords, schemes
-from .aside import Aside
 from .names import BadName, check_name
 from .names import key as _key
 
@@ -108,7 +108,7 @@ class PasswdFile:
         self._content: _Content | None = None
         self._hashers = passwords.Hashers("passwd-file")
         # Of its own: a file that hangs takes no thread from those that read mail.
-        self._lookups = Aside("passwd-file", _LOOKUPS)
+        self._lookups = Threads("passwd-file", _LOOKUPS)
 
     async def verify(self, credentials: Credentials) -> Account:
         return await self._hashers.run(self._verify, credentials)

@@ -22,7 +22,7 @@ from urllib.parse import quote_plus, urlencode
 
 from ..errors import AuthenticationFailed, BackendMisconfigured, BackendUnavailable
 from ..regular import read_regular
-from .aside import Aside
+from ..threads import Threads
 from .http import Web
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA")
@@ -102,7 +102,7 @@ class Keys:
     _tried: float = float("-inf")
     _trouble: BackendUnavailable | None = None
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _aside: Aside = field(default_factory=lambda: Aside("jwks", 1))
+    _threads: Threads = field(default_factory=lambda: Threads("jwks", 1))
 
     @property
     def _is_file(self) -> bool:
@@ -124,7 +124,7 @@ class Keys:
             if is_due and now - self._tried > again:
                 self._tried = now
                 try:
-                    self._keys = _parse(await self._aside.run(self._fetch))
+                    self._keys = _parse(await self._threads.run(self._fetch))
                 except BackendUnavailable as error:
                     self._trouble = error
                 else:
@@ -245,12 +245,12 @@ class Introspected:
         self._secret = secret
         self._wanted = wanted
         self._web = web
-        self._aside = Aside("introspection", _AT_ONCE)
+        self._threads = Threads("introspection", _AT_ONCE)
 
     async def owner(self, token: str) -> str:
         if len(token) > _MAX_TOKEN:
             raise AuthenticationFailed("token-form")
-        return self._judge(await self._aside.run(lambda: self._ask(token)))
+        return self._judge(await self._threads.run(lambda: self._ask(token)))
 
     def _ask(self, token: str) -> Claims:
         # RFC 6749 §2.3.1: both are encoded as in a form.
