@@ -51,9 +51,9 @@ def full_cost(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Passwords cost what they cost in earnest."""
     for (module, name), value in FULL_COST.items():
         monkeypatch.setattr(module, name, value)
-    passwords.nobodys.cache_clear()
+    passwords.decoy_hash.cache_clear()
     yield
-    passwords.nobodys.cache_clear()
+    passwords.decoy_hash.cache_clear()
 
 
 @pytest.fixture(scope="session")

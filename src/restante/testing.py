@@ -447,7 +447,7 @@ class _People:
         made = scram.make_keys(self.passwords.get(identity, ""), salt, _ITERATIONS)
         both = made.sha1 if digest == "sha1" else made.sha256
         if identity not in self.passwords or both is None:
-            return scram.nobodys(b"restante.testing", identity, digest)
+            return scram.decoy_secrets(b"restante.testing", identity, digest)
         return ScramSecrets(salt, _ITERATIONS, (scram.key("password", both),))
 
     async def proved(self, proof: Proof) -> Account:

@@ -41,6 +41,6 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             counted[phc.split("$")[3]] += 1
             real.verify_phc_encoded(password, phc)
 
-    passwords.nobodys()  # one is made in every process
+    passwords.decoy_hash()  # one is made in every process
     monkeypatch.setattr(argon2, "Argon2id", Counting())
     return counted

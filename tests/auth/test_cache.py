@@ -402,9 +402,9 @@ def test_the_last_use_is_that_of_a_poll_too() -> None:
 
 def settle(users: Users) -> None:
     """Wait until the first use is written."""
-    if users._uses._timer is not None:
-        users._uses._timer.join()
-    with users._uses._writing:
+    if users._last_use._timer is not None:
+        users._last_use._timer.join()
+    with users._last_use._writing:
         pass
 
 

@@ -13,9 +13,9 @@ import pytest
 
 from restante.auth.cache import Cache
 from restante.auth.chain import Chain
-from restante.auth.login_queue import Turns
+from restante.auth.login_queue import LoginQueue
 from restante.auth.passwd_file import PasswdFile
-from restante.auth.throttle import Lane
+from restante.auth.throttle import Priority
 from restante.errors import AuthenticationFailed, BackendUnavailable, NoSuchUser, TemporaryFailure
 from restante.passdb import (
     Account,
@@ -216,7 +216,7 @@ def test_a_back_end_that_hangs_keeps_nobody_else_waiting(question: str) -> None:
     """Each has its own queue, however many wait for the one that hangs."""
     first, hangs = Plain({"ann": "one"}), Plain({"bob": "two"})
     queues = {
-        name: Turns(each, lambda shown: (Lane.CLEAN, shown.identity), slots=1)
+        name: LoginQueue(each, lambda shown: (Priority.CLEAN, shown.identity), slots=1)
         for name, each in (("users", first), ("passwd-file", hangs))
     }
 

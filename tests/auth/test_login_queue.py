@@ -1,4 +1,4 @@
-"""Who is hashed next: fair among networks, the known first, and never without a bound."""
+"""Which login is checked next: fair among networks, known users first, always bounded."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from restante.auth import login_queue as module
-from restante.auth.login_queue import Turns
-from restante.auth.throttle import Lane
+from restante.auth.login_queue import LoginQueue
+from restante.auth.throttle import Priority
 from restante.errors import AuthenticationFailed, TooBusy
 from restante.passdb import Account, Credentials, attempting
 
 
 class Hashing:
-    """A passdb that answers when it is told to; "wrong" is wrong."""
+    """A back end that answers on `finish`; "wrong" is a wrong password."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []
@@ -46,23 +46,25 @@ class Hashing:
 
 
 class Bench:
-    """One at a time is hashed; an identity such as "dirty/a1" names its lane and whose it is."""
+    """Checks one login at a time; "dirty/a1" is a login of that priority in group "a"."""
 
     def __init__(self, slots: int = 1, share: float = 0.5) -> None:
         self.now = 100.0
         self.guessing: set[str] = set()
         self.passdb = Hashing()
-        self.turns = Turns(self.passdb, self.lane, slots=slots, share=share, clock=lambda: self.now)
+        self.queue = LoginQueue(
+            self.passdb, self.priority, slots=slots, share=share, clock=lambda: self.now
+        )
         self.tasks: dict[str, asyncio.Task[Any]] = {}
 
-    def lane(self, shown: Credentials) -> tuple[Lane, str]:
-        lane, whose = shown.identity.split("/")
-        dirty = whose[0] in self.guessing
-        return Lane.DIRTY if dirty else Lane[lane.upper()], whose[0]
+    def priority(self, shown: Credentials) -> tuple[Priority, str]:
+        name, group = shown.identity.split("/")
+        dirty = group[0] in self.guessing
+        return Priority.DIRTY if dirty else Priority[name.upper()], group[0]
 
     async def come(self, *identities: str, password: str = "x") -> None:
         for identity in identities:
-            verifying = self.turns.verify(Credentials("PLAIN", identity, password))
+            verifying = self.queue.verify(Credentials("PLAIN", identity, password))
             self.tasks[identity] = asyncio.create_task(verifying)
         await settled()
 
@@ -84,13 +86,13 @@ def run(test: Callable[[Bench], Awaitable[None]], **given: float) -> None:
             task.cancel()
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*bench.tasks.values(), return_exceptions=True)
-        if bench.turns._alarm is not None:
-            bench.turns._alarm.cancel()
+        if bench.queue._alarm is not None:
+            bench.queue._alarm.cancel()
 
     asyncio.run(main())
 
 
-def test_the_networks_take_turns() -> None:
+def test_networks_of_one_priority_take_turns() -> None:
     async def test(bench: Bench) -> None:
         await bench.come("clean/a1", "clean/a2", "clean/a3", "clean/b1", "clean/c1", "clean/b2")
         await bench.passdb.finish(6)
@@ -99,8 +101,8 @@ def test_the_networks_take_turns() -> None:
     run(test)
 
 
-def test_the_known_are_first() -> None:
-    """I 187: whoever waits already."""
+def test_known_users_are_checked_first() -> None:
+    """Issue 187: even before logins that have waited longer."""
 
     async def test(bench: Bench) -> None:
         await bench.come("dirty/a1", "clean/b1", "dirty/a2", "clean/b2", "known/m1", "known/n1")
@@ -110,19 +112,19 @@ def test_the_known_are_first() -> None:
     run(test)
 
 
-def test_names_wait_with_the_login_that_they_are_looked_up_for() -> None:
-    """What no login asks, such as whose a recipient is, waits by its own name."""
+def test_lookup_has_the_priority_of_its_login() -> None:
+    """A look-up outside a login, for example of a recipient, waits under its own name."""
 
     async def test(bench: Bench) -> None:
         def look_up(login: str, name: str) -> None:
             with attempting(Credentials("PLAIN", login, "x"), began=0.0):
-                bench.tasks[login] = asyncio.create_task(bench.turns.account(name))
+                bench.tasks[login] = asyncio.create_task(bench.queue.account(name))
 
         await bench.come("clean/a1")
         look_up("dirty/a2", "ann")
         look_up("clean/b1", "bob")
         look_up("known/c1", "cat")
-        bench.tasks["mail"] = asyncio.create_task(bench.turns.account("clean/d1"))
+        bench.tasks["mail"] = asyncio.create_task(bench.queue.account("clean/d1"))
         await settled()
         await bench.passdb.finish(5)
         assert bench.begun == ["clean/a1", "cat", "ann", "bob", "clean/d1"]
@@ -131,13 +133,13 @@ def test_names_wait_with_the_login_that_they_are_looked_up_for() -> None:
     run(test)
 
 
-def test_networks_that_guess_get_their_share_and_no_more() -> None:
+def test_guessing_networks_get_their_share_and_no_more() -> None:
     async def test(bench: Bench) -> None:
         await bench.come("dirty/a1", "dirty/b1")
         assert bench.begun == ["dirty/a1"]
         bench.now += 0.05
         await bench.passdb.finish()
-        assert bench.begun == ["dirty/a1"], "as long as it took, it rests"
+        assert bench.begun == ["dirty/a1"], "it pauses as long as it worked"
         await bench.come("clean/c1")
         assert bench.begun == ["dirty/a1", "clean/c1"], "and others use the core"
         bench.now += 0.05
@@ -148,7 +150,7 @@ def test_networks_that_guess_get_their_share_and_no_more() -> None:
     run(test)
 
 
-def test_what_rests_is_let_in_by_the_clock() -> None:
+def test_timer_admits_guessing_networks_after_their_pause() -> None:
     async def test(bench: Bench) -> None:
         await bench.come("dirty/a1", "dirty/b1")
         bench.now += 0.01
@@ -162,7 +164,7 @@ def test_what_rests_is_let_in_by_the_clock() -> None:
     run(test)
 
 
-def test_one_of_them_at_a_time() -> None:
+def test_guessing_networks_use_one_slot_at_a_time() -> None:
     async def test(bench: Bench) -> None:
         await bench.come("dirty/a1", "dirty/b1", "dirty/c1", "clean/d1")
         assert bench.begun == ["dirty/a1", "clean/d1"]
@@ -170,8 +172,8 @@ def test_one_of_them_at_a_time() -> None:
     run(test, slots=2)
 
 
-def test_who_waits_goes_on_with_those_who_guess_when_the_network_does() -> None:
-    """The first guesses of many networks do not hold strangers up, once they are known as such."""
+def test_waiting_login_loses_priority_when_its_network_guesses() -> None:
+    """First guesses from many networks do not delay other logins once they have failed."""
 
     async def test(bench: Bench) -> None:
         await bench.come("dirty/a1", *(f"clean/b{number}" for number in range(5)), "clean/c1")
@@ -186,9 +188,9 @@ def test_who_waits_goes_on_with_those_who_guess_when_the_network_does() -> None:
     run(test)
 
 
-def test_a_full_lane_refuses_whom_most_wait_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And as trouble of ours, not as a wrong password."""
-    monkeypatch.setattr(module, "_WAITING", 4)
+def test_full_queue_refuses_the_network_with_most_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is temporary; it does not count as a wrong password."""
+    monkeypatch.setattr(module, "_MAX_WAITING", 4)
 
     async def test(bench: Bench) -> None:
         await bench.come("clean/x0", "clean/a1", "clean/a2", "clean/a3", "clean/b1")
@@ -199,7 +201,7 @@ def test_a_full_lane_refuses_whom_most_wait_of(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(TooBusy):
             await bench.tasks["clean/a3"]
         await bench.come("known/m1")
-        assert not bench.tasks["known/m1"].done(), "another lane has its own places"
+        assert not bench.tasks["known/m1"].done(), "each priority has a queue of its own"
         await bench.passdb.finish(6)
         assert sorted(bench.begun) == [
             *(f"clean/{each}" for each in ("a1", "a2", "b1", "c1", "x0")),
@@ -210,7 +212,7 @@ def test_a_full_lane_refuses_whom_most_wait_of(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("when", ["waiting", "let in", "running"])
-def test_who_gives_up_leaves_no_place_taken(when: str) -> None:
+def test_cancelled_login_frees_its_slot(when: str) -> None:
     async def test(bench: Bench) -> None:
         await bench.come("clean/a1", "clean/b1", "clean/c1")
         if when == "let in":
@@ -223,15 +225,15 @@ def test_who_gives_up_leaves_no_place_taken(when: str) -> None:
             await bench.passdb.finish()
         await settled()
         assert bench.begun[-1] == ("clean/b1" if when == "running" else "clean/c1")
-        assert bench.turns._free == 0
+        assert bench.queue._free == 0
         await bench.passdb.finish(len(bench.passdb._running))
         await settled()
-        assert not any(bench.turns._lanes.values())
+        assert not any(bench.queue._queues.values())
 
     run(test)
 
 
-def test_answers_are_those_of_the_passdb() -> None:
+def test_queue_returns_the_answers_of_the_backend() -> None:
     async def test(bench: Bench) -> None:
         await bench.come("clean/a1")
         await bench.come("clean/b1", password="wrong")
@@ -239,13 +241,13 @@ def test_answers_are_those_of_the_passdb() -> None:
         assert (await bench.tasks["clean/a1"]).user == "clean/a1"
         with pytest.raises(AuthenticationFailed):
             await bench.tasks["clean/b1"]
-        assert bench.turns._free == 1
+        assert bench.queue._free == 1
 
     run(test)
 
 
-def test_an_attack_from_a_thousand_networks_leaves_the_rest_half_a_core() -> None:
-    """I 187: each hash takes 50 ms; whoever comes from a clean network waits for two at most."""
+def test_attack_from_1000_networks_leaves_half_a_core() -> None:
+    """Issue 187: each hash takes 50 ms; a login from a clean network waits for two at most."""
 
     async def test(bench: Bench) -> None:
         names = iter(range(10_000))

@@ -281,7 +281,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passwords, "matches", lambda password, phc: phc == f"hash of {password}")
     monkeypatch.setattr(passwords, "is_current", lambda phc: True)
     monkeypatch.setattr(passwords, "is_sane", lambda phc: phc.startswith("hash of "))
-    monkeypatch.setattr(passwords, "nobodys", lambda: "")
+    monkeypatch.setattr(passwords, "decoy_hash", lambda: "")
     monkeypatch.setattr(passwords, "generate_app_password", lambda length=0: APP)
     keys = scram.Keys(b"x" * 64, b"x" * 40)
     monkeypatch.setattr(scram, "make_keys", lambda *arguments: keys)

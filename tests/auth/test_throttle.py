@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from restante.auth.throttle import Lane, Throttle
+from restante.auth.throttle import Priority, Throttle
 from restante.passdb import Account, Credentials, Disproof, Proof, Token
 from restante.shared import Weights
 
@@ -90,7 +90,7 @@ def test_the_same_wrong_password_again_counts_once(throttle: Throttle, clock: Cl
         clock.now += 60
         assert throttle.refused(shown("old")) <= first
     throttle.accepted(shown(), MROSE)
-    assert throttle.lane(shown())[0] is Lane.KNOWN
+    assert throttle.priority(shown())[0] is Priority.KNOWN
 
 
 def test_guesses_are_forgotten(throttle: Throttle, clock: Clock) -> None:
@@ -218,14 +218,16 @@ def test_the_same_users_again_are_no_more_users(throttle: Throttle) -> None:
 
 def test_a_sprayed_password_opens_as_fast_where_it_is_right(throttle: Throttle) -> None:
     """Nothing is asked of the spray before the check, so time does not tell who has it: nobody who
-    has it waits, and the lanes are those of before."""
-    lanes = [throttle.lane(shown("Winter2026", "ann", where)) for where in (HERE, ELSEWHERE)]
+    has it waits, and the priorities are those of before."""
+    priorities = [
+        throttle.priority(shown("Winter2026", "ann", where)) for where in (HERE, ELSEWHERE)
+    ]
     spray(throttle, 50)
     assert [
-        throttle.lane(shown("Winter2026", "ann", where)) for where in (HERE, ELSEWHERE)
-    ] == lanes
+        throttle.priority(shown("Winter2026", "ann", where)) for where in (HERE, ELSEWHERE)
+    ] == priorities
     throttle.accepted(shown("Winter2026", "ann"), Account("ann", "ann"))
-    assert throttle.lane(shown("Winter2026", "ann", ELSEWHERE))[0] is Lane.KNOWN
+    assert throttle.priority(shown("Winter2026", "ann", ELSEWHERE))[0] is Priority.KNOWN
 
 
 def test_a_spray_fades(throttle: Throttle, clock: Clock) -> None:
@@ -275,22 +277,26 @@ def test_nothing_of_a_sprayed_password_outlives_a_restart(
 
 
 def test_a_stranger_from_a_clean_network_is_behind_those_who_are_known(throttle: Throttle) -> None:
-    assert throttle.lane(shown("wrong"))[0] is Lane.CLEAN
+    assert throttle.priority(shown("wrong"))[0] is Priority.CLEAN
     throttle.accepted(shown(), MROSE)
-    assert throttle.lane(shown("wrong"))[0] is Lane.KNOWN, "from where they have been before"
-    assert throttle.lane(shown("wrong", address=NEXT_DOOR))[0] is Lane.KNOWN, "the same /24"
-    assert throttle.lane(shown("wrong", address=ELSEWHERE))[0] is Lane.CLEAN
-    assert throttle.lane(shown("wrong", "ann"))[0] is Lane.CLEAN
-    assert throttle.lane(shown(address=ELSEWHERE))[0] is Lane.KNOWN, "this very password was right"
+    assert throttle.priority(shown("wrong"))[0] is Priority.KNOWN, (
+        "from where they have been before"
+    )
+    assert throttle.priority(shown("wrong", address=NEXT_DOOR))[0] is Priority.KNOWN, "the same /24"
+    assert throttle.priority(shown("wrong", address=ELSEWHERE))[0] is Priority.CLEAN
+    assert throttle.priority(shown("wrong", "ann"))[0] is Priority.CLEAN
+    assert throttle.priority(shown(address=ELSEWHERE))[0] is Priority.KNOWN, (
+        "this very password was right"
+    )
 
 
 def test_a_network_that_guesses_is_last(throttle: Throttle) -> None:
     guess(throttle, 1)
-    assert throttle.lane(shown("x", "ann")) == (Lane.DIRTY, "4 c0000207")
-    assert throttle.lane(shown("x", "ann", NEXT_DOOR))[0] is Lane.CLEAN
+    assert throttle.priority(shown("x", "ann")) == (Priority.DIRTY, "4 c0000207")
+    assert throttle.priority(shown("x", "ann", NEXT_DOOR))[0] is Priority.CLEAN
     for number in range(8):
         guess(throttle, number, f"192.0.2.{number + 10}")
-    assert throttle.lane(shown("x", "ann", NEXT_DOOR)) == (Lane.DIRTY, "4 c00002"), (
+    assert throttle.priority(shown("x", "ann", NEXT_DOOR)) == (Priority.DIRTY, "4 c00002"), (
         "one turn for all"
     )
 
@@ -302,9 +308,9 @@ def test_a_victims_right_password_is_first_whatever_others_do_in_the_same_networ
     throttle.accepted(shown(), MROSE)
     for number in range(1000):
         guess(throttle, number)
-    assert throttle.lane(shown())[0] is Lane.KNOWN
-    assert throttle.lane(shown("guess"))[0] is Lane.DIRTY, "a home that guesses is none"
-    assert throttle.lane(shown("x", "ann"))[0] is Lane.DIRTY
+    assert throttle.priority(shown())[0] is Priority.KNOWN
+    assert throttle.priority(shown("guess"))[0] is Priority.DIRTY, "a home that guesses is none"
+    assert throttle.priority(shown("x", "ann"))[0] is Priority.DIRTY
 
 
 def test_a_user_is_at_home_for_thirty_days(throttle: Throttle, clock: Clock) -> None:
@@ -321,7 +327,7 @@ def test_a_user_is_at_home_for_thirty_days(throttle: Throttle, clock: Clock) -> 
 def test_a_user_is_known_by_the_name_that_was_typed_and_by_the_own(throttle: Throttle) -> None:
     throttle.accepted(shown(identity="MRose@Example.org"), MROSE)
     for name in ("mrose@example.org", "mrose"):
-        assert throttle.lane(shown("x", name))[0] is Lane.KNOWN
+        assert throttle.priority(shown("x", name))[0] is Priority.KNOWN
 
 
 def test_a_network_is_somebodys_home(throttle: Throttle, clock: Clock) -> None:
@@ -335,8 +341,8 @@ def test_a_network_is_somebodys_home(throttle: Throttle, clock: Clock) -> None:
 
 def test_a_webmail_is_many_people(throttle: Throttle) -> None:
     throttle.trusted = (ip_network("192.0.2.0/24"),)
-    assert throttle.lane(shown("x", "ann")) == (Lane.CLEAN, "ann")
-    assert throttle.lane(shown("x", "bob")) == (Lane.CLEAN, "bob")
+    assert throttle.priority(shown("x", "ann")) == (Priority.CLEAN, "ann")
+    assert throttle.priority(shown("x", "bob")) == (Priority.CLEAN, "bob")
 
 
 @given(st.lists(st.tuples(st.sampled_from(["ann", "bob"]), st.integers(0, 255)), max_size=60))
@@ -347,8 +353,8 @@ def test_nothing_that_strangers_do_locks_a_user(guesses: list[tuple[str, int]]) 
         throttle.accepted(home, Account("ann", "ann"))
         for number, (identity, host) in enumerate(guesses):
             guess(throttle, number, f"198.51.100.{host}", identity)
-        assert throttle.lane(home)[0] is Lane.KNOWN
-        assert throttle.lane(shown("x", "ann"))[0] is Lane.KNOWN
+        assert throttle.priority(home)[0] is Priority.KNOWN
+        assert throttle.priority(shown("x", "ann"))[0] is Priority.KNOWN
         assert throttle.facts("ann", HERE).guesses == 0
 
 
@@ -361,8 +367,8 @@ def test_a_flood_of_addresses_harms_nobody(make: Callable[..., Throttle]) -> Non
     for number in range(5_000):
         guess(throttle, number, f"2001:db8:{number:x}::1")
     assert throttle.facts("mrose", HERE).is_known
-    assert throttle.lane(shown())[0] is Lane.KNOWN
-    assert throttle.lane(shown("x", address=HERE))[0] is Lane.KNOWN
+    assert throttle.priority(shown())[0] is Priority.KNOWN
+    assert throttle.priority(shown("x", address=HERE))[0] is Priority.KNOWN
     assert throttle.facts("mrose", HERE).guesses == 0
     assert throttle.facts("mrose", ELSEWHERE).guesses > 60, "who guessed most is remembered"
 
@@ -382,7 +388,7 @@ def test_homes_and_guesses_outlive_a_restart_and_passwords_do_not(
     again.load(tmp_path / "guesses")
     assert again.facts("mrose", HERE) == throttle.facts("mrose", HERE)
     assert again.facts("mrose", ELSEWHERE) == throttle.facts("mrose", ELSEWHERE)
-    assert again.lane(shown(address="203.0.113.1"))[0] is Lane.CLEAN
+    assert again.priority(shown(address="203.0.113.1"))[0] is Priority.CLEAN
     assert list(tmp_path.iterdir()) == [tmp_path / "guesses"]
 
 
@@ -457,7 +463,7 @@ def test_two_workers_share_and_the_death_of_one_forgets_nothing(throttle: Thrott
 
     assert [in_a_worker(partial(guess_and_die, at)) for at in (0, 5)] == [9, 9]
     assert throttle.facts("mrose", HERE).guesses == pytest.approx(10)
-    assert throttle.lane(shown())[0] is Lane.KNOWN
+    assert throttle.priority(shown())[0] is Priority.KNOWN
     assert guess(throttle, 0) == guess(throttle, 1), "what one heard, another does not count again"
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..auth.chain import Backend, Chain, Queued
+from ..auth.chain import Backend, Chain, Verifier
 from ..auth.http import Web, is_readable
 from ..auth.ldap import Ldap, Place
 from ..auth.pam import Pam
@@ -23,7 +23,7 @@ from ..regular import open_regular
 from ..store.paths import Template
 from . import secrets
 
-Queue = Callable[[Backend, int], Queued]
+Queue = Callable[[Backend, int], Verifier]
 """Puts a queue before a back end, which is then asked at most that many questions at a time."""
 
 _AT_ONCE = 16  # questions, where another program does the work

@@ -24,7 +24,7 @@ from pathlib import Path
 from .. import log, tls
 from ..auth import passwords
 from ..auth.cache import Cache
-from ..auth.chain import Backend, Queued
+from ..auth.chain import Backend, Verifier
 from ..auth.throttle import Throttle
 from ..auth.users import Users
 from ..config import Configuration
@@ -194,8 +194,8 @@ async def running(
             )
         throttle, workers = shared.throttle, shared.workers
 
-        def queue(backend: Backend, slots: int) -> Queued:
-            return throttling.turns(backend, throttle, workers, slots)
+        def queue(backend: Backend, slots: int) -> Verifier:
+            return throttling.login_queue(backend, throttle, workers, slots)
 
         passdb = backends.chain(configuration, users, queue)
         stack.callback(passdb.close)

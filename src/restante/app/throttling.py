@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from ..auth.login_queue import Turns
+from ..auth.chain import Verifier
+from ..auth.login_queue import LoginQueue
 from ..auth.throttle import Throttle
 from ..config import Configuration
-from ..passdb import Passdb
 
 _SHARE = 0.5  # of one core, at most, for passwords from networks that guess
 _SAVE_EVERY = 60.0  # seconds
@@ -42,8 +42,8 @@ def configure(throttle: Throttle, configuration: Configuration) -> None:
     throttle.trusted = configuration.auth.trusted
 
 
-def turns(passdb: Passdb, throttle: Throttle, workers: int, slots: int) -> Turns:
-    return Turns(passdb, throttle.lane, slots=slots, share=_SHARE / workers)
+def login_queue(backend: Verifier, throttle: Throttle, workers: int, slots: int) -> LoginQueue:
+    return LoginQueue(backend, throttle.priority, slots=slots, share=_SHARE / workers)
 
 
 def save(throttle: Throttle, configuration: Configuration) -> None:

@@ -50,7 +50,7 @@ class Cache:
         """
         self._passdb = by or passdb
         self._generations = passdb if isinstance(passdb, Generations) else None
-        self._uses = passdb if isinstance(passdb, LastUses) else None
+        self._last_uses = passdb if isinstance(passdb, LastUses) else None
         self._tells_all = tells_all_changes
         self._service = service
         self._secret = secrets.token_bytes(32)
@@ -62,8 +62,8 @@ class Cache:
         key = self._key(credentials, generation)
         account, reason = self._right.get(key), self._wrong.get(key)
         if account is not None:
-            if self._uses is not None:
-                self._uses.used(account, credentials.address)
+            if self._last_uses is not None:
+                self._last_uses.used(account, credentials.address)
             return account
         if reason is not None:
             raise AuthenticationFailed(reason)

@@ -43,15 +43,15 @@ from .names import BadName, addressed, check_name, key, normalise
 from .tokens import Issuer
 
 
-class Queued(Passdb, Accounts, Protocol):
-    """Checks passwords, and looks names up."""
+class Verifier(Passdb, Accounts, Protocol):
+    """Checks passwords and looks users up."""
 
 
-class Backend(Queued, Protocol):
-    """One of the back ends."""
+class Backend(Verifier, Protocol):
+    """A back end that can be part of a chain."""
 
     def close(self) -> None:
-        """Nobody will ask any more."""
+        """Release what it holds; it is not used afterwards."""
 
 
 async def _generation(backend: Backend, identity: str) -> bytes | None:
@@ -131,7 +131,7 @@ class Chain:
                 return await judge(name)
             except AuthenticationFailed as error:
                 refused = error
-        await self._ask_in_vain(identity, name, end)
+        await self._equalise_timing(identity, name, end)
         raise refused
 
     async def account(self, identity: str) -> Account | None:
@@ -211,7 +211,7 @@ class Chain:
         async with self._until(end) as asked:
             name = await self._who_knows(identity, asked)
             found = await cast(ScramKeys, self._backends[name]).scram(identity, digest)
-        await self._ask_in_vain(identity, name, end)
+        await self._equalise_timing(identity, name, end)
         return found
 
     async def _proved(self, proof: Proof) -> Account:
@@ -273,7 +273,7 @@ class Chain:
         asked.append(last)
         return last
 
-    async def _ask_in_vain(self, identity: str, name: str, end: float) -> None:
+    async def _equalise_timing(self, identity: str, name: str, end: float) -> None:
         """What is left of the way of somebody whom only the last back end could know."""
         names = list(self._backends)
         for other in names[names.index(name) + 1 : -1]:

@@ -1,6 +1,6 @@
 """The file that the user database is: its schema, how it grew, one transaction at a time.
 
-``Glance`` reads it from the event loop, without waiting for anybody.
+``ReadOnlyDatabase`` reads it from the event loop, without waiting for anybody.
 
 Security: only its owner can read it.  A database of a newer version or of another program is
 refused and left as it is.
@@ -112,7 +112,7 @@ def unusable(note: str) -> TemporaryFailure:
     return failure
 
 
-class Glance:
+class ReadOnlyDatabase:
     """One connection that stays open, for questions that cost microseconds."""
 
     def __init__(self, path: Path) -> None:

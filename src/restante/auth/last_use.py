@@ -18,7 +18,7 @@ from .database import transaction
 _EVERY = 60.0  # seconds from one writing to the next
 
 
-class Uses:
+class LastUse:
     """Gathers, and writes what it has gathered in one transaction."""
 
     def __init__(self, path: Path) -> None:

@@ -1,11 +1,14 @@
-"""Who is checked now, and who waits: fair among networks, bounded for all.
+"""A bounded queue in front of a back end: known users first, then fair among networks.
 
-Of a back end on this machine only passwords wait, because of their hash; of one that another
-program answers, such as a directory, look-ups of names too.
+For a back end on this machine only password checks wait, because of their hash; for one that
+another program answers, such as a directory, look-ups of names wait too.
 
-Users whom the throttle knows are let in first.  Networks that guess share a part of one core;
-whatever they do, the rest is left to others.  In each lane the networks take turns.  A lane that
-is full refuses with [SYS/TEMP], first those of whom most wait already.
+The throttle gives each login a priority and a group, which is its network or its user.  Logins of
+one priority are admitted in turn by group.  Those from networks that guess share a part of one
+core, so that the rest of the machine is left to others.
+
+Limits: ``_MAX_WAITING`` logins of each priority.  A full queue refuses with [SYS/TEMP], beginning
+with the group that has most logins waiting.
 """
 
 from __future__ import annotations
@@ -14,146 +17,156 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from ..errors import TooBusy
-from ..passdb import Account, Accounts, Credentials, Passdb, current_attempt
-from .throttle import Lane
+from ..passdb import Account, Credentials, current_attempt
+from .chain import Verifier
+from .throttle import Priority
 
-_WAITING = 256  # that may wait in one lane
+# Logins of one priority.  On one core, at 45 ms a hash, the last of 256 waits 12 s: about the
+# deadline of the chain (10 s), so longer queues would only hold logins that time out.
+_MAX_WAITING = 256
 
 T = TypeVar("T")
 
 
-class Turns:
-    """A ``Passdb`` before one whose answers are costly or slow, and ``Accounts`` if that is."""
+class LoginQueue:
+    """A ``Verifier`` in front of one that is costly or slow."""
 
     def __init__(
         self,
-        passdb: Passdb,
-        lane: Callable[[Credentials], tuple[Lane, str]],
+        backend: Verifier,
+        priority: Callable[[Credentials], tuple[Priority, str]],
         *,
         slots: int,
         share: float = 0.5,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        """``slots`` are asked at a time; of one, at most the ``share`` is for ``Lane.DIRTY``.
-        ``lane`` also tells whose turn it is in the lane."""
-        self._passdb = passdb
-        self._lane = lane
+        """
+        Args:
+            priority: returns the priority of a login and the group in which it takes turns.
+            slots: maximum number of questions to ``backend`` at the same time.
+            share: fraction of one slot's time that ``Priority.DIRTY`` may use.
+        """
+        self._backend = backend
+        self._priority = priority
         self._free = slots
-        self._rest = 1 / share - 1  # seconds of it after each second of work
-        self._lanes = {each: _Queue(_WAITING) for each in Lane}
+        self._pause = 1 / share - 1  # seconds of pause after each second of work
+        self._queues = {each: _Queue(_MAX_WAITING) for each in Priority}
         self._dirty_since: float | None = None
         self._dirty_again = 0.0
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._alarm: asyncio.TimerHandle | None = None
 
     async def verify(self, credentials: Credentials) -> Account:
-        """
+        """Check a password when a slot is free.
+
         Raises:
-            AuthenticationFailed: as the passdb says.
-            TemporaryFailure: as the passdb says.
-            TooBusy: too many wait already.
+            AuthenticationFailed: from the back end.
+            TemporaryFailure: from the back end.
+            TooBusy: too many logins are waiting.
         """
-        return await self._run(credentials, lambda: self._passdb.verify(credentials))
+        return await self._run(credentials, lambda: self._backend.verify(credentials))
 
     async def account(self, identity: str) -> Account | None:
-        """With the priority of the login that it is asked for; what no login asks waits like a
-        login without guesses.
+        """Look a user up, with the priority of the login that needs it.
+
+        A look-up outside a login, for example of a recipient, has the priority of a login under
+        that name without an address.
 
         Raises:
-            TemporaryFailure: as the back end says.
-            TooBusy: too many wait already.
+            TemporaryFailure: from the back end.
+            TooBusy: too many logins are waiting.
         """
         attempt = current_attempt()
         asker = attempt.asker if attempt else Credentials("", identity, "")
-        return await self._run(asker, lambda: cast(Accounts, self._passdb).account(identity))
+        return await self._run(asker, lambda: self._backend.account(identity))
 
     async def _run(self, credentials: Credentials, ask: Callable[[], Awaitable[T]]) -> T:
         waiter = _Waiter(credentials, asyncio.get_running_loop().create_future())
-        self._queue(waiter)
+        self._enqueue(waiter)
         self._admit()
         try:
             await waiter.admitted
         except BaseException:
             if not waiter.admitted.done() or waiter.admitted.cancelled():
-                self._lanes[waiter.lane].remove(waiter)
-            elif waiter.admitted.exception() is None:  # let in and gone at the same moment
-                self._leave(waiter.lane)
+                self._queues[waiter.priority].remove(waiter)
+            elif waiter.admitted.exception() is None:  # admitted and cancelled at the same moment
+                self._leave(waiter.priority)
             raise
         try:
             return await ask()
         finally:
-            self._leave(waiter.lane)
+            self._leave(waiter.priority)
 
-    def _queue(self, waiter: _Waiter) -> None:
-        waiter.lane, waiter.whose = self._lane(waiter.credentials)
-        self._lanes[waiter.lane].add(waiter)
+    def _enqueue(self, waiter: _Waiter) -> None:
+        waiter.priority, waiter.group = self._priority(waiter.credentials)
+        self._queues[waiter.priority].add(waiter)
 
     def _admit(self) -> None:
-        while self._free and (lane := self._next()) is not None:
-            waiter = self._lanes[lane].take()
+        while self._free and (priority := self._next()) is not None:
+            waiter = self._queues[priority].take()
             if waiter.admitted.done():
-                continue  # it has given up
-            if lane is Lane.CLEAN and self._has_guessed(waiter):
+                continue  # its caller was cancelled
+            if priority is Priority.CLEAN and self._requeued(waiter):
                 continue
             self._free -= 1
-            if lane is Lane.DIRTY:
+            if priority is Priority.DIRTY:
                 self._dirty_since = self._clock()
             waiter.admitted.set_result(None)
 
-    def _has_guessed(self, waiter: _Waiter) -> bool:
-        """While it waited others from its network did; it goes on waiting with them."""
-        if self._lane(waiter.credentials)[0] is not Lane.DIRTY:
+    def _requeued(self, waiter: _Waiter) -> bool:
+        """Queue a login again if others from its network have guessed while it waited."""
+        if self._priority(waiter.credentials)[0] is not Priority.DIRTY:
             return False
         try:
-            self._queue(waiter)
+            self._enqueue(waiter)
         except TooBusy as error:
             waiter.admitted.set_exception(error)
         return True
 
-    def _next(self) -> Lane | None:
-        if self._lanes[Lane.KNOWN]:
-            return Lane.KNOWN
-        if self._lanes[Lane.DIRTY] and self._dirty_since is None:
+    def _next(self) -> Priority | None:
+        if self._queues[Priority.KNOWN]:
+            return Priority.KNOWN
+        if self._queues[Priority.DIRTY] and self._dirty_since is None:
             wait = self._dirty_again - self._clock()
-            if wait <= 0:  # its share is its own, or it would starve
-                return Lane.DIRTY
+            if wait <= 0:  # before CLEAN, or a stream of clean logins would starve it of its share
+                return Priority.DIRTY
             if self._alarm is None:
                 self._alarm = asyncio.get_running_loop().call_later(wait, self._wake)
-        return Lane.CLEAN if self._lanes[Lane.CLEAN] else None
+        return Priority.CLEAN if self._queues[Priority.CLEAN] else None
 
     def _wake(self) -> None:
         self._alarm = None
         self._admit()
 
-    def _leave(self, lane: Lane) -> None:
+    def _leave(self, priority: Priority) -> None:
         self._free += 1
-        if lane is Lane.DIRTY and self._dirty_since is not None:
+        if priority is Priority.DIRTY and self._dirty_since is not None:
             now = self._clock()
-            self._dirty_again = now + (now - self._dirty_since) * self._rest
+            self._dirty_again = now + (now - self._dirty_since) * self._pause
             self._dirty_since = None
         self._admit()
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    """Who waits, and where."""
+    """A login in the queue, or being checked."""
 
     credentials: Credentials
     admitted: asyncio.Future[None]
-    lane: Lane = Lane.CLEAN
-    whose: str = ""
+    priority: Priority = Priority.CLEAN
+    group: str = ""
 
 
 class _Queue:
-    """One lane."""
+    """The waiting logins of one priority."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
         self._count = 0
-        self._waiting: OrderedDict[str, deque[_Waiter]] = OrderedDict()  # the next one first
+        self._waiting: OrderedDict[str, deque[_Waiter]] = OrderedDict()  # by group, the next first
 
     def __bool__(self) -> bool:
         return self._count > 0
@@ -161,34 +174,37 @@ class _Queue:
     def add(self, waiter: _Waiter) -> None:
         """
         Raises:
-            TooBusy: the lane is full, and nobody has more in it.
+            TooBusy: the queue is full, and no other group has more logins in it.
         """
-        if self._count >= self._most:
-            self._make_room(waiter.whose)
-        self._waiting.setdefault(waiter.whose, deque()).append(waiter)
+        if self._count >= self._capacity:
+            self._make_room(waiter.group)
+        self._waiting.setdefault(waiter.group, deque()).append(waiter)
         self._count += 1
 
     def take(self) -> _Waiter:
-        whose, waiters = self._waiting.popitem(last=False)
+        """Remove and return the first login of the next group; that group is last then."""
+        group, waiters = self._waiting.popitem(last=False)
         waiter = waiters.popleft()
         self._count -= 1
         if waiters:
-            self._waiting[whose] = waiters
+            self._waiting[group] = waiters
         return waiter
 
     def remove(self, waiter: _Waiter) -> None:
-        waiters = self._waiting.get(waiter.whose, deque())
+        """Remove a login that was cancelled, if it is still here."""
+        waiters = self._waiting.get(waiter.group, deque())
         if waiter in waiters:
             waiters.remove(waiter)
             self._count -= 1
             if not waiters:
-                del self._waiting[waiter.whose]
+                del self._waiting[waiter.group]
 
-    def _make_room(self, whose: str) -> None:
-        most = max(self._waiting, key=lambda each: len(self._waiting[each]))
-        if len(self._waiting[most]) <= len(self._waiting.get(whose, ())) + 1:
+    def _make_room(self, group: str) -> None:
+        """Refuse the last login of the largest group, unless ``group`` is as large."""
+        largest = max(self._waiting, key=lambda each: len(self._waiting[each]))
+        if len(self._waiting[largest]) <= len(self._waiting.get(group, ())) + 1:
             raise TooBusy("too many logins at once, try again later")
-        refused = self._waiting[most].pop()
+        refused = self._waiting[largest].pop()
         self._count -= 1
         if not refused.admitted.done():
             refused.admitted.set_exception(TooBusy("too many logins at once, try again later"))

@@ -88,7 +88,7 @@ class _Content:
     def decoy(self, name: str) -> str:
         """A hash to check for a name without a hash of its own, always the same one for a name."""
         if not self.decoys:
-            return passwords.nobodys()
+            return passwords.decoy_hash()
         key = self.decoys[0].encode("utf-8", "surrogateescape")
         drawn = hmac.digest(key, name.encode("utf-8", "surrogateescape"), "sha256")
         return self.decoys[int.from_bytes(drawn) % len(self.decoys)]

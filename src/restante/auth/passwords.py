@@ -124,7 +124,7 @@ def is_possible(password: str) -> bool:
 
 
 @cache
-def nobodys() -> str:
+def decoy_hash() -> str:
     """A hash that no password has: checking it costs what checking a user's costs."""
     return make_hash(secrets.token_hex())
 

@@ -44,7 +44,7 @@ def key(credential: str, both: bytes) -> ScramKey:
     return ScramKey(credential, both[:half], both[half:])
 
 
-def nobodys(secret: bytes, identity: str, digest: str) -> ScramSecrets:
+def decoy_secrets(secret: bytes, identity: str, digest: str) -> ScramSecrets:
     """What an unknown user is answered: the same at each try, and no proof fits it."""
 
     def derive(what: str, size: int) -> bytes:

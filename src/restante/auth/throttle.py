@@ -1,19 +1,20 @@
-"""Slows guessing down, and nobody else.
+"""Slows password guessing down without locking any user out.
 
-Policy.  A wrong password is checked like a right one and answered late: the more wrong ones came
-from its network lately, the later.  A right one is answered at once.  No user is ever locked, so
-nobody can lock out another.  The same wrong password of the same user counts once, for a forgotten
-device tries it all day.  One that fails at many users, from wherever, is being sprayed: it is
-answered as late as can be, and the log tells once.  Who waits for a hash is let in by lanes: first
-what was right before, and users from where they have logged in before; then networks without
-guesses; the rest last (see ``turns``).
+Policy (docs/decisions/0111-guessing.md).  A wrong password is checked like a right one, but
+answered late: the more wrong passwords came from its network lately, the later.  A right password
+is answered at once.  No user is ever locked, so an attacker cannot lock one out.  The same wrong
+password of the same user counts once for each network, because a forgotten device tries it all
+day.  A password that fails for many users, from any networks, is being sprayed: it gets the longest
+delay, and one line in the log.  Logins are admitted to hashing by priority: first passwords that
+were right before and users in networks where they have logged in before; then networks without
+guesses; then the rest (see ``login_queue``).
 
 Security: the tables hold keyed hashes of 63 bits.  Two are kept over a restart, with their key:
-where guesses came from, and where users have logged in from.  The three that know of passwords are
-in memory only, with a key of this start.  A right password is answered at once, sprayed or not, so
-the time tells nothing of who has it.
+networks that guess, and networks where users have logged in.  The three that depend on passwords
+are in memory only, with a key of this start.  A right password is answered at once, even if it is
+being sprayed, so the delay does not reveal which users have it.
 
-Limits: tables of fixed size; what is lightest makes room.
+Limits: tables of fixed size; the entry with the lowest weight makes room.
 """
 
 from __future__ import annotations
@@ -37,51 +38,59 @@ from ..shared import SharedLock, Weights
 from . import names
 
 _log = logging.getLogger("restante.auth")
-_FADES = 600.0  # seconds in which guesses of a network weigh half
-_DAY = 86_400.0
-_WIDE = 8  # guesses from a /24 or /48 that weigh as much as one from an address in it
-_PAIR_IS_ATTACKED = 8  # guesses at one user from one network that end its priority
-_SPRAYED = 9.5  # the tenth user at whom one password fails, while the first ones fade
-_KNOWN = 0.5  # the weight of a login after 30 days
-_FRESH = 0.97  # and after one day or two; until then it need not be written again
-_MUCH = 2.5  # the longest answer of a failure is later by so much than the first
-_ANYBODY = "\0"  # names that no user can have
+# Seconds after which a guess of a network counts half: short, because the next customer of the
+# provider may get the address.
+_HALF_LIFE = 600.0
+_DAY = 86_400.0  # seconds
+# Guesses from a /24 or /48 that count as one from an address in it, because customers of one
+# provider share it, and one that guesses must not delay the others.
+_WIDE = 8
+# Guesses at one user from one network that end that user's priority there: more than a user who
+# mistypes makes.
+_PAIR_IS_ATTACKED = 8
+# Users for whom one password fails before it counts as sprayed: ten, less the part of their
+# weights that decays before the tenth comes.
+_SPRAYED = 9.5
+_KNOWN = 0.5  # weight of a login after 30 days, the half-life of that table
+_FRESH = 0.97  # weight after one or two days; until then it need not be written again
+_MAX_EXTRA = 2.5  # the longest delay is 1 + 2.5 times the shortest; with the jitter 4 times
+_ANY_USER = "\0"  # names that no user can have
 _NO_USER = "\1"
-_SPRAYS = b"sprays"  # a key beside those of networks: guesses with passwords that are sprayed
+_SPRAYS = b"sprays"  # a key beside those of networks: guesses with sprayed passwords
 _MAGIC = b"restante throttle 1\n"
 
 
-class Lane(IntEnum):
-    """Who is let in to be hashed, the first before the others."""
+class Priority(IntEnum):
+    """Priority for password checks, highest first."""
 
     KNOWN = 0
-    """This password was right before, or this user has logged in from that network before."""
+    """The password was right before, or the user has logged in from this network before."""
     CLEAN = 1
-    """No guesses came from that network lately."""
+    """No recent guesses from this network."""
     DIRTY = 2
-    """Some did."""
+    """Recent guesses from this network."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a user and an address; for people."""
+    """What the tables hold about a user and an address, for ``restante auth why``."""
 
     is_known: bool
-    """The user has logged in from that network in the last 30 days."""
+    """Whether the user has logged in from this network in the last 30 days."""
     is_trusted: bool
-    """Guesses from there are not counted."""
+    """Whether guesses from this address are not counted."""
     guesses: float
-    """From that network lately, as they weigh now."""
+    """Recent guesses from this network, by their weight now."""
     delay: float
-    """Seconds that the next wrong password waits for its answer, at least."""
+    """Minimum seconds before the next wrong password is answered."""
     sprayed: float
-    """Guesses with passwords that fail at many users, from anywhere, as they weigh now."""
+    """Recent guesses with sprayed passwords from all networks, by their weight now."""
     sprayed_delay: float
-    """Seconds that such a one waits."""
+    """Minimum seconds before such a guess is answered."""
 
 
 class Throttle:
-    """The policy and its tables.  Make it before the workers are forked."""
+    """The policy and its tables, in memory shared by all workers: create it before they fork."""
 
     def __init__(
         self,
@@ -93,47 +102,57 @@ class Throttle:
         chance: Callable[[], float] = random.random,
         places: int = 32_768,
     ) -> None:
-        """``delay``: seconds to the answer of a first failure; 0 delays none.  ``chance`` gives
-        numbers from 0 to 1."""
+        """
+        Args:
+            delay: seconds before a first failure is answered; 0 disables delays.
+            secret: key of the hashes that are kept over a restart; random by default.
+            chance: returns a number from 0 to 1 for the jitter.
+            places: entries in each table.
+        """
         self.delay = delay
         self.trusted = tuple(trusted)
         self._secret = secret or os.urandom(32)
         self._saved = b""
         self._chance = chance
         self._lock = SharedLock()
-        self._guesses = Weights(places, _FADES, clock=clock, secret=self._secret)
+        self._guesses = Weights(places, _HALF_LIFE, clock=clock, secret=self._secret)
         self._homes = Weights(places, 30 * _DAY, clock=clock, secret=self._secret)
         self._wrong = Weights(places, _DAY, clock=clock)
         self._right = Weights(places, 30 * _DAY, clock=clock)
-        self._tried = Weights(places, _DAY, clock=clock)  # at whom, and at how many
+        self._tried = Weights(
+            places, _DAY, clock=clock
+        )  # (user, password) pairs that failed, and users for each password
 
     def close(self) -> None:
         self._lock.close()
 
     # Before a password is checked.
 
-    def lane(self, shown: Credentials) -> tuple[Lane, str]:
-        """The lane, and whose turn it is in it."""
+    def priority(self, shown: Credentials) -> tuple[Priority, str]:
+        """Return the priority of a login and the group in which it takes turns.
+
+        The group is a network, or the user if the login is known or its network trusted.
+        """
         if self._right.of(_password(shown.identity, shown.password)):
-            return Lane.KNOWN, shown.identity
+            return Priority.KNOWN, shown.identity
         if self._is_trusted(shown.address):
-            return Lane.CLEAN, shown.identity
+            return Priority.CLEAN, shown.identity
         narrow, wide = _networks(shown.address)
         if (
             self._is_home(shown.identity, shown.address)
             and self._guesses.of(_pair(shown.identity, narrow)) < _PAIR_IS_ATTACKED
         ):
-            return Lane.KNOWN, shown.identity
+            return Priority.KNOWN, shown.identity
         if self._guesses.of(wide.encode()) >= _WIDE:
-            return Lane.DIRTY, wide
+            return Priority.DIRTY, wide
         if self._guesses.of(narrow.encode()) >= 0.5:
-            return Lane.DIRTY, narrow
-        return Lane.CLEAN, narrow
+            return Priority.DIRTY, narrow
+        return Priority.CLEAN, narrow
 
     # After it.
 
     def refused(self, shown: Shown) -> float:
-        """Counts it.  Seconds from when it was shown to its answer."""
+        """Count a failed login; return the seconds from its arrival to its answer."""
         with self._lock:
             is_sprayed = isinstance(shown, Credentials) and self._is_sprayed(shown)
             if not self._is_trusted(shown.address):
@@ -141,22 +160,23 @@ class Throttle:
         return self._delay(shown.address, is_sprayed) + self._chance() * self.delay / 2
 
     def accepted(self, shown: Shown, account: Account) -> None:
-        """It was right, and may log in."""
+        """Remember a login that was right and permitted."""
         users = {_name(shown.identity), _name(account.user)}
-        found = [(self._homes, _home(name, shown.address)) for name in (*users, _ANYBODY)]
+        seen = [(self._homes, _home(name, shown.address)) for name in (*users, _ANY_USER)]
         if isinstance(shown, Credentials):
-            found += [(self._right, _password(name, shown.password)) for name in users]
-        new = [(table, key) for table, key in found if table.of(key) < _FRESH]
+            seen += [(self._right, _password(name, shown.password)) for name in users]
+        new = [(table, key) for table, key in seen if table.of(key) < _FRESH]
         if new:
             with self._lock:
                 for table, key in new:
                     table.add(key, 1.0, most=1.0)
 
     def is_home(self, address: str) -> bool:
-        """Somebody has logged in from that network in the last 30 days."""
-        return self._is_home(_ANYBODY, address)
+        """Whether any user has logged in from this network in the last 30 days."""
+        return self._is_home(_ANY_USER, address)
 
     def facts(self, user: str, address: str) -> Facts:
+        """Return what is known about this user at this address."""
         return Facts(
             self._is_home(user, address),
             self._is_trusted(address),
@@ -167,7 +187,7 @@ class Throttle:
         )
 
     def _is_sprayed(self, shown: Credentials) -> bool:
-        """Counts the users at whom this password has failed."""
+        """Count the users for whom this password has failed; return whether they are many."""
         user, password = _password(shown.identity, shown.password), _framed(shown.password)
         if not self._tried.of(user):
             self._tried.add(user, 1.0, most=1.0)
@@ -199,7 +219,9 @@ class Throttle:
         return max(narrow, wide / _WIDE)
 
     def _delay(self, address: str, is_sprayed: bool = False) -> float:
-        return self.delay * (1 + (_MUCH if is_sprayed else min(self._penalty(address) / 4, _MUCH)))
+        return self.delay * (
+            1 + (_MAX_EXTRA if is_sprayed else min(self._penalty(address) / 4, _MAX_EXTRA))
+        )
 
     def _is_home(self, identity: str, address: str) -> bool:
         return self._homes.of(_home(identity, address)) >= _KNOWN
@@ -210,53 +232,53 @@ class Throttle:
     # Over a restart.
 
     def save(self, path: Path) -> None:
-        """If anything has changed.
+        """Write the tables that outlive a restart, if they have changed.
 
         Raises:
-            OSError: what was saved before is still there.
+            OSError: the previous file is unchanged.
         """
-        kept = self._secret + self._guesses.octets + self._homes.octets
-        digest = sha256(kept).digest()
+        saved = self._secret + self._guesses.octets + self._homes.octets
+        digest = sha256(saved).digest()
         if digest == self._saved:
             return
         made = path.with_name(f"{path.name}.{os.getpid()}")
         try:
             with open(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(_MAGIC + digest + zlib.compress(kept, 1))
+                file.write(_MAGIC + digest + zlib.compress(saved, 1))
             made.replace(path)
         finally:
             made.unlink(missing_ok=True)
         self._saved = digest
 
     def load(self, path: Path) -> None:
-        """Takes what is no longer whole for nothing."""
+        """Read saved tables; a missing or damaged file is ignored."""
         with suppress(OSError, ValueError, zlib.error):
-            saved = path.read_bytes()
-            begin = len(_MAGIC) + 32
-            kept = zlib.decompress(saved[begin:])
-            if saved[:begin] != _MAGIC + sha256(kept).digest():
+            octets = path.read_bytes()
+            begin = len(_MAGIC) + 32  # the digest and the secret have 32 octets each
+            saved = zlib.decompress(octets[begin:])
+            if octets[:begin] != _MAGIC + sha256(saved).digest():
                 return
-            half = (len(kept) - 32) // 2
-            self._guesses.octets = kept[32 : 32 + half]
-            self._homes.octets = kept[32 + half :]
-            self._secret = self._guesses.secret = self._homes.secret = kept[:32]
+            half = (len(saved) - 32) // 2
+            self._guesses.octets = saved[32 : 32 + half]
+            self._homes.octets = saved[32 + half :]
+            self._secret = self._guesses.secret = self._homes.secret = saved[:32]
 
 
-@lru_cache(4096)  # the same few come again and again
+@lru_cache(4096)  # the same few addresses come again and again
 def _networks(address: str) -> tuple[str, str]:
-    """An address, or what one customer has of IPv6; and what a provider gives to many."""
+    """Return the network of one customer, an IPv4 address or a /64, and the wider /24 or /48."""
     if not address:
         return "", ""
-    found = ip_address(address)
-    packed = found.packed.hex()
-    if isinstance(found, IPv4Address):
+    parsed = ip_address(address)
+    packed = parsed.packed.hex()
+    if isinstance(parsed, IPv4Address):
         return f"4 {packed}", f"4 {packed[:6]}"
     return f"6 {packed[:16]}", f"6 {packed[:12]}"
 
 
 def _name(identity: str) -> str:
-    """One form for all spellings of a name; names that no user can have are one name."""
-    return identity if identity == _ANYBODY else names.key(identity) or _NO_USER
+    """One form for all spellings of a name; all names that no user can have become one."""
+    return identity if identity == _ANY_USER else names.key(identity) or _NO_USER
 
 
 def _password(identity: str, password: str) -> bytes:
@@ -268,7 +290,7 @@ def _pair(identity: str, narrow: str) -> bytes:
 
 
 def _home(identity: str, address: str) -> bytes:
-    """IPv4 addresses change within a /24, IPv6 ones within a /64."""
+    """A user at home: IPv4 addresses change within a /24, IPv6 ones within a /64."""
     narrow, wide = _networks(address)
     return _framed(_name(identity), wide if narrow.startswith("4") else narrow)
 

@@ -32,8 +32,8 @@ from ..maildrop import View
 from ..passdb import MAX_PASSWORD, Account, Credentials, Network, Proof, ScramSecrets, Terms
 from ..sasl.prepare import prepared
 from . import passwords, scram
-from .database import Glance, transaction, unusable
-from .last_use import Uses
+from .database import ReadOnlyDatabase, transaction, unusable
+from .last_use import LastUse
 from .names import BadName, addressed, check_new_name, normalise
 from .names import key as _key
 
@@ -123,9 +123,9 @@ class Users:
         self._domains = {normalise(domain) for domain in domains}
         self._hashers = passwords.Hashers("hash")
         self._clerk = ThreadPoolExecutor(1, "clerk")  # renews what no login waits for
-        self._uses = Uses(path)
-        self._glance = Glance(path)
-        self._quotas, self._quota_lock = Glance(path), Lock()
+        self._last_use = LastUse(path)
+        self._reader = ReadOnlyDatabase(path)
+        self._quota_reader, self._quota_lock = ReadOnlyDatabase(path), Lock()
 
     # Administration; all of it blocks.
 
@@ -244,7 +244,7 @@ class Users:
         query = "SELECT quota FROM users WHERE name = ?"
         try:
             with self._quota_lock:  # asked by the threads that deliver
-                rows: Sequence[tuple[int | None]] = self._quotas.rows(query, _key(name))
+                rows: Sequence[tuple[int | None]] = self._quota_reader.rows(query, _key(name))
         except FileNotFoundError:
             return None
         except (sqlite3.Error, OSError):
@@ -336,7 +336,7 @@ class Users:
             ).fetchone()
         label, phc, keys, *permissions = row or ("", "", None)
         is_own = passwords.is_sane(phc)  # any other costs what an unknown user costs
-        is_right = passwords.matches(password, phc if is_own else passwords.nobodys())
+        is_right = passwords.matches(password, phc if is_own else passwords.decoy_hash())
         if not is_right or not is_own:
             raise AuthenticationFailed("unknown-user" if row is None else "bad-password")
         account = self._may_act(_account(key, permissions, label), credentials)
@@ -366,9 +366,9 @@ class Users:
             (secret,) = database.execute(
                 "SELECT value FROM secrets WHERE name = 'scram'"
             ).fetchone()
-        nobodys = scram.nobodys(secret, key, digest)
+        decoy = scram.decoy_secrets(secret, key, digest)
         if not rows:
-            return nobodys
+            return decoy
         salt, iterations = rows[0][:2]
         return ScramSecrets(salt, iterations, tuple(scram.key(row[2], row[3]) for row in rows))
 
@@ -397,7 +397,7 @@ class Users:
     async def _rows(self, query: str, key: str) -> Sequence[Any]:
         """In line: there is no hash to compute, and as a rule nothing to wait for."""
         try:
-            return self._glance.rows(query, key)
+            return self._reader.rows(query, key)
         except (sqlite3.Error, OSError):
             return await asyncio.to_thread(self._all_of, query, key)
 
@@ -406,7 +406,7 @@ class Users:
             return database.execute(query, (key,)).fetchall()
 
     def used(self, account: Account, address: str) -> None:
-        self._uses.note(account.user, account.credential, address)
+        self._last_use.note(account.user, account.credential, address)
 
     def _renew(self, key: str, label: str, old: str, password: str) -> None:
         """A hash and keys with the parameters of today; a password changed meanwhile wins."""
@@ -425,9 +425,9 @@ class Users:
         """Wait for what is still to be written."""
         self._hashers.close()
         self._clerk.shutdown()
-        self._uses.close()
-        self._glance.close()
-        self._quotas.close()
+        self._last_use.close()
+        self._reader.close()
+        self._quota_reader.close()
 
     async def account(self, identity: str) -> Account | None:
         key = _key(identity)
