@@ -21,6 +21,7 @@ SOURCE = Path(restante.__file__).parent
 SOURCES = (
     "pop3/commands.py",
     "pop3/session.py",
+    "pop3/transaction.py",
     "pop3/grammar.py",
     "server/pop3.py",
     "server/retrieval.py",

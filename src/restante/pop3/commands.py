@@ -140,53 +140,58 @@ def lang(session: Session, wanted: str | None = None) -> Response:
 
 def stat(session: Session) -> Response:
     """Drop listing: messages marked as deleted are not counted (RFC 1939 §5)."""
-    return Response(f"{session.count} {session.octets}", is_data=True)
+    transaction = session.transaction
+    return Response(f"{transaction.count} {transaction.octets}", is_data=True)
 
 
 def list_(session: Session, number: str | None = None) -> Response:
     """Scan listing of one message, or of all but those marked as deleted (RFC 1939 §5)."""
+    transaction = session.transaction
     if number is not None:
-        return Response(f"{number} {session.entry(parse_number(number)).size}", is_data=True)
-    text = f"{session.count} messages ({session.octets} octets)"
-    if session.ready is not None:
-        return Response(text, lines=session.ready.scan_listing())
-    return Response(text, lines=(f"{at} {entry.size}" for at, entry in session.kept()))
+        return Response(f"{number} {transaction.entry(parse_number(number)).size}", is_data=True)
+    text = f"{transaction.count} messages ({transaction.octets} octets)"
+    if transaction.rendered is not None:
+        return Response(text, lines=transaction.rendered.scan_listing())
+    return Response(text, lines=(f"{at} {entry.size}" for at, entry in transaction.unmarked()))
 
 
 def uidl(session: Session, number: str | None = None) -> Response:
     """Unique-id listing of one message, or of all but those marked (RFC 1939 §7)."""
+    transaction = session.transaction
     if number is not None:
-        unique_id = session.entry(parse_number(number)).unique_id
+        unique_id = transaction.entry(parse_number(number)).unique_id
         return Response(f"{number} {unique_id}", is_data=True)
     text = "unique-ids follow"
-    if session.ready is not None:
-        return Response(text, lines=session.ready.unique_id_listing())
-    return Response(text, lines=(f"{at} {entry.unique_id}" for at, entry in session.kept()))
+    if transaction.rendered is not None:
+        return Response(text, lines=transaction.rendered.unique_id_listing())
+    return Response(text, lines=(f"{at} {each.unique_id}" for at, each in transaction.unmarked()))
 
 
 def retr(session: Session, number: str) -> Event:
     """The whole message (RFC 1939 §5)."""
     at = parse_number(number)
-    entry = session.entry(at)
+    entry = session.transaction.entry(at)
     return Retrieve(at, entry, Response(f"{entry.size} octets"))
 
 
 def top(session: Session, number: str, lines: str) -> Event:
     """The header and the first lines of the body (RFC 1939 §7)."""
     at = parse_number(number)
-    return Retrieve(at, session.entry(at), Response("top of message follows"), parse_count(lines))
+    entry = session.transaction.entry(at)
+    return Retrieve(at, entry, Response("top of message follows"), parse_count(lines))
 
 
 def dele(session: Session, number: str) -> Response:
     """Marks; nothing is removed before QUIT (RFC 1939 §5)."""
-    session.mark(parse_number(number))
+    session.transaction.mark(parse_number(number))
     return Response("marked as deleted")
 
 
 def rset(session: Session) -> Response:
     """Takes all marks away (RFC 1939 §5)."""
-    session.unmark_all()
-    return Response(f"{session.count} messages ({session.octets} octets)")
+    transaction = session.transaction
+    transaction.unmark_all()
+    return Response(f"{transaction.count} messages ({transaction.octets} octets)")
 
 
 def noop(_: Session) -> Response:
@@ -199,7 +204,7 @@ def quit_(session: Session) -> Event:
     if session.state is State.AUTHORIZATION:
         return session.leave(Response("goodbye"))
     session.state = State.UPDATE
-    return Update(session.marked())
+    return Update(session.transaction.marked())
 
 
 _AUTH, _TRANS = (State.AUTHORIZATION,), (State.TRANSACTION,)

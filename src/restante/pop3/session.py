@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import NamedTuple
@@ -22,18 +22,17 @@ from ..errors import (
     BareLineFeed,
     HostileInput,
     NoExchange,
-    NoSuchMessage,
     NulOctet,
-    ReadOnly,
     RestanteError,
 )
-from ..maildrop import Entry, Rendered
+from ..maildrop import Entry
 from ..passdb import Account, ScramSecrets, Terms
 from ..sasl import MECHANISMS, Channel, Exchange, Lookup, Mechanism
 from ..wire import CRLF, FOREIGN_PROTOCOLS, MAX_COMMAND, LineBuffer
 from .grammar import Challenge, Command, Response, failure
 from .state import Close, Event, Login, Retrieve, StartTLS, State
 from .texts import translated
+from .transaction import Transaction
 
 MAX_RELAY = 8192  # octets of XCLIENT, from trusted proxies only; ours
 _BESIDE = 150  # octets of the greeting's text beside a time stamp; all has 512 (RFC 2449 §4)
@@ -110,11 +109,8 @@ class Session:
         "_exchange",
         "_failed_logins",
         "_failure",
-        "_is_read_only",
         "_lines",
-        "_listing",
         "_lookup",
-        "_marks",
         "_max_line",
         "_may_start_tls",
         "_policy",
@@ -123,15 +119,14 @@ class Session:
         "_terms",
         "_verbs",
         "cancelled",
-        "count",
         "is_secure",
         "is_utf8",
         "language",
         "may_relay",
         "mechanism",
-        "octets",
         "state",
         "time_stamp",
+        "transaction",
         "user",
     )
 
@@ -154,10 +149,6 @@ class Session:
         self.is_secure = is_secure
         self.user: str | None = None
         """The name that USER gave and PASS may follow."""
-        self.count = 0
-        """Messages that are not marked as deleted."""
-        self.octets = 0
-        """Their size."""
         self.language = policy.language
         """Of texts; a tag of ``texts.LANGUAGES``."""
         self.mechanism = ""
@@ -183,11 +174,10 @@ class Session:
         self._awaiting = False
         self._closing = ""
         self._bad_commands = self._refused_exchanges = self._commands = 0
-        self._is_read_only = False
+        self.transaction: Transaction
+        """Messages and marks; from the login on."""
         self._terms = policy.told
         self._failed_logins = 0
-        self._listing: Sequence[Entry] = ()
-        self._marks: set[int] | None = None  # few sessions have any
 
     # What the driver calls.
 
@@ -228,14 +218,12 @@ class Session:
 
         ``terms``: this user's, where they are not what was announced.
         """
-        self._is_read_only = is_read_only
+        self.transaction = opened = Transaction(listing, is_read_only=is_read_only)
         self._terms = terms or self._terms
         self._awaiting = False
         self.state = State.TRANSACTION
         self._bad_commands = 0
-        self._listing = listing
-        self._count_all()
-        return self._worded(Response(f"{self.count} messages ({self.octets} octets)"))
+        return self._worded(Response(f"{opened.count} messages ({opened.octets} octets)"))
 
     def retrieved(self) -> None:
         """Answers Retrieve: all of it was sent."""
@@ -358,46 +346,6 @@ class Session:
         if challenge:
             raise BadCommand("this mechanism does not accept an initial response")
         return self._respond(exchange, "" if initial_response == "=" else initial_response)
-
-    def entry(self, number: int) -> Entry:
-        """
-        Raises:
-            NoSuchMessage: no such message-number, or marked as deleted.
-        """
-        if self._marks and number in self._marks:
-            raise NoSuchMessage("message is marked as deleted")
-        try:
-            return self._listing[number - 1]
-        except IndexError:
-            raise NoSuchMessage from None
-
-    def kept(self) -> Iterator[tuple[int, Entry]]:
-        """Message-number and entry of all that are not marked as deleted."""
-        marks = frozenset(self._marks or ())
-        return (
-            (number, entry) for number, entry in enumerate(self._listing, 1) if number not in marks
-        )
-
-    @property
-    def ready(self) -> Rendered | None:
-        """The listing if its answers lie ready and nothing is marked as deleted."""
-        return self._listing if isinstance(self._listing, Rendered) and not self._marks else None
-
-    def marked(self) -> tuple[Entry, ...]:
-        return tuple(self._listing[number - 1] for number in sorted(self._marks or ()))
-
-    def mark(self, number: int) -> None:
-        entry = self.entry(number)
-        if self._is_read_only:
-            raise ReadOnly
-        self._marks = self._marks or set()
-        self._marks.add(number)
-        self.count -= 1
-        self.octets -= entry.size
-
-    def unmark_all(self) -> None:
-        self._marks = None
-        self._count_all()
 
     def leave(self, response: Response) -> Response:
         """Say this and close."""
@@ -530,11 +478,3 @@ class Session:
     def _close(self, reason: str) -> Close:
         self.state = State.CLOSED
         return Close(reason)
-
-    def _count_all(self) -> None:
-        self.count = len(self._listing)
-        self.octets = (
-            self._listing.octets
-            if isinstance(self._listing, Rendered)
-            else sum(entry.size for entry in self._listing)
-        )

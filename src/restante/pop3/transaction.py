@@ -1,0 +1,84 @@
+"""The maildrop of one session as the client sees it: message-numbers, sizes, and deletion marks.
+
+Standards: RFC 1939 §4 (message-numbers), §5 (DELE, RSET).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ..errors import NoSuchMessage, ReadOnly
+from ..maildrop import Entry, Rendered
+
+
+class Transaction:
+    """The listing of one session in the TRANSACTION state, and its marks."""
+
+    __slots__ = ("_is_read_only", "_listing", "_marks", "count", "octets")
+
+    def __init__(self, listing: Sequence[Entry], *, is_read_only: bool = False) -> None:
+        self._listing = listing
+        self._is_read_only = is_read_only
+        self._marks: set[int] | None = None  # few sessions have any, and thousands may be open
+        self.count = 0
+        """Number of messages that are not marked as deleted."""
+        self.octets = 0
+        """Their size in octets."""
+        self._count_all()
+
+    def _count_all(self) -> None:
+        self.count = len(self._listing)
+        self.octets = (
+            self._listing.octets
+            if isinstance(self._listing, Rendered)
+            else sum(entry.size for entry in self._listing)
+        )
+
+    def entry(self, number: int) -> Entry:
+        """Return the entry of a message-number.
+
+        Raises:
+            NoSuchMessage: no such message-number, or marked as deleted.
+        """
+        if self._marks and number in self._marks:
+            raise NoSuchMessage("message is marked as deleted")
+        try:
+            return self._listing[number - 1]
+        except IndexError:
+            raise NoSuchMessage from None
+
+    def unmarked(self) -> Iterator[tuple[int, Entry]]:
+        """Yield message-number and entry of all messages that are not marked as deleted."""
+        marks = frozenset(self._marks or ())  # a client may mark more while it reads a listing
+        return (
+            (number, entry) for number, entry in enumerate(self._listing, 1) if number not in marks
+        )
+
+    @property
+    def rendered(self) -> Rendered | None:
+        """The listing, if its answers are rendered already and no message is marked."""
+        return self._listing if isinstance(self._listing, Rendered) and not self._marks else None
+
+    def marked(self) -> tuple[Entry, ...]:
+        """Return the messages that QUIT will remove, in the order of the listing."""
+        return tuple(self._listing[number - 1] for number in sorted(self._marks or ()))
+
+    def mark(self, number: int) -> None:
+        """Mark a message as deleted.
+
+        Raises:
+            NoSuchMessage: no such message-number, or marked already.
+            ReadOnly: this login may not delete messages.
+        """
+        entry = self.entry(number)
+        if self._is_read_only:
+            raise ReadOnly
+        self._marks = self._marks or set()
+        self._marks.add(number)
+        self.count -= 1
+        self.octets -= entry.size
+
+    def unmark_all(self) -> None:
+        """Remove all marks."""
+        self._marks = None
+        self._count_all()
