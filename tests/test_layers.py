@@ -16,7 +16,7 @@ LAYERS = {
     room: layer
     for layer, rooms in enumerate(
         (
-            "errors headers maildrop message mime passdb surrogate sysexits wire",
+            "addons errors headers maildrop message mime passdb surrogate sysexits wire",
             "pop3 sasl smtp",
             "clock https mounts posix syncing threads",
             "regular scanning shared",
@@ -44,6 +44,7 @@ LIBRARIES = {
 }
 LIBRARIES["auth"] |= {"bcrypt", "jwt", "ldap", "pamela", "passlib"}  # extras
 LIBRARIES |= {"cli": {"rich"}, "app": {"keyring", "uvloop"}, "testing_plugin": {"pytest"}}
+LIBRARIES["addons"] = {"typing_extensions"}  # for the type checker only
 LIBRARIES |= {"sasl": {"scramp"}, "collect": {"cryptography", "imapclient"}}
 
 

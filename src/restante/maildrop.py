@@ -134,7 +134,7 @@ class Deliveries(Protocol):
 
 @runtime_checkable
 class NamedDelivery(Protocol):
-    """Add-on of a store that finds messages again by names that others gave them."""
+    """Add-on of a store that finds messages again by the names their senders gave them."""
 
     def deliveries(self, user: str) -> Deliveries:
         """A way in that delivers many messages in one go.
@@ -170,7 +170,7 @@ class Viewing(Protocol):
 
 
 class Rendered(Sequence[Entry]):
-    """Add-on of a listing: its answers lie ready, for a session without marks."""
+    """Add-on of a listing that keeps its answers ready for sessions without marks."""
 
     octets: int
     """Sum of all sizes."""
@@ -207,7 +207,7 @@ class RawOctets(NamedTuple):
 
 @runtime_checkable
 class RawReading(Protocol):
-    """Add-on of a maildrop whose messages lie in files."""
+    """Add-on of a maildrop whose messages are files."""
 
     def read_cached(self, entry: Entry) -> RawOctets | None:
         """The message's file, if that takes no waiting; None: ask again by ``open_raw``.
@@ -276,7 +276,7 @@ class Journal(Protocol):
 
 @runtime_checkable
 class Paced(Protocol):
-    """Add-on of a maildrop that knows when somebody last logged in (RFC 2449 §6.5)."""
+    """Add-on of a maildrop that knows when its user last logged in (RFC 2449 §6.5)."""
 
     async def pace(self, delay: float) -> float:
         """Seconds until the maildrop may be opened again, ``delay`` after the last time.
@@ -311,7 +311,7 @@ class Usage:
 
 
 class Holding(Protocol):
-    """Add-on of a store that holds removed mail for a while."""
+    """Add-on of a store that holds removed mail for a while, so that it can be restored."""
 
     async def held(self, user: str) -> Sequence[HeldMessage]:
         """What can be given back, the oldest removal first."""
@@ -336,7 +336,7 @@ class Holding(Protocol):
 
 
 class Remembering(Protocol):
-    """Add-on of a store whose maildrops are ``Journal``s."""
+    """Add-on of a store whose maildrops keep a journal."""
 
     async def sessions(self, user: str) -> Sequence[SessionRecord]:
         """Those that retrieved or removed something, the oldest first, as far as remembered."""
@@ -371,7 +371,7 @@ class Forecast:
 
 
 class Expiring(Protocol):
-    """Add-on of a store that removes mail whose time is over, without being asked by a client.
+    """Add-on of a store that expires mail without being asked by a client.
 
     A rule that was made shorter applies to older mail only a day after that was noted, so
     whoever changes a rule calls ``note_rules``.  All moments are seconds since the epoch.  ``now``
@@ -398,3 +398,10 @@ class Expiring(Protocol):
 
     async def forecast(self, user: str, days: int | None, now: float) -> Forecast:
         """As ``note_rules``, and of what was noted less than a day ago; changes nothing."""
+
+
+class ServableStore(Store, Holding, Remembering, Expiring, Protocol):
+    """A store that a server can run on: it also restores, remembers, expires and purges."""
+
+    hold: Callable[[str], float]
+    """Seconds for which the removed mail of a user is held.  It may block."""

@@ -22,6 +22,7 @@ from restante.auth.chain import Chain
 from restante.auth.passwd_file import PasswdFile
 from restante.auth.users import Users
 from restante.clock import RELEASED, SETTLES, SLACK
+from restante.maildrop import ServableStore
 from restante.passdb import Account, Terms
 from restante.store.maildir import MaildirStore
 from restante.store.memory import MemoryStore
@@ -391,7 +392,7 @@ def test_a_disk_that_is_not_there_ends_no_rounds(
         run(main())
 
 
-def _upkeep(store: MaildirStore | MemoryStore, users: Users, machine: Machine) -> Upkeep:
+def _upkeep(store: ServableStore, users: Users, machine: Machine) -> Upkeep:
     return Upkeep(
         store,
         users,

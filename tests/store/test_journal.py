@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from restante.maildrop import Entry, SessionRecord
+from restante.maildrop import Entry, Remembering, SessionRecord
 from restante.store import journal
 from restante.store.journal import JOURNAL, OLD
 from restante.store.maildir import MaildirStore
-from restante.store.memory import MemoryStore
 
 from .helpers import deliver, listing, names, run
 from .watched import Crash, die_at, watched
@@ -40,7 +39,7 @@ async def record(store: Any, *sessions: SessionRecord) -> None:
             await maildrop.record(each)
 
 
-def remembered(store: MaildirStore | MemoryStore) -> list[SessionRecord]:
+def remembered(store: Remembering) -> list[SessionRecord]:
     return list(run(store.sessions("ann")))
 
 

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
+from ..addons import offers
 from ..auth.users import Users
 from ..config import Configuration
 from ..errors import ConfigurationError, NoSuchUser
@@ -75,7 +76,7 @@ def open_maildrop(config: Configuration, recipient: str) -> LocalMaildrop:
     with ExitStack() as opened:
         users = opened.enter_context(closing(stores.users(config)))
         store = stores.store(config, users)
-        if not isinstance(store, NamedDelivery):
+        if not offers(store, NamedDelivery):
             raise ConfigurationError(
                 f'maildrop:{recipient}: store.kind = "memory" keeps nothing that is collected'
             )

@@ -29,7 +29,7 @@ from ..auth.throttle import Throttle
 from ..auth.users import Users
 from ..config import Configuration
 from ..errors import RestanteError
-from ..maildrop import Forecast, Store
+from ..maildrop import Forecast, ServableStore, Store
 from ..passdb import Directory, Terms
 from ..pop3.session import Policy
 from ..posix import resource
@@ -41,8 +41,6 @@ from ..server.login import offered, time_stamp
 from ..server.pop3 import Service
 from ..server.proxy import Origin
 from ..shared import Tally
-from ..store.maildir import MaildirStore
-from ..store.memory import MemoryStore
 from ..store.partial import PartialDeliveries
 from . import backends, gateway, local, stores, systemd, throttling
 from .sockets import BoundSocket, addresses_of, listening
@@ -172,7 +170,7 @@ class Running:
 async def running(
     configuration: Configuration,
     users: Users,
-    store: MaildirStore | MemoryStore,
+    store: ServableStore,
     shared: SharedResources | None = None,
 ) -> AsyncIterator[Running]:
     """Listen everywhere the configuration says; on leaving, drain and stop.

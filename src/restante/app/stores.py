@@ -15,6 +15,7 @@ from ..errors import (
     ConfigurationError,
     NoMaildrop,
 )
+from ..maildrop import ServableStore
 from ..store.maildir import MaildirStore
 from ..store.memory import MemoryStore
 from ..store.paths import Template
@@ -74,7 +75,7 @@ def clock(found: Configuration) -> Clock:
     return Clock(found.state / "clock")
 
 
-def store(found: Configuration, own: Users | None = None) -> MaildirStore | MemoryStore:
+def store(found: Configuration, own: Users | None = None) -> ServableStore:
     """``own``: our database, if it is open already, for the quota and the hold of each user."""
     if found.store.kind == "memory":
         return MemoryStore(hold=lambda _: found.store.hold)
@@ -86,7 +87,7 @@ def store(found: Configuration, own: Users | None = None) -> MaildirStore | Memo
     return made
 
 
-def set_rules(store: MaildirStore | MemoryStore, found: Configuration, users: Users) -> None:
+def set_rules(store: ServableStore, found: Configuration, users: Users) -> None:
     """Put hold and quota in force, which each user may have of their own."""
 
     def hold(user: str) -> float:

@@ -18,14 +18,10 @@ from ..auth.users import Users
 from ..clock import Clock, Reading
 from ..config import Configuration
 from ..errors import MaildropInUse, RestanteError
-from ..maildrop import Forecast, Sweep
+from ..maildrop import Forecast, ServableStore, Sweep
 from ..passdb import Account, Accounts, Terms
-from ..store.maildir import MaildirStore
-from ..store.memory import MemoryStore
 from . import stores
 from .words import counted
-
-AnyStore = MaildirStore | MemoryStore
 
 _EVERY = 3600.0  # seconds between two rounds
 _LOOK_EVERY = 600.0  # seconds between two looks at the clock: less than its slack
@@ -40,7 +36,7 @@ class Upkeep:
 
     def __init__(
         self,
-        store: AnyStore,
+        store: ServableStore,
         users: Users,
         others: Accounts,
         clock: Clock,

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 from typing import Generic, TypeVar
 
+from ..addons import offers
 from ..clock import elapsed
 from ..errors import AuthenticationFailed
 from ..passdb import Account, Credentials, Generations, LastUses, Passdb
@@ -49,8 +50,8 @@ class Cache:
                 several back ends has none.
         """
         self._passdb = by or passdb
-        self._generations = passdb if isinstance(passdb, Generations) else None
-        self._last_uses = passdb if isinstance(passdb, LastUses) else None
+        self._generations = passdb if offers(passdb, Generations) else None
+        self._last_uses = passdb if offers(passdb, LastUses) else None
         self._tells_all = tells_all_changes
         self._service = service
         self._secret = secrets.token_bytes(32)

@@ -12,10 +12,10 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from functools import cache
 from hashlib import blake2b
 from typing import Protocol, cast
 
+from ..addons import offers
 from ..errors import (
     AuthenticationFailed,
     BackendUnavailable,
@@ -55,15 +55,7 @@ class Backend(Verifier, Protocol):
 
 
 async def _generation(backend: Backend, identity: str) -> bytes | None:
-    if not _implements(type(backend), Generations):
-        return None
-    return await cast(Generations, backend).generation(identity)
-
-
-@cache
-def _implements(kind: type, add_on: type) -> bool:
-    """Python 3.11 takes as long for this as for all else in a login that is remembered."""
-    return issubclass(kind, add_on)
+    return await backend.generation(identity) if offers(backend, Generations) else None
 
 
 class Chain:
@@ -102,14 +94,12 @@ class Chain:
         self._domains = {normalise(domain) for domain in domains}
         self._deadline = deadline
         self._check_place = check_place
-        self.tells_all_changes = all(
-            _implements(type(each), Generations) for each in backends.values()
-        )
+        self.tells_all_changes = all(offers(each, Generations) for each in backends.values())
         """Whether ``generation`` changes with every back end; else no cache may trust it long."""
-        if all(isinstance(each, ScramKeys) for each in self._backends.values()):
+        if all(offers(each, ScramKeys) for each in self._backends.values()):
             self.scram = self._scram
             self.proved = self._proved
-        if all(isinstance(each, Digests) for each in self._backends.values()):
+        if all(offers(each, Digests) for each in self._backends.values()):
             self.digested = self._digested
         if issuer is not None:
             self._issuer, self._takes_strangers = issuer, takes_strangers
@@ -203,8 +193,8 @@ class Chain:
 
     def used(self, account: Account, address: str) -> None:
         for backend in self._backends.values():
-            if _implements(type(backend), LastUses):
-                cast(LastUses, backend).used(account, address)
+            if offers(backend, LastUses):
+                backend.used(account, address)
 
     async def _scram(self, identity: str, digest: str) -> ScramSecrets:
         end = self._end()

@@ -20,18 +20,15 @@ from ..app.words import counted
 from ..auth.names import normalise
 from ..errors import MaildropInUse, NoSuchUser, RestanteError, TemporaryFailure, UnsafeArgument
 from ..log import printable
-from ..maildrop import Entry, HeldMessage, SessionRecord
+from ..maildrop import Entry, HeldMessage, ServableStore, SessionRecord
 from ..store.foreign import dovecot_uidlist
 from ..store.maildir import MaildirStore
-from ..store.memory import MemoryStore
 from . import common
 from .summaries import head_of
 
-AnyStore = MaildirStore | MemoryStore
-
 _OLD_RESTORE = "undelete"  # the name of `restore` up to 0.1; scripts may still use it
 
-Action = Callable[[argparse.Namespace, AnyStore], Coroutine[Any, Any, int]]
+Action = Callable[[argparse.Namespace, ServableStore], Coroutine[Any, Any, int]]
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -93,7 +90,7 @@ def _run(options: argparse.Namespace, action: Action) -> int:
     return asyncio.run(action(options, stores.store(common.configuration(options))))
 
 
-async def list_(options: argparse.Namespace, store: AnyStore) -> int:
+async def list_(options: argparse.Namespace, store: ServableStore) -> int:
     rows: list[dict[str, object]] = []
     code = os.EX_OK
     async for user in store.users():
@@ -132,7 +129,7 @@ def _unread(row: dict[str, object], error: RestanteError) -> int:
     return failures.exit_code(error)
 
 
-async def show(options: argparse.Namespace, store: AnyStore) -> int:
+async def show(options: argparse.Namespace, store: ServableStore) -> int:
     rows = []
     user = await _known(options, store)
     async with store.open(user) as maildrop:
@@ -165,7 +162,7 @@ def _subject(row: Mapping[str, object]) -> str:
     return f"[cannot be read: {row['error']}]" if "error" in row else str(row["subject"])
 
 
-async def _usage(store: AnyStore, user: str) -> dict[str, object]:
+async def _usage(store: ServableStore, user: str) -> dict[str, object]:
     """What there is of the quota; of a user who has none nothing."""
     if not isinstance(store, MaildirStore):
         return {}
@@ -177,7 +174,7 @@ def _told(row: Mapping[str, object]) -> str:
     return ", {used} of {quota} octets used".format(**row) if "quota" in row else ""
 
 
-async def held(options: argparse.Namespace, store: AnyStore) -> int:
+async def held(options: argparse.Namespace, store: ServableStore) -> int:
     user = await _known(options, store)
     rows = []
     for message in await store.held(user):
@@ -194,7 +191,7 @@ async def held(options: argparse.Namespace, store: AnyStore) -> int:
     return os.EX_OK
 
 
-async def log(options: argparse.Namespace, store: AnyStore) -> int:
+async def log(options: argparse.Namespace, store: ServableStore) -> int:
     user = await _known(options, store)
     since = time.time() - common.seconds(options.since) if options.since else 0.0
     found = [each for each in await store.sessions(user) if each.ended_at >= since]
@@ -239,7 +236,7 @@ def _session(session: SessionRecord) -> dict[str, object]:
     }
 
 
-async def _heads(store: AnyStore, user: str, wanted: set[str]) -> dict[str, tuple[str, str]]:
+async def _heads(store: ServableStore, user: str, wanted: set[str]) -> dict[str, tuple[str, str]]:
     """Sender and subject of those that are held, by unique-id: the journal holds no text."""
     found = {}
     for message in await store.held(user):
@@ -249,7 +246,7 @@ async def _heads(store: AnyStore, user: str, wanted: set[str]) -> dict[str, tupl
     return found
 
 
-async def export(options: argparse.Namespace, store: AnyStore) -> int:
+async def export(options: argparse.Namespace, store: ServableStore) -> int:
     """Octets, for the names of files may be any."""
     user = await _known(options, store)
     ids = await _files(store).unique_ids(user)
@@ -264,7 +261,7 @@ async def export(options: argparse.Namespace, store: AnyStore) -> int:
     return os.EX_OK
 
 
-async def restore(options: argparse.Namespace, store: AnyStore) -> int:
+async def restore(options: argparse.Namespace, store: ServableStore) -> int:
     if options.action == _OLD_RESTORE:
         common.say("`restante maildrop undelete` is deprecated: use `restante maildrop restore`")
     user = await _known(options, store)
@@ -301,7 +298,7 @@ def _chosen(options: argparse.Namespace, found: list[HeldMessage]) -> list[HeldM
     return [by_name[name] for name in options.name]
 
 
-async def purge(options: argparse.Namespace, store: AnyStore) -> int:
+async def purge(options: argparse.Namespace, store: ServableStore) -> int:
     if not (options.user or options.all or options.older_than):
         return await _purge_due(options, store)
     users = await _whose(options, store)
@@ -316,7 +313,7 @@ async def purge(options: argparse.Namespace, store: AnyStore) -> int:
     return await _purged(options, users, destroy)
 
 
-async def _purge_due(options: argparse.Namespace, store: AnyStore) -> int:
+async def _purge_due(options: argparse.Namespace, store: ServableStore) -> int:
     """What the server would destroy if it believed the clock, which the operator vouches for."""
     clock = stores.clock(common.configuration(options))
     reading = clock.advance()
@@ -355,7 +352,7 @@ async def _purged(
     return code
 
 
-async def verify(options: argparse.Namespace, store: AnyStore) -> int:
+async def verify(options: argparse.Namespace, store: ServableStore) -> int:
     files = _files(store)
     rows: list[dict[str, object]] = []
     code = os.EX_OK
@@ -379,7 +376,7 @@ async def verify(options: argparse.Namespace, store: AnyStore) -> int:
     return code
 
 
-async def reindex(options: argparse.Namespace, store: AnyStore) -> int:
+async def reindex(options: argparse.Namespace, store: ServableStore) -> int:
     files = _files(store)
     rows: list[dict[str, object]] = []
     code = os.EX_OK
@@ -398,7 +395,7 @@ async def reindex(options: argparse.Namespace, store: AnyStore) -> int:
     return code
 
 
-async def _whose(options: argparse.Namespace, store: AnyStore) -> list[str]:
+async def _whose(options: argparse.Namespace, store: ServableStore) -> list[str]:
     if bool(options.user) == options.all:
         raise UnsafeArgument("whose? USER, or --all for everybody")
     if options.user:
@@ -406,13 +403,13 @@ async def _whose(options: argparse.Namespace, store: AnyStore) -> list[str]:
     return [user async for user in store.users()]
 
 
-def _files(store: AnyStore) -> MaildirStore:
+def _files(store: ServableStore) -> MaildirStore:
     if not isinstance(store, MaildirStore):
         raise UnsafeArgument("only a store of kind maildir has files")
     return store
 
 
-async def _known(options: argparse.Namespace, store: AnyStore) -> str:
+async def _known(options: argparse.Namespace, store: ServableStore) -> str:
     """The user's name as the store knows it.  A typing error must not look like no mail.
 
     Raises:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
+from ..addons import offers
 from ..client.asynchronous import Client
 from ..errors import (
     CommandFailed,
@@ -161,11 +162,11 @@ def check_policy(policy: Policy, destination: Destination) -> None:
     Raises:
         ConfigurationError: what the policy needs to know this destination cannot say.
     """
-    if policy.verified and not isinstance(destination, Verifying):
+    if policy.verified and not offers(destination, Verifying):
         raise ConfigurationError(
             'keep: "until-verified" needs a destination whose copies can be read again'
         )
-    if policy.until_deleted and not isinstance(destination, Tracing):
+    if policy.until_deleted and not offers(destination, Tracing):
         raise ConfigurationError(
             'keep: "until-deleted" needs a destination that shows what the user deleted'
         )
@@ -480,7 +481,7 @@ class _Session:
         record = self._known.record(key)
         is_good = (
             record is not None
-            and isinstance(self._destination, Verifying)
+            and offers(self._destination, Verifying)
             and await in_thread(self._destination.holds, record.identity, record.content.digest)
         )
         self._outcome.unverified += not is_good
@@ -488,7 +489,7 @@ class _Session:
 
     def _was_deleted(self, key: str) -> bool:
         """Only what we saw held, and what is recorded as purged, was deleted here.  Blocking."""
-        assert isinstance(self._destination, Tracing)
+        assert offers(self._destination, Tracing)
         known, place = self._known.taken[key], self._destination.place(self._known.identity_of(key))
         if place is not Place.GONE and known.was_held != (place is Place.HELD):
             self._places.append((key, place))

@@ -16,6 +16,7 @@ from hashlib import sha256
 from itertools import count, takewhile
 from tempfile import SpooledTemporaryFile
 
+from ..addons import offers
 from ..errors import CommandFailed, MessageRefused, TemporaryFailure
 from ..pop3.listing import Message
 from ..threads import finished, in_thread
@@ -115,7 +116,7 @@ class Fetching:
         self._known, self._destination, self._policy = known, destination, policy
         self._use, self._outcome, self._progress, self._now = use, outcome, progress, now
         self._run = run
-        self._grouping = destination if isinstance(destination, Grouping) else None
+        self._grouping = destination if offers(destination, Grouping) else None
         self._refusals = 0  # of messages in a row, for now
         self._doubted: list[tuple[Message, str]] = []  # in a row, and the reasons
         self._equal: set[str] = set()  # keys of what was recognised by its content
@@ -329,7 +330,7 @@ class Fetching:
     def _holds(self, identity: str, content: Content) -> bool:
         """Whether the destination has these very octets under this name."""
         destination = self._destination
-        if isinstance(destination, Verifying):
+        if offers(destination, Verifying):
             return destination.has(identity) and destination.holds(identity, content.digest)
         return destination.has(identity)  # one that cannot look is believed
 
@@ -349,7 +350,7 @@ class Fetching:
         message, destination = step.message, self._destination
         identity = self._known.identity(key, message.size)
         # By another message, or it would have been found.
-        is_used = isinstance(destination, Verifying) and destination.has(identity)
+        is_used = offers(destination, Verifying) and destination.has(identity)
         other = self._known.identity(key, message.size, reader.content()) if is_used else ""
         self._ledger.intend(self._account, [(key, message.size)])
         row = Stored(key, message.size, reader.content(), other)

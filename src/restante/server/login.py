@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Protocol
 
+from ..addons import offers
 from ..errors import AuthenticationFailed
 from ..maildrop import View
 from ..passdb import (
@@ -54,7 +55,7 @@ def offered(passdb: Passdb, wanted: Iterable[str]) -> tuple[str, ...]:
     return tuple(
         name
         for name in wanted
-        if isinstance(passdb, ScramKeys if name.startswith("SCRAM-") else _NEEDS.get(name, object))
+        if offers(passdb, ScramKeys if name.startswith("SCRAM-") else _NEEDS.get(name, object))
     )
 
 
@@ -107,14 +108,14 @@ async def _verify(passdb: Passdb, shown: Shown, passwords: Passdb | None) -> Acc
             return await (passwords or passdb).verify(shown)
         case Disproof():
             raise AuthenticationFailed
-        case Digest() if isinstance(passdb, Digests):
+        case Digest() if offers(passdb, Digests):
             return await passdb.digested(shown)
-        case Token() if isinstance(passdb, Tokens):
+        case Token() if offers(passdb, Tokens):
             return await passdb.verify_token(shown)
         case Proof(mechanism="EXTERNAL"):
-            if isinstance(passdb, Certificates):
+            if offers(passdb, Certificates):
                 return await passdb.certified(shown)
-        case Proof() if isinstance(passdb, ScramKeys):
+        case Proof() if offers(passdb, ScramKeys):
             return await passdb.proved(shown)
     raise AuthenticationFailed("no-such-mechanism")
 
@@ -124,7 +125,7 @@ async def look_up(passdb: Passdb, lookup: Lookup, *, separator: str = "") -> Scr
     Raises:
         TemporaryFailure: cannot be told now.
     """
-    if not isinstance(passdb, ScramKeys):
+    if not offers(passdb, ScramKeys):
         raise AuthenticationFailed("no-such-mechanism")
     name, _ = await understand(passdb, lookup.identity, separator)
     return await passdb.scram(name, lookup.digest)

@@ -17,11 +17,11 @@ import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, suppress
 from dataclasses import dataclass, field, replace
-from functools import cache
 from time import time
 from typing import Any, cast
 
 from .. import tls
+from ..addons import offers
 from ..clock import is_credible
 from ..errors import (
     AuthenticationFailed,
@@ -119,13 +119,13 @@ class Service(BaseService):
         """
         passdb, sessions = self.passdb, self._sessions_by_user()
         self._reviewed = {user: seen for user, seen in self._reviewed.items() if user in sessions}
-        if not (_implements(type(passdb), Generations) and _implements(type(passdb), Accounts)):
+        if not (offers(passdb, Generations) and offers(passdb, Accounts)):
             return
         with suppress(TimeoutError):  # a back end that hangs delays no user of another
             async with asyncio.timeout(_REVIEW), asyncio.TaskGroup() as reviews:
                 for user, connections in sessions.items():
                     with suppress(TemporaryFailure):  # the next time will do
-                        generation = await cast(Generations, passdb).generation(user)
+                        generation = await passdb.generation(user)
                         if user not in self._reviewed or self._reviewed[user] != generation:
                             reviews.create_task(self._review(user, generation, connections))
 
@@ -342,8 +342,8 @@ class Connection(BaseConnection[Event]):
             await self._refuse(error)
             return
         self._opened, self._account, timeouts = opening, account, self._service.timeouts
-        if _implements(type(self._maildrop), RawReading):
-            self._raw = cast(RawReading, self._maildrop)
+        if offers(self._maildrop, RawReading):
+            self._raw = self._maildrop
         self._note("login ok", **fields, app=account.credential)
         self._say(
             self._session.opened(
@@ -422,8 +422,8 @@ class Connection(BaseConnection[Event]):
         """
         wait = 0.0
         try:
-            if _implements(type(self._maildrop), Paced):
-                wait = await cast(Paced, self._maildrop).pace(delay)
+            if offers(self._maildrop, Paced):
+                wait = await self._maildrop.pace(delay)
             if wait:
                 raise LoginDelayed(wait)
         except BaseException:
@@ -583,9 +583,9 @@ class Connection(BaseConnection[Event]):
         Raises:
             Braked: the credential is new here, and may not remove so many messages yet.
         """
-        if self._account is None or not _implements(type(self._maildrop), Journal):
+        if self._account is None or not offers(self._maildrop, Journal):
             return
-        past = await cast(Journal, self._maildrop).past(self._account.credential)
+        past = await self._maildrop.past(self._account.credential)
         now = self._service.proven_time()
         began = [each.began_at for each in past if is_credible(each.began_at, now)]
         is_new = not began or now - min(began) < _NEW
@@ -631,8 +631,8 @@ class Connection(BaseConnection[Event]):
             return
         try:
             try:
-                if _implements(type(self._maildrop), Journal):
-                    await cast(Journal, self._maildrop).record(self._record(end))
+                if offers(self._maildrop, Journal):
+                    await self._maildrop.record(self._record(end))
             finally:
                 await opened.__aexit__(None, None, None)
         except Exception:  # what the client did is done, and the connection must end all the same
@@ -674,12 +674,6 @@ class Connection(BaseConnection[Event]):
                 tls=self._tls_version(),
                 mech=self._session.cancelled,
             )
-
-
-@cache
-def _implements(kind: type, add_on: type) -> bool:
-    """Python 3.11 takes as long for this as for half a session."""
-    return issubclass(kind, add_on)
 
 
 def _is_short(lines: object) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
+from ..addons import offers
 from ..errors import PermanentFailure
 from ..maildrop import Maildrop, Store, View, Viewing
 from ..passdb import Account, Accounts, Passdb
@@ -71,7 +72,7 @@ async def understand(passdb: Passdb, name: str, separator: str) -> tuple[str, Vi
         TemporaryFailure: it cannot be found out now.
     """
     found = readings(name, separator)
-    if len(found) > 1 and isinstance(passdb, Accounts):
+    if len(found) > 1 and offers(passdb, Accounts):
         known = [await passdb.account(user) is not None for user, _ in found]
         if True in known:
             return found[known.index(True)]
@@ -87,6 +88,6 @@ def opening(store: Store, account: Account) -> AbstractAsyncContextManager[Maild
     """
     if account.view == _WHOLE:
         return store.open(account.maildrop)
-    if isinstance(store, Viewing):
+    if offers(store, Viewing):
         return store.open_view(account.maildrop, account.view)
     raise PermanentFailure("this mail storage has no folders")

@@ -21,6 +21,7 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import NamedTuple, Protocol
 
+from ..addons import offers
 from ..clock import is_credible
 from ..errors import MessageGone, PermanentFailure, RestanteError
 from ..maildrop import (
@@ -234,14 +235,14 @@ class Window:
     async def record(self, session: SessionRecord) -> None:
         """With the unique-ids that the messages have in their folders, as held mail has them."""
         first = self._parts[0].session
-        if isinstance(first, Journal):
+        if offers(first, Journal):
             retrieved = [self._find(entry)[1] for entry in session.retrieved]
             removed = [self._find(entry)[1] for entry in session.removed]
             await first.record(replace(session, retrieved=retrieved, removed=removed))
 
     async def past(self, credential: str) -> Sequence[SessionRecord]:
         first = self._parts[0].session
-        return await first.past(credential) if isinstance(first, Journal) else ()
+        return await first.past(credential) if offers(first, Journal) else ()
 
 
 async def _remove(session: Session, pairs: Sequence[tuple[Entry, Entry]]) -> list[Entry]:

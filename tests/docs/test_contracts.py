@@ -1,0 +1,150 @@
+"""The page "Contracts" shows every add-on, the classes that offer it and the modules that ask.
+
+``python -m tests.docs.test_contracts`` rewrites its tables.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import restante
+from restante import maildrop, passdb
+from restante.collect import destinations
+
+SOURCE = Path(restante.__file__).parent
+PAGE = SOURCE.parent.parent / "docs" / "contracts.md"
+HEAD = "| add-on | what it adds | offered by | asked for in |\n|---|---|---|---|\n"
+CONTRACTS = {
+    "Storage": (maildrop, "store/"),
+    "Identity": (passdb, "auth/"),
+    "Destinations": (destinations, "collect/destinations/"),
+}
+
+
+def add_ons(module: object) -> dict[str, type]:
+    return {
+        name: kind
+        for name, kind in vars(module).items()
+        if inspect.isclass(kind)
+        and kind.__module__ == getattr(module, "__name__", "")
+        and (kind.__doc__ or "").startswith("Add-on")
+    }
+
+
+def methods(kind: type) -> set[str]:
+    return {name for name in vars(kind) if not name.startswith("_")}
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    return {
+        path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text())
+        for path in sorted(SOURCE.rglob("*.py"))
+    }
+
+
+def members(node: ast.ClassDef) -> Iterator[str]:
+    """Methods, and functions that ``__init__`` assigns where others make them possible."""
+    for each in ast.walk(node):
+        if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield each.name
+        elif isinstance(each, ast.Assign) and isinstance(each.value, ast.Attribute):
+            yield from (to.attr for to in each.targets if isinstance(to, ast.Attribute))
+
+
+def offering(kind: type, room: str) -> list[str]:
+    """Classes in that room that have all methods, or inherit from an add-on that is a class."""
+    names = []
+    nodes = [
+        node
+        for path, tree in trees().items()
+        for node in ast.walk(tree)
+        if path.startswith(room) and isinstance(node, ast.ClassDef)
+    ]
+    by_name = {node.name: node for node in nodes}
+    for node in nodes:
+        bases = {ast.unparse(base) for base in node.bases}
+        own = {
+            each for name in {node.name, *bases} & set(by_name) for each in members(by_name[name])
+        }
+        is_offered = kind.__name__ in bases if inspect.isabstract(kind) else methods(kind) <= own
+        if is_offered and "Protocol" not in bases:
+            names.append(node.name)
+    return sorted(names)
+
+
+@cache
+def asking() -> dict[str, list[str]]:
+    """Modules by the names that are asked for in them."""
+    found = defaultdict(set)
+    for path, tree in trees().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("offers", "isinstance"):
+                for name in ast.walk(node.args[1]):
+                    if isinstance(name, ast.Name):
+                        found[name.id].add(path)
+    return {name: sorted(paths) for name, paths in found.items()}
+
+
+def table(module: object, room: str) -> str:
+    rows = []
+    for name, kind in sorted(add_ons(module).items()):
+        first = (kind.__doc__ or "").split("\n\n")[0].rstrip(".").split()
+        text = " ".join(first).removeprefix("Add-on ").removeprefix("of a ")
+        offered = " ".join(f"`{each}`" for each in offering(kind, room))
+        asked = " ".join(f"`{each}`" for each in asking().get(name, users_of(name)))
+        rows.append(f"| `{name}` | {text} | {offered} | {asked} |\n")
+    return HEAD + "".join(rows)
+
+
+def users_of(name: str) -> list[str]:
+    """Where an add-on that is always there is used: in the type of a parameter, or in the store
+    that a server needs."""
+    inherits = {each.__name__ for each in maildrop.ServableStore.__mro__}
+    wanted = {name, "ServableStore"} if name in inherits else {name}
+    return [
+        path
+        for path, tree in trees().items()
+        if path not in ("maildrop.py", "passdb.py")
+        and any(
+            isinstance(node, ast.arg)
+            and node.annotation is not None
+            and wanted & set(re.findall(r"\w+", ast.unparse(node.annotation)))
+            for node in ast.walk(tree)
+        )
+    ]
+
+
+def page() -> str:
+    """The page with its tables as the sources have them."""
+    text = PAGE.read_text()
+    for title, contract in CONTRACTS.items():
+        before, heading, part = text.partition(f"\n## {title}")
+        section, rest = re.split(r"(?=\n## )|\Z", part, maxsplit=1)
+        text = before + heading + section.partition(HEAD)[0].rstrip() + "\n\n"
+        text += table(*contract) + (rest or "")
+    return text
+
+
+def test_page_shows_every_add_on() -> None:
+    assert page() == PAGE.read_text(), "run: python -m tests.docs.test_contracts"
+
+
+@pytest.mark.parametrize("title", CONTRACTS)
+def test_every_add_on_is_offered_and_asked_for(title: str) -> None:
+    module, room = CONTRACTS[title]
+    for name, kind in add_ons(module).items():
+        assert offering(kind, room), name
+        assert asking().get(name) or users_of(name), name
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
