@@ -54,7 +54,14 @@ def test_help_stands_alone(connect: Any) -> None:
 @pytest.mark.parametrize("connect", CONNECTS)
 def test_options_are_the_arguments_that_can_be_passed_on(connect: Any) -> None:
     options, hints = get_type_hints(restante.Options), get_type_hints(connect)
-    assert set(options) == set(hints) - {"where", "return", "timeout", "deadline", "record"}
+    assert set(options) == set(hints) - {
+        "where",
+        "return",
+        "timeout",
+        "deadline",
+        "max_size",
+        "record",
+    }
     assert options == {name: hints[name] for name in options}
 
 

@@ -39,6 +39,7 @@ from ..pop3.quirks import Quirks
 from ..pop3.record import Record
 from ..sasl import Strength
 from ..threads import in_thread
+from .bodies import BaseBody, Progress
 from .connecting import Limits, reach
 from .remote import (
     SILENCE,
@@ -52,22 +53,24 @@ from .remote import (
     explain,
     speaks_tls,
 )
-from .sinks import AT_ONCE, Gathering, Parsing, Saving
+from .sinks import AT_ONCE, Gathering, Parsing, Saving, SizeLimit
 
 T = TypeVar("T")
-Progress = Callable[[Message, int], None]
-"""Is told the message and how many of its octets have come."""
 _HIGH_WATER = 262_144  # octets that wait unread before we stop reading
 _NO_LIMIT = 1e6  # seconds: asyncio has one of its own for handshakes where none is given
 
 
-class Body:
-    """A message, or its beginning, as it comes: CRLF text in pieces, once.
+class Body(BaseBody):
+    """A message, or its beginning, as CRLF text in pieces; it can be read once.
+
+    ``async for piece in body`` reads it in pieces of any size, ``read`` into memory; ``email``
+    parses it, and ``save`` writes it to a file.
 
     Reading it raises:
-        CommandFailed: the server does not give it.
-        ConnectionLost: it ended early; what came is not the message.
-        BodySkipped: another command came before its end, or another session.
+        CommandFailed: the server refuses to send it.
+        ConnectionLost: the connection ended early; the pieces so far are not the message.
+        MessageTooLarge: the message exceeds the ``max_size`` given to ``connect``.
+        BodySkipped: another command came before its end, or another session began.
     """
 
     def __init__(
@@ -75,74 +78,81 @@ class Body:
         client: Client,
         message: Message,
         progress: Progress | None,
-        found: Procedure[Retrieval] | Answer,
+        source: Procedure[Retrieval] | Answer,
         *,
         is_header: bool = False,
         is_part: bool = False,
     ) -> None:
-        """``found`` is its answer, or how to ask for it."""
-        self.message = message
+        super().__init__(
+            client._dialogue,
+            message,
+            source,
+            client._max_size,
+            progress,
+            is_header=is_header,
+            is_part=is_part,
+        )
         self._client = client
-        self._dialogue = client._dialogue
-        self._progress = progress
-        self._found = found
-        self._is_header = is_header
-        self._is_part = is_part  # of how many octets, no listing tells
-        self._is_begun = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        if self._is_begun:
-            raise BodySkipped("a body can be read once")
-        self._is_begun = True
-        answer = self._found
+        self._begin()
+        answer = self._source
         if not isinstance(answer, Answer):
             retrieval = await self._client._run(answer, self._dialogue)
             answer = await self._client._next_message(retrieval, self._dialogue)
-        octets = 0
         while piece := await self._client._run(self._dialogue.piece(answer), self._dialogue):
-            octets += len(piece)
-            if self._progress is not None:
-                self._progress(self.message, octets)
+            self._count(piece)
             yield piece
+        self._is_at_end = True
 
     async def read(self, max_size: int | None = None) -> bytes:
-        """All of it, in memory.
+        """Read the whole message into memory.
+
+        Args:
+            max_size: Largest size to accept, in octets; by default the limit of the session.
 
         Raises:
-            MessageTooLarge: more than ``max_size`` octets.  If the server has announced that, the
-                message is not asked for; otherwise the rest of it is skipped.
+            MessageTooLarge: it is larger.  A message that the server announces as larger is not
+                asked for; otherwise the rest of it is skipped.
         """
-        gathering = Gathering(max_size)
-        await self._gather(gathering)
+        self._use(max_size)
+        gathering = Gathering()
+        async for piece in self:
+            gathering.write(piece)
+        self._is_in_use = False
         return gathering.octets()
 
     async def email(self, max_size: int | None = None) -> EmailMessage:
-        """All of it, parsed; malformed parts are text or octets, with a defect.
+        """Read and parse the whole message.
+
+        Malformed parts become text or octets, with a defect.
+
+        Args:
+            max_size: Largest size to accept, in octets; by default the limit of the session.
 
         Raises:
-            MessageTooLarge: see ``read``.
+            MessageTooLarge: it is larger; see ``read``.
         """
-        parsing = Parsing(max_size, header=self._is_header)
-        await self._gather(parsing)
-        return await in_thread(parsing.close)
-
-    async def _gather(self, gathering: Gathering) -> None:
-        if not (self._is_begun or self._is_header or self._is_part):
-            gathering.expect(self.message.size)
+        self._use(max_size)
+        parsing = Parsing(self._limit, header=self._is_header)
         async for piece in self:
-            gathering.write(piece)
+            parsing.write(piece)
+        email = await in_thread(parsing.close)
+        self._is_in_use = False
+        return email
 
     async def save(self, path: str | PathLike[str]) -> None:
-        """Into a file, which is there whole and durable on return, or not at all.
+        """Save the message to a new file, which is complete and durable on return, or absent.
 
         The event loop does not wait for the disk.
 
         Raises:
-            FileExistsError: nothing is ever replaced.
+            FileExistsError: the path exists already; nothing is ever replaced.
         """
         saving = Saving(Path(path))
         try:
             await in_thread(saving.__enter__)
+            self._use()
             waiting = bytearray()
             async for piece in self:
                 waiting += piece
@@ -154,6 +164,7 @@ class Body:
             await in_thread(saving.__exit__, type(error), error, None)
             raise
         await in_thread(saving.__exit__, None, None, None)
+        self._is_in_use = False
 
 
 class Client:
@@ -165,8 +176,9 @@ class Client:
 
     _stream: _Stream | None = None  # None: there is no session
 
-    def __init__(self, remote: Remote, limits: Limits, record: Record) -> None:
+    def __init__(self, remote: Remote, limits: Limits, record: Record, max_size: SizeLimit) -> None:
         self._remote = remote
+        self._max_size = max_size
         self._context = remote.context()
         self._limits = limits
         self._dialogue = Dialogue(record, remote.quirks)
@@ -260,16 +272,28 @@ class Client:
         return Body(self, message, None, asking, is_part=True)
 
     def retrieve_all(
-        self, messages: Iterable[Message], *, progress: Progress | None = None
+        self,
+        messages: Iterable[Message],
+        *,
+        delete: bool = False,
+        progress: Progress | None = None,
     ) -> AsyncIterator[tuple[Message, Body]]:
-        """Many messages, pipelined where the server allows; their bodies in this order.
+        """Retrieve many messages, pipelined where the server allows, in this order.
 
-        A body that is not read to its end is skipped.  One that the server refuses raises
-        CommandFailed when it is read.  Messages may be deleted meanwhile; any other command ends
-        it, and so does a new session, and BodySkipped is raised.  What ``messages`` itself raises
-        comes after the bodies of those before, and the session goes on.
+        The rest of a body that is not read to its end is skipped.  One that the server refuses
+        raises CommandFailed when it is read.  Messages may be deleted meanwhile; any other command
+        ends the iteration, which then raises BodySkipped, and so does a new session.  An exception
+        of the iterable ``messages`` is raised after the bodies before it, and the session goes on.
+
+        Args:
+            messages: Messages of this session, such as those of ``list``.
+            delete: Delete each message whose body was read to its end (and saved or parsed, by
+                ``save`` or ``email``) when the loop asks for the next one.  The message at which
+                the loop is left, by ``break`` or by an exception, is not deleted, nor is one that
+                was read in part or not at all.
+            progress: Called with each message and the number of its octets so far.
         """
-        return self._read_all(self._dialogue, iter(messages), progress)
+        return self._read_all(self._dialogue, iter(messages), progress, delete=delete)
 
     async def _read_all(
         self,
@@ -277,13 +301,20 @@ class Client:
         messages: Iterator[Message],
         progress: Progress | None = None,
         *,
+        delete: bool = False,
         is_header: bool = False,
     ) -> AsyncIterator[tuple[Message, Body]]:
         self._check_session(dialogue)
-        ask = dialogue.ask_for_headers if is_header else dialogue.ask_for
-        retrieval = await self._run(ask(messages), dialogue)
-        while (answer := await self._run(dialogue.next_message(retrieval), dialogue)) is not None:
-            yield answer.message, Body(self, answer.message, progress, answer, is_header=is_header)
+        if is_header:
+            asking = dialogue.ask_for_headers(messages)
+        else:
+            asking = dialogue.ask_for(messages, deletes=delete)
+        retrieval = await self._run(asking, dialogue)
+        done: Message | None = None  # it may be deleted
+        while answer := await self._run(dialogue.next_message(retrieval, done), dialogue):
+            body = Body(self, answer.message, progress, answer, is_header=is_header)
+            yield body.message, body
+            done = body.message if delete and body.is_complete else None
         if retrieval.failure is not None:
             raise retrieval.failure
 
@@ -663,6 +694,7 @@ def connect(
     context: ssl.SSLContext | None = None,
     timeout: float | None = 60.0,
     deadline: float | None = None,
+    max_size: int | None = None,
     record: Callable[[str], None] | None = None,
 ) -> PendingClient:
     """Connect to a POP3 server, secure the connection with TLS, and log in.
@@ -697,6 +729,8 @@ def connect(
         deadline: Seconds for the whole session.  When it has passed, the task that has entered the
             block is interrupted wherever it waits, and any other task in a command or at its next
             one.  None: no limit.
+        max_size: Size in octets of the largest message to accept; reading a larger one raises
+            MessageTooLarge.  None: no limit.  ``read``, ``email`` and ``headers`` can set another.
         record: Called with each line that client and server say, without passwords and without the
             contents of messages.
 
@@ -728,7 +762,8 @@ def connect(
         "quirks": quirks,
         "context": context,
     }
-    return PendingClient(Remote.parse(where, **options), Limits(timeout, deadline), Record(record))
+    remote, limits = Remote.parse(where, **options), Limits(timeout, deadline)
+    return PendingClient(remote, limits, Record(record), SizeLimit(max_size))
 
 
 class PendingClient(Awaitable["Client"], AbstractAsyncContextManager["Client"]):
@@ -737,10 +772,11 @@ class PendingClient(Awaitable["Client"], AbstractAsyncContextManager["Client"]):
     Nothing is sent before that, and the deadline counts from then on.
     """
 
-    def __init__(self, remote: Remote, limits: Limits, record: Record) -> None:
+    def __init__(self, remote: Remote, limits: Limits, record: Record, max_size: SizeLimit) -> None:
         self._remote = remote
         self._limits = limits
         self._record = record
+        self._max_size = max_size
         self._is_used = False
         self._block: AbstractAsyncContextManager[Client] | None = None
 
@@ -787,4 +823,4 @@ class PendingClient(Awaitable["Client"], AbstractAsyncContextManager["Client"]):
             raise RuntimeError("a session of connect() can be begun once; call connect() again")
         self._is_used = True
         limits = Limits(self._limits.timeout, self._limits.deadline)  # from now on
-        return Client(self._remote, limits, self._record)
+        return Client(self._remote, limits, self._record, self._max_size)

@@ -31,7 +31,7 @@ from ..pop3.listing import Listing, Message
 from ..pop3.quirks import Quirks
 from ..pop3.record import Record
 from ..sasl import Strength
-from .asynchronous import Progress
+from .bodies import BaseBody, Progress
 from .connecting import Limits, reach_blocking
 from .remote import (
     SILENCE,
@@ -45,86 +45,104 @@ from .remote import (
     explain,
     speaks_tls,
 )
-from .sinks import Gathering, Parsing, Saving
+from .sinks import Gathering, Parsing, Saving, SizeLimit
 
 T = TypeVar("T")
 _PIECE = 65_536  # octets read at once
 
 
-class BlockingBody:
-    """See ``client.asynchronous.Body``."""
+class BlockingBody(BaseBody):
+    """A message, or its beginning, as CRLF text in pieces; it can be read once.
+
+    ``for piece in body`` reads it in pieces of any size, ``read`` into memory, ``email`` parses
+    it, and ``save`` writes it to a file.
+
+    Reading it raises:
+        CommandFailed: the server refuses to send it.
+        ConnectionLost: the connection ended early; the pieces so far are not the message.
+        MessageTooLarge: the message exceeds the ``max_size`` given to ``connect_blocking``.
+        BodySkipped: another command came before its end, or another session began.
+    """
 
     def __init__(
         self,
         client: BlockingClient,
         message: Message,
         progress: Progress | None,
-        found: Procedure[Retrieval] | Answer,
+        source: Procedure[Retrieval] | Answer,
         *,
         is_header: bool = False,
         is_part: bool = False,
     ) -> None:
-        """``found`` is its answer, or how to ask for it."""
-        self.message = message
+        super().__init__(
+            client._dialogue,
+            message,
+            source,
+            client._max_size,
+            progress,
+            is_header=is_header,
+            is_part=is_part,
+        )
         self._client = client
-        self._dialogue = client._dialogue
-        self._progress = progress
-        self._found = found
-        self._is_header = is_header
-        self._is_part = is_part  # of how many octets, no listing tells
-        self._is_begun = False
 
     def __iter__(self) -> Iterator[bytes]:
-        if self._is_begun:
-            raise BodySkipped("a body can be read once")
-        self._is_begun = True
-        answer = self._found
+        self._begin()
+        answer = self._source
         if not isinstance(answer, Answer):
             retrieval = self._client._run(answer, self._dialogue)
             answer = self._client._next_message(retrieval, self._dialogue)
-        octets = 0
         while piece := self._client._run(self._dialogue.piece(answer), self._dialogue):
-            octets += len(piece)
-            if self._progress is not None:
-                self._progress(self.message, octets)
+            self._count(piece)
             yield piece
+        self._is_at_end = True
 
     def read(self, max_size: int | None = None) -> bytes:
-        """All of it, in memory.
+        """Read the whole message into memory.
+
+        Args:
+            max_size: Largest size to accept, in octets; by default the limit of the session.
 
         Raises:
-            MessageTooLarge: more than ``max_size`` octets.  If the server has announced that, the
-                message is not asked for; otherwise the rest of it is skipped.
+            MessageTooLarge: it is larger.  A message that the server announces as larger is not
+                asked for; otherwise the rest of it is skipped.
         """
-        gathering = Gathering(max_size)
-        self._gather(gathering)
+        self._use(max_size)
+        gathering = Gathering()
+        for piece in self:
+            gathering.write(piece)
+        self._is_in_use = False
         return gathering.octets()
 
     def email(self, max_size: int | None = None) -> EmailMessage:
-        """All of it, parsed; malformed parts are text or octets, with a defect.
+        """Read and parse the whole message.
+
+        Malformed parts become text or octets, with a defect.
+
+        Args:
+            max_size: Largest size to accept, in octets; by default the limit of the session.
 
         Raises:
-            MessageTooLarge: see ``read``.
+            MessageTooLarge: it is larger; see ``read``.
         """
-        parsing = Parsing(max_size, header=self._is_header)
-        self._gather(parsing)
-        return parsing.close()
-
-    def _gather(self, gathering: Gathering) -> None:
-        if not (self._is_begun or self._is_header or self._is_part):
-            gathering.expect(self.message.size)
+        self._use(max_size)
+        parsing = Parsing(self._limit, header=self._is_header)
         for piece in self:
-            gathering.write(piece)
+            parsing.write(piece)
+        email = parsing.close()
+        self._is_in_use = False
+        return email
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Into a file, which is there whole and durable on return, or not at all.
+        """Save the message to a new file, which is complete and durable on return, or absent.
 
         Raises:
-            FileExistsError: nothing is ever replaced.
+            FileExistsError: the path exists already; nothing is ever replaced.
         """
         with Saving(Path(path)) as file:
+            self._use()
             for piece in self:
                 file.write(piece)
+        self._is_in_use = False
 
 
 class BlockingClient:
@@ -137,8 +155,9 @@ class BlockingClient:
 
     _socket: socket.socket | None = None  # None: there is no session
 
-    def __init__(self, remote: Remote, limits: Limits, record: Record) -> None:
+    def __init__(self, remote: Remote, limits: Limits, record: Record, max_size: SizeLimit) -> None:
         self._remote = remote
+        self._max_size = max_size
         self._context = remote.context()
         self._limits = limits
         self._dialogue = Dialogue(record, remote.quirks)
@@ -227,10 +246,28 @@ class BlockingClient:
         return BlockingBody(self, message, None, asking, is_part=True)
 
     def retrieve_all(
-        self, messages: Iterable[Message], *, progress: Progress | None = None
+        self,
+        messages: Iterable[Message],
+        *,
+        delete: bool = False,
+        progress: Progress | None = None,
     ) -> Iterator[tuple[Message, BlockingBody]]:
-        """Many messages, pipelined where the server allows; see ``Client.retrieve_all``."""
-        return self._read_all(self._dialogue, iter(messages), progress)
+        """Retrieve many messages, pipelined where the server allows, in this order.
+
+        The rest of a body that is not read to its end is skipped.  One that the server refuses
+        raises CommandFailed when it is read.  Messages may be deleted meanwhile; any other command
+        ends the iteration, which then raises BodySkipped, and so does a new session.  An exception
+        of the iterable ``messages`` is raised after the bodies before it, and the session goes on.
+
+        Args:
+            messages: Messages of this session, such as those of ``list``.
+            delete: Delete each message whose body was read to its end (and saved or parsed, by
+                ``save`` or ``email``) when the loop asks for the next one.  The message at which
+                the loop is left, by ``break`` or by an exception, is not deleted, nor is one that
+                was read in part or not at all.
+            progress: Called with each message and the number of its octets so far.
+        """
+        return self._read_all(self._dialogue, iter(messages), progress, delete=delete)
 
     def _read_all(
         self,
@@ -238,14 +275,20 @@ class BlockingClient:
         messages: Iterator[Message],
         progress: Progress | None = None,
         *,
+        delete: bool = False,
         is_header: bool = False,
     ) -> Iterator[tuple[Message, BlockingBody]]:
         self._check_session(dialogue)
-        ask = dialogue.ask_for_headers if is_header else dialogue.ask_for
-        retrieval = self._run(ask(messages), dialogue)
-        while (answer := self._run(dialogue.next_message(retrieval), dialogue)) is not None:
-            message = answer.message
-            yield message, BlockingBody(self, message, progress, answer, is_header=is_header)
+        if is_header:
+            asking = dialogue.ask_for_headers(messages)
+        else:
+            asking = dialogue.ask_for(messages, deletes=delete)
+        retrieval = self._run(asking, dialogue)
+        done: Message | None = None  # it may be deleted
+        while answer := self._run(dialogue.next_message(retrieval, done), dialogue):
+            body = BlockingBody(self, answer.message, progress, answer, is_header=is_header)
+            yield body.message, body
+            done = body.message if delete and body.is_complete else None
         if retrieval.failure is not None:
             raise retrieval.failure
 
@@ -514,6 +557,7 @@ def connect_blocking(
     context: ssl.SSLContext | None = None,
     timeout: float | None = 60.0,
     deadline: float | None = None,
+    max_size: int | None = None,
     record: Callable[[str], None] | None = None,
 ) -> BlockingClient:
     """Connect to a POP3 server, secure the connection with TLS, and log in; without asyncio.
@@ -548,6 +592,8 @@ def connect_blocking(
             no limit.
         deadline: Seconds for the whole session, counted from this call.  When it has passed, the
             command that waits ends, or the next one; nothing else is interrupted.  None: no limit.
+        max_size: Size in octets of the largest message to accept; reading a larger one raises
+            MessageTooLarge.  None: no limit.  ``read``, ``email`` and ``headers`` can set another.
         record: Called with each line that client and server say, without passwords and without the
             contents of messages.
 
@@ -579,7 +625,7 @@ def connect_blocking(
         "quirks": quirks,
         "context": context,
     }
-    remote = Remote.parse(where, **options)
-    client = BlockingClient(remote, Limits(timeout, deadline), Record(record))
+    remote, limits = Remote.parse(where, **options), Limits(timeout, deadline)
+    client = BlockingClient(remote, limits, Record(record), SizeLimit(max_size))
     client._enter()
     return client

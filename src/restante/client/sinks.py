@@ -6,9 +6,11 @@ import os
 from contextlib import suppress
 from email.message import EmailMessage
 from io import BufferedWriter
+from operator import index
 from pathlib import Path
 from secrets import token_hex
 from types import TracebackType
+from typing import SupportsIndex
 
 from .. import mime
 from ..errors import MessageTooLarge, UnsafeArgument
@@ -74,34 +76,37 @@ def fsync_directory(path: Path) -> None:
         os.close(opened)
 
 
-class Gathering:
-    """The octets of one message in memory, up to a limit."""
+class SizeLimit:
+    """The largest message that a program accepts."""
 
     def __init__(self, max_size: int | None = None) -> None:
-        """``max_size`` is in octets; None: no limit but memory.
+        """``max_size`` is in octets; None: no limit.
 
         Raises:
-            UnsafeArgument: a limit below 0.
+            TypeError, UnsafeArgument: not a whole number, or below 0.
         """
-        if max_size is not None and max_size < 0:
-            raise UnsafeArgument("max_size is a number of octets, or None")
-        self._max_size = max_size
-        self._octets = bytearray()
+        if isinstance(max_size, bool) or not isinstance(max_size, SupportsIndex | None):
+            raise TypeError("max_size must be a whole number of octets, or None")
+        if max_size is not None and index(max_size) < 0:
+            raise UnsafeArgument("max_size must be at least 0 octets, or None")
+        self._max_size = None if max_size is None else index(max_size)
 
-    def expect(self, size: int) -> None:
+    def check(self, octets: int) -> None:
         """
         Raises:
-            MessageTooLarge: more is announced than is wanted, so nothing need be asked for.
+            MessageTooLarge: that many octets exceed the limit.
         """
-        if self._max_size is not None and size > self._max_size:
+        if self._max_size is not None and octets > self._max_size:
             raise MessageTooLarge(self._max_size)
 
+
+class Gathering:
+    """The octets of one message in memory, whose size the caller limits."""
+
+    def __init__(self) -> None:
+        self._octets = bytearray()
+
     def write(self, octets: bytes) -> None:
-        """
-        Raises:
-            MessageTooLarge: more has come than is wanted.
-        """
-        self.expect(len(self._octets) + len(octets))
         self._octets += octets
 
     def octets(self) -> bytes:
@@ -109,16 +114,22 @@ class Gathering:
 
 
 class Parsing(Gathering):
-    """A message in pieces, or its header alone, to be parsed."""
+    """A message in pieces to be parsed, or the header alone, up to the limit."""
 
-    def __init__(self, max_size: int | None = None, *, header: bool = False) -> None:
-        super().__init__(max_size)
+    def __init__(self, limit: SizeLimit, *, header: bool = False) -> None:
+        super().__init__()
+        self._limit = limit
         self._is_header = header
         self._last = b"\r\n"  # before what is fed: an empty header is a blank line
         self._is_over = False
 
     def write(self, octets: bytes) -> None:
+        """
+        Raises:
+            MessageTooLarge: the header exceeds the limit.
+        """
         super().write(self._before_blank_line(octets) if self._is_header else octets)
+        self._limit.check(len(self._octets))
 
     def _before_blank_line(self, octets: bytes) -> bytes:
         if self._is_over:

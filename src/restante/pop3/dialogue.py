@@ -125,9 +125,13 @@ class Answer:
 class Retrieval:
     """A run of messages asked for together; another command ends it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, deletes: bool = False) -> None:
         self.failure: Exception | None = None
         """Raised by the caller's own iterable of messages; those before are not disturbed."""
+        self.deletes = deletes
+        """``next_message`` deletes messages of it."""
+        self.deleted: set[int] = set()
+        """Numbers of those that the caller has deleted meanwhile: a second DELE would fail."""
 
 
 class Dialogue:
@@ -415,8 +419,12 @@ class Dialogue:
         self._is_listing_ahead = False
         yield from self._each_line(take, MAX_LISTING)
 
-    def ask_for(self, messages: Iterable[Message], command: str = "RETR") -> Procedure[Retrieval]:
-        """Queue messages for ``next_message``.  ``command`` is RETR, or ``TOP 10``.
+    def ask_for(
+        self, messages: Iterable[Message], command: str = "RETR", *, deletes: bool = False
+    ) -> Procedure[Retrieval]:
+        """Queue messages for ``next_message``, which may delete them if ``deletes`` is set.
+
+        ``command`` is RETR, or ``TOP 10``.
 
         The first message is taken from the iterable before the procedure begins, so that the
         iterable may list the messages itself.
@@ -429,30 +437,39 @@ class Dialogue:
         verb, _, rest = command.partition(" ")
         _check(verb, rest)
         waiting = (self._queued(message, verb, rest) for message in messages)
-        return self._begin(next(waiting, None), waiting)
+        return self._begin(next(waiting, None), waiting, Retrieval(deletes=deletes))
 
-    def _begin(self, first: Answer | None, waiting: Iterator[Answer]) -> Procedure[Retrieval]:
+    def _begin(
+        self, first: Answer | None, waiting: Iterator[Answer], retrieval: Retrieval
+    ) -> Procedure[Retrieval]:
         yield from self._settle()
         self._ahead, self._waiting = first, waiting
-        self._retrieval = Retrieval()
-        return self._retrieval
+        self._retrieval = retrieval
+        return retrieval
 
     def ask_for_headers(self, messages: Iterable[Message]) -> Procedure[Retrieval]:
         """The same for headers; what follows a blank line is to be passed over."""
         return self.ask_for(messages, "RETR" if "TOP" in self.quirks.hidden else "TOP 0")
 
-    def next_message(self, retrieval: Retrieval) -> Procedure[Answer | None]:
+    def next_message(
+        self, retrieval: Retrieval, done: Message | None = None
+    ) -> Procedure[Answer | None]:
         """The next message of these, whose body ``piece`` then gives; None: there is none.
 
         What is left of the body before it is skipped.  If the server refuses one message, the
         error is in the answer and the others are not disturbed.  After None ``retrieval.failure``
-        is what ended the iterable too early, if anything did.
+        is what ended the iterable too early, if anything did.  ``done`` is deleted before the next
+        message is asked for; see ``delete``.
 
         Raises:
-            BodySkipped: another command came in between; the rest was not asked for.
+            BodySkipped: another command came in between; the rest was not asked for, and ``done``
+                is not deleted: that command may have been RSET.
         """
         if retrieval is not self._retrieval:
             raise BodySkipped("another command has ended this retrieval")
+        if done is not None and done.number not in retrieval.deleted:
+            self.deletions += 1
+            self._deletions.append(self._queued(done, "DELE"))
         return (yield from self._next_answer())
 
     def _next_answer(self) -> Procedure[Answer | None]:
@@ -534,6 +551,8 @@ class Dialogue:
         is_alone = self._reading is None and not self._asked and self._first_waiting() is None
         self.deletions += len(wanted)
         self._deletions += wanted
+        if self._retrieval is not None and self._retrieval.deletes:
+            self._retrieval.deleted.update(each.message.number for each in wanted)
         if is_alone:
             yield from self._next_answer()
         elif commands := self._fill_window():

@@ -1,0 +1,90 @@
+"""What both clients know about a message that is being read: its limit, and whether it is complete.
+
+``Client.retrieve_all(…, delete=True)`` relies on ``BaseBody.is_complete``: no message is deleted
+that was not read to its end, and saved or parsed if that was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import BodySkipped
+from ..pop3.dialogue import Answer, Dialogue, Procedure, Retrieval
+from ..pop3.listing import Message
+from .sinks import SizeLimit
+
+Progress = Callable[[Message, int], None]
+"""Called with a message and the number of its octets that have been read so far."""
+
+
+class BaseBody:
+    """A message that can be read once; base class of ``Body`` and ``BlockingBody``."""
+
+    def __init__(
+        self,
+        dialogue: Dialogue,
+        message: Message,
+        source: Procedure[Retrieval] | Answer,
+        limit: SizeLimit,
+        progress: Progress | None = None,
+        *,
+        is_header: bool = False,
+        is_part: bool = False,
+    ) -> None:
+        """``source`` is the server's answer, or the procedure that asks for it."""
+        self.message = message
+        self._dialogue = dialogue
+        self._source = source
+        self._limit = limit
+        self._progress = progress
+        self._is_header = is_header
+        self._is_part = is_part  # of a size that no listing announces
+        self._octets = 0
+        self._is_begun = False
+        self._is_at_end = False
+        self._is_in_use = False  # by a method that has more to do at the end than to read it
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the message was read to its end, and also saved or parsed if that was asked."""
+        return self._is_at_end and not self._is_in_use
+
+    def _begin(self) -> None:
+        """
+        Raises:
+            BodySkipped: it was read already.
+            MessageTooLarge: the server announces more octets than the limit; it is not asked for.
+        """
+        if self._is_begun:
+            raise BodySkipped("a body can be read once")
+        self._check_announced(self._limit)
+        self._is_begun = True
+
+    def _check_announced(self, limit: SizeLimit) -> None:
+        """
+        Raises:
+            MessageTooLarge: see ``_begin``.
+        """
+        if not (self._is_begun or self._is_header or self._is_part):
+            limit.check(self.message.size)
+
+    def _count(self, piece: bytes) -> None:
+        """
+        Raises:
+            MessageTooLarge: the octets that have come exceed the limit.
+        """
+        self._octets += len(piece)
+        if not self._is_header:  # of which the sink counts what belongs to it
+            self._limit.check(self._octets)
+        if self._progress is not None:
+            self._progress(self.message, self._octets)
+
+    def _use(self, max_size: int | None = None) -> None:
+        """A method begins to read it; the method resets ``_is_in_use`` when it has succeeded.
+
+        Raises:
+            MessageTooLarge: see ``_begin``.
+        """
+        limit = self._limit if max_size is None else SizeLimit(max_size)
+        self._check_announced(limit)
+        self._limit, self._is_in_use = limit, True
