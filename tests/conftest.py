@@ -35,6 +35,14 @@ passwords._MEMORY, passwords._ITERATIONS = 64, 1
 scram.ITERATIONS = 4096
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The limit of a fast test is in pyproject.toml; long ones get five minutes."""
+    for item in items:
+        is_long = item.get_closest_marker("slow") or item.get_closest_marker("interop")
+        if is_long and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(300))
+
+
 @pytest.fixture(params=list(LOOPS))
 def run(request: pytest.FixtureRequest) -> Run[Any]:
     """Runs a coroutine on each kind of event loop."""

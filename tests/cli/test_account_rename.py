@@ -16,10 +16,9 @@ from pathlib import Path
 import pytest
 
 from restante import config
-from restante.app import runs
+from restante.app import job, runs
 from restante.app.job import Job, open_ledger
 from restante.app.tokens import token_file
-from restante.cli import collect as command
 from restante.cli.command import run
 from restante.collect.accounts import Accounts
 from restante.collect.collector import Outcome
@@ -246,7 +245,7 @@ def test_killed_at_every_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Either name is in force, and knows what was taken; the same command finishes it."""
-    monkeypatch.setattr(command, "_PORTS", range(65_536))  # each is one of the same server
+    monkeypatch.setattr(job, "_PORTS", range(65_536))  # each is one of the same server
     home, server = Home(tmp_path / "home", server_tls, certificate[0]), Keeping()
     home.put_tokens()
     home.collect(server)

@@ -54,7 +54,7 @@ def test_coded_octets_are_never_sent_as_a_message(
         client.pass_("tan staaf")
         assert client.stat()[0] == 2  # a listing with holes would be a lie
         for command in ("RETR 2", "TOP 2 0", "RETR 2"):
-            with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/PERM\] message is comp"):
+            with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/PERM\] message was comp"):
                 client._longcmd(command)  # type: ignore[attr-defined]
         assert client.retr(1)[2] == len(text)
         client.quit()
