@@ -25,7 +25,7 @@ from restante.errors import (
 from restante.log import Plain
 from restante.pop3.dialogue import Dialogue, Procedure
 from restante.pop3.listing import ListingBuilder, Message
-from restante.sasl import Login
+from restante.sasl import ClientLogin
 from restante.wire import Unstuffer
 
 from .pop3.core import Core
@@ -112,7 +112,7 @@ def test_no_stls_means_no_login() -> None:
 def test_no_argument_holds_a_second_command(character: str) -> None:
     """CVE-2025-15367, CVE-2012-0036, CVE-2025-7962."""
     for user, password in ((f"a{character}DELE 1", "x"), ("a", f"x{character}DELE 1")):
-        broken(Dialogue().log_in(Login(user, password)), b"", UnsafeArgument)
+        broken(Dialogue().log_in(ClientLogin(user, password)), b"", UnsafeArgument)
 
 
 def test_what_base64_hides_is_no_command() -> None:
@@ -260,6 +260,8 @@ def test_a_refused_login_is_not_tried_in_another_way() -> None:
     dialogue = Dialogue()
     talk(dialogue.ask_capabilities(), b"+OK\r\nSASL PLAIN\r\nUSER\r\n.\r\n")
     with pytest.raises(LoginFailed) as caught:
-        talk(dialogue.log_in(Login("mrose", "tan staaf")), b"-ERR [AUTH] no\r\n+OK\r\n+OK\r\n")
+        talk(
+            dialogue.log_in(ClientLogin("mrose", "tan staaf")), b"-ERR [AUTH] no\r\n+OK\r\n+OK\r\n"
+        )
     assert isinstance(caught.value, CommandFailed)
     assert caught.value.code == "AUTH"

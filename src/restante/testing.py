@@ -40,7 +40,7 @@ from .passdb import Account, Credentials, Proof, ScramSecrets, Token
 from .pop3.commands import VERBS
 from .pop3.session import Policy
 from .pop3.state import Event, StartTLS
-from .sasl import MECHANISMS
+from .sasl import MECHANISMS, Needs
 from .server.address import Address, bind
 from .server.admission import Admission, Slot
 from .server.listener import Listener
@@ -49,7 +49,9 @@ from .store.memory import MemoryStore
 
 T = TypeVar("T")
 _log = logging.getLogger("restante")
-SASL_MECHANISMS = tuple(name for name in MECHANISMS if name != "EXTERNAL")
+SASL_MECHANISMS = tuple(
+    name for name, row in MECHANISMS.items() if row.needs is not Needs.CERTIFICATE
+)
 _ITERATIONS = 4096  # of SCRAM, the fewest that RFC 7677 §4 allows: tests are many
 _PATIENCE = 30.0  # seconds that a test waits for the server's thread
 _LOOK = 0.005  # seconds until a client that holds a maildrop is looked at again

@@ -26,7 +26,7 @@ from restante.errors import RestanteError
 from restante.pop3.dialogue import Answer, Capabilities, Dialogue, Procedure
 from restante.pop3.listing import Listing, Message
 from restante.pop3.quirks import PRESETS, Quirks
-from restante.sasl import Login
+from restante.sasl import ClientLogin
 
 from ..transcript import FOLDER, octets_of
 
@@ -143,12 +143,12 @@ class Drive:
                 mechanism, who = arguments
                 user, secret = who.split("/")
                 password, token = ("", secret) if "AUTH" in mechanism else (secret, "")
-                return dialogue.log_in(Login(user, password, token, mechanism=mechanism))
+                return dialogue.log_in(ClientLogin(user, password, token, mechanism=mechanism))
             case "headers":
                 return whole(dialogue, messages(arguments))
             case "log_in":
                 user, password = octets_of(" ".join(arguments)).decode().split("/")
-                return dialogue.log_in(Login(user, password))
+                return dialogue.log_in(ClientLogin(user, password))
             case "retrieve":
                 return whole(dialogue, messages(arguments), "RETR")
             case "top":

@@ -21,7 +21,7 @@ from restante.client.remote import Remote
 from restante.errors import LoginFailed, RestanteError, UnsafeArgument
 from restante.pop3.dialogue import Capabilities, Dialogue
 from restante.pop3.record import Record, Secrets
-from restante.sasl import Login
+from restante.sasl import ClientLogin
 
 from .shells import NONE, UNUSED, Peer, kinds, opened, scripted
 
@@ -97,7 +97,7 @@ def test_a_refusal_that_repeats_the_password(case: Case) -> None:
         dialogue = Dialogue(Record(recorded.append))
         dialogue.capabilities = Capabilities({"SASL": mechanisms} if mechanisms else {})
         is_token = "AUTH" in case[0]
-        login = Login(
+        login = ClientLogin(
             "mrose",
             "" if is_token else secret,
             secret if is_token else "",
@@ -118,7 +118,7 @@ def test_a_refusal_that_repeats_the_password(case: Case) -> None:
 
 
 def run_refused(
-    dialogue: Dialogue, login: Login, sent: list[bytes], said: Callable[[], str]
+    dialogue: Dialogue, login: ClientLogin, sent: list[bytes], said: Callable[[], str]
 ) -> None:
     """A server that lets the login go as far as it may, then repeats what it has heard."""
     procedure = dialogue.log_in(login)

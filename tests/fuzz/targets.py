@@ -39,7 +39,7 @@ from restante.passdb import Proof, ScramSecrets
 from restante.pop3.dialogue import Dialogue, Procedure
 from restante.pop3.grammar import Command
 from restante.pop3.session import Policy
-from restante.sasl import MECHANISMS, Channel, Login, Lookup, Reply, reply
+from restante.sasl import MECHANISMS, Channel, ClientLogin, Lookup, client_exchange
 from restante.server import proxy
 from restante.smtp.content import Incoming
 from restante.store import foreign, journal, mbox, names
@@ -183,7 +183,7 @@ def client(octets: bytes) -> None:
     with suppress(RestanteError):
         run(dialogue.greeting())
         run(dialogue.ask_capabilities())
-        run(dialogue.log_in(Login("mrose", "tan staaf")))
+        run(dialogue.log_in(ClientLogin("mrose", "tan staaf")))
         run(dialogue.stat())
         listing = run(dialogue.listing())
         retrieval = run(dialogue.ask_for(listing))
@@ -242,7 +242,7 @@ def scram(octets: bytes) -> None:
 
 def scram_client(octets: bytes) -> None:
     """A server that does not know the password cannot prove that it does."""
-    exchange: Reply = reply("SCRAM-SHA-256", "mrose", "tan staaf")
+    exchange = client_exchange("SCRAM-SHA-256", ClientLogin("mrose", "tan staaf"))
     nonce = next(exchange).response.rpartition(b"r=")[2]
     last = False
     for challenge in octets.split(b"\n"):

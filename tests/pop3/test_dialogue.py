@@ -21,7 +21,7 @@ from restante.pop3 import dialogue as module
 from restante.pop3.dialogue import Capabilities, Dialogue, Procedure
 from restante.pop3.listing import Message
 from restante.pop3.quirks import Quirks
-from restante.sasl import Login
+from restante.sasl import ClientLogin
 from restante.wire import Stuffer
 
 PIPELINING = Capabilities({"PIPELINING": ()})
@@ -228,7 +228,7 @@ def session(server: Server) -> list[bytes]:
     dialogue = server.dialogue
     server.run(dialogue.greeting())
     server.run(dialogue.ask_capabilities())
-    server.run(dialogue.log_in(Login("mrose", "tan staaf")))
+    server.run(dialogue.log_in(ClientLogin("mrose", "tan staaf")))
     listing = server.run(dialogue.listing())
     found = server.read(listing)
     server.run(dialogue.delete(listing))
@@ -604,7 +604,7 @@ def test_a_number_is_a_number() -> None:
 @pytest.mark.parametrize("takes_utf8", [False, True])
 def test_half_a_surrogate_is_no_argument(takes_utf8: bool) -> None:
     with pytest.raises(UnsafeArgument):
-        next(Dialogue(quirks=Quirks(utf8_login=takes_utf8)).log_in(Login("mr\udc80se", "x")))
+        next(Dialogue(quirks=Quirks(utf8_login=takes_utf8)).log_in(ClientLogin("mr\udc80se", "x")))
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
@@ -613,7 +613,7 @@ def test_an_argument_is_one_argument(user: str, password: str) -> None:
     """Whatever the text: at most two lines are sent, or none."""
     server = ready([])
     try:
-        server.run(server.dialogue.log_in(Login(user, password)))
+        server.run(server.dialogue.log_in(ClientLogin(user, password)))
     except UnsafeArgument:
         assert server.heard == []
     else:

@@ -21,7 +21,7 @@ from restante.pop3.dialogue import Capabilities, Dialogue, Procedure
 from restante.pop3.quirks import Quirks
 from restante.pop3.session import Policy
 from restante.pop3.state import State
-from restante.sasl import MECHANISMS, Channel, Login, Strength
+from restante.sasl import MECHANISMS, Channel, ClientLogin, Mechanism, Strength, plain
 from restante.store.memory import MemoryStore
 
 from ..client import certificates
@@ -71,18 +71,32 @@ def test_every_mechanism_logs_in(name: str) -> None:
     core, dialogue = server(*ALL)
     user = "mrose@example.org" if name == "EXTERNAL" else "mrose"
     token = TOKEN if "AUTH" in name else ""
-    login = dialogue.log_in(Login(user, "tan staaf", token, mechanism=name), bound)
+    login = dialogue.log_in(ClientLogin(user, "tan staaf", token, mechanism=name), bound)
     sent, _ = meet(login, core)
     assert core.session.state is State.TRANSACTION
     assert sent.startswith(b"USER " if name == "USER" else b"AUTH " + name.encode())
     assert core.send(b"AUTH PLAIN\r\n").startswith(b"-ERR")
 
 
+def test_row_of_the_table_is_all_that_a_new_mechanism_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = Mechanism(
+        plain.server, lambda login, _: plain.client(login.user, login.secret), Strength.PROOF
+    )
+    monkeypatch.setitem(MECHANISMS, "X-NEW", row)
+    core, dialogue = server("X-NEW", "PLAIN")
+    login = ClientLogin("mrose", "tan staaf", strength=Strength.PROOF)
+    sent, _ = meet(dialogue.log_in(login, bound), core)
+    assert sent.startswith(b"AUTH X-NEW ")
+    assert core.session.state is State.TRANSACTION
+
+
 @pytest.mark.parametrize("name", [name for name in ALL if name != "EXTERNAL"])
 def test_a_wrong_secret_is_told_as_such(name: str) -> None:
     core, dialogue = server(*ALL)
     token = "wrong" if "AUTH" in name else ""
-    login = dialogue.log_in(Login("mrose", "wrong", token, mechanism=name), bound)
+    login = dialogue.log_in(ClientLogin("mrose", "wrong", token, mechanism=name), bound)
     with pytest.raises(LoginFailed) as caught:
         meet(login, core)
     assert caught.value.code == "AUTH"
@@ -108,7 +122,7 @@ def test_a_wrong_secret_is_told_as_such(name: str) -> None:
 def test_the_strongest_is_chosen(offered: tuple[str, ...], can_bind: bool, chosen: bytes) -> None:
     end_point = BOUND if can_bind else b""
     core, dialogue = server(*offered, end_point=end_point)
-    sent, _ = meet(dialogue.log_in(Login("mrose", "tan staaf"), lambda: end_point), core)
+    sent, _ = meet(dialogue.log_in(ClientLogin("mrose", "tan staaf"), lambda: end_point), core)
     assert re.match(re.escape(chosen) + rb"[ \r]", sent)
     assert core.session.state is State.TRANSACTION
 
@@ -133,7 +147,7 @@ def test_a_password_is_not_given_to_a_server_that_announces_sasl_only(
     dialogue = Dialogue()
     dialogue.capabilities = Capabilities(tags)
     with pytest.raises(LoginFailed, match="add:USER") as caught:
-        next(dialogue.log_in(Login("mrose", "tan staaf")))
+        next(dialogue.log_in(ClientLogin("mrose", "tan staaf")))
     assert all(name in str(caught.value) for name in tags["SASL"])
     assert caught.value.code is None  # the credentials were not refused
 
@@ -153,24 +167,24 @@ def test_user_and_pass_where_they_are_announced_or_nothing_is(
 ) -> None:
     dialogue = Dialogue()
     dialogue.capabilities = Capabilities(tags)
-    assert next(dialogue.log_in(Login("mrose", "tan staaf"))) == b"USER mrose\r\n"
+    assert next(dialogue.log_in(ClientLogin("mrose", "tan staaf"))) == b"USER mrose\r\n"
 
 
 def test_user_and_pass_where_someone_says_so() -> None:
     """By the mechanism, or by a quirk of the server."""
     dialogue = Dialogue()
     dialogue.capabilities = SASL_ONLY
-    login = dialogue.log_in(Login("mrose", "tan staaf", mechanism="USER"))
+    login = dialogue.log_in(ClientLogin("mrose", "tan staaf", mechanism="USER"))
     assert next(login) == b"USER mrose\r\n"
     dialogue = Dialogue(quirks=Quirks(no_capa=True, added=("SASL CRAM-MD5", "USER")))
     list(dialogue.ask_capabilities())
-    assert next(dialogue.log_in(Login("mrose", "tan staaf"))) == b"USER mrose\r\n"
+    assert next(dialogue.log_in(ClientLogin("mrose", "tan staaf"))) == b"USER mrose\r\n"
 
 
 def test_a_required_strength_is_named_before_a_missing_mechanism() -> None:
     dialogue = Dialogue()
     dialogue.capabilities = Capabilities({"SASL": ("PLAIN",)})
-    login = dialogue.log_in(Login("mrose", "tan staaf", strength=Strength.PROOF))
+    login = dialogue.log_in(ClientLogin("mrose", "tan staaf", strength=Strength.PROOF))
     with pytest.raises(LoginFailed, match="required strength"):
         next(login)
 
@@ -178,7 +192,7 @@ def test_a_required_strength_is_named_before_a_missing_mechanism() -> None:
 def test_a_token_is_never_sent_as_a_password() -> None:
     core, dialogue = server("PLAIN", "SCRAM-SHA-256")
     with pytest.raises(LoginFailed, match="not accept OAuth 2"):
-        meet(dialogue.log_in(Login("mrose", token=TOKEN)), core)
+        meet(dialogue.log_in(ClientLogin("mrose", token=TOKEN)), core)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +213,7 @@ def test_a_required_strength(
     core, dialogue = server(*offered, end_point=BOUND if can_bind else b"")
     heard = len(core.said)
     login = dialogue.log_in(
-        Login("mrose", "tan staaf", strength=strength), bound if can_bind else lambda: b""
+        ClientLogin("mrose", "tan staaf", strength=strength), bound if can_bind else lambda: b""
     )
     if is_possible:
         meet(login, core)
@@ -213,7 +227,7 @@ def test_a_required_strength(
 @pytest.mark.parametrize("mechanism", ["PLAIN", "USER", "APOP", "XOAUTH2", "SCRAM-SHA-256"])
 def test_a_forced_mechanism_is_held_against_the_required_strength(mechanism: str) -> None:
     _, dialogue = server(*ALL)
-    login = Login("mrose", "tan staaf", mechanism=mechanism, strength=Strength.BOUND)
+    login = ClientLogin("mrose", "tan staaf", mechanism=mechanism, strength=Strength.BOUND)
     with pytest.raises(LoginFailed, match="required strength"):
         next(dialogue.log_in(login, bound))
 
@@ -221,12 +235,12 @@ def test_a_forced_mechanism_is_held_against_the_required_strength(mechanism: str
 def test_a_certificate_is_never_replaced_by_something_weaker() -> None:
     core, dialogue = server("PLAIN")
     with pytest.raises(LoginFailed, match="not accept client certificates"):
-        meet(dialogue.log_in(Login("mrose", has_certificate=True)), core)
+        meet(dialogue.log_in(ClientLogin("mrose", has_certificate=True)), core)
 
 
 def test_a_certificate_beside_a_password_is_not_the_login() -> None:
     core, dialogue = server("EXTERNAL", "PLAIN")
-    sent, _ = meet(dialogue.log_in(Login("mrose", "tan staaf", has_certificate=True)), core)
+    sent, _ = meet(dialogue.log_in(ClientLogin("mrose", "tan staaf", has_certificate=True)), core)
     assert sent.startswith(b"AUTH PLAIN ")
 
 
@@ -243,7 +257,7 @@ def greeted(text: bytes) -> Dialogue:
 def test_apop_is_what_the_rfc_shows() -> None:
     """RFC 1939 §7; text after the time stamp is seen in the wild."""
     dialogue = greeted(b"POP3 server ready <1896.697170952@dbc.mtview.ca.us> and more")
-    login = dialogue.log_in(Login("mrose", "tanstaaf", mechanism="apop"))
+    login = dialogue.log_in(ClientLogin("mrose", "tanstaaf", mechanism="apop"))
     assert next(login) == b"APOP mrose c4c9334bac560ecc979e58001b3e22fb\r\n"
 
 
@@ -256,23 +270,23 @@ def test_apop_takes_no_time_stamp_that_is_no_message_id(greeting: bytes) -> None
     """CVE-2007-1558: who chooses it freely learns of the password."""
     dialogue = greeted(greeting)
     with pytest.raises(LoginFailed, match="no time stamp"):
-        next(dialogue.log_in(Login("mrose", "tanstaaf", mechanism="APOP")))
+        next(dialogue.log_in(ClientLogin("mrose", "tanstaaf", mechanism="APOP")))
 
 
 def test_apop_takes_ascii() -> None:
     dialogue = greeted(b"<1896.697170952@dbc.mtview.ca.us>")
     with pytest.raises(UnsafeArgument, match="ASCII"):
-        next(dialogue.log_in(Login("mrose", "größe", mechanism="APOP")))
+        next(dialogue.log_in(ClientLogin("mrose", "größe", mechanism="APOP")))
 
 
 @pytest.mark.rfc("P-147")
 def test_user_and_pass_are_ascii_until_the_server_says_otherwise() -> None:
     """RFC 6856 §2.2."""
     with pytest.raises(UnsafeArgument, match="ASCII"):
-        next(Dialogue().log_in(Login("mrose", "größe")))
+        next(Dialogue().log_in(ClientLogin("mrose", "größe")))
     dialogue = Dialogue()
     dialogue.capabilities = Capabilities({"UTF8": ("USER",)})
-    login = dialogue.log_in(Login("mrose", "größe"))
+    login = dialogue.log_in(ClientLogin("mrose", "größe"))
     next(login)
     login.send(b"")
     assert login.send(b"+OK\r\n") == "PASS größe\r\n".encode()
@@ -280,7 +294,7 @@ def test_user_and_pass_are_ascii_until_the_server_says_otherwise() -> None:
 
 def test_a_server_that_says_ok_for_go_on() -> None:
     """Seen in the wild; it is no success, because nothing was shown yet."""
-    login = Dialogue().log_in(Login("mrose", "x", mechanism="PLAIN"))
+    login = Dialogue().log_in(ClientLogin("mrose", "x", mechanism="PLAIN"))
     next(login)
     login.send(b"")
     assert login.send(b"+OK go on\r\n") == b64encode(b"\0mrose\0x") + b"\r\n"
@@ -292,14 +306,14 @@ def test_a_server_that_says_ok_for_go_on() -> None:
 def test_nothing_weaker_is_tried_after_a_failure() -> None:
     core, dialogue = server("PLAIN", "SCRAM-SHA-256")
     with pytest.raises(LoginFailed):
-        meet(dialogue.log_in(Login("mrose", "wrong")), core)
+        meet(dialogue.log_in(ClientLogin("mrose", "wrong")), core)
     assert core.said.count(b"-ERR") == 1
 
 
 def test_a_forced_mechanism_says_nothing_of_channel_binding() -> None:
     """Forced SCRAM-SHA-256 beside an offered -PLUS is the user's choice, not a downgrade."""
     core, dialogue = server(*ALL)
-    meet(dialogue.log_in(Login("mrose", "tan staaf", mechanism="SCRAM-SHA-256"), bound), core)
+    meet(dialogue.log_in(ClientLogin("mrose", "tan staaf", mechanism="SCRAM-SHA-256"), bound), core)
 
 
 def test_who_took_minus_plus_out_is_found() -> None:
@@ -308,13 +322,13 @@ def test_who_took_minus_plus_out_is_found() -> None:
     tampered = dict(dialogue.capabilities.tags) | {"SASL": ("SCRAM-SHA-256",)}
     object.__setattr__(dialogue.capabilities, "tags", tampered)
     with pytest.raises(LoginFailed, match="server-does-support-channel-binding"):
-        meet(dialogue.log_in(Login("mrose", "tan staaf"), bound), core)
+        meet(dialogue.log_in(ClientLogin("mrose", "tan staaf"), bound), core)
 
 
 def test_success_before_the_proof_is_no_success() -> None:
     """A server that says +OK to SCRAM without having shown that it knows the password."""
     _, dialogue = server("SCRAM-SHA-256")
-    login = dialogue.log_in(Login("mrose", "tan staaf"))
+    login = dialogue.log_in(ClientLogin("mrose", "tan staaf"))
     next(login)
     login.send(b"")
     with pytest.raises(ProtocolBroken, match="did not prove"):
@@ -329,7 +343,7 @@ def test_a_long_first_response_goes_after_the_challenge(size: int, is_initial: b
     core = Core([], password=password)
     dialogue = Dialogue()
     meet(dialogue.ask_capabilities(), core)
-    sent, _ = meet(dialogue.log_in(Login("mrose", password)), core)
+    sent, _ = meet(dialogue.log_in(ClientLogin("mrose", password)), core)
     assert (len(sent.partition(b"\r\n")[0]) > len("AUTH PLAIN")) == is_initial
     assert len(sent.partition(b"\r\n")[0]) + 2 <= 255
 
@@ -337,21 +351,21 @@ def test_a_long_first_response_goes_after_the_challenge(size: int, is_initial: b
 @pytest.mark.rfc("P-063")
 def test_no_initial_response_where_sasl_is_not_announced() -> None:
     core = Core([])
-    sent, _ = meet(Dialogue().log_in(Login("mrose", "tan staaf", mechanism="PLAIN")), core)
+    sent, _ = meet(Dialogue().log_in(ClientLogin("mrose", "tan staaf", mechanism="PLAIN")), core)
     assert sent.startswith(b"AUTH PLAIN\r\n")
 
 
 @pytest.mark.rfc("P-051")
 def test_an_empty_initial_response_is_an_equals_sign() -> None:
     core, dialogue = server("EXTERNAL")
-    sent, _ = meet(dialogue.log_in(Login("", mechanism="EXTERNAL")), core)
+    sent, _ = meet(dialogue.log_in(ClientLogin("", mechanism="EXTERNAL")), core)
     assert sent == b"AUTH EXTERNAL =\r\n"
 
 
 @pytest.mark.rfc("P-053", "P-057")
 @pytest.mark.parametrize("challenge", [b"+\r\n", b"+ \r\n"])
 def test_an_empty_challenge_with_and_without_its_space(challenge: bytes) -> None:
-    login = Dialogue().log_in(Login("mrose", "x", mechanism="PLAIN"))
+    login = Dialogue().log_in(ClientLogin("mrose", "x", mechanism="PLAIN"))
     assert next(login) == b"AUTH PLAIN\r\n"
     login.send(b"")
     assert login.send(challenge) == b64encode(b"\0mrose\0x") + b"\r\n"
@@ -360,7 +374,7 @@ def test_an_empty_challenge_with_and_without_its_space(challenge: bytes) -> None
 @pytest.mark.parametrize("challenge", [b"+ !!!\r\n", b"+ AAAA\r\n"])
 def test_a_challenge_that_makes_no_sense_is_cancelled(challenge: bytes) -> None:
     _, dialogue = server("PLAIN")
-    login = dialogue.log_in(Login("mrose", "x"))
+    login = dialogue.log_in(ClientLogin("mrose", "x"))
     next(login)
     login.send(b"")
     assert login.send(challenge) == b"*\r\n"
@@ -389,7 +403,7 @@ def test_channel_binding_over_tls(
             certificate = client.writer.get_extra_info("ssl_object").getpeercert(True)
             dialogue = Dialogue()
             login = dialogue.log_in(
-                Login("mrose", "tan staaf", mechanism="SCRAM-SHA-256-PLUS"),
+                ClientLogin("mrose", "tan staaf", mechanism="SCRAM-SHA-256-PLUS"),
                 lambda: tls.end_point(certificate),
             )
             wanted = next(login)

@@ -15,13 +15,14 @@ from restante.passdb import Credentials, Disproof, Proof, ScramKey, ScramSecrets
 from restante.sasl import (
     MECHANISMS,
     Channel,
+    ClientExchange,
+    ClientLogin,
     Lookup,
-    Reply,
+    client_exchange,
     external,
     login,
     oauth,
     plain,
-    reply,
     scram,
 )
 
@@ -50,7 +51,7 @@ def serve(name: str, *responses: bytes, channel: Channel = BOUND) -> Shown:
 
 def converse(
     name: str,
-    client: Reply,
+    client: ClientExchange,
     channel: Channel = BOUND,
     between: Callable[[bytes], bytes] = lambda challenge: challenge,
     keys: Callable[[str, str], ScramSecrets] = KEYS,
@@ -127,7 +128,7 @@ def test_no_octet_of_login_is_nul() -> None:
     ("identity", "password"), [("", "p"), ("u", ""), ("u\0", "p"), ("u", "\0")]
 )
 def test_a_client_sends_no_password_that_is_none(
-    client: Callable[[str, str], Reply], identity: str, password: str
+    client: Callable[[str, str], ClientExchange], identity: str, password: str
 ) -> None:
     with pytest.raises(UnsafeArgument):
         next(client(identity, password))
@@ -392,7 +393,7 @@ def test_a_name_that_saslprep_refuses_is_wrong_and_not_malformed() -> None:
 
 
 def test_nothing_follows_the_proof_of_a_server() -> None:
-    def talkative() -> Reply:
+    def talkative() -> ClientExchange:
         client = scram.client("SCRAM-SHA-256", "mrose", "tan staaf")
         challenge = yield next(client)
         challenge = yield client.send(challenge)
@@ -488,7 +489,7 @@ def test_a_name_or_password_that_scram_cannot_send(user: str, password: str) -> 
 
 def test_a_mechanism_that_does_not_exist() -> None:
     with pytest.raises(UnsafeArgument, match="unknown mechanism: X"):
-        reply("X", "mrose", "tan staaf")
+        client_exchange("X", ClientLogin("mrose", "tan staaf"))
 
 
 def test_a_nonce_that_is_only_ours_is_refused() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..auth.names import BadName, check_new_name
 from ..config import ALL_MECHANISMS, Configuration, Secret, Server
 from ..passdb import Account, Network
-from ..sasl.choice import PLAINEST
+from ..sasl.choice import USER_AND_PASS
 from ..server.address import Address
 from ..server.login import offered
 from . import backends, stores
@@ -24,7 +24,7 @@ def doubts(config: Configuration) -> Iterator[str]:
     """A sentence each; none of it keeps the server from starting."""
     users, auth = stores.users(config), config.auth
     with closing(backends.chain(config, users)) as chain:
-        mechanisms = {PLAINEST, *offered(chain, auth.mechanisms)}
+        mechanisms = {USER_AND_PASS, *offered(chain, auth.mechanisms)}
     accounts = [user.account for user in users.list()]
     if "passwd-file" in auth.chain:
         with closing(backends.passwd_file(auth)) as file:
@@ -107,7 +107,7 @@ def _open_to_all(config: Configuration) -> Iterator[str]:
 
 
 def _mechanisms_of(account: Account, available: Collection[str]) -> Iterator[str]:
-    if unknown := set(account.mechanisms) - {PLAINEST, *ALL_MECHANISMS}:
+    if unknown := set(account.mechanisms) - {USER_AND_PASS, *ALL_MECHANISMS}:
         yield f"the user {account.user} has an unknown mechanism: {', '.join(sorted(unknown))}"
     named = ", ".join(account.mechanisms)
     if all(account.refusal("", mechanism=each) == "mechanism" for each in available):

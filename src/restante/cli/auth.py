@@ -15,7 +15,7 @@ from ..auth.throttle import Facts
 from ..config import Configuration
 from ..errors import NoMaildrop, NoSuchUser, UnsafeArgument
 from ..passdb import Account
-from ..sasl.choice import PLAINEST
+from ..sasl.choice import USER_AND_PASS
 from ..server.login import offered
 from ..server.views import understand
 from . import common
@@ -129,7 +129,7 @@ def _reason(
         ip_address(options.address) in network for network in found.auth.allow_plaintext_from
     ):
         return "clear"
-    if mechanism and mechanism not in (PLAINEST, *mechanisms):
+    if mechanism and mechanism not in (USER_AND_PASS, *mechanisms):
         return "not-offered"
     reason = account.refusal(options.address, is_secure=not options.clear, mechanism=mechanism)
     if reason is None:

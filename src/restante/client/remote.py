@@ -17,7 +17,7 @@ from urllib.parse import unquote_to_bytes
 from .. import tls as contexts
 from ..errors import CannotConnect, DeadlineExceeded, TLSUnavailable, UnsafeArgument
 from ..pop3.quirks import PRESETS, Quirks, by_host
-from ..sasl import Login, Strength
+from ..sasl import ClientLogin, Strength
 from .connecting import reach_blocking
 
 StrPath = str | os.PathLike[str]
@@ -126,7 +126,7 @@ class Remote:
     host: str
     port: int
     tls: TLS
-    login: Login
+    login: ClientLogin
     token: TokenSource = field(repr=False)
     options: Options = field(repr=False)
     service: Service | None = None
@@ -270,7 +270,7 @@ def _check_options(options: Options) -> None:
             raise TypeError(f"{name} cannot be of the type {type(value).__name__}")
 
 
-def split(where: str | Service) -> tuple[str, int | None, TLS, Login]:
+def split(where: str | Service) -> tuple[str, int | None, TLS, ClientLogin]:
     """Host, port if there is one, when TLS begins, and what the URL says about the login.
 
     Raises:
@@ -278,18 +278,18 @@ def split(where: str | Service) -> tuple[str, int | None, TLS, Login]:
         TypeError: not text.
     """
     if isinstance(where, Service):
-        return where.host, where.port, where.tls, Login(where.user)
+        return where.host, where.port, where.tls, ClientLogin(where.user)
     if not isinstance(where, str):
         raise TypeError(f"a URL, a host or a Service is needed, not {type(where).__name__}")
     if _HOST.fullmatch(where):
-        return where, None, TLS.IMPLICIT, Login("")
+        return where, None, TLS.IMPLICIT, ClientLogin("")
     found = _URL.fullmatch(where)
     if found is None or found["scheme"].lower() not in _SCHEMES or not where.isprintable():
         raise UnsafeArgument(_URL_HELP)
     user, _, password = (found["login"] or "").partition(":")
     user, *mechanism = _AUTH.split(user, maxsplit=1)
     named = "".join(mechanism).removeprefix("+")
-    login = Login(_decoded(user), _decoded(password), mechanism="" if named == "*" else named)
+    login = ClientLogin(_decoded(user), _decoded(password), mechanism="" if named == "*" else named)
     port = int(found["port"][:6]) if found["port"] else None
     return found["host"].strip("[]").lower(), port, _SCHEMES[found["scheme"].lower()], login
 

@@ -56,7 +56,9 @@ ALL_MECHANISMS = (*sasl.MECHANISMS, "APOP")
 # Not -PLUS: Python's ssl can bind to the certificate (tls-server-end-point) only.  Clients that use
 # GSASL, such as mutt, bind by tls-unique or tls-exporter; they would pick -PLUS, fail and give up.
 MECHANISMS = tuple(
-    name for name in ALL_MECHANISMS if name not in ("LOGIN", "APOP") and not name.endswith("-PLUS")
+    name
+    for name, mechanism in sasl.MECHANISMS.items()
+    if mechanism.is_usual and mechanism.binding is not sasl.Binding.REQUIRE
 )
 
 

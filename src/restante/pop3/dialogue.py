@@ -28,8 +28,8 @@ from ..errors import (
     TLSUnavailable,
     UnsafeArgument,
 )
-from ..sasl import Login, Reply, choose, reply
-from ..sasl.choice import PLAINEST
+from ..sasl import ClientExchange, ClientLogin, choose, client_exchange, uses_binding
+from ..sasl.choice import USER_AND_PASS
 from ..wire import CRLF, MAX_COMMAND, Unstuffer
 from .listing import Listing, ListingBuilder, Message
 from .quirks import LineEnds, Quirks, in_words, remedy
@@ -261,7 +261,9 @@ class Dialogue:
             raise self.lost("octets came before the TLS handshake", ProtocolBroken)
         self.capabilities, self._welcome = Capabilities(), b""
 
-    def log_in(self, login: Login, end_point: Callable[[], bytes] = lambda: b"") -> Procedure[None]:
+    def log_in(
+        self, login: ClientLogin, end_point: Callable[[], bytes] = lambda: b""
+    ) -> Procedure[None]:
         """The strongest way that both sides know.  One try: no fall-back after a failure.
 
         ``end_point`` gives the channel binding to the server's certificate (RFC 5929 §4), empty
@@ -277,22 +279,20 @@ class Dialogue:
         with self.record.login(login.secret):
             yield from self._log_in(login, end_point)
 
-    def _log_in(self, login: Login, end_point: Callable[[], bytes]) -> Procedure[None]:
+    def _log_in(self, login: ClientLogin, end_point: Callable[[], bytes]) -> Procedure[None]:
         offered = self.capabilities.sasl
-        is_scram = any(name.startswith("SCRAM-") for name in (*offered, login.mechanism.upper()))
-        binding = end_point() if is_scram else b""
+        binding = end_point() if uses_binding((*offered, login.mechanism.upper())) else b""
         takes_user = not offered or "USER" in self.capabilities.tags
-        chosen = choose(login, offered, bool(binding), takes_user=takes_user)
+        remedy = f"if it also accepts USER and PASS, set {in_words('add:USER')}"
+        chosen = choose(login, offered, bool(binding), takes_user=takes_user, remedy=remedy)
         if chosen == "APOP":
             yield from self._apop(login)
-        elif chosen == PLAINEST:
+        elif chosen == USER_AND_PASS:
             yield from self._user_and_pass(login)
         else:
-            if login.mechanism and not chosen.endswith("-PLUS"):
-                binding = b""  # nobody talked us out of channel binding (RFC 5802 §6)
-            yield from self._auth(chosen, reply(chosen, login.user, login.secret, binding))
+            yield from self._auth(chosen, client_exchange(chosen, login, binding))
 
-    def _user_and_pass(self, login: Login) -> Procedure[None]:
+    def _user_and_pass(self, login: ClientLogin) -> Procedure[None]:
         """
         Raises:
             UnsafeArgument: the server was not heard to take UTF-8 (RFC 6856 §2.2).
@@ -307,7 +307,7 @@ class Dialogue:
             yield from self._send(command, argument)
             yield from self._status(command, LoginFailed)
 
-    def _apop(self, login: Login) -> Procedure[None]:
+    def _apop(self, login: ClientLogin) -> Procedure[None]:
         """A digest of the greeting's time stamp and the password (RFC 1939 §7).
 
         MD5 is broken and the server proves nothing, so this is never chosen, only forced.
@@ -326,7 +326,7 @@ class Dialogue:
         yield from self._send("APOP", f"{login.user} {digest}")
         yield from self._status("APOP", LoginFailed)
 
-    def _auth(self, mechanism: str, exchange: Reply) -> Procedure[None]:
+    def _auth(self, mechanism: str, exchange: ClientExchange) -> Procedure[None]:
         """An exchange (RFC 5034 §4); the first response goes with AUTH where it may and fits."""
         yield from self._settle()
         answer = next(exchange)

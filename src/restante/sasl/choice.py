@@ -7,95 +7,81 @@ Security: an attacker who can make one login fail must not be able to make the n
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
-from enum import IntEnum
 
 from ..errors import LoginFailed
+from .exchange import ClientLogin, Strength
+from .mechanisms import MECHANISMS, Binding, Needs
 
-TOKEN_MECHANISMS = ("OAUTHBEARER", "XOAUTH2")
-PASSWORD_MECHANISMS = (
-    "SCRAM-SHA-256-PLUS",
-    "SCRAM-SHA-1-PLUS",
-    "SCRAM-SHA-256",
-    "SCRAM-SHA-1",
-    "PLAIN",
-)
-_NAMED = 8  # mechanisms listed in an error; a server may announce any number
-PLAINEST = "USER"  # USER and PASS, which are not a SASL mechanism (RFC 1939 §7)
-
-
-class Strength(IntEnum):
-    """How well a login resists attacks; a client can require a minimum."""
-
-    SECRET = 1
-    """The client sends the password or the token to the server, inside TLS."""
-    PROOF = 2
-    """Both sides prove that they know the password, which is never sent: SCRAM."""
-    BOUND = 3
-    """The proof is bound to this TLS connection, which rules out a man in the middle: SCRAM with
-    channel binding, or a client certificate."""
-
-
-@dataclass(frozen=True, slots=True)
-class Login:
-    """The user, the credentials and the minimum strength of a login."""
-
-    user: str
-    password: str = field(default="", repr=False)
-    token: str = field(default="", repr=False)
-    """An OAuth 2 bearer token instead of the password."""
-    has_certificate: bool = False
-    """TLS presents a client certificate."""
-    mechanism: str = ""
-    """A SASL mechanism, ``USER`` or ``APOP`` to use whatever the server announces."""
-    strength: Strength = Strength.SECRET
-
-    @property
-    def secret(self) -> str:
-        return self.token or self.password
-
-
-def strength(mechanism: str) -> Strength:
-    if mechanism == "EXTERNAL" or mechanism.endswith("-PLUS"):
-        return Strength.BOUND
-    return Strength.PROOF if mechanism.startswith("SCRAM-") else Strength.SECRET
+_MAX_LISTED = 8  # mechanisms in an error; a server may announce any number
+USER_AND_PASS = "USER"  # the commands USER and PASS, which are not a SASL mechanism (RFC 1939 §7)
 
 
 def choose(
-    login: Login, offered: Collection[str], can_bind: bool, *, takes_user: bool = True
+    login: ClientLogin,
+    offered: Collection[str],
+    can_bind: bool,
+    *,
+    takes_user: bool = True,
+    remedy: str = "",
 ) -> str:
     """Return the name of the mechanism, or ``USER``.
 
-    ``takes_user``: the server may accept USER and PASS.  A server that announces SASL without USER
-    does not accept them (RFC 2449 §6.3), so the password is not sent that way.
+    Args:
+        offered: the mechanisms that the server announces.
+        can_bind: whether the connection has a channel binding.
+        takes_user: whether the server may accept USER and PASS.  A server that announces SASL
+            without USER does not accept them (RFC 2449 §6.3), so the password is not sent that
+            way.
+        remedy: what the user can do if it accepts them nevertheless.
 
     Raises:
         LoginFailed: the server offers no suitable mechanism; no credential was sent.
     """
-    if login.mechanism:
-        found = [login.mechanism.upper()]
-    elif login.token:
-        found = [name for name in TOKEN_MECHANISMS if name in offered]
-    elif login.has_certificate and not login.password:
-        found = ["EXTERNAL"] if "EXTERNAL" in offered else []
-    else:
-        found = [name for name in PASSWORD_MECHANISMS if name in offered]
-        found += [PLAINEST] if takes_user else []
-    if not found and login.password:
-        announced = ", ".join(sorted(offered)[:_NAMED])
-        raise LoginFailed(
-            "AUTH",
-            f"no mechanism in common: the server announces only {announced}",
-            None,
-            "if it also accepts USER and PASS, set the quirk add:USER "
-            '(in Python Quirks(added=("USER",)))',
-        )
-    if not found:
-        what = "OAuth 2 tokens" if login.token else "client certificates"
-        raise LoginFailed("AUTH", f"the server does not accept {what}", None)
-    for name in found:
-        is_possible = can_bind or not name.endswith("-PLUS")
-        if is_possible and strength(name) >= login.strength:
+    names = _candidates(login, offered, takes_user)
+    if not names:
+        raise _nothing_in_common(login, offered, remedy)
+    for name in names:
+        if (can_bind or not _requires_binding(name)) and _strength(name) >= login.strength:
             return name
     least = login.strength.name.lower()
     raise LoginFailed("AUTH", f"no login of the required strength ({least}) is possible", None)
+
+
+def uses_binding(names: Collection[str]) -> bool:
+    """Whether any of these mechanisms uses the channel binding of the connection."""
+    return any(MECHANISMS[name].binding is not Binding.NONE for name in names if name in MECHANISMS)
+
+
+def _candidates(login: ClientLogin, offered: Collection[str], takes_user: bool) -> list[str]:
+    if login.mechanism:
+        return [login.mechanism.upper()]
+    needs = _credential(login)
+    names = [
+        name
+        for name, row in MECHANISMS.items()
+        if row.needs is needs and row.is_usual and name in offered
+    ]
+    return [*names, USER_AND_PASS] if needs is Needs.PASSWORD and takes_user else names
+
+
+def _credential(login: ClientLogin) -> Needs:
+    if login.token:
+        return Needs.TOKEN
+    return Needs.CERTIFICATE if login.has_certificate and not login.password else Needs.PASSWORD
+
+
+def _nothing_in_common(login: ClientLogin, offered: Collection[str], remedy: str) -> LoginFailed:
+    needs = _credential(login)
+    if needs is not Needs.PASSWORD and not login.password:
+        return LoginFailed("AUTH", f"the server does not accept {needs.value}", None)
+    announced = ", ".join(sorted(offered)[:_MAX_LISTED])
+    text = f"no mechanism in common: the server announces only {announced}"
+    return LoginFailed("AUTH", text, None, remedy)
+
+
+def _requires_binding(name: str) -> bool:
+    return name in MECHANISMS and MECHANISMS[name].binding is Binding.REQUIRE
+
+
+def _strength(name: str) -> Strength:
+    return MECHANISMS[name].strength if name in MECHANISMS else Strength.SECRET

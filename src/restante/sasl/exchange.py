@@ -4,13 +4,14 @@ The server's half is a generator: it yields challenges, receives the client's re
 returns the credentials.  When it needs a user's keys during the exchange it yields a ``Lookup``,
 which holds the answer when the exchange continues.
 
-The client's half is a generator too: it receives challenges and yields ``Answer``\\ s.
+The client's half is a generator too: it receives challenges and yields ``ClientStep`` values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import NamedTuple
 
 from ..passdb import ScramSecrets, Shown
@@ -40,8 +41,39 @@ class Lookup:
 Exchange = Generator[bytes | Lookup, bytes, Shown]
 
 
-class Answer(NamedTuple):
-    """The client's step."""
+class Strength(IntEnum):
+    """How well a login resists attacks; a client can require a minimum."""
+
+    SECRET = 1
+    """The client sends the password or the token to the server, inside TLS."""
+    PROOF = 2
+    """Both sides prove that they know the password, which is never sent: SCRAM."""
+    BOUND = 3
+    """The proof is bound to this TLS connection, which rules out a man in the middle: SCRAM with
+    channel binding, or a client certificate."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLogin:
+    """The user, the credentials and the minimum strength of a client's login."""
+
+    user: str
+    password: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
+    """An OAuth 2 bearer token instead of the password."""
+    has_certificate: bool = False
+    """TLS presents a client certificate."""
+    mechanism: str = ""
+    """A SASL mechanism, ``USER`` or ``APOP`` to use whatever the server announces."""
+    strength: Strength = Strength.SECRET
+
+    @property
+    def secret(self) -> str:
+        return self.token or self.password
+
+
+class ClientStep(NamedTuple):
+    """One response of the client."""
 
     response: bytes
     may_be_last: bool = True
@@ -50,4 +82,4 @@ class Answer(NamedTuple):
     """Whether it may be sent as the initial response of the AUTH command."""
 
 
-Reply = Generator[Answer, bytes, None]
+ClientExchange = Generator[ClientStep, bytes, None]

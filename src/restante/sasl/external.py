@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 from ..errors import AuthenticationFailed
 from ..passdb import Proof
-from .exchange import Answer, Channel, Reply
+from .exchange import Channel, ClientExchange, ClientStep
 
 
 def server(channel: Channel) -> Generator[bytes, bytes, Proof]:
@@ -22,5 +22,5 @@ def server(channel: Channel) -> Generator[bytes, bytes, Proof]:
     return Proof("EXTERNAL", identity, "certificate", wanted)
 
 
-def client(authorization: str = "") -> Reply:
-    yield Answer(authorization.encode())
+def client(authorization: str = "") -> ClientExchange:
+    yield ClientStep(authorization.encode())

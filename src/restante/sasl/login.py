@@ -9,7 +9,7 @@ from collections.abc import Generator
 
 from ..errors import UnsafeArgument
 from ..passdb import Credentials
-from .exchange import Answer, Channel, Reply
+from .exchange import Channel, ClientExchange, ClientStep
 from .prepare import prepared
 
 
@@ -20,9 +20,9 @@ def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
     return Credentials("LOGIN", prepared(identity), prepared(password))
 
 
-def client(identity: str, password: str) -> Reply:
+def client(identity: str, password: str) -> ClientExchange:
     """Run the client's half.  The order decides: servers word their prompts differently."""
     if not identity or not password or "\0" in identity + password:
         raise UnsafeArgument("LOGIN requires an identity and a password, without NUL")
-    yield Answer(identity.encode(), may_be_last=False, is_initial=False)
-    yield Answer(password.encode())
+    yield ClientStep(identity.encode(), may_be_last=False, is_initial=False)
+    yield ClientStep(password.encode())

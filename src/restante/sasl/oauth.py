@@ -10,7 +10,7 @@ from collections.abc import Generator
 
 from ..errors import BadCommand, UnsafeArgument
 from ..passdb import Token
-from .exchange import Answer, Channel, Reply
+from .exchange import Channel, ClientExchange, ClientStep
 
 REFUSAL = b'{"status":"invalid_token"}'
 """The challenge before -ERR (RFC 7628 §3.2.2), without the optional scope."""
@@ -46,24 +46,24 @@ def xoauth2(_: Channel) -> Generator[bytes, bytes, Token]:
     return Token("XOAUTH2", pairs["user"], _bearer(pairs.get("auth", "")))
 
 
-def client(user: str, token: str, host: str = "", port: int = 0) -> Reply:
+def client(user: str, token: str, host: str = "", port: int = 0) -> ClientExchange:
     """Run the client's half.  It answers the server's JSON about a failure with a single ^A, after
     which -ERR follows (RFC 7628 §3.2.3)."""
     _check(user, token)
     name = user.replace("=", "=3D").replace(",", "=2C")
     where = f"host={host}{_END}port={port}{_END}" if host else ""
     message = f"n,a={name},{_END}{where}auth=Bearer {token}{_END}{_END}"
-    yield Answer(message.encode())
-    yield Answer(_END.encode(), may_be_last=False)
+    yield ClientStep(message.encode())
+    yield ClientStep(_END.encode(), may_be_last=False)
 
 
-def xoauth2_client(user: str, token: str) -> Reply:
+def xoauth2_client(user: str, token: str) -> ClientExchange:
     """Run the client's half, in two steps: Microsoft accepts no initial response, and other servers
     accept both forms."""
     _check(user, token)
     message = f"user={user}{_END}auth=Bearer {token}{_END}{_END}"
-    yield Answer(message.encode(), is_initial=False)
-    yield Answer(b"", may_be_last=False)
+    yield ClientStep(message.encode(), is_initial=False)
+    yield ClientStep(b"", may_be_last=False)
 
 
 def _check(user: str, token: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 from ..errors import BadCommand, UnsafeArgument
 from ..passdb import Credentials
-from .exchange import Answer, Channel, Reply
+from .exchange import Channel, ClientExchange, ClientStep
 from .prepare import prepared
 
 
@@ -26,7 +26,7 @@ def server(_: Channel) -> Generator[bytes, bytes, Credentials]:
     return Credentials("PLAIN", prepared(identity), prepared(password), authorization)
 
 
-def client(identity: str, password: str, authorization: str = "") -> Reply:
+def client(identity: str, password: str, authorization: str = "") -> ClientExchange:
     """
     Raises:
         UnsafeArgument: a part contains NUL, or identity or password is empty.
@@ -34,4 +34,4 @@ def client(identity: str, password: str, authorization: str = "") -> Reply:
     parts = (authorization, identity, password)
     if any("\0" in part for part in parts) or not identity or not password:
         raise UnsafeArgument("PLAIN requires an identity and a password, without NUL")
-    yield Answer("\0".join(parts).encode())
+    yield ClientStep("\0".join(parts).encode())

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import AuthenticationFailed, BadCommand, ProtocolBroken, UnsafeArgument
 from ..passdb import Disproof, Proof, ScramKey, ScramSecrets
-from .exchange import Answer, Channel, Exchange, Lookup, Reply
+from .exchange import Channel, ClientExchange, ClientStep, Exchange, Lookup
 
 if TYPE_CHECKING:  # the import takes 20 ms, which logins by other mechanisms avoid
     from scramp import ScramException
@@ -140,7 +140,7 @@ class _Authorized:
         return octets.replace(b",,", self._text, 1)
 
 
-def client(name: str, identity: str, password: str, end_point: bytes = b"") -> Reply:
+def client(name: str, identity: str, password: str, end_point: bytes = b"") -> ClientExchange:
     """Run the client's half.  ``end_point``: for -PLUS, or to announce that we support it.
 
     Raises:
@@ -158,18 +158,18 @@ def client(name: str, identity: str, password: str, end_point: bytes = b"") -> R
         raise UnsafeArgument(
             "SCRAM requires an identity and a password that RFC 4013 allows"
         ) from error
-    challenge = yield Answer(opening, may_be_last=False)
+    challenge = yield ClientStep(opening, may_be_last=False)
     try:
         library.set_server_first(_text(challenge))
         if library.iterations.value > MAX_ITERATIONS:
             raise ProtocolBroken(f"the server requires more than {MAX_ITERATIONS} iterations")
-        challenge = yield Answer(library.get_client_final().encode(), may_be_last=False)
+        challenge = yield ClientStep(library.get_client_final().encode(), may_be_last=False)
         if challenge.startswith(b"e="):
-            yield Answer(b"", may_be_last=False)  # -ERR follows
+            yield ClientStep(b"", may_be_last=False)  # -ERR follows
         library.set_server_final(_text(challenge))
     except (ScramException, BadCommand) as error:
         raise ProtocolBroken("the server could not prove that it knows the password") from error
-    yield Answer(b"")
+    yield ClientStep(b"")
 
 
 def _text(message: bytes) -> str:

@@ -1,0 +1,124 @@
+"""The table of SASL mechanisms: a new one is a module beside this one, and one row here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import NamedTuple
+
+from ..errors import UnsafeArgument
+from . import external, login, oauth, plain, scram
+from .exchange import Channel, ClientExchange, ClientLogin, Exchange, Strength
+
+# Octets of Base64 in one response; RFC 5034 §4 sets no limit, so these are ours.  PLAIN carries
+# three texts of at most 1 KiB each, which is 4 KiB in Base64; OAuth tokens of 40 kB exist.
+_MAX_LINE = 8192
+_MAX_TOKEN_LINE = 65_536
+
+
+_Client = Callable[[ClientLogin, bytes], ClientExchange]
+
+
+class Needs(Enum):
+    """What a client must have to log in by a mechanism."""
+
+    PASSWORD = "passwords"
+    TOKEN = "OAuth 2 tokens"
+    CERTIFICATE = "client certificates"
+
+
+class Binding(Enum):
+    """What a mechanism does with the channel binding of a TLS connection (RFC 5929)."""
+
+    NONE = "none"
+    DETECT = "detect"
+    """It detects that channel binding was removed from the server's offer (RFC 5802 §6)."""
+    REQUIRE = "require"
+    """It works only with channel binding."""
+
+
+class Mechanism(NamedTuple):
+    """One row of ``MECHANISMS``."""
+
+    server: Callable[[Channel], Exchange]
+    """Starts an exchange.  Raises BadCommand, AuthenticationFailed."""
+    client: _Client
+    """Starts the client's half; the octets are the channel binding, or empty."""
+    strength: Strength = Strength.SECRET
+    needs: Needs = Needs.PASSWORD
+    binding: Binding = Binding.NONE
+    is_usual: bool = True
+    """False: servers offer it, and clients choose it, only if it is named."""
+    refusal: bytes = b""
+    """The challenge that reports a failed login before -ERR does (RFC 7628 §3.2.2)."""
+    needs_tls: bool = False
+    """Required even where passwords are allowed in clear text: a bearer token gives access to more
+    than a maildrop."""
+    max_line: int = _MAX_LINE
+    """Maximum octets of Base64 in one response."""
+
+    def is_possible(self, channel: Channel) -> bool:
+        """Whether a server can offer it on this connection."""
+        if self.needs is Needs.CERTIFICATE and not channel.identities:
+            return False
+        return self.binding is not Binding.REQUIRE or bool(channel.end_point)
+
+
+def _by_secret(client: Callable[[str, str], ClientExchange]) -> _Client:
+    return lambda login, _: client(login.user, login.secret)
+
+
+def _scram(name: str) -> Mechanism:
+    is_bound = name.endswith("-PLUS")
+    return Mechanism(
+        scram.server(name),
+        lambda login, end_point: scram.client(name, login.user, login.secret, end_point),
+        strength=Strength.BOUND if is_bound else Strength.PROOF,
+        binding=Binding.REQUIRE if is_bound else Binding.DETECT,
+    )
+
+
+def _oauth(
+    server: Callable[[Channel], Exchange], client: Callable[[str, str], ClientExchange]
+) -> Mechanism:
+    return Mechanism(
+        server,
+        _by_secret(client),
+        needs=Needs.TOKEN,
+        refusal=oauth.REFUSAL,
+        needs_tls=True,
+        max_line=_MAX_TOKEN_LINE,
+    )
+
+
+# A client takes the first row that fits its login and the server's offer.
+MECHANISMS = {
+    "EXTERNAL": Mechanism(
+        external.server,
+        lambda login, _: external.client(login.user),
+        strength=Strength.BOUND,
+        needs=Needs.CERTIFICATE,
+    ),
+    "SCRAM-SHA-256-PLUS": _scram("SCRAM-SHA-256-PLUS"),
+    "SCRAM-SHA-1-PLUS": _scram("SCRAM-SHA-1-PLUS"),
+    "SCRAM-SHA-256": _scram("SCRAM-SHA-256"),
+    "SCRAM-SHA-1": _scram("SCRAM-SHA-1"),
+    "OAUTHBEARER": _oauth(oauth.server, oauth.client),
+    "XOAUTH2": _oauth(oauth.xoauth2, oauth.xoauth2_client),
+    "PLAIN": Mechanism(plain.server, _by_secret(plain.client)),
+    "LOGIN": Mechanism(login.server, _by_secret(login.client), is_usual=False),
+}
+
+
+def client_exchange(name: str, login: ClientLogin, end_point: bytes = b"") -> ClientExchange:
+    """Start the client's half of a mechanism.
+
+    Raises:
+        UnsafeArgument: unknown mechanism.
+    """
+    if name not in MECHANISMS:
+        raise UnsafeArgument(f"unknown mechanism: {name}")
+    mechanism = MECHANISMS[name]
+    if login.mechanism and mechanism.binding is not Binding.REQUIRE:
+        end_point = b""  # the user's choice is not a downgrade by an attacker (RFC 5802 §6)
+    return mechanism.client(login, end_point)
