@@ -18,41 +18,43 @@ Line = dict[str, Any]
 _HEAD = """\
 # Performance
 
-Written by `bench/report.py` from `bench/results.jsonl`; `./dev bench --all` measures again and
-writes both. Each server, or client, did the same thing in the same run, in turns; a figure is the
-median of the rounds, with the least and the most behind it. The ratio is how many times better
-restante was than the best of the others.
+`bench/report.py` writes this page from `bench/results.jsonl`; `./dev bench --all` measures again
+and writes both. In each run, all servers or clients did the same work in turn. A figure is the
+median of the rounds, followed by the lowest and the highest value. The ratio compares restante
+with the best of the others; above 1 restante is better. [Sizing](howto/sizing.md) explains
+what a server needs.
 
-Read them with care:
+Conditions:
 
 - Both sides ran on **one machine**, over the loopback interface, the server on one core and the
-  load generator on another. What such a machine does besides is in the spread: compare ratios.
-- Dovecot is Debian's 2.3 in its quickest modes: processes that live on, the authentication cache
-  on, one process for many users (`multi`) or for one at a time (`fast`). As Debian ships it, it
-  starts two processes for each connection and is some ten times slower.
-- Passwords lie in clear in the same `passwd-file`, so that nobody pays for hashes.
-- Small messages have `S=` and `W=` in their names, which spares Dovecot the reading of each.
-- Corpora are named for the size of their messages (`d4k`, `d25m`) or their number (`n1k`), and for
-  the line ends in their files (`_lf`, `_crlf`).
-- Of `r25m` no line begins with a dot, as in mail whose size comes from attachments; one line in a
-  thousand of the other messages does.
+  load generator on another. Other work of the machine is included in the spread: compare ratios.
+- Dovecot is Debian's 2.3 in its fastest modes: long-lived processes, authentication cache
+  enabled, one process for many users (`multi`) or for one at a time (`fast`). As packaged by
+  Debian it starts two processes for each connection and is about ten times slower.
+- Passwords are stored in clear in the same `passwd-file`, so no server computes hashes.
+- Small messages have `S=` and `W=` in their names, so Dovecot does not have to read each of them.
+- Corpora are named after the size of their messages (`d4k`, `d25m`) or their number (`n1k`), and
+  after the line ends in their files (`_lf`, `_crlf`).
+- No line of `r25m` begins with a dot, as in mail with large attachments; in the other messages,
+  one line in a thousand does.
 - restante keeps its log, its journal, its limits and its timers.
-- Of the other clients mpop alone is known to sync each message, so the ratio is to mpop.  The
-  poplib loop, and the program that takes mail from fetchmail here, make nothing durable.
+- mpop is the only other client known to sync each message, so the ratio is to mpop. The poplib
+  loop, and the program that receives mail from fetchmail here, make nothing durable.
 - Deliveries were measured while other programs kept both cores busy. With less load beside them,
   restante needed 400 µs of CPU for each at 16 senders, and 690 µs at one. The file system takes
   100 to 270 µs of that: as much as a loop that only creates, writes, syncs and renames a file of
   4 kB and syncs its directory.
-- Here a disk syncs in some 0.2 ms. Where it takes longer, who syncs each message loses more.
+- A sync of this disk takes about 0.2 ms. On slower disks, programs that sync each message lose
+  more.
 
 """
 _TITLES = {
     "bench_sessions": "Sessions: log in, STAT, UIDL, RETR 1, QUIT",
     "bench_drain": "Downloading everything, 64 commands ahead",
     "bench_listing": "Polls and listings",
-    "bench_idle_memory": "Memory of a connection that waits",
-    "bench_crowd": "A crowd of 10,000 idle TLS sessions, and 10,000 clients that hardly read",
-    "bench_guessing": "Logging in while others attack",
+    "bench_idle_memory": "Memory of an idle connection",
+    "bench_crowd": "10,000 idle TLS sessions and 10,000 slow readers",
+    "bench_guessing": "Logging in during an attack",
     "bench_workers": "Workers",
     "bench_delivery": "Delivering by LMTP, each message durable before its answer",
     "bench_collect": "Collecting 10,000 messages of 4 kB into a Maildir",

@@ -12,6 +12,7 @@ import restante
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from pictures import Picture
 from screenshot import Demo
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ version = release = restante.__version__
 html_title = f"restante {version}"
 html_theme = "furo"
 html_static_path = ["_static"]
-html_css_files = ["wide.css"]
+html_css_files = ["pages.css"]
+html_js_files = ["copy.js"]
 html_copy_source = False
 html_show_copyright = False
 extensions = ["myst_parser"]
@@ -90,4 +92,5 @@ def set_language(
 def setup(app: Sphinx) -> None:
     app.connect("html-page-context", set_language)
     app.add_directive("demo", Demo)
+    app.add_directive("picture", Picture)
     app.connect("build-finished", write_forwards)

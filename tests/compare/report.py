@@ -25,55 +25,55 @@ WORDS = {
     "hangs": "no end",
     "fills": "fills the disk",
 }
-_HEAD = """# Collectors in trouble
+_HEAD = """# Collectors compared: what happens to mail when things go wrong
 
-restante's collector and three others fetched the same mail from the same server, over TLS, through
-the same troubles, and one oracle looked at what became of it: is every message here exactly once,
-octet for octet but for the line ends of the place, are those and only those gone from the server
-that should be, and did the program come to an end? After the trouble each program is run again,
-without trouble unless it lasts, so what only waits for the next run is right.
-`./dev compare collectors` does it again and writes `tests/compare/results.jsonl`, from which this
-page is made.
+restante's collector and three others fetched the same mail from the same server over TLS, under
+the same faults. One oracle checked the result: is every message stored exactly once, octet for
+octet except for the line ends of the destination? Are exactly the right messages deleted on the
+server? Did the program terminate? After a fault each program runs again, without the fault unless
+it is permanent, so a message that only waits for the next run counts as right. `./dev compare
+collectors` repeats the comparison and writes `tests/compare/results.jsonl`, from which this page
+is made.
 
-| word | after all runs |
+| result | after all runs |
 |---|---|
-| right | none of these |
-| lost | a message is neither here nor on the server |
-| twice | a message is here more than once |
-| half | a beginning of a message is here as if it were one |
-| forged | something is here that is no message of the server |
-| not taken | a message is still on the server and not here |
-| left there | a message is here, and the server was to give it up and has it still |
-| removed there | a message is here, and the server was to keep it and has it no more |
-| no end | the program ran for {patience:g} s and was ended, first by SIGTERM |
-| fills the disk | it wrote megabytes, of messages with a few hundred octets, and was ended |
-| – | cannot be tried with it |
+| right | none of the problems below |
+| lost | a message is neither stored nor on the server |
+| twice | a message is stored more than once |
+| half | the beginning of a message is stored as a complete message |
+| forged | something is stored that is not a message of the server |
+| not taken | a message is still on the server and not stored |
+| left there | a message is stored, and is still on the server although it should be deleted |
+| removed there | a message is stored, and was deleted on the server although it should be kept |
+| no end | the program ran for {patience:g} s and had to be stopped, first by SIGTERM |
+| fills the disk | it wrote megabytes for messages of a few hundred octets, and had to be stopped |
+| – | not applicable |
 
-What to keep in mind:
+Keep in mind:
 
-- The authors of restante chose the troubles, and mended what restante got wrong in them before this
-  was written down. The others have fetched mail from servers that behave for many years.
+- The authors of restante chose the faults, and fixed restante's own problems with them before
+  they wrote this page. The other programs have fetched mail from well-behaved servers for many
+  years.
 - Each program has the options below, the safest that we know. Kept: mail stays on the server.
-  Deleted: it is removed there when it is here.
-- fetchmail hands a message to a program of its user's choice as it comes, and cannot take back what
-  that has been given of one that did not come to its end.
-- "Left there" is no mail lost. fetchmail does not delete what an earlier run has seen; its option
-  `flush` would, and may delete what was never fetched, as its manual warns.
-- Where nothing else is said the mail goes into a Maildir. An mbox has no names by which a message
-  could be found again, so there a kill at a bad moment brings one message twice with restante, too,
-  which [says so](howto/collect.md).
-- A kill is a race. Numbers in such rows differ a bit from time to time, and a program that is right
-  in all tries may be wrong at a moment that was not tried.
+  Deleted: it is removed from the server when it is stored.
+- fetchmail passes a message to a program while it arrives, and cannot take it back if the message
+  turns out to be incomplete.
+- "Left there" is not lost mail. fetchmail does not delete messages that an earlier run has seen;
+  its option `flush` would, and may delete messages that were never fetched, as its manual warns.
+- Unless stated otherwise, the destination is a Maildir. An mbox has no names by which a message
+  could be found again, so a kill at the wrong moment stores one message twice, with restante too
+  ([documented](howto/collect.md#destinations)).
+- A kill is a race. The numbers in such rows vary, and a program that is right in all tries may
+  fail at a moment that was not tried.
 
 """
 
 
 _OCTETS = """\
-One message at a time, as it goes over the wire, into a Maildir and into an mbox. As sent: not one
-octet differs. LF: but for line ends, which are LF in the place and were CRLF. A field more: a
-Return-Path was put in front. In an mbox `>` before a From line is taken away again, as a reader of
-mboxrd does.
-"""
+Each message is fetched on its own into a Maildir and into an mbox, and compared with the octets
+on the wire. As sent: no octet differs. LF: identical except for line ends, which are LF in the
+destination and were CRLF. A field more: a Return-Path was added. In an mbox `>` before a From
+line is removed before comparing, as readers of mboxrd do."""
 
 
 def read() -> list[Line]:
@@ -88,15 +88,15 @@ def page(lines: list[Line]) -> Iterator[str]:
     """docs/comparison.md."""
     about, found = lines[0], lines[1:]
     yield _HEAD.format(patience=PATIENCE)
-    yield "| program | version | told |\n|---|---|---|"
+    yield "| program | version | options |\n|---|---|---|"
     for name, program in PROGRAMS.items():
         yield f"| {name} | {about['versions'][name]} | {program.told} |"
-    yield "\n## Troubles\n"
+    yield "\n## Faults\n"
     yield f"""\
-Behind the word: in how many tries, or for how many messages. Connections end after each
-{about["step"]} octets of what a server that behaves would say.
+After the result: in how many tries, or for how many messages. Connections end after each
+{about["step"]} octets of the dialogue with a correct server.
 """
-    yield f"| trouble | mail is | {' | '.join(PROGRAMS)} |\n|---|---|{'---|' * len(PROGRAMS)}"
+    yield f"| fault | mail is | {' | '.join(PROGRAMS)} |\n|---|---|{'---|' * len(PROGRAMS)}"
     remarks: list[str] = []
     for trouble, scenario in SCENARIOS.items():
         what = scenario.what

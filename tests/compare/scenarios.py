@@ -131,13 +131,11 @@ _TWICE = "mail was fetched once before"
 SCENARIOS: Mapping[str, Scenario] = {
     # Crashes.
     "kill": Scenario(
-        what="`kill -9` at each command, before its answer and half-way through it", points="kill"
+        what="`kill -9` at each command, before its answer and in the middle of it", points="kill"
     ),
     # Ends of connections.
     "fin": Scenario(what="The connection ends (FIN) at every n-th octet", points="fin"),
-    "notify": Scenario(
-        what="The same, and TLS is closed properly before (close_notify)", points="notify"
-    ),
+    "notify": Scenario(what="The same, after a proper end of TLS (close_notify)", points="notify"),
     "rst": Scenario(what="The connection ends (RST) at every n-th octet", points="rst"),
     "silent": Scenario(
         what="The server falls silent in the middle of a session, once",
@@ -146,7 +144,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         remark="Given a minute, mpop was still waiting after it.",
     ),
     "drip": Scenario(
-        what="Half of a message comes in drops, four octets a second, once",
+        what="Half of a message arrives at four octets per second, once",
         messages=mail(FEW, octets=4000),
         first=(Session(drips="RETR 2"),),
         options={"hasty": True},
@@ -173,12 +171,12 @@ SCENARIOS: Mapping[str, Scenario] = {
         what="No message is listed, once; " + _TWICE, first=(POLITE, _lists(0)), modes=(True,)
     ),
     "other-ids-once": Scenario(
-        what="All unique-ids are others, once; " + _TWICE,
+        what="All unique-ids change, once; " + _TWICE,
         first=(POLITE, Session(renames=True)),
         modes=(True,),
     ),
     "other-ids": Scenario(
-        what="All unique-ids are others from now on; " + _TWICE,
+        what="All unique-ids change permanently; " + _TWICE,
         first=(POLITE,),
         then=Session(renames=True),
         modes=(True,),
@@ -193,7 +191,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         remark="restante stops and asks; in the next run it was told `--again dedupe`.",
     ),
     "same-id": Scenario(
-        what="All messages have one unique-id",
+        what="All messages have the same unique-id",
         then=Session(names=lambda at: b"same"),
         options={"no_ids": True},
     ),
@@ -208,7 +206,9 @@ SCENARIOS: Mapping[str, Scenario] = {
         options={"no_ids": True},
     ),
     "no-uidl": Scenario(
-        what="The server knows no UIDL", then=Session(attack=_NO_UIDL), options={"no_ids": True}
+        what="The server does not support UIDL",
+        then=Session(attack=_NO_UIDL),
+        options={"no_ids": True},
     ),
     "uidl-err": Scenario(
         what="UIDL fails, once; " + _TWICE,
@@ -216,28 +216,29 @@ SCENARIOS: Mapping[str, Scenario] = {
         modes=(True,),
     ),
     "no-top": Scenario(
-        what="The server knows no TOP",
+        what="The server does not support TOP",
         then=Session(
             attack=_says(CAPA=_listing(b"USER", b"UIDL", b"PIPELINING"), TOP=b"-ERR unknown\r\n")
         ),
         options={"no_top": True},
     ),
     "no-pipelining": Scenario(
-        what="The server announces no PIPELINING",
+        what="The server does not announce PIPELINING",
         then=Session(attack=_says(CAPA=_listing(b"USER", b"UIDL", b"TOP"))),
     ),
     "no-capa": Scenario(
-        what="The server knows no CAPA", then=Session(attack=_says(CAPA=b"-ERR unknown\r\n"))
+        what="The server does not support CAPA",
+        then=Session(attack=_says(CAPA=b"-ERR unknown\r\n")),
     ),
     # Messages.
     "sizes": Scenario(
-        what="The sizes in LIST are lies: 1, 99999999, 0 and 7",
+        what="The sizes in LIST are wrong: 1, 99999999, 0 and 7",
         then=Session(
             attack=_says(LIST=_listing(b"1 1", b"2 99999999", b"3 0", b"4 7"), STAT=b"+OK 4 1\r\n")
         ),
     ),
     "flood": Scenario(
-        what="A message is one line without end, once; messages over 1 MiB are not wanted",
+        what="A message is one line without end, once; the limit is 1 MiB",
         first=(Session(floods="RETR 2"),),
         options={"small": True, "hasty": True},
     ),
@@ -250,7 +251,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         )
     },
     "retr-err": Scenario(
-        what="RETR of one message is refused, always; the others can be had",
+        what="RETR of one message is always refused; the others work",
         then=Session(attack=_says(RETR_2=b"-ERR [SYS/TEMP] cannot read it\r\n")),
         untaken=frozenset(["id2"]),
     ),
@@ -271,12 +272,12 @@ SCENARIOS: Mapping[str, Scenario] = {
         modes=(False,),
     ),
     "quit-err": Scenario(
-        what="QUIT removes nothing and says so: -ERR, once",
+        what="QUIT removes nothing and answers -ERR, once",
         first=(Session(attack=_says(QUIT=b"-ERR [SYS/TEMP] not removed\r\n"), removes=False),),
         modes=(False,),
     ),
     "quit-forgets": Scenario(
-        what="QUIT removes nothing and says +OK, once",
+        what="QUIT removes nothing and answers +OK, once",
         first=(Session(removes=False),),
         modes=(False,),
     ),

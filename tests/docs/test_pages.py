@@ -33,7 +33,7 @@ README = (HOUSE / "README.md").read_text()
 RUNNING = [
     page for page in PAGES if re.search(r"^```(console|python|toml)", page.read_text(), re.M)
 ]
-LANGUAGES = {"console", "python", "toml", "sh", "ini", "text", "{toctree}", "{demo}"}
+LANGUAGES = {"console", "python", "toml", "sh", "ini", "text", "{toctree}", "{demo}", "{picture}"}
 PASSWORD = "k7fq-2m9x-tw4r-h8zd"
 
 # What must have happened before a page begins.
@@ -123,7 +123,7 @@ ELSEWHERE = {
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
     """The language and the text of each fenced block."""
-    found = re.finditer(r"^```([\w{}]*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    found = re.finditer(r"^```([\w{}]*)[^\n]*\n(.*?)^```$", page.read_text(), re.M | re.S)
     yield from ((match[1], match[2]) for match in found)
 
 
