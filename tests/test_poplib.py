@@ -142,7 +142,7 @@ def test_a_message_that_ends_early_is_none() -> None:
 def test_more_than_was_asked_for_is_no_response() -> None:
     with saying(b"+OK\r\n.\r\n+OK injected\r\n") as (client, heard):
         client.retr(1)
-        with pytest.raises(poplib.error_proto, match="more than it was asked"):
+        with pytest.raises(poplib.error_proto, match="data without a command"):
             client.dele(1)
     assert heard == [b"RETR 1\r\n"]
 

@@ -1,8 +1,8 @@
 """The storage contract: Entry, Maildrop, Store (RFC 1939 §1, §4, §6).
 
-Nothing here knows files: a store may keep messages anywhere.  What a store can do
-beyond this contract is an add-on interface (``Holding``, ``Rendered``, ``RawReading``,
-``Journal``, ``Remembering``, ``Paced``, ``Expiring``, ``NamedDelivery``), never a new method here.
+The contract does not mention files: a store may keep messages anywhere.  Further abilities of a
+store are add-on interfaces (``Holding``, ``Rendered``, ``RawReading``, ``Journal``,
+``Remembering``, ``Paced``, ``Expiring``, ``NamedDelivery``), never new methods of these classes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Entry:
     size: int
     """Octets on the wire: every line ends with CRLF, before byte-stuffing (RFC 1939 §11)."""
     key: int = field(default=-1, compare=False, repr=False)
-    """Where the store that made the entry finds it quickly; nobody else looks at it."""
+    """The position at which the store finds the message quickly; private to that store."""
 
 
 class Maildrop(Protocol):
@@ -33,103 +33,103 @@ class Maildrop(Protocol):
 
     @property
     def listing(self) -> Sequence[Entry]:
-        """A snapshot; mail that arrives later waits for the next session."""
+        """The messages at the time of opening; mail that arrives later is for the next session."""
 
     def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
-        """The message in pieces of CRLF text, ``entry.size`` octets in all.
+        """Yield the message in pieces of CRLF text, ``entry.size`` octets in total.
 
         Every line, the last one included, ends with CRLF.  No piece is longer than 64 KiB.
-        Who stops early closes the generator.
+        A caller that stops early must close the generator.
 
         Raises:
-            MessageGone: another program removed it.
-            TemporaryFailure: it cannot be read (now); maybe after some pieces.
+            MessageGone: another program removed the message.
+            TemporaryFailure: the message cannot be read now; possibly after some pieces.
         """
 
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
-        """Remove for good; returns what could not be removed.  Durable on return.
+        """Remove messages durably, and return those that could not be removed.
 
-        A message that is gone already counts as removed.
+        A message that is already gone counts as removed.
         """
 
 
 class Store(Protocol):
-    """Where maildrops live.  Two verbs: open one, or put a message into one."""
+    """Stores maildrops: opens a maildrop, or delivers a message to it."""
 
     def open(self, user: str) -> AbstractAsyncContextManager[Maildrop]:
-        """Take the exclusive-access lock for as long as the context lasts.
+        """Open a maildrop and hold its exclusive-access lock until the context ends.
 
-        A user without mail yet has an empty maildrop.
+        A user without mail has an empty maildrop.
 
         Raises:
-            MaildropInUse: another session holds it.
-            TemporaryFailure: it cannot be opened now; never an empty listing instead.
+            MaildropInUse: another session holds the lock.
+            TemporaryFailure: it cannot be opened now; a failure must not return an empty listing.
         """
 
     async def deliver(self, user: str, message: AsyncIterator[bytes]) -> Entry:
-        """Atomic and durable: when this returns, a crash cannot lose the message.
+        """Store a message atomically and durably: after the return a crash cannot lose it.
 
-        The octets are stored as they come.
+        The octets are stored unchanged.
 
         Raises:
-            TemporaryFailure: not stored; no trace of it is left.
+            TemporaryFailure: not stored; no part of the message is left.
         """
 
 
 class Place(Enum):
-    """Where a message is that was delivered under a name."""
+    """The state of a message that was delivered under a name."""
 
     HERE = 1
     """In the maildrop, or in a folder that an IMAP client has moved it to."""
     HELD = 2
-    """Removed, and still to be given back."""
+    """Removed, and can still be restored."""
     GONE = 3
-    """It was here, it was removed, and the store itself has destroyed it after that."""
+    """Removed, and later destroyed by the store."""
     UNKNOWN = 4
-    """Nothing is known of it: it was never here, or it left in another way."""
+    """No record: it was never delivered, or another program removed it."""
 
 
 class Deliveries(Protocol):
-    """Messages on their way into one maildrop, each under a name that its sender chose.
+    """Messages being delivered to one maildrop, each under a name chosen by the caller.
 
-    A name is 32 hexadecimal digits, always the same for the same message, so a delivery that is
-    repeated after a crash can find the first one.  All calls block.  One thread calls them, but
-    what ``group`` returns.
+    A name is 32 hexadecimal digits, always the same for the same message, so that a delivery
+    repeated after a crash finds the first one.  All calls block.  They must come from one thread,
+    except for the function that ``group`` returns.
 
-    All raise TemporaryFailure when the storage fails, and leave no trace of what is not durable.
+    All raise TemporaryFailure if the storage fails, and leave no part of undelivered messages.
     """
 
     def place(self, name: str) -> Place:
-        """Where the message of this name is now, or was when it was first asked for."""
+        """Return where the message of this name is, or was at the first call for this name."""
 
     def digest(self, name: str) -> bytes | None:
-        """SHA-256 of the octets, as they are stored here or held; None: neither."""
+        """Return the SHA-256 of the octets if the message is stored or held, or else None."""
 
     def begin(self, name: str) -> None:
-        """A message follows; that it is not here yet is for the caller to find out."""
+        """Start a message; the caller has checked that it is not delivered yet."""
 
     def write(self, octets: bytes) -> None:
-        """More of it, in whatever pieces."""
+        """Append octets, in pieces of any size."""
 
     def end(self) -> None:
-        """It is whole, and waits for its group.
+        """Finish the message and add it to the current group.
 
         Raises:
-            QuotaExceeded, LargerThanQuota: this message has no room; the others of its group stay.
+            QuotaExceeded, LargerThanQuota: no room for this message; its group is unaffected.
         """
 
     def group(self) -> Callable[[], None]:
-        """Closes the group of those that were ended.
+        """Close the current group, and return a function that delivers it.
 
-        The call makes them visible and durable, all or none, in any thread, while the next group
-        is begun.
+        The function makes all finished messages of the group visible and durable, or none.  It may
+        run in any thread, while the next group is being written.
         """
 
     def abort(self) -> None:
-        """Leave no trace of the message that was begun; harmless after ``end``."""
+        """Discard the message that was started; does nothing after ``end``."""
 
     def close(self) -> None:
-        """No more messages; what was not delivered leaves no trace."""
+        """Discard all messages that were not delivered."""
 
 
 @runtime_checkable
@@ -137,34 +137,36 @@ class NamedDelivery(Protocol):
     """Add-on of a store that finds messages again by the names their senders gave them."""
 
     def deliveries(self, user: str) -> Deliveries:
-        """A way in that delivers many messages in one go.
+        """Start delivering messages to a user.
 
         Raises:
             PermanentFailure: this user cannot have a maildrop here.
-            TemporaryFailure: the storage is not there.
+            TemporaryFailure: the storage is not available.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What of a user's mail a session shows as the maildrop."""
+    """The part of a user's mail that a session shows as the maildrop."""
 
     folders: tuple[str, ...] = ()
-    """In this order, and of several those that are there; empty: as the store has it."""
+    """Folders to show, in this order; missing ones are skipped; empty: the store's default."""
     recent: float = 0.0
-    """Only what arrived in the last so many seconds; 0: all."""
+    """Show only mail that arrived within this number of seconds; 0: all."""
 
 
 @runtime_checkable
 class Viewing(Protocol):
-    """Add-on of a store that knows folders."""
+    """Add-on of a store that has folders."""
 
     def open_view(self, user: str, view: View) -> AbstractAsyncContextManager[Maildrop]:
-        """As ``open``, and all that is not shown stays as it is.  The locks of all folders are
-        taken.  Unique-ids are those of ``open``; of several folders, no two are the same.
+        """Open the shown part of a maildrop, like ``open``; hidden messages are never changed.
+
+        The locks of all folders are taken.  Unique-ids are those of ``open``; those of several
+        folders differ from each other.
 
         Raises:
-            PermanentFailure: there is none of these folders.
+            PermanentFailure: none of the folders exists.
             MaildropInUse, TemporaryFailure: as ``open``.
         """
 
@@ -177,28 +179,28 @@ class Rendered(Sequence[Entry]):
 
     @abstractmethod
     def scan_listing(self) -> bytes:
-        """All lines of the answer to LIST, CRLF included, without the termination octet's."""
+        """Return all lines of the answer to LIST with CRLF, but not the termination octet's."""
 
     @abstractmethod
     def unique_id_listing(self) -> bytes:
-        """All lines of the answer to UIDL, likewise."""
+        """Return all lines of the answer to UIDL in the same form."""
 
 
 class RawMessage(NamedTuple):
-    """A message as an open file.  Who asked for it closes the descriptor."""
+    """A message as an open file.  The caller must close the descriptor."""
 
     descriptor: int
     size: int
-    """Octets in the file, when it was opened."""
+    """Octets in the file when it was opened."""
     is_wire_ready: bool
-    """It can go to the wire as it lies: CRLF throughout and at the end, no line begins with
-    a dot, ``size`` is the entry's.  Only the termination octet's line is to be added."""
+    """The file can be sent unchanged: CRLF throughout and at the end, no line starts with a dot,
+    and ``size`` is the entry's.  Only the termination octet's line must be added."""
     has_crlf: bool
-    """CRLF throughout and at the end, ``size`` is the entry's; lines may begin with dots."""
+    """CRLF throughout and at the end, and ``size`` is the entry's; lines may start with dots."""
 
 
 class RawOctets(NamedTuple):
-    """All octets of a small message, as its file has them; the rest as in ``RawMessage``."""
+    """All octets of a small message as stored in its file; see ``RawMessage`` for the flags."""
 
     octets: bytes
     is_wire_ready: bool
@@ -210,21 +212,21 @@ class RawReading(Protocol):
     """Add-on of a maildrop whose messages are files."""
 
     def read_cached(self, entry: Entry) -> RawOctets | None:
-        """The message's file, if that takes no waiting; None: ask again by ``open_raw``.
+        """Return the message's file if that does not block, or None: then call ``open_raw``.
 
-        What the page cache has only in part may come in part, and of a longer file comes one
-        octet more than ``entry.size``: who takes it looks at its size on the wire.
+        If the page cache has only a part of the file, only a part may be returned; of a file that
+        is too long, one octet more than ``entry.size``.  So the caller must check the size.
         """
 
     def open_raw(self, entry: Entry) -> RawMessage | None:
-        """The message's file; None: use ``read``, which also tells what is wrong.
+        """Open the message's file; None: use ``read``, which also raises the reason.
 
-        Looks up one name and reads nothing.  Another program may cut the file meanwhile: if
-        it ends early, the connection is aborted; octets beyond ``size`` are not sent.
+        Looks up one name and reads nothing.  Another program may truncate the file later: if it
+        ends early, the connection must be aborted; octets beyond ``size`` must not be sent.
         """
 
     def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:
-        """All of the file was read, and it is what ``RawMessage.has_crlf`` says, or even ready."""
+        """Record that the whole file was read and has ``RawMessage.has_crlf``, or is wire-ready."""
 
 
 BRAKED = "braked"
@@ -232,7 +234,7 @@ BRAKED = "braked"
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """What one session did, for the journal.  Never a password, never text of a message."""
+    """The record of one session for the journal; contains no password and no text of messages."""
 
     began_at: float
     """Seconds since the epoch, like ``ended_at``."""
@@ -241,36 +243,36 @@ class SessionRecord:
     tls: str
     """Version of TLS, or ``no``."""
     credential: str
-    """Which of the user's credentials was shown."""
+    """Name of the user's credential."""
     retrieved: Sequence[Entry]
-    """In the order of RETR; of very many the first."""
+    """In the order of RETR; if there are very many, the first of them."""
     removed: Sequence[Entry]
-    """What UPDATE removed."""
+    """Messages that UPDATE removed."""
     end: str
-    """How it ended: ``quit``, ``dropped``, ``autologout`` …; ``braked``: it was not allowed to
-    remove so many messages yet; ``crash``: a later session finished its UPDATE, and nothing else
-    is known of it, not even the sizes."""
+    """How it ended: ``quit``, ``dropped``, ``autologout`` …; ``braked``: the deletion limit refused
+    the removal; ``crash``: a later session finished its UPDATE, and nothing else is known about it,
+    not even the sizes."""
     unnamed: int = 0
-    """Messages that were retrieved besides those."""
+    """Number of further retrieved messages that ``retrieved`` does not list."""
 
 
 @runtime_checkable
 class Journal(Protocol):
-    """Add-on of a maildrop that remembers its sessions."""
+    """Add-on of a maildrop that records its sessions."""
 
     async def record(self, session: SessionRecord) -> None:
-        """Called once, at the end, while the lock is held and after the removal.
+        """Called once at the end of a session, after the removal, while the lock is held.
 
-        Durable on return if something was removed.  A session that neither retrieved nor
-        removed anything leaves no trace and costs nothing, unless it was braked.
-        Never raises: a journal that cannot be written is told to the log.
+        Durable on return if messages were removed.  A session that neither retrieved nor removed
+        any message is not recorded, unless the deletion limit refused its removal.
+        Must not raise: a journal that cannot be written is reported in the log.
         """
 
     async def past(self, credential: str) -> Sequence[SessionRecord]:
-        """What sessions with that credential are remembered, the oldest first.
+        """Return the recorded sessions with that credential, the oldest first.
 
         Raises:
-            TemporaryFailure: cannot be told now.
+            TemporaryFailure: the journal cannot be read now.
         """
 
 
@@ -279,20 +281,20 @@ class Paced(Protocol):
     """Add-on of a maildrop that knows when its user last logged in (RFC 2449 §6.5)."""
 
     async def pace(self, delay: float) -> float:
-        """Seconds until the maildrop may be opened again, ``delay`` after the last time.
+        """Return the seconds until a login is allowed, ``delay`` seconds after the last one.
 
-        0: now, and this moment is the last time from here on.  Holds across processes.
+        0: allowed; the time of the last login is now this moment.  Applies to all processes.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class HeldMessage:
-    """A message that was removed from a maildrop and can still be given back."""
+    """A message that was removed from a maildrop and can still be restored."""
 
     name: str
-    """Names it among the held messages of its maildrop."""
+    """Identifies it among the held messages of its maildrop."""
     unique_id: str
-    """What it had before it was removed."""
+    """Its unique-id before it was removed."""
     size: int
     """Octets, as stored."""
     removed_at: float
@@ -301,66 +303,66 @@ class HeldMessage:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How full the mail of a user is: all folders, without what is held."""
+    """The space that a user's mail takes: all folders, without held messages."""
 
     octets: int
     """As stored."""
     messages: int
     limit: int
-    """Octets that there may be; 0: as many as the disk takes."""
+    """Maximum number of octets; 0: unlimited."""
 
 
 class Holding(Protocol):
     """Add-on of a store that holds removed mail for a while, so that it can be restored."""
 
     async def held(self, user: str) -> Sequence[HeldMessage]:
-        """What can be given back, the oldest removal first."""
+        """Return the messages that can be restored, the oldest removal first."""
 
     def read_held(self, user: str, held: HeldMessage) -> AsyncIterator[bytes]:
-        """Its octets as stored, in pieces of at most 64 KiB."""
+        """Yield the octets of a held message as stored, in pieces of at most 64 KiB."""
 
     async def restore(
         self, user: str, held: Collection[HeldMessage], *, same_unique_ids: bool = False
     ) -> int:
-        """Give messages back; returns how many.  Durable on return.
+        """Restore messages durably, and return their number.
 
         By default they get new unique-ids, so that clients which keep a list of seen
         ids download them again.
         """
 
     async def purge(self, user: str, removed_before: float) -> int:
-        """Destroy what was removed before that moment (seconds since the epoch)."""
+        """Destroy messages removed before a time (seconds since the epoch); return the number."""
 
     def users(self) -> AsyncIterator[str]:
-        """Every user who has a maildrop here."""
+        """Yield every user who has a maildrop here."""
 
 
 class Remembering(Protocol):
     """Add-on of a store whose maildrops keep a journal."""
 
     async def sessions(self, user: str) -> Sequence[SessionRecord]:
-        """Those that retrieved or removed something, the oldest first, as far as remembered."""
+        """Return the recorded sessions, the oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What was removed, or destroyed, because its time was over."""
+    """Number of messages that expired and were removed or destroyed."""
 
     messages: int = 0
     doubtful: int = 0
-    """Messages that stayed, because only a clock that may be wrong says that their time is over."""
+    """Messages that were kept because they have expired only if a doubtful clock is right."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What will go because a rule was changed, and would have stayed longer otherwise."""
+    """Messages that will be removed earlier than before because a rule has changed."""
 
     held: int = 0
     """Held messages that will be destroyed."""
     expiring: int = 0
     """Messages in the maildrop that will expire."""
     at: float = inf
-    """When the first of them may go; seconds since the epoch."""
+    """The earliest time of a removal; seconds since the epoch."""
 
     def __bool__(self) -> bool:
         return bool(self.held or self.expiring)
@@ -373,31 +375,33 @@ class Forecast:
 class Expiring(Protocol):
     """Add-on of a store that expires mail without being asked by a client.
 
-    A rule that was made shorter applies to older mail only a day after that was noted, so
-    whoever changes a rule calls ``note_rules``.  All moments are seconds since the epoch.  ``now``
-    is what the clock says, and ``until`` the latest moment that has certainly come.
+    A shortened rule applies to older mail only a day after it was noted, which leaves time to
+    correct a mistake; so call ``note_rules`` after changing a rule.  All times are seconds since
+    the epoch.  ``now`` is the time of the clock, ``until`` the latest time that has certainly
+    passed.
     """
 
     async def expire(self, user: str, days: int | None, *, until: float, now: float) -> Sweep:
-        """Remove what has been in the maildrop for so many days (RFC 2449 §6.7); None: for ever.
+        """Remove messages older than this number of days (RFC 2449 §6.7); None: never.
 
-        Removed as by QUIT, so it is held where removed mail is.
+        They are removed as by QUIT, so they are held if the store holds removed mail.
 
         Raises:
-            MaildropInUse: a session is under way, and nothing is removed under it.
+            MaildropInUse: a session is open; nothing is removed during it.
         """
 
     async def purge_due(self, user: str, *, until: float, now: float) -> Sweep:
-        """Destroy the held messages whose time is over."""
+        """Destroy the held messages whose time has expired."""
 
     async def note_rules(self, user: str, days: int | None, now: float) -> Forecast:
-        """Remember which rules are in force; what will go because one of them has changed.
+        """Record the rules in force, and return what will be removed because one has changed.
 
-        Nothing if they were known.  Other programs read the quota that is in force afterwards.
+        Empty if the rules were recorded before.  Also stores the quota for other programs.
         """
 
     async def forecast(self, user: str, days: int | None, now: float) -> Forecast:
-        """As ``note_rules``, and of what was noted less than a day ago; changes nothing."""
+        """Return what ``note_rules`` would, and what changes of the last day remove; changes
+        nothing."""
 
 
 class ServableStore(Store, Holding, Remembering, Expiring, Protocol):

@@ -106,7 +106,7 @@ class POP3:
         if self.sock is None:  # closed, whatever its type says
             raise error_proto("-ERR connection closed")
         if _unread(self.file):
-            raise error_proto("-ERR the server said more than it was asked")
+            raise error_proto("-ERR the server sent data without a command")
         self.__record.sent(line)
         sys.audit("poplib.putline", self, line)
         self.sock.sendall(line + CRLF)

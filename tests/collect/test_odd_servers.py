@@ -252,5 +252,5 @@ def test_trouble_that_passes_is_told_as_such(
 
 
 def test_a_quirk_that_there_is_not_is_a_mistake_in_the_file(home: Home) -> None:
-    with pytest.raises(Exception, match="quirks: wants auto, gmail"):
+    with pytest.raises(Exception, match="quirks: must be auto, gmail"):
         home.collect(Odd(), quirks="gmial")

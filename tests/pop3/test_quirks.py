@@ -69,7 +69,7 @@ def test_words_of_a_configuration(words: list[str], found: Quirks) -> None:
 
 @pytest.mark.parametrize("word", ["gmial", "hide:", "add", "codes", "NO-CAPA:", ""])
 def test_words_that_mean_nothing(word: str) -> None:
-    with pytest.raises(UnsafeArgument, match="wants auto"):
+    with pytest.raises(UnsafeArgument, match="must be auto"):
         parse([word])
 
 

@@ -1,7 +1,7 @@
 """The commands of POP3: one function each, and the table of them all.
 
 Standards: RFC 1939, RFC 2449 (CAPA), RFC 2595 (STLS), RFC 5034 (AUTH), RFC 6856 (UTF8, LANG).
-A function takes the session and the arguments, and returns what to say or what to do.
+A function takes the session and the arguments, and returns a response or an action.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from .state import Event, Login, Relay, Retrieve, StartTLS, State, Update
 
 
 def user(session: Session, name: str) -> Response:
-    """Says +OK to every name: who exists is not for strangers to know (RFC 1939 §13)."""
+    """Answers +OK to every name, so that clients cannot find out which users exist
+    (RFC 1939 §13)."""
     if not session.may_login_in_clear:
         raise TLSRequired
     if not name:
@@ -30,7 +31,7 @@ def user(session: Session, name: str) -> Response:
 
 
 def pass_(session: Session, password: str) -> Event:
-    """Only right after USER; spaces belong to the password (RFC 1939 §7)."""
+    """Logs in; allowed only directly after USER.  Spaces belong to the password (RFC 1939 §7)."""
     if not session.may_login_in_clear:
         raise TLSRequired
     if not session.user:
@@ -41,13 +42,15 @@ def pass_(session: Session, password: str) -> Event:
 
 
 def apop(session: Session, name: str, digest: str) -> Event:
-    """Answers to the time stamp of the greeting, so never to one that was heard before TLS
-    (RFC 1939 §7, RFC 2595 §4).  Without a time stamp the word is unknown."""
+    """Logs in by a digest of the greeting's time stamp (RFC 1939 §7).
+
+    A time stamp from before TLS is not accepted (RFC 2595 §4).  Without one the command is unknown.
+    """
     return Login(Digest("APOP", prepared(name), session.time_stamp, digest))
 
 
 def auth(session: Session, name: str, initial_response: str | None = None) -> Event:
-    """SASL (RFC 5034 §4).  An argument is due: a bare AUTH lists no mechanisms."""
+    """Starts a SASL exchange (RFC 5034 §4).  A mechanism is required: AUTH alone lists none."""
     if not session.may_login_in_clear:
         raise TLSRequired
     if name.upper() not in session.mechanisms:
@@ -57,9 +60,9 @@ def auth(session: Session, name: str, initial_response: str | None = None) -> Ev
 
 
 def xclient(_: Session, attributes: str) -> Event:
-    """A trusted proxy tells who its client is, as Dovecot's does; others do not know the word.
+    """Reports the client of a trusted proxy, in Dovecot's format; unknown to other clients.
 
-    It logs nobody in, whatever it says of that.
+    Attributes about a login are ignored: the client must still log in.
     """
     found = {}
     for attribute in attributes.split(" "):
@@ -84,7 +87,7 @@ def _address(text: str) -> str:
 
 
 def capa(session: Session) -> Response:
-    """What is possible, in both states alike but for STLS (RFC 2449 §5, RFC 2595 §8)."""
+    """Lists the capabilities (RFC 2449 §5); only STLS depends on the state (RFC 2595 §8)."""
     tags = ["TOP", "UIDL", "PIPELINING", "RESP-CODES", "AUTH-RESP-CODE"]
     if session.may_login_in_clear:
         tags.append("USER")
@@ -99,7 +102,7 @@ def capa(session: Session) -> Response:
 
 
 def _policies(session: Session) -> Iterator[str]:
-    """How often one may log in, and how long mail stays (RFC 2449 §6.5, §6.7)."""
+    """Yield LOGIN-DELAY and EXPIRE (RFC 2449 §6.5, §6.7)."""
     terms, is_vague = session.terms
     user = " USER" if is_vague else ""
     if terms.login_delay:
@@ -108,9 +111,10 @@ def _policies(session: Session) -> Iterator[str]:
 
 
 def stls(session: Session) -> Event:
-    """The handshake begins right after the response (RFC 2595 §4).
+    """Starts TLS; the handshake follows the response (RFC 2595 §4).
 
-    Octets that came with the command would be read as if TLS protected them.
+    Octets that arrived with the command would be processed as if TLS had protected them
+    (CVE-2011-0411), so they end the connection.
     """
     if not session.may_start_tls:
         raise BadCommand("TLS cannot be started here")
@@ -120,13 +124,14 @@ def stls(session: Session) -> Event:
 
 
 def utf8(session: Session) -> Response:
-    """For AUTHORIZATION (RFC 6856 §2); Outlook sends it behind PASS and gives up at -ERR."""
+    """Enables UTF-8 (RFC 6856 §2: in AUTHORIZATION).  Outlook sends it after PASS, and gives up if
+    it is refused, so it is accepted there without effect."""
     session.begin_utf8()
     return Response("UTF-8 enabled")
 
 
 def lang(session: Session, wanted: str | None = None) -> Response:
-    """Chooses the language of texts, or lists those that there are (RFC 6856 §3.2)."""
+    """Selects the language of response texts, or lists the languages (RFC 6856 §3.2)."""
     if wanted is None:
         lines = [f"{tag} {name}" for tag, name in texts.LANGUAGES.items()]
         return Response("languages follow", lines=lines)
@@ -134,8 +139,8 @@ def lang(session: Session, wanted: str | None = None) -> Response:
     if tag is None:
         raise BadCommand("language not supported")
     session.language = tag
-    told = texts.translated("responses are now in English", tag)
-    return Response(f"{tag} {told}", is_data=True)
+    text = texts.translated("responses are now in English", tag)
+    return Response(f"{tag} {text}", is_data=True)
 
 
 def stat(session: Session) -> Response:
@@ -168,39 +173,39 @@ def uidl(session: Session, number: str | None = None) -> Response:
 
 
 def retr(session: Session, number: str) -> Event:
-    """The whole message (RFC 1939 §5)."""
+    """Sends the whole message (RFC 1939 §5)."""
     at = parse_number(number)
     entry = session.transaction.entry(at)
     return Retrieve(at, entry, Response(f"{entry.size} octets"))
 
 
 def top(session: Session, number: str, lines: str) -> Event:
-    """The header and the first lines of the body (RFC 1939 §7)."""
+    """Sends the header and the first lines of the body (RFC 1939 §7)."""
     at = parse_number(number)
     entry = session.transaction.entry(at)
     return Retrieve(at, entry, Response("top of message follows"), parse_count(lines))
 
 
 def dele(session: Session, number: str) -> Response:
-    """Marks; nothing is removed before QUIT (RFC 1939 §5)."""
+    """Marks a message as deleted; it is removed at QUIT (RFC 1939 §5)."""
     session.transaction.mark(parse_number(number))
     return Response("marked as deleted")
 
 
 def rset(session: Session) -> Response:
-    """Takes all marks away (RFC 1939 §5)."""
+    """Unmarks all messages (RFC 1939 §5)."""
     transaction = session.transaction
     transaction.unmark_all()
     return Response(f"{transaction.count} messages ({transaction.octets} octets)")
 
 
 def noop(_: Session) -> Response:
-    """Proves that both sides are there (RFC 1939 §5)."""
+    """Does nothing but answer, which resets the autologout timer (RFC 1939 §3, §5)."""
     return Response()
 
 
 def quit_(session: Session) -> Event:
-    """The one door into UPDATE; any other end removes nothing (RFC 1939 §6)."""
+    """Enters UPDATE, which removes marked messages; any other end removes none (RFC 1939 §6)."""
     if session.state is State.AUTHORIZATION:
         return session.leave(Response("goodbye"))
     session.state = State.UPDATE

@@ -1,11 +1,11 @@
-"""The client's side of POP3, each operation once, without I/O (RFC 1939, 2449, 2595, 5034).
+"""The client's side of POP3 without I/O (RFC 1939, 2449, 2595, 5034), for both clients.
 
-An operation is a generator: it yields octets to send, or None for "give me more octets", and
-returns its result.  The asyncio and the blocking client are loops around these.
+An operation is a generator: it yields octets to send, or None to request more octets, and returns
+its result.  The asyncio and the blocking client are loops around these.
 
-Security: the server is a stranger.  A multi-line response ends at CRLF.CRLF only, octets that come
-with the response to STLS end the connection, and no argument can hold a second command.
-Strict about where a response ends, tolerant about what stands in it.
+Security: servers are not trusted.  A multi-line response ends at CRLF.CRLF only, octets that arrive
+with the response to STLS end the connection, and no argument can contain a second command.
+The code is strict about where a response ends and tolerant about its content.
 """
 
 from __future__ import annotations
@@ -38,30 +38,32 @@ from .record import Record
 T = TypeVar("T")
 Procedure = Generator[bytes | None, bytes, T]
 
-MAX_LINE = 65_536  # octets of a first line, though RFC 1939 §3 allows 512; ours
-MAX_LISTING = 128 * 2**20  # octets of LIST, UIDL or CAPA: a million messages and room; ours
-_PIECE = 32_768  # octets of content that are looked at together; ours
-WINDOW_COMMANDS = 1024  # unanswered RETR commands; some 10 kB, so sending them never blocks
-WINDOW_OCTETS = 4 * 2**20  # announced size of what they ask for
+MAX_LINE = 65_536  # octets of a first line; RFC 1939 §3 allows 512, our own limit tolerates more
+# Octets of an answer to LIST, UIDL or CAPA.  Our own limit; a million messages with unique-ids of
+# 70 octets take about 80 MB.
+MAX_LISTING = 128 * 2**20
+_PIECE = 32_768  # octets of content that are processed at a time
+WINDOW_COMMANDS = 1024  # unanswered RETR commands: about 10 kB, which socket buffers hold
+WINDOW_OCTETS = 4 * 2**20  # announced size of the messages that these request
 _STATUS = re.compile(rb"(\+OK|-ERR)(?: +(.*))?", re.DOTALL)
 _CODE = re.compile(r"\[([A-Za-z0-9/._-]+)\] *(.*)", re.DOTALL)
 _DROP = re.compile(rb" *([0-9]{1,10}) +(-?[0-9]{1,18})(?: .*)?", re.DOTALL)
 _SCAN = re.compile(rb"(?:\+OK)? *([0-9]{1,10}) +([0-9]{1,18})(?: .*)?", re.DOTALL)
 _UNIQUE = re.compile(rb"(?:\+OK)? *([0-9]{1,10}) +([^ ].*)", re.DOTALL)
 _TIME_STAMP = re.compile(rb"<[!-;=?A-~]+@[!-;=?A-~]+>")
-_MAX_UNIQUE_ID = 1000  # octets, though RFC 1939 §7 allows 70
+_MAX_UNIQUE_ID = 1000  # octets; RFC 1939 §7 allows 70, our own limit tolerates more
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a server announces (RFC 2449 §5); empty when it has no CAPA."""
+    """The capabilities that a server announces (RFC 2449 §5); empty if it has no CAPA."""
 
     tags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Arguments by tag, both in upper case."""
 
     @property
     def pipelining(self) -> bool:
-        """Commands may be sent before the responses have come (RFC 2449 §6.6)."""
+        """Whether commands may be sent before earlier responses arrive (RFC 2449 §6.6)."""
         return "PIPELINING" in self.tags
 
     @property
@@ -83,7 +85,7 @@ class Capabilities:
 
     @property
     def implementation(self) -> str:
-        """What the server calls itself; nothing may depend on it (RFC 2449 §6.9)."""
+        """The server's name for itself; behaviour must not depend on it (RFC 2449 §6.9)."""
         return " ".join(self.tags.get("IMPLEMENTATION", ()))
 
     @property
@@ -94,24 +96,24 @@ class Capabilities:
 
     @property
     def expire(self) -> str | None:
-        """Days that messages are kept at least, or ``NEVER`` (RFC 2449 §6.7)."""
+        """Minimum number of days that messages are kept, or ``NEVER`` (RFC 2449 §6.7)."""
         found = self.tags.get("EXPIRE", ())
         return found[0] if found else None
 
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """The response to RETR or TOP, or to a DELE that waits among these."""
+    """The response to RETR or TOP, or to a DELE queued among these."""
 
     message: Message
     command: bytes
     """CRLF included."""
     error: CommandFailed | None = None
-    """The server does not give this message."""
+    """The error with which the server refused this command."""
     is_whole: bool = False
     """The termination octet was seen."""
     is_behind: bool = False
-    """The command was sent before the response to an earlier one had come."""
+    """The command was sent before the response to an earlier one arrived."""
 
     @property
     def keyword(self) -> str:
@@ -123,15 +125,15 @@ class Answer:
 
 
 class Retrieval:
-    """A run of messages asked for together; another command ends it."""
+    """A run of messages requested together; any other command ends it."""
 
     def __init__(self, *, deletes: bool = False) -> None:
         self.failure: Exception | None = None
-        """Raised by the caller's own iterable of messages; those before are not disturbed."""
+        """The exception of the caller's iterable of messages; earlier messages are unaffected."""
         self.deletes = deletes
-        """``next_message`` deletes messages of it."""
+        """Whether ``next_message`` deletes the messages that were read."""
         self.deleted: set[int] = set()
-        """Numbers of those that the caller has deleted meanwhile: a second DELE would fail."""
+        """Numbers of messages that the caller deleted in between: a second DELE would fail."""
 
 
 class Dialogue:
@@ -144,49 +146,49 @@ class Dialogue:
         self.deletions = 0
         """Messages marked as deleted, or about to be, and not yet removed by QUIT."""
         self.refused: list[Message] = []
-        """Messages that the server would not mark as deleted."""
+        """Messages that the server refused to mark as deleted."""
         self.session = object()
         self._welcome = b""  # the text of the greeting
-        self._command = "greeting"  # what the server answers, or answered last
+        self._command = "greeting"  # the command that the server answers, or answered last
         self._line_ends = LineEnds()
         self._unread = bytearray()
-        self._deletions: deque[Answer] = deque()  # not sent yet; they go before what is waiting
+        self._deletions: deque[Answer] = deque()  # not sent yet; sent before ``_waiting``
         self._waiting: Iterator[Answer] = iter(())  # not sent yet
-        self._ahead: Answer | None = None  # the first of the waiting
+        self._ahead: Answer | None = None  # the first of ``_waiting``, taken in advance
         self._window = WINDOW_COMMANDS  # smaller after a refusal
-        self._asked: deque[Answer] = deque()  # it was sent, the response was not read yet
+        self._asked: deque[Answer] = deque()  # sent, but the response has not been read
         self._retrieval: Retrieval | None = None
-        self._reading: Answer | None = None  # whose body is being read
+        self._reading: Answer | None = None  # the message whose body is being read
         self._body: Unstuffer | None = None  # the multi-line response that is being read
-        self._refused: CommandFailed | None = None  # the first deletion that was
+        self._refused: CommandFailed | None = None  # of the first refused deletion
         self._is_leaving = False  # QUIT was sent
         self._is_listing_ahead = False  # UIDL was sent before the response to LIST
-        self._was_ahead = False  # so was a command for a message,
-        self._has_pipelined = False  # and its response came
+        self._was_ahead = False  # a command for a message was sent before an earlier response
+        self._has_pipelined = False  # the response to such a command arrived
 
     @property
     def is_pipelining_in_doubt(self) -> bool:
-        """Whether commands were sent together, and only the first of them was answered so far.
+        """Whether commands were sent together, and only the first of them has been answered.
 
-        If the session ends now, and not within a message, a server that announces PIPELINING and
-        cannot do it is a likely reason.
+        If the session ends now, and not within a message, the likely reason is a server that
+        announces PIPELINING but does not support it.
         """
         is_begun = self._was_ahead and not self._has_pipelined and self._reading is None
         return self._is_listing_ahead or is_begun
 
     def stop_pipelining(self) -> None:
-        """Send one command at a time, whatever the server announces."""
+        """Send one command at a time, even if the server announces PIPELINING."""
         tags = {tag: words for tag, words in self.capabilities.tags.items() if tag != "PIPELINING"}
         self.capabilities = Capabilities(tags)
 
     def lost(self, reason: str, kind: type[ConnectionLost] = ConnectionLost) -> ConnectionLost:
-        """The exception for a connection that ended without the answer to QUIT."""
+        """Return the exception for a connection that ended without the answer to QUIT."""
         advice = self._remedy()
         text = f"{reason}; {advice}" if advice else reason
         return kind(text, self.deletions, is_known=not self._is_leaving)
 
     def _remedy(self) -> str:
-        """The quirk that may help where the connection ends now; empty where none is known."""
+        """Suggest a quirk if the connection ends now; empty if none is known."""
         if self._command == "CAPA":
             return f"if that happens at CAPA each time, set {in_words('no-capa')}"
         if self.is_pipelining_in_doubt:
@@ -198,7 +200,7 @@ class Dialogue:
             return f"if it answers TOP twice, set {in_words('hide:TOP')}"
         if b"\n" in self._unread and CRLF not in self._unread:
             return (
-                "its lines end with LF alone: if you know all who send mail there, set "
+                "its lines end with a bare LF: if you trust all senders of mail there, set "
                 f"{in_words('bare-line-feeds')}"
             )
         return ""
@@ -214,15 +216,15 @@ class Dialogue:
     # The beginning.
 
     def greeting(self) -> Procedure[None]:
-        """The server speaks first (RFC 1939 §4).
+        """Read the greeting; the server speaks first (RFC 1939 §4).
 
         Raises:
-            CommandFailed: it wants no connection now.
+            CommandFailed: the server refuses the connection.
         """
         self._welcome = yield from self._status("greeting")
 
     def ask_capabilities(self) -> Procedure[Capabilities]:
-        """CAPA (RFC 2449 §5)."""
+        """Send CAPA (RFC 2449 §5) and apply the quirks to its answer."""
         tags: dict[str, tuple[str, ...]] = {}
 
         def take(line: bytes) -> None:
@@ -246,17 +248,17 @@ class Dialogue:
         return self.capabilities
 
     def start_tls(self) -> Procedure[None]:
-        """STLS; the handshake follows at once, and what was learned before is forgotten.
+        """Send STLS and discard the capabilities; the TLS handshake must follow at once.
 
         Raises:
-            TLSUnavailable: the server refuses; nothing secret was sent (RFC 2595 §2.2).
-            ProtocolBroken: octets came with the response (CVE-2021-22947 and others).
+            TLSUnavailable: the server refused; nothing secret was sent (RFC 2595 §2.2).
+            ProtocolBroken: octets arrived with the response (CVE-2021-22947 and others).
         """
         yield from self._send("STLS")
         try:
             yield from self._status("STLS")
         except CommandFailed as error:
-            raise TLSUnavailable(f"the server refuses STLS: {error.text}") from error
+            raise TLSUnavailable(f"the server refused STLS: {error.text}") from error
         if self._unread:
             raise self.lost("octets came before the TLS handshake", ProtocolBroken)
         self.capabilities, self._welcome = Capabilities(), b""
@@ -264,16 +266,16 @@ class Dialogue:
     def log_in(
         self, login: ClientLogin, end_point: Callable[[], bytes] = lambda: b""
     ) -> Procedure[None]:
-        """The strongest way that both sides know.  One try: no fall-back after a failure.
+        """Log in by the strongest mechanism of both sides.  There is no fall-back after a failure.
 
-        ``end_point`` gives the channel binding to the server's certificate (RFC 5929 §4), empty
-        where there is none; it is asked only when it is of use.
+        ``end_point`` returns the channel binding to the server's certificate (RFC 5929 §4), empty
+        if there is none; it is called only for mechanisms that use it.
 
         Raises:
             LoginFailed: with the server's response code; or no login is strong enough.
             ProtocolBroken: the server could not prove that it knows the password.
-            UnsafeArgument: a control character in user or password, or what this server cannot
-                be told; nothing was sent.
+            UnsafeArgument: a control character in user or password, or text that this server does
+                not accept; nothing was sent.
         """
         _check(login.user, login.password, login.token, login.mechanism)
         with self.record.login(login.secret):
@@ -295,12 +297,12 @@ class Dialogue:
     def _user_and_pass(self, login: ClientLogin) -> Procedure[None]:
         """
         Raises:
-            UnsafeArgument: the server was not heard to take UTF-8 (RFC 6856 §2.2).
+            UnsafeArgument: the server does not announce UTF-8 for USER (RFC 6856 §2.2).
         """
         takes_utf8 = self.quirks.utf8_login or "USER" in self.capabilities.tags.get("UTF8", ())
         if not takes_utf8 and not (login.user + login.password).isascii():
             raise UnsafeArgument(
-                "this server announces only ASCII in USER and PASS (RFC 6856 §2.2); if it takes "
+                "this server announces only ASCII in USER and PASS (RFC 6856 §2.2); if it accepts "
                 f"UTF-8, set {in_words('utf8-login')}"
             )
         for command, argument in (("USER", login.user), ("PASS", login.password)):
@@ -308,26 +310,26 @@ class Dialogue:
             yield from self._status(command, LoginFailed)
 
     def _apop(self, login: ClientLogin) -> Procedure[None]:
-        """A digest of the greeting's time stamp and the password (RFC 1939 §7).
+        """Send APOP: a digest of the greeting's time stamp and the password (RFC 1939 §7).
 
-        MD5 is broken and the server proves nothing, so this is never chosen, only forced.
+        MD5 is broken and the server proves nothing, so APOP is used only if the caller demands it.
 
         Raises:
-            LoginFailed: no time stamp of the form of a Message-ID: what a server may choose
-                freely helps it to guess the password (CVE-2007-1558).
+            LoginFailed: the greeting has no time stamp in the form of a Message-ID; an arbitrary
+                challenge helps a server to guess the password (CVE-2007-1558).
             UnsafeArgument: the password is not ASCII.
         """
         found = _TIME_STAMP.search(self._welcome)
         if found is None:
-            raise LoginFailed("APOP", "the greeting has no time stamp that may be used", None)
+            raise LoginFailed("APOP", "the greeting has no usable time stamp", None)
         if not login.password.isascii():
-            raise UnsafeArgument("APOP takes passwords of ASCII")
+            raise UnsafeArgument("APOP requires a password in ASCII")
         digest = md5(found[0] + login.password.encode(), usedforsecurity=False).hexdigest()
         yield from self._send("APOP", f"{login.user} {digest}")
         yield from self._status("APOP", LoginFailed)
 
     def _auth(self, mechanism: str, exchange: ClientExchange) -> Procedure[None]:
-        """An exchange (RFC 5034 §4); the first response goes with AUTH where it may and fits."""
+        """Run an exchange (RFC 5034 §4); send the first response with AUTH if allowed and short."""
         yield from self._settle()
         answer = next(exchange)
         command, response = f"AUTH {mechanism}".encode(), b64encode(answer.response) or b"="
@@ -339,7 +341,7 @@ class Dialogue:
         while True:
             line = yield from self._line()
             if not line.startswith(b"+") or (line.startswith(b"+OK") and is_sent):
-                break  # before our response +OK is some servers' word for "go on"
+                break  # before our response, some servers send +OK instead of a challenge
             if is_sent:
                 try:
                     answer = exchange.send(_decoded(line))
@@ -358,9 +360,9 @@ class Dialogue:
     # The transaction.
 
     def stat(self) -> Procedure[tuple[int, int]]:
-        """Drop listing: how many messages, how many octets (RFC 1939 §5).
+        """Return the drop listing: number of messages and of octets (RFC 1939 §5).
 
-        Some servers count octets until they are negative; then nobody knows, and it is 0.
+        On some servers the number of octets overflows and is negative; then 0 is returned.
         """
         yield from self._send("STAT")
         text = yield from self._status("STAT")
@@ -370,11 +372,12 @@ class Dialogue:
         return int(found[1]), max(int(found[2]), 0)
 
     def listing(self) -> Procedure[Listing]:
-        """LIST and UIDL together, in the order of LIST.
+        """Return the messages of LIST and UIDL, in the order of LIST.
 
         Raises:
-            CommandFailed: also when UIDL is announced and fails; that is no empty answer.
-            ProtocolBroken: lines that tell no numbers, or the same number twice.
+            CommandFailed: also if UIDL is announced and fails, because an error must not look like
+                a maildrop without unique-ids.
+            ProtocolBroken: a line without numbers, or the same number twice.
         """
         found = ListingBuilder(self.session)
 
@@ -400,14 +403,14 @@ class Dialogue:
         return found
 
     def _unique_ids(self, found: ListingBuilder) -> Procedure[None]:
-        """The response to UIDL, whose command was sent (RFC 1939 §7)."""
+        """Read the response to UIDL, which has been sent already (RFC 1939 §7)."""
 
         def take(line: bytes) -> None:
             match = _UNIQUE.fullmatch(line.rstrip(b" "))
             if match is None or len(match[2]) > _MAX_UNIQUE_ID:
-                return  # a blank unique-id is none, nor is one that only fills memory
+                return  # ignore blank unique-ids, and long ones that only fill memory
             if not found.name(int(match[1]), match[2]):
-                raise self.lost("UIDL was answered with impossible lines", ProtocolBroken)
+                raise self.lost("UIDL was answered with a second unique-id", ProtocolBroken)
 
         try:
             yield from self._status("UIDL")
@@ -431,8 +434,8 @@ class Dialogue:
 
         Raises, at once:
             StaleMessage: the first is a message of another session; nothing was sent.
-            TypeError: it is no message.
-            Exception: what the iterable itself raises.
+            TypeError: the first is not a Message.
+            Exception: any exception of the iterable.
         """
         verb, _, rest = command.partition(" ")
         _check(verb, rest)
@@ -448,21 +451,21 @@ class Dialogue:
         return retrieval
 
     def ask_for_headers(self, messages: Iterable[Message]) -> Procedure[Retrieval]:
-        """The same for headers; what follows a blank line is to be passed over."""
+        """Queue messages for their headers; the caller must ignore what follows a blank line."""
         return self.ask_for(messages, "RETR" if "TOP" in self.quirks.hidden else "TOP 0")
 
     def next_message(
         self, retrieval: Retrieval, done: Message | None = None
     ) -> Procedure[Answer | None]:
-        """The next message of these, whose body ``piece`` then gives; None: there is none.
+        """Return the next message, whose body ``piece`` then reads, or None after the last.
 
-        What is left of the body before it is skipped.  If the server refuses one message, the
-        error is in the answer and the others are not disturbed.  After None ``retrieval.failure``
-        is what ended the iterable too early, if anything did.  ``done`` is deleted before the next
-        message is asked for; see ``delete``.
+        The unread rest of the body before it is skipped.  If the server refuses one message, the
+        answer has the error and the other messages are unaffected.  After None,
+        ``retrieval.failure`` is the exception that ended the caller's iterable early, or None.
+        ``done`` is deleted before the next message is requested; see ``delete``.
 
         Raises:
-            BodySkipped: another command came in between; the rest was not asked for, and ``done``
+            BodySkipped: another command came in between; the rest was not requested, and ``done``
                 is not deleted: that command may have been RSET.
         """
         if retrieval is not self._retrieval:
@@ -491,7 +494,7 @@ class Dialogue:
                     self._reading, self._body = answer, Unstuffer()
                     self._window = min(2 * self._window, WINDOW_COMMANDS)
                 else:
-                    self._window = 1  # it may be for the haste that it refuses
+                    self._window = 1  # the server may have refused because of the pipelining
                 return answer
             if answer.error is not None:
                 self.deletions -= 1
@@ -500,13 +503,13 @@ class Dialogue:
         return None
 
     def piece(self, answer: Answer) -> Procedure[bytes]:
-        """The next octets of a body, CRLF text without byte-stuffing; none at its end.
+        """Return the next octets of a body, CRLF text without byte-stuffing; empty at its end.
 
-        The end is only told when the termination octet was seen, so who gets no empty piece has
-        no whole message.
+        An empty piece is returned only after the termination octet, so a caller that never gets
+        one has only a part of the message.
 
         Raises:
-            CommandFailed: the server does not give this message.
+            CommandFailed: the server refused this message.
             BodySkipped: the next message or another command came before the end.
         """
         if answer.error is not None:
@@ -521,11 +524,11 @@ class Dialogue:
         return content
 
     def _content(self) -> Procedure[bytes]:
-        """The next octets of the multi-line response; none at its end."""
+        """Return the next octets of the multi-line response; empty at its end."""
         while self._body is not None:
             if not self._unread:
                 self._unread += yield from self._more()
-            octets = bytes(self._unread[:_PIECE])  # of very much, when it is many small messages
+            octets = bytes(self._unread[:_PIECE])  # many small messages may have arrived at once
             content = self._body.feed(octets)
             del self._unread[: len(octets) - len(self._body.rest)]
             if self._body.is_finished:
@@ -535,15 +538,15 @@ class Dialogue:
         return b""
 
     def delete(self, messages: Iterable[Message]) -> Procedure[None]:
-        """DELE for each, pipelined where announced (RFC 1939 §5).
+        """Send DELE for each message, pipelined if announced (RFC 1939 §5).
 
-        In the middle of a retrieval they wait for their turn among its commands, and
-        ``next_message`` reads the responses.  One that the server refuses is added to ``refused``
-        and disturbs no other; ``quit`` raises its error when the others are removed.
+        During a retrieval the commands are queued among its commands, and ``next_message`` reads
+        the responses.  A message that the server refuses is added to ``refused`` and does not
+        affect the others; ``quit`` raises its error after the others were removed.
 
         Raises, at once:
             StaleMessage: a message of another session; nothing was sent.
-            TypeError: what is no message; nothing was sent.
+            TypeError: not a Message; nothing was sent.
         """
         return self._delete([self._queued(message, "DELE") for message in messages])
 
@@ -559,22 +562,22 @@ class Dialogue:
             yield commands
 
     def reset(self) -> Procedure[None]:
-        """RSET: nothing is marked as deleted any more (RFC 1939 §5)."""
+        """Send RSET, which unmarks all messages (RFC 1939 §5)."""
         yield from self._send("RSET")
         yield from self._status("RSET")
         self.deletions, self._refused = 0, None
 
     def noop(self) -> Procedure[None]:
-        """NOOP, which resets the server's autologout timer (RFC 1939 §5)."""
+        """Send NOOP, which resets the server's autologout timer (RFC 1939 §3, §5)."""
         yield from self._send("NOOP")
         yield from self._status("NOOP")
 
     def quit(self) -> Procedure[None]:
-        """QUIT: now the marked messages are removed (RFC 1939 §6).
+        """Send QUIT, which removes the marked messages (RFC 1939 §6).
 
         Raises:
-            CommandFailed: of QUIT: some were not removed.  Of DELE: all were, but for those that
-                the server had refused to mark, of which this is the first.
+            CommandFailed: for QUIT: some messages were not removed.  For DELE: all marked messages
+                were removed; this is the first that the server had refused to mark.
         """
         if self.quirks.reset_before_quit and not self.deletions:
             yield from self.reset()
@@ -591,11 +594,11 @@ class Dialogue:
         """
         Raises:
             StaleMessage: a message of an earlier session.
-            UnsafeArgument: a number that is none.
+            UnsafeArgument: its number is not a whole number.
             TypeError: not a message.
         """
         if not isinstance(message, Message):
-            raise TypeError(f"a Message of list() is needed, not {type(message).__name__}")
+            raise TypeError(f"must be a Message of list(), not {type(message).__name__}")
         if message.session not in (None, self.session):
             raise StaleMessage("a message of another session; list the messages again")
         if type(message.number) is not int:
@@ -606,7 +609,7 @@ class Dialogue:
         return self._deletions[0] if self._deletions else self._look_ahead()
 
     def _look_ahead(self) -> Answer | None:
-        """The next message of the caller's iterable.  What that raises costs no session."""
+        """Return the next message of the caller's iterable; its errors must not end the session."""
         if self._ahead is None:
             try:
                 self._ahead = next(self._waiting, None)
@@ -617,11 +620,16 @@ class Dialogue:
         return self._ahead
 
     def _fill_window(self) -> bytes:
-        """Commands for what may be asked now; one alone where nothing may be pipelined."""
+        """Return the commands that may be sent now; a single one without PIPELINING.
+
+        The window is refilled when half of it is empty, so that many commands share one segment.
+        It is bounded by commands (our send must not block while the server waits for us to read)
+        and by octets (a caller that stops has to read what it requested).
+        """
         if len(self._asked) > self._window // 2:
-            return b""  # many in one segment rather than each in its own
+            return b""
         if self._reading is not None and not self._asked:
-            return b""  # what comes unasked behind this last body would pass for an answer
+            return b""  # unrequested octets after this last body would be taken for its answer
         commands = []
         octets = sum(answer.message.size for answer in self._asked if answer.has_body)
         while (answer := self._first_waiting()) is not None:
@@ -646,7 +654,7 @@ class Dialogue:
         return b"".join(commands)
 
     def _settle(self) -> Procedure[None]:
-        """Read what was asked for and not fetched, so that the next response is the next one's."""
+        """Read the responses that are still due, so that the next one answers the next command."""
         if self._look_ahead() is not None or any(answer.has_body for answer in self._asked):
             self._retrieval = None
         self._ahead, self._waiting = None, iter(())
@@ -661,13 +669,13 @@ class Dialogue:
     def _expect_silence(self) -> None:
         """
         Raises:
-            ConnectionLost: the server says something that nobody asked for.  A response out of
-                step may be part of a message, and must never count as the next one's.
+            ConnectionLost: the server sent something without a command.  Such octets may be part of
+                a message and must never be taken for the next response.
         """
         if self._unread.startswith(b"-ERR"):
             raise self.lost("the server has ended the session")
         if self._unread:
-            raise self.lost("the server said more than it was asked", ProtocolBroken)
+            raise self.lost("the server sent data without a command", ProtocolBroken)
 
     def _send(self, command: str, argument: str = "") -> Procedure[None]:
         _check(argument)
@@ -693,7 +701,7 @@ class Dialogue:
         return line
 
     def _status(self, command: str, kind: type[CommandFailed] = CommandFailed) -> Procedure[bytes]:
-        """The text after +OK.
+        """Read a status line and return the text after +OK.
 
         Raises:
             CommandFailed (``kind``): -ERR.
@@ -715,7 +723,7 @@ class Dialogue:
     ) -> Exception:
         found = _STATUS.fullmatch(line)
         if found is None or found[1] != b"-ERR":
-            return self.lost(f"{command} was answered with no POP3 response", ProtocolBroken)
+            return self.lost(f"{command} was not answered with +OK or -ERR", ProtocolBroken)
         text = self.record.hide((found[2] or b"").decode("utf-8", "replace"))
         code = _CODE.fullmatch(text)
         if code is None:
@@ -725,7 +733,10 @@ class Dialogue:
         return kind(command, code[2], code[1].upper())
 
     def _each_line(self, take: Callable[[bytes], None], limit: int) -> Procedure[None]:
-        """A multi-line response of so many octets at most, of which the status was read."""
+        """Pass each line of a multi-line response to ``take``, after its status line was read.
+
+        ``limit``: maximum octets of the response; a longer one ends the connection.
+        """
         self._body = Unstuffer()
         octets, rest = 0, b""
         while piece := (yield from self._content()):
@@ -749,10 +760,10 @@ def _decoded(challenge: bytes) -> bytes:
 def _check(*arguments: str) -> None:
     """
     Raises:
-        UnsafeArgument: a control character, which could begin another command, or what is no text.
+        UnsafeArgument: a control character, which could start another command, or a surrogate.
     """
     for argument in arguments:
         if any(ord(character) < 0x20 or ord(character) == 0x7F for character in argument):
             raise UnsafeArgument("control character in an argument; nothing was sent")
         if any("\ud800" <= character <= "\udfff" for character in argument):
-            raise UnsafeArgument("an argument that is no Unicode text; nothing was sent")
+            raise UnsafeArgument("an argument is not valid Unicode text; nothing was sent")

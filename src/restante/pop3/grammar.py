@@ -1,7 +1,7 @@
 """Commands and responses as values (RFC 1939 §3, RFC 2449 §3).
 
-Security: no response repeats what a client sent, so none can be made to speak for another
-program that reads it.
+Security: no response repeats what a client sent, so a client cannot make the server send text that
+another program would take for a response.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from ..wire import Stuffer
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 _COUNT = re.compile(r"0|[1-9][0-9]{0,19}", re.ASCII)
-_LINES_AT_ONCE = 1000  # of a listing; some 30 kB
-_OCTETS_AT_ONCE = 32_768  # of a listing that lies ready
+_LINES_AT_ONCE = 1000  # of a listing; about 30 kB, so that no write is very large
+_OCTETS_AT_ONCE = 32_768  # of a pre-rendered listing
 
 
 class Command(NamedTuple):
-    """A keyword and what follows its space."""
+    """A keyword and its arguments."""
 
     keyword: str
     """In upper case; not necessarily known."""
     rest: str | None
-    """Everything after the first space, or None when there is none."""
+    """Everything after the first space, or None without a space."""
 
     @classmethod
     def parse(cls, line: bytes) -> Command:
-        """Octets that are not UTF-8 become lone surrogates.
+        """Parse a line; octets that are not UTF-8 become lone surrogates.
 
         Raises:
             BadCommand: a bare CR.
@@ -42,19 +42,20 @@ class Command(NamedTuple):
         return cls(keyword.upper() if keyword.isascii() else "", rest if space else None)
 
     def arguments(self) -> list[str]:
-        """Separated by one space each (RFC 1939 §3), so two spaces enclose an empty one."""
+        """Return the arguments, which single spaces separate (RFC 1939 §3); two adjacent spaces
+        enclose an empty argument."""
         return [] if self.rest is None else self.rest.split(" ")
 
 
 def parse_number(argument: str) -> int:
-    """A message-number: decimal, from 1, without sign or leading zero (RFC 1939 §4)."""
+    """Parse a message-number: decimal, at least 1, no sign, no leading zero (RFC 1939 §4)."""
     if not _NUMBER.fullmatch(argument):
         raise NoSuchMessage("message-number must be a decimal number, at least 1")
     return int(argument)
 
 
 def parse_count(argument: str) -> int:
-    """A number of lines, from 0 (RFC 1939 §7 TOP)."""
+    """Parse a number of lines, at least 0 (RFC 1939 §7 TOP)."""
     if not _COUNT.fullmatch(argument):
         raise BadCommand("number of lines must be a decimal number, at least 0")
     return int(argument)
@@ -69,10 +70,10 @@ class Response(NamedTuple):
     """Response code without its brackets (RFC 2449 §8)."""
     is_ok: bool = True
     lines: Iterable[str] | bytes | None = None
-    """Without line ends and without byte-stuffing, read once; or octets as they go out, all
-    but the termination octet's line."""
+    """Lines without line ends and byte-stuffing, iterated once; or the octets to send, without the
+    termination octet's line."""
     is_data: bool = False
-    """The text is for programs, so no language changes it."""
+    """The text is for programs and is never translated."""
 
     def head(self) -> bytes:
         """The first line."""
@@ -84,7 +85,7 @@ class Response(NamedTuple):
         return (line + "\r\n").encode()
 
     def encode(self) -> Iterator[bytes]:
-        """The whole response, a long one in pieces of some 30 kB."""
+        """Yield the response; a long one in pieces of about 30 kB."""
         if self.lines is None:
             yield self.head()
             return
@@ -112,5 +113,5 @@ class Challenge:
 
 
 def failure(error: RestanteError) -> Response:
-    """The one place where an error becomes -ERR."""
+    """Return the -ERR response for an error; the only place that translates errors."""
     return Response(str(error), error.code, is_ok=False)

@@ -14,7 +14,7 @@ class Message:
     """One message of the listing."""
 
     number: int
-    """Its message-number; good for this session only (RFC 1939 §4)."""
+    """Its message-number; valid in this session only (RFC 1939 §4)."""
     unique_id: str | None
     """None when the server has no UIDL (RFC 1939 §7)."""
     size: int

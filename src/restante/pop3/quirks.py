@@ -1,6 +1,6 @@
-"""What some servers do otherwise than the RFCs say, so far as a client must know it beforehand.
+"""Deviations of known servers from the RFCs that a client must know in advance.
 
-All that can be survived without knowing is survived by ``pop3.dialogue`` everywhere.
+``pop3.dialogue`` tolerates all other deviations, at every server.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ _BUSY = ("already locked", "lock busy", "mailbox in use", "maildrop in use", "al
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quirks:
-    """One server's ways.  None of them weakens TLS or the login."""
+    """The deviations of one server.  None of them weakens TLS or the login."""
 
     no_capa: bool = False
-    """CAPA is never asked, because the server hangs on it; ``added`` stands for its answer."""
+    """Never send CAPA, because the server hangs on it; ``added`` replaces its answer."""
     hidden: frozenset[str] = frozenset()
-    """Capabilities that are announced and do not work.  Where TOP does not, ``headers`` reads
+    """Capabilities that the server announces but that do not work.  Without TOP, ``headers`` reads
     whole messages."""
     added: tuple[str, ...] = ()
-    """Capabilities that work, or hold, and are not announced, as CAPA would list them:
+    """Capabilities that work but are not announced, written as in the answer to CAPA:
     ``PIPELINING``, ``LOGIN-DELAY 60``."""
     two_step_auth: bool = False
-    """AUTH takes no initial response."""
+    """AUTH does not accept an initial response."""
     utf8_login: bool = False
-    """USER and PASS take UTF-8 (RFC 6856 §2.2)."""
+    """USER and PASS accept UTF-8 (RFC 6856 §2.2)."""
     reset_before_quit: bool = False
-    """QUIT removes what was read: send RSET before it where nothing was marked as deleted."""
+    """QUIT removes all messages that were read: send RSET first if none is marked as deleted."""
     in_parts: bool = False
-    """A session lists only some of the messages, and the next one others once these are read."""
+    """A session lists only some of the messages; the next ones appear once these are read."""
     bare_line_feeds: bool = False
-    """Lines end with LF.  A message can then end itself by a line with a lone dot, so nothing of
-    an untrusted sender should come this way; never chosen by itself."""
+    """Lines end with LF.  A message can then end the response early with a line that is a single
+    dot, so use this only for trusted senders; it is never chosen automatically."""
     octets_per_day: int | None = None
-    """What it gives of one maildrop in a day, before it closes that for a while."""
+    """Octets that may be downloaded from one maildrop in a day before the server blocks it."""
     codes: Mapping[str, str] = field(default_factory=dict)
-    """Response codes by words in what the server says instead, in lower case."""
+    """Response codes for words (in lower case) that the server sends instead of a code."""
 
     def code(self, text: str) -> str | None:
-        """The response code that the words of a failure stand for."""
+        """Return the response code that the text of a failure implies, or None."""
         said = text.lower()
         if any(words in said for words in _BUSY):
             return "IN-USE"
@@ -78,7 +78,7 @@ _HOSTS = {
 
 
 def by_host(host: str) -> Quirks:
-    """What is known of the server of that name."""
+    """Return the known quirks of a server."""
     labels = host.lower().rstrip(".").split(".")
     return PRESETS[_HOSTS.get(".".join(labels[-2:]), "none")]
 
@@ -90,13 +90,13 @@ _FLAGS = (
 
 
 def parse(words: Sequence[str], host: str = "") -> Quirks:
-    """What somebody has written down, each word adding to those before it.
+    """Parse the words of a configuration; each adds to the previous ones.
 
-    ``auto`` is what is known of the host; then there are presets, flags such as ``no-capa``, and
-    capabilities: ``hide:TOP``, ``add:LOGIN-DELAY:60``.
+    ``auto`` stands for the known quirks of the host.  Other words are presets, flags such as
+    ``no-capa``, and capabilities: ``hide:TOP``, ``add:LOGIN-DELAY:60``.
 
     Raises:
-        UnsafeArgument: a word that means nothing.
+        UnsafeArgument: an unknown word.
     """
     found = Quirks()
     for word in words:
@@ -115,12 +115,14 @@ def parse(words: Sequence[str], host: str = "") -> Quirks:
         else:
             flags = ", ".join(_FLAGS).replace("_", "-")
             presets = ", ".join(PRESETS)
-            raise UnsafeArgument(f"wants auto, {presets}, {flags}, hide:TOP, add:LOGIN-DELAY:60")
+            raise UnsafeArgument(
+                f"must be auto, {presets}, {flags}, hide:TOP or add:LOGIN-DELAY:60"
+            )
     return found
 
 
 def in_words(word: str) -> str:
-    """How an error names a quirk: for the configuration, and for Python."""
+    """Return a quirk as error messages name it: for the configuration and for Python."""
     kind, _, capability = word.partition(":")
     tag = capability.replace(":", " ")
     match kind:
@@ -133,7 +135,7 @@ def in_words(word: str) -> str:
     return f"the quirk {word} (in Python Quirks({value}))"
 
 
-# What servers say instead of LOGIN-DELAY, and where they expected AUTH alone on its line.
+# Texts of servers that lack the response code LOGIN-DELAY, or expect AUTH without an argument.
 _TOO_SOON = re.compile(
     r"too (?:often|soon|frequent)|log.?in.{0,9}(?:delay|interval)|minimum (?:interval|time)"
     r"|(?:once|only) (?:every|per|in) \d+ (?:s|m)"
@@ -145,22 +147,22 @@ _NOT_UNDERSTOOD = re.compile(
 
 
 def remedy(command: str, text: str, *, with_response: bool = False) -> str:
-    """The quirk that may help where the server refused ``command`` with this text and no response
-    code; empty where none is known.  ``with_response``: AUTH had its initial response.
+    """Suggest a quirk after the server refused ``command`` with this text and no response code;
+    empty if none is known.  ``with_response``: AUTH was sent with an initial response.
     """
     said = text.lower()
     if command in ("USER", "PASS", "AUTH") and _TOO_SOON.search(said):
-        return f"if it limits how often to log in, set {in_words('add:LOGIN-DELAY:60')}"
+        return f"if the server limits how often you log in, set {in_words('add:LOGIN-DELAY:60')}"
     if not _NOT_UNDERSTOOD.search(said):
         return ""
     if command == "AUTH":
         word = "two-step-auth" if with_response else "hide:SASL"
-        return f"if the password is right, set {in_words(word)}"
+        return f"if the password is correct, set {in_words(word)}"
     return f"if TOP never works there, set {in_words('hide:TOP')}" if command == "TOP" else ""
 
 
 class LineEnds:
-    """Makes CRLF of each bare LF in octets that come in pieces."""
+    """Converts bare LF to CRLF in octets that arrive in pieces."""
 
     def __init__(self) -> None:
         self._last = b""
@@ -169,6 +171,6 @@ class LineEnds:
         text = self._last + octets
         whole = text.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
         begun = len(self._last)
-        # A CR at the end was given already, and waits here only for its LF.
+        # A CR at the end has been returned already; it is kept only to recognise its LF.
         self._last = b"\r" if octets.endswith(b"\r") else b""
         return whole[begun:]

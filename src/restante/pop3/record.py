@@ -1,9 +1,9 @@
-"""What both sides of our client's session say, line by line, for a person to read.
+"""A readable record of a client session: the lines of both sides, without secrets.
 
-Security: no password ever, neither here nor in an exception.  During the login only keywords,
-mechanisms and user names of what we send are recorded, and of what the server answers only the
-status and the response code; later the password is blanked out wherever a server repeats it.  Of a
-multi-line response only the first line is recorded.
+Security: a password appears neither here nor in an exception.  During the login, only keywords,
+mechanisms and user names of our commands are recorded, and only the status and the response code of
+the server's answers; later the password is masked wherever a server repeats it.  Of a multi-line
+response only the first line is recorded.
 """
 
 from __future__ import annotations
@@ -22,38 +22,41 @@ from ..wire import CRLF
 
 _PUBLIC = re.compile(r"(?:USER|CAPA|STLS|AUTH)\b(?: [^ ]+)?|(?:PASS|APOP)\b", re.IGNORECASE)
 _PUBLIC_ANSWER = re.compile(r"(?:\+OK|-ERR)(?: \[[A-Za-z0-9/-]{1,20}\])?")
-# Characters of a secret that are hidden wherever they stand together: a server may repeat only its
-# beginning, and English rarely has as many of them by chance.
+# Any run of this many characters of a secret is masked, because a server may repeat only a part of
+# it.  Shorter runs occur in English words by chance.
 _RUN = 6
-# Shorter secrets are hidden only as words of their own: anything else would make riddles of texts.
+# Secrets shorter than this many characters are masked as whole words only; masking them inside
+# words would make texts unreadable.
 _WORD = 4
 _HIDDEN = "***"
-_SHOWN = 2000  # characters of a line, though RFC 1939 §3 allows 512: each costs a look-up; ours
+# Characters of a line that are searched for secrets and shown; RFC 1939 §3 allows 512 octets.  Our
+# own limit, because each character costs a look-up.
+_SHOWN = 2000
 
 
 class Secrets:
-    """A password or token, and what was sent for it, in all forms that a server may repeat."""
+    """A password or token, and what was sent to prove it, in all forms that a server may repeat."""
 
     def __init__(self) -> None:
         self._forms: set[str] = set()
-        self._runs: dict[int, set[str]] | None = None  # by length; made when they are needed
+        self._runs: dict[int, set[str]] | None = None  # by length; computed when first needed
 
     def replace(self, secret: str) -> None:
-        """From now on this one is hidden, and the one before it no more."""
+        """Mask this secret from now on, and no longer the previous one."""
         self._forms, self._runs = set(), None
         if secret:
             self._forms.update(_forms(secret))
 
     def add(self, sent: str) -> None:
-        """What was sent to prove that we know it, such as a line in base64."""
+        """Also mask a text that was sent to prove the secret, such as a line in Base64."""
         if len(sent) >= _WORD:
             self._forms.add(sent)
             self._runs = None
 
     def hide(self, text: str) -> str:
-        """The text with ``***`` in place of each secret, in any case of letters.
+        """Return the text with ``***`` in place of each secret, compared without case.
 
-        What is longer than any honest line is cut.
+        A text longer than 2000 characters is truncated.
         """
         if len(text) > _SHOWN:
             text = text[:_SHOWN] + " …"
@@ -82,7 +85,7 @@ def _forms(secret: str) -> Iterator[str]:
     yield octets.decode("latin-1")
     latin = secret.encode("latin-1", "replace")
     yield from (latin.decode("utf-8", errors) for errors in ("replace", "backslashreplace"))
-    for before in range(3):  # where it stands among the octets that were encoded together
+    for before in range(3):  # its offset within a group of three octets decides its Base64 form
         encoded = b64encode(bytes(before) + octets)
         inside = encoded[(4 * before + 2) // 3 : (before + len(octets)) * 4 // 3].decode()
         if len(inside) >= _WORD:
@@ -99,7 +102,7 @@ def _runs(forms: set[str]) -> dict[int, set[str]]:
 
 
 def _lowered(text: str) -> str:
-    """Of the same length, as ``lower`` is not for a few letters."""
+    """Return the text in lower case with the same length; ``str.lower`` lengthens a few letters."""
     if text.isascii():
         return text.lower()
     return "".join(low if len(low := each.lower()) == 1 else each for each in text)
@@ -111,23 +114,23 @@ def _is_word(text: str, at: int, size: int) -> bool:
 
 
 class Record:
-    """Gives ``C:`` and ``S:`` lines to ``tell``, if there is one, and knows what must be hidden."""
+    """Passes ``C:`` and ``S:`` lines to ``write``, if given, and masks secrets in them."""
 
-    def __init__(self, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(self, write: Callable[[str], None] | None = None) -> None:
         """
         Raises:
-            TypeError: ``tell`` is no function.
+            TypeError: ``write`` is not callable.
         """
-        if tell is not None and not callable(tell):
-            raise TypeError(f"record: a function is needed, not {type(tell).__name__}")
-        self._tell = tell
-        self._failure: Exception | None = None  # of ``tell``
+        if write is not None and not callable(write):
+            raise TypeError(f"record must be a function, not {type(write).__name__}")
+        self._write = write
+        self._failure: Exception | None = None  # of ``write``
         self._secrets = Secrets()
         self._is_login = False
 
     @contextmanager
     def login(self, secret: str) -> Iterator[None]:
-        """What is said meanwhile may hold the secret in any form."""
+        """Treat the block as a login, in which every line may contain the secret."""
         self._secrets.replace(secret)
         self._is_login = True
         try:
@@ -136,16 +139,16 @@ class Record:
             self._is_login = False
 
     def check(self) -> None:
-        """Raise what ``tell`` has raised, such as a terminal that cannot show a character.
+        """Raise an earlier exception of ``write``, such as a terminal that cannot show a character.
 
-        Not at once, in the middle of a command, but when a session could go on after it.
+        It is delayed until here, so that it does not interrupt a command and end the session.
         """
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
 
     def hide(self, text: str) -> str:
-        """What a server has said, without the password; for exceptions."""
+        """Return a server's text with secrets masked; for exceptions."""
         return self._secrets.hide(text)
 
     def sent(self, octets: bytes) -> None:
@@ -156,20 +159,20 @@ class Record:
                 rest = text[found.end() :] if found else text
                 self._secrets.add(rest.strip(" "))
                 self._secrets.add(rest.rpartition(" ")[2])  # APOP: the digest without the user
-            self._tell_line("C", text, _PUBLIC)
+            self._write_line("C", text, _PUBLIC)
 
     def heard(self, line: bytes) -> None:
-        self._tell_line("S", line.decode("utf-8", "backslashreplace"), _PUBLIC_ANSWER)
+        self._write_line("S", line.decode("utf-8", "backslashreplace"), _PUBLIC_ANSWER)
 
-    def _tell_line(self, side: str, text: str, public: re.Pattern[str]) -> None:
-        if self._tell is None:
+    def _write_line(self, side: str, text: str, public: re.Pattern[str]) -> None:
+        if self._write is None:
             return
         if self._is_login:
             found = public.match(text)
             shown = found[0] if found else ""
             text = shown if shown == text else f"{shown} ***".lstrip()
         try:
-            self._tell(f"{side}: " + "".join(map(_visible, self.hide(text))))
+            self._write(f"{side}: " + "".join(map(_visible, self.hide(text))))
         except Exception as error:
             self._failure = self._failure or error
 

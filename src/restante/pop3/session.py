@@ -1,10 +1,10 @@
 """The server's side of one POP3 session, without I/O (RFC 1939 §3-§7).
 
-Feed what arrives to ``receive`` and ask ``next`` for events until it gives None.  A Response
-or Challenge is to be sent.  An Action needs the outside; while it is unanswered ``next`` gives
-None, so that pipelined commands wait by themselves (RFC 2449 §6.6).
+Pass received octets to ``receive`` and call ``next`` for events until it returns None.  A Response
+or Challenge must be sent.  An Action must be carried out and answered; until then ``next`` returns
+None, so that pipelined commands wait (RFC 2449 §6.6).
 
-Security: everything that is fed comes from a stranger.  Bad input changes no state.
+Security: all input comes from untrusted clients.  Bad input changes no state.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from .state import Close, Event, Login, Retrieve, StartTLS, State
 from .texts import translated
 from .transaction import Transaction
 
-MAX_RELAY = 8192  # octets of XCLIENT, from trusted proxies only; ours
-_BESIDE = 150  # octets of the greeting's text beside a time stamp; all has 512 (RFC 2449 §4)
-_RETR = re.compile(rb"RETR ([1-9][0-9]{0,9})\r\n")  # by the thousand, so it has a short way
+MAX_RELAY = 8192  # octets of an XCLIENT line, from trusted proxies only; our own limit
+# Octets of the greeting's text if a time stamp follows; the line may have 512 (RFC 2449 §4).
+_BESIDE = 150
+_RETR = re.compile(rb"RETR ([1-9][0-9]{0,9})\r\n")  # fast path for the most frequent command
 _CLEAR = Channel()
 _ANSWERS = (Response, Challenge)
 _FOREIGN = FOREIGN_PROTOCOLS | {"EHLO", "HELO", "LHLO"}
@@ -44,14 +45,14 @@ _FOREIGN = FOREIGN_PROTOCOLS | {"EHLO", "HELO", "LHLO"}
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What one server allows all its sessions."""
+    """The settings of one server for all its sessions."""
 
     greeting: str = "restante ready"
     """Text of the greeting: no "<", which would announce APOP, no leading "[" (RFC 2449 §3)."""
     language: str = "en"
-    """Of texts, until a client chooses another (RFC 6856 §3)."""
+    """Language of the texts until a client chooses another (RFC 6856 §3)."""
     makes_surrogates: bool = False
-    """Of messages with UTF-8 in their header, for clients that do not say UTF8 (RFC 6858)."""
+    """Send surrogates of messages with UTF-8 in their header to clients without UTF8 (RFC 6858)."""
     mechanisms: tuple[str, ...] = ("PLAIN",)
     bad_commands: int = 3
     """Maximum number of bad commands before login; the session ends at the limit."""
@@ -63,9 +64,9 @@ class Policy:
     """Maximum number of lines before login, right or wrong; a login takes three to ten."""
     failed_logins: int = 3
     terms: Terms = field(default_factory=Terms)
-    """Of every user whose account says nothing else."""
+    """The terms of every user whose account does not set its own."""
     worst: Terms | None = None
-    """The longest delay and the shortest time of any user, which strangers are told; None: all
+    """The longest delay and the shortest retention of any user, announced before login; None: all
     users have ``terms`` (RFC 2449 §6.5, §6.7)."""
 
     @property
@@ -74,7 +75,7 @@ class Policy:
         return self.worst or self.terms
 
     def terms_of(self, account: Account) -> Terms:
-        """Never a longer delay than is announced before the login."""
+        """Return the user's terms; the delay is never longer than announced before the login."""
         delay = ceil(account.login_delay) or self.terms.login_delay
         return Terms(
             min(delay, self.told.login_delay),
@@ -144,33 +145,33 @@ class Session:
     ) -> None:
         """``verbs``: the table of commands.
         ``may_relay``: the peer is a trusted proxy, which may report a client's address (XCLIENT).
-        ``time_stamp``: for APOP, another one in each session; empty: no APOP."""
+        ``time_stamp``: for APOP, unique for each session; empty: no APOP."""
         self.state = State.AUTHORIZATION
         self.is_secure = is_secure
         self.user: str | None = None
-        """The name that USER gave and PASS may follow."""
+        """The name sent by USER, if PASS may follow now."""
         self.language = policy.language
-        """Of texts; a tag of ``texts.LANGUAGES``."""
+        """Language of the texts; a tag of ``texts.LANGUAGES``."""
         self.mechanism = ""
-        """That AUTH named last."""
+        """Mechanism of the last AUTH command."""
         self.cancelled = ""
         """The mechanism of the last exchange that the client cancelled."""
         self.is_utf8 = False
-        """The client takes UTF-8 in headers (RFC 6856 §2)."""
+        """The client sent UTF8 and accepts UTF-8 in headers (RFC 6856 §2)."""
         self._verbs = verbs
         self._policy = policy
         self._may_start_tls = may_start_tls
         self._clear = may_login_in_clear
         self.may_relay: bool = may_relay
         self.time_stamp: str = time_stamp if self.may_login_in_clear else ""
-        """What the greeting said, and what APOP answers to (RFC 1939 §7); empty: no APOP."""
+        """The time stamp of the greeting, which APOP digests (RFC 1939 §7); empty: no APOP."""
         self._lines = LineBuffer(self._limit)
         self._channel = channel or _CLEAR
         self._exchange: Exchange | None = None
-        self._lookup: Lookup | None = None  # that the exchange waits for
-        self._max_line = 0  # octets of base64 in one response of this exchange
-        self._refusal = b""  # the challenge that tells of a failure of this exchange
-        self._failure: AuthenticationFailed | None = None  # what it told of
+        self._lookup: Lookup | None = None  # the look-up that the exchange waits for
+        self._max_line = 0  # octets of Base64 in one response of this exchange
+        self._refusal = b""  # the challenge that reports a failure of this exchange
+        self._failure: AuthenticationFailed | None = None  # the failure that it reported
         self._awaiting = False
         self._closing = ""
         self._bad_commands = self._refused_exchanges = self._commands = 0
@@ -179,21 +180,24 @@ class Session:
         self._terms = policy.told
         self._failed_logins = 0
 
-    # What the driver calls.
+    # Called by the driver.
 
     def greeting(self) -> Response:
-        """The first thing a client hears."""
+        """Return the greeting (RFC 1939 §4)."""
         text = self._policy.greeting
         if self.time_stamp:
             text = f"{text[:_BESIDE]} {self.time_stamp}"
         return Response(text, "XCLIENT" if self.may_relay else None)
 
     def receive(self, octets: bytes) -> None:
-        """Take what arrived.  The caller bounds it by reading less while ``unread`` is large."""
+        """Feed received octets.  The caller must stop reading while ``unread`` is large."""
         self._lines.feed(octets)
 
     def next(self) -> Event | None:
-        """Take one command.  What to say or to do now; None: feed me, or answer first."""
+        """Process one command, and return the response to send or the action to carry out.
+
+        None: more input is needed, or the last action must be answered first.
+        """
         if self._awaiting or self.state is State.CLOSED:
             return None
         if self._closing:
@@ -216,7 +220,7 @@ class Session:
     ) -> Response:
         """Answers Login: the maildrop is open and locked (RFC 1939 §4).
 
-        ``terms``: this user's, where they are not what was announced.
+        ``terms``: the user's terms, if they differ from those announced.
         """
         self.transaction = opened = Transaction(listing, is_read_only=is_read_only)
         self._terms = terms or self._terms
@@ -226,7 +230,7 @@ class Session:
         return self._worded(Response(f"{opened.count} messages ({opened.octets} octets)"))
 
     def retrieved(self) -> None:
-        """Answers Retrieve: all of it was sent."""
+        """Answers Retrieve: the whole message was sent."""
         self._awaiting = False
 
     def found(self, secrets: ScramSecrets) -> Response | Challenge:
@@ -245,18 +249,18 @@ class Session:
         return event
 
     def secured(self, channel: Channel | None = None) -> None:
-        """Answers StartTLS: what was said in clear is forgotten (RFC 2595 §4)."""
+        """Answers StartTLS: everything received before TLS is discarded (RFC 2595 §4)."""
         self._awaiting = False
         self.is_secure = True
         self.time_stamp = ""
         self._channel = channel or _CLEAR
 
     def relayed(self, tls: str, *, may_login_in_clear: bool) -> Response:
-        """Answers Relay: from here on the client is the one behind the proxy."""
+        """Answers Relay: the session now belongs to the client behind the proxy."""
         self._awaiting = False
         self._clear = may_login_in_clear
         self.may_relay = False
-        self.time_stamp = ""  # it heard another greeting
+        self.time_stamp = ""  # the client received the proxy's greeting, not this one
         self._lines.limit = self._limit
         if tls:
             self.is_secure = tls != "no"
@@ -264,11 +268,11 @@ class Session:
         return self._worded(Response("updated"))
 
     def updated(self) -> Response:
-        """Answers Update: all marked messages are removed, durably."""
+        """Answers Update: all marked messages were removed durably."""
         return self._answer_last(Response("goodbye"))
 
     def failed(self, error: RestanteError) -> Response | Challenge:
-        """Answers Login, Lookup, Retrieve or Update: it could not be done."""
+        """Answers Login, Lookup, Retrieve or Update: the action failed."""
         if self.state is State.UPDATE:
             return self._answer_last(failure(error))
         self._awaiting = False
@@ -279,14 +283,14 @@ class Session:
 
     @property
     def unread(self) -> int:
-        """Octets that wait to be taken as commands."""
+        """Octets received but not yet processed."""
         return self._lines.unread
 
-    # What the commands call.
+    # Called by the commands.
 
     @property
     def may_login_in_clear(self) -> bool:
-        """Whether a password may be shown here: inside TLS, or where it is allowed."""
+        """Whether the client may send a password now: inside TLS, or if clear text is allowed."""
         return self.is_secure or self._clear
 
     @property
@@ -302,15 +306,17 @@ class Session:
         return self._policy.language
 
     def begin_utf8(self) -> None:
-        """No TLS can begin any more (RFC 6856 §2.1).  After the login nothing else changes: what
-        was announced then holds."""
+        """Enable UTF-8; STLS is no longer allowed (RFC 6856 §2.1).
+
+        After the login this has no effect, because the sizes announced then must stay valid.
+        """
         if self.state is State.AUTHORIZATION:
             self.is_utf8 = True
             self._may_start_tls = False
 
     @property
     def mechanisms(self) -> tuple[str, ...]:
-        """What may be named in AUTH here and now."""
+        """The mechanisms that AUTH accepts now."""
         if not self.may_login_in_clear:
             return ()
         return tuple(
@@ -322,20 +328,21 @@ class Session:
 
     @property
     def terms(self) -> tuple[Terms, bool]:
-        """What to announce, and whether the login may make it more exact."""
+        """The terms to announce, and whether they may change with the login."""
         is_vague = self.state is State.AUTHORIZATION and self._policy.worst is not None
         return self._terms, is_vague
 
     def begin_exchange(self, mechanism: Mechanism, initial_response: str | None) -> Event:
-        """The first step, or the first two when there is an initial response (RFC 5034 §4).
+        """Run the first step, or the first two if there is an initial response (RFC 5034 §4).
 
         Raises:
             BadCommand: the mechanism accepts no initial response, or its Base64 is invalid.
-            AuthenticationFailed: at once, as far as the mechanism can tell.
+            AuthenticationFailed: the mechanism refuses the response without a look-up.
         """
         channel = self._channel
         if not any(name.endswith("-PLUS") for name in self.mechanisms):
-            channel = replace(channel, end_point=b"")  # what is not offered is not missed
+            # A client that did not see -PLUS in the offer must not be refused for not using it.
+            channel = replace(channel, end_point=b"")
         exchange = mechanism.server(channel)
         challenge = next(exchange)
         assert isinstance(challenge, bytes)
@@ -348,11 +355,11 @@ class Session:
         return self._respond(exchange, "" if initial_response == "=" else initial_response)
 
     def leave(self, response: Response) -> Response:
-        """Say this and close."""
+        """Close the session after this response."""
         self._closing = "quit"
         return response
 
-    # Inside.
+    # Internal.
 
     def _take(self) -> Event | None:
         if self.state is State.TRANSACTION and (number := self._lines.take(_RETR)) is not None:
@@ -386,7 +393,7 @@ class Session:
             raise BadCommand(f"wrong arguments for {command.keyword}")
         event = verb.run(self, *arguments)
         if self.user is not None and command.keyword not in ("USER", "AUTH"):
-            self.user = None  # PASS comes right after USER; AUTH leaves no trace (RFC 5034 §4)
+            self.user = None  # PASS must follow USER directly; AUTH changes nothing (RFC 5034 §4)
         return event
 
     def _continue(self, exchange: Exchange, line: bytes) -> Event:
@@ -397,7 +404,7 @@ class Session:
         return self._respond(exchange, line.decode("ascii", "replace"))
 
     def _respond(self, exchange: Exchange, response: str) -> Event:
-        """The client's step."""
+        """Pass the client's response to the exchange."""
         try:
             octets = b64decode(response, validate=True)
         except ValueError as error:
@@ -428,7 +435,7 @@ class Session:
         return MAX_RELAY if self.may_relay else MAX_COMMAND
 
     def _refuse(self, error: RestanteError) -> Response:
-        """One -ERR, and no state changes; too many of them end the session."""
+        """Return -ERR without a change of state; too many errors end the session."""
         self._end_exchange()
         self._refusal, self._failure = b"", None
         policy, in_transaction = self._policy, self.state is State.TRANSACTION
@@ -451,7 +458,7 @@ class Session:
         return self._worded(failure(error))
 
     def _last(self, text: str, code: str | None = None) -> Response:
-        """The last -ERR of the session, which says so."""
+        """Return the last -ERR of the session, which announces the end."""
         self._closing = text.partition(",")[0]
         return self._worded(Response(text, code, is_ok=False))
 
@@ -460,7 +467,7 @@ class Session:
         return self.leave(self._worded(response))
 
     def _in_words(self, event: Event) -> Event:
-        """In the client's language."""
+        """Translate the text of an event into the client's language."""
         match event:
             case Response():
                 return self._worded(event)

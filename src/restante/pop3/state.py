@@ -1,4 +1,4 @@
-"""The states of a session (RFC 1939 §3) and what it asks of the world around it."""
+"""The states of a session (RFC 1939 §3) and the actions that it requests from its driver."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Verify, ask for permission, open the maildrop; answer ``opened`` or ``failed``."""
+    """Verify the login, check permission, open the maildrop; answer ``opened`` or ``failed``."""
 
     shown: Shown
 
@@ -29,7 +29,7 @@ class Login:
 class Retrieve(NamedTuple):
     """Send ``response`` and the message; answer ``retrieved``, or ``failed`` if nothing was sent.
 
-    Once the first octet was sent there is no way back: if the message cannot be sent to its
+    After the first octet the response cannot be taken back: if the message cannot be sent to its
     end, the connection must be aborted without the termination octet.
     """
 
@@ -37,7 +37,7 @@ class Retrieve(NamedTuple):
     entry: Entry
     response: Response
     lines: int | None = None
-    """Only the header and so many lines of the body (TOP), or None: all."""
+    """Number of body lines to send after the header (TOP); None: the whole message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +56,17 @@ class StartTLS:
 
 @dataclass(frozen=True, slots=True)
 class Relay:
-    """A trusted proxy has told who its client is; answer ``relayed`` or ``failed``."""
+    """A trusted proxy has reported its client; answer ``relayed`` or ``failed``."""
 
     address: str
-    """IP address; empty: not told."""
+    """The client's IP address; empty: not reported."""
     tls: str
-    """Between client and proxy: ``yes``, ``no``, or empty: not told."""
+    """Whether client and proxy use TLS: ``yes``, ``no``, or empty: not reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Send what was said so far and close.  Takes no answer."""
+    """Send all pending responses and close.  Needs no answer."""
 
     reason: str
 
