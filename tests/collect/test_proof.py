@@ -14,6 +14,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -24,7 +25,7 @@ from restante.collect.destinations.opening import open_destination
 from restante.collect.ledger import Ledger
 from restante.collect.plan import Budget, Policy, short_name
 from restante.collect.run import Run
-from restante.errors import ConnectionLost
+from restante.errors import ConnectionLost, TemporaryFailure
 from restante.pop3.listing import Message
 from restante.pop3.quirks import Quirks
 
@@ -1304,3 +1305,51 @@ def test_a_message_that_was_present_is_deleted_only_if_it_is_the_same(world: Wor
     outcome = world.collect(KEEP_NONE, adopt_present=True)
     assert (outcome.present, outcome.stored, outcome.deleted) == (2, 1, 2)
     assert world.mail == sorted([letter("a", "body 1"), letter("a", "body 2"), letter("b")])
+
+
+# The name of a message at its destination.
+
+
+def dies(world: World) -> None:
+    """After the message was stored, and before the ledger knows it."""
+    killed = mock.patch.object(Ledger, "took", side_effect=TemporaryFailure("killed"))
+    with killed, pytest.raises(TemporaryFailure):
+        world.collect()
+
+
+@pytest.mark.parametrize("size", [0, 500])
+@pytest.mark.parametrize("is_other", [False, True])
+def test_a_size_that_changes_after_a_crash_stores_nothing_twice(
+    size: int, is_other: bool, world: World
+) -> None:
+    """New mail, and other mail under a known unique-id."""
+    policy = Policy(keep=0.0, verified=True)
+    if is_other:
+        world.server.mail = {"a": letter("before")}
+        world.collect()
+    world.server.mail = {"a": letter("a")}
+    dies(world)
+    assert letter("a") in world.mail
+    world.server.sizes = {"a": size}
+    world.collect(policy)
+    assert world.mail.count(letter("a")) == 1
+    world.collect(policy)
+    assert (world.server.mail, world.outcome.unverified) == ({}, 0)
+
+
+@pytest.mark.parametrize("body", ["", "a body of another size"])
+def test_mail_under_a_reused_unique_id_is_known_when_the_ledger_is_lost(
+    body: str, world: World, tmp_path: Path
+) -> None:
+    """Servers may use a unique-id again when its message is gone (RFC 1939 §7)."""
+    world.server.mail = {"a": letter("a"), "b": letter("b")}
+    world.collect()
+    world.server.mail = {"b": letter("b")}
+    world.collect()
+    world.server.mail = {"a": letter("c", body), "b": letter("b")}
+    world.collect()
+    assert len(world.mail) == 3
+    for each in tmp_path.glob("ledger*"):
+        each.unlink()
+    world.collect()
+    assert len(world.mail) == 3

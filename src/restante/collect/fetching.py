@@ -227,7 +227,8 @@ class Fetching:
             return False
         reader = ContentReader()
         await self._store(message, reader, self._read(reader, body), was_begun=step.was_begun)
-        self._came(message, Stored(key, message.size, reader.content()), reader, is_new=True)
+        row = self._known.row(key, message.size, reader.content(), identity)
+        self._came(message, row, reader, is_new=True)
         return True
 
     async def _read(
@@ -290,11 +291,11 @@ class Fetching:
 
     def _find_new(self, seen: Seen, step: Fetch | Compare, content: Content) -> _Whole | None:
         """Of a key under which nothing was taken."""
-        row = Stored(seen.key, seen.message.size, content)
+        row = self._known.row(seen.key, seen.message.size, content)
         if step.key is not None and (moved := self._find_moved(seen, row, content)):
             return moved
         is_known = self.dedupe and self._ledger.has_content(self._account, content)
-        if is_known or self._holds(self._known.identity(row.key, row.size), content):
+        if is_known or self._holds(self._known.identity(seen.key, row.size), content):
             return _Whole(seen, row)
         return None
 
@@ -347,14 +348,14 @@ class Fetching:
     async def _store_new(
         self, step: Fetch, key: str, reader: ContentReader, body: AsyncIterable[bytes]
     ) -> None:
-        message, destination = step.message, self._destination
+        message, destination, content = step.message, self._destination, reader.content()
         identity = self._known.identity(key, message.size)
         # By another message, or it would have been found.
-        is_used = offers(destination, Verifying) and destination.has(identity)
-        other = self._known.identity(key, message.size, reader.content()) if is_used else ""
+        if offers(destination, Verifying) and destination.has(identity):
+            identity = self._known.identity(key, message.size, content)
         self._ledger.intend(self._account, [(key, message.size)])
-        row = Stored(key, message.size, reader.content(), other)
-        is_new = destination.begin(other or identity)
+        row = self._known.row(key, message.size, content, identity)
+        is_new = destination.begin(identity)
         await self._store(message, reader, body, was_begun=step.was_begun, is_wanted=is_new)
         self._came(message, row, reader, is_new=is_new)
 
@@ -363,9 +364,11 @@ class Fetching:
     ) -> None:
         """Another message under a unique-id that is known."""
         content, before = reader.content(), self._known.identity_of(key)
-        identity = self._known.identity(key, message.size, content)
         intent = earlier_key(key, content.digest)
-        was_begun = intent in self._known.taken
+        begun = self._known.taken.get(intent)
+        was_begun = begun is not None
+        size = message.size if begun is None else begun.size
+        identity = await in_thread(self._other_identity, key, size, content)
         self._ledger.intend(self._account, [(intent, message.size)])
         is_new = self._destination.begin(identity)
         await self._store(message, reader, body, was_begun=was_begun, is_wanted=is_new)
@@ -373,6 +376,16 @@ class Fetching:
         self._came(message, row, reader, is_new=is_new)
         text = "other mail under a unique-id that was used before; both are stored"
         self._outcome.notes.append(f"message {message.number}: {text}")
+
+    def _other_identity(self, key: str, size: int, content: Content) -> str:
+        """Of another message than the one known under this key: if it is free the name that it
+        would have without the ledger, so that it is found if the ledger is lost.  Blocking."""
+        destination, usual = self._destination, self._known.usual(key, size)
+        other = self._known.identity(key, size, content)
+        if not offers(destination, Verifying) or usual == self._known.identity_of(key):
+            return other
+        is_free = not destination.has(usual) or destination.holds(usual, content.digest)
+        return usual if is_free else other
 
     def _came(self, message: Message, row: Stored, reader: ContentReader, *, is_new: bool) -> None:
         is_short = reader.is_short(message.size)

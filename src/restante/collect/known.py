@@ -50,13 +50,25 @@ class Known:
     def identity(self, key: str, size: int, content: Content | None = None) -> str:
         """The name of a message at its destination.
 
-        With ``content`` it is that of another message than the one which has the usual name.
+        With ``content`` it is that of another message than the one which has the usual name.  What
+        was begun before a crash keeps the name under which it may be stored, though the server may
+        announce another ``size`` now.
         """
-        usual = self._identities.get(key) if content is None else None
-        if usual is not None:
-            return usual
-        identity = f"{self._label} {key} {size}"
-        return identity if content is None else f"{identity} {content.digest.hex()}"
+        if content is not None:
+            return f"{self.usual(key, size)} {content.digest.hex()}"
+        known = self.taken.get(key)
+        if known is not None and known.at is None:
+            size = known.size
+        return self._identities.get(key) or self.usual(key, size)
+
+    def usual(self, key: str, size: int) -> str:
+        """The name of a message of which the ledger knows nothing."""
+        return f"{self._label} {key} {size}"
+
+    def row(self, key: str, size: int, content: Content, identity: str = "") -> Stored:
+        """For the ledger: a message that is stored, under this name or under that of its key."""
+        identity = identity or self.identity(key, size)
+        return Stored(key, size, content, "" if identity == self.usual(key, size) else identity)
 
     def identity_of(self, key: str) -> str:
         """The name of a message that was taken."""
@@ -68,7 +80,7 @@ class Known:
         doubt = Doubt.SHORT if row.is_short else Doubt.NONE
         self.taken[row.key] = Taken(row.size, at, doubt=doubt)
         if row.content is not None:
-            identity = row.identity or f"{self._label} {row.key} {row.size}"
+            identity = row.identity or self.usual(row.key, row.size)
             self._records[row.key] = Record(row.size, row.content, identity)
 
     def compared(self, row: Stored, again_at: float | None) -> None:
