@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from restante import config
 from restante.app.job import Job
+from restante.cli import account
+from restante.client.asynchronous import connect
 from restante.collect.plan import Budget
+from restante.pop3.quirks import Quirks
 from restante.testing_hostile import PASSWORD, Attack, HostileServer
+
+from ..client.shells import NONE, UNUSED, scripted
+from ..collect.odd import MAIL, Odd
 
 MESSAGE = b"Subject: one\n\nhello\n"
 
@@ -197,6 +208,23 @@ def test_only_mail_that_is_in_a_maildir_is_adopted(shell: Shell, server: dict[st
     assert (outcome["stored"], outcome["deleted"]) == (3, 3)
     stored = sorted(path.read_bytes() for path in (shell.home / "Mail" / "new").iterdir())
     assert stored == sorted([MESSAGE.replace(b"\n", b"\r\n"), letter(4), twins[1]])
+
+
+def test_adopting_removes_nothing_that_was_read_for_its_header() -> None:
+    """The server removes at QUIT what RETR sent, and its TOP does not work."""
+    odd = Odd(removes_what_was_read=True)
+
+    async def main() -> None:
+        async with scripted(odd) as (port, _):
+            options: dict[str, Any] = {"user": "a", "password": "b", "tls": NONE, "context": UNUSED}
+            quirks = Quirks(hidden=frozenset({"TOP"}))
+            log_in = partial(connect, f"pop3://127.0.0.1:{port}", quirks=quirks, **options)
+            job: Any = SimpleNamespace(connect=log_in)
+            assert await account._listing(job, Counter()) == ([], 3)
+
+    asyncio.run(main())
+    assert odd.mail == MAIL
+    assert odd.read == [*MAIL]
 
 
 @pytest.mark.slow

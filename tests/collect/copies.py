@@ -117,6 +117,9 @@ class Destination:
     def purge(self) -> None:
         """What is held is destroyed."""
 
+    def refuse(self, is_refusing: bool) -> None:
+        """Take no long message from now on, or all again; where a destination can refuse one."""
+
     def cut_power(self) -> None:
         """What is not durable is lost."""
 
@@ -218,7 +221,19 @@ class Command(_Files):
     @property
     def to(self) -> str:
         file = f"{self.place}/taken/$$"
-        return f"command:sh -c 'cat > {file}.part && mv {file}.part {file}'"
+        refuses = f"test -e {self._sign} && grep -q xxxx {file}.part"
+        refuse = f"if {refuses}; then rm {file}.part; exit 65; fi"
+        return f"command:sh -c 'cat > {file}.part && {refuse} && mv {file}.part {file}'"
+
+    @property
+    def _sign(self) -> Path:
+        """There while it refuses mail."""
+        return self.place / "refuses"
+
+    def refuse(self, is_refusing: bool) -> None:
+        self._sign.unlink(missing_ok=True)
+        if is_refusing:
+            self._sign.touch()
 
     def _files(self) -> Iterator[Path]:
         for path in (self.place / "taken").iterdir():

@@ -67,6 +67,8 @@ class Lies:
     """Or "says nothing" (and removes), "closes first", "refuses" (half is removed), "forgets"."""
     removes_without_quit: bool = False
     """What is marked when the connection is lost is removed, against RFC 1939 §6."""
+    expires: bool = False
+    """It announces EXPIRE 0, and removes at QUIT all that RETR sent (RFC 2449 §6.7)."""
     rewrites: bool = False
     """At QUIT it adds header fields to what was read, as GNU mailutils does."""
     has_uidl: bool = True
@@ -122,6 +124,8 @@ class Hostile:
         """Called at each DELE, before it is answered."""
         self.removed: Callable[[Session, Sequence[Mail]], None] = lambda session, mails: None
         """Called when what was marked has left."""
+        self.expired: Callable[[Mail], object] = lambda mail: None
+        """Called before a message leaves that was sent and not marked."""
         self.announced: dict[str, set[tuple[Letter, int]]] = {}
         """Under each unique-id: what had it, and with which size it was listed."""
         self.sessions: list[Session] = []
@@ -241,6 +245,8 @@ class Hostile:
             case "forgets":
                 return b"+OK\r\n"
         self._remove(session, marked)
+        if lies.expires:
+            self._expire(session)
         if lies.quit == "says nothing":
             raise ConnectionAbortedError
         return b"+OK\r\n"
@@ -250,6 +256,12 @@ class Hostile:
         for mail in removed:
             self.take_away(mail)
         self.removed(session, removed)
+
+    def _expire(self, session: Session) -> None:
+        for mail in [each for each in session.listed if each in session.read]:
+            if mail in self.mails:
+                self.expired(mail)
+                self.take_away(mail)
 
     # What others do with the maildrop.
 
@@ -281,7 +293,12 @@ def can_be_cut(mail: Mail, percent: int) -> int:
 
 
 def _capabilities(lies: Lies) -> list[str]:
-    announced = {"UIDL": lies.has_uidl, "TOP": lies.has_top, "PIPELINING": lies.pipelining}
+    announced = {
+        "UIDL": lies.has_uidl,
+        "TOP": lies.has_top,
+        "PIPELINING": lies.pipelining,
+        "EXPIRE 0": lies.expires,
+    }
     return ["USER", *(tag for tag, is_there in announced.items() if is_there)]
 
 

@@ -25,6 +25,7 @@ _LIES = st.one_of(
     _lie("ends_at_octet", st.integers(1, 6000)),
     _lie("quit", st.sampled_from(["says nothing", "closes first", "refuses", "forgets"])),
     _lie("removes_without_quit", st.just(True)),
+    _lie("expires", st.just(True)),
     _lie("rewrites", st.just(True)),
     _lie("has_uidl", st.just(False)),
     _lie("has_top", st.just(False)),
@@ -146,6 +147,17 @@ class Collecting(RuleBasedStateMachine):
             world.collect(Lies(short={at: percent}))
             world.collect(Lies(short={at: percent + 1}, has_top=has_top))
 
+    @rule(percent=st.integers(10, 60), keep=KEEPS, refuses=st.booleans())
+    def expire(self, percent: int, keep: str, refuses: bool) -> None:
+        """The server removes at QUIT what it sent, and some of that is not stored here."""
+        with self._step() as world:
+            world.set_policy(keep, 0, 0)
+            world.deliver("long")
+            world.deliver()
+            world.here.refuse(refuses)
+            world.collect(Lies(expires=True, short={len(world.server.mails) - 2: percent}))
+            world.here.refuse(False)
+
     # Mail comes, changes and goes.
 
     @rule(kind=KINDS, count=st.sampled_from([1, 1, 2, 2, 3, 3, 25]))
@@ -202,6 +214,10 @@ class Collecting(RuleBasedStateMachine):
             self.world.rewrite(mail)
 
     # Here.
+
+    @rule(is_refusing=st.booleans())
+    def refuse(self, is_refusing: bool) -> None:
+        self.world.here.refuse(is_refusing)
 
     @rule(at=st.integers(0, 9), is_purged=st.booleans())
     def delete_here(self, at: int, is_purged: bool) -> None:

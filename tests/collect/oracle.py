@@ -3,7 +3,7 @@
 The laws:
 
 1. No message is marked as deleted at our command whose octets are not here: durable, or deleted
-   here by their user.
+   here by their user; nor does a QUIT of ours remove one that was only sent (EXPIRE 0).
 2. ``keep = "all"`` never sends DELE.  The other values of ``keep``, and ``newest``, let go what
    they say and nothing else.
 3. Nothing is stored that no server had, and nothing more often than it was delivered; ``Excuses``
@@ -111,6 +111,7 @@ class World:
         self.here: Destination = DESTINATIONS[kind](self.place, self.disk)
         self.server = Hostile()
         self.server.marked, self.server.removed = self._judge_mark, self._judge_removal
+        self.server.expired = self._judge_loss
         self.server.deliver = lambda: self.deliver()
         self.letters: list[Letter] = []
         self.faults: list[str] = []
@@ -423,13 +424,8 @@ class World:
 
     def _judge_mark(self, session: Session, mail: Mail) -> None:
         """Laws 1 and 2, at DELE."""
-        letter, name = mail.letter, f"letter {mail.letter.number} ({mail.unique_id})"
-        copies = [each for each in self.here.copies() if _crlf(each.octets) in letter.forms]
-        is_durable = any(each.is_durable for each in copies) or not self.here.is_readable
-        if not (copies and is_durable) and not self._deleted_here[letter]:
-            self.faults.append(
-                f"{name} is deleted there and not {'durable' if copies else ''} here"
-            )
+        copies = self._judge_loss(mail)
+        letter, name = mail.letter, _name(mail)
         if self.keep == "all":
             self.faults.append(f"{name} is deleted there, though all is kept")
         if self.keep == "7d":
@@ -441,6 +437,16 @@ class World:
         is_left = copies and letter.deliveries == 1  # else it may be the copy of an equal message
         if self.keep == "until-deleted" and (is_left or not self._deleted_here[letter]):
             self.faults.append(f"{name} is deleted there, and was not deleted here")
+
+    def _judge_loss(self, mail: Mail) -> list[Copy]:
+        """Law 1; returns what is here of it."""
+        copies = [each for each in self.here.copies() if _crlf(each.octets) in mail.letter.forms]
+        is_durable = any(each.is_durable for each in copies) or not self.here.is_readable
+        if not (copies and is_durable) and not self._deleted_here[mail.letter]:
+            self.faults.append(
+                f"{_name(mail)} is deleted there and not {'durable' if copies else ''} here"
+            )
+        return copies
 
     def _judge_removal(self, session: Session, mails: Sequence[Mail]) -> None:
         """Laws 2 and 6, when the server has removed what was marked."""
@@ -490,6 +496,7 @@ class World:
     def become_honest(self) -> None:
         """Law 4."""
         _make_unique(self)
+        self.here.refuse(False)
         for _ in range(4):
             self.passed += 8 * DAY
             if self.collect().code == _LOOKS_MOVED:
@@ -510,6 +517,10 @@ class World:
         known = self.server.announced.get(mail.unique_id, set())
         sizes = {size for letter, size in known if letter is not mail.letter}
         return mail.is_disguised and len(mail.octets) in sizes
+
+
+def _name(mail: Mail) -> str:
+    return f"letter {mail.letter.number} ({mail.unique_id})"
 
 
 def _make_unique(world: World) -> None:

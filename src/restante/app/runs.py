@@ -45,27 +45,31 @@ async def sessions(
     """One, and as many more as a server needs that lists its mail in parts.
 
     One that was lost is followed by another at once if that avoids what the first was lost by, and
-    one that found no room by another that only deletes.  A failure of a later one loses nothing; a
-    login that is too soon ends them.  What came of all is added to ``total``, also when one fails.
+    one that found no room, or must not end by QUIT, by another that only deletes.  A failure of a
+    later one loses nothing; a login that is too soon ends them.  What came of all is added to
+    ``total``, also when one fails.
 
     Raises:
         QuotaExceeded: not all of the mail had room; what is safe was deleted all the same.
+        LeftWithoutQuit: nothing was deleted, though some of what is safe is due.
     """
-    from ..collect.collector import LoginTooSoon, Outcome
+    from ..collect.collector import LeftWithoutQuit, LoginTooSoon, Outcome
     from ..collect.run import Run
 
     run = Run()
     limit = left = limit or job.options.limit or None
-    lost: ConnectionLost | QuotaExceeded | None = None
+    lost: ConnectionLost | LeftWithoutQuit | QuotaExceeded | None = None
     tries, is_first = _TRIES, True
     while is_first or lost or (total.may_list_more and not options.get("whole")):
         if limit is not None and (left := limit - total.stored) <= 0:
+            if lost is not None:
+                raise lost
             break
         part, run.is_last = Outcome(), tries == 1
         try:
             await session(job, ledger, part, limit=left, run=run, **options)
             lost = None
-        except (ConnectionLost, QuotaExceeded) as error:
+        except (ConnectionLost, LeftWithoutQuit, QuotaExceeded) as error:
             tries -= 1
             if not part.may_go_on or not tries:
                 raise

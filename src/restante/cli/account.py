@@ -194,6 +194,8 @@ async def _listing(job: Job, here: Counter[bytes] | None) -> tuple[list[tuple[st
                 (each, likeness(header_of(await body.read())))
                 async for each, body in client.raw_headers(known)
             ]
+            if "TOP" in client.quirks.hidden:  # they came by RETR, and QUIT may remove these
+                client.abort()
             known = []
             for message, mark in headers:
                 if mark and here[mark]:

@@ -33,7 +33,7 @@ from ..errors import (
 from ..pop3.listing import Message
 from ..threads import in_thread
 from .accounts import Accounts, Entry, Mailbox
-from .deletions import Deletions, Reader
+from .deletions import Deletions, Reader, removes_what_it_sent
 from .destinations import Destination, Place, Tracing, Verifying
 from .elapsed import Elapsed
 from .fetching import Fetching, Use
@@ -70,7 +70,15 @@ from .plan import (
 )
 from .run import Run
 
-__all__ = ["Account", "LoginTooSoon", "LooksMoved", "Outcome", "Progress", "collect"]
+__all__ = [
+    "Account",
+    "LeftWithoutQuit",
+    "LoginTooSoon",
+    "LooksMoved",
+    "Outcome",
+    "Progress",
+    "collect",
+]
 
 _SAMPLE, _ENOUGH = 100, 20  # headers of new mail that are looked at, and that must tell something
 _DAY = 86_400.0  # seconds; a new account, or a new rule, deletes no more than a limit for so long
@@ -94,6 +102,16 @@ class LoginTooSoon(TemporaryFailure):
     def __init__(self, seconds: float) -> None:
         super().__init__(f"the next login is allowed in {seconds:.0f} s")
         self.seconds = seconds
+
+
+class LeftWithoutQuit(TemporaryFailure):
+    """Nothing was deleted, because the server may remove at QUIT messages that are not stored."""
+
+    def __init__(self, unstored: int) -> None:
+        super().__init__(
+            "nothing was deleted on the server in this session: at QUIT it may remove all that it "
+            f"sent (EXPIRE 0), and {unstored} of these messages are not stored here"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +152,7 @@ async def collect(
         AccountBusy, LoginTooSoon, LoginWithheld: nothing was done.
         ConfigurationError: the policy asks what this destination cannot do.
         LooksMoved: nothing was fetched or deleted.
+        LeftWithoutQuit: another session of this ``run`` can delete what is due.
         ClientError, OSError: what was stored is safe and known; nothing else was deleted.
     """
     check_policy(account.policy, destination)
@@ -551,9 +570,31 @@ class _Session:
         return proved
 
     async def _delete(self) -> None:
+        """Mark what is due, or end the session without QUIT where that would remove more.
+
+        Raises:
+            LeftWithoutQuit: another session of this run has to mark it.
+        """
         proved = await self._all_proved()
-        if proved and not self._is_over_limit(len(proved)):
+        is_allowed = bool(proved) and not self._is_over_limit(len(proved))
+        if unstored := await self._removed_by_quit():
+            self._this_run.unstored.update(map(aside_key, unstored))
+            if is_allowed:
+                self._outcome.may_go_on = True
+                raise LeftWithoutQuit(len(unstored))
+            self._deletions.leave_without_quit()
+        elif is_allowed:
             await self._deletions.request(proved, self._now())
+
+    async def _removed_by_quit(self) -> list[Message]:
+        """Which messages the server may remove at QUIT that are not stored here."""
+        if not removes_what_it_sent(self._reader):
+            return []
+        unstored = list(self._fetching.unstored.values())
+        if self._policy.verified:  # the copy of what was compared may be damaged by now
+            compared = [each for each in self._fetching.seen if not each.is_new]
+            unstored += [each.message for each in compared if not await self._may_go(each.key)]
+        return unstored
 
     def _is_over_limit(self, count: int) -> bool:
         """Whether a new account, or one with a new rule, would delete more than it may in a day."""

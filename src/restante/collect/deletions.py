@@ -43,6 +43,16 @@ class Reader(Protocol):
     def retrieve_all(self, messages: Iterable[Message]) -> AsyncIterator[tuple[Message, Body]]: ...
 
 
+def removes_what_it_sent(reader: Reader) -> bool:
+    """Whether QUIT may remove all that RETR sent, though nothing of it was marked as deleted.
+
+    A server announces that by EXPIRE 0 (RFC 2449 §6.7).  Of one that does not the operator may
+    know it: ``add:EXPIRE:0``, or ``reset-before-quit``, whose RSET takes back our own marks too, so
+    that it is sent only where there are no marks.
+    """
+    return reader.quirks.reset_before_quit or (reader.capabilities.expire or "?").strip("0") == ""
+
+
 class Deletions:
     """What is deleted in one session."""
 
@@ -64,6 +74,10 @@ class Deletions:
             keys = [each.key for each in some if each.message.number in refused]
             if keys:
                 self._ledger.not_removed(self._account, keys, "refused")
+
+    def leave_without_quit(self) -> None:
+        """Drop the connection, so that the server removes nothing (RFC 1939 §6)."""
+        self._client.abort()
 
     def confirmed(self) -> None:
         """QUIT was answered by +OK: they are removed (RFC 1939 §6)."""

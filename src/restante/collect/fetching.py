@@ -112,6 +112,9 @@ class Fetching:
         """Unique-ids of this session."""
         self.aside: dict[str, Aside] = {}
         """What could not be taken before."""
+        self.unstored: dict[str, Message] = {}
+        """What RETR has sent, in whole or in part, and not all of it is stored and in the ledger.
+        By message-number as text, since the server chooses these; see ``Listing``."""
         self._reader, self._ledger, self._account = reader, ledger, account
         self._known, self._destination, self._policy = known, destination, policy
         self._use, self._outcome, self._progress, self._now = use, outcome, progress, now
@@ -162,6 +165,7 @@ class Fetching:
                 await self._write_down()
                 self._intend(steps[at : at + group])
             self._use.add(messages=1)
+            self.unstored[str(message.number)] = message
             await self._take(steps[at], self._counted(message, body))
             at += 1
             if self.awaited is None:  # the next one is to blame if the session ends now
@@ -207,6 +211,8 @@ class Fetching:
                 await self._take_by_content(step, body)
         except (CommandFailed, MessageRefused) as error:
             self.refuse(message, error)
+            if isinstance(error, CommandFailed):
+                del self.unstored[str(message.number)]  # it was not sent
             is_passing = isinstance(error, CommandFailed) and error.retry
             self._refusals = self._refusals + 1 if is_passing else 0
         else:
@@ -469,6 +475,8 @@ class Fetching:
                 self._known.compared(each.row, now if each.is_again else None)
             else:
                 self._known.add(each.row, now)
+            if not each.seen.is_short:
+                del self.unstored[str(each.seen.message.number)]
             if self._policy.keep is not None:
                 self.seen.append(each.seen)
 

@@ -461,18 +461,20 @@ def _why_aside(
     policy: Policy,
     now: float,
 ) -> str | None:
-    found = aside.get(aside_key(message)) if aside else None
-    if found is None:
-        return None
-    name = short_name(message)
-    if found.until > now and name not in policy.whole:
-        hours = math.ceil((found.until - now) / 3600)
-        return (
-            f"set aside after {found.tries} tries ({found.reason}); tried again in {hours} h, "
-            f"or now: --whole {name}"
-        )
-    if aside_key(message) in postponed:
-        return f"set aside ({found.reason}); tried again in the next run, or now: --whole {name}"
+    key = aside_key(message)
+    found = aside.get(key)
+    if found is not None and found.until > now:
+        name = short_name(message)
+        if name not in policy.whole:
+            hours = math.ceil((found.until - now) / 3600)
+            return (
+                f"set aside after {found.tries} tries ({found.reason}); tried again in {hours} h, "
+                f"or now: --whole {name}"
+            )
+    if key in postponed:
+        reason = found.reason if found is not None else "not all of it is stored here"
+        name = short_name(message)
+        return f"set aside ({reason}); tried again in the next run, or now: --whole {name}"
     return None
 
 

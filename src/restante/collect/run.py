@@ -23,6 +23,9 @@ class Run:
         """If the session that begins now is lost, no other one follows in this run."""
         self.full: QuotaExceeded | None = None
         """Why no new message is fetched in this run any more."""
+        self.unstored: set[str] = set()
+        """By ``aside_key``, messages that came in this run and are not stored, from a server that
+        removes at QUIT what it sent: no other session of this run asks for them."""
         self._failures: Counter[str] = Counter()
 
     def failed(self, key: str) -> bool:
@@ -31,12 +34,11 @@ class Run:
         self._failures[key] += 1
         return self._failures[key] == 1
 
-    def postponed(self, aside: Iterable[str]) -> frozenset[str]:
-        """Return which of the messages that were ever set aside wait for the next run.
+    def postponed(self, aside: Iterable[str]) -> set[str]:
+        """Return which messages wait for the next run; ``aside``: all that were ever set aside.
 
-        In the last session all of them do, so that it can only be lost at a message that never
+        In the last session all of those do, so that it can only be lost at a message that never
         failed before.
         """
-        if self.is_last:
-            return frozenset(aside)
-        return frozenset(key for key in aside if self._failures[key] >= _TRIES)
+        failed = aside if self.is_last else (key for key in aside if self._failures[key] >= _TRIES)
+        return self.unstored.union(failed)
