@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import pkgutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -307,6 +309,34 @@ def test_room_that_another_delivery_took_refuses_the_group(tmp_path: Path) -> No
             put(deliveries, at)
         deliveries.group()()
     assert run(store.usage("ann")).octets == 3 * octets
+
+
+@pytest.mark.parametrize("moment", ["sync_files", "files.move", "_Group.close"])
+def test_a_message_that_fits_exactly_while_a_group_arrives(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No moment counts a group twice: waiting, arriving and already in the count."""
+    store = MaildirStore(f"{tmp_path}/%u", limit=lambda _: 2 * len(TEXTS[0]))
+    where = f"restante.store.delivery.{moment}"
+    usual = pkgutil.resolve_name(where)
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(where, usual)
+        with monkeypatch.context() as looking:  # which would wait until the group has arrived
+            looking.setattr("restante.store.quota._recount", lambda *_: pytest.fail("no room"))
+            put(deliveries, 1)
+        return usual(*arguments, **options)
+
+    with closing(store.deliveries("ann")) as deliveries:
+        put(deliveries, 0)
+        deliver_first = deliveries.group()
+        monkeypatch.setattr(where, meanwhile)
+        deliver_first()
+        with pytest.raises(QuotaExceeded):
+            put(deliveries, 2)
+        deliveries.abort()
+        deliveries.group()()
+    assert run(store.usage("ann")).messages == 2
 
 
 def test_a_message_that_waits_for_its_group_delays_no_other_delivery(tmp_path: Path) -> None:

@@ -64,7 +64,6 @@ class NamedDeliveries:
         self._seen: _Known | None = None
         self._group: _Group | None = None
         self._closed: list[_Group] = []  # and not delivered yet
-        self._arriving = 0  # octets that are whole and not counted yet
         with storage_errors(), suppress(FileNotFoundError), files.maildrop(base, names):
             pass
 
@@ -138,9 +137,12 @@ class NamedDeliveries:
     def end(self) -> None:
         assert self._group is not None
         with storage_errors():
-            before = self._group.octets
-            self._group.end(self._arriving)
-            self._arriving += self._group.octets - before
+            self._group.end(self._uncounted)
+
+    def _uncounted(self) -> int:
+        """Octets that are whole and not in the maildrop's count yet."""
+        groups = (*self._closed, self._group)
+        return sum(each.uncounted for each in groups if each is not None)
 
     def group(self) -> Callable[[], None]:
         group, self._group = self._group, None
@@ -154,7 +156,6 @@ class NamedDeliveries:
             with storage_errors():
                 arrived = group.deliver()
         finally:
-            self._arriving -= group.octets
             self._closed.remove(group)
         self._known().paths.update(_by_name(f"new/{each}" for each in arrived))
 
@@ -173,8 +174,8 @@ class _Group:
     """From the first message that is begun until all of them have arrived."""
 
     def __init__(self, base: str, names: Sequence[str], limit: int) -> None:
-        self.octets = 0
-        """As stored, of the messages that were ended."""
+        self.uncounted = 0
+        """Octets as stored, of the messages that were ended and are not in the maildrop's count."""
         self._limit = limit
         self._begun: tuple[str, str, int, Survey] | None = None  # name, unique, file
         self._whole: list[_Message] = []
@@ -200,27 +201,31 @@ class _Group:
         if self._limit and survey.stored > self._limit:
             raise LargerThanQuota(self._limit)
 
-    def end(self, arriving: int) -> None:
-        """``arriving``: octets that were ended in any group and are not counted yet."""
+    def end(self, uncounted: Callable[[], int]) -> None:
+        """``uncounted``: octets that were ended in any group and are not in the count yet."""
         assert self._begun is not None
         name, unique, file, survey = self._begun
         survey.finish()
-        quota.look_for_room(self._maildrop, arriving + survey.stored, self._limit)
+        quota.look_for_room(self._maildrop, lambda: uncounted() + survey.stored, self._limit)
         final = unique_of(name) + fields(survey)
         self._whole.append(_Message(file, unique, final, survey.stored))
         self._begun = None
-        self.octets += survey.stored
+        self.uncounted += survey.stored
 
     def deliver(self) -> list[str]:
         """Make all durable; returns the names of their files in ``new/``."""
         try:
             if self._whole:
                 sync_files([each.file for each in self._whole])
-                with quota.room(self._maildrop, [each.octets for each in self._whole], self._limit):
+                sizes = [each.octets for each in self._whole]
+                with quota.room(self._maildrop, sizes, self._limit, self._counted):
                     return self._arrive()
             return []
         finally:
             self.close()
+
+    def _counted(self) -> None:
+        self.uncounted = 0
 
     def _arrive(self) -> list[str]:
         arrived: list[str] = []

@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -52,10 +52,13 @@ class _Count:
 
 
 @contextmanager
-def room(maildrop: int, sizes: Sequence[int], limit: int) -> Iterator[None]:
+def room(
+    maildrop: int, sizes: Sequence[int], limit: int, counted: Callable[[], None] = lambda: None
+) -> Iterator[None]:
     """Add messages of these sizes, which the block makes arrive; if it fails, take them back.
 
     ``limit`` in octets; 0: there is none, but a count that another program keeps stays right.
+    ``counted`` is called when they are in the count, before ``look_for_room`` can see that.
 
     Raises:
         QuotaExceeded: no room now for all of them.
@@ -65,7 +68,7 @@ def room(maildrop: int, sizes: Sequence[int], limit: int) -> Iterator[None]:
         raise LargerThanQuota(limit)
     octets = sum(sizes)
     with ExitStack() as arrived:
-        counted_in = _reserve(maildrop, octets, len(sizes), limit, arrived)
+        counted_in = _reserve(maildrop, octets, len(sizes), limit, arrived, counted)
         try:
             yield
         except BaseException:
@@ -77,11 +80,14 @@ def room(maildrop: int, sizes: Sequence[int], limit: int) -> Iterator[None]:
         forget(maildrop)  # counted anew meanwhile, and nobody knows whether this one was seen
 
 
-def look_for_room(maildrop: int, octets: int, limit: int) -> None:
-    """As ``room``, and nothing is added: others may have the room first."""
+def look_for_room(maildrop: int, octets: Callable[[], int], limit: int) -> None:
+    """As ``room``, and nothing is added: others may have the room first.
+
+    ``octets`` is called while the count cannot change, so that nothing is in both.
+    """
     if limit:
         with files.lock(maildrop):
-            _look_for_room(maildrop, octets, limit)
+            _look_for_room(maildrop, octets(), limit)
 
 
 def _look_for_room(maildrop: int, octets: int, limit: int) -> None:
@@ -155,7 +161,14 @@ def usage(maildrop: int, limit: int) -> Usage:
     return Usage(found.octets, found.messages, limit)
 
 
-def _reserve(maildrop: int, octets: int, messages: int, limit: int, arrived: ExitStack) -> int:
+def _reserve(
+    maildrop: int,
+    octets: int,
+    messages: int,
+    limit: int,
+    arrived: ExitStack,
+    counted: Callable[[], None],
+) -> int:
     """The inode number of the file with our line; 0: there is no count.  ``arrived`` is to be
     closed once the messages can be seen."""
     if not limit and not is_counted(maildrop):
@@ -169,10 +182,12 @@ def _reserve(maildrop: int, octets: int, messages: int, limit: int, arrived: Exi
         tmp = arrived.enter_context(files.directory("tmp", maildrop))
         arrived.enter_context(files.lock(tmp, shared=True))
         try:
-            return _append(maildrop, octets, messages, 0)
+            inode = _append(maildrop, octets, messages, 0)
         except OSError as error:  # of a cache; the disk may be full for the message too
             _log.warning("quota not counted", extra={"fields": {"reason": error.strerror}})
             return 0
+        counted()
+        return inode
 
 
 def _append(maildrop: int, octets: int, messages: int, only_to: int) -> int:
