@@ -76,7 +76,7 @@ class Store(Protocol):
         """
 
 
-class Place(Enum):
+class Presence(Enum):
     """The state of a message that was delivered under a name."""
 
     HERE = 1
@@ -99,7 +99,7 @@ class Deliveries(Protocol):
     All raise TemporaryFailure if the storage fails, and leave no part of undelivered messages.
     """
 
-    def place(self, name: str) -> Place:
+    def presence(self, name: str) -> Presence:
         """Return where the message of this name is, or was at the first call for this name."""
 
     def digest(self, name: str) -> bytes | None:

@@ -12,7 +12,7 @@ import pytest
 from restante.maildrop import SessionRecord
 from restante.store import journal as module
 from restante.store.maildir import MaildirStore
-from restante.store.maildir import _Maildir as Opened
+from restante.store.maildir import _OpenMaildir as Opened
 
 from ..store.helpers import deliver, put, text_of
 from .oracle import GONE, HELD, LISTED, NOTED, HoldingStore, Oracle

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from restante.errors import TemporaryFailure
 from restante.maildrop import Entry, RawReading
 from restante.store import adopted, files, index, refresh
-from restante.store.index import INDEX, Form, Index, Message
+from restante.store.index import INDEX, Form, Index, Row
 from restante.store.maildir import MaildirStore
 from restante.store.names import File
 
@@ -104,7 +104,7 @@ def test_answers_are_those_of_the_entries(maildir: MaildirStore) -> None:
 def test_hundred_thousand_messages_take_some_ten_megabytes() -> None:
     unique = "1764000000.M123456P12345R0123456789abcdef.mail{:06}"
     found = Index(
-        Message(unique.format(n), File("new", unique.format(n) + ",S=4096,W=4200", n), 4200)
+        Row(unique.format(n), File("new", unique.format(n) + ",S=4096,W=4200", n), 4200)
         for n in range(1000)
     )
     assert found.memory < 120 * 1000
@@ -199,7 +199,7 @@ def test_index_cut_at_any_octet_loses_nothing(place: Path, kept: list[Entry]) ->
     whole = (place / INDEX).read_bytes()
     for length in range(len(whole)):
         found = Index.decode(whole[:length], place.stat().st_ino)
-        assert found is None or found.lying is not None
+        assert found is None or found.on_disk is not None
     for octets in (None, b"", whole[:100], whole + b"x", whole[:-1]):
         if octets is None:
             (place / INDEX).unlink()
@@ -215,7 +215,7 @@ def fresh_index(place: Path) -> tuple[bytes, ...]:
     """All that a look without any index says."""
     directory = os.open(place, os.O_RDONLY)
     try:
-        looked = refresh._look(directory, 0, None)
+        looked = refresh._snapshot(directory, 0, None)
         refresh._measure(directory, looked.messages, range(len(looked.messages)))
     finally:
         os.close(directory)
@@ -389,9 +389,9 @@ def test_nothing_is_appended_to_an_index_that_another_process_has_changed(
     settled(maildir)
     old = known(maildir)
     directory = os.open(place, os.O_RDONLY)
-    message = Message("2.b", File("new", "2.b", 7), 3)
-    index.follow(directory, old, index.Change(added=[message]), index.UNKNOWN)
-    index.follow(directory, old, index.Change(gone=[0]), index.UNKNOWN)
+    message = Row("2.b", File("new", "2.b", 7), 3)
+    index.follow(directory, old, index.IndexChange(added=[message]), index.UNKNOWN)
+    index.follow(directory, old, index.IndexChange(gone=[0]), index.UNKNOWN)
     os.close(directory)
     found = index_on_disk(place)
     assert found is not None
@@ -409,7 +409,7 @@ def test_garbled_index_is_not_believed(place: Path, kept: list[Entry], data: st.
     at = data.draw(st.integers(0, len(whole) - 1))
     whole[at] ^= data.draw(st.integers(1, 255))
     found = Index.decode(bytes(whole), place.stat().st_ino)
-    assert found is None or (found.lying is not None and found.lying.octets <= at)
+    assert found is None or (found.on_disk is not None and found.on_disk.octets <= at)
 
 
 def test_index_of_another_maildrop_is_not_believed(maildir: MaildirStore, tmp_path: Path) -> None:
@@ -437,7 +437,7 @@ def test_index_that_names_a_file_elsewhere_leads_nowhere(
     settled(maildir)
     name = "../../bob/new/1.b"
     forged = Index(
-        [Message("1.b", File("new", name, (tmp_path / "bob/new/1.b").stat().st_ino), 8)],
+        [Row("1.b", File("new", name, (tmp_path / "bob/new/1.b").stat().st_ino), 8)],
         run_stamps(place),
     )
     (place / INDEX).write_bytes(forged.encode(place.stat().st_ino))

@@ -18,7 +18,7 @@ import pytest
 
 from restante import scanning
 from restante.errors import LargerThanQuota, PermanentFailure, QuotaExceeded, TemporaryFailure
-from restante.maildrop import Deliveries, NamedDelivery, Place
+from restante.maildrop import Deliveries, NamedDelivery, Presence
 from restante.store import held
 from restante.store.maildir import MaildirStore
 from restante.store.memory import MemoryStore
@@ -46,7 +46,7 @@ def put_all(store: MaildirStore, numbers: Iterable[int]) -> None:
     """Whatever of it is not here yet."""
     with closing(store.deliveries("ann")) as deliveries:
         for at in numbers:
-            if deliveries.place(name(at)) is not Place.HERE:
+            if deliveries.presence(name(at)) is not Presence.HERE:
                 put(deliveries, at)
         deliveries.group()()
 
@@ -68,8 +68,8 @@ def test_a_group_arrives_as_it_was_given(count: int, maildir: MaildirStore, plac
     assert sorted(run(contents(maildir, "ann"))) == sorted(TEXTS[:count])
     assert all(",S=" in each and ",W=" in each and ",D=" in each for each in files_of(place))
     with closing(maildir.deliveries("ann")) as deliveries:
-        assert {deliveries.place(name(at)) for at in range(count)} <= {Place.HERE}
-        assert deliveries.place(name(count)) is Place.UNKNOWN
+        assert {deliveries.presence(name(at)) for at in range(count)} <= {Presence.HERE}
+        assert deliveries.presence(name(count)) is Presence.UNKNOWN
         assert deliveries.digest(name(count)) is None
         if count:
             assert deliveries.digest(name(0)) == sha256(TEXTS[0]).digest()
@@ -89,9 +89,9 @@ def test_the_next_group_is_begun_before_the_last_one_arrives(maildir: MaildirSto
         put(deliveries, 0)
         first = deliveries.group()
         put(deliveries, 1)
-        assert deliveries.place(name(0)) is Place.UNKNOWN
+        assert deliveries.presence(name(0)) is Presence.UNKNOWN
         first()
-        assert deliveries.place(name(0)) is Place.HERE
+        assert deliveries.presence(name(0)) is Presence.HERE
         assert run(contents(maildir, "ann")) == [TEXTS[0]]
         deliveries.group()()
     assert sorted(run(contents(maildir, "ann"))) == TEXTS[:2]
@@ -112,12 +112,12 @@ def test_what_was_not_delivered_leaves_no_trace(maildir: MaildirStore, place: Pa
 
 
 def test_a_message_is_found_where_it_went(maildir: MaildirStore, place: Path) -> None:
-    async def story() -> list[Place]:
+    async def story() -> list[Presence]:
         seen = []
 
         def look() -> None:
             with closing(maildir.deliveries("ann")) as deliveries:
-                seen.append(deliveries.place(name(0)))
+                seen.append(deliveries.presence(name(0)))
 
         look()
         put_all(maildir, [0])
@@ -133,12 +133,12 @@ def test_a_message_is_found_where_it_went(maildir: MaildirStore, place: Path) ->
         return seen
 
     assert run(story()) == [
-        Place.UNKNOWN,
-        Place.HERE,
-        Place.HELD,
-        Place.HERE,
-        Place.HELD,
-        Place.GONE,
+        Presence.UNKNOWN,
+        Presence.HERE,
+        Presence.HELD,
+        Presence.HERE,
+        Presence.HELD,
+        Presence.GONE,
     ]
 
 
@@ -160,8 +160,8 @@ def test_absence_is_no_evidence(end: str, maildir: MaildirStore, place: Path) ->
     if end == "restored":
         (place / "held" / waiting.name).write_bytes(octets)
     with closing(maildir.deliveries("ann")) as deliveries:
-        expected = Place.HELD if end == "restored" else Place.UNKNOWN
-        assert deliveries.place(name(0)) is expected
+        expected = Presence.HELD if end == "restored" else Presence.UNKNOWN
+        assert deliveries.presence(name(0)) is expected
 
 
 async def _remove_all(store: MaildirStore) -> None:
@@ -174,7 +174,7 @@ def test_a_message_that_was_purged_and_came_again_is_here(maildir: MaildirStore)
     run(maildir.purge("ann", time.time() + 10))
     put_all(maildir, [0])
     with closing(maildir.deliveries("ann")) as deliveries:
-        assert deliveries.place(name(0)) is Place.HERE
+        assert deliveries.presence(name(0)) is Presence.HERE
 
 
 @pytest.mark.parametrize("torn", [b"", b"\n", b"0123", b"\0\0\0"])
@@ -189,7 +189,7 @@ def test_a_torn_record_of_purges_costs_no_other_line(
         with (place / "restante.purged").open("ab") as file:
             file.write(torn)
     with closing(maildir.deliveries("ann")) as deliveries:
-        known = [deliveries.place(name(at)) is Place.GONE for at in range(8)]
+        known = [deliveries.presence(name(at)) is Presence.GONE for at in range(8)]
     assert known[-3:] == [True] * 3  # of more than is remembered, the last ones
     assert (place / "restante.purged.1").stat().st_size < 200
 
@@ -239,14 +239,14 @@ def test_mail_that_an_imap_client_moves_about_is_never_taken_for_new(
 
     monkeypatch.setattr(scanning, "_list", list_files)
     with closing(maildir.deliveries("ann")) as deliveries:
-        assert [deliveries.place(name(at)) for at in range(3)] == [Place.HERE] * 3
+        assert [deliveries.presence(name(at)) for at in range(3)] == [Presence.HERE] * 3
         assert deliveries.digest(name(1)) == sha256(TEXTS[1]).digest()
 
 
 def test_a_message_that_was_renamed_since_is_still_read(maildir: MaildirStore, place: Path) -> None:
     put_all(maildir, [0])
     with closing(maildir.deliveries("ann")) as deliveries:
-        assert deliveries.place(name(0)) is Place.HERE
+        assert deliveries.presence(name(0)) is Presence.HERE
         (found,) = (place / "new").iterdir()
         found.rename(place / "cur" / f"{found.name}:2,S")
         assert deliveries.digest(name(0)) == sha256(TEXTS[0]).digest()
@@ -304,7 +304,7 @@ def test_room_that_another_delivery_took_refuses_the_group(tmp_path: Path) -> No
         run(deliver(store, "ann", TEXTS[0]))
         with pytest.raises(QuotaExceeded):
             deliveries.group()()
-        assert deliveries.place(name(0)) is Place.UNKNOWN
+        assert deliveries.presence(name(0)) is Presence.UNKNOWN
         for at in range(2):
             put(deliveries, at)
         deliveries.group()()
@@ -441,7 +441,7 @@ def test_names_of_a_killed_delivery_are_durable_before_they_are_known(
     """What is known is deleted elsewhere, so a power failure must not take it back."""
     put_all(maildir, [0])
     with watched(tmp_path) as system, closing(maildir.deliveries("ann")) as deliveries:
-        assert deliveries.place(name(0)) is Place.HERE
+        assert deliveries.presence(name(0)) is Presence.HERE
     assert {("fsync", f"ann/{part}") for part in ("new", "cur", "held")} <= set(system.calls)
 
 
@@ -461,7 +461,7 @@ def test_looks_end(maildir: MaildirStore, monkeypatch: pytest.MonkeyPatch) -> No
     with closing(maildir.deliveries("ann")) as deliveries:
         with monkeypatch.context() as patch:
             patch.setattr(scanning, "_stamp", lambda *_: (1, next(stamps), 1))
-            assert deliveries.place(name(0)) is Place.HERE
+            assert deliveries.presence(name(0)) is Presence.HERE
             with pytest.raises(TemporaryFailure):
-                deliveries.place(name(1))
-        assert deliveries.place(name(1)) is Place.UNKNOWN
+                deliveries.presence(name(1))
+        assert deliveries.presence(name(1)) is Presence.UNKNOWN

@@ -18,7 +18,7 @@ from restante.maildrop import Forecast, Sweep
 from restante.store import files, rules
 from restante.store.maildir import MaildirStore
 from restante.store.memory import MemoryStore
-from restante.store.rules import DEFAULT_HOLD, GRACE, Change, Rules
+from restante.store.rules import DEFAULT_HOLD, GRACE, RuleChange, Rules
 
 from .conftest import HoldingStore
 from .helpers import deliver, listing, put, remove, run
@@ -112,7 +112,7 @@ def test_a_change_from_the_future_was_made_now() -> None:
     for since in (UNKNOWN, int(CHANGED + 9000 * DAY)):
         wrong = known.changed(since, hold=0)
         right = wrong.changed(CHANGED, hold=0)
-        assert right.hold == (Change(int(RELEASED), 14 * DAY), Change(CHANGED, 0))
+        assert right.hold == (RuleChange(int(RELEASED), 14 * DAY), RuleChange(CHANGED, 0))
         assert right.held_until(CHANGED - DAY) == CHANGED + GRACE
 
 
@@ -146,8 +146,8 @@ def test_what_is_noted_is_remembered(opened: int) -> None:
     rules.note(opened, CHANGED - 100, hold=14 * DAY, expire=30 * DAY)
     before, after = rules.note(opened, CHANGED, hold=KEEP, expire=NEVER)
     assert rules.read(opened) == after != before
-    assert after.hold == (Change(CHANGED - 100, 14 * DAY), Change(CHANGED, KEEP))
-    assert after.expire == (Change(CHANGED - 100, 30 * DAY), Change(CHANGED, NEVER))
+    assert after.hold == (RuleChange(CHANGED - 100, 14 * DAY), RuleChange(CHANGED, KEEP))
+    assert after.expire == (RuleChange(CHANGED - 100, 30 * DAY), RuleChange(CHANGED, NEVER))
 
 
 @pytest.mark.parametrize(

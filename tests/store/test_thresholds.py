@@ -152,7 +152,7 @@ def test_batches_around_the_real_limits_are_listed(
 def test_index_answers_about_any_number_of_unique_ids(count: int) -> None:
     """An empty index as well, asked for none, some and many."""
     found = index.Index(
-        index.Message(f"id{at}", File(NEW, f"id{at}", at + 1), at) for at in range(count)
+        index.Row(f"id{at}", File(NEW, f"id{at}", at + 1), at) for at in range(count)
     )
     for asked in range(20):
         strange = [f"x{at}" for at in range(asked)]

@@ -12,7 +12,7 @@ import pytest
 from restante.errors import MaildropInUse, TemporaryFailure
 from restante.maildrop import Entry
 from restante.store import adopted, index
-from restante.store.index import INDEX, Form, Index, Message
+from restante.store.index import INDEX, Form, Index, Row
 from restante.store.maildir import MaildirStore
 from restante.store.names import File, pack
 
@@ -50,17 +50,17 @@ def opened(place: Path) -> int:
     return os.open(place, os.O_RDONLY)
 
 
-def forge(place: Path, *messages: Message) -> None:
+def forge(place: Path, *messages: Row) -> None:
     """An index that would be believed."""
     directory = opened(place)
     index.save(directory, Index(messages, index.stamps(directory)))
     os.close(directory)
 
 
-def rows(place: Path) -> list[Message]:
+def rows(place: Path) -> list[Row]:
     found = Index.decode((place / INDEX).read_bytes(), place.stat().st_ino)
     assert found is not None
-    return [found.message(at) for at in range(len(found))]
+    return [found.row(at) for at in range(len(found))]
 
 
 def first(place: Path) -> Path:
@@ -293,5 +293,5 @@ def test_form_is_compared(mail: list[Entry], place: Path) -> None:
     put(place, "new/1.a", b".\r\n")
     stat = (place / "new/1.a").stat()
     file = File("new", "1.a", stat.st_ino)
-    forge(place, Message("1.a", file, 3, Form.READY), *rows(place))
+    forge(place, Row("1.a", file, 3, Form.READY), *rows(place))
     assert faults(place) == ["form differs"]

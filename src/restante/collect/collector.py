@@ -34,7 +34,7 @@ from ..pop3.listing import Message
 from ..threads import in_thread
 from .accounts import Accounts, Entry, Mailbox
 from .deletions import Deletions, Reader, removes_what_it_sent
-from .destinations import Destination, Place, Tracing, Verifying
+from .destinations import Destination, Presence, Tracing, Verifying
 from .elapsed import Elapsed
 from .fetching import Fetching, Use
 from .known import Known
@@ -223,7 +223,7 @@ class _Session:
         self._newest: frozenset[int] = frozenset()
         self._why: dict[str, str] = {}  # by key, why the policy lets it go
         self._proved: list[Proved] = []
-        self._places: list[tuple[str, Place]] = []  # by key, where they changed
+        self._places: list[tuple[str, Presence]] = []  # by key, where they changed
 
     async def hold(
         self,
@@ -509,16 +509,19 @@ class _Session:
     def _was_deleted(self, key: str) -> bool:
         """Only what we saw held, and what is recorded as purged, was deleted here.  Blocking."""
         assert offers(self._destination, Tracing)
-        known, place = self._known.taken[key], self._destination.place(self._known.identity_of(key))
-        if place is not Place.GONE and known.was_held != (place is Place.HELD):
+        known, place = (
+            self._known.taken[key],
+            self._destination.presence(self._known.identity_of(key)),
+        )
+        if place is not Presence.GONE and known.was_held != (place is Presence.HELD):
             self._places.append((key, place))
-        return place is Place.GONE and known.was_held
+        return place is Presence.GONE and known.was_held
 
     def _write_places_down(self) -> None:
-        for place in (Place.HERE, Place.HELD):
+        for place in (Presence.HERE, Presence.HELD):
             keys = [key for key, where in self._places if where is place]
             if keys:
-                self._ledger.held(self._name, keys, is_held=place is Place.HELD)
+                self._ledger.held(self._name, keys, is_held=place is Presence.HELD)
 
     # Deleting.
 

@@ -3,7 +3,7 @@
 A name becomes the middle of the unique part, ``<seconds>.<name>.restante``, so it survives flags,
 ``held/``, a restore and the loss of every index.  The octets of a group wait in ``tmp/``; all of
 them are durable before the first one is renamed into ``new/``, and the names become durable by one
-fsync.  A group that fails as a whole leaves nothing behind, so nothing is half known.
+fsync.  A group that fails as a whole leaves nothing behind, so nothing is half contents.
 
 Quota: a group is added to the count when it arrives, by one line.  Each message asks for room when
 it is whole, because a message without room must not cost those before it.
@@ -18,7 +18,7 @@ from functools import partial
 from typing import NamedTuple
 
 from ..errors import LargerThanQuota
-from ..maildrop import Place
+from ..maildrop import Presence
 from ..message import Survey
 from ..scanning import ChangingMaildir, list_folders, scan_folders
 from ..syncing import sync_files
@@ -40,7 +40,7 @@ class _Message(NamedTuple):
     """As stored."""
 
 
-class _Known(NamedTuple):
+class _Contents(NamedTuple):
     """What a look at a maildrop finds, by the names of messages."""
 
     paths: dict[str, str]
@@ -61,7 +61,7 @@ class NamedDeliveries:
             TemporaryFailure: there is no ``base``.
         """
         self._base, self._names, self._limit = base, names, limit
-        self._seen: _Known | None = None
+        self._cached: _Contents | None = None
         self._group: _Group | None = None
         self._closed: list[_Group] = []  # and not delivered yet
         with storage_errors(), suppress(FileNotFoundError), files.maildrop(base, names):
@@ -69,11 +69,11 @@ class NamedDeliveries:
 
     # What is here.
 
-    def place(self, name: str) -> Place:
+    def presence(self, name: str) -> Presence:
         path = self._path(name)
         if path is not None:
-            return Place.HELD if path.split("/")[-2] == files.HELD else Place.HERE
-        return Place.GONE if name in self._known().purged else Place.UNKNOWN
+            return Presence.HELD if path.split("/")[-2] == files.HELD else Presence.HERE
+        return Presence.GONE if name in self._contents().purged else Presence.UNKNOWN
 
     def digest(self, name: str) -> bytes | None:
         for _ in range(2):
@@ -82,7 +82,7 @@ class NamedDeliveries:
                 return None
             with storage_errors(), suppress(FileNotFoundError):
                 return self._digest(path)
-            self._seen = None  # another program has renamed it
+            self._cached = None  # another program has renamed it
         return None
 
     def _path(self, name: str) -> str | None:
@@ -90,11 +90,11 @@ class NamedDeliveries:
         Raises:
             TemporaryFailure: another program renames files all the time, and this one may be here.
         """
-        known = self._known()
-        if name not in known.paths and not known.is_exact:
-            self._seen = None  # so that the next question looks again
+        contents = self._contents()
+        if name not in contents.paths and not contents.is_exact:
+            self._cached = None  # so that the next question looks again
             raise ChangingMaildir
-        return known.paths.get(name)
+        return contents.paths.get(name)
 
     def _digest(self, path: str) -> bytes:
         *folders, name = path.split("/")
@@ -109,17 +109,17 @@ class NamedDeliveries:
                 offset += len(octets)
         return digest.digest()
 
-    def _known(self) -> _Known:
-        if self._seen is None:
-            seen = _Known({}, set(), is_exact=True)
+    def _contents(self) -> _Contents:
+        if self._cached is None:
+            seen = _Contents({}, set(), is_exact=True)
             with (
                 storage_errors(),
                 suppress(FileNotFoundError),
                 files.maildrop(self._base, self._names) as maildrop,
             ):
-                seen = _look(maildrop)
-            self._seen = seen  # not before: after an error nothing is known
-        return self._seen
+                seen = _scan(maildrop)
+            self._cached = seen  # not before: after an error nothing is known
+        return self._cached
 
     # What comes.
 
@@ -157,7 +157,7 @@ class NamedDeliveries:
                 arrived = group.deliver()
         finally:
             self._closed.remove(group)
-        self._known().paths.update(_by_name(f"new/{each}" for each in arrived))
+        self._contents().paths.update(_by_name(f"new/{each}" for each in arrived))
 
     def abort(self) -> None:
         if self._group is not None:
@@ -264,7 +264,7 @@ class _Group:
 # What is here.
 
 
-def _look(maildrop: int) -> _Known:
+def _scan(maildrop: int) -> _Contents:
     """At every folder, and what is held there.
 
     The names are made durable, because what is here will be deleted where it came from, and a
@@ -279,7 +279,7 @@ def _look(maildrop: int) -> _Known:
         with suppress(FileNotFoundError), files.directory(folder, maildrop) as own:
             purged |= held.purged(own)
     paths = _by_name(f"{file.directory}/{file.name}" for file in seen.files())
-    return _Known(paths, purged, seen.is_exact)
+    return _Contents(paths, purged, seen.is_exact)
 
 
 def _by_name(paths: Iterable[str]) -> dict[str, str]:

@@ -278,18 +278,18 @@ def sync(*directories: str, parent: int) -> None:
             os.fsync(opened)
 
 
-class _Round:
+class _SyncRound:
     """One fsync of a directory, for all who wait for it."""
 
-    def __init__(self, before: _Round | None) -> None:
+    def __init__(self, before: _SyncRound | None) -> None:
         self.before = before
         self.is_over = Event()
         self.error: BaseException | None = None
 
 
-_rounds: dict[tuple[int, int], _Round] = {}
+_rounds: dict[tuple[int, int], _SyncRound] = {}
 """Those that nobody has begun, by device and inode number of the directory."""
-_begun: dict[tuple[int, int], _Round] = {}
+_begun: dict[tuple[int, int], _SyncRound] = {}
 _rounds_lock = Lock()
 
 
@@ -305,7 +305,7 @@ def sync_together(directory: int) -> None:
         ours = _rounds.get(key)
         is_first = ours is None
         if ours is None:
-            ours = _rounds[key] = _Round(_begun.get(key))
+            ours = _rounds[key] = _SyncRound(_begun.get(key))
     if is_first:
         _carry_out(ours, key, directory)
     ours.is_over.wait()
@@ -313,7 +313,7 @@ def sync_together(directory: int) -> None:
         raise ours.error
 
 
-def _carry_out(ours: _Round, key: tuple[int, int], directory: int) -> None:
+def _carry_out(ours: _SyncRound, key: tuple[int, int], directory: int) -> None:
     if ours.before is not None:
         ours.before.is_over.wait()
         ours.before = None

@@ -36,7 +36,7 @@ from ..maildrop import (
 )
 from ..scanning import MAIL, list_folders, scan_for
 from . import files
-from .index import Index, Message
+from .index import Index, Row
 from .names import File, Identity, delivered_at, unique_part
 
 INBOX = "."
@@ -91,7 +91,7 @@ def names_held(maildrop: int, names: Collection[str]) -> Iterator[tuple[int, lis
             yield opened, by_folder[directory]
 
 
-class Session(Maildrop, RawReading, Paced, Protocol):
+class FolderMaildrop(Maildrop, RawReading, Paced, Protocol):
     """What a session with one folder can do."""
 
     @property
@@ -103,7 +103,7 @@ class Part(NamedTuple):
 
     folder: str
     """Its directory."""
-    session: Session
+    session: FolderMaildrop
     places: Sequence[int]
     """Of the messages that are shown."""
     is_own: bool
@@ -161,7 +161,7 @@ def joined(parts: Sequence[Part]) -> Index:
             while unique_id in taken:
                 unique_id = _digest(part.folder, unique_id)
             taken.add(unique_id)
-            messages.append(Message(unique_id, File("new", unique_id, 0), entry.size))
+            messages.append(Row(unique_id, File("new", unique_id, 0), entry.size))
     return Index(messages)
 
 
@@ -169,7 +169,7 @@ def _digest(folder: str, unique_id: str) -> str:
     return hashlib.sha256(f"{folder}/{unique_id}".encode()).hexdigest()[:40]
 
 
-class Window:
+class ViewMaildrop:
     """Messages of one or more folders as one ``Maildrop``, while the sessions of all are open."""
 
     def __init__(self, parts: Sequence[Part], listing: Index) -> None:
@@ -245,7 +245,7 @@ class Window:
         return await first.past(credential) if offers(first, Journal) else ()
 
 
-async def _remove(session: Session, pairs: Sequence[tuple[Entry, Entry]]) -> list[Entry]:
+async def _remove(session: FolderMaildrop, pairs: Sequence[tuple[Entry, Entry]]) -> list[Entry]:
     """``pairs``: what each is in the folder and in the view."""
     own = [each for each, _ in pairs]
     try:

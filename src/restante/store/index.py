@@ -74,7 +74,7 @@ class Form(IntEnum):
 _FORMS = tuple(Form) * 2
 
 
-class Message(NamedTuple):
+class Row(NamedTuple):
     """One row."""
 
     unique_id: str
@@ -84,17 +84,17 @@ class Message(NamedTuple):
     form: Form = Form.UNKNOWN
 
 
-class Change(NamedTuple):
+class IndexChange(NamedTuple):
     """How an index differs from an older one.  Places are those in the older one."""
 
     gone: Sequence[int] = ()
-    other: Mapping[int, Message] = {}
+    other: Mapping[int, Row] = {}
     """The same messages with another file or size."""
-    added: Sequence[Message] = ()
+    added: Sequence[Row] = ()
     """They find their place by themselves, behind those that another server had listed."""
 
 
-class Lying(NamedTuple):
+class IndexFile(NamedTuple):
     """The file that holds an index, for who wants to append to it."""
 
     inode: int
@@ -104,8 +104,8 @@ class Lying(NamedTuple):
     digest: bytes
     """The last checksum in it."""
 
-    def longer(self, octets: int, digest: bytes) -> Lying:
-        return Lying(self.inode, self.octets + octets, self.appended + octets, digest)
+    def extended(self, octets: int, digest: bytes) -> IndexFile:
+        return IndexFile(self.inode, self.octets + octets, self.appended + octets, digest)
 
 
 class _Columns:
@@ -118,7 +118,7 @@ class _Columns:
         self.sizes, self.inodes = array("Q"), array("Q")
         self.forms = bytearray()
 
-    def insert(self, at: int, message: Message) -> None:
+    def insert(self, at: int, message: Row) -> None:
         self.ids.insert(at, message.unique_id)
         self.packed.insert(at, _packed(message))
         self.sizes.insert(at, message.size)
@@ -137,10 +137,10 @@ class Index(Rendered):
     """Immutable; sessions of one process share it.  Also the listing of each."""
 
     def __init__(
-        self, messages: Iterable[Message] = (), stamps: Stamps = UNKNOWN, placed: int = 0
+        self, messages: Iterable[Row] = (), stamps: Stamps = UNKNOWN, placed: int = 0
     ) -> None:
         self.stamps = stamps
-        self.lying: Lying | None = None
+        self.on_disk: IndexFile | None = None
         """Where it lies as it is here, as far as its store knows."""
         self._placed = placed  # the first ones, whose order is another server's
         self._sizes, self._inodes = array("Q"), array("Q")
@@ -200,12 +200,12 @@ class Index(Rendered):
             return None
         return int(self._ids[self._ids.rfind(b"\n", 0, found) + 1 : found]) - 1
 
-    def message(self, at: int) -> Message:
+    def row(self, at: int) -> Row:
         """Raises:
         FileNotFoundError: the name cannot be one of a file in the maildrop.
         """
         unique_id = self._unique_id(at)
-        return Message(unique_id, self.file(at, unique_id), self._sizes[at], self.form(at))
+        return Row(unique_id, self.file(at, unique_id), self._sizes[at], self.form(at))
 
     def file(self, at: int, unique_id: str) -> File:
         """Its file, for who knows its unique-id.
@@ -295,7 +295,7 @@ class Index(Rendered):
         new._forms = bytes(octets)
         return new
 
-    def changed(self, change: Change, stamps: Stamps) -> Index:
+    def changed(self, change: IndexChange, stamps: Stamps) -> Index:
         """The index after that.  What stands before the first difference is copied as it is."""
         added = sorted(change.added, key=_key)
         first = min(
@@ -315,7 +315,7 @@ class Index(Rendered):
         new._extend(rows)
         return new
 
-    def _place(self, message: Message) -> int:
+    def _place(self, message: Row) -> int:
         """Where it would stand."""
         return bisect_left(range(len(self)), _key(message), self._placed, key=self._key_at)
 
@@ -369,7 +369,7 @@ class Index(Rendered):
 
     # On disk.
 
-    def has_same_answers(self, messages: Iterable[Message]) -> bool:
+    def has_same_answers(self, messages: Iterable[Row]) -> bool:
         """Whether all here is as these messages make it."""
         other = Index(messages)
         return self._parts() == other._parts() and self.octets == other.octets
@@ -393,13 +393,13 @@ class Index(Rendered):
 
     @classmethod
     def decode(cls, octets: bytes | memoryview, maildrop: int) -> Index | None:
-        """With all changes that were appended.  ``lying`` tells how much of it is believed.
+        """With all changes that were appended.  ``on_disk`` tells how much of it is believed.
 
         None: damaged, of another version, or another maildrop's.
         """
         index = cls._decode(memoryview(octets), maildrop)
-        while index is not None and index.lying is not None:
-            later = index._decode_change(memoryview(octets)[index.lying.octets :])
+        while index is not None and index.on_disk is not None:
+            later = index._decode_change(memoryview(octets)[index.on_disk.octets :])
             if later is None:
                 break
             index = later
@@ -420,7 +420,7 @@ class Index(Rendered):
             return None
         index = cls((), tuple(rest[:9]), placed)
         index.octets = total
-        index.lying = Lying(0, end + _DIGEST, 0, digest)
+        index.on_disk = IndexFile(0, end + _DIGEST, 0, digest)
         parts = []
         for length in cuts:
             parts.append(bytes(octets[begin : begin + length]))
@@ -433,29 +433,29 @@ class Index(Rendered):
 
     def _decode_change(self, octets: memoryview) -> Index | None:
         """This index after the change that begins there; None: there is none, or it is torn."""
-        assert self.lying is not None
+        assert self.on_disk is not None
         if len(octets) < _CHANGE.size:
             return None
         *told, gone, other, rows = _CHANGE.unpack(octets[: _CHANGE.size])
         places_end = _CHANGE.size + 8 * (gone + other)
         end = places_end + rows
         digest = bytes(octets[end : end + _DIGEST])
-        if digest != _digest(self.lying.digest, octets[:end]):
+        if digest != _digest(self.on_disk.digest, octets[:end]):
             return None
         places = array("Q", bytes(octets[_CHANGE.size : places_end]))
         table = Index._decode(octets[places_end:end], 0)
         if table is None:
             return None
-        messages = list(map(table.message, range(len(table))))
-        change = Change(
+        messages = list(map(table.row, range(len(table))))
+        change = IndexChange(
             places[:gone], dict(zip(places[gone:], messages, strict=False)), messages[other:]
         )
         later = self.changed(change, tuple(told))
-        later.lying = self.lying.longer(end + _DIGEST, digest)
+        later.on_disk = self.on_disk.extended(end + _DIGEST, digest)
         return later
 
 
-def _encode_change(change: Change, stamps: Stamps, before: bytes) -> bytes:
+def _encode_change(change: IndexChange, stamps: Stamps, before: bytes) -> bytes:
     """``before``: the checksum of what it continues."""
     places = array("Q", [*change.gone, *change.other])
     rows = Index([*change.other.values(), *change.added]).encode(0)
@@ -488,10 +488,10 @@ def load(maildrop: int) -> Index | None:
     try:
         octets = files.read(INDEX, maildrop)
         found = Index.decode(octets, files.inode(maildrop))
-        if found is not None and found.lying is not None:
-            is_whole = found.lying.octets == len(octets)
+        if found is not None and found.on_disk is not None:
+            is_whole = found.on_disk.octets == len(octets)
             inode = files.status(INDEX, maildrop).st_ino
-            found.lying = found.lying._replace(inode=inode) if is_whole else None
+            found.on_disk = found.on_disk._replace(inode=inode) if is_whole else None
     except OSError:
         return None
     return found
@@ -521,7 +521,7 @@ def save(maildrop: int, index: Index, *, durably: bool = False) -> None:
     try:
         octets = index.encode(files.inode(maildrop))
         inode = files.replace_cache(INDEX, octets, maildrop, durably=durably)
-        index.lying = Lying(inode, len(octets), 0, octets[-_DIGEST:])
+        index.on_disk = IndexFile(inode, len(octets), 0, octets[-_DIGEST:])
     except OSError:
         with suppress(OSError):  # what is there is older than what is known
             files.unlink(INDEX, maildrop)
@@ -534,21 +534,21 @@ def forget(maildrop: int) -> None:
     files.move_stamp("new", maildrop)
 
 
-def follow(maildrop: int, old: Index, change: Change, stamps: Stamps) -> Index:
+def follow(maildrop: int, old: Index, change: IndexChange, stamps: Stamps) -> Index:
     """The index after a change, also on disk."""
     new = old.changed(change, stamps)
-    lying = old.lying
-    if lying is not None and lying.appended < _APPENDED:
-        octets = _encode_change(change, stamps, lying.digest)
+    on_disk = old.on_disk
+    if on_disk is not None and on_disk.appended < _APPENDED:
+        octets = _encode_change(change, stamps, on_disk.digest)
         with suppress(OSError):
-            if files.append_cache(INDEX, octets, maildrop, (lying.inode, lying.octets)):
-                new.lying = lying.longer(len(octets), octets[-_DIGEST:])
-    if new.lying is None:
+            if files.append_cache(INDEX, octets, maildrop, (on_disk.inode, on_disk.octets)):
+                new.on_disk = on_disk.extended(len(octets), octets[-_DIGEST:])
+    if new.on_disk is None:
         save(maildrop, new)
     return new
 
 
-def _packed(message: Message) -> bytes:
+def _packed(message: Row) -> bytes:
     """Directory and name; what repeats the unique-id is left out."""
     unique, name = unique_part(message.file.name), message.file.name
     told = f"={name[len(unique) :]}" if unique == message.unique_id else f":{name}"
@@ -561,7 +561,7 @@ def _order(unique_id: str, packed: bytes) -> tuple[int, str]:
     return delivered_at(unique_id + rest if packed[1:2] == b"=" else rest), unique_id
 
 
-def _key(message: Message) -> tuple[int, str]:
+def _key(message: Row) -> tuple[int, str]:
     return delivered_at(message.file.name), message.unique_id
 
 

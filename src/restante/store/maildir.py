@@ -60,7 +60,7 @@ from .files import in_thread
 from .folders import (
     INBOX,
     Part,
-    Window,
+    ViewMaildrop,
     directory_of,
     each_folder,
     joined,
@@ -147,7 +147,7 @@ class MaildirStore:
             since = time.time() - view.recent if view.recent else None
             found = [(folder, opened[folder]) for folder in wanted if folder in opened]
             parts = await in_thread(_parts, found, since, len(wanted) == 1)
-            yield Window(parts, await self._joined(parts, whole=since is None))
+            yield ViewMaildrop(parts, await self._joined(parts, whole=since is None))
 
     async def _joined(self, parts: Sequence[Part], *, whole: bool) -> Index:
         """Of whole folders it is kept as long as they do not change."""
@@ -162,10 +162,12 @@ class MaildirStore:
                 del self._views[next(iter(self._views))]
         return index
 
-    def _session(self, user: str, folder: str = INBOX) -> _Session:
-        return _Session(self, user, folder)
+    def _session(self, user: str, folder: str = INBOX) -> _Opening:
+        return _Opening(self, user, folder)
 
-    async def _begin(self, user: str, folder: str, held: _Held) -> tuple[str, _Maildir]:
+    async def _begin(
+        self, user: str, folder: str, resources: _Resources
+    ) -> tuple[str, _OpenMaildir]:
         """Under which key its index is remembered, and the session.
 
         Raises:
@@ -174,13 +176,13 @@ class MaildirStore:
         names, key = self._template.names(user), user if folder == INBOX else f"{user}/{folder}"
         known = self._indexes.get(key)
         locked = None
-        lock = partial(self._lock, held, names, folder, known)
+        lock = partial(self._lock, resources, names, folder, known)
         if known is not None:
             # What we look at is in memory: a thread would cost more than it saves.
             with files.storage_errors(), suppress(FileNotFoundError):
                 locked = lock()
         if locked is None:  # what is missing is made
-            held.let_go()
+            resources.release()
             locked = await in_thread(lock, make=True)
         root, maildrop, began, fresh = locked
         hold = partial(self.hold, user)
@@ -188,9 +190,9 @@ class MaildirStore:
         if index is None:
             index = await self._catch_up(root, maildrop, began, known, hold)
         self._remember(key, index)
-        return key, _Maildir(maildrop, index, root=root, hold=hold, clock=self._clock)
+        return key, _OpenMaildir(maildrop, index, root=root, hold=hold, clock=self._clock)
 
-    async def _end(self, key: str, session: _Maildir) -> None:
+    async def _end(self, key: str, session: _OpenMaildir) -> None:
         maildrop, index, sizes = session.maildrop, session.listing, session.close()
         if session.learned:
             index = index.learned(session.learned)
@@ -202,7 +204,7 @@ class MaildirStore:
 
     def _lock(
         self,
-        held: _Held,
+        resources: _Resources,
         names: Sequence[str],
         folder: str,
         known: Index | None,
@@ -211,14 +213,14 @@ class MaildirStore:
     ) -> tuple[int, int, int, Index | None]:
         """The Maildir, the folder in it, when the session began, and the index known if all is as
         it says."""
-        root = held.take(files.maildrop(self._template.base, names, make=make))
+        root = resources.take(files.maildrop(self._template.base, names, make=make))
         maildrop = root
         if folder != INBOX:
             try:
-                maildrop = held.take(files.folder(folder, root))
+                maildrop = resources.take(files.folder(folder, root))
             except FileNotFoundError:
                 raise _NoSuchFolder from None
-        began = held.take(files.session_lock(maildrop))
+        began = resources.take(files.session_lock(maildrop))
         is_fresh = known is not None and known.stamps == stamps(maildrop)
         fresh = known if is_fresh and not is_unfinished(maildrop) else None
         return root, maildrop, began, fresh
@@ -295,7 +297,7 @@ class MaildirStore:
     async def unique_ids(self, user: str) -> dict[str, str]:
         """By the names of the files without their flags, in the order of the listing."""
         async with self._session(user) as session:
-            messages = map(session.listing.message, range(len(session.listing)))
+            messages = map(session.listing.row, range(len(session.listing)))
             return {each.file.name.partition(":")[0]: each.unique_id for each in messages}
 
     async def held(self, user: str) -> Sequence[HeldMessage]:
@@ -500,7 +502,7 @@ class _NoSuchFolder(PermanentFailure):
 
 
 def _parts(
-    opened: Sequence[tuple[str, _Maildir]], since: float | None, is_only: bool
+    opened: Sequence[tuple[str, _OpenMaildir]], since: float | None, is_only: bool
 ) -> list[Part]:
     """Blocking."""
     parts = []
@@ -512,7 +514,7 @@ def _parts(
     return parts
 
 
-class _Held(list[AbstractContextManager[int]]):
+class _Resources(list[AbstractContextManager[int]]):
     """What a session holds; an ``ExitStack`` takes ten times the memory."""
 
     __slots__ = ()
@@ -522,30 +524,30 @@ class _Held(list[AbstractContextManager[int]]):
         self.append(manager)
         return value
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """The last first, and each even if another one fails."""
         try:
             while self:
                 self.pop().__exit__(None, None, None)
         finally:
             if self:
-                self.let_go()
+                self.release()
 
 
-class _Session(AbstractAsyncContextManager["_Maildir"]):
+class _Opening(AbstractAsyncContextManager["_OpenMaildir"]):
     """From the lock to its end.  No generator: its frame would wait as long as the client."""
 
-    __slots__ = ("_folder", "_held", "_key", "_session", "_store", "_user")
+    __slots__ = ("_folder", "_key", "_resources", "_session", "_store", "_user")
 
     def __init__(self, store: MaildirStore, user: str, folder: str) -> None:
         self._store, self._user, self._folder = store, user, folder
-        self._held = _Held()
+        self._resources = _Resources()
 
-    async def __aenter__(self) -> _Maildir:
+    async def __aenter__(self) -> _OpenMaildir:
         try:
-            begun = await self._store._begin(self._user, self._folder, self._held)
+            begun = await self._store._begin(self._user, self._folder, self._resources)
         except BaseException:
-            self._held.let_go()
+            self._resources.release()
             raise
         self._key, self._session = begun
         return self._session
@@ -554,10 +556,10 @@ class _Session(AbstractAsyncContextManager["_Maildir"]):
         try:
             await self._store._end(self._key, self._session)
         finally:
-            self._held.let_go()
+            self._resources.release()
 
 
-class _Maildir:
+class _OpenMaildir:
     """One session's ``Maildrop``."""
 
     __slots__ = (
@@ -610,7 +612,7 @@ class _Maildir:
         if not all(map(adopted.UNIQUE_ID.fullmatch, ids)):
             raise PermanentFailure("a unique-id is 1 to 70 printable characters (RFC 1939 §7)")
         for at in range(len(self.listing)):
-            message = self.listing.message(at)
+            message = self.listing.row(at)
             identity = (unique_part(message.file.name), 0)
             if identity not in wanted and message.unique_id in ids:
                 raise PermanentFailure(f"a message here has the unique-id {message.unique_id}")
@@ -735,7 +737,7 @@ class _Maildir:
         seen = scan_for(self.maildrop, {missing})
         found = {file.identity: file for file in seen.files()}
         for at in range(len(self.listing)):
-            old = self.listing.message(at).file
+            old = self.listing.row(at).file
             now = found.get(old.identity)
             if now == old:
                 self._moved.pop(at, None)
@@ -756,7 +758,7 @@ class _Maildir:
 
     def expire(self, is_over: Callable[[float], bool], now: float) -> int:
         """Remove messages, chosen by the moment of their arrival; returns how many.  Blocking."""
-        messages = map(self.listing.message, range(len(self.listing)))
+        messages = map(self.listing.row, range(len(self.listing)))
         victims = {}
         for unique_id, file in ((each.unique_id, each.file) for each in messages):
             arrived_at = expiry.arrived(self.maildrop, file, now)

@@ -26,10 +26,10 @@ from .files import in_thread
 from .index import (
     INCOMPLETE,
     UNKNOWN,
-    Change,
     Form,
     Index,
-    Message,
+    IndexChange,
+    Row,
     Stamps,
     follow,
     save,
@@ -72,84 +72,84 @@ async def index_of_now(
         OSError: also when ``new`` or ``cur`` is missing.
     """
     start = time.monotonic()
-    looked = await in_thread(_look, maildrop, began, known)
+    snapshot = await in_thread(_snapshot, maildrop, began, known)
     unmeasured = [
-        at for at, each in enumerate(looked.messages) if measure_all or not _is_measured(each)
+        at for at, each in enumerate(snapshot.messages) if measure_all or not _is_measured(each)
     ]
     try:
         for first in range(0, len(unmeasured), _BATCH):
             batch = unmeasured[first : first + _BATCH]
-            await in_thread(_measure, maildrop, looked.messages, batch)
+            await in_thread(_measure, maildrop, snapshot.messages, batch)
     except BaseException:
         has_holes = known is None or not known.is_complete
-        await in_thread(_write, maildrop, known, looked, INCOMPLETE if has_holes else UNKNOWN)
+        await in_thread(_write, maildrop, known, snapshot, INCOMPLETE if has_holes else UNKNOWN)
         raise
-    index = await in_thread(_write, maildrop, known, looked, trusted(looked.stamps, began))
+    index = await in_thread(_write, maildrop, known, snapshot, trusted(snapshot.stamps, began))
     if (seconds := time.monotonic() - start) > _LONG:
         fields = {"messages": len(index), "measured": len(unmeasured), "ms": round(seconds * 1000)}
         _log.warning("maildrop indexed", extra={"fields": fields})
     return index
 
 
-class _Looked(NamedTuple):
-    messages: list[Message]
+class _Snapshot(NamedTuple):
+    messages: list[Row]
     """All, in the order of the listing, or those that are new."""
     stamps: Stamps
     placed: int = 0
-    change: Change | None = None
+    change: IndexChange | None = None
     """What else has changed; None: ``messages`` are all."""
 
 
-def _write(maildrop: int, known: Index | None, looked: _Looked, now: Stamps) -> Index:
-    messages = [message for message in looked.messages if message.size >= 0]
+def _write(maildrop: int, known: Index | None, snapshot: _Snapshot, now: Stamps) -> Index:
+    messages = [message for message in snapshot.messages if message.size >= 0]
     if now != INCOMPLETE and any(message.form is Form.GUESSED for message in messages):
         now = UNKNOWN
-    if known is not None and looked.change is not None:
-        return follow(maildrop, known, looked.change._replace(added=messages), now)
-    index = Index(messages, now, looked.placed)
+    if known is not None and snapshot.change is not None:
+        return follow(maildrop, known, snapshot.change._replace(added=messages), now)
+    index = Index(messages, now, snapshot.placed)
     save(maildrop, index)
     return index
 
 
-def _look(maildrop: int, began: int, known: Index | None) -> _Looked:
+def _snapshot(maildrop: int, began: int, known: Index | None) -> _Snapshot:
     """What is there now; sizes that names do not tell are still to be measured."""
-    looked = None
+    snapshot = None
     if known is not None and known.is_complete:
-        looked = _look_once(maildrop, began, known, must_be_exact=False)
-    looked = looked or _look_once(maildrop, began, known, must_be_exact=True)
-    if looked is None:
+        snapshot = _snapshot_once(maildrop, began, known, must_be_exact=False)
+    snapshot = snapshot or _snapshot_once(maildrop, began, known, must_be_exact=True)
+    if snapshot is None:
         raise ChangingMaildir
-    return looked
+    return snapshot
 
 
-def _look_once(
+def _snapshot_once(
     maildrop: int, began: int, known: Index | None, *, must_be_exact: bool
-) -> _Looked | None:
+) -> _Snapshot | None:
     """None: it would have to be exact, and another program did not let it.
 
     Otherwise ``known`` fills the holes: what it has and was not seen stays.
     """
     index = known or Index()
     adopted_now = stamps(maildrop)[6:]
-    for found in passes(maildrop, known=index.directories, clock=began):
-        compared = _compare(index, found)
-        if not must_be_exact and not compared.gone:
+    for seen in passes(maildrop, known=index.directories, clock=began):
+        difference = _difference(index, seen)
+        if not must_be_exact and not difference.gone:
             break
-    if must_be_exact and not found.is_exact:
+    if must_be_exact and not seen.is_exact:
         return None
-    now = (*found.stamps["new"], *found.stamps["cur"], *adopted_now)
-    if compared.gone and not found.is_exact:
+    now = (*seen.stamps["new"], *seen.stamps["cur"], *adopted_now)
+    if difference.gone and not seen.is_exact:
         now = UNKNOWN
-    looked = None
+    snapshot = None
     if known is not None and adopted_now == known.stamps[6:]:
-        looked = _small_change(maildrop, known, found, compared, now)
-    return looked or _all(maildrop, index, found, compared, now)
+        snapshot = _small_change(maildrop, known, seen, difference, now)
+    return snapshot or _all(maildrop, index, seen, difference, now)
 
 
 # -- What has changed
 
 
-class _Compared(NamedTuple):
+class _Difference(NamedTuple):
     """An index, and what was seen in the directories that were read."""
 
     gone: dict[Identity, int]
@@ -159,11 +159,11 @@ class _Compared(NamedTuple):
     new: list[File]
 
 
-def _compare(known: Index, found: Scan) -> _Compared:
+def _difference(known: Index, seen: Scan) -> _Difference:
     gone: dict[Identity, int] = {}
     fresh: list[File] = []
     inodes = known.inodes
-    for directory, names in found.names.items():
+    for directory, names in seen.names.items():
         was = known.files_in(directory)
         unknown = [
             File(directory, name, inode)
@@ -173,9 +173,9 @@ def _compare(known: Index, found: Scan) -> _Compared:
         fresh += unknown
         if len(names) - len(unknown) < len(was):
             for at in [at for name, at in was.items() if names.get(name) != inodes[at]]:
-                gone[unique_part(known.message(at).file.name), inodes[at]] = at
+                gone[unique_part(known.row(at).file.name), inodes[at]] = at
     if not gone:
-        return _Compared(gone, {}, fresh)
+        return _Difference(gone, {}, fresh)
     moved: dict[int, File] = {}
     new: list[File] = []
     for file in fresh:
@@ -183,26 +183,26 @@ def _compare(known: Index, found: Scan) -> _Compared:
             moved[gone.pop(file.identity)] = file
         else:
             new.append(file)
-    return _Compared(gone, moved, new)
+    return _Difference(gone, moved, new)
 
 
 def _small_change(
-    maildrop: int, known: Index, found: Scan, compared: _Compared, now: Stamps
-) -> _Looked | None:
+    maildrop: int, known: Index, seen: Scan, difference: _Difference, now: Stamps
+) -> _Snapshot | None:
     """None: it is not that simple."""
-    if known.is_guessed or len(compared.new) > _MANY:
+    if known.is_guessed or len(difference.new) > _MANY:
         return None
-    is_believed = bool(compared.new) and are_names_believed(maildrop)
-    added = [_message(unique_id_of(file.name), file, is_believed) for file in compared.new]
+    is_believed = bool(difference.new) and are_names_believed(maildrop)
+    added = [_message(unique_id_of(file.name), file, is_believed) for file in difference.new]
     ids = {message.unique_id for message in added}
     if len(ids) < len(added) or known.has(ids) or _may_be_adopted(maildrop, added):
         return None
-    gone = sorted(compared.gone.values()) if found.is_exact else ()
-    other = {at: known.message(at)._replace(file=file) for at, file in compared.moved.items()}
-    return _Looked(added, now, change=Change(gone, other))
+    gone = sorted(difference.gone.values()) if seen.is_exact else ()
+    other = {at: known.row(at)._replace(file=file) for at, file in difference.moved.items()}
+    return _Snapshot(added, now, change=IndexChange(gone, other))
 
 
-def _may_be_adopted(maildrop: int, messages: Iterable[Message]) -> bool:
+def _may_be_adopted(maildrop: int, messages: Iterable[Row]) -> bool:
     """Whether one of these may have another unique-id than its name says, or one that is taken."""
     words = {part for each in messages for part in (unique_part(each.file.name), each.unique_id)}
     return bool(words) and adopted.mention(maildrop, words)
@@ -212,8 +212,8 @@ def _may_be_adopted(maildrop: int, messages: Iterable[Message]) -> bool:
 
 
 def _all(
-    maildrop: int, known: Index, found: Scan, compared: _Compared, now: Stamps
-) -> _Looked | None:
+    maildrop: int, known: Index, seen: Scan, difference: _Difference, now: Stamps
+) -> _Snapshot | None:
     """None: messages quarrel for a unique-id, and one may only have been replaced by the other."""
     settled = adopted.read(maildrop)
     places = known.places()
@@ -223,12 +223,12 @@ def _all(
         return at is not None and known.is_of(at, file)
 
     by_id = identify(
-        [*found.files(), *_not_read(known, found), *_not_seen(known, found, compared)],
+        [*seen.files(), *_not_read(known, seen), *_not_seen(known, seen, difference)],
         settled,
         lambda file: (not is_known(file), _arrived(maildrop, file)),
     )
     if quarrels := contested(by_id, settled):
-        if not found.is_exact:
+        if not seen.is_exact:
             return None
         settled.update(quarrels)
         try:
@@ -242,26 +242,26 @@ def _all(
     placed = {unique_id for (_, inode), unique_id in settled.items() if not inode}
     is_believed = are_names_believed(maildrop)
     messages = [
-        Message(unique_id, file, *known.measured(places[file.inode]))
+        Row(unique_id, file, *known.measured(places[file.inode]))
         if is_known(file)
         else _message(unique_id, file, is_believed)
         for unique_id, file in by_id.items()
     ]
-    return _Looked(messages, now, len(placed & by_id.keys()))
+    return _Snapshot(messages, now, len(placed & by_id.keys()))
 
 
-def _not_read(known: Index, found: Scan) -> Iterable[File]:
+def _not_read(known: Index, seen: Scan) -> Iterable[File]:
     """What is in directories that are as they were."""
     for directory in MAIL:
-        if directory not in found.names:
+        if directory not in seen.names:
             for name, at in known.files_in(directory).items():
                 yield File(directory, name, known.inodes[at])
 
 
-def _not_seen(known: Index, found: Scan, compared: _Compared) -> Iterable[File]:
+def _not_seen(known: Index, seen: Scan, difference: _Difference) -> Iterable[File]:
     """What nothing has shown to be gone."""
-    if not found.is_exact:
-        yield from (known.message(at).file for at in compared.gone.values())
+    if not seen.is_exact:
+        yield from (known.row(at).file for at in difference.gone.values())
 
 
 def _arrived(maildrop: int, file: File) -> float:
@@ -279,17 +279,17 @@ def _arrived(maildrop: int, file: File) -> float:
 # -- Sizes
 
 
-def _message(unique_id: str, file: File, is_believed: bool) -> Message:
+def _message(unique_id: str, file: File, is_believed: bool) -> Row:
     """Size and form are as the name tells them."""
     size, dotted = field("W", file.name), field("D", file.name)
     if size is None or not is_believed:
-        return Message(unique_id, file, -1)
+        return Row(unique_id, file, -1)
     if dotted is None or field("S", file.name) != size:
-        return Message(unique_id, file, size)
-    return Message(unique_id, file, size, Form.CRLF if dotted else Form.READY)
+        return Row(unique_id, file, size)
+    return Row(unique_id, file, size, Form.CRLF if dotted else Form.READY)
 
 
-def _is_measured(message: Message) -> bool:
+def _is_measured(message: Row) -> bool:
     return message.size >= 0 and message.form is not Form.GUESSED
 
 
@@ -305,7 +305,7 @@ def correct(maildrop: int, index: Index, sizes: Mapping[int, int]) -> Index:
 
     ``sizes``: octets on the wire, by place in the index.
     """
-    messages = [index.message(at) for at in range(len(index))]
+    messages = [index.row(at) for at in range(len(index))]
     is_named = [field("W", each.file.name) == each.size for each in messages]
     others = {at: messages[at]._replace(size=size, form=Form.UNKNOWN) for at, size in sizes.items()}
     if any(is_named[at] for at in sizes):
@@ -313,7 +313,7 @@ def correct(maildrop: int, index: Index, sizes: Mapping[int, int]) -> Index:
         for at, each in enumerate(messages):
             if is_named[at] and at not in sizes:
                 others[at] = each._replace(form=Form.GUESSED)
-    corrected = index.changed(Change(other=others), UNKNOWN)
+    corrected = index.changed(IndexChange(other=others), UNKNOWN)
     save(maildrop, corrected, durably=True)
     with suppress(OSError):
         files.move_stamp("new", maildrop)  # what other processes know is not believed any more
@@ -329,37 +329,37 @@ def _distrust_names(maildrop: int) -> None:
             files.sync(".", parent=maildrop)
 
 
-def _measure(maildrop: int, found: list[Message], places: Sequence[int]) -> None:
+def _measure(maildrop: int, rows: list[Row], places: Sequence[int]) -> None:
     """Put in what these are on the wire; what is gone gets a size of -1."""
     missing: dict[Identity, int] = {}
     for at in places:
         try:
-            found[at] = measured(maildrop, found[at])
+            rows[at] = measured(maildrop, rows[at])
         except FileNotFoundError:
-            missing[found[at].file.identity] = at
+            missing[rows[at].file.identity] = at
     if missing:
-        _measure_moved(maildrop, found, missing)
-    if any(_is_wrong_in_name(found[at]) for at in places):
+        _measure_moved(maildrop, rows, missing)
+    if any(_is_wrong_in_name(rows[at]) for at in places):
         _distrust_names(maildrop)
 
 
-def _measure_moved(maildrop: int, found: list[Message], missing: Mapping[Identity, int]) -> None:
+def _measure_moved(maildrop: int, rows: list[Row], missing: Mapping[Identity, int]) -> None:
     """Another program has renamed or removed these."""
     seen = scan_for(maildrop, missing)
     now = {file.identity: file for file in seen.select(missing)}
     for identity, at in missing.items():
         with suppress(FileNotFoundError):  # renamed once more: as it is known, or the next time
             if identity in now:
-                found[at] = measured(maildrop, found[at]._replace(file=now[identity]))
+                rows[at] = measured(maildrop, rows[at]._replace(file=now[identity]))
             elif seen.is_exact:
-                found[at] = found[at]._replace(size=-1)
+                rows[at] = rows[at]._replace(size=-1)
 
 
-def _is_wrong_in_name(message: Message) -> bool:
+def _is_wrong_in_name(message: Row) -> bool:
     return _is_measured(message) and field("W", message.file.name) not in (None, message.size)
 
 
-def measured(maildrop: int, message: Message) -> Message:
+def measured(maildrop: int, message: Row) -> Row:
     """What cannot be read is listed all the same."""
     with files.directory(message.file.directory, maildrop) as directory:
         try:

@@ -37,7 +37,7 @@ _MOST = 16  # changes that are remembered; who changes a rule more often gets mo
 _DIGEST = 8  # octets
 
 
-class Change(NamedTuple):
+class RuleChange(NamedTuple):
     """A rule that came into force."""
 
     since: int
@@ -46,7 +46,7 @@ class Change(NamedTuple):
     """How long mail stays; infinity is ``keep``, or ``never``."""
 
 
-History = tuple[Change, ...]
+History = tuple[RuleChange, ...]
 """The oldest first."""
 
 
@@ -98,14 +98,14 @@ def _changed(history: History, seconds: float | None, at: int) -> History:
     known = tuple(each._replace(since=min(each.since, at)) for each in history)
     if seconds is None or (known and known[-1].seconds == seconds):
         return known
-    return (*known, Change(at, seconds))[-_MOST:]
+    return (*known, RuleChange(at, seconds))[-_MOST:]
 
 
-def _without_keep(history: History) -> Iterator[Change]:
+def _without_keep(history: History) -> Iterator[RuleChange]:
     before = DEFAULT_HOLD
     for since, seconds in history:
         before = seconds if 0 < seconds < inf else before
-        yield Change(since, before if seconds == inf else seconds)
+        yield RuleChange(since, before if seconds == inf else seconds)
 
 
 def _end(begun: float, history: History) -> float:
@@ -206,9 +206,10 @@ def _plain(history: History) -> list[tuple[int, float | None]]:
     return [(since, None if seconds == inf else seconds) for since, seconds in history]
 
 
-def _parsed(found: list[tuple[int, float | None]]) -> History:
+def _parsed(rows: list[tuple[int, float | None]]) -> History:
     return tuple(
-        Change(int(since), inf if seconds is None else float(seconds)) for since, seconds in found
+        RuleChange(int(since), inf if seconds is None else float(seconds))
+        for since, seconds in rows
     )
 
 

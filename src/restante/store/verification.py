@@ -15,7 +15,7 @@ from ..scanning import scan_exactly
 from . import adopted, files, journal
 from .coded import LONGEST, coding
 from .held import VICTIMS, is_unfinished, name_before
-from .index import INDEX, Form, Index, Message, is_damaged, load, stamps
+from .index import INDEX, Form, Index, Row, is_damaged, load, stamps
 from .names import File, Identity, contested, field, identify
 from .refresh import are_names_believed, measured
 
@@ -54,9 +54,9 @@ def verify(maildrop: int) -> Iterator[Finding | None]:
         yield finding
     places = index.places()
     for unique_id, file in by_id.items():
-        told, at = Message(unique_id, file, -1), places.get(file.inode)
+        told, at = Row(unique_id, file, -1), places.get(file.inode)
         if at is not None and index.is_of(at, file):
-            told = Message(unique_id, file, *index.measured(at))
+            told = Row(unique_id, file, *index.measured(at))
         finding = _message(maildrop, told)
         if finding is not None:
             yield finding
@@ -76,17 +76,17 @@ def _index(maildrop: int, by_id: Mapping[str, File]) -> tuple[Index, Finding | N
             is_bad, text = True, f"cannot be read: {error.strerror}; logins measure all messages"
         return Index(), Finding("index damaged", INDEX, text) if is_bad else None
     if index.stamps == stamps(maildrop):
-        messages = list(map(index.message, range(len(index))))
+        messages = list(map(index.row, range(len(index))))
         listed = [(each.unique_id, each.file) for each in messages]
         if listed != list(by_id.items()) or not index.has_same_answers(messages):
             text = "it lists other messages than there are"
             return Index(), Finding("index differs", INDEX, text)
-    if index.lying is None:
+    if index.on_disk is None:
         return index, Finding("index damaged", INDEX, "its end is torn; the next login mends it")
     return index, None
 
 
-def _message(maildrop: int, told: Message) -> Finding | None:
+def _message(maildrop: int, told: Row) -> Finding | None:
     try:
         how = _coding(maildrop, told.file)
         found = measured(maildrop, told)

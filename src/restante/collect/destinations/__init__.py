@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import Protocol, runtime_checkable
 
 from ...errors import MessageRefused
-from ...maildrop import Place as Place
+from ...maildrop import Presence as Presence
 
 
 class Destination(Protocol):
@@ -60,7 +60,7 @@ class Verifying(Protocol):
 class Tracing(Protocol):
     """Add-on of a destination that knows what became of a message."""
 
-    def place(self, identity: str) -> Place:
+    def presence(self, identity: str) -> Presence:
         """Where it is.  Only GONE is evidence that it was removed here."""
 
 

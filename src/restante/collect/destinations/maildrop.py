@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...maildrop import Deliveries, Place
+from ...maildrop import Deliveries, Presence
 from . import name_of
 
 
@@ -23,10 +23,10 @@ class LocalMaildrop:
         self._end = end
 
     def has(self, identity: str) -> bool:
-        return self.place(identity) in (Place.HERE, Place.HELD)
+        return self.presence(identity) in (Presence.HERE, Presence.HELD)
 
-    def place(self, identity: str) -> Place:
-        return self._deliveries.place(name_of(identity))
+    def presence(self, identity: str) -> Presence:
+        return self._deliveries.presence(name_of(identity))
 
     def holds(self, identity: str, digest: bytes) -> bool:
         return self._deliveries.digest(name_of(identity)) == digest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import UnsafeArgument
-from ...maildrop import Place as Place
+from ...maildrop import Presence as Presence
 from . import Destination, TokenSource
 
 
