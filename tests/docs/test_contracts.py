@@ -44,10 +44,23 @@ def methods(kind: type) -> set[str]:
 
 
 @cache
-def trees() -> dict[str, ast.Module]:
+def nodes() -> dict[str, list[ast.AST]]:
+    """All nodes of each module, walked once."""
     return {
-        path.relative_to(SOURCE).as_posix(): ast.parse(path.read_text())
+        path.relative_to(SOURCE).as_posix(): list(ast.walk(ast.parse(path.read_text())))
         for path in sorted(SOURCE.rglob("*.py"))
+    }
+
+
+@cache
+def classes(room: str) -> dict[str, tuple[set[str], set[str]]]:
+    """The bases and the own members of each class in a room."""
+    return {
+        node.name: ({ast.unparse(base) for base in node.bases}, set(members(node)))
+        for path, all_nodes in nodes().items()
+        if path.startswith(room)
+        for node in all_nodes
+        if isinstance(node, ast.ClassDef)
     }
 
 
@@ -63,21 +76,12 @@ def members(node: ast.ClassDef) -> Iterator[str]:
 def offering(kind: type, room: str) -> list[str]:
     """Classes in that room that have all methods, or inherit from an add-on that is a class."""
     names = []
-    nodes = [
-        node
-        for path, tree in trees().items()
-        for node in ast.walk(tree)
-        if path.startswith(room) and isinstance(node, ast.ClassDef)
-    ]
-    by_name = {node.name: node for node in nodes}
-    for node in nodes:
-        bases = {ast.unparse(base) for base in node.bases}
-        own = {
-            each for name in {node.name, *bases} & set(by_name) for each in members(by_name[name])
-        }
-        is_offered = kind.__name__ in bases if inspect.isabstract(kind) else methods(kind) <= own
+    for name, (bases, own) in classes(room).items():
+        inherited = [classes(room)[base][1] for base in bases & classes(room).keys()]
+        has_all = methods(kind) <= own.union(*inherited)
+        is_offered = kind.__name__ in bases if inspect.isabstract(kind) else has_all
         if is_offered and "Protocol" not in bases:
-            names.append(node.name)
+            names.append(name)
     return sorted(names)
 
 
@@ -85,8 +89,8 @@ def offering(kind: type, room: str) -> list[str]:
 def asking() -> dict[str, list[str]]:
     """Modules by the names that are asked for in them."""
     found = defaultdict(set)
-    for path, tree in trees().items():
-        for node in ast.walk(tree):
+    for path, all_nodes in nodes().items():
+        for node in all_nodes:
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("offers", "isinstance"):
                 for name in ast.walk(node.args[1]):
                     if isinstance(name, ast.Name):
@@ -105,6 +109,20 @@ def table(module: object, room: str) -> str:
     return HEAD + "".join(rows)
 
 
+@cache
+def annotated() -> dict[str, set[str]]:
+    """Words in the types of parameters, by module."""
+    return {
+        path: {
+            word
+            for node in all_nodes
+            if isinstance(node, ast.arg) and node.annotation is not None
+            for word in re.findall(r"\w+", ast.unparse(node.annotation))
+        }
+        for path, all_nodes in nodes().items()
+    }
+
+
 def users_of(name: str) -> list[str]:
     """Where an add-on that is always there is used: in the type of a parameter, or in the store
     that a server needs."""
@@ -112,14 +130,8 @@ def users_of(name: str) -> list[str]:
     wanted = {name, "ServableStore"} if name in inherits else {name}
     return [
         path
-        for path, tree in trees().items()
-        if path not in ("maildrop.py", "passdb.py")
-        and any(
-            isinstance(node, ast.arg)
-            and node.annotation is not None
-            and wanted & set(re.findall(r"\w+", ast.unparse(node.annotation)))
-            for node in ast.walk(tree)
-        )
+        for path, words in annotated().items()
+        if path not in ("maildrop.py", "passdb.py") and wanted & words
     ]
 
 
