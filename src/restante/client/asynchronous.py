@@ -7,6 +7,7 @@ before TLS can be read after it.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import warnings
 from collections.abc import (
@@ -28,6 +29,7 @@ from typing import Any, TypeVar, cast
 
 from ..errors import (
     BodySkipped,
+    CannotConnect,
     CommandFailed,
     ConnectionLost,
     DeadlineExceeded,
@@ -40,7 +42,7 @@ from ..pop3.record import Record
 from ..sasl import Strength
 from ..threads import in_thread
 from .bodies import BaseBody, Progress
-from .connecting import Limits, reach
+from .connecting import Limits
 from .remote import (
     SILENCE,
     TLS,
@@ -51,7 +53,6 @@ from .remote import (
     TokenSource,
     binding,
     explain,
-    speaks_tls,
 )
 from .sinks import AT_ONCE, Gathering, Parsing, Saving, SizeLimit
 
@@ -392,6 +393,7 @@ class Client:
 
         The messages must be listed again.
         """
+        self._remote.route.check_renewable()
         refused: CommandFailed | None = None
         try:
             await self.quit()
@@ -409,6 +411,7 @@ class Client:
         The messages must be listed again.  Nothing of the session before goes on: what it has begun
         to retrieve raises BodySkipped.
         """
+        self._remote.route.check_renewable()
         self._begin()
         before = self._dialogue
         try:
@@ -456,30 +459,30 @@ class Client:
         wait = self._next_wait()
         try:
             async with asyncio.timeout(wait):
-                connection = await reach(remote.host, remote.port)
+                connection = await remote.route.connect()
             wait = self._limits.next_wait()
             async with asyncio.timeout(wait):
                 _, self._stream = await asyncio.get_running_loop().create_connection(
                     _Stream,
                     sock=connection,
                     ssl=self._context if is_implicit else None,
-                    server_hostname=remote.host if is_implicit else None,
+                    server_hostname=remote.server_name if is_implicit else None,
                     ssl_handshake_timeout=_above(wait) if is_implicit else None,
                 )
+        except CannotConnect:  # a proxy refuses
+            raise
         except OSError as error:
             raise self._explained(error) from error
         try:
             if is_implicit:
-                self._check_name()
-            elif await self._is_silent() and await asyncio.to_thread(
-                speaks_tls, remote.host, remote.port
-            ):
+                self._check_certificate()
+            elif await self._is_silent() and await asyncio.to_thread(remote.speaks_tls):
                 raise remote.mixed_up()
             await self._perform(dialogue.greeting())
             if remote.tls is TLS.STARTTLS:
                 await self._perform(dialogue.start_tls())
                 await self._shake_hands()
-                self._check_name()
+                self._check_certificate()
             await self._perform(dialogue.ask_capabilities())
             await self._perform(dialogue.log_in(login, self._binding))
             await self._perform(dialogue.ask_capabilities())
@@ -495,9 +498,9 @@ class Client:
         seconds = SILENCE if wait is None else min(wait, SILENCE)
         return await self._stream.is_silent(seconds) and (wait is None or wait > SILENCE)
 
-    def _check_name(self) -> None:
+    def _check_certificate(self) -> None:
         assert self._stream is not None
-        self._remote.check_name(self._stream.transport.get_extra_info("ssl_object"))
+        self._remote.check_certificate(self._stream.transport.get_extra_info("ssl_object"))
 
     def _binding(self) -> bytes:
         assert self._stream is not None
@@ -508,7 +511,7 @@ class Client:
         wait = self._next_wait()
         try:
             async with asyncio.timeout(wait):
-                await self._stream.start_tls(self._context, self._remote.host, _above(wait))
+                await self._stream.start_tls(self._context, self._remote.server_name, _above(wait))
         except OSError as error:
             raise self._explained(error) from error
 
@@ -692,6 +695,11 @@ def connect(
     ca_file: StrPath | None = None,
     quirks: Quirks | str | None = None,
     context: ssl.SSLContext | None = None,
+    sock: socket.socket | None = None,
+    proxy: str | None = None,
+    local_addr: str | tuple[str, int] | None = None,
+    server_hostname: str | None = None,
+    fingerprint: str | bytes | None = None,
     timeout: float | None = 60.0,
     deadline: float | None = None,
     max_size: int | None = None,
@@ -724,6 +732,13 @@ def connect(
         quirks: How this server deviates from the protocol: a ``Quirks``, or the name of a preset;
             by default what is known about servers of that host name.
         context: SSL context to use instead of ``ca_file`` and ``certificate``.
+        sock: Connected socket to use; it then belongs to the session, which cannot be renewed.
+        proxy: ``socks5://user:password@host:port`` or ``http://…`` (CONNECT); the proxy looks up
+            the server's name.
+        local_addr: IP address to connect from, or a pair of it and a port.
+        server_hostname: Name that the server's certificate must have, if not that of the host.
+        fingerprint: SHA-256 of the server's certificate, in hexadecimal, in place of verifying
+            who signed it and for which name.  With ``ca_file`` or ``context`` these count as well.
         timeout: Seconds for each wait: look-up and connection, TLS handshake, each answer.  None:
             no limit.
         deadline: Seconds for the whole session.  When it has passed, the task that has entered the
@@ -761,6 +776,11 @@ def connect(
         "ca_file": ca_file,
         "quirks": quirks,
         "context": context,
+        "sock": sock,
+        "proxy": proxy,
+        "local_addr": local_addr,
+        "server_hostname": server_hostname,
+        "fingerprint": fingerprint,
     }
     remote, limits = Remote.parse(where, **options), Limits(timeout, deadline)
     return PendingClient(remote, limits, Record(record), SizeLimit(max_size))

@@ -21,6 +21,7 @@ from typing import TypeVar, cast
 
 from ..errors import (
     BodySkipped,
+    CannotConnect,
     CommandFailed,
     ConnectionLost,
     DeadlineExceeded,
@@ -32,7 +33,7 @@ from ..pop3.quirks import Quirks
 from ..pop3.record import Record
 from ..sasl import Strength
 from .bodies import BaseBody, Progress
-from .connecting import Limits, reach_blocking
+from .connecting import Limits
 from .remote import (
     SILENCE,
     TLS,
@@ -43,7 +44,6 @@ from .remote import (
     TokenSource,
     binding,
     explain,
-    speaks_tls,
 )
 from .sinks import Gathering, Parsing, Saving, SizeLimit
 
@@ -337,6 +337,7 @@ class BlockingClient:
 
     def commit(self) -> None:
         """Remove what was marked, and go on in a new session; see ``Client.commit``."""
+        self._remote.route.check_renewable()
         refused: CommandFailed | None = None
         try:
             self.quit()
@@ -350,6 +351,7 @@ class BlockingClient:
 
     def reconnect(self) -> int:
         """A new session; returns how many deletions were lost.  See ``Client.reconnect``."""
+        self._remote.route.check_renewable()
         with self._alone():
             before = self._dialogue
             try:
@@ -408,14 +410,17 @@ class BlockingClient:
         login = replace(remote.login, token=token)
         wait = self._next_wait()
         try:
-            self._socket = reach_blocking(remote.host, remote.port, wait)
+            self._socket = remote.route.connect_blocking(wait)
+        except CannotConnect:  # a proxy refuses
+            raise
         except OSError as error:
             raise self._explained(error) from error
         try:
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with suppress(OSError):  # of a socket of another family, which was given to us
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if remote.tls is TLS.IMPLICIT:
                 self._shake_hands()
-            elif self._is_silent() and speaks_tls(remote.host, remote.port):
+            elif self._is_silent() and remote.speaks_tls():
                 raise remote.mixed_up()
             self._perform(dialogue.greeting())
             if remote.tls is TLS.STARTTLS:
@@ -451,11 +456,13 @@ class BlockingClient:
         wait = self._next_wait()
         try:
             self._socket.settimeout(wait)
-            inside = self._context.wrap_socket(self._socket, server_hostname=self._remote.host)
+            inside = self._context.wrap_socket(
+                self._socket, server_hostname=self._remote.server_name
+            )
         except OSError as error:
             raise self._explained(error) from error
         self._socket = inside
-        self._remote.check_name(inside)
+        self._remote.check_certificate(inside)
 
     def _explained(self, error: OSError) -> Exception:
         if isinstance(error, TimeoutError) and self._limits.is_over:
@@ -555,6 +562,11 @@ def connect_blocking(
     ca_file: StrPath | None = None,
     quirks: Quirks | str | None = None,
     context: ssl.SSLContext | None = None,
+    sock: socket.socket | None = None,
+    proxy: str | None = None,
+    local_addr: str | tuple[str, int] | None = None,
+    server_hostname: str | None = None,
+    fingerprint: str | bytes | None = None,
     timeout: float | None = 60.0,
     deadline: float | None = None,
     max_size: int | None = None,
@@ -588,6 +600,13 @@ def connect_blocking(
         quirks: How this server deviates from the protocol: a ``Quirks``, or the name of a preset;
             by default what is known about servers of that host name.
         context: SSL context to use instead of ``ca_file`` and ``certificate``.
+        sock: Connected socket to use; it then belongs to the session, which cannot be renewed.
+        proxy: ``socks5://user:password@host:port`` or ``http://…`` (CONNECT); the proxy looks up
+            the server's name.
+        local_addr: IP address to connect from, or a pair of it and a port.
+        server_hostname: Name that the server's certificate must have, if not that of the host.
+        fingerprint: SHA-256 of the server's certificate, in hexadecimal, in place of verifying
+            who signed it and for which name.  With ``ca_file`` or ``context`` these count as well.
         timeout: Seconds for each wait: look-up and connection, TLS handshake, each answer.  None:
             no limit.
         deadline: Seconds for the whole session, counted from this call.  When it has passed, the
@@ -624,6 +643,11 @@ def connect_blocking(
         "ca_file": ca_file,
         "quirks": quirks,
         "context": context,
+        "sock": sock,
+        "proxy": proxy,
+        "local_addr": local_addr,
+        "server_hostname": server_hostname,
+        "fingerprint": fingerprint,
     }
     remote, limits = Remote.parse(where, **options), Limits(timeout, deadline)
     client = BlockingClient(remote, limits, Record(record), SizeLimit(max_size))

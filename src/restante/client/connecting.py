@@ -77,14 +77,18 @@ class Limits:
         return left if self.timeout is None else min(self.timeout, left)
 
 
-async def reach(host: str, port: int) -> socket.socket:
+async def reach(
+    host: str, port: int, local_address: tuple[str, int] | None = None
+) -> socket.socket:
     """A connection to the first of the host's addresses that answers; the caller limits the time.
+
+    ``local_address`` is the IP address and the port to connect from.
 
     Raises:
         OSError: none answers, or the host has none.
     """
     addresses: list[Address] = await asyncio.wrap_future(_look_up(host, port))
-    waiting = deque(interleaved(addresses))
+    waiting = deque(interleaved(_reachable(addresses, local_address)))
     attempts: list[asyncio.Task[socket.socket]] = []
     pending: set[asyncio.Task[socket.socket]] = set()
     winner: socket.socket | None = None
@@ -92,7 +96,7 @@ async def reach(host: str, port: int) -> socket.socket:
     try:
         while winner is None and (waiting or pending):
             if waiting:
-                attempts.append(asyncio.create_task(_connected(waiting.popleft())))
+                attempts.append(asyncio.create_task(_connected(waiting.popleft(), local_address)))
                 pending.add(attempts[-1])
             done, pending = await asyncio.wait(
                 pending,
@@ -116,11 +120,13 @@ async def reach(host: str, port: int) -> socket.socket:
     return winner
 
 
-async def _connected(address: Address) -> socket.socket:
+async def _connected(address: Address, local_address: tuple[str, int] | None) -> socket.socket:
     family, kind, protocol, _, where = address
     connection = socket.socket(family, kind, protocol)
     try:
         connection.setblocking(False)
+        if local_address is not None:
+            connection.bind(local_address)
         await asyncio.get_running_loop().sock_connect(connection, where)
     except BaseException:
         connection.close()
@@ -128,20 +134,26 @@ async def _connected(address: Address) -> socket.socket:
     return connection
 
 
-def reach_blocking(host: str, port: int, seconds: float | None) -> socket.socket:
+def reach_blocking(
+    host: str,
+    port: int,
+    seconds: float | None,
+    local_address: tuple[str, int] | None = None,
+) -> socket.socket:
     """The same for a thread that may wait; ``seconds`` are for the look-up and all addresses.
 
     Raises:
         OSError: none answers, or the host has none; TimeoutError: not in this time.
     """
     until = math.inf if seconds is None else time.monotonic() + seconds
-    waiting = deque(interleaved(_look_up(host, port).result(seconds)))
+    addresses = _look_up(host, port).result(seconds)
+    waiting = deque(interleaved(_reachable(addresses, local_address)))
     error: OSError = OSError(f"{host} has no address")
     with selectors.DefaultSelector() as selector:
         try:
             while waiting or selector.get_map():
                 if waiting:
-                    error = _begin(waiting.popleft(), selector) or error
+                    error = _begin(waiting.popleft(), selector, local_address) or error
                 left = min(until - time.monotonic(), DELAY if waiting else math.inf)
                 if until <= time.monotonic():
                     raise TimeoutError
@@ -163,7 +175,11 @@ def reach_blocking(host: str, port: int, seconds: float | None) -> socket.socket
     raise error
 
 
-def _begin(address: Address, selector: selectors.BaseSelector) -> OSError | None:
+def _begin(
+    address: Address,
+    selector: selectors.BaseSelector,
+    local_address: tuple[str, int] | None,
+) -> OSError | None:
     """Begin to connect; returns why that is impossible."""
     family, kind, protocol, _, where = address
     try:
@@ -171,6 +187,12 @@ def _begin(address: Address, selector: selectors.BaseSelector) -> OSError | None
     except OSError as error:  # such as a family that this machine does not have
         return error
     connection.setblocking(False)
+    if local_address is not None:
+        try:
+            connection.bind(local_address)
+        except OSError as error:
+            connection.close()
+            return error
     failed = connection.connect_ex(where)
     if failed not in _UNDER_WAY:
         connection.close()
@@ -182,6 +204,17 @@ def _begin(address: Address, selector: selectors.BaseSelector) -> OSError | None
 def _failure(number: int) -> OSError:
     """With the class that Python has for it, such as ConnectionRefusedError."""
     return OSError(number, errno.errorcode.get(number, ""))
+
+
+def _reachable(
+    addresses: Iterable[Address], local_address: tuple[str, int] | None
+) -> Iterable[Address]:
+    """Those of the family of the address to connect from."""
+    if local_address is None:
+        return addresses
+    is_ipv6 = ":" in local_address[0]
+    family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+    return [each for each in addresses if each[0] == family]
 
 
 def interleaved(addresses: Iterable[Address]) -> list[Address]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from ipaddress import ip_address
+from hashlib import sha256
+from hmac import compare_digest
 from operator import index
 from pathlib import Path
 from typing import Any, SupportsIndex, TypedDict, Unpack
@@ -18,7 +20,7 @@ from .. import tls as contexts
 from ..errors import CannotConnect, DeadlineExceeded, TLSUnavailable, UnsafeArgument
 from ..pop3.quirks import PRESETS, Quirks, by_host
 from ..sasl import ClientLogin, Strength
-from .connecting import reach_blocking
+from .routes import Route
 
 StrPath = str | os.PathLike[str]
 TokenSource = str | Callable[[], str | Awaitable[str]]
@@ -81,6 +83,11 @@ class Options(TypedDict, total=False):
     ca_file: StrPath | None
     quirks: Quirks | str | None
     context: ssl.SSLContext | None
+    sock: socket.socket | None
+    proxy: str | None
+    local_addr: str | tuple[str, int] | None
+    server_hostname: str | None
+    fingerprint: str | bytes | None
 
 
 _PORTS = {TLS.IMPLICIT: 995, TLS.STARTTLS: 110, TLS.NONE: 110}
@@ -115,6 +122,11 @@ _KINDS: Mapping[str, tuple[Any, ...]] = {
     "ca_file": _PATH,
     "quirks": (Quirks, str),
     "context": (ssl.SSLContext,),
+    "sock": (socket.socket,),
+    "proxy": (str,),
+    "local_addr": (str, tuple),
+    "server_hostname": (str,),
+    "fingerprint": (str, bytes),
 }
 """Of the options.  None stands for the default everywhere."""
 
@@ -129,6 +141,9 @@ class Remote:
     login: ClientLogin
     token: TokenSource = field(repr=False)
     options: Options = field(repr=False)
+    route: Route = field(repr=False)
+    fingerprint: bytes | None
+    """The SHA-256 of the server's certificate."""
     service: Service | None = None
 
     @classmethod
@@ -158,9 +173,13 @@ class Remote:
         )
         port = _PORTS[chosen] if port is None else port
         service = where if isinstance(where, Service) else None
-        found = cls(host, port, chosen, login, token, options, service)
-        found._check()
-        return found
+        route = Route.parse(
+            host, port, options.get("sock"), options.get("proxy"), options.get("local_addr")
+        )
+        fingerprint = _digest(options.get("fingerprint"))
+        remote = cls(host, port, chosen, login, token, options, route, fingerprint, service)
+        remote._check()
+        return remote
 
     def _check(self) -> None:
         """
@@ -186,15 +205,24 @@ class Remote:
         quirks = self.options.get("quirks")
         if isinstance(quirks, str) and quirks not in PRESETS:
             raise UnsafeArgument(f"no such quirks; there are {', '.join(PRESETS)}")
-        if self.tls is TLS.NONE and not self.is_loopback:
+        self._check_tls()
+
+    def _check_tls(self) -> None:
+        """
+        Raises:
+            UnsafeArgument, TLSUnavailable: see ``parse``.
+        """
+        if self.service is not None and self.options.get("server_hostname"):
+            raise UnsafeArgument("a Service says which names its certificate may have")
+        if self.tls is TLS.NONE and (self.fingerprint or self.options.get("server_hostname")):
+            raise UnsafeArgument("without TLS there is no certificate to check")
+        if self.tls is TLS.NONE and not self.route.is_local:
             raise TLSUnavailable(f"without TLS only to this machine, not to {self.host}")
 
     @property
-    def is_loopback(self) -> bool:
-        try:
-            return self.host == "localhost" or ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+    def server_name(self) -> str:
+        """The name that the server's certificate must have."""
+        return self.options.get("server_hostname") or self.host
 
     def context(self) -> ssl.SSLContext:
         """
@@ -206,19 +234,29 @@ class Remote:
             return given
         ca_file = self.options.get("ca_file")
         context = contexts.client_context(None if ca_file is None else Path(ca_file))
-        context.check_hostname = self.service is None  # otherwise ``check_name`` does it
+        context.check_hostname = self.service is None  # otherwise ``check_certificate`` does it
+        if self.fingerprint is not None and ca_file is None:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         own = self.options.get("certificate")
         if own is not None:
             certificate, key = own if isinstance(own, tuple) else (own, own)
             contexts.load_own(context, Path(certificate), Path(key))
         return context
 
-    def check_name(self, peer: ssl.SSLSocket | ssl.SSLObject) -> None:
-        """Whether the certificate is for the mail domain; the chain was verified.
+    def check_certificate(self, peer: ssl.SSLSocket | ssl.SSLObject) -> None:
+        """Check the fingerprint, or that the certificate is for the mail domain.
+
+        The chain was verified, unless a fingerprint is all that counts.
 
         Raises:
-            TLSUnavailable: it is not.
+            TLSUnavailable: it is another certificate; no credential was sent.
         """
+        if self.fingerprint is not None:
+            digest = sha256(peer.getpeercert(True) or b"").digest()
+            if not compare_digest(digest, self.fingerprint):
+                raise TLSUnavailable(
+                    f"the certificate of {self.host} has another fingerprint: {digest.hex()}"
+                )
         if self.service is None:
             return
         label = "_pop3s" if self.tls is TLS.IMPLICIT else "_pop3"
@@ -244,9 +282,46 @@ class Remote:
             f"pop3s://{self.host}:{self.port}"
         )
 
+    def speaks_tls(self) -> bool:
+        """Whether TLS begins with the first octet there.  Blocking, a few seconds at most.
+
+        The certificate does not matter: nothing is said, and the connection ends.  False if no
+        second connection can take the same way.
+        """
+        if not self.route.is_direct:
+            return False
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        try:
+            with self.route.connect_blocking(SILENCE) as connection:
+                connection.settimeout(SILENCE)
+                context.wrap_socket(connection, server_hostname=self.server_name).close()
+        except ssl.SSLError as error:
+            return "ALERT" in (error.reason or "")
+        except (OSError, ValueError):
+            return False
+        return True
+
     def ask_token(self) -> str | Awaitable[str]:
         """The token for the next login; empty where none is used."""
         return self.token() if callable(self.token) else self.token
+
+
+def _digest(fingerprint: str | bytes | None) -> bytes | None:
+    """
+    Raises:
+        UnsafeArgument: not the SHA-256 of anything.
+    """
+    if fingerprint is None:
+        return None
+    try:
+        if isinstance(fingerprint, str):
+            fingerprint = bytes.fromhex(fingerprint.replace(":", ""))
+    except ValueError:
+        fingerprint = b""
+    if len(fingerprint) != 32:
+        raise UnsafeArgument("fingerprint must be the SHA-256 of a certificate: 64 hex digits")
+    return fingerprint
 
 
 def _check_options(options: Options) -> None:
@@ -331,21 +406,3 @@ def explain(error: OSError, host: str, tls: TLS = TLS.STARTTLS) -> Exception:
     # asyncio puts its own words in place of the system's.
     text = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
     return CannotConnect(f"{host}: {text or str(error) or 'connection lost'}")
-
-
-def speaks_tls(host: str, port: int) -> bool:
-    """Whether TLS begins with the first octet there.  Blocking, a few seconds at most.
-
-    The certificate does not matter: nothing is said, and the connection ends.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    try:
-        with reach_blocking(host, port, SILENCE) as connection:
-            connection.settimeout(SILENCE)
-            context.wrap_socket(connection, server_hostname=host).close()
-    except ssl.SSLError as error:
-        return "ALERT" in (error.reason or "")
-    except (OSError, ValueError):
-        return False
-    return True
