@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from os.path import relpath
 from pathlib import Path
@@ -89,7 +90,18 @@ def set_language(
         context["language"] = "zh-CN"
 
 
+def break_names(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, object], doctree: object
+) -> None:
+    """Let long names break between their parts, as ``a_b`` or ``aB``; copied text is the same."""
+    body = str(context.get("body", ""))
+    code = re.compile(r'(?<=<span class="pre">)[^<]+(?=</span>)')
+    between = re.compile(r"(?<=\w[_/.:=])(?=\w)|(?<=[a-z])(?=[A-Z])")
+    context["body"] = code.sub(lambda name: between.sub("<wbr>", name[0]), body)
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("html-page-context", break_names)
     app.connect("html-page-context", set_language)
     app.add_directive("demo", Demo)
     app.add_directive("picture", Picture)

@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 from docutils import nodes
-from docutils.parsers.rst import Directive
+from sphinx.util.docutils import SphinxDirective
 
 TESTS = Path(__file__).parent.parent / "tests"
 WIDTH = 460
@@ -118,8 +118,9 @@ def trust() -> str:
 PICTURES: dict[str, Callable[[], str]] = {"layers": layers, "message": message, "trust": trust}
 
 
-class Picture(Directive):
+class Picture(SphinxDirective):
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
+        self.env.note_reread()  # its source is elsewhere
         return [nodes.raw("", PICTURES[self.arguments[0]](), format="html")]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from docutils import nodes
-from docutils.parsers.rst import Directive
+from sphinx.util.docutils import SphinxDirective
 
 COMMAND = "restante demo"
 
@@ -24,9 +24,10 @@ def screenshot() -> str:
     return f"$ {COMMAND}\n{text}"
 
 
-class Demo(Directive):
+class Demo(SphinxDirective):
     """A text screenshot, as a block that cannot be copied by mistake."""
 
     def run(self) -> list[nodes.Node]:
+        self.env.note_reread()  # its source is elsewhere
         text = screenshot()
         return [nodes.literal_block(text, text, language="text", classes=["screenshot"])]
