@@ -1307,6 +1307,26 @@ def test_a_message_that_was_present_is_deleted_only_if_it_is_the_same(world: Wor
     assert world.mail == sorted([letter("a", "body 1"), letter("a", "body 2"), letter("b")])
 
 
+@pytest.mark.parametrize("announced", [("UIDL", "TOP"), ("UIDL",), ("TOP",)])
+@pytest.mark.parametrize("stubs", [False, True])
+def test_a_message_that_is_left_there_is_reported_once_in_a_run(
+    announced: tuple[str, ...], stubs: bool, world: World
+) -> None:
+    """Its number may be another one in the next session; and in the next run it is news again."""
+    world.server.announced = announced
+    world.server.mail = {"a": letter("a"), "large": letter("l" * 99), "larger": letter("m" * 99)}
+    world.server.answer = lambda said, usual: (
+        b"-ERR what?\r\n" if said == "UIDL" and said not in announced else usual
+    )
+    policy = Policy(keep=0.0, largest=300, stubs=stubs)
+    is_stored = stubs and announced == ("UIDL", "TOP")
+    for _ in range(2):
+        run = Run()
+        reports = [len(world.collect(policy, run=run).skipped) for _ in range(3)]
+        assert reports == [0 if is_stored else 2, 0, 0]
+    assert [*world.server.mail] == ["large", "larger"]
+
+
 # The name of a message at its destination.
 
 

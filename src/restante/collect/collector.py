@@ -325,7 +325,12 @@ class _Session:
         outcome.later = len(waiting)
         outcome.later_for = waiting[0].why if waiting else ""
         skips = [step for step in steps if isinstance(step, Skip)]
-        outcome.skipped += [f"message {each.message.number}: {each.reason}" for each in skips]
+        new = self._this_run.not_reported(aside_key(each.message) for each in skips)
+        outcome.skipped += [
+            f"message {each.message.number}: {each.reason}"
+            for each in skips
+            if aside_key(each.message) in new
+        ]
         fetches = [step for step in steps if isinstance(step, Fetch | Compare)]
         wanted = {short_name(each.message) for each in (*fetches, *waiting, *skips)}
         missing = policy.whole - wanted if policy.whole else ()

@@ -536,7 +536,8 @@ class Fetching:
             message = step.message
             if capabilities.tags and not capabilities.top:
                 text = f"message {message.number}: too large, and the server gives no headers"
-                self._outcome.skipped.append(text)
+                if self._run.not_reported([aside_key(message)]):
+                    self._outcome.skipped.append(text)
                 continue
             try:
                 self.awaited = message

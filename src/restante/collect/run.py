@@ -26,7 +26,15 @@ class Run:
         self.unstored: set[str] = set()
         """By ``aside_key``, messages that came in this run and are not stored, from a server that
         removes at QUIT what it sent: no other session of this run asks for them."""
+        self._reported: set[str] = set()
         self._failures: Counter[str] = Counter()
+
+    def not_reported(self, keys: Iterable[str]) -> set[str]:
+        """Return which of these messages, by ``aside_key``, no earlier session of this run has
+        reported as left on the server, and count them as reported."""
+        new = set(keys) - self._reported
+        self._reported |= new
+        return new
 
     def failed(self, key: str) -> bool:
         """Count that a message could not be taken, by its ``aside_key``; return whether this is its
