@@ -1,8 +1,8 @@
-"""Asking a provider for a JSON object: one request by HTTPS, one answer.
+"""Requests a JSON object from a provider: one HTTPS request, one response.
 
-Security: certificates and names are verified; no redirect is followed, so nobody is sent a secret
-that was meant for another.  Which addresses may be asked is the caller's to check.
-Limits: ``Web`` names them.  Everything blocks.
+Security: certificates and host names are verified; redirects are not followed, so secrets go to the
+intended host only.  The caller checks which addresses may be requested.
+Limits: see ``JsonClient``.  Everything blocks.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 
 from .errors import TemporaryFailure
 
-Answer = Mapping[str, Any]
-_MAY_PASS = (408, 421, 423, 425, 429)  # of the statuses 4xx
+JsonObject = Mapping[str, Any]
+_TEMPORARY = (408, 421, 423, 425, 429)  # client errors that a later request may not get
 
 
-class Web:
-    """Who asks, and for how long."""
+class JsonClient:
+    """Requests JSON objects by HTTPS, within limits of time and size."""
 
     def __init__(
         self,
@@ -33,10 +33,14 @@ class Web:
         largest: int = 2**20,
         by_proxy: bool = True,
     ) -> None:
-        """``patience``: seconds without a sign of life; ``deadline``: seconds until the answer is
-        whole; ``largest``: its octets.  ``by_proxy``: through those that the environment names.
         """
-        from urllib.request import (  # not at the start of every command
+        Args:
+            patience: maximum seconds without any octet from the server.
+            deadline: maximum seconds until the response is complete.
+            largest: maximum octets of the response.
+            by_proxy: whether to use the proxies that the environment names.
+        """
+        from urllib.request import (  # 50 ms that most commands do not need
             HTTPDefaultErrorHandler,
             HTTPErrorProcessor,
             HTTPHandler,
@@ -61,13 +65,13 @@ class Web:
         url: str,
         data: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> tuple[int, Answer | None]:
-        """The HTTP status, and the object that was answered; None: no JSON object, or too long.
+    ) -> tuple[int, JsonObject | None]:
+        """Return the HTTP status and the JSON object; None if it is not one, or too long.
 
-        With ``data`` it is a POST.
+        With ``data`` the request is a POST.
 
         Raises:
-            TemporaryFailure: no answer, or not all of it in time.
+            TemporaryFailure: no complete response in time.
         """
         from http.client import HTTPException
         from urllib.error import HTTPError, URLError
@@ -86,18 +90,18 @@ class Web:
                 while len(octets) <= self._largest and (piece := answer.read1(65_536)):
                     octets += piece
                     if time.monotonic() > end:
-                        raise TemporaryFailure(f"{host}: the answer is too slow")
+                        raise TemporaryFailure(f"{host}: the response is too slow")
         except (OSError, HTTPException) as error:
             why = error.reason if isinstance(error, URLError) else error
             cause = why if isinstance(why, OSError) else None  # the others repeat the URL
             raise TemporaryFailure(f"{host}: {why}") from cause
         try:
-            found = json.loads(octets) if len(octets) <= self._largest else None
+            value = json.loads(octets) if len(octets) <= self._largest else None
         except (ValueError, RecursionError):
-            found = None
-        return answer.status, found if isinstance(found, dict) else None
+            value = None
+        return answer.status, value if isinstance(value, dict) else None
 
 
 def is_lasting(status: int) -> bool:
-    """Whether an HTTP status stays until the request is changed (RFC 9110 §15.4, §15.5)."""
-    return 300 <= status < 500 and status not in _MAY_PASS
+    """Whether the same request will always get this status (RFC 9110 §15.4, §15.5)."""
+    return 300 <= status < 500 and status not in _TEMPORARY

@@ -150,8 +150,8 @@ def test_a_trouble_is_not_remembered_and_no_old_answer_stands_in_for_it() -> Non
 
 
 def test_guesses_push_out_nothing_that_was_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MANY_RIGHT", 2)
-    monkeypatch.setattr(module, "_MANY_WRONG", 2)
+    monkeypatch.setattr(module, "_MAX_RIGHT", 2)
+    monkeypatch.setattr(module, "_MAX_WRONG", 2)
     passdb = Telling(right={(name, "tan staaf") for name in "abc"})
     cache = Cache(passdb)
     a, b, c = (replace(ROSE, identity=name) for name in "abc")

@@ -221,7 +221,7 @@ def test_a_back_end_that_hangs_keeps_nobody_else_waiting(question: str) -> None:
     }
 
     async def main() -> None:
-        chain = chained(first, hangs, by=queues, lookups=queues)
+        chain = chained(first, hangs, verifiers=queues, lookups=queues)
         assert (await chain.verify(Credentials("PLAIN", "bob", "two"))).user == "bob"
         hangs.hangs = True
         waiting = [asyncio.ensure_future(QUESTIONS[question](chain)) for _ in range(5)]
@@ -236,11 +236,11 @@ def test_a_back_end_that_hangs_keeps_nobody_else_waiting(question: str) -> None:
 
 def test_passwords_and_names_go_through_their_queues() -> None:
     backend, queue = Plain({"ann": "one"}), Plain({"ann": "one"})
-    log_in(chained(backend, by={"users": queue}), "ann", "one")
+    log_in(chained(backend, verifiers={"users": queue}), "ann", "one")
     assert (backend.asked, queue.asked) == ([], [("verify", "ann")])
     for ask in "account", "maildrop_of", "verify", "verify_token", "certified":
         backend, queue = Plain({"bob": "two"}), Plain({"bob": "two"})
-        queued = {"by": {"users": queue}, "lookups": {"users": queue}}
+        queued = {"verifiers": {"users": queue}, "lookups": {"users": queue}}
         chain = chained(
             backend, Plain({}), issuer=Everything({}), takes_certificates=True, **queued
         )
@@ -318,9 +318,9 @@ def test_generation_follows_every_back_end_that_can_tell_whatever_the_order() ->
         assert before is not None
         first.users["ann"] = f"{first.users['ann']} changed"
         assert run(chain.generation("ann")) not in (before, None)
-        assert not chain.tells_all_changes
+        assert not chain.has_all_generations
     assert run(chained(blind).generation("bob")) is None
-    assert chained(first).tells_all_changes
+    assert chained(first).has_all_generations
     assert blind.asked == []
 
 
@@ -329,7 +329,7 @@ def test_change_takes_effect_at_the_next_login_whatever_the_order(is_first: bool
     """A cache in front of both must not remember for a minute what was disabled or removed."""
     keyed, blind = Keyed({"ann": "one"}), Plain({})
     chain = chained(*((keyed, blind) if is_first else (blind, keyed)))
-    cache = Cache(chain, tells_all_changes=chain.tells_all_changes)
+    cache = Cache(chain, has_all_generations=chain.has_all_generations)
     shown = Credentials("PLAIN", "ann", "one")
 
     async def main() -> None:
@@ -366,7 +366,7 @@ def test_refused_user_is_not_passed_on_to_the_next_back_end(
     path.write_text(f"{others}{line}\n")
     second = Plain({"ann": "one"})
     file = PasswdFile(path)
-    chain = Chain({"passwd-file": file, "users": second}, issuer=Anyone(), takes_strangers=True)
+    chain = Chain({"passwd-file": file, "users": second}, issuer=Anyone(), takes_unknown_users=True)
     try:
         with suppress(AuthenticationFailed):
             account = log_in(chain, "ann", password)
@@ -503,7 +503,7 @@ def test_what_a_user_may_holds_for_tokens_and_certificates() -> None:
 
 
 def test_strangers_are_taken_only_if_somebody_said_so(two: tuple[Plain, Plain]) -> None:
-    chain = chained(*two, issuer=Tokened(), takes_strangers=True)
+    chain = chained(*two, issuer=Tokened(), takes_unknown_users=True)
     assert show(chain, "Eve") == Account("eve", "eve", "token")
     assert show(chain, "eve", "EVE") == Account("eve", "eve", "token")
     assert show(chain, "ann@b.example").user == "ann"

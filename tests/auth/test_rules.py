@@ -23,7 +23,7 @@ import pytest
 from restante.auth import passwords, scram
 from restante.auth.cache import Cache
 from restante.auth.chain import Backend, Chain
-from restante.auth.ldap import Ldap, Place
+from restante.auth.ldap import Ldap, Search
 from restante.auth.pam import Pam
 from restante.auth.passwd_file import PasswdFile
 from restante.auth.users import Users
@@ -163,7 +163,7 @@ class Site:
         self.users.add("bob", "x")
         self.path, self.edits = folder / "passwd", 0
         self.path.write_text("")
-        self.ldap, self.pam = Directory(Place("ldapi://x", "dc=example")), System("other")
+        self.ldap, self.pam = Directory(Search("ldapi://x", "dc=example")), System("other")
         made: dict[str, Backend] = {
             "users": self.users,
             "passwd-file": PasswdFile(self.path),
@@ -177,10 +177,10 @@ class Site:
             {name: made[name] for name in order},
             domains=["localhost"],
             issuer=Anyone(),
-            takes_strangers=True,
+            takes_unknown_users=True,
             takes_certificates=True,
         )
-        self.cache = Cache(self.chain, tells_all_changes=self.chain.tells_all_changes)
+        self.cache = Cache(self.chain, has_all_generations=self.chain.has_all_generations)
         self.states = dict.fromkeys(STATES, "absent")
         for name in STATES:
             self.put(name, "absent")
@@ -283,7 +283,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passwords, "is_sane", lambda phc: phc.startswith("hash of "))
     monkeypatch.setattr(passwords, "decoy_hash", lambda: "")
     monkeypatch.setattr(passwords, "generate_app_password", lambda length=0: APP)
-    keys = scram.Keys(b"x" * 64, b"x" * 40)
+    keys = scram.StoredKeys(b"x" * 64, b"x" * 40)
     monkeypatch.setattr(scram, "make_keys", lambda *arguments: keys)
 
 

@@ -22,12 +22,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
-from restante.auth.http import Web, is_safe
-from restante.auth.tokens import Introspected, Keys, Signed, Wanted
+from restante.auth.http import ProviderClient, is_safe
+from restante.auth.tokens import Introspected, KeySet, Signed, TokenRules
 from restante.errors import AuthenticationFailed, BackendUnavailable
 
 T = TypeVar("T")
-WANTED = Wanted("https://id.example.org", ("restante",))
+WANTED = TokenRules("https://id.example.org", ("restante",))
 NOW = int(time.time())
 GOOD: dict[str, Any] = {
     "iss": "https://id.example.org",
@@ -81,7 +81,7 @@ def jwks(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def issuer(jwks: Path) -> Signed:
-    return Signed(Keys(str(jwks), Web()), WANTED)
+    return Signed(KeySet(str(jwks), ProviderClient()), WANTED)
 
 
 def token(claims: dict[str, Any] = GOOD, algorithm: str = "RS256", **header: Any) -> str:
@@ -157,7 +157,7 @@ def test_a_claim_that_is_wrong_or_missing(issuer: Signed, claims: dict[str, Any]
 
 
 def test_a_scope_may_be_required(jwks: Path) -> None:
-    keys = Keys(str(jwks), Web())
+    keys = KeySet(str(jwks), ProviderClient())
     for scope, claims, is_right in (
         ("mail", {}, True),
         ("mail", {"scope": "mail2 openid"}, False),
@@ -175,7 +175,7 @@ def test_a_scope_may_be_required(jwks: Path) -> None:
 
 
 def test_another_claim_may_name_the_user(jwks: Path) -> None:
-    issuer = Signed(Keys(str(jwks), Web()), replace(WANTED, claim="sub"))
+    issuer = Signed(KeySet(str(jwks), ProviderClient()), replace(WANTED, claim="sub"))
     assert run(issuer.owner(token({**GOOD, "email_verified": False}))) == "4711"
 
 
@@ -281,7 +281,7 @@ def test_what_no_key_may_be(tmp_path: Path) -> None:
         7,
     ]
     (tmp_path / "jwks").write_text(json.dumps({"keys": listed}))
-    issuer = Signed(Keys(str(tmp_path / "jwks"), Web()), WANTED)
+    issuer = Signed(KeySet(str(tmp_path / "jwks"), ProviderClient()), WANTED)
     for kid in ("enc", "short", "private", "half", "list", "nothing"):
         assert refused(issuer, token(kid=kid)) == "token-key"
     assert refused(issuer, jwt.encode(GOOD, b"secret" * 6, "HS256", headers={"kid": "secret"})) == (
@@ -291,7 +291,7 @@ def test_what_no_key_may_be(tmp_path: Path) -> None:
 
 def test_a_single_key_needs_no_name(tmp_path: Path) -> None:
     (tmp_path / "jwks").write_text(json.dumps({"keys": [published()["keys"][0]]}))
-    issuer = Signed(Keys(str(tmp_path / "jwks"), Web()), WANTED)
+    issuer = Signed(KeySet(str(tmp_path / "jwks"), ProviderClient()), WANTED)
     assert run(issuer.owner(jwt.encode(GOOD, rsa_key(), "RS256"))) == "mrose@example.org"
 
 
@@ -350,7 +350,7 @@ class Clock:
 
 def test_keys_are_fetched_once_an_hour(provider: Provider) -> None:
     clock = Clock()
-    issuer = Signed(Keys(f"{provider.url}/jwks", Web(), clock), WANTED)
+    issuer = Signed(KeySet(f"{provider.url}/jwks", ProviderClient(), clock), WANTED)
 
     async def main() -> None:
         await asyncio.gather(*(issuer.owner(token()) for _ in range(20)))
@@ -365,7 +365,7 @@ def test_keys_are_fetched_once_an_hour(provider: Provider) -> None:
 def test_unknown_keys_are_looked_for_once_a_minute(provider: Provider) -> None:
     """Whoever sends a thousand of them makes the provider no work."""
     clock = Clock()
-    issuer = Signed(Keys(f"{provider.url}/jwks", Web(), clock), WANTED)
+    issuer = Signed(KeySet(f"{provider.url}/jwks", ProviderClient(), clock), WANTED)
 
     async def main() -> None:
         await issuer.owner(token())
@@ -383,7 +383,7 @@ def test_unknown_keys_are_looked_for_once_a_minute(provider: Provider) -> None:
 
 def test_a_key_that_is_withdrawn_is_forgotten(provider: Provider) -> None:
     clock = Clock()
-    issuer = Signed(Keys(f"{provider.url}/jwks", Web(), clock), WANTED)
+    issuer = Signed(KeySet(f"{provider.url}/jwks", ProviderClient(), clock), WANTED)
 
     async def main() -> None:
         await issuer.owner(token())
@@ -416,7 +416,7 @@ def test_a_provider_that_is_broken_makes_no_token_wrong(
 ) -> None:
     """And who is known already still logs in."""
     clock = Clock()
-    issuer = Signed(Keys(f"{provider.url}/jwks", Web(), clock), WANTED)
+    issuer = Signed(KeySet(f"{provider.url}/jwks", ProviderClient(), clock), WANTED)
 
     async def main() -> None:
         provider.headers["Location"] = f"{provider.url}/elsewhere"
@@ -439,7 +439,7 @@ def test_a_provider_that_is_broken_makes_no_token_wrong(
 def test_a_provider_that_is_down_makes_no_token_wrong(tmp_path: Path) -> None:
     for source in "http://127.0.0.1:1/jwks", str(tmp_path / "missing"), str(tmp_path):
         with pytest.raises(BackendUnavailable):
-            run(Signed(Keys(source, Web()), WANTED).owner(token()))
+            run(Signed(KeySet(source, ProviderClient()), WANTED).owner(token()))
 
 
 # Introspection.
@@ -449,7 +449,7 @@ def introspecting(provider: Provider, **answer: Any) -> Introspected:
     """None leaves a value out."""
     said = {"active": True, "client_id": "mail", **GOOD, **answer}
     provider.answer = {name: value for name, value in said.items() if value is not None}
-    return Introspected(f"{provider.url}/introspect", "rest ante", "p:w", WANTED, Web())
+    return Introspected(f"{provider.url}/introspect", "rest ante", "p:w", WANTED, ProviderClient())
 
 
 def test_the_provider_says_whose_a_token_is(provider: Provider) -> None:

@@ -22,7 +22,7 @@ import pytest
 from restante import config, tls
 from restante.app import failures
 from restante.auth import database
-from restante.auth.http import Web
+from restante.auth.http import ProviderClient
 from restante.collect.destinations import Destination, imap
 from restante.collect.destinations.gmail import Gmail
 from restante.collect.destinations.opening import open_destination
@@ -163,7 +163,7 @@ def provider(status: int, body: bytes, context: ssl.SSLContext | None = None) ->
 
 
 def introspect(url: str) -> int:
-    return raised(lambda: Web().ask(url, b"token=x"))
+    return raised(lambda: ProviderClient().ask(url, b"token=x"))
 
 
 def renew(url: str) -> int:

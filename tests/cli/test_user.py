@@ -138,7 +138,7 @@ def test_an_impossible_password_is_refused(
 ) -> None:
     found = restante("user", "add", "ann", stdin=password)
     assert found.code == 64
-    assert "a password has 1 to 1024 octets" in found.err
+    assert "a password must have 1 to 1024 octets" in found.err
     assert restante("user", "list").out == ""
 
 
@@ -247,7 +247,7 @@ def test_app_passwords_for_programs(restante: Restante, ann: str) -> None:
     [
         (["new", "bob", "phone"], 67, "no such user"),
         (["new", "ann", "phone"], 73, "app password 'phone' exists already"),
-        (["new", "ann", "password"], 64, "named in 1 to 64"),
+        (["new", "ann", "password"], 64, "must have 1 to 64"),
         (["list", "bob"], 67, "no such user"),
         (["revoke", "ann", "tablet"], 67, "ann has no app password 'tablet'"),
         (["revoke", "ann", "password"], 67, "no app password"),

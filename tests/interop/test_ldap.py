@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from restante.auth.chain import Chain
-from restante.auth.ldap import Ldap, Place
+from restante.auth.ldap import Ldap, Search
 from restante.errors import AuthenticationFailed, BackendUnavailable
 from restante.passdb import Account, Credentials
 
@@ -33,8 +33,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slapd]:
 
 
 @pytest.fixture
-def place(directory: Slapd) -> Place:
-    return Place(
+def place(directory: Slapd) -> Search:
+    return Search(
         f"ldaps://127.0.0.1:{directory.tls_port}",
         BASE,
         bind_dn=SERVICE,
@@ -43,17 +43,17 @@ def place(directory: Slapd) -> Place:
     )
 
 
-def log_in(place: Place, identity: str, password: str) -> Account:
+def log_in(place: Search, identity: str, password: str) -> Account:
     return asyncio.run(Ldap(place).verify(Credentials("PLAIN", identity, password)))
 
 
-def refused(place: Place, identity: str, password: str) -> str:
+def refused(place: Search, identity: str, password: str) -> str:
     with pytest.raises(AuthenticationFailed) as raised:
         log_in(place, identity, password)
     return raised.value.reason
 
 
-def test_a_right_password_opens_the_maildrop_of_that_name(place: Place) -> None:
+def test_a_right_password_opens_the_maildrop_of_that_name(place: Search) -> None:
     assert log_in(place, "mrose", "tan staaf") == Account("mrose", "mrose")
     assert log_in(place, "MRose", "tan staaf").user == "mrose"
     assert log_in(place, "müller", "pässwörd").user == "müller"
@@ -64,7 +64,7 @@ def test_a_right_password_opens_the_maildrop_of_that_name(place: Place) -> None:
     assert asyncio.run(Ldap(place).account("nobody")) is None
 
 
-def test_nobody_acts_for_another(place: Place) -> None:
+def test_nobody_acts_for_another(place: Search) -> None:
     """RFC 4616 §2; another spelling of the same name is oneself."""
     oneself, other = (Credentials("PLAIN", "mrose", "tan staaf", x) for x in ("MROSE", "müller"))
     assert asyncio.run(Ldap(place).verify(oneself)).user == "mrose"
@@ -72,7 +72,7 @@ def test_nobody_acts_for_another(place: Place) -> None:
         asyncio.run(Ldap(place).verify(other))
 
 
-def test_an_empty_password_is_no_anonymous_bind(place: Place) -> None:
+def test_an_empty_password_is_no_anonymous_bind(place: Search) -> None:
     """RFC 4513 §5.1.2: the directory would say yes."""
     for password in "", "\0":
         assert refused(place, "mrose", password) == "impossible-password"
@@ -102,35 +102,35 @@ def test_an_empty_password_is_no_anonymous_bind(place: Place) -> None:
         ),
     ],
 )
-def test_what_a_client_sends_is_a_name_and_no_filter(place: Place, identity: str) -> None:
+def test_what_a_client_sends_is_a_name_and_no_filter(place: Search, identity: str) -> None:
     """CVE-2026-27860.  Nor does a directory's notion of equal names open one maildrop under two."""
     assert refused(place, identity, "tan staaf") in ("unknown-user", "bad-password")
     assert asyncio.run(Ldap(place).account(identity)) is None
 
 
-def test_a_star_may_be_in_a_name(place: Place) -> None:
+def test_a_star_may_be_in_a_name(place: Search) -> None:
     assert log_in(place, "star*", "tan staaf").user == "star*"
 
 
-def test_another_attribute_may_be_the_name(place: Place) -> None:
+def test_another_attribute_may_be_the_name(place: Search) -> None:
     mail = replace(place, filter="(&(objectClass=inetOrgPerson)(mail=%u))", name="MAIL")
     assert log_in(mail, "mrose@example.org", "tan staaf").user == "mrose@example.org"
     assert refused(mail, "mrose", "tan staaf") == "unknown-user"
 
 
-def test_nobody_has_another_name_than_the_one_that_was_given(place: Place) -> None:
+def test_nobody_has_another_name_than_the_one_that_was_given(place: Search) -> None:
     """Or a user of another back end of the chain could be meant."""
     either = replace(place, filter="(|(uid=%u)(mail=%u))")
     assert log_in(either, "mrose", "tan staaf").user == "mrose"
     assert refused(either, "mrose@example.org", "tan staaf") == "unknown-user"
 
 
-def test_two_of_one_name_are_nobody(place: Place) -> None:
+def test_two_of_one_name_are_nobody(place: Search) -> None:
     with pytest.raises(BackendUnavailable, match="cannot be checked"):
         log_in(place, "twin", "tan staaf")
 
 
-def test_tls_is_started_unless_the_directory_is_here(directory: Slapd, place: Place) -> None:
+def test_tls_is_started_unless_the_directory_is_here(directory: Slapd, place: Search) -> None:
     for host in "127.0.0.1", "localhost", "127.0.0.2":  # the last as if it were elsewhere
         there = replace(place, url=f"ldap://{host}:{directory.port}")
         assert log_in(there, "mrose", "tan staaf").user == "mrose"
@@ -153,7 +153,7 @@ def test_tls_is_started_unless_the_directory_is_here(directory: Slapd, place: Pl
     ids=str,
 )
 def test_what_is_wrong_on_our_side_makes_no_password_wrong(
-    place: Place, change: dict[str, str]
+    place: Search, change: dict[str, str]
 ) -> None:
     """FAULTS.md I 195."""
     with pytest.raises(BackendUnavailable) as raised:
@@ -162,7 +162,7 @@ def test_what_is_wrong_on_our_side_makes_no_password_wrong(
     assert "tan staaf" not in raised.value.reason
 
 
-def test_a_directory_that_hangs_is_given_up_at_the_deadline(place: Place) -> None:
+def test_a_directory_that_hangs_is_given_up_at_the_deadline(place: Search) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for scheme in "ldap", "ldaps":
             hangs = replace(place, url=f"{scheme}://127.0.0.1:{silent.getsockname()[1]}")
@@ -178,7 +178,7 @@ def test_a_directory_that_hangs_is_given_up_at_the_deadline(place: Place) -> Non
                     assert not thread.is_alive()
 
 
-def test_a_directory_that_stops_and_comes_back(place: Place, directory: Slapd) -> None:
+def test_a_directory_that_stops_and_comes_back(place: Search, directory: Slapd) -> None:
     pid = int((directory.certificate.parent.parent / "pid").read_text())
     chain = Chain({"ldap": Ldap(place)}, deadline=0.5)
     credentials = Credentials("PLAIN", "mrose", "tan staaf")

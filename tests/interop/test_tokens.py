@@ -14,8 +14,8 @@ from subprocess import Popen
 
 import pytest
 
-from restante.auth.http import Web
-from restante.auth.tokens import Introspected, Issuer, Keys, Signed, Wanted
+from restante.auth.http import ProviderClient
+from restante.auth.tokens import Introspected, Issuer, KeySet, Signed, TokenRules
 from restante.errors import AuthenticationFailed, BackendUnavailable
 
 from .programs import missing, need, running
@@ -40,15 +40,15 @@ class Provider:
         return token
 
     @property
-    def wanted(self) -> Wanted:
-        return Wanted(self.url, ("urn:restante",), scope="mail")
+    def wanted(self) -> TokenRules:
+        return TokenRules(self.url, ("urn:restante",), scope="mail")
 
     def signed(self) -> Signed:
-        return Signed(Keys(f"{self.url}/jwks", Web()), self.wanted)
+        return Signed(KeySet(f"{self.url}/jwks", ProviderClient()), self.wanted)
 
     def introspected(self, secret: str = "sec:ret") -> Introspected:
         url = f"{self.url}/token/introspection"
-        return Introspected(url, "restante", secret, self.wanted, Web())
+        return Introspected(url, "restante", secret, self.wanted, ProviderClient())
 
 
 def read(process: Popen[bytes]) -> dict[str, str]:
@@ -94,7 +94,9 @@ def test_a_signed_token_of_a_real_provider(provider: Provider) -> None:
     refused(provider.signed(), provider.token("mrose", "jwt", audience="urn:other"))
     refused(provider.signed(), provider.token("eve", "jwt"))  # her address is not verified
     refused(provider.signed(), provider.token("mrose", "opaque"))
-    issuer = Signed(Keys(f"{provider.url}/jwks", Web()), replace(provider.wanted, issuer="x"))
+    issuer = Signed(
+        KeySet(f"{provider.url}/jwks", ProviderClient()), replace(provider.wanted, issuer="x")
+    )
     assert refused(issuer, token) == "token: InvalidIssuerError"
 
 

@@ -11,11 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..auth.chain import Backend, Chain, Verifier
-from ..auth.http import Web, is_readable
-from ..auth.ldap import Ldap, Place
+from ..auth.http import ProviderClient, is_readable
+from ..auth.ldap import Ldap, Search
 from ..auth.pam import Pam
 from ..auth.passwd_file import PasswdFile
-from ..auth.tokens import Introspected, Issuer, Keys, Signed, Wanted
+from ..auth.tokens import Introspected, Issuer, KeySet, Signed, TokenRules
 from ..auth.users import Users
 from ..config import LDAP, Auth, Configuration, Provider, Secret
 from ..errors import ConfigurationError
@@ -44,14 +44,14 @@ def chain(found: Configuration, users: Users, queue: Queue = lambda backend, _: 
     queued = {name: queue(each, slots.get(name, _AT_ONCE)) for name, each in backends.items()}
     return Chain(
         backends,
-        by=queued,
+        verifiers=queued,
         lookups={name: queued[name] for name in ("ldap", "pam") if name in queued},
         domains=domains(found),
         deadline=auth.deadline,
         issuer=_issuer(auth.oauth) if "oauth" in auth.chain else None,
-        takes_strangers=auth.oauth.users == "any",
+        takes_unknown_users=auth.oauth.users == "any",
         takes_certificates=bool(found.tls.client_ca),
-        check_place=place_check(found),
+        check_maildrop=place_check(found),
     )
 
 
@@ -142,18 +142,18 @@ def _ldap(auth: Auth) -> Ldap:
     ldap = auth.ldap
     password = secrets.fetch(ldap.bind_password, "auth.ldap.bind_password") if ldap.bind_dn else ""
     return Ldap(
-        Place(ldap.url, ldap.base, ldap.filter, ldap.name, ldap.bind_dn, password, ldap.ca_file),
+        Search(ldap.url, ldap.base, ldap.filter, ldap.name, ldap.bind_dn, password, ldap.ca_file),
         auth.deadline,
     )
 
 
 def _issuer(oauth: Provider) -> Issuer:
-    wanted = Wanted(oauth.issuer, oauth.audience, oauth.claim, oauth.scope)
-    web = Web(oauth.ca_file)
+    rules = TokenRules(oauth.issuer, oauth.audience, oauth.claim, oauth.scope)
+    client = ProviderClient(oauth.ca_file)
     if oauth.jwks:
-        return Signed(Keys(oauth.jwks, web), wanted, algorithms=oauth.algorithms)
+        return Signed(KeySet(oauth.jwks, client), rules, algorithms=oauth.algorithms)
     secret = secrets.fetch(oauth.client_secret, "auth.oauth.client_secret")
-    return Introspected(oauth.introspection, oauth.client_id, secret, wanted, web)
+    return Introspected(oauth.introspection, oauth.client_id, secret, rules, client)
 
 
 def passwd_file(auth: Auth) -> PasswdFile:

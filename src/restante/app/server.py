@@ -197,7 +197,7 @@ async def running(
 
         passdb = backends.chain(configuration, users, queue)
         stack.callback(passdb.close)
-        cache = Cache(passdb, tells_all_changes=passdb.tells_all_changes)
+        cache = Cache(passdb, has_all_generations=passdb.has_all_generations)
         service = Service(store, passdb, cache, throttle, tls=shared.context)
         stack.push_async_callback(service.drain, _GRACE)
         admission = Admission(0, 0, shared.tally)

@@ -1,13 +1,13 @@
-"""Remembers what a passdb said of a password, so that the next poll costs no hash.
+"""Caches the answers to passwords, so that the next poll of a client costs no hash.
 
 Security (the mistakes of CVE-2025-30189 and CVE-2026-27855): the key is a keyed hash, by a secret
 of this process, of everything that the answer depends on, each part with its length: service,
-mechanism, both identities, password and the user's generation.  A credential or a permission that
-changes makes another generation, and what was remembered is never found again.  No password is
-kept.  Only passwords are remembered: whatever proves itself by a challenge, or by a token, is asked
-each time.  Whether an account may be opened now is not decided here, but at each login.
+mechanism, both identities, password and the user's generation.  If a credential or a permission
+changes, so does the generation, and older entries never match again.  No password is stored.  Only
+answers to passwords are cached; challenges and tokens are checked each time.  Whether an account
+may be opened now is not cached, but checked at each login.
 
-Limits: two tables of fixed size, so that guesses do not push out what users have proved.
+Limits: two tables of fixed size, so that wrong guesses do not displace right passwords.
 """
 
 from __future__ import annotations
@@ -23,40 +23,41 @@ from ..clock import elapsed
 from ..errors import AuthenticationFailed
 from ..passdb import Account, Credentials, Generations, LastUses, Passdb
 
-_RIGHT = 300.0  # seconds
-_RIGHT_BLINDLY = 60.0  # seconds, where the passdb cannot tell generations
-_WRONG = 10.0  # seconds
-_MANY_RIGHT, _MANY_WRONG = 16_384, 4_096  # entries, about 0.5 KiB each
+# Seconds; ours.  A right password lasts for one interval of a client that polls every few minutes;
+# without generations a change takes effect after a minute.
+_RIGHT_LIFETIME, _RIGHT_LIFETIME_WITHOUT_GENERATION = 300.0, 60.0
+_WRONG_LIFETIME = 10.0  # seconds; for a client that repeats itself, not for one that guesses
+_MAX_RIGHT, _MAX_WRONG = 16_384, 4_096  # entries of about 0.5 KiB: 10 MiB together
 
 T = TypeVar("T")
 
 
 class Cache:
-    """A ``Passdb`` before another one."""
+    """A ``Passdb`` in front of another one."""
 
     def __init__(
         self,
         passdb: Passdb,
-        by: Passdb | None = None,
+        verifier: Passdb | None = None,
         *,
-        tells_all_changes: bool = True,
+        has_all_generations: bool = True,
         service: str = "pop3",
         clock: Callable[[], float] = elapsed,
     ) -> None:
         """
         Args:
-            by: used instead of ``passdb``, for example a queue in front of it.
-            tells_all_changes: False if some changes do not change the generation, as where one of
-                several back ends has none.
+            verifier: used instead of ``passdb`` for passwords, for example a queue in front of it.
+            has_all_generations: False if some changes do not change the generation, because one
+                of several back ends has none.
         """
-        self._passdb = by or passdb
+        self._passdb = verifier or passdb
         self._generations = passdb if offers(passdb, Generations) else None
         self._last_uses = passdb if offers(passdb, LastUses) else None
-        self._tells_all = tells_all_changes
+        self._has_all_generations = has_all_generations
         self._service = service
         self._secret = secrets.token_bytes(32)
-        self._right = _Table[Account](_MANY_RIGHT, clock)
-        self._wrong = _Table[str](_MANY_WRONG, clock)
+        self._right = _Table[Account](_MAX_RIGHT, clock)
+        self._wrong = _Table[str](_MAX_WRONG, clock)
 
     async def verify(self, credentials: Credentials) -> Account:
         generation = await self._generation(credentials)
@@ -71,19 +72,22 @@ class Cache:
         try:
             account = await self._passdb.verify(credentials)
         except AuthenticationFailed as error:
-            # Where no generation tells that it was put right, a wrong one is asked each time.
-            is_vague = generation is None or not self._tells_all
-            if not is_vague and generation == await self._generation(credentials):
-                self._wrong.put(key, error.reason, _WRONG)
+            # Only a generation shows that the password was corrected meanwhile.
+            if self._is_exact(generation) and generation == await self._generation(credentials):
+                self._wrong.put(key, error.reason, _WRONG_LIFETIME)
             raise
         if generation == await self._generation(credentials):  # nothing changed meanwhile
-            is_vague = generation is None or not self._tells_all
-            lifetime = _RIGHT_BLINDLY if is_vague else _RIGHT
+            is_exact = self._is_exact(generation)
+            lifetime = _RIGHT_LIFETIME if is_exact else _RIGHT_LIFETIME_WITHOUT_GENERATION
             self._right.put(key, account, lifetime)
         return account
 
+    def _is_exact(self, generation: bytes | None) -> bool:
+        """Whether every change that matters would have changed this generation."""
+        return generation is not None and self._has_all_generations
+
     def clear(self) -> None:
-        """Remember nothing of what was."""
+        """Forget all answers."""
         self._right.clear()
         self._wrong.clear()
 
@@ -107,7 +111,7 @@ class Cache:
 
 
 class _Table(Generic[T]):
-    """At most ``size`` entries that expire; the one not asked for longest makes room."""
+    """At most ``size`` entries that expire; the least recently used one makes room."""
 
     def __init__(self, size: int, clock: Callable[[], float]) -> None:
         self._size = size
@@ -115,10 +119,10 @@ class _Table(Generic[T]):
         self._entries: OrderedDict[bytes, tuple[float, T]] = OrderedDict()
 
     def get(self, key: bytes) -> T | None:
-        found = self._entries.get(key)
-        if found is None:
+        entry = self._entries.get(key)
+        if entry is None:
             return None
-        until, value = found
+        until, value = entry
         if self._clock() >= until:
             del self._entries[key]
             return None

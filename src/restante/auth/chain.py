@@ -1,9 +1,9 @@
 """Several identity back ends as one: the first that knows a user decides.
 
-Security: exactly one back end looks at a password, so a user of the first is never let in by a
-wrong password that the second would take.  A refusal costs what it costs for somebody nobody
-knows: every back end has been asked for the name, and one has computed a hash.  A back end that is
-down or slow makes an answer impossible, never negative.
+Security: exactly one back end checks a password, so a wrong password of a user of the first back
+end is never accepted by the second.  A refusal takes as long as for an unknown user: every back end
+has looked the name up, and one has computed a hash.  If a back end is down or slow, the login fails
+temporarily; that never counts as a wrong password.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ async def _generation(backend: Backend, identity: str) -> bytes | None:
 
 
 class Chain:
-    """``Passdb``, ``Accounts``, ``Directory``, ``Generations`` and ``LastUses``.
+    """Implements ``Passdb``, ``Accounts``, ``Directory``, ``Generations`` and ``LastUses``.
 
-    ``ScramKeys`` only if every back end is: a client would choose SCRAM, and then fail with the
-    password of one that has no keys.  So it is with ``Digests``.
+    It implements ``ScramKeys`` only if every back end does, or clients would choose SCRAM and then
+    fail for users of a back end without keys.  The same holds for ``Digests``.
     """
 
     def __init__(
@@ -72,53 +72,56 @@ class Chain:
         domains: Collection[str] = (),
         deadline: float = 10.0,
         issuer: Issuer | None = None,
-        takes_strangers: bool = False,
+        takes_unknown_users: bool = False,
         takes_certificates: bool = False,
-        by: Mapping[str, Passdb] | None = None,
+        verifiers: Mapping[str, Passdb] | None = None,
         lookups: Mapping[str, Accounts] | None = None,
-        check_place: Callable[[str], object] = lambda _: None,
+        check_maildrop: Callable[[str], object] = lambda _: None,
     ) -> None:
-        """``backends`` by name, at least one; all that they are asked for one login may take
-        ``deadline`` seconds together.
-
-        ``domains``: where a user without one in the name gets mail.
-        ``issuer`` makes it ``Tokens``; ``takes_strangers``: a token is enough, also for somebody
-        whom no back end knows.  ``takes_certificates`` makes it ``Certificates``.
-        ``by``: asked for passwords in place of back ends, such as a queue before each: one that
-        hangs must not keep the users of another waiting.  ``lookups``: the same for names.
-        ``check_place`` raises NoMaildrop for a maildrop that cannot be: it gets no mail.
+        """
+        Args:
+            backends: by name, in the order in which they are asked; at least one.
+            domains: mail domains of users whose names have none.
+            deadline: seconds for all questions of one login together.
+            issuer: verifies OAuth 2 tokens; with it the chain implements ``Tokens``.
+            takes_unknown_users: whether a token also admits a user that no back end knows.
+            takes_certificates: whether the chain implements ``Certificates``.
+            verifiers: used instead of the back ends of these names for passwords, for example a
+                queue in front of each, so that one that hangs delays its own users only.
+            lookups: the same for look-ups of names.
+            check_maildrop: raises NoMaildrop for an invalid maildrop, which gets no mail.
         """
         self._backends = dict(backends)
-        self._by: dict[str, Passdb] = {**backends, **(by or {})}
+        self._verifiers: dict[str, Passdb] = {**backends, **(verifiers or {})}
         self._lookups: dict[str, Accounts] = {**backends, **(lookups or {})}
         self._domains = {normalise(domain) for domain in domains}
         self._deadline = deadline
-        self._check_place = check_place
-        self.tells_all_changes = all(offers(each, Generations) for each in backends.values())
-        """Whether ``generation`` changes with every back end; else no cache may trust it long."""
+        self._check_maildrop = check_maildrop
+        self.has_all_generations = all(offers(each, Generations) for each in backends.values())
+        """Whether every back end has generations; else a cache may keep answers only briefly."""
         if all(offers(each, ScramKeys) for each in self._backends.values()):
             self.scram = self._scram
             self.proved = self._proved
         if all(offers(each, Digests) for each in self._backends.values()):
             self.digested = self._digested
         if issuer is not None:
-            self._issuer, self._takes_strangers = issuer, takes_strangers
+            self._issuer, self._takes_unknown_users = issuer, takes_unknown_users
             self.verify_token = self._verify_token
         if takes_certificates:
             self.certified = self._certified
 
     async def verify(self, credentials: Credentials) -> Account:
-        return await self._decided(
-            credentials.identity, lambda name: self._by[name].verify(credentials)
+        return await self._verdict(
+            credentials.identity, lambda name: self._verifiers[name].verify(credentials)
         )
 
-    async def _decided(self, identity: str, judge: Callable[[str], Awaitable[Account]]) -> Account:
-        """What the back end says that knows a user; ``judge`` is given its name."""
+    async def _verdict(self, identity: str, verify: Callable[[str], Awaitable[Account]]) -> Account:
+        """Let the back end that knows a user check the login: ``verify`` gets its name."""
         end = self._end()
-        async with self._until(end) as asked:
-            name = await self._who_knows(identity, asked)
+        async with self._within(end) as asked:
+            name = await self._deciding(identity, asked)
             try:
-                return await judge(name)
+                return await verify(name)
             except AuthenticationFailed as error:
                 refused = error
         await self._equalise_timing(identity, name, end)
@@ -129,16 +132,16 @@ class Chain:
         return account
 
     async def find(self, identity: str) -> tuple[str, Account | None]:
-        """The back end that knows a user, by its name, and the account there.
+        """Return the name of the back end that knows a user, and the account there.
 
         Raises:
-            TemporaryFailure: cannot be told now.
+            TemporaryFailure: cannot be determined now.
         """
-        async with self._until(self._end()) as asked:
+        async with self._within(self._end()) as asked:
             for name, backend in self._lookups.items():
                 asked.append(name)
-                if found := await backend.account(identity):
-                    return name, found
+                if account := await backend.account(identity):
+                    return name, account
         return "", None
 
     def close(self) -> None:
@@ -147,17 +150,19 @@ class Chain:
 
     async def maildrop_of(self, recipient: str) -> str:
         for name in addressed(recipient, self._domains):
-            if found := await self.account(name):
-                return self._placed(recipient, found.maildrop)
+            if account := await self.account(name):
+                return self._receiving(recipient, account.maildrop)
         raise NoSuchUser(recipient)
 
-    def _placed(self, recipient: str, maildrop: str) -> str:
-        """
+    def _receiving(self, recipient: str, maildrop: str) -> str:
+        """Return the maildrop if it is valid.
+
         Raises:
-            NoSuchUser: with a note for people, because trying again would not help.
+            NoSuchUser: it is not; a note says why, for the operator.  The sender's server must not
+                try again, because that would not help.
         """
         try:
-            self._check_place(maildrop)
+            self._check_maildrop(maildrop)
         except NoMaildrop as error:
             unknown = NoSuchUser(recipient)
             unknown.add_note(f"{maildrop} {error.reason}")
@@ -165,13 +170,13 @@ class Chain:
         return maildrop
 
     async def generation(self, identity: str) -> bytes | None:
-        """Of all back ends that can tell, whatever their order: a change in any of them may be one
-        in the back end that decides.  None: none of them can.
+        """Return a digest of the generations of all back ends that have one, or None.
 
-        A back end that is down is left out if one before it knows the user, and so decides.
+        All of them, because a change in any may change which back end decides.  A back end that is
+        down is left out if one before it knows the user, and so decides.
         """
-        found, told = blake2b(digest_size=16), False
-        async with self._until(self._end()) as asked:
+        digest, is_known = blake2b(digest_size=16), False
+        async with self._within(self._end()) as asked:
             for name, backend in self._backends.items():
                 asked.append(name)
                 try:
@@ -181,9 +186,9 @@ class Chain:
                         raise
                     break
                 if one is not None:
-                    found.update(blake2b(one).digest())
-                    told = True
-        return found.digest() if told else None
+                    digest.update(blake2b(one).digest())
+                    is_known = True
+        return digest.digest() if is_known else None
 
     async def _any_knows(self, identity: str, names: Iterable[str]) -> bool:
         for name in names:
@@ -198,63 +203,63 @@ class Chain:
 
     async def _scram(self, identity: str, digest: str) -> ScramSecrets:
         end = self._end()
-        async with self._until(end) as asked:
-            name = await self._who_knows(identity, asked)
-            found = await cast(ScramKeys, self._backends[name]).scram(identity, digest)
+        async with self._within(end) as asked:
+            name = await self._deciding(identity, asked)
+            keys = await cast(ScramKeys, self._backends[name]).scram(identity, digest)
         await self._equalise_timing(identity, name, end)
-        return found
+        return keys
 
     async def _proved(self, proof: Proof) -> Account:
-        async with self._until(self._end()) as asked:
-            name = await self._who_knows(proof.identity, asked)
+        async with self._within(self._end()) as asked:
+            name = await self._deciding(proof.identity, asked)
             return await cast(ScramKeys, self._backends[name]).proved(proof)
 
     async def _digested(self, shown: Digest) -> Account:
-        return await self._decided(
+        return await self._verdict(
             shown.identity, lambda name: cast(Digests, self._backends[name]).digested(shown)
         )
 
     # Who has proved an identity elsewhere is whom a back end knows by it, with its permission.
 
     async def _verify_token(self, token: Token) -> Account:
-        async with self._until(self._end()) as asked:
+        async with self._within(self._end()) as asked:
             asked.append("oauth")
             owner = await self._issuer.owner(token.token)
-            account = await self._named(owner, asked)
-            if account is None and self._takes_strangers:
+            account = await self._account_of(owner, asked)
+            if account is None and self._takes_unknown_users:
                 with suppress(BadName):
                     account = Account(check_name(owner), check_name(owner))
-            return await self._acting(account, token.identity, "token", asked)
+            return await self._authorized(account, token.identity, "token", asked)
 
     async def _certified(self, proof: Proof) -> Account:
-        async with self._until(self._end()) as asked:
-            account = await self._named(proof.identity, asked)
-            return await self._acting(account, proof.authorization, "certificate", asked)
+        async with self._within(self._end()) as asked:
+            account = await self._account_of(proof.identity, asked)
+            return await self._authorized(account, proof.authorization, "certificate", asked)
 
-    async def _named(self, name: str, asked: list[str]) -> Account | None:
-        """Whoever has that name; in a domain of ours also without the domain."""
+    async def _account_of(self, name: str, asked: list[str]) -> Account | None:
+        """Return the account of this name; in one of our domains also without the domain."""
         local, _, domain = key(name).partition("@")
         for each in [key(name), *([local] if domain in self._domains else [])]:
             for backend in self._backends:
                 asked.append(backend)
-                if found := await self._lookups[backend].account(each):
-                    return found
+                if account := await self._lookups[backend].account(each):
+                    return account
         return None
 
-    async def _acting(
-        self, account: Account | None, wanted: str, credential: str, asked: list[str]
+    async def _authorized(
+        self, account: Account | None, authorization: str, credential: str, asked: list[str]
     ) -> Account:
-        """For oneself only (RFC 4616 §2)."""
+        """Return the account with its credential; a user may act for no other (RFC 4616 §2)."""
         if account is None:
             raise AuthenticationFailed("unknown-user")
-        if wanted and key(wanted) != account.user:
-            other = await self._named(wanted, asked)
+        if authorization and key(authorization) != account.user:
+            other = await self._account_of(authorization, asked)
             if other is None or other.user != account.user:
                 raise AuthenticationFailed("authorization")
         return replace(account, credential=credential)
 
-    async def _who_knows(self, identity: str, asked: list[str]) -> str:
-        """The name of the back end that decides; who nobody knows is for the last to refuse."""
+    async def _deciding(self, identity: str, asked: list[str]) -> str:
+        """Return the name of the back end that decides; the last one refuses unknown users."""
         *others, last = self._backends
         for name in others:
             asked.append(name)
@@ -264,11 +269,11 @@ class Chain:
         return last
 
     async def _equalise_timing(self, identity: str, name: str, end: float) -> None:
-        """What is left of the way of somebody whom only the last back end could know."""
+        """Look the name up in the remaining back ends, as for a name that none of them knows."""
         names = list(self._backends)
         for other in names[names.index(name) + 1 : -1]:
             with suppress(RestanteError):
-                async with self._until(end):
+                async with self._within(end):
                     await self._lookups[other].account(identity)
 
     # The deadline.
@@ -277,12 +282,12 @@ class Chain:
         return end_of(self._deadline, asyncio.get_running_loop().time())
 
     @asynccontextmanager
-    async def _until(self, end: float) -> AsyncIterator[list[str]]:
-        """Yields a list for the names of who was asked; the last of them is blamed."""
+    async def _within(self, end: float) -> AsyncIterator[list[str]]:
+        """Raise BackendUnavailable at ``end``; it names the last back end in the yielded list."""
         asked: list[str] = []
         try:
             async with asyncio.timeout_at(end):
                 yield asked
         except TimeoutError:
-            who = asked[-1] if asked else "chain"
-            raise BackendUnavailable(f"{who}: no answer in {self._deadline:g} s") from None
+            name = asked[-1] if asked else "chain"
+            raise BackendUnavailable(f"{name}: no answer in {self._deadline:g} s") from None

@@ -1,8 +1,8 @@
-"""The file that the user database is: its schema, how it grew, one transaction at a time.
+"""The file of the user database: its schema, its migrations, and transactions.
 
-``ReadOnlyDatabase`` reads it from the event loop, without waiting for anybody.
+``ReadOnlyDatabase`` reads it from the event loop, without waiting for a writer.
 
-Security: only its owner can read it.  A database of a newer version or of another program is
+Security: only the file's owner can read it.  A database of a newer version or of another program is
 refused and left as it is.
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 
 from ..errors import ConfigurationError, TemporaryFailure
 
-_PATIENCE = 5.0  # seconds for another process to finish writing
-# Each step makes the next version, which is the number of steps taken, in user_version.
+_PATIENCE = 5.0  # seconds for another process to finish writing; a write takes milliseconds
+# Each step migrates to the next version: user_version is the number of steps done.
 STEPS = (
     """
     CREATE TABLE users (
@@ -36,8 +36,8 @@ STEPS = (
         PRIMARY KEY (user, label)
     ) STRICT
     """,
-    # selector: the part of an app password that tells which it is; empty for a password.
-    # sha256, sha1: stored key and server key of SCRAM, one behind the other.
+    # selector: the first characters of an app password, which identify it; empty for a password.
+    # sha256, sha1: stored key and server key of SCRAM, concatenated.
     """
     ALTER TABLE users ADD COLUMN needs_tls INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE users ADD COLUMN mechanisms TEXT NOT NULL DEFAULT '';
@@ -53,26 +53,27 @@ STEPS = (
     CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
     INSERT INTO secrets VALUES ('scram', randomblob(32))
     """,
-    # expire: days that mail is kept at least; NULL: as the server has it.
+    # expire: minimum days that mail is kept; NULL: the server's setting.
     "ALTER TABLE users ADD COLUMN expire INTEGER",
-    # quota: octets, 0 is none; NULL: as the configuration says.
+    # quota: octets, 0 is unlimited; NULL: the setting in the configuration.
     "ALTER TABLE users ADD COLUMN quota INTEGER",
-    # folders: a line for each that is shown; empty: as the store has it.
+    # folders: a line for each that is shown; empty: the default of the store.
     "ALTER TABLE users ADD COLUMN folders TEXT NOT NULL DEFAULT ''",
-    # hold: seconds for which deleted mail is held, -1 keeps it; NULL: as the configuration says.
+    # hold: seconds for which deleted mail is held, -1 for ever; NULL: the configuration's.
     "ALTER TABLE users ADD COLUMN hold REAL",
 )
 
 
 @contextmanager
 def transaction(path: Path, *, make: bool = False) -> Iterator[sqlite3.Connection]:
-    """A database that does not exist has no users; ``make`` makes it.
+    """Open the database for one transaction; ``make`` creates it if it is missing.
 
-    Only an older database of ours is altered.  An empty file is an error, not a database without
-    users: or else a full disk would turn every user into an unknown one, whose mail is refused.
+    Without ``make`` a missing database is one without users.  Only an older database of ours is
+    migrated.  An empty file is an error and not a database without users, because then a full disk
+    would make every user unknown, and their mail would be refused.
 
     Raises:
-        ConfigurationError: it is empty, not ours, or newer than we are.
+        ConfigurationError: it is empty, of another program, or of a newer version.
         TemporaryFailure: it cannot be used now.
     """
     try:
@@ -88,7 +89,7 @@ def transaction(path: Path, *, make: bool = False) -> Iterator[sqlite3.Connectio
 
 
 def _make(path: Path) -> None:
-    """Under another name first, so that a full disk leaves no half of a database behind."""
+    """Create it under another name first, so that a full disk leaves no partial database."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     made = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
@@ -97,7 +98,7 @@ def _make(path: Path) -> None:
             _bring_up_to_date(database, path, make=True)
         try:
             os.link(made, path)
-        except FileExistsError:  # another process was quicker
+        except FileExistsError:  # another process has created it
             pass
         except OSError:  # a file system without hard links
             made.replace(path)
@@ -106,14 +107,14 @@ def _make(path: Path) -> None:
 
 
 def unusable(note: str) -> TemporaryFailure:
-    """What a peer is told, with a note for a person on this machine."""
+    """Return an error for the peer, with a note for the operator."""
     failure = TemporaryFailure("user database cannot be used")
     failure.add_note(note)
     return failure
 
 
 class ReadOnlyDatabase:
-    """One connection that stays open, for questions that cost microseconds."""
+    """One connection that stays open, for queries that take microseconds."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -121,13 +122,15 @@ class ReadOnlyDatabase:
         self._file: tuple[int, int] | None = None
 
     def rows(self, statement: str, *values: object) -> list[Any]:
-        """
+        """Return the rows of a query.
+
         Raises:
-            sqlite3.Error, OSError: not now; somebody writes, or ``transaction`` knows why.
+            sqlite3.Error, OSError: another process is writing, or the file cannot be used;
+                ``transaction`` waits, and reports the reason.
         """
-        found = os.stat(self._path)
-        if self._database is None or self._file != (found.st_dev, found.st_ino):
-            self.close()  # another file has taken its place
+        status = os.stat(self._path)
+        if self._database is None or self._file != (status.st_dev, status.st_ino):
+            self.close()  # the file was replaced
             self._database = sqlite3.connect(
                 f"{self._path.absolute().as_uri()}?mode=ro",
                 uri=True,
@@ -135,7 +138,7 @@ class ReadOnlyDatabase:
                 isolation_level=None,
                 check_same_thread=False,
             )
-            self._file = (found.st_dev, found.st_ino)
+            self._file = (status.st_dev, status.st_ino)
             if self._database.execute("PRAGMA user_version").fetchone() != (len(STEPS),):
                 self.close()
                 raise sqlite3.DatabaseError("not of this version")
@@ -146,14 +149,14 @@ class ReadOnlyDatabase:
             self._database.close()
             self._database = None
 
-    __del__ = close  # most commands end with what they opened
+    __del__ = close  # most commands do not close it
 
 
 def _bring_up_to_date(database: sqlite3.Connection, path: Path, *, make: bool) -> None:
     database.execute("PRAGMA foreign_keys = ON")
     if _version(database, path) == len(STEPS):
         return
-    database.execute("BEGIN IMMEDIATE")  # another process may be at it too
+    database.execute("BEGIN IMMEDIATE")  # another process may be migrating it too
     version = _version(database, path)
     if not make and (version == 0 or not _has_users(database)):
         what = "is empty" if path.stat().st_size == 0 else "is a database of another program"

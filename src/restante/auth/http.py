@@ -1,7 +1,7 @@
-"""One request to an identity provider.
+"""Requests to an identity provider.
 
-Security: that of ``https``; without TLS only to this machine.
-Limits: an answer has 1 MiB at most, and ``_PATIENCE`` seconds.
+Security: as ``https``; requests without TLS go to this machine only.
+Limits: 1 MiB and ``_PATIENCE`` seconds for a response.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from .. import https
 from ..errors import BackendMisconfigured, BackendUnavailable, TemporaryFailure
 from ..regular import read_regular
 
-_PATIENCE = 8.0  # seconds
+_PATIENCE = 8.0  # seconds; less than the default deadline of a login, which is 10 s
 
 
 def is_safe(url: str) -> bool:
-    """Whether a URL may be asked: by TLS, or on this machine."""
+    """Whether a URL may be requested: over TLS, or on this machine."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -42,44 +42,47 @@ def _is_here(host: str) -> bool:
         return False
 
 
-class Web:
-    """Asks, and takes JSON for an answer.  It blocks."""
+class ProviderClient:
+    """Requests JSON objects from a provider.  It blocks."""
 
     def __init__(self, ca_file: str = "") -> None:
         """``ca_file`` is trusted instead of the system's authorities."""
         context = _context(ca_file)
-        self._web = https.Web(context, patience=_PATIENCE, deadline=_PATIENCE, by_proxy=False)
+        self._client = https.JsonClient(
+            context, patience=_PATIENCE, deadline=_PATIENCE, by_proxy=False
+        )
 
     def ask(
         self, url: str, data: bytes | None = None, headers: Mapping[str, str] | None = None
-    ) -> https.Answer:
-        """The object that is answered; with ``data`` it is a POST.
+    ) -> https.JsonObject:
+        """Return the JSON object of the response; with ``data`` the request is a POST.
 
         Raises:
-            BackendUnavailable: no answer, a refusal, or no object.
+            BackendMisconfigured: an HTTP status that stays until the configuration is changed.
+            BackendUnavailable: no response, another error status, or not a JSON object.
         """
         host = urlsplit(url).hostname
         try:
-            status, found = self._web.ask(url, data, headers)
+            status, answer = self._client.ask(url, data, headers)
         except TemporaryFailure as error:
             raise BackendUnavailable(str(error)) from error
         if https.is_lasting(status):
             raise BackendMisconfigured(f"{host}: HTTP status {status}")
         if not 200 <= status < 300:
             raise BackendUnavailable(f"{host}: HTTP status {status}")
-        if found is None:
-            raise BackendUnavailable(f"{host}: the answer is no JSON object")
-        return found
+        if answer is None:
+            raise BackendUnavailable(f"{host}: the answer is not a JSON object")
+        return answer
 
 
 def _context(ca_file: str) -> ssl.SSLContext:
     if ca_file:
-        read_regular(Path(ca_file))  # OpenSSL would wait for a FIFO
+        read_regular(Path(ca_file))  # refuses a FIFO, for which OpenSSL would wait
     return ssl.create_default_context(cafile=ca_file or None)
 
 
 def is_readable(ca_file: str) -> bool:
-    """Whether certificates can be read there; nowhere means those of the system."""
+    """Whether certificates can be read there; an empty path means those of the system."""
     try:
         _context(ca_file)
     except (OSError, ssl.SSLError):

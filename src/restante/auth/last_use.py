@@ -1,7 +1,7 @@
-"""When, and from where, each credential was last used.
+"""Records when and from which address each credential was last used.
 
-Limits: written at most once a minute, so that a login costs no disk access; a crash forgets that
-minute.  Nothing here makes a login wait or fail.
+Limits: written at most once a minute, so that a login costs no disk access; a crash loses that
+minute.  No login waits for it or fails because of it.
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ from ..clock import SLACK
 from ..errors import RestanteError
 from .database import transaction
 
-_EVERY = 60.0  # seconds from one writing to the next
+_INTERVAL = 60.0  # seconds from one write to the next
 
 
 class LastUse:
-    """Gathers, and writes what it has gathered in one transaction."""
+    """Collects the uses of credentials and writes them in one transaction."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
         self._writing = threading.Lock()
-        self._gathered: dict[tuple[str, str], tuple[float, str]] = {}
+        self._pending: dict[tuple[str, str], tuple[float, str]] = {}
         self._timer: threading.Timer | None = None
-        self._written = -_EVERY  # on the monotonic clock
+        self._written = -_INTERVAL  # on the monotonic clock
 
     def note(self, user: str, label: str, address: str) -> None:
-        """It is used now.  What follows a quiet minute is written at once."""
+        """Record a use now.  The first use after a minute without any is written at once."""
         with self._lock:
-            self._gathered[user, label] = (time.time(), address)
+            self._pending[user, label] = (time.time(), address)
             if self._timer is None:
-                wait = max(0.0, self._written + _EVERY - time.monotonic())
+                wait = max(0.0, self._written + _INTERVAL - time.monotonic())
                 timer = threading.Timer(wait, self._write)
                 timer.daemon = True
-                with suppress(RuntimeError):  # no thread is to be had; the next login tries again
+                with suppress(RuntimeError):  # no thread can be started; the next login tries again
                     timer.start()
                     self._timer = timer
 
     def _write(self) -> None:
         with self._writing:
             with self._lock:
-                gathered, self._gathered = self._gathered, {}
+                pending, self._pending = self._pending, {}
                 self._timer, self._written = None, time.monotonic()
-            if not gathered:
+            if not pending:
                 return
             future = time.time() + SLACK
-            rows = [(at, address, *which, at, future) for which, (at, address) in gathered.items()]
+            rows = [(at, address, *which, at, future) for which, (at, address) in pending.items()]
             with suppress(RestanteError), transaction(self._path) as database:
                 database.executemany(
                     "UPDATE credentials SET used_at = ?, used_from = ?"
@@ -59,7 +59,7 @@ class LastUse:
                 )
 
     def close(self) -> None:
-        """Write what is left, or wait until it is written."""
+        """Write the uses that are left; wait for a write that has begun."""
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()

@@ -1,11 +1,11 @@
 """Users of an LDAP directory (RFC 4511): found by a search, checked by a bind as themselves.
 
-Security: what a client sends is escaped before it is part of a filter (RFC 4515 §3), and never part
-of a distinguished name.  An empty password is refused here, because a server would take the bind
-for an anonymous one and say yes (RFC 4513 §5.1.2).  Passwords go by TLS, or not beyond this
-machine; certificates and names are verified; referrals are not followed.
-Limits: a connection for each question.  All steps end at the deadline of the login that is checked,
-except that the system bounds how long the look-up of the server's address takes.
+Security: the client's input is escaped in filters (RFC 4515 §3) and is never part of a
+distinguished name.  Empty passwords are refused here, because a server would accept such a bind as
+an anonymous one (RFC 4513 §5.1.2).  Passwords leave this machine over TLS only; certificates and
+host names are verified; referrals are not followed.
+Limits: one connection for each question.  All steps end at the deadline of the login, except the
+look-up of the server's address, whose time the system limits.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from . import passwords
 from .names import BadName, check_name
 from .names import key as _key
 
-_AT_ONCE = 16  # questions
-_NOBODY = "cn=nobody"  # before the base: whom to bind as for somebody who does not exist
+_AT_ONCE = 16  # connections; ours, as many as a small directory serves without delay
+_DECOY = "cn=nobody"  # below the base; the entry to bind as for an unknown user
 
 
 def is_safe(url: str) -> bool:
-    """Whether it is the URL of a directory, without anything but where it is."""
+    """Whether this is the URL of a directory with scheme, host and port only."""
     try:
         parts = urlsplit(url)
         extra = parts.path.strip("/") or parts.query or parts.fragment or parts.username
@@ -45,30 +45,30 @@ def _stays_here(url: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where users are, and how they are found."""
+class Search:
+    """The directory, and how to find a user in it."""
 
     url: str
     """``ldaps:``, ``ldap:`` (which starts TLS, unless it is this machine) or ``ldapi:``."""
     base: str
-    """Below this entry."""
+    """The base DN to search under."""
     filter: str = "(uid=%u)"
-    """``%u`` stands for the name that the client gave."""
+    """``%u`` is replaced by the name that the client sent."""
     name: str = "uid"
-    """The attribute that is the user's name."""
+    """The attribute that holds the user's name."""
     bind_dn: str = ""
-    """Who searches; empty: nobody in particular."""
+    """The DN to bind as for the search; empty for an anonymous search."""
     bind_password: str = field(default="", repr=False)
     ca_file: str = ""
-    """To trust instead of the system's authorities."""
+    """Trusted instead of the system's certificate authorities; empty: the system's."""
 
 
 class Ldap:
-    """``Passdb`` and ``Accounts`` over one directory."""
+    """Implements ``Passdb`` and ``Accounts`` over one directory."""
 
-    def __init__(self, place: Place, deadline: float = 10.0) -> None:
-        """All that is asked for one login may take ``deadline`` seconds."""
-        self._place = place
+    def __init__(self, search: Search, deadline: float = 10.0) -> None:
+        """``deadline``: seconds for all questions of one login together."""
+        self._search = search
         self._deadline = deadline
         self._threads = Threads("ldap", _AT_ONCE)
 
@@ -78,68 +78,68 @@ class Ldap:
         if credentials.authorization and _key(credentials.authorization) != _key(
             credentials.identity
         ):
-            raise AuthenticationFailed("authorization")  # RFC 4616 §2: for oneself only
+            raise AuthenticationFailed("authorization")  # a user may act for no other (RFC 4616 §2)
         end = self._end()
         return await self._threads.run(lambda: self._verify(credentials, end))
 
     def _end(self) -> float:
-        """On the monotonic clock: threads do not know that of the event loop."""
+        """On the monotonic clock, because threads cannot read that of the event loop."""
         now = asyncio.get_running_loop().time()
         return time.monotonic() + end_of(self._deadline, now) - now
 
     def _verify(self, credentials: Credentials, end: float) -> Account:
         name = _key(credentials.identity)
-        found = self._find(name, end)
-        entry = found or f"{_NOBODY},{self._place.base}"
+        known = self._find(name, end)
+        entry = known or f"{_DECOY},{self._search.base}"
         password = credentials.password.encode("utf-8", "surrogateescape")
-        if not self._binds(entry, password, end) or found is None:
-            raise AuthenticationFailed("unknown-user" if found is None else "bad-password")
+        if not self._binds(entry, password, end) or known is None:
+            raise AuthenticationFailed("unknown-user" if known is None else "bad-password")
         return Account(name, name)
 
     async def account(self, identity: str) -> Account | None:
         name, end = _key(identity), self._end()
-        found = await self._threads.run(lambda: self._find(name, end))
-        return None if found is None else Account(name, name)
+        entry = await self._threads.run(lambda: self._find(name, end))
+        return None if entry is None else Account(name, name)
 
     def close(self) -> None:
-        """No connection outlives its question."""
+        """There is nothing to close: each question has its own connection."""
 
     def _find(self, name: str, end: float) -> str | None:
-        """The distinguished name of the one entry that has this name, or None."""
+        """Return the distinguished name of the one entry with this user name, or None."""
         import ldap
         from ldap.filter import escape_filter_chars
 
-        place = self._place
+        search = self._search
         try:
             check_name(name)
         except BadName:
             return None
-        wanted = place.filter.replace("%u", escape_filter_chars(name))
+        pattern = search.filter.replace("%u", escape_filter_chars(name))
         with self._connected(end) as directory:
             try:
-                directory.simple_bind_s(place.bind_dn, place.bind_password)
+                directory.simple_bind_s(search.bind_dn, search.bind_password)
             except ldap.INVALID_CREDENTIALS:
                 raise BackendMisconfigured("ldap: bind_dn and bind_password are refused") from None
             rows = directory.search_ext_s(
-                place.base,
+                search.base,
                 ldap.SCOPE_SUBTREE,
-                wanted,
-                [place.name],
+                pattern,
+                [search.name],
                 timeout=_limit(directory, end),
             )
-        found = [
+        entries = [
             entry
             for entry, attributes in rows
-            # Without an entry it is a referral.  What a directory takes for equal, such as names
-            # with other spaces, need not be equal for us.
-            if entry and name in map(_text, _values(attributes, place.name))
+            # A row without an entry is a referral.  Names that a directory considers equal, such as
+            # those that differ in spaces only, are not equal for us.
+            if entry and name in map(_text, _values(attributes, search.name))
         ]
-        if len(found) > 1:
-            raise BackendUnavailable(f"ldap: {len(found)} entries have the same name")
-        return found[0] if found else None
+        if len(entries) > 1:
+            raise BackendUnavailable(f"ldap: {len(entries)} entries have the same name")
+        return entries[0] if entries else None
 
     def _binds(self, entry: str, password: bytes, end: float) -> bool:
-        """Whether the directory takes this password of this entry."""
+        """Whether the directory accepts this password for this entry."""
         import ldap
 
         with self._connected(end) as directory:
@@ -151,28 +151,30 @@ class Ldap:
 
     @contextmanager
     def _connected(self, end: float) -> Iterator[Any]:
-        """A connection whose first step must end then; for another see ``_limit``.
+        """Connect; the first step must end at ``end``, and ``_limit`` starts another one.
 
         Raises:
-            BackendUnavailable: for whatever reason.
+            BackendUnavailable: the directory cannot be used, for any reason.
         """
         try:
             import ldap
         except ImportError as error:
             raise BackendMisconfigured("ldap needs pip install 'restante[ldap]'") from error
 
-        url = self._place.url
+        url = self._search.url
         try:
             directory = ldap.initialize(url)
             try:
                 directory.set_option(ldap.OPT_PROTOCOL_VERSION, 3)
                 directory.set_option(ldap.OPT_REFERRALS, 0)
-                # Or a server that accepts a connection for TLS and says nothing holds us for ever.
+                # Otherwise a server that accepts a TLS connection and stays silent blocks for ever.
                 directory.set_option(ldap.OPT_CONNECT_ASYNC, 1)
                 directory.set_option(ldap.OPT_X_TLS_REQUIRE_CERT, ldap.OPT_X_TLS_DEMAND)
-                if self._place.ca_file:
-                    directory.set_option(ldap.OPT_X_TLS_CACERTFILE, self._place.ca_file)
-                directory.set_option(ldap.OPT_X_TLS_NEWCTX, 0)  # the last: it makes it so
+                if self._search.ca_file:
+                    directory.set_option(ldap.OPT_X_TLS_CACERTFILE, self._search.ca_file)
+                directory.set_option(
+                    ldap.OPT_X_TLS_NEWCTX, 0
+                )  # must be last: it applies the others
                 _limit(directory, end)
                 if url.startswith("ldap:") and not _stays_here(url):
                     directory.start_tls_s()
@@ -185,10 +187,10 @@ class Ldap:
 
 
 def _limit(directory: Any, end: float) -> float:
-    """What comes next must end then.  Returns the seconds that are left.
+    """Make the next step end at ``end``; return the seconds that are left.
 
     Raises:
-        BackendUnavailable: none are.
+        BackendUnavailable: the deadline has passed.
     """
     import ldap
 
@@ -201,7 +203,7 @@ def _limit(directory: Any, end: float) -> float:
 
 
 def _values(attributes: dict[str, list[bytes]], name: str) -> list[bytes]:
-    """Names of attributes are case-insensitive (RFC 4512 §2.5)."""
+    """Return the values of an attribute; its name is case-insensitive (RFC 4512 §2.5)."""
     return [
         value
         for each, values in attributes.items()
@@ -215,7 +217,7 @@ def _text(value: bytes) -> str:
 
 
 def _reason(error: Exception) -> str:
-    told = error.args[0] if error.args else {}
-    if not isinstance(told, dict):
+    details = error.args[0] if error.args else {}
+    if not isinstance(details, dict):
         return str(error)
-    return " ".join(str(told[each]) for each in ("desc", "info") if told.get(each))
+    return " ".join(str(details[each]) for each in ("desc", "info") if details.get(each))

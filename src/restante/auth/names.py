@@ -1,6 +1,6 @@
-"""Names of users, in the one form in which they are stored, looked up and compared.
+"""Names of users, in the one normal form in which they are stored, looked up and compared.
 
-Security: two people never have names that are one, and no name leads out of a directory.
+Security: no two users have names with the same normal form, and no name leads out of a directory.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Collection
 from ..errors import AuthenticationFailed, RestanteError
 from ..sasl.prepare import prepared
 
-MAX_NAME = 128  # octets of UTF-8 of each part
-_MAX_TYPED = 1024  # octets of UTF-8 of what a client types; normalising takes quadratic time
+MAX_NAME = 128  # octets of UTF-8 of each part; twice the local part of RFC 5321 §4.5.3.1.1
+_MAX_TYPED = 1024  # octets of UTF-8 that a client may send; normalising takes quadratic time
 
 
 class BadName(RestanteError):
@@ -20,15 +20,15 @@ class BadName(RestanteError):
 
 
 def normalise(name: str) -> str:
-    """The one form in which names are stored and looked up."""
+    """Return the form in which names are stored and looked up: NFC, case folded."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def check_name(name: str) -> str:
-    """The normal form of a name that a user may have: ``local`` or ``local@domain``.
+    """Return the normal form of a valid name: ``local`` or ``local@domain``.
 
     Raises:
-        BadName: with the reason.
+        BadName: invalid; its text is the reason.
     """
     normal = normalise(name)
     parts = normal.split("@")
@@ -46,17 +46,17 @@ def check_name(name: str) -> str:
 
 
 def check_new_name(name: str) -> str:
-    """The normal form of a name for a new user; names that exist already may be others.
+    """Return the normal form of a name for a new user; older users may have other names.
 
-    Clients' names are prepared before they are looked up (RFC 4013, RFC 5034 §4): a name that this
-    changes opens for no client, and what is typed for it may be the name of another person.
+    The names that clients send are prepared before they are looked up (RFC 4013, RFC 5034 §4).  If
+    that changes a name, no client can log in with it, or a client logs in as another user.
 
     Raises:
-        BadName: with the reason, and the name that would do.
+        BadName: invalid; its text is the reason, and a name that would be valid.
     """
     normal = check_name(name)
     try:
-        # Some clients prepare by the Unicode of today and not by that of 2002, as we do.
+        # Unlike us, some clients prepare by current Unicode and not by Unicode 3.2 of 2002.
         seen = check_name(unicodedata.normalize("NFKC", prepared(normal)))
     except (AuthenticationFailed, BadName):
         raise BadName(
@@ -71,7 +71,7 @@ def check_new_name(name: str) -> str:
 
 
 def key(name: str) -> str:
-    """What to look up; a name that no user can have becomes one that no user has."""
+    """Return the name to look up; empty, which is no user's, for a name that no user can have."""
     if len(name) > _MAX_TYPED or len(name.encode("utf-8", "surrogatepass")) > _MAX_TYPED:
         return ""
     normal = normalise(name)
@@ -79,8 +79,11 @@ def key(name: str) -> str:
 
 
 def addressed(recipient: str, domains: Collection[str]) -> list[str]:
-    """Who may be meant by an address, the first of them who exists: the whole of it, then without
-    its +detail, then without a domain of ``domains``, which are in normal form."""
+    """Return the names that an address may belong to; the first that exists gets the mail.
+
+    They are the whole address, then without its +detail, then without the domain if it is one of
+    ``domains``, which are in normal form.
+    """
     local, at, domain = key(recipient).partition("@")
     if at and not domain:
         return []

@@ -1,11 +1,11 @@
 """Users of this system, checked by PAM.
 
-Security: only users of the system (``getpwnam``) with the uid of a person are looked for, so
-neither root nor a daemon logs in, nor is PAM asked about them. Account management is checked too,
-so users whose accounts are locked or have expired cannot log in. PAM runs in processes of its own
-(``pam_helper``), so a module that crashes, hangs or exits ends one check and nothing else; that is
-a temporary failure.
-Limits: ``_AT_ONCE`` checks at a time.  A caller that gives up, at its deadline, ends its check.
+Security: only users of the system (``getpwnam``) with a uid of a regular user can log in, so
+neither root nor a daemon does, and PAM is not called for them.  Account management is checked too,
+so users whose accounts are locked or have expired cannot log in.  PAM runs in processes of its own
+(``pam_helper``), so a module that crashes, hangs or exits ends one check only; that is a temporary
+failure.
+Limits: ``_AT_ONCE`` checks at the same time.  A check ends when its caller reaches its deadline.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from . import passwords
 from .names import BadName, check_name
 from .names import key as _key
 
-FIRST_UID = 1000  # of people, on most systems
-_LAST_UID = 65_533  # above it is nobody
-_AT_ONCE = 16  # checks, and look-ups of names
-_END = 1.0  # seconds that the helper gets to end its children and itself
-_NOBODY = "restante-nobody"  # checked for somebody who does not exist, at the same cost
+FIRST_UID = 1000  # of regular users: UID_MIN of login.defs(5) on most systems
+_LAST_UID = 65_533  # 65534 is the uid of the user "nobody"
+_AT_ONCE = 16  # checks, and look-ups of names; ours: each check is a process
+_END = 1.0  # seconds that the helper has to end its children and itself
+_DECOY = "restante-nobody"  # checked instead of an unknown user, at the same cost
 _SUCCESS = 0
-# What says no; anything else says nothing (security/_pam_types.h).
+# Status codes that are refusals; all others are errors (security/_pam_types.h).
 _REFUSALS = {
     6: "permission",
     7: "bad-password",
@@ -44,10 +44,14 @@ _REFUSALS = {
 
 
 class Pam:
-    """``Passdb`` and ``Accounts``."""
+    """Implements ``Passdb`` and ``Accounts`` with PAM and ``getpwnam``."""
 
     def __init__(self, service: str, *, first_uid: int = FIRST_UID) -> None:
-        """``service`` is a file in ``/etc/pam.d``."""
+        """
+        Args:
+            service: the name of a file in ``/etc/pam.d``.
+            first_uid: users with a lower uid are unknown.
+        """
         self._service = service
         self._first_uid = first_uid
         self._threads = Threads("pam", _AT_ONCE)
@@ -58,10 +62,10 @@ class Pam:
             raise AuthenticationFailed("impossible-password")
         name = _key(credentials.identity)
         if credentials.authorization and _key(credentials.authorization) != name:
-            raise AuthenticationFailed("authorization")  # RFC 4616 §2: for oneself only
+            raise AuthenticationFailed("authorization")  # a user may act for no other (RFC 4616 §2)
         account = await self.account(name)
         try:
-            await self._check(name if account else _NOBODY, credentials.password)
+            await self._check(name if account else _DECOY, credentials.password)
         except AuthenticationFailed as error:
             raise AuthenticationFailed(error.reason if account else "unknown-user") from None
         if account is None:
@@ -84,54 +88,54 @@ class Pam:
         return await self._threads.run(lambda: self._known(name))
 
     def _known(self, name: str) -> Account | None:
-        """A system can take hours to know its users (LDAP, NIS)."""
+        """Blocks: a system whose users are in a directory (LDAP, NIS) can take long."""
         try:
-            found = pwd.getpwnam(check_name(name))
+            entry = pwd.getpwnam(check_name(name))
         except (BadName, KeyError, ValueError):
             return None
         except OSError as error:
             raise BackendUnavailable(f"pam: {error.strerror}") from error
-        is_person = self._first_uid <= found.pw_uid <= _LAST_UID and found.pw_name == name
-        return Account(name, name) if is_person else None
+        is_regular = self._first_uid <= entry.pw_uid <= _LAST_UID and entry.pw_name == name
+        return Account(name, name) if is_regular else None
 
     def close(self) -> None:
         self._helper.close()
 
 
 class _Helper:
-    """The process of ``pam_helper``, started when it is first needed, and again if it has ended."""
+    """The process of ``pam_helper``, started when it is needed and restarted if it has ended."""
 
     def __init__(self) -> None:
-        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._slots = asyncio.Semaphore(_AT_ONCE)
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
     async def ask(self, request: bytes) -> str:
-        """What the helper answers, decoded.
+        """Return the helper's answer, decoded.
 
         Raises:
-            BackendUnavailable: there is no helper.
+            BackendUnavailable: the helper cannot be started.
         """
         loop, answer = asyncio.get_running_loop(), b""
-        async with self._places:
+        async with self._slots:
             ours, theirs = socket.socketpair()
             with ours:  # closing it ends the check
                 with theirs:
                     self._send(theirs)
                 ours.setblocking(False)
-                with suppress(OSError):  # what is missing of the answer says it
+                with suppress(OSError):  # the incomplete answer shows it
                     await loop.sock_sendall(ours, request)
                     while octets := await loop.sock_recv(ours, 4096):
                         answer += octets
         return answer.decode("utf-8", "replace") or "the check ended without an answer"
 
     def _send(self, caller: socket.socket) -> None:
-        """Give the helper its end of the socket of a check."""
-        for _ in range(2):  # a helper that has ended is noticed here
+        """Pass the helper its end of a check's socket."""
+        for _ in range(2):  # the first try fails if the helper has ended
             try:
                 socket.send_fds(self._started(), [b"\0"], [caller.fileno()])
                 return
-            except OSError as error:  # also: it has not taken the earlier ones
+            except OSError as error:  # also if it has not accepted the earlier ones
                 self._end(0.0)
                 problem = error.strerror
         raise BackendUnavailable(f"pam: no helper: {problem}")
@@ -146,12 +150,12 @@ class _Helper:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
-                    start_new_session=True,  # Ctrl-C is for the server, which then ends it
+                    start_new_session=True,  # Ctrl-C ends the server, which ends the helper
                 )
         return self._control
 
     def close(self) -> None:
-        """End the helper, and with it all checks."""
+        """End the helper and all its checks."""
         self._end(_END)
 
     def _end(self, patience: float) -> None:

@@ -1,18 +1,18 @@
 """A process that runs PAM for a server, so that no module of PAM runs inside the server.
 
 ``python -m restante.auth.pam_helper N``, where N is the descriptor of a Unix socket.  Each octet
-that arrives there brings the descriptor of a socket, and a child is forked for this one check: it
-reads service, user and password, a NUL after each, and answers ``STATUS TEXT``, the code and the
-words of PAM (``_pam_types.h``).  A check ends in one of three ways: with this answer; with words
-about the child, without a code, if a module killed it; or its caller closes the socket, and then
-the child is killed.
+that arrives there carries the descriptor of a socket, and a child is forked for this one check: it
+reads service, user and password, each ended by NUL, and answers ``STATUS TEXT``, the code and the
+text of PAM (``_pam_types.h``).  A check ends in one of three ways: with this answer; with a text
+about the child, without a code, if a module killed it; or the caller closes the socket, which kills
+the child.
 
 Security: passwords go from the server to the child, and never through this process, its arguments
 or its environment.  An account without a password is refused
 (``PAM_DISALLOW_NULL_AUTHTOK``).
-Limits: the callers bound how many checks run at once, and for how long.  When the last caller has
-gone, so have the children and this process.  Programs that a module starts and detaches, as
-``pam_exec`` does, are beyond its reach.
+Limits: the callers limit the number of checks at the same time, and their duration.  When the last
+caller has gone, the children and this process end.  Programs that a module starts and detaches, as
+``pam_exec`` does, keep running.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ from typing import Any, NoReturn
 
 DISALLOW_NULL_AUTHTOK = 0x0001  # the same in Linux-PAM and OpenPAM
 _PARTS = 3  # of a request
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the server ends it, by closing
+_IGNORED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+)  # the server ends it by closing the socket
 
 
 def main() -> None:
@@ -42,16 +46,16 @@ def main() -> None:
         pam = import_module("pamela")
     except ImportError:
         problem = "it needs pip install 'restante[pam]'"
-    except Exception as error:  # this system has no library of PAM, or one that is unknown
+    except Exception as error:  # no PAM library on this system, or an unknown one
         problem = f"{type(error).__name__}: {error}"
     _Parent(control, pam, problem).run()
 
 
 class _Parent:
-    """Forks a child for each check, and runs no code of PAM itself."""
+    """Forks a child for each check and runs no code of PAM itself."""
 
     def __init__(self, control: socket.socket, pam: Any, problem: str) -> None:
-        """``pam`` is the module ``pamela``, or None because of a ``problem``."""
+        """``pam`` is the module ``pamela``, or None because of ``problem``."""
         self._control, self._pam, self._problem = control, pam, problem
         self._checks: dict[int, tuple[int, socket.socket]] = {}  # by descriptor: child, caller
         self._poll = select.poll()
@@ -67,7 +71,7 @@ class _Parent:
         is_over = False
         while not is_over:
             events = dict(self._poll.poll())
-            for descriptor in events.keys() & self._checks.keys():  # its caller has given up
+            for descriptor in events.keys() & self._checks.keys():  # the caller has given up
                 os.kill(self._checks[descriptor][0], signal.SIGKILL)
                 self._poll.unregister(descriptor)
             if self._children in events:
@@ -80,12 +84,12 @@ class _Parent:
             os.waitpid(child, 0)
 
     def _accept(self) -> bool:
-        """Whether there are still callers."""
+        """Start a check; return whether there are still callers."""
         _, descriptors, _, _ = socket.recv_fds(self._control, 1, 1)
         if not descriptors:
             return False
         caller = socket.socket(fileno=descriptors[0])
-        if _has_gone(caller):  # it has waited here for too long
+        if _has_gone(caller):  # it gave up before its check began
             caller.close()
             return True
         try:
@@ -108,10 +112,10 @@ class _Parent:
             del self._checks[descriptor]
             with suppress(KeyError):
                 self._poll.unregister(descriptor)
-            with caller, suppress(OSError):  # its caller need not be there any more
+            with caller, suppress(OSError):  # the caller may have gone
                 if code := os.waitstatus_to_exitcode(status):
                     caller.sendall(_describe(code).encode())
-                caller.shutdown(socket.SHUT_RDWR)  # whatever else of the module holds it open
+                caller.shutdown(socket.SHUT_RDWR)  # also if a process of the module holds it open
 
     def _check(self, caller: socket.socket) -> NoReturn:
         """The whole life of a child."""
@@ -127,7 +131,7 @@ class _Parent:
             caller.sendall(answer.encode())
             status = os.EX_OK
         finally:
-            os._exit(status)  # a module's threads and exit handlers are of no use to us
+            os._exit(status)  # without the threads and exit handlers of a module
 
 
 def _has_gone(caller: socket.socket) -> bool:
@@ -148,8 +152,10 @@ def _read(caller: socket.socket) -> list[bytes]:
 
 
 def _ask(pam: Any, service: bytes, user: bytes, password: bytes) -> str:
-    """``STATUS TEXT``; neither sessions nor credentials of the system, such as Kerberos tickets,
-    are ours to make."""
+    """Check a password and return ``STATUS TEXT``.
+
+    It opens no session and sets no credentials of the system, such as Kerberos tickets.
+    """
     converse = pam.new_simple_password_conv([password], "utf-8")  # used until pam_end
     try:
         handle = pam.pam_start(service, user, converse)

@@ -1,13 +1,12 @@
-"""Users in a text file, as Dovecot's passwd-file has them: a line each,
+"""Users in a text file in the format of Dovecot's passwd-file, one line for each user:
 ``user:{SCHEME}hash:uid:gid:gecos:home:shell:extra fields``.
 
-Security: names are compared in one normal form; lines whose names are one are refused all.  A
-line with a field that is not understood is refused, because it may be one that forbids something.
-An unknown user costs the work of some line of the file, the same one at each try, and so does a
-user whose line is refused or whose hash is never computed.  The file
-belongs to the administrator: a program that can write it can log in as any user.
-Limits: ``uid``, ``gid``, ``home`` and ``shell`` are not used: where mail lies is the
-store's matter.
+Security: names are compared in one normal form; all lines whose names are equal in it are refused.
+A line with an unknown field is refused, because the field may be a restriction.  A login of an
+unknown user costs the hash of some line of the file, the same one each time; so does one of a user
+whose line is refused or whose hash is never computed.  The file belongs to the operator: a program
+that can write to it can log in as any user.
+Limits: ``uid``, ``gid``, ``home`` and ``shell`` are ignored: the store decides where mail is.
 """
 
 from __future__ import annotations
@@ -35,17 +34,18 @@ from .names import BadName, check_name
 from .names import key as _key
 
 _log = logging.getLogger("restante.auth")
-_LOCKED = 2  # characters: "*", "!" and "!!" say that there is no password
-_MAX_FILE = 64 * 2**20  # octets
-_SETTLED = 2.0  # seconds after which another change moves the time stamp for certain
-_HARMLESS = ("userdb_", "event_", "forward_")
-_UNKNOWN = b"sixteen octets.."  # in place of a password that nobody can tell
-_LOOKUPS = 4  # threads
-_ATTEMPTS, _PAUSE = 5, 0.01  # times, seconds: for a file that is being written
+_LOCKED = 2  # maximum characters of "*", "!" and "!!", which mean: no password
+_MAX_FILE = 64 * 2**20  # octets; ours, some 400,000 lines
+# Seconds after which another change certainly has another time stamp: FAT has 2 s, others less.
+_SETTLED = 2.0
+_HARMLESS = ("userdb_", "event_", "forward_")  # prefixes of extra fields that restrict nothing
+_UNKNOWN = b"sixteen octets.."  # replaces a password that is not stored, in the digest
+_LOOKUPS = 4  # threads; a look-up that must read the file again is rare
+_ATTEMPTS, _PAUSE = 5, 0.01  # tries and seconds between them, while the file is being written
 
 
 class _BadLine(Exception):
-    """Says what is wrong with a line, and whose it is if that can be seen."""
+    """The reason why a line is refused, and its user if that is known."""
 
     def __init__(self, text: str, user: str = "") -> None:
         super().__init__(text)
@@ -53,7 +53,7 @@ class _BadLine(Exception):
 
 
 class _Stamp(NamedTuple):
-    """Tells one content of a file from another."""
+    """Distinguishes one content of a file from another."""
 
     modified: int
     """Nanoseconds."""
@@ -68,25 +68,25 @@ class _Entry:
     account: Account
     stored: str = field(repr=False)
     is_refused: bool = False
-    """The line is malformed or not the only one of its user: known, and never let in."""
+    """The line is malformed, or not the only one of its user, who is known but cannot log in."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """What the file said at one moment."""
+    """The content of the file at one moment."""
 
     entries: dict[str, _Entry]
     hashes: dict[str, str] = field(repr=False)
-    """Of the users whose hash is computed: neither refused nor malformed nor too costly."""
+    """Hashes that are computed, by user: neither refused nor malformed nor too costly."""
     decoys: tuple[str, ...] = field(repr=False)
-    """The same hashes, to draw from."""
+    """The same hashes, to choose a decoy from."""
     digest: bytes
     stamp: _Stamp
     is_settled: bool
-    """Whether a later change would have another stamp."""
+    """Whether any later change will have another stamp."""
 
     def decoy(self, name: str) -> str:
-        """A hash to check for a name without a hash of its own, always the same one for a name."""
+        """Return a hash to check for a name that has none; always the same one for a name."""
         if not self.decoys:
             return passwords.decoy_hash()
         key = self.decoys[0].encode("utf-8", "surrogateescape")
@@ -95,19 +95,19 @@ class _Content:
 
 
 class PasswdFile:
-    """``Passdb``, ``Accounts``, ``Digests`` and ``Generations`` over one file, read again when it
-    changes.
+    """Implements ``Passdb``, ``Accounts``, ``Digests`` and ``Generations`` over one file, which is
+    read again when it changes.
 
-    ``Digests`` only for lines whose password stands in clear.
+    ``Digests`` works only for lines with a password in clear text.
     """
 
     def __init__(self, path: Path, *, scheme: str = "CRYPT") -> None:
-        """``scheme`` is that of hashes that name none."""
+        """``scheme`` is the scheme of hashes without a prefix ``{SCHEME}``."""
         self._path = path
         self._scheme = scheme
         self._content: _Content | None = None
         self._hashers = passwords.Hashers("passwd-file")
-        # Of its own: a file that hangs takes no thread from those that read mail.
+        # Threads of its own, so that a file system that hangs blocks no thread that reads mail.
         self._lookups = Threads("passwd-file", _LOOKUPS)
 
     async def verify(self, credentials: Credentials) -> Account:
@@ -124,10 +124,10 @@ class PasswdFile:
             raise AuthenticationFailed("unknown-user")
         if entry.is_refused:
             raise AuthenticationFailed("line-refused")
-        if not is_right or stored is None:  # a decoy may match: never let in by it
+        if not is_right or stored is None:  # a decoy may match, and must not admit the user
             raise AuthenticationFailed("bad-password")
         if credentials.authorization and _key(credentials.authorization) != name:
-            raise AuthenticationFailed("authorization")  # RFC 4616 §2: for oneself only
+            raise AuthenticationFailed("authorization")  # a user may act for no other (RFC 4616 §2)
         return entry.account
 
     async def digested(self, shown: Digest) -> Account:
@@ -157,7 +157,7 @@ class PasswdFile:
         return entry.account if entry else None
 
     def has_password(self, identity: str) -> bool:
-        """Whether a password can match; False: the user is unknown or refused, or the hash is
+        """Whether any password can match; False if the user is unknown or refused, or the hash is
         locked, malformed or too costly.
 
         Raises:
@@ -166,7 +166,7 @@ class PasswdFile:
         return _key(identity) in self._read().hashes
 
     async def generation(self, identity: str) -> bytes:
-        del identity  # a change of the file may be one of any user's
+        del identity  # a change of the file may concern any user
         return (await self._content_now()).digest
 
     def close(self) -> None:
@@ -175,17 +175,17 @@ class PasswdFile:
     # The file.
 
     async def _content_now(self) -> _Content:
-        """As ``_read``; one that has changed is read in a thread."""
-        with suppress(OSError):  # the thread says why
+        """As ``_read``, but a file that has changed is read in a thread."""
+        with suppress(OSError):  # the thread reports the reason
             if (known := self._current()) is not None:
-                return known  # one stat, which costs less than the way to a thread and back
+                return known  # one stat, which costs less than a thread
         return await self._lookups.run(self._read)
 
     def _read(self) -> _Content:
-        """What the file says now.
+        """Return the current content.
 
         Raises:
-            BackendUnavailable: it is not there, or is being written for longer than a moment.
+            BackendUnavailable: it cannot be read, or is still being written after several tries.
         """
         try:
             if (known := self._current()) is not None:
@@ -196,13 +196,13 @@ class PasswdFile:
         return self._content
 
     def _current(self) -> _Content | None:
-        """What was read before, if the file has not changed since for certain."""
+        """Return the content read before if the file has certainly not changed since."""
         known = self._content
         is_current = known and known.is_settled and known.stamp == _stamp(os.stat(self._path))
         return known if is_current else None
 
     def _read_whole(self) -> tuple[bytes, _Stamp]:
-        """What changed while it was read is read again."""
+        """Read the file; if it changes meanwhile, again."""
         for _ in range(_ATTEMPTS):
             with open_regular(self._path) as file:
                 stamp = _stamp(os.fstat(file.fileno()))
@@ -230,8 +230,9 @@ class PasswdFile:
         return _Content(entries, hashes, tuple(hashes.values()), digest, stamp, is_settled)
 
     def review(self) -> tuple[list[Account], list[str]]:
-        """The users of lines that are not refused, and what is wrong with the file: a sentence for
-        each line that is refused and for each hash that is never computed; for people.
+        """Return the users of lines that are not refused, and the problems of the file.
+
+        There is one sentence for each line that is refused and each hash that is never computed.
 
         Raises:
             BackendUnavailable: it cannot be read.
@@ -260,10 +261,10 @@ class PasswdFile:
 
 
 def _parse_all(octets: bytes, warn: Callable[[int, str], None]) -> dict[str, _Entry]:
-    """What is wrong with a line shuts out its user and no other.
+    """Parse all lines; a malformed line affects its own user only.
 
-    The user of such a line is refused, not unknown: or else the next back end would decide about
-    a user whom this file was meant to keep out.
+    That user is refused and not unknown, because otherwise the next back end might admit a user
+    that this file was meant to exclude.
     """
     entries: dict[str, _Entry] = {}
     for number, line in enumerate(octets.decode("utf-8", "surrogateescape").split("\n"), 1):
@@ -289,17 +290,18 @@ def _refused(user: str) -> _Entry:
     return _Entry(Account(user, user, is_enabled=False), "", is_refused=True)
 
 
-def _stamp(found: os.stat_result) -> _Stamp:
-    return _Stamp(found.st_mtime_ns, found.st_size, found.st_ino)
+def _stamp(status: os.stat_result) -> _Stamp:
+    return _Stamp(status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 def _parse(line: str) -> _Entry:
-    """
+    """Parse one line.
+
     Raises:
-        _BadLine: it lets no user in.
+        _BadLine: the line is refused.
     """
     name, _, rest = line.partition(":")
-    fields = rest.split(":", 6)  # the password, five that passwd(5) has, extra fields
+    fields = rest.split(":", 6)  # the password, five of passwd(5), extra fields
     if (meant := _from_latin_1(name)) != name:
         text = "begins with a name that is not UTF-8; next: convert the file by iconv"
         raise _BadLine(text, _meant(meant))
@@ -324,20 +326,20 @@ def _parse(line: str) -> _Entry:
 
 
 def _meant(name: str) -> str:
-    """The user that a name stands for without white space and invisible characters, such as a byte
-    order mark, which editors and web pages add."""
+    """Return the user that a malformed name probably means: without white space and invisible
+    characters, such as a byte order mark, which editors and web pages add."""
     return _key("".join(each for each in name if unicodedata.category(each) != "Cf").strip())
 
 
 def _from_latin_1(name: str) -> str:
-    """A name that is not UTF-8, as Latin-1, in which older editors and systems write; any other
-    name as it is."""
+    """Decode a name that is not UTF-8 as Latin-1, which older editors and systems write; return any
+    other name unchanged."""
     octets = name.encode("utf-8", "surrogateescape")
     return octets.decode("latin-1") if any("\udc80" <= each <= "\udcff" for each in name) else name
 
 
 def _is_restriction(field: str) -> bool:
-    """Whether a field says who may log in, and from where."""
+    """Whether a field restricts logins."""
     return field.strip().partition("=")[0] in ("nologin", "allow_nets")
 
 

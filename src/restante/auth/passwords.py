@@ -1,8 +1,8 @@
 """Password hashes: argon2id in PHC strings (RFC 9106), made and checked outside the event loop.
 
-Security: a hash whose parameters would cost more than ``_MAX_*`` is wrong without being tried, so
-that a foreign database cannot make one login cost more than a second or two.  The library
-compares in constant time.
+Security: a hash whose parameters exceed ``_MAX_*`` matches nothing and is not computed, so that an
+imported database cannot make one login cost more than a second or two.  The library compares in
+constant time.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from ..passdb import MAX_PASSWORD, Credentials
 
 T = TypeVar("T")
 
-# The second choice of RFC 9106 §4 in the form OWASP recommends: about 45 ms of one core.
+# Recommended by the OWASP Password Storage Cheat Sheet; less memory than RFC 9106 §4 recommends,
+# because a server computes several at the same time.  About 45 ms of one core.
 _MEMORY, _ITERATIONS, _LANES = 19_456, 2, 1  # KiB, passes, lanes
-_MAX_MEMORY, _MAX_ITERATIONS, _MAX_LANES = 262_144, 16, 16
-# KiB times passes: the time is in proportion to this, some 1.5 s of a core for 1 GiB passed once.
+_MAX_MEMORY, _MAX_ITERATIONS, _MAX_LANES = 262_144, 16, 16  # KiB, passes, lanes
+# KiB times passes, to which the time is proportional: about 1.5 s of one core for 1 GiB.
 _MAX_WORK = 4 * 262_144
 _PARAMETERS = re.compile(r"\$v=19\$m=(\d{1,7}),t=(\d{1,3}),p=(\d{1,3})\$[^$]+\$[^$]+")
-_WAITING = 256  # logins that may wait for their turn to be hashed
-_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that is taken for another
-
+_MAX_WAITING = 256  # logins that wait for a thread, see ``login_queue``
+_LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # without letters and digits that look alike
 
 USUAL, APP = 20, 19  # characters of generated passwords; many devices take no more than 19 or 20
 SHORTEST, SHORTEST_APP, LONGEST = 8, 16, 64
@@ -39,15 +39,18 @@ _APP = re.compile(f"([{_LETTERS}]{{4}})[{_LETTERS}]{{{SHORTEST_APP - 4},{LONGEST
 
 
 def generate(length: int = USUAL) -> str:
-    """A password of letters and digits that are not taken for each other: 99 bits by default."""
+    """Return a random password without characters that look alike: 99 bits by default."""
     while selector(made := _random(length)):
         pass
     return made
 
 
 def generate_app_password(length: int = APP) -> str:
-    """Of letters and digits: 89 bits by default.  The first four are its selector, and the last one
-    follows from the others, so that hardly any password of another kind looks like this."""
+    """Return a random app password: 89 bits by default.
+
+    The first four characters are its selector, and the last one is a check digit, so that few
+    passwords of other kinds look like an app password.
+    """
     made = _random(length - 1)
     return made + _check(made)
 
@@ -62,17 +65,17 @@ def _check(letters: str) -> str:
 
 
 def selector(password: str) -> str:
-    """What tells which app password of a user this is, so that only one hash is computed for
-    any login; empty for what is no app password."""
-    if found := _EARLIER_APP.fullmatch(password):
-        return found[1]
-    found = _APP.fullmatch(password)
-    return found[1] if found and _check(password[:-1]) == password[-1] else ""
+    """Return the part of an app password that identifies it among those of its user, so that each
+    login computes only one hash; empty for any other password."""
+    if match := _EARLIER_APP.fullmatch(password):
+        return match[1]
+    match = _APP.fullmatch(password)
+    return match[1] if match and _check(password[:-1]) == password[-1] else ""
 
 
 def make_hash(password: str) -> str:
-    """A PHC string with a fresh salt.  Takes some 45 ms and 19 MiB."""
-    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id  # 0.1 s, so not at start
+    """Return a PHC string with a new salt.  Takes about 45 ms and 19 MiB."""
+    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id  # takes 0.1 s, so not at start
 
     kdf = Argon2id(
         salt=os.urandom(16),
@@ -85,24 +88,24 @@ def make_hash(password: str) -> str:
 
 
 def is_current(phc: str) -> bool:
-    """Whether a hash has the parameters that a new one would have."""
+    """Whether a hash has the parameters of new ones."""
     return phc.startswith(f"$argon2id$v=19$m={_MEMORY},t={_ITERATIONS},p={_LANES}$")
 
 
 def is_sane(phc: str, kind: str = "argon2id") -> bool:
-    """Whether it has the form of a hash, and its parameters are within the limits."""
-    found = _PARAMETERS.fullmatch(phc.removeprefix(f"${kind}"))
-    if found is None:
+    """Whether this is a hash with parameters within the limits."""
+    match = _PARAMETERS.fullmatch(phc.removeprefix(f"${kind}"))
+    if match is None:
         return False
-    parameters = memory, iterations, _ = [int(each) for each in found.groups()]
+    parameters = memory, iterations, _ = [int(each) for each in match.groups()]
     limits = (_MAX_MEMORY, _MAX_ITERATIONS, _MAX_LANES)
     return not any(map(gt, parameters, limits)) and memory * iterations <= _MAX_WORK
 
 
 def matches(password: str, phc: str, *, kind: str = "argon2id") -> bool:
-    """Whether this password has this hash.  Anything that is no sane hash matches nothing.
+    """Whether this password has this hash.  A hash that is not sane matches nothing.
 
-    ``kind`` is ``argon2id``, or ``argon2i``, which others have made.
+    ``kind`` is ``argon2id``, or ``argon2i`` for hashes of other programs.
     """
     if not is_sane(phc, kind):
         return False
@@ -118,31 +121,31 @@ def matches(password: str, phc: str, *, kind: str = "argon2id") -> bool:
 
 
 def is_possible(password: str) -> bool:
-    """Whether anybody can have it; what nobody can have is not worth a hash."""
+    """Whether any user can have this password; if not, no hash is computed."""
     octets = password.encode("utf-8", "surrogateescape")
     return 0 < len(octets) <= MAX_PASSWORD and b"\0" not in octets
 
 
 @cache
 def decoy_hash() -> str:
-    """A hash that no password has: checking it costs what checking a user's costs."""
+    """Return a hash that no password has: checking it takes as long as checking a user's."""
     return make_hash(secrets.token_hex())
 
 
 class Hashers:
-    """Threads that check passwords; one core is left to the event loop."""
+    """Threads that check passwords; one core is left for the event loop."""
 
     def __init__(self, name: str) -> None:
         self._threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), name)
         self._waiting = 0
 
     async def run(self, check: Callable[[Credentials], T], shown: Credentials) -> T:
-        """What ``check`` returns, or raises.
+        """Run ``check`` in a thread; return what it returns, or raise what it raises.
 
         Raises:
-            TooBusy: too many wait already.
+            TooBusy: too many logins are waiting.
         """
-        if self._waiting >= _WAITING:
+        if self._waiting >= _MAX_WAITING:
             raise TooBusy("too many logins at once, try again later")
         self._waiting += 1
         try:
@@ -151,5 +154,5 @@ class Hashers:
             self._waiting -= 1
 
     def close(self) -> None:
-        """Wait for what is being checked."""
+        """Wait for the checks that have begun."""
         self._threads.shutdown()

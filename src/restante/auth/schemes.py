@@ -1,7 +1,8 @@
 """Password hashes that other programs stored: ``{SCHEME}hash``, as Dovecot writes them.
 
-Security: what is unknown, malformed or would cost more than a second or two matches nothing and is
-not computed, so that one line of a file cannot stop a server.  Comparisons are constant in time.
+Security: a hash that is unknown, malformed or would take more than a second or two matches nothing
+and is not computed, so that one line of a file cannot stop a server.  Comparisons take constant
+time.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from ..errors import AuthenticationFailed, BackendMisconfigured
 from ..sasl.prepare import prepared
 from . import passwords, scram
 
-_MAX_BCRYPT = 14  # 2^14 rounds, some 1.2 s
-_MAX_SHA_CRYPT = 1_000_000  # rounds, some 0.8 s
-_MAX_PBKDF2 = 5_000_000  # iterations, some 2 s
-_MAX_SCRAM = 2_000_000  # iterations, some 2 s: keys are made for both digests
-_BCRYPT_READS = 72  # octets of a password; more have never counted
+# Above the defaults of the programs that make them, and at most about two seconds of one core.
+_MAX_BCRYPT = 14  # 2^14 rounds, about 1.2 s
+_MAX_SHA_CRYPT = 1_000_000  # rounds, about 0.8 s
+_MAX_PBKDF2 = 5_000_000  # iterations, about 2 s
+_MAX_SCRAM = 2_000_000  # iterations, about 2 s: keys are derived for both digests
+_BCRYPT_READS = 72  # octets of a password; bcrypt ignores the rest
 
 _PREFIXED = re.compile(r"\{([A-Za-z0-9-]{1,32})(?:\.(B64|BASE64|HEX))?\}(.*)", re.I)
 _BCRYPT = re.compile(r"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}")
@@ -35,18 +37,18 @@ _SCRAM = re.compile(
 _SIZES = {"sha1": 20, "sha256": 32, "sha512": 64}  # octets
 
 Check = Callable[[str, str, str], bool]
-"""Whether this password has this hash, which is written in that encoding (empty: not told)."""
+"""Whether this password has this hash, which is written in that encoding (empty: not given)."""
 
 
 class _Scheme(NamedTuple):
     is_sane: Callable[[str, str], bool]
-    """Whether a hash in that encoding has the right form and does not cost too much."""
+    """Whether a hash in that encoding is well-formed and not too costly."""
     check: Check
-    """Asked only of hashes that are sane."""
+    """Called only for sane hashes."""
 
 
 def matches(password: str, stored: str, scheme: str = "CRYPT") -> bool:
-    """Whether this password has this hash; ``scheme`` is that of a hash that names none.
+    """Whether this password has this hash; ``scheme`` is the scheme of a hash without a prefix.
 
     Raises:
         BackendMisconfigured: its scheme needs a library that is not installed.
@@ -64,19 +66,19 @@ def matches(password: str, stored: str, scheme: str = "CRYPT") -> bool:
 
 
 def is_known(stored: str) -> bool:
-    """Whether a hash names no scheme, or one of these."""
+    """Whether a hash has no prefix, or one of a known scheme."""
     return bool(stored) and _split(stored, "CRYPT")[0] in _SCHEMES
 
 
 def is_sane(stored: str, scheme: str = "CRYPT") -> bool:
-    """Whether ``matches`` computes this hash; False: unknown, malformed or too costly."""
+    """Whether ``matches`` computes this hash; False if unknown, malformed or too costly."""
     name, encoding, text = _split(stored, scheme)
     known = _SCHEMES.get(name)
     return known is not None and known.is_sane(text, encoding)
 
 
 def secret(stored: str, scheme: str = "CRYPT") -> bytes | None:
-    """The password itself, prepared (RFC 4013), or None: a hash, from which it cannot be told."""
+    """Return the password itself, prepared (RFC 4013), or None if only its hash is stored."""
     name, encoding, text = _split(stored, scheme)
     if name == "PLAIN":
         with suppress(AuthenticationFailed, UnicodeError):
@@ -85,11 +87,11 @@ def secret(stored: str, scheme: str = "CRYPT") -> bytes | None:
 
 
 def _split(stored: str, scheme: str) -> tuple[str, str, str]:
-    """The scheme, the encoding and the hash."""
-    found = _PREFIXED.fullmatch(stored)
-    if found is None:
+    """Return the scheme, the encoding and the hash."""
+    match = _PREFIXED.fullmatch(stored)
+    if match is None:
         return scheme, "", stored
-    return found[1].upper(), (found[2] or "").upper(), found[3]
+    return match[1].upper(), (match[2] or "").upper(), match[3]
 
 
 def _octets(text: str) -> bytes:
@@ -104,8 +106,8 @@ def _argon2(kind: str) -> _Scheme:
 
 
 def _is_sane_bcrypt(text: str, _: str) -> bool:
-    found = _BCRYPT.fullmatch(text)
-    return found is not None and int(found[1]) <= _MAX_BCRYPT
+    match = _BCRYPT.fullmatch(text)
+    return match is not None and int(match[1]) <= _MAX_BCRYPT
 
 
 def _bcrypt(password: str, text: str, _: str) -> bool:
@@ -119,8 +121,8 @@ def _bcrypt(password: str, text: str, _: str) -> bool:
 
 def _sha_crypt(prefix: str) -> _Scheme:
     def is_sane(text: str, _: str) -> bool:
-        found = _SHA_CRYPT.fullmatch(text) if text.startswith(prefix) else None
-        return found is not None and int(found[1] or 0) <= _MAX_SHA_CRYPT
+        match = _SHA_CRYPT.fullmatch(text) if text.startswith(prefix) else None
+        return match is not None and int(match[1] or 0) <= _MAX_SHA_CRYPT
 
     def check(password: str, text: str, _: str) -> bool:
         from passlib.hash import sha256_crypt, sha512_crypt
@@ -135,7 +137,7 @@ def _sha_crypt(prefix: str) -> _Scheme:
 
 
 def _digest(algorithm: str, *, salted: bool = False) -> _Scheme:
-    """The digest of password and salt, and then the salt."""
+    """A digest of password and salt, followed by the salt."""
     size = _SIZES[algorithm]
 
     def is_sane(text: str, encoding: str) -> bool:
@@ -151,7 +153,7 @@ def _digest(algorithm: str, *, salted: bool = False) -> _Scheme:
 
 
 def _decode(text: str, encoding: str, size: int) -> bytes:
-    """Hexadecimal or Base64; where neither is told, what has the length of hexadecimal is it."""
+    """Decode hexadecimal or Base64; without an encoding the length decides."""
     is_hex = encoding == "HEX" or (not encoding and len(text) == 2 * size)
     try:
         return unhexlify(text) if is_hex else b64decode(text, validate=True)
@@ -160,24 +162,24 @@ def _decode(text: str, encoding: str, size: int) -> bytes:
 
 
 def _is_sane_pbkdf2(text: str, _: str) -> bool:
-    found = _PBKDF2.fullmatch(text)
-    return found is not None and int(found[2]) <= _MAX_PBKDF2
+    match = _PBKDF2.fullmatch(text)
+    return match is not None and int(match[2]) <= _MAX_PBKDF2
 
 
 def _pbkdf2(password: str, text: str, _: str) -> bool:
-    """PBKDF2 with HMAC-SHA-1, ``$1$salt$iterations$hexadecimal``."""
+    """Check PBKDF2 with HMAC-SHA-1: ``$1$salt$iterations$hexadecimal``."""
     _, _, salt, rounds, digest = text.split("$")
     made = hashlib.pbkdf2_hmac("sha1", _octets(password), _octets(salt), int(rounds), 20)
     return hmac.compare_digest(made, unhexlify(digest))
 
 
 def _is_sane_scram(text: str, _: str) -> bool:
-    found = _SCRAM.fullmatch(text)
-    return found is not None and int(found[1]) <= _MAX_SCRAM
+    match = _SCRAM.fullmatch(text)
+    return match is not None and int(match[1]) <= _MAX_SCRAM
 
 
 def _scram(password: str, text: str, _: str) -> bool:
-    """``iterations,salt,stored key,server key`` (RFC 5803 in Dovecot's form)."""
+    """Check ``iterations,salt,stored key,server key`` (RFC 5803 in Dovecot's form)."""
     iterations, salt, stored, _ = text.split(",")
     rounds = int(iterations)
     try:
@@ -196,7 +198,7 @@ def _in_clear(text: str, encoding: str) -> bytes:
 
 
 def _crypt(text: str) -> _Scheme | None:
-    """What crypt(3) computes, told by its prefix."""
+    """Return the scheme of a hash of crypt(3), which its prefix names."""
     return next((_SCHEMES[name] for start, name in _CRYPT.items() if text.startswith(start)), None)
 
 

@@ -1,8 +1,8 @@
-"""What the server keeps for SCRAM (RFC 5802 §3, RFC 7677): keys made from a password.
+"""The keys that the server stores for SCRAM (RFC 5802 §3, RFC 7677), made from a password.
 
-Security: the keys let nobody log in, but a guess costs whoever steals them one PBKDF2, which is
-less than argon2id asks; so the iteration count is above the 4096 of RFC 7677 §4.  Generated
-passwords cannot be guessed either way.
+Security: the keys are not sufficient to log in, but an attacker who steals them can try passwords
+at the cost of one PBKDF2 each, which is less than argon2id; therefore the iteration count is above
+the minimum of 4096 in RFC 7677 §4.  Generated passwords cannot be guessed either way.
 """
 
 from __future__ import annotations
@@ -12,40 +12,41 @@ from dataclasses import dataclass
 
 from ..passdb import ScramKey, ScramSecrets
 
-ITERATIONS = 16_384  # some 8 ms for a client; at a login the server computes none of them
+ITERATIONS = 16_384  # about 8 ms for a client; the server computes none at a login
 SALT = 16  # octets
 _MECHANISMS = {"sha256": "SCRAM-SHA-256", "sha1": "SCRAM-SHA-1"}
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
-    """Stored key and server key, one behind the other, by digest; None where there are none."""
+class StoredKeys:
+    """Stored key and server key, concatenated, for each digest; None if there are none."""
 
     sha256: bytes | None = None
     sha1: bytes | None = None
 
 
-def make_keys(password: str, salt: bytes, iterations: int) -> Keys:
-    """No keys for a password that SASLprep forbids (RFC 4013): it works with PLAIN only."""
-    from scramp import ScramException, ScramMechanism  # 20 ms, which most commands need not wait
+def make_keys(password: str, salt: bytes, iterations: int) -> StoredKeys:
+    """Derive the keys; none for a password that SASLprep forbids (RFC 4013)."""
+    from scramp import ScramException, ScramMechanism  # takes 20 ms, which most commands avoid
 
     made = {}
     for digest, name in _MECHANISMS.items():
         try:
             _, stored, server, _ = ScramMechanism(name).make_auth_info(password, iterations, salt)
         except ScramException:
-            return Keys()
+            return StoredKeys()
         made[digest] = stored + server
-    return Keys(**made)
+    return StoredKeys(**made)
 
 
 def key(credential: str, both: bytes) -> ScramKey:
+    """Split stored key and server key."""
     half = len(both) // 2
     return ScramKey(credential, both[:half], both[half:])
 
 
 def decoy_secrets(secret: bytes, identity: str, digest: str) -> ScramSecrets:
-    """What an unknown user is answered: the same at each try, and no proof fits it."""
+    """Return keys for an unknown user: the same each time, and no proof matches them."""
 
     def derive(what: str, size: int) -> bytes:
         text = f"{what}\0{identity}".encode("utf-8", "surrogateescape")

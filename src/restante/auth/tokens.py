@@ -1,11 +1,10 @@
-"""Whose an OAuth 2 bearer token is: signed tokens (JWT, RFC 7519, RFC 9068) and their keys (RFC
-7517), or the provider's word (RFC 7662).
+"""The user of an OAuth 2 bearer token: signed tokens (JWT, RFC 7519, RFC 9068) with their keys
+(RFC 7517), or introspection at the provider (RFC 7662).
 
 Security, by RFC 8725: only listed asymmetric algorithms, and each key only for its own kind;
-``exp``, ``iss`` and ``aud`` are required and checked; ``kid`` is a key of a table and nothing
-else; what names keys or URLs in a token is never followed.  An unknown ``kid`` makes keys be
-fetched anew at most once a minute, whoever sends how many.  An e-mail address counts only if it is
-verified.
+``exp``, ``iss`` and ``aud`` are required and checked; ``kid`` is only an index into the table of
+keys; keys and URLs in a token are ignored.  Tokens with an unknown ``kid`` cause one request for
+keys in a minute at most.  An e-mail address counts only if it is verified.
 """
 
 from __future__ import annotations
@@ -23,51 +22,51 @@ from urllib.parse import quote_plus, urlencode
 from ..errors import AuthenticationFailed, BackendMisconfigured, BackendUnavailable
 from ..regular import read_regular
 from ..threads import Threads
-from .http import Web
+from .http import ProviderClient
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA")
 _KINDS = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}  # of keys, by algorithm
-_MAX_TOKEN = 16_384  # octets
-_MAX_KEYS = 100
-_MIN_RSA = 2048  # bits
+_MAX_TOKEN = 16_384  # octets; ours, to bound the work for a forged token
+_MAX_KEYS = 100  # of one provider; ours, to bound the work for a foreign key set
+_MIN_RSA = 2048  # bits (RFC 7518 §3.3)
 # RFC 9068 §4 accepts at+jwt only; Google, Microsoft and older providers write JWT or nothing.  An
-# ID token, a logout token or a DPoP proof is no access token.
+# ID token, a logout token or a DPoP proof is not an access token.
 _ACCESS_TYPES = ("jwt", "at+jwt", "application/at+jwt")
-_LEEWAY = 30.0  # seconds that clocks may differ
-_AT_ONCE = 16  # requests to the provider
+_LEEWAY = 30.0  # seconds that clocks may differ (RFC 7519 §4.1.4: a few minutes at most)
+_AT_ONCE = 16  # requests to the provider; ours
 
 Claims = Mapping[str, Any]
 
 
 class Issuer(Protocol):
-    """Knows the tokens of one provider."""
+    """Verifies the tokens of one provider."""
 
     async def owner(self, token: str) -> str:
-        """The name of whom the token was given to.
+        """Return the name of the user that the token was issued to.
 
         Raises:
             AuthenticationFailed: forged, expired, or for another service.
-            BackendUnavailable: cannot be told now.
+            BackendUnavailable: cannot be checked now.
         """
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a token must say."""
+class TokenRules:
+    """The claims that a token must have."""
 
     issuer: str
     audience: tuple[str, ...]
-    """One of these; at least one."""
+    """The token must be for one of these; at least one."""
     claim: str = "email"
-    """Which claim names the user."""
+    """The claim that names the user."""
     scope: str = ""
-    """Must be among the token's; empty: whatever they are."""
+    """A scope that the token must have; empty: any."""
 
     def name(self, claims: Claims) -> str:
-        """The user's.
+        """Return the name of the user.
 
         Raises:
-            AuthenticationFailed: nobody's, or not for this.
+            AuthenticationFailed: the claims name no user, or lack the scope.
         """
         if self.scope and self.scope not in _words(claims.get("scope", claims.get("scp", ""))):
             raise AuthenticationFailed("token-scope")
@@ -80,7 +79,7 @@ class Wanted:
 
 
 def _words(value: object) -> list[str]:
-    """Scopes are words in a text; some providers make a list."""
+    """Split a list of scopes; some providers send a JSON array."""
     if isinstance(value, str):
         return value.split(" ")
     return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
@@ -90,17 +89,17 @@ def _words(value: object) -> list[str]:
 
 
 @dataclass(slots=True)
-class Keys:
+class KeySet:
     """A provider's public keys, by ``kid``."""
 
     source: str
     """A URL, or the path of a file."""
-    web: Web
+    client: ProviderClient
     clock: Callable[[], float] = time.monotonic
     _keys: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
     _fetched: float = float("-inf")
     _tried: float = float("-inf")
-    _trouble: BackendUnavailable | None = None
+    _error: BackendUnavailable | None = None
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _threads: Threads = field(default_factory=lambda: Threads("jwks", 1))
 
@@ -109,15 +108,17 @@ class Keys:
         return "://" not in self.source
 
     async def find(self, kid: str | None) -> tuple[str, Any]:
-        """The kind of a key and the key.  Without ``kid``: the only one there is.
+        """Return the kind of a key and the key; without ``kid``, the only key of the set.
 
         Raises:
-            AuthenticationFailed: there is none.
-            BackendUnavailable: there may be one, but the keys cannot be had.
+            AuthenticationFailed: unknown key.
+            BackendUnavailable: the key may exist, but the keys cannot be fetched.
         """
-        fresh, again = (10.0, 1.0) if self._is_file else (3600.0, 60.0)  # seconds
-        if self.clock() - self._fetched <= fresh and (found := self._pick(kid)):
-            return found  # without the lock: a forged kid makes no other login wait for a fetch
+        # Seconds that keys stay fresh, and between two requests: a provider announces new keys
+        # hours before it uses them, and must not be flooded because of forged tokens.
+        fresh, again = (10.0, 1.0) if self._is_file else (3600.0, 60.0)
+        if self.clock() - self._fetched <= fresh and (key := self._pick(kid)):
+            return key  # without the lock: a forged kid makes no other login wait for a fetch
         async with self._lock:
             now = self.clock()
             is_due = now - self._fetched > fresh or self._pick(kid) is None
@@ -126,13 +127,13 @@ class Keys:
                 try:
                     self._keys = _parse(await self._threads.run(self._fetch))
                 except BackendUnavailable as error:
-                    self._trouble = error
+                    self._error = error
                 else:
-                    self._fetched, self._trouble = now, None
-        if found := self._pick(kid):
-            return found
-        if self._trouble:
-            raise BackendUnavailable(self._trouble.reason) from self._trouble
+                    self._fetched, self._error = now, None
+        if key := self._pick(kid):
+            return key
+        if self._error:
+            raise BackendUnavailable(self._error.reason) from self._error
         raise AuthenticationFailed("token-key")
 
     def _pick(self, kid: str | None) -> tuple[str, Any] | None:
@@ -142,24 +143,24 @@ class Keys:
 
     def _fetch(self) -> Mapping[str, Any]:
         if not self._is_file:
-            return self.web.ask(self.source)
+            return self.client.ask(self.source)
         try:
-            found = json.loads(read_regular(Path(self.source)))
+            keys = json.loads(read_regular(Path(self.source)))
         except OSError as error:
             raise BackendUnavailable(f"{self.source}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
-            raise BackendMisconfigured(f"{self.source}: is no JSON") from error
-        return found if isinstance(found, dict) else {}
+            raise BackendMisconfigured(f"{self.source}: is not JSON") from error
+        return keys if isinstance(keys, dict) else {}
 
 
-def _parse(found: Mapping[str, Any]) -> Mapping[str, tuple[str, Any]]:
-    """Public keys for signatures; others are left out, secret ones above all."""
+def _parse(key_set: Mapping[str, Any]) -> Mapping[str, tuple[str, Any]]:
+    """Return the public keys for signatures; all others are ignored, private ones above all."""
     from jwt import PyJWK
     from jwt.exceptions import PyJWTError
 
-    listed = found.get("keys")
+    listed = key_set.get("keys")
     if not isinstance(listed, list) or len(listed) > _MAX_KEYS:
-        raise BackendUnavailable("the provider's keys are no set of keys")
+        raise BackendUnavailable("the provider's keys are not a JWK set")
     keys: dict[str, tuple[str, Any]] = {}
     for number, each in enumerate(listed):
         if not isinstance(each, dict) or each.get("use", "sig") != "sig":
@@ -177,13 +178,13 @@ def _parse(found: Mapping[str, Any]) -> Mapping[str, tuple[str, Any]]:
 
 
 class Signed:
-    """An ``Issuer`` whose tokens speak for themselves."""
+    """An ``Issuer`` of signed tokens."""
 
     def __init__(
-        self, keys: Keys, wanted: Wanted, *, algorithms: tuple[str, ...] = ALGORITHMS
+        self, keys: KeySet, rules: TokenRules, *, algorithms: tuple[str, ...] = ALGORITHMS
     ) -> None:
         self._keys = keys
-        self._wanted = wanted
+        self._rules = rules
         self._algorithms = algorithms
 
     async def owner(self, token: str) -> str:
@@ -214,61 +215,65 @@ class Signed:
                 token,
                 key,
                 algorithms=[algorithm],
-                audience=self._wanted.audience,
-                issuer=self._wanted.issuer,
+                audience=self._rules.audience,
+                issuer=self._rules.issuer,
                 leeway=_LEEWAY,
                 options={"require": ["exp", "iss", "aud"]},
             )
         except (PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise AuthenticationFailed(f"token: {type(error).__name__}") from None
         _refuse_bound(claims)
-        return self._wanted.name(claims)
+        return self._rules.name(claims)
 
 
 def _refuse_bound(claims: Claims) -> None:
-    """A token may be bound to a key of its client (RFC 7800, RFC 8705, RFC 9449).  SASL cannot show
-    that key, so such a token may have been stolen from the service that it was made for."""
+    """Refuse a token that is bound to a key of its client (RFC 7800, RFC 8705, RFC 9449).
+
+    The client cannot prove by SASL that it has the key, so the token may be stolen.
+    """
     if "cnf" in claims:
         raise AuthenticationFailed("token-bound")
 
 
-# The provider's word.
+# Introspection.
 
 
 class Introspected:
-    """An ``Issuer`` that asks its provider about each token (RFC 7662)."""
+    """An ``Issuer`` that sends each token to its provider (RFC 7662)."""
 
-    def __init__(self, url: str, client: str, secret: str, wanted: Wanted, web: Web) -> None:
-        """``client`` and ``secret`` are those of this server at the provider."""
+    def __init__(
+        self, url: str, client_id: str, secret: str, rules: TokenRules, client: ProviderClient
+    ) -> None:
+        """``client_id`` and ``secret`` are the credentials of this server at the provider."""
         self._url = url
-        self._client = client
+        self._client_id = client_id
         self._secret = secret
-        self._wanted = wanted
-        self._web = web
+        self._rules = rules
+        self._client = client
         self._threads = Threads("introspection", _AT_ONCE)
 
     async def owner(self, token: str) -> str:
         if len(token) > _MAX_TOKEN:
             raise AuthenticationFailed("token-form")
-        return self._judge(await self._threads.run(lambda: self._ask(token)))
+        return self._check_claims(await self._threads.run(lambda: self._ask(token)))
 
     def _ask(self, token: str) -> Claims:
         # RFC 6749 §2.3.1: both are encoded as in a form.
-        login = f"{quote_plus(self._client)}:{quote_plus(self._secret)}"
+        login = f"{quote_plus(self._client_id)}:{quote_plus(self._secret)}"
         headers = {
             "Authorization": f"Basic {b64encode(login.encode()).decode()}",
             "Content-Type": "application/x-www-form-urlencoded",
         }
         form = urlencode({"token": token, "token_type_hint": "access_token"})
-        return self._web.ask(self._url, form.encode("ascii"), headers)
+        return self._client.ask(self._url, form.encode("ascii"), headers)
 
-    def _judge(self, claims: Claims) -> str:
-        """What RFC 7662 §2.2 leaves out is not required; what it says must fit."""
+    def _check_claims(self, claims: Claims) -> str:
+        """Check the claims that are present; RFC 7662 §2.2 makes all but ``active`` optional."""
         if claims.get("active") is not True:
             raise AuthenticationFailed("token-not-active")
-        if claims.get("iss", self._wanted.issuer) != self._wanted.issuer:
+        if claims.get("iss", self._rules.issuer) != self._rules.issuer:
             raise AuthenticationFailed("token-issuer")
-        if not self._is_meant(claims):
+        if not self._is_for_us(claims):
             raise AuthenticationFailed("token-audience")
         now, forever = time.time(), float("inf")
         if not _is_time(claims.get("exp", forever), now - _LEEWAY, forever):
@@ -276,15 +281,15 @@ class Introspected:
         if not _is_time(claims.get("nbf", now), -forever, now + _LEEWAY):
             raise AuthenticationFailed("token-too-early")
         _refuse_bound(claims)
-        return self._wanted.name(claims)
+        return self._rules.name(claims)
 
-    def _is_meant(self, claims: Claims) -> bool:
-        """For this service; where the provider tells no audience, for a client of it."""
+    def _is_for_us(self, claims: Claims) -> bool:
+        """Whether the audience is this service; without an audience, the client must be."""
         audience = claims.get("aud") or claims.get("client_id")
         named = audience if isinstance(audience, list) else [audience]
-        return any(each in self._wanted.audience for each in named)
+        return any(each in self._rules.audience for each in named)
 
 
 def _is_time(value: object, after: float, before: float) -> bool:
-    """Seconds since the epoch, between two others."""
+    """Whether this is a time in seconds since the epoch, within these limits."""
     return isinstance(value, int | float) and after < value <= before

@@ -1,8 +1,8 @@
-"""The embedded user database (SQLite): who may log in, and whose mail intake takes.
+"""The embedded user database (SQLite): the users who may log in and receive mail.
 
-Security: names are compared in one normal form (NFC, case folded) at creation and at every
-look-up, so two people never have names that are one.  An unknown user costs a login the same work
-as a wrong password.  Queries take values as parameters only.
+Security: names are compared in one normal form (NFC, case folded) at creation and at every look-up,
+so no two users have names that are equal in it.  A login of an unknown user takes as long as one
+with a wrong password.  Values are passed to queries as parameters only.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from .last_use import LastUse
 from .names import BadName, addressed, check_new_name, normalise
 from .names import key as _key
 
-MAX_APP_PASSWORDS = 32  # of one user; SCRAM tries the keys of all
-_PASSWORD = "password"  # the label of the one that is no app password
+MAX_APP_PASSWORDS = 32  # of one user; ours, because a SCRAM login tries the keys of all
+_PASSWORD = "password"  # the label of the user's own password
 _PERMISSIONS = (
     "is_enabled, networks, needs_tls, mechanisms, is_read_only, login_delay, expire, folders"
 )
@@ -50,26 +50,26 @@ _GENERATION = (
 
 
 class NameTaken(RestanteError):
-    """A user, or an app password, of that name exists."""
+    """A user or an app password with this name exists."""
 
     def __init__(self, name: str, what: str = "user") -> None:
         super().__init__(f"{what} {name!r} exists already")
 
 
 class NoSuchAppPassword(RestanteError):
-    """The user has no app password of that name."""
+    """The user has no app password with this name."""
 
     def __init__(self, user: str, label: str) -> None:
         super().__init__(f"{user} has no app password {label!r}")
 
 
 class BadPassword(RestanteError):
-    """A password that no user can have."""
+    """An invalid password."""
 
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """One row, without its secrets."""
+    """A user and its permissions, without secrets."""
 
     account: Account
     created_at: float
@@ -82,20 +82,20 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class AppPassword:
-    """One of a user's credentials, without its secret.  Times are seconds since the epoch."""
+    """An app password, without its secret.  Times are seconds since the epoch."""
 
     label: str
     created_at: float
     used_at: float | None
-    """The last login with it, to the minute; None: never."""
+    """Time of the last login with it, to the minute; None: never."""
     used_from: str
-    """Its address; empty for a local one."""
+    """Address of the last login; empty for a local one."""
     selector: str = ""
-    """How the password begins."""
+    """The first characters of the password."""
 
 
 class _Column(NamedTuple):
-    """Where a permission is stored, and how."""
+    """The column of a permission, and the conversion to its value there."""
 
     name: str
     stored: Callable[[Any], object] = lambda value: value
@@ -118,11 +118,11 @@ class Users:
     """Implements ``Passdb``, ``ScramKeys``, ``Directory``, ``Generations`` and ``LastUses``."""
 
     def __init__(self, path: Path, *, domains: Collection[str] = ("localhost",)) -> None:
-        """``domains``: where a user without one in the name gets mail."""
+        """``domains``: mail domains of users whose names have none."""
         self._path = path
         self._domains = {normalise(domain) for domain in domains}
         self._hashers = passwords.Hashers("hash")
-        self._clerk = ThreadPoolExecutor(1, "clerk")  # renews what no login waits for
+        self._updater = ThreadPoolExecutor(1, "updater")  # updates hashes after a login
         self._last_use = LastUse(path)
         self._reader = ReadOnlyDatabase(path)
         self._quota_reader, self._quota_lock = ReadOnlyDatabase(path), Lock()
@@ -130,7 +130,8 @@ class Users:
     # Administration; all of it blocks.
 
     def add(self, name: str, password: str, *, networks: Sequence[Network] = ()) -> None:
-        """
+        """Add a user.
+
         Raises:
             BadName, BadPassword, NameTaken: nothing was changed.
         """
@@ -147,7 +148,8 @@ class Users:
             _insert(database, normal, _PASSWORD, "", new)
 
     def set_password(self, name: str, password: str) -> None:
-        """
+        """Change a user's password; app passwords stay valid.
+
         Raises:
             NoSuchUser, BadPassword: nothing was changed.
         """
@@ -166,14 +168,14 @@ class Users:
         )
 
     def add_app_password(self, name: str, label: str, length: int = passwords.APP) -> str:
-        """A new password of ``length`` characters for one device or program; it is shown this once.
+        """Add an app password for one device or program and return it; it cannot be read again.
 
         Raises:
             NoSuchUser, BadName, NameTaken: nothing was changed.
         """
         key, password = _key(name), passwords.generate_app_password(length)
         if label == _PASSWORD or not label.isprintable() or not 0 < len(label.strip()) <= 64:
-            raise BadName("an app password is named in 1 to 64 printable characters")
+            raise BadName("the name of an app password must have 1 to 64 printable characters")
         with transaction(self._path) as database:
             salt = _salt(database, key)
         new = _secrets(password, salt)
@@ -188,6 +190,11 @@ class Users:
         return password
 
     def app_passwords(self, name: str) -> Sequence[AppPassword]:
+        """Return a user's app passwords, sorted by label.
+
+        Raises:
+            NoSuchUser: unknown user.
+        """
         with transaction(self._path) as database:
             _salt(database, _key(name))
             rows = database.execute(
@@ -201,10 +208,10 @@ class Users:
         ]
 
     def revoke(self, name: str, label: str) -> None:
-        """From now on nobody logs in with it.
+        """Delete an app password, so that no device can log in with it.
 
         Raises:
-            NoSuchAppPassword: nothing was changed.
+            NoSuchUser, NoSuchAppPassword: nothing was changed.
         """
         with transaction(self._path) as database:
             _salt(database, _key(name))
@@ -217,11 +224,11 @@ class Users:
     def permit(
         self, name: str, account: Account, fields: Collection[str] = tuple(_COLUMNS)
     ) -> None:
-        """Set these permissions of ``name`` as ``account`` has them, in one transaction.
+        """Set permissions of a user to those of ``account``, in one transaction.
 
         Args:
-            fields: names of attributes of ``Account``; the others stay as they are, even if they
-                change at the same moment.
+            fields: attributes of ``UserAccount`` to set; the others are unchanged, even if they
+                are being changed at the same moment.
 
         Raises:
             NoSuchUser: nothing was changed.
@@ -232,18 +239,18 @@ class Users:
         self._change(f"UPDATE users SET {sets} WHERE name = ?", values, name)
 
     def set_quota(self, name: str, octets: int | None) -> None:
-        """0 is none; None: what the configuration says."""
+        """Set a quota in octets; 0 is unlimited, and None the setting in the configuration."""
         self._change("UPDATE users SET quota = ? WHERE name = ?", (octets,), name)
 
     def quota(self, name: str) -> int | None:
-        """Octets, 0 is none; None: nobody of that name has a quota of his own.
+        """Return a user's own quota in octets, 0 if unlimited; None if the user has none.
 
         Raises:
-            TemporaryFailure: cannot be told now.
+            TemporaryFailure: cannot be read now.
         """
         query = "SELECT quota FROM users WHERE name = ?"
         try:
-            with self._quota_lock:  # asked by the threads that deliver
+            with self._quota_lock:  # used by the threads that deliver
                 rows: Sequence[tuple[int | None]] = self._quota_reader.rows(query, _key(name))
         except FileNotFoundError:
             return None
@@ -252,35 +259,42 @@ class Users:
         return rows[0][0] if rows else None
 
     def set_hold(self, name: str, seconds: float | None) -> None:
-        """Infinity keeps what is deleted; None: what the configuration says."""
-        told = -1.0 if seconds == inf else seconds
-        self._change("UPDATE users SET hold = ? WHERE name = ?", (told,), name)
+        """Set for how many seconds deleted messages are held.
+
+        Infinity keeps them for ever; None is the setting in the configuration.
+        """
+        stored = -1.0 if seconds == inf else seconds
+        self._change("UPDATE users SET hold = ? WHERE name = ?", (stored,), name)
 
     def hold(self, name: str) -> float | None:
-        """Seconds; None: nobody of that name has one of his own.
+        """Return for how many seconds a user's deleted messages are held; None if not set.
 
         Raises:
-            TemporaryFailure: cannot be told now.
+            TemporaryFailure: cannot be read now.
         """
         if not os.path.exists(self._path):
             return None
         with self._consult() as database:
-            row = database.execute("SELECT hold FROM users WHERE name = ?", (_key(name),))
-            found: tuple[float | None] | None = row.fetchone()
-        seconds = found[0] if found else None
+            rows = database.execute("SELECT hold FROM users WHERE name = ?", (_key(name),))
+            row: tuple[float | None] | None = rows.fetchone()
+        seconds = row[0] if row else None
         return inf if seconds is not None and seconds < 0 else seconds
 
     def set_enabled(self, name: str, is_enabled: bool) -> None:
         self._change("UPDATE users SET is_enabled = ? WHERE name = ?", (is_enabled,), name)
 
     def remove(self, name: str) -> None:
-        """The maildrop stays where it is."""
+        """Remove a user; the maildrop is kept.
+
+        Raises:
+            NoSuchUser: unknown user.
+        """
         with transaction(self._path) as database:
             if not database.execute("DELETE FROM users WHERE name = ?", (_key(name),)).rowcount:
                 raise NoSuchUser(name)
 
     def list(self) -> Sequence[User]:
-        """Everybody, by name."""
+        """Return all users, sorted by name."""
         with transaction(self._path) as database:
             rows = database.execute(
                 f"SELECT name, created_at, {_PERMISSIONS} FROM users ORDER BY name"
@@ -288,19 +302,21 @@ class Users:
         return [User(_account(name, permissions), at) for name, at, *permissions in rows]
 
     def get(self, name: str) -> User:
-        """
+        """Return one user.
+
         Raises:
-            NoSuchUser: nobody has that name.
+            NoSuchUser: unknown user.
         """
         key = _key(name)
-        found = next((user for user in self.list() if user.name == key), None)
-        if found is None:
+        user = next((each for each in self.list() if each.name == key), None)
+        if user is None:
             raise NoSuchUser(name)
-        return found
+        return user
 
     def worst_terms(self, terms: Terms) -> Terms | None:
-        """The longest delay and the shortest time of any user, ``terms`` being the server's own;
-        None: there are no others than these.
+        """Return the longest login delay and the shortest expiry of any user, or None.
+
+        ``terms`` are those of the server; None means that no user has others.
         """
         with transaction(self._path) as database:
             others, delay, expire = database.execute(
@@ -335,18 +351,18 @@ class Users:
                 (key, passwords.selector(password)),
             ).fetchone()
         label, phc, keys, *permissions = row or ("", "", None)
-        is_own = passwords.is_sane(phc)  # any other costs what an unknown user costs
+        is_own = passwords.is_sane(phc)  # another takes as long as an unknown user
         is_right = passwords.matches(password, phc if is_own else passwords.decoy_hash())
         if not is_right or not is_own:
             raise AuthenticationFailed("unknown-user" if row is None else "bad-password")
         account = self._may_act(_account(key, permissions, label), credentials)
         self.used(account, credentials.address)
         if keys is None or not passwords.is_current(phc):
-            self._clerk.submit(self._renew, key, label, phc, password)
+            self._updater.submit(self._renew, key, label, phc, password)
         return account
 
     def _may_act(self, account: Account, shown: Credentials | Proof) -> Account:
-        """RFC 4616 §2: for oneself only."""
+        """Return the account; a user may act for no other (RFC 4616 §2)."""
         if shown.authorization and _key(shown.authorization) != account.user:
             raise AuthenticationFailed("authorization")
         return account
@@ -390,12 +406,12 @@ class Users:
         return account
 
     async def generation(self, identity: str) -> bytes:
-        """Made from all that an answer depends on, so that no way to change it is forgotten."""
+        """Return a digest of everything that an answer depends on, however it is changed."""
         rows = await self._rows(_GENERATION, _key(identity))
         return blake2b(repr(rows).encode(), digest_size=16).digest()
 
     async def _rows(self, query: str, key: str) -> Sequence[Any]:
-        """In line: there is no hash to compute, and as a rule nothing to wait for."""
+        """Run in the event loop if possible, because no hash is computed and waits are rare."""
         try:
             return self._reader.rows(query, key)
         except (sqlite3.Error, OSError):
@@ -409,7 +425,7 @@ class Users:
         self._last_use.note(account.user, account.credential, address)
 
     def _renew(self, key: str, label: str, old: str, password: str) -> None:
-        """A hash and keys with the parameters of today; a password changed meanwhile wins."""
+        """Store a hash and keys with the current parameters, unless the password has changed."""
         with suppress(RestanteError):
             with transaction(self._path) as database:
                 salt = _salt(database, key)
@@ -422,9 +438,9 @@ class Users:
                 )
 
     def close(self) -> None:
-        """Wait for what is still to be written."""
+        """Wait until everything is written."""
         self._hashers.close()
-        self._clerk.shutdown()
+        self._updater.shutdown()
         self._last_use.close()
         self._reader.close()
         self._quota_reader.close()
@@ -445,8 +461,10 @@ class Users:
 
     @contextmanager
     def _consult(self) -> Iterator[sqlite3.Connection]:
-        """For a peer, who learns nothing of what is wrong here, and is neither refused nor
-        bounced because a disk is not mounted."""
+        """Open a transaction for a peer; all errors are temporary and show no details.
+
+        So no login is refused and no mail bounces because a disk is not mounted.
+        """
         if not os.path.exists(self._path):
             raise unusable(f"{self._path} is not there; next: restante user add NAME")
         try:
@@ -458,18 +476,19 @@ class Users:
 
 @dataclass(frozen=True, slots=True)
 class _Secrets:
-    """What is stored of one password."""
+    """The stored values of one password."""
 
     phc: str
     salt: bytes
     iterations: int
-    keys: scram.Keys
+    keys: scram.StoredKeys
 
 
 def _secrets(password: str, salted: tuple[bytes, int] | None = None) -> _Secrets:
-    """
+    """Compute them, with new salt and iterations unless ``salted`` has them.
+
     Raises:
-        BadPassword: nobody can have it.
+        BadPassword: invalid.
     """
     _check(password)
     password = prepared(password)
@@ -480,18 +499,20 @@ def _secrets(password: str, salted: tuple[bytes, int] | None = None) -> _Secrets
 
 def _check(password: str) -> None:
     if not passwords.is_possible(password):
-        raise BadPassword(f"a password has 1 to {MAX_PASSWORD} octets and no NUL")
+        raise BadPassword(f"a password must have 1 to {MAX_PASSWORD} octets and no NUL")
     try:
         prepared(password)
     except AuthenticationFailed as error:
-        raise BadPassword("a character in it that passwords cannot have (RFC 4013)") from error
+        raise BadPassword(
+            "the password has a character that SASLprep forbids (RFC 4013)"
+        ) from error
 
 
 def _salt(database: sqlite3.Connection, key: str) -> tuple[bytes, int]:
-    """Salt and iteration count of a user, which all credentials share (see ``ScramSecrets``).
+    """Return a user's salt and iteration count for all credentials (see ``ScramSecrets``).
 
     Raises:
-        NoSuchUser: nobody has that name.
+        NoSuchUser: unknown user.
     """
     database.execute(
         "UPDATE users SET salt = randomblob(?), iterations = ? WHERE name = ? AND salt IS NULL",

@@ -15,7 +15,7 @@ from secrets import token_hex
 from typing import IO, Any
 
 from ...errors import ConfigurationError, ConsentNeeded, MessageRefused, TemporaryFailure
-from ...https import Answer, Web, is_lasting
+from ...https import JsonClient, JsonObject, is_lasting
 from ...tls import client_context
 from . import TokenSource
 from .spooled import Handed
@@ -37,7 +37,7 @@ class Gmail(Handed):
         self._base = base
         self._token = ""
         self._labels: list[str] = []  # by id
-        self._web = Web(client_context(), patience=_PATIENCE, largest=_MAX_ANSWER)
+        self._web = JsonClient(client_context(), patience=_PATIENCE, largest=_MAX_ANSWER)
 
     def _hand_over(self, message: IO[bytes]) -> None:
         """
@@ -76,7 +76,7 @@ class Gmail(Handed):
             raise TemporaryFailure(f"Gmail made no label {self._label}")
         return str(made)
 
-    def _ask(self, path: str, body: bytes | None = None, kind: str = "") -> Answer:
+    def _ask(self, path: str, body: bytes | None = None, kind: str = "") -> JsonObject:
         """GET, or POST with a body.  Once more with a new token if the first was refused."""
         status, answer = self._try(path, body, kind, renew=False)
         if status == 401:
@@ -98,7 +98,9 @@ class Gmail(Handed):
             raise ConfigurationError(text)
         raise TemporaryFailure(text) from (ConfigurationError(text) if is_lasting(status) else None)
 
-    def _try(self, path: str, body: bytes | None, kind: str, *, renew: bool) -> tuple[int, Answer]:
+    def _try(
+        self, path: str, body: bytes | None, kind: str, *, renew: bool
+    ) -> tuple[int, JsonObject]:
         if renew or not self._token:
             self._token = self._source(renew)
         headers = {"Authorization": f"Bearer {self._token}"}
@@ -111,6 +113,6 @@ class Gmail(Handed):
         return status, answer or {}
 
 
-def _objects(found: Any) -> list[Answer]:
+def _objects(found: Any) -> list[JsonObject]:
     """The JSON objects of a list, whatever came in its place."""
     return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []

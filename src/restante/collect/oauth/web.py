@@ -12,7 +12,7 @@ from ssl import SSLContext
 from urllib.parse import urlencode, urlsplit
 
 from ...errors import ConfigurationError, ConsentNeeded, TemporaryFailure, UnsafeArgument
-from ...https import Web, is_lasting
+from ...https import JsonClient, is_lasting
 from ...tls import client_context
 from . import flow
 from .errors import ProviderUnavailable
@@ -38,7 +38,7 @@ def post(url: str, form: Form, context: SSLContext | None = None) -> Answer:
     check(url)
     host = urlsplit(url).hostname
     try:
-        web = Web(context or client_context(), patience=_PATIENCE)
+        web = JsonClient(context or client_context(), patience=_PATIENCE)
         status, found = web.ask(url, urlencode(form).encode())
     except TemporaryFailure as error:
         raise ProviderUnavailable(str(error)) from error
@@ -59,7 +59,7 @@ def endpoints(issuer: str, context: SSLContext | None = None) -> Answer:
         ConfigurationError: none of this issuer's, or clear HTTP to another machine.
     """
     check(issuer)
-    web = Web(context or client_context(), patience=_PATIENCE)
+    web = JsonClient(context or client_context(), patience=_PATIENCE)
     try:
         _, found = web.ask(issuer.rstrip("/") + "/.well-known/openid-configuration")
     except TemporaryFailure as error:
