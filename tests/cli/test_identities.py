@@ -8,6 +8,7 @@ import poplib
 import smtplib
 import time
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,13 @@ def test_mail_is_delivered_to_whom_the_file_knows(
     assert restante("-c", chained, "deliver", "bob", stdin=b"Subject: x\n\nx\n").code == 75
 
 
+def test_every_back_end_has_a_row_and_a_section() -> None:
+    """OAuth verifies tokens only, so it has no row; ``users`` is a path and not a section."""
+    assert [*backends.KINDS, "oauth"] == list(config.BACKENDS)
+    sections = {name.replace("-", "_") for name in config.BACKENDS}
+    assert sections <= {each.name for each in fields(config.Auth)}
+
+
 def test_a_server_without_a_database_of_its_own(home: Path) -> None:
     (home / "passwd").write_text("bob:{PLAIN}from the file\n")
     alone = f'[auth]\nchain = ["passwd-file"]\npasswd_file.path = "{home}/passwd"\n'
@@ -245,10 +253,13 @@ def test_a_server_without_a_database_of_its_own(home: Path) -> None:
     [
         (
             'chain = ["user"]',
-            "auth.chain: wants some of users, passwd-file, ldap, pam, oauth; did you mean users?",
+            "auth.chain: must be some of users, passwd-file, ldap, pam, oauth; did you mean users?",
         ),
-        ('chain = ["users", "users"]', "auth.chain: wants each back end once, and at least one"),
-        ("chain = []", "auth.chain: wants each back end once, and at least one"),
+        (
+            'chain = ["users", "users"]',
+            "auth.chain: must name at least one back end, and each once",
+        ),
+        ("chain = []", "auth.chain: must name at least one back end, and each once"),
         ('chain = ["passwd-file"]', "auth.passwd_file.path: is missing"),
         ('chain = ["passwd_file"]', "auth.passwd_file.path: is missing"),
         (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from ..auth.chain import Backend, Chain, Verifier
 from ..auth.http import ProviderClient, is_readable
@@ -17,41 +18,38 @@ from ..auth.pam import Pam
 from ..auth.passwd_file import PasswdFile
 from ..auth.tokens import Introspected, Issuer, KeySet, Signed, TokenRules
 from ..auth.users import Users
-from ..config import LDAP, Auth, Configuration, Provider, Secret
+from ..config import Auth, Configuration, Provider, Secret
 from ..errors import ConfigurationError
 from ..regular import open_regular
 from ..store.paths import Template
 from . import secrets
 
 Queue = Callable[[Backend, int], Verifier]
-"""Puts a queue before a back end, which is then asked at most that many questions at a time."""
+"""Puts a queue in front of a back end, with at most that many questions at the same time."""
 
-_AT_ONCE = 16  # questions, where another program does the work
+_AT_ONCE = 16  # questions to another program, which does the work; the threads that wait for one
 
 
-def chain(found: Configuration, users: Users, queue: Queue = lambda backend, _: backend) -> Chain:
-    """All of them as one; each has a queue of its own."""
-    auth = found.auth
-    makers: dict[str, Callable[[], Backend]] = {
-        "users": lambda: users,
-        "passwd-file": lambda: passwd_file(auth),
-        "ldap": lambda: _ldap(auth),
-        "pam": lambda: Pam(auth.pam.service, first_uid=auth.pam.first_uid),
+def chain(config: Configuration, users: Users, queue: Queue = lambda backend, _: backend) -> Chain:
+    """Build the chain of back ends; each has a queue of its own."""
+    auth = config.auth
+    kinds = {name: KINDS[name] for name in auth.chain if name in KINDS}
+    backends = {name: kind.build(auth, users) for name, kind in kinds.items()}
+    hashing = max(1, (os.cpu_count() or 1) - 1)  # one core is left for everything else
+    queued = {
+        name: queue(each, hashing if kinds[name].is_local else _AT_ONCE)
+        for name, each in backends.items()
     }
-    backends = {name: makers[name]() for name in auth.chain if name in makers}
-    hashing = max(1, (os.cpu_count() or 1) - 1)  # one core is left for what is not hashing
-    slots = {"users": hashing, "passwd-file": hashing}
-    queued = {name: queue(each, slots.get(name, _AT_ONCE)) for name, each in backends.items()}
     return Chain(
         backends,
         verifiers=queued,
-        lookups={name: queued[name] for name in ("ldap", "pam") if name in queued},
-        domains=domains(found),
+        lookups={name: queued[name] for name, kind in kinds.items() if not kind.is_local},
+        domains=domains(config),
         deadline=auth.deadline,
         issuer=_issuer(auth.oauth) if "oauth" in auth.chain else None,
         takes_unknown_users=auth.oauth.users == "any",
-        takes_certificates=bool(found.tls.client_ca),
-        check_maildrop=place_check(found),
+        takes_certificates=bool(config.tls.client_ca),
+        check_maildrop=place_check(config),
     )
 
 
@@ -91,20 +89,26 @@ def missing(found: Configuration) -> Iterator[str]:
     users = Path(auth.users)
     if users.exists() and not os.access(users, os.R_OK):
         yield f"auth.users: {users} cannot be read by this user"
-    if "passwd-file" in auth.chain:
-        yield from _missing_file(auth.passwd_file.path, "auth.passwd_file.path")
-    if "ldap" in auth.chain:
-        yield from _missing_for_ldap(auth.ldap)
-    if "pam" in auth.chain:
-        if find_spec("pamela") is None:
-            yield "auth.chain: pam needs a library; next: pip install 'restante[pam]'"
-        if not Path("/etc/pam.d", auth.pam.service).exists():
-            yield f"auth.pam.service: /etc/pam.d/{auth.pam.service} is not there"
+    for name, kind in KINDS.items():
+        if name in auth.chain:
+            yield from kind.missing(auth)
     if "oauth" in auth.chain:
         yield from _missing_for_tokens(auth.oauth)
 
 
-def _missing_for_ldap(ldap: LDAP) -> Iterator[str]:
+def _missing_for_passwd_file(auth: Auth) -> Iterator[str]:
+    yield from _missing_file(auth.passwd_file.path, "auth.passwd_file.path")
+
+
+def _missing_for_pam(auth: Auth) -> Iterator[str]:
+    if find_spec("pamela") is None:
+        yield "auth.chain: pam needs a library; next: pip install 'restante[pam]'"
+    if not Path("/etc/pam.d", auth.pam.service).exists():
+        yield f"auth.pam.service: /etc/pam.d/{auth.pam.service} is not there"
+
+
+def _missing_for_ldap(auth: Auth) -> Iterator[str]:
+    ldap = auth.ldap
     if find_spec("ldap") is None:
         yield "auth.chain: ldap needs a library; next: pip install 'restante[ldap]'"
     if ldap.ca_file and not is_readable(ldap.ca_file):
@@ -158,3 +162,28 @@ def _issuer(oauth: Provider) -> Issuer:
 
 def passwd_file(auth: Auth) -> PasswdFile:
     return PasswdFile(Path(auth.passwd_file.path), scheme=auth.passwd_file.scheme)
+
+
+def _pam(auth: Auth) -> Pam:
+    return Pam(auth.pam.service, first_uid=auth.pam.first_uid)
+
+
+class Kind(NamedTuple):
+    """One row of ``KINDS``."""
+
+    build: Callable[[Auth, Users], Backend]
+    missing: Callable[[Auth], Iterable[str]] = lambda _: ()
+    """Yields what the back end needs and does not have, a sentence each."""
+    is_local: bool = False
+    """Whether a login costs a hash on this machine.  Otherwise another program answers, and
+    look-ups of names wait in the queue too."""
+
+
+# By name in ``auth.chain``.  A new back end is a module in ``auth``, a row here and a section in
+# ``config.schema``.
+KINDS = {
+    "users": Kind(lambda _, users: users, is_local=True),
+    "passwd-file": Kind(lambda auth, _: passwd_file(auth), _missing_for_passwd_file, is_local=True),
+    "ldap": Kind(lambda auth, _: _ldap(auth), _missing_for_ldap),
+    "pam": Kind(lambda auth, _: _pam(auth), _missing_for_pam),
+}

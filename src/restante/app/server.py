@@ -27,7 +27,7 @@ from ..auth.cache import Cache
 from ..auth.chain import Backend, Verifier
 from ..auth.throttle import Throttle
 from ..auth.users import Users
-from ..config import Configuration
+from ..config import BACKENDS, Configuration
 from ..errors import RestanteError
 from ..maildrop import Forecast, ServableStore, Store
 from ..passdb import Directory, Terms
@@ -302,8 +302,8 @@ _FIXED: tuple[Callable[[Configuration], object], ...] = (
     attrgetter("server.listen", "server.workers", "server.hostname", "server.tls_at_proxy"),
     attrgetter("store.kind", "store.path", "store.maildrop"),
     attrgetter("intake", "limits.message"),
-    attrgetter("auth.users", "auth.chain", "auth.deadline", "auth.passwd_file"),
-    attrgetter("auth.ldap", "auth.pam", "auth.oauth"),
+    attrgetter("auth.chain", "auth.deadline"),
+    lambda config: [getattr(config.auth, name.replace("-", "_")) for name in BACKENDS],
     lambda found: bool(found.tls.client_ca),
 )
 

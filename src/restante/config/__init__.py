@@ -8,6 +8,7 @@ from .loading import SYSTEM, ephemeral, load
 from .manual import example, sections, toml
 from .schema import (
     ALL_MECHANISMS,
+    BACKENDS,
     LDAP,
     LMTP,
     MECHANISMS,
@@ -28,7 +29,7 @@ from .schema import (
     Server,
     Store,
 )
-from .values import BACKENDS, Secret, duration, octets
+from .values import Secret, duration, octets
 
 __all__ = [
     "ALL_MECHANISMS",

@@ -48,12 +48,11 @@ def _tls_contradictions(found: TLS) -> Iterator[str]:
 def _auth_contradictions(auth: Auth) -> Iterator[str]:
     if not set(auth.chain) - {"oauth"}:
         yield "auth.chain: wants a back end for passwords beside oauth"
-    if "passwd-file" in auth.chain and not auth.passwd_file.path:
-        yield "auth.passwd_file.path: is missing"
-    if "ldap" in auth.chain:
-        for key in ("url", "base", "name"):
-            if not getattr(auth.ldap, key):
-                yield f"auth.ldap.{key}: is missing"
+    for section in (name.replace("-", "_") for name in auth.chain):
+        values = getattr(auth, section)
+        for key in getattr(values, "REQUIRED", ()):
+            if not getattr(values, key):
+                yield f"auth.{section}.{key}: is missing"
     if "oauth" in auth.chain:
         oauth = auth.oauth
         if bool(oauth.jwks) == bool(oauth.introspection):

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from .. import sasl
 from ..auth.tokens import ALGORITHMS
 from ..pop3.texts import LANGUAGES
 from .values import (
-    BACKENDS,
     BadValue,
     Convert,
     Secret,
@@ -195,6 +194,8 @@ class Store:
 class PasswdFile:
     """Users in a text file, as Dovecot has them; needs `restante[passwords]` for crypt schemes."""
 
+    REQUIRED: ClassVar = ("path",)
+
     path: str = option("", "The file; a change counts at once.", example="/etc/restante/passwd")
     scheme: str = option(
         "CRYPT", "The scheme of hashes that do not name theirs, as `{SCHEME}` does.", scheme
@@ -204,6 +205,8 @@ class PasswdFile:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LDAP:
     """Users of a directory, found by a search, checked by a bind; needs `restante[ldap]`."""
+
+    REQUIRED: ClassVar = ("url", "base", "name")
 
     url: str = option(
         "",
@@ -281,6 +284,11 @@ class Provider:
     ca_file: str = option("", "Trust these certificates instead of the system's, PEM.")
 
 
+# A back end has a section of ``Auth`` with this name, and a row of ``app.backends``; only ``users``
+# has a path instead of a section, and ``oauth`` an issuer of tokens instead of the row.
+BACKENDS = ("users", "passwd-file", "ldap", "pam", "oauth")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Auth:
     """Who may log in."""
@@ -291,7 +299,7 @@ class Auth:
         + "Of "
         + ", ".join(BACKENDS)
         + ".",
-        backends,
+        backends(*BACKENDS),
     )
     deadline: float = option(
         "10s",

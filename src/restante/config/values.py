@@ -20,8 +20,6 @@ from ..errors import ConfigurationError, UnsafeArgument
 from ..pop3 import quirks as quirk_words
 from ..server.address import Address
 
-BACKENDS = ("users", "passwd-file", "ldap", "pam", "oauth")
-
 Convert = Callable[[Any], Any]
 
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -163,17 +161,21 @@ def one_of(*words: str) -> Convert:
     return convert
 
 
-def backends(value: Any) -> tuple[str, ...]:
-    """Names of identity back ends, each once."""
-    found = tuple(name.replace("_", "-") for name in many(text)(value))
-    for name in found:
-        if name not in BACKENDS:
-            near = difflib.get_close_matches(name, BACKENDS, 1)
-            hint = "".join(f"; did you mean {n}?" for n in near)
-            raise BadValue("wants some of " + ", ".join(BACKENDS) + hint)
-    if not found or len(set(found)) < len(found):
-        raise BadValue("wants each back end once, and at least one")
-    return found
+def backends(*known: str) -> Convert:
+    """Return a converter for names of identity back ends: at least one, and each once."""
+
+    def convert(value: Any) -> tuple[str, ...]:
+        names = tuple(name.replace("_", "-") for name in many(text)(value))
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = "".join(f"; did you mean {n}?" for n in near)
+                raise BadValue("must be some of " + ", ".join(known) + hint)
+        if not names or len(set(names)) < len(names):
+            raise BadValue("must name at least one back end, and each once")
+        return names
+
+    return convert
 
 
 def many(convert: Convert) -> Convert:
