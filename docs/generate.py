@@ -31,7 +31,7 @@ from tests.compare import report  # noqa: E402
 
 SOURCE = Path(restante.__file__).parent
 NOTE = "<!-- Made by docs/generate.py from the code; change it there. -->\n"
-WRAPPERS, CONNECTION = ("_note", "_warn"), "server/connection.py"
+WRAPPERS, CONNECTION = ("_log_event", "_note", "_warn"), "server/connection.py"
 """Names of the functions in which a module wraps its log; that of ``Connection`` is inherited."""
 LEVELS = ("debug", "info", "warning", "error", "exception")
 

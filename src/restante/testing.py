@@ -256,6 +256,7 @@ class _Tapped(Connection):
         super()._adopt(transport)
         self._real = self._transport
         self._transport = _Tap(self)  # type: ignore[assignment]  # all that it is asked for
+        self._output.adopt(self._transport)
 
     # What the client says.
 
@@ -287,8 +288,8 @@ class _Tapped(Connection):
         else:
             super().data_received(line + end)
 
-    def _answer(self) -> Event | None:
-        event = super()._answer()
+    def _run_commands(self) -> Event | None:
+        event = super()._run_commands()
         if event is None:
             self._next()
         elif isinstance(event, StartTLS):
@@ -299,6 +300,7 @@ class _Tapped(Connection):
             if unheard:
                 self._session.receive(unheard)
             self._transport, self._is_idle = self._real, True
+            self._output.adopt(self._real)
         return event
 
     def _next(self) -> None:
@@ -383,18 +385,18 @@ class _Tapped(Connection):
             await asyncio.sleep(rule.delay)
         self._dripping = None
         if self._is_closing:
-            self.close()
+            self.close_real()
 
     # The end.
 
-    def close(self) -> None:
-        """The session has ended; the last drops come first."""
+    def close_real(self) -> None:
+        """Close the real transport, after what still drips."""
         if self._dripping is None and not self._is_ended:
             self._is_ended = True
             self._real.close()
 
-    def cut(self) -> None:
-        """At once, also where it is being closed."""
+    def abort_real(self) -> None:
+        """Abort the real transport, also if it is closing."""
         self._is_ended = True
         self._real.abort()
 
@@ -416,10 +418,10 @@ class _Tap:
         self._connection.say(octets)
 
     def close(self) -> None:
-        self._connection.close()
+        self._connection.close_real()
 
     def abort(self) -> None:
-        self._connection.cut()
+        self._connection.abort_real()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection._real, name)

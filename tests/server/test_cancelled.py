@@ -41,12 +41,12 @@ def is_lost(connection: Connection) -> None:
     transport.abort()
 
 
-def is_abandoned(connection: Connection) -> None:
-    connection.abandon()
+def is_aborted(connection: Connection) -> None:
+    connection.abort("stopped", is_forced=True)
     connection.connection_lost(None)
 
 
-@pytest.mark.parametrize("end", [is_lost, is_abandoned])
+@pytest.mark.parametrize("end", [is_lost, is_aborted])
 @pytest.mark.parametrize(
     "commands",
     [b"RETR 1\r\n", b"RETR 1\r\nRETR 2\r\n", b"TOP 1 0\r\n", b"DELE 1\r\nRETR 2\r\n"],

@@ -85,7 +85,7 @@ class Client:
     def held(self) -> int:
         """Octets that the server keeps for it."""
         waiting = self.server._transport.get_write_buffer_size() if not self.is_closed else 0
-        return self.server._session.unread + self.server._out_octets + waiting
+        return self.server._session.unread + self.server._output.collected + waiting
 
     async def send(self, octets: bytes) -> None:
         """What comes back is not read, unless ``drink`` does it."""

@@ -784,7 +784,7 @@ def test_every_command_begins_the_time_anew(run: Run[None]) -> None:
                 connection._last_command = 0.0  # long ago
                 await client.ask(command)
                 assert connection._last_command > 0
-                connection._look_at_time()
+                connection._check_deadlines()
                 assert not connection._is_closing
                 if command == b"LIST":
                     assert await client.line() == b"."

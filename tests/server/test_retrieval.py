@@ -135,7 +135,7 @@ def test_a_file_cut_while_the_kernel_copies_has_no_end(tmp_path: Path, run: Run[
             client.send(b"RETR 1\r\nQUIT\r\n")
             (connection,) = server.service.connections
             async with asyncio.timeout(10):
-                while connection._writable is None or connection._written < 100_000:  # noqa: ASYNC110
+                while not connection._output.is_blocked or connection._output.written < 100_000:  # noqa: ASYNC110
                     await asyncio.sleep(0)  # no event tells that the kernel has begun
             os.truncate(path, 1000)
             client.writer.transport.resume_reading()  # type: ignore[attr-defined]
@@ -164,8 +164,8 @@ async def who_hardly_reads(place: Path, end: bytes) -> AsyncIterator[tuple[Conne
         tracemalloc.start()
         try:
             client.send(b"RETR 1\r\n")
-            while connection._writable is None or connection._written > written:
-                written = connection._written
+            while not connection._output.is_blocked or connection._output.written > written:
+                written = connection._output.written
                 await asyncio.sleep(0.05)
             yield connection, client
         finally:
@@ -202,7 +202,7 @@ def test_who_hardly_reads_costs_little_memory(end: bytes, tmp_path: Path, run: R
             waiting = connection._transport.get_write_buffer_size()
             theirs = client.writer.get_extra_info("socket")
             room = theirs.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-            assert connection._written - waiting < room + 3 * 65_536
+            assert connection._output.written - waiting < room + 3 * 65_536
 
     run(main())
 
@@ -242,7 +242,7 @@ def test_a_tls_transport_has_no_way_past_the_encryption(
 
 @pytest.mark.parametrize("stored", [b"cut", b"a\nlonger one\n"])
 def test_a_message_of_another_size_is_not_sent_at_once(stored: bytes) -> None:
-    assert retrieval.at_hand(RawOctets(stored, is_wire_ready=False, has_crlf=False), 10) is None
+    assert retrieval.wire_form(RawOctets(stored, is_wire_ready=False, has_crlf=False), 10) is None
 
 
 def test_files_that_cannot_be_opened_are_left_to_the_store(tmp_path: Path, run: Run[None]) -> None:

@@ -41,7 +41,7 @@ from ..smtp.state import (
     State,
 )
 from .admission import Slot
-from .connection import DIRECT, HIGH_WATER, BaseConnection, BaseService
+from .connection import DIRECT, BaseConnection, BaseService
 from .proxy import Origin
 
 _log = logging.getLogger("restante.intake")
@@ -151,7 +151,7 @@ class IntakeConnection(BaseConnection[Event]):
             self._ready_at = self._last_command
         match event:
             case Reply():
-                self._say(event)
+                self._send(event)
             case BeginData(reply):
                 self._drop_message()
                 # Closed by _drop_message: a whole message is delivered from it first.
@@ -159,13 +159,11 @@ class IntakeConnection(BaseConnection[Event]):
                 if not self._session.policy.is_lmtp:
                     path = self._session.reverse_path.encode("utf-8", "replace")
                     self._digest = sha256(path + b"\0")
-                self._say(reply)
+                self._send(reply)
             case Content(octets):
                 self._keep(octets)
             case Close(reason):
-                if reason != "quit":
-                    self._note("session ended", ip=self._address, proto=self._proto, reason=reason)
-                self._close(reason)
+                self._end_session(reason)
             case StartTLS():
                 self._transport.pause_reading()  # at once: what comes now is the handshake
                 return False
@@ -180,7 +178,7 @@ class IntakeConnection(BaseConnection[Event]):
         try:
             self._message.write(octets)
         except OSError as error:
-            self._note("message not kept", logging.ERROR, reason=error.strerror)
+            self._log_event("message not kept", logging.ERROR, reason=error.strerror)
             self._session.cannot_keep()
 
     async def _perform(self, event: Event) -> None:
@@ -199,9 +197,9 @@ class IntakeConnection(BaseConnection[Event]):
         try:
             maildrop = await self._service.resolve(address)
         except RestanteError as error:
-            self._say(self._session.refused(error))
+            self._send(self._session.refused(error))
         else:
-            self._say(self._session.resolved(maildrop))
+            self._send(self._session.resolved(maildrop))
             if self._session.policy.is_lmtp:
                 self._slot.protect()  # a mail server of this site: no stranger takes its place
 
@@ -216,7 +214,7 @@ class IntakeConnection(BaseConnection[Event]):
         fates: dict[str, RestanteError | None] = self._unkept(event)
         for recipient in event.recipients:
             await self._store_once(recipient, event, fates)
-            self._tell(self._session.delivered(fates[recipient.maildrop]))
+            self._send_now(self._session.delivered(fates[recipient.maildrop]))
         self._drop_message()
 
     async def _deliver_by_smtp(self, event: Deliver) -> None:
@@ -230,13 +228,13 @@ class IntakeConnection(BaseConnection[Event]):
         stored = {each.maildrop for each in event.recipients if fates[each.maildrop] is None}
         is_whole = all(fates[each.maildrop] is None for each in event.recipients)
         if partial is not None and stored and not is_whole:
-            await self._note_partial(partial.remember(message, stored))
+            await self._record_partial(partial.remember(message, stored))
         elif partial is not None and known and is_whole:
-            await self._note_partial(partial.forget(message, stored))
+            await self._record_partial(partial.forget(message, stored))
         if stored:
             self._slot.protect()
         for recipient in event.recipients:
-            self._tell(self._session.delivered(fates[recipient.maildrop]))
+            self._send_now(self._session.delivered(fates[recipient.maildrop]))
 
     def _unkept(self, event: Deliver) -> dict[str, RestanteError | None]:
         """All recipients with the failure, if the last octets of the message cannot be kept."""
@@ -244,16 +242,16 @@ class IntakeConnection(BaseConnection[Event]):
         try:
             self._message.flush()
         except OSError as error:
-            self._note("message not kept", logging.ERROR, reason=error.strerror)
+            self._log_event("message not kept", logging.ERROR, reason=error.strerror)
             failure = TemporaryFailure("no room for the message")
             return dict.fromkeys((each.maildrop for each in event.recipients), failure)
         return {}
 
-    async def _note_partial(self, writing: Awaitable[None]) -> None:
+    async def _record_partial(self, writing: Awaitable[None]) -> None:
         try:
             await writing
         except RestanteError as error:  # the mail is safe; a repetition may store it twice
-            self._note("partial delivery not noted", logging.ERROR, reason=str(error))
+            self._log_event("partial delivery not noted", logging.ERROR, reason=str(error))
 
     async def _store_once(
         self, recipient: Recipient, event: Deliver, fates: dict[str, RestanteError | None]
@@ -274,9 +272,9 @@ class IntakeConnection(BaseConnection[Event]):
             failure = TemporaryFailure("local error, try again later")
         else:
             via = envelope.protocol.lower()
-            self._note("delivered", via=via, user=maildrop, octets=octets)
+            self._log_event("delivered", via=via, user=maildrop, octets=octets)
             return None
-        self._note("delivery refused", logging.WARNING, user=maildrop, reason=str(failure))
+        self._log_event("delivery refused", logging.WARNING, user=maildrop, reason=str(failure))
         return failure
 
     def _envelope(self, event: Deliver, recipient: str) -> Envelope:
@@ -286,21 +284,19 @@ class IntakeConnection(BaseConnection[Event]):
     def _answer_bug(self, event: Event | None) -> None:
         if isinstance(event, Resolve):
             failure = TemporaryFailure("local error, try again later")
-            self._say(self._session.refused(failure))
+            self._send(self._session.refused(failure))
         else:
             self.abort("bug")  # one more reply would be taken for that of the next command
 
     # Output.
 
-    def _say(self, reply: Reply) -> None:
-        self._write(reply.encode())
-        if self._out_octets >= HIGH_WATER:
-            self._flush()
+    def _send(self, reply: Reply) -> None:
+        self._output.write(reply.encode())
 
-    def _tell(self, reply: Reply | None) -> None:
+    def _send_now(self, reply: Reply | None) -> None:
         if reply is not None:
-            self._say(reply)
-            self._flush()
+            self._send(reply)
+            self._output.flush()
 
     # Time and the end.
 
@@ -311,8 +307,8 @@ class IntakeConnection(BaseConnection[Event]):
         return min(silent, self._began + _SESSION)
 
     def _expire(self) -> None:
-        self._write(Reply(421, "4.4.2", "timeout, closing the connection").encode())
-        self._close("timeout")
+        self._output.write(Reply(421, "4.4.2", "timeout, closing the connection").encode())
+        self.close("timeout")
 
     def _is_interruptible(self) -> bool:
         """A delivery that has begun is finished; its sender may come again, and it is stored."""
@@ -324,7 +320,7 @@ class IntakeConnection(BaseConnection[Event]):
             with suppress(OSError):
                 message.close()  # what it buffers may find no room
 
-    def _tell_end(self) -> None:
+    def _finish(self) -> None:
         if self._is_lost:
-            self._service.forget(self)
+            self._service.discard(self)
             self._drop_message()

@@ -4,18 +4,16 @@ Standards: RFC 1939 §3 (autologout), RFC 2595 (STLS), RFC 8314.
 Security: no stream classes; an octet that came before TLS must not be read after it.
 Promises: a message that cannot be read to its end is never closed with the termination octet;
 the response to QUIT comes after the removal is durable and the lock is free.
-Limits: who does not read is not served on, so a connection holds some 64 KiB of output and as
-much input, whatever is pipelined.
+Limits: those of every connection (``connection``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, aclosing, suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field, replace
 from time import time
 from typing import Any, cast
@@ -39,12 +37,8 @@ from ..maildrop import (
     Journal,
     Maildrop,
     Paced,
-    RawMessage,
-    RawReading,
-    SessionRecord,
     Store,
 )
-from ..message import Top
 from ..passdb import (
     Account,
     Accounts,
@@ -61,15 +55,15 @@ from ..pop3.grammar import Challenge, Response
 from ..pop3.session import Policy, Session
 from ..pop3.state import Close, Event, Login, Relay, Retrieve, StartTLS, State, Update
 from ..sasl import Lookup
-from ..wire import TERMINATION, Stuffer
 from . import login, retrieval, views
 from .admission import Slot
-from .connection import DIRECT, HIGH_WATER, WAITING, BaseConnection, BaseService
+from .connection import DIRECT, BaseConnection, BaseService
+from .output import HIGH_WATER
 from .proxy import Origin
+from .session_log import SessionLog
 
 _log = logging.getLogger("restante.pop3")
-_REASONED = (AuthenticationFailed, BackendUnavailable)  # the log hears more than the client
-_NAMED = 1000  # messages that one session retrieved and its record names
+_REASONED = (AuthenticationFailed, BackendUnavailable)  # the log gets more than the client
 _REVIEW = 1.0  # seconds for one look at the users of all sessions
 _NEW = 86_400  # seconds after its first session in the journal for which a credential is new
 
@@ -139,8 +133,9 @@ class Service(BaseService):
         self._reviewed[user] = generation
         for connection in connections:
             # A token may be enough for a user who is in no back end.
-            if not account.is_enabled if account else not connection.is_by_token:
-                connection.expel()
+            may_stay = account.is_enabled if account else connection.is_by_token
+            if not (may_stay or connection.is_updating):
+                connection.abort("disabled")
 
     def _sessions_by_user(self) -> dict[str, list[Connection]]:
         found: dict[str, list[Connection]] = {}
@@ -155,16 +150,12 @@ class Connection(BaseConnection[Event]):
 
     __slots__ = (
         "_account",
-        "_is_judged",
+        "_done",
+        "_is_authenticating",
         "_maildrop",
+        "_messages",
         "_opened",
         "_penalty",
-        "_quit",
-        "_raw",
-        "_removed",
-        "_retrieved",
-        "_retrieved_messages",
-        "_retrieved_octets",
     )
 
     _service: Service
@@ -173,17 +164,12 @@ class Connection(BaseConnection[Event]):
     def __init__(self, service: Service, address: str, slot: Slot, origin: Origin = DIRECT) -> None:
         super().__init__(service, address, slot, origin)
         self._maildrop: Maildrop
-        self._raw: RawReading | None = None  # the maildrop, if it has files
-        self._opened: AbstractAsyncContextManager[Maildrop] | None = None  # its lock is ours
-        self._is_judged = False  # a login is being checked
-        self._penalty = 0.0  # until when it waits for the answer to a failed one, and has its slot
-        # For the log.
+        self._messages: retrieval.Reader
+        self._opened: AbstractAsyncContextManager[Maildrop] | None = None  # holds the lock
+        self._is_authenticating = False
+        self._penalty = 0.0  # when a failed login is answered; the slot is kept until then
         self._account: Account | None = None
-        self._retrieved: list[Entry] = []  # of very many the first
-        self._retrieved_messages = 0
-        self._retrieved_octets = 0
-        self._removed: tuple[Entry, ...] = ()
-        self._quit = ""  # what became of the deletions at QUIT; empty: there was none
+        self._done = SessionLog(self._began)
 
     def _open_session(self, ssl_object: ssl.SSLObject | None) -> bytes:
         told = self._origin.tls  # of what is between the client and its proxy
@@ -202,49 +188,46 @@ class Connection(BaseConnection[Event]):
         return self._session.greeting().head()
 
     def _is_interruptible(self) -> bool:
-        """What QUIT began is finished, and a guess is counted."""
-        return self._session.state is not State.UPDATE and not self._is_judged
+        """An UPDATE is finished, and a password check counts as a guess."""
+        return not (self.is_updating or self._is_authenticating)
 
-    def abandon(self) -> None:
-        """Cut the connection, and what it waits for unless that is UPDATE."""
-        is_judged, self._is_judged = self._is_judged, False
-        self.abort("stopped")
-        if is_judged and self._worker is not None:
+    def abort(self, reason: str, *, is_forced: bool = False) -> None:
+        """``is_forced``: also cancel a password check."""
+        is_cancelled = is_forced and self._is_authenticating
+        if is_cancelled:
+            self._is_authenticating = False
+        super().abort(reason)
+        if is_cancelled and self._worker is not None:
             self._worker.cancel()
 
     @property
     def user(self) -> str:
-        """Who has logged in; empty: not yet."""
+        """The user who has logged in; empty before the login."""
         return self._account.user if self._account else ""
 
     @property
     def is_by_token(self) -> bool:
         return self._account is not None and self._account.credential == "token"
 
-    def expel(self) -> None:
-        """The user may not be here any more.  Nothing that is marked is removed; what QUIT began is
-        finished."""
-        if self._session.state is not State.UPDATE:
-            self.abort("disabled")
+    @property
+    def is_updating(self) -> bool:
+        """Whether QUIT has begun to remove messages, which is always finished."""
+        return self._session.state is State.UPDATE
 
     def _respond(self, event: Event) -> bool:
         match event:
             case Retrieve():
-                octets = self._at_hand(event)
+                octets = self._cached_message(event)
                 if octets is None:
                     return False
-                self._write(event.response.head() + octets)
-                self._has_retrieved(event.entry)
-                if self._out_octets >= HIGH_WATER:
-                    self._flush()
+                self._output.write(event.response.head() + octets)
+                self._retrieved(event)
             case Response(lines=lines) if lines is None or _is_short(lines):
-                self._say(event)
+                self._send(event)
             case Challenge():
-                self._say(event)
+                self._send(event)
             case Close(reason):
-                if reason != "quit":
-                    self._note("session ended", ip=self._address, proto=self._proto, reason=reason)
-                self._close(reason)
+                self._end_session(reason)
             case StartTLS():
                 self._transport.pause_reading()  # at once: what comes now is the handshake
                 return False
@@ -253,11 +236,11 @@ class Connection(BaseConnection[Event]):
         return True
 
     def _answer_bug(self, event: Event | None) -> None:
-        """[SYS/TEMP] (RFC 3206 §4).  The connection ends, and with it the lock; only a message that
-        cannot be read leaves the others readable."""
-        self._say(self._session.failed(TemporaryFailure("internal error, try again later")))
+        """Send [SYS/TEMP] (RFC 3206 §4) and end the connection, which frees the lock; but if one
+        message cannot be read, the others can be."""
+        self._send(self._session.failed(TemporaryFailure("internal error, try again later")))
         if not isinstance(event, Retrieve):
-            self._close("bug")
+            self.close("bug")
 
     async def _perform(self, event: Event) -> None:
         match event:
@@ -267,7 +250,7 @@ class Connection(BaseConnection[Event]):
                 self._slot.protect()  # during a delayed answer too: see ``admission``
                 await self._log_in(shown)
                 if self._account is None and not self._is_closing:
-                    self._slot.make_evictable(self._make_room)
+                    self._slot.make_evictable(self._evict)
             case Lookup():
                 await self._look_up(event)
             case Retrieve():
@@ -283,8 +266,8 @@ class Connection(BaseConnection[Event]):
 
     async def _list(self, response: Response) -> None:
         for piece in response.encode():
-            self._write(piece)
-            await self._drain()
+            self._output.write(piece)
+            await self._output.flush_and_wait()
 
     async def _look_up(self, lookup: Lookup) -> None:
         try:
@@ -295,24 +278,24 @@ class Connection(BaseConnection[Event]):
                 )
         except RestanteError as error:
             fields = {"ip": self._address, "user": lookup.identity, "proto": self._proto}
-            self._note_failure(error, fields)
-            self._say(self._session.failed(error))
+            self._log_failed_login(error, fields)
+            self._send(self._session.failed(error))
         else:
-            self._say(self._session.found(secrets))
+            self._send(self._session.found(secrets))
 
     def _relay(self, told: Relay) -> None:
         """Limits, permission and the log are about the client from here on."""
         if told.address:
             if not self._slot.move(told.address):
-                self._say(self._session.failed(TooBusy("too many connections, try again later")))
-                self._close("too-many")
+                self._send(self._session.failed(TooBusy("too many connections, try again later")))
+                self.close("too-many")
                 return
             self._origin = replace(self._origin, address=told.address, proxy=self._address)
             self._address = told.address
         if told.tls:
             self._origin = replace(self._origin, tls=told.tls)
         may = self._service.may_login_in_clear(self._address)
-        self._say(self._session.relayed(told.tls, may_login_in_clear=may))
+        self._send(self._session.relayed(told.tls, may_login_in_clear=may))
 
     async def _log_in(self, shown: Shown) -> None:
         fields: dict[str, Any] = {
@@ -325,7 +308,7 @@ class Connection(BaseConnection[Event]):
         if self._origin.proxy:
             fields["proxy"] = self._origin.proxy
         try:
-            account = await self._judge(replace(shown, address=self._address))
+            account = await self._authenticate(replace(shown, address=self._address))
             if self._is_lost:
                 return
             if self._service.before_opening is not None:
@@ -338,14 +321,13 @@ class Connection(BaseConnection[Event]):
             if terms.login_delay:
                 await self._pace(terms.login_delay, opening)
         except RestanteError as error:
-            self._note_failure(error, fields)
+            self._log_failed_login(error, fields)
             await self._refuse(error)
             return
         self._opened, self._account, timeouts = opening, account, self._service.timeouts
-        if offers(self._maildrop, RawReading):
-            self._raw = self._maildrop
-        self._note("login ok", **fields, app=account.credential)
-        self._say(
+        self._messages = retrieval.Reader(self._maildrop)
+        self._log_event("login ok", **fields, app=account.credential)
+        self._send(
             self._session.opened(
                 self._maildrop.listing, is_read_only=account.is_read_only, terms=terms
             )
@@ -353,13 +335,13 @@ class Connection(BaseConnection[Event]):
         if self._timer is None or self._timer.when() > self._loop.time() + timeouts.idle:
             self._set_timer(timeouts.idle)  # otherwise it finds out itself what is due
 
-    def _note_failure(self, error: RestanteError, fields: dict[str, Any]) -> None:
+    def _log_failed_login(self, error: RestanteError, fields: dict[str, Any]) -> None:
         """Only a refusal may have been a guess: for the other, nobody bans an address."""
         reason = error.reason if isinstance(error, _REASONED) else str(error)
         if isinstance(error, AuthenticationFailed):
-            self._note("login refused", logging.WARNING, **fields, reason=reason)
+            self._log_event("login refused", logging.WARNING, **fields, reason=reason)
         else:
-            self._note("login impossible", logging.WARNING, **fields, reason=reason)
+            self._log_event("login impossible", logging.WARNING, **fields, reason=reason)
 
     async def _refuse(self, error: RestanteError) -> None:
         """When its penalty is over; where slots are scarce at once, and the slot is cleared."""
@@ -369,20 +351,19 @@ class Connection(BaseConnection[Event]):
         is_cut = wait > 0 and self._service.is_crowded()
         if wait > 0 and not is_cut:
             await asyncio.sleep(wait)
-        self._say(self._session.failed(error))
+        self._send(self._session.failed(error))
         if is_cut:
-            self._flush()
-            self._close("crowded")
+            self.close("crowded")
 
-    async def _judge(self, shown: Shown) -> Account:
-        """Whose account it is, if it may be opened now.  Who hangs up has guessed all the same.
+    async def _authenticate(self, shown: Shown) -> Account:
+        """Return the account, if it may be opened now.  Hanging up does not undo the guess.
 
         Raises:
-            AuthenticationFailed: no; it is answered when ``_penalty`` is over.
-            TemporaryFailure: it cannot be told now.
+            AuthenticationFailed: it is answered at the time ``_penalty``.
+            TemporaryFailure: a back end cannot answer now.
         """
         service, began, guard = self._service, self._loop.time(), self._service.guard
-        self._is_judged = True
+        self._is_authenticating = True
         try:
             with attempting(shown, began):
                 # Guesses are counted under the user who is meant, whatever alias was typed.
@@ -400,15 +381,15 @@ class Connection(BaseConnection[Event]):
                 self._penalty = began + guard.refused(shown)
             raise
         finally:
-            self._is_judged = False
+            self._is_authenticating = False
             if self._is_lost:
                 self._release_slot()
 
     def _release_slot(self) -> None:
-        """Hanging up shortens no penalty: the slot stays taken until it is over."""
+        """Keep the slot until the penalty is over: hanging up must not shorten it."""
         wait = self._penalty - self._loop.time()
-        if self._is_judged:
-            return  # it is not over
+        if self._is_authenticating:
+            return  # ``_authenticate`` calls again
         if wait > 0:
             self._slot.release_total()
             self._loop.call_later(wait, self._slot.release)
@@ -430,127 +411,33 @@ class Connection(BaseConnection[Event]):
             await opening.__aexit__(None, None, None)
             raise
 
-    def _at_hand(self, action: Retrieve) -> bytes | None:
-        """The message as it goes out, where it is to be had without waiting."""
-        size = action.entry.size
-        if self._raw is None or size > retrieval.SMALL or action.lines is not None:
-            return None
+    def _cached_message(self, action: Retrieve) -> bytes | None:
         if self._session.wants_surrogates:
             return None
-        raw = self._raw.read_cached(action.entry)
-        if raw is None:
-            return None
-        message = retrieval.at_hand(raw, size)
-        if message is not None and not raw.has_crlf and len(raw.octets) == size:
-            is_ready = len(message) == size + len(TERMINATION)
-            self._raw.learn(action.entry, is_wire_ready=is_ready)
-        return message
+        return self._messages.cached_message(action)
 
     async def _retrieve(self, action: Retrieve) -> None:
-        """The message; the termination octet only if every announced octet was there."""
-        may_lie = action.lines is None and not self._session.wants_surrogates
-        raw = self._raw.open_raw(action.entry) if self._raw and may_lie else None
-        with ExitStack() as opened:
-            if raw is not None:
-                opened.callback(os.close, raw.descriptor)
-                if not raw.has_crlf:
-                    opened.close()  # only its size is of use
-            match retrieval.outlet(self._transport):
-                case retrieval.Clear() as clear if raw is not None and raw.is_wire_ready:
-                    is_whole = await self._send_file(action, raw, clear)
-                case _:
-                    is_whole = await self._send_pieces(action, raw)
-        if is_whole:
-            self._has_retrieved(None if action.lines is not None else action.entry)
-
-    async def _send_pieces(self, action: Retrieve, raw: RawMessage | None) -> bool:
-        stuffer = Stuffer()
-        top = None if action.lines is None else Top(action.lines)
-        left = size = action.entry.size
-        added = 0  # octets that byte-stuffing did
-        head = action.response.head()
-        as_it_lies = raw is not None and raw.has_crlf
-        source = retrieval.pieces(raw) if raw and as_it_lies else self._maildrop.read(action.entry)
-        if self._session.wants_surrogates:
-            source = retrieval.downgraded(source)
+        downgrades = self._session.wants_surrogates
+        fields = {"user": self.user, "number": action.number}
         try:
-            async with aclosing(source) as pieces:
-                async for piece in pieces:
-                    left -= len(piece)
-                    stuffed = piece
-                    if raw is None or not raw.is_wire_ready:
-                        stuffed = stuffer.feed(top.feed(piece) if top else piece)
-                    added += len(stuffed) - len(piece)
-                    self._write(head + stuffed)
-                    head = piece = stuffed = b""  # thousands may wait here
-                    if top and top.is_finished:
-                        break
-                    await self._drain()
+            await self._messages.send(action, self._output, downgrades=downgrades)
         except RestanteError as error:
-            self._tell_failed_read(action, error)
-            if head:
-                self._say(self._session.failed(error))
-            else:
-                self.abort("read-failed")
-            return False
-        if left and not (top and top.is_finished):
-            self._tell_other_size(action, -left)
-            return False
-        self._write(head + stuffer.finish())
-        if raw is not None and self._raw is not None and raw.size == size and not as_it_lies:
-            self._raw.learn(action.entry, is_wire_ready=not added)
-        return True
+            self._log_event("read failed", logging.WARNING, **fields, reason=str(error))
+            self._send(self._session.failed(error))
+        except retrieval.Incomplete as error:
+            match error:
+                case retrieval.ReadFailed():
+                    self._log_event("read failed", logging.WARNING, **fields, reason=str(error))
+                case retrieval.SizeDiffers(octets=octets):
+                    self._log_event("size differs", logging.WARNING, **fields, octets=octets)
+            self.abort(error.reason)
+        else:
+            self._retrieved(action)
 
-    async def _send_file(self, action: Retrieve, raw: RawMessage, clear: retrieval.Clear) -> bool:
-        """As it lies; the kernel copies.  What it cannot copy now shows when it can again."""
-        self._write(action.response.head())
-        offset = 0
-        self._transport.set_write_buffer_limits(high=0)  # so that we hear when it is empty
-        try:
-            while offset < raw.size:
-                await self._drain(at_least=1)
-                await retrieval.fetch(raw, offset)
-                sent = clear.send_file(raw.descriptor, offset, raw.size - offset)
-                if sent is None:
-                    # Thousands of connections may wait here.
-                    octets = await retrieval.read(raw, offset, retrieval.PAGE)
-                    self._write(octets)
-                    sent = len(octets)
-                else:
-                    self._written += sent
-                if not sent:
-                    self._tell_other_size(action, offset - raw.size)
-                    return False
-                offset += sent
-        except RestanteError as error:
-            self._tell_failed_read(action, error)
-            self.abort("read-failed")
-            return False
-        except OSError:  # the client has gone, which the transport will hear too
-            self.abort("dropped")
-            return False
-        finally:
-            if not self._is_closing:
-                self._transport.set_write_buffer_limits(high=WAITING)
-        self._write(TERMINATION)
-        return True
-
-    def _has_retrieved(self, entry: Entry | None) -> None:
-        if entry is not None:
-            if len(self._retrieved) < _NAMED:
-                self._retrieved.append(entry)
-            self._retrieved_messages += 1
-            self._retrieved_octets += entry.size
+    def _retrieved(self, action: Retrieve) -> None:
+        if action.lines is None:
+            self._done.add(action.entry)
         self._session.retrieved()
-
-    def _tell_failed_read(self, action: Retrieve, error: RestanteError) -> None:
-        told = {"user": self.user, "number": action.number, "reason": str(error)}
-        self._note("read failed", logging.WARNING, **told)
-
-    def _tell_other_size(self, action: Retrieve, octets: int) -> None:
-        told = {"user": self.user, "number": action.number, "octets": octets}
-        self._note("size differs", logging.WARNING, **told)
-        self.abort("size-differs")
 
     async def _update(self, entries: tuple[Entry, ...]) -> None:
         error: RestanteError | None = None
@@ -565,18 +452,18 @@ class Connection(BaseConnection[Event]):
             error, left = failure, entries
             end = BRAKED if isinstance(failure, Braked) else end
         kept = {entry.unique_id for entry in left}
-        self._removed = tuple(entry for entry in entries if entry.unique_id not in kept)
-        self._quit = "clean" if error is None else BRAKED if end == BRAKED else "failed"
-        await self._give_back(end)
+        self._done.removed = tuple(entry for entry in entries if entry.unique_id not in kept)
+        self._done.update = "clean" if error is None else BRAKED if end == BRAKED else "failed"
+        await self._close_maildrop(end)
         if error is not None:
-            self._note(
+            self._log_event(
                 "update failed",
                 logging.ERROR,
                 user=self.user,
                 left=len(left),
                 reason=str(error),
             )
-        self._say(self._session.failed(error) if error else self._session.updated())
+        self._send(self._session.failed(error) if error else self._session.updated())
 
     async def _brake(self, marked: int) -> None:
         """
@@ -591,20 +478,18 @@ class Connection(BaseConnection[Event]):
         is_new = not began or now - min(began) < _NEW
         if is_new and marked + sum(len(each.removed) for each in past) > self._service.brake:
             told = {"user": self.user, "ip": self._address, "app": self._account.credential}
-            self._note("deletion braked", logging.WARNING, **told, marked=marked)
+            self._log_event("deletion braked", logging.WARNING, **told, marked=marked)
             raise Braked(marked)
 
     def _secured(self, ssl_object: ssl.SSLObject) -> None:
         self._session.secured(tls.channel(ssl_object))
 
-    def _say(self, event: Response | Challenge) -> None:
+    def _send(self, event: Response | Challenge) -> None:
         if type(event) is Response and event.lines is None:
-            self._write(event.head())
+            self._output.write(event.head())
         else:
             for piece in event.encode():
-                self._write(piece)
-        if self._out_octets >= HIGH_WATER:
-            self._flush()
+                self._output.write(piece)
 
     # Time and the end.
 
@@ -614,60 +499,52 @@ class Connection(BaseConnection[Event]):
             return self._began + timeouts.login
         return self._last_command + timeouts.idle
 
-    def _part(self) -> None:
+    def _release(self) -> None:
         if self._opened is None:
-            self._tell_end()
+            self._finish()
         else:
-            self._service.spawn(self._depart())
+            self._service.spawn(self._close_and_finish())
 
-    async def _depart(self) -> None:
-        """Give the maildrop back.  Not later than the end of the connection, maybe earlier."""
-        await self._give_back(self._end)
-        self._tell_end()
+    async def _close_and_finish(self) -> None:
+        await self._close_maildrop(self._end)
+        self._finish()
 
-    async def _give_back(self, end: str) -> None:
-        opened, self._opened, self._raw = self._opened, None, None
+    async def _close_maildrop(self, end: str) -> None:
+        """Record the session in the journal and free the lock, once."""
+        opened, self._opened = self._opened, None
         if opened is None:
             return
         try:
             try:
                 if offers(self._maildrop, Journal):
-                    await self._maildrop.record(self._record(end))
+                    record = self._done.record(
+                        address=self._address,
+                        tls=self._tls_version(),
+                        credential=self._account.credential if self._account else "",
+                        end=end,
+                    )
+                    await self._maildrop.record(record)
             finally:
                 await opened.__aexit__(None, None, None)
-        except Exception:  # what the client did is done, and the connection must end all the same
+        except Exception:  # removals are durable by now, and the connection must end
             self._log_bug()
 
-    def _record(self, end: str) -> SessionRecord:
-        now = time()
-        return SessionRecord(
-            began_at=now - (self._loop.time() - self._began),
-            ended_at=now,
-            address=self._address,
-            tls=self._tls_version(),
-            credential=self._account.credential if self._account else "",
-            retrieved=self._retrieved,
-            removed=self._removed,
-            end=end,
-            unnamed=self._retrieved_messages - len(self._retrieved),
-        )
-
-    def _tell_end(self) -> None:
-        if not (self._is_lost and self._service.forget(self)):
+    def _finish(self) -> None:
+        if not (self._is_lost and self._service.discard(self)):
             return
         if self._account is not None:
-            self._note(
+            self._log_event(
                 "session end",
                 user=self.user,
-                retr=self._retrieved_messages,
-                bytes=self._retrieved_octets,
-                dele=len(self._removed),
-                # What became of the deletions; how the TCP connection ended tells nothing of it.
-                quit=self._quit or self._end,
-                ms=round((self._loop.time() - self._began) * 1000),
+                retr=self._done.messages,
+                bytes=self._done.octets,
+                dele=len(self._done.removed),
+                # The fate of the deletions, which the end of the TCP connection does not show.
+                quit=self._done.update or self._end,
+                ms=round(self._done.seconds * 1000),
             )
         elif self._session.cancelled:
-            self._note(
+            self._log_event(
                 "login cancelled",
                 ip=self._address,
                 proto=self._proto,
@@ -677,5 +554,5 @@ class Connection(BaseConnection[Event]):
 
 
 def _is_short(lines: object) -> bool:
-    """Lies ready, and fits into one write."""
+    """Pre-rendered, and small enough for one write."""
     return isinstance(lines, bytes) and len(lines) <= HIGH_WATER

@@ -1,4 +1,11 @@
-"""A message on its way from its file to the wire, and where the wire begins.
+"""Messages on their way from the maildrop to the client.
+
+Promise: the termination octet is sent only after every octet that was announced.  A message that
+ends early, or cannot be read to its end, ends the connection instead (``Incomplete``).
+
+There are three ways, the fastest first: a small message in the page cache goes out in one write
+(``Reader.cached_message``); of a file that can go out as it is stored the kernel copies the rest
+(sendfile, without TLS only); anything else is read and byte-stuffed piece by piece.
 
 Security: only a ``Clear`` outlet can have the kernel copy a file, and only a transport without
 TLS becomes one, so no octet of a file reaches a TLS socket past the encryption.
@@ -9,24 +16,163 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 
-from ..errors import TemporaryFailure
-from ..maildrop import RawMessage, RawOctets
-from ..message import crlf_text
+from ..addons import offers
+from ..errors import RestanteError, TemporaryFailure
+from ..maildrop import Maildrop, RawMessage, RawOctets, RawReading
+from ..message import Top, crlf_text
+from ..pop3.state import Retrieve
 from ..surrogate import Downgrade
 from ..threads import in_thread
-from ..wire import TERMINATION, stuffed
+from ..wire import TERMINATION, Stuffer, stuffed
+from .output import Output
 
-SMALL = 65_536  # octets of a message that may be read in line
-_PIECE = 32_768  # octets
-PAGE = 4096  # octets
-_WINDOW = 1_048_576  # octets that the kernel may copy at a time, so that others have a turn
+_SMALL = 65_536  # octets of a message that is read on the loop and sent in one write
+_PIECE = 32_768  # octets of a file that are read at once
+_PAGE = 4096  # octets that are read where the kernel cannot copy: thousands of clients may wait
+_WINDOW = 1_048_576  # octets that the kernel may copy at a time, so that others get a turn
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
 
 
+class Incomplete(Exception):
+    """A message cannot be completed after its first octet was sent."""
+
+    reason = "dropped"
+
+
+class ReadFailed(Incomplete):
+    """The maildrop could not read the rest."""
+
+    reason = "read-failed"
+
+
+class SizeDiffers(Incomplete):
+    """The message has another size than was announced."""
+
+    reason = "size-differs"
+
+    def __init__(self, octets: int) -> None:
+        """``octets``: how many there are too many, or, if negative, too few."""
+        self.octets = octets
+
+
+class Reader:
+    """Reads the messages of one open maildrop."""
+
+    __slots__ = ("_files", "_maildrop")
+
+    def __init__(self, maildrop: Maildrop) -> None:
+        self._maildrop = maildrop
+        self._files = maildrop if offers(maildrop, RawReading) else None
+
+    def cached_message(self, action: Retrieve) -> bytes | None:
+        """Return the message as it is sent, or None if that would take waiting."""
+        size = action.entry.size
+        if self._files is None or size > _SMALL or action.lines is not None:
+            return None
+        raw = self._files.read_cached(action.entry)
+        if raw is None:
+            return None
+        message = wire_form(raw, size)
+        if message is not None and not raw.has_crlf and len(raw.octets) == size:
+            is_ready = len(message) == size + len(TERMINATION)
+            self._files.learn(action.entry, is_wire_ready=is_ready)
+        return message
+
+    async def send(self, action: Retrieve, output: Output, *, downgrades: bool) -> None:
+        """Send response and message.
+
+        ``downgrades``: send a surrogate for a message with UTF-8 in its header (RFC 6858).
+
+        Raises:
+            RestanteError: nothing was sent, so the client can be answered.
+            Incomplete: the connection must be aborted.
+        """
+        is_as_stored = action.lines is None and not downgrades
+        raw = self._files.open_raw(action.entry) if self._files and is_as_stored else None
+        with ExitStack() as opened:
+            if raw is not None:
+                opened.callback(os.close, raw.descriptor)
+                if not raw.has_crlf:
+                    opened.close()  # only its size is of use
+            match outlet(output.transport):
+                case Clear() as clear if raw is not None and raw.is_wire_ready:
+                    await _send_file(action, output, raw, clear)
+                case _:
+                    await self._send_pieces(action, output, raw, downgrades=downgrades)
+
+    async def _send_pieces(
+        self, action: Retrieve, output: Output, raw: RawMessage | None, *, downgrades: bool
+    ) -> None:
+        stuffer = Stuffer()
+        top = None if action.lines is None else Top(action.lines)
+        left = size = action.entry.size
+        added = 0  # octets that byte-stuffing added
+        head = action.response.head()
+        has_crlf = raw is not None and raw.has_crlf
+        source = pieces(raw) if raw and has_crlf else self._maildrop.read(action.entry)
+        if downgrades:
+            source = downgraded(source)
+        try:
+            async with aclosing(source) as whole:
+                async for piece in whole:
+                    left -= len(piece)
+                    encoded = piece
+                    if raw is None or not raw.is_wire_ready:
+                        encoded = stuffer.feed(top.feed(piece) if top else piece)
+                    added += len(encoded) - len(piece)
+                    output.write(head + encoded)
+                    head = piece = encoded = b""  # free them: thousands of clients may wait here
+                    if top and top.is_finished:
+                        break
+                    await output.flush_and_wait()
+        except RestanteError as error:
+            if head:
+                raise
+            raise ReadFailed(str(error)) from error
+        if left and not (top and top.is_finished):
+            raise SizeDiffers(-left)
+        output.write(head + stuffer.finish())
+        if raw is not None and self._files is not None and raw.size == size and not has_crlf:
+            self._files.learn(action.entry, is_wire_ready=not added)
+
+
+async def _send_file(action: Retrieve, output: Output, raw: RawMessage, clear: Clear) -> None:
+    """Have the kernel copy the file.
+
+    What the kernel cannot copy because the socket is full goes through the transport, a page of
+    it: its buffer getting empty is how we hear that the socket takes more.
+    """
+    output.write(action.response.head())
+    output.wait_for_empty(True)
+    offset = 0
+    try:
+        while offset < raw.size:
+            await output.flush_and_wait(at_least=1)
+            await fetch(raw, offset)
+            sent = clear.send_file(raw.descriptor, offset, raw.size - offset)
+            if sent is None:
+                octets = await read(raw, offset, _PAGE)
+                output.write(octets)
+                sent = len(octets)
+            else:
+                output.count_sent(sent)
+            if not sent:
+                raise SizeDiffers(offset - raw.size)
+            offset += sent
+    except RestanteError as error:
+        raise ReadFailed(str(error)) from error
+    except OSError as error:  # the client has gone, which the transport will hear too
+        raise Incomplete from error
+    finally:
+        if not output.transport.is_closing():
+            output.wait_for_empty(False)
+    output.write(TERMINATION)
+
+
 class Outlet:
-    """Where output goes.  TLS is this much and no more."""
+    """A transport.  For TLS this is all there is."""
 
     __slots__ = ("transport",)
 
@@ -35,7 +181,7 @@ class Outlet:
 
 
 class Clear(Outlet):
-    """A socket on which octets are what they are."""
+    """A socket without TLS."""
 
     __slots__ = ("_descriptor",)
 
@@ -44,9 +190,9 @@ class Clear(Outlet):
         self._descriptor: int = transport.get_extra_info("socket").fileno()
 
     def send_file(self, file: int, offset: int, count: int) -> int | None:
-        """How many octets of the file the socket takes at once; None: it is full.
+        """Return how many octets of the file the socket took, or None if it is full.
 
-        The caller sees to it that nothing waits in the transport, which would come too late.
+        The transport's buffer must be empty, because what it holds would be sent later.
         """
         if self.transport.is_closing():
             raise ConnectionResetError
@@ -62,10 +208,10 @@ def outlet(transport: asyncio.Transport) -> Outlet:
     return Clear(transport) if has_socket and not is_secure else Outlet(transport)
 
 
-def at_hand(raw: RawOctets, size: int) -> bytes | None:
-    """A small message as it goes out, byte-stuffed and with its end.
+def wire_form(raw: RawOctets, size: int) -> bytes | None:
+    """Return a small message as it is sent: byte-stuffed, with the termination octet.
 
-    None: it has not the ``size`` that was announced, or not all of it is here.
+    None: it does not have the ``size`` that was announced, or only a part of it was read.
     """
     if raw.is_wire_ready:
         return raw.octets + TERMINATION
@@ -74,7 +220,7 @@ def at_hand(raw: RawOctets, size: int) -> bytes | None:
 
 
 async def pieces(raw: RawMessage) -> AsyncGenerator[bytes, None]:
-    """The octets of the file, no more than ``raw.size``; fewer if it was cut meanwhile."""
+    """Yield the octets of the file, at most ``raw.size``; fewer if it was truncated meanwhile."""
     offset = 0
     while octets := await read(raw, offset):
         offset += len(octets)
@@ -82,28 +228,28 @@ async def pieces(raw: RawMessage) -> AsyncGenerator[bytes, None]:
 
 
 async def downgraded(source: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """Of a message in CRLF text: its surrogate, which has as many octets, made in a thread.
+    """Yield the surrogate of a message in CRLF text, which has the same size; made in a thread.
 
     Raises:
-        NeedsUTF8: there can be none; nothing was given out.
+        NeedsUTF8: no surrogate is possible; nothing was yielded.
     """
     downgrade = Downgrade()
     async with aclosing(source) as whole:
         async for octets in whole:
-            shown = octets
+            text = octets
             if downgrade.is_in_header:
-                shown = await asyncio.to_thread(downgrade.feed, octets)
-            if shown:
-                yield shown
+                text = await asyncio.to_thread(downgrade.feed, octets)
+            if text:
+                yield text
     if downgrade.is_in_header and (rest := await asyncio.to_thread(downgrade.finish)):
         yield rest
 
 
 async def read(raw: RawMessage, offset: int, most: int = _PIECE) -> bytes:
-    """Up to ``most`` octets; the disk is waited for in a thread.
+    """Read up to ``most`` octets; waits for the disk in a thread.
 
     Raises:
-        TemporaryFailure: the disk does not give them.
+        TemporaryFailure: the disk reports an error.
     """
     count = min(most, raw.size - offset)
     octets = _read_cached(raw.descriptor, offset, count)
@@ -113,7 +259,7 @@ async def read(raw: RawMessage, offset: int, most: int = _PIECE) -> bytes:
 
 
 async def fetch(raw: RawMessage, offset: int) -> None:
-    """Bring what the kernel copies next into the page cache, for it would stop the event loop."""
+    """Bring what the kernel copies next into the page cache: sendfile would block the loop."""
     count = min(_WINDOW, raw.size - offset)
     if count and _read_cached(raw.descriptor, offset + count - 1, 1) is None:
         await _read(raw.descriptor, offset, count)
@@ -127,13 +273,13 @@ async def _read(file: int, offset: int, count: int) -> bytes:
 
 
 def _read_cached(file: int, offset: int, count: int) -> bytes | None:
-    """None: the page cache does not have it, or there is no asking."""
+    """Return the octets if the page cache has them, else None, also where that is unknown."""
     if not _NOWAIT:
         return None
     buffer = bytearray(count)
     try:
-        found = os.preadv(file, [buffer], offset, _NOWAIT)
+        got = os.preadv(file, [buffer], offset, _NOWAIT)
     except OSError:
-        return None  # who reads again without the flag will hear it
+        return None  # reading without the flag will report it
     # Linux 5.9 and 5.10 say 0 where they mean EAGAIN (preadv2(2), BUGS).
-    return bytes(buffer) if found == count else bytes(buffer[:found]) if found else None
+    return bytes(buffer) if got == count else bytes(buffer[:got]) if got else None

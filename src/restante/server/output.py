@@ -1,0 +1,155 @@
+"""The output of one connection: collected, written in few pieces, and paced by its client.
+
+Limits: a client that stops reading is not served on.  Then a connection holds ``HIGH_WATER``
+octets here, ``_IN_TRANSPORT`` octets in the transport, and what the kernel takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from struct import unpack
+
+from ..posix import NotOnThisSystem, fcntl, termios
+
+HIGH_WATER = 65_536  # octets of output, and of unread input, per connection
+_IN_TRANSPORT = 16_384  # octets that the transport may hold before we wait; the kernel holds more
+_TURN = 262_144  # octets written before other connections get a turn
+# Octets that a client must take between two checks, every 30 s by default: fewer than any modem
+# carries, so only a client that does not read at all fails.
+_PROGRESS = 1024
+
+
+class Output:
+    """What is sent to one client."""
+
+    __slots__ = (
+        "_collected",
+        "_is_lost",
+        "_pieces",
+        "_taken_before",
+        "_writable",
+        "_yielded_at",
+        "transport",
+        "written",
+    )
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport
+        """TCP, or TLS over it."""
+        self.written = 0
+        """Octets given to the transport so far."""
+        self._pieces: list[bytes] = []
+        self._collected = 0  # octets in _pieces
+        self._writable: asyncio.Event | None = None  # exists while the transport is full
+        self._yielded_at = 0  # ``written`` when other connections last had a turn
+        self._taken_before = 0  # octets that the client had taken at the last check
+        self._is_lost = False
+
+    def adopt(self, transport: asyncio.Transport) -> None:
+        """Write to this transport from now on."""
+        self.transport = transport
+        transport.set_write_buffer_limits(high=_IN_TRANSPORT)
+
+    @property
+    def produced(self) -> int:
+        """Octets of output so far, written or not."""
+        return self.written + self._collected
+
+    @property
+    def collected(self) -> int:
+        """Octets that are not given to the transport yet."""
+        return self._collected
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the transport is full, because the client does not read."""
+        return self._writable is not None
+
+    def write(self, octets: bytes) -> None:
+        """Collect octets; they are written with the next ``flush``, or when there are many."""
+        self._pieces.append(octets)
+        self._collected += len(octets)
+        if self._collected >= HIGH_WATER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Give all that is collected to the transport, in one piece."""
+        if self._pieces and not self._is_lost:
+            self.written += self._collected
+            self.transport.write(b"".join(self._pieces))
+        self._pieces = []
+        self._collected = 0
+
+    async def flush_and_wait(self, at_least: int = HIGH_WATER // 2) -> None:
+        """Between the pieces of a long response: flush, wait for the client, share the loop.
+
+        Less than ``at_least`` octets are only collected.
+        """
+        if 0 < self._collected < at_least:
+            return
+        self.flush()
+        if self._writable is not None:
+            await self._writable.wait()
+        elif self.written - self._yielded_at >= _TURN:
+            self._yielded_at = self.written
+            await asyncio.sleep(0)
+
+    def count_sent(self, octets: int) -> None:
+        """Count octets that went to the socket past the transport (sendfile)."""
+        self.written += octets
+
+    def wait_for_empty(self, is_on: bool) -> None:
+        """Count the transport as full while it holds any octet (True), or as usual."""
+        self.transport.set_write_buffer_limits(high=0 if is_on else _IN_TRANSPORT)
+
+    # Called by the connection.
+
+    def block(self) -> None:
+        """The transport is full."""
+        self._writable = asyncio.Event()
+        self._taken_before = self._taken()
+
+    def unblock(self) -> None:
+        """The transport takes more."""
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
+
+    def lose(self) -> None:
+        """The connection is gone: discard what is written from now on."""
+        self._is_lost = True
+
+    # How far the client has read.
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the transport holds octets that the kernel does not take yet."""
+        return self.transport.get_write_buffer_size() > 0
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the client has everything that was written."""
+        return self._taken() == self.written
+
+    def watch(self) -> None:
+        """Begin to watch whether the client reads: ``has_progressed`` counts from here."""
+        self._taken_before = self._taken()
+
+    def has_progressed(self) -> bool:
+        """Whether the client has read enough since the last look, which this one replaces."""
+        before, self._taken_before = self._taken_before, self._taken()
+        return self._taken_before - before >= _PROGRESS
+
+    def _taken(self) -> int:
+        """Octets that the client has acknowledged; what the kernel still holds does not count."""
+        waiting = self.transport.get_write_buffer_size()
+        return self.written - waiting - _unacknowledged(self.transport)
+
+
+def _unacknowledged(transport: asyncio.Transport) -> int:
+    """Octets that the kernel holds for the client (tcp(7), SIOCOUTQ)."""
+    connected = transport.get_extra_info("socket")
+    try:
+        return int(unpack("i", fcntl.ioctl(connected.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
+    except (OSError, AttributeError, ValueError, NotOnThisSystem):
+        return 0
