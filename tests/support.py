@@ -202,7 +202,7 @@ async def serving(
     policy: Policy | None = None,
     time_stamp: Callable[[], str] | None = None,
     proxy_from: tuple[Network, ...] = (),
-    relays: tuple[Network, ...] = (),
+    xclient_from: tuple[Network, ...] = (),
     tls_at_proxy: bool = False,
 ) -> AsyncIterator[Server]:
     service = Service(
@@ -211,8 +211,8 @@ async def serving(
         policy=policy or Policy(),
         time_stamp=time_stamp,
         tls=tls,
-        clear_login_from=LOOPBACK if clear else (),
-        relays=relays,
+        allow_plaintext_from=LOOPBACK if clear else (),
+        xclient_from=xclient_from,
         timeouts=timeouts or Timeouts(),
     )
     listening = bind(Address("pop3", "127.0.0.1", 0))

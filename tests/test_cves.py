@@ -72,7 +72,7 @@ def test_stls_with_octets_behind_it_is_the_end(behind: bytes) -> None:
 @pytest.mark.rfc("P-120")
 def test_nothing_said_before_tls_is_known_after_it() -> None:
     core = Core(list(MESSAGES), tls=False)
-    core.session._clear = True
+    core.session._allow_plaintext = True
     core.send(b"USER mrose\r\n")
     core.send(b"STLS\r\n")
     core.shake_hands()

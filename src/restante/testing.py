@@ -574,7 +574,7 @@ class Pop3Server:
             self._people,
             policy=self._policy,
             tls=context,
-            clear_login_from=self._clear_from,
+            allow_plaintext_from=self._clear_from,
         )
         self._open.push_async_callback(service.drain, 0)
         admission = Admission(1000, 1000)

@@ -194,7 +194,7 @@ def test_dovecots_proxy_names_the_client(
 
     async def main() -> None:
         async with serving(
-            MemoryStore(), tls=server_tls, implicit=True, clear=False, relays=LOOPBACK
+            MemoryStore(), tls=server_tls, implicit=True, clear=False, xclient_from=LOOPBACK
         ) as server:
             fields = f"proxy=y host=127.0.0.1 port={server.port} ssl=any-cert"
             with dovecot(fields=fields) as front:

@@ -7,7 +7,7 @@ from restante.maildrop import Entry
 from restante.message import Top
 from restante.pop3.commands import VERBS
 from restante.pop3.session import Policy, Session
-from restante.pop3.state import Close, Event, Login, Relay, Retrieve, StartTLS, Update
+from restante.pop3.state import Close, Event, Login, Retrieve, StartTLS, Update, Xclient
 from restante.sasl import Channel, Lookup
 from restante.wire import Stuffer
 
@@ -27,7 +27,7 @@ class Core:
         password: str = "tan staaf",
         policy: Policy | None = None,
         channel: Channel | None = None,
-        may_login_in_clear: bool = False,
+        allow_plaintext: bool = False,
         time_stamp: str = "",
     ) -> None:
         self.messages = messages
@@ -42,7 +42,7 @@ class Core:
             self._policy,
             is_secure=tls,
             may_start_tls=may_start_tls,
-            may_login_in_clear=may_login_in_clear,
+            allow_plaintext=allow_plaintext,
             channel=channel,
             time_stamp=time_stamp,
         )
@@ -71,7 +71,7 @@ class Core:
                     self._do(session.opened(self._listing, terms=terms))
                     self.is_open = True
             case Lookup():
-                self._do(session.found(self._passdb.keys(event.identity, event.digest)))
+                self._do(session.looked_up(self._passdb.keys(event.identity, event.digest)))
             case Retrieve(_, entry, response, lines):
                 text = self.messages[self._listing.index(entry)]
                 stuffer = Stuffer()
@@ -83,8 +83,8 @@ class Core:
                 gone = {self._listing.index(entry) for entry in entries}
                 self.messages = [m for at, m in enumerate(self.messages) if at not in gone]
                 self._say(session.updated().head())
-            case Relay():
-                self._do(session.relayed(event.tls, may_login_in_clear=False))
+            case Xclient():
+                self._do(session.client_changed(event.tls, allow_plaintext=False))
             case StartTLS(response):
                 self._say(response.head())
                 self.is_handshaking = True

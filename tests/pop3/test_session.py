@@ -217,7 +217,7 @@ def test_secrets_that_are_too_weak_for_scram_refuse_the_login_alone() -> None:
     session.receive(b"AUTH SCRAM-SHA-256 " + b64encode(b"n,,n=ann,r=nonce") + b"\r\n")
     assert isinstance(session.next(), Lookup)
     weak = ScramSecrets(b"salt", 1, (ScramKey("", bytes(32), bytes(32)),))
-    refused = session.found(weak)
+    refused = session.looked_up(weak)
     assert isinstance(refused, Response)
     assert not refused.is_ok
     session.receive(b"CAPA\r\n")
@@ -231,7 +231,7 @@ def test_an_empty_name_is_none() -> None:
 
 def test_what_xclient_tells_has_names() -> None:
     core = Core([], tls=False)
-    core.session.may_relay = True
+    core.session.accepts_xclient = True
     assert core.send(b"XCLIENT ADDR=192.0.2.7 TLS\r\n") == b"-ERR XCLIENT requires NAME=VALUE\r\n"
     assert core.send(b"XCLIENT CLIENT-TRANSPORT=TLS\r\n").startswith(b"+OK")
 
@@ -247,7 +247,7 @@ def test_a_session_is_small() -> None:
 
 # What is announced.
 
-HURRIED = Policy(terms=Terms(60), worst=Terms(300, 7))
+HURRIED = Policy(terms=Terms(60), announced=Terms(300, 7))
 
 
 def capabilities(core: Core) -> set[bytes]:
@@ -389,7 +389,7 @@ def test_tokens_are_neither_offered_nor_accepted_without_tls(name: str) -> None:
             list(MESSAGES),
             policy=Policy(mechanisms=(name, "PLAIN")),
             tls=is_secure,
-            may_login_in_clear=True,
+            allow_plaintext=True,
         )
         assert (name.encode() in core.send(b"CAPA\r\n")) == is_secure
         said = core.send(b"AUTH " + name.encode() + b"\r\n")

@@ -82,14 +82,14 @@ STAMP = "<1896.697170952@dbc.mtview.ca.us>"
 def test_the_greeting_has_a_time_stamp_where_a_login_may_follow(
     is_secure: bool, is_allowed: bool, is_told: bool
 ) -> None:
-    policy = Policy(greeting="x" * 500)
+    policy = Policy(banner="x" * 500)
     session = Session(
         VERBS,
         policy,
         is_secure=is_secure,
-        may_login_in_clear=is_allowed,
+        allow_plaintext=is_allowed,
         time_stamp=STAMP,
-        may_relay=True,
+        accepts_xclient=True,
     )
     head = session.greeting().head()
     assert head.endswith(f" {STAMP}\r\n".encode()) is is_told
@@ -102,13 +102,13 @@ def test_the_greeting_has_a_time_stamp_where_a_login_may_follow(
 @pytest.mark.parametrize("between", ["STLS", "XCLIENT"])
 def test_apop_answers_to_no_greeting_of_before(between: str) -> None:
     """CVE-2007-1558: whoever could change the greeting has chosen the time stamp (RFC 2595 §4)."""
-    core = Core([], password="tanstaaf", tls=False, may_login_in_clear=True, time_stamp=STAMP)
+    core = Core([], password="tanstaaf", tls=False, allow_plaintext=True, time_stamp=STAMP)
     assert STAMP.encode() in core.session.greeting().head()
     if between == "STLS":
         core.send(b"STLS\r\n")
         core.shake_hands()
     else:
-        core.session.may_relay = True
+        core.session.accepts_xclient = True
         core.send(b"XCLIENT ADDR=192.0.2.7 CLIENT-TRANSPORT=TLS\r\n")
     said = core.send(b"APOP mrose c4c9334bac560ecc979e58001b3e22fb\r\n")
     assert said == b"-ERR unknown command\r\n"

@@ -947,7 +947,7 @@ def test_a_new_password_may_not_delete_much(
     async def main() -> None:
         store = await filled(*[MESSAGE] * 8)
         async with serving(store) as server:
-            server.service.brake = 3
+            server.service.deletions_by_new = 3
             for _ in range(2):  # trying again does not help
                 refused = await delete_and_quit(server, 4)
                 assert refused.startswith(b"-ERR [SYS/TEMP] this password is too new to delete 4 ")
@@ -973,7 +973,7 @@ def test_a_password_that_is_known_for_a_day_may_delete_what_it_likes(run: Run[No
             known = SessionRecord(before, before, "", "", "password", [first], (), "quit")
             await maildrop.record(known)  # type: ignore[attr-defined]
         async with serving(store) as server:
-            server.service.brake = 1
+            server.service.deletions_by_new = 1
             assert (await delete_and_quit(server, 4)).startswith(b"+OK")
         assert await sizes(store) == []
 
@@ -1001,7 +1001,7 @@ def test_a_jump_of_the_clock_makes_no_password_known(
             known = SessionRecord(now - ago, now - ago, "", "", "password", [first], (), "quit")
             await maildrop.record(known)  # type: ignore[attr-defined]
         async with serving(store) as server:
-            server.service.brake = 1
+            server.service.deletions_by_new = 1
             server.service.proven_time = lambda: now
             monkeypatch.setattr(time, "time", lambda: now + ahead)
             answer = await delete_and_quit(server, 4)
@@ -1012,9 +1012,9 @@ def test_a_jump_of_the_clock_makes_no_password_known(
 
 @pytest.mark.parametrize("removed", [0, 1, 3])
 @pytest.mark.parametrize("marked", [1, 3])
-@pytest.mark.parametrize("brake", [0, 1, 3, 4, 6])
+@pytest.mark.parametrize("deletions_by_new", [0, 1, 3, 4, 6])
 def test_a_brake_that_is_changed_counts_what_was_removed_before(
-    run: Run[None], brake: int, removed: int, marked: int
+    run: Run[None], deletions_by_new: int, removed: int, marked: int
 ) -> None:
     """Added, made tighter or looser, or taken off, in the first day of a password."""
 
@@ -1023,9 +1023,9 @@ def test_a_brake_that_is_changed_counts_what_was_removed_before(
         async with serving(store) as server:
             if removed:
                 assert (await delete_and_quit(server, removed)).startswith(b"+OK")
-            server.service.brake = brake
+            server.service.deletions_by_new = deletions_by_new
             answer = await delete_and_quit(server, marked)
-            may = not brake or removed + marked <= brake
+            may = not deletions_by_new or removed + marked <= deletions_by_new
             assert answer.startswith(b"+OK" if may else b"-ERR [SYS/TEMP]")
 
     run(main())
@@ -1043,7 +1043,7 @@ def test_a_session_of_the_future_shuts_a_password_out_only_for_a_day(run: Run[No
                 known = SessionRecord(at, at, "", "", "password", [first], (), "quit")
                 await maildrop.record(known)  # type: ignore[attr-defined]
         async with serving(store) as server:
-            server.service.brake = 1
+            server.service.deletions_by_new = 1
             assert (await delete_and_quit(server, 4)).startswith(b"+OK")
 
     run(main())

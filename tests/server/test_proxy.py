@@ -171,7 +171,7 @@ def test_the_address_behind_a_proxy_is_the_clients(
     async def main() -> None:
         async with serving(MemoryStore(), proxy_from=LOOPBACK, clear=False) as server:
             if header == V1:
-                server.service.clear_login_from = (ip_network("192.0.2.0/24"),)
+                server.service.allow_plaintext_from = (ip_network("192.0.2.0/24"),)
             async with connected(server) as client:
                 client.send(header + b"USER mrose\r\nPASS tan staaf\r\n")
                 heard = [await client.line() for _ in range(3)]
@@ -396,8 +396,10 @@ def test_xclient_tells_who_the_client_is(run: Run[None], caplog: pytest.LogCaptu
     caplog.set_level(logging.INFO)
 
     async def main() -> None:
-        async with serving(MemoryStore(), relays=LOOPBACK, clear=False, per_address=1) as server:
-            server.service.clear_login_from = (ip_network("192.0.2.0/24"),)
+        async with serving(
+            MemoryStore(), xclient_from=LOOPBACK, clear=False, per_address=1
+        ) as server:
+            server.service.allow_plaintext_from = (ip_network("192.0.2.0/24"),)
             async with connected(server) as client:
                 assert (await client.line()).startswith(b"+OK [XCLIENT] ")
                 assert (await client.ask(b"USER mrose")).startswith(b"-ERR")
@@ -436,7 +438,11 @@ def test_xclient_tells_of_the_clients_tls(
         for implicit in (True, False):
             async with (
                 serving(
-                    MemoryStore(), tls=server_tls, implicit=implicit, relays=LOOPBACK, clear=False
+                    MemoryStore(),
+                    tls=server_tls,
+                    implicit=implicit,
+                    xclient_from=LOOPBACK,
+                    clear=False,
                 ) as server,
                 server.client(client_tls if implicit else None) as client,
             ):
@@ -453,7 +459,10 @@ def test_xclient_of_anybody_else_is_unknown(run: Run[None]) -> None:
         async with serving(MemoryStore()) as server, server.client() as client:
             unknown = await client.ask(b"XYZ")
             assert await client.ask(b"XCLIENT ADDR=192.0.2.7") == unknown
-        async with serving(MemoryStore(), relays=LOOPBACK) as server, server.client() as client:
+        async with (
+            serving(MemoryStore(), xclient_from=LOOPBACK) as server,
+            server.client() as client,
+        ):
             for wrong in (b"XCLIENT ADDR=x", b"XCLIENT ADDR=[UNAVAILABLE]", b"XCLIENT ADDR"):
                 async with server.client() as client:
                     assert (await client.ask(wrong)).startswith(b"-ERR")

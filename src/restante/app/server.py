@@ -319,22 +319,22 @@ def _apply(
     limits = configuration.limits
     mechanisms = offered(service.passdb, configuration.auth.mechanisms)
     service.policy = Policy(
-        greeting=configuration.server.banner,
+        banner=configuration.server.banner,
         language=configuration.server.language,
         makes_surrogates=configuration.server.utf8_headers == "surrogate",
         mechanisms=tuple(name for name in mechanisms if name != "APOP"),
         terms=Terms(ceil(limits.login_delay), limits.expire),
-        worst=service.policy.worst,
+        announced=service.policy.announced,
     )
-    service.policy = replace(service.policy, worst=_worst_terms(users, service.policy))
+    service.policy = replace(service.policy, announced=_worst_terms(users, service.policy))
     host = configuration.server.hostname
     service.time_stamp = partial(time_stamp, host) if "APOP" in mechanisms else None
     polling = gateway.Gateway(configuration, local.Recipients(configuration, users, directory))
     service.before_opening = polling.poll if polling else None
-    service.relays = configuration.server.xclient_from
-    service.separator = configuration.auth.folder_separator
-    service.clear_login_from = configuration.auth.allow_plaintext_from
-    service.brake = limits.deletions_by_new
+    service.xclient_from = configuration.server.xclient_from
+    service.folder_separator = configuration.auth.folder_separator
+    service.allow_plaintext_from = configuration.auth.allow_plaintext_from
+    service.deletions_by_new = limits.deletions_by_new
     service.timeouts = Timeouts(login=limits.login, idle=limits.idle)
     admission.sessions = _most_connections(limits.sessions)
     admission.per_address = limits.per_address
@@ -386,8 +386,8 @@ async def _update_terms(service: Service, users: Users) -> None:
     """Announce what users have now; until then none waits longer than was announced."""
     while True:
         await asyncio.sleep(_TERMS_EVERY)
-        worst = await asyncio.to_thread(_worst_terms, users, service.policy)
-        service.policy = replace(service.policy, worst=worst)
+        announced = await asyncio.to_thread(_worst_terms, users, service.policy)
+        service.policy = replace(service.policy, announced=announced)
 
 
 async def _end_disabled_sessions(service: Service) -> None:
@@ -405,7 +405,7 @@ def _worst_terms(users: Users, policy: Policy) -> Terms | None:
         return users.worst_terms(policy.terms)
     except RestanteError as error:
         _log.warning("users not read", extra={"fields": {"reason": str(error)}})
-        return policy.worst
+        return policy.announced
 
 
 async def _renew_tls(secure: Callable[[], None]) -> None:

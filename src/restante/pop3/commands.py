@@ -16,13 +16,13 @@ from ..sasl.prepare import prepared
 from . import texts
 from .grammar import Response, parse_count, parse_number
 from .session import Session, Verb
-from .state import Event, Login, Relay, Retrieve, StartTLS, State, Update
+from .state import Event, Login, Retrieve, StartTLS, State, Update, Xclient
 
 
 def user(session: Session, name: str) -> Response:
     """Answers +OK to every name, so that clients cannot find out which users exist
     (RFC 1939 §13)."""
-    if not session.may_login_in_clear:
+    if not session.may_authenticate:
         raise TLSRequired
     if not name:
         raise BadCommand("USER requires a user name")
@@ -32,7 +32,7 @@ def user(session: Session, name: str) -> Response:
 
 def pass_(session: Session, password: str) -> Event:
     """Logs in; allowed only directly after USER.  Spaces belong to the password (RFC 1939 §7)."""
-    if not session.may_login_in_clear:
+    if not session.may_authenticate:
         raise TLSRequired
     if not session.user:
         raise BadCommand("send USER first")
@@ -51,7 +51,7 @@ def apop(session: Session, name: str, digest: str) -> Event:
 
 def auth(session: Session, name: str, initial_response: str | None = None) -> Event:
     """Starts a SASL exchange (RFC 5034 §4).  A mechanism is required: AUTH alone lists none."""
-    if not session.may_login_in_clear:
+    if not session.may_authenticate:
         raise TLSRequired
     if name.upper() not in session.mechanisms:
         raise NoExchange("authentication mechanism not supported")
@@ -74,7 +74,7 @@ def xclient(_: Session, attributes: str) -> Event:
     if address:
         address = _address(address)
     tls = ("yes" if transport.upper().startswith("TLS") else "no") if transport else ""
-    return Relay(address, tls)
+    return Xclient(address, tls)
 
 
 def _address(text: str) -> str:
@@ -89,7 +89,7 @@ def _address(text: str) -> str:
 def capa(session: Session) -> Response:
     """Lists the capabilities (RFC 2449 §5); only STLS depends on the state (RFC 2595 §8)."""
     tags = ["TOP", "UIDL", "PIPELINING", "RESP-CODES", "AUTH-RESP-CODE"]
-    if session.may_login_in_clear:
+    if session.may_authenticate:
         tags.append("USER")
     if session.mechanisms:
         tags.append("SASL " + " ".join(session.mechanisms))
@@ -207,7 +207,7 @@ def noop(_: Session) -> Response:
 def quit_(session: Session) -> Event:
     """Enters UPDATE, which removes marked messages; any other end removes none (RFC 1939 §6)."""
     if session.state is State.AUTHORIZATION:
-        return session.leave(Response("goodbye"))
+        return session.close_after(Response("goodbye"))
     session.state = State.UPDATE
     return Update(session.transaction.marked())
 
@@ -220,7 +220,7 @@ VERBS = {
     "APOP": Verb(apop, _AUTH, range(2, 3), may=lambda session: session.time_stamp),
     "AUTH": Verb(auth, _AUTH, range(1, 3)),
     "XCLIENT": Verb(
-        xclient, _AUTH, range(1, 2), takes_rest=True, may=lambda session: session.may_relay
+        xclient, _AUTH, range(1, 2), takes_rest=True, may=lambda session: session.accepts_xclient
     ),
     "UTF8": Verb(utf8, _AUTH + _TRANS, range(1)),
     "LANG": Verb(lang, _AUTH + _TRANS, range(2)),

@@ -34,7 +34,7 @@ from .state import Close, Event, Login, Retrieve, StartTLS, State
 from .texts import translated
 from .transaction import Transaction
 
-MAX_RELAY = 8192  # octets of an XCLIENT line, from trusted proxies only; our own limit
+MAX_XCLIENT = 8192  # octets of an XCLIENT line, from trusted proxies only; our own limit
 # Octets of the greeting's text if a time stamp follows; the line may have 512 (RFC 2449 §4).
 _BESIDE = 150
 _RETR = re.compile(rb"RETR ([1-9][0-9]{0,9})\r\n")  # fast path for the most frequent command
@@ -47,7 +47,7 @@ _FOREIGN = FOREIGN_PROTOCOLS | {"EHLO", "HELO", "LHLO"}
 class Policy:
     """The settings of one server for all its sessions."""
 
-    greeting: str = "restante ready"
+    banner: str = "restante ready"
     """Text of the greeting: no "<", which would announce APOP, no leading "[" (RFC 2449 §3)."""
     language: str = "en"
     """Language of the texts until a client chooses another (RFC 6856 §3)."""
@@ -65,20 +65,20 @@ class Policy:
     failed_logins: int = 3
     terms: Terms = field(default_factory=Terms)
     """The terms of every user whose account does not set its own."""
-    worst: Terms | None = None
+    announced: Terms | None = None
     """The longest delay and the shortest retention of any user, announced before login; None: all
     users have ``terms`` (RFC 2449 §6.5, §6.7)."""
 
     @property
-    def told(self) -> Terms:
+    def public_terms(self) -> Terms:
         """What is announced before the login."""
-        return self.worst or self.terms
+        return self.announced or self.terms
 
     def terms_of(self, account: Account) -> Terms:
         """Return the user's terms; the delay is never longer than announced before the login."""
         delay = ceil(account.login_delay) or self.terms.login_delay
         return Terms(
-            min(delay, self.told.login_delay),
+            min(delay, self.public_terms.login_delay),
             self.terms.expire if account.expire is None else account.expire,
         )
 
@@ -101,10 +101,10 @@ class Session:
     """One client's dialogue with the server."""
 
     __slots__ = (
+        "_allow_plaintext",
         "_awaiting",
         "_bad_commands",
         "_channel",
-        "_clear",
         "_closing",
         "_commands",
         "_exchange",
@@ -119,11 +119,11 @@ class Session:
         "_refused_exchanges",
         "_terms",
         "_verbs",
+        "accepts_xclient",
         "cancelled",
         "is_secure",
         "is_utf8",
         "language",
-        "may_relay",
         "mechanism",
         "state",
         "time_stamp",
@@ -138,14 +138,19 @@ class Session:
         *,
         is_secure: bool,
         may_start_tls: bool = False,
-        may_login_in_clear: bool = False,
-        may_relay: bool = False,
+        allow_plaintext: bool = False,
+        accepts_xclient: bool = False,
         channel: Channel | None = None,
         time_stamp: str = "",
     ) -> None:
-        """``verbs``: the table of commands.
-        ``may_relay``: the peer is a trusted proxy, which may report a client's address (XCLIENT).
-        ``time_stamp``: for APOP, unique for each session; empty: no APOP."""
+        """
+        Args:
+            verbs: the table of commands.
+            allow_plaintext: passwords are accepted without TLS.
+            accepts_xclient: the peer is a trusted proxy and may report its client's address.
+            channel: what the TLS connection offers to SASL mechanisms.
+            time_stamp: for APOP, unique for each session; empty: no APOP.
+        """
         self.state = State.AUTHORIZATION
         self.is_secure = is_secure
         self.user: str | None = None
@@ -161,9 +166,9 @@ class Session:
         self._verbs = verbs
         self._policy = policy
         self._may_start_tls = may_start_tls
-        self._clear = may_login_in_clear
-        self.may_relay: bool = may_relay
-        self.time_stamp: str = time_stamp if self.may_login_in_clear else ""
+        self._allow_plaintext = allow_plaintext
+        self.accepts_xclient: bool = accepts_xclient
+        self.time_stamp: str = time_stamp if self.may_authenticate else ""
         """The time stamp of the greeting, which APOP digests (RFC 1939 §7); empty: no APOP."""
         self._lines = LineBuffer(self._limit)
         self._channel = channel or _CLEAR
@@ -177,17 +182,17 @@ class Session:
         self._bad_commands = self._refused_exchanges = self._commands = 0
         self.transaction: Transaction
         """Messages and marks; from the login on."""
-        self._terms = policy.told
+        self._terms = policy.public_terms
         self._failed_logins = 0
 
     # Called by the driver.
 
     def greeting(self) -> Response:
         """Return the greeting (RFC 1939 §4)."""
-        text = self._policy.greeting
+        text = self._policy.banner
         if self.time_stamp:
             text = f"{text[:_BESIDE]} {self.time_stamp}"
-        return Response(text, "XCLIENT" if self.may_relay else None)
+        return Response(text, "XCLIENT" if self.accepts_xclient else None)
 
     def receive(self, octets: bytes) -> None:
         """Feed received octets.  The caller must stop reading while ``unread`` is large."""
@@ -213,7 +218,7 @@ class Session:
         self._awaiting = not isinstance(event, _ANSWERS)
         if self.state is State.TRANSACTION:
             self._bad_commands = 0
-        return event if self.language == "en" else self._in_words(event)
+        return event if self.language == "en" else self._translate_event(event)
 
     def opened(
         self, listing: Sequence[Entry], *, is_read_only: bool = False, terms: Terms | None = None
@@ -227,13 +232,13 @@ class Session:
         self._awaiting = False
         self.state = State.TRANSACTION
         self._bad_commands = 0
-        return self._worded(Response(f"{opened.count} messages ({opened.octets} octets)"))
+        return self._translate(Response(f"{opened.count} messages ({opened.octets} octets)"))
 
     def retrieved(self) -> None:
         """Answers Retrieve: the whole message was sent."""
         self._awaiting = False
 
-    def found(self, secrets: ScramSecrets) -> Response | Challenge:
+    def looked_up(self, secrets: ScramSecrets) -> Response | Challenge:
         """Answers Lookup."""
         self._awaiting = False
         exchange, lookup = self._exchange, self._lookup
@@ -255,17 +260,17 @@ class Session:
         self.time_stamp = ""
         self._channel = channel or _CLEAR
 
-    def relayed(self, tls: str, *, may_login_in_clear: bool) -> Response:
-        """Answers Relay: the session now belongs to the client behind the proxy."""
+    def client_changed(self, tls: str, *, allow_plaintext: bool) -> Response:
+        """Answers Xclient: the session now belongs to the client behind the proxy."""
         self._awaiting = False
-        self._clear = may_login_in_clear
-        self.may_relay = False
+        self._allow_plaintext = allow_plaintext
+        self.accepts_xclient = False
         self.time_stamp = ""  # the client received the proxy's greeting, not this one
         self._lines.limit = self._limit
         if tls:
             self.is_secure = tls != "no"
             self._may_start_tls = False  # the proxy cannot start it for its client
-        return self._worded(Response("updated"))
+        return self._translate(Response("updated"))
 
     def updated(self) -> Response:
         """Answers Update: all marked messages were removed durably."""
@@ -289,16 +294,16 @@ class Session:
     # Called by the commands.
 
     @property
-    def may_login_in_clear(self) -> bool:
+    def may_authenticate(self) -> bool:
         """Whether the client may send a password now: inside TLS, or if clear text is allowed."""
-        return self.is_secure or self._clear
+        return self.is_secure or self._allow_plaintext
 
     @property
     def may_start_tls(self) -> bool:
         return self._may_start_tls and not self.is_secure and self.state is State.AUTHORIZATION
 
     @property
-    def wants_surrogates(self) -> bool:
+    def needs_surrogates(self) -> bool:
         return self._policy.makes_surrogates and not self.is_utf8
 
     @property
@@ -317,7 +322,7 @@ class Session:
     @property
     def mechanisms(self) -> tuple[str, ...]:
         """The mechanisms that AUTH accepts now."""
-        if not self.may_login_in_clear:
+        if not self.may_authenticate:
             return ()
         return tuple(
             name
@@ -329,7 +334,7 @@ class Session:
     @property
     def terms(self) -> tuple[Terms, bool]:
         """The terms to announce, and whether they may change with the login."""
-        is_vague = self.state is State.AUTHORIZATION and self._policy.worst is not None
+        is_vague = self.state is State.AUTHORIZATION and self._policy.announced is not None
         return self._terms, is_vague
 
     def begin_exchange(self, mechanism: Mechanism, initial_response: str | None) -> Event:
@@ -354,7 +359,7 @@ class Session:
             raise BadCommand("this mechanism does not accept an initial response")
         return self._respond(exchange, "" if initial_response == "=" else initial_response)
 
-    def leave(self, response: Response) -> Response:
+    def close_after(self, response: Response) -> Response:
         """Close the session after this response."""
         self._closing = "quit"
         return response
@@ -432,7 +437,7 @@ class Session:
 
     @property
     def _limit(self) -> int:
-        return MAX_RELAY if self.may_relay else MAX_COMMAND
+        return MAX_XCLIENT if self.accepts_xclient else MAX_COMMAND
 
     def _refuse(self, error: RestanteError) -> Response:
         """Return -ERR without a change of state; too many errors end the session."""
@@ -455,29 +460,29 @@ class Session:
             return self._last("too many refused or cancelled AUTH commands, closing the connection")
         elif self._failed_logins >= policy.failed_logins:
             return self._last("too many failed logins, closing the connection", error.code)
-        return self._worded(failure(error))
+        return self._translate(failure(error))
 
     def _last(self, text: str, code: str | None = None) -> Response:
         """Return the last -ERR of the session, which announces the end."""
         self._closing = text.partition(",")[0]
-        return self._worded(Response(text, code, is_ok=False))
+        return self._translate(Response(text, code, is_ok=False))
 
     def _answer_last(self, response: Response) -> Response:
         self._awaiting = False
-        return self.leave(self._worded(response))
+        return self.close_after(self._translate(response))
 
-    def _in_words(self, event: Event) -> Event:
+    def _translate_event(self, event: Event) -> Event:
         """Translate the text of an event into the client's language."""
         match event:
             case Response():
-                return self._worded(event)
+                return self._translate(event)
             case Retrieve():
-                return event._replace(response=self._worded(event.response))
+                return event._replace(response=self._translate(event.response))
             case StartTLS(response):
-                return StartTLS(self._worded(response))
+                return StartTLS(self._translate(response))
         return event
 
-    def _worded(self, response: Response) -> Response:
+    def _translate(self, response: Response) -> Response:
         if self.language == "en" or response.is_data:
             return response
         return response._replace(text=translated(response.text, self.language))

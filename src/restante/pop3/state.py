@@ -55,8 +55,8 @@ class StartTLS:
 
 
 @dataclass(frozen=True, slots=True)
-class Relay:
-    """A trusted proxy has reported its client; answer ``relayed`` or ``failed``."""
+class Xclient:
+    """A trusted proxy has reported its client; answer ``client_changed`` or ``failed``."""
 
     address: str
     """The client's IP address; empty: not reported."""
@@ -71,5 +71,5 @@ class Close:
     reason: str
 
 
-Action = Login | Lookup | Retrieve | Update | StartTLS | Relay | Close
+Action = Login | Lookup | Retrieve | Update | StartTLS | Xclient | Close
 Event = Response | Challenge | Action

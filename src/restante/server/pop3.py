@@ -53,7 +53,7 @@ from ..passdb import (
 from ..pop3.commands import VERBS
 from ..pop3.grammar import Challenge, Response
 from ..pop3.session import Policy, Session
-from ..pop3.state import Close, Event, Login, Relay, Retrieve, StartTLS, State, Update
+from ..pop3.state import Close, Event, Login, Retrieve, StartTLS, State, Update, Xclient
 from ..sasl import Lookup
 from . import login, retrieval, views
 from .admission import Slot
@@ -85,14 +85,14 @@ class Service(BaseService):
     is_crowded: Callable[[], bool] = lambda: False
     """Whether slots are scarce: then a failure is answered at once and its slot cleared."""
     policy: Policy = field(default_factory=Policy)
-    clear_login_from: tuple[Network, ...] = ()
+    allow_plaintext_from: tuple[Network, ...] = ()
     """From where a login without TLS is allowed."""
-    relays: tuple[Network, ...] = ()
-    """Whence a proxy may tell who its client is (XCLIENT)."""
-    separator: str = "+"
+    xclient_from: tuple[Network, ...] = ()
+    """Networks whose proxies may report the client's address (XCLIENT)."""
+    folder_separator: str = "+"
     """Between a user and a folder in a login name; empty: folders cannot be named."""
-    brake: int = 0
-    """Messages that a credential may remove in its first day; 0: as many as it likes."""
+    deletions_by_new: int = 0
+    """Messages that a credential may remove in its first day; 0: no limit."""
     proven_time: Callable[[], float] = time
     """The latest moment that has certainly come, though the clock may have jumped."""
     _reviewed: dict[str, bytes | None] = field(default_factory=dict)
@@ -102,8 +102,8 @@ class Service(BaseService):
         """The protocol for one accepted connection; ``origin`` is what a proxy tells of it."""
         return Connection(self, address, slot, origin)
 
-    def may_login_in_clear(self, address: str) -> bool:
-        return is_within(address, self.clear_login_from)
+    def allows_plaintext(self, address: str) -> bool:
+        return is_within(address, self.allow_plaintext_from)
 
     async def end_disabled(self) -> None:
         """End the sessions of users who were disabled or removed since they logged in.
@@ -172,16 +172,16 @@ class Connection(BaseConnection[Event]):
         self._done = SessionLog(self._began)
 
     def _open_session(self, ssl_object: ssl.SSLObject | None) -> bytes:
-        told = self._origin.tls  # of what is between the client and its proxy
+        proxied = self._origin.tls  # between the client and its proxy
         make = self._service.time_stamp
         self._proto = "pop3" if ssl_object is None else "pop3s"
         self._session = Session(
             VERBS,
             self._service.policy,
-            is_secure=told != "no" if told else ssl_object is not None,
-            may_start_tls=self._service.tls is not None and not told,
-            may_login_in_clear=self._service.may_login_in_clear(self._address),
-            may_relay=is_within(self._address, self._service.relays),
+            is_secure=proxied != "no" if proxied else ssl_object is not None,
+            may_start_tls=self._service.tls is not None and not proxied,
+            allow_plaintext=self._service.allows_plaintext(self._address),
+            accepts_xclient=is_within(self._address, self._service.xclient_from),
             channel=tls.channel(ssl_object),
             time_stamp=make() if make is not None else "",
         )
@@ -259,8 +259,8 @@ class Connection(BaseConnection[Event]):
                 await self._update(entries)
             case StartTLS(response):
                 await self._start_tls(response.head())
-            case Relay():
-                self._relay(event)
+            case Xclient():
+                self._change_client(event)
 
     # What takes longer.
 
@@ -274,28 +274,28 @@ class Connection(BaseConnection[Event]):
             shown = Disproof("SCRAM", lookup.identity, self._address)  # until its proof comes
             with attempting(shown, self._loop.time()):
                 secrets = await login.look_up(
-                    self._service.passdb, lookup, separator=self._service.separator
+                    self._service.passdb, lookup, separator=self._service.folder_separator
                 )
         except RestanteError as error:
             fields = {"ip": self._address, "user": lookup.identity, "proto": self._proto}
             self._log_failed_login(error, fields)
             self._send(self._session.failed(error))
         else:
-            self._send(self._session.found(secrets))
+            self._send(self._session.looked_up(secrets))
 
-    def _relay(self, told: Relay) -> None:
-        """Limits, permission and the log are about the client from here on."""
-        if told.address:
-            if not self._slot.move(told.address):
+    def _change_client(self, reported: Xclient) -> None:
+        """Apply limits, permissions and the log to the proxy's client from here on."""
+        if reported.address:
+            if not self._slot.move(reported.address):
                 self._send(self._session.failed(TooBusy("too many connections, try again later")))
                 self.close("too-many")
                 return
-            self._origin = replace(self._origin, address=told.address, proxy=self._address)
-            self._address = told.address
-        if told.tls:
-            self._origin = replace(self._origin, tls=told.tls)
-        may = self._service.may_login_in_clear(self._address)
-        self._send(self._session.relayed(told.tls, may_login_in_clear=may))
+            self._origin = replace(self._origin, address=reported.address, proxy=self._address)
+            self._address = reported.address
+        if reported.tls:
+            self._origin = replace(self._origin, tls=reported.tls)
+        allow_plaintext = self._service.allows_plaintext(self._address)
+        self._send(self._session.client_changed(reported.tls, allow_plaintext=allow_plaintext))
 
     async def _log_in(self, shown: Shown) -> None:
         fields: dict[str, Any] = {
@@ -367,7 +367,7 @@ class Connection(BaseConnection[Event]):
         try:
             with attempting(shown, began):
                 # Guesses are counted under the user who is meant, whatever alias was typed.
-                shown, view = await login.resolve(service.passdb, shown, service.separator)
+                shown, view = await login.resolve(service.passdb, shown, service.folder_separator)
                 account = await login.verify(service.passdb, shown, view, service.passwords)
             if reason := account.refusal(
                 self._address, is_secure=self._session.is_secure, mechanism=shown.mechanism
@@ -412,12 +412,12 @@ class Connection(BaseConnection[Event]):
             raise
 
     def _cached_message(self, action: Retrieve) -> bytes | None:
-        if self._session.wants_surrogates:
+        if self._session.needs_surrogates:
             return None
         return self._messages.cached_message(action)
 
     async def _retrieve(self, action: Retrieve) -> None:
-        downgrades = self._session.wants_surrogates
+        downgrades = self._session.needs_surrogates
         fields = {"user": self.user, "number": action.number}
         try:
             await self._messages.send(action, self._output, downgrades=downgrades)
@@ -443,8 +443,8 @@ class Connection(BaseConnection[Event]):
         error: RestanteError | None = None
         end = "quit"
         try:
-            if entries and self._service.brake:
-                await self._brake(len(entries))
+            if entries and self._service.deletions_by_new:
+                await self._check_deletion_limit(len(entries))
             left = await self._maildrop.remove(entries) if entries else ()
             if left:
                 error = NotRemoved(len(left))
@@ -465,7 +465,7 @@ class Connection(BaseConnection[Event]):
             )
         self._send(self._session.failed(error) if error else self._session.updated())
 
-    async def _brake(self, marked: int) -> None:
+    async def _check_deletion_limit(self, marked: int) -> None:
         """
         Raises:
             Braked: the credential is new here, and may not remove so many messages yet.
@@ -476,9 +476,10 @@ class Connection(BaseConnection[Event]):
         now = self._service.proven_time()
         began = [each.began_at for each in past if is_credible(each.began_at, now)]
         is_new = not began or now - min(began) < _NEW
-        if is_new and marked + sum(len(each.removed) for each in past) > self._service.brake:
-            told = {"user": self.user, "ip": self._address, "app": self._account.credential}
-            self._log_event("deletion braked", logging.WARNING, **told, marked=marked)
+        removed = sum(len(each.removed) for each in past)
+        if is_new and removed + marked > self._service.deletions_by_new:
+            fields = {"user": self.user, "ip": self._address, "app": self._account.credential}
+            self._log_event("deletion braked", logging.WARNING, **fields, marked=marked)
             raise Braked(marked)
 
     def _secured(self, ssl_object: ssl.SSLObject) -> None:

@@ -141,7 +141,7 @@ def help_(_: Session, __: str) -> Reply:
 def quit_(session: Session, argument: str) -> Reply:
     if argument:
         raise Refusal(501, "5.5.4", "QUIT does not accept an argument")
-    return session.leave(Reply(221, "2.0.0", "goodbye"))
+    return session.close_after(Reply(221, "2.0.0", "goodbye"))
 
 
 _ANY = (State.CONNECTED, State.READY, State.MAIL)

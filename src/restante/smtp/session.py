@@ -236,7 +236,7 @@ class Session:
         if self.state is not State.CONNECTED:
             self.state = State.READY
 
-    def leave(self, reply: Reply) -> Reply:
+    def close_after(self, reply: Reply) -> Reply:
         """Close the session after this reply."""
         self._closing = "quit"
         return reply
