@@ -1,4 +1,4 @@
-"""TLS contexts for both sides, and a certificate for where there is none.
+"""TLS contexts for both sides, and a self-signed certificate for servers without one.
 
 Standards: RFC 8314, RFC 8997 and RFC 9325 (TLS 1.2 at least, forward secrecy, AEAD), RFC 7301 with
 the identifier ``pop3``.
@@ -23,22 +23,23 @@ from .regular import read_regular
 from .sasl import Channel
 
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
-_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 are all good
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # for TLS 1.2; all of TLS 1.3 are acceptable
 _SRV_NAME = "1.3.6.1.5.5.7.8.7"  # RFC 4985 §2
 _CLEAR = Channel()
-# Protocols that a browser or another program may ask for at our port (IANA's registry of RFC 7301).
-# Python's ssl goes on with the handshake when it shares no protocol with the client, and does not
-# say whether the client offered any.  So a server "shares" these, sees one chosen, and goes away.
+# Protocols that a browser or another program may offer at our port (IANA's registry of RFC 7301).
+# Python's ssl continues the handshake when it shares no protocol with the client, and does not
+# report whether the client offered any.  So a server "shares" these, and disconnects when one of
+# them is chosen.
 _FOREIGN = (
     "acme-tls/1 co coap c-webrtc dicom dot doq ftp h2 h2c h3 http/0.9 http/1.0 http/1.1 imap irc"
     " managesieve mqtt nntp nnsp ntske/1 postgresql radius/1.0 radius/1.1 sip/2 smb spdy/1 spdy/2"
     " spdy/3 stun.nat-discovery stun.turn sunrpc tds/8.0 webrtc xmpp-client xmpp-server"
 )
-_LIFETIME = timedelta(days=3650)  # devices remember this very certificate
+_LIFETIME = timedelta(days=3650)  # long, because devices pin this very certificate
 
 
 class ServerContext(ssl.SSLContext):
-    """For accepting connections."""
+    """A context for accepting connections."""
 
     end_point: bytes = b""
     """Channel binding to the certificate, for SCRAM (RFC 5929 §4)."""
@@ -47,33 +48,33 @@ class ServerContext(ssl.SSLContext):
         """Use this certificate from the next handshake on.
 
         Raises:
-            ConfigurationError: names the file and what is wrong with it; nothing has changed.
+            ConfigurationError: names the file and the mistake; nothing has changed.
         """
         load_own(self, certificate, key)
         self.end_point = end_point(ssl.PEM_cert_to_DER_cert(_first_block(certificate)))
 
 
 class ForeignProtocol(ssl.SSLError):
-    """The client asked for another protocol than ours (RFC 7301 §3.2)."""
+    """The client offered only other protocols than ours (RFC 7301 §3.2)."""
 
     reason = "NO_APPLICATION_PROTOCOL"
 
 
 def refuse_foreign(tls: ssl.SSLObject | None) -> None:
-    """To be called before the first octet is sent through TLS.
+    """Refuse other protocols; call it before the first octet is sent through TLS.
 
     Raises:
-        ForeignProtocol: the connection must end without a word, which might be taken for HTTP.
+        ForeignProtocol: abort the connection without a response, which might be taken for HTTP.
     """
     if tls is not None and tls.selected_alpn_protocol() not in (None, "pop3"):
         raise ForeignProtocol
 
 
 def load_own(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
-    """Show this certificate to peers.
+    """Present this certificate to peers.
 
     Raises:
-        ConfigurationError: names the file and what is wrong with it; nothing has changed.
+        ConfigurationError: names the file and the mistake; nothing has changed.
     """
     for path in (certificate, key):
         try:
@@ -96,13 +97,13 @@ def load_own(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
 def server_context(
     certificate: Path, key: Path, minimum: str = "1.2", client_ca: Path | None = None
 ) -> ServerContext:
-    """A context with this certificate.
+    """Return a context with this certificate.
 
-    Clients are asked for a certificate only where ``client_ca`` tells whose are trusted
-    (RFC 8314 §4.2); they need not have one.
+    Clients are asked for a certificate only with ``client_ca``, the authorities that issue trusted
+    ones (RFC 8314 §4.2); they need not have one.
 
     Raises:
-        ConfigurationError: names the file and what is wrong with it.
+        ConfigurationError: names the file and the mistake.
     """
     context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
     _restrict(context, minimum)
@@ -122,7 +123,7 @@ def server_context(
 
 
 def channel(tls: ssl.SSLObject | None) -> Channel:
-    """What the server's side of SASL may know of a connection; None: it is in clear."""
+    """Return what the server's side of SASL uses of a connection; None: it has no TLS."""
     if tls is None:
         return _CLEAR
     certificate = tls.getpeercert() or {}
@@ -132,9 +133,9 @@ def channel(tls: ssl.SSLObject | None) -> Channel:
 
 
 def end_point(certificate: bytes) -> bytes:
-    """Channel binding to a server's certificate in DER (RFC 5929 §4.1).
+    """Return the channel binding to a server's certificate in DER (RFC 5929 §4.1).
 
-    Empty where the RFC defines none: the signature has no hash function of its own.
+    Empty if the RFC defines none, because the signature has no hash function of its own.
     """
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -154,20 +155,20 @@ def end_point(certificate: bytes) -> bytes:
 
 
 def names(certificate: bytes, hosts: Collection[str], service: str) -> bool:
-    """Whether a server's certificate in DER names one of the hosts, or the service.
+    """Return whether a server's certificate in DER names one of the hosts, or the service.
 
-    A name of a host may begin with ``*.``, for one whole label (RFC 7817 §3).  ``service`` is a
+    A host name may begin with ``*.``, for one whole label (RFC 7817 §3).  ``service`` is a
     name of an SRV record without its protocol: ``_pop3s.example.org`` (RFC 4985 §2).
     """
     from cryptography import x509
 
     try:
         extensions = x509.load_der_x509_certificate(certificate).extensions
-        found = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        subjects = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (ValueError, x509.ExtensionNotFound):
         return False
     services = set()
-    for name in found:
+    for name in subjects:
         if isinstance(name, x509.DNSName):
             named = name.value.lower()
             if any(named in (host, f"*.{host.partition('.')[2]}") for host in hosts):
@@ -179,12 +180,12 @@ def names(certificate: bytes, hosts: Collection[str], service: str) -> bool:
 
 
 def client_context(ca_file: Path | None = None, minimum: str = "1.2") -> ssl.SSLContext:
-    """For connecting: the chain and the name are verified (RFC 7817 §3).
+    """Return a context for connecting: it verifies the chain and the name (RFC 7817 §3).
 
     ``ca_file`` is trusted instead of the system's authorities.
 
     Raises:
-        ConfigurationError: it cannot be read.
+        ConfigurationError: ``ca_file`` cannot be read.
     """
     try:
         if ca_file is not None:
@@ -208,14 +209,14 @@ class _EncryptedKeyError(Exception):
 
 
 def _no_password() -> bytes:
-    """OpenSSL would ask at the terminal instead."""
+    """Called by OpenSSL for an encrypted key, in place of a prompt at the terminal."""
     raise _EncryptedKeyError
 
 
 def make_self_signed(directory: Path, hostnames: Sequence[str]) -> tuple[Path, Path]:
-    """Certificate and key in ``directory``: made at the first call, the same ones later.
+    """Return certificate and key in ``directory``: made by the first call, reused by later ones.
 
-    The key is stored first, and the certificate is made for the key that is stored: so neither a
+    The key is stored first, and the certificate is made for the stored key, so that neither a
     crash between the two nor two processes at once leave a pair that does not match.
 
     Raises:
@@ -234,7 +235,7 @@ def make_self_signed(directory: Path, hostnames: Sequence[str]) -> tuple[Path, P
 
 
 def _store(path: Path, octets: bytes) -> None:
-    """Durable and complete before it has its name; the first one to come wins."""
+    """Write a file that is durable and complete before it has its name; the first one wins."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -249,7 +250,7 @@ def _store(path: Path, octets: bytes) -> None:
 
 
 def _new_key() -> bytes:
-    from cryptography.hazmat.primitives import serialization  # 0.1 s, and seldom needed
+    from cryptography.hazmat.primitives import serialization  # takes 0.1 s and is rarely needed
     from cryptography.hazmat.primitives.asymmetric import ec
 
     return ec.generate_private_key(ec.SECP256R1()).private_bytes(
@@ -260,7 +261,7 @@ def _new_key() -> bytes:
 
 
 def _certificate(key_pem: bytes, hostnames: Sequence[str]) -> bytes:
-    """Self-signed, and complete enough to be its own trust anchor under strict rules."""
+    """Return a self-signed certificate that strict verifiers accept as its own trust anchor."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -312,15 +313,16 @@ def _certificate(key_pem: bytes, hostnames: Sequence[str]) -> bytes:
 
 
 def fingerprint(certificate: Path) -> str:
-    """SHA-256 of the (first) certificate in a PEM file, in groups of four hex digits."""
+    """Return the SHA-256 of a PEM file's first certificate, in groups of four hex digits."""
     digest = sha256(ssl.PEM_cert_to_DER_cert(_first_block(certificate))).hexdigest().upper()
     return " ".join(re.findall("....", digest))
 
 
 def _first_block(certificate: Path) -> str:
-    """
+    """Return the first certificate of a PEM file.
+
     Raises:
-        ConfigurationError: there is no certificate.
+        ConfigurationError: the file has no certificate.
     """
     # Octets: PKCS#12 exports write names in any encoding in front of the block.
     pattern = b"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----"

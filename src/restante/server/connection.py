@@ -18,7 +18,7 @@ A connection ends in one of three ways, each waiting for less than the one befor
     Runs no further command.  Waits until the client has taken all that was answered, as long as
     it makes progress.  Pipelined commands that were not run are lost.
 ``abort``
-    Waits for nothing.  Output that the client has not taken is lost, and a response that was being
+    Does not wait.  Output that the client has not taken is lost, and a response that was being
     sent stays incomplete, so that the client cannot mistake it for a whole one.
 
 None of them makes a POP3 session enter UPDATE; all let an UPDATE or a delivery that has begun
@@ -46,7 +46,7 @@ from .output import HIGH_WATER, Output
 from .proxy import Origin
 
 DIRECT = Origin()
-_COMMANDS_PER_TURN = 100  # some milliseconds; others wait no longer for a client that pipelines
+_COMMANDS_PER_TURN = 100  # some milliseconds: other clients wait no longer for one that pipelines
 _TLS_END = 1.0  # seconds that a drain waits for close_notify of clients that have everything
 
 

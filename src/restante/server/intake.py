@@ -1,13 +1,13 @@
-"""Drives one SMTP or LMTP session per connection: mail comes in (RFC 5321, RFC 2033).
+"""Drives one SMTP or LMTP session per connection, to receive mail (RFC 5321, RFC 2033).
 
 Durability: 250 for a recipient means that ``Store.deliver`` has returned, so a crash cannot lose
 the message.  If the 250 itself is lost, the sender tries again and the message is stored twice.
 SMTP has one reply for all recipients: after a failure for one of them the sender repeats the
-message for all, so those who have it already are remembered and get no second copy.
+message for all, so recipients that have it already are remembered and get no second copy.
 Limits: those of every connection (``connection``) and of a session (``smtp.session.Policy``);
 ``_SILENCE``, ``_MESSAGE`` and ``_SESSION``; 64 KiB of a message in memory, the rest in an unnamed
 file.
-The mission is receiving: no relaying, no queue.
+It only receives: no relaying, no queue.
 """
 
 from __future__ import annotations
@@ -49,52 +49,52 @@ _SILENCE = 300.0  # seconds; a server should wait at least 5 minutes (RFC 5321 �
 _MESSAGE = 1800.0  # seconds from MAIL to the end of the data: 50 MiB at 30 kB/s
 _SESSION = 3600.0  # seconds; then the session ends between two messages
 _PIECE = 65_536  # octets
-_IN_MEMORY = 65_536  # octets of one message; thousands of connections may hold as many
+_IN_MEMORY = 65_536  # octets of one message; thousands of connections may hold this many
 
 
 class PartialDeliveries(Protocol):
-    """Remembers who has a message that its sender was told to send again.
+    """Remembers which recipients have a message that its sender was asked to send again.
 
-    A message is named by the digest of its reverse-path and octets.
+    A message is identified by the digest of its reverse-path and octets.
     """
 
     async def recipients(self, message: bytes) -> Collection[str]:
-        """The maildrops that have it."""
+        """Return the maildrops that have the message."""
 
     async def remember(self, message: bytes, maildrops: Collection[str]) -> None:
-        """These have it now.  Durable on return."""
+        """Record that these maildrops have the message.  Durable on return."""
 
     async def forget(self, message: bytes, maildrops: Collection[str]) -> None:
-        """Their sender was told so: the same octets once more are another message."""
+        """Forget it once the sender got 250: the same octets again are another message."""
 
 
 @dataclass(slots=True)
 class Intake(BaseService):
-    """What the connections of all intake listeners share."""
+    """The state that the connections of all intake listeners share."""
 
     store: Store
     directory: Directory
     hostname: str
     max_message: int
-    """Octets, before our trace fields."""
+    """Largest message in octets, before our trace fields."""
     log: logging.Logger = field(default=_log, kw_only=True)
     partial: PartialDeliveries | None = field(default=None, kw_only=True)
     postmaster: Callable[[], Awaitable[str]] | None = field(default=None, kw_only=True)
     """Returns the maildrop for mail to postmaster where no user has that name (RFC 5321 §4.5.1)."""
 
     def lmtp(self) -> Callable[[str, Slot, Origin], IntakeConnection]:
-        """Builds the protocol of one LMTP connection, for ``Listener``."""
+        """Return a factory of LMTP connections, for ``Listener``."""
         policy = Policy(self.hostname, self.max_message, is_lmtp=True)
         return lambda address, slot, origin: IntakeConnection(self, policy, address, slot, origin)
 
     def smtp(self, domains: Collection[str]) -> Callable[[str, Slot, Origin], IntakeConnection]:
-        """The same for SMTP; ``domains`` are those whose recipients are accepted."""
+        """Return a factory of SMTP connections; recipients in ``domains`` are accepted."""
         local = frozenset(domain.casefold() for domain in domains)
         policy = Policy(self.hostname, self.max_message, domains=local)
         return lambda address, slot, origin: IntakeConnection(self, policy, address, slot, origin)
 
     async def resolve(self, recipient: str) -> str:
-        """The maildrop of a recipient.
+        """Return the maildrop of a recipient.
 
         Raises:
             NoSuchUser, TemporaryFailure, UnsafeArgument: as a reply can report it.
@@ -108,7 +108,7 @@ class Intake(BaseService):
             raise
 
     async def take(self, message: IO[bytes], maildrop: str, envelope: Envelope) -> int:
-        """Store one message for one recipient; durable on return.  Returns its octets."""
+        """Store one message for one recipient, durably; return its size in octets."""
         head = envelope.trace_fields(self.hostname, datetime.now(UTC))
         entry = await self.store.deliver(maildrop, _pieces(head, message))
         return entry.size
@@ -137,9 +137,9 @@ class IntakeConnection(BaseConnection[Event]):
         super().__init__(service, address, slot, origin)
         self._proto = "lmtp" if policy.is_lmtp else "smtp"
         self._session = Session(VERBS, policy, may_start_tls=service.tls is not None)
-        self._message: IO[bytes] | None = None  # that comes in, or is delivered
+        self._message: IO[bytes] | None = None  # being received or delivered
         self._digest = sha256()  # of the reverse-path and the message; SMTP only
-        self._ready_at = self._began  # when no message was under way for the last time
+        self._ready_at = self._began  # when no message was under way last
 
     # Events.
 
@@ -161,7 +161,7 @@ class IntakeConnection(BaseConnection[Event]):
                     self._digest = sha256(path + b"\0")
                 self._send(reply)
             case Content(octets):
-                self._keep(octets)
+                self._spool(octets)
             case Close(reason):
                 self._end_session(reason)
             case StartTLS():
@@ -171,7 +171,7 @@ class IntakeConnection(BaseConnection[Event]):
                 return False
         return True
 
-    def _keep(self, octets: bytes) -> None:
+    def _spool(self, octets: bytes) -> None:
         assert self._message is not None
         if not self._session.policy.is_lmtp:
             self._digest.update(octets)
@@ -201,7 +201,7 @@ class IntakeConnection(BaseConnection[Event]):
         else:
             self._send(self._session.resolved(maildrop))
             if self._session.policy.is_lmtp:
-                self._slot.protect()  # a mail server of this site: no stranger takes its place
+                self._slot.protect()  # a mail server of this site, not to be evicted for strangers
 
     async def _deliver(self, event: Deliver) -> None:
         if self._session.policy.is_lmtp:
@@ -210,18 +210,18 @@ class IntakeConnection(BaseConnection[Event]):
             await self._deliver_by_smtp(event)
 
     async def _deliver_by_lmtp(self, event: Deliver) -> None:
-        """Each reply as soon as it is known (RFC 2033 §5)."""
-        fates: dict[str, RestanteError | None] = self._unkept(event)
+        """Send each reply as soon as it is known (RFC 2033 §5)."""
+        fates: dict[str, RestanteError | None] = self._spool_failures(event)
         for recipient in event.recipients:
             await self._store_once(recipient, event, fates)
             self._send_now(self._session.delivered(fates[recipient.maildrop]))
         self._drop_message()
 
     async def _deliver_by_smtp(self, event: Deliver) -> None:
-        """One reply, when what it says is durable."""
+        """Send one reply, when what it reports is durable."""
         partial, message = self._service.partial, self._digest.digest()
         known = await partial.recipients(message) if partial is not None else ()
-        fates = {**self._unkept(event), **dict.fromkeys(known)}
+        fates = {**self._spool_failures(event), **dict.fromkeys(known)}
         for recipient in event.recipients:
             await self._store_once(recipient, event, fates)
         self._drop_message()
@@ -236,8 +236,8 @@ class IntakeConnection(BaseConnection[Event]):
         for recipient in event.recipients:
             self._send_now(self._session.delivered(fates[recipient.maildrop]))
 
-    def _unkept(self, event: Deliver) -> dict[str, RestanteError | None]:
-        """All recipients with the failure, if the last octets of the message cannot be kept."""
+    def _spool_failures(self, event: Deliver) -> dict[str, RestanteError | None]:
+        """Return the failure for all recipients if the last octets cannot be spooled, else {}."""
         assert self._message is not None
         try:
             self._message.flush()
@@ -256,7 +256,7 @@ class IntakeConnection(BaseConnection[Event]):
     async def _store_once(
         self, recipient: Recipient, event: Deliver, fates: dict[str, RestanteError | None]
     ) -> None:
-        """One copy for a maildrop, however often it is named."""
+        """Store one copy for a maildrop, however many recipients it has."""
         if recipient.maildrop not in fates:
             envelope = self._envelope(event, recipient.address)
             fates[recipient.maildrop] = await self._store(recipient.maildrop, envelope)
@@ -286,7 +286,7 @@ class IntakeConnection(BaseConnection[Event]):
             failure = TemporaryFailure("local error, try again later")
             self._send(self._session.refused(failure))
         else:
-            self.abort("bug")  # one more reply would be taken for that of the next command
+            self.abort("bug")  # the client would take another reply for that of its next command
 
     # Output.
 
@@ -311,14 +311,14 @@ class IntakeConnection(BaseConnection[Event]):
         self.close("timeout")
 
     def _is_interruptible(self) -> bool:
-        """A delivery that has begun is finished; its sender may come again, and it is stored."""
+        """A delivery that has begun is finished: the sender may have seen replies for it."""
         return self._message is None
 
     def _drop_message(self) -> None:
         message, self._message = self._message, None
         if message is not None:
             with suppress(OSError):
-                message.close()  # what it buffers may find no room
+                message.close()  # its buffer may not fit on the disk
 
     def _finish(self) -> None:
         if self._is_lost:

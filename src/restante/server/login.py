@@ -1,4 +1,4 @@
-"""Which mechanisms a passdb can serve, and the right question for what a client has shown."""
+"""Which mechanisms a passdb can serve, and which of its methods checks a client's proof."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ _DOMAIN = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 
 
 class Guard(Protocol):
-    """Hears how logins ended, and slows guessing down."""
+    """Records how logins ended, and slows guessing down."""
 
     def accepted(self, shown: Shown, account: Account) -> None:
-        """It was right, and may log in."""
+        """Record a successful login."""
 
     def refused(self, shown: Shown) -> float:
-        """It failed, for whatever reason.  Seconds from when it was shown to its answer."""
+        """Record a failed login.  Returns the seconds from the attempt to its answer."""
 
 
 def offered(passdb: Passdb, wanted: Iterable[str]) -> tuple[str, ...]:
-    """Those of the ``wanted`` mechanisms that this passdb can check."""
+    """Return those of the ``wanted`` mechanisms that this passdb can check."""
     return tuple(
         name
         for name in wanted
@@ -60,20 +60,21 @@ def offered(passdb: Passdb, wanted: Iterable[str]) -> tuple[str, ...]:
 
 
 def time_stamp(host: str) -> str:
-    """What makes the digests of one connection worthless in any other (RFC 1939 §7).
+    """Return a new time stamp, so that a digest is valid in one connection only (RFC 1939 §7).
 
-    A Message-ID, some 48 octets and the name of this host.
+    It has the form of a Message-ID: some 48 octets and the name of this host.
     """
     domain = host if _DOMAIN.fullmatch(host) else "localhost"
     return f"<{secrets.token_hex(16)}.{int(time.time())}@{domain}>"
 
 
 async def resolve(passdb: Passdb, shown: Shown, separator: str) -> tuple[Shown, View]:
-    """The same credentials under the name of the user who is meant, and what of their mail is
-    asked for.  ``separator``: see ``views.readings``.
+    """Return the credentials with the user's own name, and the part of the mail to open.
+
+    ``separator``: see ``views.readings``.
 
     Raises:
-        TemporaryFailure: it cannot be found out now.
+        TemporaryFailure: a back end cannot answer now.
     """
     name, view = await understand(passdb, shown.identity, separator)
     if name == shown.identity:
@@ -86,12 +87,13 @@ async def resolve(passdb: Passdb, shown: Shown, separator: str) -> tuple[Shown, 
 async def verify(
     passdb: Passdb, shown: Shown, view: View = _WHOLE, passwords: Passdb | None = None
 ) -> Account:
-    """``passwords`` is used instead of ``passdb`` for passwords, for example a cache in front of
-    it.
+    """Return the account that these credentials open.
+
+    ``passwords`` is used instead of ``passdb`` for passwords, for example a cache in front of it.
 
     Raises:
-        AuthenticationFailed: wrong, for whatever reason.
-        TemporaryFailure: it cannot be found out now; never counts as a guess.
+        AuthenticationFailed: they are refused; the reason is for the log only.
+        TemporaryFailure: a back end cannot answer now; never counts as a guess.
     """
     account = await _verify(passdb, shown, passwords)
     if view == _WHOLE:
@@ -121,9 +123,11 @@ async def _verify(passdb: Passdb, shown: Shown, passwords: Passdb | None) -> Acc
 
 
 async def look_up(passdb: Passdb, lookup: Lookup, *, separator: str = "") -> ScramSecrets:
-    """
+    """Return a user's SCRAM keys, or indistinguishable ones for an unknown user.
+
     Raises:
-        TemporaryFailure: cannot be told now.
+        AuthenticationFailed: the passdb has no SCRAM keys.
+        TemporaryFailure: a back end cannot answer now.
     """
     if not offers(passdb, ScramKeys):
         raise AuthenticationFailed("no-such-mechanism")

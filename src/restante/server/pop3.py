@@ -64,29 +64,29 @@ from .session_log import SessionLog
 
 _log = logging.getLogger("restante.pop3")
 _REASONED = (AuthenticationFailed, BackendUnavailable)  # the log gets more than the client
-_REVIEW = 1.0  # seconds for one look at the users of all sessions
-_NEW = 86_400  # seconds after its first session in the journal for which a credential is new
+_REVIEW = 1.0  # seconds for one review of all sessions: the interval between two
+_NEW = 86_400  # seconds from its first session in the journal: time for its owner to notice
 
 
 @dataclass(slots=True)
 class Service(BaseService):
-    """What the connections of one POP3 server share."""
+    """The state that the connections of one POP3 server share."""
 
     log: logging.Logger = field(default=_log, kw_only=True)
     store: Store
     passdb: Passdb
     passwords: Passdb | None = None
-    """Asked in place of ``passdb`` where a password was shown, such as a cache before it."""
+    """Used instead of ``passdb`` for passwords, for example a cache in front of it."""
     guard: login.Guard | None = None
     time_stamp: Callable[[], str] | None = None
-    """Makes that of a greeting, another one each time; None: no APOP (RFC 1939 §7)."""
+    """Returns a new time stamp for each greeting; None: no APOP (RFC 1939 §7)."""
     before_opening: Callable[[str], Awaitable[None]] | None = None
-    """Is told the maildrop of who has logged in, which is opened when it returns; never raises."""
+    """Called with the maildrop's name after login and before it is opened.  Must not raise."""
     is_crowded: Callable[[], bool] = lambda: False
-    """Whether slots are scarce: then a failure is answered at once and its slot cleared."""
+    """Whether slots are scarce: then a failed login is answered at once and disconnected."""
     policy: Policy = field(default_factory=Policy)
     allow_plaintext_from: tuple[Network, ...] = ()
-    """From where a login without TLS is allowed."""
+    """Networks from which a login without TLS is allowed."""
     xclient_from: tuple[Network, ...] = ()
     """Networks whose proxies may report the client's address (XCLIENT)."""
     folder_separator: str = "+"
@@ -94,12 +94,12 @@ class Service(BaseService):
     deletions_by_new: int = 0
     """Messages that a credential may remove in its first day; 0: no limit."""
     proven_time: Callable[[], float] = time
-    """The latest moment that has certainly come, though the clock may have jumped."""
+    """Returns the latest time that has certainly come, even if the clock has jumped."""
     _reviewed: dict[str, bytes | None] = field(default_factory=dict)
     """The generation of each user with a session, at the last ``end_disabled``."""
 
     def connection(self, address: str, slot: Slot, origin: Origin = DIRECT) -> Connection:
-        """The protocol for one accepted connection; ``origin`` is what a proxy tells of it."""
+        """Return the protocol for one connection; ``origin`` is what a proxy reported about it."""
         return Connection(self, address, slot, origin)
 
     def allows_plaintext(self, address: str) -> bool:
@@ -109,16 +109,16 @@ class Service(BaseService):
         """End the sessions of users who were disabled or removed since they logged in.
 
         Call it every second.  A user is looked up only when seen for the first time, or when a
-        back end that can tell says that something has changed.
+        back end with generations reports a change.
         """
         passdb, sessions = self.passdb, self._sessions_by_user()
         self._reviewed = {user: seen for user, seen in self._reviewed.items() if user in sessions}
         if not (offers(passdb, Generations) and offers(passdb, Accounts)):
             return
-        with suppress(TimeoutError):  # a back end that hangs delays no user of another
+        with suppress(TimeoutError):  # a back end that hangs must not delay users of another
             async with asyncio.timeout(_REVIEW), asyncio.TaskGroup() as reviews:
                 for user, connections in sessions.items():
-                    with suppress(TemporaryFailure):  # the next time will do
+                    with suppress(TemporaryFailure):  # asked again a second later
                         generation = await passdb.generation(user)
                         if user not in self._reviewed or self._reviewed[user] != generation:
                             reviews.create_task(self._review(user, generation, connections))
@@ -138,11 +138,11 @@ class Service(BaseService):
                 connection.abort("disabled")
 
     def _sessions_by_user(self) -> dict[str, list[Connection]]:
-        found: dict[str, list[Connection]] = {}
+        sessions: dict[str, list[Connection]] = {}
         for connection in self.connections:
             if isinstance(connection, Connection) and (user := connection.user):
-                found.setdefault(user, []).append(connection)
-        return found
+                sessions.setdefault(user, []).append(connection)
+        return sessions
 
 
 class Connection(BaseConnection[Event]):
@@ -262,7 +262,7 @@ class Connection(BaseConnection[Event]):
             case Xclient():
                 self._change_client(event)
 
-    # What takes longer.
+    # Events that need waiting.
 
     async def _list(self, response: Response) -> None:
         for piece in response.encode():
@@ -333,10 +333,10 @@ class Connection(BaseConnection[Event]):
             )
         )
         if self._timer is None or self._timer.when() > self._loop.time() + timeouts.idle:
-            self._set_timer(timeouts.idle)  # otherwise it finds out itself what is due
+            self._set_timer(timeouts.idle)  # a timer that fires earlier sets the next one itself
 
     def _log_failed_login(self, error: RestanteError, fields: dict[str, Any]) -> None:
-        """Only a refusal may have been a guess: for the other, nobody bans an address."""
+        """Log a refusal, which may be a guess, apart from failures that must not cause a ban."""
         reason = error.reason if isinstance(error, _REASONED) else str(error)
         if isinstance(error, AuthenticationFailed):
             self._log_event("login refused", logging.WARNING, **fields, reason=reason)
@@ -344,7 +344,7 @@ class Connection(BaseConnection[Event]):
             self._log_event("login impossible", logging.WARNING, **fields, reason=reason)
 
     async def _refuse(self, error: RestanteError) -> None:
-        """When its penalty is over; where slots are scarce at once, and the slot is cleared."""
+        """Answer a failed login after its penalty; at once, and disconnect, if slots are scarce."""
         if self._is_lost:
             return
         wait = self._penalty - self._loop.time()
@@ -366,7 +366,7 @@ class Connection(BaseConnection[Event]):
         self._is_authenticating = True
         try:
             with attempting(shown, began):
-                # Guesses are counted under the user who is meant, whatever alias was typed.
+                # Guesses count for the user, whichever alias was typed.
                 shown, view = await login.resolve(service.passdb, shown, service.folder_separator)
                 account = await login.verify(service.passdb, shown, view, service.passwords)
             if reason := account.refusal(
@@ -399,7 +399,7 @@ class Connection(BaseConnection[Event]):
     async def _pace(self, delay: float, opening: AbstractAsyncContextManager[Maildrop]) -> None:
         """
         Raises:
-            LoginDelayed: too soon after the last login; the lock is free again.
+            LoginDelayed: too soon after the last login; the lock is released.
         """
         wait = 0.0
         try:
@@ -468,7 +468,7 @@ class Connection(BaseConnection[Event]):
     async def _check_deletion_limit(self, marked: int) -> None:
         """
         Raises:
-            Braked: the credential is new here, and may not remove so many messages yet.
+            Braked: the credential is new and may not remove that many messages yet.
         """
         if self._account is None or not offers(self._maildrop, Journal):
             return
@@ -492,7 +492,7 @@ class Connection(BaseConnection[Event]):
             for piece in event.encode():
                 self._output.write(piece)
 
-    # Time and the end.
+    # The end.
 
     def _deadline(self) -> float:
         timeouts = self._service.timeouts

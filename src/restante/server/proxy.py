@@ -1,7 +1,7 @@
-"""The PROXY protocol, versions 1 and 2: who is behind a connection that a load balancer makes.
+"""The PROXY protocol, versions 1 and 2: the client behind a load balancer's connection.
 
 Standards: HAProxy's doc/proxy-protocol.txt, whose sections are cited here; RFC 3385 (CRC32C).
-Security: pure, no I/O.  Only what a listed peer sends may come here.  Any deviation ends the
+Security: no I/O.  Only octets of a listed peer may be parsed here.  Any deviation ends the
 connection, and no octet behind the header is taken: it may begin a TLS handshake.
 """
 
@@ -33,22 +33,22 @@ _CLIENT_SSL = 0x01
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a trusted proxy tells of the client behind it."""
+    """What a trusted proxy reports about its client."""
 
     address: str = ""
-    """Empty: not told, so the connection's own address is all that is known."""
+    """The client's address; empty: not reported."""
     tls: str = ""
     """The version of TLS between client and proxy, such as ``1.3``, or ``no``; ``proxy`` if only
     the configuration says that it is TLS; empty: unknown."""
     proxy: str = ""
-    """The proxy's own address; empty: there is none."""
+    """The proxy's own address; empty: no proxy."""
 
 
 def parse(octets: bytes) -> tuple[Origin, int] | None:
-    """What a header tells, and its length; None: it goes on.
+    """Return what a header reports, and its length; None: it is not complete yet.
 
     Raises:
-        HostileInput: not a header, to the letter.
+        HostileInput: the header is malformed.
     """
     if SIGNATURE.startswith(octets[: len(SIGNATURE)]):
         return _parse_v2(octets)
@@ -93,10 +93,10 @@ def _parse_v2(octets: bytes) -> tuple[Origin, int] | None:
         return None
     if command == _LOCAL:
         return Origin(), end
-    return _told(octets[:end], family), end
+    return _reported(octets[:end], family), end
 
 
-def _told(header: bytes, family: int) -> Origin:
+def _reported(header: bytes, family: int) -> Origin:
     begin = 16 + _ADDRESSES.get(family, len(header))
     if begin > len(header):
         raise HostileInput("unknown family in a PROXY header")
@@ -113,7 +113,7 @@ def _told(header: bytes, family: int) -> Origin:
 
 
 def _values(octets: bytes, at: int) -> Iterator[tuple[int, bytes, int]]:
-    """Kind, value, and where the value stands."""
+    """Yield kind, value and offset of each value."""
     while at < len(octets):
         if len(octets) - at < 3:
             raise HostileInput("a cut value in a PROXY header")
@@ -127,18 +127,18 @@ def _values(octets: bytes, at: int) -> Iterator[tuple[int, bytes, int]]:
 
 
 def _tls(value: bytes) -> str:
-    """The version that the client spoke, ``no`` if it spoke in clear."""
+    """Return the client's TLS version, or ``no`` for a connection without TLS."""
     if len(value) < 5:
         raise HostileInput("a cut value in a PROXY header")
     if not value[0] & _CLIENT_SSL:
         return "no"
     versions = [each for kind, each, _ in _values(value, 5) if kind == _SSL_VERSION]
-    told = versions[0].decode("latin-1").removeprefix("TLSv") if versions else ""
-    return told if re.fullmatch(r"[0-9.]{1,8}", told) else "unknown"
+    version = versions[0].decode("latin-1").removeprefix("TLSv") if versions else ""
+    return version if re.fullmatch(r"[0-9.]{1,8}", version) else "unknown"
 
 
 def _check(header: bytes, value: bytes, at: int) -> None:
-    """The checksum counts its own octets as zero (§2.2.3)."""
+    """Verify the checksum, which counts its own octets as zero (§2.2.3)."""
     if len(value) != 4 or crc32c(header[:at] + bytes(4) + header[at + 4 :]) != int.from_bytes(
         value, "big"
     ):
@@ -146,11 +146,11 @@ def _check(header: bytes, value: bytes, at: int) -> None:
 
 
 def crc32c(octets: bytes) -> int:
-    """Castagnoli's (RFC 3385)."""
-    found, table = 0xFFFFFFFF, _table()
+    """Return the CRC of Castagnoli (RFC 3385)."""
+    crc, table = 0xFFFFFFFF, _table()
     for octet in octets:
-        found = table[(found ^ octet) & 0xFF] ^ (found >> 8)
-    return found ^ 0xFFFFFFFF
+        crc = table[(crc ^ octet) & 0xFF] ^ (crc >> 8)
+    return crc ^ 0xFFFFFFFF
 
 
 @cache

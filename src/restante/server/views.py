@@ -1,11 +1,11 @@
-"""What a login name asks for besides its user: a folder, or the recent mail only.
+"""Views that a login name selects besides its user: a folder, or recent mail only.
 
 ``ann+Junk`` and ``ann+Junk@example.org`` open the folder Junk of ann or ann@example.org,
-``recent:ann`` what arrived in the last 30 days.  A user whose own name looks like that is always
-meant first.
+``recent:ann`` opens what arrived in the last 30 days.  A user whose own name has this form has
+precedence.
 
-Security: which reading is right is asked of the user database, for all readings alike, before any
-password is looked at; whether there is such a folder is asked only after the password was right.
+Security: the user database decides which reading is right, for all readings alike, before any
+password is checked; whether the folder exists is checked only after the password was right.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from ..maildrop import Maildrop, Store, View, Viewing
 from ..passdb import Account, Accounts, Passdb
 
 RECENT = 30 * 86_400.0
-"""Seconds; as other providers have it."""
+"""Seconds; Gmail's recent mode has 30 days, too."""
 
 _WHOLE = View()
 _PREFIX = "recent:"
-_LONGEST = 1000  # characters of a name that is looked into
+_LONGEST = 1000  # characters; a longer name is not searched for a folder or a prefix
 
 
 def readings(name: str, separator: str) -> list[tuple[str, View]]:
-    """Users and views that a login name may mean, the likeliest first.
+    """Return the users and views that a login name may mean, the likeliest first.
 
-    ``separator`` stands between user and folder; empty: folders cannot be named.
+    ``separator`` is between user and folder; empty: folders cannot be named.
     """
-    found = [(name, View())]
+    meanings = [(name, View())]
     if len(name) > _LONGEST:
-        return found
+        return meanings
     if name.casefold().startswith(_PREFIX):
-        found.append((name[len(_PREFIX) :], View(recent=RECENT)))
-    for user, view in found[:]:
-        found += [
+        meanings.append((name[len(_PREFIX) :], View(recent=RECENT)))
+    for user, view in meanings[:]:
+        meanings += [
             (owner, replace(view, folders=(folder,))) for owner, folder in _cut(user, separator)
         ]
-    return found
+    return meanings
 
 
 def _cut(name: str, separator: str) -> list[tuple[str, str]]:
-    """User and folder, cut at the last separator and at the first: both may hold one."""
+    """Return user and folder, split at the last and at the first separator: both may hold one."""
     local, at, domain = name.partition("@")
     end = len(separator)
     cuts = [
@@ -57,34 +57,34 @@ def _cut(name: str, separator: str) -> list[tuple[str, str]]:
 
 
 def _places(text: str, separator: str) -> list[int]:
-    found = dict.fromkeys((text.rfind(separator), text.find(separator))) if separator else ()
-    return [place for place in found if place >= 0]
+    both = dict.fromkeys((text.rfind(separator), text.find(separator))) if separator else ()
+    return [place for place in both if place >= 0]
 
 
 async def understand(passdb: Passdb, name: str, separator: str) -> tuple[str, View]:
-    """The user and the view that a login name means.
+    """Return the user and the view that a login name means.
 
-    Of a name without a known user, the shortest reading: what is derived from it, such as the salt
-    of SCRAM, must be as equal for ``zed`` and ``zed+x`` as it is for a user who exists
+    For a name without a known user, the shortest reading: what is derived from it, such as the
+    SCRAM salt, must be the same for ``zed`` and ``zed+x``, as it is for an existing user
     (RFC 5802 §9).
 
     Raises:
-        TemporaryFailure: it cannot be found out now.
+        TemporaryFailure: a back end cannot answer now.
     """
-    found = readings(name, separator)
-    if len(found) > 1 and offers(passdb, Accounts):
-        known = [await passdb.account(user) is not None for user, _ in found]
+    meanings = readings(name, separator)
+    if len(meanings) > 1 and offers(passdb, Accounts):
+        known = [await passdb.account(user) is not None for user, _ in meanings]
         if True in known:
-            return found[known.index(True)]
-        return min(found, key=lambda reading: len(reading[0]))
-    return found[0]
+            return meanings[known.index(True)]
+        return min(meanings, key=lambda meaning: len(meaning[0]))
+    return meanings[0]
 
 
 def opening(store: Store, account: Account) -> AbstractAsyncContextManager[Maildrop]:
-    """What this account opens.
+    """Return the context manager that opens the account's maildrop or view.
 
     Raises:
-        PermanentFailure: the store cannot show that.
+        PermanentFailure: the store has no folders.
     """
     if account.view == _WHOLE:
         return store.open(account.maildrop)
