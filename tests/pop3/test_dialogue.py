@@ -253,7 +253,7 @@ def test_an_end_at_any_octet_is_never_the_end_of_a_message() -> None:
     ("commands", "lost", "is_known"),
     [(["delete"], 3, True), (["delete", "reset"], 0, True), (["delete", "quit"], 3, False)],
 )
-def test_a_lost_connection_tells_the_lost_deletions(
+def test_lost_connection_reports_lost_deletions(
     commands: list[str], lost: int, is_known: bool
 ) -> None:
     """RFC 1939 §6: without QUIT none was removed; after it, nobody here can know."""

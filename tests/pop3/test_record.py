@@ -30,7 +30,7 @@ def echoing(capabilities: bytes) -> Callable[[Peer], Any]:
 
 @both
 @pytest.mark.parametrize("capabilities", [b"-ERR\r\n", b"+OK\r\nSASL PLAIN\r\n.\r\n"])
-def test_no_form_of_the_password_is_told(session: Session, capabilities: bytes) -> None:
+def test_no_form_of_the_password_is_recorded(session: Session, capabilities: bytes) -> None:
     told: list[str] = []
 
     async def main() -> None:

@@ -168,7 +168,7 @@ _words = st.one_of(
 @given(st.lists(_words, max_size=60), st.booleans())
 @example([b"LANG", b"\r\n"], False)
 @pytest.mark.rfc("P-117", "N-06")
-def test_whatever_comes_is_answered_or_closed(words: list[bytes], is_known: bool) -> None:
+def test_any_input_is_answered_or_ends_the_session(words: list[bytes], is_known: bool) -> None:
     """No octets raise anything, keep more than a limit's worth, or remove a message."""
     core = Core(list(MESSAGES))
     if is_known:
@@ -188,7 +188,7 @@ def test_whatever_comes_is_answered_or_closed(words: list[bytes], is_known: bool
     [b"POST / HTTP/1.1", b"Host: pop.example.org", b"EHLO example.org", b"LHLO x", b"SSH-2.0-x"],
 )
 @pytest.mark.rfc("N-06")
-def test_another_protocol_hears_nothing(first: bytes) -> None:
+def test_other_protocols_get_no_response(first: bytes) -> None:
     """ALPACA: nothing is echoed that a browser could take for an answer to its request."""
     core = Core(list(MESSAGES))
     assert core.send(first + b"\r\nUSER mrose\r\n") == b""
@@ -196,7 +196,7 @@ def test_another_protocol_hears_nothing(first: bytes) -> None:
 
 
 @pytest.mark.rfc("P-121")
-def test_octets_behind_stls_are_no_commands() -> None:
+def test_octets_behind_stls_are_not_run_as_commands() -> None:
     """RFC 2595 §4, CVE-2021-33515: nor do they wait until TLS makes them look protected."""
     core = Core([], tls=False)
     assert core.send(b"STLS\r\nCAPA\r\n") == b""
@@ -211,7 +211,7 @@ def test_stls_answers_in_the_language_of_the_client() -> None:
     assert core.send(b"STLS\r\n") == b"+OK TLS-Aushandlung beginnen\r\n"
 
 
-def test_secrets_that_are_too_weak_for_scram_refuse_the_login_alone() -> None:
+def test_weak_scram_secrets_refuse_the_login_only() -> None:
     """RFC 7677 §4: 4096 iterations at least; a passwd-file may hold fewer."""
     session = Session(VERBS, Policy(mechanisms=("SCRAM-SHA-256",)), is_secure=True)
     session.receive(b"AUTH SCRAM-SHA-256 " + b64encode(b"n,,n=ann,r=nonce") + b"\r\n")
@@ -225,11 +225,11 @@ def test_secrets_that_are_too_weak_for_scram_refuse_the_login_alone() -> None:
 
 
 @pytest.mark.rfc("P-032")
-def test_an_empty_name_is_none() -> None:
+def test_empty_user_name_is_refused() -> None:
     assert Core([]).send(b"USER \r\n") == b"-ERR USER requires a user name\r\n"
 
 
-def test_what_xclient_tells_has_names() -> None:
+def test_xclient_requires_named_attributes() -> None:
     core = Core([], tls=False)
     core.session.accepts_xclient = True
     assert core.send(b"XCLIENT ADDR=192.0.2.7 TLS\r\n") == b"-ERR XCLIENT requires NAME=VALUE\r\n"
@@ -255,7 +255,7 @@ def capabilities(core: Core) -> set[bytes]:
 
 
 @pytest.mark.rfc("P-087", "P-089")
-def test_strangers_are_told_the_worst_and_a_user_his_own() -> None:
+def test_capa_announces_longest_delay_then_the_users_own() -> None:
     """RFC 2449 §6.5, §6.7: USER says that there is more to learn after the login."""
     core = Core(list(MESSAGES), policy=HURRIED)
     assert capabilities(core) >= {b"LOGIN-DELAY 300 USER", b"EXPIRE 7 USER"}
@@ -264,7 +264,7 @@ def test_strangers_are_told_the_worst_and_a_user_his_own() -> None:
 
 
 @pytest.mark.rfc("P-087", "P-089")
-def test_what_holds_for_all_is_told_without_user() -> None:
+def test_terms_of_all_users_are_announced_without_user() -> None:
     core = Core(list(MESSAGES), policy=Policy(terms=Terms(60, 30)))
     for _ in range(2):
         assert capabilities(core) >= {b"LOGIN-DELAY 60", b"EXPIRE 30"}
@@ -283,12 +283,12 @@ def test_what_holds_for_all_is_told_without_user() -> None:
     ],
 )
 @pytest.mark.rfc("P-087")
-def test_nobody_waits_longer_than_was_announced(own: Account, terms: Terms) -> None:
+def test_login_delay_never_exceeds_the_announced_one(own: Account, terms: Terms) -> None:
     assert HURRIED.terms_of(own) == terms
 
 
 @pytest.mark.rfc("P-012", "P-101", "P-106")
-def test_nothing_stands_behind_a_size_or_a_unique_id() -> None:
+def test_nothing_follows_a_size_or_a_unique_id() -> None:
     """RFC 1939 §5, §7; 2 after DELE is still 2, for every form of the command."""
     core = Core([b"Subject: %d\r\n\r\n" % number for number in range(5)])
     core.send(LOGIN + b"DELE 1\r\nDELE 4\r\n")
@@ -301,7 +301,7 @@ def test_nothing_stands_behind_a_size_or_a_unique_id() -> None:
 
 
 @pytest.mark.rfc("N-05", "P-006")
-def test_an_auth_command_of_255_octets_is_one_and_of_256_is_none() -> None:
+def test_auth_command_is_limited_to_255_octets() -> None:
     password = b"p" * 173
     core = Core(list(MESSAGES), password=password.decode())
     line = b"AUTH PLAIN " + b64encode(b"\0mrose\0" + password) + b"\r\n"

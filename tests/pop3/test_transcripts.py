@@ -100,7 +100,7 @@ def test_the_greeting_has_a_time_stamp_where_a_login_may_follow(
 
 @pytest.mark.rfc("P-040", "P-120")
 @pytest.mark.parametrize("between", ["STLS", "XCLIENT"])
-def test_apop_answers_to_no_greeting_of_before(between: str) -> None:
+def test_apop_refuses_an_earlier_time_stamp(between: str) -> None:
     """CVE-2007-1558: whoever could change the greeting has chosen the time stamp (RFC 2595 §4)."""
     core = Core([], password="tanstaaf", tls=False, allow_plaintext=True, time_stamp=STAMP)
     assert STAMP.encode() in core.session.greeting().head()
@@ -116,7 +116,7 @@ def test_apop_answers_to_no_greeting_of_before(between: str) -> None:
 
 
 @pytest.mark.rfc("P-030")
-def test_apop_without_a_time_stamp_is_no_command() -> None:
+def test_apop_is_unknown_without_a_time_stamp() -> None:
     core = Core([], password="tanstaaf")
     for command in (b"APOP mrose c4c9334bac560ecc979e58001b3e22fb\r\n", b"APOP\r\n"):
         assert core.send(command) == b"-ERR unknown command\r\n"

@@ -15,7 +15,7 @@ LOGIN = b"USER mrose\r\nPASS tan staaf\r\n"
 
 
 @pytest.mark.rfc("P-140", "P-141", "P-030", "N-07")
-def test_utf8_belongs_before_the_login_and_ends_stls() -> None:
+def test_utf8_before_login_disables_stls() -> None:
     core = Core([], tls=False)
     assert b"\r\nSTLS\r\n" in core.send(b"CAPA\r\n")
     assert core.send(b"UTF8 x\r\n").startswith(b"-ERR ")
@@ -27,7 +27,7 @@ def test_utf8_belongs_before_the_login_and_ends_stls() -> None:
 
 
 @pytest.mark.rfc("P-142")
-def test_in_utf8_mode_messages_go_out_as_they_are() -> None:
+def test_messages_are_unchanged_in_utf8_mode() -> None:
     message = "Subject: Grüße\r\n\r\nBäh\r\n".encode()
     core = Core([message])
     core.send(b"UTF8\r\n" + LOGIN)
@@ -83,7 +83,7 @@ def test_passwords_that_look_alike_are_one(typed: str, password: str) -> None:
     ],
 )
 @pytest.mark.rfc("P-066", "P-147", "P-070")
-def test_what_saslprep_forbids_is_wrong_like_any_other(forbidden: bytes) -> None:
+def test_forbidden_characters_fail_like_a_wrong_password(forbidden: bytes) -> None:
     """And nothing is said of it at USER: that would tell of names."""
     with pytest.raises(AuthenticationFailed):
         prepared(forbidden.decode("utf-8", "surrogateescape"))

@@ -10,7 +10,7 @@ from restante.errors import CannotListen, ConfigurationError
 from restante.server.address import Address, bind
 
 
-def test_a_socket_that_a_crash_has_left_is_replaced(tmp_path: Path) -> None:
+def test_socket_left_by_a_crash_is_replaced(tmp_path: Path) -> None:
     address = Address.parse(f"unix:{tmp_path}/lmtp")
     bind(address).close()
     assert (tmp_path / "lmtp").is_socket()
@@ -18,7 +18,7 @@ def test_a_socket_that_a_crash_has_left_is_replaced(tmp_path: Path) -> None:
         pass  # the first one lives
 
 
-def test_a_file_in_the_way_of_a_socket_stays(tmp_path: Path) -> None:
+def test_file_at_the_path_of_a_socket_is_kept(tmp_path: Path) -> None:
     (tmp_path / "lmtp").write_text("of somebody")
     with pytest.raises(CannotListen), bind(Address.parse(f"unix:{tmp_path}/lmtp")):
         pass
@@ -26,6 +26,6 @@ def test_a_file_in_the_way_of_a_socket_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["unix:", "pop3:", "127.0.0.1", "127.0.0.1:65536", "pop3://x:y"])
-def test_what_is_no_address(text: str) -> None:
+def test_invalid_addresses_are_refused(text: str) -> None:
     with pytest.raises(ConfigurationError, match="is no address"):
         Address.parse(text)

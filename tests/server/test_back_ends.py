@@ -60,7 +60,9 @@ class Watched(OneUser):
         ),
     ],
 )
-def test_all_that_one_login_asks_belongs_to_it(commands: list[bytes], questions: list[str]) -> None:
+def test_queries_of_one_login_are_attributed_to_it(
+    commands: list[bytes], questions: list[str]
+) -> None:
     passdb = Watched()
 
     async def main() -> None:
@@ -81,7 +83,7 @@ def test_all_that_one_login_asks_belongs_to_it(commands: list[bytes], questions:
     assert login.asker.identity == "mrose+Junk"
 
 
-def test_a_user_who_is_disabled_does_not_wait_for_the_back_end_of_another(
+def test_slow_back_end_does_not_delay_ending_disabled_users(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One look at all sessions has an end, whatever hangs, and the next one tries again."""

@@ -51,7 +51,7 @@ def is_aborted(connection: Connection) -> None:
     "commands",
     [b"RETR 1\r\n", b"RETR 1\r\nRETR 2\r\n", b"TOP 1 0\r\n", b"DELE 1\r\nRETR 2\r\n"],
 )
-def test_a_client_that_dies_with_its_last_commands_leaves_no_lock(
+def test_client_lost_during_a_command_leaves_no_lock(
     run: Run[None], commands: bytes, end: Callable[[Connection], None]
 ) -> None:
     async def main() -> None:
@@ -71,7 +71,7 @@ def test_a_client_that_dies_with_its_last_commands_leaves_no_lock(
     run(main())
 
 
-def test_quit_in_the_turn_of_the_end_is_carried_out(run: Run[None]) -> None:
+def test_quit_received_with_the_disconnect_is_executed(run: Run[None]) -> None:
     """The client did send QUIT, so this is UPDATE (RFC 1939 §6)."""
 
     async def main() -> None:
@@ -104,7 +104,7 @@ def listening(
 
 
 @pytest.mark.parametrize("behind_proxy", [False, True])
-def test_closing_a_listener_releases_connections_that_just_arrived(
+def test_closing_a_listener_releases_new_connections(
     run: Run[None], certificate: tuple[Path, Path], behind_proxy: bool
 ) -> None:
     """Its socket is closed, and its slot is free."""
@@ -122,7 +122,7 @@ def test_closing_a_listener_releases_connections_that_just_arrived(
     run(main())
 
 
-def test_a_newcomer_may_take_the_slot_of_a_connection_that_just_arrived(
+def test_new_connection_may_evict_one_in_its_handshake(
     run: Run[None], certificate: tuple[Path, Path]
 ) -> None:
     async def main() -> None:

@@ -81,7 +81,7 @@ def hang_up(client: Client) -> None:
     client.writer.transport.abort()
 
 
-def test_a_failure_is_told_with_the_address_and_a_success_too() -> None:
+def test_guard_gets_the_address_of_failures_and_successes() -> None:
     async def main() -> None:
         guard = Guard()
         async with guarded(guard) as server, server.client() as client:
@@ -95,7 +95,7 @@ def test_a_failure_is_told_with_the_address_and_a_success_too() -> None:
     asyncio.run(main())
 
 
-def test_a_failure_waits_and_a_right_password_does_not() -> None:
+def test_only_failed_logins_are_delayed() -> None:
     """No answer comes while the penalty lasts; another connection logs in meanwhile."""
 
     async def main() -> None:
@@ -110,7 +110,7 @@ def test_a_failure_waits_and_a_right_password_does_not() -> None:
     asyncio.run(main())
 
 
-def test_the_penalty_counts_from_when_the_password_was_shown() -> None:
+def test_delay_counts_from_the_attempt() -> None:
     """So its time tells nothing of the work: here the work took longer, and the answer is due."""
 
     async def main() -> None:
@@ -129,7 +129,7 @@ def test_the_penalty_counts_from_when_the_password_was_shown() -> None:
     asyncio.run(main())
 
 
-def test_a_wrong_proof_of_scram_is_a_failed_login(caplog: pytest.LogCaptureFixture) -> None:
+def test_wrong_scram_proof_is_a_failed_login(caplog: pytest.LogCaptureFixture) -> None:
     """It is logged and counted like a wrong password."""
 
     async def main() -> None:
@@ -160,7 +160,7 @@ class Down(OneUser):
 
 
 @pytest.mark.parametrize("command", [b"PASS tan staaf", b"AUTH SCRAM-SHA-256 biwsbj1tcm9zZSxyPXg="])
-def test_a_back_end_that_is_down_makes_nobody_a_guesser(
+def test_unavailable_back_end_does_not_count_as_a_guess(
     command: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     """FAULTS.md I 195: [SYS/TEMP] at once, no penalty, no line that fail2ban bans for."""
@@ -183,7 +183,7 @@ def test_a_back_end_that_is_down_makes_nobody_a_guesser(
 
 
 @pytest.mark.parametrize("is_right", [False, True])
-def test_who_hangs_up_has_guessed_all_the_same(
+def test_guess_counts_even_if_the_client_hangs_up(
     is_right: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -207,7 +207,7 @@ def test_who_hangs_up_has_guessed_all_the_same(
 
 
 @pytest.mark.parametrize("is_gone", [False, True])
-def test_a_stop_waits_for_no_check(is_gone: bool) -> None:
+def test_stop_does_not_wait_for_a_password_check(is_gone: bool) -> None:
     """Longer than its grace."""
 
     async def main() -> None:
@@ -226,7 +226,7 @@ def test_a_stop_waits_for_no_check(is_gone: bool) -> None:
     asyncio.run(main())
 
 
-def test_hanging_up_gives_no_seat_back_before_the_penalty_is_over() -> None:
+def test_hanging_up_does_not_release_the_slot_early() -> None:
     async def main() -> None:
         guard = Guard(wait=3600.0)
         async with guarded(guard) as server:
@@ -245,7 +245,7 @@ def test_hanging_up_gives_no_seat_back_before_the_penalty_is_over() -> None:
     asyncio.run(main())
 
 
-def test_a_seat_of_who_hung_up_is_taken_for_that_source_only() -> None:
+def test_slot_of_a_lost_connection_counts_for_its_source_only() -> None:
     for tally in (Tally(), SharedTally(2)):
         admission = Admission(2, 2, tally)
         first, second = admission.admit("192.0.2.1"), admission.admit("192.0.2.1")
@@ -265,7 +265,7 @@ def test_a_seat_of_who_hung_up_is_taken_for_that_source_only() -> None:
             tally.close()
 
 
-def test_the_last_seats_are_for_networks_from_which_somebody_has_logged_in() -> None:
+def test_last_slots_are_reserved_for_known_networks() -> None:
     """I 187: guesses that wait for their answers leave a door open."""
     admission = Admission(10, 100)
     admission.reserved = lambda address: address == "192.0.2.1"
@@ -276,7 +276,7 @@ def test_the_last_seats_are_for_networks_from_which_somebody_has_logged_in() -> 
     assert admission.admit("192.0.2.1") is None
 
 
-def test_where_seats_are_scarce_nobody_waits_on_one() -> None:
+def test_crowded_server_disconnects_failed_logins_at_once() -> None:
     """The failure is answered, and the connection closed; the source's own count waits."""
 
     async def main() -> None:
@@ -296,7 +296,7 @@ def test_where_seats_are_scarce_nobody_waits_on_one() -> None:
     asyncio.run(main())
 
 
-def test_mail_from_elsewhere_is_fetched_for_who_has_logged_in_only() -> None:
+def test_before_opening_is_called_after_login_only() -> None:
     """I 201: a wrong password of a device asks nobody for anything."""
 
     async def main() -> None:
@@ -327,7 +327,7 @@ async def refused(server: Server) -> bytes:
     return said
 
 
-def test_the_first_who_has_not_logged_in_makes_room(
+def test_oldest_connection_before_login_is_evicted(
     run: Run[None], caplog: pytest.LogCaptureFixture
 ) -> None:
     """One who has is never thrown out, and the limit holds."""
@@ -360,7 +360,7 @@ def test_the_first_who_has_not_logged_in_makes_room(
     assert [each.__dict__["fields"]["ip"] for each in told] == ["127.0.0.1"] * 3
 
 
-def test_logged_in_sessions_make_no_room() -> None:
+def test_logged_in_sessions_are_never_evicted() -> None:
     async def main() -> None:
         async with serving(MemoryStore(), per_address=1) as server, server.client() as client:
             await client.log_in()
@@ -371,7 +371,7 @@ def test_logged_in_sessions_make_no_room() -> None:
 
 
 @pytest.mark.parametrize("is_gone", [False, True])
-def test_making_room_makes_guessing_no_faster(is_gone: bool) -> None:
+def test_eviction_does_not_speed_up_guessing(is_gone: bool) -> None:
     """Who waits for the answer to a guess keeps the slot, there or not: so of one address no more
     guesses are checked in the time of a penalty than it has slots."""
 
@@ -398,7 +398,7 @@ def test_making_room_makes_guessing_no_faster(is_gone: bool) -> None:
     asyncio.run(main())
 
 
-def test_who_is_being_judged_makes_no_room() -> None:
+def test_password_check_protects_from_eviction() -> None:
     """A password that may be right is no reason to be thrown out."""
 
     async def main() -> None:
@@ -413,7 +413,7 @@ def test_who_is_being_judged_makes_no_room() -> None:
     asyncio.run(main())
 
 
-def test_who_has_served_a_penalty_makes_room_again() -> None:
+def test_connection_is_evictable_again_after_its_delay() -> None:
     async def main() -> None:
         async with guarded(Guard(), per_address=1) as server, server.client() as client:
             await guess(client)
@@ -425,7 +425,7 @@ def test_who_has_served_a_penalty_makes_room_again() -> None:
 
 
 @pytest.mark.parametrize("implicit", [True, False])
-def test_a_handshake_that_stands_still_makes_room(
+def test_stalled_handshake_is_evicted(
     implicit: bool, run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """Whether TLS comes first or by STLS."""
@@ -450,7 +450,7 @@ def test_a_handshake_that_stands_still_makes_room(
 
 
 @pytest.mark.parametrize("error", [TemporaryFailure("down"), AuthenticationFailed("disabled")])
-def test_trouble_of_ours_is_no_guess(error: Exception) -> None:
+def test_internal_errors_are_not_guesses(error: Exception) -> None:
     @dataclass
     class Failing(OneUser):
         async def verify(self, credentials: Credentials) -> Account:

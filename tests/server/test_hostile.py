@@ -43,7 +43,7 @@ async def serves(server: Server, tls: ssl.SSLContext | None) -> None:
     ids=["zeros", "record", "alerts", "empty", "hello", "http", "ssh", "ssl2"],
 )
 @pytest.mark.rfc("N-07")
-def test_garbage_for_a_handshake(
+def test_garbage_in_place_of_a_handshake_is_refused(
     octets: bytes, run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """CVE-2015-3420: a failed handshake is the end of that connection, of nothing else."""
@@ -59,7 +59,7 @@ def test_garbage_for_a_handshake(
     run(main())
 
 
-def test_a_handshake_in_drops_ends(run: Run[None], server_tls: ssl.SSLContext) -> None:
+def test_slow_handshake_times_out(run: Run[None], server_tls: ssl.SSLContext) -> None:
     """CVE-2011-1947 seen from the server: octets that trickle do not move the deadline."""
 
     async def main() -> None:
@@ -77,7 +77,7 @@ def test_a_handshake_in_drops_ends(run: Run[None], server_tls: ssl.SSLContext) -
     run(main())
 
 
-def test_handshakes_that_never_end_take_the_seats_of_their_source_alone(
+def test_endless_handshakes_use_slots_of_their_source_only(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """A flood of handshakes is bounded before any is paid for: by slots, and by their deadline.
@@ -144,7 +144,7 @@ def test_half_a_command_is_not_run(
             run(main(implicit, politely))
 
 
-def test_a_flood_of_commands_without_a_reader_stays_small(run: Run[None]) -> None:
+def test_unread_answers_to_a_flood_of_commands_are_bounded(run: Run[None]) -> None:
     async def main() -> None:
         async with serving(MemoryStore(), timeouts=SHORT) as server, server.client() as client:
             await client.log_in()
@@ -188,7 +188,7 @@ def test_clients_with_and_without_alpn_are_served(
 @pytest.mark.parametrize("offered", [["h2", "http/1.1"], ["imap"], ["ftp", "x-unknown"]])
 @pytest.mark.parametrize("is_implicit", [True, False])
 @pytest.mark.rfc("P-136")
-def test_a_client_that_asks_for_other_protocols_hears_nothing(
+def test_foreign_alpn_gets_no_response(
     offered: list[str],
     is_implicit: bool,
     run: Run[None],
@@ -253,9 +253,7 @@ def test_any_server_name_costs_nothing(
 
 
 @pytest.mark.rfc("P-121", "N-07")
-def test_octets_that_come_just_before_the_handshake_end_it(
-    run: Run[None], server_tls: ssl.SSLContext
-) -> None:
+def test_octets_before_the_handshake_abort_it(run: Run[None], server_tls: ssl.SSLContext) -> None:
     """CVE-2021-38542: its first mending looked at one buffer and forgot the other."""
 
     async def main() -> None:

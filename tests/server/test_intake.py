@@ -128,7 +128,7 @@ def test_one_reply_for_each_recipient(run: Run[None]) -> None:
         (LargerThanQuota(10), b"552 5.2.3 message larger than the whole quota of 10 octets"),
     ],
 )
-def test_a_full_maildrop_is_told_to_the_sender(
+def test_full_maildrop_is_reported_to_the_sender(
     run: Run[None], error: RestanteError, reply: bytes
 ) -> None:
     """RFC 3463 §3.3: a full maildrop is no reason to give up, a message too large for it is."""
@@ -144,7 +144,7 @@ def test_a_full_maildrop_is_told_to_the_sender(
 
 
 @pytest.mark.parametrize("smtp", [False, True])
-def test_a_disk_that_is_full_in_the_end_is_told_once(
+def test_disk_full_at_the_end_gives_one_reply(
     smtp: bool,
     run: Run[None],
     monkeypatch: pytest.MonkeyPatch,
@@ -167,7 +167,7 @@ def test_a_disk_that_is_full_in_the_end_is_told_once(
     assert "bug" not in caplog.text
 
 
-def test_a_bug_within_the_data_ends_the_connection(
+def test_exception_during_data_aborts_the_connection(
     run: Run[None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After some of the replies nobody can tell what one more is the answer to."""
@@ -184,7 +184,7 @@ def test_a_bug_within_the_data_ends_the_connection(
 
 
 @pytest.mark.rfc("P-173")
-def test_a_reply_waits_for_no_other_recipient(run: Run[None]) -> None:
+def test_lmtp_replies_do_not_wait_for_other_recipients(run: Run[None]) -> None:
     """RFC 2033 §5; of SMTP's one reply nothing comes before all is stored."""
 
     async def main(smtp: bool) -> None:
@@ -209,7 +209,7 @@ def test_a_reply_waits_for_no_other_recipient(run: Run[None]) -> None:
 
 
 @pytest.mark.rfc("P-172")
-def test_what_lmtp_must_offer_is_offered(run: Run[None]) -> None:
+def test_lmtp_announces_its_required_extensions(run: Run[None]) -> None:
     """RFC 2033 §5."""
 
     async def main() -> None:
@@ -223,7 +223,7 @@ def test_what_lmtp_must_offer_is_offered(run: Run[None]) -> None:
     run(main())
 
 
-def test_trace_fields_stand_before_the_message(run: Run[None]) -> None:
+def test_trace_fields_precede_the_message(run: Run[None]) -> None:
     """RFC 5321 §4.4; the octets after them are those that were sent."""
     odd = b"Subject: \xe9\0\r\n\r\n..dots\r\n.\xff\r\n" + b"y" * 90_000 + b"\r\n"
 
@@ -294,7 +294,7 @@ def test_only_crlf_dot_crlf_ends_the_data(end: bytes, smtp: bool, run: Run[None]
     run(main())
 
 
-def test_the_end_may_come_in_pieces(run: Run[None]) -> None:
+def test_end_of_data_may_arrive_in_pieces(run: Run[None]) -> None:
     async def main() -> None:
         store = MemoryStore()
         async with taking(store) as (client, _):
@@ -313,7 +313,7 @@ def test_the_end_may_come_in_pieces(run: Run[None]) -> None:
 
 
 @pytest.mark.parametrize("smtp", [False, True])
-def test_too_large_is_read_to_its_end(smtp: bool, run: Run[None]) -> None:
+def test_message_that_is_too_large_is_read_to_its_end(smtp: bool, run: Run[None]) -> None:
     async def main() -> None:
         store = MemoryStore()
         async with taking(store, smtp=smtp, most=1000) as (client, _):
@@ -327,7 +327,7 @@ def test_too_large_is_read_to_its_end(smtp: bool, run: Run[None]) -> None:
     run(main())
 
 
-def test_a_dropped_connection_stores_nothing(run: Run[None]) -> None:
+def test_dropped_connection_stores_nothing(run: Run[None]) -> None:
     async def main() -> None:
         store = MemoryStore()
         async with taking(store) as (client, _):
@@ -391,7 +391,7 @@ def test_refusals(lines: list[bytes], expected: list[bytes], run: Run[None]) -> 
     run(main())
 
 
-def test_a_loop_is_refused(run: Run[None]) -> None:
+def test_mail_loop_is_refused(run: Run[None]) -> None:
     async def main() -> None:
         store = MemoryStore()
         async with taking(store) as (client, _):
@@ -403,7 +403,7 @@ def test_a_loop_is_refused(run: Run[None]) -> None:
     run(main())
 
 
-def test_smtp_takes_mail_for_its_domains_only(run: Run[None]) -> None:
+def test_smtp_accepts_mail_for_its_domains_only(run: Run[None]) -> None:
     async def main() -> None:
         async with taking(MemoryStore(), smtp=True) as (client, _):
             got = await replies(client, MAIL + b"RCPT TO:<ann@example.com>\r\nDATA\r\n", 3)
@@ -412,7 +412,7 @@ def test_smtp_takes_mail_for_its_domains_only(run: Run[None]) -> None:
     run(main())
 
 
-def test_smtp_has_one_reply_and_prefers_a_duplicate_to_a_loss(run: Run[None]) -> None:
+def test_partial_smtp_delivery_is_repeated_not_lost(run: Run[None]) -> None:
     async def main() -> None:
         memory = MemoryStore()
         async with taking(FailsFor(memory, "eve"), smtp=True) as (client, _):
@@ -424,9 +424,7 @@ def test_smtp_has_one_reply_and_prefers_a_duplicate_to_a_loss(run: Run[None]) ->
     run(main())
 
 
-def test_a_refusal_for_one_recipient_makes_no_copies_for_the_others(
-    run: Run[None], tmp_path: Path
-) -> None:
+def test_repeated_smtp_delivery_makes_no_second_copies(run: Run[None], tmp_path: Path) -> None:
     """RFC 5321 §4.2.5, §4.5.4.1: the sender repeats the message for all until all have it.
 
     Two equal messages on purpose stay two.
@@ -466,7 +464,7 @@ def test_no_endless_command(run: Run[None]) -> None:
     run(main())
 
 
-def test_pythons_own_client_is_content(run: Run[None]) -> None:
+def test_smtplib_can_deliver(run: Run[None]) -> None:
     def deliver(port: int) -> None:
         with smtplib.LMTP("127.0.0.1", port) as lmtp:
             for recipient in ("ann@example.org", "eve@example.org"):  # it reads one reply only
@@ -515,7 +513,7 @@ def test_lines_may_have_any_length(octets: int, run: Run[None]) -> None:
     run(main())
 
 
-def test_a_size_that_was_a_lie_is_found_out(run: Run[None]) -> None:
+def test_wrong_size_parameter_does_not_bypass_the_limit(run: Run[None]) -> None:
     async def main() -> None:
         store = MemoryStore()
         async with taking(store, most=1000) as (client, _):
@@ -528,7 +526,7 @@ def test_a_size_that_was_a_lie_is_found_out(run: Run[None]) -> None:
     run(main())
 
 
-def test_a_sender_that_leaves_before_its_250_can_come_again(run: Run[None]) -> None:
+def test_sender_lost_before_its_250_can_send_again(run: Run[None]) -> None:
     """RFC 2033 §4.2: then the message may be there twice; that it is there is what counts."""
 
     async def main() -> None:
@@ -571,7 +569,7 @@ class SlowStore:
 
 
 @pytest.mark.parametrize("command", [b"BDAT 10 LAST", b"STARTTLS", b"AUTH PLAIN AAA=", b"TURN"])
-def test_commands_that_carry_more_are_not_known(command: bytes, run: Run[None]) -> None:
+def test_chunking_and_other_extensions_are_unknown(command: bytes, run: Run[None]) -> None:
     """Nothing that could change how the following octets are read (CVE-2021-38371)."""
 
     async def main() -> None:
@@ -584,7 +582,7 @@ def test_commands_that_carry_more_are_not_known(command: bytes, run: Run[None]) 
     run(main())
 
 
-def test_a_thousand_recipients_are_a_hundred(run: Run[None]) -> None:
+def test_recipients_beyond_one_hundred_are_deferred(run: Run[None]) -> None:
     """RFC 5321 §4.5.3.1.8, §4.5.3.1.10: those beyond the limit come with the next message."""
 
     async def main() -> None:
@@ -601,7 +599,7 @@ def test_a_thousand_recipients_are_a_hundred(run: Run[None]) -> None:
     run(main())
 
 
-def test_a_head_without_end_is_bounded_work(run: Run[None]) -> None:
+def test_endless_header_takes_bounded_work(run: Run[None]) -> None:
     async def main() -> None:
         store = MemoryStore()
         async with taking(store, most=5_000_000) as (client, _):
@@ -634,7 +632,7 @@ def test_nul_in_a_message_is_kept(run: Run[None]) -> None:
         b"MAIL FROM:<bob@example.net>\rRCPT TO:<ann@example.org>",
     ],
 )
-def test_an_envelope_puts_no_field_into_a_message(line: bytes, run: Run[None]) -> None:
+def test_envelope_cannot_inject_header_fields(line: bytes, run: Run[None]) -> None:
     async def main() -> None:
         store = MemoryStore()
         async with taking(store) as (client, _):

@@ -20,7 +20,7 @@ from .test_pop3 import MESSAGE, filled, starts_tls
 
 
 @pytest.mark.rfc("P-100", "P-101")
-def test_sizes_have_no_32_bits() -> None:
+def test_sizes_beyond_32_bits() -> None:
     """Cyrus and Stalwart: the sum of a maildrop wraps at 4 GiB."""
     core = Core([b"x", b"y"])
     core._listing[:] = [Entry("a", 2**32 - 1), Entry("b", 2**40)]
@@ -87,7 +87,7 @@ def test_no_response_repeats_what_a_client_typed(typed: bytes) -> None:
     assert b"XYZZY" not in core.send(typed + b"\r\n")
 
 
-def test_all_messages_are_there_however_many(run: Run[None]) -> None:
+def test_large_maildrops_are_listed_completely(run: Run[None]) -> None:
     """Mailpit shows the newest 100, WildDuck 250: who deletes what is not listed loses the rest."""
 
     async def main() -> None:
@@ -99,7 +99,7 @@ def test_all_messages_are_there_however_many(run: Run[None]) -> None:
     run(main())
 
 
-def test_tls_of_one_session_is_no_other_ones(
+def test_tls_of_one_session_does_not_secure_another(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """Inbucket kept it in the server: after one STLS all others were told it was done."""
@@ -118,7 +118,7 @@ def test_tls_of_one_session_is_no_other_ones(
     run(main())
 
 
-def test_ipv6_can_be_listened_on() -> None:
+def test_server_listens_on_ipv6() -> None:
     """James cannot."""
     if not socket.has_ipv6:  # pragma: no cover
         return
@@ -128,7 +128,7 @@ def test_ipv6_can_be_listened_on() -> None:
             pass
 
 
-def test_a_stop_says_nothing_that_is_no_pop3(run: Run[None]) -> None:
+def test_stop_sends_no_unsolicited_response(run: Run[None]) -> None:
     """Stalwart: "* BYE", which is IMAP."""
 
     async def main() -> None:

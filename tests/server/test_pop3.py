@@ -95,7 +95,7 @@ async def starts_tls(client: Client, tls: ssl.SSLContext) -> None:
 
 
 @pytest.mark.rfc("P-120")
-def test_stls_forgets_what_was_said_in_clear(
+def test_stls_discards_state_from_before_tls(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """RFC 2595 §4: USER before STLS is gone, login works inside, STLS is not offered twice."""
@@ -191,7 +191,7 @@ def test_the_client_logs_in_by_apop(
 
 
 @pytest.mark.rfc("P-040")
-def test_after_stls_the_time_stamp_of_before_is_worth_nothing(
+def test_stls_invalidates_the_time_stamp(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     async def main() -> None:
@@ -208,7 +208,7 @@ def test_after_stls_the_time_stamp_of_before_is_worth_nothing(
 
 
 @pytest.mark.rfc("P-040")
-def test_every_time_stamp_is_another_message_id() -> None:
+def test_time_stamps_are_distinct_message_ids() -> None:
     hosts = ("mail.example.org", "grüße.example", "2001:db8::1", "localhost", "a" * 253)
     made = [time_stamp(host) for host in hosts for _ in range(100)]
     assert len(set(made)) == 500
@@ -220,7 +220,7 @@ def test_every_time_stamp_is_another_message_id() -> None:
 
 
 @pytest.mark.rfc("P-126", "N-06")
-def test_clear_text_on_the_tls_port_hears_nothing_of_pop3(
+def test_plaintext_on_the_tls_port_gets_no_pop3_response(
     run: Run[None],
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
@@ -250,7 +250,7 @@ def test_clear_text_on_the_tls_port_hears_nothing_of_pop3(
 
 @pytest.mark.parametrize("implicit", [True, False])
 @pytest.mark.rfc("N-07")
-def test_a_silent_handshake_ends(
+def test_silent_handshake_times_out(
     implicit: bool, run: Run[None], server_tls: ssl.SSLContext
 ) -> None:
     async def main() -> None:
@@ -268,7 +268,7 @@ def test_a_silent_handshake_ends(
     run(main())
 
 
-def test_a_stop_waits_for_no_handshake(run: Run[None], server_tls: ssl.SSLContext) -> None:
+def test_stop_does_not_wait_for_handshakes(run: Run[None], server_tls: ssl.SSLContext) -> None:
     async def main() -> None:
         async with serving(MemoryStore(), tls=server_tls) as server, server.client() as client:
             assert (await client.ask(b"STLS")).startswith(b"+OK")
@@ -304,7 +304,7 @@ def test_old_tls_is_refused(
 
 
 @pytest.mark.rfc("P-035", "P-036", "P-083", "N-08")
-def test_the_second_session_is_told_at_once(run: Run[None]) -> None:
+def test_second_session_is_refused_at_once(run: Run[None]) -> None:
     """RFC 2449 §8.1.2: [IN-USE]; it stays in AUTHORIZATION and may try again."""
 
     async def main() -> None:
@@ -378,7 +378,7 @@ class TroubledMaildrop:
 
 
 @pytest.mark.rfc("P-110")
-def test_a_message_that_is_gone_is_one_error(run: Run[None]) -> None:
+def test_missing_message_is_one_error(run: Run[None]) -> None:
     async def main() -> None:
         store = Troubled(await filled(MESSAGE), read="at once")
         async with serving(store) as server, server.client() as client:
@@ -393,7 +393,7 @@ def test_a_message_that_is_gone_is_one_error(run: Run[None]) -> None:
     "trouble", ["half-way", MESSAGE[:-3], MESSAGE + b"more\r\n", b"", MESSAGE[:-2] + b"!\r\n"]
 )
 @pytest.mark.rfc("P-025")
-def test_what_cannot_be_sent_whole_has_no_end(trouble: object, run: Run[None]) -> None:
+def test_truncated_message_never_gets_final_dot(trouble: object, run: Run[None]) -> None:
     """Dovecot closes such a message with the termination octet, and mail is lost."""
 
     async def main() -> None:
@@ -409,7 +409,9 @@ def test_what_cannot_be_sent_whole_has_no_end(trouble: object, run: Run[None]) -
 
 @pytest.mark.parametrize(("left", "words"), [(2, b"2 deleted messages not removed"), (-1, b"disk")])
 @pytest.mark.rfc("P-083", "P-115", "P-116")
-def test_quit_tells_what_was_not_removed(left: int, words: bytes, run: Run[None]) -> None:
+def test_quit_reports_messages_that_were_not_removed(
+    left: int, words: bytes, run: Run[None]
+) -> None:
     """RFC 1939 §6: -ERR, and the connection closes all the same."""
 
     async def main() -> None:
@@ -503,7 +505,7 @@ def test_tls_ends_with_close_notify(
 
 
 @pytest.mark.rfc("P-016")
-def test_autologout_says_nothing_and_removes_nothing(run: Run[None]) -> None:
+def test_autologout_sends_and_removes_nothing(run: Run[None]) -> None:
     """RFC 1939 §3."""
 
     async def main() -> None:
@@ -518,7 +520,7 @@ def test_autologout_says_nothing_and_removes_nothing(run: Run[None]) -> None:
 
 
 @pytest.mark.rfc("P-017")
-def test_who_does_not_log_in_is_sent_away(run: Run[None]) -> None:
+def test_connection_without_a_login_times_out(run: Run[None]) -> None:
     async def main() -> None:
         async with serving(MemoryStore(), timeouts=SHORT) as server, server.client() as client:
             await client.ask(b"CAPA")
@@ -528,7 +530,7 @@ def test_who_does_not_log_in_is_sent_away(run: Run[None]) -> None:
 
 
 @pytest.mark.rfc("P-091")
-def test_a_client_that_does_not_read_is_held_and_then_cut_off(run: Run[None]) -> None:
+def test_client_that_stops_reading_is_disconnected(run: Run[None]) -> None:
     """The output and the unread input of one connection stay bounded."""
     big = b"Subject: big\r\n\r\n" + (b"x" * 998 + b"\r\n") * 20_000
 
@@ -595,7 +597,7 @@ def test_connections_from_one_source_are_counted(run: Run[None]) -> None:
 
 
 @pytest.mark.rfc("P-117")
-def test_a_stop_lets_the_busy_finish_and_updates_nobody(run: Run[None]) -> None:
+def test_stop_lets_busy_sessions_finish_without_update(run: Run[None]) -> None:
     big = b"Subject: big\r\n\r\n" + (b"x" * 998 + b"\r\n") * 20_000
 
     async def main() -> None:
@@ -616,7 +618,7 @@ def test_a_stop_lets_the_busy_finish_and_updates_nobody(run: Run[None]) -> None:
     run(main())
 
 
-def test_a_client_that_does_not_end_tls_keeps_no_stop_waiting(
+def test_stop_does_not_wait_for_missing_close_notify(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """It sits idle, and nobody reads what its server says."""
@@ -682,7 +684,7 @@ def test_a_second_login_too_soon_is_refused_and_frees_the_lock(run: Run[None]) -
     run(main())
 
 
-def test_the_journal_tells_who_retrieved_and_removed_what(
+def test_journal_records_retrieved_and_removed_messages(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, run: Run[None]
 ) -> None:
     """It does so before the client hears the response to QUIT."""
@@ -710,7 +712,7 @@ def test_the_journal_tells_who_retrieved_and_removed_what(
     run(main())
 
 
-def test_the_journal_tells_what_a_dropped_connection_took(run: Run[None]) -> None:
+def test_journal_records_retrievals_of_a_dropped_connection(run: Run[None]) -> None:
     async def main() -> None:
         store = await filled(MESSAGE)
         async with serving(store) as server:
@@ -751,7 +753,7 @@ class Shut(MemoryStore):
     [(TemporaryFailure("no disk"), b"SYS/TEMP"), (PermanentFailure("no place"), b"SYS/PERM")],
 )
 @pytest.mark.rfc("P-036", "P-083", "P-086")
-def test_a_maildrop_that_cannot_be_opened_is_no_empty_one(
+def test_unreadable_maildrop_is_not_shown_as_empty(
     trouble: RestanteError, code: bytes, run: Run[None]
 ) -> None:
     """Nor a wrong password; and the next try finds no lock left behind."""
@@ -773,7 +775,7 @@ def test_a_maildrop_that_cannot_be_opened_is_no_empty_one(
 
 
 @pytest.mark.rfc("P-015")
-def test_every_command_begins_the_time_anew(run: Run[None]) -> None:
+def test_every_command_restarts_the_autologout_timer(run: Run[None]) -> None:
     """RFC 1939 §3; a wrong one too."""
 
     async def main() -> None:
@@ -885,7 +887,7 @@ def test_a_surrogate_is_of_the_announced_size_and_the_original_is_kept(
 @pytest.mark.parametrize(
     "value", ["(" * 500 + ")" * 500, '"', "<", "a@b, (", ",é" * 900, "é:" * 900]
 )
-def test_a_message_that_cannot_be_downgraded_stops_no_other(value: str, run: Run[None]) -> None:
+def test_message_without_surrogate_does_not_affect_others(value: str, run: Run[None]) -> None:
     """Each command is answered, that for this message with its surrogate or -ERR (RFC 6856 §5)."""
     odd = f"From: a@b\r\nTo: {value} é <c@d>\r\nSubject: é\r\n\r\nhello\r\n".encode()
 
@@ -941,7 +943,7 @@ async def delete_and_quit(server: Server, count: int) -> bytes:
         return await client.ask(b"QUIT")
 
 
-def test_a_new_password_may_not_delete_much(
+def test_new_password_has_a_deletion_limit(
     run: Run[None], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -964,7 +966,7 @@ def test_a_new_password_may_not_delete_much(
     run(main())
 
 
-def test_a_password_that_is_known_for_a_day_may_delete_what_it_likes(run: Run[None]) -> None:
+def test_password_older_than_a_day_has_no_deletion_limit(run: Run[None]) -> None:
     async def main() -> None:
         store = await filled(*[MESSAGE] * 4)
         before = time.time() - 86_401
@@ -990,7 +992,7 @@ def test_a_password_that_is_known_for_a_day_may_delete_what_it_likes(run: Run[No
         (3600, 300 * 86_400, False),  # the clock has jumped
     ],
 )
-def test_a_jump_of_the_clock_makes_no_password_known(
+def test_clock_jump_does_not_lift_the_deletion_limit(
     run: Run[None], ago: float, ahead: float, may: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
@@ -1013,7 +1015,7 @@ def test_a_jump_of_the_clock_makes_no_password_known(
 @pytest.mark.parametrize("removed", [0, 1, 3])
 @pytest.mark.parametrize("marked", [1, 3])
 @pytest.mark.parametrize("deletions_by_new", [0, 1, 3, 4, 6])
-def test_a_brake_that_is_changed_counts_what_was_removed_before(
+def test_changed_deletion_limit_counts_earlier_removals(
     run: Run[None], deletions_by_new: int, removed: int, marked: int
 ) -> None:
     """Added, made tighter or looser, or taken off, in the first day of a password."""
@@ -1031,7 +1033,7 @@ def test_a_brake_that_is_changed_counts_what_was_removed_before(
     run(main())
 
 
-def test_a_session_of_the_future_shuts_a_password_out_only_for_a_day(run: Run[None]) -> None:
+def test_session_in_the_future_limits_deletions_for_a_day_only(run: Run[None]) -> None:
     """Another one of a right clock counts, wherever it stands in the journal."""
 
     async def main() -> None:
@@ -1049,7 +1051,7 @@ def test_a_session_of_the_future_shuts_a_password_out_only_for_a_day(run: Run[No
     run(main())
 
 
-def test_deletions_are_not_braked_by_default(run: Run[None]) -> None:
+def test_deletions_are_unlimited_by_default(run: Run[None]) -> None:
     async def main() -> None:
         store = await filled(*[MESSAGE] * 4)
         async with serving(store) as server:

@@ -125,7 +125,7 @@ def test_a_header_is_taken_to_its_end_and_no_further(header: bytes, origin: Orig
 
 @pytest.mark.parametrize("header", WRONG.values(), ids=WRONG)
 @pytest.mark.rfc("P-181", "P-182", "P-183")
-def test_any_deviation_ends_it(header: bytes) -> None:
+def test_malformed_proxy_headers_are_refused(header: bytes) -> None:
     with pytest.raises(HostileInput):
         parse(header)
 
@@ -135,7 +135,7 @@ def test_the_checksum_is_castagnolis() -> None:
 
 
 @given(st.binary(max_size=300) | st.binary(max_size=300).map(lambda each: SIGNATURE + each))
-def test_strange_octets_are_refused_or_go_on(octets: bytes) -> None:
+def test_random_octets_are_refused_or_incomplete(octets: bytes) -> None:
     try:
         found = parse(octets)
     except HostileInput:
@@ -199,7 +199,7 @@ def test_the_address_behind_a_proxy_is_the_clients(
     ],
 )
 @pytest.mark.rfc("P-180")
-def test_tls_that_ends_at_a_proxy_counts_where_the_configuration_says_so(
+def test_tls_at_proxy_counts_only_if_configured(
     tls_at_proxy: bool,
     proxy_from: tuple[IPv4Network, ...],
     header: bytes,
@@ -234,7 +234,7 @@ def test_tls_that_ends_at_a_proxy_counts_where_the_configuration_says_so(
 
 
 @pytest.mark.rfc("P-180")
-def test_nothing_is_said_before_the_header_is_whole(run: Run[None]) -> None:
+def test_nothing_is_sent_before_the_proxy_header(run: Run[None]) -> None:
     async def main() -> None:
         async with (
             serving(MemoryStore(), proxy_from=LOOPBACK) as server,
@@ -311,7 +311,7 @@ def test_header_and_client_hello_may_share_a_segment(
 
 @pytest.mark.parametrize("header", WRONG.values(), ids=WRONG)
 @pytest.mark.rfc("P-180", "P-181", "P-182")
-def test_a_malformed_header_is_closed_without_a_word(
+def test_malformed_proxy_header_gets_no_response(
     header: bytes, run: Run[None], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -329,7 +329,7 @@ def test_a_malformed_header_is_closed_without_a_word(
 @pytest.mark.parametrize("implicit", [True, False])
 @pytest.mark.parametrize("header", [V1, v2(IPV4)], ids=["v1", "v2"])
 @pytest.mark.rfc("P-180", "P-184")
-def test_a_header_of_anybody_else_and_a_second_one_are_no_header(
+def test_unlisted_and_second_proxy_headers_are_not_parsed(
     implicit: bool, header: bytes, run: Run[None], server_tls: ssl.SSLContext
 ) -> None:
     async def main() -> None:
@@ -349,7 +349,7 @@ def test_a_header_of_anybody_else_and_a_second_one_are_no_header(
 
 
 @pytest.mark.rfc("P-180")
-def test_a_late_header_is_no_header(run: Run[None]) -> None:
+def test_late_proxy_header_times_out(run: Run[None]) -> None:
     async def main() -> None:
         async with serving(
             MemoryStore(), timeouts=Timeouts(handshake=0.1), proxy_from=LOOPBACK
@@ -391,7 +391,7 @@ def test_limits_count_the_client_and_not_the_proxy(run: Run[None]) -> None:
 # XCLIENT.
 
 
-def test_xclient_tells_who_the_client_is(run: Run[None], caplog: pytest.LogCaptureFixture) -> None:
+def test_xclient_sets_the_client_address(run: Run[None], caplog: pytest.LogCaptureFixture) -> None:
     """As Dovecot's proxy says it; limits, permission and log are about the client then."""
     caplog.set_level(logging.INFO)
 
@@ -425,7 +425,7 @@ def test_xclient_tells_who_the_client_is(run: Run[None], caplog: pytest.LogCaptu
 @pytest.mark.parametrize(
     ("transport", "may"), [(b"TLS", True), (b"insecure", False), (b"TLSv1.3", True)]
 )
-def test_xclient_tells_of_the_clients_tls(
+def test_xclient_sets_the_clients_tls(
     transport: bytes,
     may: bool,
     run: Run[None],
@@ -454,7 +454,7 @@ def test_xclient_tells_of_the_clients_tls(
     run(main())
 
 
-def test_xclient_of_anybody_else_is_unknown(run: Run[None]) -> None:
+def test_xclient_is_unknown_to_other_clients(run: Run[None]) -> None:
     async def main() -> None:
         async with serving(MemoryStore()) as server, server.client() as client:
             unknown = await client.ask(b"XYZ")

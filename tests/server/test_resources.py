@@ -106,7 +106,7 @@ class ExhaustedMaildrop:
         return await self._maildrop.remove(entries)
 
 
-def test_a_session_without_memory_dies_alone(run: Run[None]) -> None:
+def test_memory_error_ends_only_its_session(run: Run[None]) -> None:
     """It ends without the termination octet and without UPDATE, and the lock is free."""
 
     async def main() -> None:

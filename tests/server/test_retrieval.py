@@ -121,7 +121,7 @@ def only_file(maildrop: Path) -> Path:
     return path
 
 
-def test_a_file_cut_while_the_kernel_copies_has_no_end(tmp_path: Path, run: Run[None]) -> None:
+def test_file_truncated_during_sendfile_gets_no_final_dot(tmp_path: Path, run: Run[None]) -> None:
     """A short message closed with the termination octet would be mail lost."""
     message = HEAD + (b"x" * 98 + b"\r\n") * 200_000  # more than all the buffers on the way
 
@@ -176,9 +176,7 @@ ENDS = pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r\n."])
 
 
 @ENDS
-def test_who_hardly_reads_has_the_file_open_once(
-    end: bytes, tmp_path: Path, run: Run[None]
-) -> None:
+def test_slow_reader_has_the_file_open_once(end: bytes, tmp_path: Path, run: Run[None]) -> None:
     """Descriptors are what thousands of slow readers run out of first."""
 
     async def main() -> None:
@@ -189,7 +187,7 @@ def test_who_hardly_reads_has_the_file_open_once(
 
 
 @ENDS
-def test_who_hardly_reads_costs_little_memory(end: bytes, tmp_path: Path, run: Run[None]) -> None:
+def test_slow_reader_takes_little_memory(end: bytes, tmp_path: Path, run: Run[None]) -> None:
     """Ours, and the kernel's, which all connections share: without it nobody is served.
 
     CVE-2024-12254: asyncio's ``writelines`` took everything and made nobody wait.
@@ -208,7 +206,7 @@ def test_who_hardly_reads_costs_little_memory(end: bytes, tmp_path: Path, run: R
 
 
 @ENDS
-def test_who_hangs_up_while_it_waits_is_no_bug(
+def test_hanging_up_during_a_retrieval_is_not_a_bug(
     end: bytes, tmp_path: Path, run: Run[None], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -220,7 +218,7 @@ def test_who_hangs_up_while_it_waits_is_no_bug(
     assert "bug" not in caplog.messages
 
 
-def test_a_tls_transport_has_no_way_past_the_encryption(
+def test_tls_transport_cannot_use_sendfile(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, tmp_path: Path
 ) -> None:
     async def main() -> None:
@@ -241,11 +239,11 @@ def test_a_tls_transport_has_no_way_past_the_encryption(
 
 
 @pytest.mark.parametrize("stored", [b"cut", b"a\nlonger one\n"])
-def test_a_message_of_another_size_is_not_sent_at_once(stored: bytes) -> None:
+def test_message_with_another_size_is_not_sent_from_cache(stored: bytes) -> None:
     assert retrieval.wire_form(RawOctets(stored, is_wire_ready=False, has_crlf=False), 10) is None
 
 
-def test_files_that_cannot_be_opened_are_left_to_the_store(tmp_path: Path, run: Run[None]) -> None:
+def test_unreadable_files_are_left_to_the_store(tmp_path: Path, run: Run[None]) -> None:
     async def main() -> None:
         store = MaildirStore(f"{tmp_path}/%u")
         await store.deliver("mrose", once(b"hello\r\n"))

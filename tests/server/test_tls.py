@@ -69,7 +69,7 @@ def test_the_key_is_private_and_both_stay_as_they_are(tmp_path: Path) -> None:
     ]
 
 
-def test_many_at_once_make_one_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_calls_make_one_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """None of them finds a pair, so each makes one; all get the one that was stored first."""
     together = threading.Barrier(8)
     new_key = tls._new_key
@@ -90,7 +90,7 @@ def test_many_at_once_make_one_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(each.name for each in tmp_path.iterdir()) == ["certificate.pem", "key.pem"]
 
 
-def test_a_crash_between_the_two_is_mended(tmp_path: Path) -> None:
+def test_crash_between_key_and_certificate_is_repaired(tmp_path: Path) -> None:
     certificate, _ = tls.make_self_signed(tmp_path, NAMES)
     certificate.unlink()
     tls.server_context(*tls.make_self_signed(tmp_path, NAMES))
@@ -138,7 +138,7 @@ def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> ss
     return sides[0]
 
 
-def test_a_session_is_resumed_and_each_time_its_ticket_is_another(
+def test_resumed_session_gets_a_new_ticket(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     """RFC 8446 §C.4: a ticket that is shown once only lets nobody tell who comes again."""
@@ -179,7 +179,7 @@ def test_the_cheapest_key_exchange_and_key(certificate: tuple[Path, Path]) -> No
     assert server.num_tickets == 1
 
 
-def test_what_is_wrong_is_named(tmp_path: Path) -> None:
+def test_errors_name_the_file_and_the_mistake(tmp_path: Path) -> None:
     certificate, key = tls.make_self_signed(tmp_path / "one", NAMES)
     _, other = tls.make_self_signed(tmp_path / "two", NAMES)
     garbage = tmp_path / "garbage.pem"

@@ -217,7 +217,7 @@ def test_unforeseen_exception_in_one_message_leaves_the_others(
         run(main())
 
 
-def test_message_that_breaks_half_way_has_no_end(
+def test_message_that_fails_half_way_gets_no_final_dot(
     run: Run[None], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -278,7 +278,7 @@ def test_server_stops_after_a_connection_whose_end_failed(
 
 
 @pytest.mark.parametrize("command", [b"STAT", b"LIST", b"UIDL", b"CAPA", b"NOOP"])
-def test_unforeseen_exception_in_a_command_without_the_outside_is_answered(
+def test_unforeseen_exception_in_a_simple_command_is_answered(
     command: bytes,
     run: Run[None],
     caplog: pytest.LogCaptureFixture,

@@ -64,7 +64,7 @@ class Known(OneUser):
         ("mrose-Junk", ("mrose-Junk", View())),
     ],
 )
-def test_the_likeliest_reading_that_names_somebody(
+def test_login_name_means_the_first_existing_user(
     run: Run[tuple[str, View]], name: str, expected: tuple[str, View]
 ) -> None:
     passdb = Known("ann@example.org", "bob+lists", "recent:eve")
@@ -72,19 +72,19 @@ def test_the_likeliest_reading_that_names_somebody(
 
 
 @pytest.mark.parametrize("name", ["mrose+Junk", "nobody+Junk", "bob+lists"])
-def test_as_many_names_are_asked_for_whoever_exists(run: Run[tuple[str, View]], name: str) -> None:
+def test_number_of_lookups_does_not_reveal_users(run: Run[tuple[str, View]], name: str) -> None:
     passdb = Known("bob+lists")
     run(understand(passdb, name, "+"))
     assert len(passdb.asked) == 2
 
 
-def test_an_ordinary_name_costs_nothing(run: Run[tuple[str, View]]) -> None:
+def test_ordinary_name_takes_no_lookup(run: Run[tuple[str, View]]) -> None:
     passdb = Known()
     run(understand(passdb, "mrose@example.org", "+"))
     assert passdb.asked == []
 
 
-def test_no_name_makes_much_work(run: Run[tuple[str, View]]) -> None:
+def test_long_names_take_bounded_work(run: Run[tuple[str, View]]) -> None:
     assert len(readings("recent:" + "+" * 900 + "@" + "+" * 50, "+")) <= 10
     assert len(readings("recent:" + "+" * 100_000, "+")) == 1
 
@@ -123,7 +123,7 @@ def store(tmp_path: Path) -> MaildirStore:
         (b"mrose+.", b"tan staaf", b"-ERR [SYS/PERM] invalid folder name", b""),
     ],
 )
-def test_a_folder_is_told_of_only_after_the_password(
+def test_folder_is_checked_after_the_password_only(
     run: Run[None], tmp_path: Path, user: bytes, password: bytes, answer: bytes, stat: bytes
 ) -> None:
     async def main() -> None:
@@ -155,7 +155,7 @@ def test_sasl_opens_folders_too(run: Run[None], tmp_path: Path) -> None:
     run(main())
 
 
-def test_the_user_database_hears_names_without_wishes(run: Run[None], tmp_path: Path) -> None:
+def test_user_database_gets_the_name_without_the_view(run: Run[None], tmp_path: Path) -> None:
     users = Users(tmp_path / "users.sqlite3")
     for name in ("mrose", "bob"):
         users.add(name, "tan staaf")
@@ -203,7 +203,7 @@ def test_what_a_client_deletes_leaves_its_folder(run: Run[None], tmp_path: Path)
     run(main())
 
 
-def test_a_store_without_folders_says_so(run: Run[None]) -> None:
+def test_store_without_folders_refuses_views(run: Run[None]) -> None:
     async def main() -> None:
         async with serving(MemoryStore()) as server:
             server.service.passdb = Known()

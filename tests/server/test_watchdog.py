@@ -157,9 +157,7 @@ def test_no_input_occupies_the_event_loop(
     assert {name: turn for name, turn in longest.items() if turn >= MOST} == {}
 
 
-def test_one_connection_is_read_little_in_one_turn(
-    run: Run[None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_input_of_one_turn_is_bounded(run: Run[None], monkeypatch: pytest.MonkeyPatch) -> None:
     """However much has arrived: uvloop reads up to 32 times before another connection."""
     turns = [0]
     receive = BaseConnection.data_received
@@ -195,7 +193,7 @@ def test_one_connection_is_read_little_in_one_turn(
 
 
 @pytest.mark.parametrize("is_known", [False, True])
-def test_pipelining_after_login_does_not_either(
+def test_pipelining_after_login_does_not_occupy_the_loop(
     is_known: bool, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     lines = [b"RETR 1", b"TOP 1 5", b"LIST", b"UIDL", b"NOOP", b"STAT", b"DELE 1\r\nRSET", b"CAPA"]
