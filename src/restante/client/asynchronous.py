@@ -41,6 +41,7 @@ from ..pop3.quirks import Quirks
 from ..pop3.record import Record
 from ..sasl import Strength
 from ..threads import in_thread
+from . import logs
 from .bodies import BaseBody, Progress
 from .connecting import Limits
 from .remote import (
@@ -460,6 +461,7 @@ class Client:
         try:
             async with asyncio.timeout(wait):
                 connection = await remote.route.connect()
+            logs.connected(remote.host, remote.port)
             wait = self._limits.next_wait()
             async with asyncio.timeout(wait):
                 _, self._stream = await asyncio.get_running_loop().create_connection(
@@ -500,7 +502,9 @@ class Client:
 
     def _check_certificate(self) -> None:
         assert self._stream is not None
-        self._remote.check_certificate(self._stream.transport.get_extra_info("ssl_object"))
+        peer: ssl.SSLObject = self._stream.transport.get_extra_info("ssl_object")
+        self._remote.check_certificate(peer)
+        logs.secured(self._remote.host, peer)
 
     def _binding(self) -> bytes:
         assert self._stream is not None
@@ -596,6 +600,7 @@ class Client:
             raise
         except BaseException as error:
             self._loss = error
+            logs.lost(self._remote.host, error)
             self.abort()  # a response may be half read: nothing after it can be trusted
             raise
         self._dialogue.record.check()
@@ -747,7 +752,7 @@ def connect(
         max_size: Size in octets of the largest message to accept; reading a larger one raises
             MessageTooLarge.  None: no limit.  ``read``, ``email`` and ``headers`` can set another.
         record: Called with each line that client and server say, without passwords and without the
-            contents of messages.
+            contents of messages.  The logger ``restante.client`` has the same at level DEBUG.
 
     Raises:
         TLSUnavailable: no safe connection is possible; no credential was sent.
@@ -783,7 +788,8 @@ def connect(
         "fingerprint": fingerprint,
     }
     remote, limits = Remote.parse(where, **options), Limits(timeout, deadline)
-    return PendingClient(remote, limits, Record(record), SizeLimit(max_size))
+    lines = logs.recorder(remote.host, record)
+    return PendingClient(remote, limits, Record(lines), SizeLimit(max_size))
 
 
 class PendingClient(Awaitable["Client"], AbstractAsyncContextManager["Client"]):

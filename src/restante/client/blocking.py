@@ -32,6 +32,7 @@ from ..pop3.listing import Listing, Message
 from ..pop3.quirks import Quirks
 from ..pop3.record import Record
 from ..sasl import Strength
+from . import logs
 from .bodies import BaseBody, Progress
 from .connecting import Limits
 from .remote import (
@@ -411,6 +412,7 @@ class BlockingClient:
         wait = self._next_wait()
         try:
             self._socket = remote.route.connect_blocking(wait)
+            logs.connected(remote.host, remote.port)
         except CannotConnect:  # a proxy refuses
             raise
         except OSError as error:
@@ -463,6 +465,7 @@ class BlockingClient:
             raise self._explained(error) from error
         self._socket = inside
         self._remote.check_certificate(inside)
+        logs.secured(self._remote.host, inside)
 
     def _explained(self, error: OSError) -> Exception:
         if isinstance(error, TimeoutError) and self._limits.is_over:
@@ -524,6 +527,7 @@ class BlockingClient:
             raise
         except BaseException as error:
             self._loss = error
+            logs.lost(self._remote.host, error)
             self._drop()  # a response may be half read: nothing after it can be trusted
             raise
         self._dialogue.record.check()
@@ -614,7 +618,7 @@ def connect_blocking(
         max_size: Size in octets of the largest message to accept; reading a larger one raises
             MessageTooLarge.  None: no limit.  ``read``, ``email`` and ``headers`` can set another.
         record: Called with each line that client and server say, without passwords and without the
-            contents of messages.
+            contents of messages.  The logger ``restante.client`` has the same at level DEBUG.
 
     Raises:
         TLSUnavailable: no safe connection is possible; no credential was sent.
@@ -650,6 +654,7 @@ def connect_blocking(
         "fingerprint": fingerprint,
     }
     remote, limits = Remote.parse(where, **options), Limits(timeout, deadline)
-    client = BlockingClient(remote, limits, Record(record), SizeLimit(max_size))
+    lines = logs.recorder(remote.host, record)
+    client = BlockingClient(remote, limits, Record(lines), SizeLimit(max_size))
     client._enter()
     return client

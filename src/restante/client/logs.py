@@ -1,0 +1,45 @@
+"""The log of the client: the logger ``restante.client``, all of it at level DEBUG.
+
+Security: the lines of a session come from its ``Record``, so no line holds a password, a token or
+the contents of a message.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Callable
+
+_logger = logging.getLogger("restante.client")
+
+
+def recorder(host: str, record: Callable[[str], None] | None) -> Callable[[str], None] | None:
+    """Add the log, if it is enabled now, to the function that a session's lines are given to.
+
+    Raises:
+        TypeError: ``record`` is no function.
+    """
+    if record is not None and not callable(record):
+        raise TypeError(f"record: a function is needed, not {type(record).__name__}")
+    if not _logger.isEnabledFor(logging.DEBUG):
+        return record
+
+    def log_line(line: str) -> None:
+        _logger.debug("%s %s", host, line)
+        if record is not None:
+            record(line)
+
+    return log_line
+
+
+def connected(host: str, port: int) -> None:
+    _logger.debug("%s connected to port %d", host, port)
+
+
+def secured(host: str, peer: ssl.SSLSocket | ssl.SSLObject) -> None:
+    cipher = peer.cipher()
+    _logger.debug("%s secured by %s, %s", host, peer.version(), cipher[0] if cipher else "?")
+
+
+def lost(host: str, error: BaseException) -> None:
+    _logger.debug("%s session lost: %s: %s", host, type(error).__name__, error)
