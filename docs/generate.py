@@ -14,6 +14,8 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, TypeGuard
@@ -360,8 +362,21 @@ def python() -> Iterator[str]:
         if isinstance(thing, type):
             yield f"## {name}\n\n{_doc(thing)}\n"
             yield from _members(thing)
-        else:
+        elif inspect.isfunction(thing):
             yield f"## {name}\n\n```python\n{_signature(thing)}\n```\n\n{_doc(thing)}\n"
+        else:
+            yield _alias(name)
+
+
+def _alias(name: str) -> str:
+    """A type alias, with the text below it."""
+    module = import_module(f"restante.{restante._HOMES[name]}")
+    nodes = ast.parse(inspect.getsource(module)).body
+    for node, following in pairwise(nodes):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            text = ast.literal_eval(following.value) if isinstance(following, ast.Expr) else ""
+            return f"## {name}\n\n```python\n{ast.unparse(node)}\n```\n\n{_text(text)}\n"
+    raise LookupError(name)
 
 
 def _members(kind: type) -> Iterator[str]:

@@ -10,8 +10,10 @@ if TYPE_CHECKING:
 
     from .client.asynchronous import Body, Client, PendingClient, connect
     from .client.blocking import BlockingBody, BlockingClient, connect_blocking
+    from .client.bodies import BaseBody, Progress
     from .client.discovery import Resolver, discover, discover_blocking
-    from .client.remote import TLS, Options, Service
+    from .client.remote import TLS, Options, Service, StrPath, TokenSource
+    from .client.secret import Secret
     from .errors import (
         BodySkipped,
         CannotConnect,
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from .sasl import Strength
 
 _HOMES = {
+    "BaseBody": "client.bodies",
     "BlockingBody": "client.blocking",
     "BlockingClient": "client.blocking",
     "Body": "client.asynchronous",
@@ -52,15 +55,19 @@ _HOMES = {
     "MessageTooLarge": "errors",
     "Options": "client.remote",
     "PendingClient": "client.asynchronous",
+    "Progress": "client.bodies",
     "ProtocolBroken": "errors",
     "Quirks": "pop3.quirks",
     "Resolver": "client.discovery",
     "RestanteError": "errors",
+    "Secret": "client.secret",
     "Service": "client.remote",
     "StaleMessage": "errors",
+    "StrPath": "client.remote",
     "Strength": "sasl",
     "TLS": "client.remote",
     "TLSUnavailable": "errors",
+    "TokenSource": "client.remote",
     "UnsafeArgument": "errors",
     "connect": "client.asynchronous",
     "connect_blocking": "client.blocking",
@@ -69,6 +76,7 @@ _HOMES = {
 }
 __all__ = [
     "TLS",
+    "BaseBody",
     "BlockingBody",
     "BlockingClient",
     "Body",
@@ -87,14 +95,18 @@ __all__ = [
     "MessageTooLarge",
     "Options",
     "PendingClient",
+    "Progress",
     "ProtocolBroken",
     "Quirks",
     "Resolver",
     "RestanteError",
+    "Secret",
     "Service",
     "StaleMessage",
+    "StrPath",
     "Strength",
     "TLSUnavailable",
+    "TokenSource",
     "UnsafeArgument",
     "connect",
     "connect_blocking",

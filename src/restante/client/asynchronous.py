@@ -55,6 +55,7 @@ from .remote import (
     binding,
     explain,
 )
+from .secret import Secret, reveal
 from .sinks import AT_ONCE, Gathering, Parsing, Saving, SizeLimit
 
 T = TypeVar("T")
@@ -456,7 +457,9 @@ class Client:
         remote, dialogue = self._remote, self._dialogue
         is_implicit = remote.tls is TLS.IMPLICIT
         token = remote.ask_token()
-        login = replace(remote.login, token=token if isinstance(token, str) else await token)
+        if not isinstance(token, str | Secret):
+            token = await token
+        login = replace(remote.login, token=reveal(token))
         wait = self._next_wait()
         try:
             async with asyncio.timeout(wait):
@@ -690,7 +693,7 @@ def connect(
     where: str | Service,
     *,
     user: str | None = None,
-    password: str | None = None,
+    password: str | Secret | None = None,
     token: TokenSource | None = None,
     certificate: StrPath | tuple[StrPath, StrPath] | None = None,
     mechanism: str | None = None,

@@ -46,6 +46,7 @@ from .remote import (
     binding,
     explain,
 )
+from .secret import Secret, reveal
 from .sinks import Gathering, Parsing, Saving, SizeLimit
 
 T = TypeVar("T")
@@ -404,11 +405,11 @@ class BlockingClient:
         """Connect, secure, log in."""
         remote, dialogue = self._remote, self._dialogue
         token = remote.ask_token()
-        if not isinstance(token, str):
+        if not isinstance(token, str | Secret):
             if inspect.iscoroutine(token):
                 token.close()
             raise UnsafeArgument("a token is text, or a function that gives it")
-        login = replace(remote.login, token=token)
+        login = replace(remote.login, token=reveal(token))
         wait = self._next_wait()
         try:
             self._socket = remote.route.connect_blocking(wait)
@@ -556,7 +557,7 @@ def connect_blocking(
     where: str | Service,
     *,
     user: str | None = None,
-    password: str | None = None,
+    password: str | Secret | None = None,
     token: TokenSource | None = None,
     certificate: StrPath | tuple[StrPath, StrPath] | None = None,
     mechanism: str | None = None,

@@ -21,10 +21,14 @@ from ..errors import CannotConnect, DeadlineExceeded, TLSUnavailable, UnsafeArgu
 from ..pop3.quirks import PRESETS, Quirks, by_host
 from ..sasl import ClientLogin, Strength
 from .routes import Route
+from .secret import Secret, reveal
 
 StrPath = str | os.PathLike[str]
-TokenSource = str | Callable[[], str | Awaitable[str]]
-"""An OAuth 2 bearer token, or what gives a fresh one for each login."""
+"""The path of a file."""
+Token = str | Secret
+TokenSource = Token | Callable[[], Token | Awaitable[Token]]
+"""An OAuth 2 bearer token, or a function that returns a fresh one for each login; for ``connect``
+it may be a coroutine function."""
 
 
 class TLS(Enum):
@@ -73,7 +77,7 @@ class Options(TypedDict, total=False):
     """
 
     user: str | None
-    password: str | None
+    password: str | Secret | None
     token: TokenSource | None
     certificate: StrPath | tuple[StrPath, StrPath] | None
     mechanism: str | None
@@ -113,8 +117,8 @@ _URL_HELP = (
 _PATH = (str, os.PathLike)
 _KINDS: Mapping[str, tuple[Any, ...]] = {
     "user": (str,),
-    "password": (str,),
-    "token": (str, Callable),
+    "password": (str, Secret),
+    "token": (str, Secret, Callable),
     "certificate": (*_PATH, tuple),
     "mechanism": (str,),
     "tls": (TLS,),
@@ -166,7 +170,7 @@ class Remote:
         login = replace(
             url_login,
             user=options.get("user") or url_login.user,
-            password=options.get("password") or url_login.password,
+            password=reveal(options.get("password")) or url_login.password,
             has_certificate=options.get("certificate") is not None,
             mechanism=options.get("mechanism") or url_login.mechanism,
             strength=options.get("strength") or Strength.SECRET,
@@ -302,7 +306,7 @@ class Remote:
             return False
         return True
 
-    def ask_token(self) -> str | Awaitable[str]:
+    def ask_token(self) -> Token | Awaitable[Token]:
         """The token for the next login; empty where none is used."""
         return self.token() if callable(self.token) else self.token
 
