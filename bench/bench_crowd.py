@@ -35,7 +35,7 @@ def main() -> None:
     for _ in range(chosen.rounds):
         with harness.restante(names, workers=WORKERS, core=None) as server:
             harness.load(server, "sessions", *HONEST, "-n", 100, core=None)
-            tell(results, server, "nobody else", chosen.sessions)
+            tell(results, server, "no crowd", chosen.sessions)
             command = [harness.built("popload"), "idle", "-t", "-p", server.tls_port, "-u", "i%d"]
             command += ["-c", chosen.idle, "-U", chosen.idle, "-T", HOLD, "-P", server.pid]
             crowd = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)

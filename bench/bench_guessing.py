@@ -70,7 +70,7 @@ def round_(results: harness.Results, tries: int, rate: int) -> None:
             for user in users:
                 log_in(server.port, place, user)
     attacks = [
-        Attack("nobody attacks"),
+        Attack("no attack"),
         Attack("1,000 networks guess", rate, FLOOD),
         Attack("its own address guesses", rate, [HOME], HOME, HOME),
         Attack("1,000 networks begin TLS", rate // 2, FLOOD, only_tls=True),

@@ -32,7 +32,7 @@ html_show_copyright = False
 extensions = ["myst_parser"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
-# Links between pages are checked by Sphinx (-W), links to places outside by nobody here.
+# Sphinx checks links between pages (-W). Links to other sites are not checked.
 nitpicky = True
 
 man_pages = [

@@ -38,68 +38,83 @@ WRAPPERS, CONNECTION = ("_log_event", "_note", "_warn"), "server/connection.py"
 LEVELS = ("debug", "info", "warning", "error", "exception")
 
 MEANINGS = {
-    "accept paused": "the process has no file descriptors or memory left; it tries again",
-    "adopted unique-ids damaged": "the maildrop is not opened, so that nobody downloads all again",
-    "bug": "something went wrong that nobody thought of; a traceback follows",
-    "clock jumped": "the clock and the time that has passed do not fit; it is believed after a day",
+    "accept paused": "no free file descriptors or memory; the server tries again",
+    "adopted unique-ids damaged": "the maildrop is not opened, because clients would download "
+    "everything again",
+    "bug": "an unexpected error; a traceback follows",
+    "clock jumped": "the clock does not agree with the time that has passed; it is trusted after "
+    "a day",
     "clock not saved": "the file `clock` in the state directory could not be written",
-    "certificate refused": "it was renewed, and is wrong; the old one goes on",
+    "certificate refused": "the renewed certificate is invalid; the server keeps the old one",
     "connection refused": "a limit on connections was reached",
-    "deleted upstream": "a message was deleted on its server, and by which evidence; `message` is "
-    "its short name",
-    "deletion rule changed": "`keep` or `newest` is another; `messages` taken before are due by it",
+    "deleted upstream": "a message was deleted on its server, with the evidence; `message` is its "
+    "short name",
+    "deletion rule changed": "`keep` or `newest` has changed; `messages` collected before are due "
+    "by the new rule",
     "deletions withheld": "a new account, or one with a new rule, would delete more than `limit`",
-    "deletion braked": "a password that is new here marked too many messages, and none was removed",
+    "deletion braked": "a new password marked too many messages, so none was removed",
     "delivered": "a message is on disk",
-    "delivery refused": "a recipient's message was not stored, and the sender was told why",
-    "expired": "mail that had lain there too long was removed, and is held",
+    "delivery refused": "the message for a recipient was not stored; the sender got the reason",
+    "expired": "old mail was removed because of `expire`, and is held",
     "expiry withheld": "this old mail expires only if the clock is right, so it waits for a day",
-    "expiry failed": "old mail could not be removed; it is tried again in an hour",
-    "guesses not saved": "where guesses came from is forgotten if the server stops now",
-    "line refused": "a line of the passwd-file is not understood; its user cannot log in",
-    "journal damaged": "some lines of a journal cannot be read; the others are told",
-    "journal not written": "what a session did is not in the journal; the mail is as it should be",
+    "expiry failed": "old mail could not be removed; the server tries again in an hour",
+    "guesses not saved": "the knowledge about guessed passwords would be lost if the server "
+    "stopped now",
+    "line refused": "a line of the passwd-file is invalid; its user cannot log in",
+    "journal damaged": "some lines of a journal cannot be read; the others are used",
+    "journal not written": "the journal lacks a session; the mail itself is not affected",
     "login cancelled": "a client began AUTH with `mech`, cancelled it and left without a login",
-    "login did not wait": "`poll_on_login` was over before an account was collected, which goes on",
-    "login impossible": "the maildrop is in use, a back end is down, or the like; never a guess",
-    "login ok": "somebody logged in",
-    "login refused": "somebody did not; the client hears less than `reason` tells",
-    "wrong sizes in names": "those of one maildrop; all its messages are measured from now on",
-    "maildrop indexed": "a login had to look at so many messages that it took long",
-    "message not kept": "a message that came in found no room; its sender was asked to try again",
-    "partial delivery not noted": "a sender's next try may store a second copy for some recipients",
+    "login did not wait": "the time of `poll_on_login` was over before the account was collected; "
+    "collecting continues",
+    "login impossible": "the maildrop is in use, a back end does not answer, or similar; never a "
+    "wrong password",
+    "login ok": "a user logged in",
+    "login refused": "a login failed; `reason` is for the log only, the client does not get it",
+    "wrong sizes in names": "file names in a maildrop have wrong sizes; all its messages are "
+    "measured from now on",
+    "maildrop indexed": "a login was slow because it had to read many messages",
+    "message not kept": "an incoming message could not be stored; the sender was asked to try "
+    "again",
+    "partial delivery not noted": "if the sender tries again, some recipients may get a second "
+    "copy",
     "message not removed": "a marked message could not be removed at QUIT",
-    "password sprayed": "the tenth user was tried with one password; `ip` is whence",
-    "proxy refused": "a listed load balancer sent no PROXY header, or a wrong one",
+    "password sprayed": "one password failed for ten users; `ip` is the last client's address",
+    "proxy refused": "a listed load balancer sent no PROXY header, or an invalid one",
     "purge withheld": "these held messages are due only if the clock is right, so they wait for a "
-    "day; `restante maildrop purge --yes` destroys them",
-    "purged": "held messages were destroyed, because their time was over",
-    "purge failed": "held mail could not be destroyed; it is tried again in an hour",
-    "purge not recorded": "so what was purged is not deleted upstream by `until-deleted`",
-    "quota not counted": "a message came and `maildirsize` could not be written; it is made anew",
-    "read failed": "a message could not be read; its response was not ended",
-    "reload failed": "the new configuration or certificate is wrong; the old one goes on",
-    "reloaded": "configuration and certificate were read again; `restart`: that is not enough; "
-    "`held` and `expiring`: how many messages will go from `at` on because a rule was changed",
-    "report failed": "mail or metrics about an account could not be written; it is tried again",
-    "rule changed": "held messages will be destroyed, or mail will expire, from `at` on, because a "
-    "hold or an expiry was made shorter",
-    "seat given up": "a connection that had not logged in made room for another",
+    "day; `restante maildrop purge --yes` destroys them now",
+    "purged": "held messages were destroyed at the end of their hold",
+    "purge failed": "held mail could not be destroyed; the server tries again in an hour",
+    "purge not recorded": "`until-deleted` will not delete the purged messages on their server",
+    "quota not counted": "`maildirsize` could not be updated after a delivery; it is written "
+    "again later",
+    "read failed": "a message could not be read; its response was cut off without the final dot",
+    "reload failed": "the new configuration or certificate is invalid; the server keeps the old "
+    "one",
+    "reloaded": "configuration and certificate were read again; `restart`: a restart is required "
+    "as well; `held` and `expiring`: number of messages that will be destroyed or expire from "
+    "`at` on because of a changed rule",
+    "report failed": "mail or metrics about an account could not be written; the server tries "
+    "again",
+    "rule changed": "held messages will be destroyed, or mail will expire, from `at` on, because "
+    "a hold or an expiry was made shorter",
+    "seat given up": "a connection that had not logged in was closed to make room for a new one",
     "session ended": "the server ended a session that broke a rule or reached a limit",
     "session end": "a session that had logged in is over",
-    "size differs": "a message has other octets than were announced; the connection was dropped",
-    "connections limited": "the limit of open files (`ulimit -Hn`, `LimitNOFILE=`) allows `most` "
-    "connections in all workers, fewer than `limits.sessions`",
-    "socket not configured": "systemd passed a socket that the configuration does not have",
-    "stopping": "the server was told to stop",
+    "size differs": "a message does not have the announced size; the connection was dropped",
+    "connections limited": "the limit of open files (`ulimit -Hn`, `LimitNOFILE=`) allows only "
+    "`most` connections in all workers, fewer than `limits.sessions`",
+    "socket not configured": "systemd passed a socket that is not in the configuration",
+    "stopping": "the server was asked to stop",
     "tls refused": "a TLS handshake failed",
-    "upstream not polled": "`poll_on_login` could not collect an account; the mail here is served",
-    "upstream polled": "`poll_on_login` has collected from an account",
-    "users not read": "the user database cannot be read now; what was announced stays",
+    "upstream not polled": "`poll_on_login` could not collect an account; the existing mail is "
+    "served",
+    "upstream polled": "`poll_on_login` has collected an account",
+    "users not read": "the user database cannot be read at the moment; announced limits stay as "
+    "they were",
     "worker ended": "a worker process died and is started again",
-    "worker hangs": "a worker process does not answer and is killed",
-    "update failed": "not everything that was marked could be removed",
-    "update finished": "what a crash had interrupted was removed",
+    "worker hangs": "a worker process does not respond and is killed",
+    "update failed": "not all marked messages could be removed",
+    "update finished": "a removal that a crash had interrupted was completed",
 }
 
 
@@ -110,17 +125,18 @@ def configuration() -> Iterator[str]:
     """Every section and option."""
     yield """# Configuration
 
-One TOML file: the one named by `-c`, else the one that `RESTANTE_CONFIG` names, else
-`~/.config/restante/restante.toml`, else `/etc/restante/restante.toml`. Without any the program is
-private: it serves this machine only. An option in the environment, such as
-`RESTANTE__SERVER__HOSTNAME`, counts more than the file, and the command line counts more than both.
-An option that does not exist is an error, and so is a value that makes no sense; the message names
-the file, the line and the option. `restante check` looks the file over, `restante check --example`
-prints one with every option, none of them in force.
+The configuration is one TOML file: the one given by `-c`, otherwise the one named by
+`RESTANTE_CONFIG`, otherwise `~/.config/restante/restante.toml`, otherwise
+`/etc/restante/restante.toml`. Without a file restante runs in private mode and serves this machine
+only. Environment variables such as `RESTANTE__SERVER__HOSTNAME` override the file, and the command
+line overrides both. Unknown options and invalid values are errors; the message names the file, the
+line and the option. `restante check` validates the file, and `restante check --example` prints an
+example with every option, all commented out.
 
-Times are written `90s`, `10min`, `2h`, `14d` or `1w`; sizes `64KiB`, `50MiB` or `1GiB`. What the
-program makes itself lies in the state directory: `$STATE_DIRECTORY`, which systemd sets;
-else, if the file lies in `/etc`, `/var/lib/restante`; else `~/.local/state/restante`.
+Times are written as `90s`, `10min`, `2h`, `14d` or `1w`, sizes as `64KiB`, `50MiB` or `1GiB`. The
+program stores its own files in the state directory: `$STATE_DIRECTORY`, which systemd sets;
+otherwise `/var/lib/restante` if the configuration is in `/etc`; otherwise
+`~/.local/state/restante`.
 """
     for name, kind, options in config.sections():
         yield f"## [{name}]\n\n{_paragraph(kind)}\n"
@@ -149,12 +165,12 @@ def command_line() -> Iterator[str]:
     parser = make_parser()
     yield f"# Command line\n\n{parser.description}\n\n`restante [OPTIONS] VERB …`\n"
     yield from _arguments(parser)
-    yield "These may stand before the verb or behind it.\n"
+    yield "These options may come before or after the verb.\n"
     yield from _verbs(
         parser, {name for action in parser._actions for name in action.option_strings}
     )
-    yield "## Exit codes\n\nThose of `sysexits.h`; 75 means that nothing is lost and trying again"
-    yield "can help: a lock, a full disk, a network or a server that does not answer now."
+    yield "## Exit codes\n\nThe codes are those of `sysexits.h`. 75 means that nothing is lost and"
+    yield "trying again may help: a lock, a full disk, or a network or server that does not answer."
     yield "\n| code | when |\n|---|---|"
     for code, when in sorted(_exit_codes().items()):
         yield f"| {code} | {', '.join(when)} |"
@@ -175,7 +191,7 @@ def command_line() -> Iterator[str]:
 """
 
 
-def _verbs(parser: argparse.ArgumentParser, told: set[str]) -> Iterator[str]:
+def _verbs(parser: argparse.ArgumentParser, common: set[str]) -> Iterator[str]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             helps = {each.dest: each.help or "" for each in action._choices_actions}
@@ -184,17 +200,17 @@ def _verbs(parser: argparse.ArgumentParser, told: set[str]) -> Iterator[str]:
                     continue
                 yield f"## {verb.prog}\n" if verb.prog.count(" ") == 1 else f"### {verb.prog}\n"
                 yield _sentence(verb.description or helps[name]) + "\n"
-                yield from _arguments(verb, told)
-                yield from _verbs(verb, told)
+                yield from _arguments(verb, common)
+                yield from _verbs(verb, common)
 
 
 def _arguments(
-    parser: argparse.ArgumentParser, told: set[str] | frozenset[str] = frozenset()
+    parser: argparse.ArgumentParser, common: set[str] | frozenset[str] = frozenset()
 ) -> Iterator[str]:
     for action in parser._actions:
         if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
             continue
-        if action.help == argparse.SUPPRESS or told & set(action.option_strings):
+        if action.help == argparse.SUPPRESS or common & set(action.option_strings):
             continue
         shown = action.metavar or action.dest.upper()
         takes = f" {shown}" if action.nargs != 0 and action.option_strings else ""
@@ -208,11 +224,11 @@ def _arguments(
 def _exit_codes() -> dict[int, list[str]]:
     found: dict[int, list[str]] = defaultdict(list)
     found[os.EX_OK].append("done")
-    found[os.EX_USAGE].append("the command line makes no sense")
-    found[os.EX_TEMPFAIL].append("every error where trying again can help")
+    found[os.EX_USAGE].append("the command line is invalid")
+    found[os.EX_TEMPFAIL].append("all errors where trying again may help")
     found[os.EX_NOHOST].append("a host name that does not exist")
     found[os.EX_NOPERM].append("an untrusted certificate, `LoginFailed`")
-    found[os.EX_UNAVAILABLE].append("any other error of ours")
+    found[os.EX_UNAVAILABLE].append("other errors of restante")
     found[os.EX_IOERR].append("a file or directory that is missing, damaged or forbidden")
     found[os.EX_SOFTWARE].append("a bug")
     found[130].append("stopped by Ctrl-C")
@@ -228,9 +244,9 @@ def log_events() -> Iterator[str]:
     """Every event with its level and keys, collected from the source."""
     yield """# Log events
 
-A line is the name of an event and `key=value` words; names and keys stay as they are. Whatever a
-stranger typed is escaped, so that no line can be forged, and no password is ever told. With
-`format = "json"` the spaces of a name become dots.
+A line consists of the name of an event and of `key=value` pairs. Names and keys are stable. Input
+from clients is escaped, so no line can be forged, and passwords are never logged. With
+`format = "json"` the spaces in a name become dots.
 
 | event | level | keys | when |
 |---|---|---|---|"""
@@ -334,9 +350,9 @@ def error_classes() -> Iterator[str]:
     """The tree of exceptions."""
     yield """# Errors
 
-Everything that restante raises on purpose is a `restante.errors.RestanteError`. An error has a
-`code`, the response code that a POP3 client is told, and `retry`, whether the same request may
-succeed later.
+All exceptions that restante raises on purpose are subclasses of `restante.errors.RestanteError`.
+Each has a `code`, the response code sent to a POP3 client, and `retry`, whether the same request
+may succeed later.
 
 | error | code | retry | what it means |
 |---|---|---|---|"""

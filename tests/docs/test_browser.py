@@ -81,7 +81,7 @@ def test_search_for_undelete_finds_the_page_about_restoring(chromium: Browser) -
     search.fill("undelete")
     search.press("Enter")
     seen.locator("ul.search").get_by_role("link", name="Restore deleted mail").first.click()
-    assert "restante maildrop undelete" in seen.locator("article").inner_text()
+    assert "restante maildrop restore" in seen.locator("article").inner_text()
     seen.context.close()
 
 
