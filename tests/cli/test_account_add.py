@@ -146,19 +146,19 @@ def test_a_server_elsewhere_counts_only_when_a_person_says_so(
     assert (
         asked[0]
         == asked[1]
-        == ("example.org says its mail is at pop.hoster.net. Is that your provider? [y/N] ")
+        == ("example.org announces the server pop.hoster.net. Is that your provider? [y/N] ")
     )
 
 
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("ann@icloud.com", "iCloud gives no mail by POP3"),
+        ("ann@icloud.com", "iCloud does not offer POP3"),
         ("ann@example.org", "--host HOST"),
         ("example.org", "ann@example.org"),
         ("ann@", "ann@example.org"),
         ("pop3s://ann:secret@host", "every user of this machine"),
-        ("pop3s://host", "who logs in"),
+        ("pop3s://host", "the URL has no user"),
     ],
 )
 def test_addresses_that_do_not_tell(
@@ -212,13 +212,13 @@ def test_a_typed_password_stands_in_a_file_of_its_own(
     """For its owner only from the beginning: CVE-2005-3088."""
     asked = person(monkeypatch)
     done = add(restante, plain)
-    assert (done.code, done.out) == (0, "example: 1 message (23 octets)\n")
+    assert (done.code, done.out) == (0, "example: 1 message, 23 bytes\n")
     assert asked == ["Password of mrose@example.org: "]
     assert "tan staaf" not in written(home)
     assert f'to = "maildir:{home}/Mail"' in written(home)  # wherever it is run
     [path] = secrets(home)
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("tan staaf\n", 0o600)
-    assert restante("collect", "example").out == "example: 1 message stored (23 octets)\n"
+    assert restante("collect", "example").out == "example: 1 message stored, 23 bytes\n"
     assert restante("account", "rm", "example", "--yes").code == 0
     assert (written(home), secrets(home)) == ("", [])
 
@@ -237,10 +237,10 @@ def test_a_server_may_want_the_name_without_the_domain(restante: Restante, home:
     with Pop3Server(users={"mrose": "tan staaf"}) as server:
         server.deliver("mrose", MESSAGE)
         done = add(restante, server, stdin=b"tan staaf\n")
-        assert (done.code, done.out) == (0, "example: 1 message (23 octets)\n")
-        assert "the server requires the name without the domain: mrose" in done.err
+        assert (done.code, done.out) == (0, "example: 1 message, 23 bytes\n")
+        assert "The server requires the user name without the domain: mrose" in done.err
         assert 'user = "mrose"\n' in written(home)
-        assert restante("collect", "example").out == "example: 1 message stored (23 octets)\n"
+        assert restante("collect", "example").out == "example: 1 message stored, 23 bytes\n"
 
 
 @pytest.mark.parametrize("code", ["SYS/TEMP", "SYS/PERM", "IN-USE"])
@@ -334,16 +334,16 @@ def test_in_a_browser_and_collected(
 ) -> None:
     monkeypatch.setattr(consent, "_open", browse)
     done = sign_in(restante, server, issuer, "--browser")
-    assert (done.code, done.out) == (0, "work: 1 message (23 octets)\n"), done.err
-    assert "next: restante collect work --dry-run" in done.err
+    assert (done.code, done.out) == (0, "work: 1 message, 23 bytes\n"), done.err
+    assert "Next: restante collect work --dry-run" in done.err
     assert TOKEN not in written(home)
-    assert restante("collect", "work").out == "work: 1 message stored (23 octets)\n"
-    assert "by mrose" in restante("account", "show", "work").out
+    assert restante("collect", "work").out == "work: 1 message stored, 23 bytes\n"
+    assert "as mrose" in restante("account", "show", "work").out
     issuer.answers = [(400, {"error": "invalid_grant"})]
     grant = Job.of(config.load(), "work").grant
     with pytest.raises(Exception, match=r"next: restante account auth work$"):
         grant.token(renew=True)
-    assert "not renewed" in restante("account", "show", "work").out
+    assert "renewal failed" in restante("account", "show", "work").out
     assert grant.file().failure() is not None
     assert restante("account", "rm", "work", "--yes").code == 0
     assert secrets(home) == []
@@ -379,7 +379,7 @@ def test_on_a_device(restante: Restante, server: Pop3Server, issuer: StandIn) ->
     issuer.answers = [(200, {**device, "verification_uri": "https://x/enter", "interval": 0.01})]
     done = sign_in(restante, server, issuer, "--device")
     assert done.code == 0, done.err
-    assert "Open https://x/enter on any device, and enter F7KQ-22LM" in done.err
+    assert "Open https://x/enter on any device, and enter the code F7KQ-22LM" in done.err
 
 
 def test_by_the_applications_secret(
@@ -387,7 +387,7 @@ def test_by_the_applications_secret(
 ) -> None:
     assert sign_in(restante, server, issuer, "--client-credentials").code == 0
     assert 'flow = "client"' in written(home)
-    assert "by the application's secret" in restante("account", "list").out
+    assert "with the app's secret" in restante("account", "list").out
 
 
 def test_who_does_not_agree_leaves_nothing(
@@ -406,7 +406,7 @@ def test_who_has_signed_in_need_not_do_it_again(
     issuer.access = "another"
     done = sign_in(restante, server, issuer, "--client-credentials")
     assert done.code == 77
-    assert "the account work stays; next: restante account test work" in done.err
+    assert "account work is kept.\nTry again: restante account test work" in done.err
     assert len(secrets(home)) == 1
 
 
@@ -431,7 +431,7 @@ def test_microsoft_tells_how_to_register_once(
     assert restante(*words, "--client-id", "9e5f", "--no-test").code == 0
     second = restante("account", "add", "bob@hotmail.com", "--to", "maildir:B", "--no-test")
     assert second.code == 0
-    assert "using the application of the account outlook" in second.err
+    assert "Using the app of account outlook" in second.err
     assert agreed == ["outlook", "hotmail"]
     accounts = config.load().account
     assert [each.oauth.client_id for each in accounts.values()] == ["9e5f", "9e5f"]
@@ -486,7 +486,7 @@ def test_an_imap_destination_is_asked_for_its_password_and_tried(
     assert sorted(each.name for each in secrets(home)) == ["example", "example.to"]
     assert "tan staaf" not in written(home)
     assert restante("check").code == 0
-    assert "password file" in restante("account", "show", "example").out
+    assert "to_password     file " in restante("account", "show", "example").out
     assert restante("collect", "example").code == 0
     assert len(imap.stored) == 1
     assert restante("account", "rm", "example", "--yes").code == 0
@@ -534,10 +534,10 @@ def test_a_gmail_destination_is_signed_in_to(
     done = at_terminal(restante, *SOURCE, "--to", "gmail:Old")
     assert done.code == 0, done.err
     assert asked == [
-        "Gmail address that it goes to: ",
+        "Gmail address to deliver to: ",
         "Client ID: ",
         "Password of ann: ",
-        "Secret of the application at Google: ",
+        "Secret of the app at Google: ",
     ]
     assert "console.cloud.google.com" in done.err
     assert agreed == [("account.isp.to_oauth", "ann@gmail.com")]
@@ -555,7 +555,7 @@ def test_gmail_without_a_terminal_says_which_option_is_missing(
     restante: Restante, home: Path
 ) -> None:
     done = restante("account", "add", *SOURCE, "--to", "gmail:Old", "--no-test", stdin=b"x\n")
-    assert (done.code, "next: --to-client-id ID" in done.err) == (64, True)
+    assert (done.code, "add --to-client-id ID" in done.err) == (64, True)
     assert (written(home), secrets(home)) == ("", [])
 
 
@@ -581,7 +581,7 @@ def test_a_gateway_is_complete(restante: Restante, ann: str, home: Path) -> None
     assert config.load().account["isp"].poll_on_login == 20
     assert restante("check").code == 0
     done = at_terminal(restante, "other", "pop3s://ann@h", *words[2:], "--to", "maildir:M")
-    assert (done.code, "--poll-on-login needs --to maildrop:USER" in done.err) == (64, True)
+    assert (done.code, "--poll-on-login requires --to maildrop:USER" in done.err) == (64, True)
 
 
 def test_a_gateway_for_oauth_is_offered(
@@ -636,7 +636,7 @@ def test_options_below_an_account_can_be_set(restante: Restante, home: Path) -> 
         (["--to", "maildrop:bob"], "bob"),
         (["--to", "lmtp:nowhere", "--recipient", "ann@h"], "host:port"),
         (["--keep", "until-verified", "--to", "command:cat"], "until-verified"),
-        (["--to-client-id", "x"], "--to-client-id needs --to gmail:LABEL"),
+        (["--to-client-id", "x"], "--to-client-id requires --to gmail:LABEL"),
         (["--keep", "soon"], "account.isp.keep"),
     ],
 )

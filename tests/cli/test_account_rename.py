@@ -192,9 +192,9 @@ def test_an_account_is_known_by_its_server(
 @pytest.mark.parametrize(
     ("old", "new", "code", "words"),
     [
-        ("isp", "other", 64, "there is an account 'other' already"),
+        ("isp", "other", 64, "account 'other' exists already"),
         ("nothing", "home", 64, "no account 'nothing'"),
-        ("isp", "a b", 64, "an account's name has letters"),
+        ("isp", "a b", 64, "the name of an account may have letters"),
     ],
 )
 def test_what_cannot_be_renamed_stays(

@@ -113,14 +113,14 @@ def add(shell: Shell, server: dict[str, object], to: str, *words: str) -> str:
 @pytest.mark.slow
 def test_story_of_an_account(shell: Shell, server: dict[str, object]) -> None:
     deliver(server)
-    assert add(shell, server, f"maildir:{shell.home}/Mail") == "isp: 1 message (23 octets)\n"
+    assert add(shell, server, f"maildir:{shell.home}/Mail") == "isp: 1 message, 23 bytes\n"
     (written,) = (shell.home / "config" / "restante" / "conf.d").iterdir()
     assert written.stat().st_mode & 0o777 == 0o600
-    assert shell.ok("account", "test", "isp") == "isp: 1 message (23 octets)\n"
+    assert shell.ok("account", "test", "isp") == "isp: 1 message, 23 bytes\n"
     # Nothing is said of a dry run's effects but what would be.
     shell.ok("collect", "isp", "--dry-run")
     assert list((shell.home / "Mail" / "new").iterdir()) == []
-    assert shell.ok("collect", "isp") == "isp: 1 message stored (23 octets)\n"
+    assert shell.ok("collect", "isp") == "isp: 1 message stored, 23 bytes\n"
     (stored,) = (shell.home / "Mail" / "new").iterdir()
     assert stored.read_bytes() == MESSAGE.replace(b"\n", b"\r\n")
     # Cron hears nothing when nothing came.
@@ -253,7 +253,7 @@ def test_a_refused_password_is_tried_again_by_hand(shell: Shell, server: dict[st
     shown = shell.ok("account", "show", "isp")
     assert "1 session failed since 2" in shown
     shell.ok("account", "test", "isp")
-    assert shell.ok("collect", "isp") == "isp: 1 message stored (23 octets)\n"
+    assert shell.ok("collect", "isp") == "isp: 1 message stored, 23 bytes\n"
 
 
 @pytest.mark.slow
@@ -360,7 +360,7 @@ def test_watching_ends_when_told(shell: Shell, server: dict[str, object]) -> Non
         env=shell.environment,
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == b"isp: 1 message stored (23 octets)\n"
+    assert process.stdout.readline() == b"isp: 1 message stored, 23 bytes\n"
     process.terminate()
     assert process.wait(20) == 0
     process.stdout.close()

@@ -61,7 +61,7 @@ def test_cron_hears_what_came_and_nothing_else(
 ) -> None:
     server.deliver("ann", MESSAGE)
     done = restante("collect", "--all")
-    assert (done.code, done.out, done.err) == (0, "ann: 1 message stored (23 octets)\n", "")
+    assert (done.code, done.out, done.err) == (0, "ann: 1 message stored, 23 bytes\n", "")
     done = restante("collect", "--all")
     assert (done.code, done.out, done.err) == (0, "", "")
 
@@ -86,7 +86,7 @@ def test_a_used_up_budget_is_said(
         server.deliver("bob", MESSAGE)
     done = restante("collect", "bob")
     assert done.code == 0
-    assert done.out == "bob: 2 messages stored (46 octets), 1 left for later by the day's budget\n"
+    assert done.out == "bob: 2 messages stored, 46 bytes; 1 left for later by the day's budget\n"
     assert restante("--json", "collect", "bob").json["later"] == 1
 
 
@@ -101,7 +101,7 @@ def test_the_story_of_a_large_message(
     assert done.err == f"bob: message 1: 23 octets, more than 20; to have it: --whole {name}\n"
     extend(configured, 'larger = "stub"')
     done = restante("collect", "bob")
-    assert done.out == "bob: 1 header stored of what is too large\n"
+    assert done.out == "bob: 1 header of too large messages stored\n"
     assert restante("collect", "bob").out == ""
     assert restante("collect", "bob", "--whole", name).out.startswith("bob: 1 message stored")
     assert stored(home, "bob") == 2
@@ -112,7 +112,7 @@ def test_a_refused_login_leaves_no_bar(home: Path, configured: Path, server: Pop
     configured.write_text(configured.read_text().replace('"pw"', '"wrong"', 1))
     with terminal("collect", "--all") as screen:
         assert screen.wait() == 77
-    assert screen.shown == "ann: PASS: authentication failed\nbob: nothing new\n"
+    assert screen.shown == "ann: PASS: authentication failed\nbob: no new mail\n"
 
 
 @pytest.mark.parametrize("kind", ["dumb", "unknown", ""])
@@ -124,7 +124,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
         server.deliver("ann", MESSAGE * 1000)
     with terminal("collect", "ann") as screen:
         assert screen.wait() == 0
-    assert re.fullmatch(r"ann: 20 messages stored \(\d+ octets\)\n", screen.shown)
+    assert re.fullmatch(r"ann: 20 messages stored, [\d.]+ kB\n", screen.shown)
 
 
 def test_no_color_is_respected(
@@ -172,7 +172,7 @@ def test_bars_on_a_terminal_and_results_in_a_file(
         out = process.stdout.read().decode()
         assert process.wait(30) == 0
     assert sorted(out.splitlines()) == [
-        f"{name}: 3 messages stored (90048 octets)" for name in ("ann", "bob")
+        f"{name}: 3 messages stored, 90 kB" for name in ("ann", "bob")
     ]
     assert b"3 messages" in shown
     assert b"ann" in shown
@@ -253,7 +253,7 @@ def test_what_came_before_a_failure_is_told_and_counted(
     server.fault.lose_quit()
     path = home / "restante.prom"
     done = restante("collect", "bob", "--metrics", path)
-    assert (done.code, done.out) == (75, "bob: 1 message stored (23 octets)\n")
+    assert (done.code, done.out) == (75, "bob: 1 message stored, 23 bytes\n")
     assert done.err.startswith("bob: the server closed the connection")
     assert metrics(path)['restante_collect_messages_total{account="bob"}'] == 1
     server.deliver("bob", MESSAGE + b"another\n")
@@ -315,7 +315,7 @@ def test_a_lost_answer_to_quit_is_no_failure_when_nothing_was_marked(
     server.deliver("ann", MESSAGE)
     server.fault.lose_quit(times=None)
     done = restante("collect", "ann")
-    assert (done.code, done.out, done.err) == (0, "ann: 1 message stored (23 octets)\n", "")
+    assert (done.code, done.out, done.err) == (0, "ann: 1 message stored, 23 bytes\n", "")
     assert restante("collect", "ann").code == 0
 
 
@@ -353,9 +353,10 @@ def test_the_log_of_an_account_shows_what_was_deleted_and_why(
     assert restante("account", "log", "bob").out == ""
     done = restante("collect", "bob")
     assert done.err == ""
-    line = restante("account", "log", "bob").out
-    reason = "nothing is kept there; fetched and stored in this session; removed"
-    assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d \S+: {reason}\n", line)
+    heads, line = restante("account", "log", "bob").out.splitlines()
+    assert heads.split() == ["DELETED", "MESSAGE", "REASON", "EVIDENCE", "ANSWER"]
+    reason = "nothing is kept there +fetched and stored in this session +removed"
+    assert re.fullmatch(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d  \S+ +{reason}", line)
     (removal,) = restante("--json", "account", "log", "bob").json["removals"]
     assert (removal["why"], removal["answer"]) == ("nothing is kept there", "removed")
 
@@ -377,10 +378,12 @@ def test_a_limit_withholds_deletions_until_an_operator_lets_them_go(
     for number in range(3):
         server.deliver("bob", MESSAGE + b"%d\n" % number)
     done = restante("collect", "bob")
-    withheld = "3 not deleted there yet (deletion_limit; now: --no-deletion-limit)"
-    assert (done.code, done.out) == (0, f"bob: 3 messages stored (78 octets), {withheld}\n")
+    withheld = (
+        "3 not deleted there yet because of deletion_limit (--no-deletion-limit deletes them now)"
+    )
+    assert (done.code, done.out) == (0, f"bob: 3 messages stored, 78 bytes; {withheld}\n")
     done = restante("collect", "bob", "--no-deletion-limit")
-    assert done.out == "bob: 3 were here already, 3 deleted on the server\n"
+    assert done.out == "bob: 3 collected before; 3 deleted on the server\n"
 
 
 @pytest.mark.parametrize("keep", ["until-verified", "until-deleted"])

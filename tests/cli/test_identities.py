@@ -110,7 +110,7 @@ def test_rm_warns_of_another_back_end_that_lets_the_user_in(
     text = f'[auth]\nchain = {order}\npasswd_file.path = "{home}/passwd"\n'
     configuration = configured(home, text)
     refused = restante("-c", configuration, "user", "rm", "Ann")
-    told = "warning: passwd-file still lets ann in, and opens the maildrop ann with the mail that"
+    told = "warning: the back end passwd-file still lets ann in, to the maildrop ann"
     assert refused.code == 64
     assert (told in refused.err) is is_admitted
     assert ("restante user disable ann" in refused.err) is (is_admitted and order == ORDERS[0])
@@ -128,7 +128,7 @@ def test_rm_warns_of_tokens_of_unknown_users_and_of_back_ends_that_are_down(
     (home / "jwks").write_text('{"keys": []}')
     text = f'[auth]\nchain = ["users", "oauth"]\n{OAUTH}jwks = "{home}/jwks"\nusers = "any"\n'
     found = restante("-c", configured(home, text), "user", "rm", "ann")
-    assert "warning: oauth still lets ann in, and opens the maildrop ann" in found.err
+    assert "warning: the back end oauth still lets ann in, to the maildrop ann" in found.err
     text = f'[auth]\nchain = ["users", "passwd-file"]\npasswd_file.path = "{home}/none"\n'
     found = restante("-c", configured(home, text), "user", "rm", "ann", "--yes")
     assert (
@@ -209,13 +209,15 @@ def test_why_tells_who_knows_somebody(
     for user, backend in ("ann", "users"), ("bob", "passwd-file"):
         found = restante("-c", chained, "auth", "why", user, "::1")
         told = found.out.splitlines()[0]
-        assert told == f"{user} ({backend}) may log in from ::1 with a right password"
+        assert told == f"{user} (back end {backend}): a correct password is accepted from ::1"
         found = restante("-c", chained, "auth", "why", user, "::1", "--json")
         assert (found.json["backend"], found.json["allowed"]) == (backend, True)
     assert restante("-c", chained, "auth", "why", "eve", "::1").code == 67
     (home / "passwd").write_text("bob:{PLAIN}p::::::nologin\n")
     found = restante("-c", chained, "auth", "why", "bob", "::1")
-    assert found.out.splitlines()[0] == "bob (passwd-file) is refused: the user is disabled"
+    assert (
+        found.out.splitlines()[0] == "bob (back end passwd-file) is refused: the user is disabled"
+    )
     for stored in ("*", "!!", "{ARGON2ID}malformed", "$1$salt$md5"):
         (home / "passwd").write_text(f"bob:{stored}\n")
         found = restante("-c", chained, "auth", "why", "bob", "::1", "--json")

@@ -39,7 +39,7 @@ def test_each_account_is_imported_or_named(restante: Restante, rc: Path) -> None
         assert done.code == 78
         assert "imap-example-org (ann at imap.example.org): not imported: its protoc" in done.err
         assert "pop-example-net (bob at pop.example.net): not imported: its mda" in done.err
-        assert "next: --to PLACE" in done.err
+        assert "add --to PLACE" in done.err
         assert "pop-example-org: ann at pop3s://pop.example.org" in done.out
     assert accounts() == {"pop-example-org": "smtp:localhost:25"}
 
@@ -47,7 +47,7 @@ def test_each_account_is_imported_or_named(restante: Restante, rc: Path) -> None
 def test_an_import_can_be_repeated(restante: Restante, rc: Path, home: Path) -> None:
     assert restante("import", "fetchmail", rc).code == 78
     done = restante("import", "fetchmail", rc, "--to", f"maildir:{home}/Mail")
-    assert "pop-example-org: ann at pop3s://pop.example.org: is here already" in done.out
+    assert "pop-example-org: ann at pop3s://pop.example.org: imported before" in done.out
     assert accounts() == {
         "pop-example-org": "smtp:localhost:25",
         "pop-example-net": f"maildir:{home}/Mail",
@@ -60,7 +60,7 @@ def test_an_account_of_the_same_name_is_not_overwritten(
     words = ("account", "add", "pop-example-org", "pop3s://eve@h", "--to", "maildir:M")
     assert restante(*words, "--no-test", stdin=b"secret\n").code == 0
     done = restante("import", "fetchmail", rc, "--to", "maildir:Mail")
-    assert "not imported: there is another account of this name" in done.err
+    assert "not imported: another account has this name" in done.err
     assert config.load().account["pop-example-org"].user == "eve"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -100,6 +101,43 @@ def test_every_verb_has_help_that_fits_a_terminal(
     assert found.code == 0
     assert max(map(len, found.out.splitlines())) <= 80
     assert verb in restante("--help").out
+
+
+def test_help_lists_every_verb_in_a_group(restante: Restante) -> None:
+    lines = restante("--help").out.splitlines()
+    listed = {line.split()[0] for line in lines if re.match("  [a-z]", line)}
+    assert listed >= {*VERBS, "import", "help"}
+    for title in ("Serve:", "Users and mail:", "Collect from other servers:", "Check:"):
+        assert title in lines
+
+
+@pytest.mark.parametrize("words", [(), ("user",), ("user", "add"), ("maildrop", "restore")])
+def test_help_verb_is_the_help_option(words: tuple[str, ...], restante: Restante) -> None:
+    done = restante("help", *words)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == restante(*words, "--help").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serv"], "restante: unknown verb: 'serv'; did you mean serve?"),
+        (["user", "ad", "x"], "restante user: unknown action: 'ad'; did you mean add?"),
+        (["user", "list", "--jsn"], "unknown argument: --jsn; did you mean --json?"),
+        (["--vrsion"], "restante: unknown argument: --vrsion; did you mean --version?"),
+        (["help", "mildrop"], "restante: unknown verb: 'mildrop'; did you mean maildrop?"),
+        (["xyz"], "restante: unknown verb: 'xyz'; choose from demo, serve, user"),
+        (["maildrop", "undelet", "ann"], "unknown action: 'undelet'; choose from list, show"),
+        (["user", "list", "surplus"], "restante user list: unknown argument: surplus"),
+    ],
+)
+def test_unknown_word_names_the_nearest_known_one(
+    arguments: list[str], message: str, restante: Restante
+) -> None:
+    done = restante(*arguments)
+    assert done.code == 64
+    assert message in done.err
+    assert "undelete" not in done.err
 
 
 def test_a_wrong_url_is_told_before_a_password_is_asked_for(restante: Restante) -> None:
@@ -200,7 +238,7 @@ def test_root_makes_nothing_that_the_server_cannot_read(
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     found = restante(*command, stdin=b"Subject: hi\n\nhi\n")
     assert found.code == (75 if command[0] == "deliver" else 78)  # the mail server keeps it
-    assert "could not read what root makes there; next: runuser -u " in found.err
+    assert "could not read files created there by root. Run: runuser -u " in found.err
     assert sorted(path.name for path in state.rglob("*")) == ["mail"]
 
 

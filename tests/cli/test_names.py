@@ -106,7 +106,7 @@ def test_user_add_says_what_to_type(home: Path, restante: Restante) -> None:
     assert restante("-c", config, "user", "list").out == ""
     Users(home / "state/restante/users.sqlite3").add("bob", PASSWORD)
     shown = restante("-c", config, "user", "show", "bob").out
-    assert "cannot    log in: the name has no domain" in shown
+    assert "problem       cannot log in: the name has no domain" in shown
 
 
 @pytest.mark.parametrize("name", ["ann+Junk", "recent:ann", "recent:ann+Junk"])

@@ -175,13 +175,13 @@ def test_a_person_is_told_what_to_do_next(home: Path, state: Path, ports: None) 
         told = []
         for line in process.stderr:
             told.append(line.decode())
-            if line.startswith(b"then: "):
+            if line.startswith(b"  restante fetch "):
                 break
         process.terminate()
         assert process.wait(30) == 0
     text = "".join(told)
     assert max(len(line) for line in told if str(home) not in line) <= 81  # line end included
-    for word in ("private mode", "pop3s://127.0.0.1:", "login needs STLS", "first user 'me'"):
+    for word in ("private mode", "pop3s://127.0.0.1:", "STLS required", "first user 'me'"):
         assert word in text
     assert f"--ca-file {state / 'tls' / 'certificate.pem'}\n" in told[-1]
     assert str(state / "first-password") in text, "not a terminal, so the password is not shown"
@@ -346,7 +346,7 @@ def test_trouble_at_the_start(
 def test_check_tells_what_would_be_served(restante: Restante, home: Path) -> None:
     found = restante("check")
     assert (found.code, found.err) == (0, "")
-    assert "private mode: good" in found.out
+    assert "private mode: OK" in found.out
     assert restante("check", "--json").json.keys() == {
         *("schema", "source", "listen", "warnings", "goes")
     }

@@ -550,11 +550,11 @@ def waiting(
 def test_purge_destroys_what_waits_for_the_clock(
     restante: Restante, waiting: Callable[[float], None], state: Path
 ) -> None:
-    assert restante("maildrop", "purge", "--yes").out == "0 messages destroyed\n"
+    assert restante("maildrop", "purge", "--yes").out == "Destroyed 0 messages.\n"
     waiting(20 * DAY)
     asked = restante("maildrop", "purge")
     assert (asked.code, asked.out) == (64, "")
-    assert "Destroy 150 held messages whose time is over? Not without --yes." in asked.err
+    assert "Destroy 150 held messages whose hold time is over? Confirm with --yes." in asked.err
     done = restante("maildrop", "purge", "--yes", "--json").json
     assert done == {"schema": "restante/maildrop-purge/1", "purged": {"ann": 150}}
     assert list((state / "mail/ann/held").iterdir()) == []
@@ -605,10 +605,10 @@ def test_check_says_what_a_configuration_will_destroy(
     before = sorted((state / "mail/ann").rglob("*"))
     checked = restante("-c", home / "restante.toml", "check")
     assert checked.code == 0
-    assert "  goes  150 held messages will be destroyed, the first on 20" in checked.out
+    assert "  removal  150 held messages will be destroyed, the first on 20" in checked.out
     assert sorted((state / "mail/ann").rglob("*")) == before
     (home / "restante.toml").write_text('[store]\nhold = "14d"\n')
-    assert "goes" not in restante("-c", home / "restante.toml", "check").out
+    assert "removal" not in restante("-c", home / "restante.toml", "check").out
 
 
 def test_check_makes_nothing(restante: Restante, home: Path, state: Path) -> None:

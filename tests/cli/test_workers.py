@@ -433,7 +433,7 @@ def test_a_year_that_was_mistyped_destroys_nothing_until_the_operator_says_so(si
     done = subprocess.run(
         [*command, "maildrop", "purge", "--yes"], env=environment, capture_output=True, text=True
     )
-    assert (done.returncode, done.stdout) == (0, "101 messages destroyed\n")
+    assert (done.returncode, done.stdout) == (0, "Destroyed 101 messages.\n")
     assert len(asyncio.run(store.held("ann"))) == 0
     assert site.stop() == 0
     site.start()

@@ -30,7 +30,7 @@ _FAMILIES = {
 }
 
 
-def write(found: Configuration, ledger: Ledger, path: Path) -> None:
+def write(config: Configuration, ledger: Ledger, path: Path) -> None:
     """All accounts of the configuration; the file is there whole or as it was.
 
     Raises:
@@ -40,7 +40,7 @@ def write(found: Configuration, ledger: Ledger, path: Path) -> None:
     # Its name must not end as the exporter reads it.
     temporary = path.with_name(f".{path.name}.{token_hex(8)}")
     with ledger.reading():  # or an older state could be renamed over a newer one
-        text = "".join(f"{line}\n" for line in _lines(found, ledger))
+        text = "".join(f"{line}\n" for line in _lines(config, ledger))
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             with os.fdopen(file, "w") as writing:
@@ -52,8 +52,8 @@ def write(found: Configuration, ledger: Ledger, path: Path) -> None:
             raise
 
 
-def _lines(found: Configuration, ledger: Ledger) -> Iterator[str]:
-    samples = [each for name in found.account for each in _samples(found, name, ledger)]
+def _lines(config: Configuration, ledger: Ledger) -> Iterator[str]:
+    samples = [each for name in config.account for each in _samples(config, name, ledger)]
     for family, (kind, text) in _FAMILIES.items():
         yield f"# HELP {family} {text}"
         yield f"# TYPE {family} {kind}"
@@ -64,7 +64,7 @@ def _lines(found: Configuration, ledger: Ledger) -> Iterator[str]:
 
 
 def _samples(
-    found: Configuration, name: str, ledger: Ledger
+    config: Configuration, name: str, ledger: Ledger
 ) -> Iterator[tuple[str, _Labels, float]]:
     """An account's name needs no escaping: the configuration takes only letters, digits, -, _."""
     state, its = Health(ledger).state(name), {"account": name}
@@ -75,6 +75,6 @@ def _samples(
     yield "restante_collect_failures", its, state.failures
     if (at := ledger.last_success(name)) is not None:
         yield "restante_collect_last_success_timestamp_seconds", its, at
-    grant = Job.of(found, name).grant
+    grant = Job.of(config, name).grant
     if grant.options.provider and (end := grant.ends()) is not None:
         yield "restante_oauth_token_expiry_timestamp_seconds", its, end

@@ -252,25 +252,25 @@ async def running(
             saving = asyncio.create_task(throttling.save_for_ever(throttle, configuration))
             stack.callback(saving.cancel)
 
-        def secure(found: Configuration) -> None:
-            context = tls_context(found)
+        def secure(config: Configuration) -> None:
+            context = tls_context(config)
             service.tls = intake.tls = context
             for listener in listeners:
                 listener.tls = context if listener.tls else None
 
-        def adopt(found: Configuration) -> None:
-            secure(found)
-            before, server.configuration = server.configuration, found
-            fixed = [key for key in _FIXED if key(found) != key(configuration)]
-            stores.set_rules(store, found, users)
-            _apply(service, admission, found, users, passdb)
+        def adopt(config: Configuration) -> None:
+            secure(config)
+            before, server.configuration = server.configuration, config
+            fixed = [key for key in _FIXED if key(config) != key(configuration)]
+            stores.set_rules(store, config, users)
+            _apply(service, admission, config, users, passdb)
             cache.clear()
-            throttling.configure(throttle, found)
+            throttling.configure(throttle, config)
             for listener in listeners:
                 if listener.name in ("pop3s", "pop3"):
-                    listener.proxy_from = found.server.proxy_from
-            log.set_up(found.log)
-            is_changed = _RULES(before) != _RULES(found)
+                    listener.proxy_from = config.server.proxy_from
+            log.set_up(config.log)
+            is_changed = _RULES(before) != _RULES(config)
             service.spawn(_log_reload(bool(fixed), upkeep if is_changed else None))
 
         renewing = asyncio.create_task(_renew_tls(lambda: secure(server.configuration)))

@@ -22,24 +22,24 @@ from ..store.paths import Template
 from . import backends
 
 
-def look_over(found: Configuration) -> None:
+def look_over(config: Configuration) -> None:
     """
     Raises:
         ConfigurationError: what the configuration names is not there, a line each.
     """
-    if missing := list(_missing(found)):
+    if missing := list(_missing(config)):
         raise ConfigurationError("\n".join(missing))
 
 
-def _missing(found: Configuration) -> Iterator[str]:
-    if found.tls.mode == "files":
+def _missing(config: Configuration) -> Iterator[str]:
+    if config.tls.mode == "files":
         try:
-            tls.server_context(Path(found.tls.cert), Path(found.tls.key), found.tls.min_version)
+            tls.server_context(Path(config.tls.cert), Path(config.tls.key), config.tls.min_version)
         except ConfigurationError as error:
             yield str(error)
-    if found.store.kind == "maildir" and not found.store.path.startswith(f"{found.state}/"):
+    if config.store.kind == "maildir" and not config.store.path.startswith(f"{config.state}/"):
         try:
-            base = Path(Template(found.store.path).base)
+            base = Path(Template(config.store.path).base)
         except ConfigurationError as error:
             yield f"store.path: {error}"
         else:
@@ -47,9 +47,9 @@ def _missing(found: Configuration) -> Iterator[str]:
                 yield f"store.path: {base} is not there; next: mkdir -p {base}"
             elif not os.access(base, os.W_OK | os.X_OK):
                 yield f"store.path: {base} cannot be written by this user"
-    if found.tls.client_ca and not is_readable(found.tls.client_ca):
-        yield f"tls.client_ca: {found.tls.client_ca}: no certificates can be read there"
-    yield from backends.missing(found)
+    if config.tls.client_ca and not is_readable(config.tls.client_ca):
+        yield f"tls.client_ca: {config.tls.client_ca}: no certificates can be read there"
+    yield from backends.missing(config)
 
 
 def look_over_users(config: Configuration) -> None:
@@ -67,41 +67,41 @@ def look_over_users(config: Configuration) -> None:
         raise ConfigurationError("\n".join(mistakes))
 
 
-def users(found: Configuration) -> Users:
-    return Users(Path(found.auth.users), domains=backends.domains(found))
+def users(config: Configuration) -> Users:
+    return Users(Path(config.auth.users), domains=backends.domains(config))
 
 
-def clock(found: Configuration) -> Clock:
-    return Clock(found.state / "clock")
+def clock(config: Configuration) -> Clock:
+    return Clock(config.state / "clock")
 
 
-def store(found: Configuration, own: Users | None = None) -> ServableStore:
+def store(config: Configuration, own: Users | None = None) -> ServableStore:
     """``own``: our database, if it is open already, for the quota and the hold of each user."""
-    if found.store.kind == "memory":
-        return MemoryStore(hold=lambda _: found.store.hold)
-    if found.store.path == f"{found.state}/mail/%u":  # ours to make; any other may be a mount
-        for place in (found.state, found.state / "mail"):
+    if config.store.kind == "memory":
+        return MemoryStore(hold=lambda _: config.store.hold)
+    if config.store.path == f"{config.state}/mail/%u":  # ours to make; any other may be a mount
+        for place in (config.state, config.state / "mail"):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    made = MaildirStore(found.store.path, folders=found.store.maildrop, clock=clock(found))
-    set_rules(made, found, own or users(found))
+    made = MaildirStore(config.store.path, folders=config.store.maildrop, clock=clock(config))
+    set_rules(made, config, own or users(config))
     return made
 
 
-def set_rules(store: ServableStore, found: Configuration, users: Users) -> None:
+def set_rules(store: ServableStore, config: Configuration, users: Users) -> None:
     """Put hold and quota in force, which each user may have of their own."""
 
     def hold(user: str) -> float:
         seconds = users.hold(user)
-        return found.store.hold if seconds is None else seconds
+        return config.store.hold if seconds is None else seconds
 
     def limit(user: str) -> int:
         octets = users.quota(user)
-        return found.store.quota if octets is None else octets
+        return config.store.quota if octets is None else octets
 
     if isinstance(store, MaildirStore):
         store.hold, store.limit = hold, limit
     else:
-        store.hold = lambda _: found.store.hold
+        store.hold = lambda _: config.store.hold
 
 
 def maildrop_path(config: Configuration, user: str) -> Path:

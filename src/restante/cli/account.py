@@ -1,4 +1,4 @@
-"""``restante account``: maildrops elsewhere that ``restante collect`` empties."""
+"""``restante account``: accounts on other servers, from which ``restante collect`` collects."""
 
 from __future__ import annotations
 
@@ -9,68 +9,81 @@ import time
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ..app.job import Job, all_jobs, chosen, open_ledger
 from ..app.words import counted
 from ..config import Secret
 from ..errors import ConfigurationError
-from ..log import printable
 from . import account_add, account_rename, common, consent
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     noun = verbs.add_parser(
         "account",
-        help="accounts elsewhere, for collect: add, list, show, test, adopt, log, rename, rm",
+        help="add and manage accounts on other servers",
+        description="Manage accounts on other servers, from which `restante collect` takes mail.",
     )
     actions = noun.add_subparsers(dest="action", metavar="ACTION", required=True)
     account_add.add_parser(actions)
     account_rename.add_parser(actions)
-    actions.add_parser("list", help="all accounts").set_defaults(run=list_)
+    actions.add_parser("list", help="list accounts").set_defaults(run=list_)
     action = actions.add_parser(
         "auth",
-        help="sign in by OAuth 2, for account.NAME.oauth",
-        description="Asks the provider, shows what a person must do in a browser, and stores the "
-        "tokens, sealed, in the state directory.",
+        help="sign in to a provider with OAuth 2",
+        description="Sign in to the provider of an account in a browser. The tokens are stored "
+        "encrypted in the state directory.",
     )
     action.add_argument("name", metavar="NAME")
     consent.add_flows(action)
-    action.add_argument("--to", action="store_true", help="for where mail goes, to_oauth")
+    action.add_argument("--to", action="store_true", help="sign in to the destination instead")
     action.set_defaults(run=auth)
     for name, run, text in (
-        ("show", show, "one account, and when it last worked"),
-        ("test", test, "log in, count, log out; changes nothing"),
-        ("adopt", adopt, "mark all that is on the server now as taken, without fetching it"),
-        ("log", log, "what was deleted on its server: when, why, and by which evidence"),
-        ("rm", remove, "forget an account, and what was taken from it"),
+        ("show", show, "show an account and its last success"),
+        ("test", test, "log in and count the messages; changes nothing"),
+        ("adopt", adopt, "mark the messages on the server as collected, without downloading them"),
+        ("log", log, "show what was deleted on the server, when, why and on which evidence"),
+        ("rm", remove, "remove an account and its record of collected messages"),
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("name", metavar="NAME")
         if name == "rm":
-            action.add_argument("--yes", action="store_true", help="do not ask")
+            action.add_argument("--yes", action="store_true", help="do not ask for confirmation")
         if name == "adopt":
             action.add_argument(
                 "--like",
                 metavar="MAILDIR",
                 type=Path,
-                help="only what this Maildir, or a folder of it, has too, as headers tell",
+                help="only messages with the same headers as one in this Maildir or its folders",
             )
         action.set_defaults(run=run)
 
 
 def list_(options: argparse.Namespace) -> int:
-    found = common.configuration(options)
+    config = common.configuration(options)
     if options.json:
-        rows = [_row(job) for job in all_jobs(found)]
+        rows = [_row(job) for job in all_jobs(config)]
         common.print_json("account-list", accounts=rows)
         return os.EX_OK
-    for job in all_jobs(found):
-        account = job.options
-        print(f"{job.name}: {account.user} at {account.url} to {account.to}, keeps {account.keep}")
-        if account.oauth.provider:
-            print(f"  {account.oauth.provider}: {consent.state(job.grant)}")
-    if not found.account:
-        common.say("none yet; next: restante account add ann@example.org --to maildir:Mail")
+    if not config.account:
+        common.say(
+            "No accounts yet. Add one: restante account add ann@example.org --to maildir:Mail"
+        )
+        return os.EX_OK
+    common.print_table(
+        "account user server to keep login",
+        [
+            (
+                job.name,
+                job.options.user,
+                urlsplit(job.options.url).hostname,
+                job.options.to,
+                job.options.keep,
+                consent.state(job.grant) if job.options.oauth.provider else "password",
+            )
+            for job in all_jobs(config)
+        ],
+    )
     return os.EX_OK
 
 
@@ -90,22 +103,25 @@ def show(options: argparse.Namespace) -> int:
         return os.EX_OK
     at = row["last_success"]
     when = _when(float(str(at))) if at else "never"
-    print(f"{options.name}: {account.user} at {account.url}")
-    print(f"  to        {account.to}\n  keeps     {account.keep}")
-    if account.to_oauth.provider:
-        there = consent.state(job.destination_grant)
-        print(f"  there     {account.to_oauth.provider}: {there}")
-    elif account.to_password:
-        print(f"  there     password {_origin(account.to_password)}")
-    if account.poll_on_login:
-        print(f"  polled    when the user logs in, for {account.poll_on_login:g} s at most")
+    print(options.name)
+    rows = [("user", account.user), ("server", account.url)]
     if account.oauth.provider:
-        print(f"  oauth     {account.oauth.provider}: {row['oauth']}")
+        rows.append(("oauth", f"{account.oauth.provider}: {row['oauth']}"))
     else:
-        print(f"  password  {_origin(account.password)}")
-    print(f"  taken and not deleted there: {row['on_server']}\n  last success: {when}")
+        rows.append(("password", _origin(account.password)))
+    rows += [("to", account.to), ("keep", account.keep)]
+    if account.to_oauth.provider:
+        state_there = consent.state(job.destination_grant)
+        rows.append(("to_oauth", f"{account.to_oauth.provider}: {state_there}"))
+    elif account.to_password:
+        rows.append(("to_password", _origin(account.to_password)))
+    if account.poll_on_login:
+        rows.append(("poll_on_login", f"waits at most {account.poll_on_login:g} s"))
+    rows += [("left on server", str(row["on_server"])), ("last success", when)]
     if state.failing_since is not None:
-        print(f"  {counted(state.failures, 'session')} failed since {_when(state.failing_since)}")
+        since = _when(state.failing_since)
+        rows.append(("failing", f"{counted(state.failures, 'session')} since {since}"))
+    common.print_fields(rows)
     return os.EX_OK
 
 
@@ -129,9 +145,9 @@ def _row(job: Job) -> dict[str, object]:
 
 def _origin(secret: Secret) -> str:
     if not secret:
-        return "none"
+        return "not set"
     if secret.kind == "text":
-        return "in the file"
+        return "in the configuration"
     value = secret.value if isinstance(secret.value, str) else " ".join(secret.value)
     return f"{secret.kind} {value}"
 
@@ -156,7 +172,7 @@ def test(options: argparse.Namespace) -> int:
     if options.json:
         common.print_json("account-test", name=options.name, messages=count, octets=octets)
     else:
-        print(account_add.told_login(options.name, count, octets))
+        print(account_add.describe_login(options.name, count, octets))
     return os.EX_OK
 
 
@@ -175,13 +191,14 @@ def adopt(options: argparse.Namespace) -> int:
         rows = {"messages": len(listing), "others": others}
         common.print_json("account-adopt", name=options.name, **rows)
     else:
-        rest = f", {counted(others, 'other')} not in {options.like}" if others else ""
-        print(f"{options.name}: {counted(len(listing), 'message')} marked as taken{rest}")
+        marked = f"Marked {counted(len(listing), 'message')} as collected"
+        rest = f"; {counted(others, 'other')} not found in {options.like}" if others else ""
+        print(f"{options.name}: {marked}{rest}.")
     return os.EX_OK
 
 
 async def _listing(job: Job, here: Counter[bytes] | None) -> tuple[list[tuple[str, int]], int]:
-    """What is there, by key and size, and how many others are not ``here``."""
+    """Return key and size of each message on the server, and how many others are not ``here``."""
     from ..collect.fingerprint import header_of, likeness
     from ..collect.plan import unique_ids
 
@@ -199,7 +216,7 @@ async def _listing(job: Job, here: Counter[bytes] | None) -> tuple[list[tuple[st
             known = []
             for message, mark in headers:
                 if mark and here[mark]:
-                    here[mark] -= 1  # of two that are alike one may be new
+                    here[mark] -= 1  # one of two equal messages may be new
                     known.append(message)
     return [(ids[each.number], each.size) for each in known], len(ids) - len(known)
 
@@ -211,28 +228,32 @@ def log(options: argparse.Namespace) -> int:
         rows = [each._asdict() for each in removals]
         common.print_json("account-log", name=options.name, removals=rows)
         return os.EX_OK
-    for each in removals:
-        answer = each.answer or "no answer yet"
-        text = f"{_when(each.at)} {each.key}: {each.why}; {each.evidence}; {answer}"
-        print(printable(text))
     if not removals:
-        common.say(f"{options.name}: nothing was deleted on its server")
+        common.say(f"{options.name}: nothing was deleted on the server yet.")
+        return os.EX_OK
+    common.print_table(
+        "deleted message reason evidence answer",
+        [
+            (_when(each.at), each.key, each.why, each.evidence, each.answer or "none yet")
+            for each in removals
+        ],
+    )
     return os.EX_OK
 
 
 def remove(options: argparse.Namespace) -> int:
-    found = _one(options).config
-    path = account_add.file_of(found, options.name)
+    config = _one(options).config
+    path = account_add.file_of(config, options.name)
     if not path.exists():
         raise ConfigurationError(
-            f"account {options.name!r} does not stand in {path}; take it out of its file by hand"
+            f"account {options.name!r} is not in {path}; remove it from its file by hand"
         )
     if not common.confirm(
-        f"Forget {options.name}, and which messages were taken from it?", options
+        f"Remove account {options.name} and its record of collected messages?", options
     ):
         return os.EX_OK
-    account_add.take_back(found, options.name)
-    with closing(open_ledger(found)) as ledger:
+    account_add.take_back(config, options.name)
+    with closing(open_ledger(config)) as ledger:
         count = ledger.forget(options.name)
     if options.json:
         common.print_json("account-rm", name=options.name, forgotten=count)

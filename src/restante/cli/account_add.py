@@ -1,8 +1,9 @@
 """``restante account add``: from an address to an account that works, in one command.
 
-The server is found by what is known of the domain, by who takes its mail (MX), or by what it
-announces (SRV), and then written down: DNS is not asked at each session (RFC 8314 §5.1).
-Security: no secret is written into the configuration; one that is typed stands in a file of its
+The server is found in a list of well-known providers, by the MX records of the domain, or by its
+SRV records, and then written into the configuration: DNS is not asked again at each session
+(RFC 8314 §5.1).
+Security: no secret is written into the configuration; a typed secret is stored in a file of its
 own in the state directory.  Forged MX records could only lead to another well-known provider.
 """
 
@@ -20,13 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from .. import config
 from ..app import tokens
 from ..app.job import Job, open_ledger
-from ..app.words import counted
+from ..app.words import counted, size
 from ..collect import providers
 from ..collect.providers import Mail
-from ..config import Configuration
+from ..config import Configuration, load, toml
 from ..errors import ConfigurationError, ConnectionLost, LoginFailed, RestanteError, UnsafeArgument
 from . import account_add_destination, common, consent, prompts
 
@@ -38,98 +38,104 @@ if TYPE_CHECKING:
 def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     action = actions.add_parser(
         "add",
-        help="write an account into the configuration and try it",
+        help="add an account and try to log in",
         description="Writes conf.d/account-NAME.toml beside the configuration, signs in or asks "
         "for the password, and logs in once. An address is enough for well-known providers and "
         "for domains that announce their server. On a terminal you are prompted for anything "
         "required that you leave out; without one, passwords are lines of standard input.",
     )
     action.add_argument(
-        "name", metavar="NAME", nargs="?", help="a word of yours, such as isp; may be left out"
+        "name", metavar="NAME", nargs="?", help="a name for the account, such as isp; optional"
     )
     action.add_argument(
         "url", metavar="ADDRESS", nargs="?", help="ann@example.org, or pop3s://user@host"
     )
-    action.add_argument("--host", metavar="HOST", help="the server, where the address tells none")
+    action.add_argument("--host", metavar="HOST", help="the server, if it cannot be found")
     account_add_destination.add_options(action)
-    action.add_argument("--keep", default="all", help="all, none, 14d, until-verified or -deleted")
-    action.add_argument("--every", metavar="TIME", help="the pause between sessions with --watch")
+    action.add_argument(
+        "--keep",
+        default="all",
+        help="what stays there: all, none, 14d, until-verified or until-deleted",
+    )
+    action.add_argument("--every", metavar="TIME", help="pause between sessions with --watch")
     action.add_argument("--ca-file", type=Path, metavar="FILE", help="trust these certificates")
     prompts.add_secret(action, "password", "the password")
     action.add_argument(
-        "--provider", choices=("google", "microsoft", "other"), help="sign in there by OAuth 2"
+        "--provider", choices=("google", "microsoft", "other"), help="sign in with OAuth 2"
     )
     action.add_argument(
-        "--client-id", metavar="ID", help="of the application that you have registered there"
+        "--client-id", metavar="ID", help="of the app that you have registered with the provider"
     )
-    prompts.add_secret(action, "client-secret", "the application's secret")
-    action.add_argument("--tenant", help="at Microsoft: the organisation")
+    prompts.add_secret(action, "client-secret", "the app's secret")
+    action.add_argument("--tenant", help="the organisation (Microsoft)")
     action.add_argument(
-        "--issuer", metavar="URL", help="another provider, which says itself where it is asked"
+        "--issuer", metavar="URL", help="another provider, by its issuer URL (OpenID Connect)"
     )
-    action.add_argument("--scope", action="append", metavar="SCOPE", help="instead of those known")
+    action.add_argument(
+        "--scope", action="append", metavar="SCOPE", help="replaces the usual scopes"
+    )
     consent.add_flows(action)
     action.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="any other option of an account, as the configuration has it, such as largest=20MiB "
-        "or alert.after=3; may be given again",
+        help="any other option of the account, such as largest=20MiB or alert.after=3; may be "
+        "repeated",
     )
-    action.add_argument("--no-test", action="store_true", help="do not log in now")
+    action.add_argument("--no-test", action="store_true", help="do not try to log in")
     action.set_defaults(run=add)
 
 
-_SECTIONS = ("oauth", "to_oauth", "alert")  # below that of an account
+_SECTIONS = ("oauth", "to_oauth", "alert")  # below the section of an account
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where the mail is, and what is known of it."""
+class _Server:
+    """The server of an account, and what is known about its provider."""
 
     url: str
     user: str
-    mail: Mail | None
+    provider: Mail | None
     local: str = ""
-    """The user's name without its domain, where the server may want that (RFC 6186 §4)."""
+    """The user's name without its domain, if the server may require it (RFC 6186 §4)."""
 
 
 def add(options: argparse.Namespace) -> int:
-    found = common.configuration(options)
-    name, place = _identified(options, found)
-    path = file_of(found, name)
-    if name in found.account or path.exists():
-        raise ConfigurationError(f"there is an account {name!r} already")
-    if place.mail is not None:
-        common.say(f"{place.user}: {place.mail.name}, at {place.url}")
-    its = account_add_destination.destination(options, found, name, place.user)
+    config = common.configuration(options)
+    name, server = _identified(options, config)
+    path = file_of(config, name)
+    if name in config.account or path.exists():
+        raise ConfigurationError(f"account {name!r} exists already")
+    if server.provider is not None:
+        common.say(f"{server.user}: {server.provider.name}, {server.url}")
+    destination = account_add_destination.destination(options, config, name, server.user)
     values = {
-        "url": place.url,
-        "user": place.user,
+        "url": server.url,
+        "user": server.user,
         "keep": options.keep,
         "every": options.every,
         "ca_file": str(options.ca_file.resolve()) if options.ca_file else None,
-        **its.values,
+        **destination.values,
         **_more(options.set),
     }
-    _look_over(options, name, {**values, "to_oauth": its.oauth})
+    _look_over(options, name, {**values, "to_oauth": destination.oauth})
     try:
-        sections = _completed(options, found, name, place, its, values)
+        sections = _completed(options, config, name, server, destination, values)
         write(path, name, values, sections)
-        found = common.configuration(options)
-        job = Job.of(found, name)
+        config = common.configuration(options)
+        job = Job.of(config, name)
         _open(options, job)
     except BaseException:
-        take_back(found, name)
+        take_back(config, name)
         raise
     there: tuple[int, int] | None = None
     if not options.no_test:
-        user, there = _try(job, place)
-        if user != place.user:
+        user, there = _try(job, server)
+        if user != server.user:
             path.unlink()
             write(path, name, values | {"user": user}, sections)
-            common.say(f"the server requires the name without the domain: {user}")
+            common.say(f"The server requires the user name without the domain: {user}")
     _report(options, name, path, there)
     return os.EX_OK
 
@@ -142,44 +148,44 @@ def _report(
         common.print_json("account-add", name=name, file=str(path), messages=count, octets=octets)
         return
     if there is not None:
-        print(told_login(name, *there))
-    common.say(f"written: {path}\nnext: restante collect {name} --dry-run")
+        print(describe_login(name, *there))
+    common.say(f"Added account {name} in {path}\nNext: restante collect {name} --dry-run")
 
 
-def _identified(options: argparse.Namespace, found: Configuration) -> tuple[str, _Place]:
-    """The account's name, and where its mail is."""
+def _identified(options: argparse.Namespace, config: Configuration) -> tuple[str, _Server]:
+    """Return the account's name and its server."""
     name, address = options.name, options.url
     if address is None and name and re.search("@|://", name):
         name, address = None, name
     address = address or prompts.asked("Address, such as ann@example.org: ", "ADDRESS")
-    place = _locate(address, options.host)
-    return name or _name(found, place), place
+    server = _locate(address, options.host)
+    return name or _name(config, server), server
 
 
 def _completed(
     options: argparse.Namespace,
-    found: Configuration,
+    config: Configuration,
     name: str,
-    place: _Place,
-    its: account_add_destination.Destination,
+    server: _Server,
+    destination: account_add_destination.Destination,
     values: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """The sections below the account's; ``values`` gets what was asked for."""
-    agreement = _agreement(options, found, name, place)
+    """Return the sections below the account's; answers to prompts are added to ``values``."""
+    agreement = _agreement(options, config, name, server)
     if agreement is None:
-        values["password"] = _password(options, found, name, place)
+        values["password"] = _password(options, config, name, server)
     else:
-        account_add_destination.offer_polling(its, place.user)
-    account_add_destination.ask_secrets(options, found, name, its)
-    values |= its.values
-    sections = {"oauth": agreement or {}, "to_oauth": its.oauth}
+        account_add_destination.offer_polling(destination, server.user)
+    account_add_destination.ask_secrets(options, config, name, destination)
+    values |= destination.values
+    sections = {"oauth": agreement or {}, "to_oauth": destination.oauth}
     for section in [key for key in values if key in _SECTIONS]:  # of --set
         sections[section] = {**sections.get(section, {}), **values.pop(section)}
     return sections
 
 
 def _open(options: argparse.Namespace, job: Job) -> None:
-    """Make what the destination needs, and sign in where a provider must agree."""
+    """Create what the destination needs, and sign in to providers."""
     job.open_destination().close()
     for grant in (job.grant, job.destination_grant):
         if grant.options.provider:
@@ -190,9 +196,9 @@ def _more(pairs: Sequence[str]) -> dict[str, Any]:
     """``--set``; a key with a dot is in a section below the account's.
 
     Raises:
-        UnsafeArgument: no ``KEY=VALUE``.
+        UnsafeArgument: it is not ``KEY=VALUE``, or a secret.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not re.fullmatch(r"[a-z_]+(\.[a-z_]+)?", key):
@@ -201,14 +207,14 @@ def _more(pairs: Sequence[str]) -> dict[str, Any]:
             raise UnsafeArgument("a secret in --set can be read by every user of this machine")
         section, dot, name = key.rpartition(".")
         if dot:
-            found.setdefault(section, {})[name] = value
+            values.setdefault(section, {})[name] = value
         else:
-            found[key] = value
-    return found
+            values[key] = value
+    return values
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What is not empty, also below."""
+    """Return the values that are not empty, at each level."""
     pairs = (
         (key, _given(each) if isinstance(each, dict) else each) for key, each in values.items()
     )
@@ -218,100 +224,105 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
 def _look_over(options: argparse.Namespace, name: str, values: Mapping[str, Any]) -> None:
     """
     Raises:
-        ConfigurationError: this account could not work, before a password is asked for.
+        ConfigurationError: the account could not work; raised before a password is asked for.
     """
     given = _given(values)
     if str(values["to"]).startswith("imap"):
         given["to_password"] = {"env": "HOME"}  # it is asked for later
-    trial = config.load(options.config, overrides={f"account.{name}": given})
+    trial = load(options.config, overrides={f"account.{name}": given})
     if mistakes := list(Job.of(trial, name).mistakes(strictly=True)):
         raise ConfigurationError("\n".join(mistakes))
 
 
-def _try(job: Job, place: _Place) -> tuple[str, tuple[int, int]]:
-    """By which name it works, and how many messages and octets are there.
+def _try(job: Job, server: _Server) -> tuple[str, tuple[int, int]]:
+    """Return the user name that works, and how many messages and octets are there.
 
-    An account that does not work is not left behind, unless somebody has signed in for it.
+    An account that does not work is removed, unless the user has signed in for it.
     """
     try:
-        working = _log_in(job, place)
+        working = _log_in(job, server)
         try_destination(job)
         return working
     except BaseException as error:
-        if isinstance(error, LoginFailed) and place.mail is not None and place.mail.switch:
-            common.say(f"has POP been switched on? {place.mail.name}: {place.mail.switch}")
+        if (
+            isinstance(error, LoginFailed)
+            and server.provider is not None
+            and server.provider.switch
+        ):
+            common.say(f"Is POP switched on? {server.provider.name}: {server.provider.switch}")
         if isinstance(error, RestanteError) and job.options.oauth.provider:
             common.say(
-                f"you have signed in, so the account {job.name} stays; next: restante account test "
-                f"{job.name}, or restante account rm {job.name}"
+                f"You have signed in, so account {job.name} is kept.\n"
+                f"Try again: restante account test {job.name}\n"
+                f"Or remove it: restante account rm {job.name}"
             )
         else:
             take_back(job.config, job.name)
         raise
 
 
-def _log_in(job: Job, place: _Place) -> tuple[str, tuple[int, int]]:
-    """The whole address first; where that is refused, its local part once (RFC 6186 §4)."""
+def _log_in(job: Job, server: _Server) -> tuple[str, tuple[int, int]]:
+    """Try the whole address first, then once its local part (RFC 6186 §4)."""
     try:
-        return place.user, try_login(job)
+        return server.user, try_login(job)
     except LoginFailed as error:
-        if error.code not in (None, "AUTH") or not place.local or job.options.oauth.provider:
+        if error.code not in (None, "AUTH") or not server.local or job.options.oauth.provider:
             raise
         try:
-            options = replace(job.options, user=place.local)
-            return place.local, try_login(replace(job, options=options))
+            options = replace(job.options, user=server.local)
+            return server.local, try_login(replace(job, options=options))
         except LoginFailed:
             raise error from None
 
 
-def _name(found: Configuration, place: _Place) -> str:
-    """Of the domain, or of the host; with the user's before it where that is taken."""
-    local, _, domain = place.user.rpartition("@")
+def _name(config: Configuration, server: _Server) -> str:
+    """Return a name from the domain or the host, with the user's name before it if it is taken."""
+    local, _, domain = server.user.rpartition("@")
     word = (
-        domain.split(".")[0] if local else (urlsplit(place.url).hostname or "").split(".")[-2:][0]
+        domain.split(".")[0] if local else (urlsplit(server.url).hostname or "").split(".")[-2:][0]
     )
     for tried in (word, f"{local}-{word}"):
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", tried).strip("-_")[:64]
-        if name and name not in found.account:
+        if name and name not in config.account:
             return name
-    raise UnsafeArgument(f"give the account a name: restante account add NAME {place.user}")
+    raise UnsafeArgument(f"give the account a name: restante account add mail {server.user}")
 
 
 # Where.
 
 
-def _locate(address: str, host: str | None) -> _Place:
+def _locate(address: str, host: str | None) -> _Server:
     """
     Raises:
-        UnsafeArgument: no address, or one that does not tell its server.
+        UnsafeArgument: it is not an address, or its server cannot be found.
     """
     if "://" in address:
         return _from_url(address)
     local, _, domain = address.rpartition("@")
     if not local or not domain or not address.isprintable():
-        raise UnsafeArgument("who logs in where? write ann@example.org or pop3s://user@host")
+        raise UnsafeArgument("not an address; write ann@example.org or pop3s://user@host")
     if host:
         url = f"pop3s://{host}"
         known = providers.by_host(urlsplit(url).hostname or "")
-        return _Place(url, address, known, "" if known else local)
+        return _Server(url, address, known, "" if known else local)
     mail = providers.by_domain(domain) or _by_exchanger(domain)
     if mail is None:
         return _announced(address)
     if not mail.host:
-        raise UnsafeArgument(f"{mail.name} gives no mail by POP3")
-    return _Place(f"pop3s://{mail.host}", address, mail)
+        raise UnsafeArgument(f"{mail.name} does not offer POP3")
+    return _Server(f"pop3s://{mail.host}", address, mail)
 
 
-def _from_url(address: str) -> _Place:
+def _from_url(address: str) -> _Server:
     from ..client.remote import split
 
     host, port, tls, login = split(address)
     if login.password:
         raise UnsafeArgument("a password in the URL can be read by every user of this machine")
     if not login.user:
-        raise UnsafeArgument("who logs in where? write pop3s://user@host")
+        raise UnsafeArgument("the URL has no user; write pop3s://user@host")
     url = f"{tls.value}://{f'[{host}]' if ':' in host else host}{f':{port}' if port else ''}"
-    return _Place(url, login.user, providers.by_host(host))
+    return _Server(url, login.user, providers.by_host(host))
 
 
 def _by_exchanger(domain: str) -> Mail | None:
@@ -320,30 +331,30 @@ def _by_exchanger(domain: str) -> Mail | None:
     try:
         return providers.by_exchanger(discovery.exchangers(domain))
     except (ConfigurationError, ConnectionLost):
-        common.say("next: --host HOST, your provider's POP3 server; then DNS is not asked")
+        common.say("Name your provider's POP3 server with --host HOST; then DNS is not asked.")
         raise
 
 
-def _announced(address: str) -> _Place:
-    """By SRV records.  A host elsewhere counts only when a person says so (RFC 8314 §5.1)."""
+def _announced(address: str) -> _Server:
+    """Find the server by SRV records.  A user must confirm a host elsewhere (RFC 8314 §5.1)."""
     from ..client import discovery
 
     services = discovery.discover_blocking(address)
     domain = address.rpartition("@")[2]
     if not services:
         raise UnsafeArgument(
-            f"{domain} does not say where its mail is; next: --host HOST, your provider's server"
+            f"{domain} does not announce a POP3 server; name your provider's with --host HOST"
         )
     service = services[0]
     if not service.is_within:
-        question = f"{domain} says its mail is at {service.host}. Is that your provider?"
+        question = f"{domain} announces the server {service.host}. Is that your provider?"
         if not prompts.is_confirmed(question):
             raise UnsafeArgument(
-                f"{domain} says its mail is at {service.host}; if that is your provider, next: "
+                f"{domain} announces the server {service.host}; if that is your provider, add "
                 f"--host {service.host}"
             )
     known = providers.by_host(service.host)
-    return _Place(_url(service), address, known, "" if known else address.rpartition("@")[0])
+    return _Server(_url(service), address, known, "" if known else address.rpartition("@")[0])
 
 
 def _url(service: Service) -> str:
@@ -355,17 +366,17 @@ def _url(service: Service) -> str:
 
 
 def _agreement(
-    options: argparse.Namespace, found: Configuration, name: str, place: _Place
+    options: argparse.Namespace, config: Configuration, name: str, server: _Server
 ) -> dict[str, Any] | None:
-    """The section ``oauth``; None: a password."""
-    mail = place.mail
+    """Return the section ``oauth``; None: log in with a password."""
+    mail = server.provider
     is_wanted = options.provider or options.issuer or options.client_id or options.flow
     has_password = prompts.given_secret(options, "password") is not None
     if not is_wanted and (has_password or mail is None or not mail.oauth):
         return None
     provider = options.provider or ("other" if options.issuer else mail.oauth if mail else "")
     if not provider:
-        raise UnsafeArgument("which provider? --provider google or microsoft, or --issuer URL")
+        raise UnsafeArgument("name the provider: --provider google or microsoft, or --issuer URL")
     values: dict[str, Any] = {
         "provider": provider,
         "client_id": options.client_id,
@@ -377,13 +388,13 @@ def _agreement(
     if options.issuer:
         values |= _endpoints(options.issuer, options.scope)
     if not options.client_id:
-        shared = prompts.registered(found, provider) if provider != "other" else None
+        shared = prompts.registered(config, provider) if provider != "other" else None
         if shared is None and mail is not None and mail.takes_passwords and not is_wanted:
-            return None  # what needs no application is easier
+            return None  # a password needs no app
         values |= shared or {"client_id": prompts.client_id(provider, "--client-id")}
     if provider == "google" and not values["client_secret"]:
         values["client_secret"] = prompts.typed_secret(
-            found, f"{name}.client", "Secret of the application", "--client-secret-file FILE"
+            config, f"{name}.client", "Secret of the app", "--client-secret-file FILE"
         )
     return values
 
@@ -391,23 +402,23 @@ def _agreement(
 def _endpoints(issuer: str, scopes: list[str] | None) -> dict[str, Any]:
     from ..collect.oauth.web import endpoints
 
-    told = endpoints(issuer)
+    known = endpoints(issuer)
     return {
-        "authorize_url": told.get("authorization_endpoint"),
-        "token_url": told.get("token_endpoint"),
-        "device_url": told.get("device_authorization_endpoint"),
+        "authorize_url": known.get("authorization_endpoint"),
+        "token_url": known.get("token_endpoint"),
+        "device_url": known.get("device_authorization_endpoint"),
         "scopes": scopes or ["openid", "email", "offline_access"],
     }
 
 
 def _password(
-    options: argparse.Namespace, found: Configuration, name: str, place: _Place
+    options: argparse.Namespace, config: Configuration, name: str, server: _Server
 ) -> dict[str, Any]:
     given = prompts.given_secret(options, "password")
-    if given is None and place.mail is not None and place.mail.password:
-        common.say(f"{place.mail.name} requires {place.mail.password}")
-    question = f"Password of {place.user}"
-    return given or prompts.typed_secret(found, name, question, "--password-file FILE")
+    if given is None and server.provider is not None and server.provider.password:
+        common.say(f"{server.provider.name} requires {server.provider.password}")
+    question = f"Password of {server.user}"
+    return given or prompts.typed_secret(config, name, question, "--password-file FILE")
 
 
 # What is written, tried, and taken back.
@@ -419,54 +430,54 @@ def write(
     values: Mapping[str, Any],
     sections: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """A new file that only its owner can read, of what is not empty.
+    """Write the values that are not empty into a new file that only its owner can read.
 
-    ``sections``: below the account's own, by their names.
+    ``sections`` are those below the account's own, by name.
     """
     lines = []
     for section, options in {"": values, **(sections or {})}.items():
-        rows = [f"{key} = {config.toml(value)}" for key, value in options.items() if value]
+        rows = [f"{key} = {toml(value)}" for key, value in options.items() if value]
         lines += [f"[account.{name}{section and '.'}{section}]", *rows] if rows else []
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write("\n".join([*lines, ""]))
 
 
-def file_of(found: Configuration, name: str) -> Path:
+def file_of(config: Configuration, name: str) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
-        raise UnsafeArgument("an account's name has letters, digits, - and _")
-    return found.folder / f"account-{name}.toml"
+        raise UnsafeArgument("the name of an account may have letters, digits, - and _, at most 64")
+    return config.folder / f"account-{name}.toml"
 
 
-def take_back(found: Configuration, name: str) -> None:
-    """All that was written for an account, but for its ledger."""
-    file_of(found, name).unlink(missing_ok=True)
+def take_back(config: Configuration, name: str) -> None:
+    """Remove everything that was written for an account, except its ledger."""
+    file_of(config, name).unlink(missing_ok=True)
     for typed in (name, f"{name}.client", f"{name}.to", f"{name}.to.client"):
-        prompts.secret_file(found, typed).unlink(missing_ok=True)
+        prompts.secret_file(config, typed).unlink(missing_ok=True)
     for is_destination in (False, True):
-        if (found.state / "tokens").is_dir():
-            tokens.token_file(found, name, is_destination=is_destination).forget()
+        if (config.state / "tokens").is_dir():
+            tokens.token_file(config, name, is_destination=is_destination).forget()
 
 
 def try_destination(job: Job) -> None:
-    """Log in where mail goes, if that is an IMAP server; the other kinds take no login of ours."""
+    """Log in to the destination if it is an IMAP server; the others need no login."""
     if job.options.to.startswith(("imap:", "imaps:")):
         with closing(job.open_destination()) as destination:
             destination.has(job.name)
 
 
 def try_login(job: Job) -> tuple[int, int]:
-    """Log in at the account's server; returns how many messages and octets are there."""
+    """Log in to the account's server; returns the number of messages and octets there."""
     with closing(open_ledger(job.config)) as ledger:
         return asyncio.run(_look(job, ledger))
 
 
-def told_login(name: str, count: int, octets: int) -> str:
-    return f"{name}: {counted(count, 'message')} ({counted(octets, 'octet')})"
+def describe_login(name: str, count: int, octets: int) -> str:
+    return f"{name}: {counted(count, 'message')}, {size(octets)}"
 
 
 async def _look(job: Job, ledger: Ledger) -> tuple[int, int]:
-    """Its login counts as any other; one that works ends the wait after refusals."""
+    """Record the login in the ledger as any other; a success ends the wait after refusals."""
     ledger.tried(job.name, time.time())
     try:
         async with job.connect() as client:

@@ -1,4 +1,4 @@
-"""The destination's part of ``account add``: what each kind of destination needs to be told."""
+"""The destination's part of ``account add``: the options that each kind of destination needs."""
 
 from __future__ import annotations
 
@@ -22,30 +22,32 @@ def add_options(action: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--to",
         metavar="PLACE",
-        help="where mail goes: maildrop:USER, maildir:PATH, imaps://USER@HOST/FOLDER, gmail:LABEL, "
-        "lmtp:HOST:PORT, command:PROGRAM …",
+        help="where to deliver: maildrop:USER, maildir:PATH, imaps://USER@HOST/FOLDER, "
+        "gmail:LABEL, lmtp:HOST:PORT, command:PROGRAM …",
     )
     action.add_argument(
-        "--recipient", metavar="ADDRESS", help="for lmtp: and smtp:; and who signs in for gmail:"
+        "--recipient",
+        metavar="ADDRESS",
+        help="the recipient for lmtp: and smtp:, or the user for gmail:",
     )
     prompts.add_secret(action, "to-password", "the password for imaps:")
     action.add_argument(
-        "--to-client-id", metavar="ID", help="for gmail:, of the application at Google"
+        "--to-client-id", metavar="ID", help="the app registered with Google, for gmail:"
     )
-    prompts.add_secret(action, "to-client-secret", "the secret of that application")
+    prompts.add_secret(action, "to-client-secret", "the secret of that app")
     action.add_argument(
         "--to-ca-file", type=Path, metavar="FILE", help="trust these certificates for imaps:"
     )
     action.add_argument(
         "--poll-on-login",
         metavar="TIME",
-        help="for maildrop:USER: collect when that user logs in, which waits so long at most",
+        help="for maildrop:USER: collect when that user logs in, and wait at most this long",
     )
 
 
 @dataclass(slots=True)
 class Destination:
-    """Answers about a destination, as the configuration holds them."""
+    """The options of a destination, as the configuration has them."""
 
     values: dict[str, Any] = field(default_factory=dict)
     oauth: dict[str, Any] = field(default_factory=dict)
@@ -60,25 +62,26 @@ class Destination:
 def destination(
     options: argparse.Namespace, config: Configuration, name: str, user: str
 ) -> Destination:
-    """All but the secrets, so that what is missing shows before a password is typed.  ``user``: of
-    the account.
+    """Return all options except secrets, so that mistakes show before a password is typed.
+
+    ``user`` is the user of the account.
 
     Raises:
-        UnsafeArgument: something is missing, or does not go together.
+        UnsafeArgument: an option is missing, or contradicts another.
     """
-    found = Destination({"to": absolute(options.to or _asked_place(name))})
-    kind = found.kind
-    found.values["recipient"] = options.recipient or _asked_recipient(kind, user)
-    found.values["poll_on_login"] = options.poll_on_login
+    result = Destination({"to": absolute(options.to or _asked_place(name))})
+    kind = result.kind
+    result.values["recipient"] = options.recipient or _asked_recipient(kind, user)
+    result.values["poll_on_login"] = options.poll_on_login
     if options.poll_on_login and kind != "maildrop":
-        raise UnsafeArgument("--poll-on-login needs --to maildrop:USER")
+        raise UnsafeArgument("--poll-on-login requires --to maildrop:USER")
     if options.to_ca_file:
-        found.values["to_ca_file"] = str(options.to_ca_file.resolve())
+        result.values["to_ca_file"] = str(options.to_ca_file.resolve())
     if kind == "gmail":
-        found.oauth = {"provider": "google", **_application(options, config)}
+        result.oauth = {"provider": "google", **_application(options, config)}
     elif options.to_client_id:
-        raise UnsafeArgument("--to-client-id needs --to gmail:LABEL")
-    return found
+        raise UnsafeArgument("--to-client-id requires --to gmail:LABEL")
+    return result
 
 
 def _application(options: argparse.Namespace, config: Configuration) -> Mapping[str, Any]:
@@ -93,31 +96,31 @@ def _application(options: argparse.Namespace, config: Configuration) -> Mapping[
 
 
 def ask_secrets(
-    options: argparse.Namespace, config: Configuration, name: str, found: Destination
+    options: argparse.Namespace, config: Configuration, name: str, result: Destination
 ) -> None:
-    if found.kind in ("imap", "imaps"):
-        parts = urlsplit(str(found.values["to"]))
+    if result.kind in ("imap", "imaps"):
+        parts = urlsplit(str(result.values["to"]))
         question = f"Password of {unquote(parts.username or '')} at {parts.hostname}"
-        found.values["to_password"] = prompts.given_secret(
+        result.values["to_password"] = prompts.given_secret(
             options, "to-password"
         ) or prompts.typed_secret(config, f"{name}.to", question, "--to-password-file FILE")
     elif prompts.given_secret(options, "to-password"):
-        raise UnsafeArgument("--to-password-… needs --to imaps://USER@HOST/FOLDER")
-    if found.oauth and not found.oauth["client_secret"]:
-        found.oauth["client_secret"] = prompts.typed_secret(
+        raise UnsafeArgument("--to-password-… requires --to imaps://USER@HOST/FOLDER")
+    if result.oauth and not result.oauth["client_secret"]:
+        result.oauth["client_secret"] = prompts.typed_secret(
             config,
             f"{name}.to.client",
-            "Secret of the application at Google",
+            "Secret of the app at Google",
             "--to-client-secret-file FILE",
         )
 
 
-def offer_polling(found: Destination, user: str) -> None:
-    """For a device that cannot do OAuth 2, a maildrop here stands between it and the mailbox."""
-    _, _, maildrop = str(found.values["to"]).partition(":")
-    if found.kind == "maildrop" and not found.values["poll_on_login"]:
+def offer_polling(result: Destination, user: str) -> None:
+    """Offer to collect at login: for devices without OAuth 2, this maildrop is a gateway."""
+    _, _, maildrop = str(result.values["to"]).partition(":")
+    if result.kind == "maildrop" and not result.values["poll_on_login"]:
         question = f"Collect from {user} whenever {maildrop} logs in here?"
-        found.values["poll_on_login"] = "20s" if prompts.is_confirmed(question) else None
+        result.values["poll_on_login"] = "20s" if prompts.is_confirmed(question) else None
 
 
 def _asked_place(name: str) -> str:
@@ -129,27 +132,27 @@ def _asked_place(name: str) -> str:
     )
     if answer := prompts.asked(question, "--to PLACE"):
         return answer
-    default.parent.mkdir(exist_ok=True)  # a collector makes no directory above a Maildir
+    default.parent.mkdir(exist_ok=True)  # a collector does not create the directory above a Maildir
     return f"maildir:{default}"
 
 
 def _asked_recipient(kind: str, user: str) -> str:
-    """Only where the account's user, which is the default, is no address that fits."""
+    """Ask only if the default, the account's user, is not a suitable address."""
     if not sys.stdin.isatty():
         return ""
     domain = user.rpartition("@")[2].lower()
     if kind in ("lmtp", "smtp") and "@" not in user:
         return prompts.asked("Address of the recipient: ", "--recipient ADDRESS")
     if kind == "gmail" and domain not in _MAILBOXES:
-        return prompts.asked("Gmail address that it goes to: ", "--recipient ADDRESS")
+        return prompts.asked("Gmail address to deliver to: ", "--recipient ADDRESS")
     return ""
 
 
 def absolute(to: str) -> str:
-    """The same destination from wherever a command is run, as cron does it elsewhere.
+    """Return the destination with an absolute path, since cron runs commands elsewhere.
 
     Raises:
-        UnsafeArgument: a command whose quotation marks do not match.
+        UnsafeArgument: the quotation marks of a command do not match.
     """
     kind, colon, rest = to.partition(":")
     if kind in ("maildir", "mbox") and rest:
@@ -164,7 +167,7 @@ def _absolute(path: str) -> str:
 
 
 def _absolute_program(command: str) -> str:
-    """A name without "/" is looked for in PATH, and stays as it is."""
+    """A name without "/" is searched in PATH, and does not change."""
     try:
         words = shlex.split(command)
     except ValueError as error:

@@ -1,10 +1,9 @@
-"""``restante account rename OLD NEW``: the same mailbox by another name, and nothing comes twice.
+"""``restante account rename OLD NEW``: rename an account; no message is collected twice.
 
-A crash at any step leaves either name in force with all that was taken known, and the same command
-finishes it: first there are copies of secrets under the new name, then the ledger, then the
-configuration (one rename of a file puts the new name in force), and at the end the old secrets go.
-A collector that runs in between under the old name takes the ledger's rows back, because it finds
-them by the address of the mailbox.
+After a crash at any step one of the two names works, the ledger is complete, and the same command
+finishes the work.  The steps: copy the secrets to the new name, rename the account in the ledger,
+then in the configuration (by renaming one file), and remove the old secrets.  A collector that runs
+in between under the old name takes the ledger's rows back: it finds them by the mailbox's address.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from ..config import Account, Configuration
 from ..errors import ConfigurationError, UnsafeArgument
 from . import account_add, common, prompts
 
-_TYPED = ("", ".client", ".to", ".to.client")  # secrets that are typed in, see ``adding``
+_TYPED = ("", ".client", ".to", ".to.client")  # files of typed secrets, see ``account_add``
 
 
 def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     action = actions.add_parser(
         "rename",
-        help="give an account another name; what was taken stays known",
-        description="Renames the account in its file, in the ledger and for its secrets. Its "
-        "messages keep the names that they have, so none comes twice. Repeat it after a crash. An "
-        "account in another file is renamed there by hand; this command then moves its tokens.",
+        help="rename an account; nothing is collected twice",
+        description="Rename the account in its file, in the ledger and for its secrets. Its "
+        "messages keep their names, so none is collected twice. Repeat the command after a crash. "
+        "Rename an account in another file by hand; then this command moves its tokens.",
     )
     action.add_argument("old", metavar="OLD")
     action.add_argument("new", metavar="NEW")
@@ -44,9 +43,9 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 def rename(options: argparse.Namespace) -> int:
     config, old, new = common.configuration(options), options.old, options.new
-    account_add.file_of(config, new)  # whether it can be a name
+    account_add.file_of(config, new)  # raises if the name is invalid
     if old in config.account and new in config.account:
-        raise UnsafeArgument(f"there is an account {new!r} already")
+        raise UnsafeArgument(f"account {new!r} exists already")
     if new not in config.account:
         chosen(config, [old], everything=False)
     with ExitStack() as stack:
@@ -57,7 +56,7 @@ def rename(options: argparse.Namespace) -> int:
             label = _rename_in_ledger(config, ledger, old, new)
             _copy_secrets(config, old, new)
             _rename_in_file(config, old, new, label)
-        else:  # by hand, or a crash has left the rest of it
+        else:  # renamed by hand, or the rest after a crash
             _rename_in_ledger(config, ledger, old, new)
             _copy_tokens(config, old, new)
         _remove_leftovers(config, old, new)
@@ -69,13 +68,13 @@ def rename(options: argparse.Namespace) -> int:
 
 
 def _rename_in_ledger(config: Configuration, ledger: Any, old: str, new: str) -> str:
-    """Returns the name that its messages begin with."""
+    """Rename in the ledger; returns the name that the messages begin with."""
     from ..collect.accounts import Accounts
 
     accounts = Accounts(ledger)
     is_done = accounts.label(new) and not accounts.label(old)
     if old in config.account and not is_done:
-        # With its address: else a crash now would leave rows that nothing recognises.
+        # Record its address first: after a crash the rows are found by it.
         accounts.enter(Job.of(config, old).mailbox(), ledger.now(time.time()))
     accounts.rename(old, new)
     return accounts.label(new) or old
@@ -91,7 +90,7 @@ def _copy_secrets(config: Configuration, old: str, new: str) -> None:
 
 
 def _copy_tokens(config: Configuration, old: str, new: str) -> None:
-    """They are sealed for one name."""
+    """Copy the tokens, since they are encrypted for one name."""
     if not (config.state / "tokens").is_dir():
         return
     for is_destination in (False, True):
@@ -112,7 +111,7 @@ def _rename_in_file(config: Configuration, old: str, new: str, label: str) -> No
     if not path.exists():
         raise ConfigurationError(
             f"account {old!r} is not in {path}; rename its table in its own file by hand, and run "
-            "this again: its messages stay known"
+            "this command again"
         )
     write_durably(path, _renamed(config, path, old, new, label).encode())
     path.rename(account_add.file_of(config, new))
@@ -120,10 +119,10 @@ def _rename_in_file(config: Configuration, old: str, new: str, label: str) -> No
 
 
 def _renamed(config: Configuration, path: Path, old: str, new: str, label: str) -> str:
-    """The text of its file with the new name.
+    """Return the text of its file with the new name.
 
     Raises:
-        ConfigurationError: it is written in a way that must be changed by hand.
+        ConfigurationError: the text must be changed by hand.
     """
     before = path.read_text()
     header = rf"(?m)^(\s*\[\s*account\s*\.\s*)\"?{re.escape(old)}\"?(?=\s*[.\]])"
@@ -145,13 +144,13 @@ def _renamed(config: Configuration, path: Path, old: str, new: str, label: str) 
         if tomllib.loads(text) == expected:
             return text
     raise ConfigurationError(
-        f"{path} is written in a way that is not understood; rename the account there by hand, and "
-        "run this again: its messages stay known"
+        f"{path} has a form that this command cannot change; rename the account there by hand, "
+        "and run this command again"
     )
 
 
 def _with_secrets(config: Configuration, value: Any, old: str, new: str) -> Any:
-    """The same table, with the new places of secrets that were typed in."""
+    """Return the table with the new paths of typed secrets."""
     if isinstance(value, dict):
         return {key: _with_secrets(config, each, old, new) for key, each in value.items()}
     for suffix in _TYPED:
@@ -161,7 +160,7 @@ def _with_secrets(config: Configuration, value: Any, old: str, new: str) -> Any:
 
 
 def _remove_leftovers(config: Configuration, old: str, new: str) -> None:
-    """What only the old name needed."""
+    """Remove what only the old name needed."""
     used = _paths(config.account[new]) if new in config.account else set()
     for suffix in _TYPED:
         path = prompts.secret_file(config, old + suffix)
@@ -179,7 +178,7 @@ def _remove_leftovers(config: Configuration, old: str, new: str) -> None:
 
 
 def _paths(account: Account) -> set[str]:
-    """Of its secrets."""
+    """Return the paths of its secrets."""
     secrets = (
         *(account.password, account.oauth.client_secret),
         *(account.to_password, account.to_oauth.client_secret),

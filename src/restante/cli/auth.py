@@ -1,4 +1,4 @@
-"""``restante auth``: why a login would be let in or refused."""
+"""``restante auth``: explain why a login would be accepted or refused."""
 
 from __future__ import annotations
 
@@ -22,84 +22,86 @@ from . import common
 
 _WHY = {
     "disabled": "the user is disabled",
-    "network": "the user may not come from there",
+    "network": "the user may not log in from this network",
     "needs-tls": "the user needs TLS",
-    "mechanism": "the user may not log in so",
-    "clear": "nobody may log in without TLS from there; see auth.allow_plaintext_from",
+    "mechanism": "the user may not use this mechanism",
+    "clear": "logins without TLS are refused from this address; see auth.allow_plaintext_from",
     "not-offered": "the server does not offer this mechanism; see auth.mechanisms",
     "no-maildrop": "the name does not fit store.path",
-    "no-password": "no password matches the hash: locked, malformed, or too costly",
+    "no-password": "no password can match the hash: it is locked, malformed, or too costly",
 }
 _WITHOUT_PASSWORD = ("OAUTHBEARER", "XOAUTH2", "EXTERNAL")
-# For users of our own database; others have their own administration.
+# Commands for users of our own database; other back ends have their own administration.
 _NEXT = {
-    "disabled": "; next: restante user enable {user}",
-    "network": "; next: restante user permit {user} --network any",
-    "needs-tls": "; next: restante user permit {user} --no-tls",
-    "mechanism": "; next: restante user permit {user} --mechanism any",
+    "disabled": ". Run: restante user enable {user}",
+    "network": ". Run: restante user permit {user} --network any",
+    "needs-tls": ". Run: restante user permit {user} --no-tls",
+    "mechanism": ". Run: restante user permit {user} --mechanism any",
 }
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    noun = verbs.add_parser("auth", help="why: would a right password be let in from an address?")
+    noun = verbs.add_parser("auth", help="explain why a login would be accepted or refused")
     actions = noun.add_subparsers(dest="action", metavar="ACTION", required=True)
     action = actions.add_parser("why", help="would a right password be let in from an address?")
     action.add_argument("user", metavar="USER")
-    action.add_argument("address", metavar="ADDRESS", help="where from, an IP address")
+    action.add_argument("address", metavar="ADDRESS", help="the IP address of the client")
     action.add_argument("--clear", action="store_true", help="without TLS")
-    action.add_argument("--mechanism", metavar="NAME", default="", help="such as PLAIN, or USER")
+    action.add_argument(
+        "--mechanism", metavar="NAME", default="", help="such as PLAIN, or USER for USER/PASS"
+    )
     action.set_defaults(run=why)
 
 
 def why(options: argparse.Namespace) -> int:
-    """0 when a right password would be let in, 77 when not."""
+    """Return 0 if a correct password would be accepted, else 77."""
     try:
         ip_address(options.address)
     except ValueError:
-        raise UnsafeArgument(f"{options.address!r} is no IP address") from None
-    found = common.configuration(options)
-    with closing(backends.chain(found, stores.users(found))) as chain:
-        backend, account = asyncio.run(_find(chain, options.user, found.auth.folder_separator))
+        raise UnsafeArgument(f"{options.address!r} is not an IP address") from None
+    config = common.configuration(options)
+    with closing(backends.chain(config, stores.users(config))) as chain:
+        backend, account = asyncio.run(_find(chain, options.user, config.auth.folder_separator))
         if account is None:
             raise NoSuchUser(options.user)
-        mechanisms = offered(chain, found.auth.mechanisms)
-    reason, user = _reason(options, found, account, mechanisms), account.user
+        mechanisms = offered(chain, config.auth.mechanisms)
+    reason, user = _reason(options, config, account, mechanisms), account.user
     by_password = options.mechanism.upper() not in _WITHOUT_PASSWORD
     if reason is None and by_password and backend == "passwd-file":
-        reason = None if _has_password(found, user) else "no-password"
-    with closing(throttling.throttle(found)) as throttle:
+        reason = None if _has_password(config, user) else "no-password"
+    with closing(throttling.throttle(config)) as throttle:
         facts = throttle.facts(user, options.address)
     if options.json:
-        told = {"user": user, "backend": backend, "allowed": reason is None, "reason": reason}
-        common.print_json("auth-why", **told, **_as_json(facts))
+        row = {"user": user, "backend": backend, "allowed": reason is None, "reason": reason}
+        common.print_json("auth-why", **row, **_as_json(facts))
     elif reason is None:
-        print(f"{user} ({backend}) may log in from {options.address} with a right password")
+        print(f"{user} (back end {backend}): a correct password is accepted from {options.address}")
     else:
         hint = _NEXT.get(reason, "").format(user=user) if backend == "users" else ""
-        print(f"{user} ({backend}) is refused: {_WHY[reason]}{hint}")
+        print(f"{user} (back end {backend}) is refused: {_WHY[reason]}{hint}")
     if not options.json:
-        print(f"{options.address} is {_describe(facts)}")
+        print(f"{options.address}: {_describe(facts)}")
         if facts.sprayed >= 0.5:
             print(_describe_spray(facts))
     return os.EX_OK if reason is None else os.EX_NOPERM
 
 
-def _has_password(found: Configuration, user: str) -> bool:
-    with closing(backends.passwd_file(found.auth)) as file:
+def _has_password(config: Configuration, user: str) -> bool:
+    with closing(backends.passwd_file(config.auth)) as file:
         return file.has_password(user)
 
 
 def _describe(facts: Facts) -> str:
-    """What the server knew a minute ago.  None of it refuses a right password."""
-    known = "a known network of the user" if facts.is_known else "no known network of the user"
-    lately = "trusted" if facts.is_trusted else f"{facts.guesses:.0f} guesses lately"
-    return f"{known}, {lately}: a wrong password waits {facts.delay:.1f} s, a right one does not"
+    """Describe what the server knew a minute ago; it delays only wrong passwords."""
+    known = "a network the user logs in from" if facts.is_known else "a new network for this user"
+    recent = "trusted" if facts.is_trusted else f"{facts.guesses:.0f} recent failed guesses"
+    return f"{known}, {recent}; a wrong password is answered after {facts.delay:.1f} s"
 
 
 def _describe_spray(facts: Facts) -> str:
     return (
-        f"somebody tries the same passwords at many users, {facts.sprayed:.0f} times lately: "
-        f"where one of those is wrong it waits {facts.sprayed_delay:.1f} s, from anywhere"
+        f"password spraying: {facts.sprayed:.0f} recent attempts with the same passwords at many "
+        f"users; these passwords are answered after {facts.sprayed_delay:.1f} s from any address"
     )
 
 
@@ -115,18 +117,21 @@ def _as_json(facts: Facts) -> dict[str, object]:
 
 
 async def _find(chain: Chain, name: str, separator: str) -> tuple[str, Account | None]:
-    """As a login understands the name, which may hold a folder."""
+    """Find the user as a login does; the name may include a folder."""
     user, _ = await understand(chain, name, separator)
     return await chain.find(user)
 
 
 def _reason(
-    options: argparse.Namespace, found: Configuration, account: Account, mechanisms: Collection[str]
+    options: argparse.Namespace,
+    config: Configuration,
+    account: Account,
+    mechanisms: Collection[str],
 ) -> str | None:
-    """In the order in which the server looks."""
+    """Return the reason for a refusal, in the order in which the server checks."""
     mechanism = options.mechanism.upper()
     if options.clear and not any(
-        ip_address(options.address) in network for network in found.auth.allow_plaintext_from
+        ip_address(options.address) in network for network in config.auth.allow_plaintext_from
     ):
         return "clear"
     if mechanism and mechanism not in (USER_AND_PASS, *mechanisms):
@@ -134,7 +139,7 @@ def _reason(
     reason = account.refusal(options.address, is_secure=not options.clear, mechanism=mechanism)
     if reason is None:
         try:
-            backends.place_check(found)(account.maildrop)
+            backends.place_check(config)(account.maildrop)
         except NoMaildrop:
             return "no-maildrop"
     return reason

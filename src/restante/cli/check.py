@@ -1,4 +1,4 @@
-"""``restante check``: is this configuration good?  Looks only; needs no network."""
+"""``restante check``: check the configuration.  It changes nothing and needs no network."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from . import account_add_destination, common
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser("check", help="look the configuration over, without a network")
+    parser = verbs.add_parser("check", help="check the configuration")
     parser.add_argument(
         "--example",
         action="store_true",
-        help="print a file with every option, none in force, instead",
+        help="print a sample configuration with every option instead",
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """78 when something is wrong, with a line for each mistake."""
+    """Return 78 if the configuration is invalid, with a line for each mistake."""
     if options.example:
         from ..config import example
 
@@ -37,38 +37,42 @@ def run(options: argparse.Namespace) -> int:
 
         print(example(), end="")
         return os.EX_OK
-    found = common.configuration(options)
-    stores.look_over(found)
-    stores.look_over_users(found)
-    if mistakes := [text for job in all_jobs(found) for text in job.mistakes(strictly=True)]:
+    config = common.configuration(options)
+    stores.look_over(config)
+    stores.look_over_users(config)
+    if mistakes := [text for job in all_jobs(config) for text in job.mistakes(strictly=True)]:
         raise ConfigurationError("\n".join(mistakes))
-    source = str(found.source) if found.source else None
-    warnings = [*_relative_paths(found), *doubts(found)]
-    changed = _forecast(found)
+    source = str(config.source) if config.source else None
+    warnings = [*_relative_paths(config), *doubts(config)]
+    changed = _forecast(config)
     if options.json:
-        listen, goes = list(found.server.listen), upkeep.as_json(changed)
+        listen, goes = list(config.server.listen), upkeep.as_json(changed)
         common.print_json("check", source=source, listen=listen, warnings=warnings, goes=goes)
         return os.EX_OK
     for warning in warnings:
         common.say(f"warning: {warning}")
-    print(f"{source or 'no configuration file, private mode'}: good")
-    print(f"  POP3  {' '.join(found.server.listen)}")
-    print(f"  in    {' '.join((*found.intake.lmtp.listen, *found.intake.smtp.listen)) or 'off'}")
-    print(f"  mail  {found.store.path}, deleted mail {common.told_hold(found.store.hold)}")
+    print(f"{source or 'no configuration file, private mode'}: OK")
+    intake = (*config.intake.lmtp.listen, *config.intake.smtp.listen)
+    rows = [
+        ("POP3", " ".join(config.server.listen)),
+        ("intake", " ".join(intake) or "off"),
+        ("mail", f"{config.store.path}, deleted mail {common.describe_hold(config.store.hold)}"),
+    ]
     if changed:
-        print(f"  goes  {upkeep.described(changed)}, because a rule was changed")
+        rows.append(("removal", f"{upkeep.described(changed)}, because a rule was changed"))
+    common.print_fields(rows)
     return os.EX_OK
 
 
-def _forecast(found: Configuration) -> Forecast:
-    """Where nothing was made yet, nothing goes, and nothing is made by looking."""
-    if found.store.kind == "memory" or not Path(Template(found.store.path).base).is_dir():
+def _forecast(config: Configuration) -> Forecast:
+    """Return what will be removed; creates nothing where there is no mail yet."""
+    if config.store.kind == "memory" or not Path(Template(config.store.path).base).is_dir():
         return Forecast()
-    return asyncio.run(upkeep.forecast(found))
+    return asyncio.run(upkeep.forecast(config))
 
 
 def _relative_paths(config: Configuration) -> Iterator[str]:
-    """Paths that are another place in each directory from which a command is run."""
+    """Yield warnings about paths that depend on the directory a command is run in."""
     for name, account in config.account.items():
         for key, to in (
             (f"account.{name}.to", account.to),

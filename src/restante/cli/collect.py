@@ -1,4 +1,4 @@
-"""``restante collect``: take new mail from accounts elsewhere, once."""
+"""``restante collect``: collect new mail from accounts on other servers."""
 
 from __future__ import annotations
 
@@ -25,58 +25,68 @@ if TYPE_CHECKING:
     from ..collect.collector import Outcome
     from ..collect.ledger import Ledger
 
-_AT_ONCE = 4  # accounts
+# Accounts collected at once, so that a slow server does not delay the others; with more, sessions
+# would compete for one line and reach their deadlines.
+_AT_ONCE = 4
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = verbs.add_parser(
         "collect",
-        help="take new mail from accounts elsewhere",
-        description="Log in to each account, store what was never taken, and delete on the server "
-        "what the account's policy lets go. A message is deleted only after it is on disk here and "
-        "known to the ledger; run it as often as you like. 75 means: try again, nothing is lost.",
+        help="collect new mail from accounts on other servers",
+        description="Log in to each account, store new messages, and delete messages on the server "
+        "as the account's `keep` says. A message is deleted only after it is on disk and recorded "
+        "here. You may run this as often as you like. Exit code 75 means: try again, nothing is "
+        "lost.",
     )
-    parser.add_argument("name", metavar="NAME", nargs="*", help="an account of the configuration")
+    parser.add_argument("name", metavar="NAME", nargs="*", help="the name of an account")
     parser.add_argument("--all", action="store_true", help="every account")
-    parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="change nothing, and print what would be done"
+    )
     parser.add_argument(
         "--again",
         choices=("stop", "dedupe", "fetch"),
         default="stop",
-        help="when nearly everything looks new, as after a provider's move: stop; or fetch and "
-        "store only what no message taken before equals; or fetch all of it",
+        help="if nearly all messages look new, as after a provider's migration: stop (default), "
+        "store only messages that were not collected before (dedupe), or store all (fetch)",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="at most so many from each account")
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="collect at most N messages per account"
+    )
     parser.add_argument(
         "--whole",
         metavar="ID",
         action="append",
         default=[],
-        help="take this message however large it is, as its stub or an earlier run names it; all",
+        help="collect this message whatever its size, by the name in its stub or in the output "
+        "of an earlier run; or all",
     )
     parser.add_argument(
         "--no-deletion-limit",
         action="store_true",
-        help="delete on the server all that is due, also for a new account or after keep changed",
+        help="delete all messages that are due, even for a new account or after keep changed",
     )
     parser.add_argument(
-        "--metrics", metavar="FILE", help="write metrics there, instead of to collect.metrics"
+        "--metrics", metavar="FILE", help="write metrics to FILE instead of to collect.metrics"
     )
-    parser.add_argument("--watch", action="store_true", help="go on until told to stop")
+    parser.add_argument(
+        "--watch", action="store_true", help="keep running, and collect at regular intervals"
+    )
     parser.add_argument(
         "-P",
         "--progress",
         action=argparse.BooleanOptionalAction,
-        help="bars on a terminal, as without --json and --watch",
+        help="show progress bars; by default on a terminal without --json and --watch",
     )
     parser.add_argument(
-        "--fail-if-empty", action="store_true", help="exit code 1 when nothing new came"
+        "--fail-if-empty", action="store_true", help="exit with code 1 if there was no new mail"
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """The gravest exit code of all accounts."""
+    """Return the most severe exit code of all accounts."""
     config = common.configuration(options, collect__metrics=options.metrics)
     jobs = chosen(config, options.name, everything=options.all)
     if options.watch:
@@ -94,10 +104,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 class _Stopped(TemporaryFailure):
-    """By a signal."""
+    """A signal stopped the run."""
 
     def __init__(self) -> None:
-        super().__init__("stopped; what is stored is safe and known, and the rest comes next time")
+        super().__init__("stopped; stored messages are recorded, and the next run continues")
 
 
 async def _stoppable(
@@ -107,7 +117,7 @@ async def _stoppable(
 ) -> Sequence[Outcome | BaseException]:
     """
     Raises:
-        _Stopped: by SIGTERM or SIGINT.
+        _Stopped: SIGTERM or SIGINT arrived.
     """
     with _bars(options) as bars:
         work = asyncio.ensure_future(_once(options, jobs, ledger, bars))
@@ -130,7 +140,7 @@ async def _once(
     ledger: Ledger,
     bars: Bars,
 ) -> Sequence[Outcome | BaseException]:
-    """A session with each account, some at a time; each is told as it ends."""
+    """Run a session with each account, at most ``_AT_ONCE`` at a time; report each as it ends."""
     from ..collect.collector import Outcome
 
     free = asyncio.Semaphore(_AT_ONCE)
@@ -185,7 +195,7 @@ async def _watch(
     jobs: Sequence[Job],
     ledger: Ledger,
 ) -> Sequence[Outcome | BaseException]:
-    """Each account at its own pace, until SIGTERM or SIGINT; a session under way is given up."""
+    """Collect from each account at its own pace until SIGTERM or SIGINT, which cancel sessions."""
     from ..collect.pace import Pace, follow
 
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()

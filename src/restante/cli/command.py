@@ -10,22 +10,33 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .. import __version__, sysexits
+from .examples import EXAMPLES
 
-_VERBS = (
-    *("demo", "serve", "user", "auth", "maildrop", "import_", "deliver", "fetch", "account"),
-    *("collect", "check"),
-)
+# The modules of verbs by the groups in which the help lists them.
+_GROUPS = {
+    "Serve": ("demo", "serve"),
+    "Users and mail": ("user", "maildrop", "deliver", "import_"),
+    "Collect from other servers": ("account", "collect", "fetch"),
+    "Check": ("check", "auth"),
+}
+_VERBS = tuple(verb for verbs in _GROUPS.values() for verb in verbs)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (sysexits.h)."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = make_parser(_verb(arguments))
+    verb = _verb(arguments)
+    if verb == "help":  # `restante help user add` is `restante user add --help`
+        at = list(arguments).index(verb)
+        arguments = [*arguments[:at], *arguments[at + 1 :], "--help"]
+        verb = _verb(arguments)
+    parser = make_parser(verb)
     options = parser.parse_args(arguments)
     if not hasattr(options, "run"):
         parser.print_help(sys.stderr)
@@ -65,7 +76,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _discard_output() -> None:
-    """What standard output cannot take must not fail once more when Python ends."""
+    """Empty the buffer of standard output, so that Python does not fail again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -78,7 +89,7 @@ def _explain(error: BaseException, options: argparse.Namespace) -> int:
 
     code = exit_code(error)
     if code == 130 and sys.stderr.isatty():
-        print(file=sys.stderr)  # a question stands there, and ^C
+        print(file=sys.stderr)  # the cursor is behind a prompt and ^C
     if options.verbose or code == sysexits.EX_SOFTWARE:
         traceback.print_exception(error)
     for line in describe(error).splitlines():
@@ -86,14 +97,23 @@ def _explain(error: BaseException, options: argparse.Namespace) -> int:
     return code
 
 
-class _Parser(argparse.ArgumentParser):
-    """Ends with EX_USAGE on a mistake, as every other error of ours has its sysexits code.
+class _Formatter(argparse.HelpFormatter):
+    """Fills descriptions, and keeps the lines of examples and of the list of verbs."""
 
-    What all verbs share may stand before the verb or after it.
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return text
+        return super()._fill_text(text, width, indent)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Exits with EX_USAGE on a mistake, and suggests the nearest verb or option.
+
+    The options that all verbs share may be given before the verb or after it.
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**{"formatter_class": _Formatter, **options})
         unset = argparse.SUPPRESS
         self.add_argument(
             "-c",
@@ -101,22 +121,44 @@ class _Parser(argparse.ArgumentParser):
             type=Path,
             metavar="FILE",
             default=unset,
-            help="the configuration (restante.toml)",
+            help="the configuration file (restante.toml)",
         )
+        self.add_argument("--json", action="store_true", default=unset, help="print JSON")
         self.add_argument(
-            "--json", action="store_true", default=unset, help="results as JSON, for programs"
-        )
-        self.add_argument(
-            "-v", "--verbose", action="store_true", default=unset, help="tell where an error arose"
+            "-v", "--verbose", action="store_true", default=unset, help="show a traceback on errors"
         )
 
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         self.exit(sysexits.EX_USAGE, f"{self.prog}: {message}\n")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse unknown arguments in the parser of their verb, which knows what is near."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            near = self._near(unknown[0].partition("=")[0])
+            self.error(f"unknown argument: {unknown[0]}{near}")
+        return options, unknown
+
+    def _near(self, option: str) -> str:
+        return did_you_mean(option, self._option_string_actions)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            shown = [each.dest for each in action._choices_actions]
+            near = did_you_mean(value, shown) or f"; choose from {', '.join(shown)}"
+            noun = str(action.metavar).lower()
+            raise argparse.ArgumentError(None, f"unknown {noun}: {value!r}{near}")
+        super()._check_value(action, value)
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """Return "; did you mean …?", or an empty string if no known word is near."""
+    return "".join(f"; did you mean {near}?" for near in get_close_matches(word, known, 1))
+
 
 def _verb(arguments: Sequence[str]) -> str:
-    """The first word that is no option, nor the value of one."""
+    """Return the first word that is neither an option nor the value of one."""
     words = iter(arguments)
     for word in words:
         if word in ("-c", "--config"):
@@ -127,16 +169,45 @@ def _verb(arguments: Sequence[str]) -> str:
 
 
 def make_parser(verb: str = "") -> argparse.ArgumentParser:
-    """For one verb, since each loads what it needs; for all of them if there is none like it."""
+    """Return the parser for one verb, since each imports what it needs.
+
+    An unknown or empty verb gives the parser for all verbs.
+    """
     parser = _Parser(
         prog="restante",
-        description="Mail held until called for: a POP3 server and what belongs to it.",
-        epilog="restante VERB --help tells more. Exit codes are those of sysexits.h; "
-        "75 means: try again, nothing is lost.",
+        usage="restante [OPTIONS] VERB …",
+        epilog="`restante help VERB` shows options and examples. Exit codes are those of "
+        "sysexits.h; 75 means: try again, nothing is lost.",
     )
     parser.add_argument("--version", action="version", version=f"restante {__version__}")
     parser.set_defaults(config=None, json=False, verbose=False)
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
+    verbs = parser.add_subparsers(
+        dest="verb", metavar="VERB", parser_class=_Parser, help=argparse.SUPPRESS, prog="restante"
+    )
     for name in [each for each in _VERBS if each.rstrip("_") == verb] or _VERBS:
         import_module(f".{name}", __package__).add_parser(verbs)
+    parser.description = "\n".join(_listing(verbs))
+    _add_examples(verbs)
     return parser
+
+
+def _listing(verbs: argparse._SubParsersAction[Any]) -> Iterator[str]:
+    """Yield the lines of the help that list the verbs in groups."""
+    yield "A POP3 mail system: it serves mail, and collects it from other servers."
+    summaries = {each.dest: each.help or "" for each in verbs._choices_actions}
+    for title, names in _GROUPS.items():
+        yield f"\n{title}:"
+        for name in (each.rstrip("_") for each in names):
+            if name in summaries:
+                yield f"  {name:<9} {summaries[name]}"
+    yield "\nHelp:"
+    yield "  help      show the help of a verb, such as: restante help user add"
+
+
+def _add_examples(verbs: argparse._SubParsersAction[Any]) -> None:
+    for parser in verbs.choices.values():
+        if examples := EXAMPLES.get(parser.prog.removeprefix("restante ")):
+            parser.epilog = "\n".join(["examples:", *(f"  {each}" for each in examples)])
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                _add_examples(action)

@@ -1,4 +1,4 @@
-"""What the verbs share: configuration, stores, exit codes, ways to speak."""
+"""What the verbs share: the configuration, parsed values, output, and questions."""
 
 from __future__ import annotations
 
@@ -7,119 +7,150 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from math import inf
 from pathlib import Path
 from typing import Any
 
-from .. import config
+from .. import config as configuration_file
 from ..config import Configuration
 from ..errors import (
     ConfigurationError,
     UnsafeArgument,
 )
+from ..log import printable
 from ..posix import pwd
 from ..store.paths import Template
+from .tables import table
 
 
 def configuration(options: argparse.Namespace, **overrides: Any) -> Configuration:
-    """The configuration in force for this command."""
-    given = {key.replace("__", "."): value for key, value in overrides.items() if value}
-    found = config.load(options.config, overrides=given)
-    if options.verb not in ("serve", "check") and getattr(os, "geteuid", lambda: 1)() == 0:
-        _refuse_root(found)
-    return found
+    """Load the configuration for this command.
 
-
-def _refuse_root(found: Configuration) -> None:
-    """What root makes among the files of the server's user, the server cannot open.
+    ``overrides`` are options of the configuration that the command line sets, with "__" for ".".
 
     Raises:
-        ConfigurationError: they are another user's.
+        ConfigurationError: it is invalid, or root runs a command whose files another user needs.
     """
-    for place in (Path(found.auth.users).parent, Path(Template(found.store.path).base)):
+    given = {key.replace("__", "."): value for key, value in overrides.items() if value}
+    config = configuration_file.load(options.config, overrides=given)
+    if options.verb not in ("serve", "check") and getattr(os, "geteuid", lambda: 1)() == 0:
+        _refuse_root(config)
+    return config
+
+
+def _refuse_root(config: Configuration) -> None:
+    """Refuse to create files as root that the server's user could not open.
+
+    Raises:
+        ConfigurationError: the directories belong to another user.
+    """
+    for path in (Path(config.auth.users).parent, Path(Template(config.store.path).base)):
         with suppress(FileNotFoundError):
-            if owner := place.stat().st_uid:
+            if owner := path.stat().st_uid:
                 try:
                     name = pwd.getpwuid(owner).pw_name
                 except KeyError:
                     name = str(owner)
                 raise ConfigurationError(
-                    f"{place} belongs to {name}, who could not read what root makes there; "
-                    f"next: runuser -u {name} -- restante …"
+                    f"{path} belongs to {name}, who could not read files created there by root. "
+                    f"Run: runuser -u {name} -- restante …"
                 )
 
 
-def told_hold(hold: float) -> str:
-    """What becomes of mail that a client deletes; ``hold`` in seconds."""
+def describe_hold(hold: float) -> str:
+    """Return what happens to mail that a client deletes; ``hold`` is in seconds."""
     if hold == inf:
         return "kept in the maildrop"
     return f"held {hold / 86_400:g} days" if hold else "destroyed at once"
 
 
 def say(text: str) -> None:
-    """Talk; results go to standard output.  Where it cannot be written nothing else fails."""
+    """Print a message to standard error; results go to standard output.
+
+    An error while printing is ignored, so that it cannot make a finished command fail.
+    """
     with suppress(OSError):
         print(text, file=sys.stderr)
 
 
+def print_table(heads: str, rows: Sequence[Sequence[object]], *, right: str = "") -> None:
+    """Print rows under heads, which are words; strangers' text is escaped."""
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
+    for line in table(heads.split(), cells, right=right):
+        print(line)
+
+
+def print_fields(rows: Sequence[tuple[str, str]]) -> None:
+    """Print names with their values below each other, indented."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(printable(f"  {name:<{width}}  {value}"))
+
+
 def columns() -> int:
-    """For prose; a terminal may be wider than it is easy to read."""
+    """Return the width for prose: lines above 100 columns are hard to read."""
     return min(shutil.get_terminal_size().columns, 100)
 
 
 def seconds(text: str) -> float:
     try:
-        return config.duration(text)
+        return configuration_file.duration(text)
     except Exception as error:
-        raise UnsafeArgument('a time is "90s", "10min", "2h" or "14d"') from error
+        raise UnsafeArgument(
+            f'{text!r} is not a time; write it like "90s", "10min", "2h" or "14d"'
+        ) from error
 
 
 def days(text: str) -> int:
-    """Whole days, one at least: what is removed by itself was there long enough to be seen."""
-    found = seconds(text)
-    if found < 86_400 or found % 86_400:
-        raise UnsafeArgument('a time to keep mail is one in whole days, such as "90d"')
-    return int(found) // 86_400
+    """Return whole days, at least 1, so that mail is never removed before users can see it."""
+    number = seconds(text)
+    if number < 86_400 or number % 86_400:
+        raise UnsafeArgument('the time to keep mail must be in whole days, such as "90d"')
+    return int(number) // 86_400
 
 
 def octets(text: str) -> int:
     try:
-        return config.octets(text)
+        return configuration_file.octets(text)
     except Exception as error:
-        raise UnsafeArgument('a size is "500MiB", "2GiB", or a number of octets') from error
+        raise UnsafeArgument(
+            f'{text!r} is not a size; write it like "500MiB" or "2GiB", or as a number of octets'
+        ) from error
 
 
 def halves(fingerprint: str) -> tuple[str, str]:
-    """A fingerprint in two parts, for lines of 80 columns."""
+    """Return a fingerprint in two parts, for lines of 80 columns."""
     groups = fingerprint.split()
     return " ".join(groups[:8]), " ".join(groups[8:])
 
 
 def print_json(verb: str, **values: Any) -> None:
-    """One object; every verb's has a schema."""
+    """Print one object; the output of every verb has a schema."""
     print(json.dumps({"schema": f"restante/{verb}/1", **values}), flush=True)
 
 
 def refuse_json(options: argparse.Namespace) -> None:
-    """
+    """Refuse ``--json``, so that no program waits for output that never comes.
+
     Raises:
-        UnsafeArgument: JSON is asked of a command that has none, so that no program waits for it.
+        UnsafeArgument: ``--json`` was given.
     """
     if options.json:
         raise UnsafeArgument("this command has no --json")
 
 
 def confirm(question: str, options: argparse.Namespace) -> bool:
-    """Whether ``--yes`` was given, or the user agrees.
+    """Return whether ``--yes`` was given or the user agrees.
 
     Raises:
-        UnsafeArgument: there is no terminal to ask at.
+        UnsafeArgument: there is no terminal to ask on.
     """
     if options.yes:
         return True
     if not sys.stdin.isatty():
-        raise UnsafeArgument(f"{question} Not without --yes.")
+        raise UnsafeArgument(f"{question} Confirm with --yes.")
     if input(f"{question} [y/N] ").strip().lower() in ("y", "yes"):
         return True
     say("Nothing was changed.")

@@ -1,4 +1,4 @@
-"""How a user agrees to OAuth 2 for an account: in a browser, on another device, or by pasting."""
+"""Signing in with OAuth 2 for an account: in a browser, on another device, or by pasting."""
 
 from __future__ import annotations
 
@@ -21,29 +21,33 @@ if TYPE_CHECKING:
 
 
 def add_flows(action: argparse.ArgumentParser) -> None:
-    """Options that say how somebody agrees."""
+    """Add the options that say how to sign in."""
     flows = action.add_mutually_exclusive_group()
     for flow, name, text in (
-        ("browser", "--browser", "sign in in a browser on this machine"),
-        ("paste", "--paste", "in a browser anywhere, and paste the address where it ends here"),
-        ("device", "--device", "on a telephone or elsewhere, by entering a code"),
-        ("client", "--client-credentials", "nobody signs in: the application's secret is enough"),
+        ("browser", "--browser", "sign in with a browser on this machine"),
+        ("paste", "--paste", "sign in with a browser elsewhere, and paste the final address"),
+        ("device", "--device", "sign in on another device by entering a code"),
+        ("client", "--client-credentials", "use the app's secret; no user signs in"),
     ):
         flows.add_argument(name, dest="flow", action="store_const", const=flow, help=text)
 
 
 def agree(grant: Grant, flow: str) -> Tokens:
-    """The user signs in; the tokens are on disk on return.
+    """Let the user sign in; the tokens are on disk on return.
 
     Raises:
-        ConsentNeeded: the user did not, or is another one.
+        ConsentNeeded: the user did not sign in, or is another user.
     """
     flow = _flow(flow, grant.options)
     tokens = _ask(grant.application(), grant.user, flow)
     if flow != "client" and not tokens.refresh:
-        common.say("the provider gave no refresh token, so this lasts for an hour or so only")
+        common.say(
+            "The provider issued no refresh token, so you must sign in again in about an hour."
+        )
     if tokens.user and tokens.user.lower() != grant.user.lower():
-        common.say(printable(f"signed in as {tokens.user}; the account's user is {grant.user}"))
+        common.say(
+            printable(f"Signed in as {tokens.user}, but the account's user is {grant.user}.")
+        )
     file = grant.file()
     with file.alone():
         file.put(tokens)
@@ -77,7 +81,7 @@ def _ask(app: Application, user: str, flow: str) -> Tokens:
             return web.by_device(app, _enter)
         case "client":
             return web.by_itself(app)
-    raise UnsafeArgument(f"no such flow: {flow}")
+    raise UnsafeArgument(f"unknown way to sign in: {flow}")
 
 
 def _open(url: str) -> None:
@@ -94,31 +98,31 @@ def _show(url: str) -> None:
 
 
 def _pasted() -> str:
-    """Not shown: it holds a code."""
+    """Read the address without echo, since it contains a code."""
     return getpass("Address: ") if sys.stdin.isatty() else sys.stdin.readline()
 
 
 def _enter(address: str, user_code: str) -> None:
-    common.say(f"Open {address} on any device, and enter {user_code}")
+    common.say(f"Open {address} on any device, and enter the code {user_code}")
 
 
 def state(grant: Grant) -> str:
-    """Whether the user has signed in, and how long that lasts."""
+    """Return whether the user has signed in, and for how long."""
     tokens = grant.file().get()
     if grant.options.flow == "client":
-        return "by the application's secret" + _failure(grant)
+        return "with the app's secret" + _failure(grant)
     if tokens is None:
-        return f"nobody has agreed; next: {grant.command}"
-    since = f"agreed {_day(tokens.agreed_at)}"
+        return f"Not signed in yet. Run: {grant.command}"
+    since = f"signed in {_day(tokens.agreed_at)}"
     if tokens.user:
-        since += f" by {printable(tokens.user)}"
+        since += f" as {printable(tokens.user)}"
     since += _failure(grant)
     end = tokens.refresh_expires_at
     if end is None:
         return since
     if end < time.time():
-        return f"{since}, run out {_day(end)}; next: {grant.command}"
-    return f"{since}, until {_day(end)}" + (f"; next: {grant.command}" if grant.is_late() else "")
+        return f"{since}, expired {_day(end)}. Run: {grant.command}"
+    return f"{since}, until {_day(end)}" + (f". Run: {grant.command}" if grant.is_late() else "")
 
 
 def _failure(grant: Grant) -> str:
@@ -126,7 +130,7 @@ def _failure(grant: Grant) -> str:
     if failure is None:
         return ""
     at, text = failure
-    return f", not renewed {_day(at)}: {printable(grant.with_command(text))}"
+    return f", renewal failed {_day(at)}: {printable(grant.with_command(text))}"
 
 
 def _day(at: float) -> str:

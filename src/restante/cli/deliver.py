@@ -1,4 +1,4 @@
-"""``restante deliver``: one message from standard input into a maildrop."""
+"""``restante deliver``: deliver one message from standard input."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from ..errors import (
 from ..message import Envelope, LineEnds, separate
 from . import common
 
-_PIECE = 65_536  # octets
+_PIECE = 65_536  # octets, the capacity of a pipe on Linux (pipe(7))
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 Read = Callable[[], bytes]
-"""The next piece, as long as can be; empty at the end."""
+"""Returns the next piece, up to ``_PIECE`` octets; empty at the end."""
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = verbs.add_parser(
         "deliver",
-        help="put a message from standard input into a maildrop",
-        description="Exit code 0 only once the message is on disk; 75 at any doubt, and then "
-        "nothing was stored.",
+        help="deliver a message from standard input",
+        description="Deliver a message from standard input to a user of this server. Exit code 0 "
+        "means that the message is on disk; 75 means that it was not stored, and to try again.",
     )
     parser.add_argument(
         "user", metavar="USER", type=_without_brackets, help="a user's name or address"
@@ -50,7 +50,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         type=_without_brackets,
         default="",
         metavar="ADDRESS",
-        help="for Return-Path",
+        help="the sender, for Return-Path",
     )
     parser.set_defaults(run=run)
 
@@ -61,9 +61,11 @@ def _without_brackets(path: str) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
-    """A mail server bounces mail at most exit codes.  So an invalid configuration, a bug and every
-    other fault that an administrator may repair is a 75 too: the message comes again.  What is
-    wrong with this very message or recipient stays wrong, and is none."""
+    """Return 75 for every fault that an administrator can repair, even bugs and invalid settings.
+
+    A mail server bounces mail at most other exit codes; at 75 it keeps the message and tries again.
+    Errors of this message or recipient are permanent, and keep their codes.
+    """
     try:
         with _stoppable() as read:
             return asyncio.run(_deliver(options, common.configuration(options), read))
@@ -72,22 +74,22 @@ def run(options: argparse.Namespace) -> int:
     except Exception as error:
         if options.verbose or not isinstance(error, RestanteError | OSError):
             traceback.print_exception(error)
-        raise TemporaryFailure(failures.describe(error)) from None  # 75 whatever the cause is
+        raise TemporaryFailure(failures.describe(error)) from None  # 75 for every cause
 
 
-async def _deliver(options: argparse.Namespace, found: Configuration, read: Read) -> int:
-    store = stores.store(found)
-    user = await maildrop_of(found, options.user)
+async def _deliver(options: argparse.Namespace, config: Configuration, read: Read) -> int:
+    store = stores.store(config)
+    user = await maildrop_of(config, options.user)
     envelope = Envelope(options.reverse_path, options.user, "local")
-    head = envelope.trace_fields(found.server.hostname, datetime.now(UTC))
-    entry = await store.deliver(user, _message(head, read, found.limits.message))
+    head = envelope.trace_fields(config.server.hostname, datetime.now(UTC))
+    entry = await store.deliver(user, _message(head, read, config.limits.message))
     if options.json:
         common.print_json("deliver", user=user, unique_id=entry.unique_id, size=entry.size)
     return os.EX_OK
 
 
 async def _message(head: bytes, read: Read, most: int) -> AsyncIterator[bytes]:
-    """Standard input as CRLF text; a "From " line, as mbox files have it, is not mail."""
+    """Yield standard input as CRLF text, without a "From " line as in mbox files."""
     ends, octets = LineEnds(), read()
     skipped, inserted = separate(octets)
     octets = octets[skipped:]
@@ -104,19 +106,19 @@ async def _message(head: bytes, read: Read, most: int) -> AsyncIterator[bytes]:
 
 @contextmanager
 def _stoppable() -> Iterator[Read]:
-    """Reads standard input by pieces; a signal ends the input, and nothing else.
+    """Return a function that reads standard input; a signal ends only that reading.
 
-    So a signal never comes between the message's rename into the maildrop and our answer.
+    So no signal can interrupt between the message's rename into the maildrop and the exit code.
     """
-    told, tell = os.pipe()
-    os.set_blocking(tell, False)
-    before = signal.set_wakeup_fd(tell)
+    signalled, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    before = signal.set_wakeup_fd(wakeup)
     handlers = {number: signal.signal(number, lambda *_: None) for number in _STOPS}
 
     def read() -> bytes:
         octets, source = b"", sys.stdin.fileno()
         while len(octets) < _PIECE:
-            if told in select.select([source, told], [], [])[0]:
+            if signalled in select.select([source, signalled], [], [])[0]:
                 raise TemporaryFailure("stopped before the message was stored")
             if not (more := os.read(source, _PIECE - len(octets))):
                 break
@@ -129,5 +131,5 @@ def _stoppable() -> Iterator[Read]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(before)
-        os.close(told)
-        os.close(tell)
+        os.close(signalled)
+        os.close(wakeup)

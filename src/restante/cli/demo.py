@@ -1,4 +1,4 @@
-"""``restante demo``: the whole story on loopback, nothing left behind."""
+"""``restante demo``: a server, a delivery, a client and a restore on loopback; keeps nothing."""
 
 from __future__ import annotations
 
@@ -16,29 +16,34 @@ from tempfile import TemporaryDirectory
 from .. import config, tls
 from ..app import stores
 from ..app.server import Running, run_loop, running
+from ..app.words import counted, size
 from ..auth import passwords
 from ..client import asynchronous
 from ..server.address import Address
 from . import common
 
 _LETTERS = (
-    ("Invoice 4711", "supplier@example.com", "The invoice waits in your post office box."),
+    ("Invoice 4711", "supplier@example.com", "The invoice is in your post office box."),
     ("Re: order", "bob@example.net", "It left the warehouse this morning.\n\n.a line with a dot"),
     ("Photos", "eve@example.org", "Three of them, from the lighthouse."),
 )
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser("demo", help="see it all work on this machine; nothing is kept")
+    parser = verbs.add_parser("demo", help="show a server and a client at work; keeps nothing")
+    parser.description = (
+        "Start a server on this machine, deliver messages, fetch and delete them with a client, "
+        "and restore them. All files are temporary."
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Start a server, deliver, fetch, delete, give back; then stop."""
+    """Start a server, deliver, fetch, delete and restore messages; then stop."""
     common.refuse_json(options)
     with TemporaryDirectory(prefix="restante-demo-") as folder:
         run_loop(_story(config.ephemeral(Path(folder))))
-    _tell("stop", "the server has ended, and all it wrote is gone")
+    _print("stop", "Server stopped; temporary files removed.")
     return os.EX_OK
 
 
@@ -48,13 +53,15 @@ async def _story(configuration: config.Configuration) -> None:
     password = passwords.generate()
     await asyncio.to_thread(users.add, "ann", password)
     async with running(configuration, users, store) as server:
-        _tell("start", f"POP3S on {server.addresses['pop3s']}, LMTP on {server.addresses['lmtp']}")
-        _tell("", "with a certificate made on the spot, whose SHA-256 fingerprint is")
+        _print("start", f"POP3S on {server.addresses['pop3s']}, LMTP on {server.addresses['lmtp']}")
+        _print("", "The new certificate has the SHA-256 fingerprint")
         for half in common.halves(tls.fingerprint(server.certificate)):
-            _tell("", f"  {half}")
+            _print("", f"  {half}")
 
         await asyncio.to_thread(_deliver, server)
-        _tell("deliver", f"{len(_LETTERS)} messages by LMTP; each is on disk before it is accepted")
+        _print(
+            "deliver", f"{len(_LETTERS)} messages by LMTP; each is on disk before it is accepted."
+        )
 
         url = f"pop3s://ann@{server.addresses['pop3s']}"
         async with asynchronous.connect(
@@ -63,23 +70,23 @@ async def _story(configuration: config.Configuration) -> None:
             for message in await maildrop.list():
                 octets = b"".join([piece async for piece in maildrop.retrieve(message)])
                 subject = _subject(octets)
-                _tell("fetch", f"{message.number}  {message.size:4} octets  {subject}")
+                _print("fetch", f"{message.number}  {size(message.size):>9}  {subject}")
                 await maildrop.delete(message)
-            _tell("delete", "all of them marked as deleted; QUIT removes them")
+            _print("delete", "All messages are marked as deleted; QUIT removes them.")
 
         count = await asyncio.to_thread(_look, server, password)
-        _tell("poplib", f"Python's own client looks in: {count} messages. Lost?")
+        _print("poplib", f"Python's own client finds {counted(count, 'message')}. Are they lost?")
 
         held = await store.held("ann")
         back = await store.restore("ann", held)
-        _tell("restore", f"no: {back} messages were held, and are back with new unique-ids")
+        _print("restore", f"No: {counted(back, 'message')} restored, with new unique-ids.")
 
         count = await asyncio.to_thread(_look, server, password, fetch=True)
-        _tell("poplib", f"looks again and fetches {count} messages")
+        _print("poplib", f"It connects again and fetches {counted(count, 'message')}.")
 
 
 def _deliver(server: Running) -> None:
-    """As a mail server would, with the standard library."""
+    """Deliver as a mail server does, with the standard library."""
     address = Address.parse(server.addresses["lmtp"])
     with smtplib.LMTP(address.host, address.port) as lmtp:
         for subject, sender, text in _LETTERS:
@@ -91,7 +98,7 @@ def _deliver(server: Running) -> None:
 
 
 def _look(server: Running, password: str, *, fetch: bool = False) -> int:
-    """How many messages Python's poplib finds, and can fetch."""
+    """Return the number of messages that Python's poplib finds and can fetch."""
     address = Address.parse(server.addresses["pop3s"])
     maildrop = poplib.POP3_SSL(
         address.host, address.port, context=tls.client_context(server.certificate)
@@ -111,6 +118,6 @@ def _subject(octets: bytes) -> str:
     return next(line for line in lines if line.startswith("Subject: "))
 
 
-def _tell(step: str, text: str) -> None:
+def _print(step: str, text: str) -> None:
     strong, plain = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
     print(f"{strong}{step:>9}{plain}  {text}", flush=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from .. import sysexits
 from ..app import failures
-from ..app.words import counted
+from ..app.words import counted, size
 from ..errors import UnsafeArgument
 from ..log import printable
 from . import common, progress
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = verbs.add_parser(
         "fetch",
-        help="download mail from a POP3 server",
-        description="Download every message and store it durably; then, unless --keep is given, "
-        "delete what was stored from the server. What the directory or Maildir has already is not "
-        "stored again; before it is deleted on the server it is downloaded and compared.",
+        help="download mail from a POP3 server once",
+        description="Download every message and store it durably. Then delete the stored messages "
+        "on the server, unless --keep is given. Messages that the directory or Maildir has already "
+        "are not stored again; before they are deleted on the server they are downloaded and "
+        "compared.",
     )
     parser.add_argument(
         "url", metavar="URL", help="pop3s://user@host[:port], or pop3:// for STLS on port 110"
@@ -39,10 +40,10 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--to", required=True, metavar="PLACE", help="a directory, maildir:PATH or mbox:PATH"
     )
     parser.add_argument("--keep", action="store_true", help="delete nothing on the server")
-    parser.add_argument("--limit", type=int, metavar="N", help="at most so many messages")
-    parser.add_argument("--user", default="", help="who logs in, if the URL does not tell")
+    parser.add_argument("--limit", type=int, metavar="N", help="fetch at most N messages")
+    parser.add_argument("--user", default="", help="the user name, if the URL has none")
     parser.add_argument(
-        "--password-file", type=Path, metavar="FILE", help="its first line is the password"
+        "--password-file", type=Path, metavar="FILE", help="read it from the first line of FILE"
     )
     parser.add_argument(
         "--ca-file", type=Path, metavar="FILE", help="trust these certificates, PEM"
@@ -51,7 +52,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def run(options: argparse.Namespace) -> int:
-    """75 means: try again, what was stored is safe and nothing else was deleted."""
+    """Return 75 if trying again can help: stored messages are safe, no others were deleted."""
     from ..client.remote import Remote, split
 
     host, _, _, login = split(options.url)
@@ -62,8 +63,8 @@ def run(options: argparse.Namespace) -> int:
         )
     user = options.user or login.user
     if not user:
-        raise UnsafeArgument("who logs in? write pop3s://user@host, or --user")
-    Remote.parse(options.url, user=user, password="?")  # what is wrong is told before one types
+        raise UnsafeArgument("no user name; write pop3s://user@host, or add --user")
+    Remote.parse(options.url, user=user, password="?")  # find mistakes before a password is typed
     name = f"{user}@{host}"
     outcome = asyncio.run(_fetch(options, name, user, password_of(options, user)))
     _report(options, outcome)
@@ -73,8 +74,8 @@ def run(options: argparse.Namespace) -> int:
 def password_of(options: argparse.Namespace, user: str) -> str:
     if options.password_file:
         return first_line(options.password_file)
-    if found := os.environ.get("RESTANTE_PASSWORD"):
-        return found
+    if password := os.environ.get("RESTANTE_PASSWORD"):
+        return password
     if not sys.stdin.isatty():
         raise UnsafeArgument("no password: use --password-file or RESTANTE_PASSWORD")
     return getpass(f"Password of {user}: ")
@@ -120,7 +121,6 @@ def _report(options: argparse.Namespace, outcome: Outcome) -> None:
     for text in (*outcome.short, *outcome.notes):
         common.say(printable(text))
     present = outcome.present + outcome.known
-    here = f", {present} were here already" if present else ""
-    gone = f", {outcome.deleted} deleted on the server" if outcome.deleted else ""
-    stored, octets = counted(outcome.stored, "message"), outcome.octets
-    print(f"{stored} stored ({counted(octets, 'octet')}){here}{gone}")
+    here = f"; {present} stored before" if present else ""
+    gone = f"; {outcome.deleted} deleted on the server" if outcome.deleted else ""
+    print(f"Stored {counted(outcome.stored, 'message')}, {size(outcome.octets)}{here}{gone}.")

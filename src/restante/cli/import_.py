@@ -1,4 +1,4 @@
-"""``restante import``: take over mail from another server, with every unique-id and the order."""
+"""``restante import``: import mail from another server, with its unique-ids and order."""
 
 from __future__ import annotations
 
@@ -26,75 +26,85 @@ from .import_messages import Arrival, Found, decoded, name_of
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = verbs.add_parser(
         "import",
-        help="take over mail from another server, or accounts from another collector",
+        help="migrate mail from another server or collector",
         description="Copy one user's mail from the files of another POP3 server, which must not "
-        "serve this user meanwhile. Clients that keep mail on the server download nothing again. "
-        "If PATH is the user's maildrop itself, only the unique-ids are taken over. An "
-        "interrupted import may be repeated. Of getmail, fetchmail and mpop: their accounts, and "
+        "serve this user meanwhile. Clients that keep mail on the server do not download it again. "
+        "If PATH is the user's maildrop itself, only the unique-ids are imported. You may repeat "
+        "an interrupted import. From getmail, fetchmail and mpop their accounts are imported, and "
         "which messages they have seen.",
     )
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for kind in sorted(_READERS):
-        text = f"mail from the files of {_READERS[kind][1]}"
+        text = f"import mail from {_READERS[kind][1]}"
         _add_server(kinds.add_parser(kind, help=text), kind)
     import_accounts.add_parsers(kinds)
 
 
 def _add_server(parser: argparse.ArgumentParser, kind: str) -> None:
     parser.add_argument("path", metavar="PATH", type=Path, help="a Maildir, spool or mbox file")
-    parser.add_argument("user", metavar="USER", help="whose maildrop they go to")
+    parser.add_argument("user", metavar="USER", help="the user who gets the mail")
     parser.add_argument(
-        "--uidl", type=Path, metavar="FILE", help="the old server's answer to UIDL has the ids"
+        "--uidl",
+        type=Path,
+        metavar="FILE",
+        help="the old server's response to UIDL, if its files lack the unique-ids",
     )
     parser.add_argument(
-        "--format", metavar="FORMAT", help="Dovecot's pop3_uidl_format, or Cyrus's, if it was set"
+        "--format", metavar="FORMAT", help="the pop3_uidl_format of Dovecot or Cyrus, if it was set"
     )
-    parser.add_argument("--uidvalidity", type=int, metavar="N", help="of the mailbox (Cyrus)")
+    parser.add_argument(
+        "--uidvalidity", type=int, metavar="N", help="UIDVALIDITY of the mailbox (Cyrus)"
+    )
     parser.add_argument(
         "--compare",
         metavar="URL",
-        help="first log in to the old server, and stop unless it lists the same",
+        help="first log in to the old server, and stop if its list differs",
     )
     parser.add_argument(
-        "--password-file", type=Path, metavar="FILE", help="its first line is the password there"
+        "--password-file",
+        type=Path,
+        metavar="FILE",
+        help="its password, from the first line of FILE",
     )
     parser.add_argument("--ca-file", type=Path, metavar="FILE", help="trust these certificates")
-    parser.add_argument("--dry-run", action="store_true", help="change nothing, tell what would be")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="change nothing, and print what would be done"
+    )
     if _READERS[kind][0] is import_mbox.read:
         import_mbox.add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    found = common.configuration(options)
-    store = stores.store(found)
+    config = common.configuration(options)
+    store = stores.store(config)
     if not isinstance(store, MaildirStore):
-        raise UnsafeArgument("only a store of kind maildir can take mail over")
+        raise UnsafeArgument('import requires store.kind = "maildir"')
     user = normalise(options.user)
-    own = stores.maildrop_path(found, user)
+    own = stores.maildrop_path(config, user)
     with (
-        closing(backends.chain(found, stores.users(found))) as directory,
-        suppress(TemporaryFailure),  # who is known may be settled later
+        closing(backends.chain(config, stores.users(config))) as directory,
+        suppress(TemporaryFailure),  # a back end that is down can be asked later
     ):
         if asyncio.run(directory.account(user)) is None:
             check_new_name(user)
-            common.say(f"no such user: {user}; create it with: restante user add {user}")
+            common.say(f"No such user: {user}. Create it with: restante user add {user}")
     result = _READERS[options.kind][0](options)
-    result.arrivals = decoded(result.arrivals, own, found.limits.message)
+    result.arrivals = decoded(result.arrivals, own, config.limits.message)
     if options.uidl:
         listed = len(result.arrivals) - result.unlisted
         ids = _with_ids(result.arrivals[:listed], options.uidl.read_bytes())
         result.arrivals[:listed] = ids
     if result.unlisted:
         common.say(
-            f"{counted(result.unlisted, 'message')} with unique-ids of ours, for want of any "
-            "there; log in to the old server once more to avoid that"
+            f"{counted(result.unlisted, 'message')} had no unique-id on the old server yet and "
+            "will get a new one; log in there once more before the import to avoid that"
         )
     for note in result.notes:
         common.say(note)
     if options.compare:
         _compare(options, result.arrivals)
-    added = 0 if options.dry_run else asyncio.run(_take_over(store, user, result.arrivals))
+    added = 0 if options.dry_run else asyncio.run(_copy(store, user, result.arrivals))
     if options.json:
         common.print_json("import", user=user, copied=added, **result.as_json())
         return os.EX_OK
@@ -106,19 +116,19 @@ def _report(options: argparse.Namespace, result: Found, added: int) -> None:
     kept = len(result.arrivals) - result.made
     messages = counted(kept, "message") if kept or not result.made else ""
     if options.dry_run:
-        told = [f"{messages} would have the unique-ids they had"] if messages else []
-        told += [f"{counted(result.made, 'message')} would have new unique-ids"] * bool(result.made)
-        print(f"{', '.join(told)}; nothing was changed")
+        parts = [f"{messages} would keep their unique-ids"] if messages else []
+        parts += [f"{counted(result.made, 'message')} would get new ones"] * bool(result.made)
+        print(f"{', '.join(parts)}; nothing was changed")
     else:
-        told = [f"{messages} with the unique-ids they had"] if messages else []
-        told += [f"{counted(result.made, 'message')} with new unique-ids"] * bool(result.made)
-        print(f"{', '.join(told)}, {added} copied now")
+        parts = [f"{messages} with their old unique-ids"] if messages else []
+        parts += [f"{counted(result.made, 'message')} with new unique-ids"] * bool(result.made)
+        print(f"Imported {', '.join(parts)}; {added} copied now.")
 
 
-async def _take_over(store: MaildirStore, user: str, arrivals: list[Arrival]) -> int:
+async def _copy(store: MaildirStore, user: str, arrivals: list[Arrival]) -> int:
     by_name = {arrival.name: arrival for arrival in arrivals}
     if len(by_name) != len(arrivals):
-        raise PermanentFailure("two of these messages have one name")
+        raise PermanentFailure("two of these messages have the same file name")
 
     async def read(name: str) -> AsyncIterator[bytes]:
         for piece in by_name[name].octets():
@@ -128,7 +138,7 @@ async def _take_over(store: MaildirStore, user: str, arrivals: list[Arrival]) ->
 
 
 def _with_ids(arrivals: list[Arrival], lines: bytes) -> list[Arrival]:
-    """With the ids of a list, which must have one for each message."""
+    """Return the messages with the unique-ids of a list, which must have one for each."""
     ids = foreign.unique_id_list(lines)
     if sorted(ids) != list(range(1, len(arrivals) + 1)):
         raise PermanentFailure(f"{len(ids)} unique-ids for {len(arrivals)} messages")
@@ -141,8 +151,10 @@ def _with_ids(arrivals: list[Arrival], lines: bytes) -> list[Arrival]:
 
 
 def _compare(options: argparse.Namespace, arrivals: list[Arrival]) -> None:
-    """Raises:
-    PermanentFailure: the old server lists something else.
+    """Compare with the list of the old server.
+
+    Raises:
+        PermanentFailure: it lists other messages.
     """
     from ..client.blocking import connect_blocking
     from ..client.remote import split
@@ -156,11 +168,12 @@ def _compare(options: argparse.Namespace, arrivals: list[Arrival]) -> None:
     here = [(arrival.unique_id, arrival.size()) for arrival in arrivals]
     wrong = [n for n, (one, other) in enumerate(zip(there, here, strict=False), 1) if one != other]
     if wrong or len(there) != len(here):
-        first = f"; the first that differs is number {wrong[0]}" if wrong else ""
+        first = f"; the first difference is message {wrong[0]}" if wrong else ""
         raise PermanentFailure(
-            f"the old server lists {len(there)} messages, its files hold {len(here)}{first}"
+            f"the old server lists {counted(len(there), 'message')}, its files have "
+            f"{len(here)}{first}"
         )
-    common.say(f"the old server lists the same {len(here)} messages")
+    common.say(f"The old server lists the same {counted(len(here), 'message')}.")
 
 
 # The files of other servers.
@@ -181,11 +194,11 @@ def _maildir(path: Path, ids: dict[str, str]) -> Found:
     files: dict[str, Path] = {}
     with open_maildir(path) as maildir:
         listed = sorted(scan_exactly(maildir), key=lambda each: (MAIL.index(each.directory), each))
-    for found in listed:
-        file, base = path / found.directory / found.name, found.name.partition(":")[0]
+    for entry in listed:
+        file, base = path / entry.directory / entry.name, entry.name.partition(":")[0]
         other = files.get(base, file)
         if other.exists() and not other.samefile(file):
-            raise PermanentFailure(f"two messages there are called {base}; rename one")
+            raise PermanentFailure(f"two message files have the name {base}; rename one")
         files[base] = file
     known = [name for name in ids if name in files]
     others = [name for name in files if name not in ids]
@@ -197,7 +210,7 @@ def _maildir(path: Path, ids: dict[str, str]) -> Found:
 def _cyrus(options: argparse.Namespace) -> Found:
     template = options.format or foreign.CYRUS
     if "v" in template and options.uidvalidity is None and not options.uidl:
-        raise UnsafeArgument("Cyrus: --uidvalidity N is needed, or --uidl FILE")
+        raise UnsafeArgument("Cyrus requires --uidvalidity N or --uidl FILE")
     numbered = {
         int(file.name[:-1]): file
         for file in options.path.iterdir()
@@ -215,6 +228,6 @@ _READERS: dict[str, tuple[Callable[[argparse.Namespace], Found], str]] = {
     "courier": (_courier, "Courier"),
     "cyrus": (_cyrus, "Cyrus"),
     "dovecot": (_dovecot, "Dovecot"),
-    "mbox": (import_mbox.read, "mboxes: of Thunderbird, of Google Takeout, of a server"),
-    "uw": (import_mbox.read, "ipop3d and its kin"),
+    "mbox": (import_mbox.read, "an mbox: of Thunderbird, Google Takeout or a server"),
+    "uw": (import_mbox.read, "UW ipop3d and similar servers"),
 }

@@ -1,4 +1,4 @@
-"""``restante import getmail|fetchmail|mpop``: accounts of other collectors, and what they saw."""
+"""``restante import getmail|fetchmail|mpop``: accounts and seen messages of other collectors."""
 
 from __future__ import annotations
 
@@ -35,22 +35,26 @@ def add_parsers(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     for kind, path in _KINDS.items():
         parser = kinds.add_parser(
             kind,
-            help=f"accounts of {kind}, and what it has seen",
-            description="Writes each account into the configuration, and what was downloaded "
-            "already into the ledger, so that the first restante collect downloads none of it "
-            "again. Such mail is never deleted on its server by us. Nothing is changed where it "
-            "comes from; do not let both collect. An account that cannot be imported is reported, "
-            "and the exit code is 78 then; the others are imported all the same.",
+            help=f"import the accounts of {kind} and which messages it has seen",
+            description="Write each account into the configuration, and the messages that were "
+            "downloaded before into the ledger, so that restante collect does not download them "
+            "again. Those messages are never deleted on their server. The files of the other "
+            "collector do not change; run only one of the two. An account that cannot be imported "
+            "is reported with exit code 78, and the others are still imported.",
         )
         parser.add_argument("path", metavar="PATH", type=Path, help=path)
-        parser.add_argument("--to", metavar="PLACE", help="where mail goes, instead of there")
-        parser.add_argument("--seen", metavar="FILE", type=Path, help="its list of seen mail")
-        parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
+        parser.add_argument(
+            "--to", metavar="PLACE", help="deliver to PLACE instead of where it goes now"
+        )
+        parser.add_argument("--seen", metavar="FILE", type=Path, help="its list of seen messages")
+        parser.add_argument(
+            "--dry-run", action="store_true", help="change nothing, and print what would be done"
+        )
         parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Every account that can be imported; 78 if there is one that cannot."""
+    """Import every account that can be imported; returns 78 if another one cannot."""
     config = common.configuration(options)
     accounts = _reader(options.kind)(options.path, options.seen)
     _name(options.kind, accounts)
@@ -77,7 +81,7 @@ def _reader(kind: str) -> Callable[[Path, Path | None], list[Foreign]]:
 
 
 def _name(kind: str, accounts: list[Foreign]) -> None:
-    """Names that the configuration can have, each once."""
+    """Give each account a name that is valid in the configuration, and unique."""
     taken = set[str]()
     for each in accounts:
         word = re.sub("[^A-Za-z0-9_-]", "-", each.name).strip("-_")[:60] or kind
@@ -87,15 +91,15 @@ def _name(kind: str, accounts: list[Foreign]) -> None:
 
 
 def _refusal(options: argparse.Namespace, config: Configuration, each: Foreign) -> str:
-    """Why this configuration cannot have the account; empty: it can, or has it."""
+    """Return why the account cannot be imported; empty if it can, or has been."""
     if not each.host or not each.user:
-        return "names no server or no user"
+        return "it has no server or no user"
     if not each.to:
-        return f"{each.no_destination}; next: --to PLACE"
+        return f"{each.no_destination}; add --to PLACE"
     there = config.account.get(each.name)
     if there is not None:
         is_same = (there.url, there.user) == (each.url, each.user)
-        return "" if is_same else "there is another account of this name"
+        return "" if is_same else "another account has this name"
     try:
         values = {f"account.{each.name}.{key}": value for key, value in _values(each).items()}
         load(options.config, overrides=values)
@@ -105,7 +109,7 @@ def _refusal(options: argparse.Namespace, config: Configuration, each: Foreign) 
 
 
 def _values(each: Foreign) -> dict[str, Any]:
-    """The section of the configuration, of what is not empty."""
+    """Return the section of the configuration, without empty values."""
     values = {
         "url": each.url,
         "user": each.user,
@@ -123,7 +127,7 @@ def _values(each: Foreign) -> dict[str, Any]:
 
 
 def _import(config: Configuration, ledger: Ledger, each: Foreign) -> None:
-    """What was seen first: an account that knows nothing would download everything."""
+    """Record seen messages first: an account without them would download everything."""
     from ..collect.plan import UNKNOWN_SIZE
 
     try:
@@ -149,20 +153,20 @@ def _report(options: argparse.Namespace, each: Foreign, *, is_there: bool) -> No
         )
         return
     if each.refused:
-        whose = f" ({each.user} at {each.host})" if each.host else ""
-        common.say(printable(f"{each.name}{whose}: not imported: {each.refused}"))
+        login = f" ({each.user} at {each.host})" if each.host else ""
+        common.say(printable(f"{each.name}{login}: not imported: {each.refused}"))
         return
-    whose = f"{each.name}: {each.user} at {each.url}"
+    account = f"{each.name}: {each.user} at {each.url}"
     if is_there:
-        print(printable(f"{whose}: is here already, and unchanged"))
+        print(printable(f"{account}: imported before, not changed"))
         return
     if not each.seen:
         each.notes.append(
-            f"no seen mail is listed in {each.seen_file}: all of it will be fetched; "
-            f"restante account adopt {each.name} marks what is there as taken"
+            f"{each.seen_file} lists no seen messages, so all will be downloaded. To mark those "
+            f"on the server as collected: restante account adopt {each.name}"
         )
     for note in each.notes:
         common.say(printable(f"{each.name}: {note}"))
     seen = counted(len(each.seen), "seen message")
     result = "would be imported" if options.dry_run else "imported"
-    print(printable(f"{whose} to {each.to}, keep {each.keep}, {seen}: {result}"))
+    print(printable(f"{account} to {each.to}, keep {each.keep}, {seen}: {result}"))

@@ -1,4 +1,4 @@
-"""``restante import mbox``: mail from one file, also of programs that know of no unique-ids."""
+"""``restante import mbox``: mail from one file, even of programs without unique-ids."""
 
 from __future__ import annotations
 
@@ -14,35 +14,37 @@ from ..store.coded import LONGEST, coding
 from .import_messages import Arrival, Found, name_of, stamp
 
 _LINE = 65_536  # octets; a longer line is read in parts
-_NAMED = 10  # of many
+_NAMED = 10  # message numbers in a note; more would fill the terminal
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unquote",
         action=argparse.BooleanOptionalAction,
-        help='turn ">From" at the beginning of a line into "From", as mboxrd wants it; by default '
-        "unless a server used the file",
+        help='replace ">From" at the beginning of a line by "From", as in mboxrd; by default '
+        "only if no server has written the file",
     )
 
 
 def read(options: argparse.Namespace) -> Found:
-    """Messages without an id of a server get one that is made from their content, so an import can
-    be repeated; of such messages that are equal one is taken.
+    """Read the messages of an mbox.
+
+    Messages without a unique-id get one from their content, so that an import can be repeated; of
+    equal messages without a unique-id only the first is imported.
 
     Raises:
-        PermanentFailure: no mbox.
+        PermanentFailure: it is not a plain mbox.
     """
     before = stamp(options.path)
     with options.path.open("rb") as file:
         if how := coding(file.read(LONGEST)):
-            raise PermanentFailure(f"{options.path} is no plain mbox ({how}); next: unpack it")
+            raise PermanentFailure(f"{options.path} is not a plain mbox ({how}); unpack it first")
         file.seek(0)
-        found = mbox.read(iter(partial(file.readline, _LINE), b""))
-    is_servers = options.kind == "uw" or bool(options.uidl) or found.is_servers
-    ids = _ids(found) if is_servers else {}
-    messages = [each for each in found.messages if is_servers or not each.is_expunged]
-    result = Found([], notes=[*_notes(found), *(_notes_of_ids(found) if is_servers else ())])
+        box = mbox.read(iter(partial(file.readline, _LINE), b""))
+    is_servers = options.kind == "uw" or bool(options.uidl) or box.is_servers
+    ids = _ids(box) if is_servers else {}
+    messages = [each for each in box.messages if is_servers or not each.is_expunged]
+    result = Found([], notes=[*_notes(box), *(_notes_of_ids(box) if is_servers else ())])
     make = partial(
         Arrival,
         path=options.path,
@@ -63,38 +65,38 @@ def read(options: argparse.Namespace) -> Found:
     if result.duplicates:
         pairs = (f"{number} (as {other})" for number, other in result.duplicates)
         text = counted(len(result.duplicates), "message")
-        result.notes.append(f"{text} equal to another one, which is taken once: {_few(pairs)}")
+        result.notes.append(f"{text} equal to another one and left out: {_few(pairs)}")
     return result
 
 
-def _ids(found: mbox.Mbox) -> dict[int, str]:
-    """Of the old server, by number; without those that several messages claim."""
-    claims = Counter(each.unique_id for each in found.messages)
+def _ids(box: mbox.Mbox) -> dict[int, str]:
+    """Return unique-ids of the old server by number, without those of several messages."""
+    claims = Counter(each.unique_id for each in box.messages)
     return {
         each.number: each.unique_id
-        for each in found.messages
+        for each in box.messages
         if each.unique_id and claims[each.unique_id] == 1
     }
 
 
-def _notes_of_ids(found: mbox.Mbox) -> Iterator[str]:
-    claims = Counter(each.unique_id for each in found.messages if each.unique_id)
+def _notes_of_ids(box: mbox.Mbox) -> Iterator[str]:
+    claims = Counter(each.unique_id for each in box.messages if each.unique_id)
     for unique_id in (each for each, count in claims.items() if count > 1):
-        numbers = (str(each.number) for each in found.messages if each.unique_id == unique_id)
-        yield f"one unique-id for several messages, which get new ones: {_few(numbers)}"
+        numbers = (str(each.number) for each in box.messages if each.unique_id == unique_id)
+        yield f"messages with the same unique-id get new ones: {_few(numbers)}"
 
 
-def _notes(found: mbox.Mbox) -> Iterator[str]:
-    if not found.messages:
-        yield "there are no messages in it"
-    if found.doubtful:
+def _notes(box: mbox.Mbox) -> Iterator[str]:
+    if not box.messages:
+        yield "the file has no messages"
+    if box.doubtful:
         yield (
-            f'{counted(len(found.doubtful), "line")} beginning with "From " may be text or the '
-            f"beginning of a message; look at: {_few(map(str, found.doubtful))}"
+            f'{counted(len(box.doubtful), "line")} beginning with "From " may be text or the '
+            f"beginning of a message; check: {_few(map(str, box.doubtful))}"
         )
-    expunged = sum(each.is_expunged for each in found.messages)
-    if expunged and not found.is_servers:
-        yield f"{counted(expunged, 'message')} deleted in Thunderbird, left out"
+    expunged = sum(each.is_expunged for each in box.messages)
+    if expunged and not box.is_servers:
+        yield f"{counted(expunged, 'message')} deleted in Thunderbird and left out"
 
 
 def _few(words: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Messages that an import takes over, and where their octets are."""
+"""Messages of an import, and where their octets are."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _PIECE = 65_536  # octets read at once
 
 
 Stamp = tuple[int, int, int]
-"""Inode number, size and time of the last change."""
+"""Inode number, size and time of the last change (nanoseconds)."""
 
 
 def stamp(path: Path) -> Stamp:
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +33,26 @@ class Arrival:
     """One message of the old server."""
 
     name: str
-    """Of its file in our Maildir."""
+    """Name of its file in our Maildir."""
     unique_id: str
     path: Path
     begin: int = 0
     end: int | None = None
-    """Octets of the file; None: to its end."""
+    """End in octets of the file; None for the end of the file."""
     coding: str = ""
-    """How the file is compressed; empty: it is plain."""
+    """Compression of the file, or empty."""
     limit: int = 0
-    """Octets that it may have when unpacked."""
+    """Maximum number of octets when unpacked."""
     unquotes: bool = False
-    """Whether ``>From`` becomes ``From``."""
+    """Whether ``>From`` is replaced by ``From``."""
     stamp: Stamp | None = None
-    """Of the file when its messages were found; None: it cannot change."""
+    """State of the file when its messages were found; None if it cannot change."""
 
     def octets(self) -> Iterator[bytes]:
-        """
+        """Yield the octets of the message.
+
         Raises:
-            TemporaryFailure: the file has changed, so these were perhaps not of this message.
+            TemporaryFailure: the file has changed, so they may belong to another message.
         """
         pieces = self._stored()
         if self.coding:
@@ -66,7 +67,9 @@ class Arrival:
                 left -= len(piece)
                 yield piece
             if self.stamp is not None and stamp(self.path) != self.stamp:
-                raise TemporaryFailure(f"{self.path} was changed by another program; next: again")
+                raise TemporaryFailure(
+                    f"{self.path} was changed by another program; repeat the import"
+                )
 
     def size(self) -> int:
         """Octets on the wire (RFC 1939 §11)."""
@@ -79,14 +82,14 @@ class Arrival:
 
 @dataclass(slots=True)
 class Found:
-    """What the files of another server or program hold."""
+    """The messages that the files of another server or program have."""
 
     arrivals: list[Arrival]
-    """In their order."""
+    """Messages in the order of the old server."""
     unlisted: int = 0
     """How many of them, the last ones, the old server has not listed yet."""
     made: int = 0
-    """How many have unique-ids of ours, because there are none."""
+    """Number of messages without a unique-id, which get a new one."""
     notes: list[str] = field(default_factory=list)
     duplicates: list[tuple[int, int]] = field(default_factory=list)
     """Numbers of messages that were left out, and of those that they equal."""
@@ -96,26 +99,28 @@ class Found:
 
 
 def name_of(unique_id: str, arrived: int = 0) -> str:
-    """A file name that is the same each time, so that an import can be repeated.  ``arrived``:
-    seconds since the epoch, where nothing but the arrival changes the time of the file."""
+    """Return a file name that is always the same, so that an import can be repeated.
+
+    ``arrived`` is in seconds since the epoch, if the file's time is that of the arrival.
+    """
     return f"{arrived}.I{hashlib.sha256(unique_id.encode()).hexdigest()[:32]}"
 
 
 _PLAIN_COPY = (
-    "nothing was changed; next, with Dovecot: doveadm -o maildir_copy_with_hardlinks=no "
-    "-o plugin/zlib_save= -o plugin/mail_crypt_save_version=0 backup -u USER maildir:/NEW/PLACE, "
-    "and import that"
+    "nothing was changed. With Dovecot, run: doveadm -o maildir_copy_with_hardlinks=no "
+    "-o plugin/zlib_save= -o plugin/mail_crypt_save_version=0 backup -u USER maildir:/NEW/PLACE; "
+    "then import that Maildir"
 )
 
 
 def decoded(arrivals: list[Arrival], own: Path, limit: int) -> list[Arrival]:
-    """The same, with what must be unpacked.  Each of these is unpacked once now, so that what
-    cannot be is found before anything changes.
+    """Return the messages with their compression.
 
-    ``own``: the maildrop, whose own files are not copied.  ``limit``: octets of one message.
+    Each compressed message is unpacked once, so that errors are found before anything changes.
+    ``own`` is the maildrop, whose own files are not copied; ``limit`` is in octets per message.
 
     Raises:
-        PermanentFailure: some are encrypted, or compressed so that they cannot be unpacked.
+        PermanentFailure: some are encrypted, or cannot be unpacked.
     """
     coded = {at: how for at, each in enumerate(arrivals) if (how := _coding(each))}
     refused = [at for at, how in coded.items() if how not in UNPACKED or _is_in(arrivals[at], own)]
@@ -125,19 +130,19 @@ def decoded(arrivals: list[Arrival], own: Path, limit: int) -> list[Arrival]:
             f"({', '.join(sorted({coded[at] for at in refused}))}), such as "
             f"{arrivals[refused[0]].path}; {_PLAIN_COPY}"
         )
-    found = list(arrivals)
+    result = list(arrivals)
     for at, how in coded.items():
         name = _without_z(arrivals[at].name)
-        found[at] = replace(arrivals[at], name=name, coding=how, limit=limit)
+        result[at] = replace(arrivals[at], name=name, coding=how, limit=limit)
         try:
-            found[at].size()
+            result[at].size()
         except PermanentFailure as error:
             raise PermanentFailure(
                 f"{arrivals[at].path}: {error} (limits.message); nothing was changed"
             ) from error
     if coded:
-        common.say(f"{counted(len(coded), 'message')} compressed there, to be unpacked here")
-    return found
+        common.say(f"{counted(len(coded), 'message')} will be unpacked.")
+    return result
 
 
 def _coding(arrival: Arrival) -> str:
@@ -152,6 +157,6 @@ def _is_in(arrival: Arrival, maildrop: Path) -> bool:
 
 
 def _without_z(name: str) -> str:
-    """By Dovecot's flag Z programs know compressed files."""
+    """Remove Dovecot's flag Z, which marks compressed files."""
     base, colon, flags = name.partition(":2,")
     return f"{base}{colon}{flags.replace('Z', '')}"

@@ -1,4 +1,4 @@
-"""``restante maildrop``: look into maildrops, read session logs, restore deleted mail."""
+"""``restante maildrop``: list maildrops, read session logs, restore deleted mail, verify."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from math import inf
 from typing import Any
 
 from ..app import failures, stores
-from ..app.words import counted
+from ..app.words import counted, limit_size, size
 from ..auth.names import normalise
 from ..errors import MaildropInUse, NoSuchUser, RestanteError, TemporaryFailure, UnsafeArgument
 from ..log import printable
@@ -34,7 +34,8 @@ Action = Callable[[argparse.Namespace, ServableStore], Coroutine[Any, Any, int]]
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     noun = verbs.add_parser(
         "maildrop",
-        help="list, show, log, verify; held, restore and purge for what clients deleted",
+        help="list maildrops, restore deleted mail, show session logs, verify",
+        description="Look into the maildrops of users, and restore what clients deleted.",
     )
     actions = noun.add_subparsers(dest="action", metavar="ACTION", required=True)
 
@@ -46,31 +47,32 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         parser.set_defaults(run=lambda options: _run(options, run))
         return parser
 
-    action("list", list_, "every maildrop: messages, octets, held", user="")
-    action("show", show, "the messages of one maildrop")
-    action("held", held, "what can be given back")
+    action("list", list_, "list maildrops with their number of messages and size", user="")
+    action("show", show, "list the messages of one maildrop")
+    action("held", held, "list deleted messages that can be restored")
     _add_restore_options(action("restore", restore, "restore deleted messages"))
     _add_restore_options(action(_OLD_RESTORE, restore, ""))
-    out = action("export", export, "tell the unique-ids, for another server")
-    out.add_argument("--uidlist", action="store_true", help="as Dovecot's dovecot-uidlist")
-    told = action("log", log, "which sessions retrieved or deleted which messages")
-    told.add_argument("--since", metavar="TIME", help="only the last 2h, 3d …")
-    for name, run, text in (
-        ("verify", verify, "read every message and compare all that is said of it"),
-        ("reindex", reindex, "make the index anew, from the mail alone"),
-    ):
-        whose = action(name, run, text, user="?")
-        whose.add_argument("--all", action="store_true", help="every maildrop")
-    end = action(
-        "purge",
-        purge,
-        "destroy held mail for good; without USER and --all only messages whose time is over, and "
-        "also those that wait because the clock has jumped",
-        user="?",
+    exporting = action("export", export, "print the unique-ids, to migrate to another server")
+    exporting.add_argument(
+        "--uidlist", action="store_true", help="in the format of Dovecot's dovecot-uidlist"
     )
-    end.add_argument("--older-than", metavar="TIME", help="only what is held longer")
-    end.add_argument("--all", action="store_true", help="in every maildrop")
-    end.add_argument("--yes", action="store_true", help="do not ask")
+    logging = action("log", log, "show which sessions retrieved or deleted which messages")
+    logging.add_argument("--since", metavar="TIME", help="only the last 2h, 3d, …")
+    for name, run, text in (
+        ("verify", verify, "read every message, and compare it with its index and file name"),
+        ("reindex", reindex, "rebuild the index from the mail"),
+    ):
+        checking = action(name, run, text, user="?")
+        checking.add_argument("--all", action="store_true", help="every maildrop")
+    purging = action("purge", purge, "destroy deleted messages permanently", user="?")
+    purging.description = (
+        "Destroy deleted messages permanently. Without USER and --all, only messages whose hold "
+        "time is over are destroyed, including those that the server keeps because the clock "
+        "jumped."
+    )
+    purging.add_argument("--older-than", metavar="TIME", help="only messages held longer than this")
+    purging.add_argument("--all", action="store_true", help="in every maildrop")
+    purging.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
 
 def _add_restore_options(parser: argparse.ArgumentParser) -> None:
@@ -112,18 +114,35 @@ async def list_(options: argparse.Namespace, store: ServableStore) -> int:
     if options.json:
         common.print_json("maildrop-list", maildrops=rows)
         return code
-    for row in rows:
-        if "error" in row:
-            continue
-        there = (
-            "in use now" if row["in_use"] else "{messages} messages, {octets} octets".format(**row)
-        )
-        print("{user}: {there}, {held} held".format(**row, there=there) + _told(row))
+    if shown := [_listed(row) for row in rows if "error" not in row]:
+        common.print_table("user messages size held quota", shown, right="messages size held")
+    elif not rows:
+        common.say("No maildrops yet. Deliver a message: restante deliver ann < message")
     return code
 
 
+def _listed(row: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the line of a table about one maildrop."""
+    quota = f"{_size(row['used'])} of {_limit(row['quota'])}" if "quota" in row else "none"
+    if row["in_use"]:
+        return str(row["user"]), "in use", "-", str(row["held"]), quota
+    return str(row["user"]), str(row["messages"]), _size(row["octets"]), str(row["held"]), quota
+
+
+def _size(octets: object) -> str:
+    return size(int(str(octets)))
+
+
+def _limit(octets: object) -> str:
+    return limit_size(int(str(octets)))
+
+
 def _unread(row: dict[str, object], error: RestanteError) -> int:
-    """A maildrop that cannot be read hides no other; returns the exit code."""
+    """Report a maildrop that cannot be read; the others are still shown.
+
+    Returns:
+        The exit code.
+    """
     row |= {"in_use": isinstance(error, MaildropInUse), "error": str(error)}
     common.say(f"{row['user']}: {error}")
     return failures.exit_code(error)
@@ -143,15 +162,29 @@ async def show(options: argparse.Namespace, store: ServableStore) -> int:
         usage = await _usage(store, user)
         common.print_json("maildrop-show", user=user, messages=rows, **usage)
         return code
-    for row in rows:
-        print("{number:4} {size:9}  {date}  {sender:30.30}  ".format(**row) + _subject(row))
-    if told := _told(await _usage(store, user)):
-        common.say(f"{user}{told}")
+    if rows:
+        lines = [
+            (str(row["number"]), _size(row["size"]), _short(row["date"], 25), *_headers(row))
+            for row in rows
+        ]
+        common.print_table("nr size date from subject", lines, right="nr size")
+    else:
+        common.say(f"The maildrop of {user} is empty.")
+    if usage := await _usage(store, user):
+        common.say(f"Quota: {_size(usage['used'])} of {_limit(usage['quota'])} used.")
     return code
 
 
+def _headers(row: Mapping[str, object]) -> tuple[str, str]:
+    return _short(row["sender"], 30), _subject(row)
+
+
+def _short(text: object, length: int) -> str:
+    return str(text)[:length]
+
+
 async def _head(pieces: AsyncIterator[bytes]) -> dict[str, str]:
-    """A message that cannot be read, which ``error`` explains, hides no other."""
+    """Return the headers, or ``error`` for a message that cannot be read."""
     try:
         return await head_of(pieces)
     except RestanteError as error:
@@ -163,15 +196,11 @@ def _subject(row: Mapping[str, object]) -> str:
 
 
 async def _usage(store: ServableStore, user: str) -> dict[str, object]:
-    """What there is of the quota; of a user who has none nothing."""
+    """Return the quota and its use; empty for users without a quota."""
     if not isinstance(store, MaildirStore):
         return {}
     usage = await store.usage(user)
     return {"used": usage.octets, "quota": usage.limit} if usage.limit else {}
-
-
-def _told(row: Mapping[str, object]) -> str:
-    return ", {used} of {quota} octets used".format(**row) if "quota" in row else ""
 
 
 async def held(options: argparse.Namespace, store: ServableStore) -> int:
@@ -184,32 +213,58 @@ async def held(options: argparse.Namespace, store: ServableStore) -> int:
     if options.json:
         common.print_json("maildrop-held", user=user, messages=rows)
         return os.EX_OK
-    for each in rows:
-        at = datetime.fromtimestamp(float(str(each["removed_at"]))).strftime("%Y-%m-%d %H:%M")
-        print(f"{at}  {each['size']:9}  {each['sender']:30.30}  {_subject(each)}")
-        print(f"    {printable(str(each['name']))}")
+    if not rows:
+        common.say(f"No deleted messages of {user} are held.")
+        return os.EX_OK
+    lines = [
+        (_minute(float(str(row["removed_at"]))), _size(row["size"]), row["name"], *_headers(row))
+        for row in rows
+    ]
+    common.print_table("deleted size name from subject", lines, right="size")
     return os.EX_OK
+
+
+def _minute(at: float) -> str:
+    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M")
 
 
 async def log(options: argparse.Namespace, store: ServableStore) -> int:
     user = await _known(options, store)
     since = time.time() - common.seconds(options.since) if options.since else 0.0
-    found = [each for each in await store.sessions(user) if each.ended_at >= since]
-    heads = await _heads(store, user, {e.unique_id for each in found for e in each.removed})
+    sessions = [each for each in await store.sessions(user) if each.ended_at >= since]
+    heads = await _heads(store, user, {e.unique_id for each in sessions for e in each.removed})
     if options.json:
-        common.print_json("maildrop-log", user=user, sessions=[_session(each) for each in found])
+        common.print_json("maildrop-log", user=user, sessions=[_session(each) for each in sessions])
         return os.EX_OK
-    for session in found:
-        at = datetime.fromtimestamp(session.began_at).strftime("%Y-%m-%d %H:%M")
-        tls = f"TLS {session.tls}" if session.tls not in ("", "no") else "no TLS"
-        who = f"{session.credential}  {session.address}  {tls}" if session.address else "unknown"
-        counts = f"{_retrieved(session)} retrieved, {len(session.removed)} deleted"
-        print(printable(f"{at}  {who}  {counts}  {session.end}"))
-        for entry in session.removed:
-            sender, subject = heads.get(
-                entry.unique_id, ("", "no longer held: given back or destroyed")
+    if not sessions:
+        common.say(f"No sessions of {user} {'since then' if options.since else 'yet'}.")
+        return os.EX_OK
+    common.print_table(
+        "began login address tls retrieved deleted end",
+        [
+            (
+                _minute(session.began_at),
+                session.credential or "unknown",
+                session.address or "unknown",
+                session.tls or "no",
+                _retrieved(session),
+                len(session.removed),
+                session.end,
             )
-            print(printable(f"    {entry.unique_id}  {entry.size:9}  {sender:30.30}  {subject}"))
+            for session in sessions
+        ],
+        right="retrieved deleted",
+    )
+    deleted = [
+        (_minute(session.ended_at), entry.unique_id, size(entry.size), *heads[entry.unique_id])
+        if entry.unique_id in heads
+        else (_minute(session.ended_at), entry.unique_id, size(entry.size), "", "no longer held")
+        for session in sessions
+        for entry in session.removed
+    ]
+    if deleted:
+        print()
+        common.print_table("deleted unique-id size from subject", deleted, right="size")
     return os.EX_OK
 
 
@@ -218,7 +273,7 @@ def _retrieved(session: SessionRecord) -> int:
 
 
 def _session(session: SessionRecord) -> dict[str, object]:
-    """For programs."""
+    """Return a session as JSON has it."""
 
     def entries(of: Sequence[Entry]) -> list[dict[str, object]]:
         return [{"unique_id": entry.unique_id, "size": entry.size} for entry in of]
@@ -237,27 +292,27 @@ def _session(session: SessionRecord) -> dict[str, object]:
 
 
 async def _heads(store: ServableStore, user: str, wanted: set[str]) -> dict[str, tuple[str, str]]:
-    """Sender and subject of those that are held, by unique-id: the journal holds no text."""
-    found = {}
+    """Return sender and subject of held messages by unique-id: the journal has no text."""
+    heads = {}
     for message in await store.held(user):
         if message.unique_id in wanted:
             head = await _head(store.read_held(user, message))
-            found[message.unique_id] = head["sender"], _subject(head)
-    return found
+            heads[message.unique_id] = _headers(head)
+    return heads
 
 
 async def export(options: argparse.Namespace, store: ServableStore) -> int:
-    """Octets, for the names of files may be any."""
+    """Print octets, since file names need not be text."""
     user = await _known(options, store)
     ids = await _files(store).unique_ids(user)
     if options.json:
         common.print_json("maildrop-export", user=user, unique_ids=list(ids.values()))
         return os.EX_OK
     if options.uidlist:
-        told = dovecot_uidlist(ids, uid_validity=int(time.time()), guid=secrets.token_hex(16))
+        lines = dovecot_uidlist(ids, uid_validity=int(time.time()), guid=secrets.token_hex(16))
     else:
-        told = b"".join(b"%d %s\n" % (n, each.encode()) for n, each in enumerate(ids.values(), 1))
-    sys.stdout.buffer.write(told)
+        lines = b"".join(b"%d %s\n" % (n, each.encode()) for n, each in enumerate(ids.values(), 1))
+    sys.stdout.buffer.write(lines)
     return os.EX_OK
 
 
@@ -282,29 +337,30 @@ def _what_clients_do(options: argparse.Namespace) -> str:
     return "New to clients; downloaded again."
 
 
-def _chosen(options: argparse.Namespace, found: list[HeldMessage]) -> list[HeldMessage]:
+def _chosen(options: argparse.Namespace, held_: list[HeldMessage]) -> list[HeldMessage]:
     if options.all:
-        return found
+        return held_
     if options.since:
         since = time.time() - common.seconds(options.since)
-        return [message for message in found if message.removed_at >= since]
-    by_name = {message.name: message for message in found}
+        return [message for message in held_ if message.removed_at >= since]
+    by_name = {message.name: message for message in held_}
     if not options.name:
         raise UnsafeArgument(
-            "which ones? --since 2h, --all, or names from `restante maildrop held`"
+            f"which messages? Use --since 2h, --all, or names that are printed by: "
+            f"restante maildrop held {options.user}"
         )
     if missing := [name for name in options.name if name not in by_name]:
-        raise UnsafeArgument(f"nothing is held under the name {missing[0]!r}")
+        raise UnsafeArgument(f"no held message has the name {missing[0]!r}")
     return [by_name[name] for name in options.name]
 
 
 async def purge(options: argparse.Namespace, store: ServableStore) -> int:
     if not (options.user or options.all or options.older_than):
         return await _purge_due(options, store)
-    users = await _whose(options, store)
+    users = await _selected_users(options, store)
     longer = common.seconds(options.older_than) if options.older_than else 0.0
-    before = time.time() - longer if longer else inf  # all, also what is dated in the future
-    if not common.confirm("Destroy held mail for good?", options):
+    before = time.time() - longer if longer else inf  # includes messages dated in the future
+    if not common.confirm("Destroy deleted messages permanently?", options):
         return os.EX_OK
 
     async def destroy(user: str) -> int:
@@ -314,7 +370,7 @@ async def purge(options: argparse.Namespace, store: ServableStore) -> int:
 
 
 async def _purge_due(options: argparse.Namespace, store: ServableStore) -> int:
-    """What the server would destroy if it believed the clock, which the operator vouches for."""
+    """Destroy what the server would destroy if it trusted the clock; the operator confirms it."""
     clock = stores.clock(common.configuration(options))
     reading = clock.advance()
     today = datetime.fromtimestamp(reading.now).strftime("%Y-%m-%d %H:%M")
@@ -323,9 +379,9 @@ async def _purge_due(options: argparse.Namespace, store: ServableStore) -> int:
     users = [user async for user in store.users()]
     due = 0
     for user in users:
-        with suppress(RestanteError):  # it is named below
+        with suppress(RestanteError):  # reported below
             due += (await store.purge_due(user, until=-inf, now=reading.now)).doubtful
-    question = f"It is {today}. Destroy {counted(due, 'held message')} whose time is over?"
+    question = f"It is {today}. Destroy {counted(due, 'held message')} whose hold time is over?"
     if due and not common.confirm(question, options):
         return os.EX_OK
     clock.accept()
@@ -348,7 +404,7 @@ async def _purged(
     if options.json:
         common.print_json("maildrop-purge", purged=counts)
         return code
-    print(f"{counted(sum(counts.values()), 'message')} destroyed")
+    print(f"Destroyed {counted(sum(counts.values()), 'message')}.")
     return code
 
 
@@ -356,20 +412,23 @@ async def verify(options: argparse.Namespace, store: ServableStore) -> int:
     files = _files(store)
     rows: list[dict[str, object]] = []
     code = os.EX_OK
-    for user in await _whose(options, store):
+    for user in await _selected_users(options, store):
         try:
-            messages, found = await files.verify(user)
+            messages, faults = await files.verify(user)
         except RestanteError as error:
             rows.append({"user": user})
             unread = _unread(rows[-1], error)
             code = code if code == os.EX_DATAERR else failures.gravest((code, unread))
             continue
-        findings = [asdict(each) for each in found]
+        findings = [asdict(each) for each in faults]
         rows.append({"user": user, "in_use": False, "messages": messages, "findings": findings})
-        code = os.EX_DATAERR if found else code
+        code = os.EX_DATAERR if faults else code
         if not options.json:
-            print(f"{user}: {messages} messages read, {len(found) or 'no'} faults found")
-            for each in found:
+            read = counted(messages, "message")
+            print(
+                f"{user}: {read} read, {counted(len(faults), 'fault') if faults else 'no faults'}"
+            )
+            for each in faults:
                 print(printable(f"    {each.what}: {each.name} {each.text}"))
     if options.json:
         common.print_json("maildrop-verify", maildrops=rows)
@@ -380,7 +439,7 @@ async def reindex(options: argparse.Namespace, store: ServableStore) -> int:
     files = _files(store)
     rows: list[dict[str, object]] = []
     code = os.EX_OK
-    for user in await _whose(options, store):
+    for user in await _selected_users(options, store):
         try:
             messages = await files.reindex(user)
         except RestanteError as error:
@@ -389,15 +448,15 @@ async def reindex(options: argparse.Namespace, store: ServableStore) -> int:
             continue
         rows.append({"user": user, "in_use": False, "messages": messages})
         if not options.json:
-            print(f"{user}: {messages} messages indexed")
+            print(f"{user}: {counted(messages, 'message')} indexed")
     if options.json:
         common.print_json("maildrop-reindex", maildrops=rows)
     return code
 
 
-async def _whose(options: argparse.Namespace, store: ServableStore) -> list[str]:
+async def _selected_users(options: argparse.Namespace, store: ServableStore) -> list[str]:
     if bool(options.user) == options.all:
-        raise UnsafeArgument("whose? USER, or --all for everybody")
+        raise UnsafeArgument("name a USER, or use --all for every user")
     if options.user:
         return [await _known(options, store)]
     return [user async for user in store.users()]
@@ -405,15 +464,15 @@ async def _whose(options: argparse.Namespace, store: ServableStore) -> list[str]
 
 def _files(store: ServableStore) -> MaildirStore:
     if not isinstance(store, MaildirStore):
-        raise UnsafeArgument("only a store of kind maildir has files")
+        raise UnsafeArgument('this requires store.kind = "maildir"')
     return store
 
 
 async def _known(options: argparse.Namespace, store: ServableStore) -> str:
-    """The user's name as the store knows it.  A typing error must not look like no mail.
+    """Return the user's name as the store knows it: a typing error must not look like no mail.
 
     Raises:
-        NoSuchUser: nobody has that name, here or in the user database.
+        NoSuchUser: neither the store nor the user database has that name.
     """
     name: str = normalise(options.user)
     async for each in store.users():

@@ -1,4 +1,4 @@
-"""What ``fetch`` and ``collect`` show: bars on a terminal, a line for what came, JSON."""
+"""Output of ``fetch`` and ``collect``: progress bars, a line for each account, JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..app import failures
 from ..app.runs import no_bar
-from ..app.words import counted
+from ..app.words import counted, size
 from ..errors import RestanteError
 from ..log import printable
 from . import common
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def bars(*, wanted: bool = True) -> Iterator[Bars]:
-    """Bars below each other on a terminal that can move its cursor, and none elsewhere.
+    """Show progress bars on a terminal that can move its cursor, and nothing elsewhere.
 
-    Each appears once it is known how much there is, so a refused login leaves none behind.
+    A bar appears when the size of the download is known, so a refused login shows none.
     """
     is_able = sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
     if not wanted or not is_able:
@@ -48,7 +48,7 @@ def bars(*, wanted: bool = True) -> Iterator[Bars]:
                     total = sum(message.size for message in messages)
                     what = counted(len(messages), "message")
                     shown.update(task, total=total, what=what, visible=True)
-                    shown.start()  # which does nothing the second time
+                    shown.start()  # has no effect the second time
                 shown.update(task, advance=octets)
 
             try:
@@ -62,7 +62,7 @@ def bars(*, wanted: bool = True) -> Iterator[Bars]:
 
 
 def _progress() -> Progress:
-    """Colours are rich's matter, which leaves them out if NO_COLOR is set."""
+    """rich chooses colours, and omits them if NO_COLOR is set."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -82,7 +82,7 @@ def _progress() -> Progress:
         TextColumn("{task.fields[what]}"),
         console=Console(stderr=True),
         transient=True,
-        redirect_stdout=sys.stdout.isatty(),  # a file gets the results as they are
+        redirect_stdout=sys.stdout.isatty(),  # a file gets the results only
     )
 
 
@@ -92,22 +92,22 @@ def report(
     result: Outcome,
     error: RestanteError | OSError | None,
 ) -> None:
-    """A line for an account where something came, and for one that failed; silence is good news."""
+    """Print a line for an account with new mail or an error; nothing new is shown on a terminal."""
     from ..collect.collector import LoginTooSoon
 
     if options.json:
-        told = {each.name: getattr(result, each.name) for each in fields(result)}
-        del told["may_list_more"], told["may_go_on"], told["present"]
+        row = {each.name: getattr(result, each.name) for each in fields(result)}
+        del row["may_list_more"], row["may_go_on"], row["present"]
         if error is not None:
-            told |= {"error": failures.describe(error), "exit_code": failures.exit_code(error)}
-        common.print_json("collect", account=name, **told)
+            row |= {"error": failures.describe(error), "exit_code": failures.exit_code(error)}
+        common.print_json("collect", account=name, **row)
         return
     for text in (*result.skipped, *result.refused, *result.short, *result.notes):
         common.say(printable(f"{name}: {text}"))
     came = result.stored or result.stubs or result.deleted or result.unverified or result.withheld
     if came or (error is None and sys.stdout.isatty()):
         print(_line(name, result, dry_run=options.dry_run), flush=True)
-    # That a server wants more time is as it should be.
+    # A server that requires a pause between logins is not an error.
     if error is not None and (sys.stderr.isatty() or not isinstance(error, LoginTooSoon)):
         common.say(printable(f"{name}: {failures.describe(error)}"))
 
@@ -116,22 +116,22 @@ def _line(name: str, result: Outcome, *, dry_run: bool) -> str:
     would = "would be " if dry_run else ""
     words = []
     if result.stored:
-        octets = counted(result.octets, "octet")
-        words.append(f"{counted(result.stored, 'message')} {would}stored ({octets})")
+        words.append(f"{counted(result.stored, 'message')} {would}stored, {size(result.octets)}")
     if result.stubs:
-        words.append(f"{counted(result.stubs, 'header')} {would}stored of what is too large")
+        words.append(f"{counted(result.stubs, 'header')} of too large messages {would}stored")
     if result.known:
-        words.append(f"{result.known} were here already")
+        words.append(f"{result.known} collected before")
     if result.in_doubt:
-        words.append(f"{result.in_doubt} maybe twice, after a crash")
+        words.append(f"{result.in_doubt} perhaps stored twice after a crash")
     if result.deleted:
         words.append(f"{result.deleted} {would}deleted on the server")
     if result.withheld:
         words.append(
-            f"{result.withheld} not deleted there yet (deletion_limit; now: --no-deletion-limit)"
+            f"{result.withheld} not deleted there yet because of deletion_limit "
+            "(--no-deletion-limit deletes them now)"
         )
     if result.later:
         words.append(f"{result.later} left for later by {result.later_for}")
     if result.unverified:
-        words.append(f"{result.unverified} kept there: the copy here is not what came")
-    return f"{name}: " + (", ".join(words) or "nothing new")
+        words.append(f"{result.unverified} kept there because the copy here differs")
+    return f"{name}: " + ("; ".join(words) or "no new mail")

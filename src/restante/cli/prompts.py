@@ -1,7 +1,7 @@
-"""Questions of ``account add``, each with an option that answers it beforehand.
+"""Prompts of ``account add``, each with an option that answers it.
 
-Security: a secret that is typed is not shown, and stands in a file of its own in the state
-directory, which only its owner can read; the configuration says where.
+Security: a secret is not echoed when it is typed.  It is stored in a file of its own in the state
+directory that only its owner can read; the configuration has the path of that file.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ _REGISTER = {
     "POP.AccessAsUser.All.",
 }
 _KINDS = (
-    ("file", "FILE", "{what} is its first line"),
-    ("env", "NAME", "an environment variable"),
-    ("credential", "NAME", "of systemd (LoadCredential=)"),
-    ("keyring", "NAME", "in the key ring, under restante"),
+    ("file", "FILE", "{what}, from the first line of a file"),
+    ("env", "NAME", "from an environment variable"),
+    ("credential", "NAME", "from a systemd credential (LoadCredential=)"),
+    ("keyring", "NAME", "from the key ring, under restante"),
 )
 
 
 def asked(question: str, option: str) -> str:
-    """What the user types.
+    """Return what the user types.
 
     Raises:
         UnsafeArgument: there is no terminal, so ``option`` is required.
     """
     if not sys.stdin.isatty():
-        raise UnsafeArgument(f"there is no terminal to ask at; next: {option}")
+        raise UnsafeArgument(f"no terminal to ask on; add {option}")
     return input(question).strip()
 
 
@@ -51,16 +51,16 @@ def is_confirmed(question: str) -> bool:
 
 
 def add_secret(action: argparse.ArgumentParser, name: str, what: str) -> None:
-    """The options that say where a secret is."""
+    """Add the options that say where a secret is."""
     group = action.add_mutually_exclusive_group()
     for kind, metavar, text in _KINDS:
         group.add_argument(f"--{name}-{kind}", metavar=metavar, help=text.format(what=what))
-    text = "prints it; must come last"
+    text = "from the output of a command; must be the last option"
     group.add_argument(f"--{name}-command", metavar="COMMAND", nargs="+", help=text)
 
 
 def given_secret(options: argparse.Namespace, name: str) -> dict[str, Any] | None:
-    """A reference to a secret, as the configuration holds it; None: no option names one."""
+    """Return a reference to a secret as in the configuration; None if no option has one."""
     for kind in ("file", "env", "credential", "keyring", "command"):
         if value := getattr(options, f"{name}_{kind}".replace("-", "_")):
             return {kind: str(Path(value).resolve()) if kind == "file" else value}
@@ -68,18 +68,19 @@ def given_secret(options: argparse.Namespace, name: str) -> dict[str, Any] | Non
 
 
 def typed_secret(config: Configuration, name: str, question: str, option: str) -> dict[str, str]:
-    """A reference to the file ``name`` in which it is, durable on return.  Without a terminal it is
-    the next line of standard input.
+    """Ask for a secret, store it durably in the file ``name``, and return a reference to it.
+
+    Without a terminal the next line of standard input is read.
 
     Raises:
-        UnsafeArgument: nothing was typed.
+        UnsafeArgument: the secret is empty.
     """
     from ..collect.oauth.sealed import write_durably
 
     line = getpass(f"{question}: ") if sys.stdin.isatty() else sys.stdin.readline()
     typed = line.rstrip("\r\n")
     if not typed:
-        raise UnsafeArgument(f"{question}: missing; next: {option}, or a line of standard input")
+        raise UnsafeArgument(f"{question}: missing; add {option}, or write it to standard input")
     path = secret_file(config, name)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_durably(path, f"{typed}\n".encode())
@@ -91,23 +92,25 @@ def secret_file(config: Configuration, name: str) -> Path:
 
 
 def client_id(provider: str, option: str) -> str:
-    """Of an application that the user registers with the provider."""
+    """Ask for the client ID of an app that the user registers with the provider."""
     if words := _REGISTER.get(provider):
-        text = f"{words} You will be given a client ID. Further accounts will use it, too."
+        text = f"{words} You will be given a client ID. More accounts can use the same app."
         common.say(textwrap.fill(text, common.columns(), break_on_hyphens=False))
     if typed := asked("Client ID: ", f"{option} ID"):
         return typed
-    raise UnsafeArgument(f"a client ID is required; next: {option} ID")
+    raise UnsafeArgument(f"a client ID is required; add {option} ID")
 
 
 def registered(config: Configuration, provider: str) -> dict[str, Any] | None:
-    """The application of another account at this provider; None: there is none to share."""
+    """Return the app of another account at this provider; None if no account can share one."""
     for name, account in config.account.items():
         for known in (account.oauth, account.to_oauth):
             secret = known.client_secret
-            is_written = secret and secret.kind == "text"  # which is not copied
+            is_written = (
+                secret and secret.kind == "text"
+            )  # secrets in the configuration are not copied
             if known.provider == provider and known.client_id and not is_written:
-                common.say(f"using the application of the account {name}")
+                common.say(f"Using the app of account {name}.")
                 value = list(secret.value) if secret.kind == "command" else secret.value
                 shared = {secret.kind: value} if secret else None
                 return {"client_id": known.client_id, "client_secret": shared}

@@ -1,4 +1,4 @@
-"""``restante serve``: POP3 out, LMTP and SMTP in, until told to stop."""
+"""``restante serve``: serve POP3, and receive mail by LMTP and SMTP, until a signal stops it."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ from . import common
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser("serve", help="serve POP3, and take mail in by LMTP and SMTP")
+    parser = verbs.add_parser("serve", help="serve POP3, and receive mail by LMTP and SMTP")
     parser.add_argument(
         "--listen",
         action="append",
         metavar="ADDRESS",
-        help="serve POP3 here instead, e.g. pop3s://127.0.0.1:1995; may be given again",
+        help="serve POP3 at this address instead, such as pop3s://127.0.0.1:1995; may be repeated",
     )
     parser.add_argument(
         "--ephemeral",
         action="store_true",
-        help="for tests: temporary mail, free ports, one user; tells all in one line of JSON and "
-        "stops when its standard input ends",
+        help="for tests: use temporary mail, free ports and one user; print them as a line of "
+        "JSON, and stop at the end of standard input",
     )
     parser.add_argument(
-        "--ready-file", type=Path, metavar="FILE", help="create this once mail can come and go"
+        "--ready-file", type=Path, metavar="FILE", help="create FILE when the server is ready"
     )
     parser.set_defaults(run=run)
 
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     standard input."""
     with _configured(options) as configuration:
         log.set_up(configuration.log)
-        with suppress(OSError):  # before a file there gets a time stamp from a clock that jumped
+        with suppress(OSError):  # before a file gets a time stamp from a clock that jumped
             stores.clock(configuration).advance()
         count = worker_count(configuration)
         if count > 1:
@@ -88,7 +88,7 @@ def _configured(options: argparse.Namespace) -> Iterator[Configuration]:
 
 
 async def _serve(configuration: Configuration, options: argparse.Namespace) -> None:
-    """All in this process."""
+    """Serve in this process."""
     terminal, stop = Terminal(), _listen_to_signals()
     stores.look_over(configuration)
     users = stores.users(configuration)
@@ -99,7 +99,7 @@ async def _serve(configuration: Configuration, options: argparse.Namespace) -> N
         server.users = dict([first_user] if first_user else [])
         _listen_to_hangup(server, options, stop, lambda: terminal.is_closed() or options.ephemeral)
         beating = asyncio.create_task(_beat(lambda: systemd.notify("WATCHDOG=1")))
-        with _told_ready(server, options):
+        with _announced_ready(server, options):
             if options.ephemeral:
                 _watch_input(stop)
             await stop.wait()
@@ -109,24 +109,24 @@ async def _serve(configuration: Configuration, options: argparse.Namespace) -> N
 
 
 def _supervise(configuration: Configuration, options: argparse.Namespace, count: int) -> int:
-    """Workers serve; this process looks after them."""
+    """Serve in workers; this process starts, watches and restarts them."""
     stores.look_over(configuration)
-    stores.store(configuration)  # what is wrong with it is told once, not by each worker
+    stores.store(configuration)  # report mistakes once, not in each worker
     first_user = make_first_user(configuration, stores.users(configuration))
     gateway.look_over(configuration)
     certificate, _ = certificate_files(configuration)
-    # Made before the workers, so that a TLS session begun with one is resumed with any.
+    # Created before the workers, so that a TLS session of one can be resumed by any of them.
     context = tls_context(configuration)
     server = Running(configuration, certificate)
     server.users = dict([first_user] if first_user else [])
 
     def work(lines: Lines) -> None:
         tally.serve_as(lines.number)
-        os.environ.pop("NOTIFY_SOCKET", None)  # systemd hears the supervisor
-        common_ground = SharedResources(
+        os.environ.pop("NOTIFY_SOCKET", None)  # only the supervisor notifies systemd
+        shared = SharedResources(
             places, context, tally, throttle, purges=lines.number == 0, workers=count
         )
-        run_loop(_work(configuration, options, common_ground, lines))
+        run_loop(_work(configuration, options, shared, lines))
 
     def reload_certificate() -> bool:
         return reload(lambda: tls_context(_configuration(options)))
@@ -139,7 +139,7 @@ def _supervise(configuration: Configuration, options: argparse.Namespace, count:
         supervisor = Supervisor(
             count,
             work,
-            ready=lambda: stack.enter_context(_told_ready(server, options)),
+            ready=lambda: stack.enter_context(_announced_ready(server, options)),
             reload=reload_certificate,
             ended=tally.forget,
             terminal=Terminal(),
@@ -150,9 +150,9 @@ def _supervise(configuration: Configuration, options: argparse.Namespace, count:
 async def _work(
     configuration: Configuration, options: argparse.Namespace, shared: SharedResources, lines: Lines
 ) -> None:
-    """One worker's life."""
+    """Serve in one worker."""
     stop = _listen_to_signals()
-    asyncio.get_running_loop().add_reader(lines.life, stop.set)  # nobody looks after us any more
+    asyncio.get_running_loop().add_reader(lines.life, stop.set)  # the supervisor has ended
     users = stores.users(configuration)
     store = stores.store(configuration, users)
     async with running(configuration, users, store, shared) as server:
@@ -162,10 +162,10 @@ async def _work(
         beating.cancel()
 
 
-async def _beat(tell: Callable[[], None]) -> None:
-    """Tell that the event loop turns."""
+async def _beat(notify: Callable[[], None]) -> None:
+    """Report regularly that the event loop is running."""
     while True:
-        tell()
+        notify()
         await asyncio.sleep(BEAT)
 
 
@@ -191,17 +191,17 @@ def _listen_to_hangup(
 
 
 @contextmanager
-def _told_ready(server: Running, options: argparse.Namespace) -> Iterator[None]:
-    """Tell everybody who waits for it that mail can come and go."""
+def _announced_ready(server: Running, options: argparse.Namespace) -> Iterator[None]:
+    """Announce that the server is ready: by a file, JSON or text, and to systemd."""
     if options.ready_file:
         options.ready_file.touch()
     if options.ephemeral or options.json:
-        told = server.as_json(with_passwords=options.ephemeral)
+        row = server.as_json(with_passwords=options.ephemeral)
         if server.users and not options.ephemeral:
-            told["password_file"] = str(
+            row["password_file"] = str(
                 _store_password(server.configuration, *server.users.values())
             )
-        print(json.dumps(told), flush=True)
+        print(json.dumps(row), flush=True)
     else:
         _introduce(server.configuration, server)
     systemd.notify("READY=1")
@@ -213,20 +213,20 @@ def _told_ready(server: Running, options: argparse.Namespace) -> Iterator[None]:
 
 
 def _listen_to_signals() -> asyncio.Event:
-    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
-    return told
+        loop.add_signal_handler(number, stop.set)
+    return stop
 
 
-def _watch_input(told: asyncio.Event) -> None:
-    """Set it at the end of standard input, whatever that is: not every file can be polled."""
+def _watch_input(stop: asyncio.Event) -> None:
+    """Set ``stop`` at the end of standard input, in a thread: not every file can be polled."""
     loop = asyncio.get_running_loop()
 
     def end() -> None:
-        if not told.is_set():
-            common.say("standard input has ended, and so does this server")
-            told.set()
+        if not stop.is_set():
+            common.say("Standard input has ended; the server stops.")
+            stop.set()
 
     def read() -> None:
         with suppress(OSError, RuntimeError):  # closed, or the loop has ended
@@ -239,40 +239,41 @@ def _watch_input(told: asyncio.Event) -> None:
 
 
 def _introduce(configuration: Configuration, server: Running) -> None:
-    """What a person needs to begin, on standard error."""
+    """Print what the operator needs to begin, on standard error."""
     say = common.say
     if configuration.source is None:
         say(
-            f"restante {__version__}: nothing is configured, so this is private mode\n"
-            "(loopback only, your files, TLS made on the spot)"
+            f"restante {__version__}: no configuration file, so this is private mode\n"
+            "(this machine only, a new TLS certificate)"
         )
     else:
         say(f"restante {__version__}: {configuration.source}")
-    notes = {"pop3s": "TLS from the first octet", "pop3": "login needs STLS"}
+    notes = {"pop3s": "implicit TLS", "pop3": "STLS required"}
     for name, where in server.addresses.items():
         url = f"unix:{where}" if name.endswith("_unix") else f"{name}://{where}"
         say(f"  {name.removesuffix('_unix'):6} {url}  {notes.get(name, '')}".rstrip())
     for each in configuration.server.tls_at_proxy:
         proxies = ", ".join(map(str, configuration.server.proxy_from))
-        say(f"  proxy  {each} counts as TLS when {proxies} connects")
+        say(f"  proxy  {each} counts as TLS for connections from {proxies}")
     if clear := configuration.auth.allow_plaintext_from:
         say(f"  clear  logins without TLS are accepted from {', '.join(map(str, clear))}")
-    say(f"  trust  {server.certificate}, SHA-256")
+    say(f"  trust  {server.certificate}, SHA-256 fingerprint:")
     for half in common.halves(tls.fingerprint(server.certificate)):
         say(f"         {half}")
     for user, password in server.users.items():
-        say(f"  first user {user!r}: {_hand_over(configuration, password)}")
+        say(f"  first user {user!r}: {_describe_password(configuration, password)}")
     if server.users:
-        say("next: restante deliver me < message   or   restante demo")
+        say("Next, deliver a message and fetch it:")
+        say("  restante deliver me < message")
         if pop3s := server.addresses.get("pop3s"):
             trust = f"--ca-file {server.certificate}"
-            say(f"then: restante fetch pop3s://me@{pop3s} --to Mail --keep {trust}")
+            say(f"  restante fetch pop3s://me@{pop3s} --to Mail --keep {trust}")
 
 
-def _hand_over(configuration: Configuration, password: str) -> str:
-    """A password is shown once, to a person at a terminal; else it waits in a private file."""
+def _describe_password(configuration: Configuration, password: str) -> str:
+    """Show a password once on a terminal; otherwise store it in a private file."""
     if sys.stderr.isatty():
-        return f"password, shown only now: {password}"
+        return f"password {password} (shown only once)"
     return f"password in {_store_password(configuration, password)}"
 
 

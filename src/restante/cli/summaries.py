@@ -1,8 +1,8 @@
 """Sender, subject and date of a message, for people.
 
 Standards: RFC 5322 §2.2.3 (folding), RFC 2047 (encoded words), RFC 6532 (UTF-8 in headers).
-Security: the header is a stranger's.  Nothing in it raises, takes more than linear time, or reaches
-a terminal unescaped.
+Security: the header comes from strangers.  No header can raise an error, take more than linear
+time, or reach a terminal unescaped.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from contextlib import suppress
 
 from ..log import printable
 
-_HEADER = 65_536  # octets in which the fields are looked for
+_HEADER = 65_536  # octets searched for fields; longer headers are not from mail programs
 _END = re.compile(rb"\n\r?\n")
 _FOLD = re.compile(rb"\r?\n(?=[ \t])")
 _FIELD = re.compile(rb"^(from|subject|date)[ \t]*:([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
 _WORD = re.compile(r"=\?([^?\s*]{1,60})(?:\*[^?\s]*)?\?([BbQq])\?([^?\s]*)\?=")
-_SLOW = ("idna", "punycode")  # codecs that take quadratic time, and are for names of hosts
+_SLOW = ("idna", "punycode")  # codecs for host names that take quadratic time
 _LONGEST_DATE = 31  # characters, as "Thu, 13 Feb 1969 23:32:54 -0330"
 
 
 async def head_of(pieces: AsyncIterator[bytes]) -> dict[str, str]:
-    """``sender``, ``subject`` and ``date`` of the message in these pieces, empty where missing."""
+    """Return ``sender``, ``subject`` and ``date`` of a message; empty if missing."""
     octets = b""
     async for piece in pieces:
         octets += piece
@@ -38,18 +38,18 @@ async def head_of(pieces: AsyncIterator[bytes]) -> dict[str, str]:
 def head(octets: bytes) -> dict[str, str]:
     text = octets[:_HEADER]
     header = _FOLD.sub(b"", text[: end.end()] if (end := _END.search(text)) else text)
-    found: dict[bytes, bytes] = {}
+    fields: dict[bytes, bytes] = {}
     for name, value in _FIELD.findall(header):
-        found.setdefault(name.lower(), value)
+        fields.setdefault(name.lower(), value)
     return {
-        "sender": decoded(found.get(b"from", b"")),
-        "subject": decoded(found.get(b"subject", b"")),
-        "date": decoded(found.get(b"date", b""))[:_LONGEST_DATE],
+        "sender": decoded(fields.get(b"from", b"")),
+        "subject": decoded(fields.get(b"subject", b"")),
+        "date": decoded(fields.get(b"date", b""))[:_LONGEST_DATE],
     }
 
 
 def decoded(value: bytes) -> str:
-    """A field's value as one line of text.  What is no UTF-8 is taken for Latin-1."""
+    """Return a field's value as one line of text; octets that are not UTF-8 are read as Latin-1."""
     try:
         text = value.decode()
     except UnicodeDecodeError:
@@ -59,14 +59,14 @@ def decoded(value: bytes) -> str:
         gap, octets = text[at : match.start()], _octets(match[2], match[3])
         at = match.end()
         if octets is None or not _is_known(match[1]):
-            parts += [_text(held, charset), gap, match[0]]  # as it stands
+            parts += [_text(held, charset), gap, match[0]]  # unchanged
             held, charset = b"", ""
             continue
         is_behind_another = bool(charset) and not gap.strip()
         if not is_behind_another or charset != match[1].lower():
             parts.append(_text(held, charset))
             held = b""
-        if not is_behind_another:  # white space between two words is none of theirs
+        if not is_behind_another:  # white space between encoded words is dropped (RFC 2047)
             parts.append(gap)
         held, charset = held + octets, match[1].lower()  # a word may end within a character
     parts += [_text(held, charset), text[at:]]
@@ -74,7 +74,7 @@ def decoded(value: bytes) -> str:
 
 
 def _octets(encoding: str, word: str) -> bytes | None:
-    """None: it is not encoded so."""
+    """Return the decoded octets; None if the word is not valid."""
     with suppress(ValueError):
         if encoding in "Qq":
             return binascii.a2b_qp(word.encode(), header=True)

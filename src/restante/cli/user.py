@@ -1,4 +1,4 @@
-"""``restante user``: who may log in."""
+"""``restante user``: create users, and manage their passwords, permissions and quotas."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..app import backends, failures, stores, upkeep
+from ..app.words import counted, limit_size
 from ..auth import passwords
 from ..auth.names import BadName, check_new_name, normalise
 from ..auth.users import AppPassword, NameTaken, Users
@@ -32,27 +33,29 @@ from . import common
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     noun = verbs.add_parser(
         "user",
-        help="who may log in: add, passwd, app-password, list, show, permit, quota, hold, enable, "
-        "disable, rm",
+        help="add and change users, passwords, permissions and quotas",
+        description="Manage the users who may log in to this server.",
     )
     actions = noun.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, run, text in (
-        ("add", add, "let somebody log in"),
-        ("passwd", passwd, "give somebody a new password"),
+        ("add", add, "add a user"),
+        ("passwd", passwd, "change a user's password"),
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("name", metavar="NAME", help="such as ann, or ann@example.org")
         action.add_argument(
-            "--password-file", type=Path, metavar="FILE", help="its first line is the password"
+            "--password-file", type=Path, metavar="FILE", help="read it from the first line of FILE"
         )
-        action.add_argument("--generate", action="store_true", help="make one and print it")
+        action.add_argument(
+            "--generate", action="store_true", help="generate a password and print it"
+        )
         _add_length(action, passwords.USUAL, passwords.SHORTEST)
         action.set_defaults(run=run)
-    actions.add_parser("list", help="everybody").set_defaults(run=list_)
+    actions.add_parser("list", help="list users").set_defaults(run=list_)
     for name, run, text in (
-        ("enable", enable, "take back a disable"),
-        ("disable", disable, "refuse logins; mail still comes in"),
-        ("rm", remove, "forget somebody; the maildrop stays"),
+        ("enable", enable, "allow logins again"),
+        ("disable", disable, "refuse logins; mail is still delivered"),
+        ("rm", remove, "remove a user; the maildrop stays"),
     ):
         action = actions.add_parser(name, help=text)
         action.add_argument("name", metavar="NAME")
@@ -65,68 +68,76 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def _add_permission(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    action = actions.add_parser("show", help="what somebody may, and what was used when")
+    action = actions.add_parser("show", help="show a user's permissions and last logins")
     action.add_argument("name", metavar="NAME")
     action.set_defaults(run=show)
     action = actions.add_parser(
         "permit",
-        help="from where and how somebody may log in",
-        description='What is not named stays as it is; "any" lifts a limit.',
+        help="limit from where and how a user may log in",
+        description='Options that you leave out do not change; "any" removes a limit.',
     )
     action.add_argument("name", metavar="NAME")
     action.add_argument(
-        "--network", nargs="+", metavar="NET", help="only from there, e.g. 192.0.2.0/24, or any"
+        "--network",
+        nargs="+",
+        metavar="NET",
+        help="only from these networks, such as 192.0.2.0/24, or any",
     )
     action.add_argument(
-        "--mechanism", nargs="+", metavar="NAME", help="only by these, e.g. SCRAM-SHA-256, or any"
+        "--mechanism",
+        nargs="+",
+        metavar="NAME",
+        help="only with these mechanisms, such as SCRAM-SHA-256, or any",
     )
     yes_or_no = argparse.BooleanOptionalAction
-    action.add_argument("--tls", action=yes_or_no, help="never in clear, wherever from")
-    action.add_argument("--read-only", action=yes_or_no, help="nothing can be deleted")
-    action.add_argument("--login-delay", metavar="TIME", help="between two logins, e.g. 5min")
+    action.add_argument("--tls", action=yes_or_no, help="require TLS, from every network")
+    action.add_argument("--read-only", action=yes_or_no, help="do not let the user delete mail")
+    action.add_argument(
+        "--login-delay", metavar="TIME", help="minimum time between logins, such as 5min"
+    )
     action.add_argument(
         "--expire",
         metavar="TIME",
-        help="mail older than this is removed by itself, e.g. 90d; any: as the configuration says",
+        help="remove mail automatically after this time, such as 90d; any: as configured",
     )
     action.add_argument(
-        "--folder", nargs="+", metavar="FOLDER", help="show these as one maildrop, or any"
+        "--folder", nargs="+", metavar="FOLDER", help="show these folders as one maildrop, or any"
     )
     action.set_defaults(run=permit)
     action = actions.add_parser(
         "quota",
-        help="how much mail somebody may have",
-        description="Holds from the next delivery on.",
+        help="limit the size of a user's mail",
+        description="Set the quota. It applies from the next delivery on.",
     )
     action.add_argument("name", metavar="NAME")
     action.add_argument(
-        "size", metavar="SIZE", help='such as 2GiB; "none", or "default" for the configured one'
+        "size", metavar="SIZE", help='such as 2GiB, "none", or "default" for the configured quota'
     )
     action.set_defaults(run=quota)
     action = actions.add_parser(
         "hold",
-        help="what becomes of mail that somebody deletes",
-        description="Holds from the next QUIT on.",
+        help="set how long a user's deleted mail is held",
+        description="Set how long deleted mail is held. It applies from the next QUIT on.",
     )
     action.add_argument("name", metavar="NAME")
     action.add_argument(
         "time",
         metavar="TIME",
-        help='such as 30d; 0 destroys at QUIT, "keep" removes nothing, "default" is as configured',
+        help='such as 30d; 0 destroys it at QUIT, "keep" never removes it; or "default"',
     )
     action.set_defaults(run=hold)
 
 
 def _add_app_passwords(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    noun = actions.add_parser("app-password", help="one password for each device or program")
+    noun = actions.add_parser("app-password", help="manage a password for each device or program")
     verbs = noun.add_subparsers(dest="verb_of_app_password", metavar="VERB", required=True)
     for name, run, text in (
-        ("new", new_app_password, "make one; it is shown this once"),
-        ("list", list_app_passwords, "which there are, and when and from where each was used"),
-        ("revoke", revoke_app_password, "nobody logs in with it from now on"),
+        ("new", new_app_password, "create an app password; it is shown only once"),
+        ("list", list_app_passwords, "list app passwords with their last use"),
+        ("revoke", revoke_app_password, "revoke an app password"),
     ):
         verb = verbs.add_parser(name, help=text)
-        verb.add_argument("name", metavar="NAME", help="a user")
+        verb.add_argument("name", metavar="NAME", help="the user's name")
         if name != "list":
             verb.add_argument("label", metavar="LABEL", help='such as "phone"')
         if name == "new":
@@ -138,10 +149,12 @@ def _add_length(action: argparse.ArgumentParser, usual: int, shortest: int) -> N
     def length(text: str) -> int:
         number = int(text)
         if not shortest <= number <= passwords.LONGEST:
-            raise argparse.ArgumentTypeError(f"from {shortest} to {passwords.LONGEST} characters")
+            raise argparse.ArgumentTypeError(
+                f"must be {shortest} to {passwords.LONGEST} characters"
+            )
         return number
 
-    text = f"of the generated password, letters and digits; {usual} by default"
+    text = f"length of the generated password; {usual} by default"
     action.add_argument("--length", type=length, metavar="N", help=text)
 
 
@@ -151,15 +164,15 @@ def add(options: argparse.Namespace) -> int:
     options.name = check_new_name(options.name)
     if reason := _why_no_maildrop(config, options.name):
         raise BadName(f"{options.name} could not log in: {reason}")
-    if any(user.name == options.name for user in users.list()):  # before somebody types
+    if any(user.name == options.name for user in users.list()):  # before a password is typed
         raise NameTaken(options.name)
     password = _password(options)
     users.add(options.name, password)
-    return _done(options, "user-add", "may log in now", password)
+    return _done(options, "user-add", f"Created user {options.name}.", password)
 
 
 def _why_no_maildrop(config: Configuration, name: str) -> str:
-    """Why a login would fail for want of a maildrop; empty if it would not."""
+    """Return why a login would find no maildrop; empty if it would find one."""
     try:
         backends.place_check(config)(name)
     except NoMaildrop as error:
@@ -173,30 +186,41 @@ def passwd(options: argparse.Namespace) -> int:
         raise NoSuchUser(options.name)
     password = _password(options)
     users.set_password(options.name, password)
-    return _done(options, "user-passwd", "has a new password", password)
+    return _done(options, "user-passwd", f"Changed the password of {options.name}.", password)
 
 
 def list_(options: argparse.Namespace) -> int:
-    found = _users(options).list()
+    users = _users(options).list()
     if options.json:
-        rows = [{**_permission(each.account), "created": _time(each.created_at)} for each in found]
+        rows = [{**_permission(each.account), "created": _time(each.created_at)} for each in users]
         common.print_json("user-list", users=rows)
         return os.EX_OK
-    for user in found:
-        print(user.name if user.account.is_enabled else f"{user.name}  (disabled)")
-    if not found:
-        common.say("nobody yet; next: restante user add NAME")
+    if not users:
+        common.say("No users yet. Create one: restante user add ann")
+        return os.EX_OK
+    common.print_table(
+        "user created logins",
+        [(user.name, _day(user.created_at), _logins(user.account)) for user in users],
+    )
     return os.EX_OK
+
+
+def _day(at: float) -> str:
+    return datetime.fromtimestamp(at).strftime("%Y-%m-%d")
+
+
+def _logins(account: Account) -> str:
+    return "allowed" if account.is_enabled else "disabled"
 
 
 def enable(options: argparse.Namespace) -> int:
     _users(options).set_enabled(options.name, True)
-    return _done(options, "user-enable", "may log in")
+    return _done(options, "user-enable", f"User {options.name} may log in again.")
 
 
 def disable(options: argparse.Namespace) -> int:
     _users(options).set_enabled(options.name, False)
-    return _done(options, "user-disable", "cannot log in any more")
+    return _done(options, "user-disable", f"User {options.name} can no longer log in.")
 
 
 def remove(options: argparse.Namespace) -> int:
@@ -206,17 +230,18 @@ def remove(options: argparse.Namespace) -> int:
     admitted_by, warnings = _still_admitted(config, users, name)
     for warning in [] if options.json else warnings:
         common.say(f"warning: {warning}")
-    if not common.confirm(f"Remove {options.name}? The maildrop stays.", options):
+    if not common.confirm(f"Remove user {options.name}? The maildrop stays.", options):
         return os.EX_OK
     users.remove(options.name)
     more = {"admitted_by": admitted_by, "warnings": warnings}
-    return _done(options, "user-rm", "is removed; the maildrop stays", more=more)
+    text = f"Removed user {options.name}. The maildrop stays."
+    return _done(options, "user-rm", text, more=more)
 
 
 def _still_admitted(
     config: Configuration, users: Users, name: str
 ) -> tuple[dict[str, str] | None, list[str]]:
-    """The other back end that decides about a user after removal here, and warnings about it."""
+    """Return the back end that still lets the user in after removal here, and warnings."""
     try:
         backend, maildrop = backends.admitted_without_users(config, users, name)
     except RestanteError as error:
@@ -224,43 +249,49 @@ def _still_admitted(
     if not backend:
         return None, []
     warning = (
-        f"{backend} still lets {name} in, and opens the maildrop {maildrop} with the mail that is "
-        "there"
+        f"the back end {backend} still lets {name} in, to the maildrop {maildrop} with all its mail"
     )
     if "users" in config.auth.chain[: config.auth.chain.index(backend)]:
-        warning += f"; to keep the user out: restante user disable {name}, and no removal"
+        warning += f". To keep the user out, disable instead: restante user disable {name}"
     return {"backend": backend, "maildrop": maildrop}, [warning]
 
 
 def show(options: argparse.Namespace) -> int:
     config = common.configuration(options)
     users = stores.users(config)
-    account, found = users.get(options.name).account, users.app_passwords(options.name)
+    account = users.get(options.name).account
+    app_passwords = users.app_passwords(options.name)
     if options.json:
         common.print_json(
             "user-show",
             **_permission(account),
             quota=users.quota(options.name),
             hold=_hold_for_programs(users.hold(options.name)),
-            app_passwords=_rows(found),
+            app_passwords=_rows(app_passwords),
         )
         return os.EX_OK
-    print(f"{account.user}: {'may log in' if account.is_enabled else 'is disabled'}")
+    print(account.user)
+    rows = [("logins", _logins(account))]
     if reason := _why_no_maildrop(config, account.maildrop):
-        print(f"  cannot    log in: {reason}")
-    print(f"  from      {' '.join(map(str, account.networks)) or 'everywhere'}")
-    print(f"  by        {' '.join(account.mechanisms) or 'every mechanism'}")
-    print(f"  TLS       {'always' if account.needs_tls else 'as the configuration says'}")
-    print(f"  deleting  {'forbidden' if account.is_read_only else 'allowed'}")
+        rows.append(("problem", f"cannot log in: {reason}"))
+    rows += [
+        ("networks", " ".join(map(str, account.networks)) or "any"),
+        ("mechanisms", " ".join(account.mechanisms) or "any"),
+        ("TLS", "required" if account.needs_tls else "as configured"),
+        ("deletions", "forbidden" if account.is_read_only else "allowed"),
+    ]
     if account.login_delay:
-        print(f"  at most   once in {account.login_delay:g} s")
+        rows.append(("login delay", f"{account.login_delay:g} s"))
     if account.expire is not None:
-        print(f"  keeps     mail {account.expire} days at least")
+        rows.append(("expire", f"after {counted(account.expire, 'day')}"))
     if account.view.folders:
-        print(f"  shows     {', '.join(account.view.folders)}")
-    print(f"  quota     {_told_quota(users.quota(options.name))}")
-    print(f"  deletes   {_told_hold(users.hold(options.name))}")
-    _print_app_passwords(found)
+        rows.append(("folders", ", ".join(account.view.folders)))
+    rows += [
+        ("quota", _describe_quota(users.quota(options.name))),
+        ("deleted mail", _describe_hold(users.hold(options.name))),
+    ]
+    common.print_fields(rows)
+    _print_app_passwords(app_passwords)
     return os.EX_OK
 
 
@@ -285,7 +316,8 @@ def permit(options: argparse.Namespace) -> int:
     if options.expire == "any":
         given["expire"] = None
     users.permit(options.name, replace(users.get(options.name).account, **given), given)
-    code = _done(options, "user-permit", "has these permissions now; see `restante user show`")
+    text = f"Changed permissions. Show them: restante user show {options.name}"
+    code = _done(options, "user-permit", text)
     _note_rules(options)
     return code
 
@@ -294,29 +326,35 @@ def quota(options: argparse.Namespace) -> int:
     words = {"none": 0, "default": None}
     size = words[options.size] if options.size in words else common.octets(options.size)
     _users(options).set_quota(options.name, size)
-    code = _done(options, "user-quota", f"has this quota now: {_told_quota(size)}")
+    code = _done(
+        options, "user-quota", f"Set the quota of {options.name}: {_describe_quota(size)}."
+    )
     _note_rules(options)
     return code
 
 
 def hold(options: argparse.Namespace) -> int:
     words = {"keep": inf, "default": None}
-    found = words[options.time] if options.time in words else common.seconds(options.time)
-    _users(options).set_hold(options.name, found)
-    code = _done(options, "user-hold", f"has deleted mail {_told_hold(found)} now")
+    time_ = words[options.time] if options.time in words else common.seconds(options.time)
+    _users(options).set_hold(options.name, time_)
+    code = _done(
+        options, "user-hold", f"Deleted mail of {options.name} is now {_describe_hold(time_)}."
+    )
     _note_rules(options)
     return code
 
 
 def _note_rules(options: argparse.Namespace) -> None:
-    """From now on older mail has a day until the rule that was changed applies to it, and other
-    programs read the new quota."""
+    """Record the changed rule: it applies to older mail after a day.  Other programs read the new
+    quota at once."""
     config = common.configuration(options)
     if config.store.kind == "memory":
         return
     try:
         changed = asyncio.run(upkeep.forecast(config, [normalise(options.name)], note=True))
-    except RestanteError:  # such as a disk that is not mounted: the server notes it within an hour
+    except (
+        RestanteError
+    ):  # such as a disk that is not mounted: the server records it within an hour
         return
     if changed:
         common.say(f"{options.name}: {upkeep.described(changed)}")
@@ -326,19 +364,21 @@ def _hold_for_programs(seconds: float | None) -> float | str | None:
     return "keep" if seconds == inf else seconds
 
 
-def _told_hold(seconds: float | None) -> str:
-    return "treated as configured" if seconds is None else common.told_hold(seconds)
+def _describe_hold(seconds: float | None) -> str:
+    return "held as configured" if seconds is None else common.describe_hold(seconds)
 
 
-def _told_quota(octets: int | None) -> str:
-    return {None: "as configured", 0: "none"}.get(octets, f"{octets} octets")
+def _describe_quota(octets: int | None) -> str:
+    return {None: "as configured", 0: "none"}.get(octets, "") or limit_size(octets or 0)
 
 
 def _network(text: str) -> Network:
     try:
         return ip_network(text)
     except ValueError as error:
-        raise UnsafeArgument(f"{text!r} is no network; write 192.0.2.0/24, or any") from error
+        raise UnsafeArgument(
+            f"{text!r} is not a network; write it like 192.0.2.0/24, or any"
+        ) from error
 
 
 def new_app_password(options: argparse.Namespace) -> int:
@@ -349,19 +389,21 @@ def new_app_password(options: argparse.Namespace) -> int:
             "app-password-new", name=options.name, label=options.label, password=password
         )
     else:
-        common.say(f"password of {options.name} for {options.label}, shown only now:")
+        common.say(f"App password of {options.name} for {options.label}; it is shown only once:")
         print(password)
     return os.EX_OK
 
 
 def list_app_passwords(options: argparse.Namespace) -> int:
-    found = _users(options).app_passwords(options.name)
+    app_passwords = _users(options).app_passwords(options.name)
     if options.json:
-        common.print_json("app-password-list", name=options.name, app_passwords=_rows(found))
+        rows = _rows(app_passwords)
+        common.print_json("app-password-list", name=options.name, app_passwords=rows)
         return os.EX_OK
-    _print_app_passwords(found)
-    if not found:
-        common.say(f"none yet; next: restante user app-password new {options.name} phone")
+    _print_app_passwords(app_passwords)
+    if not app_passwords:
+        create = f"restante user app-password new {options.name} phone"
+        common.say(f"No app passwords yet. Create one: {create}")
     return os.EX_OK
 
 
@@ -370,22 +412,25 @@ def revoke_app_password(options: argparse.Namespace) -> int:
     if options.json:
         common.print_json("app-password-revoke", name=options.name, label=options.label)
     else:
-        common.say(f"nobody logs in with {options.label} any more")
+        common.say(f"Revoked the app password {options.label} of {options.name}.")
     return os.EX_OK
 
 
-def _print_app_passwords(found: Sequence[AppPassword]) -> None:
-    for each in found:
-        used = "never used"
+def _print_app_passwords(app_passwords: Sequence[AppPassword]) -> None:
+    rows = []
+    for each in app_passwords:
+        at, source = "never", ""
         if each.used_at is not None:
             at = datetime.fromtimestamp(each.used_at).strftime("%Y-%m-%d %H:%M")
             if not is_credible(each.used_at, time.time()):
                 at = "while the clock was wrong"
-            used = f"used {at} from {each.used_from or 'this machine'}"
-        print(f"  app password {each.label!r}: {used}")
+            source = each.used_from or "this machine"
+        rows.append((each.label, _day(each.created_at), at, source))
+    if rows:
+        common.print_table("app-password created used from", rows)
 
 
-def _rows(found: Sequence[AppPassword]) -> list[dict[str, object]]:
+def _rows(app_passwords: Sequence[AppPassword]) -> list[dict[str, object]]:
     return [
         {
             "label": each.label,
@@ -393,7 +438,7 @@ def _rows(found: Sequence[AppPassword]) -> list[dict[str, object]]:
             "used": None if each.used_at is None else _time(each.used_at),
             "used_from": each.used_from,
         }
-        for each in found
+        for each in app_passwords
     ]
 
 
@@ -426,42 +471,40 @@ def _done(
     password: str = "",
     more: Mapping[str, object] | None = None,
 ) -> int:
-    """``more``: for programs only."""
+    """Print ``text``, and a generated password; ``more`` is only for JSON."""
     made = {"password": password} if password and options.generate else {}
     if options.json:
         common.print_json(verb, name=options.name, **made, **(more or {}))
     else:
-        common.say(f"{options.name} {text}")
+        common.say(text)
         if made:
             print(password)
     return os.EX_OK
 
 
 def _password(options: argparse.Namespace) -> str:
-    """Never from the command line, where every user of the machine can read it."""
+    """Read a password, never from the command line: every user of the machine could read it."""
     if options.generate:
         return passwords.generate(options.length or passwords.USUAL)
     if options.length:
-        raise UnsafeArgument("--length is for a password that is generated; next: --generate")
+        raise UnsafeArgument("--length requires --generate")
     if options.password_file:
         return first_line(options.password_file)
     if not sys.stdin.isatty():
         if line := sys.stdin.readline():
             return line.rstrip("\r\n")
-        raise UnsafeArgument(
-            "no password on standard input; --password-file or --generate gives one"
-        )
+        raise UnsafeArgument("no password on standard input; use --password-file or --generate")
     password = getpass("Password: ")
-    if password != getpass("Once more: "):
-        raise UnsafeArgument("the two passwords differ; nothing was changed")
+    if password != getpass("Repeat the password: "):
+        raise UnsafeArgument("the passwords differ; nothing was changed")
     return password
 
 
 def first_line(path: Path) -> str:
-    """A secret in a file.
+    """Return the first line of a file, which is a secret.
 
     Raises:
-        ConfigurationError: it cannot be read.
+        ConfigurationError: the file cannot be read.
     """
     try:
         return path.read_text().split("\n", 1)[0].rstrip("\r")

@@ -9,18 +9,18 @@ from ..server.address import Address
 from .schema import TLS, Auth, Configuration, Server
 
 
-def contradictions(found: Configuration) -> Iterator[str]:
-    yield from _proxy_contradictions(found.server)
-    yield from _tls_contradictions(found.tls)
-    yield from _auth_contradictions(found.auth)
-    for name, account in found.account.items():
+def contradictions(config: Configuration) -> Iterator[str]:
+    yield from _proxy_contradictions(config.server)
+    yield from _tls_contradictions(config.tls)
+    yield from _auth_contradictions(config.auth)
+    for name, account in config.account.items():
         for key in ("url", "user", "to"):
             if not getattr(account, key):
                 yield f"account.{name}.{key}: is missing"
-    if found.source is None:
-        intake = found.intake
+    if config.source is None:
+        intake = config.intake
         for key, places in (
-            ("server.listen", found.server.listen),
+            ("server.listen", config.server.listen),
             ("intake.lmtp.listen", intake.lmtp.listen),
             ("intake.smtp.listen", intake.smtp.listen),
         ):
@@ -29,19 +29,19 @@ def contradictions(found: Configuration) -> Iterator[str]:
                     yield f"{key}: {place} is public, which wants a configuration file"
 
 
-def _proxy_contradictions(found: Server) -> Iterator[str]:
-    for place in found.tls_at_proxy:
-        if place not in found.listen:
+def _proxy_contradictions(server: Server) -> Iterator[str]:
+    for place in server.tls_at_proxy:
+        if place not in server.listen:
             yield f"server.tls_at_proxy: {place} is not one of server.listen"
-    if found.tls_at_proxy and not found.proxy_from:
+    if server.tls_at_proxy and not server.proxy_from:
         yield "server.tls_at_proxy: requires server.proxy_from, the addresses of the proxy"
 
 
-def _tls_contradictions(found: TLS) -> Iterator[str]:
-    if found.mode == "files" and not (found.cert and found.key):
+def _tls_contradictions(tls: TLS) -> Iterator[str]:
+    if tls.mode == "files" and not (tls.cert and tls.key):
         yield 'tls.mode: "files" wants tls.cert and tls.key'
     for key in ("cert", "key"):
-        if found.mode == "self" and getattr(found, key):
+        if tls.mode == "self" and getattr(tls, key):
             yield f'tls.{key}: is used with tls.mode = "files" only'
 
 
