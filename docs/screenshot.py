@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import textwrap
 
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
 COMMAND = "restante demo"
+COLUMNS, TEXT = 56, 11  # of a line, so that it fits on a phone; where text begins
 
 
 def screenshot() -> str:
@@ -20,8 +22,14 @@ def screenshot() -> str:
         line for line in output.splitlines() if not re.search("fingerprint|[0-9A-F]{4} ", line)
     ]
     # On a loopback address any free port is taken.
-    text = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1", "\n".join(lines))
-    return f"$ {COMMAND}\n{text}"
+    lines = [re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1", line) for line in lines]
+    return "\n".join([f"$ {COMMAND}", *map(_wrapped, lines)])
+
+
+def _wrapped(line: str) -> str:
+    indent = " " * TEXT
+    wrapped = textwrap.fill(line[TEXT:], COLUMNS, initial_indent=indent, subsequent_indent=indent)
+    return line[:TEXT] + wrapped[TEXT:]
 
 
 class Demo(SphinxDirective):
