@@ -1,13 +1,30 @@
-"""Reading the directories of a Maildir while other programs rename files in them.
+"""Read the directories of a Maildir while other programs rename files in them.
 
-POSIX promises nothing of an entry that is added or removed while a directory is read.  A file
-that is renamed during one pass, as an IMAP server does whenever a flag changes, is therefore seen
-once, twice or not at all.  One pass proves nothing unless the directories stayed as they were.
+POSIX does not specify whether readdir returns an entry that is added or removed while a directory
+is read.  A file that is renamed during one pass is therefore seen once, twice or not at all, and
+IMAP servers rename a file whenever a flag changes.  In a test, logins listed 4,963 of 5,000
+messages while an IMAP client marked them as read; clients forget the unique-ids that are missing
+from a listing and download those messages again.
 
-So passes are joined, by what survives a rename (the unique part of the name and the inode
-number), until one is clean.  A pass is clean if no directory has moved its stamp, and if none
-could have changed without moving it: the clock of a file system is coarse (10 ms with some
-kernels), so a stamp must be older than the pass.
+So a scan is the union of several passes, and it ends with the first *clean* pass:
+
+1. Before a pass the stamp (inode number, mtime, ctime) of each directory is taken, and it is
+   taken again afterwards.  Any change of a name in a directory sets its mtime and ctime.
+2. Equal stamps are not enough.  The clock of a file system is coarse (10 ms with some kernels),
+   so a second change within the same tick leaves the stamp as it is.  The stamp must also be
+   older than the pass by at least one tick: then a change during the pass would have moved it.
+3. A pass for which both hold is clean: exactly these files were there at one moment.  Only a clean
+   pass shows that a message is gone.
+4. Any other pass is joined with those before it, by what survives a rename: the unique part of
+   the name and the inode number.  The later pass decides the name and the directory; files that
+   only earlier passes saw stay.  A union can therefore contain removed files, but the longer it
+   grows the less it can miss.
+5. Callers choose what they need: a login fills the holes of a union from its index
+   (``store.refresh``); RETR and UPDATE stop as soon as their messages were seen; callers for
+   which a missing file would be evidence insist on a clean pass (``scan_exactly``).
+
+Taking a lock is no alternative, because Maildir has none, and counting entries is none either,
+because two renames can hide each other.  See docs/decisions/0200-holes.md.
 
 Standards: POSIX.1-2008 (readdir); https://cr.yp.to/proto/maildir.html.
 Limits: at most ``_PAUSES`` passes and 0.7 s of waiting.  All calls block.
@@ -28,9 +45,9 @@ from .errors import TemporaryFailure
 from .posix import flags
 
 MAIL = ("new", "cur")
-"""In the order in which messages move."""
+"""In the order in which programs move messages."""
 HELD = "held"
-"""Where removed mail waits, in a maildrop of ours."""
+"""The directory for removed mail in our maildrops."""
 
 Identity = tuple[str, int]
 """Unique part and inode number."""
@@ -40,22 +57,27 @@ Stamp = tuple[int, int, int]
 """Inode number, mtime and ctime; the times in nanoseconds."""
 
 NO_STAMP: Stamp = (0, 0, 1)
-"""No directory has this one."""
+"""A stamp that no directory has."""
 _MISSING: Stamp = (0, 0, 0)
 
-_PAUSES = (0.0, 0.0, 0.02, 0.02, 0.04, 0.08, 0.16, 0.32)  # seconds before each pass
-_TICK = 20_000_000  # nanoseconds; the clock of a file system is never further behind ours
+# Seconds before each pass.  The second pass follows at once: most renames are over by then.  The
+# next ones wait for a tick of the file system's clock, then longer and longer; in all 0.64 s, far
+# below the timeout of any client.
+_PAUSES = (0.0, 0.0, 0.02, 0.02, 0.04, 0.08, 0.16, 0.32)
+# Nanoseconds by which the clock of a file system may be behind ours: a kernel with HZ=100 sets time
+# stamps every 10 ms; twice that is a margin.
+_TICK = 20_000_000
 
 _DIRECTORY = flags("O_RDONLY", "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC")
 
 
 def unique_part(name: str) -> str:
-    """What no program changes in the name of a message file."""
+    """Return the part of a message file's name that no program changes."""
     return name.partition(":")[0].partition(",")[0]
 
 
 class File(NamedTuple):
-    """A message file, as it was found."""
+    """A message file, as a pass saw it."""
 
     directory: str
     """``new`` or ``cur``."""
@@ -68,17 +90,17 @@ class File(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """What was seen in some directories."""
+    """The files that were seen in some directories."""
 
     names: Mapping[str, Names]
-    """For each directory that was read.  If the scan is not exact, a file that was renamed during
-    the last pass may be there twice."""
+    """By directory, of those that were read.  If the scan is not exact, a file that was renamed
+    during the last pass may be in it twice."""
     is_exact: bool
-    """Exactly these files were there, at one moment.  Otherwise some may be missing, and some may
-    be gone."""
+    """Whether exactly these files were there at one moment.  Otherwise some may be missing, and
+    some may be gone."""
     stamps: Mapping[str, Stamp]
-    """Of each directory, while exactly these files were in it; ``NO_STAMP`` if it changed, or
-    could have."""
+    """By directory, the stamp while exactly these files were in it; ``NO_STAMP`` if it changed or
+    could have changed."""
 
     def files(self) -> Iterator[File]:
         for directory, names in self.names.items():
@@ -86,7 +108,7 @@ class Scan(NamedTuple):
                 yield File(directory, name, inode)
 
     def select(self, wanted: Collection[Identity]) -> list[File]:
-        """Those that were seen, and every link to them."""
+        """Return the wanted files that were seen, and every link to them."""
         inodes = {inode for _, inode in wanted}  # most files are ruled out without their names
         return [
             file
@@ -103,17 +125,17 @@ def passes(
     known: Mapping[str, Stamp] | None = None,
     clock: int = 0,
 ) -> Iterator[Scan]:
-    """Read the directories, and read them again until a pass is clean; yields what was seen so far.
+    """Yield the union of all passes so far after each pass, until one is clean.
 
-    The last one is exact unless the directories changed all the time.  A caller for whom less is
-    enough takes no more of them.
+    The last scan is exact unless the directories kept changing.  A caller that needs less stops
+    earlier.
 
     ``maildir``: the open directory.  ``known``: a directory that still has this stamp is not read,
     only watched.  ``clock``: a moment before this call by the clock of the file system, in
     nanoseconds since the epoch.
 
     Raises:
-        OSError: also if ``new`` or ``cur`` is missing; that is not an empty Maildir.
+        OSError: also if ``new`` or ``cur`` is missing, because that is not an empty Maildir.
     """
     known = known or {}
     found: Mapping[str, Names] = {}
@@ -125,7 +147,8 @@ def passes(
         before = {name: _stamp(name, maildir) for name in directories}
         if before != stamps:
             stamps, since = before, began
-        # A change from here on gets another stamp than one that has been there for a tick.
+        # Stamps before this moment are older than the pass: a later change gets another stamp.  Any
+        # stamp that we have seen unchanged for a whole tick of our own clock qualifies, too.
         settled = inf if began - since >= _TICK else max(clock, time.time_ns() - _TICK)
         read = [name for name in directories if before[name] != known.get(name)]
         names = {name: _list(name, maildir) for name in read}
@@ -142,13 +165,15 @@ def passes(
 
 
 def scan(maildir: int, directories: Sequence[str] = MAIL) -> Scan:
-    """The regular files in some directories of a Maildir, without dotfiles; exact if possible."""
+    """Return the regular files in some directories, without dotfiles; exact if possible."""
     return deque(passes(maildir, directories), maxlen=1)[0]
 
 
 def scan_for(maildir: int, wanted: Collection[Identity]) -> Scan:
-    """As ``scan``, until all of these messages were seen.  Those that were not are gone only if
-    the result is exact."""
+    """As ``scan``, but stop when all of these messages were seen.
+
+    Messages that were not seen are gone only if the result is exact.
+    """
     for found in passes(maildir):
         if len({file.identity for file in found.select(wanted)}) == len(wanted):
             break
@@ -156,10 +181,10 @@ def scan_for(maildir: int, wanted: Collection[Identity]) -> Scan:
 
 
 def scan_exactly(maildir: int, directories: Sequence[str] = MAIL) -> list[File]:
-    """As ``scan``, for callers that would draw conclusions from a file that is missing.
+    """As ``scan``, for callers that draw conclusions from a missing file.
 
     Raises:
-        TemporaryFailure: other programs changed the directories during every pass.
+        TemporaryFailure: other programs changed the directories during each pass.
         OSError: as ``passes``.
     """
     found = scan(maildir, directories)
@@ -183,7 +208,7 @@ def scan_folders(maildir: int) -> Scan:
 
 
 def list_folders(maildir: int) -> list[str]:
-    """Names of the folders (Maildir++): directories whose names begin with a dot."""
+    """Return the names of the folders (Maildir++): directories that begin with a dot."""
     opened = os.open(".", _DIRECTORY, dir_fd=maildir)
     try:
         with os.scandir(opened) as entries:
@@ -198,7 +223,7 @@ def list_folders(maildir: int) -> list[str]:
 
 @contextmanager
 def open_maildir(path: Path) -> Iterator[int]:
-    """The directory of a Maildir."""
+    """Open the directory of a Maildir."""
     directory = os.open(path, flags("O_RDONLY", "O_DIRECTORY", "O_CLOEXEC"))
     try:
         yield directory
@@ -207,14 +232,14 @@ def open_maildir(path: Path) -> Iterator[int]:
 
 
 class ChangingMaildir(TemporaryFailure):
-    """Which messages are there cannot be known while another program renames them."""
+    """Other programs rename files so often that no scan can be exact."""
 
     def __init__(self) -> None:
         super().__init__("mail storage: changed by another program, try again")
 
 
 def _joined(earlier: Mapping[str, Names], later: Mapping[str, Names]) -> Mapping[str, Names]:
-    """What the later pass saw, and what only the earlier ones saw."""
+    """Return the files of the later pass and those that only earlier passes saw."""
     if not earlier:
         return later
     seen = {(unique_part(name), n) for names in later.values() for name, n in names.items()}
@@ -230,7 +255,7 @@ def _joined(earlier: Mapping[str, Names], later: Mapping[str, Names]) -> Mapping
 
 
 def _stamp(name: str, parent: int) -> Stamp:
-    """One that moves whenever a name in this directory does."""
+    """Return the stamp of a directory, which any change of a name in it moves."""
     try:
         found = os.stat(name, dir_fd=parent, follow_symlinks=False)
     except FileNotFoundError:

@@ -1,12 +1,31 @@
-"""Removed mail: how it leaves a maildrop, waits in ``held/``, and comes back or is destroyed.
+"""Removed mail: remove it from a maildrop, hold it, restore it or destroy it.
 
-UPDATE (RFC 1939 §6) is a list of victims made durable, then a rename for each, then a sync.
-After a crash half-way the list is still there, and the next session does the rest first.  A
-held file is named ``<seconds of its removal>.<its old name>``; only where another message has
-the unique-id that follows from the old name, it is named after its own.
+UPDATE (RFC 1939 §6) must be all or nothing for the client, although each message is a rename of
+its own and the machine may crash between two of them:
 
-``held/`` is locked while it changes, so that a message which is given back can neither be
-taken again by an UPDATE under way nor by the list of one that crashed.  All calls block.
+1. The list of victims (identity and unique-id) is written to ``restante.removing`` and synced.
+2. Each victim is renamed into ``held/`` (or unlinked, where nothing is held).
+3. ``held/`` is synced before ``cur/`` and ``new/``: a crash may leave a message in both places,
+   never in none.
+4. The list is removed, and only then does the client get +OK.
+
+The next session that finds a list does steps 2 to 4 again before anything is listed.  That is safe
+because a victim is known by unique part and inode number: a message that arrived later never
+matches, and a victim that is already held is not found.  A victim that was not seen counts as
+removed only after an exact scan; otherwise the client gets -ERR with the number that is left.
+
+Restoring renames a held file back into ``cur/`` or ``new/``.  By default it gets another unique-id,
+because clients do not download an id that they have seen.  It takes the lock of ``held/``, finishes
+a crashed UPDATE and syncs the removal of its list first; otherwise that list could take a restored
+message again after a power failure.  Nothing is overwritten, and a message whose unique-id or
+inode number is in the maildrop already stays held.
+
+Purging unlinks held files whose time is over.  Before a collector may delete such a message on
+the server it came from, the purge must be recorded in ``restante.purged``: absence proves nothing,
+since a disk may be new or a backup old (docs/decisions/0197-recorded-purges.md).
+
+A held file is named ``<seconds of its removal>.<its old name>``; if another message has the
+unique-id that follows from the old name, it is named after its own id.  All calls block.
 """
 
 from __future__ import annotations
@@ -43,11 +62,13 @@ from .names import (
 
 VICTIMS = "restante.removing"
 PURGED, _PURGED_BEFORE = "restante.purged", "restante.purged.1"
-_PURGED_FULL = 1_048_576  # octets: 31,775 names, more than a collector leaves unread for long
+# Octets: 31,775 names of 33 octets, more purges than pass between two polls of a collector.  One
+# older file of that size is kept as well.
+_PURGED_FULL = 1_048_576
 
-_NAME_MAX = 255  # octets, on nearly every file system
-_LONGEST = _NAME_MAX - 12  # octets after the moment of a removal, until the year 5138
-_ATTEMPTS = 3  # at files that another program renames under our hands
+_NAME_MAX = 255  # octets of a file name on nearly every file system
+_LONGEST = _NAME_MAX - 12  # octets; 11 digits of seconds (until the year 5138) and a dot precede
+_ATTEMPTS = 3  # scans for files that another program renames while we move them
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 _log = logging.getLogger(__name__)
@@ -64,8 +85,8 @@ def update(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
 
     ``removed_at``: the moment from which they are held; None destroys them.
 
-    On a full disk, where no list can be written, it goes on without: people remove mail to
-    make room, and each rename is atomic by itself.
+    On a full disk, where the list cannot be written, the messages are removed without it: users
+    delete mail to make room, and each single rename is atomic.
     """
     try:
         with files.directory_lock(files.HELD, maildrop):
@@ -83,15 +104,15 @@ def update(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
 
 
 def is_unfinished(maildrop: int) -> bool:
-    """Whether a crash has cut an UPDATE short."""
+    """Return whether a crash interrupted an UPDATE."""
     return files.exists(VICTIMS, maildrop)
 
 
 def finish_update(maildrop: int, removed_at: int | None) -> None:
-    """Do the rest of an UPDATE that a crash has cut short; ``removed_at`` as for ``update``.
+    """Finish an UPDATE that a crash interrupted; ``removed_at`` as for ``update``.
 
     Raises:
-        OSError: whether there is one cannot be told.
+        OSError: the list cannot be read.
     """
     if _victims(maildrop) is not None:
         with files.directory_lock(files.HELD, maildrop):
@@ -109,19 +130,19 @@ def _finish(maildrop: int, removed_at: int | None) -> None:
 
 
 def _take(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
-    """The second half of UPDATE, done again after a crash.  Touches nothing but the victims."""
+    """Do steps 2 to 4 of UPDATE.  Repeatable, and touches only the victims."""
     wanted, left = dict(victims), set[str]()
     try:
         for _ in range(_ATTEMPTS):
-            found = scan_for(maildrop, wanted)
-            failed, renamed = _take_once(maildrop, found, wanted, removed_at)
+            scan = scan_for(maildrop, wanted)
+            failed, renamed = _take_once(maildrop, scan, wanted, removed_at)
             left |= failed
-            seen = {wanted[file.identity] for file in found.select(wanted)}
+            seen = {wanted[file.identity] for file in scan.select(wanted)}
             wanted = {key: each for key, each in wanted.items() if each not in seen - renamed}
             if not renamed:
                 break
         left |= renamed
-        if not found.is_exact:  # not seen is not gone
+        if not scan.is_exact:  # not seen is not gone
             left |= set(wanted.values())
         # held/ first: a crash may leave a message in both places, never in none.
         files.sync(files.HELD, "cur", "new", parent=maildrop)
@@ -133,12 +154,13 @@ def _take(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
 
 
 def _take_once(
-    maildrop: int, found: Scan, victims: Victims, removed_at: int | None
+    maildrop: int, scan: Scan, victims: Victims, removed_at: int | None
 ) -> tuple[set[str], set[str]]:
-    """Unique-ids of what could not be moved, and of what another program has just renamed."""
+    """Return the unique-ids of messages that could not be moved, and of those that another program
+    has just renamed."""
     left, renamed = set(), set()
     with files.directory(files.HELD, maildrop) as held:
-        for file in found.select(victims):
+        for file in scan.select(victims):
             unique_id = victims[file.identity]
             try:
                 with files.directory(file.directory, maildrop) as directory:
@@ -155,14 +177,14 @@ def _take_once(
 
 
 def _hold(file: File, unique_id: str, directory: int, held: int, removed_at: int) -> None:
-    """Move into ``held/``."""
+    """Move a message into ``held/``."""
     _move(file.name, directory, _name_in_held(file.name, unique_id), held, removed_at)
 
 
 def _name_in_held(name: str, unique_id: str) -> str:
-    """One that gives the same unique-id and the same place in the listing, if any can.
+    """Return a name that keeps the unique-id and the place in the listing, if possible.
 
-    What an id of another server's makes impossible, ``restante.ids`` knows by the old name.
+    If an adopted id makes that impossible, ``restante.ids`` knows the id by the old name.
     """
     names = [name, unique_part(name)]  # without other programs' endless fields and flags
     if unique_id_of(name) != unique_id and re.fullmatch("[^.,:/][^,:/]*", unique_id):
@@ -172,7 +194,7 @@ def _name_in_held(name: str, unique_id: str) -> str:
 
 
 def _move(name: str, source: int, new_name: str, held: int, removed_at: int) -> None:
-    """Into ``held/``, under the first moment that is not taken for that name."""
+    """Move into ``held/``, dated at the first second that is not taken for that name."""
     while True:
         try:
             return files.move(name, source, f"{removed_at}.{new_name}", held)
@@ -188,7 +210,7 @@ def _victims(maildrop: int) -> Victims | None:
 
 
 def _withdraw(maildrop: int, *, durably: bool = True) -> None:
-    """Without the list nothing will be taken later that we call not removed now."""
+    """Remove the list, so that no later session removes a message reported as left."""
     with suppress(OSError):
         files.unlink(VICTIMS, maildrop)
         if durably:
@@ -199,11 +221,11 @@ def _note(event: str, **fields: object) -> None:
     _log.error(event, extra={"fields": fields})
 
 
-# -- What is held
+# -- Held messages
 
 
 def list_held(maildrop: int) -> list[HeldMessage]:
-    """The oldest removal first."""
+    """Return the held messages, the oldest removal first."""
     settled = _settled(maildrop)
     try:
         with files.directory(files.HELD, maildrop) as held:
@@ -229,8 +251,8 @@ def _held_message(name: str, inode: int, held: int, settled: Adopted) -> HeldMes
 
 
 def _settled(maildrop: int) -> Adopted:
-    """Unique-ids that do not follow from names.  Without them, if they are damaged, no maildrop
-    opens, but what is held can be seen."""
+    """Return the adopted unique-ids; none if their file is damaged.  Then no maildrop opens, but
+    held messages can be listed."""
     with suppress(TemporaryFailure):
         return adopted.read(maildrop)
     return {}
@@ -241,14 +263,14 @@ def _unique_id(file: File, settled: Adopted) -> str:
 
 
 def name_before(name: str) -> str:
-    """What a held file was called; one that is not ours has no name."""
+    """Return the name of a held file before its removal; empty if the file is not ours."""
     return _parse(name)[1]
 
 
 def _parse(name: str) -> tuple[int, str]:
-    """When it was removed, and its name before; a name that is not ours has none.
+    """Return the moment of removal and the name before it; 0 and empty if it is not ours.
 
-    No message has a name that begins with a dot: nobody would see it."""
+    A name before it never begins with a dot, since ``scanning`` skips dotfiles."""
     match = re.fullmatch(r"([0-9]{1,11})\.([^/]+)", name, re.DOTALL)
     return (int(match[1]), match[2]) if match else (0, "")
 
@@ -270,14 +292,14 @@ def reading_held(maildrop: int, name: str) -> Iterator[int]:
 def restore(
     maildrop: int, names: Iterable[str], *, same_unique_ids: bool, removed_at: int | None
 ) -> int:
-    """Give held messages back; returns how many.  Overwrites nothing; repeat it after an error.
+    """Restore held messages; returns how many.  May be repeated after an error.
 
-    ``removed_at``: for the rest of an UPDATE, as for ``update``.
+    ``removed_at``: for an interrupted UPDATE, as for ``update``.
     """
     restored = 0
     with files.directory_lock(files.HELD, maildrop) as held:
         _finish(maildrop, removed_at)
-        # Not even a power failure may bring back a list of what we give back now.
+        # Not even a power failure may bring back a list with messages that are restored now.
         files.sync(".", parent=maildrop)
         settled = _settled(maildrop)
         parts, ids, inodes = set(), set(), {0}
@@ -290,10 +312,10 @@ def restore(
             old = File(files.HELD, _parse(name)[1], inode_of.get(name, 1))
             new_name = old.name if same_unique_ids else _another_name(old.name, parts)
             unique_id = _unique_id(old._replace(name=new_name), settled)
-            # Of two links to one message the other is purged with the rest.
+            # If a message was linked twice, the other link stays held and is purged later.
             if not old.name or unique_id in ids or old.inode in inodes:
                 continue
-            # In new/ no name has flags (Maildir).
+            # Names in new/ have no flags (Maildir).
             place = "cur" if ":" in new_name else "new"
             with (
                 suppress(FileNotFoundError, FileExistsError),
@@ -309,17 +331,17 @@ def restore(
 
 
 def _another_name(old_name: str, present: Collection[str]) -> str:
-    """With another unique part, but still one by which its sender finds the message again."""
+    """Return a name with another unique part that still contains the name given by the sender."""
     given, unique = given_name(old_name), fresh_unique()
     if given is not None:
         unique = unique_of(given, after=delivered_at(old_name))
-        while unique in present:  # what was collected twice is given back twice
+        while unique in present:  # a message collected twice is restored twice
             unique = unique_of(given, after=delivered_at(unique))
     return unique + size_fields(old_name)
 
 
 def purge(maildrop: int, is_over: Callable[[float], bool]) -> int:
-    """Destroy held messages, chosen by the moment of their removal; returns how many."""
+    """Destroy held messages, chosen by the moment of removal; returns how many."""
     purged = []
     with files.directory_lock(files.HELD, maildrop) as held:
         for name, _ in files.list_files(files.HELD, maildrop):
@@ -334,8 +356,7 @@ def purge(maildrop: int, is_over: Callable[[float], bool]) -> int:
 
 
 def _record_purged(maildrop: int, names: Iterable[str]) -> None:
-    """The evidence by which a message may be deleted where it was collected: that it is not here
-    proves nothing, since a disk may be new or a backup old.  Without this record it stays there."""
+    """Record the evidence without which a collector must not delete a message on its server."""
     lines = [f"{given}\n" for given in map(given_name, names) if given is not None]
     if lines:
         octets = "".join(lines).encode("ascii")
@@ -348,8 +369,7 @@ def _record_purged(maildrop: int, names: Iterable[str]) -> None:
 
 
 def purged(maildrop: int) -> set[str]:
-    """Of messages that were delivered under a name and destroyed by ``purge``: those names, as far
-    as they are remembered."""
+    """Return the names of delivered messages that ``purge`` destroyed, as far as recorded."""
     found: set[str] = set()
     for file in (_PURGED_BEFORE, PURGED):
         with suppress(FileNotFoundError):
@@ -359,7 +379,7 @@ def purged(maildrop: int) -> set[str]:
 
 
 def removals(maildrop: int) -> list[int]:
-    """When each held message was removed, as its name says."""
+    """Return the moment of removal of each held message, from its name."""
     try:
         found = [_parse(name) for name, _ in files.list_files(files.HELD, maildrop)]
     except FileNotFoundError:
@@ -368,7 +388,7 @@ def removals(maildrop: int) -> list[int]:
 
 
 def date_again(maildrop: int, now: float) -> None:
-    """From now on, what was removed while the clock was wrong was removed now."""
+    """Date messages that were removed while the clock was wrong as removed now."""
     with files.directory_lock(files.HELD, maildrop) as held:
         for name, _ in files.list_files(files.HELD, maildrop):
             removed_at, old_name = _parse(name)

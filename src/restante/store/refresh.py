@@ -1,12 +1,22 @@
-"""Looking at a maildrop that has changed: an index of what is there now.
+"""Bring the index of a maildrop up to date at login.
 
-From the index known comes all that is still so.  Only the directories that have changed are
-read, only messages whose names do not tell their size are opened, and where nobody quarrels
-for a unique-id only what is new is worked out.
+The work grows with what changed and not with the maildrop:
 
-No message leaves the listing because a directory was read while another program renamed files
-in it (``scanning``): what the index knows stays until a look that is exact does not find it.
-Without an index there is nothing to fill the holes from, and the look must be exact.
+1. A directory whose stamp is that of the index is not read (``scanning.passes``).
+2. The names and inode numbers in the others are compared with the index (``_difference``).  A name
+   that disappeared and a new one with the same unique part and inode number are a rename.
+3. If the difference is small and undisputed, it becomes an ``IndexChange`` (``_small_change``), and
+   ``index.follow`` derives the new index from the old one.
+4. Otherwise all rows are worked out again (``_all``): when two files claim one unique-id, when an
+   adopted id may belong to a new message, when the file of adopted ids changed, when a size is a
+   guess, or when more than 1,000 messages are new.  Known sizes are taken over in any case.
+5. Only messages whose names do not contain their size are opened and measured, in batches, so that
+   a client that gives up leaves the sizes measured so far for its next login.
+
+No message leaves the listing because another program renamed it during a pass: what the index
+knows stays until an exact scan does not find it.  If such a message is gone after all, RETR
+answers -ERR, and the next login at rest drops it.  Without an index the holes of a scan cannot be
+filled, so then the scan must be exact.
 """
 
 from __future__ import annotations
@@ -46,11 +56,12 @@ from .names import (
     unique_part,
 )
 
-MEASURE_SIZES = "restante.measure-sizes"  # an empty file: names in this maildrop are not believed
+# An empty file: sizes in the names of files are not believed in this maildrop.
+MEASURE_SIZES = "restante.measure-sizes"
 
-_BATCH = 32  # messages measured in one call that cannot be cancelled
-_MANY = 1000  # messages at once that are new; of more, all is worked out anew
-_LONG = 1.0  # seconds; whoever waits longer for a listing is told why in the log
+_BATCH = 32  # messages measured in one call in a thread, which cannot be cancelled
+_MANY = 1000  # new messages at once; row by row, inserting takes quadratic time
+_LONG = 1.0  # seconds; a login that takes longer is explained in the log
 _UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO}
 
 _log = logging.getLogger(__name__)
@@ -59,16 +70,16 @@ _log = logging.getLogger(__name__)
 async def index_of_now(
     maildrop: int, began: int, known: Index | None, *, measure_all: bool = False
 ) -> Index:
-    """An index of what is there now, also on disk.
+    """Return an index of the current content, and write it to disk.
 
     ``began``: when the session's lock was taken, by the clock of the file system.  ``known``: the
-    newest index that can be believed.  ``measure_all``: every message is read, whatever its name
-    tells of its size.
+    newest index that is valid.  ``measure_all``: read every message, even if its name contains
+    its size.
 
-    Whoever loses patience with many messages of unknown size leaves what was found so far.
+    When the caller is cancelled while messages are measured, the sizes so far are written.
 
     Raises:
-        TemporaryFailure: another program changes the maildrop all the time.
+        TemporaryFailure: another program keeps changing the maildrop.
         OSError: also when ``new`` or ``cur`` is missing.
     """
     start = time.monotonic()
@@ -93,11 +104,11 @@ async def index_of_now(
 
 class _Snapshot(NamedTuple):
     messages: list[Row]
-    """All, in the order of the listing, or those that are new."""
+    """All messages, in the order of the listing; with a ``change`` only the new ones."""
     stamps: Stamps
     placed: int = 0
     change: IndexChange | None = None
-    """What else has changed; None: ``messages`` are all."""
+    """The rest of a small change; None: ``messages`` are all."""
 
 
 def _write(maildrop: int, known: Index | None, snapshot: _Snapshot, now: Stamps) -> Index:
@@ -112,7 +123,7 @@ def _write(maildrop: int, known: Index | None, snapshot: _Snapshot, now: Stamps)
 
 
 def _snapshot(maildrop: int, began: int, known: Index | None) -> _Snapshot:
-    """What is there now; sizes that names do not tell are still to be measured."""
+    """Return the current content; sizes that are not in names are still to be measured."""
     snapshot = None
     if known is not None and known.is_complete:
         snapshot = _snapshot_once(maildrop, began, known, must_be_exact=False)
@@ -125,9 +136,9 @@ def _snapshot(maildrop: int, began: int, known: Index | None) -> _Snapshot:
 def _snapshot_once(
     maildrop: int, began: int, known: Index | None, *, must_be_exact: bool
 ) -> _Snapshot | None:
-    """None: it would have to be exact, and another program did not let it.
+    """Return None if the scan had to be exact and other programs prevented that.
 
-    Otherwise ``known`` fills the holes: what it has and was not seen stays.
+    Otherwise ``known`` fills the holes: messages that it has and that were not seen stay.
     """
     index = known or Index()
     adopted_now = stamps(maildrop)[6:]
@@ -150,12 +161,12 @@ def _snapshot_once(
 
 
 class _Difference(NamedTuple):
-    """An index, and what was seen in the directories that were read."""
+    """How the directories that were read differ from an index."""
 
     gone: dict[Identity, int]
-    """Places of messages that were not seen."""
+    """Places of messages that were not seen, by identity."""
     moved: dict[int, File]
-    """By place; the same messages under another name."""
+    """By place, the new file of a message that was renamed."""
     new: list[File]
 
 
@@ -189,7 +200,11 @@ def _difference(known: Index, seen: Scan) -> _Difference:
 def _small_change(
     maildrop: int, known: Index, seen: Scan, difference: _Difference, now: Stamps
 ) -> _Snapshot | None:
-    """None: it is not that simple."""
+    """Return a change that needs no look at other messages, or None if all must be worked out.
+
+    Ids of new messages that collide with each other, with the index or with adopted ids are
+    settled by ``_all``, which looks at all claimants.
+    """
     if known.is_guessed or len(difference.new) > _MANY:
         return None
     is_believed = bool(difference.new) and are_names_believed(maildrop)
@@ -203,7 +218,7 @@ def _small_change(
 
 
 def _may_be_adopted(maildrop: int, messages: Iterable[Row]) -> bool:
-    """Whether one of these may have another unique-id than its name says, or one that is taken."""
+    """Return whether an adopted id may concern one of these messages."""
     words = {part for each in messages for part in (unique_part(each.file.name), each.unique_id)}
     return bool(words) and adopted.mention(maildrop, words)
 
@@ -214,7 +229,8 @@ def _may_be_adopted(maildrop: int, messages: Iterable[Row]) -> bool:
 def _all(
     maildrop: int, known: Index, seen: Scan, difference: _Difference, now: Stamps
 ) -> _Snapshot | None:
-    """None: messages quarrel for a unique-id, and one may only have been replaced by the other."""
+    """Return None if two files claim one unique-id and the scan is not exact: then one file may
+    just be the other one after a rename."""
     settled = adopted.read(maildrop)
     places = known.places()
 
@@ -234,8 +250,8 @@ def _all(
         try:
             adopted.write(maildrop, settled)
         except OSError as error:
-            # If the one that keeps the id left, another would inherit it, and a client would take
-            # that one for known.  Where nothing can be written nobody leaves.
+            # If the message that keeps the id were removed, another one would inherit the id, and
+            # clients would not download it.  On a read-only disk no message is removed.
             if error.errno != errno.EROFS:
                 raise
         now = UNKNOWN
@@ -251,7 +267,7 @@ def _all(
 
 
 def _not_read(known: Index, seen: Scan) -> Iterable[File]:
-    """What is in directories that are as they were."""
+    """Yield the files of directories that have not changed."""
     for directory in MAIL:
         if directory not in seen.names:
             for name, at in known.files_in(directory).items():
@@ -259,15 +275,15 @@ def _not_read(known: Index, seen: Scan) -> Iterable[File]:
 
 
 def _not_seen(known: Index, seen: Scan, difference: _Difference) -> Iterable[File]:
-    """What nothing has shown to be gone."""
+    """Yield the files that were not seen, unless the scan proves that they are gone."""
     if not seen.is_exact:
         yield from (known.row(at).file for at in difference.gone.values())
 
 
 def _arrived(maildrop: int, file: File) -> float:
-    """When another program says that it came, which decides where we know nothing better.
+    """Return the time stamp that decides which of several unknown files keeps a unique-id.
 
-    Its inode number says nothing: numbers that became free are given out again.
+    Inode numbers say nothing of age: numbers that became free are used again.
     """
     try:
         with files.directory(file.directory, maildrop) as directory:
@@ -280,7 +296,7 @@ def _arrived(maildrop: int, file: File) -> float:
 
 
 def _message(unique_id: str, file: File, is_believed: bool) -> Row:
-    """Size and form are as the name tells them."""
+    """Make a row with the size and form that the name contains; size -1: unknown."""
     size, dotted = field("W", file.name), field("D", file.name)
     if size is None or not is_believed:
         return Row(unique_id, file, -1)
@@ -298,10 +314,10 @@ def are_names_believed(maildrop: int) -> bool:
 
 
 def correct(maildrop: int, index: Index, sizes: Mapping[int, int]) -> Index:
-    """The index after messages turned out to be of other sizes, on disk and for all processes.
+    """Return the index after messages turned out to have other sizes; also on disk.
 
-    Each wrong size costs a client its connection.  So after the first name that was wrong no name
-    in this maildrop is believed any more, and the next login measures all other messages.
+    Each wrong size costs a client its connection.  So after the first wrong name no name in this
+    maildrop is believed any more, and the next login measures all other messages.
 
     ``sizes``: octets on the wire, by place in the index.
     """
@@ -316,12 +332,12 @@ def correct(maildrop: int, index: Index, sizes: Mapping[int, int]) -> Index:
     corrected = index.changed(IndexChange(other=others), UNKNOWN)
     save(maildrop, corrected, durably=True)
     with suppress(OSError):
-        files.move_stamp("new", maildrop)  # what other processes know is not believed any more
+        files.move_stamp("new", maildrop)  # so that other processes rebuild theirs
     return corrected
 
 
 def _distrust_names(maildrop: int) -> None:
-    """Durably, as far as the disk lets us."""
+    """Durable on return if the disk allows."""
     if are_names_believed(maildrop):
         _log.warning("wrong sizes in names", extra={"fields": {"file": MEASURE_SIZES}})
         with suppress(OSError):
@@ -330,7 +346,7 @@ def _distrust_names(maildrop: int) -> None:
 
 
 def _measure(maildrop: int, rows: list[Row], places: Sequence[int]) -> None:
-    """Put in what these are on the wire; what is gone gets a size of -1."""
+    """Measure these rows; a message that is gone gets a size of -1."""
     missing: dict[Identity, int] = {}
     for at in places:
         try:
@@ -344,11 +360,11 @@ def _measure(maildrop: int, rows: list[Row], places: Sequence[int]) -> None:
 
 
 def _measure_moved(maildrop: int, rows: list[Row], missing: Mapping[Identity, int]) -> None:
-    """Another program has renamed or removed these."""
+    """Measure messages that another program has renamed or removed."""
     seen = scan_for(maildrop, missing)
     now = {file.identity: file for file in seen.select(missing)}
     for identity, at in missing.items():
-        with suppress(FileNotFoundError):  # renamed once more: as it is known, or the next time
+        with suppress(FileNotFoundError):  # renamed once more: the next login measures it
             if identity in now:
                 rows[at] = measured(maildrop, rows[at]._replace(file=now[identity]))
             elif seen.is_exact:
@@ -360,7 +376,8 @@ def _is_wrong_in_name(message: Row) -> bool:
 
 
 def measured(maildrop: int, message: Row) -> Row:
-    """What cannot be read is listed all the same."""
+    """Return the row with its size on the wire.  A message that cannot be read stays listed, with
+    a guessed size."""
     with files.directory(message.file.directory, maildrop) as directory:
         try:
             with files.reading(message.file.name, directory) as file:
