@@ -1,17 +1,16 @@
-"""Time for decisions that destroy something, on machines whose clock may jump.
+"""A clock for decisions that destroy mail, on machines whose system clock may jump.
 
 A clock is wrong when its battery is empty, when a virtual machine was paused, or when a year was
 mistyped; mail that is held for 14 days must not be destroyed within the hour because of that.
-So a file keeps a high-water mark: the latest moment that is known to have come.  It moves with the
-time for which the machine has been running, which setting the clock does not change.  Where clock
-and mark agree, the mark follows the clock.  Where they differ, because the clock jumped or the
-machine was off, the mark follows the clock only after the machine has run on for a day
-(``SETTLES``), so that there is time to notice and to correct it.
+So a file keeps a high-water mark: the latest moment that has certainly come.  It advances with the
+uptime of the machine, which setting the clock does not change.  If clock and mark agree, the mark
+follows the clock.  If they differ, because the clock jumped or the machine was off, the mark
+follows the clock only after another day of uptime (``SETTLES``), so that the operator can notice
+and correct a wrong clock.
 
 Limits: a step of less than an hour is believed at once.  A long time without power looks like a
-jump, and is treated as one.  A lost mark is replaced by the time stamp of the newest file beside
-it.  On systems without Linux's ``boot_id`` only the time for which a process has been running
-counts.
+jump and is treated as one.  A lost mark is replaced by the time stamp of the newest file beside
+it.  On systems without Linux's ``boot_id`` only the uptime of the process counts.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 SLACK = 3600.0
-"""Seconds by which clock and mark may differ: a reboot, a time zone mistaken by one hour."""
+"""Seconds by which clock and mark may differ: covers a reboot and a time zone wrong by an hour."""
 SETTLES = 86_400.0
-"""Seconds for which the machine must have been running before a clock that jumped is believed."""
+"""Seconds of uptime before a clock that jumped is believed: a day, to notice and correct it."""
 PLAUSIBLE = 10**9
 """Seconds since the epoch, in 2001.  Machines without a battery for their clock boot in 1970."""
 RELEASED = 1_767_225_600.0
-"""2026-01-01T00:00Z.  A clock that shows less is wrong, for this program did not exist."""
+"""2026-01-01T00:00Z.  An earlier clock is wrong, because this program did not exist."""
 UNKNOWN = 99_999_000_000
-"""The stamp of what happened while the clock was wrong: in the future, so it counts for nothing."""
+"""The stamp of events while the clock was wrong: in the future, so it is never credible."""
 
 _NEW_PROCESS = f"process {secrets.token_hex(8)}"
 _STARTED = time.monotonic()
@@ -43,12 +42,12 @@ _BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)  # Linux
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Two answers to the question of what time it is, in seconds since the epoch."""
+    """The time by the system clock and by the mark, in seconds since the epoch."""
 
     now: float
-    """What the system's clock says."""
+    """The system clock."""
     mark: float
-    """The high-water mark; the same if the clock can be trusted."""
+    """The high-water mark; equal to ``now`` if the clock is trusted."""
 
     @property
     def proven(self) -> float:
@@ -57,34 +56,34 @@ class Reading:
 
     @property
     def is_behind(self) -> bool:
-        """The clock shows what is past already: nothing that is due now can be told from it."""
+        """Whether the clock is earlier than the mark, so that it cannot decide what is due."""
         return self.now < self.mark - SLACK
 
 
 def is_credible(stamp: float, now: float) -> bool:
-    """Whether a time stamp can be right; one from the future or from 1970 counts for nothing."""
+    """Return whether a time stamp can be right; those from the future or from 1970 are not."""
     return PLAUSIBLE <= stamp <= now + SLACK
 
 
 def elapsed() -> float:
-    """Seconds since some moment, which no setting of the clock changes; sleep is included where
+    """Return a monotonic time in seconds, independent of the system clock; includes sleep where
     the system counts it."""
     return time.clock_gettime(_BOOTTIME) if _BOOTTIME is not None else time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What is kept in the file.  All in seconds."""
+    """The content of the file, all times in seconds."""
 
     mark: float
     boot: str
-    """Which run of the machine it was."""
+    """Identifies the boot of the machine."""
     running: float
-    """For how long that had been running."""
+    """Uptime in that boot."""
     claim: float | None = None
-    """What the clock jumped to, plus the time that has passed since; None: it is trusted."""
+    """The clock after a jump, advanced by the uptime since; None: the clock is trusted."""
     waited: float = 0.0
-    """For how long the machine has been running since."""
+    """Uptime since the jump."""
 
 
 class Clock:
@@ -100,10 +99,10 @@ class Clock:
         wall: Callable[[], float] | None = None,
         running: Callable[[], tuple[str, float]] | None = None,
     ) -> None:
-        """``path``: the file of the mark; without one it lasts as long as this object.
+        """``path``: the file of the mark; without one the mark lasts as long as this object.
 
-        ``wall`` gives seconds since the epoch, ``running`` which run of the machine this is and for
-        how many seconds it has been running, sleep included.
+        ``wall`` returns seconds since the epoch, ``running`` the identity of the boot and the
+        uptime in seconds, sleep included.
         """
         self._path = path
         self._wall = wall or _wall
@@ -111,22 +110,22 @@ class Clock:
         self._state: _State | None = None  # without a file
 
     def read(self) -> Reading:
-        """Reads a small file.  Never raises: a mark that cannot be read is a lost one."""
+        """Read a small file.  Never raises: a mark that cannot be read counts as lost."""
         now = self._wall()
         return Reading(now, self._moved(now).mark)
 
     def advance(self) -> Reading:
-        """As ``read``, and remember the mark.  To be called every few minutes.
+        """As ``read``, and save the mark.  Call it every few minutes.
 
         Raises:
-            OSError: it cannot be written; the answer would have been the same.
+            OSError: the mark cannot be saved; ``read`` gives the same answer.
         """
         with self._exclusively():
             now = self._wall()
             return self._keep(now, self._moved(now))
 
     def accept(self) -> Reading:
-        """The operator says that the clock is right: the mark follows it at once.
+        """Set the mark to the clock, because the operator confirmed that the clock is right.
 
         Raises:
             OSError: as ``advance``.
@@ -137,7 +136,7 @@ class Clock:
             return self._keep(now, right)
 
     def stamp(self) -> int:
-        """Now, to be written beside what happens now; ``UNKNOWN`` while the clock is behind."""
+        """Return a time stamp for an event now; ``UNKNOWN`` while the clock is behind."""
         reading = self.read()
         return UNKNOWN if reading.is_behind else int(reading.now)
 
@@ -149,7 +148,7 @@ class Clock:
         return _advanced(before, now, boot, running)
 
     def _evidence(self, now: float) -> float:
-        """When something was last written beside the mark; without a file, now."""
+        """Return when a file beside the mark was last written; without a path, now."""
         if self._path is None or now < RELEASED:
             return max(now, RELEASED)
         found = [RELEASED]
@@ -192,13 +191,13 @@ class Clock:
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
-        """One process at a time."""
+        """Take a lock between processes."""
         if self._path is None:
             yield
             return
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(os.open(f"{self._path}.lock", os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
-            with suppress(ImportError):  # Windows: each process is on its own
+            with suppress(ImportError):  # Windows has no flock
                 from fcntl import LOCK_EX, flock
 
                 flock(file, LOCK_EX)
@@ -206,11 +205,11 @@ class Clock:
 
 
 def _advanced(before: _State, now: float, boot: str, running: float) -> _State:
-    """What is known at the moment ``now`` of the clock, if ``before`` was known earlier.
+    """Return the state at the moment ``now`` of the clock, after the state ``before``.
 
-    The time for which the machine is running is the least that has passed.  ``claim`` is what the
-    clock says while it is not trusted: it is held against the mark until the machine has been
-    running for ``SETTLES``, and is given up as soon as the clock goes back behind it.
+    The uptime since then is the least time that has passed.  While the clock is not trusted,
+    ``claim`` is what it shows.  The claim is accepted after ``SETTLES`` of uptime, and replaced
+    when the clock goes back behind it or moves to the other side of the mark.
     """
     passed = max(0.0, running - before.running) if boot == before.boot else running
     mark = before.mark + passed

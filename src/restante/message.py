@@ -1,7 +1,7 @@
 """Messages as octets: line ends, the head of a message, the envelope and its trace fields.
 
 Standards: RFC 1939 §7 (TOP), §11 (sizes); RFC 5321 §4.4 (trace fields).
-Security: a message is never parsed here beyond the search for its blank line.
+Security: messages are not parsed here, except for the search for the blank line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import lru_cache
 from .errors import UnsafeArgument
 from .wire import CRLF
 
-# By far the fastest searches for these.
+# The fastest way to search for these.
 _DOTTED = re.compile(rb"\n\.")
 _BARE = re.compile(rb"\n(?<!\r\n)")
 _FROM_LINE = re.compile(rb">?From [^\r\n]*\r?\n")
@@ -25,15 +25,15 @@ _NO_HEADER = re.compile(rb"\r?\n")
 
 
 class LineEnds:
-    """Turns stored octets into CRLF text (RFC 1939 §11).
+    """Convert stored octets to CRLF text (RFC 1939 §11).
 
-    A bare LF becomes CRLF and a missing last line end is added; everything else, a bare CR
-    and NUL included, stays as it is.  CRLF text comes out as it went in.
+    A bare LF becomes CRLF and a missing last line end is added.  Everything else, including a bare
+    CR and NUL, stays as it is, so CRLF text does not change.
     """
 
     def __init__(self) -> None:
         self.size = 0
-        """Octets given out so far; after ``finish`` the size on the wire."""
+        """Octets returned so far; after ``finish`` the size on the wire."""
         self._cr = b""  # a CR whose LF may come with the next piece
         self._at_line_start = True
 
@@ -50,14 +50,14 @@ class LineEnds:
         return text
 
     def finish(self) -> bytes:
-        """The last octets: nothing, or a CR that was waiting and the missing line end."""
+        """Return the last octets: a CR that was held back, and a missing line end."""
         end = b"" if self._at_line_start and not self._cr else self._cr + CRLF
         self.size += len(end)
         return end
 
 
 def crlf_text(message: bytes) -> bytes:
-    """As ``LineEnds``, for one that is there as a whole."""
+    """As ``LineEnds``, for a whole message."""
     text = _with_crlf(message)
     return text if not text or text.endswith(CRLF) else text + CRLF
 
@@ -71,15 +71,15 @@ def _with_crlf(text: bytes) -> bytes:
 
 
 class Survey:
-    """What stored octets will be on the wire, found while they pass by."""
+    """Find the size and form on the wire while octets are stored."""
 
     def __init__(self) -> None:
         self.stored = 0
-        """Octets, as they are stored."""
+        """Octets as stored."""
         self.dotted = 0
-        """Lines that begin with a dot, if all lines end with CRLF."""
+        """Number of lines that begin with a dot, if all lines end with CRLF."""
         self._ends = LineEnds()
-        self._last = b"\n"  # the octet before: a message begins at a line's beginning
+        self._last = b"\n"  # the previous octet; a message begins at the start of a line
 
     def feed(self, octets: bytes) -> None:
         self.stored += len(octets)
@@ -106,13 +106,13 @@ class Top:
 
     def __init__(self, lines: int) -> None:
         self.is_finished = False
-        """True when nothing of what follows belongs to the answer."""
+        """Whether the answer is complete."""
         self._lines = lines  # of the body, still to come
         self._in_header = True
-        self._seen = CRLF  # octets at the end of what was fed that may begin a line end
+        self._seen = CRLF  # the last octets fed, which may begin a line end
 
     def feed(self, octets: bytes) -> bytes:
-        """The part of ``octets`` (CRLF text) that belongs to the answer."""
+        """Return the part of ``octets`` (CRLF text) that belongs to the answer."""
         if self.is_finished:
             return b""
         seen = len(self._seen)
@@ -138,7 +138,7 @@ class Top:
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """How a message came to us (RFC 5321 §2.3.1)."""
+    """The envelope of a message (RFC 5321 §2.3.1)."""
 
     reverse_path: str
     """The sender's address, empty for a notification (``MAIL FROM:<>``)."""
@@ -146,13 +146,13 @@ class Envelope:
     protocol: str = "LMTP"
     """As in the ``with`` clause: SMTP, ESMTP, LMTP (RFC 3848), or ``local``."""
     peer: str = ""
-    """What the sending host called itself, and its address; empty for a local program."""
+    """The name that the sending host gave, and its address; empty for a local program."""
 
     def trace_fields(self, hostname: str, at: datetime) -> bytes:
-        """Return-Path, Delivered-To and Received, to stand before the message (RFC 5321 §4.4).
+        """Return Return-Path, Delivered-To and Received, to be put first (RFC 5321 §4.4).
 
         Raises:
-            UnsafeArgument: a part holds a control character, so it could forge a header field.
+            UnsafeArgument: a part contains a control character, which could forge a header field.
         """
         source = f"from {self.peer} " if self.peer else ""
         for part in (self.reverse_path, self.recipient, self.protocol, self.peer, hostname):
@@ -169,16 +169,16 @@ class Envelope:
 
 @lru_cache(maxsize=1)
 def _date(at: datetime) -> str:
-    """As a header field shows it (RFC 5322 §3.3), once a second."""
+    """Format a date for a header field (RFC 5322 §3.3); cached, as it changes once a second."""
     return format_datetime(at)
 
 
 def separate(message: bytes) -> tuple[int, bytes]:
-    """How a message, of which this is the beginning, is joined to header fields put before it.
+    """Decide how header fields are put before a message that begins with these octets.
 
     Returns:
-        The number of octets to leave out (an mbox "From " line is no header field, RFC 5322 §2.2),
-        and what to insert in their place: the blank line of a message that has no header.
+        The number of octets to skip (an mbox "From " line is not a header field, RFC 5322 §2.2),
+        and the octets to insert: the blank line, if the message has no header.
     """
     from_line = _FROM_LINE.match(message)
     skipped = from_line.end() if from_line is not None else 0

@@ -1,8 +1,8 @@
-"""Disks that should be mounted and are not.
+"""Refuse to write where a disk should be mounted and is not.
 
-What is written below the mount point of a disk that is not mounted is hidden by the next mount, and
-for a collector that is mail lost: it is deleted where it came from.  A directory that is missing
-shows this as a rule, but a mount point is there in any case.
+Files written below the mount point of an unmounted disk are hidden by the next mount.  For a
+collector that is lost mail, because it deletes the mail on its server.  Usually a missing directory
+shows the fault, but the mount point itself always exists.
 
 Standards: fstab(5).
 """
@@ -21,14 +21,14 @@ _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 
 def refuse_unmounted(path: str) -> None:
-    """Call before something is made at ``path``, in a directory that is there.
+    """Check ``path``, in an existing directory, before anything is made there.
 
     Raises:
-        TemporaryFailure: it would lie below a mount point of ``/etc/fstab`` without its disk.
+        TemporaryFailure: it is below a mount point of ``/etc/fstab`` whose disk is not mounted.
     """
     place = os.path.realpath(path)
     for point in _mount_points():
-        # No other point is touched: it may be on a server that does not answer.
+        # Other mount points are not touched: their server may not answer.
         if os.path.commonpath([place, point]) == point and not os.path.ismount(point):
             raise TemporaryFailure(
                 f"{point} is a mount point in {_FSTAB}, and nothing is mounted there"
@@ -36,7 +36,7 @@ def refuse_unmounted(path: str) -> None:
 
 
 def _mount_points() -> Iterator[str]:
-    """As absolute paths, without the root."""
+    """Yield the mount points of fstab as absolute paths, without the root."""
     with suppress(OSError), open(_FSTAB, encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             words = line.split()

@@ -1,7 +1,7 @@
 """Modules and flags that POSIX systems have and others, such as Windows, do not.
 
 The client, the server for tests and ``restante fetch`` work without them, so importing a module of
-ours must not fail for want of one.
+ours must not fail because one is missing.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ __all__ = ["fcntl", "flags", "pwd", "resource", "termios"]
 
 
 class NotOnThisSystem(ConfigurationError):
-    """Something was asked for that this operating system cannot do."""
+    """The operating system lacks a function that is needed."""
 
 
 class _Missing:
-    """Stands in the place of a module; only using it is an error."""
+    """A missing module: importing it is harmless, using it raises."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -46,7 +46,7 @@ else:
 
 
 def flags(*names: str) -> int:
-    """Those of these flags of ``os.open`` that this system has, together."""
+    """Combine those of these ``os.open`` flags that the system has."""
     found = 0
     for name in names:
         found |= getattr(os, name, 0)

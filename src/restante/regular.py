@@ -1,7 +1,7 @@
-"""Reading files that the configuration names, without waiting for what is not a regular file.
+"""Read files named in the configuration, and refuse anything but regular files.
 
-Opening a FIFO waits for its other end, and reading a device may never end.  A server that reads
-such a path while it reloads would serve none of its users meanwhile.
+Opening a FIFO waits for its other end, and reading a device may never end.  A server that read
+such a path during a reload would serve no users meanwhile.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import BinaryIO
 
 from .posix import flags
 
-MAX_SIZE = 16 * 2**20  # octets, far above any configuration, certificate or secret
+MAX_SIZE = 16 * 2**20  # octets; far more than any configuration, certificate or secret
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A regular file, or a symbolic link to one, to read.
+    """Open a regular file, or a symbolic link to one, for reading.
 
     Raises:
         OSError: it cannot be opened, or is not a regular file.
@@ -34,7 +34,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_regular(path: Path) -> bytes:
-    """The whole content of a regular file.
+    """Return the content of a regular file.
 
     Raises:
         OSError: it cannot be read, is not a regular file, or is larger than ``MAX_SIZE``.

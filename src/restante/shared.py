@@ -1,9 +1,9 @@
-"""Counts and weights, in one process or in memory that the workers of one server share.
+"""Counts and weights, in one process or in memory shared by the workers of a server.
 
-Limits: a shared count is a sketch: of two sums over cells that a keyed hash picks, the smaller.
-It is never too small, and too large only if strangers, who cannot know the key, share both cells.
-A worker writes into its own row alone, so what one counted is forgotten when it dies.  Weights
-belong to nobody and stay.
+Limits: a shared count is a count-min sketch: the smaller of two cells picked by a keyed hash.  It
+is never too small, and too large only if other keys share both cells; clients cannot aim at that,
+because the hash key is secret.  Each worker writes only its own row, so its counts are dropped when
+it dies.  Weights have no owner and stay.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ from tempfile import TemporaryFile
 from .clock import SLACK
 from .posix import fcntl
 
-_CELLS = 16_384  # of each hash
+# Cells per hash.  With 1,000 addresses a key shares both cells with others in 0.4 % of cases; a row
+# takes 128 KiB.
+_CELLS = 16_384
 _ROW = 1 + 2 * _CELLS  # the sum of all, then the cells
-_WAYS = 8  # places where one key may lie
-_NOTHING = 1 / 128  # a weight that has faded so far is none
+_WAYS = 8  # places for one key, like the ways of a cache
+_NOTHING = 1 / 128  # a weight faded below this counts as 0: seven half-lives of a weight of 1
 
 
 class Tally:
-    """How many there are, in all and of each key."""
+    """Counts, in total and by key."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._all = 0
 
     def exclusively(self) -> AbstractContextManager[None]:
-        """Nobody else counts between a look and the change that follows from it."""
+        """Return a lock for a look and the change that depends on it."""
         return nullcontext()
 
     def all(self) -> int:
@@ -43,7 +45,7 @@ class Tally:
         return self._counts[key]
 
     def add(self, key: str, change: int, *, in_all: bool = True) -> None:
-        """``in_all``: not only of this key."""
+        """``in_all``: change the total as well."""
         self._all += change if in_all else 0
         self._counts[key] += change
         if not self._counts[key]:
@@ -51,9 +53,9 @@ class Tally:
 
 
 class SharedLock:
-    """Between processes that were forked from one; it dies with its holder.
+    """A lock between processes forked from one; freed when its holder dies.
 
-    Two threads of one process are not kept apart.
+    It does not keep two threads of one process apart.
     """
 
     def __init__(self) -> None:
@@ -70,7 +72,7 @@ class SharedLock:
 
 
 class SharedTally(Tally):
-    """Make it before the workers are forked; each then calls ``serve_as``."""
+    """Counts shared by workers.  Create it before the fork; each worker then calls ``serve_as``."""
 
     def __init__(self, workers: int) -> None:
         self._rows = range(0, workers * _ROW, _ROW)
@@ -86,7 +88,7 @@ class SharedTally(Tally):
         self._row = self._rows[worker]
 
     def forget(self, worker: int) -> None:
-        """All that a worker counted, which has ended."""
+        """Drop the counts of a worker that has ended."""
         row = self._rows[worker]
         self._cells[row : row + _ROW] = memoryview(bytes(_ROW * 4)).cast("I")
 
@@ -115,11 +117,11 @@ class SharedTally(Tally):
 
 
 class Weights:
-    """A weight for each key, which halves again and again; of fixed size.
+    """A weight for each key that halves every half-life; of fixed size.
 
-    Make it before the workers are forked.  A change must be made under a lock of theirs; a look
-    needs none.  A key has eight places, picked by a keyed hash, so that nobody can choose whom to
-    push out; where all are taken, the lightest makes room.
+    Create it before the workers are forked.  Changes need a lock of the workers; reading does not.
+    A key has eight places, picked by a keyed hash, so that an attacker cannot choose which key is
+    evicted.  If all are taken, the smallest weight is evicted.
     """
 
     def __init__(
@@ -158,7 +160,7 @@ class Weights:
         if at is None:
             at = min(places, key=weights.__getitem__)
             weights[at] = 0.0
-            self._ids[at] = 0  # nobody's, until all is written
+            self._ids[at] = 0  # empty until all is written
         self._weights[at] = min(weights[at] + weight, most)
         self._stamps[at] = now
         self._ids[at] = identity
@@ -167,7 +169,7 @@ class Weights:
         if not self._ids[at]:
             return 0.0
         age = now - self._stamps[at]
-        if age < -SLACK:  # noted by a clock that was ahead: it would not fade until then
+        if age < -SLACK:  # from a clock that was ahead; it would not fade until then
             return 0.0
         age = max(0.0, age)
         weight: float = self._weights[at] * 0.5 ** (age / self._half_life)
@@ -180,13 +182,13 @@ class Weights:
 
     @property
     def octets(self) -> bytes:
-        """All of it, to be kept."""
+        """The memory, to be saved."""
         return bytes(self._whole)
 
     @octets.setter
     def octets(self, kept: bytes) -> None:
         """
         Raises:
-            ValueError: those of another size.
+            ValueError: the size differs.
         """
         self._whole[:] = kept

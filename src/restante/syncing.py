@@ -1,4 +1,4 @@
-"""Making many files durable at once.
+"""Make many files durable at once.
 
 Standards: fsync of POSIX.1-2008; syncfs(2) of Linux.
 """
@@ -13,15 +13,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
-_AT_ONCE = 16  # files that are synced side by side, so that the disk can order its work
-_MANY = 16  # files from which on it is faster to sync all of the file system
+_AT_ONCE = 16  # fsync calls at a time, so that the disk can order its work
+_MANY = 16  # files; from this number one syncfs is faster than an fsync for each
 
 
 def sync_files(files: Sequence[int]) -> None:
     """Make the octets of these open files, all on one file system, durable.
 
     Raises:
-        OSError: of at least one they may not be.
+        OSError: at least one file may not be durable.
     """
     syncfs = _syncfs()
     if len(files) >= _MANY and syncfs is not None:
@@ -37,7 +37,7 @@ def sync_files(files: Sequence[int]) -> None:
 
 @cache
 def _syncfs() -> Callable[[int], int] | None:
-    """syncfs(2), where it reports errors of writing: since Linux 5.8."""
+    """Return syncfs(2) if it reports write errors, as it does since Linux 5.8."""
     release = re.match(r"(\d+)\.(\d+)", os.uname().release) if sys.platform == "linux" else None
     if release is None or (int(release[1]), int(release[2])) < (5, 8):
         return None

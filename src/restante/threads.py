@@ -1,9 +1,9 @@
-"""Calls that block, run in threads beside the event loop.
+"""Run blocking calls in threads beside the event loop.
 
-A caller of ``in_thread`` that is cancelled goes on to close files, free locks and end connections.
-That must not happen while the thread still uses them, so it goes on when the call has ended.
+A cancelled caller of ``in_thread`` goes on to close files, free locks and end connections.  That
+must not happen while the thread still uses them, so the cancellation waits for the call.
 
-Limits: a bounded number of calls at once, and the rest waits for a free thread.
+Limits: a bounded number of calls run at once; others wait for a free thread.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from weakref import WeakKeyDictionary
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_AT_ONCE = 32  # calls of one event loop that may wait for a disk
-_PATIENCE = 10.0  # seconds that a thread waits for another call; to start one costs some 100 µs
+_AT_ONCE = (
+    32  # calls of one event loop; enough for a disk to order its work, as in ThreadPoolExecutor
+)
+_PATIENCE = 10.0  # seconds that an idle thread waits; starting a thread costs some 100 µs
 
 
 class Threads:
@@ -109,18 +111,18 @@ def _settle(ended: asyncio.Future[Any], result: object, failure: BaseException |
 
 
 class _Unstoppable(asyncio.Future[T]):
-    """Cannot be cancelled, so a task that awaits it is cancelled when it is done."""
+    """A future that ignores cancellation; a task that awaits it is cancelled when it is done."""
 
     def cancel(self, msg: object = None) -> Literal[False]:
         return False
 
 
 _disk: WeakKeyDictionary[asyncio.AbstractEventLoop, Threads] = WeakKeyDictionary()
-"""By event loop: no thread survives a fork, and neither does a loop."""
+"""By event loop, because neither threads nor loops survive a fork."""
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What ``call`` returns, or raises.  A cancellation takes effect when the call has ended."""
+    """Run ``call`` in a thread.  A cancellation takes effect when the call has ended."""
     loop = asyncio.get_running_loop()
     threads = _disk.get(loop)
     if threads is None:
@@ -131,8 +133,10 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 
 
 async def finished(work: asyncio.Future[Any]) -> asyncio.CancelledError | None:
-    """Wait until the work is done, however often the caller is cancelled meanwhile.  Returns the
-    first cancellation, which the caller must raise, or None."""
+    """Wait until the work is done, even if the caller is cancelled meanwhile.
+
+    Returns the first cancellation, which the caller must raise, or None.
+    """
     cancelled = None
     while not work.done():
         try:

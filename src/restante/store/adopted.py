@@ -1,10 +1,10 @@
 """Unique-ids that do not follow from the name of a file, kept for ever.
 
-They come from another server whose mail was taken over (by unique part, in the order of its
-listing), or settle a quarrel of two files for one id (by unique part and inode number).
+They come from another server whose mail was imported (by unique part, in the order of its listing),
+or assign different ids to two files that claim the same one (by unique part and inode number).
 
-Nothing could replace them: the file is replaced durably, and when it is damaged the maildrop
-cannot be opened, for clients would take all mail for new.
+They cannot be derived from anything else: the file is replaced durably, and if it is damaged the
+maildrop is not opened, because clients would download all mail again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def read(maildrop: int) -> dict[Identity, str]:
 
 
 def mention(maildrop: int, words: Iterable[str]) -> bool:
-    """Whether one of these unique-ids or unique parts is among them: quick, where they are many.
+    """Return whether one of these unique-ids or unique parts occurs, without decoding all.
 
     Raises:
         Damaged: as ``read``.

@@ -1,7 +1,7 @@
 """Message files that are compressed or encrypted, as other programs leave them in a Maildir.
 
-They are told by their first octets: names and flags differ from program to program.  A message
-cannot begin like that, because a field name is printable ASCII up to its colon (RFC 5322 §2.2).
+They are recognised by their first octets, because names and flags differ between programs.  A
+message cannot begin like that, because field names are printable ASCII (RFC 5322 §2.2).
 
 Formats: gzip (RFC 1952), bzip2, zstd (RFC 8878), xz, the LZ4 frame format, and Dovecot's own
 LZ4 and mail_crypt.
@@ -20,7 +20,7 @@ from ..errors import PermanentFailure
 
 CODED = "message was compressed or encrypted by another program"
 LONGEST = 16
-"""Octets of a file that ``coding`` needs."""
+"""Octets from the beginning of a file that ``coding`` needs."""
 
 _CODINGS = re.compile(
     rb"""(?P<gzip>\x1f\x8b)
@@ -35,7 +35,7 @@ _PIECE = 65_536  # octets unpacked at once
 
 
 def coding(first: bytes) -> str:
-    """How a file is coded whose first octets these are; empty: it is plain."""
+    """Return the coding of a file with these first octets; empty if it is plain."""
     match = _CODINGS.match(first)
     return (match.lastgroup or "") if match else ""
 
@@ -65,7 +65,7 @@ UNPACKED = frozenset(_UNPACKERS)
 
 
 def unpacked(pieces: Iterable[bytes], coding: str, limit: int) -> Iterator[bytes]:
-    """The message in pieces of at most 64 KiB; ``limit``: octets in all.
+    """Yield the message in pieces of at most 64 KiB; ``limit``: octets in all.
 
     Raises:
         PermanentFailure: damaged, not whole, or larger than that.
@@ -81,7 +81,7 @@ def unpacked(pieces: Iterable[bytes], coding: str, limit: int) -> Iterator[bytes
 
 
 def _unpacked(pieces: Iterable[bytes], make: Callable[[], _Unpacker]) -> Iterator[bytes]:
-    """A file may hold several streams, one behind the other."""
+    """Unpack all streams: a file may contain several, one after the other."""
     unpacker, has_begun = make(), False
     for piece in pieces:
         rest, has_begun = piece, has_begun or bool(piece)

@@ -1,4 +1,4 @@
-"""Messages that arrive under names of their senders', many of them in one go.
+"""Deliver many messages at once, each under a name given by its sender.
 
 A name becomes the middle of the unique part, ``<seconds>.<name>.restante``, so it survives flags,
 ``held/``, a restore and the loss of every index.  The octets of a group wait in ``tmp/``; all of
@@ -29,7 +29,7 @@ from .names import fields, fresh_unique, given_name, unique_of
 
 
 class _Message(NamedTuple):
-    """Whole, and not durable yet."""
+    """A message that is complete and not durable yet."""
 
     file: int
     unique: str
@@ -41,24 +41,24 @@ class _Message(NamedTuple):
 
 
 class _Contents(NamedTuple):
-    """What a look at a maildrop finds, by the names of messages."""
+    """The content of a maildrop, by the names of messages."""
 
     paths: dict[str, str]
     """In the maildrop."""
     purged: set[str]
     is_exact: bool
-    """No other message is there."""
+    """Whether no other message is there."""
 
 
 class NamedDeliveries:
     """``maildrop.Deliveries`` of one user."""
 
     def __init__(self, base: str, names: Sequence[str], limit: Callable[[], int]) -> None:
-        """``base`` and ``names``: see ``files.maildrop``.  ``limit``: the quota, octets; 0 is
-        none.
+        """``base`` and ``names``: see ``files.maildrop``.  ``limit``: the quota in octets; 0:
+        no quota.
 
         Raises:
-            TemporaryFailure: there is no ``base``.
+            TemporaryFailure: ``base`` is missing.
         """
         self._base, self._names, self._limit = base, names, limit
         self._cached: _Contents | None = None
@@ -67,7 +67,7 @@ class NamedDeliveries:
         with storage_errors(), suppress(FileNotFoundError), files.maildrop(base, names):
             pass
 
-    # What is here.
+    # Content
 
     def presence(self, name: str) -> Presence:
         path = self._path(name)
@@ -82,17 +82,17 @@ class NamedDeliveries:
                 return None
             with storage_errors(), suppress(FileNotFoundError):
                 return self._digest(path)
-            self._cached = None  # another program has renamed it
+            self._cached = None  # another program renamed it
         return None
 
     def _path(self, name: str) -> str | None:
         """
         Raises:
-            TemporaryFailure: another program renames files all the time, and this one may be here.
+            TemporaryFailure: another program keeps renaming files, and this one may be here.
         """
         contents = self._contents()
         if name not in contents.paths and not contents.is_exact:
-            self._cached = None  # so that the next question looks again
+            self._cached = None  # so that the next call scans again
             raise ChangingMaildir
         return contents.paths.get(name)
 
@@ -121,7 +121,7 @@ class NamedDeliveries:
             self._cached = seen  # not before: after an error nothing is known
         return self._cached
 
-    # What comes.
+    # Arrivals
 
     def begin(self, name: str) -> None:
         with storage_errors():
@@ -171,7 +171,7 @@ class NamedDeliveries:
 
 
 class _Group:
-    """From the first message that is begun until all of them have arrived."""
+    """Messages that become visible and durable together."""
 
     def __init__(self, base: str, names: Sequence[str], limit: int) -> None:
         self.uncounted = 0
@@ -213,7 +213,7 @@ class _Group:
         self.uncounted += survey.stored
 
     def deliver(self) -> list[str]:
-        """Make all durable; returns the names of their files in ``new/``."""
+        """Make all messages durable; returns the names of their files in ``new/``."""
         try:
             if self._whole:
                 sync_files([each.file for each in self._whole])
@@ -248,7 +248,7 @@ class _Group:
             self._drop(file, unique)
 
     def close(self) -> None:
-        """What has not arrived leaves no trace."""
+        """Remove what has not arrived."""
         self.abort()
         while self._whole:
             whole = self._whole.pop()
@@ -261,14 +261,14 @@ class _Group:
             files.unlink(unique, self._tmp)
 
 
-# What is here.
+# Content
 
 
 def _scan(maildrop: int) -> _Contents:
-    """At every folder, and what is held there.
+    """Scan all folders and their held mail.
 
-    The names are made durable, because what is here will be deleted where it came from, and a
-    crash may have come between the rename and the fsync of an earlier delivery.
+    The directories are synced: the collector deletes on its server what is found here, and an
+    earlier delivery may have crashed between its rename and its fsync.
     """
     seen = scan_folders(maildrop)
     for directory in seen.names:
@@ -283,7 +283,7 @@ def _scan(maildrop: int) -> _Contents:
 
 
 def _by_name(paths: Iterable[str]) -> dict[str, str]:
-    """Those of messages that were delivered under a name."""
+    """Return the paths of messages that were delivered under a name, by that name."""
     names = ((_name_in(path), path) for path in paths)
     return {name: path for name, path in names if name is not None}
 

@@ -1,7 +1,7 @@
-"""Mail whose time is over: old mail that expires, held mail that is destroyed.
+"""Expire old mail and purge held mail.
 
-``until`` is the latest moment that has certainly come, ``now`` what the clock says (see ``clock``);
-the clock is not behind.  All calls block.
+``until`` is the latest moment that has certainly come, ``now`` the system clock (see ``clock``),
+which is not behind.  All calls block.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .held import date_again, purge, removals
 from .names import File
 from .rules import Rules
 
-_LEFT_OVER = 36 * 3600  # seconds; maildir(5)
+_LEFT_OVER = 36 * 3600  # seconds after which a file in tmp/ is abandoned (maildir(5))
 
 
 def purge_due(maildrop: int, known: Rules, *, until: float, now: float) -> Sweep:
@@ -36,18 +36,18 @@ def purge_due(maildrop: int, known: Rules, *, until: float, now: float) -> Sweep
 
 
 def arrivals(maildrop: int, now: float, *, date_again: bool = False) -> list[float]:
-    """When each message arrived that is there; ``date_again`` as for ``arrived``."""
-    seen = scan(maildrop).files()  # one that is missing expires the next time
+    """Return when each message arrived; ``date_again`` as for ``arrived``."""
+    seen = scan(maildrop).files()  # a message that the scan missed expires the next time
     found = [arrived(maildrop, file, now, date_again=date_again) for file in seen]
     return [each for each in found if each is not None]
 
 
 def arrived(maildrop: int, file: File, now: float, *, date_again: bool = False) -> float | None:
-    """When a message arrived, or later: the later of its mtime and its ctime.
+    """Return the later of mtime and ctime, which is not before the message arrived.
 
-    So what an old server or a backup gave back with its old time has arrived now.  A file whose
-    ctime cannot be right has arrived now too, and with ``date_again`` its ctime is set.  None: the
-    file is gone.
+    So mail that was copied here with its old mtime, from another server or a backup, counts as
+    arrived at the copy.  A file with an impossible ctime counts as arrived now, and with
+    ``date_again`` its ctime is set.  None: the file is gone.
     """
     try:
         with files.directory(file.directory, maildrop) as directory:
@@ -59,7 +59,7 @@ def arrived(maildrop: int, file: File, now: float, *, date_again: bool = False) 
                 if date_again:
                     files.move_stamp(file.name, directory)
             return now
-    except FileNotFoundError:  # another program was quicker
+    except FileNotFoundError:  # another program removed or renamed it
         return None
 
 
@@ -68,7 +68,7 @@ def is_anything_held(maildrop: int) -> bool:
 
 
 def forecast(maildrop: int, before: Rules, after: Rules, now: float) -> Forecast:
-    """What will go because these rules were changed, and would have stayed otherwise."""
+    """Return what will be removed only because these rules were changed."""
 
     def removed() -> list[float]:
         moments = [each for _, folder in each_folder(maildrop) for each in removals(folder)]
@@ -78,7 +78,7 @@ def forecast(maildrop: int, before: Rules, after: Rules, now: float) -> Forecast
 
 
 def sweep(maildrop: int, until: float) -> None:
-    """Unlink what crashed deliveries left in ``tmp/``."""
+    """Unlink files that crashed deliveries left in ``tmp/``."""
     with files.directory("tmp", maildrop) as tmp:
         for name, _ in files.list_files("tmp", maildrop):
             with suppress(FileNotFoundError):

@@ -1,9 +1,9 @@
-"""Files and directories of a maildrop: every call of the store into the operating system.
+"""Files and directories of a maildrop: all calls of the store to the operating system.
 
 Standards: POSIX.1-2008 (``openat`` and its relatives), Linux ``preadv2``.
 Security: a name is always looked up in an open directory, and neither a directory nor a
 file is reached through a symbolic link; only the template's fixed part may hold some.
-Whatever is not a regular file is passed over, and opening it never blocks.
+Anything but regular files is skipped, and opening it never blocks.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ PIECE = 32_766
 """Octets read at once.  As CRLF text at most twice as many, and with a missing last line
 end still not more than 64 KiB."""
 
-HELD = "held"  # removed mail; made at once, or a full disk could not be emptied
+# Removed mail.  Made together with the maildrop, or users could not empty a full disk.
+HELD = "held"
 _PARTS = ("cur", "new", "tmp", HELD)
 LOCK = "restante.lock"  # in the maildrop
 
-LOGIN = "restante.login"  # its time stamp is that of the last login that counted
+LOGIN = "restante.login"  # its mtime is the last login that counted (RFC 2449 §6.5)
 
 _FLAGS = flags("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK")  # a fifo must not block us
 _DIRECTORY = os.O_RDONLY | flags("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC")
@@ -45,7 +46,7 @@ T = TypeVar("T")
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Errors of the operating system as ours; the text names no path."""
+    """Raise errors of the operating system as TemporaryFailure, without paths."""
     try:
         yield
     except OSError as error:
@@ -57,7 +58,7 @@ def _as_ours(error: OSError) -> TemporaryFailure:
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run what may block; errors of the operating system are raised as ours."""
+    """Run a blocking call; errors of the operating system become TemporaryFailure."""
     try:
         return await threads.in_thread(call, *args, **kwargs)
     except OSError as error:
@@ -68,13 +69,15 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 
 
 class Opened:
-    """What is closed at the end of a block, that is of a session, which may wait for long: so
-    neither a generator nor its frame, which take five times the memory."""
+    """Descriptors that are closed at the end of a block.
+
+    No generator: a session may be idle for long, and a frame takes five times the memory.
+    """
 
     __slots__ = ("_descriptors", "_value")
 
     def __init__(self, *descriptors: int, value: int | None = None) -> None:
-        """``value`` is what the block gets; by default the first descriptor."""
+        """``value``: given to the block; by default the first descriptor."""
         self._descriptors = descriptors
         self._value = descriptors[0] if value is None else value
 
@@ -91,14 +94,14 @@ def directory(name: str, parent: int) -> Opened:
 
 
 def maildrop(base: str, names: Sequence[str], *, make: bool = False) -> Opened:
-    """The directory of a maildrop.
+    """Open the directory of a maildrop.
 
-    With ``make`` what is missing below ``base`` is made (0700), durably: a maildrop whose lock
-    file exists is known to survive a crash, so only the first one to come pays for it.
+    With ``make``, missing directories below ``base`` are made (0700), durably.  The lock file is
+    made last, so a maildrop with a lock file is known to survive a crash and needs no sync.
 
     Raises:
-        TemporaryFailure: there is no ``base``.
-        FileNotFoundError: no maildrop, and ``make`` is false.
+        TemporaryFailure: ``base`` is missing.
+        FileNotFoundError: the maildrop is missing and ``make`` is false.
     """
     return Opened(_open_maildrop(base, names, make))
 
@@ -152,17 +155,17 @@ def _open_base(base: str) -> int:
 
 @contextmanager
 def folder(name: str, maildrop: int) -> Iterator[int]:
-    """A folder inside a Maildir, made ready for our sessions.
+    """Open a folder inside a Maildir, with the files that our sessions need.
 
     Raises:
-        FileNotFoundError: there is none; it is not made.
+        FileNotFoundError: the folder is missing; it is not made.
     """
     try:
         opened = os.open(name, _DIRECTORY, dir_fd=maildrop)
     except NotADirectoryError as error:  # a file, or a symbolic link
         raise FileNotFoundError(errno.ENOENT, "not a directory") from error
     try:
-        for each in ("cur", "new"):  # in a home directory not every directory with a dot is mail
+        for each in ("cur", "new"):  # a home directory has other directories with a dot
             if not exists(each, opened):
                 raise FileNotFoundError(errno.ENOENT, "not a Maildir")
         made = [_make(each, opened) for each in ("tmp", HELD)]
@@ -191,12 +194,12 @@ def exists(name: str, parent: int) -> bool:
 
 
 def status(name: str, parent: int) -> os.stat_result:
-    """Size, times and inode number; of a symbolic link its own."""
+    """Return size, times and inode number, without following a symbolic link."""
     return os.stat(name, dir_fd=parent, follow_symlinks=False)
 
 
 def touch(name: str, parent: int) -> None:
-    """Give it the time of now; made if missing."""
+    """Set the mtime of a file to now; the file is made if missing."""
     file = os.open(name, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o600, dir_fd=parent)
     try:
         set_time(file)
@@ -206,10 +209,10 @@ def touch(name: str, parent: int) -> None:
 
 @contextmanager
 def time_stamp(name: str, parent: int) -> Iterator[tuple[int, float | None]]:
-    """A file of which only the mtime counts, while no other process or thread looks at it.
+    """Lock a file of which only the mtime counts.
 
-    Its descriptor, and its mtime in seconds since the epoch; None: it was missing and is made.
-    Waits for its lock, so hold it briefly.
+    Yields its descriptor and its mtime in seconds since the epoch; None: it was missing and has
+    been made.  Waits for the lock, so keep the block short.
     """
     file, is_new = _open_or_make(name, parent)
     try:
@@ -220,12 +223,12 @@ def time_stamp(name: str, parent: int) -> Iterator[tuple[int, float | None]]:
 
 
 def set_time(file: int) -> None:
-    """Give it the time of now."""
+    """Set its mtime to now."""
     os.utime(file)
 
 
 def _open_or_make(name: str, parent: int) -> tuple[int, bool]:
-    """A descriptor, and whether the file is new: only one of several callers made it."""
+    """Return a descriptor, and whether this call made the file."""
     while True:
         with suppress(FileNotFoundError):
             return os.open(name, os.O_RDWR | _FLAGS, dir_fd=parent), False
@@ -235,13 +238,13 @@ def _open_or_make(name: str, parent: int) -> tuple[int, bool]:
 
 
 def stamp(name: str, parent: int) -> tuple[int, int, int]:
-    """Inode number, mtime and ctime: one moves whenever a name in a directory does."""
+    """Return inode number, mtime and ctime, which change with any name in a directory."""
     found = status(name, parent)
     return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
 
 
 def move_stamp(name: str, parent: int) -> None:
-    """Set ctime to now, as a change of the names in a directory does; mtime stays."""
+    """Set ctime to now, like a change of a name in the directory; mtime stays."""
     found = status(name, parent)
     times = found.st_atime_ns, found.st_mtime_ns
     os.utime(name, ns=times, dir_fd=parent, follow_symlinks=False)
@@ -252,7 +255,7 @@ def inode(file: int) -> int:
 
 
 def list_files(name: str, parent: int) -> list[tuple[str, int]]:
-    """Names and inode numbers of the regular files in a directory, without dotfiles."""
+    """Return names and inode numbers of the regular files in a directory, without dotfiles."""
     with directory(name, parent) as opened, os.scandir(opened) as entries:
         return [
             (entry.name, entry.inode())
@@ -262,7 +265,7 @@ def list_files(name: str, parent: int) -> list[tuple[str, int]]:
 
 
 def list_strange(name: str, parent: int) -> list[str]:
-    """What ``list_files`` passes over, dotfiles aside."""
+    """Return the names that ``list_files`` skips, without dotfiles."""
     with directory(name, parent) as opened, os.scandir(opened) as entries:
         return [
             entry.name
@@ -272,14 +275,14 @@ def list_strange(name: str, parent: int) -> list[str]:
 
 
 def sync(*directories: str, parent: int) -> None:
-    """Make what happened to the names in these directories durable, in this order."""
+    """Make all changes of names in these directories durable, in this order."""
     for name in directories:
         with directory(name, parent) as opened:
             os.fsync(opened)
 
 
 class _SyncRound:
-    """One fsync of a directory, for all who wait for it."""
+    """One fsync of a directory, for all threads that wait for it."""
 
     def __init__(self, before: _SyncRound | None) -> None:
         self.before = before
@@ -288,16 +291,16 @@ class _SyncRound:
 
 
 _rounds: dict[tuple[int, int], _SyncRound] = {}
-"""Those that nobody has begun, by device and inode number of the directory."""
+"""Rounds that have not begun, by device and inode number of the directory."""
 _begun: dict[tuple[int, int], _SyncRound] = {}
 _rounds_lock = Lock()
 
 
 def sync_together(directory: int) -> None:
-    """fsync an open directory, by one call for all threads that want it while another one runs.
+    """fsync an open directory; threads that wait for a running fsync share the next one.
 
-    What was done to the directory before this was called is durable on return: a round that has
-    begun is not joined.
+    Changes made before the call are durable on return: a round that has begun is not joined,
+    because it may have missed them.
     """
     found = os.fstat(directory)
     key = found.st_dev, found.st_ino
@@ -334,21 +337,21 @@ def _carry_out(ours: _SyncRound, key: tuple[int, int], directory: int) -> None:
 
 
 def session_lock(maildrop: int) -> Opened:
-    """The exclusive-access lock of one session; the kernel frees it when the process dies.
+    """Take the exclusive-access lock of a session; the kernel frees it when the process dies.
 
-    The lock file is there for older versions, and for its time stamp.  It can be removed or
-    replaced while a session lasts (``rm restante.*``, a restore), and then another session would
-    lock another file; so ``cur/``, which nothing replaces, is locked as well.
+    The lock file exists for older versions and for its time stamp.  It may be removed or replaced
+    during a session (``rm restante.*``, a restore), and then the next session would lock another
+    file; so ``cur/``, which is never replaced, is locked as well.
 
-    The block gets when the session began, in nanoseconds of the file system's own clock; on one
-    that is read only some earlier moment.
+    The block gets the begin of the session in nanoseconds of the file system's own clock; on a
+    read-only file system an earlier moment.
 
     Raises:
         MaildropInUse: at once, with the age of the session that holds it.
     """
     try:
         lock = os.open(LOCK, os.O_RDWR | _FLAGS, dir_fd=maildrop)
-    except OSError:  # a file system that is read only; flock needs no writing (but over NFS)
+    except OSError:  # read-only file system; flock needs no write access except over NFS
         lock = os.open(LOCK, os.O_RDONLY | _FLAGS, dir_fd=maildrop)
     with ExitStack() as undone:
         undone.callback(os.close, lock)
@@ -368,9 +371,10 @@ def session_lock(maildrop: int) -> Opened:
 
 @contextmanager
 def lock(opened: int, *, shared: bool = False) -> Iterator[None]:
-    """One at a time, or many who share it, among all who opened this directory themselves.
+    """Lock an open directory, exclusively or ``shared``.
 
-    Waits for the lock, so hold it briefly.
+    Keeps out other descriptors of the directory, not other users of this one.  Waits for the
+    lock, so keep the block short.
     """
     fcntl.flock(opened, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     try:
@@ -381,9 +385,9 @@ def lock(opened: int, *, shared: bool = False) -> Iterator[None]:
 
 @contextmanager
 def directory_lock(name: str, parent: int) -> Iterator[int]:
-    """The directory, made if missing, while nobody else changes it under this lock.
+    """Open a directory, made if missing, under an exclusive lock.
 
-    Waits for the lock, so hold it briefly.
+    Waits for the lock, so keep the block short.
     """
     _make(name, parent)
     with directory(name, parent) as opened:
@@ -395,14 +399,15 @@ def directory_lock(name: str, parent: int) -> Iterator[int]:
 
 
 def create(name: str, parent: int) -> int:
-    """A new file, open to be written; who calls syncs and closes it."""
+    """Create a file and return its descriptor; the caller syncs and closes it."""
     return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600, dir_fd=parent)
 
 
 def sync_file(file: int) -> None:
-    """Make its octets durable.
+    """Make the octets of a file durable.
 
-    After an error its content is unknown, and a second fsync would succeed without reason.
+    Do not repeat it after an error: the kernel has dropped the octets, and a second fsync would
+    succeed all the same.
     """
     os.fsync(file)
 
@@ -432,14 +437,14 @@ def write(file: int, octets: bytes) -> None:
 
 
 def replace(name: str, octets: bytes, parent: int) -> None:
-    """Write a small file, durably: after a crash there is the old one or the new one."""
+    """Replace a small file durably: after a crash either the old or the new one exists."""
     replace_cache(name, octets, parent, durably=True)
 
 
 def replace_cache(name: str, octets: bytes, parent: int, *, durably: bool = False) -> int:
-    """Write a file that a checksum guards: after a crash it may be old, torn or missing.
+    """Replace a file that has a checksum: after a crash it may be old, torn or missing.
 
-    ``durably``: not if this one has returned.  Returns its inode number.
+    ``durably``: not after this call has returned.  Returns the inode number.
     """
     temporary = f"{name}.tmp"
     with UndoneOnError(temporary, parent):
@@ -459,7 +464,7 @@ def replace_cache(name: str, octets: bytes, parent: int, *, durably: bool = Fals
 
 
 def append_cache(name: str, octets: bytes, parent: int, expected: tuple[int, int]) -> bool:
-    """Append to such a file, if it is the ``expected`` one: inode number and octets so far."""
+    """Append to such a file if its inode number and length are the ``expected`` ones."""
     with appending(name, parent) as file:
         found = os.fstat(file)
         if (found.st_ino, found.st_size) != expected:
@@ -470,10 +475,10 @@ def append_cache(name: str, octets: bytes, parent: int, expected: tuple[int, int
 
 @contextmanager
 def appending(name: str, parent: int) -> Iterator[int]:
-    """A file to whose end is written, wherever others have moved it.
+    """Open a file for appending.
 
     Raises:
-        FileNotFoundError: there is none; it is not made.
+        FileNotFoundError: the file is missing; it is not made.
     """
     file = os.open(name, os.O_WRONLY | os.O_APPEND | _FLAGS, dir_fd=parent)
     try:
@@ -483,7 +488,7 @@ def appending(name: str, parent: int) -> Iterator[int]:
 
 
 def append(name: str, octets: bytes, parent: int, *, durably: bool) -> None:
-    """To a file that is made if missing; its name is not durable then."""
+    """Append to a file; it is made if missing, and its name is not durable then."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _FLAGS
     file = os.open(name, flags, 0o600, dir_fd=parent)
     try:
@@ -497,24 +502,24 @@ def append(name: str, octets: bytes, parent: int, *, durably: bool) -> None:
 def append_bounded(
     name: str, old: str, lines: bytes, parent: int, *, most: int, durably: bool
 ) -> None:
-    """Whole lines to a file that is made if missing.  One of ``most`` octets or more becomes the
-    old one first, and the old one before is forgotten.
+    """Append whole lines to a file, which is made if missing.
 
-    ``durably``: so are these lines on return; the name of a new file is in any case.
+    A file of ``most`` octets or more is renamed to ``old`` first, over the previous old file.
+    ``durably``: the lines are durable on return; the name of a new file always is.
     """
     octets, is_whole = size_and_end(name, parent, b"\n")
     if octets >= most:
         rename(name, old, parent)
         octets = 0
-    # Nothing is written into the remains of a line that a crash has torn.
+    # A line that a crash has torn is ended first, or the new line would be lost with it.
     append(name, lines if is_whole else b"\n" + lines, parent, durably=durably)
     if not octets:
         sync(".", parent=parent)
 
 
 def append_line(name: str, line: bytes, parent: int, *, most: int) -> bool:
-    """As ``append``, not durably, to a file of less than ``most`` octets that ends with a whole
-    line; False: it is none."""
+    """As ``append``, not durably, if the file has less than ``most`` octets and ends with a whole
+    line; otherwise return False."""
     file = os.open(name, os.O_RDWR | os.O_APPEND | _FLAGS, dir_fd=parent)
     try:
         size = os.fstat(file).st_size
@@ -527,7 +532,7 @@ def append_line(name: str, line: bytes, parent: int, *, most: int) -> bool:
 
 
 def size_and_end(name: str, parent: int, end: bytes) -> tuple[int, bool]:
-    """Octets in a file, and whether it ends so; a missing one is empty, and an empty one does."""
+    """Return the size of a file, and whether it ends with ``end`` or is empty or missing."""
     try:
         with reading(name, parent) as file:
             size = os.fstat(file).st_size
@@ -537,16 +542,16 @@ def size_and_end(name: str, parent: int, end: bytes) -> tuple[int, bool]:
 
 
 def rename(name: str, new_name: str, parent: int) -> None:
-    """In one directory, over whatever has the new name."""
+    """Rename within a directory, over a file that has the new name."""
     os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=parent)
 
 
 @contextmanager
 def reading(name: str, parent: int) -> Iterator[int]:
-    """A regular file, to read.
+    """Open a regular file for reading.
 
     Raises:
-        FileNotFoundError: there is none of this name, or it is not a regular file.
+        FileNotFoundError: it is missing or not a regular file.
     """
     file, _ = open_file(name, parent)
     try:
@@ -556,12 +561,12 @@ def reading(name: str, parent: int) -> Iterator[int]:
 
 
 def open_directory(name: str, parent: int) -> int:
-    """As ``directory``; who calls closes it."""
+    """As ``directory``, but the caller closes it."""
     return os.open(name, _DIRECTORY, dir_fd=parent)
 
 
 def open_file(name: str, parent: int) -> tuple[int, int]:
-    """As ``reading``, and the octets in it; who calls closes it."""
+    """As ``reading``, with the size of the file; the caller closes it."""
     try:
         file = os.open(name, os.O_RDONLY | _FLAGS, dir_fd=parent)
     except OSError as error:
@@ -580,9 +585,9 @@ def close(descriptor: int) -> None:
 
 
 def read_cached(name: str, parent: int, most: int) -> bytes | None:
-    """At most so many octets from the beginning of a file, as many as the page cache has.
+    """Return the octets of a file that are in the page cache, at most ``most`` from its beginning.
 
-    None: it cannot tell.  What is no regular file cannot be read so.
+    None: this system cannot do that.  Raises OSError if it is not a regular file.
     """
     if not _NOWAIT:
         return None
@@ -596,19 +601,19 @@ def read_cached(name: str, parent: int, most: int) -> bytes | None:
 
 
 def read(name: str, parent: int) -> bytes:
-    """All octets of a file that is no message."""
+    """Return all octets of a file that is not a message."""
     with reading(name, parent) as file:
         octets = os.read(file, max(os.fstat(file).st_size, 1))
         return octets + b"".join(iter(partial(os.read, file, PIECE), b""))
 
 
 def beginning(file: int, most: int) -> bytes:
-    """At most so many octets."""
+    """Return at most ``most`` octets."""
     return os.pread(file, most, 0)
 
 
 def survey(file: int) -> Survey:
-    """What a message is on the wire, found by reading it."""
+    """Read a message to find what it is on the wire."""
     found = Survey()
     offset = 0
     while octets := os.pread(file, PIECE, offset):
@@ -626,8 +631,8 @@ def move(name: str, source: int, new_name: str, target: int) -> None:
     """Rename.
 
     Raises:
-        FileExistsError: rather than overwrite; the caller sees to it that the name is not
-            taken between the check and the rename.
+        FileExistsError: the name is taken.  The caller must prevent that it is taken between
+            the check and the rename.
     """
     if exists(new_name, target):
         raise FileExistsError(errno.EEXIST, "name is taken")
@@ -635,14 +640,14 @@ def move(name: str, source: int, new_name: str, target: int) -> None:
 
 
 def read_at(file: int, offset: int) -> bytes:
-    """At most ``PIECE`` octets; none at the end of the file.  Blocking."""
+    """Return at most ``PIECE`` octets; none at the end of the file.  Blocking."""
     return os.pread(file, PIECE, offset)
 
 
 async def read_piece(file: int, offset: int) -> bytes:
-    """At most ``PIECE`` octets; none at the end of the file.
+    """Return at most ``PIECE`` octets; none at the end of the file.
 
-    What the page cache has costs no thread, and what it has not does not stop the event loop.
+    Octets in the page cache are read at once; for others a thread waits, not the event loop.
     """
     try:
         octets = _read_cached(file, offset)
@@ -661,5 +666,5 @@ def _read_cached(file: int, offset: int) -> bytes | None:
         if error.errno in _UNCACHED:
             return None
         raise
-    # Linux 5.9 and 5.10 say 0 where they mean EAGAIN (preadv2(2), BUGS).
+    # Linux 5.9 and 5.10 return 0 instead of EAGAIN (preadv2(2), BUGS).
     return bytes(buffer[:count]) if count or offset >= os.fstat(file).st_size else None

@@ -1,7 +1,7 @@
-"""Folders of a Maildir (Maildir++), and several of them, or the recent mail only, as one maildrop.
+"""Folders of a Maildir (Maildir++), and views: several folders, or recent mail, as one maildrop.
 
-A folder is a Maildir of its own inside the first one: ``.Lists.Python`` for ``Lists.Python``, with
-its own lock, index, unique-ids and held mail.
+A folder is a Maildir inside the first one: ``.Lists.Python`` for ``Lists.Python``, with its own
+lock, index, unique-ids and held mail.
 
 Security: a folder's name comes from the network, and names one directory below the Maildir: it
 holds neither "/" nor NUL, and no part of it is empty, so it is never "..".
@@ -42,12 +42,12 @@ from .names import File, Identity, delivered_at, unique_part
 INBOX = "."
 """The Maildir itself, as a directory in it."""
 
-_NAME_MAX = 255  # octets, on nearly every file system
-_ATTEMPTS = 5  # at files that another program renames in the meantime
+_NAME_MAX = 255  # octets of a file name on nearly every file system
+_ATTEMPTS = 5  # scans for files that another program renames meanwhile
 
 
 def directory_of(folder: str) -> str:
-    """The directory of a folder, which need not be there.
+    """Return the directory of a folder, which need not exist.
 
     Raises:
         PermanentFailure: the folder name is invalid.
@@ -72,7 +72,7 @@ def _modified_utf7(text: str) -> str:
 
 
 def each_folder(maildrop: int) -> Iterator[tuple[str, int]]:
-    """Directory and descriptor of the INBOX and of every folder in which mail was ever held."""
+    """Yield directory and descriptor of the INBOX and of each folder that has ``held/``."""
     yield INBOX, maildrop
     for name in list_folders(maildrop):
         with suppress(FileNotFoundError), files.directory(name, maildrop) as folder:
@@ -81,7 +81,7 @@ def each_folder(maildrop: int) -> Iterator[tuple[str, int]]:
 
 
 def names_held(maildrop: int, names: Collection[str]) -> Iterator[tuple[int, list[str]]]:
-    """For each folder of which something is named: its descriptor, and the names in it."""
+    """Yield the descriptor of each folder that has named messages, and their names in it."""
     by_folder: dict[str, list[str]] = {}
     for name in names:
         folder, _, rest = name.rpartition("/")
@@ -92,28 +92,28 @@ def names_held(maildrop: int, names: Collection[str]) -> Iterator[tuple[int, lis
 
 
 class FolderMaildrop(Maildrop, RawReading, Paced, Protocol):
-    """What a session with one folder can do."""
+    """The maildrop of one folder."""
 
     @property
     def listing(self) -> Index: ...
 
 
 class Part(NamedTuple):
-    """What a view shows of one folder."""
+    """The part of a view that comes from one folder."""
 
     folder: str
     """Its directory."""
     session: FolderMaildrop
     places: Sequence[int]
-    """Of the messages that are shown."""
+    """Places of the messages that are shown."""
     is_own: bool
-    """Its unique-ids are shown as they are."""
+    """Whether its unique-ids are shown unchanged."""
 
 
 def recent(maildrop: int, listing: Index, since: float) -> list[int]:
-    """Where those stand that arrived later: as their names tell it, or else their mtime.
+    """Return the places of messages that arrived after ``since``, by name or else by mtime.
 
-    A file that another program renames all the time is shown, for its age cannot be known.
+    A file that another program keeps renaming is included, because its age cannot be read.
     """
     with ExitStack() as stack:
         opened = {each: stack.enter_context(files.directory(each, maildrop)) for each in MAIL}
@@ -148,10 +148,10 @@ def _arrived(name: str, directory: int) -> float:
 
 
 def joined(parts: Sequence[Part]) -> Index:
-    """One listing of all parts, in their order.
+    """Return one listing of all parts, in their order.
 
-    The unique-ids of the INBOX, or of the only folder, are what they always are.  Those of other
-    folders are made from the folder and the id, so that no copy of a message has the id of another.
+    The unique-ids of the INBOX, or of the only folder, stay as they are.  Those of other folders
+    are hashes of folder and id, so that copies of a message in two folders have different ids.
     """
     taken: set[str] = set()
     messages = []
@@ -173,16 +173,16 @@ class ViewMaildrop:
     """Messages of one or more folders as one ``Maildrop``, while the sessions of all are open."""
 
     def __init__(self, parts: Sequence[Part], listing: Index) -> None:
-        """``listing``: ``joined`` of these parts."""
+        """``listing``: the result of ``joined`` for these parts."""
         self.listing = listing
         self._parts = parts
         self._ends = list(accumulate(len(part.places) for part in parts))
 
     def _find(self, entry: Entry) -> tuple[int, Entry]:
-        """Which part has it, and what it is there.
+        """Return the number of the part, and the entry in its folder.
 
         Raises:
-            MessageGone: it is not of this view.
+            MessageGone: the entry does not belong to this view.
         """
         at = self.listing.find(entry)
         if at is None:
@@ -218,7 +218,7 @@ class ViewMaildrop:
             self._parts[number].session.learn(own, is_wire_ready=is_wire_ready)
 
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
-        """All or nothing for each folder; one after the other."""
+        """Remove from one folder after the other; all or nothing in each."""
         wanted: list[list[tuple[Entry, Entry]]] = [[] for _ in self._parts]
         for entry in entries:
             number, own = self._find(entry)
@@ -233,7 +233,7 @@ class ViewMaildrop:
         return await self._parts[0].session.pace(delay)
 
     async def record(self, session: SessionRecord) -> None:
-        """With the unique-ids that the messages have in their folders, as held mail has them."""
+        """Record the session under the unique-ids of the folders, which held mail has, too."""
         first = self._parts[0].session
         if offers(first, Journal):
             retrieved = [self._find(entry)[1] for entry in session.retrieved]
@@ -246,7 +246,7 @@ class ViewMaildrop:
 
 
 async def _remove(session: FolderMaildrop, pairs: Sequence[tuple[Entry, Entry]]) -> list[Entry]:
-    """``pairs``: what each is in the folder and in the view."""
+    """``pairs``: the entries of each message in the folder and in the view."""
     own = [each for each, _ in pairs]
     try:
         left = await session.remove(own)

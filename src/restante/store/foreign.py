@@ -1,7 +1,7 @@
-"""What other POP3 servers know of their mail, read from their files: unique-ids and the order.
+"""Read the files in which other POP3 servers keep unique-ids and the order of messages.
 
-Without I/O.  The unique-ids come as the old server showed them, so that a client which kept
-its list of them downloads nothing again.
+No I/O.  The unique-ids are those that the old server showed, so clients that keep a list of them
+download nothing again.
 
 Formats: ``dovecot-uidlist`` versions 1 and 3, Courier's ``courierpop3dsizelist`` versions 2 and
 3, the lines of any server's UIDL; ``mbox`` reads mbox files.
@@ -23,7 +23,7 @@ _UIDLIST_LINE = re.compile(rb"([0-9]{1,10}) (?:((?:[A-Z][^ ]* )*):)?(.+)", re.DO
 
 
 def render(template: str, *, uid: int, uid_validity: int, file: str = "", guid: str = "") -> str:
-    """A unique-id as Dovecot's pop3_uidl_format says: %u %v %f %g, with width and X for hex."""
+    """Return a unique-id by Dovecot's pop3_uidl_format: %u %v %f %g, with width and X for hex."""
 
     def expand(match: re.Match[str]) -> str:
         zero, width, is_hex, letter = match.groups()
@@ -38,7 +38,7 @@ def render(template: str, *, uid: int, uid_validity: int, file: str = "", guid: 
 
 
 def dovecot(uidlist: bytes, template: str = DOVECOT) -> dict[str, str]:
-    """Unique-ids by file name without flags, in the order of POP3: first what has an O field.
+    """Return unique-ids by file name without flags, in POP3 order: first those with an O field.
 
     Raises:
         PermanentFailure: not a dovecot-uidlist.
@@ -52,7 +52,7 @@ def dovecot(uidlist: bytes, template: str = DOVECOT) -> dict[str, str]:
     for line in filter(None, lines):
         parts = _UIDLIST_LINE.fullmatch(line)
         if parts is None:
-            raise PermanentFailure(f"dovecot-uidlist: a line that is none: {line[:40]!r}")
+            raise PermanentFailure(f"dovecot-uidlist: invalid line: {line[:40]!r}")
         extras = (parts[2] or b"").decode("utf-8", "surrogateescape").split(" ")
         fields = {each[:1]: each[1:] for each in extras}
         uid, name = int(parts[1]), _base(parts[3])
@@ -61,20 +61,20 @@ def dovecot(uidlist: bytes, template: str = DOVECOT) -> dict[str, str]:
         )
         order = fields.get("O", "")
         if not re.fullmatch("[0-9]{0,10}", order):
-            raise PermanentFailure(f"dovecot-uidlist: an order that is none: {order[:40]!r}")
+            raise PermanentFailure(f"dovecot-uidlist: invalid order: {order[:40]!r}")
         found.append((not order, int(order or 0), uid, name, unique_id))
     return {name: unique_id for *_, name, unique_id in sorted(found)}
 
 
 def dovecot_uidlist(ids: Mapping[str, str], *, uid_validity: int, guid: str) -> bytes:
-    """The other way: a dovecot-uidlist by which Dovecot shows the same ids in the same order."""
+    """Return a dovecot-uidlist with which Dovecot shows the same ids in the same order."""
     lines = [f"3 V{uid_validity} N{len(ids) + 1} G{guid}"]
     lines += [f"{uid} P{unique_id} :{name}" for uid, (name, unique_id) in enumerate(ids.items(), 1)]
     return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 
 
 def courier(sizelist: bytes) -> dict[str, str]:
-    """Unique-ids by file name without flags, in the order of POP3.
+    """Return unique-ids by file name without flags, in POP3 order.
 
     Raises:
         PermanentFailure: not a courierpop3dsizelist of version 2 or 3.
@@ -88,17 +88,17 @@ def courier(sizelist: bytes) -> dict[str, str]:
             rb"(.+) [0-9]+ ([0-9]{1,20}):([0-9]{1,20})(?::[0-9]+)?", line, re.DOTALL
         )
         if match is None:
-            raise PermanentFailure(f"courierpop3dsizelist: a line that is none: {line[:40]!r}")
+            raise PermanentFailure(f"courierpop3dsizelist: invalid line: {line[:40]!r}")
         name = _base(match[1])
         found[name] = f"UID{int(match[2])}-{int(match[3])}" if int(match[2]) else name
     return found
 
 
 def unique_id_list(lines: bytes) -> dict[int, str]:
-    """Number–unique-id pairs, as a server's UIDL or ``restante maildrop export`` tells them.
+    """Return the unique-ids of a UIDL response or of ``restante maildrop export`` by number.
 
     Raises:
-        PermanentFailure: a line that is none of them.
+        PermanentFailure: an invalid line.
     """
     found = {}
     for line in lines.splitlines():
@@ -106,10 +106,10 @@ def unique_id_list(lines: bytes) -> dict[int, str]:
         if match:
             found[int(match[1])] = match[2].decode()
         elif line.strip() not in (b"", b".") and not line.startswith(b"+OK"):
-            raise PermanentFailure(f"list of unique-ids: a line that is none: {line[:40]!r}")
+            raise PermanentFailure(f"list of unique-ids: invalid line: {line[:40]!r}")
     return found
 
 
 def _base(name: bytes) -> str:
-    """Without flags; octets that are not UTF-8 as lone surrogates, like os.fsdecode."""
+    """Return a name without flags; octets that are not UTF-8 become lone surrogates."""
     return name.decode("utf-8", "surrogateescape").partition(":")[0]

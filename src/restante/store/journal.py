@@ -1,12 +1,12 @@
-"""Who took or removed which mail: one line for each session that did, beside the mail.
+"""The journal of a maildrop: one line for each session that retrieved or removed mail.
 
-A line is a checksum of what follows, a space, and a JSON object.  Lines are only appended, in
-turns (the session's lock), and each by itself: a torn one, or what a crash has made of it, is
-passed over, and nothing is ever written into its remains.  When the file has grown to ``_FULL``
-octets it becomes the old one, and the old one before is forgotten.
+A line is a checksum of the rest, a space, and a JSON object.  Lines are only appended, under the
+session's lock, and each stands alone: readers skip a line that a crash has torn, and writers start
+a new line behind it.  When the file reaches ``_FULL`` octets it becomes the old file, and the
+previous old file is deleted.
 
-Security: unique-ids, sizes, addresses and names of credentials; never a password, never text of a
-message.  The file is its owner's alone (0600).
+Security: it holds unique-ids, sizes, addresses and names of credentials; never a password, never
+text of a message.  Only its owner can read the file (0600).
 All calls block.
 """
 
@@ -24,14 +24,14 @@ from . import files
 
 JOURNAL, OLD = "restante.journal", "restante.journal.1"
 
-_FULL = 1_048_576  # octets
-_DIGEST = 8  # octets
+_FULL = 1_048_576  # octets; with the old file up to 2 MiB, thousands of sessions
+_DIGEST = 8  # octets: finds torn lines, not forgeries
 
 _log = logging.getLogger(__name__)
 
 
 def record(maildrop: int, session: SessionRecord) -> None:
-    """Durable on return if the session removed something; an error is told to the log."""
+    """Append a session, durably if it removed mail; errors are only logged."""
     try:
         append(maildrop, session)
     except OSError as error:
@@ -39,13 +39,13 @@ def record(maildrop: int, session: SessionRecord) -> None:
 
 
 def record_at_once(maildrop: int, session: SessionRecord) -> bool:
-    """As ``record``, if that takes no waiting for the disk; else nothing is done, and False."""
+    """As ``record`` if that needs no wait for the disk; otherwise do nothing and return False."""
     if session.removed:
         return False
     try:
         return files.append_line(JOURNAL, _line(session), maildrop, most=_FULL)
     except OSError:
-        return False  # ``record`` will hear it again
+        return False  # ``record`` gets the same error and logs it
 
 
 def append(maildrop: int, session: SessionRecord) -> None:
@@ -59,7 +59,7 @@ def append(maildrop: int, session: SessionRecord) -> None:
 
 
 def read(maildrop: int) -> Iterator[SessionRecord]:
-    """The oldest first.  What is damaged is passed over, and told to the log."""
+    """Yield the sessions, the oldest first.  Damaged lines are skipped and logged."""
     for _, line in _lines(maildrop):
         session = _parse(line)
         if session is not None:
@@ -69,12 +69,12 @@ def read(maildrop: int) -> Iterator[SessionRecord]:
 
 
 def damage(maildrop: int) -> dict[str, int]:
-    """How many lines cannot be read, by the name of the file."""
+    """Return the number of damaged lines by file name."""
     return dict(Counter(name for name, line in _lines(maildrop) if _parse(line) is None))
 
 
 def _lines(maildrop: int) -> Iterator[tuple[str, bytes]]:
-    """With the names of their files."""
+    """Yield each line with the name of its file."""
     for name in (OLD, JOURNAL):
         with suppress(FileNotFoundError):
             for line in files.read(name, maildrop).split(b"\n"):
@@ -83,7 +83,7 @@ def _lines(maildrop: int) -> Iterator[tuple[str, bytes]]:
 
 
 def _line(session: SessionRecord) -> bytes:
-    told = {
+    fields = {
         "began_at": round(session.began_at, 3),
         "ended_at": round(session.ended_at, 3),
         "address": session.address,
@@ -94,33 +94,35 @@ def _line(session: SessionRecord) -> bytes:
         "removed": [[entry.unique_id, entry.size] for entry in session.removed],
         "end": session.end,
     }
-    octets = json.dumps(told, separators=(",", ":")).encode("ascii")  # no line end in it
+    octets = json.dumps(fields, separators=(",", ":")).encode(
+        "ascii"
+    )  # JSON in ASCII has no line end
     return b"%b %b\n" % (_digest(octets), octets)
 
 
 def _parse(line: bytes) -> SessionRecord | None:
-    """What a later version adds is passed over."""
+    """Return None if the line is damaged.  Fields of later versions are ignored."""
     digest, _, octets = line.partition(b" ")
     if digest != _digest(octets):
         return None
     with suppress(ValueError, TypeError, KeyError):
-        told = json.loads(octets)
+        fields = json.loads(octets)
         return SessionRecord(
-            began_at=float(told["began_at"]),
-            ended_at=float(told["ended_at"]),
-            address=str(told["address"]),
-            tls=str(told["tls"]),
-            credential=str(told["credential"]),
-            retrieved=_entries(told["retrieved"]),
-            removed=_entries(told["removed"]),
-            end=str(told["end"]),
-            unnamed=int(told["unnamed"]),
+            began_at=float(fields["began_at"]),
+            ended_at=float(fields["ended_at"]),
+            address=str(fields["address"]),
+            tls=str(fields["tls"]),
+            credential=str(fields["credential"]),
+            retrieved=_entries(fields["retrieved"]),
+            removed=_entries(fields["removed"]),
+            end=str(fields["end"]),
+            unnamed=int(fields["unnamed"]),
         )
     return None
 
 
-def _entries(told: list[tuple[str, int]]) -> tuple[Entry, ...]:
-    return tuple(Entry(str(unique_id), int(size)) for unique_id, size in told)
+def _entries(pairs: list[tuple[str, int]]) -> tuple[Entry, ...]:
+    return tuple(Entry(str(unique_id), int(size)) for unique_id, size in pairs)
 
 
 def _digest(octets: bytes) -> bytes:

@@ -5,7 +5,7 @@ stored as they come, so nothing is ever converted and back; what other programs 
 bare LF gets CRLF on the way out.
 
 Standards: RFC 1939 §4-§8, §11; https://cr.yp.to/proto/maildir.html.
-Security: user names are checked by ``place``, symbolic links refused by ``files``.
+Security: user names are checked by ``paths``, symbolic links refused by ``files``.
 """
 
 from __future__ import annotations
@@ -83,12 +83,14 @@ from .refresh import correct, index_of_now
 from .rules import Rules, lasting
 from .verification import Finding, verify
 
-_WORTH_SAVING = 16  # one message in so many; what else was learnt is kept in memory
-_WRITE = 262_144  # octets gathered for one write
-_CACHE = 67_108_864  # octets of indexes that are kept in memory
-_VIEWS = 16  # listings of several folders that are kept in memory
-_ATTEMPTS = 5  # to open a file that another program renames in the meantime
-_BATCH = 32  # users found in one call that cannot be cancelled
+# The index is written when a session learned the form of one message in 16; otherwise writing 100
+# octets per message costs more than converting a few messages again.
+_WORTH_SAVING = 16
+_WRITE = 262_144  # octets gathered for one write, to save calls in threads
+_CACHE = 67_108_864  # octets of indexes in memory: some 600,000 messages at 100 octets each
+_VIEWS = 16  # joined listings in memory; few users open several folders at a time
+_ATTEMPTS = 5  # to open a file that another program renames meanwhile
+_BATCH = 32  # users or messages in one call in a thread, which cannot be cancelled
 
 T = TypeVar("T")
 
@@ -106,15 +108,15 @@ class MaildirStore:
         folders: Sequence[str] = ("INBOX",),
         clock: Clock | None = None,
     ) -> None:
-        """``template``: see ``place.Template``.  ``hold``: seconds for which removed mail is held
-        until it is purged; 0 destroys it at once, and infinity removes nothing: it is listed again.
-        If it depends on the user it may block.  ``limit``: the quota of a user, octets; 0 is no
-        quota.  It may block.  ``folders``: what is shown to a client that names no folder.
-        ``clock``: of the state directory; by default one of its own.
+        """``template``: see ``paths.Template``.  ``hold``: seconds for which removed mail stays; 0
+        destroys it at once, and infinity removes nothing, so that it is listed again.  If it
+        depends on the user it may block.  ``limit``: the quota of a user in octets; 0: no quota.
+        It may block.  ``folders``: shown to clients that name no folder.  ``clock``: of the state
+        directory; by default a new one.
 
         Raises:
             ConfigurationError: the template would let two users share a maildrop.
-            PermanentFailure: a folder that cannot be.
+            PermanentFailure: an invalid folder name.
         """
         self.hold = hold if callable(hold) else lambda _: hold
         self.limit = limit
@@ -122,8 +124,8 @@ class MaildirStore:
         self._folders = list(dict.fromkeys(map(directory_of, folders)))
         self._views: dict[tuple[Index, ...], tuple[list[str], Index]] = {}
         self._template = Template(template)
-        self._indexes: dict[str, Index] = {}  # by user and folder, the one used last at the end
-        self._remembered = 0  # octets that they take
+        self._indexes: dict[str, Index] = {}  # by user and folder, the most recently used last
+        self._remembered = 0  # their size in octets
 
     def open(self, user: str) -> AbstractAsyncContextManager[Maildrop]:
         if self._folders == [INBOX]:
@@ -135,7 +137,9 @@ class MaildirStore:
         wanted = list(dict.fromkeys(map(directory_of, view.folders))) or self._folders
         async with AsyncExitStack() as stack:
             opened = {}
-            for folder in sorted(wanted):  # in one order, or two sessions could wait for each other
+            for folder in sorted(
+                wanted
+            ):  # in one order, or two sessions could each get half the locks
                 with suppress(_NoSuchFolder):
                     session = self._session(user, folder)
                     opened[folder] = await stack.enter_async_context(session)
@@ -150,7 +154,7 @@ class MaildirStore:
             yield ViewMaildrop(parts, await self._joined(parts, whole=since is None))
 
     async def _joined(self, parts: Sequence[Part], *, whole: bool) -> Index:
-        """Of whole folders it is kept as long as they do not change."""
+        """Return the joined listing; that of whole folders is cached until they change."""
         key = tuple(part.session.listing for part in parts)
         names = [part.folder for part in parts]
         known, index = self._views.pop(key, ([], Index()))
@@ -168,7 +172,7 @@ class MaildirStore:
     async def _begin(
         self, user: str, folder: str, resources: _Resources
     ) -> tuple[str, _OpenMaildir]:
-        """Under which key its index is remembered, and the session.
+        """Return the key of the cached index, and the session.
 
         Raises:
             _NoSuchFolder, MaildropInUse, TemporaryFailure
@@ -178,10 +182,10 @@ class MaildirStore:
         locked = None
         lock = partial(self._lock, resources, names, folder, known)
         if known is not None:
-            # What we look at is in memory: a thread would cost more than it saves.
+            # These calls use cached directories: a thread would cost more than it saves.
             with files.storage_errors(), suppress(FileNotFoundError):
                 locked = lock()
-        if locked is None:  # what is missing is made
+        if locked is None:  # missing directories are made
             resources.release()
             locked = await in_thread(lock, make=True)
         root, maildrop, began, fresh = locked
@@ -211,8 +215,8 @@ class MaildirStore:
         *,
         make: bool = False,
     ) -> tuple[int, int, int, Index | None]:
-        """The Maildir, the folder in it, when the session began, and the index known if all is as
-        it says."""
+        """Return the Maildir, the folder in it, the begin of the session, and the known index if
+        nothing has changed."""
         root = resources.take(files.maildrop(self._template.base, names, make=make))
         maildrop = root
         if folder != INBOX:
@@ -228,7 +232,7 @@ class MaildirStore:
     async def _catch_up(
         self, root: int, maildrop: int, began: int, known: Index | None, hold: Callable[[], float]
     ) -> Index:
-        """Finish an UPDATE that was cut short, and have an index of what is there now."""
+        """Finish an interrupted UPDATE, and return a current index."""
 
         def best() -> tuple[Index | None, bool]:
             if is_unfinished(maildrop):
@@ -269,11 +273,11 @@ class MaildirStore:
         arrivals: Mapping[str, str],
         read: Callable[[str], AsyncIterator[bytes]],
     ) -> int:
-        """Take over mail of another server, with its unique-ids and in its order.
+        """Import mail of another server with its unique-ids and in its order.
 
-        ``arrivals``: unique-ids by the names that the files shall have; ``read`` gives the
-        octets of one that is neither here yet nor held.  Returns how many were not.  Durable on
-        return; an interruption loses nothing, and the same call again does the rest.
+        ``arrivals``: unique-ids by the names of the future files; ``read`` yields the octets of a
+        message that is neither here yet nor held.  Returns the number of added messages.  Durable
+        on return.  After an interruption, repeat the call to add the rest.
 
         Raises:
             PermanentFailure: two messages would have one unique-id; nothing is changed.
@@ -295,7 +299,7 @@ class MaildirStore:
         return added
 
     async def unique_ids(self, user: str) -> dict[str, str]:
-        """By the names of the files without their flags, in the order of the listing."""
+        """Return unique-ids by file name without flags, in the order of the listing."""
         async with self._session(user) as session:
             messages = map(session.listing.row, range(len(session.listing)))
             return {each.file.name.partition(":")[0]: each.unique_id for each in messages}
@@ -346,7 +350,7 @@ class MaildirStore:
         return await in_thread(self._at, user, give_back, 0)
 
     def _removed_at(self, root: int, hold: Callable[[], float]) -> int | None:
-        """For the rest of an UPDATE that was cut short: it destroys nothing unless it did then."""
+        """Return the moment for an interrupted UPDATE; it destroys mail only if it did before."""
         return None if rules.read(root).destroys and not hold() else self._clock.stamp()
 
     async def purge(self, user: str, removed_before: float) -> int:
@@ -378,7 +382,7 @@ class MaildirStore:
         known, ends = await in_thread(self._at, user, look, (Rules(), []))
         doubtful = sum(until < each <= now for each in ends)
         if not any(each <= until for each in ends):
-            return Sweep(0, doubtful)  # no session was kept out
+            return Sweep(0, doubtful)  # without taking the lock, which would keep clients out
 
         def is_over(arrived_at: float) -> bool:
             return known.kept_until(arrived_at) <= until
@@ -406,7 +410,7 @@ class MaildirStore:
         return await in_thread(self._at, user, look, Forecast())
 
     async def usage(self, user: str) -> Usage:
-        """How full it is; of a user without a maildrop nothing."""
+        """Return how full the maildrop is; zeros for a user without one."""
 
         def look(maildrop: int) -> Usage:
             return quota.usage(maildrop, self.limit(user))
@@ -422,7 +426,7 @@ class MaildirStore:
         return await in_thread(self._at, user, look, [])
 
     async def verify(self, user: str) -> tuple[int, list[Finding]]:
-        """How many messages were read, and what is not as it should be.  Changes nothing.
+        """Return the number of messages read, and the faults found.  Changes nothing.
 
         Raises:
             MaildropInUse, TemporaryFailure: as ``open``.
@@ -438,7 +442,7 @@ class MaildirStore:
         return messages, found
 
     async def reindex(self, user: str) -> int:
-        """Make the index anew, from the mail alone; returns the number of messages.
+        """Rebuild the index from the mail alone; returns the number of messages.
 
         Raises:
             MaildropInUse, TemporaryFailure: as ``open``.
@@ -459,7 +463,7 @@ class MaildirStore:
         return messages
 
     async def _each_locked(self, user: str) -> AsyncGenerator[tuple[str, int, int], None]:
-        """Each folder under its lock, and when that was taken; nothing is mended before."""
+        """Yield each folder under its lock with the moment of locking; repairs nothing."""
         if not await in_thread(self._at, user, lambda _: True, False):
             return
         with ExitStack() as stack:
@@ -481,7 +485,7 @@ class MaildirStore:
                 yield user
 
     def _at(self, user: str, call: Callable[[int], T], absent: T) -> T:
-        """Call with the user's maildrop, if there is one.  Blocking."""
+        """Call with the user's maildrop, or return ``absent`` if it is missing.  Blocking."""
         names = self._template.names(user)
         with ExitStack() as stack:
             try:
@@ -515,7 +519,7 @@ def _parts(
 
 
 class _Resources(list[AbstractContextManager[int]]):
-    """What a session holds; an ``ExitStack`` takes ten times the memory."""
+    """The locks and descriptors of a session; an ``ExitStack`` takes ten times the memory."""
 
     __slots__ = ()
 
@@ -525,7 +529,7 @@ class _Resources(list[AbstractContextManager[int]]):
         return value
 
     def release(self) -> None:
-        """The last first, and each even if another one fails."""
+        """Release all, the last first, even if one of them fails."""
         try:
             while self:
                 self.pop().__exit__(None, None, None)
@@ -535,7 +539,10 @@ class _Resources(list[AbstractContextManager[int]]):
 
 
 class _Opening(AbstractAsyncContextManager["_OpenMaildir"]):
-    """From the lock to its end.  No generator: its frame would wait as long as the client."""
+    """A session from its lock to its end.
+
+    No generator: a frame would stay in memory as long as the client is connected.
+    """
 
     __slots__ = ("_folder", "_key", "_resources", "_session", "_store", "_user")
 
@@ -583,17 +590,17 @@ class _OpenMaildir:
         """Its open directory."""
         self._root = root
         self.learned: dict[int, Form] = {}
-        """How messages can go to the wire, of which the index does not know."""
-        self._moved: dict[int, File | None] = {}  # since the index was made; None: gone
-        self._sizes: dict[int, int] = {}  # octets on the wire that turned out to be others
+        """Forms that this session found out, by place."""
+        self._moved: dict[int, File | None] = {}  # renamed since the index was made; None: gone
+        self._sizes: dict[int, int] = {}  # octets on the wire where the index was wrong
         self._directories: dict[str, int] = {}
         self._hold = hold
         self._clock = clock
 
     def close(self) -> dict[int, int]:
-        """After the session its descriptor may be another maildrop's.
+        """Forget all descriptors, whose numbers may belong to another maildrop soon.
 
-        Returns the sizes that turned out to be others, by place in the index.
+        Returns the corrected sizes by place in the index.
         """
         self.maildrop = self._root = -1
         while self._directories:
@@ -601,7 +608,7 @@ class _OpenMaildir:
         return self._sizes
 
     def adopt_ids(self, arrivals: Mapping[str, str]) -> set[str]:
-        """Give these names their unique-ids, durably; returns those that are here, or held."""
+        """Assign unique-ids to these names, durably; returns the names that are here or held."""
         present = {unique_part(file.name): file for file in scan_exactly(self.maildrop)}
         held = {each.unique_id for each in list_held(self.maildrop)}
         settled = adopted.read(self.maildrop)
@@ -635,8 +642,9 @@ class _OpenMaildir:
             return coding(files.beginning(opened, LONGEST))
 
     def _file(self, entry: Entry) -> tuple[int, File]:
-        """Raises:
-        MessageGone: as far as we know.
+        """
+        Raises:
+            MessageGone: the index or a later scan does not have it.
         """
         at = self.listing.find(entry)
         if at is None:
@@ -664,12 +672,12 @@ class _OpenMaildir:
             octets = files.read_cached(file.name, directory, entry.size + 1)
         except (MessageGone, OSError):
             return None
-        if octets is None or coding(octets):  # the latter is told by ``read``
+        if octets is None or coding(octets):  # ``read`` reports a coded message
             return None
         return RawOctets(octets, *self._form(at, entry, len(octets)))
 
     def _form(self, at: int, entry: Entry, size: int) -> tuple[bool, bool]:
-        """Whether it is ready for the wire, and whether it has CRLF.  ``size``: of its file."""
+        """Return whether the file, of ``size`` octets, is ready for the wire, and has CRLF."""
         if size != entry.size:
             return False, False
         form = self.learned.get(at) or self.listing.form(at)
@@ -681,19 +689,19 @@ class _OpenMaildir:
             self.learned[at] = Form.READY if is_wire_ready else Form.CRLF
 
     def _directory(self, name: str) -> int:
-        """Stays open: it saves the look at one more name for each message."""
+        """Return a descriptor that stays open, which saves one path lookup per message."""
         if name not in self._directories:
             self._directories[name] = files.open_directory(name, self.maildrop)
         return self._directories[name]
 
     async def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
-        """The last piece is held back until the size is known to be what was announced.
+        """Hold back the last piece until the size is known to be the announced one.
 
         Raises:
-            PermanentFailure: compressed or encrypted by another program; nothing was given out.
+            PermanentFailure: compressed or encrypted by another program; nothing was yielded.
         """
         ends = LineEnds()
-        waiting: list[bytes] = []  # so that nothing else keeps what was given out
+        waiting: list[bytes] = []  # so that yielded pieces are referenced nowhere else
         offset = 0
         with ExitStack() as stack:
             file = await in_thread(self._open, stack, entry)
@@ -716,11 +724,11 @@ class _OpenMaildir:
                 yield last
 
     def _open(self, stack: ExitStack, entry: Entry) -> int:
-        """The file of a message, also after another program has renamed it.  Blocking.
+        """Open the file of a message, also after another program renamed it.  Blocking.
 
         Raises:
-            MessageGone: the message is there no more.
-            TemporaryFailure: another program renames it all the time.
+            MessageGone: the message has been removed.
+            TemporaryFailure: another program keeps renaming it.
         """
         for _ in range(_ATTEMPTS):
             _, file = self._file(entry)
@@ -733,7 +741,7 @@ class _OpenMaildir:
         raise ChangingMaildir
 
     def _look_again(self, missing: Identity) -> None:
-        """Another program has renamed or removed files: find out where all are."""
+        """Find the files again after another program has renamed or removed some."""
         seen = scan_for(self.maildrop, {missing})
         found = {file.identity: file for file in seen.files()}
         for at in range(len(self.listing)):
@@ -748,16 +756,16 @@ class _OpenMaildir:
         return await in_thread(self._pace, delay)
 
     def _pace(self, delay: float) -> float:
-        """Counted for the user: sessions with other folders have other locks and the same stamp."""
+        """Count per user: sessions with other folders have other locks but the same stamp."""
         with suppress(OSError), files.time_stamp(files.LOGIN, self._root) as (stamp, last):
             now = time.time()
             if last is not None and last <= now < last + delay:  # else the clock was put back
                 return last + delay - now
             files.set_time(stamp)
-        return 0.0  # also where a disk is full: mail matters more
+        return 0.0  # also if the disk is full: mail matters more
 
     def expire(self, is_over: Callable[[float], bool], now: float) -> int:
-        """Remove messages, chosen by the moment of their arrival; returns how many.  Blocking."""
+        """Remove messages chosen by their time of arrival; returns how many.  Blocking."""
         messages = map(self.listing.row, range(len(self.listing)))
         victims = {}
         for unique_id, file in ((each.unique_id, each.file) for each in messages):
@@ -773,7 +781,7 @@ class _OpenMaildir:
                     session = replace(session, removed=())
         if not session.retrieved and not session.removed and session.end != BRAKED:
             return
-        # A line for the page cache costs less than the way to a thread and back.
+        # Appending to the page cache costs less than a switch to a thread and back.
         if not journal.record_at_once(self._root, session):
             await in_thread(journal.record, self._root, session)
 
@@ -792,15 +800,15 @@ class _OpenMaildir:
         return [entry for entry in entries if entry.unique_id in left]
 
     def _remove_if_wanted(self, victims: Mapping[str, File]) -> set[str]:
-        """As ``_remove``, unless deleted mail is kept."""
+        """As ``_remove``, but do nothing if ``hold`` is infinite."""
         return set() if self._hold() == inf else self._remove(victims)
 
     def _remove(self, victims: Mapping[str, File]) -> set[str]:
-        """By unique-id; returns those that are left.  Blocking."""
+        """Remove files by unique-id; returns the ids that are left.  Blocking."""
         sizes = quota.sizes(self._root, self.maildrop, victims)
         by_file = {file.identity: unique_id for unique_id, file in victims.items()}
         hold, removed_at = self._hold(), self._clock.stamp()
-        with suppress(OSError):  # then it counts as a change when it is noted the next time
+        with suppress(OSError):  # then the next note counts as the change
             rules.note(self._root, removed_at, hold=hold)
         left = update(self.maildrop, by_file, removed_at if hold else None)
         gone = [size for unique_id, size in sizes.items() if unique_id not in left]
@@ -811,7 +819,7 @@ class _OpenMaildir:
 async def _deliver(
     delivery: Generator[Entry | None, bytes, None], message: AsyncIterator[bytes]
 ) -> Entry:
-    """Small messages in one call, for each costs more than what it does."""
+    """Deliver; a small message takes one call in a thread, whose cost exceeds the work in it."""
     gathered, has_begun = bytearray(), False
 
     def write(*, is_last: bool) -> Entry | None:
@@ -843,9 +851,9 @@ async def _deliver(
 
 
 def _named(maildrop: int, name: str) -> Generator[Entry | None, bytes, None]:
-    """As ``_delivery``, under a name that is given; the directories are synced by the caller."""
+    """As ``_delivery``, under a given name; the caller syncs the directories."""
     unique = fresh_unique()
-    place = "cur" if ":" in name else "new"  # in new/ no name has flags (Maildir)
+    place = "cur" if ":" in name else "new"  # names in new/ have no flags (Maildir)
     with (
         files.directory("tmp", maildrop) as tmp,
         files.directory(place, maildrop) as directory,
@@ -861,10 +869,10 @@ def _named(maildrop: int, name: str) -> Generator[Entry | None, bytes, None]:
 def _delivery(
     base: str, names: Sequence[str], limit: Callable[[], int]
 ) -> Generator[Entry | None, bytes, None]:
-    """One message on its way through ``tmp/`` into ``new/``.  Blocking.
+    """Deliver one message through ``tmp/`` into ``new/``.  Blocking.
 
-    Send it the octets, then none; then it yields the entry of a message that a crash cannot
-    lose.  If it is closed before, or fails, nothing is left.
+    Send it the octets, then an empty piece; then it yields the entry of a message that a crash
+    cannot lose.  If it is closed earlier or fails, no file is left.
     """
     unique = fresh_unique()
     with (
@@ -885,7 +893,7 @@ def _delivery(
 
 
 def _written(file: int) -> Generator[None, bytes, Survey]:
-    """Write the octets that are sent, until none are."""
+    """Write the octets that are sent, until an empty piece."""
     survey = Survey()
     while octets := (yield):
         files.write(file, octets)

@@ -1,6 +1,6 @@
-"""A store in memory: for the tests of the layers above, and for trying things out.
+"""A store in memory, for tests of the layers above and for demonstrations.
 
-Limits: one process and one event loop; everything is lost with the process.
+Limits: one process and one event loop; all mail is lost when the process ends.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class _Message:
 
 @dataclass(slots=True)
 class _Box:
-    """All that is known of one user."""
+    """The maildrop of a user."""
 
     messages: dict[str, _Message] = field(default_factory=dict)  # by unique-id
     held: dict[str, tuple[HeldMessage, _Message]] = field(default_factory=dict)  # by name
-    opened_at: float | None = None  # on the monotonic clock; None: nobody holds the lock
+    opened_at: float | None = None  # on the monotonic clock; None: the lock is free
     paced_at: float | None = None  # the last login that counted, on the monotonic clock
     arrived: dict[str, float] = field(default_factory=dict)  # by unique-id; since the epoch
     sessions: deque[SessionRecord] = field(default_factory=lambda: deque(maxlen=1000))
@@ -180,7 +180,7 @@ class _MemoryMaildrop:
 
 
 def _remove(box: _Box, unique_ids: Sequence[str], hold: float, number: int) -> None:
-    """``number``: no other removal has it."""
+    """``number``: unique to this removal."""
     now = time.time()
     box.rules = box.rules.changed(int(now), hold=hold)
     for unique_id in unique_ids:

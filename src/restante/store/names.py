@@ -1,10 +1,10 @@
-"""What the name of a file in a Maildir tells, and which unique-id it gets.
+"""File names in a Maildir: what they contain, and the unique-id that follows from them.
 
 A name is ``<unique>,S=<octets stored>,W=<octets on the wire>,D=<lines that begin with a
-dot>:2,<flags>``; D= is ours and says besides that all lines end with CRLF.  Other programs
-leave parts out or add some, and they rename files whenever a flag changes.  So a message is
-known by its unique part together with its inode number: both survive a rename, and two files
-that share a unique part are never taken for each other.
+dot>:2,<flags>``; D= is ours and means that all lines end with CRLF.  Other programs omit parts
+or add some, and they rename files whenever a flag changes.  So a message is identified by its
+unique part together with its inode number: both survive a rename, and two files that share a
+unique part are never confused.
 
 Standards: https://cr.yp.to/proto/maildir.html; Maildir++ for S= and W=; RFC 1939 §7.
 """
@@ -39,10 +39,10 @@ def identify(
     adopted: Adopted | None = None,
     rank: Callable[[File], Any] = lambda _: 0,
 ) -> dict[str, File]:
-    """The files by unique-id, in the order of their delivery, adopted ones first.
+    """Return the files by unique-id, in the order of delivery, adopted ids first.
 
-    Of several that claim one id, the lowest ``rank`` keeps it; ids depend neither on flags nor on
-    the directory.  Two links to one inode are one message.
+    If several files claim one id, the one with the lowest ``rank`` keeps it.  Ids depend neither on
+    flags nor on the directory.  Two links to one inode are one message.
     """
     adopted = adopted or {}
     holders = {unique_id: inode for (_, inode), unique_id in adopted.items() if inode}
@@ -78,7 +78,7 @@ def identify(
 
 
 def _each_once(found: Iterable[File]) -> Iterable[File]:
-    """Of two links to one message, the one in cur/, or else the first by name."""
+    """Drop second links to a message: keep the one in cur/, or else the first by name."""
     files = list(found)
     if len({file.inode for file in files}) < len(files):
         by_identity = {file.identity: file for file in sorted(files, reverse=True)}
@@ -87,9 +87,9 @@ def _each_once(found: Iterable[File]) -> Iterable[File]:
 
 
 def contested(by_id: Mapping[str, File], adopted: Adopted) -> dict[Identity, str]:
-    """Who has which unique-id after a quarrel: to be adopted, so that it is never fought again.
+    """Return the ids of files that claim the same one, to be adopted so that they never change.
 
-    Otherwise, when the message that keeps an id is gone, another would inherit it.
+    Otherwise another file would inherit an id when the message that has it is removed.
     """
     settled = {}
     for unique_id, file in by_id.items():
@@ -104,13 +104,13 @@ def contested(by_id: Mapping[str, File], adopted: Adopted) -> dict[Identity, str
 
 
 def adopted_id(file: File, adopted: Adopted) -> str:
-    """The one that does not follow from its name; empty: the one that does."""
+    """Return the adopted id of a file, or an empty string if its id follows from its name."""
     unique, inode = file.identity
     return adopted.get((unique, inode)) or adopted.get((unique, 0)) or ""
 
 
 def pack(ids: Mapping[Identity, str]) -> bytes:
-    """Inode number, unique-id and unique part of each; NUL is in no file name."""
+    """Encode inode number, unique-id and unique part of each; file names never contain NUL."""
     return b"".join(
         os.fsencode(f"{inode} {unique_id} {unique}\0") for (unique, inode), unique_id in ids.items()
     )
@@ -122,35 +122,35 @@ def unpack(octets: bytes) -> dict[Identity, str]:
 
 
 def unique_id_of(name: str) -> str:
-    """The unique part if it can be a unique-id (RFC 1939 §7), else a hash of it."""
+    """Return the unique part if it is a valid unique-id (RFC 1939 §7), else a hash of it."""
     unique = unique_part(name)
     return unique if _UNIQUE_ID.fullmatch(unique) else _digest(unique)
 
 
 def field(letter: str, name: str) -> int | None:
-    """What the name tells: S= octets stored, W= on the wire, D= lines that begin with a dot.
+    """Return a field of the name: S octets stored, W octets on the wire, D lines with a dot.
 
-    Of more than twelve digits it tells nothing: the sizes of all messages are a number, too."""
+    More than twelve digits count as missing: the sum of all sizes must fit in 64 bits, too."""
     match = re.search(rf",{letter}=([0-9]{{1,12}})(?:,|\Z)", name.partition(":")[0])
     return int(match[1]) if match else None
 
 
 def fields(survey: Survey) -> str:
-    """The fields of a message's name."""
+    """Return the fields for the name of a surveyed message."""
     dotted = f",D={survey.dotted}" if survey.has_crlf else ""
     return f",S={survey.stored},W={survey.size}{dotted}"
 
 
 def size_fields(name: str) -> str:
-    """The fields S=, W= and D= of a name, to be put into another."""
-    told = {letter: field(letter, name) for letter in "SWD"}
-    return "".join(f",{letter}={size}" for letter, size in told.items() if size is not None)
+    """Return the fields S=, W= and D= of a name, for use in another name."""
+    sizes = {letter: field(letter, name) for letter in "SWD"}
+    return "".join(f",{letter}={size}" for letter, size in sizes.items() if size is not None)
 
 
 def fresh_unique() -> str:
-    """A unique part that nobody had before, at most 70 characters; 64 random bits see to that.
+    """Return a new unique part of at most 70 characters; 64 random bits make it unique.
 
-    Time and process only help people who look into the directory, and the order of listings.
+    Time and process only help operators who look into the directory, and order the listing.
     """
     seconds, nanoseconds = divmod(time.time_ns(), 10**9)
     random = secrets.token_hex(8)
@@ -158,15 +158,15 @@ def fresh_unique() -> str:
 
 
 def unique_of(name: str, *, after: int = 0) -> str:
-    """The unique part of a message that was delivered under a name of its sender's.
+    """Return the unique part of a message that is delivered under a given name.
 
-    ``after``: later than this, in seconds since the epoch, so that no unique-id comes back.
+    ``after``: the result is later, in seconds since the epoch, so that no unique-id is reused.
     """
     return f"{max(int(time.time()), after + 1)}.{name}.restante"
 
 
 def given_name(name: str) -> str | None:
-    """Under which a message was delivered whose file is called ``name``; None: under none."""
+    """Return the name under which the message in this file was delivered, or None."""
     match = _GIVEN.fullmatch(unique_part(name))
     return match[1] if match else None
 
@@ -177,18 +177,18 @@ def _host() -> str:
 
 
 def delivered_at(name: str) -> int:
-    """Seconds since the epoch, as the field T= or else the unique part tells them; 0 if none does.
+    """Return the seconds since the epoch in the field T= or else in the unique part; 0: neither.
 
     T= is ours, in names whose unique part had to be replaced by the unique-id.
     """
     match = _SECONDS.match(name)
     seconds = int(match[0]) if match else 0
-    told = field("T", name) if ",T=" in name else None
-    return seconds if told is None else told
+    noted = field("T", name) if ",T=" in name else None
+    return seconds if noted is None else noted
 
 
 def renamed(name: str, unique_id: str) -> str:
-    """A name with this unique-id as its unique part, and the same place in a listing."""
+    """Return a name with this unique-id as its unique part and the same place in the listing."""
     seconds, rest = delivered_at(name), name[len(unique_part(name)) :]
     if ",T=" in name or delivered_at(unique_id + rest) == seconds:
         return unique_id + rest

@@ -1,11 +1,13 @@
-"""Who has a message that its sender was told to send again (``server.intake.PartialDeliveries``).
+"""Recipients that already have a message whose sender will send it again.
 
-SMTP has one reply for all recipients (RFC 5321 §4.2.5), so a sender that hears of a failure for one
-of them repeats the message for all, for up to five days (§4.5.4.1).  Without a memory each try
-stores one more copy with those who have it already.
+This implements ``server.intake.PartialDeliveries``.
 
-Durability: a row is on disk before the sender is told to try again.  If the file is lost, the next
-try stores a second copy, and no message is lost.
+SMTP has one reply for all recipients (RFC 5321 §4.2.5), so a sender that gets an error for one
+of them repeats the message for all, for up to five days (§4.5.4.1).  Without this record each try
+would store one more copy for the recipients that have the message.
+
+Durability: a row is on disk before the sender gets the reply to try again.  If the file is lost,
+the next try stores a second copy, and no message is lost.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 from ..errors import ConfigurationError, TemporaryFailure
 
 _KEEP = 7 * 86_400  # seconds; senders give up after 4 to 5 days (RFC 5321 §4.5.4.1)
-_MOST = 100_000  # rows of some 100 octets: strangers decide how many there are
+_MOST = 100_000  # rows of some 100 octets, so 10 MB: senders decide how many are needed
 _PATIENCE = 5.0  # seconds for another worker to finish writing
 _VERSION = 1
 _SCHEMA = """
@@ -42,7 +44,7 @@ class PartialDeliveries:
         self._clock = clock
 
     async def recipients(self, message: bytes) -> Collection[str]:
-        """The maildrops that have this message, by the digest of its reverse-path and octets.
+        """Return the maildrops that have this message, by the digest of reverse-path and octets.
 
         Raises:
             TemporaryFailure: the file cannot be read now.
@@ -57,7 +59,7 @@ class PartialDeliveries:
             return frozenset(name for (name,) in rows)
 
     async def remember(self, message: bytes, maildrops: Collection[str]) -> None:
-        """These have it now.  Durable on return.
+        """Record that these maildrops have the message.  Durable on return.
 
         Raises:
             TemporaryFailure: the file cannot be written now.
@@ -81,7 +83,7 @@ class PartialDeliveries:
             )
 
     async def forget(self, message: bytes, maildrops: Collection[str]) -> None:
-        """Their sender was told that they have it: the same octets once more are another message.
+        """Forget these after success was reported: the same octets again are another message.
 
         Raises:
             TemporaryFailure: the file cannot be written now.
@@ -97,7 +99,7 @@ class PartialDeliveries:
 
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
-        """Opened for each use: it is needed rarely."""
+        """Open the file for one use; it is rarely needed."""
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))

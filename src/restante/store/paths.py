@@ -1,4 +1,4 @@
-"""Where the maildrop of each user lies: a path with the user's name in it.
+"""The path of each user's maildrop, made from a template with the user's name.
 
 Security: a user's name comes from the network.  It is checked by the authentication
 module and once more here, and it is put into the path in one pass over the template, so
@@ -19,8 +19,8 @@ from typing import NamedTuple
 from ..errors import ConfigurationError, NoMaildrop
 
 MAX_PART = 128  # octets of a local part or a domain; ours, RFC 5321 §4.5.3.1 allows 64 and 255
-_REMEMBERED = 4096  # users
-_NAME_MAX = 255  # octets of one file name, on nearly every file system
+_REMEMBERED = 4096  # users whose paths are cached: some 1 MB
+_NAME_MAX = 255  # octets of a file name on nearly every file system
 
 
 class _Component(NamedTuple):
@@ -34,8 +34,8 @@ class _Component(NamedTuple):
 class Template:
     """``/var/mail/%d/%n``: %u is the whole user name, %n its local part, %d its domain, %% "%".
 
-    ``base`` is the part that is the same for everybody.  It must exist: the mount point of a
-    disk that is not mounted must not look like many empty maildrops.
+    ``base`` is the part that all users share.  It must exist: the mount point of a disk that is
+    not mounted must not look like many empty maildrops.
     """
 
     def __init__(self, template: str) -> None:
@@ -53,7 +53,7 @@ class Template:
         self._below = components[fixed:]
         self._has_domain = bool({"u", "d"} & set(variables))
         self.names: Callable[[str], tuple[str, ...]] = lru_cache(_REMEMBERED)(self._names)
-        """As ``_names``, which every message and login asks more than once."""
+        """As ``_names``, cached, because each message and login needs it more than once."""
 
     def _names(self, user: str) -> tuple[str, ...]:
         """The directories below ``base`` that lead to the user's maildrop, the last one included.
@@ -87,7 +87,7 @@ class Template:
         return tuple(names)
 
     def users(self) -> Iterator[str]:
-        """Every user with a Maildir here that may be entered.  Blocking.
+        """Yield each user with a Maildir here that can be opened.  Blocking.
 
         Raises:
             OSError: the base directory, or a disk, cannot be read.
@@ -107,7 +107,7 @@ class Template:
         except PermissionError:
             if not above:
                 raise
-            return  # lost+found, say
+            return  # for example lost+found
         for name in names:
             value = name[len(before) : len(name) - len(after)]
             if name == before + value + after and bool(value) == bool(variable):
@@ -141,7 +141,7 @@ def _component(template: str, text: str) -> _Component:
 
 
 def _is_safe(part: str) -> bool:
-    """Whether it can be a component of a path, and be printed."""
+    """Return whether it is safe as a component of a path and on a terminal."""
     return (
         part.isprintable()  # no control characters, no NUL, no lone surrogates
         and "/" not in part

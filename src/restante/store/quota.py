@@ -1,18 +1,20 @@
-"""How full a Maildir is: the quota of Maildir++, in ``maildirsize``, which other programs share.
+"""The quota of Maildir++: how full a Maildir is, in ``maildirsize``, shared with other programs.
 
-The first line of that file repeats the limit (``2147483648S``); every line below it is a change in
-octets and messages (``1234 1``), appended by whoever made it; their sum is what is there: all
-messages in ``new/`` and ``cur/`` of the Maildir and of its folders, as Dovecot counts them.  Held
-mail does not count: deleting makes room at once.  The file is a cache, never synced, and counted
-anew by the rules of Maildir++: when it is missing, garbled, for another limit or ``_LONGEST``
-octets long, and before anybody is refused because of lines that are not fresh.  Without a limit of
-ours no file is made; the file of another program is kept right, and one that has our former limit
-is removed, for other programs would go on refusing mail by it.
+The first line of that file repeats the limit (``2147483648S``).  Each line below is a change in
+octets and messages (``1234 1``), appended by the program that made the change.  The sum is the
+content: all messages in ``new/`` and ``cur/`` of the Maildir and of its folders, as Dovecot counts
+them.  Held mail does not count, so deleting makes room at once.
 
-A message is added before it arrives and taken back if it does not, so a crash can only count too
-much.  Our own deliveries take turns at the file, by a lock on the maildrop's directory, and share
-a lock on ``tmp/`` until they have arrived, which who counts anew waits for.  Other programs are as
-exact as Maildir++ is.  All calls block.
+The file is a cache and never synced.  By the rules of Maildir++ it is recounted when it is missing,
+garbled, for another limit or ``_LONGEST`` octets long, and before mail is refused because of lines
+that are not fresh.  Without a limit of ours no file is made; the file of another program is kept
+correct, and a file with our former limit is removed, since other programs would go on refusing
+mail because of it.
+
+A message is added to the count before it arrives and subtracted if it does not, so a crash can only
+make the count too large.  Our deliveries change the file one at a time, under a lock on the
+maildrop's directory, and hold a shared lock on ``tmp/`` until their messages have arrived; a
+recount waits for that lock.  Other programs are as exact as Maildir++ is.  All calls block.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ from .names import File, field
 
 MAILDIRSIZE = "maildirsize"
 
-_LONGEST = 5120  # octets of a file that is worth reading (Maildir++)
-_STALE = 15 * 60  # seconds for which a fresh count may refuse mail (Maildir++)
+_LONGEST = 5120  # octets; Maildir++ recounts a file of that length
+_STALE = 15 * 60  # seconds; an older count must not refuse mail (Maildir++)
 _LINE = re.compile(rb" *([-+]?[0-9]{1,18}) +([-+]?[0-9]{1,18}) *")
 
 _log = logging.getLogger(__name__)
@@ -41,28 +43,28 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Count:
-    """What a file told, or a look at all names."""
+    """The sum of a file, or of a scan of all names."""
 
     octets: int
     messages: int
     inode: int
-    """Of the file; 0: there is none."""
+    """Of the file; 0: no file."""
     is_fresh: bool
-    """Counted a short while ago, and nothing has changed since."""
+    """Whether it was counted recently and nothing has changed since."""
 
 
 @contextmanager
 def room(
     maildrop: int, sizes: Sequence[int], limit: int, counted: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    """Add messages of these sizes, which the block makes arrive; if it fails, take them back.
+    """Count messages of these sizes, which the block delivers; uncount them if it fails.
 
-    ``limit`` in octets; 0: there is none, but a count that another program keeps stays right.
+    ``limit`` in octets; 0: no limit, but the count of another program is kept correct.
     ``counted`` is called when they are in the count, before ``look_for_room`` can see that.
 
     Raises:
-        QuotaExceeded: no room now for all of them.
-        LargerThanQuota: there never will be for one of them.
+        QuotaExceeded: no room for all of them now.
+        LargerThanQuota: one of them is larger than the limit.
     """
     if limit and max(sizes) > limit:
         raise LargerThanQuota(limit)
@@ -77,11 +79,11 @@ def room(
                     _append(maildrop, -octets, -len(sizes), counted_in)
             raise
     if counted_in and counted_in != _inode(maildrop):
-        forget(maildrop)  # counted anew meanwhile, and nobody knows whether this one was seen
+        forget(maildrop)  # recounted meanwhile, maybe without our messages
 
 
 def look_for_room(maildrop: int, octets: Callable[[], int], limit: int) -> None:
-    """As ``room``, and nothing is added: others may have the room first.
+    """Check as ``room`` does, without adding: other deliveries may take the room.
 
     ``octets`` is called while the count cannot change, so that nothing is in both.
     """
@@ -99,14 +101,14 @@ def _look_for_room(maildrop: int, octets: int, limit: int) -> None:
 
 
 def changed(maildrop: int, octets: int, messages: int) -> None:
-    """Messages came or went; counted if anybody counts."""
+    """Record that messages came or went, if a count is kept."""
     if messages:
         with suppress(OSError):
             _append(maildrop, octets, messages, 0)
 
 
 def sizes(maildrop: int, folder: int, messages: Mapping[str, File]) -> dict[str, int]:
-    """Octets of those that are still in this folder of it, if anybody counts them."""
+    """Return the octets of the messages that are still in this folder, if a count is kept."""
     found = {}
     if is_counted(maildrop):
         for key, file in messages.items():
@@ -117,7 +119,7 @@ def sizes(maildrop: int, folder: int, messages: Mapping[str, File]) -> dict[str,
 
 
 def settle(maildrop: int, limit: int) -> None:
-    """Let other programs read the limit that is in force now.
+    """Write the current limit where other programs read it.
 
     Raises:
         OSError: nothing was changed.
@@ -131,7 +133,7 @@ def settle(maildrop: int, limit: int) -> None:
 
 
 def _leave_to_others(maildrop: int) -> None:
-    """We have no limit any more."""
+    """Remove our limit, which does not apply any more."""
     definition, ours = _definition(maildrop), rules.read(maildrop).quota
     if ours and _limit(definition) == ours:
         if rest := [each for each in definition.split(b",") if each != b"%dS" % ours]:
@@ -144,18 +146,18 @@ def _leave_to_others(maildrop: int) -> None:
 
 
 def forget(maildrop: int) -> None:
-    """Something has changed that cannot be told in numbers: who wants to know counts anew."""
+    """Remove the count, so that the next reader recounts, after changes of unknown size."""
     with suppress(OSError), files.lock(maildrop):
         files.unlink(MAILDIRSIZE, maildrop)
 
 
 def is_counted(maildrop: int) -> bool:
-    """Whether anybody keeps a count."""
+    """Return whether a count is kept, by us or another program."""
     return _inode(maildrop) != 0
 
 
 def usage(maildrop: int, limit: int) -> Usage:
-    """What is there, as the file tells it, or else counted."""
+    """Return the content, from the file if possible, or counted."""
     with files.lock(maildrop):
         found = _read(maildrop, limit) or _recount(maildrop, limit)
     return Usage(found.octets, found.messages, limit)
@@ -169,8 +171,8 @@ def _reserve(
     arrived: ExitStack,
     counted: Callable[[], None],
 ) -> int:
-    """The inode number of the file with our line; 0: there is no count.  ``arrived`` is to be
-    closed once the messages can be seen."""
+    """Return the inode number of the file with our line; 0: no count is kept.  Close ``arrived``
+    when the messages are visible."""
     if not limit and not is_counted(maildrop):
         return 0
     with files.lock(maildrop):
@@ -191,7 +193,7 @@ def _reserve(
 
 
 def _append(maildrop: int, octets: int, messages: int, only_to: int) -> int:
-    """One line, by one write; returns the inode number of the file, or 0: there is none."""
+    """Append a line with one write; returns the inode number of the file; 0: no file."""
     try:
         with files.appending(MAILDIRSIZE, maildrop) as file:
             inode = files.inode(file)
@@ -210,7 +212,7 @@ def _inode(maildrop: int) -> int:
 
 
 def _read(maildrop: int, limit: int) -> _Count | None:
-    """None: it must be counted anew."""
+    """Return None if a recount is due."""
     try:
         octets = files.read(MAILDIRSIZE, maildrop)
         status = files.status(MAILDIRSIZE, maildrop)
@@ -238,7 +240,7 @@ def _limit(definition: bytes) -> int:
 
 
 def _recount(maildrop: int, limit: int) -> _Count:
-    """Look at all names; with a limit, write what there is."""
+    """Count by all names; with a limit, write the result."""
     if not limit:
         return _count(maildrop)
     definition, number = _definition(maildrop), b""
@@ -250,7 +252,7 @@ def _recount(maildrop: int, limit: int) -> _Count:
 
 
 def _rewrite(maildrop: int, definition: bytes) -> _Count:
-    """Count, and write it if nothing moved meanwhile."""
+    """Count, and write the result unless something changed meanwhile."""
     before = _latest(maildrop)
     found = _count(maildrop)
     with suppress(OSError):
@@ -269,15 +271,15 @@ def _count(maildrop: int) -> _Count:
 
 
 def _definition(maildrop: int) -> bytes:
-    """The first line of the file, or nothing."""
+    """Return the first line of the file, or nothing."""
     with suppress(OSError):
         return files.read(MAILDIRSIZE, maildrop).partition(b"\n")[0]
     return b""
 
 
 def _sizes(maildrop: int) -> Iterable[int]:
-    """Of each message once.  If another program renames files all the time some may be missing:
-    mail is not refused for that, and such a count is not written."""
+    """Yield the size of each message once.  If another program keeps renaming files, some may be
+    missing: no mail is refused for that, and such a count is not written."""
     for folder in [".", *list_folders(maildrop)]:
         with (
             suppress(FileNotFoundError, NotADirectoryError),
@@ -292,12 +294,12 @@ def _sizes(maildrop: int) -> Iterable[int]:
 
 
 def _size(name: str, directory: int) -> int:
-    told = field("S", name)
-    return files.status(name, directory).st_size if told is None else told
+    size = field("S", name)
+    return files.status(name, directory).st_size if size is None else size
 
 
 def _latest(maildrop: int) -> int:
-    """The newest change of any directory that is counted, in nanoseconds."""
+    """Return when a counted directory last changed, in nanoseconds since the epoch."""
     found = [0]
     for folder in [".", *list_folders(maildrop)]:
         for name in ("new", "cur"):

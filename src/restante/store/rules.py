@@ -1,14 +1,13 @@
-"""Rules that were changed, and what becomes of the mail that was made under the old ones.
+"""Changes of hold and EXPIRE, and their effect on mail that is already there.
 
-Each maildrop remembers in ``restante.rules`` which hold and which EXPIRE were in force since when,
-and which quota this server wrote into ``maildirsize`` for other programs to read.
-A rule that becomes shorter applies to older mail too, but not before ``GRACE`` has passed since the
-change: until then the operator can correct a mistake, and the log says how much will go.  A rule
-that becomes longer applies at once.  What was in force before the first entry is not known, so the
-first entry counts as a change.
+Each maildrop records in ``restante.rules`` which hold and which EXPIRE are in force since when, and
+which quota this server wrote into ``maildirsize`` for other programs.  A shorter rule applies to
+older mail too, but only ``GRACE`` seconds after the change: until then the operator can correct a
+mistake, and the log shows how much will be removed.  A longer rule applies at once.  The rule
+before the first entry is unknown, so the first entry counts as a change.
 
-``keep`` is no time: nothing that a client deletes is held under it.  What is held already, and what
-expires meanwhile, is held as under the rule before it, or for ``DEFAULT_HOLD`` if there was none.
+``keep`` is not a time: under it, mail that a client deletes stays in the maildrop.  Mail that is
+already held or that expires is held by the previous rule, or for ``DEFAULT_HOLD`` without one.
 
 The file begins with a checksum.  A lost or damaged one only makes mail stay longer.  All calls
 that take a maildrop block.
@@ -29,21 +28,21 @@ from . import files
 
 RULES = "restante.rules"
 GRACE = 86_400
-"""Seconds between a change and the first message that goes because of it."""
+"""Seconds between a change and the first removal because of it: a day to correct a mistake."""
 DEFAULT_HOLD = 14 * 86_400.0
 """Seconds; also the default of ``store.hold``."""
 
-_MOST = 16  # changes that are remembered; who changes a rule more often gets more grace
-_DIGEST = 8  # octets
+_MOST = 16  # changes that are recorded; forgetting older ones only makes mail stay longer
+_DIGEST = 8  # octets: finds torn files, not forgeries
 
 
 class RuleChange(NamedTuple):
-    """A rule that came into force."""
+    """The moment from which a rule is in force."""
 
     since: int
     """Seconds since the epoch."""
     seconds: float
-    """How long mail stays; infinity is ``keep``, or ``never``."""
+    """Seconds for which mail stays; infinity is ``keep`` or ``never``."""
 
 
 History = tuple[RuleChange, ...]
@@ -52,26 +51,25 @@ History = tuple[RuleChange, ...]
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What one maildrop remembers."""
+    """The rules recorded for one maildrop."""
 
     hold: History = ()
     expire: History = ()
     quota: int = 0
-    """Octets; the limit that is ours in ``maildirsize``.  0: none is."""
+    """Octets; our limit in ``maildirsize``.  0: the limit is not ours."""
 
     def changed(self, at: int, *, hold: float | None = None, expire: float | None = None) -> Rules:
-        """With these in force from now on; None leaves a rule as it is.  Seconds.
+        """Return the rules with these in force from now on, in seconds; None: unchanged.
 
-        A change that is said to come from the future was noted by a wrong clock: it counts as
-        made now.
+        A recorded change in the future was made by a wrong clock and counts as made now.
         """
         if not self.expire and expire == inf:
-            expire = None  # what was never removed needs no memory
+            expire = None  # a maildrop that never expired mail needs no record
         held, kept = _changed(self.hold, hold, at), _changed(self.expire, expire, at)
         return replace(self, hold=held, expire=kept)
 
     def a_day_before(self, now: float) -> Rules:
-        """Without the changes whose grace is not over."""
+        """Return the rules without changes whose grace is not over."""
         histories = (self.hold, self.expire)
         hold, expire = (tuple(e for e in each if e.since + GRACE <= now) for each in histories)
         return replace(self, hold=hold, expire=expire)
@@ -82,15 +80,15 @@ class Rules:
 
     @property
     def destroys(self) -> bool:
-        """What a client deletes is not held at all."""
+        """Whether deleted mail is destroyed at once."""
         return bool(self.hold) and self.hold[-1].seconds == 0
 
     def held_until(self, removed_at: float) -> float:
-        """When a held message may be destroyed."""
+        """Return when a held message may be destroyed."""
         return _end(removed_at, tuple(_without_keep(self.hold)))
 
     def kept_until(self, arrived_at: float) -> float:
-        """When a message in the maildrop expires; infinity: never."""
+        """Return when a message in the maildrop expires; infinity: never."""
         return _end(arrived_at, self.expire)
 
 
@@ -109,9 +107,10 @@ def _without_keep(history: History) -> Iterator[RuleChange]:
 
 
 def _end(begun: float, history: History) -> float:
-    """Under the rule of that time, then under each that followed.
+    """Return when mail from ``begun`` ends, under the rule of that time and each later one.
 
-    A message of the very second of a change is one of the rule before it.
+    Each later rule may prolong the end at once, or shorten it to at most ``GRACE`` after the
+    change.  Mail of the very second of a change belongs to the rule before it.
     """
     first = sum(since < begun for since, _ in history)  # changes before the message
     if history and history[0].since == begun:
@@ -123,7 +122,7 @@ def _end(begun: float, history: History) -> float:
 
 
 def lasting(days: int | None) -> float:
-    """Seconds for which mail stays; None: for ever."""
+    """Return days in seconds; None becomes infinity."""
     return inf if days is None else days * 86_400.0
 
 
@@ -134,10 +133,10 @@ def forecast(
     removed: Callable[[], Iterable[float]],
     arrived: Callable[[], Iterable[float]],
 ) -> Forecast:
-    """What will go by the end of the grace for a change, and would have stayed without it.
+    """Return what the end of the grace removes and the old rules would have kept.
 
-    ``removed`` and ``arrived``: when the held messages were removed, and those in the maildrop
-    arrived.  They are called only if that rule has changed.
+    ``removed`` and ``arrived`` return when held messages were removed and when those in the
+    maildrop arrived; called only if the rule has changed.
     """
     held, expiring = list[float](), list[float]()
     if before.hold != after.hold:
@@ -149,7 +148,10 @@ def forecast(
 
 
 def _going(before: History, after: History, begun: Iterable[float]) -> Iterator[float]:
-    """Where no rule was known before, it has changed if it does not explain what is there."""
+    """Yield ends that are earlier by the new rule.
+
+    Without a rule before, mail that should have gone by the new rule shows that it is new.
+    """
     since, seconds = after[-1]
     for each in begun:
         end = _end(each, after)
@@ -162,7 +164,7 @@ def _going(before: History, after: History, begun: Iterable[float]) -> Iterator[
 
 
 def read(maildrop: int) -> Rules:
-    """A damaged or missing file is empty."""
+    """Read the rules; a damaged or missing file gives empty ones."""
     try:
         digest, _, octets = files.read(RULES, maildrop).partition(b"\n")
     except FileNotFoundError:
@@ -178,10 +180,10 @@ def read(maildrop: int) -> Rules:
 def note(
     maildrop: int, at: int, *, hold: float | None = None, expire: float | None = None
 ) -> tuple[Rules, Rules]:
-    """As ``Rules.changed``, durable on return; what was remembered before, and is now."""
+    """As ``Rules.changed``, durably; returns the rules before and after."""
     before = read(maildrop)
     if before.changed(at, hold=hold, expire=expire) == before:
-        return before, before  # as nearly always: without a lock
+        return before, before  # the usual case, without a lock
     with files.lock(maildrop):
         before = read(maildrop)
         after = before.changed(at, hold=hold, expire=expire)
@@ -190,7 +192,7 @@ def note(
 
 
 def set_quota(maildrop: int, octets: int) -> None:
-    """Durable on return.  In a block that holds ``files.lock`` of the maildrop."""
+    """Record our quota, durably.  The caller holds ``files.lock`` of the maildrop."""
     before = read(maildrop)
     if before.quota != octets:
         _write(maildrop, replace(before, quota=octets))

@@ -1,7 +1,7 @@
-"""Looking for damage: all that is said of the mail in a maildrop, compared with the mail itself.
+"""Verify a maildrop: compare index, names and records with the mail itself.
 
-Every message is read.  Nothing is changed: what is wrong with the index, ``reindex`` puts right;
-what is wrong with the mail, a backup.
+Every message is read and nothing is changed.  ``reindex`` repairs the index; damaged mail must be
+restored from a backup.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from .refresh import are_names_believed, measured
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as it should be."""
+    """A fault in a maildrop."""
 
     what: str
     """A stable word or two, for programs."""
     name: str
     """The unique-id, or the name of the file in its Maildir."""
     text: str
-    """For people, without a name."""
+    """For the operator, without the name."""
 
 
 def verify(maildrop: int) -> Iterator[Finding | None]:
-    """None for each message that was read.  Under the session's lock; each step blocks.
+    """Yield None for each message read, and each finding.  Under the session's lock; blocks.
 
     Raises:
         OSError: the maildrop itself cannot be read.
@@ -44,7 +44,7 @@ def verify(maildrop: int) -> Iterator[Finding | None]:
     try:
         settled = adopted.read(maildrop)
     except TemporaryFailure:
-        text = "nobody can log in until it is back from a backup, or removed"
+        text = "logins fail until it is restored from a backup or removed"
         yield Finding("ids damaged", adopted.ADOPTED, text)
     by_id = identify(scan_exactly(maildrop), settled)
     if contested(by_id, settled):
@@ -54,10 +54,10 @@ def verify(maildrop: int) -> Iterator[Finding | None]:
         yield finding
     places = index.places()
     for unique_id, file in by_id.items():
-        told, at = Row(unique_id, file, -1), places.get(file.inode)
+        announced, at = Row(unique_id, file, -1), places.get(file.inode)
         if at is not None and index.is_of(at, file):
-            told = Row(unique_id, file, *index.measured(at))
-        finding = _message(maildrop, told)
+            announced = Row(unique_id, file, *index.measured(at))
+        finding = _message(maildrop, announced)
         if finding is not None:
             yield finding
         yield None
@@ -67,7 +67,7 @@ def verify(maildrop: int) -> Iterator[Finding | None]:
 
 
 def _index(maildrop: int, by_id: Mapping[str, File]) -> tuple[Index, Finding | None]:
-    """The index, which may be older than the mail."""
+    """Return the index, which may be older than the mail."""
     index = load(maildrop)
     if index is None:
         try:
@@ -86,24 +86,26 @@ def _index(maildrop: int, by_id: Mapping[str, File]) -> tuple[Index, Finding | N
     return index, None
 
 
-def _message(maildrop: int, told: Row) -> Finding | None:
+def _message(maildrop: int, announced: Row) -> Finding | None:
     try:
-        how = _coding(maildrop, told.file)
-        found = measured(maildrop, told)
+        how = _coding(maildrop, announced.file)
+        found = measured(maildrop, announced)
     except FileNotFoundError:  # another program has moved or removed it meanwhile
         return None
     if how:
-        return Finding("coded", told.unique_id, f"cannot be read by clients: {how}")
-    size: int | None = told.size
-    if told.size < 0:
-        size = field("W", told.file.name) if are_names_believed(maildrop) else None
+        return Finding("coded", announced.unique_id, f"cannot be read by clients: {how}")
+    size: int | None = announced.size
+    if announced.size < 0:
+        size = field("W", announced.file.name) if are_names_believed(maildrop) else None
     if found.form is Form.GUESSED:
-        return Finding("unreadable", told.unique_id, "cannot be read now")
+        return Finding("unreadable", announced.unique_id, "cannot be read now")
     if size not in (None, found.size):
         text = f"{size} octets are announced, {found.size} are there"
-        return Finding("size differs", told.unique_id, text)
-    if found.form < told.form:
-        return Finding("form differs", told.unique_id, "its lines end otherwise than announced")
+        return Finding("size differs", announced.unique_id, text)
+    if found.form < announced.form:
+        return Finding(
+            "form differs", announced.unique_id, "its lines end otherwise than announced"
+        )
     return None
 
 
@@ -119,7 +121,7 @@ def _coding(maildrop: int, file: File) -> str:
 
 
 def _others(maildrop: int, listed: Collection[int]) -> Iterator[Finding]:
-    """What is no message, and what is held."""
+    """Check files that are no messages, and held mail."""
     for directory in ("new", "cur"):
         for name in files.list_strange(directory, maildrop):
             yield Finding("no file", f"{directory}/{name}", "is passed over")
