@@ -46,7 +46,7 @@ def test_a_clock_that_jumps_ahead_is_believed_after_a_day(machine: Machine, jump
 
 
 @pytest.mark.parametrize("jump", [1.0, SLACK - 1])
-def test_a_small_step_is_no_jump(machine: Machine, jump: float) -> None:
+def test_small_step_is_not_a_jump(machine: Machine, jump: float) -> None:
     for now in (TODAY + jump, TODAY):
         reading = machine.set(now)
         assert reading.proven == now
@@ -117,7 +117,7 @@ def test_a_machine_that_is_off_at_night_goes_on(machine: Machine) -> None:
     assert reading.proven > machine.true - 5 * DAY
 
 
-def test_a_reboot_within_the_hour_is_none(machine: Machine) -> None:
+def test_reboot_within_the_hour_is_not_a_jump(machine: Machine) -> None:
     reading = machine.reboot(off=900)
     assert reading.proven == reading.now == machine.true
 
@@ -164,7 +164,7 @@ def test_the_operator_may_vouch_for_the_clock(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("newest", [TODAY - 300 * DAY, TODAY, None])
-def test_a_lost_file_is_replaced_by_what_lies_beside_it(
+def test_lost_mark_is_replaced_by_the_newest_file_beside_it(
     machine: Machine, newest: float | None
 ) -> None:
     assert machine.path is not None
@@ -297,7 +297,7 @@ def test_it_can_be_imported_where_posix_modules_are_missing() -> None:
         (-1, False),
     ],
 )
-def test_a_stamp_of_the_future_or_of_1970_counts_for_nothing(stamp: float, counts: bool) -> None:
+def test_stamps_in_the_future_or_1970_are_not_credible(stamp: float, counts: bool) -> None:
     assert is_credible(stamp, TODAY) is counts
 
 
@@ -346,7 +346,7 @@ def test_a_wrong_clock_proves_nothing_before_it_ran_on_for_a_day(
 
 
 @given(st.lists(_steps, max_size=12))
-def test_whatever_happened_a_clock_that_runs_on_is_believed_in_the_end(
+def test_steady_clock_is_believed_in_the_end(
     steps: list[tuple[str, float]],
 ) -> None:
     machine = Machine(None)

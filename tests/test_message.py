@@ -67,7 +67,7 @@ def top_of(pieces: list[bytes], lines: int) -> bytes:
 
 @given(st.lists(st.sampled_from([b"", b"a", b".", b"\rb", b"Subject: x"])), st.integers(0, 6), cuts)
 @pytest.mark.rfc("P-105")
-def test_top_is_header_blank_line_and_so_many_lines(
+def test_top_is_header_blank_line_and_n_lines(
     lines: list[bytes], count: int, places: list[int]
 ) -> None:
     """RFC 1939 §7 TOP, said once more line by line."""
@@ -78,7 +78,7 @@ def test_top_is_header_blank_line_and_so_many_lines(
     assert top_of(cut(message, places), count) == expected
 
 
-def test_top_says_when_it_has_enough() -> None:
+def test_top_reports_when_it_is_finished() -> None:
     top = Top(1)
     assert top.feed(b"S: x\r\n\r\none\r\ntwo\r\n") == b"S: x\r\n\r\none\r\n"
     assert top.is_finished

@@ -55,14 +55,14 @@ def test_a_symbolic_link_leads_there(disk: Path, tmp_path: Path) -> None:
         mounts.refuse_unmounted(f"{tmp_path}/link/Mail")
 
 
-def test_other_places_are_no_business_of_it(disk: Path, tmp_path: Path) -> None:
+def test_other_paths_are_not_checked(disk: Path, tmp_path: Path) -> None:
     """And no other mount point is touched, where a file server may be down."""
     for place in (tmp_path / "Mail", tmp_path / "my disk 2", Path("/")):
         mounts.refuse_unmounted(str(place))
 
 
 @pytest.mark.parametrize("text", ["", "x", "\udcff / \udcfe", "UUID=4 relative ext4"])
-def test_a_table_that_says_nothing_forbids_nothing(
+def test_empty_or_missing_fstab_refuses_nothing(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "fstab").write_bytes(text.encode("utf-8", "surrogateescape"))

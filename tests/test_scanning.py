@@ -161,7 +161,7 @@ def test_exact_scan_has_no_hole_and_nothing_that_is_gone(seed: int, busy: int) -
 
 @settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 2**32), busy=st.sampled_from([1, 3, 10, 40]))
-def test_scan_for_messages_calls_none_gone_that_is_there(seed: int, busy: int) -> None:
+def test_scan_for_messages_reports_no_present_message_gone(seed: int, busy: int) -> None:
     with modelled(seed, busy) as model:
         found = scan_for(0, model.always)
         seen = {file.identity for file in found.select(model.always)}
@@ -179,7 +179,7 @@ def test_what_any_pass_has_seen_is_not_forgotten_before_an_exact_one(seed: int, 
             before = seen
 
 
-def test_maildir_that_never_stands_still_is_no_answer() -> None:
+def test_constantly_changing_maildir_has_no_exact_scan() -> None:
     with modelled(1, 100), pytest.raises(ChangingMaildir):
         scan_exactly(0)
 

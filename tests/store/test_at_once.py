@@ -43,7 +43,7 @@ def test_delivery_during_an_update_arrives_and_stays(
     assert len(run(maildir.held("ann"))) == 3
 
 
-def test_unique_ids_are_those_of_before_after_a_restore(
+def test_unique_ids_are_the_same_after_a_restore(
     maildir: MaildirStore, place: Path, tmp_path: Path
 ) -> None:
     """A backup gives files other inode numbers and times."""
@@ -67,7 +67,7 @@ def test_unique_ids_stay_when_the_clock_goes_back(
     assert sorted(entry.unique_id for entry in run(listing(maildir, "ann"))) == sorted(ids)
 
 
-def test_a_directory_is_free_when_its_lock_is_left(tmp_path: Path) -> None:
+def test_directory_lock_is_released_at_the_end_of_the_block(tmp_path: Path) -> None:
     """Also while the descriptor stays open, as that of a session's maildrop does."""
     ours, other = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
     try:

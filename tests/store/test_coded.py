@@ -33,11 +33,11 @@ TEXT = b"Subject: x\r\n\r\n" + b"hello " * 50 + b"\r\n"
 
 
 @pytest.mark.parametrize("kind", BEGINNINGS)
-def test_codings_are_told_by_the_first_octets(kind: str) -> None:
+def test_codings_are_recognised_by_the_first_octets(kind: str) -> None:
     assert coding(BEGINNINGS[kind] + b"rest") == kind
 
 
-def test_dovecot_has_an_lz4_of_its_own() -> None:
+def test_dovecot_lz4_is_recognised() -> None:
     assert coding(DOVECOTS_LZ4) == "lz4"
 
 
@@ -45,7 +45,7 @@ def test_dovecot_has_an_lz4_of_its_own() -> None:
     "octets",
     [b"", b"\x1f", b"BZh", b"BZh: a field\r\n", b"BZh9: a field\r\n", b"CRYPTED: x\r\n", TEXT],
 )
-def test_a_header_is_no_coding(octets: bytes) -> None:
+def test_header_is_not_taken_for_a_coding(octets: bytes) -> None:
     assert coding(octets) == ""
 
 
@@ -79,7 +79,7 @@ def test_damaged_data_is_an_error(
 
 
 @pytest.mark.parametrize(("kind", "pack"), [("gzip", gzip.compress), ("bzip2", bz2.compress)])
-def test_a_bomb_goes_off_at_the_limit(kind: str, pack: Callable[[bytes], bytes]) -> None:
+def test_unpacking_stops_at_the_limit(kind: str, pack: Callable[[bytes], bytes]) -> None:
     sizes: list[int] = []
     with pytest.raises(PermanentFailure, match="larger than 1000000 octets"):
         sizes.extend(map(len, unpacked([pack(bytes(50_000_000))], kind, 1_000_000)))
@@ -117,7 +117,7 @@ def code(file: Path, pack: Callable[[bytes], bytes]) -> None:
 
 @pytest.mark.parametrize("kind", ["dovecot", "courier"])
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])
-def test_an_import_unpacks(
+def test_import_unpacks_messages(
     pack: Callable[[bytes], bytes], kind: str, store: MaildirStore, old: Path
 ) -> None:
     before = [(old / name).read_bytes() for name in NAMES]
@@ -132,7 +132,7 @@ def test_an_import_unpacks(
 
 
 @pytest.mark.parametrize("kind", ["zstd", "lz4", "xz", "encryption"])
-def test_an_import_refuses_what_it_cannot_unpack(
+def test_import_refuses_codings_it_cannot_unpack(
     kind: str, store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code(old / NAMES[1], lambda _: BEGINNINGS[kind] + bytes(100))
@@ -152,7 +152,7 @@ def test_an_import_refuses_what_it_cannot_unpack(
         lambda text: gzip.compress(text[:-1] + bytes(10_000_000)),
     ],
 )
-def test_what_is_damaged_or_too_large_is_found_before_anything_changes(
+def test_damaged_or_too_large_messages_are_found_before_any_change(
     pack: Callable[[bytes], bytes],
     store: MaildirStore,
     old: Path,
@@ -167,7 +167,7 @@ def test_what_is_damaged_or_too_large_is_found_before_anything_changes(
 
 
 @pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
-def test_nothing_is_unpacked_where_nothing_is_copied(
+def test_compressed_mail_is_refused_where_nothing_is_copied(
     dry_run: list[str], store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The old Maildir is the maildrop: its files stay as they are, so they cannot be taken over."""
@@ -179,7 +179,7 @@ def test_nothing_is_unpacked_where_nothing_is_copied(
     assert not (place / "restante.ids").exists()
 
 
-def test_a_copy_that_is_here_already_is_looked_at_too(
+def test_compressed_copy_in_the_maildrop_is_found_too(
     store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As a Maildir is that was copied to its new place by other means."""
@@ -191,7 +191,7 @@ def test_a_copy_that_is_here_already_is_looked_at_too(
     assert not (place / "restante.ids").exists()
 
 
-def test_a_compressed_mbox_says_so(
+def test_compressed_mbox_is_named_in_the_error(
     store: MaildirStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "box").write_bytes(gzip.compress(b"From a\n" + TEXT))
@@ -202,7 +202,7 @@ def test_a_compressed_mbox_says_so(
 # -- Served
 
 
-def test_what_looks_coded_and_fits_is_not_announced_as_ready(
+def test_coded_message_of_the_announced_size_is_not_ready(
     maildir: MaildirStore, place: Path
 ) -> None:
     """Octets that end like a text, so that their form alone tells nothing."""

@@ -296,7 +296,7 @@ def test_restore_during_a_session_waits_for_the_next(store: HoldingStore) -> Non
     run(story())
 
 
-def test_restore_passes_over_what_is_not_held(store: HoldingStore) -> None:
+def test_restore_skips_messages_that_are_not_held(store: HoldingStore) -> None:
     async def story() -> None:
         ghost = HeldMessage("1.ghost", "ghost", 1, 1.0)
         assert await store.restore("ann", [ghost]) == 0
@@ -321,7 +321,7 @@ def test_purge_destroys_what_is_old_enough(store: HoldingStore) -> None:
     run(story())
 
 
-def test_holding_knows_nothing_of_unknown_users(store: HoldingStore) -> None:
+def test_unknown_users_have_no_held_mail(store: HoldingStore) -> None:
     async def story() -> None:
         assert list(await store.held("nobody")) == []
         assert await store.purge("nobody", time.time()) == 0
@@ -362,7 +362,7 @@ async def paced(store: HoldingStore, delay: float) -> float:
 
 
 @pytest.mark.rfc("P-087")
-def test_a_login_that_comes_too_soon_is_told_how_long_to_wait(store: HoldingStore) -> None:
+def test_early_login_gets_the_seconds_to_wait(store: HoldingStore) -> None:
     """And does not begin the time anew, so that who asks too often gets in at last."""
     assert run(paced(store, 100)) == 0
     first, second = run(paced(store, 100)), run(paced(store, 100))
@@ -372,7 +372,7 @@ def test_a_login_that_comes_too_soon_is_told_how_long_to_wait(store: HoldingStor
 
 @pytest.mark.parametrize("before", [0.0, 0.0001, 100.0])
 @pytest.mark.parametrize(("after", "waits"), [(0.0001, 0), (50.0, 50), (500.0, 500)])
-def test_a_delay_that_was_changed_counts_from_the_last_login(
+def test_changed_login_delay_counts_from_the_last_login(
     store: HoldingStore, before: float, after: float, waits: float
 ) -> None:
     """Shorter, longer or added: a login that counted under no delay at all is not remembered."""
@@ -410,7 +410,7 @@ def test_old_mail_is_removed_and_held(store: HoldingStore) -> None:
 
 
 @pytest.mark.rfc("P-089")
-def test_no_mail_is_removed_under_a_session(store: HoldingStore) -> None:
+def test_no_mail_expires_during_a_session(store: HoldingStore) -> None:
     async def story() -> None:
         await deliver(store, "ann", TEXT)
         await store.note_rules("ann", 30, RELEASED)

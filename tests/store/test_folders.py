@@ -68,7 +68,7 @@ async def remove(store: MaildirStore, view: View, *numbers: int) -> list[Entry]:
         ("😀", ".&2D3eAA-"),
     ],
 )
-def test_a_folder_lies_where_maildirpp_puts_it(folder: str, directory: str) -> None:
+def test_folder_is_where_maildirpp_puts_it(folder: str, directory: str) -> None:
     assert directory_of(folder) == directory
 
 
@@ -78,19 +78,21 @@ def test_a_folder_lies_where_maildirpp_puts_it(folder: str, directory: str) -> N
      "\u202e", "x" * 255, "ü" * 120],
     ids=repr,
 )  # fmt: skip
-def test_no_folder_leads_out_of_the_maildir(maildir: MaildirStore, full: Path, folder: str) -> None:
+def test_no_folder_name_leads_out_of_the_maildir(
+    maildir: MaildirStore, full: Path, folder: str
+) -> None:
     with pytest.raises(PermanentFailure, match="invalid folder name"):
         run(seen(maildir, View((folder,))))
 
 
-def test_a_folder_that_is_not_there_is_not_made(maildir: MaildirStore, full: Path) -> None:
+def test_missing_folder_is_not_made(maildir: MaildirStore, full: Path) -> None:
     with pytest.raises(PermanentFailure, match="no such folder"):
         run(seen(maildir, View(("Spam",))))
     assert not (full / ".Spam").exists()
 
 
 @pytest.mark.parametrize("what", ["file", "link", "directory", "half", "held"])
-def test_what_is_no_folder_is_left_alone(
+def test_directories_that_are_no_folders_are_not_touched(
     maildir: MaildirStore, full: Path, tmp_path: Path, what: str
 ) -> None:
     put(tmp_path / "bob", "new/1.bob", b"secret")
@@ -150,9 +152,7 @@ def test_a_folder_has_a_lock_of_its_own(maildir: MaildirStore, full: Path) -> No
     run(story())
 
 
-def test_what_a_folder_holds_is_held_given_back_and_purged(
-    maildir: MaildirStore, full: Path
-) -> None:
+def test_held_mail_of_a_folder_is_restored_and_purged(maildir: MaildirStore, full: Path) -> None:
     run(remove(maildir, BOTH, 1, 3))
     held = run(maildir.held("ann"))
     assert {each.unique_id for each in held} == {"1000000001.a", "1000000002.c"}
@@ -186,13 +186,13 @@ def test_a_folder_counts_for_the_quota_of_the_whole(tmp_path: Path, full: Path) 
 # -- Several as one
 
 
-def test_folders_are_shown_one_behind_the_other(maildir: MaildirStore, full: Path) -> None:
+def test_folders_are_listed_one_after_the_other(maildir: MaildirStore, full: Path) -> None:
     assert texts(maildir, BOTH) == [b"a\r\n", b"bb\r\n", b"ccc\r\n", b"dddd\r\n"]
     assert texts(maildir, View(("Junk", "INBOX"))) == [b"ccc\r\n", b"dddd\r\n", b"a\r\n", b"bb\r\n"]
     assert texts(maildir, View(("INBOX", "INBOX", "inbox"))) == [b"a\r\n", b"bb\r\n"]
 
 
-def test_the_listing_lies_ready(maildir: MaildirStore, full: Path) -> None:
+def test_joined_listing_is_cached(maildir: MaildirStore, full: Path) -> None:
     async def story() -> None:
         async with maildir.open_view("ann", BOTH) as maildrop:
             found = maildrop.listing
@@ -211,7 +211,7 @@ def test_the_listing_lies_ready(maildir: MaildirStore, full: Path) -> None:
     run(story())
 
 
-def test_two_views_of_the_same_folders_are_not_taken_for_each_other(
+def test_two_views_of_the_same_folders_are_not_confused(
     maildir: MaildirStore, tmp_path: Path
 ) -> None:
     for name in (".", ".Junk", ".Spam"):
@@ -222,9 +222,7 @@ def test_two_views_of_the_same_folders_are_not_taken_for_each_other(
     assert first[1] != second[1]
 
 
-def test_unique_ids_of_the_inbox_stay_and_no_copy_has_one_of_them(
-    maildir: MaildirStore, full: Path
-) -> None:
+def test_inbox_unique_ids_stay_and_copies_have_others(maildir: MaildirStore, full: Path) -> None:
     put(full / ".Junk", "cur/1000000001.a:2,S", b"copy\r\n")
     inbox = [entry.unique_id for entry in run(listing(maildir, "ann"))]
     shown = [unique_id for unique_id, _ in run(seen(maildir, BOTH))]
@@ -245,7 +243,7 @@ def test_unique_ids_do_not_depend_on_which_folders_are_there(
     assert run(seen(maildir, two))[:2] == before
 
 
-def test_an_id_that_somebody_forged_is_not_there_twice(maildir: MaildirStore, full: Path) -> None:
+def test_forged_unique_id_is_not_listed_twice(maildir: MaildirStore, full: Path) -> None:
     third = run(seen(maildir, BOTH))[2][0]
     put(full, f"new/{third}", b"forged\r\n")
     shown = [unique_id for unique_id, _ in run(seen(maildir, BOTH))]
@@ -259,7 +257,7 @@ def test_marked_messages_leave_their_own_folders(maildir: MaildirStore, full: Pa
     assert [name[11:] for name in names(full / ".Junk" / "held")] == ["1000000002.c:2,S"]
 
 
-def test_one_folder_that_cannot_be_changed_does_not_spoil_the_other(
+def test_folder_that_cannot_be_changed_does_not_affect_the_others(
     maildir: MaildirStore, full: Path
 ) -> None:
     def hook(call: Call) -> None:
@@ -272,11 +270,11 @@ def test_one_folder_that_cannot_be_changed_does_not_spoil_the_other(
     assert texts(maildir, BOTH) == [b"bb\r\n", b"ccc\r\n"]
 
 
-def test_a_missing_folder_is_passed_over_among_several(maildir: MaildirStore, full: Path) -> None:
+def test_missing_folder_is_skipped_among_several(maildir: MaildirStore, full: Path) -> None:
     assert texts(maildir, View(("INBOX", "Spam"))) == [b"a\r\n", b"bb\r\n"]
 
 
-def test_a_store_may_show_several_folders_to_everybody(tmp_path: Path, full: Path) -> None:
+def test_store_may_show_several_folders_to_all_users(tmp_path: Path, full: Path) -> None:
     store = MaildirStore(f"{tmp_path}/%u", folders=("INBOX", "Junk"))
     assert [entry.size for entry in run(listing(store, "ann"))] == [3, 4, 5, 6]
     assert [entry.size for entry in run(listing(store, "bob"))] == []
@@ -301,7 +299,7 @@ def test_a_session_with_all_folders_is_not_disturbed(maildir: MaildirStore, full
     run(story())
 
 
-def test_an_entry_of_another_view_is_of_no_message_here(maildir: MaildirStore, full: Path) -> None:
+def test_entry_of_another_view_has_no_message_here(maildir: MaildirStore, full: Path) -> None:
     async def story() -> None:
         async with maildir.open_view("ann", BOTH) as maildrop:
             junk = maildrop.listing[2]
@@ -353,7 +351,9 @@ def test_recent_mail_has_the_unique_ids_and_the_order_of_all(
     assert len(every) == 6
 
 
-def test_what_is_not_recent_cannot_be_removed(maildir: MaildirStore, ages: Path) -> None:
+def test_older_mail_cannot_be_removed_in_a_view_of_recent_mail(
+    maildir: MaildirStore, ages: Path
+) -> None:
     assert run(remove(maildir, MONTH, 1, 2, 3)) == []
     assert sorted(texts(maildir, View())) == [b"31\r\n", b"400\r\n", b"old\r\n"]
     assert texts(maildir, MONTH) == []

@@ -83,7 +83,7 @@ def test_no_uidlist(octets: bytes) -> None:
         foreign.dovecot(octets)
 
 
-def test_octets_that_are_no_text_stand_in_a_uidlist() -> None:
+def test_uidlist_may_contain_octets_that_are_not_utf8() -> None:
     assert foreign.dovecot(b"3 V1 N2\n1 P\xff :1.\xfe\n") == {"1.\udcfe": "\udcff"}
 
 
@@ -127,14 +127,14 @@ def test_adopted_mail_keeps_ids_and_order(maildir: MaildirStore, place: Path) ->
     assert run(maildir.adopt("ann", ARRIVALS, text_of)) == 0
 
 
-def test_mail_that_is_here_is_not_copied(maildir: MaildirStore, place: Path) -> None:
+def test_mail_already_in_the_maildrop_is_not_copied(maildir: MaildirStore, place: Path) -> None:
     for name in ARRIVALS:
         put(place, f"cur/{name}", name[:4].encode() + b"\n")
     assert run(maildir.adopt("ann", ARRIVALS, text_of)) == 0
     assert run(listing(maildir, "ann")) == EXPECTED
 
 
-def test_what_was_deleted_here_is_not_copied_again(maildir: MaildirStore, place: Path) -> None:
+def test_mail_deleted_here_is_not_copied_again(maildir: MaildirStore, place: Path) -> None:
     """Who repeats an import would bring it back to clients that have it."""
     run(maildir.adopt("ann", ARRIVALS, text_of))
     assert run(remove(maildir, "ann", EXPECTED[:3])) == []
@@ -142,7 +142,7 @@ def test_what_was_deleted_here_is_not_copied_again(maildir: MaildirStore, place:
     assert run(listing(maildir, "ann")) == EXPECTED[3:]
 
 
-def test_what_is_copied_counts(tmp_path: Path, place: Path) -> None:
+def test_copied_mail_counts_for_the_quota(tmp_path: Path, place: Path) -> None:
     """Also if mail comes by another way meanwhile, and somebody counts."""
     store = MaildirStore(f"{tmp_path}/%u", limit=lambda _: 1000)
 
@@ -154,7 +154,7 @@ def test_what_is_copied_counts(tmp_path: Path, place: Path) -> None:
     assert run(store.usage("ann")) == Usage(2 * (6 + 3), 4, 1000)
 
 
-def test_adopted_mail_comes_back_under_its_ids(maildir: MaildirStore, place: Path) -> None:
+def test_adopted_mail_is_restored_under_its_ids(maildir: MaildirStore, place: Path) -> None:
     run(maildir.adopt("ann", ARRIVALS, text_of))
     assert run(remove(maildir, "ann", EXPECTED)) == []
     held = run(maildir.held("ann"))
@@ -173,7 +173,7 @@ def test_adopted_mail_comes_back_under_its_ids(maildir: MaildirStore, place: Pat
         {"1.a": "mine"},
     ],
 )
-def test_ids_that_cannot_be_are_refused(
+def test_invalid_unique_ids_are_refused(
     maildir: MaildirStore, place: Path, arrivals: dict[str, str]
 ) -> None:
     put(place, "cur/mine:2,S", b"x")
@@ -185,7 +185,7 @@ def test_ids_that_cannot_be_are_refused(
 
 
 @pytest.mark.parametrize("number", range(0, 60, 3))
-def test_takeover_cut_short_shows_no_other_ids_and_can_be_repeated(
+def test_interrupted_import_shows_no_other_ids_and_can_be_repeated(
     maildir: MaildirStore, place: Path, number: int
 ) -> None:
     with watched(place.parent, die_at(number)), suppress(Crash):

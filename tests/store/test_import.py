@@ -52,7 +52,7 @@ def test_dry_run_changes_nothing(
     assert "4 messages would have the unique-ids they had; nothing" in capsys.readouterr().out
 
 
-def test_a_name_that_no_client_can_show_is_refused(
+def test_name_that_no_client_can_show_is_refused(
     store: MaildirStore, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A maildrop is made for users who come later, but not under such a name."""
@@ -62,7 +62,7 @@ def test_a_name_that_no_client_can_show_is_refused(
     assert names(tmp_path / "mail") == []
 
 
-def test_a_user_whom_nobody_knows_is_told(
+def test_import_for_an_unknown_user_prints_an_error(
     store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It may be a typing error; or the user comes later."""
@@ -87,7 +87,7 @@ def test_courier(store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[s
     assert ids(store) == ["UID1-1795555760", "UID2-1795555760", "1001.b.host,S=15", "1003.d"]
 
 
-def test_mail_that_the_old_server_has_not_listed_comes_too(store: MaildirStore, old: Path) -> None:
+def test_mail_missing_from_the_old_list_is_imported_too(store: MaildirStore, old: Path) -> None:
     """It arrived after the last login there."""
     put(old, "new/1004.e", b"late\n")
     put(old, "new/1005.f" + "x" * 70, b"later\n")
@@ -154,7 +154,7 @@ def test_cyrus(store: MaildirStore, tmp_path: Path) -> None:
     assert ids(store) == ["77.9", "77.10"]
 
 
-def test_the_way_back(
+def test_export_lets_dovecot_show_the_same_unique_ids(
     store: MaildirStore, old: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     assert main(["import", "dovecot", str(old), "ann"]) == 0

@@ -276,7 +276,7 @@ def arrive(place: Path, name: str, octets: bytes) -> None:
 @pytest.mark.parametrize("fresh_process", [False, True])
 @settings(deadline=None, max_examples=60)
 @given(steps=STEPS)
-def test_index_that_followed_changes_is_as_one_made_anew(
+def test_index_after_changes_equals_a_rebuilt_one(
     steps: list[tuple[str, int, bool]], fresh_process: bool
 ) -> None:
     with TemporaryDirectory() as base:
@@ -298,7 +298,7 @@ def test_index_that_followed_changes_is_as_one_made_anew(
 
 
 @pytest.mark.parametrize("fresh_process", [False, True])
-def test_new_message_costs_no_look_at_the_others(
+def test_new_message_opens_no_other_message(
     maildir: MaildirStore, tmp_path: Path, fresh_process: bool
 ) -> None:
     costs = []
@@ -317,7 +317,7 @@ def test_new_message_costs_no_look_at_the_others(
     assert 0 < costs[0][1] < 500
 
 
-def test_size_of_a_new_message_that_its_name_does_not_tell_is_measured(
+def test_new_message_without_size_in_its_name_is_measured(
     maildir: MaildirStore, place: Path
 ) -> None:
     put(place, "cur/1.a:2,S", b"x")
@@ -326,7 +326,7 @@ def test_size_of_a_new_message_that_its_name_does_not_tell_is_measured(
     assert [entry.size for entry in run(listing(maildir, "ann"))] == [3, 6]
 
 
-def test_index_of_many_changes_is_written_anew(
+def test_index_with_many_changes_is_written_again(
     maildir: MaildirStore, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(place, "cur/1.a:2,S", b"x")
@@ -429,7 +429,7 @@ def test_index_of_another_maildrop_is_not_believed(maildir: MaildirStore, tmp_pa
         assert run(contents(store, user))[0] == f"{user}\r\n".encode()
 
 
-def test_index_that_names_a_file_elsewhere_leads_nowhere(
+def test_index_cannot_name_a_file_elsewhere(
     maildir: MaildirStore, place: Path, tmp_path: Path
 ) -> None:
     put(place, "new/1.a", b"x")
@@ -460,7 +460,7 @@ def run_stamps(place: Path) -> index.Stamps:
 
 
 @pytest.mark.parametrize("call", ["open", "write", "rename"])
-def test_index_that_cannot_be_written_is_done_without(
+def test_maildrop_works_if_the_index_cannot_be_written(
     maildir: MaildirStore, place: Path, call: str
 ) -> None:
     put(place, "new/1.a", b"x")
@@ -486,7 +486,7 @@ def test_wrong_size_is_corrected_for_other_processes_too(
         assert run(contents(store, "ann")) == [b"four\r\n"]
 
 
-def test_long_wait_is_told(
+def test_slow_login_is_logged(
     maildir: MaildirStore,
     place: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -504,7 +504,9 @@ def test_long_wait_is_told(
 # -- Quarrels for a unique-id
 
 
-def test_id_of_a_message_that_is_gone_is_not_inherited(maildir: MaildirStore, place: Path) -> None:
+def test_unique_id_of_a_removed_message_is_not_inherited(
+    maildir: MaildirStore, place: Path
+) -> None:
     put(place, "cur/1.a:2,S", b"first")
     put(place, "new/1.a", b"second")
     first, second = run(listing(maildir, "ann"))
@@ -619,7 +621,7 @@ def test_damaged_ids_close_the_maildrop(maildir: MaildirStore, place: Path, octe
     ],
 )
 @pytest.mark.parametrize("delivered", [True, False])
-def test_file_can_go_to_the_wire_as_it_lies(
+def test_wire_ready_file_is_recognised(
     maildir: MaildirStore, place: Path, octets: bytes, form: Form, delivered: bool
 ) -> None:
     if delivered:
@@ -660,9 +662,7 @@ def test_file_of_another_size_is_not_ready(maildir: MaildirStore, place: Path) -
     run(story())
 
 
-def test_file_that_was_renamed_or_is_none_is_left_to_read(
-    maildir: MaildirStore, place: Path
-) -> None:
+def test_renamed_or_irregular_file_is_left_to_read(maildir: MaildirStore, place: Path) -> None:
     for name in ("new/1.a", "new/2.a", "new/3.a"):
         put(place, name, b"x")
 

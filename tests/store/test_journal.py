@@ -50,12 +50,14 @@ def test_sessions_are_remembered_in_their_order(store: Any) -> None:
     assert list(run(store.sessions("bob"))) == []
 
 
-def test_a_poll_that_took_nothing_leaves_no_trace(store: Any) -> None:
+def test_poll_that_retrieved_nothing_is_not_recorded(store: Any) -> None:
     run(record(store, session(), session(end="dropped")))
     assert remembered(store) == []
 
 
-def test_a_poll_that_took_nothing_costs_nothing(maildir: MaildirStore, place: Path) -> None:
+def test_poll_that_retrieved_nothing_makes_no_system_call(
+    maildir: MaildirStore, place: Path
+) -> None:
     async def story() -> None:
         async with maildir.open("ann") as maildrop:
             with watched(place.parent) as system:
@@ -76,12 +78,12 @@ def test_what_was_removed_is_in_the_journal_durably(maildir: MaildirStore, place
     run(story())
 
 
-def test_it_is_its_owners_alone(maildir: MaildirStore, place: Path) -> None:
+def test_journal_is_readable_by_its_owner_only(maildir: MaildirStore, place: Path) -> None:
     run(record(maildir, session(1)))
     assert (place / JOURNAL).stat().st_mode & 0o777 == 0o600
 
 
-def test_it_grows_to_a_bound(
+def test_journal_is_bounded(
     maildir: MaildirStore, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal, "_FULL", 2000)
@@ -95,7 +97,7 @@ def test_it_grows_to_a_bound(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tail", [b"", b"\0" * 50, b"garbage", b"\xff\n\n{}"])
-def test_a_line_cut_at_any_octet_takes_no_other_with_it(
+def test_torn_journal_line_damages_no_other(
     maildir: MaildirStore, place: Path, tail: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(record(maildir, session(1)))
@@ -112,7 +114,7 @@ def test_a_line_cut_at_any_octet_takes_no_other_with_it(
     assert "journal damaged" in {record.message for record in caplog.records}
 
 
-def test_a_flipped_octet_spoils_one_line(maildir: MaildirStore, place: Path) -> None:
+def test_flipped_octet_damages_one_line(maildir: MaildirStore, place: Path) -> None:
     run(record(maildir, session(1), session(2), session(3)))
     octets = bytearray((place / JOURNAL).read_bytes())
     octets[len(octets) // 2] ^= 1
@@ -120,9 +122,7 @@ def test_a_flipped_octet_spoils_one_line(maildir: MaildirStore, place: Path) -> 
     assert remembered(maildir) == [session(1), session(3)]
 
 
-def test_what_a_later_version_says_is_read_as_far_as_it_is_known(
-    maildir: MaildirStore, place: Path
-) -> None:
+def test_fields_of_later_versions_are_ignored(maildir: MaildirStore, place: Path) -> None:
     run(record(maildir, session(1)))
     line = (place / JOURNAL).read_bytes().partition(b" ")[2].strip()
     for octets in (line.replace(b"{", b'{"later":1,', 1), b"[]", b'{"end":"quit"}', b"{"):
@@ -132,7 +132,7 @@ def test_what_a_later_version_says_is_read_as_far_as_it_is_known(
 
 
 @pytest.mark.parametrize("call", ["open", "write", "fsync", "rename"])
-def test_a_journal_that_cannot_be_written_stops_nobody(
+def test_journal_that_cannot_be_written_stops_no_session(
     maildir: MaildirStore,
     place: Path,
     call: str,
@@ -154,7 +154,7 @@ def test_a_journal_that_cannot_be_written_stops_nobody(
     assert session(3) in remembered(maildir)
 
 
-def test_a_link_in_its_place_is_not_followed(
+def test_symbolic_link_as_journal_is_not_followed(
     maildir: MaildirStore, place: Path, tmp_path: Path
 ) -> None:
     run(record(maildir, session()))
@@ -163,7 +163,7 @@ def test_a_link_in_its_place_is_not_followed(
     assert "elsewhere" not in names(tmp_path)
 
 
-def test_a_removal_that_a_crash_cut_short_is_in_the_journal(
+def test_removal_finished_after_a_crash_is_in_the_journal(
     maildir: MaildirStore, place: Path
 ) -> None:
     unique_id = run(deliver(maildir, "ann", b"x")).unique_id
@@ -183,7 +183,7 @@ def test_a_removal_that_a_crash_cut_short_is_in_the_journal(
     assert found.end == "crash"
 
 
-def test_what_is_kept_is_not_called_removed(tmp_path: Path) -> None:
+def test_messages_kept_by_hold_are_not_recorded_as_removed(tmp_path: Path) -> None:
     """``keep``: a client may mark what it likes, and nothing leaves."""
     kept = {"ann": math.inf, "bob": 60.0}
     store = MaildirStore(f"{tmp_path}/%u", hold=lambda user: kept[user])

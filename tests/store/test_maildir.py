@@ -112,7 +112,7 @@ def test_cancelled_delivery_leaves_nothing(maildir: MaildirStore, place: Path) -
     assert names(place / "tmp") + names(place / "new") == []
 
 
-def test_symbolic_link_is_no_place_to_deliver(
+def test_delivery_does_not_follow_a_symbolic_link(
     maildir: MaildirStore, place: Path, tmp_path: Path
 ) -> None:
     """CVE-2004-0880, CVE-2025-59031."""
@@ -169,7 +169,7 @@ def test_indexes_in_memory_are_bounded(
 
 
 @pytest.mark.parametrize("gone", ["", "new", "cur", "held", "restante.lock"])
-def test_what_was_removed_between_two_sessions_is_made_again(
+def test_directories_removed_between_sessions_are_made_again(
     maildir: MaildirStore, place: Path, gone: str
 ) -> None:
     """A store that knows the maildrop looks no closer than it must, and still finds out."""
@@ -282,7 +282,9 @@ def test_unique_id_survives_flags_and_directories(maildir: MaildirStore, place: 
     ["1." + "x" * 69, "1.a b", "1.jörg", "1.\udcff", "1.\n", ",S=1", ":2,S", "1.a\x7f:2,S"],
 )
 @pytest.mark.rfc("P-106")
-def test_name_that_is_no_unique_id_is_hashed(maildir: MaildirStore, place: Path, name: str) -> None:
+def test_name_that_is_not_a_valid_unique_id_is_hashed(
+    maildir: MaildirStore, place: Path, name: str
+) -> None:
     put(place, f"cur/{name}", b"x")
     ((unique_id, size),) = [(e.unique_id, e.size) for e in run(listing(maildir, "ann"))]
     assert size == 3
@@ -389,13 +391,13 @@ def test_size_in_a_name(name: str, size: int | None) -> None:
     assert field("W", name) == size
 
 
-def test_sizes_that_no_number_holds_keep_nobody_out(maildir: MaildirStore, place: Path) -> None:
+def test_huge_sizes_in_names_do_not_prevent_logins(maildir: MaildirStore, place: Path) -> None:
     for number in range(20):
         put(place, f"cur/{number}.a,W={'9' * 18}", b"x")
     assert [entry.size for entry in run(listing(maildir, "ann"))] == [3] * 20
 
 
-def test_what_is_no_message_is_passed_over(maildir: MaildirStore, place: Path) -> None:
+def test_files_that_are_not_messages_are_skipped(maildir: MaildirStore, place: Path) -> None:
     put(place, "new/1.a", b"x")
     (place / "new/2.directory").mkdir()
     (place / "new/3.link").symlink_to("1.a")
@@ -476,7 +478,7 @@ def test_vanished_message_is_gone_and_the_others_stay(maildir: MaildirStore, pla
     assert ids(run(listing(maildir, "ann"))) == ["2.a"]
 
 
-def test_message_that_is_renamed_all_the_time_is_not_called_gone(
+def test_message_that_keeps_being_renamed_is_not_reported_gone(
     maildir: MaildirStore, place: Path
 ) -> None:
     put(place, "new/1.a", b"x")
@@ -507,7 +509,9 @@ def test_message_of_another_session_is_gone(maildir: MaildirStore, place: Path) 
     run(story())
 
 
-def test_message_with_anothers_name_is_not_taken_for_it(maildir: MaildirStore, place: Path) -> None:
+def test_message_with_the_name_of_another_is_not_confused_with_it(
+    maildir: MaildirStore, place: Path
+) -> None:
     """Same unique part, but another file: the user has not seen it, so it stays."""
     put(place, "new/1.a", b"seen")
 
@@ -639,7 +643,7 @@ def test_mailbox_that_changes_while_it_is_measured(
 
 
 @pytest.mark.rfc("P-087")
-def test_a_clock_that_was_put_back_keeps_nobody_out(maildir: MaildirStore, place: Path) -> None:
+def test_clock_set_back_does_not_prevent_logins(maildir: MaildirStore, place: Path) -> None:
     async def pace() -> float:
         async with maildir.open("ann") as maildrop:
             assert isinstance(maildrop, Paced)
@@ -652,7 +656,7 @@ def test_a_clock_that_was_put_back_keeps_nobody_out(maildir: MaildirStore, place
 
 
 @pytest.mark.rfc("P-089")
-def test_mail_that_was_moved_here_with_its_old_time_is_new(
+def test_mail_moved_here_with_an_old_mtime_counts_as_new(
     maildir: MaildirStore, place: Path
 ) -> None:
     """Nobody who moves in loses mail of 1999 at once."""
@@ -663,7 +667,7 @@ def test_mail_that_was_moved_here_with_its_old_time_is_new(
     assert run(maildir.expire("ann", 30, until=now, now=now)) == Sweep()
 
 
-def test_a_name_in_tmp_that_is_taken_stays_its_owners(
+def test_file_with_the_same_name_in_tmp_is_not_touched(
     maildir: MaildirStore, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from restante.store import maildir as module

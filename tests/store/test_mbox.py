@@ -164,7 +164,7 @@ def test_a_second_from_line_is_no_field() -> None:
         (b"From - \rSubject: x\r\rtext\r", "CR alone"),
     ],
 )
-def test_what_is_no_mbox_is_refused_in_words(octets: bytes, words: str) -> None:
+def test_file_that_is_not_an_mbox_is_refused_with_a_hint(octets: bytes, words: str) -> None:
     with pytest.raises(PermanentFailure, match=words):
         read(octets)
 
@@ -329,7 +329,7 @@ def test_a_sender_cannot_leave_a_message_out(store: MaildirStore, tmp_path: Path
     assert len(taken(store)) == 2
 
 
-def test_one_id_of_two_messages_is_neithers(
+def test_unique_id_of_two_messages_is_used_for_neither(
     store: MaildirStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     box = b"From a\nX-UIDL: x\n\n1\n\nFrom b\nX-UIDL: y\n\n2\n\nFrom c\nX-UIDL: x\n\n3\n"

@@ -56,7 +56,7 @@ def files_of(place: Path) -> list[str]:
     return sorted(path.name for part in ("new", "cur", "tmp") for path in place.glob(f"{part}/*"))
 
 
-def test_what_stores_offer_it() -> None:
+def test_only_the_maildir_store_offers_named_delivery() -> None:
     """A store in memory would forget what is then deleted elsewhere."""
     assert issubclass(MaildirStore, NamedDelivery)
     assert not issubclass(MemoryStore, NamedDelivery)
@@ -97,7 +97,7 @@ def test_the_next_group_is_begun_before_the_last_one_arrives(maildir: MaildirSto
     assert sorted(run(contents(maildir, "ann"))) == TEXTS[:2]
 
 
-def test_what_was_not_delivered_leaves_no_trace(maildir: MaildirStore, place: Path) -> None:
+def test_undelivered_messages_leave_no_file(maildir: MaildirStore, place: Path) -> None:
     with closing(maildir.deliveries("ann")) as deliveries:
         put(deliveries, 0)
         deliveries.begin(name(1))
@@ -256,7 +256,7 @@ def test_a_message_that_was_renamed_since_is_still_read(maildir: MaildirStore, p
 
 
 @pytest.mark.parametrize("limit", [1, 4, 100])
-def test_what_has_room_arrives_and_is_counted(limit: int, tmp_path: Path) -> None:
+def test_messages_with_room_arrive_and_are_counted(limit: int, tmp_path: Path) -> None:
     """Together with what comes in by the other door, to the octet."""
     octets = len(TEXTS[0])
     store = MaildirStore(f"{tmp_path}/%u", limit=lambda _: limit * octets)
@@ -294,7 +294,7 @@ def test_a_message_larger_than_the_quota_is_refused_for_ever(tmp_path: Path) -> 
     assert run(contents(store, "ann")) == [TEXTS[0]]
 
 
-def test_room_that_another_delivery_took_refuses_the_group(tmp_path: Path) -> None:
+def test_group_is_refused_if_another_delivery_took_the_room(tmp_path: Path) -> None:
     """As a whole, and without a trace in the count."""
     octets = len(TEXTS[0])
     store = MaildirStore(f"{tmp_path}/%u", limit=lambda _: 3 * octets)
@@ -361,7 +361,7 @@ def test_a_message_that_waits_for_its_group_delays_no_other_delivery(tmp_path: P
 # Trouble.
 
 
-def test_a_storage_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+def test_missing_base_directory_is_not_made(tmp_path: Path) -> None:
     store = MaildirStore(f"{tmp_path}/disk/mail/%u")
     with pytest.raises(TemporaryFailure, match="is it mounted"):
         store.deliveries("ann")
@@ -445,7 +445,7 @@ def test_names_of_a_killed_delivery_are_durable_before_they_are_known(
     assert {("fsync", f"ann/{part}") for part in ("new", "cur", "held")} <= set(system.calls)
 
 
-def test_what_a_killed_delivery_left_is_swept_away(maildir: MaildirStore, place: Path) -> None:
+def test_files_of_a_killed_delivery_are_swept(maildir: MaildirStore, place: Path) -> None:
     with closing(maildir.deliveries("ann")) as deliveries:
         put(deliveries, 0)
         (left,) = (place / "tmp").iterdir()
@@ -454,7 +454,9 @@ def test_what_a_killed_delivery_left_is_swept_away(maildir: MaildirStore, place:
         assert files_of(place) == []
 
 
-def test_looks_end(maildir: MaildirStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scans_end_although_files_keep_being_renamed(
+    maildir: MaildirStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a maildrop in which something always moves, only what was seen is known."""
     put_all(maildir, [0])
     stamps = count()

@@ -56,7 +56,7 @@ def test_number_of_rows_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert known == [2, 3, 4]
 
 
-def test_damaged_or_newer_files_are_errors_of_ours(tmp_path: Path) -> None:
+def test_damaged_or_newer_file_raises_our_errors(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"no database" * 1000)
     with pytest.raises(TemporaryFailure):

@@ -150,7 +150,7 @@ def test_users_are_found_again(tmp_path: Path, template: str) -> None:
     run(story())
 
 
-def test_a_directory_of_somebody_else_hides_no_users(
+def test_directory_of_another_owner_hides_no_users(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk has a lost+found for root alone."""

@@ -69,7 +69,7 @@ def test_the_limit_comes_first_then_a_line_for_each_delivery(
     assert told(place) == ["100S", "0 0", "10 1", "20 1"]
 
 
-def test_usage_tells_octets_messages_and_limit(store: MaildirStore) -> None:
+def test_usage_shows_octets_messages_and_limit(store: MaildirStore) -> None:
     assert run(store.usage("ann")) == Usage(0, 0, LIMIT)
     run(deliver(store, "ann", TEN))
     assert run(store.usage("ann")) == Usage(10, 1, LIMIT)
@@ -113,7 +113,7 @@ def refuse(call: Call, unique_id: str) -> None:
         raise OSError(errno.EACCES, "no")
 
 
-def test_what_another_program_took_is_not_counted_twice(store: MaildirStore, place: Path) -> None:
+def test_removal_by_another_program_is_not_counted_twice(store: MaildirStore, place: Path) -> None:
     run(deliver(store, "ann", TEN))
     (file,) = (place / "new").iterdir()
 
@@ -127,7 +127,7 @@ def test_what_another_program_took_is_not_counted_twice(store: MaildirStore, pla
     assert total(place) == (0, 0)
 
 
-def test_mail_that_is_given_back_counts_again(store: MaildirStore) -> None:
+def test_restored_mail_counts_again(store: MaildirStore) -> None:
     run(deliver(store, "ann", TEN))
     run(remove(store, "ann", run(listing(store, "ann"))))
     assert run(store.usage("ann")) == Usage(0, 0, LIMIT)
@@ -135,7 +135,7 @@ def test_mail_that_is_given_back_counts_again(store: MaildirStore) -> None:
     assert run(store.usage("ann")) == Usage(10, 1, LIMIT)
 
 
-def test_giving_back_is_never_refused(store: MaildirStore) -> None:
+def test_restore_is_never_refused_by_the_quota(store: MaildirStore) -> None:
     for _ in range(10):
         run(deliver(store, "ann", TEN))
     run(remove(store, "ann", run(listing(store, "ann"))))
@@ -184,7 +184,7 @@ def test_a_message_larger_than_the_whole_quota_is_refused_for_ever(store: Maildi
     run(deliver(store, "ann", b"x" * 100))
 
 
-def test_each_user_has_a_limit_of_his_own(tmp_path: Path) -> None:
+def test_each_user_has_a_separate_limit(tmp_path: Path) -> None:
     store = MaildirStore(f"{tmp_path}/%u", limit={"ann": 10, "bob": 0}.__getitem__)
     run(deliver(store, "ann", TEN))
     with pytest.raises(QuotaExceeded):
@@ -192,7 +192,7 @@ def test_each_user_has_a_limit_of_his_own(tmp_path: Path) -> None:
     run(deliver(store, "bob", TEN * 1000))
 
 
-def test_who_lowers_a_quota_stops_deliveries_and_touches_nothing(
+def test_lowered_quota_stops_deliveries_and_removes_nothing(
     store: MaildirStore, place: Path
 ) -> None:
     run(deliver(store, "ann", TEN + TEN))
@@ -314,7 +314,7 @@ def changing(tmp_path: Path) -> Changing:
 
 @pytest.mark.parametrize("notices", ["the round", "a delivery"])
 @pytest.mark.parametrize("count", [0, 1, 9])
-def test_a_quota_that_was_removed_is_in_force_nowhere(
+def test_removed_quota_is_in_force_nowhere(
     changing: Changing, place: Path, count: int, notices: str
 ) -> None:
     """Dovecot, Courier and mail filters refuse by the limit that they read in the file."""
@@ -399,9 +399,7 @@ def test_without_a_quota_the_round_leaves_another_programs_file_alone(
     ],
     ids=lambda text: repr(text[:16]),
 )
-def test_a_file_that_cannot_be_right_is_counted_anew(
-    store: MaildirStore, place: Path, text: str
-) -> None:
+def test_implausible_maildirsize_is_recounted(store: MaildirStore, place: Path, text: str) -> None:
     put(place, "new/1.a", TEN)
     write(place, text)
     run(deliver(store, "ann", b"x"))
@@ -409,7 +407,7 @@ def test_a_file_that_cannot_be_right_is_counted_anew(
 
 
 @pytest.mark.parametrize("text", ["100S\n10 1\n", "100S,7C\n10 1\n", "7C,100S\n 12   3\n-2  -2\n"])
-def test_a_file_that_may_be_right_is_believed(store: MaildirStore, place: Path, text: str) -> None:
+def test_plausible_maildirsize_is_believed(store: MaildirStore, place: Path, text: str) -> None:
     write(place, text)
     run(deliver(store, "ann", b"x"))
     assert (place / "maildirsize").read_text() == text + "1 1\n"
@@ -428,7 +426,7 @@ def test_the_number_of_messages_that_another_program_allows_is_kept(
     [("100S\n95 1\n5 1\n", 0.0), ("100S\n100 2\n", 16 * 60.0), ("100S\n100 2\n", -3600.0)],
     ids=["changed since", "old", "from the future"],
 )
-def test_nobody_is_refused_by_a_count_that_is_not_fresh(
+def test_stale_count_refuses_no_mail(
     store: MaildirStore, place: Path, text: str, age: float
 ) -> None:
     write(place, text, age=age)
@@ -442,9 +440,7 @@ def test_a_fresh_count_may_refuse_without_another_look(store: MaildirStore, plac
         run(deliver(store, "ann", TEN))
 
 
-def test_a_maildrop_that_changes_while_it_is_counted_is_not_written_down(
-    store: MaildirStore, place: Path
-) -> None:
+def test_count_of_a_changing_maildrop_is_not_written(store: MaildirStore, place: Path) -> None:
     put(place, "new/1.a", TEN)
     os.utime(place / "new", ns=(1, 1))
 
@@ -458,9 +454,7 @@ def test_a_maildrop_that_changes_while_it_is_counted_is_not_written_down(
     assert run(store.usage("ann")) == Usage(21, 3, LIMIT)
 
 
-def test_who_was_counted_in_a_file_that_is_gone_does_not_trust_the_next(
-    store: MaildirStore, place: Path
-) -> None:
+def test_count_in_a_replaced_file_is_not_trusted(store: MaildirStore, place: Path) -> None:
     run(deliver(store, "ann", TEN))
 
     def hook(call: Call) -> None:
@@ -487,7 +481,7 @@ def test_a_delivery_that_fails_gives_its_room_back(store: MaildirStore, place: P
 
 
 @pytest.mark.parametrize("broken", ["directory", "unreadable", "link"])
-def test_a_file_that_cannot_be_used_refuses_nobody(
+def test_unusable_maildirsize_refuses_no_mail(
     store: MaildirStore, place: Path, broken: str
 ) -> None:
     run(deliver(store, "ann", TEN))
@@ -509,7 +503,7 @@ def test_a_file_that_cannot_be_used_refuses_nobody(
 
 
 @pytest.mark.slow
-def test_after_a_crash_anywhere_too_much_is_counted_or_nothing(
+def test_count_is_never_too_small_after_a_crash(
     tmp_path: Path, store: MaildirStore, place: Path
 ) -> None:
     """A delivery, an UPDATE and an restore; what a crash leaves never makes room by mistake."""
@@ -576,13 +570,13 @@ def beside_a_count(store: MaildirStore, place: Path, work: Callable[[int], None]
     os.close(maildrop)
 
 
-def test_who_forgets_a_count_waits_for_who_counts(store: MaildirStore, place: Path) -> None:
+def test_forget_waits_for_a_running_count(store: MaildirStore, place: Path) -> None:
     write(place, "not a count\n")
     beside_a_count(store, place, quota.forget)
     assert not (place / "maildirsize").exists()
 
 
-def test_who_arrives_waits_for_who_counts(store: MaildirStore, place: Path) -> None:
+def test_delivery_waits_for_a_running_count(store: MaildirStore, place: Path) -> None:
     write(place, "not a count\n")
     status = (place / "new").stat()
 
@@ -595,7 +589,7 @@ def test_who_arrives_waits_for_who_counts(store: MaildirStore, place: Path) -> N
     assert total(place) == really(place) == (10, 1)
 
 
-def test_the_file_is_counted_anew_long_before_it_is_long(store: MaildirStore, place: Path) -> None:
+def test_maildirsize_is_recounted_before_it_grows_long(store: MaildirStore, place: Path) -> None:
     store.limit = lambda _: 10**9
     write(place, "1000000000S\n" + "0 0\n" * 1270)
     for _ in range(8):

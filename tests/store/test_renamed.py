@@ -123,7 +123,7 @@ def test_recent_mail_has_no_hole(maildir: MaildirStore, place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_no_message_is_called_gone(maildir: MaildirStore, place: Path) -> None:
+def test_no_renamed_message_is_reported_gone(maildir: MaildirStore, place: Path) -> None:
     fill(place, UNIQUE)
 
     async def story() -> None:
@@ -137,7 +137,7 @@ def test_no_message_is_called_gone(maildir: MaildirStore, place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_message_that_is_called_removed_is_removed(maildir: MaildirStore, place: Path) -> None:
+def test_message_reported_removed_is_removed(maildir: MaildirStore, place: Path) -> None:
     fill(place, UNIQUE)
 
     async def story() -> None:

@@ -84,7 +84,7 @@ _changes = st.lists(st.tuples(st.integers(0, 400), st.sampled_from([0, 1, 7, 14,
 
 
 @given(_changes, st.integers(0, 400))
-def test_whatever_was_changed_how_often(changes: list[tuple[int, int]], day: int) -> None:
+def test_any_sequence_of_rule_changes(changes: list[tuple[int, int]], day: int) -> None:
     """A message goes not before the rule in force says so, nor within a day of that change unless
     it would have gone without the change; and at the latest a day after its time was over."""
     known, at = Rules(), int(RELEASED)
@@ -100,13 +100,13 @@ def test_whatever_was_changed_how_often(changes: list[tuple[int, int]], day: int
         assert end <= max(natural, at + GRACE)
 
 
-def test_a_rule_that_is_noted_again_is_no_change() -> None:
+def test_repeated_note_of_a_rule_is_not_a_change() -> None:
     known = Rules().changed(CHANGED, hold=14 * DAY, expire=30 * DAY)
     assert known.changed(CHANGED + 100, hold=14 * DAY, expire=30 * DAY) == known
     assert known.changed(CHANGED + 100) == known
 
 
-def test_a_change_from_the_future_was_made_now() -> None:
+def test_change_in_the_future_counts_as_made_now() -> None:
     """It was noted while the clock was wrong; nothing goes before a day has passed."""
     known = Rules().changed(int(RELEASED), hold=14 * DAY)
     for since in (UNKNOWN, int(CHANGED + 9000 * DAY)):
@@ -302,7 +302,7 @@ def test_old_mail_after_a_change_of_the_expiry(
     run(story())
 
 
-def test_what_expires_where_deleted_mail_is_kept_is_held_for_a_while(rule: Rule) -> None:
+def test_expired_mail_is_held_although_deleted_mail_is_kept(rule: Rule) -> None:
     """Not for ever: nothing would ever destroy it."""
 
     async def story() -> None:
@@ -320,7 +320,7 @@ def test_what_expires_where_deleted_mail_is_kept_is_held_for_a_while(rule: Rule)
     run(story())
 
 
-def test_what_only_the_clock_says_is_counted_and_stays(rule: Rule) -> None:
+def test_mail_due_only_by_the_clock_is_counted_and_stays(rule: Rule) -> None:
     async def story() -> None:
         await rule.fill(5)
         await deliver(rule.store, "ann", b"old\r\n")
@@ -424,7 +424,7 @@ def test_a_wrong_date_is_corrected_without_losing_a_message(
     ]
 
 
-def test_a_file_of_the_future_expires_from_now_on(maildir: MaildirStore, place: Path) -> None:
+def test_file_dated_in_the_future_expires_from_now_on(maildir: MaildirStore, place: Path) -> None:
     """Its times are of a clock that was ahead (here of one that is behind now)."""
     put(place, "new/1.a", b"x")
     before = (place / "new/1.a").stat()
@@ -442,7 +442,7 @@ def test_a_file_of_the_future_expires_from_now_on(maildir: MaildirStore, place: 
     assert after.st_mtime_ns == before.st_mtime_ns
 
 
-def test_an_update_that_was_cut_short_is_finished_by_the_rule_of_its_time(
+def test_interrupted_update_is_finished_by_the_rule_of_its_time(
     tmp_path: Path, place: Path
 ) -> None:
     """A message that was to be held is not destroyed because the hold is 0 now."""

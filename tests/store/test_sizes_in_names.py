@@ -112,7 +112,7 @@ def test_other_maildrops_and_folders_are_believed(place: Path) -> None:
     assert run(junk()) == len(TEXT)
 
 
-def test_file_that_another_program_changed_says_nothing_of_names(place: Path) -> None:
+def test_changed_file_does_not_distrust_names(place: Path) -> None:
     fill(place, 2, "")
     store, another = workers(place)
     for each in (store, another):
@@ -134,7 +134,7 @@ def test_reindex_finds_wrong_names_too(place: Path) -> None:
     assert not run(read_until_wrong(another))
 
 
-def test_verify_tells_nothing_of_names_that_are_not_believed(place: Path) -> None:
+def test_verify_ignores_names_that_are_not_believed(place: Path) -> None:
     fill(place, 3, WRONG)
     (store,) = workers(place, 1)
     assert len(run(store.verify("ann"))[1]) == 3
@@ -146,7 +146,7 @@ def test_verify_tells_nothing_of_names_that_are_not_believed(place: Path) -> Non
 
 
 @pytest.mark.parametrize("refused", [MEASURE_SIZES, INDEX])
-def test_disk_that_is_full_does_not_end_a_session_badly(place: Path, refused: str) -> None:
+def test_full_disk_does_not_break_the_end_of_a_session(place: Path, refused: str) -> None:
     fill(place, 2, WRONG)
     (store,) = workers(place, 1)
     run(listing(store, "ann"))
@@ -160,7 +160,7 @@ def test_disk_that_is_full_does_not_end_a_session_badly(place: Path, refused: st
     assert not run(read_until_wrong(store))
 
 
-def test_client_that_loses_patience_while_messages_are_measured_loses_none(
+def test_client_that_gives_up_while_messages_are_measured_loses_none(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refresh, "_BATCH", 1)

@@ -101,7 +101,9 @@ def test_a_round_that_has_begun_is_not_joined(
         each.result(WAIT)
 
 
-def test_all_who_wait_share_the_next_round(slow: SlowOs, sync: Callable[[], Future[None]]) -> None:
+def test_all_waiting_threads_share_the_next_round(
+    slow: SlowOs, sync: Callable[[], Future[None]]
+) -> None:
     for event in slow.may_end[1:]:
         event.set()
     waiting = [sync()]
@@ -115,7 +117,9 @@ def test_all_who_wait_share_the_next_round(slow: SlowOs, sync: Callable[[], Futu
     assert not files._begun
 
 
-def test_an_error_is_everybodys(slow: SlowOs, sync: Callable[[], Future[None]]) -> None:
+def test_error_is_raised_in_all_waiting_threads(
+    slow: SlowOs, sync: Callable[[], Future[None]]
+) -> None:
     first = sync()
     assert slow.begun[0].wait(WAIT)
     later = joined(sync, 3)
@@ -146,7 +150,7 @@ def test_directories_do_not_wait_for_each_other(
     os.close(opened)
 
 
-def test_a_delivery_whose_directory_cannot_be_synced_is_none(
+def test_delivery_fails_if_its_directory_cannot_be_synced(
     maildir: MaildirStore, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(deliver(maildir, "ann", b"first\r\n"))

@@ -241,7 +241,7 @@ def test_crash_in_delivery(maildir: MaildirStore, place: Path) -> None:
         assert set(run(contents(maildir, "ann"))) == {b"x" * 300_000 + b"y\r\n"}
 
 
-def test_crash_while_mail_is_given_back(maildir: MaildirStore, full: Path) -> None:
+def test_crash_during_a_restore(maildir: MaildirStore, full: Path) -> None:
     run(mark(maildir, VICTIMS))
 
     def act() -> None:
@@ -255,9 +255,7 @@ def test_crash_while_mail_is_given_back(maildir: MaildirStore, full: Path) -> No
     assert sorted(run(contents(maildir, "ann"))) == [b"%d.a\r\n" % n for n in range(1, 6)]
 
 
-def test_update_that_was_cut_short_names_messages_exactly(
-    maildir: MaildirStore, full: Path
-) -> None:
+def test_interrupted_update_identifies_messages_exactly(maildir: MaildirStore, full: Path) -> None:
     """Renamed victims are found; another file with a victim's unique part is not one."""
     moved = cut_short(maildir, full.parent)
     put(full, f"new/{moved}", b"another")
@@ -335,7 +333,7 @@ def test_any_fault_in_update(full: Path, tmp_path: Path, error: int, once: bool)
     assert left == []
 
 
-def test_list_that_may_not_be_durable_takes_nothing(maildir: MaildirStore, full: Path) -> None:
+def test_list_that_may_not_be_durable_removes_nothing(maildir: MaildirStore, full: Path) -> None:
     def hook(call: Call) -> None:
         if call == ("fsync", "ann"):
             raise OSError(errno.EIO, "disk")
@@ -501,7 +499,7 @@ def test_victims_that_are_renamed_are_found(maildir: MaildirStore, full: Path) -
     assert held(maildir) == ["1.a", "2.a"]
 
 
-def test_victim_that_never_stands_still_is_left(maildir: MaildirStore, full: Path) -> None:
+def test_victim_that_keeps_being_renamed_is_left(maildir: MaildirStore, full: Path) -> None:
     def hook(call: Call) -> None:
         if call[0] == "rename" and "2.a:2," in call[1]:
             rename(full, call[1].removeprefix("ann/"), call[1].removeprefix("ann/") + "x")
@@ -557,7 +555,7 @@ def test_same_name_is_never_overwritten_in_held(
 # -- What is held
 
 
-def test_given_back_where_it_was(maildir: MaildirStore, full: Path) -> None:
+def test_restored_message_is_where_it_was(maildir: MaildirStore, full: Path) -> None:
     def hook(call: Call) -> None:
         if call == ("fsync", "ann/held"):  # the last, or a crash could leave it nowhere
             assert system.unsynced == {"ann/held"}
@@ -570,7 +568,7 @@ def test_given_back_where_it_was(maildir: MaildirStore, full: Path) -> None:
     assert names(full / "cur") == ["2.a:2,S", "4.a:2,FS"]
 
 
-def test_given_back_with_new_unique_ids_it_is_new_mail(maildir: MaildirStore, full: Path) -> None:
+def test_restore_with_new_unique_ids_makes_new_mail(maildir: MaildirStore, full: Path) -> None:
     run(mark(maildir, VICTIMS))
     with watched(full.parent) as system:
         assert run(maildir.restore("ann", run(maildir.held("ann")))) == 3
@@ -580,7 +578,7 @@ def test_given_back_with_new_unique_ids_it_is_new_mail(maildir: MaildirStore, fu
     assert run(contents(maildir, "ann"))[:2] == [b"4.a\r\n", b"5.a\r\n"]
 
 
-def test_given_back_does_not_overwrite(maildir: MaildirStore, full: Path) -> None:
+def test_restore_does_not_overwrite(maildir: MaildirStore, full: Path) -> None:
     run(mark(maildir, VICTIMS))
     put(full, "cur/1.a:2,S", b"another")
     assert run(maildir.restore("ann", run(maildir.held("ann")), same_unique_ids=True)) == 2
@@ -599,7 +597,7 @@ def test_two_links_to_one_message_come_back_as_one(maildir: MaildirStore, full: 
     assert run(maildir.restore("ann", run(maildir.held("ann")), same_unique_ids=True)) == 0
 
 
-def test_a_message_that_lost_a_quarrel_comes_back_under_its_id(
+def test_message_with_a_contested_id_is_restored_under_its_id(
     maildir: MaildirStore, full: Path
 ) -> None:
     put(full, "cur/1.a:2,S", b"another")
@@ -610,7 +608,7 @@ def test_a_message_that_lost_a_quarrel_comes_back_under_its_id(
 
 
 @pytest.mark.parametrize("name", [".hidden", "a" + ",S=1" * 60, "a:2,S"])
-def test_any_name_can_be_given_back_and_seen(maildir: MaildirStore, full: Path, name: str) -> None:
+def test_any_name_can_be_restored_and_listed(maildir: MaildirStore, full: Path, name: str) -> None:
     """Or it is none of ours, and left alone."""
     own = listed(maildir)
     put(full, f"held/1700000000.{name}", b"x")
@@ -651,7 +649,7 @@ def test_held_message_that_goes_while_mail_is_purged(maildir: MaildirStore, full
     assert held(maildir) == []
 
 
-def test_given_back_is_not_taken_again_by_an_update_cut_short(
+def test_interrupted_update_does_not_remove_restored_mail(
     maildir: MaildirStore, full: Path
 ) -> None:
     moved = cut_short(maildir, full.parent)
@@ -659,9 +657,7 @@ def test_given_back_is_not_taken_again_by_an_update_cut_short(
     assert listed(maildir) == [moved, *KEPT]
 
 
-def test_given_back_is_not_taken_again_after_a_power_failure(
-    maildir: MaildirStore, full: Path
-) -> None:
+def test_power_failure_does_not_remove_restored_mail(maildir: MaildirStore, full: Path) -> None:
     """The end of a list of victims is durable before a message comes back."""
     run(mark(maildir, VICTIMS))
 
@@ -690,7 +686,7 @@ async def purge(store: MaildirStore) -> None:
 
 
 @pytest.mark.parametrize("change", [update, finish, give_back, purge])
-def test_one_at_a_time_changes_what_is_held(
+def test_held_directory_is_changed_by_one_process_at_a_time(
     maildir: MaildirStore, full: Path, change: Callable[[MaildirStore], Coroutine[Any, Any, None]]
 ) -> None:
     """Else an UPDATE, which looks again for renamed victims, would take what is given back."""

@@ -92,7 +92,7 @@ INDEX_DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", INDEX_DAMAGE)
-def test_damaged_index_is_found_and_made_anew(damage: str, mail: list[Entry], place: Path) -> None:
+def test_damaged_index_is_found_and_rebuilt(damage: str, mail: list[Entry], place: Path) -> None:
     INDEX_DAMAGE[damage](place)
     found = faults(place)
     assert found == {
@@ -146,9 +146,7 @@ def test_wrong_size_in_a_name_is_found_and_put_right(mail: list[Entry], place: P
     assert run(contents(running, "ann"))[0] == b"four\r\n"
 
 
-def test_an_index_is_not_believed_once_it_is_being_made_anew(
-    mail: list[Entry], place: Path
-) -> None:
+def test_index_is_not_believed_while_it_is_rebuilt(mail: list[Entry], place: Path) -> None:
     """Also by who comes after a crash in the middle."""
     INDEX_DAMAGE["of another size"](place)
 
@@ -214,9 +212,7 @@ STATES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_what_is_found_before_and_after_the_index_is_made_anew(
-    state: str, mail: list[Entry], place: Path
-) -> None:
+def test_findings_before_and_after_a_reindex(state: str, mail: list[Entry], place: Path) -> None:
     make, before, after = STATES[state]
     make(place)
     assert faults(place) == before
@@ -228,7 +224,7 @@ def test_what_is_found_before_and_after_the_index_is_made_anew(
     assert set(texts) >= set(TEXTS[state == "update unfinished" :])
 
 
-def test_damaged_ids_are_found_and_left_to_people(mail: list[Entry], place: Path) -> None:
+def test_damaged_ids_are_found_and_left_to_the_operator(mail: list[Entry], place: Path) -> None:
     directory = opened(place)
     adopted.write(directory, {("1.a", 0): "x"})
     os.close(directory)
@@ -267,7 +263,7 @@ def test_folders_are_looked_at_too(maildir: MaildirStore, mail: list[Entry], pla
     assert run(maildir.verify("ann")) == (4, [])
 
 
-def test_whoever_uses_it_is_not_disturbed(maildir: MaildirStore, mail: list[Entry]) -> None:
+def test_verify_does_not_disturb_a_session(maildir: MaildirStore, mail: list[Entry]) -> None:
     async def story() -> None:
         async with maildir.open("ann"):
             for call in (maildir.verify, maildir.reindex):
@@ -277,7 +273,7 @@ def test_whoever_uses_it_is_not_disturbed(maildir: MaildirStore, mail: list[Entr
     run(story())
 
 
-def test_nobody_there_is_nothing_wrong(maildir: MaildirStore, tmp_path: Path) -> None:
+def test_missing_maildrop_has_no_findings(maildir: MaildirStore, tmp_path: Path) -> None:
     assert run(maildir.verify("eve")) == (0, [])
     assert run(maildir.reindex("eve")) == 0
     assert not (tmp_path / "eve").exists()
