@@ -11,6 +11,7 @@ import ssl
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -29,7 +30,7 @@ from restante.errors import (
     MaildropInUse,
     ProtocolBroken,
 )
-from restante.testing import SASL_MECHANISMS, Pop3Server, UnusedFault
+from restante.testing import SASL_MECHANISMS, Pop3Server, TranscriptLine, UnusedFault
 
 from .malformed import BODIES
 
@@ -775,6 +776,21 @@ def test_fails_with_an_unused_fault(pop3_server):
     pop3_server.fault.drop("RETR")
     assert False
 
+@pytest.mark.pop3(users={"ann": "secret"}, sasl=["LOGIN"])
+@pytest.mark.parametrize(
+    "pop3_server", [{"users": {"bob": "b"}, "sasl": ["PLAIN"]}, {"clear": True}], indirect=True
+)
+def test_indirect(pop3_server):
+    assert pop3_server.password("ann") == "secret"
+    client = session(pop3_server)
+    sasl = ["PLAIN"] if pop3_server.password("bob") == "b" else ["LOGIN"]
+    assert client.capa()["SASL"] == sasl
+    client.quit()
+
+@pytest.mark.parametrize("pop3_server", [{"cleer": True}, [True]], indirect=True)
+def test_wrong_indirect(pop3_server):
+    pass
+
 @pytest.fixture(scope="session")
 def shared(pop3_server_factory):
     return pop3_server_factory(users={"ann": "pw"})
@@ -792,12 +808,14 @@ def test_fails_too(shared):
 def test_the_fixtures(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(PLUGIN_TESTS)
     result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-rA", "-W", "default")
-    result.assert_outcomes(passed=4, failed=3, errors=3, warnings=1)
+    result.assert_outcomes(passed=6, failed=3, errors=5, warnings=1)
     result.stdout.fnmatch_lines_random(
         [
             "*marker pop3: name the option, such as users={'ann': 'secret'}",
             "*marker pop3: no option 'user'; there are users, sasl, clear",
             "*marker pop3: sasl: a list of mechanisms is needed",
+            "*pop3_server: no option 'cleer'; there are users, sasl, clear",
+            "*pop3_server: an indirect parameter must be a dict, not ?True?",
             "(fault.drop('RETR') never struck)",
             "*UnusedFault: fault.drop('RETR') never struck",
         ]
@@ -810,3 +828,63 @@ def test_the_fixtures(pytester: pytest.Pytester) -> None:
             *("1 C: QUIT", "2 C: USER ann", "2 C: QUIT"),
         ]
     )
+
+
+# Between tests.
+
+
+def test_wait_idle_waits_for_what_clients_have_begun() -> None:
+    with Pop3Server() as server:
+        server.deliver("ann", b"Subject: one\r\n\r\nx\r\n")
+        server.wait_idle()  # no client is connected
+        client = restante.connect_blocking(server.url("ann"), ca_file=server.ca_file)
+        with pytest.raises(TimeoutError, match="1 client"):
+            server.wait_idle(timeout=0.05)
+        client.delete(*client.list())
+        server.fault.delay("QUIT", seconds=0.2)
+        thread = threading.Thread(target=client.quit)
+        thread.start()
+        server.wait_idle()
+        assert len(server.held("ann")) == 1
+        thread.join(10)
+
+
+def test_reset_leaves_a_server_as_if_it_were_new() -> None:
+    with Pop3Server(users={"ann": "secret"}) as server:
+        url, first = server.url("ann"), server.deliver("ann", b"Subject: one\r\n\r\nx\r\n")
+        with restante.connect_blocking(url, ca_file=server.ca_file) as client:
+            client.delete(*client.list())
+        server.deliver("bob", b"Subject: two\r\n\r\nx\r\n")
+        server.fault.err("STAT")
+        server.fault.drop("NOOP")
+        left = restante.connect_blocking(url, ca_file=server.ca_file)
+        with pytest.raises(restante.CommandFailed):
+            left.stat()
+        with pytest.warns(UnusedFault, match="NOOP") as caught:
+            server.reset()
+        assert caught[0].filename == __file__
+        with pytest.raises(restante.ConnectionLost):
+            left.noop()
+        assert (server.transcript, server.fault.unused) == ("", [])
+        assert (server.messages("bob"), server.held("ann")) == ([], [])
+        assert server.url("ann") == url
+        assert server.deliver("ann", b"Subject: one\r\n\r\nx\r\n") != first
+        with restante.connect_blocking(url, ca_file=server.ca_file) as client:
+            assert client.stat() == (1, 19)
+        assert server.transcript.startswith("1 ")
+
+
+def test_a_transcript_as_objects() -> None:
+    with Pop3Server() as server:
+        server.deliver("ann", b"Subject: one\r\n\r\nx\r\n")
+        for _ in range(2):
+            with restante.connect_blocking(server.url("ann"), ca_file=server.ca_file) as client:
+                client.stat()
+        lines = server.transcript_lines
+    said = [line for line in lines if line.verb == "STAT"]
+    assert said == [TranscriptLine(1, "C", "STAT"), TranscriptLine(2, "C", "STAT")]
+    answer = lines[lines.index(said[0]) + 1]
+    assert (answer.sender, answer.verb, answer.text) == ("S", "+OK", "+OK 1 19")
+    assert "\n".join(map(str, lines)) == server.transcript
+    assert lines == server.transcript_lines  # also after the block
+    assert "pw" not in server.transcript

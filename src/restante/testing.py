@@ -26,6 +26,7 @@ from functools import cache
 from hashlib import sha256
 from importlib import import_module
 from ipaddress import ip_network
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -58,6 +59,26 @@ _LOOK = 0.005  # seconds until a client that holds a maildrop is looked at again
 _HELD = 0.1  # seconds in which one that has hung up would have been seen to
 _ENDING = 10.0  # seconds that its session may take to end
 _VERBS = tuple(VERBS)
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptLine:
+    """One line of a transcript, without passwords."""
+
+    client: int
+    """The number of the connection, from 1."""
+    sender: str
+    """"C" for the client, "S" for the server."""
+    text: str
+    """A command, or the first line of an answer and how many octets follow."""
+
+    @property
+    def verb(self) -> str:
+        """The first word, such as "RETR" or "+OK"."""
+        return self.text.partition(" ")[0]
+
+    def __str__(self) -> str:
+        return f"{self.client} {self.sender}: {self.text}"
 
 
 class UnusedFault(UserWarning):
@@ -192,6 +213,11 @@ class Fault:
     def clear(self) -> None:
         """Behave well again."""
         self._rules.clear()
+
+    def _forget(self) -> None:
+        """Behave well again, and as if no fault had been set up."""
+        self._rules.clear()
+        self._calls.clear()
 
     def _take(self, verb: str) -> _Rule | None:
         rule = next((each for each in reversed(self._rules) if each.verb == verb), None)
@@ -493,7 +519,7 @@ class Pop3Server:
         """Where STLS is needed before the login."""
         self._people = _People(dict(users or {}))
         self._store = MemoryStore()
-        self._transcript: list[str] = []
+        self._transcript: list[TranscriptLine] = []
         self._names = 0
         self._connections: WeakSet[_Tapped] = WeakSet()
         self._bugs: list[BaseException] = []
@@ -535,8 +561,11 @@ class Pop3Server:
         if self._bugs:
             raise RuntimeError("a bug in the server of restante.testing") from self._bugs[0]
         if error is None:
-            for call in self.fault.unused:
-                warnings.warn(f"fault.{call} never struck", UnusedFault, stacklevel=2)
+            self._warn_of_unused_faults(stacklevel=3)
+
+    def _warn_of_unused_faults(self, stacklevel: int) -> None:
+        for call in self.fault.unused:
+            warnings.warn(f"fault.{call} never struck", UnusedFault, stacklevel=stacklevel)
 
     async def _end(self) -> None:
         await self._open.aclose()
@@ -569,7 +598,7 @@ class Pop3Server:
             self._bugs.append(error)
 
     async def _start(self, context: ssl.SSLContext) -> None:
-        service = Service(
+        service = self._service = Service(
             self._store,
             self._people,
             policy=self._policy,
@@ -675,24 +704,70 @@ class Pop3Server:
             for each in await self._store.held(user)
         ]
 
+    # Clients.
+
+    def wait_idle(self, timeout: float = 10.0) -> None:
+        """Wait until no client is connected, and what their sessions did is done.
+
+        For a client that runs on another thread or in another process, before looking at
+        ``messages`` and ``held``.
+
+        Raises:
+            TimeoutError: a client is still connected after ``timeout`` seconds.
+        """
+        self._run(self._wait_idle(timeout))
+
+    async def _wait_idle(self, timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                while self._service.connections:  # noqa: ASYNC110 - the server has no such event
+                    await asyncio.sleep(_LOOK)
+        except TimeoutError:
+            count = len(self._service.connections)
+            raise TimeoutError(f"{count} clients are still connected") from None
+
+    def reset(self) -> None:
+        """Drop all clients; forget mail, deleted mail, faults and the transcript.
+
+        Users, ports and the certificate stay, so that a server of a wider scope can serve many
+        tests.  Faults that never struck are reported by an ``UnusedFault`` warning.
+        """
+        self._warn_of_unused_faults(stacklevel=3)
+        self._run(self._reset())
+
+    async def _reset(self) -> None:
+        await self._service.drain(0)
+        self._store.clear()
+        self._transcript.clear()
+        self._names = 0
+        self.fault._forget()
+
     # What was said.
 
     @property
     def transcript(self) -> str:
         """All that was said so far, without passwords; ``1 C:`` is what the first client said."""
-        return "\n".join(self._transcript if self._loop is None else self._run(self._lines()))
+        return "\n".join(map(str, self.transcript_lines))
 
-    async def _lines(self) -> list[str]:
+    @property
+    def transcript_lines(self) -> list[TranscriptLine]:
+        """The same as objects, to compare and to count; a copy."""
+        return list(self._transcript) if self._loop is None else self._run(self._lines())
+
+    async def _lines(self) -> list[TranscriptLine]:
         """On the server's own thread, so that what a client has heard is written down."""
         waiting = sorted(
-            f"{each.name} S: {each.said_so_far} (so far)"
-            for each in self._connections
-            if each.said_so_far
+            (
+                TranscriptLine(int(each.name), "S", f"{each.said_so_far} (so far)")
+                for each in self._connections
+                if each.said_so_far
+            ),
+            key=attrgetter("client"),
         )
         return [*self._transcript, *waiting]
 
     def _write_down(self, name: str, side: str, text: str) -> None:
-        self._transcript.append(f"{name} {side}: {text}")
+        self._transcript.append(TranscriptLine(int(name), side, text))
 
     def _welcome(self, connection: _Tapped) -> str:
         """The name of a new connection."""

@@ -6,7 +6,7 @@ nothing but pytest until a fixture is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,10 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-def _options(node: pytest.Item) -> dict[str, Any]:
-    """What the markers say; ``users`` of several are put together.
+def _options(node: pytest.Item, parameter: object = None) -> dict[str, Any]:
+    """The options of markers, and of an indirect parameter, which wins.
+
+    ``users`` of several are put together.
 
     Raises:
         Failed: an option that does not exist, or one without a name.
@@ -42,23 +44,35 @@ def _options(node: pytest.Item) -> dict[str, Any]:
             if name not in _OPTIONS:
                 known = ", ".join(_OPTIONS)
                 pytest.fail(f"marker pop3: no option {name!r}; there are {known}", False)
-            before = found.get(name)
-            if isinstance(before, dict) and isinstance(value, dict):
-                value = {**before, **value}
-            found[name] = value
+            found[name] = _joined(found.get(name), value)
+    if not isinstance(parameter, Mapping | None):
+        pytest.fail(f"pop3_server: an indirect parameter must be a dict, not {parameter!r}", False)
+    for name, value in (parameter or {}).items():
+        if name not in _OPTIONS:
+            known = ", ".join(_OPTIONS)
+            pytest.fail(f"pop3_server: no option {name!r}; there are {known}", False)
+        found[name] = _joined(found.get(name), value)
     return found
+
+
+def _joined(before: object, value: object) -> object:
+    if isinstance(before, dict) and isinstance(value, dict):
+        return {**before, **value}
+    return value
 
 
 @pytest.fixture
 def pop3_server(request: pytest.FixtureRequest) -> Iterator[Pop3Server]:
     """A POP3 server of this test's own; see ``restante.testing.Pop3Server``.
 
+    Options come from ``@pytest.mark.pop3(clear=True)``, or from an indirect parameter:
+    ``@pytest.mark.parametrize("pop3_server", [{"clear": True}], indirect=True)``.
     What was said is added to the report of a failed test.
     """
     from .testing import Pop3Server
 
     try:
-        made = Pop3Server(**_options(request.node))
+        made = Pop3Server(**_options(request.node, getattr(request, "param", None)))
     except (TypeError, ValueError) as error:
         pytest.fail(f"marker pop3: {error}", False)
     with made as server:

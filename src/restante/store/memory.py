@@ -50,6 +50,10 @@ class MemoryStore:
         self._boxes: dict[str, _Box] = {}
         self._counter = itertools.count(1)
 
+    def clear(self) -> None:
+        """Forget all mail and its history; unique-ids are still never used again."""
+        self._boxes.clear()
+
     @asynccontextmanager
     async def open(self, user: str) -> AsyncIterator[Maildrop]:
         box = self._boxes.setdefault(user, _Box())
