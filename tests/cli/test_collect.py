@@ -98,7 +98,7 @@ def test_the_story_of_a_large_message(
     done = restante("collect", "bob")
     assert done.code == 0
     name = done.err.split()[-1]
-    assert done.err == f"bob: message 1: 23 octets, more than 20; to have it: --whole {name}\n"
+    assert done.err == f"bob: message 1: 23 octets, more than 20; to fetch it: --whole {name}\n"
     extend(configured, 'larger = "stub"')
     done = restante("collect", "bob")
     assert done.out == "bob: 1 header of too large messages stored\n"

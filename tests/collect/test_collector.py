@@ -303,7 +303,7 @@ def test_large_mail_is_left_and_told_every_time(home: Home) -> None:
     policy = Policy(keep=0.0, largest=len(text("two")))
     skipped = [home.collect(policy).skipped for _ in range(2)]
     sizes = f"{len(text('three'))} octets, more than {len(text('two'))}"
-    limit = f"{sizes}; to have it: --whole {name_of('three')}"
+    limit = f"{sizes}; to fetch it: --whole {name_of('three')}"
     assert skipped == [[f"message 3: {limit}"], [f"message 1: {limit}"]]
     assert [row[0] for row in home.shelf.rows] == ["three"]
 

@@ -209,7 +209,7 @@ def test_unique_ids_that_stand_twice_or_are_missing_tell_nothing() -> None:
 
 
 def test_too_large_is_left_and_told() -> None:
-    reason = f"100 octets, more than 99; to have it: --whole {short_name(ONE)}"
+    reason = f"100 octets, more than 99; to fetch it: --whole {short_name(ONE)}"
     assert steps([ONE], {}, Policy(largest=99)) == [Skip(ONE, reason)]
     assert steps([ONE], {}, Policy(largest=100)) == [Fetch(ONE, "u")]
     nameless = Message(1, None, 100)

@@ -1,8 +1,8 @@
 """The ledger: which messages of which account were taken (SQLite; docs/decisions/0100-ledger.md).
 
-Durability: every call is one transaction that is on disk when it returns.  What was taken is never
-forgotten: a listing that is short today must not make tomorrow's mail look new.
-Security: holds unique-ids, sizes and digests; no password, no text of a message.
+Durability: every call is one transaction that is on disk when the call returns.  Taken messages are
+never forgotten: an incomplete listing today must not make known mail look new tomorrow.
+Security: holds unique-ids, sizes and digests, but no password and no text of a message.
 """
 
 from __future__ import annotations
@@ -24,76 +24,89 @@ from .fingerprint import Content
 from .plan import Aside, Doubt, Proved, Record, Taken, Used
 from .schema import prepare
 
-_PATIENCE = 10.0  # seconds for another account's collector to finish writing
-_AT_ONCE = 500  # unique-ids in one query
+# Seconds to wait while the collector of another account writes; a transaction takes milliseconds,
+# and a slow disk's sync a second or two.
+_PATIENCE = 10.0
+_AT_ONCE = 500  # unique-ids in one query; SQLite before 3.32 allows 999 parameters
 OF_ACCOUNTS = ("messages", "sessions", "runs", "health", "told", "accounts", "removals", "aside")
-"""Tables of which each row belongs to an account."""
+"""Names of the tables whose rows each belong to an account."""
 _UNLISTED = (
     "account = ? AND taken_at NOTNULL AND NOT is_gone"
-    " AND (NOT expected OR substr(key, 1, 1) = x'20')"  # no listing ever shows such a key
+    " AND (NOT expected OR substr(key, 1, 1) = x'20')"  # unique-ids have no space (RFC 1939 §7)
 )
 _HOUR, _DAY, _WEEK = 3600.0, 86_400.0, 604_800.0  # seconds
-_PENANCE = 600.0  # seconds after a login was refused; twice as long after each further one
+# Seconds without a login after the server refused one, doubled after each further refusal up to a
+# day: a wrong password that is repeated often makes providers lock the account.
+_PENANCE = 600.0
 
 
 class Stored(NamedTuple):
-    """A message that is at its destination, or a stub."""
+    """A message, or a stub, that is durable at its destination."""
 
     key: str
     size: int
-    """Octets, as the server announced them."""
+    """Size in octets as announced by the server."""
     content: Content | None
-    """None: it was there already, and was not compared."""
+    """Fingerprints of the octets.  None: the destination had the message already, and it was not
+    compared."""
     identity: str = ""
-    """The name by which the destination knows it; empty: the usual one."""
+    """The message's name at the destination; empty for the usual name."""
     is_short: bool = False
-    """Much less came than was announced."""
+    """The server sent much less than it announced."""
     is_gone: bool = False
-    """It stands on no server, as a stub does."""
+    """No server has this message; true of stubs."""
     replaces: str = ""
-    """The identity of another message that was known under this key; empty: of none."""
+    """Identity of the different message that had this key before; empty if there was no other."""
     moved_from: str = ""
-    """The key under which it was known before; empty: this one."""
+    """The key that the message had before; empty if it is unchanged."""
 
 
 class Removal(NamedTuple):
-    """A deletion that was asked for."""
+    """A deletion that was requested from a server."""
 
     key: str
     at: float
-    """By the ledger's clock."""
+    """When the deletion was requested, in seconds of the ledger's clock."""
     why: str
+    """Why the policy no longer kept the message."""
     evidence: str
+    """The value of a ``plan.Evidence``."""
     answer: str
-    """``removed``, ``not known`` or what the server said; empty: there is none yet."""
+    """``removed``, ``not known`` or the server's error; empty before the answer."""
 
 
 def earlier_key(key: str, digest: bytes) -> str:
-    """Under which a message is known whose unique-id names another one now."""
+    """Return the key of a message whose unique-id names a different message now.
+
+    It begins with a space, which no unique-id contains, so it is never listed.
+    """
     return f" was {digest.hex()} {key}"
 
 
 class AccountBusy(TemporaryFailure):
-    """Another collector works on this account."""
+    """Another process is collecting this account."""
 
     def __init__(self, account: str) -> None:
         super().__init__(f"another collector is working on the account {account}")
 
 
 class Ledger:
-    """What was taken, for all accounts of one person or machine.
+    """The record of taken messages, for all accounts of one user or machine.
 
-    All calls block; any thread may call.  Each raises TemporaryFailure when the file cannot be
-    read or written now, and ConfigurationError when it is no ledger of ours.
+    All calls block, and any thread may call them.  They raise TemporaryFailure when the file cannot
+    be read or written now, and ConfigurationError when it is damaged or not a ledger.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """``None`` is a ledger in memory, which locks nothing and is forgotten when closed."""
+        """Open the ledger, and create it if it is missing.
+
+        ``None`` makes a ledger in memory, which locks nothing and is lost when closed.
+        """
         self._path = path
-        self._turn = threading.RLock()  # one transaction at a time, whatever the thread
+        self._turn = threading.RLock()  # the threads share one connection: one transaction each
         with _errors():
             is_new = path is not None and _create(path)
-            # Committed means on disk: FULL syncs the log at each commit.
+            # ``prepare`` sets synchronous=FULL, so the log is synced at each commit.
             self._database = sqlite3.connect(
                 path or ":memory:",
                 timeout=_PATIENCE,
@@ -113,10 +126,10 @@ class Ledger:
 
     @contextmanager
     def alone(self, account: str) -> Iterator[None]:
-        """For as long as the context lasts no other process collects this account.
+        """Lock the account, so that no other process collects it while the context lasts.
 
         Raises:
-            AccountBusy: one does now.
+            AccountBusy: another process holds the lock.
         """
         if self._path is None:
             yield
@@ -127,15 +140,15 @@ class Ledger:
             yield
 
     def known(self, account: str, keys: Iterable[str]) -> dict[str, Taken]:
-        """What is known of these messages, by key."""
+        """Return what is known of these messages, by key; unknown keys are left out."""
         columns = (
             "key, size, taken_at, doubt, seen_again,"
             " taken_at NOTNULL AND digest IS NULL, was_held, is_gone, expected"
         )
-        found = {}
+        taken = {}
         for key, size, at, doubt, again, *facts in self._of_keys(columns, account, keys):
             is_adopted, was_held, is_gone, is_expected = map(bool, facts)
-            found[_text(key)] = Taken(
+            taken[_text(key)] = Taken(
                 size,
                 at,
                 is_adopted=is_adopted,
@@ -145,10 +158,10 @@ class Ledger:
                 doubt=Doubt(doubt) if doubt else Doubt.NONE,
                 seen_again=again,
             )
-        return found
+        return taken
 
     def records(self, account: str, keys: Iterable[str]) -> dict[str, Record]:
-        """What was stored under these keys; nothing of what was only adopted."""
+        """Return what was stored under these keys; adopted messages are left out."""
         columns = "key, size, digest, body, likeness, identity, taken_at"
         return {
             _text(key): Record(size, Content(digest, *rest), _text(identity or b""))
@@ -170,7 +183,7 @@ class Ledger:
             yield from rows
 
     def identities(self, account: str) -> dict[str, str]:
-        """Names at the destination, by key, of the messages that do not have the usual one."""
+        """Return the names at the destination, by key, where they are not the usual ones."""
         with self._turn, _errors():
             rows = self._database.execute(
                 "SELECT key, identity FROM messages WHERE account = ? AND identity IS NOT NULL",
@@ -179,11 +192,11 @@ class Ledger:
         return {_text(key): _text(identity) for key, identity in rows}
 
     def expected(self, account: str) -> int:
-        """How many messages the server should list under the unique-ids that we know."""
+        """Return how many messages the server should list under known unique-ids."""
         return self._count(account, "expected AND substr(key, 1, 1) <> x'20'")
 
     def on_server(self, account: str) -> int:
-        """How many messages were taken, and are still there as far as we know."""
+        """Return how many taken messages should still be on the server."""
         return self._count(account, "expected")
 
     def _count(self, account: str, which: str) -> int:
@@ -196,7 +209,7 @@ class Ledger:
         return int(count)
 
     def has_content(self, account: str, content: Content) -> bool:
-        """Whether this message was taken, under whatever unique-id."""
+        """Return whether a message with this content was taken, under any unique-id."""
         with self._turn, _errors():
             row = self._database.execute(
                 "SELECT 1 FROM messages"
@@ -208,7 +221,7 @@ class Ledger:
         return row is not None
 
     def unlisted(self, account: str) -> bool:
-        """Whether messages were taken that the last whole listing did not show."""
+        """Return whether the last complete listing lacked messages that were taken."""
         with self._turn, _errors():
             row = self._database.execute(
                 f"SELECT 1 FROM messages WHERE {_UNLISTED} LIMIT 1", (account,)
@@ -216,8 +229,10 @@ class Ledger:
         return row is not None
 
     def equal(self, account: str, content: Content, *, is_unlisted: bool) -> list[str]:
-        """Keys of what was taken of this content and is not known to be gone; ``is_unlisted``:
-        only of what the last whole listing did not show."""
+        """Return the keys of taken messages with this content that may still be on the server.
+
+        With ``is_unlisted`` only those that the last complete listing lacked.
+        """
         of = _UNLISTED if is_unlisted else "account = ? AND taken_at NOTNULL AND NOT is_gone"
         with self._turn, _errors():
             rows = self._database.execute(
@@ -228,7 +243,10 @@ class Ledger:
         return [_text(key) for (key,) in rows]
 
     def moved(self, account: str, messages: Iterable[Stored]) -> None:
-        """These have other unique-ids than before; all that is known of them stays known."""
+        """Record the new unique-ids of messages, each with its key in ``moved_from`` until now.
+
+        Everything known about them moves to the new key.
+        """
         with self.transaction():
             for each in messages:
                 if each.replaces:
@@ -243,7 +261,7 @@ class Ledger:
                 )
 
     def likenesses(self, account: str) -> set[bytes]:
-        """Of the messages that the server should list."""
+        """Return the likenesses of the messages that the server should list."""
         with self._turn, _errors():
             rows = self._database.execute(
                 "SELECT likeness FROM messages WHERE account = ? AND likeness NOTNULL"
@@ -253,7 +271,10 @@ class Ledger:
         return {likeness for (likeness,) in rows}
 
     def intend(self, account: str, messages: Iterable[tuple[str, int]]) -> None:
-        """These, by key and announced size, are about to be stored."""
+        """Record messages, as keys with announced sizes, that are about to be stored.
+
+        After a crash the next run knows by this which messages the destination may have already.
+        """
         rows = [(account, _octets(key), size) for key, size in messages]
         with self.transaction():
             self._database.executemany(
@@ -262,9 +283,9 @@ class Ledger:
             )
 
     def took(self, account: str, messages: Iterable[Stored], at: float) -> None:
-        """These are durable at their destination; ``at`` by the ledger's clock.
+        """Record messages that are durable at their destination, at ``at`` by the ledger's clock.
 
-        What another message under the same key has left is kept under ``earlier_key``.
+        The record of a different message that had the same key is kept under ``earlier_key``.
         """
         stored = list(messages)
         rows = [
@@ -286,7 +307,7 @@ class Ledger:
             )
 
     def _keep_earlier(self, account: str, later: Stored) -> None:
-        """So that its octets are known if they come again."""
+        """Keep the record of the message that had this key before, to recognise its octets."""
         row = self._database.execute(
             "SELECT size, digest, body, likeness, taken_at FROM messages"
             " WHERE account = ? AND key = ? AND digest <> x'' AND taken_at NOTNULL",
@@ -301,10 +322,10 @@ class Ledger:
             )
 
     def compared(self, account: str, messages: Iterable[Stored], again_at: float | None) -> None:
-        """These were fetched, and are what was taken under their keys.
+        """Record that these messages were fetched and equal those taken under their keys.
 
-        ``again_at`` is when they were listed again after they were gone, by the ledger's clock;
-        None: they were not gone.
+        ``again_at`` is when they were listed again after a deletion, by the ledger's clock; None if
+        they were never gone.
         """
         rows = []
         for each in messages:
@@ -322,7 +343,7 @@ class Ledger:
             )
 
     def settled(self, account: str, keys: Iterable[str]) -> None:
-        """The headers of these were seen, and are those of what was taken."""
+        """Remove the doubt about these messages: their headers are those of the taken ones."""
         with self.transaction():
             self._database.executemany(
                 "UPDATE messages SET doubt = '' WHERE account = ? AND key = ?",
@@ -330,7 +351,7 @@ class Ledger:
             )
 
     def listed(self, account: str, keys: Iterable[str]) -> None:
-        """A whole listing showed these; what else was taken is not expected any more."""
+        """Record a complete listing; taken messages that it lacks are no longer expected."""
         with self.transaction():
             self._database.execute(
                 "CREATE TEMPORARY TABLE IF NOT EXISTS listed (key BLOB PRIMARY KEY) WITHOUT ROWID"
@@ -346,9 +367,10 @@ class Ledger:
             )
 
     def adopt(self, account: str, messages: Iterable[tuple[str, int]], at: float) -> None:
-        """These, by key and size, were taken by other means: they are never deleted there.
+        """Record messages, as keys with sizes, that another program took.
 
-        What was taken by us stays as it is.
+        They are never deleted on the server, as their octets were never seen.  Messages that were
+        taken by restante stay as they are.
         """
         rows = [(account, _octets(key), size, at) for key, size in messages]
         with self.transaction():
@@ -360,7 +382,7 @@ class Ledger:
             )
 
     def held(self, account: str, keys: Iterable[str], *, is_held: bool) -> None:
-        """These wait here for their end, or they do so no more since they were given back."""
+        """Record whether these messages, deleted by the user, are in ``held/`` now."""
         with self.transaction():
             self._database.executemany(
                 "UPDATE messages SET was_held = ? WHERE account = ? AND key = ?",
@@ -368,7 +390,7 @@ class Ledger:
             )
 
     def forget(self, account: str) -> int:
-        """Everything about an account; returns how many messages."""
+        """Forget everything about an account, and return the number of its messages."""
         with self.transaction():
             counts = {
                 table: self._database.execute(
@@ -381,7 +403,10 @@ class Ledger:
     # Deletions.
 
     def removing(self, account: str, proved: Iterable[Proved], at: float) -> None:
-        """These are about to be marked as deleted; ``at`` by the ledger's clock."""
+        """Record messages that are about to be marked as deleted, ``at`` by the ledger's clock.
+
+        After a crash their unique-ids are in doubt, since QUIT may have been carried out.
+        """
         with self.transaction():
             self._database.executemany(
                 "INSERT INTO removals (account, key, at, why, evidence) VALUES (?, ?, ?, ?, ?)",
@@ -389,12 +414,12 @@ class Ledger:
             )
 
     def not_removed(self, account: str, keys: Iterable[str], answer: str) -> None:
-        """The server would not mark these as deleted."""
+        """Record the error with which the server refused to mark these as deleted."""
         with self.transaction():
             self._answer(account, keys, answer)
 
     def gone(self, account: str, keys: Iterable[str]) -> None:
-        """QUIT has confirmed that these are removed from the server."""
+        """Record that QUIT confirmed the deletion of these messages on the server."""
         keys = list(keys)
         with self.transaction():
             self._database.executemany(
@@ -410,9 +435,10 @@ class Ledger:
         )
 
     def unanswered(self, account: str) -> None:
-        """No session is under way: what became of the deletions without an answer is not known.
+        """Mark deletions that are still without an answer as unknown.
 
-        Their unique-ids may name other messages by now.
+        Call this only while no session is open.  The unique-ids of these messages may name
+        different messages by now, so they become doubtful.
         """
         with self._turn, _errors():
             row = self._database.execute(
@@ -432,7 +458,7 @@ class Ledger:
             )
 
     def removed_since(self, account: str, moment: float) -> int:
-        """How many messages were, or may have been, removed from the server since then."""
+        """Return how many messages were, or may have been, deleted since ``moment``."""
         with self._turn, _errors():
             (count,) = self._database.execute(
                 "SELECT count(*) FROM removals WHERE account = ? AND at >= ?"
@@ -442,7 +468,7 @@ class Ledger:
         return int(count)
 
     def removals(self, account: str) -> list[Removal]:
-        """All deletions that were ever asked for, the oldest first."""
+        """Return all deletions that were ever requested, the oldest first."""
         with self._turn, _errors():
             rows = self._database.execute(
                 "SELECT key, at, why, evidence, coalesce(answer, '') FROM removals"
@@ -454,7 +480,7 @@ class Ledger:
     # What is set aside.
 
     def aside(self, account: str) -> dict[str, Aside]:
-        """Messages that could not be taken, by ``aside_key``."""
+        """Return the messages that could not be taken, by ``aside_key``."""
         with self._turn, _errors():
             rows = self._database.execute(
                 "SELECT key, tries, reason, until FROM aside WHERE account = ?", (account,)
@@ -464,25 +490,27 @@ class Ledger:
     def set_aside(
         self, account: str, key: str, reason: str, now: float, *, is_first: bool
     ) -> Aside:
-        """Record that a message could not be taken; ``is_first``: for the first time in this run.
+        """Record that a message could not be taken; ``is_first`` for the first time in this run.
 
-        After one run the next one tries it last; after the second it waits a day, and then longer.
+        After the first such run the next one tries the message last.  After the second it waits for
+        a day, then twice as long each time, up to a week.
         """
         with self.transaction():
             row = self._database.execute(
                 "SELECT tries FROM aside WHERE account = ? AND key = ?", (account, _octets(key))
             ).fetchone()
             tries = row[0] + is_first if row else 1
+            # The exponent is bounded first, since a float overflows at 1024.
             wait = 0.0 if tries == 1 else min(_DAY * 2.0 ** min(tries - 2, 30), _WEEK)
-            found = Aside(tries, reason, now + wait)
+            aside = Aside(tries, reason, now + wait)
             self._database.execute(
                 "INSERT OR REPLACE INTO aside VALUES (?, ?, ?, ?, ?)",
-                (account, _octets(key), found.tries, found.reason, found.until),
+                (account, _octets(key), aside.tries, aside.reason, aside.until),
             )
-        return found
+        return aside
 
     def bring_back(self, account: str, keys: Iterable[str]) -> None:
-        """These could be taken after all."""
+        """Remove these from the messages set aside: they could be taken."""
         with self.transaction():
             self._database.executemany(
                 "DELETE FROM aside WHERE account = ? AND key = ?",
@@ -492,7 +520,10 @@ class Ledger:
     # Sessions.
 
     def now(self, wall: float) -> float:
-        """The ledger's clock (see ``elapsed``), when that of the machine shows ``wall``."""
+        """Return the time by the ledger's clock (see ``elapsed``).
+
+        ``wall`` is the machine's clock, in seconds since the epoch.
+        """
         with self.transaction():
             row = self._database.execute(
                 "SELECT wall, time, pending, pending_since FROM clock"
@@ -507,12 +538,12 @@ class Ledger:
         return reading.time
 
     def _move_stamps(self, since: float, seconds: float) -> None:
-        """What happened since then does not get older by this."""
+        """Move time stamps from ``since`` on forward, so that these events do not become older."""
         for table, column, ahead in (
             ("messages", "taken_at", 0.0),
             ("messages", "seen_again", 0.0),
             ("removals", "at", 0.0),
-            ("accounts", "limited_until", _DAY),  # after it was set
+            ("accounts", "limited_until", _DAY),  # is set to a day after the event
             ("accounts", "one_by_one_until", _WEEK),
         ):
             self._database.execute(
@@ -521,7 +552,7 @@ class Ledger:
             )
 
     def tried(self, account: str, at: float) -> int:
-        """Somebody is about to log in; returns the number of this run, for ``used``."""
+        """Record a login that is about to be tried, and return its run number for ``used``."""
         with self.transaction():
             self._database.execute(
                 "DELETE FROM runs WHERE account = ? AND used_at <= ?", (account, at - _DAY)
@@ -533,7 +564,7 @@ class Ledger:
             return done.lastrowid
 
     def used(self, run: int, more: Used, at: float) -> None:
-        """So much more came from the server."""
+        """Add what the run received from the server."""
         with self.transaction():
             self._database.execute(
                 "UPDATE runs SET messages = messages + ?, octets = octets + ?, used_at = ?"
@@ -542,10 +573,10 @@ class Ledger:
             )
 
     def used_in_a_day(self, account: str, now: float) -> Used:
-        """What came in the last day, also in sessions that failed.
+        """Return what was received in the last day, including sessions that failed.
 
-        A session counts until a day after its last octet.  A time stamp from the future counts for
-        nothing: the clock was put back.
+        A session counts until a day after its last octet.  Time stamps in the future are ignored:
+        the clock was set back.
         """
         with self._turn, _errors():
             row = self._database.execute(
@@ -556,7 +587,7 @@ class Ledger:
         return Used(*row)
 
     def began(self, account: str, at: float, login_delay: float = 0.0) -> None:
-        """A session has logged in; the server wants so many seconds until the next login."""
+        """Record a login; ``login_delay`` is the server's minimum until the next, in seconds."""
         with self.transaction():
             self._database.execute(
                 "INSERT INTO sessions (account, began_at, login_delay) VALUES (?, ?, ?)"
@@ -566,7 +597,7 @@ class Ledger:
             )
 
     def refused(self, account: str, at: float) -> None:
-        """The server has refused the login, for no reason that passes by itself."""
+        """Record a refused login whose cause is permanent, such as a wrong password."""
         with self.transaction():
             self._database.execute(
                 "INSERT INTO sessions (account, began_at, refusals, refused_at)"
@@ -576,9 +607,10 @@ class Ledger:
             )
 
     def withhold(self, account: str, now: float) -> None:
-        """
+        """Check that the account may log in again after a refused login.
+
         Raises:
-            LoginWithheld: it was refused, and the time until the next try is not over.
+            LoginWithheld: the waiting time after the refusal is not over.
         """
         with self._turn, _errors():
             row = self._database.execute(
@@ -593,14 +625,14 @@ class Ledger:
                 raise LoginWithheld(account, refusals, at + wait - now)
 
     def succeeded(self, account: str, at: float) -> None:
-        """A session has ended as it should."""
+        """Record a session that ended without an error."""
         with self.transaction():
             self._database.execute(
                 "UPDATE sessions SET succeeded_at = ? WHERE account = ?", (at, account)
             )
 
     def last_begin(self, account: str) -> float:
-        """Of a session, in seconds since the epoch; 0 when there was none."""
+        """Return when the last session began, in seconds since the epoch; 0 if there was none."""
         with self._turn, _errors():
             row = self._database.execute(
                 "SELECT began_at FROM sessions WHERE account = ?", (account,)
@@ -608,10 +640,10 @@ class Ledger:
         return row[0] if row else 0.0
 
     def may_begin(self, account: str, now: float, logins: int | None = None) -> float:
-        """Not before this moment, in seconds since the epoch.
+        """Return the earliest time of the next login, in seconds since the epoch.
 
-        For LOGIN-DELAY (RFC 2449 §6.5), and for so many ``logins`` in an hour, tried ones counted.
-        A time stamp from the future keeps nobody out: the clock was put back.
+        It respects LOGIN-DELAY (RFC 2449 §6.5), and at most ``logins`` in an hour, including
+        attempts that failed.  Time stamps in the future are ignored: the clock was set back.
         """
         with self._turn, _errors():
             rows = self._database.execute(
@@ -627,7 +659,7 @@ class Ledger:
         return max((at for (at,) in rows), default=0.0)
 
     def last_success(self, account: str) -> float | None:
-        """Seconds since the epoch."""
+        """Return when the last successful session ended, in seconds since the epoch."""
         with self._turn, _errors():
             row = self._database.execute(
                 "SELECT succeeded_at FROM sessions WHERE account = ?", (account,)
@@ -636,13 +668,13 @@ class Ledger:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """For questions of other modules; nothing is written."""
+        """Give other modules the database for queries; they must not write."""
         with self._turn, _errors():
             yield self._database
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of it or nothing, and on disk when it is left."""
+        """Run the block as one transaction: all or nothing, and on disk when the block ends."""
         with self._turn, _errors():
             self._database.execute("BEGIN IMMEDIATE")
             try:
@@ -655,7 +687,7 @@ class Ledger:
 
 
 def _create(path: Path) -> bool:
-    """An empty file for nobody else to read, if there is none; whether it is new."""
+    """Create an empty file that only its owner can read, if missing; return whether it is new."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     is_new = not path.exists()
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -685,7 +717,7 @@ def _errors() -> Iterator[None]:
         yield
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            text = "the ledger is damaged; nothing is fetched or deleted without it"
+            text = "the ledger is damaged; without it nothing can be fetched or deleted"
             raise ConfigurationError(text) from error
         raise TemporaryFailure(f"ledger: {error}") from error
     except OSError as error:

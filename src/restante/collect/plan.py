@@ -1,12 +1,12 @@
-"""What to do with each message of a listing, and which may be deleted: policy alone, without I/O.
+"""Decide what to do with each listed message, and which may be deleted.  Policy only, no I/O.
 
-A message that was never taken is fetched.  One that was taken is due for deletion when the policy
-says so, but being due is not enough: only ``prove`` makes the ``Proved`` without which nothing can
-be deleted, from what this very session has seen of that message.
+A message that was never taken is fetched.  A taken message is due for deletion when the policy says
+so, but that is not enough to delete it: every deletion requires a ``Proved``, and only ``prove``
+makes one, from what the current session has seen of that message.
 
-A unique-id names one message only while that message exists (RFC 1939 §7), and servers end
-sessions, lose deletions and shorten listings.  So what was taken is known for ever, and a message
-that may be another one under a known unique-id is fetched and compared.
+A unique-id names one message only while that message exists (RFC 1939 §7), and servers break off
+sessions, lose deletions and shorten listings.  So the ledger never forgets a taken message, and a
+message that may be a different one under a known unique-id is fetched and compared.
 """
 
 from __future__ import annotations
@@ -22,49 +22,57 @@ from typing import Final, final
 from ..pop3.listing import Message
 from .fingerprint import Content
 
-_ENOUGH = 20  # messages; fewer prove nothing about a server
-UNKNOWN_SIZE = -1  # octets, of what another program took
-_HEADER = 4096  # octets, of a header whose size is not known yet
-_HARDLY_ANY = 0.1  # of what we took is still listed under its unique-id
+# Messages.  Below this number the user may well have deleted the old mail and received new mail
+# since the last session, so a listing without known unique-ids is no sign of a migration.
+_ENOUGH = 20
+UNKNOWN_SIZE = -1  # octets; another program took the message and did not record its size
+# Octets.  Room that a plan reserves for a header, whose size is unknown; most headers are smaller.
+_HEADER = 4096
+# Share of the expected messages.  After a migration usually none is listed under its old unique-id;
+# a few may be, where new ids are numbers and coincide with old ones.
+_HARDLY_ANY = 0.1
 _DAY = 86_400.0  # seconds
 
 
 class Doubt(StrEnum):
-    """Why a message must be looked at before it counts as the one that was taken."""
+    """Why a listed message must be checked before it counts as the one that was taken."""
 
     NONE = ""
     SHORT = "short"
-    """Much less came than was announced; only its octets can settle that."""
+    """The server sent much less than it announced; only fetching the message again settles this."""
     ANSWER = "answer"
-    """It was marked as deleted, and the answer to QUIT is not known."""
+    """The message was marked as deleted, and the server's answer to QUIT is unknown."""
     ADDRESS = "address"
-    """The account was at another server, or had another login, when it was taken."""
+    """The message was taken when the account had another server or login."""
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What the ledger tells of one message, by the key under which it is known."""
+    """What the ledger knows about one message, stored under the message's key."""
 
     size: int
-    """Octets, as the server announced them, or UNKNOWN_SIZE."""
+    """Size in octets as announced by the server, or UNKNOWN_SIZE."""
     at: float | None
-    """When it was durable here, in seconds of the ledger's clock; None: it was begun, and a crash
-    hid whether it was stored."""
+    """When the message became durable here, in seconds of the ledger's clock.  None: storing began,
+    and a crash hid whether it finished."""
     is_adopted: bool = False
-    """It was marked as taken without being fetched, so it is not deleted there."""
+    """The message was marked as taken without being fetched, so it is never deleted on the server.
+    """
     was_held: bool = False
-    """The user deleted it here, and it waited in ``held/`` when we last looked."""
+    """The user deleted the message here, and it was in ``held/`` at the last check."""
     is_gone: bool = False
-    """Its deletion was confirmed by QUIT, so it should not be listed any more."""
+    """QUIT confirmed the deletion, so the server should no longer list the message."""
     is_expected: bool = True
-    """The last whole listing showed it."""
+    """The last complete listing contained the message."""
     doubt: Doubt = Doubt.NONE
+    """Why the message listed under this key may be a different one."""
     seen_again: float | None = None
-    """When it was listed again after it was gone, by the same clock; its time counts from then."""
+    """When the message was listed again after its deletion, by the same clock.  Its time on the
+    server counts from this moment."""
 
     @property
     def since(self) -> float | None:
-        """When its time on the server began to count."""
+        """When the message's time on the server began to count, by the ledger's clock."""
         if self.at is None or self.seen_again is None:
             return self.at
         return max(self.at, self.seen_again)
@@ -72,64 +80,69 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What was stored under a key: evidence that ``prove`` compares with what is seen now."""
+    """What was stored under a key; ``prove`` compares it with what the session sees now."""
 
     size: int
-    """Octets, as the server announced them."""
+    """Size in octets as announced by the server."""
     content: Content
+    """Fingerprints of the stored octets."""
     identity: str
-    """The name by which the destination knows it."""
+    """The message's name at the destination."""
 
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """What was had from a server in the last day."""
+    """What was fetched from a server in the last day."""
 
     messages: int = 0
+    """Number of messages, including those that were not stored."""
     octets: int = 0
+    """Number of octets received."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a provider gives, or an operator allows; None has no limit."""
+    """Limits of a provider or operator on what is fetched; None means no limit."""
 
     messages: int | None = None
-    """In a day."""
+    """Maximum number of messages in a day."""
     octets: int | None = None
-    """In a day."""
+    """Maximum number of octets in a day."""
     logins: int | None = None
-    """In an hour."""
+    """Maximum number of logins in an hour."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What stays on the server, and what is not fetched."""
+    """Rules of one account: which messages stay on the server, and which are not fetched."""
 
     keep: float | None = None
-    """Seconds after a message was taken until it is deleted there; 0 deletes it in the same
-    session, None never."""
+    """Seconds for which a taken message stays on the server.  0 deletes it in the same session;
+    None never deletes it."""
     newest: int = 0
-    """So many messages of the listing are never deleted: those taken last."""
+    """Number of messages, the most recently taken ones, that are never deleted on the server."""
     verified: bool = False
-    """Delete only in a later session, and only if the copy here is still what came."""
+    """Delete a message only in a later session, and only if the copy here is still intact."""
     until_deleted: bool = False
-    """Delete what the user deleted here, when it is not held here any more."""
+    """Delete a message after the user deleted it here and it is no longer held."""
     largest: int | None = None
-    """Octets; what is announced as larger stays where it is and is reported in every session."""
+    """Maximum announced size in octets.  Larger messages stay on the server and are reported in
+    every session."""
     limit: int | None = None
-    """Messages fetched in one session."""
+    """Maximum number of messages to fetch in one session."""
     stubs: bool = False
-    """Of what is too large, its header is fetched, once."""
+    """Fetch the header of each message that is too large, once."""
     whole: frozenset[str] = frozenset()
-    """Messages by ``short_name`` that are fetched however large they are, or set aside."""
+    """Messages, by ``short_name``, to fetch even if they are too large or set aside."""
     budget: Budget = Budget()
+    """Limits for a day and an hour, over all sessions of the account."""
     deletions: int | None = None
-    """Messages that may be deleted in all on the day after the account's first session, or after
-    ``rule`` has changed; None has no limit."""
+    """Maximum number of messages to delete on the day after the account's first session, and on the
+    day after ``rule`` changed; None means no limit."""
 
     @property
     def rule(self) -> str:
-        """What decides about deletions, in a form that can be compared with an earlier one."""
+        """The deletion rule as text, to be compared with that of an earlier session."""
         if self.until_deleted or self.verified:
             keep = "until-deleted" if self.until_deleted else "until-verified"
         else:
@@ -139,28 +152,31 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Aside:
-    """A message that could not be taken."""
+    """A message that could not be taken and is not tried again for a while."""
 
     tries: int
+    """Number of runs in which the message could not be taken."""
     reason: str
+    """Why the last try failed, for reports."""
     until: float
-    """When it is tried again, in seconds of the ledger's clock."""
+    """When the message is tried again, in seconds of the ledger's clock."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Store it."""
+    """Fetch and store a message."""
 
     message: Message
     key: str | None
-    """Under which the ledger knows it; None: no unique-id tells, only its content will."""
+    """The message's key in the ledger.  None: the message has no unique-id of its own, so only its
+    content can identify it."""
     was_begun: bool = False
-    """A crash hid whether it was stored already."""
+    """An earlier run began to store the message, and a crash hid whether it finished."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """Fetch it and compare it with what was stored under its key: it may be another message."""
+    """Fetch a message and compare it with the one stored under its key: they may differ."""
 
     message: Message
     key: str
@@ -169,7 +185,7 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Its header tells whether it is what was stored under its key."""
+    """Fetch a header to check that the message is the one stored under its key."""
 
     message: Message
     key: str
@@ -178,9 +194,9 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """It was taken, and the policy does not keep it there any longer.
+    """A taken message that the policy no longer keeps on the server.
 
-    That says nothing about which message is listed under this key now: see ``prove``.
+    This does not establish which message is listed under the key now: see ``prove``.
     """
 
     message: Message
@@ -190,18 +206,19 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Stub:
-    """Store its header, with a note; the message is left alone."""
+    """Store the header of a message with a note; the message itself stays on the server."""
 
     message: Message
     key: str
-    """Of the stub: for the ledger it is another message than the one it stands for, so nothing
-    that is true of a stub lets that one be deleted."""
+    """The stub's own key.  To the ledger the stub and its message are different messages, so no
+    fact about a stub can let the message be deleted."""
     was_begun: bool = False
+    """An earlier run began to store the stub, and a crash hid whether it finished."""
 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Leave it alone, and report it."""
+    """Leave a message on the server and report it."""
 
     message: Message
     reason: str
@@ -209,11 +226,11 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """It waits for another session."""
+    """Leave a message for another session."""
 
     message: Message
     why: str
-    """What has no room for it now."""
+    """The limit that leaves no room for it in this session."""
 
 
 Step = Fetch | Compare | Look | Due | Stub | Skip | Later
@@ -223,7 +240,7 @@ Step = Fetch | Compare | Look | Due | Stub | Skip | Later
 
 
 class Evidence(StrEnum):
-    """How this session has shown which message it is about to delete."""
+    """How this session has established which message it is about to delete."""
 
     FETCHED = "fetched and stored in this session"
     COMPARED = "fetched in this session, and equal to what was stored"
@@ -242,24 +259,24 @@ class Unproved(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What this session has seen of one message of its listing."""
+    """What this session has seen of one listed message."""
 
     message: Message
     key: str
     header: bytes | None = None
-    """The likeness of its header, by TOP."""
+    """The likeness of the header that TOP returned."""
     whole: Content | None = None
-    """All of it, by RETR."""
+    """The fingerprints of the whole message that RETR returned."""
     is_new: bool = False
-    """What came whole was stored in this session: durable, and in the ledger."""
+    """``whole`` was stored in this session: it is durable at the destination and in the ledger."""
     is_short: bool = False
-    """Much less came than was announced."""
+    """The server sent much less than it announced."""
     has_come_back: bool = False
-    """It was not expected to be listed."""
+    """The message was not expected in the listing."""
 
 
 class _Seal:
-    """Only this module has one."""
+    """Permission to make a ``Proved``; the only instance is private to this module."""
 
 
 _SEAL: Final = _Seal()
@@ -267,7 +284,10 @@ _SEAL: Final = _Seal()
 
 @final
 class Proved:
-    """A message that may be deleted: this session has shown which one it is; see ``prove``."""
+    """A message that may be deleted, because ``prove`` has established which one it is.
+
+    ``Deletions`` accepts nothing else, so no other path through the program leads to DELE.
+    """
 
     __slots__ = ("evidence", "key", "message", "why")
 
@@ -278,15 +298,43 @@ class Proved:
         self.key = seen.key
         self.evidence = evidence
         self.why = why
-        """Why the policy does not keep it."""
+        """Why the policy no longer keeps the message on the server; for the log."""
 
 
 def prove(seen: Seen, known: Taken | None, record: Record | None, why: str) -> Proved | Unproved:
-    """Show that the message ``seen`` is the one whose octets are durable here, or say what lacks.
+    """Prove that the message ``seen`` is the one whose octets are durable here.
 
-    ``known`` and ``record`` are what the ledger holds of its key, durably.  Whether the policy
-    lets the message go is another question.
+    ``known`` and ``record`` are what the ledger durably holds under the message's key.  ``why`` is
+    the policy's reason for the deletion; whether there is one is decided elsewhere.  Returns the
+    permission to delete the message, or why there is no proof.
     """
+    # The claim to prove: deleting message n of this session destroys no octets but those that are
+    # durable here already.  It has two parts.
+    #
+    # A. A message was stored.  The ledger gets a row only after the destination made the octets
+    #    durable, so ``known.at`` and ``record`` are evidence of that.  An adopted message has no
+    #    record, since we never had its octets, and an interrupted one has no time.
+    #
+    # B. The message listed now is that message.  The unique-id alone does not show this: a server
+    #    may reuse it after a deletion (RFC 1939 §7), after its maildrop was rebuilt or restored, or
+    #    because it numbers messages.  So this session must have seen it, in one of two ways:
+    #    - All octets, by RETR: they are those stored, or differ at most in header fields that
+    #      servers rewrite (``Content.is_same``).  This needs no further assumption.
+    #    - The header, by TOP: unique-id, announced size and the fields written by the sender all
+    #      agree.  A different message would need the same Message-ID, Date, From, To, Cc and
+    #      Subject *and* the same size *and* the reused unique-id.  If the header stored has neither
+    #      Message-ID nor Date, it could belong to many messages, and this way is closed.
+    #
+    # Message-numbers are fixed for the length of a session (RFC 1939 §4), so what was seen under a
+    # number in this session is what DELE marks; what an earlier session has seen proves nothing.
+    #
+    # Three kinds of messages are excluded although A and B may look fulfilled:
+    # - One that was deleted or missing and is listed again since this session.  Its time on the
+    #   server begins now; perhaps a user restored it on purpose.
+    # - One stored in this session of which much less came than announced.  The server may have cut
+    #   it off, so the rest would be destroyed.  In a later session the same octets come again
+    #   (COMPARED), which shows that the announced size was wrong and not the content.
+    # - One that was short before: its header proves nothing about what was missing behind it.
     if known is None or known.at is None or record is None:
         return Unproved.NOT_STORED
     if seen.has_come_back or known.is_gone:
@@ -305,8 +353,10 @@ def prove(seen: Seen, known: Taken | None, record: Record | None, why: str) -> P
 
 
 def suspicion(known: Taken, message: Message) -> str:
-    """Why a listed message may not be the one that was taken under its key; empty: it may count as
-    that one, until it is to be deleted."""
+    """Return why a listed message may not be the one that was taken under its key.
+
+    An empty text means that it counts as that one until it is to be deleted; see ``prove``.
+    """
     if known.is_gone:
         return "it was deleted before"
     if not known.is_expected:
@@ -322,7 +372,7 @@ def suspicion(known: Taken, message: Message) -> str:
 
 
 def _must_be_fetched(known: Taken, message: Message) -> bool:
-    """Whether it is suspicious, and its header alone cannot settle that."""
+    """Return whether the message is suspicious and its header alone cannot settle that."""
     is_light = known.doubt in (Doubt.ANSWER, Doubt.ADDRESS) and known.is_expected
     is_light = is_light and not known.is_gone and known.size == message.size
     return bool(suspicion(known, message)) and not is_light
@@ -340,11 +390,12 @@ def plan(
     aside: Mapping[str, Aside] | None = None,
     postponed: Container[str] = (),
 ) -> Iterator[Step]:
-    """The steps for one session: new mail in the order of the listing, then what is compared.
+    """Yield the steps for one session: new mail in the order of the listing, then comparisons.
 
-    ``taken`` is by unique-id, ``aside`` by ``aside_key``; what of it is ``postponed`` waits for the
-    next run.  ``now`` is in seconds of the ledger's clock.  What does not fit into the day's budget
-    lets all that is fetched after it wait as well, or a large message would wait for ever.
+    ``taken`` is keyed by unique-id, ``aside`` by ``aside_key``; messages whose key is in
+    ``postponed`` wait for the next run.  ``now`` is in seconds of the ledger's clock.  When a
+    message does not fit into the day's budget, all later fetches wait as well; otherwise smaller
+    messages would use up the budget every day and a large one would never be fetched.
     """
     unique, room = unique_ids(listing), room or Room(policy)
     newest = newest_of(listing, taken, policy.newest)
@@ -378,7 +429,7 @@ def _new(
     policy: Policy,
     room: Room,
 ) -> Iterator[Step]:
-    """Of a message that was not taken yet."""
+    """Yield the step for a message that was not taken yet; none if its stub is stored."""
     if room.is_full:
         yield Later(message, "the full destination")
     elif is_too_large(message, policy):
@@ -403,14 +454,14 @@ def _new(
 def compare(
     message: Message, key: str, why: str, policy: Policy, room: Room
 ) -> Compare | Skip | Later:
-    """Fetch all of it to find out whether it is what was taken under this key, if there is room."""
+    """Return the step that compares the whole message with the one taken under its key."""
     if (reason := _too_large_for_a_day(message, policy)) is not None:
         return Skip(message, f"{why}; {reason}")
     return Compare(message, key, why) if room.takes(message.size) else Later(message, room.why)
 
 
 def _too_large(message: Message, policy: Policy, key: str | None) -> str:
-    name = f"; to have it: --whole {short_name(message)}" if key is not None else ""
+    name = f"; to fetch it: --whole {short_name(message)}" if key is not None else ""
     return f"{message.size} octets, more than {policy.largest}{name}"
 
 
@@ -422,10 +473,10 @@ def _too_large_for_a_day(message: Message, policy: Policy) -> str | None:
 
 
 class Room:
-    """What is left for this session."""
+    """How much more this session may fetch, by the limit per session and the day's budget."""
 
     def __init__(self, policy: Policy, used: Used | None = None, *, is_full: bool = False) -> None:
-        """``is_full``: the destination takes no new message."""
+        """``used`` counts against the day's budget; ``is_full``: the destination is full."""
         self.is_full = is_full
         budget, used = policy.budget, used or Used()
         limit = math.inf if policy.limit is None else policy.limit
@@ -435,7 +486,7 @@ class Room:
         self._octets = math.inf if budget.octets is None else budget.octets - used.octets
 
     def takes(self, octets: int) -> bool:
-        """Whether a message of this size fits; from the first that does not, none does."""
+        """Reserve room for a message of this size; after the first refusal every call refuses."""
         if self._messages >= 1 and octets > self._octets:
             self._messages, self.why = 0, "the day's budget"
         if self._messages < 1:
@@ -446,7 +497,7 @@ class Room:
 
 
 def _poison_last(listing: Sequence[Message], aside: Mapping[str, Aside]) -> Iterator[Message]:
-    """What ended a session before is tried when all else is safe."""
+    """Yield messages that were set aside last: one of them may end the connection again."""
     if not aside:
         yield from listing
         return
@@ -461,56 +512,68 @@ def _why_aside(
     policy: Policy,
     now: float,
 ) -> str | None:
+    """Return why the message is not tried in this session; None: it may be tried."""
     key = aside_key(message)
-    found = aside.get(key)
-    if found is not None and found.until > now:
+    earlier = aside.get(key)
+    if earlier is not None and earlier.until > now:
         name = short_name(message)
         if name not in policy.whole:
-            hours = math.ceil((found.until - now) / 3600)
+            hours = math.ceil((earlier.until - now) / 3600)
             return (
-                f"set aside after {found.tries} tries ({found.reason}); tried again in {hours} h, "
-                f"or now: --whole {name}"
+                f"set aside after {earlier.tries} tries ({earlier.reason}); "
+                f"tried again in {hours} h, or now: --whole {name}"
             )
     if key in postponed:
-        reason = found.reason if found is not None else "not all of it is stored here"
+        reason = earlier.reason if earlier is not None else "not all of it is stored here"
         name = short_name(message)
         return f"set aside ({reason}); tried again in the next run, or now: --whole {name}"
     return None
 
 
 def aside_key(message: Message) -> str:
-    """Under which a message is set aside.  Where there is no unique-id, its size has to do: another
-    message of that size waits with it."""
+    """Return the key under which a message is set aside.
+
+    Without a unique-id this is its size, so other messages of the same size wait with it.
+    """
     return message.unique_id or f" size {message.size}"
 
 
 def is_too_large(message: Message, policy: Policy) -> bool:
-    """Whether it stays on its server for its size alone."""
+    """Return whether the message stays on the server because of its size."""
     if policy.largest is None or message.size <= policy.largest:
         return False
     return short_name(message) not in policy.whole
 
 
 def short_name(message: Message) -> str:
-    """A name for people to use, the same in every session; nothing of it is a stranger's text."""
+    """Return a name for the command line, the same in every session.
+
+    It is a digest, so that no text of a hostile server reaches a terminal or a shell.
+    """
     seen = f"{message.unique_id} {message.size}".encode("utf-8", "surrogateescape")
-    return sha256(seen).hexdigest()[:12]
+    return sha256(seen).hexdigest()[:12]  # 48 bits: a chance match needs millions of messages
 
 
 def stub_key(key: str) -> str:
-    """Under which the ledger knows the stub of a message; no unique-id begins with a space."""
+    """Return the ledger's key of a message's stub.
+
+    It begins with a space, which no unique-id contains (RFC 1939 §7), so it is never listed.
+    """
     return f" stub {key}"
 
 
 def is_due(known: Taken, policy: Policy, now: float) -> bool:
-    """Whether the policy lets go of a message that was taken, if it is that message."""
+    """Return whether the policy no longer keeps a taken message on the server.
+
+    Whether the listed message is the taken one is a different question: see ``prove``.
+    """
     if known.is_gone or known.is_adopted or known.since is None or policy.keep is None:
         return False
     return policy.keep == 0 or now - known.since >= policy.keep
 
 
 def why_due(known: Taken, policy: Policy, now: float) -> str:
-    """For the log: why the policy lets go of a message that is due."""
+    """Return why a due message is due, for the log."""
     assert known.since is not None
     if policy.until_deleted:
         return "deleted here"
@@ -522,7 +585,10 @@ def why_due(known: Taken, policy: Policy, now: float) -> str:
 
 
 def unique_ids(listing: Sequence[Message]) -> dict[int, str]:
-    """Unique-ids by message-number, without those that stand for two messages (RFC 1939 §7)."""
+    """Return unique-ids by message-number, without those listed more than once.
+
+    RFC 1939 §7 lets servers hash the message, so equal copies may share a unique-id.
+    """
     seen = Counter(message.unique_id for message in listing)
     return {
         message.number: message.unique_id
@@ -532,18 +598,19 @@ def unique_ids(listing: Sequence[Message]) -> dict[int, str]:
 
 
 def is_strange(listing: Sequence[Message], taken: Mapping[str, Taken], expected: int) -> bool:
-    """Whether hardly any of the ``expected`` messages, taken before and not deleted, is listed.
+    """Return whether hardly any of the ``expected`` messages is listed.
 
-    What then seems to be new may be old mail under other unique-ids.
+    ``expected`` is the number of taken messages that were not deleted.  If so, messages that look
+    new may be old mail under new unique-ids.
     """
     return _known(listing, taken) < expected * _HARDLY_ANY
 
 
 def looks_moved(listing: Sequence[Message], taken: Mapping[str, Taken], expected: int) -> bool:
-    """Whether nearly everything looks new where much should be known.
+    """Return whether nearly every message looks new although many should be known.
 
-    Servers give new unique-ids to old mail when a provider migrates; to fetch all of it again is a
-    decision for people.
+    When a provider migrates, its new server gives new unique-ids to old mail.  The user must decide
+    whether to fetch all of it again.
     """
     new = len(listing) - _known(listing, taken)
     return min(expected, new) >= _ENOUGH and is_strange(listing, taken, expected)
@@ -555,7 +622,10 @@ def _known(listing: Sequence[Message], taken: Mapping[str, Taken]) -> int:
 
 
 def newest_of(listing: Sequence[Message], taken: Mapping[str, Taken], count: int) -> frozenset[int]:
-    """Message-numbers of the messages taken last; what was not taken yet is newer than all."""
+    """Return the message-numbers of the ``count`` messages taken last.
+
+    Messages that were not taken yet count as newer than all taken ones.
+    """
     if not count:
         return frozenset()
 
