@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 
+from restante import threads
 from restante.auth.chain import Chain
 from restante.auth.ldap import Ldap, Search
 from restante.errors import AuthenticationFailed, BackendUnavailable
@@ -162,7 +163,10 @@ def test_what_is_wrong_on_our_side_makes_no_password_wrong(
     assert "tan staaf" not in raised.value.reason
 
 
-def test_a_directory_that_hangs_is_given_up_at_the_deadline(place: Search) -> None:
+def test_a_directory_that_hangs_is_given_up_at_the_deadline(
+    place: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "_PATIENCE", 0.0)  # an idle thread ends at once
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for scheme in "ldap", "ldaps":
             hangs = replace(place, url=f"{scheme}://127.0.0.1:{silent.getsockname()[1]}")
