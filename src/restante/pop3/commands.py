@@ -64,13 +64,13 @@ def xclient(_: Session, attributes: str) -> Event:
 
     Attributes about a login are ignored: the client must still log in.
     """
-    found = {}
+    values = {}
     for attribute in attributes.split(" "):
         name, _is, value = attribute.partition("=")
         if not _is:
             raise BadCommand("XCLIENT requires NAME=VALUE")
-        found[name.upper()] = value
-    address, transport = found.get("ADDR", ""), found.get("CLIENT-TRANSPORT", "")
+        values[name.upper()] = value
+    address, transport = values.get("ADDR", ""), values.get("CLIENT-TRANSPORT", "")
     if address:
         address = _address(address)
     tls = ("yes" if transport.upper().startswith("TLS") else "no") if transport else ""
@@ -79,11 +79,11 @@ def xclient(_: Session, attributes: str) -> Event:
 
 def _address(text: str) -> str:
     try:
-        found = ip_address(text.upper().removeprefix("IPV6:"))
+        address = ip_address(text.upper().removeprefix("IPV6:"))
     except ValueError as error:
         raise BadCommand("ADDR is not a valid IP address") from error
-    mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
-    return str(mapped or found)
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(mapped or address)
 
 
 def capa(session: Session) -> Response:

@@ -298,15 +298,7 @@ class Connection(BaseConnection[Event]):
         self._send(self._session.client_changed(reported.tls, allow_plaintext=allow_plaintext))
 
     async def _log_in(self, shown: Shown) -> None:
-        fields: dict[str, Any] = {
-            "ip": self._address,
-            "user": shown.identity,
-            "proto": self._proto,
-            "tls": self._tls_version(),
-            "mech": shown.mechanism,
-        }
-        if self._origin.proxy:
-            fields["proxy"] = self._origin.proxy
+        fields = self._login_fields(shown)
         try:
             account = await self._authenticate(replace(shown, address=self._address))
             if self._is_lost:
@@ -334,6 +326,17 @@ class Connection(BaseConnection[Event]):
         )
         if self._timer is None or self._timer.when() > self._loop.time() + timeouts.idle:
             self._set_timer(timeouts.idle)  # a timer that fires earlier sets the next one itself
+
+    def _login_fields(self, shown: Shown) -> dict[str, Any]:
+        """Return what the log shows about a login, whether it succeeds or not."""
+        fields: dict[str, Any] = {
+            "ip": self._address,
+            "user": shown.identity,
+            "proto": self._proto,
+            "tls": self._tls_version(),
+            "mech": shown.mechanism,
+        }
+        return fields | {"proxy": self._origin.proxy} if self._origin.proxy else fields
 
     def _log_failed_login(self, error: RestanteError, fields: dict[str, Any]) -> None:
         """Log a refusal, which may be a guess, apart from failures that must not cause a ban."""

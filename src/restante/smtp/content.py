@@ -61,7 +61,7 @@ class Incoming:
     def _verdict(self) -> RestanteError | None:
         if self.octets > self._limit:
             return MessageTooLarge(self._limit)
-        if self._bare is not None and self._bare.found:
+        if self._bare is not None and self._bare.has_bare:
             return MessageRefused("message has a bare CR or LF")
         if self._hops.count > _HOPS:
             text = f"message has more than {_HOPS} Received fields: a mail loop"
@@ -73,10 +73,10 @@ class _BareCheck:
     """Finds CR and LF outside CRLF.  ``Unstuffer`` never returns a CR without the next octet."""
 
     def __init__(self) -> None:
-        self.found = False
+        self.has_bare = False
 
     def feed(self, content: bytes) -> None:
-        self.found |= _BARE.search(content) is not None
+        self.has_bare |= _BARE.search(content) is not None
 
 
 class _HopCount:

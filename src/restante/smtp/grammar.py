@@ -124,13 +124,13 @@ class Path(NamedTuple):
 
 
 def _parameters(text: str) -> dict[str, str]:
-    found = {}
+    parameters = {}
     for each in text.split():
         match = _PARAMETER.fullmatch(each)
         if match is None:
             raise Refusal(501, "5.5.4", "malformed parameter")
-        found[match[1].upper()] = match[2] or ""
-    return found
+        parameters[match[1].upper()] = match[2] or ""
+    return parameters
 
 
 def parse_hello(argument: str) -> str:
