@@ -193,11 +193,8 @@ class Connection(BaseConnection[Event]):
 
     def abort(self, reason: str, *, is_forced: bool = False) -> None:
         """``is_forced``: also cancel a password check."""
-        is_cancelled = is_forced and self._is_authenticating
-        if is_cancelled:
-            self._is_authenticating = False
         super().abort(reason)
-        if is_cancelled and self._worker is not None:
+        if is_forced and self._is_authenticating and self._worker is not None:
             self._worker.cancel()
 
     @property
