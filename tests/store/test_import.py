@@ -49,7 +49,7 @@ def test_dry_run_changes_nothing(
 ) -> None:
     assert main(["import", "dovecot", str(old), "ann", "--dry-run"]) == 0
     assert names(tmp_path / "mail") == []
-    assert "4 messages would have the unique-ids they had; nothing" in capsys.readouterr().out
+    assert "4 messages would keep their unique-ids; nothing" in capsys.readouterr().out
 
 
 def test_name_that_no_client_can_show_is_refused(
@@ -67,7 +67,7 @@ def test_import_for_an_unknown_user_prints_an_error(
 ) -> None:
     """It may be a typing error; or the user comes later."""
     assert main(["user", "add", "bob", "--generate"]) == 0
-    hint = "no such user: ann; create it with: restante user add ann"
+    hint = "No such user: ann. Create it with: restante user add ann"
     assert main(["import", "dovecot", str(old), "ann", "--dry-run"]) == 0
     assert hint in capsys.readouterr().err
     assert main(["user", "add", "ann", "--generate"]) == 0
@@ -79,10 +79,10 @@ def test_courier(store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[s
     for copied in (4, 0):
         assert main(["import", "courier", str(old), "ann"]) == 0
         told = capsys.readouterr()
-        assert "1 message with unique-ids of ours" in told.err
+        assert "1 message had no unique-id on the old server yet" in told.err
         assert told.out == (
-            "3 messages with the unique-ids they had, 1 message with new unique-ids, "
-            f"{copied} copied now\n"
+            "Imported 3 messages with their old unique-ids, 1 message with new unique-ids; "
+            f"{copied} copied now.\n"
         )
     assert ids(store) == ["UID1-1795555760", "UID2-1795555760", "1001.b.host,S=15", "1003.d"]
 
@@ -125,7 +125,7 @@ def test_two_messages_of_one_name_are_refused(
     """Only one of them could be listed."""
     put(old, "cur/1003.d:2,S", b"another\n")
     assert main(["import", "dovecot", str(old), "ann"]) == 78
-    assert "two messages there are called 1003.d" in capsys.readouterr().err
+    assert "two message files have the name 1003.d" in capsys.readouterr().err
     (old / "cur/1003.d:2,S").unlink()
     (old / "cur/1003.d:2,S").hardlink_to(old / "new/1003.d")
     assert main(["import", "dovecot", str(old), "ann"]) == 0
