@@ -1,4 +1,4 @@
-"""Accounts as the ledger knows them: by where their mailbox is, whatever they are called.
+"""Accounts in the ledger, identified by the address of their mailbox and not by their name.
 
 An account that is renamed in the configuration is recognised by its address, a text made from the
 protocol, the server's host and the login.  Its messages keep the names that they have at the
@@ -16,7 +16,7 @@ from ..errors import ConfigurationError
 from .ledger import OF_ACCOUNTS, Ledger
 from .plan import Doubt
 
-_DAY = 86_400.0  # seconds; a new account, or a new rule, deletes no more than a limit for so long
+_DAY = 86_400.0  # seconds for which the deletions of a new account are limited
 _WEEK = 7 * _DAY  # until pipelining is tried again
 
 
@@ -25,40 +25,41 @@ class Mailbox(NamedTuple):
 
     name: str
     address: str = ""
-    """``pop3 host login``; empty: it is not recognised under another name."""
+    """``pop3 host login``; if empty, the account is not recognised under another name."""
     label: str = ""
-    """The name that its messages begin with; empty: ``name``, if that is free."""
+    """Start of its messages' names at the destination; empty for ``name``, if that is free."""
     configured: Collection[str] = ()
-    """The names of all accounts in the configuration."""
+    """Names of all accounts in the configuration."""
 
 
 class Entry(NamedTuple):
-    """What the ledger knows of an account, at the beginning of a session."""
+    """What the ledger knows of an account at the beginning of a session."""
 
     label: str
     limited_until: float
-    """Until when few messages may be deleted, by the ledger's clock."""
+    """End of the limit on deletions, by the ledger's clock."""
     answer: str
-    """What people said when nearly everything looked new; empty: they were not asked."""
+    """The user's decision when nearly every message looked new; empty if there was no question."""
     one_by_one_until: float
-    """Until when no commands are pipelined, by the ledger's clock."""
+    """End of the time without pipelining, by the ledger's clock."""
     rule: str
-    """What decided about deletions in the last session; empty: there was none."""
+    """The deletion rule of the last session; empty if there was no session."""
     renamed_from: str = ""
+    """The account's name before this session; empty if it is unchanged."""
 
 
 class Accounts:
-    """All calls block, and raise what the ledger's do."""
+    """The accounts in a ledger.  All calls block, and raise the ledger's errors."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
     def enter(self, mailbox: Mailbox, now: float) -> Entry:
-        """A session is about to begin; ``now`` by the ledger's clock.
+        """Begin a session and return the account's entry; ``now`` is by the ledger's clock.
 
-        An account that the ledger does not know takes over from the one that was at this address,
-        if that is not in the configuration any more.  One whose address has changed keeps what it
-        knows, but each message must be looked at again.
+        An unknown account takes over from the account with the same address, if that is no longer
+        in the configuration.  An account with a changed address keeps its record, but every message
+        becomes doubtful: another server may use the same unique-ids for different messages.
 
         Raises:
             AccountBusy: another process collects under the earlier name.
@@ -97,7 +98,7 @@ class Accounts:
         return Entry(*row)._replace(renamed_from=former)
 
     def _former(self, mailbox: Mailbox) -> str:
-        """The name under which this mailbox was collected before; empty: none is certain."""
+        """Return the mailbox's earlier account name; empty if there is not exactly one."""
         with self._ledger.reading() as database:
             is_known = database.execute(
                 "SELECT 1 FROM accounts WHERE account = ?", (mailbox.name,)
@@ -116,7 +117,7 @@ class Accounts:
             return row.fetchone() is not None
 
     def _free_label(self, mailbox: Mailbox) -> str:
-        """Another account may have had this name before: its messages have the names still."""
+        """Return a label that no account uses, as messages of an earlier account may have it."""
         wanted = mailbox.label or mailbox.name
         with self._ledger.reading() as database:
             rows = database.execute("SELECT label FROM accounts").fetchall()
@@ -125,7 +126,7 @@ class Accounts:
         return next(each for each in tries if each not in used)
 
     def label(self, name: str) -> str:
-        """The name that its messages begin with; empty: the account is not known."""
+        """Return the start of the account's message names; empty if the account is unknown."""
         with self._ledger.reading() as database:
             row = database.execute(
                 "SELECT label FROM accounts WHERE account = ?", (name,)
@@ -133,7 +134,7 @@ class Accounts:
         return str(row[0]) if row else ""
 
     def rename(self, old: str, new: str) -> None:
-        """All that is known of ``old`` is known of ``new`` instead; nothing, if that was done.
+        """Move everything known of ``old`` to ``new``; do nothing if that is done already.
 
         Raises:
             ConfigurationError: messages are known under both names.
@@ -155,7 +156,7 @@ class Accounts:
         return row is not None
 
     def change_rule(self, name: str, rule: str, limited_until: float) -> None:
-        """Another rule decides about deletions from now on."""
+        """Store a new deletion rule and the end of its limit, by the ledger's clock."""
         with self._ledger.transaction() as database:
             database.execute(
                 "UPDATE accounts SET rule = ?, limited_until = ? WHERE account = ?",
@@ -163,15 +164,15 @@ class Accounts:
             )
 
     def unlimit(self, name: str) -> None:
-        """An operator lets all deletions go."""
+        """Remove the limit on deletions, as the operator configured it."""
         self._set(name, "limited_until", 0.0)
 
     def answered(self, name: str, answer: str) -> None:
-        """What people said when nearly everything looked new."""
+        """Store the user's decision made when nearly every message looked new."""
         self._set(name, "answer", answer)
 
     def one_by_one(self, name: str, now: float | None) -> None:
-        """Pipelining is not tried for a week; None: there is nothing against it."""
+        """Stop pipelining for a week from ``now``; None allows it again at once."""
         self._set(name, "one_by_one_until", 0.0 if now is None else now + _WEEK)
 
     def _set(self, name: str, column: str, value: object) -> None:

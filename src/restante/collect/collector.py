@@ -1,13 +1,14 @@
-"""Collect one account: take what is new, durably and once, and delete what the policy lets go.
+"""Collect one account: store each new message durably and once, delete those the policy lets go.
 
-For each message, in this order: intend → store → took → removing → DELE → QUIT → gone; the ledger's
-parts are on disk before the next one begins.  A message is deleted on its server only after
+Each message passes these steps: intend → store → took → removing → DELE → QUIT → gone; the ledger's
+records are on disk before the next step begins.  A message is deleted on its server only after
 ``took``, only when ``plan.prove`` has shown in this session which message it is, and only QUIT
-carries deletions out.  After a crash the next run repeats at most what was intended and not taken:
-where the destination knows a message by its name, as a Maildir does, repeating it is nothing, so it
-is there exactly once; elsewhere it may be there twice, and ``in_doubt`` counts it.
+carries deletions out.  After a crash the next run repeats at most the messages that were intended
+and not taken.  Where the destination knows a message by its name, as a Maildir does, repeating it
+changes nothing, so it is there exactly once; elsewhere it may be there twice, and ``in_doubt``
+counts it.
 
-Security: the server is a stranger; nothing it says becomes a path or a query.
+Security: the server is not trusted; nothing it sends becomes a path or a query.
 """
 
 from __future__ import annotations
@@ -80,14 +81,15 @@ __all__ = [
     "collect",
 ]
 
-_SAMPLE, _ENOUGH = 100, 20  # headers of new mail that are looked at, and that must tell something
-_DAY = 86_400.0  # seconds; a new account, or a new rule, deletes no more than a limit for so long
+# Number of headers of new mail to sample, and how many of them must be usable as evidence.
+_SAMPLE, _ENOUGH = 100, 20
+_DAY = 86_400.0  # seconds for which deletions are limited after a new account or rule
 
 _log = logging.getLogger(__name__)
 
 
 class LooksMoved(PermanentFailure):
-    """Nearly everything looks new: people decide whether it is fetched again."""
+    """Nearly every message looks new; the user must decide whether to fetch them again."""
 
     def __init__(self, new: int, listed: int) -> None:
         super().__init__(
@@ -116,14 +118,15 @@ class LeftWithoutQuit(TemporaryFailure):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One maildrop elsewhere."""
+    """A maildrop on another server, to collect mail from."""
 
     name: str
     connect: Callable[[], AbstractAsyncContextManager[Client]]
-    """A session that is logged in, and left by QUIT if all went well."""
+    """Opens a logged-in session, which ends with QUIT unless an error leaves the context."""
     policy: Policy = field(default_factory=Policy)
     mailbox: Mailbox | None = None
-    """Where it is, by which it is known if it is renamed; None: it never is."""
+    """Address of the mailbox, which identifies the account after it was renamed.  None: the account
+    is never renamed."""
 
 
 async def collect(
@@ -139,21 +142,22 @@ async def collect(
     outcome: Outcome | None = None,
     run: Run | None = None,
 ) -> Outcome:
-    """One session with the server.
+    """Hold one session with the server and return its outcome.
 
-    What came of it is returned, and stands in ``outcome`` also when it fails.  The sessions that
-    follow each other at once have one ``run``; without one the session is a run of its own.
+    ``outcome`` is filled even when the session fails.  Sessions that follow each other without a
+    pause share one ``run``; without one the session is a run of its own.
 
-    ``again`` says what to do when nearly everything looks new: ``stop``, ``fetch`` all of it, or
-    ``dedupe``: fetch it and store only what no message taken before equals.  ``adopt_present`` is
-    for a ledger that remembers no earlier session: what the destination has counts as taken.
+    ``again`` decides what happens when nearly every message looks new: ``stop``, ``fetch`` all of
+    them, or ``dedupe``: fetch them and store only those that equal no message taken before.
+    ``adopt_present`` is for a ledger without earlier sessions: messages that the destination has
+    count as taken.
 
     Raises:
         AccountBusy, LoginTooSoon, LoginWithheld: nothing was done.
-        ConfigurationError: the policy asks what this destination cannot do.
+        ConfigurationError: the policy requires an ability that this destination lacks.
         LooksMoved: nothing was fetched or deleted.
         LeftWithoutQuit: another session of this ``run`` can delete what is due.
-        ClientError, OSError: what was stored is safe and known; nothing else was deleted.
+        ClientError, OSError: stored messages are safe and recorded; nothing else was deleted.
     """
     check_policy(account.policy, destination)
     outcome = Outcome() if outcome is None else outcome
@@ -177,9 +181,10 @@ async def collect(
 
 
 def check_policy(policy: Policy, destination: Destination) -> None:
-    """
+    """Check that the destination has the abilities that the policy requires.
+
     Raises:
-        ConfigurationError: what the policy needs to know this destination cannot say.
+        ConfigurationError: the destination lacks one.
     """
     if policy.verified and not offers(destination, Verifying):
         raise ConfigurationError(
@@ -192,7 +197,7 @@ def check_policy(policy: Policy, destination: Destination) -> None:
 
 
 class _Session:
-    """The steps of one session and what came of them."""
+    """The steps of one session and their results."""
 
     _reader: Reader  # only ``_deletions`` can delete
     _deletions: Deletions
@@ -260,14 +265,14 @@ class _Session:
             self._confirm(dry_run=dry_run)
 
     def _confirm(self, *, dry_run: bool) -> None:
-        """QUIT was answered: what was marked is not on the server any more."""
+        """Record that QUIT succeeded, so the marked messages are no longer on the server."""
         self._deletions.confirmed()
         self._outcome.deleted += len(self._deletions.marked)
         self._outcome.may_list_more = not dry_run and self._may_list_more()
 
     def _begin(self, client: Client) -> None:
         if self._policy.deletions is None and self._limited_until:
-            self._limited_until = 0.0  # an operator has said so, once and for all
+            self._limited_until = 0.0  # the operator removed the limit, which stays removed
             self._accounts.unlimit(self._name)
         if self._now() < self._entry.one_by_one_until:
             client.stop_pipelining()
@@ -298,7 +303,7 @@ class _Session:
         await self._look_at_listing(listing, ids, again, dry_run=dry_run)
         fetches, stubs = await self._decide(listing, used)
         if dry_run:
-            self._tell(fetches, stubs)
+            self._count_planned(fetches, stubs)
         else:
             self._write_places_down()
             self._change_rule()
@@ -309,7 +314,7 @@ class _Session:
     async def _decide(
         self, listing: Sequence[Message], used: Used
     ) -> tuple[list[Fetch | Compare], list[Stub]]:
-        """What is fetched, and of what the header; what needs no fetching is proved on return."""
+        """Return what to fetch whole and as a stub; other due messages are proved on return."""
         policy, outcome = self._policy, self._outcome
         room = Room(policy, used, is_full=self._this_run.full is not None)
         aside = self._fetching.aside
@@ -337,8 +342,8 @@ class _Session:
         outcome.refused += [f"{each}: not there, or here already" for each in sorted(missing)]
         return fetches, [step for step in steps if isinstance(step, Stub)]
 
-    def _tell(self, fetches: Sequence[Fetch | Compare], stubs: Sequence[Stub]) -> None:
-        """What would be done."""
+    def _count_planned(self, fetches: Sequence[Fetch | Compare], stubs: Sequence[Stub]) -> None:
+        """Count what a session without ``dry_run`` would do."""
         outcome, new = self._outcome, [step for step in fetches if isinstance(step, Fetch)]
         outcome.stored, outcome.stubs = len(new), len(stubs)
         outcome.octets = sum(step.message.size for step in new)
@@ -346,18 +351,19 @@ class _Session:
         outcome.deleted = len(self._proved) + len(compared)
 
     def _may_list_more(self) -> bool:
-        """Not when nothing has changed: the next session would list the same."""
+        """Return whether the next session may list other mail: only if this one changed any."""
         keys = [each.key for each in self._deletions.marked]
         is_new = any(self._known.taken[key].seen_again is None for key in keys)
         is_new = is_new or self._outcome.stored > 0
         return self._reader.quirks.in_parts and is_new and not self._outcome.later
 
     async def _fetch(self, steps: Sequence[Fetch | Compare], stubs: Sequence[Stub]) -> None:
-        """
+        """Fetch and store messages and stubs.
+
         Raises:
-            QuotaExceeded: the rest has no room.  If some of what is safe here is due, another
-                session can delete it.  This one must not reach QUIT: the server may remove what
-                it sent (EXPIRE 0, RFC 2449 §6.7), and not all of that is stored.
+            QuotaExceeded: the destination is full.  If stored messages are due, another session
+                can delete them.  This one must not reach QUIT: the server may remove what it sent
+                (EXPIRE 0, RFC 2449 §6.7), and not all of that is stored.
         """
         try:
             await self._fetching.fetch(steps)
@@ -370,9 +376,9 @@ class _Session:
     # The end of the connection.
 
     def _is_harmless(self, error: ConnectionLost) -> bool:
-        """Whether the session had done its work; else the next one avoids what ended it.
+        """Return whether the lost session had done its work; else record what ended it.
 
-        Where nothing was marked, QUIT has nothing to do (RFC 1939 §6), answered or not.
+        If no message was marked, QUIT has no effect (RFC 1939 §6), so its answer does not matter.
         """
         if self._is_done:
             return not self._deletions.marked
@@ -421,18 +427,18 @@ class _Session:
     async def _look_at_listing(
         self, listing: Sequence[Message], ids: Mapping[int, str], again: str, *, dry_run: bool
     ) -> None:
-        """Whether the provider has moved, and what the server lists no more.
+        """Detect a provider's migration, and record which messages are no longer listed.
 
         Raises:
-            LooksMoved: nearly everything looks new, and people must say what to do.
+            LooksMoved: nearly every message looks new, and the user must decide what to do.
         """
         expected, taken = self._ledger.expected(self._name), self._known.taken
         is_asked = looks_moved(listing, taken, expected)
         if is_asked and again != "stop" and not dry_run:
             self._accounts.answered(self._name, again)
         elif is_asked and again == "stop":
-            # Of a server that lists its mail in parts the next part looks just so, and people are
-            # asked once.  What is compared by its content is neither lost nor stored twice.
+            # A server that lists its mail in parts looks like this with every part, and the user is
+            # asked only once.  Comparing by content neither loses messages nor stores them twice.
             is_harmless = self._reader.quirks.in_parts or self._entry.answer
             if not is_harmless and not await self._is_other_mail(listing, expected):
                 raise LooksMoved(sum(1 for each in ids.values() if each not in taken), len(listing))
@@ -449,27 +455,27 @@ class _Session:
         self._fetching.finds_moved = not is_wanted_again and self._ledger.unlisted(self._name)
 
     async def _is_other_mail(self, listing: Sequence[Message], expected: int) -> bool:
-        """Whether headers show that what looks new is new: its owner has deleted the old mail.
+        """Return whether headers show that the mail is really new, as the user deleted the old.
 
-        Of a provider that moved the same messages would be there, under other unique-ids.
+        After a provider's migration the same messages would be listed under new unique-ids.
         """
         known = self._ledger.likenesses(self._name)
         if len(known) < expected / 2:
-            return False  # too many were taken without one
+            return False  # too many messages were taken without a likeness
         new = [
             each
             for each in listing
             if each.unique_id not in self._known.taken
-            and aside_key(each) not in self._fetching.aside  # nor is the connection to end here
+            and aside_key(each) not in self._fetching.aside  # these may end the connection
         ]
         some = new[:: max(len(new) // _SAMPLE, 1)]
-        found = [mark for mark in (await self._fetching.likenesses(some)).values() if mark]
-        return len(found) >= _ENOUGH and known.isdisjoint(found)
+        marks = [mark for mark in (await self._fetching.likenesses(some)).values() if mark]
+        return len(marks) >= _ENOUGH and known.isdisjoint(marks)
 
     # What may be deleted.
 
     async def _look_at_headers(self, steps: Sequence[Due | Look], room: Room) -> list[Step]:
-        """Prove by their headers which messages these are; what that does not show is fetched."""
+        """Prove by headers which messages these are; return steps that fetch the unproved ones."""
         self._known.load_records(step.key for step in steps)
         records = {step.key: self._known.record(step.key) for step in steps}
         useful = [
@@ -477,12 +483,12 @@ class _Session:
             for step in steps
             if (record := records[step.key]) is not None and record.content.likeness is not None
         ]
-        found = await self._fetching.likenesses(useful)
+        likenesses = await self._fetching.likenesses(useful)
         left: list[Step] = []
         settled = []
         for step in steps:
             known, message = self._known.taken[step.key], step.message
-            seen = Seen(message, step.key, header=found.get(message.number))
+            seen = Seen(message, step.key, header=likenesses.get(message.number))
             proof = prove(seen, known, records[step.key], step.why)
             if not isinstance(proof, Proved):
                 left.append(compare(message, step.key, proof.value, self._policy, room))
@@ -496,7 +502,7 @@ class _Session:
         return left
 
     async def _may_go(self, key: str) -> bool:
-        """Whether the destination lets it go as well as the policy."""
+        """Return whether the state of the copy here allows the deletion, as the policy requires."""
         policy = self._policy
         if policy.until_deleted:
             return await in_thread(self._was_deleted, key)
@@ -512,7 +518,11 @@ class _Session:
         return is_good
 
     def _was_deleted(self, key: str) -> bool:
-        """Only what we saw held, and what is recorded as purged, was deleted here.  Blocking."""
+        """Return whether the user deleted the message here.  Blocking.
+
+        Only a message that was seen held and is recorded as purged counts: a missing file may as
+        well be a disk that is not mounted.
+        """
         assert offers(self._destination, Tracing)
         known, place = (
             self._known.taken[key],
@@ -531,11 +541,11 @@ class _Session:
     # Deleting.
 
     def _change_rule(self) -> None:
-        """What was taken under another rule is deleted by the new one, and reported before."""
+        """Store a changed deletion rule, limit its deletions for a day, and report them."""
         rule, before = self._policy.rule, self._entry.rule
         if rule == before:
             return
-        # The day of a new account begins with the first session that comes so far.
+        # The day of a new account begins with the first session that reaches this line.
         if (before or self._limited_until) and self._policy.deletions is not None:
             self._limited_until = self._now() + _DAY
         if before and self._why:
@@ -551,13 +561,13 @@ class _Session:
         self._accounts.change_rule(self._name, rule, self._limited_until)
 
     async def _why_now(self, seen: Seen) -> str:
-        """Why the policy lets go of a message that came in this session; empty: it does not."""
+        """Return why the policy lets a message fetched in this session go; empty: it does not."""
         policy, known = self._policy, self._known.taken[seen.key]
-        # What the policy said of a unique-id it said of the mail that had it before.
+        # The policy's answer for a unique-id is about the message that had the id before.
         if not seen.is_new and (why := self._why.get(seen.key)):
             return why
         is_for_later = policy.verified or policy.until_deleted or policy.newest > 0
-        is_nameless = seen.key.startswith(" ")  # so that the plan knew nothing of it
+        is_nameless = seen.key.startswith(" ")  # without a unique-id, so it was not planned
         if not is_due(known, policy, self._now()) or (is_for_later and not is_nameless):
             return ""
         if is_for_later:
@@ -567,7 +577,7 @@ class _Session:
         return why_due(known, policy, self._now())
 
     async def _all_proved(self) -> list[Proved]:
-        """What is due, and shown to be what is stored here."""
+        """Return the messages that are due and proved to be stored here."""
         proved = list(self._proved)
         for seen in self._fetching.seen:
             if why := await self._why_now(seen):
@@ -578,10 +588,10 @@ class _Session:
         return proved
 
     async def _delete(self) -> None:
-        """Mark what is due, or end the session without QUIT where that would remove more.
+        """Mark due messages, or drop the connection where QUIT could remove unstored ones.
 
         Raises:
-            LeftWithoutQuit: another session of this run has to mark it.
+            LeftWithoutQuit: another session of this run must mark them.
         """
         proved = await self._all_proved()
         is_allowed = bool(proved) and not self._is_over_limit(len(proved))
@@ -595,17 +605,17 @@ class _Session:
             await self._deletions.request(proved, self._now())
 
     async def _removed_by_quit(self) -> list[Message]:
-        """Which messages the server may remove at QUIT that are not stored here."""
+        """Return the messages that the server may remove at QUIT but that are not stored here."""
         if not removes_what_it_sent(self._reader):
             return []
         unstored = list(self._fetching.unstored.values())
-        if self._policy.verified:  # the copy of what was compared may be damaged by now
+        if self._policy.verified:  # copies stored in earlier sessions may be damaged by now
             compared = [each for each in self._fetching.seen if not each.is_new]
             unstored += [each.message for each in compared if not await self._may_go(each.key)]
         return unstored
 
     def _is_over_limit(self, count: int) -> bool:
-        """Whether a new account, or one with a new rule, would delete more than it may in a day."""
+        """Return whether ``count`` deletions exceed the limit of a new account or rule."""
         limit, until = self._policy.deletions, self._limited_until
         if limit is None or self._now() >= until:
             return False

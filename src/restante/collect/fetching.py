@@ -1,10 +1,10 @@
-"""Fetching in one session: what is new is stored, what is doubtful is compared.
+"""Fetch messages in one session: store new ones and compare doubtful ones.
 
-For each message: intend → store → took.  Messages go in groups where the destination knows each by
-its name, so that repeating one after a crash is nothing; one by one elsewhere.  While one group is
-made durable the next is fetched.
+Each message passes these steps: intend → store → took.  Where the destination knows each message by
+its name, repeating one after a crash changes nothing, so messages are handled in groups; elsewhere
+one by one.  While one group is made durable the next is fetched.
 
-Security: the server is a stranger; nothing it says becomes a path or a query.
+Security: the server is not trusted; nothing it sends becomes a path or a query.
 """
 
 from __future__ import annotations
@@ -41,21 +41,23 @@ from .plan import (
 from .run import Run
 from .stub import stub
 
-_GROUP = 256  # messages between two commits of the ledger, where repeating one is nothing
-_IN_MEMORY = 2**20  # octets of a message that must be seen whole before it is stored
+_GROUP = 256  # messages between two commits of the ledger; a crash repeats at most two groups
+_IN_MEMORY = 2**20  # octets; a larger message that is compared before storing waits on disk
 _PIECE = 65_536  # octets
-_ROOM = 2**30  # octets that a message may have beyond what was announced: some servers guess
-_ENOUGH_REFUSALS = 50  # "not now" in a row: it is the server, such as one that counts what it gives
-_ENOUGH_HEADERS = 3  # refused in a row: it has no TOP
+_ROOM = 2**30  # octets above twice the announced size: some servers guess sizes
+# Temporary refusals in a row after which the server is at fault and not the messages, such as a
+# server that limits what it sends in a day.
+_ENOUGH_REFUSALS = 50
+_ENOUGH_HEADERS = 3  # refusals in a row after which the server counts as one without TOP
 
 
 class Use:
-    """What came from the server, for the day's budget; it counts also in sessions that fail."""
+    """Counts what the server sent for the day's budget, including sessions that fail."""
 
     def __init__(self, ledger: Ledger, run: int, clock: Callable[[], float]) -> None:
-        """``run`` is the ledger's number of it, ``clock`` the machine's."""
+        """``run`` is the ledger's run number, ``clock`` the machine's clock."""
         self._ledger, self._run, self._clock = ledger, run, clock
-        self._came = Used()  # and not in the ledger yet
+        self._came = Used()  # received and not in the ledger yet
 
     def add(self, *, messages: int = 0, octets: int = 0) -> None:
         came = self._came
@@ -69,21 +71,21 @@ class Use:
 
 @dataclass(slots=True)
 class _Whole:
-    """A message that came whole and is at its destination; the ledger gets it with its group."""
+    """A completely received message at its destination, recorded together with its group."""
 
     seen: Seen
     row: Stored
     is_compared: bool = False
-    """It is what was known under its key, or under another one; else the row is new."""
+    """The message equals one that the ledger knows, under this key or another; else it is new."""
 
     @property
     def is_again(self) -> bool:
-        """Its time on the server counts from now."""
+        """Whether the message's time on the server counts from now."""
         return self.seen.has_come_back or bool(self.row.moved_from)
 
 
 class Fetching:
-    """Of one session.  ``seen`` has what is durable and in the ledger."""
+    """Fetches the messages of one session; ``seen`` lists those durable and in the ledger."""
 
     def __init__(
         self,
@@ -104,17 +106,18 @@ class Fetching:
         self.awaited: Message | None = None
         """The message whose response was not read to its end."""
         self.dedupe = False
-        """What seems to be new may be old mail under another unique-id, even if the listing does
-        not show that the old one is gone."""
+        """Messages that look new may be old mail under new unique-ids, even if the listing does not
+        show that the old ones are gone."""
         self.finds_moved = False
-        """What was taken and is not listed any more may be here under another unique-id."""
+        """Taken messages that are no longer listed may be listed under new unique-ids."""
         self.listed: Collection[str] = ()
-        """Unique-ids of this session."""
+        """Unique-ids listed in this session."""
         self.aside: dict[str, Aside] = {}
-        """What could not be taken before."""
+        """Messages that could not be taken before, by ``aside_key``."""
         self.unstored: dict[str, Message] = {}
-        """What RETR has sent, in whole or in part, and not all of it is stored and in the ledger.
-        By message-number as text, since the server chooses these; see ``Listing``."""
+        """Messages that RETR sent, in whole or in part, and that are not completely stored and in
+        the ledger.  Keyed by message-number as text, since the server chooses the numbers; see
+        ``Listing``."""
         self._reader, self._ledger, self._account = reader, ledger, account
         self._known, self._destination, self._policy = known, destination, policy
         self._use, self._outcome, self._progress, self._now = use, outcome, progress, now
@@ -130,7 +133,7 @@ class Fetching:
     # Messages.
 
     async def fetch(self, steps: Sequence[Fetch | Compare]) -> None:
-        """On return ``seen`` tells what came."""
+        """Fetch and store, or compare, these messages; ``seen`` lists them on return."""
         try:
             await self._fetch_all(steps)
         except TemporaryFailure:
@@ -140,8 +143,10 @@ class Fetching:
             await self._settle()
 
     async def _settle(self) -> None:
-        """All that came whole is known, also after an error: or a line that breaks before the end
-        of a group would bring nothing, ever."""
+        """Record all completely received messages, even after an error.
+
+        Otherwise a connection that always breaks before the end of a group would make no progress.
+        """
         try:
             await self._write_down()
             await self._write_down()  # and the last group
@@ -177,9 +182,10 @@ class Fetching:
             self._outcome.later_for = "refusals"
 
     async def _counted(self, message: Message, body: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
-        """
+        """Count the octets of a message while it is read.
+
         Raises:
-            MessageRefused: much more came than was announced, or than the account takes.
+            MessageRefused: the message is much larger than announced, or larger than allowed.
         """
         largest, octets = self._policy.largest, 0
         most = 2 * message.size + _ROOM
@@ -222,7 +228,7 @@ class Fetching:
                 self._ledger.bring_back(self._account, [aside_key(message)])
 
     async def _take_new(self, step: Fetch | Compare, key: str, body: AsyncIterable[bytes]) -> bool:
-        """Straight to the destination; False: nothing was read, for all must be seen first."""
+        """Store the message while it is received; return False if it must be compared first."""
         message, destination = step.message, self._destination
         if isinstance(step, Compare) or self.dedupe or self.finds_moved:
             return False
@@ -246,7 +252,7 @@ class Fetching:
             yield piece
 
     async def _take_by_content(self, step: Fetch | Compare, body: AsyncIterable[bytes]) -> None:
-        """Only the whole message tells whether it is here already."""
+        """Receive the whole message first, to find out whether it is stored already."""
         message = step.message
         with SpooledTemporaryFile(_IN_MEMORY) as whole:
             reader = ContentReader()
@@ -255,10 +261,10 @@ class Fetching:
             content, key = reader.content(), step.key
             if key is None:
                 key = await in_thread(self._key_of, content)
-            found = await in_thread(self._find, step, key, content)
-            if found is not None:
+            equal = await in_thread(self._find, step, key, content)
+            if equal is not None:
                 self._outcome.known += step.key is None or not self._is_present(key)
-                self._waiting.append(found)
+                self._waiting.append(equal)
                 return
             whole.seek(0)
             if isinstance(step, Compare):
@@ -269,12 +275,12 @@ class Fetching:
                 await self._store_new(step, key, reader, _pieces(whole))
 
     def _is_present(self, key: str) -> bool:
-        """Whether it counts already as what the destination had before the ledger did."""
+        """Return whether the destination had the message before the ledger knew it."""
         known = self._known.taken.get(key)
         return known is not None and known.at is not None and self._known.record(key) is None
 
     def _find(self, step: Fetch | Compare, key: str, content: Content) -> _Whole | None:
-        """What is here of this content, for the ledger; None: nothing.  Blocking."""
+        """Return the stored message with this content, for the ledger, or None.  Blocking."""
         message, known = step.message, self._known.taken.get(key)
         seen = Seen(message, key, whole=content)
         if known is None or known.at is None:
@@ -296,7 +302,7 @@ class Fetching:
         return self._find_moved(seen, row._replace(replaces=identity), content)
 
     def _find_new(self, seen: Seen, step: Fetch | Compare, content: Content) -> _Whole | None:
-        """Of a key under which nothing was taken."""
+        """Do the work of ``_find`` for a key under which no message was taken."""
         row = self._known.row(seen.key, seen.message.size, content)
         if step.key is not None and (moved := self._find_moved(seen, row, content)):
             return moved
@@ -306,7 +312,7 @@ class Fetching:
         return None
 
     def _find_moved(self, seen: Seen, row: Stored, content: Content) -> _Whole | None:
-        """What had another unique-id, under which nothing is listed now."""
+        """Return the equal message whose unique-id is no longer listed, or None."""
         before = self._equal_key(content, is_unlisted=True) if self.finds_moved else None
         if before is None:
             return None
@@ -315,8 +321,11 @@ class Fetching:
         return _Whole(seen, row, is_compared=True)
 
     def _key_of(self, content: Content) -> str:
-        """Under which a message is known that has no unique-id now: that of an equal one which is
-        not listed, or a new one, which begins with a space as no unique-id does.  Blocking."""
+        """Return the key of a message that has no unique-id of its own.  Blocking.
+
+        It is the key of an equal message that is not listed, or a new key, which begins with a
+        space as no unique-id does.
+        """
         key = self._equal_key(content, is_unlisted=False)
         if key is None:
             tries = (f" {content.digest.hex()}:{at}" for at in count(1))
@@ -326,7 +335,7 @@ class Fetching:
         return key
 
     def _equal_key(self, content: Content, *, is_unlisted: bool) -> str | None:
-        """Of a message taken before that equals this one, each only once."""
+        """Return the key of an equal message taken before; each key is returned only once."""
         keys = self._ledger.equal(self._account, content, is_unlisted=is_unlisted)
         free = (each for each in keys if each not in self._equal and each not in self.listed)
         key = next(free, None)
@@ -335,16 +344,17 @@ class Fetching:
         return key
 
     def _holds(self, identity: str, content: Content) -> bool:
-        """Whether the destination has these very octets under this name."""
+        """Return whether the destination has exactly these octets under this name."""
         destination = self._destination
         if offers(destination, Verifying):
             return destination.has(identity) and destination.holds(identity, content.digest)
-        return destination.has(identity)  # one that cannot look is believed
+        return destination.has(identity)  # no way to read the copy again
 
     def _refuse_part(self, key: str, content: Content) -> None:
-        """
+        """Refuse a truncated copy of a message that is stored already.
+
         Raises:
-            MessageRefused: it is a message of which more is here, or another part of it.
+            MessageRefused: the content is, or may be, a part of the stored message.
         """
         record, known = self._known.record(key), self._known.taken[key]
         mark = record.content.likeness if record is not None else None
@@ -356,7 +366,7 @@ class Fetching:
     ) -> None:
         message, destination, content = step.message, self._destination, reader.content()
         identity = self._known.identity(key, message.size)
-        # By another message, or it would have been found.
+        # A different message has this name, or ``_find`` would have returned it.
         if offers(destination, Verifying) and destination.has(identity):
             identity = self._known.identity(key, message.size, content)
         self._ledger.intend(self._account, [(key, message.size)])
@@ -368,7 +378,7 @@ class Fetching:
     async def _store_other(
         self, message: Message, key: str, reader: ContentReader, body: AsyncIterable[bytes]
     ) -> None:
-        """Another message under a unique-id that is known."""
+        """Store a different message under a known unique-id."""
         content, before = reader.content(), self._known.identity_of(key)
         intent = earlier_key(key, content.digest)
         begun = self._known.taken.get(intent)
@@ -384,8 +394,11 @@ class Fetching:
         self._outcome.notes.append(f"message {message.number}: {text}")
 
     def _other_identity(self, key: str, size: int, content: Content) -> str:
-        """Of another message than the one known under this key: if it is free the name that it
-        would have without the ledger, so that it is found if the ledger is lost.  Blocking."""
+        """Return the name of a message that differs from the one known under this key.  Blocking.
+
+        If free, it is the name that the message would have without the ledger, so that the message
+        is recognised if the ledger is lost.
+        """
         destination, usual = self._destination, self._known.usual(key, size)
         other = self._known.identity(key, size, content)
         if not offers(destination, Verifying) or usual == self._known.identity_of(key):
@@ -412,10 +425,10 @@ class Fetching:
         was_begun: bool,
         is_wanted: bool = True,
     ) -> None:
-        """A message that was begun is at the destination on return, and durable or in its group.
+        """Write a begun message to the destination; on return it is durable or in its group.
 
-        ``reader`` has seen all of it when ``body`` has ended; without ``is_wanted`` it is there
-        already.
+        ``reader`` has seen all of it when ``body`` has ended.  Without ``is_wanted`` the
+        destination has the message already, and it is only read.
         """
         destination = self._destination
         try:
@@ -438,9 +451,11 @@ class Fetching:
             self._outcome.known += 1
 
     async def _commit(self) -> None:
-        """Wait for the destination even when the session is cancelled: cleaning up would disturb
-        the thread that talks to it, and what it has taken is to be known.  ``_came`` ends the
-        session then."""
+        """Wait for the destination, even when the session is cancelled.
+
+        Cleaning up would disturb the thread that uses the destination, and a message that it
+        accepted must be recorded.  ``_came`` raises the cancellation afterwards.
+        """
         work = asyncio.ensure_future(asyncio.to_thread(self._destination.commit))
         self._cancelled = await finished(work)
         if self._cancelled is not None and work.exception() is not None:
@@ -450,7 +465,7 @@ class Fetching:
     # Groups.
 
     async def _write_down(self) -> None:
-        """Begin to make the group durable; the one before it is, on return."""
+        """Start to make the current group durable; the previous group is durable on return."""
         waiting, self._waiting = self._waiting, []
         await self._written()
         if waiting:
@@ -465,7 +480,7 @@ class Fetching:
             self._writing = None
 
     async def _make_known(self, waiting: Sequence[_Whole], sync: Callable[[], None] | None) -> None:
-        """What is durable at the destination becomes known, and may then be proved."""
+        """Make a group durable, then record it; only then can its messages be proved."""
         if sync is not None:
             await asyncio.to_thread(sync)
         now = self._now()
@@ -481,7 +496,7 @@ class Fetching:
                 self.seen.append(each.seen)
 
     def _write_rows(self, waiting: Sequence[_Whole], now: float) -> None:
-        """Blocking."""
+        """Write a durable group to the ledger.  Blocking."""
         new = [each.row for each in waiting if not each.is_compared]
         known = [each for each in waiting if each.is_compared]
         moved = [each.row for each in known if each.row.moved_from]
@@ -498,11 +513,11 @@ class Fetching:
     # Headers.
 
     async def likenesses(self, messages: Sequence[Message]) -> dict[int, bytes | None]:
-        """By message-number, of those whose headers the server gives by TOP."""
-        found: dict[int, bytes | None] = {}
+        """Return likenesses by message-number, for the headers that the server sends by TOP."""
+        likenesses: dict[int, bytes | None] = {}
         tags = self._reader.capabilities.tags
         if "TOP" in self._reader.quirks.hidden or (tags and not self._reader.capabilities.top):
-            return found
+            return likenesses
         refusals = 0
         left = takewhile(lambda _: refusals < _ENOUGH_HEADERS, messages)
         at = 0
@@ -511,26 +526,26 @@ class Fetching:
             self.awaited = message
             try:
                 header = await self._header(message, body)
-                found[message.number], refusals = likeness(header_of(header)), 0
+                likenesses[message.number], refusals = likeness(header_of(header)), 0
             except (CommandFailed, MessageRefused):
                 refusals += 1
             at += 1
             if self.awaited is None:
                 self.awaited = messages[at] if at < len(messages) else None
         self.awaited = None
-        return found
+        return likenesses
 
     async def _header(self, message: Message, body: AsyncIterable[bytes]) -> bytes:
-        found = bytearray()
+        header = bytearray()
         async for piece in self._counted(message, body):
-            if len(found) < LONGEST_HEADER:  # what is too long is read, or nothing more could be
-                found += piece
-        return bytes(found[:LONGEST_HEADER])
+            if len(header) < LONGEST_HEADER:  # the rest is read to reach the next response
+                header += piece
+        return bytes(header[:LONGEST_HEADER])
 
     # Stubs.
 
     async def fetch_stubs(self, stubs: Sequence[Stub]) -> None:
-        """In the same order of effects as messages; what they stand for is never due."""
+        """Fetch and store stubs, in the same steps as messages; their messages are never due."""
         capabilities = self._reader.capabilities
         for step in stubs:
             message = step.message
@@ -557,7 +572,7 @@ class Fetching:
         self._use.write_down()
 
     async def _store_stub(self, step: Stub, header: bytes) -> None:
-        """Durable on return."""
+        """Store a stub; it is durable on return."""
         destination, message = self._destination, step.message
         identity = self._known.identity(step.key, message.size)
         if step.was_begun and await in_thread(destination.has, identity):
@@ -573,7 +588,7 @@ class Fetching:
             destination.abort()
 
     def refuse(self, message: Message, error: CommandFailed | MessageRefused) -> None:
-        """It stays where it is.  What the destination or the account refuses is set aside."""
+        """Report a message that stays on the server; set it aside unless the server refused it."""
         text = error.text if isinstance(error, CommandFailed) else str(error)
         self._outcome.refused.append(f"message {message.number}: {text}")
         if isinstance(error, Doubtful):
@@ -582,8 +597,11 @@ class Fetching:
             self.set_aside(message, text)
 
     def _settle_doubts(self, *, is_broken: bool = False) -> None:
-        """The destination works, so the messages are to blame.  If it ``is_broken``, they are only
-        tried after the others, and do not have to wait when it works again."""
+        """Set aside the doubted messages, as the destination works and they must be the cause.
+
+        If it ``is_broken``, they are only tried after the others, and do not wait longer when the
+        destination works again.
+        """
         doubted, self._doubted = self._doubted, []
         for message, reason in doubted:
             if not (is_broken and aside_key(message) in self.aside):

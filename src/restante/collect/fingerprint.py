@@ -1,11 +1,11 @@
-"""Fingerprints of messages: enough to tell whether two sets of octets are the same message.
+"""Fingerprints of messages, to decide whether two sets of octets are the same message.
 
 ``Content`` is made while a message passes by.  Its ``likeness`` covers a few header fields that the
 sender wrote and that servers leave alone; other fields come and go: GNU mailutils' pop3d adds
 ``Status:`` and ``X-UIDL:`` at QUIT, Exchange gives other trace fields by TOP than by RETR, and a
 program that has filled a Maildir may have changed line ends, folding and the fields in front.
 
-Security: the header is a stranger's.  It is searched once, up to a limit, and nothing is decoded.
+Security: the header is not trusted.  It is searched once, up to a limit, and nothing is decoded.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _FIELD = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _END = re.compile(rb"(?:\A|\n)\r?\n")  # of the header
-# What servers announce too much, honestly: sizes rounded up to the next KiB, or counted with header
-# lines that they keep for themselves (mbox "From ", X-UIDL, Status: some hundred octets).
-_TOLERANCE = 1024  # octets; and one more for each line, because some count line ends twice
+# By how much honest servers announce too much: they round sizes up to the next KiB, or count header
+# lines that they do not send (mbox "From ", X-UIDL, Status: some hundred octets).
+_TOLERANCE = 1024  # octets; one more is allowed per line, since some servers count line ends twice
 _SUBSTITUTE = re.compile(
     rb"^subject:[^\n]*retrieval using the [a-z0-9]+ protocol failed", re.IGNORECASE | re.MULTILINE
 )
@@ -36,17 +36,17 @@ _SUBSTITUTE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The fingerprints of one message, of its CRLF text."""
+    """The fingerprints of one message's CRLF text."""
 
     digest: bytes
     """SHA-256 of all octets."""
     body: bytes | None = None
-    """SHA-256 of what follows the header; None: not known."""
+    """SHA-256 of the text after the header; None if unknown."""
     likeness: bytes | None = None
-    """See ``likeness``; None: not known, or the header has neither Message-ID nor Date."""
+    """See ``likeness``; None if unknown, or if the header has neither Message-ID nor Date."""
 
     def is_same(self, other: Content) -> bool:
-        """Whether both are one message, though a server may have rewritten its other fields."""
+        """Return whether both are the same message, even if a server rewrote other fields."""
         if self.digest == other.digest:
             return True
         if self.likeness is None or self.body is None:
@@ -55,31 +55,31 @@ class Content:
 
 
 def likeness(header: bytes) -> bytes | None:
-    """SHA-256 of the fields that the sender wrote, without their line ends and white space.
+    """Return the SHA-256 of the fields that the sender wrote, with white space normalised.
 
-    None: the header has neither a Message-ID nor a Date, as RFC 5322 §3.6 requires, so it may be
-    that of any message.
+    None: the header has neither a Message-ID nor a Date, although RFC 5322 §3.6 requires a Date, so
+    it could belong to many messages.
     """
-    found = defaultdict(list)
+    fields = defaultdict(list)
     for name, value in _FIELD.findall(header):
-        found[name.lower()].append(b" ".join(value.split()))
-    if not (found[b"message-id"] or found[b"date"]):
+        fields[name.lower()].append(b" ".join(value.split()))
+    if not (fields[b"message-id"] or fields[b"date"]):
         return None
-    return sha256(b"\0".join(b"\1".join(found[name]) for name in _FIELDS)).digest()
+    return sha256(b"\0".join(b"\1".join(fields[name]) for name in _FIELDS)).digest()
 
 
 def header_of(octets: bytes) -> bytes:
-    """The header, or as much of it as counts."""
+    """Return the header, at most ``LONGEST_HEADER`` octets of it."""
     end = _END.search(octets, 0, LONGEST_HEADER)
     return octets[: end.start() if end else LONGEST_HEADER]
 
 
 class ContentReader:
-    """Makes a ``Content`` of a message that comes in pieces."""
+    """Makes the ``Content`` of a message that is received in pieces."""
 
     def __init__(self) -> None:
         self.octets = 0
-        """How many came so far."""
+        """Number of octets received so far."""
         self._lines = 0
         self._whole, self._body = sha256(), sha256()
         self._header = bytearray()
@@ -102,32 +102,32 @@ class ContentReader:
             del self._header[at:]
 
     def content(self) -> Content:
-        """Of all that came."""
+        """Return the fingerprints of everything received."""
         mark = likeness(header_of(bytes(self._header)))
         return Content(self._whole.digest(), self._body.digest(), mark)
 
     def is_short(self, announced: int) -> bool:
-        """Whether much less came than the server had announced, in octets.
+        """Return whether much less was received than ``announced``, in octets.
 
-        Servers end a message that they cannot read to its end as if it were whole (Dovecot does).
+        Servers that fail to read a message may end it as if it were complete, as Dovecot does.
         """
         return announced - self.octets > self._lines + _TOLERANCE
 
     def is_substitute(self, announced: int) -> bool:
-        """Whether it is the notice that Exchange gives in place of mail it cannot convert."""
+        """Return whether this is the notice Exchange sends for mail that it cannot convert."""
         if self.octets >= announced or b"microsoft exchange" not in self._header.lower():
             return False
         return _SUBSTITUTE.search(self._header) is not None
 
 
 def in_maildir(path: Path) -> Counter[bytes]:
-    """How many messages of each likeness are there and in its folders.
+    """Count the messages of each likeness in a Maildir and its folders.
 
     Raises:
-        TemporaryFailure: another program renames its files all the time.
-        OSError: it cannot be read, or is no Maildir.
+        TemporaryFailure: another program keeps renaming its files.
+        OSError: the path cannot be read or is not a Maildir.
     """
-    found: Counter[bytes] = Counter()
+    counts: Counter[bytes] = Counter()
     for file in _messages(path):
         try:
             opened = file.open("rb")
@@ -135,8 +135,8 @@ def in_maildir(path: Path) -> Counter[bytes]:
             raise ChangingMaildir from error
         with opened:
             if mark := likeness(header_of(opened.read(LONGEST_HEADER))):
-                found[mark] += 1
-    return found
+                counts[mark] += 1
+    return counts
 
 
 def _messages(path: Path) -> Iterator[Path]:

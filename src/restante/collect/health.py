@@ -42,7 +42,7 @@ class Health:
             )
 
     def stopped(self, account: str, messages: int, octets: int) -> None:
-        """By somebody; that is neither good nor bad."""
+        """Count what a session stored that the user stopped; it neither failed nor succeeded."""
         with self._ledger.transaction() as database:
             database.execute(
                 "INSERT INTO health (account, messages, octets) VALUES (?, ?, ?)"

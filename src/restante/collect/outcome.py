@@ -18,8 +18,8 @@ class Outcome:
     stored: int = 0
     octets: int = 0
     known: int = 0
-    """Fetched, and found to be here already: no unique-id told, or a crash hid it, or it had to be
-    compared."""
+    """Messages fetched and found to be stored already: they had no unique-id, a crash hid it, or
+    they had to be compared."""
     present: int = 0
     """Not fetched, because the destination had them before the ledger did."""
     in_doubt: int = 0

@@ -27,7 +27,7 @@ class Pace:
     longest: float
 
     def pause(self, quiet: int, failures: int) -> float:
-        """After so many sessions in a row that brought nothing, or that failed."""
+        """Return the pause after ``quiet`` sessions without mail, or ``failures``, in a row."""
         longest = max(self.shortest, self.longest)
         if failures:
             return min(self.shortest * 2.0 ** min(failures, 30), max(_LONGEST, longest))
@@ -43,10 +43,10 @@ async def follow(
     clock: Callable[[], float] = time.time,
     jitter: Callable[[float, float], float] = random.uniform,
 ) -> None:
-    """One session after the other, until it is cancelled.
+    """Run one session after the other, until cancelled.
 
-    ``may_begin`` tells before which moment nobody may log in, by what the server and the budget
-    say now.  A session that gave way to another, or to the server's wish, has not failed.
+    ``may_begin`` returns the earliest time of the next login, by what the server and the budget
+    allow now.  A session that gave way to another, or that came too soon, has not failed.
     """
     quiet = failures = 0
     while True:

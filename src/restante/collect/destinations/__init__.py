@@ -1,6 +1,6 @@
 """Where fetched mail goes: a directory, a Maildir, an mbox; or on to a server or a program.
 
-A destination takes one message at a time: ``begin`` says whether it wants it, ``write`` adds
+A destination takes one message at a time: ``begin`` says whether it is new, ``write`` adds
 octets, ``commit`` makes it durable, ``abort`` leaves no trace.  After ``commit`` a crash cannot
 lose the message, so only then may it be deleted on its server.
 """

@@ -69,8 +69,11 @@ class Dotlock:
                 os.utime(self._path)
 
     def release(self) -> None:
-        """One that cannot be removed is broken by the next who wants it; what was done under it
-        is done."""
+        """Release the lock.
+
+        If its file cannot be removed, the next program that locks breaks it as stale; the work
+        done under the lock is complete.
+        """
         if self._is_ours:
             self._is_ours = False
             with suppress(OSError):
@@ -78,7 +81,7 @@ class Dotlock:
                     self._path.unlink()
 
     def _link(self) -> bool:
-        """By a second name, which is atomic over NFS too; where there is none, by O_EXCL."""
+        """Create the lock by a hard link, which is atomic over NFS too; else by O_EXCL."""
         try:
             os.link(self._aside, self._path)
         except FileExistsError:

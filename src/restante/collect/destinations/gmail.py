@@ -28,7 +28,7 @@ _LATER = ("rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded", "dailyL
 
 
 class Gmail(Handed):
-    """``label`` is made if there is none; without one, mail goes to the inbox."""
+    """A Gmail mailbox; a missing ``label`` is created, without one mail goes to the inbox."""
 
     def __init__(self, label: str, token: TokenSource, base: str = _BASE) -> None:
         super().__init__()

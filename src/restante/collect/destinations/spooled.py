@@ -1,7 +1,7 @@
 """Destinations that take a message whole and answer: LMTP, SMTP, a command.
 
 Each waits in an unnamed file until all of it is here, so half a message is never handed over.  None
-of these can tell whether it has a message already: after a crash between their answer and the
+of these can check whether it has a message already: after a crash between their answer and the
 ledger one message may be handed over twice.
 
 A refusal concerns one message or all of them, and the rest of the mail goes on only in the first
