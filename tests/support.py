@@ -16,7 +16,6 @@ from scramp import ScramMechanism
 from restante.errors import AuthenticationFailed
 from restante.maildrop import Store
 from restante.passdb import (
-    Account,
     Credentials,
     Digest,
     Network,
@@ -25,6 +24,7 @@ from restante.passdb import (
     ScramSecrets,
     Shown,
     Token,
+    UserAccount,
 )
 from restante.pop3.session import Policy
 from restante.server.address import Address, bind
@@ -69,22 +69,22 @@ class OneUser:
 
     password: str = "tan staaf"
 
-    async def verify(self, credentials: Credentials) -> Account:
+    async def verify(self, credentials: Credentials) -> UserAccount:
         return self.open(credentials)
 
     async def scram(self, identity: str, digest: str) -> ScramSecrets:
         return self.keys(identity, digest)
 
-    async def proved(self, proof: Proof) -> Account:
+    async def proved(self, proof: Proof) -> UserAccount:
         return self.open(proof)
 
-    async def digested(self, shown: Digest) -> Account:
+    async def digested(self, shown: Digest) -> UserAccount:
         return self.open(shown)
 
-    async def verify_token(self, token: Token) -> Account:
+    async def verify_token(self, token: Token) -> UserAccount:
         return self.open(token)
 
-    async def certified(self, proof: Proof) -> Account:
+    async def certified(self, proof: Proof) -> UserAccount:
         return self.open(proof)
 
     def keys(self, identity: str, digest: str) -> ScramSecrets:
@@ -98,7 +98,7 @@ class OneUser:
             keys.append(ScramKey(label, stored, server))
         return ScramSecrets(salt, 4096, tuple(keys))
 
-    def open(self, shown: Shown) -> Account:
+    def open(self, shown: Shown) -> UserAccount:
         match shown:
             case Credentials("PLAIN" | "LOGIN" | "USER", "mrose", password):
                 is_right = password == self.password
@@ -114,7 +114,7 @@ class OneUser:
                 is_right = False
         if not is_right:
             raise AuthenticationFailed
-        return Account("mrose", "mrose")
+        return UserAccount("mrose", "mrose")
 
 
 class Client:

@@ -1,6 +1,6 @@
 """The authentication contract: who the user is, and what that user may open.
 
-A ``Passdb`` answers the first question with an ``Account`` (identity); the account
+A ``Passdb`` answers the first question with a ``UserAccount`` (identity); the account
 answers the second (permission): now, from this address, over this connection.
 Security: passwords are in clear text here; they never appear in a ``repr`` or in the log.
 """
@@ -185,7 +185,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class UserAccount:
     """A proved identity, and what it may open."""
 
     user: str
@@ -230,7 +230,7 @@ class Account:
 class Passdb(Protocol):
     """Identity: checks credentials."""
 
-    async def verify(self, credentials: Credentials) -> Account:
+    async def verify(self, credentials: Credentials) -> UserAccount:
         """Return the account of these credentials, whether or not it may be opened now.
 
         Takes the same time for an unknown user and for a wrong password.
@@ -254,7 +254,7 @@ class ScramKeys(Protocol):
             TemporaryFailure: cannot be looked up now; never counts as a guess.
         """
 
-    async def proved(self, proof: Proof) -> Account:
+    async def proved(self, proof: Proof) -> UserAccount:
         """Return the account of a proof, whether or not it may be opened now.
 
         Raises:
@@ -268,7 +268,7 @@ class ScramKeys(Protocol):
 class Digests(Protocol):
     """Add-on for APOP (RFC 1939 §7), which needs the passwords themselves."""
 
-    async def digested(self, shown: Digest) -> Account:
+    async def digested(self, shown: Digest) -> UserAccount:
         """Return the account of a digest, whether or not it may be opened now.
 
         Takes the same time for an unknown user, for a user whose password is stored only as a
@@ -284,7 +284,7 @@ class Digests(Protocol):
 class Tokens(Protocol):
     """Add-on for OAUTHBEARER (RFC 7628) and XOAUTH2."""
 
-    async def verify_token(self, token: Token) -> Account:
+    async def verify_token(self, token: Token) -> UserAccount:
         """Return the account of a bearer token, whether or not it may be opened now.
 
         Raises:
@@ -297,7 +297,7 @@ class Tokens(Protocol):
 class Certificates(Protocol):
     """Add-on for EXTERNAL (RFC 4422 appendix A) with client certificates."""
 
-    async def certified(self, proof: Proof) -> Account:
+    async def certified(self, proof: Proof) -> UserAccount:
         """Return the account of an address that a trusted certificate names.
 
         Raises:
@@ -311,7 +311,7 @@ class Certificates(Protocol):
 class Accounts(Protocol):
     """Add-on for chains: a user's permissions, when another back end has proved the identity."""
 
-    async def account(self, identity: str) -> Account | None:
+    async def account(self, identity: str) -> UserAccount | None:
         """Return the account of a user, or None if this back end has no such user.
 
         Raises:
@@ -336,7 +336,7 @@ class Generations(Protocol):
 class LastUses(Protocol):
     """Add-on for a cache: record logins that the cache answered."""
 
-    def used(self, account: Account, address: str) -> None:
+    def used(self, account: UserAccount, address: str) -> None:
         """``account`` was opened from ``address`` without a call of ``verify``.  Must not block."""
 
 

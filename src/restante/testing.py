@@ -37,7 +37,7 @@ from weakref import WeakSet
 from . import mime, tls
 from .errors import AuthenticationFailed, MaildropInUse
 from .maildrop import Maildrop
-from .passdb import Account, Credentials, Proof, ScramSecrets, Token
+from .passdb import Credentials, Proof, ScramSecrets, Token, UserAccount
 from .pop3.commands import VERBS
 from .pop3.session import Policy
 from .pop3.state import Event, StartTLS
@@ -459,16 +459,16 @@ class _People:
 
     passwords: dict[str, str]
 
-    async def verify(self, credentials: Credentials) -> Account:
+    async def verify(self, credentials: Credentials) -> UserAccount:
         return self._open(credentials.identity, credentials.password)
 
-    async def verify_token(self, token: Token) -> Account:
+    async def verify_token(self, token: Token) -> UserAccount:
         return self._open(token.identity, token.token)
 
-    def _open(self, user: str, secret: str) -> Account:
+    def _open(self, user: str, secret: str) -> UserAccount:
         if self.passwords.get(user) != secret:
             raise AuthenticationFailed
-        return Account(user, user)
+        return UserAccount(user, user)
 
     async def scram(self, identity: str, digest: str) -> ScramSecrets:
         from .auth import scram  # scramp is needed by few tests
@@ -480,10 +480,10 @@ class _People:
             return scram.decoy_secrets(b"restante.testing", identity, digest)
         return ScramSecrets(salt, _ITERATIONS, (scram.key("password", both),))
 
-    async def proved(self, proof: Proof) -> Account:
+    async def proved(self, proof: Proof) -> UserAccount:
         if proof.authorization not in ("", proof.identity):
             raise AuthenticationFailed
-        return Account(proof.identity, proof.identity)
+        return UserAccount(proof.identity, proof.identity)
 
 
 class Pop3Server:

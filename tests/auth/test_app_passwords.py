@@ -20,7 +20,7 @@ from restante.auth.database import STEPS
 from restante.auth.names import BadName
 from restante.auth.users import BadPassword, NameTaken, NoSuchAppPassword, Users
 from restante.errors import AuthenticationFailed, NoSuchUser, TemporaryFailure
-from restante.passdb import Account, Credentials, Proof, ScramKeys, ScramSecrets
+from restante.passdb import Credentials, Proof, ScramKeys, ScramSecrets, UserAccount
 
 from .test_users import refused, verify
 
@@ -154,7 +154,7 @@ def test_the_last_use_is_known_of_what_a_clock_made_that_was_ahead(
     users.add_app_password("mrose", "phone")
     ahead = time.time() + 300 * 86_400
     rows(database, "UPDATE credentials SET created_at = ?, used_at = ?", ahead, ahead)
-    users.used(Account("mrose", "mrose", "phone"), "192.0.2.7")
+    users.used(UserAccount("mrose", "mrose", "phone"), "192.0.2.7")
     users.close()
     (phone,) = users.app_passwords("mrose")
     assert phone.used_at == pytest.approx(time.time(), abs=60)
@@ -212,7 +212,7 @@ def test_a_current_hash_is_left_alone(users: Users, database: Path) -> None:
 # SCRAM.
 
 
-def prove(users: Users, identity: str, password: str, digest: str = "sha256") -> Account:
+def prove(users: Users, identity: str, password: str, digest: str = "sha256") -> UserAccount:
     """RFC 5802 §3 with scramp on both sides, over the keys of the database."""
     secrets = asyncio.run(users.scram(identity, digest))
     mechanism = {"sha256": "SCRAM-SHA-256", "sha1": "SCRAM-SHA-1"}[digest]

@@ -19,7 +19,7 @@ from restante.auth import cache as module
 from restante.auth.cache import Cache
 from restante.auth.users import NoSuchAppPassword, Users
 from restante.errors import AuthenticationFailed, TemporaryFailure
-from restante.passdb import Account, Credentials, Digest, Proof, Shown, Token
+from restante.passdb import Credentials, Digest, Proof, Shown, Token, UserAccount
 from restante.server import login
 
 from ..support import OneUser
@@ -44,13 +44,13 @@ class Plain:
     asked: int = 0
     is_down: bool = False
 
-    async def verify(self, credentials: Credentials) -> Account:
+    async def verify(self, credentials: Credentials) -> UserAccount:
         self.asked += 1
         if self.is_down:
             raise TemporaryFailure("down")
         if (credentials.identity, credentials.password) not in self.right:
             raise AuthenticationFailed("bad-password")
-        return Account(credentials.identity, credentials.identity)
+        return UserAccount(credentials.identity, credentials.identity)
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Telling(Plain):
     change_while_asked: bool = False
     uses: list[tuple[str, str]] = field(default_factory=list)
 
-    async def verify(self, credentials: Credentials) -> Account:
+    async def verify(self, credentials: Credentials) -> UserAccount:
         try:
             return await super().verify(credentials)
         finally:
@@ -71,11 +71,11 @@ class Telling(Plain):
     async def generation(self, identity: str) -> bytes | None:
         return self.now
 
-    def used(self, account: Account, address: str) -> None:
+    def used(self, account: UserAccount, address: str) -> None:
         self.uses.append((account.user, address))
 
 
-def verify(cache: Cache, credentials: Credentials = ROSE) -> Account:
+def verify(cache: Cache, credentials: Credentials = ROSE) -> UserAccount:
     return asyncio.run(cache.verify(credentials))
 
 
@@ -241,7 +241,7 @@ def test_a_user_who_was_unknown_is_known_at_once(users: Users) -> None:
     ],
 )
 def test_a_permission_that_changes_holds_at_once(
-    users: Users, database: Path, change: Callable[[Users, Account], None], reason: str
+    users: Users, database: Path, change: Callable[[Users, UserAccount], None], reason: str
 ) -> None:
     """I 192; a permission is looked at by who opens, at each login."""
     cache = Cache(users)
@@ -297,7 +297,7 @@ def test_a_generation_does_not_wait_for_a_writer(users: Users, database: Path) -
     other = sqlite3.connect(database, isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
 
-    async def main() -> Account:
+    async def main() -> UserAccount:
         asyncio.get_running_loop().call_later(0.05, other.execute, "ROLLBACK")
         return await cache.verify(ROSE)
 
@@ -367,9 +367,9 @@ def test_what_proves_once_is_asked_each_time(shown: Shown) -> None:
     asked = []
 
     class Once(OneUser):
-        def open(self, shown: Shown) -> Account:
+        def open(self, shown: Shown) -> UserAccount:
             asked.append(shown)
-            return Account("mrose", "mrose")
+            return UserAccount("mrose", "mrose")
 
     passdb = Once()
     for _ in range(2):
@@ -382,7 +382,7 @@ def test_no_password_is_kept() -> None:
     verify(cache)
     refused(cache)
     kept = repr([cache._right._entries, cache._wrong._entries])
-    assert "Account" in kept
+    assert "UserAccount" in kept
     assert "staaf" not in kept
     assert "'wrong'" not in kept
 

@@ -18,7 +18,6 @@ from restante.auth.passwd_file import PasswdFile
 from restante.auth.throttle import Priority
 from restante.errors import AuthenticationFailed, BackendUnavailable, NoSuchUser, TemporaryFailure
 from restante.passdb import (
-    Account,
     Certificates,
     Credentials,
     Digest,
@@ -31,6 +30,7 @@ from restante.passdb import (
     ScramSecrets,
     Token,
     Tokens,
+    UserAccount,
     attempting,
 )
 from restante.server.login import offered
@@ -51,15 +51,15 @@ class Plain:
     fault: Exception | None = None
     hangs: bool = False
 
-    async def verify(self, credentials: Credentials) -> Account:
+    async def verify(self, credentials: Credentials) -> UserAccount:
         await self._ask("verify", credentials.identity)
         if self.users.get(credentials.identity) != credentials.password:
             raise AuthenticationFailed
-        return Account(credentials.identity, credentials.identity)
+        return UserAccount(credentials.identity, credentials.identity)
 
-    async def account(self, identity: str) -> Account | None:
+    async def account(self, identity: str) -> UserAccount | None:
         await self._ask("account", identity)
-        return Account(identity, identity) if identity in self.users else None
+        return UserAccount(identity, identity) if identity in self.users else None
 
     def close(self) -> None:
         self.asked.append(("close", ""))
@@ -75,14 +75,14 @@ class Plain:
 class Keyed(Plain):
     """One with keys for SCRAM, too."""
 
-    def used(self, account: Account, address: str) -> None:
+    def used(self, account: UserAccount, address: str) -> None:
         self.asked.append(("used", account.user))
 
     async def scram(self, identity: str, digest: str) -> ScramSecrets:
         await self._ask("scram", identity)
         return ScramSecrets(digest.encode(), 1, (ScramKey("password", b"", b""),))
 
-    async def proved(self, proof: Proof) -> Account:
+    async def proved(self, proof: Proof) -> UserAccount:
         return await self.verify(Credentials("SCRAM", proof.identity, self.users[proof.identity]))
 
     async def generation(self, identity: str) -> bytes | None:
@@ -91,7 +91,7 @@ class Keyed(Plain):
         return repr(self.users.get(identity)).encode()
 
 
-def log_in(chain: Chain, identity: str, password: str) -> Account:
+def log_in(chain: Chain, identity: str, password: str) -> UserAccount:
     return run(chain.verify(Credentials("PLAIN", identity, password)))
 
 
@@ -174,7 +174,7 @@ QUESTIONS: dict[str, Callable[[Chain], Awaitable[object]]] = {
 class Everything(Keyed):
     """A back end for all questions, and a provider of tokens; generations can hang as well."""
 
-    async def digested(self, shown: Digest) -> Account:
+    async def digested(self, shown: Digest) -> UserAccount:
         return await self.verify(PLAIN)
 
     async def generation(self, identity: str) -> bytes | None:
@@ -274,7 +274,7 @@ def test_scram_asks_who_knows() -> None:
 class Digested(Plain):
     """One that can check APOP, too."""
 
-    async def digested(self, shown: Digest) -> Account:
+    async def digested(self, shown: Digest) -> UserAccount:
         await self._ask("digested", shown.identity)
         return await self.verify(Credentials("APOP", shown.identity, shown.digest))
 
@@ -413,7 +413,7 @@ def test_mail_waits_for_a_back_end_that_is_down() -> None:
 def test_it_tells_who_knows_somebody_and_closes_all() -> None:
     backends = Plain({"ann": "one"}), Plain({"bob": "two"})
     chain = chained(*backends)
-    assert run(chain.find("bob")) == ("passwd-file", Account("bob", "bob"))
+    assert run(chain.find("bob")) == ("passwd-file", UserAccount("bob", "bob"))
     assert run(chain.find("eve")) == ("", None)
     chain.close()
     assert all(each.asked[-1] == ("close", "") for each in backends)
@@ -423,7 +423,7 @@ def test_a_login_that_a_cache_answered_is_told_to_who_notes_it() -> None:
     keyed = Keyed({"ann": "one"})
     chain = chained(Plain({}), keyed)
     assert isinstance(chain, LastUses)
-    chain.used(Account("ann", "ann"), "::1")
+    chain.used(UserAccount("ann", "ann"), "::1")
     assert keyed.asked == [("used", "ann")]
 
 
@@ -445,7 +445,7 @@ class Tokened:
         return token
 
 
-def show(chain: Chain, token: str, identity: str = "") -> Account:
+def show(chain: Chain, token: str, identity: str = "") -> UserAccount:
     assert isinstance(chain, Tokens)
     return run(chain.verify_token(Token("OAUTHBEARER", identity, token)))
 
@@ -486,14 +486,14 @@ def test_a_token_opens_what_its_owner_may_open(
         with pytest.raises(AuthenticationFailed):
             show(chain, owner, identity)
     else:
-        assert show(chain, owner, identity) == Account(user, user, "token")
+        assert show(chain, owner, identity) == UserAccount(user, user, "token")
     assert not any(what == "verify" for each in two for what, _ in each.asked)
 
 
 def test_what_a_user_may_holds_for_tokens_and_certificates() -> None:
     class Closed(Plain):
-        async def account(self, identity: str) -> Account | None:
-            return Account(identity, identity, is_enabled=False, is_read_only=True)
+        async def account(self, identity: str) -> UserAccount | None:
+            return UserAccount(identity, identity, is_enabled=False, is_read_only=True)
 
     chain = chained(Closed({}), issuer=Tokened(), takes_certificates=True)
     assert isinstance(chain, Certificates)
@@ -504,8 +504,8 @@ def test_what_a_user_may_holds_for_tokens_and_certificates() -> None:
 
 def test_strangers_are_taken_only_if_somebody_said_so(two: tuple[Plain, Plain]) -> None:
     chain = chained(*two, issuer=Tokened(), takes_unknown_users=True)
-    assert show(chain, "Eve") == Account("eve", "eve", "token")
-    assert show(chain, "eve", "EVE") == Account("eve", "eve", "token")
+    assert show(chain, "Eve") == UserAccount("eve", "eve", "token")
+    assert show(chain, "eve", "EVE") == UserAccount("eve", "eve", "token")
     assert show(chain, "ann@b.example").user == "ann"
     for owner, identity in (("eve", "ann"), ("../eve", ""), ("", ""), ("a b", ""), ("ann", "eve")):
         with pytest.raises(AuthenticationFailed):
@@ -555,4 +555,4 @@ def test_a_certificate_opens_what_its_address_may_open(
         with pytest.raises(AuthenticationFailed):
             run(chain.certified(proof))
     else:
-        assert run(chain.certified(proof)) == Account(user, user, "certificate")
+        assert run(chain.certified(proof)) == UserAccount(user, user, "certificate")

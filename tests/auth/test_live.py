@@ -12,12 +12,12 @@ from ipaddress import ip_network
 import pytest
 
 from restante.auth.users import Users
-from restante.passdb import Account
+from restante.passdb import UserAccount
 from restante.store.memory import MemoryStore
 
 from ..support import Server, once, serving, sizes
 
-MROSE = Account("mrose", "mrose")
+MROSE = UserAccount("mrose", "mrose")
 
 
 @asynccontextmanager

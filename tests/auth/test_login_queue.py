@@ -13,7 +13,7 @@ from restante.auth import login_queue as module
 from restante.auth.login_queue import LoginQueue
 from restante.auth.throttle import Priority
 from restante.errors import AuthenticationFailed, TooBusy
-from restante.passdb import Account, Credentials, attempting
+from restante.passdb import Credentials, UserAccount, attempting
 
 
 class Hashing:
@@ -24,7 +24,7 @@ class Hashing:
         self.came = asyncio.Event()
         self._running: list[tuple[str, asyncio.Future[None]]] = []
 
-    async def verify(self, credentials: Credentials) -> Account:
+    async def verify(self, credentials: Credentials) -> UserAccount:
         self.begun.append(credentials.identity)
         self.came.set()
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -32,9 +32,9 @@ class Hashing:
         await ended
         if credentials.password == "wrong":
             raise AuthenticationFailed
-        return Account(credentials.identity, credentials.identity)
+        return UserAccount(credentials.identity, credentials.identity)
 
-    async def account(self, identity: str) -> Account:
+    async def account(self, identity: str) -> UserAccount:
         return await self.verify(Credentials("", identity, ""))
 
     async def finish(self, count: int = 1) -> None:
@@ -128,7 +128,7 @@ def test_lookup_has_the_priority_of_its_login() -> None:
         await settled()
         await bench.passdb.finish(5)
         assert bench.begun == ["clean/a1", "cat", "ann", "bob", "clean/d1"]
-        assert bench.tasks["known/c1"].result() == Account("cat", "cat")
+        assert bench.tasks["known/c1"].result() == UserAccount("cat", "cat")
 
     run(test)
 

@@ -21,11 +21,11 @@ import pytest
 from restante.auth.chain import Chain
 from restante.auth.pam import Pam
 from restante.errors import AuthenticationFailed, BackendUnavailable
-from restante.passdb import Account, Accounts, Credentials
+from restante.passdb import Accounts, Credentials, UserAccount
 
 from ..support import until
 
-ANN = Account("ann", "ann")
+ANN = UserAccount("ann", "ann")
 
 
 class Asked(NamedTuple):
@@ -106,7 +106,7 @@ def shown(identity: str, password: str = "tan staaf", **more: str) -> Credential
     return Credentials("PLAIN", identity, password, **more)
 
 
-def log_in(pam: Pam, identity: str, password: str = "tan staaf", **more: str) -> Account:
+def log_in(pam: Pam, identity: str, password: str = "tan staaf", **more: str) -> UserAccount:
     return asyncio.run(pam.verify(shown(identity, password, **more)))
 
 

@@ -20,7 +20,7 @@ import pytest
 from restante.auth import passwd_file, schemes
 from restante.auth.passwd_file import PasswdFile
 from restante.errors import AuthenticationFailed, BackendUnavailable
-from restante.passdb import Account, Accounts, Credentials, Digest, Digests, Generations
+from restante.passdb import Accounts, Credentials, Digest, Digests, Generations, UserAccount
 
 T = TypeVar("T")
 LONG_AGO = 1_600_000_000  # seconds since the epoch; what was written then is settled
@@ -46,7 +46,7 @@ def path(tmp_path: Path) -> Path:
 
 def log_in(
     file: PasswdFile, identity: str = "mrose", password: str = "tan staaf", **more: str
-) -> Account:
+) -> UserAccount:
     return run(file.verify(Credentials("PLAIN", identity, password, **more)))
 
 
@@ -66,32 +66,37 @@ def test_it_keeps_its_contracts(path: Path) -> None:
 
 def test_a_right_password_opens_the_maildrop_of_that_name(path: Path) -> None:
     file = PasswdFile(path)
-    assert log_in(file) == Account("mrose", "mrose")
+    assert log_in(file) == UserAccount("mrose", "mrose")
     assert refused(file, "mrose", "wrong") == "bad-password"
     assert refused(file, "nobody", "tan staaf") == "unknown-user"
     assert refused(file, "mrose", "tan staaf", authorization="ann") == "authorization"
-    assert run(file.account("mrose")) == Account("mrose", "mrose")
+    assert run(file.account("mrose")) == UserAccount("mrose", "mrose")
     assert run(file.account("ann")) is None
 
 
 @pytest.mark.parametrize(
     ("line", "account"),
     [
-        ("ann:{PLAIN}p", Account("ann", "ann")),
-        ("ann:{PLAIN}p::::::", Account("ann", "ann")),
-        ("ann:{PLAIN}p:1000:1000:Ann Other:/home/ann:/bin/sh", Account("ann", "ann")),
-        ("ann:{PLAIN}p:1000:1000:Ann:/home/ann:/bin/sh:", Account("ann", "ann")),
-        ("ann:{PLAIN}p::::::userdb_mail=maildir:~/Maildir userdb_quota=1", Account("ann", "ann")),
-        ("ann:{PLAIN}p::::::nologin", Account("ann", "ann", is_enabled=False)),
+        ("ann:{PLAIN}p", UserAccount("ann", "ann")),
+        ("ann:{PLAIN}p::::::", UserAccount("ann", "ann")),
+        ("ann:{PLAIN}p:1000:1000:Ann Other:/home/ann:/bin/sh", UserAccount("ann", "ann")),
+        ("ann:{PLAIN}p:1000:1000:Ann:/home/ann:/bin/sh:", UserAccount("ann", "ann")),
+        (
+            "ann:{PLAIN}p::::::userdb_mail=maildir:~/Maildir userdb_quota=1",
+            UserAccount("ann", "ann"),
+        ),
+        ("ann:{PLAIN}p::::::nologin", UserAccount("ann", "ann", is_enabled=False)),
         (
             "ann:{PLAIN}p::::::allow_nets=192.0.2.0/24,2001:db8::1",
-            Account("ann", "ann", networks=tuple(map(ip_network, ("192.0.2.0/24", "2001:db8::1")))),
+            UserAccount(
+                "ann", "ann", networks=tuple(map(ip_network, ("192.0.2.0/24", "2001:db8::1")))
+            ),
         ),
-        ("Ann:{PLAIN}p\r", Account("ann", "ann")),
-        ("\nann:{PLAIN}p\n\n", Account("ann", "ann")),
+        ("Ann:{PLAIN}p\r", UserAccount("ann", "ann")),
+        ("\nann:{PLAIN}p\n\n", UserAccount("ann", "ann")),
     ],
 )
-def test_a_line_says_what_its_user_may(path: Path, line: str, account: Account) -> None:
+def test_a_line_says_what_its_user_may(path: Path, line: str, account: UserAccount) -> None:
     write(path, line)
     file = PasswdFile(path)
     assert log_in(file, "ann", "p") == account
@@ -395,7 +400,7 @@ def test_no_secret_is_in_a_repr_or_in_the_log(path: Path, caplog: pytest.LogCapt
 STAMP = "<1896.697170952@dbc.mtview.ca.us>"
 
 
-def prove(file: PasswdFile, identity: str, password: str, digest: str = "") -> Account:
+def prove(file: PasswdFile, identity: str, password: str, digest: str = "") -> UserAccount:
     made = md5((STAMP + password).encode()).hexdigest()
     return run(file.digested(Digest("APOP", identity, STAMP, digest or made)))
 
@@ -407,14 +412,14 @@ def test_a_digest_of_a_password_in_clear_is_right(path: Path) -> None:
     write(path, "\n".join((*lines, "zoe:{PLAIN}gro\u0308\u00dfe")))
     file = PasswdFile(path, scheme="PLAIN")
     shown = "c4c9334bac560ecc979e58001b3e22fb"
-    assert prove(file, "mrose", "", shown) == Account("mrose", "mrose")
-    assert prove(file, "MROSE", "tanstaaf") == Account("mrose", "mrose")
+    assert prove(file, "mrose", "", shown) == UserAccount("mrose", "mrose")
+    assert prove(file, "MROSE", "tanstaaf") == UserAccount("mrose", "mrose")
     assert [prove(file, name, "two").user for name in ("ann", "bob", "eve")] == [
         "ann",
         "bob",
         "eve",
     ]
-    assert prove(file, "zoe", "größe") == Account("zoe", "zoe")
+    assert prove(file, "zoe", "größe") == UserAccount("zoe", "zoe")
 
 
 @pytest.mark.rfc("P-041")

@@ -29,7 +29,7 @@ from restante.auth.passwd_file import PasswdFile
 from restante.auth.users import Users
 from restante.errors import AuthenticationFailed, NoSuchUser
 from restante.maildrop import View
-from restante.passdb import Account, Credentials, Proof, Shown, Token
+from restante.passdb import Credentials, Proof, Shown, Token, UserAccount
 from restante.server import login
 
 INSIDE, OUTSIDE = "192.0.2.1", "198.51.100.1"
@@ -145,8 +145,8 @@ class System(Pam):
 
     state = "good"
 
-    def _known(self, name: str) -> Account | None:
-        return Account("ann", "ann") if name == "ann" and self.state != "absent" else None
+    def _known(self, name: str) -> UserAccount | None:
+        return UserAccount("ann", "ann") if name == "ann" and self.state != "absent" else None
 
     async def _check(self, name: str, password: str) -> None:
         if (name, password) != ("ann", "pam"):
@@ -217,7 +217,7 @@ class Site:
             users.add_app_password("ann", "phone")
         elif "phone" in labels:
             users.revoke("ann", "phone")
-        plain = Account("ann", "ann")
+        plain = UserAccount("ann", "ann")
         users.permit("ann", replace(plain, **(entry.permissions or {})))  # type: ignore[arg-type]
 
     def decides(self) -> tuple[str, Entry | None]:

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from restante.auth.throttle import Priority, Throttle
-from restante.passdb import Account, Credentials, Disproof, Proof, Token
+from restante.passdb import Credentials, Disproof, Proof, Token, UserAccount
 from restante.shared import Weights
 
 DAY = 86_400.0
-MROSE = Account("mrose", "mrose")
+MROSE = UserAccount("mrose", "mrose")
 HERE, NEXT_DOOR, ELSEWHERE = "192.0.2.7", "192.0.2.8", "198.51.100.1"
 
 
@@ -226,7 +226,7 @@ def test_a_sprayed_password_opens_as_fast_where_it_is_right(throttle: Throttle) 
     assert [
         throttle.priority(shown("Winter2026", "ann", where)) for where in (HERE, ELSEWHERE)
     ] == priorities
-    throttle.accepted(shown("Winter2026", "ann"), Account("ann", "ann"))
+    throttle.accepted(shown("Winter2026", "ann"), UserAccount("ann", "ann"))
     assert throttle.priority(shown("Winter2026", "ann", ELSEWHERE))[0] is Priority.KNOWN
 
 
@@ -350,7 +350,7 @@ def test_nothing_that_strangers_do_locks_a_user(guesses: list[tuple[str, int]]) 
     """I 189: no state refuses anybody, and one that succeeded stays first."""
     home = shown("right", "ann")
     with closing(Throttle(clock=Clock(), places=64)) as throttle:
-        throttle.accepted(home, Account("ann", "ann"))
+        throttle.accepted(home, UserAccount("ann", "ann"))
         for number, (identity, host) in enumerate(guesses):
             guess(throttle, number, f"198.51.100.{host}", identity)
         assert throttle.priority(home)[0] is Priority.KNOWN

@@ -33,11 +33,11 @@ from restante.errors import (
     TemporaryFailure,
     TooBusy,
 )
-from restante.passdb import Account, Credentials
+from restante.passdb import Credentials, UserAccount
 from restante.sasl.prepare import prepared
 
 
-def verify(users: Users, identity: str, password: str, **more: str) -> Account:
+def verify(users: Users, identity: str, password: str, **more: str) -> UserAccount:
     return asyncio.run(users.verify(Credentials("PLAIN", identity, password, **more)))
 
 

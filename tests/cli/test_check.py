@@ -13,7 +13,7 @@ import pytest
 
 from restante import config, tls
 from restante.auth.users import Users
-from restante.passdb import Account
+from restante.passdb import UserAccount
 
 from .conftest import Restante
 
@@ -65,7 +65,7 @@ def let(state: Path, **permissions: object) -> None:
     """There is one user, ann, who may do this."""
     users = Users(state / "users.sqlite3")
     users.add("ann", "tan staaf")
-    users.permit("ann", Account("ann", "ann", **permissions))  # type: ignore[arg-type]
+    users.permit("ann", UserAccount("ann", "ann", **permissions))  # type: ignore[arg-type]
     users.close()
 
 

@@ -21,7 +21,7 @@ from restante import config, connect_blocking
 from restante.app import backends, stores
 from restante.auth.chain import Backend
 from restante.errors import AuthenticationFailed, LoginFailed, RestanteError
-from restante.passdb import Account, Credentials
+from restante.passdb import Credentials, UserAccount
 
 from ..sasl.test_login import personal_certificate
 from .conftest import Restante
@@ -334,11 +334,11 @@ def test_look_ups_in_other_programs_wait_in_the_queue(home: Path) -> None:
         def __init__(self, backend: Backend, slots: int) -> None:
             self.name = type(backend).__name__
 
-        async def account(self, identity: str) -> Account | None:
+        async def account(self, identity: str) -> UserAccount | None:
             asked.append((self.name, "account"))
             return None
 
-        async def verify(self, credentials: Credentials) -> Account:
+        async def verify(self, credentials: Credentials) -> UserAccount:
             asked.append((self.name, "verify"))
             raise AuthenticationFailed
 

@@ -23,7 +23,7 @@ from restante.auth.passwd_file import PasswdFile
 from restante.auth.users import Users
 from restante.clock import RELEASED, SETTLES, SLACK
 from restante.maildrop import ServableStore
-from restante.passdb import Account, Terms
+from restante.passdb import Terms, UserAccount
 from restante.store.maildir import MaildirStore
 from restante.store.memory import MemoryStore
 
@@ -59,7 +59,7 @@ class House:
         return MaildirStore(f"{self.place}/mail/%u", hold=hold, clock=clock)
 
     def round(self) -> None:
-        def terms(account: Account) -> Terms:
+        def terms(account: UserAccount) -> Terms:
             days = account.expire
             return Terms(0, self.expire if days is None else days)
 
@@ -502,12 +502,12 @@ def test_a_back_end_that_is_down_changes_no_rule(house: House, is_down: bool) ->
     """Or all mail would have another day whenever it comes back."""
 
     class Down:
-        async def account(self, identity: str) -> Account | None:
+        async def account(self, identity: str) -> UserAccount | None:
             from restante.errors import BackendUnavailable
 
             if is_down:
                 raise BackendUnavailable("down")
-            return Account(identity, identity)
+            return UserAccount(identity, identity)
 
     (house.place / "mail/eve/new").mkdir(parents=True)
     for name in ("cur", "tmp"):

@@ -17,7 +17,7 @@ from restante import threads
 from restante.auth.chain import Chain
 from restante.auth.ldap import Ldap, Search
 from restante.errors import AuthenticationFailed, BackendUnavailable
-from restante.passdb import Account, Credentials
+from restante.passdb import Credentials, UserAccount
 
 from .programs import missing
 from .slapd import BASE, SERVICE, Slapd, slapd
@@ -44,7 +44,7 @@ def place(directory: Slapd) -> Search:
     )
 
 
-def log_in(place: Search, identity: str, password: str) -> Account:
+def log_in(place: Search, identity: str, password: str) -> UserAccount:
     return asyncio.run(Ldap(place).verify(Credentials("PLAIN", identity, password)))
 
 
@@ -55,13 +55,13 @@ def refused(place: Search, identity: str, password: str) -> str:
 
 
 def test_a_right_password_opens_the_maildrop_of_that_name(place: Search) -> None:
-    assert log_in(place, "mrose", "tan staaf") == Account("mrose", "mrose")
+    assert log_in(place, "mrose", "tan staaf") == UserAccount("mrose", "mrose")
     assert log_in(place, "MRose", "tan staaf").user == "mrose"
     assert log_in(place, "müller", "pässwörd").user == "müller"
     assert refused(place, "mrose", "wrong") == "bad-password"
     assert refused(place, "nobody", "tan staaf") == "unknown-user"
     assert refused(place, "open", "tan staaf") == "bad-password"
-    assert asyncio.run(Ldap(place).account("mrose")) == Account("mrose", "mrose")
+    assert asyncio.run(Ldap(place).account("mrose")) == UserAccount("mrose", "mrose")
     assert asyncio.run(Ldap(place).account("nobody")) is None
 
 

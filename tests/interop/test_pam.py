@@ -13,7 +13,7 @@ import pytest
 from restante.auth.chain import Chain
 from restante.auth.pam import Pam
 from restante.errors import AuthenticationFailed, BackendUnavailable
-from restante.passdb import Account, Credentials
+from restante.passdb import Credentials, UserAccount
 
 from .programs import missing
 
@@ -59,14 +59,14 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
-def verify(pam: Pam, identity: str, password: str, deadline: float = 20.0) -> Account:
+def verify(pam: Pam, identity: str, password: str, deadline: float = 20.0) -> UserAccount:
     chain = Chain({"pam": pam}, deadline=deadline)
     return asyncio.run(chain.verify(Credentials("PLAIN", identity, password)))
 
 
 def test_pam_decides(service: Service, script: Path) -> None:
     pam = service(CHECKED.format(script=script, account="pam_permit.so"))
-    assert verify(pam, "daemon", "tan staaf") == Account("daemon", "daemon")
+    assert verify(pam, "daemon", "tan staaf") == UserAccount("daemon", "daemon")
     for identity, password in (("daemon", "wrong"), ("bin", "tan staaf"), ("root", "tan staaf")):
         with pytest.raises(AuthenticationFailed):
             verify(pam, identity, password)

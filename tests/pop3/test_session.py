@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from restante.errors import AuthenticationFailed
-from restante.passdb import Account, ScramKey, ScramSecrets, Terms
+from restante.passdb import ScramKey, ScramSecrets, Terms, UserAccount
 from restante.pop3.commands import VERBS
 from restante.pop3.grammar import Response
 from restante.pop3.session import Policy, Session
@@ -275,15 +275,15 @@ def test_terms_of_all_users_are_announced_without_user() -> None:
 @pytest.mark.parametrize(
     ("own", "terms"),
     [
-        (Account("a", "a"), Terms(60)),
-        (Account("a", "a", login_delay=10.5), Terms(11)),
-        (Account("a", "a", login_delay=300), Terms(300)),
-        (Account("a", "a", login_delay=9999), Terms(300)),  # until it is announced
-        (Account("a", "a", expire=7), Terms(60, 7)),
+        (UserAccount("a", "a"), Terms(60)),
+        (UserAccount("a", "a", login_delay=10.5), Terms(11)),
+        (UserAccount("a", "a", login_delay=300), Terms(300)),
+        (UserAccount("a", "a", login_delay=9999), Terms(300)),  # until it is announced
+        (UserAccount("a", "a", expire=7), Terms(60, 7)),
     ],
 )
 @pytest.mark.rfc("P-087")
-def test_login_delay_never_exceeds_the_announced_one(own: Account, terms: Terms) -> None:
+def test_login_delay_never_exceeds_the_announced_one(own: UserAccount, terms: Terms) -> None:
     assert HURRIED.terms_of(own) == terms
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from restante.passdb import Account, Attempt, Credentials, ScramSecrets, current_attempt
+from restante.passdb import Attempt, Credentials, ScramSecrets, UserAccount, current_attempt
 from restante.pop3.session import Policy
 from restante.server import pop3 as server_module
 from restante.store.memory import MemoryStore
@@ -24,19 +24,21 @@ class Watched(OneUser):
     disabled: set[str] = field(default_factory=set)
     hangs: set[str] = field(default_factory=set)
 
-    async def verify(self, credentials: Credentials) -> Account:
+    async def verify(self, credentials: Credentials) -> UserAccount:
         self.note("verify")
         if credentials.identity == "bob":
-            return Account("bob", "bob")
+            return UserAccount("bob", "bob")
         return await super().verify(credentials)
 
-    async def account(self, identity: str) -> Account | None:
+    async def account(self, identity: str) -> UserAccount | None:
         self.note("account")
         if identity in self.hangs:
             await asyncio.Event().wait()
         known = identity in ("mrose", "bob")
         return (
-            Account(identity, identity, is_enabled=identity not in self.disabled) if known else None
+            UserAccount(identity, identity, is_enabled=identity not in self.disabled)
+            if known
+            else None
         )
 
     async def scram(self, identity: str, digest: str) -> ScramSecrets:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from restante.errors import AuthenticationFailed, BackendUnavailable, TemporaryFailure
-from restante.passdb import Account, Credentials, Disproof, ScramSecrets, Shown
+from restante.passdb import Credentials, Disproof, ScramSecrets, Shown, UserAccount
 from restante.pop3.session import Policy
 from restante.sasl import scram
 from restante.server.admission import Admission
@@ -33,7 +33,7 @@ class Slow(OneUser):
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     begun: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def verify(self, credentials: Credentials) -> Account:
+    async def verify(self, credentials: Credentials) -> UserAccount:
         self.begun.set()
         await self.go_on.wait()
         return await super().verify(credentials)
@@ -45,10 +45,10 @@ class Guard:
 
     wait: float = 0.0
     failures: list[Shown] = field(default_factory=list)
-    successes: list[tuple[Shown, Account]] = field(default_factory=list)
+    successes: list[tuple[Shown, UserAccount]] = field(default_factory=list)
     heard: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def accepted(self, shown: Shown, account: Account) -> None:
+    def accepted(self, shown: Shown, account: UserAccount) -> None:
         self.successes.append((shown, account))
         self.heard.set()
 
@@ -152,7 +152,7 @@ def test_wrong_scram_proof_is_a_failed_login(caplog: pytest.LogCaptureFixture) -
 class Down(OneUser):
     """A back end that cannot be reached."""
 
-    async def verify(self, credentials: Credentials) -> Account:
+    async def verify(self, credentials: Credentials) -> UserAccount:
         raise BackendUnavailable("ldap: no route")
 
     async def scram(self, identity: str, digest: str) -> ScramSecrets:
@@ -453,7 +453,7 @@ def test_stalled_handshake_is_evicted(
 def test_internal_errors_are_not_guesses(error: Exception) -> None:
     @dataclass
     class Failing(OneUser):
-        async def verify(self, credentials: Credentials) -> Account:
+        async def verify(self, credentials: Credentials) -> UserAccount:
             raise error
 
     async def main() -> None:

@@ -22,7 +22,7 @@ from restante.maildrop import (
     SessionRecord,
     Store,
 )
-from restante.passdb import Account, Credentials, ScramSecrets, Terms
+from restante.passdb import Credentials, ScramSecrets, Terms, UserAccount
 from restante.pop3.session import Policy
 from restante.store.memory import MemoryStore
 
@@ -110,7 +110,7 @@ class BrokenStore(MemoryStore):
 class BrokenPassdb(OneUser):
     broken = Broken()
 
-    async def verify(self, credentials: Credentials) -> Account:
+    async def verify(self, credentials: Credentials) -> UserAccount:
         self.broken("verify")
         return await super().verify(credentials)
 

@@ -14,7 +14,7 @@ import pytest
 from restante.auth.users import Users
 from restante.errors import AuthenticationFailed, TemporaryFailure
 from restante.maildrop import Paced, View
-from restante.passdb import Account, Credentials, Proof, Terms
+from restante.passdb import Credentials, Proof, Terms, UserAccount
 from restante.pop3.session import Policy
 from restante.sasl import Lookup
 from restante.server.login import look_up, resolve, verify
@@ -35,11 +35,11 @@ class Known(OneUser):
         self.users = {"mrose", *others}
         self.asked: list[str] = []
 
-    async def account(self, identity: str) -> Account | None:
+    async def account(self, identity: str) -> UserAccount | None:
         self.asked.append(identity)
         if identity == "down":
             raise TemporaryFailure("directory is down")
-        return Account(identity, identity) if identity in self.users else None
+        return UserAccount(identity, identity) if identity in self.users else None
 
 
 # -- Readings
@@ -159,7 +159,7 @@ def test_user_database_gets_the_name_without_the_view(run: Run[None], tmp_path: 
     users = Users(tmp_path / "users.sqlite3")
     for name in ("mrose", "bob"):
         users.add(name, "tan staaf")
-    users.permit("mrose", Account("", "", view=View(("INBOX", "Junk"))))
+    users.permit("mrose", UserAccount("", "", view=View(("INBOX", "Junk"))))
 
     async def open_view(identity: str, wanted: str = "") -> View:
         shown = Credentials("PLAIN", identity, "tan staaf", wanted)
@@ -246,11 +246,11 @@ def test_scram_salts_are_as_equal_for_unknown_users_as_for_known_ones(
 class Aliased(OneUser):
     """Knows ``mrose``, in any letters and by two passwords, and ``bob``."""
 
-    async def account(self, identity: str) -> Account | None:
+    async def account(self, identity: str) -> UserAccount | None:
         user = identity.lower()
-        return Account(user, user) if user in ("mrose", "bob") else None
+        return UserAccount(user, user) if user in ("mrose", "bob") else None
 
-    async def verify(self, credentials: Credentials) -> Account:
+    async def verify(self, credentials: Credentials) -> UserAccount:
         account = await self.account(credentials.identity)
         if account is None or credentials.password not in ("tan staaf", "app"):
             raise AuthenticationFailed

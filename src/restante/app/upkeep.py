@@ -19,7 +19,7 @@ from ..clock import Clock, Reading
 from ..config import Configuration
 from ..errors import MaildropInUse, RestanteError
 from ..maildrop import Forecast, ServableStore, Sweep
-from ..passdb import Account, Accounts, Terms
+from ..passdb import Accounts, Terms, UserAccount
 from . import stores
 from .words import counted
 
@@ -41,7 +41,7 @@ class Upkeep:
         others: Accounts,
         clock: Clock,
         *,
-        terms: Callable[[Account], Terms],
+        terms: Callable[[UserAccount], Terms],
         site_expires: Callable[[], bool],
     ) -> None:
         """``others`` knows the users who are not in ``users``; it is asked about expiry only if

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..auth.names import BadName, check_new_name
 from ..config import ALL_MECHANISMS, Configuration, Secret, Server
-from ..passdb import Account, Network
+from ..passdb import Network, UserAccount
 from ..sasl.choice import USER_AND_PASS
 from ..server.address import Address
 from ..server.login import offered
@@ -106,7 +106,7 @@ def _open_to_all(config: Configuration) -> Iterator[str]:
 # -- Users who cannot log in
 
 
-def _mechanisms_of(account: Account, available: Collection[str]) -> Iterator[str]:
+def _mechanisms_of(account: UserAccount, available: Collection[str]) -> Iterator[str]:
     if unknown := set(account.mechanisms) - {USER_AND_PASS, *ALL_MECHANISMS}:
         yield f"the user {account.user} has an unknown mechanism: {', '.join(sorted(unknown))}"
     named = ", ".join(account.mechanisms)
@@ -114,7 +114,7 @@ def _mechanisms_of(account: Account, available: Collection[str]) -> Iterator[str
         yield f"the user {account.user} may log in by {named} only, which is not offered"
 
 
-def _networks_of(account: Account, reachable: Iterable[Network]) -> Iterator[str]:
+def _networks_of(account: UserAccount, reachable: Iterable[Network]) -> Iterator[str]:
     for network in account.networks:
         if mapped := _mapped(network):
             yield f"the user {account.user} may log in from {network}; write {mapped} for it"

@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 from ..addons import offers
 from ..clock import elapsed
 from ..errors import AuthenticationFailed
-from ..passdb import Account, Credentials, Generations, LastUses, Passdb
+from ..passdb import Credentials, Generations, LastUses, Passdb, UserAccount
 
 # Seconds; ours.  A right password lasts for one interval of a client that polls every few minutes;
 # without generations a change takes effect after a minute.
@@ -56,10 +56,10 @@ class Cache:
         self._has_all_generations = has_all_generations
         self._service = service
         self._secret = secrets.token_bytes(32)
-        self._right = _Table[Account](_MAX_RIGHT, clock)
+        self._right = _Table[UserAccount](_MAX_RIGHT, clock)
         self._wrong = _Table[str](_MAX_WRONG, clock)
 
-    async def verify(self, credentials: Credentials) -> Account:
+    async def verify(self, credentials: Credentials) -> UserAccount:
         generation = await self._generation(credentials)
         key = self._key(credentials, generation)
         account, reason = self._right.get(key), self._wrong.get(key)

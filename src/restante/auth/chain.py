@@ -25,7 +25,6 @@ from ..errors import (
     TemporaryFailure,
 )
 from ..passdb import (
-    Account,
     Accounts,
     Credentials,
     Digest,
@@ -37,6 +36,7 @@ from ..passdb import (
     ScramKeys,
     ScramSecrets,
     Token,
+    UserAccount,
     end_of,
 )
 from .names import BadName, addressed, check_name, key, normalise
@@ -110,12 +110,14 @@ class Chain:
         if takes_certificates:
             self.certified = self._certified
 
-    async def verify(self, credentials: Credentials) -> Account:
+    async def verify(self, credentials: Credentials) -> UserAccount:
         return await self._verdict(
             credentials.identity, lambda name: self._verifiers[name].verify(credentials)
         )
 
-    async def _verdict(self, identity: str, verify: Callable[[str], Awaitable[Account]]) -> Account:
+    async def _verdict(
+        self, identity: str, verify: Callable[[str], Awaitable[UserAccount]]
+    ) -> UserAccount:
         """Let the back end that knows a user check the login: ``verify`` gets its name."""
         end = self._end()
         async with self._within(end) as asked:
@@ -127,11 +129,11 @@ class Chain:
         await self._equalise_timing(identity, name, end)
         raise refused
 
-    async def account(self, identity: str) -> Account | None:
+    async def account(self, identity: str) -> UserAccount | None:
         _, account = await self.find(identity)
         return account
 
-    async def find(self, identity: str) -> tuple[str, Account | None]:
+    async def find(self, identity: str) -> tuple[str, UserAccount | None]:
         """Return the name of the back end that knows a user, and the account there.
 
         Raises:
@@ -196,7 +198,7 @@ class Chain:
                 return True
         return False
 
-    def used(self, account: Account, address: str) -> None:
+    def used(self, account: UserAccount, address: str) -> None:
         for backend in self._backends.values():
             if offers(backend, LastUses):
                 backend.used(account, address)
@@ -209,34 +211,34 @@ class Chain:
         await self._equalise_timing(identity, name, end)
         return keys
 
-    async def _proved(self, proof: Proof) -> Account:
+    async def _proved(self, proof: Proof) -> UserAccount:
         async with self._within(self._end()) as asked:
             name = await self._deciding(proof.identity, asked)
             return await cast(ScramKeys, self._backends[name]).proved(proof)
 
-    async def _digested(self, shown: Digest) -> Account:
+    async def _digested(self, shown: Digest) -> UserAccount:
         return await self._verdict(
             shown.identity, lambda name: cast(Digests, self._backends[name]).digested(shown)
         )
 
     # Who has proved an identity elsewhere is whom a back end knows by it, with its permission.
 
-    async def _verify_token(self, token: Token) -> Account:
+    async def _verify_token(self, token: Token) -> UserAccount:
         async with self._within(self._end()) as asked:
             asked.append("oauth")
             owner = await self._issuer.owner(token.token)
             account = await self._account_of(owner, asked)
             if account is None and self._takes_unknown_users:
                 with suppress(BadName):
-                    account = Account(check_name(owner), check_name(owner))
+                    account = UserAccount(check_name(owner), check_name(owner))
             return await self._authorized(account, token.identity, "token", asked)
 
-    async def _certified(self, proof: Proof) -> Account:
+    async def _certified(self, proof: Proof) -> UserAccount:
         async with self._within(self._end()) as asked:
             account = await self._account_of(proof.identity, asked)
             return await self._authorized(account, proof.authorization, "certificate", asked)
 
-    async def _account_of(self, name: str, asked: list[str]) -> Account | None:
+    async def _account_of(self, name: str, asked: list[str]) -> UserAccount | None:
         """Return the account of this name; in one of our domains also without the domain."""
         local, _, domain = key(name).partition("@")
         for each in [key(name), *([local] if domain in self._domains else [])]:
@@ -247,8 +249,8 @@ class Chain:
         return None
 
     async def _authorized(
-        self, account: Account | None, authorization: str, credential: str, asked: list[str]
-    ) -> Account:
+        self, account: UserAccount | None, authorization: str, credential: str, asked: list[str]
+    ) -> UserAccount:
         """Return the account with its credential; a user may act for no other (RFC 4616 §2)."""
         if account is None:
             raise AuthenticationFailed("unknown-user")

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import AuthenticationFailed, BackendMisconfigured, BackendUnavailable
-from ..passdb import Account, Credentials, end_of
+from ..passdb import Credentials, UserAccount, end_of
 from ..threads import Threads
 from . import passwords
 from .names import BadName, check_name
@@ -72,7 +72,7 @@ class Ldap:
         self._deadline = deadline
         self._threads = Threads("ldap", _AT_ONCE)
 
-    async def verify(self, credentials: Credentials) -> Account:
+    async def verify(self, credentials: Credentials) -> UserAccount:
         if not passwords.is_possible(credentials.password):
             raise AuthenticationFailed("impossible-password")
         if credentials.authorization and _key(credentials.authorization) != _key(
@@ -87,19 +87,19 @@ class Ldap:
         now = asyncio.get_running_loop().time()
         return time.monotonic() + end_of(self._deadline, now) - now
 
-    def _verify(self, credentials: Credentials, end: float) -> Account:
+    def _verify(self, credentials: Credentials, end: float) -> UserAccount:
         name = _key(credentials.identity)
         known = self._find(name, end)
         entry = known or f"{_DECOY},{self._search.base}"
         password = credentials.password.encode("utf-8", "surrogateescape")
         if not self._binds(entry, password, end) or known is None:
             raise AuthenticationFailed("unknown-user" if known is None else "bad-password")
-        return Account(name, name)
+        return UserAccount(name, name)
 
-    async def account(self, identity: str) -> Account | None:
+    async def account(self, identity: str) -> UserAccount | None:
         name, end = _key(identity), self._end()
         entry = await self._threads.run(lambda: self._find(name, end))
-        return None if entry is None else Account(name, name)
+        return None if entry is None else UserAccount(name, name)
 
     def close(self) -> None:
         """There is nothing to close: each question has its own connection."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ..errors import TooBusy
-from ..passdb import Account, Credentials, current_attempt
+from ..passdb import Credentials, UserAccount, current_attempt
 from .chain import Verifier
 from .throttle import Priority
 
@@ -59,7 +59,7 @@ class LoginQueue:
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._alarm: asyncio.TimerHandle | None = None
 
-    async def verify(self, credentials: Credentials) -> Account:
+    async def verify(self, credentials: Credentials) -> UserAccount:
         """Check a password when a slot is free.
 
         Raises:
@@ -69,7 +69,7 @@ class LoginQueue:
         """
         return await self._run(credentials, lambda: self._backend.verify(credentials))
 
-    async def account(self, identity: str) -> Account | None:
+    async def account(self, identity: str) -> UserAccount | None:
         """Look a user up, with the priority of the login that needs it.
 
         A look-up outside a login, for example of a recipient, has the priority of a login under

@@ -17,7 +17,7 @@ import sys
 from contextlib import suppress
 
 from ..errors import AuthenticationFailed, BackendUnavailable
-from ..passdb import Account, Credentials
+from ..passdb import Credentials, UserAccount
 from ..posix import pwd
 from ..threads import Threads
 from . import passwords
@@ -57,7 +57,7 @@ class Pam:
         self._threads = Threads("pam", _AT_ONCE)
         self._helper = _Helper()
 
-    async def verify(self, credentials: Credentials) -> Account:
+    async def verify(self, credentials: Credentials) -> UserAccount:
         if not passwords.is_possible(credentials.password):
             raise AuthenticationFailed("impossible-password")
         name = _key(credentials.identity)
@@ -83,11 +83,11 @@ class Pam:
         if int(status) != _SUCCESS:
             raise BackendUnavailable(f"pam: {text}")
 
-    async def account(self, identity: str) -> Account | None:
+    async def account(self, identity: str) -> UserAccount | None:
         name = _key(identity)
         return await self._threads.run(lambda: self._known(name))
 
-    def _known(self, name: str) -> Account | None:
+    def _known(self, name: str) -> UserAccount | None:
         """Blocks: a system whose users are in a directory (LDAP, NIS) can take long."""
         try:
             entry = pwd.getpwnam(check_name(name))
@@ -96,7 +96,7 @@ class Pam:
         except OSError as error:
             raise BackendUnavailable(f"pam: {error.strerror}") from error
         is_regular = self._first_uid <= entry.pw_uid <= _LAST_UID and entry.pw_name == name
-        return Account(name, name) if is_regular else None
+        return UserAccount(name, name) if is_regular else None
 
     def close(self) -> None:
         self._helper.close()

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import AuthenticationFailed, BackendMisconfigured, BackendUnavailable
-from ..passdb import Account, Credentials, Digest, Network
+from ..passdb import Credentials, Digest, Network, UserAccount
 from ..regular import open_regular
 from ..threads import Threads
 from . import passwords, schemes
@@ -65,7 +65,7 @@ class _Stamp(NamedTuple):
 class _Entry:
     """One line."""
 
-    account: Account
+    account: UserAccount
     stored: str = field(repr=False)
     is_refused: bool = False
     """The line is malformed, or not the only one of its user, who is known but cannot log in."""
@@ -110,10 +110,10 @@ class PasswdFile:
         # Threads of its own, so that a file system that hangs blocks no thread that reads mail.
         self._lookups = Threads("passwd-file", _LOOKUPS)
 
-    async def verify(self, credentials: Credentials) -> Account:
+    async def verify(self, credentials: Credentials) -> UserAccount:
         return await self._hashers.run(self._verify, credentials)
 
-    def _verify(self, credentials: Credentials) -> Account:
+    def _verify(self, credentials: Credentials) -> UserAccount:
         password = credentials.password
         if not passwords.is_possible(password):
             raise AuthenticationFailed("impossible-password")
@@ -130,10 +130,10 @@ class PasswdFile:
             raise AuthenticationFailed("authorization")  # a user may act for no other (RFC 4616 §2)
         return entry.account
 
-    async def digested(self, shown: Digest) -> Account:
+    async def digested(self, shown: Digest) -> UserAccount:
         return await self._lookups.run(partial(self._digested, shown))
 
-    def _digested(self, shown: Digest) -> Account:
+    def _digested(self, shown: Digest) -> UserAccount:
         name, content = _key(shown.identity), self._read()
         entry = content.entries.get(name)
         stored = entry.stored if entry and not entry.is_refused else content.decoy(name)
@@ -152,7 +152,7 @@ class PasswdFile:
             raise AuthenticationFailed("bad-password")
         return entry.account
 
-    async def account(self, identity: str) -> Account | None:
+    async def account(self, identity: str) -> UserAccount | None:
         entry = (await self._content_now()).entries.get(_key(identity))
         return entry.account if entry else None
 
@@ -229,7 +229,7 @@ class PasswdFile:
         }
         return _Content(entries, hashes, tuple(hashes.values()), digest, stamp, is_settled)
 
-    def review(self) -> tuple[list[Account], list[str]]:
+    def review(self) -> tuple[list[UserAccount], list[str]]:
         """Return the users of lines that are not refused, and the problems of the file.
 
         There is one sentence for each line that is refused and each hash that is never computed.
@@ -287,7 +287,7 @@ def _parse_all(octets: bytes, warn: Callable[[int, str], None]) -> dict[str, _En
 
 
 def _refused(user: str) -> _Entry:
-    return _Entry(Account(user, user, is_enabled=False), "", is_refused=True)
+    return _Entry(UserAccount(user, user, is_enabled=False), "", is_refused=True)
 
 
 def _stamp(status: os.stat_result) -> _Stamp:
@@ -313,7 +313,7 @@ def _parse(line: str) -> _Entry:
         raise _BadLine("has no password hash of a known scheme", user)
     if any(map(_is_restriction, fields[1:6])):
         raise _BadLine("has an extra field in the place of another; six colons precede it", user)
-    account = Account(user, user)
+    account = UserAccount(user, user)
     for extra in fields[6].split() if len(fields) > 6 else []:
         key, _, value = extra.partition("=")
         if key == "nologin":

@@ -33,7 +33,7 @@ from hashlib import sha256
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
-from ..passdb import Account, Credentials, Network, Shown
+from ..passdb import Credentials, Network, Shown, UserAccount
 from ..shared import SharedLock, Weights
 from . import names
 
@@ -159,7 +159,7 @@ class Throttle:
                 self._count(shown)
         return self._delay(shown.address, is_sprayed) + self._chance() * self.delay / 2
 
-    def accepted(self, shown: Shown, account: Account) -> None:
+    def accepted(self, shown: Shown, account: UserAccount) -> None:
         """Remember a login that was right and permitted."""
         users = {_name(shown.identity), _name(account.user)}
         seen = [(self._homes, _home(name, shown.address)) for name in (*users, _ANY_USER)]

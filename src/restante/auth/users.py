@@ -29,7 +29,7 @@ from ..errors import (
     RestanteError,
 )
 from ..maildrop import View
-from ..passdb import MAX_PASSWORD, Account, Credentials, Network, Proof, ScramSecrets, Terms
+from ..passdb import MAX_PASSWORD, Credentials, Network, Proof, ScramSecrets, Terms, UserAccount
 from ..sasl.prepare import prepared
 from . import passwords, scram
 from .database import ReadOnlyDatabase, transaction, unusable
@@ -71,7 +71,7 @@ class BadPassword(RestanteError):
 class User:
     """A user and its permissions, without secrets."""
 
-    account: Account
+    account: UserAccount
     created_at: float
     """Seconds since the epoch."""
 
@@ -111,7 +111,7 @@ _COLUMNS = {
     "expire": _Column("expire"),
     "view": _Column("folders", lambda view: "\n".join(view.folders)),
 }
-"""By attribute of ``Account``."""
+"""By attribute of ``UserAccount``."""
 
 
 class Users:
@@ -222,7 +222,7 @@ class Users:
                 raise NoSuchAppPassword(_key(name), label)
 
     def permit(
-        self, name: str, account: Account, fields: Collection[str] = tuple(_COLUMNS)
+        self, name: str, account: UserAccount, fields: Collection[str] = tuple(_COLUMNS)
     ) -> None:
         """Set permissions of a user to those of ``account``, in one transaction.
 
@@ -335,10 +335,10 @@ class Users:
 
     # Contracts.
 
-    async def verify(self, credentials: Credentials) -> Account:
+    async def verify(self, credentials: Credentials) -> UserAccount:
         return await self._hashers.run(self._verify, credentials)
 
-    def _verify(self, credentials: Credentials) -> Account:
+    def _verify(self, credentials: Credentials) -> UserAccount:
         password = credentials.password
         if not passwords.is_possible(password):
             raise AuthenticationFailed("impossible-password")
@@ -361,7 +361,7 @@ class Users:
             self._updater.submit(self._renew, key, label, phc, password)
         return account
 
-    def _may_act(self, account: Account, shown: Credentials | Proof) -> Account:
+    def _may_act(self, account: UserAccount, shown: Credentials | Proof) -> UserAccount:
         """Return the account; a user may act for no other (RFC 4616 §2)."""
         if shown.authorization and _key(shown.authorization) != account.user:
             raise AuthenticationFailed("authorization")
@@ -388,10 +388,10 @@ class Users:
         salt, iterations = rows[0][:2]
         return ScramSecrets(salt, iterations, tuple(scram.key(row[2], row[3]) for row in rows))
 
-    async def proved(self, proof: Proof) -> Account:
+    async def proved(self, proof: Proof) -> UserAccount:
         return await asyncio.to_thread(self._proved, proof)
 
-    def _proved(self, proof: Proof) -> Account:
+    def _proved(self, proof: Proof) -> UserAccount:
         key = _key(proof.identity)
         with self._consult() as database:
             row = database.execute(
@@ -421,7 +421,7 @@ class Users:
         with self._consult() as database:
             return database.execute(query, (key,)).fetchall()
 
-    def used(self, account: Account, address: str) -> None:
+    def used(self, account: UserAccount, address: str) -> None:
         self._last_use.note(account.user, account.credential, address)
 
     def _renew(self, key: str, label: str, old: str, password: str) -> None:
@@ -445,7 +445,7 @@ class Users:
         self._reader.close()
         self._quota_reader.close()
 
-    async def account(self, identity: str) -> Account | None:
+    async def account(self, identity: str) -> UserAccount | None:
         key = _key(identity)
         for row in await self._rows(_ACCOUNT, key):
             return _account(key, row)
@@ -536,9 +536,9 @@ def _insert(
     )
 
 
-def _account(key: str, permissions: Sequence[Any], credential: str = _PASSWORD) -> Account:
+def _account(key: str, permissions: Sequence[Any], credential: str = _PASSWORD) -> UserAccount:
     enabled, networks, tls, mechanisms, read_only, login_delay, expire, folders = permissions
-    return Account(
+    return UserAccount(
         key,
         key,
         credential,

@@ -14,7 +14,7 @@ from ..auth.chain import Chain
 from ..auth.throttle import Facts
 from ..config import Configuration
 from ..errors import NoMaildrop, NoSuchUser, UnsafeArgument
-from ..passdb import Account
+from ..passdb import UserAccount
 from ..sasl.choice import USER_AND_PASS
 from ..server.login import offered
 from ..server.views import understand
@@ -116,7 +116,7 @@ def _as_json(facts: Facts) -> dict[str, object]:
     }
 
 
-async def _find(chain: Chain, name: str, separator: str) -> tuple[str, Account | None]:
+async def _find(chain: Chain, name: str, separator: str) -> tuple[str, UserAccount | None]:
     """Find the user as a login does; the name may include a folder."""
     user, _ = await understand(chain, name, separator)
     return await chain.find(user)
@@ -125,7 +125,7 @@ async def _find(chain: Chain, name: str, separator: str) -> tuple[str, Account |
 def _reason(
     options: argparse.Namespace,
     config: Configuration,
-    account: Account,
+    account: UserAccount,
     mechanisms: Collection[str],
 ) -> str | None:
     """Return the reason for a refusal, in the order in which the server checks."""

@@ -25,7 +25,7 @@ from ..clock import is_credible
 from ..config import Configuration
 from ..errors import ConfigurationError, NoMaildrop, NoSuchUser, RestanteError, UnsafeArgument
 from ..maildrop import View
-from ..passdb import Account, Network
+from ..passdb import Network, UserAccount
 from ..store.folders import directory_of
 from . import common
 
@@ -442,7 +442,7 @@ def _rows(app_passwords: Sequence[AppPassword]) -> list[dict[str, object]]:
     ]
 
 
-def _permission(account: Account) -> dict[str, object]:
+def _permission(account: UserAccount) -> dict[str, object]:
     return {
         "name": account.user,
         "enabled": account.is_enabled,

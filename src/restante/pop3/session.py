@@ -26,7 +26,7 @@ from ..errors import (
     RestanteError,
 )
 from ..maildrop import Entry
-from ..passdb import Account, ScramSecrets, Terms
+from ..passdb import ScramSecrets, Terms, UserAccount
 from ..sasl import MECHANISMS, Channel, Exchange, Lookup, Mechanism
 from ..wire import CRLF, FOREIGN_PROTOCOLS, MAX_COMMAND, LineBuffer
 from .grammar import Challenge, Command, Response, failure
@@ -74,7 +74,7 @@ class Policy:
         """What is announced before the login."""
         return self.announced or self.terms
 
-    def terms_of(self, account: Account) -> Terms:
+    def terms_of(self, account: UserAccount) -> Terms:
         """Return the user's terms; the delay is never longer than announced before the login."""
         delay = ceil(account.login_delay) or self.terms.login_delay
         return Terms(

@@ -13,7 +13,6 @@ from ..addons import offers
 from ..errors import AuthenticationFailed
 from ..maildrop import View
 from ..passdb import (
-    Account,
     Certificates,
     Credentials,
     Digest,
@@ -26,6 +25,7 @@ from ..passdb import (
     Shown,
     Token,
     Tokens,
+    UserAccount,
 )
 from ..sasl import Lookup
 from .views import understand
@@ -43,7 +43,7 @@ _DOMAIN = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 class Guard(Protocol):
     """Records how logins ended, and slows guessing down."""
 
-    def accepted(self, shown: Shown, account: Account) -> None:
+    def accepted(self, shown: Shown, account: UserAccount) -> None:
         """Record a successful login."""
 
     def refused(self, shown: Shown) -> float:
@@ -86,7 +86,7 @@ async def resolve(passdb: Passdb, shown: Shown, separator: str) -> tuple[Shown, 
 
 async def verify(
     passdb: Passdb, shown: Shown, view: View = _WHOLE, passwords: Passdb | None = None
-) -> Account:
+) -> UserAccount:
     """Return the account that these credentials open.
 
     ``passwords`` is used instead of ``passdb`` for passwords, for example a cache in front of it.
@@ -104,7 +104,7 @@ async def verify(
     return replace(account, view=replace(view, folders=view.folders or permitted))
 
 
-async def _verify(passdb: Passdb, shown: Shown, passwords: Passdb | None) -> Account:
+async def _verify(passdb: Passdb, shown: Shown, passwords: Passdb | None) -> UserAccount:
     match shown:
         case Credentials():
             return await (passwords or passdb).verify(shown)

@@ -40,13 +40,13 @@ from ..maildrop import (
     Store,
 )
 from ..passdb import (
-    Account,
     Accounts,
     Disproof,
     Generations,
     Network,
     Passdb,
     Shown,
+    UserAccount,
     attempting,
     is_within,
 )
@@ -168,7 +168,7 @@ class Connection(BaseConnection[Event]):
         self._opened: AbstractAsyncContextManager[Maildrop] | None = None  # holds the lock
         self._is_authenticating = False
         self._penalty = 0.0  # when a failed login is answered; the slot is kept until then
-        self._account: Account | None = None
+        self._account: UserAccount | None = None
         self._done = SessionLog(self._began)
 
     def _open_session(self, ssl_object: ssl.SSLObject | None) -> bytes:
@@ -355,7 +355,7 @@ class Connection(BaseConnection[Event]):
         if is_cut:
             self.close("crowded")
 
-    async def _authenticate(self, shown: Shown) -> Account:
+    async def _authenticate(self, shown: Shown) -> UserAccount:
         """Return the account, if it may be opened now.  Hanging up does not undo the guess.
 
         Raises:

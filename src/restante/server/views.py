@@ -16,7 +16,7 @@ from dataclasses import replace
 from ..addons import offers
 from ..errors import PermanentFailure
 from ..maildrop import Maildrop, Store, View, Viewing
-from ..passdb import Account, Accounts, Passdb
+from ..passdb import Accounts, Passdb, UserAccount
 
 RECENT = 30 * 86_400.0
 """Seconds; Gmail's recent mode has 30 days, too."""
@@ -80,7 +80,7 @@ async def understand(passdb: Passdb, name: str, separator: str) -> tuple[str, Vi
     return meanings[0]
 
 
-def opening(store: Store, account: Account) -> AbstractAsyncContextManager[Maildrop]:
+def opening(store: Store, account: UserAccount) -> AbstractAsyncContextManager[Maildrop]:
     """Return the context manager that opens the account's maildrop or view.
 
     Raises:
