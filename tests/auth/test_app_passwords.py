@@ -1,4 +1,4 @@
-"""App passwords and SCRAM keys: several credentials of one person, none told of the others."""
+"""App passwords and SCRAM keys: one user has several credentials, which are independent."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_an_app_password_logs_in_as_the_same_user(users: Users) -> None:
     assert verify(users, "mrose", "tan staaf").credential == "password"
 
 
-def test_an_app_password_cannot_be_guessed(users: Users) -> None:
-    """Who has stolen the database knows the first four characters; 69 bits are left to guess."""
+def test_stolen_database_leaves_69_bits_of_an_app_password(users: Users) -> None:
+    """The database reveals the first four characters; 69 bits are left to guess."""
     made = users.add_app_password("mrose", "phone")
     assert len(made) <= 19  # what many devices take
     assert 31 ** (len(made) - 5) > 2**69
@@ -54,7 +54,7 @@ def test_an_app_password_cannot_be_guessed(users: Users) -> None:
 
 
 def test_a_password_that_begins_like_an_app_password_is_refused(users: Users) -> None:
-    """Else it would never be looked at."""
+    """Otherwise its hash would never be checked."""
     made = users.add_app_password("mrose", "phone")
     with pytest.raises(BadPassword):
         users.set_password("mrose", made)
@@ -62,7 +62,9 @@ def test_a_password_that_begins_like_an_app_password_is_refused(users: Users) ->
     assert verify(users, "mrose", made).credential == "phone"
 
 
-def test_a_login_costs_one_hash_however_many_there_are(users: Users, hashed: Counter[str]) -> None:
+def test_login_costs_one_hash_with_any_number_of_app_passwords(
+    users: Users, hashed: Counter[str]
+) -> None:
     """Neither the number of app passwords nor whether the user exists can be timed."""
     made = [users.add_app_password("mrose", str(number)) for number in range(3)]
     wrong = passwords.generate_app_password()
@@ -81,7 +83,7 @@ def test_a_login_costs_one_hash_however_many_there_are(users: Users, hashed: Cou
         assert hashed.total() == 1
 
 
-def test_a_revoked_one_is_refused_and_the_others_are_not(users: Users) -> None:
+def test_revoked_app_password_is_refused_and_others_are_not(users: Users) -> None:
     phone, odoo = (users.add_app_password("mrose", label) for label in ("phone", "Odoo"))
     users.revoke("MRose", "phone")
     refused(users, "mrose", phone)
@@ -93,7 +95,7 @@ def test_a_revoked_one_is_refused_and_the_others_are_not(users: Users) -> None:
         users.revoke("mrose", "password")
 
 
-def test_one_persons_app_password_is_nobody_elses(users: Users) -> None:
+def test_app_password_works_for_its_own_user_only(users: Users) -> None:
     users.add("ann", "other")
     made = users.add_app_password("mrose", "phone")
     refused(users, "ann", made)
@@ -101,7 +103,7 @@ def test_one_persons_app_password_is_nobody_elses(users: Users) -> None:
         users.revoke("ann", "phone")
 
 
-def test_a_new_password_leaves_app_passwords_alone(users: Users) -> None:
+def test_new_password_keeps_app_passwords(users: Users) -> None:
     made = users.add_app_password("mrose", "phone")
     users.set_password("mrose", "new")
     assert verify(users, "mrose", made).credential == "phone"
@@ -118,12 +120,14 @@ def test_removing_a_user_revokes_them(users: Users) -> None:
 @pytest.mark.parametrize(
     "label", ["", " ", "password", "x" * 65, "a\nb", "a\x1bb", "a\u202eb", "\udcff"]
 )
-def test_a_label_can_be_shown(users: Users, label: str) -> None:
+def test_label_must_be_printable(users: Users, label: str) -> None:
     with pytest.raises(BadName):
         users.add_app_password("mrose", label)
 
 
-def test_labels_are_told_apart_and_bounded(users: Users, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_are_unique_and_limited_in_number(
+    users: Users, monkeypatch: pytest.MonkeyPatch
+) -> None:
     users.add_app_password("mrose", "phone")
     with pytest.raises(NameTaken, match="app password 'phone' exists already"):
         users.add_app_password("mrose", "phone")
@@ -135,7 +139,7 @@ def test_labels_are_told_apart_and_bounded(users: Users, monkeypatch: pytest.Mon
         users.add_app_password("nobody", "phone")
 
 
-def test_the_last_use_is_known(users: Users, database: Path) -> None:
+def test_last_use_is_recorded(users: Users, database: Path) -> None:
     made = users.add_app_password("mrose", "phone")
     assert [(each.label, each.used_at) for each in users.app_passwords("mrose")] == [
         ("phone", None)
@@ -148,9 +152,7 @@ def test_the_last_use_is_known(users: Users, database: Path) -> None:
     assert used.used_from == "192.0.2.7"
 
 
-def test_the_last_use_is_known_of_what_a_clock_made_that_was_ahead(
-    users: Users, database: Path
-) -> None:
+def test_last_use_is_recorded_after_a_clock_was_ahead(users: Users, database: Path) -> None:
     users.add_app_password("mrose", "phone")
     ahead = time.time() + 300 * 86_400
     rows(database, "UPDATE credentials SET created_at = ?, used_at = ?", ahead, ahead)
@@ -161,7 +163,7 @@ def test_the_last_use_is_known_of_what_a_clock_made_that_was_ahead(
     assert phone.used_from == "192.0.2.7"
 
 
-def test_a_refused_login_is_no_use(users: Users, database: Path) -> None:
+def test_refused_login_is_not_recorded_as_a_use(users: Users, database: Path) -> None:
     made = users.add_app_password("mrose", "phone")
     refused(users, "mrose", made[:-1] + ("x" if made[-1] != "x" else "y"))
     users.close()
@@ -192,8 +194,8 @@ def test_an_old_hash_is_renewed_at_the_next_login(users: Users, database: Path) 
     assert verify(Users(database), "mrose", "tan staaf")
 
 
-def test_a_password_changed_meanwhile_wins_over_the_renewal(users: Users, database: Path) -> None:
-    """Compare and swap: what was verified is not put back over what came after."""
+def test_hash_renewal_does_not_undo_a_password_change(users: Users, database: Path) -> None:
+    """Compare and swap: the renewed hash does not replace a newer one."""
     old = old_hash("tan staaf")
     rows(database, "UPDATE credentials SET hash = ?", old)
     users.set_password("mrose", "new")
@@ -202,7 +204,7 @@ def test_a_password_changed_meanwhile_wins_over_the_renewal(users: Users, databa
     refused(users, "mrose", "tan staaf")
 
 
-def test_a_current_hash_is_left_alone(users: Users, database: Path) -> None:
+def test_current_hash_is_not_renewed(users: Users, database: Path) -> None:
     before = rows(database, "SELECT hash, sha256 FROM credentials")
     verify(users, "mrose", "tan staaf")
     users.close()
@@ -254,14 +256,14 @@ def test_a_new_password_has_new_keys(users: Users) -> None:
         prove(users, "mrose", "tan staaf")
 
 
-def test_saslprep_makes_one_of_what_looks_the_same(users: Users) -> None:
+def test_composed_and_decomposed_passwords_are_equal(users: Users) -> None:
     """RFC 4013: a client may send the composed or the decomposed form."""
     users.set_password("mrose", "p\u00e4ss")
     assert prove(users, "mrose", "pa\u0308ss")
 
 
 def test_a_password_without_keys_works_with_plain(users: Users) -> None:
-    """RFC 4013 §2.5: what Unicode 3.2 did not know may be asked for, and has no keys."""
+    """RFC 4013 §2.5: unassigned characters of Unicode 3.2 are allowed in queries, without keys."""
     users.set_password("mrose", "a\U0001f600b")
     assert verify(users, "mrose", "a\U0001f600b")
     assert not fits_anything(asyncio.run(users.scram("mrose", "sha256")))
@@ -272,10 +274,8 @@ def fits_anything(secrets: ScramSecrets) -> bool:
 
 
 @pytest.mark.parametrize("digest", ["sha256", "sha1"])
-def test_an_unknown_user_is_answered_like_a_known_one(
-    users: Users, database: Path, digest: str
-) -> None:
-    """Same shape, the same at each try and in each process, another for each name."""
+def test_unknown_user_gets_keys_like_a_known_one(users: Users, database: Path, digest: str) -> None:
+    """The same form as real keys, stable over tries and processes, different for each name."""
 
     def shape(secrets: ScramSecrets) -> Sequence[int]:
         (key,) = secrets.keys
@@ -304,7 +304,7 @@ def test_a_credential_revoked_during_the_exchange_is_refused(users: Users) -> No
             asyncio.run(users.proved(proof))
 
 
-def test_a_proof_acts_for_nobody_else(users: Users) -> None:
+def test_proof_acts_for_its_own_user_only(users: Users) -> None:
     users.add("ann", "pw")
     with pytest.raises(AuthenticationFailed):
         asyncio.run(users.proved(Proof("SCRAM-SHA-256", "mrose", "password", "ann")))
@@ -312,7 +312,7 @@ def test_a_proof_acts_for_nobody_else(users: Users) -> None:
     assert asyncio.run(users.proved(proof)).user == "mrose"
 
 
-def test_a_database_that_is_away_is_no_guess(users: Users, database: Path) -> None:
+def test_missing_database_is_not_a_wrong_password(users: Users, database: Path) -> None:
     database.unlink()
     with pytest.raises(TemporaryFailure):
         asyncio.run(users.scram("mrose", "sha256"))

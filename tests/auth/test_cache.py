@@ -38,7 +38,7 @@ class Clock:
 
 @dataclass
 class Plain:
-    """A passdb without add-ons; counts what it is asked."""
+    """A passdb without add-ons; counts its calls."""
 
     right: set[tuple[str, str]] = field(default_factory=lambda: {("mrose", "tan staaf")})
     asked: int = 0
@@ -55,7 +55,7 @@ class Plain:
 
 @dataclass
 class Telling(Plain):
-    """And with generations; hears of uses."""
+    """A passdb with generations and last uses."""
 
     now: bytes | None = b"1"
     change_while_asked: bool = False
@@ -99,8 +99,8 @@ def test_a_poll_of_known_credentials_costs_no_hash(users: Users, hashed: Counter
 
 
 @pytest.mark.parametrize(("passdb", "lifetime"), [(Telling(), 300), (Plain(), 60)])
-def test_a_right_password_is_remembered_for(passdb: Plain, lifetime: float) -> None:
-    """Five minutes, and one where the passdb cannot tell generations."""
+def test_right_password_is_cached_for_its_lifetime(passdb: Plain, lifetime: float) -> None:
+    """Five minutes, or one minute without generations."""
     clock = Clock()
     cache = Cache(passdb, clock=clock)
     for after, asked in [(0, 1), (lifetime - 1, 1), (1, 2)]:
@@ -109,7 +109,7 @@ def test_a_right_password_is_remembered_for(passdb: Plain, lifetime: float) -> N
         assert passdb.asked == asked
 
 
-def test_a_generation_that_cannot_be_told_is_none() -> None:
+def test_backend_without_generation_gives_none() -> None:
     passdb, clock = Telling(now=None), Clock()
     cache = Cache(passdb, clock=clock)
     verify(cache)
@@ -118,7 +118,7 @@ def test_a_generation_that_cannot_be_told_is_none() -> None:
     assert passdb.asked == 2
 
 
-def test_a_wrong_password_is_remembered_for_ten_seconds() -> None:
+def test_wrong_password_is_cached_for_ten_seconds() -> None:
     passdb, clock = Telling(), Clock()
     cache = Cache(passdb, clock=clock)
     for after, asked in [(0, 1), (9, 1), (1, 2)]:
@@ -127,7 +127,7 @@ def test_a_wrong_password_is_remembered_for_ten_seconds() -> None:
         assert passdb.asked == asked
 
 
-def test_a_wrong_password_is_asked_each_time_where_nobody_tells_that_it_was_put_right() -> None:
+def test_wrong_password_is_not_cached_without_generations() -> None:
     passdb = Plain(right=set())
     cache = Cache(passdb)
     refused(cache, ROSE)
@@ -135,7 +135,7 @@ def test_a_wrong_password_is_asked_each_time_where_nobody_tells_that_it_was_put_
     assert verify(cache)
 
 
-def test_a_trouble_is_not_remembered_and_no_old_answer_stands_in_for_it() -> None:
+def test_temporary_failure_is_not_cached_or_hidden_by_the_cache() -> None:
     passdb, clock = Telling(), Clock()
     cache = Cache(passdb, clock=clock)
     verify(cache)
@@ -149,7 +149,7 @@ def test_a_trouble_is_not_remembered_and_no_old_answer_stands_in_for_it() -> Non
     assert verify(cache)
 
 
-def test_guesses_push_out_nothing_that_was_right(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guesses_do_not_displace_right_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_RIGHT", 2)
     monkeypatch.setattr(module, "_MAX_WRONG", 2)
     passdb = Telling(right={(name, "tan staaf") for name in "abc"})
@@ -169,8 +169,8 @@ def test_guesses_push_out_nothing_that_was_right(monkeypatch: pytest.MonkeyPatch
     assert passdb.asked == 2
 
 
-def test_a_change_while_it_is_asked_is_not_overlooked() -> None:
-    """Not even when it is taken back later, so that the generation of before is there again."""
+def test_change_during_a_check_is_not_cached_over() -> None:
+    """Not even if it is undone later, which restores the earlier generation."""
     passdb = Telling(change_while_asked=True)
     cache = Cache(passdb)
     for _ in range(2):
@@ -243,7 +243,7 @@ def test_a_user_who_was_unknown_is_known_at_once(users: Users) -> None:
 def test_a_permission_that_changes_holds_at_once(
     users: Users, database: Path, change: Callable[[Users, UserAccount], None], reason: str
 ) -> None:
-    """I 192; a permission is looked at by who opens, at each login."""
+    """I 192: permissions are checked at each login, not cached."""
     cache = Cache(users)
     account = verify(cache)
     assert account.refusal(ROSE.address, is_secure=False, mechanism="PLAIN") is None
@@ -265,8 +265,8 @@ def test_a_revoked_app_password_fails_at_once(users: Users) -> None:
     users.close()
 
 
-def test_a_database_that_was_put_back_is_another(users: Users, database: Path) -> None:
-    """A backup takes the place of the file that is open."""
+def test_restored_database_has_another_generation(users: Users, database: Path) -> None:
+    """A backup replaces the file that is open."""
     cache = Cache(users)
     backup = database.read_bytes()
     users.set_password("mrose", "new")
@@ -279,7 +279,7 @@ def test_a_database_that_was_put_back_is_another(users: Users, database: Path) -
     users.close()
 
 
-def test_a_database_that_is_away_opens_nothing(users: Users, database: Path) -> None:
+def test_missing_database_admits_no_user(users: Users, database: Path) -> None:
     cache = Cache(users)
     verify(cache)
     away = database.rename(database.parent / "away")
@@ -291,7 +291,7 @@ def test_a_database_that_is_away_opens_nothing(users: Users, database: Path) -> 
 
 
 def test_a_generation_does_not_wait_for_a_writer(users: Users, database: Path) -> None:
-    """The event loop turns on; a thread waits until the writer has finished."""
+    """The event loop goes on; a thread waits for the writer."""
     cache = Cache(users)
     verify(cache)
     other = sqlite3.connect(database, isolation_level=None)
@@ -306,7 +306,7 @@ def test_a_generation_does_not_wait_for_a_writer(users: Users, database: Path) -
     users.close()
 
 
-# I 193: nobody has another's answer (CVE-2025-30189).
+# I 193: no user gets the answer of another (CVE-2025-30189).
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_a_generation_does_not_wait_for_a_writer(users: Users, database: Path) -
         replace(ROSE, identity="mros", password="etan staaf"),
     ],
 )
-def test_two_credentials_never_share(other: Credentials) -> None:
+def test_two_credentials_never_share_an_entry(other: Credentials) -> None:
     """I 193: users, realms, mechanisms; and no two whose parts run into one another."""
     passdb = Telling()
     cache = Cache(passdb)
@@ -331,7 +331,7 @@ def test_two_credentials_never_share(other: Credentials) -> None:
     assert passdb.asked == 2
 
 
-def test_two_services_never_share() -> None:
+def test_two_services_never_share_an_entry() -> None:
     """I 193."""
     pop3, smtp = (Cache(Telling(), service=service) for service in ("pop3", "smtp"))
     pop3._secret = smtp._secret
@@ -339,8 +339,8 @@ def test_two_services_never_share() -> None:
 
 
 @given(st.lists(st.builds(Credentials, *[st.text(max_size=4)] * 4), max_size=20))
-def test_an_answer_is_that_of_the_passdb(shown: list[Credentials]) -> None:
-    """Whatever was asked before, the cache says what would be said without it."""
+def test_cached_answer_equals_that_of_the_passdb(shown: list[Credentials]) -> None:
+    """The cache gives the answer that the passdb would give, after any earlier logins."""
     right = {(each.identity, each.password) for each in shown[::2]}
     cache = Cache(Telling(right=right))
 
@@ -362,8 +362,8 @@ def test_an_answer_is_that_of_the_passdb(shown: list[Credentials]) -> None:
         Proof("SCRAM-SHA-256", "mrose", "password", ""),
     ],
 )
-def test_what_proves_once_is_asked_each_time(shown: Shown) -> None:
-    """CVE-2026-27855: a one-time password that a cache had seen opened again."""
+def test_one_time_proofs_are_never_cached(shown: Shown) -> None:
+    """CVE-2026-27855: a cached one-time password admitted its user again."""
     asked = []
 
     class Once(OneUser):
@@ -377,7 +377,7 @@ def test_what_proves_once_is_asked_each_time(shown: Shown) -> None:
     assert len([each for each in asked if each is shown]) == 2
 
 
-def test_no_password_is_kept() -> None:
+def test_no_password_is_stored_in_the_cache() -> None:
     cache = Cache(Telling())
     verify(cache)
     refused(cache)
@@ -390,7 +390,7 @@ def test_no_password_is_kept() -> None:
 # The last use.
 
 
-def test_the_last_use_is_that_of_a_poll_too() -> None:
+def test_cached_logins_count_as_uses() -> None:
     passdb = Telling()
     cache = Cache(passdb)
     verify(cache)
@@ -411,7 +411,7 @@ def settle(users: Users) -> None:
 def test_many_uses_are_one_transaction(
     users: Users, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first at once, what follows with the end of the minute; or of the server."""
+    """The first is written at once, the others at the end of the minute or of the server."""
     shown = replace(ROSE, password=users.add_app_password("mrose", "phone"))
     cache = Cache(users)
     before = sqlite3.connect(database)
@@ -427,7 +427,7 @@ def test_many_uses_are_one_transaction(
     assert used.used_from == "192.0.2.19"
 
 
-def test_a_use_is_not_ascribed_to_a_later_credential_of_that_name(users: Users) -> None:
+def test_use_is_not_recorded_for_a_later_credential(users: Users) -> None:
     shown = replace(ROSE, password=users.add_app_password("mrose", "phone"))
     verify(Cache(users), shown)
     settle(users)

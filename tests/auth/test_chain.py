@@ -1,4 +1,4 @@
-"""Several identity back ends as one: who decides, and what happens when one is down."""
+"""Several identity back ends as one: which one decides, and what happens when one is down."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def chained(*backends: Plain, **options: Any) -> Chain:
     return Chain(dict(zip(names, backends, strict=False)), domains=["b.example"], **options)
 
 
-def test_the_first_that_knows_a_user_decides() -> None:
-    """What a later one would take opens nothing."""
+def test_first_back_end_that_knows_a_user_decides() -> None:
+    """A password that only a later back end would accept is refused."""
     first, second = Plain({"ann": "one"}), Plain({"ann": "two", "bob": "three"})
     chain = chained(first, second)
     assert log_in(chain, "ann", "one").user == "ann"
@@ -113,8 +113,8 @@ def test_the_first_that_knows_a_user_decides() -> None:
     assert ("verify", "bob") not in first.asked
 
 
-def test_a_refusal_costs_the_same_for_everybody() -> None:
-    """Each back end is asked for the name, and one looks at the password."""
+def test_refusal_costs_the_same_for_every_user() -> None:
+    """Each back end looks the name up, and one checks the password."""
     for identity in ("ann", "bob", "cat", "eve"):
         backends = [Plain({name: "right"}) for name in ("ann", "bob", "cat")]
         with pytest.raises(AuthenticationFailed):
@@ -124,15 +124,15 @@ def test_a_refusal_costs_the_same_for_everybody() -> None:
         assert asked.count("account") == 2
 
 
-def test_a_right_password_does_not_wait_for_the_rest() -> None:
+def test_right_password_does_not_wait_for_other_back_ends() -> None:
     first, second = Plain({"ann": "one"}), Plain({}, hangs=True)
     assert log_in(chained(first, second), "ann", "one").user == "ann"
     assert second.asked == []
 
 
 @pytest.mark.parametrize("identity", ["bob", "eve"])
-def test_a_back_end_that_is_down_makes_nobody_wrong(identity: str) -> None:
-    """FAULTS.md I 195: an answer is impossible, not negative, so nobody is told [AUTH]."""
+def test_back_end_that_is_down_is_a_temporary_failure(identity: str) -> None:
+    """FAULTS.md I 195: the failure is temporary, so no client gets [AUTH]."""
     down = Plain({"bob": "two"}, fault=BackendUnavailable("ldap: connection refused"))
     for chain in (chained(down, Plain({})), chained(Plain({"ann": "one"}), down), chained(down)):
         with pytest.raises(BackendUnavailable):
@@ -186,7 +186,7 @@ class Everything(Keyed):
 
 
 def test_all_questions_of_one_login_share_one_deadline() -> None:
-    """The last seconds of a login are all that its next question gets, whatever it is."""
+    """Each further question gets only the time that is left of the login."""
 
     async def main() -> None:
         slow = Everything({"bob": "two"}, hangs=True)
@@ -212,8 +212,8 @@ def test_a_wrong_password_stays_wrong_while_another_back_end_is_down(kind: type 
 
 
 @pytest.mark.parametrize("question", ["account", "verify"])
-def test_a_back_end_that_hangs_keeps_nobody_else_waiting(question: str) -> None:
-    """Each has its own queue, however many wait for the one that hangs."""
+def test_hanging_back_end_delays_its_own_users_only(question: str) -> None:
+    """Each has a queue of its own, so that logins at the hanging one delay no others."""
     first, hangs = Plain({"ann": "one"}), Plain({"bob": "two"})
     queues = {
         name: LoginQueue(each, lambda shown: (Priority.CLEAN, shown.identity), slots=1)
@@ -250,7 +250,7 @@ def test_passwords_and_names_go_through_their_queues() -> None:
 
 
 def test_scram_is_offered_only_if_every_back_end_has_keys() -> None:
-    """Or a client would choose it, fail, and never try a weaker mechanism."""
+    """Otherwise clients would choose it, fail, and never try a weaker mechanism."""
     keyed, plain = Keyed({"ann": "one"}), Plain({"bob": "two"})
     wanted = ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS", "OAUTHBEARER", "EXTERNAL", "PLAIN")
     assert not isinstance(chained(keyed, plain), ScramKeys)
@@ -258,7 +258,7 @@ def test_scram_is_offered_only_if_every_back_end_has_keys() -> None:
     assert offered(chained(keyed, Keyed({})), wanted) == (*wanted[:2], "PLAIN")
 
 
-def test_scram_asks_who_knows() -> None:
+def test_scram_keys_come_from_the_deciding_back_end() -> None:
     first, second = Keyed({"ann": "one"}), Keyed({"bob": "two"})
     chain = chained(first, second)
     assert isinstance(chain, ScramKeys)
@@ -280,7 +280,7 @@ class Digested(Plain):
 
 
 def test_apop_is_offered_only_if_every_back_end_has_passwords() -> None:
-    """Or a greeting would promise it to users who can never prove themselves by it."""
+    """Otherwise the greeting would offer it to users that can never log in by it."""
     first, second, plain = Digested({"ann": "1"}), Digested({"bob": "2"}), Plain({"eve": "3"})
     assert offered(chained(first, plain), ("APOP", "PLAIN")) == ("PLAIN",)
     chain = chained(first, second)
@@ -311,7 +311,7 @@ def test_a_generation_changes_with_every_back_end() -> None:
     assert None not in seen
 
 
-def test_generation_follows_every_back_end_that_can_tell_whatever_the_order() -> None:
+def test_generation_covers_every_back_end_in_any_order() -> None:
     first, blind = Keyed({"ann": "one"}), Plain({"bob": "two"})
     for chain in (chained(first, blind), chained(blind, first)):
         before = run(chain.generation("ann"))
@@ -325,8 +325,8 @@ def test_generation_follows_every_back_end_that_can_tell_whatever_the_order() ->
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_change_takes_effect_at_the_next_login_whatever_the_order(is_first: bool) -> None:
-    """A cache in front of both must not remember for a minute what was disabled or removed."""
+def test_change_takes_effect_at_the_next_login_in_any_order(is_first: bool) -> None:
+    """A cache in front of both must not admit a disabled or removed user for a minute."""
     keyed, blind = Keyed({"ann": "one"}), Plain({})
     chain = chained(*((keyed, blind) if is_first else (blind, keyed)))
     cache = Cache(chain, has_all_generations=chain.has_all_generations)
@@ -386,14 +386,14 @@ class Anyone:
         return token
 
 
-def test_a_generation_is_told_while_a_later_back_end_is_down() -> None:
+def test_generation_is_known_while_a_later_back_end_is_down() -> None:
     first, down = Keyed({"ann": "one"}), Keyed({}, fault=BackendUnavailable("down"))
     assert run(chained(first, down).generation("ann")) is not None
     with pytest.raises(BackendUnavailable):
         run(chained(first, down).generation("bob"))
 
 
-def test_mail_is_for_whoever_any_back_end_knows() -> None:
+def test_recipient_is_found_in_any_back_end() -> None:
     chain = chained(Plain({"ann": "one"}), Plain({"bob@a.example": "two"}))
     for recipient in ("ann", "Ann+list@b.example", "ann@b.example"):
         assert run(chain.maildrop_of(recipient)) == "ann"
@@ -404,13 +404,13 @@ def test_mail_is_for_whoever_any_back_end_knows() -> None:
 
 
 def test_mail_waits_for_a_back_end_that_is_down() -> None:
-    """It is not refused: the sender tries again."""
+    """The failure is temporary, so the sender tries again."""
     chain = chained(Plain({}), Plain({}, fault=BackendUnavailable("down")))
     with pytest.raises(TemporaryFailure):
         run(chain.maildrop_of("ann@b.example"))
 
 
-def test_it_tells_who_knows_somebody_and_closes_all() -> None:
+def test_chain_names_the_deciding_back_end_and_closes_all() -> None:
     backends = Plain({"ann": "one"}), Plain({"bob": "two"})
     chain = chained(*backends)
     assert run(chain.find("bob")) == ("passwd-file", UserAccount("bob", "bob"))
@@ -419,7 +419,7 @@ def test_it_tells_who_knows_somebody_and_closes_all() -> None:
     assert all(each.asked[-1] == ("close", "") for each in backends)
 
 
-def test_a_login_that_a_cache_answered_is_told_to_who_notes_it() -> None:
+def test_cached_login_is_reported_to_back_ends_that_record_it() -> None:
     keyed = Keyed({"ann": "one"})
     chain = chained(Plain({}), keyed)
     assert isinstance(chain, LastUses)
@@ -490,7 +490,7 @@ def test_a_token_opens_what_its_owner_may_open(
     assert not any(what == "verify" for each in two for what, _ in each.asked)
 
 
-def test_what_a_user_may_holds_for_tokens_and_certificates() -> None:
+def test_permissions_hold_for_tokens_and_certificates() -> None:
     class Closed(Plain):
         async def account(self, identity: str) -> UserAccount | None:
             return UserAccount(identity, identity, is_enabled=False, is_read_only=True)
@@ -502,7 +502,7 @@ def test_what_a_user_may_holds_for_tokens_and_certificates() -> None:
         assert account.is_read_only
 
 
-def test_strangers_are_taken_only_if_somebody_said_so(two: tuple[Plain, Plain]) -> None:
+def test_unknown_users_are_admitted_only_if_configured(two: tuple[Plain, Plain]) -> None:
     chain = chained(*two, issuer=Tokened(), takes_unknown_users=True)
     assert show(chain, "Eve") == UserAccount("eve", "eve", "token")
     assert show(chain, "eve", "EVE") == UserAccount("eve", "eve", "token")
@@ -512,7 +512,7 @@ def test_strangers_are_taken_only_if_somebody_said_so(two: tuple[Plain, Plain]) 
             show(chain, owner, identity)
 
 
-def test_tokens_and_certificates_are_taken_only_where_they_are_trusted(
+def test_tokens_and_certificates_are_accepted_only_if_configured(
     two: tuple[Plain, Plain],
 ) -> None:
     wanted = ("EXTERNAL", "OAUTHBEARER", "XOAUTH2", "PLAIN")
@@ -522,7 +522,7 @@ def test_tokens_and_certificates_are_taken_only_where_they_are_trusted(
 
 
 @pytest.mark.parametrize("issuer", [Tokened(BackendUnavailable("down")), Tokened(hangs=True)])
-def test_a_provider_that_is_down_or_slow_makes_no_token_wrong(
+def test_provider_that_is_down_or_slow_is_a_temporary_failure(
     two: tuple[Plain, Plain], issuer: Tokened
 ) -> None:
     with pytest.raises(BackendUnavailable):

@@ -1,4 +1,4 @@
-"""PAM: who is asked about, what its answers mean, and what its modules cannot do to us."""
+"""PAM: users, the meaning of status codes, and modules that crash or hang."""
 
 from __future__ import annotations
 
@@ -159,8 +159,8 @@ def open_to_all(process: int, name: str) -> bytes:
 @pytest.mark.parametrize(
     "identity", ["root", "ROOT", "daemon", "nobody", "eve", "", "../ann", "an n", "ann\0", "\udcff"]
 )
-def test_names_of_no_person_are_unknown(system: System, pam: Pam, identity: str) -> None:
-    """Whatever PAM answers: it is asked about another name, for the time that it takes."""
+def test_system_accounts_are_unknown(system: System, pam: Pam, identity: str) -> None:
+    """Whatever PAM answers: a decoy is checked instead, which takes the same time."""
     assert refused(pam, identity) == "unknown-user"
     assert {each.user for each in system.asked} == {"restante-nobody"}
     system.answer(7)
@@ -168,7 +168,7 @@ def test_names_of_no_person_are_unknown(system: System, pam: Pam, identity: str)
     assert asyncio.run(pam.account(identity)) is None
 
 
-def test_a_no_is_a_no(system: System, pam: Pam) -> None:
+def test_refusals_of_pam_are_wrong_passwords(system: System, pam: Pam) -> None:
     for answer, reason in {
         6: "permission",
         7: "bad-password",
@@ -185,14 +185,14 @@ def test_a_no_is_a_no(system: System, pam: Pam) -> None:
     assert refused(pam, "ann", "expired") == "account-expired"
 
 
-def test_what_is_no_answer_makes_no_password_wrong(system: System, pam: Pam) -> None:
+def test_errors_of_pam_are_temporary_failures(system: System, pam: Pam) -> None:
     for answer in 1, 2, 3, 4, 5, 9, 19, 26, 28, 99:
         system.answer(answer)
         for identity in "ann", "eve":
             assert unavailable(pam, identity) == "pam: its words"
 
 
-def test_a_system_that_cannot_tell_its_users(system: System, pam: Pam) -> None:
+def test_user_lookup_failure_of_the_system_is_temporary(system: System, pam: Pam) -> None:
     system.down = True
     unavailable(pam, "ann")
     with pytest.raises(BackendUnavailable):
@@ -206,7 +206,7 @@ def test_users_act_for_themselves_only(system: System, pam: Pam) -> None:
     assert system.asked == []
 
 
-def test_a_missing_library_makes_no_password_wrong(system: System, pam: Pam) -> None:
+def test_missing_pam_library_is_a_temporary_failure(system: System, pam: Pam) -> None:
     library = system.folder / "pamela.py"
     library.write_text("raise ImportError")
     assert "restante[pam]" in unavailable(pam, "ann")

@@ -1,4 +1,4 @@
-"""Users in a text file: who may log in, and when a change of the file counts."""
+"""Users in a text file: permissions, malformed lines, and changes of the file."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_right_password_opens_the_maildrop_of_that_name(path: Path) -> None:
         ("\nann:{PLAIN}p\n\n", UserAccount("ann", "ann")),
     ],
 )
-def test_a_line_says_what_its_user_may(path: Path, line: str, account: UserAccount) -> None:
+def test_extra_fields_are_permissions(path: Path, line: str, account: UserAccount) -> None:
     write(path, line)
     file = PasswdFile(path)
     assert log_in(file, "ann", "p") == account
@@ -132,10 +132,10 @@ def test_a_line_says_what_its_user_may(path: Path, line: str, account: UserAccou
         "ann:{PLAIN}p\nann:{PLAIN}other",
     ],
 )
-def test_who_cannot_be_read_cannot_log_in(
+def test_user_of_a_malformed_line_cannot_log_in(
     path: Path, line: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And everybody else can."""
+    """All other users can."""
     write(path, f"{line}\nmrose:{{PLAIN}}tan staaf\n")
     file = PasswdFile(path)
     name = line.partition(":")[0]
@@ -153,7 +153,7 @@ def test_who_cannot_be_read_cannot_log_in(
     "name", [" ann", "ann ", "ann\t", "\xa0ann", "\ufeffann", "ann\u200b", "an\xadn", " Ann@x "]
 )
 def test_name_with_invisible_characters_is_refused_not_unknown(path: Path, name: str) -> None:
-    """Otherwise the next back end would decide about a user who is refused by this line."""
+    """Otherwise the next back end could admit a user that this line refuses."""
     write(path, f"{name}:{{PLAIN}}p::::::nologin\nmrose:{{PLAIN}}tan staaf\n")
     file = PasswdFile(path)
     meant = "ann@x" if "@" in name else "ann"
@@ -191,7 +191,7 @@ def test_latin_1_name_of_another_line_shuts_both_out(path: Path) -> None:
     assert refused(PasswdFile(path), "m\xfcller", "p") == "line-refused"
 
 
-def test_what_is_no_utf8_is_nobody(path: Path) -> None:
+def test_name_that_is_not_utf8_is_unknown(path: Path) -> None:
     write(path, b"\xff:{PLAIN}p\nmrose:{PLAIN}p\xffq\n")
     file = PasswdFile(path)
     assert refused(file, "\udcff", "p") == "unknown-user"
@@ -199,7 +199,7 @@ def test_what_is_no_utf8_is_nobody(path: Path) -> None:
 
 
 @pytest.mark.parametrize("password", ["", "a\0b", "x" * 1025])
-def test_an_impossible_password_costs_nothing(path: Path, password: str) -> None:
+def test_impossible_password_costs_no_hash(path: Path, password: str) -> None:
     assert refused(PasswdFile(path), "mrose", password) == "impossible-password"
 
 
@@ -220,7 +220,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counted
 
 
-def test_nobody_costs_what_somebody_costs(path: Path, checked: Counter[str]) -> None:
+def test_unknown_user_costs_one_hash_of_the_file(path: Path, checked: Counter[str]) -> None:
     """One hash of the file, always the same one for a name, and it opens nothing."""
     passwords = [f"p{number}" for number in range(8)]
     write(path, "".join(f"u{each}:{{PLAIN}}{each}\n" for each in passwords))
@@ -236,7 +236,7 @@ def test_nobody_costs_what_somebody_costs(path: Path, checked: Counter[str]) -> 
     assert len(drawn) > 4
 
 
-def test_nobody_in_an_empty_file_costs_a_hash_too(path: Path, checked: Counter[str]) -> None:
+def test_unknown_user_costs_a_hash_in_an_empty_file(path: Path, checked: Counter[str]) -> None:
     write(path, "")
     assert refused(PasswdFile(path), "ann", "p") == "unknown-user"
     ((stored, times),) = checked.items()
@@ -302,7 +302,7 @@ def test_each_refusal_costs_one_hash_and_a_decoy_lets_no_user_in(
 # Changes.
 
 
-def test_a_change_counts_at_the_next_login(path: Path) -> None:
+def test_changed_file_counts_at_the_next_login(path: Path) -> None:
     file = PasswdFile(path)
     log_in(file)
     before = run(file.generation("mrose"))
@@ -315,7 +315,7 @@ def test_a_change_counts_at_the_next_login(path: Path) -> None:
     assert refused(file, "mrose", "another") == "unknown-user"
 
 
-def test_a_change_under_the_same_time_stamp_counts(path: Path) -> None:
+def test_change_under_the_same_time_stamp_is_seen(path: Path) -> None:
     """Time stamps are coarse: what was written just now may be written again in the same tick."""
     now = path.stat().st_mtime + 10**9
     write(path, "mrose:{PLAIN}aaa\n", now)
@@ -340,8 +340,8 @@ def test_an_unchanged_file_is_not_read_again(path: Path, monkeypatch: pytest.Mon
     log_in(file)
 
 
-def test_a_file_that_is_gone_makes_no_wrong_password(path: Path) -> None:
-    """FAULTS.md I 195: that is our fault, and no guess."""
+def test_missing_file_is_a_temporary_failure(path: Path) -> None:
+    """FAULTS.md I 195: a failure of the server does not count as a guess."""
     file = PasswdFile(path)
     for prepare in (path.unlink, path.mkdir):
         prepare()
@@ -373,7 +373,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(
     assert log_in(PasswdFile(path), "ann", "p").user == "ann"
 
 
-def test_half_a_file_is_never_believed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partly_written_file_is_never_used(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.fstat
 
     def fstat(descriptor: int) -> os.stat_result:
@@ -423,10 +423,10 @@ def test_a_digest_of_a_password_in_clear_is_right(path: Path) -> None:
 
 
 @pytest.mark.rfc("P-041")
-def test_a_wrong_digest_is_refused_whosever_it_is(
+def test_wrong_digest_is_refused_for_every_user(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One digest is made and compared for each; what is known of nobody is no key to anybody."""
+    """One digest is computed and compared for each; a decoy never admits a user."""
     hashed = "{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g="  # of "password"
     write(path, f"mrose:{{PLAIN}}tanstaaf\nann:{hashed}\nbob:{{PLAIN}}\neve:{{PLAIN.B64}}!\n")
     file = PasswdFile(path)
@@ -489,7 +489,7 @@ def test_changed_file_is_read_outside_the_event_loop(
 
 
 def test_hashes_that_no_password_matches_are_problems(path: Path) -> None:
-    """Their users stay out, as before; a login fails like one with a wrong password."""
+    """Their users cannot log in; the error is that of a wrong password."""
     path.write_text(
         "ann:{PLAIN}x\n"
         "bob:{ARGON2ID}$argon2id$v=19$m=262144,t=16,p=1$34fOKsIGQLLUpQX+FdTjtQ$" + "C" * 43 + "\n"

@@ -49,7 +49,7 @@ def test_a_hash_holds_a_fresh_salt_and_sound_parameters() -> None:
         PHC.rsplit("$", 1)[0] + "$",
     ],
 )
-def test_what_is_no_sane_hash_matches_nothing(phc: str) -> None:
+def test_malformed_hash_matches_nothing(phc: str) -> None:
     assert not passwords.matches("tan staaf", phc)
 
 
@@ -61,7 +61,7 @@ def test_what_is_no_sane_hash_matches_nothing(phc: str) -> None:
     ],
 )
 def test_a_hash_that_costs_too_much_is_not_computed(parameters: str, hashed: Counter[str]) -> None:
-    """A cost of 2^31 in a foreign database fails closed, and stops nobody else."""
+    """A cost of 2^31 in a foreign database fails closed, and delays no other user."""
     assert not passwords.matches("x", PHC.replace("m=19456,t=2,p=1", parameters))
     assert not hashed
 
@@ -81,15 +81,15 @@ def test_generated_passwords_differ_and_can_be_read_aloud() -> None:
 
 
 @pytest.mark.parametrize("length", [8, 16, 19, 64])
-def test_a_generated_password_is_never_taken_for_an_app_password(length: int) -> None:
-    """Only of those one hash is chosen by how they begin."""
+def test_generated_password_never_looks_like_an_app_password(length: int) -> None:
+    """Only app passwords are selected by their first characters."""
     made = [passwords.generate(length) for _ in range(300)]
     assert {passwords.selector(each) for each in made} == {""}
     assert {len(each) for each in made} == {length}
 
 
 @pytest.mark.parametrize("length", [16, 19, 64])
-def test_app_passwords_are_told_from_others_by_their_last_character(length: int) -> None:
+def test_check_digit_distinguishes_app_passwords(length: int) -> None:
     made = passwords.generate_app_password(length)
     assert (len(made), passwords.selector(made)) == (length, made[:4])
     others = {passwords.selector(made[:-1] + each) for each in "abcdefghjkmnpqrstuvwxyz23456789"}
@@ -103,6 +103,6 @@ def test_app_passwords_of_earlier_versions_are_known() -> None:
     assert passwords.selector("2qab-zeg8-k25j-stc2-sc3a") == ""
 
 
-def test_nobodys_hash_costs_what_a_new_one_costs(hashed: Counter[str]) -> None:
+def test_decoy_hash_costs_what_a_new_hash_costs(hashed: Counter[str]) -> None:
     passwords.matches("x", passwords.decoy_hash())
     assert list(hashed) == [PHC.split("$")[3]]

@@ -58,7 +58,7 @@ OTHER_PROOFS = ("XOAUTH2", "EXTERNAL")
 
 @dataclass(frozen=True)
 class Entry:
-    """What a back end says of ``ann``: who may come, and how."""
+    """The permissions of ``ann`` in a back end."""
 
     passwords: tuple[str, ...] = ()
     allows: Callable[[Way], bool] = lambda way: True
@@ -141,7 +141,7 @@ class Directory(Ldap):
 
 
 class System(Pam):
-    """One person, without modules."""
+    """One user, without PAM modules."""
 
     state = "good"
 
@@ -324,8 +324,8 @@ def test_the_first_that_has_an_entry_decides_after_each_change(
     "order", [each for each in ORDERS if each[0] in ("ldap", "pam")], ids="-".join
 )
 @pytest.mark.parametrize("state", STATES["pam"])
-def test_a_directory_and_pam_decide_too(order: tuple[str, ...], state: str, tmp_path: Path) -> None:
-    """Without a change: what was remembered of them is believed for a minute."""
+def test_ldap_and_pam_decide_too(order: tuple[str, ...], state: str, tmp_path: Path) -> None:
+    """Without a change, because their answers are cached for a minute."""
     if state not in STATES[order[0]]:
         return
 

@@ -1,4 +1,4 @@
-"""The policy against guessing: it costs who guesses, and nobody else."""
+"""The policy against guessing: it delays attackers and no other users."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_no_answer_waits_longer_than_eight_seconds(make: Callable[..., Throttle]
 
 
 def test_the_same_wrong_password_again_counts_once(throttle: Throttle, clock: Clock) -> None:
-    """I 188: a forgotten device tries it every minute for a day, and nothing grows."""
+    """I 188: a forgotten device tries it every minute for a day, and the delay stays the same."""
     first = throttle.refused(shown("old"))
     for _ in range(24 * 60):
         clock.now += 60
@@ -105,10 +105,10 @@ def test_guesses_are_forgotten(throttle: Throttle, clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(("back", "is_known"), [(60, True), (300 * DAY, False)])
-def test_what_a_clock_noted_that_was_ahead_counts_for_nothing(
+def test_entries_of_a_clock_that_was_ahead_are_ignored(
     throttle: Throttle, clock: Clock, back: float, is_known: bool
 ) -> None:
-    """Neither suspicion nor trust would fade until that year.  A small step changes nothing."""
+    """Otherwise their weights would not decay until that time.  A small step is tolerated."""
     for number in range(8):
         guess(throttle, number)
     throttle.accepted(shown(address="198.51.100.9"), MROSE)
@@ -162,7 +162,7 @@ def test_other_mechanisms_count_too(throttle: Throttle, failed: Disproof | Token
 
 
 @pytest.mark.parametrize("address", ["", HERE])
-def test_a_trusted_network_is_not_held_to_account(
+def test_guesses_from_trusted_networks_are_not_counted(
     make: Callable[..., Throttle], address: str
 ) -> None:
     """The local machine is one."""
@@ -195,7 +195,7 @@ def test_a_password_that_fails_at_many_users_is_answered_later_from_anywhere(
     assert throttle.refused(shown("Winter2027", "ann", NEXT_DOOR)) == 2.5, "another password"
 
 
-def test_a_sprayed_password_is_told_once_and_without_it(
+def test_sprayed_password_is_logged_once_and_not_shown(
     throttle: Throttle, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -245,15 +245,15 @@ def test_a_slow_spray_is_seen(throttle: Throttle, clock: Clock) -> None:
     assert wait == 7.0
 
 
-def test_a_spray_through_a_trusted_network_is_one(make: Callable[..., Throttle]) -> None:
-    """A webmail is many people, and one of them may be trying one password at all users."""
+def test_spray_through_a_trusted_network_is_recognised(make: Callable[..., Throttle]) -> None:
+    """A webmail has many users, and one of them may try one password with all names."""
     throttle = make(trusted=[ip_network("10.0.0.0/8")])
     assert spray(throttle, 12)[-1] == 7.0
     assert throttle.facts("ann", "10.0.0.1").guesses == 0
 
 
 def test_a_flood_does_not_hide_a_spray(make: Callable[..., Throttle]) -> None:
-    """Tables of fixed size: what is counted most stays."""
+    """Tables of fixed size: the entries with the highest counts stay."""
     throttle = make(places=64)
     spray(throttle, 30)
     for number in range(5_000):
@@ -264,7 +264,7 @@ def test_a_flood_does_not_hide_a_spray(make: Callable[..., Throttle]) -> None:
 def test_nothing_of_a_sprayed_password_outlives_a_restart(
     throttle: Throttle, make: Callable[..., Throttle], tmp_path: Path
 ) -> None:
-    """Only that there was a spray, for who asks."""
+    """Only the weight of the spray is saved, for ``restante auth why``."""
     spray(throttle, 12)
     throttle.save(tmp_path / "guesses")
     again = make()
@@ -273,10 +273,10 @@ def test_nothing_of_a_sprayed_password_outlives_a_restart(
     assert again.refused(shown("Winter2026", "ann", ELSEWHERE)) == 2.5
 
 
-# Who is let in to be hashed.
+# Priorities for hashing.
 
 
-def test_a_stranger_from_a_clean_network_is_behind_those_who_are_known(throttle: Throttle) -> None:
+def test_unknown_login_from_a_clean_network_is_behind_known_users(throttle: Throttle) -> None:
     assert throttle.priority(shown("wrong"))[0] is Priority.CLEAN
     throttle.accepted(shown(), MROSE)
     assert throttle.priority(shown("wrong"))[0] is Priority.KNOWN, (
@@ -301,10 +301,10 @@ def test_a_network_that_guesses_is_last(throttle: Throttle) -> None:
     )
 
 
-def test_a_victims_right_password_is_first_whatever_others_do_in_the_same_network(
+def test_right_password_is_first_in_a_guessing_network(
     throttle: Throttle,
 ) -> None:
-    """I 187, 189: behind the same address somebody guesses at the same user."""
+    """I 187, 189: an attacker behind the same address guesses at the same user."""
     throttle.accepted(shown(), MROSE)
     for number in range(1000):
         guess(throttle, number)
@@ -324,13 +324,13 @@ def test_a_user_is_at_home_for_thirty_days(throttle: Throttle, clock: Clock) -> 
     assert not throttle.facts("mrose", HERE).is_known
 
 
-def test_a_user_is_known_by_the_name_that_was_typed_and_by_the_own(throttle: Throttle) -> None:
+def test_user_is_known_by_typed_and_own_name(throttle: Throttle) -> None:
     throttle.accepted(shown(identity="MRose@Example.org"), MROSE)
     for name in ("mrose@example.org", "mrose"):
         assert throttle.priority(shown("x", name))[0] is Priority.KNOWN
 
 
-def test_a_network_is_somebodys_home(throttle: Throttle, clock: Clock) -> None:
+def test_network_is_known_after_a_login(throttle: Throttle, clock: Clock) -> None:
     throttle.accepted(shown(), MROSE)
     guess(throttle, 1, ELSEWHERE)
     assert throttle.is_home(NEXT_DOOR)
@@ -339,15 +339,15 @@ def test_a_network_is_somebodys_home(throttle: Throttle, clock: Clock) -> None:
     assert not throttle.is_home(HERE)
 
 
-def test_a_webmail_is_many_people(throttle: Throttle) -> None:
+def test_each_user_of_a_trusted_webmail_has_a_turn(throttle: Throttle) -> None:
     throttle.trusted = (ip_network("192.0.2.0/24"),)
     assert throttle.priority(shown("x", "ann")) == (Priority.CLEAN, "ann")
     assert throttle.priority(shown("x", "bob")) == (Priority.CLEAN, "bob")
 
 
 @given(st.lists(st.tuples(st.sampled_from(["ann", "bob"]), st.integers(0, 255)), max_size=60))
-def test_nothing_that_strangers_do_locks_a_user(guesses: list[tuple[str, int]]) -> None:
-    """I 189: no state refuses anybody, and one that succeeded stays first."""
+def test_no_guesses_of_others_lock_a_user(guesses: list[tuple[str, int]]) -> None:
+    """I 189: no state refuses a right password, and a known user stays first."""
     home = shown("right", "ann")
     with closing(Throttle(clock=Clock(), places=64)) as throttle:
         throttle.accepted(home, UserAccount("ann", "ann"))
@@ -358,7 +358,7 @@ def test_nothing_that_strangers_do_locks_a_user(guesses: list[tuple[str, int]]) 
         assert throttle.facts("ann", HERE).guesses == 0
 
 
-def test_a_flood_of_addresses_harms_nobody(make: Callable[..., Throttle]) -> None:
+def test_flood_of_addresses_harms_no_user(make: Callable[..., Throttle]) -> None:
     """I 190: far more IPv6 networks than the tables have places."""
     throttle = make(places=64)
     throttle.accepted(shown(), MROSE)
@@ -392,7 +392,7 @@ def test_homes_and_guesses_outlive_a_restart_and_passwords_do_not(
     assert list(tmp_path.iterdir()) == [tmp_path / "guesses"]
 
 
-def test_what_did_not_change_is_not_written(throttle: Throttle, tmp_path: Path) -> None:
+def test_unchanged_tables_are_not_written(throttle: Throttle, tmp_path: Path) -> None:
     path = tmp_path / "guesses"
     guess(throttle, 1)
     throttle.save(path)
@@ -413,7 +413,7 @@ def test_what_did_not_change_is_not_written(throttle: Throttle, tmp_path: Path) 
         lambda saved: saved[:60] + bytes([saved[60] ^ 1]) + saved[61:],
     ],
 )
-def test_what_is_damaged_counts_for_nothing(
+def test_damaged_saved_tables_are_ignored(
     throttle: Throttle,
     make: Callable[..., Throttle],
     tmp_path: Path,
@@ -542,8 +542,8 @@ test_the_table = Model.TestCase
 
 
 @given(st.lists(st.tuples(st.integers(0, 200), st.floats(0.5, 50)), max_size=200))
-def test_the_heaviest_stays(added: list[tuple[int, float]]) -> None:
-    """Whatever is added later, what weighs most in its place is still there."""
+def test_entry_with_the_highest_weight_stays(added: list[tuple[int, float]]) -> None:
+    """Later entries never displace the one with the highest weight."""
     table = Weights(8, 1e9, clock=Clock())
     table.add(b"heavy", 1000.0)
     for key, weight in added:

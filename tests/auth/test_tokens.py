@@ -1,4 +1,4 @@
-"""OAuth 2 tokens: what is believed, and what somebody may try (FAULTS.md I 198)."""
+"""OAuth 2 tokens: claims that are accepted, and attacks (FAULTS.md I 198)."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_signed_token_names_its_owner(issuer: Signed, algorithm: str) -> None:
         {"nested": {"a": [{}] * 20}},
     ],
 )
-def test_what_a_good_token_may_say(issuer: Signed, claims: dict[str, Any]) -> None:
+def test_valid_variants_of_claims_are_accepted(issuer: Signed, claims: dict[str, Any]) -> None:
     assert run(issuer.owner(token({**GOOD, **claims}))) == "mrose@example.org"
 
 
@@ -266,7 +266,7 @@ def test_a_url_in_a_token_is_not_followed(issuer: Signed, kind: str) -> None:
     assert run(issuer.owner(forged(kind))) == "mrose@example.org"
 
 
-def test_what_no_key_may_be(tmp_path: Path) -> None:
+def test_unusable_keys_are_ignored(tmp_path: Path) -> None:
     """Secret keys, keys for encryption, short keys and garbage are not there."""
     secret = {"kty": "oct", "k": part(b"secret" * 6), "kid": "secret"}
     short = RSAAlgorithm.to_jwk(rsa_key(1024).public_key(), as_dict=True)
@@ -363,7 +363,7 @@ def test_keys_are_fetched_once_an_hour(provider: Provider) -> None:
 
 
 def test_unknown_keys_are_looked_for_once_a_minute(provider: Provider) -> None:
-    """Whoever sends a thousand of them makes the provider no work."""
+    """A thousand of them cause one request to the provider."""
     clock = Clock()
     issuer = Signed(KeySet(f"{provider.url}/jwks", ProviderClient(), clock), WANTED)
 
@@ -411,10 +411,10 @@ def test_a_key_that_is_withdrawn_is_forgotten(provider: Provider) -> None:
         (b" " * 1_100_000, 200),
     ],
 )
-def test_a_provider_that_is_broken_makes_no_token_wrong(
+def test_broken_provider_is_a_temporary_failure(
     provider: Provider, answer: Any, status: int
 ) -> None:
-    """And who is known already still logs in."""
+    """Tokens with keys fetched before still log in."""
     clock = Clock()
     issuer = Signed(KeySet(f"{provider.url}/jwks", ProviderClient(), clock), WANTED)
 
@@ -436,7 +436,7 @@ def test_a_provider_that_is_broken_makes_no_token_wrong(
     run(main())
 
 
-def test_a_provider_that_is_down_makes_no_token_wrong(tmp_path: Path) -> None:
+def test_unreachable_key_source_is_a_temporary_failure(tmp_path: Path) -> None:
     for source in "http://127.0.0.1:1/jwks", str(tmp_path / "missing"), str(tmp_path):
         with pytest.raises(BackendUnavailable):
             run(Signed(KeySet(source, ProviderClient()), WANTED).owner(token()))
@@ -452,7 +452,7 @@ def introspecting(provider: Provider, **answer: Any) -> Introspected:
     return Introspected(f"{provider.url}/introspect", "rest ante", "p:w", WANTED, ProviderClient())
 
 
-def test_the_provider_says_whose_a_token_is(provider: Provider) -> None:
+def test_introspection_names_the_user(provider: Provider) -> None:
     assert run(introspecting(provider).owner("a+b/c=")) == "mrose@example.org"
     ((path, headers, form),) = provider.asked
     assert path == "/introspect"
@@ -497,18 +497,18 @@ def test_what_a_provider_may_leave_out(provider: Provider, answer: dict[str, Any
     ],
     ids=" ".join,
 )
-def test_what_a_provider_says_must_fit(provider: Provider, answer: dict[str, Any]) -> None:
+def test_introspected_claims_must_match(provider: Provider, answer: dict[str, Any]) -> None:
     refused(introspecting(provider, **answer), "t")
 
 
-def test_a_huge_token_is_not_asked_about(provider: Provider) -> None:
+def test_huge_token_is_not_introspected(provider: Provider) -> None:
     assert refused(introspecting(provider), "x" * 20_000) == "token-form"
     assert provider.asked == []
 
 
 @pytest.mark.parametrize("status", [302, 400, 401, 403, 500, 503])
-def test_a_provider_that_refuses_us_makes_no_token_wrong(provider: Provider, status: int) -> None:
-    """And our secret follows no redirect."""
+def test_refusal_by_the_provider_is_a_temporary_failure(provider: Provider, status: int) -> None:
+    """The client secret is not sent to the target of a redirect."""
     issuer = introspecting(provider)
     provider.status, provider.headers = status, {"Location": f"{provider.url}/elsewhere"}
     with pytest.raises(BackendUnavailable) as raised:

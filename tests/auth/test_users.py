@@ -50,7 +50,7 @@ def refused(users: Users, identity: str, password: str, **more: str) -> Authenti
 # Identity.
 
 
-def test_the_right_password_opens_the_maildrop_of_that_name(users: Users) -> None:
+def test_right_password_opens_the_maildrop_of_its_user(users: Users) -> None:
     account = verify(users, "mrose", "tan staaf")
     assert (account.user, account.maildrop, account.credential) == ("mrose", "mrose", "password")
     assert account.refusal("192.0.2.7") is None
@@ -62,7 +62,7 @@ def test_case_does_not_matter_in_a_name(users: Users, identity: str) -> None:
 
 
 @pytest.mark.parametrize("password", ["Tan staaf", "tan staaf ", "tan", "tan staaf\udcff", "x" * 9])
-def test_another_password_does_not(users: Users, password: str) -> None:
+def test_wrong_password_is_refused(users: Users, password: str) -> None:
     assert refused(users, "mrose", password).reason == "bad-password"
 
 
@@ -87,7 +87,7 @@ def test_another_password_does_not(users: Users, password: str) -> None:
         "m" * 100_000,
     ],
 )
-def test_nobody_else_is_known(users: Users, identity: str) -> None:
+def test_other_names_are_unknown(users: Users, identity: str) -> None:
     """Nor is a name a part of a query: CVE-2026-24031."""
     assert refused(users, identity, "tan staaf").reason == "unknown-user"
 
@@ -100,13 +100,13 @@ def rename(database: Path, name: str) -> None:
         raw.execute("UPDATE credentials SET user = ?", [name])
 
 
-def test_an_identity_that_cannot_be_is_not_that_of_another(users: Users, database: Path) -> None:
+def test_invalid_identity_never_matches_another_user(users: Users, database: Path) -> None:
     """U+FFFD, which often stands for what could not be decoded, was a name like any other."""
     rename(database, "\ufffd")
     refused(users, "\udcff", "tan staaf")
 
 
-def test_an_unknown_user_is_told_and_costs_what_a_wrong_password_does(
+def test_unknown_user_looks_and_costs_like_a_wrong_password(
     users: Users, hashed: Counter[str]
 ) -> None:
     """RFC 1939 §13; enumeration by text (CVE-2000-0960) and by work."""
@@ -118,7 +118,7 @@ def test_an_unknown_user_is_told_and_costs_what_a_wrong_password_does(
     assert hashed == {parameters: 2 * times for parameters, times in work.items()}
 
 
-def test_a_closed_account_costs_what_an_open_one_does(users: Users, hashed: Counter[str]) -> None:
+def test_disabled_user_costs_what_an_enabled_one_does(users: Users, hashed: Counter[str]) -> None:
     verify(users, "mrose", "tan staaf")
     users.set_enabled("mrose", False)
     verify(users, "mrose", "tan staaf")
@@ -148,7 +148,7 @@ def test_every_other_password_works(users: Users, password: str) -> None:
 @pytest.mark.parametrize(
     ("authorization", "works"), [("mrose", True), ("MROSE", True), ("ann", False)]
 )
-def test_nobody_acts_for_another(users: Users, authorization: str, works: bool) -> None:
+def test_no_user_acts_for_another(users: Users, authorization: str, works: bool) -> None:
     """RFC 4616 §2: an authorization identity other than one's own needs permission."""
     users.add("ann", "other")
     if works:
@@ -157,7 +157,7 @@ def test_nobody_acts_for_another(users: Users, authorization: str, works: bool) 
         refused(users, "mrose", "tan staaf", authorization=authorization)
 
 
-def test_a_new_password_counts_at_once_and_the_old_one_no_more(users: Users) -> None:
+def test_new_password_replaces_the_old_one_at_once(users: Users) -> None:
     users.set_password("MRose", "new")
     refused(users, "mrose", "tan staaf")
     verify(users, "mrose", "new")
@@ -192,14 +192,14 @@ def test_one_user_never_opens_the_maildrop_of_another(users: Users) -> None:
         (("0.0.0.0/0",), "::1", "network"),
     ],
 )
-def test_a_user_with_networks_comes_from_there(
+def test_user_with_networks_logs_in_from_them_only(
     users: Users, networks: tuple[str, ...], address: str, refusal: str | None
 ) -> None:
     users.add("ann", "pw", networks=[ip_network(each) for each in networks])
     assert verify(users, "ann", "pw").refusal(address) == refusal
 
 
-def test_a_disabled_user_is_known_and_may_not_enter(users: Users) -> None:
+def test_disabled_user_is_known_but_refused(users: Users) -> None:
     users.set_enabled("MROSE", False)
     assert verify(users, "mrose", "tan staaf").refusal("192.0.2.7") == "disabled"
     assert refused(users, "mrose", "wrong").reason == "bad-password"
@@ -222,7 +222,7 @@ def test_a_disabled_user_is_known_and_may_not_enter(users: Users) -> None:
         ("\u212bngstr\u00f6m", "A\u030angstro\u0308m"),
     ],
 )
-def test_names_that_are_one_cannot_be_two_users(users: Users, one: str, two: str) -> None:
+def test_equivalent_names_cannot_be_two_users(users: Users, one: str, two: str) -> None:
     users.add(one, "first")
     with pytest.raises(NameTaken):
         users.add(two, "second")
@@ -272,7 +272,7 @@ def test_equivalent_names_have_one_normal_form(name: str, form: str) -> None:
         "ü" * 65,
     ],
 )
-def test_a_name_that_could_mislead_is_not_taken(users: Users, name: str) -> None:
+def test_misleading_names_are_refused(users: Users, name: str) -> None:
     with pytest.raises(BadName):
         users.add(name, "pw")
     assert [user.name for user in users.list()] == ["mrose"]
@@ -281,7 +281,7 @@ def test_a_name_that_could_mislead_is_not_taken(users: Users, name: str) -> None
 @pytest.mark.parametrize(
     "name", ["ann", "ann@example.org", "o'neil", "a%b", "a+b", "a" * 128, "安"]
 )
-def test_ordinary_names_are_taken(name: str) -> None:
+def test_ordinary_names_are_accepted(name: str) -> None:
     assert check_name(name) == name
 
 
@@ -298,7 +298,7 @@ def test_ordinary_names_are_taken(name: str) -> None:
         ("\ufdfa", ""),  # becomes words with spaces
     ],
 )
-def test_a_new_name_is_one_that_clients_can_show(users: Users, name: str, use: str) -> None:
+def test_new_name_must_survive_saslprep(users: Users, name: str, use: str) -> None:
     """RFC 5034 §4, RFC 4013: what a client types is prepared before it is looked up."""
     with pytest.raises(BadName, match=f"use {use}$" if use else "SASLprep forbids"):
         users.add(name, "pw")
@@ -310,7 +310,7 @@ def test_a_new_name_is_one_that_clients_can_show(users: Users, name: str, use: s
 @given(st.text(max_size=12))
 @example("\u017f")
 @example("\u1e9b\u0323")
-def test_a_new_name_stays_what_it_is_in_every_login(name: str) -> None:
+def test_new_name_is_unchanged_by_every_login(name: str) -> None:
     try:
         normal = check_new_name(name)
     except BadName:
@@ -372,8 +372,10 @@ def test_mail_for_a_disabled_user_still_comes_in(users: Users) -> None:
 # Hashing does not stop the others.
 
 
-def test_hashing_leaves_the_loop_free(users: Users, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hash that takes as long as it likes: the loop turns meanwhile."""
+def test_hashing_does_not_block_the_event_loop(
+    users: Users, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop runs during a hash of any duration."""
     release = threading.Event()
     monkeypatch.setattr(Users, "_verify", lambda *_: release.wait(10))
 
@@ -388,8 +390,8 @@ def test_hashing_leaves_the_loop_free(users: Users, monkeypatch: pytest.MonkeyPa
     asyncio.run(main())
 
 
-def test_logins_that_wait_are_bounded(users: Users, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one too many hears [SYS/TEMP], not [AUTH], and its turn comes again."""
+def test_number_of_waiting_logins_is_limited(users: Users, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A login above the limit gets [SYS/TEMP] and not [AUTH], and can be tried again."""
     release = threading.Event()
     monkeypatch.setattr(Users, "_verify", lambda *_: release.wait(10))
 
@@ -427,7 +429,7 @@ def test_processes_add_users_to_a_new_database_at_once(database: Path) -> None:
 def test_a_database_that_another_process_makes_meanwhile(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is ours, although it was of no version a moment ago."""
+    """It is accepted, although it had no version a moment before."""
     other = list("b")
 
     class Slow(sqlite3.Connection):
@@ -494,7 +496,7 @@ TROUBLES = [truncated, garbage, a_directory, gone, newer, foreign]
 
 @pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.rfc("P-086")
-def test_a_database_in_trouble_is_no_guess(
+def test_unusable_database_is_not_a_wrong_password(
     users: Users, database: Path, trouble: Callable[[Path], None]
 ) -> None:
     """[SYS/TEMP], never [AUTH]: else a client forgets a good password (RFC 3206 §4, §5)."""
@@ -506,7 +508,7 @@ def test_a_database_in_trouble_is_no_guess(
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)
-def test_a_database_in_trouble_bounces_no_mail(
+def test_unusable_database_bounces_no_mail(
     users: Users, database: Path, trouble: Callable[[Path], None]
 ) -> None:
     trouble(database)
@@ -515,7 +517,7 @@ def test_a_database_in_trouble_bounces_no_mail(
 
 
 @pytest.mark.parametrize("trouble", [newer, foreign])
-def test_a_database_of_others_is_not_changed(
+def test_foreign_database_is_not_changed(
     users: Users, database: Path, trouble: Callable[[Path], None]
 ) -> None:
     trouble(database)
@@ -526,7 +528,7 @@ def test_a_database_of_others_is_not_changed(
     assert database.read_bytes() == before
 
 
-def test_a_database_that_was_never_made_has_no_users(tmp_path: Path) -> None:
+def test_missing_database_has_no_users(tmp_path: Path) -> None:
     users = Users(tmp_path / "none" / "users.sqlite3")
     assert users.list() == []
     with pytest.raises(NoSuchUser):
@@ -548,10 +550,10 @@ def test_only_the_owner_can_read_the_database(users: Users, database: Path) -> N
     assert {name for name in os.listdir(database.parent)} == {database.name}
 
 
-def test_a_hash_that_is_garbage_refuses_its_user_and_nobody_else(
+def test_malformed_hash_refuses_its_own_user_only(
     users: Users, database: Path, hashed: Counter[str]
 ) -> None:
-    """At the cost of a hash, so that the time of an answer does not show which user it is."""
+    """At the cost of a hash, so that the response time does not reveal the user."""
     users.add("ann", "pw")
     with sqlite3.connect(database) as raw:
         raw.execute("UPDATE credentials SET hash = '$argon2id$v=19$m=99999999' WHERE user = 'ann'")
@@ -585,7 +587,7 @@ def test_permit_changes_only_the_named_permissions(users: Users) -> None:
     "kind", ["empty", "garbage", "another program", "another program with a version"]
 )
 def test_readers_neither_create_nor_alter_a_schema(kind: str, tmp_path: Path) -> None:
-    """Else an empty file, as a full disk leaves it, would make every user an unknown one."""
+    """Otherwise an empty file, as a full disk leaves it, would make every user unknown."""
     path = tmp_path / "users.sqlite3"
     path.write_bytes(b"" if kind == "empty" else b"garbage" * 1000)
     if kind.startswith("another"):

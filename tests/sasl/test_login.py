@@ -93,7 +93,7 @@ def test_row_of_the_table_is_all_that_a_new_mechanism_needs(
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name != "EXTERNAL"])
-def test_a_wrong_secret_is_told_as_such(name: str) -> None:
+def test_wrong_secret_is_an_auth_failure(name: str) -> None:
     core, dialogue = server(*ALL)
     token = "wrong" if "AUTH" in name else ""
     login = dialogue.log_in(ClientLogin("mrose", "wrong", token, mechanism=name), bound)
@@ -119,7 +119,9 @@ def test_a_wrong_secret_is_told_as_such(name: str) -> None:
         ((), True, b"USER mrose"),
     ],
 )
-def test_the_strongest_is_chosen(offered: tuple[str, ...], can_bind: bool, chosen: bytes) -> None:
+def test_strongest_mechanism_is_chosen(
+    offered: tuple[str, ...], can_bind: bool, chosen: bytes
+) -> None:
     end_point = BOUND if can_bind else b""
     core, dialogue = server(*offered, end_point=end_point)
     sent, _ = meet(dialogue.log_in(ClientLogin("mrose", "tan staaf"), lambda: end_point), core)
@@ -170,7 +172,7 @@ def test_user_and_pass_where_they_are_announced_or_nothing_is(
     assert next(dialogue.log_in(ClientLogin("mrose", "tan staaf"))) == b"USER mrose\r\n"
 
 
-def test_user_and_pass_where_someone_says_so() -> None:
+def test_user_and_pass_are_used_if_forced() -> None:
     """By the mechanism, or by a quirk of the server."""
     dialogue = Dialogue()
     dialogue.capabilities = SASL_ONLY
@@ -206,7 +208,7 @@ def test_a_token_is_never_sent_as_a_password() -> None:
         (("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"), False, Strength.BOUND, False),
     ],
 )
-def test_a_required_strength(
+def test_required_strength_is_enforced(
     offered: tuple[str, ...], can_bind: bool, strength: Strength, is_possible: bool
 ) -> None:
     """FAULTS G 149: what a meddler takes out of CAPA stops the login, and nothing is sent."""
@@ -254,7 +256,7 @@ def greeted(text: bytes) -> Dialogue:
 
 
 @pytest.mark.rfc("P-041", "P-042")
-def test_apop_is_what_the_rfc_shows() -> None:
+def test_apop_digest_of_the_rfc_example() -> None:
     """RFC 1939 §7; text after the time stamp is seen in the wild."""
     dialogue = greeted(b"POP3 server ready <1896.697170952@dbc.mtview.ca.us> and more")
     login = dialogue.log_in(ClientLogin("mrose", "tanstaaf", mechanism="apop"))
@@ -266,8 +268,8 @@ def test_apop_is_what_the_rfc_shows() -> None:
     "greeting",
     [b"", b"ready", b"<1896>", b"<18\x01@b>", b"<a b@c>", b"<\xff@b>", b"<a@b@c>", b"<a@>"],
 )
-def test_apop_takes_no_time_stamp_that_is_no_message_id(greeting: bytes) -> None:
-    """CVE-2007-1558: who chooses it freely learns of the password."""
+def test_apop_requires_a_message_id_as_time_stamp(greeting: bytes) -> None:
+    """CVE-2007-1558: a server that can choose it freely learns about the password."""
     dialogue = greeted(greeting)
     with pytest.raises(LoginFailed, match="no time stamp"):
         next(dialogue.log_in(ClientLogin("mrose", "tanstaaf", mechanism="APOP")))
@@ -292,7 +294,7 @@ def test_user_and_pass_are_ascii_until_the_server_says_otherwise() -> None:
     assert login.send(b"+OK\r\n") == "PASS größe\r\n".encode()
 
 
-def test_a_server_that_says_ok_for_go_on() -> None:
+def test_server_may_send_ok_as_a_challenge() -> None:
     """Seen in the wild; it is no success, because nothing was shown yet."""
     login = Dialogue().log_in(ClientLogin("mrose", "x", mechanism="PLAIN"))
     next(login)
@@ -316,7 +318,7 @@ def test_a_forced_mechanism_says_nothing_of_channel_binding() -> None:
     meet(dialogue.log_in(ClientLogin("mrose", "tan staaf", mechanism="SCRAM-SHA-256"), bound), core)
 
 
-def test_who_took_minus_plus_out_is_found() -> None:
+def test_removed_channel_binding_offer_is_detected() -> None:
     """RFC 5802 §6: the client says that it could bind, and the server knows that it offered."""
     core, dialogue = server("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS")
     tampered = dict(dialogue.capabilities.tags) | {"SASL": ("SCRAM-SHA-256",)}
@@ -372,7 +374,7 @@ def test_an_empty_challenge_with_and_without_its_space(challenge: bytes) -> None
 
 
 @pytest.mark.parametrize("challenge", [b"+ !!!\r\n", b"+ AAAA\r\n"])
-def test_a_challenge_that_makes_no_sense_is_cancelled(challenge: bytes) -> None:
+def test_malformed_challenge_is_cancelled(challenge: bytes) -> None:
     _, dialogue = server("PLAIN")
     login = dialogue.log_in(ClientLogin("mrose", "x"))
     next(login)
@@ -425,7 +427,7 @@ def test_channel_binding_over_tls(
 def test_a_client_certificate_logs_in(
     tmp_path: Path, run: Run[None], certificate: tuple[Path, Path], client_tls: ssl.SSLContext
 ) -> None:
-    """RFC 8314 §4.2, §3.1: by EXTERNAL, never by itself; who shows none is served as well."""
+    """RFC 8314 §4.2, §3.1: by EXTERNAL only; clients without a certificate are served too."""
     client_certificate, client_key = personal_certificate(tmp_path, "mrose@example.org")
     server_tls = tls.server_context(*certificate, client_ca=client_certificate)
     policy = Policy(mechanisms=("EXTERNAL", "PLAIN"))

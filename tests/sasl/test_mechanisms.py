@@ -109,7 +109,7 @@ def test_login_both_sides() -> None:
     ("identity", "password"),
     [(b"", b"p"), (b"u", b""), (b"", b""), (b"u", b"\xc2\xad"), (b"u", b"\x7f"), (b"\xff", b"p")],
 )
-def test_an_empty_password_is_none(identity: bytes, password: bytes) -> None:
+def test_empty_password_is_refused(identity: bytes, password: bytes) -> None:
     """A directory takes it for an anonymous login, which succeeds (RFC 4513 §5.1.2)."""
     with pytest.raises(AuthenticationFailed):
         serve("PLAIN", b"\0" + identity + b"\0" + password)
@@ -127,7 +127,7 @@ def test_no_octet_of_login_is_nul() -> None:
 @pytest.mark.parametrize(
     ("identity", "password"), [("", "p"), ("u", ""), ("u\0", "p"), ("u", "\0")]
 )
-def test_a_client_sends_no_password_that_is_none(
+def test_client_refuses_invalid_passwords(
     client: Callable[[str, str], ClientExchange], identity: str, password: str
 ) -> None:
     with pytest.raises(UnsafeArgument):
@@ -190,7 +190,7 @@ def test_malformed_oauthbearer(message: bytes) -> None:
 
 @pytest.mark.parametrize("user", ["", "mrose"])
 @pytest.mark.parametrize("token", ["", "a b", "a\x01b", "a\r\nb", "ä"])
-def test_a_client_sends_no_token_that_is_none(user: str, token: str) -> None:
+def test_client_refuses_invalid_tokens(user: str, token: str) -> None:
     for client in (oauth.client, oauth.xoauth2_client):
         with pytest.raises(UnsafeArgument):
             next(client(user, token))
@@ -204,13 +204,13 @@ def test_a_client_sends_no_token_that_is_none(user: str, token: str) -> None:
     [("", "a@x.org"), ("b@x.org", "b@x.org"), ("B@X.org", "b@x.org"), ("c@x.org", "a@x.org")],
 )
 def test_external_shows_an_address_of_the_certificate(wanted: str, identity: str) -> None:
-    """Who asks for another one is not given it: that is for the passdb to refuse."""
+    """Another authorization identity is passed on, for the passdb to refuse."""
     channel = Channel(identities=("a@x.org", "b@x.org"))
     shown = converse("EXTERNAL", external.client(wanted), channel)
     assert shown == Proof("EXTERNAL", identity, "certificate", wanted)
 
 
-def test_external_without_a_certificate_is_nobody() -> None:
+def test_external_without_a_certificate_is_refused() -> None:
     assert not MECHANISMS["EXTERNAL"].is_possible(BOUND)
     with pytest.raises(AuthenticationFailed):
         serve("EXTERNAL", b"a@x.org")
@@ -291,7 +291,7 @@ def test_scram_shows_which_credential(name: str) -> None:
 @pytest.mark.parametrize("name", SCRAM)
 @pytest.mark.parametrize(("user", "password"), [("mrose", "wrong"), ("nobody", "tan staaf")])
 def test_scram_with_a_wrong_password(name: str, user: str, password: str) -> None:
-    """Nobody and somebody hear the same, up to the same point; and it counts as a guess at them."""
+    """Unknown and known users get the same messages, and the failure counts as a guess."""
     channel = BOUND if name.endswith("-PLUS") else Channel()
     shown = converse(name, scram.client(name, user, password, channel.end_point), channel)
     assert shown == Disproof(name, user)
@@ -336,7 +336,7 @@ def test_wrong_channel_binding_flags(name: str, first: bytes) -> None:
 
 
 def test_another_kind_of_channel_binding_is_named() -> None:
-    """RFC 5802 §7, so that a client can tell it from a wrong password."""
+    """RFC 5802 §7, so that a client can distinguish it from a wrong password."""
     with pytest.raises(BadCommand, match="unsupported-channel-binding-type"):
         flag(b"p=tls-exporter,,n=mrose,r=abc", "SCRAM-SHA-256-PLUS")
 
@@ -349,7 +349,7 @@ def test_right_channel_binding_flags() -> None:
 
 
 def test_channel_binding_of_another_connection() -> None:
-    """Somebody in the middle, with a certificate of their own."""
+    """A man in the middle with another certificate."""
     client = scram.client("SCRAM-SHA-256-PLUS", "mrose", "tan staaf", b"hash of another")
     with pytest.raises(BadCommand, match="channel-bindings-dont-match"):
         converse("SCRAM-SHA-256-PLUS", client)
@@ -381,7 +381,7 @@ def test_malformed_first_messages(first: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", [b"a=2Db", b"a=", b"a=2c", b"\xc2\xa0\xe2\x80\xae"])
-def test_names_that_are_none(name: bytes) -> None:
+def test_invalid_names_are_refused(name: bytes) -> None:
     """RFC 5802 §5.1: "=" only as =2C and =3D; and SASLprep (RFC 4013)."""
     with pytest.raises((AuthenticationFailed, BadCommand)):
         flag(b"n,,n=" + name + b",r=abc")
@@ -487,12 +487,12 @@ def test_a_name_or_password_that_scram_cannot_send(user: str, password: str) -> 
         next(scram.client("SCRAM-SHA-256", user, password))
 
 
-def test_a_mechanism_that_does_not_exist() -> None:
+def test_unknown_mechanism_is_refused() -> None:
     with pytest.raises(UnsafeArgument, match="unknown mechanism: X"):
         client_exchange("X", ClientLogin("mrose", "tan staaf"))
 
 
-def test_a_nonce_that_is_only_ours_is_refused() -> None:
+def test_client_refuses_a_nonce_without_a_server_part() -> None:
     client = scram.client("SCRAM-SHA-256", "mrose", "tan staaf")
     nonce = next(client).response.rpartition(b"r=")[2]
     with pytest.raises(ProtocolBroken):

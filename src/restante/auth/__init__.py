@@ -1,1 +1,1 @@
-"""Back ends that tell who somebody is."""
+"""Identity back ends: they authenticate users and look them up."""

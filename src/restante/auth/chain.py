@@ -221,7 +221,7 @@ class Chain:
             shown.identity, lambda name: cast(Digests, self._backends[name]).digested(shown)
         )
 
-    # Who has proved an identity elsewhere is whom a back end knows by it, with its permission.
+    # Tokens and certificates prove an identity; the account and its permissions are the back end's.
 
     async def _verify_token(self, token: Token) -> UserAccount:
         async with self._within(self._end()) as asked:

@@ -25,7 +25,7 @@ from .names import BadName, check_name
 from .names import key as _key
 
 FIRST_UID = 1000  # of regular users: UID_MIN of login.defs(5) on most systems
-_LAST_UID = 65_533  # 65534 is the uid of the user "nobody"
+_LAST_UID = 65_533  # 65534 is the overflow uid of Linux
 _AT_ONCE = 16  # checks, and look-ups of names; ours: each check is a process
 _END = 1.0  # seconds that the helper has to end its children and itself
 _DECOY = "restante-nobody"  # checked instead of an unknown user, at the same cost

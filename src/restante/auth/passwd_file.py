@@ -280,7 +280,7 @@ def _parse_all(octets: bytes, warn: Callable[[int, str], None]) -> dict[str, _En
             entry = _refused(error.user)
         name = entry.account.user
         if name in entries:
-            warn(number, "names a user whom another line names too; neither may log in")
+            warn(number, "names the same user as another line; neither may log in")
             entry = _refused(name)
         entries[name] = entry
     return entries

@@ -19,7 +19,7 @@ _MECHANISMS = {"sha256": "SCRAM-SHA-256", "sha1": "SCRAM-SHA-1"}
 
 @dataclass(frozen=True, slots=True)
 class StoredKeys:
-    """Stored key and server key, concatenated, for each digest; None if there are none."""
+    """Stored key and server key, concatenated, by digest; None for a password without keys."""
 
     sha256: bytes | None = None
     sha1: bytes | None = None

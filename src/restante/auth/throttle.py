@@ -48,8 +48,8 @@ _WIDE = 8
 # Guesses at one user from one network that end that user's priority there: more than a user who
 # mistypes makes.
 _PAIR_IS_ATTACKED = 8
-# Users for whom one password fails before it counts as sprayed: ten, less the part of their
-# weights that decays before the tenth comes.
+# A password counts as sprayed when it has failed for ten users; half a user less, because the
+# weights of the first ones have decayed a little when the tenth comes.
 _SPRAYED = 9.5
 _KNOWN = 0.5  # weight of a login after 30 days, the half-life of that table
 _FRESH = 0.97  # weight after one or two days; until then it need not be written again
@@ -187,7 +187,7 @@ class Throttle:
         )
 
     def _is_sprayed(self, shown: Credentials) -> bool:
-        """Count the users for whom this password has failed; return whether they are many."""
+        """Count a user for this password, which has failed; return whether it is being sprayed."""
         user, password = _password(shown.identity, shown.password), _framed(shown.password)
         if not self._tried.of(user):
             self._tried.add(user, 1.0, most=1.0)
