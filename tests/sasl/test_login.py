@@ -271,7 +271,7 @@ def test_apop_digest_of_the_rfc_example() -> None:
 def test_apop_requires_a_message_id_as_time_stamp(greeting: bytes) -> None:
     """CVE-2007-1558: a server that can choose it freely learns about the password."""
     dialogue = greeted(greeting)
-    with pytest.raises(LoginFailed, match="no time stamp"):
+    with pytest.raises(LoginFailed, match="no usable time stamp"):
         next(dialogue.log_in(ClientLogin("mrose", "tanstaaf", mechanism="APOP")))
 
 

@@ -209,7 +209,7 @@ def _day(at: float) -> str:
     return datetime.fromtimestamp(at).strftime("%Y-%m-%d")
 
 
-def _logins(account: Account) -> str:
+def _logins(account: UserAccount) -> str:
     return "allowed" if account.is_enabled else "disabled"
 
 

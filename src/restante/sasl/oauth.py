@@ -27,10 +27,10 @@ def server(_: Channel) -> Generator[bytes, bytes, Token]:
     """
     message = _text((yield b""))
     header, separator, rest = message.partition(_END)
-    found = _GS2.fullmatch(header)
-    if found is None or not separator:
+    match = _GS2.fullmatch(header)
+    if match is None or not separator:
         raise BadCommand("malformed OAUTHBEARER message")
-    identity = (found[1] or "").replace("=2C", ",").replace("=3D", "=")
+    identity = (match[1] or "").replace("=2C", ",").replace("=3D", "=")
     return Token("OAUTHBEARER", identity, _bearer(_pairs(rest).get("auth", "")))
 
 
@@ -92,7 +92,7 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _bearer(value: str) -> str:
-    found = _BEARER.fullmatch(value)
-    if found is None:
+    match = _BEARER.fullmatch(value)
+    if match is None:
         raise BadCommand("missing bearer token")
-    return found[1]
+    return match[1]

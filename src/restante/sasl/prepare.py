@@ -42,12 +42,12 @@ def prepared(text: str) -> str:
         for each in text
         if not stringprep.in_table_b1(each)
     )
-    found = ucd_3_2_0.normalize("NFKC", mapped)
-    if not found or any(is_in(each) for each in found for is_in in _FORBIDDEN):
+    normal = ucd_3_2_0.normalize("NFKC", mapped)
+    if not normal or any(is_in(each) for each in normal for is_in in _FORBIDDEN):
         raise AuthenticationFailed("unprepared")
-    if any(map(stringprep.in_table_d1, found)) and (
-        any(map(stringprep.in_table_d2, found))
-        or not (stringprep.in_table_d1(found[0]) and stringprep.in_table_d1(found[-1]))
+    if any(map(stringprep.in_table_d1, normal)) and (
+        any(map(stringprep.in_table_d2, normal))
+        or not (stringprep.in_table_d1(normal[0]) and stringprep.in_table_d1(normal[-1]))
     ):
         raise AuthenticationFailed("unprepared")
-    return found
+    return normal

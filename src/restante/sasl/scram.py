@@ -50,13 +50,13 @@ def server(name: str) -> Callable[[Channel], Exchange]:
                 raise BadCommand("SCRAM: other-error")  # acting for another is not offered
             lookup = Lookup(identity, "sha256" if "SHA-256" in name else "sha1")
             yield lookup
-            found = lookup.secrets
-            assert found is not None
-            server, _ = _open(name, channel, opening, nonce, found)
+            stored = lookup.secrets
+            assert stored is not None
+            server, _ = _open(name, channel, opening, nonce, stored)
             if authorization:
                 server.gs2_header = _Authorized(server.gs2_header, authorization)
             closing = yield server.server_first.encode()
-            proved = _proved(server, found, closing)
+            proved = _proved(server, stored, closing)
             if proved is None:
                 return Disproof(name, identity)
             rest = yield server.get_server_final().encode()
@@ -70,17 +70,17 @@ def server(name: str) -> Callable[[Channel], Exchange]:
 
 
 def _open(
-    name: str, channel: Channel, opening: str, nonce: str, found: ScramSecrets
+    name: str, channel: Channel, opening: str, nonce: str, stored: ScramSecrets
 ) -> tuple[ScramServer, str]:
     """Return the library's server after the first two messages, and the identity."""
     from scramp import ScramMechanism
 
     heard: list[str] = []
-    key = found.keys[0]
+    key = stored.keys[0]
 
     def look_up(identity: str) -> tuple[bytes, bytes, bytes, int]:
         heard.append(identity)
-        return found.salt, key.stored_key, key.server_key, found.iterations
+        return stored.salt, key.stored_key, key.server_key, stored.iterations
 
     binding = (_TYPE, channel.end_point) if channel.end_point else None
     server = ScramMechanism(name).make_server(look_up, channel_binding=binding, s_nonce=nonce)
@@ -91,7 +91,7 @@ def _open(
     return server, heard[0]
 
 
-def _proved(server: ScramServer, found: ScramSecrets, closing: bytes) -> ScramKey | None:
+def _proved(server: ScramServer, stored: ScramSecrets, closing: bytes) -> ScramKey | None:
     """Return the key that the client's proof fits, or None.
 
     A user may have many keys, one for each app password.  They share salt and iterations, so the
@@ -100,7 +100,7 @@ def _proved(server: ScramServer, found: ScramSecrets, closing: bytes) -> ScramKe
     from scramp import ScramException
 
     stage, text = server.stage, _text(closing)
-    for key in found.keys:
+    for key in stored.keys:
         server.stage, server.error = stage, None
         server.stored_key, server.server_key = key.stored_key, key.server_key
         try:
