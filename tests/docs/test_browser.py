@@ -75,14 +75,45 @@ def test_a_page_can_be_read_without_scripts(chromium: Browser) -> None:
     seen.context.close()
 
 
-def test_search_for_undelete_finds_the_page_about_restoring(chromium: Browser) -> None:
+@pytest.mark.parametrize(
+    ("words", "title"),
+    [
+        ("undelete", "Restore deleted mail"),
+        ("restore", "Restore deleted mail"),
+        ("migrate", "Migrate from Dovecot, Courier, Cyrus or mbox"),
+        ("Microsoft 365", "Gmail and Microsoft 365: sign in by OAuth 2"),
+    ],
+)
+def test_search_finds_the_page(words: str, title: str, chromium: Browser) -> None:
     seen, _ = look(chromium, "index")
     search = seen.get_by_role("textbox").first
-    search.fill("undelete")
+    search.fill(words)
     search.press("Enter")
-    seen.locator("ul.search").get_by_role("link", name="Restore deleted mail").first.click()
-    assert "restante maildrop restore" in seen.locator("article").inner_text()
+    seen.locator("ul.search").get_by_role("link", name=title, exact=True).first.click()
+    assert seen.locator("h1").first.inner_text().startswith(title)
     seen.context.close()
+
+
+def test_code_can_be_copied_and_screenshots_have_no_button(chromium: Browser) -> None:
+    seen, _ = look(chromium, "howto/install")
+    button = seen.get_by_role("button", name="Copy", exact=True).first
+    button.click()
+    seen.get_by_role("button", name="Copied").wait_for()
+    seen.goto((BUILT / "index.html").as_uri())
+    assert seen.locator(".screenshot").count() == 1
+    assert seen.locator("button.copy").count() == 0
+    seen.context.close()
+
+
+def test_pictures_follow_the_theme(chromium: Browser) -> None:
+    colours = set()
+    for scheme in ("light", "dark"):
+        seen = chromium.new_page(color_scheme=scheme)
+        seen.goto((BUILT / "design.html").as_uri())
+        text = seen.locator("svg.picture text").first
+        colours.add(text.evaluate("text => getComputedStyle(text).fill"))
+        seen.close()
+    assert len(colours) == 2
 
 
 @pytest.mark.parametrize("script", [True, False], ids=["scripts", "no scripts"])
