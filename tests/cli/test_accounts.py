@@ -302,10 +302,10 @@ def test_a_secret_that_cannot_be_had_is_named(shell: Shell, password: str, words
 @pytest.mark.parametrize(
     ("password", "mode", "words"),
     [
-        ('"hunter2"', 0o644, "others can read this file"),
-        ('{ shell = "x" }', 0o600, "wants { command"),
-        ('{ command = "pass show isp" }', 0o600, "wants { command"),
-        ("7", 0o600, "wants { command"),
+        ('"hunter2"', 0o644, "other users can read this file"),
+        ('{ shell = "x" }', 0o600, "must be { command"),
+        ('{ command = "pass show isp" }', 0o600, "must be { command"),
+        ("7", 0o600, "must be { command"),
     ],
 )
 def test_passwords_are_refused_where_they_are_not_safe(

@@ -112,7 +112,7 @@ def test_a_value_that_the_configuration_refuses_stops_no_other(
     path = home / "rc"
     path.write_text('poll h proto pop3 user u pass "a\\nb" ssl\n' + RC)
     done = restante("import", "fetchmail", path)
-    assert "h (u at h): not imported: account.h.password: wants a text" in done.err
+    assert "h (u at h): not imported: account.h.password: must be text" in done.err
     assert accounts().keys() == {"pop-example-org"}
     assert restante("check").code == 0
 

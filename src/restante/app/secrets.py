@@ -34,7 +34,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, subprocess.TimeoutExpired):
         return f"the command took longer than {_PATIENCE} s"
     if isinstance(error, ImportError):
-        return "a key ring wants the extra restante[keyring]"
+        return "a key ring requires the extra restante[keyring]"
     return str(error)
 
 

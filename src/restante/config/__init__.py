@@ -1,4 +1,4 @@
-"""The configuration: one TOML file, and what it may say.
+"""The configuration: one TOML file and its options.
 
 ``schema`` names the options, ``values`` checks them, ``loading`` reads them, ``manual`` explains
 them.

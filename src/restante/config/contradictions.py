@@ -26,7 +26,7 @@ def contradictions(config: Configuration) -> Iterator[str]:
         ):
             for place in places:
                 if not Address.parse(place).is_local:
-                    yield f"{key}: {place} is public, which wants a configuration file"
+                    yield f"{key}: {place} is public, which requires a configuration file"
 
 
 def _proxy_contradictions(server: Server) -> Iterator[str]:
@@ -39,15 +39,15 @@ def _proxy_contradictions(server: Server) -> Iterator[str]:
 
 def _tls_contradictions(tls: TLS) -> Iterator[str]:
     if tls.mode == "files" and not (tls.cert and tls.key):
-        yield 'tls.mode: "files" wants tls.cert and tls.key'
+        yield 'tls.mode: "files" requires tls.cert and tls.key'
     for key in ("cert", "key"):
         if tls.mode == "self" and getattr(tls, key):
-            yield f'tls.{key}: is used with tls.mode = "files" only'
+            yield f'tls.{key}: is used only with tls.mode = "files"'
 
 
 def _auth_contradictions(auth: Auth) -> Iterator[str]:
     if not set(auth.chain) - {"oauth"}:
-        yield "auth.chain: wants a back end for passwords beside oauth"
+        yield "auth.chain: requires a back end for passwords beside oauth"
     for section in (name.replace("-", "_") for name in auth.chain):
         values = getattr(auth, section)
         for key in getattr(values, "REQUIRED", ()):
@@ -56,7 +56,7 @@ def _auth_contradictions(auth: Auth) -> Iterator[str]:
     if "oauth" in auth.chain:
         oauth = auth.oauth
         if bool(oauth.jwks) == bool(oauth.introspection):
-            yield "auth.oauth.jwks: wants either this or auth.oauth.introspection"
+            yield "auth.oauth.jwks: set either this or auth.oauth.introspection"
         wanted = ["issuer", "audience", "claim"]
         wanted += ["client_id", "client_secret"] if oauth.introspection else ["algorithms"]
         for key in wanted:
@@ -77,6 +77,4 @@ def readable_secrets(path: str, values: Mapping[str, Any]) -> Iterator[str]:
         secrets["auth.oauth.client_secret"] = auth.oauth.client_secret
     for key, each in secrets.items():
         if each.kind == "text" and each:
-            yield (
-                f"{key}: others can read this file; chmod 600 {path}, or say where the secret is"
-            )
+            yield (f"{key}: other users can read this file. Run: chmod 600 {path}")

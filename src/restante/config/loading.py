@@ -27,7 +27,7 @@ from .schema import Account, Configuration, options
 from .values import BadValue
 
 SYSTEM = (Path("/etc"), Path("/var/lib/restante"))
-"""Where the file of a service lies, and its state directory, as contrib/systemd has it."""
+"""The configuration and state directories of a service, as in contrib/systemd."""
 _PREFIX = "RESTANTE__"
 
 
@@ -37,34 +37,35 @@ def load(
     environment: Mapping[str, str] = os.environ,
     overrides: Mapping[str, Any] | None = None,
 ) -> Configuration:
-    """The configuration in force.
+    """Load and check the configuration.
 
-    ``named`` is a file that must exist; else RESTANTE_CONFIG, the user's and the system's are
-    looked for.  ``overrides`` are values from the command line, by dotted key.
+    ``named`` is a file that must exist; otherwise the file in RESTANTE_CONFIG, of the user or of
+    the system is read.  ``overrides`` are values from the command line, by dotted key.
 
     Raises:
-        ConfigurationError: every mistake, a line each, with file, line and key.
+        ConfigurationError: the configuration is invalid; a line for each mistake with its file,
+            line and key.
     """
-    found = _find(named, environment)
-    source = found.absolute() if found else None  # a reload may come in another directory
+    path = _find(named, environment)
+    source = path.absolute() if path else None  # a reload may have another directory
     state = _state(source, environment)
     folder = _folder(source, environment)
     layers = [_read(source) if source else _private(state)]
-    layers += (_read(path) for path in sorted(folder.glob("*.toml")))
+    layers += (_read(each) for each in sorted(folder.glob("*.toml")))
     for name, value in environment.items():
         if name.startswith(_PREFIX):
-            path = name.removeprefix(_PREFIX).lower().split("__")
-            layers.append(_Layer(name, _nested(path, value)))
+            keys = name.removeprefix(_PREFIX).lower().split("__")
+            layers.append(_Layer(name, _nested(keys, value)))
     for key, value in (overrides or {}).items():
         layers.append(_Layer("command line", _nested(key.split("."), value)))
     return _build(layers, source, folder, state)
 
 
 def ephemeral(folder: Path) -> Configuration:
-    """For tests and the demo: everything in ``folder``, every port chosen by the system."""
+    """Return a configuration for tests: all files in ``folder``, ports chosen by the system."""
     lmtp, smtp = ["127.0.0.1:0"], "127.0.0.1:0"
     if len(os.fsencode(path := f"{folder}/lmtp.sock")) <= MAX_SOCKET_PATH:
-        lmtp.insert(0, f"unix:{path}")  # the folder for temporary files may lie deep
+        lmtp.insert(0, f"unix:{path}")  # the path of temporary files may be too long for a socket
     tree = {
         "server": {"listen": ["pop3s://127.0.0.1:0", "pop3://127.0.0.1:0"]},
         "intake": {"lmtp": {"listen": lmtp}, "smtp": {"listen": smtp}},
@@ -74,16 +75,16 @@ def ephemeral(folder: Path) -> Configuration:
 
 
 class _Layer(NamedTuple):
-    """Values from one place."""
+    """Values from one source."""
 
     name: str
     tree: dict[str, Any]
     text: str = ""
-    """Of the file, to find the line of a key."""
+    """Text of the file, to find the line of a key."""
 
 
 def _private(state: Path) -> _Layer:
-    """What serves one person on one machine, without a file."""
+    """Return the values without a file: for one user on this machine."""
     lmtp, smtp = f"unix:{state}/lmtp.sock", "127.0.0.1:2525"
     tree = {"intake": {"lmtp": {"listen": lmtp}, "smtp": {"listen": smtp}}}
     return _Layer("configuration", tree)
@@ -95,14 +96,14 @@ def _find(named: Path | None, environment: Mapping[str, str]) -> Path | None:
     if named is not None:
         return named
     usual = [SYSTEM[0] / "restante" / "restante.toml"]
-    with suppress(ConfigurationError):  # no home, so there is nothing in it
+    with suppress(ConfigurationError):  # this user has no home directory
         home = _home(environment, "XDG_CONFIG_HOME", ".config")
         usual.insert(0, home / "restante" / "restante.toml")
     return next((path for path in usual if os.path.exists(path)), None)
 
 
 def _state(source: Path | None, environment: Mapping[str, str]) -> Path:
-    """What somebody types beside a service must find what that service writes."""
+    """Return the state directory; commands must use that of a service they are run beside."""
     if given := environment.get("STATE_DIRECTORY"):  # several are possible, systemd.exec(5)
         return Path(given.partition(":")[0]).absolute()
     folder, state = SYSTEM
@@ -117,7 +118,7 @@ def _home(environment: Mapping[str, str], name: str, usual: str) -> Path:
     try:
         return Path.home() / usual
     except RuntimeError:
-        raise ConfigurationError(f"this user has no home directory; next: set {name}") from None
+        raise ConfigurationError(f"this user has no home directory; set {name}") from None
 
 
 def _folder(source: Path | None, environment: Mapping[str, str]) -> Path:
@@ -156,15 +157,15 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 def _build(
     layers: Sequence[_Layer], source: Path | None, folder: Path, state: Path
 ) -> Configuration:
-    told: list[str] = []
+    lines: list[str] = []
     for layer in layers:
         mistakes: list[str] = []
         values = _section(Configuration, layer.tree, (), mistakes)
         if layer.text and os.stat(layer.name).st_mode & 0o077:
             mistakes += readable_secrets(layer.name, values)
-        told += (_told(layer, mistake) for mistake in mistakes)
-    if told:
-        raise ConfigurationError("\n".join(told))
+        lines += (_located_in(layer, mistake) for mistake in mistakes)
+    if lines:
+        raise ConfigurationError("\n".join(lines))
     made = {"store": {"path": f"{state}/mail/%u"}, "auth": {"users": f"{state}/users.sqlite3"}}
     tree = reduce(_merge, (layer.tree for layer in layers), made)
     configuration = Configuration(
@@ -172,14 +173,14 @@ def _build(
     )
     located = {name: _located(account) for name, account in configuration.account.items()}
     configuration = replace(configuration, account=located)
-    told += (_told(_last(layers, each), each) for each in contradictions(configuration))
-    if told:
-        raise ConfigurationError("\n".join(told))
+    lines += (_located_in(_last(layers, each), each) for each in contradictions(configuration))
+    if lines:
+        raise ConfigurationError("\n".join(lines))
     return configuration
 
 
 def _located(account: Account) -> Account:
-    """Where a well-known provider's mail is, its address tells."""
+    """Fill in the URL of a well-known provider from the user's address."""
     known = providers.by_domain(account.user.rpartition("@")[2])
     if account.url or known is None or not known.host:
         return account
@@ -205,7 +206,7 @@ def _section(
                 assert isinstance(section, type)
                 values[name] = section(**_section(section, value, (*path, name), mistakes))
             else:
-                mistakes.append(f"{key}: is a section; write [{key}]")
+                mistakes.append(f"{key}: must be a section; write [{key}]")
         else:
             try:
                 values[name] = known[name].metadata["convert"](value)
@@ -217,24 +218,24 @@ def _section(
 def _named(
     kind: type[Any], value: Any, path: tuple[str, ...], mistakes: list[str]
 ) -> dict[str, Any]:
-    """Sections of one kind whose names are the writer's: ``[account.isp]``."""
-    found = value if isinstance(value, dict) else {"": value}
-    for name, section in found.items():
+    """Read sections with names of the operator's choice: ``[account.isp]``."""
+    sections = value if isinstance(value, dict) else {"": value}
+    for name, section in sections.items():
         if not isinstance(section, dict) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            mistakes.append(f"{path[-1]}: is a section with a name; write [{path[-1]}.isp]")
+            mistakes.append(f"{path[-1]}: must be a section with a name; write [{path[-1]}.isp]")
             return {}
     return {
         name: kind(**_section(kind, section, (*path, name), mistakes))
-        for name, section in found.items()
+        for name, section in sections.items()
     }
 
 
-def _told(layer: _Layer, mistake: str) -> str:
+def _located_in(layer: _Layer, mistake: str) -> str:
     return f"{layer.name}{_line_of(layer.text, _path(mistake))}: {mistake}"
 
 
 def _last(layers: Sequence[_Layer], mistake: str) -> _Layer:
-    """The layer whose value of a key is in force."""
+    """Return the layer whose value of a key is used."""
     return next((each for each in reversed(layers) if _holds(each.tree, mistake)), layers[0])
 
 
@@ -251,7 +252,7 @@ def _path(mistake: str) -> list[str]:
 
 
 def _line_of(text: str, path: Sequence[str]) -> str:
-    """``:12``, where a key stands; tomllib does not tell."""
+    """Return the line of a key, such as ``:12``; tomllib does not keep it."""
     *sections, key = path
     wanted, current = ".".join(sections), ""
     for number, line in enumerate(text.splitlines(), 1):

@@ -1,4 +1,4 @@
-"""The manual of the configuration: the sample file and the tables of the reference."""
+"""Manual of the configuration: the sample file and the reference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .schema import Configuration, options
 def sections(
     kind: type[Any] = Configuration, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, type[Any], list[Field[Any]]]]:
-    """Every section: its dotted name, its class, its options.  For manuals."""
+    """Yield each section: its dotted name, class and options."""
     own = [each for each in options(kind) if "doc" in each.metadata]
     if own:
         yield ".".join(path), kind, own
@@ -25,8 +25,9 @@ def sections(
 
 
 def example() -> str:
-    """A sample file with every option, its manual above it; all is as without a file until
-    somebody takes a "#" away.
+    """Return a sample file with every option and its text.
+
+    All options are comments, so the file changes nothing until a "#" is removed.
     """
     lines: list[str] = []
     for name, kind, own in sections():
@@ -40,7 +41,7 @@ def example() -> str:
 
 
 def toml(value: Any) -> str:
-    """A value as it stands in the file."""
+    """Return a value as TOML."""
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(toml, value)) + "]"
     if isinstance(value, dict):

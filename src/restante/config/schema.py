@@ -1,6 +1,6 @@
 """Every section and option of the configuration, as dataclasses.
 
-The text of each option is its manual: ``manual`` makes the sample file and the reference from it.
+The sample file and the reference are generated from the texts of the options (``manual``).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _own_name() -> str:
 
 
 def option(default: Any, doc: str, convert: Convert = text, *, example: Any = None) -> Any:
-    """One key.  ``doc`` is a full sentence; ``example`` stands in the sample file."""
+    """Declare an option; ``doc`` is a full sentence, ``example`` is shown in the sample file."""
     metadata = {"doc": doc, "convert": convert, "default": default}
     metadata["example"] = default if example is None else example
     return field(default=convert(default), metadata=metadata)
@@ -81,54 +81,56 @@ class Server:
 
     hostname: str = option(
         _own_name(),
-        "The name clients use; in certificates and in Received fields.",
+        "The host name that clients connect to; also used in certificates and Received fields.",
         hostname,
         example="mail.example.org",
     )
     listen: tuple[str, ...] = option(
         ["pop3s://127.0.0.1:1995", "pop3://127.0.0.1:1110"],
-        "Where POP3 is served. pop3s speaks TLS from the first octet; pop3 offers STLS.",
+        "Addresses where POP3 is served: pop3s with implicit TLS, pop3 with STLS.",
         many(address("pop3s", "pop3")),
         example=["pop3s://[::]:995", "pop3://[::]:110"],
     )
     workers: int = option(
         "auto",
-        'Processes that serve; "auto" is one for each core. 1 is one without a supervisor.',
+        'Number of worker processes; "auto" is one for each core, 1 runs without a supervisor.',
         workers,
     )
     proxy_from: tuple[IPv4Network | IPv6Network, ...] = option(
         [],
         "Load balancers: every POP3 connection from these networks begins with a PROXY header "
-        "(version 1 or 2), which tells the client's address.",
+        "(version 1 or 2), which reports the client's address.",
         many(network),
         example=["192.0.2.10/32"],
     )
     tls_at_proxy: tuple[str, ...] = option(
         [],
-        "Addresses of listen where a proxy in proxy_from has ended TLS: what it connects there "
-        "counts as TLS, unless its PROXY header reports a client without TLS. Others that connect "
-        "there need STLS as everywhere.",
+        "Addresses of listen to which a proxy in proxy_from connects after it has terminated TLS: "
+        "these connections count as TLS, unless the PROXY header reports a client without TLS. "
+        "Other clients need STLS there as everywhere.",
         many(address("pop3")),
         example=["pop3://[::]:110"],
     )
     xclient_from: tuple[IPv4Network | IPv6Network, ...] = option(
         [],
-        "Proxies that may tell the client's address by XCLIENT, as Dovecot's does.",
+        "Networks whose proxies may report the client's address by XCLIENT, as Dovecot's does.",
         many(network),
         example=["192.0.2.11/32"],
     )
     language: str = option(
         "en",
-        "The language of the server's texts until a client chooses another by LANG.",
+        "The language of the server's texts until the client chooses another with LANG.",
         one_of(*LANGUAGES),
     )
     utf8_headers: str = option(
         "as-is",
-        'What a client gets that does not say UTF8: headers in UTF-8 "as-is", or a "surrogate" in '
-        "ASCII (RFC 6858); what it deletes and what is held is the original.",
+        'Headers in UTF-8 for clients that do not send UTF8: "as-is", or a "surrogate" in ASCII '
+        "(RFC 6858). The stored message does not change.",
         one_of("as-is", "surrogate"),
     )
-    banner: str = option("ready", "The text of the greeting; it tells no version.", greeting)
+    banner: str = option(
+        "ready", "The text of the greeting; it should not reveal a version.", greeting
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +139,7 @@ class TLS:
 
     mode: str = option(
         "self",
-        '"self" makes a certificate at the first start and keeps it; "files" uses cert and key.',
+        '"self" creates a self-signed certificate at the first start; "files" uses cert and key.',
         one_of("self", "files"),
         example="files",
     )
@@ -147,19 +149,23 @@ class TLS:
     key: str = option("", "The private key, PEM.", example="/etc/restante/privkey.pem")
     client_ca: str = option(
         "",
-        "Whose client certificates are trusted, PEM; with it a client may log in by EXTERNAL as "
-        "the e-mail address that its certificate names.",
+        "The CA whose client certificates are trusted, PEM. With it a client may log in with "
+        "EXTERNAL as the e-mail address in its certificate.",
         example="/etc/restante/clients.pem",
     )
-    min_version: str = option("1.2", "The oldest TLS that is spoken.", one_of("1.2", "1.3"))
+    min_version: str = option(
+        "1.2", "The oldest TLS version that is accepted.", one_of("1.2", "1.3")
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
-    """Where mail lies."""
+    """Where mail is stored."""
 
     kind: str = option(
-        "maildir", '"memory" forgets all mail at the end.', one_of("maildir", "memory")
+        "maildir",
+        '"maildir"; or "memory", which loses all mail when the server stops.',
+        one_of("maildir", "memory"),
     )
     path: str = option(
         "",
@@ -169,22 +175,23 @@ class Store:
     )
     hold: float = option(
         "14d",
-        "How long deleted mail can be given back; 0 destroys it at QUIT. `keep` removes nothing "
-        "at QUIT, and what a client deleted is there again. `restante user hold` sets another "
-        "one for one user. A shorter one destroys mail that is held already only 24 hours later.",
+        "How long deleted mail can be restored; 0 destroys it at QUIT. `keep` removes nothing at "
+        "QUIT, so that deleted messages appear again. `restante user hold` sets another time for "
+        "a user. After the time is made shorter, held mail is destroyed after 24 hours at the "
+        "earliest.",
         holding,
     )
     maildrop: tuple[str, ...] = option(
         ["INBOX"],
         "The folders that are shown as one maildrop, in this order; INBOX is the Maildir itself. "
-        "Those that a user has not are passed over.",
+        "Folders that a user does not have are ignored.",
         many(text),
         example=["INBOX", "Junk"],
     )
     quota: int = option(
         "0",
-        "How much mail a user may have in all folders, held mail aside; 0 is no quota. "
-        "`restante user quota` sets another one for one user.",
+        "Maximum size of a user's mail in all folders, without held mail; 0 is no quota. "
+        "`restante user quota` sets another quota for a user.",
         octets,
         example="2GiB",
     )
@@ -192,46 +199,52 @@ class Store:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PasswdFile:
-    """Users in a text file, as Dovecot has them; needs `restante[passwords]` for crypt schemes."""
+    """Users in a passwd-file as for Dovecot; crypt schemes need `restante[passwords]`."""
 
     REQUIRED: ClassVar = ("path",)
 
-    path: str = option("", "The file; a change counts at once.", example="/etc/restante/passwd")
+    path: str = option(
+        "", "The file; a change takes effect at once.", example="/etc/restante/passwd"
+    )
     scheme: str = option(
-        "CRYPT", "The scheme of hashes that do not name theirs, as `{SCHEME}` does.", scheme
+        "CRYPT", "The scheme of hashes without a prefix such as `{SCHEME}`.", scheme
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LDAP:
-    """Users of a directory, found by a search, checked by a bind; needs `restante[ldap]`."""
+    """Users of an LDAP directory, found by a search, checked by a bind; needs `restante[ldap]`."""
 
     REQUIRED: ClassVar = ("url", "base", "name")
 
     url: str = option(
         "",
-        "The directory: ldaps://, ldap:// (which starts TLS unless it is this machine) or ldapi://.",
+        "The URL: ldaps://, ldap:// (with StartTLS unless it is this machine) or ldapi://.",
         directory,
         example="ldaps://ldap.example.org",
     )
-    base: str = option("", "Below what they are.", example="ou=people,dc=example,dc=org")
+    base: str = option("", "The base DN to search under.", example="ou=people,dc=example,dc=org")
     filter: str = option(
         "(uid=%u)",
-        "How one is found; %u is the name that the client gave.",
+        "The search filter; %u is the name that the client sent.",
         search,
         example="(&(objectClass=inetOrgPerson)(uid=%u))",
     )
-    name: str = option("uid", "The attribute that must be that name.")
+    name: str = option(
+        "uid", "The attribute with the user's name; it must equal the name that the client sent."
+    )
     bind_dn: str = option(
-        "", "Who searches; empty: nobody in particular.", example="cn=restante,dc=example,dc=org"
+        "",
+        "The DN to bind as for the search; empty for an anonymous search.",
+        example="cn=restante,dc=example,dc=org",
     )
     bind_password: Secret = option(  # noqa: RUF009
         "",
-        "And where its password is; see `password` of an account.",
+        "The password of bind_dn; see `password` of an account.",
         secret,
         example={"file": "/run/secrets/ldap"},
     )
-    ca_file: str = option("", "Trust these certificates instead of the system's, PEM.")
+    ca_file: str = option("", "CA certificates to trust instead of the system's, PEM.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +252,9 @@ class PAM:
     """Users of this system; needs `restante[pam]`."""
 
     service: str = option("restante", "The file in /etc/pam.d.", service)
-    first_uid: int = option(1000, "Who has a lower uid is no person and does not log in.", count)
+    first_uid: int = option(
+        1000, "The lowest uid that may log in; lower ones belong to system users.", count
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,41 +262,43 @@ class Provider:
     """OAuth 2 bearer tokens of one provider; signed ones need `restante[jwt]`."""
 
     issuer: str = option(
-        "", "The provider, exactly as its tokens name it.", example="https://id.example.org"
+        "", "The issuer, exactly as in its tokens.", example="https://id.example.org"
     )
     audience: tuple[str, ...] = option(
         [],
-        "For whom a token must be: one of these, which the provider knows this server by.",
+        "Names of this server at the provider; a token must be issued for one of them.",
         many(text),
         example=["restante"],
     )
     jwks: str = option(
         "",
-        "Where the provider's public keys are, by https or in a file: then tokens are signed.",
+        "The provider's public keys, an https URL or a file, for signed tokens.",
         source,
         example="https://id.example.org/jwks",
     )
     introspection: str = option(
-        "", "Where the provider is asked about each token, by https (RFC 7662).", web_address
+        "", "The https URL at which the provider checks each token (RFC 7662).", web_address
     )
-    client_id: str = option("", "This server's name at the provider, for introspection.")
+    client_id: str = option("", "This server's client ID at the provider, for introspection.")
     client_secret: Secret = option(  # noqa: RUF009
-        "", "And where its secret is; see `password` of an account.", secret
+        "", "The client secret; see `password` of an account.", secret
     )
     claim: str = option(
-        "email", "What names the user; `email` counts only where it is verified.", example="email"
+        "email",
+        "The claim with the user's name; `email` is accepted only if it is verified.",
+        example="email",
     )
     scope: str = option("", "A scope that a token must have.", example="mail")
     algorithms: tuple[str, ...] = option(
-        ALGORITHMS, "How tokens may be signed.", many(one_of(*ALGORITHMS))
+        ALGORITHMS, "Accepted signature algorithms.", many(one_of(*ALGORITHMS))
     )
     users: str = option(
         "known",
-        '"known": who another back end knows; "any": whoever has a token, so that anybody whom the '
-        "provider knows has a maildrop here.",
+        '"known": only users of another back end; "any": every user of the provider, each of whom '
+        "has a maildrop here then.",
         one_of("known", "any"),
     )
-    ca_file: str = option("", "Trust these certificates instead of the system's, PEM.")
+    ca_file: str = option("", "CA certificates to trust instead of the system's, PEM.")
 
 
 # A back end has a section of ``Auth`` with this name, and a row of ``app.backends``; only ``users``
@@ -291,20 +308,20 @@ BACKENDS = ("users", "passwd-file", "ldap", "pam", "oauth")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Auth:
-    """Who may log in."""
+    """Users and their logins."""
 
     chain: tuple[str, ...] = option(
         ["users"],
-        "Where users are looked for, in this order; the first that knows one decides. "
-        + "Of "
+        "Back ends in which a user is searched, in this order; the first that has the user "
+        + "decides. Of "
         + ", ".join(BACKENDS)
         + ".",
         backends(*BACKENDS),
     )
     deadline: float = option(
         "10s",
-        "How long a login may be checked; later the client is told to try again.",
-        at_least(1, duration, "a hash takes its time"),
+        "Maximum time for checking a login; after it the client is asked to try again.",
+        at_least(1, duration, "checking a hash takes time"),
     )
     users: str = option(
         "",
@@ -313,10 +330,10 @@ class Auth:
     )
     mechanisms: tuple[str, ...] = option(
         MECHANISMS,
-        "What AUTH offers, of EXTERNAL, SCRAM-SHA-256, SCRAM-SHA-1 (both also with -PLUS), "
-        "OAUTHBEARER, XOAUTH2, PLAIN and LOGIN; each where the back ends can check it. "
-        "APOP offers the command of that name, if the chain is a passwd-file alone, to its users "
-        "with PLAIN.",
+        "Mechanisms of AUTH: EXTERNAL, SCRAM-SHA-256, SCRAM-SHA-1 (both also with -PLUS), "
+        "OAUTHBEARER, XOAUTH2, PLAIN and LOGIN; each only if the back ends can check it. "
+        "APOP enables the command of that name if the chain is only a passwd-file, for users with "
+        "a PLAIN password.",
         many(one_of(*ALL_MECHANISMS)),
     )
     folder_separator: str = option(
@@ -327,20 +344,20 @@ class Auth:
     )
     allow_plaintext_from: tuple[IPv4Network | IPv6Network, ...] = option(
         [],
-        "Networks from which a login without TLS is taken, for devices that can do no better.",
+        "Networks from which logins without TLS are accepted, for legacy devices.",
         many(network),
         example=["192.168.1.40/32"],
     )
     failure_delay: float = option(
         "2s",
-        "A failed login is answered so late, and up to four times later where many failed lately. "
-        "One that succeeds never waits for it. 0 delays none.",
+        "Delay before a failed login is answered; up to four times as long after many recent "
+        "failures from that network. Successful logins are not delayed. 0 disables the delay.",
         at_most(15, duration),
     )
     trusted: tuple[IPv4Network | IPv6Network, ...] = option(
         [],
-        "Networks whose failed logins are not held against them, such as a webmail's, where one "
-        "address stands for many people.",
+        "Networks whose failed logins do not increase delays, such as a webmail server, whose "
+        "address many users share.",
         many(network),
         example=["192.168.1.25/32"],
     )
@@ -352,11 +369,11 @@ class Auth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LMTP:
-    """Mail in from a mail server (RFC 2033)."""
+    """Receive mail from a mail server by LMTP (RFC 2033)."""
 
     listen: tuple[str, ...] = option(
         [],
-        "unix:/path or 127.0.0.1:port; nobody but the mail server should reach it.",
+        "unix:/path or 127.0.0.1:port; only the mail server should be able to connect.",
         many(address("")),
         example=["unix:/run/restante/lmtp.sock"],
     )
@@ -364,23 +381,23 @@ class LMTP:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SMTP:
-    """Mail in without a mail server, for small sites: local recipients only."""
+    """Receive mail by SMTP without a mail server, for local recipients only."""
 
-    listen: tuple[str, ...] = option([], "Off when empty.", many(address("")))
+    listen: tuple[str, ...] = option([], "Addresses to listen on; empty: off.", many(address("")))
     domains: tuple[str, ...] = option(
-        ["localhost"], "The domains whose users have their mail here.", many(text)
+        ["localhost"], "The domains for which mail is accepted.", many(text)
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intake:
-    """Mail in."""
+    """Receiving mail."""
 
     lmtp: LMTP = field(default_factory=LMTP)
     smtp: SMTP = field(default_factory=SMTP)
     postmaster: str = option(
         "",
-        "The user who receives mail for postmaster (RFC 5321 §4.5.1) where no user has that name; "
+        "The user who receives mail for postmaster (RFC 5321 §4.5.1) if no user has that name; "
         "empty: the first user.",
         text,
     )
@@ -388,92 +405,95 @@ class Intake:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds."""
+    """Limits."""
 
-    sessions: int = option(4096, "Connections in all.", count)
+    sessions: int = option(4096, "Maximum number of connections.", count)
     per_address: int = option(
         50,
-        "Connections from one IPv4 address or one IPv6 /64 network. For one more the first that "
-        "has not logged in is closed.",
+        "Maximum number of connections from an IPv4 address or an IPv6 /64 network. A new one "
+        "replaces the oldest that has not logged in.",
         count,
     )
-    message: int = option("50MiB", "The largest message that intake takes.", octets)
+    message: int = option("50MiB", "Maximum size of a received message.", octets)
     login_delay: float = option(
         "0",
-        "The time from one login of a user to the next, at least, told by LOGIN-DELAY; 0 sets "
-        "none. `restante user permit` gives a user another.",
+        "Minimum time between two logins of a user, announced by LOGIN-DELAY; 0 is none. "
+        "`restante user permit` sets another time for a user.",
         duration,
     )
     expire: int | None = option(
         "never",
-        "Mail that has been in a maildrop for so long is removed automatically, announced by "
-        "EXPIRE, and held like any that was removed. `restante user permit` gives a user another "
-        "time. A shorter time removes nothing within 24 hours of the change.",
+        "Time after which mail is removed automatically, announced by EXPIRE; it is then held like "
+        "deleted mail. `restante user permit` sets another time for a user. A shorter time removes "
+        "nothing within 24 hours of the change.",
         keeping,
     )
     deletions_by_new: int = option(
         "0",
-        "How many messages a password may delete in its first day, so that a device that was set "
-        "up wrongly, or a password that was stolen, empties no maildrop; 0 is any number.",
+        "Maximum number of messages that a login with a new password may delete on its first day, "
+        "so that a wrongly configured device or a stolen password cannot empty a maildrop; 0 is "
+        "no limit.",
         number,
         example=100,
     )
     idle: float = option(
         "10min",
-        "Silence after which a session ends without removing anything.",
+        "Time without a command after which a session ends, without deleting anything.",
         at_least(600, duration, "RFC 1939 §3"),
     )
     login: float = option(
         "60s",
-        "How long a client may take to log in.",
-        at_least(10, duration, "a person types slowly"),
+        "Maximum time until a client has logged in.",
+        at_least(10, duration, "users type slowly"),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OAuth:
-    """Logging in there by OAuth 2 instead of a password; `restante account auth NAME` begins."""
+    """Log in with OAuth 2 instead of a password; sign in with `restante account auth NAME`."""
 
     provider: str = option(
         "",
-        '"google", "microsoft", or "other", which wants the addresses below; empty: a password.',
+        '"google", "microsoft", or "other" with the URLs below; empty: log in with a password.',
         one_of("", "google", "microsoft", "other"),
         example="microsoft",
     )
-    client_id: str = option("", "Of the application that you have registered at the provider.")
+    client_id: str = option(
+        "", "The client ID of the app that you have registered with the provider."
+    )
     client_secret: Secret = option(  # noqa: RUF009
         "",
-        "Where its secret is, if it has one, as in `password`.",
+        "The client secret, if the app has one; see `password`.",
         secret,
         example={"credential": "oauth.secret"},
     )
-    tenant: str = option("common", "At Microsoft: the organisation, or common or consumers.")
+    tenant: str = option("common", "Microsoft only: the organisation, or common or consumers.")
     flow: str = option(
         "auto",
-        'How somebody agrees: in a "browser" on this machine, by "paste" from one elsewhere, on a '
-        '"device", or as a "client" with its own secret, without a person.',
+        'How to sign in: with a "browser" on this machine, by "paste" from one elsewhere, on '
+        'another "device", or as a "client" with its own secret and no user.',
         one_of("auto", "browser", "paste", "device", "client"),
     )
     authorize_url: str = option("", "Another provider's authorization endpoint.")
     token_url: str = option("", "Another provider's token endpoint.")
     device_url: str = option("", "Another provider's device authorization endpoint.")
-    scopes: tuple[str, ...] = option([], "Instead of those that we know.", many(text))
+    scopes: tuple[str, ...] = option([], "Scopes to request instead of the usual ones.", many(text))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """Mail about an account: when it fails, and before somebody must sign in again."""
+    """Mail about an account: when it fails, and before you must sign in again."""
 
     after: int = option(
         0,
-        "After so many sessions in a row that failed one mail tells so, and one more when it works "
-        "again. 0 tells nobody.",
+        "Number of failed sessions in a row after which a mail is sent; another is sent when the "
+        "account works again. 0 sends none.",
         number,
         example=3,
     )
     to: str = option(
         "",
-        "Where that mail goes, as in `to` of the account; by default where its mail goes.",
+        "Where to send that mail, as in `to` of the account, which is the default.",
         example="maildrop:postmaster",
     )
     recipient: str = option(
@@ -485,35 +505,36 @@ class Alert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """A maildrop elsewhere that `restante collect` takes mail from; any name after the dot."""
+    """An account on another server for `restante collect`; choose any name after the dot."""
 
     url: str = option(
         "",
-        "pop3s://host, or pop3://host for STLS on port 110. Where `user` is an address at a "
-        "well-known provider it may be left out.",
+        "pop3s://host, or pop3://host for STLS on port 110. Optional if `user` is an address at a "
+        "well-known provider.",
         place,
         example="pop3s://pop.example.net",
     )
-    user: str = option("", "Who logs in there.", example="ann")
+    user: str = option("", "The user name on that server.", example="ann")
     password: Secret = option(  # noqa: RUF009
         "",
-        "Where the password is: env, file, credential (of systemd), keyring, or a command whose "
-        "first line it is. A text is the password itself, if nobody else can read the file.",
+        "The password, by reference: env, file, credential (of systemd), keyring, or a command "
+        "that prints it. Text is the password itself; then other users must not be able to read "
+        "the file.",
         secret,
         example={"command": ["pass", "show", "isp"]},
     )
     oauth: OAuth = field(default_factory=OAuth)
-    ca_file: str = option("", "Trust these certificates instead of the system's, PEM.")
+    ca_file: str = option("", "CA certificates to trust instead of the system's, PEM.")
     quirks: tuple[str, ...] = option(
         ["auto"],
-        'What that server does otherwise than others: "auto" is what is known of its host; '
-        "other words are in the guide to odd servers.",
+        'Workarounds for that server: "auto" is what is known about its host; the other words are '
+        "in the guide to non-compliant servers.",
         quirks,
         example=["no-capa", "add:UIDL"],
     )
     to: str = option(
         "",
-        "Where the mail goes: maildrop:USER (a user's name or address, of this server), "
+        "Where to deliver the mail: maildrop:USER (a user's name or address, of this server), "
         "maildir:PATH, mbox:PATH, a directory, lmtp:HOST:PORT, lmtp:unix:/PATH, smtp:HOST:PORT, "
         "imaps://USER@HOST/FOLDER (imap: for STARTTLS), gmail:LABEL or command:PROGRAM ARGUMENTS.",
         place,
@@ -521,26 +542,26 @@ class Account:
     )
     to_password: Secret = option(  # noqa: RUF009
         "",
-        "Where the password for an IMAP destination is, as in `password`.",
+        "The password for an IMAP destination; see `password`.",
         secret,
         example={"file": "/etc/restante/imap.password"},
     )
     to_oauth: OAuth = field(default_factory=OAuth)
-    to_ca_file: str = option("", "Trust these certificates at the IMAP destination, PEM.")
+    to_ca_file: str = option("", "CA certificates to trust for the IMAP destination, PEM.")
     recipient: str = option(
         "",
-        "The address for lmtp: and smtp:, and who signs in for gmail:; by default `user`.",
+        "The recipient for lmtp: and smtp:, or the user for gmail:; by default `user`.",
         example="ann@example.org",
     )
     keep: str = option(
         "all",
-        'What stays on the server: "all"; "none"; for a time such as "14d" after it was taken; '
-        '"until-verified": until a later run has seen that the copy here is whole; "until-deleted" '
-        "(for maildrop:): until it was deleted here and is no longer held.",
+        'What stays on the server: "all"; "none"; a time such as "14d" after collection; '
+        '"until-verified": until a later run has verified the copy here; "until-deleted" (for '
+        "maildrop:): until it was deleted here and is no longer held.",
         keep,
         example="14d",
     )
-    newest: int = option(0, "So many of the messages taken last are never deleted there.", number)
+    newest: int = option(0, "Always leave the N most recent messages on the server.", number)
     deletion_limit: int = option(
         1000,
         "On the day after the first session, and after `keep` or `newest` changed, at most this "
@@ -550,58 +571,59 @@ class Account:
     )
     label: str = option(
         "",
-        "The name under which its messages are stored, if it is not the account's. `restante "
-        "account rename` writes it, so that no message comes twice even if the ledger is lost.",
+        "The name with which its messages are stored, if it is not the account's. `restante "
+        "account rename` writes it, so that nothing is stored twice even if the ledger is lost.",
     )
     largest: int = option(
         "0",
-        "Larger messages are not taken by themselves; 0 takes all.",
+        "Larger messages are not collected automatically; 0 is no limit.",
         octets,
         example="20MiB",
     )
     larger: str = option(
         "skip",
-        'What becomes of them: "skip" leaves them on the server and tells so each time, "stub" '
-        "stores their header with a note. They are never deleted there. `restante collect NAME "
-        "--whole ID` takes one, and all are taken when `largest` is raised.",
+        'What to do with larger messages: "skip" leaves them on the server and reports them each '
+        'time, "stub" stores their header with a note. They are never deleted there. `restante '
+        "collect NAME --whole ID` collects one of them; a larger `largest` collects all.",
         one_of("skip", "stub"),
         example="stub",
     )
-    limit: int = option(0, "Messages fetched in one session; 0 takes all.", number)
+    limit: int = option(0, "Maximum number of messages in a session; 0 is no limit.", number)
     messages_per_day: int = option(
-        0, "More wait for the next day, as the provider may want it; 0 takes all.", number
+        0,
+        "Maximum number of messages in a day, for providers that limit it; 0 is no limit.",
+        number,
     )
     octets_per_day: int | None = option(
         "auto",
-        'The same for octets; "auto" takes what is known of the provider: 1250 MB at Gmail.',
+        'Maximum size in a day; "auto" is the known limit of the provider (Gmail: 1250 MB).',
         octets_or_auto,
         example="500MiB",
     )
     logins_per_hour: int = option(
-        0, "More are not tried, also when they would fail; 0 has no limit.", number
+        0, "Maximum number of logins in an hour, including failed ones; 0 is no limit.", number
     )
     deadline: float = option(
         "2h",
-        "How long one session may last; the next goes on where it ended. What a server says in "
-        "drops would never end.",
-        at_least(1, duration, "a login takes its time"),
+        "Maximum time of a session; the next one continues where it ended. A server that sends "
+        "very slowly cannot block the account.",
+        at_least(1, duration, "a login takes time"),
     )
     every: float = option(
         "5min",
-        "The least time between sessions with --watch, or when logins ask for them; the server may "
-        "want more.",
+        "Minimum time between sessions with --watch or poll_on_login; the server may require more.",
         duration,
     )
     slowest: float = option(
         "15min",
-        "With --watch, while nothing comes, the pauses grow from `every` to this.",
+        "With --watch, pauses grow from `every` to this time while there is no new mail.",
         duration,
     )
     alert: Alert = field(default_factory=Alert)
     poll_on_login: float = option(
         "0",
-        "With maildrop:USER, and `restante serve`: when that user logs in, first collect; the "
-        "login waits so long at most. 0 does not.",
+        "With maildrop:USER and `restante serve`: collect when that user logs in, and let the "
+        "login wait at most this long. 0 is off.",
         duration,
         example="20s",
     )
@@ -609,41 +631,41 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collect:
-    """What all accounts share."""
+    """Settings for all accounts."""
 
     key: Secret = option(  # noqa: RUF009
         "",
-        "Where the key is that seals OAuth 2 tokens: base64 of 32 octets. By default it is made in "
-        "the state directory, for nobody else to read.",
+        "The key that encrypts OAuth 2 tokens, base64 of 32 octets, by reference. By default it is "
+        "created in the state directory, in a file that only the owner can read.",
         reference,
         example={"credential": "restante.key"},
     )
     metrics: str = option(
         "",
-        "After each session a file is written there for the textfile collector of node_exporter; "
-        "it reads those that end with .prom.",
+        "A file that is written after each session, for the textfile collector of node_exporter; "
+        "its name must end with .prom.",
         example="/var/lib/prometheus/node-exporter/restante.prom",
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
-    """What is told on standard error."""
+    """The log on standard error."""
 
     format: str = option(
         "auto",
-        '"journal" has no time stamps, "human" has, "json" is one object a line; '
+        '"journal" has no time stamps, "human" has them, "json" is an object per line; '
         '"auto" takes journal under systemd and human elsewhere.',
         one_of("auto", "human", "journal", "json"),
     )
     level: str = option(
-        "info", "The least important lines told.", one_of("debug", "info", "warning", "error")
+        "info", "The lowest level that is logged.", one_of("debug", "info", "warning", "error")
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """All of it, with every default filled in."""
+    """The whole configuration, with every default."""
 
     server: Server = field(default_factory=Server)
     tls: TLS = field(default_factory=TLS)
@@ -655,11 +677,11 @@ class Configuration:
     collect: Collect = field(default_factory=Collect)
     account: Mapping[str, Account] = field(default_factory=dict, metadata={"named": Account})
     source: Path | None = None
-    """The file it came from; None: nothing is configured, private mode."""
+    """The file it was read from; None for private mode."""
     folder: Path = Path()
-    """Of more files, ``conf.d``: they are read after it, in the order of their names."""
+    """Directory of more files, ``conf.d``, which are read after it in order of their names."""
     state: Path = Path()
-    """Where the program keeps what it makes itself."""
+    """The state directory."""
 
 
 _NOT_IN_THE_FILE = ("source", "folder", "state")

@@ -1,6 +1,6 @@
-"""What the value of an option may be: each function checks one kind and converts it.
+"""Values of options: each function checks one kind of value and converts it.
 
-A function raises ``BadValue`` with words that say what would be right.
+The functions raise ``BadValue``, whose text says what is valid.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ _SIZES = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 class BadValue(Exception):
-    """Says what would be right."""
+    """A value is invalid; the text says what is valid."""
 
 
 def text(value: Any) -> str:
     if not isinstance(value, str) or not value.isprintable():
-        raise BadValue('wants a text such as "mail"')
+        raise BadValue('must be text, such as "mail"')
     return value
 
 
 def separator(value: Any) -> str:
-    if re.search(r"[\w\s@/.:-]", found := text(value)):
-        raise BadValue('wants a sign that is in no name, such as "+"')
-    return found
+    if re.search(r"[\w\s@/.:-]", result := text(value)):
+        raise BadValue('must be characters that no name has, such as "+"')
+    return result
 
 
 def place(value: Any) -> str:
-    """Perhaps a URL, which may be shown to anybody."""
-    if re.match(r"\w+://[^/@]*:.*@", found := text(value)):
-        raise BadValue("wants no password, which has an option of its own")
-    return found
+    """A path or URL without a password, since it is printed and logged."""
+    if re.match(r"\w+://[^/@]*:.*@", result := text(value)):
+        raise BadValue("must not have a password, which has an option of its own")
+    return result
 
 
 def hostname(value: Any) -> str:
     """A name or an address, as certificates and trace fields take it."""
-    if not re.fullmatch(r"[^\W_][\w.:-]{0,252}", found := text(value)):
-        raise BadValue('wants a name such as "mail.example.org"')
-    return found
+    if not re.fullmatch(r"[^\W_][\w.:-]{0,252}", result := text(value)):
+        raise BadValue('must be a host name, such as "mail.example.org"')
+    return result
 
 
 def duration(value: Any) -> float:
     """Seconds, from ``2h``, ``14d``, ``10min``, or a number of seconds."""
     match = re.fullmatch(r"([0-9]{1,9})\s*([a-z]*)", str(value))
     if isinstance(value, bool) or match is None or (match[2] or "s") not in _UNITS:
-        raise BadValue('wants a time such as "90s", "10min", "2h" or "14d"')
+        raise BadValue('must be a time, such as "90s", "10min", "2h" or "14d"')
     return float(match[1]) * _UNITS[match[2] or "s"]
 
 
@@ -73,44 +73,44 @@ def octets(value: Any) -> int:
     """Octets, from ``25MiB`` or a number."""
     match = re.fullmatch(r"([0-9]{1,15})\s*(|[KMG]iB)", str(value))
     if isinstance(value, bool) or match is None:
-        raise BadValue('wants a size such as "25MiB"')
+        raise BadValue('must be a size, such as "25MiB"')
     return int(match[1]) * _SIZES[match[2]]
 
 
 def octets_or_auto(value: Any) -> int | None:
-    """None is what is known of the provider."""
+    """None for "auto": the known limit of the provider."""
     return None if value == "auto" else octets(value)
 
 
 def count(value: Any) -> int:
     if isinstance(value, bool) or not re.fullmatch(r"[1-9][0-9]{0,8}", str(value)):
-        raise BadValue("wants a number from 1")
+        raise BadValue("must be a whole number, at least 1")
     return int(value)
 
 
 def keeping(value: Any) -> int | None:
-    """Whole days; None is for ever."""
+    """Whole days; None for "never"."""
     if value == "never":
         return None
     try:
-        found = duration(value)
+        result = duration(value)
     except BadValue:
-        found = 0.0
-    if found < 86_400 or found % 86_400:
-        raise BadValue('wants "never" or a time in whole days, such as "90d"')
-    return int(found) // 86_400
+        result = 0.0
+    if result < 86_400 or result % 86_400:
+        raise BadValue('must be "never" or a time in whole days, such as "90d"')
+    return int(result) // 86_400
 
 
 def workers(value: Any) -> int:
-    """0 stands for one for each core."""
+    """0 for "auto": one for each core.  More than 255 workers could not use more cores."""
     return 0 if value == "auto" else at_most(255, count)(value)
 
 
 def web_address(value: Any) -> str:
-    found = text(value)
-    if found and not is_safe(found):
-        raise BadValue("wants an address that begins with https://, or http:// on this machine")
-    return found
+    result = text(value)
+    if result and not is_safe(result):
+        raise BadValue("must begin with https://, or with http:// on this machine")
+    return result
 
 
 def source(value: Any) -> str:
@@ -119,35 +119,35 @@ def source(value: Any) -> str:
 
 
 def directory(value: Any) -> str:
-    found = text(value)
-    if found and not ldap.is_safe(found):
-        raise BadValue('wants an address such as "ldaps://ldap.example.org"')
-    return found
+    result = text(value)
+    if result and not ldap.is_safe(result):
+        raise BadValue('must be an LDAP URL, such as "ldaps://ldap.example.org"')
+    return result
 
 
 def search(value: Any) -> str:
     if "%u" not in text(value):
-        raise BadValue('wants a filter with %u, such as "(uid=%u)"')
+        raise BadValue('must be a filter with %u, such as "(uid=%u)"')
     return text(value)
 
 
 def service(value: Any) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text(value)):
-        raise BadValue('wants the name of a file in /etc/pam.d, such as "restante"')
+        raise BadValue('must be the name of a file in /etc/pam.d, such as "restante"')
     return text(value)
 
 
 def scheme(value: Any) -> str:
-    found: str = one_of(*SCHEMES)(str(value).upper())
-    return found
+    result: str = one_of(*SCHEMES)(str(value).upper())
+    return result
 
 
 def at_most(most: int, convert: Convert) -> Convert:
     def checked(value: Any) -> Any:
-        found = convert(value)
-        if found > most:
-            raise BadValue(f"wants {most} at most")
-        return found
+        result = convert(value)
+        if result > most:
+            raise BadValue(f"must be at most {most}")
+        return result
 
     return checked
 
@@ -155,7 +155,7 @@ def at_most(most: int, convert: Convert) -> Convert:
 def one_of(*words: str) -> Convert:
     def convert(value: Any) -> str:
         if value not in words:
-            raise BadValue("wants one of " + ", ".join(words))
+            raise BadValue("must be one of " + ", ".join(words))
         return str(value)
 
     return convert
@@ -179,13 +179,13 @@ def backends(*known: str) -> Convert:
 
 
 def many(convert: Convert) -> Convert:
-    """A list; a single text is a list of one, an empty one of none."""
+    """A list; text is split at white space."""
 
     def convert_all(value: Any) -> tuple[Any, ...]:
         if isinstance(value, str):
             value = text(value).split()
         if not isinstance(value, list | tuple):
-            raise BadValue("wants a list")
+            raise BadValue("must be a list")
         return tuple(convert(each) for each in value)
 
     return convert_all
@@ -195,7 +195,7 @@ def network(value: Any) -> IPv4Network | IPv6Network:
     try:
         return ip_network(value)
     except (ValueError, TypeError) as error:
-        raise BadValue('wants a network such as "192.168.1.40/32"') from error
+        raise BadValue('must be a network, such as "192.168.1.40/32"') from error
 
 
 def address(*schemes: str) -> Convert:
@@ -203,9 +203,9 @@ def address(*schemes: str) -> Convert:
         try:
             parsed = Address.parse(text(value))
         except ConfigurationError as error:
-            raise BadValue(f"wants an address: {error}") from error
+            raise BadValue(f"must be an address: {error}") from error
         if parsed.scheme not in schemes and not (parsed.path and "" in schemes):
-            raise BadValue("wants an address that begins with " + " or ".join(schemes))
+            raise BadValue("must begin with " + " or ".join(schemes))
         return str(parsed)
 
     return convert
@@ -213,7 +213,7 @@ def address(*schemes: str) -> Convert:
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """Where a secret is; it is fetched only when it is needed."""
+    """Where a secret is; it is read only when it is needed."""
 
     kind: str
     """``text``, ``env``, ``file``, ``command``, ``credential`` or ``keyring``."""
@@ -233,16 +233,16 @@ def secret(value: Any) -> Secret:
     if kind == "command" and isinstance(given, list) and given and all(map(_is_text, given)):
         return Secret(kind, tuple(given))
     if kind not in ("env", "file", "credential", "keyring") or not _is_text(given):
-        raise BadValue('wants { command = ["pass", "show", "isp"] }, or env, file, credential …')
+        raise BadValue('must be { command = ["pass", "show", "isp"] }, or env, file, credential …')
     return Secret(kind, given)
 
 
 def reference(value: Any) -> Secret:
     """Like ``secret``, but never the secret itself."""
-    found = secret(value)
-    if found and found.kind == "text":
-        raise BadValue('wants { credential = "name" }, or env, file, command, keyring')
-    return found
+    result = secret(value)
+    if result and result.kind == "text":
+        raise BadValue('must be { credential = "name" }, or env, file, command, keyring')
+    return result
 
 
 def _is_text(value: Any) -> bool:
@@ -257,38 +257,38 @@ def keep(value: Any) -> str:
         duration(value)
     except BadValue:
         words = '"all", "none", "until-verified", "until-deleted" or a time such as "14d"'
-        raise BadValue(f"wants {words}") from None
+        raise BadValue(f"must be {words}") from None
     return str(value)
 
 
 def quirks(value: Any) -> tuple[str, ...]:
     """Words that ``pop3.quirks.parse`` knows."""
-    found: tuple[str, ...] = many(text)(value)
+    result: tuple[str, ...] = many(text)(value)
     try:
-        quirk_words.parse(found)
+        quirk_words.parse(result)
     except UnsafeArgument as error:
         raise BadValue(str(error)) from error
-    return found
+    return result
 
 
 def number(value: Any) -> int:
     if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", str(value)):
-        raise BadValue("wants a number from 0")
+        raise BadValue("must be a whole number, at least 0")
     return int(value)
 
 
 def at_least(least: float, convert: Convert, why: str) -> Convert:
     def checked(value: Any) -> Any:
-        found = convert(value)
-        if found < least:
-            raise BadValue(f"wants {least:g} seconds at least ({why})")
-        return found
+        result = convert(value)
+        if result < least:
+            raise BadValue(f"must be at least {least:g} seconds ({why})")
+        return result
 
     return checked
 
 
 def greeting(value: Any) -> str:
-    found = text(value)
-    if not found.isascii() or "<" in found or found.startswith("[") or len(found) > 500:
-        raise BadValue('wants ASCII without "<", not beginning with "[" (RFC 2449 §3)')
-    return found
+    result = text(value)
+    if not result.isascii() or "<" in result or result.startswith("[") or len(result) > 500:
+        raise BadValue('must be ASCII without "<", and not begin with "[" (RFC 2449 §3)')
+    return result
