@@ -413,7 +413,7 @@ def test_the_command_tells_how_long_it_lasts(
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
     words = ["-c", str(tmp_path / "restante.toml"), "account"]
     assert restante([*words, "list"]) == os.EX_OK
-    assert "nobody has agreed" in capsys.readouterr().out
+    assert "Not signed in yet" in capsys.readouterr().out
     server.answers = []
     monkeypatch.setattr(consent, "_open", browse)
     assert restante([*words, "auth", "isp", "--browser"]) == os.EX_OK

@@ -67,7 +67,7 @@ _PAUSES = (0.0, 0.0, 2.0)  # seconds before each look for a message that was app
 class Imap(Handed):
     """One connection for all messages."""
 
-    is_repeatable = True  # since ``has`` can tell
+    is_repeatable = True  # since ``has`` searches the folder
 
     def __init__(self, url: str, password: str, ca_file: Path | None = None) -> None:
         """``url`` is ``imaps://user@host/Folder``, or ``imap:`` for STARTTLS.

@@ -1,4 +1,4 @@
-"""OAuth 2 for accounts elsewhere (RFC 6749): a person agrees once, the collector goes on alone.
+"""OAuth 2 for accounts elsewhere (RFC 6749): the user consents once, then tokens renew themselves.
 
 ``flow`` is the steps without I/O, ``web`` asks the provider, ``sealed`` keeps what it gave.
 """

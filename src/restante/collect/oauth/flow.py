@@ -1,8 +1,8 @@
 """The steps of OAuth 2 without I/O: what to ask a provider, and what its answers mean.
 
-A person agrees in a browser (authorization code with PKCE, RFC 6749 §4.1, RFC 7636 §4; on this
+The user consents in a browser (authorization code with PKCE, RFC 6749 §4.1, RFC 7636 §4; on this
 machine by a loopback address, RFC 8252 §7.3, or by pasting one) or on another device (RFC 8628 §3);
-a service agrees by its own secret (RFC 6749 §4.4).
+a service uses its own secret (RFC 6749 §4.4).
 
 Security: the state binds an answer to its question, the nonce an identity to it, and the verifier
 makes a stolen code worthless (RFC 8252 §8.1).  Tokens are in no ``repr``.
@@ -91,18 +91,18 @@ class Application:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What a provider gave."""
+    """The tokens that a provider issued."""
 
     access: str = field(repr=False)
     expires_at: float
     """Of the access token, in seconds since the epoch."""
     refresh: str = field(default="", repr=False)
     refresh_expires_at: float | None = None
-    """If the provider tells."""
+    """When the refresh token expires, in seconds since the epoch; None if unknown."""
     agreed_at: float = 0.0
-    """When a person agreed."""
+    """When the user consented, in seconds since the epoch."""
     user: str = ""
-    """Who agreed, if the provider tells."""
+    """The user who consented; empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,7 @@ def for_itself(application: Application) -> Form:
 
 
 class Device(NamedTuple):
-    """What a person enters, and where (RFC 8628 §3.2)."""
+    """The code that the user enters, and the address to enter it at (RFC 8628 §3.2)."""
 
     user_code: str
     address: str

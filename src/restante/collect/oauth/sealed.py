@@ -78,7 +78,7 @@ class Tokenfile:
 
     def failed(self, at: float, why: str) -> None:
         """They could not be renewed; a reason in words, which holds no secret."""
-        with suppress(OSError):  # the failure itself is what must be told
+        with suppress(OSError):  # the caller reports the failure itself
             write_durably(self._path.with_suffix(_FAILURE), json.dumps([at, why]).encode())
 
     def failure(self) -> tuple[float, str] | None:
@@ -109,7 +109,7 @@ def key_in(path: Path, given: Callable[[], str] | None) -> bytes:
         except ValueError:
             key = b""
         if len(key) != _KEY:
-            raise ConfigurationError("collect.key: wants base64 of 32 octets")
+            raise ConfigurationError("collect.key: must be 32 octets in Base64")
         return key
     with _errors():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def key_in(path: Path, given: Callable[[], str] | None) -> bytes:
 
 
 def write_durably(path: Path, octets: bytes, *, is_new: bool = False) -> None:
-    """All of it or nothing, for nobody else to read.
+    """Write a file completely or not at all; only its owner can read it.
 
     Raises:
         FileExistsError: ``is_new``, and it is there.

@@ -80,7 +80,7 @@ def check(url: str) -> None:
         raise ConfigurationError(f"an OAuth 2 endpoint is an https address, not {url!r}")
 
 
-# How somebody agrees.  Each returns tokens that are not stored yet.
+# Ways for the user to consent.  Each returns tokens that are not stored yet.
 
 
 def by_browser(application: Application, user: str, show: Say) -> Tokens:
@@ -94,7 +94,7 @@ def by_browser(application: Application, user: str, show: Say) -> Tokens:
         while server.answer is None and time.monotonic() < until:
             server.handle_request()
     if server.answer is None:
-        raise ConsentNeeded("nobody has signed in; once more")
+        raise ConsentNeeded("no answer from the browser in time; sign in again")
     return _redeem(question, question.code(server.answer))
 
 
@@ -160,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(400, _WRONG)
             return
         except (ConsentNeeded, ProviderUnavailable):
-            pass  # the terminal tells
+            pass  # the terminal shows the error
         self.server.answer = self.path
         self._say(200, _DONE)
 
@@ -191,8 +191,8 @@ def access_token(
     ``renew`` asks for another although there seems to be a good one.
 
     Raises:
-        ConsentNeeded: somebody must act; what is stored stays.
-        ProviderUnavailable: try again; what is stored stays.
+        ConsentNeeded: the user must act; the stored tokens stay.
+        ProviderUnavailable: try again; the stored tokens stay.
     """
     with file.alone():
         before, now = file.get(), time.time()
@@ -213,6 +213,6 @@ def _renewed(
     if is_service:
         return by_itself(application)
     if before is None or not before.refresh:
-        raise ConsentNeeded("nobody has agreed yet; next: restante account auth NAME")
+        raise ConsentNeeded("not signed in yet; next: restante account auth NAME")
     answer = post(application.provider.token, flow.refresh(application, before))
     return flow.tokens(answer, now, before)
