@@ -51,6 +51,17 @@ def test_help_stands_alone(connect: Any) -> None:
         assert f"    {name}: " in text
 
 
+def test_both_clients_explain_every_method_in_the_same_words() -> None:
+    """None sends the reader to the other one; at least the first lines agree."""
+    names = {name for name, _ in documented(restante.Client)}
+    assert names == {name for name, _ in documented(restante.BlockingClient)}
+    for name in names:
+        ours = inspect.getdoc(getattr(restante.Client, name)) or ""
+        theirs = inspect.getdoc(getattr(restante.BlockingClient, name)) or ""
+        assert ours.splitlines()[0] == theirs.splitlines()[0], name
+        assert "Client." not in ours + theirs, name
+
+
 @pytest.mark.parametrize("connect", CONNECTS)
 def test_options_are_the_arguments_that_can_be_passed_on(connect: Any) -> None:
     options, hints = get_type_hints(restante.Options), get_type_hints(connect)

@@ -213,26 +213,26 @@ class Client:
 
     @property
     def capabilities(self) -> Capabilities:
-        """As announced after the login."""
+        """The capabilities that the server announced after the login (CAPA, RFC 2449)."""
         return self._dialogue.capabilities
 
     @property
     def quirks(self) -> Quirks:
-        """What is held of this server: given to ``connect``, or known of its host."""
+        """The deviations of this server that the session takes into account."""
         return self._dialogue.quirks
 
     @property
     def deletions(self) -> int:
-        """Messages marked as deleted in this session."""
+        """Number of messages that are marked as deleted in this session."""
         return self._dialogue.deletions
 
     @property
     def refused(self) -> Sequence[Message]:
-        """Messages that the server would not mark as deleted in this session."""
+        """Messages that the server refused to mark as deleted in this session."""
         return self._dialogue.refused
 
     async def stat(self) -> tuple[int, int]:
-        """How many messages, how many octets."""
+        """Return the number of messages and their total size in octets (STAT)."""
         return await self._run(self._dialogue.stat())
 
     async def list(self) -> Listing:
@@ -255,7 +255,11 @@ class Client:
             yield message
 
     def retrieve(self, message: Message, *, progress: Progress | None = None) -> Body:
-        """One message; it is asked for when it is read.
+        """Return the body of one message, which is requested when it is read.
+
+        Args:
+            message: A message of this session, such as one of ``list``.
+            progress: Called with the message and the number of its octets so far.
 
         Raises:
             StaleMessage: a message of another session.
@@ -263,7 +267,11 @@ class Client:
         return Body(self, message, progress, self._dialogue.ask_for([message]))
 
     def top(self, message: Message, lines: int = 0) -> Body:
-        """The header, the blank line and so many lines of the body (RFC 1939 §7).
+        """Return the header, the blank line and the first lines of a message (TOP, RFC 1939 §7).
+
+        Args:
+            message: A message of this session.
+            lines: Number of lines of the body.
 
         Raises:
             StaleMessage: a message of another session.
@@ -324,12 +332,16 @@ class Client:
     def headers(
         self, messages: Iterable[Message], *, max_size: int | None = None
     ) -> AsyncIterator[tuple[Message, EmailMessage]]:
-        """The headers of many messages, by TOP, pipelined where the server allows.
+        """Fetch and parse the headers of many messages by TOP, pipelined where the server allows.
+
+        Args:
+            messages: Messages of this session, such as those of ``list``.
+            max_size: Largest header to accept, in octets; by default the limit of the session.
 
         Raises:
-            CommandFailed: the server does not give one of them, or has no TOP.  ``Quirks`` can say
-                that it is not to be used.
-            MessageTooLarge: a header of more than ``max_size`` octets.
+            CommandFailed: the server refuses one of them, or has no TOP.  If ``quirks`` hides TOP,
+                whole messages are retrieved instead.
+            MessageTooLarge: a header is larger than the limit.
         """
         return self._parse_all(self.raw_headers(messages), max_size)
 
@@ -340,8 +352,11 @@ class Client:
             yield message, await body.email(max_size)
 
     def raw_headers(self, messages: Iterable[Message]) -> AsyncIterator[tuple[Message, Body]]:
-        """The same as octets: one that the server does not give raises CommandFailed when it is
-        read.  Where TOP is not to be used, what follows a blank line is the message's body."""
+        """Fetch the headers of many messages as octets, pipelined where the server allows.
+
+        A header that the server refuses raises CommandFailed when it is read.  If ``quirks`` hides
+        TOP, the octets after the blank line are the body of the message.
+        """
         return self._read_all(self._dialogue, iter(messages), is_header=True)
 
     def stop_pipelining(self) -> None:
@@ -354,11 +369,11 @@ class Client:
         return self._dialogue.is_pipelining_in_doubt
 
     async def delete(self, *messages: Message) -> None:
-        """Mark as deleted; they are removed when the session ends normally.
+        """Mark messages as deleted; they are removed when the session ends normally.
 
-        While ``retrieve_all`` is at work they take their turn among its commands.  A message that
+        In a loop of ``retrieve_all`` the commands are sent among those of the loop.  A message that
         the server refuses to mark is added to ``refused`` and disturbs no other: QUIT removes the
-        others, and only then CommandFailed is raised.
+        others, and then CommandFailed is raised.
 
         Raises:
             StaleMessage: a message of another session; nothing was sent.
@@ -366,19 +381,20 @@ class Client:
         await self._run(self._dialogue.delete(messages))
 
     async def reset(self) -> None:
-        """Take back all deletions."""
+        """Take back all deletions (RSET)."""
         await self._run(self._dialogue.reset())
 
     async def noop(self) -> None:
-        """Keep the session alive."""
+        """Keep the session alive (NOOP)."""
         await self._run(self._dialogue.noop())
 
     async def quit(self) -> None:
-        """End the session; what was marked is removed when this returns.
+        """End the session (QUIT); the deleted messages are removed when this returns.
 
         Raises:
-            CommandFailed: its ``command`` is QUIT: the server could not remove all of it; or DELE:
-                all of it is removed, but the server had refused to mark another message.
+            CommandFailed: the server could not remove all of them (``command`` is "QUIT"), or it
+                removed them but had refused to mark another one ("DELE").
+            ConnectionLost: the answer to QUIT was lost; ``is_known`` is False.
         """
         self._begin()
         try:
@@ -391,9 +407,13 @@ class Client:
             self.abort()
 
     async def commit(self) -> None:
-        """Remove what was marked, and go on in a new session: QUIT, connect, log in.
+        """Remove the deleted messages and begin a new session: QUIT, connect, log in.
 
-        The messages must be listed again.
+        List the messages again afterwards.
+
+        Raises:
+            UnsafeArgument: the session was begun with ``sock``; nothing was sent.
+            CommandFailed: the server refused a deletion; see ``quit``.
         """
         self._remote.route.check_renewable()
         refused: CommandFailed | None = None
@@ -408,10 +428,13 @@ class Client:
             raise refused
 
     async def reconnect(self) -> int:
-        """A new session, also after the connection was lost; returns how many deletions were lost.
+        """Begin a new session, also after the connection was lost.
 
-        The messages must be listed again.  Nothing of the session before goes on: what it has begun
-        to retrieve raises BodySkipped.
+        Returns how many deletions of the session before were lost.  List the messages again
+        afterwards: reading messages of the session before raises BodySkipped.
+
+        Raises:
+            UnsafeArgument: the session was begun with ``sock``; nothing was sent.
         """
         self._remote.route.check_renewable()
         self._begin()
@@ -428,7 +451,7 @@ class Client:
         return before.deletions
 
     def abort(self) -> None:
-        """Drop the connection: nothing is removed."""
+        """Drop the connection without QUIT, so that no message is removed."""
         if self._stream is not None:
             self._stream.transport.abort()
             self._stream = None

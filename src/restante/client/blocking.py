@@ -190,26 +190,26 @@ class BlockingClient:
 
     @property
     def capabilities(self) -> Capabilities:
-        """As announced after the login."""
+        """The capabilities that the server announced after the login (CAPA, RFC 2449)."""
         return self._dialogue.capabilities
 
     @property
     def quirks(self) -> Quirks:
-        """What is held of this server: given to ``connect``, or known of its host."""
+        """The deviations of this server that the session takes into account."""
         return self._dialogue.quirks
 
     @property
     def deletions(self) -> int:
-        """Messages marked as deleted in this session."""
+        """Number of messages that are marked as deleted in this session."""
         return self._dialogue.deletions
 
     @property
     def refused(self) -> Sequence[Message]:
-        """Messages that the server would not mark as deleted in this session."""
+        """Messages that the server refused to mark as deleted in this session."""
         return self._dialogue.refused
 
     def stat(self) -> tuple[int, int]:
-        """How many messages, how many octets."""
+        """Return the number of messages and their total size in octets (STAT)."""
         return self._run(self._dialogue.stat())
 
     def list(self) -> Listing:
@@ -228,7 +228,11 @@ class BlockingClient:
         return (message for message in self.list())
 
     def retrieve(self, message: Message, *, progress: Progress | None = None) -> BlockingBody:
-        """One message; it is asked for when it is read.
+        """Return the body of one message, which is requested when it is read.
+
+        Args:
+            message: A message of this session, such as one of ``list``.
+            progress: Called with the message and the number of its octets so far.
 
         Raises:
             StaleMessage: a message of another session.
@@ -236,7 +240,11 @@ class BlockingClient:
         return BlockingBody(self, message, progress, self._dialogue.ask_for([message]))
 
     def top(self, message: Message, lines: int = 0) -> BlockingBody:
-        """The header, the blank line and so many lines of the body (RFC 1939 §7).
+        """Return the header, the blank line and the first lines of a message (TOP, RFC 1939 §7).
+
+        Args:
+            message: A message of this session.
+            lines: Number of lines of the body.
 
         Raises:
             StaleMessage: a message of another session.
@@ -297,12 +305,26 @@ class BlockingClient:
     def headers(
         self, messages: Iterable[Message], *, max_size: int | None = None
     ) -> Iterator[tuple[Message, EmailMessage]]:
-        """The headers of many messages; see ``Client.headers``."""
+        """Fetch and parse the headers of many messages by TOP, pipelined where the server allows.
+
+        Args:
+            messages: Messages of this session, such as those of ``list``.
+            max_size: Largest header to accept, in octets; by default the limit of the session.
+
+        Raises:
+            CommandFailed: the server refuses one of them, or has no TOP.  If ``quirks`` hides TOP,
+                whole messages are retrieved instead.
+            MessageTooLarge: a header is larger than the limit.
+        """
         found = self.raw_headers(messages)
         return ((message, body.email(max_size)) for message, body in found)
 
     def raw_headers(self, messages: Iterable[Message]) -> Iterator[tuple[Message, BlockingBody]]:
-        """The same as octets; see ``Client.raw_headers``."""
+        """Fetch the headers of many messages as octets, pipelined where the server allows.
+
+        A header that the server refuses raises CommandFailed when it is read.  If ``quirks`` hides
+        TOP, the octets after the blank line are the body of the message.
+        """
         return self._read_all(self._dialogue, iter(messages), is_header=True)
 
     def stop_pipelining(self) -> None:
@@ -315,19 +337,33 @@ class BlockingClient:
         return self._dialogue.is_pipelining_in_doubt
 
     def delete(self, *messages: Message) -> None:
-        """Mark as deleted; see ``Client.delete``."""
+        """Mark messages as deleted; they are removed when the session ends normally.
+
+        In a loop of ``retrieve_all`` the commands are sent among those of the loop.  A message that
+        the server refuses to mark is added to ``refused`` and disturbs no other: QUIT removes the
+        others, and then CommandFailed is raised.
+
+        Raises:
+            StaleMessage: a message of another session; nothing was sent.
+        """
         self._run(self._dialogue.delete(messages))
 
     def reset(self) -> None:
-        """Take back all deletions."""
+        """Take back all deletions (RSET)."""
         self._run(self._dialogue.reset())
 
     def noop(self) -> None:
-        """Keep the session alive."""
+        """Keep the session alive (NOOP)."""
         self._run(self._dialogue.noop())
 
     def quit(self) -> None:
-        """End the session; what was marked is removed when this returns.  See ``Client.quit``."""
+        """End the session (QUIT); the deleted messages are removed when this returns.
+
+        Raises:
+            CommandFailed: the server could not remove all of them (``command`` is "QUIT"), or it
+                removed them but had refused to mark another one ("DELE").
+            ConnectionLost: the answer to QUIT was lost; ``is_known`` is False.
+        """
         with self._alone():
             try:
                 self._perform(self._dialogue.quit())
@@ -338,7 +374,14 @@ class BlockingClient:
                 self._drop()
 
     def commit(self) -> None:
-        """Remove what was marked, and go on in a new session; see ``Client.commit``."""
+        """Remove the deleted messages and begin a new session: QUIT, connect, log in.
+
+        List the messages again afterwards.
+
+        Raises:
+            UnsafeArgument: the session was begun with ``sock``; nothing was sent.
+            CommandFailed: the server refused a deletion; see ``quit``.
+        """
         self._remote.route.check_renewable()
         refused: CommandFailed | None = None
         try:
@@ -352,7 +395,14 @@ class BlockingClient:
             raise refused
 
     def reconnect(self) -> int:
-        """A new session; returns how many deletions were lost.  See ``Client.reconnect``."""
+        """Begin a new session, also after the connection was lost.
+
+        Returns how many deletions of the session before were lost.  List the messages again
+        afterwards: reading messages of the session before raises BodySkipped.
+
+        Raises:
+            UnsafeArgument: the session was begun with ``sock``; nothing was sent.
+        """
         self._remote.route.check_renewable()
         with self._alone():
             before = self._dialogue
@@ -366,7 +416,7 @@ class BlockingClient:
             return before.deletions
 
     def abort(self) -> None:
-        """Drop the connection: nothing is removed.
+        """Drop the connection without QUIT, so that no message is removed.
 
         A thread that is at work in the session gets ConnectionLost.
         """
