@@ -417,11 +417,11 @@ def test_the_command_tells_how_long_it_lasts(
     server.answers = []
     monkeypatch.setattr(consent, "_open", browse)
     assert restante([*words, "auth", "isp", "--browser"]) == os.EX_OK
-    assert f"agreed {time.strftime('%Y-%m-%d')} by mrose" in capsys.readouterr().out
+    assert f"signed in {time.strftime('%Y-%m-%d')} as mrose" in capsys.readouterr().out
     found = config.load(tmp_path / "restante.toml")
     file = Job.of(found, "isp").grant.file()
     tokens = file.get()
     assert tokens is not None
     file.put(replace(tokens, refresh_expires_at=time.time() + 86_400))
     assert restante([*words, "show", "isp"]) == os.EX_OK
-    assert "next: restante account auth isp" in capsys.readouterr().out
+    assert "Run: restante account auth isp" in capsys.readouterr().out
