@@ -1,4 +1,4 @@
-"""Examples for the help and the manual pages; tests run them."""
+"""Examples for the help, by verb."""
 
 from __future__ import annotations
 
