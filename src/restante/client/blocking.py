@@ -106,7 +106,7 @@ class BlockingBody(BaseBody):
 
         Raises:
             MessageTooLarge: it is larger.  A message that the server announces as larger is not
-                asked for; otherwise the rest of it is skipped.
+                requested, unless ``retrieve_all`` has done so already; the rest is skipped then.
         """
         self._use(max_size)
         gathering = Gathering()
