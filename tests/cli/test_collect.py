@@ -194,7 +194,7 @@ def test_stopped_by_a_signal_it_keeps_what_came(
         process.send_signal(number)
         _, err = process.communicate(timeout=30)
     assert process.returncode == 75
-    assert b"stopped; what is stored is safe" in err
+    assert b"stopped; stored messages are recorded" in err
     assert list((home / "ann" / "tmp").glob("*")) == []
     server.fault.clear()
     while restante("collect", "ann").code == 75:  # until the server knows that we have gone

@@ -106,7 +106,7 @@ def test_ephemeral_ends_with_its_input(home: Path, stdin: int | str) -> None:
     ):
         out, told = server.process.communicate(timeout=30)
     assert (server.process.returncode, out) == (0, b"")
-    assert b"standard input has ended" in told
+    assert b"Standard input has ended" in told
     assert list((home / "tmp").iterdir()) == []
 
 

@@ -102,4 +102,4 @@ def test_an_account_from_nothing_but_the_issuers_address(
     grant = Job.of(config.load(path), "example").grant
     first = grant.token()
     assert grant.token(renew=True) not in ("", first)
-    assert "by ann@example.org" in consent.state(grant)
+    assert "as ann@example.org" in consent.state(grant)

@@ -113,6 +113,7 @@ async def connected(
             yield Client(reader, writer)
         finally:
             writer.transport.abort()
+            await intake.drain(0)  # its connection and its files must not outlive the loop
 
 
 async def provoke(client: Client, octets: bytes) -> None:
