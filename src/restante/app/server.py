@@ -374,11 +374,14 @@ def certificate_files(configuration: Configuration) -> tuple[Path, Path]:
 
 
 def make_first_user(configuration: Configuration, users: Users) -> tuple[str, str] | None:
-    """Where nothing is configured there must be somebody to try it with."""
+    """Add a user to try a server with that has no configuration; return name and password."""
     if configuration.source is not None or users.list():
         return None
     password = passwords.generate()
     users.add("me", password)
+    if not any((configuration.state / "mail").glob("*")):
+        with suppress(OSError):  # a wrong clock has no mail here that it could destroy
+            stores.clock(configuration).accept()
     return "me", password
 
 
