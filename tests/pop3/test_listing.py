@@ -80,3 +80,14 @@ def test_many_unique_ids_in_any_order_are_all_found() -> None:
     Random(7).shuffle(names)
     listing = listed(*names)
     assert all(listing[name].number == at for at, name in enumerate(names, 1))
+
+
+def test_message_equals_only_a_message_with_the_same_values() -> None:
+    message = Message(1, "a", 100)
+    assert message == Message(1, "a", 100, session=object())
+    assert message != Message(1, "a", 101)
+    assert message != (1, "a", 100)
+
+
+def test_a_repr_says_how_many_messages_there_are() -> None:
+    assert repr(listed("a", "b")) == "<ListingBuilder of 2 messages>"

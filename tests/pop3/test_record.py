@@ -61,3 +61,8 @@ def test_control_characters_are_shown_as_such() -> None:
     told: list[str] = []
     Record(told.append).heard("+OK \x1b[2J \u202e \r \xe9".encode() + b"\xff")
     assert told == ["S: +OK \\x1b[2J \\u202e \\r \xe9\\xff"]
+
+
+def test_a_record_that_cannot_be_called_is_refused() -> None:
+    with pytest.raises(TypeError, match="record must be a function, not str"):
+        Record("path")  # type: ignore[arg-type]
