@@ -888,3 +888,18 @@ def test_a_transcript_as_objects() -> None:
     assert "\n".join(map(str, lines)) == server.transcript
     assert lines == server.transcript_lines  # also after the block
     assert "pw" not in server.transcript
+
+
+def test_a_forked_child_leaves_the_certificate_to_its_parent() -> None:
+    program = """
+import os, sys
+from restante.testing import certificate
+path = certificate()[0]
+if os.fork() == 0:
+    sys.exit()
+os.wait()
+print(path.exists(), path.parent)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    there, folder = done.stdout.split()
+    assert (there, Path(folder).exists(), done.stderr) == ("True", False, "")

@@ -12,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import os
 import re
+import shutil
 import socket
 import ssl
 import struct
@@ -28,7 +30,7 @@ from importlib import import_module
 from ipaddress import ip_network
 from operator import attrgetter
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -814,10 +816,15 @@ def _parsed(pieces: list[bytes]) -> EmailMessage:
 
 @cache
 def certificate() -> tuple[Path, Path]:
-    """Made once in a process, and gone with it."""
-    folder = TemporaryDirectory(prefix="restante-testing-")
-    atexit.register(folder.cleanup)
-    return tls.make_self_signed(Path(folder.name), ["localhost", "127.0.0.1"])
+    """Return certificate and key, made once in a process and removed at its end."""
+    folder, owner = mkdtemp(prefix="restante-testing-"), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # a forked child that ends must not take it from its parent
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return tls.make_self_signed(Path(folder), ["localhost", "127.0.0.1"])
 
 
 if __name__ == "__main__":  # python -m restante.testing; the command imports us
