@@ -10,14 +10,17 @@ import smtplib
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from restante import tls
+from restante import config, tls
+from restante.app import stores
+from restante.app.server import make_first_user
+from restante.clock import RELEASED
 
 from .conftest import Restante, program, started
 
@@ -381,3 +384,24 @@ def test_the_demo_tells_its_story_and_leaves_nothing(home: Path) -> None:
     assert max(map(len, found.out.splitlines())) <= 80
     for place in ("tmp", "state", "config"):
         assert list((home / place).iterdir()) == []
+
+
+@pytest.mark.parametrize("has_mail", [False, True])
+def test_first_user_trusts_the_clock_only_where_there_is_no_mail(
+    tmp_path: Path, has_mail: bool
+) -> None:
+    """Wherever mail is stored: a wrong clock must not destroy what was held there before."""
+    state, mail = tmp_path / "state", tmp_path / "elsewhere"
+    environment = {"HOME": str(tmp_path), "STATE_DIRECTORY": str(state)}
+    environment["RESTANTE__STORE__PATH"] = f"{mail}/%u"
+    found = config.load(environment=environment)
+    mail.mkdir()
+    if has_mail:
+        (mail / "me").mkdir()
+    clock = stores.clock(found)
+    assert clock.advance().mark == RELEASED  # nothing shows yet how late it is
+    with closing(stores.users(found)) as users:
+        assert make_first_user(found, users) is not None
+        assert make_first_user(found, users) is None
+    reading = clock.read()
+    assert (reading.mark == reading.now) is not has_mail

@@ -42,6 +42,7 @@ from ..server.pop3 import Service
 from ..server.proxy import Origin
 from ..shared import Tally
 from ..store.partial import PartialDeliveries
+from ..store.paths import Template
 from . import backends, gateway, local, stores, systemd, throttling
 from .sockets import BoundSocket, addresses_of, listening
 from .upkeep import Upkeep, moment
@@ -379,8 +380,8 @@ def make_first_user(configuration: Configuration, users: Users) -> tuple[str, st
         return None
     password = passwords.generate()
     users.add("me", password)
-    if not any((configuration.state / "mail").glob("*")):
-        with suppress(OSError):  # a wrong clock has no mail here that it could destroy
+    if not any(Path(Template(configuration.store.path).base).glob("*")):
+        with suppress(OSError):  # there is no mail that a wrong clock could destroy
             stores.clock(configuration).accept()
     return "me", password
 
