@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..collect.oauth.flow import Application, Provider
     from ..collect.oauth.sealed import Tokenfile
 
-_SOON = 14 * 86_400.0  # seconds before its end in which a user is asked to sign in again
+SOON = 14 * 86_400.0  # seconds before its end in which a user is asked to sign in again
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +114,7 @@ class Grant:
     def ends_soon(self) -> float | None:
         """The same, if that is soon and still to come."""
         end = self.ends()
-        return end if end is not None and 0 < end - time.time() < _SOON else None
-
-    def is_late(self) -> bool:
-        """Whether it ends soon or has ended."""
-        end = self.ends()
-        return end is not None and end - time.time() < _SOON
+        return end if end is not None and 0 < end - time.time() < SOON else None
 
 
 def token_file(config: Configuration, account: str, *, is_destination: bool = False) -> Tokenfile:

@@ -10,14 +10,15 @@ import webbrowser
 from getpass import getpass
 from typing import TYPE_CHECKING
 
+from ..app.tokens import SOON, Grant
 from ..config import OAuth
 from ..errors import UnsafeArgument
 from ..log import printable
 from . import common
 
 if TYPE_CHECKING:
-    from ..app.tokens import Grant
     from ..collect.oauth.flow import Application, Tokens
+    from ..collect.oauth.sealed import Tokenfile
 
 
 def add_flows(action: argparse.ArgumentParser) -> None:
@@ -108,25 +109,26 @@ def _enter(address: str, user_code: str) -> None:
 
 def state(grant: Grant) -> str:
     """Return whether the user has signed in, and for how long."""
-    tokens = grant.file().get()
+    file = grant.file()
+    tokens = file.get()
     if grant.options.flow == "client":
-        return "with the app's secret" + _failure(grant)
+        return "with the app's secret" + _failure(grant, file)
     if tokens is None:
         return f"Not signed in yet. Run: {grant.command}"
     since = f"signed in {_day(tokens.agreed_at)}"
     if tokens.user:
         since += f" as {printable(tokens.user)}"
-    since += _failure(grant)
-    end = tokens.refresh_expires_at
+    since += _failure(grant, file)
+    end, now = tokens.refresh_expires_at, time.time()
     if end is None:
         return since
-    if end < time.time():
+    if end < now:
         return f"{since}, expired {_day(end)}. Run: {grant.command}"
-    return f"{since}, until {_day(end)}" + (f". Run: {grant.command}" if grant.is_late() else "")
+    return f"{since}, until {_day(end)}" + (f". Run: {grant.command}" if end - now < SOON else "")
 
 
-def _failure(grant: Grant) -> str:
-    failure = grant.file().failure()
+def _failure(grant: Grant, file: Tokenfile) -> str:
+    failure = file.failure()
     if failure is None:
         return ""
     at, text = failure
