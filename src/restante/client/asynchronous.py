@@ -814,8 +814,8 @@ def connect(
         "fingerprint": fingerprint,
     }
     remote, limits = Remote.parse(where, **options), Limits(timeout, deadline)
-    lines = logs.recorder(remote.host, record)
-    return PendingClient(remote, limits, Record(lines), SizeLimit(max_size))
+    recording = logs.recording(remote.host, record)
+    return PendingClient(remote, limits, recording, SizeLimit(max_size))
 
 
 class PendingClient(Awaitable["Client"], AbstractAsyncContextManager["Client"]):

@@ -705,7 +705,7 @@ def connect_blocking(
         "fingerprint": fingerprint,
     }
     remote, limits = Remote.parse(where, **options), Limits(timeout, deadline)
-    lines = logs.recorder(remote.host, record)
-    client = BlockingClient(remote, limits, Record(lines), SizeLimit(max_size))
+    recording = logs.recording(remote.host, record)
+    client = BlockingClient(remote, limits, recording, SizeLimit(max_size))
     client._enter()
     return client

@@ -10,26 +10,27 @@ import logging
 import ssl
 from collections.abc import Callable
 
+from ..pop3.record import Record
+
 _logger = logging.getLogger("restante.client")
 
 
-def recorder(host: str, record: Callable[[str], None] | None) -> Callable[[str], None] | None:
-    """Add the log, if it is enabled now, to the function that a session's lines are given to.
+def recording(host: str, write: Callable[[str], None] | None) -> Record:
+    """Return a record of a session for ``write`` and, if it is enabled now, for the log.
 
     Raises:
-        TypeError: ``record`` is no function.
+        TypeError: ``write`` is not callable.
     """
-    if record is not None and not callable(record):
-        raise TypeError(f"record: a function is needed, not {type(record).__name__}")
+    record = Record(write)
     if not _logger.isEnabledFor(logging.DEBUG):
         return record
 
     def log_line(line: str) -> None:
         _logger.debug("%s %s", host, line)
-        if record is not None:
-            record(line)
+        if write is not None:
+            write(line)
 
-    return log_line
+    return Record(log_line)
 
 
 def connected(host: str, port: int) -> None:
