@@ -294,8 +294,8 @@ class Provider:
     )
     users: str = option(
         "known",
-        '"known": only users of another back end; "any": every user of the provider, each of whom '
-        "has a maildrop here then.",
+        '"known": only users of another back end; "any": every user of the provider, with a '
+        "maildrop here for each of them.",
         one_of("known", "any"),
     )
     ca_file: str = option("", "CA certificates to trust instead of the system's, PEM.")
@@ -417,7 +417,7 @@ class Limits:
     message: int = option("50MiB", "Maximum size of a received message.", octets)
     login_delay: float = option(
         "0",
-        "Minimum time between two logins of a user, announced by LOGIN-DELAY; 0 is none. "
+        "Minimum time between two logins of a user, announced by LOGIN-DELAY; 0 means no minimum. "
         "`restante user permit` sets another time for a user.",
         duration,
     )
