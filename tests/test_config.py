@@ -67,7 +67,7 @@ def whole_example() -> str:
     return re.sub("^#(?! )", "", config.example(), flags=re.MULTILINE)
 
 
-def test_the_example_opens_nothing_until_somebody_says_so(file: Path) -> None:
+def test_example_configuration_equals_the_defaults_until_edited(file: Path) -> None:
     """It names load balancers, devices without TLS and the like, which are nobody's."""
     assert load(config.example(), file) == load("", file)
 
@@ -115,7 +115,7 @@ def test_every_key_has_a_manual(file: Path) -> None:
 @pytest.mark.parametrize(
     "value", ["[[]]", "{ a = 1 }", "1.5", "1979-05-27", "true", '"a\\nb"', "-1"]
 )
-def test_no_key_takes_what_it_cannot_mean(key: str, value: str, file: Path) -> None:
+def test_keys_refuse_meaningless_values(key: str, value: str, file: Path) -> None:
     section, _, name = key.rpartition(".")
     told = mistakes(f"# one\n[{section}]\n{name} = {value}\n", file)
     assert all(line.startswith(f"restante.toml:3: {key}: must ") for line in told)
@@ -175,12 +175,12 @@ def test_no_key_takes_what_it_cannot_mean(key: str, value: str, file: Path) -> N
     ],
 )
 @pytest.mark.rfc("P-010", "P-015")
-def test_a_mistake_is_told_with_its_line(text: str, line: int, told: str, file: Path) -> None:
+def test_mistake_is_reported_with_its_line(text: str, line: int, told: str, file: Path) -> None:
     (found,) = mistakes(text, file)
     assert found.startswith(f"restante.toml:{line}: {told}")
 
 
-def test_all_mistakes_are_told_at_once(file: Path) -> None:
+def test_all_mistakes_are_reported_at_once(file: Path) -> None:
     assert len(mistakes("[store]\nholt = 1\nhold = 'x'\n[sever]\n", file)) == 3
 
 
@@ -188,7 +188,7 @@ def test_all_mistakes_are_told_at_once(file: Path) -> None:
     ("octets", "told"),
     [(b"[server", "table declaration"), (b"\xff", "UTF-8"), (b"a = 1\na = 2", "overwrite")],
 )
-def test_what_is_no_toml_is_told_with_its_file(octets: bytes, told: str, file: Path) -> None:
+def test_invalid_toml_is_reported_with_its_file(octets: bytes, told: str, file: Path) -> None:
     file.write_bytes(octets)
     with pytest.raises(ConfigurationError, match=f"{file}: .*{told}"):
         config.load(file, environment={})
@@ -235,7 +235,7 @@ def test_sizes(value: str | int, octets: int) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "h", "1.5h", "-1h", "1h30", "1H", "٣h", "1 month", None, []])
-def test_what_is_no_time(value: object) -> None:
+def test_invalid_durations_are_refused(value: object) -> None:
     with pytest.raises(Exception, match="must be a time"):
         config.duration(value)
 
@@ -271,7 +271,7 @@ def test_files_beside_win_over_the_file_in_the_order_of_their_names(file: Path) 
     assert found.server.hostname == "file"
 
 
-def test_a_mistake_is_told_where_it_was_made(file: Path) -> None:
+def test_mistake_is_reported_with_its_source(file: Path) -> None:
     beside = file.parent / "conf.d"
     beside.mkdir()
     (beside / "a.toml").write_text("\n[store]\nhold = 'soon'")
@@ -340,7 +340,7 @@ def test_a_home_that_cannot_be_read_holds_no_file(
     assert config.load(environment={"XDG_CONFIG_HOME": str(home)}).source == file
 
 
-def test_without_a_home_the_next_step_is_told(
+def test_missing_home_names_the_next_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As in a container, where the user has no entry in passwd."""
@@ -388,7 +388,7 @@ def test_private_mode_serves_loopback_and_the_users_own_files(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("length", "has_path"), [(107, True), (108, False)])
-def test_what_is_ephemeral_starts_in_a_deep_folder_too(length: int, has_path: bool) -> None:
+def test_ephemeral_server_starts_in_a_deep_directory(length: int, has_path: bool) -> None:
     """A socket's path is short (unix(7)); the port beside it serves as well."""
     folder = Path("/" + "x" * (length - len("//lmtp.sock")))
     found = config.ephemeral(folder).intake.lmtp.listen

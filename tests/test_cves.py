@@ -70,7 +70,7 @@ def test_stls_with_octets_behind_it_is_the_end(behind: bytes) -> None:
 
 
 @pytest.mark.rfc("P-120")
-def test_nothing_said_before_tls_is_known_after_it() -> None:
+def test_pre_tls_state_is_discarded() -> None:
     core = Core(list(MESSAGES), tls=False)
     core.session._allow_plaintext = True
     core.send(b"USER mrose\r\n")
@@ -85,7 +85,7 @@ def test_nothing_said_before_tls_is_known_after_it() -> None:
 
 @pytest.mark.parametrize("behind", [b"+OK\r\n", b"+O", b"+OK\r\nSASL PLAIN\r\n.\r\n", b"\r"])
 @pytest.mark.rfc("P-122")
-def test_a_response_behind_that_to_stls_is_the_end(behind: bytes) -> None:
+def test_response_behind_stls_answer_ends_the_session(behind: bytes) -> None:
     broken(Dialogue().start_tls(), b"+OK\r\n" + behind, ProtocolBroken)
 
 
@@ -115,7 +115,7 @@ def test_no_argument_holds_a_second_command(character: str) -> None:
         broken(Dialogue().log_in(ClientLogin(user, password)), b"", UnsafeArgument)
 
 
-def test_what_base64_hides_is_no_command() -> None:
+def test_base64_cannot_hide_a_command() -> None:
     """The relative of CVE-2025-15367 in proxies: CR and LF that SASL decodes."""
     core = Core(list(MESSAGES))
     hidden = b64encode(b"\0mrose\r\nPASS tan staaf\r\n\0x")
@@ -154,7 +154,7 @@ def test_overlong_arguments_are_refused(keyword: bytes) -> None:
 
 @pytest.mark.parametrize("octets", [1001, 70_000])
 @pytest.mark.rfc("N-09")
-def test_an_overlong_unique_id_is_none(octets: int) -> None:
+def test_overlong_unique_id_is_ignored(octets: int) -> None:
     """CVE-2005-2335: 128 octets on a stack.  Other mail than this must not stay there for it."""
     long = b"u" * octets
     heard = b"+OK\r\n1 10\r\n2 10\r\n.\r\n+OK\r\n1 " + long + b"\r\n2 two\r\n.\r\n"
@@ -162,7 +162,7 @@ def test_an_overlong_unique_id_is_none(octets: int) -> None:
     assert list(found) == [Message(1, None, 10), Message(2, "two", 10)]
 
 
-def test_an_empty_unique_id_is_none() -> None:
+def test_empty_unique_id_is_ignored() -> None:
     """CVE-2018-14356; that unique-ids are no paths (CVE-2018-14362) the collector's tests show."""
     _, found = talk(Dialogue().listing(), b"+OK\r\n1 10\r\n.\r\n+OK\r\n1 \r\n.\r\n")
     assert list(found) == [Message(1, None, 10)]
@@ -218,7 +218,7 @@ def test_names_are_no_templates_and_need_no_utf8(name: bytes) -> None:
     assert core.send(b"PASS x\r\n") == b"-ERR [AUTH] authentication failed\r\n"
 
 
-def test_bad_base64_harms_nobody_else() -> None:
+def test_bad_base64_affects_no_other_session() -> None:
     """CVE-2025-59028: it killed the logins of others that were under way."""
     one, other = Core(list(MESSAGES)), Core(list(MESSAGES))
     other.send(b"AUTH PLAIN\r\n")

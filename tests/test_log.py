@@ -133,14 +133,14 @@ def test_the_text_of_a_library_forges_no_line(text: str) -> None:
 @pytest.mark.parametrize("user", ["ann", *HOSTILE])
 @pytest.mark.parametrize("ip", ["192.0.2.7", "2001:db8::7"])
 @pytest.mark.parametrize("before", ["", "mail restante[7]: ", " mail restante: "])
-def test_fail2ban_bans_who_was_refused(user: str, ip: str, before: str) -> None:
+def test_fail2ban_bans_refused_clients(user: str, ip: str, before: str) -> None:
     """fail2ban cuts the time stamp off before it matches."""
     assert banned(before + refused(user, ip)) == ip
 
 
 @pytest.mark.parametrize("user", ["ann", *HOSTILE])
 @pytest.mark.parametrize("event", ["login ok", "session end", "tls refused", "purge failed"])
-def test_fail2ban_bans_nobody_else(user: str, event: str) -> None:
+def test_fail2ban_bans_no_other_clients(user: str, event: str) -> None:
     assert banned(plain(event, ip="192.0.2.7", user=user)) is None
     assert banned(plain(event, user=user)) is None
 
@@ -169,7 +169,7 @@ def warn(ip: str) -> None:
     logging.getLogger("restante.pop3").warning("login refused", extra={"fields": {"ip": ip}})
 
 
-def test_each_format_tells_the_same(told: Callable[[Log], io.StringIO]) -> None:
+def test_each_format_has_the_same_content(told: Callable[[Log], io.StringIO]) -> None:
     lines = {}
     for format_ in ("journal", "human", "json", "auto"):
         written = told(Log(format=format_))
@@ -183,7 +183,7 @@ def test_each_format_tells_the_same(told: Callable[[Log], io.StringIO]) -> None:
     assert json.loads(lines["json"])["ip"] == "192.0.2.7"
 
 
-def test_what_is_less_important_is_not_told(told: Callable[[Log], io.StringIO]) -> None:
+def test_events_below_the_log_level_are_not_written(told: Callable[[Log], io.StringIO]) -> None:
     written = told(Log(format="journal", level="error"))
     warn("192.0.2.7")
     assert written.getvalue() == ""

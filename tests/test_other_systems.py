@@ -51,7 +51,7 @@ def ran(program: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_what_is_forgotten_is_not_there() -> None:
+def test_hidden_names_are_missing() -> None:
     """Otherwise the other tests would show nothing."""
     with pytest.raises(AssertionError, match="fcntl"):
         ran("import fcntl")
@@ -125,7 +125,7 @@ with Pop3Server(users={"ann": "secret"}) as server:
     assert len(list(tmp_path.glob("*.eml"))) == 1
 
 
-def test_what_needs_posix_says_so() -> None:
+def test_posix_requirement_is_named() -> None:
     program = """
 from restante.errors import ConfigurationError
 from restante.shared import SharedLock

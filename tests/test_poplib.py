@@ -97,7 +97,7 @@ def test_a_session() -> None:
 
 
 @pytest.mark.rfc("P-130", "P-133")
-def test_a_certificate_that_nobody_trusts_ends_it() -> None:
+def test_untrusted_certificate_is_refused() -> None:
     with Pop3Server() as server:
         with pytest.raises(ssl.SSLCertVerificationError):
             poplib.POP3_SSL(server.host, server.port)
@@ -108,7 +108,7 @@ def test_a_certificate_that_nobody_trusts_ends_it() -> None:
         assert "USER" not in server.transcript
 
 
-def test_stls_and_what_was_said_before_it() -> None:
+def test_pre_tls_capabilities_are_discarded() -> None:
     with Pop3Server() as server:
         client = poplib.POP3(server.host, server.stls_port)
         assert "SASL" not in client.capa()
@@ -131,7 +131,7 @@ def test_a_dot_between_bare_line_feeds_ends_no_message() -> None:
     assert heard == [b"RETR 1\r\n", b"DELE 1\r\n"]
 
 
-def test_a_message_that_ends_early_is_none() -> None:
+def test_truncated_message_is_an_error() -> None:
     with (
         saying(b"+OK\r\nhalf a message\r\n") as (client, _),
         pytest.raises(poplib.error_proto, match="EOF"),

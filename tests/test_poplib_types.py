@@ -201,7 +201,7 @@ def test_programs_and_each_name_of_the_stub(tmp_path: Path, cache: Path, version
 
 
 @pytest.mark.slow
-def test_the_judge_sees_what_differs(tmp_path: Path, cache: Path) -> None:
+def test_type_check_finds_differences(tmp_path: Path, cache: Path) -> None:
     """Otherwise the other test would show nothing."""
     (tmp_path / "standard.pyi").write_text(protocols().replace("-> tuple[int, int]", "-> str"))
     wrong = PROGRAM.replace("MODULE", "from restante import poplib") + "poplib.POP3(7)\n"

@@ -33,7 +33,7 @@ def value(header: bytes, name: str) -> str | None:
 
 
 @pytest.mark.rfc("P-144")
-def test_a_subject_is_told_by_rfc_2047() -> None:
+def test_subject_is_encoded_by_rfc_2047() -> None:
     for subject in (
         "Gr\u00fc\u00dfe",
         "\u4f60\u597d " * 20,
@@ -57,7 +57,7 @@ def test_a_subject_is_told_by_rfc_2047() -> None:
     ],
 )
 @pytest.mark.rfc("P-144")
-def test_no_address_could_be_somebodys(field: str, shown: str) -> None:
+def test_replaced_addresses_are_invalid(field: str, shown: str) -> None:
     """What cannot be shown is told in words, and goes to nobody."""
     name = field.partition(":")[0]
     found = made(field) if name == "From" else made("From: ann@example.org", field)
@@ -67,7 +67,7 @@ def test_no_address_could_be_somebodys(field: str, shown: str) -> None:
 
 
 @pytest.mark.rfc("P-144")
-def test_what_cannot_be_shown_is_left_out() -> None:
+def test_undisplayable_fields_are_omitted() -> None:
     shown = made(
         "From: ann@example.org",
         "X-Who: \u00e4",
@@ -104,7 +104,7 @@ def test_any_size_can_be_met_with_fields_to_spare(octets: int) -> None:
 
 
 @pytest.mark.rfc("P-143")
-def test_where_there_is_no_room_the_client_is_told() -> None:
+def test_too_little_room_raises_needs_utf8() -> None:
     for header in (
         "From: \u00e4@b\r\n",
         "Subject: \u00e4\r\n",
@@ -161,6 +161,6 @@ def test_pieces_do_not_matter_and_the_body_stays(words: str, data: st.DataObject
 
 
 @pytest.mark.parametrize("message", [b"", b"\r\n", "\r\n\u00e4\r\n".encode(), b"x" * 200_000])
-def test_what_has_no_header_is_left_alone(message: bytes) -> None:
+def test_text_without_header_is_unchanged(message: bytes) -> None:
     downgrade = Downgrade()
     assert downgrade.feed(message) + downgrade.finish() == message

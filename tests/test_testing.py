@@ -75,7 +75,7 @@ def test_deliver_fetch_delete_and_look(server: Pop3Server, stls: bool) -> None:
     assert [each["subject"] for each in server.held("ann")] == ["hi"]
 
 
-def test_what_may_be_delivered(server: Pop3Server, tmp_path: Path) -> None:
+def test_deliver_accepts_every_form_of_a_message(server: Pop3Server, tmp_path: Path) -> None:
     message = EmailMessage()
     message["Subject"] = "made"
     message.set_content("text with ä\n")
@@ -174,7 +174,7 @@ def test_a_drip_takes_longer_than_any_deadline(server: Pop3Server) -> None:
         retrieve_one(server, deadline=0.5)
 
 
-def test_what_drips_comes_whole_and_in_its_order(server: Pop3Server) -> None:
+def test_dripped_octets_arrive_whole_and_in_order(server: Pop3Server) -> None:
     for at in range(3):
         server.deliver("ann", b"%d\r\n" % at)
     server.fault.drip(octets=2, seconds=0.001)
@@ -198,7 +198,7 @@ def test_a_lie_about_sizes(server: Pop3Server, octets: int) -> None:
     assert retrieve_one(server) == MESSAGE
 
 
-def test_a_fault_of_a_command_that_there_is_not(server: Pop3Server) -> None:
+def test_fault_of_an_unknown_command_is_refused(server: Pop3Server) -> None:
     with pytest.raises(ValueError, match="RTER"):
         server.fault.err("RTER")
 
@@ -327,12 +327,12 @@ def test_every_mechanism(mechanism: str) -> None:
             pass
 
 
-def test_a_mechanism_that_there_is_not() -> None:
+def test_unknown_mechanism_is_refused() -> None:
     with pytest.raises(ValueError, match="EXTERNAL"):
         Pop3Server(sasl=["EXTERNAL"])
 
 
-def test_a_login_in_clear_is_only_for_who_asks_for_it() -> None:
+def test_plaintext_login_must_be_requested() -> None:
     for clear in (False, True):
         with Pop3Server(clear=clear) as server:
             server.deliver("ann", MESSAGE)

@@ -21,7 +21,9 @@ WAYS = [in_thread, files.in_thread]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_a_call_returns_or_raises(way: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+def test_call_returns_or_raises_like_the_function(
+    way: Callable[..., Coroutine[Any, Any, Any]],
+) -> None:
     async def main() -> None:
         assert await way(lambda first, *, second: (first, second), 1, second=2) == (1, 2)
         with pytest.raises(ZeroDivisionError):

@@ -75,7 +75,7 @@ def test_a_whole_message_is_stuffed_alike(text: bytes) -> None:
 
 
 @given(crlf_texts, cuts, cuts, texts)
-def test_what_was_stuffed_comes_back(
+def test_unstuffing_restores_stuffed_text(
     text: bytes, here: list[int], there: list[int], after: bytes
 ) -> None:
     wire = stuffed(cut(text, here)) + after

@@ -470,7 +470,7 @@ def test_introspection_names_the_user(provider: Provider) -> None:
     ],
     ids=" ".join,
 )
-def test_what_a_provider_may_leave_out(provider: Provider, answer: dict[str, Any]) -> None:
+def test_optional_claims_may_be_missing(provider: Provider, answer: dict[str, Any]) -> None:
     assert run(introspecting(provider, **answer).owner("t")) == "mrose@example.org"
 
 

@@ -87,7 +87,7 @@ def secrets(home: Path) -> list[Path]:
         ("pop3://ann%40example.org@pop.example.org", None, "pop3://pop.example.org", None),
     ],
 )
-def test_an_address_tells_its_server(
+def test_server_is_derived_from_the_address(
     address: str, host: str | None, url: str, user: str | None
 ) -> None:
     place = _locate(address, host)
@@ -103,7 +103,7 @@ def test_an_address_tells_its_server(
         (["in1-smtp.messagingengine.com"], "pop3s://pop.fastmail.com"),
     ],
 )
-def test_who_takes_the_mail_of_a_domain_is_its_provider(
+def test_provider_is_found_by_mx_records(
     hosts: list[str], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(discovery, "exchangers", lambda _: hosts)
@@ -123,7 +123,7 @@ def announced(monkeypatch: pytest.MonkeyPatch, *found: Service) -> None:
         (1995, TLS.IMPLICIT, "pop3s://mail.example.org:1995"),
     ],
 )
-def test_what_the_domain_announces(
+def test_announced_server_is_used(
     port: int, tls: TLS, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user = "ann@example.org"
@@ -132,7 +132,7 @@ def test_what_the_domain_announces(
 
 
 @pytest.mark.rfc("P-162")
-def test_a_server_elsewhere_counts_only_when_a_person_says_so(
+def test_announced_server_in_another_domain_needs_confirmation(
     monkeypatch: pytest.MonkeyPatch, restante: Restante
 ) -> None:
     user = "ann@example.org"
@@ -161,7 +161,7 @@ def test_a_server_elsewhere_counts_only_when_a_person_says_so(
         ("pop3s://host", "the URL has no user"),
     ],
 )
-def test_addresses_that_do_not_tell(
+def test_address_without_a_known_server_asks_for_one(
     address: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     announced(monkeypatch)
@@ -169,7 +169,7 @@ def test_addresses_that_do_not_tell(
         _locate(address, None)
 
 
-def test_no_answer_of_the_dns_is_not_none(
+def test_failed_dns_query_is_not_an_empty_answer(
     monkeypatch: pytest.MonkeyPatch, restante: Restante
 ) -> None:
     def silent(_: str) -> list[str]:
@@ -181,7 +181,7 @@ def test_no_answer_of_the_dns_is_not_none(
     assert "--host HOST" in done.err
 
 
-def test_the_configuration_may_leave_a_known_server_out(tmp_path: Path) -> None:
+def test_url_of_a_known_server_may_be_omitted(tmp_path: Path) -> None:
     path = tmp_path / "restante.toml"
     path.write_text('[account.ann]\nuser = "ann@gmail.com"\nto = "maildir:Mail"\n')
     assert config.load(path).account["ann"].url == "pop3s://pop.gmail.com"
@@ -206,7 +206,7 @@ def plain() -> Iterator[Pop3Server]:
         yield running
 
 
-def test_a_typed_password_stands_in_a_file_of_its_own(
+def test_typed_password_is_stored_in_a_private_file(
     restante: Restante, home: Path, plain: Pop3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For its owner only from the beginning: CVE-2005-3088."""
@@ -232,7 +232,7 @@ def test_a_wrong_password_leaves_nothing(restante: Restante, home: Path, plain: 
 
 
 @pytest.mark.rfc("P-163")
-def test_a_server_may_want_the_name_without_the_domain(restante: Restante, home: Path) -> None:
+def test_name_without_domain_is_tried_too(restante: Restante, home: Path) -> None:
     """RFC 6186 §4: the whole address first; what works is kept, so that it is asked once."""
     with Pop3Server(users={"mrose": "tan staaf"}) as server:
         server.deliver("mrose", MESSAGE)
@@ -245,9 +245,7 @@ def test_a_server_may_want_the_name_without_the_domain(restante: Restante, home:
 
 @pytest.mark.parametrize("code", ["SYS/TEMP", "SYS/PERM", "IN-USE"])
 @pytest.mark.rfc("P-163")
-def test_a_refusal_that_is_not_for_the_name_asks_for_no_other(
-    code: str, restante: Restante, home: Path
-) -> None:
+def test_other_refusals_ask_for_no_other_name(code: str, restante: Restante, home: Path) -> None:
     users = {"mrose@example.org": "tan staaf", "mrose": "tan staaf"}
     with Pop3Server(users=users, sasl=[]) as server:
         server.fault.err("PASS", f"[{code}] not now", times=1)
@@ -275,7 +273,7 @@ def test_references_are_written_and_nothing_else(
         assert restante("account", "rm", "example", "--yes").code == 0
 
 
-def test_what_is_not_said_is_asked(
+def test_missing_options_are_prompted_for(
     restante: Restante, home: Path, plain: Pop3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = person(monkeypatch, f"pop3s://mrose%40example.org@localhost:{plain.port}", "")
@@ -296,7 +294,7 @@ def test_another_account_at_the_same_place_has_another_name(
     assert again.code == 78
 
 
-def test_a_provider_says_which_password_it_wants(restante: Restante) -> None:
+def test_required_kind_of_password_is_named(restante: Restante) -> None:
     done = restante(
         "account", "add", "ann@gmail.com", "--to", "maildir:M", "--no-test", stdin=b"abcd\n"
     )
@@ -325,7 +323,7 @@ def _world(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
 
 
-def test_in_a_browser_and_collected(
+def test_browser_sign_in_leads_to_a_working_account(
     restante: Restante,
     home: Path,
     server: Pop3Server,
@@ -350,7 +348,7 @@ def test_in_a_browser_and_collected(
     assert grant.file().failure() is None
 
 
-def test_by_pasting_where_there_is_no_screen(
+def test_sign_in_by_pasting_needs_no_browser(
     restante: Restante, server: Pop3Server, issuer: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
@@ -374,7 +372,7 @@ def test_by_pasting_where_there_is_no_screen(
     assert "copy its address from the browser and paste it here" in done.err
 
 
-def test_on_a_device(restante: Restante, server: Pop3Server, issuer: StandIn) -> None:
+def test_sign_in_on_another_device(restante: Restante, server: Pop3Server, issuer: StandIn) -> None:
     device = {"device_code": "device", "user_code": "F7KQ-22LM", "expires_in": 600}
     issuer.answers = [(200, {**device, "verification_uri": "https://x/enter", "interval": 0.01})]
     done = sign_in(restante, server, issuer, "--device")
@@ -382,7 +380,7 @@ def test_on_a_device(restante: Restante, server: Pop3Server, issuer: StandIn) ->
     assert "Open https://x/enter on any device, and enter the code F7KQ-22LM" in done.err
 
 
-def test_by_the_applications_secret(
+def test_sign_in_with_a_client_secret(
     restante: Restante, home: Path, server: Pop3Server, issuer: StandIn
 ) -> None:
     assert sign_in(restante, server, issuer, "--client-credentials").code == 0
@@ -390,7 +388,7 @@ def test_by_the_applications_secret(
     assert "with the app's secret" in restante("account", "list").out
 
 
-def test_who_does_not_agree_leaves_nothing(
+def test_declined_consent_leaves_nothing(
     restante: Restante, home: Path, server: Pop3Server, issuer: StandIn
 ) -> None:
     issuer.answers = [(400, {"error": "access_denied"})]
@@ -400,7 +398,7 @@ def test_who_does_not_agree_leaves_nothing(
     assert (written(home), secrets(home)) == ("", [])
 
 
-def test_who_has_signed_in_need_not_do_it_again(
+def test_sign_in_is_kept_when_the_first_session_fails(
     restante: Restante, home: Path, server: Pop3Server, issuer: StandIn
 ) -> None:
     issuer.access = "another"
@@ -410,7 +408,7 @@ def test_who_has_signed_in_need_not_do_it_again(
     assert len(secrets(home)) == 1
 
 
-def test_an_issuer_that_is_another(
+def test_wrong_issuer_is_refused(
     restante: Restante, home: Path, server: Pop3Server, issuer: StandIn
 ) -> None:
     issuer.metadata["issuer"] = "https://other.example"
@@ -418,7 +416,7 @@ def test_an_issuer_that_is_another(
     assert written(home) == ""
 
 
-def test_microsoft_tells_how_to_register_once(
+def test_microsoft_app_is_registered_only_once(
     restante: Restante, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ("account", "add", "ann@outlook.com", "--to", "maildir:M")
@@ -640,7 +638,7 @@ def test_options_below_an_account_can_be_set(restante: Restante, home: Path) -> 
         (["--keep", "soon"], "account.isp.keep"),
     ],
 )
-def test_what_cannot_work_is_said_before_a_password_is_asked_for(
+def test_impossible_options_are_refused_before_the_password_prompt(
     words: list[str],
     said: str,
     restante: Restante,

@@ -351,7 +351,7 @@ quirks = ["hide:PIPELINING"]
     assert (done.returncode, done.stderr) == (os.EX_TEMPFAIL, b"isp: the deadline is over\n")
 
 
-def test_watching_ends_when_told(shell: Shell, server: dict[str, object]) -> None:
+def test_watch_ends_on_sigterm(shell: Shell, server: dict[str, object]) -> None:
     deliver(server)
     add(shell, server, f"maildir:{shell.home}/Mail")
     process = subprocess.Popen(

@@ -112,7 +112,7 @@ def test_fewer_failures_are_no_streak(home: Path, server: Pop3Server, restante: 
     assert subjects(home) == []
 
 
-def test_what_a_server_repeats_of_a_password_is_told_nowhere(
+def test_password_in_a_server_reply_is_masked_everywhere(
     home: Path, server: Pop3Server, restante: Restante
 ) -> None:
     url = server.url("ann").replace("ann:hunter2@", "")
@@ -149,7 +149,9 @@ def fail(found: Configuration, ledger: Ledger, error: RestanteError = LOST) -> N
         (LOST, "is only away for a while"),
     ],
 )
-def test_it_says_what_to_do(error: RestanteError, words: str, home: Path, ledger: Ledger) -> None:
+def test_alert_names_the_next_step(
+    error: RestanteError, words: str, home: Path, ledger: Ledger
+) -> None:
     fail(configure(home, more="alert = { after = 1 }"), ledger, error)
     (letter,) = letters(home)
     assert words in letter.get_content()
@@ -164,7 +166,7 @@ def test_no_stranger_steers_a_terminal_or_writes_a_header(home: Path, ledger: Le
     assert all(line.isprintable() for line in letter.get_content().splitlines())
 
 
-def test_it_goes_where_it_is_wanted(home: Path, ledger: Ledger) -> None:
+def test_alert_goes_to_the_configured_destination(home: Path, ledger: Ledger) -> None:
     write = f'import sys; open("{home}/told", "ab").write(sys.stdin.buffer.read())'
     write = f"{sys.executable} -c '{write}'"
     more = f'alert = {{ after = 1, to = """command:{write}""", recipient = "boss@example.org" }}'
@@ -177,7 +179,7 @@ def test_it_goes_where_it_is_wanted(home: Path, ledger: Ledger) -> None:
     assert not (home / "Mail").exists()
 
 
-def test_what_could_not_be_told_is_told_after_the_next_session(home: Path, ledger: Ledger) -> None:
+def test_failed_alert_is_sent_after_the_next_session(home: Path, ledger: Ledger) -> None:
     found = configure(home, more='alert = { after = 1, to = "command:false" }')
     with pytest.raises(MessageRefused):
         fail(found, ledger)
@@ -187,7 +189,7 @@ def test_what_could_not_be_told_is_told_after_the_next_session(home: Path, ledge
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_repeatable", [True, False])
-def test_killed_at_any_step_it_is_told_once(is_repeatable: bool, home: Path) -> None:
+def test_crash_at_any_step_sends_no_second_alert(is_repeatable: bool, home: Path) -> None:
     """A Maildir knows what it has; elsewhere a crash may lose it, and never repeats it."""
     write = f'{sys.executable} -c \'import sys; open("told", "a").write("x")\''
     for moment in count():
@@ -221,7 +223,7 @@ def test_killed_at_any_step_it_is_told_once(is_repeatable: bool, home: Path) -> 
     assert moment >= 4
 
 
-def test_a_consent_that_ends_soon_is_told_once(home: Path, ledger: Ledger) -> None:
+def test_expiring_consent_is_announced_once(home: Path, ledger: Ledger) -> None:
     oauth = '\n[account.isp.oauth]\nprovider = "microsoft"\nclient_id = "app"\n'
     found = configure(home, more=f"alert = {{ after = 3 }}\n{oauth}")
     job = Job.of(found, "isp")

@@ -109,7 +109,7 @@ def test_networks_that_lock_a_user_out_are_named(
         assert found == unreachable * (listen in reason)
 
 
-def test_what_a_proxy_or_systemd_may_let_in_locks_no_user_out(
+def test_addresses_behind_proxy_or_systemd_lock_no_user_out(
     restante: Restante, home: Path, state: Path
 ) -> None:
     let(state, networks=(ip_network("192.0.2.0/24"),))

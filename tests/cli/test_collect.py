@@ -56,7 +56,7 @@ def stored(home: Path, name: str) -> int:
     return len(list((home / name / "new").glob("*")))
 
 
-def test_cron_hears_what_came_and_nothing_else(
+def test_cron_gets_only_the_results(
     home: Path, configured: Path, server: Pop3Server, restante: Restante
 ) -> None:
     server.deliver("ann", MESSAGE)
@@ -66,7 +66,7 @@ def test_cron_hears_what_came_and_nothing_else(
     assert (done.code, done.out, done.err) == (0, "", "")
 
 
-def test_a_wish_of_the_server_is_no_news(
+def test_wait_for_the_login_limit_prints_nothing(
     home: Path, configured: Path, server: Pop3Server, restante: Restante
 ) -> None:
     """The exit code says that nothing was asked; cron writes nobody for that."""
@@ -181,7 +181,7 @@ def test_bars_on_a_terminal_and_results_in_a_file(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_by_a_signal_it_keeps_what_came(
+def test_signal_keeps_stored_messages(
     number: int, home: Path, configured: Path, server: Pop3Server, restante: Restante
 ) -> None:
     for _ in range(3):
@@ -245,7 +245,7 @@ def test_metrics_of_all_accounts_after_each_session(
     assert list(home.glob(".restante.prom*")) == []
 
 
-def test_what_came_before_a_failure_is_told_and_counted(
+def test_messages_before_a_failure_are_reported_and_counted(
     home: Path, configured: Path, server: Pop3Server, restante: Restante
 ) -> None:
     extend(configured, 'keep = "none"')
@@ -331,7 +331,7 @@ def test_metrics_that_cannot_be_written_fail_no_session(
     assert "No such file" in done.err
 
 
-def test_metrics_tell_when_a_consent_ends(
+def test_metrics_show_when_a_consent_expires(
     home: Path, configured: Path, server: Pop3Server, restante: Restante
 ) -> None:
     extend(configured, '[account.bob.oauth]\nprovider = "microsoft"\nclient_id = "app"')

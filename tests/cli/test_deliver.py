@@ -93,7 +93,7 @@ def test_a_bug_bounces_nothing(
         ("../ann", MESSAGE, 67, "no such user"),
     ],
 )
-def test_what_will_never_be_taken_is_given_back(
+def test_undeliverable_mail_is_bounced(
     restante: Restante,
     ann: str,
     user: str,
@@ -122,7 +122,7 @@ def test_a_full_maildrop_is_75_until_there_is_room(
     assert restante("deliver", "ann", stdin=b"x" * 1000).code == 0
 
 
-def test_what_no_quota_will_ever_take_is_given_back(
+def test_message_larger_than_the_quota_is_bounced(
     restante: Restante, ann: str, state: Path
 ) -> None:
     assert restante("user", "quota", "ann", "1000").code == 0

@@ -42,7 +42,7 @@ def test_upstream_down_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert caplog.records[0].levelno == logging.WARNING
 
 
-def test_who_has_no_such_account_does_not_wait(tmp_path: Path) -> None:
+def test_users_without_a_gateway_account_do_not_wait(tmp_path: Path) -> None:
     gateway = Gateway(configured(tmp_path, 1, "20s"), ANN)
     assert gateway
     asyncio.run(gateway.poll("bob"))

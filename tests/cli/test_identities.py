@@ -203,7 +203,7 @@ def test_a_token_and_a_certificate_log_in(home: Path, ann: str) -> None:
     assert "app=token" in log
 
 
-def test_why_tells_who_knows_somebody(
+def test_why_names_the_back_end_of_a_user(
     home: Path, chained: Path, ann: str, restante: Restante
 ) -> None:
     for user, backend in ("ann", "users"), ("bob", "passwd-file"):
@@ -226,7 +226,7 @@ def test_why_tells_who_knows_somebody(
     assert restante("-c", chained, "auth", "why", "bob", "::1").code == 74
 
 
-def test_mail_is_delivered_to_whom_the_file_knows(
+def test_mail_is_delivered_to_users_of_the_passwd_file(
     home: Path, chained: Path, ann: str, restante: Restante
 ) -> None:
     assert restante("-c", chained, "deliver", "bob", stdin=b"Subject: x\n\nx\n").code == 0
@@ -314,7 +314,7 @@ def test_a_server_without_a_database_of_its_own(home: Path) -> None:
         ),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_served(
+def test_configuration_errors_are_reported_before_serving(
     home: Path, restante: Restante, text: str, told: str
 ) -> None:
     path = configured(home, text if text.startswith("[") else f"[auth]\n{text}\n")

@@ -129,7 +129,7 @@ def test_names_that_become_one_stay_two(restante: Restante, home: Path) -> None:
     assert users == {"a-b": "a-b.rc", "a-b-2": "a.b.rc", "a_b": "a_b"}
 
 
-def test_what_was_seen_is_in_the_ledger(restante: Restante, rc: Path) -> None:
+def test_seen_messages_are_in_the_ledger(restante: Restante, rc: Path) -> None:
     restante("import", "fetchmail", rc)
     ledger = open_ledger(config.load())
     known = ledger.known("pop-example-org", ["u1", "u2"])

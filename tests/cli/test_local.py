@@ -174,7 +174,9 @@ def test_check_misses_a_user_database(restante: Restante, configure: Configure) 
     gateway.look_over(config.load(configure.path, environment=environment(configure.home)))
 
 
-def test_check_looks_at_where_alerts_go(restante: Restante, ann: str, configure: Configure) -> None:
+def test_check_verifies_the_alert_destination(
+    restante: Restante, ann: str, configure: Configure
+) -> None:
     configure("maildrop:ann", 'alert = { after = 3, to = "maildrop:postmistress" }')
     found = restante("check")
     assert found.code == 78

@@ -57,7 +57,7 @@ def test_list_counts(restante: Restante, mail: int, remove: Callable[[int], None
     assert row.keys() == {"user", "messages", "octets", "held", "in_use"}
 
 
-def test_usage_is_told_where_there_is_a_quota(restante: Restante, mail: int) -> None:
+def test_usage_is_shown_if_there_is_a_quota(restante: Restante, mail: int) -> None:
     assert "quota" not in restante("maildrop", "show", "ann", "--json").json
     assert restante("user", "quota", "ann", "1MiB").code == 0
     (row,) = restante("maildrop", "list", "--json").json["maildrops"]
@@ -168,7 +168,7 @@ def test_old_name_of_restore_still_works(
         (["show", "ann\0"], 67, "no such user"),
     ],
 )
-def test_what_cannot_be_done_is_told(
+def test_impossible_requests_are_explained(
     restante: Restante, mail: int, arguments: list[str], code: int, words: str
 ) -> None:
     found = restante("maildrop", *arguments)
@@ -190,7 +190,7 @@ def test_purge_destroys_what_is_held_long_enough(
 
 
 @pytest.mark.parametrize("user", ["ANN", "ann"])
-def test_a_user_without_mail_is_somebody(restante: Restante, ann: str, user: str) -> None:
+def test_user_without_mail_is_not_an_error(restante: Restante, ann: str, user: str) -> None:
     for verb in (["show"], ["held"], ["restore", "--all"], ["purge", "--yes"]):
         assert restante("maildrop", verb[0], user, *verb[1:]).code == 0
 
@@ -210,7 +210,7 @@ def journal(home: Path) -> Callable[..., None]:
     return lambda count, began: asyncio.run(work(count, began))
 
 
-def test_log_tells_who_took_what(
+def test_log_shows_logins_and_deletions(
     restante: Restante, mail: int, journal: Callable[..., None]
 ) -> None:
     journal(1, time.time() - 7200)

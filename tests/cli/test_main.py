@@ -81,7 +81,7 @@ def test_each_error_has_its_exit_code(error: BaseException, code: int) -> None:
         (ValueError("odd"), "a bug in restante: ValueError: odd"),
     ],
 )
-def test_an_error_is_told_in_one_line(error: BaseException, words: str) -> None:
+def test_error_is_printed_on_one_line(error: BaseException, words: str) -> None:
     assert failures.describe(error) == words
 
 
@@ -140,12 +140,12 @@ def test_unknown_word_names_the_nearest_known_one(
     assert "undelete" not in done.err
 
 
-def test_a_wrong_url_is_told_before_a_password_is_asked_for(restante: Restante) -> None:
+def test_wrong_url_is_refused_before_the_password_prompt(restante: Restante) -> None:
     found = restante("fetch", "http://ann@pop.example.org", "--to", "Mail")
     assert (found.code, "a POP3 URL is pop3s://user@host" in found.err) == (64, True)
 
 
-def test_the_version_is_told(restante: Restante) -> None:
+def test_version_is_printed(restante: Restante) -> None:
     assert restante("--version").out == f"restante {package.__version__}\n"
 
 
@@ -159,7 +159,7 @@ def test_a_wrong_command_line_is_64(arguments: list[str], restante: Restante) ->
 
 
 @pytest.mark.parametrize("arguments", [["--json", "user", "list"], ["user", "list", "--json"]])
-def test_what_all_verbs_share_may_stand_before_or_after(
+def test_global_options_may_precede_or_follow_the_verb(
     arguments: list[str], restante: Restante
 ) -> None:
     assert restante(*arguments).json == {"schema": "restante/user-list/1", "users": []}
@@ -174,7 +174,7 @@ def test_the_configuration_may_be_named_after_the_verb(restante: Restante, home:
         assert f"{file}:2: log.levl: unknown option; did you mean level?" in found.err
 
 
-def test_what_a_stranger_wrote_steers_no_terminal(restante: Restante) -> None:
+def test_control_characters_of_others_are_escaped(restante: Restante) -> None:
     found = restante("deliver", "x\x1b[2J\u202e", stdin=b"hi\n")
     assert "\x1b" not in found.err
     assert "\u202e" not in found.err
@@ -191,7 +191,7 @@ def test_a_bug_is_70_and_shows_where(restante: Restante, monkeypatch: pytest.Mon
     assert found.err.endswith("restante check: a bug in restante: ZeroDivisionError: odd\n")
 
 
-def test_verbose_tells_where_an_error_arose(restante: Restante) -> None:
+def test_verbose_shows_a_traceback(restante: Restante) -> None:
     assert "Traceback" not in restante("-c", "none", "check").err
     assert "Traceback" in restante("-v", "-c", "none", "check").err
 

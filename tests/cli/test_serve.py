@@ -114,7 +114,7 @@ def test_ephemeral_ends_with_its_input(home: Path, stdin: int | str) -> None:
     assert list((home / "tmp").iterdir()) == []
 
 
-def test_ephemeral_does_not_end_while_somebody_writes_to_it(home: Path) -> None:
+def test_ephemeral_runs_while_its_input_is_open(home: Path) -> None:
     with serving("--ephemeral") as server:
         assert server.process.stdin is not None
         server.process.stdin.write(b"x\n" * 10)
@@ -173,7 +173,7 @@ def test_the_second_start_finds_mail_user_and_certificate_again(
         assert client.stat()[0] == 2
 
 
-def test_a_person_is_told_what_to_do_next(home: Path, state: Path, ports: None) -> None:
+def test_first_start_prints_the_next_steps(home: Path, state: Path, ports: None) -> None:
     with started("serve") as process:
         assert process.stderr is not None
         told = []
@@ -347,7 +347,7 @@ def test_trouble_at_the_start(
 # check
 
 
-def test_check_tells_what_would_be_served(restante: Restante, home: Path) -> None:
+def test_check_shows_the_listeners(restante: Restante, home: Path) -> None:
     found = restante("check")
     assert (found.code, found.err) == (0, "")
     assert "private mode: OK" in found.out
@@ -375,7 +375,7 @@ def test_the_example_is_printed_and_is_good(restante: Restante, home: Path) -> N
 # demo
 
 
-def test_the_demo_tells_its_story_and_leaves_nothing(home: Path) -> None:
+def test_demo_prints_each_step_and_leaves_nothing(home: Path) -> None:
     found = program("demo")
     assert (found.code, found.err) == (0, "")
     steps = ["start", "deliver", "fetch", "delete", "poplib", "restore", "poplib", "stop"]

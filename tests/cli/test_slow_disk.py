@@ -20,7 +20,7 @@ from ..support import Client, Run, once
 SLOW = 20  # deliveries, more than the threads that a loop has on a small machine
 
 
-def test_who_waits_for_a_disk_keeps_nobody_else_waiting(
+def test_slow_disk_delays_only_its_own_users(
     home: Path, monkeypatch: pytest.MonkeyPatch, run: Run[None]
 ) -> None:
     """A maildrop that was never opened is, while many deliveries of others stand still."""

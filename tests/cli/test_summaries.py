@@ -44,7 +44,7 @@ def test_values_are_decoded(value: bytes, text: str) -> None:
 
 
 @given(st.lists(st.text(st.characters(categories=["L", "N", "P"]), min_size=1), min_size=1))
-def test_what_python_encodes_is_read_as_python_reads_it(words: list[str]) -> None:
+def test_headers_encoded_by_python_are_decoded(words: list[str]) -> None:
     value = Header(" ".join(words), "utf-8").encode(linesep="")
     assert decoded(value.encode()) == " ".join(str(make_header(decode_header(value))).split())
 

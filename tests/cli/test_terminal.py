@@ -54,7 +54,7 @@ def test_an_ignored_interrupt_stays_ignored(home: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 
-def test_what_the_terminal_cannot_display_is_escaped(ann: str) -> None:
+def test_undisplayable_characters_are_escaped(ann: str) -> None:
     message = "Subject: =?utf-8?q?price_=E2=82=AC_5?=\r\n\r\nhello\r\n"
     assert program("deliver", ann, stdin=message.encode()).code == 0
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}

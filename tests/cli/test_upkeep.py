@@ -117,7 +117,7 @@ def events(caplog: pytest.LogCaptureFixture) -> list[tuple[str, Mapping[str, Any
 # -- What goes
 
 
-def test_what_was_held_long_enough_is_destroyed_however_much(
+def test_all_mail_held_long_enough_is_destroyed(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -428,7 +428,7 @@ def test_a_bug_ends_no_rounds(
     assert "bug" in dict(events(caplog))
 
 
-def test_old_mail_expires_for_whomever_a_back_end_knows(home: Path, ann: str) -> None:
+def test_mail_expires_for_users_of_every_back_end(home: Path, ann: str) -> None:
     """EXPIRE is announced to all of them; mail of unknown users stays."""
     (home / "passwd").write_text("bob:{PLAIN}p\n")
     users = Users(home / "state" / "restante" / "users.sqlite3")
@@ -547,7 +547,7 @@ def waiting(
     return shift
 
 
-def test_purge_destroys_what_waits_for_the_clock(
+def test_purge_destroys_mail_that_waits_for_the_clock(
     restante: Restante, waiting: Callable[[float], None], state: Path
 ) -> None:
     assert restante("maildrop", "purge", "--yes").out == "Destroyed 0 messages.\n"
@@ -572,7 +572,7 @@ def test_purge_destroys_nothing_by_a_clock_that_is_behind(
     assert len(list((state / "mail/ann/held").iterdir())) == 150
 
 
-def test_who_shortens_a_hold_is_told_what_goes_when(
+def test_shortened_hold_announces_deletions(
     restante: Restante, waiting: Callable[[float], None]
 ) -> None:
     told = restante("user", "hold", "ann", "0").err
@@ -586,7 +586,7 @@ def test_who_shortens_a_hold_is_told_what_goes_when(
 
 
 @pytest.mark.parametrize("many", [1, 3])
-def test_who_adds_an_expiry_is_told_what_goes_when(
+def test_new_expiry_announces_deletions(
     restante: Restante, ann: str, state: Path, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(many):
@@ -597,7 +597,7 @@ def test_who_adds_an_expiry_is_told_what_goes_when(
     assert f"ann: {many} message{'s' * (many > 1)} will expire, the first on 20" in told
 
 
-def test_check_says_what_a_configuration_will_destroy(
+def test_check_announces_deletions(
     restante: Restante, waiting: Callable[[float], None], home: Path, state: Path
 ) -> None:
     restante("user", "hold", "ann", "default")

@@ -119,7 +119,7 @@ def test_no_password_at_all_names_the_ways_to_give_one(restante: Restante) -> No
         (["passwd", "bob"], 67, "no such user: 'bob'"),
     ],
 )
-def test_what_cannot_be_is_told_before_a_password_is_asked_for(
+def test_impossible_requests_are_refused_before_the_password_prompt(
     restante: Restante,
     ann: str,
     arguments: list[str],
@@ -183,13 +183,13 @@ def test_rm_asks(
 
 
 @pytest.mark.parametrize("verb", ["enable", "disable", "rm"])
-def test_nobody_of_that_name(restante: Restante, ann: str, verb: str) -> None:
+def test_unknown_user_is_an_error(restante: Restante, ann: str, verb: str) -> None:
     more = ["--yes"] if verb == "rm" else []
     found: Outcome = restante("user", verb, "bob", *more)
     assert (found.code, found.err) == (67, "restante user: no such user: 'bob'\n")
 
 
-def test_a_place_where_nothing_can_be_made_is_told(restante: Restante, state: Path) -> None:
+def test_unusable_state_directory_is_an_error_on_one_line(restante: Restante, state: Path) -> None:
     state.write_text("a file, where a directory should be")
     found = restante("user", "add", "ann", stdin=b"pw\n")
     assert found.code == 74
@@ -255,7 +255,7 @@ def test_app_passwords_for_programs(restante: Restante, ann: str) -> None:
         (["revoke", "ann", "password"], 67, "no app password"),
     ],
 )
-def test_what_is_wrong_with_an_app_password_is_told(
+def test_app_password_errors_are_explained(
     restante: Restante, ann: str, arguments: list[str], code: int, words: str
 ) -> None:
     restante("user", "app-password", "new", "ann", "phone")
@@ -267,7 +267,7 @@ def test_what_is_wrong_with_an_app_password_is_told(
 # Permission.
 
 
-def test_permit_changes_what_is_named_only(restante: Restante, ann: str) -> None:
+def test_permit_changes_only_the_named_permissions(restante: Restante, ann: str) -> None:
     restante("user", "permit", "ann", "--network", "192.0.2.0/24", "2001:db8::/32", "--tls")
     restante("user", "permit", "ANN", "--mechanism", "scram-sha-256", "--login-delay", "5min")
     restante("user", "permit", "ann", "--read-only", "--no-tls", "--expire", "90d")
@@ -332,7 +332,7 @@ def test_a_permission_that_means_nothing_is_refused(
         (["--tls"], ["10.0.0.1", "--clear"], "needs-tls"),
     ],
 )
-def test_why_somebody_is_let_in_or_refused(
+def test_why_gives_the_reason_of_a_refusal(
     restante: Restante,
     ann: str,
     permission: list[str],
@@ -348,7 +348,7 @@ def test_why_somebody_is_let_in_or_refused(
     assert (". Run: " in text or "see auth." in text) == (reason is not None)
 
 
-def test_why_of_a_disabled_user_and_of_nobody(restante: Restante, ann: str) -> None:
+def test_why_distinguishes_disabled_and_unknown_users(restante: Restante, ann: str) -> None:
     restante("user", "disable", "ann")
     found = restante("auth", "why", "ann", "::1")
     told, _, facts = found.out.partition("\n")
@@ -364,7 +364,7 @@ def test_why_of_a_disabled_user_and_of_nobody(restante: Restante, ann: str) -> N
     assert restante("auth", "why", "ann", "nowhere").code == 64
 
 
-def test_why_tells_of_a_spray(restante: Restante, ann: str, state: Path) -> None:
+def test_why_reports_password_spraying(restante: Restante, ann: str, state: Path) -> None:
     with closing(Throttle()) as throttle:
         for number in range(12):
             address = f"198.51.{number}.1"

@@ -275,7 +275,7 @@ def test_idle_connections_leave_descriptors_for_users(
     assert site.stop() == 0
 
 
-def test_who_has_not_logged_in_makes_room_in_the_same_worker(site: Site) -> None:
+def test_unauthenticated_connections_are_evicted_in_the_same_worker(site: Site) -> None:
     site.write(limits="per_address = 1")
     site.start()
     one, other = site.workers()
@@ -335,7 +335,7 @@ def test_hangup_brings_limits_and_a_mistake_changes_nothing(site: Site) -> None:
 
 
 @pytest.mark.slow
-def test_a_storm_of_hangups_harms_nobody(site: Site) -> None:
+def test_many_hangups_end_no_session(site: Site) -> None:
     site.start()
     before = site.client().log_in("ann")
     for _ in range(50):
@@ -501,7 +501,7 @@ async def _once(octets: bytes) -> AsyncIterator[bytes]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_stop_ends_what_is_idle_and_leaves_nothing(workers: int, site: Site) -> None:
+def test_stop_ends_idle_sessions_and_leaves_nothing(workers: int, site: Site) -> None:
     site.write(workers=workers)
     site.start()
     idle = site.client().log_in("ann")
@@ -550,7 +550,7 @@ def test_a_worker_that_is_being_born_hears_of_the_stop() -> None:
         assert process.wait(WAIT) == 0
 
 
-def test_what_cannot_start_does_not_try_for_ever(site: Site) -> None:
+def test_failed_start_ends_the_server(site: Site) -> None:
     (site.place / "users.sqlite3").write_text("no database at all, and longer than its header" * 9)
     (site.place / "lmtp.sock").mkdir()
     site.start()
@@ -558,7 +558,7 @@ def test_what_cannot_start_does_not_try_for_ever(site: Site) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_systemd_hears_what_happens(workers: int, site: Site) -> None:
+def test_systemd_is_notified_of_each_change(workers: int, site: Site) -> None:
     site.write(workers=workers)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hearing:
         hearing.bind(str(site.place / "notify"))
@@ -732,7 +732,7 @@ def test_reload_survives_whatever_the_certificate_holds(workers: int, site: Site
 
 
 @pytest.mark.parametrize("end", [os.getpid, lambda: os.kill(os.getpid(), signal.SIGKILL)])
-def test_a_shared_count_survives_who_dies_while_counting(end: Callable[[], object]) -> None:
+def test_shared_count_survives_a_crash_while_counting(end: Callable[[], object]) -> None:
     tally = SharedTally(2)
     pid = os.fork()
     if not pid:

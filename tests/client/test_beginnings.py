@@ -56,7 +56,7 @@ def test_a_session_need_not_be_entered(server: Pop3Server, kind: str) -> None:
 
 @kinds
 @pytest.mark.parametrize("fails", [False, True])
-def test_what_was_begun_may_still_be_entered(server: Pop3Server, kind: str, fails: bool) -> None:
+def test_session_that_has_begun_can_be_entered(server: Pop3Server, kind: str, fails: bool) -> None:
     """Then the block decides: its end is QUIT, an exception is none."""
 
     async def main() -> None:

@@ -162,7 +162,7 @@ def test_a_look_up_that_hangs_is_left(
 
 @kinds
 @pytest.mark.parametrize("host", ["a..b", "x" * 64, "é" * 64])
-def test_what_cannot_be_the_name_of_a_host(kind: str, host: str) -> None:
+def test_invalid_host_names_are_refused(kind: str, host: str) -> None:
     async def main() -> None:
         async with opened(kind, host, user="ann", password="x"):
             pass
@@ -273,7 +273,7 @@ def test_of_very_many_addresses_some_are_tried(
         (True, TypeError),
     ],
 )
-def test_what_is_no_number_of_seconds(
+def test_invalid_numbers_of_seconds_are_refused(
     kind: str, name: str, seconds: Any, error: type[Exception]
 ) -> None:
     async def main() -> None:

@@ -60,7 +60,7 @@ async def read(_: int, body: Any, __: Held) -> object:
 
 @kinds
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_what_was_read_is_deleted(server: Pop3Server, kind: str, count: int) -> None:
+def test_messages_read_to_the_end_are_deleted(server: Pop3Server, kind: str, count: int) -> None:
     deliver(server, count)
     fetch(server, kind, read)
     assert left(server) == []
@@ -178,7 +178,7 @@ async def too_large(_: int, body: Any, __: Held) -> None:
 
 @kinds
 @pytest.mark.parametrize("way", [unread, in_part, all_but_the_end, too_large])
-def test_what_was_not_read_to_its_end_stays(server: Pop3Server, kind: str, way: Step) -> None:
+def test_partly_read_message_stays(server: Pop3Server, kind: str, way: Step) -> None:
     deliver(server, 3)
 
     async def odd_ones(number: int, body: Any, held: Held) -> None:
@@ -307,7 +307,7 @@ def test_a_command_in_the_loop_ends_it_and_deletes_nothing_more(
 
 @kinds
 @pytest.mark.parametrize("when", ["before", "after", "ahead"])
-def test_what_the_caller_deletes_in_the_loop_is_not_deleted_twice(
+def test_message_deleted_by_the_caller_is_not_deleted_twice(
     server: Pop3Server, kind: str, when: str
 ) -> None:
     """A second DELE would fail, and its error would hide others."""
@@ -403,7 +403,7 @@ def test_a_call_may_have_another_limit_than_the_session(server: Pop3Server, kind
     ("size", "error"),
     [(-1, restante.UnsafeArgument), ("5", TypeError), (True, TypeError), (1.5, TypeError)],
 )
-def test_what_is_no_size(kind: str, size: Any, error: type[Exception]) -> None:
+def test_invalid_size_limits_are_refused(kind: str, size: Any, error: type[Exception]) -> None:
     async def main() -> None:
         async with opened(kind, "pop3s://ann:x@localhost", max_size=size):
             pass

@@ -110,7 +110,7 @@ def test_no_service_is_no_failure(domain: str) -> None:
 @pytest.mark.parametrize(
     ("code", "error"), [("SERVFAIL", ConnectionLost), ("SILENT", DeadlineExceeded)]
 )
-def test_no_answer_is_not_the_answer_that_there_is_none(code: str, error: type[Exception]) -> None:
+def test_missing_dns_answer_is_an_error(code: str, error: type[Exception]) -> None:
     with answering(RECORDS, code) as resolver, pytest.raises(error):
         discover_blocking("example.org", resolver=resolver, timeout=0.2)
 
@@ -118,7 +118,7 @@ def test_no_answer_is_not_the_answer_that_there_is_none(code: str, error: type[E
 @pytest.mark.parametrize(
     "address", ["", "ann@", "ann@..", "ann@a b", "ann@x\0y", "ann@" + "x" * 70]
 )
-def test_what_is_no_address(address: str) -> None:
+def test_invalid_addresses_are_refused(address: str) -> None:
     with pytest.raises(UnsafeArgument):
         discover_blocking(address)
 
@@ -209,7 +209,7 @@ def test_the_chain_is_verified_all_the_same(tmp_path: Path, certificate: tuple[P
     asyncio.run(main())
 
 
-def test_what_is_within_the_domain() -> None:
+def test_only_subdomains_are_within_a_domain() -> None:
     def within(host: str) -> bool:
         return Service(host, 995, TLS.IMPLICIT, "example.org").is_within
 

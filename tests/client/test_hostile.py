@@ -132,7 +132,7 @@ def test_gets_all_the_mail_all_the_same(fetch: Fetch, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["dot-lf", "dot-half"])
-def test_the_kit_finds_what_is_wrong_with_a_client(name: str) -> None:
+def test_kit_finds_faults_of_a_client(name: str) -> None:
     """Python's poplib ends a message at a dot between bare LFs."""
     found = try_client(with_original, ATTACKS[name])
     assert any("took for a message" in each for each in found)
@@ -154,7 +154,7 @@ def test_scram_is_attacked_however_a_client_begins(name: str, two_step_auth: boo
     assert b",n=ann,r=" in b64decode(opening)
 
 
-def test_the_kit_finds_half_messages_lost_mail_and_told_passwords() -> None:
+def test_kit_finds_partial_messages_lost_mail_and_leaked_passwords() -> None:
     def half(url: str, ca_file: Path, keep: Keep) -> None:
         with connect_blocking(url, ca_file=ca_file) as client:
             for message in client.list():
@@ -176,7 +176,7 @@ def test_the_kit_finds_half_messages_lost_mail_and_told_passwords() -> None:
     assert try_client(tells, ATTACKS["stls-stripped"]) == ["gave the password away"]
 
 
-def test_the_kit_finds_who_does_not_end() -> None:
+def test_kit_finds_clients_that_hang() -> None:
     def waits(url: str, ca_file: Path, keep: Keep) -> None:
         with socket.create_connection(("127.0.0.1", urlsplit(url).port)) as connection:
             while connection.recv(100):

@@ -221,7 +221,7 @@ def test_a_silent_proxy_is_left(kind: str, scheme: str, limit: str) -> None:
         "localhost:1080",
     ],
 )
-def test_what_is_no_proxy(proxy: str) -> None:
+def test_invalid_proxies_are_refused(proxy: str) -> None:
     with pytest.raises(UnsafeArgument) as caught:
         Remote.parse("pop3s://ann:x@mail.example.org", proxy=proxy)
     assert "cret" not in str(caught.value)
@@ -280,7 +280,7 @@ def test_a_session_over_a_unix_socket(kind: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["unconnected", "with TLS", "with proxy", "with local_addr"])
-def test_what_is_no_socket_for_a_session(what: str) -> None:
+def test_unusable_sockets_are_refused(what: str) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, socket.socket() as unconnected:
         options: Any = {"sock": ours}
@@ -345,7 +345,7 @@ def test_a_local_address_that_does_not_fit(kind: str, local: str) -> None:
         (7, TypeError),
     ],
 )
-def test_what_is_no_local_address(local: Any, error: type[Exception]) -> None:
+def test_invalid_local_addresses_are_refused(local: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="local_addr"):
         Remote.parse("pop3s://ann:x@mail.example.org", local_addr=local)
 
@@ -447,7 +447,7 @@ def test_with_a_fingerprint_a_ca_file_counts_as_well(
     ],
     ids=str,
 )
-def test_what_cannot_be_checked(options: dict[str, Any]) -> None:
+def test_unusable_certificate_checks_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UnsafeArgument):
         Remote.parse("pop3s://ann:x@localhost", **options)
 

@@ -140,7 +140,7 @@ def run_refused(
 
 @given(st.text(min_size=6, max_size=40), st.binary(max_size=9), st.binary(max_size=9))
 @example("tan staaf", b"\0mrose\0", b"")
-def test_a_password_is_hidden_wherever_it_stands_in_base64(
+def test_password_is_hidden_at_any_position_in_base64(
     password: str, before: bytes, after: bytes
 ) -> None:
     """Where the octets around it are not known, six characters of what is its alone."""
@@ -266,13 +266,13 @@ def test_passwords_in_urls(url: str, password: str, host: str) -> None:
 
 
 @pytest.mark.parametrize("where", [None, 7, b"pop3s://ann:s3cret@localhost", Path("x")])
-def test_where_is_text(where: Any) -> None:
+def test_server_argument_must_be_text(where: Any) -> None:
     with pytest.raises(TypeError) as caught:
         Remote.parse(where, user="ann", password="x")
     assert "s3cret" not in str(caught.value)
 
 
-def test_what_is_no_secret_stays() -> None:
+def test_text_without_secrets_is_unchanged() -> None:
     secrets = Secrets()
     assert secrets.hide("no secret yet") == "no secret yet"
     secrets.replace("pw")

@@ -238,7 +238,7 @@ def test_none_is_the_default_of_each_option(kind: str, name: str) -> None:
 
 @kinds
 @pytest.mark.parametrize("port", [0, -1, 65_536, 10**9])
-def test_what_is_no_port(kind: str, port: int) -> None:
+def test_invalid_ports_are_refused(kind: str, port: int) -> None:
     async def main() -> None:
         async with opened(kind, "localhost", user="ann", password="x", port=port):
             pass
@@ -431,9 +431,7 @@ def test_a_loss_of_deletions_that_a_program_passes_over_is_reported_at_the_end(
 
 @kinds
 @pytest.mark.parametrize("then", ["abort", "reconnect", "lost without deletions", "raise"])
-def test_a_loss_that_is_known_or_is_none_is_not_reported(
-    server: Pop3Server, kind: str, then: str
-) -> None:
+def test_known_loss_or_none_is_not_reported(server: Pop3Server, kind: str, then: str) -> None:
     with_mail(server, 3)
 
     async def main() -> None:

@@ -261,7 +261,7 @@ def test_all_operations_blocking(
         (OSError("no number"), CannotConnect, "host: no number"),
     ],
 )
-def test_a_failure_to_connect_is_told_in_words(
+def test_connection_failure_is_explained_in_words(
     error: OSError, kind: type[Exception], words: str
 ) -> None:
     found = explain(error, "host")
@@ -392,7 +392,7 @@ def test_an_end_at_any_octet(session: Session, reset: bool) -> None:
 
 
 @both
-def test_a_lost_answer_to_quit_is_told(session: Session) -> None:
+def test_lost_answer_to_quit_raises_connection_lost(session: Session) -> None:
     async def script(peer: Peer) -> None:
         await peer.say(b"+OK ready\r\n")
         while (command := await peer.hear()) != b"QUIT":
@@ -562,7 +562,9 @@ def test_a_server_without_tls_on_the_tls_port(session: Session, client_tls: ssl.
     ],
 )
 @pytest.mark.rfc("P-164")
-def test_where_not_to_connect(url: str, options: dict[str, Any], error: type[Exception]) -> None:
+def test_invalid_urls_are_refused(
+    url: str, options: dict[str, Any], error: type[Exception]
+) -> None:
     with pytest.raises(error):
         Remote.parse(url, **{"user": "mrose", "password": "secret", **options})
 
@@ -583,7 +585,7 @@ def test_where_not_to_connect(url: str, options: dict[str, Any], error: type[Exc
         ("mail.example.org", {"mechanism": "EXTERNAL"}, 995, TLS.IMPLICIT, "EXTERNAL"),
     ],
 )
-def test_where_to_connect(
+def test_url_gives_host_port_and_tls(
     where: str, options: dict[str, Any], port: int, begins: TLS, mechanism: str
 ) -> None:
     """RFC 2384 §3, or the same in arguments."""
@@ -701,7 +703,9 @@ def test_a_message_in_drops_ends_at_the_deadline(session: Session) -> None:
     ],
     ids=["err", "empty", "binary", "endless"],
 )
-def test_a_greeting_that_is_none(session: Session, greeting: bytes, error: type[Exception]) -> None:
+def test_invalid_greeting_is_refused(
+    session: Session, greeting: bytes, error: type[Exception]
+) -> None:
     async def script(peer: Peer) -> None:
         await peer.say(greeting)
         await peer.until_gone()
@@ -715,7 +719,7 @@ def test_a_greeting_that_is_none(session: Session, greeting: bytes, error: type[
 
 
 @both
-def test_nobody_listens(session: Session) -> None:
+def test_refused_connection_raises_connection_lost(session: Session) -> None:
     async def main() -> None:
         async with scripted(polite) as (port, _):
             pass
@@ -810,7 +814,7 @@ def test_after_cancellation_the_client_is_closed(run: Run[None]) -> None:
     run(main())
 
 
-def test_a_deadline_of_somebody_else_stays_theirs() -> None:
+def test_timeout_of_the_caller_is_not_converted() -> None:
     async def fails(port: int) -> None:
         options: dict[str, Any] = {"user": "mrose", "password": "x", "tls": NONE, "context": UNUSED}
         async with connect(f"pop3://127.0.0.1:{port}", deadline=60, **options):
@@ -825,7 +829,7 @@ def test_a_deadline_of_somebody_else_stays_theirs() -> None:
 
 
 @pytest.mark.rfc("P-122")
-def test_what_came_before_the_handshake_is_no_response(client_tls: ssl.SSLContext) -> None:
+def test_octets_from_before_the_handshake_are_no_response(client_tls: ssl.SSLContext) -> None:
     """In a segment of its own, in the moment before TLS begins."""
 
     async def main() -> None:

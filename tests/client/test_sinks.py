@@ -27,7 +27,7 @@ def test_durable_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.Monk
     assert synced == [("12 octets", False), ("directory", True)]
 
 
-def test_what_is_not_whole_leaves_no_trace(tmp_path: Path) -> None:
+def test_incomplete_message_leaves_no_trace(tmp_path: Path) -> None:
     file = Saving(tmp_path / "message").__enter__()
     file.write(b"Subject: x\r\n")
     file.__exit__(ConnectionResetError, ConnectionResetError(), None)

@@ -114,7 +114,7 @@ def test_taken_once_and_kept(home: Home, mail: Path) -> None:
     assert len(home.shelf.rows) == 3
 
 
-def test_what_was_moved_away_here_is_not_fetched_again(home: Home, mail: Path) -> None:
+def test_message_moved_away_locally_is_not_fetched_again(home: Home, mail: Path) -> None:
     home.collect()
     for path in (mail / "new").iterdir():
         path.unlink()
@@ -138,7 +138,7 @@ def test_deleted_after_its_days(home: Home) -> None:
 
 
 @pytest.mark.rfc("P-190")
-def test_a_server_that_forgets_deletions_is_told_again(home: Home, mail: Path) -> None:
+def test_forgotten_deletions_are_repeated(home: Home, mail: Path) -> None:
     """Not before what is listed again was compared: it may be other mail (RFC 1939 §7)."""
     home.shelf.forgets_deletions = True
     home.collect(Policy(keep=0.0))
@@ -148,7 +148,7 @@ def test_a_server_that_forgets_deletions_is_told_again(home: Home, mail: Path) -
     assert len(stored(mail)) == 3
 
 
-def test_verified_means_that_the_copy_is_what_came(home: Home, mail: Path) -> None:
+def test_verified_deletion_needs_an_unchanged_copy(home: Home, mail: Path) -> None:
     policy = Policy(keep=0.0, verified=True)
     assert home.collect(policy).deleted == 0
     one, two, three = sorted((mail / "new").iterdir(), key=lambda path: path.read_bytes())
@@ -189,7 +189,7 @@ def test_a_short_listing_forgets_nothing(home: Home) -> None:
     assert home.collect().stored == 0
 
 
-def test_a_message_that_the_server_does_not_give_stays_and_is_told(home: Home, mail: Path) -> None:
+def test_refused_message_stays_and_is_reported(home: Home, mail: Path) -> None:
     home.shelf.unreadable = {"two"}
     outcome = home.collect(Policy(keep=0.0))
     assert (outcome.stored, len(outcome.refused)) == (2, 1)
@@ -299,7 +299,7 @@ def test_dry_run_changes_nothing(home: Home, mail: Path) -> None:
     assert home.collect(Policy(keep=0.0)).stored == 3
 
 
-def test_large_mail_is_left_and_told_every_time(home: Home) -> None:
+def test_large_mail_stays_and_is_reported_every_time(home: Home) -> None:
     policy = Policy(keep=0.0, largest=len(text("two")))
     skipped = [home.collect(policy).skipped for _ in range(2)]
     sizes = f"{len(text('three'))} octets, more than {len(text('two'))}"
@@ -524,7 +524,7 @@ def test_lost_connection_keeps_what_is_safe(
 
 
 @pytest.mark.rfc("P-088")
-def test_nobody_logs_in_before_login_delay_is_over(home: Home) -> None:
+def test_login_waits_for_login_delay(home: Home) -> None:
     """RFC 2449 §6.5; from the login on, whether or not the session went well."""
     home.login_delay = 900
     assert home.collect().stored == 3
@@ -535,7 +535,7 @@ def test_nobody_logs_in_before_login_delay_is_over(home: Home) -> None:
     assert home.collect().stored == 0
 
 
-def test_one_who_goes_on_waits_for_login_delay(home: Home, ledger: Ledger) -> None:
+def test_next_session_of_a_run_waits_for_login_delay(home: Home, ledger: Ledger) -> None:
     home.login_delay = 900
     outcomes: list[Outcome] = []
     slept: list[float] = []
@@ -589,6 +589,6 @@ def test_refused_credentials_are_tried_seldom(home: Home, ledger: Ledger) -> Non
     assert home.collect().stored == 0
 
 
-def test_a_refusal_from_the_future_keeps_nobody_out(home: Home, ledger: Ledger) -> None:
+def test_refusal_dated_in_the_future_is_ignored(home: Home, ledger: Ledger) -> None:
     ledger.refused("isp", home.now + 1)  # the clock was put back
     assert home.collect().stored == 3

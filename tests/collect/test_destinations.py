@@ -124,7 +124,7 @@ def test_no_line_is_kept_whole() -> None:
 
 
 @with_names
-def test_what_is_here_is_known_again(kind: str, tmp_path: Path) -> None:
+def test_stored_messages_are_recognised(kind: str, tmp_path: Path) -> None:
     with opened(kind, tmp_path) as destination:
         assert not destination.has("a")
         put(destination, "a", MESSAGE)
@@ -372,7 +372,7 @@ def test_a_message_that_moves_while_directories_are_read_is_known(
 
 
 @in_maildirs
-def test_what_was_not_seen_in_a_storm_of_renames_is_neither_here_nor_missing(
+def test_message_unseen_during_renames_is_neither_here_nor_missing(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened(kind, tmp_path) as destination:

@@ -42,7 +42,7 @@ def after(*moments: float) -> float:
         ([7 * DAY, 14 * DAY, 21 * DAY], 15 * DAY),  # collected once a week: a week behind
     ],
 )
-def test_what_passes_between_sessions(moments: list[float], shown: float) -> None:
+def test_elapsed_time_between_sessions_is_counted(moments: list[float], shown: float) -> None:
     assert after(*moments) == shown
 
 

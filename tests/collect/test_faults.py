@@ -86,7 +86,7 @@ def test_an_end_at_any_octet_and_another_session(keep: bool, tmp_path: Path) -> 
     asyncio.run(main())
 
 
-def test_what_quit_did_not_remove_is_known_and_deleted_later(tmp_path: Path) -> None:
+def test_messages_quit_did_not_remove_are_deleted_later(tmp_path: Path) -> None:
     """-ERR to QUIT: some may be there still (RFC 1939 §6)."""
 
     async def main() -> None:
@@ -115,7 +115,7 @@ def test_what_quit_did_not_remove_is_known_and_deleted_later(tmp_path: Path) -> 
         (b"-ERR no", True),
     ],
 )
-def test_a_login_waits_only_after_what_does_not_pass(
+def test_login_waits_only_after_permanent_failures(
     answer: bytes, is_withheld: bool, tmp_path: Path
 ) -> None:
     async def main() -> None:

@@ -73,7 +73,7 @@ def answering(answers: dict[bytes, bytes]) -> Callable[[Peer], Awaitable[None]]:
     return script
 
 
-def test_what_is_here_is_not_downloaded_again(tmp_path: Path) -> None:
+def test_stored_messages_are_not_downloaded_again(tmp_path: Path) -> None:
     async def main() -> None:
         store = await filled()
         async with serving(store) as server:
@@ -226,7 +226,7 @@ def test_a_size_of_0_is_a_lie_like_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("largest", "room"), [(30, 0), (None, 10)])
-def test_what_grows_far_beyond_its_size_is_given_up(
+def test_message_far_beyond_its_size_is_given_up(
     largest: int | None, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message without end would fill the disk; those behind one that has an end are fetched."""
@@ -278,7 +278,7 @@ async def command(port: int, *arguments: str, password: str = "tan staaf") -> in
         return await asyncio.to_thread(restante, ["--json", "fetch", url, *arguments])
 
 
-def test_the_command_stores_deletes_and_tells(
+def test_command_stores_deletes_and_reports(
     tmp_path: Path,
     certificate: tuple[Path, Path],
     server_tls: ssl.SSLContext,
@@ -301,7 +301,7 @@ def test_the_command_stores_deletes_and_tells(
     assert (deleted["stored"], deleted["present"], deleted["deleted"]) == (0, 3, 3)
 
 
-def test_what_the_server_refused_is_told_and_to_be_tried_again(
+def test_refused_message_is_reported_as_temporary(
     tmp_path: Path,
     certificate: tuple[Path, Path],
     server_tls: ssl.SSLContext,
@@ -354,7 +354,7 @@ def test_a_full_disk_is_named(
     assert told == f"restante fetch: {to}: No space left on device\n"
 
 
-def test_its_exit_codes(
+def test_exit_codes_of_fetch(
     tmp_path: Path,
     certificate: tuple[Path, Path],
     server_tls: ssl.SSLContext,

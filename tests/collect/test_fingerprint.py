@@ -42,7 +42,7 @@ def content(*pieces: bytes) -> Content:
         HEADER.replace(b"Subject:", b"SUBJECT :"),
     ],
 )
-def test_what_servers_and_other_programs_change_makes_no_difference(changed: bytes) -> None:
+def test_changes_by_servers_and_programs_make_no_difference(changed: bytes) -> None:
     assert likeness(changed) == likeness(HEADER) is not None
 
 
@@ -58,7 +58,7 @@ def test_what_servers_and_other_programs_change_makes_no_difference(changed: byt
         HEADER + b"Subject: another\r\n",
     ],
 )
-def test_what_the_sender_wrote_makes_one(changed: bytes) -> None:
+def test_changes_by_the_sender_make_a_difference(changed: bytes) -> None:
     assert likeness(changed) not in (likeness(HEADER), None)
 
 
@@ -126,7 +126,7 @@ def test_no_octets_raise_and_a_header_is_as_the_whole(octets: bytes) -> None:
     assert content(octets).likeness == content(header_of(octets) + b"\n\n").likeness
 
 
-def test_a_message_of_the_standard_library_is_told_by_its_fields() -> None:
+def test_message_of_the_standard_library_is_known_by_its_fields() -> None:
     message = EmailMessage(SMTP)
     message["Subject"] = "A subject that is folded " * 10
     message["Message-ID"] = "<1@example.org>"

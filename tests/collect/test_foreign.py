@@ -77,7 +77,7 @@ def test_getmail_all_accounts_of_its_directory(tmp_path: Path) -> None:
     assert two.password_command == ("pass", "show", "work")
 
 
-def test_getmail_tells_what_has_no_counterpart(tmp_path: Path) -> None:
+def test_getmail_import_names_unsupported_settings(tmp_path: Path) -> None:
     rc = written(
         tmp_path / "rc",
         "[retriever]\ntype = SimplePOP3Retriever\nserver = h\nusername = u\npassword = p\n"
@@ -99,7 +99,7 @@ def test_getmail_tells_what_has_no_counterpart(tmp_path: Path) -> None:
         "[retriever]\ntype = SimplePOP3Retriever\nport = pop\n[destination]\n",
     ],
 )
-def test_what_is_not_getmails_is_refused(text: str, tmp_path: Path) -> None:
+def test_file_that_is_not_of_getmail_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(PermanentFailure):
         getmail(written(tmp_path / "rc", text))
 
@@ -235,7 +235,7 @@ def test_fetchmails_account_that_cannot_be_imported_says_why(options: str, tmp_p
         ("frobnicate 3 keep", "frobnicate 3"),
     ],
 )
-def test_what_is_different_here_is_said(options: str, words: str, tmp_path: Path) -> None:
+def test_import_notes_differences_from_fetchmail(options: str, words: str, tmp_path: Path) -> None:
     rc = written(tmp_path / "rc", f"poll h proto pop3 user u pass p ssl {options}")
     (found,) = fetchmail(rc)
     assert words in " ".join(found.notes)
@@ -252,7 +252,7 @@ def test_what_is_different_here_is_said(options: str, words: str, tmp_path: Path
         ("bsmtp /tmp/x", "", ""),
     ],
 )
-def test_where_fetchmail_hands_mail_over(
+def test_destinations_of_fetchmail_are_translated(
     options: str, to: str, recipient: str, tmp_path: Path
 ) -> None:
     rc = written(tmp_path / "rc", f"poll h proto pop3 user u is ann pass p {options}")
@@ -344,7 +344,7 @@ def test_mpops_account_that_cannot_be_imported_says_why(
     assert (two.host, two.user, two.url, two.refused) == ("h2", "u", "pop3://h2", "")
 
 
-def test_mpop_names_what_it_inherits_from(tmp_path: Path) -> None:
+def test_missing_parent_of_an_mpop_account_is_named(tmp_path: Path) -> None:
     rc = written(tmp_path / "rc", "account my isp : nothing\nhost h\nuser u\n")
     (found,) = mpop(rc)
     assert (found.name, "nothing, which is not there" in found.refused) == ("my isp", True)
@@ -353,7 +353,7 @@ def test_mpop_names_what_it_inherits_from(tmp_path: Path) -> None:
 # And in the ledger.
 
 
-def test_what_was_seen_elsewhere_is_neither_fetched_nor_deleted() -> None:
+def test_messages_seen_by_another_program_are_neither_fetched_nor_deleted() -> None:
     ledger = Ledger(None)
     ledger.adopt("isp", [("u", UNKNOWN_SIZE)], 1.0)
     known = ledger.known("isp", ["u", "v"])

@@ -169,7 +169,7 @@ def reason(text: str) -> dict[str, Any]:
         (413, reason("uploadTooLarge"), MessageRefused),
     ],
 )
-def test_what_is_not_stored_is_told(
+def test_failed_store_raises_an_error(
     status: int, answer: dict[str, Any], error: type[RestanteError], server: StandIn
 ) -> None:
     server.answers = [(status, answer)]
@@ -194,7 +194,7 @@ def test_a_server_that_stores_nothing_is_given_up(
             give(destination)
 
 
-def test_nobody_answers() -> None:
+def test_unreachable_gmail_is_a_temporary_failure() -> None:
     with (
         closing(Gmail("", lambda _: "token", "http://127.0.0.1:1")) as destination,
         pytest.raises(TemporaryFailure, match="Gmail"),
@@ -202,6 +202,6 @@ def test_nobody_answers() -> None:
         give(destination)
 
 
-def test_it_wants_a_token() -> None:
+def test_gmail_destination_requires_oauth() -> None:
     with pytest.raises(UnsafeArgument, match="to_oauth"):
         open_destination("gmail:")

@@ -79,7 +79,7 @@ def test_a_folder_that_is_missing_is_made(
         (b"lost", MessageRefused),
     ],
 )
-def test_what_is_not_stored_is_told(
+def test_failed_store_raises_an_error(
     answer: bytes, error: type[Exception], server: ImapStandIn, certificate: tuple[Path, Path]
 ) -> None:
     """And the next message is stored, by a new connection where one is needed."""
@@ -128,7 +128,7 @@ def test_a_lost_answer_to_append_stores_nothing_twice(
 @pytest.mark.slow
 @pytest.mark.parametrize("search", ["honest", "all", "none", "BAD", "endless"])
 @pytest.mark.parametrize("older", [0, 3, 20])
-def test_only_what_the_server_shows_is_there(
+def test_only_messages_the_server_shows_count_as_stored(
     search: str, older: int, server: ImapStandIn, certificate: tuple[Path, Path]
 ) -> None:
     """Whatever SEARCH says, and also where more mail has come since than is looked through."""
@@ -206,7 +206,7 @@ def test_a_connection_that_was_dropped_while_idle_is_made_again(
 @pytest.mark.parametrize(
     "date", [b"", b"x", b"99999999999999999999", b"Mon, 1 Jan 0000 00:00:00 +9999", b"=?x?q?=ff?="]
 )
-def test_a_date_that_is_none_costs_no_message(
+def test_invalid_date_costs_no_message(
     date: bytes, server: ImapStandIn, certificate: tuple[Path, Path]
 ) -> None:
     with closing(opened(server, certificate[0])) as destination:
@@ -233,7 +233,7 @@ def test_a_message_that_is_refused_stays_and_does_not_stop_the_others(
         "imaps://ann@host/a%0d%0ab",
     ],
 )
-def test_what_is_no_destination_is_refused(place: str) -> None:
+def test_invalid_destinations_are_refused(place: str) -> None:
     with pytest.raises(UnsafeArgument):
         open_destination(place, password="tan staaf")
 

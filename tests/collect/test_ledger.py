@@ -71,13 +71,13 @@ def test_expected_counts_what_is_still_on_the_server(ledger: Ledger) -> None:
     assert ledger.expected("ann") == 3
 
 
-def test_what_was_adopted_is_known_as_such(ledger: Ledger) -> None:
+def test_adopted_messages_are_marked_as_adopted(ledger: Ledger) -> None:
     ledger.intend("ann", [("u", 2)])
     ledger.adopt("ann", [("u", 1)], 7.5)
     assert ledger.known("ann", ["u"]) == {"u": Taken(1, 7.5, is_adopted=True)}
 
 
-def test_what_we_took_is_not_adopted(ledger: Ledger) -> None:
+def test_collected_messages_are_not_adopted(ledger: Ledger) -> None:
     """Or it would never be deleted there."""
     ledger.took("ann", [Stored("u", 1, Content(b"digest"))], 7.5)
     ledger.adopt("ann", [("u", 1)], 9.5)
@@ -115,7 +115,7 @@ def test_every_commit_is_synced(ledger: Ledger) -> None:
     assert ledger._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_nobody_else_can_read_it(ledger: Ledger, path: Path) -> None:
+def test_only_the_owner_can_read_the_ledger(ledger: Ledger, path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
@@ -159,7 +159,7 @@ def test_refusals_are_counted_until_a_login_works(ledger: Ledger) -> None:
     ledger.withhold("ann", 8600.0)
 
 
-def test_what_was_used_counts_for_a_day(ledger: Ledger, path: Path) -> None:
+def test_used_budget_counts_for_a_day(ledger: Ledger, path: Path) -> None:
     hour, day = 3600.0, 86_400.0
     first = ledger.tried("ann", 0.0)
     ledger.used(first, Used(1, 100), 1.0)
@@ -174,7 +174,7 @@ def test_what_was_used_counts_for_a_day(ledger: Ledger, path: Path) -> None:
     assert ledger.used_in_a_day("eve", 0.0) == Used(0, 0)
 
 
-def test_so_many_logins_are_tried_in_an_hour(ledger: Ledger) -> None:
+def test_logins_per_hour_are_limited(ledger: Ledger) -> None:
     for at in (100.0, 200.0, 300.0):
         ledger.tried("ann", at)
     assert ledger.may_begin("ann", 400.0, 4) == 0
@@ -184,7 +184,7 @@ def test_so_many_logins_are_tried_in_an_hour(ledger: Ledger) -> None:
     assert ledger.may_begin("bob", 400.0, 1) == 0
 
 
-def test_health_tells_streaks_and_totals(ledger: Ledger) -> None:
+def test_health_has_streaks_and_totals(ledger: Ledger) -> None:
     health = Health(ledger)
     assert health.state("ann") == State()
     health.succeeded("ann", 3, 300)

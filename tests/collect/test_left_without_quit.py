@@ -127,7 +127,7 @@ def _stored_short(world: Expiring) -> None:
         _stored_short,
     ],
 )
-def test_what_is_not_stored_stays_and_what_is_stored_goes(
+def test_only_stored_messages_are_deleted(
     make_unstored: Callable[[Expiring], None], names: Sequence[str], world: Expiring
 ) -> None:
     world.server.mail = {name: letter(name) for name in names} | {"bad": BAD}
@@ -180,9 +180,7 @@ QUIRKS = [Quirks(added=("EXPIRE 0",)), Quirks(reset_before_quit=True)]
 
 
 @pytest.mark.parametrize("quirks", QUIRKS)
-def test_what_a_server_does_in_silence_can_be_said_by_a_quirk(
-    quirks: Quirks, world: Expiring
-) -> None:
+def test_quirk_declares_silent_deletion(quirks: Quirks, world: Expiring) -> None:
     world.server.announced = EXPIRES[:-1]
     world.quirks = quirks
     world.server.mail = {name: letter(name) for name in ("a", "bad")}

@@ -157,7 +157,7 @@ def test_a_disk_that_is_not_mounted_deletes_nothing_there(home: Maildrop) -> Non
 
 
 @pytest.mark.parametrize("policy", [Policy(), Policy(keep=0.0), UNTIL_DELETED])
-def test_what_is_here_or_held_is_known_when_the_ledger_is_lost(
+def test_stored_and_held_mail_is_known_without_the_ledger(
     policy: Policy, home: Maildrop, tmp_path: Path
 ) -> None:
     home.collect(Policy())
@@ -169,7 +169,7 @@ def test_what_is_here_or_held_is_known_when_the_ledger_is_lost(
     assert home.here() == sorted([text("two"), text("three")])
 
 
-def test_verified_by_what_is_here_or_held(home: Maildrop) -> None:
+def test_verified_against_stored_or_held_mail(home: Maildrop) -> None:
     """And not by what another program has changed."""
     policy = Policy(keep=0.0, verified=True)
     home.collect(policy)
@@ -227,9 +227,7 @@ def small(tmp_path: Path) -> Small:
 
 
 @pytest.mark.parametrize("room", [0, 1, 2])
-def test_what_is_safe_is_deleted_there_although_the_rest_has_no_room(
-    room: int, small: Small
-) -> None:
+def test_stored_mail_is_deleted_although_the_rest_has_no_room(room: int, small: Small) -> None:
     """And what has none stays there, although it was sent."""
     mail = {word: letter(word) for word in ("one", "two", "six")}
     small.server.mail = {"old": letter("old")}
@@ -243,7 +241,7 @@ def test_what_is_safe_is_deleted_there_although_the_rest_has_no_room(
     assert list(small.server.mail) == list(mail)[room:]
 
 
-def test_what_was_stored_before_is_deleted_there_although_new_mail_has_no_room(
+def test_earlier_mail_is_deleted_although_new_mail_has_no_room(
     small: Small,
 ) -> None:
     small.server.removes_what_was_read = False

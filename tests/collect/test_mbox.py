@@ -68,7 +68,7 @@ CHANGES = [rewritten, emptied, removed, appended_to, untouched]
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("when", ["between", "while it comes", "after the open"])
-def test_what_other_programs_do_meanwhile(
+def test_changes_by_other_programs_are_kept(
     change: Callable[[Path], None], when: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever has the path when a message is whole gets it, behind what stands there then."""
@@ -392,7 +392,7 @@ def test_a_lock_that_is_held_for_long_is_touched(
     assert lock.stat().st_mtime > 1
 
 
-def test_what_killed_runs_left_is_removed_in_the_end(path: Path) -> None:
+def test_leftovers_of_killed_runs_are_removed(path: Path) -> None:
     old, young = path.with_name(".mail.0.part"), path.with_name(".mail.1.part")
     other = path.with_name(".mail2.0.part")
     for each in (old, young, other):

@@ -89,7 +89,7 @@ def test_the_loopback_address_takes_no_other_answer(server: StandIn) -> None:
     assert wrong == [400] * 4
 
 
-def test_a_person_who_does_not_agree_is_told(server: StandIn) -> None:
+def test_declined_consent_is_reported(server: StandIn) -> None:
     question = Question(server.application, "http://127.0.0.1:1/", "mrose")
     with pytest.raises(ConsentNeeded, match="did not agree"):
         question.code(f"/?error=access_denied&state={question.state}")
@@ -140,7 +140,7 @@ def test_on_another_device(server: StandIn) -> None:
 
 
 @pytest.mark.parametrize("error", ["expired_token", "access_denied"])
-def test_a_device_that_nobody_confirms(error: str, server: StandIn) -> None:
+def test_unconfirmed_device_needs_consent(error: str, server: StandIn) -> None:
     def show(*_: str) -> None:
         server.answers = [(400, {"error": error})]
 
@@ -261,7 +261,7 @@ def test_two_at_once_refresh_once(server: StandIn, file: Tokenfile) -> None:
     assert len(server.forms) == 1
 
 
-def test_without_a_consent_somebody_is_asked(server: StandIn, file: Tokenfile) -> None:
+def test_missing_consent_names_the_command(server: StandIn, file: Tokenfile) -> None:
     with pytest.raises(ConsentNeeded, match="account auth"):
         web.access_token(server.application, file)
 
@@ -281,7 +281,7 @@ def test_the_file_holds_no_token_and_opens_by_its_key_only(tmp_path: Path, file:
         Tokenfile(tmp_path / "tokens", "other", KEY).get()
 
 
-def test_the_key_is_made_once_for_nobody_else_to_read(tmp_path: Path) -> None:
+def test_key_is_created_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
     path = tmp_path / "made" / "key"
     key = key_in(path, None)
     assert (len(key), key_in(path, None)) == (32, key)
@@ -402,7 +402,7 @@ def test_a_session_by_token_and_one_more_when_it_was_taken_back(
     asyncio.run(main())
 
 
-def test_the_command_tells_how_long_it_lasts(
+def test_account_list_shows_how_long_a_consent_lasts(
     server: StandIn,
     tmp_path: Path,
     certificate: tuple[Path, Path],

@@ -117,7 +117,7 @@ def test_such_a_one_without_its_quirk(home: Home) -> None:
         home.collect(Odd(announced=("UIDL", "SASL PLAIN"), answer=refuses_initial_responses))
 
 
-def test_one_that_wants_a_pause_between_logins_and_does_not_say_so(home: Home) -> None:
+def test_quirk_adds_a_pause_between_logins(home: Home) -> None:
     server = Odd()
     home.collect(server, quirks="add:LOGIN-DELAY:60")
     with pytest.raises(LoginTooSoon) as caught:
@@ -242,9 +242,7 @@ def test_a_challenge_that_says_ok(home: Home) -> None:
         ("netease", "LIST", b"-ERR Download exceed\r\n"),
     ],
 )
-def test_trouble_that_passes_is_told_as_such(
-    home: Home, quirks: str, said: str, text: bytes
-) -> None:
+def test_temporary_failures_exit_with_75(home: Home, quirks: str, said: str, text: bytes) -> None:
     server = Odd(answer=lambda command, usual: text if command.startswith(said) else usual)
     with pytest.raises((CommandFailed, LoginFailed)) as caught:
         home.collect(server, quirks=quirks)

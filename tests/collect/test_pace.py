@@ -63,7 +63,7 @@ def test_a_header_is_mail_too() -> None:
     assert Watch(NOTHING, Outcome(stubs=1)).run() == [90, 60]
 
 
-def test_always_the_same_where_nobody_wants_it_slower() -> None:
+def test_pace_is_constant_without_a_maximum() -> None:
     watch = Watch(*[NOTHING] * 3, pace=Pace(60, 0))
     assert watch.run() == [60, 60, 60]
 
@@ -78,7 +78,7 @@ def test_a_thousand_failures_are_no_large_number() -> None:
     assert max(watch.run()) == 3600
 
 
-def test_who_gave_way_has_not_failed() -> None:
+def test_session_that_gave_way_has_not_failed() -> None:
     watch = Watch(AccountBusy("isp"), LoginTooSoon(500), MAIL)
     assert watch.run() == [60, 500, 60]
 
@@ -88,7 +88,7 @@ def test_refused_credentials_wait_as_long_as_the_ledger_says() -> None:
     assert watch.run() == [120, 2400]
 
 
-def test_nobody_logs_in_before_the_server_allows_it() -> None:
+def test_login_waits_until_the_server_allows_it() -> None:
     watch = Watch(MAIL, MAIL)
     watch.may_begin = 1900.0
     assert watch.run() == [900, 60]

@@ -76,7 +76,7 @@ def test_age_decides(age: float | None, keep: float | None, step: list[Step]) ->
     assert steps([ONE], taken, Policy(keep=keep)) == step
 
 
-def test_what_was_only_begun_is_fetched_again() -> None:
+def test_interrupted_messages_are_fetched_again() -> None:
     assert steps([ONE], {"u": Taken(100, None)}, Policy(keep=0.0)) == [
         Fetch(ONE, "u", was_begun=True)
     ]
@@ -93,7 +93,7 @@ def test_a_unique_id_that_is_listed_again_is_a_stranger(keep: float | None) -> N
         assert kinds(steps([ONE], {"u": gone}, Policy(keep=keep))) == ["Compare 1"]
 
 
-def test_what_was_listed_again_counts_from_then() -> None:
+def test_message_listed_again_counts_from_then() -> None:
     known = Taken(100, NOW - 30 * DAY, seen_again=NOW - 6 * DAY)
     assert steps([ONE], {"u": known}, Policy(keep=WEEK)) == []
     known = replace(known, seen_again=NOW - WEEK)
@@ -130,7 +130,7 @@ def test_doubts_are_settled_whatever_the_policy(
     assert kinds(steps([ONE], known, Policy(keep=keep))) == [kind]
 
 
-def test_new_mail_goes_before_what_is_compared() -> None:
+def test_new_mail_goes_before_comparisons() -> None:
     """A budget that comparing old mail uses up must not keep new mail waiting."""
     listing = [Message(at, f"u{at}", 1) for at in range(1, 5)]
     taken = {"u1": Taken(1, NOW, is_gone=True), "u3": Taken(2, NOW)}
@@ -146,7 +146,7 @@ def test_new_mail_goes_before_what_is_compared() -> None:
         (Policy(budget=Budget(octets=99)), "it was deleted before; 100 octets, more than the 99"),
     ],
 )
-def test_what_is_too_large_is_not_compared(policy: Policy, reason: str) -> None:
+def test_too_large_messages_are_not_compared(policy: Policy, reason: str) -> None:
     (step,) = steps([ONE], {"u": Taken(100, NOW, is_gone=True)}, policy)
     assert isinstance(step, Skip)
     assert step.reason.startswith(reason)
@@ -155,7 +155,7 @@ def test_what_is_too_large_is_not_compared(policy: Policy, reason: str) -> None:
 POISON = {"u": Aside(2, "it did not end", NOW + 3600)}
 
 
-def test_what_is_set_aside_is_left_alone_and_reported() -> None:
+def test_messages_set_aside_are_reported_and_not_tried() -> None:
     """Whatever is known of it: the connection would end again."""
     for taken in ({}, {"u": Taken(100, NOW - DAY)}, {"u": Taken(100, NOW, is_gone=True)}):
         (step,) = steps([ONE], taken, Policy(keep=0.0), POISON)
@@ -166,7 +166,7 @@ def test_what_is_set_aside_is_left_alone_and_reported() -> None:
         assert step == Skip(ONE, reason)
 
 
-def test_what_was_set_aside_is_tried_last_when_its_time_is_over_or_by_name() -> None:
+def test_messages_set_aside_are_tried_last_after_their_wait_or_by_name() -> None:
     listing = [ONE, Message(2, "v", 1)]
     over = {"u": Aside(2, "it did not end", NOW)}
     assert kinds(steps(listing, {}, Policy(), over)) == ["Fetch 2", "Fetch 1"]
@@ -183,7 +183,7 @@ def test_what_was_set_aside_is_tried_last_when_its_time_is_over_or_by_name() -> 
         (NOW + 1, True, "set aside (it did not end); tried again in the next run, or now: "),
     ],
 )
-def test_what_is_postponed_is_not_tried_even_by_name(
+def test_postponed_messages_are_not_tried_even_by_name(
     until: float, whole: bool, reason: str
 ) -> None:
     listing, policy = [ONE, Message(2, "v", 1)], Policy()
@@ -196,19 +196,19 @@ def test_what_is_postponed_is_not_tried_even_by_name(
     assert skip.reason.startswith(reason)
 
 
-def test_without_unique_ids_the_size_says_what_is_set_aside() -> None:
+def test_messages_without_unique_ids_are_set_aside_by_size() -> None:
     listing = [Message(1, None, 100), Message(2, None, 99)]
     found = steps(listing, {}, None, {" size 100": Aside(2, "it did not end", NOW + 1)})
     assert kinds(found) == ["Fetch 2", "Skip 1"]
 
 
-def test_unique_ids_that_stand_twice_or_are_missing_tell_nothing() -> None:
+def test_repeated_or_missing_unique_ids_identify_nothing() -> None:
     listing = [Message(1, "u", 100), Message(2, "u", 100), Message(3, None, 7), Message(4, "", 7)]
     taken = {"u": Taken(100, NOW - WEEK), "": Taken(7, NOW - WEEK)}
     assert steps(listing, taken, Policy(keep=0.0)) == [Fetch(each, None) for each in listing]
 
 
-def test_too_large_is_left_and_told() -> None:
+def test_too_large_messages_stay_and_are_reported() -> None:
     reason = f"100 octets, more than 99; to fetch it: --whole {short_name(ONE)}"
     assert steps([ONE], {}, Policy(largest=99)) == [Skip(ONE, reason)]
     assert steps([ONE], {}, Policy(largest=100)) == [Fetch(ONE, "u")]
@@ -256,7 +256,7 @@ def test_stubs_count_as_known_where_everything_looks_new() -> None:
     assert looks_moved(listing, {}, 25)
 
 
-def test_limit_counts_what_is_fetched() -> None:
+def test_limit_counts_fetched_messages() -> None:
     listing = [Message(at, f"u{at}", 1) for at in range(1, 6)]
     taken = {"u1": Taken(1, NOW - WEEK)}
     assert steps(listing, taken, Policy(keep=0.0, limit=2)) == [
@@ -291,7 +291,7 @@ def test_a_budget_is_for_all_sessions_of_a_day(
     assert left == ["the day's budget"] * (len(sizes) - len(fetched))
 
 
-def test_what_no_day_has_room_for_is_told_and_keeps_nothing_else_waiting() -> None:
+def test_message_beyond_the_daily_budget_is_reported_and_blocks_no_other() -> None:
     listing = [Message(1, "u1", 100), Message(2, "u2", 10)]
     found = steps(listing, {}, Policy(budget=Budget(octets=99)))
     reason = "100 octets, more than the 99 of a day"
@@ -343,7 +343,7 @@ TAKEN = st.builds(
         st.booleans(),
     ),
 )
-def test_only_what_was_taken_and_is_listed_as_it_was_is_due(
+def test_only_unchanged_collected_messages_are_due(
     rows: list[tuple[str | None, int]], taken: dict[str, Taken], policy: Policy
 ) -> None:
     listing = [Message(at, unique_id, size) for at, (unique_id, size) in enumerate(rows, 1)]
@@ -416,7 +416,7 @@ SEEN = Seen(ONE, "u")
         ),
     ],
 )
-def test_only_what_was_shown_in_this_session_is_proved(
+def test_only_messages_shown_in_this_session_are_proved(
     seen: Seen, known: Taken | None, record: Record | None, result: Evidence | Unproved
 ) -> None:
     proof = prove(seen, known, record, "why")

@@ -208,7 +208,7 @@ def test_a_server_that_refuses_headers_is_not_asked_for_all(world: World) -> Non
     assert len(world.asked("TOP")) <= 5
 
 
-def test_what_an_older_version_took_is_downloaded_once_and_compared(world: World) -> None:
+def test_messages_of_an_older_version_are_downloaded_once_and_compared(world: World) -> None:
     world.server.mail = {name: letter(name) for name in ("a", "b", "c")}
     world.collect(KEEP_ALL)
     world.as_by_an_older_version()
@@ -220,7 +220,7 @@ def test_what_an_older_version_took_is_downloaded_once_and_compared(world: World
     assert len(world.mail) == 3
 
 
-def test_what_an_older_version_took_and_is_another_now_is_stored(world: World) -> None:
+def test_other_message_under_an_older_versions_id_is_stored(world: World) -> None:
     world.server.mail = {"a": letter("old", "1")}
     world.collect(KEEP_ALL)
     world.as_by_an_older_version()
@@ -230,7 +230,7 @@ def test_what_an_older_version_took_and_is_another_now_is_stored(world: World) -
 
 
 @pytest.mark.parametrize("is_kept", [True, False])
-def test_what_was_only_adopted_is_never_deleted(is_kept: bool, world: World) -> None:
+def test_adopted_mail_is_never_deleted(is_kept: bool, world: World) -> None:
     world.server.mail = {"a": letter("a")}
     with closing(world.ledger()) as ledger:
         ledger.adopt("isp", [("a", len(letter("a")))], world.now)
@@ -433,7 +433,7 @@ def nameless(said: str, usual: bytes) -> bytes:
     return b"-ERR what?\r\n" if said == "UIDL" else usual
 
 
-def test_without_unique_ids_nobody_is_asked_whether_the_provider_moved(world: World) -> None:
+def test_missing_unique_ids_do_not_mean_the_provider_moved(world: World) -> None:
     world.server.mail = {name: letter(name) for name in map(str, range(40))}
     world.server.announced, world.server.answer = (), nameless
     assert [world.collect().stored for _ in range(3)] == [40, 0, 0]
@@ -493,7 +493,7 @@ def test_a_file_of_that_name_with_other_octets_is_no_proof(
     assert (outcome.stored, outcome.deleted, world.mail) == (1, 1, sorted([old, new]))
 
 
-def test_a_lost_ledger_brings_nothing_twice_and_deletes_what_is_the_same(
+def test_lost_ledger_repeats_nothing_and_deletes_equal_messages(
     world: World, tmp_path: Path
 ) -> None:
     world.server.mail = {"a": letter("a"), "b": letter("b")}
@@ -1071,7 +1071,7 @@ def test_the_clock_does_not_decide_which_run_it_is(world: World) -> None:
     assert world.server.mail == {}
 
 
-def test_what_an_earlier_version_has_set_aside_keeps_waiting(world: World) -> None:
+def test_messages_set_aside_by_an_earlier_version_keep_waiting(world: World) -> None:
     world.server.mail = {each: letter(each) for each in "12"}
     world.collect(replace(KEEP_ALL, limit=0))
     with closing(world.ledger()) as ledger, ledger.transaction() as database:
@@ -1084,7 +1084,7 @@ def test_what_an_earlier_version_has_set_aside_keeps_waiting(world: World) -> No
     assert world.server.mail == {}
 
 
-def test_what_is_set_aside_is_tried_again_and_comes(world: World) -> None:
+def test_messages_set_aside_are_tried_again_and_stored(world: World) -> None:
     world.server.mail = {each: letter(each) for each in "12"}
     world.server.closes = breaks_at("1")
     for _ in range(2):
@@ -1157,7 +1157,7 @@ def test_a_header_that_ends_the_connection_sets_its_message_aside(world: World) 
     assert list(world.server.mail) == ["2"]
 
 
-def test_a_header_that_ends_the_connection_does_not_block_the_look_at_what_is_new(
+def test_header_that_ends_the_connection_does_not_block_new_mail(
     world: World,
 ) -> None:
     """All unique-ids are new, so headers must show whether the mail is."""
@@ -1169,7 +1169,7 @@ def test_a_header_that_ends_the_connection_does_not_block_the_look_at_what_is_ne
     assert list(world.server.mail) == ["new3"]
 
 
-def test_without_unique_ids_what_ends_the_connection_is_known_by_its_size(world: World) -> None:
+def test_message_without_unique_id_that_ends_the_connection_is_known_by_size(world: World) -> None:
     world.server.mail = {each: letter(each, each * int(each)) for each in "123"}
     world.server.announced, world.server.answer = (), nameless
     world.server.closes = lambda said: said == "RETR 2"
@@ -1178,7 +1178,7 @@ def test_without_unique_ids_what_ends_the_connection_is_known_by_its_size(world:
     assert list(world.server.mail) == ["2"]
 
 
-def test_what_the_destination_refuses_is_not_downloaded_in_every_session(
+def test_messages_the_destination_refuses_are_not_downloaded_every_session(
     world: World, tmp_path: Path
 ) -> None:
     words = f"cat > {tmp_path}/in", f"grep -q poison {tmp_path}/in && exit 65", "exit 0"

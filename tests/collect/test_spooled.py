@@ -159,7 +159,7 @@ def test_a_mail_server_gets_it_octet_for_octet(kind: str) -> None:
     assert all(text.startswith(b"Return-Path: <>\r\n") for text in found)
 
 
-def test_refusals_are_told_apart() -> None:
+def test_refusal_and_temporary_failure_are_distinguished() -> None:
     store = FailsFor(MemoryStore(), "eve")
 
     def use(port: int) -> None:

@@ -68,7 +68,7 @@ def test_the_oracle(have: Any, gone: int, keep: bool, wrong: list[str]) -> None:
     assert stores(have, gone, keep=keep) == wrong
 
 
-def test_messages_differ_where_the_oracle_looks() -> None:
+def test_oracle_finds_every_difference() -> None:
     texts = [normal(each)[:120] for each in mail(30).values()]
     assert len(set(texts)) == 30
 
@@ -119,7 +119,7 @@ def test_everything_was_tried_and_our_column_is_right() -> None:
     }
 
 
-def test_the_page_tells_what_was_found() -> None:
+def test_page_shows_the_recorded_results() -> None:
     assert "\n".join(report.page(report.read())).strip() in PAGE.read_text()
 
 
@@ -152,7 +152,7 @@ def test_restante_keeps_every_octet(mbox: bool, verdicts: set[str]) -> None:
 @pytest.mark.interop
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(("name", "peer", "keep", "known"), KNOWN)
-def test_a_peer_does_what_the_page_says(name: str, peer: str, keep: bool, known: str) -> None:
+def test_peers_behave_as_the_page_says(name: str, peer: str, keep: bool, known: str) -> None:
     program = PROGRAMS[peer]
     if not program.is_here:
         missing(f"{peer} is not installed")

@@ -209,7 +209,7 @@ def names(pages: list[Path]) -> list[str]:
         for page in RUNNING
     ],
 )
-def test_what_the_page_says_works(page: Path, home: Home) -> None:
+def test_commands_on_pages_work(page: Path, home: Home) -> None:
     for command in BEFORE.get(page.stem, ()):
         home.run("sh", "-c", home.here(command))
     for language, text in blocks(page):
@@ -236,7 +236,7 @@ def test_the_table_of_the_readme_works(home: Home) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
-def test_what_cannot_run_here_can_be_read(page: Path) -> None:
+def test_commands_that_cannot_run_here_are_valid(page: Path) -> None:
     assert not re.search(r"^\n {4}\S", re.sub(r"(?ms)^```.*?^```$", "", page.read_text()), re.M)
     for language, text in blocks(page):
         assert language in LANGUAGES, f"{page.name}: a block of {language or 'no language'}"
@@ -264,7 +264,7 @@ def test_a_command_in_a_sentence_is_one(page: Path, capsys: pytest.CaptureFixtur
             assert wrong == []
 
 
-def test_nothing_is_excused_that_no_page_says() -> None:
+def test_every_excused_command_is_on_a_page() -> None:
     said = [line for page in PAGES for name, text in blocks(page) for line in commands(text)]
     for beginning in ELSEWHERE:
         assert any(line.startswith(beginning) for line in said), beginning

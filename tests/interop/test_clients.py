@@ -53,7 +53,9 @@ def test_fetches_every_octet_and_deletes(
 
 
 @each
-def test_keeps_when_told_to(name: str, scheme: str, server: Server, tmp_path: Path) -> None:
+def test_keep_option_leaves_mail_on_the_server(
+    name: str, scheme: str, server: Server, tmp_path: Path
+) -> None:
     client, stored = CLIENTS[name], server.stored()
     account = server.account(scheme, keep=True)
     assert client.fetch(account, tmp_path / "client")[0] == 0
@@ -67,9 +69,7 @@ def test_keeps_when_told_to(name: str, scheme: str, server: Server, tmp_path: Pa
 
 
 @each
-def test_hears_that_the_login_was_refused(
-    name: str, scheme: str, server: Server, tmp_path: Path
-) -> None:
+def test_refused_login_is_reported(name: str, scheme: str, server: Server, tmp_path: Path) -> None:
     client = CLIENTS[name]
     account = replace(server.account(scheme), password="wrong")
     assert client.fetch(account, tmp_path / "client") == (client.login_refused, [])

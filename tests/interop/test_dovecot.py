@@ -94,7 +94,7 @@ def test_top_gives_the_beginning(server: Dovecot, scheme: str) -> None:
 
 
 @either_tls
-def test_a_wrong_password_is_told_as_such(server: Dovecot, scheme: str) -> None:
+def test_wrong_password_is_an_auth_failure(server: Dovecot, scheme: str) -> None:
     with (
         pytest.raises(LoginFailed) as refused,
         restante.connect_blocking(url(server.account(scheme)), password="wrong", ca_file=server.ca),

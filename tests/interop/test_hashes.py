@@ -26,7 +26,7 @@ def doveadm(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("scheme", "encoding"), [*((each, "") for each in schemes.SCHEMES), *ENCODED]
 )
-def test_what_dovecot_makes_opens_here(scheme: str, encoding: str) -> None:
+def test_hashes_of_dovecot_work_here(scheme: str, encoding: str) -> None:
     for password in PASSWORDS:
         made = doveadm("pw", "-s", scheme + encoding, "-p", password)
         assert made.returncode == 0, made.stderr
@@ -36,7 +36,7 @@ def test_what_dovecot_makes_opens_here(scheme: str, encoding: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", sorted({*schemes.SCHEMES} - {"PLAIN"}))
-def test_what_was_changed_opens_here_only_if_it_opens_there(scheme: str) -> None:
+def test_changed_hash_works_here_only_if_it_works_in_dovecot(scheme: str) -> None:
     """One character of the hash, at each of some places; Dovecot forgives some, we less."""
     stored = doveadm("pw", "-s", scheme, "-p", "tan staaf").stdout.rstrip("\n")
     begin = stored.index("}") + 1

@@ -65,7 +65,7 @@ def test_a_right_password_opens_the_maildrop_of_that_name(place: Search) -> None
     assert asyncio.run(Ldap(place).account("nobody")) is None
 
 
-def test_nobody_acts_for_another(place: Search) -> None:
+def test_no_user_acts_for_another(place: Search) -> None:
     """RFC 4616 §2; another spelling of the same name is oneself."""
     oneself, other = (Credentials("PLAIN", "mrose", "tan staaf", x) for x in ("MROSE", "müller"))
     assert asyncio.run(Ldap(place).verify(oneself)).user == "mrose"
@@ -103,7 +103,7 @@ def test_an_empty_password_is_no_anonymous_bind(place: Search) -> None:
         ),
     ],
 )
-def test_what_a_client_sends_is_a_name_and_no_filter(place: Search, identity: str) -> None:
+def test_user_name_cannot_change_the_filter(place: Search, identity: str) -> None:
     """CVE-2026-27860.  Nor does a directory's notion of equal names open one maildrop under two."""
     assert refused(place, identity, "tan staaf") in ("unknown-user", "bad-password")
     assert asyncio.run(Ldap(place).account(identity)) is None
@@ -119,14 +119,14 @@ def test_another_attribute_may_be_the_name(place: Search) -> None:
     assert refused(mail, "mrose", "tan staaf") == "unknown-user"
 
 
-def test_nobody_has_another_name_than_the_one_that_was_given(place: Search) -> None:
+def test_user_name_is_exactly_the_given_one(place: Search) -> None:
     """Or a user of another back end of the chain could be meant."""
     either = replace(place, filter="(|(uid=%u)(mail=%u))")
     assert log_in(either, "mrose", "tan staaf").user == "mrose"
     assert refused(either, "mrose@example.org", "tan staaf") == "unknown-user"
 
 
-def test_two_of_one_name_are_nobody(place: Search) -> None:
+def test_ambiguous_name_cannot_log_in(place: Search) -> None:
     with pytest.raises(BackendUnavailable, match="cannot be checked"):
         log_in(place, "twin", "tan staaf")
 
@@ -153,9 +153,7 @@ def test_tls_is_started_unless_the_directory_is_here(directory: Slapd, place: Se
     ],
     ids=str,
 )
-def test_what_is_wrong_on_our_side_makes_no_password_wrong(
-    place: Search, change: dict[str, str]
-) -> None:
+def test_misconfiguration_makes_no_password_wrong(place: Search, change: dict[str, str]) -> None:
     """FAULTS.md I 195."""
     with pytest.raises(BackendUnavailable) as raised:
         log_in(replace(place, **change), "mrose", "tan staaf")

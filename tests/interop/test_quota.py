@@ -70,7 +70,7 @@ def there(servers: Shared) -> int:
     return sum(path.stat().st_size for path in found)
 
 
-def test_both_tell_what_the_other_stored(servers: Shared) -> None:
+def test_both_servers_count_mail_stored_by_the_other(servers: Shared) -> None:
     assert deliver(servers, 30 * KIB) == 250
     assert told_by_imap(servers) == 31
     with servers.imap() as imap:
@@ -84,7 +84,7 @@ def test_both_tell_what_the_other_stored(servers: Shared) -> None:
     assert before[0] == "102400S"
 
 
-def test_both_tell_what_the_other_removed(servers: Shared) -> None:
+def test_both_servers_count_mail_removed_by_the_other(servers: Shared) -> None:
     for _ in range(3):
         assert deliver(servers, 20 * KIB) == 250
     with servers.imap() as imap:
@@ -112,7 +112,7 @@ def test_both_refuse_when_the_other_has_filled_it(servers: Shared) -> None:
         assert imap.append("INBOX", "", "", b"x" * 50 * KIB)[0] == "OK"
 
 
-def test_what_is_given_back_is_told_by_both(servers: Shared) -> None:
+def test_both_servers_count_restored_mail(servers: Shared) -> None:
     assert deliver(servers, 20 * KIB) == 250
     with servers.pop3() as pop3:
         pop3.dele(1)

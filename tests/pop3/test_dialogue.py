@@ -554,7 +554,7 @@ def test_an_iterable_that_raises_costs_no_quit() -> None:
 
 
 @pytest.mark.parametrize("wrong", [1, "1", None, [], b"1", [Message(1, None, 1)]])
-def test_what_is_no_message_is_refused_before_anything_is_sent(wrong: Any) -> None:
+def test_invalid_message_is_refused_before_anything_is_sent(wrong: Any) -> None:
     server = ready([b"a\r\n"])
     with pytest.raises(TypeError, match="a Message"):
         server.dialogue.delete([*server.listing(), wrong])
@@ -653,6 +653,6 @@ def test_noise_gives_only_our_errors(noise: list[bytes]) -> None:
     ],
 )
 @pytest.mark.rfc("P-084")
-def test_what_is_known_of_a_response_code_counts(code: str | None, retry: bool) -> None:
+def test_known_response_codes_take_precedence(code: str | None, retry: bool) -> None:
     """RFC 2449 §8: levels that a client does not know are passed over."""
     assert CommandFailed("PASS", "text", code).retry == retry

@@ -67,7 +67,7 @@ def test_a_message_is_listed_only_in_its_own_session() -> None:
     assert 1 not in listing
 
 
-def test_what_is_added_after_a_look_up_is_found() -> None:
+def test_entries_added_after_a_lookup_are_found() -> None:
     builder = ListingBuilder()
     assert "a" not in builder
     assert builder.add(1, 1)

@@ -38,7 +38,7 @@ IN_CLEAR: dict[str, Any] = {"user": "mrose", "password": "x", "tls": NONE, "cont
         ("127.0.0.1", "none"),
     ],
 )
-def test_what_is_known_goes_by_the_host(host: str, preset: str) -> None:
+def test_known_quirks_depend_on_the_host(host: str, preset: str) -> None:
     assert by_host(host) == PRESETS[preset]
     assert Remote.parse(host, user="ann", password="x").quirks == PRESETS[preset]
 
@@ -203,7 +203,7 @@ async def fails_to_store_blocking(url: str) -> None:
 
 
 @pytest.mark.parametrize("work", [fails_to_store, fails_to_store_blocking])
-def test_what_was_not_stored_is_not_hidden_by_quit(work: Any) -> None:
+def test_quit_hides_no_unstored_message(work: Any) -> None:
     """Gmail hides what RETR gave and QUIT ended, also without DELE: so no QUIT after a failure."""
 
     async def main() -> None:

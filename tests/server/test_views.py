@@ -186,7 +186,7 @@ def test_user_database_gets_the_name_without_the_view(run: Run[None], tmp_path: 
         users.close()
 
 
-def test_what_a_client_deletes_leaves_its_folder(run: Run[None], tmp_path: Path) -> None:
+def test_deleted_messages_leave_their_own_folder(run: Run[None], tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(store(tmp_path)) as server:
             server.service.passdb = Known()

@@ -360,7 +360,7 @@ def test_recipients_beyond_the_limit_wait_for_another_message() -> None:
     ],
 )
 @pytest.mark.rfc("P-200")
-def test_what_no_client_sends_is_answered_and_closes(octets: bytes, reason: str) -> None:
+def test_malformed_input_is_answered_and_closes(octets: bytes, reason: str) -> None:
     driver = Driver()
     assert codes(driver.feed(octets + b"NOOP\r\n")) == [b"500 5.5.2"]
     assert driver.closed == reason

@@ -67,7 +67,7 @@ def test_poll_that_retrieved_nothing_makes_no_system_call(
     run(story())
 
 
-def test_what_was_removed_is_in_the_journal_durably(maildir: MaildirStore, place: Path) -> None:
+def test_removed_messages_are_in_the_journal_durably(maildir: MaildirStore, place: Path) -> None:
     async def story() -> None:
         async with maildir.open("ann") as maildrop:
             for _ in range(2):

@@ -300,7 +300,7 @@ def test_duplicates_are_taken_once_and_named(
     assert taken(store) == [flagged + ONE, flagged + TWO]
 
 
-def test_what_thunderbird_has_deleted_is_left_out_and_counted(
+def test_messages_deleted_in_thunderbird_are_skipped_and_counted(
     store: MaildirStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = b"From - " + DATE + b"\n"
@@ -370,7 +370,7 @@ def test_a_file_that_changes_meanwhile_is_read_again_later(
     ] == []
 
 
-def test_what_restante_writes_it_reads(store: MaildirStore, tmp_path: Path) -> None:
+def test_mbox_written_by_restante_can_be_read(store: MaildirStore, tmp_path: Path) -> None:
     texts = [
         b"Subject: x\r\n\r\nFrom me\r\n>From you\r\n\r\nFrom a@b %b\r\nX: y\r\n" % DATE,
         b"\r\nb\r\n",

@@ -90,7 +90,7 @@ def test_removed_mail_makes_room_at_once_although_it_is_held(
         run(deliver(store, "ann", TEN))
 
 
-def test_what_was_not_removed_is_still_counted(store: MaildirStore, place: Path) -> None:
+def test_messages_not_removed_are_still_counted(store: MaildirStore, place: Path) -> None:
     for _ in range(3):
         run(deliver(store, "ann", TEN))
     entries = run(listing(store, "ann"))
@@ -243,7 +243,7 @@ def test_without_a_quota_another_programs_count_stays_right(
     ],
 )
 @pytest.mark.parametrize("by", ["us", "another program"])
-def test_what_fits_into_a_quota(
+def test_quota_limits_are_exact(
     tmp_path: Path,
     place: Path,
     limit: int,
@@ -272,7 +272,7 @@ def test_what_fits_into_a_quota(
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
-def test_what_another_program_removes_makes_room_within_a_quarter_of_an_hour(
+def test_removals_by_other_programs_make_room_within_15_minutes(
     store: MaildirStore, place: Path, count: int
 ) -> None:
     """Maildir++: a fresh count may refuse for so long."""

@@ -142,7 +142,7 @@ def opened(place: Path) -> Iterator[int]:
         yield maildrop
 
 
-def test_what_is_noted_is_remembered(opened: int) -> None:
+def test_noted_rules_are_remembered(opened: int) -> None:
     rules.note(opened, CHANGED - 100, hold=14 * DAY, expire=30 * DAY)
     before, after = rules.note(opened, CHANGED, hold=KEEP, expire=NEVER)
     assert rules.read(opened) == after != before
