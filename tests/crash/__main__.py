@@ -1,4 +1,4 @@
-"""``./dev crash``: the loops and enumerations of the crash tests, as long as wanted."""
+"""``./dev crash``: run the loops and enumerations of the crash tests at length."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def main() -> int:
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as name:
         if options.states:
-            found: dict[str, object] = {each: _states(each, Path(name)) for each in SCENARIOS}
+            results: dict[str, object] = {each: _states(each, Path(name)) for each in SCENARIOS}
         elif options.calls:
-            found = {**kills_at_every_call(Path(name), _say)}
+            results = {**kills_at_every_call(Path(name), _say)}
         elif options.power:
-            found = {**cuts(options.fs, Path(name), options.cycles, _say), "fs": options.fs}
+            results = {**cuts(options.fs, Path(name), options.cycles, _say), "fs": options.fs}
         else:
-            found = {**kills(Path(name), options.cycles, _say)}
+            results = {**kills(Path(name), options.cycles, _say)}
     cycles = {} if options.states or options.calls else {"cycles": options.cycles}
-    print(json.dumps({**cycles, **found, "seconds": round(time.monotonic() - began)}))
+    print(json.dumps({**cycles, **results, "seconds": round(time.monotonic() - began)}))
     return 0
 
 

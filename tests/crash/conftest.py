@@ -1,4 +1,4 @@
-"""A place for many small disks."""
+"""A directory for many small disks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def memory() -> Iterator[Path]:
-    """In memory, if there is such a place: nothing here depends on a real disk."""
+    """A directory in memory if there is one: these tests do not depend on a real disk."""
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as place:
         yield Path(place)

@@ -1,7 +1,7 @@
-"""The long loops: a server that is killed under load, a disk whose power is cut.
+"""Long loops: a server is killed under load, or the power of a disk is cut.
 
-What was promised is remembered here, outside the file system and the process that fail.
-``./dev crash`` runs them for as many cycles as wanted, test_cycles.py for a few.
+The parent process keeps the promises, outside the file system and the process that fail.
+``./dev crash --cycles N`` runs any number of cycles, test_cycles.py only a few.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .oracle import GONE, HELD, LISTED, WAIT, Oracle, check
 USER = "ann"
 PASSWORD = "correct horse battery staple"
 _SET_CHILD_SUBREAPER = 36  # prctl(2)
-WIPED = 25  # cycles after which a maildrop begins afresh, so that none takes long to compare
+WIPED = 25  # cycles after which the maildrop is emptied, so that comparing it stays fast
 
 
 # -- Processes that die
@@ -44,11 +44,11 @@ WIPED = 25  # cycles after which a maildrop begins afresh, so that none takes lo
 
 @contextmanager
 def forked(act: Callable[[], object]) -> Iterator[int]:
-    """A child of this warm process; killed in the end, with its own children.
+    """Run ``act`` in a child process; at the end kill it and its own children.
 
-    Needs a process without threads.
+    This process must not have other threads.
     """
-    ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1)  # so that its children become ours
+    ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1)  # grandchildren become our children
     child = os.fork()
     if not child:
         status = 1
@@ -58,48 +58,51 @@ def forked(act: Callable[[], object]) -> Iterator[int]:
             status = 0
         finally:
             os._exit(status)
-    with suppress(OSError):  # the child does it as well; whoever comes first
+    with suppress(OSError):  # the child does it too; either may be first
         os.setpgid(child, child)
     try:
         yield child
     finally:
         os.killpg(child, signal.SIGKILL)
-        # All of them: only who was waited for has certainly given its locks back.
+        # Wait for all: only a process that was reaped has certainly released its locks.
         with suppress(ChildProcessError):
             while True:
                 os.waitpid(-child, 0)
 
 
-class Told(Oracle):
-    """Promises of a child, told through a pipe before it goes on."""
+class PipeOracle(Oracle):
+    """The oracle of a child process: sends each promise through a pipe before going on."""
 
     def __init__(self, pipe: int) -> None:
         super().__init__()
         self._pipe = pipe
 
     def expect(self, text: bytes, *places: str, unique_id: str | None = None) -> None:
-        told = pickle.dumps((text, places, unique_id))
-        os.write(self._pipe, struct.pack("=I", len(told)) + told)
+        promise = pickle.dumps((text, places, unique_id))
+        os.write(self._pipe, struct.pack("=I", len(promise)) + promise)
 
 
-def hear(octets: bytes, oracle: Oracle) -> int:
-    """What a child told, and how often; a last word that was cut off does not count."""
-    at = words = 0
+def receive(octets: bytes, oracle: Oracle) -> int:
+    """Add the promises of a child to ``oracle``; returns their number.
+
+    A promise at the end that is incomplete does not count.
+    """
+    at = promises = 0
     while at + 4 <= len(octets):
         (length,) = struct.unpack_from("=I", octets, at)
         if at + 4 + length <= len(octets):
             text, places, unique_id = pickle.loads(octets[at + 4 : at + 4 + length])
             oracle.expect(text, *places, unique_id=unique_id)
-            words += 1
+            promises += 1
         at += 4 + length
-    return words
+    return promises
 
 
 # -- A server that is killed
 
 
 class Served:
-    """A ``restante serve`` with one user, LMTP and POP3, its mail in ``place``."""
+    """A ``restante serve`` with one user, LMTP and POP3; its files are in ``place``."""
 
     def __init__(self, place: Path) -> None:
         self.mail = place / "mail"
@@ -122,7 +125,7 @@ class Served:
         return restante(["--json", "-c", str(self._configuration), *arguments])
 
     def cycle(self, after: float) -> None:
-        """Start, be busy for so many seconds, be killed, and be found right."""
+        """Start the server, load it for ``after`` seconds, kill it and check its mail."""
         reading, writing = os.pipe()
 
         def serve() -> None:
@@ -131,8 +134,8 @@ class Served:
 
         with forked(serve) as server:
             os.close(writing)
-            with open(reading) as told:
-                addresses = json.loads(told.readline())
+            with open(reading) as output:
+                addresses = json.loads(output.readline())
                 stopping = threading.Event()
                 clients = [
                     threading.Thread(target=self._busy, args=(act, addresses, stopping))
@@ -199,12 +202,12 @@ class Served:
 
 
 def _sent(text: bytes) -> bytes:
-    """A message without the header lines that intake puts before it."""
+    """Return a message without the trace fields that the server puts before it."""
     return text[text.index(b"Subject:") :]
 
 
 def kills(place: Path, cycles: int, say: Callable[[str], None] = lambda _: None) -> dict[str, int]:
-    """``cycles`` kills of a server under load; returns what it did meanwhile."""
+    """Kill a server under load ``cycles`` times; returns counts of what it did."""
     served = Served(place)
     for cycle in range(1, cycles + 1):
         served.cycle(random.uniform(0.05, 0.5))
@@ -226,7 +229,7 @@ _SIZES = {"ext4": 32, "xfs": 300}  # MiB; mkfs.xfs takes no smaller ones
 
 
 class Disk:
-    """An image, in memory if ``place`` is, mounted by a loop device.  Needs root."""
+    """A file system in an image file in ``place``, mounted by a loop device.  Needs root."""
 
     def __init__(self, kind: str, place: Path) -> None:
         self.mounted = place / "mounted"
@@ -244,7 +247,7 @@ class Disk:
         _run("umount", str(self.mounted))
 
     def cut(self) -> None:
-        """Nothing that is not on the disk by now gets there."""
+        """Cut the power: nothing more reaches the disk."""
         opened = os.open(self.mounted, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.ioctl(opened, _SHUT_DOWN, struct.pack("=I", _NO_LOG_FLUSH))
@@ -259,7 +262,7 @@ def _run(*command: str) -> None:
 def cuts(
     kind: str, place: Path, cycles: int, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, int]:
-    """``cycles`` power cuts of a disk in use; returns how many promises had been made."""
+    """Cut the power of a disk in use ``cycles`` times; returns the number of promises made."""
     disk, oracle, promises = Disk(kind, place), Oracle(), 0
     with disk:
         _run("chmod", "700", str(disk.mounted))
@@ -273,18 +276,18 @@ def cuts(
                 say(f"{cycle} power cuts, {promises} promises")
 
             def work(pipe: int = writing) -> None:
-                asyncio.run(_busy(MaildirStore(f"{disk.mounted}/%u"), Told(pipe)))
+                asyncio.run(_busy(MaildirStore(f"{disk.mounted}/%u"), PipeOracle(pipe)))
 
             with forked(work) as child:
                 os.close(writing)
                 time.sleep(random.uniform(0.005, 0.08))
-                # The ioctl takes milliseconds, in which fsync on xfs says yes and syncs nothing;
-                # a machine without power makes no more promises.
+                # The ioctl takes milliseconds, during which fsync on xfs succeeds without syncing.
+                # A machine without power makes no promises, so the process is stopped first.
                 os.kill(child, signal.SIGSTOP)
                 disk.cut()
-            with open(reading, "rb") as told:
-                octets = told.read()
-        promises += hear(octets, oracle)
+            with open(reading, "rb") as pipe:
+                octets = pipe.read()
+        promises += receive(octets, oracle)
         with disk:
             store = MaildirStore(f"{disk.mounted}/%u")
             asyncio.run(check(store, USER, oracle.snapshot()))
@@ -293,10 +296,10 @@ def cuts(
 
 
 async def _busy(store: MaildirStore, oracle: Oracle) -> None:
-    """Deliver, remove, give back and purge, in any order, until the disk fails."""
+    """Deliver, remove, restore and purge, in any order, until the disk fails."""
     while True:
         with suppress(RestanteError):
-            act = random.choice([_take_in, _take_in, _take_in, _remove, _give_back, _purge])
+            act = random.choice([_take_in, _take_in, _take_in, _remove, _restore, _purge])
             await act(store, oracle)
 
 
@@ -322,13 +325,13 @@ async def _remove(store: MaildirStore, oracle: Oracle) -> None:
 
 
 async def _held(store: MaildirStore) -> dict[Any, bytes]:
-    found = {}
+    texts = {}
     for held in await store.held(USER):
-        found[held] = b"".join([piece async for piece in store.read_held(USER, held)])
-    return found
+        texts[held] = b"".join([piece async for piece in store.read_held(USER, held)])
+    return texts
 
 
-async def _give_back(store: MaildirStore, oracle: Oracle) -> None:
+async def _restore(store: MaildirStore, oracle: Oracle) -> None:
     texts = await _held(store)
     for text in texts.values():
         oracle.expect(text, HELD, LISTED)
@@ -347,7 +350,7 @@ async def _purge(store: MaildirStore, oracle: Oracle) -> None:
 
 
 async def _settled(store: MaildirStore) -> Oracle:
-    """What is there after a crash is there for good."""
+    """Return an oracle that expects all mail to stay where it was found after a crash."""
     oracle = Oracle()
     async with store.open(USER) as maildrop:
         for entry in maildrop.listing:

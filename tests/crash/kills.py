@@ -1,7 +1,7 @@
 """kill -9 at every system call: a child runs a transaction and dies before its n-th call.
 
-Nothing here is simulated but the moment: the calls are real ones of a real process, and what the
-kernel was given is kept.  What was promised by then comes through a pipe.
+Only the moment of death is chosen: the calls are real ones of a real process, and the kernel
+keeps what it was given.  The child sends its promises through a pipe.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..store.watched import Call, Hook, WatchedOs, below_the_store, nothing
-from .cycles import Told, forked, hear
+from .cycles import PipeOracle, forked, receive
 from .laboratory import sample
 from .oracle import Oracle, check
 from .scenarios import SCENARIOS, USER, Scenario
@@ -23,30 +23,33 @@ from .scenarios import SCENARIOS, USER, Scenario
 def kills_at_every_call(
     place: Path, say: Callable[[str], None], *, most: int | None = None
 ) -> dict[str, int]:
-    """By transaction, how often it was cut short; ``most``: so many of its calls, chosen."""
-    found = {}
+    """Kill each transaction at each of its calls, or at ``most`` of them chosen at random.
+
+    Returns the number of kills by transaction.
+    """
+    kills = {}
     for name, scenario in SCENARIOS.items():
-        found[name] = _kill(scenario, place, most)
-        say(f"{name}: {found[name]} kills")
-    return found
+        kills[name] = _kill(scenario, place, most)
+        say(f"{name}: {kills[name]} kills")
+    return kills
 
 
 def _kill(scenario: Scenario, place: Path, most: int | None) -> int:
     counted = place / "counted"
-    _cut_short(scenario, place / "whole", nothing, lambda count: counted.write_text(str(count)))
+    _run_in_child(scenario, place / "whole", nothing, lambda count: counted.write_text(str(count)))
     chosen = sample(list(range(int(counted.read_text()))), most)
     for number in chosen:
         try:
-            _cut_short(scenario, place / "base", _killed_at(number), lambda _: None)
+            _run_in_child(scenario, place / "base", _killed_at(number), lambda _: None)
         except AssertionError as error:
             raise AssertionError(f"{error}\nafter a kill at call {number}") from error
     return len(chosen)
 
 
-def _cut_short(
+def _run_in_child(
     scenario: Scenario, base: Path, hook: Hook, survived: Callable[[int], object]
 ) -> None:
-    """In a child; what is left is compared with what it promised."""
+    """Run the transaction in a child, and compare what is left with its promises."""
     shutil.rmtree(base, ignore_errors=True)
     base.mkdir()
     oracle = Oracle()
@@ -55,7 +58,7 @@ def _cut_short(
 
     def work() -> None:
         async def story() -> None:
-            await scenario.act(scenario.store(base), Told(writing))
+            await scenario.act(scenario.store(base), PipeOracle(writing))
 
         with below_the_store(WatchedOs(base, hook)) as system:
             asyncio.run(story())
@@ -63,9 +66,9 @@ def _cut_short(
 
     with forked(work):
         os.close(writing)
-        with open(reading, "rb") as told:
-            octets = told.read()  # until the child is dead
-    hear(octets, oracle)
+        with open(reading, "rb") as pipe:
+            octets = pipe.read()  # until the child is dead
+    receive(octets, oracle)
     asyncio.run(check(scenario.store(base), USER, oracle.snapshot()))
 
 

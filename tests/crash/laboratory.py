@@ -1,4 +1,4 @@
-"""Where transactions are run, cut short in every way, and recovered from."""
+"""Runs transactions, interrupts them in every way, and checks the recovery."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ LAST = b"another\r\n"
 
 
 class Laboratory:
-    """``place`` is an empty directory, best in memory."""
+    """Experiments with one scenario; ``place`` is an empty directory, best in memory."""
 
     def __init__(self, scenario: Scenario, place: Path) -> None:
         self.disks = 0
-        """Opened and found right."""
+        """Number of disks that were opened and found correct."""
         self._scenario = scenario
         self._base, self._pool = place / "base", place / "pool"
         self._arenas = [Arena(place / f"arena{depth}", self._pool) for depth in range(2)]
@@ -44,10 +44,10 @@ class Laboratory:
     def __exit__(self, *_: object) -> None:
         self._runner.close()
 
-    # -- Experiments; ``calls`` and ``disks`` bound them
+    # -- Experiments; ``calls`` and ``disks`` limit their number
 
     def power_fails(self, *, disks: int | None = None, again: int | None = None) -> None:
-        """In every state, and for ``again`` of these in every state of what mends them."""
+        """Check every state of the disk; in ``again`` of them the power fails in recovery too."""
         recorder, oracle = self._record(harsh=True)
         self._check_running(oracle)
         states = sample(list(recorder.states), disks)
@@ -66,19 +66,19 @@ class Laboratory:
             async with self._scenario.store(place).open(USER):
                 pass
 
-        self._go_on(recorder, look)
+        self._run_until_stopped(recorder, look)
         for inner, _, left in recorder.states:
             self._check_disk(self._arenas[1], LOOSE if kind is LOOSE else inner, expected, left)
 
     def power_fails_after_kill(self, *, calls: int | None = None, disks: int | None = None) -> None:
-        """Killed at each change; the next process makes a promise of its own; the power fails."""
+        """The process is killed at each change, the next one delivers, then the power fails."""
         recorder, _ = self._record()
         changes = sum(call[0] in CHANGES for call in recorder.calls)
         for number in sample(list(range(changes)), calls):
             recorder, oracle = self._record(die_at(number))
             recorder.states.clear()
             recorder.hook = nothing
-            self._go_on(recorder, self._deliver_another(oracle))
+            self._run_until_stopped(recorder, self._deliver_another(oracle))
             self._check_running(oracle)
             self._check_disks(recorder, {LOOSE, ORDERED}, disks)
 
@@ -93,9 +93,9 @@ class Laboratory:
     def power_fails_after_fault(
         self, *, once: bool, calls: int | None = None, disks: int | None = None
     ) -> None:
-        """Each call fails with each error; what was promised all the same holds.
+        """Each call fails with each error; the promises that were made must hold.
 
-        On an ORDERED disk: after a failed fsync a LOOSE one may show a message twice.
+        Only ORDERED disks: after a failed fsync a LOOSE one may show a message twice.
         """
         recorder, _ = self._record()
         faults = [(n, error) for n in range(len(recorder.calls)) for error in ERRORS]
@@ -110,14 +110,14 @@ class Laboratory:
         self._check_running(oracle)
         self._check_disks(recorder, {ORDERED}, 20)
 
-    # -- Apparatus
+    # -- Helpers
 
     def _record(
         self, hook: Hook = nothing, *, most: int | None = None, harsh: bool = False
     ) -> tuple[Recorder, Oracle]:
-        """Run the transaction, or a part of it.
+        """Run the transaction until it ends or ``hook`` stops it.
 
-        ``most``: octets that one write takes.  ``harsh``: on a harsh file system (model.py).
+        ``most``: the most octets that one write takes.  ``harsh``: see model.py.
         """
         shutil.rmtree(self._base, ignore_errors=True)
         self._base.mkdir()
@@ -127,11 +127,11 @@ class Laboratory:
         recorder.most = most
         oracle.changed = recorder.collect
         store = self._scenario.store(self._base)
-        self._go_on(recorder, lambda: self._scenario.act(store, oracle))
+        self._run_until_stopped(recorder, lambda: self._scenario.act(store, oracle))
         return recorder, oracle
 
-    def _go_on(self, recorder: Recorder, act: Act) -> None:
-        """As long as the process lives and no error stops it."""
+    def _run_until_stopped(self, recorder: Recorder, act: Act) -> None:
+        """Run ``act`` until it ends, the process dies or an error stops it."""
 
         async def story() -> None:
             await act()
@@ -140,7 +140,7 @@ class Laboratory:
             self._runner.run(story())
 
     def _check_running(self, oracle: Oracle) -> None:
-        """The process may have died, but not the machine."""
+        """Check the live file system: the process may have died, but not the machine."""
         self._check(self._base, oracle.snapshot())
 
     def _check_disks(self, recorder: Recorder, kinds: set[str], most: int | None) -> None:
@@ -160,7 +160,7 @@ class Laboratory:
         self.disks += 1
 
 
-def sample(found: list[T], most: int | None) -> list[T]:
-    if most is None or len(found) <= most:
-        return found
-    return random.Random(0).sample(found, most)
+def sample(choices: list[T], most: int | None) -> list[T]:
+    if most is None or len(choices) <= most:
+        return choices
+    return random.Random(0).sample(choices, most)

@@ -6,12 +6,13 @@ may hold if the power fails now; ``Arena`` makes such a disk, so that the store 
 on it.
 
 What is assumed (docs/decisions/0070-crash-tests.md):
-- fsync of a file makes its octets durable, and of a directory its names: not more.
-- Of later changes to one directory, any number of the first may be on the disk: ``LOOSE``, for
-  each directory by itself; ``ORDERED``, as a journal does it, for all of them together.
+- fsync of a file makes its octets durable, fsync of a directory its names, and nothing else.
+- Later changes to a directory reach the disk in order, and any number of them may be missing at
+  the end: for each directory independently (``LOOSE``), or in one order for all directories, as
+  with a journal (``ORDERED``).
 - Unsynced octets may be there, torn, zeros or missing.
-- A rename is never torn: the old name goes only if the new one is there.  ``harsh`` (no journal,
-  as ext2): an fsync of the old directory alone makes it go all the same.
+- A rename is never torn: the old name disappears only if the new one is there.  ``harsh`` (no
+  journal, as ext2): an fsync of the old directory alone is enough for it to disappear.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ from ..store.watched import TWO_NAMES, Call, Hook, WatchedOs, nothing
 T = TypeVar("T")
 
 LOOSE, ORDERED = "loose", "ordered"
-_MOST = 100  # combinations of independent choices; of more, so many are sampled
+_MOST = 100  # combinations of independent choices; of more, this many are sampled
 
 
 @dataclass(eq=False)
 class File:
     inode: int
     contents: list[bytes]
-    """As of the last fsync, and after each later change."""
+    """Content at the last fsync and after each later change."""
 
     def possible(self) -> list[bytes]:
-        """What may be found after a power failure; of many changes the first and the last."""
+        """Return what a power failure may leave; of many changes the first and the last."""
         found = dict.fromkeys([*self.contents[:2], *self.contents[-2:]])
         if len(self.contents) > 1:
             old, new = self.contents[-2:]
@@ -61,7 +62,7 @@ class Change:
     moment: int
     names: dict[str, Node | None]
     stamp: int
-    """Time stamp of the directory afterwards, in nanoseconds."""
+    """Time stamp of the directory after the change, in nanoseconds."""
     after: tuple[Directory, int] | None = None
     """The number of changes of another directory that must be on the disk as well."""
 
@@ -71,7 +72,7 @@ class Directory:
     path: str
     changes: list[Change] = field(default_factory=list)
     durable: int = 0
-    """How many changes an fsync has made durable."""
+    """Number of changes that an fsync has made durable."""
 
     def names(self, count: int) -> dict[str, Node]:
         found: dict[str, Node | None] = {}
@@ -98,8 +99,7 @@ Disk = tuple[tuple[str, int, bytes | None], ...]
 
 
 class Recorder(WatchedOs):
-    """The expectation of the moment is whatever ``expected`` returns; each crash state is kept
-    once for each expectation that differs."""
+    """Records every state that a crash may leave, each with what ``expected`` returned then."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Recorder(WatchedOs):
         super().__init__(base, hook)
         self.enumerated = 0
         self.states: dict[tuple[str, Any, Disk], None] = {}
-        """What kind of file system, what was expected, and what the disk held."""
+        """Kind of file system, expectation, and content of the disk."""
         self._pool = pool
         self._expected = expected
         self._harsh = harsh
@@ -148,11 +148,11 @@ class Recorder(WatchedOs):
         return os.lstat(self.base / path).st_mtime_ns
 
     def _file(self, path: str) -> File:
-        """The file of this path; kept alive in the pool, so that its inode number stays its own."""
+        """Return the file at this path; a link in the pool keeps its inode number in use."""
         inode = os.lstat(self.base / path).st_ino
         if inode not in self._files:
             kept = self._pool / str(inode)
-            with suppress(FileExistsError):  # a second recorder's
+            with suppress(FileExistsError):  # made by another recorder
                 self._real["link"](self.base / path, kept)
             self._files[inode] = File(inode, [kept.read_bytes()])
         return self._files[inode]
@@ -230,7 +230,7 @@ class Recorder(WatchedOs):
     # -- Enumerating
 
     def collect(self) -> None:
-        """Keep every state that the disk may be in now."""
+        """Record every state that the disk may be in now."""
         expected = self._expected()
         for kind, counts in self._counts():
             for disk in self._disks(counts):
@@ -245,7 +245,7 @@ class Recorder(WatchedOs):
         return sorted(found, key=lambda directory: directory.path)
 
     def _counts(self) -> Iterator[tuple[str, dict[Directory, int]]]:
-        """How many changes of each directory may be on the disk."""
+        """Yield how many changes of each directory may be on the disk."""
         directories = self._directories()
         for moment in range(self._durable_moment, self._moment + 1):
             yield (
@@ -262,7 +262,7 @@ class Recorder(WatchedOs):
                 yield LOOSE, counts
 
     def _some(self, choices: Sequence[Sequence[T]]) -> Iterator[tuple[T, ...]]:
-        """Every combination, or many."""
+        """Return every combination, or a sample of ``_MOST``."""
         if prod(map(len, choices)) <= _MOST:
             return product(*choices)
         return (tuple(map(self._random.choice, choices)) for _ in range(_MOST))
@@ -297,7 +297,7 @@ class Recorder(WatchedOs):
 
 
 class Arena:
-    """A place where disks are made; the files keep their inode numbers."""
+    """A directory in which disks are made; the files keep their inode numbers."""
 
     def __init__(self, place: Path, pool: Path) -> None:
         self.place = place

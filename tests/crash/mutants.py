@@ -1,7 +1,7 @@
-"""Take one thing away that durability hangs on, and see that a test notices: ``./dev mutants``.
+"""Remove one thing that durability depends on, and see that a test fails: ``./dev mutants``.
 
 Each fsync, rename, lock and check of the store or of the destinations is removed in turn in a
-copy of the source.  A mutant that no test kills means a test or a line too few.
+copy of the source.  A mutant that survives means that a test is missing or the code is not needed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def mutants(file: str) -> Iterator[Mutant]:
 
 
 def _edits(node: ast.AST) -> Iterator[tuple[str, Edit]]:
-    """What can be taken away at this place of the source."""
+    """Yield what can be removed at this node."""
     for name in ("body", "orelse", "finalbody"):
         statements = getattr(node, name, None)
         for at, statement in enumerate(statements if isinstance(statements, list) else []):
@@ -158,7 +158,7 @@ def _other_flag(node: Any) -> None:
 
 
 def killed(mutant: Mutant | None, tests: list[str]) -> bool:
-    """Whether a test fails; without a mutant none should."""
+    """Return whether a test fails; without a mutant none should."""
     with tempfile.TemporaryDirectory() as place:
         shutil.copytree(SOURCE, Path(place, "restante"))
         if mutant:
@@ -181,8 +181,10 @@ def killed(mutant: Mutant | None, tests: list[str]) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./dev mutants", description=__doc__)
     parser.add_argument("part", choices=list(PARTS), nargs="*", default=["store"])
-    parser.add_argument("--only", default="", help="those whose description has this in it")
-    parser.add_argument("--list", action="store_true", help="name them, try none")
+    parser.add_argument("--only", default="", help="only mutants whose description contains this")
+    parser.add_argument(
+        "--list", action="store_true", help="list the mutants without running tests"
+    )
     options = parser.parse_args()
     survivors = total = 0
     for part in options.part:

@@ -1,4 +1,4 @@
-"""What must be found after a crash, whatever crashed and however."""
+"""What must be found after a crash of any kind."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from ..store.helpers import text_of, whole
 
 LISTED, HELD, GONE = "listed", "held", "gone"
 NOTED = "noted"
-"""In the journal: a session, whose credential stands for a text."""
+"""A place for sessions in the journal; the credential is used as the text."""
 WAIT = 60  # seconds
 
 
 class HoldingStore(Store, Holding, Remembering, Protocol):
-    """What recovery is tried on."""
+    """A store with all add-ons that the scenarios use."""
 
 
 @dataclass(frozen=True)
 class Fate:
-    """Where one message may be, and its unique-id as long as it is listed."""
+    """Where one message may be, and which unique-id it has while it is listed."""
 
     places: frozenset[str]
     unique_id: str | None = None
 
 
 class Oracle:
-    """What was promised so far.  Messages are known by their text, each of its own."""
+    """The promises made so far.  Messages are identified by their text, which is unique."""
 
     def __init__(self) -> None:
         self._fates: dict[bytes, Fate] = {}
         self._lock = Lock()
         self.changed: Callable[[], None] = lambda: None
-        """Called after each promise."""
+        """Is called after each promise."""
 
     def expect(self, text: bytes, *places: str, unique_id: str | None = None) -> None:
         with self._lock:
@@ -58,7 +58,7 @@ Expected = tuple[tuple[bytes, Fate], ...]
 
 
 async def found_in(store: HoldingStore, user: str) -> tuple[list[tuple[bytes, str]], list[bytes]]:
-    """What is listed, with unique-ids, and what is held."""
+    """Return the listed messages with their unique-ids, and the held messages."""
     async with asyncio.timeout(WAIT):
         async with store.open(user) as maildrop:
             listed = [(await text_of(maildrop, e), e.unique_id) for e in maildrop.listing]
@@ -74,10 +74,10 @@ async def check(
     twice: bool = False,
     key: Callable[[bytes], bytes] = lambda text: text,
 ) -> None:
-    """Open the maildrop as it was found, and compare.
+    """Open the maildrop and compare it with the promises.
 
-    ``twice``: on such a file system a message under way may be found in two places.
-    ``key``: the text that a message was sent with.
+    ``twice``: the file system may show a message in two places while it is being moved.
+    ``key``: returns the text with which a message was sent.
     """
     found, found_held = await found_in(store, user)
     listed = [(key(text), unique_id) for text, unique_id in found]
@@ -85,7 +85,7 @@ async def check(
     fates = dict(expected)
     texts = [text for text, _ in listed]
     unknown = {*texts, *held} - fates.keys()
-    assert not unknown, f"found what was never accepted: {unknown}"
+    assert not unknown, f"messages that were never accepted: {unknown}"
     assert max(Counter(texts).values(), default=0) <= 1, f"listed twice: {texts}"
     assert twice or len({*texts, *held}) == len(texts + held), f"twice: {texts}, held {held}"
     noted = [each.credential.encode() for each in await store.sessions(user)]
@@ -98,4 +98,4 @@ async def check(
         if fate.unique_id and text in unique_ids:
             assert unique_ids[text] == fate.unique_id, f"{text!r} has another unique-id"
     again, _ = await found_in(store, user)
-    assert again == found, "the second look finds something else"
+    assert again == found, "the second listing differs from the first"

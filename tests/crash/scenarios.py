@@ -1,4 +1,4 @@
-"""The transactions of the store: what each does, and what it promises on the way."""
+"""The transactions of the store: what each does, and which promises it makes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .oracle import GONE, HELD, LISTED, NOTED, HoldingStore, Oracle
 
 USER = "ann"
 NAMES = {b"1.a": "new/1.a", b"2.a": "cur/2.a:2,S", b"3.a": "new/3.a,S=5,W=5", b"4.a": "cur/4.a:2,"}
-"""Messages by text, each with its own unique-id; the text has a line end as well."""
+"""File names by text, which is also the unique-id; a line end follows in the file."""
 VICTIMS = [b"1.a\r\n", b"2.a\r\n", b"3.a\r\n"]
 
 
 QUARREL = {b"first\r\n": "new/1.a", b"second\r\n": "cur/1.a:2,S"}
-"""Two messages that claim one unique-id, by text."""
+"""File names of two messages that claim the same unique-id, by text."""
 
 
 def begin_quarrel(place: Path, oracle: Oracle) -> None:
@@ -34,14 +34,14 @@ def begin_quarrel(place: Path, oracle: Oracle) -> None:
 
 
 def begin(place: Path, oracle: Oracle) -> None:
-    """A maildrop that another program has filled."""
+    """Fill a maildrop as another program would."""
     for text, name in NAMES.items():
         put(place, name, text + b"\r\n")
         oracle.expect(text + b"\r\n", LISTED, unique_id=text.decode())
 
 
 def nothing_there(place: Path, oracle: Oracle) -> None:
-    """Not even a maildrop."""
+    """Make nothing, not even a maildrop."""
 
 
 async def delivery(store: HoldingStore, oracle: Oracle) -> None:
@@ -57,7 +57,7 @@ async def opening(store: HoldingStore, oracle: Oracle) -> None:
 
 
 async def followed(store: HoldingStore, oracle: Oracle) -> None:
-    """The index is written, and twice continued."""
+    """Write the index, and append to it twice."""
     await opening(store, oracle)
     for text in (b"first\r\n", b"second\r\n"):
         oracle.expect(text, LISTED, GONE)
@@ -69,12 +69,12 @@ async def followed(store: HoldingStore, oracle: Oracle) -> None:
 
 
 async def quarrel(store: HoldingStore, oracle: Oracle) -> None:
-    """Who was shown an id sees it again, and nobody inherits that of a message that is gone."""
+    """A message keeps the id it was listed with; no other inherits it later."""
     async with store.open(USER) as maildrop:
-        found = {await text_of(maildrop, entry): entry for entry in maildrop.listing}
-        for text, entry in found.items():
+        entries = {await text_of(maildrop, entry): entry for entry in maildrop.listing}
+        for text, entry in entries.items():
             oracle.expect(text, LISTED, unique_id=entry.unique_id)
-        for text, entry in found.items():
+        for text, entry in entries.items():
             if entry.unique_id == "1.a":
                 oracle.expect(text, LISTED, HELD, unique_id=entry.unique_id)
                 if not await maildrop.remove([entry]):
@@ -83,7 +83,7 @@ async def quarrel(store: HoldingStore, oracle: Oracle) -> None:
 
 
 async def adoption(store: HoldingStore, oracle: Oracle) -> None:
-    """Mail of another server is never seen under an id that is not its own."""
+    """Mail of another server is never listed under another id than its own."""
     texts = {"7.a:2,S": b"seven\r\n", "8.a": b"eight\r\n"}
     ids = {name: f"old-{text[:5].decode()}" for name, text in texts.items()}
 
@@ -108,7 +108,7 @@ async def full_journal(store: HoldingStore, oracle: Oracle) -> None:
 
 
 async def _journal(store: HoldingStore, oracle: Oracle, full: int) -> None:
-    """Two sessions; for the second the file is full after so many octets."""
+    """Record two sessions; for the second, the file is full after ``full`` octets."""
     for name in (b"session 1", b"session 2"):
         async with store.open(USER) as maildrop:
             assert isinstance(maildrop, Opened)
@@ -120,7 +120,7 @@ async def _journal(store: HoldingStore, oracle: Oracle, full: int) -> None:
                 if entry not in left:
                     oracle.expect(_text(entry.unique_id), HELD)
             oracle.expect(name, NOTED, GONE)
-            with suppress(OSError):  # as the store does, and tells the log
+            with suppress(OSError):  # as in the store, which logs it
                 session = SessionRecord(0, 1, "", "", name.decode(), marked, marked, "quit")
                 with pytest.MonkeyPatch.context() as patch:
                     if name == b"session 2":
@@ -170,7 +170,7 @@ async def _restore(store: HoldingStore, oracle: Oracle, *, same_unique_ids: bool
     assert await store.restore(USER, held, same_unique_ids=same_unique_ids) == len(held)
     for text, unique_id in ids.items():
         oracle.expect(text, LISTED, unique_id=unique_id)
-    await opening(store, oracle)  # nothing takes them again
+    await opening(store, oracle)  # must not remove them again
 
 
 async def purge(store: HoldingStore, oracle: Oracle) -> None:
@@ -188,9 +188,9 @@ class Scenario:
     act: Callable[[HoldingStore, Oracle], Awaitable[None]]
     hold: float = 60
     fill: Callable[[Path, Oracle], None] = begin
-    """What is there before."""
+    """Makes the state before the transaction."""
     limit: int = 0
-    """The quota, octets."""
+    """The quota in octets; 0 is none."""
 
     def store(self, base: Path) -> HoldingStore:
         return MaildirStore(f"{base}/%u", hold=self.hold, limit=lambda _: self.limit)

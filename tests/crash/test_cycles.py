@@ -1,4 +1,4 @@
-"""A few cycles of the long loops; ``./dev crash --cycles N`` runs as many as wanted."""
+"""A few cycles of the long loops; ``./dev crash --cycles N`` runs any number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def crash(*arguments: str) -> None:
-    """In a process of its own: what it forks must not have our threads."""
+    """Run the loops in a separate process: the children it forks must not have our threads."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.crash", *arguments],
         cwd=ROOT,
@@ -27,7 +27,7 @@ def crash(*arguments: str) -> None:
 
 
 def can_mount(tmp_path: Path) -> bool:
-    """Root may be forbidden to, in a container."""
+    """Try it: in a container even root may be forbidden to mount."""
     image = tmp_path / "try"
     with image.open("wb") as file:
         file.truncate(2**21)

@@ -1,6 +1,6 @@
-"""Where collected mail goes: after a crash or a fault, again means nothing twice, nothing lost.
+"""Destinations of collected mail: after a crash or fault, another run loses and repeats nothing.
 
-Each state that a power failure may leave (model.py) is one; what a kill leaves is among them.
+Every state that a power failure may leave (model.py) is checked, which includes those of a kill.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def in_files(*folders: str) -> Read:
 
 
 def in_mbox(base: Path) -> list[bytes]:
-    """Each message as it was before; whatever else stands in the file is one too."""
+    """Return each message with its quoting undone; any other text in the file counts as one."""
     box = base / "box"
     octets = box.read_bytes() if box.exists() else b""
     messages = octets.removeprefix(OLD).split(b"From MAILER-DAEMON ")
@@ -58,7 +58,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 
 @pytest.fixture(autouse=True)
 def five_minutes_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a power failure the lock beside an mbox may be empty, and its maker not known."""
+    """Treat locks as stale: after a power failure the lock of an mbox may name no owner."""
     monkeypatch.setattr(dotlock, "_STALE", 0.0)
 
 
@@ -71,7 +71,7 @@ def opened(kind: str, base: Path) -> Destination:
 
 
 def take(destination: Destination, taken: list[str]) -> None:
-    """What a collector does with each message that it does not know as taken."""
+    """Store each message that is not in ``taken``, as a collector does."""
     for identity in TEXTS.keys() - set(taken):
         if destination.begin(identity):
             try:
@@ -90,8 +90,8 @@ def begin(kind: str, base: Path) -> None:
         (base / "box").write_bytes(OLD)
 
 
-def mended(kind: str, base: Path, taken: Iterable[str]) -> None:
-    """What was taken is there, and all is after another run; nothing torn, nothing twice."""
+def check_mended(kind: str, base: Path, taken: Iterable[str]) -> None:
+    """Taken messages are there, and all are after another run; none is torn or repeated."""
     read = KINDS[kind][1]
     with closing(opened(kind, base)):
         pass
@@ -101,8 +101,8 @@ def mended(kind: str, base: Path, taken: Iterable[str]) -> None:
     with closing(opened(kind, base)) as destination:
         take(destination, list(taken))
     after = Counter(read(base))
-    # An mbox keeps no list of what it holds: what was there whole but not known as taken is there
-    # once more.  The ledger asks a person then.
+    # An mbox has no list of its messages: one that was stored but not recorded as taken is stored
+    # again.  In that case the ledger asks the operator.
     repeated = before if kind.startswith("mbox") else Counter()
     assert after - repeated <= Counter(TEXTS.values()) <= after
     assert all(after[TEXTS[each]] == 1 for each in taken)
@@ -127,7 +127,7 @@ def test_power_failure(kind: str, memory: Path) -> None:
     for model, expected, disk in recorder.states:
         arena.make(disk)
         try:
-            mended(kind, arena.place, expected)
+            check_mended(kind, arena.place, expected)
         except AssertionError as error:
             held = "\n".join(f"  {path}: {content!r}" for path, _, content in disk)
             raise AssertionError(f"{error}\non a disk ({model}) that held\n{held}") from error
@@ -158,13 +158,13 @@ def test_any_fault(kind: str, memory: Path, error: int, once: bool) -> None:
             closing(opened(kind, base)) as destination,
         ):
             take(destination, taken)
-        mended(kind, base, taken)
+        check_mended(kind, base, taken)
 
 
 @pytest.mark.parametrize("kind", ["mbox", "mbox with mail"])
 @pytest.mark.parametrize("once", [True, False])
 def test_power_failure_after_a_failed_append(kind: str, memory: Path, once: bool) -> None:
-    """What could not be appended whole does not come back in part."""
+    """A message that could not be appended completely does not appear in part."""
     base, pool = memory / "base", memory / "pool"
     pool.mkdir()
     begin(kind, base)
@@ -188,7 +188,7 @@ def test_power_failure_after_a_failed_append(kind: str, memory: Path, once: bool
         destination.write(TEXTS["a"])
         destination.commit()
     recorder.states.clear()
-    recorder.collect()  # from here on the error has been told
+    recorder.collect()  # from here on the error was reported
     arena = Arena(memory / "arena", pool)
     for _, _, disk in recorder.states:
         arena.make(disk)

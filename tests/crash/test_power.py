@@ -1,6 +1,6 @@
-"""Power failures: the states that a disk may be left in (model.py) are opened and compared.
+"""Power failures: every state in which a disk may be left (model.py) is opened and compared.
 
-Here some of them, so that it takes seconds; ``./dev crash --states`` tries all.
+The tests here take a sample, so that they take seconds; ``./dev crash --states`` tries all.
 """
 
 from __future__ import annotations

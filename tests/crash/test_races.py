@@ -1,4 +1,4 @@
-"""Many at once on one maildrop: nothing is lost, nothing comes twice."""
+"""Many operations on one maildrop at once: no message is lost or duplicated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .oracle import found_in
 
 
 async def at_most_one_session(store: MaildirStore, marks: int, pauses: int) -> None:
-    """Removes what stands at even numbers, or at odd ones, or is refused."""
+    """Remove every other message, from the first or the second, unless the login is refused."""
     with suppress(MaildropInUse):
         async with store.open("ann") as maildrop:
             for _ in range(pauses):
@@ -28,7 +28,7 @@ async def at_most_one_session(store: MaildirStore, marks: int, pauses: int) -> N
             assert not await maildrop.remove(list(maildrop.listing)[marks % 2 :: 2])
 
 
-async def give_back(store: MaildirStore, same: bool) -> None:
+async def restore(store: MaildirStore, same: bool) -> None:
     await store.restore("ann", await store.held("ann"), same_unique_ids=same)
 
 
@@ -48,25 +48,25 @@ def test_a_hundred_deliveries_at_once(tmp_path: Path) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.sampled_from("dsut"), min_size=2, max_size=14), st.integers(0, 9))
-def test_sessions_deliveries_and_restores_at_once(what: list[str], pauses: int) -> None:
-    """Each message is listed or held, once, whatever ran beside whatever."""
+def test_sessions_deliveries_and_restores_at_once(operations: list[str], pauses: int) -> None:
+    """Each message is listed or held exactly once, in any combination of operations."""
     with TemporaryDirectory() as place:
         store = MaildirStore(f"{place}/%u")
-        texts = [b"%d\r\n" % number for number in range(len(what) + 4)]
+        texts = [b"%d\r\n" % number for number in range(len(operations) + 4)]
 
         async def story() -> None:
             for text in texts[:4]:
                 await deliver(store, "ann", text)
             acts: list[Awaitable[object]] = []
             delivered = texts[:4]
-            for number, each in enumerate(what):
+            for number, each in enumerate(operations):
                 if each == "d":
                     delivered.append(texts[4 + number])
                     acts.append(deliver(store, "ann", texts[4 + number]))
                 elif each == "s":
                     acts.append(at_most_one_session(store, number, pauses))
                 else:
-                    acts.append(give_back(store, each == "t"))
+                    acts.append(restore(store, each == "t"))
             await asyncio.gather(*acts)
             listed, held = await found_in(store, "ann")
             assert Counter([text for text, _ in listed] + held) == Counter(delivered)
