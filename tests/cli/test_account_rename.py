@@ -231,7 +231,7 @@ def test_an_account_in_another_file_is_renamed_by_hand(
 
 def test_busy_accounts_are_not_renamed(home: Home) -> None:
     for name in ("isp", "home"):
-        with closing(open_ledger(home.load())) as ledger, ledger.alone(name):
+        with closing(open_ledger(home.load())) as ledger, ledger.of(name).alone():
             assert home.rename() == 75
 
 

@@ -132,6 +132,6 @@ def test_names_that_become_one_stay_two(restante: Restante, home: Path) -> None:
 def test_seen_messages_are_in_the_ledger(restante: Restante, rc: Path) -> None:
     restante("import", "fetchmail", rc)
     ledger = open_ledger(config.load())
-    known = ledger.known("pop-example-org", ["u1", "u2"])
+    known = ledger.of("pop-example-org").known(["u1", "u2"])
     ledger.close()
     assert list(known) == ["u1"]

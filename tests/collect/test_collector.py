@@ -19,7 +19,8 @@ from restante.collect.collector import LoginTooSoon, LooksMoved, Outcome, collec
 from restante.collect.destinations import Destination
 from restante.collect.destinations.opening import open_destination
 from restante.collect.destinations.spooled import Handed
-from restante.collect.ledger import AccountBusy, Ledger
+from restante.collect.ledger import Ledger
+from restante.collect.ledger_file import AccountBusy
 from restante.collect.pace import Pace, follow
 from restante.collect.plan import Budget, Policy, short_name
 from restante.errors import (
@@ -345,7 +346,7 @@ def test_the_whole_message_comes_once_after_its_stub(
 def test_stubs_are_not_expected_to_be_listed(home: Home, ledger: Ledger) -> None:
     """Or thirty of them would make a provider look as if it had moved."""
     home.collect(Policy(largest=1, stubs=True))
-    assert ledger.expected("isp") == 0
+    assert ledger.of("isp").expected() == 0
 
 
 def test_after_a_move_a_stub_is_known_by_its_header(home: Home, mail: Path) -> None:
@@ -392,20 +393,20 @@ def test_octets_count_however_the_session_ends(
 
     with pytest.raises(ConnectionLost):
         home.collect(progress=progress)
-    used = ledger.used_in_a_day("isp", home.now)
+    used = ledger.of("isp").used_in_a_day(home.now)
     assert (used.messages, used.octets) == (2, len(text("one")) + len(text("two")))
 
 
 def test_headers_count_too(home: Home, ledger: Ledger) -> None:
     home.collect(Policy(largest=1, stubs=True))
-    assert ledger.used_in_a_day("isp", home.now).octets == sum(
+    assert ledger.of("isp").used_in_a_day(home.now).octets == sum(
         len(f"Subject: {word}\r\n\r\n") for word in ("one", "two", "three")
     )
 
 
 def test_logins_have_a_budget_also_when_they_fail(home: Home, ledger: Ledger) -> None:
     policy = Policy(budget=Budget(logins=2))
-    ledger.tried("isp", home.now - 10)
+    ledger.of("isp").tried(home.now - 10)
     home.collect(policy)
     with pytest.raises(LoginTooSoon) as told:
         home.collect(policy)
@@ -442,7 +443,7 @@ def test_disk_full_deletes_nothing_that_is_not_safe(
 
 
 def test_second_collector_of_one_account_does_nothing(home: Home, ledger: Ledger) -> None:
-    with ledger.alone("isp"), pytest.raises(AccountBusy):
+    with ledger.of("isp").alone(), pytest.raises(AccountBusy):
         home.collect()
     assert home.shelf.read == []
 
@@ -458,7 +459,7 @@ def test_crash_of_an_mbox_run_is_counted_as_doubt(
         server_tls,
         certificate[0],
     )
-    ledger.intend("isp", [("u", len(text("one")))])
+    ledger.of("isp").intend([("u", len(text("one")))])
     outcome = home.collect()
     assert (outcome.stored, outcome.in_doubt) == (2, 1)
 
@@ -498,7 +499,7 @@ def test_a_session_that_is_ended_waits_for_the_destination(
 
     asyncio.run(main())
     assert deeds[:2] == [str(len(text("one"))), "abort"]
-    known = ledger.known("isp", ["one"])["one"].at
+    known = ledger.of("isp").known(["one"])["one"].at
     assert (known is None) == fails
 
 
@@ -554,7 +555,7 @@ def test_next_session_of_a_run_waits_for_login_delay(home: Home, ledger: Ledger)
         asyncio.run(
             follow(
                 session,
-                lambda now: ledger.may_begin("isp", now),
+                lambda now: ledger.of("isp").may_begin(now),
                 Pace(60, 60),
                 sleep=sleep,
                 clock=lambda: home.now,
@@ -590,5 +591,5 @@ def test_refused_credentials_are_tried_seldom(home: Home, ledger: Ledger) -> Non
 
 
 def test_refusal_dated_in_the_future_is_ignored(home: Home, ledger: Ledger) -> None:
-    ledger.refused("isp", home.now + 1)  # the clock was put back
+    ledger.of("isp").refused(home.now + 1)  # the clock was put back
     assert home.collect().stored == 3

@@ -262,7 +262,7 @@ def test_a_refused_deletion_does_not_keep_the_others(is_pipelined: bool, tmp_pat
             assert outcome.refused == ["DELE: no"]
             assert (outcome.stored, outcome.deleted) == (2, 1)
             assert peers[0].heard[-1] == b"QUIT"
-            known = ledger.known("a", ["a", "b"])
+            known = ledger.of("a").known(["a", "b"])
             assert [known[key].is_gone for key in sorted(known)] == [False, True]
 
     asyncio.run(main())

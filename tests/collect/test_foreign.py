@@ -355,8 +355,8 @@ def test_missing_parent_of_an_mpop_account_is_named(tmp_path: Path) -> None:
 
 def test_messages_seen_by_another_program_are_neither_fetched_nor_deleted() -> None:
     ledger = Ledger(None)
-    ledger.adopt("isp", [("u", UNKNOWN_SIZE)], 1.0)
-    known = ledger.known("isp", ["u", "v"])
+    ledger.of("isp").adopt([("u", UNKNOWN_SIZE)], 1.0)
+    known = ledger.of("isp").known(["u", "v"])
     ledger.close()
     assert known == {"u": Taken(UNKNOWN_SIZE, 1.0, is_adopted=True)}
     listing = [Message(1, "u", 100), Message(2, "v", 100)]

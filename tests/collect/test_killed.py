@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from restante.client.asynchronous import Client
+from restante.collect.account_ledger import AccountLedger
 from restante.collect.collector import Account, Outcome, collect
 from restante.collect.destinations import Destination
 from restante.collect.destinations.maildrop import LocalMaildrop
@@ -38,12 +39,12 @@ STEPS: tuple[tuple[Any, str], ...] = (
     (os, "fsync"),
     (os, "rename"),
     (os, "unlink"),
-    (Ledger, "tried"),
-    (Ledger, "began"),
-    (Ledger, "intend"),
-    (Ledger, "took"),
-    (Ledger, "used"),
-    (Ledger, "gone"),
+    (AccountLedger, "tried"),
+    (AccountLedger, "began"),
+    (AccountLedger, "intend"),
+    (AccountLedger, "took"),
+    (AccountLedger, "used"),
+    (AccountLedger, "gone"),
     (Client, "delete"),
     (Client, "quit"),
 )

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from restante.collect.account_ledger import Stored
 from restante.collect.fingerprint import Content
 from restante.collect.health import Health, State
-from restante.collect.ledger import AccountBusy, Ledger, Stored
+from restante.collect.ledger import Ledger
+from restante.collect.ledger_file import AccountBusy
 from restante.collect.plan import Record, Taken, Used
 from restante.errors import ConfigurationError, LoginWithheld, TemporaryFailure
 
@@ -33,79 +35,79 @@ def ledger(path: Path) -> Iterator[Ledger]:
 
 
 def test_life_of_a_message(ledger: Ledger) -> None:
-    assert ledger.known("ann", ["u"]) == {}
-    ledger.intend("ann", [("u", 100)])
-    assert ledger.known("ann", ["u"]) == {"u": Taken(100, None)}
-    ledger.took("ann", [Stored("u", 100, Content(DIGEST))], 7.5)
-    assert ledger.known("ann", ["u"]) == {"u": Taken(100, 7.5)}
-    ledger.gone("ann", ["u"])
-    assert ledger.known("ann", ["u"]) == {"u": Taken(100, 7.5, is_gone=True)}
+    assert ledger.of("ann").known(["u"]) == {}
+    ledger.of("ann").intend([("u", 100)])
+    assert ledger.of("ann").known(["u"]) == {"u": Taken(100, None)}
+    ledger.of("ann").took([Stored("u", 100, Content(DIGEST))], 7.5)
+    assert ledger.of("ann").known(["u"]) == {"u": Taken(100, 7.5)}
+    ledger.of("ann").gone(["u"])
+    assert ledger.of("ann").known(["u"]) == {"u": Taken(100, 7.5, is_gone=True)}
 
 
 def test_intent_does_not_undo_what_was_taken(ledger: Ledger) -> None:
-    ledger.took("ann", [Stored("u", 100, Content(DIGEST))], 7.5)
-    ledger.intend("ann", [("u", 99)])
-    assert ledger.known("ann", ["u"]) == {"u": Taken(100, 7.5)}
+    ledger.of("ann").took([Stored("u", 100, Content(DIGEST))], 7.5)
+    ledger.of("ann").intend([("u", 99)])
+    assert ledger.of("ann").known(["u"]) == {"u": Taken(100, 7.5)}
 
 
 def test_accounts_know_nothing_of_each_other(ledger: Ledger) -> None:
-    ledger.took("ann", [Stored("u", 100, Content(DIGEST))], 7.5)
-    assert ledger.known("bob", ["u"]) == {}
-    assert not ledger.has_content("bob", Content(DIGEST))
-    ledger.gone("bob", ["u"])
-    assert not ledger.known("ann", ["u"])["u"].is_gone
+    ledger.of("ann").took([Stored("u", 100, Content(DIGEST))], 7.5)
+    assert ledger.of("bob").known(["u"]) == {}
+    assert not ledger.of("bob").has_content(Content(DIGEST))
+    ledger.of("bob").gone(["u"])
+    assert not ledger.of("ann").known(["u"])["u"].is_gone
 
 
 def test_content_is_known_under_any_unique_id_once_it_was_taken(ledger: Ledger) -> None:
-    ledger.intend("ann", [("u", 100)])
-    assert not ledger.has_content("ann", Content(DIGEST))
-    ledger.took("ann", [Stored("u", 100, Content(DIGEST))], 7.5)
-    assert ledger.has_content("ann", Content(DIGEST))
-    assert ledger.records("ann", ["u", "v"]) == {"u": Record(100, Content(DIGEST), "")}
+    ledger.of("ann").intend([("u", 100)])
+    assert not ledger.of("ann").has_content(Content(DIGEST))
+    ledger.of("ann").took([Stored("u", 100, Content(DIGEST))], 7.5)
+    assert ledger.of("ann").has_content(Content(DIGEST))
+    assert ledger.of("ann").records(["u", "v"]) == {"u": Record(100, Content(DIGEST), "")}
 
 
 def test_expected_counts_what_is_still_on_the_server(ledger: Ledger) -> None:
-    ledger.intend("ann", [("begun", 1)])
-    ledger.took("ann", [Stored(f"u{at}", 1, None) for at in range(5)], 7.5)
-    ledger.gone("ann", ["u0", "u1"])
-    assert ledger.expected("ann") == 3
+    ledger.of("ann").intend([("begun", 1)])
+    ledger.of("ann").took([Stored(f"u{at}", 1, None) for at in range(5)], 7.5)
+    ledger.of("ann").gone(["u0", "u1"])
+    assert ledger.of("ann").expected() == 3
 
 
 def test_adopted_messages_are_marked_as_adopted(ledger: Ledger) -> None:
-    ledger.intend("ann", [("u", 2)])
-    ledger.adopt("ann", [("u", 1)], 7.5)
-    assert ledger.known("ann", ["u"]) == {"u": Taken(1, 7.5, is_adopted=True)}
+    ledger.of("ann").intend([("u", 2)])
+    ledger.of("ann").adopt([("u", 1)], 7.5)
+    assert ledger.of("ann").known(["u"]) == {"u": Taken(1, 7.5, is_adopted=True)}
 
 
 def test_collected_messages_are_not_adopted(ledger: Ledger) -> None:
     """Or it would never be deleted there."""
-    ledger.took("ann", [Stored("u", 1, Content(b"digest"))], 7.5)
-    ledger.adopt("ann", [("u", 1)], 9.5)
-    assert ledger.known("ann", ["u"]) == {"u": Taken(1, 7.5)}
-    assert ledger.records("ann", ["u"]) == {"u": Record(1, Content(b"digest"), "")}
+    ledger.of("ann").took([Stored("u", 1, Content(b"digest"))], 7.5)
+    ledger.of("ann").adopt([("u", 1)], 9.5)
+    assert ledger.of("ann").known(["u"]) == {"u": Taken(1, 7.5)}
+    assert ledger.of("ann").records(["u"]) == {"u": Record(1, Content(b"digest"), "")}
 
 
 def test_any_unique_id_is_a_key(ledger: Ledger) -> None:
     odd = ["../../etc/passwd", "a b", "\udc80\udcff", "'; DROP TABLE messages; --", "x" * 1000]
-    ledger.took("ann", [Stored(key, 1, None) for key in odd], 7.5)
-    assert set(ledger.known("ann", [*odd, "other"])) == set(odd)
+    ledger.of("ann").took([Stored(key, 1, None) for key in odd], 7.5)
+    assert set(ledger.of("ann").known([*odd, "other"])) == set(odd)
 
 
 def test_more_keys_than_one_query_takes(ledger: Ledger) -> None:
     keys = [f"u{at}" for at in range(2000)]
-    ledger.took("ann", [Stored(key, 1, None) for key in keys], 7.5)
-    assert len(ledger.known("ann", keys)) == 2000
+    ledger.of("ann").took([Stored(key, 1, None) for key in keys], 7.5)
+    assert len(ledger.of("ann").known(keys)) == 2000
 
 
 def test_all_of_it_survives_the_process(path: Path) -> None:
     """No close and no exit handler: as kill -9 does it."""
     child = os.fork()
     if child == 0:
-        Ledger(path).took("ann", [Stored("u", 100, Content(DIGEST))], 7.5)
+        Ledger(path).of("ann").took([Stored("u", 100, Content(DIGEST))], 7.5)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     ledger = Ledger(path)
-    assert ledger.known("ann", ["u"]) == {"u": Taken(100, 7.5)}
+    assert ledger.of("ann").known(["u"]) == {"u": Taken(100, 7.5)}
     ledger.close()
 
 
@@ -122,90 +124,90 @@ def test_only_the_owner_can_read_the_ledger(ledger: Ledger, path: Path) -> None:
 
 def test_one_collector_at_a_time_for_one_account(ledger: Ledger, path: Path) -> None:
     other = Ledger(path)
-    with ledger.alone("ann"):
-        with pytest.raises(AccountBusy), other.alone("ann"):
+    with ledger.of("ann").alone():
+        with pytest.raises(AccountBusy), other.of("ann").alone():
             pass
-        with other.alone("bob"):
+        with other.of("bob").alone():
             pass
-    with other.alone("ann"):
+    with other.of("ann").alone():
         pass
     other.close()
 
 
 def test_login_delay_is_remembered(ledger: Ledger) -> None:
-    assert ledger.may_begin("ann", 1000.0) == 0
-    ledger.began("ann", 1000.0, 900.0)
-    assert ledger.may_begin("ann", 1000.0) == 1900
-    assert ledger.may_begin("ann", 999.0) == 0  # the clock was put back
-    assert ledger.last_success("ann") is None
-    ledger.succeeded("ann", 1001.0)
-    ledger.began("ann", 2000.0)
-    assert ledger.may_begin("ann", 2000.0) == 2000
-    assert ledger.last_success("ann") == 1001
+    assert ledger.of("ann").may_begin(1000.0) == 0
+    ledger.of("ann").began(1000.0, 900.0)
+    assert ledger.of("ann").may_begin(1000.0) == 1900
+    assert ledger.of("ann").may_begin(999.0) == 0  # the clock was put back
+    assert ledger.of("ann").last_success() is None
+    ledger.of("ann").succeeded(1001.0)
+    ledger.of("ann").began(2000.0)
+    assert ledger.of("ann").may_begin(2000.0) == 2000
+    assert ledger.of("ann").last_success() == 1001
 
 
 def test_refusals_are_counted_until_a_login_works(ledger: Ledger) -> None:
-    ledger.withhold("ann", 0.0)
+    ledger.of("ann").withhold(0.0)
     for at, wait in ((1000.0, 600.0), (2000.0, 1200.0), (4000.0, 2400.0)):
-        ledger.refused("ann", at)
-        ledger.withhold("bob", at)
+        ledger.of("ann").refused(at)
+        ledger.of("bob").withhold(at)
         with pytest.raises(LoginWithheld) as told:
-            ledger.withhold("ann", at)
+            ledger.of("ann").withhold(at)
         assert told.value.seconds == wait
-        ledger.withhold("ann", at + wait)
-    ledger.began("ann", 7000.0)
-    ledger.withhold("ann", 7000.0)
-    ledger.refused("ann", 8000.0)
-    ledger.withhold("ann", 8600.0)
+        ledger.of("ann").withhold(at + wait)
+    ledger.of("ann").began(7000.0)
+    ledger.of("ann").withhold(7000.0)
+    ledger.of("ann").refused(8000.0)
+    ledger.of("ann").withhold(8600.0)
 
 
 def test_used_budget_counts_for_a_day(ledger: Ledger, path: Path) -> None:
     hour, day = 3600.0, 86_400.0
-    first = ledger.tried("ann", 0.0)
-    ledger.used(first, Used(1, 100), 1.0)
-    ledger.used(first, Used(2, 200), hour)  # a long session counts by its end
-    ledger.used(ledger.tried("bob", 0.0), Used(7, 7), hour)
-    second = ledger.tried("ann", 2 * hour)
-    ledger.used(second, Used(4, 400), 2 * hour)
+    first = ledger.of("ann").tried(0.0)
+    ledger.of("ann").used(first, Used(1, 100), 1.0)
+    ledger.of("ann").used(first, Used(2, 200), hour)  # a long session counts by its end
+    ledger.of("bob").used(ledger.of("bob").tried(0.0), Used(7, 7), hour)
+    second = ledger.of("ann").tried(2 * hour)
+    ledger.of("ann").used(second, Used(4, 400), 2 * hour)
     with closing(Ledger(path)) as again:
-        assert again.used_in_a_day("ann", 2 * hour) == Used(7, 700)
-        assert again.used_in_a_day("ann", day + hour) == Used(4, 400)
-        assert again.used_in_a_day("ann", day + 2 * hour) == Used(0, 0)
-    assert ledger.used_in_a_day("eve", 0.0) == Used(0, 0)
+        assert again.of("ann").used_in_a_day(2 * hour) == Used(7, 700)
+        assert again.of("ann").used_in_a_day(day + hour) == Used(4, 400)
+        assert again.of("ann").used_in_a_day(day + 2 * hour) == Used(0, 0)
+    assert ledger.of("eve").used_in_a_day(0.0) == Used(0, 0)
 
 
 def test_logins_per_hour_are_limited(ledger: Ledger) -> None:
     for at in (100.0, 200.0, 300.0):
-        ledger.tried("ann", at)
-    assert ledger.may_begin("ann", 400.0, 4) == 0
-    assert ledger.may_begin("ann", 400.0, 3) == 3700
-    assert ledger.may_begin("ann", 400.0, 1) == 3900
-    assert ledger.may_begin("ann", 99.0, 1) == 0  # the clock was put back
-    assert ledger.may_begin("bob", 400.0, 1) == 0
+        ledger.of("ann").tried(at)
+    assert ledger.of("ann").may_begin(400.0, 4) == 0
+    assert ledger.of("ann").may_begin(400.0, 3) == 3700
+    assert ledger.of("ann").may_begin(400.0, 1) == 3900
+    assert ledger.of("ann").may_begin(99.0, 1) == 0  # the clock was put back
+    assert ledger.of("bob").may_begin(400.0, 1) == 0
 
 
 def test_health_has_streaks_and_totals(ledger: Ledger) -> None:
-    health = Health(ledger)
-    assert health.state("ann") == State()
-    health.succeeded("ann", 3, 300)
+    health = Health(ledger.of("ann"))
+    assert health.state() == State()
+    health.succeeded(3, 300)
     for at in (10.0, 20.0):
-        health.failed("ann", at)
-    assert health.state("ann") == State(2, 10.0, good=1, bad=2, messages=3, octets=300)
-    health.succeeded("ann", 1, 100)
-    assert health.state("ann") == State(0, None, good=2, bad=2, messages=4, octets=400)
-    health.failed("ann", 30.0, 5, 500)
-    health.stopped("ann", 1, 100)
-    assert health.state("ann") == State(1, 30.0, good=2, bad=3, messages=10, octets=1000)
-    assert health.state("ann").failing_since == 30.0
-    assert health.state("bob") == State()
+        health.failed(at)
+    assert health.state() == State(2, 10.0, good=1, bad=2, messages=3, octets=300)
+    health.succeeded(1, 100)
+    assert health.state() == State(0, None, good=2, bad=2, messages=4, octets=400)
+    health.failed(30.0, 5, 500)
+    health.stopped(1, 100)
+    assert health.state() == State(1, 30.0, good=2, bad=3, messages=10, octets=1000)
+    assert health.state().failing_since == 30.0
+    assert Health(ledger.of("bob")).state() == State()
 
 
 def test_forgetting_is_only_by_command(ledger: Ledger) -> None:
-    ledger.took("ann", [Stored("u", 1, None), Stored("v", 1, None)], 7.5)
-    ledger.took("bob", [Stored("u", 1, None)], 7.5)
-    assert ledger.forget("ann") == 2
-    assert ledger.known("ann", ["u", "v"]) == {}
-    assert "u" in ledger.known("bob", ["u"])
+    ledger.of("ann").took([Stored("u", 1, None), Stored("v", 1, None)], 7.5)
+    ledger.of("bob").took([Stored("u", 1, None)], 7.5)
+    assert ledger.of("ann").forget() == 2
+    assert ledger.of("ann").known(["u", "v"]) == {}
+    assert "u" in ledger.of("bob").known(["u"])
 
 
 def test_a_file_that_is_no_ledger_is_refused(path: Path) -> None:
@@ -236,17 +238,17 @@ def test_a_failed_call_changes_nothing(ledger: Ledger, path: Path) -> None:
     ledger._database.execute("PRAGMA busy_timeout = 1")
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(TemporaryFailure):
-        ledger.took("ann", [Stored("u", 1, None)], 7.5)
+        ledger.of("ann").took([Stored("u", 1, None)], 7.5)
     other.execute("ROLLBACK")
     other.close()
-    assert ledger.known("ann", ["u"]) == {}
+    assert ledger.of("ann").known(["u"]) == {}
 
 
 def test_threads_take_turns(ledger: Ledger) -> None:
     def write(at: int) -> None:
-        ledger.intend("ann", [(f"u{at}", 1)])
-        ledger.took("ann", [Stored(f"u{at}", 1, Content(DIGEST))], 7.5)
+        ledger.of("ann").intend([(f"u{at}", 1)])
+        ledger.of("ann").took([Stored(f"u{at}", 1, Content(DIGEST))], 7.5)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(64)))
-    assert ledger.expected("ann") == 64
+    assert ledger.of("ann").expected() == 64

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from restante.collect.collector import LoginTooSoon, Outcome
-from restante.collect.ledger import AccountBusy
+from restante.collect.ledger_file import AccountBusy
 from restante.collect.pace import Pace, follow
 from restante.errors import ConnectionLost, LoginFailed, LoginWithheld
 

@@ -19,6 +19,7 @@ from unittest import mock
 import pytest
 
 from restante.client.asynchronous import connect
+from restante.collect.account_ledger import AccountLedger
 from restante.collect.accounts import Mailbox
 from restante.collect.collector import Account, LooksMoved, Outcome, collect
 from restante.collect.destinations.opening import open_destination
@@ -233,7 +234,7 @@ def test_other_message_under_an_older_versions_id_is_stored(world: World) -> Non
 def test_adopted_mail_is_never_deleted(is_kept: bool, world: World) -> None:
     world.server.mail = {"a": letter("a")}
     with closing(world.ledger()) as ledger:
-        ledger.adopt("isp", [("a", len(letter("a")))], world.now)
+        ledger.of("isp").adopt([("a", len(letter("a")))], world.now)
     for _ in range(3):
         world.collect(KEEP_ALL if is_kept else KEEP_NONE)
         assert world.server.heard[-1] == "QUIT"
@@ -487,7 +488,7 @@ def test_a_file_of_that_name_with_other_octets_is_no_proof(
         each.unlink()
     if is_begun:
         with closing(world.ledger()) as ledger:
-            ledger.intend("isp", [("a", len(old))])
+            ledger.of("isp").intend([("a", len(old))])
     world.server.mail = {"a": new}
     outcome = world.collect(KEEP_NONE)
     assert (outcome.stored, outcome.deleted, world.mail) == (1, 1, sorted([old, new]))
@@ -535,10 +536,10 @@ def test_each_deletion_is_recorded_before_it_is_asked_for(
     world.server.answer = lambda said, usual: b"-ERR no\r\n" if said == "DELE 2" else usual
     world.collect(KEEP_NONE)
     with closing(world.ledger()) as ledger:
-        found = [(each.key, each.answer) for each in ledger.removals("isp")]
+        found = [(each.key, each.answer) for each in ledger.of("isp").removals()]
         assert found == [("a", "removed"), ("b", "refused"), ("c", "removed")]
-        assert {each.why for each in ledger.removals("isp")} == {"nothing is kept there"}
-        assert {each.evidence for each in ledger.removals("isp")} == {
+        assert {each.why for each in ledger.of("isp").removals()} == {"nothing is kept there"}
+        assert {each.evidence for each in ledger.of("isp").removals()} == {
             "fetched and stored in this session"
         }
     logged = [each.fields for each in caplog.records if each.message == "deleted upstream"]  # type: ignore[attr-defined]
@@ -554,11 +555,11 @@ def test_a_deletion_whose_answer_is_lost_is_recorded_as_not_known(world: World) 
     with pytest.raises(ConnectionLost):
         world.collect(KEEP_NONE)
     with closing(world.ledger()) as ledger:
-        assert [each.answer for each in ledger.removals("isp")] == [""]
+        assert [each.answer for each in ledger.of("isp").removals()] == [""]
     world.server.closes = lambda said: False
     world.collect(KEEP_NONE)
     with closing(world.ledger()) as ledger:
-        assert [each.answer for each in ledger.removals("isp")] == ["not known", "removed"]
+        assert [each.answer for each in ledger.of("isp").removals()] == ["not known", "removed"]
 
 
 # A limit for deletions.
@@ -974,7 +975,7 @@ def test_a_short_outage_delays_nothing_beyond_the_next_run(
     assert sessions(world) == ["ended well"]
     assert (len(world.mail), world.server.mail, world.outcome.skipped) == (count, {}, [])
     with closing(world.ledger()) as ledger:
-        assert ledger.aside("isp") == {}
+        assert ledger.of("isp").aside() == {}
 
 
 def test_two_losses_at_a_message_set_it_aside_for_the_rest_of_the_run(world: World) -> None:
@@ -1096,7 +1097,7 @@ def test_messages_set_aside_are_tried_again_and_stored(world: World) -> None:
     assert world.collect(KEEP_NONE).stored == 1
     assert world.server.mail == {}
     with closing(world.ledger()) as ledger:
-        assert ledger.aside("isp") == {}
+        assert ledger.of("isp").aside() == {}
 
 
 def test_the_waits_grow_up_to_a_week(world: World) -> None:
@@ -1288,7 +1289,7 @@ def test_forgetting_an_account_forgets_all_of_it(world: World) -> None:
     world.server.closes = lambda said: said == "RETR b"
     sessions(world, most=1)
     with closing(world.ledger()) as ledger:
-        ledger.forget("isp")
+        ledger.of("isp").forget()
         with ledger.reading() as database:
             for table in ("messages", "accounts", "removals", "aside", "sessions", "runs"):
                 (count,) = database.execute(f"SELECT count(*) FROM {table}").fetchone()
@@ -1300,7 +1301,7 @@ def test_a_message_that_was_present_is_deleted_only_if_it_is_the_same(world: Wor
     world.server.mail = {"a": letter("a", "body 1"), "b": letter("b")}
     world.collect(KEEP_ALL, adopt_present=True)
     with closing(world.ledger()) as ledger:
-        ledger.forget("isp")
+        ledger.of("isp").forget()
     world.server.mail["a"] = letter("a", "body 2")
     outcome = world.collect(KEEP_NONE, adopt_present=True)
     assert (outcome.present, outcome.stored, outcome.deleted) == (2, 1, 2)
@@ -1332,7 +1333,7 @@ def test_a_message_that_is_left_there_is_reported_once_in_a_run(
 
 def dies(world: World) -> None:
     """After the message was stored, and before the ledger knows it."""
-    killed = mock.patch.object(Ledger, "took", side_effect=TemporaryFailure("killed"))
+    killed = mock.patch.object(AccountLedger, "took", side_effect=TemporaryFailure("killed"))
     with killed, pytest.raises(TemporaryFailure):
         world.collect()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from restante.collect import ledger as ledger_module
+from restante.collect import ledger_file
 from restante.collect.accounts import Accounts, Mailbox
 from restante.collect.fingerprint import Content
 from restante.collect.health import Health, State
@@ -126,10 +126,10 @@ def test_every_earlier_version_is_brought_up_to_date(version: int, tmp_path: Pat
     path, new = tmp_path / "old", tmp_path / "new"
     older(path, version)
     with closing(Ledger(path)) as ledger:
-        assert ledger.known("ann", [key for key, _, _ in ROWS]) == KNOWN
-        assert ledger.records("ann", KNOWN) == {"taken": Record(1, Content(DIGEST), "")}
-        assert ledger.last_begin("ann") == 7.5
-        assert Health(ledger).state("ann") == State()
+        assert ledger.of("ann").known([key for key, _, _ in ROWS]) == KNOWN
+        assert ledger.of("ann").records(KNOWN) == {"taken": Record(1, Content(DIGEST), "")}
+        assert ledger.of("ann").last_begin() == 7.5
+        assert Health(ledger.of("ann")).state() == State()
         assert Accounts(ledger).enter(Mailbox("ann"), 9.0).limited_until == 0
     Ledger(new).close()
     assert layout(path) == layout(new)
@@ -165,7 +165,7 @@ def test_without_a_copy_nothing_is_changed(tmp_path: Path) -> None:
         assert database.execute("PRAGMA user_version").fetchone() == (5,)
     obstacle.rmdir()
     with closing(Ledger(path)) as ledger:
-        assert ledger.known("ann", KNOWN) == KNOWN
+        assert ledger.of("ann").known(KNOWN) == KNOWN
 
 
 class Deadly(sqlite3.Connection):
@@ -197,12 +197,12 @@ def test_killed_at_every_statement(version: int, tmp_path: Path) -> None:
         child = os.fork()
         if child == 0:
             Deadly.moment = moment
-            ledger_module.sqlite3.connect = partial(sqlite3.connect, factory=Deadly)  # type: ignore[attr-defined]
+            ledger_file.sqlite3.connect = partial(sqlite3.connect, factory=Deadly)  # type: ignore[attr-defined]
             Ledger(path)
             os._exit(0)
         status = os.waitpid(child, 0)[1]
         with closing(Ledger(path)) as ledger:
-            assert ledger.known("ann", KNOWN) == KNOWN, moment
+            assert ledger.of("ann").known(KNOWN) == KNOWN, moment
         copies = {each.name for each in path.parent.iterdir()}
         assert copies == {"ledger", f"ledger.{version}"}, moment
         if status == 0:

@@ -15,6 +15,7 @@ import imapclient
 import pytest
 
 from restante.client.asynchronous import Client
+from restante.collect.account_ledger import AccountLedger
 from restante.collect.collector import Outcome, collect
 from restante.collect.destinations.opening import open_destination
 from restante.collect.ledger import Ledger
@@ -33,10 +34,10 @@ WORDS = ("one", "two", "three")
 STEPS: tuple[tuple[Any, str], ...] = (
     (imapclient.IMAPClient, "append"),
     (imapclient.IMAPClient, "search"),
-    (Ledger, "began"),
-    (Ledger, "intend"),
-    (Ledger, "took"),
-    (Ledger, "gone"),
+    (AccountLedger, "began"),
+    (AccountLedger, "intend"),
+    (AccountLedger, "took"),
+    (AccountLedger, "gone"),
     (Client, "delete"),
     (Client, "quit"),
 )

@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 from ..collect.collector import LooksMoved
 from ..collect.destinations import Destination
 from ..collect.health import Health
-from ..collect.ledger import AccountBusy, Ledger
+from ..collect.ledger import Ledger
+from ..collect.ledger_file import AccountBusy
 from ..config import Account, Configuration
 from ..errors import (
     ConfigurationError,
@@ -54,16 +55,18 @@ def send(job: Job, ledger: Ledger, error: RestanteError | OSError | None) -> Non
     if not job.options.alert.after:
         return
     try:
-        with ledger.alone(job.name):
-            for letter in filter(None, _due(job, Health(ledger), error)):
-                _deliver(job, Health(ledger), letter)
+        account_ledger = ledger.of(job.name)
+        health = Health(account_ledger)
+        with account_ledger.alone():
+            for letter in filter(None, _due(job, health, error)):
+                _deliver(job, health, letter)
     except AccountBusy:
         pass  # whoever works on it will see the same
 
 
 def _due(job: Job, health: Health, error: RestanteError | OSError | None) -> list[_Letter | None]:
     name, account = job.name, job.options
-    state, told = health.state(name), health.told(name, "failure")
+    state, told = health.state(), health.told("failure")
     letters: list[_Letter | None] = []
     if error is not None and state.failing_since is not None:
         if told is None and state.failures >= account.alert.after:
@@ -72,7 +75,7 @@ def _due(job: Job, health: Health, error: RestanteError | OSError | None) -> lis
         letters.append(_well(name, account, told))
     for what, grant in (("consent", job.grant), ("consent.to", job.destination_grant)):
         end = grant.ends_soon() if grant.options.provider else None
-        if end is not None and health.told(name, what) != end:
+        if end is not None and health.told(what) != end:
             letters.append(_ending(name, what, end))
     return letters
 
@@ -80,19 +83,19 @@ def _due(job: Job, health: Health, error: RestanteError | OSError | None) -> lis
 def _deliver(job: Job, health: Health, letter: _Letter) -> None:
     """Where a destination knows its messages, exactly once.  Elsewhere it counts as told before it
     is handed over, so a crash loses it rather than repeats it."""
-    name, alert = job.name, job.options.alert
+    alert = job.options.alert
     recipient = alert.recipient or job.recipient
     options = replace(job.options, to=alert.to or job.options.to, recipient=recipient)
-    before = health.told(name, letter.what)
+    before = health.told(letter.what)
     with closing(replace(job, options=options).open_destination()) as destination:
         if not destination.is_repeatable:
-            health.tell(name, letter.what, letter.when)
+            health.tell(letter.what, letter.when)
         try:
             _put(destination, letter.identity, _message(job.config, recipient, letter))
         except (RestanteError, OSError):
-            health.tell(name, letter.what, before)
+            health.tell(letter.what, before)
             raise
-    health.tell(name, letter.what, letter.when)
+    health.tell(letter.what, letter.when)
 
 
 def _put(destination: Destination, identity: str, message: bytes) -> None:

@@ -121,11 +121,11 @@ class Gateway:
     async def _session(self, job: Job) -> Outcome | None:
         """None: too soon after the last one, or another process is at it."""
         from ..collect.collector import LoginTooSoon, Outcome
-        from ..collect.ledger import AccountBusy
+        from ..collect.ledger_file import AccountBusy
 
         with closing(open_ledger(self._config)) as ledger:
             # A time stamp from the future counts for nothing: the clock was put back.
-            if 0 <= time.time() - ledger.last_begin(job.name) < job.options.every:
+            if 0 <= time.time() - ledger.of(job.name).last_begin() < job.options.every:
                 return None
             try:
                 outcome = Outcome()

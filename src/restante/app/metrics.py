@@ -67,13 +67,13 @@ def _samples(
     config: Configuration, name: str, ledger: Ledger
 ) -> Iterator[tuple[str, _Labels, float]]:
     """An account's name needs no escaping: the configuration takes only letters, digits, -, _."""
-    state, its = Health(ledger).state(name), {"account": name}
+    state, its = Health(ledger.of(name)).state(), {"account": name}
     yield "restante_collect_runs_total", its | {"result": "ok"}, state.good
     yield "restante_collect_runs_total", its | {"result": "failed"}, state.bad
     yield "restante_collect_messages_total", its, state.messages
     yield "restante_collect_bytes_total", its, state.octets
     yield "restante_collect_failures", its, state.failures
-    if (at := ledger.last_success(name)) is not None:
+    if (at := ledger.of(name).last_success()) is not None:
         yield "restante_collect_last_success_timestamp_seconds", its, at
     grant = Job.of(config, name).grant
     if grant.options.provider and (end := grant.ends()) is not None:

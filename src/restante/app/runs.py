@@ -141,7 +141,7 @@ async def noted(
     """
     from ..collect.collector import LoginTooSoon
     from ..collect.health import Health
-    from ..collect.ledger import AccountBusy
+    from ..collect.ledger_file import AccountBusy
     from . import alerts, metrics
 
     def note(error: RestanteError | OSError | None) -> None:
@@ -149,9 +149,9 @@ async def noted(
         came = (outcome.stored, outcome.octets)
         try:
             if error is None:
-                Health(ledger).succeeded(job.name, *came)
+                Health(ledger.of(job.name)).succeeded(*came)
             else:
-                Health(ledger).failed(job.name, time.time(), *came)
+                Health(ledger.of(job.name)).failed(time.time(), *came)
             if job.config.collect.metrics:
                 metrics.write(job.config, ledger, Path(job.config.collect.metrics))
         except (RestanteError, OSError) as trouble:
@@ -165,7 +165,7 @@ async def noted(
         await session
     except asyncio.CancelledError:
         with suppress(RestanteError):
-            Health(ledger).stopped(job.name, outcome.stored, outcome.octets)
+            Health(ledger.of(job.name)).stopped(outcome.stored, outcome.octets)
         raise
     except (AccountBusy, LoginTooSoon, LoginWithheld):
         raise

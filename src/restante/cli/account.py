@@ -94,9 +94,10 @@ def show(options: argparse.Namespace) -> int:
     account = job.options
     with closing(open_ledger(job.config)) as ledger:
         row = _row(job)
-        row |= {"on_server": ledger.on_server(options.name)}
-        row |= {"last_success": ledger.last_success(options.name)}
-        state = Health(ledger).state(options.name)
+        account_ledger = ledger.of(options.name)
+        row |= {"on_server": account_ledger.on_server()}
+        row |= {"last_success": account_ledger.last_success()}
+        state = Health(account_ledger).state()
         row |= {"failures": state.failures, "failing_since": state.failing_since}
     if options.json:
         common.print_json("account-show", **row)
@@ -182,11 +183,11 @@ def adopt(options: argparse.Namespace) -> int:
 
     job = _one(options)
     here = in_maildir(options.like) if options.like else None
-    with closing(open_ledger(job.config)) as ledger, ledger.alone(options.name):
+    with closing(open_ledger(job.config)) as ledger, ledger.of(options.name).alone():
         accounts = Accounts(ledger)
         accounts.enter(job.mailbox(), ledger.now(time.time()))
         listing, others = asyncio.run(_listing(job, here))
-        ledger.adopt(options.name, listing, time.time())
+        ledger.of(options.name).adopt(listing, time.time())
     if options.json:
         rows = {"messages": len(listing), "others": others}
         common.print_json("account-adopt", name=options.name, **rows)
@@ -223,7 +224,7 @@ async def _listing(job: Job, here: Counter[bytes] | None) -> tuple[list[tuple[st
 
 def log(options: argparse.Namespace) -> int:
     with closing(open_ledger(_one(options).config)) as ledger:
-        removals = ledger.removals(options.name)
+        removals = ledger.of(options.name).removals()
     if options.json:
         rows = [each._asdict() for each in removals]
         common.print_json("account-log", name=options.name, removals=rows)
@@ -254,7 +255,7 @@ def remove(options: argparse.Namespace) -> int:
         return os.EX_OK
     account_add.take_back(config, options.name)
     with closing(open_ledger(config)) as ledger:
-        count = ledger.forget(options.name)
+        count = ledger.of(options.name).forget()
     if options.json:
         common.print_json("account-rm", name=options.name, forgotten=count)
     else:

@@ -478,12 +478,13 @@ def describe_login(name: str, count: int, octets: int) -> str:
 
 async def _look(job: Job, ledger: Ledger) -> tuple[int, int]:
     """Record the login in the ledger as any other; a success ends the wait after refusals."""
-    ledger.tried(job.name, time.time())
+    account_ledger = ledger.of(job.name)
+    account_ledger.tried(time.time())
     try:
         async with job.connect() as client:
-            ledger.began(job.name, time.time(), client.capabilities.login_delay or 0)
+            account_ledger.began(time.time(), client.capabilities.login_delay or 0)
             return await client.stat()
     except LoginFailed as error:
         if not error.retry:
-            ledger.refused(job.name, time.time())
+            account_ledger.refused(time.time())
         raise

@@ -51,7 +51,7 @@ def rename(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         ledger = stack.enter_context(closing(open_ledger(config)))
         for name in (old, new):
-            stack.enter_context(ledger.alone(name))
+            stack.enter_context(ledger.of(name).alone())
         if old in config.account:
             label = _rename_in_ledger(config, ledger, old, new)
             _copy_secrets(config, old, new)

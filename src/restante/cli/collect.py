@@ -208,7 +208,7 @@ async def _watch(
             return result
 
         def may_begin(now: float) -> float:
-            return ledger.may_begin(job.name, now, job.options.logins_per_hour or None)
+            return ledger.of(job.name).may_begin(now, job.options.logins_per_hour or None)
 
         await follow(session, may_begin, Pace(job.options.every, job.options.slowest))
 

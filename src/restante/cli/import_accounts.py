@@ -131,7 +131,7 @@ def _import(config: Configuration, ledger: Ledger, each: Foreign) -> None:
     from ..collect.plan import UNKNOWN_SIZE
 
     try:
-        ledger.adopt(each.name, [(key, UNKNOWN_SIZE) for key in each.seen], time.time())
+        ledger.of(each.name).adopt([(key, UNKNOWN_SIZE) for key in each.seen], time.time())
         account_add.write(account_add.file_of(config, each.name), each.name, _values(each))
     except (RestanteError, OSError) as error:
         each.refused = failures.describe(error)

@@ -13,7 +13,8 @@ from itertools import count
 from typing import NamedTuple
 
 from ..errors import ConfigurationError
-from .ledger import OF_ACCOUNTS, Ledger
+from .account_ledger import OF_ACCOUNTS
+from .ledger import Ledger
 from .plan import Doubt
 
 _DAY = 86_400.0  # seconds for which the deletions of a new account are limited
@@ -67,7 +68,7 @@ class Accounts:
         name = mailbox.name
         former = self._former(mailbox)
         if former:
-            with self._ledger.alone(former):
+            with self._ledger.of(former).alone():
                 self.rename(former, name)
         with self._ledger.transaction() as database:
             row = database.execute(

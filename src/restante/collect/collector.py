@@ -33,13 +33,14 @@ from ..errors import (
 )
 from ..pop3.listing import Message
 from ..threads import in_thread
+from .account_ledger import Stored
 from .accounts import Accounts, Entry, Mailbox
 from .deletions import Deletions, Reader, removes_what_it_sent
 from .destinations import Destination, Presence, Tracing, Verifying
 from .elapsed import Elapsed
 from .fetching import Fetching, Use
 from .known import Known
-from .ledger import Ledger, Stored
+from .ledger import Ledger
 from .outcome import Outcome, Progress
 from .plan import (
     Compare,
@@ -145,7 +146,7 @@ async def collect(
     """Hold one session with the server and return its outcome.
 
     ``outcome`` is filled even when the session fails.  Sessions that follow each other without a
-    pause share one ``run``; without one the session is a run of its own.
+    pause share one ``run``; without one the session is a run of its account_ledger.
 
     ``again`` decides what happens when nearly every message looks new: ``stop``, ``fetch`` all of
     them, or ``dedupe``: fetch them and store only those that equal no message taken before.
@@ -161,22 +162,23 @@ async def collect(
     """
     check_policy(account.policy, destination)
     outcome = Outcome() if outcome is None else outcome
-    with ledger.alone(account.name):
+    account_ledger = ledger.of(account.name)
+    with account_ledger.alone():
         wall, budget = clock(), account.policy.budget
-        if (wait := ledger.may_begin(account.name, wall, budget.logins) - wall) > 0:
+        if (wait := account_ledger.may_begin(wall, budget.logins) - wall) > 0:
             raise LoginTooSoon(wait)
-        ledger.withhold(account.name, wall)
+        account_ledger.withhold(wall)
         now = Elapsed(ledger.now(wall), clock)
         entry = Accounts(ledger).enter(account.mailbox or Mailbox(account.name), now())
-        ledger.unanswered(account.name)
+        account_ledger.unanswered()
         if entry.renamed_from:
             outcome.notes.append(f"was called {entry.renamed_from} before; what it took is known")
-        used = ledger.used_in_a_day(account.name, wall)
-        use = Use(ledger, ledger.tried(account.name, wall), clock)
+        used = account_ledger.used_in_a_day(wall)
+        use = Use(account_ledger, account_ledger.tried(wall), clock)
         run = run or Run()
         session = _Session(account, ledger, destination, entry, use, outcome, progress, now, run)
         await session.hold(clock, again, used, dry_run=dry_run, adopt_present=adopt_present)
-        ledger.succeeded(account.name, clock())
+        account_ledger.succeeded(clock())
         return outcome
 
 
@@ -217,12 +219,12 @@ class _Session:
     ) -> None:
         """``now`` is the ledger's clock."""
         self._account, self._name, self._policy = account, account.name, account.policy
-        self._ledger, self._accounts = ledger, Accounts(ledger)
+        self._ledger, self._accounts = ledger.of(account.name), Accounts(ledger)
         self._destination = destination
         self._entry = entry
         self._use, self._outcome, self._progress = use, outcome, progress
         self._now, self._this_run = now, run
-        self._known = Known(ledger, account.name, entry.label)
+        self._known = Known(self._ledger, entry.label)
         self._is_begun = self._is_done = False  # logged in; and all but QUIT
         self._limited_until = entry.limited_until
         self._newest: frozenset[int] = frozenset()
@@ -243,12 +245,12 @@ class _Session:
         try:
             async with self._account.connect() as client:
                 delay = client.capabilities.login_delay or 0
-                self._ledger.began(self._name, clock(), delay)
+                self._ledger.began(clock(), delay)
                 self._begin(client)
                 await self._run(again, used, dry_run=dry_run, adopt_present=adopt_present)
         except LoginFailed as error:
             if not error.retry:
-                self._ledger.refused(self._name, clock())
+                self._ledger.refused(clock())
             raise
         except CommandFailed as error:
             if not self._is_begun or error.command not in ("DELE", "QUIT"):
@@ -276,11 +278,10 @@ class _Session:
             self._accounts.unlimit(self._name)
         if self._now() < self._entry.one_by_one_until:
             client.stop_pipelining()
-        self._reader, self._deletions = client, Deletions(client, self._name, self._ledger)
+        self._reader, self._deletions = client, Deletions(client, self._ledger)
         self._fetching = Fetching(
             client,
             self._ledger,
-            self._name,
             self._known,
             self._destination,
             self._policy,
@@ -290,7 +291,7 @@ class _Session:
             self._now,
             self._this_run,
         )
-        self._fetching.aside = self._ledger.aside(self._name)
+        self._fetching.aside = self._ledger.aside()
         self._is_begun = True
 
     async def _run(self, again: str, used: Used, *, dry_run: bool, adopt_present: bool) -> None:
@@ -410,7 +411,7 @@ class _Session:
         return policy.stubs and message.number in ids and is_too_large(message, policy)
 
     def _adopt_present(self, listing: Sequence[Message], ids: Mapping[int, str]) -> None:
-        known = self._ledger.known(self._name, ids.values())
+        known = self._ledger.known(ids.values())
         strange = [
             each
             for each in listing
@@ -421,7 +422,7 @@ class _Session:
             for each in strange
             if self._destination.has(self._known.identity(ids[each.number], each.size))
         ]
-        self._ledger.took(self._name, rows, self._now())
+        self._ledger.took(rows, self._now())
         self._outcome.present = len(rows)
 
     async def _look_at_listing(
@@ -432,7 +433,7 @@ class _Session:
         Raises:
             LooksMoved: nearly every message looks new, and the user must decide what to do.
         """
-        expected, taken = self._ledger.expected(self._name), self._known.taken
+        expected, taken = self._ledger.expected(), self._known.taken
         is_asked = looks_moved(listing, taken, expected)
         if is_asked and again != "stop" and not dry_run:
             self._accounts.answered(self._name, again)
@@ -447,19 +448,19 @@ class _Session:
         is_whole = 0 < len(listing) == len(ids) and not self._reader.quirks.in_parts
         there = [taken[key] for key in ids.values() if key in taken]
         seen = sum(1 for each in there if each.at and each.is_expected and not each.is_gone)
-        if is_whole and seen < self._ledger.on_server(self._name) and not dry_run:
-            self._ledger.listed(self._name, ids.values())
+        if is_whole and seen < self._ledger.on_server() and not dry_run:
+            self._ledger.listed(ids.values())
         # After --again fetch was interrupted, the rest of it is to be stored as well.
         is_wanted_again = "fetch" in (again, self._entry.answer)
         self._fetching.listed = frozenset(ids.values())
-        self._fetching.finds_moved = not is_wanted_again and self._ledger.unlisted(self._name)
+        self._fetching.finds_moved = not is_wanted_again and self._ledger.unlisted()
 
     async def _is_other_mail(self, listing: Sequence[Message], expected: int) -> bool:
         """Return whether headers show that the mail is really new, as the user deleted the old.
 
         After a provider's migration the same messages would be listed under new unique-ids.
         """
-        known = self._ledger.likenesses(self._name)
+        known = self._ledger.likenesses()
         if len(known) < expected / 2:
             return False  # too many messages were taken without a likeness
         new = [
@@ -498,7 +499,7 @@ class _Session:
             if known.doubt:
                 settled.append(step.key)
         if settled:
-            self._ledger.settled(self._name, settled)
+            self._ledger.settled(settled)
         return left
 
     async def _may_go(self, key: str) -> bool:
@@ -536,7 +537,7 @@ class _Session:
         for place in (Presence.HERE, Presence.HELD):
             keys = [key for key, where in self._places if where is place]
             if keys:
-                self._ledger.held(self._name, keys, is_held=place is Presence.HELD)
+                self._ledger.held(keys, is_held=place is Presence.HELD)
 
     # Deleting.
 
@@ -581,7 +582,10 @@ class _Session:
         proved = list(self._proved)
         for seen in self._fetching.seen:
             if why := await self._why_now(seen):
-                known, record = self._known.taken[seen.key], self._known.record(seen.key)
+                known, record = (
+                    self._known.taken[seen.key],
+                    self._known.record(seen.key),
+                )
                 proof = prove(seen, known, record, why)
                 if isinstance(proof, Proved):
                     proved.append(proof)
@@ -619,7 +623,7 @@ class _Session:
         limit, until = self._policy.deletions, self._limited_until
         if limit is None or self._now() >= until:
             return False
-        if self._ledger.removed_since(self._name, until - _DAY) + count <= limit:
+        if self._ledger.removed_since(until - _DAY) + count <= limit:
             return False
         self._outcome.withheld = count
         fields = {"account": self._name, "messages": count, "limit": limit}

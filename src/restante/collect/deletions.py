@@ -14,7 +14,7 @@ from ..client.asynchronous import Body, Client
 from ..pop3.dialogue import Capabilities
 from ..pop3.listing import Listing, Message
 from ..pop3.quirks import Quirks
-from .ledger import Ledger
+from .account_ledger import AccountLedger
 from .plan import Proved, short_name
 
 _AT_ONCE = 1000  # messages between two looks at what was refused
@@ -56,16 +56,15 @@ def removes_what_it_sent(reader: Reader) -> bool:
 class Deletions:
     """What is deleted in one session."""
 
-    def __init__(self, client: Client, account: str, ledger: Ledger) -> None:
+    def __init__(self, client: Client, ledger: AccountLedger) -> None:
         self.marked: list[Proved] = []
         """Marked as deleted; removed when QUIT is answered."""
         self._client = client
-        self._account = account
         self._ledger = ledger
 
     async def request(self, proved: Sequence[Proved], now: float) -> None:
         """Mark these as deleted; ``now`` by the ledger's clock."""
-        self._ledger.removing(self._account, proved, now)
+        self._ledger.removing(proved, now)
         for first in range(0, len(proved), _AT_ONCE):
             some = proved[first : first + _AT_ONCE]
             await self._client.delete(*[each.message for each in some])
@@ -73,7 +72,7 @@ class Deletions:
             self.marked += [each for each in some if each.message.number not in refused]
             keys = [each.key for each in some if each.message.number in refused]
             if keys:
-                self._ledger.not_removed(self._account, keys, "refused")
+                self._ledger.not_removed(keys, "refused")
 
     def leave_without_quit(self) -> None:
         """Drop the connection, so that the server removes nothing (RFC 1939 §6)."""
@@ -81,10 +80,10 @@ class Deletions:
 
     def confirmed(self) -> None:
         """QUIT was answered by +OK: they are removed (RFC 1939 §6)."""
-        self._ledger.gone(self._account, [each.key for each in self.marked])
+        self._ledger.gone([each.key for each in self.marked])
         for each in self.marked:
             fields = {
-                "account": self._account,
+                "account": self._ledger.name,
                 "message": short_name(each.message),
                 "why": each.why,
                 "evidence": each.evidence.value,
@@ -93,4 +92,4 @@ class Deletions:
 
     def not_confirmed(self, answer: str) -> None:
         """QUIT was answered by -ERR: some are removed and some are not."""
-        self._ledger.not_removed(self._account, [each.key for each in self.marked], answer)
+        self._ledger.not_removed([each.key for each in self.marked], answer)

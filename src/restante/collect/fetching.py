@@ -20,11 +20,11 @@ from ..addons import offers
 from ..errors import CommandFailed, MessageRefused, TemporaryFailure
 from ..pop3.listing import Message
 from ..threads import finished, in_thread
+from .account_ledger import AccountLedger, Stored, earlier_key
 from .deletions import Reader
 from .destinations import Destination, Doubtful, Grouping, Verifying
 from .fingerprint import LONGEST_HEADER, Content, ContentReader, header_of, likeness
 from .known import Known
-from .ledger import Ledger, Stored, earlier_key
 from .outcome import Outcome, Progress
 from .plan import (
     Aside,
@@ -54,7 +54,7 @@ _ENOUGH_HEADERS = 3  # refusals in a row after which the server counts as one wi
 class Use:
     """Counts what the server sent for the day's budget, including sessions that fail."""
 
-    def __init__(self, ledger: Ledger, run: int, clock: Callable[[], float]) -> None:
+    def __init__(self, ledger: AccountLedger, run: int, clock: Callable[[], float]) -> None:
         """``run`` is the ledger's run number, ``clock`` the machine's clock."""
         self._ledger, self._run, self._clock = ledger, run, clock
         self._came = Used()  # received and not in the ledger yet
@@ -90,8 +90,7 @@ class Fetching:
     def __init__(
         self,
         reader: Reader,
-        ledger: Ledger,
-        account: str,
+        ledger: AccountLedger,
         known: Known,
         destination: Destination,
         policy: Policy,
@@ -118,7 +117,7 @@ class Fetching:
         """Messages that RETR sent, in whole or in part, and that are not completely stored and in
         the ledger.  Keyed by message-number as text, since the server chooses the numbers; see
         ``Listing``."""
-        self._reader, self._ledger, self._account = reader, ledger, account
+        self._reader, self._ledger = reader, ledger
         self._known, self._destination, self._policy = known, destination, policy
         self._use, self._outcome, self._progress, self._now = use, outcome, progress, now
         self._run = run
@@ -208,7 +207,7 @@ class Fetching:
         new = [step for step in steps if isinstance(step, Fetch) and step.key is not None]
         if new:
             rows = [(step.key, step.message.size) for step in new if step.key is not None]
-            self._ledger.intend(self._account, rows)
+            self._ledger.intend(rows)
 
     async def _take(self, step: Fetch | Compare, body: AsyncIterable[bytes]) -> None:
         message, key = step.message, step.key
@@ -225,7 +224,7 @@ class Fetching:
             self._refusals = 0
             self._settle_doubts()
             if aside_key(message) in self.aside:
-                self._ledger.bring_back(self._account, [aside_key(message)])
+                self._ledger.bring_back([aside_key(message)])
 
     async def _take_new(self, step: Fetch | Compare, key: str, body: AsyncIterable[bytes]) -> bool:
         """Store the message while it is received; return False if it must be compared first."""
@@ -306,7 +305,7 @@ class Fetching:
         row = self._known.row(seen.key, seen.message.size, content)
         if step.key is not None and (moved := self._find_moved(seen, row, content)):
             return moved
-        is_known = self.dedupe and self._ledger.has_content(self._account, content)
+        is_known = self.dedupe and self._ledger.has_content(content)
         if is_known or self._holds(self._known.identity(seen.key, row.size), content):
             return _Whole(seen, row)
         return None
@@ -336,7 +335,7 @@ class Fetching:
 
     def _equal_key(self, content: Content, *, is_unlisted: bool) -> str | None:
         """Return the key of an equal message taken before; each key is returned only once."""
-        keys = self._ledger.equal(self._account, content, is_unlisted=is_unlisted)
+        keys = self._ledger.equal(content, is_unlisted=is_unlisted)
         free = (each for each in keys if each not in self._equal and each not in self.listed)
         key = next(free, None)
         if key is not None:
@@ -369,7 +368,7 @@ class Fetching:
         # A different message has this name, or ``_find`` would have returned it.
         if offers(destination, Verifying) and destination.has(identity):
             identity = self._known.identity(key, message.size, content)
-        self._ledger.intend(self._account, [(key, message.size)])
+        self._ledger.intend([(key, message.size)])
         row = self._known.row(key, message.size, content, identity)
         is_new = destination.begin(identity)
         await self._store(message, reader, body, was_begun=step.was_begun, is_wanted=is_new)
@@ -385,7 +384,7 @@ class Fetching:
         was_begun = begun is not None
         size = message.size if begun is None else begun.size
         identity = await in_thread(self._other_identity, key, size, content)
-        self._ledger.intend(self._account, [(intent, message.size)])
+        self._ledger.intend([(intent, message.size)])
         is_new = self._destination.begin(identity)
         await self._store(message, reader, body, was_begun=was_begun, is_wanted=is_new)
         row = Stored(key, message.size, content, identity, replaces=before)
@@ -503,12 +502,12 @@ class Fetching:
         back = [each.row for each in known if each.is_again]
         same = [each.row for each in known if not each.is_again]
         if new:
-            self._ledger.took(self._account, new, now)
+            self._ledger.took(new, now)
         if moved:
-            self._ledger.moved(self._account, moved)
+            self._ledger.moved(moved)
         for rows, again_at in ((same, None), (back, now)):
             if rows:
-                self._ledger.compared(self._account, rows, again_at)
+                self._ledger.compared(rows, again_at)
 
     # Headers.
 
@@ -559,15 +558,15 @@ class Fetching:
                 self._use.add(messages=1)
                 header = await self._header(message, self._reader.top(message))
                 self._outcome.octets += len(header)
-                self._ledger.intend(self._account, [(step.key, message.size)])
+                self._ledger.intend([(step.key, message.size)])
                 content = Content(sha256(b"stub " + header).digest())
-                if not (self.dedupe and self._ledger.has_content(self._account, content)):
+                if not (self.dedupe and self._ledger.has_content(content)):
                     await self._store_stub(step, header)
             except (CommandFailed, MessageRefused) as error:
                 self.refuse(message, error)
             else:
                 row = Stored(step.key, message.size, content, is_gone=True)
-                self._ledger.took(self._account, [row], self._now())
+                self._ledger.took([row], self._now())
         self.awaited = None
         self._use.write_down()
 
@@ -579,7 +578,7 @@ class Fetching:
             return
         try:
             if destination.begin(identity):
-                text = stub(header, self._account, short_name(message), message.size)
+                text = stub(header, self._ledger.name, short_name(message), message.size)
                 destination.write(text)
                 await in_thread(destination.commit)
                 self._outcome.stubs += 1
@@ -610,7 +609,7 @@ class Fetching:
     def set_aside(self, message: Message, reason: str) -> None:
         key = aside_key(message)
         is_first = self._run.failed(key)
-        self._ledger.set_aside(self._account, key, reason, self._now(), is_first=is_first)
+        self._ledger.set_aside(key, reason, self._now(), is_first=is_first)
 
 
 async def _pieces(file: SpooledTemporaryFile[bytes]) -> AsyncIterator[bytes]:

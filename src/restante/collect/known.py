@@ -4,35 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .account_ledger import AccountLedger, Stored
 from .fingerprint import Content
-from .ledger import Ledger, Stored
 from .plan import Doubt, Record, Taken
 
 
 class Known:
     """Of one account.  All calls may block."""
 
-    def __init__(self, ledger: Ledger, account: str, label: str) -> None:
+    def __init__(self, ledger: AccountLedger, label: str) -> None:
         """``label`` is the name that identities begin with: for ever the same, or all mail would
         be stored again."""
         self.taken: dict[str, Taken] = {}
         """By key, of the messages that are listed."""
-        self._ledger, self._account, self._label = ledger, account, label
+        self._ledger, self._label = ledger, label
         self._records: dict[str, Record | None] = {}  # as far as they were needed
         self._identities: dict[str, str] = {}  # of those that do not have the usual one
 
     def load(self, keys: Iterable[str]) -> None:
-        self.taken = self._ledger.known(self._account, keys)
-        self._identities = self._ledger.identities(self._account)
+        self.taken = self._ledger.known(keys)
+        self._identities = self._ledger.identities()
 
     def load_more(self, keys: Iterable[str]) -> None:
         """Of messages that are not listed under a unique-id."""
-        self.taken |= self._ledger.known(self._account, keys)
+        self.taken |= self._ledger.known(keys)
 
     def load_records(self, keys: Iterable[str]) -> None:
         """Of many messages at once."""
         wanted = [key for key in keys if key not in self._records]
-        found = self._ledger.records(self._account, wanted)
+        found = self._ledger.records(wanted)
         for key in wanted:
             self._records[key] = self._with_identity(key, found.get(key))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ..errors import LoginWithheld
 from .collector import LoginTooSoon, Outcome
-from .ledger import AccountBusy
+from .ledger_file import AccountBusy
 
 _SLOWER = 1.5  # from one pause to the next while nothing comes
 _LONGEST = 3600.0  # seconds between tries of what fails, if the usual pause is not longer

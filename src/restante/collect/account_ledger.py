@@ -1,0 +1,608 @@
+"""The ledger of one account: what was taken, deleted and set aside, and when sessions began.
+
+Durability: every call is one transaction that is on disk when the call returns.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from itertools import islice
+from typing import Any, NamedTuple
+
+from ..errors import LoginWithheld
+from .fingerprint import Content
+from .ledger_file import LedgerFile
+from .plan import Aside, Doubt, Proved, Record, Taken, Used
+
+_AT_ONCE = 500  # unique-ids in one query; SQLite before 3.32 allows 999 parameters
+OF_ACCOUNTS = ("messages", "sessions", "runs", "health", "told", "accounts", "removals", "aside")
+"""Names of the tables whose rows each belong to an account."""
+_UNLISTED = (
+    "account = ? AND taken_at NOTNULL AND NOT is_gone"
+    " AND (NOT expected OR substr(key, 1, 1) = x'20')"  # unique-ids have no space (RFC 1939 §7)
+)
+_HOUR, _DAY, _WEEK = 3600.0, 86_400.0, 604_800.0  # seconds
+# Seconds without a login after the server refused one, doubled after each further refusal up to a
+# day: a wrong password that is repeated often makes providers lock the account.
+_PENANCE = 600.0
+
+
+class Stored(NamedTuple):
+    """A message, or a stub, that is durable at its destination."""
+
+    key: str
+    size: int
+    """Size in octets as announced by the server."""
+    content: Content | None
+    """Fingerprints of the octets.  None: the destination had the message already, and it was not
+    compared."""
+    identity: str = ""
+    """The message's name at the destination; empty for the usual name."""
+    is_short: bool = False
+    """The server sent much less than it announced."""
+    is_gone: bool = False
+    """No server has this message; true of stubs."""
+    replaces: str = ""
+    """Identity of the different message that had this key before; empty if there was no other."""
+    moved_from: str = ""
+    """The key that the message had before; empty if it is unchanged."""
+
+
+class Removal(NamedTuple):
+    """A deletion that was requested from a server."""
+
+    key: str
+    at: float
+    """When the deletion was requested, in seconds of the ledger's clock."""
+    why: str
+    """Why the policy no longer kept the message."""
+    evidence: str
+    """The value of a ``plan.Evidence``."""
+    answer: str
+    """``removed``, ``not known`` or the server's error; empty before the answer."""
+
+
+def earlier_key(key: str, digest: bytes) -> str:
+    """Return the key of a message whose unique-id names a different message now.
+
+    It begins with a space, which no unique-id contains, so it is never listed.
+    """
+    return f" was {digest.hex()} {key}"
+
+
+class AccountLedger:
+    """The record of one account's messages and sessions; see ``Ledger.of``.
+
+    All calls block, and any thread may call them.  They raise the ledger's errors.
+    """
+
+    def __init__(self, file: LedgerFile, name: str) -> None:
+        """``name`` is the account's name in the configuration."""
+        self.name = name
+        self._file = file
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Lock the account, so that no other process collects it while the context lasts.
+
+        Raises:
+            AccountBusy: another process holds the lock.
+        """
+        return self._file.lock(self.name)
+
+    def reading(self) -> AbstractContextManager[sqlite3.Connection]:
+        """Give the database for queries about this account; the block must not write."""
+        return self._file.reading()
+
+    def transaction(self) -> AbstractContextManager[sqlite3.Connection]:
+        """Run the block as one transaction: all or nothing, and on disk when the block ends."""
+        return self._file.transaction()
+
+    def known(self, keys: Iterable[str]) -> dict[str, Taken]:
+        """Return what is known of these messages, by key; unknown keys are left out."""
+        columns = (
+            "key, size, taken_at, doubt, seen_again,"
+            " taken_at NOTNULL AND digest IS NULL, was_held, is_gone, expected"
+        )
+        taken = {}
+        for key, size, at, doubt, again, *facts in self._of_keys(columns, keys):
+            is_adopted, was_held, is_gone, is_expected = map(bool, facts)
+            taken[_text(key)] = Taken(
+                size,
+                at,
+                is_adopted=is_adopted,
+                was_held=was_held,
+                is_gone=is_gone,
+                is_expected=is_expected,
+                doubt=Doubt(doubt) if doubt else Doubt.NONE,
+                seen_again=again,
+            )
+        return taken
+
+    def records(self, keys: Iterable[str]) -> dict[str, Record]:
+        """Return what was stored under these keys; adopted messages are left out."""
+        columns = "key, size, digest, body, likeness, identity, taken_at"
+        return {
+            _text(key): Record(size, Content(digest, *rest), _text(identity or b""))
+            for key, size, digest, *rest, identity, at in self._of_keys(columns, keys)
+            if digest and at is not None
+        }
+
+    def _of_keys(self, columns: str, keys: Iterable[str]) -> Iterator[tuple[Any, ...]]:
+        left = map(_octets, keys)
+        while some := list(islice(left, _AT_ONCE)):
+            marks = ",".join("?" * len(some))
+            with self.reading() as database:
+                rows = database.execute(
+                    f"SELECT {columns} FROM messages WHERE account = ? AND key IN ({marks})",
+                    (self.name, *some),
+                ).fetchall()
+            yield from rows
+
+    def identities(self) -> dict[str, str]:
+        """Return the names at the destination, by key, where they are not the usual ones."""
+        with self.reading() as database:
+            rows = database.execute(
+                "SELECT key, identity FROM messages WHERE account = ? AND identity IS NOT NULL",
+                (self.name,),
+            ).fetchall()
+        return {_text(key): _text(identity) for key, identity in rows}
+
+    def expected(self) -> int:
+        """Return how many messages the server should list under known unique-ids."""
+        return self._count("expected AND substr(key, 1, 1) <> x'20'")
+
+    def on_server(self) -> int:
+        """Return how many taken messages should still be on the server."""
+        return self._count("expected")
+
+    def _count(self, which: str) -> int:
+        with self.reading() as database:
+            (count,) = database.execute(
+                "SELECT count(*) FROM messages"
+                f" WHERE account = ? AND taken_at IS NOT NULL AND NOT is_gone AND {which}",
+                (self.name,),
+            ).fetchone()
+        return int(count)
+
+    def has_content(self, content: Content) -> bool:
+        """Return whether a message with this content was taken, under any unique-id."""
+        with self.reading() as database:
+            row = database.execute(
+                "SELECT 1 FROM messages"
+                " WHERE account = ? AND digest = ? AND taken_at IS NOT NULL"
+                " UNION ALL SELECT 1 FROM messages"
+                " WHERE account = ? AND body = ? AND likeness = ? AND taken_at IS NOT NULL LIMIT 1",
+                (self.name, content.digest, self.name, content.body, content.likeness),
+            ).fetchone()
+        return row is not None
+
+    def unlisted(self) -> bool:
+        """Return whether the last complete listing lacked messages that were taken."""
+        with self.reading() as database:
+            row = database.execute(
+                f"SELECT 1 FROM messages WHERE {_UNLISTED} LIMIT 1", (self.name,)
+            ).fetchone()
+        return row is not None
+
+    def equal(self, content: Content, *, is_unlisted: bool) -> list[str]:
+        """Return the keys of taken messages with this content that may still be on the server.
+
+        With ``is_unlisted`` only those that the last complete listing lacked.
+        """
+        of = _UNLISTED if is_unlisted else "account = ? AND taken_at NOTNULL AND NOT is_gone"
+        with self.reading() as database:
+            rows = database.execute(
+                f"SELECT key FROM messages WHERE {of} AND digest = ? UNION"
+                f" SELECT key FROM messages WHERE {of} AND body = ? AND likeness = ?",
+                (self.name, content.digest, self.name, content.body, content.likeness),
+            ).fetchall()
+        return [_text(key) for (key,) in rows]
+
+    def moved(self, messages: Iterable[Stored]) -> None:
+        """Record the new unique-ids of messages, each with its key in ``moved_from`` until now.
+
+        Everything known about them moves to the new key.
+        """
+        with self.transaction() as database:
+            for each in messages:
+                if each.replaces:
+                    self._keep_earlier(database, each)
+                key = _octets(each.key)
+                database.execute(
+                    "DELETE FROM messages WHERE account = ? AND key = ?", (self.name, key)
+                )
+                database.execute(
+                    "UPDATE messages SET key = ? WHERE account = ? AND key = ?",
+                    (key, self.name, _octets(each.moved_from)),
+                )
+
+    def likenesses(self) -> set[bytes]:
+        """Return the likenesses of the messages that the server should list."""
+        with self.reading() as database:
+            rows = database.execute(
+                "SELECT likeness FROM messages WHERE account = ? AND likeness NOTNULL"
+                " AND taken_at NOTNULL AND NOT is_gone AND expected",
+                (self.name,),
+            ).fetchall()
+        return {likeness for (likeness,) in rows}
+
+    def intend(self, messages: Iterable[tuple[str, int]]) -> None:
+        """Record messages, as keys with announced sizes, that are about to be stored.
+
+        After a crash the next run knows by this which messages the destination may have already.
+        """
+        rows = [(self.name, _octets(key), size) for key, size in messages]
+        with self.transaction() as database:
+            database.executemany(
+                "INSERT INTO messages (account, key, size) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                rows,
+            )
+
+    def took(self, messages: Iterable[Stored], at: float) -> None:
+        """Record messages that are durable at their destination, at ``at`` by the ledger's clock.
+
+        The record of a different message that had the same key is kept under ``earlier_key``.
+        """
+        stored = list(messages)
+        rows = [
+            (
+                *(self.name, _octets(each.key), each.size, *_fingerprints(each.content)),
+                *(_octets(each.identity) if each.identity else None, at, each.is_gone),
+                Doubt.SHORT if each.is_short else Doubt.NONE,
+            )
+            for each in stored
+        ]
+        with self.transaction() as database:
+            for each in stored:
+                if each.replaces:
+                    self._keep_earlier(database, each)
+            database.executemany(
+                "INSERT OR REPLACE INTO messages (account, key, size, digest, body, likeness,"
+                " identity, taken_at, is_gone, doubt) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                rows,
+            )
+
+    def _keep_earlier(self, database: sqlite3.Connection, later: Stored) -> None:
+        """Keep the record of the message that had this key before, to recognise its octets."""
+        row = database.execute(
+            "SELECT size, digest, body, likeness, taken_at FROM messages"
+            " WHERE account = ? AND key = ? AND digest <> x'' AND taken_at NOTNULL",
+            (self.name, _octets(later.key)),
+        ).fetchone()
+        if row is not None:
+            key = earlier_key(later.key, row[1])
+            database.execute(
+                "INSERT OR REPLACE INTO messages (account, key, size, digest, body, likeness,"
+                " taken_at, identity, is_gone, expected) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, 0)",
+                (self.name, _octets(key), *row, _octets(later.replaces)),
+            )
+
+    def compared(self, messages: Iterable[Stored], again_at: float | None) -> None:
+        """Record that these messages were fetched and equal those taken under their keys.
+
+        ``again_at`` is when they were listed again after a deletion, by the ledger's clock; None if
+        they were never gone.
+        """
+        rows = []
+        for each in messages:
+            digest, *rest = _fingerprints(each.content)
+            identity = _octets(each.identity) if each.identity else None
+            rows.append(
+                (each.size, digest, *rest, identity, again_at, self.name, _octets(each.key))
+            )
+        with self.transaction() as database:
+            database.executemany(
+                "UPDATE messages SET size = ?, digest = coalesce(nullif(digest, x''), ?),"
+                " body = coalesce(body, ?), likeness = coalesce(likeness, ?),"
+                " identity = coalesce(?, identity),"
+                " seen_again = coalesce(?, seen_again), is_gone = 0, expected = 1, doubt = ''"
+                " WHERE account = ? AND key = ?",
+                rows,
+            )
+
+    def settled(self, keys: Iterable[str]) -> None:
+        """Remove the doubt about these messages: their headers are those of the taken ones."""
+        with self.transaction() as database:
+            database.executemany(
+                "UPDATE messages SET doubt = '' WHERE account = ? AND key = ?",
+                [(self.name, _octets(key)) for key in keys],
+            )
+
+    def listed(self, keys: Iterable[str]) -> None:
+        """Record a complete listing; taken messages that it lacks are no longer expected."""
+        with self.transaction() as database:
+            database.execute(
+                "CREATE TEMPORARY TABLE IF NOT EXISTS listed (key BLOB PRIMARY KEY) WITHOUT ROWID"
+            )
+            database.execute("DELETE FROM temp.listed")
+            database.executemany(
+                "INSERT OR IGNORE INTO temp.listed VALUES (?)", ((_octets(key),) for key in keys)
+            )
+            database.execute(
+                "UPDATE messages SET expected = 0 WHERE account = ? AND expected AND NOT is_gone"
+                " AND taken_at NOTNULL AND key NOT IN (SELECT key FROM temp.listed)",
+                (self.name,),
+            )
+
+    def adopt(self, messages: Iterable[tuple[str, int]], at: float) -> None:
+        """Record messages, as keys with sizes, that another program took.
+
+        They are never deleted on the server, as their octets were never seen.  Messages that were
+        taken by restante stay as they are.
+        """
+        rows = [(self.name, _octets(key), size, at) for key, size in messages]
+        with self.transaction() as database:
+            database.executemany(
+                "INSERT INTO messages (account, key, size, taken_at) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET size = excluded.size, taken_at = excluded.taken_at"
+                " WHERE taken_at IS NULL",
+                rows,
+            )
+
+    def held(self, keys: Iterable[str], *, is_held: bool) -> None:
+        """Record whether these messages, deleted by the user, are in ``held/`` now."""
+        with self.transaction() as database:
+            database.executemany(
+                "UPDATE messages SET was_held = ? WHERE account = ? AND key = ?",
+                [(is_held, self.name, _octets(key)) for key in keys],
+            )
+
+    def forget(self) -> int:
+        """Forget everything about the account, and return how many messages it had."""
+        with self.transaction() as database:
+            counts = {
+                table: database.execute(
+                    f"DELETE FROM {table} WHERE account = ?", (self.name,)
+                ).rowcount
+                for table in OF_ACCOUNTS
+            }
+        return counts["messages"]
+
+    # Deletions.
+
+    def removing(self, proved: Iterable[Proved], at: float) -> None:
+        """Record messages that are about to be marked as deleted, ``at`` by the ledger's clock.
+
+        After a crash their unique-ids are in doubt, since QUIT may have been carried out.
+        """
+        with self.transaction() as database:
+            database.executemany(
+                "INSERT INTO removals (account, key, at, why, evidence) VALUES (?, ?, ?, ?, ?)",
+                [(self.name, _octets(each.key), at, each.why, each.evidence) for each in proved],
+            )
+
+    def not_removed(self, keys: Iterable[str], answer: str) -> None:
+        """Record the error with which the server refused to mark these as deleted."""
+        with self.transaction() as database:
+            self._answer(database, keys, answer)
+
+    def gone(self, keys: Iterable[str]) -> None:
+        """Record that QUIT confirmed the deletion of these messages on the server."""
+        keys = list(keys)
+        with self.transaction() as database:
+            database.executemany(
+                "UPDATE messages SET is_gone = 1 WHERE account = ? AND key = ?",
+                [(self.name, _octets(key)) for key in keys],
+            )
+            self._answer(database, keys, "removed")
+
+    def _answer(self, database: sqlite3.Connection, keys: Iterable[str], answer: str) -> None:
+        database.executemany(
+            "UPDATE removals SET answer = ? WHERE account = ? AND key = ? AND answer IS NULL",
+            [(answer, self.name, _octets(key)) for key in keys],
+        )
+
+    def unanswered(self) -> None:
+        """Mark deletions that are still without an answer as unknown.
+
+        Call this only while no session is open.  The unique-ids of these messages may name
+        different messages by now, so they become doubtful.
+        """
+        with self.reading() as database:
+            row = database.execute(
+                "SELECT 1 FROM removals WHERE account = ? AND answer IS NULL LIMIT 1", (self.name,)
+            ).fetchone()
+        if row is None:
+            return
+        with self.transaction() as database:
+            database.execute(
+                "UPDATE messages SET doubt = ? WHERE account = ? AND doubt = '' AND key IN"
+                " (SELECT key FROM removals WHERE account = ? AND answer IS NULL)",
+                (Doubt.ANSWER, self.name, self.name),
+            )
+            database.execute(
+                "UPDATE removals SET answer = 'not known' WHERE account = ? AND answer IS NULL",
+                (self.name,),
+            )
+
+    def removed_since(self, moment: float) -> int:
+        """Return how many messages were, or may have been, deleted since ``moment``."""
+        with self.reading() as database:
+            (count,) = database.execute(
+                "SELECT count(*) FROM removals WHERE account = ? AND at >= ?"
+                " AND coalesce(answer, 'removed') IN ('removed', 'not known')",
+                (self.name, moment),
+            ).fetchone()
+        return int(count)
+
+    def removals(self) -> list[Removal]:
+        """Return all deletions that were ever requested, the oldest first."""
+        with self.reading() as database:
+            rows = database.execute(
+                "SELECT key, at, why, evidence, coalesce(answer, '') FROM removals"
+                " WHERE account = ? ORDER BY number",
+                (self.name,),
+            ).fetchall()
+        return [Removal(_text(key), *rest) for key, *rest in rows]
+
+    # What is set aside.
+
+    def aside(self) -> dict[str, Aside]:
+        """Return the messages that could not be taken, by ``aside_key``."""
+        with self.reading() as database:
+            rows = database.execute(
+                "SELECT key, tries, reason, until FROM aside WHERE account = ?", (self.name,)
+            ).fetchall()
+        return {_text(key): Aside(*rest) for key, *rest in rows}
+
+    def set_aside(self, key: str, reason: str, now: float, *, is_first: bool) -> Aside:
+        """Record that a message could not be taken; ``is_first`` for the first time in this run.
+
+        After the first such run the next one tries the message last.  After the second it waits for
+        a day, then twice as long each time, up to a week.
+        """
+        with self.transaction() as database:
+            row = database.execute(
+                "SELECT tries FROM aside WHERE account = ? AND key = ?", (self.name, _octets(key))
+            ).fetchone()
+            tries = row[0] + is_first if row else 1
+            # The exponent is bounded first, since a float overflows at 1024.
+            wait = 0.0 if tries == 1 else min(_DAY * 2.0 ** min(tries - 2, 30), _WEEK)
+            aside = Aside(tries, reason, now + wait)
+            database.execute(
+                "INSERT OR REPLACE INTO aside VALUES (?, ?, ?, ?, ?)",
+                (self.name, _octets(key), aside.tries, aside.reason, aside.until),
+            )
+        return aside
+
+    def bring_back(self, keys: Iterable[str]) -> None:
+        """Remove these from the messages set aside: they could be taken."""
+        with self.transaction() as database:
+            database.executemany(
+                "DELETE FROM aside WHERE account = ? AND key = ?",
+                [(self.name, _octets(key)) for key in keys],
+            )
+
+    # Sessions.
+
+    def tried(self, at: float) -> int:
+        """Record a login that is about to be tried, and return its run number for ``used``."""
+        with self.transaction() as database:
+            database.execute(
+                "DELETE FROM runs WHERE account = ? AND used_at <= ?", (self.name, at - _DAY)
+            )
+            done = database.execute(
+                "INSERT INTO runs (account, tried_at, used_at) VALUES (?, ?, ?)",
+                (self.name, at, at),
+            )
+            assert done.lastrowid is not None
+            return done.lastrowid
+
+    def used(self, run: int, more: Used, at: float) -> None:
+        """Add what the run received from the server."""
+        with self.transaction() as database:
+            database.execute(
+                "UPDATE runs SET messages = messages + ?, octets = octets + ?, used_at = ?"
+                " WHERE number = ?",
+                (more.messages, more.octets, at, run),
+            )
+
+    def used_in_a_day(self, now: float) -> Used:
+        """Return what was received in the last day, including sessions that failed.
+
+        A session counts until a day after its last octet.  Time stamps in the future are ignored:
+        the clock was set back.
+        """
+        with self.reading() as database:
+            row = database.execute(
+                "SELECT coalesce(sum(messages), 0), coalesce(sum(octets), 0) FROM runs"
+                " WHERE account = ? AND used_at > ? AND used_at <= ?",
+                (self.name, now - _DAY, now),
+            ).fetchone()
+        return Used(*row)
+
+    def began(self, at: float, login_delay: float = 0.0) -> None:
+        """Record a login; ``login_delay`` is the server's minimum until the next, in seconds."""
+        with self.transaction() as database:
+            database.execute(
+                "INSERT INTO sessions (account, began_at, login_delay) VALUES (?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET began_at = excluded.began_at,"
+                " login_delay = excluded.login_delay, refusals = 0",
+                (self.name, at, login_delay),
+            )
+
+    def refused(self, at: float) -> None:
+        """Record a refused login whose cause is permanent, such as a wrong password."""
+        with self.transaction() as database:
+            database.execute(
+                "INSERT INTO sessions (account, began_at, refusals, refused_at)"
+                " VALUES (?, 0, 1, ?) ON CONFLICT DO UPDATE SET refusals = refusals + 1,"
+                " refused_at = excluded.refused_at",
+                (self.name, at),
+            )
+
+    def withhold(self, now: float) -> None:
+        """Check that the account may log in again after a refused login.
+
+        Raises:
+            LoginWithheld: the waiting time after the refusal is not over.
+        """
+        with self.reading() as database:
+            row = database.execute(
+                "SELECT refusals, refused_at FROM sessions WHERE account = ? AND refusals > 0"
+                " AND refused_at <= ?",
+                (self.name, now),
+            ).fetchone()
+        if row is not None:
+            refusals, at = row
+            wait = min(_PENANCE * 2.0 ** min(refusals - 1, 30), _DAY)
+            if now < at + wait:
+                raise LoginWithheld(self.name, refusals, at + wait - now)
+
+    def succeeded(self, at: float) -> None:
+        """Record a session that ended without an error."""
+        with self.transaction() as database:
+            database.execute(
+                "UPDATE sessions SET succeeded_at = ? WHERE account = ?", (at, self.name)
+            )
+
+    def last_begin(self) -> float:
+        """Return when the last session began, in seconds since the epoch; 0 if there was none."""
+        with self.reading() as database:
+            row = database.execute(
+                "SELECT began_at FROM sessions WHERE account = ?", (self.name,)
+            ).fetchone()
+        return row[0] if row else 0.0
+
+    def may_begin(self, now: float, logins: int | None = None) -> float:
+        """Return the earliest time of the next login, in seconds since the epoch.
+
+        It respects LOGIN-DELAY (RFC 2449 §6.5), and at most ``logins`` in an hour, including
+        attempts that failed.  Time stamps in the future are ignored: the clock was set back.
+        """
+        with self.reading() as database:
+            rows = database.execute(
+                "SELECT began_at + login_delay FROM sessions WHERE account = ? AND began_at <= ?",
+                (self.name, now),
+            ).fetchall()
+            if logins is not None:
+                rows += database.execute(
+                    "SELECT tried_at + ? FROM runs WHERE account = ? AND tried_at <= ?"
+                    " ORDER BY tried_at DESC LIMIT 1 OFFSET ?",
+                    (_HOUR, self.name, now, logins - 1),
+                ).fetchall()
+        return max((at for (at,) in rows), default=0.0)
+
+    def last_success(self) -> float | None:
+        """Return when the last successful session ended, in seconds since the epoch."""
+        with self.reading() as database:
+            row = database.execute(
+                "SELECT succeeded_at FROM sessions WHERE account = ?", (self.name,)
+            ).fetchone()
+        return row[0] if row else None
+
+
+def _fingerprints(content: Content | None) -> tuple[bytes | None, ...]:
+    if content is None:
+        return (b"", None, None)
+    return (content.digest, content.body, content.likeness)
+
+
+def _octets(key: str) -> bytes:
+    return key.encode("utf-8", "surrogateescape")
+
+
+def _text(key: bytes) -> str:
+    return key.decode("utf-8", "surrogateescape")

@@ -1,0 +1,132 @@
+"""The ledger's file: opening it, its transactions, and the locks of its accounts.
+
+Durability: a transaction is on disk when it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from ..client.sinks import fsync_directory
+from ..errors import ConfigurationError, TemporaryFailure
+from ..posix import fcntl
+from .schema import prepare
+
+# Seconds to wait while the collector of another account writes; a transaction takes milliseconds,
+# and a slow disk's sync a second or two.
+_PATIENCE = 10.0
+
+
+class AccountBusy(TemporaryFailure):
+    """Another process is collecting this account."""
+
+    def __init__(self, account: str) -> None:
+        super().__init__(f"another collector is working on the account {account}")
+
+
+class LedgerFile:
+    """A ledger's database, with the transactions that read and write it."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Open the ledger, and create it if it is missing.
+
+        ``None`` makes a ledger in memory, which locks nothing and is lost when closed.
+        """
+        self._path = path
+        self._turn = threading.RLock()  # the threads share one connection: one transaction each
+        with _errors():
+            is_new = path is not None and _create(path)
+            # ``prepare`` sets synchronous=FULL, so the log is synced at each commit.
+            self._database = sqlite3.connect(
+                path or ":memory:",
+                timeout=_PATIENCE,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            try:
+                prepare(self._database, path)
+            except BaseException:
+                self._database.close()
+                raise
+            if path is not None and is_new:
+                fsync_directory(path.parent)
+
+    def close(self) -> None:
+        self._database.close()
+
+    @contextmanager
+    def lock(self, account: str) -> Iterator[None]:
+        """Lock the account, so that no other process collects it while the context lasts.
+
+        Raises:
+            AccountBusy: another process holds the lock.
+        """
+        if self._path is None:
+            yield
+            return
+        with _errors():
+            lock = _Lock(self._path, account)
+        with closing(lock):
+            yield
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Give the database for queries; the block must not write."""
+        with self._turn, _errors():
+            yield self._database
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Run the block as one transaction: all or nothing, and on disk when the block ends."""
+        with self._turn, _errors():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+
+
+def _create(path: Path) -> bool:
+    """Create an empty file that only its owner can read, if missing; return whether it is new."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    is_new = not path.exists()
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    return is_new
+
+
+class _Lock:
+    """A lock file beside the ledger; the kernel frees it when the process dies."""
+
+    def __init__(self, ledger: Path, account: str) -> None:
+        name = f"{ledger.name}.{account.encode().hex()[:200]}.lock"
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._file = os.open(ledger.with_name(name), flags, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._file)
+            raise AccountBusy(account) from None
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            text = "the ledger is damaged; without it nothing can be fetched or deleted"
+            raise ConfigurationError(text) from error
+        raise TemporaryFailure(f"ledger: {error}") from error
+    except OSError as error:
+        raise TemporaryFailure(f"ledger: {error.strerror}") from error
