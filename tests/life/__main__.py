@@ -1,4 +1,4 @@
-"""``./dev life``: one random life after the other, until time is up or a promise is broken."""
+"""``./dev life``: run random lives one after another, until time is up or one fails."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import time
 
 from .running import LEVELS, BrokenPromise, live
 
-_LIVES = 3  # of one seed
-_STEPS = 50  # of one life
+_LIVES = 3  # lives per seed
+_STEPS = 50  # steps per life
 
 
 def main() -> int:

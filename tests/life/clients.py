@@ -1,4 +1,4 @@
-"""Clients that keep to the RFCs and hide nothing: POP3, LMTP and SMTP over real sockets."""
+"""Minimal clients that follow the RFCs: POP3, LMTP and SMTP over real sockets."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-_SILENCE = 30.0  # seconds; a server that is silent for longer has failed
-_WINDOW = 32  # commands sent ahead; few enough that no buffer is ever full
-_PIECE = 65_536  # octets
-_PATIENCE = 15.0  # seconds until a lock is free whose connection was dropped
+_SILENCE = 30.0  # seconds without an answer after which the server has failed
+_WINDOW = 32  # pipelined commands; few enough that no buffer is ever full
+_PIECE = 65_536  # octets read at once
+_PATIENCE = 15.0  # seconds until the lock of a dropped connection is free
 
 
 class Refused(Exception):
-    """-ERR, or a reply of 4yz or 5yz."""
+    """The server answered -ERR, or with a reply of 4yz or 5yz."""
 
 
 class Ended(AssertionError):
-    """The server closed the connection where an answer was due."""
+    """The server closed the connection instead of answering."""
 
 
 class Listed(NamedTuple):
@@ -32,10 +32,10 @@ class Listed(NamedTuple):
 
 
 class _Lines:
-    """A connection, line by line."""
+    """A connection that is read line by line."""
 
     def __init__(self, address: str, ca: str = "") -> None:
-        """``ca``: trust it, and speak TLS from the first octet."""
+        """``ca``: path of a trusted certificate; then TLS is used from the first octet."""
         host, _, port = address.rpartition(":")
         self.socket = socket.create_connection((host, int(port)), _SILENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -44,10 +44,10 @@ class _Lines:
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT
             self.socket = context.wrap_socket(self.socket, server_hostname=host)
         self._octets = bytearray()
-        """Received, and not read yet."""
+        """Octets that were received and not read yet."""
 
     def _take(self, end: bytes) -> bytes:
-        """All until ``end``, and that as well."""
+        """Return the octets up to and including ``end``."""
         searched = 0
         while (at := self._octets.find(end, searched)) < 0:
             searched = max(0, len(self._octets) - len(end))
@@ -59,18 +59,18 @@ class _Lines:
         return taken
 
     def line(self) -> bytes:
-        """Without CRLF."""
+        """Read one line; returns it without CRLF."""
         return self._take(b"\r\n")[:-2]
 
     def text(self) -> bytes:
-        """A multi-line response, with byte-stuffing undone (RFC 1939 §3)."""
+        """Read a multi-line response; returns it without byte-stuffing (RFC 1939 §3)."""
         if self.line_follows(b".\r\n"):
             return b""
         text = b"\r\n" + self._take(b"\r\n.\r\n")[:-3]
         return text.replace(b"\r\n.", b"\r\n")[2:]
 
     def line_follows(self, line: bytes) -> bool:
-        """Whether this is the next line, which is then taken."""
+        """Return whether ``line``, with CRLF, comes next; only then it is read."""
         first = self._take(b"\r\n")
         if first == line:
             return True
@@ -84,21 +84,21 @@ class _Lines:
         self.socket.sendall(b"".join(line + b"\r\n" for line in lines))
 
     def has_ended(self) -> bool:
-        """Waits for the server to close the connection."""
+        """Wait for the server to close the connection."""
         with suppress(ConnectionError):
             while self.socket.recv(_PIECE):
                 pass
         return True
 
     def drop(self) -> None:
-        """End without a word."""
+        """Close the connection without QUIT."""
         with suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
 
 
 class Pop3(_Lines):
-    """One session."""
+    """A POP3 session."""
 
     def __init__(self, address: str, ca: str = "") -> None:
         super().__init__(address, ca)
@@ -106,7 +106,7 @@ class Pop3(_Lines):
         assert greeting.startswith(b"+OK"), greeting
 
     def status(self) -> bytes:
-        """The text of a status indicator that is positive."""
+        """Read a positive status line; returns its text."""
         line = self.line()
         if line.startswith(b"-ERR"):
             raise Refused(line.decode())
@@ -126,7 +126,7 @@ class Pop3(_Lines):
         return int(count), int(octets)
 
     def listing(self) -> list[Listed]:
-        """By STAT, UIDL and LIST, which must agree."""
+        """List the messages by STAT, UIDL and LIST, which must agree."""
         count, octets = self.stat()
         self.ask("UIDL")
         ids = [line.decode().split(" ") for line in self.lines()]
@@ -136,12 +136,12 @@ class Pop3(_Lines):
         assert [int(number) for number, _ in ids] == numbers, "UIDL has other numbers than STAT"
         assert [number for number, _ in sizes] == numbers, "LIST has other numbers than STAT"
         assert sum(size for _, size in sizes) == octets, "LIST has other sizes than STAT"
-        found = [Listed(n, ids[n - 1][1], sizes[n - 1][1]) for n in numbers]
-        assert len({each.unique_id for each in found}) == count, "one unique-id for two messages"
-        return found
+        listing = [Listed(n, ids[n - 1][1], sizes[n - 1][1]) for n in numbers]
+        assert len({each.unique_id for each in listing}) == count, "one unique-id for two messages"
+        return listing
 
     def retrieve(self, numbers: Sequence[int]) -> Iterator[tuple[int, bytes | None]]:
-        """The texts; None of a message that is refused."""
+        """Yield each number and its message; None if the server refuses it."""
         for first in range(0, len(numbers), _WINDOW):
             some = numbers[first : first + _WINDOW]
             self.send(*(b"RETR %d" % number for number in some))
@@ -161,13 +161,13 @@ class Pop3(_Lines):
                 self.status()
 
     def quit(self) -> None:
-        """UPDATE; all that was marked is removed on return."""
+        """End the session; on return all marked messages are removed (RFC 1939 §6)."""
         self.ask("QUIT")
         self.drop()
 
 
 class Smtp(_Lines):
-    """One transaction after the other; LMTP if it is spoken there (RFC 2033)."""
+    """A client of SMTP, or of LMTP (RFC 2033), for one transaction after another."""
 
     def __init__(self, address: str, *, is_lmtp: bool) -> None:
         self._address, self._is_lmtp = address, is_lmtp
@@ -189,23 +189,23 @@ class Smtp(_Lines):
             raise Refused(line.decode())
 
     def begin(self, recipients: Sequence[str]) -> None:
-        """Until the message can be sent."""
+        """Begin a transaction, up to the point where the message can be sent."""
         self._ask(b"MAIL FROM:<bob@example.net>")
         for each in recipients:
             self._ask(b"RCPT TO:<%s>" % each.encode())
         self._ask(b"DATA")
 
     def send_message(self, text: bytes) -> None:
-        """``text`` in CRLF; without a look at the reply."""
+        """Send ``text``, which has CRLF line ends, without reading the reply."""
         stuffed = text.replace(b"\r\n.", b"\r\n..")
         self.socket.sendall((b"." if text[:1] == b"." else b"") + stuffed + b".\r\n")
 
     def deliver(self, recipients: Sequence[str], text: bytes) -> list[bool]:
-        """Whether it was taken, for each recipient."""
+        """Send a message; returns for each reply whether it was positive."""
         try:
             self.begin(recipients)
         except Refused as error:
-            # After many messages that were refused the server ends the connection (421).
+            # After many refused messages the server closes the connection (421).
             if not str(error).startswith("421"):
                 raise
             self.drop()
@@ -225,9 +225,9 @@ class Smtp(_Lines):
 def log_in(
     address: str, name: str, password: str, *, ca: str = "", may_be_locked: bool = False
 ) -> Pop3:
-    """A session that is logged in.
+    """Open a session and log in.
 
-    ``may_be_locked``: a connection was dropped a moment ago, and its end may not have been seen.
+    ``may_be_locked``: the server may not have noticed yet that an earlier connection was dropped.
     """
     deadline = time.monotonic() + (_PATIENCE if may_be_locked else 0)
     while True:
@@ -243,7 +243,7 @@ def log_in(
 
 
 def is_refused(address: str, name: str, password: str, code: str) -> bool:
-    """Whether a login ends with this response code (RFC 2449 §8)."""
+    """Return whether a login is refused with this response code (RFC 2449 §8)."""
     client = Pop3(address)
     try:
         client.log_in(name, password)

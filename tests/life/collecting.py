@@ -1,6 +1,6 @@
-"""A collector takes mail from another restante, by any policy, and is killed now and then.
+"""A collector fetches mail from another restante, with any policy, and may be killed.
 
-Whatever happens: a message leaves the other server only if it came here, and it comes here once.
+In every case a message is deleted there only after it was stored here, and is stored only once.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from .servers import wait_for_end
 from .world import World
 
 SOURCE, TARGET = "ann", "bob"
-"""The user there whose mail is collected, and the user here who gets it."""
+"""The user whose mail is collected there, and the user who gets it here."""
 KEEPS = ("all", "none", "14d", "until-verified", "until-deleted")
 
 _NAME = "elsewhere"
-_LOOKS_MOVED = 78  # exit code: nearly everything looks new
-_MANY = 20  # messages that look new, before the collector stops and asks
+_LOOKS_MOVED = 78  # exit code: nearly all messages look new
+_MANY = 20  # messages that must look new before the collector stops and asks
 
 
 @dataclass(slots=True)
 class Account:
-    """A maildrop of another restante, and what became of its mail."""
+    """A maildrop of another restante, and where its mail was stored."""
 
     there: World
     keep: str = "all"
     newest: int = 0
     limit: int = 0
     target: str = TARGET
-    """How the configuration spells the user here."""
+    """The user here, as spelled in the configuration."""
     copies: dict[str, Message] = field(default_factory=dict)
-    """What was stored here, by unique-id there."""
+    """Messages that were stored here, by their unique-id there."""
     left: set[str] = field(default_factory=set)
-    """Unique-ids of what was deleted there; listed again, it may stay for a session."""
+    """Unique-ids that were deleted there; if listed again, they may stay for a session."""
 
     def may_delete(self, message: Message, here: set[bytes]) -> bool:
-        """Whether the policy lets it go, or would if it is taken in this session.
+        """Return whether the policy allows deletion, now or once this session has stored it.
 
-        ``here``: the texts of all that is listed or held here, in any folder.
+        ``here``: the texts of all messages listed or held here, in any folder.
         """
         is_taken = _id(message) in self.copies
         return {
@@ -58,7 +58,7 @@ def _id(message: Message) -> str:
 
 
 def elsewhere(world: World, step: Sequence[Any]) -> None:
-    """Something happens at the other restante."""
+    """Take a step at the other restante."""
     there = _account(world).there
     function, *arguments = step
     function(there, *arguments)
@@ -66,7 +66,7 @@ def elsewhere(world: World, step: Sequence[Any]) -> None:
 
 
 def _account(world: World) -> Account:
-    """Its server is started when it is needed first."""
+    """Return the account; at the first call the other server is started."""
     if world.account is None:
         there = World(world.serve, beside=world)
         world.account = Account(there)
@@ -82,8 +82,9 @@ def set_policy(world: World, keep: str, newest: int, limit: int, target: str = T
 
 
 def collect(world: World, again: str, kill: str = "", seconds: float = 0) -> None:
-    """``again`` is the operator's answer when nearly everything looks new.
+    """Run the collector once.
 
+    ``again``: the operator's answer if nearly all messages look new.
     ``kill``: "the collector" or "the other server", which is killed after ``seconds``.
     """
     account = _account(world)
@@ -126,12 +127,12 @@ def _configure(world: World, account: Account) -> None:
 
 
 def _run(world: World, session: _Session, again: str) -> bool:
-    """Whether it came to its end."""
+    """Run the collector; returns whether it must have collected everything."""
     ran = world.home.run("collect", _NAME)
     if ran.code == _LOOKS_MOVED:
         assert len(session.copies) >= _MANY, f"too few look new to stop: {ran.err}"
         ran = world.home.run("collect", _NAME, "--again", again)
-    if session.target.quota.limit:  # what has no room stays on its server
+    if session.target.quota.limit:  # messages without room stay on their server
         assert ran.code in (0, 75), f"exit code {ran.code}: {ran.out} {ran.err}"
         return False
     assert ran.code == 0, f"exit code {ran.code}: {ran.out} {ran.err}"
@@ -149,7 +150,7 @@ def _run_and_kill(world: World, there: World, kill: str, seconds: float) -> None
 
 
 class _Session:
-    """What one session of the collector may do, and what it has done."""
+    """What one session of the collector may do, compared with what it did."""
 
     def __init__(self, account: Account, source: User, target: User) -> None:
         self.is_complete = False
@@ -168,13 +169,13 @@ class _Session:
             for each in self._before
             if _id(each) not in account.copies
         }
-        """By message there, the copy that may be stored here."""
+        """For each message there, the copy that may be stored here."""
         target.box("INBOX").messages += self.copies.values()
         for each in self._may_go:
             each.put(LISTED, self._removed)
 
     def check(self) -> None:
-        """After a look at both maildrops."""
+        """Check the result; both maildrops must have been compared before."""
         stored = {each: copy for each, copy in self.copies.items() if copy.may_be(LISTED)}
         self._account.copies |= {_id(each): copy for each, copy in stored.items()}
         gone = [each for each in self._before if not each.may_be(LISTED)]
@@ -193,7 +194,9 @@ class _Session:
             assert len(stored) <= account.limit, f"{len(stored)} messages were stored"
             wanted = min(wanted, account.limit)
         assert len(stored) >= wanted, f"{len(stored)} of {wanted} new messages were stored"
-        is_limited = account.newest or account.limit  # a message may be fetched to compare it
+        is_limited = (
+            account.newest or account.limit
+        )  # old messages may be fetched again for comparison
         if account.keep == "none" and not is_limited and self._removed != LISTED:
             for each in self._before:
                 must_go = _id(each) in account.copies and _id(each) not in account.left

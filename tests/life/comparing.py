@@ -1,4 +1,4 @@
-"""A session, compared with the model: what it lists and what it gives."""
+"""Compares a session with the model: its listing and its messages."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from .model import LISTED, History, Message, Shown, User, check_order
 from .texts import key
 from .world import World
 
-_AGAIN = 10  # messages that are read in each session, of those that were read before
+_AGAIN = 10  # known messages that are read again in each session
 
 
 def log_in(
     world: World, user: User, login: str, parts: Sequence[Shown], password: str = ""
 ) -> tuple[Pop3, list[Message]]:
-    """A session, and its messages by number, after all that it shows was compared.
+    """Log in and compare; returns the session and its messages by number.
 
-    A name that announces a wrong size costs one connection: then the size is known.
+    A file name with a wrong size costs one connection; after that the size is known.
     """
     client = world.log_in(login, password)
     misnamed = [message for part in parts for message in part.box.messages if message.is_misnamed]
@@ -36,7 +36,7 @@ def log_in(
 
 
 def find(client: Pop3, user: User, name: str, parts: Sequence[Shown]) -> list[Message]:
-    """Compare what a session lists and gives with the model; returns the messages by number."""
+    """Compare listing and messages with the model; returns the messages by number."""
     listed = client.listing()
     found = _known(listed, parts)
     texts = dict(_read(client, listed, found))
@@ -58,7 +58,7 @@ def find(client: Pop3, user: User, name: str, parts: Sequence[Shown]) -> list[Me
 
 
 def _known(listed: Sequence[Listed], parts: Sequence[Shown]) -> dict[int, Message]:
-    """By number, the messages whose unique-ids were seen before."""
+    """Return the messages whose unique-ids were listed before, by number."""
     found = {}
     for each in listed:
         for part in parts:
@@ -73,7 +73,7 @@ def _known(listed: Sequence[Listed], parts: Sequence[Shown]) -> dict[int, Messag
 def _read(
     client: Pop3, listed: Sequence[Listed], known: dict[int, Message]
 ) -> Iterator[tuple[int, bytes]]:
-    """All that is new, and some of what is known."""
+    """Read all new messages and some known ones."""
     wanted = [each.number for each in listed if each.number not in known]
     wanted += [number for number in known if not known[number].wire]
     again = sorted(known.keys() - set(wanted))
@@ -90,7 +90,7 @@ def _recognise(
     parts: Sequence[Shown],
     texts: dict[int, bytes],
 ) -> None:
-    """Those that are new, by their text."""
+    """Identify the new messages by their text."""
     waiting: dict[bytes, list[tuple[Shown, Message]]] = defaultdict(list)
     here = set(found.values())
     for part in parts:

@@ -1,4 +1,4 @@
-"""Mail comes in: by every door of restante, and past all of them."""
+"""Mail arrives: by each entrance of restante, or stored by other programs."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from .world import World
 
 @dataclass(slots=True)
 class Unsent:
-    """A message that its sender repeats for all recipients until it is taken for all."""
+    """A message that its sender repeats until it is accepted for all recipients."""
 
     text: bytes
     names: Sequence[str]
     stored: set[str] = field(default_factory=set)
-    """Users who have it for certain."""
+    """Users who certainly have it."""
     copies: dict[str, Message] = field(default_factory=dict)
-    """By user, copies that may have been stored: then a login reads them."""
+    """By user, copies that may have been stored; the next login shows which were."""
 
     def missing(self) -> list[str]:
-        """The users who do not have it."""
+        """Return the users who do not have it."""
         read = {name for name, copy in self.copies.items() if copy.wire}
         return [name for name in self.names if name not in self.stored | read]
 
 
 Deliver = Callable[[Sequence[str], bytes], list[bool]]
-"""Takes one message for these users, and returns for which of them it was taken."""
+"""Delivers a message to these users; returns for each whether it was accepted."""
 
-_MOST_COMMANDS = 10  # messages that are delivered by a command each
+_MOST_COMMANDS = 10  # most messages delivered with one command each
 _REFUSED = (65, 75)  # exit codes (sysexits.h): nothing was stored
 
 
@@ -52,7 +52,7 @@ def _lmtp(world: World) -> Iterator[Deliver]:
 
 @contextmanager
 def _smtp(world: World) -> Iterator[Deliver]:
-    """It has one reply for all recipients."""
+    """SMTP gives one reply for all recipients."""
     client = Smtp(world.server.addresses["smtp"], is_lmtp=False)
 
     def deliver(users: Sequence[str], text: bytes) -> list[bool]:
@@ -82,7 +82,7 @@ DOORS: dict[str, Callable[[World], AbstractContextManager[Deliver]]] = {
 
 
 def arrive(world: World, names: Sequence[str], door: str, count: int, shape: str) -> None:
-    """Messages come by a door of restante, one after the other."""
+    """Deliver messages by an entrance of restante, one after another."""
     names = names[:1] if door == "command" else names
     texts = world.new_texts(min(count, _MOST_COMMANDS) if door == "command" else count, shape)
     world.say(f"{len(texts)} messages ({shape}) come by {door} for {' and '.join(names)}")
@@ -97,7 +97,7 @@ def arrive(world: World, names: Sequence[str], door: str, count: int, shape: str
 
 
 def send_again(world: World) -> None:
-    """A mail server repeats a message that was refused for one of two recipients."""
+    """Repeat a message that was refused for one of two recipients, as a mail server does."""
     unsent = world.unsent
     if unsent is None or not all([settle(world, world.users[name]) for name in unsent.names]):
         return world.say("no mail server sends a message again")
@@ -108,7 +108,7 @@ def send_again(world: World) -> None:
 
 
 def _send(world: World, deliver: Deliver, unsent: Unsent) -> None:
-    """By SMTP, which has one reply for all recipients (RFC 5321 §4.2.5)."""
+    """Send by SMTP, which has one reply for all recipients (RFC 5321 §4.2.5)."""
     began, missing = int(time.time()), unsent.missing()
     if all(deliver(unsent.names, unsent.text)):
         world.unsent = None
@@ -150,7 +150,7 @@ def _add(
 
 
 def kill_while_they_arrive(world: World, names: Sequence[str], count: int, last: int) -> None:
-    """The server is killed when message number ``last`` was sent, and before its reply is read."""
+    """Kill the server after message number ``last`` is sent, before its reply is read."""
     texts = world.new_texts(max(count, 1), "short")
     sent = texts[: last % len(texts) + 1]
     world.say(
@@ -173,10 +173,10 @@ def kill_while_they_arrive(world: World, names: Sequence[str], count: int, last:
 
 
 def drop_namesake(world: World, name: str, folder: str, pick: str) -> None:
-    """Another program stores a message whose unique part is that of a message that is here.
+    """Store a message with the unique part of a message that is here, as another program.
 
-    The one that is known keeps its unique-id; the new one gets another, if both were there at one
-    login: it looks like a message that was restored from a backup.
+    The known one keeps its unique-id, and the new one gets another if both are there at one login.
+    Otherwise it looks like a message that was restored from a backup.
     """
     user, place = world.users[name], world.maildir(world.users[name], folder)
     if not user.is_enabled or name in world.sessions:
@@ -206,7 +206,7 @@ def drop_files(
     is_counted: bool,
     is_read: bool,
 ) -> None:
-    """Another program stores messages in the Maildir."""
+    """Store messages in the Maildir, as another program does."""
     texts = world.new_texts(count, shape)
     where = "as an IMAP server does" if is_read else "as a mail server does"
     world.say(

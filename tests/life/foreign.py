@@ -15,38 +15,38 @@ from .model import Order
 from .texts import key, on_the_wire
 
 _YEAR = 365 * 86_400  # seconds
-_LONGEST = 240  # octets of a name, so that there is room for a number and flags
+_LONGEST = 240  # octets of a name; leaves room for a number and flags
 _SUBDIRECTORIES = ("cur", "new", "tmp")
 
 
 def directory(maildir: Path, folder: str) -> Path:
-    """Of a folder, as Maildir++ has it."""
+    """Return the directory of a folder (Maildir++)."""
     return maildir if folder == "INBOX" else maildir / f".{folder}"
 
 
 def make(place: Path) -> None:
-    """As an IMAP server makes a folder."""
+    """Make a folder, as an IMAP server does."""
     for each in _SUBDIRECTORIES:
         (place / each).mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
-# -- Names of files, a new one each time
+# -- File names, each of them new
 
 
 def name(number: int) -> str:
-    """As Maildir recommends them."""
+    """Return a name in the form that Maildir recommends."""
     seconds, nanoseconds = divmod(time.time_ns(), 10**9)
     return f"{seconds}.M{nanoseconds // 1000:06}P{os.getpid()}N{number}.other"
 
 
 Namer = Callable[[int, bytes], str]
-"""Makes a name, of a number and the octets of the message."""
+"""Makes a name from a number and the octets of the message."""
 
 WRONG: dict[str, Namer] = {
     "W= too large in the names": lambda number, stored: f"{name(number)},W={10 * len(stored)}",
     "W= too small in the names": lambda number, stored: f"{name(number)},W={len(stored) // 2}",
 }
-"""They announce another size than the message has."""
+"""Names that announce a wrong size."""
 
 LAST_YEAR = "names of last year"
 
@@ -69,18 +69,18 @@ NAMES: dict[str, Namer] = {
 
 
 def unique_part(file: str) -> str:
-    """What no program changes in a name."""
+    """Return the part of a name that no program changes."""
     return file.partition(":")[0].partition(",")[0]
 
 
 def order(file: str) -> Order:
-    """The place in a listing that a name promises."""
-    found = re.match("[0-9]+", file)
-    return Order(earliest=int(found[0]), latest=int(found[0])) if found else Order()
+    """Return the order in a listing that follows from a name."""
+    seconds = re.match("[0-9]+", file)
+    return Order(earliest=int(seconds[0]), latest=int(seconds[0])) if seconds else Order()
 
 
 def deliver(place: Path, file: str, stored: bytes, *, is_read: bool = False) -> None:
-    """As a mail server does: by way of tmp/.  ``is_read``: as an IMAP server stores a message."""
+    """Store a message through tmp/, as a mail server does, or if ``is_read`` an IMAP server."""
     make(place)
     temporary = place / "tmp" / file[:100]
     temporary.write_bytes(stored)
@@ -91,23 +91,23 @@ def deliver(place: Path, file: str, stored: bytes, *, is_read: bool = False) -> 
 
 
 def files(place: Path) -> Iterator[Path]:
-    """The messages in new/ and cur/."""
+    """Yield the messages in new/ and cur/."""
     for directory in ("new", "cur"):
         if (place / directory).is_dir():
             yield from (path for path in (place / directory).iterdir() if path.name[0] != ".")
 
 
 def by_key(place: Path) -> dict[bytes, Path]:
-    """The files by the text in them."""
-    found = {}
+    """Return the files by the text in them."""
+    paths = {}
     for path in files(place):
-        with suppress(FileNotFoundError):  # an UPDATE is under way
-            found[key(on_the_wire(path.read_bytes()))] = path
-    return found
+        with suppress(FileNotFoundError):  # removed by an UPDATE meanwhile
+            paths[key(on_the_wire(path.read_bytes()))] = path
+    return paths
 
 
 def with_flags(path: Path, flags: str) -> Path:
-    """Seen and flagged by a reader: another name, and no longer in new/."""
+    """Return the path after a reader has set these flags; it is in cur/."""
     return path.parent.parent / "cur" / f"{path.name.partition(':')[0]}:2,{flags}"
 
 
@@ -116,7 +116,7 @@ def set_flags(path: Path, flags: str) -> None:
 
 
 def copy(path: Path, place: Path, number: int) -> str:
-    """Into another folder, by a link and under a new name, which is returned."""
+    """Link a message into another folder under a new name; returns the name."""
     make(place)
     new = name(number)
     os.link(path, place / "cur" / f"{new}:2,S")
@@ -124,7 +124,7 @@ def copy(path: Path, place: Path, number: int) -> str:
 
 
 def move(path: Path, place: Path) -> None:
-    """Into another folder, under the same name."""
+    """Move a message into another folder, under the same name."""
     make(place)
     path.rename(place / path.parent.name / path.name)
 
@@ -179,4 +179,4 @@ HARM: dict[str, Callable[[Path, Path], None]] = {
     "garbled": _garble,
     "emptied": _empty,
 }
-"""What becomes of a cache: its path, and that of a copy."""
+"""Ways to damage a cache; the arguments are its path and that of a copy."""

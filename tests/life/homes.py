@@ -1,4 +1,4 @@
-"""A restante of our own: its configuration, its state and its commands."""
+"""An installation of restante for tests: its configuration, state and commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BUG = 70  # EX_SOFTWARE
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command left."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -36,7 +36,7 @@ class Ran:
 
 
 class Home:
-    """What belongs to one restante on disk."""
+    """The files of one installation, and its commands."""
 
     def __init__(self, place: Path, *, workers: int = 1) -> None:
         self.place = place
@@ -63,12 +63,12 @@ class Home:
         }
 
     def fill(self) -> None:
-        """As it is before anything has happened in it: two users, and a certificate."""
+        """Make the initial state: two users and a certificate."""
         shutil.copytree(_template(), self.place, dirs_exist_ok=True)
         self.configure()
 
     def configure(self, section: str = "", **changes: Any) -> None:
-        """Write the configuration; what is None is left out."""
+        """Write the configuration; options that are None are omitted."""
         if section:
             self.options.setdefault(section, {}).update(changes)
         lines = []
@@ -79,7 +79,7 @@ class Home:
         self.configuration.chmod(0o600)
 
     def run(self, *arguments: str, stdin: bytes = b"") -> Ran:
-        """One command, in this process."""
+        """Run a command in this process."""
         out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
         with self.environment(), _input(stdin), redirect_stdout(out), redirect_stderr(err):
             try:
@@ -93,7 +93,7 @@ class Home:
         return ran
 
     def must(self, *arguments: str, stdin: bytes = b"") -> Any:
-        """What a command that cannot fail prints."""
+        """Run a command that must succeed; returns the JSON that it prints."""
         ran = self.run(*arguments, stdin=stdin)
         assert ran.code == 0, f"restante {' '.join(arguments)}: exit code {ran.code}, {ran.err}"
         return ran.json
@@ -115,7 +115,7 @@ class Home:
 
 @cache
 def _template() -> Path:
-    """Made once for all lives of this process: hashing passwords takes its time."""
+    """Make the initial state once for all lives: hashing passwords is slow."""
     home = Home(Path(mkdtemp(prefix="life-", dir=memory())))
     atexit.register(shutil.rmtree, home.place, ignore_errors=True)
     home.state.mkdir(mode=0o700)
@@ -127,7 +127,7 @@ def _template() -> Path:
 
 
 def memory() -> Path | None:
-    """A place in memory, if there is one: nothing here depends on a real disk."""
+    """Return a directory in memory if there is one: no test here depends on a real disk."""
     shared = Path("/dev/shm")
     return shared if shared.is_dir() else None
 
@@ -142,7 +142,7 @@ def _table(values: Mapping[str, object]) -> str:
 
 @contextmanager
 def _input(octets: bytes) -> Iterator[None]:
-    """Standard input, as a file."""
+    """Replace standard input by a file with these octets."""
     with TemporaryFile() as file, io.TextIOWrapper(file) as text:
         file.write(octets)
         file.seek(0)

@@ -1,4 +1,4 @@
-"""An IMAP server in the same Maildir: it renames, moves, copies and removes files."""
+"""An IMAP server on the same Maildir: it renames, moves, copies and removes files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .model import GONE, LISTED, PICKS, Box, Message, Order
 from .texts import key
 from .world import World
 
-_AT_ONCE = 40  # files that are renamed while a directory is read once
+_AT_ONCE = 40  # files renamed during one read of a directory
 
 
 def picked(world: World, box: Box, pick: str) -> Iterator[tuple[Message, Path]]:
-    """Messages that are listed, with their files."""
+    """Yield the listed messages that ``pick`` selects, with their files."""
     paths = foreign.by_key(world.maildir(world.users[box.user], box.folder))
     for message in PICKS[pick](box.at(LISTED)):
         path = paths.pop(key(message.text), None)
@@ -37,7 +37,7 @@ def set_flags(world: World, name: str, folder: str, pick: str, flags: str) -> No
 
 
 def set_flags_meanwhile(world: World, name: str, flags: str) -> None:
-    """A listing with holes is a lie: nothing is missing, however often files are renamed."""
+    """Log in while files are renamed: the listing must have no holes."""
     user = world.users[name]
     if not user.is_enabled or name in world.sessions:
         return world.say(f"{name} does not log in")
@@ -46,7 +46,7 @@ def set_flags_meanwhile(world: World, name: str, flags: str) -> None:
     paths = [path for _, path in picked(world, user.box("INBOX"), "all")]
     paths = [path for path in paths if path != foreign.with_flags(path, flags)]
     for path in paths[:1]:
-        foreign.set_flags(path, flags)  # so that the server reads the directories
+        foreign.set_flags(path, flags)  # makes the server read the directories
     with _renamed_while_read(maildir, paths[1:], flags):
         look_at(world, user)
     return None
@@ -54,20 +54,20 @@ def set_flags_meanwhile(world: World, name: str, flags: str) -> None:
 
 @contextmanager
 def _renamed_while_read(maildir: Path, paths: Sequence[Path], flags: str) -> Iterator[None]:
-    """Whenever a server in this process reads a directory, some of these files are renamed.
+    """Rename some of these files whenever a server in this process reads a directory.
 
-    They are then seen under neither name: POSIX allows that (readdir).
+    The server sees them under neither name, as POSIX allows (readdir).
     """
     remaining, inode, read = list(paths), maildir.stat().st_ino, scanning._list
 
     def read_with_holes(name: str, parent: int) -> dict[str, int]:
-        found = read(name, parent)
+        inodes = read(name, parent)
         if os.fstat(parent).st_ino == inode:
             for path in [each for each in remaining if each.parent.name == name][:_AT_ONCE]:
                 remaining.remove(path)
                 foreign.set_flags(path, flags)
-                found.pop(path.name)
-        return found
+                inodes.pop(path.name)
+        return inodes
 
     with patch.object(scanning, "_list", read_with_holes):
         yield
@@ -87,13 +87,15 @@ def expunge(world: World, name: str, folder: str, pick: str, is_counted: bool) -
 
 
 def move(world: World, name: str, folder: str, pick: str) -> None:
-    """From one folder to the other, under the same names."""
+    """Move messages from one folder to the other, under the same names."""
     user = world.users[name]
     box, other = world.box(name, folder), world.box(name, _OTHER[folder])
     world.say(f"an IMAP client moves {pick} from {box} to {other}")
     place = world.maildir(user, other.folder)
     for message, path in _transferable(world, box, other, pick):
-        if message.is_contested:  # in the other folder it may follow one that was there
+        if (
+            message.is_contested
+        ):  # its unique-id in the other folder depends on earlier messages there
             continue
         message.put(GONE)
         box.away[message.text] = message
@@ -102,7 +104,7 @@ def move(world: World, name: str, folder: str, pick: str) -> None:
 
 
 def copy(world: World, name: str, folder: str, pick: str, is_counted: bool) -> None:
-    """From one folder to the other, under new names."""
+    """Copy messages from one folder to the other, under new names."""
     user = world.users[name]
     box, other = world.box(name, folder), world.box(name, _OTHER[folder])
     world.say(f"an IMAP client copies {pick} from {box} to {other}")
@@ -117,7 +119,7 @@ _OTHER = {"INBOX": "Junk", "Junk": "INBOX"}
 
 
 def _transferable(world: World, box: Box, other: Box, pick: str) -> Iterator[tuple[Message, Path]]:
-    """Those of which the other folder has no copy: two links to one file are one message."""
+    """Yield messages without a copy in the other folder: two links to one file are one message."""
     there = {message.text for message in other.messages if message.places != {GONE}}
     for message, path in picked(world, box, pick):
         if message.text not in there:
@@ -125,7 +127,7 @@ def _transferable(world: World, box: Box, other: Box, pick: str) -> Iterator[tup
 
 
 def _order_elsewhere(message: Message, path: Path) -> Order:
-    """Another folder knows nothing of a listing of another server."""
+    """Return the order in the other folder, where the order of an import does not apply."""
     if message.order.adopted == inf:
         return message.order
     return foreign.order(path.name)

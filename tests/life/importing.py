@@ -12,25 +12,25 @@ from .model import HELD, LISTED, OWN, Message, Order
 from .texts import LINE_ENDS, key, on_the_wire
 from .world import World
 
-_VALIDITY = 1_700_000_000  # a mailbox of another server has one, and never another
+_VALIDITY = 1_700_000_000  # UIDVALIDITY of the mailbox on the other server; never changes
 
 
 @dataclass(frozen=True)
 class Import:
-    """What the files of another server hold."""
+    """The files of another server."""
 
     command: Sequence[str]
     """The arguments of ``restante import``."""
     unique_ids: Sequence[str]
-    """In the order of its listing."""
+    """In the order of the other server's listing."""
     stored: Sequence[bytes]
-    """The octets of each message, as its files have them."""
+    """The octets of each message in these files."""
     ranks: Sequence[int] = ()
-    """Where each stands among all that came from other servers."""
+    """The rank of each among all messages from other servers."""
 
 
 Writer = Callable[[Path, list[bytes]], Import]
-"""Makes the files of another server with these messages, in an empty directory."""
+"""Writes the files of another server with these messages into an empty directory."""
 
 
 def _dovecot(place: Path, messages: list[bytes]) -> Import:
@@ -70,7 +70,7 @@ WRITERS: dict[str, Writer] = {"dovecot": _dovecot, "courier": _courier, "mbox": 
 
 
 def take_over(world: World, name: str, kind: str, count: int, shape: str, ends: str) -> None:
-    """Once for each user; after that the same import again."""
+    """Import from another server; the second time for a user, repeat the same import."""
     if name in world.imports:
         return again(world, name)
     if name in world.sessions:
@@ -78,7 +78,7 @@ def take_over(world: World, name: str, kind: str, count: int, shape: str, ends: 
     texts = world.new_texts(count, shape)
     world.say(f"{len(texts)} messages ({shape}, {ends}) of {name} are imported from {kind}")
     if kind == "mbox":
-        ends = "CRLF"  # the file has LF anyway
+        ends = "CRLF"  # the mbox has LF anyway
     place = world.place / f"{kind}.{name}"
     foreign.make(place)
     made = WRITERS[kind](place, [LINE_ENDS[ends](text) for text in texts])
@@ -92,7 +92,7 @@ def take_over(world: World, name: str, kind: str, count: int, shape: str, ends: 
 
 
 def again(world: World, name: str) -> None:
-    """Repeat an import: messages that are here, or held, are not copied again."""
+    """Repeat an import: messages that are listed or held are not copied again."""
     made, user = world.imports[name], world.users[name]
     if not made.command or name in world.sessions or not settle(world, user):
         return world.say(f"nothing is imported again for {name}")
@@ -119,12 +119,12 @@ def _note(world: World, name: str, made: Import, number: int) -> None:
     )
     box = world.box(name, "INBOX")
     box.messages.append(message)
-    box.owners[OWN, message.promised] = message  # after a copy that is gone
-    user.quota.is_exact = True  # all is counted again
+    box.owners[OWN, message.promised] = message  # instead of an earlier copy that is gone
+    user.quota.is_exact = True  # recounted by the import
 
 
 def adopt(world: World, name: str) -> None:
-    """A Maildir that another server kept is the maildrop: only its unique-ids are taken over."""
+    """Take over the unique-ids of another server that used the same Maildir."""
     user = world.users[name]
     if name in world.imports or name in world.sessions or not settle(world, user):
         return world.say(f"no unique-ids are taken over for {name}")

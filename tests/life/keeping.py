@@ -1,4 +1,4 @@
-"""Mail that is kept: held after it was deleted, in backups, and in caches that are harmed."""
+"""Held mail, backups, and damaged caches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .world import World
 
 
 def settle(world: World, user: User) -> bool:
-    """Find out what a kill has left in doubt; False: no login is possible now."""
+    """Resolve what a kill has left uncertain; returns False if no login is possible now."""
     if user.is_certain:
         return True
     if user.name in world.sessions or not user.is_enabled:
@@ -46,7 +46,7 @@ def restore(world: World, name: str, pick: str, same_ids: bool) -> None:
     ran = world.home.must("maildrop", "restore", name, *which, *options)
     assert ran["messages"] == len(chosen), f"{ran['messages']} of {len(chosen)} came back"
     order = Order(earliest=began, latest=time.time(), arrival=world.next_arrival())
-    # A collected one keeps its name, with a later second in front: no unique-id comes back.
+    # A collected message keeps its name except for a later time stamp; its unique-id is new.
     collected = Order(earliest=began)
     for message in chosen:
         message.put(LISTED)
@@ -54,7 +54,7 @@ def restore(world: World, name: str, pick: str, same_ids: bool) -> None:
             message.may_be_renamed, message.promised = True, ""
             message.order = collected if message.is_collected else order
             message.is_old = False
-    user.quota.is_exact = True  # all is counted again
+    user.quota.is_exact = True  # recounted by the command
 
 
 def purge(world: World, names: Sequence[str]) -> None:
@@ -84,7 +84,7 @@ class Backup:
 
 
 def back_up(world: World, name: str) -> None:
-    """As docs/howto/backup-and-restore.md says: while the server runs."""
+    """Copy the mail while the server runs (docs/howto/backup-and-restore.md)."""
     user = world.users[name]
     if name in world.sessions or not user.is_enabled:
         return world.say(f"no backup is made of {name}")
@@ -99,7 +99,7 @@ def back_up(world: World, name: str) -> None:
 
 
 def restore_backup(world: World, name: str) -> None:
-    """The server is stopped, and one maildrop is as it was; its ids are known to its clients."""
+    """Stop the server and restore one maildrop; clients still know its unique-ids."""
     backup = world.backups.get(name)
     if backup is None:
         return world.say(f"there is no backup of {name}")
@@ -124,11 +124,11 @@ def restore_backup(world: World, name: str) -> None:
     return None
 
 
-# -- Harm
+# -- Damage
 
 
 def harm_index(world: World, name: str, folder: str, how: str) -> None:
-    """It is a cache: no login believes one that is not right."""
+    """Damage the index: it is a cache, and no login may rely on a wrong one."""
     user = world.users[name]
     world.say(f"the index of {world.box(name, folder)} is {how}")
     user.is_index_harmed = True

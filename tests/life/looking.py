@@ -1,7 +1,7 @@
-"""What a client and an operator find, compared with the model.
+"""Compares what clients and operators see with the model.
 
-After each step: every valid login is answered; count, sizes, unique-ids and order are as promised;
-nothing is lost, nothing is there twice; the log reports no bug.
+After each step: every valid login succeeds; count, sizes, unique-ids and order are as promised;
+no message is lost or duplicated; the log reports no bug.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .world import World
 
 
 def look(world: World) -> None:
-    """At everything that a client sees."""
+    """Check everything that clients see."""
     check_log(world.server.log())
     for user in world.users.values():
         while user.revoked:
@@ -28,7 +28,7 @@ def look(world: World) -> None:
 
 
 def look_at(world: World, user: User) -> None:
-    """The maildrop of a user, and each of the folders that it does not show."""
+    """Check the maildrop of a user, and each folder that it does not show."""
     shown = user.shown(())
     views = {user.name: shown}
     seen = {each.box.folder for each in shown}
@@ -47,13 +47,13 @@ def _is_refused(world: World, user: User, password: str) -> bool:
 
 
 def _some_password(world: World, user: User) -> str:
-    """Each of them in turn: they are all valid."""
+    """Return the valid passwords of the user in turn."""
     passwords = list(user.passwords.values())
     return passwords[len(world.story) % len(passwords)]
 
 
 def _look_from_within(world: World, user: User) -> None:
-    """A second login is refused at once, and the session that is open sees what it saw."""
+    """A second login is refused at once, and the open session still sees the same messages."""
     session = world.sessions[user.name]
     address, password = world.server.addresses["pop3"], user.passwords[""]
     assert is_refused(address, session.login, password, "[IN-USE]")
@@ -62,9 +62,9 @@ def _look_from_within(world: World, user: User) -> None:
 
 
 def look_at_held(world: World, user: User) -> dict[Message, str]:
-    """Compare what can be restored; settle what a kill has left in doubt.
+    """Check the held mail, and resolve what a kill has left uncertain.
 
-    Listed messages must be compared before.  Returns the names under which messages are held.
+    Listed messages must be checked before.  Returns the names under which messages are held.
     """
     found: dict[Message, str] = {}
     for row in world.home.must("maildrop", "held", user.name)["messages"]:
@@ -83,7 +83,7 @@ def look_at_held(world: World, user: User) -> dict[Message, str]:
 
 
 def _held(box: Box, unique_id: str, size: int) -> Message | None:
-    """The message that is held under this unique-id, the one it had while it was shown alone."""
+    """Return the message held under the unique-id that it has in its own folder."""
     for message in box.at(HELD):
         if message.stored == size and message.unique_ids.setdefault(OWN, unique_id) == unique_id:
             return message
@@ -91,7 +91,7 @@ def _held(box: Box, unique_id: str, size: int) -> Message | None:
 
 
 def look_thoroughly(world: World) -> None:
-    """At the end of a life: every message, held mail, and the findings of ``verify``."""
+    """Check, at the end of a life, every message, held mail and the findings of ``verify``."""
     for user in world.users.values():
         if not user.is_enabled or user.name in world.sessions:
             continue
@@ -108,9 +108,9 @@ def look_thoroughly(world: World) -> None:
 
 
 def check_findings(world: World, user: User) -> None:
-    """``verify`` finds no damage except to an index that we have harmed.
+    """``verify`` finds no damage except in an index that the test has damaged.
 
-    A server that remembers what was in it does not read it again.
+    A server that has the index in memory does not read it again.
     """
     for found in world.home.run("maildrop", "verify", user.name).json["maildrops"]:
         for finding in found["findings"]:
@@ -138,7 +138,7 @@ def look_at_recent(world: World, user: User) -> None:
 
 
 def look_at_usage(world: World, user: User) -> None:
-    """What the command says of the quota, if nothing has changed that was not counted."""
+    """Check the usage that the command shows, unless there were changes that are not counted."""
     counted = list(user.counted())
     if not user.quota.limit or not user.quota.is_exact or not user.is_certain:
         return

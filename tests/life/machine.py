@@ -1,4 +1,4 @@
-"""The state machine: any step may follow any other, and after each all promises hold."""
+"""The state machine: steps in any order, and after each step all promises must hold."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .steps import Step
 from .world import World
 
 STORIES: list[list[str]] = []
-"""What happened in each life that failed."""
+"""The story of each life that failed."""
 
 
 class Life(RuleBasedStateMachine):
-    """One restante in a thread of this process."""
+    """The life of one server in a thread of this process."""
 
     make: Callable[[], World] = staticmethod(lambda: World(InThread))
 
@@ -25,7 +25,7 @@ class Life(RuleBasedStateMachine):
         super().__init__()
         self.world = self.make()
         self._is_well = True
-        """The last step, and the look after it, have ended without an error."""
+        """The last step and the check after it succeeded."""
 
     def teardown(self) -> None:
         try:
@@ -58,7 +58,7 @@ class Life(RuleBasedStateMachine):
             look(self.world)
         self._is_well = True
 
-    # Hypothesis leaves some of these rules out of a life, so that rare steps meet each other there.
+    # Hypothesis disables some of these rules in each life, so that rare steps occur together.
 
     @rule(step=steps.ANYTHING)
     def live(self, step: Step) -> None:
@@ -82,7 +82,7 @@ class Life(RuleBasedStateMachine):
 
 
 class HardLife(Life):
-    """A supervisor and two workers, which are killed now and then."""
+    """The life of a supervisor and two workers, which are sometimes killed."""
 
     make = staticmethod(lambda: World(AsProcesses, workers=2))
 

@@ -1,7 +1,7 @@
-"""What restante has promised so far, as its documentation says.  No I/O, and no code of restante.
+"""The promises of restante so far, from its documentation.  No I/O, and no code of restante.
 
-A message is known by its text.  The places where it may be are a set: one as a rule, several after
-a kill until the next check.
+A message is identified by its text.  The places where it may be are a set: usually of one, but of
+several after a kill, until the next check.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from math import inf
 
 LISTED, HELD, GONE = "listed", "held", "gone"
 OWN, JOINT = "own", "joint"
-"""Unique-ids of a folder that is shown alone, and of one that is shown behind others."""
+"""Kinds of unique-ids: of a folder shown alone, and of one shown together with others."""
 
-_TRACE = 1000  # octets that a door may put before a message
+_TRACE = 1000  # most octets of trace fields that a server puts before a message
 
 
 @dataclass(eq=False, slots=True)
@@ -23,26 +23,26 @@ class Message:
     """One message of one maildrop."""
 
     text: bytes
-    """On the wire, without the trace fields that a door put before it."""
+    """On the wire, without the trace fields that the server put before it."""
     places: frozenset[str] = frozenset({LISTED})
     stored: int | None = None
-    """Octets in its file; None: a door has put an unknown number of them before the text."""
+    """Octets in its file; None if an unknown number of trace fields precedes the text."""
     wire: bytes = b""
-    """All octets that were retrieved; empty until it was read."""
+    """The message as retrieved; empty until it was read."""
     unique_ids: dict[str, str] = field(default_factory=dict)
-    """The unique-ids that it was listed with last, by the way in which its folder is shown."""
+    """The unique-ids it was last listed with, by kind."""
     is_old: bool = False
-    """The name of its file says that it arrived long ago."""
+    """Its file name says that it arrived long ago."""
     is_collected: bool = False
-    """The collector stored it, under a name of its own."""
+    """The collector stored it, with its own kind of file name."""
     is_contested: bool = False
-    """The name of another file has the same unique part."""
+    """Another file name has the same unique part."""
     has_wrong_name: bool = False
-    """The name of its file announces another size."""
+    """Its file name announces a wrong size."""
     is_misnamed: bool = False
-    """So it does, and the store may not have noticed yet."""
+    """Its file name announces a wrong size, which the store may not have noticed yet."""
     promised: str = ""
-    """The unique-id that it must have where its folder is shown alone; empty: any new one."""
+    """The unique-id it must have if its folder is shown alone; empty: any new one."""
     may_be_renamed: bool = False
     """It was restored under a new unique-id, which is not known yet."""
     order: Order = field(default_factory=lambda: Order())
@@ -59,7 +59,7 @@ class Message:
 
     @property
     def least(self) -> int:
-        """Octets in its file, at least."""
+        """The least number of octets in its file."""
         return len(self.text) if self.stored is None else self.stored
 
     @property
@@ -67,7 +67,7 @@ class Message:
         return len(self.text) + _TRACE if self.stored is None else self.stored
 
     def read(self, wire: bytes) -> None:
-        """Compare what RETR gave with all that is known of the message."""
+        """Compare the retrieved message with what is known of it."""
         assert not self.wire or self.wire == wire, f"{self} has other octets than before"
         assert wire.endswith(self.text), f"{self} came as {wire[:300]!r}"
         self.wire = wire
@@ -81,15 +81,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The promises about a message's place in a listing."""
+    """The promised position of a message in a listing."""
 
     adopted: float = inf
-    """Its number among the messages that another server had listed, which come first."""
+    """Its rank among messages imported from other servers, which come first."""
     earliest: float = 0
     latest: float = inf
     """Seconds since the epoch between which it was delivered."""
     arrival: int = 0
-    """Its number among the messages that came by a door of restante; 0: it came another way."""
+    """Its rank among messages that restante delivered; 0 if another program did."""
 
 
 @dataclass(eq=False, slots=True)
@@ -100,15 +100,15 @@ class Box:
     folder: str
     messages: list[Message] = field(default_factory=list)
     owners: dict[tuple[str, str], Message] = field(default_factory=dict)
-    """The message that had a unique-id first, for ever; by the way in which the folder is shown."""
+    """The first message with each unique-id, which no other may ever have; by kind and id."""
     away: dict[bytes, Message] = field(default_factory=dict)
-    """By text, messages that were moved into another folder; if they come back they are known."""
+    """Messages that were moved to another folder, by text; recognised if they come back."""
 
     def __str__(self) -> str:
         return self.user if self.folder == "INBOX" else f"{self.user}+{self.folder}"
 
     def at(self, place: str) -> list[Message]:
-        """The messages that may be there."""
+        """Return the messages that may be at ``place``."""
         return [message for message in self.messages if message.may_be(place)]
 
     @property
@@ -116,7 +116,7 @@ class Box:
         return all(message.is_certain for message in self.messages)
 
     def receive(self, message: Message, order: Order) -> None:
-        """A message is moved into this folder, under the name that it had."""
+        """Add a message that is moved into this folder under the same file name."""
         known = self.away.pop(message.text, None)
         if known is None:
             known = replace(message, unique_ids={}, promised="", order=order)
@@ -126,12 +126,12 @@ class Box:
             self.messages.append(known)
 
     def forget_gone(self) -> None:
-        """From now on only their unique-ids matter."""
+        """Forget messages that are gone, except for their unique-ids."""
         gone = frozenset({GONE})
         self.messages = [message for message in self.messages if message.places != gone]
 
     def name(self, message: Message, way: str, unique_id: str) -> None:
-        """A listing shows this unique-id for this message."""
+        """Note that a listing shows this unique-id for this message, and check it."""
         owner = self.owners.setdefault((way, unique_id), message)
         assert owner.text == message.text, (
             f"{self}: the unique-id {unique_id} of {owner} is now that of {message}"
@@ -151,7 +151,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A folder as a login shows it."""
+    """A folder in a login, and its kind of unique-ids."""
 
     box: Box
     way: str
@@ -162,21 +162,21 @@ class Quota:
     """How much mail a user may have."""
 
     limit: int = 0
-    """Octets; 0: any number."""
+    """In octets; 0 is unlimited."""
     is_exact: bool = True
-    """Nothing has changed that a program beside restante did not count (docs/howto/quota.md)."""
+    """Other programs have counted all their changes (docs/howto/quota.md)."""
 
     _counted_for: int = 0
-    """The limit for which all was counted last."""
+    """The limit at the last full count."""
 
     def set(self, limit: int) -> None:
-        """All is counted again if the limit is another one."""
+        """Set the limit; a new one makes restante recount everything."""
         self.limit = limit
         if limit and limit != self._counted_for:
             self._counted_for, self.is_exact = limit, True
 
     def verdict(self, messages: Iterable[Message], size: int) -> bool | None:
-        """Whether one more message of this size must be taken; None: that cannot be foreseen."""
+        """Return whether a message of this size must be accepted; None if either is allowed."""
         if not self.limit:
             return True
         if not self.is_exact:
@@ -192,14 +192,14 @@ class Quota:
 
 @dataclass(eq=False, slots=True)
 class User:
-    """A user, with the rules that are in force and the mail."""
+    """A user with passwords, rules and mail."""
 
     name: str
     passwords: dict[str, str]
-    """By the name of the credential; ``""`` is the password."""
+    """Passwords by label; ``""`` is the main password."""
     boxes: dict[str, Box] = field(default_factory=dict)
     view: tuple[str, ...] = ()
-    """Folders that a login without a folder shows; empty: INBOX."""
+    """Folders that a login without a folder shows; empty means INBOX."""
     hold: str = "14d"
     quota: Quota = field(default_factory=Quota)
     is_enabled: bool = True
@@ -207,14 +207,14 @@ class User:
     """Passwords that must be refused."""
     is_index_harmed: bool = False
     histories: dict[str, History] = field(default_factory=dict)
-    """By the name that logs in."""
+    """Histories by login name and view."""
 
     def box(self, folder: str) -> Box:
-        """Made if it was not there."""
+        """Return the folder; it is made if missing."""
         return self.boxes.setdefault(folder, Box(self.name, folder))
 
     def shown(self, folders: Sequence[str]) -> list[Shown]:
-        """What a login with these folders shows; folders that do not exist are left out."""
+        """Return what a login with these folders shows; missing folders are omitted."""
         wanted = list(dict.fromkeys(folders or self.view or ("INBOX",)))
         there = [self.boxes[name] for name in wanted if name in self.boxes]
         own = {"INBOX", *wanted} if len(wanted) == 1 else {"INBOX"}
@@ -230,37 +230,39 @@ class User:
         return all(box.is_certain for box in self.boxes.values())
 
     def counted(self) -> Iterator[Message]:
-        """The messages that count towards the quota; held ones do not."""
+        """Return the messages that count towards the quota; held ones do not."""
         return (message for message in self.messages if message.may_be(LISTED))
 
     def removed(self) -> str:
-        """The place of a message that a client has deleted."""
+        """Return where deleted messages go by the current rule."""
         return {"keep": LISTED, "0": GONE}.get(self.hold, HELD)
 
 
 @dataclass(slots=True)
 class History:
-    """The order in which the messages of one view were listed."""
+    """The order in which messages of one view were listed."""
 
     last_seen_in: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """By unique-id, the last listing that had it."""
+    """The last listing with each unique-id."""
 
     def check(self, listing: Sequence[str]) -> None:
-        """Two messages that were listed together stand in the same order ever after."""
+        """Messages that were listed together must keep their order in later listings."""
         now = set(listing)
         before = {self.last_seen_in[each] for each in listing if each in self.last_seen_in}
         place = {unique_id: at for at, unique_id in enumerate(listing)}
         for old in before:
             for one, other in pairwise(each for each in old if each in now):
-                assert place[one] < place[other], f"{other} stood behind {one}, and now before it"
+                assert place[one] < place[other], (
+                    f"{other} was listed after {one} and is now before it"
+                )
         self.last_seen_in.update(dict.fromkeys(listing, tuple(listing)))
 
 
 def check_order(listing: Sequence[Message]) -> None:
-    """Messages of another server come first and in its order, then all in the order of delivery."""
+    """Imported messages come first, in their old order; the others in order of delivery."""
     orders = [message.order for message in listing]
     for one, other in pairwise(orders):
-        assert one.adopted <= other.adopted, "mail of another server does not stand in its order"
+        assert one.adopted <= other.adopted, "imported mail is not in its old order"
     for _, some in groupby(orders, lambda order: order.adopted is inf):
         earliest = 0.0
         arrival = 0

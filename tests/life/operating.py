@@ -1,4 +1,4 @@
-"""What operators do: change rules and passwords, restart and reload the server."""
+"""Actions of operators: change rules and passwords, restart and reload the server."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Callable, Sequence
 from .model import GONE, Message
 from .world import World
 
-_MOMENT = 0.02  # seconds; more than a time stamp of a file system takes to move on
-_LITTLE = 10_000  # octets
+_MOMENT = 0.02  # seconds; longer than the resolution of file time stamps
+_LITTLE = 10_000  # octets of a small quota
 
 
 # -- Rules
 
 
 def set_hold(world: World, name: str, hold: str) -> None:
-    """Holds from the next QUIT on."""
+    """Set the hold, which takes effect at the next QUIT."""
     world.say(f"deleted mail of {name} is held: {hold}")
     world.home.must("user", "hold", name, hold)
     user = world.users[name]
     user.hold = hold
-    if user.removed() == GONE:  # an UPDATE that a kill has cut short is finished by this rule
+    if user.removed() == GONE:  # this rule applies to an UPDATE that a kill has interrupted
         for message in user.messages:
             if not message.is_certain:
                 message.places |= {GONE}
@@ -33,7 +33,7 @@ QUOTAS: dict[str, Callable[[Sequence[Message]], int]] = {
     "half of what is there": lambda messages: _total(messages) // 2 + 1,
     "a little": lambda messages: _LITTLE,
 }
-"""Octets, by what is there."""
+"""Quotas in octets, given the messages that are there."""
 
 
 def _total(messages: Sequence[Message]) -> int:
@@ -55,7 +55,7 @@ def set_view(world: World, name: str, view: Sequence[str]) -> None:
 
 
 def enable(world: World, name: str, is_enabled: bool) -> None:
-    """A disabled user's session ends within two seconds; mail still comes in."""
+    """Enable or disable a user: disabling ends an open session, but mail is still accepted."""
     verb = "enable" if is_enabled else "disable"
     world.say(f"{name} is {verb}d")
     world.home.must("user", verb, name)
@@ -78,7 +78,7 @@ def add_app_password(world: World, name: str) -> None:
 
 
 def revoke_app_password(world: World, name: str) -> None:
-    """After that the next login with it is refused; a session that is open goes on."""
+    """Revoke the last app password: logins with it are refused, an open session continues."""
     user = world.users[name]
     *_, label = user.passwords
     if not label:
@@ -102,14 +102,14 @@ def change_password(world: World, name: str) -> None:
 
 
 def restart(world: World) -> None:
-    """Sessions end, and no deletions are carried out by that."""
+    """Restart the server: sessions end without carrying out deletions."""
     world.say("the server is stopped and started again")
     world.stop()
     world.server.start()
 
 
 def reload(world: World, banner: str) -> None:
-    """No session is dropped."""
+    """Reload the configuration: no session is dropped."""
     world.say(f"the configuration is changed (banner {banner!r}) and loaded again")
     world.home.configure("server", banner=banner)
     world.server.reload()
@@ -123,10 +123,10 @@ def kill(world: World) -> None:
 
 def check_nothing(world: World, steps: int) -> None:
     world.say(f"nothing is checked during the next {steps} steps")
-    world.unchecked = steps + 1  # nor after this one
+    world.unchecked = steps + 1  # plus this step
 
 
 def wait(world: World) -> None:
-    """Until time stamps that are made from now on differ from those before."""
+    """Wait until new time stamps of files differ from earlier ones."""
     world.say("a moment passes")
     time.sleep(_MOMENT)

@@ -1,4 +1,4 @@
-"""Run lives, and report in words what broke a promise."""
+"""Runs lives, and reports which steps broke a promise."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ LEVELS: dict[str, type[RuleBasedStateMachine]] = {
     "processes": HardLife,
     "collector": Collecting,
 }
-"""Ways to run the server: in this process, or as processes that are killed now and then; or only
-the collector, at a hostile server."""
+"""Ways to run a life: the server in this process, the server as processes that are sometimes
+killed, or only the collector with a hostile server."""
 
 
 class BrokenPromise(AssertionError):
-    """The error, the steps that led to it in words and as code, and how to repeat them."""
+    """A life failed; the text has the error, the steps in words and as code, and the seed."""
 
 
 def live(level: str, number: int, *, lives: int, steps: int, shrink: bool = False) -> None:
     """Run random lives; ``number`` is the seed, ``steps`` the length of each life.
 
     Raises:
-        BrokenPromise: with ``shrink`` after a search for a shorter life, which takes minutes.
+        BrokenPromise: a life failed; with ``shrink`` after a search for a shorter one (minutes).
     """
     STORIES.clear()
     chosen = settings(
@@ -43,6 +43,8 @@ def live(level: str, number: int, *, lives: int, steps: int, shrink: bool = Fals
         run_state_machine_as_test(seed(number)(LEVELS[level]), settings=chosen)
     except Exception as error:
         story = "\n  ".join(["Steps:", *min(STORIES, key=len, default=[])])
-        again = f"Repeat it: ./dev life --level {level} --seed {number} (--shrink: fewer steps)"
+        again = (
+            f"Repeat it: ./dev life --level {level} --seed {number} (add --shrink for fewer steps)"
+        )
         report = "".join(traceback.format_exception(error))
         raise BrokenPromise("\n\n".join([report, story, str(error), again])) from None

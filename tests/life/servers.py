@@ -23,54 +23,54 @@ from ..crash.cycles import forked
 from ..support import LOOPS
 from .homes import Home
 
-WAIT = 60.0  # seconds for anything at all
-_NOTED = {"update.finished"}  # after a kill
+WAIT = 60.0  # seconds; the limit for any single wait
+_EXPECTED = {"update.finished"}  # logged as an error after a kill
 
 
 class Server(Protocol):
-    """A server of one home; it can be started again after it was stopped or killed."""
+    """A server of one installation; it can be restarted after it was stopped or killed."""
 
     addresses: dict[str, str]
-    """By protocol, such as ``pop3s``; ``ca`` is the path of its certificate."""
+    """Addresses by protocol, such as ``pop3s``; ``ca`` is the path of the certificate."""
 
     def start(self) -> None:
-        """Returns when it serves."""
+        """Start the server; returns when it accepts connections."""
 
     def stop(self) -> None:
-        """As an operator stops it."""
+        """Stop the server as an operator does."""
 
     def kill(self) -> None:
-        """At once, and wait for its end; one that cannot be killed is stopped."""
+        """Kill the server and wait for its end; in a thread it is stopped instead."""
 
     def reload(self) -> None:
-        """Puts a changed configuration in force."""
+        """Apply a changed configuration."""
 
     def log(self) -> str:
-        """The text that it has written to standard error since the last call."""
+        """Return the text written to standard error since the last call."""
 
 
 def check_log(text: str) -> None:
-    """Every line is one of the log, and none reports a bug or an error."""
+    """Check that every line is a log event, and that none reports a bug or an error."""
     for line in text.splitlines():
         try:
             event = json.loads(line)
         except ValueError:
             raise AssertionError(f"the server wrote to standard error: {text}") from None
-        is_error = event["level"] in ("error", "critical") and event["event"] not in _NOTED
+        is_error = event["level"] in ("error", "critical") and event["event"] not in _EXPECTED
         assert not is_error, f"the server logged {line}"
 
 
 def wait_for_end(process: int) -> int:
-    """The exit code of a child process, which is not reaped by this."""
+    """Wait for a child process without reaping it; returns its exit code."""
     deadline = time.monotonic() + WAIT
-    while (found := os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is None:
+    while (ended := os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is None:
         assert time.monotonic() < deadline, "a process does not end"
         time.sleep(0.005)
-    return found.si_status
+    return ended.si_status
 
 
 class InThread:
-    """All in this process, on one event loop, over real sockets: thousands of steps a minute."""
+    """A server in a thread, with one event loop and real sockets: thousands of steps a minute."""
 
     can_be_killed = False
 
@@ -117,7 +117,7 @@ class InThread:
             self.stop()
 
     def reload(self, **limits: Any) -> None:
-        """``limits``: other ones than a configuration may have."""
+        """``limits``: values that a configuration file may not have."""
         with self._home.environment():
             loaded = config.load(self._home.configuration)
         changed = replace(loaded, limits=replace(loaded.limits, **limits))
@@ -125,7 +125,7 @@ class InThread:
         async def adopt() -> None:
             self._server.adopt(changed)
 
-        with redirect_stderr(self._log):  # where the log goes from now on
+        with redirect_stderr(self._log):  # the log is set up again
             asyncio.run_coroutine_threadsafe(adopt(), self._loop).result(WAIT)
 
     def log(self) -> str:
@@ -136,7 +136,7 @@ class InThread:
 
 
 class AsProcesses:
-    """A supervisor and its workers, as an operator runs them."""
+    """A server with a supervisor and workers, as an operator runs it."""
 
     can_be_killed = True
 
@@ -147,7 +147,7 @@ class AsProcesses:
         self._process = 0
         self._log_file = home.place.with_suffix(".log")
         self._log_file.touch()
-        self._read = 0  # octets of the log
+        self._read = 0  # octets of the log that were returned
 
     def start(self) -> None:
         reading, writing = os.pipe()
@@ -173,7 +173,7 @@ class AsProcesses:
         self.kill()
 
     def kill(self) -> None:
-        """All its processes at once, and wait for their end."""
+        """Kill all processes at once and wait for their end."""
         self._life.close()
 
     def reload(self) -> None:

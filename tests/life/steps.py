@@ -1,4 +1,4 @@
-"""All steps of a life, and how often each is taken."""
+"""The steps of a life, and the frequency of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAMES = st.sampled_from(["ann", "bob"])
 _BOTH = st.sampled_from([["ann"], ["bob"], ["ann", "bob"]])
 _FOLDERS = st.sampled_from(["INBOX", "Junk"])
 _LOGINS = st.sampled_from(["ann", "bob", "ann+Junk", "Bob+Junk", "ann+INBOX"])
-_COUNTS = st.sampled_from([*COUNTS[:-1], *COUNTS[:-1], *COUNTS[1:]])  # many are rare
+_COUNTS = st.sampled_from([*COUNTS[:-1], *COUNTS[:-1], *COUNTS[1:]])  # large counts are rare
 _SHAPES = st.sampled_from(list(SHAPES))
 _PICKS = st.sampled_from(list(PICKS))
 _HOLDS = st.sampled_from(["default", "30d", "keep", "0"])
@@ -24,7 +24,7 @@ _SOME = st.sampled_from([each for each in PICKS if each != "none"])
 _FLAGS = st.sampled_from(["S", "FS", "", "RST"])
 
 Step = tuple[Any, ...]
-"""A function that takes a world, and its other arguments."""
+"""A function and its arguments after the first, which is the world."""
 
 
 def _step(function: Callable[..., None], *arguments: SearchStrategy[Any]) -> SearchStrategy[Step]:
@@ -32,9 +32,9 @@ def _step(function: Callable[..., None], *arguments: SearchStrategy[Any]) -> Sea
 
 
 def _often(*groups: tuple[int, SearchStrategy[Step]]) -> SearchStrategy[Step]:
-    """One of these steps; each group as often as its number says."""
-    found = [group for times, group in groups for _ in range(times)]
-    return st.sampled_from(found).flatmap(lambda group: group)
+    """Choose a step; the number of each group is its weight."""
+    weighted = [group for times, group in groups for _ in range(times)]
+    return st.sampled_from(weighted).flatmap(lambda group: group)
 
 
 _MAIL = st.one_of(

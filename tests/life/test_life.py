@@ -1,4 +1,4 @@
-"""Life with restante: a scripted walk, and in CI random lives for a minute and a half."""
+"""Sequences of everything that users, programs and operators do: one fixed, others random."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ WALK: list[Step] = [
     (doors.arrive, ["ann"], "SMTP", 1, "large"),
     (doors.arrive, ["bob"], "command", 1, "8 bit"),
     (doors.drop_namesake, "ann", "INBOX", "the first"),
-    # Held mail comes back, and is deleted again.
+    # Held mail is restored and deleted again.
     (keeping.restore, "ann", "every other", True),
     (keeping.restore, "ann", "all", False),
     (visits.visit, "ann", "none", "the last nine", "quits"),
     (keeping.purge, ["ann"]),
-    # An IMAP server while a session goes on.
+    # An IMAP server changes files during a session.
     (visits.visit, "bob", "the first", "the last", "stays"),
     (imap.set_flags, "bob", "INBOX", "all", "S"),
     (imap.expunge, "bob", "INBOX", "the first", False),
@@ -43,14 +43,14 @@ WALK: list[Step] = [
     (operating.set_view, "bob", ("INBOX", "Junk")),
     (visits.visit, "bob", "all", "every other", "quits"),
     (imap.set_flags_meanwhile, "bob", "RS"),
-    # Caches that are wrong, and a server that starts again.
+    # Wrong caches, and a restart.
     (keeping.harm_index, "ann", "INBOX", "copied for later"),
     (doors.arrive, BOTH, "LMTP", 8, "long lines"),
     (keeping.harm_index, "ann", "INBOX", "replaced by an older copy"),
     (operating.restart,),
     (keeping.harm_index, "bob", "INBOX", "garbled"),
     (operating.reload, "welcome"),
-    # Rules, passwords, other servers' mail.
+    # Rules, passwords, and mail of other servers.
     (operating.set_quota, "ann", "what is there, and a little"),
     (doors.arrive, ["ann"], "LMTP", 63, "short"),
     (doors.arrive, BOTH, "SMTP", 1, "large"),
@@ -95,7 +95,7 @@ def test_walk_keeps_every_promise() -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("level", ["thread", "processes"])
 def test_random_lives_keep_every_promise(level: str) -> None:
-    """In a process of its own: what it forks must not have our threads."""
+    """Run lives in a separate process: the children it forks must not have our threads."""
     command = [sys.executable, "-m", "tests.life", "--minutes", "0.8", "--level", level]
     done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 0, done.stderr

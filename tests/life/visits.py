@@ -1,4 +1,4 @@
-"""Clients: whole sessions, broken ones, and sessions that go on while other things happen."""
+"""Sessions of clients: complete, broken, or open while other steps are taken."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from .model import PICKS, User
 from .servers import InThread
 from .world import OpenSession, World
 
-_SILENCE = 1.0  # seconds after which a silent session ends, while autologout is tried
-_LITTLE = 100  # octets of a message that is not read to its end
+_SILENCE = 1.0  # seconds until autologout while that is tested
+_LITTLE = 100  # octets read of a message before the connection is dropped
 
 
 def visit(world: World, login: str, read: str, delete: str, end: str) -> None:
-    """A session, or more of one that is open; ``login`` is the name by which the client logs in."""
+    """Run a session, or continue an open one; ``login`` is the name used to log in."""
     user = world.users[login.partition("+")[0].casefold()]
     session = world.sessions.pop(user.name, None)
     if session is not None:
@@ -31,13 +31,13 @@ def visit(world: World, login: str, read: str, delete: str, end: str) -> None:
 
 
 def folders(login: str) -> tuple[str, ...]:
-    """What a login name asks for."""
+    """Return the folders in a login name."""
     folder = login.partition("+")[2]
     return (folder,) if folder else ()
 
 
 def _begin(world: World, user: User, login: str, *, is_watched: bool = False) -> OpenSession:
-    """``is_watched``: the server ends it after a short silence, if it can be made to."""
+    """Begin a session; ``is_watched`` shortens the autologout, where the server allows it."""
     is_watched &= isinstance(world.server, InThread)
     if isinstance(world.server, InThread) and is_watched:
         world.server.reload(idle=_SILENCE)
@@ -74,7 +74,7 @@ def _reset_and_quit(world: World, session: OpenSession) -> None:
 
 
 def _fall_silent(world: World, session: OpenSession) -> None:
-    """Until the server ends the session, which removes nothing (RFC 1939 §3)."""
+    """Wait for the autologout, which removes nothing (RFC 1939 §3)."""
     if session.is_watched:
         assert session.client.has_ended(), "a silent session goes on"
         world.server.reload()
@@ -97,7 +97,7 @@ ENDS: dict[str, Callable[[World, OpenSession], None]] = {
 
 
 def kill_at_quit(world: World, name: str, delete: str) -> None:
-    """The server is killed as soon as QUIT was sent."""
+    """Kill the server immediately after sending QUIT."""
     user = world.users[name]
     if not user.is_enabled or name in world.sessions:
         return world.say(f"{name} does not log in")

@@ -1,4 +1,4 @@
-"""One restante with its users, the model of what it has promised, and the story so far."""
+"""One server with its users, the model of its promises, and the story so far."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from .importing import Import
     from .keeping import Backup
 
-_MANY = 500  # messages in all; beyond them batches are small, or a life would take too long
-_FEW = 10  # messages in a small batch, and in one of large messages
-_ELSEWHERE = 1_000_000  # the first number of a message there: no two have the same text
-_BULKY = {"long lines": 100, "many lines": 100, "large": _FEW}  # messages at once, at most
+_MANY = 500  # messages in a life; after that batches are small, to limit the time
+_FEW = 10  # messages in a small batch, or in one of large messages
+_ELSEWHERE = 1_000_000  # first message number there, so that all texts differ
+_BULKY = {"long lines": 100, "many lines": 100, "large": _FEW}  # most messages at once
 
 
 class World:
-    """``serve`` makes the server of a home.
+    """``serve`` makes the server of an installation.
 
-    ``beside``: its mail is collected by this one, which is part of the same story.
+    ``beside``: the world that collects mail from this one; they share a story.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class World:
         beside: World | None = None,
     ) -> None:
         self.story: list[str] = [] if beside is None else beside.story
-        """What has happened, in words."""
+        """The steps so far, in words."""
         self.account: Account | None = None
-        """The collector's account at another restante; None: it was not needed yet."""
+        """The collector's account at another server; None until it is needed."""
         self._name = "" if beside is None else "elsewhere"
         self.place = Path(mkdtemp(prefix="life-", dir=memory()))
         self.home = Home(self.place / "here", workers=workers)
@@ -51,29 +51,29 @@ class World:
         self.server = serve(self.home)
         self.users = {name: User(name, {"": password}) for name, password in PASSWORDS.items()}
         self.sessions: dict[str, OpenSession] = {}
-        """By user, sessions that go on while other things happen."""
+        """Open sessions by user."""
         self._clients: list[Pop3] = []
         self.dropped: set[str] = set()
-        """Users whose last session ended without QUIT; the server may not have noticed it yet."""
+        """Users whose last session was dropped, which the server may not have noticed yet."""
         self.imports: dict[str, Import] = {}
-        """By user, the mail that was moved here from another server."""
+        """Imports from other servers, by user."""
         self.backups: dict[str, Backup] = {}
-        """By user."""
+        """Backups by user."""
         self.unsent: Unsent | None = None
-        """What another mail server still has to send."""
+        """A message that another mail server will send again."""
         self.unchecked = 0
-        """Steps after which nothing is checked."""
+        """Number of coming steps without a check."""
         self.number = self._first_number = 0 if beside is None else _ELSEWHERE
-        """The last number that a message was given."""
+        """Number of the last message."""
         self.arrivals = 0
-        """Messages that came by a door of restante."""
+        """Number of messages that restante has delivered."""
         for user in self.users.values():
             user.box("INBOX")
         self.home.fill()
         self.server.start()
 
     def end(self) -> None:
-        """Stop, and leave nothing."""
+        """Stop the server, check its log and remove all files."""
         try:
             if self.account is not None:
                 self.account.there.end()
@@ -83,7 +83,7 @@ class World:
             self.abandon()
 
     def abandon(self) -> None:
-        """After a failure: stop whatever still runs."""
+        """Stop everything after a failure, and remove all files."""
         if self.account is not None:
             self.account.there.abandon()
         for client in self._clients:
@@ -92,7 +92,7 @@ class World:
         shutil.rmtree(self.place, ignore_errors=True)
 
     def all(self) -> list[World]:
-        """This one and the other one."""
+        """Return this world and, if there is one, the other."""
         return [self] if self.account is None else [self, self.account.there]
 
     def say(self, text: str) -> None:
@@ -101,7 +101,7 @@ class World:
     # -- Messages
 
     def new_texts(self, count: int, shape: str) -> list[bytes]:
-        """In CRLF text; fewer than asked for if there are very many already."""
+        """Make messages with CRLF line ends; fewer than ``count`` if there are many already."""
         are_many = self.number - self._first_number > _MANY
         count = min(count, _FEW if are_many else _BULKY.get(shape, count))
         self.number += count
@@ -115,13 +115,13 @@ class World:
         self.arrivals += 1
         return self.arrivals
 
-    # -- Where things are
+    # -- Maildirs and logins
 
     def maildir(self, user: User, folder: str = "INBOX") -> Path:
         return foreign.directory(self.home.mail / user.name, folder)
 
     def box(self, name: str, folder: str) -> Box:
-        """Made as an IMAP server makes a folder, if it was not there."""
+        """Return a folder; a missing one is made as an IMAP server makes it."""
         user = self.users[name]
         if folder not in user.boxes:
             foreign.make(self.maildir(user))
@@ -129,7 +129,7 @@ class World:
         return user.box(folder)
 
     def log_in(self, name: str, password: str = "") -> Pop3:
-        """As ``ann``, ``ann+Junk`` or ``recent:ann``.  A valid login must be answered."""
+        """Log in as ``ann``, ``ann+Junk`` or ``recent:ann``; a valid login must succeed."""
         user = self.users[name.removeprefix("recent:").partition("+")[0].casefold()]
         client = log_in(
             self.server.addresses["pop3"],
@@ -141,19 +141,19 @@ class World:
         return client
 
     def note_foreign(self, user: User, octets: int, messages: int, *, is_counted: bool) -> None:
-        """Another program has added or removed messages, and has counted them or not."""
+        """Note that another program added or removed messages, and counted them or not."""
         if is_counted:
             foreign.count(self.maildir(user), octets, messages)
         else:
             user.quota.is_exact = False
 
     def stop(self) -> None:
-        """As an operator stops it: sessions end, and no deletions are carried out by that."""
+        """Stop the server as an operator does: sessions end without carrying out deletions."""
         self.server.stop()
         self._end_sessions()
 
     def kill(self) -> None:
-        """All processes of the server, at once."""
+        """Kill all processes of the server at once."""
         self.server.kill()
         self._end_sessions()
 
@@ -165,7 +165,7 @@ class World:
 
 
 class OpenSession:
-    """A session and the listing that it has seen."""
+    """An open session with its listing."""
 
     def __init__(
         self,
@@ -180,20 +180,20 @@ class OpenSession:
         self.login = login
         self.client = client
         self.listing = list(listing)
-        """By message-number, from 1."""
+        """Messages in the order of their message-numbers, which start at 1."""
         self.is_watched = is_watched
-        """The server ends it after a short silence."""
+        """The server ends this session after a short silence."""
         self.marked: set[int] = set()
-        """Message-numbers."""
+        """Message-numbers marked as deleted."""
 
     def _picked(self, pick: Pick) -> list[int]:
-        """Of those that are not marked as deleted."""
+        """Return the numbers that ``pick`` selects among unmarked messages."""
         numbers = {id(message): n for n, message in enumerate(self.listing, 1)}
         left = [each for n, each in enumerate(self.listing, 1) if n not in self.marked]
         return [numbers[id(message)] for message in pick(left)]
 
     def read(self, pick: Pick) -> None:
-        """What another program has removed meanwhile is refused, and all else is as it was."""
+        """Read messages: those removed by other programs are refused, the others are unchanged."""
         for number, wire in self.client.retrieve(self._picked(pick)):
             message = self.listing[number - 1]
             assert (wire is not None) == message.may_be(LISTED), (
@@ -208,18 +208,18 @@ class OpenSession:
         self.marked.update(numbers)
 
     def quit(self) -> None:
-        """What is marked leaves the maildrop, and nothing else does."""
+        """End the session: exactly the marked messages leave the maildrop."""
         self.client.quit()
         for message in self._removed():
             message.put(self.user.removed())
 
     def leave_in_doubt(self) -> None:
-        """QUIT was sent, and its answer will not be read."""
+        """Note that QUIT was sent and its answer will not be read."""
         for message in self._removed():
             message.put(LISTED, self.user.removed())
 
     def _removed(self) -> Iterator[Message]:
-        """Those marked that another program has not taken away."""
+        """Yield the marked messages that other programs have not removed."""
         for number in self.marked:
             if self.listing[number - 1].may_be(LISTED):
                 yield self.listing[number - 1]
