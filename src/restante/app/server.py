@@ -8,29 +8,25 @@ import logging
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import (
-    AsyncExitStack,
-    asynccontextmanager,
-    suppress,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from .. import log, tls
 from ..auth import passwords
 from ..auth.cache import Cache
-from ..auth.chain import Backend, Verifier
+from ..auth.chain import Backend, Chain, Verifier
 from ..auth.throttle import Throttle
 from ..auth.users import Users
 from ..config import BACKENDS, Configuration
 from ..errors import RestanteError
-from ..maildrop import Forecast, ServableStore, Store
-from ..passdb import Directory, Terms
+from ..maildrop import Forecast, ServableStore
+from ..passdb import Terms
 from ..pop3.session import Policy
 from ..posix import resource
 from ..server.admission import Admission, Slot
@@ -49,22 +45,22 @@ from .upkeep import Upkeep, moment
 
 _log = logging.getLogger("restante.serve")
 _GRACE = 10.0  # seconds that busy sessions get after SIGTERM
-_THREADS = 32  # that may wait for a disk; nobody else waits until so many do
 _RENEW_EVERY = 86_400.0  # seconds
 _REVIEW_EVERY = 1.0  # seconds between two looks for sessions of users who were disabled
 _TERMS_EVERY = 60.0  # seconds; the users are changed by another program
 _OWN_DESCRIPTORS = 64  # of a worker with no connections, twice what was counted
 _DESCRIPTORS = 3  # of a connection: itself, the maildrop's lock, and a message
+_POP3 = ("pop3s", "pop3")  # schemes of listeners
 _BUSY = b"-ERR [SYS/TEMP] too many connections, try again later\r\n"
 _INTAKE_BUSY = b"421 4.7.0 too many connections, try again later\r\n"
 
 
-def worker_count(configuration: Configuration) -> int:
+def worker_count(config: Configuration) -> int:
     """One for trying it out and for a store in memory, which cannot be shared; else as configured,
     or one for each processor."""
-    if configuration.source is None or configuration.store.kind == "memory":
+    if config.source is None or config.store.kind == "memory":
         return 1
-    return configuration.server.workers or _processors()
+    return config.server.workers or _processors()
 
 
 def _processors() -> int:
@@ -133,14 +129,15 @@ def reload(adopt: Callable[[], object]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SharedResources:
-    """What the workers of one server have in common."""
+    """Resources that the workers of one server share."""
 
-    places: Sequence[BoundSocket]
+    sockets: Sequence[BoundSocket]
+    """Open sockets to listen on."""
     context: ssl.SSLContext
     tally: Tally
     throttle: Throttle
     purges: bool
-    """Also keeps what the throttle knows."""
+    """This worker does the upkeep of all: it expires mail and saves the state of the throttle."""
     workers: int = 1
 
 
@@ -148,7 +145,7 @@ class SharedResources:
 class Running:
     """A server at work."""
 
-    configuration: Configuration
+    config: Configuration
     certificate: Path
     addresses: dict[str, str] = field(default_factory=dict)
     """Where it listens, by what is spoken there: ``pop3s``, ``pop3``, ``lmtp``, ``smtp`` …"""
@@ -163,13 +160,13 @@ class Running:
         found["ca"] = str(self.certificate)
         if with_passwords:
             found["users"] = self.users
-            found["maildir"] = self.configuration.store.path
+            found["maildir"] = self.config.store.path
         return found
 
 
 @asynccontextmanager
 async def running(
-    configuration: Configuration,
+    config: Configuration,
     users: Users,
     store: ServableStore,
     shared: SharedResources | None = None,
@@ -179,105 +176,203 @@ async def running(
     Raises:
         ConfigurationError: a certificate or an address that cannot be used.
     """
-    loop = asyncio.get_running_loop()
-    loop.set_default_executor(ThreadPoolExecutor(_THREADS, "disk"))
-    certificate, _ = await asyncio.to_thread(certificate_files, configuration)
-    server = Running(configuration, certificate)
-    async with AsyncExitStack() as stack:
-        stack.callback(users.close)
+    certificate, _ = await asyncio.to_thread(certificate_files, config)
+    async with AsyncExitStack() as ends:
+        ends.callback(users.close)
         if shared is None:
-            places = stack.enter_context(listening(configuration))
-            throttle = stack.enter_context(throttling.kept(configuration))
-            shared = SharedResources(
-                places, tls_context(configuration), Tally(), throttle, purges=True
-            )
-        throttle, workers = shared.throttle, shared.workers
+            shared = ends.enter_context(_own_resources(config))
+        server = _Server(Running(config, certificate), users, store, shared, ends)
+        server.start()
+        yield server.running
+
+
+@contextmanager
+def _own_resources(config: Configuration) -> Iterator[SharedResources]:
+    """Open the resources of a server that is one process."""
+    with listening(config) as sockets, throttling.kept(config) as throttle:
+        yield SharedResources(sockets, tls_context(config), Tally(), throttle, purges=True)
+
+
+class _Server:
+    """The parts of a server: how they start, and how they adopt another configuration.
+
+    Each part puts its end on ``ends`` when it has started, so the parts stop in the reverse order:
+    tasks, listeners, then the sessions, which are drained, and last the back ends.
+    """
+
+    _passdb: Chain
+    _cache: Cache
+    _service: Service
+    _admission: Admission
+    _intake: Intake
+    _upkeep: Upkeep | None = None  # only one worker has it
+
+    def __init__(
+        self,
+        running: Running,
+        users: Users,
+        store: ServableStore,
+        shared: SharedResources,
+        ends: AsyncExitStack,
+    ) -> None:
+        """``running`` has the configuration to start with, and that in force from then on."""
+        self.running = running
+        self._started_with = running.config
+        self._users, self._store, self._shared, self._ends = users, store, shared, ends
+        self._clock = stores.clock(running.config)
+        self._listeners: list[Listener] = []
+
+    def start(self) -> None:
+        """Start all parts.  The event loop serves no connection before the last has started."""
+        self._open_back_ends()
+        self._start_service()
+        self._start_intake()
+        self._listen()
+        self._start_tasks()
+        self.running.adopt = self._adopt
+
+    def _open_back_ends(self) -> None:
+        throttle, workers = self._shared.throttle, self._shared.workers
 
         def queue(backend: Backend, slots: int) -> Verifier:
             return throttling.login_queue(backend, throttle, workers, slots)
 
-        passdb = backends.chain(configuration, users, queue)
-        stack.callback(passdb.close)
-        cache = Cache(passdb, has_all_generations=passdb.has_all_generations)
-        service = Service(store, passdb, cache, throttle, tls=shared.context)
-        stack.push_async_callback(service.drain, _GRACE)
-        admission = Admission(0, 0, shared.tally)
+        self._passdb = backends.chain(self.running.config, self._users, queue)
+        self._ends.callback(self._passdb.close)
+        has_generations = self._passdb.has_all_generations
+        self._cache = Cache(self._passdb, has_all_generations=has_generations)
+
+    def _start_service(self) -> None:
+        """Create what POP3 connections have in common."""
+        throttle, context = self._shared.throttle, self._shared.context
+        service = Service(self._store, self._passdb, self._cache, throttle, tls=context)
+        self._ends.push_async_callback(service.drain, _GRACE)
+        admission = Admission(0, 0, self._shared.tally)  # ``_apply`` sets the limits
         admission.reserved = throttle.is_home
         service.is_crowded = lambda: admission.is_crowded
-        _apply(service, admission, configuration, users, passdb)
-        intake = _intake(configuration, passdb, users, store, shared.context)
-        stack.push_async_callback(intake.drain, _GRACE)
-        domains = configuration.intake.smtp.domains
+        clock = self._clock
+        service.proven_time = lambda: clock.read().proven
+        self._service, self._admission = service, admission
+        self._apply(self.running.config)
+
+    def _start_intake(self) -> None:
+        """Create what LMTP and SMTP connections have in common."""
+        config = self.running.config
+        self._intake = Intake(
+            self._store,
+            self._passdb,
+            config.server.hostname,
+            config.limits.message,
+            tls=self._shared.context,
+            partial=PartialDeliveries(config.state / "intake.sqlite3"),
+            postmaster=local.Recipients(config, self._users, self._passdb).postmaster,
+        )
+        self._ends.push_async_callback(self._intake.drain, _GRACE)
+
+    def _listen(self) -> None:
+        """Accept connections on all sockets."""
+        config, service, context = self.running.config, self._service, self._shared.context
         builders: dict[str, Callable[[str, Slot, Origin], asyncio.BaseProtocol]] = {
             "pop3s": service.connection,
             "pop3": service.connection,
-            "lmtp": intake.lmtp(),
-            "smtp": intake.smtp(domains),
+            "lmtp": self._intake.lmtp(),
+            "smtp": self._intake.smtp(config.intake.smtp.domains),
         }
-        listeners = []
-        for place in shared.places:
-            is_pop3 = place.scheme in ("pop3s", "pop3")
+        for bound in self._shared.sockets:
+            is_pop3 = bound.scheme in _POP3
             listener = Listener(
-                place.socket,
-                builders[place.scheme],
-                admission,
-                name=place.scheme,
-                tls=shared.context if place.scheme == "pop3s" else None,
+                bound.socket,
+                builders[bound.scheme],
+                self._admission,
+                name=bound.scheme,
+                tls=context if bound.scheme == "pop3s" else None,
                 handshake=service.timeouts.handshake,
                 busy=_BUSY if is_pop3 else _INTAKE_BUSY,
-                proxy_from=configuration.server.proxy_from if is_pop3 else (),
-                tls_at_proxy=place.tls_at_proxy,
+                proxy_from=config.server.proxy_from if is_pop3 else (),
+                tls_at_proxy=bound.tls_at_proxy,
             )
-            stack.callback(listener.close)
-            listeners.append(listener)
-        server.addresses = addresses_of(shared.places)
-        watching = asyncio.create_task(_update_terms(service, users))
-        stack.callback(watching.cancel)
-        reviewing = asyncio.create_task(_end_disabled_sessions(service))
-        stack.callback(reviewing.cancel)
-        clock = stores.clock(configuration)
-        service.proven_time = lambda: clock.read().proven
-        upkeep = None
-        if shared.purges:
-            upkeep = Upkeep(
-                store,
-                users,
-                passdb,
-                clock,
-                terms=lambda account: service.policy.terms_of(account),
-                site_expires=lambda: service.policy.terms.expire is not None,
-            )
-            stack.callback(upkeep.look)
-            keeping_up = asyncio.create_task(upkeep.run_for_ever())
-            stack.callback(keeping_up.cancel)
-            saving = asyncio.create_task(throttling.save_for_ever(throttle, configuration))
-            stack.callback(saving.cancel)
+            self._ends.callback(listener.close)
+            self._listeners.append(listener)
+        self.running.addresses = addresses_of(self._shared.sockets)
 
-        def secure(config: Configuration) -> None:
-            context = tls_context(config)
-            service.tls = intake.tls = context
-            for listener in listeners:
-                listener.tls = context if listener.tls else None
+    def _start_tasks(self) -> None:
+        """Start the work that is repeated while the server runs."""
+        self._start_task(_update_terms(self._service, self._users))
+        self._start_task(_end_disabled_sessions(self._service))
+        if self._shared.purges:
+            self._start_upkeep()
+        self._start_task(_renew_tls(lambda: self._secure(self.running.config)))
 
-        def adopt(config: Configuration) -> None:
-            secure(config)
-            before, server.configuration = server.configuration, config
-            fixed = [key for key in _FIXED if key(config) != key(configuration)]
-            stores.set_rules(store, config, users)
-            _apply(service, admission, config, users, passdb)
-            cache.clear()
-            throttling.configure(throttle, config)
-            for listener in listeners:
-                if listener.name in ("pop3s", "pop3"):
-                    listener.proxy_from = config.server.proxy_from
-            log.set_up(config.log)
-            is_changed = _RULES(before) != _RULES(config)
-            service.spawn(_log_reload(bool(fixed), upkeep if is_changed else None))
+    def _start_upkeep(self) -> None:
+        service = self._service
+        upkeep = self._upkeep = Upkeep(
+            self._store,
+            self._users,
+            self._passdb,
+            self._clock,
+            terms=lambda account: service.policy.terms_of(account),
+            site_expires=lambda: service.policy.terms.expire is not None,
+        )
+        self._ends.callback(upkeep.look)  # saves the time
+        self._start_task(upkeep.run_for_ever())
+        self._start_task(throttling.save_for_ever(self._shared.throttle, self.running.config))
 
-        renewing = asyncio.create_task(_renew_tls(lambda: secure(server.configuration)))
-        stack.callback(renewing.cancel)
-        server.adopt = adopt
-        yield server
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
+        self._ends.callback(asyncio.create_task(work).cancel)
+
+    def _secure(self, config: Configuration) -> None:
+        """Use the certificate that is there now, and new ticket keys, for later connections.
+
+        Raises:
+            ConfigurationError: the certificate cannot be used; nothing has changed.
+        """
+        context = tls_context(config)
+        self._service.tls = self._intake.tls = context
+        for listener in self._listeners:
+            listener.tls = context if listener.tls else None
+
+    def _adopt(self, config: Configuration) -> None:
+        """See ``Running.adopt``."""
+        self._secure(config)
+        before, self.running.config = self.running.config, config
+        needs_restart = any(key(config) != key(self._started_with) for key in _FIXED)
+        stores.set_rules(self._store, config, self._users)
+        self._apply(config)
+        self._cache.clear()
+        throttling.configure(self._shared.throttle, config)
+        for listener in self._listeners:
+            if listener.name in _POP3:
+                listener.proxy_from = config.server.proxy_from
+        log.set_up(config.log)
+        is_changed = _RULES(before) != _RULES(config)
+        self._service.spawn(_log_reload(needs_restart, self._upkeep if is_changed else None))
+
+    def _apply(self, config: Configuration) -> None:
+        """Set what may change while the server runs."""
+        limits, service, admission = config.limits, self._service, self._admission
+        mechanisms = offered(service.passdb, config.auth.mechanisms)
+        service.policy = Policy(
+            banner=config.server.banner,
+            language=config.server.language,
+            makes_surrogates=config.server.utf8_headers == "surrogate",
+            mechanisms=tuple(name for name in mechanisms if name != "APOP"),
+            terms=Terms(ceil(limits.login_delay), limits.expire),
+            announced=service.policy.announced,
+        )
+        service.policy = replace(
+            service.policy, announced=_worst_terms(self._users, service.policy)
+        )
+        host = config.server.hostname
+        service.time_stamp = partial(time_stamp, host) if "APOP" in mechanisms else None
+        polling = gateway.Gateway(config, local.Recipients(config, self._users, self._passdb))
+        service.before_opening = polling.poll if polling else None
+        service.xclient_from = config.server.xclient_from
+        service.folder_separator = config.auth.folder_separator
+        service.allow_plaintext_from = config.auth.allow_plaintext_from
+        service.deletions_by_new = limits.deletions_by_new
+        service.timeouts = Timeouts(login=limits.login, idle=limits.idle)
+        admission.sessions = _most_connections(limits.sessions)
+        admission.per_address = limits.per_address
 
 
 async def _log_reload(needs_restart: bool, upkeep: Upkeep | None) -> None:
@@ -309,80 +404,30 @@ _FIXED: tuple[Callable[[Configuration], object], ...] = (
 )
 
 
-def _apply(
-    service: Service,
-    admission: Admission,
-    configuration: Configuration,
-    users: Users,
-    directory: Directory,
-) -> None:
-    """What may change while it serves."""
-    limits = configuration.limits
-    mechanisms = offered(service.passdb, configuration.auth.mechanisms)
-    service.policy = Policy(
-        banner=configuration.server.banner,
-        language=configuration.server.language,
-        makes_surrogates=configuration.server.utf8_headers == "surrogate",
-        mechanisms=tuple(name for name in mechanisms if name != "APOP"),
-        terms=Terms(ceil(limits.login_delay), limits.expire),
-        announced=service.policy.announced,
-    )
-    service.policy = replace(service.policy, announced=_worst_terms(users, service.policy))
-    host = configuration.server.hostname
-    service.time_stamp = partial(time_stamp, host) if "APOP" in mechanisms else None
-    polling = gateway.Gateway(configuration, local.Recipients(configuration, users, directory))
-    service.before_opening = polling.poll if polling else None
-    service.xclient_from = configuration.server.xclient_from
-    service.folder_separator = configuration.auth.folder_separator
-    service.allow_plaintext_from = configuration.auth.allow_plaintext_from
-    service.deletions_by_new = limits.deletions_by_new
-    service.timeouts = Timeouts(login=limits.login, idle=limits.idle)
-    admission.sessions = _most_connections(limits.sessions)
-    admission.per_address = limits.per_address
-
-
-def tls_context(configuration: Configuration) -> ssl.SSLContext:
-    certificate, key = certificate_files(configuration)
-    wanted = configuration.tls
+def tls_context(config: Configuration) -> ssl.SSLContext:
+    certificate, key = certificate_files(config)
+    wanted = config.tls
     client_ca = Path(wanted.client_ca) if wanted.client_ca else None
     return tls.server_context(certificate, key, wanted.min_version, client_ca)
 
 
-def _intake(
-    configuration: Configuration,
-    directory: Directory,
-    users: Users,
-    store: Store,
-    context: ssl.SSLContext,
-) -> Intake:
-    return Intake(
-        store,
-        directory,
-        configuration.server.hostname,
-        configuration.limits.message,
-        tls=context,
-        partial=PartialDeliveries(configuration.state / "intake.sqlite3"),
-        postmaster=local.Recipients(configuration, users, directory).postmaster,
-    )
-
-
-def certificate_files(configuration: Configuration) -> tuple[Path, Path]:
-    wanted = configuration.tls
+def certificate_files(config: Configuration) -> tuple[Path, Path]:
+    wanted = config.tls
     if wanted.mode == "files":
         return Path(wanted.cert), Path(wanted.key)
-    names = [configuration.server.hostname, "localhost", "127.0.0.1", "::1"]
-    return tls.make_self_signed(configuration.state / "tls", list(dict.fromkeys(names)))
+    names = [config.server.hostname, "localhost", "127.0.0.1", "::1"]
+    return tls.make_self_signed(config.state / "tls", list(dict.fromkeys(names)))
 
 
-def make_first_user(configuration: Configuration, users: Users) -> tuple[str, str] | None:
+def make_first_user(config: Configuration, users: Users) -> tuple[str, str] | None:
     """Add a user to try a server with that has no configuration; return name and password."""
-    if configuration.source is not None or users.list():
+    if config.source is not None or users.list():
         return None
     password = passwords.generate()
     users.add("me", password)
-    if not any(Path(Template(configuration.store.path).base).glob("*")):
+    if not any(Path(Template(config.store.path).base).glob("*")):
         with suppress(OSError):  # there is no mail that a wrong clock could destroy
-            stores.clock(configuration).accept()
+            stores.clock(config).accept()
     return "me", password
 
 

@@ -32,7 +32,7 @@ class BoundSocket:
 
 
 @contextmanager
-def listening(configuration: Configuration) -> Iterator[list[BoundSocket]]:
+def listening(config: Configuration) -> Iterator[list[BoundSocket]]:
     """A socket for each address of the configuration: systemd's where it passes one for that port,
     else our own.
 
@@ -41,12 +41,12 @@ def listening(configuration: Configuration) -> Iterator[list[BoundSocket]]:
             more addresses than the configuration.
     """
     with ExitStack() as stack:
-        trusted = configuration.server.tls_at_proxy
+        trusted = config.server.tls_at_proxy
         places = [
             BoundSocket(name, stack.enter_context(each), _address(name, each) in trusted)
             for name, each in systemd.inherited()
         ]
-        wanted = _wanted(configuration, {place.scheme for place in places})
+        wanted = _wanted(config, {place.scheme for place in places})
         for place in places:
             _compare(place, [address for address, scheme, _ in wanted if scheme == place.scheme])
         passed = tuple(places)
@@ -60,14 +60,12 @@ def listening(configuration: Configuration) -> Iterator[list[BoundSocket]]:
         yield places
 
 
-def _wanted(
-    configuration: Configuration, inherited: Collection[str]
-) -> list[tuple[Address, str, str]]:
+def _wanted(config: Configuration, inherited: Collection[str]) -> list[tuple[Address, str, str]]:
     """Address, scheme and setting of all that the configuration asks for.
 
     The default of ``server.listen`` gives way where systemd passes a socket for POP3.
     """
-    served, intake = configuration.server.listen, configuration.intake
+    served, intake = config.server.listen, config.intake
     if served == Server().listen and not {"pop3", "pop3s"}.isdisjoint(inherited):
         served = ()
     wanted = [
@@ -114,7 +112,7 @@ def _reach(host: str) -> frozenset[str]:
 
 
 def _serves(listening: socket.socket, address: Address) -> bool:
-    """Whether an inherited socket serves an address of the configuration, at least a part of it:
+    """Whether an inherited socket serves an address of the config, at least a part of it:
     the rest could not be bound."""
     if _port_or_path(listening) != (address.path or address.port):
         return False

@@ -1,4 +1,4 @@
-"""What keeps guessing slow: made from the configuration, and kept over a restart."""
+"""What keeps guessing slow: made from the config, and kept over a restart."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ _log = logging.getLogger("restante.guessing")
 
 
 @contextmanager
-def kept(configuration: Configuration) -> Iterator[Throttle]:
+def kept(config: Configuration) -> Iterator[Throttle]:
     """One that knows what it knew before, and is saved at the end.  Enter it before workers are
     forked."""
-    with closing(throttle(configuration)) as made:
+    with closing(throttle(config)) as made:
         yield made
-        save(made, configuration)
+        save(made, config)
 
 
-def throttle(configuration: Configuration) -> Throttle:
+def throttle(config: Configuration) -> Throttle:
     """With what it knew when it was saved."""
     made = Throttle()
-    configure(made, configuration)
-    made.load(_path(configuration))
+    configure(made, config)
+    made.load(_path(config))
     return made
 
 
-def configure(throttle: Throttle, configuration: Configuration) -> None:
+def configure(throttle: Throttle, config: Configuration) -> None:
     """What may change while it serves."""
-    throttle.delay = configuration.auth.failure_delay
-    throttle.trusted = configuration.auth.trusted
+    throttle.delay = config.auth.failure_delay
+    throttle.trusted = config.auth.trusted
 
 
 def login_queue(backend: Verifier, throttle: Throttle, workers: int, slots: int) -> LoginQueue:
     return LoginQueue(backend, throttle.priority, slots=slots, share=_SHARE / workers)
 
 
-def save(throttle: Throttle, configuration: Configuration) -> None:
-    path = _path(configuration)
+def save(throttle: Throttle, config: Configuration) -> None:
+    path = _path(config)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         throttle.save(path)
@@ -55,12 +55,12 @@ def save(throttle: Throttle, configuration: Configuration) -> None:
         _log.warning("guesses not saved", extra={"fields": {"reason": error.strerror}})
 
 
-async def save_for_ever(throttle: Throttle, configuration: Configuration) -> None:
+async def save_for_ever(throttle: Throttle, config: Configuration) -> None:
     """Now and then."""
     while True:
         await asyncio.sleep(_SAVE_EVERY)
-        await asyncio.to_thread(save, throttle, configuration)
+        await asyncio.to_thread(save, throttle, config)
 
 
-def _path(configuration: Configuration) -> Path:
-    return configuration.state / "guesses"
+def _path(config: Configuration) -> Path:
+    return config.state / "guesses"

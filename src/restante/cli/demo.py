@@ -13,12 +13,13 @@ from email.utils import formatdate, make_msgid
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .. import config, tls
+from .. import tls
 from ..app import stores
 from ..app.server import Running, run_loop, running
 from ..app.words import counted, size
 from ..auth import passwords
 from ..client import asynchronous
+from ..config import Configuration, ephemeral
 from ..server.address import Address
 from . import common
 
@@ -42,17 +43,17 @@ def run(options: argparse.Namespace) -> int:
     """Start a server, deliver, fetch, delete and restore messages; then stop."""
     common.refuse_json(options)
     with TemporaryDirectory(prefix="restante-demo-") as folder:
-        run_loop(_story(config.ephemeral(Path(folder))))
+        run_loop(_story(ephemeral(Path(folder))))
     _print("stop", "Server stopped; temporary files removed.")
     return os.EX_OK
 
 
-async def _story(configuration: config.Configuration) -> None:
-    users = stores.users(configuration)
-    store = stores.store(configuration, users)
+async def _story(config: Configuration) -> None:
+    users = stores.users(config)
+    store = stores.store(config, users)
     password = passwords.generate()
     await asyncio.to_thread(users.add, "ann", password)
-    async with running(configuration, users, store) as server:
+    async with running(config, users, store) as server:
         _print("start", f"POP3S on {server.addresses['pop3s']}, LMTP on {server.addresses['lmtp']}")
         _print("", "The new certificate has the SHA-256 fingerprint")
         for half in common.halves(tls.fingerprint(server.certificate)):

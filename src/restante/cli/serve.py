@@ -20,7 +20,7 @@ from contextlib import (
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from .. import __version__, config, log, tls
+from .. import __version__, log, tls
 from ..app import gateway, stores, systemd, throttling
 from ..app.server import (
     Running,
@@ -36,7 +36,7 @@ from ..app.server import (
 from ..app.sockets import addresses_of, listening
 from ..app.supervisor import BEAT, Lines, Supervisor
 from ..app.terminal import Terminal
-from ..config import Configuration
+from ..config import Configuration, ephemeral
 from ..shared import SharedTally
 from . import common
 
@@ -67,14 +67,14 @@ _log = logging.getLogger("restante.serve")
 def run(options: argparse.Namespace) -> int:
     """Serve until SIGTERM, SIGINT, the end of the terminal, or with ``--ephemeral`` the end of
     standard input."""
-    with _configured(options) as configuration:
-        log.set_up(configuration.log)
+    with _configured(options) as config:
+        log.set_up(config.log)
         with suppress(OSError):  # before a file gets a time stamp from a clock that jumped
-            stores.clock(configuration).advance()
-        count = worker_count(configuration)
+            stores.clock(config).advance()
+        count = worker_count(config)
         if count > 1:
-            return _supervise(configuration, options, count)
-        run_loop(_serve(configuration, options))
+            return _supervise(config, options, count)
+        run_loop(_serve(config, options))
     return os.EX_OK
 
 
@@ -84,18 +84,18 @@ def _configured(options: argparse.Namespace) -> Iterator[Configuration]:
         yield _configuration(options)
         return
     with TemporaryDirectory(prefix="restante-") as folder:
-        yield config.ephemeral(Path(folder))
+        yield ephemeral(Path(folder))
 
 
-async def _serve(configuration: Configuration, options: argparse.Namespace) -> None:
+async def _serve(config: Configuration, options: argparse.Namespace) -> None:
     """Serve in this process."""
     terminal, stop = Terminal(), _listen_to_signals()
-    stores.look_over(configuration)
-    users = stores.users(configuration)
-    store = stores.store(configuration, users)
-    first_user = await asyncio.to_thread(make_first_user, configuration, users)
-    await asyncio.to_thread(gateway.look_over, configuration)
-    async with running(configuration, users, store) as server:
+    stores.look_over(config)
+    users = stores.users(config)
+    store = stores.store(config, users)
+    first_user = await asyncio.to_thread(make_first_user, config, users)
+    await asyncio.to_thread(gateway.look_over, config)
+    async with running(config, users, store) as server:
         server.users = dict([first_user] if first_user else [])
         _listen_to_hangup(server, options, stop, lambda: terminal.is_closed() or options.ephemeral)
         beating = asyncio.create_task(_beat(lambda: systemd.notify("WATCHDOG=1")))
@@ -108,34 +108,34 @@ async def _serve(configuration: Configuration, options: argparse.Namespace) -> N
         beating.cancel()
 
 
-def _supervise(configuration: Configuration, options: argparse.Namespace, count: int) -> int:
+def _supervise(config: Configuration, options: argparse.Namespace, count: int) -> int:
     """Serve in workers; this process starts, watches and restarts them."""
-    stores.look_over(configuration)
-    stores.store(configuration)  # report mistakes once, not in each worker
-    first_user = make_first_user(configuration, stores.users(configuration))
-    gateway.look_over(configuration)
-    certificate, _ = certificate_files(configuration)
+    stores.look_over(config)
+    stores.store(config)  # report mistakes once, not in each worker
+    first_user = make_first_user(config, stores.users(config))
+    gateway.look_over(config)
+    certificate, _ = certificate_files(config)
     # Created before the workers, so that a TLS session of one can be resumed by any of them.
-    context = tls_context(configuration)
-    server = Running(configuration, certificate)
+    context = tls_context(config)
+    server = Running(config, certificate)
     server.users = dict([first_user] if first_user else [])
 
     def work(lines: Lines) -> None:
         tally.serve_as(lines.number)
         os.environ.pop("NOTIFY_SOCKET", None)  # only the supervisor notifies systemd
         shared = SharedResources(
-            places, context, tally, throttle, purges=lines.number == 0, workers=count
+            sockets, context, tally, throttle, purges=lines.number == 0, workers=count
         )
-        run_loop(_work(configuration, options, shared, lines))
+        run_loop(_work(config, options, shared, lines))
 
     def reload_certificate() -> bool:
         return reload(lambda: tls_context(_configuration(options)))
 
     with ExitStack() as stack:
-        places = stack.enter_context(listening(configuration))
+        sockets = stack.enter_context(listening(config))
         tally = stack.enter_context(closing(SharedTally(count)))
-        throttle = stack.enter_context(throttling.kept(configuration))
-        server.addresses = addresses_of(places)
+        throttle = stack.enter_context(throttling.kept(config))
+        server.addresses = addresses_of(sockets)
         supervisor = Supervisor(
             count,
             work,
@@ -148,14 +148,14 @@ def _supervise(configuration: Configuration, options: argparse.Namespace, count:
 
 
 async def _work(
-    configuration: Configuration, options: argparse.Namespace, shared: SharedResources, lines: Lines
+    config: Configuration, options: argparse.Namespace, shared: SharedResources, lines: Lines
 ) -> None:
     """Serve in one worker."""
     stop = _listen_to_signals()
     asyncio.get_running_loop().add_reader(lines.life, stop.set)  # the supervisor has ended
-    users = stores.users(configuration)
-    store = stores.store(configuration, users)
-    async with running(configuration, users, store, shared) as server:
+    users = stores.users(config)
+    store = stores.store(config, users)
+    async with running(config, users, store, shared) as server:
         _listen_to_hangup(server, options, stop, lambda: False)  # the supervisor decides that
         beating = asyncio.create_task(_beat(lines.beat))
         await stop.wait()
@@ -198,12 +198,10 @@ def _announced_ready(server: Running, options: argparse.Namespace) -> Iterator[N
     if options.ephemeral or options.json:
         row = server.as_json(with_passwords=options.ephemeral)
         if server.users and not options.ephemeral:
-            row["password_file"] = str(
-                _store_password(server.configuration, *server.users.values())
-            )
+            row["password_file"] = str(_store_password(server.config, *server.users.values()))
         print(json.dumps(row), flush=True)
     else:
-        _introduce(server.configuration, server)
+        _introduce(server.config, server)
     systemd.notify("READY=1")
     try:
         yield
@@ -238,30 +236,30 @@ def _watch_input(stop: asyncio.Event) -> None:
     threading.Thread(target=read, name="stdin", daemon=True).start()
 
 
-def _introduce(configuration: Configuration, server: Running) -> None:
+def _introduce(config: Configuration, server: Running) -> None:
     """Print what the operator needs to begin, on standard error."""
     say = common.say
-    if configuration.source is None:
+    if config.source is None:
         say(
             f"restante {__version__}: no configuration file, so this is private mode\n"
             "(this machine only, a new TLS certificate)"
         )
     else:
-        say(f"restante {__version__}: {configuration.source}")
+        say(f"restante {__version__}: {config.source}")
     notes = {"pop3s": "implicit TLS", "pop3": "STLS required"}
     for name, where in server.addresses.items():
         url = f"unix:{where}" if name.endswith("_unix") else f"{name}://{where}"
         say(f"  {name.removesuffix('_unix'):6} {url}  {notes.get(name, '')}".rstrip())
-    for each in configuration.server.tls_at_proxy:
-        proxies = ", ".join(map(str, configuration.server.proxy_from))
+    for each in config.server.tls_at_proxy:
+        proxies = ", ".join(map(str, config.server.proxy_from))
         say(f"  proxy  {each} counts as TLS for connections from {proxies}")
-    if clear := configuration.auth.allow_plaintext_from:
+    if clear := config.auth.allow_plaintext_from:
         say(f"  clear  logins without TLS are accepted from {', '.join(map(str, clear))}")
     say(f"  trust  {server.certificate}, SHA-256 fingerprint:")
     for half in common.halves(tls.fingerprint(server.certificate)):
         say(f"         {half}")
     for user, password in server.users.items():
-        say(f"  first user {user!r}: {_describe_password(configuration, password)}")
+        say(f"  first user {user!r}: {_describe_password(config, password)}")
     if server.users:
         say("Next, deliver a message and fetch it:")
         say("  restante deliver me < message")
@@ -270,15 +268,15 @@ def _introduce(configuration: Configuration, server: Running) -> None:
             say(f"  restante fetch pop3s://me@{pop3s} --to Mail --keep {trust}")
 
 
-def _describe_password(configuration: Configuration, password: str) -> str:
+def _describe_password(config: Configuration, password: str) -> str:
     """Show a password once on a terminal; otherwise store it in a private file."""
     if sys.stderr.isatty():
         return f"password {password} (shown only once)"
-    return f"password in {_store_password(configuration, password)}"
+    return f"password in {_store_password(config, password)}"
 
 
-def _store_password(configuration: Configuration, password: str) -> Path:
-    path = configuration.state / "first-password"
+def _store_password(config: Configuration, password: str) -> Path:
+    path = config.state / "first-password"
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(password + "\n")
     return path
