@@ -136,7 +136,7 @@ def test_keys_refuse_meaningless_values(key: str, value: str, file: Path) -> Non
         ("[store]\nhold = 'soon'", 2, "store.hold: must be a time, such as"),
         ("[store]\nhold = '14days'", 2, "store.hold: must be a time, such as"),
         ("[store]\n'hold' = '1y'", 2, "store.hold: must be a time, such as"),
-        ("[limits]\nidle = '9min'", 2, "limits.idle: must be at least 600 seconds (RFC 1939 §3)"),
+        ("[limits]\nidle = '9min'", 2, "limits.idle: must be at least 600 s (RFC 1939 §3)"),
         ("[limits]\nlogin = 0", 2, "limits.login: must be "),
         ("[limits]\nmessage = '25MB'", 2, 'limits.message: must be a size, such as "25MiB"'),
         ("[limits]\nsessions = 0", 2, "limits.sessions: must be a whole number, at least 1"),

@@ -1,14 +1,14 @@
-"""Every exception of restante, and what it means on the wire.
+"""All exceptions of restante, and what each means on the wire.
 
 An error has its response code (RFC 2449 §8, RFC 3206) and whether the same request
 may succeed later.  Its message names the object, the limit and the unit; it never
 repeats what a peer sent, so it may be shown to that peer.
 
 RestanteError
-├── BadCommand                 this command is wrong, the session goes on
+├── BadCommand                 the command is invalid; the session continues
 │   ├── NoExchange             AUTH was refused or cancelled
 │   ├── OverlongLine
-│   ├── BareLineFeed           answered, then the connection is closed
+│   ├── BareLineFeed           the connection is closed after a response
 │   ├── NulOctet               likewise
 │   └── NoSuchMessage
 ├── HostileInput               the connection is closed without a response
@@ -22,13 +22,14 @@ RestanteError
 │   ├── NotRemoved
 │   ├── QuotaExceeded
 │   ├── Damaged                a file of restante; an administrator must restore it
-│   ├── BackendUnavailable     an identity back end; never counts as a guess
+│   ├── BackendUnavailable     an identity back end failed; not counted as a guess
 │   │   └── BackendMisconfigured
+│   ├── Braked                 a new password may not delete that many messages
 │   └── TooBusy
 ├── NeedsUTF8                  [UTF8]
 ├── PermanentFailure           [SYS/PERM]
 │   ├── NoMaildrop             the user's name does not fit the path of maildrops
-│   └── CredentialsRefused     by a server that should store our mail
+│   └── CredentialsRefused     by a server to which mail is delivered
 ├── NoSuchUser                 intake and administration
 ├── MessageRefused             intake: this message will never be accepted
 │   └── MessageTooLarge
@@ -39,13 +40,13 @@ RestanteError
 │   └── StaleMessage           a message of an earlier session
 ├── BodySkipped                a caller came back to a body after another command
 └── ClientError                a remote server, seen by our client
-    ├── CommandFailed          it answered -ERR; the session goes on
+    ├── CommandFailed          the response was -ERR; the session continues
     │   └── LoginFailed
-    ├── LoginWithheld          the credentials were refused before; the next try has to wait
+    ├── LoginWithheld          the credentials were refused before; wait before the next try
     ├── ConsentNeeded          the user must sign in again at the OAuth 2 provider
     ├── TLSUnavailable         no safe connection; no credential was sent
     └── ConnectionLost         the session is over; a ConnectionError
-        ├── CannotConnect      it never began
+        ├── CannotConnect      no session began
         ├── ProtocolBroken
         └── DeadlineExceeded   a TimeoutError
 """
@@ -54,11 +55,13 @@ from __future__ import annotations
 
 from math import ceil
 
+from .words import counted
+
 
 class RestanteError(Exception):
     """Base class of every exception that restante raises on purpose.
 
-    The exceptions are mistakes in a call: ``TypeError`` for an argument of the wrong type,
+    Mistakes in a call raise other exceptions: ``TypeError`` for an argument of the wrong type,
     ``RuntimeError`` for two tasks or threads in one session, ``FileExistsError`` from ``save``.
     """
 
@@ -69,7 +72,7 @@ class RestanteError(Exception):
 
 
 class BadCommand(RestanteError):
-    """Unknown, malformed or out of place (RFC 1939 §3); nothing else happens."""
+    """A command is unknown, malformed or in the wrong state (RFC 1939 §3); it has no effect."""
 
 
 class NoExchange(BadCommand):
@@ -89,28 +92,28 @@ class OverlongLine(BadCommand):
 
 
 class BareLineFeed(BadCommand):
-    """LF without CR.  Text that other software reads as one line must not be two lines here."""
+    """A line has LF without CR; other software may see one line where we would see two."""
 
     def __init__(self) -> None:
         super().__init__("lines must end with CRLF, this one has a bare LF")
 
 
 class NulOctet(BadCommand):
-    """NUL in a command.  No mail client sends it; a TLS handshake on a port without TLS has it."""
+    """A command contains NUL, which no mail client sends; TLS on a port without TLS does."""
 
     def __init__(self) -> None:
         super().__init__("NUL in a command")
 
 
 class NoSuchMessage(BadCommand):
-    """No such message-number, or marked as deleted (RFC 1939 §5)."""
+    """No message has this number, or it is marked as deleted (RFC 1939 §5)."""
 
     def __init__(self, text: str = "no such message") -> None:
         super().__init__(text)
 
 
 class HostileInput(RestanteError):
-    """Input that no POP3 client sends: another protocol, or an endless line."""
+    """The peer does not speak POP3: it sent another protocol or an endless line."""
 
 
 class AuthenticationFailed(RestanteError):
@@ -128,7 +131,7 @@ class AuthenticationFailed(RestanteError):
 
 
 class TLSRequired(RestanteError):
-    """Login without TLS; refused before the credentials are checked (RFC 8314 §4.1)."""
+    """A login without TLS was refused before the credentials were checked (RFC 8314 §4.1)."""
 
     def __init__(self) -> None:
         super().__init__("login requires TLS: send STLS first, or connect to the POP3S port")
@@ -181,7 +184,7 @@ class NotRemoved(TemporaryFailure):
     """UPDATE could not remove all marked messages; unmarked ones are untouched (RFC 1939 §6)."""
 
     def __init__(self, left: int) -> None:
-        super().__init__(f"{left} deleted messages not removed")
+        super().__init__(f"{counted(left, 'deleted message')} not removed")
         self.left = left  # messages
 
 
@@ -190,7 +193,7 @@ class Braked(TemporaryFailure):
 
     def __init__(self, marked: int) -> None:
         super().__init__(
-            f"this password is too new to delete {marked} messages; nothing was deleted"
+            f"this password is too new to delete {counted(marked, 'message')}; nothing was deleted"
         )
         self.marked = marked  # messages
 
@@ -258,11 +261,11 @@ class NoMaildrop(PermanentFailure):
 
 
 class CredentialsRefused(PermanentFailure):
-    """The server that should store our mail refused the user name or password."""
+    """The server to which mail is delivered refused the user name or password."""
 
 
 class NoSuchUser(RestanteError):
-    """No such user in the database of users."""
+    """The database of users has no such user."""
 
     def __init__(self, user: str) -> None:
         super().__init__(f"no such user: {user!r}")
@@ -276,8 +279,8 @@ class MessageRefused(RestanteError):
 class MessageTooLarge(MessageRefused):
     """A message is larger than the limit for one message.
 
-    ``limit`` is in octets.  From the client: the session goes on, and the message stays on the
-    server.
+    ``limit`` is in octets.  If the client raises it, the session continues and the message stays
+    on the server.
     """
 
     def __init__(self, limit: int) -> None:
@@ -302,20 +305,20 @@ class CannotListen(ConfigurationError):
 
 
 class UnsafeArgument(RestanteError, ValueError):
-    """CR, LF, NUL or another control character in an argument: refused before sending."""
+    """An argument has CR, LF, NUL or another control character, and was refused before sending."""
 
 
 class StaleMessage(UnsafeArgument):
-    """A message of an earlier session, where its number may mean another message.
+    """The message belongs to an earlier session; its number may mean another message now.
 
-    Nothing was sent, and the session goes on.  List the messages again.
+    Nothing was sent, and the session continues.  List the messages again.
     """
 
 
 class BodySkipped(RestanteError):
-    """The rest of a message was skipped, because another command came before its end.
+    """The rest of a message was skipped, because another command was sent before its end.
 
-    What was read of it is not the message.
+    The part that was read is incomplete.
     """
 
 
@@ -333,15 +336,15 @@ def _may_pass(code: str | None) -> bool:
 
 
 class ClientError(RestanteError):
-    """A remote server or the way to it failed."""
+    """A remote server or the connection to it failed."""
 
 
 class CommandFailed(ClientError):
-    """The server answered -ERR.  The session goes on.
+    """The server answered -ERR.  The session continues.
 
     ``code`` is its response code, or the code that its text is known to mean, or None.  ``text`` is
     the text of the response, without our password if the server repeats it; control characters are
-    escaped in the message of this error, for terminals.  ``remedy`` is advice at its end.
+    escaped in the message of this error, for terminals.  ``remedy`` is advice appended to it.
     """
 
     def __init__(self, command: str, text: str, code: str | None, remedy: str = "") -> None:
@@ -368,13 +371,13 @@ class LoginWithheld(ClientError):
         often = "once" if refusals == 1 else f"{refusals} times"
         super().__init__(
             f"the login was refused {often}; the next try is in {seconds:.0f} s; "
-            f"at once: restante account test {account}"
+            f"to try now, run: restante account test {account}"
         )
         self.seconds = seconds
 
 
 class ConsentNeeded(ClientError):
-    """The OAuth 2 provider issues no token until the user acts; the message says what to do."""
+    """The OAuth 2 provider issues no token until the user signs in; the message says how."""
 
 
 class TLSUnavailable(ClientError):
@@ -389,11 +392,14 @@ class ConnectionLost(ClientError, ConnectionError):
     """
 
     retry = True
-    __str__ = Exception.__str__  # that of OSError shows a file name, and there is none
+    __str__ = Exception.__str__  # OSError.__str__ would show a file name
 
     def __init__(self, text: str, lost_deletions: int = 0, *, is_known: bool = True) -> None:
-        fate = "were not carried out" if is_known else "may have been carried out, or not"
-        super().__init__(f"{text}; {lost_deletions} deletions {fate}" if lost_deletions else text)
+        verb = "was" if lost_deletions == 1 else "were"
+        fate = f"{verb} not carried out" if is_known else "may or may not have been carried out"
+        super().__init__(
+            f"{text}; {counted(lost_deletions, 'deletion')} {fate}" if lost_deletions else text
+        )
         self.lost_deletions = lost_deletions  # messages
         self.is_known = is_known
 
@@ -403,10 +409,10 @@ class CannotConnect(ConnectionLost):
 
 
 class ProtocolBroken(ConnectionLost):
-    """The server broke the protocol; the connection cannot be trusted any more."""
+    """The server broke the protocol; the connection cannot be used any more."""
 
     retry = False
 
 
 class DeadlineExceeded(ConnectionLost, TimeoutError):
-    """The server did not answer within ``timeout``, or ``deadline`` has passed."""
+    """The server did not respond within ``timeout``, or ``deadline`` has passed."""

@@ -269,7 +269,7 @@ def test_a_server_without_a_database_of_its_own(home: Path) -> None:
             "auth.passwd-file: unknown option; did you mean passwd_file?",
         ),
         ('passwd_file.scheme = "MD5"', "auth.passwd_file.scheme: must be one of ARGON2I,"),
-        ('deadline = "0s"', "auth.deadline: must be at least 1 seconds (checking"),
+        ('deadline = "0s"', "auth.deadline: must be at least 1 s (checking"),
         ('chain = ["ldap"]', "auth.ldap.url: is missing"),
         ('chain = ["ldapp"]', "pam, oauth; did you mean ldap?"),
         ('ldap.url = "https://ldap.example.org"', "auth.ldap.url: must be an LDAP URL, such as"),

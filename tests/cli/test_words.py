@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from restante.app.words import limit_size, size
 from restante.cli.tables import table
+from restante.words import limit_size, size
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,9 @@ def test_text_and_values_survive_a_file_name_and_pickling() -> None:
     assert (error.errno, error.filename) == (None, None)
     error.filename = "x"  # as other programs do with an OSError
     assert str(error) == describe(error) == str(pickle.loads(pickle.dumps(error)))
-    assert str(error).startswith("silent for 60 s; 2 deletions may have been carried out")
+    assert str(error).startswith(
+        "silent for 60 s; 2 deletions may or may not have been carried out"
+    )
 
 
 async def silent(peer: Peer) -> None:

@@ -14,6 +14,7 @@ from restante.pop3 import texts
 from restante.pop3.commands import VERBS
 from restante.pop3.grammar import Response
 from restante.pop3.session import Policy
+from restante.words import counted
 
 from .core import Core
 
@@ -58,31 +59,32 @@ LOGIN = b"USER mrose\r\nPASS tan staaf\r\n"
 
 
 def texts_in_source() -> Iterator[str]:
-    """Yield the texts of responses and errors in the source, with 7 in place of each value."""
+    """Yield the texts of responses and errors in the source, with 1 and with 7 for each number."""
     for name in SOURCES:
         tree = ast.parse((SOURCE / name).read_text())
         tree.body = [e for e in tree.body if getattr(e, "name", "") not in ADMINISTRATION_ONLY]
         for where in ast.walk(tree):
             if isinstance(where, ast.Call) and where.args:
                 called = ast.unparse(where.func).rpartition(".")[2]
-                text = _text(where.args[0])
-                if text and (called in RAISED or ast.unparse(where.func) == "super().__init__"):
-                    yield text
+                if called in RAISED or ast.unparse(where.func) == "super().__init__":
+                    yield from filter(None, (_text(where.args[0], number) for number in (1, 7)))
 
 
-def _text(node: ast.AST) -> str:
+def _text(node: ast.AST, number: int) -> str:
     if isinstance(node, ast.Constant):
         return str(node.value)
     if not isinstance(node, ast.JoinedStr):
         return ""
-    return "".join(
-        str(part.value)
-        if isinstance(part, ast.Constant)
-        else "NOOP"
-        if "keyword" in ast.unparse(part) or "state" in ast.unparse(part)
-        else "7"
-        for part in node.values
-    )
+    return "".join(_part(part, number) for part in node.values)
+
+
+def _part(part: ast.expr, number: int) -> str:
+    if isinstance(part, ast.Constant):
+        return str(part.value)
+    source = ast.unparse(part)
+    if found := re.search(r"\bcounted\(.*, ['\"]([a-z -]+)['\"]\)", source):
+        return counted(number, found[1])
+    return "NOOP" if "keyword" in source or "state" in source else str(number)
 
 
 @pytest.mark.rfc("P-150")
@@ -157,7 +159,7 @@ def test_lang_translates_all_later_texts_but_no_codes() -> None:
     assert core.send(b"LANG de\r\n") == b"+OK de Antworten ab jetzt auf Deutsch\r\n"
     assert core.send(b"USER mrose\r\n").decode() == "+OK Passwort senden\r\n"
     assert core.send(b"PASS x\r\n").decode() == "-ERR [AUTH] Anmeldung fehlgeschlagen\r\n"
-    assert "+OK 1 Nachrichten (14 Bytes)\r\n" in core.send(LOGIN).decode()
+    assert "+OK 1 Nachricht (14 Bytes)\r\n" in core.send(LOGIN).decode()
     assert core.send(b"RETR 1\r\n").startswith(b"+OK 14 Bytes\r\nSubject")
     assert core.send(b"STAT\r\nLIST 1\r\nUIDL 1\r\n") == b"+OK 1 14\r\n+OK 1 14\r\n+OK 1 u1\r\n"
     assert core.send(b"LANG zh-Hant-TW\r\n").decode() == "+OK zh 后续提示将使用中文\r\n"

@@ -49,7 +49,7 @@ def test_dry_run_changes_nothing(
 ) -> None:
     assert main(["import", "dovecot", str(old), "ann", "--dry-run"]) == 0
     assert names(tmp_path / "mail") == []
-    assert "4 messages would keep their unique-ids; nothing" in capsys.readouterr().out
+    assert "4 messages with the unique-ids of the old server. Nothing" in capsys.readouterr().out
 
 
 def test_name_that_no_client_can_show_is_refused(
@@ -79,10 +79,10 @@ def test_courier(store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[s
     for copied in (4, 0):
         assert main(["import", "courier", str(old), "ann"]) == 0
         told = capsys.readouterr()
-        assert "1 message had no unique-id on the old server yet" in told.err
+        assert "1 message had no unique-id on the old server" in told.err
         assert told.out == (
-            "Imported 3 messages with their old unique-ids, 1 message with new unique-ids; "
-            f"{copied} copied now.\n"
+            "Imported 3 messages with the unique-ids of the old server and 1 message with a new "
+            f"unique-id. This run copied {copied} messages.\n"
         )
     assert ids(store) == ["UID1-1795555760", "UID2-1795555760", "1001.b.host,S=15", "1003.d"]
 

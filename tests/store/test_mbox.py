@@ -254,13 +254,15 @@ def test_an_mbox_without_ids_can_be_imported_again_and_again(
 ) -> None:
     (tmp_path / "box").write_bytes(TAKEOUT)
     assert load(tmp_path / "box", "--dry-run") == 0
-    assert "3 messages would get new ones; nothing" in capsys.readouterr().out
+    assert "Would import 3 messages with new unique-ids. Nothing" in capsys.readouterr().out
     assert load(tmp_path / "box") == 0
-    assert capsys.readouterr().out == "Imported 3 messages with new unique-ids; 3 copied now.\n"
+    assert capsys.readouterr().out == (
+        "Imported 3 messages with new unique-ids. This run copied 3 messages.\n"
+    )
     assert [each.splitlines()[-1] for each in taken(store)] == [b"From the start"] * 3
     before = run(listing(store, "ann"))
     assert load(tmp_path / "box") == 0
-    assert "0 copied now" in capsys.readouterr().out
+    assert "copied 0 messages" in capsys.readouterr().out
     assert run(listing(store, "ann")) == before
     assert run(remove(store, "ann", before[:1])) == []
     (tmp_path / "box").write_bytes(TAKEOUT[TAKEOUT.index(b"From 17001") :] + TAKEOUT)
@@ -296,7 +298,7 @@ def test_duplicates_are_taken_once_and_named(
     assert load(tmp_path / "box", "--json") == 0
     told = capsys.readouterr()
     assert json.loads(told.out)["duplicates"] == [[3, 1]]
-    assert "1 message equal to another one and left out: 3 (as 1)" in told.err
+    assert "left out 1 message equal to another message: 3 (same as 1)" in told.err
     assert taken(store) == [flagged + ONE, flagged + TWO]
 
 
@@ -312,7 +314,7 @@ def test_messages_deleted_in_thunderbird_are_skipped_and_counted(
     (tmp_path / "box").write_bytes(box)
     assert load(tmp_path / "box") == 0
     told = capsys.readouterr()
-    assert "1 message deleted in Thunderbird and left out" in told.err
+    assert "left out 1 message deleted in Thunderbird" in told.err
     assert "2 messages with new unique-ids" in told.out
     assert len(taken(store)) == 2
 
@@ -336,9 +338,11 @@ def test_unique_id_of_two_messages_is_used_for_neither(
     (tmp_path / "box").write_bytes(box)
     assert load(tmp_path / "box") == 0
     told = capsys.readouterr()
-    assert "messages with the same unique-id get new ones: 1, 3" in told.err
-    assert told.out == "Imported 1 message with their old unique-ids, 2 messages with new " \
-        "unique-ids; 3 copied now.\n"  # fmt: skip
+    assert "these messages had the same unique-id, so each gets a new one: 1, 3" in told.err
+    assert told.out == (
+        "Imported 1 message with the unique-id of the old server and 2 messages with new "
+        "unique-ids. This run copied 3 messages.\n"
+    )
     assert [each.unique_id == "y" for each in run(listing(store, "ann"))] == [False, True, False]
 
 

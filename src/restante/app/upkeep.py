@@ -20,8 +20,8 @@ from ..config import Configuration
 from ..errors import MaildropInUse, RestanteError
 from ..maildrop import Forecast, ServableStore, Sweep
 from ..passdb import Accounts, Terms, UserAccount
+from ..words import counted
 from . import stores
-from .words import counted
 
 _EVERY = 3600.0  # seconds between two rounds
 _LOOK_EVERY = 600.0  # seconds between two looks at the clock: less than its slack
@@ -147,11 +147,11 @@ class Upkeep:
                 _log.warning("expiry failed", extra={"fields": failed})
                 return Sweep()
             if swept.messages:
-                told = {"user": user, "messages": swept.messages, "days": days[user]}
-                _log.info("expired", extra={"fields": told})
+                fields = {"user": user, "messages": swept.messages, "days": days[user]}
+                _log.info("expired", extra={"fields": fields})
             return swept
 
-        users = [user for user, found in days.items() if found is not None]
+        users = [user for user, number in days.items() if number is not None]
         _, waiting = await _in_two_steps(users, expire, reading)
         if waiting:
             fields = {"messages": waiting, "seconds": round(reading.now - reading.mark)}

@@ -12,9 +12,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..app.job import Job, all_jobs, chosen, open_ledger
-from ..app.words import counted
 from ..config import Secret
 from ..errors import ConfigurationError
+from ..words import counted
 from . import account_add, account_rename, common, consent
 
 

@@ -23,11 +23,11 @@ from urllib.parse import urlsplit
 
 from ..app import tokens
 from ..app.job import Job, open_ledger
-from ..app.words import counted, size
 from ..collect import providers
 from ..collect.providers import Mail
 from ..config import Configuration, load, toml
 from ..errors import ConfigurationError, ConnectionLost, LoginFailed, RestanteError, UnsafeArgument
+from ..words import counted, size
 from . import account_add_destination, common, consent, prompts
 
 if TYPE_CHECKING:

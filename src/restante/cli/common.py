@@ -63,7 +63,8 @@ def describe_hold(hold: float) -> str:
     """Return what happens to mail that a client deletes; ``hold`` is in seconds."""
     if hold == inf:
         return "kept in the maildrop"
-    return f"held {hold / 86_400:g} days" if hold else "destroyed at once"
+    days = hold / 86_400
+    return f"held {days:g} {'day' if days == 1 else 'days'}" if hold else "destroyed at once"
 
 
 def say(text: str) -> None:

@@ -81,7 +81,7 @@ def _ask(app: Application, user: str, flow: str) -> Tokens:
         case "device":
             return web.by_device(app, _enter)
         case "client":
-            return web.by_itself(app)
+            return web.by_client_secret(app)
     raise UnsafeArgument(f"unknown way to sign in: {flow}")
 
 

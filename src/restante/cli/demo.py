@@ -16,11 +16,11 @@ from tempfile import TemporaryDirectory
 from .. import tls
 from ..app import stores
 from ..app.server import Running, run_loop, running
-from ..app.words import counted, size
 from ..auth import passwords
 from ..client import asynchronous
 from ..config import Configuration, ephemeral
 from ..server.address import Address
+from ..words import counted, size
 from . import common
 
 _LETTERS = (

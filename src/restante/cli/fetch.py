@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from .. import sysexits
 from ..app import failures
-from ..app.words import counted, size
 from ..errors import UnsafeArgument
 from ..log import printable
+from ..words import counted, size
 from . import common, progress
 from .user import first_line
 

@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..app import backends, stores
-from ..app.words import counted
 from ..auth.names import check_new_name, normalise
 from ..errors import PermanentFailure, TemporaryFailure, UnsafeArgument
 from ..scanning import MAIL, open_maildir, scan_exactly
 from ..store import foreign
 from ..store.maildir import MaildirStore
 from ..store.names import unique_id_of
+from ..words import counted
 from . import common, import_accounts, import_mbox
 from .fetch import password_of
 from .import_messages import Arrival, Found, decoded, name_of
@@ -97,8 +97,8 @@ def run(options: argparse.Namespace) -> int:
         result.arrivals[:listed] = ids
     if result.unlisted:
         common.say(
-            f"{counted(result.unlisted, 'message')} had no unique-id on the old server yet and "
-            "will get a new one; log in there once more before the import to avoid that"
+            f"{counted(result.unlisted, 'message')} had no unique-id on the old server and will "
+            "get a new one. To avoid that, log in to the old server again before the import."
         )
     for note in result.notes:
         common.say(note)
@@ -113,16 +113,22 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace, result: Found, added: int) -> None:
-    kept = len(result.arrivals) - result.made
-    messages = counted(kept, "message") if kept or not result.made else ""
+    old, new = len(result.arrivals) - result.made, result.made
+    parts = []
+    if old or not new:
+        parts.append(f"{counted(old, 'message')} with the {_unique_ids(old)} of the old server")
+    if new:
+        what = "new unique-ids" if new > 1 else "a new unique-id"
+        parts.append(f"{counted(new, 'message')} with {what}")
+    messages = " and ".join(parts)
     if options.dry_run:
-        parts = [f"{messages} would keep their unique-ids"] if messages else []
-        parts += [f"{counted(result.made, 'message')} would get new ones"] * bool(result.made)
-        print(f"{', '.join(parts)}; nothing was changed")
+        print(f"Would import {messages}. Nothing was changed.")
     else:
-        parts = [f"{messages} with their old unique-ids"] if messages else []
-        parts += [f"{counted(result.made, 'message')} with new unique-ids"] * bool(result.made)
-        print(f"Imported {', '.join(parts)}; {added} copied now.")
+        print(f"Imported {messages}. This run copied {counted(added, 'message')}.")
+
+
+def _unique_ids(number: int) -> str:
+    return "unique-id" if number == 1 else "unique-ids"
 
 
 async def _copy(store: MaildirStore, user: str, arrivals: list[Arrival]) -> int:
@@ -141,7 +147,9 @@ def _with_ids(arrivals: list[Arrival], lines: bytes) -> list[Arrival]:
     """Return the messages with the unique-ids of a list, which must have one for each."""
     ids = foreign.unique_id_list(lines)
     if sorted(ids) != list(range(1, len(arrivals) + 1)):
-        raise PermanentFailure(f"{len(ids)} unique-ids for {len(arrivals)} messages")
+        raise PermanentFailure(
+            f"{counted(len(ids), 'unique-id')} for {counted(len(arrivals), 'message')}"
+        )
     return [
         replace(
             each, name=each.name if each.unique_id else name_of(ids[number]), unique_id=ids[number]

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..app import failures
 from ..app.job import open_ledger
-from ..app.words import counted
 from ..config import Configuration, load
 from ..errors import ConfigurationError, RestanteError
 from ..log import printable
+from ..words import counted
 from . import account_add, account_add_destination, common
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 
-from ..app.words import counted
 from ..errors import PermanentFailure
 from ..store import mbox
 from ..store.coded import LONGEST, coding
+from ..words import counted
 from .import_messages import Arrival, Found, name_of, stamp
 
 _LINE = 65_536  # octets; a longer line is read in parts
@@ -63,9 +63,9 @@ def read(options: argparse.Namespace) -> Found:
         name = name_of(unique_id)
         result.arrivals.append(make(name, unique_id, begin=each.begin, end=each.end))
     if result.duplicates:
-        pairs = (f"{number} (as {other})" for number, other in result.duplicates)
+        pairs = (f"{number} (same as {other})" for number, other in result.duplicates)
         text = counted(len(result.duplicates), "message")
-        result.notes.append(f"{text} equal to another one and left out: {_few(pairs)}")
+        result.notes.append(f"left out {text} equal to another message: {_few(pairs)}")
     return result
 
 
@@ -83,7 +83,7 @@ def _notes_of_ids(box: mbox.Mbox) -> Iterator[str]:
     claims = Counter(each.unique_id for each in box.messages if each.unique_id)
     for unique_id in (each for each, count in claims.items() if count > 1):
         numbers = (str(each.number) for each in box.messages if each.unique_id == unique_id)
-        yield f"messages with the same unique-id get new ones: {_few(numbers)}"
+        yield f"these messages had the same unique-id, so each gets a new one: {_few(numbers)}"
 
 
 def _notes(box: mbox.Mbox) -> Iterator[str]:
@@ -96,7 +96,7 @@ def _notes(box: mbox.Mbox) -> Iterator[str]:
         )
     expunged = sum(each.is_expunged for each in box.messages)
     if expunged and not box.is_servers:
-        yield f"{counted(expunged, 'message')} deleted in Thunderbird and left out"
+        yield f"left out {counted(expunged, 'message')} deleted in Thunderbird"
 
 
 def _few(words: Iterable[str]) -> str:

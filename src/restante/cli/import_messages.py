@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..app.words import counted
 from ..errors import PermanentFailure, TemporaryFailure
 from ..message import Survey
 from ..store import mbox
 from ..store.coded import LONGEST, UNPACKED, coding, unpacked
+from ..words import counted
 from . import common
 
 _PIECE = 65_536  # octets read at once

@@ -16,13 +16,13 @@ from math import inf
 from typing import Any
 
 from ..app import failures, stores
-from ..app.words import counted, limit_size, size
 from ..auth.names import normalise
 from ..errors import MaildropInUse, NoSuchUser, RestanteError, TemporaryFailure, UnsafeArgument
 from ..log import printable
 from ..maildrop import Entry, HeldMessage, ServableStore, SessionRecord
 from ..store.foreign import dovecot_uidlist
 from ..store.maildir import MaildirStore
+from ..words import counted, limit_size, size
 from . import common
 from .summaries import head_of
 

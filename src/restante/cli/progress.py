@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from ..app import failures
 from ..app.runs import no_bar
-from ..app.words import counted, size
 from ..errors import RestanteError
 from ..log import printable
+from ..words import counted, size
 from . import common
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from ..app import backends, failures, stores, upkeep
-from ..app.words import counted, limit_size
 from ..auth import passwords
 from ..auth.names import BadName, check_new_name, normalise
 from ..auth.users import AppPassword, NameTaken, Users
@@ -27,6 +26,7 @@ from ..errors import ConfigurationError, NoMaildrop, NoSuchUser, RestanteError, 
 from ..maildrop import View
 from ..passdb import Network, UserAccount
 from ..store.folders import directory_of
+from ..words import counted, limit_size
 from . import common
 
 

@@ -281,7 +281,7 @@ def at_least(least: float, convert: Convert, why: str) -> Convert:
     def checked(value: Any) -> Any:
         result = convert(value)
         if result < least:
-            raise BadValue(f"must be at least {least:g} seconds ({why})")
+            raise BadValue(f"must be at least {least:g} s ({why})")
         return result
 
     return checked

@@ -13,6 +13,7 @@ from ..errors import BadCommand, HostileInput, NoExchange, TLSRequired
 from ..passdb import Credentials, Digest
 from ..sasl import MECHANISMS
 from ..sasl.prepare import prepared
+from ..words import counted
 from . import texts
 from .grammar import Response, parse_count, parse_number
 from .session import Session, Verb
@@ -154,7 +155,7 @@ def list_(session: Session, number: str | None = None) -> Response:
     transaction = session.transaction
     if number is not None:
         return Response(f"{number} {transaction.entry(parse_number(number)).size}", is_data=True)
-    text = f"{transaction.count} messages ({transaction.octets} octets)"
+    text = f"{counted(transaction.count, 'message')} ({transaction.octets} octets)"
     if transaction.rendered is not None:
         return Response(text, lines=transaction.rendered.scan_listing())
     return Response(text, lines=(f"{at} {entry.size}" for at, entry in transaction.unmarked()))
@@ -196,7 +197,7 @@ def rset(session: Session) -> Response:
     """Unmarks all messages (RFC 1939 §5)."""
     transaction = session.transaction
     transaction.unmark_all()
-    return Response(f"{transaction.count} messages ({transaction.octets} octets)")
+    return Response(f"{counted(transaction.count, 'message')} ({transaction.octets} octets)")
 
 
 def noop(_: Session) -> Response:

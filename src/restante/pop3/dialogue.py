@@ -268,8 +268,8 @@ class Dialogue:
     ) -> Procedure[None]:
         """Log in by the strongest mechanism of both sides.  There is no fall-back after a failure.
 
-        ``end_point`` returns the channel binding to the server's certificate (RFC 5929 §4), empty
-        if there is none; it is called only for mechanisms that use it.
+        ``end_point`` returns the channel binding to the server's certificate (RFC 5929 §4), or
+        empty octets without one; it is called only for mechanisms that use it.
 
         Raises:
             LoginFailed: with the server's response code; or no login is strong enough.

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
+from ..words import counted
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -95,7 +97,7 @@ class Listing(Sequence[Message]):
         return any(each == item for each in self)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {len(self)} messages>"
+        return f"<{type(self).__name__} of {counted(len(self), 'message')}>"
 
     def _text(self, at: int) -> bytes:
         """The unique-id of the message at this position; empty if it has none."""

@@ -29,6 +29,7 @@ from ..maildrop import Entry
 from ..passdb import ScramSecrets, Terms, UserAccount
 from ..sasl import MECHANISMS, Channel, Exchange, Lookup, Mechanism
 from ..wire import CRLF, FOREIGN_PROTOCOLS, MAX_COMMAND, LineBuffer
+from ..words import counted
 from .grammar import Challenge, Command, Response, failure
 from .state import Close, Event, Login, Retrieve, StartTLS, State
 from .texts import translated
@@ -232,7 +233,9 @@ class Session:
         self._awaiting = False
         self.state = State.TRANSACTION
         self._bad_commands = 0
-        return self._translate(Response(f"{opened.count} messages ({opened.octets} octets)"))
+        return self._translate(
+            Response(f"{counted(opened.count, 'message')} ({opened.octets} octets)")
+        )
 
     def retrieved(self) -> None:
         """Answers Retrieve: the whole message was sent."""

@@ -18,6 +18,7 @@ TEXTS = {
     # Success.
     "send the password": ("Passwort senden", "请发送密码"),
     "# messages (# octets)": ("# Nachrichten (# Bytes)", "# 封邮件（# 字节）"),
+    "# message (# octets)": ("# Nachricht (# Bytes)", "# 封邮件（# 字节）"),
     "# octets": ("# Bytes", "# 字节"),
     "capabilities follow": ("es folgt die Liste der Funktionen", "以下是支持的功能"),
     "unique-ids follow": ("es folgt die Liste der eindeutigen Kennungen", "以下是邮件唯一标识列表"),
@@ -120,6 +121,10 @@ TEXTS = {
         "dieses Passwort ist zu neu, um # Nachrichten zu löschen; es wurden keine gelöscht",
         "该密码启用不久，暂不能删除 # 封邮件；未删除任何邮件",
     ),
+    "this password is too new to delete # message; nothing was deleted": (
+        "dieses Passwort ist zu neu, um # Nachricht zu löschen; es wurde keine gelöscht",
+        "该密码启用不久，暂不能删除 # 封邮件；未删除任何邮件",
+    ),
     "log in again in # s": ("erneute Anmeldung in # s möglich", "请在 # 秒后重新登录"),
     "logins cannot be checked now": (
         "Anmeldungen können zurzeit nicht geprüft werden",
@@ -177,6 +182,10 @@ TEXTS = {
     ),
     "# deleted messages not removed": (
         "# gelöschte Nachrichten konnten nicht entfernt werden",
+        "有 # 封标记为删除的邮件未能删除",
+    ),
+    "# deleted message not removed": (
+        "# gelöschte Nachricht konnte nicht entfernt werden",
         "有 # 封标记为删除的邮件未能删除",
     ),
     "mail storage: *": ("Mailspeicher: *", "邮件存储：*"),

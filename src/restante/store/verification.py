@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..errors import TemporaryFailure
 from ..scanning import scan_exactly
+from ..words import counted
 from . import adopted, files, journal
 from .coded import LONGEST, coding
 from .held import VICTIMS, is_unfinished, name_before
@@ -63,7 +64,7 @@ def verify(maildrop: int) -> Iterator[Finding | None]:
         yield None
     yield from _others(maildrop, {file.inode for file in by_id.values()})
     for name, lines in journal.damage(maildrop).items():
-        yield Finding("journal damaged", name, f"{lines} lines cannot be read")
+        yield Finding("journal damaged", name, f"{counted(lines, 'line')} cannot be read")
 
 
 def _index(maildrop: int, by_id: Mapping[str, File]) -> tuple[Index, Finding | None]:
@@ -100,7 +101,7 @@ def _message(maildrop: int, announced: Row) -> Finding | None:
     if found.form is Form.GUESSED:
         return Finding("unreadable", announced.unique_id, "cannot be read now")
     if size not in (None, found.size):
-        text = f"{size} octets are announced, {found.size} are there"
+        text = f"the announced size is {size} octets, the real size is {found.size}"
         return Finding("size differs", announced.unique_id, text)
     if found.form < announced.form:
         return Finding(

@@ -1,4 +1,4 @@
-"""Counts and sizes for people; programs get octets in JSON."""
+"""Counts and sizes as users read them; programs get octets in JSON."""
 
 from __future__ import annotations
 
