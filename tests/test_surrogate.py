@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from restante.errors import NeedsUTF8
-from restante.surrogate import NOBODY, Downgrade, surrogate
+from restante.surrogate import INVALID_ADDRESS, Downgrade, surrogate
 from restante.wire import CRLF
 
 from .malformed import VALUES
@@ -49,11 +49,11 @@ def test_subject_is_encoded_by_rfc_2047() -> None:
     ("field", "shown"),
     [
         ("From: J\u00f6rg <joerg@example.org>", "J\u00f6rg <joerg@example.org>"),
-        ("From: j\u00f6rg@example.org", f"j\u00f6rg@example.org <{NOBODY}>"),
-        ("To: Ann <\u00e4nn@example.org>", f'"Ann" <{NOBODY}>'),
-        ("Cc: ann@\u00e4.example", f"ann@\u00e4.example <{NOBODY}>"),
+        ("From: j\u00f6rg@example.org", f"j\u00f6rg@example.org <{INVALID_ADDRESS}>"),
+        ("To: Ann <\u00e4nn@example.org>", f'"Ann" <{INVALID_ADDRESS}>'),
+        ("Cc: ann@\u00e4.example", f"ann@\u00e4.example <{INVALID_ADDRESS}>"),
         ("Reply-To: \u00e4 <a@b.c>, x@y.z", "\u00e4 <a@b.c>,\n x@y.z"),
-        ("Sender: <\u00fc@example.org>", f"\u00fc@example.org <{NOBODY}>"),
+        ("Sender: <\u00fc@example.org>", f"\u00fc@example.org <{INVALID_ADDRESS}>"),
     ],
 )
 @pytest.mark.rfc("P-144")
@@ -136,7 +136,7 @@ def test_an_address_that_is_too_odd_spoils_no_other() -> None:
     assert told is not None
     assert "<joerg@example.org>" in told
     assert "<ann@example.org>" in told
-    assert NOBODY in told
+    assert INVALID_ADDRESS in told
 
 
 def test_a_fault_of_the_library_refuses_the_message(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,7 +158,7 @@ class _AddressGuard(_Guard):
 class _SingleAddress(SingleAddressHeader):
     @property
     def address(self) -> Address:
-        """The first of the addresses; an empty one if there is none."""
+        """The first address, or an empty one for an empty list."""
         return next(iter(self.addresses), Address())
 
 

@@ -96,10 +96,10 @@ def _time(record: logging.LogRecord) -> str:
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Goes on serving when nobody can read the log any more (full disk, closed pipe)."""
+    """Keeps the server running if the log cannot be written (full disk, closed pipe)."""
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Without the lock: a line is one write, which threads do not tear."""
+        """Emit without a lock: each line is one write, so threads cannot mix their lines."""
         self.emit(record)
         return True
 
@@ -116,7 +116,7 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
 
 def set_up(wanted: Log) -> None:
     """Send the log of this process to standard error."""
-    # What no line tells need not be found out, which is half of its cost (logging, Optimization).
+    # Not logged, so not determined; that saves half of the time (Python's logging, Optimization).
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = _Handler(sys.stderr)

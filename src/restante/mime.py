@@ -185,7 +185,7 @@ def _with_known_charset(value: Any) -> Any:
 
 @lru_cache(maxsize=64)
 def _codec(charset: str) -> str | None:
-    """A codec for text that was sent in this charset; None if there is none."""
+    """Return a codec for text in this charset; None if Python has no safe one."""
     with suppress(LookupError, ValueError):
         b"a ".decode(charset, "replace")
         name = codecs.lookup(charset).name

@@ -9,7 +9,7 @@ differs, because mail or passwords were at stake:
   bare LFs, and ``b"\\r\\n".join(lines)`` is the message, octet for octet;
 - lines of mail may be of any length;
 - control characters in arguments are refused with ``ValueError``, before anything is sent;
-- octets that nobody asked for end the session, before TLS and between responses;
+- unexpected octets end the session, before TLS and between responses;
 - ``apop`` answers only to a time stamp of the form of a Message-ID (RFC 1939 §7, CVE-2007-1558);
 - ``set_debuglevel`` shows no password, and no exception repeats one that the server repeats.
 
@@ -279,7 +279,7 @@ class POP3:
         return self.__long(f"RETR {which}")
 
     def top(self, which: object, howmuch: int) -> LongResponse:
-        """The header and so many lines of the body, as ``retr`` gives them."""
+        """The header and the first ``howmuch`` lines of the body, in the form of ``retr``."""
         return self.__long(f"TOP {which} {howmuch}")
 
     def dele(self, which: object) -> bytes:
@@ -386,11 +386,11 @@ class _Counted(io.RawIOBase):
 
 
 def _file(connection: socket.socket) -> io.BufferedReader:
-    """As ``makefile("rb")``, but it can say what it holds."""
+    """Like ``makefile("rb")``, but the number of buffered octets can be determined."""
     return io.BufferedReader(_Counted(connection.makefile("rb", buffering=0)), _BUFFER)
 
 
 def _unread(file: BinaryIO) -> int:
-    """Octets that were received and not read; of another file than ours that is not known."""
+    """Return the number of octets received but not yet read; 0 for files that are not ours."""
     raw = getattr(file, "raw", None)
     return raw.tell() - file.tell() if isinstance(raw, _Counted) else 0

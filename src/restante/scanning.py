@@ -23,8 +23,8 @@ So a scan is the union of several passes, and it ends with the first *clean* pas
    (``store.refresh``); RETR and UPDATE stop as soon as their messages were seen; callers for
    which a missing file would be evidence insist on a clean pass (``scan_exactly``).
 
-Taking a lock is no alternative, because Maildir has none, and counting entries is none either,
-because two renames can hide each other.  See docs/decisions/0200-holes.md.
+Neither a lock nor a count of entries can replace this: Maildir has no lock, and the effects of two
+renames on a count can cancel out.  See docs/decisions/0200-holes.md.
 
 Standards: POSIX.1-2008 (readdir); https://cr.yp.to/proto/maildir.html.
 Limits: at most ``_PAUSES`` passes and 0.7 s of waiting.  All calls block.

@@ -1,13 +1,13 @@
-"""Surrogates: a message whose header is in UTF-8, for a client that did not ask for that.
+"""Make surrogates: ASCII versions of messages with a UTF-8 header, for clients without UTF8.
 
 Standards: RFC 6856 §2.1, §5; RFC 6858 §2 (what a surrogate is), §4 (sizes); RFC 2047; RFC 6532.
-A surrogate has as many octets as its original, so that sizes need not be known beforehand and
-STAT, LIST and RETR agree without a look into any message: what is too short gets a comment, and
-what is too long loses fields that nobody reads first.
-Security: an address that cannot be shown becomes one that is nobody's, never one that might be
-somebody's.  Header sections of more than 64 KiB are not looked into.  The time grows with the
-octets of the header, not faster; even so, make surrogates outside the event loop.
-Limits: only the header of the message itself; those of its parts stay as they are.
+A surrogate has exactly the size of its original, so STAT, LIST and RETR agree although no message
+was read for its size.  If the surrogate is too short, it gets a comment.  If it is too long, it
+loses fields, the least important first.
+Security: an address that cannot be shown is replaced by one that can never exist, so that no reply
+reaches another user.  Header sections of more than 64 KiB are passed on unchanged.  The time is
+linear in the octets of the header; nevertheless, make surrogates outside the event loop.
+Limits: changes only the header of the message itself, not those of its parts.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .errors import NeedsUTF8
 from .headers import encoded_words, folded, is_bounded, split_addresses
 from .wire import CRLF
 
-NOBODY = "invalid@internationalized-address.invalid"  # RFC 6858 §2.1.1
-_MAX_HEADER = 65_536  # octets
+INVALID_ADDRESS = "invalid@internationalized-address.invalid"  # RFC 6858 §2.1.1
+_MAX_HEADER = 65_536  # octets; an estimate, not measured
 _ADDRESSES = (
     "bcc",
     "cc",
@@ -37,8 +37,8 @@ _ADDRESSES = (
     "resent-to",
 )
 _WORDS = ("subject", "comments", "content-description")
-# What makes room first: everything else, then these from the end.
-_WANTED = (
+# Fields to keep.  To make room, all others are dropped first, then these from the end.
+_KEPT = (
     "from",
     "subject",
     "date",
@@ -57,10 +57,10 @@ _FOLD = b"\r\n " + b"." * 70
 
 
 class Downgrade:
-    """Takes a message in pieces of CRLF text; gives its surrogate, or itself if it needs none."""
+    """Converts a message, fed in pieces of CRLF text, to its surrogate if it needs one."""
 
     def __init__(self) -> None:
-        self._held: bytes | None = b""  # of the header; None: it is over
+        self._held: bytes | None = b""  # part of the header; None: the header has ended
 
     @property
     def is_in_header(self) -> bool:
@@ -68,9 +68,10 @@ class Downgrade:
         return self._held is not None
 
     def feed(self, octets: bytes) -> bytes:
-        """
+        """Take a piece of the message and return the octets that can be sent.
+
         Raises:
-            NeedsUTF8: no surrogate of that size can be made; nothing was given out.
+            NeedsUTF8: no surrogate of that size can be made; nothing was returned before.
         """
         if self._held is None:
             return octets
@@ -83,18 +84,18 @@ class Downgrade:
         return held if end == 1 else surrogate(held[:end]) + held[end:]
 
     def finish(self) -> bytes:
-        """The rest: a header without a body."""
+        """Return the rest at the end of the message: a header without a body."""
         held, self._held = self._held, None
         return surrogate(held) if held else b""
 
 
 def surrogate(header: bytes) -> bytes:
-    """Of a header, without the blank line; as many octets of ASCII as it has of UTF-8.
+    """Return the surrogate of a header without its blank line: ASCII, and the same size in octets.
 
-    A header in ASCII, or in some other encoding, is its own.
+    A header that is ASCII, or not UTF-8, is returned unchanged.
 
     Raises:
-        NeedsUTF8: there is no room, or the header is too malformed to be shown.
+        NeedsUTF8: the surrogate is too large, or the header is malformed.
     """
     if header.isascii():
         return header
@@ -106,20 +107,20 @@ def surrogate(header: bytes) -> bytes:
         return _made(text, len(header))
     except NeedsUTF8:
         raise
-    except Exception as error:  # the standard library raises almost any on malformed addresses
+    except Exception as error:  # the standard library raises many types on malformed addresses
         raise NeedsUTF8 from error
 
 
 def _made(text: str, size: int) -> bytes:
     fields = re.findall(r"[^\r\n]*\r\n(?:[ \t][^\r\n]*\r\n)*", text)
     if sum(map(len, fields)) != len(text):
-        raise NeedsUTF8  # bare CR or LF: no header that anybody could agree on
+        raise NeedsUTF8  # bare CR or LF: programs would read the header differently
     shown = [each for each in map(_shown, fields) if each]
     return _fitted(shown, size)
 
 
 def _shown(field: str) -> bytes:
-    """In ASCII; empty if it cannot be shown."""
+    """Return a field in ASCII; empty if that is not possible."""
     if field.isascii():
         return field.encode()
     name, colon, value = field.partition(":")
@@ -139,17 +140,17 @@ def _shown(field: str) -> bytes:
 
 
 def _addresses(member: str) -> list[str]:
-    """A member of an address-list: one address, or all of a group."""
-    found = getaddresses([member]) if is_bounded(member) else []
-    if not any(address for _, address in found):
-        return [f"{_encoded(member)} <{NOBODY}>"]
-    return [_address(name, address) for name, address in found]
+    """Return the addresses of one member of an address-list: one, or all of a group."""
+    addresses = getaddresses([member]) if is_bounded(member) else []
+    if not any(address for _, address in addresses):
+        return [f"{_encoded(member)} <{INVALID_ADDRESS}>"]
+    return [_address(name, address) for name, address in addresses]
 
 
 def _address(name: str, address: str) -> str:
     shown = _quoted(name) if (name or address).isascii() else _encoded(name or address)
     is_plain = address.isascii() and re.fullmatch(r"[!-~]+", address)
-    return f"{shown} <{address if is_plain else NOBODY}>".lstrip()
+    return f"{shown} <{address if is_plain else INVALID_ADDRESS}>".lstrip()
 
 
 def _quoted(name: str) -> str:
@@ -165,24 +166,24 @@ def _field(name: str, value: str) -> bytes:
 
 
 def _fitted(fields: Sequence[bytes], size: int) -> bytes:
-    kept: list[bytes] = list(fields)
+    remaining: list[bytes] = list(fields)
     total = sum(map(len, fields))
     for at in sorted(reversed(range(len(fields))), key=lambda at: _worth(fields[at])):
         if total <= size:
             break
-        if _worth(fields[at]) < len(_WANTED):  # From stays
+        if _worth(fields[at]) < len(_KEPT):  # From is never dropped
             total -= len(fields[at])
-            kept[at] = b""
+            remaining[at] = b""
     room = size - total
-    if room < 0 or not any(kept):
+    if room < 0 or not any(remaining):
         raise NeedsUTF8
     least = len(b"Comments:" + _NOTE + CRLF)
     if room < least:
-        return b"".join(kept)[:-2] + b" " * room + CRLF
+        return b"".join(remaining)[:-2] + b" " * room + CRLF
     folds, rest = divmod(room - least, len(_FOLD))
-    return b"".join(kept) + b"Comments:" + _NOTE + b"." * rest + _FOLD * folds + CRLF
+    return b"".join(remaining) + b"Comments:" + _NOTE + b"." * rest + _FOLD * folds + CRLF
 
 
 def _worth(field: bytes) -> int:
     name = field.partition(b":")[0].decode("latin-1").strip().lower()
-    return len(_WANTED) - _WANTED.index(name) if name in _WANTED else 0
+    return len(_KEPT) - _KEPT.index(name) if name in _KEPT else 0

@@ -150,11 +150,11 @@ class Fault:
         reset: bool = False,
         times: int | None = 1,
     ) -> None:
-        """End the connection after so many octets of the response; with RST, not with FIN."""
+        """End the connection after ``after_bytes`` octets; ``reset`` ends it with RST, not FIN."""
         self._add(f"drop({verb!r})", verb, times=times, drop_after=after_bytes, reset=reset)
 
     def delay(self, verb: str, *, seconds: float, times: int | None = None) -> None:
-        """Wait before the command is carried out."""
+        """Wait before the command is carried out, for ``seconds``."""
         self._add(f"delay({verb!r})", verb, times=times, delay=seconds)
 
     def drip(
@@ -165,9 +165,9 @@ class Fault:
         seconds: float = 0.1,
         times: int | None = None,
     ) -> None:
-        """Answer at once, but so many octets at a time, and so many seconds apart.
+        """Answer ``octets`` at a time, with ``seconds`` between two parts.
 
-        No wait is long, and all of it takes for ever: what a deadline is for.
+        Each wait is short, but the whole response takes very long; only a deadline ends it.
         """
         self._add(f"drip({verb!r})", verb, times=times, delay=seconds, drip=octets)
 
@@ -188,7 +188,7 @@ class Fault:
         self._add("dup_uidl()", "UIDL", times=times, rewrite=_same_unique_ids)
 
     def short_list(self, messages: int = 0, *, times: int | None = None) -> None:
-        """List the first so many messages only, as a server does that is in trouble."""
+        """List only the first ``messages``, as a server with an internal error may do."""
 
         def cut(response: bytes) -> bytes:
             first, *lines, end, rest = response.split(b"\r\n")
@@ -642,10 +642,10 @@ class Pop3Server:
     # Mail.
 
     def deliver(self, user: str, message: bytes | EmailMessage | Path | str) -> str:
-        """Put a message into the user's maildrop; gives its unique-id.
+        """Put a message into the user's maildrop and return its unique-id.
 
-        A text with a line end in it is the message, any other names a file.  Line ends become CRLF
-        on the way out, as POP3 wants it.
+        A ``str`` with a line end is the message itself; without one it is the path of a file.  Line
+        ends are sent as CRLF, as POP3 requires.
         """
         if isinstance(message, EmailMessage):
             octets = message.as_bytes(policy=message.policy.clone(linesep="\r\n"))

@@ -105,11 +105,14 @@ def _announce(server: Pop3Server, users: Sequence[str], *, as_json: bool) -> Non
 
 
 def _wait_for_end_of_input(ends: threading.Event) -> None:
-    """Not by ``sys.stdin``, whose lock a thread may not hold when the interpreter ends."""
+    """Wait for the end of standard input, then set ``ends``.
+
+    This does not use ``sys.stdin``: no thread may hold its lock when the interpreter exits.
+    """
     try:
         while os.read(0, 65_536):
             pass
     except OSError:
-        pass  # there is none
+        pass  # no standard input
     finally:
         ends.set()

@@ -1,17 +1,16 @@
-"""A kit of hostile POP3 servers, to try any client with.
+"""Hostile POP3 servers for testing any client.
 
-Each ``Attack`` is one way in which a server, or somebody in its place, breaks the protocol.
-``try_client`` runs a client against it and says what went wrong:
+Each ``Attack`` is one way in which a server, or an attacker in its place, breaks the protocol.
+``try_client`` runs a client against it and returns the client's faults:
 
-- it took for a message what is none, or half of one;
-- it removed a message that it had not fetched;
-- it gave the password away where no login was safe, or took a login for done that was none;
-- it did not come to an end.
+- it accepted as a message something that is not one, or half of one;
+- it removed a message that it had not retrieved;
+- it revealed the password where no login was safe, or continued after a login that had failed;
+- it did not end.
 
-Whether a client reports an attack as an error or carries on unharmed is its own affair.
+A client may report an attack as an error or continue unharmed; both are correct.
 
-Limits: a server speaks TLS with a certificate for ``localhost``; what a certificate can be wrong in
-is not tried here.
+Limits: the server has a valid certificate for ``localhost``; invalid certificates are not tested.
 """
 
 from __future__ import annotations
@@ -38,35 +37,35 @@ MESSAGES = (
 
 Keep = Callable[[bytes], None]
 Fetch = Callable[[str, Path, Keep], None]
-"""A client: log in at this URL, trusting this file; give each message to ``keep``, and delete it.
-``pop3s://`` has TLS first, ``pop3://`` needs STLS before the login."""
+"""A client: it logs in at a URL, trusts the CA file at a path, passes each message to ``keep``, and
+deletes it from the server.  ``pop3s://`` means implicit TLS, ``pop3://`` STLS before the login."""
 Say = bytes | Callable[[bytes], bytes] | None
-"""Octets, perhaps made from what the client said, or None: silence."""
+"""Octets to send, or a function that makes them from the client's line; None: no response."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attack:
-    """What is done instead of what the protocol wants."""
+    """One violation of the protocol."""
 
     what: str
-    """In words."""
+    """A description."""
     says: Mapping[str, Say] = field(default_factory=dict)
-    """By verb, by whole command (``RETR 1``), or by ``greeting``."""
+    """Responses by verb, by whole command (``RETR 1``), or by ``greeting``."""
     messages: tuple[bytes, ...] = MESSAGES
-    """What is really there."""
+    """The messages in the maildrop."""
     is_stls: bool = False
-    """The client has to begin with STLS."""
+    """Whether the client must begin with STLS."""
     no_login: bool = False
-    """Nothing that leads to the password may be sent."""
+    """Whether the client must not log in, nor send anything that reveals the password."""
     ends_at: str = ""
-    """The command whose answer is the last thing that is said."""
+    """The command whose response is the last one; then the connection ends."""
     forged: tuple[bytes, ...] = ()
-    """What a client cannot know not to be there: a server may make up any message.  It must not
-    remove another one for it."""
+    """Messages that are not in the maildrop but that a client may accept, since a server can invent
+    any message.  The client must not remove another message because of them."""
     cut: int | None = None
-    """Octets after which the connection ends."""
+    """Number of octets after which the connection ends; None: all are sent."""
     reset: bool = False
-    """It ends with RST, not with FIN."""
+    """Whether the connection ends with RST instead of FIN."""
 
 
 def _message(octets: bytes) -> bytes:
@@ -87,7 +86,7 @@ _SCRAM = b"+OK\r\nSASL SCRAM-SHA-256\r\nUIDL\r\n.\r\n"
 
 
 def _scram(nonce: bytes, iterations: bytes, last: bytes = b"-ERR no\r\n") -> dict[str, Say]:
-    """The server's side; ``last`` is said to the client's proof."""
+    """Return the server's responses; ``last`` answers the client's proof."""
 
     def answer(line: bytes) -> bytes:
         words = line.split(b" ")
@@ -96,8 +95,8 @@ def _scram(nonce: bytes, iterations: bytes, last: bytes = b"-ERR no\r\n") -> dic
         opening = b64decode(words[-1] + b"==")
         if opening.startswith(b"c="):
             return last
-        theirs = opening.rpartition(b"r=")[2]
-        message = b"r=" + theirs * (nonce != b"-") + nonce + b",s=c2FsdA==,i=" + iterations
+        client_nonce = opening.rpartition(b"r=")[2]
+        message = b"r=" + client_nonce * (nonce != b"-") + nonce + b",s=c2FsdA==,i=" + iterations
         return b"+ " + b64encode(message) + b"\r\n"
 
     return {"CAPA": _SCRAM, "AUTH": answer, "+": answer}
@@ -109,7 +108,7 @@ def _stls(what: str, **says: Say) -> Attack:
 
 
 ATTACKS: Mapping[str, Attack] = {
-    "polite": Attack(what="nothing at all: a client must get along with it"),
+    "polite": Attack(what="keeps to the protocol; every client must work with it"),
     # The greeting and the status line.
     "greeting-err": Attack(what="refuses the connection", says={"greeting": b"-ERR no\r\n"}),
     "greeting-empty": Attack(what="greets with an empty line", says={"greeting": b"\r\n"}),
@@ -118,49 +117,61 @@ ATTACKS: Mapping[str, Attack] = {
     ),
     "greeting-endless": Attack(what="greets without end", says={"greeting": b"x" * 10_000_000}),
     "status-plus": Attack(
-        what="answers with a lone plus", says={"STAT": b"+\r\n", "LIST": b"+\r\n"}
+        what="answers with a single plus", says={"STAT": b"+\r\n", "LIST": b"+\r\n"}
     ),
     "status-none": Attack(
-        what="answers with what is no status",
+        what="answers without a status indicator",
         says=dict.fromkeys(("RETR 1", "RETR 2", "RETR 3"), b" +OK\r\nx\r\n.\r\n"),
     ),
     # Listings.
-    "list-negative": Attack(what="counts below nothing", says={"LIST": _listing(b"-1 100")}),
-    "list-zero": Attack(what="has a message 0", says={"LIST": _listing(b"0 100", b"1 100")}),
-    "list-huge": Attack(what="counts beyond 2^64", says={"LIST": _listing(b"%d 1" % 2**70)}),
-    "list-words": Attack(what="lists words", says={"LIST": _listing(b"one hundred")}),
+    "list-negative": Attack(what="lists a negative number", says={"LIST": _listing(b"-1 100")}),
+    "list-zero": Attack(what="lists a message 0", says={"LIST": _listing(b"0 100", b"1 100")}),
+    "list-huge": Attack(what="lists a number above 2^64", says={"LIST": _listing(b"%d 1" % 2**70)}),
+    "list-words": Attack(
+        what="lists words instead of numbers", says={"LIST": _listing(b"one hundred")}
+    ),
     "list-twice": Attack(what="lists a number twice", says={"LIST": _listing(b"1 9", b"1 9")}),
     "list-more": Attack(
-        what="lists what is not there",
+        what="lists messages that do not exist",
         says={"LIST": _listing(*(b"%d 9" % at for at in range(1, 10)))},
     ),
     "list-cut": Attack(
         what="ends in the middle of a listing", says={"LIST": b"+OK\r\n1 9\r\n2"}, ends_at="LIST"
     ),
-    "uidl-same": Attack(what="one id for all", says={"UIDL": _listing(b"1 a", b"2 a", b"3 a")}),
-    "uidl-blank": Attack(what="blank ids", says={"UIDL": _listing(b"1 ", b"2", b"3  ")}),
+    "uidl-same": Attack(
+        what="has the same unique-id for all messages",
+        says={"UIDL": _listing(b"1 a", b"2 a", b"3 a")},
+    ),
+    "uidl-blank": Attack(what="has blank unique-ids", says={"UIDL": _listing(b"1 ", b"2", b"3  ")}),
     "uidl-path": Attack(
-        what="ids that are paths",
+        what="has unique-ids that are paths",
         says={"UIDL": _listing(b"1 ../../../../tmp/x", b"2 /etc/passwd", b"3 .")},
     ),
-    "uidl-long": Attack(what="ids of 5000 octets", says={"UIDL": _listing(b"1 " + b"x" * 5000)}),
+    "uidl-long": Attack(
+        what="has unique-ids of 5000 octets", says={"UIDL": _listing(b"1 " + b"x" * 5000)}
+    ),
     "uidl-octets": Attack(
-        what="ids of control and 8-bit octets", says={"UIDL": _listing(b"1 \x1b[2J", b"2 \xff\0")}
+        what="has unique-ids with control and 8-bit octets",
+        says={"UIDL": _listing(b"1 \x1b[2J", b"2 \xff\0")},
     ),
     "uidl-err": Attack(what="refuses UIDL", says={"UIDL": b"-ERR [SYS/TEMP] later\r\n"}),
     "capa-err": Attack(what="has no CAPA", says={"CAPA": b"-ERR\r\n"}),
-    "capa-huge": Attack(what="CAPA without end", says={"CAPA": b"+OK\r\n" + b"X\r\n" * 3_000_000}),
+    "capa-huge": Attack(
+        what="answers CAPA without end", says={"CAPA": b"+OK\r\n" + b"X\r\n" * 3_000_000}
+    ),
     # Messages.
     "size-lie": Attack(
         what="lies about sizes", says={"LIST": _listing(b"1 1", b"2 99999999", b"3 0")}
     ),
     "dot-lf": Attack(
-        what="passes bare LF on: a message holds its own end and a response",
+        what="passes on bare LF: a message contains its own end and a response",
         messages=(_SMUGGLED, *MESSAGES[1:]),
     ),
-    "dot-cr": Attack(what="the same with bare CR", messages=(_SMUGGLED_CR, *MESSAGES[1:])),
+    "dot-cr": Attack(
+        what="passes on bare CR in the same way", messages=(_SMUGGLED_CR, *MESSAGES[1:])
+    ),
     "dot-half": Attack(
-        what="the same with LF before and CRLF after", messages=(_SMUGGLED_HALF, *MESSAGES[1:])
+        what="passes on LF before and CRLF after the dot", messages=(_SMUGGLED_HALF, *MESSAGES[1:])
     ),
     "retr-cut": Attack(
         what="ends in the middle of a message",
@@ -173,7 +184,7 @@ ATTACKS: Mapping[str, Attack] = {
         ends_at="RETR 2",
     ),
     "retr-extra": Attack(
-        what="says more than it was asked: the next response is an injected one",
+        what="injects a second response after the requested one",
         says={"RETR 1": _message(MESSAGES[0]) + _message(_FORGED)},
         forged=(_FORGED,),
     ),
@@ -181,47 +192,52 @@ ATTACKS: Mapping[str, Attack] = {
         what="answers twice", says={"RETR 1": _message(MESSAGES[0]) + _message(MESSAGES[0])}
     ),
     "retr-err-and-body": Attack(
-        what="refuses a message and gives one", says={"RETR 1": b"-ERR no\r\nforged\r\n.\r\n"}
+        what="refuses a message and then sends one", says={"RETR 1": b"-ERR no\r\nforged\r\n.\r\n"}
     ),
     "retr-endless": Attack(
-        what="a response line without end", says={"RETR 1": b"+OK " + b"x" * 10_000_000}
+        what="answers with an endless line", says={"RETR 1": b"+OK " + b"x" * 10_000_000}
     ),
-    "quit-lost": Attack(what="removes, and does not say so", says={"QUIT": b""}),
-    "quit-err": Attack(what="says that it did not remove", says={"QUIT": b"-ERR [SYS/TEMP]\r\n"}),
+    "quit-lost": Attack(what="removes messages without a response to QUIT", says={"QUIT": b""}),
+    "quit-err": Attack(
+        what="reports at QUIT that it did not remove messages",
+        says={"QUIT": b"-ERR [SYS/TEMP]\r\n"},
+    ),
     # Before the login.
     "stls-stripped": Attack(
-        what="somebody has taken STLS out of CAPA",
+        what="removes STLS from CAPA",
         says={"CAPA": b"+OK\r\nUSER\r\n.\r\n", "STLS": b"-ERR\r\n"},
         is_stls=True,
         no_login=True,
     ),
     "stls-refused": _stls("refuses STLS", STLS=b"-ERR [SYS/TEMP] no\r\n"),
     "stls-injected": _stls(
-        "somebody adds responses to the one to STLS", STLS=b"+OK\r\n+OK\r\n+OK\r\n+OK\r\n"
+        "injects responses after the one to STLS", STLS=b"+OK\r\n+OK\r\n+OK\r\n+OK\r\n"
     ),
-    "stls-fragment": _stls("the same, and the last is not whole", STLS=b"+OK begin\r\n+O"),
-    "stls-clear": _stls("goes on in clear", STLS=b"+OK\r\n-ERR no TLS\r\n+OK\r\n"),
+    "stls-fragment": _stls(
+        "injects half a response after the one to STLS", STLS=b"+OK begin\r\n+O"
+    ),
+    "stls-clear": _stls("continues without TLS after STLS", STLS=b"+OK\r\n-ERR no TLS\r\n+OK\r\n"),
     "scram-iterations": Attack(
-        what="wants to keep the client busy for hours, or to guess its password cheaply",
+        what="requires so much hashing that the client is busy for hours",
         says=_scram(b"x", b"1000000000"),
         no_login=True,
     ),
     "scram-few": Attack(
-        what="wants a cheap proof",
+        what="requires so little hashing that passwords are easy to guess",
         says=_scram(b"x", b"1"),
     ),
     "scram-nonce": Attack(
-        what="answers to another nonce",
+        what="answers with a nonce that is not the client's",
         says=_scram(b"-", b"4096"),
         no_login=True,
     ),
     "scram-proof": Attack(
-        what="cannot prove that it knows the password, and says that the login is done",
+        what="reports a login without proof that it knows the password",
         says=_scram(b"x", b"4096", b"+OK\r\n"),
         no_login=True,
     ),
     "auth-refused": Attack(
-        what="refuses the strong login, to be told the password",
+        what="refuses the strong login in order to get the password",
         says={"CAPA": _SCRAM.replace(b"256", b"256 PLAIN"), "AUTH": b"-ERR [AUTH] no\r\n"},
         no_login=True,
     ),
@@ -229,7 +245,10 @@ ATTACKS: Mapping[str, Attack] = {
 
 
 def cuts(step: int = 1) -> Iterator[tuple[str, Attack]]:
-    """The end of the connection at every octet that a polite server says, by FIN and by RST."""
+    """Yield attacks that end the connection at each octet of the session, with FIN and with RST.
+
+    ``step`` is the number of octets between two of them.
+    """
     for at in range(0, _said_in_all(), step):
         for reset in (False, True):
             name = f"{'rst' if reset else 'fin'}-{at}"
@@ -242,16 +261,16 @@ def _said_in_all() -> int:
 
 
 class HostileServer:
-    """A context manager: one server on loopback, on threads of its own."""
+    """A context manager that runs one server on loopback, in its own thread."""
 
     host = "localhost"
 
     def __init__(self, attack: Attack) -> None:
         self.attack = attack
         self.heard: list[bytes] = []
-        """What clients have said, in order."""
+        """Lines received from clients, in order."""
         self.removed: set[int] = set()
-        """Message-numbers that were marked when QUIT came."""
+        """Message-numbers that were marked as deleted at QUIT."""
         self.port = 0
         sizes = [len(message) for message in attack.messages]
         self._honest = {
@@ -291,7 +310,7 @@ class HostileServer:
         return f"{scheme}://ann:{PASSWORD.replace(' ', '%20')}@{self.host}:{self.port}"
 
     def _accept(self) -> None:
-        """One client after the other, as a maildrop has its lock."""
+        """Serve one client after another, because a maildrop is locked exclusively."""
         while True:
             try:
                 connection, _ = self._listening.accept()
@@ -357,11 +376,11 @@ class HostileServer:
         return b"-ERR\r\n"
 
     def _line(self, verb: str, number: int) -> bytes:
-        """One line of a listing, with whatever it lies."""
+        """Return one line of a listing, forged if the attack forges it."""
         said = self.attack.says.get(verb, self._honest[verb])
         lines = said.split(b"\r\n") if isinstance(said, bytes) else []
-        found = next((each for each in lines if each.split(b" ")[0] == b"%d" % number), None)
-        return b"-ERR\r\n" if found is None else b"+OK " + found + b"\r\n"
+        line = next((each for each in lines if each.split(b" ")[0] == b"%d" % number), None)
+        return b"-ERR\r\n" if line is None else b"+OK " + line + b"\r\n"
 
 
 _VERBS = frozenset(
@@ -385,7 +404,7 @@ _VERBS = frozenset(
 
 
 class _Said:
-    """What goes out, as far as the attack lets it."""
+    """Sends responses until the attack ends the connection."""
 
     def __init__(self, connection: socket.socket, attack: Attack) -> None:
         self._connection = connection
@@ -393,9 +412,10 @@ class _Said:
         self._reset = attack.reset
 
     def say(self, octets: bytes | None) -> None:
-        """
+        """Send octets; None sends nothing.
+
         Raises:
-            OSError: the connection was ended.
+            OSError: the attack ended the connection.
         """
         if octets is None:
             return
@@ -410,9 +430,9 @@ class _Said:
 
 
 def try_client(fetch: Fetch, attack: Attack, *, patience: float = 30.0) -> list[str]:
-    """What went wrong, in words; nothing, if the client has withstood it.
+    """Run a client against an attack, and return its faults as sentences; none if it is safe.
 
-    ``patience`` is how many seconds it may take.
+    ``patience`` is the time limit for the client, in seconds.
     """
     kept: list[bytes] = []
     with HostileServer(attack) as server:
@@ -426,25 +446,25 @@ def try_client(fetch: Fetch, attack: Attack, *, patience: float = 30.0) -> list[
         client.join(patience)
         is_over = not client.is_alive()
     client.join(patience)
-    found = [] if is_over else [f"not at an end after {patience:g} s"]
+    faults = [] if is_over else [f"did not end within {patience:g} s"]
     there = [_normal(message) for message in attack.messages]
     have = [_normal(message) for message in kept]
     given = [*there, *map(_normal, attack.forged)]
-    found += [f"took for a message: {each[:60]!r}" for each in have if each not in given]
-    found += [
-        f"removed message {number}, which it has not"
+    faults += [f"accepted as a message: {each[:60]!r}" for each in have if each not in given]
+    faults += [
+        f"removed message {number}, which it did not retrieve"
         for number in sorted(server.removed)
         if there[number - 1] not in have
     ]
     if attack.no_login and any(_shows_password(line) for line in server.heard):
-        found.append("gave the password away")
+        faults.append("revealed the password")
     if attack.no_login and any(line[:4] in (b"STAT", b"LIST", b"RETR") for line in server.heard):
-        found.append("went on as if it were logged in")
-    return found
+        faults.append("continued after a login that had failed")
+    return faults
 
 
 def _normal(message: bytes) -> bytes:
-    """As it is in whatever form a client stores it."""
+    """Return a message with LF line ends and none at its end, however the client stored it."""
     return message.replace(b"\r\n", b"\n").rstrip(b"\n")
 
 

@@ -249,7 +249,7 @@ def test_a_refused_password_is_tried_again_by_hand(shell: Shell, server: dict[st
     secret.write_text(right)
     done = shell.run("collect", "isp")
     assert done.returncode == 77
-    assert b"at once: restante account test isp" in done.stderr
+    assert b"to try now, run: restante account test isp" in done.stderr
     shown = shell.ok("account", "show", "isp")
     assert re.search("failing +1 session since 2", shown)
     shell.ok("account", "test", "isp")

@@ -140,13 +140,13 @@ def fail(found: Configuration, ledger: Ledger, error: RestanteError = LOST) -> N
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (LoginFailed("PASS", "no", "AUTH"), "Put the right password where"),
-        (LoginFailed("PASS", "busy", "IN-USE"), "is only away for a while"),
+        (LoginFailed("PASS", "no", "AUTH"), "Correct the password that the setting"),
+        (LoginFailed("PASS", "busy", "IN-USE"), "restante tries again automatically"),
         (ConsentNeeded("gone"), "restante account auth isp"),
         (LooksMoved(30, 30), "restante collect isp --again dedupe"),
         (TLSUnavailable("not trusted"), "no password was sent"),
-        (ConfigurationError("account.isp.password: is empty"), "When you have mended that"),
-        (LOST, "is only away for a while"),
+        (ConfigurationError("account.isp.password: is empty"), "Correct the configuration"),
+        (LOST, "restante tries again automatically"),
     ],
 )
 def test_alert_names_the_next_step(
@@ -202,7 +202,7 @@ def test_crash_at_any_step_sends_no_second_alert(is_repeatable: bool, home: Path
             os.chdir(place)
             ledger = Ledger(place / "ledger")
             Death(moment).stalk(
-                ((os, "fsync"), (os, "rename"), (Health, "failed"), (Health, "tell"))
+                ((os, "fsync"), (os, "rename"), (Health, "failed"), (Health, "set_reported"))
             )
             fail(found, ledger)
             os._exit(0)

@@ -96,16 +96,16 @@ def test_networks_that_lock_a_user_out_are_named(
     let(state, networks=meant)
     found = warnings(restante, home / "r.toml", f'[server]\nlisten = "{listen}"\n')
     named = ", ".join(map(str, meant))  # as this Python writes mapped addresses
-    locked = f"the user ann may log in from {named} only, "
+    locked = f"user ann may log in from {named} only, "
     if reason == "mapped":
         assert found == [
-            f"the user ann may log in from {named}; write 192.0.2.0/24 for it",
-            locked + "where no client can be",
+            f"user ann may log in from {named}; write it as 192.0.2.0/24",
+            locked + "which no client can have as its address",
         ]
     elif reason == "no client":
-        assert found == [locked + "where no client can be"]
+        assert found == [locked + "which no client can have as its address"]
     else:
-        unreachable = [locked + "but server.listen cannot be reached from there"]
+        unreachable = [locked + "but no address in server.listen can be reached from there"]
         assert found == unreachable * (listen in reason)
 
 
@@ -145,7 +145,7 @@ def test_mechanisms_that_are_unknown_or_not_offered_are_named(
     found = warnings(restante, home / "r.toml", f"[auth]\nmechanisms = {offered}\n")
     assert len(found) == len(expected)
     for sentence, word in zip(found, expected, strict=True):
-        assert "the user ann" in sentence
+        assert "user ann " in sentence
         assert word in sentence
 
 
@@ -181,7 +181,7 @@ def test_files_with_secrets_that_others_can_read_are_named(
     )
     *named, locked = warnings(restante, home / "r.toml", text)
     assert [each.partition(":")[0] for each in named] == list(secrets) * bool(mode & 0o006)
-    assert locked.startswith("the user bob may log in from 224.0.0.0/4 only")
+    assert locked.startswith("user bob may log in from 224.0.0.0/4 only")
 
 
 def test_lines_of_a_passwd_file_that_let_no_user_in_are_named(

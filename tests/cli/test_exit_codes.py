@@ -28,7 +28,7 @@ from restante.collect.destinations.gmail import Gmail
 from restante.collect.destinations.opening import open_destination
 from restante.collect.ledger import Ledger
 from restante.collect.oauth.flow import Application, Provider
-from restante.collect.oauth.web import by_itself
+from restante.collect.oauth.web import by_client_secret
 from restante.errors import RestanteError
 from tests.collect.imap import imap_server
 
@@ -168,7 +168,7 @@ def introspect(url: str) -> int:
 
 def renew(url: str) -> int:
     at = Provider(url, url, url, ("mail",))
-    return raised(lambda: by_itself(Application(at, "client", "secret")))
+    return raised(lambda: by_client_secret(Application(at, "client", "secret")))
 
 
 def answered(ask: Callable[[str], int], status: int, body: bytes = b"") -> Callable[[Scene], int]:

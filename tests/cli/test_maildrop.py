@@ -247,7 +247,7 @@ def test_verify_and_reindex(restante: Restante, mail: int, home: Path) -> None:
     assert bad.code == 65
     assert bad.out.splitlines() == [
         "ann: 6 messages read, 1 fault",
-        "    size differs: 1.x 99 octets are announced, 3 are there",
+        "    size differs: 1.x the announced size is 99 octets, the real size is 3",
     ]
     (row,) = restante("maildrop", "verify", "--all", "--json").json["maildrops"]
     assert [each["what"] for each in row["findings"]] == ["size differs"]

@@ -615,7 +615,8 @@ def test_a_changed_rule_begins_another_day(world: World) -> None:
     outcome = world.collect(LIMITED)
     assert (outcome.deleted, outcome.withheld) == (0, 4)
     assert outcome.notes == [
-        "4 messages are due since the rule is keep=0s newest=0, not keep=all newest=0"
+        "the deletion rule was changed from keep=all newest=0 to keep=0s newest=0; "
+        "messages to delete: 4"
     ]
     assert world.collect(LIMITED).notes == []
     world.now += DAY + 1

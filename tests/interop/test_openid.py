@@ -81,9 +81,9 @@ def test_on_another_device(application: Application, server: OpenId) -> None:
 
 
 def test_by_the_applications_own_secret(application: Application) -> None:
-    assert web.by_itself(application).access
+    assert web.by_client_secret(application).access
     with pytest.raises(ConsentNeeded, match="client_id"):
-        web.by_itself(replace(application, client_secret="wrong"))
+        web.by_client_secret(replace(application, client_secret="wrong"))
 
 
 def test_an_account_from_nothing_but_the_issuers_address(

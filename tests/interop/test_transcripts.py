@@ -43,7 +43,7 @@ DIFFERS = {
     "no password to be sent, but the client has sent it by then",
     "no_argument_allowed": "ignores arguments that are too many, so QUIT x removes mail",
     "nul_ends_it": "answers NOOP with a NUL in it",
-    "numbers_that_are_none": "takes 01 for 1",
+    "invalid_numbers": "takes 01 for 1",
     "overlong_command": "takes commands of more than 255 octets (RFC 2449 §4)",
     "pass_needs_user": "takes USER without a name",
     "pass_right_after_user": "lets other commands stand between USER and PASS (RFC 1939 §7)",

@@ -1,7 +1,8 @@
-"""Mail about an account: that it fails, that it works again, that a consent is about to end.
+"""Mail to users about an account: it fails, it works again, or its OAuth 2 sign-in expires soon.
 
-One for each streak of failures, and one at its end, whatever is restarted in between.
-Security: holds no secret; what a server said is a stranger's text and is shown as such.
+Each streak of failures causes one mail, and its end causes another.  A restart in between does not
+change that.
+Security: contains no secret.  Text from the server is untrusted, so it is escaped and indented.
 """
 
 from __future__ import annotations
@@ -32,25 +33,30 @@ from ..errors import (
 from ..log import printable
 from .job import Job
 
-_WIDTH = 72  # characters of a line
+_WIDTH = 72  # characters per line, the convention for plain-text mail
 
 
 @dataclass(frozen=True, slots=True)
 class _Letter:
-    """What is told; after it people know of the moment ``when``, or of none any more."""
+    """One mail, and what the ledger records once it is delivered."""
 
-    what: str
-    when: float | None
+    topic: str
+    """``failure``, ``consent`` or ``consent.to``."""
+    moment: float | None
+    """Start of the streak or end of the sign-in, in seconds since the epoch; None: it is over."""
     identity: str
+    """Identifies the mail at the destination, so that it is delivered once."""
     subject: str
     text: str
 
 
 def send(job: Job, ledger: Ledger, error: RestanteError | OSError | None) -> None:
-    """After a session, send what users should know and do not know yet.  Blocking.
+    """Send the mails that are due after a session.  Blocking.
+
+    ``error`` ended the session; None if it succeeded.
 
     Raises:
-        RestanteError, OSError: it could not be delivered; it will be, after the next session.
+        RestanteError, OSError: a mail was not delivered; the next session tries again.
     """
     if not job.options.alert.after:
         return
@@ -61,41 +67,44 @@ def send(job: Job, ledger: Ledger, error: RestanteError | OSError | None) -> Non
             for letter in filter(None, _due(job, health, error)):
                 _deliver(job, health, letter)
     except AccountBusy:
-        pass  # whoever works on it will see the same
+        pass  # the process that holds the account sends the same mail
 
 
 def _due(job: Job, health: Health, error: RestanteError | OSError | None) -> list[_Letter | None]:
     name, account = job.name, job.options
-    state, told = health.state(), health.told("failure")
+    state, reported = health.state(), health.reported("failure")
     letters: list[_Letter | None] = []
     if error is not None and state.failing_since is not None:
-        if told is None and state.failures >= account.alert.after:
+        if reported is None and state.failures >= account.alert.after:
             letters.append(_failing(name, account, state.failing_since, state.failures, error))
-    elif error is None and told is not None:
-        letters.append(_well(name, account, told))
-    for what, grant in (("consent", job.grant), ("consent.to", job.destination_grant)):
+    elif error is None and reported is not None:
+        letters.append(_recovered(name, account, reported))
+    for topic, grant in (("consent", job.grant), ("consent.to", job.destination_grant)):
         end = grant.ends_soon() if grant.options.provider else None
-        if end is not None and health.told(what) != end:
-            letters.append(_ending(name, what, end))
+        if end is not None and health.reported(topic) != end:
+            letters.append(_expiring(name, topic, end))
     return letters
 
 
 def _deliver(job: Job, health: Health, letter: _Letter) -> None:
-    """Where a destination knows its messages, exactly once.  Elsewhere it counts as told before it
-    is handed over, so a crash loses it rather than repeats it."""
+    """Deliver a mail exactly once to a destination that recognizes its messages.
+
+    For other destinations the mail is recorded as sent before it is handed over, so a crash loses
+    the mail and never repeats it.
+    """
     alert = job.options.alert
     recipient = alert.recipient or job.recipient
     options = replace(job.options, to=alert.to or job.options.to, recipient=recipient)
-    before = health.told(letter.what)
+    before = health.reported(letter.topic)
     with closing(replace(job, options=options).open_destination()) as destination:
         if not destination.is_repeatable:
-            health.tell(letter.what, letter.when)
+            health.set_reported(letter.topic, letter.moment)
         try:
             _put(destination, letter.identity, _message(job.config, recipient, letter))
         except (RestanteError, OSError):
-            health.tell(letter.what, before)
+            health.set_reported(letter.topic, before)
             raise
-    health.tell(letter.what, letter.when)
+    health.set_reported(letter.topic, letter.moment)
 
 
 def _put(destination: Destination, identity: str, message: bytes) -> None:
@@ -120,7 +129,7 @@ def _message(config: Configuration, recipient: str, letter: _Letter) -> bytes:
     return message.as_bytes()
 
 
-# What they say.
+# The texts.
 
 
 def _failing(
@@ -135,17 +144,16 @@ def _failing(
         f"{name} failure {since}",
         f"restante cannot collect {name}",
         f"""\
-No mail comes from the account {name} ({account.user} at
-{_host(account)}) since {_when(since)}:
-{failures} sessions in a row have failed. The last one ended with
+restante has collected no mail from the account {name} ({account.user}
+at {_host(account)}) since {_when(since)}.
+{_failures(failures)}. The last error was:
 
 {reason}
 
 {_advice(name, account, error)}
 
-Nothing is lost: what was collected is safe, and the rest waits on its
-server. You will hear once more when it works again, and nothing until
-then.
+No mail is lost. Collected messages are stored, and the others are still
+on the server. You will get one more mail, when the account works again.
 """,
     )
 
@@ -153,59 +161,68 @@ then.
 def _advice(name: str, account: Account, error: RestanteError | OSError) -> str:
     match error:
         case ConsentNeeded():
-            return f"Somebody must sign in again. Run:\n\n    restante account auth {name}"
+            return f"You must sign in again. Run:\n\n    restante account auth {name}"
         case LoginFailed(retry=False) if account.oauth.provider:
             return (
-                "The server refuses the login. If it should not, sign in again:\n\n"
+                "The server refused the login. Sign in again, then test the account:\n\n"
                 f"    restante account auth {name}\n    restante account test {name}"
             )
         case LoginFailed(retry=False):
             return (
-                f"The server refuses the login. Put the right password where\n"
-                f"account.{name}.password says; then run:\n\n    restante account test {name}"
+                f"The server refused the login. Correct the password that the setting\n"
+                f"account.{name}.password refers to, then test the account:\n\n"
+                f"    restante account test {name}"
             )
         case LooksMoved():
             return (
-                "If the provider has moved, this fetches all of it and stores what is\n"
-                f"new by its content:\n\n    restante collect {name} --again dedupe"
+                "If the provider has moved the mailbox to another server, run the command\n"
+                "below. It retrieves all messages and stores those that you do not have:\n\n"
+                f"    restante collect {name} --again dedupe"
             )
         case TLSUnavailable():
             return (
-                "The server could not prove who it is, so no password was sent. If you\n"
-                f"know its certificate, account.{name}.ca_file says where it is."
+                "The server's certificate could not be verified, so no password was sent.\n"
+                "If you have the certificate of its authority in a file, set\n"
+                f"account.{name}.ca_file to the path of that file."
             )
         case ConfigurationError() | UnsafeArgument():
-            return f"When you have mended that, run:\n\n    restante account test {name}"
+            return f"Correct the configuration, then run:\n\n    restante account test {name}"
     return (
-        "If the server or the network is only away for a while, there is nothing\n"
-        f"to do: it is tried again. Else run:\n\n    restante account test {name}"
+        "restante tries again automatically. If the server and the network work,\n"
+        f"test the account:\n\n    restante account test {name}"
     )
 
 
-def _well(name: str, account: Account, since: float) -> _Letter:
+def _failures(number: int) -> str:
+    return "1 session has failed" if number == 1 else f"{number} sessions in a row have failed"
+
+
+def _recovered(name: str, account: Account, since: float) -> _Letter:
     return _Letter(
         "failure",
         None,
         f"{name} well {since}",
         f"restante collects {name} again",
         f"""\
-Mail comes again from the account {name} ({account.user} at
-{_host(account)}). That had failed since
-{_when(since)}. There is nothing to do.
+restante collects mail from the account {name} ({account.user}
+at {_host(account)}) again.
+It had failed since {_when(since)}.
+You need not do anything.
 """,
     )
 
 
-def _ending(name: str, what: str, end: float) -> _Letter:
-    option = " --to" if what == "consent.to" else ""
+def _expiring(name: str, topic: str, end: float) -> _Letter:
+    option = " --to" if topic == "consent.to" else ""
     return _Letter(
-        what,
+        topic,
         end,
-        f"{name} {what} {end}",
+        f"{name} {topic} {end}",
         f"restante: sign in for {name} before {time.strftime('%Y-%m-%d', time.localtime(end))}",
         f"""\
-What somebody agreed to for the account {name} ends on
-{_when(end)}. So that its mail goes on coming, sign in again:
+The OAuth 2 sign-in of the account {name} expires on
+{_when(end)}. Sign in again before that, or mail
+is no longer collected:
 
     restante account auth {name}{option}
 """,
@@ -213,9 +230,9 @@ What somebody agreed to for the account {name} ends on
 
 
 def _host(account: Account) -> str:
-    """The URL may hold more than should be told."""
+    """Return only the host name, because a URL may contain a password."""
     return urlsplit(account.url).hostname or ""
 
 
-def _when(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(at))
+def _when(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M %Z", time.localtime(moment))

@@ -1,4 +1,4 @@
-"""What an error means at the shell: an exit code, and a sentence for people."""
+"""Turn an error into an exit code for the shell and a sentence for the user."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ..errors import (
     UnsafeArgument,
 )
 
-# The first row that fits decides (sysexits.h).
+# The first row whose class matches counts (sysexits.h).
 _EXIT_CODES: tuple[tuple[type[RestanteError], int], ...] = (
     (CannotListen, sysexits.EX_UNAVAILABLE),
     (ConfigurationError, sysexits.EX_CONFIG),
@@ -58,8 +58,8 @@ _EXIT_CODES: tuple[tuple[type[RestanteError], int], ...] = (
 )
 
 
-_GRAVITY = (70, 78, 77, 76, 74, 73, 69, 68, 67, 65, 64, 75)  # the gravest first
-# Once there is room, another disk, less work, or a network.
+_GRAVITY = (70, 78, 77, 76, 74, 73, 69, 68, 67, 65, 64, 75)  # exit codes, the most serious first
+# May disappear: a full or failing disk, too many open files, a network that is down.
 _MAY_PASS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE),
     *(errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.ENOLCK, errno.EDEADLK),
@@ -68,7 +68,7 @@ _MAY_PASS = {
 }
 
 
-# Trying again does not help until an administrator has repaired something.
+# Permanent until an administrator has repaired something.
 _LASTING = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
     *(errno.EINVAL, errno.EFBIG),  # not a regular file, or too large
@@ -86,12 +86,12 @@ _LASTING_IN_SQLITE = {
 
 
 def exit_code(error: BaseException) -> int:
-    """The code for the shell (sysexits.h).  75 means that trying again can help."""
+    """Return the exit code for an error (sysexits.h).  75 means that trying again can help."""
     if isinstance(error, KeyboardInterrupt | EOFError):
         return 130
     if isinstance(error, RestanteError):
-        found = (code for kind, code in _EXIT_CODES if isinstance(error, kind))
-        if (code := next(found, None)) is not None:
+        matching = (code for kind, code in _EXIT_CODES if isinstance(error, kind))
+        if (code := next(matching, None)) is not None:
             return code
         if error.retry:
             return _code_of_cause(error.__cause__)
@@ -103,7 +103,10 @@ def exit_code(error: BaseException) -> int:
 
 
 def _code_of_cause(cause: BaseException | None) -> int:
-    """Clients and mail servers may try again whatever the cause is; at the shell it decides."""
+    """Return the exit code for the cause of a temporary failure.
+
+    Peers may always try again after such a failure.  At the shell, it depends on the cause.
+    """
     code: int | None = None
     if isinstance(cause, RestanteError):
         code = exit_code(cause)
@@ -115,16 +118,16 @@ def _code_of_cause(cause: BaseException | None) -> int:
 
 
 def _code_of_system(error: OSError) -> int | None:
-    """None: it does not show whether trying again can help."""
+    """Return the exit code of a system error; None if trying again may or may not help."""
     if isinstance(error, socket.gaierror):
         is_unknown = error.errno == socket.EAI_NONAME
         return sysexits.EX_NOHOST if is_unknown else sysexits.EX_TEMPFAIL
-    if isinstance(error, ssl.SSLError):  # its numbers are those of OpenSSL
+    if isinstance(error, ssl.SSLError):  # its errno is a number of OpenSSL
         is_refused = isinstance(error, ssl.SSLCertVerificationError)
         return sysexits.EX_NOPERM if is_refused else sysexits.EX_TEMPFAIL
     if isinstance(error, TimeoutError | ConnectionError) or error.errno in _MAY_PASS:
         return sysexits.EX_TEMPFAIL
-    # Without an absolute path it is a socket whose server is not started, or mail in motion.
+    # ENOENT without an absolute path: a socket whose server is not running, or mail being moved.
     is_named = isinstance(error.filename, str | bytes) and os.path.isabs(
         os.fsdecode(error.filename)
     )
@@ -134,22 +137,22 @@ def _code_of_system(error: OSError) -> int | None:
 
 @contextmanager
 def naming(place: str) -> Iterator[None]:
-    """The system's error about a file that is open does not tell which: here it does."""
+    """Add the path ``place`` to system errors that do not name their file."""
     try:
         yield
     except OSError as error:
-        if not isinstance(error, RestanteError):  # a lost connection has no file
+        if not isinstance(error, RestanteError):  # ConnectionLost is an OSError without a file
             error.filename = error.filename or place
         raise
 
 
 def describe(error: BaseException) -> str:
-    """What a person is told, without a trace."""
+    """Return the text that the user sees instead of a traceback."""
     if isinstance(error, KeyboardInterrupt | EOFError):
         return "stopped"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, BackendUnavailable):  # the reason, which clients do not see
+    if isinstance(error, BackendUnavailable):  # with the reason, which clients never see
         return f"{error}: {error.reason}"
     if isinstance(error, RestanteError | OSError):
         return ": ".join((str(error), *getattr(error, "__notes__", ())))
@@ -157,6 +160,6 @@ def describe(error: BaseException) -> str:
 
 
 def gravest(codes: Iterable[int]) -> int:
-    """Of several accounts or maildrops: 75 only if trying again can help all that failed."""
-    found = set(codes)
-    return next((code for code in _GRAVITY if code in found), max(found, default=0))
+    """Return one exit code for several: 75 only if trying again can help all that failed."""
+    given = set(codes)
+    return next((code for code in _GRAVITY if code in given), max(given, default=0))

@@ -124,7 +124,7 @@ class Gateway:
         from ..collect.ledger_file import AccountBusy
 
         with closing(open_ledger(self._config)) as ledger:
-            # A time stamp from the future counts for nothing: the clock was put back.
+            # A time stamp from the future is ignored: the clock was set back.
             if 0 <= time.time() - ledger.of(job.name).last_begin() < job.options.every:
                 return None
             try:

@@ -21,11 +21,14 @@ _FAMILIES = {
     "restante_collect_runs_total": ("counter", "Sessions that ended, by result."),
     "restante_collect_messages_total": ("counter", "Messages that were stored."),
     "restante_collect_bytes_total": ("counter", "Octets of messages that came."),
-    "restante_collect_failures": ("gauge", "Sessions in a row that failed."),
-    "restante_collect_last_success_timestamp_seconds": ("gauge", "When a session went well."),
+    "restante_collect_failures": ("gauge", "Number of failed sessions since the last good one."),
+    "restante_collect_last_success_timestamp_seconds": (
+        "gauge",
+        "Time of the last successful session.",
+    ),
     "restante_oauth_token_expiry_timestamp_seconds": (
         "gauge",
-        "When somebody must have signed in again, if the provider tells.",
+        "Time until which the user must sign in again, if the provider reports it.",
     ),
 }
 
@@ -67,14 +70,14 @@ def _samples(
     config: Configuration, name: str, ledger: Ledger
 ) -> Iterator[tuple[str, _Labels, float]]:
     """An account's name needs no escaping: the configuration takes only letters, digits, -, _."""
-    state, its = Health(ledger.of(name)).state(), {"account": name}
-    yield "restante_collect_runs_total", its | {"result": "ok"}, state.good
-    yield "restante_collect_runs_total", its | {"result": "failed"}, state.bad
-    yield "restante_collect_messages_total", its, state.messages
-    yield "restante_collect_bytes_total", its, state.octets
-    yield "restante_collect_failures", its, state.failures
+    state, labels = Health(ledger.of(name)).state(), {"account": name}
+    yield "restante_collect_runs_total", labels | {"result": "ok"}, state.good
+    yield "restante_collect_runs_total", labels | {"result": "failed"}, state.bad
+    yield "restante_collect_messages_total", labels, state.messages
+    yield "restante_collect_bytes_total", labels, state.octets
+    yield "restante_collect_failures", labels, state.failures
     if (at := ledger.of(name).last_success()) is not None:
-        yield "restante_collect_last_success_timestamp_seconds", its, at
+        yield "restante_collect_last_success_timestamp_seconds", labels, at
     grant = Job.of(config, name).grant
     if grant.options.provider and (end := grant.ends()) is not None:
-        yield "restante_oauth_token_expiry_timestamp_seconds", its, end
+        yield "restante_oauth_token_expiry_timestamp_seconds", labels, end

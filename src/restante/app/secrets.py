@@ -10,7 +10,7 @@ from ..config import Secret
 from ..errors import ConfigurationError
 from ..regular import read_regular
 
-_PATIENCE = 60  # seconds for a command, which may ask a person
+_PATIENCE = 60  # seconds for a command; it may prompt the user for a passphrase
 
 
 def fetch(secret: Secret, what: str) -> str:

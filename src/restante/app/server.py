@@ -98,8 +98,9 @@ def run_loop(work: Awaitable[None]) -> None:
         loop_factory = None
     else:
         loop_factory = uvloop.new_event_loop
-    # What is here now stays, and sessions make no cycles that memory waits for: looking for some
-    # each 700 objects, among those of thousands of sessions, is time for nothing.
+    # Objects that exist now stay, and sessions create no reference cycles of any size.  Searching
+    # for cycles each 700 objects (Python's default), among the objects of thousands of sessions,
+    # would only cost time.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)

@@ -1,10 +1,10 @@
-"""A supervisor and its workers: forked, restarted when they die, told what it is told.
+"""A supervisor that forks workers, restarts those that die, and forwards its signals to them.
 
-The supervisor serves nobody: no thread and no event loop runs in it, so that it can fork at
-any time.  Workers share the listening sockets and the memory that was made before them.
+The supervisor accepts no connection.  It has no thread and no event loop, so it can fork at any
+time.  Workers share the listening sockets and the memory that existed before the fork.
 
-A worker tells that its event loop turns by one octet, its number, down a pipe.  It hears that
-the supervisor is gone by the end of another.
+A worker regularly writes its number, one octet, to a pipe to show that its event loop runs.  When
+another pipe reaches its end, the worker knows that the supervisor has died.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from dataclasses import dataclass
 from . import systemd
 from .terminal import Terminal
 
-BEAT = 1.0  # seconds between two signs of life
-_SILENCE = 60.0  # seconds after which a worker is taken for hung
-_STEADY = 60.0  # seconds after which a worker's life was no failure to start
-_LONGEST = 30.0  # seconds between the end of a worker and the next start, at most
-_STOP = 30.0  # seconds that workers get to end by themselves
+BEAT = 1.0  # seconds between two heartbeats
+# Seconds without a heartbeat after which a worker is killed as hung.  An estimate: sixty missed
+# beats, and far more than a slow disk or a full garbage collection delays the event loop.
+_SILENCE = 60.0
+# Seconds after which a worker counts as well started, so that the next restart is immediate.
+# An estimate: twice the longest delay between restarts.
+_STEADY = 60.0
+_LONGEST = 30.0  # seconds between two restarts at most; an estimate of a tolerable load
+_STOP = 30.0  # seconds until workers are killed at a stop; below TimeoutStopSec=45
 _SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _log = logging.getLogger("restante.workers")
@@ -33,32 +37,35 @@ _log = logging.getLogger("restante.workers")
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """A worker's own ends of the two pipes."""
+    """A worker's number and its ends of the two pipes."""
 
     number: int
     life: int
-    """Descriptor that comes to its end with the supervisor."""
+    """Descriptor that reaches end of file when the supervisor dies."""
     sign: int
-    """Descriptor for signs of life."""
+    """Descriptor for heartbeats."""
 
     def beat(self) -> None:
+        """Send a heartbeat to the supervisor."""
         os.write(self.sign, bytes([self.number]))
 
 
 @dataclass(slots=True)
 class _Worker:
     pid: int = 0
-    """0: none runs."""
+    """0: not running."""
     began: float = 0.0
-    """On the monotonic clock, like the others."""
+    """Time of the fork, on the monotonic clock like the other times."""
     heard: float = 0.0
+    """Time of the last heartbeat."""
     due: float = 0.0
-    """When the next may start."""
+    """Time from which it may be started again."""
     failures: int = 0
+    """Number of early ends in a row."""
 
 
 class Supervisor:
-    """Runs ``count`` workers until SIGTERM, SIGINT, or the end of its terminal."""
+    """Runs ``count`` workers until SIGTERM, SIGINT, or until its terminal is closed."""
 
     def __init__(
         self,
@@ -70,37 +77,40 @@ class Supervisor:
         ended: Callable[[int], None],
         terminal: Terminal,
     ) -> None:
-        """``work`` is a worker's life.  ``ready`` is called once all workers serve, ``reload`` at
-        SIGHUP (whether the workers may), ``ended`` with the number of each worker that ended.
-        ``terminal`` is the one that this process was started from.
+        """Prepare a supervisor; ``run`` starts the workers.
+
+        Each worker process calls ``work`` and exits when it returns.  ``ready`` is called once,
+        when all workers serve.  ``reload`` is called at SIGHUP and returns whether the workers
+        shall reload too.  ``ended`` is called with the number of each worker that has ended.
+        ``terminal`` is the terminal that started this process.
         """
         self._work, self._ready, self._reload, self._ended = work, ready, reload, ended
         self._terminal = terminal
         self._workers = [_Worker() for _ in range(count)]
-        self._serving: set[int] | None = set()  # who was heard; None: all were
+        self._serving: set[int] | None = set()  # workers heard so far; None: all were heard
         self._stop_by: float | None = None
         self._status = os.EX_OK
         self._life = os.pipe()
         self._signs = os.pipe()
-        self._told = os.pipe()
+        self._received = os.pipe()  # the numbers of signals, from Python's handler
 
     def run(self) -> int:
-        """Returns an exit status (sysexits.h)."""
-        for descriptor in self._told:
+        """Run until all workers have ended, and return an exit status (sysexits.h)."""
+        for descriptor in self._received:
             os.set_blocking(descriptor, False)
-        signal.set_wakeup_fd(self._told[1])
+        signal.set_wakeup_fd(self._received[1])
         for each in _SIGNALS:
             signal.signal(each, lambda *_: None)
         while True:
             self._start_due()
             if self._stop_by is not None and not any(worker.pid for worker in self._workers):
                 return self._status
-            readable, _, _ = select.select([self._told[0], self._signs[0]], [], [], BEAT)
+            readable, _, _ = select.select([self._received[0], self._signs[0]], [], [], BEAT)
             if self._signs[0] in readable:
                 self._hear(os.read(self._signs[0], 4096))
-            if self._told[0] in readable:
-                for told in set(os.read(self._told[0], 4096)):
-                    self._obey(signal.Signals(told))
+            if self._received[0] in readable:
+                for number in set(os.read(self._received[0], 4096)):
+                    self._handle(signal.Signals(number))
             self._reap()
             self._watch()
 
@@ -112,7 +122,7 @@ class Supervisor:
                 worker.pid = self._fork(number)
 
     def _fork(self, number: int) -> int:
-        # Until the child has handlers of its own, ours would take its SIGTERM and do nothing.
+        # Until the child sets its own handlers, it has ours, which would ignore a SIGTERM.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
         if pid:
@@ -124,7 +134,7 @@ class Supervisor:
             for each in _SIGNALS:
                 signal.signal(each, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            for descriptor in (self._life[1], self._signs[0], *self._told):
+            for descriptor in (self._life[1], self._signs[0], *self._received):
                 os.close(descriptor)
             self._work(Lines(number, self._life[0], self._signs[1]))
             status = os.EX_OK
@@ -132,7 +142,7 @@ class Supervisor:
             _log.exception("bug", extra={"fields": {"worker": number}})
         finally:
             sys.stderr.flush()
-            os._exit(status)  # what the supervisor has opened is the supervisor's to close
+            os._exit(status)  # skips exit handlers, which belong to the supervisor
 
     def _hear(self, numbers: bytes) -> None:
         now = time.monotonic()
@@ -144,24 +154,26 @@ class Supervisor:
                 self._serving = None
                 self._ready()
 
-    def _obey(self, number: signal.Signals) -> None:
+    def _handle(self, number: signal.Signals) -> None:
         is_over = number is signal.SIGHUP and self._terminal.is_closed()
         if is_over or number in (signal.SIGTERM, signal.SIGINT):
             self._stop()
         elif number is signal.SIGHUP and self._stop_by is None and self._reload():
-            self._tell_all(signal.SIGHUP)
+            self._signal_all(signal.SIGHUP)
 
     def _stop(self) -> None:
         if self._stop_by is None:
             _log.info("stopping", extra={"fields": {}})
             systemd.notify("STOPPING=1")
             self._stop_by = time.monotonic() + _STOP
-        self._tell_all(signal.SIGTERM)
+        self._signal_all(signal.SIGTERM)
 
-    def _tell_all(self, number: signal.Signals) -> None:
+    def _signal_all(self, number: signal.Signals) -> None:
         for worker in self._workers:
             if worker.pid:
-                os.kill(worker.pid, number)  # not waited for yet, so the number is still its own
+                os.kill(
+                    worker.pid, number
+                )  # not reaped yet, so the pid cannot belong to another process
 
     def _reap(self) -> None:
         for number, worker in enumerate(self._workers):
@@ -174,7 +186,7 @@ class Supervisor:
             if self._stop_by is not None:
                 continue
             _log.error("worker ended", extra={"fields": fields})
-            if self._serving is not None:  # it never came up, and so would not the next
+            if self._serving is not None:  # the start failed, and another one would fail too
                 self._status = os.EX_SOFTWARE
                 self._stop()
                 continue
@@ -191,6 +203,6 @@ class Supervisor:
             _log.error("worker hangs", extra={"fields": {"pid": worker.pid}})
             os.kill(worker.pid, signal.SIGKILL)
         if self._stop_by is not None and now > self._stop_by:
-            self._tell_all(signal.SIGKILL)
+            self._signal_all(signal.SIGKILL)
         if self._serving is None and not silent:
             systemd.notify("WATCHDOG=1")

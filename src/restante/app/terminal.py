@@ -9,9 +9,9 @@ import signal
 class Terminal:
     """The controlling terminal at the start of this process, if there was one.
 
-    SIGHUP has two meanings: an administrator wants a reload, or the window was closed.  After the
-    latter the terminal is gone (setsid(2), credentials(7)).  A process that ignored SIGHUP when it
-    began, as nohup(1) makes it, outlives its terminal.
+    SIGHUP has two meanings: an administrator requests a reload, or the terminal's window was
+    closed.  In the second case the terminal no longer exists (setsid(2), credentials(7)).  A
+    process that ignored SIGHUP at its start, as under nohup(1), outlives its terminal.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What is probably not meant, in a configuration that can be served: ``check`` warns of it."""
+"""Warnings of ``restante check``: settings that are valid but probably a mistake."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 
 
 def doubts(config: Configuration) -> Iterator[str]:
-    """A sentence each; none of it keeps the server from starting."""
+    """Yield one sentence for each warning.  The server starts nevertheless."""
     users, auth = stores.users(config), config.auth
     with closing(backends.chain(config, users)) as chain:
         mechanisms = {USER_AND_PASS, *offered(chain, auth.mechanisms)}
@@ -34,7 +34,7 @@ def doubts(config: Configuration) -> Iterator[str]:
     for account in accounts:
         try:
             check_new_name(account.user)
-        except BadName as error:  # of an earlier version, or of another program
+        except BadName as error:  # added by an earlier version or another program
             yield str(error)
     yield from _open_to_all(config)
     yield from _trusting_all(config)
@@ -49,7 +49,7 @@ def doubts(config: Configuration) -> Iterator[str]:
 
 
 def _trusting_all(config: Configuration) -> Iterator[str]:
-    """Settings for a few peers that let everyone in."""
+    """Warn about settings meant for a few peers that allow all addresses."""
     server, auth = config.server, config.auth
     forged = "could report any address as its own"
     for key, networks, consequence in (
@@ -60,7 +60,7 @@ def _trusting_all(config: Configuration) -> Iterator[str]:
     ):
         for network in networks:
             if network.prefixlen == 0:
-                yield f"{key}: {network} is every address, so every client {consequence}"
+                yield f"{key}: {network} includes all addresses, so every client {consequence}"
     for text in config.intake.lmtp.listen:
         if not Address.parse(text).is_local:
             yield (
@@ -74,7 +74,7 @@ def _trusting_all(config: Configuration) -> Iterator[str]:
 
 
 def secret_files(config: Configuration) -> Iterator[tuple[str, str]]:
-    """Setting and path of each file that holds one secret.  Here a "~" is understood."""
+    """Yield the setting and the path of each file that holds one secret, with "~" expanded."""
     auth = config.auth
     secrets: dict[str, Secret] = {
         "auth.ldap.bind_password": auth.ldap.bind_password,
@@ -98,9 +98,9 @@ def _open_to_all(config: Configuration) -> Iterator[str]:
     if config.tls.mode == "files":
         files.append(("tls.key", config.tls.key))
     for key, path in (*files, *secret_files(config)):
-        with suppress(OSError):  # whether it is there is not the question here
+        with suppress(OSError):  # a missing file is reported elsewhere
             if Path(path).stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
-                yield f"{key}: every user of this machine can read {path}; next: chmod o= {path}"
+                yield f"{key}: all users of this machine can read {path}; run: chmod o= {path}"
 
 
 # -- Users who cannot log in
@@ -108,31 +108,34 @@ def _open_to_all(config: Configuration) -> Iterator[str]:
 
 def _mechanisms_of(account: UserAccount, available: Collection[str]) -> Iterator[str]:
     if unknown := set(account.mechanisms) - {USER_AND_PASS, *ALL_MECHANISMS}:
-        yield f"the user {account.user} has an unknown mechanism: {', '.join(sorted(unknown))}"
+        yield f"user {account.user} has an unknown mechanism: {', '.join(sorted(unknown))}"
     named = ", ".join(account.mechanisms)
     if all(account.refusal("", mechanism=each) == "mechanism" for each in available):
-        yield f"the user {account.user} may log in by {named} only, which is not offered"
+        yield f"user {account.user} may log in with {named} only, which the server does not offer"
 
 
 def _networks_of(account: UserAccount, reachable: Iterable[Network]) -> Iterator[str]:
     for network in account.networks:
         if mapped := _mapped(network):
-            yield f"the user {account.user} may log in from {network}; write {mapped} for it"
+            yield f"user {account.user} may log in from {network}; write it as {mapped}"
     named = ", ".join(map(str, account.networks))
     possible = [each for each in account.networks if not (_is_of_no_client(each) or _mapped(each))]
     if not account.networks or any(_overlap(one, two) for one in possible for two in reachable):
         return
     if possible:
         yield (
-            f"the user {account.user} may log in from {named} only, "
-            "but server.listen cannot be reached from there"
+            f"user {account.user} may log in from {named} only, "
+            "but no address in server.listen can be reached from there"
         )
     else:
-        yield f"the user {account.user} may log in from {named} only, where no client can be"
+        yield (
+            f"user {account.user} may log in from {named} only, "
+            "which no client can have as its address"
+        )
 
 
 def _mapped(network: Network) -> Network | None:
-    """The IPv4 network that an IPv6 one stands for; clients' addresses are never written so."""
+    """Return the IPv4 network inside an IPv4-mapped one, which never matches a client's address."""
     mapped = network.network_address.ipv4_mapped if isinstance(network, IPv6Network) else None
     return ip_network(f"{mapped}/{network.prefixlen - 96}") if mapped else None
 
@@ -146,10 +149,10 @@ def _overlap(one: Network, two: Network) -> bool:
 
 
 def _reachable(config: Configuration) -> list[Network]:
-    """From where clients can come, as far as the configuration tells."""
+    """Return the networks from which clients can connect, according to the configuration."""
     server = config.server
     if server.proxy_from or server.xclient_from or server.listen == Server().listen:
-        return list(_EVERYWHERE)  # a proxy, or systemd by a socket of its own, may know others
+        return list(_EVERYWHERE)  # a proxy, or a socket unit of systemd, may accept from anywhere
     return [each for text in server.listen for each in _sources(Address.parse(text))]
 
 

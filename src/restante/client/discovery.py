@@ -1,10 +1,10 @@
-"""Which server holds the mail of an address: SRV records (RFC 6186), by the library ``dnspython``.
+"""Find the POP3 server of an address with SRV records (RFC 6186) and the library ``dnspython``.
 
-Security: whoever answers the DNS query chooses the server, so its certificate must name the mail
-domain (RFC 7817 §3).  The host's own name counts only where it lies in the domain that was asked
-for, or when somebody has confirmed it (RFC 8314 §5.1).
-Limits: DNSSEC is not looked at.  Ask when an account is set up, and keep what was found: unsigned
-records are no business of each connection (RFC 8314 §5.1).
+Security: an attacker who can forge DNS responses chooses the server, so its certificate must name
+the mail domain (RFC 7817 §3).  A certificate for the host's own name is accepted only if the host
+is in the mail domain or the user has confirmed it (RFC 8314 §5.1).
+Limits: DNSSEC is not checked.  Query when an account is set up, and store the result; unsigned
+records must not decide about each connection (RFC 8314 §5.1).
 """
 
 from __future__ import annotations

@@ -55,9 +55,9 @@ class Service:
     tls: TLS
     domain: str
     user: str = ""
-    """The whole address (RFC 6186 §4); some servers want what is before the "@"."""
+    """The whole address (RFC 6186 §4); some servers require only the part before the "@"."""
     is_confirmed: bool = False
-    """Somebody knows that this host belongs to the domain."""
+    """Whether the user has confirmed that this host belongs to the domain."""
 
     @property
     def is_within(self) -> bool:
@@ -100,7 +100,7 @@ SILENCE = 3.0
 """Seconds without a greeting after which it is looked at whether the port speaks TLS."""
 # What OpenSSL calls an answer that is no TLS.
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
-_UNSIGNED = (18, 20)  # OpenSSL's X509_V_ERR_…: self-signed; by nobody who is known
+_UNSIGNED = (18, 20)  # OpenSSL's X509_V_ERR_…: self-signed; signed by an unknown authority
 _AUTH = re.compile(";auth=", re.IGNORECASE)
 # By hand, because the exceptions of ``urllib.parse`` repeat what they cannot read, such as half a
 # password.  The last "@" ends the login, as in ``urllib.parse``.

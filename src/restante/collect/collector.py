@@ -33,6 +33,7 @@ from ..errors import (
 )
 from ..pop3.listing import Message
 from ..threads import in_thread
+from ..words import counted
 from .account_ledger import Stored
 from .accounts import Accounts, Entry, Mailbox
 from .deletions import Deletions, Reader, removes_what_it_sent
@@ -94,8 +95,8 @@ class LooksMoved(PermanentFailure):
 
     def __init__(self, new: int, listed: int) -> None:
         super().__init__(
-            f"{new} of {listed} messages look new, and hardly any that was taken before is listed; "
-            "did the provider move? Next: --again dedupe, or --again fetch"
+            f"{new} of {listed} messages look new, and hardly any collected message is listed; "
+            "if the provider moved the mailbox, use --again dedupe, or --again fetch for all again"
         )
 
 
@@ -112,8 +113,8 @@ class LeftWithoutQuit(TemporaryFailure):
 
     def __init__(self, unstored: int) -> None:
         super().__init__(
-            "nothing was deleted on the server in this session: at QUIT it may remove all that it "
-            f"sent (EXPIRE 0), and {unstored} of these messages are not stored here"
+            "nothing was deleted on the server in this session: at QUIT it may remove all messages "
+            f"that it sent (EXPIRE 0), including {counted(unstored, 'message')} not stored here"
         )
 
 
@@ -550,7 +551,10 @@ class _Session:
         if (before or self._limited_until) and self._policy.deletions is not None:
             self._limited_until = self._now() + _DAY
         if before and self._why:
-            text = f"{len(self._why)} messages are due since the rule is {rule}, not {before}"
+            text = (
+                f"the deletion rule was changed from {before} to {rule}; "
+                f"messages to delete: {len(self._why)}"
+            )
             self._outcome.notes.append(text)
             fields = {
                 "account": self._name,

@@ -1,6 +1,6 @@
-"""How sessions with each account end: streaks of failures, totals, and what people were told.
+"""The results of each account's sessions: streaks of failures, totals, and the alerts sent.
 
-In the ledger's file, and as durable.
+They are stored in the ledger's file and are as durable as the ledger.
 """
 
 from __future__ import annotations
@@ -11,28 +11,30 @@ from .account_ledger import AccountLedger
 
 
 class State(NamedTuple):
-    """Of one account."""
+    """The results of one account's sessions."""
 
     failures: int = 0
-    """Sessions in a row that failed."""
+    """Number of failed sessions since the last good one."""
     failing_since: float | None = None
-    """The first of them, in seconds since the epoch."""
+    """When the first of them failed, in seconds since the epoch."""
     good: int = 0
+    """Number of successful sessions, ever."""
     bad: int = 0
-    """Sessions of all time that went well, and that failed."""
+    """Number of failed sessions, ever."""
     messages: int = 0
+    """Number of messages stored in all sessions."""
     octets: int = 0
-    """What was stored in all of them."""
+    """Total size of these messages, in octets."""
 
 
 class Health:
-    """How sessions with one account end.  All calls block, and raise the ledger's errors."""
+    """The results of one account's sessions.  All calls block and raise the ledger's errors."""
 
     def __init__(self, ledger: AccountLedger) -> None:
         self._ledger, self._account = ledger, ledger.name
 
     def failed(self, at: float, messages: int = 0, octets: int = 0) -> None:
-        """It may have stored something before."""
+        """Record a failed session, and the messages that it stored before it failed."""
         self.stopped(messages, octets)
         with self._ledger.transaction() as database:
             database.execute(
@@ -42,7 +44,7 @@ class Health:
             )
 
     def stopped(self, messages: int, octets: int) -> None:
-        """Count what a session stored that the user stopped; it neither failed nor succeeded."""
+        """Record what a session stored before the user stopped it; it counts as no result."""
         with self._ledger.transaction() as database:
             database.execute(
                 "INSERT INTO health (account, messages, octets) VALUES (?, ?, ?)"
@@ -52,6 +54,7 @@ class Health:
             )
 
     def succeeded(self, messages: int, octets: int) -> None:
+        """Record a successful session; it ends a streak of failures."""
         with self._ledger.transaction() as database:
             database.execute(
                 "INSERT INTO health (account, good, messages, octets) VALUES (?, 1, ?, ?)"
@@ -61,6 +64,7 @@ class Health:
             )
 
     def state(self) -> State:
+        """Return the account's results, all zero before its first session."""
         with self._ledger.reading() as database:
             row = database.execute(
                 "SELECT failures, failing_since, good, bad, messages, octets FROM health"
@@ -69,19 +73,25 @@ class Health:
             ).fetchone()
         return State(*row) if row else State()
 
-    def told(self, what: str) -> float | None:
-        """Of which moment people know, such as that since which it fails; None: of none."""
+    def reported(self, topic: str) -> float | None:
+        """Return the moment that the last alert on ``topic`` was about; None if nothing is open.
+
+        For ``failure`` it is the start of the streak, for ``consent`` the end of the sign-in, both
+        in seconds since the epoch.
+        """
         with self._ledger.reading() as database:
             row = database.execute(
-                "SELECT of_when FROM told WHERE account = ? AND what = ?", (self._account, what)
+                "SELECT of_when FROM told WHERE account = ? AND what = ?", (self._account, topic)
             ).fetchone()
         return row[0] if row else None
 
-    def tell(self, what: str, when: float | None) -> None:
-        """They do now; None: that is over."""
+    def set_reported(self, topic: str, moment: float | None) -> None:
+        """Record that an alert on ``topic`` was sent; None closes the topic."""
         with self._ledger.transaction() as database:
             database.execute(
-                "DELETE FROM told WHERE account = ? AND what = ?", (self._account, what)
+                "DELETE FROM told WHERE account = ? AND what = ?", (self._account, topic)
             )
-            if when is not None:
-                database.execute("INSERT INTO told VALUES (?, ?, ?)", (self._account, what, when))
+            if moment is not None:
+                database.execute(
+                    "INSERT INTO told VALUES (?, ?, ?)", (self._account, topic, moment)
+                )

@@ -1,7 +1,8 @@
-"""Where the mail of well-known domains is, and how it is had there.
+"""POP3 servers of well-known mail providers, and what users must do before the first login.
 
-What no standard tells: that a password is not enough, or that POP must be switched on first.
-Limits: read in the providers' own pages; nobody here can try it.
+No standard describes this: some providers accept no password, others require the user to enable
+POP first.
+Limits: taken from the providers' own documentation, not tested with real accounts.
 """
 
 from __future__ import annotations
@@ -12,27 +13,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mail:
-    """One provider."""
+    """One provider of mail."""
 
     name: str
     host: str
-    """For POP3S on port 995; empty: it has no POP3."""
+    """Host of its POP3S server, port 995; empty if the provider has no POP3."""
     oauth: str = ""
-    """``google`` or ``microsoft``, whose OAuth 2 it takes."""
+    """The OAuth 2 provider, ``google`` or ``microsoft``; empty if it accepts no OAuth 2."""
     tenant: str = ""
-    """At Microsoft, for personal addresses."""
+    """The tenant at Microsoft, ``consumers`` for personal addresses."""
     takes_passwords: bool = True
     password: str = ""
-    """Which password, where it is not that of the web site."""
+    """The password to use, if it is not that of the web site."""
     switch: str = ""
-    """What must be switched on first."""
+    """Where to enable POP first, if that is required."""
 
 
 _GOOGLE = Mail(
     name="Google",
     host="pop.gmail.com",
     oauth="google",
-    password="an app password (myaccount.google.com/apppasswords), which wants 2-step verification",
+    password="an app password (myaccount.google.com/apppasswords); it requires 2-step verification",
     switch="Gmail, Settings, Forwarding and POP/IMAP: enable POP",
 )
 _MICROSOFT = Mail(
@@ -75,11 +76,11 @@ _DOMAINS: dict[str, Mail] = {
         name="163.com",
         host="pop.163.com",
         password="an authorization code",
-        switch="Settings, POP3/SMTP/IMAP: switch POP3 on",
+        switch="Settings, POP3/SMTP/IMAP: enable POP3",
     ),
     **dict.fromkeys(("icloud.com", "me.com", "mac.com"), Mail(name="iCloud", host="")),
 }
-# By the end of the name of the host that takes a domain's mail.
+# Domain of a mail exchanger → provider.
 _EXCHANGERS = {
     "google.com": _GOOGLE,
     "googlemail.com": _GOOGLE,
@@ -91,12 +92,12 @@ _EXCHANGERS = {
 
 
 def by_domain(domain: str) -> Mail | None:
-    """Of an address, without asking anybody."""
+    """Return the provider of a domain; no network is used."""
     return _DOMAINS.get(domain.lower())
 
 
 def by_exchanger(hosts: Iterable[str]) -> Mail | None:
-    """Of a domain whose mail one of these hosts takes (MX records)."""
+    """Return the provider of the first known mail exchanger (from MX records)."""
     for host in hosts:
         for end, mail in _EXCHANGERS.items():
             if f".{host.lower()}".endswith(f".{end}"):
@@ -105,6 +106,6 @@ def by_exchanger(hosts: Iterable[str]) -> Mail | None:
 
 
 def by_host(host: str) -> Mail | None:
-    """Of a POP3 server."""
-    found = (*_DOMAINS.values(), _MICROSOFT)
-    return next((mail for mail in found if host and mail.host == host.lower()), None)
+    """Return the provider whose POP3 server has this name."""
+    providers = (*_DOMAINS.values(), _MICROSOFT)
+    return next((mail for mail in providers if host and mail.host == host.lower()), None)

@@ -1,34 +1,35 @@
-"""A stub: the header of a message that is too large, with a note in place of its body.
+"""Make a stub: the header of a message that is too large, with a note instead of its body.
 
-Security: the header is a stranger's; nothing of it becomes part of the note.
+Security: the header is untrusted, so the note repeats nothing of it.
 """
 
 from __future__ import annotations
 
 import re
 
-_FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")  # a name, and white space as old mail has it
+_FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")  # obsolete syntax has white space before the colon
 _OF_THE_BODY = re.compile(rb"(content-|mime-version[ \t]*:)", re.IGNORECASE)
 
 _NOTE = """\
-This is only the header of a message of {size} octets, which is larger than
-the account {account} takes by itself. The message is on its server still, and
-is not deleted there. To have all of it:
+This is only the header of a message of {size} octets. The account {account}
+does not collect messages of that size automatically. The message is still
+on its server and is not deleted there. To collect all of it, run:
 
     restante collect {account} --whole {name}
 """
 
 
 def stub(header: bytes, account: str, name: str, size: int) -> bytes:
-    """CRLF text.  ``name`` is the message's short name, ``size`` its octets.
+    """Return the stub, with CRLF line ends.
 
-    What the header says of the body is not true of the note, and stands under other names:
+    ``name`` is the message's short name, ``size`` is its size in octets.  Header fields about the
+    body do not apply to the note, so they are renamed, for example to
     ``X-Restante-Was-Content-Type``.
     """
     lines = [f"X-Restante-Stub: {account} {name}; octets={size}".encode()]
     is_field = False
     for line in header.partition(b"\r\n\r\n")[0].split(b"\r\n"):
-        if not line.startswith((b" ", b"\t")):  # what is no header field would end the header
+        if not line.startswith((b" ", b"\t")):  # any other line would end the header
             is_field = _FIELD.match(line) is not None
         if is_field:
             lines.append((b"X-Restante-Was-" if _OF_THE_BODY.match(line) else b"") + line)

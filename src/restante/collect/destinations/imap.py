@@ -304,9 +304,11 @@ def _mark_in(header: bytes) -> set[str]:
 
 
 def _date(octets: bytes) -> datetime | None:
-    """When the last server before us had it, or when it was written; None: it does not tell."""
+    """Return when the message was last received, or else written; None if no field has a date."""
     for name in ("Received", "Date"):
-        with suppress(Exception):  # whatever the standard library makes of a stranger's header
+        with suppress(
+            Exception
+        ):  # the standard library may raise any error for an untrusted header
             value = str(BytesHeaderParser().parsebytes(octets).get(name, ""))
             found = parsedate_to_datetime(value.rpartition(";")[2].strip())
             if 1970 <= found.year < 2100:

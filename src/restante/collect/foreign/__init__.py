@@ -31,7 +31,7 @@ class Foreign:
     password: str = field(default="", repr=False)
     password_command: tuple[str, ...] = ()
     to: str = ""
-    """A destination in our words; empty: there is none, and ``no_destination`` says why."""
+    """A destination of restante; empty if none fits, and ``no_destination`` says why."""
     no_destination: str = ""
     recipient: str = ""
     keep: str = "all"

@@ -1,6 +1,7 @@
-"""Asking a provider: HTTPS requests, the loopback address, and the token of an account.
+"""Requests to an OAuth 2 provider, the user's ways to sign in, and an account's access token.
 
-Everything blocks.  Security: that of ``https``; clear HTTP goes to this machine only, for tests.
+All calls block.
+Security: as in ``https``.  Plain HTTP is allowed to this machine only, for tests.
 """
 
 from __future__ import annotations
@@ -19,87 +20,92 @@ from .errors import ProviderUnavailable
 from .flow import Answer, Application, Form, Question, Tokens
 from .sealed import Tokenfile
 
-_PATIENCE = 30.0  # seconds for an answer
-_PERSON = 600.0  # seconds for a person in a browser
-_EARLY = 120.0  # seconds before its end from which on an access token is not begun with
+_PATIENCE = 30.0  # seconds for a response; an estimate, not measured
+_SIGN_IN = 600.0  # seconds for a user to sign in with a browser; an estimate, not measured
+_EARLY = 120.0  # seconds before its end when an access token is replaced; a login must fit in
 _DONE = b"Signed in. You can close this window.\n"
-_WRONG = b"This is not the answer that restante waits for.\n"
+_WRONG = b"This is not the response that restante expects.\n"
 
 Say = Callable[[str], None]
 
 
 def post(url: str, form: Form, context: SSLContext | None = None) -> Answer:
-    """The provider's JSON, whether it is an error or not (RFC 6749 §5.2).
+    """Send a form, and return the provider's JSON, which may be an error (RFC 6749 §5.2).
 
     Raises:
-        ProviderUnavailable: no answer, or none that is JSON.
-        ConfigurationError: clear HTTP to another machine.
+        ProviderUnavailable: no response, or one that is not JSON.
+        ConfigurationError: plain HTTP to another machine.
     """
     check(url)
     host = urlsplit(url).hostname
     try:
         web = JsonClient(context or client_context(), patience=_PATIENCE)
-        status, found = web.ask(url, urlencode(form).encode())
+        status, answer = web.ask(url, urlencode(form).encode())
     except TemporaryFailure as error:
         raise ProviderUnavailable(str(error)) from error
     if status >= 500 or status == 429:
-        raise ProviderUnavailable(f"the provider answers {status}")
-    if found is None:
-        text = f"{host}: that is no answer of a provider (HTTP status {status})"
+        raise ProviderUnavailable(f"the provider answered with HTTP status {status}")
+    if answer is None:
+        text = f"{host}: not a response of an OAuth 2 provider (HTTP status {status})"
         cause = ConfigurationError(text) if is_lasting(status) else None
         raise ProviderUnavailable(text) from cause
-    return found
+    return answer
 
 
 def endpoints(issuer: str, context: SSLContext | None = None) -> Answer:
-    """What an OpenID provider says of itself (OpenID Connect Discovery 1.0 §4).
+    """Return an OpenID provider's metadata (OpenID Connect Discovery 1.0 §4).
 
     Raises:
-        ProviderUnavailable: no answer.
-        ConfigurationError: none of this issuer's, or clear HTTP to another machine.
+        ProviderUnavailable: no response.
+        ConfigurationError: not the metadata of this issuer, or plain HTTP to another machine.
     """
     check(issuer)
     web = JsonClient(context or client_context(), patience=_PATIENCE)
     try:
-        _, found = web.ask(issuer.rstrip("/") + "/.well-known/openid-configuration")
+        _, metadata = web.ask(issuer.rstrip("/") + "/.well-known/openid-configuration")
     except TemporaryFailure as error:
         raise ProviderUnavailable(str(error)) from error
-    if found is None or str(found.get("issuer", "")).rstrip("/") != issuer.rstrip("/"):
-        raise ConfigurationError(f"{issuer} does not say where it is asked; give its addresses")
-    return found
+    if metadata is None or str(metadata.get("issuer", "")).rstrip("/") != issuer.rstrip("/"):
+        raise ConfigurationError(f"{issuer} does not publish its endpoints; configure them")
+    return metadata
 
 
 def check(url: str) -> None:
-    """
+    """Check that an endpoint is reached over TLS.
+
     Raises:
-        ConfigurationError: secrets would go in clear.
+        ConfigurationError: secrets would be sent in clear.
     """
     parts = urlsplit(url)
     is_here = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "localhost")
     if parts.scheme != "https" and not is_here:
-        raise ConfigurationError(f"an OAuth 2 endpoint is an https address, not {url!r}")
+        raise ConfigurationError(f"an OAuth 2 endpoint must be an https address, not {url!r}")
 
 
-# Ways for the user to consent.  Each returns tokens that are not stored yet.
+# Ways to sign in.  Each returns tokens that are not stored yet.
 
 
 def by_browser(application: Application, user: str, show: Say) -> Tokens:
-    """On this machine; ``show`` is given the address for the browser."""
+    """Sign in with a browser on this machine; ``show`` is called with the address to open."""
     with _Loopback(("127.0.0.1", 0), _Handler) as server:
         redirect = f"http://{application.provider.host}:{server.server_address[1]}/"
         question = server.question = Question(application, redirect, user)
         show(question.url)
         server.timeout = 1.0
-        until = time.monotonic() + _PERSON
+        until = time.monotonic() + _SIGN_IN
         while server.answer is None and time.monotonic() < until:
             server.handle_request()
     if server.answer is None:
-        raise ConsentNeeded("no answer from the browser in time; sign in again")
+        raise ConsentNeeded("no response from the browser in time; sign in again")
     return _redeem(question, question.code(server.answer))
 
 
 def by_pasting(application: Application, user: str, show: Say, read: Callable[[], str]) -> Tokens:
-    """In a browser anywhere, whose last address ``read`` gives; nothing answers there."""
+    """Sign in with a browser on any machine.
+
+    The browser ends at an address where no server listens; ``read`` returns that address, pasted by
+    the user.
+    """
     question = Question(application, f"http://{application.provider.host}:1/", user)
     show(question.url)
     return _redeem(question, question.code(read()))
@@ -115,30 +121,32 @@ def by_device(
     show: Callable[[str, str], None],
     sleep: Callable[[float], None] = time.sleep,
 ) -> Tokens:
-    """On any device; ``show`` is given where, and what to enter there."""
+    """Sign in on any device; ``show`` is called with the address to open and the code to enter."""
     if not application.provider.device:
-        raise UnsafeArgument("this provider knows no devices; use --browser or --paste")
+        raise UnsafeArgument(
+            "this provider does not support sign-in by device; use --browser or --paste"
+        )
     form = flow.ask_for_device(application)
-    asked = flow.device(post(application.provider.device, form), time.time())
-    show(asked.address, asked.user_code)
-    interval: float | None = asked.interval
-    while time.time() < asked.expires_at:
+    device = flow.device(post(application.provider.device, form), time.time())
+    show(device.address, device.user_code)
+    interval: float | None = device.interval
+    while time.time() < device.expires_at:
         assert interval is not None
         sleep(interval)
         try:
-            answer = post(application.provider.token, flow.poll(application, asked))
+            answer = post(application.provider.token, flow.poll(application, device))
         except ProviderUnavailable:
             interval *= 2  # RFC 8628 §3.5
             continue
         if (interval := flow.wait_longer(answer, interval)) is None:
             return flow.tokens(answer, time.time(), agreed_at=time.time())
-    raise ConsentNeeded("the code was not entered in time; once more")
+    raise ConsentNeeded("the code was not entered in time; sign in again")
 
 
-def by_itself(application: Application) -> Tokens:
-    """By the application's own secret."""
+def by_client_secret(application: Application) -> Tokens:
+    """Sign in as the application itself, with its secret (RFC 6749 §4.4)."""
     if not application.client_secret:
-        raise ConfigurationError("oauth.client_secret is wanted for the flow client")
+        raise ConfigurationError("the sign-in of an application requires oauth.client_secret")
     answer = post(application.provider.token, flow.for_itself(application))
     return flow.tokens(answer, time.time(), agreed_at=time.time())
 
@@ -153,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 10  # seconds for a request
 
     def do_GET(self) -> None:
-        """Only what answers the question counts; anybody on this machine can ask here."""
+        """Accept only the response to our question; any program on this machine can connect."""
         try:
             self.server.question.code(self.path)
         except UnsafeArgument:
@@ -177,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def log_message(self, *_: object) -> None:
-        """The code is in the address."""
+        """Log nothing, because the address contains the code."""
 
 
 # The token of an account.
@@ -186,33 +194,33 @@ class _Handler(BaseHTTPRequestHandler):
 def access_token(
     application: Application, file: Tokenfile, *, is_service: bool = False, renew: bool = False
 ) -> str:
-    """One that is good for a login now; a new one is on disk before it is returned.
+    """Return an access token for a login now; a new one is stored on disk first.
 
-    ``renew`` asks for another although there seems to be a good one.
+    ``renew`` requests a new token even if the stored one seems valid.
 
     Raises:
-        ConsentNeeded: the user must act; the stored tokens stay.
-        ProviderUnavailable: try again; the stored tokens stay.
+        ConsentNeeded: the user must sign in again; the stored tokens are kept.
+        ProviderUnavailable: try again later; the stored tokens are kept.
     """
     with file.alone():
         before, now = file.get(), time.time()
         if before is not None and not renew and now < before.expires_at - _EARLY:
             return before.access
         try:
-            found = _renewed(application, before, now, is_service=is_service)
+            tokens = _renewed(application, before, now, is_service=is_service)
         except (ConsentNeeded, ProviderUnavailable) as error:
             file.failed(now, str(error))
             raise
-        file.put(found)
-        return found.access
+        file.put(tokens)
+        return tokens.access
 
 
 def _renewed(
     application: Application, before: Tokens | None, now: float, *, is_service: bool
 ) -> Tokens:
     if is_service:
-        return by_itself(application)
+        return by_client_secret(application)
     if before is None or not before.refresh:
-        raise ConsentNeeded("not signed in yet; next: restante account auth NAME")
+        raise ConsentNeeded("not signed in yet; run: restante account auth NAME")
     answer = post(application.provider.token, flow.refresh(application, before))
     return flow.tokens(answer, now, before)
