@@ -137,6 +137,23 @@ def fail(found: Configuration, ledger: Ledger, error: RestanteError = LOST) -> N
     alerts.send(Job.of(found, "isp"), ledger, error)
 
 
+def test_alert_to_another_destination_needs_no_password_of_the_first(
+    home: Path, ledger: Ledger
+) -> None:
+    """The alert may be about this very password."""
+    more = (
+        f'alert = {{ after = 1, to = "maildir:{home}/Alerts" }}\n'
+        f'to = "imaps://ann@127.0.0.1:1/In"\nto_password = {{ file = "{home}/missing" }}\n'
+    )
+    configure(home)
+    path = home / "config" / "restante" / "conf.d" / "isp.toml"
+    lines = [each for each in path.read_text().splitlines() if not each.startswith("to = ")]
+    path.write_text("\n".join([*lines, more]))
+    fail(config.load(), ledger, ConfigurationError("to_password: No such file or directory"))
+    (letter,) = letters(home, "Alerts")
+    assert "to_password" in letter.get_content()
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [

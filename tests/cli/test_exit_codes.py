@@ -223,7 +223,9 @@ def silent_imap_server(scene: Scene) -> int:
 
 def _append(port: int, ca_file: Path | None) -> int:
     url = f"imaps://ann@127.0.0.1:{port}/"
-    with closing(open_destination(url, password="tan staaf", ca_file=ca_file)) as destination:
+    with closing(
+        open_destination(url, password=lambda: "tan staaf", ca_file=ca_file)
+    ) as destination:
         return stored_in(destination)
 
 

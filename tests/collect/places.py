@@ -282,7 +282,7 @@ class ImapPlace(Place):
     def opened(self) -> Destination:
         port = CLOSED if self.is_away else self.server.port
         place = f"imaps://ann@127.0.0.1:{port}/"
-        return open_destination(place, password="tan staaf", ca_file=self.ca_file)
+        return open_destination(place, password=lambda: "tan staaf", ca_file=self.ca_file)
 
     def octets(self) -> list[bytes]:
         return self.server.stored

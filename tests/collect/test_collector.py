@@ -76,7 +76,7 @@ class Home:
         self._password = password  # of the destination
 
     def opened(self) -> Destination:
-        return open_destination(self.place, password=self._password, ca_file=self._ca)
+        return open_destination(self.place, password=lambda: self._password, ca_file=self._ca)
 
     def collect(self, policy: Policy | None = None, **options: Any) -> Outcome:
         async def main() -> Outcome:

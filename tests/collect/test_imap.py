@@ -31,7 +31,7 @@ def server(server_tls: ssl.SSLContext) -> Iterator[ImapStandIn]:
 
 def opened(server: ImapStandIn, ca_file: Path, folder: str = "") -> Destination:
     place = f"imaps://ann@127.0.0.1:{server.port}/{folder}"
-    return open_destination(place, password="tan staaf", ca_file=ca_file)
+    return open_destination(place, password=lambda: "tan staaf", ca_file=ca_file)
 
 
 def give(destination: Destination, octets: bytes, identity: str = "any") -> None:
@@ -235,7 +235,7 @@ def test_a_message_that_is_refused_stays_and_does_not_stop_the_others(
 )
 def test_invalid_destinations_are_refused(place: str) -> None:
     with pytest.raises(UnsafeArgument):
-        open_destination(place, password="tan staaf")
+        open_destination(place, password=lambda: "tan staaf")
 
 
 def test_a_destination_without_a_password_is_refused() -> None:
@@ -246,4 +246,4 @@ def test_a_destination_without_a_password_is_refused() -> None:
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "imapclient", None)
     with pytest.raises(ConfigurationError, match=r"restante\[imap\]"):
-        open_destination("imaps://ann@host/", password="tan staaf")
+        open_destination("imaps://ann@host/", password=lambda: "tan staaf")

@@ -72,7 +72,7 @@ def test_every_octet_arrives(message: bytes, server: Dovecot) -> None:
     wanted = message.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
     folder = f"one-{MESSAGES.index(message)}"
     with closing(
-        open_destination(place(server, folder), password=server.password, ca_file=server.ca)
+        open_destination(place(server, folder), password=lambda: server.password, ca_file=server.ca)
     ) as destination:
         destination.begin("any")
         destination.write(message)
@@ -95,7 +95,7 @@ def test_killed_at_every_step(
             closing(Ledger(at / "ledger")) as ledger,
             closing(
                 open_destination(
-                    place(server, at.name), password=server.password, ca_file=server.ca
+                    place(server, at.name), password=lambda: server.password, ca_file=server.ca
                 )
             ) as destination,
         ):

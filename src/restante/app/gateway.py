@@ -18,7 +18,7 @@ from contextlib import closing
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from ..config import Account, Configuration
+from ..config import Configuration
 from ..errors import ConfigurationError, RestanteError
 from ..passdb import Directory
 from . import runs
@@ -37,15 +37,14 @@ def look_over(config: Configuration) -> None:
     Raises:
         ConfigurationError: an account that is polled at logins can never be stored.
     """
-    jobs = [job for job in all_jobs(config) if _recipient(job.options) is not None]
+    jobs = [job for job in all_jobs(config) if _polled_by(job) is not None]
     if mistakes := [text for job in jobs for text in job.mistakes(strictly=False)]:
         raise ConfigurationError("\n".join(mistakes))
 
 
-def _recipient(account: Account) -> str | None:
-    """Whose login polls it; None: no login does."""
-    kind, _, recipient = account.to.partition(":")
-    return recipient if kind == "maildrop" and account.poll_on_login else None
+def _polled_by(job: Job) -> str | None:
+    """Return the user at whose logins the account is polled, or None."""
+    return job.local_user if job.options.poll_on_login else None
 
 
 class Gateway:
@@ -56,9 +55,7 @@ class Gateway:
         self._config = config
         self._directory = directory
         self._unresolved = {
-            name: recipient
-            for name, account in config.account.items()
-            if (recipient := _recipient(account)) is not None
+            job.name: user for job in all_jobs(config) if (user := _polled_by(job)) is not None
         }
         self._retry_at = 0.0  # on the monotonic clock
         self._accounts: dict[str, list[str]] = {}  # by maildrop

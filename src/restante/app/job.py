@@ -58,6 +58,12 @@ class Job:
         return self.options.recipient or self.options.user
 
     @property
+    def local_user(self) -> str | None:
+        """The user of this server who gets the account's mail; None: another destination."""
+        kind, _, user = self.options.to.partition(":")
+        return user if kind == "maildrop" else None
+
+    @property
     def grant(self) -> Grant:
         """To read the account by OAuth 2; used if ``options.oauth.provider`` is set."""
         return Grant(self.config, self.name, self.options.user, self.options.oauth)
@@ -174,22 +180,17 @@ class Job:
             UnsafeArgument, ConfigurationError, PermanentFailure: it can never work as written.
             TemporaryFailure, OSError: not now.
         """
-        from ..collect.destinations import opening
+        from ..collect.destinations.opening import open_destination
 
-        account = self.options
-        kind, _, recipient = account.to.partition(":")
-        if kind == "maildrop":
-            return local.open_maildrop(self.config, recipient)
-        password = ""
-        if account.to_password:
-            password = secrets.fetch(account.to_password, "to_password")
-        grant = self.destination_grant
-        return opening.open_destination(
+        account, grant = self.options, self.destination_grant
+        password = partial(secrets.fetch, account.to_password, "to_password")
+        return open_destination(
             account.to,
             recipient=self.recipient,
-            password=password,
+            password=password if account.to_password else None,
             ca_file=Path(account.to_ca_file) if account.to_ca_file else None,
             token=(lambda renew: grant.token(renew=renew)) if account.to_oauth.provider else None,
+            maildrop=partial(local.open_maildrop, self.config),
         )
 
     def mistakes(self, *, strictly: bool) -> Iterator[str]:
@@ -213,21 +214,18 @@ class Job:
         from ..collect.destinations.opening import look_over
 
         account = self.options
-        kind, _, recipient = account.to.partition(":")
         try:
-            if kind == "maildrop":
-                local.open_maildrop(self.config, recipient).close()
-            else:
-                look_over(
-                    account.to,
-                    recipient=self.recipient,
-                    password="?" if account.to_password else "",
-                    token=(lambda _: "") if account.to_oauth.provider else None,
-                )
+            look_over(
+                account.to,
+                recipient=self.recipient,
+                password=(lambda: "?") if account.to_password else None,
+                token=(lambda _: "") if account.to_oauth.provider else None,
+                maildrop=partial(local.open_maildrop, self.config),
+            )
         except TemporaryFailure as error:
-            # Of a maildrop: a back end is down, or a disk is away, which is no mistake.
+            # For a maildrop: a back end is down, or a disk is away, which is no mistake.
             users = Path(self.config.auth.users)
-            is_mistake = kind != "maildrop" or (strictly and not users.exists())
+            is_mistake = self.local_user is None or (strictly and not users.exists())
             return failures.describe(error) if is_mistake else None
         except (RestanteError, OSError) as error:
             return failures.describe(error)

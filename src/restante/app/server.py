@@ -157,12 +157,12 @@ class Running:
     began.  Raises ConfigurationError, and nothing has changed."""
 
     def as_json(self, *, with_passwords: bool) -> dict[str, object]:
-        found: dict[str, object] = {"schema": "restante/serve/1", **self.addresses}
-        found["ca"] = str(self.certificate)
+        row: dict[str, object] = {"schema": "restante/serve/1", **self.addresses}
+        row["ca"] = str(self.certificate)
         if with_passwords:
-            found["users"] = self.users
-            found["maildir"] = self.config.store.path
-        return found
+            row["users"] = self.users
+            row["maildir"] = self.config.store.path
+        return row
 
 
 @asynccontextmanager
@@ -401,7 +401,7 @@ _FIXED: tuple[Callable[[Configuration], object], ...] = (
     attrgetter("intake", "limits.message"),
     attrgetter("auth.chain", "auth.deadline"),
     lambda config: [getattr(config.auth, name.replace("-", "_")) for name in BACKENDS],
-    lambda found: bool(found.tls.client_ca),
+    lambda config: bool(config.tls.client_ca),
 )
 
 

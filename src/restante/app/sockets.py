@@ -42,22 +42,22 @@ def listening(config: Configuration) -> Iterator[list[BoundSocket]]:
     """
     with ExitStack() as stack:
         trusted = config.server.tls_at_proxy
-        places = [
+        sockets = [
             BoundSocket(name, stack.enter_context(each), _address(name, each) in trusted)
             for name, each in systemd.inherited()
         ]
-        wanted = _wanted(config, {place.scheme for place in places})
-        for place in places:
-            _compare(place, [address for address, scheme, _ in wanted if scheme == place.scheme])
-        passed = tuple(places)
+        wanted = _wanted(config, {bound.scheme for bound in sockets})
+        for bound in sockets:
+            _compare(bound, [address for address, scheme, _ in wanted if scheme == bound.scheme])
+        passed = tuple(sockets)
         for address, scheme, setting in wanted:
             if any(each.scheme == scheme and _serves(each.socket, address) for each in passed):
                 continue
             own = stack.enter_context(bind(address, setting))
-            places.append(BoundSocket(scheme, own, str(address) in trusted))
+            sockets.append(BoundSocket(scheme, own, str(address) in trusted))
             if address.path:
                 stack.callback(Path(address.path).unlink, missing_ok=True)
-        yield places
+        yield sockets
 
 
 def _wanted(config: Configuration, inherited: Collection[str]) -> list[tuple[Address, str, str]]:
@@ -78,22 +78,22 @@ def _wanted(config: Configuration, inherited: Collection[str]) -> list[tuple[Add
     return wanted
 
 
-def _compare(place: BoundSocket, configured: Sequence[Address]) -> None:
+def _compare(bound: BoundSocket, configured: Sequence[Address]) -> None:
     """
     Raises:
         ConfigurationError: the inherited socket is open to more than any configured address.
     """
-    where = _port_or_path(place.socket)
+    where = _port_or_path(bound.socket)
     there = [address for address in configured if where == (address.path or address.port)]
     if configured and isinstance(where, int):
-        host, compared = place.socket.getsockname()[0], there or configured
+        host, compared = bound.socket.getsockname()[0], there or configured
         if not any(_reach(host) <= _reach(address.host) for address in compared):
             raise ConfigurationError(
-                f"socket unit: {place.scheme} on {_name(place.socket)} is open to more than "
+                f"socket unit: {bound.scheme} on {_name(bound.socket)} is open to more than "
                 f"{', '.join(map(str, compared))}; change ListenStream= or the configuration"
             )
     if not there:
-        fields = {"proto": place.scheme, "listen": where}
+        fields = {"proto": bound.scheme, "listen": where}
         _log.warning("socket not configured", extra={"fields": fields})
 
 
@@ -126,14 +126,15 @@ def _serves(listening: socket.socket, address: Address) -> bool:
     return "localhost" in hosts and all(Address(host=host, port=1).is_local for host in hosts)
 
 
-def addresses_of(places: Sequence[BoundSocket]) -> dict[str, str]:
-    found = {}
-    for place in places:
-        if place.socket.family == socket.AF_UNIX:
-            found[f"{place.scheme}_unix"] = place.socket.getsockname()
+def addresses_of(sockets: Sequence[BoundSocket]) -> dict[str, str]:
+    """Return where the sockets listen, by scheme; for a Unix socket by ``lmtp_unix`` etc."""
+    addresses = {}
+    for each in sockets:
+        if each.socket.family == socket.AF_UNIX:
+            addresses[f"{each.scheme}_unix"] = each.socket.getsockname()
         else:
-            found[place.scheme] = _name(place.socket)
-    return found
+            addresses[each.scheme] = _name(each.socket)
+    return addresses
 
 
 def _address(scheme: str, listening: socket.socket) -> str:

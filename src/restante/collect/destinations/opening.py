@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import UnsafeArgument
@@ -13,14 +14,15 @@ def look_over(
     text: str,
     *,
     recipient: str = "",
-    password: str = "",
+    password: Callable[[], str] | None = None,
     token: TokenSource | None = None,
+    maildrop: Callable[[str], Destination] | None = None,
 ) -> None:
-    """Find what ``open_destination`` would refuse, and make, lock and ask nothing.
+    """Check whether ``open_destination`` would succeed, without creating or sending anything.
 
     Raises:
-        UnsafeArgument, ConfigurationError: it can never work as it is written.
-        TemporaryFailure: the directory above it is not there.
+        UnsafeArgument, ConfigurationError: the destination can never work as it is written.
+        TemporaryFailure: the directory above it is missing, or ``maildrop`` raised it.
     """
     from .folder import may_be_made
 
@@ -30,28 +32,33 @@ def look_over(
         if not place.exists():
             may_be_made(place)
     else:
-        open_destination(text, recipient=recipient, password=password, token=token).close()
+        open_destination(
+            text, recipient=recipient, password=password, token=token, maildrop=maildrop
+        ).close()
 
 
 def open_destination(
     text: str,
     *,
     recipient: str = "",
-    password: str = "",
+    password: Callable[[], str] | None = None,
     ca_file: Path | None = None,
     token: TokenSource | None = None,
+    maildrop: Callable[[str], Destination] | None = None,
 ) -> Destination:
-    """``maildir:PATH``, ``mbox:PATH``, the path of a directory; or where a message is handed over:
-    ``lmtp:ADDRESS`` and ``smtp:ADDRESS`` (``host:port``, ``unix:/path``), ``command:PROGRAM …``,
+    """Open a destination: ``maildir:PATH``, ``mbox:PATH`` or the path of a directory;
+    ``maildrop:USER``; or a program that takes over the messages: ``lmtp:ADDRESS`` and
+    ``smtp:ADDRESS`` (``host:port``, ``unix:/path``), ``command:PROGRAM …``,
     ``imaps://user@host/Folder``, ``gmail:LABEL``.
 
-    ``recipient`` is the address for LMTP and SMTP, ``password`` the one for IMAP, ``token`` for
-    Gmail.
+    ``recipient`` is the address for LMTP and SMTP.  ``password`` returns the password for IMAP, and
+    ``token`` the token for Gmail; they are called only for these.  ``maildrop`` opens the maildrop
+    of a user of this server; None: there is no server here.
 
     Raises:
-        UnsafeArgument: another kind, or not all that it needs.
-        ConfigurationError: it needs a library or a program that is not installed.
-        TemporaryFailure: another program uses it, or the directory above it is not there.
+        UnsafeArgument: the kind is unknown, or a part that it requires is missing.
+        ConfigurationError: a library, a program or a password that it requires is missing.
+        TemporaryFailure: another program uses it, or the directory above it is missing.
         OSError: it cannot be used.
     """
     from .folder import Folder
@@ -66,6 +73,8 @@ def open_destination(
             return Maildir(Path(path))
         case ("mbox", ":", path) if path:
             return Mbox(Path(path))
+        case ("maildrop", ":", user) if maildrop is not None:
+            return maildrop(user)
         case ("lmtp" | "smtp" as kind, ":", address) if recipient:
             return Smtp(address, recipient, lmtp=kind == "lmtp")
         case ("command", ":", command):
@@ -73,14 +82,15 @@ def open_destination(
         case ("imap" | "imaps", ":", rest) if rest.startswith("//"):
             from .imap import Imap
 
-            return Imap(text, password, ca_file)
+            return Imap(text, password() if password is not None else "", ca_file)
         case ("gmail", ":", label):
             from .gmail import Gmail
 
             if token is None:
                 raise UnsafeArgument("gmail: needs to_oauth")
             return Gmail(label, token)
+    local = "maildrop:USER, " if maildrop is not None else ""
     raise UnsafeArgument(
-        "a destination is a directory, maildir:PATH, mbox:PATH, lmtp:HOST:PORT, smtp:HOST:PORT, "
-        "imaps://USER@HOST/FOLDER, gmail:LABEL or command:PROGRAM"
+        f"a destination is a directory, maildir:PATH, mbox:PATH, {local}lmtp:HOST:PORT, "
+        "smtp:HOST:PORT, imaps://USER@HOST/FOLDER, gmail:LABEL or command:PROGRAM"
     )
