@@ -1,6 +1,6 @@
-"""What is at a collector's destination, read without the collector's code; and what is durable.
+"""Reads a collector's destinations without the collector's code, and knows what is durable.
 
-Not all that can be read would survive a power failure: ``Disk`` remembers what was synced.
+A file that can be read may not survive a power failure, so ``Disk`` records what was synced.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ class Copy:
     """A message at the destination."""
 
     octets: bytes
-    """LF text."""
+    """The message with LF line ends."""
     is_durable: bool
     is_held: bool = False
-    """Its user has deleted it, and it can be given back."""
+    """Its user has deleted it, and it can be restored."""
 
 
 class Disk:
-    """Which files and names are durable, in this process and in its children."""
+    """Records which files and names are durable, in this process and its children."""
 
     def __init__(self, journal: Path) -> None:
         self._journal = journal
         self._read = 0
         self._sizes: dict[int, int] = {}
-        """Octets that are durable, by inode."""
+        """Number of durable octets, by inode."""
         self._names: dict[int, dict[str, int]] = {}
-        """By inode of a directory: names with their inodes."""
+        """Durable names with their inodes, by inode of the directory."""
         journal.touch()
 
     def fsync(self, file: int) -> None:
-        """In place of ``os.fsync``."""
+        """Replace ``os.fsync``."""
         _fsync(file)
         found = os.fstat(file)
         names: dict[str, int] | None = None
@@ -58,14 +58,14 @@ class Disk:
         os.close(opened)
 
     def size(self, path: Path) -> int:
-        """How many octets of a file a power failure leaves; -1: not even its name."""
+        """Return how many octets of a file survive a power failure; -1 if its name does not."""
         self._catch_up()
         names = self._names.get(path.parent.stat().st_ino, {})
         inode = path.stat().st_ino
         return self._sizes.get(inode, 0) if names.get(path.name) == inode else -1
 
     def cut_power(self, path: Path) -> None:
-        """Leave of a file what is durable."""
+        """Reduce a file to what is durable."""
         size = self.size(path)
         if size < 0:
             path.unlink()
@@ -84,48 +84,48 @@ class Disk:
 
 
 class Destination:
-    """Where the collector stores, and what its user does there."""
+    """A destination of the collector, and the actions of its user."""
 
     is_repeatable = True
-    """A message that is stored again after a crash has the same name."""
+    """Whether a message that is stored again after a crash has the same name."""
     keeps: tuple[str, ...] = ("all", "none", "7d")
-    """What it can do."""
+    """Values of ``keep`` that it supports."""
     holds = False
-    """What its user deletes can be given back."""
+    """Whether mail that its user deletes can be restored."""
     is_readable = True
-    """What it holds can be shown to be durable."""
+    """Whether ``Disk`` shows that its mail is durable."""
 
     def __init__(self, place: Path, disk: Disk) -> None:
         self.place, self.disk = place, disk
 
     @property
     def to(self) -> str:
-        """For the configuration."""
+        """Return the value of ``to`` in the configuration."""
         raise NotImplementedError
 
     def copies(self) -> list[Copy]:
-        """All that is there."""
+        """Return all messages that are there."""
         raise NotImplementedError
 
     def delete(self, octets: bytes) -> int:
-        """As a user does; returns how many copies were there."""
+        """Delete a message as a user does; returns the number of copies there were."""
         return 0
 
     def give_back(self) -> None:
-        """What was deleted and is still held."""
+        """Restore all messages that are held."""
 
     def purge(self) -> None:
-        """What is held is destroyed."""
+        """Destroy all held messages."""
 
     def refuse(self, is_refusing: bool) -> None:
-        """Take no long message from now on, or all again; where a destination can refuse one."""
+        """Refuse long messages, or accept all again, if the destination can refuse any."""
 
     def cut_power(self) -> None:
-        """What is not durable is lost."""
+        """Lose everything that is not durable."""
 
 
 class _Files(Destination):
-    """One message in a file."""
+    """A destination with one message per file."""
 
     def _files(self) -> Iterator[Path]:
         raise NotImplementedError
@@ -173,7 +173,7 @@ class Maildir(_Files):
 
 
 class Maildrop(_Files):
-    """A user of this server."""
+    """The maildrop of a user of this server."""
 
     holds = True
     keeps = (*Destination.keeps, "until-verified", "until-deleted")
@@ -227,7 +227,7 @@ class Command(_Files):
 
     @property
     def _sign(self) -> Path:
-        """There while it refuses mail."""
+        """Return the path of the file that exists while mail is refused."""
         return self.place / "refuses"
 
     def refuse(self, is_refusing: bool) -> None:
@@ -241,7 +241,7 @@ class Command(_Files):
                 yield path
 
     def cut_power(self) -> None:
-        """The program was killed as well; its promise is its own."""
+        """Do nothing: durability is the program's own responsibility."""
 
 
 class Mbox(Destination):
@@ -259,7 +259,7 @@ class Mbox(Destination):
         return [copy for _, copy in self._parts()]
 
     def _parts(self) -> Iterator[tuple[bytes, Copy]]:
-        """Each message as it stands there, and as it came."""
+        """Return each message in its quoted and in its original form."""
         if not self._path.exists():
             return
         end, durable = 0, self.disk.size(self._path)
@@ -270,7 +270,7 @@ class Mbox(Destination):
                 yield raw, Copy(re.sub(rb"(?m)^>(>*From )", rb"\1", text), end <= durable)
 
     def delete(self, octets: bytes) -> int:
-        """As mail readers do: another file gets its name."""
+        """Delete a message as mail readers do: write a new file and rename it."""
         parts = list(self._parts())
         kept = [raw for raw, copy in parts if copy.octets != octets]
         if len(kept) < len(parts):

@@ -1,15 +1,15 @@
-"""A POP3 server that lies, forgets and ends anywhere, and writes down what it was asked to delete.
+"""A POP3 server that lies, forgets, closes connections, and records which messages were deleted.
 
-Its word decides what was lost: it knows each message, whatever unique-id it gives out.
+Its records decide what was lost: it identifies messages independently of their unique-ids.
 
-Left out, because no client could notice:
+Some lies are not tried because no client could notice them:
 
-- a body that is shortened in silence by about a KiB or less, since honest servers round sizes up;
-  or shortened by more, with an announced size that was made to fit; or shortened at the same octet
-  in two sessions, which is how a server looks that always announces too much;
+- a body that is shortened without notice by about a KiB or less, since honest servers round sizes
+  up; by more, with an announced size to match; or at the same octet in two sessions, since that is
+  how a server looks that always announces too much;
 - other mail under the same unique-id with the same size and the same header fields;
-- a RETR that is answered with another message than the one listed, or one that is exchanged between
-  RETR and DELE of one session, where RFC 1939 §4 promises an exclusive lock.
+- another message than the listed one in answer to RETR, or one that is replaced between RETR and
+  DELE of one session, where RFC 1939 §4 promises an exclusive lock.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 _TOLERANCE = 1024  # octets that may be missing; see the docstring
-_PATIENCE = 20.0  # seconds for a client that says nothing
+_PATIENCE = 20.0  # seconds to wait for a silent client
 
 
 @dataclass(eq=False)
 class Letter:
-    """What a sender wrote, however often it is delivered."""
+    """A text that a sender wrote; it may be delivered several times."""
 
     number: int
     text: bytes
@@ -35,10 +35,10 @@ class Letter:
     has_marks: bool = True
     """It has a Message-ID and a Date."""
     has_twin: bool = False
-    """Another letter has the same header, so no lie about its size is allowed as well."""
+    """Another letter has the same header, so the server must not lie about its size too."""
     deliveries: int = 0
     forms: set[bytes] = field(default_factory=set)
-    """All octets that a server ever had for it."""
+    """Every form in which a server has had it."""
 
 
 @dataclass(eq=False)
@@ -48,45 +48,45 @@ class Mail:
     unique_id: str
     letter: Letter
     octets: bytes
-    """CRLF text; servers rewrite headers."""
+    """The message with CRLF line ends; servers rewrite headers."""
     is_disguised: bool = False
-    """Other mail had its unique-id, and no client could see that it was gone."""
+    """Other mail had its unique-id before, and no client could see that it had left."""
     cuts: set[int] = field(default_factory=set)
-    """Where its body was cut short before."""
+    """The offsets at which its body was truncated earlier."""
 
 
 @dataclass
 class Lies:
-    """How the server behaves in one session.  Messages are meant by their place in the listing."""
+    """The behaviour of the server in one session.  Messages are given by message-number."""
 
     ends_at_command: int = 0
-    """It closes the connection instead of the answer to this one; 0: to none."""
+    """The command that is answered by closing the connection, from 1; 0 is none."""
     ends_at_octet: int = 0
-    """It closes the connection after this many octets; 0: it does not."""
+    """Octets after which it closes the connection; 0 is never."""
     quit: str = "removes"
-    """Or "says nothing" (and removes), "closes first", "refuses" (half is removed), "forgets"."""
+    """Or "says nothing" (but removes), "closes first", "refuses" (removes half), "forgets"."""
     removes_without_quit: bool = False
-    """What is marked when the connection is lost is removed, against RFC 1939 §6."""
+    """Removes marked messages when the connection is lost, which violates RFC 1939 §6."""
     expires: bool = False
-    """It announces EXPIRE 0, and removes at QUIT all that RETR sent (RFC 2449 §6.7)."""
+    """Announces EXPIRE 0, and at QUIT removes all messages sent by RETR (RFC 2449 §6.7)."""
     rewrites: bool = False
-    """At QUIT it adds header fields to what was read, as GNU mailutils does."""
+    """At QUIT adds header fields to retrieved messages, as GNU mailutils does."""
     has_uidl: bool = True
     has_top: bool = True
     pipelining: str = ""
-    """Or "works", or "breaks": the connection ends when two commands come together."""
+    """Or "works", or "breaks": pipelined commands end the connection."""
     sizes: dict[int, int] = field(default_factory=dict)
-    """What is added to the announced size."""
+    """Octets added to the announced size, by message."""
     short: dict[int, int] = field(default_factory=dict)
-    """Per cent of the body that are given as if they were all of it."""
+    """Per cent of the body that is sent as if it were complete, by message."""
     hidden: frozenset[int] = frozenset()
-    """Not listed."""
+    """Messages that are not listed."""
     refused: frozenset[int] = frozenset()
-    """Neither RETR nor TOP is answered by +OK."""
+    """Messages for which RETR and TOP are refused."""
     undeletable: frozenset[int] = frozenset()
-    """Nor DELE."""
+    """Messages for which DELE is refused."""
     same_id: bool = False
-    """The first two messages are listed under one unique-id."""
+    """Lists the first two messages under one unique-id."""
     delivers_at_command: int = 0
 
     @property
@@ -96,41 +96,41 @@ class Lies:
 
 @dataclass
 class Session:
-    """What one client saw and did."""
+    """What one client was shown and did."""
 
     listed: list[Mail]
     lies: Lies
     heard: list[str] = field(default_factory=list)
-    """All commands."""
+    """All commands of the client."""
     marked: list[Mail] = field(default_factory=list)
     read: set[Mail] = field(default_factory=set)
     is_closed: bool = False
-    """By QUIT."""
+    """Ended by QUIT."""
     sent: int = 0
-    """Octets."""
+    """Octets sent."""
 
 
 class Hostile:
-    """The maildrop, and one thread that serves one client after the other."""
+    """The maildrop, and a thread that serves one client after another."""
 
     def __init__(self) -> None:
         self.mails: list[Mail] = []
         self.gone: list[Mail] = []
-        """Removed by anybody, the last at the end."""
+        """Messages that any client removed, the last one at the end."""
         self.lies = Lies()
         self.deliver: Callable[[], None] = lambda: None
         """Called in the middle of a session."""
         self.marked: Callable[[Session, Mail], None] = lambda session, mail: None
         """Called at each DELE, before it is answered."""
         self.removed: Callable[[Session, Sequence[Mail]], None] = lambda session, mails: None
-        """Called when what was marked has left."""
+        """Called when the marked messages have been removed."""
         self.expired: Callable[[Mail], object] = lambda mail: None
-        """Called before a message leaves that was sent and not marked."""
+        """Called before a message is removed that was sent but not marked."""
         self.announced: dict[str, set[tuple[Letter, int]]] = {}
-        """Under each unique-id: what had it, and with which size it was listed."""
+        """For each unique-id, the messages that had it and their listed sizes."""
         self.sessions: list[Session] = []
         self.errors: list[BaseException] = []
-        """Mistakes in the server itself."""
+        """Errors in this server itself."""
         self._probes: set[int] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -145,7 +145,7 @@ class Hostile:
         self._thread.join(_PATIENCE)
 
     def settle(self) -> None:
-        """All that earlier clients have sent was heard."""
+        """Wait until everything that earlier clients sent was read."""
         with socket.socket() as probe:
             probe.settimeout(_PATIENCE)
             probe.bind(("127.0.0.1", 0))
@@ -171,7 +171,7 @@ class Hostile:
         try:
             self._talk(client, session)
         except OSError:
-            pass  # the client has gone, or the line was cut
+            pass  # the client has gone, or the connection was closed
         except BaseException as error:
             self.errors.append(error)
         if session.lies.removes_without_quit and not session.is_closed:
@@ -263,20 +263,20 @@ class Hostile:
                 self.expired(mail)
                 self.take_away(mail)
 
-    # What others do with the maildrop.
+    # What other clients do with the maildrop.
 
     def take_away(self, mail: Mail) -> None:
         self.mails.remove(mail)
         self.gone.append(mail)
 
     def past_ids(self) -> list[str]:
-        """Unique-ids that no message has now."""
+        """Return unique-ids that no message has now."""
         used = {each.unique_id for each in self.mails}
         return [each.unique_id for each in self.gone if each.unique_id not in used]
 
 
 def rewrite(mail: Mail) -> None:
-    """Add to the header what GNU mailutils adds."""
+    """Add the header fields that GNU mailutils adds."""
     head, end, body = mail.octets.partition(b"\r\n\r\n")
     head += b"\r\nStatus: RO\r\nX-UIDL: " + mail.unique_id.encode()
     mail.octets = head + end + body
@@ -284,7 +284,7 @@ def rewrite(mail: Mail) -> None:
 
 
 def can_be_cut(mail: Mail, percent: int) -> int:
-    """Where the body is cut so that a client can notice; 0: nowhere."""
+    """Return where the body may be truncated so that a client can notice; 0 is nowhere."""
     at = mail.octets.rfind(b"\r\n", 0, len(mail.octets) * percent // 100) + 2
     header = mail.octets.find(b"\r\n\r\n") + 4
     missing = len(mail.octets) - at
@@ -303,7 +303,7 @@ def _capabilities(lies: Lies) -> list[str]:
 
 
 def _message(session: Session, word: str, at: int) -> bytes:
-    """The response to RETR or TOP."""
+    """Return the response to RETR or TOP."""
     if at in session.lies.refused or (word == "TOP" and not session.lies.has_top):
         return b"-ERR no\r\n"
     if word == "TOP":
@@ -336,7 +336,7 @@ def _given(session: Session, at: int) -> bytes:
 
 
 def _lines(client: socket.socket, lies: Lies) -> Iterator[str]:
-    """Commands, until the client goes."""
+    """Yield commands until the client closes the connection."""
     unread = b""
     while True:
         while b"\r\n" not in unread:

@@ -1,4 +1,4 @@
-"""An IMAP server of one folder in a thread, whose answers to APPEND a test chooses."""
+"""An IMAP server in a thread, with one folder; a test chooses its answers to APPEND."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LITERAL = re.compile(rb"(.*)\{(\d+)\}\r\n", re.DOTALL)
 
 
 class ImapStandIn:
-    """Serves one connection after the other."""
+    """Serves one connection after another."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self.stored: list[bytes] = []
@@ -22,23 +22,23 @@ class ImapStandIn:
         """The arguments of each APPEND, without its literal."""
         self.heard: list[bytes] = []
         self.answers: list[bytes] = []
-        """Of the next APPENDs, instead of storing: ``NO …``, ``BAD …``, or a state of mind:
+        """Answers to the next APPENDs, instead of storing: ``NO …``, ``BAD …``, or an action:
         ``lost`` drops the connection, ``stored-and-lost`` does so after storing."""
         self.judge: Callable[[bytes], bytes] = lambda octets: b""
-        """Gives such an answer, by the message, when there is none in ``answers``."""
+        """Returns such an answer for a message when ``answers`` is empty."""
         self.login = b""
         """The answer to LOGIN, instead of OK; ``lost`` drops the connection."""
         self.folders = {b"INBOX"}
         self.search = "honest"
-        """Or ``all``: every message is named, whatever is asked; ``none``: none is; ``BAD``;
+        """Or ``all``: every message matches; ``none``: no message matches; ``BAD``;
         ``endless``: more than a client reads."""
         self.has_uidplus = True
         self.keeps_mark = True
-        """Not only the fields that it knows."""
+        """Sends the whole header instead of the requested fields."""
         self.forgets = False
-        """It says OK to APPEND and stores nothing."""
+        """Answers OK to APPEND and stores nothing."""
         self.shows_late = False
-        """What was appended is seen after the folder is selected again."""
+        """Shows appended messages only after the folder is selected again."""
         self._shown = 0
         self._connected: ssl.SSLSocket | None = None
         self._context = context
@@ -56,7 +56,7 @@ class ImapStandIn:
                 self._talk(cast(BinaryIO, tls.makefile("rwb", buffering=0)))
 
     def hang_up(self) -> None:
-        """On the client that is connected now."""
+        """Close the current connection."""
         assert self._connected is not None
         self._connected.shutdown(socket.SHUT_RDWR)
 
@@ -84,7 +84,7 @@ class ImapStandIn:
                 peer.write(tag + b" " + (answer or done) + b"\r\n")
                 continue
             if not rest:
-                continue  # the line end behind a literal
+                continue  # the line end after a literal
             if refusal := self._refusal(rest.upper()):
                 if refusal == b"lost":
                     return
@@ -124,7 +124,7 @@ class ImapStandIn:
         return b""
 
     def _search(self, words: list[bytes]) -> bytes:
-        """A message's UID is a hundred more than its number."""
+        """Answer SEARCH; the UID of a message is its number plus 100."""
         mark = b"%s: %s\r\n" % (words[-2], words[-1])
         numbers = range(1, len(self.stored) + 1)
         found = {
@@ -136,7 +136,7 @@ class ImapStandIn:
         return b"* SEARCH " + b" ".join(b"%d" % (100 + at) for at in found) + b"\r\n"
 
     def _fetch(self, numbers: bytes, more: int) -> bytes:
-        """The fields that are asked for in tests; ``more`` than its number is the UID."""
+        """Answer FETCH; ``more`` is the difference between UID and number."""
         answer = b""
         for number in map(int, numbers.split(b",")):
             at = number - more

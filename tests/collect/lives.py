@@ -1,4 +1,4 @@
-"""The collector's random lives at a hostile server; ``oracle`` judges them."""
+"""Random lives of the collector with a hostile server; ``oracle`` checks them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ KEEPS = st.sampled_from(["none", "none", "7d", "until-verified", "until-deleted"
 
 
 class Collecting(RuleBasedStateMachine):
-    """Anything may happen at the server, here and to the collector between two steps."""
+    """Between two steps, anything may happen at the server, here and to the collector."""
 
     world: World
 
@@ -73,7 +73,7 @@ class Collecting(RuleBasedStateMachine):
         self._is_well = True
 
     def _mail(self, at: int) -> Mail | None:
-        """One message of the server, if it has any."""
+        """Choose a message of the server, if it has any."""
         mails = self.world.server.mails
         return mails[at % len(mails)] if mails else None
 
@@ -105,7 +105,7 @@ class Collecting(RuleBasedStateMachine):
     def wait(self, hours: int) -> None:
         self.world.passed += hours * HOUR
 
-    # Stories that random choice would seldom produce.
+    # Sequences that random choice would rarely produce.
 
     @rule(
         at=_AT,
@@ -114,7 +114,7 @@ class Collecting(RuleBasedStateMachine):
         lies=LIES,
     )
     def change_what_was_taken(self, at: int, change: str, keep: str, lies: Lies) -> None:
-        """What was kept is due all at once, and may be another message by now."""
+        """All kept messages are due at once, and some may have been replaced."""
         with self._step() as world:
             world.set_policy("all", 0, 0)
             world.deliver()
@@ -139,7 +139,7 @@ class Collecting(RuleBasedStateMachine):
 
     @rule(percent=st.integers(10, 60), keep=KEEPS, has_top=st.booleans())
     def give_a_part(self, percent: int, keep: str, has_top: bool) -> None:
-        """And nothing more, or another part of it, before it is due."""
+        """Send only part of a message, perhaps another part before it is due."""
         with self._step() as world:
             world.set_policy(keep, 0, 0)
             world.deliver("long")
@@ -149,7 +149,7 @@ class Collecting(RuleBasedStateMachine):
 
     @rule(percent=st.integers(10, 60), keep=KEEPS, refuses=st.booleans())
     def expire(self, percent: int, keep: str, refuses: bool) -> None:
-        """The server removes at QUIT what it sent, and some of that is not stored here."""
+        """The server removes at QUIT what it sent, although some of it is not stored here."""
         with self._step() as world:
             world.set_policy(keep, 0, 0)
             world.deliver("long")
@@ -158,7 +158,7 @@ class Collecting(RuleBasedStateMachine):
             world.collect(Lies(expires=True, short={len(world.server.mails) - 2: percent}))
             world.here.refuse(False)
 
-    # Mail comes, changes and goes.
+    # Mail arrives, changes and disappears.
 
     @rule(kind=KINDS, count=st.sampled_from([1, 1, 2, 2, 3, 3, 25]))
     def deliver(self, kind: str, count: int) -> None:
@@ -193,19 +193,19 @@ class Collecting(RuleBasedStateMachine):
 
     @rule(at=_AT)
     def lose(self, at: int) -> None:
-        """Another client deletes it there."""
+        """Another client deletes a message there."""
         if mail := self._mail(at):
             self.world.server.take_away(mail)
 
     @rule(at=st.integers(0, 9), is_same=st.booleans())
     def bring_back(self, at: int, is_same: bool) -> None:
-        """What was deleted there is there again."""
+        """A message that was deleted there is there again."""
         if gone := self.world.server.gone:
             self.world.bring_back(gone[-1 - at % len(gone)], is_same=is_same)
 
     @rule()
     def renumber(self) -> None:
-        """The provider moves."""
+        """All messages get new unique-ids, as when a provider moves."""
         self.world.renumber()
 
     @rule(at=_AT)

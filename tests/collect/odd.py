@@ -1,4 +1,4 @@
-"""A server of messages which a test makes odd; it removes them at QUIT."""
+"""A server with quirks that a test chooses; it removes marked messages at QUIT."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ class Odd:
 
     mail: dict[str, bytes] = field(default_factory=lambda: dict(MAIL))
     part: int | None = None
-    """It lists so many of those that were not read before."""
+    """Most messages that it lists of those that were not read before."""
     announced: tuple[str, ...] = ("UIDL", "TOP")
     sizes: dict[str, int] = field(default_factory=dict)
-    """Octets that are announced, by unique-id, where they differ from those it has."""
+    """Wrong sizes that are announced, by unique-id."""
     answer: Callable[[str, bytes], bytes] = lambda command, usual: usual
-    """What is said, of what would be said; empty: nothing."""
+    """Returns the answer for a command and its usual answer; empty is silence."""
     closes: Callable[[str], bool] = lambda command: False
-    """Whether it closes the connection instead of an answer."""
+    """Returns whether it closes the connection instead of answering."""
     loses_commands: bool = False
-    """It hears one command of what comes together."""
+    """Loses all pipelined commands but the first."""
     removes_what_was_read: bool = False
     logins: int = 0
     read: list[str] = field(default_factory=list)
-    """Unique-ids in the order of RETR."""
+    """Retrieved unique-ids in order."""
     heard: list[str] = field(default_factory=list)
-    """All commands; those for a message with its unique-id in place of its number."""
+    """All commands, with unique-ids instead of message-numbers."""
     removed: dict[str, bytes] = field(default_factory=dict)
-    """What was removed last, by unique-id."""
+    """The messages removed last, by unique-id."""
 
     async def __call__(self, peer: Peer) -> None:
         hidden = set(self.read) if self.part is not None else set()

@@ -1,18 +1,18 @@
-"""The real collector against a hostile server, judged by what the server heard and what is here.
+"""Checks the real collector with a hostile server, by the commands it got and the mail stored here.
 
 The laws:
 
-1. No message is marked as deleted at our command whose octets are not here: durable, or deleted
-   here by their user; nor does a QUIT of ours remove one that was only sent (EXPIRE 0).
-2. ``keep = "all"`` never sends DELE.  The other values of ``keep``, and ``newest``, let go what
-   they say and nothing else.
-3. Nothing is stored that no server had, and nothing more often than it was delivered; ``Excuses``
-   names the exceptions.
-4. When the server becomes honest, all that it has arrives within a few runs.
+1. The collector marks a message as deleted only if its octets are here, durably, or were deleted
+   here by their user; and its QUIT removes no message that was only sent (EXPIRE 0).
+2. ``keep = "all"`` never sends DELE.  The other values of ``keep``, and ``newest``, delete what
+   they promise and nothing else.
+3. No message is stored that no server had, and none more often than it was delivered; ``Excuses``
+   lists the exceptions.
+4. When the server becomes honest, all its mail arrives within a few runs.
 5. No run ends with a traceback; with an honest server it succeeds.
 6. The deletion limit holds.
 
-``hostile`` says what is left out because no client could notice it.
+``hostile`` lists the lies that are not tried because no client could notice them.
 """
 
 from __future__ import annotations
@@ -55,40 +55,42 @@ _now = time.time
 
 
 class Excuses:
-    """Why a letter may be here more often than it was delivered.
+    """Letters that may be stored more often than they were delivered.
 
-    ``excuse`` is called where a client cannot know, or must not guess, that a message is one that
-    it has:
+    ``excuse`` is called when a client cannot know, or must not guess, that it already has a
+    message:
 
-    - It was removed at our command, and is listed again under another unique-id.
-    - Its unique-id names other mail that is listed, so it is not missed under it, and it is there
-      under another one.
+    - The collector removed it, and it is listed again under another unique-id.
+    - It is listed under another unique-id while other mail has its old one, so that it does not
+      seem to be missing.
     - Its header was rewritten, and has neither Message-ID nor Date.
-    - A crash hid that it was stored, and the next session shows it under another unique-id or with
-      another header; or one of the two showed no unique-id of its own.
-    - The listing showed one unique-id twice, so it is not whole and nothing is missed in it, and
-      the connection ended in the middle of it.
+    - After a crash the collector does not know that it was stored, and the next session shows it
+      under another unique-id, under none of its own, or with another header.
+    - The listing showed a unique-id twice, so that it is incomplete and no message counts as
+      missing, and the connection ended in the middle of this one.
     """
 
     def __init__(self) -> None:
         self._of: Counter[Letter] = Counter()
         self._forgotten: Counter[Letter] = Counter()
         self.for_any = 0
-        """A program or an mbox cannot show what it has: after a crash the message that was being
-        stored is stored again, and only that one."""
+        """Programs and mboxes cannot show which messages they have: after a crash the message that
+        was being stored is stored again, but no other."""
 
     def excuse(self, letter: Letter) -> None:
         self._of[letter] += 1
 
     def forget(self, letter: Letter) -> None:
-        """The ledger was lost, is an old one again, or was overruled by ``--again fetch``."""
+        """Note that the ledger was lost, is an old one, or was overruled by ``--again fetch``."""
         self._forgotten[letter] += letter.deliveries
 
     def allow(
         self, copies: Counter[Letter], is_steady: Callable[[Letter], bool]
     ) -> Sequence[Letter]:
-        """Returns what is here too often.  ``is_steady``: it has the same name here if it is stored
-        again, so that a ledger is not needed."""
+        """Return the letters that are stored too often.
+
+        ``is_steady``: the letter gets the same name if stored again, so no ledger is needed.
+        """
         more: Counter[Letter] = Counter()
         for letter, count in copies.items():
             allowed = letter.deliveries + self._of[letter]
@@ -99,10 +101,10 @@ class Excuses:
 
 
 class World:
-    """One account at a hostile server, and its destination here."""
+    """An account at a hostile server, and its destination here."""
 
     def __init__(self, kind: str, keep: str = "all") -> None:
-        """``kind`` of destination; ``keep`` is the nearest that it can do."""
+        """``kind``: of the destination; ``keep``: changed to the nearest value that it supports."""
         self.place = Path(mkdtemp(prefix="oracle-", dir=memory()))
         self.home = Home(self.place)
         self.home.fill()
@@ -115,26 +117,26 @@ class World:
         self.server.deliver = lambda: self.deliver()
         self.letters: list[Letter] = []
         self.faults: list[str] = []
-        """Broken laws."""
+        """Violations of the laws."""
         self.excuses = Excuses()
         self.name = "isp"
         self.passed = 0.0
-        """Seconds that the clock was moved."""
+        """Seconds by which the clock was moved."""
         self._ids = 0
         self._removed: set[str] = set()
-        """Unique-ids of what we had removed, and the ledger knows it."""
+        """Unique-ids that the collector removed, according to its ledger."""
         self._unnamed: set[Letter] = set()
-        """What was listed without a unique-id of its own."""
+        """Messages that were listed without a unique-id of their own."""
         self._in_doubt: set[Mail] = set()
-        """What was listed when the collector was killed."""
+        """Messages that were listed when the collector was killed."""
         self._taken_away: set[Mail] = set()
-        """What we had removed."""
+        """Messages that the collector removed."""
         self._arrived: dict[Letter, float] = {}
-        """When it was first here."""
+        """When each message was first seen here."""
         self._deleted_here: Counter[Letter] = Counter()
-        """How many copies their user has deleted, and"""
+        """The number of copies that their user has deleted."""
         self._destroyed: Counter[Letter] = Counter()
-        """how many are not held any more."""
+        """The number of deleted copies that are no longer held."""
         self._names = 0
         self._limit = Limit()
         self.set_policy(keep, 0, 0)
@@ -158,7 +160,7 @@ class World:
         return self._letter(text, has_marks=kind != "without marks")
 
     def twin(self, other: Letter) -> Letter:
-        """The same header, and another body of another size."""
+        """Make a letter with the same header and another body of another size."""
         head, end, body = other.text.partition(b"\r\n\r\n")
         twin = self._letter(head + end + b"Twin!\r\n" + body, has_marks=other.has_marks)
         twin.has_twin = other.has_twin = True
@@ -187,7 +189,7 @@ class World:
         return f"id{self._ids:05}"
 
     def exchange(self, mail: Mail, letter: Letter) -> None:
-        """Other mail has its unique-id, though it did not leave by our command."""
+        """Replace a message by other mail under its unique-id, not on the collector's command."""
         letter.deliveries += 1
         other = Mail(mail.unique_id, letter, letter.text, is_disguised=True)
         self.server.mails[self.server.mails.index(mail)] = other
@@ -195,7 +197,7 @@ class World:
         self._usurp(mail.unique_id)
 
     def _usurp(self, unique_id: str) -> None:
-        """What had this unique-id may come again under another one, and is not missed."""
+        """Excuse messages that had this unique-id: they may come back under another one."""
         for letter, _ in self.server.announced.get(unique_id, ()):
             self.excuses.excuse(letter)
 
@@ -210,12 +212,12 @@ class World:
         self._rewritten(mail)
 
     def _rewritten(self, mail: Mail) -> None:
-        """Without Message-ID and Date nothing shows that it is the same message."""
+        """Note a rewritten header: without Message-ID and Date it cannot be recognised."""
         if not mail.letter.has_marks or mail in self._in_doubt:
             self.excuses.excuse(mail.letter)
 
     def bring_back(self, mail: Mail, *, is_same: bool) -> None:
-        """It was gone, and is there again; under another unique-id unless ``is_same``."""
+        """Bring a removed message back, under another unique-id unless ``is_same``."""
         self.server.gone.remove(mail)
         used = {each.unique_id for each in self.server.mails}
         back = Mail(mail.unique_id, mail.letter, mail.octets)
@@ -230,7 +232,7 @@ class World:
             self._rename(mail)
 
     def _rename(self, mail: Mail) -> None:
-        """What is not on the server any more as far as the client knows is new to it."""
+        """Note a new unique-id: to the client a message that it thinks gone is a new one."""
         mail.unique_id = self.new_id()
         if mail in self._taken_away or mail in self._in_doubt:
             self.excuses.excuse(mail.letter)
@@ -238,7 +240,7 @@ class World:
     # Runs.
 
     def set_policy(self, keep: str, limit: int, newest: int) -> None:
-        """For the next runs."""
+        """Set the policy of the next runs."""
         self.keep = keep if keep in self.here.keeps else "7d"
         self.limit, self.newest = limit, newest
         self._write_account()
@@ -257,14 +259,14 @@ class World:
     _label = "isp"
 
     def collect(self, lies: Lies | None = None, *arguments: str) -> Ran:
-        """One run, in this process."""
+        """Run the collector once, in this process."""
         with self._session(lies):
             ran = self._run("collect", self.name, *arguments)
         self._judge_run(ran)
         return ran
 
     def collect_and_die(self, lies: Lies, moment: int, *, power: bool) -> None:
-        """A run that is killed at this moment; ``power``: what is not durable is lost."""
+        """Run the collector and kill it at this moment; ``power``: lose what is not durable."""
         with self._session(lies):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # the server is a thread
@@ -283,10 +285,10 @@ class World:
         self._look()
 
     def _nameless(self) -> list[Mail]:
-        """What the run was shown without a unique-id, or with that of another message.
+        """Return the messages that the run saw without a unique-id, or with that of another one.
 
-        If a crash hides that it was stored, and it has a unique-id in the next session, it has
-        another name then.
+        If the collector crashes after storing such a message, the message gets another name in a
+        session that shows a unique-id.
         """
         if not self.server.lies.has_uidl:
             return [mail for each in self.server.sessions for mail in each.listed]
@@ -391,12 +393,12 @@ class World:
         self.forgot()
 
     def forgot(self) -> None:
-        """What the ledger knew is not known any more."""
+        """Note that the ledger has lost its knowledge."""
         for letter in self.letters:
             self.excuses.forget(letter)
 
     def _is_steady(self, letter: Letter) -> bool:
-        """It was always listed in the same way, under unique-ids of its own, and is still here."""
+        """Return whether it was always listed under unique-ids of its own, and is still here."""
         names = set()
         for unique_id, known in self.server.announced.items():
             if any(each is letter for each, _ in known):
@@ -411,7 +413,7 @@ class World:
             self._destroyed[letter] += 0 if self.here.holds else count
 
     def give_back(self) -> None:
-        """All that is still held."""
+        """Restore all messages that are still held."""
         self.here.give_back()
 
     def purge(self) -> None:
@@ -423,7 +425,7 @@ class World:
     # Laws.
 
     def _judge_mark(self, session: Session, mail: Mail) -> None:
-        """Laws 1 and 2, at DELE."""
+        """Check laws 1 and 2 at a DELE."""
         copies = self._judge_loss(mail)
         letter, name = mail.letter, _name(mail)
         if self.keep == "all":
@@ -434,12 +436,12 @@ class World:
                 self.faults.append(f"{name} is deleted there after {self.now() - began:.0f} s")
         if self.keep == "until-verified" and not copies:
             self.faults.append(f"{name} is deleted there, and its copy cannot be verified")
-        is_left = copies and letter.deliveries == 1  # else it may be the copy of an equal message
+        is_left = copies and letter.deliveries == 1  # otherwise the copy may be of an equal message
         if self.keep == "until-deleted" and (is_left or not self._deleted_here[letter]):
             self.faults.append(f"{name} is deleted there, and was not deleted here")
 
     def _judge_loss(self, mail: Mail) -> list[Copy]:
-        """Law 1; returns what is here of it."""
+        """Check law 1; returns the copies of the message here."""
         copies = [each for each in self.here.copies() if _crlf(each.octets) in mail.letter.forms]
         is_durable = any(each.is_durable for each in copies) or not self.here.is_readable
         if not (copies and is_durable) and not self._deleted_here[mail.letter]:
@@ -449,7 +451,7 @@ class World:
         return copies
 
     def _judge_removal(self, session: Session, mails: Sequence[Mail]) -> None:
-        """Laws 2 and 6, when the server has removed what was marked."""
+        """Check laws 2 and 6 after the server removed the marked messages."""
         self._removed.update(each.unique_id for each in mails)
         self._taken_away.update(mails)
         left = len(session.listed) - len(session.marked)
@@ -460,7 +462,7 @@ class World:
             self.faults.append(f"more than {self.limit} were deleted within a day")
 
     def _judge_run(self, ran: Ran) -> None:
-        """Law 5."""
+        """Check law 5 after a run."""
         if self.server.lies.is_honest and ran.code not in (0, _LOOKS_MOVED):
             self.faults.append(f"exit code {ran.code}: {ran.out} {ran.err}")
         if ran.code == 0:
@@ -471,7 +473,7 @@ class World:
         self._look()
 
     def _look(self) -> None:
-        """Law 3."""
+        """Check law 3."""
         found: Counter[Letter] = Counter()
         for copy in self.here.copies():
             for letter in self._letters_of(copy):
@@ -494,7 +496,7 @@ class World:
         return any(form.startswith(_crlf(copy.octets)) for form in forms)
 
     def become_honest(self) -> None:
-        """Law 4."""
+        """Make the server honest, and check law 4."""
         _make_unique(self)
         self.here.refuse(False)
         for _ in range(4):
@@ -508,11 +510,10 @@ class World:
             assert is_here or self._is_hidden(mail), f"letter {mail.letter.number} never came"
 
     def _is_hidden(self, mail: Mail) -> bool:
-        """It took the place of other mail under the same unique-id, with the same size, and the
-        client could not see that the other one had left.
+        """Return whether it secretly replaced other mail with the same unique-id and size.
 
-        Its header would show it, but only what is due is looked at: TOP for each message in each
-        session costs more than a server is worth that breaks RFC 1939 §7 so.
+        Its header would show that, but the client reads only headers of messages that are due: TOP
+        for each message in each session is too expensive for servers that violate RFC 1939 §7.
         """
         known = self.server.announced.get(mail.unique_id, set())
         sizes = {size for letter, size in known if letter is not mail.letter}
@@ -536,16 +537,16 @@ def _crlf(octets: bytes) -> bytes:
 
 
 class Limit:
-    """How many messages may be deleted on the day after the first session or a changed rule."""
+    """The most messages that may be deleted on the day after the first session or a new rule."""
 
     def __init__(self, *, is_old: bool = False) -> None:
-        """``is_old``: the ledger was restored, and may hold any rule and a day that is over."""
+        """``is_old``: the ledger was restored, and may have any rule and a day that is over."""
         self._is_old = is_old
         self.is_certain = False
-        """The ledger knows the rule of the last run."""
+        """Whether the ledger knows the rule of the last run."""
         self._rule: tuple[str, int] | None = None
         self._known: set[tuple[str, int]] = set()
-        """What the ledger may hold for the rule of its last session."""
+        """The rules that the ledger may have for its last session."""
         self._until = 0.0
         self._count = 0
 
@@ -560,7 +561,7 @@ class Limit:
             self._count, self._rule = 0, rule
             self.is_certain = False
         if not world.limit:
-            self._until = 0.0  # an operator has lifted it
+            self._until = 0.0  # lifted by the operator
 
     def removed(self, count: int) -> None:
         self._count += count
@@ -571,7 +572,7 @@ class Limit:
 
 
 class Death(test_killed.Death):
-    """Ends a forked child, with an exit code, at the k-th moment of a block."""
+    """Ends a forked child with an exit code at the k-th moment of a block."""
 
     def _end(self) -> None:
         os._exit(_KILLED)

@@ -1,4 +1,4 @@
-"""Every kind of destination, and what can go wrong there, for tests that hold for all of them."""
+"""Every kind of destination and its failures, for tests that apply to all of them."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ CLOSED = 1  # a port on which nothing listens
 
 
 class Place:
-    """Where messages go that end with one word each."""
+    """A destination for messages that end with one word each."""
 
     is_exact = True
-    """Nothing is there twice, whatever happens."""
+    """Whether no failure duplicates a message."""
     can_refuse = True
-    """One message, and take others."""
+    """Refuse one message, and accept others."""
 
     def __init__(self, folder: Path, context: ssl.SSLContext, ca_file: Path) -> None:
         self.folder = folder
         self.context, self.ca_file = context, ca_file
         self.is_away = False
         self.poison = ""
-        """The word of a message that it refuses."""
+        """The word of the refused message."""
         self.is_full = False
 
     def opened(self) -> Destination:
         raise NotImplementedError
 
     def octets(self) -> list[bytes]:
-        """All that is there."""
+        """Return everything that is stored."""
         raise NotImplementedError
 
     def words(self) -> list[str]:
@@ -73,7 +73,7 @@ def word_of(octets: bytes) -> str:
 
 
 class Files(Place):
-    """``is_full`` is the disk, and ``is_away`` too."""
+    """Files on a disk that may be full (``is_full``) or missing (``is_away``)."""
 
     can_refuse = False
 
@@ -141,7 +141,7 @@ class Mbox(Files):
 
 
 class LocalUser(Files):
-    """A maildrop of this server."""
+    """The maildrop of a user of this server."""
 
     def store(self) -> MaildirStore:
         return MaildirStore(f"{self.disk}/%u")
@@ -154,7 +154,7 @@ class LocalUser(Files):
 
 
 class LocalUserWithQuota(LocalUser):
-    """Full because of other mail, and one message is larger than the whole quota."""
+    """A maildrop with a quota: full because of other mail; one message exceeds the quota."""
 
     can_refuse = True
     LIMIT = 20_000
@@ -219,7 +219,7 @@ class MailServer(socketserver.ThreadingTCPServer):
 
 
 class _Talk(socketserver.StreamRequestHandler):
-    """SMTP or LMTP, for one recipient."""
+    """A connection by SMTP or LMTP, for one recipient."""
 
     def handle(self) -> None:
         server = cast(MailServer, self.server)

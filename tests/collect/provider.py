@@ -1,4 +1,4 @@
-"""An OAuth 2 provider in a thread: it checks what it is asked, and rotates refresh tokens."""
+"""An OAuth 2 provider in a thread: it checks requests and rotates refresh tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Answer = tuple[int, dict[str, Any]]
 
 
 class StandIn(ThreadingHTTPServer):
-    """``answers`` come first, in their order, whatever is asked."""
+    """A provider; it first gives the ``answers``, in order, to any request."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -45,7 +45,7 @@ class StandIn(ThreadingHTTPServer):
         self._count = 0
 
     def agree(self, query: dict[str, str]) -> str:
-        """As a browser sees it: where the person is sent."""
+        """Agree as a user with a browser would; returns the address of the redirect."""
         self._asked = query
         values = {"code": "the-code", "state": query["state"]}
         return f"{query['redirect_uri']}?{urlencode(values)}"

@@ -1,4 +1,4 @@
-"""A remote maildrop whose unique-ids and listing a test chooses, behind our real server."""
+"""A remote maildrop behind our real server; a test chooses its unique-ids and listing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Shelf:
     def __init__(self, *rows: Row) -> None:
         self.rows = list(rows)
         self.read: list[str] = []
-        """Unique-ids of what was retrieved, in order."""
+        """Retrieved unique-ids in order."""
         self.unreadable: set[str] = set()
         self.forgets_deletions = False
 

@@ -1,4 +1,4 @@
-"""The collector against our own server: taken once, deleted only when it is safe."""
+"""The collector with our own server: it stores mail once, and deletes it only when safe."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def mail(tmp_path: Path) -> Path:
 
 
 class Home:
-    """Collects a shelf, again and again."""
+    """Collects from a shelf, any number of times."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ def test_deleted_after_its_days(home: Home) -> None:
 
 @pytest.mark.rfc("P-190")
 def test_forgotten_deletions_are_repeated(home: Home, mail: Path) -> None:
-    """Not before what is listed again was compared: it may be other mail (RFC 1939 §7)."""
+    """Only after comparing the messages listed again: they may be other mail (RFC 1939 §7)."""
     home.shelf.forgets_deletions = True
     home.collect(Policy(keep=0.0))
     again = home.collect(Policy(keep=0.0))
@@ -154,7 +154,7 @@ def test_verified_deletion_needs_an_unchanged_copy(home: Home, mail: Path) -> No
     assert home.collect(policy).deleted == 0
     one, two, three = sorted((mail / "new").iterdir(), key=lambda path: path.read_bytes())
     one.write_bytes(b"changed")
-    two.rename(mail / "cur" / f"{two.name}:2,S")  # read by somebody: still there
+    two.rename(mail / "cur" / f"{two.name}:2,S")  # read by a mail client: still there
     three.unlink()
     outcome = home.collect(policy)
     assert (outcome.deleted, outcome.unverified) == (1, 2)
@@ -173,7 +173,7 @@ def test_verified_deletion_needs_an_unchanged_copy(home: Home, mail: Path) -> No
 def test_a_keep_that_the_destination_cannot_support_is_refused(
     place: str, policy: Policy, words: str, home: Home, tmp_path: Path
 ) -> None:
-    """And never reported as a copy that is not what came."""
+    """It is not reported as a damaged copy."""
     home.place = place.format(tmp_path)
     with pytest.raises(ConfigurationError, match=words):
         home.collect(policy)
@@ -201,9 +201,9 @@ def test_refused_message_stays_and_is_reported(home: Home, mail: Path) -> None:
 
 
 def test_a_server_that_gives_nothing_more_is_not_asked_for_all(home: Home, mail: Path) -> None:
-    """As one does that counts what it has given today; the rest waits for the next session.
+    """For example a server with a daily limit; the rest waits for the next session.
 
-    What was asked for before the first refusal is asked for, which is WINDOW_COMMANDS at most.
+    At most WINDOW_COMMANDS requests are sent before the first refusal arrives.
     """
     count = WINDOW_COMMANDS + 200
     home.shelf.rows = [(f"u{at}", text(f"letter {at}")) for at in range(count)]
@@ -272,7 +272,7 @@ def test_dedupe_stores_only_what_is_new_by_its_content(home: Home, mail: Path) -
 def test_a_few_messages_under_other_unique_ids_are_known_by_their_content(
     keep: float | None, home: Home, mail: Path
 ) -> None:
-    """Too few to ask anybody; there is always time to compare them."""
+    """They are too few to ask the operator, but can always be compared."""
     home.shelf.rows = many("old")[:5]
     home.collect()
     home.shelf.rows = [*many("new")[:5], ("really", text("new"))]
@@ -329,7 +329,7 @@ def test_a_stub_is_stored_once_and_its_message_stays(home: Home, mail: Path) -> 
 def test_the_whole_message_comes_once_after_its_stub(
     is_asked_for: bool, home: Home, mail: Path
 ) -> None:
-    """By name, or since the limit was raised; only then may it be deleted."""
+    """It is fetched by name or after the limit was raised, and only then may be deleted."""
     largest = len(text("two"))
     home.collect(Policy(keep=0.0, largest=largest, stubs=True))
     name = name_of("three")
@@ -344,7 +344,7 @@ def test_the_whole_message_comes_once_after_its_stub(
 
 
 def test_stubs_are_not_expected_to_be_listed(home: Home, ledger: Ledger) -> None:
-    """Or thirty of them would make a provider look as if it had moved."""
+    """Otherwise thirty stubs would look as if the provider had moved."""
     home.collect(Policy(largest=1, stubs=True))
     assert ledger.of("isp").expected() == 0
 
@@ -382,7 +382,7 @@ def test_a_used_up_budget_leaves_the_rest_for_the_next_day(home: Home, mail: Pat
 def test_octets_count_however_the_session_ends(
     home: Home, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the server gave, it gave."""
+    """Octets that the server sent are counted even if the connection is lost."""
     monkeypatch.setattr(fetching, "_GROUP", 1)
     came: list[int] = []
 
@@ -419,7 +419,7 @@ def test_logins_have_a_budget_also_when_they_fail(home: Home, ledger: Ledger) ->
 def test_disk_full_deletes_nothing_that_is_not_safe(
     group: int, safe: int, home: Home, mail: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The third message finds no room: with it goes its group, and nothing else."""
+    """The third message has no room: its whole group fails, and nothing else."""
     real, synced = os.fsync, [0]
 
     def full(file: int) -> None:
@@ -451,7 +451,7 @@ def test_second_collector_of_one_account_does_nothing(home: Home, ledger: Ledger
 def test_crash_of_an_mbox_run_is_counted_as_doubt(
     ledger: Ledger, tmp_path: Path, server_tls: ssl.SSLContext, certificate: tuple[Path, Path]
 ) -> None:
-    """An mbox has no names: whether it holds a message that was begun cannot be told."""
+    """An mbox has no names, so an interrupted message may or may not be in it."""
     home = Home(
         Shelf(("u", text("one")), ("v", text("two"))),
         ledger,
@@ -468,8 +468,8 @@ def test_crash_of_an_mbox_run_is_counted_as_doubt(
 def test_a_session_that_is_ended_waits_for_the_destination(
     fails: bool, home: Home, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by SIGTERM or the deadline, while a thread hands a message over: closing its connection
-    meanwhile would put other octets into the message, and what was taken must be known."""
+    """Ended by SIGTERM or the deadline while a thread delivers a message: closing its connection
+    would corrupt the message, and the result must be recorded."""
     deeds: list[str] = []
     working, may_end = threading.Event(), threading.Event()
 
@@ -507,7 +507,7 @@ def test_a_session_that_is_ended_waits_for_the_destination(
 def test_lost_connection_keeps_what_is_safe(
     group: int, home: Home, mail: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What came whole is kept, whatever came after: so each try brings something."""
+    """Complete messages are kept, so each attempt makes progress."""
     monkeypatch.setattr(fetching, "_GROUP", group)
     taken: list[int] = []
 
@@ -526,7 +526,7 @@ def test_lost_connection_keeps_what_is_safe(
 
 @pytest.mark.rfc("P-088")
 def test_login_waits_for_login_delay(home: Home) -> None:
-    """RFC 2449 §6.5; from the login on, whether or not the session went well."""
+    """RFC 2449 §6.5: the delay counts from the login, even if the session fails."""
     home.login_delay = 900
     assert home.collect().stored == 3
     home.now += 899
@@ -568,7 +568,7 @@ def test_next_session_of_a_run_waits_for_login_delay(home: Home, ledger: Ledger)
 
 @pytest.mark.slow
 def test_refused_credentials_are_tried_seldom(home: Home, ledger: Ledger) -> None:
-    """Whoever starts it, and however often: the owner must not be shut out."""
+    """However often it is started, so that the server does not lock the owner out."""
     home.remote_password = "wrong"
     with pytest.raises(LoginFailed):
         home.collect()

@@ -1,4 +1,4 @@
-"""Where fetched mail goes: whole and durable, once, or not at all."""
+"""Destinations store each message completely, durably and once, or not at all."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def put(destination: Destination, identity: str, *pieces: bytes) -> None:
 
 
 def stored(kind: str, path: Path) -> list[bytes]:
-    """What another program finds there, with CRLF."""
+    """Return what another program reads there, with CRLF line ends."""
     mail = path / "mail"
     if kind == "folder":
         return [each.read_bytes() for each in sorted(mail.glob("*.eml"))]
@@ -72,7 +72,7 @@ def stored(kind: str, path: Path) -> list[bytes]:
 
 
 def messages_of(mbox: bytes) -> list[bytes]:
-    """By the rules of mboxrd, which the standard library does not know."""
+    """Read an mbox by the rules of mboxrd, which the standard library does not support."""
     parts = re.split(rb"(?:\A|(?<=\n\n))From [^\n]*\n", mbox)[1:]
     return [
         re.sub(rb"^>(>*From )", rb"\1", part[:-1], flags=re.MULTILINE).replace(b"\n", b"\r\n")
@@ -115,7 +115,7 @@ def test_quoting_does_not_depend_on_the_pieces(parts: list[bytes], data: st.Data
 
 
 def test_no_line_is_kept_whole() -> None:
-    """A hostile message of one line costs neither memory nor time."""
+    """A hostile message of one long line takes little memory and time."""
     quoting = _Quoting()
     for octet in (b"x", b">", b"\r"):
         for _ in range(100):
@@ -148,7 +148,7 @@ def test_abort_leaves_no_trace(kind: str, tmp_path: Path) -> None:
 
 
 def leftovers(path: Path) -> list[Path]:
-    """Files that no other program takes for mail, and that were only to help."""
+    """Return temporary files, which no other program takes for mail."""
     return [each for each in (*path.rglob(".*"), *path.rglob("tmp/*")) if each.is_file()]
 
 
@@ -172,8 +172,8 @@ def test_no_unique_id_makes_a_path(kind: str, identity: str, tmp_path: Path) -> 
 
 @with_paths
 def test_old_leftovers_are_removed(kind: str, tmp_path: Path) -> None:
-    """maildir(5): what a killed process left is removed after 36 hours; what another process may
-    be writing is not."""
+    """maildir(5): files of killed processes are removed after 36 hours; files that another process
+    may be writing are not."""
     with opened(kind, tmp_path) as destination:
         destination.begin("killed")
         (unfinished,) = tmp_path.rglob(".*.part")
@@ -190,14 +190,14 @@ def test_old_leftovers_are_removed(kind: str, tmp_path: Path) -> None:
 
 
 class Dead(BaseException):
-    """The process is no more."""
+    """Raised when the simulated process has died."""
 
 
 CHANGES = ("open", "mkdir", "fsync", "link", "rename", "unlink", "ftruncate", "write")
 
 
 class Recorder:
-    """Records the system calls that change something, and fails or dies at one of them."""
+    """Records system calls that change files; fails or dies at one of them."""
 
     def __init__(self, base: Path, die_at: int = -1, fail: str = "", error: int = 0) -> None:
         self.calls: list[str] = []
@@ -267,7 +267,7 @@ def test_the_same_in_a_maildir(kind: str, name: str, tmp_path: Path) -> None:
 
 
 def test_an_mbox_is_appended_to_when_the_message_is_durable_beside_it(tmp_path: Path) -> None:
-    """And only then, while it is locked."""
+    """It is appended to only then, and while it is locked."""
     with opened("mbox", tmp_path) as mbox, recorded(tmp_path) as recorder:
         put(mbox, "a", MESSAGE)
     assert recorder.calls == [
@@ -289,7 +289,7 @@ def test_an_mbox_is_appended_to_when_the_message_is_durable_beside_it(tmp_path: 
 
 @with_paths
 def test_names_are_durable_from_the_beginning(kind: str, tmp_path: Path) -> None:
-    """New directories, and what an earlier run named and did not live to make durable."""
+    """Also names that an earlier run made and did not sync before it was killed."""
     with (
         recorded(tmp_path) as recorder,
         closing(open_destination(f"{kind}:{tmp_path}/b".removeprefix("folder:"))),
@@ -302,7 +302,7 @@ def test_names_are_durable_from_the_beginning(kind: str, tmp_path: Path) -> None
 
 @with_paths
 def test_no_directory_above_the_destination_is_made(kind: str, tmp_path: Path) -> None:
-    """It may lie on a disk that is not mounted: mail would be hidden by the next mount."""
+    """The disk may not be mounted: the next mount would hide the mail."""
     with pytest.raises(TemporaryFailure, match=f"{tmp_path}/disk is not there; is its disk mou"):
         open_destination(f"{kind}:{tmp_path}/disk/mail".removeprefix("folder:"))
     assert list(tmp_path.iterdir()) == []
@@ -317,8 +317,8 @@ FOLDERS = ("new/{}", "cur/{}:2,S", "held/1700000000.{}", ".Old/cur/{}:2,FS", ".O
 def test_a_message_is_known_wherever_it_was_moved(
     kind: str, place: str, is_older: bool, tmp_path: Path
 ) -> None:
-    """By an IMAP client into a folder, or by a POP3 client that deleted it; also if an older
-    version stored it, which put no sizes into names."""
+    """Moved into a folder by IMAP, or held after deletion by POP3; also if an older version stored
+    it, without sizes in its name."""
     with opened(kind, tmp_path) as destination:
         put(destination, "a", MESSAGE)
     (new,) = (tmp_path / "mail" / "new").iterdir()
@@ -343,7 +343,7 @@ def test_a_message_is_known_wherever_it_was_moved(
 def test_a_message_that_moves_while_directories_are_read_is_known(
     kind: str, old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first pass over either directory misses it."""
+    """The first pass over each directory misses it."""
     with opened(kind, tmp_path) as destination:
         put(destination, "a", MESSAGE)
     mail = tmp_path / "mail"
@@ -389,8 +389,8 @@ def test_message_unseen_during_renames_is_neither_here_nor_missing(
 
 @kinds
 def test_dying_at_any_call_and_doing_it_again(kind: str, tmp_path: Path) -> None:
-    """Every message is whole, and there once; one that died after its commit may be there twice
-    in an mbox, which keeps no list."""
+    """Every message is complete and there once, except after a death behind the commit to an mbox,
+    which has no list: then a message may be there twice."""
     for number in range(100):
         base = tmp_path / str(number)
         base.mkdir()
@@ -419,7 +419,7 @@ def test_dying_at_any_call_and_doing_it_again(kind: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("call", ["fsync", "rename", "write"])
 def test_a_full_disk_stores_nothing(kind: str, call: str, tmp_path: Path) -> None:
     if (kind, call) in (("mbox", "rename"), ("folder", "write"), ("maildir", "write")):
-        call = "open"  # what it does not call
+        call = "open"  # a call that it does not make
     with opened(kind, tmp_path) as destination:
         put(destination, "first", MESSAGE)
         with (
@@ -433,7 +433,7 @@ def test_a_full_disk_stores_nothing(kind: str, call: str, tmp_path: Path) -> Non
     assert leftovers(tmp_path) == []
 
 
-# The mbox beside other programs.
+# An mbox that other programs use too.
 
 
 def test_a_torn_append_is_cut_off(tmp_path: Path) -> None:
@@ -532,7 +532,7 @@ def test_a_group_that_cannot_be_synced_leaves_no_trace(
             patch.setattr(os, "fsync", broken)
             with pytest.raises((OSError, TemporaryFailure)):
                 destination.group()()
-        destination.group()()  # nothing is left of them to be taken for safe
+        destination.group()()  # nothing is left that could count as stored
         assert stored(kind, tmp_path) == []
         assert not any(map(destination.has, ("one", "two")))
     assert leftovers(tmp_path) == []

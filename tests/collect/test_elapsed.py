@@ -1,4 +1,4 @@
-"""The ledger's clock never goes back, and believes no jump before a day has passed."""
+"""The ledger's clock never goes back, and accepts a jump only after a day."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BEGIN = 1_800_000_000.0
 
 
 def after(*moments: float) -> float:
-    """What the ledger's clock shows, in seconds after the first reading."""
+    """Return the ledger's clock in seconds since the first reading."""
     reading = None
     for moment in (0.0, *moments):
         reading = advance(reading, BEGIN + moment)
@@ -31,13 +31,13 @@ def after(*moments: float) -> float:
         ([HOUR], HOUR),
         ([DAY], DAY),
         ([HOUR, 2 * HOUR, 3 * HOUR], 3 * HOUR),
-        ([-HOUR], 0),  # put back
+        ([-HOUR], 0),  # clock set back
         ([-HOUR, 0, HOUR], 2 * HOUR),
         ([10 * DAY], DAY),  # switched off, or wrong
         ([10 * DAY, 10 * DAY + HOUR], DAY + HOUR),
         ([10 * DAY, 11 * DAY - 1], 2 * DAY - 1),
-        ([10 * DAY, 11 * DAY], 11 * DAY),  # it went on for a day: it was switched off
-        ([3650 * DAY, 3650 * DAY + HOUR, 2 * HOUR], DAY + HOUR),  # it was wrong
+        ([10 * DAY, 11 * DAY], 11 * DAY),  # a day later: the machine was off
+        ([3650 * DAY, 3650 * DAY + HOUR, 2 * HOUR], DAY + HOUR),  # it was corrected
         ([3650 * DAY, 2 * HOUR, 3 * DAY], 2 * DAY),
         ([7 * DAY, 14 * DAY, 21 * DAY], 15 * DAY),  # collected once a week: a week behind
     ],

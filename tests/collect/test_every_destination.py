@@ -1,4 +1,4 @@
-"""What holds for every destination, at no message, one and many, whatever goes wrong there."""
+"""Guarantees of every destination, with no message, one and many, for every failure."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from .test_collector import Home
 
 ALL = Policy(keep=0.0)
 WEEK = 7 * 86_400.0
-COUNTS = [0, 1, 2, 20]  # none, one, more than one, and more than doubts in a row
+COUNTS = [0, 1, 2, 20]  # none, one, several, and more than the limit of failures in a row
 each_kind = pytest.mark.parametrize("kind", PLACES)
 each_count = pytest.mark.parametrize("count", COUNTS)
 
 
 class Account(Home):
-    """One account whose mail goes to a place."""
+    """An account that collects into a place."""
 
     def __init__(self, there: Place, ledger: Ledger) -> None:
         super().__init__(Shelf(), ledger, "", there.context, there.ca_file)
@@ -51,7 +51,7 @@ class Account(Home):
         return [row[0] for row in self.shelf.rows]
 
     def fails(self) -> bool:
-        """Whether a run ends with an error that is told to people, and nothing else."""
+        """Return whether a run ends with an expected error; any other exception is raised."""
         try:
             self.collect(ALL)
         except (TemporaryFailure, ConfigurationError, OSError):
@@ -59,7 +59,7 @@ class Account(Home):
         return False
 
     def check(self, words: list[str]) -> None:
-        """What must hold at any moment: nothing is lost, and nothing there too often."""
+        """Check that no message is lost, and none is stored too often."""
         stored, left = Counter(self.there.words()), set(self.left())
         assert set(words) - left <= stored.keys() <= set(words)
         assert not self.there.is_exact or max(stored.values(), default=1) == 1
@@ -119,7 +119,7 @@ def test_a_message_that_is_refused_stays_and_the_rest_comes(
 def test_a_place_that_takes_nothing_loses_nothing(
     kind: str, count: int, trouble: str, account: Account
 ) -> None:
-    """And no message has to wait when it takes mail again; with something there before, or not."""
+    """And no message has to wait once the place works again; also if mail was there before."""
     before = count % 2
     first = account.fill(before)
     account.collect(ALL)
@@ -140,11 +140,11 @@ def test_a_place_that_takes_nothing_loses_nothing(
 
 
 class Dead(BaseException):
-    """The process is no more; this stands for it as far as what it did not do."""
+    """Raised when the simulated process has died."""
 
 
 class Mortal:
-    """A destination at whose n-th call the process dies: before it or, by turns, after it."""
+    """A destination at whose n-th call the process dies, before or after the call in turn."""
 
     def __init__(self, destination: Destination, moment: int) -> None:
         self._destination, self._left = destination, moment
@@ -186,7 +186,7 @@ class Mortal:
 @pytest.mark.slow
 @each_kind
 def test_an_end_at_any_call_and_another_run(kind: str, account: Account) -> None:
-    """What a crash hid is found, or there twice and counted."""
+    """A message whose storing was interrupted is found, or is there twice and counted."""
     for moment in range(200):
         before = Counter(account.there.words())
         words = [f"m{moment}.{at}" for at in range(3)]

@@ -1,4 +1,4 @@
-"""What goes wrong between two sessions of a collector: nothing is lost, and nothing comes twice."""
+"""Failures between two sessions of a collector: no mail is lost or duplicated."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def forget(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", [True, False])
 def test_an_end_at_any_octet_and_another_session(keep: bool, tmp_path: Path) -> None:
-    """Also while the answer to DELE or to QUIT is on its way, when nobody knows what is gone."""
+    """Also before the answer to DELE or QUIT, when it is unknown which messages are gone."""
     limits = [0]
 
     async def script(peer: Peer) -> None:
@@ -87,7 +87,7 @@ def test_an_end_at_any_octet_and_another_session(keep: bool, tmp_path: Path) -> 
 
 
 def test_messages_quit_did_not_remove_are_deleted_later(tmp_path: Path) -> None:
-    """-ERR to QUIT: some may be there still (RFC 1939 §6)."""
+    """After -ERR to QUIT, some messages may still be there (RFC 1939 §6)."""
 
     async def main() -> None:
         refusing = answering({**SERVER, b"QUIT": b"-ERR some were not removed\r\n"})
@@ -97,7 +97,11 @@ def test_messages_quit_did_not_remove_are_deleted_later(tmp_path: Path) -> None:
         assert first.refused == ["QUIT: some were not removed"]
         async with scripted(answering(SERVER)) as (port, _):
             second = await asyncio.to_thread(collect, port, tmp_path)
-        assert (second.stored, second.known, second.deleted) == (0, 2, 2)  # compared: no TOP here
+        assert (second.stored, second.known, second.deleted) == (
+            0,
+            2,
+            2,
+        )  # known by comparing: this server has no TOP
 
     asyncio.run(main())
     assert len(stored(tmp_path / "Mail")) == 2
@@ -156,20 +160,20 @@ def test_a_program_that_hangs_is_ended_and_counts_as_nothing(
     note = f'open("{tmp_path}/pid", "w").write(str(os.getpid()))'
     program = f"import os, time; {note}; time.sleep(60)"
     with closing(open_destination(f"command:{sys.executable} -c '{program}'")) as destination:
-        for error in (MessageRefused, TemporaryFailure):  # one such message, or such a program
+        for error in (MessageRefused, TemporaryFailure):  # this message, or a broken program
             destination.begin("any")
-            destination.write(b"x\r\n" * 50_000)  # more than a pipe takes
+            destination.write(b"x\r\n" * 50_000)  # more than a pipe buffers
             with pytest.raises(error, match="no end"):
                 destination.commit()
             destination.abort()
-    if (tmp_path / "pid").exists():  # a slow machine may not have got so far
+    if (tmp_path / "pid").exists():  # on a slow machine it may not have started
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 @pytest.mark.parametrize(("now", "is_due"), [(6.9, False), (-300.0, False), (7.0, True)])
 def test_a_clock_that_jumps_back_deletes_nothing_early(now: float, is_due: bool) -> None:
-    """Days since the message was taken, by clocks without time zones."""
+    """Days count from when the message was stored, independently of time zones."""
     day = 86_400.0
     message = Message(1, "u", 10)
     policy = Policy(keep=7 * day)

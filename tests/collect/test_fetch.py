@@ -1,4 +1,4 @@
-"""``restante fetch`` against our own server and against worse ones: nothing lost, nothing twice."""
+"""``restante fetch`` with our server and with faulty ones: no mail is lost or duplicated."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def run_fetch(
     ledger: Ledger | None = None,
     **options: Any,
 ) -> Outcome:
-    """As the command does, but without TLS."""
+    """Fetch as the command does, but without TLS."""
     url = f"pop3://127.0.0.1:{port}"
     log_in = partial(connect, url, user="mrose", password="tan staaf", tls=NONE, context=UNUSED)
     policy = Policy(keep=None if keep else 0.0, limit=limit, largest=largest)
@@ -111,7 +111,7 @@ def test_progress_counts_every_octet(tmp_path: Path) -> None:
 def test_without_good_unique_ids_the_content_decides(
     unique_ids: bytes, is_equal: bool, tmp_path: Path
 ) -> None:
-    """Both are stored, even if they are equal, and in the next run neither again."""
+    """Two messages are stored even if they are equal, and not again in the next run."""
     script = answering(
         {
             b"CAPA": b"-ERR\r\n",
@@ -144,7 +144,7 @@ def test_a_full_disk_deletes_nothing(tmp_path: Path) -> None:
         def fsync(file: int) -> None:
             nonlocal calls
             calls += stat.S_ISREG(os.fstat(file).st_mode)
-            if calls == 2:  # the second message's, or the directory's
+            if calls == 2:  # of the second message, or of the directory
                 raise Full
             real(file)
 
@@ -161,7 +161,7 @@ def test_a_full_disk_deletes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("to", ["{}", "maildir:{}", "mbox:{}/mbox"])
 def test_a_connection_lost_at_any_octet_loses_nothing(to: str, tmp_path: Path) -> None:
-    """Whatever is stored is whole; what is deleted is stored."""
+    """Every stored message is complete, and every deleted one is stored."""
     answers = {**ANSWERS, b"LIST": b"+OK\r\n1 9\r\n2 9\r\n.\r\n"}
     answers |= {b"RETR 1": b"+OK\r\none\r\n..\r\n.\r\n", b"RETR 2": b"+OK\r\ntwo\r\n.\r\n"}
     limits: list[int] = []
@@ -201,7 +201,7 @@ def test_a_connection_lost_at_any_octet_loses_nothing(to: str, tmp_path: Path) -
 
 
 def test_a_refused_message_stays(tmp_path: Path) -> None:
-    """The others are stored and deleted, and it is said."""
+    """The others are stored and deleted, and the refusal is reported."""
 
     async def main() -> None:
         script = answering({b"RETR 1": b"-ERR [SYS/TEMP] gone\r\n"})
@@ -229,7 +229,7 @@ def test_a_size_of_0_is_a_lie_like_others(tmp_path: Path) -> None:
 def test_message_far_beyond_its_size_is_given_up(
     largest: int | None, room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A message without end would fill the disk; those behind one that has an end are fetched."""
+    """A message without end would fill the disk; if it does end, the next ones are fetched."""
     monkeypatch.setattr(fetching, "_ROOM", room)
     answers = {
         b"LIST": b"+OK\r\n1 10\r\n2 10\r\n.\r\n",
@@ -250,7 +250,7 @@ def test_message_far_beyond_its_size_is_given_up(
 
 @pytest.mark.parametrize("is_pipelined", [False, True])
 def test_a_refused_deletion_does_not_keep_the_others(is_pipelined: bool, tmp_path: Path) -> None:
-    """And what was refused is not taken for deleted: the next session asks for it again."""
+    """A refused deletion is not recorded as done: the next session repeats it."""
     answers = {b"DELE 1": b"-ERR no\r\n"}
     if not is_pipelined:
         answers[b"CAPA"] = b"-ERR\r\n"
@@ -333,7 +333,7 @@ def test_a_full_disk_is_named(
     server_tls: ssl.SSLContext,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Nothing is lost, so it is to be tried again."""
+    """Nothing is lost, so the error is temporary."""
     to = to.format(tmp_path / "new")
     (tmp_path / "new").mkdir()
 
@@ -360,7 +360,7 @@ def test_exit_codes_of_fetch(
     server_tls: ssl.SSLContext,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """sysexits.h: 75 try again, 77 refused, 64 wrong use; one line that says why."""
+    """sysexits.h: 75 is temporary, 77 refused, 64 wrong usage; one line gives the reason."""
     trust = ("--ca-file", str(certificate[0]))
     to = ("--to", str(tmp_path / "new"))
 
@@ -372,7 +372,7 @@ def test_exit_codes_of_fetch(
             assert await command(port, "--to", "imap:x", *trust) == os.EX_USAGE
             (tmp_path / "file").touch()
             assert await command(port, "--to", f"{tmp_path}/file/x", *trust) == os.EX_IOERR
-        assert await command(port, *to, *trust) == os.EX_TEMPFAIL  # nobody listens
+        assert await command(port, *to, *trust) == os.EX_TEMPFAIL  # connection refused
 
     asyncio.run(main())
     told = capsys.readouterr().err.splitlines()

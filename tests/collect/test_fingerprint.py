@@ -1,4 +1,4 @@
-"""Fingerprints tell messages apart, however they come, and survive what servers do to headers."""
+"""Fingerprints distinguish messages, and survive the changes that servers make to headers."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_header_without_end_is_bounded() -> None:
 
 @given(st.binary())
 def test_no_octets_raise_and_a_header_is_as_the_whole(octets: bytes) -> None:
-    """A stranger wrote them.  TOP gives the header alone, and it must be as that of RETR."""
+    """Senders choose the octets.  A header from TOP must have the fingerprint of that from RETR."""
     assert content(octets).likeness == content(header_of(octets) + b"\n\n").likeness
 
 
@@ -158,9 +158,9 @@ NOTICE = (
         (NOTICE, 10_000, True),
         (NOTICE.lower(), 10_000, True),
         (NOTICE.replace(b"POP3", b"IMAP4"), 10_000, True),
-        (NOTICE, len(NOTICE), False),  # somebody has sent it on
+        (NOTICE, len(NOTICE), False),  # forwarded
         (NOTICE.replace(b"Microsoft Exchange", b"ann"), 10_000, False),
-        (HEADER + b"\r\n" + NOTICE, 10_000, False),  # in a body
+        (HEADER + b"\r\n" + NOTICE, 10_000, False),  # inside a body
     ],
 )
 def test_the_notice_of_exchange(octets: bytes, announced: int, is_substitute: bool) -> None:

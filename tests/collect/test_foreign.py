@@ -1,4 +1,4 @@
-"""The files of getmail, fetchmail and mpop, as their manuals write them."""
+"""Configuration files of getmail, fetchmail and mpop, as in their manuals."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_fetchmail_several_users_and_servers(tmp_path: Path) -> None:
     assert "skip" in skipped.notes[0]
 
 
-# No account is dropped silently.
+# No account is omitted silently.
 
 REFUSED = {
     "proto imap user u pass p": "IMAP",
@@ -350,7 +350,7 @@ def test_missing_parent_of_an_mpop_account_is_named(tmp_path: Path) -> None:
     assert (found.name, "nothing, which is not there" in found.refused) == ("my isp", True)
 
 
-# And in the ledger.
+# The ledger.
 
 
 def test_messages_seen_by_another_program_are_neither_fetched_nor_deleted() -> None:

@@ -1,4 +1,4 @@
-"""Mail into Gmail by its API, against a stand-in that looks at each request."""
+"""Importing mail into Gmail by its API, with a stand-in that checks each request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LETTER = b"Date: Tue, 3 Mar 2020 10:11:12 +0100\r\nSubject: x\r\n\r\nhe\nllo\r\n
 
 
 class StandIn(ThreadingHTTPServer):
-    """``answers`` come first, in their order, when a message is imported."""
+    """Stands for Gmail; imports are first answered with ``answers``, in order."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -35,7 +35,7 @@ class StandIn(ThreadingHTTPServer):
         self.good = {"token"}
         self.answers: list[tuple[int, dict[str, Any]]] = []
         self.judge: Callable[[bytes], int] = lambda octets: 200
-        """Gives the status, by the message, when there is none in ``answers``."""
+        """Returns the status for a message when ``answers`` is empty."""
         self.imported: list[tuple[dict[str, list[str]], dict[str, Any], bytes]] = []
 
 
@@ -108,7 +108,7 @@ def give(destination: Gmail, octets: bytes = LETTER) -> None:
 
 
 def test_a_message_is_imported_octet_for_octet_with_label_and_date(server: StandIn) -> None:
-    """Not sent, not called spam, under its own date; the label is made once."""
+    """It is not sent or marked as spam, and keeps its date; the label is created once."""
     with closing(Gmail("Old mail", lambda _: "token", server.url)) as destination:
         give(destination)
         give(destination, b"\r\n")
@@ -184,7 +184,7 @@ def test_failed_store_raises_an_error(
 def test_a_server_that_stores_nothing_is_given_up(
     answer: tuple[int, dict[str, Any]], server: StandIn
 ) -> None:
-    """Such as a proxy that says 200 to everything; a few such answers may be about a message."""
+    """Such as a proxy that answers 200 to everything; a few failures may be due to a message."""
     server.answers = [answer] * 20
     with closing(Gmail("", lambda _: "token", server.url)) as destination:
         for _ in range(9):

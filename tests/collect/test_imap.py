@@ -1,4 +1,4 @@
-"""An IMAP folder as a destination: once, even if nobody heard the answer."""
+"""An IMAP folder as a destination: messages are stored once, even if an answer is lost."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_folder_that_is_missing_is_made(
 def test_failed_store_raises_an_error(
     answer: bytes, error: type[Exception], server: ImapStandIn, certificate: tuple[Path, Path]
 ) -> None:
-    """And the next message is stored, by a new connection where one is needed."""
+    """The next message is stored, on a new connection if necessary."""
     server.answers = [answer]
     with closing(opened(server, certificate[0])) as destination:
         with pytest.raises(error):
@@ -114,7 +114,7 @@ def bodies(server: ImapStandIn) -> list[bytes]:
 def test_a_lost_answer_to_append_stores_nothing_twice(
     answer: bytes, search: str, home: Home, server: ImapStandIn
 ) -> None:
-    """Nothing is deleted on the strength of it either, nor of an answer to SEARCH."""
+    """It does not count as stored, and neither does an answer to SEARCH."""
     server.search = search
     server.answers = [b"", answer]
     first = home.collect(Policy(keep=0.0))
@@ -131,7 +131,7 @@ def test_a_lost_answer_to_append_stores_nothing_twice(
 def test_only_messages_the_server_shows_count_as_stored(
     search: str, older: int, server: ImapStandIn, certificate: tuple[Path, Path]
 ) -> None:
-    """Whatever SEARCH says, and also where more mail has come since than is looked through."""
+    """For any answer to SEARCH, and even if more mail has arrived since than is searched."""
     with closing(opened(server, certificate[0])) as destination:
         give(destination, LETTER, "there")
     server.stored += [b"Subject: other\r\n\r\n"] * older
@@ -142,13 +142,13 @@ def test_only_messages_the_server_shows_count_as_stored(
         with closing(opened(server, certificate[0])) as destination:
             assert destination.has("there") == (older < 5 or search == "honest")
             assert not destination.has("another")
-            give(destination, LETTER, "another")  # and the conversation goes on
+            give(destination, LETTER, "another")  # the connection still works
 
 
 def test_a_mark_that_came_with_a_message_is_no_proof(
     server: ImapStandIn, certificate: tuple[Path, Path]
 ) -> None:
-    """Or a sender who guesses a unique-id could have another message deleted unstored."""
+    """Otherwise a sender who guesses a unique-id could cause the loss of another message."""
     forged = b"X-Restante: " + name_of("victim").encode() + b"\r\n" + LETTER
     with closing(opened(server, certificate[0])) as destination:
         give(destination, forged, "attack")
@@ -181,7 +181,7 @@ def test_a_server_that_stores_nothing_is_not_believed(
     certificate: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It may be one message that it drops, or all of them."""
+    """It may drop one message or all of them."""
     monkeypatch.setattr(imap, "_PAUSES", (0.0, 0.0))
     server.has_uidplus, server.forgets = has_uidplus, True
     with closing(opened(server, certificate[0])) as destination:

@@ -1,4 +1,4 @@
-"""kill -9 before and after every step of a collector: run again, and all is there exactly once."""
+"""kill -9 before and after every step of a collector: the next run leaves each message once."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ STEPS: tuple[tuple[Any, str], ...] = (
 
 
 class Death:
-    """Kills this very process at the k-th moment: each step has one before and one after it."""
+    """Kills this process at the k-th moment; each step has one before and one after it."""
 
     def __init__(self, moment: int) -> None:
         self._left = moment
@@ -90,7 +90,7 @@ class Death:
 
 @contextmanager
 def apart(serve: Callable[[Callable[[int], object]], Coroutine[Any, Any, None]]) -> Iterator[int]:
-    """The port of a server in a process of its own, so that it outlives its clients."""
+    """Run a server in a separate process, so that it outlives its clients; yields its port."""
     ours, theirs = os.pipe()
     child = os.fork()
     if child == 0:
@@ -137,7 +137,7 @@ def opened(place: Path, to: str) -> Destination:
 
 
 def collected(isp: Account, place: Path, to: str = "") -> Outcome:
-    """One run.  The server may not have seen yet that a killed one is gone."""
+    """Run the collector, possibly before the server notices that a killed one is gone."""
     with (
         closing(Ledger(place / "ledger")) as ledger,
         closing(opened(place, to or f"maildir:{place}/Mail")) as destination,
@@ -154,7 +154,7 @@ def collected(isp: Account, place: Path, to: str = "") -> Outcome:
 def test_killed_at_every_step_of_a_stub(
     server: tuple[MaildirStore, int], tmp_path: Path, certificate: tuple[Path, Path]
 ) -> None:
-    """First the header, and in a later session all of it: each is there once."""
+    """First the header is stored, in a later session the whole message; each exactly once."""
     store, port = server
     whole, small = b"Subject: large\r\n\r\n" + b"x" * 99 + b"\r\n", b"Subject: small\r\n\r\n"
     stubs = account(port, certificate[0], Policy(keep=0.0, largest=50, stubs=True))
@@ -229,23 +229,24 @@ def test_killed_at_every_step(
             break
         assert os.WTERMSIG(status) == signal.SIGKILL
         deaths += 1
-    assert deaths > 2 * (3 * len(WORDS) + 4)  # fsync, rename, fsync each; and the ledger's
+    # fsync, rename and fsync for each message, and the steps of the ledger
+    assert deaths > 2 * (3 * len(WORDS) + 4)
 
 
-class Everybody:
-    """A directory in which whoever is named is."""
+class AnyUser:
+    """A user directory in which every name exists."""
 
     async def maildrop_of(self, recipient: str) -> str:
         return recipient.partition("@")[0]
 
 
 def handed_over(place: Path) -> list[str]:
-    """What the mail server has, which has it no more."""
-    found = []
+    """Return the messages that the mail server received, and forget them."""
+    subjects = []
     for path in (place / "ann" / "new").iterdir():
-        found.append(subject(message_from_bytes(path.read_bytes())))
+        subjects.append(subject(message_from_bytes(path.read_bytes())))
         path.unlink()
-    return sorted(found)
+    return sorted(subjects)
 
 
 def in_mbox(path: Path) -> list[str]:
@@ -254,10 +255,10 @@ def in_mbox(path: Path) -> list[str]:
 
 
 def subject(message: Message) -> str:
-    """It is the text, too, or the message is not whole."""
-    told = str(message["Subject"])
-    assert str(message.get_payload()).split() == [told]
-    return told
+    """Return the subject, which must equal the text."""
+    text = str(message["Subject"])
+    assert str(message.get_payload()).split() == [text]
+    return text
 
 
 @pytest.mark.slow
@@ -268,7 +269,7 @@ def test_killed_at_every_step_where_one_may_come_twice(
     tmp_path: Path,
     certificate: tuple[Path, Path],
 ) -> None:
-    """Neither knows a message again: one may be there twice, never none, and it is told."""
+    """Such destinations recognise no message: one may come twice, with a warning, never be lost."""
     store, port = server
     isp = account(port, certificate[0], Policy(keep=0.0))
     inbox = tmp_path / "inbox"
@@ -278,10 +279,10 @@ def test_killed_at_every_step_where_one_may_come_twice(
         for word in WORDS:
             await store.deliver("mrose", once(f"Subject: {word}\r\n\r\n{word}\r\n".encode()))
 
-    async def take(tell: Callable[[int], object]) -> None:
-        intake = Intake(MaildirStore(f"{inbox}/%u"), Everybody(), "localhost", 100_000)
+    async def take(report: Callable[[int], object]) -> None:
+        intake = Intake(MaildirStore(f"{inbox}/%u"), AnyUser(), "localhost", 100_000)
         with listening(intake.lmtp()) as port:
-            tell(port)
+            report(port)
             await asyncio.sleep(3600)
 
     twice = 0

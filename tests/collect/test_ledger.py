@@ -1,4 +1,4 @@
-"""The ledger remembers, durably, and forgets nothing."""
+"""The ledger records everything durably, and forgets nothing."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_adopted_messages_are_marked_as_adopted(ledger: Ledger) -> None:
 
 
 def test_collected_messages_are_not_adopted(ledger: Ledger) -> None:
-    """Or it would never be deleted there."""
+    """Otherwise they would never be deleted there."""
     ledger.of("ann").took([Stored("u", 1, Content(b"digest"))], 7.5)
     ledger.of("ann").adopt([("u", 1)], 9.5)
     assert ledger.of("ann").known(["u"]) == {"u": Taken(1, 7.5)}
@@ -100,7 +100,7 @@ def test_more_keys_than_one_query_takes(ledger: Ledger) -> None:
 
 
 def test_all_of_it_survives_the_process(path: Path) -> None:
-    """No close and no exit handler: as kill -9 does it."""
+    """Without close() and exit handlers, as after kill -9."""
     child = os.fork()
     if child == 0:
         Ledger(path).of("ann").took([Stored("u", 100, Content(DIGEST))], 7.5)
@@ -112,7 +112,7 @@ def test_all_of_it_survives_the_process(path: Path) -> None:
 
 
 def test_every_commit_is_synced(ledger: Ledger) -> None:
-    """SQLite's own promise: 2 is FULL, so a commit is on disk when it returns."""
+    """SQLite documents that with 2 (FULL) a commit is on disk when it returns."""
     assert ledger._database.execute("PRAGMA synchronous").fetchone() == (2,)
     assert ledger._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 

@@ -1,7 +1,7 @@
-"""A server that removes at QUIT what RETR sent (EXPIRE 0, RFC 2449 §6.7) removes only what is here.
+"""A server that removes at QUIT what RETR sent (EXPIRE 0, RFC 2449 §6.7) removes only stored mail.
 
-It does not matter why a message that was sent is not stored: the session must not reach QUIT.  What
-is due is then deleted by another session of the same run, which asks for none of these.
+If a message was sent and is not stored, for any reason, the session must end without QUIT.  Due
+messages are then deleted by another session of the same run, which does not retrieve it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Picky:
 
 
 class Expiring(World):
-    """Its server removes what it sent, as it announces."""
+    """A world whose server removes sent messages, as it announces."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -68,7 +68,7 @@ class Expiring(World):
         return Picky(inner, self.poison, self.error) if self.poison else inner
 
     def run(self, policy: Policy = KEEP_NONE, most: int = 2) -> Outcome:
-        """As `restante collect` does: another session, if that can delete what is due."""
+        """Collect as `restante collect` does: with another session if it can delete anything."""
         total, run = Outcome(), Run()
         for at in range(most):
             run.is_last = at == most - 1
@@ -101,7 +101,7 @@ def _larger_than_announced(world: Expiring) -> None:
 
 
 def _a_notice_in_its_place(world: Expiring) -> None:
-    """As Exchange gives."""
+    """The server sends a notice instead of a message, as Exchange does."""
     world.server.sizes = {"bad": 100_000}
     subject = "Retrieval using the POP3 protocol failed"
     text = letter("bad", Subject=subject, To="Microsoft Exchange")
@@ -109,7 +109,7 @@ def _a_notice_in_its_place(world: Expiring) -> None:
 
 
 def _stored_short(world: Expiring) -> None:
-    """Never at the same octet twice, or that would be all there is."""
+    """Truncate at different octets: the same one twice would mean the message is complete."""
     ends = iter(range(400, 4000, 100))
     world.server.answer = lambda said, usual: (
         b"+OK\r\n" + BAD[: next(ends)] + b"\r\n.\r\n" if BAD in usual else usual
@@ -155,7 +155,7 @@ def test_a_message_that_the_server_refuses_was_not_sent(world: Expiring) -> None
 
 
 def test_without_anything_due_one_session_is_enough(world: Expiring) -> None:
-    """And it has not failed."""
+    """And the run does not fail."""
     world.server.mail = {"bad": letter("bad")}
     world.poison = {letter("bad")}
     world.run(most=1)
@@ -164,14 +164,14 @@ def test_without_anything_due_one_session_is_enough(world: Expiring) -> None:
 
 
 def test_a_comparison_that_finds_no_good_copy_here(world: Expiring, tmp_path: Path) -> None:
-    """It was stored and is damaged by now, and ``until-verified`` promises to look."""
+    """The copy was damaged later, and ``until-verified`` promises to check it."""
     world.server.removes_what_was_read = False
     world.server.mail = {"a": letter("a")}
     world.collect(VERIFIED)
     world.server.removes_what_was_read = True
     for path in (tmp_path / "Mail" / "new").iterdir():
         path.write_bytes(b"damaged")
-    world.server.sizes = {"a": 7}  # so that it has to be compared
+    world.server.sizes = {"a": 7}  # so that it must be compared
     world.run(VERIFIED)
     assert world.server.mail == {"a": letter("a")}
 

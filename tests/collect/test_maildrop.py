@@ -1,4 +1,4 @@
-"""Mail collected into a maildrop of this server: once, and deleted there as its user deletes it."""
+"""Mail collected into a maildrop of this server: stored once, and deleted as its user does."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Maildrop(Home):
         return sorted(run(contents(self.store, self.user)))
 
     def delete(self, words: Collection[str]) -> None:
-        """As a POP3 client does."""
+        """Delete messages as a POP3 client does."""
 
         async def story() -> None:
             entries = await listing(self.store, self.user)
@@ -69,7 +69,7 @@ class Maildrop(Home):
         run(self.store.purge(self.user, time.time() + 10))
 
     def left(self) -> list[str]:
-        """On its server."""
+        """Return the messages left on their server."""
         return [row[0] for row in self.shelf.rows]
 
 
@@ -108,7 +108,7 @@ def lost_disk(home: Maildrop) -> None:
 
 
 def older_backup(home: Maildrop) -> None:
-    """Taken before the message came."""
+    """Restore a backup from before the message arrived."""
     lost_disk(home)
     home.purge()
 
@@ -119,7 +119,7 @@ def another_program(home: Maildrop) -> None:
 
 
 def moved_by_imap(home: Maildrop) -> None:
-    """Given back, and then moved into a folder."""
+    """Restore the message, and move it into a folder."""
     home.restore()
     folder = home.base / "ann" / ".Old" / "cur"
     folder.mkdir(parents=True)
@@ -137,7 +137,7 @@ def test_nothing_is_deleted_there_because_it_is_not_held_any_more(
 ) -> None:
     home.collect(UNTIL_DELETED)
     home.delete(WORDS)
-    home.collect(UNTIL_DELETED)  # which sees that all of them are held
+    home.collect(UNTIL_DELETED)  # records that all of them are held
     assert callable(change)
     change(home)
     for _ in range(3):
@@ -170,7 +170,7 @@ def test_stored_and_held_mail_is_known_without_the_ledger(
 
 
 def test_verified_against_stored_or_held_mail(home: Maildrop) -> None:
-    """And not by what another program has changed."""
+    """A copy changed by another program does not count."""
     policy = Policy(keep=0.0, verified=True)
     home.collect(policy)
     home.delete(["one"])
@@ -197,7 +197,7 @@ def test_no_room_stops_the_account_and_loses_nothing(home: Maildrop) -> None:
 
 
 class Small(World):
-    """Collects into a maildrop with a quota, from a server that removes what it has sent."""
+    """Collects into a maildrop with a quota, from a server that removes sent messages."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -209,7 +209,7 @@ class Small(World):
         return LocalMaildrop(self.store.deliveries("ann"))
 
     def run_to_the_end(self, policy: Policy) -> list[Outcome]:
-        """As `restante collect` does: another session that only deletes, if there is a use."""
+        """Collect as `restante collect` does: with another session for deletions if useful."""
         run = Run()
         with pytest.raises(QuotaExceeded):
             self.collect(policy, run=run)
@@ -228,7 +228,7 @@ def small(tmp_path: Path) -> Small:
 
 @pytest.mark.parametrize("room", [0, 1, 2])
 def test_stored_mail_is_deleted_although_the_rest_has_no_room(room: int, small: Small) -> None:
-    """And what has none stays there, although it was sent."""
+    """Messages without room stay there although they were sent."""
     mail = {word: letter(word) for word in ("one", "two", "six")}
     small.server.mail = {"old": letter("old")}
     small.collect(Policy())

@@ -1,4 +1,4 @@
-"""An mbox that other programs read and change: each message is whole and there once."""
+"""An mbox that other programs read and change: each message is complete and there once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def theirs() -> bytes:
 
 
 def rewritten(path: Path) -> None:
-    """As a mail reader does that writes a new file and renames it."""
+    """Write a new file and rename it, as some mail readers do."""
     other = path.with_name("other")
     other.write_bytes(path.read_bytes() if path.exists() else b"")
     other.rename(path)
@@ -54,13 +54,13 @@ def removed(path: Path) -> None:
 
 
 def appended_to(path: Path) -> None:
-    """By a program that locks nothing."""
+    """Append to the file without any lock."""
     with path.open("ab") as file:
         file.write(FOREIGN)
 
 
 def untouched(path: Path) -> None:
-    """Nothing happens."""
+    """Change nothing."""
 
 
 CHANGES = [rewritten, emptied, removed, appended_to, untouched]
@@ -71,7 +71,7 @@ CHANGES = [rewritten, emptied, removed, appended_to, untouched]
 def test_changes_by_other_programs_are_kept(
     change: Callable[[Path], None], when: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever has the path when a message is whole gets it, behind what stands there then."""
+    """A complete message is appended to the file that has the path at that time."""
     with closing(Mbox(path)) as box:
         put(box, "one", ONE)
         if when == "between":
@@ -101,7 +101,7 @@ def test_changes_by_other_programs_are_kept(
 def test_a_failed_append_takes_back_only_its_own_octets(
     pieces: int, follows: bytes, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And nothing if another program has appended behind it."""
+    """And none if another program has appended more."""
     path.write_bytes(FOREIGN)
     monkeypatch.setattr(mbox, "_PIECE", 20)
     append, left = mbox._append, pieces
@@ -132,7 +132,7 @@ def test_a_failed_append_takes_back_only_its_own_octets(
 def test_a_message_that_may_not_be_durable_is_taken_back(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of it, or the next try would store it twice."""
+    """Completely, because the next attempt would store it twice."""
     with closing(Mbox(path)) as box:
         fsync = os.fsync
 
@@ -171,7 +171,7 @@ def locked_by_file(path: Path) -> int:
 
 @contextmanager
 def another_process(work: Callable[[Path], object], path: Path) -> Iterator[None]:
-    """Does it, and goes on living."""
+    """Run a function in another process, which stays alive."""
     context = get_context("fork")
     done, end = context.Event(), context.Event()
 
@@ -207,7 +207,7 @@ def test_no_lock_of_another_program_is_passed_by(lock: Callable[[Path], int], pa
 
 @pytest.mark.parametrize("lock", [locked_by_fcntl, locked_by_flock])
 def test_the_file_is_free_while_a_message_comes(lock: Callable[[Path], int], path: Path) -> None:
-    """A reader writes its flags back, however slow the server is from which mail is collected."""
+    """A mail reader can write its flags back however slow the mail server is."""
     with closing(Mbox(path)) as box:
         box.begin("one")
         box.write(ONE)
@@ -219,7 +219,7 @@ def test_the_file_is_free_while_a_message_comes(lock: Callable[[Path], int], pat
 
 
 def locks_seen_by_another_process(path: Path) -> list[str]:
-    """Names of the locks that are held."""
+    """Return the names of the locks that are held."""
 
     def look(path: Path) -> None:
         found = ["file"] if path.with_name("mail.lock").exists() else []
@@ -242,7 +242,7 @@ def locks_seen_by_another_process(path: Path) -> list[str]:
 def test_all_locks_are_held_while_a_message_is_appended(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also if another account of this process comes to the same file: fcntl drops all locks of a
+    """Also if another account of this process uses the same file: fcntl releases all locks of a
     process when one of its threads closes the file."""
     append, seen = mbox._append, []
     threads: list[Thread] = []
@@ -309,12 +309,12 @@ def test_many_processes_share_an_mbox(path: Path, monkeypatch: pytest.MonkeyPatc
         ("", 0, False),
         ("0", 0, False),
         ("1\n", 0, False),
-        ("999999999\n", 0, False),  # perhaps alive, on another machine
+        ("999999999\n", 0, False),  # may be alive on another machine
         ("not a number\n", 0, False),
         ("1\nMAKER\n", 0, False),
         ("999999999\nMAKER\n", 0, True),
         ("999999999\nMAKER 2\n", 0, False),
-        ("PID\nMAKER\n", 0, True),  # of a run before, in a container, say
+        ("PID\nMAKER\n", 0, True),  # of an earlier run, for example in a container
         ("", 299, False),
         ("", 301, True),
         ("1\n", 301, True),
@@ -343,7 +343,7 @@ def test_a_lock_that_was_left_behind_is_broken(
 def test_a_fresh_lock_is_not_broken_in_place_of_an_old_one(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another program may break it first, and take its own."""
+    """Another program may break the old lock first, and take the lock."""
     lock = path.with_name("mail.lock")
     lock.write_text("1\n")
     os.utime(lock, (1, 1))

@@ -1,4 +1,4 @@
-"""OAuth 2 of the collector: who agrees, what is kept, and what no failure takes away."""
+"""OAuth 2 of the collector: consent, stored tokens, and failures that must not lose them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def file(tmp_path: Path) -> Tokenfile:
 
 
 def visit(url: str) -> str:
-    """As a browser does; the address where it ends."""
+    """Follow an address as a browser does; returns the final one."""
     with urllib.request.urlopen(url, timeout=10) as page:
         return str(page.url)
 
@@ -59,7 +59,7 @@ def browse(url: str) -> None:
     threading.Thread(target=visit, args=(url,)).start()
 
 
-# How somebody agrees
+# Ways to consent
 
 
 def test_in_a_browser_on_this_machine(server: StandIn) -> None:
@@ -69,7 +69,7 @@ def test_in_a_browser_on_this_machine(server: StandIn) -> None:
 
 
 def test_the_loopback_address_takes_no_other_answer(server: StandIn) -> None:
-    """Any program of this machine may ask there: only the right state counts."""
+    """Any program on this machine may send requests: only the right state is accepted."""
     wrong: list[int] = []
 
     def show(url: str) -> None:
@@ -110,7 +110,7 @@ def test_by_pasting_the_last_address(server: StandIn) -> None:
 
 
 def test_a_code_of_another_question_is_worth_nothing(server: StandIn) -> None:
-    """Its verifier is not ours (RFC 7636), nor is its nonce."""
+    """It has another verifier (RFC 7636) and nonce."""
     mine = Question(server.application, "http://127.0.0.1:1/", "mrose")
     query = dict(part.split("=") for part in mine.url.partition("?")[2].split("&"))
     server.agree({key: unquote(value) for key, value in query.items()})
@@ -123,7 +123,7 @@ def test_a_code_of_another_question_is_worth_nothing(server: StandIn) -> None:
 
 
 def test_on_another_device(server: StandIn) -> None:
-    """It waits as long as it is told (RFC 8628 §3.5)."""
+    """It waits as long as the provider requests (RFC 8628 §3.5)."""
     shown: list[tuple[str, str]] = []
     waits: list[float] = []
     pending = (400, {"error": "authorization_pending"})
@@ -157,7 +157,7 @@ def test_a_service_agrees_by_its_own_secret(server: StandIn, file: Tokenfile) ->
     assert web.access_token(server.application, file, is_service=True) == TOKEN
     assert server.forms[0]["grant_type"] == "client_credentials"
     web.access_token(server.application, file, is_service=True)
-    assert len(server.forms) == 1  # the first is still good
+    assert len(server.forms) == 1  # the first token is still valid
 
 
 # Refreshing
@@ -237,10 +237,10 @@ def test_a_network_error_takes_nothing_away(tmp_path: Path, file: Tokenfile) -> 
 
 
 def test_a_consent_that_was_taken_back_says_what_to_do(server: StandIn, file: Tokenfile) -> None:
-    """Also after a crash between the provider's rotation and our disk."""
+    """Also after a crash between the rotation at the provider and the write here."""
     before = agreed(server, file)
     web.access_token(server.application, file, renew=True)
-    file.put(before)  # as if the last write had never been
+    file.put(before)  # as if the last write was lost
     with pytest.raises(ConsentNeeded, match="account auth"):
         web.access_token(server.application, file, renew=True)
     assert file.get() == before
@@ -252,7 +252,7 @@ def test_a_consent_that_was_taken_back_says_what_to_do(server: StandIn, file: To
 
 
 def test_two_at_once_refresh_once(server: StandIn, file: Tokenfile) -> None:
-    """A provider that sees a refresh token twice takes the consent back."""
+    """A provider that sees a refresh token twice revokes the consent."""
     found = agreed(server, file)
     file.put(replace(found, expires_at=0.0))
     with ThreadPoolExecutor(4) as pool:
@@ -301,7 +301,7 @@ def test_no_repr_holds_a_secret(server: StandIn) -> None:
         assert secret not in told
 
 
-# The way to the provider
+# Requests to the provider
 
 
 def test_secrets_go_by_https_and_nowhere_else(server: StandIn) -> None:
@@ -343,7 +343,7 @@ def test_presets_ask_for_what_the_providers_want() -> None:
     )
 
 
-# All of it: the command, the collector, and a server that takes tokens
+# Together: the command, the collector, and a server that accepts tokens
 
 
 def configured(tmp_path: Path, server: StandIn, port: int, ca_file: Path) -> config.Configuration:
@@ -369,7 +369,7 @@ def test_a_session_by_token_and_one_more_when_it_was_taken_back(
     certificate: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """XOAUTH2 goes in Microsoft's two steps."""
+    """XOAUTH2 takes two steps, as at Microsoft."""
 
     async def log_in(found: config.Configuration) -> int:
         async with Job.of(found, "isp").connect() as client:

@@ -1,4 +1,4 @@
-"""The collector, as the configuration sets it up, with servers that have quirks of their own."""
+"""The collector, set up by a configuration, with servers that have quirks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def large(octets: int) -> bytes:
 
 
 class Home:
-    """Runs ``restante collect`` with one account; a server in front of it speaks TLS."""
+    """Runs ``restante collect`` with one account, through a TLS server."""
 
     def __init__(self, path: Path, tls: ssl.SSLContext, ca_file: Path) -> None:
         self.path, self._tls, self._ca = path, tls, ca_file
@@ -69,7 +69,7 @@ def home(tmp_path: Path, server_tls: ssl.SSLContext, certificate: tuple[Path, Pa
 
 
 def taken_once(home: Home, server: Odd, **options: Any) -> None:
-    """All of it at first, and nothing in the second run."""
+    """Check that the first run stores everything and the second nothing."""
     wanted = sorted(server.mail.values())
     assert home.collect(server, **options).stored == len(wanted)
     assert home.mail == wanted
@@ -78,7 +78,7 @@ def taken_once(home: Home, server: Odd, **options: Any) -> None:
     assert home.mail == wanted
 
 
-# What must be known beforehand
+# Quirks that must be configured
 
 
 def test_one_that_hangs_on_capa(home: Home) -> None:
@@ -127,7 +127,7 @@ def test_quirk_adds_a_pause_between_logins(home: Home) -> None:
 
 
 def test_one_that_answers_top_twice(home: Home) -> None:
-    """No stub is made of a header that would bring the session out of step."""
+    """No stub is made, because the repeated answer would desynchronise the session."""
     server = Odd({**MAIL, "large": large(5000)})
     server.answer = lambda said, usual: usual * (1 + said.startswith("TOP"))
     outcome = home.collect(server, quirks="hide:TOP", largest=4000, larger="stub")
@@ -140,7 +140,7 @@ def test_one_that_ends_lines_with_lf(home: Home) -> None:
     taken_once(home, server, quirks="bare-line-feeds")
 
 
-# Gmail lists some hundreds in a session, and hides what was read and left by QUIT
+# Gmail lists a few hundred messages per session, and after QUIT hides those that were read
 
 
 @pytest.mark.parametrize("keep", ["all", "none"])
@@ -148,7 +148,7 @@ def test_one_that_lists_its_mail_in_parts_is_emptied_in_one_run(home: Home, keep
     mail = {f"u{at}": f"Subject: {at}\r\n\r\n{at}\r\n".encode() for at in range(70)}
     server = Odd(mail, part=25, announced=("UIDL", "PIPELINING"))
     outcome = home.collect(server, quirks="gmail", keep=keep)
-    assert (outcome.stored, server.logins) == (70, 4)  # the last one lists nothing
+    assert (outcome.stored, server.logins) == (70, 4)  # the last session lists nothing
     assert home.mail == sorted(mail.values())
     assert (len(server.mail), outcome.deleted) == ((70, 0) if keep == "all" else (0, 70))
 
@@ -161,7 +161,7 @@ def test_no_more_parts_are_asked_for_than_may_be_fetched(home: Home) -> None:
 
 
 def test_where_nothing_changes_no_part_is_asked_for_again(home: Home) -> None:
-    """A server that forgets deletions, too: it would never come to an end."""
+    """Including a server that forgets deletions, with which the run would never end."""
     server = Odd(answer=lambda said, usual: b"+OK\r\n" if said[:4] == "DELE" else usual)
     server.mail = _Unchanging(server.mail)
     home.collect(server, quirks="in-parts", keep="none")
@@ -171,7 +171,7 @@ def test_where_nothing_changes_no_part_is_asked_for_again(home: Home) -> None:
 
 
 class _Unchanging(dict[str, bytes]):
-    """What QUIT removes comes again."""
+    """A server on which removed messages come back."""
 
     def items(self) -> Any:
         return []
@@ -180,7 +180,7 @@ class _Unchanging(dict[str, bytes]):
         return True
 
 
-# What is survived without being told
+# Quirks that need no configuration
 
 
 def listing(*lines: str) -> Callable[[str, bytes], bytes]:

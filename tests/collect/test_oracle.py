@@ -21,7 +21,7 @@ def test_no_mail_is_lost_at_a_hostile_server() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_no_mail_is_lost_in_many_lives() -> None:
-    """In a process of its own: what it forks must not have our threads."""
+    """Run in a separate process: the children it forks must not have our threads."""
     command = [sys.executable, "-m", "tests.life", "--level", "collector", "--minutes", "0.7"]
     command += ["--seed", "1"]
     done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The pace of a collector that goes on: sooner, later, and never a storm."""
+"""The pauses between sessions of a running collector: shorter or longer, never too short."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Enough(Exception):
 
 
 class Watch:
-    """Follows a script of results; ``slept`` is what came of it, without jitter."""
+    """Runs sessions with scripted results; ``slept`` are the pauses without jitter."""
 
     def __init__(self, *results: Outcome | BaseException, pace: Pace | None = None) -> None:
         self._results: Iterator[Outcome | BaseException] = iter(results)

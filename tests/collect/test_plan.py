@@ -1,4 +1,4 @@
-"""The policy of the collector, as a table (docs/design.md)."""
+"""The policy of the collector as tables (docs/design.md)."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def kinds(found: list[Step]) -> list[str]:
     ("age", "keep", "step"),
     [
         (None, WEEK, [Fetch(ONE, "u")]),
-        (None, 0.0, [Fetch(ONE, "u")]),  # never taken: fetched, never deleted
+        (None, 0.0, [Fetch(ONE, "u")]),  # never stored: fetched, not deleted
         (6 * DAY, WEEK, []),
         (WEEK, WEEK, [Due(ONE, "u", "taken 7.0 days ago")]),
         (0.0, 0.0, [Due(ONE, "u", "nothing is kept there")]),
         (9999 * DAY, None, []),  # keep for ever
-        (-DAY, WEEK, []),  # a time stamp from the future counts for nothing
+        (-DAY, WEEK, []),  # a time stamp from the future is ignored
         (-9999 * DAY, 0.0, [Due(ONE, "u", "nothing is kept there")]),
     ],
 )
@@ -117,7 +117,7 @@ def test_a_known_unique_id_with_another_size_is_compared() -> None:
         (Doubt.SHORT, 100, None, "Compare 1"),
         (Doubt.SHORT, 100, 0.0, "Compare 1"),
         (Doubt.ANSWER, 100, None, "Look 1"),
-        (Doubt.ANSWER, 100, 0.0, "Due 1"),  # its header is looked at in any case
+        (Doubt.ANSWER, 100, 0.0, "Due 1"),  # its header is read in any case
         (Doubt.ANSWER, 99, 0.0, "Compare 1"),
         (Doubt.ADDRESS, 100, None, "Look 1"),
         (Doubt.ADDRESS, 100, 0.0, "Due 1"),
@@ -131,7 +131,7 @@ def test_doubts_are_settled_whatever_the_policy(
 
 
 def test_new_mail_goes_before_comparisons() -> None:
-    """A budget that comparing old mail uses up must not keep new mail waiting."""
+    """Comparing old mail must not use up the budget for new mail."""
     listing = [Message(at, f"u{at}", 1) for at in range(1, 5)]
     taken = {"u1": Taken(1, NOW, is_gone=True), "u3": Taken(2, NOW)}
     found = steps(listing, taken, Policy(limit=3))
@@ -156,7 +156,7 @@ POISON = {"u": Aside(2, "it did not end", NOW + 3600)}
 
 
 def test_messages_set_aside_are_reported_and_not_tried() -> None:
-    """Whatever is known of it: the connection would end again."""
+    """In every state of the message: the connection would end again."""
     for taken in ({}, {"u": Taken(100, NOW - DAY)}, {"u": Taken(100, NOW, is_gone=True)}):
         (step,) = steps([ONE], taken, Policy(keep=0.0), POISON)
         name = short_name(ONE)
@@ -213,7 +213,7 @@ def test_too_large_messages_stay_and_are_reported() -> None:
     assert steps([ONE], {}, Policy(largest=99)) == [Skip(ONE, reason)]
     assert steps([ONE], {}, Policy(largest=100)) == [Fetch(ONE, "u")]
     nameless = Message(1, None, 100)
-    for stubs in (False, True):  # a stub of it could not be known again
+    for stubs in (False, True):  # a stub of it could not be recognised
         assert steps([nameless], {}, Policy(largest=99, stubs=stubs)) == [
             Skip(nameless, "100 octets, more than 99")
         ]
@@ -228,7 +228,7 @@ LARGE = Policy(keep=0.0, largest=99, stubs=True)
     [
         ({}, LARGE, [Stub(ONE, STUB)]),
         ({STUB: Taken(100, None)}, LARGE, [Stub(ONE, STUB, was_begun=True)]),
-        ({STUB: Taken(100, NOW, is_gone=True)}, LARGE, []),  # neither again, nor deleted
+        ({STUB: Taken(100, NOW, is_gone=True)}, LARGE, []),  # neither stored again nor deleted
         ({STUB: Taken(100, NOW)}, Policy(keep=0.0, largest=100), [Fetch(ONE, "u")]),
         (
             {STUB: Taken(100, NOW)},
@@ -276,7 +276,12 @@ def test_limit_counts_fetched_messages() -> None:
         ([5, 5, 5], Budget(messages=3), Used(4, 99), []),
         ([5, 5, 5], Budget(octets=20), Used(9, 10), [1, 2]),
         ([5, 5, 5], Budget(octets=20), Used(9, 21), []),
-        ([5, 9, 1], Budget(octets=20), Used(0, 10), [1]),  # or the large one waited for ever
+        (
+            [5, 9, 1],
+            Budget(octets=20),
+            Used(0, 10),
+            [1],
+        ),  # otherwise the large one would wait for ever
         ([5, 5, 5], Budget(messages=9, octets=10), Used(), [1, 2]),
     ],
 )
@@ -360,7 +365,7 @@ def test_only_unchanged_collected_messages_are_due(
             assert [each.unique_id for each in listing].count(step.key) == 1
 
 
-# Which message is that?
+# Identifying messages.
 
 WHOLE = Content(b"digest", b"body", b"likeness")
 OTHER = Content(b"other", b"other body", b"other likeness")
@@ -373,7 +378,7 @@ SEEN = Seen(ONE, "u")
 @pytest.mark.parametrize(
     ("seen", "known", "record", "result"),
     [
-        # What came in this session.
+        # Messages stored in this session.
         (replace(SEEN, whole=WHOLE, is_new=True), KNOWN, STORED, Evidence.FETCHED),
         (replace(SEEN, whole=WHOLE), KNOWN, STORED, Evidence.COMPARED),
         (replace(SEEN, whole=REWRITTEN), KNOWN, STORED, Evidence.COMPARED),
@@ -382,7 +387,7 @@ SEEN = Seen(ONE, "u")
         # Shorter than announced: not in the session in which it was stored.
         (replace(SEEN, whole=WHOLE, is_new=True, is_short=True), KNOWN, STORED, Unproved.SHORT),
         (replace(SEEN, whole=WHOLE, is_short=True), KNOWN, STORED, Evidence.COMPARED),
-        # What came in an earlier one.
+        # Messages stored in an earlier session.
         (replace(SEEN, header=b"likeness"), KNOWN, STORED, Evidence.HEADER),
         (replace(SEEN, header=b"other likeness"), KNOWN, STORED, Unproved.DIFFERENT),
         (SEEN, KNOWN, STORED, Unproved.UNSEEN),
@@ -393,14 +398,14 @@ SEEN = Seen(ONE, "u")
             STORED,
             Unproved.UNSEEN,
         ),
-        # A header without a name and a date is that of any message.
+        # A header without Message-ID and Date may be of any message.
         (
             replace(SEEN, header=None),
             KNOWN,
             replace(STORED, content=replace(WHOLE, likeness=None)),
             Unproved.UNSEEN,
         ),
-        # Nothing is removed on the word of another program, or of a crash.
+        # Nothing is removed because of another program, or after a crash.
         (replace(SEEN, whole=WHOLE), None, None, Unproved.NOT_STORED),
         (replace(SEEN, whole=WHOLE), replace(KNOWN, at=None), STORED, Unproved.NOT_STORED),
         (replace(SEEN, whole=WHOLE), replace(KNOWN, is_adopted=True), None, Unproved.NOT_STORED),
@@ -472,7 +477,7 @@ def test_nothing_else_makes_a_proof() -> None:
 
 
 def test_nothing_is_deleted_without_a_proof() -> None:
-    """In the collector one module has a client that can delete, and it takes only proofs."""
+    """Only one module of the collector has a client that can delete, and it requires proofs."""
     source = Path(plan.__code__.co_filename).parent
     found = {
         path.name
@@ -487,7 +492,7 @@ def test_nothing_is_deleted_without_a_proof() -> None:
 
 
 def test_a_rule_is_all_that_decides_about_deletions() -> None:
-    """A field that is added to ``Policy`` must be thought about."""
+    """A new field of ``Policy`` requires a decision here."""
     usual, other = Policy(), {"keep": 1.0, "newest": 1, "verified": True, "until_deleted": True}
     for each in fields(Policy):
         changed = replace(usual, **{each.name: other.get(each.name, getattr(usual, each.name))})
@@ -502,12 +507,12 @@ def messages(ids: list[str]) -> list[Message]:
     ("listed", "known", "expected", "moved"),
     [
         (range(100, 200), range(100), 100, True),  # all ids are new
-        (range(95, 195), range(100), 100, True),  # nearly all
+        (range(95, 195), range(100), 100, True),  # nearly all ids are new
         (range(50, 150), range(100), 100, False),  # half of the old mail is there
-        (range(100, 110), range(100), 100, False),  # ten letters prove nothing
-        (range(100, 200), range(5), 5, False),  # nor does a server that we hardly know
-        (range(0), range(100), 100, False),  # an empty listing is only empty
-        (range(100, 200), range(100), 0, False),  # all of the old mail was deleted by us
+        (range(100, 110), range(100), 100, False),  # ten messages are too few
+        (range(100, 200), range(5), 5, False),  # too few messages were known
+        (range(0), range(100), 100, False),  # an empty listing is no sign
+        (range(100, 200), range(100), 0, False),  # the collector deleted all of the old mail
     ],
 )
 def test_a_server_that_gave_new_ids_to_old_mail(

@@ -1,6 +1,6 @@
-"""A message leaves its server only if its octets are here, and this session has shown which it is.
+"""A message is deleted only if its octets are here and this session has identified it.
 
-Asked of the servers' side: what they removed, and what they were asked for.
+The tests check this at the server: which messages it removed, and which commands it got.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ KEEP_NONE, KEEP_ALL, KEEP_WEEK = Policy(keep=0.0), Policy(), Policy(keep=7 * DAY
 
 
 def letter(name: str, body: str = "", **more: str) -> bytes:
-    """With what RFC 5322 §3.6 requires, so that its header tells which message it is."""
+    """Return a message whose header identifies it, with the fields RFC 5322 §3.6 requires."""
     fields = {"Message-ID": f"<{name}@example.org>", "Date": "Mon, 30 Nov 2026 10:00:00 +0000"}
     fields |= {"From": "ann@example.org", "Subject": name, **more}
     lines = [f"{key}: {value}\r\n" for key, value in fields.items()]
@@ -46,7 +46,7 @@ def letter(name: str, body: str = "", **more: str) -> bytes:
 
 
 class World:
-    """One server, one ledger and one place for mail, over many sessions."""
+    """One server, one ledger and one destination, over many sessions."""
 
     def __init__(self, path: Path) -> None:
         self.now = 1_800_000_000.0
@@ -61,7 +61,7 @@ class World:
         self._path = path
 
     def collect(self, policy: Policy = KEEP_ALL, **options: Any) -> Outcome:
-        """One session; what came of it is in ``outcome``, also if it fails."""
+        """Run a session; its result is in ``outcome`` even if it fails."""
         self.server.heard.clear()
         self.outcome = Outcome()
 
@@ -103,11 +103,11 @@ class World:
         return sorted(path.read_bytes() for path in (self._path / "Mail" / "new").iterdir())
 
     def asked(self, word: str) -> list[str]:
-        """Unique-ids of the messages that were asked for by this command."""
+        """Return the unique-ids in the commands with this verb."""
         return [each.partition(" ")[2] for each in self.server.heard if each.startswith(word)]
 
     def as_by_an_older_version(self) -> None:
-        """Its rows have nothing that says which message they are but a digest."""
+        """Reduce the ledger to rows of an older version, which have only digests of messages."""
         with closing(sqlite3.connect(self._path / "ledger")) as database, database:
             database.execute("UPDATE messages SET likeness = NULL, body = NULL")
 
@@ -117,11 +117,11 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-# What was taken in an earlier session.
+# Messages stored in an earlier session.
 
 
 def test_the_header_shows_which_message_it_is(world: World) -> None:
-    """In one round of TOP, and nothing is downloaded again."""
+    """With one round of TOP and no further download."""
     world.server.mail = {name: letter(name) for name in ("a", "b", "c")}
     assert world.collect(KEEP_WEEK).stored == 3
     world.now += DAY
@@ -141,7 +141,7 @@ def test_the_header_shows_which_message_it_is(world: World) -> None:
 def test_another_message_under_a_known_unique_id_is_stored_before_it_is_deleted(
     size: int, world: World
 ) -> None:
-    """RFC 1939 §7 allows that after a removal which we did not see; once with the same size."""
+    """RFC 1939 §7 allows reuse after a removal that we did not see; also with the same size."""
     world.server.mail = {"a": letter("old", "1")}
     world.collect(KEEP_ALL)
     world.server.mail = {"a": letter("new", "2" * (1 + size))}
@@ -153,7 +153,7 @@ def test_another_message_under_a_known_unique_id_is_stored_before_it_is_deleted(
 
 
 def test_new_mail_under_a_known_unique_id_stays_as_long_as_all_new_mail(world: World) -> None:
-    """What the policy says of the older message says nothing of this one."""
+    """The policy for the older message does not apply to the new one."""
     world.server.mail = {"a": letter("old", "1")}
     world.collect(KEEP_WEEK)
     for day in range(8):
@@ -241,7 +241,7 @@ def test_adopted_mail_is_never_deleted(is_kept: bool, world: World) -> None:
         assert (world.asked("RETR"), world.asked("DELE")) == ([], [])
 
 
-# What is listed again after it was gone.
+# Messages that are listed again after they were gone.
 
 
 @pytest.mark.parametrize("is_ours", [True, False], ids=["deleted by us", "deleted by its owner"])
@@ -249,7 +249,7 @@ def test_adopted_mail_is_never_deleted(is_kept: bool, world: World) -> None:
 def test_a_message_that_reappears_is_known_and_stays_in_that_session(
     policy: Policy, is_ours: bool, world: World
 ) -> None:
-    """Restored from the trash, say.  Later only as the policy says, counted from now."""
+    """For example restored from the trash.  Later the policy applies, counted from now."""
     mail = {"a": letter("a"), "b": letter("b")}
     world.server.mail = dict(mail)
     world.collect(KEEP_NONE if is_ours else KEEP_ALL)
@@ -282,7 +282,7 @@ def test_a_message_that_reappeared_stays_for_as_long_as_a_new_one(world: World) 
 
 @pytest.mark.parametrize("policy", [KEEP_ALL, KEEP_NONE])
 def test_other_mail_under_a_unique_id_that_was_deleted(policy: Policy, world: World) -> None:
-    """Of the same size, and with the same header."""
+    """With the same size and the same header."""
     old, new = letter("a", "body 1"), letter("a", "body 2")
     world.server.mail = {"a": old}
     world.collect(KEEP_NONE)
@@ -318,11 +318,11 @@ def test_a_listing_in_parts_or_an_empty_one_shows_nothing_gone(world: World) -> 
         assert world.asked("RETR") == []
 
 
-# Servers that rewrite.
+# Servers that rewrite messages.
 
 
 def test_a_server_that_adds_header_fields_at_quit_brings_nothing_twice(world: World) -> None:
-    """GNU mailutils' pop3d does: Status: and X-UIDL:, and the size is another one."""
+    """GNU mailutils' pop3d adds Status: and X-UIDL:, so that the size changes."""
     world.server.mail = {name: letter(name) for name in ("a", "b")}
     world.collect()
     extra = b"Status: O\r\nX-UIDL: 1234\r\n"
@@ -332,7 +332,7 @@ def test_a_server_that_adds_header_fields_at_quit_brings_nothing_twice(world: Wo
     assert (outcome.stored, outcome.known, outcome.notes) == (0, 2, [])
     assert world.collect().known == 0  # that is settled
     world.collect(Policy(keep=0.0, verified=True))
-    assert world.outcome.deleted == 2  # what is here is what came at first
+    assert world.outcome.deleted == 2  # the copy here is the message as first received
     assert world.server.removed == rewritten
     assert world.mail == sorted([letter("a"), letter("b")])
 
@@ -355,14 +355,14 @@ def test_a_part_is_stored_and_stays_until_a_later_session_has_compared_it(world:
     assert (first.stored, first.deleted) == (2, 1)
     assert first.short == ["message 1: 108 octets came of 100000; compared in the next session"]
     assert list(world.server.mail) == ["a"]
-    second = world.collect(KEEP_NONE)  # so it is that server's way of counting
+    second = world.collect(KEEP_NONE)  # so the server counts differently
     assert (second.stored, second.known, second.deleted) == (0, 1, 1)
     assert len(world.mail) == 2
 
 
 @pytest.mark.parametrize("policy", [KEEP_ALL, KEEP_NONE, KEEP_WEEK])
 def test_when_all_of_it_comes_later_that_is_stored(policy: Policy, world: World) -> None:
-    """Whatever the policy: what is here is not the message."""
+    """With every policy, because the copy here is incomplete."""
     whole = letter("a", "line\r\n" * 1000)
     world.server.sizes = {"a": len(whole)}
     world.server.mail = {"a": letter("a")}
@@ -381,7 +381,7 @@ def test_parts_of_one_message_are_not_all_stored(world: World) -> None:
         world.server.mail = {"a": letter("a", "line\r\n" * length)}
         world.collect(KEEP_NONE)
         assert world.asked("DELE") == []
-        world.now += 8 * DAY  # it is set aside in between
+        world.now += 8 * DAY  # meanwhile it is set aside
     assert len(world.mail) == 1
 
 
@@ -401,7 +401,7 @@ def test_a_whole_message_that_comes_in_part_later_is_still_known(world: World) -
 @pytest.mark.parametrize(
     ("lines", "announced", "is_short"),
     [
-        (100, 100, False),  # line ends counted twice: one octet a line
+        (100, 100, False),  # line ends counted twice: one octet per line
         (0, 1023, False),  # rounded up to the next KiB
         (0, 1100, True),
         (100, 1300, True),
@@ -480,7 +480,7 @@ def test_without_unique_ids_a_message_that_reappears_is_known(policy: Policy, wo
 def test_a_file_of_that_name_with_other_octets_is_no_proof(
     is_begun: bool, world: World, tmp_path: Path
 ) -> None:
-    """The unique-id may have been used again meanwhile, for a message of the same size."""
+    """The unique-id may have been reused for a message of the same size."""
     old, new = letter("a", "body 1"), letter("a", "body 2")
     world.server.mail = {"a": old}
     world.collect(KEEP_ALL)
@@ -509,7 +509,7 @@ def test_lost_ledger_repeats_nothing_and_deletes_equal_messages(
 def test_after_a_lost_answer_to_quit_other_mail_is_not_taken_for_known(
     is_removed: bool, world: World
 ) -> None:
-    """It may have been removed, and its unique-id used again, without our seeing a gap."""
+    """The message may have been removed and its unique-id reused unnoticed."""
     old, new = letter("a", "body 1"), letter("b", "body 2")
     world.server.mail = {"a": old}
     world.server.closes = lambda said: said == "QUIT"
@@ -525,7 +525,7 @@ def test_after_a_lost_answer_to_quit_other_mail_is_not_taken_for_known(
     assert world.asked("TOP") == []  # that is settled
 
 
-# What is recorded.
+# Records of deletions.
 
 
 def test_each_deletion_is_recorded_before_it_is_asked_for(
@@ -562,7 +562,7 @@ def test_a_deletion_whose_answer_is_lost_is_recorded_as_not_known(world: World) 
         assert [each.answer for each in ledger.of("isp").removals()] == ["not known", "removed"]
 
 
-# A limit for deletions.
+# The deletion limit.
 
 
 LIMITED = Policy(keep=0.0, deletions=3)
@@ -582,7 +582,7 @@ def test_a_new_account_deletes_few_messages_on_its_first_day(
 
 
 def test_the_first_day_of_an_account_begins_when_its_mail_is_first_listed(world: World) -> None:
-    """Not with a login that failed."""
+    """A failed login does not begin it."""
     world.server.mail = {name: letter(name) for name in "abcd"}
     world.server.closes = lambda said: said == "LIST"
     for _ in range(3):
@@ -606,7 +606,7 @@ def test_the_limit_is_for_all_sessions_of_that_day(world: World) -> None:
 
 
 def test_a_changed_rule_begins_another_day(world: World) -> None:
-    """What was taken while all was kept is reported before it is deleted, and not all at once."""
+    """Messages collected while all were kept are reported before deletion, and go in steps."""
     world.server.mail = {name: letter(name) for name in "abcd"}
     kept = replace(LIMITED, keep=None)
     for _ in range(3):
@@ -636,14 +636,14 @@ def test_an_operator_can_let_all_deletions_go(world: World) -> None:
     assert world.collect(LIMITED).withheld == 4
     assert world.collect(replace(LIMITED, deletions=None)).deleted == 4
     world.server.mail = {name: letter(name) for name in "efgh"}
-    assert world.collect(LIMITED).deleted == 4  # an answer once given is remembered
+    assert world.collect(LIMITED).deleted == 4  # the answer is remembered
 
 
 # Clocks.
 
 
 def test_a_clock_that_jumps_makes_no_message_old(world: World) -> None:
-    """By ten years, for less than a day, with sessions every hour."""
+    """The clock jumps by ten years for less than a day, with sessions every hour."""
     world.server.mail = {"a": letter("a")}
     world.collect(KEEP_WEEK)
     for hour in range(23):
@@ -657,7 +657,7 @@ def test_a_clock_that_jumps_makes_no_message_old(world: World) -> None:
 
 @pytest.mark.parametrize("hours", [24, 30])
 def test_mail_that_came_after_a_long_absence_is_as_old_as_it_is(hours: int, world: World) -> None:
-    """The time for which the machine was off makes older what was there before it."""
+    """The time that the machine was off counts for mail that was there before."""
     world.server.mail = {"old": letter("old")}
     world.collect(KEEP_WEEK)
     world.now += 40 * DAY
@@ -688,7 +688,7 @@ def test_a_day_of_few_deletions_is_a_day_after_a_long_absence(world: World) -> N
 
 
 def test_a_clock_without_a_battery_makes_no_message_old(world: World) -> None:
-    """It begins in 1970 after each reboot, and is right an hour later."""
+    """The clock starts in 1970 after each reboot, and is corrected an hour later."""
     world.server.mail = {"a": letter("a")}
     for day in range(5):
         right, world.now = world.now, 100.0
@@ -713,7 +713,7 @@ def many(prefix: str, count: int = 25) -> dict[str, bytes]:
 
 
 def test_mail_that_its_owner_deleted_raises_no_question(world: World) -> None:
-    """Its headers show that what looks new is new."""
+    """The headers show that the mail that looks new is new."""
     world.server.mail = many("old", 300)
     world.collect()
     for day in range(3):
@@ -724,7 +724,7 @@ def test_mail_that_its_owner_deleted_raises_no_question(world: World) -> None:
 
 @pytest.mark.parametrize("again", ["fetch", "dedupe"])
 def test_an_answer_is_remembered(again: str, world: World) -> None:
-    """Where headers tell nothing people are asked, once."""
+    """If the headers identify nothing, the operator is asked once."""
     world.server.mail = {f"old{at}": b"Subject: x\r\n\r\n%d\r\n" % at for at in range(300)}
     world.collect()
     world.server.mail = {f"a{at}": b"Subject: x\r\n\r\na %d\r\n" % at for at in range(25)}
@@ -737,7 +737,7 @@ def test_an_answer_is_remembered(again: str, world: World) -> None:
         assert world.collect().stored == 25
     moved = {f"moved{at}": octets for at, octets in enumerate(mail.values())}
     world.server.mail = moved
-    outcome = world.collect()  # and a provider that really moves brings nothing twice
+    outcome = world.collect()  # a provider that really moves causes no duplicates
     assert (outcome.stored, outcome.known) == (0, 25)
 
 
@@ -778,7 +778,7 @@ def _replaced(old: bytes, new: bytes, said: str, usual: bytes) -> bytes:
 
 @pytest.mark.parametrize("count", [9, 40])
 def test_a_move_that_is_interrupted_brings_nothing_twice(count: int, world: World) -> None:
-    """What is known after half of it says nothing of the rest."""
+    """After half of it, the other messages are still unknown."""
     world.server.mail = many("old", count)
     world.collect(KEEP_WEEK)
     world.server.mail = {f"new {name}": each for name, each in world.server.mail.items()}
@@ -795,7 +795,7 @@ def test_a_move_that_is_interrupted_brings_nothing_twice(count: int, world: Worl
 
 
 def test_a_message_with_another_unique_id_is_known_among_many_with_theirs(world: World) -> None:
-    """And one that equals it is another message."""
+    """And an equal message is not mistaken for it."""
     world.server.mail = many("a", 5) | {"old": letter("same"), "twin": letter("same")}
     world.collect()
     world.server.mail = many("a", 5) | {"new": letter("same"), "other": letter("same")}
@@ -821,7 +821,7 @@ def test_a_message_is_known_under_a_unique_id_that_another_had(world: World) -> 
 def test_unique_ids_of_which_one_stands_twice_bring_nothing_twice_after_none(
     double: str, world: World
 ) -> None:
-    """Then no listing is whole, and what was taken without a unique-id is known by its content."""
+    """Such a listing is incomplete; messages stored without unique-id are known by content."""
     world.server.mail = {each: letter(each) for each in "1234"}
     usual, world.server.answer = world.server.answer, nameless
     world.server.announced = ()
@@ -838,7 +838,7 @@ def test_unique_ids_of_which_one_stands_twice_bring_nothing_twice_after_none(
 
 
 def test_unique_ids_that_a_server_gives_later_bring_nothing_twice(world: World) -> None:
-    """An operator has added the quirk, or the server is another version; equal mail is counted."""
+    """The operator added the quirk, or the server was upgraded; equal messages are counted."""
     world.server.mail = {**many("a", 30), "same": letter("same"), "twin": letter("same")}
     world.server.announced, world.server.answer = ("TOP",), nameless
     assert world.collect().stored == 32
@@ -856,7 +856,7 @@ def test_two_messages_that_share_a_unique_id_for_once_come_once(world: World) ->
     assert len(world.mail) == 5
 
 
-# Accounts that get another name, or another address.
+# Accounts with a new name or address.
 
 
 def test_an_account_that_is_renamed_by_hand_is_recognised(world: World) -> None:
@@ -872,7 +872,7 @@ def test_an_account_that_is_renamed_by_hand_is_recognised(world: World) -> None:
 
 
 def test_two_accounts_at_one_address_are_two(world: World) -> None:
-    """As long as both are configured: one may go to another place."""
+    """As long as both are configured: they may have different destinations."""
     world.server.mail = {"a": letter("a")}
     world.collect()
     world.name, world.configured = "copy", ("isp", "copy")
@@ -881,7 +881,7 @@ def test_two_accounts_at_one_address_are_two(world: World) -> None:
 
 
 def test_a_name_that_is_used_again_names_other_messages(world: World) -> None:
-    """The messages of the renamed account keep theirs, so the new one must not have the same."""
+    """The renamed account keeps the names of its messages; the new one must use others."""
     world.server.mail = {"a": letter("a")}
     world.collect()
     world.name, world.configured = "home", ("home",)
@@ -905,7 +905,7 @@ def test_an_account_at_another_address_knows_the_same_mail_by_its_headers(world:
 
 
 def test_an_account_that_leads_to_another_mailbox_takes_its_mail(world: World) -> None:
-    """Which may have the same unique-ids and sizes."""
+    """Even if it has the same unique-ids and sizes."""
     world.server.mail = {name: letter(f"{name}1") for name in "ab"}
     world.collect()
     world.address = "pop3 pop.example.com bob"
@@ -924,11 +924,11 @@ def test_a_label_outlives_the_ledger(world: World, tmp_path: Path) -> None:
     assert (outcome.stored, outcome.known) == (0, 1)
 
 
-# One message that ends the session.
+# Messages that end the connection.
 
 
 def sessions(world: World, policy: Policy = KEEP_NONE, most: int = 3) -> list[str]:
-    """One run of `restante collect`: if a connection is lost at a message, another session begins
+    """Run `restante collect` once: if a connection is lost at a message, another session begins
     at once."""
     ends, run = [], Run()
     for at in range(most):
@@ -944,7 +944,7 @@ def sessions(world: World, policy: Policy = KEEP_NONE, most: int = 3) -> list[st
 
 
 def breaks_at(*names: str) -> Callable[[str], bool]:
-    """The server closes the connection at each RETR of these."""
+    """Close the connection at each RETR of these messages."""
     return lambda said: said in {f"RETR {each}" for each in names}
 
 
@@ -968,7 +968,7 @@ def test_a_message_that_ends_the_connection_is_set_aside(
 def test_a_short_outage_delays_nothing_beyond_the_next_run(
     count: int, most: int, world: World
 ) -> None:
-    """However often the connection was lost in the run before, and at whatever message."""
+    """However often the connection was lost in the run before, at any message."""
     world.server.mail = {each: letter(each) for each in "12345"[:count]}
     world.server.closes = lambda said: said.startswith("RETR")
     sessions(world, most=most)
@@ -1011,8 +1011,8 @@ def test_the_next_run_tries_it_last_and_if_that_fails_it_waits_a_day(world: Worl
 def test_messages_that_always_end_the_connection_do_not_block_the_others(
     count: int, world: World
 ) -> None:
-    """Every third session at the latest fetches what is new and deletes what is due; the number of
-    runs that it takes to find the bad ones is the least that is possible."""
+    """At least every third session fetches new messages and deletes due ones; the bad ones are
+    found in the least possible number of runs."""
     bad = [f"bad{at}" for at in range(count)]
     world.server.closes = breaks_at(*bad)
     world.server.mail = {each: letter(each) for each in bad}
@@ -1035,11 +1035,11 @@ def test_several_bad_messages_are_tried_seldom(world: World) -> None:
     for _ in range(24 * 7):
         lost += sessions(world).count("lost")
         world.now += 3600
-    assert lost <= 5 * len(bad)  # twice or three times on the first day; after 1, 2 and 4 days
+    assert lost <= 5 * len(bad)  # two or three times on the first day; then after 1, 2 and 4 days
 
 
 def test_a_run_of_many_sessions_tries_a_bad_message_twice(world: World) -> None:
-    """A server that lists its mail in parts gets as many sessions as it needs."""
+    """A server that lists its mail in parts needs several sessions."""
     world.place = "command:/bin/false"
     world.server.mail = {"1": letter("1")}
     run = Run()
@@ -1051,7 +1051,7 @@ def test_a_run_of_many_sessions_tries_a_bad_message_twice(world: World) -> None:
 
 
 def test_after_a_restart_a_run_begins(world: World) -> None:
-    """The first one was killed when its connection had been lost twice."""
+    """The first run was killed after its connection was lost twice."""
     world.server.mail = {each: letter(each) for each in "12"}
     world.server.closes = breaks_at("1")
     run = Run()
@@ -1124,7 +1124,7 @@ def test_a_message_is_taken_by_its_name_although_it_was_set_aside(runs: int, wor
 
 
 def test_a_message_named_by_hand_does_not_block_the_others_either(world: World) -> None:
-    """And it is there, so nothing says that it is not."""
+    """And it is not reported as missing, since it is there."""
     world.server.mail = {each: letter(each) for each in "12"}
     world.server.closes = breaks_at("1")
     name = short_name(Message(1, "1", len(letter("1"))))
@@ -1136,7 +1136,7 @@ def test_a_message_named_by_hand_does_not_block_the_others_either(world: World) 
 def test_a_message_without_end_does_not_stop_the_rest(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After twice its size it is given up, and what comes then is thrown away while time lasts."""
+    """After twice its size it is abandoned, and the rest is discarded until the deadline."""
     monkeypatch.setattr("restante.collect.fetching._ROOM", 1000)
     world.server.mail = {each: letter(each) for each in "123"}
     world.timeout = 0.5
@@ -1162,7 +1162,7 @@ def test_a_header_that_ends_the_connection_sets_its_message_aside(world: World) 
 def test_header_that_ends_the_connection_does_not_block_new_mail(
     world: World,
 ) -> None:
-    """All unique-ids are new, so headers must show whether the mail is."""
+    """All unique-ids are new, so headers must show whether the messages are."""
     world.server.mail = {f"old{at}": letter(f"old{at}") for at in range(25)}
     world.collect(KEEP_ALL)
     world.server.mail = {f"new{at}": letter(f"new{at}") for at in range(25)}
@@ -1202,7 +1202,7 @@ def test_messages_the_destination_refuses_are_not_downloaded_every_session(
 
 
 class Hasty(Odd):
-    """Announces PIPELINING, and closes the connection when commands come together."""
+    """Announces PIPELINING, and closes the connection when commands are pipelined."""
 
     async def __call__(self, peer: Any) -> None:
         inner = peer.hear
@@ -1253,7 +1253,7 @@ def test_after_a_week_pipelining_is_tried_again(world: World) -> None:
 def test_a_connection_that_breaks_within_a_message_says_nothing_of_pipelining(
     world: World,
 ) -> None:
-    """The network, more likely."""
+    """The network is a more likely cause."""
     world.server.mail = {each: letter(each) for each in "123"}
     world.server.answer = lambda said, usual: usual[:-20] if said == "RETR 1" else usual
     world.timeout = 0.5
@@ -1269,7 +1269,7 @@ def test_a_connection_that_breaks_within_a_message_says_nothing_of_pipelining(
 def test_quit_without_an_answer_is_no_failure_when_nothing_was_marked(
     is_silent: bool, world: World
 ) -> None:
-    """RFC 1939 §6: it removes what was marked, and nothing was."""
+    """RFC 1939 §6: QUIT removes marked messages, and none were marked."""
     world.server.mail = {"a": letter("a")}
     world.timeout = 0.5
     if is_silent:
@@ -1282,7 +1282,7 @@ def test_quit_without_an_answer_is_no_failure_when_nothing_was_marked(
         world.collect(KEEP_NONE)
 
 
-# What is in the ledger of an account that is gone.
+# Removed accounts in the ledger.
 
 
 def test_forgetting_an_account_forgets_all_of_it(world: World) -> None:
@@ -1298,7 +1298,7 @@ def test_forgetting_an_account_forgets_all_of_it(world: World) -> None:
 
 
 def test_a_message_that_was_present_is_deleted_only_if_it_is_the_same(world: World) -> None:
-    """As `restante fetch` finds them: a name and a size are not evidence."""
+    """For `restante fetch` too: a name and a size are not evidence."""
     world.server.mail = {"a": letter("a", "body 1"), "b": letter("b")}
     world.collect(KEEP_ALL, adopt_present=True)
     with closing(world.ledger()) as ledger:
@@ -1314,7 +1314,7 @@ def test_a_message_that_was_present_is_deleted_only_if_it_is_the_same(world: Wor
 def test_a_message_that_is_left_there_is_reported_once_in_a_run(
     announced: tuple[str, ...], stubs: bool, world: World
 ) -> None:
-    """Its number may be another one in the next session; and in the next run it is news again."""
+    """Its number may change in the next session; the next run reports it again."""
     world.server.announced = announced
     world.server.mail = {"a": letter("a"), "large": letter("l" * 99), "larger": letter("m" * 99)}
     world.server.answer = lambda said, usual: (
@@ -1329,11 +1329,11 @@ def test_a_message_that_is_left_there_is_reported_once_in_a_run(
     assert [*world.server.mail] == ["large", "larger"]
 
 
-# The name of a message at its destination.
+# Names of messages at the destination.
 
 
 def dies(world: World) -> None:
-    """After the message was stored, and before the ledger knows it."""
+    """Kill the process after a message is stored and before the ledger records it."""
     killed = mock.patch.object(AccountLedger, "took", side_effect=TemporaryFailure("killed"))
     with killed, pytest.raises(TemporaryFailure):
         world.collect()
@@ -1344,7 +1344,7 @@ def dies(world: World) -> None:
 def test_a_size_that_changes_after_a_crash_stores_nothing_twice(
     size: int, is_other: bool, world: World
 ) -> None:
-    """New mail, and other mail under a known unique-id."""
+    """For new mail, and for other mail under a known unique-id."""
     policy = Policy(keep=0.0, verified=True)
     if is_other:
         world.server.mail = {"a": letter("before")}
@@ -1363,7 +1363,7 @@ def test_a_size_that_changes_after_a_crash_stores_nothing_twice(
 def test_mail_under_a_reused_unique_id_is_known_when_the_ledger_is_lost(
     body: str, world: World, tmp_path: Path
 ) -> None:
-    """Servers may use a unique-id again when its message is gone (RFC 1939 §7)."""
+    """Servers may reuse the unique-id of a message that is gone (RFC 1939 §7)."""
     world.server.mail = {"a": letter("a"), "b": letter("b")}
     world.collect()
     world.server.mail = {"b": letter("b")}

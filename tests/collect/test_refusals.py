@@ -22,7 +22,7 @@ HOUR = 3600.0
 
 
 class Program:
-    """A delivery program that rejects messages with these words in them, by these exit codes."""
+    """A delivery program that rejects messages with certain words, each with an exit code."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -74,7 +74,7 @@ def left(home: Home) -> set[str]:
 def test_one_bad_message_stays_and_the_rest_comes(
     code: int, count: int, bad: int, home: Home, program: Program
 ) -> None:
-    """It is reported, tried last the next time, and then waits."""
+    """It is reported, tried last in the next run, and then postponed."""
     words = fill(home, count)
     poison = words[bad]
     program.rejects({poison: code})
@@ -113,7 +113,7 @@ def test_a_program_that_is_broken_stops_the_account_and_makes_no_message_wait(
 def test_many_bad_messages_in_a_row_do_not_block_the_others_for_ever(
     home: Home, program: Program
 ) -> None:
-    """They crash the program, so it seems to be broken: the next run tries the others first."""
+    """They crash the program, which then seems broken: the next run tries the others first."""
     words = fill(home, 30)
     program.rejects(dict.fromkeys(words[:12], 1))
     with pytest.raises(TemporaryFailure):

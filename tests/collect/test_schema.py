@@ -1,4 +1,4 @@
-"""Ledgers of every earlier version are brought up to date: whole or not at all, after a copy."""
+"""Ledgers of every earlier version are migrated: completely or not at all, after a copy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from restante.errors import TemporaryFailure
 
 DIGEST = b"d" * 32
 
-# As released versions made them; never to be changed.
+# As released versions made them; must never be changed.
 MESSAGES = """
 CREATE TABLE messages (
     account TEXT NOT NULL,
@@ -110,7 +110,7 @@ def older(path: Path, version: int) -> None:
 
 
 def layout(path: Path) -> dict[str, set[tuple[object, ...]]]:
-    """Columns by table; their order may differ."""
+    """Return the columns by table; their order may differ."""
     with closing(sqlite3.connect(path)) as database:
         tables = [name for (name,) in database.execute("SELECT name FROM sqlite_schema")]
         return {
@@ -189,7 +189,7 @@ class Deadly(sqlite3.Connection):
 @pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 5])
 def test_killed_at_every_statement(version: int, tmp_path: Path) -> None:
-    """The old ledger or the new one, and nothing of it is lost."""
+    """Either the old ledger or the new one is there, and nothing is lost."""
     for moment in count():
         path = tmp_path / str(moment) / "ledger"
         path.parent.mkdir()
@@ -208,4 +208,4 @@ def test_killed_at_every_statement(version: int, tmp_path: Path) -> None:
         if status == 0:
             break
         assert os.WTERMSIG(status) == signal.SIGKILL
-    assert moment > 2 * 20  # statements
+    assert moment > 2 * 20  # at least 20 statements

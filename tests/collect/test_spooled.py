@@ -1,4 +1,4 @@
-"""Messages handed to a server or a program: whole, once answered, never half."""
+"""Messages for a server or program: spooled first, never delivered in part."""
 
 from __future__ import annotations
 
@@ -67,16 +67,16 @@ def test_a_command_reads_the_whole_message_with_its_line_ends(tmp_path: Path) ->
     ],
 )
 def test_exit_codes_by_sysexits(end: str, error: type[Exception]) -> None:
-    """Only 0 counts as stored; 75 stops all mail, and what may be this message's fault does not."""
+    """Only 0 counts as stored; 75 stops all mail, other codes may be due to the message."""
     with (
         closing(open_destination(program(f"import os, sys; {end}"))) as destination,
         pytest.raises(error, match="ended with"),
     ):
-        give(destination, b"x" * 1_000_000)  # and one that reads nothing does not block
+        give(destination, b"x" * 1_000_000)  # a program that reads nothing does not block
 
 
 def outcomes(destination: Destination, letters: list[bytes]) -> list[str]:
-    """What became of each letter, until the destination stops all of them."""
+    """Return the outcome of each letter, until the destination stops all of them."""
     told = []
     for letter in letters:
         try:
@@ -104,7 +104,7 @@ READS = "import sys; code = int(sys.stdin.read().split()[-1])"
     ],
 )
 def test_doubts_in_a_row_stop_all_and_refusals_do_not(codes: str, expected: list[str]) -> None:
-    """A program that crashes over everything costs ten downloads, not a maildrop's."""
+    """A program that always crashes costs ten downloads, not the whole maildrop."""
     place = program(f"{READS}; sys.exit(code)")
     with closing(open_destination(place)) as destination:
         letters = [f"Subject: x\r\n\r\n{code}\r\n".encode() for code in codes.split()]
@@ -184,7 +184,7 @@ def test_refusal_and_temporary_failure_are_distinguished() -> None:
         with closing(to("ann@example.org")) as destination:
             with pytest.raises(MessageRefused, match=r"^552"):
                 give(destination, b"x" * 99_998 + b"\r\n\r\n")
-            give(destination, LETTER)  # the next one is taken, on a new connection
+            give(destination, LETTER)  # the next one is accepted on a new connection
 
     served(store, use, smtp=False)
     assert len(asyncio.run(sizes(store.store, "ann"))) == 1
@@ -192,8 +192,8 @@ def test_refusal_and_temporary_failure_are_distinguished() -> None:
 
 @contextmanager
 def answering(replies: dict[bytes, bytes], *, hangs_up_after: int = 1000) -> Iterator[str]:
-    """A mail server that answers so, and hangs up where it has no answer, or after so many
-    messages on one connection."""
+    """Run a mail server with these replies; it hangs up if it has none, or after
+    ``hangs_up_after`` messages on one connection."""
     usual = {b"LHLO": b"250", b"MAIL": b"250", b"RCPT": b"250", b"DATA": b"354", b"QUIT": b"221"}
     replies = usual | replies
 
@@ -234,7 +234,7 @@ def answering(replies: dict[bytes, bytes], *, hangs_up_after: int = 1000) -> Ite
 @pytest.mark.parametrize(
     ("command", "reply", "error"),
     [
-        # Before the message nothing depends on it: all mail waits, or an administrator must act.
+        # Before the message: the error affects all mail, which waits or needs an administrator.
         (b"LHLO", b"421 4.3.2", TemporaryFailure),
         (b"MAIL", b"451 4.3.0", TemporaryFailure),
         (b"MAIL", b"550 5.7.1", PermanentFailure),
@@ -242,7 +242,7 @@ def answering(replies: dict[bytes, bytes], *, hangs_up_after: int = 1000) -> Ite
         (b"RCPT", b"550 5.1.1", PermanentFailure),
         (b"DATA", b"451 4.3.0", TemporaryFailure),
         (b"DATA", b"554 5.5.1", PermanentFailure),
-        # After it, it may.
+        # After the message: the error may be due to it.
         (b".", b"552 5.2.3", MessageRefused),
         (b".", b"554 5.6.0", MessageRefused),
         (b".", b"451 4.3.0", MessageRefused),
@@ -254,7 +254,7 @@ def answering(replies: dict[bytes, bytes], *, hangs_up_after: int = 1000) -> Ite
 def test_a_refusal_is_of_the_message_only_after_it_was_sent(
     command: bytes, reply: bytes | None, error: type[Exception]
 ) -> None:
-    """Without an answer nobody knows whether the server has it: it counts as not stored."""
+    """Without an answer it is unknown whether the server has it: it counts as not stored."""
     replies = {b".": b"250"} | ({command: reply} if reply is not None else {})
     if reply is None:
         del replies[command]
@@ -300,7 +300,7 @@ def test_a_connection_that_was_dropped_while_idle_is_made_again() -> None:
     ],
 )
 def test_the_first_digit_of_a_reply_decides(replies: dict[bytes, bytes], is_taken: bool) -> None:
-    """RFC 5321 §4.3.2: a recipient is accepted with 251, too."""
+    """RFC 5321 §4.3.2: 251 accepts a recipient too."""
     with (
         answering(replies) as place,
         closing(open_destination(place, recipient="a@b")) as destination,

@@ -1,4 +1,4 @@
-"""A stub is a message that any reader shows: whose it is, and what is missing."""
+"""A stub is a message that any mail reader shows: with the sender, and what is missing."""
 
 from __future__ import annotations
 
