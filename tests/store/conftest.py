@@ -13,12 +13,12 @@ from restante.store.memory import MemoryStore
 
 
 class HoldingStore(Store, Holding, Expiring, Protocol):
-    """A store that holds removed mail, and removes old mail by itself."""
+    """A store that holds removed mail and expires old mail."""
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """Where the Maildir of the user ``ann`` lies."""
+    """The path of the Maildir of user ``ann``."""
     return tmp_path / "ann"
 
 

@@ -1,4 +1,4 @@
-"""What the tests of every store share."""
+"""Helpers for the tests of all stores."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ async def contents(store: Store, user: str) -> list[bytes]:
 
 
 async def remove(store: Store, user: str, entries: Iterable[Entry]) -> list[Entry]:
-    """A session that marks these messages and ends with QUIT; returns what is left."""
+    """Run a session that marks these messages and quits; returns those not removed."""
     async with store.open(user) as maildrop:
         return list(await maildrop.remove(list(entries)))
 
 
 def canonical(octets: bytes) -> bytes:
-    """The wire text of stored octets (RFC 1939 §11)."""
+    """Return the wire text of stored octets (RFC 1939 §11)."""
     ends = LineEnds()
     return ends.feed(octets) + ends.finish()
 
 
-# What other programs do to a Maildir.
+# Actions of other programs in a Maildir.
 
 
 def names(directory: Path) -> list[str]:
@@ -67,7 +67,7 @@ def names(directory: Path) -> list[str]:
 
 
 def put(place: Path, name: str, octets: bytes) -> None:
-    """A file where another program would put one; ``name`` says ``new/`` or ``cur/``."""
+    """Write a file as another program does; ``name`` begins with ``new/`` or ``cur/``."""
     for each in ("cur", "new", "tmp"):
         (place / each).mkdir(parents=True, exist_ok=True)
     (place / name).write_bytes(octets)

@@ -1,4 +1,4 @@
-"""What arrives, is restored or is given back while, or before, somebody else is at it."""
+"""Deliveries and restores during, or just before, other operations on the maildrop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .watched import Call, watched
 def test_delivery_during_an_update_arrives_and_stays(
     maildir: MaildirStore, place: Path, number: int
 ) -> None:
-    """At each of the first renames and syncs of UPDATE."""
+    """Deliver at each of the first renames and syncs of UPDATE."""
     for name in ("1.a", "2.b", "3.c"):
         put(place, f"cur/{name}:2,S", name.encode())
     run(listing(maildir, "ann"))
@@ -46,7 +46,7 @@ def test_delivery_during_an_update_arrives_and_stays(
 def test_unique_ids_are_the_same_after_a_restore(
     maildir: MaildirStore, place: Path, tmp_path: Path
 ) -> None:
-    """A backup gives files other inode numbers and times."""
+    """Restoring a backup gives files other inode numbers and times."""
     for name in ("new/1.a,S=1", "cur/2.b:2,S", "cur/odd name with spaces"):
         put(place, name, b"x")
     before = run(listing(maildir, "ann"))
@@ -68,7 +68,7 @@ def test_unique_ids_stay_when_the_clock_goes_back(
 
 
 def test_directory_lock_is_released_at_the_end_of_the_block(tmp_path: Path) -> None:
-    """Also while the descriptor stays open, as that of a session's maildrop does."""
+    """Even if the descriptor stays open, as that of a maildrop does during a session."""
     ours, other = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
     try:
         with files.lock(ours), pytest.raises(BlockingIOError):

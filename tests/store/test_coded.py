@@ -1,4 +1,4 @@
-"""Compressed and encrypted files in a Maildir: unpacked by an import, never sent as they are."""
+"""Compressed and encrypted files in a Maildir: imports unpack them, sessions never send them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from restante.store.maildir import MaildirStore
 
 from .helpers import contents, listing, put, run
 
-# As Dovecot 2.3.19 begins them, and the formats of their own programs.
+# First octets as in Dovecot 2.3.19 and in the formats of the compression programs.
 BEGINNINGS = {
     "gzip": bytes.fromhex("1f8b0800000000000003"),
     "bzip2": b"BZh61AY&SY",
@@ -54,7 +54,7 @@ def test_header_is_not_taken_for_a_coding(octets: bytes) -> None:
 def test_unpacked_in_any_pieces(
     kind: str, pack: Callable[[bytes], bytes], texts: list[bytes], cut: int
 ) -> None:
-    """Also several streams, one behind the other."""
+    """Also several streams in sequence."""
     octets = b"".join(map(pack, texts))
     pieces = [octets[at : at + cut] for at in range(0, len(octets), cut)]
     assert b"".join(unpacked(pieces, kind, 1000)) == b"".join(texts)
@@ -65,7 +65,7 @@ def test_unpacked_in_any_pieces(
 def test_damaged_data_is_an_error(
     kind: str, pack: Callable[[bytes], bytes], cut: int, at: int
 ) -> None:
-    """Cut anywhere, or with another octet anywhere that counts."""
+    """Data that is truncated anywhere, or has a wrong octet anywhere that matters."""
     octets = pack(TEXT)
     with pytest.raises(PermanentFailure):
         list(unpacked([octets[: cut % len(octets) or 1]], kind, 10_000))
@@ -75,7 +75,7 @@ def test_damaged_data_is_an_error(
         found = b"".join(unpacked([bytes(other)], kind, 10_000))
     except PermanentFailure:
         return
-    assert found == TEXT  # a field that tells of no content, such as the time
+    assert found == TEXT  # a field without content, such as the time
 
 
 @pytest.mark.parametrize(("kind", "pack"), [("gzip", gzip.compress), ("bzip2", bz2.compress)])
@@ -121,7 +121,7 @@ def test_import_unpacks_messages(
     pack: Callable[[bytes], bytes], kind: str, store: MaildirStore, old: Path
 ) -> None:
     before = [(old / name).read_bytes() for name in NAMES]
-    for name in NAMES[1:]:  # whatever the flags say
+    for name in NAMES[1:]:  # with any flags
         code(old / name, pack)
     for _ in range(2):
         assert main(["import", kind, str(old), "ann"]) == 0
@@ -170,7 +170,7 @@ def test_damaged_or_too_large_messages_are_found_before_any_change(
 def test_compressed_mail_is_refused_where_nothing_is_copied(
     dry_run: list[str], store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The old Maildir is the maildrop: its files stay as they are, so they cannot be taken over."""
+    """If the old Maildir is the maildrop its files are not changed, so they cannot be unpacked."""
     code(old / NAMES[1], gzip.compress)
     old.rename(old.parent / "mail" / "ann")
     place = old.parent / "mail" / "ann"
@@ -182,7 +182,7 @@ def test_compressed_mail_is_refused_where_nothing_is_copied(
 def test_compressed_copy_in_the_maildrop_is_found_too(
     store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As a Maildir is that was copied to its new place by other means."""
+    """For example in a Maildir that was copied there by other means."""
     place = old.parent / "mail" / "ann"
     for name in NAMES:
         put(place, name, gzip.compress((old / name).read_bytes()))
@@ -205,7 +205,7 @@ def test_compressed_mbox_is_named_in_the_error(
 def test_coded_message_of_the_announced_size_is_not_ready(
     maildir: MaildirStore, place: Path
 ) -> None:
-    """Octets that end like a text, so that their form alone tells nothing."""
+    """They end like a text, so the form of the octets alone is not enough."""
     put(place, "new/1.a", BEGINNINGS["zstd"] + b"x\r\n")
     (entry,) = run(listing(maildir, "ann"))
 

@@ -1,4 +1,4 @@
-"""The storage contract (maildrop.py) in facts; every store passes all of them."""
+"""The storage contract (maildrop.py) as tests that every store must pass."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_pieces_are_at_most_64_kib(store: HoldingStore, octets: bytes) -> None:
 @given(st.lists(st.binary(max_size=40) | st.sampled_from([b"\r", b"\n", b"\r\n", b"."])))
 @example([b"a\r", b"\n", b".b"])
 def test_cuts_of_a_delivery_do_not_matter(store: HoldingStore, cut: list[bytes]) -> None:
-    """Any octets, in any pieces, come out as canonical text of the announced size."""
+    """Any octets, in any pieces, are returned as canonical text of the announced size."""
 
     async def story() -> None:
         entry = await deliver(store, "ann", *cut)
@@ -273,7 +273,7 @@ def test_restore_can_keep_unique_ids(store: HoldingStore) -> None:
 
 
 def test_restored_message_can_be_removed_again(store: HoldingStore) -> None:
-    """Within one second the same message is held twice in turn; none overwrites another."""
+    """If a message is held, restored and held again within a second, none is overwritten."""
 
     async def story() -> None:
         entry = await deliver(store, "ann", TEXT)
@@ -352,7 +352,7 @@ def test_hundred_deliveries_at_once(store: HoldingStore) -> None:
     run(story())
 
 
-# What time does.
+# Delays and expiry.
 
 
 async def paced(store: HoldingStore, delay: float) -> float:
@@ -363,7 +363,7 @@ async def paced(store: HoldingStore, delay: float) -> float:
 
 @pytest.mark.rfc("P-087")
 def test_early_login_gets_the_seconds_to_wait(store: HoldingStore) -> None:
-    """And does not begin the time anew, so that who asks too often gets in at last."""
+    """The delay does not start again, so a client that polls too often does get in."""
     assert run(paced(store, 100)) == 0
     first, second = run(paced(store, 100)), run(paced(store, 100))
     assert 99 < second < first <= 100
@@ -375,7 +375,7 @@ def test_early_login_gets_the_seconds_to_wait(store: HoldingStore) -> None:
 def test_changed_login_delay_counts_from_the_last_login(
     store: HoldingStore, before: float, after: float, waits: float
 ) -> None:
-    """Shorter, longer or added: a login that counted under no delay at all is not remembered."""
+    """For a shorter, longer or added delay: logins without a delay are not recorded."""
     if before:
         assert run(paced(store, before)) == 0
     wait = run(paced(store, after))
@@ -386,7 +386,7 @@ DAY = 86_400.0
 
 
 async def expire(store: HoldingStore, user: str, now: float) -> int:
-    """With an expiry of 30 days."""
+    """Expire mail after 30 days."""
     return (await store.expire(user, 30, until=now, now=now)).messages
 
 

@@ -1,4 +1,4 @@
-"""Folders of a Maildir, several as one maildrop, and the recent mail only."""
+"""Folders of a Maildir, several shown as one maildrop, and views of recent mail."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_folder_is_a_maildrop(maildir: MaildirStore, full: Path) -> None:
 
 
 def test_a_folder_is_durable_before_its_lock_exists(maildir: MaildirStore, full: Path) -> None:
-    """So one with a lock file needs no second look, also after a kill."""
+    """So a folder with a lock file is durable, even after a kill."""
     made: list[set[str]] = []
 
     def hook(call: Call) -> None:
@@ -183,7 +183,7 @@ def test_a_folder_counts_for_the_quota_of_the_whole(tmp_path: Path, full: Path) 
     assert not (full / ".Junk" / "maildirsize").exists()
 
 
-# -- Several as one
+# -- Several folders as one
 
 
 def test_folders_are_listed_one_after_the_other(maildir: MaildirStore, full: Path) -> None:
@@ -334,7 +334,7 @@ def test_recent_mail_is_what_arrived_in_the_last_days(maildir: MaildirStore, age
 
 
 def test_a_name_of_the_future_does_not_make_mail_recent(maildir: MaildirStore, ages: Path) -> None:
-    """It was made by a clock that was ahead; the time of the file counts instead."""
+    """A clock that was ahead made the name; the time of the file counts instead."""
     for name, then in (("old", 1), ("new", time.time())):
         put(ages, f"cur/{int(time.time()) + 300 * 86400}.{name}:2,S", name.encode())
         (file,) = (ages / "cur").glob(f"*.{name}:2,S")

@@ -1,4 +1,4 @@
-"""Mail of other servers: every unique-id and the order are kept."""
+"""Mail of other servers keeps its unique-ids and order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UIDLIST = b"""3 V1275660208 N25 G3085f01b7f11094c501100008c4a11c1
 7 W17 :1000.a.host:2,S
 8 Pbar O2 W18 :1001.b.host,S=15
 9 :1003.d
-"""  # as Debian's Dovecot 2.3.19 wrote it; its answer to UIDL stands in the test
+"""  # written by Dovecot 2.3.19 of Debian; its answer to UIDL is in the test
 SIZELIST = b"""/3 5 1795555760
 999.c:2,S 18 1:1795555760:0
 1000.a.host:2, 17 2:1795555760:0
@@ -135,7 +135,7 @@ def test_mail_already_in_the_maildrop_is_not_copied(maildir: MaildirStore, place
 
 
 def test_mail_deleted_here_is_not_copied_again(maildir: MaildirStore, place: Path) -> None:
-    """Who repeats an import would bring it back to clients that have it."""
+    """Otherwise a repeated import would show it again to clients that have it."""
     run(maildir.adopt("ann", ARRIVALS, text_of))
     assert run(remove(maildir, "ann", EXPECTED[:3])) == []
     assert run(maildir.adopt("ann", ARRIVALS, text_of)) == 0
@@ -143,7 +143,7 @@ def test_mail_deleted_here_is_not_copied_again(maildir: MaildirStore, place: Pat
 
 
 def test_copied_mail_counts_for_the_quota(tmp_path: Path, place: Path) -> None:
-    """Also if mail comes by another way meanwhile, and somebody counts."""
+    """Even if other mail arrives meanwhile, and the maildrop is counted."""
     store = MaildirStore(f"{tmp_path}/%u", limit=lambda _: 1000)
 
     async def read(name: str) -> AsyncIterator[bytes]:

@@ -1,4 +1,4 @@
-"""``restante import``: what a postmaster sees."""
+"""``restante import`` as an operator sees it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_dry_run_changes_nothing(
 def test_name_that_no_client_can_show_is_refused(
     store: MaildirStore, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A maildrop is made for users who come later, but not under such a name."""
+    """A maildrop is made for future users, but not under such a name."""
     assert main(["user", "add", "bob", "--generate"]) == 0
     assert main(["import", "dovecot", str(old), "\uff41nn"]) == 64
     assert "use ann" in capsys.readouterr().err
@@ -65,7 +65,7 @@ def test_name_that_no_client_can_show_is_refused(
 def test_import_for_an_unknown_user_prints_an_error(
     store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It may be a typing error; or the user comes later."""
+    """It may be a typing error, or the user will be added later."""
     assert main(["user", "add", "bob", "--generate"]) == 0
     hint = "No such user: ann. Create it with: restante user add ann"
     assert main(["import", "dovecot", str(old), "ann", "--dry-run"]) == 0
@@ -88,7 +88,7 @@ def test_courier(store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_mail_missing_from_the_old_list_is_imported_too(store: MaildirStore, old: Path) -> None:
-    """It arrived after the last login there."""
+    """It arrived after the last login at the old server."""
     put(old, "new/1004.e", b"late\n")
     put(old, "new/1005.f" + "x" * 70, b"later\n")
     for _ in range(2):

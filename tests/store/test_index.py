@@ -1,4 +1,4 @@
-"""The index: what it saves, when it is believed, and what a damaged one can do (nothing)."""
+"""The index: what it saves, when it is trusted, and that a damaged one does no harm."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ LOOKS = ("scandir", "pread", "preadv", "listdir")
 
 
 def settled(store: MaildirStore, user: str = "ann") -> list[Entry]:
-    """The listing, of directories that were changed long ago: the index is then believed."""
+    """List a maildrop whose directories changed long ago, so that the index is trusted."""
     run(listing(store, user))
     later(store, user)
     return run(listing(store, user))
 
 
 def later(store: MaildirStore, user: str = "ann") -> None:
-    """Let the clock of the file system tick: the lock file shows it."""
+    """Wait until the clock of the file system has ticked, as the lock file shows."""
     place = Path(store._template.base, user)
     while (place / "restante.lock").stat().st_mtime_ns <= max(
         max(s.st_mtime_ns, s.st_ctime_ns) for s in map(os.stat, (place / "new", place / "cur"))
@@ -55,12 +55,12 @@ def later(store: MaildirStore, user: str = "ann") -> None:
 
 
 def looks(system: WatchedOs) -> list[str]:
-    """Directories that were read and messages that were opened."""
+    """Return which directories were read and which messages were opened."""
     opened = [c[1] for c in system.calls if c[0] == "open" and ("new/" in c[1] or "cur/" in c[1])]
     return opened + [c[0] for c in system.calls if c[0] in LOOKS]
 
 
-# -- What a poll costs
+# -- Cost of a poll
 
 
 @pytest.mark.parametrize("fresh_process", [False, True])
@@ -111,12 +111,12 @@ def test_hundred_thousand_messages_take_some_ten_megabytes() -> None:
     assert len(found.encode(1)) < 125 * 1000
 
 
-# -- When it is believed
+# -- When it is trusted
 
 
 def replace_new(place: Path) -> None:
     (place / "new").rename(place / "old")
-    shutil.copytree(place / "old", place / "new")  # with all times
+    shutil.copytree(place / "old", place / "new")  # with all time stamps
 
 
 CHANGES = {
@@ -150,7 +150,7 @@ def test_change_is_seen(
 def test_change_in_the_same_tick_of_the_clock_is_seen(
     maildir: MaildirStore, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stamps of all moments are one: as on a file system with a very coarse clock."""
+    """All time stamps are equal, as on a file system with a very coarse clock."""
     put(place, "new/1.a", b"x")
     real = files.stamp
     monkeypatch.setattr(
@@ -212,7 +212,7 @@ def test_index_cut_at_any_octet_loses_nothing(place: Path, kept: list[Entry]) ->
 
 
 def fresh_index(place: Path) -> tuple[bytes, ...]:
-    """All that a look without any index says."""
+    """Return the index that a full scan makes."""
     directory = os.open(place, os.O_RDONLY)
     try:
         looked = refresh._snapshot(directory, 0, None)
@@ -238,7 +238,7 @@ STEPS = st.lists(
 
 
 def step(place: Path, what: str, at: int) -> None:
-    """What another program may do."""
+    """Make a change that another program may make."""
     files = sorted(place.glob("new/*")) + sorted(place.glob("cur/*"))
     chosen = files[at % len(files)] if files else None
     unique = f"{at}.a{at}"
@@ -266,7 +266,7 @@ def step(place: Path, what: str, at: int) -> None:
 
 
 def arrive(place: Path, name: str, octets: bytes) -> None:
-    """With an inode number that nobody had before: it stays taken."""
+    """Add a file with an inode number that was never used before and stays in use."""
     put(place, "tmp/s", octets)
     os.link(place / "tmp/s", place / "tmp" / f"{(place / 'tmp/s').stat().st_ino}")
     rename(place, "tmp/s", name)
@@ -343,7 +343,7 @@ def test_index_with_many_changes_is_written_again(
 
 
 def changed_on_disk(maildir: MaildirStore, place: Path) -> tuple[bytes, int]:
-    """An index with two changes, and where the first begins."""
+    """Return an index with two appended changes, and the offset of the first."""
     put(place, "cur/1.a:2,S", b"x")
     settled(maildir)
     begin = (place / INDEX).stat().st_size
@@ -368,7 +368,7 @@ def test_change_cut_at_any_octet_loses_nothing(maildir: MaildirStore, place: Pat
         assert len(index_on_disk(place) or "") == 3
         put(place, "new/4.b", b"x")
         assert len(run(listing(MaildirStore(f"{place.parent}/%u"), "ann"))) == 4
-        assert len(index_on_disk(place) or "") == 4  # not behind what is torn
+        assert len(index_on_disk(place) or "") == 4  # not after a torn change
         unlink(place, "new/4.b")
 
 
@@ -501,7 +501,7 @@ def test_slow_login_is_logged(
     assert [record.message for record in caplog.records] == ["maildrop indexed"]
 
 
-# -- Quarrels for a unique-id
+# -- Contested unique-ids
 
 
 def test_unique_id_of_a_removed_message_is_not_inherited(
@@ -521,7 +521,7 @@ def test_unique_id_of_a_removed_message_is_not_inherited(
 
 
 def lower_inode_last(place: Path) -> None:
-    """``tmp/first`` and ``tmp/later``, of which the latter has the lower inode number."""
+    """Make ``tmp/first`` and ``tmp/later``, of which the latter has the lower inode number."""
     for name in ("first", "later"):
         put(place, f"tmp/{name}", b"x")
     first, later = sorted(place.glob("tmp/*"), key=lambda each: -each.stat().st_ino)
@@ -537,8 +537,8 @@ def lower_inode_last(place: Path) -> None:
 def test_known_message_keeps_its_id_when_another_comes_with_its_name(
     maildir: MaildirStore, place: Path, name: str, kind: str
 ) -> None:
-    """The later file has the lower inode number: numbers that became free are given out again.
-    Without an index the time of the files tells which came first."""
+    """The later file has the lower inode number, since free numbers are used again.
+    Without an index the times of the files show which came first."""
     lower_inode_last(place)
     rename(place, "tmp/first", name)
     (known,) = settled(maildir)
@@ -576,8 +576,7 @@ def test_known_message_keeps_its_id_although_the_other_looks_older(
 def test_ids_that_cannot_be_remembered_are_not_shown(
     maildir: MaildirStore, place: Path, error: int
 ) -> None:
-    """One would be the other's after the message that keeps it has left; on a disk that is read
-    only none leaves."""
+    """Otherwise another message would inherit the id later; on a read-only disk none leaves."""
     put(place, "cur/1.a:2,S", b"first")
     put(place, "new/1.a", b"second")
 

@@ -1,4 +1,4 @@
-"""The journal: who retrieved and removed what, and what a crash can do to it (cut it, no more)."""
+"""The journal of retrieved and removed messages; a crash can only truncate it."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_removal_finished_after_a_crash_is_in_the_journal(
 
 
 def test_messages_kept_by_hold_are_not_recorded_as_removed(tmp_path: Path) -> None:
-    """``keep``: a client may mark what it likes, and nothing leaves."""
+    """``keep``: messages that a client deletes stay."""
     kept = {"ann": math.inf, "bob": 60.0}
     store = MaildirStore(f"{tmp_path}/%u", hold=lambda user: kept[user])
     for user in kept:

@@ -1,4 +1,4 @@
-"""Maildirs as they are found: other programs' names, files and habits."""
+"""Maildirs with the names, files and habits of other programs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def ids(entries: list[Entry]) -> list[str]:
 
 
 async def what_comes(reading: AsyncIterator[bytes]) -> bytes:
-    """Of a message that fails."""
+    """Return the octets of a message before the error."""
     sent = b""
     try:
         async for piece in reading:
@@ -131,7 +131,7 @@ def test_delivery_does_not_follow_a_symbolic_link(
     assert names(place / "tmp") == []
 
 
-# -- What other programs left
+# -- Files of other programs
 
 
 @pytest.mark.parametrize("octets", MESSAGES.values(), ids=MESSAGES.keys())
@@ -172,7 +172,7 @@ def test_indexes_in_memory_are_bounded(
 def test_directories_removed_between_sessions_are_made_again(
     maildir: MaildirStore, place: Path, gone: str
 ) -> None:
-    """A store that knows the maildrop looks no closer than it must, and still finds out."""
+    """A store that knows the maildrop makes few checks, but notices it."""
 
     async def story() -> None:
         for _ in range(2):
@@ -303,7 +303,7 @@ def test_name_that_is_not_a_valid_unique_id_is_hashed(
 def test_name_without_end_and_fields_can_be_held(
     maildir: MaildirStore, place: Path, unique_id: str, length: int
 ) -> None:
-    """Also under an adopted id that cannot stand in its place."""
+    """Also with an adopted id that cannot replace the name."""
     name = "1." + "x" * (length - 2)
     put(place, f"cur/{name}", b"x")
     run(maildir.adopt("ann", {name: unique_id}, lambda _: pieces()))
@@ -326,7 +326,7 @@ def test_longest_name_can_be_held(maildir: MaildirStore, place: Path) -> None:
 
 @pytest.mark.rfc("P-106")
 def test_two_files_with_one_unique_part(maildir: MaildirStore, place: Path) -> None:
-    """They stay two messages, each with its id, whatever happens to flags and directories."""
+    """They stay two messages with their own ids, after any change of flags and directories."""
     put(place, "cur/1.a:2,S", b"first")
     put(place, "new/1.a", b"second")
     put(place, "cur/1.a:2,FS", b"third")
@@ -512,7 +512,7 @@ def test_message_of_another_session_is_gone(maildir: MaildirStore, place: Path) 
 def test_message_with_the_name_of_another_is_not_confused_with_it(
     maildir: MaildirStore, place: Path
 ) -> None:
-    """Same unique part, but another file: the user has not seen it, so it stays."""
+    """It has the same unique part but is another file, which the user has not seen: it stays."""
     put(place, "new/1.a", b"seen")
 
     async def story() -> None:
@@ -528,7 +528,7 @@ def test_message_with_the_name_of_another_is_not_confused_with_it(
 
 
 def test_session_that_is_over_touches_nothing(maildir: MaildirStore) -> None:
-    """Its descriptor may be another maildrop's by now."""
+    """Its descriptor may belong to another maildrop by now."""
 
     async def story() -> None:
         await deliver(maildir, "ann", b"x")
@@ -542,7 +542,7 @@ def test_session_that_is_over_touches_nothing(maildir: MaildirStore) -> None:
     assert len(run(listing(maildir, "ann"))) == 1
 
 
-# -- Reading costs
+# -- Cost of reading
 
 
 def test_cached_message_needs_no_thread_per_piece(
@@ -571,7 +571,7 @@ def test_cached_message_needs_no_thread_per_piece(
 def test_uncached_message_is_read_in_a_thread(
     maildir: MaildirStore, monkeypatch: pytest.MonkeyPatch, answer: int | None
 ) -> None:
-    """0: Linux 5.9 says so before the end; None: a system without RWF_NOWAIT."""
+    """0: Linux 5.9 returns it before the end; None: a system without RWF_NOWAIT."""
 
     class Uncached:
         def __getattr__(self, name: str) -> object:
@@ -631,7 +631,7 @@ def test_mailbox_that_changes_while_it_is_measured(
 
     def measure(file: int) -> Survey:
         if (place / "new/0.a").exists():
-            unlink(place, "new/0.a")  # the one that is open
+            unlink(place, "new/0.a")  # the message that is being read
             unlink(place, "new/1.a")
             unlink(place, "new/2.a")
             rename(place, "new/3.a", "cur/3.a:2,S")
@@ -659,7 +659,7 @@ def test_clock_set_back_does_not_prevent_logins(maildir: MaildirStore, place: Pa
 def test_mail_moved_here_with_an_old_mtime_counts_as_new(
     maildir: MaildirStore, place: Path
 ) -> None:
-    """Nobody who moves in loses mail of 1999 at once."""
+    """A new user must not lose mail of 1999 at once."""
     put(place, "new/1.a", b"x")
     os.utime(place / "new" / "1.a", (0, 0))
     run(maildir.note_rules("ann", 30, RELEASED))
@@ -681,7 +681,7 @@ def test_file_with_the_same_name_in_tmp_is_not_touched(
 
 def test_an_adoption_that_fails_leaves_no_trace(maildir: MaildirStore, place: Path) -> None:
     async def read(name: str) -> AsyncIterator[bytes]:
-        yield b"half of it" * 30_000  # more than is gathered before the first write
+        yield b"half of it" * 30_000  # more than is buffered before the first write
         raise TemporaryFailure("the old server is gone")
 
     with pytest.raises(TemporaryFailure):

@@ -1,4 +1,4 @@
-"""mbox files of servers, of Thunderbird and of Google Takeout: where each message is."""
+"""mbox files of servers, Thunderbird and Google Takeout: where each message begins and ends."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def messages(octets: bytes) -> list[bytes]:
     return [octets[each.begin : each.end] for each in read(octets).messages]
 
 
-# -- Of servers
+# -- Mboxes of servers
 
-INTERNAL = (  # of c-client, unix.c
+INTERNAL = (  # from c-client, unix.c
     b"Date: Mon, 2 Nov 2026 10:00:00 +0000\n"
     b"From: Mail System Internal Data <MAILER-DAEMON@host>\n"
     b"Subject: DON'T DELETE THIS MESSAGE -- FOLDER INTERNAL DATA\n"
@@ -59,7 +59,7 @@ def test_a_servers_mbox() -> None:
 
 @pytest.mark.parametrize("field", [b"X-IMAP", b"X-IMAPbase"])
 def test_a_sender_cannot_make_mail_vanish(field: bytes) -> None:
-    """Only the first message is the server's own, or tells its UIDVALIDITY."""
+    """Only the first message can be internal to the server, or give its UIDVALIDITY."""
     octets = (
         b"From MAILER-DAEMON\n%b"
         b"From a\nX-UID: 12\n%b: 1 1\n\none\n\nFrom b\nX-UID: 13\n\ntwo\n" % (INTERNAL, field)
@@ -71,7 +71,7 @@ def test_a_sender_cannot_make_mail_vanish(field: bytes) -> None:
 @pytest.mark.parametrize("field", [b"X-IMAP", b"X-IMAPbase", b"X-UIDL", b"X-UID", b"Status"])
 @pytest.mark.parametrize("kind", [b"", b"- "])
 def test_a_sender_cannot_make_the_first_message_vanish(field: bytes, kind: bytes) -> None:
-    """In an export no server has put its own message in front of it."""
+    """In an export the first message is never internal to a server."""
     octets = b"From %b%b\n%b: 1275660208 9\n%bFrom b %b\n%b" % (kind, DATE, field, ONE, DATE, TWO)
     assert len(messages(octets)) == 2
 
@@ -135,7 +135,7 @@ def test_text_is_not_taken_for_a_message(body: bytes, doubtful: list[int]) -> No
 
 
 def test_a_dated_line_after_an_empty_one_begins_a_message_that_has_no_header() -> None:
-    """It may be text, which is reported; nothing is hidden inside another message."""
+    """It may be text, which is reported; no message is hidden inside another."""
     octets = b"From - \nSubject: x\n\na\n\nFrom ann " + DATE + b"\nno field\n"
     assert messages(octets) == [b"Subject: x\n\na\n", b"no field\n"]
     assert read(octets).doubtful == [6]
@@ -150,7 +150,7 @@ def test_content_length_neither_swallows_nor_cuts(length: bytes) -> None:
 
 
 def test_a_second_from_line_is_no_field() -> None:
-    """As exports of Thunderbird have it."""
+    """Exports of Thunderbird have such lines."""
     octets = b"From a@b " + DATE + b"\n>From - Sat Apr 12 2025 15:59:28\n" + ONE
     assert messages(octets) == [ONE]
 
@@ -176,7 +176,7 @@ def test_an_empty_file_has_no_messages() -> None:
 @given(st.lists(st.sampled_from([b"From a@b " + DATE + b"\n", b"\n", b"Subject: x\n", b" x" * 25])))
 def test_long_lines_may_come_in_pieces(lines: list[bytes]) -> None:
     octets = b"From - \nSubject: x\n" + b"".join(lines)
-    pieces = iter(partial(BytesIO(octets).readline, 40), b"")  # a From_ line is whole
+    pieces = iter(partial(BytesIO(octets).readline, 40), b"")  # a From_ line comes in one piece
     assert mbox.read(pieces).messages == read(octets).messages
 
 
@@ -185,7 +185,7 @@ LINES = [b"\n", b"From - \n", b">From x\n", b"a\n", b"X: y\n"]
 
 @given(st.lists(st.sampled_from(LINES), max_size=30))
 def test_no_octet_of_a_message_is_lost(lines: list[bytes]) -> None:
-    """All that is in no message are From_ lines and one empty line before each."""
+    """Only From_ lines and the empty line before each belong to no message."""
     octets = b"From - \nX: first\n" + b"".join(lines)
     found = read(octets)
     at, left = 0, b""
@@ -266,7 +266,7 @@ def test_an_mbox_without_ids_can_be_imported_again_and_again(
     assert run(listing(store, "ann")) == before
     assert run(remove(store, "ann", before[:1])) == []
     (tmp_path / "box").write_bytes(TAKEOUT[TAKEOUT.index(b"From 17001") :] + TAKEOUT)
-    assert load(tmp_path / "box") == 0  # what was deleted here stays deleted
+    assert load(tmp_path / "box") == 0  # messages deleted here stay deleted
     assert set(run(listing(store, "ann"))) == set(before[1:])
 
 
@@ -280,7 +280,7 @@ def test_quoting_may_be_chosen(
 
 
 def test_a_servers_mbox_is_not_unquoted(store: MaildirStore, tmp_path: Path) -> None:
-    """Sizes and octets are those of the old server."""
+    """Sizes and octets are the same as on the old server."""
     (tmp_path / "box").write_bytes(b"From - \nX-UIDL: a\n\n>From x\n")
     assert load(tmp_path / "box") == 0
     assert taken(store) == [b"X-UIDL: a\n\n>From x\n"]
@@ -289,7 +289,7 @@ def test_a_servers_mbox_is_not_unquoted(store: MaildirStore, tmp_path: Path) -> 
 def test_duplicates_are_taken_once_and_named(
     store: MaildirStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Flags are no difference."""
+    """Messages that differ only in flags are duplicates."""
     line = b"From - " + DATE + b"\n"
     flagged = b"X-Mozilla-Status: 0001\nX-Mozilla-Status2: 00000000\n"
     read_ = b"X-Mozilla-Status: 0013\nX-Mozilla-Status2: 10000000\nX-Mozilla-Keys: a\n"
@@ -320,7 +320,7 @@ def test_messages_deleted_in_thunderbird_are_skipped_and_counted(
 
 
 def test_a_sender_cannot_leave_a_message_out(store: MaildirStore, tmp_path: Path) -> None:
-    """Neither behind another field, nor in a file that is not Thunderbird's."""
+    """Neither after another field, nor in a file that is not of Thunderbird."""
     status = b"X-Mozilla-Status: 0009\n"
     box = (
         b"From - " + DATE + b"\nX-Mozilla-Status: 0001\n" + status + ONE + b"\n"
@@ -357,7 +357,7 @@ def test_doubtful_lines_are_named(
 def test_a_file_that_changes_meanwhile_is_read_again_later(
     store: MaildirStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Thunderbird may compact it: then all places are others."""
+    """Thunderbird may compact it, which changes all offsets."""
     box = tmp_path / "box"
     box.write_bytes(TAKEOUT)
     find = mbox.read

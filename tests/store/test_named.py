@@ -1,4 +1,4 @@
-"""Delivery under given names: many at once, found again wherever they went, never half."""
+"""Delivery under given names: in groups, completely, and found again after any move."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def name(at: int) -> str:
 
 
 def put(deliveries: Deliveries, at: int, octets: bytes | None = None) -> None:
-    """Whole, and not in its group yet."""
+    """Write a message completely, before its group is delivered."""
     octets = TEXTS[at] if octets is None else octets
     deliveries.begin(name(at))
     deliveries.write(octets[:7])
@@ -43,7 +43,7 @@ def put(deliveries: Deliveries, at: int, octets: bytes | None = None) -> None:
 
 
 def put_all(store: MaildirStore, numbers: Iterable[int]) -> None:
-    """Whatever of it is not here yet."""
+    """Deliver the messages that are not here yet."""
     with closing(store.deliveries("ann")) as deliveries:
         for at in numbers:
             if deliveries.presence(name(at)) is not Presence.HERE:
@@ -52,12 +52,12 @@ def put_all(store: MaildirStore, numbers: Iterable[int]) -> None:
 
 
 def files_of(place: Path) -> list[str]:
-    """Everything in the Maildir that is or may become a message."""
+    """Return every file in the Maildir that is or may become a message."""
     return sorted(path.name for part in ("new", "cur", "tmp") for path in place.glob(f"{part}/*"))
 
 
 def test_only_the_maildir_store_offers_named_delivery() -> None:
-    """A store in memory would forget what is then deleted elsewhere."""
+    """A store in memory would lose messages that are then deleted elsewhere."""
     assert issubclass(MaildirStore, NamedDelivery)
     assert not issubclass(MemoryStore, NamedDelivery)
 
@@ -108,7 +108,7 @@ def test_undelivered_messages_leave_no_file(maildir: MaildirStore, place: Path) 
     assert files_of(place) == []
 
 
-# Where a message is.
+# Finding messages again.
 
 
 def test_a_message_is_found_where_it_went(maildir: MaildirStore, place: Path) -> None:
@@ -144,8 +144,8 @@ def test_a_message_is_found_where_it_went(maildir: MaildirStore, place: Path) ->
 
 @pytest.mark.parametrize("end", ["unlinked", "purged elsewhere", "lost", "restored"])
 def test_absence_is_no_evidence(end: str, maildir: MaildirStore, place: Path) -> None:
-    """Only what the store itself destroyed is gone: not what another program took, not on a disk
-    that is new or restored from a backup."""
+    """Only messages that the store destroyed count as gone: not those that another program removed,
+    and not on a new disk or one restored from a backup."""
     put_all(maildir, [0])
     run(_remove_all(maildir))
     (waiting,) = (place / "held").iterdir()
@@ -190,14 +190,14 @@ def test_a_torn_record_of_purges_costs_no_other_line(
             file.write(torn)
     with closing(maildir.deliveries("ann")) as deliveries:
         known = [deliveries.presence(name(at)) is Presence.GONE for at in range(8)]
-    assert known[-3:] == [True] * 3  # of more than is remembered, the last ones
+    assert known[-3:] == [True] * 3  # only the most recent ones are remembered
     assert (place / "restante.purged.1").stat().st_size < 200
 
 
 def test_a_restored_message_has_an_id_that_no_client_has_seen(
     maildir: MaildirStore, place: Path
 ) -> None:
-    """And keeps its name; also if it was collected twice by an older version, in one second."""
+    """It keeps its name; also if an older version collected it twice in one second."""
     put_all(maildir, [0])
     (first,) = (place / "new").iterdir()
     unique = first.name.partition(",")[0]
@@ -220,7 +220,7 @@ async def _restore(store: MaildirStore) -> int:
 def test_mail_that_an_imap_client_moves_about_is_never_taken_for_new(
     maildir: MaildirStore, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever moves while the directories are read: each look shows it somewhere."""
+    """Messages may move while directories are read: each lookup finds them."""
     put_all(maildir, range(3))
     folder = place / ".Old"
     for part in ("new", "cur", "tmp"):
@@ -231,7 +231,7 @@ def test_mail_that_an_imap_client_moves_about_is_never_taken_for_new(
     def list_files(where: str, parent: int) -> dict[str, int]:
         found = listed(where, parent)
         for source, target in moves:
-            time.sleep(0.02)  # longer than the file system's clock ticks
+            time.sleep(0.02)  # longer than a tick of the file system's clock
             for each in list((place / source).iterdir()):
                 each.rename(place / target / each.name)
             break
@@ -257,7 +257,7 @@ def test_a_message_that_was_renamed_since_is_still_read(maildir: MaildirStore, p
 
 @pytest.mark.parametrize("limit", [1, 4, 100])
 def test_messages_with_room_arrive_and_are_counted(limit: int, tmp_path: Path) -> None:
-    """Together with what comes in by the other door, to the octet."""
+    """Exactly, and together with mail that other senders deliver."""
     octets = len(TEXTS[0])
     store = MaildirStore(f"{tmp_path}/%u", limit=lambda _: limit * octets)
     stored = 0
@@ -281,7 +281,7 @@ def test_messages_with_room_arrive_and_are_counted(limit: int, tmp_path: Path) -
 
 
 def test_a_message_larger_than_the_quota_is_refused_for_ever(tmp_path: Path) -> None:
-    """As soon as that is known, and what came before it stays."""
+    """As soon as that is known; earlier messages stay."""
     store = MaildirStore(f"{tmp_path}/%u", limit=lambda _: 50)
     with closing(store.deliveries("ann")) as deliveries:
         put(deliveries, 0)
@@ -295,7 +295,7 @@ def test_a_message_larger_than_the_quota_is_refused_for_ever(tmp_path: Path) -> 
 
 
 def test_group_is_refused_if_another_delivery_took_the_room(tmp_path: Path) -> None:
-    """As a whole, and without a trace in the count."""
+    """The whole group is refused, and the count is unchanged."""
     octets = len(TEXTS[0])
     store = MaildirStore(f"{tmp_path}/%u", limit=lambda _: 3 * octets)
     with closing(store.deliveries("ann")) as deliveries:
@@ -315,14 +315,14 @@ def test_group_is_refused_if_another_delivery_took_the_room(tmp_path: Path) -> N
 def test_a_message_that_fits_exactly_while_a_group_arrives(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No moment counts a group twice: waiting, arriving and already in the count."""
+    """A group is never counted twice while waiting, arriving, or already in the count."""
     store = MaildirStore(f"{tmp_path}/%u", limit=lambda _: 2 * len(TEXTS[0]))
     where = f"restante.store.delivery.{moment}"
     usual = pkgutil.resolve_name(where)
 
     def meanwhile(*arguments: Any, **options: Any) -> Any:
         monkeypatch.setattr(where, usual)
-        with monkeypatch.context() as looking:  # which would wait until the group has arrived
+        with monkeypatch.context() as looking:  # a recount would wait until the group has arrived
             looking.setattr("restante.store.quota._recount", lambda *_: pytest.fail("no room"))
             put(deliveries, 1)
         return usual(*arguments, **options)
@@ -340,7 +340,7 @@ def test_a_message_that_fits_exactly_while_a_group_arrives(
 
 
 def test_a_message_that_waits_for_its_group_delays_no_other_delivery(tmp_path: Path) -> None:
-    """Nothing is locked while the sender is slow."""
+    """No lock is held while the sender is slow."""
     store = MaildirStore(f"{tmp_path}/%u", limit=lambda _: 10_000)
     with closing(store.deliveries("ann")) as deliveries:
         put(deliveries, 0)
@@ -358,7 +358,7 @@ def test_a_message_that_waits_for_its_group_delays_no_other_delivery(tmp_path: P
     assert run(store.usage("ann")).messages == 2
 
 
-# Trouble.
+# Faults.
 
 
 def test_missing_base_directory_is_not_made(tmp_path: Path) -> None:
@@ -415,7 +415,7 @@ def test_any_fault_delivers_all_or_none(error: int, once: bool, tmp_path: Path) 
             else:
                 expected = 3
             place = tmp_path / str(number) / "ann"
-            if once:  # or what arrived could not be taken back
+            if once:  # otherwise the arrived messages could not be removed
                 assert len(files_of(place)) == len(list(place.glob("new/*"))) == expected
             three(store)  # and again
             assert sorted(run(contents(store, "ann"))) == TEXTS[:3]
@@ -423,10 +423,10 @@ def test_any_fault_delivers_all_or_none(error: int, once: bool, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_death_at_any_call_and_doing_it_again(tmp_path: Path) -> None:
-    """What is there is known again, so each message is there once."""
+    """Stored messages are recognised, so each message is there once."""
     for number in range(calls_of(tmp_path / "first", three)):
         with limited(tmp_path / str(number)) as store:
-            # A look takes more or fewer passes, so the last calls may not come.
+            # The number of passes of a scan varies, so the last calls may not happen.
             with watched(tmp_path / str(number), die_at(number)), suppress(Crash):
                 three(store)
             three(store)
@@ -438,7 +438,7 @@ def test_death_at_any_call_and_doing_it_again(tmp_path: Path) -> None:
 def test_names_of_a_killed_delivery_are_durable_before_they_are_known(
     maildir: MaildirStore, tmp_path: Path
 ) -> None:
-    """What is known is deleted elsewhere, so a power failure must not take it back."""
+    """Known messages are deleted elsewhere, so they must survive a power failure."""
     put_all(maildir, [0])
     with watched(tmp_path) as system, closing(maildir.deliveries("ann")) as deliveries:
         assert deliveries.presence(name(0)) is Presence.HERE
@@ -457,7 +457,7 @@ def test_files_of_a_killed_delivery_are_swept(maildir: MaildirStore, place: Path
 def test_scans_end_although_files_keep_being_renamed(
     maildir: MaildirStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a maildrop in which something always moves, only what was seen is known."""
+    """In a maildrop that changes constantly, only the messages that were seen are known."""
     put_all(maildir, [0])
     stamps = count()
     with closing(maildir.deliveries("ann")) as deliveries:

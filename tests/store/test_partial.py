@@ -1,4 +1,4 @@
-"""Who has a message that its sender will send again: remembered for a week, then forgotten."""
+"""Recipients who have a message that will be sent again are remembered for a week."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_memory_outlasts_the_retries_of_a_sender(tmp_path: Path, later: int, kno
     deliveries = PartialDeliveries(tmp_path / "x", lambda: now)
     asyncio.run(deliveries.remember(b"a", ["ann"]))
     now += later
-    asyncio.run(deliveries.remember(b"b", ["eve"]))  # cleans up
+    asyncio.run(deliveries.remember(b"b", ["eve"]))  # removes old rows
     assert recipients(deliveries, b"a") == ({"ann"} if known else set())
 
 

@@ -1,4 +1,4 @@
-"""Where maildrops lie: no two users share one, and none lies inside another."""
+"""Paths of maildrops: no two users share one, and none is inside another."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_users_are_found_again(tmp_path: Path, template: str) -> None:
 def test_directory_of_another_owner_hides_no_users(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk has a lost+found for root alone."""
+    """For example lost+found, which only root can read."""
     scandir = os.scandir
 
     def refusing(path: str) -> Any:

@@ -1,4 +1,4 @@
-"""What only another process shows: its lock, its death, and its memory."""
+"""Tests that need another process: locks, kills, and memory use."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_lock_holds_between_processes_and_dies_with_its_holder(
 def test_lock_holds_although_its_file_is_removed(
     maildir: MaildirStore, place: Path, folder: str, change: str
 ) -> None:
-    """As `rm restante.*` does, or a restore.  The lock is free when the session has ended."""
+    """By `rm restante.*` or a restore.  The lock is free when the session has ended."""
     for each in ("cur", "new", "tmp"):
         (place / ".Junk" / each).mkdir(parents=True)
     lock = place / ("restante.lock" if folder == "INBOX" else ".Junk/restante.lock")
@@ -138,7 +138,7 @@ def test_lock_holds_although_its_file_is_removed(
 
 
 def test_session_of_an_older_version_is_seen(maildir: MaildirStore, place: Path) -> None:
-    """It locks the lock file only."""
+    """An older version locks only the lock file."""
     run(deliver(maildir, "ann", b"x"))
     with (place / "restante.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -148,7 +148,7 @@ def test_session_of_an_older_version_is_seen(maildir: MaildirStore, place: Path)
 
 
 def test_memory_does_not_grow_with_the_message(tmp_path: Path) -> None:
-    """200 MB in one line: delivered, measured, read.  Less than 8 MiB for all of it."""
+    """A line of 200 MB is delivered, measured and read in less than 8 MiB."""
     foreign = tmp_path / "ann" / "new" / "9999999999.sparse"
     with another_process(MEASURE, f"{tmp_path}/%u", str(foreign)) as process:
         output, _ = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""Quotas in Maildir++'s ``maildirsize``: what counts, who is refused, when it is counted anew."""
+"""Quotas in ``maildirsize`` of Maildir++: counting, refusals and recounts."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def store(tmp_path: Path) -> MaildirStore:
 
 
 def told(place: Path) -> list[str]:
-    """The lines of the file."""
+    """Return the lines of the file."""
     return (place / "maildirsize").read_text().splitlines()
 
 
 def write(place: Path, text: str, *, age: float = 0) -> None:
-    """A file that another program has left."""
+    """Write the file as another program does."""
     for each in ("cur", "new", "tmp"):
         (place / each).mkdir(parents=True, exist_ok=True)
     (place / "maildirsize").write_text(text)
@@ -46,13 +46,13 @@ def write(place: Path, text: str, *, age: float = 0) -> None:
 
 
 def really(place: Path) -> tuple[int, int]:
-    """Octets and messages that are there."""
+    """Return the octets and messages that are there."""
     found = [path.stat().st_size for each in ("new", "cur") for path in (place / each).iterdir()]
     return sum(found), len(found)
 
 
 def total(place: Path) -> tuple[int, int]:
-    """What the file says there is."""
+    """Return the octets and messages by the file."""
     changes = [tuple(map(int, line.split())) for line in told(place)[1:]]
     return sum(octets for octets, _ in changes), sum(count for _, count in changes)
 
@@ -119,7 +119,7 @@ def test_removal_by_another_program_is_not_counted_twice(store: MaildirStore, pl
 
     async def story() -> None:
         async with store.open("ann") as maildrop:
-            file.unlink()  # and it says so itself:
+            file.unlink()  # the file itself:
             write(place, (place / "maildirsize").read_text() + "-10 -1\n")
             await maildrop.remove(maildrop.listing)
 
@@ -162,7 +162,7 @@ def test_folders_and_marked_messages_count_as_dovecot_counts_them(
     assert run(store.usage("ann")) == Usage(41, 4, LIMIT)
 
 
-# -- Who is refused
+# -- Refusals
 
 
 def test_a_message_without_room_is_refused_for_now_and_leaves_no_trace(
@@ -229,7 +229,7 @@ def test_without_a_quota_another_programs_count_stays_right(
         (1, [], 0, None),
         (1, [], 1, None),
         (1, [], 2, LargerThanQuota),
-        (1, [1], 0, None),  # no octets need no room
+        (1, [1], 0, None),  # an empty message needs no room
         (1, [1], 1, QuotaExceeded),
         (1, [0], 1, None),
         (100, [], 100, None),
@@ -252,7 +252,7 @@ def test_quota_limits_are_exact(
     refusal: type[Exception] | None,
     by: str,
 ) -> None:
-    """Mail that another program has stored is counted before we refuse."""
+    """Mail stored by another program is counted before a refusal."""
     store = MaildirStore(f"{tmp_path}/%u", limit=lambda _: limit)
     put(place, "tmp/x", b"")
     for number, octets in enumerate(there):
@@ -267,7 +267,7 @@ def test_quota_limits_are_exact(
         with pytest.raises(refusal):
             run(deliver(store, "ann", b"x" * size))
         assert really(place) == (sum(there), len(there))
-    if limit and refusal is not LargerThanQuota:  # for which nothing is counted
+    if limit and refusal is not LargerThanQuota:  # refused without a count
         assert total(place) == really(place)
 
 
@@ -275,7 +275,7 @@ def test_quota_limits_are_exact(
 def test_removals_by_other_programs_make_room_within_15_minutes(
     store: MaildirStore, place: Path, count: int
 ) -> None:
-    """Maildir++: a fresh count may refuse for so long."""
+    """Maildir++: a count may be used for a refusal for that time."""
     for _ in range(10):
         run(deliver(store, "ann", TEN))
     for file in list((place / "new").iterdir())[:count]:
@@ -289,7 +289,7 @@ def test_removals_by_other_programs_make_room_within_15_minutes(
     assert really(place) == (100, 10)
 
 
-# -- A quota that was changed or removed, and what other programs read
+# -- Changed or removed quotas, and the file that other programs read
 
 
 class Changing:
@@ -317,7 +317,7 @@ def changing(tmp_path: Path) -> Changing:
 def test_removed_quota_is_in_force_nowhere(
     changing: Changing, place: Path, count: int, notices: str
 ) -> None:
-    """Dovecot, Courier and mail filters refuse by the limit that they read in the file."""
+    """Dovecot, Courier and mail filters refuse mail by the limit in the file."""
     put(place, "tmp/x", b"")
     for _ in range(count):
         run(deliver(changing.store, "ann", TEN))
@@ -374,7 +374,7 @@ def test_without_a_quota_the_round_leaves_another_programs_file_alone(
     assert told(place) == ["100S", "0 0"]
 
 
-# -- When it is counted anew (Maildir++, "Calculating maildirsize")
+# -- Recounts (Maildir++, "Calculating maildirsize")
 
 
 @pytest.mark.parametrize(
@@ -506,7 +506,7 @@ def test_unusable_maildirsize_refuses_no_mail(
 def test_count_is_never_too_small_after_a_crash(
     tmp_path: Path, store: MaildirStore, place: Path
 ) -> None:
-    """A delivery, an UPDATE and an restore; what a crash leaves never makes room by mistake."""
+    """After a crash in a delivery, an UPDATE or a restore, no room is gained by mistake."""
     put(place, "new/1.a", TEN)
     put(place, "new/2.a", TEN)
     saved = tmp_path / "saved"
@@ -537,7 +537,7 @@ def test_count_is_never_too_small_after_a_crash(
     assert run(store.usage("ann")) == Usage(*really(place), LIMIT)
 
 
-# -- Together
+# -- Concurrency
 
 
 def test_deliveries_at_once_fill_the_quota_and_no_more(tmp_path: Path) -> None:
@@ -555,14 +555,14 @@ def test_deliveries_at_once_fill_the_quota_and_no_more(tmp_path: Path) -> None:
 
 
 def beside_a_count(store: MaildirStore, place: Path, work: Callable[[int], None]) -> None:
-    """Do it in another thread, which comes when all names were looked at and nothing is written."""
+    """Run a function in another thread when a count has read all names but written nothing."""
     maildrop = os.open(place, os.O_RDONLY)
     other = threading.Thread(target=work, args=(maildrop,))
 
     def hook(call: Call) -> None:
         if call == ("open", "ann/maildirsize.tmp") and other.ident is None:
             other.start()
-            other.join(0.2)  # it should wait for us
+            other.join(0.2)  # it must wait for this thread
 
     with watched(place.parent, hook):
         run(store.usage("ann"))

@@ -1,5 +1,5 @@
-"""A maildrop in which another process renames all messages, again and again, as an IMAP server
-does that sets flags.  It neither adds nor removes any, so every listing is the same, or an error.
+"""Another process constantly renames all messages of a maildrop, as an IMAP server does to set
+flags.  It neither adds nor removes messages, so every listing is the same, or an error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EXPECTED = [Entry(unique, 6) for unique in UNIQUE]
 
 
 def rename_for_ever(place: str, uniques: list[str]) -> None:
-    """Sets and removes a flag of each, and moves some between new/ and cur/."""
+    """Set and remove a flag of each message, and move some between new/ and cur/."""
     where = {unique: f"cur/{unique},S=5,W=6:2," for unique in uniques}
     for turn in count():
         for number, (unique, old) in enumerate(where.items()):
@@ -49,7 +49,7 @@ def fill(place: Path, uniques: list[str]) -> None:
 
 @contextmanager
 def renaming(place: Path, uniques: list[str] = UNIQUE) -> Iterator[Iterator[None]]:
-    """Gives turns to look at it meanwhile."""
+    """Yield turns in which the maildrop is read while it changes."""
 
     def turns() -> Iterator[None]:
         until = time.monotonic() + SECONDS
@@ -104,7 +104,7 @@ def test_without_an_index_there_is_a_whole_listing_or_none(place: Path) -> None:
 
 @pytest.mark.slow
 def test_recent_mail_has_no_hole(maildir: MaildirStore, place: Path) -> None:
-    """By names that do not give its time, so that the files are asked for it."""
+    """With names without a time, so that the times of the files are read."""
     uniques = sorted(f"a{number}" for number in range(1500))
     fill(place, uniques)
 
@@ -186,7 +186,7 @@ def test_mail_that_fits_into_the_quota_is_not_refused(place: Path) -> None:
     async def story() -> None:
         with renaming(place) as turns:
             for _ in turns:
-                (place / "maildirsize").unlink(missing_ok=True)  # so that it is counted
+                (place / "maildirsize").unlink(missing_ok=True)  # so that it is recounted
                 await deliver(store, "ann", b"x")
 
     run(story())

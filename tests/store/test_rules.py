@@ -1,4 +1,4 @@
-"""A rule that was changed applies to what was made under the old one: each rule, each change, each
+"""A changed rule also applies to mail from before the change: each rule, change and kind of
 message."""
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from .helpers import deliver, listing, put, remove, run
 DAY = 86_400.0
 KEEP = NEVER = math.inf
 CHANGED = int(RELEASED + 1000 * DAY)
-"""When the rule was changed."""
+"""The time of the change."""
 
-# None: no rule was remembered, as with maildrops of an earlier version.
+# None: no rule was recorded, as in maildrops of an earlier version.
 HOLDS: list[float | None] = [None, 0.0, DAY, 14 * DAY, 365 * DAY, KEEP]
 EXPIRIES: list[float | None] = [None, DAY, 30 * DAY, 365 * DAY, NEVER]
 AGES = [-400 * DAY, -30 * DAY, -20 * DAY, -2 * DAY, -3600.0, -1.0, 0.0, 1.0, 5 * DAY]
-"""Of a message, in seconds from the change."""
+"""Ages of messages, in seconds relative to the change."""
 
 
 def changed(old: float | None, new: float, rule: str) -> Rules:
-    """The old rule was in force for three years."""
+    """Return rules whose old value was in force for three years."""
     known = Rules() if old is None else Rules().changed(int(RELEASED), **{rule: old})
     return known.changed(CHANGED, **{rule: new})
 
 
 def promised(old: float | None, new: float, begun: float) -> float:
-    """What the manual says, for times that are finite."""
+    """Return the time that the manual promises, for finite times."""
     if begun > CHANGED or (old is None and begun == CHANGED):
         return begun + new
-    if old is None:  # an unknown rule may have been any
+    if old is None:  # an unknown rule may have been anything
         return max(begun + new, CHANGED + GRACE)
-    if new >= old:  # longer: at once
+    if new >= old:  # longer: takes effect at once
         return begun + new
     # Shorter: not before a day has passed, unless its time was over earlier by the old rule.
     return max(begun + new, min(begun + old, CHANGED + GRACE))
@@ -58,10 +58,10 @@ def hold_cases() -> Iterator[tuple[float | None, float, float, float]]:
         begun = CHANGED + age
         assert new is not None
         before = DEFAULT_HOLD if old == KEEP else old
-        if new == KEEP:  # as under the rule before it
+        if new == KEEP:  # as under the previous rule
             after = before or DEFAULT_HOLD
             if before == 0 and age <= 0:
-                continue  # destroyed at QUIT: nothing of before can be held
+                continue  # destroyed at QUIT: no earlier mail can be held
         else:
             after = new
         yield old, new, age, promised(before, after, begun)
@@ -85,8 +85,8 @@ _changes = st.lists(st.tuples(st.integers(0, 400), st.sampled_from([0, 1, 7, 14,
 
 @given(_changes, st.integers(0, 400))
 def test_any_sequence_of_rule_changes(changes: list[tuple[int, int]], day: int) -> None:
-    """A message goes not before the rule in force says so, nor within a day of that change unless
-    it would have gone without the change; and at the latest a day after its time was over."""
+    """A message is removed no earlier than the current rule allows, within a day of a change only
+    if the old rule would have removed it too, and at most a day late."""
     known, at = Rules(), int(RELEASED)
     begun = RELEASED + day * DAY + 1
     for pause, days in changes:
@@ -107,7 +107,7 @@ def test_repeated_note_of_a_rule_is_not_a_change() -> None:
 
 
 def test_change_in_the_future_counts_as_made_now() -> None:
-    """It was noted while the clock was wrong; nothing goes before a day has passed."""
+    """It was noted while the clock was wrong; no mail is removed before a day has passed."""
     known = Rules().changed(int(RELEASED), hold=14 * DAY)
     for since in (UNKNOWN, int(CHANGED + 9000 * DAY)):
         wrong = known.changed(since, hold=0)
@@ -171,11 +171,11 @@ def test_a_file_of_another_version_is_an_unknown_rule(
     assert rules.read(opened) == Rules()
 
 
-# -- Both stores: each rule x each change x what there was
+# -- Both stores: each rule, each change, each kind of mail
 
 
 class Rule:
-    """The hold or the expiry of ann, which a test changes."""
+    """The hold or the expiry of user ann, which a test changes."""
 
     def __init__(self, kind: str, tmp_path: Path) -> None:
         self.hold = 14 * DAY
@@ -186,7 +186,7 @@ class Rule:
             self.store = MaildirStore(f"{tmp_path}/%u", hold=lambda _: self.hold)
 
     async def fill(self, count: int) -> None:
-        """Mail that a client deletes."""
+        """Deliver messages, and delete them as a client does."""
         for n in range(count):
             await deliver(self.store, "ann", b"%d\r\n" % n)
         async with self.store.open("ann") as maildrop:
@@ -205,13 +205,13 @@ def rule(request: pytest.FixtureRequest, tmp_path: Path) -> Rule:
 @pytest.mark.parametrize("is_noted", [True, False])
 @pytest.mark.parametrize("new", [0.0, DAY, 14 * DAY, 90 * DAY, KEEP])
 def test_held_mail_after_a_change(rule: Rule, new: float, is_noted: bool, count: int) -> None:
-    """``is_noted``: at once, as by the server or the command, or only when the purge comes."""
+    """``is_noted``: the change is noted at once, as by a command, or only at the purge."""
 
     async def story() -> None:
         await rule.fill(count)
         removed = time.time()
         rule.hold = new
-        at = removed + 2 * DAY  # when the change is made
+        at = removed + 2 * DAY  # the time of the change
         if is_noted:
             forecast = await rule.store.note_rules("ann", None, at)
             goes = count if new <= 2 * DAY else 0
@@ -225,7 +225,7 @@ def test_held_mail_after_a_change(rule: Rule, new: float, is_noted: bool, count:
             assert await rule.purge(end - 2) == 0
             assert await rule.purge(end + 2) == count
         elif new < 14 * DAY:
-            # The purge takes the change for one of now, so the old time decides.
+            # The purge takes the change as made now, so the old time applies.
             assert await rule.purge(removed + 14 * DAY - 5) == 0
             assert await rule.purge(removed + 14 * DAY + 5) == count
         else:
@@ -274,7 +274,7 @@ def test_a_hold_that_is_made_longer_in_the_day_of_grace_keeps_all(rule: Rule) ->
 def test_old_mail_after_a_change_of_the_expiry(
     rule: Rule, before: int | None, after: int | None, count: int
 ) -> None:
-    """None: never.  Added, removed, shorter, longer."""
+    """An expiry is added, removed, shortened or lengthened; None is never."""
 
     async def story() -> None:
         for n in range(count):
@@ -303,7 +303,7 @@ def test_old_mail_after_a_change_of_the_expiry(
 
 
 def test_expired_mail_is_held_although_deleted_mail_is_kept(rule: Rule) -> None:
-    """Not for ever: nothing would ever destroy it."""
+    """But not for ever, because it would never be destroyed."""
 
     async def story() -> None:
         rule.hold = KEEP
@@ -345,7 +345,7 @@ def test_a_forecast_changes_nothing(rule: Rule) -> None:
             assert found == Forecast(5, 0, int(now + 100) + GRACE)
         await rule.store.note_rules("ann", None, now + 200)
         assert await rule.store.note_rules("ann", None, now + 300) == Forecast()
-        # As long as the grace goes on, `restante check` still says it.
+        # During the day of grace `restante check` still reports it.
         assert (await rule.store.forecast("ann", None, now + 300)).at == int(now + 200) + GRACE
         assert await rule.store.forecast("ann", None, now + 201 + GRACE) == Forecast()
 
@@ -356,7 +356,7 @@ def test_a_forecast_changes_nothing(rule: Rule) -> None:
 def test_the_first_round_of_this_version_reports_only_what_its_rule_does_not_explain(
     maildir: MaildirStore, place: Path, age: float, is_told: int
 ) -> None:
-    """Mail that the hold of always destroys within the day is no news."""
+    """Mail that the unchanged hold destroys within a day is not reported."""
     (place / "held").mkdir(parents=True)
     put(place, "new/1.a", b"x")
     for n in range(12):
@@ -369,7 +369,7 @@ def test_the_first_round_of_this_version_reports_only_what_its_rule_does_not_exp
 
 
 def test_mail_that_an_earlier_version_holds_is_purged(maildir: MaildirStore, place: Path) -> None:
-    """It remembers no rule, so its users get a day of grace."""
+    """That version recorded no rule, so its users get a day of grace."""
     (place / "held").mkdir(parents=True)
     put(place, "new/1.a", b"x")
     put(place, f"held/{CHANGED - 100 * int(DAY)}.2.b", b"y")
@@ -394,7 +394,7 @@ def test_where_nothing_was_held_nothing_is_remembered(maildir: MaildirStore, pla
 def test_mail_that_was_removed_while_the_clock_was_wrong(
     maildir: MaildirStore, place: Path, stamp: int
 ) -> None:
-    """In the future or in 1970: it is held from when the clock is right again."""
+    """In the future or in 1970: its hold begins when the clock is right again."""
     (place / "held").mkdir(parents=True)
     put(place, "new/1.a", b"x")
     put(place, f"held/{stamp}.2.b", b"y")
@@ -425,7 +425,7 @@ def test_a_wrong_date_is_corrected_without_losing_a_message(
 
 
 def test_file_dated_in_the_future_expires_from_now_on(maildir: MaildirStore, place: Path) -> None:
-    """Its times are of a clock that was ahead (here of one that is behind now)."""
+    """A clock that was ahead made its times (here the current clock is behind)."""
     put(place, "new/1.a", b"x")
     before = (place / "new/1.a").stat()
 
@@ -445,7 +445,7 @@ def test_file_dated_in_the_future_expires_from_now_on(maildir: MaildirStore, pla
 def test_interrupted_update_is_finished_by_the_rule_of_its_time(
     tmp_path: Path, place: Path
 ) -> None:
-    """A message that was to be held is not destroyed because the hold is 0 now."""
+    """A message that was to be held is not destroyed although the hold is now 0."""
     rule = Rule("maildir", tmp_path)
     (entry,) = [run(deliver(rule.store, "ann", b"x"))]
     run(remove(rule.store, "ann", []))

@@ -1,4 +1,4 @@
-"""Names of files that give wrong sizes: one costs one connection, in all."""
+"""File names with wrong sizes: the first costs one connection, the others none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fill(place: Path, count: int, sizes: str) -> None:
 
 
 async def read_until_wrong(store: MaildirStore, user: str = "ann") -> bool:
-    """A session that ends at the first message of another size; False: there is none."""
+    """Read messages until one has another size; returns False if none has."""
     async with store.open(user) as maildrop:
         for entry in maildrop.listing:
             try:
@@ -52,7 +52,7 @@ def test_wrong_sizes_cost_one_connection_for_all_workers(place: Path, count: int
     fill(place, count, WRONG)
     stores = workers(place, 3)
     for store in stores:
-        run(listing(store, "ann"))  # each has the wrong sizes in its memory
+        run(listing(store, "ann"))  # each process has the wrong sizes in memory
     assert run(read_until_wrong(stores[0]))
     for store in (stores[1], stores[0], stores[2], *workers(place)):
         assert not run(read_until_wrong(store))
@@ -185,4 +185,4 @@ def test_client_that_gives_up_while_messages_are_measured_loses_none(
     assert found.is_complete
     assert len(found) == 6
     assert not run(read_until_wrong(another))
-    assert measured == 6  # five others than the one that was wrong, and one again
+    assert measured == 6  # five besides the wrong one, and one again

@@ -1,7 +1,7 @@
-"""Every number at which the store goes another way, met by none, one, and around it.
+"""Every threshold of the store, with none, one, and numbers around the threshold.
 
-What is expected is worked out here from the files alone.  A store that has seen the maildrop
-before, and one that finds its index on disk, must say the same.
+Expected results are computed from the files alone.  A store that has seen the maildrop before and
+one that reads its index from disk must agree.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def empty(place: Path) -> None:
 
 
 def arrive(place: Path, first: int, count: int, *, sized: bool) -> None:
-    """As another program delivers; without sizes in their names they are measured."""
+    """Deliver as another program does; without sizes in names, messages are measured."""
     for number in range(first, first + count):
         octets = b"x" * (number % 7) + b"\n"
         sizes = f",S={len(octets)},W={len(canonical(octets))}" if sized else ""
@@ -42,13 +42,13 @@ def arrive(place: Path, first: int, count: int, *, sized: bool) -> None:
 
 
 def read(place: Path, count: int) -> None:
-    """Another program moves the first ones to cur/."""
+    """Move the first messages to cur/, as another program does."""
     for name in sorted(os.listdir(place / NEW))[:count]:
         (place / NEW / name).rename(place / CUR / f"{name}:2,S")
 
 
 def files(place: Path) -> list[Path]:
-    """In the order in which they arrived."""
+    """Return the files in order of arrival."""
     return sorted((*place.glob("new/*"), *place.glob("cur/*")), key=lambda each: each.name)
 
 
@@ -69,7 +69,7 @@ async def answers(store: MaildirStore, user: str) -> tuple[list[Entry], bytes, b
 
 
 async def check(place: Path, *stores: MaildirStore) -> None:
-    """The whole listing, by each of these in turn."""
+    """Check the whole listing with each of these stores in turn."""
     wanted = expected(place)
     scan = "".join(f"{n} {each.size}\r\n" for n, each in enumerate(wanted, 1)).encode()
     ids = "".join(f"{n} {each.unique_id}\r\n" for n, each in enumerate(wanted, 1)).encode()
@@ -79,18 +79,18 @@ async def check(place: Path, *stores: MaildirStore) -> None:
 
 
 def another(place: Path) -> MaildirStore:
-    """As another process has it: nothing is in its memory."""
+    """Return a store with nothing in memory, as in another process."""
     return MaildirStore(f"{place.parent}/%u")
 
 
-LIMIT = 5  # so that numbers around it can be tried in all combinations
+LIMIT = 5  # small, so that all combinations around it can be tried
 LIMITS = {
     "_FEW": (index, True),
     "_MANY": (refresh, True),
     "_BATCH": (refresh, False),
     "_APPENDED": (index, True),
 }
-"""Where each stands, and whether names give sizes; those without are measured in batches."""
+"""The module of each threshold, and whether names have sizes; others are measured in batches."""
 
 
 @pytest.mark.slow
@@ -99,7 +99,7 @@ LIMITS = {
 def test_batches_around_a_limit_are_listed(
     tmp_path: Path, limit: str, fresh_process: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before, arriving, and gone: each from none to one more than the limit."""
+    """Messages before, arriving and gone: each from none to one more than the limit."""
     module, sized = LIMITS[limit]
     monkeypatch.setattr(module, limit, LIMIT)
 
@@ -150,7 +150,7 @@ def test_batches_around_the_real_limits_are_listed(
 
 @pytest.mark.parametrize("count", range(10))
 def test_index_answers_about_any_number_of_unique_ids(count: int) -> None:
-    """An empty index as well, asked for none, some and many."""
+    """Also an empty index; for none, some and many unique-ids."""
     found = index.Index(
         index.Row(f"id{at}", File(NEW, f"id{at}", at + 1), at) for at in range(count)
     )

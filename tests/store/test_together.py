@@ -1,4 +1,4 @@
-"""Many deliveries, one fsync of their directory: none is acknowledged by an earlier one."""
+"""Many deliveries share one fsync of their directory, which must begin after each of them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from restante.store.maildir import MaildirStore
 
 from .helpers import contents, deliver, names, run
 
-WAIT = 20  # seconds until a thread is taken for hung
+WAIT = 20  # seconds after which a thread counts as hung
 
 
 WAITERS = Semaphore(0)
-"""One for each thread that waits, since the test began."""
+"""Released once for each thread that has waited since the test began."""
 
 
-class Told(Event):
-    """Tells that somebody waits for it."""
+class ReportsWaiting(Event):
+    """Reports each thread that waits for it."""
 
     def wait(self, timeout: float | None = None) -> bool:
         WAITERS.release()
@@ -33,7 +33,7 @@ class Told(Event):
 
 
 class SlowOs:
-    """``os`` with an fsync of directories that takes as long as the test wants."""
+    """``os`` with an fsync of directories that a test delays."""
 
     def __init__(self) -> None:
         self.begun: list[Event] = [Event() for _ in range(9)]
@@ -57,7 +57,7 @@ class SlowOs:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> SlowOs:
     stand_in = SlowOs()
-    monkeypatch.setattr(files, "Event", Told)
+    monkeypatch.setattr(files, "Event", ReportsWaiting)
     while WAITERS.acquire(blocking=False):
         pass
     monkeypatch.setattr(files, "os", stand_in)
@@ -79,7 +79,7 @@ def sync(tmp_path: Path, pool: ThreadPoolExecutor) -> Iterator[Callable[[], Futu
 
 
 def joined(sync: Callable[[], Future[None]], count: int) -> list[Future[None]]:
-    """So many who wait for a round that has not begun."""
+    """Run ``count`` threads that wait for a round that has not begun."""
     found = [sync() for _ in range(count)]
     for _ in range(count):
         assert WAITERS.acquire(timeout=WAIT)

@@ -1,4 +1,4 @@
-"""UPDATE, held mail and its return: what is where after a crash, a fault, a race."""
+"""UPDATE, held mail and restores: the state after a crash, a fault or a race."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KEPT = ["4.a", "5.a"]
 
 @pytest.fixture
 def full(place: Path) -> Path:
-    """Five messages, each of which holds its own unique-id."""
+    """Make five messages; the text of each is its unique-id."""
     for name in NAMES:
         put(place, name, name[4:7].encode())
     return place
@@ -52,7 +52,7 @@ def destroying(tmp_path: Path) -> MaildirStore:
 
 
 async def mark(store: MaildirStore, unique_ids: Collection[str]) -> list[str]:
-    """A session that ends with QUIT; returns the unique-ids of what is left."""
+    """Delete messages in a session; returns the unique-ids of those not removed."""
     async with store.open("ann") as maildrop:
         marked = [entry for entry in maildrop.listing if entry.unique_id in unique_ids]
         return [entry.unique_id for entry in await maildrop.remove(marked)]
@@ -67,15 +67,15 @@ def held(store: MaildirStore) -> list[str]:
 
 
 def cut_short(store: MaildirStore, base: Path) -> str:
-    """Die when one victim has been moved; returns its unique-id."""
-    # The first renames are those of the index, of the rules and of the list.
+    """Die after one victim was moved; returns its unique-id."""
+    # The first renames are of the index, the rules and the list.
     with watched(base, die_at(4, {"rename"})), pytest.raises(Crash):
         run(mark(store, VICTIMS))
     (moved,) = held(store)
     return moved
 
 
-# -- What is on the disk, and in which order
+# -- Durability and its order
 
 
 def test_removed_files_lie_in_held_under_their_names(maildir: MaildirStore, full: Path) -> None:
@@ -108,12 +108,12 @@ def test_delivery_is_durable_before_it_is_visible(maildir: MaildirStore, place: 
 
     with watched(place.parent, hook) as system:
         run(deliver(maildir, "ann", b"x" * 300_000, b"y"))
-    assert system.unsynced <= {"ann", "ann/tmp"}  # the lock file; the name that was given up
+    assert system.unsynced <= {"ann", "ann/tmp"}  # the lock file; the abandoned name
     assert [call[0] for call in system.calls[-3:]] == ["rename", "fstat", "fsync"]
 
 
 def test_new_maildrop_is_durable_before_its_lock_exists(tmp_path: Path) -> None:
-    """So a maildrop with a lock file needs no second look, also after a kill."""
+    """So a maildrop with a lock file is durable, even after a kill."""
 
     def hook(call: Call) -> None:
         if call[0] == "open" and call[1].endswith("restante.lock"):
@@ -146,7 +146,7 @@ def test_victims_are_durable_before_the_first_is_moved(maildir: MaildirStore, fu
             assert not system.unsynced - {"ann/held", "ann/new", "ann/cur"}
             assert (full / "restante.removing").exists()
             moved.append(call[1])
-        if call == ("fsync", "ann/cur"):  # held/ first, or a crash could leave it in neither
+        if call == ("fsync", "ann/cur"):  # held/ first, otherwise a crash could leave it in neither
             assert "ann/held" not in system.unsynced
         if call[0] == "unlink":
             assert not system.unsynced
@@ -159,14 +159,14 @@ def test_victims_are_durable_before_the_first_is_moved(maildir: MaildirStore, fu
         assert run(mark(maildir, VICTIMS)) == []
     assert len(moved) == 3
     assert unlinked == ["ann/restante.removing"]
-    assert system.unsynced == {"ann"}  # the list may come back: it finds nothing then
+    assert system.unsynced == {"ann"}  # the list may reappear, but then finds no files
 
 
 # -- Crashes
 
 
 def crashes(before: Callable[[], None], act: Callable[[], object], base: Path) -> list[int]:
-    """Let ``act`` die before each of its changes in turn, each time from the same beginning."""
+    """Let ``act`` die before each of its changes in turn, each time from the same state."""
     before()
     with watched(base) as system:
         act()
@@ -179,7 +179,7 @@ def crashes(before: Callable[[], None], act: Callable[[], object], base: Path) -
 @pytest.mark.parametrize("hold", [0, 60])
 @pytest.mark.rfc("P-116", "P-118")
 def test_crash_in_update(full: Path, tmp_path: Path, hold: float) -> None:
-    """Every message is listed or held or, if marked, destroyed; none is touched by halves."""
+    """Every message is listed or held or, if marked, destroyed, and always complete."""
     template = tmp_path / "template"
     full.rename(template)
 
@@ -216,7 +216,7 @@ def test_crash_in_update(full: Path, tmp_path: Path, hold: float) -> None:
 
 
 def test_crash_while_an_update_is_finished(maildir: MaildirStore, full: Path) -> None:
-    """Doing it again is harmless, however often it is cut short."""
+    """Repeating it is harmless, however often it is interrupted."""
     cut_short(maildir, full.parent)
     for number in range(8):
         with watched(full.parent, die_at(number)), pytest.raises(Crash):
@@ -226,7 +226,7 @@ def test_crash_while_an_update_is_finished(maildir: MaildirStore, full: Path) ->
 
 
 def test_crash_in_delivery(maildir: MaildirStore, place: Path) -> None:
-    """A message is whole or not there."""
+    """A message is complete or not there."""
 
     def act() -> None:
         run(deliver(maildir, "ann", b"x" * 300_000, b"y"))
@@ -280,7 +280,7 @@ def test_nonsense_in_the_list_of_victims(maildir: MaildirStore, full: Path, octe
 
 
 def test_message_that_cannot_be_moved_stays(maildir: MaildirStore, full: Path) -> None:
-    """The others are removed, and nothing takes it later."""
+    """The others are removed, and it is not removed later."""
 
     def hook(call: Call) -> None:
         if call[0] == "rename" and call[1].endswith("2.a:2,S"):
@@ -298,7 +298,7 @@ def test_message_that_cannot_be_moved_stays(maildir: MaildirStore, full: Path) -
 @pytest.mark.parametrize("once", [True, False])
 @pytest.mark.rfc("P-116")
 def test_any_fault_in_update(full: Path, tmp_path: Path, error: int, once: bool) -> None:
-    """What is said to be removed is; nothing else is touched, and nothing is lost."""
+    """Messages reported as removed are removed; no others are changed or lost."""
     number = 0
     while True:
         place = tmp_path / f"u{number}"
@@ -363,7 +363,7 @@ def test_full_disk_does_not_keep_mail_from_being_removed(
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("once", [True, False])
 def test_any_fault_in_delivery(maildir: MaildirStore, place: Path, error: int, once: bool) -> None:
-    """A fault is a temporary failure that names no path, and nothing of the message is left."""
+    """The result is a temporary failure that names no path, and no trace of the message."""
 
     def failure_at(number: int) -> TemporaryFailure | None:
         try:
@@ -382,7 +382,7 @@ def test_any_fault_in_delivery(maildir: MaildirStore, place: Path, error: int, o
             assert not (place / "tmp").exists() or names(place / "tmp") == []
             assert len(names(place / "new")) == 1
         shutil.rmtree(place / "tmp", ignore_errors=True)
-        for name in names(place / "new")[1:]:  # could be neither accepted nor taken back
+        for name in names(place / "new")[1:]:  # could be neither accepted nor removed
             unlink(place, f"new/{name}")
         number += 1
     assert number > 10
@@ -392,7 +392,7 @@ def test_any_fault_in_delivery(maildir: MaildirStore, place: Path, error: int, o
 @pytest.mark.parametrize("error", [errno.EIO, errno.EMFILE])
 @pytest.mark.parametrize("once", [True, False])
 def test_any_fault_in_a_session(maildir: MaildirStore, full: Path, error: int, once: bool) -> None:
-    """Never a listing that lacks something, never a message that lacks something."""
+    """No listing and no message is ever incomplete."""
 
     async def story(hook: Callable[[Call], None]) -> None:
         with watched(full.parent, hook):
@@ -428,7 +428,7 @@ def test_any_fault_in_a_session(maildir: MaildirStore, full: Path, error: int, o
 
 
 def test_unreadable_message_is_listed(maildir: MaildirStore, full: Path) -> None:
-    """One bad file must not lock its user out, and must not look removed either."""
+    """A bad file must neither lock its user out nor look removed."""
 
     def hook(call: Call) -> None:
         if call[0] == "open" and call[1].endswith("2.a:2,S"):
@@ -552,12 +552,12 @@ def test_same_name_is_never_overwritten_in_held(
     assert len(held(maildir)) == 2
 
 
-# -- What is held
+# -- Held mail
 
 
 def test_restored_message_is_where_it_was(maildir: MaildirStore, full: Path) -> None:
     def hook(call: Call) -> None:
-        if call == ("fsync", "ann/held"):  # the last, or a crash could leave it nowhere
+        if call == ("fsync", "ann/held"):  # the last one, otherwise a crash could leave it nowhere
             assert system.unsynced == {"ann/held"}
 
     run(mark(maildir, VICTIMS))
@@ -587,7 +587,7 @@ def test_restore_does_not_overwrite(maildir: MaildirStore, full: Path) -> None:
 
 
 def test_two_links_to_one_message_come_back_as_one(maildir: MaildirStore, full: Path) -> None:
-    """A crash may leave it in two places, where a rename is a link and an unlink."""
+    """If a rename is a link and an unlink, a crash may leave it in two places."""
     os.link(full / "new/1.a", full / "cur/1.a:2,S")
     assert run(mark(maildir, VICTIMS)) == []
     os.link(full / "new/5.a", full / "held/1700000000.5.a")
@@ -609,7 +609,7 @@ def test_message_with_a_contested_id_is_restored_under_its_id(
 
 @pytest.mark.parametrize("name", [".hidden", "a" + ",S=1" * 60, "a:2,S"])
 def test_any_name_can_be_restored_and_listed(maildir: MaildirStore, full: Path, name: str) -> None:
-    """Or it is none of ours, and left alone."""
+    """Or it is not a name of ours, and is ignored."""
     own = listed(maildir)
     put(full, f"held/1700000000.{name}", b"x")
     for same in (True, False):
@@ -627,7 +627,7 @@ def test_a_directory_in_the_way_keeps_no_other_message(maildir: MaildirStore, fu
 
 
 def test_a_moment_that_no_calendar_has_is_no_removal(maildir: MaildirStore, full: Path) -> None:
-    """And one of the future is none either: it is shown as now."""
+    """Nor is one in the future: it is shown as now."""
     listed(maildir)
     put(full, "held/999999999999.1.x", b"x")
     put(full, "held/99999999999.2.x", b"x")
@@ -637,7 +637,7 @@ def test_a_moment_that_no_calendar_has_is_no_removal(maildir: MaildirStore, full
 
 
 def test_held_message_that_goes_while_mail_is_purged(maildir: MaildirStore, full: Path) -> None:
-    """Another program may do the same."""
+    """Another program may remove it."""
     run(mark(maildir, VICTIMS))
 
     def hook(call: Call) -> None:
@@ -658,7 +658,7 @@ def test_interrupted_update_does_not_remove_restored_mail(
 
 
 def test_power_failure_does_not_remove_restored_mail(maildir: MaildirStore, full: Path) -> None:
-    """The end of a list of victims is durable before a message comes back."""
+    """The removal of the list of victims is durable before a message is restored."""
     run(mark(maildir, VICTIMS))
 
     def hook(call: Call) -> None:
@@ -689,7 +689,7 @@ async def purge(store: MaildirStore) -> None:
 def test_held_directory_is_changed_by_one_process_at_a_time(
     maildir: MaildirStore, full: Path, change: Callable[[MaildirStore], Coroutine[Any, Any, None]]
 ) -> None:
-    """Else an UPDATE, which looks again for renamed victims, would take what is given back."""
+    """Otherwise an UPDATE, which looks for renamed victims, would remove restored messages."""
     if change is finish:
         cut_short(maildir, full.parent)
     else:
@@ -754,7 +754,7 @@ def test_purge_is_durable_and_sweeps_what_deliveries_left(
 
 
 def test_file_in_tmp_is_never_written_over(maildir: MaildirStore, full: Path) -> None:
-    """Two deliveries that drew the same name: one fails, none is mixed with the other."""
+    """If two deliveries choose the same name, one fails, and they are not mixed."""
     put(full, "tmp/name", b"the first")
     with (
         files.maildrop(str(full.parent), ["ann"]) as opened,
@@ -766,8 +766,7 @@ def test_file_in_tmp_is_never_written_over(maildir: MaildirStore, full: Path) ->
 
 
 def test_removed_messages_come_back_in_their_places(maildir: MaildirStore, place: Path) -> None:
-    """Whatever their names are: not text, too long, without a time, quarrelling, another
-    server's."""
+    """With any names: invalid UTF-8, too long, without a time, contested, or of another server."""
     names_of = ["1.a", "2.\u00fc", "3." + "x" * 69, "4." + "y" * 250, "no-time", "5.q", "6.z"]
     for at, name in enumerate(names_of):
         put(place, f"new/{name}", b"%d" % at)

@@ -1,4 +1,4 @@
-"""Looking for damage, and making the index anew: on every state that a maildrop may be found in."""
+"""Verifying a maildrop and rebuilding its index, in every state that it may have."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TEXTS = [b"one\r\n", b"two\r\n", b"three\r\n"]
 
 @pytest.fixture
 def mail(maildir: MaildirStore, place: Path) -> list[Entry]:
-    """Three messages, one held, and an index that is believed."""
+    """Make three messages, one of them held, and an index that is trusted."""
     run(deliver(maildir, "ann", b"held\r\n"))
 
     async def remove() -> None:
@@ -51,7 +51,7 @@ def opened(place: Path) -> int:
 
 
 def forge(place: Path, *messages: Row) -> None:
-    """An index that would be believed."""
+    """Write an index that would be trusted."""
     directory = opened(place)
     index.save(directory, Index(messages, index.stamps(directory)))
     os.close(directory)
@@ -105,7 +105,7 @@ def test_damaged_index_is_found_and_rebuilt(damage: str, mail: list[Entry], plac
     }.get(damage, ["index damaged"])
     assert faults(place) == found
     running = MaildirStore(f"{place.parent}/%u")
-    run(listing(running, "ann"))  # and believes it
+    run(listing(running, "ann"))  # and trusts it
     for _ in range(2):
         assert run(MaildirStore(f"{place.parent}/%u").reindex("ann")) == 3
         assert faults(place) == []
@@ -147,7 +147,7 @@ def test_wrong_size_in_a_name_is_found_and_put_right(mail: list[Entry], place: P
 
 
 def test_index_is_not_believed_while_it_is_rebuilt(mail: list[Entry], place: Path) -> None:
-    """Also by who comes after a crash in the middle."""
+    """Also by the next process after a crash in the middle."""
     INDEX_DAMAGE["of another size"](place)
 
     is_dead = False

@@ -1,7 +1,7 @@
-"""A stand-in for ``os`` below the store: it records every call, and fails or "dies" on demand.
+"""A replacement for ``os`` below the store: it records calls, and fails or "dies" on demand.
 
-Paths are told relative to the maildrop's parent; calls about other places are let through
-unseen.  Linux only (``/proc/self/fd``).
+Paths are relative to the maildrop's parent; calls for paths elsewhere are passed on and not
+recorded.  Linux only (``/proc/self/fd``).
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ Hook = Callable[["Call"], None]
 
 
 class Crash(BaseException):
-    """The process is dead: from here on no call does anything."""
+    """The simulated process has died: later calls have no effect."""
 
 
 class Call(tuple[str, ...]):
-    """The name of a call and the paths it is about."""
+    """The name of a call and its paths."""
 
     __slots__ = ()
 
 
 def nothing(_: Call) -> None:
-    """A hook that lets every call through."""
+    """Do nothing: a hook that allows every call."""
 
 
 class WatchedOs:
-    """``calls`` are those that began, in order; ``hook`` sees each before it is carried out."""
+    """Records the calls that began, in order; ``hook`` is called before each."""
 
     def __init__(self, base: Path, hook: Hook) -> None:
         self.calls: list[Call] = []
@@ -49,9 +49,9 @@ class WatchedOs:
         self.hook = hook
         self._real = {name: getattr(os, name) for name in CHANGES | READS}
         self.unsynced: set[str] = set()
-        """Files with octets, and directories with names, that a power failure may forget."""
+        """Files and directories with changes that a power failure may lose."""
         self.most: int | None = None
-        """Octets that one write takes."""
+        """The most octets that one write accepts."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in CHANGES | READS:
@@ -88,7 +88,7 @@ class WatchedOs:
     def _remember(self, call: Call, args: tuple[Any, ...], was_there: bool) -> None:
         name, path = call[0], call[1]
         if os.path.basename(path) in (INDEX, f"{INDEX}.tmp"):
-            return  # whatever a power failure makes of it, nothing is lost
+            return  # a power failure that undoes it loses nothing
         if name == "fsync":
             self.unsynced.discard(path)
         elif name in ("write", "ftruncate") or (name == "open" and args[1] & os.O_TRUNC):
@@ -123,7 +123,7 @@ def watched(base: Path, hook: Hook = nothing) -> Iterator[WatchedOs]:
 
 @contextmanager
 def everywhere(stand_in: W) -> Iterator[W]:
-    """The whole process sees the stand-in, for code that uses ``pathlib`` and ``open``."""
+    """Replace ``os`` in the whole process, for code that uses ``pathlib`` and ``open``."""
     opened = io.open
 
     class Raw(io.FileIO):
@@ -149,7 +149,7 @@ def everywhere(stand_in: W) -> Iterator[W]:
 
 
 def fail_at(number: int, error: int, among: set[str], *, once: bool = True) -> Hook:
-    """The ``number``-th of these calls (from 0) fails, or it and all after it."""
+    """Fail the ``number``-th of these calls (from 0), or it and all later ones."""
     seen = 0
 
     def hook(call: Call) -> None:
@@ -163,7 +163,7 @@ def fail_at(number: int, error: int, among: set[str], *, once: bool = True) -> H
 
 
 def die_at(number: int, among: set[str] = CHANGES) -> Hook:
-    """The process dies before the ``number``-th of these calls (from 0)."""
+    """Die before the ``number``-th of these calls (from 0)."""
     seen = 0
 
     def hook(call: Call) -> None:
