@@ -149,7 +149,7 @@ def test_unconfirmed_device_needs_consent(error: str, server: StandIn) -> None:
 
 
 def test_google_gives_no_mail_to_devices() -> None:
-    with pytest.raises(UnsafeArgument, match="no devices"):
+    with pytest.raises(UnsafeArgument, match="does not support sign-in by device"):
         web.by_device(flow.Application(flow.GOOGLE, "app"), lambda *_: None)
 
 

@@ -161,7 +161,7 @@ def test_a_second_from_line_is_no_field() -> None:
         (b"no mbox\n", "does not begin with a From_ line"),
         (b"From my diary\nToday I went\n", "does not begin with a From_ line"),
         ("From - \n".encode("utf-16"), "UTF-16"),
-        (b"From - \rSubject: x\r\rtext\r", "CR alone"),
+        (b"From - \rSubject: x\r\rtext\r", "lines end with CR;"),
     ],
 )
 def test_file_that_is_not_an_mbox_is_refused_with_a_hint(octets: bytes, words: str) -> None:

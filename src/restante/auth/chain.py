@@ -120,8 +120,8 @@ class Chain:
     ) -> UserAccount:
         """Let the back end that knows a user check the login: ``verify`` gets its name."""
         end = self._end()
-        async with self._within(end) as asked:
-            name = await self._deciding(identity, asked)
+        async with self._within(end) as queried:
+            name = await self._deciding(identity, queried)
             try:
                 return await verify(name)
             except AuthenticationFailed as error:
@@ -139,9 +139,9 @@ class Chain:
         Raises:
             TemporaryFailure: cannot be determined now.
         """
-        async with self._within(self._end()) as asked:
+        async with self._within(self._end()) as queried:
             for name, backend in self._lookups.items():
-                asked.append(name)
+                queried.append(name)
                 if account := await backend.account(identity):
                     return name, account
         return "", None
@@ -178,13 +178,13 @@ class Chain:
         down is left out if one before it knows the user, and so decides.
         """
         digest, is_known = blake2b(digest_size=16), False
-        async with self._within(self._end()) as asked:
+        async with self._within(self._end()) as queried:
             for name, backend in self._backends.items():
-                asked.append(name)
+                queried.append(name)
                 try:
                     one = await _generation(backend, identity)
                 except TemporaryFailure:
-                    if not await self._any_knows(identity, asked[:-1]):
+                    if not await self._any_knows(identity, queried[:-1]):
                         raise
                     break
                 if one is not None:
@@ -205,15 +205,15 @@ class Chain:
 
     async def _scram(self, identity: str, digest: str) -> ScramSecrets:
         end = self._end()
-        async with self._within(end) as asked:
-            name = await self._deciding(identity, asked)
+        async with self._within(end) as queried:
+            name = await self._deciding(identity, queried)
             keys = await cast(ScramKeys, self._backends[name]).scram(identity, digest)
         await self._equalise_timing(identity, name, end)
         return keys
 
     async def _proved(self, proof: Proof) -> UserAccount:
-        async with self._within(self._end()) as asked:
-            name = await self._deciding(proof.identity, asked)
+        async with self._within(self._end()) as queried:
+            name = await self._deciding(proof.identity, queried)
             return await cast(ScramKeys, self._backends[name]).proved(proof)
 
     async def _digested(self, shown: Digest) -> UserAccount:
@@ -224,50 +224,50 @@ class Chain:
     # Tokens and certificates prove an identity; the account and its permissions are the back end's.
 
     async def _verify_token(self, token: Token) -> UserAccount:
-        async with self._within(self._end()) as asked:
-            asked.append("oauth")
+        async with self._within(self._end()) as queried:
+            queried.append("oauth")
             owner = await self._issuer.owner(token.token)
-            account = await self._account_of(owner, asked)
+            account = await self._account_of(owner, queried)
             if account is None and self._takes_unknown_users:
                 with suppress(BadName):
                     account = UserAccount(check_name(owner), check_name(owner))
-            return await self._authorized(account, token.identity, "token", asked)
+            return await self._authorized(account, token.identity, "token", queried)
 
     async def _certified(self, proof: Proof) -> UserAccount:
-        async with self._within(self._end()) as asked:
-            account = await self._account_of(proof.identity, asked)
-            return await self._authorized(account, proof.authorization, "certificate", asked)
+        async with self._within(self._end()) as queried:
+            account = await self._account_of(proof.identity, queried)
+            return await self._authorized(account, proof.authorization, "certificate", queried)
 
-    async def _account_of(self, name: str, asked: list[str]) -> UserAccount | None:
+    async def _account_of(self, name: str, queried: list[str]) -> UserAccount | None:
         """Return the account of this name; in one of our domains also without the domain."""
         local, _, domain = key(name).partition("@")
         for each in [key(name), *([local] if domain in self._domains else [])]:
             for backend in self._backends:
-                asked.append(backend)
+                queried.append(backend)
                 if account := await self._lookups[backend].account(each):
                     return account
         return None
 
     async def _authorized(
-        self, account: UserAccount | None, authorization: str, credential: str, asked: list[str]
+        self, account: UserAccount | None, authorization: str, credential: str, queried: list[str]
     ) -> UserAccount:
         """Return the account with its credential; a user may act for no other (RFC 4616 §2)."""
         if account is None:
             raise AuthenticationFailed("unknown-user")
         if authorization and key(authorization) != account.user:
-            other = await self._account_of(authorization, asked)
+            other = await self._account_of(authorization, queried)
             if other is None or other.user != account.user:
                 raise AuthenticationFailed("authorization")
         return replace(account, credential=credential)
 
-    async def _deciding(self, identity: str, asked: list[str]) -> str:
+    async def _deciding(self, identity: str, queried: list[str]) -> str:
         """Return the name of the back end that decides; the last one refuses unknown users."""
         *others, last = self._backends
         for name in others:
-            asked.append(name)
+            queried.append(name)
             if await self._lookups[name].account(identity):
                 return name
-        asked.append(last)
+        queried.append(last)
         return last
 
     async def _equalise_timing(self, identity: str, name: str, end: float) -> None:
@@ -286,10 +286,10 @@ class Chain:
     @asynccontextmanager
     async def _within(self, end: float) -> AsyncIterator[list[str]]:
         """Raise BackendUnavailable at ``end``; it names the last back end in the yielded list."""
-        asked: list[str] = []
+        queried: list[str] = []
         try:
             async with asyncio.timeout_at(end):
-                yield asked
+                yield queried
         except TimeoutError:
-            name = asked[-1] if asked else "chain"
+            name = queried[-1] if queried else "chain"
             raise BackendUnavailable(f"{name}: no answer in {self._deadline:g} s") from None

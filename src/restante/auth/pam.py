@@ -118,14 +118,14 @@ class _Helper:
         """
         loop, answer = asyncio.get_running_loop(), b""
         async with self._slots:
-            ours, theirs = socket.socketpair()
-            with ours:  # closing it ends the check
-                with theirs:
-                    self._send(theirs)
-                ours.setblocking(False)
+            our_end, caller = socket.socketpair()
+            with our_end:  # closing it ends the check
+                with caller:
+                    self._send(caller)
+                our_end.setblocking(False)
                 with suppress(OSError):  # the incomplete answer shows it
-                    await loop.sock_sendall(ours, request)
-                    while octets := await loop.sock_recv(ours, 4096):
+                    await loop.sock_sendall(our_end, request)
+                    while octets := await loop.sock_recv(our_end, 4096):
                         answer += octets
         return answer.decode("utf-8", "replace") or "the check ended without an answer"
 
@@ -142,14 +142,20 @@ class _Helper:
 
     def _started(self) -> socket.socket:
         if self._control is None:
-            self._control, theirs = socket.socketpair()
+            self._control, helper_end = socket.socketpair()
             self._control.setblocking(False)
-            with theirs:
+            with helper_end:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", f"{__package__}.pam_helper", str(theirs.fileno())],
+                    [
+                        sys.executable,
+                        "-P",
+                        "-m",
+                        f"{__package__}.pam_helper",
+                        str(helper_end.fileno()),
+                    ],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[helper_end.fileno()],
                     start_new_session=True,  # Ctrl-C ends the server, which ends the helper
                 )
         return self._control

@@ -96,12 +96,12 @@ def _copy_tokens(config: Configuration, old: str, new: str) -> None:
     for is_destination in (False, True):
         before = tokens.token_file(config, old, is_destination=is_destination)
         with before.alone():
-            kept = before.get()
+            stored = before.get()
             after = tokens.token_file(config, new, is_destination=is_destination)
-            if kept is not None:
+            if stored is not None:
                 with after.alone():
                     if after.get() is None:
-                        after.put(kept)
+                        after.put(stored)
 
 
 def _rename_in_file(config: Configuration, old: str, new: str, label: str) -> None:

@@ -55,8 +55,8 @@ def agree(grant: Grant, flow: str) -> Tokens:
     return tokens
 
 
-def _flow(asked: str, options: OAuth) -> str:
-    chosen = asked or options.flow
+def _flow(requested: str, options: OAuth) -> str:
+    chosen = requested or options.flow
     if chosen != "auto":
         return chosen
     has_browser = options.provider == "google" or bool(options.authorize_url)

@@ -32,9 +32,9 @@ class Known:
     def load_records(self, keys: Iterable[str]) -> None:
         """Of many messages at once."""
         wanted = [key for key in keys if key not in self._records]
-        found = self._ledger.records(wanted)
+        records = self._ledger.records(wanted)
         for key in wanted:
-            self._records[key] = self._with_identity(key, found.get(key))
+            self._records[key] = self._with_identity(key, records.get(key))
 
     def record(self, key: str) -> Record | None:
         """What was stored under this key; None: nothing, or it was never compared."""

@@ -38,8 +38,8 @@ def purge_due(maildrop: int, known: Rules, *, until: float, now: float) -> Sweep
 def arrivals(maildrop: int, now: float, *, date_again: bool = False) -> list[float]:
     """Return when each message arrived; ``date_again`` as for ``arrived``."""
     seen = scan(maildrop).files()  # a message that the scan missed expires the next time
-    found = [arrived(maildrop, file, now, date_again=date_again) for file in seen]
-    return [each for each in found if each is not None]
+    moments = [arrived(maildrop, file, now, date_again=date_again) for file in seen]
+    return [each for each in moments if each is not None]
 
 
 def arrived(maildrop: int, file: File, now: float, *, date_again: bool = False) -> float | None:
@@ -51,10 +51,10 @@ def arrived(maildrop: int, file: File, now: float, *, date_again: bool = False) 
     """
     try:
         with files.directory(file.directory, maildrop) as directory:
-            found = files.status(file.name, directory)
-            if is_credible(found.st_ctime, now):
-                is_sure = is_credible(found.st_mtime, now)
-                return max(found.st_ctime, found.st_mtime) if is_sure else found.st_ctime
+            entry = files.status(file.name, directory)
+            if is_credible(entry.st_ctime, now):
+                is_sure = is_credible(entry.st_mtime, now)
+                return max(entry.st_ctime, entry.st_mtime) if is_sure else entry.st_ctime
             with suppress(PermissionError):  # another user's file
                 if date_again:
                     files.move_stamp(file.name, directory)

@@ -239,14 +239,14 @@ def _open_or_make(name: str, parent: int) -> tuple[int, bool]:
 
 def stamp(name: str, parent: int) -> tuple[int, int, int]:
     """Return inode number, mtime and ctime, which change with any name in a directory."""
-    found = status(name, parent)
-    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+    entry = status(name, parent)
+    return entry.st_ino, entry.st_mtime_ns, entry.st_ctime_ns
 
 
 def move_stamp(name: str, parent: int) -> None:
     """Set ctime to now, like a change of a name in the directory; mtime stays."""
-    found = status(name, parent)
-    times = found.st_atime_ns, found.st_mtime_ns
+    entry = status(name, parent)
+    times = entry.st_atime_ns, entry.st_mtime_ns
     os.utime(name, ns=times, dir_fd=parent, follow_symlinks=False)
 
 
@@ -302,8 +302,8 @@ def sync_together(directory: int) -> None:
     Changes made before the call are durable on return: a round that has begun is not joined,
     because it may have missed them.
     """
-    found = os.fstat(directory)
-    key = found.st_dev, found.st_ino
+    entry = os.fstat(directory)
+    key = entry.st_dev, entry.st_ino
     with _rounds_lock:
         ours = _rounds.get(key)
         is_first = ours is None
@@ -466,8 +466,8 @@ def replace_cache(name: str, octets: bytes, parent: int, *, durably: bool = Fals
 def append_cache(name: str, octets: bytes, parent: int, expected: tuple[int, int]) -> bool:
     """Append to such a file if its inode number and length are the ``expected`` ones."""
     with appending(name, parent) as file:
-        found = os.fstat(file)
-        if (found.st_ino, found.st_size) != expected:
+        entry = os.fstat(file)
+        if (entry.st_ino, entry.st_size) != expected:
             return False
         write(file, octets)
     return True
@@ -573,11 +573,11 @@ def open_file(name: str, parent: int) -> tuple[int, int]:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a symbolic link, a socket
             raise FileNotFoundError(errno.ENOENT, "not a regular file") from error
         raise
-    found = os.fstat(file)
-    if not stat.S_ISREG(found.st_mode):
+    entry = os.fstat(file)
+    if not stat.S_ISREG(entry.st_mode):
         os.close(file)
         raise FileNotFoundError(errno.ENOENT, "not a regular file")
-    return file, found.st_size
+    return file, entry.st_size
 
 
 def close(descriptor: int) -> None:
@@ -614,13 +614,13 @@ def beginning(file: int, most: int) -> bytes:
 
 def survey(file: int) -> Survey:
     """Read a message to find what it is on the wire."""
-    found = Survey()
+    result = Survey()
     offset = 0
     while octets := os.pread(file, PIECE, offset):
-        found.feed(octets)
+        result.feed(octets)
         offset += len(octets)
-    found.finish()
-    return found
+    result.finish()
+    return result
 
 
 def unlink(name: str, parent: int) -> None:

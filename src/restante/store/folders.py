@@ -252,5 +252,5 @@ async def _remove(session: FolderMaildrop, pairs: Sequence[tuple[Entry, Entry]])
         left = await session.remove(own)
     except RestanteError:  # what another folder has removed stays removed
         left = own
-    kept = {each.unique_id for each in left}
-    return [entry for each, entry in pairs if each.unique_id in kept]
+    unremoved = {each.unique_id for each in left}
+    return [entry for each, entry in pairs if each.unique_id in unremoved]

@@ -48,7 +48,7 @@ def dovecot(uidlist: bytes, template: str = DOVECOT) -> dict[str, str]:
     if match is None:
         raise PermanentFailure("dovecot-uidlist: neither version 1 nor version 3")
     validity = int(match[1] or match[2])
-    found = []
+    rows = []
     for line in filter(None, lines):
         parts = _UIDLIST_LINE.fullmatch(line)
         if parts is None:
@@ -62,8 +62,8 @@ def dovecot(uidlist: bytes, template: str = DOVECOT) -> dict[str, str]:
         order = fields.get("O", "")
         if not re.fullmatch("[0-9]{0,10}", order):
             raise PermanentFailure(f"dovecot-uidlist: invalid order: {order[:40]!r}")
-        found.append((not order, int(order or 0), uid, name, unique_id))
-    return {name: unique_id for *_, name, unique_id in sorted(found)}
+        rows.append((not order, int(order or 0), uid, name, unique_id))
+    return {name: unique_id for *_, name, unique_id in sorted(rows)}
 
 
 def dovecot_uidlist(ids: Mapping[str, str], *, uid_validity: int, guid: str) -> bytes:
@@ -82,7 +82,7 @@ def courier(sizelist: bytes) -> dict[str, str]:
     header, *lines = sizelist.split(b"\n")
     if not re.match(rb"/[23] ", header):
         raise PermanentFailure("courierpop3dsizelist: neither version 2 nor version 3")
-    found = {}
+    ids = {}
     for line in filter(None, lines):
         match = re.fullmatch(
             rb"(.+) [0-9]+ ([0-9]{1,20}):([0-9]{1,20})(?::[0-9]+)?", line, re.DOTALL
@@ -90,8 +90,8 @@ def courier(sizelist: bytes) -> dict[str, str]:
         if match is None:
             raise PermanentFailure(f"courierpop3dsizelist: invalid line: {line[:40]!r}")
         name = _base(match[1])
-        found[name] = f"UID{int(match[2])}-{int(match[3])}" if int(match[2]) else name
-    return found
+        ids[name] = f"UID{int(match[2])}-{int(match[3])}" if int(match[2]) else name
+    return ids
 
 
 def unique_id_list(lines: bytes) -> dict[int, str]:
@@ -100,14 +100,14 @@ def unique_id_list(lines: bytes) -> dict[int, str]:
     Raises:
         PermanentFailure: an invalid line.
     """
-    found = {}
+    ids = {}
     for line in lines.splitlines():
         match = re.fullmatch(rb"([0-9]{1,9})[ \t]+([!-~]+)[ \t]*", line)
         if match:
-            found[int(match[1])] = match[2].decode()
+            ids[int(match[1])] = match[2].decode()
         elif line.strip() not in (b"", b".") and not line.startswith(b"+OK"):
             raise PermanentFailure(f"list of unique-ids: invalid line: {line[:40]!r}")
-    return found
+    return ids
 
 
 def _base(name: bytes) -> str:

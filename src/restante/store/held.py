@@ -229,13 +229,13 @@ def list_held(maildrop: int) -> list[HeldMessage]:
     settled = _settled(maildrop)
     try:
         with files.directory(files.HELD, maildrop) as held:
-            found = [
+            messages = [
                 _held_message(name, inode, held, settled)
                 for name, inode in files.list_files(files.HELD, maildrop)
             ]
     except FileNotFoundError:
         return []
-    return sorted(filter(None, found), key=lambda message: (message.removed_at, message.name))
+    return sorted(filter(None, messages), key=lambda message: (message.removed_at, message.name))
 
 
 def _held_message(name: str, inode: int, held: int, settled: Adopted) -> HeldMessage | None:
@@ -370,21 +370,21 @@ def _record_purged(maildrop: int, names: Iterable[str]) -> None:
 
 def purged(maildrop: int) -> set[str]:
     """Return the names of delivered messages that ``purge`` destroyed, as far as recorded."""
-    found: set[str] = set()
+    names: set[str] = set()
     for file in (_PURGED_BEFORE, PURGED):
         with suppress(FileNotFoundError):
             lines = files.read(file, maildrop).decode("ascii", "replace").split("\n")
-            found.update(line for line in lines if re.fullmatch("[0-9a-f]{32}", line))
-    return found
+            names.update(line for line in lines if re.fullmatch("[0-9a-f]{32}", line))
+    return names
 
 
 def removals(maildrop: int) -> list[int]:
     """Return the moment of removal of each held message, from its name."""
     try:
-        found = [_parse(name) for name, _ in files.list_files(files.HELD, maildrop)]
+        parsed = [_parse(name) for name, _ in files.list_files(files.HELD, maildrop)]
     except FileNotFoundError:
         return []
-    return [removed_at for removed_at, old_name in found if old_name]
+    return [removed_at for removed_at, old_name in parsed if old_name]
 
 
 def date_again(maildrop: int, now: float) -> None:

@@ -216,10 +216,10 @@ class Index(Rendered):
         """Where an entry stands, by its key or else by its unique-id."""
         if 0 <= entry.key < len(self) and self._unique_id(entry.key) == entry.unique_id:
             return entry.key
-        found = self._ids.find(f" {entry.unique_id}\r\n".encode("ascii", "replace"))
-        if found < 0:
+        position = self._ids.find(f" {entry.unique_id}\r\n".encode("ascii", "replace"))
+        if position < 0:
             return None
-        return int(self._ids[self._ids.rfind(b"\n", 0, found) + 1 : found]) - 1
+        return int(self._ids[self._ids.rfind(b"\n", 0, position) + 1 : position]) - 1
 
     def row(self, at: int) -> Row:
         """Raises:
@@ -509,14 +509,14 @@ def load(maildrop: int) -> Index | None:
     """Return the index on disk, or None if it is missing or damaged."""
     try:
         octets = files.read(INDEX, maildrop)
-        found = Index.decode(octets, files.inode(maildrop))
-        if found is not None and found.on_disk is not None:
-            is_whole = found.on_disk.octets == len(octets)
+        index = Index.decode(octets, files.inode(maildrop))
+        if index is not None and index.on_disk is not None:
+            is_whole = index.on_disk.octets == len(octets)
             inode = files.status(INDEX, maildrop).st_ino
-            found.on_disk = found.on_disk._replace(inode=inode) if is_whole else None
+            index.on_disk = index.on_disk._replace(inode=inode) if is_whole else None
     except OSError:
         return None
-    return found
+    return index
 
 
 def is_damaged(maildrop: int) -> bool:

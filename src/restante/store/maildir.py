@@ -149,8 +149,8 @@ class MaildirStore:
                 yield opened[wanted[0]]
                 return
             since = time.time() - view.recent if view.recent else None
-            found = [(folder, opened[folder]) for folder in wanted if folder in opened]
-            parts = await in_thread(_parts, found, since, len(wanted) == 1)
+            sessions = [(folder, opened[folder]) for folder in wanted if folder in opened]
+            parts = await in_thread(_parts, sessions, since, len(wanted) == 1)
             yield ViewMaildrop(parts, await self._joined(parts, whole=since is None))
 
     async def _joined(self, parts: Sequence[Part], *, whole: bool) -> Index:
@@ -246,10 +246,10 @@ class MaildirStore:
                 return known, False
             return loaded, loaded.stamps == now
 
-        found, is_fresh = await in_thread(best)
-        if found is not None and is_fresh:
-            return found
-        return await index_of_now(maildrop, began, found)
+        index, is_fresh = await in_thread(best)
+        if index is not None and is_fresh:
+            return index
+        return await index_of_now(maildrop, began, index)
 
     def _remember(self, key: str, index: Index) -> None:
         if (old := self._indexes.pop(key, None)) is not None:
@@ -306,13 +306,13 @@ class MaildirStore:
 
     async def held(self, user: str) -> Sequence[HeldMessage]:
         def look(maildrop: int) -> list[HeldMessage]:
-            found = []
+            messages = []
             for name, folder in each_folder(maildrop):
                 before = "" if name == INBOX else f"{name}/"
-                found += [replace(each, name=before + each.name) for each in list_held(folder)]
+                messages += [replace(each, name=before + each.name) for each in list_held(folder)]
             now = self._clock.read().now
-            found = [replace(each, removed_at=min(each.removed_at, now)) for each in found]
-            return sorted(found, key=attrgetter("removed_at", "name"))
+            messages = [replace(each, removed_at=min(each.removed_at, now)) for each in messages]
+            return sorted(messages, key=attrgetter("removed_at", "name"))
 
         return await in_thread(self._at, user, look, [])
 
@@ -415,13 +415,13 @@ class MaildirStore:
         def look(maildrop: int) -> Usage:
             return quota.usage(maildrop, self.limit(user))
 
-        found = await in_thread(self._at, user, look, None)
-        return found or Usage(0, 0, await in_thread(self.limit, user))
+        usage = await in_thread(self._at, user, look, None)
+        return usage or Usage(0, 0, await in_thread(self.limit, user))
 
     async def sessions(self, user: str) -> Sequence[SessionRecord]:
         def look(maildrop: int) -> list[SessionRecord]:
-            found = [each for _, folder in each_folder(maildrop) for each in journal.read(folder)]
-            return sorted(found, key=attrgetter("ended_at"))
+            records = [each for _, folder in each_folder(maildrop) for each in journal.read(folder)]
+            return sorted(records, key=attrgetter("ended_at"))
 
         return await in_thread(self._at, user, look, [])
 
@@ -431,15 +431,15 @@ class MaildirStore:
         Raises:
             MaildropInUse, TemporaryFailure: as ``open``.
         """
-        messages, found = 0, []
+        messages, faults = 0, []
         async with aclosing(self._each_locked(user)) as locked:
             async for folder, maildrop, _ in locked:
                 before = "" if folder == INBOX else f"{folder}/"
                 looking = verify(maildrop)
                 while batch := await in_thread(list, islice(looking, _BATCH)):
                     messages += batch.count(None)
-                    found += [replace(each, name=before + each.name) for each in batch if each]
-        return messages, found
+                    faults += [replace(each, name=before + each.name) for each in batch if each]
+        return messages, faults
 
     async def reindex(self, user: str) -> int:
         """Rebuild the index from the mail alone; returns the number of messages.
@@ -479,8 +479,8 @@ class MaildirStore:
                     yield folder, maildrop, began
 
     async def users(self) -> AsyncIterator[str]:
-        found = self._template.users()
-        while batch := await in_thread(lambda: list(islice(found, _BATCH))):
+        users = self._template.users()
+        while batch := await in_thread(lambda: list(islice(users, _BATCH))):
             for user in batch:
                 yield user
 
@@ -743,10 +743,10 @@ class _OpenMaildir:
     def _look_again(self, missing: Identity) -> None:
         """Find the files again after another program has renamed or removed some."""
         seen = scan_for(self.maildrop, {missing})
-        found = {file.identity: file for file in seen.files()}
+        by_identity = {file.identity: file for file in seen.files()}
         for at in range(len(self.listing)):
             old = self.listing.row(at).file
-            now = found.get(old.identity)
+            now = by_identity.get(old.identity)
             if now == old:
                 self._moved.pop(at, None)
             elif now is not None or seen.is_exact:
@@ -786,8 +786,8 @@ class _OpenMaildir:
             await in_thread(journal.record, self._root, session)
 
     async def past(self, credential: str) -> Sequence[SessionRecord]:
-        found = await in_thread(list, journal.read(self._root))
-        return [each for each in found if each.credential == credential]
+        records = await in_thread(list, journal.read(self._root))
+        return [each for each in records if each.credential == credential]
 
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
         victims = {}

@@ -1,14 +1,14 @@
-"""Reading mbox files of mail servers, mail programs and exports: where each message is, and its id.
+"""Read mbox files of servers, mail programs and exports: each message's position and unique-id.
 
-Without I/O.  An mbox has no grammar that all programs agree on (RFC 4155 appendix A), so where a
-message begins is judged by evidence: the line before, the date in the From_ line, and the line
-after.  Content-Length decides nothing, because any sender can write it.  What is not certain is
-reported.
+This module does no I/O.  Programs do not agree on a grammar for mbox (RFC 4155 appendix A), so the
+beginning of a message is inferred from the line before it, the date in its From_ line, and the line
+after it.  Content-Length is ignored, because any sender can write it.  Lines that may or may not
+begin a message are reported.
 
 Formats: mboxo, mboxrd (``>From`` quoting); UW's server (X-IMAP, X-UID), qpopper (X-UIDL),
 Thunderbird (``From - …``, X-Mozilla-Status), Google Takeout; LF or CRLF, with or without empty
 lines between messages.
-Limits: lines may be of any length, if ``lines`` gives long ones in pieces.
+Limits: lines may have any length if the caller passes long ones in pieces.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DATED = re.compile(
 _FROM = re.compile(rb"From(?: |\r?\n)")
 _BARE = re.compile(rb"From(?: +\S+)?[ \t]*\r?\n?")  # no more than a sender, or "-"
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
-# With one of these nearly every message begins.
+# The first field of nearly every message.
 _FIRST_FIELD = re.compile(
     rb"(?:Return-Path|Received|Delivered-To|X-[A-Za-z0-9-]+|From|Date|Subject|To|Message-ID|Sender"
     rb"|Reply-To|MIME-Version|Content-[A-Za-z-]+|Status|DKIM-Signature|ARC-[A-Za-z-]+|Envelope-To"
@@ -40,17 +40,17 @@ _FIRST_FIELD = re.compile(
 )
 _QUOTED = re.compile(rb">?From ")
 _NOTED = re.compile(rb"(X-UIDL|X-UID|X-IMAP(?:base)?|Subject): *([^\r\n]*)", re.IGNORECASE)
-# Of the message in which UW's server and Dovecot keep their own data.
+# Subject of the message in which UW's server and Dovecot store their own data.
 _INTERNAL = b"DON'T DELETE THIS MESSAGE -- FOLDER INTERNAL DATA"
 _MOZILLA_STATUS = re.compile(rb"X-Mozilla-Status: *([0-9A-Fa-f]{4})")
-_EXPUNGED = 0x0008  # Thunderbird: deleted, and not yet compacted away
-# Fields in which programs keep flags: they change, and the message stays the same.
+_EXPUNGED = 0x0008  # flag of Thunderbird: deleted, but not yet removed by compacting
+# Fields in which programs store flags; they may change without a change of the message.
 _FLAGS = re.compile(
     rb"(?:Status|X-Status|X-Keywords|X-UID|X-IMAP(?:base)?|X-Mozilla-(?:Status2?|Keys)):",
     re.IGNORECASE,
 )
 _UNQUOTE = re.compile(rb"^>(>*From )", re.MULTILINE)
-_LONGEST = 65_536  # octets that are kept of a line
+_LONGEST = 65_536  # octets of a line in memory; longer lines are passed on in pieces
 
 
 @dataclass(slots=True)
@@ -58,61 +58,68 @@ class Section:
     """One message of an mbox file."""
 
     number: int
-    """Of the message in the file, from 1."""
+    """Number of the message in the file, from 1."""
     begin: int
-    """Octets before it, its From_ line included."""
+    """Offset of its first octet after the From_ line."""
     end: int = 0
+    """Offset of the octet after its last one."""
     unique_id: str = ""
-    """Of the server that used this file: X-UIDL, or UW's X-UID; empty when it has none."""
+    """The unique-id of the server that used this file (X-UIDL, or UW's X-UID), or empty."""
     digest: str = ""
-    """Of its octets, without the fields in which programs keep flags."""
+    """Hash of its octets, without the fields in which programs store flags."""
     is_expunged: bool = False
-    """Deleted in Thunderbird."""
+    """Whether it was deleted in Thunderbird."""
 
 
 @dataclass(slots=True)
 class Mbox:
-    """What is in a file, in its order."""
+    """The content of a file, in its order."""
 
     messages: list[Section] = field(default_factory=list)
     doubtful: list[int] = field(default_factory=list)
-    """Numbers of lines that may begin a message or not."""
+    """Numbers of the lines that may or may not begin a message."""
     is_thunderbirds: bool = False
-    """No POP3 server used it, and X-UIDL is the id on a server from which Thunderbird fetched."""
+    """Whether Thunderbird wrote the file; then X-UIDL is from the server that it fetched from."""
 
     @property
     def is_servers(self) -> bool:
+        """Whether a POP3 server used the file and gave its messages unique-ids."""
         return not self.is_thunderbirds and any(each.unique_id for each in self.messages)
 
 
 def read(lines: Iterable[bytes]) -> Mbox:
-    """``lines``: of the file, each with its line end; a long one may come in pieces.
+    """Return the content of an mbox.
+
+    ``lines`` are the lines of the file with their line ends; a long one may be passed in pieces.
 
     Raises:
-        PermanentFailure: not an mbox, in words that help.
+        PermanentFailure: not an mbox; the message says how to correct that.
     """
     reader = _Reader()
     for line in lines:
         reader.feed(line)
     reader.finish()
-    return reader.found
+    return reader.result
 
 
 class _Candidate(NamedTuple):
-    """A line that may begin a message; the next line decides."""
+    """A line that may begin a message, depending on the next line."""
 
     line: bytes
     number: int
-    """Of the line, from 1."""
+    """Number of the line, from 1."""
     is_after_empty: bool
+    """Whether the line before is empty, or this is the first line."""
 
 
 class _Reader:
+    """Takes the lines of a file one after another and collects the messages."""
+
     def __init__(self) -> None:
-        self.found = Mbox()
-        self._at = self._number = 0  # octets and lines before the next line
-        self._is_start = True  # of a line; the rest of a long one comes in pieces
-        self._empty = b""  # the last line, if it is empty: it may belong to no message
+        self.result = Mbox()
+        self._at = self._number = 0  # number of octets and lines read so far
+        self._is_start = True  # whether the next piece begins a line
+        self._empty = b""  # the last line if it is empty; it may separate two messages
         self._section: Section | None = None
         self._sections = 0
         self._candidate: _Candidate | None = None
@@ -145,12 +152,12 @@ class _Reader:
             if line.startswith(mark):
                 if coding:
                     raise PermanentFailure(
-                        f"mbox: this is {coding} text; next: convert it to UTF-8"
+                        f"mbox: the file is encoded in {coding}; convert it to UTF-8 first"
                     )
                 self._at = len(mark)
                 line = line.removeprefix(mark)
         if b"\r" in line.removesuffix(b"\n").removesuffix(b"\r"):
-            raise PermanentFailure("mbox: its lines end with CR alone; next: convert them to LF")
+            raise PermanentFailure("mbox: the lines end with CR; convert them to LF first")
         return line
 
     def _may_begin(self, line: bytes) -> bool:
@@ -180,12 +187,12 @@ class _Reader:
             begins = has_header if is_bare else bool(_FIRST_FIELD.match(following))
             is_certain = is_bare and begins
         if not is_certain:
-            self.found.doubtful.append(candidate.number)
+            self.result.doubtful.append(candidate.number)
         return begins
 
     def _begin(self, candidate: _Candidate) -> None:
         self._at += len(candidate.line)
-        self._section = Section(len(self.found.messages) + 1, self._at)
+        self._section = Section(len(self.result.messages) + 1, self._at)
         self._sections += 1
         self._fields, self._hash = {}, hashlib.sha256()
         self._in_head = self._is_first_field = True
@@ -194,7 +201,7 @@ class _Reader:
         self._is_mozillas = is_bare or candidate.line.startswith(b"From - ")
 
     def _take(self, line: bytes) -> None:
-        """A line of the message, or a part of one."""
+        """Add a line, or a piece of one, to the current message."""
         self._at += len(line)
         is_empty = self._is_start and not line.strip(b"\r\n")
         if self._section is None:
@@ -211,7 +218,9 @@ class _Reader:
 
     def _take_header(self, line: bytes) -> None:
         assert self._section is not None
-        if self._is_first_field and _QUOTED.match(line):  # the From_ line of a second program
+        if self._is_first_field and _QUOTED.match(
+            line
+        ):  # a From_ line that another program has added
             self._section.begin = self._at
             return
         if self._is_start and not line.startswith((b" ", b"\t")):
@@ -225,14 +234,14 @@ class _Reader:
             self._hash.update(line)
 
     def _note_mozilla(self, flags: int) -> None:
-        """No sender can write it there: Thunderbird puts its own before all others."""
+        """Note Thunderbird's flags.  No sender can forge them: Thunderbird's field is the first."""
         assert self._section is not None
         if self._is_mozillas:
-            self.found.is_thunderbirds = True
+            self.result.is_thunderbirds = True
             self._section.is_expunged = bool(flags & _EXPUNGED)
 
     def _note(self, name: bytes, value: bytes) -> None:
-        """UW's server keeps its UIDVALIDITY in the first message, where no sender can write it."""
+        """Note a field.  UIDVALIDITY is only in the first message, where no sender can write it."""
         if name.startswith(b"X-IMAP"):
             if self._sections > 1:
                 return
@@ -248,11 +257,13 @@ class _Reader:
         section.digest = self._hash.hexdigest()[:40]
         section.unique_id = self._unique_id()
         if not self._is_internal():
-            self.found.messages.append(section)
+            self.result.messages.append(section)
 
     def _is_internal(self) -> bool:
-        """Whether it is no mail.  X-IMAP alone may come from a sender, where no server has put its
-        own message in front."""
+        """Return whether this is a server's own data instead of mail.
+
+        X-IMAP alone does not prove that, because a sender can write it into the first message.
+        """
         return b"X-IMAP" in self._fields and self._fields.get(b"SUBJECT") == _INTERNAL
 
     def _unique_id(self) -> str:
@@ -266,12 +277,12 @@ class _Reader:
 
 
 def unquoted(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The message without the ``>`` that mboxrd puts before each ``>*From ``, in pieces."""
+    """Yield the message without the ``>`` that mboxrd adds before each ``>*From ``."""
     held, is_start = b"", True
     for piece in pieces:
         text = held + piece
         cut = text.rfind(b"\n") + 1
-        if not cut and len(text) > _LONGEST:  # a long line
+        if not cut and len(text) > _LONGEST:  # a long line, which is passed on in pieces
             cut = len(text)
         yield _unquoted(text[:cut], is_start=is_start)
         is_start = text[:cut].endswith(b"\n") or (not cut and is_start)

@@ -18,7 +18,7 @@ from ..maildrop import BRAKED, Entry, Forecast, HeldMessage, Maildrop, SessionRe
 from ..message import LineEnds
 from .rules import Rules, forecast, lasting
 
-_PIECE = 65_536  # octets (maildrop.py: no piece is longer)
+_PIECE = 65_536  # octets, the longest piece that maildrop.py allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,29 +29,36 @@ class _Message:
 
 @dataclass(slots=True)
 class _Box:
-    """The maildrop of a user."""
+    """The maildrop of one user."""
 
     messages: dict[str, _Message] = field(default_factory=dict)  # by unique-id
     held: dict[str, tuple[HeldMessage, _Message]] = field(default_factory=dict)  # by name
     opened_at: float | None = None  # on the monotonic clock; None: the lock is free
-    paced_at: float | None = None  # the last login that counted, on the monotonic clock
-    arrived: dict[str, float] = field(default_factory=dict)  # by unique-id; since the epoch
+    paced_at: float | None = (
+        None  # the last login that counts for LOGIN-DELAY, on the monotonic clock
+    )
+    arrived: dict[str, float] = field(
+        default_factory=dict
+    )  # by unique-id, in seconds since the epoch
     sessions: deque[SessionRecord] = field(default_factory=lambda: deque(maxlen=1000))
     rules: Rules = field(default_factory=Rules)
 
 
 class MemoryStore:
-    """Implements ``Store``, ``Holding``, ``Remembering`` and ``Expiring``; its maildrops also
-    ``Journal`` and ``Paced``."""
+    """A store in memory.
+
+    Implements ``Store``, ``Holding``, ``Remembering`` and ``Expiring``.  Its maildrops also
+    implement ``Journal`` and ``Paced``.
+    """
 
     def __init__(self, *, hold: Callable[[str], float] = lambda _: 14 * 86400) -> None:
-        """``hold``: as of a ``MaildirStore``."""
+        """``hold`` returns the hold time of a user in seconds, as for ``MaildirStore``."""
         self.hold = hold
         self._boxes: dict[str, _Box] = {}
         self._counter = itertools.count(1)
 
     def clear(self) -> None:
-        """Forget all mail and its history; unique-ids are still never used again."""
+        """Remove all mail and its history.  Unique-ids are not used again even then."""
         self._boxes.clear()
 
     @asynccontextmanager
@@ -108,17 +115,17 @@ class MemoryStore:
         return [held for held, _ in self._boxes.get(user, _Box()).held.values()]
 
     async def read_held(self, user: str, held: HeldMessage) -> AsyncIterator[bytes]:
-        found = self._boxes.get(user, _Box()).held.get(held.name)
-        if found is None:
+        entry = self._boxes.get(user, _Box()).held.get(held.name)
+        if entry is None:
             raise MessageGone
-        for piece in _cut(found[1].stored):
+        for piece in _cut(entry[1].stored):
             yield piece
 
     async def restore(
         self, user: str, held: Collection[HeldMessage], *, same_unique_ids: bool = False
     ) -> int:
         box = self._boxes.get(user, _Box())
-        given_back = 0
+        restored = 0
         for name in [each.name for each in held if each.name in box.held]:
             message = box.held[name][1]
             if not same_unique_ids:
@@ -129,9 +136,9 @@ class MemoryStore:
             del box.held[name]
             box.messages[message.entry.unique_id] = message
             box.arrived[message.entry.unique_id] = time.time()
-            given_back += 1
+            restored += 1
         box.messages = dict(sorted(box.messages.items(), key=lambda item: int(item[0][1:])))
-        return given_back
+        return restored
 
     async def purge(self, user: str, removed_before: float) -> int:
         box = self._boxes.get(user, _Box())
@@ -184,7 +191,7 @@ class _MemoryMaildrop:
 
 
 def _remove(box: _Box, unique_ids: Sequence[str], hold: float, number: int) -> None:
-    """``number``: unique to this removal."""
+    """Remove messages, and hold them if ``hold`` is above 0.  ``number`` is unique to this call."""
     now = time.time()
     box.rules = box.rules.changed(int(now), hold=hold)
     for unique_id in unique_ids:

@@ -35,7 +35,7 @@ _GIVEN = re.compile(r"[0-9]{1,18}\.([0-9a-f]{32})\.restante")
 
 
 def identify(
-    found: Iterable[File],
+    candidates: Iterable[File],
     adopted: Adopted | None = None,
     rank: Callable[[File], Any] = lambda _: 0,
 ) -> dict[str, File]:
@@ -48,7 +48,7 @@ def identify(
     holders = {unique_id: inode for (_, inode), unique_id in adopted.items() if inode}
     by_id: dict[str, File] = {}
     rivals: dict[str, list[File]] = {}
-    for file in _each_once(found):
+    for file in _each_once(candidates):
         own_id = (adopted and adopted_id(file, adopted)) or unique_id_of(file.name)
         holder = by_id.setdefault(own_id, file)
         if holder is not file or holders.get(own_id, file.inode) != file.inode:
@@ -77,9 +77,9 @@ def identify(
     )
 
 
-def _each_once(found: Iterable[File]) -> Iterable[File]:
+def _each_once(candidates: Iterable[File]) -> Iterable[File]:
     """Drop second links to a message: keep the one in cur/, or else the first by name."""
-    files = list(found)
+    files = list(candidates)
     if len({file.inode for file in files}) < len(files):
         by_identity = {file.identity: file for file in sorted(files, reverse=True)}
         files = list(by_identity.values())

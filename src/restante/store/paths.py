@@ -94,9 +94,9 @@ class Template:
         """
         return self._users_below(self.base, [], {})
 
-    def _users_below(self, path: str, above: list[str], found: dict[str, str]) -> Iterator[str]:
+    def _users_below(self, path: str, above: list[str], values: dict[str, str]) -> Iterator[str]:
         if len(above) == len(self._below):
-            user = found.get("u") or "@".join(found[part] for part in "nd" if part in found)
+            user = values.get("u") or "@".join(values[part] for part in "nd" if part in values)
             if os.path.isdir(f"{path}/new") and self._lies_at(user, above):
                 yield user
             return
@@ -111,7 +111,7 @@ class Template:
         for name in names:
             value = name[len(before) : len(name) - len(after)]
             if name == before + value + after and bool(value) == bool(variable):
-                below = {**found, variable: value} if variable else found
+                below = {**values, variable: value} if variable else values
                 yield from self._users_below(f"{path}/{name}", [*above, name], below)
 
     def _lies_at(self, user: str, names: list[str]) -> bool:

@@ -93,10 +93,10 @@ def look_for_room(maildrop: int, octets: Callable[[], int], limit: int) -> None:
 
 
 def _look_for_room(maildrop: int, octets: int, limit: int) -> None:
-    found = _read(maildrop, limit) or _recount(maildrop, limit)
-    if found.octets + octets > limit and not found.is_fresh:
-        found = _recount(maildrop, limit)
-    if found.octets + octets > limit:
+    count = _read(maildrop, limit) or _recount(maildrop, limit)
+    if count.octets + octets > limit and not count.is_fresh:
+        count = _recount(maildrop, limit)
+    if count.octets + octets > limit:
         raise QuotaExceeded(limit)
 
 
@@ -109,13 +109,13 @@ def changed(maildrop: int, octets: int, messages: int) -> None:
 
 def sizes(maildrop: int, folder: int, messages: Mapping[str, File]) -> dict[str, int]:
     """Return the octets of the messages that are still in this folder, if a count is kept."""
-    found = {}
+    octets = {}
     if is_counted(maildrop):
         for key, file in messages.items():
             with suppress(FileNotFoundError), files.directory(file.directory, folder) as opened:
                 files.status(file.name, opened)  # or another program has moved it
-                found[key] = _size(file.name, opened)
-    return found
+                octets[key] = _size(file.name, opened)
+    return octets
 
 
 def settle(maildrop: int, limit: int) -> None:
@@ -159,8 +159,8 @@ def is_counted(maildrop: int) -> bool:
 def usage(maildrop: int, limit: int) -> Usage:
     """Return the content, from the file if possible, or counted."""
     with files.lock(maildrop):
-        found = _read(maildrop, limit) or _recount(maildrop, limit)
-    return Usage(found.octets, found.messages, limit)
+        count = _read(maildrop, limit) or _recount(maildrop, limit)
+    return Usage(count.octets, count.messages, limit)
 
 
 def _reserve(
@@ -254,20 +254,20 @@ def _recount(maildrop: int, limit: int) -> _Count:
 def _rewrite(maildrop: int, definition: bytes) -> _Count:
     """Count, and write the result unless something changed meanwhile."""
     before = _latest(maildrop)
-    found = _count(maildrop)
+    count = _count(maildrop)
     with suppress(OSError):
-        text = b"%s\n%d %d\n" % (definition, found.octets, found.messages)
+        text = b"%s\n%d %d\n" % (definition, count.octets, count.messages)
         files.replace_cache(MAILDIRSIZE, text, maildrop)
-        found = replace(found, inode=_inode(maildrop))
+        count = replace(count, inode=_inode(maildrop))
         if _latest(maildrop) != before:
             files.unlink(MAILDIRSIZE, maildrop)
-    return found
+    return count
 
 
 def _count(maildrop: int) -> _Count:
     with files.directory("tmp", maildrop) as tmp, files.lock(tmp):
-        found = list(_sizes(maildrop))
-    return _Count(sum(found), len(found), 0, is_fresh=True)
+        octets = list(_sizes(maildrop))
+    return _Count(sum(octets), len(octets), 0, is_fresh=True)
 
 
 def _definition(maildrop: int) -> bytes:
@@ -300,9 +300,9 @@ def _size(name: str, directory: int) -> int:
 
 def _latest(maildrop: int) -> int:
     """Return when a counted directory last changed, in nanoseconds since the epoch."""
-    found = [0]
+    times = [0]
     for folder in [".", *list_folders(maildrop)]:
         for name in ("new", "cur"):
             with suppress(FileNotFoundError, NotADirectoryError):
-                found.append(files.status(f"{folder}/{name}", maildrop).st_mtime_ns)
-    return max(found)
+                times.append(files.status(f"{folder}/{name}", maildrop).st_mtime_ns)
+    return max(times)

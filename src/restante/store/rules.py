@@ -65,8 +65,8 @@ class Rules:
         """
         if not self.expire and expire == inf:
             expire = None  # a maildrop that never expired mail needs no record
-        held, kept = _changed(self.hold, hold, at), _changed(self.expire, expire, at)
-        return replace(self, hold=held, expire=kept)
+        new_hold, new_expire = _changed(self.hold, hold, at), _changed(self.expire, expire, at)
+        return replace(self, hold=new_hold, expire=new_expire)
 
     def a_day_before(self, now: float) -> Rules:
         """Return the rules without changes whose grace is not over."""
@@ -172,8 +172,8 @@ def read(maildrop: int) -> Rules:
     if digest != _checksum(octets):
         return Rules()
     with suppress(ValueError, TypeError, KeyError, AttributeError):
-        found = json.loads(octets)
-        return Rules(_parsed(found["hold"]), _parsed(found["expire"]), int(found["quota"]))
+        fields = json.loads(octets)
+        return Rules(_parsed(fields["hold"]), _parsed(fields["expire"]), int(fields["quota"]))
     return Rules()
 
 
@@ -199,8 +199,8 @@ def set_quota(maildrop: int, octets: int) -> None:
 
 
 def _write(maildrop: int, known: Rules) -> None:
-    found = {"hold": _plain(known.hold), "expire": _plain(known.expire), "quota": known.quota}
-    octets = json.dumps(found).encode("ascii")
+    fields = {"hold": _plain(known.hold), "expire": _plain(known.expire), "quota": known.quota}
+    octets = json.dumps(fields).encode("ascii")
     files.replace(RULES, b"%b\n%b" % (_checksum(octets), octets), maildrop)
 
 

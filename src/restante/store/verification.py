@@ -90,7 +90,7 @@ def _index(maildrop: int, by_id: Mapping[str, File]) -> tuple[Index, Finding | N
 def _message(maildrop: int, announced: Row) -> Finding | None:
     try:
         how = _coding(maildrop, announced.file)
-        found = measured(maildrop, announced)
+        actual = measured(maildrop, announced)
     except FileNotFoundError:  # another program has moved or removed it meanwhile
         return None
     if how:
@@ -98,12 +98,12 @@ def _message(maildrop: int, announced: Row) -> Finding | None:
     size: int | None = announced.size
     if announced.size < 0:
         size = field("W", announced.file.name) if are_names_believed(maildrop) else None
-    if found.form is Form.GUESSED:
+    if actual.form is Form.GUESSED:
         return Finding("unreadable", announced.unique_id, "cannot be read now")
-    if size not in (None, found.size):
-        text = f"the announced size is {size} octets, the real size is {found.size}"
+    if size not in (None, actual.size):
+        text = f"the announced size is {size} octets, the real size is {actual.size}"
         return Finding("size differs", announced.unique_id, text)
-    if found.form < announced.form:
+    if actual.form < announced.form:
         return Finding(
             "form differs", announced.unique_id, "its lines end otherwise than announced"
         )

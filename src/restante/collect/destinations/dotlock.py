@@ -100,8 +100,8 @@ class Dotlock:
         """Remove a lock that was left behind; ``now`` on the clock of the file system."""
         broken = self._aside.with_name(f"{self._aside.name}.part")
         try:
-            found = self._path.stat()
-            if now - found.st_mtime < _STALE and not self._is_of_the_dead():
+            before = self._path.stat()
+            if now - before.st_mtime < _STALE and not self._is_of_the_dead():
                 return False
             self._path.rename(broken)
         except FileNotFoundError:
@@ -109,7 +109,7 @@ class Dotlock:
         try:
             same = broken.stat()
             # An inode number may be used again at once.
-            if (same.st_ino, same.st_mtime_ns) == (found.st_ino, found.st_mtime_ns):
+            if (same.st_ino, same.st_mtime_ns) == (before.st_ino, before.st_mtime_ns):
                 return True
             with suppress(FileExistsError):  # another program was quicker, and has a fresh one
                 os.link(broken, self._path)

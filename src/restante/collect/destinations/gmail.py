@@ -113,6 +113,6 @@ class Gmail(Handed):
         return status, answer or {}
 
 
-def _objects(found: Any) -> list[JsonObject]:
+def _objects(value: Any) -> list[JsonObject]:
     """The JSON objects of a list, whatever came in its place."""
-    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []

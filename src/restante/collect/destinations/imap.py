@@ -121,13 +121,13 @@ class Imap(Handed):
     def _found(self, server: IMAPClient, name: str) -> set[str]:
         """The marks of what SEARCH names."""
         try:
-            found = server.search(["HEADER", _MARK, name])[-_NEWEST:]
+            numbers = server.search(["HEADER", _MARK, name])[-_NEWEST:]
         except imaplib.IMAP4.abort:
             raise
         except imaplib.IMAP4.error:
             self._leave()  # no such search, or an answer without end
             return set()
-        return {mark for header in _headers(server, found) for mark in _mark_in(header)}
+        return {mark for header in _headers(server, numbers) for mark in _mark_in(header)}
 
     def _newest(self, server: IMAPClient, count: int) -> Iterator[bytes]:
         """Headers of the newest messages, the newest first."""
@@ -291,16 +291,16 @@ def _headers(server: IMAPClient, messages: Sequence[int]) -> Iterator[bytes]:
     """Of these, in the numbers that ``use_uid`` says, as far as the server shows them."""
     for first in range(0, len(messages), _BLOCK):
         block = list(messages[first : first + _BLOCK])
-        found = server.fetch(block, [_FIELDS])
+        response = server.fetch(block, [_FIELDS])
         for number in block:
-            for key, octets in found.get(number, {}).items():
+            for key, octets in response.get(number, {}).items():
                 if key.upper().startswith(b"BODY[HEADER") and isinstance(octets, bytes):
                     yield octets
 
 
 def _mark_in(header: bytes) -> set[str]:
-    found = _FIRST_MARK.search(header)
-    return {found[1].decode()} if found else set()
+    mark = _FIRST_MARK.search(header)
+    return {mark[1].decode()} if mark else set()
 
 
 def _date(octets: bytes) -> datetime | None:
@@ -310,9 +310,9 @@ def _date(octets: bytes) -> datetime | None:
             Exception
         ):  # the standard library may raise any error for an untrusted header
             value = str(BytesHeaderParser().parsebytes(octets).get(name, ""))
-            found = parsedate_to_datetime(value.rpartition(";")[2].strip())
-            if 1970 <= found.year < 2100:
-                return found
+            date = parsedate_to_datetime(value.rpartition(";")[2].strip())
+            if 1970 <= date.year < 2100:
+                return date
     return None
 
 

@@ -44,15 +44,15 @@ class Maildir(Folder):
             TemporaryFailure: another program renames files all the time, and this one may be there.
         """
         known = self._known()
-        found = known.paths.get(name)
-        if found is None and known.is_exact:
+        path = known.paths.get(name)
+        if path is None and known.is_exact:
             return None
-        if found is None or not found.exists():  # renamed since
+        if path is None or not path.exists():  # renamed since
             known = self._seen = _look(self._path)
-            found = known.paths.get(name)
-        if found is None and not known.is_exact:
+            path = known.paths.get(name)
+        if path is None and not known.is_exact:
             raise ChangingMaildir
-        return found
+        return path
 
     def _named(self, final: Path) -> None:
         self._known().paths[final.name.split(".")[1]] = final
@@ -79,6 +79,6 @@ def _look(maildir: Path) -> _Known:
     for directory in seen.names:
         with suppress(FileNotFoundError):
             fsync_directory(maildir / directory)
-    found = ((_OURS.match(file.name), file) for file in seen.files())
-    paths = {ours[1]: maildir / file.directory / file.name for ours, file in found if ours}
+    matches = ((_OURS.match(file.name), file) for file in seen.files())
+    paths = {ours[1]: maildir / file.directory / file.name for ours, file in matches if ours}
     return _Known(paths, seen.is_exact)

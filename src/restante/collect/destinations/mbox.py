@@ -225,11 +225,11 @@ def _compare(file: int, offset: int, message: BinaryIO, octets: int) -> tuple[bo
     has_nul = False
     while octets > 0:
         wanted = message.read(min(_PIECE, octets))
-        found = os.pread(file, len(wanted), offset)
-        if not wanted or len(found) < len(wanted):
+        stored = os.pread(file, len(wanted), offset)
+        if not wanted or len(stored) < len(wanted):
             return False, has_nul
-        if found != wanted:
-            if any(there not in (0, ours) for there, ours in zip(found, wanted, strict=True)):
+        if stored != wanted:
+            if any(there not in (0, ours) for there, ours in zip(stored, wanted, strict=True)):
                 return False, has_nul
             has_nul = True
         offset += len(wanted)

@@ -80,8 +80,8 @@ def lines(path: Path | None) -> list[str]:
     """
     if path is None or not path.exists():
         return []
-    found = path.read_bytes().decode("utf-8", "surrogateescape")
-    return [line.rstrip("\r") for line in found.split("\n") if line.strip()]
+    content = path.read_bytes().decode("utf-8", "surrogateescape")
+    return [line.rstrip("\r") for line in content.split("\n") if line.strip()]
 
 
 def octets(size: str) -> int:

@@ -83,7 +83,7 @@ def fetchmail(path: Path, seen: Path | None = None) -> list[Foreign]:
     ids = seen or Path(home(parser.settings.get("idfile", str(path.with_name(".fetchids")))))
     listed = [line.partition(" ") for line in lines(ids)]
     owner = _owner(path)
-    found = []
+    accounts = []
     for row in parser.rows:
         account = _account(row, owner)
         hosts = {row["poll"].lower(), account.host.lower()}
@@ -92,14 +92,14 @@ def fetchmail(path: Path, seen: Path | None = None) -> list[Foreign]:
             user, _, host = whose.rpartition("@")
             if user == account.user and host.lower() in hosts:
                 account.seen.append(unique_id)
-        found.append(account)
-    if not found:
+        accounts.append(account)
+    if not accounts:
         raise PermanentFailure(f"{path}: no account of fetchmail")
-    names = [each.name for each in found]
-    for each in found:
+    names = [each.name for each in accounts]
+    for each in accounts:
         if names.count(each.name) > 1:
             each.name = f"{each.name}-{each.user}"
-    return found
+    return accounts
 
 
 def _owner(path: Path) -> str:
@@ -114,7 +114,7 @@ def _owner(path: Path) -> str:
 def _account(given: Row, owner: str) -> Foreign:
     port = given.get("service", "")
     local = given.get("local", given.get("is", ""))
-    found = Foreign(
+    account = Foreign(
         given["poll"],
         host=given.get("via", given["poll"]),
         port=int(port) if port.isdecimal() else None,
@@ -127,9 +127,9 @@ def _account(given: Row, owner: str) -> Foreign:
         ca_file=home(given.get("sslcertfile", "")),
         refused=_refusal(given),
     )
-    _set_destination(found, given, local or owner)
-    found.notes += _notes(given, found)
-    return found
+    _set_destination(account, given, local or owner)
+    account.notes += _notes(given, account)
+    return account
 
 
 def _refusal(given: Row) -> str:
@@ -147,12 +147,12 @@ def _refusal(given: Row) -> str:
     return ""
 
 
-def _notes(given: Row, found: Foreign) -> Iterator[str]:
+def _notes(given: Row, account: Foreign) -> Iterator[str]:
     if given.get("protocol", "auto").lower() == "auto":
         yield 'its protocol is "auto"; it is taken for POP3'
     if given.get("skip") == "yes":
         yield 'it is marked "skip": fetchmail polls it only when it is named'
-    if not found.is_implicit:
+    if not account.is_implicit:
         yield UNSAFE_CLEAR
     if given.get("sslcertck") == "no":
         yield UNCHECKED
@@ -163,34 +163,34 @@ def _notes(given: Row, found: Foreign) -> Iterator[str]:
             yield note
     if unknown := given.get("unknown"):
         yield f"not understood, and ignored: {unknown}"
-    if not found.password:
+    if not account.password:
         yield "its password is not there (perhaps in ~/.netrc)"
 
 
-def _set_destination(found: Foreign, given: Row, local: str) -> None:
+def _set_destination(account: Foreign, given: Row, local: str) -> None:
     """fetchmail hands mail to a program or a mail server."""
     mda = given.get("mda", "")
     if mda and "%" not in mda:
-        found.to = f"command:{shlex.join(['/bin/sh', '-c', mda])}"
+        account.to = f"command:{shlex.join(['/bin/sh', '-c', mda])}"
         return
     if mda:
-        found.no_destination = "its mda takes addresses of the envelope, which are not known here"
+        account.no_destination = "its mda takes addresses of the envelope, which are not known here"
         return
     if "bsmtp" in given:
-        found.no_destination = "its bsmtp file has no counterpart here"
+        account.no_destination = "its bsmtp file has no counterpart here"
         return
     kind = "lmtp" if given.get("lmtp") == "yes" else "smtp"
     host, _, port = given.get("smtphost", "localhost").rpartition("/")
     if not host and port:
         host, port = port, "" if kind == "lmtp" else "25"
     if given.get("smtphost", "").startswith("/"):
-        found.to = f"{kind}:unix:{given['smtphost']}"
+        account.to = f"{kind}:unix:{given['smtphost']}"
     elif port.isdecimal():
-        found.to = f"{kind}:{host}:{port}"
+        account.to = f"{kind}:{host}:{port}"
     else:
-        found.no_destination = f"its {kind} server names no port"
+        account.no_destination = f"its {kind} server names no port"
     domain = given.get("smtpaddress", "localhost")
-    found.recipient = given.get("smtpname", local if "@" in local else f"{local}@{domain}")
+    account.recipient = given.get("smtpname", local if "@" in local else f"{local}@{domain}")
 
 
 def _tokens(rc: str) -> Iterator[str]:
@@ -301,15 +301,15 @@ class _Parser:
 
     def _names(self) -> None:
         """Several names, or "*", make it multidrop; ``there=here`` maps one."""
-        found = []
+        names = []
         for name in self._list():
             if self._words and self._words[-1] == "=":
                 self._words.pop()
                 name = self._next()
-            found.append(name)
+            names.append(name)
         self._given.add("is")
-        self._row["is"] = found[0] if found else ""
-        if len(found) > 1 or "*" in found:
+        self._row["is"] = names[0] if names else ""
+        if len(names) > 1 or "*" in names:
             self._row["is_multidrop"] = "yes"
 
     def _here(self) -> None:

@@ -27,8 +27,8 @@ def getmail(path: Path, seen: Path | None = None) -> list[Foreign]:
     """
     if not path.is_dir():
         return [_read(path, seen)]
-    found = [_read_one_of_many(each, seen) for each in sorted(path.iterdir()) if _may_be_rc(each)]
-    accounts = [each for each in found if each is not None]
+    results = [_read_one_of_many(each, seen) for each in sorted(path.iterdir()) if _may_be_rc(each)]
+    accounts = [each for each in results if each is not None]
     if not accounts:
         raise PermanentFailure(f"{path}: no configuration of getmail")
     return accounts
@@ -67,7 +67,7 @@ def _name(path: Path) -> str:
 def _account(path: Path, parser: configparser.RawConfigParser, seen: Path | None) -> Foreign:
     retriever = parser["retriever"]
     kind = retriever.get("type", "")
-    found = Foreign(
+    account = Foreign(
         _name(path),
         host=retriever.get("server", ""),
         is_implicit="SSL" in kind,
@@ -77,28 +77,28 @@ def _account(path: Path, parser: configparser.RawConfigParser, seen: Path | None
         ca_file=_home(retriever.get("ca_certs", "")),
         refused=_refusal(kind, retriever),
     )
-    if found.refused:
-        return found
-    port = retriever.getint("port", 995 if found.is_implicit else 110)
-    found.port = port if "port" in retriever else None
+    if account.refused:
+        return account
+    port = retriever.getint("port", 995 if account.is_implicit else 110)
+    account.port = port if "port" in retriever else None
     options = parser["options"] if parser.has_section("options") else parser["DEFAULT"]
     days = options.getint("delete_after", 0)
     if options.getboolean("delete", False):
-        found.keep = "none"
+        account.keep = "none"
     elif days:
-        found.keep = f"{days}d"
-    found.largest = options.getint("max_message_size", 0)
-    found.limit = options.getint("max_messages_per_session", 0)
-    found.to = _destination(found, parser["destination"])
-    found.notes += _notes(found, parser)
-    name = re.sub(r"[/\\:;<>|]+", "-", f"oldmail-{found.host}-{port}-{found.user}")
-    found.seen_file = seen or path.with_name(name)
+        account.keep = f"{days}d"
+    account.largest = options.getint("max_message_size", 0)
+    account.limit = options.getint("max_messages_per_session", 0)
+    account.to = _destination(account, parser["destination"])
+    account.notes += _notes(account, parser)
+    name = re.sub(r"[/\\:;<>|]+", "-", f"oldmail-{account.host}-{port}-{account.user}")
+    account.seen_file = seen or path.with_name(name)
     if "Broken" in kind:
-        found.notes.append(f"{kind} kept no unique-ids")
+        account.notes.append(f"{kind} kept no unique-ids")
     else:
-        seen_lines = lines(found.seen_file)
-        found.seen = [line.partition("\0")[0] for line in seen_lines if "\0" in line]
-    return found
+        seen_lines = lines(account.seen_file)
+        account.seen = [line.partition("\0")[0] for line in seen_lines if "\0" in line]
+    return account
 
 
 def _refusal(kind: str, retriever: configparser.SectionProxy) -> str:
@@ -113,11 +113,11 @@ def _refusal(kind: str, retriever: configparser.SectionProxy) -> str:
     return ""
 
 
-def _notes(found: Foreign, parser: configparser.RawConfigParser) -> Iterator[str]:
+def _notes(account: Foreign, parser: configparser.RawConfigParser) -> Iterator[str]:
     retriever = parser["retriever"]
-    if not found.is_implicit:
+    if not account.is_implicit:
         yield UNSAFE_CLEAR
-    if not found.password and not found.password_command:
+    if not account.password and not account.password_command:
         yield "its password is not there (perhaps in a key ring or ~/.netrc)"
     for name in (*(each for each in _TLS_OPTIONS if each in retriever), *_filters(parser)):
         yield f"its {name} is not imported"
@@ -131,7 +131,7 @@ def _filters(parser: configparser.RawConfigParser) -> list[str]:
     return [name for name in parser.sections() if name.startswith("filter")]
 
 
-def _destination(found: Foreign, section: configparser.SectionProxy) -> str:
+def _destination(account: Foreign, section: configparser.SectionProxy) -> str:
     path = _home(section.get("path", ""))
     match section.get("type", ""):
         case "Maildir" if path:
@@ -142,13 +142,13 @@ def _destination(found: Foreign, section: configparser.SectionProxy) -> str:
             words = (path, *_tuple(section.get("arguments", "()")))
             return f"command:{shlex.join(words)}"
         case "MDA_lmtp" if section.get("host", "").startswith("/") and section.get("override"):
-            found.recipient = section.get("override", "")
+            account.recipient = section.get("override", "")
             return f"lmtp:unix:{section['host']}"
         case "MDA_lmtp" if section.get("port", "").isdecimal() and section.get("override"):
-            found.recipient = section.get("override", "")
+            account.recipient = section.get("override", "")
             return f"lmtp:{section.get('host', '')}:{section['port']}"
         case kind:
-            found.no_destination = f"its destination {kind} has no counterpart here"
+            account.no_destination = f"its destination {kind} has no counterpart here"
     return ""
 
 

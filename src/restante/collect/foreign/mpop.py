@@ -78,7 +78,7 @@ def _is_on(given: dict[str, str], name: str, default: str) -> bool:
 def _account(name: str, given: dict[str, str], seen: Path | None) -> Foreign:
     has_tls = _is_on(given, "tls", "off")
     command = given.get("passwordeval", "")
-    found = Foreign(
+    account = Foreign(
         name,
         host=given.get("host", ""),
         port=int(given["port"]) if given.get("port", "").isdecimal() else None,
@@ -90,30 +90,30 @@ def _account(name: str, given: dict[str, str], seen: Path | None) -> Foreign:
         largest=octets(given.get("skipsize", "")),
         refused=_refusal(given),
     )
-    if found.refused:
-        return found
+    if account.refused:
+        return account
     if not has_tls:
-        found.notes.append(UNSAFE_CLEAR)
-    if not found.password and not command:
-        found.notes.append("its password is not there (perhaps in a key ring or ~/.netrc)")
+        account.notes.append(UNSAFE_CLEAR)
+    if not account.password and not command:
+        account.notes.append("its password is not there (perhaps in a key ring or ~/.netrc)")
     if has_tls and not _is_on(given, "tls_certcheck", "on"):
-        found.notes.append(UNCHECKED)
-    found.notes += [note for option, note in _NOTES.items() if given.get(option)]
+        account.notes.append(UNCHECKED)
+    account.notes += [note for option, note in _NOTES.items() if given.get(option)]
     trust = given.get("tls_trust_file", "")
-    found.ca_file = "" if trust == "system" else home(trust)
+    account.ca_file = "" if trust == "system" else home(trust)
     kind, _, where = given.get("delivery", "").partition(" ")
     where = where.strip()
     if kind in ("maildir", "mbox"):
-        found.to = f"{kind}:{home(where)}"
+        account.to = f"{kind}:{home(where)}"
     elif kind == "mda" and "%" not in where:
-        found.to = f"command:{shlex.join(['/bin/sh', '-c', where])}"
+        account.to = f"command:{shlex.join(['/bin/sh', '-c', where])}"
     else:
-        found.no_destination = f"its delivery {kind or 'is missing and'} has no counterpart here"
+        account.no_destination = f"its delivery {kind or 'is missing and'} has no counterpart here"
     file = given.get("uidls_file", "~/.mpop_uidls/%U_at_%H")
-    file = file.replace("%U", found.user).replace("%H", found.host)
-    found.seen_file = seen or Path(home(file))
-    found.seen = list(_seen(lines(found.seen_file), found.host, found.user))
-    return found
+    file = file.replace("%U", account.user).replace("%H", account.host)
+    account.seen_file = seen or Path(home(file))
+    account.seen = list(_seen(lines(account.seen_file), account.host, account.user))
+    return account
 
 
 def _seen(listed: Iterable[str], host: str, user: str) -> Iterator[str]:

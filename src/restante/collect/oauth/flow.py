@@ -164,7 +164,7 @@ class Question:
         Raises:
             ConsentNeeded: refused, or the identity belongs to another question.
         """
-        found = tokens(answer, now, agreed_at=now)
+        received = tokens(answer, now, agreed_at=now)
         claims = _claims(answer)
         if "openid" in self.application.provider.scopes:
             audience = claims.get("aud")
@@ -173,7 +173,7 @@ class Question:
             )
             if claims.get("nonce") != self.nonce or not is_ours:
                 raise ConsentNeeded("the provider's identity answers another question; once more")
-        return found
+        return received
 
 
 def tokens(
@@ -242,20 +242,20 @@ def device(answer: Answer, now: float) -> Device:
     if "error" in answer:
         raise explain(_text(answer, "error"), _text(answer, "error_description"))
     address = _text(answer, "verification_uri") or _text(answer, "verification_url")
-    found = Device(
+    device = Device(
         _text(answer, "user_code"),
         address,
         _text(answer, "device_code"),
         now + (_number(answer, "expires_in") or _LIFE),
         _number(answer, "interval") or _INTERVAL,
     )
-    if not (found.code and found.user_code.isprintable() and address.isprintable()):
+    if not (device.code and device.user_code.isprintable() and address.isprintable()):
         raise ProviderUnavailable("the provider's answer holds no code for a device")
-    return found
+    return device
 
 
-def poll(application: Application, asked: Device) -> Form:
-    return application.form(grant_type=_DEVICE, device_code=asked.code)
+def poll(application: Application, device: Device) -> Form:
+    return application.form(grant_type=_DEVICE, device_code=device.code)
 
 
 def wait_longer(answer: Answer, interval: float) -> float | None:
@@ -287,7 +287,7 @@ def _claims(answer: Answer) -> Answer:
     (OpenID Connect Core, 3.1.3.7)."""
     parts = _text(answer, "id_token").split(".")
     try:
-        found = json.loads(urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+        claims = json.loads(urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
     except (IndexError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return claims if isinstance(claims, dict) else {}
