@@ -13,7 +13,7 @@ import pytest
 
 from restante.collect.account_ledger import Stored
 from restante.collect.fingerprint import Content
-from restante.collect.health import Health, State
+from restante.collect.health import AccountHealth, Health
 from restante.collect.ledger import Ledger
 from restante.collect.ledger_file import AccountBusy
 from restante.collect.plan import Record, Taken, Used
@@ -188,18 +188,18 @@ def test_logins_per_hour_are_limited(ledger: Ledger) -> None:
 
 def test_health_has_streaks_and_totals(ledger: Ledger) -> None:
     health = Health(ledger.of("ann"))
-    assert health.state() == State()
+    assert health.state() == AccountHealth()
     health.succeeded(3, 300)
     for at in (10.0, 20.0):
         health.failed(at)
-    assert health.state() == State(2, 10.0, good=1, bad=2, messages=3, octets=300)
+    assert health.state() == AccountHealth(2, 10.0, good=1, bad=2, messages=3, octets=300)
     health.succeeded(1, 100)
-    assert health.state() == State(0, None, good=2, bad=2, messages=4, octets=400)
+    assert health.state() == AccountHealth(0, None, good=2, bad=2, messages=4, octets=400)
     health.failed(30.0, 5, 500)
     health.stopped(1, 100)
-    assert health.state() == State(1, 30.0, good=2, bad=3, messages=10, octets=1000)
+    assert health.state() == AccountHealth(1, 30.0, good=2, bad=3, messages=10, octets=1000)
     assert health.state().failing_since == 30.0
-    assert Health(ledger.of("bob")).state() == State()
+    assert Health(ledger.of("bob")).state() == AccountHealth()
 
 
 def test_forgetting_is_only_by_command(ledger: Ledger) -> None:

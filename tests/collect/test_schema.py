@@ -16,7 +16,7 @@ import pytest
 from restante.collect import ledger_file
 from restante.collect.accounts import Accounts, Mailbox
 from restante.collect.fingerprint import Content
-from restante.collect.health import Health, State
+from restante.collect.health import AccountHealth, Health
 from restante.collect.ledger import Ledger
 from restante.collect.plan import Record, Taken
 from restante.errors import TemporaryFailure
@@ -129,7 +129,7 @@ def test_every_earlier_version_is_brought_up_to_date(version: int, tmp_path: Pat
         assert ledger.of("ann").known([key for key, _, _ in ROWS]) == KNOWN
         assert ledger.of("ann").records(KNOWN) == {"taken": Record(1, Content(DIGEST), "")}
         assert ledger.of("ann").last_begin() == 7.5
-        assert Health(ledger.of("ann")).state() == State()
+        assert Health(ledger.of("ann")).state() == AccountHealth()
         assert Accounts(ledger).enter(Mailbox("ann"), 9.0).limited_until == 0
     Ledger(new).close()
     assert layout(path) == layout(new)

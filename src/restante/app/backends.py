@@ -78,14 +78,14 @@ def place_check(config: Configuration) -> Callable[[str], object]:
     return Template(config.store.path).names if config.store.kind == "maildir" else lambda _: None
 
 
-def domains(found: Configuration) -> set[str]:
+def domains(config: Configuration) -> set[str]:
     """Where a user without a domain in the name gets mail."""
-    return {"localhost", found.server.hostname, *found.intake.smtp.domains}
+    return {"localhost", config.server.hostname, *config.intake.smtp.domains}
 
 
-def missing(found: Configuration) -> Iterator[str]:
+def missing(config: Configuration) -> Iterator[str]:
     """What the back ends need and do not have, a sentence each."""
-    auth = found.auth
+    auth = config.auth
     users = Path(auth.users)
     if users.exists() and not os.access(users, os.R_OK):
         yield f"auth.users: {users} cannot be read by this user"

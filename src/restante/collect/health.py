@@ -10,7 +10,7 @@ from typing import NamedTuple
 from .account_ledger import AccountLedger
 
 
-class State(NamedTuple):
+class AccountHealth(NamedTuple):
     """The results of one account's sessions."""
 
     failures: int = 0
@@ -63,7 +63,7 @@ class Health:
                 (self._account, messages, octets),
             )
 
-    def state(self) -> State:
+    def state(self) -> AccountHealth:
         """Return the account's results, all zero before its first session."""
         with self._ledger.reading() as database:
             row = database.execute(
@@ -71,7 +71,7 @@ class Health:
                 " WHERE account = ?",
                 (self._account,),
             ).fetchone()
-        return State(*row) if row else State()
+        return AccountHealth(*row) if row else AccountHealth()
 
     def reported(self, topic: str) -> float | None:
         """Return the moment that the last alert on ``topic`` was about; None if nothing is open.
