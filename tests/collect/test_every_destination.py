@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from restante.collect.destinations import Destination
+from restante.addons import offers
+from restante.collect.destinations import Destination, Tracing, Verifying
+from restante.collect.destinations.opening import TRACING, VERIFYING
 from restante.collect.ledger import Ledger
 from restante.collect.outcome import Outcome
 from restante.collect.plan import Policy
@@ -74,6 +76,15 @@ def account(
         place(kind, tmp_path / "place", server_tls, certificate[0]) as there,
     ):
         yield Account(there, ledger)
+
+
+@each_kind
+def test_add_ons_of_a_kind_are_known_before_it_is_opened(kind: str, account: Account) -> None:
+    """``keep`` is checked against them when the configuration is read."""
+    name = "" if kind == "directory" else kind.partition(" ")[0]
+    with closing(account.opened()) as destination:
+        assert offers(destination, Verifying) == (name in VERIFYING)
+        assert offers(destination, Tracing) == (name in TRACING)
 
 
 @each_kind

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from ..collect.ledger import Ledger
     from ..collect.plan import Budget, Policy
 
-# Destinations that can look at what they stored, and that know what was deleted there.
-_READABLE = ("", "maildir", "maildrop")
-_TRACED = ("maildrop",)
 _PORTS = (110, 995)  # of POP3, so that one mailbox answers at both
 _GMAIL = (
     "openid",
@@ -157,12 +154,14 @@ class Job:
 
     def contradiction(self) -> str:
         """Why its destination cannot do what ``keep`` requires; empty if it can."""
+        from ..collect.destinations.opening import TRACING, VERIFYING
+
         account = self.options
         kind, colon, _ = account.to.partition(":")
         kind = kind if colon else ""
         needs: dict[str, tuple[tuple[str, ...], str]] = {
-            "until-verified": (_READABLE, "whose copies can be read again"),
-            "until-deleted": (_TRACED, "that shows what the user deleted"),
+            "until-verified": (VERIFYING, "whose copies can be read again"),
+            "until-deleted": (TRACING, "that shows what the user deleted"),
         }
         kinds, words = needs.get(account.keep, ((kind,), ""))
         if kind in kinds:

@@ -9,6 +9,10 @@ from ...errors import UnsafeArgument
 from ...maildrop import Presence as Presence
 from . import Destination, TokenSource
 
+# Kinds that offer the add-on of this name; "" is the path of a directory.
+VERIFYING = ("", "maildir", "maildrop")
+TRACING = ("maildrop",)
+
 
 def look_over(
     text: str,
