@@ -199,23 +199,15 @@ class RawMessage(NamedTuple):
     """CRLF throughout and at the end, and ``size`` is the entry's; lines may start with dots."""
 
 
-class RawOctets(NamedTuple):
-    """All octets of a small message as stored in its file; see ``RawMessage`` for the flags."""
-
-    octets: bytes
-    is_wire_ready: bool
-    has_crlf: bool
-
-
 @runtime_checkable
 class RawReading(Protocol):
     """Add-on of a maildrop whose messages are files."""
 
-    def read_cached(self, entry: Entry) -> RawOctets | None:
-        """Return the message's file if that does not block, or None: then call ``open_raw``.
+    def cached_texts(self, entries: Sequence[Entry], most: int) -> list[bytes]:
+        """Return the first of these messages, byte-stuffed, as far as reading them does not block.
 
-        If the page cache has only a part of the file, only a part may be returned; of a file that
-        is too long, one octet more than ``entry.size``.  So the caller must check the size.
+        Each had ``entry.size`` octets before byte-stuffing, and all of them together at most
+        ``most``.  The first message that is not returned needs ``open_raw`` or ``read``.
         """
 
     def open_raw(self, entry: Entry) -> RawMessage | None:

@@ -20,7 +20,6 @@ MAX_DISCARD = 131_072  # octets of one overlong line that we wait for; ours
 # answer at all (ALPACA, https://alpaca-attack.com).
 _HTTP = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "PRI")
 FOREIGN_PROTOCOLS = frozenset((*_HTTP, "HOST:", "PROXY"))
-_FEW = 16  # dots found one by one; more of them are found faster all at once
 
 
 class LineBuffer:
@@ -76,14 +75,17 @@ class LineBuffer:
             raise OverlongLine(self.limit)
         return None
 
-    def take(self, line: re.Pattern[bytes]) -> bytes | None:
-        """The first group of a whole line that looks so, its CRLF included; None: it does not."""
-        found = line.match(self._octets)
-        if found is None or self._discarded >= 0:
-            return None
-        group: bytes = found[1]
-        self._take(found.end())
-        return group
+    def match(self, lines: re.Pattern[bytes]) -> re.Match[bytes] | None:
+        """Match whole lines, their CRLF included, at the beginning; ``skip`` removes them."""
+        return lines.match(self._octets) if self._discarded < 0 else None
+
+    def skip(self, lines: int) -> None:
+        """Remove that many lines, which ``match`` has seen."""
+        end = 0
+        for _ in range(lines):
+            end = self._octets.index(b"\n", end) + 1
+        del self._octets[:end]
+        self._scanned = 0
 
     def take_all(self) -> bytes:
         """All that waits, for what is no line."""
@@ -110,27 +112,16 @@ class LineBuffer:
 
 
 def stuffed(text: bytes) -> bytes:
-    """As ``Stuffer``, for CRLF text that is there as a whole, its end included."""
+    """As ``Stuffer.feed``, for the whole CRLF text of a response."""
     if text.startswith(b"."):
         text = b"." + text
-    text = _doubled(text)
-    return text + (TERMINATION if not text or text.endswith(CRLF) else CRLF + TERMINATION)
+    return _doubled(text)
 
 
 def _doubled(text: bytes) -> bytes:
-    """Dots that follow a line end: few as a rule, so that the text between is only copied."""
-    if b"." not in text:  # as in what is encoded; one octet is found ten times as fast as three
-        return text
-    parts: list[bytes] = []
-    end = len(text)
-    while (at := text.rfind(b"\r\n.", 0, end)) >= 0 and len(parts) < _FEW:  # the quickest search
-        end, before = at + 2, end
-        parts.append(text[end:before])
-    if not parts:
-        return text
-    rest = text[:end]
-    parts.append(rest if at < 0 else rest.replace(b"\r\n.", b"\r\n.."))
-    return b".".join(reversed(parts))
+    """Double the dots that follow a line end."""
+    # Encoded text has no dot, and one octet is found ten times as fast as three.
+    return text.replace(b"\r\n.", b"\r\n..") if b"." in text else text
 
 
 class Stuffer:

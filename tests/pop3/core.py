@@ -72,12 +72,8 @@ class Core:
                     self.is_open = True
             case Lookup():
                 self._do(session.looked_up(self._passdb.keys(event.identity, event.digest)))
-            case Retrieve(_, entry, response, lines):
-                text = self.messages[self._listing.index(entry)]
-                stuffer = Stuffer()
-                text = text if lines is None else Top(lines).feed(text)
-                self._say(response.head() + stuffer.feed(text) + stuffer.finish())
-                session.retrieved()
+            case Retrieve():
+                self._retrieve(event)
             case Update(entries):
                 assert self.is_open, "UPDATE without a maildrop"
                 gone = {self._listing.index(entry) for entry in entries}
@@ -90,6 +86,16 @@ class Core:
                 self.is_handshaking = True
             case _:
                 self._say(b"".join(event.encode()))
+
+    def _retrieve(self, event: Retrieve) -> None:
+        """Send some of the messages; the session asks for the others again."""
+        count = 1 + len(self.said) % event.commands
+        for entry, head in zip(event.entries[:count], event.heads, strict=False):
+            text = self.messages[self._listing.index(entry)]
+            stuffer = Stuffer()
+            text = text if event.lines is None else Top(event.lines).feed(text)
+            self._say(head + stuffer.feed(text) + stuffer.finish())
+        self.session.retrieved(count)
 
     def shake_hands(self) -> None:
         """The TLS handshake has succeeded."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from restante.maildrop import Entry, Rendered
 from restante.pop3.commands import VERBS
-from restante.pop3.grammar import Response
+from restante.pop3.grammar import Repeated, Response
 from restante.pop3.session import Policy, Session
 from restante.pop3.state import Close
 
@@ -48,7 +48,7 @@ def dialogue(listing: Sequence[Entry], commands: bytes) -> bytes:
     session.next(), session.next()
     said = session.opened(listing).head()
     while (event := session.next()) is not None and not isinstance(event, Close):
-        assert isinstance(event, Response)
+        assert isinstance(event, Response | Repeated)
         said += b"".join(event.encode())
     return said
 

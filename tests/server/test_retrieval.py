@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from restante.maildrop import RawOctets, RawReading
+from restante.maildrop import RawReading
+from restante.pop3.state import Event
 from restante.server import retrieval
+from restante.server.output import HIGH_WATER, TURN, Output
 from restante.server.pop3 import Connection
+from restante.store import files
 from restante.store.maildir import MaildirStore
 
 from ..support import Client, Run, once, serving, until
@@ -239,11 +242,6 @@ def test_tls_transport_cannot_use_sendfile(
     run(main())
 
 
-@pytest.mark.parametrize("stored", [b"cut", b"a\nlonger one\n"])
-def test_message_with_another_size_is_not_sent_from_cache(stored: bytes) -> None:
-    assert retrieval.wire_form(RawOctets(stored, is_wire_ready=False, has_crlf=False), 10) is None
-
-
 def test_unreadable_files_are_left_to_the_store(tmp_path: Path, run: Run[None]) -> None:
     async def main() -> None:
         store = MaildirStore(f"{tmp_path}/%u")
@@ -255,6 +253,83 @@ def test_unreadable_files_are_left_to_the_store(tmp_path: Path, run: Run[None]) 
             assert (await client.ask(b"RETR 1")).startswith(b"-ERR [SYS/TEMP] ")
 
     run(main())
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_messages_of_a_run_are_sent_as_one_by_one(
+    is_cached: bool, tmp_path: Path, run: Run[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the page cache or not, with a message that is gone and a large one among small ones."""
+    sizes = [10, 20, 70_000, 30, 40, 50]
+    commands = [b"%s%d%s\r\n" % each for each in [*runs(len(sizes)), (b"DELE ", 1, b"")]]
+    if not is_cached:
+        monkeypatch.setattr(files, "_NOWAIT", 0)
+        monkeypatch.setattr(retrieval, "_NOWAIT", 0)
+
+    async def main() -> None:
+        store = MaildirStore(f"{tmp_path}/%u")
+        for size in sizes:
+            await store.deliver("mrose", once(b"a: b\n\n" + b".\n" * (size // 2)))
+        path = min((tmp_path / "mrose" / "new").iterdir())
+        aside = tmp_path / path.name
+        async with serving(store) as server:
+            async with server.client() as client:
+                await client.log_in()
+                path.rename(aside)
+                one_by_one = b""
+                for command in commands:
+                    client.send(command)
+                    reply = await client.reader.readline()
+                    is_long = reply.startswith(b"+OK") and not command.startswith(b"DELE")
+                    while is_long and not reply.endswith(b"\r\n.\r\n"):
+                        reply += await client.reader.read(65_536)
+                    one_by_one += reply
+                client.send(b"RSET\r\nQUIT\r\n")
+                await client.rest()
+            aside.rename(path)
+            async with server.client() as client:
+                await client.log_in()
+                path.rename(aside)
+                client.send(b"".join(commands) + b"RSET\r\nQUIT\r\n")
+                together = await client.rest()
+        assert one_by_one.count(b"-ERR") == 3
+        assert together.startswith(one_by_one)
+
+    run(main())
+
+
+def runs(count: int) -> Iterator[tuple[bytes, int, bytes]]:
+    for command, rest in ((b"RETR ", b""), (b"TOP ", b" 0"), (b"TOP ", b" 3")):
+        yield from ((command, number, rest) for number in range(1, count + 1))
+
+
+def test_a_turn_sends_a_bounded_number_of_octets(
+    tmp_path: Path, run: Run[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even to a client that takes all at once."""
+    count, size, turns = 64, 60_000, []
+    process = Connection._run_commands
+
+    def measured(self: Connection) -> Event | None:
+        before = self._output.produced
+        try:
+            return process(self)
+        finally:
+            turns.append(self._output.produced - before)
+
+    async def main() -> None:
+        store = MaildirStore(f"{tmp_path}/%u")
+        for _ in range(count):
+            await store.deliver("mrose", once(b"x" * (size - 2) + b"\r\n"))
+        async with serving(store) as server, server.client() as client:
+            await client.log_in()
+            client.send(b"".join(b"RETR %d\r\n" % at for at in range(1, count + 1)) + b"QUIT\r\n")
+            assert len(await client.rest()) > count * size
+
+    monkeypatch.setattr(Connection, "_run_commands", measured)
+    monkeypatch.setattr(Output, "block", lambda _: None)
+    run(main())
+    assert TURN / 2 < max(turns) < TURN + 2 * HIGH_WATER
 
 
 def test_the_maildir_store_reads_raw(tmp_path: Path, run: Run[None]) -> None:

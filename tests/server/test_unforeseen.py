@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -18,7 +18,6 @@ from restante.maildrop import (
     Entry,
     Maildrop,
     RawMessage,
-    RawOctets,
     SessionRecord,
     Store,
 )
@@ -66,9 +65,9 @@ class Drop:
         self._broken("read half")
         yield MESSAGE[5:]
 
-    def read_cached(self, entry: Entry) -> RawOctets | None:
-        self._broken("read_cached")
-        return None
+    def cached_texts(self, entries: Sequence[Entry], most: int) -> list[bytes]:
+        self._broken("cached_texts")
+        return []
 
     def open_raw(self, entry: Entry) -> RawMessage | None:
         self._broken("open_raw")
@@ -190,7 +189,7 @@ def test_unforeseen_exception_in_a_lookup_is_answered(
 @pytest.mark.parametrize(
     ("place", "command"),
     [
-        ("read_cached", b"RETR 1"),
+        ("cached_texts", b"RETR 1"),
         ("open_raw", b"RETR 1"),
         ("read", b"RETR 1"),
         ("read", b"TOP 1 0"),

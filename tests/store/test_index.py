@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from restante.errors import TemporaryFailure
 from restante.maildrop import Entry, RawReading
+from restante.message import crlf_text
 from restante.store import adopted, files, index, refresh
 from restante.store.index import INDEX, Form, Index, Row
 from restante.store.maildir import MaildirStore
 from restante.store.names import File
+from restante.wire import stuffed
 
 from .helpers import (
     contents,
@@ -638,7 +640,9 @@ def test_wire_ready_file_is_recognised(
             assert raw.size == len(octets)
             assert raw.is_wire_ready == (form is Form.READY)
             assert raw.has_crlf == (form is not Form.UNKNOWN)
-            assert maildrop.read_cached(maildrop.listing[0]) == (octets, *raw[2:])
+            size = maildrop.listing[0].size
+            assert maildrop.cached_texts(maildrop.listing, size - 1) == []
+            assert maildrop.cached_texts(maildrop.listing, size) == [stuffed(crlf_text(octets))]
 
     run(story())
 
@@ -656,7 +660,7 @@ def test_file_of_another_size_is_not_ready(maildir: MaildirStore, place: Path) -
             os.close(raw.descriptor)
             assert not raw.is_wire_ready
             assert not raw.has_crlf
-            assert maildrop.read_cached(maildrop.listing[0]) == (b"a\r\nb", False, False)
+            assert maildrop.cached_texts(maildrop.listing, 100) == []
 
     run(story())
 
@@ -674,7 +678,7 @@ def test_renamed_or_irregular_file_is_left_to_read(maildir: MaildirStore, place:
             (place / "new/3.a").symlink_to(place / "cur/1.a:2,S")
             for entry in maildrop.listing:
                 assert maildrop.open_raw(entry) is None
-                assert maildrop.read_cached(entry) is None
+                assert maildrop.cached_texts([entry], 100) == []
             with suppress(StopAsyncIteration):
                 await anext(maildrop.read(maildrop.listing[0]))
             raw = maildrop.open_raw(maildrop.listing[0])

@@ -6,7 +6,7 @@ A function takes the session and the arguments, and returns a response or an act
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv6Address, ip_address
 
 from ..errors import BadCommand, HostileInput, NoExchange, TLSRequired
@@ -15,7 +15,7 @@ from ..sasl import MECHANISMS
 from ..sasl.prepare import prepared
 from ..words import counted
 from . import texts
-from .grammar import Response, parse_count, parse_number
+from .grammar import Repeated, Response, parse_count, parse_number
 from .session import Session, Verb
 from .state import Event, Login, Retrieve, StartTLS, State, Update, Xclient
 
@@ -173,24 +173,34 @@ def uidl(session: Session, number: str | None = None) -> Response:
     return Response(text, lines=(f"{at} {each.unique_id}" for at, each in transaction.unmarked()))
 
 
-def retr(session: Session, number: str) -> Event:
+def retr(session: Session, number: str) -> Retrieve:
     """Sends the whole message (RFC 1939 §5)."""
-    at = parse_number(number)
-    entry = session.transaction.entry(at)
-    return Retrieve(at, entry, Response(f"{entry.size} octets"))
+    return retrieve(session, [parse_number(number)])
 
 
-def top(session: Session, number: str, lines: str) -> Event:
+def top(session: Session, number: str, lines: str) -> Retrieve:
     """Sends the header and the first lines of the body (RFC 1939 §7)."""
-    at = parse_number(number)
-    entry = session.transaction.entry(at)
-    return Retrieve(at, entry, Response("top of message follows"), parse_count(lines))
+    return retrieve(session, [parse_number(number)], parse_count(lines))
 
 
-def dele(session: Session, number: str) -> Response:
+def retrieve(session: Session, numbers: Sequence[int], lines: int | None = None) -> Retrieve:
+    """Sends the messages of a run, up to the first that cannot be sent."""
+    entries = session.transaction.entries(numbers)
+    if lines is None:
+        heads = [session.head(f"{entry.size} octets") for entry in entries]
+    else:
+        heads = [session.head("top of message follows")] * len(entries)
+    return Retrieve(numbers[: len(entries)], entries, heads, lines)
+
+
+def dele(session: Session, number: str) -> Repeated:
     """Marks a message as deleted; it is removed at QUIT (RFC 1939 §5)."""
-    session.transaction.mark(parse_number(number))
-    return Response("marked as deleted")
+    return delete(session, [parse_number(number)])
+
+
+def delete(session: Session, numbers: Sequence[int]) -> Repeated:
+    """Marks the messages of a run, up to the first that cannot be marked."""
+    return Repeated(Response("marked as deleted"), session.transaction.mark(numbers))
 
 
 def rset(session: Session) -> Response:
@@ -230,9 +240,9 @@ VERBS = {
     "STAT": Verb(stat, _TRANS, range(1)),
     "LIST": Verb(list_, _TRANS, range(2)),
     "UIDL": Verb(uidl, _TRANS, range(2)),
-    "RETR": Verb(retr, _TRANS, range(1, 2)),
-    "TOP": Verb(top, _TRANS, range(2, 3)),
-    "DELE": Verb(dele, _TRANS, range(1, 2)),
+    "RETR": Verb(retr, _TRANS, range(1, 2), run_all=retrieve),
+    "TOP": Verb(top, _TRANS, range(2, 3), run_all=retrieve),
+    "DELE": Verb(dele, _TRANS, range(1, 2), run_all=delete),
     "RSET": Verb(rset, _TRANS, range(1)),
     "NOOP": Verb(noop, _TRANS, range(1)),
     "QUIT": Verb(quit_, _AUTH + _TRANS, range(1)),

@@ -102,6 +102,16 @@ class Response(NamedTuple):
         yield begin + stuffer.finish()
 
 
+class Repeated(NamedTuple):
+    """The same response of one line to each command of a run."""
+
+    response: Response
+    commands: int
+
+    def encode(self) -> Iterator[bytes]:
+        yield self.response.head() * self.commands
+
+
 @dataclass(frozen=True, slots=True)
 class Challenge:
     """A server's step in a SASL exchange: ``+``, a space, base64 (RFC 5034 §4)."""

@@ -30,7 +30,7 @@ from ..passdb import ScramSecrets, Terms, UserAccount
 from ..sasl import MECHANISMS, Channel, Exchange, Lookup, Mechanism
 from ..wire import CRLF, FOREIGN_PROTOCOLS, MAX_COMMAND, LineBuffer
 from ..words import counted
-from .grammar import Challenge, Command, Response, failure
+from .grammar import Challenge, Command, Repeated, Response, failure
 from .state import Close, Event, Login, Retrieve, StartTLS, State
 from .texts import translated
 from .transaction import Transaction
@@ -38,9 +38,15 @@ from .transaction import Transaction
 MAX_XCLIENT = 8192  # octets of an XCLIENT line, from trusted proxies only; our own limit
 # Octets of the greeting's text if a time stamp follows; the line may have 512 (RFC 2449 §4).
 _BESIDE = 150
-_RETR = re.compile(rb"RETR ([1-9][0-9]{0,9})\r\n")  # fast path for the most frequent command
+# Equal commands that wait together, in the spelling that programs send.  At most 16, because one
+# event is answered in one step, and other connections wait for it.
+_RUN = re.compile(
+    rb"(RETR|DELE) [1-9][0-9]{0,9}\r\n(?:\1 [1-9][0-9]{0,9}\r\n){0,15}"
+    rb"|(TOP) [1-9][0-9]{0,9} ([0-9]{1,9})\r\n(?:TOP [1-9][0-9]{0,9} \3\r\n){0,15}"
+)
+_NUMBER = re.compile(rb"[A-Z] ([0-9]+)")  # the message-number of each of them
 _CLEAR = Channel()
-_ANSWERS = (Response, Challenge)
+_ANSWERS = (Response, Repeated, Challenge)
 _FOREIGN = FOREIGN_PROTOCOLS | {"EHLO", "HELO", "LHLO"}
 
 
@@ -96,6 +102,9 @@ class Verb(NamedTuple):
     """All that follows the keyword's space is one argument, spaces included."""
     may: Callable[[Session], object] | None = None
     """Where this returns false, the command is unknown."""
+    run_all: Callable[..., Repeated | Retrieve] | None = None
+    """Runs the first of several equal commands; takes the session, the message-numbers, and what
+    else is equal.  Raises only if not even the first can be run."""
 
 
 class Session:
@@ -118,6 +127,7 @@ class Session:
         "_policy",
         "_refusal",
         "_refused_exchanges",
+        "_retrieving",
         "_terms",
         "_verbs",
         "accepts_xclient",
@@ -179,6 +189,7 @@ class Session:
         self._refusal = b""  # the challenge that reports a failure of this exchange
         self._failure: AuthenticationFailed | None = None  # the failure that it reported
         self._awaiting = False
+        self._retrieving: Retrieve | None = None  # requested, and not answered yet
         self._closing = ""
         self._bad_commands = self._refused_exchanges = self._commands = 0
         self.transaction: Transaction
@@ -209,7 +220,7 @@ class Session:
         if self._closing:
             return self._close(self._closing)
         try:
-            event = self._take()
+            event = self._retrieving or self._take()
         except HostileInput as error:
             return self._close(str(error))
         except RestanteError as error:
@@ -217,6 +228,7 @@ class Session:
         if event is None:
             return None
         self._awaiting = not isinstance(event, _ANSWERS)
+        self._retrieving = event if isinstance(event, Retrieve) else None
         if self.state is State.TRANSACTION:
             self._bad_commands = 0
         return event if self.language == "en" else self._translate_event(event)
@@ -237,9 +249,14 @@ class Session:
             Response(f"{counted(opened.count, 'message')} ({opened.octets} octets)")
         )
 
-    def retrieved(self) -> None:
-        """Answers Retrieve: the whole message was sent."""
+    def retrieved(self, count: int = 1) -> None:
+        """Answers Retrieve: that many messages were sent to their end."""
         self._awaiting = False
+        self._drop_retrieved(count)
+
+    def _drop_retrieved(self, count: int) -> None:
+        run = self._retrieving
+        self._retrieving = run.after(count) if run is not None and run.commands > count else None
 
     def looked_up(self, secrets: ScramSecrets) -> Response | Challenge:
         """Answers Lookup."""
@@ -284,6 +301,7 @@ class Session:
         if self.state is State.UPDATE:
             return self._answer_last(failure(error))
         self._awaiting = False
+        self._drop_retrieved(1)
         if self._refusal and isinstance(error, AuthenticationFailed):
             self._failure = error
             return Challenge(b64encode(self._refusal))
@@ -321,6 +339,10 @@ class Session:
         if self.state is State.AUTHORIZATION:
             self.is_utf8 = True
             self._may_start_tls = False
+
+    def head(self, text: str) -> bytes:
+        """Return a first line, +OK, in the client's language."""
+        return self._translate(Response(text)).head()
 
     @property
     def mechanisms(self) -> tuple[str, ...]:
@@ -370,8 +392,8 @@ class Session:
     # Internal.
 
     def _take(self) -> Event | None:
-        if self.state is State.TRANSACTION and (number := self._lines.take(_RETR)) is not None:
-            return self._verbs["RETR"].run(self, number.decode())
+        if self.state is State.TRANSACTION and (run := self._lines.match(_RUN)) is not None:
+            return self._run_all(run)
         line = self._lines.next_line()
         if line is None:
             return None
@@ -402,6 +424,20 @@ class Session:
         event = verb.run(self, *arguments)
         if self.user is not None and command.keyword not in ("USER", "AUTH"):
             self.user = None  # PASS must follow USER directly; AUTH changes nothing (RFC 5034 §4)
+        return event
+
+    def _run_all(self, commands: re.Match[bytes]) -> Event:
+        """Run the first of equal commands, as many as can be answered alike."""
+        keyword, lines = commands[1] or commands[2], commands[3]
+        run = self._verbs[keyword.decode()].run_all
+        assert run is not None
+        numbers = [int(number) for number in _NUMBER.findall(commands[0])]
+        try:
+            event = run(self, numbers, *([int(lines)] if lines else []))
+        except RestanteError:
+            self._lines.skip(1)
+            raise
+        self._lines.skip(event.commands)
         return event
 
     def _continue(self, exchange: Exchange, line: bytes) -> Event:
@@ -479,8 +515,8 @@ class Session:
         match event:
             case Response():
                 return self._translate(event)
-            case Retrieve():
-                return event._replace(response=self._translate(event.response))
+            case Repeated(response):
+                return event._replace(response=self._translate(response))
             case StartTLS(response):
                 return StartTLS(self._translate(response))
         return event

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 from ..maildrop import Entry
 from ..passdb import Shown
 from ..sasl import Lookup
-from .grammar import Challenge, Response
+from .grammar import Challenge, Repeated, Response
 
 
 class State(Enum):
@@ -27,17 +28,28 @@ class Login:
 
 
 class Retrieve(NamedTuple):
-    """Send ``response`` and the message; answer ``retrieved``, or ``failed`` if nothing was sent.
+    """Send messages, each behind its head; there is at least one.
 
-    After the first octet the response cannot be taken back: if the message cannot be sent to its
-    end, the connection must be aborted without the termination octet.
+    Answer ``retrieved`` with the number of messages sent, or ``failed`` if the first cannot be
+    sent; the others are then requested again.  After its first octet a response cannot be taken
+    back: if a message cannot be sent to its end, the connection must be aborted without the
+    termination octet.
     """
 
-    number: int
-    entry: Entry
-    response: Response
+    numbers: Sequence[int]
+    entries: Sequence[Entry]
+    heads: Sequence[bytes]
+    """The first line of each response."""
     lines: int | None = None
     """Number of body lines to send after the header (TOP); None: the whole message."""
+
+    @property
+    def commands(self) -> int:
+        return len(self.entries)
+
+    def after(self, count: int) -> Retrieve:
+        """Return what is left when ``count`` messages were sent."""
+        return Retrieve(self.numbers[count:], self.entries[count:], self.heads[count:], self.lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,4 +84,4 @@ class Close:
 
 
 Action = Login | Lookup | Retrieve | Update | StartTLS | Xclient | Close
-Event = Response | Challenge | Action
+Event = Response | Repeated | Challenge | Action

@@ -6,6 +6,7 @@ Standards: RFC 1939 §4 (message-numbers), §5 (DELE, RSET).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 from ..errors import NoSuchMessage, ReadOnly
 from ..maildrop import Entry, Rendered
@@ -47,6 +48,20 @@ class Transaction:
         except IndexError:
             raise NoSuchMessage from None
 
+    def entries(self, numbers: Sequence[int]) -> list[Entry]:
+        """Return the entries of these message-numbers, up to the first that ``entry`` refuses.
+
+        Raises:
+            NoSuchMessage: it is the first of all.
+        """
+        listing, marks = self._listing, self._marks or ()
+        known = len(listing)
+        entries = [
+            listing[number - 1]
+            for number in takewhile(lambda number: number <= known and number not in marks, numbers)
+        ]
+        return entries or [self.entry(numbers[0])]
+
     def unmarked(self) -> Iterator[tuple[int, Entry]]:
         """Yield message-number and entry of all messages that are not marked as deleted."""
         marks = frozenset(self._marks or ())  # a client may mark more while it reads a listing
@@ -63,20 +78,25 @@ class Transaction:
         """Return the messages that QUIT will remove, in the order of the listing."""
         return tuple(self._listing[number - 1] for number in sorted(self._marks or ()))
 
-    def mark(self, number: int) -> None:
-        """Mark a message as deleted.
+    def mark(self, numbers: Sequence[int]) -> int:
+        """Mark messages as deleted, up to the first that cannot be; returns how many.
 
         Raises:
-            NoSuchMessage: no such message-number, or marked already.
+            NoSuchMessage: the first does not exist or is marked already.
             ReadOnly: this login may not delete messages.
         """
-        entry = self.entry(number)
-        if self._is_read_only:
-            raise ReadOnly
-        self._marks = self._marks or set()
-        self._marks.add(number)
-        self.count -= 1
-        self.octets -= entry.size
+        marked = 0
+        for entry, number in zip(self.entries(numbers), numbers, strict=False):
+            if self._is_read_only:
+                raise ReadOnly
+            self._marks = self._marks or set()
+            if number in self._marks:  # twice in this run
+                break
+            self._marks.add(number)
+            self.count -= 1
+            self.octets -= entry.size
+            marked += 1
+        return marked
 
     def unmark_all(self) -> None:
         """Remove all marks."""

@@ -3,8 +3,8 @@
 POP3 (``pop3``), SMTP and LMTP (``intake``) add what their sessions ask for.  The guards are here,
 so that every listener has the same ones:
 
-- At most ``_COMMANDS_PER_TURN`` commands of one connection run before other connections get a turn.
-- After some 64 KiB of input other connections get a turn, too.
+- Other connections get a turn after ``_EVENTS_PER_TURN`` commands, or runs of a few equal ones;
+  after ``TURN`` octets of output; and after some 64 KiB of input.
 - A client that stops reading is not served on (``output``), so a connection holds some 64 KiB of
   output and as much input, however much is pipelined.
 - There is a deadline for the login or the first message, for silence, and for a client that stops
@@ -42,11 +42,11 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 from ..tls import ForeignProtocol, refuse_foreign
 from .admission import Slot
 from .listener import log_refused_tls
-from .output import HIGH_WATER, Output
+from .output import HIGH_WATER, TURN, Output
 from .proxy import Origin
 
 DIRECT = Origin()
-_COMMANDS_PER_TURN = 100  # some milliseconds: other clients wait no longer for one that pipelines
+_EVENTS_PER_TURN = 100  # some milliseconds: other clients wait no longer for one that pipelines
 _TLS_END = 1.0  # seconds that a drain waits for close_notify of clients that have everything
 
 
@@ -347,10 +347,14 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
 
     def _run_commands(self) -> E | None:
         """Answer commands until one needs waiting; returns that one's event, or None."""
-        for _ in range(_COMMANDS_PER_TURN):
-            if self._output.is_blocked or self._is_closing:
-                break
+        events, turn_ends = 0, self._output.produced + TURN
+        while not (self._output.is_blocked or self._is_closing):
             event, produced = None, self._output.produced
+            if events == _EVENTS_PER_TURN or produced >= turn_ends:
+                self._is_turn_due = True
+                self._loop.call_soon(self._take_turn)
+                break
+            events += 1
             try:
                 event = self._session.next()
                 if event is None:
@@ -361,9 +365,6 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
                     return event
             except Exception:
                 self._fail(event, produced)
-        else:
-            self._is_turn_due = True
-            self._loop.call_soon(self._take_turn)
         self._output.flush()
         return None
 

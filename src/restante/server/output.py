@@ -13,7 +13,7 @@ from ..posix import NotOnThisSystem, fcntl, termios
 
 HIGH_WATER = 65_536  # octets of output, and of unread input, per connection
 _IN_TRANSPORT = 16_384  # octets that the transport may hold before we wait; the kernel holds more
-_TURN = 262_144  # octets written before other connections get a turn
+TURN = 262_144  # octets written before other connections get a turn: well below a millisecond
 # Octets that a client must take between two checks, every 30 s by default: fewer than any modem
 # carries, so only a client that does not read at all fails.
 _PROGRESS = 1024
@@ -65,10 +65,10 @@ class Output:
         """Whether the transport is full, because the client does not read."""
         return self._writable is not None
 
-    def write(self, octets: bytes) -> None:
+    def write(self, *pieces: bytes) -> None:
         """Collect octets; they are written with the next ``flush``, or when there are many."""
-        self._pieces.append(octets)
-        self._collected += len(octets)
+        self._pieces += pieces
+        self._collected += sum(map(len, pieces))
         if self._collected >= HIGH_WATER:
             self.flush()
 
@@ -90,7 +90,7 @@ class Output:
         self.flush()
         if self._writable is not None:
             await self._writable.wait()
-        elif self.written - self._yielded_at >= _TURN:
+        elif self.written - self._yielded_at >= TURN:
             self._yielded_at = self.written
             await asyncio.sleep(0)
 

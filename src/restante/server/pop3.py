@@ -51,10 +51,11 @@ from ..passdb import (
     is_within,
 )
 from ..pop3.commands import VERBS
-from ..pop3.grammar import Challenge, Response
+from ..pop3.grammar import Challenge, Repeated, Response
 from ..pop3.session import Policy, Session
 from ..pop3.state import Close, Event, Login, Retrieve, StartTLS, State, Update, Xclient
 from ..sasl import Lookup
+from ..wire import TERMINATION
 from . import login, retrieval, views
 from .admission import Slot
 from .connection import DIRECT, BaseConnection, BaseService
@@ -214,14 +215,10 @@ class Connection(BaseConnection[Event]):
     def _respond(self, event: Event) -> bool:
         match event:
             case Retrieve():
-                octets = self._cached_message(event)
-                if octets is None:
-                    return False
-                self._output.write(event.response.head() + octets)
-                self._retrieved(event)
+                return self._send_cached(event)
             case Response(lines=lines) if lines is None or _is_short(lines):
                 self._send(event)
-            case Challenge():
+            case Challenge() | Repeated():
                 self._send(event)
             case Close(reason):
                 self._end_session(reason)
@@ -411,14 +408,21 @@ class Connection(BaseConnection[Event]):
             await opening.__aexit__(None, None, None)
             raise
 
-    def _cached_message(self, action: Retrieve) -> bytes | None:
+    def _send_cached(self, action: Retrieve) -> bool:
+        """Send the first messages of a run; False: not even one without waiting."""
         if self._session.needs_surrogates:
-            return None
-        return self._messages.cached_message(action)
+            return False
+        texts = self._messages.cached_texts(action)
+        if not texts:
+            return False
+        for head, text in zip(action.heads, texts, strict=False):
+            self._output.write(head, text, TERMINATION)
+        self._retrieved(action, len(texts))
+        return True
 
     async def _retrieve(self, action: Retrieve) -> None:
         downgrades = self._session.needs_surrogates
-        fields = {"user": self.user, "number": action.number}
+        fields = {"user": self.user, "number": action.numbers[0]}
         try:
             await self._messages.send(action, self._output, downgrades=downgrades)
         except RestanteError as error:
@@ -432,12 +436,12 @@ class Connection(BaseConnection[Event]):
                     self._log_event("size differs", logging.WARNING, **fields, octets=octets)
             self.abort(error.reason)
         else:
-            self._retrieved(action)
+            self._retrieved(action, 1)
 
-    def _retrieved(self, action: Retrieve) -> None:
+    def _retrieved(self, action: Retrieve, count: int) -> None:
         if action.lines is None:
-            self._done.add(action.entry)
-        self._session.retrieved()
+            self._done.add(action.entries[:count])
+        self._session.retrieved(count)
 
     async def _update(self, entries: tuple[Entry, ...]) -> None:
         error: RestanteError | None = None
@@ -485,7 +489,7 @@ class Connection(BaseConnection[Event]):
     def _secured(self, ssl_object: ssl.SSLObject) -> None:
         self._session.secured(tls.channel(ssl_object))
 
-    def _send(self, event: Response | Challenge) -> None:
+    def _send(self, event: Response | Repeated | Challenge) -> None:
         if type(event) is Response and event.lines is None:
             self._output.write(event.head())
         else:

@@ -20,15 +20,15 @@ from contextlib import ExitStack, aclosing
 
 from ..addons import offers
 from ..errors import RestanteError, TemporaryFailure
-from ..maildrop import Maildrop, RawMessage, RawOctets, RawReading
-from ..message import Top, crlf_text
+from ..maildrop import Maildrop, RawMessage, RawReading
+from ..message import Top
 from ..pop3.state import Retrieve
 from ..surrogate import Downgrade
 from ..threads import in_thread
-from ..wire import TERMINATION, Stuffer, stuffed
+from ..wire import TERMINATION, Stuffer
 from .output import Output
 
-_SMALL = 65_536  # octets of a message that is read on the loop and sent in one write
+_SMALL = 65_536  # octets of messages that are read on the loop and sent in one write
 _PIECE = 32_768  # octets of a file that are read at once
 _PAGE = 4096  # octets that are read where the kernel cannot copy: thousands of clients may wait
 _WINDOW = 1_048_576  # octets that the kernel may copy at a time, so that others get a turn
@@ -66,22 +66,17 @@ class Reader:
         self._maildrop = maildrop
         self._files = maildrop if offers(maildrop, RawReading) else None
 
-    def cached_message(self, action: Retrieve) -> bytes | None:
-        """Return the message as it is sent, or None if that would take waiting."""
-        size = action.entry.size
-        if self._files is None or size > _SMALL or action.lines is not None:
-            return None
-        raw = self._files.read_cached(action.entry)
-        if raw is None:
-            return None
-        message = wire_form(raw, size)
-        if message is not None and not raw.has_crlf and len(raw.octets) == size:
-            is_ready = len(message) == size + len(TERMINATION)
-            self._files.learn(action.entry, is_wire_ready=is_ready)
-        return message
+    def cached_texts(self, action: Retrieve) -> list[bytes]:
+        """Return the first of the messages, byte-stuffed, as far as that takes no waiting."""
+        if self._files is None:
+            return []
+        texts = self._files.cached_texts(action.entries, _SMALL)
+        if action.lines is None:
+            return texts
+        return [Top(action.lines).feed(text) for text in texts]  # a dotted line is still a line
 
     async def send(self, action: Retrieve, output: Output, *, downgrades: bool) -> None:
-        """Send response and message.
+        """Send response and message of the first.
 
         ``downgrades``: send a surrogate for a message with UTF-8 in its header (RFC 6858).
 
@@ -89,8 +84,9 @@ class Reader:
             RestanteError: nothing was sent, so the client can be answered.
             Incomplete: the connection must be aborted.
         """
+        entry = action.entries[0]
         is_as_stored = action.lines is None and not downgrades
-        raw = self._files.open_raw(action.entry) if self._files and is_as_stored else None
+        raw = self._files.open_raw(entry) if self._files and is_as_stored else None
         with ExitStack() as opened:
             if raw is not None:
                 opened.callback(os.close, raw.descriptor)
@@ -107,11 +103,12 @@ class Reader:
     ) -> None:
         stuffer = Stuffer()
         top = None if action.lines is None else Top(action.lines)
-        left = size = action.entry.size
+        entry = action.entries[0]
+        left = size = entry.size
         added = 0  # octets that byte-stuffing added
-        head = action.response.head()
+        head = action.heads[0]
         has_crlf = raw is not None and raw.has_crlf
-        source = pieces(raw) if raw and has_crlf else self._maildrop.read(action.entry)
+        source = pieces(raw) if raw and has_crlf else self._maildrop.read(entry)
         if downgrades:
             source = downgraded(source)
         try:
@@ -135,7 +132,7 @@ class Reader:
             raise SizeDiffers(-left)
         output.write(head + stuffer.finish())
         if raw is not None and self._files is not None and raw.size == size and not has_crlf:
-            self._files.learn(action.entry, is_wire_ready=not added)
+            self._files.learn(entry, is_wire_ready=not added)
 
 
 async def _send_file(action: Retrieve, output: Output, raw: RawMessage, clear: Clear) -> None:
@@ -144,7 +141,7 @@ async def _send_file(action: Retrieve, output: Output, raw: RawMessage, clear: C
     What the kernel cannot copy because the socket is full goes through the transport, a page of
     it: its buffer getting empty is how we hear that the socket takes more.
     """
-    output.write(action.response.head())
+    output.write(action.heads[0])
     output.wait_for_empty(True)
     offset = 0
     try:
@@ -206,17 +203,6 @@ def outlet(transport: asyncio.Transport) -> Outlet:
     is_secure = transport.get_extra_info("ssl_object") is not None
     has_socket = transport.get_extra_info("socket") is not None
     return Clear(transport) if has_socket and not is_secure else Outlet(transport)
-
-
-def wire_form(raw: RawOctets, size: int) -> bytes | None:
-    """Return a small message as it is sent: byte-stuffed, with the termination octet.
-
-    None: it does not have the ``size`` that was announced, or only a part of it was read.
-    """
-    if raw.is_wire_ready:
-        return raw.octets + TERMINATION
-    text = raw.octets if raw.has_crlf else crlf_text(raw.octets)
-    return stuffed(text) if len(text) == size else None
 
 
 async def pieces(raw: RawMessage) -> AsyncGenerator[bytes, None]:

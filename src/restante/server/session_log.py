@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from time import time
 
 from ..maildrop import Entry, SessionRecord
@@ -27,12 +28,12 @@ class SessionLog:
         self.update = ""
         """What became of the deletions at QUIT; empty: there was no QUIT."""
 
-    def add(self, entry: Entry) -> None:
-        """A message was retrieved."""
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Messages were retrieved."""
         if len(self._named) < _NAMED:
-            self._named.append(entry)
-        self.messages += 1
-        self.octets += entry.size
+            self._named += entries[: _NAMED - len(self._named)]
+        self.messages += len(entries)
+        self.octets += sum([entry.size for entry in entries])
 
     @property
     def seconds(self) -> float:

@@ -30,7 +30,6 @@ from ..maildrop import (
     Maildrop,
     Paced,
     RawMessage,
-    RawOctets,
     RawReading,
     SessionRecord,
 )
@@ -205,12 +204,16 @@ class ViewMaildrop:
             return None
         return self._parts[number].session.open_raw(own)
 
-    def read_cached(self, entry: Entry) -> RawOctets | None:
-        try:
-            number, own = self._find(entry)
-        except MessageGone:
-            return None
-        return self._parts[number].session.read_cached(own)
+    def cached_texts(self, entries: Sequence[Entry], most: int) -> list[bytes]:
+        texts: list[bytes] = []
+        with suppress(MessageGone):
+            for entry in entries:
+                number, own = self._find(entry)
+                texts += (text := self._parts[number].session.cached_texts([own], most))
+                most -= own.size
+                if not text:
+                    break
+        return texts
 
     def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:
         with suppress(MessageGone):

@@ -65,6 +65,7 @@ _OWNER = struct.Struct("=Q")
 _CHANGE = struct.Struct("=9Q 3Q")  # stamps, lengths
 _DIGEST = 16  # octets: finds accidents, not forgeries
 _NEW = 4  # in the octet of a form: the file is in new/
+_FILE_NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 _FEW = 8  # unique-ids; searching the octets for each is faster than decoding all up to here
 # Octets of appended changes after which the whole file is written again: the first login of each
 # process must apply all of them.  A change with one message takes some 400 octets.
@@ -235,7 +236,7 @@ class Index(Rendered):
             FileNotFoundError: as ``message``.
         """
         begin = self._name_ends[at - 1] if at else 0
-        packed = os.fsdecode(self._names[begin : self._name_ends[at]])
+        packed = self._names[begin : self._name_ends[at]].decode(*_FILE_NAMES)
         name = packed[2:] if packed[1] == ":" else unique_id + packed[2:]
         if "/" in name:
             raise FileNotFoundError

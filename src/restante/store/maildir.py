@@ -45,14 +45,14 @@ from ..maildrop import (
     HeldMessage,
     Maildrop,
     RawMessage,
-    RawOctets,
     SessionRecord,
     Sweep,
     Usage,
     View,
 )
-from ..message import LineEnds, Survey
+from ..message import LineEnds, Survey, crlf_text
 from ..scanning import ChangingMaildir, scan_exactly, scan_for
+from ..wire import stuffed
 from . import adopted, expiry, files, journal, quota, rules
 from .coded import CODED, LONGEST, coding
 from .delivery import NamedDeliveries
@@ -665,16 +665,34 @@ class _OpenMaildir:
         is_ready, has_crlf = self._form(at, entry, size)
         return RawMessage(descriptor, size, is_wire_ready=is_ready, has_crlf=has_crlf)
 
-    def read_cached(self, entry: Entry) -> RawOctets | None:
+    def cached_texts(self, entries: Sequence[Entry], most: int) -> list[bytes]:
+        texts: list[bytes] = []
+        for entry in entries:
+            most -= entry.size
+            text = self._cached_text(entry) if most >= 0 else None
+            if text is None:
+                break
+            texts.append(text)
+        return texts
+
+    def _cached_text(self, entry: Entry) -> bytes | None:
         try:
             at, file = self._file(entry)
-            directory = self._directory(file.directory)
-            octets = files.read_cached(file.name, directory, entry.size + 1)
+            octets = files.read_cached(file.name, self._directory(file.directory), entry.size + 1)
         except (MessageGone, OSError):
             return None
         if octets is None or coding(octets):  # ``read`` reports a coded message
             return None
-        return RawOctets(octets, *self._form(at, entry, len(octets)))
+        is_ready, has_crlf = self._form(at, entry, len(octets))
+        if is_ready:
+            return octets
+        text = octets if has_crlf else crlf_text(octets)
+        if len(text) != entry.size:  # only a part was in the page cache, or the file has changed
+            return None
+        encoded = stuffed(text)
+        if not has_crlf and len(octets) == len(text):
+            self.learned[at] = Form.READY if len(encoded) == len(text) else Form.CRLF
+        return encoded
 
     def _form(self, at: int, entry: Entry, size: int) -> tuple[bool, bool]:
         """Return whether the file, of ``size`` octets, is ready for the wire, and has CRLF."""
