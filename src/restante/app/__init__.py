@@ -1,1 +1,1 @@
-"""What the configuration asks for, built and run: the server, its upkeep, and collecting."""
+"""Build and run what the configuration describes: the server, its upkeep, and collecting."""

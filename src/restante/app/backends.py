@@ -1,4 +1,4 @@
-"""The identity back ends that the configuration asks for."""
+"""Build the identity back ends that the configuration names."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from ..store.paths import Template
 from . import secrets
 
 Queue = Callable[[Backend, int], Verifier]
-"""Puts a queue in front of a back end, with at most that many questions at the same time."""
+"""Puts a queue in front of a back end; the number limits the requests at the same time."""
 
-_AT_ONCE = 16  # questions to another program, which does the work; the threads that wait for one
+_AT_ONCE = 16  # requests to another program at once; each one waits in a thread
 
 
 def chain(config: Configuration, users: Users, queue: Queue = lambda backend, _: backend) -> Chain:
-    """Build the chain of back ends; each has a queue of its own."""
+    """Build the chain of back ends, each with its own queue."""
     auth = config.auth
     kinds = {name: KINDS[name] for name in auth.chain if name in KINDS}
     backends = {name: kind.build(auth, users) for name, kind in kinds.items()}
-    hashing = max(1, (os.cpu_count() or 1) - 1)  # one core is left for everything else
+    hashing = max(1, (os.cpu_count() or 1) - 1)  # leaves one core for everything else
     queued = {
         name: queue(each, hashing if kinds[name].is_local else _AT_ONCE)
         for name, each in backends.items()
@@ -54,11 +54,12 @@ def chain(config: Configuration, users: Users, queue: Queue = lambda backend, _:
 
 
 def admitted_without_users(config: Configuration, users: Users, name: str) -> tuple[str, str]:
-    """The back end that lets a user in who is not in the database of users, and the maildrop that
-    it opens; two empty strings: none does.
+    """Return the back end that accepts a user who is not in our database, and the user's maildrop.
+
+    Both are empty if no back end accepts the user.
 
     Raises:
-        TemporaryFailure, ConfigurationError: a back end cannot be asked.
+        TemporaryFailure, ConfigurationError: a back end cannot be queried.
     """
     others = tuple(each for each in config.auth.chain if each != "users")
     auth = replace(config.auth, chain=others)
@@ -70,21 +71,21 @@ def admitted_without_users(config: Configuration, users: Users, name: str) -> tu
 
 
 def place_check(config: Configuration) -> Callable[[str], object]:
-    """What raises NoMaildrop for a user who cannot have a maildrop, as a login would find out.
+    """Return a function that raises NoMaildrop for users who cannot have a maildrop.
 
     Raises:
-        ConfigurationError: ``store.path`` is no template.
+        ConfigurationError: ``store.path`` is not a valid template.
     """
     return Template(config.store.path).names if config.store.kind == "maildir" else lambda _: None
 
 
 def domains(config: Configuration) -> set[str]:
-    """Where a user without a domain in the name gets mail."""
+    """Return the mail domains of users whose names have no domain."""
     return {"localhost", config.server.hostname, *config.intake.smtp.domains}
 
 
 def missing(config: Configuration) -> Iterator[str]:
-    """What the back ends need and do not have, a sentence each."""
+    """Return one sentence for each missing requirement of the back ends."""
     auth = config.auth
     users = Path(auth.users)
     if users.exists() and not os.access(users, os.R_OK):
@@ -173,9 +174,9 @@ class Kind(NamedTuple):
 
     build: Callable[[Auth, Users], Backend]
     missing: Callable[[Auth], Iterable[str]] = lambda _: ()
-    """Yields what the back end needs and does not have, a sentence each."""
+    """Yields one sentence for each missing requirement of the back end."""
     is_local: bool = False
-    """Whether a login costs a hash on this machine.  Otherwise another program answers, and
+    """Whether a login computes a hash on this machine.  Otherwise another program answers, and
     look-ups of names wait in the queue too."""
 
 

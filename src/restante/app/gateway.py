@@ -1,11 +1,9 @@
-"""``poll_on_login``: a maildrop that is filled from an account elsewhere when its user logs in.
+"""``poll_on_login``: collect from an account elsewhere when its user logs in.
 
-So a device that knows USER and PASS only reads a mailbox that takes nothing but OAuth 2.  What is
-here is served whatever becomes of the poll: upstream in trouble is a warning, never an empty
-maildrop.
+This lets a device that supports only USER and PASS read a mailbox that requires OAuth 2.  Mail that
+is already here is served even if the poll fails; the failure is logged as a warning.
 
-Security: only users who have proved who they are start a poll, of their own accounts, with their
-own secrets.
+Security: only authenticated users start a poll, and only of their own accounts.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from .job import Job, all_jobs, open_ledger
 if TYPE_CHECKING:
     from ..collect.collector import Outcome
 
-_RETRY = 60.0  # seconds until a name that could not be looked up is looked up again
+_RETRY = 60.0  # seconds until a failed look-up of a name is repeated
 
 _log = logging.getLogger("restante.gateway")
 
@@ -35,7 +33,7 @@ _log = logging.getLogger("restante.gateway")
 def look_over(config: Configuration) -> None:
     """
     Raises:
-        ConfigurationError: an account that is polled at logins can never be stored.
+        ConfigurationError: mail of an account that is polled at logins can never be stored.
     """
     jobs = [job for job in all_jobs(config) if _polled_by(job) is not None]
     if mistakes := [text for job in jobs for text in job.mistakes(strictly=False)]:
@@ -48,10 +46,10 @@ def _polled_by(job: Job) -> str | None:
 
 
 class Gateway:
-    """Polls in threads of their own: they sync files, and the server must not wait for that."""
+    """Polls accounts in its own threads, because syncing files would block the server."""
 
     def __init__(self, config: Configuration, directory: Directory) -> None:
-        """``directory`` knows which maildrop an account's mail goes to."""
+        """``directory`` maps the recipient of an account to a maildrop."""
         self._config = config
         self._directory = directory
         self._unresolved = {
@@ -65,8 +63,9 @@ class Gateway:
         return bool(self._accounts or self._unresolved)
 
     async def poll(self, maildrop: str) -> None:
-        """All accounts of this maildrop, side by side; one that takes longer goes on without the
-        login."""
+        """Poll all accounts of this maildrop at the same time.
+
+        The login does not wait for an account that takes longer; that poll continues."""
         await self._resolve()
         names = self._accounts.get(maildrop, ())
         if not names:
@@ -96,7 +95,7 @@ class Gateway:
         running = self._running.get(name)
         if running is None or running.done():
             done: Future[None] = Future()
-            # When the server ends it is cut off; that is no worse than a crash.
+            # At the end of the server the poll is interrupted, which is as safe as a crash.
             Thread(target=self._poll, args=(name, done), name=f"poll {name}", daemon=True).start()
             running = self._running[name] = asyncio.wrap_future(done)
         return running
@@ -116,7 +115,7 @@ class Gateway:
             done.set_result(None)
 
     async def _session(self, job: Job) -> Outcome | None:
-        """None: too soon after the last one, or another process is at it."""
+        """Run a session; None: too soon after the last one, or another process runs one."""
         from ..collect.collector import LoginTooSoon, Outcome
         from ..collect.ledger_file import AccountBusy
 

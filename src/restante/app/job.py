@@ -1,7 +1,7 @@
-"""One account to collect: what its section of the configuration means.
+"""One account to collect, built from its section of the configuration.
 
-A ``Job`` connects to the account's server, opens its destination and knows its policy; ``runs``
-does the work with it.
+A ``Job`` connects to the account's server, opens its destination and has its policy; ``runs`` uses
+it to collect.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..collect.ledger import Ledger
     from ..collect.plan import Budget, Policy
 
-_PORTS = (110, 995)  # of POP3, so that one mailbox answers at both
+_PORTS = (110, 995)  # the standard ports of POP3, which lead to the same mailbox
 _GMAIL = (
     "openid",
     "email",
@@ -39,7 +39,7 @@ _GMAIL = (
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An account: its name, its options, and the configuration that they are part of."""
+    """One account: its name, its options, and the whole configuration."""
 
     name: str
     options: Account
@@ -51,7 +51,7 @@ class Job:
 
     @property
     def recipient(self) -> str:
-        """Whose mail it is at the destination."""
+        """The recipient of the mail at the destination."""
         return self.options.recipient or self.options.user
 
     @property
@@ -62,19 +62,19 @@ class Job:
 
     @property
     def grant(self) -> Grant:
-        """To read the account by OAuth 2; used if ``options.oauth.provider`` is set."""
+        """The OAuth 2 grant to read the account; used if ``options.oauth.provider`` is set."""
         return Grant(self.config, self.name, self.options.user, self.options.oauth)
 
     @property
     def destination_grant(self) -> Grant:
-        """To store mail at the destination; used if ``options.to_oauth.provider`` is set."""
+        """The OAuth 2 grant for the destination; used if ``options.to_oauth.provider`` is set."""
         oauth = self.options.to_oauth
         oauth = replace(oauth, scopes=oauth.scopes or _GMAIL)
         return Grant(self.config, self.name, self.recipient, oauth, is_destination=True)
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Client]:
-        """A session with the account's server; see ``client.asynchronous.connect``."""
+        """Open a session with the account's server; see ``client.asynchronous.connect``."""
         from ..client.asynchronous import connect
 
         account = self.options
@@ -93,18 +93,18 @@ class Job:
             except LoginFailed as error:
                 if not account.oauth.provider or error.retry:
                     raise
-                # A token that seemed valid may have been revoked: once more with a new one.
+                # A token that seemed valid may have been revoked, so try again with a new one.
                 options["token"] = partial(self.grant.fresh, renew=True)
                 client = await stack.enter_async_context(connect_in_time(account.url, **options))
             yield client
 
     def mailbox(self) -> Mailbox:
-        """Where its mailbox is: by this the ledger knows an account that was renamed."""
+        """The address of the mailbox, by which the ledger recognizes a renamed account."""
         from ..client.remote import split
         from ..collect.accounts import Mailbox
 
         host, port, *_ = split(self.options.url)
-        # Another port may be a tunnel to another server.
+        # A different port may be a tunnel to a different server.
         server = host if port in (None, *_PORTS) else f"{host}:{port}"
         address = f"pop3 {server} {self.options.user}"
         return Mailbox(self.name, address, self.options.label, self.config.account.keys())
@@ -126,10 +126,10 @@ class Job:
     def policy(
         self, limit: int | None = None, whole: Sequence[str] = (), *, unlimited: bool = False
     ) -> Policy:
-        """``account.keep`` and its neighbours, as the collector knows them.
+        """Return the collector's policy from ``account.keep`` and related options.
 
-        ``limit``: the most messages to take; ``whole``: the keys of messages to take however large
-        they are, or ``all``; ``unlimited``: without the deletion limit.
+        ``limit`` is the maximum number of messages to collect.  ``whole`` are the keys of messages
+        to collect whatever their size, or ``all``.  ``unlimited`` removes the deletion limit.
         """
         from ..collect.plan import Policy
 
@@ -153,7 +153,7 @@ class Job:
         )
 
     def contradiction(self) -> str:
-        """Why its destination cannot do what ``keep`` requires; empty if it can."""
+        """Return why the destination cannot do what ``keep`` requires; empty if it can."""
         from ..collect.destinations.opening import TRACING, VERIFYING
 
         account = self.options
@@ -173,11 +173,11 @@ class Job:
         )
 
     def open_destination(self) -> Destination:
-        """What ``account.to`` means here.  Blocking, and not in an event loop.
+        """Open the destination in ``account.to``.  Blocking; must not be called in an event loop.
 
         Raises:
-            UnsafeArgument, ConfigurationError, PermanentFailure: it can never work as written.
-            TemporaryFailure, OSError: not now.
+            UnsafeArgument, ConfigurationError, PermanentFailure: the option is invalid.
+            TemporaryFailure, OSError: it cannot be opened now.
         """
         from ..collect.destinations.opening import open_destination
 
@@ -193,10 +193,10 @@ class Job:
         )
 
     def mistakes(self, *, strictly: bool) -> Iterator[str]:
-        """Why its destinations cannot work, or not with ``keep``: a sentence each.
+        """Return one sentence for each mistake in the destinations, also in relation to ``keep``.
 
-        Looks only, and asks no mail server.  ``strictly``: a missing user database is a mistake,
-        too, and not a disk that is away.
+        Changes nothing and contacts no mail server.  ``strictly``: a missing user database counts
+        as a mistake instead of as a disk that is not mounted.
         """
         account = self.options
         if text := self.contradiction():
@@ -222,7 +222,7 @@ class Job:
                 maildrop=partial(local.open_maildrop, self.config),
             )
         except TemporaryFailure as error:
-            # For a maildrop: a back end is down, or a disk is away, which is no mistake.
+            # For a maildrop, a back end may be down or a disk not mounted, which is no mistake.
             users = Path(self.config.auth.users)
             is_mistake = self.local_user is None or (strictly and not users.exists())
             return failures.describe(error) if is_mistake else None
@@ -236,10 +236,10 @@ def all_jobs(config: Configuration) -> list[Job]:
 
 
 def chosen(config: Configuration, names: Sequence[str], *, everything: bool) -> list[Job]:
-    """The accounts that the command line names.
+    """Return the accounts that the command line names.
 
     Raises:
-        UnsafeArgument: none is named, or one does not exist.
+        UnsafeArgument: no account is named, or one does not exist.
     """
     if everything == bool(names):
         raise UnsafeArgument("which accounts? NAME …, or --all")

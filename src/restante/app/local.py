@@ -1,4 +1,4 @@
-"""Mail for a user of this server: which maildrop a name means, and the way in."""
+"""Mail for users of this server: find the maildrop of a name, and deliver to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Recipients:
-    """``Directory`` of this server: its users, and postmaster (RFC 5321 §4.5.1)."""
+    """The ``Directory`` of this server: its users, and postmaster (RFC 5321 §4.5.1)."""
 
     def __init__(self, config: Configuration, users: Users, directory: Directory) -> None:
         self._config = config
@@ -35,7 +35,7 @@ class Recipients:
             return await self.postmaster()
 
     async def postmaster(self) -> str:
-        """The maildrop for mail to postmaster where no user has that name."""
+        """The maildrop for mail to postmaster if no user has that name."""
         name = self._config.intake.postmaster
         if not name:
             known = await asyncio.to_thread(self._users.list)
@@ -44,8 +44,9 @@ class Recipients:
 
 
 async def maildrop_of(config: Configuration, recipient: str) -> str:
-    """The maildrop of a user's name or address, as the mail server finds it: names are folded, and
-    aliases, +detail and local domains count.
+    """Return the maildrop of a user's name or address, as incoming mail finds it.
+
+    Case is ignored, and aliases, +detail and local domains are resolved.
 
     Raises:
         NoSuchUser, TemporaryFailure: as ``passdb.Directory``.
@@ -58,10 +59,10 @@ async def maildrop_of(config: Configuration, recipient: str) -> str:
 
 
 def open_maildrop(config: Configuration, recipient: str) -> LocalMaildrop:
-    """The destination ``maildrop:RECIPIENT``.  Blocking, and not in an event loop.
+    """Open the destination ``maildrop:RECIPIENT``.  Blocking; must not be called in an event loop.
 
     Raises:
-        ConfigurationError: there is no such user, or nothing can be kept in this store.
+        ConfigurationError: no such user, or this store keeps nothing.
         PermanentFailure: the user cannot have a maildrop under ``store.path``.
         TemporaryFailure: it cannot be looked up now, or the disk is not mounted.
     """

@@ -1,6 +1,6 @@
-"""The collector's metrics: a file for the textfile collector of Prometheus's node_exporter.
+"""Write the collector's metrics for the textfile collector of Prometheus's node_exporter.
 
-Security: names of accounts, counts and times; no user, no host, no mail.
+Security: the file has names of accounts, counts and times, but no user, host or mail.
 """
 
 from __future__ import annotations
@@ -34,20 +34,22 @@ _FAMILIES = {
 
 
 def write(config: Configuration, ledger: Ledger, path: Path) -> None:
-    """All accounts of the configuration; the file is there whole or as it was.
+    """Write the metrics of all accounts; the file is replaced completely or not at all.
 
     Raises:
         OSError: it cannot be written.
         RestanteError: the ledger cannot be read now.
     """
-    # Its name must not end as the exporter reads it.
+    # The exporter must not read the temporary file, so its name does not end in .prom.
     temporary = path.with_name(f".{path.name}.{token_hex(8)}")
-    with ledger.reading():  # or an older state could be renamed over a newer one
+    with ledger.reading():  # otherwise an older state could replace a newer one
         text = "".join(f"{line}\n" for line in _lines(config, ledger))
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             with os.fdopen(file, "w") as writing:
-                os.fchmod(file, 0o644)  # whatever the umask: another user reads it
+                os.fchmod(
+                    file, 0o644
+                )  # despite the umask, because the exporter runs as another user
                 writing.write(text)
             temporary.replace(path)
         except BaseException:
@@ -69,7 +71,7 @@ def _lines(config: Configuration, ledger: Ledger) -> Iterator[str]:
 def _samples(
     config: Configuration, name: str, ledger: Ledger
 ) -> Iterator[tuple[str, _Labels, float]]:
-    """An account's name needs no escaping: the configuration takes only letters, digits, -, _."""
+    """Yield family, labels and value.  Names of accounts are of [A-Za-z0-9_-]: no escaping."""
     state, labels = Health(ledger.of(name)).state(), {"account": name}
     yield "restante_collect_runs_total", labels | {"result": "ok"}, state.good
     yield "restante_collect_runs_total", labels | {"result": "failed"}, state.bad

@@ -1,4 +1,4 @@
-"""Sessions of one account: as many as a run needs, with their metrics and alerts."""
+"""Run the sessions of one account, and update its metrics and alerts."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from ..collect.run import Run
 
     Bars = Callable[[str], AbstractContextManager[Progress]]
-    """Shows the progress of what has this name."""
+    """Returns a function that shows the progress of the account with this name."""
 
-_TRIES = 3  # sessions in a run; more logins after a loss would only annoy a provider
+_TRIES = 3  # sessions in a run; an estimate of the logins that a provider tolerates
 
 
 def no_bar(name: str) -> AbstractContextManager[Progress]:
@@ -42,16 +42,16 @@ async def sessions(
     limit: int | None = None,
     **options: Any,
 ) -> None:
-    """One, and as many more as a server needs that lists its mail in parts.
+    """Run one session, and more if they are needed.
 
-    One that was lost is followed by another at once if that avoids what the first was lost by, and
-    one that found no room, or must not end by QUIT, by another that only deletes.  A failure of a
-    later one loses nothing; a login that is too soon ends them.  What came of all is added to
-    ``total``, also when one fails.
+    Another session follows at once if the server lists its mail in parts, if the connection was
+    lost and a new one can avoid the cause, or if the destination was full or QUIT was not allowed,
+    so that another session can delete.  A failure of a later session loses nothing.  A login that
+    is too soon ends the run.  The results of all are added to ``total``, even after a failure.
 
     Raises:
-        QuotaExceeded: not all of the mail had room; what is safe was deleted all the same.
-        LeftWithoutQuit: nothing was deleted, though some of what is safe is due.
+        QuotaExceeded: the destination is full; messages that are stored were deleted nevertheless.
+        LeftWithoutQuit: nothing was deleted, although stored messages are due.
     """
     from ..collect.collector import LeftWithoutQuit, LoginTooSoon, Outcome
     from ..collect.run import Run
@@ -100,10 +100,10 @@ async def session(
     bars: Bars = no_bar,
     run: Run | None = None,
 ) -> None:
-    """One session with one account; see ``collector.collect`` for ``run``.
+    """Run one session; see ``collector.collect`` for ``run``.
 
     Raises:
-        ConfigurationError: its destination cannot do what ``keep`` needs.
+        ConfigurationError: the destination cannot do what ``keep`` requires.
     """
     from ..collect import collector
 
@@ -135,9 +135,10 @@ async def noted(
     outcome: Outcome,
     complain: Callable[[str], None],
 ) -> None:
-    """The same session with its metrics and alerts; ``complain`` is called if these fail.
+    """Await a session, then update metrics and alerts; ``complain`` is called if that fails.
 
-    A session that gave way to another, to the server's wish or to earlier refusals has not failed.
+    A session that did not begin because of another one, LOGIN-DELAY or earlier refused logins does
+    not count as failed.
     """
     from ..collect.collector import LoginTooSoon
     from ..collect.health import Health
@@ -145,7 +146,7 @@ async def noted(
     from . import alerts, metrics
 
     def note(error: RestanteError | OSError | None) -> None:
-        """Nothing that fails here makes a failure of a session."""
+        """Write metrics and alerts; an error here does not make the session fail."""
         came = (outcome.stored, outcome.octets)
         try:
             if error is None:

@@ -1,4 +1,4 @@
-"""Secrets by reference: fetched when they are needed, shown nowhere."""
+"""Fetch secrets that the configuration refers to, when they are needed.  They are never shown."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _PATIENCE = 60  # seconds for a command; it may prompt the user for a passphrase
 
 
 def fetch(secret: Secret, what: str) -> str:
-    """The secret; ``what`` names it in errors, such as ``account.isp.password``.
+    """Return the secret; ``what`` names it in errors, such as ``account.isp.password``.
 
     Raises:
-        ConfigurationError: it cannot be had, with the reason.
+        ConfigurationError: it cannot be read; the message has the reason.
     """
     try:
         found = _SOURCES[secret.kind](secret.value)
@@ -51,7 +51,7 @@ def _file(path: str | tuple[str, ...]) -> str:
 
 
 def _command(arguments: str | tuple[str, ...]) -> str:
-    """No shell; standard input and error are the person's."""
+    """Run the command without a shell; it may prompt on standard input and standard error."""
     done = subprocess.run(
         list(arguments), stdout=subprocess.PIPE, text=True, check=True, timeout=_PATIENCE
     )
@@ -59,7 +59,7 @@ def _command(arguments: str | tuple[str, ...]) -> str:
 
 
 def _credential(name: str | tuple[str, ...]) -> str:
-    """Of systemd: LoadCredential= in the unit."""
+    """Read a credential of systemd (LoadCredential= in the unit)."""
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     return _file(f"{folder}/{name}") if folder else ""
 

@@ -1,4 +1,4 @@
-"""A server at work: built from the configuration, reloaded, and drained at its end."""
+"""Build the server from the configuration, run it, reload it, and drain it at its end."""
 
 from __future__ import annotations
 
@@ -44,43 +44,46 @@ from .sockets import BoundSocket, addresses_of, listening
 from .upkeep import Upkeep, moment
 
 _log = logging.getLogger("restante.serve")
-_GRACE = 10.0  # seconds that busy sessions get after SIGTERM
-_RENEW_EVERY = 86_400.0  # seconds
-_REVIEW_EVERY = 1.0  # seconds between two looks for sessions of users who were disabled
-_TERMS_EVERY = 60.0  # seconds; the users are changed by another program
-_OWN_DESCRIPTORS = 64  # of a worker with no connections, twice what was counted
-_DESCRIPTORS = 3  # of a connection: itself, the maildrop's lock, and a message
+_GRACE = 10.0  # seconds that busy sessions may continue after SIGTERM
+_RENEW_EVERY = 86_400.0  # seconds for which one key opens the TLS session tickets
+_REVIEW_EVERY = 1.0  # seconds between two searches for sessions of disabled users
+_TERMS_EVERY = 60.0  # seconds; other processes change the users
+_OWN_DESCRIPTORS = 64  # of a worker without connections; an estimate, twice the counted number
+_DESCRIPTORS = 3  # of a connection: its socket, the maildrop's lock, and a message
 _POP3 = ("pop3s", "pop3")  # schemes of listeners
 _BUSY = b"-ERR [SYS/TEMP] too many connections, try again later\r\n"
 _INTAKE_BUSY = b"421 4.7.0 too many connections, try again later\r\n"
 
 
 def worker_count(config: Configuration) -> int:
-    """One for trying it out and for a store in memory, which cannot be shared; else as configured,
-    or one for each processor."""
+    """Return the number of workers: as configured, or one for each processor.
+
+    It is 1 without a configuration and for a store in memory, which cannot be shared.
+    """
     if config.source is None or config.store.kind == "memory":
         return 1
     return config.server.workers or _processors()
 
 
 def _processors() -> int:
-    """Those that this process may use, where the system can say so (macOS cannot)."""
+    """Return the number of processors for this process (on macOS, of all)."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def _most_connections(wanted: int) -> int:
-    """Fewer than are wanted if a process may not open that many files: then the first that has not
-    logged in makes room before accepting has to pause, which would shut every user out.
+    """Return the maximum number of connections: ``wanted``, or less if descriptors are limited.
 
-    The soft limit is for programs that use select(2) and is raised (systemd.exec(5), LimitNOFILE).
-    All workers may have as many as one, because the system may give one of them all connections.
+    With that limit, the oldest connection before login makes room for a new one.  Without it the
+    server would have to stop accepting, which would lock out all users.  The soft limit of
+    descriptors is for programs that use select(2), so it is raised (systemd.exec(5), LimitNOFILE).
+    The limit is for all workers together, because one worker may get all connections.
     """
     needed = _OWN_DESCRIPTORS + wanted * _DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     if soft != resource.RLIM_INFINITY and soft < raised:
-        with suppress(OSError, ValueError):  # macOS has one more limit
+        with suppress(OSError, ValueError):  # macOS has another limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
             soft = raised
     if soft == resource.RLIM_INFINITY or soft >= needed:
@@ -113,14 +116,14 @@ async def _await(work: Awaitable[None]) -> None:
 
 
 def reload(adopt: Callable[[], object]) -> bool:
-    """What is wrong with the new configuration leaves the old one in force."""
+    """Reload the configuration; if the new one is invalid, the old one stays in force."""
     systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
     try:
         adopt()
     except RestanteError as error:
         _log.error("reload failed", extra={"fields": {"reason": str(error)}})
         return False
-    except Exception as error:  # only SIGTERM ends a server, and never what a file holds
+    except Exception as error:  # no content of a file may end the server
         _log.exception("reload failed", extra={"fields": {"reason": repr(error)}})
         return False
     finally:
@@ -138,23 +141,24 @@ class SharedResources:
     tally: Tally
     throttle: Throttle
     purges: bool
-    """This worker does the upkeep of all: it expires mail and saves the state of the throttle."""
+    """Whether this worker does the upkeep: it expires mail and saves the throttle's state."""
     workers: int = 1
 
 
 @dataclass
 class Running:
-    """A server at work."""
+    """A running server."""
 
     config: Configuration
     certificate: Path
     addresses: dict[str, str] = field(default_factory=dict)
-    """Where it listens, by what is spoken there: ``pop3s``, ``pop3``, ``lmtp``, ``smtp`` …"""
+    """Addresses where it listens, by protocol: ``pop3s``, ``pop3``, ``lmtp``, ``smtp`` …"""
     users: dict[str, str] = field(default_factory=dict)
-    """Users made at this start, with their passwords."""
+    """Users created at this start, with their passwords."""
     adopt: Callable[[Configuration], None] = lambda _: None
-    """Puts another configuration in force for what begins from now on; sessions go on as they
-    began.  Raises ConfigurationError, and nothing has changed."""
+    """Puts another configuration in force for new sessions; open sessions keep theirs.
+
+    Raises ConfigurationError if it is invalid; then nothing has changed."""
 
     def as_json(self, *, with_passwords: bool) -> dict[str, object]:
         row: dict[str, object] = {"schema": "restante/serve/1", **self.addresses}
@@ -172,10 +176,10 @@ async def running(
     store: ServableStore,
     shared: SharedResources | None = None,
 ) -> AsyncIterator[Running]:
-    """Listen everywhere the configuration says; on leaving, drain and stop.
+    """Run the server; at the end of the context, drain the sessions and stop.
 
     Raises:
-        ConfigurationError: a certificate or an address that cannot be used.
+        ConfigurationError: a certificate or an address cannot be used.
     """
     certificate, _ = await asyncio.to_thread(certificate_files, config)
     async with AsyncExitStack() as ends:
@@ -189,7 +193,7 @@ async def running(
 
 @contextmanager
 def _own_resources(config: Configuration) -> Iterator[SharedResources]:
-    """Open the resources of a server that is one process."""
+    """Open the resources of a server without other workers."""
     with listening(config) as sockets, throttling.kept(config) as throttle:
         yield SharedResources(sockets, tls_context(config), Tally(), throttle, purges=True)
 
@@ -314,7 +318,7 @@ class _Parts:
             terms=lambda account: service.policy.terms_of(account),
             site_expires=lambda: service.policy.terms.expire is not None,
         )
-        self._ends.callback(upkeep.look)  # saves the time
+        self._ends.callback(upkeep.look)  # records the time
         self._start_task(upkeep.run_for_ever())
         self._start_task(throttling.save_for_ever(self._shared.throttle, self.running.config))
 
@@ -377,10 +381,10 @@ class _Parts:
 
 
 async def _log_reload(needs_restart: bool, upkeep: Upkeep | None) -> None:
-    """``upkeep``: it is asked what will go because a rule has changed."""
+    """Log a reload, and how many messages ``upkeep`` will remove because a rule has changed."""
     changed = Forecast()
     if upkeep is not None:
-        with suppress(RestanteError):  # it is asked again in the next round
+        with suppress(RestanteError):  # the next round repeats it
             changed = await upkeep.forecast()
     restart = {"restart": "needed"} if needs_restart else {}
     goes = (
@@ -391,10 +395,10 @@ async def _log_reload(needs_restart: bool, upkeep: Upkeep | None) -> None:
     _log.info("reloaded", extra={"fields": {**restart, **goes}})
 
 
-_RULES = attrgetter("store.hold", "store.quota", "limits.expire")  # what mail was made under
+_RULES = attrgetter("store.hold", "store.quota", "limits.expire")  # rules that apply to stored mail
 
 
-# What a reload leaves as it was.
+# Settings that a reload does not change.
 _FIXED: tuple[Callable[[Configuration], object], ...] = (
     attrgetter("server.listen", "server.workers", "server.hostname", "server.tls_at_proxy"),
     attrgetter("store.kind", "store.path", "store.maildrop"),
@@ -421,19 +425,19 @@ def certificate_files(config: Configuration) -> tuple[Path, Path]:
 
 
 def make_first_user(config: Configuration, users: Users) -> tuple[str, str] | None:
-    """Add a user to try a server with that has no configuration; return name and password."""
+    """Add a user for a server without a configuration; return name and password."""
     if config.source is not None or users.list():
         return None
     password = passwords.generate()
     users.add("me", password)
     if not any(Path(Template(config.store.path).base).glob("*")):
-        with suppress(OSError):  # there is no mail that a wrong clock could destroy
+        with suppress(OSError):  # no mail exists that a wrong clock could destroy
             stores.clock(config).accept()
     return "me", password
 
 
 async def _update_terms(service: Service, users: Users) -> None:
-    """Announce what users have now; until then none waits longer than was announced."""
+    """Update the announced terms regularly.  Until then, no user waits longer than announced."""
     while True:
         await asyncio.sleep(_TERMS_EVERY)
         announced = await asyncio.to_thread(_worst_terms, users, service.policy)
@@ -441,12 +445,12 @@ async def _update_terms(service: Service, users: Users) -> None:
 
 
 async def _end_disabled_sessions(service: Service) -> None:
-    """A user who is disabled while a session is open must not go on reading."""
+    """End the sessions of users who were disabled during a session."""
     while True:
         await asyncio.sleep(_REVIEW_EVERY)
         try:
             await service.end_disabled()
-        except Exception:  # the sessions go on, and the next time will do
+        except Exception:  # the next round tries again
             _log.exception("bug", extra={"fields": {"via": "review"}})
 
 
@@ -459,11 +463,13 @@ def _worst_terms(users: Users, policy: Policy) -> Terms | None:
 
 
 async def _renew_tls(secure: Callable[[], None]) -> None:
-    """A context lives for a day, and with it the key that opens its tickets: who steals the key
-    reads no older sessions.  A certificate that was renewed meanwhile is found, too."""
+    """Replace the TLS context daily, and with it the key of its session tickets.
+
+    So a stolen key does not decrypt older sessions.  A renewed certificate is loaded as well.
+    """
     while True:
         await asyncio.sleep(_RENEW_EVERY)
         try:
             secure()
-        except Exception as error:  # whatever the file holds, the old one stays in force
+        except Exception as error:  # with any invalid file, the old certificate stays in force
             _log.error("certificate refused", extra={"fields": {"reason": str(error)}})

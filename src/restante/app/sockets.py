@@ -1,4 +1,4 @@
-"""The sockets that the server listens on: systemd's, and our own for the rest."""
+"""Open the sockets that the server listens on: systemd's, and our own for the rest."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _log = logging.getLogger("restante.serve")
 
 @dataclass(frozen=True, slots=True)
 class BoundSocket:
-    """Where something listens."""
+    """A listening socket and its protocol."""
 
     scheme: str
-    """What is spoken there: ``pop3s``, ``pop3``, ``lmtp`` or ``smtp``."""
+    """The protocol: ``pop3s``, ``pop3``, ``lmtp`` or ``smtp``."""
     socket: socket.socket
     tls_at_proxy: bool = False
     """See ``server.tls_at_proxy``."""
@@ -33,12 +33,11 @@ class BoundSocket:
 
 @contextmanager
 def listening(config: Configuration) -> Iterator[list[BoundSocket]]:
-    """A socket for each address of the configuration: systemd's where it passes one for that port,
-    else our own.
+    """Open a socket for each configured address, or use systemd's socket for that port.
 
     Raises:
-        ConfigurationError: an address that cannot be used, or a socket of systemd that is open to
-            more addresses than the configuration.
+        ConfigurationError: an address cannot be used, or a socket of systemd is open to more
+            addresses than the configuration.
     """
     with ExitStack() as stack:
         trusted = config.server.tls_at_proxy
@@ -61,9 +60,9 @@ def listening(config: Configuration) -> Iterator[list[BoundSocket]]:
 
 
 def _wanted(config: Configuration, inherited: Collection[str]) -> list[tuple[Address, str, str]]:
-    """Address, scheme and setting of all that the configuration asks for.
+    """Return address, scheme and setting of each configured listener.
 
-    The default of ``server.listen`` gives way where systemd passes a socket for POP3.
+    The default of ``server.listen`` is ignored if systemd passes a socket for POP3.
     """
     served, intake = config.server.listen, config.intake
     if served == Server().listen and not {"pop3", "pop3s"}.isdisjoint(inherited):
@@ -103,7 +102,7 @@ def _port_or_path(listening: socket.socket) -> int | str:
 
 
 def _reach(host: str) -> frozenset[str]:
-    """What can be connected to: all of a family, or one address."""
+    """Return the addresses that clients can connect to: all of a family, or one."""
     if host in ("", "::"):
         return frozenset({"0.0.0.0", "::", "loopback"})
     if host == "0.0.0.0":
@@ -112,8 +111,10 @@ def _reach(host: str) -> frozenset[str]:
 
 
 def _serves(listening: socket.socket, address: Address) -> bool:
-    """Whether an inherited socket serves an address of the config, at least a part of it:
-    the rest could not be bound."""
+    """Return whether an inherited socket serves a configured address, at least partly.
+
+    The rest of such an address could not be bound.
+    """
     if _port_or_path(listening) != (address.path or address.port):
         return False
     if address.path:
@@ -138,7 +139,7 @@ def addresses_of(sockets: Sequence[BoundSocket]) -> dict[str, str]:
 
 
 def _address(scheme: str, listening: socket.socket) -> str:
-    """As ``server.listen`` writes it; empty for a Unix socket."""
+    """Return the address in the form of ``server.listen``; empty for a Unix socket."""
     return "" if listening.family == socket.AF_UNIX else f"{scheme}://{_name(listening)}"
 
 

@@ -1,4 +1,4 @@
-"""Users, stores and clock as the configuration asks for them, and whether they can be used."""
+"""Build users, store and clock from the configuration, and check that they can be used."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from . import backends
 def look_over(config: Configuration) -> None:
     """
     Raises:
-        ConfigurationError: what the configuration names is not there, a line each.
+        ConfigurationError: something that the configuration names is missing; a line each.
     """
     if missing := list(_missing(config)):
         raise ConfigurationError("\n".join(missing))
@@ -76,10 +76,12 @@ def clock(config: Configuration) -> Clock:
 
 
 def store(config: Configuration, own: Users | None = None) -> ServableStore:
-    """``own``: our database, if it is open already, for the quota and the hold of each user."""
+    """Build the store.  ``own`` is our database of users, if it is open already."""
     if config.store.kind == "memory":
         return MemoryStore(hold=lambda _: config.store.hold)
-    if config.store.path == f"{config.state}/mail/%u":  # ours to make; any other may be a mount
+    if (
+        config.store.path == f"{config.state}/mail/%u"
+    ):  # our own directory; any other may be a mount point
         for place in (config.state, config.state / "mail"):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
     made = MaildirStore(config.store.path, folders=config.store.maildrop, clock=clock(config))
@@ -88,7 +90,7 @@ def store(config: Configuration, own: Users | None = None) -> ServableStore:
 
 
 def set_rules(store: ServableStore, config: Configuration, users: Users) -> None:
-    """Put hold and quota in force, which each user may have of their own."""
+    """Put hold times and quotas in force, including those of single users."""
 
     def hold(user: str) -> float:
         seconds = users.hold(user)
@@ -105,7 +107,7 @@ def set_rules(store: ServableStore, config: Configuration, users: Users) -> None
 
 
 def maildrop_path(config: Configuration, user: str) -> Path:
-    """The Maildir of a user, which need not exist.
+    """Return the path of a user's Maildir, which need not exist.
 
     Raises:
         NoMaildrop: the user cannot have one.

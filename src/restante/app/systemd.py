@@ -1,6 +1,6 @@
-"""What systemd and a service say to each other: sd_notify(3) and sd_listen_fds(3).
+"""Communication with systemd: sd_notify(3) and sd_listen_fds(3).
 
-Without systemd there are no such variables, and nothing happens.
+Without systemd's environment variables, these functions do nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _NAMES = ("pop3s", "pop3", "lmtp", "smtp")
 
 
 def notify(*states: str) -> None:
-    """``READY=1``, ``RELOADING=1``, ``STOPPING=1``, ``WATCHDOG=1``."""
+    """Send a state: ``READY=1``, ``RELOADING=1``, ``STOPPING=1`` or ``WATCHDOG=1``."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return
@@ -26,10 +26,10 @@ def notify(*states: str) -> None:
 
 
 def inherited() -> list[tuple[str, socket.socket]]:
-    """Listening sockets that systemd opened, by their FileDescriptorName=.
+    """Return the listening sockets that systemd opened, by their FileDescriptorName=.
 
     Raises:
-        ConfigurationError: an unknown name, or not as many sockets as LISTEN_FDS says.
+        ConfigurationError: a name is unknown, or the number of sockets is not LISTEN_FDS.
     """
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []

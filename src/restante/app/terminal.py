@@ -19,7 +19,7 @@ class Terminal:
         self._descriptors = [each for each in range(3) if os.isatty(each)]
 
     def is_closed(self) -> bool:
-        """Whether it was there, and is gone.  Then what is still written to it is discarded."""
+        """Return whether the terminal was closed; if so, discard later output to it."""
         if not self._was_there or _is_there():
             return False
         nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

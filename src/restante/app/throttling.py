@@ -1,4 +1,4 @@
-"""What keeps guessing slow: made from the config, and kept over a restart."""
+"""The throttle for failed logins: built from the configuration, and saved over a restart."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from ..auth.login_queue import LoginQueue
 from ..auth.throttle import Throttle
 from ..config import Configuration
 
-_SHARE = 0.5  # of one core, at most, for passwords from networks that guess
-_SAVE_EVERY = 60.0  # seconds
+_SHARE = 0.5  # maximum share of one core for password checks of networks that guess
+_SAVE_EVERY = 60.0  # seconds; a crash loses the guesses of one minute
 
 _log = logging.getLogger("restante.guessing")
 
 
 @contextmanager
 def kept(config: Configuration) -> Iterator[Throttle]:
-    """One that knows what it knew before, and is saved at the end.  Enter it before workers are
-    forked."""
+    """Load the throttle, and save it at the end.  Enter this before workers are forked."""
     with closing(throttle(config)) as made:
         yield made
         save(made, config)
 
 
 def throttle(config: Configuration) -> Throttle:
-    """With what it knew when it was saved."""
+    """Return a throttle with the state of the last save."""
     made = Throttle()
     configure(made, config)
     made.load(_path(config))
@@ -37,7 +36,7 @@ def throttle(config: Configuration) -> Throttle:
 
 
 def configure(throttle: Throttle, config: Configuration) -> None:
-    """What may change while it serves."""
+    """Apply the settings that may change while the server runs."""
     throttle.delay = config.auth.failure_delay
     throttle.trusted = config.auth.trusted
 
@@ -56,7 +55,7 @@ def save(throttle: Throttle, config: Configuration) -> None:
 
 
 async def save_for_ever(throttle: Throttle, config: Configuration) -> None:
-    """Now and then."""
+    """Save the throttle regularly, until cancelled."""
     while True:
         await asyncio.sleep(_SAVE_EVERY)
         await asyncio.to_thread(save, throttle, config)

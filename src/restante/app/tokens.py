@@ -1,4 +1,4 @@
-"""OAuth 2 for accounts: a grant to read the account, and one to store mail at its destination."""
+"""OAuth 2 grants of accounts: one to read the account, one to store mail at its destination."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from ..collect.oauth.flow import Application, Provider
     from ..collect.oauth.sealed import Tokenfile
 
-SOON = 14 * 86_400.0  # seconds before its end in which a user is asked to sign in again
+SOON = 14 * 86_400.0  # seconds before a grant expires in which the user is asked to sign in again
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a user allows restante at a provider."""
+    """The permission that a user gave restante at a provider."""
 
     config: Configuration
     account: str
@@ -29,7 +29,7 @@ class Grant:
     user: str
     options: OAuth
     is_destination: bool = False
-    """For where mail goes (``to_oauth``), not for where it comes from (``oauth``)."""
+    """Whether it is for the destination (``to_oauth``) instead of the account (``oauth``)."""
 
     @property
     def key(self) -> str:
@@ -38,11 +38,11 @@ class Grant:
 
     @property
     def command(self) -> str:
-        """What signs in again."""
+        """The command that signs in again."""
         return f"restante account auth {self.account}{' --to' * self.is_destination}"
 
     def file(self) -> Tokenfile:
-        """Where its tokens are stored."""
+        """Return the file of its tokens."""
         return token_file(self.config, self.account, is_destination=self.is_destination)
 
     def application(self) -> Application:
@@ -76,7 +76,7 @@ class Grant:
             case "microsoft":
                 provider = flow.microsoft(options.tenant)
             case _:
-                # OpenID Connect Core §11: without it a second consent gives no refresh token.
+                # OpenID Connect Core §11: without it, a second sign-in gives no refresh token.
                 extra = (("prompt", "consent"),) if "offline_access" in options.scopes else ()
                 urls = (options.authorize_url, options.token_url, options.device_url)
                 provider = flow.Provider(*urls, (), extra=extra)
@@ -85,7 +85,7 @@ class Grant:
         return provider
 
     def token(self, *, renew: bool = False) -> str:
-        """An access token for one login.  Blocking; see ``collect.oauth.web.access_token``.
+        """Return an access token for one login.  Blocking; see ``collect.oauth.web.access_token``.
 
         Raises:
             ConsentNeeded: the user must sign in again.
@@ -99,26 +99,26 @@ class Grant:
             raise ConsentNeeded(self.with_command(str(error))) from error
 
     async def fresh(self, *, renew: bool = False) -> str:
-        """The same, from an event loop."""
+        """Like ``token``, for use in an event loop."""
         return await asyncio.to_thread(partial(self.token, renew=renew))
 
     def with_command(self, text: str) -> str:
-        """The text of an error, which does not know the account's name, with it."""
+        """Return an error's text with the account's name in the suggested command."""
         return text.replace("restante account auth NAME", self.command)
 
     def ends(self) -> float | None:
-        """When the consent ends, in seconds since the epoch, if the provider says so."""
+        """Return when the sign-in expires, in seconds since the epoch; None if unknown."""
         tokens = self.file().get()
         return tokens.refresh_expires_at if tokens is not None else None
 
     def ends_soon(self) -> float | None:
-        """The same, if that is soon and still to come."""
+        """Return the same if it is soon and in the future, else None."""
         end = self.ends()
         return end if end is not None and 0 < end - time.time() < SOON else None
 
 
 def token_file(config: Configuration, account: str, *, is_destination: bool = False) -> Tokenfile:
-    """Where tokens are stored, sealed for this account or its destination."""
+    """Return the file of encrypted tokens for this account or its destination."""
     from ..collect.oauth.sealed import Tokenfile, key_in
 
     folder = config.state / "tokens"

@@ -1,9 +1,9 @@
-"""Every hour: old mail expires, and what was held long enough is destroyed.
+"""Hourly upkeep: expire old mail, and destroy held mail whose hold time is over.
 
-A clock that jumps must not empty maildrops.  What is due by the time that is known to have passed
-goes at once.  If the clock says that more than ``_TIMES`` as many messages are due, and more than
-``_MANY``, the others wait until the clock is believed (see ``clock``), or until the operator runs
-`restante maildrop purge --yes`.  While the clock is behind nothing is done.
+A clock that jumps must not empty maildrops.  Messages that are due by the time known to have passed
+are removed at once.  If, by the clock, more than ``_TIMES`` as many messages are due, and more than
+``_MANY``, the others wait until the clock is trusted (see ``clock``), or until the operator runs
+`restante maildrop purge --yes`.  While the clock is behind, nothing is removed.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from ..words import counted
 from . import stores
 
 _EVERY = 3600.0  # seconds between two rounds
-_LOOK_EVERY = 600.0  # seconds between two looks at the clock: less than its slack
-_TIMES = 10
-_MANY = 100  # messages; fewer are not worth a day's delay after each night without power
+_LOOK_EVERY = 600.0  # seconds between two readings of the clock: less than its slack
+_TIMES = 10  # an estimate, not measured
+_MANY = 100  # messages; for fewer, a day's delay after each night without power is not worth it
 
 _log = logging.getLogger("restante.upkeep")
 
 
 class Upkeep:
-    """One process of a server does it."""
+    """The upkeep, done by one process of a server."""
 
     def __init__(
         self,
@@ -44,9 +44,9 @@ class Upkeep:
         terms: Callable[[UserAccount], Terms],
         site_expires: Callable[[], bool],
     ) -> None:
-        """``others`` knows the users who are not in ``users``; it is asked about expiry only if
-        ``site_expires``, for only ``users`` has an expiry of one user.  ``terms`` gives what is in
-        force for an account now.
+        """``others`` finds users who are not in ``users``.  It is queried only if ``site_expires``,
+        because only users in ``users`` can have their own expiry.  ``terms`` returns the terms in
+        force for an account.
         """
         self._store = store
         self._users = users
@@ -60,7 +60,7 @@ class Upkeep:
         while True:
             try:
                 await self.run()
-            except RestanteError as error:  # a disk that is not there now may be there then
+            except RestanteError as error:  # the disk may be mounted in the next round
                 _log.warning("purge failed", extra={"fields": {"reason": str(error)}})
             except Exception:
                 _log.exception("bug", extra={"fields": {}})
@@ -69,7 +69,7 @@ class Upkeep:
                 await asyncio.to_thread(self.look)
 
     async def run(self) -> None:
-        """One round."""
+        """Do one round."""
         reading = await asyncio.to_thread(self.look)
         if reading.is_behind:
             return
@@ -83,7 +83,7 @@ class Upkeep:
         await self._purge(reading)
 
     async def forecast(self) -> Forecast:
-        """What will go within a day because a rule was changed, also by a session just now."""
+        """Return what will be removed within a day because a rule was changed."""
         reading = await asyncio.to_thread(self.look)
         if reading.is_behind:
             return Forecast()
@@ -91,12 +91,12 @@ class Upkeep:
         await self._note_rules(days, reading)
         total = Forecast()
         for user in days:
-            with suppress(RestanteError):  # the next round names it
+            with suppress(RestanteError):  # the next round reports it
                 total += await self._store.forecast(user, days[user], reading.now)
         return total
 
     def look(self) -> Reading:
-        """What time it is; remembers that.  Blocking."""
+        """Read the clock, and record the time.  Blocking."""
         try:
             reading = self._clock.advance()
         except OSError as error:
@@ -109,16 +109,16 @@ class Upkeep:
         return reading
 
     async def _days(self) -> dict[str, int | None]:
-        """After how many days mail expires, by maildrop; only of those that are known now."""
+        """Return the expiry in days by maildrop, for the maildrops whose users can be found now."""
         try:
-            found = await asyncio.to_thread(self._users.list)
+            users = await asyncio.to_thread(self._users.list)
         except RestanteError as error:
             _log.warning("users not read", extra={"fields": {"reason": str(error)}})
             return {}
-        own = {user.account.maildrop: self._terms(user.account).expire for user in found}
+        own = {user.account.maildrop: self._terms(user.account).expire for user in users}
         days: dict[str, int | None] = {}
         async for name in self._store.users():
-            with suppress(RestanteError):  # the next round will do
+            with suppress(RestanteError):  # the next round tries again
                 days[name] = own[name] if name in own else await self._days_of_other(name)
         return days
 
@@ -140,7 +140,7 @@ class Upkeep:
         async def expire(user: str, until: float) -> Sweep:
             try:
                 swept = await self._store.expire(user, days[user], until=until, now=reading.now)
-            except MaildropInUse:  # the next round will do
+            except MaildropInUse:  # the next round tries again
                 return Sweep()
             except RestanteError as error:
                 failed = {"user": user, "reason": str(error)}
@@ -178,7 +178,9 @@ class Upkeep:
 async def _in_two_steps(
     users: Iterable[str], act: Callable[[str, float], Awaitable[Sweep]], reading: Reading
 ) -> tuple[int, int]:
-    """What is certainly due first, then the rest unless it is too much; how many went and wait."""
+    """Act on what is certainly due, then on the rest unless it is too much.
+
+    Returns the numbers of removed messages and of those that wait."""
     went, doubtful, later = 0, 0, []
     for user in users:
         swept = await act(user, reading.proven)
@@ -194,17 +196,18 @@ async def _in_two_steps(
 
 
 def moment(at: float) -> str:
-    """In UTC, for the log and for programs."""
+    """Return a time in UTC, for the log and for programs."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%MZ")
 
 
 async def forecast(
     config: Configuration, names: Sequence[str] = (), *, note: bool = False
 ) -> Forecast:
-    """What will go because a hold or an expiry was changed; by default in all maildrops.
+    """Return what will be removed because a hold time or an expiry was changed.
 
-    ``note``: the day of grace begins now, unless it has begun.  Else nothing is changed.  Users of
-    other back ends than our database have the expiry of the configuration.
+    ``names`` are maildrops, by default all.  With ``note`` the day of grace begins now, unless it
+    has begun; without it nothing is changed.  Users of other back ends than our database have the
+    expiry of the configuration.
 
     Raises:
         RestanteError: not all maildrops can be read.
@@ -221,7 +224,7 @@ async def forecast(
 
 
 def described(changed: Forecast) -> str:
-    """Such as "12 held messages will be destroyed, the first on 2026-12-01 at 12:00"."""
+    """Return "12 held messages will be destroyed, the first on 2026-12-01 at 12:00" and alike."""
     first = datetime.fromtimestamp(changed.at).strftime("%Y-%m-%d at %H:%M")
     parts = []
     if changed.held:
