@@ -330,10 +330,9 @@ class Auth:
     )
     mechanisms: tuple[str, ...] = option(
         MECHANISMS,
-        "Mechanisms of AUTH: EXTERNAL, SCRAM-SHA-256, SCRAM-SHA-1 (both also with -PLUS), "
-        "OAUTHBEARER, XOAUTH2, PLAIN and LOGIN; each only if the back ends can check it. "
-        "APOP enables the command of that name if the chain is only a passwd-file, for users with "
-        "a PLAIN password.",
+        f"Mechanisms of AUTH, of {', '.join(sasl.MECHANISMS)}; each only if the back ends can "
+        "check it. APOP enables the command of that name if the chain is only a passwd-file, for "
+        "users with a PLAIN password.",
         many(one_of(*ALL_MECHANISMS)),
     )
     folder_separator: str = option(
