@@ -11,9 +11,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from restante import maildrop
 from restante.pop3.state import Action
 
-from ..test_layers import LAYERS
+from ..test_layers import LAYERS, SOURCE
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 DESIGN = (DOCS / "design.md").read_text()
@@ -26,6 +27,30 @@ def test_table_has_every_module_in_the_order_of_the_layers() -> None:
     assert sorted(chain.from_iterable(rows)) == sorted(set(LAYERS) - {"__main__", "__init__"})
     for upper, lower in pairwise(rows):
         assert min(map(LAYERS.__getitem__, upper)) > max(map(LAYERS.__getitem__, lower))
+
+
+def places_of_changes() -> list[tuple[str, list[str], list[str]]]:
+    """Return each row of the table in CONTRIBUTING.md: its title, its paths and its other names."""
+    text = (DOCS.parent / "CONTRIBUTING.md").read_text()
+    table = text.partition("| to add |")[2].partition("\n\n")[0]
+    rows = []
+    for row in table.splitlines()[2:]:
+        quoted = re.findall(r"`([^`]+)`", row)
+        paths = [each for each in quoted if "/" in each]
+        rows.append((row.split("|")[1].strip(), paths, sorted({*quoted} - {*paths})))
+    return rows
+
+
+@pytest.mark.parametrize(("title", "paths", "names"), places_of_changes())
+def test_places_of_changes_exist(title: str, paths: list[str], names: list[str]) -> None:
+    files = [SOURCE / each for each in paths]
+    assert files[0].is_file()
+    assert all(each.exists() for each in files)
+    start = files[0].read_text()
+    for name in names:
+        if name in vars(maildrop):
+            continue  # a contract
+        assert re.search(rf"^(?:(?:async )?def )?{name}\b", start, re.MULTILINE), f"{title}: {name}"
 
 
 def test_every_action_of_a_session_is_named() -> None:

@@ -145,14 +145,16 @@ async def noted(
     from ..collect.ledger_file import AccountBusy
     from . import alerts, metrics
 
+    health = Health(ledger.of(job.name))
+
     def note(error: RestanteError | OSError | None) -> None:
         """Write metrics and alerts; an error here does not make the session fail."""
         came = (outcome.stored, outcome.octets)
         try:
             if error is None:
-                Health(ledger.of(job.name)).succeeded(*came)
+                health.succeeded(*came)
             else:
-                Health(ledger.of(job.name)).failed(time.time(), *came)
+                health.failed(time.time(), *came)
             if job.config.collect.metrics:
                 metrics.write(job.config, ledger, Path(job.config.collect.metrics))
         except (RestanteError, OSError) as trouble:
@@ -166,7 +168,7 @@ async def noted(
         await session
     except asyncio.CancelledError:
         with suppress(RestanteError):
-            Health(ledger.of(job.name)).stopped(outcome.stored, outcome.octets)
+            health.stopped(outcome.stored, outcome.octets)
         raise
     except (AccountBusy, LoginTooSoon, LoginWithheld):
         raise
