@@ -1,4 +1,4 @@
-"""Certificates that no authority would sign."""
+"""Certificates that no authority would issue."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _SRV_NAME = x509.ObjectIdentifier("1.3.6.1.5.5.7.8.7")  # RFC 4985 §2
 
 
 def srv_name(text: str) -> x509.GeneralName:
-    """As IA5String."""
+    """Return a name for a service, encoded as IA5String."""
     return x509.OtherName(_SRV_NAME, bytes([0x16, len(text)]) + text.encode())
 
 
 def dns_name(text: str) -> x509.GeneralName:
-    """Also with octets that none may have."""
+    """Return a DNS name, possibly with invalid octets."""
     return x509.DNSName._init_without_validation(text)
 
 
 def make(folder: Path, names: Sequence[x509.GeneralName], common: str = "x") -> tuple[Path, Path]:
-    """A self-signed one, for an hour."""
+    """Make a self-signed certificate for an hour."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common)])
     now = datetime.now(UTC)

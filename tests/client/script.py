@@ -4,14 +4,14 @@ A transcript in ``transcripts/client`` has these lines::
 
     # why, with the RFC's section
     do: stat              an operation of ``Dialogue``, with its arguments
-    C: STAT               what it must send, CRLF added; escapes as \\t or \\x00
-    S: +OK 2 320          what the server answers, CRLF added
-    s: +OK                the same without CRLF
-    result: (2, 320)      what the operation gives
-    error: CommandFailed: text    or raises; "*" stands for any text
-    do: quirks gmail      how the client is set up from here on; see ``quirks``
+    C: STAT               the command it must send, without CRLF; escapes as \\t or \\x00
+    S: +OK 2 320          the answer of the server, without CRLF
+    s: +OK                an answer to which no CRLF is added
+    result: (2, 320)      the result of the operation
+    error: CommandFailed: text    or its exception; "*" stands for any text
+    do: quirks gmail      the quirks from here on; see ``quirks``
 
-The first operation, ``greeting``, and its answer are understood where none is written.
+If the first operation is missing, it is ``greeting`` with a positive answer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ..transcript import FOLDER, octets_of
 
 @dataclass
 class Operation:
-    """One ``do``: the octets that are expected and sent in turn, and how it ends."""
+    """One ``do``: the expected and sent octets in turn, and the result."""
 
     text: str
     turns: list[tuple[str, bytes]] = field(default_factory=list)
@@ -73,7 +73,7 @@ def load() -> list[tuple[str, list[Operation]]]:
 
 
 class Drive:
-    """Carries out operations: the server's octets come in the pieces that ``cut`` makes."""
+    """Runs operations; the server's octets arrive in the pieces that ``cut`` makes."""
 
     def __init__(self, cut: Callable[[bytes], list[bytes]]) -> None:
         self.dialogue = Dialogue()
@@ -113,12 +113,12 @@ class Drive:
                 wanted = procedure.send(b"")
         except StopIteration as end:
             assert next(expected, None) is None, "did not send it all"
-            for piece in said:  # came with the last answer, unasked
+            for piece in said:  # unsolicited, arrived with the last answer
                 self.dialogue._unread += piece
             return end.value
 
     def _said(self, turns: list[tuple[str, bytes]]) -> Iterator[bytes]:
-        """What a server says from one command to the next comes together."""
+        """Join the octets that a server sends between two commands."""
         together = b""
         for kind, octets in [*turns, ("C", b"")]:
             if kind == "S":
@@ -161,7 +161,7 @@ class Drive:
 
 
 def messages(arguments: list[str]) -> list[Message]:
-    """``1`` or ``1/320``: numbers with sizes."""
+    """Parse messages such as ``1`` or ``1/320``: a number with a size."""
     parts = [text.partition("/") for text in arguments]
     return [Message(int(number), None, int(size or 100)) for number, _, size in parts]
 
@@ -171,7 +171,7 @@ def nothing() -> Procedure[None]:
 
 
 def quirks(arguments: list[str]) -> Quirks:
-    """The name of a preset, or fields: ``no_capa added=TOP,LOGIN-DELAY_60``."""
+    """Parse the name of a preset, or fields: ``no_capa added=TOP,LOGIN-DELAY_60``."""
     if arguments[0] in PRESETS:
         return PRESETS[arguments[0]]
     given: dict[str, Any] = {}
@@ -181,7 +181,7 @@ def quirks(arguments: list[str]) -> Quirks:
 
 
 def whole(dialogue: Dialogue, wanted: list[Message], command: str = "") -> Procedure[list[object]]:
-    """Bodies as the shells read them, or what the server said instead; headers by no command."""
+    """Read bodies as the clients do, or the error of the server."""
     found: list[object] = []
     asked = dialogue.ask_for(wanted, command) if command else dialogue.ask_for_headers(wanted)
     retrieval = yield from asked

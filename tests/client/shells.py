@@ -1,4 +1,4 @@
-"""One session as any program would hold it, with each of the two clients; and a scripted server."""
+"""A session with either of the two clients, and a scripted server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from restante.client.remote import TLS
 from restante.pop3.listing import Message
 
 NONE = TLS.NONE
-UNUSED = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # reading the system's certificates takes long
+UNUSED = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # loading the system's certificates is slow
 
 Session = Callable[..., Awaitable[list[bytes]]]
 
@@ -57,25 +57,25 @@ kinds = pytest.mark.parametrize("kind", ["asyncio", "blocking"])
 
 
 class Held:
-    """A client of either kind in its block, with the same methods."""
+    """An entered client of either kind, with the same methods for both."""
 
     def __init__(self, client: Client | BlockingClient) -> None:
         self.client = client
 
     async def call(self, name: str, *arguments: Any, **options: Any) -> Any:
-        """``stat``, ``delete``, ``quit`` and the like."""
+        """Call a method such as ``stat``, ``delete`` or ``quit``."""
         return await called(getattr(self.client, name), *arguments, **options)
 
     async def listing(self) -> list[Message]:
         return list(await self.call("list"))
 
     def each(self, name: str, *arguments: Any, **options: Any) -> AsyncIterator[Any]:
-        """``retrieve_all`` or ``headers``: created now, and begun when it is iterated."""
+        """Call ``retrieve_all`` or ``headers``, which begins when it is iterated."""
         return iterated(getattr(self.client, name)(*arguments, **options))
 
 
 async def called(method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """The result of what is a coroutine function, or waits in a thread."""
+    """Call a coroutine function, or in a thread a blocking one; returns the result."""
     if asyncio.iscoroutinefunction(method):
         return await method(*arguments, **options)
     return await asyncio.to_thread(method, *arguments, **options)
@@ -97,7 +97,7 @@ async def gathered(items: Any) -> list[Any]:
 
 @asynccontextmanager
 async def opened(kind: str, where: Any, **options: Any) -> AsyncIterator[Held]:
-    """``connect`` or ``connect_blocking``, which ends in the same way as this."""
+    """Enter ``connect`` or ``connect_blocking``, and leave it in the same way as this block."""
     if kind == "asyncio":
         async with connect(where, **options) as client:
             yield Held(client)
@@ -113,7 +113,7 @@ async def opened(kind: str, where: Any, **options: Any) -> AsyncIterator[Held]:
 
 
 class Peer:
-    """The server's end of one connection, as a test scripts it."""
+    """The server's end of a connection, scripted by a test."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -125,7 +125,7 @@ class Peer:
         await self.writer.drain()
 
     async def hear(self) -> bytes:
-        """The next command; empty when the client has gone."""
+        """Read the next command; empty when the client has closed."""
         try:
             line = (await self.reader.readline()).removesuffix(b"\r\n")
         except (ConnectionError, ssl.SSLError):
@@ -152,7 +152,7 @@ async def scripted(
     buffers: int | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[tuple[int, list[Peer]]]:
-    """A server on loopback that does what ``script`` says, then hangs up; its port and peers."""
+    """Run a server on loopback that runs ``script`` and hangs up; yields its port and peers."""
     peers: list[Peer] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -167,7 +167,7 @@ async def scripted(
 
     listening = socket.create_server(("127.0.0.1", 0))
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if buffers is not None:  # octets; what is accepted inherits it
+    if buffers is not None:  # octets; accepted connections inherit it
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
     server = await asyncio.start_server(serve, sock=listening, limit=buffers or 65_536, ssl=tls)
@@ -189,7 +189,7 @@ ANSWERS = {
 
 
 async def polite(peer: Peer) -> None:
-    """A server of two messages."""
+    """Serve two messages."""
     await peer.say(b"+OK ready\r\n")
     while command := await peer.hear():
         await peer.say(ANSWERS.get(command, b"+OK\r\n"))

@@ -1,4 +1,4 @@
-"""How a session begins and ends: entered, awaited, or forgotten."""
+"""Beginning and end of a session: entered, awaited, or forgotten."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def server() -> Iterator[Pop3Server]:
 
 
 async def begun(kind: str, server: Pop3Server) -> Any:
-    """A client that was not entered."""
+    """Return a client that is connected but not entered."""
     if kind == "asyncio":
         return await restante.connect(server.url("ann"), ca_file=server.ca_file)
     return restante.connect_blocking(server.url("ann"), ca_file=server.ca_file)
@@ -57,7 +57,7 @@ def test_a_session_need_not_be_entered(server: Pop3Server, kind: str) -> None:
 @kinds
 @pytest.mark.parametrize("fails", [False, True])
 def test_session_that_has_begun_can_be_entered(server: Pop3Server, kind: str, fails: bool) -> None:
-    """Then the block decides: its end is QUIT, an exception is none."""
+    """Then the block decides: its normal end sends QUIT, an exception does not."""
 
     async def main() -> None:
         client = await begun(kind, server)
@@ -90,7 +90,7 @@ def test_a_forgotten_session_is_reported_and_removes_nothing(server: Pop3Server,
         assert [str(each.message) for each in caught if each.category is ResourceWarning] == [
             "POP3 session with localhost was not ended; call quit() or abort()"
         ]
-        await asyncio.to_thread(server.messages, "ann")  # waits until the server has noticed
+        await asyncio.to_thread(server.messages, "ann")  # until the server has noticed
 
     asyncio.run(main())
     assert len(server.messages("ann")) == 1
@@ -123,14 +123,14 @@ def test_a_session_forgotten_until_the_loop_has_ended_is_reported(server: Pop3Se
         kept.clear()
         gc.collect()
         texts = [str(each.message) for each in caught]
-        caught.clear()  # they hold what they are about
+        caught.clear()  # the warnings refer to the clients
         gc.collect()
     assert any("was not ended" in each for each in texts)
 
 
 def test_connect_that_is_neither_entered_nor_awaited_is_reported() -> None:
     with pytest.warns(RuntimeWarning, match="neither entered nor awaited"):
-        restante.connect("pop3s://ann:x@mail.example.org")  # and is gone at once
+        restante.connect("pop3s://ann:x@mail.example.org")  # collected at once
 
 
 def test_a_pending_client_can_be_used_once(server: Pop3Server) -> None:
@@ -157,7 +157,7 @@ def test_a_mistake_is_raised_where_it_was_made() -> None:
 
 @kinds
 def test_the_deadline_holds_without_a_block(kind: str) -> None:
-    """For what the session itself does; a task that did not enter it is its owner's."""
+    """It applies to operations of the session; it does not cancel other tasks."""
 
     async def main() -> None:
         async with scripted(polite) as (port, _):

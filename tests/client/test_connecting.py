@@ -34,7 +34,7 @@ def entry(host: str, port: int, family: int = V4) -> Any:
 
 @pytest.fixture
 def dead() -> Iterator[tuple[str, int]]:
-    """An address that does not answer: a queue that is full stands for it."""
+    """Return an address that does not answer: a socket with a full queue."""
     with ExitStack() as stack:
         listening = stack.enter_context(socket.create_server(("127.0.0.2", 0), backlog=0))
         where: tuple[str, int] = listening.getsockname()
@@ -50,7 +50,7 @@ NOT_HERE = (9999, socket.SOCK_STREAM, 6, "", ("127.0.0.3", 1))  # a family that 
 
 
 async def outcome(kind: str, port: int, **options: Any) -> str:
-    """What a program is told."""
+    """Return the result or the error that a program gets."""
     try:
         async with opened(kind, f"pop3://localhost:{port}", **IN_CLEAR, **options) as held:
             return str(await held.call("stat"))
@@ -75,7 +75,7 @@ def resolving(patch: pytest.MonkeyPatch, *entries: Any) -> None:
 def test_the_first_address_that_answers_is_taken(
     kind: str, before: int, after: int, dead: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many before it refuse, are dead or of a family that this machine does not have."""
+    """Any number before it may refuse, be dead, or have a family this machine lacks."""
     monkeypatch.setattr(connecting, "DELAY", 0.02)
 
     async def main() -> None:
@@ -137,7 +137,7 @@ def test_the_deadline_ends_it_too(
 def test_a_look_up_that_hangs_is_left(
     kind: str, limits: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the program can end meanwhile."""
+    """And the program can exit meanwhile."""
     goes_on = threading.Event()
 
     def hangs(*_: object, **__: object) -> list[Any]:
@@ -172,7 +172,7 @@ def test_invalid_host_names_are_refused(kind: str, host: str) -> None:
 
 
 class Noted(socket.socket):
-    """A socket that a test can ask about afterwards."""
+    """A socket that a test can inspect afterwards."""
 
     made: ClassVar[list[socket.socket]] = []
 
@@ -183,7 +183,7 @@ class Noted(socket.socket):
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[socket.socket]:
-    """All sockets, from here on."""
+    """Return all sockets made from here on."""
     monkeypatch.setattr(Noted, "made", [])
     monkeypatch.setattr(socket, "socket", Noted)
     return Noted.made
@@ -233,7 +233,7 @@ def test_a_cancelled_attempt_leaves_no_socket(
 
 @pytest.mark.rfc("P-166")
 def test_families_take_turns() -> None:
-    """RFC 8305 §4: one family that is broken costs no more than one delay each time."""
+    """RFC 8305 §4: a broken family costs at most one delay each time."""
     sixes = [entry(f"::{at}", 1, V6) for at in range(3)]
     fours = [entry(f"127.0.0.{at}", 1) for at in range(2)]
     expected = [sixes[0], fours[0], sixes[1], fours[1], sixes[2]]
@@ -246,7 +246,7 @@ def test_families_take_turns() -> None:
 def test_of_very_many_addresses_some_are_tried(
     kind: str, made: list[socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A hostile DNS answer does not set the amount of our work."""
+    """A hostile DNS answer must not cause unlimited work."""
     resolving(monkeypatch, *[REFUSES] * 5000)
 
     async def main() -> None:

@@ -1,6 +1,6 @@
-"""``retrieve_all(…, delete=True)``: a complete message is deleted when the loop comes round.
+"""``retrieve_all(…, delete=True)``: a message read to its end is deleted at the next iteration.
 
-The promise is tried where it could break: at 0, 1 and many messages, when the loop is left, when
+This is tested where it could fail: at 0, 1 and many messages, when the loop is left, when
 a message is read in part, when storing it fails, and when the server or the caller interferes.
 """
 
@@ -21,7 +21,7 @@ from restante.testing import Pop3Server
 from .shells import Held, called, gathered, iterated, kinds, opened
 
 Step = Callable[[int, Any, Held], Awaitable[object]]
-"""What a loop does with the message of this number."""
+"""The body of the loop, for the message with this number."""
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def left(server: Pop3Server) -> list[str]:
 
 
 def fetch(server: Pop3Server, kind: str, step: Step, **options: Any) -> None:
-    """One session: the loop, then QUIT."""
+    """Run a session: the loop, then QUIT."""
 
     async def main() -> None:
         async with opened(kind, server.url("ann"), ca_file=server.ca_file, **options) as held:
@@ -120,7 +120,7 @@ def test_saved_messages_are_deleted_and_others_are_not(
 def test_a_message_that_was_received_but_not_saved_stays(
     server: Pop3Server, kind: str, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its last octet has come; the disk fails after that, and the program goes on."""
+    """Its last octet arrived; then the disk failed, and the program continued."""
     deliver(server, 2)
 
     def full(*_: object) -> None:
@@ -161,7 +161,7 @@ async def unread(_: int, __: Any, ___: Held) -> None:
 
 
 async def in_part(_: int, body: Any, __: Held) -> None:
-    """All octets have come with the first piece, but the loop does not know that."""
+    """All octets arrived with the first piece, but the loop does not know that."""
     async for _piece in iterated(body):
         break
 
@@ -210,7 +210,7 @@ def test_an_exception_in_the_loop_removes_nothing(
 def test_the_message_at_which_the_loop_is_left_stays(
     server: Pop3Server, kind: str, how: str
 ) -> None:
-    """Though it was read to its end: nothing shows that the program has done its work on it."""
+    """Although it was read to its end: the program may not have finished with it."""
     deliver(server, 3)
 
     async def main() -> None:
@@ -285,7 +285,7 @@ def test_half_a_message_stays(server: Pop3Server, kind: str) -> None:
 def test_a_command_in_the_loop_ends_it_and_deletes_nothing_more(
     server: Pop3Server, kind: str, command: str
 ) -> None:
-    """After RSET above all: the caller has taken back all deletions, and another may not follow."""
+    """Especially RSET: the caller has undone all deletions, so no other may follow."""
     deliver(server, 3)
 
     async def interfere(number: int, body: Any, held: Held) -> None:
@@ -300,7 +300,7 @@ def test_a_command_in_the_loop_ends_it_and_deletes_nothing_more(
                 await loop(held, listing, interfere)
 
     asyncio.run(main())
-    # Marked when the loop came round were: the first message, and after RSET none.
+    # At the next iteration the first message was marked; after RSET none was.
     kept = {"reset": 3, "noop": 2, "reconnect": 3, "commit": 2}
     assert len(left(server)) == kept[command]
 
@@ -310,7 +310,7 @@ def test_a_command_in_the_loop_ends_it_and_deletes_nothing_more(
 def test_message_deleted_by_the_caller_is_not_deleted_twice(
     server: Pop3Server, kind: str, when: str
 ) -> None:
-    """A second DELE would fail, and its error would hide others."""
+    """A second DELE would fail, and hide other errors."""
     deliver(server, 3)
 
     async def main() -> None:
@@ -355,7 +355,7 @@ def test_the_session_goes_on_after_it(server: Pop3Server, kind: str) -> None:
 def test_the_limit_of_a_session_is_for_every_way_to_read(
     server: Pop3Server, kind: str, way: str, lies: bool, tmp_path: Path
 ) -> None:
-    """Also where the server announces less than it sends; the session goes on."""
+    """Even if the server announces less than it sends; the session continues."""
     server.deliver("ann", b"Subject: large\r\n\r\n" + b"x" * 200 + b"\r\n")
     server.deliver("ann", b"Subject: small\r\n\r\nx\r\n")
     if lies:
@@ -387,7 +387,7 @@ def test_a_call_may_have_another_limit_than_the_session(server: Pop3Server, kind
             with pytest.raises(MessageTooLarge, match="5 octets") as caught:
                 await called(body.read)
             assert caught.value.limit == 5
-            assert len(await called(body.read, 1000)) == message.size  # it was not asked for before
+            assert len(await called(body.read, 1000)) == message.size  # it was not requested before
             with pytest.raises(MessageTooLarge):
                 await called(client.top(message).read)
             assert [h async for _, h in held.each("headers", [message], max_size=50)]

@@ -1,4 +1,4 @@
-"""SRV records by a DNS server of our own on loopback, and whose certificate counts then."""
+"""SRV records from a DNS server on loopback, and the certificates that are accepted then."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from .certificates import make, srv_name
 
 @contextmanager
 def answering(records: dict[str, list[str]], code: str = "NOERROR") -> Iterator[Any]:
-    """A resolver that asks a small server on loopback; its answers by name."""
+    """Yield a resolver that uses a small server on loopback with these records."""
     listening = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     listening.bind(("127.0.0.1", 0))
 
@@ -131,7 +131,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.rfc("P-160")
 def test_weights_are_chances() -> None:
-    """RFC 2782: three times as often with three times the weight; 0 seldom, but possible."""
+    """RFC 2782: three times the weight is chosen three times as often; 0 is rare but possible."""
     heavy, light, never = Target(1, 30, 1, "a"), Target(1, 10, 1, "b"), Target(1, 0, 1, "c")
     chance = random.Random(7)
     first = [order([light, never, heavy, Target(0, 0, 1, ".")], chance)[0] for _ in range(4000)]
@@ -168,7 +168,7 @@ def test_the_certificate_is_for_the_mail_domain(
     implicit: bool,
     tmp_path: Path,
 ) -> None:
-    """RFC 7817 §3: what an unsigned record says of the host proves nothing."""
+    """RFC 7817 §3: a host name from an unsigned record proves nothing."""
     if not implicit and names and isinstance(names[0], x509.OtherName):
         is_good = names[0] == srv_name("_pop3.example.org")
     pair = make(tmp_path, names, common="localhost")

@@ -1,4 +1,4 @@
-"""What a program can catch: the names that Python's own network code has taught it."""
+"""Exceptions that programs catch, including the built-in ones of Python's network code."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_an_exception_is_also_one_that_people_already_catch(
 
 
 def test_other_exceptions_are_not_caught_with_the_systems() -> None:
-    """A refused login is no lost connection, and a large message no full disk."""
+    """A refused login is no ConnectionError, and a large message no OSError of a full disk."""
     for kind in exported():
         assert issubclass(kind, OSError) == issubclass(kind, restante.ConnectionLost)
 
@@ -57,7 +57,7 @@ def test_text_and_values_survive_a_file_name_and_pickling() -> None:
     with pytest.raises(restante.DeadlineExceeded), naming("maildir:there"):
         raise error
     assert (error.errno, error.filename) == (None, None)
-    error.filename = "x"  # as other programs do with an OSError
+    error.filename = "x"  # other programs do this with an OSError
     assert str(error) == describe(error) == str(pickle.loads(pickle.dumps(error)))
     assert str(error).startswith(
         "silent for 60 s; 2 deletions may or may not have been carried out"

@@ -64,7 +64,7 @@ def _poplib(
     ca_file: Path,
     keep: Keep,
 ) -> None:
-    """As its documentation shows it."""
+    """Fetch all mail as the documentation of poplib shows."""
     parts = urlsplit(url)
     context = ssl.create_default_context(cafile=ca_file)
     client: original.POP3 | poplib.POP3
@@ -101,7 +101,7 @@ def test_withstands(fetch: Fetch, name: str) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("fetch", OURS)
 def test_an_end_at_every_octet(fetch: Fetch) -> None:
-    # The three that share a dialogue need not all walk through all of it.
+    # Three of the clients share a dialogue, so not all need every case.
     for name, attack in cuts(1 if fetch in (with_asyncio, with_poplib) else 5):
         assert try_client(fetch, attack) == [], name
 
@@ -127,7 +127,7 @@ def kept(fetch: Fetch, attack: Attack) -> list[bytes]:
 @pytest.mark.parametrize("fetch", OURS)
 @pytest.mark.parametrize("name", ["polite", "size-lie", "dot-lf", "dot-cr", "dot-half"])
 def test_gets_all_the_mail_all_the_same(fetch: Fetch, name: str) -> None:
-    """What another server passes on is mail, however it looks."""
+    """Odd mail from an honest server is mail."""
     assert kept(fetch, ATTACKS[name]) == list(ATTACKS[name].messages)
 
 
@@ -141,7 +141,7 @@ def test_kit_finds_faults_of_a_client(name: str) -> None:
 @pytest.mark.parametrize("two_step_auth", [False, True])
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name.startswith("scram")])
 def test_scram_is_attacked_however_a_client_begins(name: str, two_step_auth: bool) -> None:
-    """With AUTH or behind it; nothing goes wrong before."""
+    """With an initial response or without; no attack occurs before."""
     quirks = Quirks(two_step_auth=two_step_auth)
     with (
         HostileServer(ATTACKS[name]) as server,

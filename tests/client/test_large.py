@@ -54,7 +54,7 @@ print(found, peak() - before)
 
 @contextmanager
 def serving(answer: Callable[[bytes], Iterator[bytes]]) -> Iterator[int]:
-    """One connection, on a thread."""
+    """Serve one connection in a thread."""
     listening = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -75,7 +75,7 @@ def serving(answer: Callable[[bytes], Iterator[bytes]]) -> Iterator[int]:
 
 
 def fetched(port: int, kind: str, want: int) -> tuple[int, int]:
-    """What came, and by how many octets memory grew meanwhile."""
+    """Return what was received, and by how many octets memory grew."""
     command = [sys.executable, "-c", PROGRAM, f"pop3://127.0.0.1:{port}", kind, str(want)]
     done = subprocess.run(command, capture_output=True, check=True, timeout=300)
     found, growth = map(int, done.stdout.split())

@@ -1,4 +1,4 @@
-"""The logger ``restante.client``: what both sides say, for programs that log already."""
+"""The logger ``restante.client``, which logs the commands and answers of sessions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways to a server: through a proxy, by a socket, from an address; and which certificate counts."""
+"""Connecting through a proxy, by a socket or from an address; and accepted certificates."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def server() -> Iterator[Pop3Server]:
 
 
 class Relay:
-    """A proxy for one login, that notes what it was asked for."""
+    """A proxy for one user, which records the requests."""
 
     def __init__(self, login: bytes = b"") -> None:
         self.login = login
@@ -98,7 +98,9 @@ class Relay:
             await peer.say(b"\x01\x00" if is_right else b"\x01\x01")
             if not is_right:
                 return b""
-        assert await peer.reader.readexactly(4) == b"\x05\x01\x00\x03"  # it looks the name up
+        assert (
+            await peer.reader.readexactly(4) == b"\x05\x01\x00\x03"
+        )  # the proxy resolves the name
         size = (await peer.reader.readexactly(1))[0]
         host = (await peer.reader.readexactly(size)).decode()
         port = int.from_bytes(await peer.reader.readexactly(2), "big")
@@ -176,7 +178,7 @@ ANSWERS_OF_NO_USE = {
     [(name, each) for name, answers in ANSWERS_OF_NO_USE.items() for each in answers],
 )
 def test_a_proxy_that_refuses_or_answers_nonsense(kind: str, scheme: str, answer: bytes) -> None:
-    """At once, and nothing of what it says is repeated."""
+    """The error comes at once, and does not repeat the answer."""
 
     async def script(peer: Peer) -> None:
         await peer.say(answer)
@@ -234,12 +236,12 @@ def test_the_password_of_a_proxy_is_not_shown() -> None:
 
 
 def test_no_password_goes_to_a_proxy_in_clear() -> None:
-    """localhost is then the proxy's own machine, and the way there is a network."""
+    """localhost is then the proxy's machine, and the connection to it crosses a network."""
     with pytest.raises(TLSUnavailable):
         Remote.parse("pop3://ann:x@localhost", tls=TLS.NONE, proxy="socks5://localhost:1080")
 
 
-# A socket that the caller has.
+# Sockets of the caller.
 
 
 @kinds
@@ -247,13 +249,13 @@ def test_no_password_goes_to_a_proxy_in_clear() -> None:
 def test_a_session_over_a_given_socket(server: Pop3Server, kind: str, stls: bool) -> None:
     async def main() -> None:
         given = socket.create_connection(("127.0.0.1", server.stls_port if stls else server.port))
-        url = f"pop3{'' if stls else 's'}://ann:pw@localhost:1"  # there is nothing at this port
+        url = f"pop3{'' if stls else 's'}://ann:pw@localhost:1"  # no server listens at this port
         async with opened(kind, url, ca_file=server.ca_file, sock=given) as held:
             assert await held.call("stat") == (1, 19)
             for renew in ("commit", "reconnect"):
                 with pytest.raises(UnsafeArgument, match="sock"):
                     await held.call(renew)
-            assert await held.call("stat") == (1, 19)  # which has cost nothing
+            assert await held.call("stat") == (1, 19)  # the session still works
         await until(lambda: given.fileno() == -1)
 
     asyncio.run(main())
@@ -299,7 +301,7 @@ def test_unusable_sockets_are_refused(what: str) -> None:
         options["sock"].close()
 
 
-# The address to connect from.
+# The local address.
 
 
 @kinds
@@ -324,7 +326,7 @@ def test_the_local_address(kind: str, local: Any) -> None:
 @kinds
 @pytest.mark.parametrize("local", ["::1", "203.0.113.7"])
 def test_a_local_address_that_does_not_fit(kind: str, local: str) -> None:
-    """Of another family than the server's, or not of this machine."""
+    """It has another family than the server's, or is not of this machine."""
 
     async def main() -> None:
         async with scripted(polite) as (port, _):
@@ -350,14 +352,14 @@ def test_invalid_local_addresses_are_refused(local: Any, error: type[Exception])
         Remote.parse("pop3s://ann:x@mail.example.org", local_addr=local)
 
 
-# Which certificate counts.
+# Accepted certificates.
 
 
 @asynccontextmanager
 async def secret_server(
     folder: Path, name: str
 ) -> AsyncIterator[tuple[int, list[Peer], Path, bytes]]:
-    """A server whose certificate is for ``name`` and signed by itself; with its SHA-256."""
+    """Run a server with a self-signed certificate for ``name``; yields its SHA-256 too."""
     pair = certificates.make(folder, [certificates.dns_name(name)])
     digest = sha256(ssl.PEM_cert_to_DER_cert(pair[0].read_text())).digest()
     async with scripted(polite, tls=tls.server_context(*pair)) as (port, peers):
@@ -404,7 +406,7 @@ def test_a_fingerprint_stands_for_the_signature_and_the_name(
 def test_another_fingerprint_is_refused_before_any_credential(
     kind: str, also: str, tmp_path: Path
 ) -> None:
-    """Also when the certificate is trusted otherwise."""
+    """Even if an authority has signed the certificate."""
 
     async def main() -> None:
         async with secret_server(tmp_path, "localhost") as (port, peers, ca_file, _):

@@ -1,4 +1,4 @@
-"""No form of a password is in an exception, its chain, a representation or the record."""
+"""No form of a password appears in an exception, its chain, a repr or the record."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PASSWORDS = [
 
 
 def everything(error: BaseException) -> str:
-    """All that a person may be shown of an exception, and of those it came from."""
+    """Return all text that may be shown of an exception and its chain."""
     seen: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -49,7 +49,7 @@ def everything(error: BaseException) -> str:
 
 
 def forms(secret: str, sent: list[bytes]) -> dict[str, str]:
-    """How a server could repeat it."""
+    """Return the forms in which a server could repeat the secret."""
     octets = secret.encode()
     lines = [line.removesuffix(b"\r\n").decode("utf-8", "replace") for line in sent]
     return {
@@ -67,7 +67,7 @@ def forms(secret: str, sent: list[bytes]) -> dict[str, str]:
 
 
 def shows(text: str, secret: str) -> bool:
-    """Whether some form of the secret can be read there; short ones as words only."""
+    """Return whether the text contains a form of the secret; short ones as words only."""
     octets = secret.encode()
     parts = [secret, secret.upper(), quote(secret, safe=""), escape(secret)]
     parts += [b64encode(bytes(at) + octets).decode()[4:-4] for at in range(3)]
@@ -89,7 +89,7 @@ CASES: list[Case] = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1][:6]}")
 def test_a_refusal_that_repeats_the_password(case: Case) -> None:
-    """RFC 1939 leaves the text of -ERR to the server, and some repeat what they have heard."""
+    """RFC 1939 leaves the text of -ERR to the server, and some repeat the command."""
     _, secret, mechanisms, forced = case
     names = forms(secret, [b"x"])
     for name in names:
@@ -114,13 +114,13 @@ def test_a_refusal_that_repeats_the_password(case: Case) -> None:
         with pytest.raises(RestanteError) as after:
             later.send(b"-ERR you said " + forms(secret, sent)[name].encode() + b"\r\n")
         assert not shows(everything(after.value), secret), name
-        assert "you said" in str(after.value)  # and the rest is still to be read
+        assert "you said" in str(after.value)  # the rest is still readable
 
 
 def run_refused(
     dialogue: Dialogue, login: ClientLogin, sent: list[bytes], said: Callable[[], str]
 ) -> None:
-    """A server that lets the login go as far as it may, then repeats what it has heard."""
+    """Log in at a server that accepts as much as possible, then repeats what it received."""
     procedure = dialogue.log_in(login)
     wanted = next(procedure)
     while True:
@@ -143,7 +143,7 @@ def run_refused(
 def test_password_is_hidden_at_any_position_in_base64(
     password: str, before: bytes, after: bytes
 ) -> None:
-    """Where the octets around it are not known, six characters of what is its alone."""
+    """If the surrounding octets are unknown, six characters that depend on it alone suffice."""
     assume(not any("\ud800" <= each <= "\udfff" for each in password))
     secrets = Secrets()
     secrets.replace(password)
@@ -183,7 +183,7 @@ HOSTILE_URLS = [
 @pytest.mark.parametrize("url", HOSTILE_URLS)
 @pytest.mark.parametrize("connect", [restante.connect, restante.connect_blocking])
 def test_a_url_that_cannot_be_read_is_not_repeated(connect: Any, url: str) -> None:
-    """``urllib.parse`` does so: in a password "/" ends what it takes for host and port."""
+    """``urllib.parse`` would repeat it: a "/" in a password ends what it takes for the port."""
 
     async def enter() -> None:
         block = connect(url)
@@ -207,7 +207,7 @@ def test_a_url_that_cannot_be_read_is_not_repeated(connect: Any, url: str) -> No
 def test_the_command_line_does_not_repeat_such_a_url(
     arguments: list[str], url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its first line of defence is that a password in a URL is refused; all of this is none."""
+    """It refuses passwords in URLs, but these cannot be recognised as such."""
     code: object
     try:
         code = command.run([url if each == "URL" else each for each in arguments])
@@ -220,7 +220,7 @@ def test_the_command_line_does_not_repeat_such_a_url(
 
 
 async def echoes(peer: Peer) -> None:
-    """Refuses the login, with all that it has heard of it."""
+    """Refuse the login, repeating everything received."""
     await peer.say(b"+OK ready\r\n")
     while command := await peer.hear():
         if command == b"CAPA":
@@ -285,7 +285,7 @@ def test_text_without_secrets_is_unchanged() -> None:
 
 
 def test_a_text_of_any_length_is_bounded_work() -> None:
-    """What is longer than any honest line is cut before it is looked through."""
+    """Text longer than any honest line is truncated before it is searched."""
     secrets = Secrets()
     secrets.replace("swordfish")
     assert len(secrets.hide("x" * 10**6)) < 3000

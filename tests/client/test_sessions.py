@@ -1,4 +1,4 @@
-"""What a program may do to a session, in both clients alike: share, misuse, lose and renew it."""
+"""Sharing, misusing, losing and renewing sessions, with both clients."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def subjects(server: Pop3Server) -> list[str]:
 
 
 def heard(server: Pop3Server, session: int) -> list[str]:
-    """The commands of one session, in order."""
+    """Return the commands of one session in order."""
     start = f"{session} C: "
     lines = server.transcript.splitlines()
     return [line.removeprefix(start) for line in lines if line.startswith(start)]
@@ -133,7 +133,7 @@ def test_threads_that_share_a_session_get_their_own_answers_or_an_error(
                 try:
                     email = client.retrieve(message).email()
                 except (RuntimeError, BodySkipped):
-                    continue  # another thread has the session, or has taken it in between
+                    continue  # another thread is using the session
                 except Exception as error:
                     wrong.append(error)
                 else:
@@ -148,11 +148,11 @@ def test_threads_that_share_a_session_get_their_own_answers_or_an_error(
             each.join()
         assert wrong == []
         assert right
-        assert client.stat()[0] == 8  # and the session goes on
+        assert client.stat()[0] == 8  # the session continues
 
 
 def test_another_thread_may_end_a_session_that_waits(server: Pop3Server) -> None:
-    """The thread that waits is told, and closes the connection itself."""
+    """The waiting thread gets an error, and closes the connection itself."""
     with_mail(server, 1)
     server.fault.delay("NOOP", seconds=60)
     ended: list[BaseException] = []
@@ -207,7 +207,7 @@ def test_another_thread_may_end_a_session_that_waits(server: Pop3Server) -> None
     ids=str,
 )
 def test_a_misspelt_or_mistaken_option_is_a_type_error(kind: str, options: dict[str, Any]) -> None:
-    """``strenght=`` must never log in more weakly than was meant; no value is repeated."""
+    """``strenght=`` must never weaken a login; errors repeat no values."""
 
     async def main() -> None:
         async with scripted(polite) as (port, peers):
@@ -229,7 +229,7 @@ def test_none_is_the_default_of_each_option(kind: str, name: str) -> None:
             given = {**IN_CLEAR, "port": port} | {name: None}
             where = f"pop3://mrose:tan%20staaf@127.0.0.1:{port}"
             if name == "tls":
-                given["tls"] = NONE  # without it STLS is needed
+                given["tls"] = NONE  # otherwise STLS is required
             async with opened(kind, where, **given) as held:
                 assert len(await held.listing()) == 2
 
@@ -251,7 +251,7 @@ def test_invalid_ports_are_refused(kind: str, port: int) -> None:
 
 
 async def created_before(held: Held, message: Message) -> dict[str, Callable[[], Awaitable[Any]]]:
-    """What a program may hold when its session ends, and how it would go on with it."""
+    """Return objects of a session that a program may keep after its end, and their use."""
     client: Any = held.client
     listing = await held.listing()
     begun = iterated(client.retrieve(listing[0]))
@@ -277,7 +277,7 @@ async def created_before(held: Held, message: Message) -> dict[str, Callable[[],
 def test_nothing_of_an_old_session_goes_on_in_a_new_one(
     server: Pop3Server, kind: str, renewal: str
 ) -> None:
-    """Its numbers mean other messages there, and its deletions would remove those."""
+    """Its numbers mean other messages in the new one, which its deletions would remove."""
     with_mail(server, 3)
 
     async def main() -> None:
@@ -309,7 +309,7 @@ def test_nothing_of_an_old_session_goes_on_in_a_new_one(
 def test_deletions_that_wait_are_not_sent_in_the_next_session(
     server: Pop3Server, kind: str
 ) -> None:
-    """They wait for their turn in a retrieval, which another session must not give them."""
+    """They wait for a retrieval, and must not be sent in another session."""
     with_mail(server, 3)
 
     async def main() -> None:
@@ -463,7 +463,7 @@ def test_known_loss_or_none_is_not_reported(server: Pop3Server, kind: str, then:
 def test_a_server_that_closes_at_quit_has_lost_only_what_was_marked(
     server: Pop3Server, kind: str, reset: bool, marked: int
 ) -> None:
-    """Without an answer: some do so always, and where nothing was marked nothing is lost."""
+    """Some servers never answer QUIT; without marked messages that loses nothing."""
     with_mail(server, 2)
     server.fault.drop("QUIT", reset=reset)
 
@@ -551,7 +551,7 @@ def test_a_mistake_is_raised_and_leaves_the_session_alive(
 
 
 def test_an_iterable_may_list_the_messages_itself(server: Pop3Server) -> None:
-    """So does ``retrieve_all(client.list())``, which is in the manual."""
+    """For example ``retrieve_all(client.list())``, which is in the manual."""
     with_mail(server, 3)
     with restante.connect_blocking(server.url("ann"), ca_file=server.ca_file) as client:
 
@@ -567,7 +567,7 @@ def test_an_iterable_may_list_the_messages_itself(server: Pop3Server) -> None:
 
 @kinds
 def test_a_listing_is_a_sequence_for_retrieve_all(server: Pop3Server, kind: str) -> None:
-    """Also by unique-id, by which a program knows a message again in another session."""
+    """Also by unique-id, which identifies messages across sessions."""
     with_mail(server, 3)
 
     async def main() -> None:
@@ -619,7 +619,7 @@ def test_an_iterable_that_uses_the_session_meanwhile_is_a_mistake(server: Pop3Se
 
 @kinds
 def test_a_record_that_cannot_be_written_costs_no_session(server: Pop3Server, kind: str) -> None:
-    """Such as ``print`` at a terminal that cannot show a character."""
+    """For example ``print`` on a terminal that cannot display a character."""
     with_mail(server, 1)
 
     def fails(line: str) -> None:
@@ -645,7 +645,7 @@ def test_a_record_that_cannot_be_written_costs_no_session(server: Pop3Server, ki
 @pytest.mark.parametrize("method", ["read", "email"])
 @pytest.mark.parametrize("pipelined", [False, True])
 def test_a_limit_of_octets(server: Pop3Server, kind: str, method: str, pipelined: bool) -> None:
-    """What is announced as larger is not even asked for; what turns out larger is skipped."""
+    """Messages announced as larger are not requested; those that turn out larger are skipped."""
     size = len(b"Subject: 1\r\n\r\n") + 52
     with_mail(server, 3)
 
@@ -662,7 +662,7 @@ def test_a_limit_of_octets(server: Pop3Server, kind: str, method: str, pipelined
                 with pytest.raises(MessageTooLarge):
                     await called_on(body, method, max_size=size - 1)
                 assert "RETR 1" not in heard(server, 1)
-                assert await called_on(body, method, size)  # it was not begun
+                assert await called_on(body, method, size)  # it was not read
             found = [
                 await called_on(body, method, size)
                 async for _, body in held.each("retrieve_all", listing)
@@ -711,7 +711,7 @@ def test_headers_have_a_limit_too(server: Pop3Server, kind: str) -> None:
 def test_save_and_email_leave_the_event_loop_alone(
     server: Pop3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each call that may wait for a disk, and the parser, run in another thread."""
+    """Disk operations and the parser run in another thread."""
     with_mail(server, 1)
     server.deliver("ann", b"x" * 78 + b"\r\n" + (b"y" * 78 + b"\r\n") * 40_000)
     used: dict[str, set[int]] = {}
@@ -748,7 +748,7 @@ def test_save_and_email_leave_the_event_loop_alone(
 def test_a_cancelled_save_leaves_no_trace_of_half_a_message(
     server: Pop3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """A thread that is at work is waited for before anything is cleaned up."""
+    """A running thread is awaited before its file is removed."""
     with_mail(server, 1)
     original = getattr(sinks.Saving, step)
     begun, may_end = threading.Event(), threading.Event()
@@ -773,7 +773,7 @@ def test_a_cancelled_save_leaves_no_trace_of_half_a_message(
                 await task
 
     asyncio.run(main())
-    whole = step == "__exit__"  # it was told too late
+    whole = step == "__exit__"  # cancelled too late
     assert [path.name for path in tmp_path.iterdir()] == (["one"] if whole else [])
 
 
@@ -786,7 +786,7 @@ async def noops(client: Any) -> None:
 
 
 def test_the_deadline_holds_in_a_task_that_did_not_enter_the_block() -> None:
-    """As with a fixture that enters it for a test."""
+    """For example with a fixture that enters it for a test."""
 
     async def main() -> None:
         async with scripted(polite) as (port, peers):
@@ -835,7 +835,7 @@ def test_within_the_deadline_another_task_may_end_the_block() -> None:
 
 @kinds
 def test_no_command_is_sent_when_the_deadline_is_over(kind: str) -> None:
-    """Also where its answer would be there at once."""
+    """Even if its answer would arrive at once."""
 
     async def too_late(where: str) -> None:
         async with opened(kind, where, **IN_CLEAR) as held:

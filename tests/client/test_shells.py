@@ -1,4 +1,4 @@
-"""Both clients over real sockets: our own server, and servers that mean no good."""
+"""Both clients over real sockets, with our server and with hostile ones."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_fetch_and_delete(
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
 ) -> None:
-    """LF becomes CRLF on the way out (RFC 1939 §11), nothing else is changed."""
+    """LF becomes CRLF on the wire (RFC 1939 §11), and nothing else changes."""
 
     async def main() -> None:
         async with our_server(server_tls, implicit=implicit) as (url, _, store):
@@ -150,7 +150,7 @@ MALFORMED = [*BODIES.values(), *(f"To: {each}\r\n\r\nx\r\n".encode() for each in
 def test_malformed_mail_is_read_to_the_end(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    """And deleted, so that no message stops a program that fetches and deletes all."""
+    """And can be deleted, so that no message stops a program that fetches everything."""
 
     def read(email: EmailMessage) -> None:
         email.items(), email.as_bytes(), [part.get_filename() for part in email.walk()]
@@ -270,7 +270,7 @@ def test_connection_failure_is_explained_in_words(
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks early whether a silent port speaks TLS."""
+    """Check early whether a silent port speaks TLS."""
     for module in (client_module, blocking_module):
         monkeypatch.setattr(module, "SILENCE", 0.2)
 
@@ -301,7 +301,7 @@ def test_a_clear_port_that_was_taken_for_tls(session: Session, client_tls: ssl.S
 
 @both
 def test_a_slow_greeting_is_waited_for(session: Session, impatient: None) -> None:
-    """Looking whether it speaks TLS disturbs nothing."""
+    """Checking whether it speaks TLS does not disturb it."""
 
     async def slow(peer: Peer) -> None:
         await asyncio.sleep(0.6)
@@ -332,7 +332,7 @@ def test_a_wrong_password(
 def test_an_exception_in_the_block_removes_nothing(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    """RFC 1939 §6: only QUIT removes, and it is not sent."""
+    """RFC 1939 §6: only QUIT removes messages, and it is not sent."""
 
     async def main() -> None:
         async def fails(url: str) -> None:
@@ -353,11 +353,11 @@ def test_an_exception_in_the_block_removes_nothing(
     run(main())
 
 
-# Cut sessions.
+# Interrupted sessions.
 
 
 async def says(limit: int, reset: bool, peer: Peer) -> None:
-    """A polite server that is gone after so many octets."""
+    """Act as a normal server that closes after a number of octets."""
     left = limit
     await peer.say(b"+OK ready\r\n"[:left])
     left -= len(b"+OK ready\r\n")
@@ -372,7 +372,7 @@ async def says(limit: int, reset: bool, peer: Peer) -> None:
 @both
 @pytest.mark.parametrize("reset", [False, True])
 def test_an_end_at_any_octet(session: Session, reset: bool) -> None:
-    """FIN or RST: an exception, and no message that is not whole."""
+    """By FIN or RST: there is an exception, and no incomplete message."""
 
     async def main() -> None:
         async with scripted(polite) as (port, peers):
@@ -411,7 +411,7 @@ def test_lost_answer_to_quit_raises_connection_lost(session: Session) -> None:
 
 
 def certificate_for(folder: Path, names: list[str], lifetime: timedelta) -> tuple[Path, Path]:
-    """A self-signed one that began an hour ago and ends so long from now."""
+    """Make a self-signed certificate, valid from an hour ago until this time from now."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tls, "_LIFETIME", lifetime)
         return tls.make_self_signed(folder, names)
@@ -524,7 +524,7 @@ def test_no_credential_without_tls(
     error: Any,
     client_tls: ssl.SSLContext,
 ) -> None:
-    """RFC 2595 §2.2, CVE-2021-22947: whatever a server says in clear, the login stays away."""
+    """RFC 2595 §2.2, CVE-2021-22947: whatever a server sends without TLS."""
 
     async def main() -> None:
         async with scripted(script) as (port, peers):
@@ -588,7 +588,7 @@ def test_invalid_urls_are_refused(
 def test_url_gives_host_port_and_tls(
     where: str, options: dict[str, Any], port: int, begins: TLS, mechanism: str
 ) -> None:
-    """RFC 2384 §3, or the same in arguments."""
+    """By a URL (RFC 2384 §3) or the same in arguments."""
     remote = Remote.parse(where, **options)
     assert (remote.port, remote.tls, remote.login.mechanism) == (port, begins, mechanism)
     assert remote.host in ("mail.example.org", "::1")
@@ -661,7 +661,7 @@ def noops_for_ever_blocking(url: str, **options: Any) -> None:
 
 @pytest.mark.parametrize("is_blocking", [False, True])
 def test_the_deadline_is_for_all_of_it(is_blocking: bool) -> None:
-    """A server that is never silent for ``timeout`` seconds does not hold us for ever."""
+    """Even if the server is never silent for ``timeout`` seconds."""
     options = {**IN_CLEAR, "timeout": 10, "deadline": 0.2}
 
     async def main() -> None:
@@ -746,7 +746,7 @@ def test_a_host_without_an_address(session: Session, monkeypatch: pytest.MonkeyP
 
 
 def test_a_session_cancelled_at_any_await_removes_nothing(run: Run[None]) -> None:
-    """The connection is dropped, whatever was under way, and no QUIT is sent."""
+    """The connection is dropped at any point, without QUIT."""
 
     async def works(port: int) -> None:
         async with connect(f"pop3://127.0.0.1:{port}", **IN_CLEAR) as client:
@@ -757,7 +757,7 @@ def test_a_session_cancelled_at_any_await_removes_nothing(run: Run[None]) -> Non
             await asyncio.Event().wait()
 
     async def cancelled_after(commands: int) -> bytes:
-        """The command that had no answer then."""
+        """Return the command that was unanswered then."""
         waits = asyncio.Event()
 
         async def script(peer: Peer) -> None:
@@ -830,7 +830,7 @@ def test_timeout_of_the_caller_is_not_converted() -> None:
 
 @pytest.mark.rfc("P-122")
 def test_octets_from_before_the_handshake_are_no_response(client_tls: ssl.SSLContext) -> None:
-    """In a segment of its own, in the moment before TLS begins."""
+    """They arrive in a separate segment just before TLS begins."""
 
     async def main() -> None:
         ours, theirs = socket.socketpair()
@@ -869,7 +869,7 @@ def test_two_tasks_cannot_share_a_session(run: Run[None]) -> None:
 @both
 @pytest.mark.parametrize("count", [2000, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_no_deadlock_with_a_server_that_waits_to_be_read(session: Session, count: int) -> None:
-    """It reads a command only when its last answer has left; commands are sent in a window."""
+    """The server reads a command only after sending its last answer; clients use a window."""
 
     async def script(peer: Peer) -> None:
         peer.writer.transport.set_write_buffer_limits(0)

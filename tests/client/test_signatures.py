@@ -1,4 +1,4 @@
-"""The public functions as an editor and ``help()`` show them."""
+"""The public functions as shown by editors and ``help()``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_both_connects_take_the_same_arguments() -> None:
 
 @pytest.mark.parametrize("connect", CONNECTS)
 def test_every_argument_is_explicit_and_explained(connect: Any) -> None:
-    """None is replaced by ``**options``, which no editor can complete."""
+    """There is no ``**options``, which editors cannot complete."""
     where, *others = parameters(connect).values()
     assert where.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
     assert {each.kind for each in others} == {inspect.Parameter.KEYWORD_ONLY}
@@ -52,7 +52,7 @@ def test_help_stands_alone(connect: Any) -> None:
 
 
 def test_both_clients_explain_every_method_in_the_same_words() -> None:
-    """None sends the reader to the other one; at least the first lines agree."""
+    """No docstring refers to the other client; at least the first lines are equal."""
     names = {name for name, _ in documented(restante.Client)}
     assert names == {name for name, _ in documented(restante.BlockingClient)}
     for name in names:
@@ -85,7 +85,7 @@ def public() -> list[Any]:
 
 
 def test_every_public_name_has_types_that_can_be_read() -> None:
-    """By programs that build forms, commands or mocks from them."""
+    """For programs that make forms, commands or mocks from them."""
     for thing in public():
         if inspect.isclass(thing):
             functions = [each for _, each in documented(thing) if inspect.isfunction(each)]

@@ -1,4 +1,4 @@
-"""A message becomes a file whole and durable, or not at all."""
+"""A message is stored in a file completely and durably, or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from restante.client.sinks import Saving
 
 
 def test_durable_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the name before anybody hears of it: then the server's copy may go."""
+    """The name is durable before save() returns, since the message may then be deleted."""
     target, synced, fsync = tmp_path / "message", list[tuple[str, bool]](), os.fsync
 
     def noted(opened: int) -> None:

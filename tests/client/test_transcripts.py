@@ -1,4 +1,4 @@
-"""Every client transcript: each answer in one piece, in single octets, cut anywhere."""
+"""Every client transcript: answers in one piece, in single octets, or split anywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A driver for ``Session`` that answers its actions at once, from memory."""
+"""A driver for ``Session`` that answers its actions immediately, from memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..transcript import Transcript
 
 
 class Core:
-    """One session over a list of messages, which UPDATE changes."""
+    """A session over a list of messages, from which UPDATE removes."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Core:
         )
 
     def send(self, octets: bytes) -> bytes:
-        """What the session says to these octets."""
+        """Feed octets to the session; returns its output."""
         before = len(self.said)
         if not self.is_closed:
             self.session.receive(octets)
@@ -98,7 +98,7 @@ class Core:
         self.session.retrieved(count)
 
     def shake_hands(self) -> None:
-        """The TLS handshake has succeeded."""
+        """Report a successful TLS handshake to the session."""
         self.is_handshaking = False
         self.session.secured()
 
@@ -107,7 +107,7 @@ class Core:
 
 
 def transcript_core(transcript: Transcript) -> Core:
-    """The session that a transcript is about."""
+    """Return the session for a transcript."""
     return Core(
         list(transcript.messages),
         tls=transcript.tls,

@@ -1,4 +1,4 @@
-"""What no transcript can show: windows, cut sessions, bodies that somebody comes back to."""
+"""Cases that transcripts cannot show: windows, interrupted sessions, bodies read later."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ PIPELINING = Capabilities({"PIPELINING": ()})
 
 
 class Closed(Exception):
-    """The scripted server has nothing more to say."""
+    """The scripted server has closed the connection."""
 
 
 class Server:
-    """Answers commands as they come; ``limit`` is how many octets it says before it is gone."""
+    """Answers commands as they arrive; closes after ``limit`` octets of answers."""
 
     def __init__(self, messages: list[bytes], limit: int | None = None) -> None:
         self.dialogue = Dialogue()
@@ -63,7 +63,7 @@ class Server:
             return end.value
 
     def check(self) -> None:
-        """A test puts here what must always hold."""
+        """Do nothing; a test replaces this by a check that must always hold."""
 
     def _say(self) -> bytes:
         octets, self._greeting = self._greeting, b""
@@ -208,12 +208,12 @@ def test_deletions_keep_to_the_window(pipelining: bool) -> None:
     assert server.dialogue.deletions == 500
 
 
-# Dots.
+# Byte-stuffing.
 
 
 @given(st.lists(st.sampled_from([b".", b"\r", b"\n", b"\r\n", b"x", b"\r\n.", b"+OK\r\n"])))
 def test_any_message_comes_back_octet_for_octet(parts: list[bytes]) -> None:
-    """All that a server stuffs as RFC 1939 §3 says; a missing last line end is added there."""
+    """Stuffed as in RFC 1939 §3; servers add a missing last line end."""
     text = b"".join(parts)
     whole = text if text.endswith(b"\r\n") or not text else text + b"\r\n"
     assert ready([text]).read([Message(1, None, 0)]) == [whole]
@@ -256,7 +256,7 @@ def test_an_end_at_any_octet_is_never_the_end_of_a_message() -> None:
 def test_lost_connection_reports_lost_deletions(
     commands: list[str], lost: int, is_known: bool
 ) -> None:
-    """RFC 1939 §6: without QUIT none was removed; after it, nobody here can know."""
+    """RFC 1939 §6: without QUIT none was removed; after QUIT, that is unknown."""
     server = ready(MESSAGES)
     server.run(server.dialogue.delete(server.listing()))
     if "reset" in commands:
@@ -277,7 +277,7 @@ def test_deletions_on_their_way_are_lost_too() -> None:
 
 
 def test_octets_behind_the_answer_to_stls() -> None:
-    """CVE-2021-22947: what was sent in clear must not count as protected."""
+    """CVE-2021-22947: octets sent before TLS must not count as protected."""
     for injected in (b"+OK 99 messages\r\n", b"+OK"):
         dialogue = Dialogue()
         procedure = dialogue.start_tls()
@@ -324,7 +324,7 @@ def test_a_listing_without_end_stops(name: str, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("spaces", "error"), [(60_000, StopIteration), (10**6, ProtocolBroken)])
 def test_a_line_of_spaces_costs_no_time(spaces: int, error: type[Exception]) -> None:
-    """A unique-id of many spaces and one letter: linear work, and none, or a line without end."""
+    """A unique-id of many spaces and a letter takes linear work, and is ignored or an error."""
     dialogue = Dialogue()
     procedure = dialogue.listing()
     next(procedure)
@@ -341,7 +341,7 @@ def test_a_line_of_spaces_costs_no_time(spaces: int, error: type[Exception]) -> 
 
 
 def test_a_body_is_gone_when_another_command_came() -> None:
-    """Its end must not look like the end of the message."""
+    """It must not look as if the message ended there."""
     server = ready([b"a" * 10 + b"\r\n", b"b\r\n"])
     retrieval = server.run(server.dialogue.ask_for(server.listing()))
     answer = server.run(server.dialogue.next_message(retrieval))
@@ -390,7 +390,7 @@ def test_messages_may_be_deleted_while_the_next_ones_come(pipelining: bool) -> N
 
 
 class Refusing(Server):
-    """Refuses to mark some messages, and knows what QUIT would remove."""
+    """Refuses to mark some messages, and records what QUIT would remove."""
 
     def __init__(self, messages: list[bytes], *refused: int) -> None:
         super().__init__(messages)
@@ -442,7 +442,7 @@ def mark_without_reading(server: Server) -> None:
 
 
 def mark_and_break_off(server: Server) -> None:
-    """Only the last is deleted, and its body is not read."""
+    """Delete only the last message, without reading its body."""
     retrieval = server.run(server.dialogue.ask_for(server.listing()))
     for message in server.listing():
         answer = server.run(server.dialogue.next_message(retrieval))
@@ -481,7 +481,7 @@ def test_deletions_are_carried_out_however_they_are_asked_for(
 def test_a_refused_deletion_costs_neither_quit_nor_the_others(
     mark: Callable[[Server], None], refused: list[int], pipelining: bool
 ) -> None:
-    """And it is reported when the others are removed."""
+    """The refusal is reported after the others are removed."""
     server = Refusing([b"1\r\n", b"2\r\n", b"3\r\n"], *refused)
     server.run(server.dialogue.greeting())
     server.dialogue.capabilities = PIPELINING if pipelining else Capabilities()
@@ -504,7 +504,7 @@ def test_deletions_that_were_taken_back_are_refused_no_more() -> None:
 
 
 def test_a_deletion_of_the_last_body_waits_for_its_end() -> None:
-    """What a server says unasked behind that body must not pass for the answer to DELE."""
+    """Unsolicited octets after that body must not be taken for the answer to DELE."""
     server = Server([b"a\r\n"])
     server.run(server.dialogue.greeting())
     server.dialogue.capabilities = PIPELINING
@@ -569,7 +569,7 @@ def test_invalid_message_is_refused_before_anything_is_sent(wrong: Any) -> None:
 
 
 def test_deletions_outlive_the_retrieval() -> None:
-    """Another command ends the retrieval, but what was to be deleted is."""
+    """Another command ends the retrieval, but pending deletions are carried out."""
     server = ready([b"x" * 100 + b"\r\n"] * 3, pipelining=False)
     retrieval = server.run(server.dialogue.ask_for(server.listing()))
     answer = server.run(server.dialogue.next_message(retrieval))
@@ -579,7 +579,7 @@ def test_deletions_outlive_the_retrieval() -> None:
 
 
 def test_a_message_of_another_session_is_refused() -> None:
-    """Its number may be another message's now."""
+    """Its number may belong to another message now."""
     old, new = ready([b"a\r\n"]), ready([b"b\r\n"])
     listing = old.run(old.dialogue.listing())
     for ask in (new.dialogue.delete, new.dialogue.ask_for):
@@ -610,7 +610,7 @@ def test_half_a_surrogate_is_no_argument(takes_utf8: bool) -> None:
 @given(st.text(max_size=20), st.text(max_size=20))
 @example("mrose", "tan\r\nDELE 1")
 def test_an_argument_is_one_argument(user: str, password: str) -> None:
-    """Whatever the text: at most two lines are sent, or none."""
+    """For any text, at most two lines are sent, or none."""
     server = ready([])
     try:
         server.run(server.dialogue.log_in(ClientLogin(user, password)))
@@ -622,7 +622,7 @@ def test_an_argument_is_one_argument(user: str, password: str) -> None:
 
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=20))
 def test_noise_gives_only_our_errors(noise: list[bytes]) -> None:
-    """No matter what a server says, an operation ends with a result or one of our errors."""
+    """For any octets from a server, an operation ends with a result or one of our errors."""
     for name in ("greeting", "ask_capabilities", "stat", "listing", "noop", "quit"):
         procedure, left = getattr(Dialogue(), name)(), list(noise)
         try:
@@ -654,5 +654,5 @@ def test_noise_gives_only_our_errors(noise: list[bytes]) -> None:
 )
 @pytest.mark.rfc("P-084")
 def test_known_response_codes_take_precedence(code: str | None, retry: bool) -> None:
-    """RFC 2449 §8: levels that a client does not know are passed over."""
+    """RFC 2449 §8: clients ignore levels that they do not know."""
     assert CommandFailed("PASS", "text", code).retry == retry

@@ -47,7 +47,7 @@ def test_is_indexed_by_unique_id() -> None:
 
 
 def test_copies_with_one_unique_id_are_not_mistaken_for_each_other() -> None:
-    """RFC 1939 §7 allows them; a program that deletes by unique-id must not hit another one."""
+    """RFC 1939 §7 allows them; deleting by unique-id must not delete the wrong one."""
     listing = listed("a", "b", "a", "a")
     assert "a" in listing
     assert listing["b"].number == 2

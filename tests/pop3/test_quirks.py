@@ -1,5 +1,4 @@
-"""What a client must know of odd servers beforehand, or survives without; see also ``quirk_*.txt``
-among the transcripts."""
+"""Quirks of servers, configured or detected; see also the transcripts ``quirk_*.txt``."""
 
 from __future__ import annotations
 
@@ -146,7 +145,7 @@ def test_headers_by_whole_messages_where_top_does_not_work() -> None:
 
 @both
 def test_a_message_without_a_line_end_before_its_dot_is_never_whole(session: Session) -> None:
-    """Exchange 2000. Whether the dot is the end nobody knows, so the wait ends by its time."""
+    """Exchange 2000. It is unknown whether the dot is the end, so the read times out."""
 
     async def script(peer: Peer) -> None:
         await peer.say(b"+OK ready\r\n")
@@ -204,7 +203,7 @@ async def fails_to_store_blocking(url: str) -> None:
 
 @pytest.mark.parametrize("work", [fails_to_store, fails_to_store_blocking])
 def test_quit_hides_no_unstored_message(work: Any) -> None:
-    """Gmail hides what RETR gave and QUIT ended, also without DELE: so no QUIT after a failure."""
+    """Gmail hides retrieved messages after QUIT even without DELE: so no QUIT after a failure."""
 
     async def main() -> None:
         async with scripted(polite) as (port, peers):
@@ -216,7 +215,7 @@ def test_quit_hides_no_unstored_message(work: Any) -> None:
 
 
 def test_a_server_that_lists_its_messages_in_parts() -> None:
-    """Gmail lists some hundreds; what comes next has other numbers, in another session."""
+    """Gmail lists a few hundred messages; the next session lists others, with new numbers."""
     parts = [b"1 a\r\n2 b\r\n", b"1 c\r\n", b""]
 
     async def script(peer: Peer) -> None:
@@ -257,7 +256,7 @@ def silent_on_capa(command: bytes) -> bytes | None:
 
 
 def auth_on_its_line(command: bytes) -> bytes | None:
-    """As Exchange Online requires."""
+    """Answers AUTH only without an initial response, like Exchange Online."""
     if command == b"CAPA":
         return CAN["SASL"]
     if command.startswith(b"AUTH PLAIN "):
@@ -297,7 +296,7 @@ def sasl_only(command: bytes) -> bytes | None:
 
 
 def odd(answer: Callable[[bytes], bytes | None]) -> Script:
-    """A server with this answer to a command; b"" hangs, None is what every other server says."""
+    """Return a server with this answer to a command; b"" hangs, None is the usual answer."""
 
     async def script(peer: Peer) -> None:
         await peer.say(b"+OK ready\r\n")
@@ -314,7 +313,7 @@ def odd(answer: Callable[[bytes], bytes | None]) -> Script:
 
 
 async def loses_commands(peer: Peer) -> None:
-    """Of what comes in one segment it takes the first command."""
+    """Answer only the first command of each segment."""
     await peer.say(b"+OK ready\r\n")
     while segment := await peer.reader.read(65_536):
         command = segment.partition(b"\r\n")[0]
@@ -346,8 +345,8 @@ async def ends_lines_with_lf(peer: Peer) -> None:
 def test_an_error_names_the_quirk_that_helps(
     script: Script, before: list[str], word: str, kind: str
 ) -> None:
-    """In words for the configuration and for Python, which mean the same; with it the session
-    works, or the collector waits before the next one."""
+    """The configuration and Python get equivalent hints; with the quirk the session works, or
+    the collector waits before the next one."""
 
     async def visit(port: int, quirks: Quirks) -> None:
         url = f"pop3://127.0.0.1:{port}"
@@ -389,7 +388,7 @@ def test_a_password_that_is_not_ascii_names_the_quirk() -> None:
 @pytest.mark.parametrize(
     "said",
     [
-        b"-ERR [AUTH] syntax error, too often\r\n",  # its code says what it is
+        b"-ERR [AUTH] syntax error, too often\r\n",  # its response code is clear
         b"-ERR authentication failed\r\n",
         b"-ERR maildrop is already locked, wait\r\n",
         b"-ERR\r\n",

@@ -1,4 +1,4 @@
-"""What is told of a session never holds a secret."""
+"""The record of a session never contains a secret."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECRET = "tan staaf"
 
 
 def echoing(capabilities: bytes) -> Callable[[Peer], Any]:
-    """A server that repeats whatever it hears."""
+    """Run a server that repeats everything it receives."""
 
     async def script(peer: Peer) -> None:
         await peer.say(b"+OK ready\r\n")

@@ -1,4 +1,4 @@
-"""A listing whose answers lie ready says what a plain one says."""
+"""A pre-rendered listing gives the same answers as a plain one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENTRIES = [Entry(f".u{at}", 10**at) for at in range(12)]
 
 
 class Ready(Rendered):
-    """Tells octets that no entry has, so that a test sees who was asked."""
+    """A pre-rendered listing of ``ENTRIES``."""
 
     octets = sum(entry.size for entry in ENTRIES)
 

@@ -39,7 +39,7 @@ def plain(message: bytes) -> bytes:
 @pytest.mark.parametrize("keyword", sorted(VERBS))
 @pytest.mark.rfc("P-005", "P-030")
 def test_a_verb_out_of_its_state_changes_nothing(keyword: str, state: State) -> None:
-    """RFC 1939 §3: a command in the wrong state is answered with a negative status."""
+    """RFC 1939 §3: a command in the wrong state gets a negative status."""
     core = Core(list(MESSAGES))
     if state is State.TRANSACTION:
         core.send(LOGIN)
@@ -79,7 +79,7 @@ def test_twenty_bad_commands_in_a_row_end_a_transaction() -> None:
     ],
 )
 def test_no_name_is_special(identity: bytes, password: bytes) -> None:
-    """CVE-2017-2669, CVE-2019-10691 and others: what SASL decodes is a name and nothing more."""
+    """CVE-2017-2669, CVE-2019-10691 and others: SASL decodes a name and nothing else."""
     core = Core(list(MESSAGES))
     said = core.send(plain(b"\0" + identity + b"\0" + password))
     assert said == b"+ \r\n-ERR [AUTH] authentication failed\r\n"
@@ -169,7 +169,7 @@ _words = st.one_of(
 @example([b"LANG", b"\r\n"], False)
 @pytest.mark.rfc("P-117", "N-06")
 def test_any_input_is_answered_or_ends_the_session(words: list[bytes], is_known: bool) -> None:
-    """No octets raise anything, keep more than a limit's worth, or remove a message."""
+    """No octets raise an exception, exceed the buffer limits, or remove a message."""
     core = Core(list(MESSAGES))
     if is_known:
         core.send(LOGIN)
@@ -189,7 +189,7 @@ def test_any_input_is_answered_or_ends_the_session(words: list[bytes], is_known:
 )
 @pytest.mark.rfc("N-06")
 def test_other_protocols_get_no_response(first: bytes) -> None:
-    """ALPACA: nothing is echoed that a browser could take for an answer to its request."""
+    """ALPACA: no output could be taken by a browser for an answer to its request."""
     core = Core(list(MESSAGES))
     assert core.send(first + b"\r\nUSER mrose\r\n") == b""
     assert core.is_closed
@@ -197,7 +197,7 @@ def test_other_protocols_get_no_response(first: bytes) -> None:
 
 @pytest.mark.rfc("P-121")
 def test_octets_behind_stls_are_not_run_as_commands() -> None:
-    """RFC 2595 §4, CVE-2021-33515: nor do they wait until TLS makes them look protected."""
+    """RFC 2595 §4, CVE-2021-33515: nor are they kept and run after the handshake."""
     core = Core([], tls=False)
     assert core.send(b"STLS\r\nCAPA\r\n") == b""
     assert core.is_closed
@@ -237,7 +237,7 @@ def test_xclient_requires_named_attributes() -> None:
 
 
 def test_a_session_is_small() -> None:
-    """Ten thousand of them wait for somebody to speak."""
+    """A server may have ten thousand idle sessions."""
     tracemalloc.start()
     sessions = [Session(VERBS, Policy(), is_secure=True) for _ in range(100)]
     size, _ = tracemalloc.get_traced_memory()
@@ -245,7 +245,7 @@ def test_a_session_is_small() -> None:
     assert size / len(sessions) < 2048
 
 
-# What is announced.
+# Capabilities.
 
 HURRIED = Policy(terms=Terms(60), announced=Terms(300, 7))
 
@@ -256,7 +256,7 @@ def capabilities(core: Core) -> set[bytes]:
 
 @pytest.mark.rfc("P-087", "P-089")
 def test_capa_announces_longest_delay_then_the_users_own() -> None:
-    """RFC 2449 §6.5, §6.7: USER says that there is more to learn after the login."""
+    """RFC 2449 §6.5, §6.7: USER announces that values after login may differ."""
     core = Core(list(MESSAGES), policy=HURRIED)
     assert capabilities(core) >= {b"LOGIN-DELAY 300 USER", b"EXPIRE 7 USER"}
     core.send(b"USER mrose\r\nPASS tan staaf\r\n")
@@ -312,7 +312,7 @@ def test_auth_command_is_limited_to_255_octets() -> None:
     assert core.send(LOGIN).count(b"+OK") == 2
 
 
-# -- Every command before login has a limit; what a client may try honestly is below it.
+# -- Every command before login has a limit, which honest clients do not reach.
 
 
 @pytest.mark.parametrize("line", [b"NOOP", b"CAPA", b"USER x", b"LANG de", b"UTF8"])
@@ -383,7 +383,7 @@ def test_names_and_passwords_are_measured_in_octets_before_they_are_normalised(
 
 @pytest.mark.parametrize("name", ["OAUTHBEARER", "XOAUTH2"])
 def test_tokens_are_neither_offered_nor_accepted_without_tls(name: str) -> None:
-    """Not even where passwords may be shown in clear (RFC 6750 §5.3)."""
+    """Not even where plaintext passwords are allowed (RFC 6750 §5.3)."""
     for is_secure in (False, True):
         core = Core(
             list(MESSAGES),

@@ -1,4 +1,4 @@
-"""Every transcript against the protocol core: in step, in one segment, in single octets."""
+"""Every transcript with the protocol core: in step, in one segment, in single octets."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_the_greeting_has_a_time_stamp_where_a_login_may_follow(
 @pytest.mark.rfc("P-040", "P-120")
 @pytest.mark.parametrize("between", ["STLS", "XCLIENT"])
 def test_apop_refuses_an_earlier_time_stamp(between: str) -> None:
-    """CVE-2007-1558: whoever could change the greeting has chosen the time stamp (RFC 2595 §4)."""
+    """CVE-2007-1558: an attacker may have chosen the time stamp in the greeting (RFC 2595 §4)."""
     core = Core([], password="tanstaaf", tls=False, allow_plaintext=True, time_stamp=STAMP)
     assert STAMP.encode() in core.session.greeting().head()
     if between == "STLS":

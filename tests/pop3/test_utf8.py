@@ -37,7 +37,7 @@ def test_messages_are_unchanged_in_utf8_mode() -> None:
 
 @pytest.mark.rfc("P-140")
 def test_outlook_may_send_utf8_behind_pass() -> None:
-    """It gives up (0x800CCC90) at -ERR; what was announced at the login stays as it was."""
+    """It fails (0x800CCC90) after -ERR; the messages announced at login stay unchanged."""
     core = Core([b"Subject: \xc3\xa4\r\n\r\n"])
     core.send(LOGIN)
     before = core.send(b"LIST\r\nRETR 1\r\n")
@@ -53,7 +53,7 @@ def test_outlook_may_send_utf8_behind_pass() -> None:
         ("I\u00adX", "IX"),
         ("tan\u00a0staaf", "tan staaf"),
         ("\u5bc6\u7801", "\u5bc6\u7801"),
-        ("\U0001f600", "\U0001f600"),  # unknown to Unicode 3.2, so it may stand in a query
+        ("\U0001f600", "\U0001f600"),  # unassigned in Unicode 3.2, so allowed in a query
         ("\u0627\u0031\u0628", "\u0627\u0031\u0628"),
     ],
 )
@@ -84,7 +84,7 @@ def test_passwords_that_look_alike_are_one(typed: str, password: str) -> None:
 )
 @pytest.mark.rfc("P-066", "P-147", "P-070")
 def test_forbidden_characters_fail_like_a_wrong_password(forbidden: bytes) -> None:
-    """And nothing is said of it at USER: that would tell of names."""
+    """And USER does not report it, because that would reveal names."""
     with pytest.raises(AuthenticationFailed):
         prepared(forbidden.decode("utf-8", "surrogateescape"))
     wrong = b"-ERR [AUTH] authentication failed\r\n"

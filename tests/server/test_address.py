@@ -1,4 +1,4 @@
-"""Addresses to listen on, and what may be in the way of a socket."""
+"""Addresses to listen on, and files at the path of a socket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_socket_left_by_a_crash_is_replaced(tmp_path: Path) -> None:
     bind(address).close()
     assert (tmp_path / "lmtp").is_socket()
     with bind(address), pytest.raises(CannotListen), bind(address):
-        pass  # the first one lives
+        pass  # the first server still runs
 
 
 def test_file_at_the_path_of_a_socket_is_kept(tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ def test_source_at_its_limit_evicts_only_its_own() -> None:
 
 
 def test_full_server_evicts_the_oldest_before_login() -> None:
-    """Silent connections from any number of addresses keep no client out, and never more are
-    admitted than there are slots.  The reserved tenth stays reserved."""
+    """Silent connections from any number of addresses keep no client out, and no more connections
+    are admitted than there are slots.  The reserved tenth stays reserved."""
     admission, left = Admission(10, 100), list[int]()
     admission.reserved = lambda address: address == "192.0.2.1"
     for number in range(9):

@@ -1,4 +1,4 @@
-"""Back ends that are slow: what one login asks them, and which logins it delays."""
+"""Slow back ends: the queries of a login, and the logins that they delay."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..support import OneUser, serving, until
 
 @dataclass
 class Watched(OneUser):
-    """Knows ``mrose`` and ``bob``, and notes for which login it is asked."""
+    """Knows ``mrose`` and ``bob``, and records for which login each query is made."""
 
     asked: list[tuple[str, Attempt | None]] = field(default_factory=list)
     disabled: set[str] = field(default_factory=set)
@@ -88,7 +88,7 @@ def test_queries_of_one_login_are_attributed_to_it(
 def test_slow_back_end_does_not_delay_ending_disabled_users(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One look at all sessions has an end, whatever hangs, and the next one tries again."""
+    """Each round over all sessions ends even if a query hangs, and the next round tries again."""
     monkeypatch.setattr(server_module, "_REVIEW", 0.1)
     passdb = Watched()
 

@@ -1,7 +1,7 @@
-"""A task that is cancelled before its first step runs no ``finally``; what it holds is released.
+"""A task cancelled before its first step runs no ``finally``, but its resources are released.
 
-The event loop may report the end of a connection in the very turn in which its last commands
-arrive, so the task that answers them is cancelled before it has begun.
+The event loop may report the end of a connection in the same turn as its last commands, so that
+the task that answers them is cancelled before it has begun.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def test_client_lost_during_a_command_leaves_no_lock(
             connection.data_received(commands)
             end(connection)
             await until(lambda: not server.service.connections)
-            assert await sizes(store) == [3, 3]  # and what was marked is still there
+            assert await sizes(store) == [3, 3]  # marked messages are still there
             writer.transport.abort()
 
     run(main())
@@ -134,6 +134,6 @@ def test_new_connection_may_evict_one_in_its_handshake(
             assert admission.admit("127.0.0.1")
             assert await asyncio.get_running_loop().sock_recv(first, 1) == b""
         listener.close()
-        assert admission.admit("127.0.0.1") is None  # given back once, not twice
+        assert admission.admit("127.0.0.1") is None  # released once, not twice
 
     run(main())

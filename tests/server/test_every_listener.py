@@ -1,8 +1,8 @@
-"""Every listener has every guard, whatever it speaks.
+"""Every listener has every guard, whatever its protocol.
 
-The server of the configuration runs in this process with all its listeners, and each guard is
-tried at each of them.  A listener that is added later fails here until it is in ``DOORS`` and has
-them.  Hours pass at once: the event loop's clock is put forward.
+A configured server runs in this process with all its listeners, and each guard is tested at each
+of them.  A new listener fails here until it is in ``DOORS`` and has all guards.  Hours pass
+immediately because the clock of the event loop is set forward.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from ..support import once, until
 
 
 class Door(NamedTuple):
-    """What a client can say at one listener."""
+    """Commands for one listener."""
 
     harmless: bytes
-    """A right command that brings the client nowhere."""
+    """A valid command that makes no progress."""
     enter: tuple[bytes, ...] = ()
-    """Commands before it; empty: a stranger says it."""
+    """Commands before it; empty if no login is needed."""
     large: tuple[bytes, ...] = ()
     """Commands with large answers."""
     is_tls: bool = False
@@ -51,12 +51,12 @@ DOORS = {
     "lmtp": [Door(b"NOOP", large=(b"LHLO x",))],
     "smtp": [Door(b"NOOP", large=(b"EHLO x",))],
 }
-BOUND = 512 * 1024  # octets that one connection may hold; the sum of its limits is some 200 KiB
-PER_TURN = 150  # commands of one connection before others have a turn; it is 100
+BOUND = 512 * 1024  # octets buffered for one connection; its limits add up to about 200 KiB
+PER_TURN = 150  # commands of one connection before others have a turn; the limit is 100
 
 
 class JumpingLoop(asyncio.SelectorEventLoop):
-    """Its clock can be put forward; counts its turns."""
+    """An event loop that counts its turns, with a clock that can be set forward."""
 
     ahead = 0.0
     turns = 0
@@ -71,7 +71,7 @@ class JumpingLoop(asyncio.SelectorEventLoop):
 
 @dataclass
 class Client:
-    """One connection, and the server's side of it."""
+    """A connection, and its object in the server."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -83,18 +83,18 @@ class Client:
 
     @property
     def held(self) -> int:
-        """Octets that the server keeps for it."""
+        """Return the octets that the server buffers for it."""
         waiting = self.server._transport.get_write_buffer_size() if not self.is_closed else 0
         return self.server._session.unread + self.server._output.collected + waiting
 
     async def send(self, octets: bytes) -> None:
-        """What comes back is not read, unless ``drink`` does it."""
+        """Send without reading the answers; ``drink`` reads them."""
         with suppress(ConnectionError):
             self.writer.write(octets)
         await settled()
 
     async def drink(self) -> int:
-        """Reads what has come; returns the lines."""
+        """Read what has arrived; returns the lines."""
         lines = 0
         await settled()
         with suppress(ConnectionError, ssl.SSLError):
@@ -149,7 +149,7 @@ def trusting() -> ssl.SSLContext:
 
 
 async def settled() -> None:
-    """What was sent has been read, and answered as far as it is."""
+    """Wait until the server has read and answered everything that was sent."""
     for _ in range(6):
         await asyncio.sleep(0)
 
@@ -171,7 +171,7 @@ class Guard(NamedTuple):
 
 async def connections_of_one_address(site: Site, name: str, door: Door) -> None:
     for _ in range(8):
-        with suppress(AssertionError):  # refused is as good as one that makes room
+        with suppress(AssertionError):  # being refused is as good as an eviction
             await site.connect(name, door, enter=False)
     await until(lambda: site.open <= 3)
 
@@ -192,7 +192,7 @@ async def an_octet_now_and_then(site: Site, name: str, door: Door) -> None:
 
 
 async def a_command_now_and_then(site: Site, name: str, door: Door) -> None:
-    """A client that is known may; that is what autologout is for."""
+    """Send a command now and then: allowed after login, where the autologout applies."""
     client = await site.connect(name, door)
     for _ in range(70):
         await client.send(door.harmless + b"\r\n")
@@ -244,7 +244,7 @@ async def mistakes(site: Site, name: str, door: Door) -> None:
 
 
 async def commands_for_nothing(site: Site, name: str, door: Door) -> None:
-    """Of a stranger."""
+    """Send commands without a login."""
     if door.is_known:
         return
     client = await site.connect(name, door)
@@ -264,13 +264,13 @@ async def a_client_that_does_not_read(site: Site, name: str, door: Door) -> None
             assert client.held < BOUND
         for _ in range(70):
             await jump(60)
-        await client.drink()  # of TLS the last words may be missing
+        await client.drink()  # with TLS the last octets may be missing
         await until(lambda client=client: client.is_closed)  # type: ignore[misc]
         await site.clear()
 
 
 async def a_handshake_that_never_begins(site: Site, name: str, door: Door) -> None:
-    """On the TLS port; elsewhere it is silence."""
+    """Stay silent on the TLS port; elsewhere this is plain silence."""
     if not door.is_tls:
         return
     host, _, port = site.addresses[name].rpartition(":")
@@ -300,7 +300,7 @@ GUARDS = {
 
 
 def settings_to_listen(section: object, path: str = "") -> Iterator[str]:
-    """The keys of the configuration that open listeners."""
+    """Return the keys of the configuration that open listeners."""
     for each in fields(section):  # type: ignore[arg-type]
         value = getattr(section, each.name)
         if each.name == "listen":

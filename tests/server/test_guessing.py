@@ -1,4 +1,4 @@
-"""Failed logins before a real server: answered late, counted whatever the client does."""
+"""Failed logins at a real server: answered late, and counted whatever the client does."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..support import Client, OneUser, Run, Server, serving, until
 
 @dataclass
 class Slow(OneUser):
-    """Checks a password for as long as it is told to."""
+    """Takes as long to check a password as a test decides."""
 
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     begun: asyncio.Event = field(default_factory=asyncio.Event)
@@ -41,7 +41,7 @@ class Slow(OneUser):
 
 @dataclass
 class Guard:
-    """Counts; the answer to a failure takes ``wait`` seconds."""
+    """Counts failures; the answer to a failure takes ``wait`` seconds."""
 
     wait: float = 0.0
     failures: list[Shown] = field(default_factory=list)
@@ -75,7 +75,7 @@ async def guess(client: Client, password: bytes = b"wrong") -> None:
 
 
 def hang_up(client: Client) -> None:
-    """At once, by a reset: a server does not hear of less while it is busy."""
+    """Reset the connection: a busy server does not notice anything less."""
     connected = client.writer.get_extra_info("socket")
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.writer.transport.abort()
@@ -96,7 +96,7 @@ def test_guard_gets_the_address_of_failures_and_successes() -> None:
 
 
 def test_only_failed_logins_are_delayed() -> None:
-    """No answer comes while the penalty lasts; another connection logs in meanwhile."""
+    """There is no answer during the penalty; another connection can log in meanwhile."""
 
     async def main() -> None:
         guard = Guard(wait=3600.0)
@@ -111,7 +111,7 @@ def test_only_failed_logins_are_delayed() -> None:
 
 
 def test_delay_counts_from_the_attempt() -> None:
-    """So its time tells nothing of the work: here the work took longer, and the answer is due."""
+    """So the time does not reveal the work: here the work takes longer than the delay."""
 
     async def main() -> None:
         guard, passdb = Guard(wait=0.05), Slow()
@@ -163,7 +163,7 @@ class Down(OneUser):
 def test_unavailable_back_end_does_not_count_as_a_guess(
     command: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """FAULTS.md I 195: [SYS/TEMP] at once, no penalty, no line that fail2ban bans for."""
+    """FAULTS.md I 195: [SYS/TEMP] at once, no penalty, and no log line that fail2ban matches."""
 
     async def main() -> None:
         guard = Guard()
@@ -208,7 +208,7 @@ def test_guess_counts_even_if_the_client_hangs_up(
 
 @pytest.mark.parametrize("is_gone", [False, True])
 def test_stop_does_not_wait_for_a_password_check(is_gone: bool) -> None:
-    """Longer than its grace."""
+    """The check takes longer than the grace period."""
 
     async def main() -> None:
         passdb = Slow()
@@ -266,7 +266,7 @@ def test_slot_of_a_lost_connection_counts_for_its_source_only() -> None:
 
 
 def test_last_slots_are_reserved_for_known_networks() -> None:
-    """I 187: guesses that wait for their answers leave a door open."""
+    """I 187: guesses that wait for their answers leave slots for other networks."""
     admission = Admission(10, 100)
     admission.reserved = lambda address: address == "192.0.2.1"
     assert all(admission.admit("198.51.100.1") for _ in range(9))
@@ -277,7 +277,7 @@ def test_last_slots_are_reserved_for_known_networks() -> None:
 
 
 def test_crowded_server_disconnects_failed_logins_at_once() -> None:
-    """The failure is answered, and the connection closed; the source's own count waits."""
+    """The failure is answered and the connection closed; its source's slot is released later."""
 
     async def main() -> None:
         guard = Guard(wait=3600.0)
@@ -297,7 +297,7 @@ def test_crowded_server_disconnects_failed_logins_at_once() -> None:
 
 
 def test_before_opening_is_called_after_login_only() -> None:
-    """I 201: a wrong password of a device asks nobody for anything."""
+    """I 201: a wrong password causes no queries elsewhere."""
 
     async def main() -> None:
         polled: list[str] = []
@@ -316,11 +316,11 @@ def test_before_opening_is_called_after_login_only() -> None:
     asyncio.run(main())
 
 
-# Who takes all the slots of an address must use them, or make room.
+# Connections that use all slots of an address are evicted if they do not log in.
 
 
 async def refused(server: Server) -> bytes:
-    """What a newcomer hears for whom there is no slot."""
+    """Return the answer to a new connection for which there is no slot."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     said = await Client(reader, writer).rest()
     writer.transport.abort()
@@ -330,7 +330,7 @@ async def refused(server: Server) -> bytes:
 def test_oldest_connection_before_login_is_evicted(
     run: Run[None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One who has is never thrown out, and the limit holds."""
+    """A logged-in session is never evicted, and the limit holds."""
 
     async def main() -> None:
         async with serving(MemoryStore(), per_address=3) as server:
@@ -372,8 +372,8 @@ def test_logged_in_sessions_are_never_evicted() -> None:
 
 @pytest.mark.parametrize("is_gone", [False, True])
 def test_eviction_does_not_speed_up_guessing(is_gone: bool) -> None:
-    """Who waits for the answer to a guess keeps the slot, there or not: so of one address no more
-    guesses are checked in the time of a penalty than it has slots."""
+    """A connection that waits for the answer to a guess keeps its slot even if it was closed: an
+    address gets no more guesses during a penalty than it has slots."""
 
     async def main() -> None:
         guard = Guard(wait=3600.0)
@@ -399,7 +399,7 @@ def test_eviction_does_not_speed_up_guessing(is_gone: bool) -> None:
 
 
 def test_password_check_protects_from_eviction() -> None:
-    """A password that may be right is no reason to be thrown out."""
+    """The password may be right, so the connection is not evicted."""
 
     async def main() -> None:
         passdb = Slow()
@@ -428,7 +428,7 @@ def test_connection_is_evictable_again_after_its_delay() -> None:
 def test_stalled_handshake_is_evicted(
     implicit: bool, run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    """Whether TLS comes first or by STLS."""
+    """With TLS from the first octet and with STLS."""
 
     async def main() -> None:
         async with serving(

@@ -1,4 +1,4 @@
-"""The live server among hostile peers: each is sent away, and nobody else notices."""
+"""The live server with hostile peers: they are disconnected, and others are not affected."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def serves(server: Server, tls: ssl.SSLContext | None) -> None:
 def test_garbage_in_place_of_a_handshake_is_refused(
     octets: bytes, run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    """CVE-2015-3420: a failed handshake is the end of that connection, of nothing else."""
+    """CVE-2015-3420: a failed handshake ends only its own connection."""
 
     async def main() -> None:
         async with serving(MemoryStore(), tls=server_tls, implicit=True, timeouts=SHORT) as server:
@@ -60,7 +60,7 @@ def test_garbage_in_place_of_a_handshake_is_refused(
 
 
 def test_slow_handshake_times_out(run: Run[None], server_tls: ssl.SSLContext) -> None:
-    """CVE-2011-1947 seen from the server: octets that trickle do not move the deadline."""
+    """CVE-2011-1947 at the server: slow octets do not extend the deadline."""
 
     async def main() -> None:
         async with serving(MemoryStore(), tls=server_tls, implicit=True, timeouts=SHORT) as server:
@@ -80,10 +80,10 @@ def test_slow_handshake_times_out(run: Run[None], server_tls: ssl.SSLContext) ->
 def test_endless_handshakes_use_slots_of_their_source_only(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    """A flood of handshakes is bounded before any is paid for: by slots, and by their deadline.
+    """A flood of handshakes is bounded before they cost anything: by slots and a deadline.
 
-    More of them at once would help nobody: who is silent must not keep out who is not, and the
-    first of them makes room for one more of its source.
+    Silent connections must not keep active ones out: the oldest is evicted for a new one of the
+    same source.
     """
 
     async def main() -> None:
@@ -120,7 +120,7 @@ def test_endless_handshakes_use_slots_of_their_source_only(
 def test_half_a_command_is_not_run(
     last: bytes, run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    """Neither in clear nor inside TLS, with close_notify or without."""
+    """Neither without nor inside TLS, with close_notify or without."""
 
     async def main(implicit: bool, politely: bool) -> None:
         store = MemoryStore()
@@ -196,7 +196,7 @@ def test_foreign_alpn_gets_no_response(
     certificate: tuple[str, str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """ALPACA: a browser that was led here gets no octet that it could show (RFC 7301 §3.2)."""
+    """ALPACA: a browser that was redirected here gets no octet to display (RFC 7301 §3.2)."""
     browser = ssl.create_default_context(cafile=certificate[0])
     browser.set_alpn_protocols(offered)
     caplog.set_level(logging.INFO)
@@ -222,7 +222,7 @@ def test_foreign_alpn_gets_no_response(
 
 
 def _contexts() -> int:
-    """TLS contexts in memory."""
+    """Return TLS contexts in memory."""
     gc.collect()
     return sum(isinstance(each, ssl.SSLContext) for each in gc.get_objects())
 
@@ -231,7 +231,7 @@ def _contexts() -> int:
 def test_any_server_name_costs_nothing(
     run: Run[None], server_tls: ssl.SSLContext, certificate: tuple[str, str]
 ) -> None:
-    """CVE-2017-15130: there is one certificate, and nothing is remembered of names."""
+    """CVE-2017-15130: there is one certificate, and names are not stored."""
     client_tls = ssl.create_default_context(cafile=certificate[0])
     client_tls.check_hostname = False
     own = ssl.PEM_cert_to_DER_cert(Path(certificate[0]).read_text())
@@ -254,7 +254,7 @@ def test_any_server_name_costs_nothing(
 
 @pytest.mark.rfc("P-121", "N-07")
 def test_octets_before_the_handshake_abort_it(run: Run[None], server_tls: ssl.SSLContext) -> None:
-    """CVE-2021-38542: its first mending looked at one buffer and forgot the other."""
+    """CVE-2021-38542: its first fix checked only one of two buffers."""
 
     async def main() -> None:
         async with serving(MemoryStore(), tls=server_tls) as server, server.client() as client:
@@ -267,7 +267,7 @@ def test_octets_before_the_handshake_abort_it(run: Run[None], server_tls: ssl.SS
     run(main())
 
 
-# -- One connection never has the event loop for itself.
+# -- No connection occupies the event loop.
 
 
 @pytest.mark.parametrize("is_known", [False, True])
@@ -279,7 +279,7 @@ def test_pipelined_commands_take_turns_with_other_connections(
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
 ) -> None:
-    """When another client is answered, most of what was pipelined still waits."""
+    """Another client is answered while most of the pipelined commands still wait."""
     count = 20_000
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""LMTP and SMTP over real sockets: when a message is ours, when it is not, and where it ends."""
+"""LMTP and SMTP over real sockets: acceptance, refusals and the end of a message."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LETTER = b"Subject: x\r\n\r\nhello\r\n"
 
 
 class Ann:
-    """A directory with two people."""
+    """A user directory with two users."""
 
     async def maildrop_of(self, recipient: str) -> str:
         user = recipient.partition("@")[0]
@@ -69,7 +69,7 @@ async def taking(
     most: int = 100_000,
     partial: PartialDeliveries | None = None,
 ) -> AsyncIterator[tuple[Client, int]]:
-    """A connection that has said hello."""
+    """Open a connection and send the greeting."""
     intake = Intake(store, Ann(), "mail.example.org", most, partial=partial)
     factory = intake.smtp(["example.org"]) if smtp else intake.lmtp()
     with listening(factory) as port:
@@ -103,7 +103,7 @@ def without_trace(letter: bytes) -> bytes:
 
 @pytest.mark.rfc("P-171")
 def test_one_reply_for_each_recipient(run: Run[None]) -> None:
-    """RFC 2033 §4.2: in their order, for duplicates too; one failure spoils nothing."""
+    """RFC 2033 §4.2: in order, for duplicates too; a failure does not affect the others."""
 
     async def main() -> None:
         memory = MemoryStore()
@@ -131,7 +131,7 @@ def test_one_reply_for_each_recipient(run: Run[None]) -> None:
 def test_full_maildrop_is_reported_to_the_sender(
     run: Run[None], error: RestanteError, reply: bytes
 ) -> None:
-    """RFC 3463 §3.3: a full maildrop is no reason to give up, a message too large for it is."""
+    """RFC 3463 §3.3: a full maildrop is a temporary error, a too large message a permanent one."""
 
     async def main() -> None:
         memory = MemoryStore()
@@ -150,7 +150,7 @@ def test_disk_full_at_the_end_gives_one_reply(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """One reply too many would be taken for the next command's, and in the end for a 250."""
+    """An extra reply would be taken for that of the next command, and finally for a 250."""
     full = partial(Path("/dev/full").open, "w+b")
     monkeypatch.setattr(module, "SpooledTemporaryFile", lambda _: full())
 
@@ -170,7 +170,7 @@ def test_disk_full_at_the_end_gives_one_reply(
 def test_exception_during_data_aborts_the_connection(
     run: Run[None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After some of the replies nobody can tell what one more is the answer to."""
+    """After some of the replies, another one would be ambiguous."""
     monkeypatch.setattr(Incoming, "_verdict", lambda _: 1 // 0)
 
     async def main() -> None:
@@ -185,7 +185,7 @@ def test_exception_during_data_aborts_the_connection(
 
 @pytest.mark.rfc("P-173")
 def test_lmtp_replies_do_not_wait_for_other_recipients(run: Run[None]) -> None:
-    """RFC 2033 §5; of SMTP's one reply nothing comes before all is stored."""
+    """RFC 2033 §5; the one reply of SMTP comes only after everything is stored."""
 
     async def main(smtp: bool) -> None:
         memory = MemoryStore()
@@ -224,7 +224,7 @@ def test_lmtp_announces_its_required_extensions(run: Run[None]) -> None:
 
 
 def test_trace_fields_precede_the_message(run: Run[None]) -> None:
-    """RFC 5321 §4.4; the octets after them are those that were sent."""
+    """RFC 5321 §4.4; the octets after them are unchanged."""
     odd = b"Subject: \xe9\0\r\n\r\n..dots\r\n.\xff\r\n" + b"y" * 90_000 + b"\r\n"
 
     async def main() -> None:
@@ -268,7 +268,7 @@ NO_END = [
 @pytest.mark.parametrize("smtp", [False, True])
 @pytest.mark.rfc("P-174", "P-200")
 def test_only_crlf_dot_crlf_ends_the_data(end: bytes, smtp: bool, run: Run[None]) -> None:
-    """CVE-2023-51764, CVE-2024-27305, and their twins: a false end begins no second message.
+    """CVE-2023-51764, CVE-2024-27305 and similar: a false end begins no second message.
 
     SMTP refuses a bare CR or LF.  LMTP stores them: a refusal at the last hop loses the mail.
     """
@@ -303,7 +303,7 @@ def test_end_of_data_may_arrive_in_pieces(run: Run[None]) -> None:
                 client.send((LETTER + b".\r\n")[at : at + 1])
                 await asyncio.sleep(0)
             assert (await client.line()).startswith(b"250")
-            # and the next message may come in the same segment (PIPELINING)
+            # The next message may come in the same segment (PIPELINING).
             await replies(client, MAIL + ANN + b"DATA\r\n", 3)
             got = await replies(client, LETTER + b".\r\n" + MAIL + ANN + b"DATA\r\n", 4)
             assert [line[:3] for line in got] == [b"250", b"250", b"250", b"354"]
@@ -341,7 +341,7 @@ def test_dropped_connection_stores_nothing(run: Run[None]) -> None:
 
 
 def test_comments_in_an_address_are_refused(run: Run[None]) -> None:
-    """CVE-2023-27043: what stood in one, or behind a bracket, was taken for the address."""
+    """CVE-2023-27043: text in a comment, or after a bracket, was taken for the address."""
 
     async def main() -> None:
         store = MemoryStore()
@@ -378,7 +378,7 @@ def test_comments_in_an_address_are_refused(run: Run[None]) -> None:
 )
 @pytest.mark.rfc("P-170", "P-171")
 def test_refusals(lines: list[bytes], expected: list[bytes], run: Run[None]) -> None:
-    """One recipient is without a local part: CVE-2020-10967."""
+    """CVE-2020-10967: one recipient has no local part."""
 
     async def main() -> None:
         async with taking(MemoryStore()) as (client, _):
@@ -427,7 +427,7 @@ def test_partial_smtp_delivery_is_repeated_not_lost(run: Run[None]) -> None:
 def test_repeated_smtp_delivery_makes_no_second_copies(run: Run[None], tmp_path: Path) -> None:
     """RFC 5321 §4.2.5, §4.5.4.1: the sender repeats the message for all until all have it.
 
-    Two equal messages on purpose stay two.
+    Two equal messages that were sent separately stay two.
     """
     both = MAIL + ANN + b"RCPT TO:<eve@example.org>\r\nDATA\r\n"
 
@@ -467,7 +467,7 @@ def test_no_endless_command(run: Run[None]) -> None:
 def test_smtplib_can_deliver(run: Run[None]) -> None:
     def deliver(port: int) -> None:
         with smtplib.LMTP("127.0.0.1", port) as lmtp:
-            for recipient in ("ann@example.org", "eve@example.org"):  # it reads one reply only
+            for recipient in ("ann@example.org", "eve@example.org"):  # smtplib reads only one reply
                 assert lmtp.sendmail("bob@example.net", recipient, LETTER) == {}
 
     async def main() -> None:
@@ -480,7 +480,7 @@ def test_smtplib_can_deliver(run: Run[None]) -> None:
     run(main())
 
 
-# -- FAULTS: what hostile or broken senders do
+# -- FAULTS: hostile or broken senders
 
 
 @pytest.mark.parametrize("smtp", [False, True])
@@ -500,7 +500,7 @@ def test_dots_are_unstuffed_once(smtp: bool, run: Run[None]) -> None:
 
 @pytest.mark.parametrize("octets", [998, 999, 1_000_000])
 def test_lines_may_have_any_length(octets: int, run: Run[None]) -> None:
-    """More than RFC 5321 §4.5.3.1.6 asks for; a line that is cut would be another message."""
+    """More than RFC 5321 §4.5.3.1.6 requires; splitting a line would change the message."""
     letter = b"Subject: x\r\n\r\n" + b"x" * octets + b"\r\nend\r\n"
 
     async def main() -> None:
@@ -527,7 +527,7 @@ def test_wrong_size_parameter_does_not_bypass_the_limit(run: Run[None]) -> None:
 
 
 def test_sender_lost_before_its_250_can_send_again(run: Run[None]) -> None:
-    """RFC 2033 §4.2: then the message may be there twice; that it is there is what counts."""
+    """RFC 2033 §4.2: the message may then be there twice, but it is not lost."""
 
     async def main() -> None:
         memory = MemoryStore()
@@ -549,7 +549,7 @@ def test_sender_lost_before_its_250_can_send_again(run: Run[None]) -> None:
 
 
 class SlowStore:
-    """A store that takes its time, for one user or for all."""
+    """A store that is slow for one user or for all."""
 
     def __init__(self, store: MemoryStore, user: str = "") -> None:
         self.store = store
@@ -570,7 +570,7 @@ class SlowStore:
 
 @pytest.mark.parametrize("command", [b"BDAT 10 LAST", b"STARTTLS", b"AUTH PLAIN AAA=", b"TURN"])
 def test_chunking_and_other_extensions_are_unknown(command: bytes, run: Run[None]) -> None:
-    """Nothing that could change how the following octets are read (CVE-2021-38371)."""
+    """No command may change how later octets are read (CVE-2021-38371)."""
 
     async def main() -> None:
         store = MemoryStore()
@@ -583,7 +583,7 @@ def test_chunking_and_other_extensions_are_unknown(command: bytes, run: Run[None
 
 
 def test_recipients_beyond_one_hundred_are_deferred(run: Run[None]) -> None:
-    """RFC 5321 §4.5.3.1.8, §4.5.3.1.10: those beyond the limit come with the next message."""
+    """RFC 5321 §4.5.3.1.8, §4.5.3.1.10: the sender repeats the message for the others."""
 
     async def main() -> None:
         store = MemoryStore()
@@ -611,7 +611,7 @@ def test_endless_header_takes_bounded_work(run: Run[None]) -> None:
 
 
 def test_nul_in_a_message_is_kept(run: Run[None]) -> None:
-    """Octets are stored as they come; what shows them must be able to."""
+    """Octets are stored unchanged; programs that display them must cope."""
     letter = b"Subject: a\0b\r\n\r\n\0\0c\r\n"
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""What other servers get wrong and no test elsewhere shows of ours; docs/other-servers.md."""
+"""Bugs of other servers that no other test covers (docs/other-servers.md)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_sizes_beyond_32_bits() -> None:
 
 @pytest.mark.rfc("P-039", "P-104")
 def test_rset_shows_no_new_mail(run: Run[None]) -> None:
-    """James lists anew at RSET, so numbers move under the client."""
+    """James lists again at RSET, so that message-numbers change."""
 
     async def main() -> None:
         store = await filled(MESSAGE)
@@ -49,7 +49,7 @@ def test_rset_shows_no_new_mail(run: Run[None]) -> None:
 
 @pytest.mark.parametrize("end", ["drop", "quit"])
 def test_reading_marks_nothing_as_seen(end: str, run: Run[None], tmp_path: Path) -> None:
-    """Dovecot keeps the flag of what was retrieved, even when the client was cut off."""
+    """Dovecot marks retrieved messages as seen even when the connection was lost."""
     store = MaildirStore(f"{tmp_path}/%u")
 
     def names() -> list[Path]:
@@ -88,7 +88,7 @@ def test_no_response_repeats_what_a_client_typed(typed: bytes) -> None:
 
 
 def test_large_maildrops_are_listed_completely(run: Run[None]) -> None:
-    """Mailpit shows the newest 100, WildDuck 250: who deletes what is not listed loses the rest."""
+    """Mailpit lists the newest 100 and WildDuck 250, so clients may lose the rest."""
 
     async def main() -> None:
         async with serving(await filled(*[MESSAGE] * 300)) as server, server.client() as client:
@@ -102,7 +102,7 @@ def test_large_maildrops_are_listed_completely(run: Run[None]) -> None:
 def test_tls_of_one_session_does_not_secure_another(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    """Inbucket kept it in the server: after one STLS all others were told it was done."""
+    """Inbucket kept the state in the server: after one STLS it applied to all sessions."""
 
     async def main() -> None:
         async with (
@@ -119,7 +119,7 @@ def test_tls_of_one_session_does_not_secure_another(
 
 
 def test_server_listens_on_ipv6() -> None:
-    """James cannot."""
+    """James does not."""
     if not socket.has_ipv6:  # pragma: no cover
         return
     with bind(Address.parse("pop3://[::1]:0")) as listening:
@@ -141,7 +141,7 @@ def test_stop_sends_no_unsolicited_response(run: Run[None]) -> None:
 
 
 def test_no_password_is_logged(run: Run[None], caplog: pytest.LogCaptureFixture) -> None:
-    """Mailpit writes PASS as it came, at the level for debugging."""
+    """Mailpit logs PASS unchanged at debug level."""
     caplog.set_level(1)
 
     async def main() -> None:

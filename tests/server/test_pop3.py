@@ -1,4 +1,4 @@
-"""The live server: what no transcript can show, because it is about time, TLS and trouble."""
+"""The live server: timing, TLS and faults, which transcripts cannot show."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def filled(*messages: bytes) -> MemoryStore:
     return store
 
 
-# The transcripts again, over real sockets.
+# The transcripts over real sockets.
 
 
 @pytest.mark.parametrize("transcript", load("pop3"), ids=lambda t: t.name)
@@ -98,7 +98,7 @@ async def starts_tls(client: Client, tls: ssl.SSLContext) -> None:
 def test_stls_discards_state_from_before_tls(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    """RFC 2595 §4: USER before STLS is gone, login works inside, STLS is not offered twice."""
+    """RFC 2595 §4: USER before STLS is discarded, login works in TLS, STLS is offered once."""
 
     async def main() -> None:
         async with serving(MemoryStore(), tls=server_tls) as server, server.client() as client:
@@ -117,7 +117,7 @@ def test_stls_discards_state_from_before_tls(
 def test_octets_behind_stls_end_the_connection(
     injected: bytes, run: Run[None], server_tls: ssl.SSLContext
 ) -> None:
-    """CVE-2011-0411 and its many twins: never read as if TLS had protected them."""
+    """CVE-2011-0411 and many similar ones: they never count as protected by TLS."""
 
     async def main() -> None:
         async with serving(MemoryStore(), tls=server_tls) as server, server.client() as client:
@@ -156,7 +156,7 @@ def test_stls_is_refused_without_a_certificate(run: Run[None]) -> None:
 def test_the_client_logs_in_by_apop(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    """The first of each two knows the password.  A failure is a guess like any other."""
+    """The first of each pair has the right password.  A failure counts as a guess."""
 
     async def main(implicit: bool) -> None:
         stamps: list[str] = []
@@ -226,7 +226,7 @@ def test_plaintext_on_the_tls_port_gets_no_pop3_response(
     client_tls: ssl.SSLContext,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nor is it read, however soon its sender has gone: CVE-2023-40217."""
+    """Nor is it read if the client closes immediately: CVE-2023-40217."""
 
     async def main() -> None:
         async with serving(MemoryStore(), tls=server_tls, implicit=True) as server:
@@ -305,7 +305,7 @@ def test_old_tls_is_refused(
 
 @pytest.mark.rfc("P-035", "P-036", "P-083", "N-08")
 def test_second_session_is_refused_at_once(run: Run[None]) -> None:
-    """RFC 2449 §8.1.2: [IN-USE]; it stays in AUTHORIZATION and may try again."""
+    """RFC 2449 §8.1.2: [IN-USE]; the client stays in AUTHORIZATION and may try again."""
 
     async def main() -> None:
         async with (
@@ -337,11 +337,11 @@ def test_a_dropped_connection_frees_the_lock_and_removes_nothing(run: Run[None])
     run(main())
 
 
-# Trouble with the store.
+# Faults of the store.
 
 
 class Troubled:
-    """A store whose maildrops fail where a test wants it."""
+    """A store whose maildrops fail where a test chooses."""
 
     def __init__(self, store: Store, *, read: object = None, left: int = 0) -> None:
         self.store = store
@@ -412,7 +412,7 @@ def test_truncated_message_never_gets_final_dot(trouble: object, run: Run[None])
 def test_quit_reports_messages_that_were_not_removed(
     left: int, words: bytes, run: Run[None]
 ) -> None:
-    """RFC 1939 §6: -ERR, and the connection closes all the same."""
+    """RFC 1939 §6: -ERR, but the connection is closed too."""
 
     async def main() -> None:
         store = Troubled(await filled(MESSAGE, MESSAGE, MESSAGE), left=left)
@@ -426,7 +426,7 @@ def test_quit_reports_messages_that_were_not_removed(
 
 
 class Slow:
-    """A store that waits for a test, in ``remove`` and where it gives the lock back."""
+    """A store that waits for the test in ``remove`` and before it releases the lock."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -457,7 +457,7 @@ class SlowMaildrop:
 
 @pytest.mark.rfc("P-115")
 def test_quit_is_answered_when_all_is_removed_and_the_lock_is_free(run: Run[None]) -> None:
-    """Others answer at once and remove afterwards, or never."""
+    """Some servers answer first and remove later, or never."""
 
     async def main() -> None:
         memory = await filled(MESSAGE, MESSAGE)
@@ -468,7 +468,7 @@ def test_quit_is_answered_when_all_is_removed_and_the_lock_is_free(run: Run[None
             client.send(b"QUIT\r\n")
             for begun, may_end in store.steps.values():
                 await begun.wait()
-                await asyncio.sleep(0.01)  # so that an answer too early would be here
+                await asyncio.sleep(0.01)  # an early answer would have arrived by now
                 early.append(bytes(client.reader._buffer))  # type: ignore[attr-defined]
                 may_end.set()
             assert early == [b"", b""]
@@ -482,7 +482,7 @@ def test_quit_is_answered_when_all_is_removed_and_the_lock_is_free(run: Run[None
 def test_tls_ends_with_close_notify(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    """RFC 8314 §3.4: without it the end is an error for the client."""
+    """RFC 8314 §3.4: without it clients report an error."""
 
     def quits(port: int) -> bytes:
         with (
@@ -501,7 +501,7 @@ def test_tls_ends_with_close_notify(
     run(main())
 
 
-# Time, pace and number.
+# Timeouts, slow clients and limits.
 
 
 @pytest.mark.rfc("P-016")
@@ -621,7 +621,7 @@ def test_stop_lets_busy_sessions_finish_without_update(run: Run[None]) -> None:
 def test_stop_does_not_wait_for_missing_close_notify(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    """It sits idle, and nobody reads what its server says."""
+    """The session is idle, and the client does not read."""
 
     async def main() -> None:
         store = await filled(MESSAGE)
@@ -662,7 +662,7 @@ def test_a_reset_in_the_middle_removes_nothing(run: Run[None]) -> None:
 
 @pytest.mark.rfc("P-083", "P-087")
 def test_a_second_login_too_soon_is_refused_and_frees_the_lock(run: Run[None]) -> None:
-    """RFC 2449 §8.1.1; a wrong password tells nothing of it."""
+    """RFC 2449 §8.1.1; the answer to a wrong password does not mention it."""
 
     async def main() -> None:
         store = await filled(MESSAGE)
@@ -673,7 +673,7 @@ def test_a_second_login_too_soon_is_refused_and_frees_the_lock(run: Run[None]) -
                 assert (await client.ask(b"QUIT")).startswith(b"+OK")
                 await client.rest()
             async with server.client() as client:
-                for _ in range(5):  # no guess, so nobody is cut off for it
+                for _ in range(5):  # not a guess, so the client is not disconnected
                     await client.ask(b"USER mrose")
                     told = await client.ask(b"PASS tan staaf")
                     assert told == b"-ERR [LOGIN-DELAY] log in again in 300 s"
@@ -687,7 +687,7 @@ def test_a_second_login_too_soon_is_refused_and_frees_the_lock(run: Run[None]) -
 def test_journal_records_retrieved_and_removed_messages(
     server_tls: ssl.SSLContext, client_tls: ssl.SSLContext, run: Run[None]
 ) -> None:
-    """It does so before the client hears the response to QUIT."""
+    """They are recorded before the response to QUIT."""
 
     async def main() -> None:
         store = await filled(MESSAGE, MESSAGE + b"two\r\n", MESSAGE)
@@ -732,11 +732,11 @@ def test_journal_records_retrievals_of_a_dropped_connection(run: Run[None]) -> N
     run(main())
 
 
-# What the tables of requirements ask.
+# Requirements of docs/rfc.toml.
 
 
 class Shut(MemoryStore):
-    """It opens nothing as long as ``trouble`` lasts."""
+    """A store that opens no maildrop while ``trouble`` is set."""
 
     trouble: RestanteError | None = None
 
@@ -756,7 +756,7 @@ class Shut(MemoryStore):
 def test_unreadable_maildrop_is_not_shown_as_empty(
     trouble: RestanteError, code: bytes, run: Run[None]
 ) -> None:
-    """Nor a wrong password; and the next try finds no lock left behind."""
+    """It is not a wrong password either, and no lock is left for the next attempt."""
 
     async def main() -> None:
         store = Shut()
@@ -776,7 +776,7 @@ def test_unreadable_maildrop_is_not_shown_as_empty(
 
 @pytest.mark.rfc("P-015")
 def test_every_command_restarts_the_autologout_timer(run: Run[None]) -> None:
-    """RFC 1939 §3; a wrong one too."""
+    """RFC 1939 §3; invalid commands too."""
 
     async def main() -> None:
         async with serving(MemoryStore()) as server, server.client() as client:
@@ -987,8 +987,8 @@ def test_password_older_than_a_day_has_no_deletion_limit(run: Run[None]) -> None
     [
         (86_401, 0, True),
         (86_399, 0, False),
-        (-9000 * 86_400, 0, False),  # noted by a clock that was ahead
-        (1_700_000_000, 0, False),  # noted in the seventies, before the clock was set
+        (-9000 * 86_400, 0, False),  # recorded by a clock that was ahead
+        (1_700_000_000, 0, False),  # recorded in the 1970s, before the clock was set
         (3600, 300 * 86_400, False),  # the clock has jumped
     ],
 )
@@ -1018,7 +1018,7 @@ def test_clock_jump_does_not_lift_the_deletion_limit(
 def test_changed_deletion_limit_counts_earlier_removals(
     run: Run[None], deletions_by_new: int, removed: int, marked: int
 ) -> None:
-    """Added, made tighter or looser, or taken off, in the first day of a password."""
+    """The limit is added, lowered, raised or removed on the first day of a password."""
 
     async def main() -> None:
         store = await filled(*[MESSAGE] * 6)
@@ -1034,7 +1034,7 @@ def test_changed_deletion_limit_counts_earlier_removals(
 
 
 def test_session_in_the_future_limits_deletions_for_a_day_only(run: Run[None]) -> None:
-    """Another one of a right clock counts, wherever it stands in the journal."""
+    """A session with a credible time counts, wherever it is in the journal."""
 
     async def main() -> None:
         store = await filled(*[MESSAGE] * 4)
@@ -1083,7 +1083,7 @@ def test_log_says_what_became_of_deletions_not_how_the_connection_ended(
                 await client.log_in()
                 for line in lines:
                     await client.ask(line)
-                client.writer.transport.abort()  # a reset, whatever was said before
+                client.writer.transport.abort()  # reset the connection
             await until(lambda: not server.service.connections)
 
     run(main())
@@ -1092,7 +1092,7 @@ def test_log_says_what_became_of_deletions_not_how_the_connection_ended(
 
 
 def test_cancelled_login_is_in_the_log(run: Run[None], caplog: pytest.LogCaptureFixture) -> None:
-    """mutt cancels an exchange that it cannot finish and leaves: its operator must see that."""
+    """mutt cancels an exchange that it cannot finish, and quits: the log must show that."""
     caplog.set_level("INFO")
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""The PROXY protocol: its two headers to the letter, then before a live server."""
+"""The PROXY protocol: both headers in detail, then with a live server."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ NO_TLS = v2(IPV4 + tls_value(client=0))
 
 
 def checked(body: bytes) -> bytes:
-    """With its checksum at the end."""
+    """Return the header with a checksum at the end."""
     blank = v2(body + value(3, bytes(4)))
     return blank[:-4] + struct.pack("!I", crc32c(blank))
 
@@ -116,7 +116,7 @@ WRONG = {
 @pytest.mark.parametrize(("header", "origin"), RIGHT.values(), ids=RIGHT)
 @pytest.mark.rfc("P-181", "P-182", "P-183", "P-184")
 def test_a_header_is_taken_to_its_end_and_no_further(header: bytes, origin: Origin) -> None:
-    """What follows may be a ClientHello or another header (cpython#142352)."""
+    """A ClientHello or another header may follow (cpython#142352)."""
     for rest in (b"", b"\x16\x03\x01\x02\x00", b"USER ann\r\n", header, b"\n"):
         assert parse(header + rest) == (origin, len(header))
     for end in range(1, len(header)):
@@ -148,7 +148,7 @@ def test_random_octets_are_refused_or_incomplete(octets: bytes) -> None:
 
 @asynccontextmanager
 async def connected(server: Server) -> AsyncIterator[Client]:
-    """Nothing was said or heard yet."""
+    """Connect without sending or reading anything."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     try:
         yield Client(reader, writer)
@@ -165,7 +165,7 @@ def told(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, str]]:
 def test_the_address_behind_a_proxy_is_the_clients(
     header: bytes, run: Run[None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """For the log; and a login in clear is allowed by it, or by TLS at the proxy."""
+    """It is logged, and decides with TLS at the proxy whether a plaintext login is allowed."""
     caplog.set_level(logging.INFO)
 
     async def main() -> None:
@@ -191,9 +191,9 @@ def test_the_address_behind_a_proxy_is_the_clients(
         (True, LOOPBACK, v2(IPV4), "proxy"),
         (True, LOOPBACK, v2(IPV4 + tls_value()), "1.3"),
         (True, LOOPBACK, NO_TLS, None),  # it was not TLS
-        (True, LOOPBACK, b"PROXY UNKNOWN\r\n", None),  # of the proxy itself, such as its probe
+        (True, LOOPBACK, b"PROXY UNKNOWN\r\n", None),  # from the proxy itself, such as a probe
         (True, LOOPBACK, v2(b"", 0, 0x20), None),
-        (True, (), b"", None),  # another machine that connects there
+        (True, (), b"", None),  # another machine connects directly
         (False, LOOPBACK, V1, None),
         (False, LOOPBACK, v2(IPV4), None),
     ],
@@ -208,7 +208,7 @@ def test_tls_at_proxy_counts_only_if_configured(
     server_tls: ssl.SSLContext,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """``tls`` is what the log says of a login; None: it is refused."""
+    """``tls`` is the logged TLS version of a login; None if it is refused."""
     caplog.set_level(logging.INFO)
 
     async def main() -> None:
@@ -264,7 +264,7 @@ def test_header_and_client_hello_may_share_a_segment(
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
 ) -> None:
-    """cpython#142352: not one octet of the handshake is taken for the header, or lost."""
+    """cpython#142352: no octet of the handshake is lost or taken for the header."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     secure = client_tls.wrap_bio(incoming, outgoing, server_hostname="localhost")
 
@@ -392,7 +392,7 @@ def test_limits_count_the_client_and_not_the_proxy(run: Run[None]) -> None:
 
 
 def test_xclient_sets_the_client_address(run: Run[None], caplog: pytest.LogCaptureFixture) -> None:
-    """As Dovecot's proxy says it; limits, permission and log are about the client then."""
+    """As sent by Dovecot's proxy; then limits, permissions and the log use that address."""
     caplog.set_level(logging.INFO)
 
     async def main() -> None:
@@ -432,7 +432,7 @@ def test_xclient_sets_the_clients_tls(
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
 ) -> None:
-    """A password that came to the proxy in clear is not safe because the proxy speaks TLS."""
+    """A password that was plaintext before the proxy is not protected by TLS behind it."""
 
     async def main() -> None:
         for implicit in (True, False):

@@ -1,4 +1,4 @@
-"""The live server when something runs out: descriptors, memory, patience of the peers."""
+"""The live server when resources run out: descriptors, memory, slots."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def filled(*messages: bytes) -> MemoryStore:
 
 
 def test_a_storm_of_connections_leaves_nothing_behind(run: Run[None]) -> None:
-    """Many that connect and vanish: every slot is given back."""
+    """Many clients connect and vanish: every slot is released."""
 
     async def main() -> None:
         async with serving(MemoryStore(), per_address=1000) as server:
@@ -51,7 +51,7 @@ def test_a_storm_of_connections_leaves_nothing_behind(run: Run[None]) -> None:
 def test_without_descriptors_accepting_pauses(
     run: Run[None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """EMFILE: one line in the log, no busy loop; who waits in the queue is served afterwards."""
+    """EMFILE: one log line and no busy loop; queued connections are served afterwards."""
     monkeypatch.setattr(listener, "_PAUSE", 0.2)
 
     async def main() -> None:
@@ -81,7 +81,7 @@ def test_without_descriptors_accepting_pauses(
 
 
 class Exhausted:
-    """A store whose messages need more memory than there is."""
+    """A store whose messages raise MemoryError."""
 
     def __init__(self, store: MemoryStore) -> None:
         self.store = store
@@ -123,7 +123,7 @@ def test_memory_error_ends_only_its_session(run: Run[None]) -> None:
 
 
 def test_a_thousand_listings_in_one_session(run: Run[None]) -> None:
-    """Each is whole, also when all are asked for at once."""
+    """Each is complete, also when all are requested at once."""
 
     async def main() -> None:
         store = await filled(*[MESSAGE] * 50)
@@ -139,7 +139,7 @@ def test_a_thousand_listings_in_one_session(run: Run[None]) -> None:
 
 @pytest.mark.interop
 def test_the_client_cannot_renegotiate(run: Run[None], server_tls: ssl.SSLContext) -> None:
-    """TLS 1.2 let clients ask for a new handshake, at the server's cost, as often as they like."""
+    """In TLS 1.2 clients could request costly new handshakes any number of times."""
 
     async def main() -> None:
         async with serving(MemoryStore(), tls=server_tls, implicit=True) as server:

@@ -1,4 +1,4 @@
-"""Every way that a message takes to the wire: read at once, in pieces, or copied by the kernel."""
+"""Every way to send a message: read at once, in pieces, or copied by the kernel."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EDGES = (32_766, 65_532, 65_536, 131_072, 1_048_576)  # where one piece or anoth
 
 
 def reaching(edge: int, shift: int, then: bytes) -> bytes:
-    """CRLF text in which ``then`` begins ``shift`` octets from an edge."""
+    """Return CRLF text in which ``then`` begins ``shift`` octets from an edge."""
     left = edge + shift - len(HEAD)
     lines, last = divmod(left, 72)
     return HEAD + (b"x" * 70 + b"\r\n") * (lines - 1) + b"y" * (last + 70) + b"\r\n" + then
@@ -40,11 +40,11 @@ def messages() -> Iterator[bytes]:
     for edge in EDGES:
         for shift in (-2, -1, 0, 1, 2) if edge < 2**20 else (0,):
             yield reaching(edge, shift, b".\r\n..\r\nend\r\n")
-            yield reaching(edge, shift, b"")  # can go as it lies
+            yield reaching(edge, shift, b"")  # can be sent unchanged
 
 
 def on_the_wire(message: bytes) -> bytes:
-    """RFC 1939 §3, line by line."""
+    """Return the wire form (RFC 1939 §3), made line by line."""
     stuffed = [b"." + line if line.startswith(b".") else line for line in message.split(b"\r\n")]
     return b"\r\n".join(stuffed) + b".\r\n"
 
@@ -60,9 +60,9 @@ def test_every_message_arrives_whole_with_its_end(
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
 ) -> None:
-    """RFC 1939 §3: a dot at any edge of any piece, in clear and inside TLS, nothing in between.
+    """RFC 1939 §3: a dot at any edge of any piece, with and without TLS.
 
-    Twice, because what another program stored is known better the second time.
+    Twice, because messages of other programs are measured the first time.
     """
     sent = list(messages())
 
@@ -107,7 +107,7 @@ def is_ready(message: bytes) -> bool:
 
 
 async def ready(store: MaildirStore) -> int:
-    """How many messages the store now takes for what can go as it lies."""
+    """Return the number of messages that the store would send unchanged."""
     count = 0
     async with store.open("mrose") as maildrop:
         assert isinstance(maildrop, RawReading)
@@ -125,8 +125,8 @@ def only_file(maildrop: Path) -> Path:
 
 
 def test_file_truncated_during_sendfile_gets_no_final_dot(tmp_path: Path, run: Run[None]) -> None:
-    """A short message closed with the termination octet would be mail lost."""
-    message = HEAD + (b"x" * 98 + b"\r\n") * 200_000  # more than all the buffers on the way
+    """A truncated message with the termination octet would be lost mail."""
+    message = HEAD + (b"x" * 98 + b"\r\n") * 200_000  # more than all buffers together
 
     async def main() -> None:
         store = MaildirStore(f"{tmp_path}/%u")
@@ -155,8 +155,8 @@ def open_files() -> list[Path]:
 
 
 @asynccontextmanager
-async def who_hardly_reads(place: Path, end: bytes) -> AsyncIterator[tuple[Connection, Client]]:
-    """A client that has asked for 20 MB, and takes no more when all on the way is full."""
+async def barely_reading(place: Path, end: bytes) -> AsyncIterator[tuple[Connection, Client]]:
+    """Request 20 MB, and stop reading once all buffers are full."""
     store = MaildirStore(f"{place}/%u")
     await store.deliver("mrose", once(HEAD + (b"x" * 98 + end) * 200_000))
     async with serving(store) as server, server.client() as client:
@@ -181,10 +181,10 @@ ENDS = pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r\n."])
 
 @ENDS
 def test_slow_reader_has_the_file_open_once(end: bytes, tmp_path: Path, run: Run[None]) -> None:
-    """Descriptors are what thousands of slow readers run out of first."""
+    """With thousands of slow readers, descriptors would run out first."""
 
     async def main() -> None:
-        async with who_hardly_reads(tmp_path, end):
+        async with barely_reading(tmp_path, end):
             assert open_files().count(only_file(tmp_path / "mrose")) == 1
 
     run(main())
@@ -192,13 +192,13 @@ def test_slow_reader_has_the_file_open_once(end: bytes, tmp_path: Path, run: Run
 
 @ENDS
 def test_slow_reader_takes_little_memory(end: bytes, tmp_path: Path, run: Run[None]) -> None:
-    """Ours, and the kernel's, which all connections share: without it nobody is served.
+    """In this process and in the kernel, where all connections share it.
 
-    CVE-2024-12254: asyncio's ``writelines`` took everything and made nobody wait.
+    CVE-2024-12254: asyncio's ``writelines`` buffered without limit.
     """
 
     async def main() -> None:
-        async with who_hardly_reads(tmp_path, end) as (connection, client):
+        async with barely_reading(tmp_path, end) as (connection, client):
             ours, _ = tracemalloc.get_traced_memory()
             assert ours < 90_000
             waiting = connection._transport.get_write_buffer_size()
@@ -214,7 +214,7 @@ def test_hanging_up_during_a_retrieval_is_not_a_bug(
     end: bytes, tmp_path: Path, run: Run[None], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        async with who_hardly_reads(tmp_path, end) as (connection, client):
+        async with barely_reading(tmp_path, end) as (connection, client):
             client.writer.transport.abort()
             await until(lambda: connection._opened is None and connection._worker is None)
 

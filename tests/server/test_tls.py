@@ -1,4 +1,4 @@
-"""Certificates: made once, whole, and trusted by strict clients."""
+"""Certificates: made once, completely, and accepted by strict clients."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NAMES = ["mail.example.org", "localhost", "127.0.0.1", "::1"]
 def test_channel_binding_to_a_certificate(
     algorithm: hashes.SHA256 | hashes.SHA384 | None, digest: str
 ) -> None:
-    """RFC 5929 §4.1: by the hash of its signature, of which Ed25519 has none of its own."""
+    """RFC 5929 §4.1: by the hash of its signature; Ed25519 has no separate hash."""
     key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
     key = (
         ec.generate_private_key(ec.SECP256R1())
@@ -70,7 +70,7 @@ def test_the_key_is_private_and_both_stay_as_they_are(tmp_path: Path) -> None:
 
 
 def test_concurrent_calls_make_one_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of them finds a pair, so each makes one; all get the one that was stored first."""
+    """None of the calls finds a pair, so each makes one; all return the one stored first."""
     together = threading.Barrier(8)
     new_key = tls._new_key
 
@@ -98,7 +98,7 @@ def test_crash_between_key_and_certificate_is_repaired(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "::1", "mail.example.org"])
 def test_it_is_its_own_trust_anchor_under_strict_rules(name: str, tmp_path: Path) -> None:
-    """Python 3.13 sets VERIFY_X509_STRICT by itself."""
+    """Python 3.13 sets VERIFY_X509_STRICT by default."""
     certificate, key = tls.make_self_signed(tmp_path, NAMES)
     client = tls.client_context(certificate)
     client.verify_flags |= ssl.VERIFY_X509_STRICT
@@ -141,7 +141,7 @@ def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> ss
 def test_resumed_session_gets_a_new_ticket(
     run: Run[None], server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
-    """RFC 8446 §C.4: a ticket that is shown once only lets nobody tell who comes again."""
+    """RFC 8446 §C.4: a ticket used only once does not reveal that a client comes back."""
 
     def visit(port: int, before: ssl.SSLSession | None) -> tuple[ssl.SSLSession, bool]:
         with (
@@ -150,7 +150,7 @@ def test_resumed_session_gets_a_new_ticket(
                 connected, server_hostname="localhost", session=before
             ) as client,
         ):
-            assert client.recv(64).startswith(b"+OK")  # and with it the ticket
+            assert client.recv(64).startswith(b"+OK")  # the ticket comes with it
             client.sendall(b"QUIT\r\n")
             assert client.recv(64).startswith(b"+OK")
             assert client.session is not None
@@ -207,7 +207,7 @@ def test_the_fingerprint_is_that_of_openssl(tmp_path: Path) -> None:
     )
 
 
-# What both sides offer.
+# TLS settings of client and server.
 
 
 @pytest.mark.rfc("P-129")

@@ -1,7 +1,7 @@
-"""An exception that no code foresaw, in every place where a command waits for the outside.
+"""An unforeseen exception in every place where a command waits for something.
 
-The client gets an answer (RFC 3206 §4), or no end of a message that it has a part of; the lock is
-free afterwards, the log names the bug, and the server forgets the connection.
+The client gets an answer (RFC 3206 §4), or for a partly sent message no final dot; the lock is free
+afterwards, the log has the traceback, and the server forgets the connection.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ TEMPORARY = b"-ERR [SYS/TEMP] "
 
 
 class Unforeseen(Exception):
-    """No part of restante knows this one."""
+    """An exception that no part of restante handles."""
 
 
 class Broken:
-    """Where the exception arises; each place counts how often it was reached."""
+    """The places that raise the exception; counts how often each was reached."""
 
     def __init__(self) -> None:
         self.at = ""
@@ -74,7 +74,7 @@ class Drop:
         return None
 
     def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:
-        """Nothing is kept."""
+        """Store nothing."""
 
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
         self._broken("remove")
@@ -140,7 +140,7 @@ async def breaking(place: str) -> AsyncIterator[tuple[Server, Broken]]:
 
 
 async def works_again(server: Server, broken: Broken, caplog: pytest.LogCaptureFixture) -> None:
-    """And whatever was broken is in the log, once for each time."""
+    """Check that the server works, and that each failure was logged once."""
     await until(lambda: not server.service.connections)
     assert broken.reached > 0
     assert caplog.messages.count("bug") == broken.reached
@@ -202,7 +202,7 @@ def test_unforeseen_exception_in_one_message_leaves_the_others(
         async with breaking(place) as (server, broken):
             async with server.client() as client:
                 await client.log_in()
-                client.send(command + b"\r\nNOOP\r\n")  # what was sent ahead is answered too
+                client.send(command + b"\r\nNOOP\r\n")  # pipelined commands are answered too
                 assert (await client.line()).startswith(TEMPORARY)
                 assert (await client.line()).startswith(b"+OK")
                 broken.at = ""
@@ -240,7 +240,7 @@ def test_message_that_fails_half_way_gets_no_final_dot(
 def test_unforeseen_exception_at_quit_is_answered(
     place: str, answer: bytes, run: Run[None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What was removed is removed, whatever becomes of the record of it."""
+    """The messages are removed even if recording that fails."""
 
     async def main() -> None:
         async with breaking(place) as (server, broken):

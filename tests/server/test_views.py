@@ -1,4 +1,4 @@
-"""What login names may ask for: a folder, or the recent mail only."""
+"""Views in login names: a folder, or only recent mail."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WRONG = b"-ERR [AUTH] authentication failed"
 
 
 class Known(OneUser):
-    """A passdb that can tell whom it knows."""
+    """A passdb that can look users up."""
 
     def __init__(self, *others: str) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Known(OneUser):
         return UserAccount(identity, identity) if identity in self.users else None
 
 
-# -- Readings
+# -- Parsing names
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_folder_is_checked_after_the_password_only(
 
 
 def test_sasl_opens_folders_too(run: Run[None], tmp_path: Path) -> None:
-    """RFC 4616: the authorization identity may be said as well, if it is the same."""
+    """RFC 4616: the authorization identity may be sent too, if it is the same."""
 
     async def main() -> None:
         async with serving(store(tmp_path)) as server:
@@ -168,7 +168,7 @@ def test_user_database_gets_the_name_without_the_view(run: Run[None], tmp_path: 
     async def main() -> None:
         assert await open_view("MRose") == View(("INBOX", "Junk"))
         assert await open_view("MRose+Junk", "MRose+Junk") == View(("Junk",))
-        with pytest.raises(AuthenticationFailed):  # what is permitted is a limit
+        with pytest.raises(AuthenticationFailed):  # permitted folders are a limit
             await open_view("MRose+Spam", "MRose+Spam")
         assert await open_view("recent:mrose", "mrose") == View(("INBOX", "Junk"), RECENT)
         for wanted in ("bob", "bob+Spam", "mrose+Other"):
@@ -244,7 +244,7 @@ def test_scram_salts_are_as_equal_for_unknown_users_as_for_known_ones(
 
 
 class Aliased(OneUser):
-    """Knows ``mrose``, in any letters and by two passwords, and ``bob``."""
+    """Knows ``mrose``, in upper or lower case and with two passwords, and ``bob``."""
 
     async def account(self, identity: str) -> UserAccount | None:
         user = identity.lower()
@@ -265,7 +265,7 @@ LOGINS = [(name, password) for name in NAMES for password in (b"tan staaf", b"ap
 def test_a_login_delay_counts_for_all_names_and_passwords_of_a_user(
     run: Run[None], tmp_path: Path
 ) -> None:
-    """Each login delays each other one; a wrong password and another user are as ever."""
+    """Each login delays all others; wrong passwords and other users are not affected."""
     mail = store(tmp_path)
     delayed = b"-ERR [LOGIN-DELAY]"
 
@@ -293,7 +293,7 @@ def test_a_login_delay_counts_for_all_names_and_passwords_of_a_user(
 
 
 def test_of_logins_at_the_same_moment_one_counts(run: Run[None], tmp_path: Path) -> None:
-    """Sessions with different folders do not wait for each other's lock."""
+    """Sessions with different folders have different locks."""
     mail = store(tmp_path)
     stamp = tmp_path / "mrose" / "restante.login"
 
@@ -314,7 +314,7 @@ def test_of_logins_at_the_same_moment_one_counts(run: Run[None], tmp_path: Path)
             fcntl.flock(other, fcntl.LOCK_EX)
             waiting = asyncio.create_task(junk.pace(100))
             await asyncio.sleep(0.02)
-            os.utime(other)  # it has counted
+            os.utime(other)  # the login was counted
             os.close(other)
             assert await waiting > 99
 

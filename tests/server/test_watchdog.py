@@ -1,7 +1,7 @@
-"""No client sets the amount of work of one turn of the event loop: each door, each largest input.
+"""No client can make a turn of the event loop long: each listener with its largest inputs.
 
-What is measured is processor time of the loop's own thread, so a busy machine does not count.  The
-bound is ten times what the longest turn takes, and one that is exceeded is tried once more.
+Only processor time of the loop's thread is measured, so a busy machine does not matter.  The limit
+is ten times the longest turn, and an input that exceeds it is tried once more.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from restante.store.memory import MemoryStore
 from ..support import Client, Run, listening, once, serving, until
 from .test_intake import Ann
 
-MOST = 0.2  # seconds of processor time in one turn; the longest seen are some 20 ms
+MOST = 0.2  # seconds of processor time in one turn; the longest are about 20 ms
 if sys.gettrace():
     MOST *= 10  # ./dev coverage counts every line
-BURST = 256 * 1024  # octets that one read may bring
-# Marks in the wrong order: putting them right takes quadratic time.
+BURST = 256 * 1024  # octets that one read may return
+# Combining marks in the wrong order: normalising them takes quadratic time.
 SPREAD = "a" + "\u0307" * 6000 + "\u0323" * 6000
 DOORS = ("pop3", "pop3s", "lmtp", "smtp")
 
 
 class WatchedLoop(asyncio.SelectorEventLoop):
-    """Remembers its longest turn."""
+    """An event loop that measures its longest turn."""
 
     longest = 0.0
 
@@ -50,7 +50,7 @@ class WatchedLoop(asyncio.SelectorEventLoop):
 
 
 def largest_inputs(door: str) -> Iterator[tuple[str, bytes]]:
-    """What a client may send before it has shown who it is, as much as one read takes."""
+    """Return inputs before login, each as large as one read."""
     verbs = POP3 if door.startswith("pop3") else SMTP
     for verb in verbs:
         line = verb.encode() + b"\r\n"
@@ -71,7 +71,7 @@ def largest_inputs(door: str) -> Iterator[tuple[str, bytes]]:
     if door.startswith("pop3"):
         for name, mechanism in MECHANISMS.items():
             for text in (SPREAD, f"\0{SPREAD}", "a" * 90_000, f"n,,n={SPREAD}", "=2C" * 20_000):
-                # As much as a line may have, less what PLAIN and LOGIN still need behind a name.
+                # The longest line, less the octets that PLAIN and LOGIN need after a name.
                 octets = text.encode()[: mechanism.max_line * 3 // 4 - 8] + b"\0x"
                 message = b64encode(octets) + b"\r\n"
                 yield f"AUTH {name} {text[:5]!r}", b"AUTH " + name.encode() + b"\r\n" + message * 2
@@ -131,7 +131,7 @@ async def provoke(client: Client, octets: bytes) -> None:
 
 
 def longest_turn(make: Callable[[], Coroutine[Any, Any, None]]) -> float:
-    """Seconds of the loop's longest turn. A turn that is too long must repeat itself to count."""
+    """Return the seconds of the longest turn; a turn over the limit must occur twice to count."""
     longest = 0.0
     for _ in range(2):
         with asyncio.Runner(loop_factory=WatchedLoop) as runner:
@@ -159,7 +159,7 @@ def test_no_input_occupies_the_event_loop(
 
 
 def test_input_of_one_turn_is_bounded(run: Run[None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """However much has arrived: uvloop reads up to 32 times before another connection."""
+    """However much has arrived: uvloop reads up to 32 times per connection."""
     turns = [0]
     receive = BaseConnection.data_received
 

@@ -1,4 +1,4 @@
-"""SMTP and LMTP without sockets: what a client may send, and what each reply promises."""
+"""SMTP and LMTP without sockets: the commands and their replies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LETTER = b"Subject: x\r\n\r\nhello\r\n"
 
 
 class Driver:
-    """Answers what a session asks, without any I/O: ann and eve exist, eve has no room."""
+    """Answers the actions of a session without I/O: ann and eve exist, eve has no room."""
 
     def __init__(self, policy: Policy = SMTP, *, may_start_tls: bool = False) -> None:
         self.session = Session(VERBS, policy, may_start_tls=may_start_tls)
@@ -40,7 +40,7 @@ class Driver:
         self._content = b""
 
     def feed(self, octets: bytes) -> list[bytes]:
-        """The lines that answer these octets."""
+        """Feed octets; returns the lines of the answer."""
         before = len(self.said)
         self.session.receive(octets)
         while (event := self.session.next()) is not None:
@@ -84,7 +84,7 @@ class Driver:
                 self._say(reply.encode())
 
     def begin(self, *recipients: bytes) -> None:
-        """EHLO, MAIL, RCPT for each and DATA, all accepted."""
+        """Send EHLO, MAIL, RCPT for each recipient, and DATA; all must be accepted."""
         hello = b"LHLO" if self.session.policy.is_lmtp else b"EHLO"
         octets = hello + b" client.example.net\r\nMAIL FROM:<bob@example.net>\r\n"
         octets += b"".join(b"RCPT TO:<%s>\r\n" % each for each in recipients) + b"DATA\r\n"
@@ -103,7 +103,7 @@ def codes(lines: list[bytes]) -> list[bytes]:
         ([b"NOOP", b"RSET", b"VRFY ann", b"HELP"],
          [b"250 2.0.0", b"250 2.0.0", b"252 2.5.0", b"214 2.0.0"]),
         ([b"RSET x", b"QUIT x", b"QUIT"], [b"501 5.5.4", b"501 5.5.4", b"221 2.0.0"]),
-        # The argument of EHLO stands in Received: a domain or an address literal, nothing else.
+        # The argument of EHLO goes into Received: only a domain or an address literal.
         *(([b"EHLO " + name], [b"501 5.5.4"])
           for name in (b"", b"a b", b"x (by y)", b"a;b", b"-a", b"a" * 256, b"[1.2.3.4", b"\xff")),
         *(([b"EHLO " + name], [b"250"])
@@ -143,7 +143,7 @@ def codes(lines: list[bytes]) -> list[bytes]:
           b"RCPT TO:<Postmaster>", b"RCPT TO:<POSTMASTER@Example.ORG>"],
          [b"250", b"250 2.1.0", b"550 5.7.1", b"550 5.7.1", b"553 5.1.3", b"550 5.1.1",
           b"451 4.3.0", b"555 5.5.4", b"250 2.1.5", b"250 2.1.5"]),
-        # Nothing that could change how the octets that follow are read (CVE-2021-38371).
+        # No command may change how later octets are read (CVE-2021-38371).
         ([b"BDAT 10 LAST", b"AUTH PLAIN AAA=", b"TURN", b"ETRN x", b"EXPN x", b"XCLIENT A=b"],
          [b"500 5.5.1"] * 6),
         ([b"EHLO x", b"STARTTLS"], [b"250", b"500 5.5.1"]),
@@ -200,7 +200,7 @@ def test_lmtp_answers_once_for_each_recipient() -> None:
     ],
 )
 def test_every_error_has_a_reply(error: RestanteError, code: int, status: str) -> None:
-    """RFC 5321 §4.2.1: what is not known to last is to be tried again."""
+    """RFC 5321 §4.2.1: an error not known to be permanent is temporary."""
     assert failure(error)[:2] == (code, status)
 
 
@@ -223,7 +223,7 @@ def test_helo_is_plain_smtp_in_received() -> None:
 
 
 def test_a_long_line_of_a_header_may_end_between_cr_and_lf() -> None:
-    """The field behind it counts as one, whatever the pieces are."""
+    """The next field counts as one, in any pieces."""
     driver = Driver()
     driver.begin(b"ann@example.org")
     for piece in (b"Subject: " + b"x" * 100 + b"\r", b"\n" + b"Received: a\r\n" * 2, b"\r\n.\r\n"):
@@ -329,7 +329,7 @@ def test_a_delivered_message_gives_new_credit() -> None:
 
 
 def test_unknown_recipients_are_counted_over_all_messages_of_smtp() -> None:
-    """A message between guesses gives a stranger no new guesses, but a local mail server does."""
+    """A message between guesses allows no more guesses, except for a local mail server."""
     for policy, hello in ((SMTP, b"EHLO"), (LMTP, b"LHLO")):
         driver = Driver(policy)
         driver.feed(hello + b" x\r\n")
