@@ -162,7 +162,7 @@ def _default(option: Any) -> str:
 
 def command_line() -> Iterator[str]:
     """Every verb with its options, then what is common to them."""
-    parser = make_parser()
+    parser = make_parser(is_complete=True)
     yield f"# Command line\n\n{parser.description}\n\n`restante [OPTIONS] VERB …`\n"
     yield from _arguments(parser)
     yield "These options may come before or after the verb.\n"

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from restante import log
 from restante.config import Log
+from restante.escaping import escape
 
 FILTER = Path(__file__).parent.parent / "contrib" / "fail2ban" / "restante.conf"
 HOSTILE = [
@@ -83,7 +84,7 @@ def test_a_line_cannot_be_forged(user: str) -> None:
 
 @given(st.text() | st.binary().map(lambda octets: octets.decode("utf-8", "surrogateescape")))
 def test_a_value_is_one_visible_word_and_can_be_read_back(text: str) -> None:
-    word = log.escape(text)
+    word = escape(text)
     assert word.isascii()
     assert word.isprintable()
     assert not set(" =\"'") & set(word)

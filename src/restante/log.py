@@ -9,45 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import sys
 from datetime import UTC, datetime
 
 from .config import Log
-
-_LONGEST = 2048  # characters of one value, escaped: journald splits lines at 48 KiB
-_PLAIN = re.compile(r"[A-Za-z0-9_.:;,@/+%()*!?^~<>\[\]{}|#$&-]+")
-
-
-def escape(value: object) -> str:
-    """One word of visible ASCII; anything else as ``\\x20`` or ``\\u202e``."""
-    text = _bounded(str(value))
-    if _PLAIN.fullmatch(text):
-        return text
-    return _bounded(
-        "".join(
-            character if _PLAIN.fullmatch(character) else _escaped(ord(character))
-            for character in text
-        )
-    )
-
-
-def _bounded(text: str) -> str:
-    """Strangers decide how long some values are."""
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-
-
-def _escaped(code: int) -> str:
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-
-def printable(text: str) -> str:
-    """Text that a stranger may have written, for people: only what would steer is escaped."""
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else _escaped(ord(each)) for each in text)
+from .escaping import bounded, escape, printable
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
@@ -84,7 +50,7 @@ class Json(logging.Formatter):
         }
         found: dict[str, object] = dict(line)
         for key, value in _fields(record).items():
-            found[key] = _bounded(value) if isinstance(value, str) else value
+            found[key] = bounded(value) if isinstance(value, str) else value
         if record.exc_info:
             found["traceback"] = self.formatException(record.exc_info)
         return json.dumps(found, default=str)

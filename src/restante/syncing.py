@@ -5,12 +5,10 @@ Standards: fsync of POSIX.1-2008; syncfs(2) of Linux.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 _AT_ONCE = 16  # fsync calls at a time, so that the disk can order its work
@@ -23,12 +21,11 @@ def sync_files(files: Sequence[int]) -> None:
     Raises:
         OSError: at least one file may not be durable.
     """
-    syncfs = _syncfs()
-    if len(files) >= _MANY and syncfs is not None:
-        if syncfs(files[0]):
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error))
+    if len(files) >= _MANY and (syncfs := _syncfs()) is not None:
+        syncfs(files[0])
     elif len(files) > 1:
+        from concurrent.futures import ThreadPoolExecutor  # not needed to deliver one message
+
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             list(pool.map(os.fsync, files))
     elif files:
@@ -36,10 +33,18 @@ def sync_files(files: Sequence[int]) -> None:
 
 
 @cache
-def _syncfs() -> Callable[[int], int] | None:
+def _syncfs() -> Callable[[int], None] | None:
     """Return syncfs(2) if it reports write errors, as it does since Linux 5.8."""
+    import ctypes
+
     release = re.match(r"(\d+)\.(\d+)", os.uname().release) if sys.platform == "linux" else None
     if release is None or (int(release[1]), int(release[2])) < (5, 8):
         return None
-    found: Callable[[int], int] = ctypes.CDLL(None, use_errno=True).syncfs
-    return found
+    system = ctypes.CDLL(None, use_errno=True)
+
+    def syncfs(file: int) -> None:
+        if system.syncfs(file):
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error))
+
+    return syncfs

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from restante.auth import schemes
+from restante.auth import choices, schemes
 from restante.errors import BackendUnavailable
 
 STORED = [
@@ -44,6 +44,10 @@ STORED = [
     "{SCRAM-SHA-256}4096,qNjFJoBo5UIi3RoOoso8PA==,"
     "u94hKCbeFw5VtFr9rPhdAistI7L8U0N7pejWkI1rCzw=,dLrC8fQ/nyAiqFkpQLWTJhouDYItekP6squampJ2HFA=",
 ]
+
+
+def test_the_configuration_may_name_every_scheme_that_is_known() -> None:
+    assert tuple(schemes._SCHEMES) == choices.SCHEMES
 
 
 @pytest.mark.parametrize("stored", STORED, ids=lambda stored: stored[:16])

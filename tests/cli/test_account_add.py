@@ -666,7 +666,7 @@ def test_every_option_of_an_account_can_be_given(home: Path) -> None:
 
 
 def _actions() -> list[argparse.Action]:
-    parser = make_parser("account")
+    parser = make_parser(is_complete=True)
     for word in ("account", "add"):
         (subparsers,) = (
             each for each in parser._actions if isinstance(each, argparse._SubParsersAction)

@@ -30,7 +30,7 @@ from ..errors import (
     TLSUnavailable,
     UnsafeArgument,
 )
-from ..log import printable
+from ..escaping import printable
 from .job import Job
 
 _WIDTH = 72  # characters per line, the convention for plain-text mail

@@ -9,20 +9,22 @@ from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..auth.chain import Backend, Chain, Verifier
-from ..auth.http import ProviderClient, is_readable
-from ..auth.ldap import Ldap, Search
-from ..auth.pam import Pam
-from ..auth.passwd_file import PasswdFile
-from ..auth.tokens import Introspected, Issuer, KeySet, Signed, TokenRules
 from ..auth.users import Users
 from ..config import Auth, Configuration, Provider, Secret
 from ..errors import ConfigurationError
 from ..regular import open_regular
 from ..store.paths import Template
 from . import secrets
+
+if TYPE_CHECKING:
+    from ..auth.passwd_file import PasswdFile
+    from ..auth.tokens import Issuer
+
+# The modules of back ends are imported by the functions that build one: a command or a worker needs
+# no time and no memory for back ends that are not configured.
 
 Queue = Callable[[Backend, int], Verifier]
 """Puts a queue in front of a back end; the number limits the requests at the same time."""
@@ -109,6 +111,8 @@ def _missing_for_pam(auth: Auth) -> Iterator[str]:
 
 
 def _missing_for_ldap(auth: Auth) -> Iterator[str]:
+    from ..auth.http import is_readable
+
     ldap = auth.ldap
     if find_spec("ldap") is None:
         yield "auth.chain: ldap needs a library; next: pip install 'restante[ldap]'"
@@ -133,6 +137,8 @@ def _missing_secret(secret: Secret, key: str) -> Iterator[str]:
 
 
 def _missing_for_tokens(oauth: Provider) -> Iterator[str]:
+    from ..auth.http import is_readable
+
     if oauth.ca_file and not is_readable(oauth.ca_file):
         yield f"auth.oauth.ca_file: {oauth.ca_file}: no certificates can be read there"
     if oauth.jwks and find_spec("jwt") is None:
@@ -143,7 +149,9 @@ def _missing_for_tokens(oauth: Provider) -> Iterator[str]:
         yield from _missing_secret(oauth.client_secret, "auth.oauth.client_secret")
 
 
-def _ldap(auth: Auth) -> Ldap:
+def _ldap(auth: Auth) -> Backend:
+    from ..auth.ldap import Ldap, Search
+
     ldap = auth.ldap
     password = secrets.fetch(ldap.bind_password, "auth.ldap.bind_password") if ldap.bind_dn else ""
     return Ldap(
@@ -153,6 +161,9 @@ def _ldap(auth: Auth) -> Ldap:
 
 
 def _issuer(oauth: Provider) -> Issuer:
+    from ..auth.http import ProviderClient
+    from ..auth.tokens import Introspected, KeySet, Signed, TokenRules
+
     rules = TokenRules(oauth.issuer, oauth.audience, oauth.claim, oauth.scope)
     client = ProviderClient(oauth.ca_file)
     if oauth.jwks:
@@ -162,10 +173,14 @@ def _issuer(oauth: Provider) -> Issuer:
 
 
 def passwd_file(auth: Auth) -> PasswdFile:
+    from ..auth.passwd_file import PasswdFile
+
     return PasswdFile(Path(auth.passwd_file.path), scheme=auth.passwd_file.scheme)
 
 
-def _pam(auth: Auth) -> Pam:
+def _pam(auth: Auth) -> Backend:
+    from ..auth.pam import Pam
+
     return Pam(auth.pam.service, first_uid=auth.pam.first_uid)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ..config import Account, Configuration, duration
 from ..errors import LoginFailed, RestanteError, TemporaryFailure, UnsafeArgument
 from ..pop3 import quirks
-from . import failures, local, secrets
+from . import failures, secrets
 from .tokens import Grant
 
 if TYPE_CHECKING:
@@ -189,8 +189,13 @@ class Job:
             password=password if account.to_password else None,
             ca_file=Path(account.to_ca_file) if account.to_ca_file else None,
             token=(lambda renew: grant.token(renew=renew)) if account.to_oauth.provider else None,
-            maildrop=partial(local.open_maildrop, self.config),
+            maildrop=self._open_maildrop,
         )
+
+    def _open_maildrop(self, recipient: str) -> Destination:
+        from .local import open_maildrop  # with the store, which other destinations do not need
+
+        return open_maildrop(self.config, recipient)
 
     def mistakes(self, *, strictly: bool) -> Iterator[str]:
         """Return one sentence for each mistake in the destinations, also in relation to ``keep``.
@@ -219,7 +224,7 @@ class Job:
                 recipient=self.recipient,
                 password=(lambda: "?") if account.to_password else None,
                 token=(lambda _: "") if account.to_oauth.provider else None,
-                maildrop=partial(local.open_maildrop, self.config),
+                maildrop=self._open_maildrop,
             )
         except TemporaryFailure as error:
             # For a maildrop, a back end may be down or a disk not mounted, which is no mistake.

@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from .. import tls
-from ..auth.http import is_readable
 from ..auth.users import Users
 from ..clock import Clock
 from ..config import Configuration
@@ -17,9 +15,11 @@ from ..errors import (
 )
 from ..maildrop import ServableStore
 from ..store.maildir import MaildirStore
-from ..store.memory import MemoryStore
 from ..store.paths import Template
 from . import backends
+
+# What only some configurations need is imported where it is used: `restante deliver` uses this
+# module, and a mail server starts it for each message.
 
 
 def look_over(config: Configuration) -> None:
@@ -33,6 +33,8 @@ def look_over(config: Configuration) -> None:
 
 def _missing(config: Configuration) -> Iterator[str]:
     if config.tls.mode == "files":
+        from .. import tls
+
         try:
             tls.server_context(Path(config.tls.cert), Path(config.tls.key), config.tls.min_version)
         except ConfigurationError as error:
@@ -47,8 +49,11 @@ def _missing(config: Configuration) -> Iterator[str]:
                 yield f"store.path: {base} is not there; next: mkdir -p {base}"
             elif not os.access(base, os.W_OK | os.X_OK):
                 yield f"store.path: {base} cannot be written by this user"
-    if config.tls.client_ca and not is_readable(config.tls.client_ca):
-        yield f"tls.client_ca: {config.tls.client_ca}: no certificates can be read there"
+    if config.tls.client_ca:
+        from ..auth.http import is_readable
+
+        if not is_readable(config.tls.client_ca):
+            yield f"tls.client_ca: {config.tls.client_ca}: no certificates can be read there"
     yield from backends.missing(config)
 
 
@@ -78,6 +83,8 @@ def clock(config: Configuration) -> Clock:
 def store(config: Configuration, own: Users | None = None) -> ServableStore:
     """Build the store.  ``own`` is our database of users, if it is open already."""
     if config.store.kind == "memory":
+        from ..store.memory import MemoryStore
+
         return MemoryStore(hold=lambda _: config.store.hold)
     if (
         config.store.path == f"{config.state}/mail/%u"

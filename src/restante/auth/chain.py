@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from ..addons import offers
 from ..errors import (
@@ -40,7 +40,9 @@ from ..passdb import (
     end_of,
 )
 from .names import BadName, addressed, check_name, key, normalise
-from .tokens import Issuer
+
+if TYPE_CHECKING:
+    from .tokens import Issuer
 
 
 class Verifier(Passdb, Accounts, Protocol):

@@ -232,5 +232,3 @@ _SCHEMES: dict[str, _Scheme] = {
     "SSHA256": _digest("sha256", salted=True),
     "SSHA512": _digest("sha512", salted=True),
 }
-
-SCHEMES = tuple(_SCHEMES)

@@ -22,9 +22,9 @@ from urllib.parse import quote_plus, urlencode
 from ..errors import AuthenticationFailed, BackendMisconfigured, BackendUnavailable
 from ..regular import read_regular
 from ..threads import Threads
+from .choices import ALGORITHMS
 from .http import ProviderClient
 
-ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA")
 _KINDS = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}  # of keys, by algorithm
 _MAX_TOKEN = 16_384  # octets; ours, to bound the work for a forged token
 _MAX_KEYS = 100  # of one provider; ours, to bound the work for a foreign key set

@@ -18,13 +18,11 @@ from ..words import counted
 from . import account_add, account_rename, common, consent
 
 
-def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    noun = verbs.add_parser(
-        "account",
-        help="add and manage accounts on other servers",
-        description="Manage accounts on other servers, from which `restante collect` takes mail.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Manage accounts on other servers, from which `restante collect` takes mail."
     )
-    actions = noun.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     account_add.add_parser(actions)
     account_rename.add_parser(actions)
     actions.add_parser("list", help="list accounts").set_defaults(run=list_)

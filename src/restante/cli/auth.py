@@ -40,9 +40,8 @@ _NEXT = {
 }
 
 
-def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    noun = verbs.add_parser("auth", help="explain why a login would be accepted or refused")
-    actions = noun.add_subparsers(dest="action", metavar="ACTION", required=True)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     action = actions.add_parser("why", help="would a right password be let in from an address?")
     action.add_argument("user", metavar="USER")
     action.add_argument("address", metavar="ADDRESS", help="the IP address of the client")

@@ -18,8 +18,7 @@ from ..store.paths import Template
 from . import account_add_destination, common
 
 
-def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser("check", help="check the configuration")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--example",
         action="store_true",

@@ -17,7 +17,7 @@ from .. import log
 from ..app import failures, runs
 from ..app.job import Job, chosen, open_ledger
 from ..errors import RestanteError, TemporaryFailure
-from ..log import printable
+from ..escaping import printable
 from . import common, progress
 
 if TYPE_CHECKING:
@@ -30,14 +30,12 @@ if TYPE_CHECKING:
 _AT_ONCE = 4
 
 
-def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser(
-        "collect",
-        help="collect new mail from accounts on other servers",
-        description="Log in to each account, store new messages, and delete messages on the server "
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Log in to each account, store new messages, and delete messages on the server "
         "as the account's `keep` says. A message is deleted only after it is on disk and recorded "
         "here. You may run this as often as you like. Exit code 75 means: try again, nothing is "
-        "lost.",
+        "lost."
     )
     parser.add_argument("name", metavar="NAME", nargs="*", help="the name of an account")
     parser.add_argument("--all", action="store_true", help="every account")

@@ -7,10 +7,8 @@ import io
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,25 +16,39 @@ from typing import Any, NoReturn
 from .. import __version__, sysexits
 from .examples import EXAMPLES
 
-# The modules of verbs by the groups in which the help lists them.
+# The verbs with their summaries, by the groups in which the help lists them.  The module of a verb
+# has its name and is imported when the verb is used, because a mail server starts `restante
+# deliver` for each message (tests/cli/test_imports.py).
 _GROUPS = {
-    "Serve": ("demo", "serve"),
-    "Users and mail": ("user", "maildrop", "deliver", "import_"),
-    "Collect from other servers": ("account", "collect", "fetch"),
-    "Check": ("check", "auth"),
+    "Serve": {
+        "demo": "show a server and a client at work; keeps nothing",
+        "serve": "serve POP3, and receive mail by LMTP and SMTP",
+    },
+    "Users and mail": {
+        "user": "add and change users, passwords, permissions and quotas",
+        "maildrop": "list maildrops, restore deleted mail, show session logs, verify",
+        "deliver": "deliver a message from standard input",
+        "import": "migrate mail from another server or collector",
+    },
+    "Collect from other servers": {
+        "account": "add and manage accounts on other servers",
+        "collect": "collect new mail from accounts on other servers",
+        "fetch": "download mail from a POP3 server once",
+    },
+    "Check": {
+        "check": "check the configuration",
+        "auth": "explain why a login would be accepted or refused",
+    },
 }
-_VERBS = tuple(verb for verbs in _GROUPS.values() for verb in verbs)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (sysexits.h)."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    verb = _verb(arguments)
-    if verb == "help":  # `restante help user add` is `restante user add --help`
+    if (verb := _verb(arguments)) == "help":  # `restante help user add`: `restante user add --help`
         at = list(arguments).index(verb)
         arguments = [*arguments[:at], *arguments[at + 1 :], "--help"]
-        verb = _verb(arguments)
-    parser = make_parser(verb)
+    parser = make_parser()
     options = parser.parse_args(arguments)
     if not hasattr(options, "run"):
         parser.print_help(sys.stderr)
@@ -84,8 +96,10 @@ def _discard_output() -> None:
 
 
 def _explain(error: BaseException, options: argparse.Namespace) -> int:
+    import traceback  # what only errors need is imported after one
+
     from ..app.failures import describe, exit_code
-    from ..log import printable
+    from ..escaping import printable
 
     code = exit_code(error)
     if code == 130 and sys.stderr.isatty():
@@ -112,6 +126,16 @@ class _Parser(argparse.ArgumentParser):
     The options that all verbs share may be given before the verb or after it.
     """
 
+    module = ""
+    """Adds the arguments of a verb when they are needed; empty: they have been added."""
+
+    def load(self) -> None:
+        """Add the arguments and the examples of a verb; those of its actions, too."""
+        if self.module:
+            module, self.module = self.module, ""
+            import_module(module, __package__).add_arguments(self)
+            _add_examples(self)
+
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": _Formatter, **options})
         unset = argparse.SUPPRESS
@@ -134,6 +158,7 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuse unknown arguments in the parser of their verb, which knows what is near."""
+        self.load()
         options, unknown = super().parse_known_args(args, namespace)
         if unknown:
             near = self._near(unknown[0].partition("=")[0])
@@ -154,6 +179,8 @@ class _Parser(argparse.ArgumentParser):
 
 def did_you_mean(word: str, known: Any) -> str:
     """Return "; did you mean …?", or an empty string if no known word is near."""
+    from difflib import get_close_matches
+
     return "".join(f"; did you mean {near}?" for near in get_close_matches(word, known, 1))
 
 
@@ -168,14 +195,15 @@ def _verb(arguments: Sequence[str]) -> str:
     return ""
 
 
-def make_parser(verb: str = "") -> argparse.ArgumentParser:
-    """Return the parser for one verb, since each imports what it needs.
+def make_parser(*, is_complete: bool = False) -> argparse.ArgumentParser:
+    """Return the parser of the command line.
 
-    An unknown or empty verb gives the parser for all verbs.
+    ``is_complete`` imports the modules of all verbs, for those who look into the parsers.
     """
     parser = _Parser(
         prog="restante",
         usage="restante [OPTIONS] VERB …",
+        description="\n".join(_listing()),
         epilog="`restante help VERB` shows options and examples. Exit codes are those of "
         "sysexits.h; 75 means: try again, nothing is lost.",
     )
@@ -184,30 +212,30 @@ def make_parser(verb: str = "") -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(
         dest="verb", metavar="VERB", parser_class=_Parser, help=argparse.SUPPRESS, prog="restante"
     )
-    for name in [each for each in _VERBS if each.rstrip("_") == verb] or _VERBS:
-        import_module(f".{name}", __package__).add_parser(verbs)
-    parser.description = "\n".join(_listing(verbs))
-    _add_examples(verbs)
+    for summaries in _GROUPS.values():
+        for name, summary in summaries.items():
+            verb = verbs.add_parser(name, help=summary)
+            verb.module = ".import_" if name == "import" else f".{name}"
+            if is_complete:
+                verb.load()
     return parser
 
 
-def _listing(verbs: argparse._SubParsersAction[Any]) -> Iterator[str]:
+def _listing() -> Iterator[str]:
     """Yield the lines of the help that list the verbs in groups."""
     yield "A POP3 mail system: it serves mail, and collects it from other servers."
-    summaries = {each.dest: each.help or "" for each in verbs._choices_actions}
-    for title, names in _GROUPS.items():
+    for title, summaries in _GROUPS.items():
         yield f"\n{title}:"
-        for name in (each.rstrip("_") for each in names):
-            if name in summaries:
-                yield f"  {name:<9} {summaries[name]}"
+        for name, summary in summaries.items():
+            yield f"  {name:<9} {summary}"
     yield "\nHelp:"
     yield "  help      show the help of a verb, such as: restante help user add"
 
 
-def _add_examples(verbs: argparse._SubParsersAction[Any]) -> None:
-    for parser in verbs.choices.values():
-        if examples := EXAMPLES.get(parser.prog.removeprefix("restante ")):
-            parser.epilog = "\n".join(["examples:", *(f"  {each}" for each in examples)])
-        for action in parser._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                _add_examples(action)
+def _add_examples(parser: argparse.ArgumentParser) -> None:
+    if examples := EXAMPLES.get(parser.prog.removeprefix("restante ")):
+        parser.epilog = "\n".join(["examples:", *(f"  {each}" for each in examples)])
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                _add_examples(each)

@@ -19,7 +19,7 @@ from ..errors import (
     ConfigurationError,
     UnsafeArgument,
 )
-from ..log import printable
+from ..escaping import printable
 from ..posix import pwd
 from ..store.paths import Template
 from .tables import table
@@ -119,6 +119,19 @@ def octets(text: str) -> int:
         raise UnsafeArgument(
             f'{text!r} is not a size; write it like "500MiB" or "2GiB", or as a number of octets'
         ) from error
+
+
+def first_line(path: Path) -> str:
+    """Return the first line of a file, which is a secret.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
+    try:
+        return path.read_text().split("\n", 1)[0].rstrip("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        text = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise ConfigurationError(f"{path}: {text}") from error
 
 
 def halves(fingerprint: str) -> tuple[str, str]:

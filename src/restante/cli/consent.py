@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..app.tokens import SOON, Grant
 from ..config import OAuth
 from ..errors import UnsafeArgument
-from ..log import printable
+from ..escaping import printable
 from . import common
 
 if TYPE_CHECKING:

@@ -8,12 +8,11 @@ import os
 import select
 import signal
 import sys
-import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from ..app import failures, stores
+from ..app import stores
 from ..app.local import maildrop_of
 from ..config import Configuration
 from ..errors import (
@@ -34,12 +33,10 @@ Read = Callable[[], bytes]
 """Returns the next piece, up to ``_PIECE`` octets; empty at the end."""
 
 
-def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser(
-        "deliver",
-        help="deliver a message from standard input",
-        description="Deliver a message from standard input to a user of this server. Exit code 0 "
-        "means that the message is on disk; 75 means that it was not stored, and to try again.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Deliver a message from standard input to a user of this server. Exit code 0 "
+        "means that the message is on disk; 75 means that it was not stored, and to try again."
     )
     parser.add_argument(
         "user", metavar="USER", type=_without_brackets, help="a user's name or address"
@@ -72,9 +69,13 @@ def run(options: argparse.Namespace) -> int:
     except (NoSuchUser, NoMaildrop, MessageRefused, UnsafeArgument):
         raise
     except Exception as error:
+        from traceback import print_exception  # mail servers start this for each message
+
+        from ..app.failures import describe
+
         if options.verbose or not isinstance(error, RestanteError | OSError):
-            traceback.print_exception(error)
-        raise TemporaryFailure(failures.describe(error)) from None  # 75 for every cause
+            print_exception(error)
+        raise TemporaryFailure(describe(error)) from None  # 75 for every cause
 
 
 async def _deliver(options: argparse.Namespace, config: Configuration, read: Read) -> int:

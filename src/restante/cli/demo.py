@@ -30,8 +30,7 @@ _LETTERS = (
 )
 
 
-def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser("demo", help="show a server and a client at work; keeps nothing")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Start a server on this machine, deliver messages, fetch and delete them with a client, "
         "and restore them. All files are temporary."

@@ -15,23 +15,20 @@ from typing import TYPE_CHECKING
 from .. import sysexits
 from ..app import failures
 from ..errors import UnsafeArgument
-from ..log import printable
+from ..escaping import printable
 from ..words import counted, size
 from . import common, progress
-from .user import first_line
 
 if TYPE_CHECKING:
     from ..collect.collector import Outcome
 
 
-def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser(
-        "fetch",
-        help="download mail from a POP3 server once",
-        description="Download every message and store it durably. Then delete the stored messages "
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Download every message and store it durably. Then delete the stored messages "
         "on the server, unless --keep is given. Messages that the directory or Maildir has already "
         "are not stored again; before they are deleted on the server they are downloaded and "
-        "compared.",
+        "compared."
     )
     parser.add_argument(
         "url", metavar="URL", help="pop3s://user@host[:port], or pop3:// for STLS on port 110"
@@ -73,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
 
 def password_of(options: argparse.Namespace, user: str) -> str:
     if options.password_file:
-        return first_line(options.password_file)
+        return common.first_line(options.password_file)
     if password := os.environ.get("RESTANTE_PASSWORD"):
         return password
     if not sys.stdin.isatty():

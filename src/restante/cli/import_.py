@@ -23,15 +23,13 @@ from .fetch import password_of
 from .import_messages import Arrival, Found, decoded, name_of
 
 
-def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser(
-        "import",
-        help="migrate mail from another server or collector",
-        description="Copy one user's mail from the files of another POP3 server, which must not "
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Copy one user's mail from the files of another POP3 server, which must not "
         "serve this user meanwhile. Clients that keep mail on the server do not download it again. "
         "If PATH is the user's maildrop itself, only the unique-ids are imported. You may repeat "
         "an interrupted import. From getmail, fetchmail and mpop their accounts are imported, and "
-        "which messages they have seen.",
+        "which messages they have seen."
     )
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for kind in sorted(_READERS):

@@ -16,7 +16,7 @@ from ..app import failures
 from ..app.job import open_ledger
 from ..config import Configuration, load
 from ..errors import ConfigurationError, RestanteError
-from ..log import printable
+from ..escaping import printable
 from ..words import counted
 from . import account_add, account_add_destination, common
 

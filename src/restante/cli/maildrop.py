@@ -18,7 +18,7 @@ from typing import Any
 from ..app import failures, stores
 from ..auth.names import normalise
 from ..errors import MaildropInUse, NoSuchUser, RestanteError, TemporaryFailure, UnsafeArgument
-from ..log import printable
+from ..escaping import printable
 from ..maildrop import Entry, HeldMessage, ServableStore, SessionRecord
 from ..store.foreign import dovecot_uidlist
 from ..store.maildir import MaildirStore
@@ -31,13 +31,9 @@ _OLD_RESTORE = "undelete"  # the name of `restore` up to 0.1; scripts may still 
 Action = Callable[[argparse.Namespace, ServableStore], Coroutine[Any, Any, int]]
 
 
-def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    noun = verbs.add_parser(
-        "maildrop",
-        help="list maildrops, restore deleted mail, show session logs, verify",
-        description="Look into the maildrops of users, and restore what clients deleted.",
-    )
-    actions = noun.add_subparsers(dest="action", metavar="ACTION", required=True)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Look into the maildrops of users, and restore what clients deleted."
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def action(name: str, run: Action, text: str, *, user: str = "USER") -> argparse.ArgumentParser:
         # Without ``help`` argparse does not list it.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..app import failures
 from ..app.runs import no_bar
 from ..errors import RestanteError
-from ..log import printable
+from ..escaping import printable
 from ..words import counted, size
 from . import common
 

@@ -41,8 +41,7 @@ from ..shared import SharedTally
 from . import common
 
 
-def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser("serve", help="serve POP3, and receive mail by LMTP and SMTP")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--listen",
         action="append",

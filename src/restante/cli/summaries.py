@@ -14,7 +14,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
-from ..log import printable
+from ..escaping import printable
 
 _HEADER = 65_536  # octets searched for fields; longer headers are not from mail programs
 _END = re.compile(rb"\n\r?\n")

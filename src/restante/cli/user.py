@@ -22,7 +22,7 @@ from ..auth.names import BadName, check_new_name, normalise
 from ..auth.users import AppPassword, NameTaken, Users
 from ..clock import is_credible
 from ..config import Configuration
-from ..errors import ConfigurationError, NoMaildrop, NoSuchUser, RestanteError, UnsafeArgument
+from ..errors import NoMaildrop, NoSuchUser, RestanteError, UnsafeArgument
 from ..maildrop import View
 from ..passdb import Network, UserAccount
 from ..store.folders import directory_of
@@ -30,13 +30,9 @@ from ..words import counted, limit_size
 from . import common
 
 
-def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    noun = verbs.add_parser(
-        "user",
-        help="add and change users, passwords, permissions and quotas",
-        description="Manage the users who may log in to this server.",
-    )
-    actions = noun.add_subparsers(dest="action", metavar="ACTION", required=True)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Manage the users who may log in to this server."
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, run, text in (
         ("add", add, "add a user"),
         ("passwd", passwd, "change a user's password"),
@@ -489,7 +485,7 @@ def _password(options: argparse.Namespace) -> str:
     if options.length:
         raise UnsafeArgument("--length requires --generate")
     if options.password_file:
-        return first_line(options.password_file)
+        return common.first_line(options.password_file)
     if not sys.stdin.isatty():
         if line := sys.stdin.readline():
             return line.rstrip("\r\n")
@@ -498,16 +494,3 @@ def _password(options: argparse.Namespace) -> str:
     if password != getpass("Repeat the password: "):
         raise UnsafeArgument("the passwords differ; nothing was changed")
     return password
-
-
-def first_line(path: Path) -> str:
-    """Return the first line of a file, which is a secret.
-
-    Raises:
-        ConfigurationError: the file cannot be read.
-    """
-    try:
-        return path.read_text().split("\n", 1)[0].rstrip("\r")
-    except (OSError, UnicodeDecodeError) as error:
-        text = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise ConfigurationError(f"{path}: {text}") from error

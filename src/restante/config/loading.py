@@ -7,7 +7,6 @@ An unknown key is an error, never ignored: a typing error in ``hold`` must not c
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
@@ -195,7 +194,9 @@ def _section(
     for name, value in tree.items():
         key = ".".join((*path, name))
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            from difflib import get_close_matches  # commands start faster without it
+
+            near = get_close_matches(name, known, 1)
             mistakes.append(
                 f"{key}: unknown option" + "".join(f"; did you mean {n}?" for n in near)
             )

@@ -1,11 +1,11 @@
 """Values of options: each function checks one kind of value and converts it.
 
-The functions raise ``BadValue``, whose text says what is valid.
+The functions raise ``BadValue``, whose text says what is valid.  They import what only some values
+need, because every command loads the configuration.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable
@@ -13,11 +13,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
-from ..auth import ldap
-from ..auth.http import is_safe
-from ..auth.schemes import SCHEMES
+from ..auth.choices import SCHEMES
 from ..errors import ConfigurationError, UnsafeArgument
-from ..pop3 import quirks as quirk_words
 from ..server.address import Address
 
 Convert = Callable[[Any], Any]
@@ -107,9 +104,11 @@ def workers(value: Any) -> int:
 
 
 def web_address(value: Any) -> str:
-    result = text(value)
-    if result and not is_safe(result):
-        raise BadValue("must begin with https://, or with http:// on this machine")
+    if result := text(value):
+        from ..auth.http import is_safe
+
+        if not is_safe(result):
+            raise BadValue("must begin with https://, or with http:// on this machine")
     return result
 
 
@@ -119,9 +118,11 @@ def source(value: Any) -> str:
 
 
 def directory(value: Any) -> str:
-    result = text(value)
-    if result and not ldap.is_safe(result):
-        raise BadValue('must be an LDAP URL, such as "ldaps://ldap.example.org"')
+    if result := text(value):
+        from ..auth.ldap import is_safe
+
+        if not is_safe(result):
+            raise BadValue('must be an LDAP URL, such as "ldaps://ldap.example.org"')
     return result
 
 
@@ -168,7 +169,9 @@ def backends(*known: str) -> Convert:
         names = tuple(name.replace("_", "-") for name in many(text)(value))
         for name in names:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
+                from difflib import get_close_matches
+
+                near = get_close_matches(name, known, 1)
                 hint = "".join(f"; did you mean {n}?" for n in near)
                 raise BadValue("must be some of " + ", ".join(known) + hint)
         if not names or len(set(names)) < len(names):
@@ -264,8 +267,12 @@ def keep(value: Any) -> str:
 def quirks(value: Any) -> tuple[str, ...]:
     """Words that ``pop3.quirks.parse`` knows."""
     result: tuple[str, ...] = many(text)(value)
+    if result == ("auto",):  # the default
+        return result
+    from ..pop3.quirks import parse
+
     try:
-        quirk_words.parse(result)
+        parse(result)
     except UnsafeArgument as error:
         raise BadValue(str(error)) from error
     return result

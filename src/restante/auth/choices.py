@@ -1,0 +1,12 @@
+"""Names that the configuration may choose from, without the code behind them."""
+
+from __future__ import annotations
+
+# Hash schemes of a passwd-file (``schemes``).
+SCHEMES = (
+    *("ARGON2I", "ARGON2ID", "BLF-CRYPT", "CRYPT", "PBKDF2", "PLAIN", "SCRAM-SHA-256"),
+    *("SHA", "SHA1", "SHA256", "SHA256-CRYPT", "SHA512", "SHA512-CRYPT"),
+    *("SSHA", "SSHA256", "SSHA512"),
+)
+# Signatures of OAuth 2 tokens (``tokens``).
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA")

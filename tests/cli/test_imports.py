@@ -1,0 +1,105 @@
+"""Which modules a command imports: the time in which it starts, tested without a clock.
+
+A mail server starts ``restante deliver`` for each message, and cron ``restante collect`` every few
+minutes.  Most of their processor time is spent on imports.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Libraries that take more than 3 ms to import, ours and the standard one's.
+_HEAVY = {
+    *("asyncio", "bcrypt", "concurrent", "cryptography", "ctypes", "difflib", "email", "http"),
+    *("imapclient", "jwt", "keyring", "ldap", "logging", "pamela", "rich", "scramp"),
+    *("sqlite3", "ssl", "subprocess", "tempfile", "tomllib", "urllib.request", "uvloop", "dns"),
+}
+_STORE = {"asyncio", "concurrent", "email", "logging", "sqlite3", "ssl", "subprocess", "tomllib"}
+_PACKAGES = {"app", "auth", "cli", "client", "collect", "config", "pop3", "sasl", "server", "smtp"}
+_PACKAGES |= {"store"}
+_LOCAL = {"app", "auth", "cli", "config", "sasl", "store"}
+# The configuration needs one module of each: languages, providers, addresses and templates.
+_NAMES = {"collect.providers", "pop3.texts", "server.address", "store.paths"}
+
+_PROBE = """
+import sys
+before = set(sys.modules)
+from restante.cli.main import main
+try:
+    main()
+finally:
+    sys.stdout = sys.stderr
+    print("imported:", *sorted(set(sys.modules) - before))
+"""
+
+
+def imported(*arguments: str, stdin: bytes = b"") -> set[str]:
+    """Return the modules that a command imports."""
+    command = [sys.executable, "-c", _PROBE, *arguments]
+    done = subprocess.run(command, input=stdin, capture_output=True, timeout=30)
+    said = done.stderr.decode()
+    assert "imported: " in said, said
+    return set(said.rpartition("imported: ")[2].split())
+
+
+def heavy(modules: set[str]) -> set[str]:
+    return _HEAVY & modules
+
+
+def packages(modules: set[str]) -> set[str]:
+    """Our packages of which a command needs more than names."""
+    ours = {each.removeprefix("restante.") for each in modules if each.startswith("restante.")}
+    return {each.partition(".")[0] for each in ours - _PACKAGES - _NAMES} & _PACKAGES
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["delivr"], []])
+def test_no_verb_is_imported_without_need(arguments: list[str], home: Path) -> None:
+    modules = imported(*arguments)
+    assert heavy(modules) <= {"difflib"}
+    assert packages(modules) == {"cli"}
+    ours = {each for each in modules if each.startswith("restante.cli.")}
+    assert ours == {f"restante.cli.{each}" for each in ("command", "examples", "main")}
+
+
+def test_delivery_imports_the_store_and_the_configured_back_ends(ann: str) -> None:
+    modules = imported("deliver", ann, stdin=b"Subject: hello\n\nhi\n")
+    assert heavy(modules) <= _STORE
+    assert packages(modules) == _LOCAL
+    others = {"http", "ldap", "pam", "passwd_file", "schemes", "tokens"}
+    assert not modules & {f"restante.auth.{each}" for each in others}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more"),
+    [
+        (["user", "add", "bob", "--generate"], {"cryptography", "scramp", "tempfile"}),
+        (["user", "list"], {"rich"}),
+        (["maildrop", "list"], {"rich"}),
+    ],
+)
+def test_users_and_maildrops_need_no_network(
+    arguments: list[str], more: set[str], ann: str
+) -> None:
+    modules = imported(*arguments)
+    assert heavy(modules) <= _STORE | more
+    assert packages(modules) <= _LOCAL
+
+
+@pytest.mark.parametrize("verb", ["fetch", "collect"])
+def test_a_client_needs_no_server_and_no_store(verb: str, home: Path) -> None:
+    """The store is only for accounts with ``maildrop:``."""
+    url, to = "pop3s://127.0.0.1:1", f"maildir:{home}/M"
+    source = home / "restante.toml"
+    source.touch(mode=0o600)
+    source.write_text(f'[account.isp]\nurl = "{url}"\nuser = "ann"\npassword = "x"\nto = "{to}"\n')
+    password = home / "password"
+    password.write_text("x")
+    fetch = ["fetch", "pop3s://ann@127.0.0.1:1", "--to", to, "--password-file", str(password)]
+    modules = imported(*(fetch if verb == "fetch" else ["-c", str(source), "collect", "isp"]))
+    assert heavy(modules) <= _STORE | {"tempfile"}
+    assert packages(modules) == _PACKAGES - {"server", "smtp", "store"}
+    assert "restante.client.asynchronous" in modules
