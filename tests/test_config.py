@@ -7,7 +7,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 from functools import reduce
 from ipaddress import ip_network
 from pathlib import Path
@@ -50,6 +50,19 @@ def test_an_empty_file_is_all_defaults(file: Path) -> None:
         expected.limits,
     )
     assert (found.source, found.state) == (expected.source, expected.state)
+
+
+def test_a_section_is_a_value_that_cannot_change() -> None:
+    log = config.Log(level="debug")
+    assert log == replace(config.Log(), level="debug") != config.Log()
+    assert config.Log() != config.TLS()
+    assert repr(log) == "Log(format='auto', level='debug')"
+    with pytest.raises(FrozenInstanceError):
+        log.level = "info"  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        del log.level
+    with pytest.raises(TypeError, match="levle"):
+        config.Log(levle="info")  # type: ignore[call-arg]
 
 
 def keys(value: Any = None, path: str = "") -> Iterator[str]:

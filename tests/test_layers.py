@@ -16,7 +16,8 @@ LAYERS = {
     room: layer
     for layer, rooms in enumerate(
         (
-            "addons errors escaping headers maildrop message mime passdb surrogate sysexits wire words",
+            "addons errors escaping headers maildrop message mime passdb surrogate"
+            " sysexits wire words",
             "pop3 sasl smtp",
             "clock https mounts posix syncing threads",
             "regular scanning shared",

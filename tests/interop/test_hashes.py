@@ -24,9 +24,7 @@ def doveadm(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([need("doveadm"), *arguments], capture_output=True, text=True, timeout=20)
 
 
-@pytest.mark.parametrize(
-    ("scheme", "encoding"), [*((each, "") for each in SCHEMES), *ENCODED]
-)
+@pytest.mark.parametrize(("scheme", "encoding"), [*((each, "") for each in SCHEMES), *ENCODED])
 def test_hashes_of_dovecot_work_here(scheme: str, encoding: str) -> None:
     for password in PASSWORDS:
         made = doveadm("pw", "-s", scheme + encoding, "-p", password)

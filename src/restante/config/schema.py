@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, field, fields
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, ClassVar
 
 from .. import sasl
-from ..auth.tokens import ALGORITHMS
+from ..auth.choices import ALGORITHMS
 from ..pop3.texts import LANGUAGES
+from .section import Section
 from .values import (
     BadValue,
     Convert,
@@ -75,8 +76,7 @@ def option(default: Any, doc: str, convert: Convert = text, *, example: Any = No
     return field(default=convert(default), metadata=metadata)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
+class Server(Section):
     """The POP3 server."""
 
     hostname: str = option(
@@ -133,8 +133,7 @@ class Server:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TLS:
+class TLS(Section):
     """Certificates."""
 
     mode: str = option(
@@ -158,8 +157,7 @@ class TLS:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Store:
+class Store(Section):
     """Where mail is stored."""
 
     kind: str = option(
@@ -197,8 +195,7 @@ class Store:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PasswdFile:
+class PasswdFile(Section):
     """Users in a passwd-file as for Dovecot; crypt schemes need `restante[passwords]`."""
 
     REQUIRED: ClassVar = ("path",)
@@ -211,8 +208,7 @@ class PasswdFile:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LDAP:
+class LDAP(Section):
     """Users of an LDAP directory, found by a search, checked by a bind; needs `restante[ldap]`."""
 
     REQUIRED: ClassVar = ("url", "base", "name")
@@ -238,7 +234,7 @@ class LDAP:
         "The DN to bind as for the search; empty for an anonymous search.",
         example="cn=restante,dc=example,dc=org",
     )
-    bind_password: Secret = option(  # noqa: RUF009
+    bind_password: Secret = option(
         "",
         "The password of bind_dn; see `password` of an account.",
         secret,
@@ -247,8 +243,7 @@ class LDAP:
     ca_file: str = option("", "CA certificates to trust instead of the system's, PEM.")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PAM:
+class PAM(Section):
     """Users of this system; needs `restante[pam]`."""
 
     service: str = option("restante", "The file in /etc/pam.d.", service)
@@ -257,8 +252,7 @@ class PAM:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provider:
+class Provider(Section):
     """OAuth 2 bearer tokens of one provider; signed ones need `restante[jwt]`."""
 
     issuer: str = option(
@@ -280,9 +274,7 @@ class Provider:
         "", "The https URL at which the provider checks each token (RFC 7662).", web_address
     )
     client_id: str = option("", "This server's client ID at the provider, for introspection.")
-    client_secret: Secret = option(  # noqa: RUF009
-        "", "The client secret; see `password` of an account.", secret
-    )
+    client_secret: Secret = option("", "The client secret; see `password` of an account.", secret)
     claim: str = option(
         "email",
         "The claim with the user's name; `email` is accepted only if it is verified.",
@@ -306,8 +298,7 @@ class Provider:
 BACKENDS = ("users", "passwd-file", "ldap", "pam", "oauth")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Auth:
+class Auth(Section):
     """Users and their logins."""
 
     chain: tuple[str, ...] = option(
@@ -366,8 +357,7 @@ class Auth:
     oauth: Provider = field(default_factory=Provider)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LMTP:
+class LMTP(Section):
     """Receive mail from a mail server by LMTP (RFC 2033)."""
 
     listen: tuple[str, ...] = option(
@@ -378,8 +368,7 @@ class LMTP:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SMTP:
+class SMTP(Section):
     """Receive mail by SMTP without a mail server, for local recipients only."""
 
     listen: tuple[str, ...] = option([], "Addresses to listen on; empty: off.", many(address("")))
@@ -388,8 +377,7 @@ class SMTP:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Intake:
+class Intake(Section):
     """Receiving mail."""
 
     lmtp: LMTP = field(default_factory=LMTP)
@@ -402,8 +390,7 @@ class Intake:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(Section):
     """Limits."""
 
     sessions: int = option(4096, "Maximum number of connections.", count)
@@ -447,8 +434,7 @@ class Limits:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OAuth:
+class OAuth(Section):
     """Log in with OAuth 2 instead of a password; sign in with `restante account auth NAME`."""
 
     provider: str = option(
@@ -460,7 +446,7 @@ class OAuth:
     client_id: str = option(
         "", "The client ID of the app that you have registered with the provider."
     )
-    client_secret: Secret = option(  # noqa: RUF009
+    client_secret: Secret = option(
         "",
         "The client secret, if the app has one; see `password`.",
         secret,
@@ -479,8 +465,7 @@ class OAuth:
     scopes: tuple[str, ...] = option([], "Scopes to request instead of the usual ones.", many(text))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alert:
+class Alert(Section):
     """Mail about an account: when it fails, and before you must sign in again."""
 
     after: int = option(
@@ -502,8 +487,7 @@ class Alert:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Account:
+class Account(Section):
     """An account on another server for `restante collect`; choose any name after the dot."""
 
     url: str = option(
@@ -514,7 +498,7 @@ class Account:
         example="pop3s://pop.example.net",
     )
     user: str = option("", "The user name on that server.", example="ann")
-    password: Secret = option(  # noqa: RUF009
+    password: Secret = option(
         "",
         "The password, by reference: env, file, credential (of systemd), keyring, or a command "
         "that prints it. Text is the password itself; then other users must not be able to read "
@@ -539,7 +523,7 @@ class Account:
         place,
         example="maildrop:ann",
     )
-    to_password: Secret = option(  # noqa: RUF009
+    to_password: Secret = option(
         "",
         "The password for an IMAP destination; see `password`.",
         secret,
@@ -628,11 +612,10 @@ class Account:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Collect:
+class Collect(Section):
     """Settings for all accounts."""
 
-    key: Secret = option(  # noqa: RUF009
+    key: Secret = option(
         "",
         "The key that encrypts OAuth 2 tokens, base64 of 32 octets, by reference. By default it is "
         "created in the state directory, in a file that only the owner can read.",
@@ -647,8 +630,7 @@ class Collect:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Log:
+class Log(Section):
     """The log on standard error."""
 
     format: str = option(
@@ -662,8 +644,7 @@ class Log:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Configuration:
+class Configuration(Section):
     """The whole configuration, with every default."""
 
     server: Server = field(default_factory=Server)
