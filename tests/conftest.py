@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import ssl
 from collections.abc import Coroutine, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ from hypothesis import settings
 
 from restante import tls
 from restante.auth import passwords, scram
+from restante.cli import command
 
 from .support import LOOPS, Run
 
@@ -22,7 +25,9 @@ from .support import LOOPS, Run
 os.environ["SSL_CERT_FILE"] = os.environ["SSL_CERT_DIR"] = os.devnull
 
 T = TypeVar("T")
-settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+# A busy machine is no failure.  A developer gets half of the examples, and .ci/run sees all.
+EXAMPLES = 100 if "CI" in os.environ else 50
+settings.register_profile("untimed", deadline=None, max_examples=EXAMPLES)
 settings.load_profile("untimed")
 
 # What a password costs protects users, and would be a third of the time that the tests take.
@@ -33,6 +38,17 @@ FULL_COST = {
 }
 passwords._MEMORY, passwords._ITERATIONS = 64, 1
 scram.ITERATIONS = 4096
+
+# A process builds its parser once, in some 10 ms; the tests run more than a thousand commands.
+command.make_parser = cache(command.make_parser)
+
+# Collecting makes thousands of objects that stay.  Every worker would search them for garbage.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,6 @@ def known() -> set[str]:
     }
     for path in tests.rglob("test_*.py"):
         module = path.relative_to(tests).with_suffix("").as_posix()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                found.add(f"{module}: {node.name}")
+        names = re.findall(r"^ *(?:async )?def (\w+)\(", path.read_text(), re.MULTILINE)
+        found.update(f"{module}: {name}" for name in names)
     return found

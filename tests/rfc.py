@@ -66,7 +66,8 @@ def named() -> dict[str, list[str]]:
     """The tests that name each requirement: ``tests/x.py::test_y``, or a transcript."""
     found: dict[str, list[str]] = defaultdict(list)
     for path in sorted((HOUSE / "tests").rglob("*.py")):
-        for name, where in _in_module(ast.parse(path.read_text())):
+        text = path.read_text()
+        for name, where in _in_module(ast.parse(text)) if ".rfc(" in text else ():
             found[name].append(f"{path.relative_to(HOUSE).as_posix()}{where}")
     for path in sorted((HOUSE / "tests" / "transcripts").rglob("*.txt")):
         for name in _in_transcript(path.read_text()):
@@ -94,7 +95,8 @@ def _marks(tree: ast.AST) -> Iterator[str]:
 
 
 def _arguments(call: ast.Call) -> Iterator[str]:
-    if ast.unparse(call.func) == "pytest.mark.rfc":
+    is_near = isinstance(call.func, ast.Attribute) and call.func.attr == "rfc"
+    if is_near and ast.unparse(call.func) == "pytest.mark.rfc":
         for argument in call.args:
             assert isinstance(argument, ast.Constant), "a requirement is named in plain text"
             yield str(argument.value)

@@ -142,14 +142,14 @@ class Client:
 
     async def rest(self) -> bytes:
         """Everything until the server closes, however it does."""
-        heard = b""
+        heard = bytearray()
         async with asyncio.timeout(10):
             try:
                 while octets := await self.reader.read(65_536):
                     heard += octets
             except (ConnectionError, ssl.SSLError):
                 pass
-        return heard
+        return bytes(heard)
 
 
 @dataclass

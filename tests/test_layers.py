@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -49,8 +50,13 @@ LIBRARIES["addons"] = {"typing_extensions"}  # for the type checker only
 LIBRARIES |= {"sasl": {"scramp"}, "collect": {"cryptography", "imapclient"}}
 
 
-def imports(module: str, source: str) -> Iterator[str]:
+@cache
+def imports(module: str, source: str) -> list[str]:
     """What a module imports, also inside functions: dotted, ours beginning with a dot."""
+    return list(_imports(module, source))
+
+
+def _imports(module: str, source: str) -> Iterator[str]:
     package = module.split(".")[:-1]
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

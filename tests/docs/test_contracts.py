@@ -91,7 +91,9 @@ def asking() -> dict[str, list[str]]:
     found = defaultdict(set)
     for path, all_nodes in nodes().items():
         for node in all_nodes:
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("offers", "isinstance"):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+                continue
+            if node.func.id in ("offers", "isinstance"):
                 for name in ast.walk(node.args[1]):
                     if isinstance(name, ast.Name):
                         found[name.id].add(path)
