@@ -124,14 +124,14 @@ def test_every_key_has_a_manual(file: Path) -> None:
 # Mistakes: file, line, key, what would be right.
 
 
-@pytest.mark.parametrize("key", list(keys()))
 @pytest.mark.parametrize(
     "value", ["[[]]", "{ a = 1 }", "1.5", "1979-05-27", "true", '"a\\nb"', "-1"]
 )
-def test_keys_refuse_meaningless_values(key: str, value: str, file: Path) -> None:
-    section, _, name = key.rpartition(".")
-    told = mistakes(f"# one\n[{section}]\n{name} = {value}\n", file)
-    assert all(line.startswith(f"restante.toml:3: {key}: must ") for line in told)
+def test_keys_refuse_meaningless_values(value: str, file: Path) -> None:
+    for key in keys():
+        section, _, name = key.rpartition(".")
+        found = mistakes(f"# one\n[{section}]\n{name} = {value}\n", file)
+        assert all(line.startswith(f"restante.toml:3: {key}: must ") for line in found), key
 
 
 @pytest.mark.parametrize(

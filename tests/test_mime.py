@@ -184,15 +184,15 @@ def test_invented_structures_can_be_read(pieces: list[str | bytes]) -> None:
     read_all(b"".join(octets)[:20_000], "subject")
 
 
-@pytest.mark.parametrize("codec", sorted({*encodings.aliases.aliases.values(), "no", "a\0b", ""}))
 @pytest.mark.parametrize("parameter", ["charset={}", "charset*={}''x", "charset*=us-ascii''{}"])
-def test_text_in_any_charset_can_be_read(parameter: str, codec: str) -> None:
-    kind = b"Content-Type: text/plain; " + parameter.format(codec).encode() + b"\r\n"
-    message = mime.parse(kind + b"\r\n" + bytes(range(256)) * 2)
-    for content in (message.get_content(), message.get_payload(), message.as_string()):
-        assert isinstance(content, str)
-    word = f"=?{codec}?q?=00=7f=80=ff=5Cd?= x".encode()
-    assert isinstance(mime.parse(b"Subject: " + word + b"\r\n\r\n")["Subject"], str)
+def test_text_in_any_charset_can_be_read(parameter: str) -> None:
+    for codec in sorted({*encodings.aliases.aliases.values(), "no", "a\0b", ""}):
+        kind = b"Content-Type: text/plain; " + parameter.format(codec).encode() + b"\r\n"
+        message = mime.parse(kind + b"\r\n" + bytes(range(256)) * 2)
+        for content in (message.get_content(), message.get_payload(), message.as_string()):
+            assert isinstance(content, str), codec
+        word = f"=?{codec}?q?=00=7f=80=ff=5Cd?= x".encode()
+        assert isinstance(mime.parse(b"Subject: " + word + b"\r\n\r\n")["Subject"], str), codec
 
 
 # A fallback is text with a defect, and takes nothing else with it.

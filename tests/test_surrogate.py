@@ -94,13 +94,13 @@ def test_another_encoding_is_left_alone(header: bytes) -> None:
 
 
 @pytest.mark.rfc("P-025", "P-145")
-@pytest.mark.parametrize("octets", range(8, 260, 3))
-def test_any_size_can_be_met_with_fields_to_spare(octets: int) -> None:
+def test_any_size_can_be_met_with_fields_to_spare() -> None:
     """Too short gets a comment or spaces, too long loses trace fields first and never From."""
-    trace = b"Received: " + b"x" * octets + b"\r\n"
-    shown = made("From: \u00e4 <a@example.org>", "Subject: \u00fc" + "x" * 20, trace=trace)
-    assert value(shown, "From") is not None
-    assert b"a@example.org" in shown
+    for octets in range(8, 260, 3):
+        trace = b"Received: " + b"x" * octets + b"\r\n"
+        shown = made("From: \u00e4 <a@example.org>", "Subject: \u00fc" + "x" * 20, trace=trace)
+        assert value(shown, "From") is not None, octets
+        assert b"a@example.org" in shown, octets
 
 
 @pytest.mark.rfc("P-143")
@@ -116,17 +116,17 @@ def test_too_little_room_raises_needs_utf8() -> None:
 
 
 @pytest.mark.parametrize("kind", ["To", "Subject", "Content-Type", "X-Any"])
-@pytest.mark.parametrize("value", [*VALUES, "é:" * 15_000, ",é" * 15_000, "é " * 15_000])
-def test_a_malformed_value_is_shown_or_refused(kind: str, value: str) -> None:
-    field = f"{kind}: {value} é <a@b>\r\n".encode("utf-8", "replace")
-    header = TRACE * 20 + b"From: ann@example.org\r\n" + field
-    try:
-        shown = surrogate(header)
-    except NeedsUTF8:
-        return
-    assert len(shown) == len(header)
-    assert shown.isascii()
-    assert b"\r\nFrom: ann@example.org" in CRLF + shown
+def test_a_malformed_value_is_shown_or_refused(kind: str) -> None:
+    for value in (*VALUES, "é:" * 15_000, ",é" * 15_000, "é " * 15_000):
+        field = f"{kind}: {value} é <a@b>\r\n".encode("utf-8", "replace")
+        header = TRACE * 20 + b"From: ann@example.org\r\n" + field
+        try:
+            shown = surrogate(header)
+        except NeedsUTF8:
+            continue
+        assert len(shown) == len(header), value
+        assert shown.isascii(), value
+        assert b"\r\nFrom: ann@example.org" in CRLF + shown, value
 
 
 def test_an_address_that_is_too_odd_spoils_no_other() -> None:
