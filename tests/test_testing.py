@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import restante
+from restante import testing_command
 from restante.errors import (
     ConnectionLost,
     DeadlineExceeded,
@@ -613,6 +614,7 @@ for client in (left, other):
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_whatever_clients_do() -> None:
     """Neither by logging without a handler, nor by asyncio, nor by tasks that are left over."""
     done = subprocess.run(
@@ -656,7 +658,13 @@ def started(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("end", ["end of input", "SIGTERM", "SIGINT", "both"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "end of input",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGTERM", "SIGINT", "both")),
+    ],
+)
 def test_the_server_for_other_languages(tmp_path: Path, end: str) -> None:
     (tmp_path / "one.eml").write_bytes(MESSAGE)
     arguments = ["--user", "ann:p:w", "--user", "bob:", "--mail", f"ann:{tmp_path}/one.eml"]
@@ -703,10 +711,14 @@ def test_the_server_for_people() -> None:
     [["--user", "ann"], ["--user", ":pw"], ["--sasl", "NTLM"], ["--mail", "ann:/no/such/file"]],
     ids=str,
 )
-def test_arguments_that_make_no_sense(arguments: list[str]) -> None:
-    with started(*arguments, "--json") as process:
-        out, err = process.communicate("", 60)
-    assert (out, process.returncode) == ("", 2)
+def test_arguments_that_make_no_sense(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as end:
+        testing_command.main([*arguments, "--json"])
+    out, err = capsys.readouterr()
+    assert (out, end.value.code) == ("", 2)
     assert arguments[0] in err
 
 

@@ -412,6 +412,7 @@ def test_number_of_waiting_logins_is_limited(users: Users, monkeypatch: pytest.M
 # Several processes.
 
 
+@pytest.mark.slow
 def test_processes_add_users_to_a_new_database_at_once(database: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from restante.auth.users import Users\n"

@@ -27,6 +27,7 @@ from restante.testing_hostile import PASSWORD, Attack, HostileServer
 
 from ..client.shells import NONE, UNUSED, scripted
 from ..collect.odd import MAIL, Odd
+from .conftest import Restante
 
 MESSAGE = b"Subject: one\n\nhello\n"
 
@@ -274,8 +275,8 @@ to = "maildir:Mail"
 """
 
 
-def configure(shell: Shell, name: str, password: str, mode: int = 0o600) -> None:
-    folder = shell.home / "config" / "restante" / "conf.d"
+def configure(home: Path, name: str, password: str, mode: int = 0o600) -> None:
+    folder = home / "config" / "restante" / "conf.d"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.toml"
     path.write_text(CONFIGURATION.format(name=name, password=password))
@@ -292,11 +293,13 @@ def configure(shell: Shell, name: str, password: str, mode: int = 0o600) -> None
         ('{ credential = "isp" }', "account.isp.password: is empty or not set"),
     ],
 )
-def test_a_secret_that_cannot_be_had_is_named(shell: Shell, password: str, words: str) -> None:
-    configure(shell, "isp", password)
-    done = shell.run("collect", "isp")
-    assert done.returncode == 78
-    assert re.search(words, done.stderr.decode())
+def test_a_secret_that_cannot_be_had_is_named(
+    home: Path, restante: Restante, password: str, words: str
+) -> None:
+    configure(home, "isp", password)
+    done = restante("collect", "isp")
+    assert done.code == 78
+    assert re.search(words, done.err)
 
 
 @pytest.mark.parametrize(
@@ -309,20 +312,20 @@ def test_a_secret_that_cannot_be_had_is_named(shell: Shell, password: str, words
     ],
 )
 def test_passwords_are_refused_where_they_are_not_safe(
-    shell: Shell, password: str, mode: int, words: str
+    home: Path, restante: Restante, password: str, mode: int, words: str
 ) -> None:
-    configure(shell, "isp", password, mode)
-    done = shell.run("account", "list")
-    assert done.returncode == 78
-    assert words in done.stderr.decode()
-    assert b"isp.toml:5: account.isp.password" in done.stderr
-    assert b"hunter2" not in done.stdout + done.stderr
+    configure(home, "isp", password, mode)
+    done = restante("account", "list")
+    assert done.code == 78
+    assert words in done.err
+    assert "isp.toml:5: account.isp.password" in done.err
+    assert "hunter2" not in done.out + done.err
 
 
 @pytest.mark.slow
 def test_one_bad_account_does_not_stop_the_others(shell: Shell, server: dict[str, object]) -> None:
     deliver(server)
-    configure(shell, "dead", '{ command = ["echo", "x"] }')
+    configure(shell.home, "dead", '{ command = ["echo", "x"] }')
     add(shell, server, f"maildir:{shell.home}/Mail")
     done = shell.run("collect", "--all")
     assert done.returncode == 75  # nobody listens there now
@@ -351,6 +354,7 @@ quirks = ["hide:PIPELINING"]
     assert (done.returncode, done.stderr) == (os.EX_TEMPFAIL, b"isp: the deadline is over\n")
 
 
+@pytest.mark.slow
 def test_watch_ends_on_sigterm(shell: Shell, server: dict[str, object]) -> None:
     deliver(server)
     add(shell, server, f"maildir:{shell.home}/Mail")

@@ -115,7 +115,9 @@ def test_a_refused_login_leaves_no_bar(home: Path, configured: Path, server: Pop
     assert screen.shown == "ann: PASS: authentication failed\nbob: no new mail\n"
 
 
-@pytest.mark.parametrize("kind", ["dumb", "unknown", ""])
+@pytest.mark.parametrize(
+    "kind", ["dumb", *(pytest.param(name, marks=pytest.mark.slow) for name in ("unknown", ""))]
+)
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
     kind: str, home: Path, configured: Path, server: Pop3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +129,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
     assert re.fullmatch(r"ann: 20 messages stored, [\d.]+ kB\n", screen.shown)
 
 
+@pytest.mark.slow
 def test_no_color_is_respected(
     home: Path, configured: Path, server: Pop3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,6 +142,7 @@ def test_rm_warns_of_nothing_where_no_other_back_end_is(ann: str, restante: Rest
     assert (found.json["admitted_by"], found.json["warnings"], found.err) == (None, [], "")
 
 
+@pytest.mark.slow
 def test_apop_is_there_by_configuration_only(home: Path) -> None:
     """Named, and every user's password could be known; then also over the wire."""
     (home / "passwd").write_text("bob:{PLAIN}in clear\n")
@@ -242,6 +243,7 @@ def test_every_back_end_has_a_row_and_a_section() -> None:
     assert sections <= {each.name for each in fields(config.Auth)}
 
 
+@pytest.mark.slow
 def test_a_server_without_a_database_of_its_own(home: Path) -> None:
     (home / "passwd").write_text("bob:{PLAIN}from the file\n")
     alone = f'[auth]\nchain = ["passwd-file"]\npasswd_file.path = "{home}/passwd"\n'

@@ -114,6 +114,7 @@ def test_ephemeral_ends_with_its_input(home: Path, stdin: int | str) -> None:
     assert list((home / "tmp").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_ephemeral_runs_while_its_input_is_open(home: Path) -> None:
     with serving("--ephemeral") as server:
         assert server.process.stdin is not None
@@ -206,6 +207,7 @@ def test_login_needs_tls_even_here(home: Path, state: Path, ports: None) -> None
 # The end.
 
 
+@pytest.mark.slow
 def test_tls_at_a_proxy_counts_at_its_address_only(home: Path, state: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as one,
@@ -375,6 +377,7 @@ def test_the_example_is_printed_and_is_good(restante: Restante, home: Path) -> N
 # demo
 
 
+@pytest.mark.slow
 def test_demo_prints_each_step_and_leaves_nothing(home: Path) -> None:
     found = program("demo")
     assert (found.code, found.err) == (0, "")

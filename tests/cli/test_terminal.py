@@ -106,6 +106,7 @@ def test_a_closed_window_stops_the_server(configuration: Path) -> None:
         assert screen.process.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_a_hangup_while_the_window_is_open_reloads(configuration: Path) -> None:
     with terminal("-c", configuration, "serve", *LISTEN) as screen:
         screen.expect(READY)
@@ -115,6 +116,7 @@ def test_a_hangup_while_the_window_is_open_reloads(configuration: Path) -> None:
         assert screen.process.poll() is None
 
 
+@pytest.mark.slow
 def test_a_closed_window_stops_an_ephemeral_server(home: Path) -> None:
     with terminal("serve", "--ephemeral", "--json") as screen:
         screen.expect(r"restante/serve/1.*\n")

@@ -200,6 +200,7 @@ def test_refused_message_stays_and_is_reported(home: Home, mail: Path) -> None:
     assert stored(mail) == sorted(map(text, ("one", "two", "three")))
 
 
+@pytest.mark.slow
 def test_a_server_that_gives_nothing_more_is_not_asked_for_all(home: Home, mail: Path) -> None:
     """For example a server with a daily limit; the rest waits for the next session.
 

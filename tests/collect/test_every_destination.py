@@ -88,7 +88,7 @@ def test_add_ons_of_a_kind_are_known_before_it_is_opened(kind: str, account: Acc
 
 
 @each_kind
-@each_count
+@pytest.mark.parametrize("count", [0, 1, pytest.param(2, marks=pytest.mark.slow), 20])
 def test_all_mail_is_stored_once_and_then_deleted(kind: str, count: int, account: Account) -> None:
     words = account.fill(count)
     outcome = account.collect(ALL)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.usefixtures("loggers")
 def test_no_mail_is_lost_at_a_hostile_server() -> None:
-    live("collector", 1, lives=4, steps=8)
+    live("collector", 1, lives=2, steps=8)
 
 
 @pytest.mark.slow

@@ -1007,7 +1007,9 @@ def test_the_next_run_tries_it_last_and_if_that_fails_it_waits_a_day(world: Worl
     assert sessions(world)[0] == "lost"
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize(
+    "count", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3, 4, 7))]
+)
 def test_messages_that_always_end_the_connection_do_not_block_the_others(
     count: int, world: World
 ) -> None:
@@ -1027,6 +1029,7 @@ def test_messages_that_always_end_the_connection_do_not_block_the_others(
     assert len(world.mail) == 40
 
 
+@pytest.mark.slow
 def test_several_bad_messages_are_tried_seldom(world: World) -> None:
     bad = [f"bad{at}" for at in range(4)]
     world.server.closes = breaks_at(*bad)
@@ -1101,6 +1104,7 @@ def test_messages_set_aside_are_tried_again_and_stored(world: World) -> None:
         assert ledger.of("isp").aside() == {}
 
 
+@pytest.mark.slow
 def test_the_waits_grow_up_to_a_week(world: World) -> None:
     world.server.mail = {"1": letter("1")}
     world.server.closes = breaks_at("1")

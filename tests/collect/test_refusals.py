@@ -110,6 +110,7 @@ def test_a_program_that_is_broken_stops_the_account_and_makes_no_message_wait(
     assert program.stored() == set(words)
 
 
+@pytest.mark.slow
 def test_many_bad_messages_in_a_row_do_not_block_the_others_for_ever(
     home: Home, program: Program
 ) -> None:

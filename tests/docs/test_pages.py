@@ -202,13 +202,8 @@ def names(pages: list[Path]) -> list[str]:
     return [name(page) for page in pages]
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(page, marks=() if page.stem == "README" else pytest.mark.slow, id=name(page))
-        for page in RUNNING
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUNNING, ids=names(RUNNING))
 def test_commands_on_pages_work(page: Path, home: Home) -> None:
     for command in BEFORE.get(page.stem, ()):
         home.run("sh", "-c", home.here(command))
@@ -228,6 +223,7 @@ def test_commands_on_pages_work(page: Path, home: Home) -> None:
                 home.run("sh", "-c", home.here(command))
 
 
+@pytest.mark.slow
 def test_the_table_of_the_readme_works(home: Home) -> None:
     rows = re.findall(r"^\|.*\| .*?`((?:restante|\./dev) [^`]+)`", README, re.MULTILINE)
     assert len(rows) > 3

@@ -18,6 +18,7 @@ def test_kept_inputs(target: str) -> None:
         TARGETS[target](octets)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_invented_inputs(target: str) -> None:
     seeds = [seed for seed in inputs(target) if len(seed) < 5000]

@@ -280,7 +280,7 @@ def test_pipelined_commands_take_turns_with_other_connections(
     client_tls: ssl.SSLContext,
 ) -> None:
     """Another client is answered while most of the pipelined commands still wait."""
-    count = 20_000
+    count = 10_000
 
     async def main() -> None:
         store = MemoryStore()

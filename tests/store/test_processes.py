@@ -147,6 +147,7 @@ def test_session_of_an_older_version_is_seen(maildir: MaildirStore, place: Path)
     assert len(run(listing(maildir, "ann"))) == 1
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_message(tmp_path: Path) -> None:
     """A line of 200 MB is delivered, measured and read in less than 8 MiB."""
     foreign = tmp_path / "ann" / "new" / "9999999999.sparse"
