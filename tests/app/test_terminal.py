@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import program
-from .screen import terminal
+from ..cli.conftest import program
+from ..cli.screen import terminal
 
 # sitecustomize.py: interrupts itself at the n-th import from the first that takes long; before it
 # stand three small files, and Python's own start.

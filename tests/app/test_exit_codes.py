@@ -32,7 +32,7 @@ from restante.collect.oauth.web import by_client_secret
 from restante.errors import RestanteError
 from tests.collect.imap import imap_server
 
-from .conftest import Restante
+from ..cli.conftest import Restante
 
 USERS = '[auth]\nchain = ["passwd-file"]\npasswd_file.path = {}\n'
 

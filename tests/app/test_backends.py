@@ -23,9 +23,9 @@ from restante.auth.chain import Backend
 from restante.errors import AuthenticationFailed, LoginFailed, RestanteError
 from restante.passdb import Credentials, UserAccount
 
+from ..cli.conftest import Restante
+from ..cli.test_serve import Serving, serving
 from ..sasl.test_login import personal_certificate
-from .conftest import Restante
-from .test_serve import Serving, serving
 
 SERVED = """
 [server]

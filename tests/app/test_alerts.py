@@ -37,8 +37,8 @@ from restante.errors import (
 )
 from restante.testing import Pop3Server
 
+from ..cli.conftest import Restante
 from ..collect.test_killed import Death
-from .conftest import Restante
 
 LOST = ConnectionLost("the server closed the connection")
 

@@ -15,7 +15,7 @@ from restante.app.gateway import Gateway
 from restante.errors import BackendUnavailable, ConfigurationError, NoSuchUser
 from restante.testing import Pop3Server
 
-from .conftest import Restante
+from ..cli.conftest import Restante
 
 MESSAGE = b"Subject: one\n\nhello\n"
 LARGE = b"Subject: two\n\n" + 999 * b"x\n"

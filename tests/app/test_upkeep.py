@@ -27,9 +27,9 @@ from restante.passdb import Terms, UserAccount
 from restante.store.maildir import MaildirStore
 from restante.store.memory import MemoryStore
 
+from ..cli.conftest import Restante
 from ..machine import DAY, Machine
 from ..support import once, until
-from .conftest import Restante
 
 HOLD = 14 * DAY
 
