@@ -118,7 +118,7 @@ def test_a_code_of_another_question_is_worth_nothing(server: StandIn) -> None:
     with pytest.raises(ConsentNeeded, match="taken back"):
         stolen.tokens(web.post(server.provider.token, stolen.redeem("the-code")), 0.0)
     server.nonce = "another"
-    with pytest.raises(ConsentNeeded, match="another question"):
+    with pytest.raises(ConsentNeeded, match="another request"):
         mine.tokens(web.post(server.provider.token, mine.redeem("the-code")), 0.0)
 
 

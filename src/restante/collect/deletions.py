@@ -1,7 +1,7 @@
-"""The only way to delete a message on its server: with a ``Proved``.
+"""Delete messages on their server; each deletion requires a ``Proved``.
 
-Each deletion is in the ledger with its reason and its evidence before DELE is sent, and logged when
-QUIT has confirmed it.  A session gets ``Reader``, which cannot delete.
+The ledger records each deletion with its reason and evidence before DELE is sent.  It is logged
+when QUIT has confirmed it.  A session gets ``Reader``, which cannot delete.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..pop3.quirks import Quirks
 from .account_ledger import AccountLedger
 from .plan import Proved, short_name
 
-_AT_ONCE = 1000  # messages between two looks at what was refused
+_AT_ONCE = 1000  # messages marked before their responses are checked; an estimate
 
 _log = logging.getLogger(__name__)
 
@@ -44,26 +44,26 @@ class Reader(Protocol):
 
 
 def removes_what_it_sent(reader: Reader) -> bool:
-    """Whether QUIT may remove all that RETR sent, though nothing of it was marked as deleted.
+    """Return whether QUIT may remove messages that RETR sent but that were not marked as deleted.
 
-    A server announces that by EXPIRE 0 (RFC 2449 §6.7).  Of one that does not the operator may
-    know it: ``add:EXPIRE:0``, or ``reset-before-quit``, whose RSET takes back our own marks too, so
-    that it is sent only where there are no marks.
+    A server announces this with EXPIRE 0 (RFC 2449 §6.7).  For a server that does not announce it,
+    the operator can set the quirk ``add:EXPIRE:0`` or ``reset-before-quit``.  The latter sends
+    RSET, which also removes our own marks, so it is sent only if no message is marked.
     """
     return reader.quirks.reset_before_quit or (reader.capabilities.expire or "?").strip("0") == ""
 
 
 class Deletions:
-    """What is deleted in one session."""
+    """The deletions of one session."""
 
     def __init__(self, client: Client, ledger: AccountLedger) -> None:
         self.marked: list[Proved] = []
-        """Marked as deleted; removed when QUIT is answered."""
+        """Messages marked as deleted, which the server removes at QUIT."""
         self._client = client
         self._ledger = ledger
 
     async def request(self, proved: Sequence[Proved], now: float) -> None:
-        """Mark these as deleted; ``now`` by the ledger's clock."""
+        """Mark these messages as deleted; ``now`` is by the ledger's clock."""
         self._ledger.removing(proved, now)
         for first in range(0, len(proved), _AT_ONCE):
             some = proved[first : first + _AT_ONCE]
@@ -79,7 +79,7 @@ class Deletions:
         self._client.abort()
 
     def confirmed(self) -> None:
-        """QUIT was answered by +OK: they are removed (RFC 1939 §6)."""
+        """Record that the server removed the marked messages (+OK to QUIT, RFC 1939 §6)."""
         self._ledger.gone([each.key for each in self.marked])
         for each in self.marked:
             fields = {
@@ -91,5 +91,5 @@ class Deletions:
             _log.info("deleted upstream", extra={"fields": fields})
 
     def not_confirmed(self, answer: str) -> None:
-        """QUIT was answered by -ERR: some are removed and some are not."""
+        """Record that the server removed only some of the messages (-ERR to QUIT)."""
         self._ledger.not_removed([each.key for each in self.marked], answer)

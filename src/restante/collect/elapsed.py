@@ -1,14 +1,14 @@
-"""How much time has passed for the ledger, whatever happens to the clock of the machine.
+"""The ledger's clock, which does not follow jumps of the machine's clock.
 
 Messages are deleted on their server some days after they were taken, so a clock that jumps to
-another year must not make them old.  The ledger adds up what passes between its readings:
+another year must not make them old.  The ledger adds up the time between its readings:
 
 - A clock that goes back adds nothing.
-- What passes between two readings counts at once, up to ``_PLAUSIBLE``.
-- More than that is either a machine that was switched off or a clock that is wrong.  The rest
-  counts when the clock has gone on for ``_TRIAL`` without going back: a wrong date that is noticed
-  within a day deletes nothing.  It makes older only what was there before the jump, or mail that
-  was taken on the day after a long absence would look as old as the absence was long.
+- The time between two readings counts at once, up to ``_PLAUSIBLE``.
+- A longer time means that the machine was switched off or that its clock is wrong.  The rest counts
+  when the clock has run for ``_TRIAL`` without going back, so a wrong date that is corrected within
+  a day deletes nothing.  The rest makes only older messages older.  Otherwise messages taken on the
+  day after a long absence would seem as old as the absence.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ class Reading(NamedTuple):
     wall: float
     """The machine's clock when it was last read, since the epoch."""
     time: float
-    """The ledger's own, which never goes back."""
+    """The ledger's time, which never goes back."""
     pending: float = 0.0
-    """What the machine's clock jumped ahead, and does not count yet."""
+    """The part of a jump of the machine's clock that does not count yet."""
     pending_since: float = 0.0
-    """``time`` when it did."""
+    """``time`` at that jump."""
     caught_up: float = 0.0
-    """By how much this reading makes up for a jump.  Time stamps since the jump must be moved by as
-    much.  There is never more than one: the next jump adds a day, which ends the trial."""
+    """The part of an earlier jump that counts from this reading on.  Time stamps since the jump
+    must be moved by it.  There is never more than one jump on trial: the next one adds a day, which
+    ends it."""
 
 
 def advance(last: Reading | None, wall: float) -> Reading:
-    """The next reading, now that the machine's clock shows ``wall``."""
+    """Return the next reading; ``wall`` is the machine's clock now."""
     if last is None:
         return Reading(wall, wall)
     passed = wall - last.wall
     if passed < 0:
-        return Reading(wall, last.time)  # what it had jumped ahead was wrong
+        return Reading(wall, last.time)  # so the jump ahead was wrong
     time, pending, since = last.time + min(passed, _PLAUSIBLE), last.pending, last.pending_since
     caught_up = pending if pending and time - since >= _TRIAL else 0.0
     if caught_up:
@@ -53,10 +54,10 @@ def advance(last: Reading | None, wall: float) -> Reading:
 
 
 class Elapsed:
-    """The ledger's clock during one session, in seconds, after it was read once."""
+    """The ledger's clock during one session, in seconds; it is read once at the beginning."""
 
     def __init__(self, time: float, wall: Callable[[], float]) -> None:
-        """``time`` is what the ledger's clock showed, ``wall`` the machine's clock."""
+        """``time`` is the reading of the ledger's clock, ``wall`` returns the machine's clock."""
         self._time, self._clock, self._began = time, wall, wall()
 
     def __call__(self) -> float:

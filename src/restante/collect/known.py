@@ -1,4 +1,4 @@
-"""What the ledger knows of one session's listing, and what the session adds to it."""
+"""The ledger's knowledge about the messages of one session, and what the session adds to it."""
 
 from __future__ import annotations
 
@@ -10,34 +10,37 @@ from .plan import Doubt, Record, Taken
 
 
 class Known:
-    """Of one account.  All calls may block."""
+    """The known messages of one account.  All calls may block."""
 
     def __init__(self, ledger: AccountLedger, label: str) -> None:
-        """``label`` is the name that identities begin with: for ever the same, or all mail would
-        be stored again."""
+        """``label`` begins each message's name at the destination.
+
+        It must never change, or all mail would be stored again.
+        """
         self.taken: dict[str, Taken] = {}
-        """By key, of the messages that are listed."""
+        """The listed messages that were taken, by key."""
         self._ledger, self._label = ledger, label
-        self._records: dict[str, Record | None] = {}  # as far as they were needed
-        self._identities: dict[str, str] = {}  # of those that do not have the usual one
+        self._records: dict[str, Record | None] = {}  # loaded so far
+        self._identities: dict[str, str] = {}  # names that are not the usual ones
 
     def load(self, keys: Iterable[str]) -> None:
+        """Load what the ledger knows about the listed messages."""
         self.taken = self._ledger.known(keys)
         self._identities = self._ledger.identities()
 
     def load_more(self, keys: Iterable[str]) -> None:
-        """Of messages that are not listed under a unique-id."""
+        """Load the same for messages that are not listed under a unique-id."""
         self.taken |= self._ledger.known(keys)
 
     def load_records(self, keys: Iterable[str]) -> None:
-        """Of many messages at once."""
+        """Load the records of many messages at once."""
         wanted = [key for key in keys if key not in self._records]
         records = self._ledger.records(wanted)
         for key in wanted:
             self._records[key] = self._with_identity(key, records.get(key))
 
     def record(self, key: str) -> Record | None:
-        """What was stored under this key; None: nothing, or it was never compared."""
+        """Return what was stored under this key; None: nothing, or it was never compared."""
         self.load_records([key])
         return self._records[key]
 
@@ -48,11 +51,11 @@ class Known:
         return Record(record.size, record.content, identity)
 
     def identity(self, key: str, size: int, content: Content | None = None) -> str:
-        """The name of a message at its destination.
+        """Return the name of a message at its destination.
 
-        With ``content`` it is that of another message than the one which has the usual name.  What
-        was begun before a crash keeps the name under which it may be stored, though the server may
-        announce another ``size`` now.
+        With ``content`` it is the name of a different message under the same key.  A message whose
+        storing began before a crash keeps its name, even if the server announces a different
+        ``size`` now.
         """
         if content is not None:
             return f"{self.usual(key, size)} {content.digest.hex()}"
@@ -62,21 +65,22 @@ class Known:
         return self._identities.get(key) or self.usual(key, size)
 
     def usual(self, key: str, size: int) -> str:
-        """The name of a message of which the ledger knows nothing."""
+        """Return the name of a message that the ledger does not know."""
         return f"{self._label} {key} {size}"
 
     def row(self, key: str, size: int, content: Content, identity: str = "") -> Stored:
-        """For the ledger: a message that is stored, under this name or under that of its key."""
+        """Return the ledger's row of a stored message; ``identity`` is by default that of its
+        key."""
         identity = identity or self.identity(key, size)
         return Stored(key, size, content, "" if identity == self.usual(key, size) else identity)
 
     def identity_of(self, key: str) -> str:
-        """The name of a message that was taken."""
+        """Return the name of a taken message."""
         record = self.record(key)
         return self.identity(key, self.taken[key].size) if record is None else record.identity
 
     def add(self, row: Stored, at: float) -> None:
-        """It is in the ledger now."""
+        """Add a message that is in the ledger now."""
         doubt = Doubt.SHORT if row.is_short else Doubt.NONE
         self.taken[row.key] = Taken(row.size, at, doubt=doubt)
         if row.content is not None:
@@ -84,7 +88,7 @@ class Known:
             self._records[row.key] = Record(row.size, row.content, identity)
 
     def compared(self, row: Stored, again_at: float | None) -> None:
-        """It is what was known, and the ledger says so now; ``again_at``: see there."""
+        """Note that the ledger has recorded a message as equal; see ``AccountLedger.compared``."""
         before = self.taken[row.moved_from or row.key]
         seen_again = before.seen_again if again_at is None else again_at
         self.taken[row.key] = Taken(

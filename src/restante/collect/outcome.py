@@ -1,4 +1,4 @@
-"""What one session did, for people and programs."""
+"""The results of one session, for output and for programs."""
 
 from __future__ import annotations
 
@@ -8,48 +8,49 @@ from dataclasses import dataclass, field, fields
 from ..pop3.listing import Message
 
 Progress = Callable[[Sequence[Message], int], None]
-"""Called with all that will be fetched and the number of octets that came."""
+"""Called with the messages to fetch and the number of octets received so far."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What one session did."""
+    """The results of one session; each number counts messages unless stated otherwise."""
 
     stored: int = 0
     octets: int = 0
+    """Octets of the stored messages."""
     known: int = 0
-    """Messages fetched and found to be stored already: they had no unique-id, a crash hid it, or
-    they had to be compared."""
+    """Fetched, but stored already: without a unique-id, after a crash, or fetched to be
+    compared."""
     present: int = 0
-    """Not fetched, because the destination had them before the ledger did."""
+    """Not fetched, because the destination had them although the ledger did not."""
     in_doubt: int = 0
-    """Of the stored: maybe twice, since a crash hid the first time."""
+    """Stored, but possibly for the second time, after a crash hid the first."""
     stubs: int = 0
-    """Headers stored in place of messages that are too large."""
+    """Headers stored instead of messages that are too large."""
     deleted: int = 0
     withheld: int = 0
-    """Not deleted there yet: more than a new account, or one with a new rule, may delete."""
+    """Due, but not deleted because of the limit for a new account or a new rule."""
     later: int = 0
-    """Left for another session."""
+    """Left for a later session."""
     later_for: str = ""
-    """Why: "the limit", "the day's budget" or "refusals"."""
+    """The reason: "the limit", "the day's budget" or "refusals"."""
     skipped: list[str] = field(default_factory=list)
-    """What the policy leaves on the server, with the reason."""
+    """Messages that the policy leaves on the server, with reasons."""
     refused: list[str] = field(default_factory=list)
-    """What the server did not give or not delete."""
+    """Messages that the server did not send or not delete, with reasons."""
     short: list[str] = field(default_factory=list)
-    """Stored, and not deleted there in this session: much less came than was announced."""
+    """Messages stored but not deleted, because much less was received than announced."""
     notes: list[str] = field(default_factory=list)
-    """What else people should know."""
+    """Other notes for the user."""
     unverified: int = 0
-    """Not deleted, because the copy here is not what came."""
+    """Not deleted, because the copy here differs from what was received."""
     may_list_more: bool = False
-    """The server lists its mail in parts, and these were done: the next session may list others."""
+    """Whether the server lists its mail in parts, so that the next session may list others."""
     may_go_on: bool = False
-    """The session was lost, and the next one avoids what it was lost by."""
+    """Whether the connection was lost and the next session can avoid the cause."""
 
     def __iadd__(self, later: Outcome) -> Outcome:
-        """What two sessions did."""
+        """Add the results of a later session."""
         for each in fields(self):
             setattr(self, each.name, getattr(self, each.name) + getattr(later, each.name))
         self.later, self.later_for = later.later, later.later_for

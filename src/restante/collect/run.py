@@ -1,8 +1,8 @@
-"""The sessions of one run share what failed, so that a bad message does not keep it from its end.
+"""A run: sessions that share which messages failed, so that a bad message cannot block the others.
 
-A connection that is lost at a message deletes nothing: only QUIT does (RFC 1939 §6).  So a run in
-which this happened has to reach QUIT without that message.  Time cannot say which run it is: the
-outage of a minute must cost the message no more than this run, whenever the next one begins.
+If the connection is lost at a message, nothing is deleted, because only QUIT deletes (RFC 1939 §6).
+So the run must reach QUIT without that message.  Runs are objects and not periods of time: a short
+outage must delay the message only within this run, whenever the next one begins.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from ..errors import QuotaExceeded
 
-_TRIES = 2  # of one message in one run
+_TRIES = 2  # tries of one message in one run: the first failure may be an accident
 
 
 class Run:
@@ -20,33 +20,39 @@ class Run:
 
     def __init__(self) -> None:
         self.is_last = False
-        """If the session that begins now is lost, no other one follows in this run."""
+        """Whether no other session of this run follows if the current one is lost."""
         self.full: QuotaExceeded | None = None
-        """Why no new message is fetched in this run any more."""
+        """Why this run fetches no more new messages; None: it does."""
         self.unstored: set[str] = set()
-        """By ``aside_key``, messages that came in this run and are not stored, from a server that
-        removes at QUIT what it sent: no other session of this run asks for them."""
+        """Messages, by ``aside_key``, that were received in this run but not stored.
+
+        The server removes at QUIT what it sent, so no other session of this run requests them.
+        """
         self._reported: set[str] = set()
         self._failures: Counter[str] = Counter()
 
     def not_reported(self, keys: Iterable[str]) -> set[str]:
-        """Return which of these messages, by ``aside_key``, no earlier session of this run has
-        reported as left on the server, and count them as reported."""
+        """Return the messages that no session of this run has reported yet as left on the server.
+
+        They count as reported from now on.  ``keys`` and the result are ``aside_key``s.
+        """
         new = set(keys) - self._reported
         self._reported |= new
         return new
 
     def failed(self, key: str) -> bool:
-        """Count that a message could not be taken, by its ``aside_key``; return whether this is its
-        first failure in this run."""
+        """Count a failure of a message; return whether it is the first one in this run.
+
+        ``key`` is its ``aside_key``.
+        """
         self._failures[key] += 1
         return self._failures[key] == 1
 
     def postponed(self, aside: Iterable[str]) -> set[str]:
-        """Return which messages wait for the next run; ``aside``: all that were ever set aside.
+        """Return the messages that wait for the next run; ``aside`` are all that were set aside.
 
-        In the last session all of those do, so that it can only be lost at a message that never
-        failed before.
+        In the last session all of ``aside`` wait, so that only a message that never failed before
+        can break the connection.
         """
         failed = aside if self.is_last else (key for key in aside if self._failures[key] >= _TRIES)
         return self.unstored.union(failed)

@@ -1,7 +1,7 @@
-"""The schema of the ledger's file, and how an older file is brought up to date.
+"""The schema of the ledger's file, and its migration from older versions.
 
-A file of an older version is copied first, to ``<file>.<version>`` beside it; then all changes are
-made in one transaction, so a crash at any moment leaves the old file or the new one.
+A file of an older version is first copied to ``<file>.<version>``.  Then all changes are made in
+one transaction, so a crash leaves either the old schema or the new one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..errors import ConfigurationError
 
 VERSION = 6  # in user_version
 
-# What each older version lacks; a new file starts with version 0.
+# Statements by the version that they migrate; a new file starts with version 0.
 _CHANGES = {
     0: """
 CREATE TABLE messages (
@@ -119,7 +119,7 @@ CREATE TABLE clock (
 
 
 def prepare(database: sqlite3.Connection, path: Path | None) -> None:
-    """Make the schema, or bring it up to date; ``path`` is None for a database in memory.
+    """Create or migrate the schema; ``path`` is None for a database in memory.
 
     Raises:
         ConfigurationError: it is a database of another program, or of a newer restante.
@@ -140,7 +140,7 @@ def prepare(database: sqlite3.Connection, path: Path | None) -> None:
 
 
 def _change(database: sqlite3.Connection, path: Path | None) -> None:
-    version = _version(database)  # another process may have been faster
+    version = _version(database)  # another process may have migrated it
     if version == 0 and database.execute("SELECT 1 FROM sqlite_schema").fetchone():
         raise ConfigurationError(f"{path} is a database of another program")
     if version > VERSION:
@@ -157,12 +157,12 @@ def _version(database: sqlite3.Connection) -> int:
 
 
 def _copy(database: sqlite3.Connection, copy: Path) -> None:
-    """Durable on return; what a crash has left half done is made again."""
+    """Copy the file, durably; an incomplete copy from before a crash is replaced."""
     temporary = copy.with_name(f"{copy.name}.part")
     temporary.unlink(missing_ok=True)
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     database.execute("VACUUM INTO ?", (str(temporary),))
-    with closing(sqlite3.connect(temporary)) as made:  # an empty file would be a lost ledger
+    with closing(sqlite3.connect(temporary)) as made:  # an empty ledger would lose all
         if _version(made) == 0:
             raise sqlite3.OperationalError("the copy of the ledger is empty")
     file = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)

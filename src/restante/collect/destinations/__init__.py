@@ -1,4 +1,4 @@
-"""Where fetched mail goes: a directory, a Maildir, an mbox; or on to a server or a program.
+"""Destinations of collected mail: a directory, Maildir or mbox, a server, or a program.
 
 A destination takes one message at a time: ``begin`` says whether it is new, ``write`` adds
 octets, ``commit`` makes it durable, ``abort`` leaves no trace.  After ``commit`` a crash cannot
@@ -16,44 +16,45 @@ from ...maildrop import Presence as Presence
 
 
 class Destination(Protocol):
-    """One place for mail."""
+    """Stores messages in one place."""
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether no message is stored twice if ``has`` is asked after a crash."""
+        """Whether ``has`` is reliable after a crash, so that no message is stored twice."""
 
     def has(self, identity: str) -> bool:
-        """Whether this message is here already, and durable."""
+        """Return whether the destination has this message durably."""
 
     def begin(self, identity: str) -> bool:
-        """Whether this message is wanted; False: it is here already.
+        """Begin a message; return False if the destination has it already.
 
-        ``identity`` is account and unique-id; the same message has the same one, always.
+        ``identity`` names the message by account and unique-id; it is always the same for a
+        message.
         """
 
     def write(self, octets: bytes) -> None:
-        """CRLF text of the message that was begun."""
+        """Add octets to the current message, as CRLF text."""
 
     def commit(self) -> None:
-        """Durable on return."""
+        """Store the current message; it is durable on return."""
 
     def abort(self) -> None:
-        """Leave no trace of the message that was begun; harmless after ``commit``."""
+        """Discard the current message without a trace; has no effect after ``commit``."""
 
     def close(self) -> None:
-        """No more messages."""
+        """Close the destination; no more messages follow."""
 
 
 class Doubtful(MessageRefused):
-    """``commit`` failed, and it may be the fault of this message or of the destination."""
+    """``commit`` failed; the cause may be this message or the destination."""
 
 
 @runtime_checkable
 class Verifying(Protocol):
-    """Add-on of a destination that can look at what it stored."""
+    """Add-on of a destination that can verify stored messages."""
 
     def holds(self, identity: str, digest: bytes) -> bool:
-        """Whether the message is there, and its octets have this SHA-256."""
+        """Return whether the message is there and its octets have this SHA-256."""
 
 
 @runtime_checkable
@@ -61,28 +62,28 @@ class Tracing(Protocol):
     """Add-on of a destination that knows what became of a message."""
 
     def presence(self, identity: str) -> Presence:
-        """Where it is.  Only GONE is evidence that it was removed here."""
+        """Return where the message is.  Only GONE proves that it was removed here."""
 
 
 @runtime_checkable
 class Grouping(Protocol):
-    """Add-on of a destination where many messages become durable in one go, which is faster."""
+    """Add-on of a destination that makes many messages durable at once, which is faster."""
 
     def end(self) -> None:
-        """The message that was begun is whole; like ``commit``, but not durable yet."""
+        """End the current message; like ``commit``, but it is not durable yet."""
 
     def group(self) -> Callable[[], None]:
-        """Closes the group of those that were ended.
+        """Close the group of ended messages, and return a function that makes them durable.
 
-        The call makes them durable, in any thread, while the next group is begun; an error leaves
-        no part of any.
+        The function may run in any thread while the next group is begun.  After an error no part of
+        any of these messages is left.
         """
 
 
 def name_of(identity: str) -> str:
-    """A file name; nothing that a server says becomes part of a path."""
+    """Return a file name for an identity; no text of a server becomes part of a path."""
     return sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 TokenSource = Callable[[bool], str]
-"""Gives an access token; True: another than the last, which was refused."""
+"""Returns an access token; True requests a new one, because the last one was refused."""

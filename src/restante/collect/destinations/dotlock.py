@@ -1,9 +1,8 @@
 """``FILE.lock``: the lock of programs that share an mbox, also over NFS (Debian policy 11.6).
 
-Its content is the number of the process that made it.  Its age is measured by the clock of the file
-system.  All of this is what liblockfile does, with one exception: the lock of another process is
-broken for its age only, unless we made it on this machine, because a process of the same number may
-live on the machine that really made it.
+The file contains the number of the process that created it.  Its age is measured by the clock of
+the file system.  This follows liblockfile with one exception: a lock that we did not create on this
+machine is broken only because of its age, since its process may run on another machine.
 """
 
 from __future__ import annotations
@@ -19,20 +18,23 @@ from pathlib import Path
 from secrets import token_hex
 
 _STALE = 300.0  # seconds without a touch: lockfile_create(3)
-_TOUCH = 30.0  # seconds; who holds a lock for long touches it at least once a minute
+_TOUCH = 30.0  # seconds; a lock must be touched at least once a minute
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 _turns: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 def one_at_a_time(path: Path) -> threading.Lock:
-    """Of this process: when one thread closes a file, fcntl drops the locks that another one has
-    on it."""
+    """Return a lock for the threads of this process.
+
+    It is necessary because fcntl drops all locks of the process when one thread closes the file.
+    """
     return _turns[os.path.realpath(path)]
 
 
 class Dotlock:
-    """Beside one file.  The caller is the only one of this process, and holds the other locks."""
+    """The lock of one file.  The caller is the only one in this process and holds the other
+    locks."""
 
     def __init__(self, path: Path) -> None:
         self._path = path.with_name(f"{path.name}.lock")
@@ -42,10 +44,10 @@ class Dotlock:
         self._touched_at = 0.0  # on the monotonic clock
 
     def take(self) -> bool:
-        """Whether it could be had; one that was left behind is broken.
+        """Take the lock, breaking a stale one; return whether that succeeded.
 
         Raises:
-            OSError: no lock can be made there.
+            OSError: no lock can be created there.
         """
         file = os.open(self._aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         try:
@@ -62,7 +64,7 @@ class Dotlock:
         return self._is_ours
 
     def touch(self) -> None:
-        """While it is held for long."""
+        """Keep the lock from becoming stale; call this while it is held."""
         if time.monotonic() > self._touched_at + _TOUCH:
             self._touched_at = time.monotonic()
             with suppress(OSError):
@@ -97,7 +99,7 @@ class Dotlock:
         return True
 
     def _break(self, now: float) -> bool:
-        """Remove a lock that was left behind; ``now`` on the clock of the file system."""
+        """Remove a stale lock; ``now`` is by the clock of the file system."""
         broken = self._aside.with_name(f"{self._aside.name}.part")
         try:
             before = self._path.stat()
@@ -111,14 +113,16 @@ class Dotlock:
             # An inode number may be used again at once.
             if (same.st_ino, same.st_mtime_ns) == (before.st_ino, before.st_mtime_ns):
                 return True
-            with suppress(FileExistsError):  # another program was quicker, and has a fresh one
+            with suppress(FileExistsError):  # another program has taken the lock meanwhile
                 os.link(broken, self._path)
             return False
         finally:
             broken.unlink()
 
     def _is_of_the_dead(self) -> bool:
-        """Whether we made it, here, and the process is over.  This one holds none now."""
+        """Return whether a process of restante on this machine created it and has ended.
+
+        The current process does not hold the lock."""
         try:
             number, maker, *_ = self._path.read_text("ascii").split("\n")
             if maker != _maker():

@@ -1,4 +1,4 @@
-"""A directory with one ``.eml`` file per message, in CRLF text as it came."""
+"""A directory with one ``.eml`` file per message, as CRLF text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class _Whole(NamedTuple):
 
 
 class Folder:
-    """Names are made from the message's identity, so doing it again repeats nothing."""
+    """Stores each message under a name made from its identity, so repeating stores nothing
+    twice."""
 
     is_repeatable = True
 
@@ -46,7 +47,7 @@ class Folder:
         tidy(self._workshop, ".*.part")
 
     def _prepare(self) -> None:
-        """What an earlier run named may not be durable yet, and ``has`` will say that it is."""
+        """Make files of an earlier run durable, because ``has`` reports them as durable."""
         make_directory(self._inbox)
         fsync_directory(self._inbox)
 
@@ -85,7 +86,7 @@ class Folder:
         return partial(self._sync, waiting)
 
     def _sync(self, waiting: list[_Whole]) -> None:
-        """Nothing has its name before the octets of all of them are safe."""
+        """Sync the octets of all messages before any of them gets its name."""
         try:
             sync_files([each.file.fileno() for each in waiting])
             while waiting:
@@ -99,7 +100,7 @@ class Folder:
             self._groups.remove(waiting)
 
     def _named(self, final: Path) -> None:
-        """A file has its name now."""
+        """Called when a file has its final name."""
 
     def holds(self, identity: str, digest: bytes) -> bool:
         path = self._find(name_of(identity))
@@ -109,7 +110,7 @@ class Folder:
             return file_digest(file, "sha256").digest() == digest
 
     def _find(self, name: str) -> Path | None:
-        """The file of a message that is here."""
+        """Return the file of a message, or None."""
         path = self._place(name)
         return path if path.is_file() else None
 
@@ -127,8 +128,10 @@ class Folder:
 
 
 def make_directory(path: Path, mode: int = 0o777) -> None:
-    """The directory, durably; none above it, because those of a disk that is not mounted are
-    missing too, and mail below its mount point would be hidden by the next mount.
+    """Create the directory, durably, but none above it.
+
+    The directories of a disk that is not mounted are missing as well; mail below its mount point
+    would be hidden by the next mount.
 
     Raises:
         TemporaryFailure: the directory above it is not there, or its disk is not mounted.
@@ -143,18 +146,18 @@ def may_be_made(path: Path) -> None:
     """
     Raises:
         TemporaryFailure: the directory above it is not there, or its disk is not mounted.
-        OSError: what is there is no directory, or may not be entered.
+        OSError: it is not a directory, or permission is denied.
     """
     above = path.absolute().parent
     try:
-        os.stat(f"{above}/.")  # the dot asks for a directory
+        os.stat(f"{above}/.")  # fails unless it is a directory
     except FileNotFoundError:
         raise missing(above) from None
     refuse_unmounted(str(path))
 
 
 def tidy(directory: Path, pattern: str) -> None:
-    """Remove what killed processes left unfinished long ago."""
+    """Remove old unfinished files of killed processes."""
     for each in directory.glob(pattern):
         with suppress(FileNotFoundError):
             if each.stat().st_mtime < time.time() - _LEFT_OVER:

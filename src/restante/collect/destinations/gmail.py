@@ -1,11 +1,12 @@
-"""A Gmail mailbox, by ``users.messages.import`` of its API: with a label, under its own date.
+"""Store mail in a Gmail mailbox with ``users.messages.import`` of its API: with a label and its own
+date.
 
-It goes the way of delivered mail but is never called spam, and nothing is sent.  A message counts
-as stored only if the answer names it; that 200 alone may be another server's, such as a proxy's.
-Gmail gives a message no name of ours: after a crash between its answer and the ledger one may be
-there twice.
+Gmail treats the message as delivered mail but never as spam, and sends nothing.  A message counts
+as stored only if the response has its id; a status of 200 alone may be from another server, such as
+a proxy.  Gmail cannot find a message by our name: after a crash between its response and the
+ledger, one message may be stored twice.
 
-Security: the token goes to Google by HTTPS, and no redirect is followed.
+Security: the token is sent to Google by HTTPS, and no redirect is followed.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from . import TokenSource
 from .spooled import Handed
 
 _BASE = "https://gmail.googleapis.com"
-_PATIENCE = 120.0  # seconds for an answer
+_PATIENCE = 120.0  # seconds for a response; an estimate, not measured
 _MAX_ANSWER = 2**22  # octets
-_OF_THE_MAILBOX = ("failedPrecondition",)  # Gmail is switched off for this user, say
+_OF_THE_MAILBOX = ("failedPrecondition",)  # for example, Gmail is disabled for this user
 _LATER = ("rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded", "dailyLimitExceeded")
 
 
 class Gmail(Handed):
-    """A Gmail mailbox; a missing ``label`` is created, without one mail goes to the inbox."""
+    """A Gmail mailbox.  A missing ``label`` is created; without one, mail goes to the inbox."""
 
     def __init__(self, label: str, token: TokenSource, base: str = _BASE) -> None:
         super().__init__()
@@ -42,10 +43,10 @@ class Gmail(Handed):
     def _hand_over(self, message: IO[bytes]) -> None:
         """
         Raises:
-            MessageRefused: it will never be taken; or an error that may be this message's fault,
-                as long as there are few in a row.
-            TemporaryFailure: not now.
-            ConsentNeeded: the token may not do this.
+            MessageRefused: it will never be accepted; or the cause may be this message, as long as
+                there are few such errors in a row.
+            TemporaryFailure: it cannot be stored now.
+            ConsentNeeded: the token has no permission for this.
         """
         if not self._labels:
             self._labels = ["UNREAD", self._label_id() if self._label else "INBOX"]
@@ -77,7 +78,8 @@ class Gmail(Handed):
         return str(made)
 
     def _ask(self, path: str, body: bytes | None = None, kind: str = "") -> JsonObject:
-        """GET, or POST with a body.  Once more with a new token if the first was refused."""
+        """Send GET, or POST if there is a body; try again with a new token if the first is
+        refused."""
         status, answer = self._try(path, body, kind, renew=False)
         if status == 401:
             status, answer = self._try(path, body, kind, renew=True)
@@ -114,5 +116,5 @@ class Gmail(Handed):
 
 
 def _objects(value: Any) -> list[JsonObject]:
-    """The JSON objects of a list, whatever came in its place."""
+    """Return the JSON objects of a list; empty if it is not a list."""
     return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []

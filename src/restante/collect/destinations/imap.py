@@ -1,17 +1,16 @@
-"""A folder of an IMAP server: APPEND (RFC 3501 §6.3.11), by the library ``imapclient``.
+"""Store mail in a folder of an IMAP server: APPEND (RFC 3501 §6.3.11), with ``imapclient``.
 
-The first line of each message becomes ``X-Restante: …``, made from account and unique-id.  Bare CR
-and LF become CRLF, as IMAP requires; the message's own date becomes its internal date.
+Each message gets a first line ``X-Restante: …``, a mark made from account and unique-id.  Bare CR
+and LF become CRLF, as IMAP requires.  The message's own date becomes its internal date.
 
-A message counts as stored only when the server shows it: after APPEND its header is fetched back.
-One that a crash or a lost connection left in doubt is looked for by its mark, first among the
-newest messages.  SEARCH only names candidates, whose headers are fetched as well, because servers
-are known that pass over the argument of SEARCH HEADER and name every message (QQ, Alimail).  So a
-message is there exactly once, unless the server was still busy with the first APPEND when it was
-asked.
+A message counts as stored only when its header can be fetched after APPEND.  After a crash or a
+lost connection the message is searched by its mark, first among the newest messages.  SEARCH only
+finds candidates, whose headers are fetched as well, because some servers ignore the argument of
+SEARCH HEADER and return every message (QQ, Alimail).  So a message is stored exactly once, unless
+the server was still busy with the first APPEND during the search.
 
-Security: TLS always, from the first octet or by STARTTLS, with verified certificates.  Only the
-first mark of a header counts: the others came with the message.
+Security: TLS is always used, implicit or by STARTTLS, with verified certificates.  Only the first
+mark in a header counts; others were in the message.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ if TYPE_CHECKING:
     from imapclient import IMAPClient
 
 _MARK = "X-Restante"
-_PATIENCE = 60.0  # seconds for an answer
-_IDLE = 30.0  # seconds after which a connection is tried before a message depends on it
-_MAX_HEADER = 2**20  # octets of a message in which its date is looked for
-# Of RFC 3501, 5530 and 7889: this message will never be taken, others may be; and: none will now.
+_PATIENCE = 60.0  # seconds for a response; an estimate, not measured
+_IDLE = 30.0  # seconds after which an idle connection is tested before it is used
+_MAX_HEADER = 2**20  # octets of a message that are searched for its date
+# Response codes (RFC 3501, 5530, 7889): this message is never accepted; none is accepted now.
 _NEVER = ("[TOOBIG]", "[CANNOT]", "[PARSE]", "[BADCHARSET]")
 _REFUSED = (
     *("[AUTHENTICATIONFAILED]", "[AUTHORIZATIONFAILED]", "[EXPIRED]"),
@@ -55,17 +54,17 @@ _REFUSED = (
 )  # us, whatever the message is
 _LATER = ("[OVERQUOTA]", "[UNAVAILABLE]", "[INUSE]", "[LIMIT]", "[SERVERBUG]")
 
-_NEWEST = 5000  # messages; what is in doubt was appended last, by the run before
-_JUST_NOW = 10  # messages among which one is that was appended a moment ago
-_BLOCK = 500  # messages whose headers are fetched at once
+_NEWEST = 5000  # messages to search; a doubtful one was appended last, in the run before
+_JUST_NOW = 10  # messages to search for one that was appended just now
+_BLOCK = 500  # messages whose headers are fetched by one command
 _FIRST_MARK = re.compile(rb"^x-restante[ \t]*:[ \t]*([0-9a-f]{32})\b", re.IGNORECASE | re.MULTILINE)
 _FIELDS = f"BODY.PEEK[HEADER.FIELDS ({_MARK} MESSAGE-ID DATE FROM TO CC SUBJECT)]"
 _APPENDED = re.compile(rb"\[APPENDUID \d+ (\d+)\]", re.IGNORECASE)  # RFC 4315
-_PAUSES = (0.0, 0.0, 2.0)  # seconds before each look for a message that was appended
+_PAUSES = (0.0, 0.0, 2.0)  # seconds before each search for an appended message
 
 
 class Imap(Handed):
-    """One connection for all messages."""
+    """A folder of an IMAP server; one connection is used for all messages."""
 
     is_repeatable = True  # since ``has`` searches the folder
 
@@ -73,7 +72,7 @@ class Imap(Handed):
         """``url`` is ``imaps://user@host/Folder``, or ``imap:`` for STARTTLS.
 
         Raises:
-            UnsafeArgument: not of that form.
+            UnsafeArgument: the URL is invalid.
             ConfigurationError: the library is not installed.
         """
         super().__init__()
@@ -94,7 +93,7 @@ class Imap(Handed):
         self._password = password
         self._context = client_context(ca_file)
         self._name = ""
-        self._marks: set[str] | None = None  # None: not looked for yet
+        self._marks: set[str] | None = None  # None: not searched yet
         self._server: IMAPClient | None = None
         self._used_at = 0.0  # on the monotonic clock
         try:
@@ -105,13 +104,13 @@ class Imap(Handed):
             ) from error
 
     def has(self, identity: str) -> bool:
-        """By its mark, as the server shows it."""
+        """Search for a message by its mark."""
         name = name_of(identity)
         with self._talking() as server:
             return name in self._newest_marks(server) or name in self._found(server, name)
 
     def _newest_marks(self, server: IMAPClient) -> set[str]:
-        """Of the messages that were there when this was first asked."""
+        """Return the marks of the newest messages, as of the first call."""
         if self._marks is None:
             self._marks = set()
             for header in self._newest(server, _NEWEST):
@@ -119,18 +118,18 @@ class Imap(Handed):
         return self._marks
 
     def _found(self, server: IMAPClient, name: str) -> set[str]:
-        """The marks of what SEARCH names."""
+        """Return the marks of the messages that SEARCH finds."""
         try:
             numbers = server.search(["HEADER", _MARK, name])[-_NEWEST:]
         except imaplib.IMAP4.abort:
             raise
         except imaplib.IMAP4.error:
-            self._leave()  # no such search, or an answer without end
+            self._leave()  # SEARCH is not supported, or its response is too long
             return set()
         return {mark for header in _headers(server, numbers) for mark in _mark_in(header)}
 
     def _newest(self, server: IMAPClient, count: int) -> Iterator[bytes]:
-        """Headers of the newest messages, the newest first."""
+        """Yield the headers of the newest messages, the newest first."""
         there = int(server.select_folder(self._folder).get(b"EXISTS", 0))
         numbers = range(there, max(there - count, 0), -1)
         server.use_uid = False
@@ -146,10 +145,10 @@ class Imap(Handed):
     def _hand_over(self, message: IO[bytes]) -> None:
         """
         Raises:
-            MessageRefused: the server will never take it; or an answer that may be this message's
-                fault, as long as there are few in a row.
-            TemporaryFailure: not now, or doubts in a row.
-            CredentialsRefused: for want of rights.
+            MessageRefused: the server never accepts it; or the cause may be this message, as long
+                as there are few such errors in a row.
+            TemporaryFailure: it cannot be stored now, or there are many such errors in a row.
+            CredentialsRefused: the user has no permission to append.
         """
         octets = f"{_MARK}: {self._name}\r\n".encode() + message.read()
         at = _date(octets[:_MAX_HEADER])
@@ -183,10 +182,10 @@ class Imap(Handed):
         return answer if isinstance(answer, bytes) else b""
 
     def _is_there(self, server: IMAPClient, answer: bytes, octets: bytes) -> bool:
-        """Whether the server shows what was appended.
+        """Return whether the server shows the appended message.
 
-        One that takes our mark away, or has put the message together with an equal one, as Gmail
-        does, shows it by what the sender wrote into its header.
+        If the server removes our mark, or merges the message with an equal one as Gmail does, the
+        message is recognized by the sender's header fields.
         """
         mine = likeness(header_of(octets))
         named = _APPENDED.search(answer)
@@ -194,7 +193,7 @@ class Imap(Handed):
             time.sleep(pause)
             if named is not None:
                 seen = list(_headers(server, [int(named[1])]))
-                named = None  # if it is not to be seen under its number yet
+                named = None  # if the server does not show the number yet
             else:
                 seen = list(self._newest(server, _JUST_NOW))
             if any(self._name in _mark_in(each) for each in seen):
@@ -219,14 +218,14 @@ class Imap(Handed):
             raise _Lost(f"the IMAP server {self._host}: {_short(error)}") from error
 
     def _try_out(self, server: IMAPClient) -> None:
-        """A server may have hung up while no message came (RFC 3501 §5.4)."""
+        """Test an idle connection, which the server may have closed (RFC 3501 §5.4)."""
         try:
             server.noop()
         except (imaplib.IMAP4.error, OSError):
             self._leave()
 
     def _connected(self) -> IMAPClient:
-        """Logged in, with the folder selected; one that is missing is made."""
+        """Connect, log in and select the folder; a missing folder is created."""
         from imapclient import IMAPClient
 
         server = IMAPClient(
@@ -253,7 +252,7 @@ class Imap(Handed):
     def _log_in(self, server: IMAPClient) -> None:
         """
         Raises:
-            CredentialsRefused: and no response code says that this may pass (RFC 5530 §3).
+            CredentialsRefused: refused without a response code for a temporary cause (RFC 5530 §3).
         """
         try:
             server.login(self._user, self._password)
@@ -269,7 +268,7 @@ class Imap(Handed):
         return CredentialsRefused(f"the IMAP server {self._host}: {text}")
 
     def _leave(self) -> None:
-        """At once: what was under way may or may not have been done."""
+        """Drop the connection; a command in progress may or may not have been carried out."""
         if self._server is not None:
             with suppress(OSError):
                 self._server.shutdown()
@@ -284,11 +283,11 @@ class Imap(Handed):
 
 
 class _Lost(TemporaryFailure):
-    """The connection, or the thread of the conversation."""
+    """The connection was lost, or the responses are out of step."""
 
 
 def _headers(server: IMAPClient, messages: Sequence[int]) -> Iterator[bytes]:
-    """Of these, in the numbers that ``use_uid`` says, as far as the server shows them."""
+    """Yield the headers that the server returns; ``use_uid`` says what the numbers mean."""
     for first in range(0, len(messages), _BLOCK):
         block = list(messages[first : first + _BLOCK])
         response = server.fetch(block, [_FIELDS])
@@ -306,9 +305,7 @@ def _mark_in(header: bytes) -> set[str]:
 def _date(octets: bytes) -> datetime | None:
     """Return when the message was last received, or else written; None if no field has a date."""
     for name in ("Received", "Date"):
-        with suppress(
-            Exception
-        ):  # the standard library may raise any error for an untrusted header
+        with suppress(Exception):  # malformed headers raise errors of many types
             value = str(BytesHeaderParser().parsebytes(octets).get(name, ""))
             date = parsedate_to_datetime(value.rpartition(";")[2].strip())
             if 1970 <= date.year < 2100:

@@ -1,7 +1,7 @@
-"""A Maildir (https://cr.yp.to/proto/maildir.html), in CRLF text as it came.
+"""Store mail in a Maildir (https://cr.yp.to/proto/maildir.html), as CRLF text.
 
-A message is known by its name, wherever a mail reader has moved it: under any flags, in a folder
-(Maildir++), or in the ``held/`` of a maildrop of this server.
+A message is found by its name even if a mail reader has moved it: with any flags, in a folder
+(Maildir++), or in ``held/`` of a maildrop of this server.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from ...client.sinks import fsync_directory
 from ...scanning import ChangingMaildir, open_maildir, scan_folders
 from .folder import Folder, make_directory
 
-# In held/, the store puts the time of the deletion in front.
+# In held/, the name is preceded by the time of the deletion.
 _OURS = re.compile(r"(?:\d+\.)?\d+\.([0-9a-f]{32})\.restante")
 
 
 class Maildir(Folder):
-    """Like ``Folder``, with ``tmp`` to work in and ``new`` to deliver to."""
+    """A ``Folder`` that writes in ``tmp`` and delivers to ``new``."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen: _Known | None = None  # None: nothing was asked yet
+        self._seen: _Known | None = None  # None: not scanned yet
         super().__init__(path)
 
     def _prepare(self) -> None:
@@ -41,7 +41,7 @@ class Maildir(Folder):
     def _find(self, name: str) -> Path | None:
         """
         Raises:
-            TemporaryFailure: another program renames files all the time, and this one may be there.
+            TemporaryFailure: another program keeps renaming files, so the message may be there.
         """
         known = self._known()
         path = known.paths.get(name)
@@ -64,16 +64,16 @@ class Maildir(Folder):
 
 
 class _Known(NamedTuple):
-    """What a look at all directories found."""
+    """The result of a scan of all directories."""
 
     paths: dict[str, Path]
-    """By name."""
+    """Paths of messages by name."""
     is_exact: bool
-    """No other message is there."""
+    """Whether the scan cannot have missed a message."""
 
 
 def _look(maildir: Path) -> _Known:
-    """The names are made durable, because what is here will be deleted on its server."""
+    """Scan a Maildir, and make its names durable, because found messages are deleted upstream."""
     with open_maildir(maildir) as root:
         seen = scan_folders(root)
     for directory in seen.names:

@@ -1,7 +1,7 @@
-"""A maildrop of this server, through the door that its store opens to all mail.
+"""Store mail in a maildrop of this server, through the store as for all other deliveries.
 
-So its quota counts, a disk that is not mounted is noticed, and a message that was removed here and
-is still held is known, wherever an IMAP client has moved the others.
+So the quota applies, a disk that is not mounted is detected, and messages are recognized that were
+removed and are still held, or that an IMAP client has moved.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from . import name_of
 
 
 class LocalMaildrop:
-    """Names are made from the message's identity, so doing it again repeats nothing."""
+    """Stores each message under a name made from its identity, so repeating stores nothing
+    twice."""
 
     is_repeatable = True
 
     def __init__(self, deliveries: Deliveries, end: Callable[[], None] = lambda: None) -> None:
-        """``end`` is called when it is closed."""
+        """``end`` is called when the destination is closed."""
         self._deliveries = deliveries
         self._end = end
 
@@ -43,14 +44,14 @@ class LocalMaildrop:
     def commit(self) -> None:
         """
         Raises:
-            QuotaExceeded: no room now.
-            LargerThanQuota: there never will be.
+            QuotaExceeded: the maildrop is full.
+            LargerThanQuota: the message would not fit into an empty maildrop.
         """
         self.end()
         self.group()()
 
     def end(self) -> None:
-        """As ``commit``."""
+        """Raises the same errors as ``commit``."""
         self._deliveries.end()
 
     def group(self) -> Callable[[], None]:

@@ -1,12 +1,12 @@
-"""An mbox file in the mboxrd form: LF line ends, ``>`` before every ``>*From `` line.
+"""Store mail in an mbox file in the mboxrd form: LF line ends, ``>`` before every ``>*From `` line.
 
-That is what it rewrites: CRLF becomes LF, and the quoted lines get one ``>`` that readers of
-mboxrd take away again (but not after more than 1,000 of them, so that no line need be kept whole).
-It keeps no list of what it holds, so nothing is known to be here already.
+CRLF becomes LF, and such lines get one ``>``, which readers of mboxrd remove.  Lines with more than
+1,000 ``>`` are not quoted, so that no line must be held in memory.  There is no list of the
+messages in the file, so messages that are stored already are not recognized.
 
-Mail readers and servers share the file.  It is locked for each append and for no longer, because a
-reader must be able to write its flags back while the next message is downloaded.  So between two
-appends the file may have been replaced by another one, which is then appended to.
+Mail readers and servers share the file.  It is locked only during each append, so that a reader can
+write its flags while the next message is downloaded.  Between two appends another program may
+replace the file; the next message is appended to the new one.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from .folder import may_be_made, tidy
 _FROM = re.compile(rb"^(>*From )", re.MULTILINE)
 _BEGINNING = re.compile(rb">{0,1000}(?:F(?:r(?:o(?:m)?)?)?)?")
 _PIECE = 65_536  # octets
-_PATIENCE = 10.0  # seconds for which a reader may hold the file; large ones take long to rewrite
+_PATIENCE = 10.0  # seconds to wait for a lock; an estimate, since rewriting a large file takes long
 _OFFSET = 19  # octets of the journal's first line; an offset fits into 18 digits
 
 
 class Mbox:
     """Locked by fcntl, flock and ``FILE.lock`` while a message is appended (Debian policy 11.6).
 
-    A message is first durable in a journal beside the mbox, with the place where it goes, and then
-    appended.  After a crash the next append finds that journal and cuts off a torn one, but only if
-    what stands there, up to the end of the file, is a beginning of that very message.
+    A message is first made durable in a journal beside the mbox, with its offset, and then
+    appended.  After a crash the next append finds the journal and removes an incomplete message,
+    but only if the octets from the offset to the end of the file are the beginning of that message.
     """
 
     is_repeatable = False
@@ -47,7 +47,7 @@ class Mbox:
     def __init__(self, path: Path) -> None:
         """
         Raises:
-            TemporaryFailure: another program holds the file, or its directory is not there.
+            TemporaryFailure: another program holds the lock, or the directory is missing.
         """
         if not path.exists():
             may_be_made(path)
@@ -66,7 +66,7 @@ class Mbox:
     def begin(self, identity: str) -> bool:
         file = os.open(self._spool, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         self._message = os.fdopen(file, "wb")
-        self._message.write(b"-" * (_OFFSET - 1) + b"\n")  # where it goes is known at the end
+        self._message.write(b"-" * (_OFFSET - 1) + b"\n")  # the offset is written at the end
         self._message.write(f"From MAILER-DAEMON {time.asctime(time.gmtime())}\n".encode())
         self._quoting = _Quoting()
         return True
@@ -86,7 +86,7 @@ class Mbox:
             os.fsync(self._message.fileno())
             self._message.close()
             self._message = None
-            self._spool.rename(self._journal)  # from here on only ``_mend`` knows what to do
+            self._spool.rename(self._journal)  # from here on ``_mend`` handles a crash
             fsync_directory(self._journal.parent)
             try:
                 with self._journal.open("rb") as message:
@@ -112,10 +112,10 @@ class Mbox:
 
     @contextmanager
     def _locked(self) -> Iterator[tuple[int, Dotlock]]:
-        """The file that has the path now, mended, while no other program changes it.
+        """Lock the file that has the path now, and repair it.
 
         Raises:
-            TemporaryFailure: one held it for too long.
+            TemporaryFailure: another program held the lock for too long.
         """
         until = time.monotonic() + _PATIENCE
         with one_at_a_time(self._path):
@@ -129,14 +129,15 @@ class Mbox:
                         self._mend(file)
                         yield file, dotlock
                         return
-                # All locks are given back, or two programs could wait for each other.
+                # Release all locks, so that two programs cannot wait for each other.
                 if time.monotonic() > until:
                     raise TemporaryFailure(f"{self._path} is locked by another program")
                 time.sleep(random.uniform(0.05, 0.2))
 
     def _mend(self, file: int, *, even_whole: bool = False) -> None:
-        """Cut off what a crash left of the last append; ``even_whole``: all of it, since it may
-        not be durable."""
+        """Remove what a crash left of the last append.
+
+        ``even_whole``: remove it even if it is complete, since it may not be durable."""
         try:
             message = self._journal.open("rb")
         except FileNotFoundError:
@@ -150,16 +151,16 @@ class Mbox:
                 is_ours, is_torn = _compare(file, offset, message, tail)
                 if is_ours and (is_torn or tail < whole or even_whole):
                     os.ftruncate(file, offset)
-                    os.fsync(file)  # or a power failure may bring the torn end back
+                    os.fsync(file)  # otherwise the removed end may reappear after a power failure
         self._journal.unlink()
 
 
 class _Quoting:
-    """Lines of mboxrd, in whatever pieces they come."""
+    """Converts a message to mboxrd, in pieces of any size."""
 
     def __init__(self) -> None:
-        self._held = b""  # may become CRLF, or a line to quote
-        self._is_inside = False  # a line, of which the beginning has left
+        self._held = b""  # octets that may be part of CRLF or of a line to quote
+        self._is_inside = False  # whether the beginning of the current line has been returned
 
     def feed(self, octets: bytes) -> bytes:
         text = self._held + octets
@@ -171,7 +172,7 @@ class _Quoting:
         return self._quoted(text[:end])
 
     def finish(self) -> bytes:
-        """What is held, and a line end where it is missing."""
+        """Return the held octets, and a line end if the last one is missing."""
         rest = self._quoted(self._held)
         return rest + b"\n" if self._is_inside else rest
 
@@ -185,7 +186,7 @@ class _Quoting:
 
 
 def _lock(file: int) -> bool:
-    """fcntl before all others, as all programs of a system must do it."""
+    """Take fcntl first: all programs on a system must use the same order."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,7 +196,7 @@ def _lock(file: int) -> bool:
 
 
 def _is_at(path: Path, file: int) -> bool:
-    """Whether this open file still has the path: a mail reader may have put another one there."""
+    """Return whether this open file still has the path; a mail reader may have replaced it."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(file))
     except FileNotFoundError:
@@ -203,7 +204,7 @@ def _is_at(path: Path, file: int) -> bool:
 
 
 def _separated(file: int) -> int:
-    """Where a message can begin: behind a blank line, which is added if it is missing."""
+    """Return the offset for the next message; a missing blank line before it is added."""
     end = os.lseek(file, 0, os.SEEK_END)
     last = os.pread(file, 2, max(end - 2, 0))
     if not end or last == b"\n\n":
@@ -220,8 +221,8 @@ def _append(file: int, octets: bytes) -> None:
 
 
 def _compare(file: int, offset: int, message: BinaryIO, octets: int) -> tuple[bool, bool]:
-    """Whether it is a beginning of this message, and whether a power failure has put NULs in the
-    place of some octets."""
+    """Return whether the octets are the beginning of this message, and whether a power failure has
+    replaced some of them with NULs."""
     has_nul = False
     while octets > 0:
         wanted = message.read(min(_PIECE, octets))

@@ -1,4 +1,4 @@
-"""From the text of a configuration, such as ``maildir:Mail``, to a destination."""
+"""Open a destination from its text in the configuration, such as ``maildir:Mail``."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def open_destination(
         UnsafeArgument: the kind is unknown, or a part that it requires is missing.
         ConfigurationError: a library, a program or a password that it requires is missing.
         TemporaryFailure: another program uses it, or the directory above it is missing.
-        OSError: it cannot be used.
+        OSError: it cannot be opened.
     """
     from .folder import Folder
     from .maildir import Maildir

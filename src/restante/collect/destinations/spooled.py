@@ -1,13 +1,13 @@
-"""Destinations that take a message whole and answer: LMTP, SMTP, a command.
+"""Destinations that accept or refuse a complete message: LMTP, SMTP, a command.
 
-Each waits in an unnamed file until all of it is here, so half a message is never handed over.  None
-of these can check whether it has a message already: after a crash between their answer and the
-ledger one message may be handed over twice.
+A message is spooled in an unnamed file until it is complete, so an incomplete message is never
+handed over.  These destinations cannot check whether they have a message already: after a crash
+between their response and the ledger, one message may be handed over twice.
 
-A refusal concerns one message or all of them, and the rest of the mail goes on only in the first
-case.  Where an answer does not say which of the two it is, it counts as a doubt: the message is set
-aside, and when doubts follow each other without a message that was accepted, the destination itself
-is taken to be broken (docs/decisions/0196-refusals.md).
+A refusal concerns one message or all of them; only in the first case the next message is tried.  If
+a response does not show which it is, it counts as a doubt, and the message is set aside.  After
+several doubts in a row without an accepted message, the destination counts as broken
+(docs/decisions/0196-refusals.md).
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from ...errors import (
 from ...wire import Stuffer
 from . import Doubtful
 
-_IN_MEMORY = 2**20  # octets; a larger message waits on disk
+_IN_MEMORY = 2**20  # octets; larger messages are spooled on disk
 _PIECE = 65_536  # octets
-_PATIENCE = 300.0  # seconds for an answer (RFC 5321 §4.5.3.2)
-# Doubts in a row after which it is the destination: enough to get past a few messages that crash a
-# program, and few enough that a broken one does not cost the download of a whole maildrop.
+_PATIENCE = 300.0  # seconds for a response (RFC 5321 §4.5.3.2)
+# Doubts in a row after which the destination counts as broken.  An estimate: enough to get past a
+# few messages that crash a program, but few enough not to download a whole maildrop needlessly.
 _ENOUGH_DOUBTS = 10
-HANG = 5  # doubts that a time-out counts for, because it costs minutes
+HANG = 5  # number of doubts that a time-out counts as, because each takes minutes
 
-# sysexits.h: try again later, and nothing depends on the message.
+# sysexits.h: temporary failures whose cause is not the message.
 _LATER = {sysexits.EX_TEMPFAIL, sysexits.EX_OSERR, sysexits.EX_IOERR}
 _PERMANENT = range(sysexits.EX_USAGE, sysexits.EX_CONFIG + 1)
 _CLOSING = 421  # RFC 5321 §4.2.3
-_OF_THE_MAILBOX = re.compile(r"4\d\d 4\.2\.")  # it is full, say: RFC 3463 §3.3
+_OF_THE_MAILBOX = re.compile(r"4\d\d 4\.2\.")  # for example, the mailbox is full: RFC 3463 §3.3
 
 
 class Handed:
-    """What they have in common."""
+    """Base class: spools a message and hands it over."""
 
     is_repeatable = False
 
@@ -80,7 +80,7 @@ class Handed:
         raise NotImplementedError
 
     def _doubt(self, text: str, weight: int = 1) -> MessageRefused | TemporaryFailure:
-        """The error for an answer that may concern this message alone or every message."""
+        """Return the error for a response that may concern only this message or every message."""
         self._doubts += weight
         if self._doubts < _ENOUGH_DOUBTS:
             return Doubtful(text)
@@ -104,8 +104,8 @@ class Command(Handed):
     def __init__(self, command: str) -> None:
         """
         Raises:
-            UnsafeArgument: names no program.
-            ConfigurationError: there is no such program.
+            UnsafeArgument: no program is named.
+            ConfigurationError: the program does not exist.
         """
         super().__init__()
         self._arguments = shlex.split(command)
@@ -116,7 +116,7 @@ class Command(Handed):
         self._cr = b""
 
     def begin(self, identity: str) -> bool:
-        self._cr = b""  # whose LF may come with the next piece
+        self._cr = b""  # a CR whose LF may be in the next piece
         return super().begin(identity)
 
     def write(self, octets: bytes) -> None:
@@ -134,7 +134,7 @@ class Command(Handed):
         message.seek(0, os.SEEK_END)
         message.write(self._cr)
         message.flush()
-        # A file: a program that reads nothing would block us at the end of a pipe.
+        # A file, because a pipe would block if the program reads nothing.
         os.lseek(message.fileno(), 0, os.SEEK_SET)
         with subprocess.Popen(
             self._arguments, stdin=message, stdout=subprocess.DEVNULL, start_new_session=True
@@ -146,7 +146,7 @@ class Command(Handed):
                 raise self._doubt(text, HANG) from error
             finally:
                 if program.poll() is None:
-                    os.killpg(program.pid, signal.SIGKILL)  # and what it has started
+                    os.killpg(program.pid, signal.SIGKILL)  # with the processes that it has started
         if code:
             raise self._failed(code)
 
@@ -158,7 +158,7 @@ class Command(Handed):
 
 
 class Smtp(Handed):
-    """The next mail server, by SMTP or LMTP; one connection for all messages."""
+    """Another mail server, by SMTP or LMTP; one connection is used for all messages."""
 
     def __init__(self, address: str, recipient: str, *, lmtp: bool) -> None:
         """``address`` is ``host:port`` or ``unix:/path``."""
@@ -177,9 +177,9 @@ class Smtp(Handed):
     def _hand_over(self, message: IO[bytes]) -> None:
         """
         Raises:
-            MessageRefused: 5yz after DATA; or 4yz or no answer there, as long as there are few in
-                a row.
-            PermanentFailure: 5yz before DATA, which no message changes.
+            MessageRefused: 5yz after DATA; or 4yz or no response after DATA, as long as there are
+                few in a row.
+            PermanentFailure: 5yz before DATA, which applies to all messages.
             TemporaryFailure: 4yz before DATA, no connection, or doubts in a row.
         """
         is_sent = False
@@ -209,8 +209,10 @@ class Smtp(Handed):
         return TemporaryFailure(text)
 
     def _ready(self) -> smtplib.SMTP:
-        """The server, after its answer to DATA.  One that dropped an idle connection is called
-        again (RFC 5321 §4.5.3.2.7)."""
+        """Return the server, ready for the message after DATA.
+
+        If it has dropped an idle connection, connect again (RFC 5321 §4.5.3.2.7).
+        """
         if self._server is not None:
             try:
                 return self._started(self._server)
@@ -225,7 +227,7 @@ class Smtp(Handed):
 
     def _started(self, server: smtplib.SMTP) -> smtplib.SMTP:
         server.ehlo_or_helo_if_needed()
-        # The null reverse-path: what cannot be delivered must not be bounced to strangers.
+        # The null reverse-path: undeliverable mail must not be bounced to its forged senders.
         self._expect(2, server.docmd("MAIL", "FROM:<>"))
         self._expect(2, server.docmd("RCPT", f"TO:<{self._recipient}>"))
         self._expect(3, server.docmd("DATA"))
@@ -240,14 +242,15 @@ class Smtp(Handed):
 
     def _connect(self) -> smtplib.SMTP:
         if self._path:
-            # smtplib's LMTP takes a path where SMTP takes a host.
+            # smtplib's LMTP accepts a path as its host.
             return smtplib.LMTP(self._path, timeout=_PATIENCE)
         return self._kind(
             self._host, self._port, local_hostname=socket.gethostname(), timeout=_PATIENCE
         )
 
     def _expect(self, severity: int, reply: tuple[int, bytes]) -> None:
-        """The first digit decides: RCPT may be answered by 251, say (RFC 5321 §4.3.2)."""
+        """Check only the first digit: the response to RCPT may be 251, for example (RFC 5321
+        §4.3.2)."""
         if reply[0] // 100 != severity:
             raise smtplib.SMTPResponseException(*reply)
 

@@ -1,8 +1,8 @@
-"""What getmail, fetchmail and mpop know: their accounts, and which messages they have seen.
+"""Read the accounts and seen messages of getmail, fetchmail and mpop.
 
-Their files are read as their manuals describe them.  Each account is returned: one that cannot be
-imported says why in ``refused``, and what has no counterpart here is in ``notes``, not guessed.
-Nothing is asked of any server.
+The files are read as their manuals describe.  Every account is returned.  If it cannot be imported,
+``refused`` says why; settings without a counterpart are listed in ``notes`` and not guessed.  No
+server is contacted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Foreign:
     host: str = ""
     port: int | None = None
     is_implicit: bool = False
-    """TLS from the first octet, rather than STLS."""
+    """Whether TLS begins with the first octet instead of STLS."""
     user: str = ""
     password: str = field(default="", repr=False)
     password_command: tuple[str, ...] = ()
@@ -36,17 +36,17 @@ class Foreign:
     recipient: str = ""
     keep: str = "all"
     largest: int = 0
-    """Octets; 0: any."""
+    """Maximum size of a message in octets; 0: unlimited."""
     ca_file: str = ""
     seen_file: Path | None = None
     seen: list[str] = field(default_factory=list)
-    """Unique-ids."""
+    """Unique-ids of seen messages."""
     limit: int = 0
-    """Messages in one session; 0: any number."""
+    """Maximum number of messages in one session; 0: unlimited."""
     notes: list[str] = field(default_factory=list)
-    """What is different here, or could not be imported."""
+    """Settings that differ here or could not be imported."""
     refused: str = ""
-    """Why the account cannot be imported; empty: it can."""
+    """Why the account cannot be imported; empty if it can."""
 
     @property
     def url(self) -> str:
@@ -55,15 +55,16 @@ class Foreign:
 
 
 def home(path: str) -> str:
-    """Absolute; a relative path is one in the home directory, from where cron runs programs."""
+    """Return an absolute path; a relative one is in the home directory, where cron runs
+    programs."""
     return str(Path.home() / Path(path).expanduser()) if path else ""
 
 
 def text(path: Path) -> str:
-    """Of a configuration.
+    """Return the text of a configuration file.
 
     Raises:
-        PermanentFailure: no UTF-8; a password in it would become another one.
+        PermanentFailure: not UTF-8, so a password in it would be read wrongly.
         OSError: it cannot be read.
     """
     try:
@@ -73,10 +74,10 @@ def text(path: Path) -> str:
 
 
 def lines(path: Path | None) -> list[str]:
-    """Nothing where there is no such file: then nothing was seen.
+    """Return the lines of a file; none if it is missing, since then no message was seen.
 
     Raises:
-        OSError: it is there, and cannot be read.
+        OSError: the file exists but cannot be read.
     """
     if path is None or not path.exists():
         return []
@@ -85,6 +86,6 @@ def lines(path: Path | None) -> list[str]:
 
 
 def octets(size: str) -> int:
-    """From ``10k``; 0 where it is no size."""
+    """Return a size such as ``10k`` in octets; 0 if it is invalid."""
     match = re.fullmatch(r"([0-9]{1,18})([kmg]?)(?:ib)?", size.lower())
     return int(match[1]) * {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}[match[2]] if match else 0

@@ -1,4 +1,4 @@
-"""fetchmail: one file in a language of its own, and ``.fetchids`` with what was seen."""
+"""fetchmail: one file in its own language, and ``.fetchids`` with the seen messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ALIASES = {"proto": "protocol", "user": "username", "pass": "password", "port":
 _ALIASES |= {"to": "is", "server": "poll", "local": "localdomains", "authenticate": "auth"}
 _ALIASES |= {"folders": "folder", "smtphosts": "smtphost"}
 
-# Of each user; the rest belongs to the server and all its users.
+# Options of one user; the others belong to the server and all its users.
 _OF_A_USER = {"username", "password", "is", "local", "keep", "ssl", "sslcertfile", "mda"}
 _OF_A_USER |= {"smtphost", "smtpname", "smtpaddress", "limit", "fetchlimit", "lmtp", "bsmtp"}
 _OF_A_USER |= {"is_multidrop", "preconnect", "postconnect", "sslcertck", "sslcert"}
@@ -31,7 +31,7 @@ _VALUES = {"protocol", "password", "service", "via", "mda", "smtpname", "smtpadd
 _VALUES |= {"sslcertfile", "auth", "plugin", "fetchlimit", "bsmtp", "preconnect", "postconnect"}
 _VALUES |= {"sslcert", "sslfingerprint", "sslcertpath"}
 _FLAGS = {"ssl", "keep", "lmtp", "flush", "sslcertck"}
-# What we do not need must not be taken for something else: with how many words follow.
+# Options that are ignored, with the number of words that follow them.
 _SKIPPED = {
     "interval": 1, "timeout": 1, "qvirtual": 1, "interface": 1, "monitor": 1, "plugout": 1,
     "principal": 1, "esmtpname": 1, "esmtppassword": 1, "bad-header": 1, "spamresponse": 1,
@@ -70,13 +70,13 @@ _NOTES = {
 }
 
 Row = dict[str, str]
-"""Options of one user of one server.  A flag is ``yes`` or ``no``."""
+"""The options of one user of one server.  A flag is ``yes`` or ``no``."""
 
 
 def fetchmail(path: Path, seen: Path | None = None) -> list[Foreign]:
     """
     Raises:
-        PermanentFailure: no account in it.
+        PermanentFailure: the file has no account.
         OSError: it cannot be read.
     """
     parser = _Parser(text(path))
@@ -103,7 +103,7 @@ def fetchmail(path: Path, seen: Path | None = None) -> list[Foreign]:
 
 
 def _owner(path: Path) -> str:
-    """The user whose mail it is where no local name is given: fetchmail runs as the owner."""
+    """Return the file's owner, who gets the mail if no local name is given."""
     number = path.stat().st_uid
     try:
         return getpwuid(number).pw_name
@@ -168,7 +168,7 @@ def _notes(given: Row, account: Foreign) -> Iterator[str]:
 
 
 def _set_destination(account: Foreign, given: Row, local: str) -> None:
-    """fetchmail hands mail to a program or a mail server."""
+    """Set the destination: a program or a mail server."""
     mda = given.get("mda", "")
     if mda and "%" not in mda:
         account.to = f"command:{shlex.join(['/bin/sh', '-c', mda])}"
@@ -194,7 +194,7 @@ def _set_destination(account: Foreign, given: Row, local: str) -> None:
 
 
 def _tokens(rc: str) -> Iterator[str]:
-    """Quoted ones begin with a quotation mark."""
+    """Yield the tokens; quoted ones begin with a quotation mark."""
     for match in _TOKEN.finditer(rc):
         if match[0].startswith("#"):
             continue
@@ -213,15 +213,15 @@ def _unescaped(match: re.Match[str]) -> str:
 
 
 class _Parser:
-    """``rows`` has one for each user of each server, with the defaults filled in."""
+    """Parses the file; ``rows`` has one row for each user of each server, including defaults."""
 
     def __init__(self, rc: str) -> None:
         self.settings: Row = {}
         self.rows: list[Row] = []
         self._defaults: Row = {}
         self._server = self._row = self._defaults
-        self._given: set[str] = set()  # the names that are given for this user
-        self._words = list(_tokens(rc))[::-1]  # the next one is the last
+        self._given: set[str] = set()  # the names given for the current user
+        self._words = list(_tokens(rc))[::-1]  # reversed: the next one is at the end
         while self._words:
             word = self._words.pop()
             self._take(_ALIASES.get(word.lower(), word.lower()), word)
@@ -230,7 +230,7 @@ class _Parser:
         return self._words.pop().removeprefix('"') if self._words else ""
 
     def _is_name_next(self) -> bool:
-        """Whether a string follows, rather than another option."""
+        """Return whether a string follows instead of an option."""
         return bool(self._words) and self._words[-1].lower() not in _KEYWORDS
 
     def _take(self, word: str, written: str) -> None:
@@ -268,12 +268,12 @@ class _Parser:
         self._row["keep"] = "no"
 
     def _envelope(self) -> None:
-        if self._words and self._words[-1].isdecimal():  # which of these fields
+        if self._words and self._words[-1].isdecimal():  # the number of the field to use
             self._next()
         self._next()
 
     def _smtp_hosts(self) -> None:
-        """The first is tried first; the others are for when it is down."""
+        """Use the first host; the others are for when it is down."""
         if found := list(self._list()):
             self._row["smtphost"] = found[0]
 
@@ -291,7 +291,7 @@ class _Parser:
         self._row["skip"] = "yes"
 
     def _user(self) -> None:
-        """The first user of a server has its row already."""
+        """Begin a user; the first user of a server has a row already."""
         if self._given and self._row is not self._defaults:
             self._row = {key: self._server[key] for key in self._server.keys() - _OF_A_USER}
             self._row |= {key: self._defaults[key] for key in self._defaults.keys() & _OF_A_USER}
@@ -300,7 +300,7 @@ class _Parser:
         self._row["username"] = self._next()
 
     def _names(self) -> None:
-        """Several names, or "*", make it multidrop; ``there=here`` maps one."""
+        """Read names; several, or "*", mean multidrop; ``there=here`` maps one."""
         names = []
         for name in self._list():
             if self._words and self._words[-1] == "=":
@@ -313,7 +313,7 @@ class _Parser:
             self._row["is_multidrop"] = "yes"
 
     def _here(self) -> None:
-        """``user ann here is ann42 there`` turns the names round."""
+        """Read ``user ann here is ann42 there``, which exchanges the names."""
         if self._given == {"username"}:
             self._row["local"] = self._row.pop("username")
             self._given = {"local"}

@@ -1,4 +1,4 @@
-"""getmail: an INI file for each account, and ``oldmail-SERVER-PORT-USER`` beside it."""
+"""getmail: an INI file for each account, and its seen messages in ``oldmail-SERVER-PORT-USER``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ _OPTIONS = ("delete_bigger_than", "max_bytes_per_session")
 
 
 def getmail(path: Path, seen: Path | None = None) -> list[Foreign]:
-    """``path`` is one rc file, or the directory of all of them.  A file that cannot be read, or is
-    invalid, is one account that is refused, and does not stop the others.
+    """Read accounts; ``path`` is one rc file, or the directory of all of them.
+
+    In a directory, a file that is invalid or cannot be read becomes one refused account.
 
     Raises:
-        PermanentFailure: not getmail's.
+        PermanentFailure: not a configuration of getmail.
         OSError: the directory, or the one file, cannot be read.
     """
     if not path.is_dir():
@@ -39,7 +40,7 @@ def _may_be_rc(path: Path) -> bool:
 
 
 def _read_one_of_many(path: Path, seen: Path | None) -> Foreign | None:
-    """None: a file of something else."""
+    """Read one file of a directory; None: it is not an rc file."""
     try:
         if b"[retriever]" not in path.read_bytes():
             return None
@@ -153,12 +154,12 @@ def _destination(account: Foreign, section: configparser.SectionProxy) -> str:
 
 
 def _home(path: str) -> str:
-    """getmail expands variables of the environment, too."""
+    """Expand a path as getmail does, with environment variables."""
     return home(os.path.expandvars(path))
 
 
 def _tuple(written: str) -> tuple[str, ...]:
-    """Of getmail, which writes Python."""
+    """Parse a tuple, which getmail writes in Python syntax."""
     try:
         value = ast.literal_eval(written)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):

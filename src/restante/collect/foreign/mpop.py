@@ -1,4 +1,4 @@
-"""mpop: one file of accounts, which may inherit, and lists of unique-ids where each says."""
+"""mpop: one file of accounts, which may inherit, and lists of unique-ids in other files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NOTES = {
 def mpop(path: Path, seen: Path | None = None) -> list[Foreign]:
     """
     Raises:
-        PermanentFailure: not mpop's.
+        PermanentFailure: not a configuration of mpop.
         OSError: it cannot be read.
     """
     sections: dict[str, dict[str, str]] = {"": {}}
@@ -71,7 +71,7 @@ def _refusal(given: dict[str, str]) -> str:
 
 
 def _is_on(given: dict[str, str], name: str, default: str) -> bool:
-    """A switch that is written without a word is on."""
+    """Return whether a switch is on; without an argument it is."""
     return given.get(name, default) in ("on", "")
 
 
@@ -117,7 +117,7 @@ def _account(name: str, given: dict[str, str], seen: Path | None) -> Foreign:
 
 
 def _seen(listed: Iterable[str], host: str, user: str) -> Iterator[str]:
-    """A line `` COUNT HOST USER`` begins a list."""
+    """Yield the account's unique-ids; a line `` COUNT HOST USER`` begins a list."""
     is_ours = False
     for line in listed:
         if line.startswith(" "):

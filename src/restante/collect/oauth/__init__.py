@@ -1,4 +1,6 @@
-"""OAuth 2 for accounts elsewhere (RFC 6749): the user consents once, then tokens renew themselves.
+"""OAuth 2 for accounts on other servers (RFC 6749): the user signs in once, then tokens are
+renewed.
 
-``flow`` is the steps without I/O, ``web`` asks the provider, ``sealed`` keeps what it gave.
+``flow`` has the steps without I/O, ``web`` sends requests to the provider, ``sealed`` stores
+tokens.
 """

@@ -1,4 +1,4 @@
-"""What a provider's error means, and what to do: Microsoft's AADSTS numbers, Google's words."""
+"""Explain a provider's errors and what to do: Microsoft's AADSTS numbers, Google's words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ...errors import ConsentNeeded, TemporaryFailure
 
 
 class ProviderUnavailable(TemporaryFailure):
-    """No answer from the provider, or one that may be another tomorrow; nothing is forgotten."""
+    """The provider did not respond, or reported a temporary error; stored tokens are kept."""
 
 
 _AGAIN = "next: restante account auth NAME"
@@ -38,7 +38,7 @@ _MICROSOFT = {
     "90002": "there is no such organisation; look at oauth.tenant",
     "90094": "an administrator of the organisation must agree to this application",
 }
-# RFC 6749 §5.2, RFC 8628 §3.5, and what Google adds.
+# RFC 6749 §5.2, RFC 8628 §3.5, and errors of Google.
 _OTHERS = {
     "access_denied": f"the user or the provider did not agree; {_AGAIN}",
     "admin_policy_enforced": "the organisation's administrator forbids this application",
@@ -58,7 +58,7 @@ _LATER = ("temporarily_unavailable", "server_error", "slow_down", "rate_limit_ex
 
 
 def explain(error: str, description: str) -> ConsentNeeded | ProviderUnavailable:
-    """``error`` and ``error_description`` as the provider gave them."""
+    """Return the exception for the provider's ``error`` and ``error_description``."""
     if error in _LATER:
         return ProviderUnavailable(f"the provider says {error}; nothing is lost")
     number = re.search(r"AADSTS(\d{4,8})", description)

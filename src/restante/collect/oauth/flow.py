@@ -1,11 +1,11 @@
-"""The steps of OAuth 2 without I/O: what to ask a provider, and what its answers mean.
+"""The steps of OAuth 2 without I/O: make requests to a provider, and interpret its responses.
 
-The user consents in a browser (authorization code with PKCE, RFC 6749 §4.1, RFC 7636 §4; on this
-machine by a loopback address, RFC 8252 §7.3, or by pasting one) or on another device (RFC 8628 §3);
-a service uses its own secret (RFC 6749 §4.4).
+The user signs in with a browser (authorization code with PKCE, RFC 6749 §4.1, RFC 7636 §4; on this
+machine with a loopback address, RFC 8252 §7.3, or by pasting an address) or on another device
+(RFC 8628 §3).  A service uses its own secret (RFC 6749 §4.4).
 
-Security: the state binds an answer to its question, the nonce an identity to it, and the verifier
-makes a stolen code worthless (RFC 8252 §8.1).  Tokens are in no ``repr``.
+Security: the state binds a response to its request, and the nonce binds the identity to it.  The
+verifier makes a stolen code useless (RFC 8252 §8.1).  No ``repr`` contains a token.
 """
 
 from __future__ import annotations
@@ -23,43 +23,46 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from ...errors import ConsentNeeded, UnsafeArgument
 from .errors import ProviderUnavailable, explain
 
-_LIFE = 300.0  # seconds, of an access token whose provider does not say; it should (RFC 6749 §5.1)
-_INTERVAL = 5.0  # seconds between questions, and what slow_down adds (RFC 8628 §3.5)
+_LIFE = (
+    300.0  # seconds of validity if the provider does not report it, as it should (RFC 6749 §5.1)
+)
+_INTERVAL = 5.0  # seconds between polls, and the increase after slow_down (RFC 8628 §3.5)
 _DEVICE = "urn:ietf:params:oauth:grant-type:device_code"
 
 Form = dict[str, str]
 Answer = Mapping[str, object]
-"""A JSON object of the provider's."""
+"""A JSON object from the provider."""
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """Where it is asked, and for what."""
+    """A provider's endpoints and scopes."""
 
     authorize: str
     token: str
     device: str
     scopes: tuple[str, ...]
     app_scopes: tuple[str, ...] = ()
-    """For a service that agrees by its own secret."""
+    """Scopes for a service with its own secret."""
     extra: tuple[tuple[str, str], ...] = ()
-    """More parameters for ``authorize``."""
+    """Additional parameters for ``authorize``."""
     host: str = "127.0.0.1"
-    """Of the loopback address to which it sends the browser."""
+    """Host of the loopback address to which the provider redirects the browser."""
 
 
 GOOGLE = Provider(
     "https://accounts.google.com/o/oauth2/v2/auth",
     "https://oauth2.googleapis.com/token",
-    "",  # it gives no mail to devices
+    "",  # no device flow for the scopes of mail
     ("openid", "email", "https://mail.google.com/"),
-    # Or a second consent would give no refresh token.
+    # Without this, a second sign-in gives no refresh token.
     extra=(("access_type", "offline"), ("prompt", "consent")),
 )
 
 
 def microsoft(tenant: str = "common") -> Provider:
-    """``tenant`` is an organisation, or ``common``, ``organizations``, ``consumers``."""
+    """Return Microsoft; ``tenant`` is an organisation, or ``common``, ``organizations``,
+    ``consumers``."""
     base = f"https://login.microsoftonline.com/{tenant}/oauth2/v2.0"
     return Provider(
         f"{base}/authorize",
@@ -78,7 +81,7 @@ def microsoft(tenant: str = "common") -> Provider:
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """What is registered at the provider, and asks."""
+    """The app that is registered with the provider."""
 
     provider: Provider
     client_id: str
@@ -95,7 +98,7 @@ class Tokens:
 
     access: str = field(repr=False)
     expires_at: float
-    """Of the access token, in seconds since the epoch."""
+    """When the access token expires, in seconds since the epoch."""
     refresh: str = field(default="", repr=False)
     refresh_expires_at: float | None = None
     """When the refresh token expires, in seconds since the epoch; None if unknown."""
@@ -107,7 +110,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One authorization request, which its answer must match."""
+    """One authorization request; the response must match it."""
 
     application: Application
     redirect: str
@@ -118,7 +121,7 @@ class Question:
 
     @property
     def url(self) -> str:
-        """For a browser (RFC 6749 §4.1.1, RFC 7636 §4.3)."""
+        """The address to open in a browser (RFC 6749 §4.1.1, RFC 7636 §4.3)."""
         provider = self.application.provider
         digest = sha256(self.verifier.encode()).digest()
         values = {
@@ -136,11 +139,11 @@ class Question:
         return f"{provider.authorize}?{urlencode(values)}"
 
     def code(self, address: str) -> str:
-        """From the address to which the browser was sent (RFC 6749 §4.1.2).
+        """Return the code in the address to which the browser was redirected (RFC 6749 §4.1.2).
 
         Raises:
-            UnsafeArgument: it answers another question, or none.
-            ConsentNeeded, ProviderUnavailable: the provider or the person refused.
+            UnsafeArgument: it is not the response to this request.
+            ConsentNeeded, ProviderUnavailable: the provider or the user refused.
         """
         given = dict(parse_qsl(urlsplit(address.strip()).query))
         if not compare_digest(given.get("state", "").encode(), self.state.encode()):
@@ -160,9 +163,10 @@ class Question:
         )
 
     def tokens(self, answer: Answer, now: float) -> Tokens:
-        """
+        """Return the tokens of the response to ``redeem``.
+
         Raises:
-            ConsentNeeded: refused, or the identity belongs to another question.
+            ConsentNeeded: refused, or the identity belongs to another request.
         """
         received = tokens(answer, now, agreed_at=now)
         claims = _claims(answer)
@@ -172,19 +176,21 @@ class Question:
                 isinstance(audience, list) and self.application.client_id in audience
             )
             if claims.get("nonce") != self.nonce or not is_ours:
-                raise ConsentNeeded("the provider's identity answers another question; once more")
+                raise ConsentNeeded(
+                    "the provider's identity belongs to another request; sign in again"
+                )
         return received
 
 
 def tokens(
     answer: Answer, now: float, before: Tokens | None = None, *, agreed_at: float = 0.0
 ) -> Tokens:
-    """From an answer of the token endpoint (RFC 6749 §5.1).
+    """Return the tokens of a response of the token endpoint (RFC 6749 §5.1).
 
-    Without a new refresh token the one of ``before`` stays (RFC 6749 §6).
+    Without a new refresh token, that of ``before`` remains valid (RFC 6749 §6).
 
     Raises:
-        ConsentNeeded, ProviderUnavailable: it is an error, with its meaning.
+        ConsentNeeded, ProviderUnavailable: the response is an error.
     """
     if "error" in answer:
         raise explain(_text(answer, "error"), _text(answer, "error_description"))
@@ -209,12 +215,12 @@ def tokens(
 
 
 def refresh(application: Application, before: Tokens) -> Form:
-    """A new access token for an old refresh token (RFC 6749 §6)."""
+    """Return the request for a new access token with a refresh token (RFC 6749 §6)."""
     return application.form(grant_type="refresh_token", refresh_token=before.refresh)
 
 
 def for_itself(application: Application) -> Form:
-    """A service that agrees by its own secret (RFC 6749 §4.4)."""
+    """Return the request of a service with its own secret (RFC 6749 §4.4)."""
     scopes = application.provider.app_scopes or application.provider.scopes
     return application.form(grant_type="client_credentials", scope=" ".join(scopes))
 
@@ -230,14 +236,15 @@ class Device(NamedTuple):
 
 
 def ask_for_device(application: Application) -> Form:
-    """With the secret, if there is one (RFC 8628 §3.1)."""
+    """Return the request for a device code, with the secret if one is set (RFC 8628 §3.1)."""
     return application.form(scope=" ".join(application.provider.scopes))
 
 
 def device(answer: Answer, now: float) -> Device:
-    """
+    """Return the device code of a response (RFC 8628 §3.2).
+
     Raises:
-        ConsentNeeded, ProviderUnavailable: refused.
+        ConsentNeeded, ProviderUnavailable: the response is an error.
     """
     if "error" in answer:
         raise explain(_text(answer, "error"), _text(answer, "error_description"))
@@ -250,7 +257,7 @@ def device(answer: Answer, now: float) -> Device:
         _number(answer, "interval") or _INTERVAL,
     )
     if not (device.code and device.user_code.isprintable() and address.isprintable()):
-        raise ProviderUnavailable("the provider's answer holds no code for a device")
+        raise ProviderUnavailable("the provider's response has no device code")
     return device
 
 
@@ -259,7 +266,7 @@ def poll(application: Application, device: Device) -> Form:
 
 
 def wait_longer(answer: Answer, interval: float) -> float | None:
-    """Seconds until the next question; None: it is answered (RFC 8628 §3.5)."""
+    """Return the seconds until the next poll; None: the response is final (RFC 8628 §3.5)."""
     match answer.get("error"):
         case "authorization_pending":
             return interval
@@ -274,7 +281,7 @@ def _text(answer: Answer, key: str) -> str:
 
 
 def _number(answer: Answer, key: str) -> float | None:
-    """Also as a text, which some providers write."""
+    """Return a number, which some providers send as a text."""
     try:
         value = float(str(answer.get(key)))
     except ValueError:
@@ -283,8 +290,11 @@ def _number(answer: Answer, key: str) -> float | None:
 
 
 def _claims(answer: Answer) -> Answer:
-    """Of the ID token.  It came from the provider itself, by TLS, so its signature adds nothing
-    (OpenID Connect Core, 3.1.3.7)."""
+    """Return the claims of the ID token.
+
+    Its signature is not verified, because the token came from the provider over TLS (OpenID Connect
+    Core, 3.1.3.7).
+    """
     parts = _text(answer, "id_token").split(".")
     try:
         claims = json.loads(urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))

@@ -1,7 +1,8 @@
-"""Tokens on disk, sealed by AES-GCM: a copy of the file is worth nothing without the key.
+"""Store tokens on disk, encrypted with AES-GCM, so that a copy of the file is useless without the
+key.
 
-Durability: what is put is on disk on return, since a provider that rotates refresh tokens has
-forgotten the one before.  Nothing is ever removed because a provider could not be asked.
+Durability: stored tokens are on disk on return, since a provider that rotates refresh tokens no
+longer accepts the previous one.  Tokens are never removed because a provider is unavailable.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _FAILURE = ".failure"  # beside the tokens
 class Tokenfile:
     """The tokens of one account.  All calls block.
 
-    Each raises TemporaryFailure when the file cannot be read or written now, and ConfigurationError
-    when it cannot be opened with this key.
+    They raise TemporaryFailure if the file cannot be read or written now, and ConfigurationError if
+    it cannot be decrypted with this key.
     """
 
     def __init__(self, folder: Path, account: str, key: bytes) -> None:
@@ -42,7 +43,7 @@ class Tokenfile:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """No other process refreshes these tokens: a provider takes a refresh token once."""
+        """Lock the tokens for a refresh, since a provider may accept a refresh token only once."""
         with _errors():
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -67,7 +68,7 @@ class Tokenfile:
             ) from error
 
     def put(self, tokens: Tokens) -> None:
-        """Durable on return."""
+        """Store tokens; they are durable on return."""
         nonce = secrets.token_bytes(_NONCE)
         octets = nonce + self._cipher.encrypt(
             nonce, json.dumps(asdict(tokens)).encode(), self._account
@@ -77,12 +78,12 @@ class Tokenfile:
             self._path.with_suffix(_FAILURE).unlink(missing_ok=True)
 
     def failed(self, at: float, why: str) -> None:
-        """They could not be renewed; a reason in words, which holds no secret."""
+        """Record that a renewal failed; ``why`` must not contain a secret."""
         with suppress(OSError):  # the caller reports the failure itself
             write_durably(self._path.with_suffix(_FAILURE), json.dumps([at, why]).encode())
 
     def failure(self) -> tuple[float, str] | None:
-        """The last time that they could not be renewed, if none went well since."""
+        """Return time and reason of the last failed renewal, unless a later one succeeded."""
         try:
             at, why = json.loads(self._path.with_suffix(_FAILURE).read_bytes())
             return float(at), str(why)
@@ -90,17 +91,17 @@ class Tokenfile:
             return None
 
     def forget(self) -> None:
-        """When the account is removed."""
+        """Remove the tokens; for accounts that are removed."""
         with _errors():
             for suffix in (".sealed", _FAILURE, ".lock"):
                 self._path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def key_in(path: Path, given: Callable[[], str] | None) -> bytes:
-    """The key: base64 of 32 octets from ``given``; without it, that of a file made here.
+    """Return the key: base64 of 32 octets from ``given``, or a generated one in the file.
 
     Raises:
-        ConfigurationError: it is no key.
+        ConfigurationError: the key is invalid.
         TemporaryFailure: the file cannot be read or written.
     """
     if given is not None:
@@ -124,7 +125,7 @@ def write_durably(path: Path, octets: bytes, *, is_new: bool = False) -> None:
     """Write a file completely or not at all; only its owner can read it.
 
     Raises:
-        FileExistsError: ``is_new``, and it is there.
+        FileExistsError: ``is_new`` is set and the file exists.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
