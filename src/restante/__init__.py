@@ -116,7 +116,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, and only that: the command line starts in a few ms."""
+    """Import a public name when it is first used, so that the command line starts in a few ms."""
     if name not in _HOMES:
         raise AttributeError(f"module 'restante' has no attribute {name!r}")
     from importlib import import_module

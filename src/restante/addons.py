@@ -1,4 +1,4 @@
-"""Whether an object offers an add-on: a protocol of methods that its core contract does not have.
+"""Find out whether an object offers an add-on: a protocol beyond its core contract.
 
 ``isinstance`` of a runtime protocol costs some 10 µs in Python 3.11, as much as the rest of a
 remembered login, so it is not used on the path of a session.

@@ -115,7 +115,7 @@ class Clock:
         return Reading(now, self._moved(now).mark)
 
     def advance(self) -> Reading:
-        """As ``read``, and save the mark.  Call it every few minutes.
+        """Read the clock and save the mark.  Call this every few minutes.
 
         Raises:
             OSError: the mark cannot be saved; ``read`` gives the same answer.
@@ -128,7 +128,7 @@ class Clock:
         """Set the mark to the clock, because the operator confirmed that the clock is right.
 
         Raises:
-            OSError: as ``advance``.
+            OSError: the mark cannot be saved.
         """
         with self._exclusively():
             now = self._wall()
@@ -155,7 +155,7 @@ class Clock:
         with suppress(OSError):
             for path in self._path.parent.iterdir():
                 with suppress(OSError):
-                    if not path.name.startswith(self._path.name):  # ours, made just now
+                    if not path.name.startswith(self._path.name):  # our own file, created just now
                         found.append(path.stat().st_mtime)
         return min(max(each for each in found if each <= now + SLACK), now)
 
@@ -183,7 +183,7 @@ class Clock:
                 with open(os.open(made, flags, 0o600), "wb") as file:
                     file.write(json.dumps(asdict(state)).encode())
                     file.flush()
-                    os.fsync(file.fileno())  # or a power failure could leave an empty file
+                    os.fsync(file.fileno())  # otherwise a power failure could leave an empty file
                 made.replace(self._path)
             finally:
                 made.unlink(missing_ok=True)

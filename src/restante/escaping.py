@@ -1,6 +1,6 @@
-"""Escape text that a stranger may have written, for the log and for terminals.
+"""Escape untrusted text for the log and for terminals.
 
-Security: no line can be forged, no terminal steered and no filter misled.
+Security: such text cannot forge lines, control a terminal or mislead a filter.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_.:;,@/+%()*!?^~<>\[\]{}|#$&-]+")
 
 
 def escape(value: object) -> str:
-    """One word of visible ASCII; anything else as ``\\x20`` or ``\\u202e``."""
+    """Return one word of visible ASCII; other characters become ``\\x20`` or ``\\u202e``."""
     text = bounded(str(value))
     if _PLAIN.fullmatch(text):
         return text
@@ -25,7 +25,7 @@ def escape(value: object) -> str:
 
 
 def bounded(text: str) -> str:
-    """Strangers decide how long some values are."""
+    """Shorten a value, because peers choose the length of some."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
@@ -36,7 +36,7 @@ def _escaped(code: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that a stranger may have written, for people: only what would steer is escaped."""
+    """Return untrusted text for users; only characters that control a terminal are escaped."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else _escaped(ord(each)) for each in text)

@@ -1,8 +1,8 @@
-"""Header fields of received mail, parsed inside bounds and without exceptions.
+"""Parse header fields of received mail within limits and without exceptions.
 
-The parsers of the standard library raise almost any exception on malformed values, recurse as
-deep as comments are nested, and take time that grows with the square of a value's length.  The
-classes made here use them for what is bounded; every other value is text with a defect.
+On malformed values the parsers of the standard library raise exceptions of many types, recurse as
+deep as comments are nested, and take time quadratic in the length.  The classes here use them only
+for values within limits; every other value becomes text with a defect.
 
 Standards: RFC 5322 §3.4 (addresses), §2.2.3 (folding), RFC 2047 (encoded-words), RFC 2231.
 """
@@ -29,14 +29,15 @@ from functools import cache, lru_cache
 from itertools import chain
 from typing import Any, ClassVar, cast
 
-MAX_VALUE = 32_768  # characters of a value that is parsed; at worst 0.2 s
-_MAX_STRUCTURED = 4096  # the same; a file name of 255 CJK characters takes 2800 (RFC 2231)
-_MAX_SPECIALS = 500  # characters that separate; the same file name takes 200
+MAX_VALUE = 32_768  # characters of a value to parse; takes at worst 0.2 s
+# Characters of a structured value.  A file name of 255 CJK characters has 2800 (RFC 2231).
+_MAX_STRUCTURED = 4096
+_MAX_SPECIALS = 500  # separators in a structured value; the same file name has 200
 _MAX_AT_ONCE = 1000  # characters; a longer list of addresses is parsed one by one
-_MAX_ADDRESSES = 2000  # some 0.2 s
+_MAX_ADDRESSES = 2000  # addresses in one list; takes some 0.2 s
 _MAX_FOLD = 200  # characters; the standard library takes 1 s to fold 300 words of one letter
-_MAX_COMMENT = 20  # levels of comments inside each other
-_MAX_PARAMETER = 60  # characters of a name: with 77 the standard library folds for ever
+_MAX_COMMENT = 20  # levels of nested comments; an estimate far above real mail
+_MAX_PARAMETER = 60  # characters of a parameter's name; with 77 the library folds without end
 _LINE = 76  # characters of a line with an encoded-word (RFC 2047 §2)
 _WORD = 45  # octets that fit into an encoded-word of 75 characters, in Base64
 
@@ -49,19 +50,19 @@ _CLOSES = {"(": ")", "<": ">", "[": "]", '"': '"', ":": ";"}
 
 
 class HeaderNotParsed(HeaderDefect):
-    """The value is given as text: it is malformed, too long or nested too deeply."""
+    """The value was not parsed: it is malformed, too long or nested too deeply."""
 
 
 def text_of(value: str) -> str:
-    """A value without lone surrogates: raw octets become UTF-8 text, or U+FFFD."""
+    """Return a value without lone surrogates: raw octets become UTF-8 text, or U+FFFD."""
     try:
         return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    except UnicodeEncodeError:  # they do not stand for octets: RFC 2152 (UTF-7) can encode any
+    except UnicodeEncodeError:  # surrogates that are not octets: RFC 2152 (UTF-7) can encode them
         return value.encode("utf-8", "replace").decode("utf-8")
 
 
 def is_bounded(value: str) -> bool:
-    """Whether a structured value can be parsed in some 10 ms and without deep recursion."""
+    """Return whether a structured value can be parsed in some 10 ms without deep recursion."""
     if len(value) > _MAX_STRUCTURED or len(_SPECIAL.findall(value)) > _MAX_SPECIALS:
         return False
     depth = 0
@@ -73,18 +74,18 @@ def is_bounded(value: str) -> bool:
 
 
 class _Guard:
-    """Stands before a header class of the standard library, in a class made of both.
+    """Protects a header class of the standard library; a class inherits from both.
 
     A value that cannot be parsed becomes text, and the attributes are those of an empty value.
     """
 
     max_fold = _MAX_AT_ONCE
-    """Characters that the standard library folds."""
+    """Maximum number of characters that the standard library may fold."""
 
     @classmethod
     def parse(cls, value: Any, kwds: dict[str, Any]) -> None:
         parse = super().parse  # type: ignore[misc]  # of the class that comes after this one
-        if not isinstance(value, str):  # set by a program, which is to hear of its mistakes
+        if not isinstance(value, str):  # set by a program, whose mistakes must raise
             parse(value, kwds)
             return
         with suppress(Exception):
@@ -121,7 +122,7 @@ class _TextGuard(_Guard):
 
 
 class _AddressGuard(_Guard):
-    """Parses a long list address by address, in linear time; one bad address spoils no other."""
+    """Parses a long list address by address, in linear time, so a bad address affects no other."""
 
     max_fold = _MAX_FOLD
 
@@ -146,7 +147,7 @@ class _AddressGuard(_Guard):
         return len(value) <= _MAX_AT_ONCE and is_bounded(value)
 
     def fold(self, *, policy: Policy[Any]) -> str:
-        """Address by address too: the standard library loses some where it folds a list."""
+        """Fold address by address, because the standard library loses some when it folds a list."""
         header, new, end = cast(Any, self), cast(Any, type(self)), policy.linesep
         parts = list(split_addresses(header))
         if not 1 < len(parts) <= _MAX_ADDRESSES:
@@ -167,13 +168,13 @@ class _UniqueSingleAddress(_SingleAddress):
 
 
 class Headers(HeaderRegistry):
-    """Makes header objects; ``policy.header_factory``."""
+    """Makes header objects; a ``policy.header_factory``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.registry["sender"] = _UniqueSingleAddress
         self.registry["resent-sender"] = _SingleAddress
-        # The parser asks for the same Content-Type again and again.
+        # The parser requests the same Content-Type many times.
         self._recent = lru_cache(maxsize=8)(super().__call__)
 
     def __getitem__(self, name: str) -> type[BaseHeader]:
@@ -205,7 +206,7 @@ def _is_text(header: Any) -> bool:
 
 
 def _as_text(group: Group) -> Group:
-    """The same group without lone surrogates, as encoded-words of half a character give them."""
+    """Return a group without lone surrogates, which split encoded-words can produce."""
     addresses = [
         Address(*map(text_of, (each.display_name, each.username, each.domain)))
         for each in group.addresses
@@ -215,7 +216,7 @@ def _as_text(group: Group) -> Group:
 
 
 def _is_one_field(field: str) -> bool:
-    """The standard library folds what encoded-words hold, and these can hold line ends."""
+    """Return whether a folded value is one field: decoded encoded-words can contain line ends."""
     _, *lines, last = LINE_END.split(field)
     return not last and all(line[:1] in (" ", "\t") and line.strip() for line in lines)
 
@@ -243,8 +244,8 @@ def split_addresses(value: str) -> Iterator[str]:
 
 
 def encoded_words(text: str) -> Iterator[str]:
-    """The text, which is not empty, as encoded-words (RFC 2047 §2) in UTF-8, each of whole
-    characters."""
+    """Return a text, not empty, as encoded-words in UTF-8 with complete characters (RFC 2047
+    §2)."""
     octets = b""
     for character in text:
         more = character.encode("utf-8", "replace")
@@ -256,7 +257,7 @@ def encoded_words(text: str) -> Iterator[str]:
 
 
 def folded(name: str, value: str, line_end: str = "\r\n") -> str:
-    """A header field of unstructured text in ASCII, folded (RFC 5322 §2.2.3), with its line end."""
+    """Return a header field of unstructured text in ASCII, folded (RFC 5322 §2.2.3), with CRLF."""
     words = [word for word in _SPACE.split(value) if word]
     odd = [at for at, word in enumerate(words) if not word.isascii() or len(word) >= _LINE]
     if odd:

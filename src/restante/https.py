@@ -1,4 +1,4 @@
-"""Requests a JSON object from a provider: one HTTPS request, one response.
+"""Request a JSON object from a provider by HTTPS.
 
 Security: certificates and host names are verified; redirects are not followed, so secrets go to the
 intended host only.  The caller checks which addresses may be requested.
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from .errors import TemporaryFailure
 
 JsonObject = Mapping[str, Any]
-_TEMPORARY = (408, 421, 423, 425, 429)  # client errors that a later request may not get
+_TEMPORARY = (408, 421, 423, 425, 429)  # client errors that may be temporary
 
 
 class JsonClient:
@@ -40,7 +40,7 @@ class JsonClient:
             largest: maximum octets of the response.
             by_proxy: whether to use the proxies that the environment names.
         """
-        from urllib.request import (  # 50 ms that most commands do not need
+        from urllib.request import (  # importing it takes 50 ms, which most commands avoid
             HTTPDefaultErrorHandler,
             HTTPErrorProcessor,
             HTTPHandler,
@@ -93,7 +93,7 @@ class JsonClient:
                         raise TemporaryFailure(f"{host}: the response is too slow")
         except (OSError, HTTPException) as error:
             why = error.reason if isinstance(error, URLError) else error
-            cause = why if isinstance(why, OSError) else None  # the others repeat the URL
+            cause = why if isinstance(why, OSError) else None  # other exceptions contain the URL
             raise TemporaryFailure(f"{host}: {why}") from cause
         try:
             value = json.loads(octets) if len(octets) <= self._largest else None
@@ -103,5 +103,5 @@ class JsonClient:
 
 
 def is_lasting(status: int) -> bool:
-    """Whether the same request will always get this status (RFC 9110 §15.4, §15.5)."""
+    """Return whether the same request always gets this status (RFC 9110 §15.4, §15.5)."""
     return 300 <= status < 500 and status not in _TEMPORARY

@@ -1,7 +1,7 @@
 """Log lines: a stable event name and ``key=value``; part of the public interface.
 
-Security: whatever a stranger typed is escaped, so that no line can be forged, no terminal steered
-and no filter misled; the address of the peer comes before anything that a peer typed.
+Security: untrusted text is escaped, so that it cannot forge lines, control a terminal or mislead a
+filter.  The peer's address precedes all text from the peer.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Plain(logging.Formatter):
         for key, value in _fields(record).items():
             line += f"{sign} {key}={escape(value)}"
             sign = ""
-        if record.exc_info:  # its text may be a stranger's too
+        if record.exc_info:  # its text may be untrusted as well
             for each in self.formatException(record.exc_info).split("\n"):
                 line += f"\n  bug | {printable(each)}"
         return f"{_time(record)} {line}" if self._with_time else line
 
 
 class Json(logging.Formatter):
-    """One object a line."""
+    """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -102,7 +102,7 @@ def _formatter(name: str) -> logging.Formatter:
 
 
 def _goes_to_the_journal() -> bool:
-    """Whether standard error is the socket that systemd named (systemd.exec(5))."""
+    """Return whether standard error is the journal's socket (systemd.exec(5), JOURNAL_STREAM)."""
     try:
         status = os.fstat(sys.stderr.fileno())
     except (OSError, ValueError):

@@ -1,13 +1,13 @@
-"""Parse mail into ``email.message.EmailMessage`` objects that do not raise, whatever was sent.
+"""Parse any mail into ``email.message.EmailMessage`` objects that do not raise exceptions.
 
-The parsers of the standard library raise almost any exception on malformed mail, recurse as deep
-as a message or a comment is nested, and take time that grows with the square of a value's length.
-The policy, the header classes and the message class here use them inside bounds, and turn
-everything beyond into text or octets with a defect.
+On malformed mail the parsers of the standard library raise exceptions of many types, recurse as
+deep as a message or a comment is nested, and take time quadratic in the length of a value.  The
+policy, the header classes and the message class here use them within limits, and turn everything
+beyond into text or octets with a defect.
 
 Standards: RFC 5322, RFC 2045 to 2047, RFC 2231.
-Promises: ``parse`` returns for any octets, and so does every way to read its result.  The time
-grows with the number of octets, not faster; even so, call ``parse`` outside the event loop.
+Promises: ``parse`` returns for any octets, and reading its result raises no exception.  The time is
+linear in the number of octets; nevertheless, call ``parse`` outside the event loop.
 Limits: a message is split into at most ``MAX_PARTS`` parts on at most ``MAX_DEPTH`` levels.
 """
 
@@ -26,26 +26,26 @@ from typing import Any
 
 from .headers import LINE_END, Headers, folded, is_bounded, text_of
 
-MAX_PARTS = 1000  # of a message; the header of one can cost 10 ms
+MAX_PARTS = 1000  # parts of a message; parsing the header of one may take 10 ms
 MAX_DEPTH = 50  # levels; Postfix accepts 100, but deepcopy takes 6 of Python's 1000 frames for each
 _LEAST_DEPTH = 10
-_LINE_CHECKS = 5_000_000  # each level compares each line with its boundary: some 2 s in all
-_OPAQUE = "application/octet-stream"  # for what is not understood (RFC 2046 §4.5.3)
-_TEXT = "text/plain"  # for a type without what it needs, such as a boundary (RFC 2045 §5.2)
+_LINE_CHECKS = 5_000_000  # comparisons of lines with the boundaries of all levels; take some 2 s
+_OPAQUE = "application/octet-stream"  # for types that are not understood (RFC 2046 §4.5.3)
+_TEXT = "text/plain"  # for types without a required parameter, such as a boundary (RFC 2045 §5.2)
 _NO_PARTS = (NoBoundaryInMultipartDefect, StartBoundaryNotFoundDefect)
-# Python's codecs that are slow, or that decode no text of a mail.
+# Python's codecs that are slow, or not for text.
 _UNFIT = {"idna", "punycode", "raw_unicode_escape", "undefined", "unicode_escape"}
 
 
 class MessageNotSplit(MessageDefect):
-    """The content is given as octets: it has too many parts or levels, or cannot be parsed."""
+    """The content was not split: it has too many parts or levels, or cannot be parsed."""
 
 
 def parse(octets: bytes, *, header_only: bool = False) -> EmailMessage:
     """Parse a message as ``email.message_from_bytes`` with ``policy.default`` does.
 
-    What cannot be parsed becomes text or octets, with a defect.  With ``header_only`` the content
-    is left out.
+    Malformed parts become text or octets, with a defect.  With ``header_only`` the content is
+    omitted.
     """
     try:
         message = _parsed(octets, _Parts(octets), header_only)
@@ -68,7 +68,7 @@ class _Parts:
     def __init__(self, octets: bytes) -> None:
         lines = octets.count(b"\n") + octets.count(b"\r") + 1
         self._levels = min(MAX_DEPTH, max(_LEAST_DEPTH, _LINE_CHECKS // lines))
-        self._left = MAX_PARTS + 2  # the message itself, and one that the parser makes to try
+        self._left = MAX_PARTS + 2  # the message itself, and one that the parser creates as a test
 
     def __call__(self, *, policy: Policy[Any]) -> TolerantMessage:
         if not self._left:
@@ -89,11 +89,11 @@ class TolerantMessage(EmailMessage):
     """A message, or a part of one, that can be read without exceptions.
 
     Misuse still raises, as the library documents it: ``get_content`` of a multipart,
-    ``get_payload(7)`` where there is no such part.
+    ``get_payload(7)`` of a message with fewer parts.
     """
 
     levels = MAX_DEPTH
-    """How many levels of parts may lie below this one."""
+    """Maximum number of levels below this part."""
 
     def __init__(self, policy: Policy[Any] | None = None) -> None:
         super().__init__(policy or POLICY)
@@ -104,7 +104,7 @@ class TolerantMessage(EmailMessage):
         super().attach(payload)
 
     def get_content_type(self) -> str:
-        """The type, or that as which the content is given if it cannot be split."""
+        """Return the type, or the type of the content that was not split."""
         kind = super().get_content_type()
         if not kind.startswith(("multipart/", "message/")):
             return kind
@@ -139,7 +139,7 @@ class TolerantMessage(EmailMessage):
         return failobj
 
     def get_boundary(self, failobj: Any = None) -> Any:
-        """The boundary; ``failobj`` also if it is empty (RFC 2046 §5.1.1)."""
+        """Return the boundary; ``failobj`` also if it is empty (RFC 2046 §5.1.1)."""
         return super().get_boundary(failobj) or failobj
 
     def get_payload(self, i: Any = None, decode: Any = False) -> Any:
@@ -152,9 +152,9 @@ class TolerantMessage(EmailMessage):
         return super().get_payload(i, decode)
 
     def as_bytes(self, unixfrom: bool = False, policy: Policy[Any] | None = None) -> bytes:
-        """The message, with the line ends and the line length of ``policy``.
+        """Return the message with the line ends and the line length of ``policy``.
 
-        Header fields that nothing has changed are written as they came.
+        Unchanged header fields are written as received.
         """
         chosen = _tolerant(policy or self.policy)
         with suppress(Exception):  # cte_type="7bit" asks for what a charset may not allow
@@ -167,15 +167,15 @@ class TolerantMessage(EmailMessage):
         maxheaderlen: int | None = None,
         policy: Policy[Any] | None = None,
     ) -> str:
-        """As ``as_bytes``, as text; octets that are no text become U+FFFD."""
+        """Return the message as text; octets that are not text become U+FFFD."""
         chosen = _tolerant(policy or self.policy)
-        with suppress(Exception):  # a text whose charset does not fit or is not known
+        with suppress(Exception):  # a text that does not fit its charset, or an unknown charset
             return super().as_string(unixfrom, maxheaderlen, chosen)
         return self.as_bytes(unixfrom, chosen).decode("utf-8", "replace")
 
 
 def _with_known_charset(value: Any) -> Any:
-    """A parameter; the charset of one by RFC 2231 is None if text cannot be decoded from it."""
+    """Return a parameter; the charset of one by RFC 2231 becomes None if it is not for text."""
     if not isinstance(value, tuple):
         return value
     charset, language, text = value
@@ -194,7 +194,7 @@ def _codec(charset: str) -> str | None:
 
 
 class _Contents(ContentManager):
-    """What ``get_content`` returns; where it does not know the content, its octets."""
+    """Content manager: ``get_content`` returns the octets for unknown types."""
 
     def get_content(self, msg: Any, *args: Any, **kw: Any) -> Any:
         if msg.is_multipart():
@@ -213,7 +213,7 @@ class _Contents(ContentManager):
 
 
 class TolerantPolicy(EmailPolicy):
-    """``email.policy.default`` with bounds; fields that nothing has changed stay as they came."""
+    """``email.policy.default`` with limits; unchanged fields remain as received."""
 
     refold_source = "none"
     content_manager = _Contents()
@@ -241,12 +241,12 @@ class TolerantPolicy(EmailPolicy):
 
 
 def _refolded(value: str, line_end: str) -> str:
-    """A value as it came; the parser has seen to it that each line after the first is folded."""
+    """Return a value as received; the parser ensures that each line after the first is folded."""
     return line_end.join(LINE_END.split(value))
 
 
 def _tolerant(policy: Policy[Any]) -> TolerantPolicy:
-    """The settings of another policy, without its parsers."""
+    """Return this policy with the settings of another one, without its parsers."""
     if isinstance(policy, TolerantPolicy):
         return policy
     return POLICY.clone(

@@ -1,16 +1,16 @@
-"""The module ``poplib`` of Python's standard library, with other insides: RFC 1939, 2449, 2595.
+"""A replacement for ``poplib`` of Python's standard library (RFC 1939, 2449, 2595).
 
-The same names, arguments and results, the very same ``error_proto``, and the same methods to
-override (``_getline`` and its siblings), so that a program needs no change but its import.  What
-differs, because mail or passwords were at stake:
+It has the same names, arguments and results, the same ``error_proto``, and the same methods to
+override (``_getline`` and similar ones), so a program only has to change its import.  It differs
+where mail or passwords were at risk:
 
 - TLS is verified unless a ``context`` says otherwise;
-- a multi-line response ends at CRLF.CRLF only, so no message can end itself with a dot between
-  bare LFs, and ``b"\\r\\n".join(lines)`` is the message, octet for octet;
+- a multi-line response ends only at CRLF.CRLF, so a dot between bare LFs does not end a message,
+  and ``b"\\r\\n".join(lines)`` is the message, octet for octet;
 - lines of mail may be of any length;
 - control characters in arguments are refused with ``ValueError``, before anything is sent;
 - unexpected octets end the session, before TLS and between responses;
-- ``apop`` answers only to a time stamp of the form of a Message-ID (RFC 1939 §7, CVE-2007-1558);
+- ``apop`` accepts only a time stamp in the form of a Message-ID (RFC 1939 §7, CVE-2007-1558);
 - ``set_debuglevel`` shows no password, and no exception repeats one that the server repeats.
 
 For new programs ``connect_blocking`` is the better interface: it streams and pipelines.
@@ -24,7 +24,7 @@ import socket
 import ssl
 import sys
 import warnings
-from builtins import list as _list  # a method has that name
+from builtins import list as _list  # a method has the same name
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import md5
@@ -43,7 +43,7 @@ POP3_PORT = 110
 POP3_SSL_PORT = 995
 CR, LF, CRLF = b"\r", b"\n", b"\r\n"
 HAVE_SSL = True
-_MAXLINE = 65_536  # octets of a first line, though RFC 1939 §3 allows 512
+_MAXLINE = 65_536  # octets of a first line; RFC 1939 §3 allows 512, but servers send more
 _BUFFER = 65_536  # octets read at once
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 # The standard library's own, because subclasses hand it to ``socket.create_connection``.
@@ -54,21 +54,22 @@ StrOrBytesPath = str | bytes | PathLike[str] | PathLike[bytes]
 
 
 class POP3:
-    """A session; the server's greeting was read when this returns.
+    """A session; the constructor connects and reads the greeting.
 
-    Every method but ``stat``, ``capa`` and those with a list gives the response as it came.
+    All methods return the response as received, except ``stat``, ``capa`` and those that return a
+    list.
 
     Raises:
-        error_proto: the server said -ERR or broke the protocol, or the connection has ended.
-        OSError: the connection failed; TimeoutError, when it was silent for too long.
+        error_proto: the response was -ERR or invalid, or the connection has ended.
+        OSError: the connection failed; TimeoutError if the server was silent for too long.
         UnsafeArgument (a ValueError): a control character in an argument; nothing was sent.
     """
 
     encoding = "UTF-8"
     timestamp: re.Pattern[Any] = re.compile(rb"<[!-;=?A-~]+@[!-;=?A-~]+>")
-    """What ``apop`` takes for a time stamp; a subclass may take more."""
+    """Pattern of the time stamps that ``apop`` accepts; a subclass may accept more."""
     default_context: Callable[[], ssl.SSLContext] = staticmethod(tls.client_context)
-    """Makes the context where none is given; a subclass may trust otherwise."""
+    """Creates the default context; a subclass may trust other certificates."""
     sock: socket.socket
     file: BinaryIO
 
@@ -78,7 +79,7 @@ class POP3:
         self._tls_established = False
         self._debugging = 0
         self.__record = Record(self.__print)
-        self.__is_text = False  # the lines of a multi-line response are being read
+        self.__is_text = False  # whether a multi-line response is being read
         sys.audit("poplib.connect", self, host, port)
         self.sock = self._create_socket(timeout)
         self.file = _file(self.sock)
@@ -89,8 +90,8 @@ class POP3:
             raise
 
     # One command and its response.  Subclasses of ``poplib.POP3`` override the methods whose names
-    # begin with one underscore, so each is called where that module calls it.  They are of type
-    # Any, because its stub does not have them, and a subclass may declare them as it likes.
+    # begin with one underscore, so each is called where that module calls it.  They have the type
+    # Any, because the stub does not declare them and a subclass may declare them differently.
 
     def __connect(self, timeout: float | None) -> socket.socket:
         if timeout is not None and not timeout:
@@ -100,10 +101,10 @@ class POP3:
     def __put_line(self, line: bytes) -> None:
         """
         Raises:
-            error_proto: also when the server has said more than it was asked: to which command
-                that belongs cannot be known.
+            error_proto: also if unexpected octets were received, because it is unknown to which
+                command they belong.
         """
-        if self.sock is None:  # closed, whatever its type says
+        if self.sock is None:  # closed, although its type does not allow None
             raise error_proto("-ERR connection closed")
         if _unread(self.file):
             raise error_proto("-ERR the server sent data without a command")
@@ -118,10 +119,10 @@ class POP3:
         self._putline(octets)
 
     def __get_line(self) -> tuple[bytes, int]:
-        """A line without its end, and how many octets it has with it.
+        """Return a line without its end, and its number of octets including the end.
 
-        A first line may end with a bare LF, as seen in the wild, for no mail is in it.  A line of
-        a message ends with CRLF only, and may have any length.
+        A first line may end with a bare LF, as some servers send it, since it contains no mail.  A
+        line of a message ends only with CRLF, and may have any length.
         """
         line = self.file.readline(-1 if self.__is_text else _MAXLINE + 1)
         if self.__is_text and line.endswith(LF) and not line.endswith(CRLF):
@@ -185,7 +186,7 @@ class POP3:
         return self.welcome
 
     def set_debuglevel(self, level: int) -> None:
-        """Print what both sides say, without passwords; 0: no longer."""
+        """Print the dialogue without passwords; 0 turns this off."""
         self._debugging = level
 
     def __print(self, line: str) -> None:
@@ -203,7 +204,7 @@ class POP3:
             return self.__short(f"PASS {pswd}")
 
     def apop(self, user: str, password: str) -> bytes:
-        """Log in by a digest of the greeting's time stamp and the password; MD5 is broken."""
+        """Log in with a digest of the greeting's time stamp and the password.  MD5 is insecure."""
         found = self.timestamp.search(self.welcome)
         if found is None:
             raise error_proto("-ERR APOP not supported by server")
@@ -213,15 +214,15 @@ class POP3:
             return self.__short(f"APOP {user} {digest}")
 
     def rpop(self, user: str) -> bytes:
-        """Of RFC 1081, which no server knows any more."""
+        """Log in by RPOP (RFC 1081), which no current server supports."""
         return self.__short(f"RPOP {user}")
 
     def utf8(self) -> bytes:
-        """Ask for messages as they are (RFC 6856 §2)."""
+        """Allow UTF-8 in messages (RFC 6856 §2)."""
         return self.__short("UTF8")
 
     def capa(self) -> dict[str, _list[str]]:
-        """Capabilities with their arguments (RFC 2449 §5)."""
+        """Return the capabilities with their arguments (RFC 2449 §5)."""
         try:
             lines = self.__long("CAPA")[1]
         except error_proto as error:
@@ -236,8 +237,8 @@ class POP3:
         if "STLS" not in self.capa():
             raise error_proto("-ERR STLS not supported by server")
         response = self.__short("STLS")
-        # What came with it would count as said inside TLS (CVE-2021-22947 and others); what the
-        # file still holds is gone with it.
+        # Octets received with the response would count as received inside TLS (CVE-2021-22947
+        # and others); those in the file's buffer are discarded with it.
         if _unread(self.file):
             self.close()
             raise error_proto("-ERR octets came before the TLS handshake")
@@ -250,7 +251,7 @@ class POP3:
     # TRANSACTION.
 
     def stat(self) -> tuple[int, int]:
-        """How many messages, how many octets."""
+        """Return the number of messages and their total size in octets."""
         response = self.__short("STAT")
         found = re.match(rb"\+\S* +([0-9]{1,10}) +(-?[0-9]{1,18})", response)
         if found is None:
@@ -258,8 +259,11 @@ class POP3:
         return int(found[1]), int(found[2])
 
     def list(self, which: object = None) -> LongResponse:
-        """All of them: response, lines (``number octets``), octets.  Of one message the response
-        alone, ``+OK number octets``, though the stub of the standard library knows no difference.
+        """Return response, lines (``number octets``) and octets.
+
+        For one message, return only the response, ``+OK number octets``; the stub of the standard
+        library does not declare this difference.
+
         """
         if which is None:
             return self.__long("LIST")
@@ -270,16 +274,19 @@ class POP3:
     @overload
     def uidl(self, which: object) -> bytes: ...
     def uidl(self, which: object = None) -> bytes | LongResponse:
-        """All of them: response, lines (``number unique-id``), octets.  Of one message the
-        response alone, ``+OK number unique-id``."""
+        """Return response, lines (``number unique-id``) and octets.
+
+        For one message, return only the response, ``+OK number unique-id``.
+        """
         return self.__long("UIDL") if which is None else self.__short(f"UIDL {which}")
 
     def retr(self, which: object) -> LongResponse:
-        """Response, lines, octets with line ends."""
+        """Return response, lines, and the number of octets including line ends."""
         return self.__long(f"RETR {which}")
 
     def top(self, which: object, howmuch: int) -> LongResponse:
-        """The header and the first ``howmuch`` lines of the body, in the form of ``retr``."""
+        """Return the header and the first ``howmuch`` lines of the body, in the form of
+        ``retr``."""
         return self.__long(f"TOP {which} {howmuch}")
 
     def dele(self, which: object) -> bytes:
@@ -294,21 +301,21 @@ class POP3:
     # The end.
 
     def quit(self) -> bytes:
-        """What was marked as deleted is removed; the connection ends."""
+        """Remove the messages marked as deleted, and end the connection."""
         response = self.__short("QUIT")
         self.close()
         return response
 
     def close(self) -> None:
-        """Drop the connection: nothing is removed."""
+        """Drop the connection; no message is removed."""
         file: BinaryIO | None = self.file
         connection: socket.socket | None = self.sock
-        # As the standard library does; its stub has no None there either.
+        # As in the standard library, whose stub does not allow None either.
         self.file = self.sock = None  # type: ignore[assignment]
         if file is not None:
             file.close()
         if connection is not None:
-            with suppress(OSError):  # the server was quicker
+            with suppress(OSError):  # the server has closed it already
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
 
@@ -321,10 +328,10 @@ class POP3:
         return response
 
 
-class POP3_SSL(POP3):  # the name is the standard library's
+class POP3_SSL(POP3):  # the name in the standard library
     """A session with TLS from the first octet (RFC 8314 §3.1).
 
-    ``certfile`` and ``keyfile`` are our own; Python 3.12 has taken them away.
+    ``certfile`` and ``keyfile`` are for a client certificate; Python 3.12 has removed them.
     """
 
     def __init__(
@@ -360,7 +367,7 @@ class POP3_SSL(POP3):  # the name is the standard library's
 
 
 class _Counted(io.RawIOBase):
-    """What is read from a socket, and how many octets that were."""
+    """Reads from a socket, and counts the octets."""
 
     def __init__(self, raw: io.RawIOBase) -> None:
         self._raw = raw

@@ -1,4 +1,4 @@
-"""Counts and weights, in one process or in memory shared by the workers of a server.
+"""Counts and weights, in one process or in memory that the workers of a server share.
 
 Limits: a shared count is a count-min sketch: the smaller of two cells picked by a keyed hash.  It
 is never too small, and too large only if other keys share both cells; clients cannot aim at that,
@@ -22,7 +22,7 @@ from .posix import fcntl
 # Cells per hash.  With 1,000 addresses a key shares both cells with others in 0.4 % of cases; a row
 # takes 128 KiB.
 _CELLS = 16_384
-_ROW = 1 + 2 * _CELLS  # the sum of all, then the cells
+_ROW = 1 + 2 * _CELLS  # the total, then the cells
 _WAYS = 8  # places for one key, like the ways of a cache
 _NOTHING = 1 / 128  # a weight faded below this counts as 0: seven half-lives of a weight of 1
 
@@ -35,7 +35,7 @@ class Tally:
         self._all = 0
 
     def exclusively(self) -> AbstractContextManager[None]:
-        """Return a lock for a look and the change that depends on it."""
+        """Return a lock for a read and the change that depends on it."""
         return nullcontext()
 
     def all(self) -> int:
@@ -132,8 +132,8 @@ class Weights:
         clock: Callable[[], float],
         secret: bytes | None = None,
     ) -> None:
-        """``half_life`` in seconds.  With a ``secret`` the octets mean the same to another server
-        that has it."""
+        """``half_life`` is in seconds.  ``octets`` can be used by another server with the same
+        ``secret``."""
         self._memory = mmap.mmap(-1, places * 24)
         whole = memoryview(self._memory)
         self._ids = whole[: places * 8].cast("Q")
@@ -160,7 +160,7 @@ class Weights:
         if at is None:
             at = min(places, key=weights.__getitem__)
             weights[at] = 0.0
-            self._ids[at] = 0  # empty until all is written
+            self._ids[at] = 0  # the place counts as empty until all is written
         self._weights[at] = min(weights[at] + weight, most)
         self._stamps[at] = now
         self._ids[at] = identity
@@ -169,7 +169,9 @@ class Weights:
         if not self._ids[at]:
             return 0.0
         age = now - self._stamps[at]
-        if age < -SLACK:  # from a clock that was ahead; it would not fade until then
+        if (
+            age < -SLACK
+        ):  # dated in the future by a wrong clock; otherwise it would not fade until then
             return 0.0
         age = max(0.0, age)
         weight: float = self._weights[at] * 0.5 ** (age / self._half_life)

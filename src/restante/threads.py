@@ -1,7 +1,7 @@
 """Run blocking calls in threads beside the event loop.
 
-A cancelled caller of ``in_thread`` goes on to close files, free locks and end connections.  That
-must not happen while the thread still uses them, so the cancellation waits for the call.
+A cancelled caller of ``in_thread`` closes files, frees locks and ends connections.  This must not
+happen while the thread uses them, so the cancellation waits for the call.
 
 Limits: a bounded number of calls run at once; others wait for a free thread.
 """
@@ -39,7 +39,7 @@ class Threads:
         self._most = most
         self._calls: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]]] = SimpleQueue()
         self._running = 0  # threads
-        self._idle = 0  # of them, less the calls that wait for one
+        self._idle = 0  # idle threads minus waiting calls
         self._lock = threading.Lock()
 
     async def run(self, call: Callable[[], T]) -> T:
@@ -78,14 +78,14 @@ class Threads:
     def _serve(self) -> None:
         while True:
             try:
-                self._run(*self._calls.get(timeout=_PATIENCE))  # keeps nothing of the call
+                self._run(*self._calls.get(timeout=_PATIENCE))  # keeps no reference to the call
             except Empty:
                 with self._lock:
                     if self._idle > 0:
                         self._idle -= 1
                         self._running -= 1
                         return
-                # Or else a call for this thread is on its way.
+                # Otherwise a call for this thread will arrive.
 
     def _run(self, call: Callable[[], Any], ended: asyncio.Future[Any]) -> None:
         result = failure = None
@@ -94,7 +94,7 @@ class Threads:
                 result = call()
         except BaseException as error:
             failure = error
-        with self._lock:  # before the caller hears of it and comes again
+        with self._lock:  # before the caller gets the result and calls again
             self._idle += 1
         with suppress(RuntimeError):  # the loop has ended
             ended.get_loop().call_soon_threadsafe(_settle, ended, result, failure)
@@ -102,7 +102,7 @@ class Threads:
 
 
 def _settle(ended: asyncio.Future[Any], result: object, failure: BaseException | None) -> None:
-    if ended.done():  # its caller has given up
+    if ended.done():  # its caller was cancelled
         return
     if failure is not None:
         ended.set_exception(failure)

@@ -1,8 +1,8 @@
 """Lines and multi-line responses, octet by octet (RFC 1939 §3, RFC 2449 §4).
 
-Security: all input here is hostile.  A line ends with CRLF and with nothing else, in
-every state and in both directions: whatever another program between the peers takes for
-one line must never be two here, and the other way round.  Memory is bounded by the limits.
+Security: all input is untrusted.  A line ends only with CRLF, in every state and in both
+directions: what another program between the peers reads as one line must never be two lines here,
+and vice versa.  Memory is bounded by the limits.
 """
 
 from __future__ import annotations
@@ -15,37 +15,37 @@ CRLF = b"\r\n"
 TERMINATION = b".\r\n"  # the line of the termination octet
 MAX_COMMAND = 255  # octets, CRLF included (RFC 2449 §4)
 MAX_RESPONSE = 512  # octets of a first line, CRLF included (RFC 1939 §3)
-MAX_DISCARD = 131_072  # octets of one overlong line that we wait for; ours
-# First words of other protocols.  A browser that was tricked into speaking to a mail server gets no
-# answer at all (ALPACA, https://alpaca-attack.com).
+MAX_DISCARD = 131_072  # octets of one overlong line that are discarded; an estimate, from no RFC
+# First words of other protocols.  A browser that was tricked into connecting to a mail server gets
+# no response (ALPACA, https://alpaca-attack.com).
 _HTTP = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "PRI")
 FOREIGN_PROTOCOLS = frozenset((*_HTTP, "HOST:", "PROXY"))
 
 
 class LineBuffer:
-    """Splits what arrives into lines."""
+    """Splits received octets into lines."""
 
     __slots__ = ("_discarded", "_octets", "_scanned", "limit")
 
     def __init__(self, limit: int = MAX_COMMAND) -> None:
         self.limit = limit  # octets, CRLF included
         self._octets = bytearray()
-        self._scanned = 0  # octets in which no line end was found
-        self._discarded = -1  # octets of an overlong line thrown away; -1: not in one
+        self._scanned = 0  # octets searched without a line end
+        self._discarded = -1  # discarded octets of an overlong line; -1: not in one
 
     @property
     def unread(self) -> int:
-        """Octets that wait here."""
+        """Number of octets that were not taken yet."""
         return len(self._octets)
 
     def feed(self, octets: bytes) -> None:
         self._octets += octets
 
     def next_line(self) -> bytes | None:
-        """The next line without its CRLF, or None: feed me more.
+        """Return the next line without its CRLF; None: more octets are needed.
 
         Raises:
-            OverlongLine: more than ``limit`` octets; once for each such line, at once.
+            OverlongLine: more than ``limit`` octets; raised once per line, before its end.
             BareLineFeed: LF without CR.
             NulOctet: NUL, also before the line has ended.
             HostileInput: an overlong line that does not end within 128 KiB.
@@ -88,11 +88,11 @@ class LineBuffer:
         self._scanned = 0
 
     def take_all(self) -> bytes:
-        """All that waits, for what is no line."""
+        """Take all octets, for data that is not lines."""
         return self._take(len(self._octets))
 
     def _discard_unfinished(self) -> None:
-        """Keep nothing but a last CR, whose LF may be on its way."""
+        """Discard all octets except a final CR, whose LF may follow."""
         keep = 1 if self._octets.endswith(b"\r") else 0
         self._discard(self._take(len(self._octets) - keep))
         self._scanned = keep
@@ -127,16 +127,16 @@ def _doubled(text: bytes) -> bytes:
 class Stuffer:
     """Byte-stuffing of one multi-line response (RFC 1939 §3).
 
-    Takes CRLF text in pieces of any size; ``finish`` gives the termination octet's line.
+    Takes CRLF text in pieces of any size; ``finish`` returns the line of the termination octet.
     """
 
     def __init__(self) -> None:
-        self._last = CRLF  # the last two octets: the response begins at a line's beginning
+        self._last = CRLF  # the last two octets; the response begins at the start of a line
 
     def feed(self, octets: bytes) -> bytes:
         border = self._last + octets[:2]
         last, self._last = self._last, octets[-2:] if len(octets) > 1 else border[-2:]
-        if b"\r\n." in border:  # which _doubled could not see
+        if b"\r\n." in border:  # across the border, which _doubled cannot see
             return _doubled(last + octets)[len(last) :]
         return _doubled(octets)
 
@@ -145,10 +145,10 @@ class Stuffer:
 
 
 class Unstuffer:
-    """The content of one multi-line response, without the termination octet's line.
+    """Extracts the content of one multi-line response, without the line of the termination octet.
 
-    Ends at CRLF.CRLF only.  A dot between bare LFs is content: a server that passes bare LF
-    through would otherwise let a message pretend to be the responses that follow it.
+    It ends only at CRLF.CRLF.  A dot between bare LFs is content; otherwise a message could forge
+    responses if the server passes bare LF on.
     """
 
     _END = b"\r\n.\r\n"
@@ -156,12 +156,12 @@ class Unstuffer:
     def __init__(self) -> None:
         self.is_finished = False
         self.rest = b""
-        """After the end: octets that belong to the next response."""
-        self._held = CRLF  # may be the beginning of the end
-        self._virtual = 2  # the response begins at a line's beginning: a CRLF that is not content
+        """Octets after the end, which belong to the next response."""
+        self._held = CRLF  # may begin the end of the response
+        self._virtual = 2  # octets of a CRLF before the response, which is not content
 
     def feed(self, octets: bytes) -> bytes:
-        """What is certainly content of all that was fed, each octet once."""
+        """Feed octets, and return those that are certainly content."""
         text = self._held + octets
         end = text.find(self._END)
         if end >= 0:
@@ -173,7 +173,7 @@ class Unstuffer:
             content, self._held = text[: len(text) - keep], text[len(text) - keep :]
         content = content.replace(b"\r\n.", CRLF)
         if self._virtual and content:
-            # The held virtual CRLF leaves as a whole: both octets or none.
+            # The virtual CRLF is removed completely or not at all.
             content = content[self._virtual :]
             self._virtual = 0
         return content
