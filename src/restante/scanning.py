@@ -107,14 +107,14 @@ class Scan(NamedTuple):
             for name, inode in names.items():
                 yield File(directory, name, inode)
 
-    def select(self, wanted: Collection[Identity]) -> list[File]:
+    def select(self, wanted: Collection[Identity]) -> list[tuple[Identity, File]]:
         """Return the wanted files that were seen, and every link to them."""
         inodes = {inode for _, inode in wanted}  # most files are ruled out without their names
         return [
-            file
+            (identity, File(directory, name, inode))
             for directory, names in self.names.items()
             for name, inode in names.items()
-            if inode in inodes and (file := File(directory, name, inode)).identity in wanted
+            if inode in inodes and (identity := (unique_part(name), inode)) in wanted
         ]
 
 
@@ -175,7 +175,7 @@ def scan_for(maildir: int, wanted: Collection[Identity]) -> Scan:
     Messages that were not seen are gone only if the result is exact.
     """
     for found in passes(maildir):
-        if len({file.identity for file in found.select(wanted)}) == len(wanted):
+        if len(dict(found.select(wanted))) == len(wanted):
             break
     return found
 

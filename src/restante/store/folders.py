@@ -130,12 +130,12 @@ def recent(maildrop: int, listing: Index, since: float) -> list[int]:
                 break
             seen = scan_for(maildrop, moved)
             there = seen.select(moved)
-            left = {file.identity for file in there} if seen.is_exact else set(moved)
-            for file in there:
+            left = {identity for identity, _ in there} if seen.is_exact else set(moved)
+            for identity, file in there:
                 with suppress(FileNotFoundError):
                     if _arrived(file.name, opened[file.directory]) >= since:
-                        places.append(moved[file.identity])
-                    left.discard(file.identity)
+                        places.append(moved[identity])
+                    left.discard(identity)
             moved = {each: moved[each] for each in left}
     return sorted({*places, *moved.values()})
 

@@ -41,7 +41,7 @@ from contextlib import contextmanager, suppress
 from ..clock import is_credible
 from ..errors import MessageGone, TemporaryFailure
 from ..maildrop import Entry, HeldMessage, SessionRecord
-from ..scanning import Scan, scan_exactly, scan_for
+from ..scanning import scan_exactly, scan_for
 from . import adopted, files, journal
 from .names import (
     Adopted,
@@ -69,6 +69,7 @@ _PURGED_FULL = 1_048_576
 _NAME_MAX = 255  # octets of a file name on nearly every file system
 _LONGEST = _NAME_MAX - 12  # octets; 11 digits of seconds (until the year 5138) and a dot precede
 _ATTEMPTS = 3  # scans for files that another program renames while we move them
+_NAMES_A_FILE = re.compile("[^.,:/][^,:/]*")  # a unique-id that can be a unique part
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 _log = logging.getLogger(__name__)
@@ -135,10 +136,11 @@ def _take(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
     try:
         for _ in range(_ATTEMPTS):
             scan = scan_for(maildrop, wanted)
-            failed, renamed = _take_once(maildrop, scan, wanted, removed_at)
+            seen = [(file, wanted[identity]) for identity, file in scan.select(wanted)]
+            failed, renamed = _take_once(maildrop, seen, removed_at)
             left |= failed
-            seen = {wanted[file.identity] for file in scan.select(wanted)}
-            wanted = {key: each for key, each in wanted.items() if each not in seen - renamed}
+            done = {unique_id for _, unique_id in seen} - renamed
+            wanted = {key: each for key, each in wanted.items() if each not in done}
             if not renamed:
                 break
         left |= renamed
@@ -154,20 +156,23 @@ def _take(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
 
 
 def _take_once(
-    maildrop: int, scan: Scan, victims: Victims, removed_at: int | None
+    maildrop: int, victims: Iterable[tuple[File, str]], removed_at: int | None
 ) -> tuple[set[str], set[str]]:
     """Return the unique-ids of messages that could not be moved, and of those that another program
     has just renamed."""
     left, renamed = set(), set()
-    with files.directory(files.HELD, maildrop) as held:
-        for file in scan.select(victims):
-            unique_id = victims[file.identity]
+    with (
+        files.directory(files.HELD, maildrop) as held,
+        files.directory("new", maildrop) as new,
+        files.directory("cur", maildrop) as cur,
+    ):
+        for file, unique_id in victims:
+            directory = new if file.directory == "new" else cur
             try:
-                with files.directory(file.directory, maildrop) as directory:
-                    if removed_at is None:
-                        files.unlink(file.name, directory)
-                    else:
-                        _hold(file, unique_id, directory, held, removed_at)
+                if removed_at is None:
+                    files.unlink(file.name, directory)
+                else:
+                    _hold(file, unique_id, directory, held, removed_at)
             except FileNotFoundError:
                 renamed.add(unique_id)
             except OSError as error:
@@ -186,11 +191,20 @@ def _name_in_held(name: str, unique_id: str) -> str:
 
     If an adopted id makes that impossible, ``restante.ids`` knows the id by the old name.
     """
-    names = [name, unique_part(name)]  # without other programs' endless fields and flags
-    if unique_id_of(name) != unique_id and re.fullmatch("[^.,:/][^,:/]*", unique_id):
-        names = [renamed(name, unique_id), renamed(unique_part(name), unique_id)]
-    names.append(renamed(unique_part(name), unique_id_of(name)))  # of an endless unique part
+    names = _names_in_held(name, unique_id)
     return next(each for each in names if 0 < len(os.fsencode(each)) <= _LONGEST)
+
+
+def _names_in_held(name: str, unique_id: str) -> Iterator[str]:
+    """Yield the best name first, then shorter ones."""
+    own_id = unique_id_of(name)
+    if own_id == unique_id or not _NAMES_A_FILE.fullmatch(unique_id):
+        yield name
+        yield unique_part(name)  # without other programs' endless fields and flags
+    else:
+        yield renamed(name, unique_id)
+        yield renamed(unique_part(name), unique_id)
+    yield renamed(unique_part(name), own_id)  # of an endless unique part
 
 
 def _move(name: str, source: int, new_name: str, held: int, removed_at: int) -> None:

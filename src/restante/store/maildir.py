@@ -808,18 +808,17 @@ class _OpenMaildir:
         return [each for each in records if each.credential == credential]
 
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
+        return await in_thread(self._remove_entries, entries)
+
+    def _remove_entries(self, entries: Collection[Entry]) -> Collection[Entry]:
         victims = {}
         for entry in entries:
             with suppress(MessageGone):
                 victims[entry.unique_id] = self._file(entry)[1]
-        if not victims:
+        if not victims or self._hold() == inf:
             return ()
-        left = await in_thread(self._remove_if_wanted, victims)
+        left = self._remove(victims)
         return [entry for entry in entries if entry.unique_id in left]
-
-    def _remove_if_wanted(self, victims: Mapping[str, File]) -> set[str]:
-        """As ``_remove``, but do nothing if ``hold`` is infinite."""
-        return set() if self._hold() == inf else self._remove(victims)
 
     def _remove(self, victims: Mapping[str, File]) -> set[str]:
         """Remove files by unique-id; returns the ids that are left.  Blocking."""

@@ -362,7 +362,7 @@ def _measure(maildrop: int, rows: list[Row], places: Sequence[int]) -> None:
 def _measure_moved(maildrop: int, rows: list[Row], missing: Mapping[Identity, int]) -> None:
     """Measure messages that another program has renamed or removed."""
     seen = scan_for(maildrop, missing)
-    now = {file.identity: file for file in seen.select(missing)}
+    now = dict(seen.select(missing))
     for identity, at in missing.items():
         with suppress(FileNotFoundError):  # renamed once more: the next login measures it
             if identity in now:
