@@ -21,16 +21,16 @@ from restante.cli import command
 
 from .support import LOOPS, Run
 
-# No test trusts the authorities of the machine. To load them takes 40 ms for each context, too.
+# No test trusts the authorities of the machine. Loading them takes 40 ms for each context, too.
 os.environ["SSL_CERT_FILE"] = os.environ["SSL_CERT_DIR"] = os.devnull
 
 T = TypeVar("T")
-# A busy machine is no failure.  A developer gets half of the examples, and .ci/run sees all.
+# A busy machine is not a failure.  Developers run half of the examples, .ci/run all of them.
 EXAMPLES = 100 if "CI" in os.environ else 50
 settings.register_profile("untimed", deadline=None, max_examples=EXAMPLES)
 settings.load_profile("untimed")
 
-# What a password costs protects users, and would be a third of the time that the tests take.
+# The cost of hashing protects users, and would be a third of the time of all tests.
 FULL_COST = {
     (passwords, "_MEMORY"): passwords._MEMORY,
     (passwords, "_ITERATIONS"): passwords._ITERATIONS,
@@ -52,7 +52,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The limit of a fast test is in pyproject.toml; long ones get five minutes."""
+    """Give slow tests five minutes; the limit of fast ones is in pyproject.toml."""
     for item in items:
         is_long = item.get_closest_marker("slow") or item.get_closest_marker("interop")
         if is_long and not item.get_closest_marker("timeout"):
@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(params=list(LOOPS))
 def run(request: pytest.FixtureRequest) -> Run[Any]:
-    """Runs a coroutine on each kind of event loop."""
+    """Return a function that runs a coroutine, for each kind of event loop."""
 
     def run_on(work: Coroutine[Any, Any, T]) -> T:
         with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
@@ -72,7 +72,7 @@ def run(request: pytest.FixtureRequest) -> Run[Any]:
 
 @pytest.fixture
 def full_cost(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Passwords cost what they cost in earnest."""
+    """Use the real cost of passwords."""
     for (module, name), value in FULL_COST.items():
         monkeypatch.setattr(module, name, value)
     passwords.decoy_hash.cache_clear()
@@ -82,7 +82,7 @@ def full_cost(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Certificate and key for this machine."""
+    """Make a certificate and key for this machine."""
     return tls.make_self_signed(tmp_path_factory.mktemp("tls"), ["localhost", "127.0.0.1"])
 
 
@@ -98,7 +98,7 @@ def client_tls(certificate: tuple[Path, Path]) -> ssl.SSLContext:
 
 @pytest.fixture
 def loggers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The loggers as they were, after a test that sets the log up."""
+    """Restore the loggers after a test that sets up the log."""
     for switch in ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing"):
         monkeypatch.setattr(logging, switch, getattr(logging, switch))
     ours = [logging.getLogger(name) for name in ("restante", "asyncio")]

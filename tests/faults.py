@@ -1,4 +1,4 @@
-"""Attacks and faults, and the tests that are said to show what happens."""
+"""Attacks and faults in docs/faults.toml, and the tests that it names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HOUSE = Path(__file__).parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One line of ``docs/faults.toml``."""
+    """An entry of ``docs/faults.toml``."""
 
     number: int
     area: str
@@ -32,7 +32,7 @@ def faults() -> list[Fault]:
 
 
 def known() -> set[str]:
-    """Every test and transcript, as the table names them."""
+    """Return the names of all tests and transcripts, as in the table."""
     tests = HOUSE / "tests"
     found = {
         path.relative_to(tests / "transcripts").with_suffix("").as_posix()

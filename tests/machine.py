@@ -1,4 +1,4 @@
-"""A machine whose clock can be set, which can be switched off, and whose time passes at once."""
+"""A simulated machine: its clock can be set, it can be switched off, and time passes at once."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ TODAY = RELEASED + 400 * DAY
 
 @dataclass
 class Machine:
-    """A clock with a wall, and a true one that no test looks at."""
+    """A machine with a wall clock, and with the true time."""
 
     path: Path | None
     now: float = TODAY
-    """What the clock shows."""
+    """The time that the clock shows."""
     true: float = TODAY
     boot: int = 1
     running: float = 5000.0
 
     def clock(self) -> Clock:
-        """As a new process has it."""
+        """Return the clock as a new process has it."""
         return Clock(
             self.path, wall=lambda: self.now, running=lambda: (f"boot {self.boot}", self.running)
         )
 
     def run(self, seconds: float, *, looks: float = 6 * 3600.0) -> Reading:
-        """Run on, with a process that looks at the clock now and then."""
+        """Let time pass with a running process that reads the clock regularly."""
         while seconds > 0:
             step = min(looks, seconds)
             self.now, self.true = self.now + step, self.true + step

@@ -1,4 +1,4 @@
-"""Malformed mail of the kinds that parsers have been found to raise, recurse or hang on."""
+"""Malformed mail of kinds on which parsers raise, recurse or hang."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ VALUES = [
 ]
 VALUES += ["", " ", "\t", " \t ", "\x0b", "\x0c", "x\x0cBcc: y"]
 VALUES += ["a\rb", "a\r\nb", "a\r\n b", "a\n\nb", "\ra", "a\r", "a\r\rb", "a\r\n\r\n b"]
-# Long, deep or many.
+# Long, deeply nested or numerous.
 VALUES += ["(" * 500 + ")" * 500, "(" * 500, "\\(" * 50 + "(" * 50, '"(' * 60, "()" * 400]
 VALUES += [(piece * 300)[:900] for piece in ("<", '"', "[", ":", ";", "a:", "@", ",", "=?", "a,")]
 VALUES += ["=?a?q?" * 200, "é " * 300, "a " * 3000, "x" * 50_000, "a@b, " * 250, "a@b," * 2500]

@@ -1,7 +1,7 @@
-"""``./dev coverage``: which lines and branches no test reaches.
+"""``./dev coverage``: lines and branches that no test reaches.
 
-The layers without I/O (0 and 1 in ``test_layers``) must be reached completely: a branch that no
-test takes there is a rule of a protocol that no test holds.  The rest is reported.  Processes that
+The layers without I/O (0 and 1 in ``test_layers``) must be covered completely: a branch without a
+test there is a rule of a protocol without a test.  Other layers are only reported.  Processes that
 tests start are measured too.
 """
 
@@ -15,15 +15,15 @@ from pathlib import Path
 from .test_layers import LAYERS, SOURCE
 
 HOUSE = Path(__file__).parent.parent
-DATA = HOUSE / "build" / "coverage"  # as pyproject.toml has it
+DATA = HOUSE / "build" / "coverage"  # as in pyproject.toml
 PURE = 1  # the highest layer without I/O
 
 
 def main(arguments: list[str]) -> int:
-    """``arguments`` are pytest's, by default the whole suite; with others nothing is required."""
+    """Run pytest with ``arguments``; complete coverage is required only of the whole suite."""
     DATA.mkdir(parents=True, exist_ok=True)
     _coverage("erase")
-    # Whether they pass is for ./dev test to say: some bound the time or the octets of a process.
+    # Failures do not matter here: some tests limit the time or memory of a process.
     _coverage("run", "-m", "pytest", *(arguments or ["-n", "auto"]))
     _coverage("combine", "--quiet")
     layers = ",".join(pure())
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
 
 
 def pure() -> Iterator[str]:
-    """Patterns of the modules in the layers without I/O."""
+    """Return patterns of the modules in the layers without I/O."""
     for room, layer in LAYERS.items():
         if layer <= PURE:
             path = SOURCE / room

@@ -1,4 +1,4 @@
-"""What the RFCs ask, and which tests say that they show it."""
+"""Requirements of the RFCs, and the tests that refer to them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ID = re.compile(r"[PN]-\d{2,3}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirement:
-    """One table of ``docs/rfc.toml``, which explains the fields."""
+    """A requirement in ``docs/rfc.toml``, which explains the fields."""
 
     id: str
     level: str
@@ -46,13 +46,13 @@ def requirements() -> list[Requirement]:
 
 
 def areas() -> dict[str, str]:
-    """What the first requirement of each part of the table begins."""
+    """Return the areas, by the first requirement of each."""
     text = (HOUSE / "docs" / "rfc.toml").read_text()
     return {match[2]: match[1] for match in re.finditer(r"^# (.+)\n\n\[(.+)\]$", text, re.M)}
 
 
 def sections() -> set[str]:
-    """Every section that may be cited, as ``1939 §5``."""
+    """Return every section that may be cited, such as ``1939 §5``."""
     also = {f"{rfc} §{section}" for rfc, found in _read()["also"].items() for section in found}
     return also.union(*(each.sources for each in requirements()))
 
@@ -63,7 +63,7 @@ def _read() -> dict[str, Any]:
 
 @cache
 def named() -> dict[str, list[str]]:
-    """The tests that name each requirement: ``tests/x.py::test_y``, or a transcript."""
+    """Return the tests for each requirement: ``tests/x.py::test_y``, or a transcript."""
     found: dict[str, list[str]] = defaultdict(list)
     for path in sorted((HOUSE / "tests").rglob("*.py")):
         text = path.read_text()
@@ -76,7 +76,7 @@ def named() -> dict[str, list[str]]:
 
 
 def _in_module(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Marks of a test, then those of the module or of rows in a table."""
+    """Yield marks of a test, then those of its module or parameters."""
     owned: set[ast.AST] = set()
     for test in ast.walk(tree):
         if isinstance(test, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -103,7 +103,7 @@ def _arguments(call: ast.Call) -> Iterator[str]:
 
 
 def _in_transcript(text: str) -> Iterator[str]:
-    """The lines at its head that hold nothing but names."""
+    """Yield the names in the first lines of a transcript."""
     for line in text.splitlines():
         if not line.startswith("#"):
             return

@@ -1,4 +1,4 @@
-"""What several test modules need: event loops, a passdb of one user, a running server."""
+"""Helpers for several test modules: event loops, a passdb with one user, a running server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from restante.server.proxy import Origin
 
 try:
     import uvloop
-except ImportError:  # where uvloop is not to be had (Windows)
+except ImportError:  # uvloop is not available on Windows
     LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
 else:
     LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
@@ -47,14 +47,14 @@ LOOPBACK: tuple[Network, ...] = (ip_network("127.0.0.0/8"),)
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what nobody tells."""
+    """Wait for a condition that no event signals."""
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 
 async def once(octets: bytes) -> AsyncIterator[bytes]:
-    """A message in one piece."""
+    """Yield a message in one piece."""
     yield octets
 
 
@@ -65,7 +65,7 @@ async def sizes(store: Store, user: str = "mrose") -> list[int]:
 
 @dataclass
 class OneUser:
-    """A passdb that knows "mrose", by every add-on; the token is "vF9dft4qmT"."""
+    """A passdb with every add-on for user "mrose"; the token is "vF9dft4qmT"."""
 
     password: str = "tan staaf"
 
@@ -88,7 +88,7 @@ class OneUser:
         return self.open(proof)
 
     def keys(self, identity: str, digest: str) -> ScramSecrets:
-        """Two credentials; the second is the password."""
+        """Return two credentials; the second is the password."""
         mechanism = ScramMechanism({"sha256": "SCRAM-SHA-256", "sha1": "SCRAM-SHA-1"}[digest])
         keys = []
         salt = sha256(identity.encode()).digest()[:16]
@@ -118,7 +118,7 @@ class OneUser:
 
 
 class Client:
-    """A client that says and hears octets."""
+    """A client that sends and receives octets."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -128,7 +128,7 @@ class Client:
         self.writer.write(octets)
 
     async def line(self) -> bytes:
-        """The next line without CRLF; empty when the server has closed."""
+        """Read the next line; returns it without CRLF, empty if the server closed."""
         async with asyncio.timeout(10):
             return (await self.reader.readline()).removesuffix(b"\r\n")
 
@@ -141,7 +141,7 @@ class Client:
         assert (await self.ask(b"PASS tan staaf")).startswith(b"+OK")
 
     async def rest(self) -> bytes:
-        """Everything until the server closes, however it does."""
+        """Read everything until the server closes in any way."""
         heard = bytearray()
         async with asyncio.timeout(10):
             try:
@@ -162,7 +162,7 @@ class Server:
 
     @asynccontextmanager
     async def client(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[Client]:
-        """A connected client that has heard the greeting."""
+        """Connect a client and read the greeting."""
         name = "localhost" if tls else None
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", self.port, ssl=tls, server_hostname=name
@@ -179,7 +179,7 @@ class Server:
 def listening(
     build: Callable[[str, Slot, Origin], asyncio.BaseProtocol], *, per_address: int = 100
 ) -> Iterator[int]:
-    """A door without TLS, such as ``Intake.lmtp()``; gives its port.  Needs a running loop."""
+    """Run a listener without TLS, such as ``Intake.lmtp()``; yields its port."""
     opened = bind(Address("", "127.0.0.1", 0))
     port: int = opened.getsockname()[1]
     listener = Listener(opened, build, Admission(1000, per_address), name="test")

@@ -1,4 +1,4 @@
-"""Time that cannot be set: what a jump of the clock, a reboot and a lost file do to the mark."""
+"""Time that cannot be set: effects of clock jumps, reboots and lost files on the mark."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_each_jump_waits_a_day_of_its_own(machine: Machine) -> None:
 
 
 def test_a_clock_that_was_ahead_and_is_put_back(machine: Machine) -> None:
-    """For more than a day, so that it was believed."""
+    """It was ahead for more than a day, so it was trusted."""
     machine.set(TODAY + 300 * DAY)
     machine.run(2 * DAY)
     reading = machine.set(machine.true)
@@ -99,7 +99,7 @@ def test_a_machine_without_a_battery_boots_in_1970_and_jumps_to_today(machine: M
 
 
 def test_a_machine_whose_clock_stops_with_it(machine: Machine) -> None:
-    """As fake-hwclock has it: it goes on from when the machine was switched off."""
+    """With fake-hwclock time continues from when the machine was switched off."""
     machine.reboot(off=90 * DAY, clock_stops=True)
     before = machine.run(300)
     assert before.proven == before.now
@@ -109,7 +109,7 @@ def test_a_machine_whose_clock_stops_with_it(machine: Machine) -> None:
 
 
 def test_a_machine_that_is_off_at_night_goes_on(machine: Machine) -> None:
-    """16 hours without power look like a jump, but the mark never stands still."""
+    """16 hours without power look like a jump, but the mark still advances."""
     for _ in range(12):
         machine.reboot(off=16 * 3600.0)
         reading = machine.run(8 * 3600.0)
@@ -123,7 +123,7 @@ def test_reboot_within_the_hour_is_not_a_jump(machine: Machine) -> None:
 
 
 def test_the_machine_runs_on_though_nothing_of_ours_does(machine: Machine) -> None:
-    """As with a collector that cron starts once a day, or a server that stood still."""
+    """For example with a collector that cron starts once a day, or a stopped server."""
     machine.now += 20 * DAY
     machine.running += 20 * DAY
     reading = machine.clock().advance()
@@ -301,7 +301,7 @@ def test_stamps_in_the_future_or_1970_are_not_credible(stamp: float, counts: boo
     assert is_credible(stamp, TODAY) is counts
 
 
-# -- Any life of a machine
+# -- Any history of a machine
 
 _steps = st.one_of(
     st.tuples(st.just("run"), st.floats(1, 3 * DAY)),
@@ -315,8 +315,8 @@ _steps = st.one_of(
 def test_a_wrong_clock_proves_nothing_before_it_ran_on_for_a_day(
     steps: list[tuple[str, float]],
 ) -> None:
-    """What is proven has come, unless the clock was wrong for a day; but for the slack, which each
-    small step of the clock has for itself."""
+    """A proven time is past unless the clock was wrong for a day; each small step of the clock is
+    tolerated."""
     machine = Machine(None)
     clock = machine.clock()
     clock.advance()

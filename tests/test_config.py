@@ -1,4 +1,4 @@
-"""One TOML file: every key, every mistake, and who wins."""
+"""The TOML file: keys, errors and precedence."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_section_is_a_value_that_cannot_change() -> None:
 
 
 def keys(value: Any = None, path: str = "") -> Iterator[str]:
-    """Every dotted key of the configuration."""
+    """Yield every dotted key of the configuration."""
     value = Configuration() if value is None else value
     for each in fields(value):
         inner = getattr(value, each.name)
@@ -81,7 +81,7 @@ def whole_example() -> str:
 
 
 def test_example_configuration_equals_the_defaults_until_edited(file: Path) -> None:
-    """It names load balancers, devices without TLS and the like, which are nobody's."""
+    """The example mentions load balancers, devices without TLS and so on, which must be off."""
     assert load(config.example(), file) == load("", file)
 
 
@@ -100,7 +100,7 @@ def test_the_example_is_a_good_configuration_with_every_key(file: Path) -> None:
 def test_without_its_examples_the_example_is_the_defaults(file: Path) -> None:
     shown, default = load(whole_example(), file), load("", file)
     for name, kind, options in config.sections():
-        if kind is config.Account:  # there is none until somebody names one
+        if kind is config.Account:  # exists only if configured
             sections: list[object] = [shown.account["isp"], config.Account()]
         elif kind is config.OAuth:
             sections = [shown.account["isp"].oauth, config.OAuth()]
@@ -121,7 +121,7 @@ def test_every_key_has_a_manual(file: Path) -> None:
             assert re.search(r"[.)]$", each.metadata["doc"]), each.name
 
 
-# Mistakes: file, line, key, what would be right.
+# Errors: file, line, key, and valid values.
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_invalid_toml_is_reported_with_its_file(octets: bytes, told: str, file: 
 
 @pytest.mark.parametrize("name", ["none.toml", ".", "restante.toml/x"])
 def test_a_file_that_was_named_must_be_there(name: str, file: Path) -> None:
-    """A given file is never ignored, however it was given."""
+    """A file named in any way is never ignored."""
     file.write_text("")
     path = file.parent / name
     with pytest.raises(ConfigurationError, match=re.escape(str(path))):
@@ -260,7 +260,7 @@ def test_a_single_text_is_a_list_of_one(file: Path) -> None:
     assert load("[server]\nlisten = ''", file).server.listen == ()
 
 
-# Who wins.
+# Precedence.
 
 
 def test_the_environment_wins_over_the_file_and_the_command_line_over_both(file: Path) -> None:
@@ -325,7 +325,7 @@ def test_systemd_names_the_state_directory(file: Path) -> None:
 def test_the_file_of_the_system_has_the_state_of_the_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What an administrator types must reach what the service of systemd reads."""
+    """Commands of an administrator must use the same state as the systemd service."""
     monkeypatch.setattr(loading, "SYSTEM", (tmp_path / "etc", Path("/var/lib/restante")))
     file = tmp_path / "etc" / "restante" / "restante.toml"
     file.parent.mkdir(parents=True)
@@ -337,7 +337,7 @@ def test_the_file_of_the_system_has_the_state_of_the_system(
 def test_a_home_that_cannot_be_read_holds_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """setpriv(1) leaves the home of root."""
+    """setpriv(1) keeps the home of root."""
     file, home = tmp_path / "etc" / "restante" / "restante.toml", tmp_path / "home"
     file.parent.mkdir(parents=True)
     file.write_text("")
@@ -356,7 +356,7 @@ def test_a_home_that_cannot_be_read_holds_no_file(
 def test_missing_home_names_the_next_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As in a container, where the user has no entry in passwd."""
+    """For example in a container where the user has no entry in passwd."""
 
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -402,7 +402,7 @@ def test_private_mode_serves_loopback_and_the_users_own_files(tmp_path: Path) ->
 
 @pytest.mark.parametrize(("length", "has_path"), [(107, True), (108, False)])
 def test_ephemeral_server_starts_in_a_deep_directory(length: int, has_path: bool) -> None:
-    """A socket's path is short (unix(7)); the port beside it serves as well."""
+    """Paths of sockets must be short (unix(7)); the port works as well."""
     folder = Path("/" + "x" * (length - len("//lmtp.sock")))
     found = config.ephemeral(folder).intake.lmtp.listen
     assert found == (f"unix:{folder}/lmtp.sock",) * has_path + ("127.0.0.1:0",)

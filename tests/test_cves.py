@@ -1,4 +1,4 @@
-"""What others were caught by (CVE numbers), each as a thing that cannot happen here.
+"""Vulnerabilities of other programs (CVE numbers) that must not occur here.
 
 The server's session and the client's dialogue are driven without sockets; what needs sockets
 or TLS has its CVE number in the docstring of a test in ``server/``.
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 
 def talk(procedure: Procedure[T], heard: bytes) -> tuple[bytes, T]:
-    """What the client says to a server that says ``heard``, and what it makes of that."""
+    """Return what the client sends to a server that sends ``heard``, and its result."""
     said = bytearray()
     try:
         wanted = next(procedure)
@@ -58,7 +58,7 @@ def broken(procedure: Procedure[Any], heard: bytes, error: type[Exception]) -> N
 
 
 # STLS, server (CVE-2011-0411, CVE-2011-1926, CVE-2021-33515, CVE-2021-38084, CVE-2021-38542,
-# CVE-2022-28220, CVE-2024-34083): commands sent in clear are run as if TLS had protected them.
+# CVE-2022-28220, CVE-2024-34083): plaintext commands were run as if TLS had protected them.
 
 
 @pytest.mark.parametrize("behind", [b"USER mrose\r\n", b"STLS\r\n", b"U", b"\r\n", b"\x16\x03"])
@@ -80,7 +80,7 @@ def test_pre_tls_state_is_discarded() -> None:
 
 
 # STLS, client (CVE-2021-22947, CVE-2021-38371, CVE-2020-14093, CVE-2020-14154, CVE-2020-14928,
-# CVE-2026-41319): responses sent in clear are read after the handshake, or steer the login.
+# CVE-2026-41319): plaintext responses were read after the handshake, or affected the login.
 
 
 @pytest.mark.parametrize("behind", [b"+OK\r\n", b"+O", b"+OK\r\nSASL PLAIN\r\n.\r\n", b"\r"])
@@ -116,7 +116,7 @@ def test_no_argument_holds_a_second_command(character: str) -> None:
 
 
 def test_base64_cannot_hide_a_command() -> None:
-    """The relative of CVE-2025-15367 in proxies: CR and LF that SASL decodes."""
+    """Like CVE-2025-15367 in proxies: CR and LF that SASL decodes."""
     core = Core(list(MESSAGES))
     hidden = b64encode(b"\0mrose\r\nPASS tan staaf\r\n\0x")
     assert core.send(b"AUTH PLAIN " + hidden + b"\r\n") == b"-ERR [AUTH] authentication failed\r\n"
@@ -124,7 +124,7 @@ def test_base64_cannot_hide_a_command() -> None:
 
 @pytest.mark.rfc("P-021", "P-022")
 def test_every_line_that_begins_with_a_dot_is_stuffed() -> None:
-    """CVE-2001-0996: RETR and TOP alike, wherever the dot stands."""
+    """CVE-2001-0996: in RETR and TOP, wherever the dot is."""
     core = Core([b".\r\n..\r\n\r\n.\r\n"])
     core.send(LOGIN)
     for command in (b"RETR 1\r\n", b"TOP 1 9\r\n"):
@@ -155,7 +155,7 @@ def test_overlong_arguments_are_refused(keyword: bytes) -> None:
 @pytest.mark.parametrize("octets", [1001, 70_000])
 @pytest.mark.rfc("N-09")
 def test_overlong_unique_id_is_ignored(octets: int) -> None:
-    """CVE-2005-2335: 128 octets on a stack.  Other mail than this must not stay there for it."""
+    """CVE-2005-2335: 128 octets on a stack.  Other mail must still be collected."""
     long = b"u" * octets
     heard = b"+OK\r\n1 10\r\n2 10\r\n.\r\n+OK\r\n1 " + long + b"\r\n2 two\r\n.\r\n"
     _, found = talk(Dialogue().listing(), heard)
@@ -163,14 +163,14 @@ def test_overlong_unique_id_is_ignored(octets: int) -> None:
 
 
 def test_empty_unique_id_is_ignored() -> None:
-    """CVE-2018-14356; that unique-ids are no paths (CVE-2018-14362) the collector's tests show."""
+    """CVE-2018-14356; for unique-ids as paths (CVE-2018-14362) see the collector's tests."""
     _, found = talk(Dialogue().listing(), b"+OK\r\n1 10\r\n.\r\n+OK\r\n1 \r\n.\r\n")
     assert list(found) == [Message(1, None, 10)]
 
 
 @pytest.mark.rfc("P-029")
 def test_numbers_of_a_server_are_no_integers_in_a_table() -> None:
-    """CVE-2021-33582: a hash that is no secret.  Python's are, but for integers'."""
+    """CVE-2021-33582: a predictable hash.  In Python only hashes of integers are predictable."""
     listing = ListingBuilder()
     for number in (5, 3 * 2**61, 7):
         assert listing.add(number, 1)
@@ -190,7 +190,7 @@ def test_a_host_is_looked_up_and_no_more(host: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_long_lines_of_mail_are_no_error() -> None:
-    """CVE-2013-1752 was mended with a limit of 2048 octets, which real mail exceeds."""
+    """CVE-2013-1752 was fixed with a limit of 2048 octets, which real mail exceeds."""
     line = b"x" * 300_000
     dialogue = Dialogue()
     retrieval = talk(dialogue.ask_for([Message(1, None, 1)]), b"")[1]
@@ -204,7 +204,7 @@ def test_long_lines_of_mail_are_no_error() -> None:
 
 @pytest.mark.rfc("P-029", "N-09")
 def test_an_endless_response_is_the_end() -> None:
-    """The other half of CVE-2013-1752."""
+    """The other part of CVE-2013-1752."""
     broken(Dialogue().greeting(), b"+OK " + b"x" * 70_000, ProtocolBroken)
 
 
@@ -219,7 +219,7 @@ def test_names_are_no_templates_and_need_no_utf8(name: bytes) -> None:
 
 
 def test_bad_base64_affects_no_other_session() -> None:
-    """CVE-2025-59028: it killed the logins of others that were under way."""
+    """CVE-2025-59028: it ended other logins in progress."""
     one, other = Core(list(MESSAGES)), Core(list(MESSAGES))
     other.send(b"AUTH PLAIN\r\n")
     one.send(b"AUTH PLAIN !!!!\r\n")
@@ -256,7 +256,7 @@ def test_mail_is_not_parsed(head: bytes) -> None:
 
 
 def test_a_refused_login_is_not_tried_in_another_way() -> None:
-    """The client's half of CVE-2026-41319: no fall-back to a weaker mechanism."""
+    """The client's side of CVE-2026-41319: no fallback to a weaker mechanism."""
     dialogue = Dialogue()
     talk(dialogue.ask_capabilities(), b"+OK\r\nSASL PLAIN\r\nUSER\r\n.\r\n")
     with pytest.raises(LoginFailed) as caught:

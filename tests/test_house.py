@@ -1,4 +1,4 @@
-"""What the files of the project promise each other."""
+"""Consistency of the files of the project."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import restante
 
 HOUSE = Path(__file__).parent.parent
-# In pieces, so that this file does not hold them.
+# Split, so that this file does not contain them.
 HOSTS = [".".join(parts) for parts in (
     ("pypi", "org"), ("files", "pythonhosted", "org"), ("registry", "npmjs", "org"),
     ("deb", "debian", "org"),
@@ -21,7 +21,7 @@ HOSTS = [".".join(parts) for parts in (
 
 
 def tracked() -> list[Path]:
-    """The files of the project; without git, all that are not ignored."""
+    """Return the files of the project; without git, all that are not ignored."""
     listed = subprocess.run(["git", "ls-files"], cwd=HOUSE, capture_output=True, text=True)
     if listed.returncode == 0:
         found = [HOUSE / name for name in listed.stdout.splitlines()]
@@ -73,7 +73,7 @@ def test_links_in_the_documents_lead_somewhere() -> None:
     "command", ["test", "coverage", "lint", "types", "docs", "bench", "lock", "ci"]
 )
 def test_every_command_of_dev_says_what_it_does(command: str) -> None:
-    """Those that are not here hand the question on, and would prepare .venv first."""
+    """Other commands pass --help on, and would prepare .venv first."""
     run = [sys.executable, str(HOUSE / "dev"), command, "--help"]
     done = subprocess.run(run, capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout.startswith(f"./dev {command}: ")

@@ -1,4 +1,4 @@
-"""The architecture is tested like behaviour: imports go downward only (docs/design.md)."""
+"""The architecture: imports go downward only (docs/design.md)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ LIBRARIES |= {"sasl": {"scramp"}, "collect": {"cryptography", "imapclient"}}
 
 @cache
 def imports(module: str, source: str) -> list[str]:
-    """What a module imports, also inside functions: dotted, ours beginning with a dot."""
+    """Return the imports of a module, also inside functions; ours begin with a dot."""
     return list(_imports(module, source))
 
 
@@ -70,7 +70,7 @@ def _imports(module: str, source: str) -> Iterator[str]:
 
 
 def violations(module: str, source: str) -> list[str]:
-    """Each import of ``module`` (such as ``pop3.session``) that the architecture forbids."""
+    """Yield each import of ``module`` (such as ``pop3.session``) that the layers forbid."""
     room = module.split(".")[0]
     found = []
     for name in imports(module, source):
@@ -137,10 +137,10 @@ def test_every_import_goes_downward() -> None:
 
 
 def circle(modules: Mapping[str, str]) -> list[str]:
-    """Modules that import each other, also for types only or inside a function; else empty."""
+    """Return modules that import each other, even for types or in functions; empty if none."""
 
     def known(imported: str) -> str | None:
-        """The module of ours from which a name such as ``.pop3.session.Session`` comes."""
+        """Return our module that has a name such as ``.pop3.session.Session``."""
         while imported:
             for name in (imported[1:], f"{imported[1:]}.__init__"):
                 if name in modules:

@@ -1,4 +1,4 @@
-"""Log lines: nobody can forge one, and fail2ban reads the right address."""
+"""Log lines: peers cannot forge them, and fail2ban reads the right address."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def refused(user: str, ip: str = "192.0.2.7") -> str:
 
 
 def banned(line: str) -> str | None:
-    """The address that fail2ban reads from a line with the filter that is shipped."""
+    """Return the address that fail2ban reads from a line with our filter."""
     expression = re.search(r"^failregex\s*=\s*(.+)$", FILTER.read_text(), re.M)
     assert expression
     address = r"(?P<address>\[?[0-9A-Fa-f:.]{2,45}\]?)"
@@ -64,11 +64,11 @@ def banned(line: str) -> str | None:
     return str(ip_address(match["address"])) if match else None
 
 
-# One line, whatever is in it.
+# One line per event.
 
 
 def test_a_line_is_an_event_and_words() -> None:
-    """INTERFACE: `login refused: ip=… user=… …`, in this order, for ever."""
+    """The form `login refused: ip=… user=… …` must never change."""
     assert refused("ann") == "login refused: ip=192.0.2.7 user=ann proto=pop3s reason=bad-password"
     assert plain("stopping") == "stopping"
 
@@ -109,7 +109,7 @@ def test_json_is_one_object_on_one_line(user: str) -> None:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_the_text_of_a_bug_forges_no_line(text: str) -> None:
-    """A traceback has many lines, and may quote what a peer sent."""
+    """A traceback has many lines, and may quote octets of a peer."""
     try:
         raise ValueError(text)
     except ValueError as error:
@@ -135,7 +135,7 @@ def test_the_text_of_a_library_forges_no_line(text: str) -> None:
 @pytest.mark.parametrize("ip", ["192.0.2.7", "2001:db8::7"])
 @pytest.mark.parametrize("before", ["", "mail restante[7]: ", " mail restante: "])
 def test_fail2ban_bans_refused_clients(user: str, ip: str, before: str) -> None:
-    """fail2ban cuts the time stamp off before it matches."""
+    """fail2ban removes the time stamp before matching."""
     assert banned(before + refused(user, ip)) == ip
 
 
@@ -150,12 +150,12 @@ def test_fail2ban_does_not_ban_a_local_peer() -> None:
     assert banned(refused("198.51.100.9", ip="")) is None
 
 
-# Where the lines go.
+# Output of the log.
 
 
 @pytest.fixture
 def told(loggers: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[Log], io.StringIO]:
-    """Sets the log up, and gives what it tells."""
+    """Return a function that sets up a log and returns its output."""
 
     def begin(wanted: Log) -> io.StringIO:
         written = io.StringIO()
@@ -207,7 +207,7 @@ def test_the_journal_gets_no_time(
 def test_a_log_that_cannot_be_written_stops_nothing(
     told: Callable[[Log], io.StringIO], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk, or a pipe whose reader has gone."""
+    """For example on a full disk, or to a closed pipe."""
     told(Log())
 
     class Full(io.StringIO):
@@ -222,7 +222,7 @@ def test_a_log_that_cannot_be_written_stops_nothing(
 @pytest.mark.parametrize("form", ["journal", "json"])
 @pytest.mark.parametrize("value", [" " * 49_000, "x" * 49_000, "\U0001f4e7" * 49_000])
 def test_no_line_is_longer_than_its_values_may_be(form: str, value: str) -> None:
-    """Strangers decide how long some values are, and journald splits lines at 48 KiB."""
+    """Peers choose the length of some values, and journald splits lines at 48 KiB."""
     record = logging.LogRecord("restante.x", logging.WARNING, "", 0, "login refused", (), None)
     record.fields = {"user": value}
     line = log._formatter(form).format(record)

@@ -1,4 +1,4 @@
-"""Line ends, TOP and trace fields, whatever the pieces."""
+"""Line ends, TOP and trace fields, in any pieces."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def top_of(pieces: list[bytes], lines: int) -> bytes:
 def test_top_is_header_blank_line_and_n_lines(
     lines: list[bytes], count: int, places: list[int]
 ) -> None:
-    """RFC 1939 §7 TOP, said once more line by line."""
+    """RFC 1939 §7, compared with a second implementation by lines."""
     message = b"".join(line + b"\r\n" for line in lines)
     whole = message.split(b"\r\n")[:-1]
     blank = whole.index(b"") if b"" in whole else len(whole)
@@ -121,5 +121,5 @@ def test_an_envelope_cannot_forge_a_field(part: str) -> None:
 def test_header_fields_can_be_put_before_any_message(
     message: bytes, expected: tuple[int, bytes]
 ) -> None:
-    """RFC 5322 §2.2: every line of a header is a field, and text is no header."""
+    """RFC 5322 §2.2: every line of a header is a field; text is not a header."""
     assert separate(message) == expected

@@ -1,7 +1,7 @@
-"""Malformed mail: it can be parsed, and everything in it can be read, without an exception.
+"""Malformed mail can be parsed, and everything in it read, without an exception.
 
-The values below are of the kinds that raise, recurse or never end in the parsers of some Python
-from 3.11 on.  Each is read in every field that has a class of its own, in every way.
+The values below make the parsers of some Python since 3.11 raise, recurse or never end.  Each is
+read in every way, in every field that has its own class.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ POLICIES += [policy.compat32, policy.SMTP.clone(cte_type="7bit"), POLICY.clone(c
 
 
 def attributes(header: Any) -> Iterator[object]:
-    """Every attribute of a header object, and of what these are made of."""
+    """Read every attribute of a header object and of its parts."""
     for name, _ in inspect.getmembers(type(header), lambda each: isinstance(each, property)):
         yield repr(getattr(header, name))
     for group in getattr(header, "groups", ()):
@@ -138,7 +138,7 @@ def read_all(octets: bytes, field: str) -> None:
 
 @pytest.fixture
 def few_frames() -> Iterator[None]:
-    """A stack that is shallow, as it is for a program that is itself deep in some other library."""
+    """Leave few stack frames, as in a program with deep calls."""
     limit, depth = sys.getrecursionlimit(), len(inspect.stack())
     sys.setrecursionlimit(depth + 450)
     yield
@@ -195,7 +195,7 @@ def test_text_in_any_charset_can_be_read(parameter: str) -> None:
         assert isinstance(mime.parse(b"Subject: " + word + b"\r\n\r\n")["Subject"], str), codec
 
 
-# A fallback is text with a defect, and takes nothing else with it.
+# A fallback is text with a defect, and affects nothing else.
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,9 @@ def test_a_bad_address_spoils_no_other() -> None:
 
 
 LETTERS = st.characters(codec="utf-8", categories=("L", "N"), max_codepoint=0x2FFF)
-NAME = st.text(LETTERS, min_size=1, max_size=12)  # longer ones 3.13.0 folds with a space inside
+NAME = st.text(
+    LETTERS, min_size=1, max_size=12
+)  # Python 3.13.0 folds longer ones with a space inside
 WORD = st.from_regex("[a-z0-9]{1,9}", fullmatch=True)
 ADDRESS = st.builds(Address, NAME | st.just("B, b (x) <y>"), username=WORD, domain=WORD)
 
@@ -266,7 +268,7 @@ def test_addresses_are_split_at_the_right_commas(value: str, parts: list[str]) -
     assert list(split_addresses(value)) == parts
 
 
-# Bounds, at the threshold.
+# Limits, at the threshold.
 
 
 def nested(levels: int) -> bytes:
@@ -303,7 +305,7 @@ def test_fewer_levels_where_there_are_many_lines(lines: int) -> None:
 @pytest.mark.parametrize("kind", ["multipart/mixed; boundary=x", "message/delivery-status"])
 @pytest.mark.parametrize("parts", [1, MAX_PARTS, MAX_PARTS + 1, 50_000])
 def test_parts_are_bounded(kind: str, parts: int) -> None:
-    """A message that has more is its octets: parts of five octets would take 2 kB each."""
+    """Messages with more parts are not split: parts of five octets would take 2 kB each."""
     part = b"--x\r\n\r\ny\r\n" if kind.startswith("multi") else b"a: b\r\n\r\n"
     end = b"--x--\r\n" if kind.startswith("multi") else b""
     octets = f"Content-Type: {kind}\r\n\r\n".encode() + part * parts + end
@@ -351,7 +353,7 @@ def test_values_beyond_the_bounds_are_text(field: str, within: str, beyond: str)
 @pytest.mark.parametrize("piece", ['"', ",", "a ", "a,", ";", "\\", "<", "()", "=?utf-8?q?a?= "])
 @pytest.mark.parametrize("field", ["to", "subject", "content-type", "content-transfer-encoding"])
 def test_work_grows_no_faster_than_the_value(field: str, piece: str) -> None:
-    """Counted in calls of functions; the library alone needs nine times the calls or worse."""
+    """Counted in function calls; the library alone needs at least nine times as many."""
 
     def calls(octets: int) -> int:
         count = 0
@@ -371,7 +373,7 @@ def test_work_grows_no_faster_than_the_value(field: str, piece: str) -> None:
     assert calls(30_000) < 4 * max(calls(10_000), 10_000)
 
 
-# What is well-formed stays as it was.
+# Well-formed mail is unchanged.
 
 
 def test_well_formed_mail_reads_as_the_library_reads_it() -> None:
@@ -447,7 +449,7 @@ def test_mistakes_of_the_program_are_heard() -> None:
     "boundary", ["", "; boundary", "; boundary*", '; boundary=""', "; boundary=x"]
 )
 def test_a_multipart_without_parts_is_text(boundary: str) -> None:
-    """RFC 2045 §5.2: a type without what it needs is that of plain text."""
+    """RFC 2045 §5.2: an incomplete type means plain text."""
     octets = f"Content-Type: multipart/mixed{boundary}\r\n\r\n--\r\n\r\nhello\r\n".encode()
     message = mime.parse(octets)
     body = message.get_body()

@@ -1,4 +1,4 @@
-"""Nothing is made below the mount point of a disk that is not mounted."""
+"""No file is made below the mount point of a disk that is not mounted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Table = Callable[..., Path]
 
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A mount point by fstab."""
+    """Add a mount point to fstab."""
     point = tmp_path / "my disk"
     point.mkdir()
     table(tmp_path, monkeypatch, str(point))
@@ -56,7 +56,7 @@ def test_a_symbolic_link_leads_there(disk: Path, tmp_path: Path) -> None:
 
 
 def test_other_paths_are_not_checked(disk: Path, tmp_path: Path) -> None:
-    """And no other mount point is touched, where a file server may be down."""
+    """Other mount points are not accessed, since their file server may be down."""
     for place in (tmp_path / "Mail", tmp_path / "my disk 2", Path("/")):
         mounts.refuse_unmounted(str(place))
 
@@ -83,12 +83,12 @@ def test_a_collector_makes_nothing_there(
     with monkeypatch.context() as patch:
         mount(disk, patch)
         open_destination(to.format(disk)).close()
-    # What is there already is used: perhaps the disk is not meant to be there.
+    # An existing directory is used: perhaps the disk is not needed.
     open_destination(to.format(disk)).close()
 
 
 def test_a_store_makes_no_maildrop_there(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither for a delivery nor for a login, which would show an empty maildrop."""
+    """Neither for a delivery nor for a login, which would list an empty maildrop."""
     store = MaildirStore(f"{disk}/%u")
     with pytest.raises(TemporaryFailure, match="is a mount point"):
         run(deliver(store, "ann", b"x"))

@@ -1,7 +1,7 @@
 """The client, the server for tests and ``restante fetch`` where POSIX is missing, as on Windows.
 
-A process of its own forgets the modules and attributes that only POSIX systems have, as far as
-Python's own library can do without them here, and then works as a user would.
+A separate process hides the modules and attributes that only POSIX systems have, as far as
+Python's library works without them here, and then acts like a user.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def ran(program: str, *arguments: str) -> str:
 
 
 def test_hidden_names_are_missing() -> None:
-    """Otherwise the other tests would show nothing."""
+    """Otherwise the other tests would prove nothing."""
     with pytest.raises(AssertionError, match="fcntl"):
         ran("import fcntl")
     with pytest.raises(AssertionError, match="O_DIRECTORY"):

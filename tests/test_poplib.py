@@ -1,6 +1,6 @@
-"""``restante.poplib``: what it does otherwise than the module whose place it takes.
+"""``restante.poplib``: differences from the module of the standard library.
 
-That it does the same in all else, CPython's own tests show: ``interop/test_poplib.py``.
+CPython's own tests check that everything else is equal: ``interop/test_poplib.py``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MESSAGE = b"Subject: one\r\n\r\n.dot\r\n..\r\n" + b"x" * 100_000 + b"\r\n\x85\x0
 
 @contextmanager
 def saying(*answers: bytes) -> Iterator[tuple[poplib.POP3, list[bytes]]]:
-    """A client whose server greets, then says these, one after each command, then hangs up."""
+    """Yield a client of a server that greets, gives these answers in turn, then hangs up."""
     listening = socket.create_server(("127.0.0.1", 0))
     heard: list[bytes] = []
 
@@ -264,7 +264,7 @@ def test_a_server_that_is_silent() -> None:
     listening.close()
 
 
-# What subclasses override.
+# Overriding methods in subclasses.
 
 HOOKS = (
     *("_create_socket", "_putline", "_putcmd", "_getline", "_getresp", "_getlongresp"),
@@ -273,7 +273,7 @@ HOOKS = (
 
 
 def test_every_method_that_a_subclass_may_override_is_there() -> None:
-    """As long as the standard library has it."""
+    """Every such method of the standard library."""
     theirs = {name for name in vars(original.POP3) if re.fullmatch(r"_[a-z]\w*", name)}
     assert theirs - {"_tls_established", "_debugging"} <= set(HOOKS)
     with saying() as (client, _):
@@ -282,7 +282,7 @@ def test_every_method_that_a_subclass_may_override_is_there() -> None:
 
 
 def session(module: Any, server: Pop3Server, name: str) -> list[str]:
-    """The calls of one overridden method in a session, with their arguments and results."""
+    """Return the calls of an overridden method in a session, with arguments and results."""
     calls: list[str] = []
     base = module.POP3_SSL
 
@@ -312,14 +312,14 @@ def session(module: Any, server: Pop3Server, name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", HOOKS)
 def test_an_overridden_method_is_called_as_by_the_standard_library(name: str) -> None:
-    """As often, with the same arguments and results."""
+    """The same number of times, with the same arguments and results."""
     with Pop3Server() as server:
         server.deliver("ann", b"Subject: one\r\n\r\n.dot\r\n..\r\n")
         assert session(poplib, server, name) == session(original, server, name)
 
 
 def test_an_override_that_reads_the_file_itself() -> None:
-    """As the standard library's own does."""
+    """As in the standard library."""
 
     class Copied(poplib.POP3):
         def _getline(self) -> tuple[bytes, int]:
@@ -340,7 +340,7 @@ def test_an_override_that_reads_the_file_itself() -> None:
 
 
 def test_a_file_that_a_program_has_made_itself() -> None:
-    """Such as after a handshake of its own."""
+    """For example after its own handshake."""
     with Pop3Server(users={"ann": "pw"}) as server:
         client = poplib.POP3(server.host, server.stls_port, timeout=10)
         client._shortcmd("STLS")

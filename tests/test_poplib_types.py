@@ -1,7 +1,7 @@
 """``restante.poplib`` type-checks wherever the ``poplib`` of the standard library does.
 
-The judge is mypy with the stub that it brings (typeshed), before and after Python 3.12, which has
-taken arguments away.
+The check is by mypy with its stub (typeshed), before and after Python 3.12, which removed
+arguments.
 """
 
 from __future__ import annotations
@@ -130,12 +130,12 @@ print(poplib.HAVE_SSL)
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of mypy from nothing takes seconds."""
+    """A cache for mypy, which takes seconds without one."""
     return tmp_path_factory.mktemp("mypy")
 
 
 def checked(folder: Path, cache: Path, version: str, **files: str) -> str:
-    """What mypy finds, in its strictest mode."""
+    """Return the errors that mypy finds in strict mode."""
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text)
     arguments = ["--strict", "--python-version", version, "--config-file", "", "--no-error-summary"]
@@ -146,17 +146,17 @@ def checked(folder: Path, cache: Path, version: str, **files: str) -> str:
 
 
 def without_ignores(text: str) -> str:
-    """Where the standard library's stub lacks a method, ours has one of type Any."""
+    """Remove comments that are needed only where the standard stub lacks a method."""
     return text.replace("  # type: ignore[misc]", "")
 
 
 def protocols() -> str:
-    """Each class of the stub as a protocol, so that mypy compares all of it, one by one."""
+    """Return each class of the stub as a protocol, so that mypy compares all members."""
     text = STUB.read_text()
     classes = text[text.index("class POP3:") :]
     classes = re.sub(r"class POP3:", "class StandardPOP3(Protocol):", classes)
     classes = re.sub(r"class POP3_SSL\(POP3\):", "class StandardSSL(Protocol):", classes)
-    # Constructors are no part of a protocol; calls of them stand in PROGRAM.
+    # Constructors are not part of a protocol; PROGRAM calls them.
     classes = re.sub(
         r"(?m)^( +)(?:@overload\n +)?(?:@deprecated\((?:.|\n)*?\)\n +)?def __init__"
         r"(?:.|\n)*?-> None: \.\.\.$",
@@ -191,7 +191,7 @@ def both(server: poplib.POP3_SSL) -> StandardPOP3:
 @pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 def test_programs_and_each_name_of_the_stub(tmp_path: Path, cache: Path, version: str) -> None:
-    """A program that mypy accepts with ``import poplib`` it accepts with ours."""
+    """Every program that mypy accepts with ``import poplib`` is accepted with ours."""
     stub = protocols()
     assert len(re.findall(r"(?m)^ +def (\w+)", stub)) > 20, "the stub looks otherwise than it did"
     (tmp_path / "standard.pyi").write_text(stub)
@@ -202,7 +202,7 @@ def test_programs_and_each_name_of_the_stub(tmp_path: Path, cache: Path, version
 
 @pytest.mark.slow
 def test_type_check_finds_differences(tmp_path: Path, cache: Path) -> None:
-    """Otherwise the other test would show nothing."""
+    """Otherwise the other test would prove nothing."""
     (tmp_path / "standard.pyi").write_text(protocols().replace("-> tuple[int, int]", "-> str"))
     wrong = PROGRAM.replace("MODULE", "from restante import poplib") + "poplib.POP3(7)\n"
     out = checked(tmp_path, cache, VERSIONS[-1], check=CHECK, wrong=wrong)

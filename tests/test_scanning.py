@@ -1,7 +1,7 @@
 """Directories that change while they are read.
 
-A model of a Maildir stands below ``scanning``: it renames, adds and removes files between any two
-entries that a pass sees, and shows an entry that changes once, twice or not at all, as readdir may.
+A model of a Maildir replaces the file system: it renames, adds and removes files between any two
+entries of a pass, and shows a changed entry once, twice or not at all, as readdir may.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Model:
     """Files in directories, a coarse clock, and another program."""
 
     def __init__(self, seed: int, busy: int) -> None:
-        """``busy``: how often of 100 times something happens before an entry is read."""
+        """``busy``: probability in per cent of a change before an entry is read."""
         self.random = Random(seed)
         self.busy = busy
         self.now = 10**18
@@ -66,7 +66,7 @@ class Model:
         self.stamps[directory] = (self.stamps[directory][0], tick, tick)
 
     def something_happens(self) -> None:
-        """Maybe; time goes on in any case, often by less than the clock shows."""
+        """Perhaps make a change; time passes in any case, often by less than a clock tick."""
         self.pass_time(self.random.choice([1000, 1_000_000]))
         if self.random.randrange(100) >= self.busy:
             return
@@ -91,15 +91,15 @@ class Model:
         self.now += nanoseconds
         self.monotonic += nanoseconds
 
-    # What ``scanning`` calls.
+    # Functions that ``scanning`` calls.
 
     def stamp(self, name: str, parent: int) -> tuple[int, int, int]:
         self.something_happens()
         return self.stamps[name]
 
     def list(self, name: str, parent: int) -> dict[str, int]:
-        """What is there at the beginning, in any order, as it is when its turn comes; and some of
-        what came meanwhile."""
+        """Return the entries at the beginning, in any order, in their current state; and some of
+        those added meanwhile."""
         if name == "new":
             self.when_read = self.truth()
         begin = {each for each, (directory, _) in self.files.items() if directory == name}
@@ -109,7 +109,7 @@ class Model:
         seen: dict[str, int] = {}
         for each in waiting:
             self.something_happens()
-            # One that stood still is seen; of one that is gone the old name may still come.
+            # An unchanged entry is shown; a removed one may still be shown.
             if self.files.get(each) == places[each] or self.random.random() < 0.5:
                 seen[places[each][1]] = each[1]
         for each, (directory, now) in self.files.items():
@@ -204,7 +204,7 @@ def exactly(place: Path, *directories: str) -> list[File]:
 
 
 def settle(place: Path) -> None:
-    """Let the clock of the file system tick."""
+    """Wait until the clock of the file system has ticked."""
     while any(
         time.time_ns() - (place / name).stat().st_ctime_ns < 2 * TICK for name in (*MAIL, HELD)
     ):
@@ -255,7 +255,7 @@ def test_directory_that_stood_still_is_read_once(
 
 
 def test_change_in_the_tick_of_the_clock_is_waited_for(place: Path) -> None:
-    """Whoever knows that it was earlier need not wait."""
+    """A caller that knows that it was earlier need not wait."""
     settle(place)
     with open_maildir(place) as maildir:
         (place / "new" / "2.a").write_bytes(b"x")
@@ -271,7 +271,7 @@ def test_change_in_the_tick_of_the_clock_is_waited_for(place: Path) -> None:
 
 
 def test_time_of_a_directory_in_the_future_does_not_matter(place: Path) -> None:
-    """As after a restore, or while a clock was wrong."""
+    """For example after a restore, or while a clock was wrong."""
     for name in MAIL:
         os.utime(place / name, (2**33, 2**33))
     settle(place)
@@ -281,7 +281,7 @@ def test_time_of_a_directory_in_the_future_does_not_matter(place: Path) -> None:
 def test_clock_of_a_file_system_may_be_ahead_of_ours(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a file server: what has not changed for a tick is older than a tick."""
+    """For example on a file server: an entry unchanged for a tick is older than a tick."""
     real, hour = scanning._stamp, 3600 * 10**9
 
     def ahead(name: str, parent: int) -> scanning.Stamp:

@@ -1,4 +1,4 @@
-"""Surrogates (RFC 6858): ASCII, nobody's address, and as many octets as the original."""
+"""Surrogates (RFC 6858): ASCII, without usable addresses, and of the original size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRACE = b"Received: by mx.example.org (restante) with LMTP\r\n\tfor <ann@example
 
 
 def made(*fields: str, trace: bytes = TRACE) -> bytes:
-    """The surrogate of a header with these fields."""
+    """Return the surrogate of a header with these fields."""
     header = trace + "".join(f"{field}\r\n" for field in fields).encode()
     found = surrogate(header)
     assert len(found) == len(header)
@@ -58,7 +58,7 @@ def test_subject_is_encoded_by_rfc_2047() -> None:
 )
 @pytest.mark.rfc("P-144")
 def test_replaced_addresses_are_invalid(field: str, shown: str) -> None:
-    """What cannot be shown is told in words, and goes to nobody."""
+    """An address that cannot be shown becomes text with an invalid address."""
     name = field.partition(":")[0]
     found = made(field) if name == "From" else made("From: ann@example.org", field)
     told = value(found, name)
@@ -89,13 +89,13 @@ def test_undisplayable_fields_are_omitted() -> None:
     ],
 )
 def test_another_encoding_is_left_alone(header: bytes) -> None:
-    """RFC 6856 speaks of UTF-8; who knows what else it is."""
+    """RFC 6856 is about UTF-8; other encodings are unknown."""
     assert surrogate(header) == header
 
 
 @pytest.mark.rfc("P-025", "P-145")
 def test_any_size_can_be_met_with_fields_to_spare() -> None:
-    """Too short gets a comment or spaces, too long loses trace fields first and never From."""
+    """A short header is padded with a comment or spaces; a long one loses fields, never From."""
     for octets in range(8, 260, 3):
         trace = b"Received: " + b"x" * octets + b"\r\n"
         shown = made("From: \u00e4 <a@example.org>", "Subject: \u00fc" + "x" * 20, trace=trace)

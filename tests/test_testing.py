@@ -1,4 +1,4 @@
-"""The server for other people's tests, held by what a stranger uses: Python's own poplib."""
+"""The server for tests of other programs, tested with Python's poplib."""
 
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ def test_garbage(server: Pop3Server) -> None:
 
 
 def test_delay(server: Pop3Server) -> None:
-    """The answer comes after what other clients are told meanwhile."""
+    """The answer comes after those to other clients meanwhile."""
     server.fault.delay("NOOP", seconds=0.05)
     client = logged_in(server)
     client.noop()
@@ -309,7 +309,7 @@ def test_short_list(server: Pop3Server) -> None:
         server.fault.short_list(least)
         assert [len(client.list()[1]), len(client.uidl()[1])] == [3, 3]
     client.quit()
-    server.fault._calls.clear()  # some have no effect, which is what is tested
+    server.fault._calls.clear()  # some have no effect on purpose
 
 
 @pytest.mark.parametrize("mechanism", SASL_MECHANISMS)
@@ -348,7 +348,7 @@ def test_plaintext_login_must_be_requested() -> None:
                 client.close()
 
 
-# A server that is used as tests use it: asked at once, cut off, and left alone.
+# Typical use by tests: queried at once, disconnected, and abandoned.
 
 
 @pytest.mark.slow
@@ -397,7 +397,7 @@ with restante.connect_blocking(sys.argv[1], ca_file=sys.argv[2]) as maildrop:
 
 @pytest.mark.parametrize("stls", [False, True])
 def test_the_transcript_holds_what_a_client_has_heard(server: Pop3Server, stls: bool) -> None:
-    """Above all the last answer, which made a test fail."""
+    """Especially the last answer, which made a test fail."""
     server.deliver("ann", MESSAGE)
     for session in range(1, 20):
         client = logged_in(server, stls=stls)
@@ -478,7 +478,7 @@ def use_everything(server: Pop3Server) -> None:
 
 @pytest.mark.parametrize("call", FAULTS)
 def test_a_fault_that_never_struck_is_reported(call: str) -> None:
-    """Such a test shows nothing."""
+    """Such a test proves nothing."""
 
     def shows_nothing() -> None:
         with Pop3Server() as server:
@@ -616,7 +616,7 @@ for client in (left, other):
 
 @pytest.mark.slow
 def test_nothing_is_printed_whatever_clients_do() -> None:
-    """Neither by logging without a handler, nor by asyncio, nor by tasks that are left over."""
+    """Neither by logging without a handler, nor by asyncio, nor by remaining tasks."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", QUIET.replace("\\\\", "\\")],
         capture_output=True,

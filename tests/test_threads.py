@@ -1,4 +1,4 @@
-"""Calls in threads: a caller that is cancelled does not clean up under them."""
+"""Calls in threads: a cancelled caller waits before it cleans up."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_call_returns_or_raises_like_the_function(
 def test_a_call_ends_before_a_cancelled_caller_goes_on(
     way: Callable[..., Coroutine[Any, Any, Any]], fails: bool, times: int
 ) -> None:
-    """However often it is cancelled; an error of the call is not reported beside it."""
+    """However often it is cancelled; an error of the call is then ignored."""
 
     async def main() -> None:
         complaints: list[object] = []

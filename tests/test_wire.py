@@ -1,4 +1,4 @@
-"""Lines, stuffing and its reverse: however the octets are cut, the meaning is the same."""
+"""Lines, byte-stuffing and its reverse do not depend on how octets are split."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def unstuffed(pieces: list[bytes]) -> tuple[bytes, Unstuffer]:
 @example([b"a\r", b"\n", b".b"])
 @example([b"\r", b"\n", b"."])
 def test_pieces_do_not_matter(pieces: list[bytes]) -> None:
-    """However a message is cut, the same octets reach the client."""
+    """However a message is split, the client gets the same octets."""
     assert stuffed(pieces) == stuffed([b"".join(pieces)])
 
 
@@ -63,7 +63,7 @@ def test_pieces_do_not_matter(pieces: list[bytes]) -> None:
 )
 @pytest.mark.rfc("P-021")
 def test_stuffing_of_rfc1939(text: bytes, sent: bytes) -> None:
-    """RFC 1939 §3: only a dot at a line's beginning is doubled."""
+    """RFC 1939 §3: only a dot at the beginning of a line is doubled."""
     assert stuffed([text]) == wire.stuffed(text) + wire.TERMINATION == sent
 
 
@@ -90,7 +90,7 @@ def test_unstuffing_restores_stuffed_text(
 @example(b"a\r.\r\n", [3])
 @pytest.mark.rfc("P-020")
 def test_only_crlf_dot_crlf_ends_a_response(text: bytes, places: list[int]) -> None:
-    """Whatever comes before the first CRLF.CRLF is content, cut anywhere."""
+    """All octets before the first CRLF.CRLF are content, split anywhere."""
     end = (b"\r\n" + text).find(b"\r\n.\r\n")
     content, reader = unstuffed(cut(text, places))
     assert reader.is_finished == (end >= 0)
@@ -122,7 +122,7 @@ def lines_of(octets: bytes, places: list[int]) -> list[bytes | type[Exception]]:
 @given(cuts)
 @pytest.mark.rfc("P-006", "P-008")
 def test_the_tail_of_an_overlong_line_is_no_command(places: list[int]) -> None:
-    """RFC 2449 §4: 255 octets with CRLF are a command, 256 are not, nor is their rest."""
+    """RFC 2449 §4: 255 octets with CRLF are a command; 256 are not, nor is the rest of them."""
     longest = b"x" * (MAX_COMMAND - 2)
     octets = longest + b"\r\n" + longest + b"y\r\nSTAT\r\n" + b"z" * 600 + b"\n\r\r\nQUIT\r\n"
     assert lines_of(octets, places) == [longest, OverlongLine, b"STAT", OverlongLine, b"QUIT"]
@@ -164,7 +164,7 @@ def test_nul_is_hostile_before_its_line_has_an_end(octets: bytes) -> None:
 
 
 def flood(buffer: LineBuffer, octets: bytes, limit: int) -> None:
-    """Feed the same again and again, as long as it is swallowed."""
+    """Feed the same octets repeatedly, as long as they are accepted."""
     for _ in range(0, limit + len(octets), len(octets)):
         buffer.feed(octets)
         assert buffer.next_line() is None
@@ -174,8 +174,8 @@ def flood(buffer: LineBuffer, octets: bytes, limit: int) -> None:
 @pytest.mark.rfc("P-008", "N-06")
 @pytest.mark.parametrize("more", [b"x" * 1000, b"x" * 999 + b"\r", b"\n" * 1000])
 def test_an_endless_line_costs_no_memory_and_ends(more: bytes) -> None:
-    """Not to be ended by a bare CR or LF either.  CVE-2025-61600: what a stranger announces or
-    sends is no measure of what is kept."""
+    """A bare CR or LF does not end it either.  CVE-2025-61600: the amount of memory must not depend
+    on what a peer announces or sends."""
     buffer = LineBuffer()
     with pytest.raises(OverlongLine):
         flood(buffer, b"x" * 100, MAX_COMMAND)

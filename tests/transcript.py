@@ -1,15 +1,15 @@
-"""Dialogues as the RFCs print them: one format, several runners.
+"""Transcripts: dialogues in the form that the RFCs use, with several runners.
 
-A transcript is a text file of these lines::
+A transcript is a text file with these lines::
 
     # why, with the RFC's section
     # P-100 P-101             the requirements of docs/rfc.toml that it shows
-    tls: no                   the session is in clear (default: inside TLS)
+    tls: no                   the session has no TLS (default: with TLS)
     password: tan staaf       of the user "mrose"; this one is the default
-    mechanisms: PLAIN LOGIN   what the server offers; PLAIN is the default
+    mechanisms: PLAIN LOGIN   offered by the server; PLAIN is the default
     time stamp: <1896@a>      of the greeting, for APOP; none by default
     maildrop: 120 200         messages of these sizes, numbered from 1
-    message:                  a message of the lines that follow, each after "| "
+    message:                  a message with the following lines, each after "| "
     login                     USER and PASS, both answered +OK
     C: STAT                   what the client sends, CRLF added; escapes as \\t or \\x00
     c: NOOP\\n                 the same without CRLF
@@ -18,7 +18,7 @@ A transcript is a text file of these lines::
     drop                      the client closes without QUIT
     closed                    the server closes
 
-A last ``maildrop:`` after the dialogue gives the sizes of what is left.
+A last ``maildrop:`` after the dialogue gives the sizes of the remaining messages.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def octets_of(text: str) -> bytes:
 
 
 def _filler(size: int) -> bytes:
-    """A message of so many octets on the wire."""
+    """Return a message with this number of octets on the wire."""
     head, line = b"Subject: filler\r\n\r\n", b"x" * 70 + b"\r\n"
     body = line * (size // len(line) + 1)
     return (head + body)[: size - 2] + b"\r\n"
@@ -59,7 +59,7 @@ class Step:
 
 @dataclass
 class Transcript:
-    """One parsed file."""
+    """A parsed file."""
 
     name: str
     tls: bool = True
@@ -69,7 +69,7 @@ class Transcript:
     messages: list[bytes] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     left: list[int] | None = None
-    """Sizes in the maildrop afterwards, or None: the transcript does not say."""
+    """Sizes in the maildrop afterwards; None if the transcript does not give them."""
 
     @property
     def policy(self) -> Policy:
@@ -143,7 +143,7 @@ def load(folder: str) -> list[Transcript]:
 
 
 def check(transcript: Transcript, lines: list[bytes], is_closed: bool) -> None:
-    """Hold everything that the server said, after its greeting, against the transcript."""
+    """Compare the server's output after the greeting with the transcript."""
     said = iter(lines)
     for step in transcript.steps:
         if step.kind == "S":

@@ -1,4 +1,4 @@
-"""Mail about an account that fails: once for each streak, whatever is restarted in between."""
+"""Alerts about failing accounts: one for each series of failures, also across restarts."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_fewer_failures_are_no_streak(home: Path, server: Pop3Server, restante: 
         assert restante("collect", "isp").code == 0
     server.fault.err("LIST")
     for _ in range(3):
-        assert restante("collect", "isp", "--dry-run").code == 75  # nor is a rehearsal
+        assert restante("collect", "isp", "--dry-run").code == 75  # nor does a dry run
     assert subjects(home) == []
 
 
@@ -207,7 +207,7 @@ def test_failed_alert_is_sent_after_the_next_session(home: Path, ledger: Ledger)
 @pytest.mark.slow
 @pytest.mark.parametrize("is_repeatable", [True, False])
 def test_crash_at_any_step_sends_no_second_alert(is_repeatable: bool, home: Path) -> None:
-    """A Maildir knows what it has; elsewhere a crash may lose it, and never repeats it."""
+    """A Maildir recognises the alert; elsewhere a crash may lose it, but never repeats it."""
     write = f'{sys.executable} -c \'import sys; open("told", "a").write("x")\''
     for moment in count():
         place = home / f"at-{moment}"

@@ -1,4 +1,4 @@
-"""The identity back ends of the configuration, before a server that runs."""
+"""Authentication back ends of the configuration, with a running server."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_each_user_logs_in_where_it_is_known(home: Path, chained: Path, ann: str
             assert b"SASL PLAIN" in b"\r\n".join(client._longcmd("CAPA")[1])  # type: ignore[attr-defined]
             client.quit()
         assert answer(server, "ann", "tan staaf").startswith("+OK")
-        for user in "ann", "eve", "bob":  # ann's line in the file counts for nothing
+        for user in "ann", "eve", "bob":  # the line of ann in the file is ignored
             password = "tan staaf" if user == "bob" else "from the file"
             assert answer(server, user, password) == "-ERR [AUTH] authentication failed"
         (home / "passwd").unlink()
@@ -105,7 +105,7 @@ ORDERS = ['["users", "passwd-file"]', '["passwd-file", "users"]']
 def test_rm_warns_of_another_back_end_that_lets_the_user_in(
     order: str, line: str, is_admitted: bool, home: Path, ann: str, restante: Restante
 ) -> None:
-    """With another password and the same mail; the warning comes before the question."""
+    """That back end has another password for the same mail; the warning precedes the prompt."""
     (home / "passwd").write_text(f"{line}\n")
     text = f'[auth]\nchain = {order}\npasswd_file.path = "{home}/passwd"\n'
     configuration = configured(home, text)
@@ -144,7 +144,7 @@ def test_rm_warns_of_nothing_where_no_other_back_end_is(ann: str, restante: Rest
 
 @pytest.mark.slow
 def test_apop_is_there_by_configuration_only(home: Path) -> None:
-    """Named, and every user's password could be known; then also over the wire."""
+    """It must be configured, and needs back ends with plaintext passwords."""
     (home / "passwd").write_text("bob:{PLAIN}in clear\n")
     file = f'[auth]\npasswd_file.path = "{home}/passwd"\n'
     named = 'mechanisms = ["PLAIN", "APOP"]\n'
@@ -162,7 +162,7 @@ def test_apop_is_there_by_configuration_only(home: Path) -> None:
 
 
 def test_a_token_and_a_certificate_log_in(home: Path, ann: str) -> None:
-    """CVE-2019-3814: a certificate that names no address is nobody's, whatever else it names."""
+    """CVE-2019-3814: a certificate without an address logs no user in."""
     key = ec.generate_private_key(ec.SECP256R1())
     public = ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
     (home / "jwks.json").write_text(json.dumps({"keys": [{**public, "kid": "one"}]}))
@@ -326,7 +326,7 @@ def test_configuration_errors_are_reported_before_serving(
 
 
 def test_look_ups_in_other_programs_wait_in_the_queue(home: Path) -> None:
-    """Names in a directory and in PAM; those of files and of our own database cost too little."""
+    """Lookups in LDAP and PAM are queued; those in files and our database are cheap."""
     text = (
         '[auth]\nchain = ["passwd-file", "ldap", "pam"]\n'
         f'passwd_file.path = "{home}/passwd"\n'

@@ -39,7 +39,7 @@ USERS = '[auth]\nchain = ["passwd-file"]\npasswd_file.path = {}\n'
 
 @dataclass
 class Scene:
-    """A user called ann, and one account that stores mail somewhere."""
+    """User ann, and an account with a destination."""
 
     restante: Restante
     home: Path
@@ -64,13 +64,13 @@ def scene(
 
 
 def raised(action: Callable[[], object]) -> int:
-    """The exit code of a command that ends with what this raises."""
+    """Return the exit code of a command that ends with the exception this raises."""
     with pytest.raises(Exception, match=r".") as caught:
         action()
     return failures.exit_code(caught.value)
 
 
-# Files of ours.
+# Our files.
 
 
 def damaged_ids(scene: Scene) -> int:
@@ -80,7 +80,7 @@ def damaged_ids(scene: Scene) -> int:
 
 
 def damaged_index(scene: Scene) -> int:
-    """It is made again."""
+    """The index is rebuilt."""
     assert scene.restante("deliver", "ann", stdin=b"Subject: x\n\nx\n").code == 0
     assert scene.code("maildrop", "show", "ann") == 0
     (scene.state / "mail/ann/restante.index").write_bytes(b"damaged")
@@ -128,7 +128,7 @@ def passwd_file_that_is_a_fifo(scene: Scene) -> int:
     return scene.code("auth", "why", "ann", "::1")
 
 
-# Identity providers, and those of OAuth.
+# Back ends and OAuth providers.
 
 
 @contextmanager
@@ -146,7 +146,7 @@ def provider(status: int, body: bytes, context: ssl.SSLContext | None = None) ->
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, *_: object) -> None:
-            pass  # a client that trusts no certificate hangs up
+            pass  # a client without trusted certificates hangs up
 
     with Server(("127.0.0.1", 0), Handler) as server:
         if context is not None:
@@ -196,7 +196,7 @@ def gone(ask: Callable[[str], int]) -> Callable[[Scene], int]:
     return situation
 
 
-# An IMAP server that should store mail.
+# An IMAP server as destination.
 
 
 def store_by_imap(
@@ -252,16 +252,16 @@ def gmail(status: int, reason: str) -> Callable[[Scene], int]:
 
 
 def by_lmtp(scene: Scene) -> int:
-    """A socket whose mail server has not been started."""
+    """Use a socket whose mail server is not running."""
     with closing(open_destination(f"lmtp:unix:{scene.home}/lmtp", recipient="a@b.example")) as to:
         return stored_in(to)
 
 
-# A collector.
+# The collector.
 
 
 def collecting(change: str, **options: str) -> Callable[[Scene], int]:
-    """From a server that does not exist, with one thing that comes before it wrong."""
+    """Collect from a server that does not exist, with an earlier error."""
 
     def situation(scene: Scene) -> int:
         account = {
@@ -325,7 +325,7 @@ SITUATIONS = [
 
 
 def _name(value: object) -> str:
-    """Such as ``introspect-401``, for a situation that another function made."""
+    """Return a name such as ``introspect-401`` for a generated situation."""
     name = getattr(value, "__name__", str(value))
     if name != "situation" or not callable(value):
         return name

@@ -1,4 +1,4 @@
-"""``poll_on_login``: bounded, and never in the way."""
+"""``poll_on_login`` takes a bounded time, and never prevents a login."""
 
 from __future__ import annotations
 

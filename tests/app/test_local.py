@@ -1,4 +1,4 @@
-"""One door into a local maildrop: whatever brings mail, a name means the same user."""
+"""All programs that deliver into local maildrops map names to users in the same way."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def configure(home: Path, upstream: Pop3Server) -> Configure:
 
 
 class Configure:
-    """Writes an account, and whatever else a test needs."""
+    """Writes an account and other configuration for a test."""
 
     def __init__(self, home: Path, upstream: Pop3Server) -> None:
         self.home = home
@@ -76,7 +76,7 @@ def test_every_way_in_finds_the_same_user(
 def test_no_way_in_takes_mail_for_a_name_that_no_user_has(
     name: str, restante: Restante, ann: str, configure: Configure
 ) -> None:
-    """Nothing is fetched or deleted, nothing is stored, and a gateway does not start."""
+    """No mail is fetched, deleted or stored, and a gateway does not start."""
     configure.upstream.deliver("u", MESSAGE)
     configure(f"maildrop:{name}", 'poll_on_login = "5s"')
     assert restante("deliver", name, stdin=MESSAGE).code != 0
@@ -97,7 +97,7 @@ def environment(home: Path) -> dict[str, str]:
 def test_a_user_who_cannot_have_a_maildrop_is_refused(
     restante: Restante, ann: str, configure: Configure, tmp_path: Path
 ) -> None:
-    """The path of maildrops has a domain, and the user's name has none."""
+    """The path of maildrops contains a domain, and the user name has none."""
     configure.upstream.deliver("u", MESSAGE)
     (tmp_path / "store").mkdir()
     configure("maildrop:ann", store=f'path = "{tmp_path}/store/%d/%n"')
@@ -117,7 +117,7 @@ def test_a_store_in_memory_is_refused(restante: Restante, ann: str, configure: C
 def test_a_disk_that_is_not_mounted_is_waited_for(
     restante: Restante, ann: str, configure: Configure, tmp_path: Path
 ) -> None:
-    """Nothing is written to the mount point; after the mount all is as before."""
+    """Nothing is written to the mount point; after the mount everything works."""
     configure.upstream.deliver("u", MESSAGE)
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -166,7 +166,7 @@ def test_check_names_a_destination_that_cannot_work(
 
 
 def test_check_misses_a_user_database(restante: Restante, configure: Configure) -> None:
-    """A server may wait for its disk, and somebody who asks is told."""
+    """A server may wait for its disk, but `check` reports it."""
     configure("maildrop:ann", 'poll_on_login = "5s"')
     found = restante("check")
     assert (found.code, "next: restante user add" in found.err) == (78, True)
@@ -186,8 +186,7 @@ def test_check_verifies_the_alert_destination(
 def test_a_full_maildrop_leaves_the_rest_upstream(
     restante: Restante, ann: str, configure: Configure
 ) -> None:
-    """What fits is stored and counted, also by another way in; the rest comes when there is
-    room."""
+    """Messages that fit are stored and counted, the rest comes when there is room."""
     for _ in range(20):
         configure.upstream.deliver("u", LARGE)
     configure("maildrop:ann", store="quota = 10_000")
@@ -220,7 +219,7 @@ def test_a_message_larger_than_the_quota_does_not_stop_the_rest(
 def test_a_maildrop_that_was_moved_away_and_back_repeats_nothing(
     restante: Restante, ann: str, configure: Configure
 ) -> None:
-    """As after a restore: names tell what is here, whatever became of index and ledger."""
+    """As after a restore: file names identify messages without index and ledger."""
     configure.upstream.deliver("u", MESSAGE)
     configure("maildrop:ann", 'keep = "all"'.replace("keep", 'every = "0"\n#keep'))
     assert restante("collect", "isp").code == 0
@@ -239,7 +238,7 @@ def test_a_maildrop_that_was_moved_away_and_back_repeats_nothing(
 
 
 class Names:
-    """A directory that may be away."""
+    """A user directory that may be unavailable."""
 
     def __init__(self, **maildrops: str) -> None:
         self.maildrops = maildrops
@@ -258,7 +257,7 @@ class Names:
 def test_a_gateway_polls_for_the_user_whose_maildrop_it_fills(
     restante: Restante, ann: str, configure: Configure
 ) -> None:
-    """By the look-up that delivers, not by the spelling in the configuration."""
+    """By the same lookup as deliveries, not by the spelling in the configuration."""
     configure.upstream.deliver("u", MESSAGE)
     configure("maildrop:Ann+shop", 'poll_on_login = "20s"\nevery = "0"')
     found = config.load(configure.path, environment=environment(configure.home))
@@ -272,7 +271,7 @@ def test_a_gateway_polls_for_the_user_whose_maildrop_it_fills(
 def test_a_gateway_looks_names_up_again_when_it_could_not(
     restante: Restante, ann: str, configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And not at each login, which would have to wait for a directory that is away."""
+    """But not at each login, which would have to wait for an unavailable directory."""
     configure.upstream.deliver("u", MESSAGE)
     configure("maildrop:ann", 'poll_on_login = "20s"\nevery = "0"')
     names = Names(ann="ann")
@@ -292,7 +291,7 @@ def test_a_gateway_looks_names_up_again_when_it_could_not(
 def test_the_door_is_closed_behind_the_last_message(
     restante: Restante, ann: str, configure: Configure
 ) -> None:
-    """A gateway opens it at every login: no descriptor stays."""
+    """A gateway opens the maildrop at every login: no descriptor may stay open."""
     configure("maildrop:ann")
     found = config.load(configure.path, environment=environment(configure.home))
     descriptors = Path("/proc/self/fd")

@@ -1,4 +1,4 @@
-"""Keys of TLS tickets that grow old, and certificates that are renewed under a running server."""
+"""A running server renews the keys of TLS tickets and its certificates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..support import Run
 
 
 class Visitor:
-    """A client that keeps its TLS session and looks at no certificate."""
+    """A client that keeps its TLS session and verifies no certificate."""
 
     def __init__(self, address: str) -> None:
         self._host, _, port = address.rpartition(":")
@@ -31,12 +31,12 @@ class Visitor:
         self._session: ssl.SSLSession | None = None
 
     def visit(self) -> tuple[bool, bytes]:
-        """Whether the server knew the session of last time, and its certificate."""
+        """Return whether the server resumed the last session, and its certificate."""
         with (
             socket.create_connection((self._host, self._port), timeout=10) as connected,
             self._context.wrap_socket(connected, session=self._session) as client,
         ):
-            assert client.recv(64).startswith(b"+OK")  # and with it the ticket
+            assert client.recv(64).startswith(b"+OK")  # the ticket comes with it
             client.sendall(b"QUIT\r\n")
             assert client.recv(64).startswith(b"+OK")
             self._session = client.session
@@ -44,7 +44,7 @@ class Visitor:
 
 
 async def until_another(visitor: Visitor) -> bytes:
-    """The certificate seen when the server no longer knows the session."""
+    """Return the certificate shown when the server no longer resumes the session."""
     async with asyncio.timeout(30):
         while True:
             was_known, seen = await asyncio.to_thread(visitor.visit)
@@ -55,7 +55,7 @@ async def until_another(visitor: Visitor) -> bytes:
 def test_a_certificate_that_goes_while_it_is_read_ends_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, run: Run[None]
 ) -> None:
-    """Whatever renews certificates may be at it just then; the next time is another."""
+    """A program may be renewing it just then; the server tries again later."""
     monkeypatch.setattr(server, "_RENEW_EVERY", 0.0)
     caplog.set_level(logging.ERROR, "restante")
 
@@ -80,7 +80,7 @@ def test_a_certificate_that_goes_while_it_is_read_ends_nothing(
 def test_the_key_of_tickets_and_the_certificate_are_renewed(
     home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, run: Run[None]
 ) -> None:
-    """A ticket opens as long as its key is kept: for a day at most (RFC 9325 §3.4)."""
+    """A ticket works as long as its key is kept, at most a day (RFC 9325 §3.4)."""
     monkeypatch.setattr(server, "_RENEW_EVERY", 0.2)
     caplog.set_level(logging.ERROR, "restante")
     first, second = (tls.make_self_signed(home / name, [name]) for name in ("first", "second"))

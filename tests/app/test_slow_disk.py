@@ -1,4 +1,4 @@
-"""A disk that makes whoever writes to it wait."""
+"""A disk on which writes block."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from restante.store.maildir import MaildirStore
 
 from ..support import Client, Run, once
 
-SLOW = 20  # deliveries, more than the threads that a loop has on a small machine
+SLOW = 20  # deliveries; more than the threads of an event loop on a small machine
 
 
 def test_slow_disk_delays_only_its_own_users(
     home: Path, monkeypatch: pytest.MonkeyPatch, run: Run[None]
 ) -> None:
-    """A maildrop that was never opened is, while many deliveries of others stand still."""
+    """A new maildrop is opened while many deliveries to others are blocked."""
     real, waiting, may_end = os.fsync, threading.Semaphore(0), threading.Event()
 
     def fsync(file: int) -> None:

@@ -1,4 +1,4 @@
-"""A supervisor and two workers, as real processes: what dies, what is told, what is shared."""
+"""A supervisor and two workers as processes: crashes, signals and shared state."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from restante.store.maildir import MaildirStore
 pytestmark = pytest.mark.slow  # each starts a server with its workers
 
 T = TypeVar("T")
-WAIT = 20.0  # seconds for anything at all
+WAIT = 20.0  # seconds; the limit for any single wait
 
 
 class Client(poplib.POP3):
-    """Python's own; a test closes it, which sends nothing."""
+    """Python's client; closing it sends nothing."""
 
     def log_in(self, user: str) -> Client:
         self.user(user)
@@ -53,7 +53,7 @@ class Client(poplib.POP3):
         return self.noop().startswith(b"+OK")
 
     def has_ended(self) -> bool:
-        """Waits for it."""
+        """Wait for the end of the session."""
         try:
             return self.sock.recv(1) == b""
         except ConnectionResetError:
@@ -65,7 +65,7 @@ FREE_PORTS = ("pop3://127.0.0.1:0", "pop3s://127.0.0.1:0")
 
 @dataclass
 class Site:
-    """A server as an administrator runs it."""
+    """A server as an operator runs it."""
 
     place: Path
     process: subprocess.Popen[str] = field(init=False)
@@ -103,7 +103,7 @@ format = "journal"
         )
 
     def use_certificate(self, name: str) -> bytes:
-        """Another for every name; its DER form."""
+        """Install a new certificate; returns its DER form."""
         made, key = tls.make_self_signed(self.place / name, ["localhost"])
         (self.place / "cert.pem").write_bytes(made.read_bytes())
         (self.place / "key.pem").write_bytes(key.read_bytes())
@@ -130,7 +130,7 @@ format = "journal"
                 self.lines.put(line)
 
     def wait_for(self, event: str) -> str:
-        """The next line of the log that begins so."""
+        """Wait for the next log line that begins like this."""
         while not (line := self.lines.get(timeout=WAIT)).startswith(event):
             pass
         return line
@@ -144,19 +144,19 @@ format = "journal"
         return Client(host, int(port), timeout=WAIT)
 
     def is_full(self) -> bool:
-        """Whether there is no seat for one more connection."""
+        """Return whether there is no slot for another connection."""
         host, _, port = self.told["pop3"].rpartition(":")
         with socket.create_connection((host, int(port)), timeout=WAIT) as connected:
             return b"too many connections" in connected.recv(1000)
 
     def alone(self, worker: int, act: Callable[[], T]) -> T:
-        """While this worker serves and the others sleep."""
+        """Call a function while this worker runs and the others are stopped."""
         with self.asleep(*(each for each in self.workers() if each != worker)):
             return act()
 
     @contextmanager
     def asleep(self, *workers: int) -> Iterator[None]:
-        """Not while one of them writes about its users, or nobody else could look at them."""
+        """Stop workers, but not while one writes to the user database and holds its lock."""
         with closing(sqlite3.connect(self.place / "users.sqlite3", timeout=WAIT)) as users:
             users.execute("BEGIN EXCLUSIVE")
             for worker in workers:
@@ -181,7 +181,7 @@ format = "journal"
             return secure.getpeercert(binary_form=True)
 
     def why(self, user: str) -> dict[str, Any]:
-        """What `restante auth why` tells of a user and this machine."""
+        """Return the output of `restante auth why` for a user and this machine."""
         command = [sys.executable, "-m", "restante", "--config", f"{self.place}/restante.toml"]
         told = subprocess.run(
             [*command, "--json", "auth", "why", user, "127.0.0.1"],
@@ -193,7 +193,7 @@ format = "journal"
         return found
 
     def shifted(self, seconds: int) -> str:
-        """A PYTHONPATH with which the clock is ahead."""
+        """Return a PYTHONPATH that sets the clock ahead."""
         (self.place / "sitecustomize.py").write_text(
             f"import time\nnow = time.time\ntime.time = lambda: now() + {seconds}\n"
         )
@@ -235,7 +235,7 @@ def test_a_killed_worker_takes_its_sessions_with_it_and_comes_back(site: Site) -
         assert str(victim) in site.wait_for("worker ended")
         assert lost.has_ended()
         assert kept.is_alive()
-        with site.asleep(other):  # so that the new one answers, and the lock is free
+        with site.asleep(other):  # so that the new worker answers, and the lock is free
             again = site.client().log_in("ann")
             stack.callback(again.close)
     assert len(set(site.workers()) - {victim}) == 2
@@ -261,8 +261,8 @@ def test_limits_hold_across_workers_and_a_dead_one_keeps_no_seat(site: Site) -> 
 def test_idle_connections_leave_descriptors_for_users(
     soft: int, hard: int, kept: int, site: Site
 ) -> None:
-    """The first to have come make room, though far fewer than ``limits.sessions`` are there; the
-    soft limit alone limits nothing."""
+    """The oldest connections are evicted, although there are far fewer than ``limits.sessions``;
+    the soft limit alone limits nothing."""
     site.write(workers=1, limits="sessions = 112\nper_address = 100")
     site.start("sh", "-c", f'ulimit -Sn {soft}; ulimit -Hn {hard}; exec "$@"', "sh")
     with ExitStack() as stack:
@@ -367,7 +367,7 @@ def test_login_delay_holds_across_workers_and_restarts(site: Site) -> None:
         stack.callback(other.close)
         with pytest.raises(poplib.error_proto, match="LOGIN-DELAY"):
             other.log_in("ann")
-        other.log_in("bob")  # who has none
+        other.log_in("bob")  # bob has none
         assert "LOGIN-DELAY" not in other.capa()
     site.stop()
     assert site.process.stdout is not None
@@ -389,7 +389,7 @@ def test_old_mail_is_removed_at_the_start_and_then_now_and_again(site: Site) -> 
     for user in ("ann", "bob"):  # the rule is an old one
         asyncio.run(store.note_rules(user, 30, RELEASED))
     users = Users(site.place / "users.sqlite3")
-    users.remove("bob")  # so that he is known by the file alone
+    users.remove("bob")  # so that only the file has the user
     users.close()
     (site.place / "passwd").write_text("bob:{PLAIN}secret\n")
     (site.place / "conf.d").mkdir()
@@ -398,7 +398,7 @@ def test_old_mail_is_removed_at_the_start_and_then_now_and_again(site: Site) -> 
         f'[auth.passwd_file]\npath = "{site.place}/passwd"\n'
     )
     site.write(limits='expire = "30d"')
-    site.start(PYTHONPATH=site.shifted(31 * 86_400))  # a month has passed, as far as it can tell
+    site.start(PYTHONPATH=site.shifted(31 * 86_400))  # by its clock, a month has passed
     for user in ("ann", "bob"):
         assert f"user={user} messages=1" in site.wait_for("expired")
     client = site.client()
@@ -441,7 +441,7 @@ def test_a_year_that_was_mistyped_destroys_nothing_until_the_operator_says_so(si
 
 
 def test_a_reload_says_what_a_shorter_hold_will_destroy(site: Site) -> None:
-    """And a purge comes a day later."""
+    """The purge follows a day later."""
     store = MaildirStore(f"{site.place}/mail/%u")
     (site.place / "mail").mkdir()
     for n in range(3):
@@ -474,7 +474,7 @@ def test_a_reload_says_what_a_shorter_hold_will_destroy(site: Site) -> None:
 
 @pytest.mark.slow
 def test_guesses_are_known_to_all_workers_and_after_a_restart(site: Site) -> None:
-    """Whoever counted them is killed; `restante auth why` tells what is left."""
+    """The worker that counted them is killed; `restante auth why` shows what is left."""
     site.start(RESTANTE__AUTH__FAILURE_DELAY="0")
     first, second = site.workers()
     for number, worker in enumerate((first, second, second)):
@@ -604,7 +604,7 @@ def test_disabled_user_is_disconnected_in_every_worker_and_loses_no_mail(
 
 
 def start_with_socket(site: Site, listening: socket.socket, name: str) -> None:
-    """As systemd does: the socket is descriptor 3."""
+    """Start the server with the socket as descriptor 3, as systemd does."""
     script = (
         f"import os, sys; os.dup2({listening.fileno()}, 3); "
         "os.environ['LISTEN_PID'] = str(os.getpid()); os.execv(sys.argv[1], sys.argv[1:])"
@@ -713,7 +713,7 @@ def test_default_addresses_give_way_to_sockets_of_systemd() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_reload_survives_whatever_the_certificate_holds(workers: int, site: Site) -> None:
-    """Octets in front of the block, in any encoding, are what PKCS#12 exports write."""
+    """PKCS#12 exports have octets in any encoding before the block."""
     site.write(workers=workers)
     site.start()
     whole = (site.place / "cert.pem").read_bytes()
@@ -742,7 +742,7 @@ def test_shared_count_survives_a_crash_while_counting(end: Callable[[], object])
             end()
         os._exit(0)
     os.waitpid(pid, 0)
-    with tally.exclusively():  # the lock has died with its holder
+    with tally.exclusively():  # the lock was released with its holder
         tally.add("192.0.2.1", 1)
         tally.add("192.0.2.2", 1)
     assert (tally.of("192.0.2.1"), tally.of("192.0.2.2"), tally.all()) == (4, 1, 5)
@@ -754,8 +754,8 @@ def test_shared_count_survives_a_crash_while_counting(end: Callable[[], object])
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/etc/pam.d/other").exists(), reason="a system without PAM")
 def test_a_broken_module_of_pam_takes_no_worker_along(site: Site, tmp_path: Path) -> None:
-    """A check that hangs and one that crashes, each in a process of its own; after a reload and a
-    stop nothing of PAM is left."""
+    """A check that hangs and one that crashes, each in a separate process; after a reload and a
+    stop no process of PAM is left."""
     shutil.copy(Path(__file__).parent.parent / "auth" / "fake_pam.py", tmp_path / "pamela.py")
     site.write(
         auth='chain = ["pam"]\npam = { service = "other", first_uid = 1 }\n'

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment, and a window that is closed."""
+"""Ctrl-C at any moment, and a closed terminal window."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from ..cli.conftest import program
 from ..cli.screen import terminal
 
-# sitecustomize.py: interrupts itself at the n-th import from the first that takes long; before it
-# stand three small files, and Python's own start.
+# sitecustomize.py: interrupts the process at the n-th import after the first slow one, which only
+# Python's own start and three small files precede.
 _INTERRUPTED = """
 import os, signal, sys
 left = int(os.environ["INTERRUPT_AT"])
@@ -44,7 +44,7 @@ def test_an_interrupt_at_any_moment_shows_no_traceback(
 
 
 def test_an_ignored_interrupt_stays_ignored(home: Path) -> None:
-    """As a shell starts what it runs in the background."""
+    """Shells start background processes like that."""
     code = (
         "import signal, restante.cli.main as m; signal.signal(signal.SIGINT, signal.SIG_IGN); "
         "import sys; sys.argv = ['restante', '--version']\n"
@@ -93,7 +93,7 @@ def test_the_banner_names_networks_that_need_no_tls(home: Path) -> None:
 
 @pytest.fixture(params=[1, 2])
 def configuration(request: pytest.FixtureRequest, home: Path) -> Path:
-    """A server with one process, or with a supervisor and workers."""
+    """Write a configuration for one process, or for a supervisor and workers."""
     file = home / "restante.toml"
     file.write_text(f'[server]\nhostname = "localhost"\nworkers = {request.param}\n')
     return file

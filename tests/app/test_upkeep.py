@@ -1,4 +1,4 @@
-"""The hourly round: what goes, what waits for a clock that jumped, what a changed rule does."""
+"""The hourly round: expired mail, jumps of the clock, and changed rules."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(story: Coroutine[Any, Any, Any]) -> Any:
 
 @dataclass
 class House:
-    """A server's store, its users and its machine; each round is one of a new process."""
+    """A store, its users and a machine; each round runs like in a new process."""
 
     place: Path
     machine: Machine
@@ -81,7 +81,7 @@ class House:
         run(self.store().note_rules(name, self.expire, RELEASED))
 
     def remove(self, name: str, count: int, *, ago: float = 0.0) -> None:
-        """Mail that a client deleted so many seconds before now."""
+        """Make held messages that a client deleted ``ago`` seconds before now."""
         moment = int(self.machine.now - ago)
         for n in range(count):
             (self.place / "mail" / name / "held" / f"{moment}.{count}x{n}.{ago:g}").write_text("x")
@@ -114,7 +114,7 @@ def events(caplog: pytest.LogCaptureFixture) -> list[tuple[str, Mapping[str, Any
     return found
 
 
-# -- What goes
+# -- Due mail
 
 
 def test_all_mail_held_long_enough_is_destroyed(
@@ -141,7 +141,7 @@ def test_a_round_finds_nothing_to_do(
     assert events(caplog) == []
 
 
-# -- A clock that jumps
+# -- Jumps of the clock
 
 
 @pytest.mark.parametrize("jump", [HOLD + 60, 300 * DAY, 50 * 365 * DAY])
@@ -181,7 +181,7 @@ def test_a_jump_destroys_only_a_few(
 def test_ten_times_what_the_time_explains_is_too_much(
     house: House, due: int, doubtful: int, goes: bool
 ) -> None:
-    """What is certainly due goes in any case."""
+    """Mail that is certainly due is destroyed in any case."""
     house.remove("ann", due, ago=HOLD)
     house.remove("ann", doubtful)
     house.machine.set(house.machine.now + 30 * DAY)
@@ -221,7 +221,7 @@ def test_a_lost_file_does_not_make_a_clock_right(house: House) -> None:
 
 
 def test_a_backup_that_is_restored_is_not_purged_at_once(house: House) -> None:
-    """Mail and state of three weeks ago: there is a day to give mail back."""
+    """Mail and state are three weeks old: there is a day to restore held mail."""
     house.remove("ann", 200)
     house.machine.now += 21 * DAY
     house.machine.true += 21 * DAY
@@ -234,7 +234,7 @@ def test_a_backup_that_is_restored_is_not_purged_at_once(house: House) -> None:
 
 
 def test_a_machine_without_a_battery(house: House, caplog: pytest.LogCaptureFixture) -> None:
-    """It boots in 1970; what a client deletes before the clock is right is held like any other."""
+    """It boots in 1970; mail deleted before the clock is right is held for the usual time."""
     house.remove("ann", 2)
     house.machine.now = 0.0
     house.machine.reboot()
@@ -262,7 +262,7 @@ def test_a_machine_without_a_battery(house: House, caplog: pytest.LogCaptureFixt
 
 @pytest.mark.parametrize("behind", [2 * SLACK, DAY, 200 * DAY])
 def test_nothing_is_due_while_the_clock_is_behind(house: House, behind: float) -> None:
-    """Nor is anything given the date of that clock, by which it would be due afterwards."""
+    """Nor does mail get a date of that clock, by which it would be due afterwards."""
     house.hold = DAY
     house.remove("ann", 3)
     house.machine.run(DAY - 60)
@@ -277,7 +277,7 @@ def test_nothing_is_due_while_the_clock_is_behind(house: House, behind: float) -
 
 
 def test_mail_of_a_clock_that_was_ahead(house: House) -> None:
-    """It is held from the moment at which the clock was right again, not until that year."""
+    """Its hold begins when the clock is right again, and does not last until that year."""
     house.machine.set(house.machine.now + 300 * DAY)
     house.remove("ann", 200)
     house.machine.set(house.machine.true)
@@ -327,7 +327,7 @@ def test_no_life_of_a_machine_shortens_a_hold(
     monkeypatch: pytest.MonkeyPatch,
     steps: list[tuple[str, float]],
 ) -> None:
-    """But for the hour of slack, and where a clock was wrong for a day of running."""
+    """Except by an hour of tolerance, or if a clock was wrong for a day of running."""
     monkeypatch.setattr(upkeep, "_MANY", 0)
     now = time.time()
     place = tmp_path_factory.mktemp("house")
@@ -359,13 +359,13 @@ def test_no_life_of_a_machine_shortens_a_hold(
     house.users.close()
 
 
-# -- Trouble
+# -- Faults
 
 
 def test_a_disk_that_is_not_there_ends_no_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What was held long enough is destroyed when the disk is back."""
+    """Mail held long enough is destroyed when the disk is back."""
     disk = tmp_path / "disk"
     monkeypatch.setattr(upkeep, "_EVERY", 0.01)
     monkeypatch.setattr(upkeep, "_LOOK_EVERY", 0.01)
@@ -499,7 +499,7 @@ def test_a_shorter_hold_is_announced_and_comes_into_force_after_a_day(
 
 @pytest.mark.parametrize("is_down", [True, False])
 def test_a_back_end_that_is_down_changes_no_rule(house: House, is_down: bool) -> None:
-    """Or all mail would have another day whenever it comes back."""
+    """Otherwise all mail would be held another day whenever it comes back."""
 
     class Down:
         async def account(self, identity: str) -> UserAccount | None:
@@ -533,7 +533,7 @@ def test_a_back_end_that_is_down_changes_no_rule(house: House, is_down: bool) ->
 def waiting(
     restante: Restante, ann: str, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[float], None]:
-    """150 messages that ann has deleted; gives a function that sets the clock ahead."""
+    """Hold 150 messages deleted by ann; returns a function that sets the clock ahead."""
     assert restante("deliver", "ann", stdin=b"Subject: x\r\n\r\n").code == 0
     held = state / "mail/ann/held"
     for n in range(150):

@@ -1,4 +1,4 @@
-"""restante as a stranger runs it: own home, own state, nothing of this machine's."""
+"""Runs commands with a new home and state, independent of this machine's configuration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Restante = Callable[..., "Outcome"]
 
 
 class Input(io.TextIOWrapper):
-    """Standard input: a file, or with a person before it."""
+    """Standard input: a file, or a terminal with a user."""
 
     is_terminal = False
 
@@ -31,7 +31,7 @@ class Input(io.TextIOWrapper):
 
 @dataclass
 class Outcome:
-    """What a command left: its exit code and its words."""
+    """The result of a command: its exit code and output."""
 
     code: int
     out: str
@@ -44,7 +44,7 @@ class Outcome:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where everything lies."""
+    """A home directory for everything."""
     for name in list(os.environ):
         if name.startswith("RESTANTE"):
             monkeypatch.delenv(name)
@@ -69,7 +69,7 @@ def restante(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Restante:
-    """Runs a command in this process."""
+    """Run a command in this process."""
 
     def run(*arguments: str | Path, stdin: bytes = b"") -> Outcome:
         (home / "stdin").write_bytes(stdin)
@@ -87,14 +87,14 @@ def restante(
 
 @pytest.fixture
 def ann(restante: Restante) -> str:
-    """A user, with the password "tan staaf"."""
+    """Add user ann with the password "tan staaf"."""
     assert restante("user", "add", "ann", stdin=b"tan staaf\n").code == 0
     return "ann"
 
 
 @contextmanager
 def started(*arguments: str | Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A command as a process of its own, ended at the latest when this is left."""
+    """Run a command as a separate process, which is ended with the block."""
     command = [sys.executable, "-W", "error", "-m", "restante", *map(str, arguments)]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen(command, **{**pipes, **options}) as process:
@@ -105,7 +105,7 @@ def started(*arguments: str | Path, **options: Any) -> Iterator[subprocess.Popen
 
 
 def program(*arguments: str | Path, stdin: bytes = b"", **options: Any) -> Outcome:
-    """Runs a command as a process of its own."""
+    """Run a command as a separate process."""
     with started(*arguments, **options) as process:
         out, err = process.communicate(stdin if process.stdin else None, timeout=30)
     return Outcome(process.returncode, (out or b"").decode(), (err or b"").decode())

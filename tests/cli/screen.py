@@ -1,4 +1,4 @@
-"""A program on a terminal of its own, as a user types it: questions, answers, a closed window."""
+"""A program on a terminal: questions, typed answers, and a window that can be closed."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PATIENCE = 30.0  # seconds for anything at all
+PATIENCE = 30.0  # seconds; the limit for any single wait
 
 
 class Screen:
-    """What a command shows, and a keyboard."""
+    """The output of a command, and its keyboard."""
 
     def __init__(self, process: subprocess.Popen[bytes], master: int) -> None:
         self.process = process
         self.shown = ""
-        """All of it so far, with bare line feeds."""
+        """The output so far, with bare line feeds."""
         self._master = master
         self._read = 0  # characters of ``shown`` that were expected
 
     def expect(self, pattern: str) -> re.Match[str]:
-        """Waits until this is shown, after what was expected before."""
+        """Wait until this text is shown after the last expected one."""
         end = time.monotonic() + PATIENCE
         while (match := re.compile(pattern).search(self.shown, self._read)) is None:
             if time.monotonic() > end or not self._look():
@@ -40,12 +40,12 @@ class Screen:
         return match
 
     def settle(self, seconds: float) -> None:
-        """Wait until nothing was shown for so long."""
+        """Wait until there was no output for this time."""
         while select.select([self._master], [], [], seconds)[0] and self._look():
             pass
 
     def _look(self) -> bool:
-        """Whether there may be more."""
+        """Read output; returns whether there may be more."""
         if not select.select([self._master], [], [], 0.5)[0]:
             return True
         try:
@@ -71,7 +71,7 @@ class Screen:
             os.close(self._master)
 
     def wait(self) -> int:
-        """The exit code; all that it showed until then is in ``shown``."""
+        """Wait for the end; returns the exit code, and ``shown`` has the output."""
         end = time.monotonic() + PATIENCE
         with suppress(OSError):
             while time.monotonic() < end and self._look():
@@ -83,7 +83,7 @@ class Screen:
 def terminal(
     *arguments: str | Path, columns: int = 80, ignores_hangup: bool = False
 ) -> Iterator[Screen]:
-    """``restante`` with these arguments, in the foreground of a terminal."""
+    """Run ``restante`` with these arguments in the foreground of a terminal."""
     command = [sys.executable, "-W", "error", "-m", "restante", *map(str, arguments)]
     with program(command, columns=columns, ignores_hangup=ignores_hangup) as screen:
         yield screen
@@ -97,7 +97,7 @@ def program(
     ignores_hangup: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Screen]:
-    """Any program in the foreground of a terminal."""
+    """Run any program in the foreground of a terminal."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 

@@ -1,4 +1,4 @@
-"""`restante account add`: an address is enough, and no secret stands in the configuration."""
+"""`restante account add`: an address is enough, and secrets stay out of the configuration."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def issuer() -> Iterator[StandIn]:
 
 @pytest.fixture(params=["XOAUTH2", "OAUTHBEARER"])
 def server(request: pytest.FixtureRequest) -> Iterator[Pop3Server]:
-    """Who shows the token of the stand-in opens the maildrop of mrose."""
+    """Run a server where the provider's token opens the maildrop of mrose."""
     with Pop3Server(users={"mrose": TOKEN}, sasl=[request.param]) as running:
         running.deliver("mrose", MESSAGE)
         yield running
 
 
 def person(monkeypatch: pytest.MonkeyPatch, *typed: str, secret: str = "tan staaf") -> list[str]:
-    """Somebody at a terminal, who types these lines; the questions that were asked."""
+    """Simulate a user who types these lines; returns the list of questions."""
     asked: list[str] = []
     answers = iter(typed)
 
@@ -65,7 +65,7 @@ def person(monkeypatch: pytest.MonkeyPatch, *typed: str, secret: str = "tan staa
 
 
 def written(home: Path) -> str:
-    """All of the configuration."""
+    """Return the text of the configuration."""
     folder = home / "config" / "restante" / "conf.d"
     return "".join(path.read_text() for path in folder.glob("*")) if folder.is_dir() else ""
 
@@ -75,7 +75,7 @@ def secrets(home: Path) -> list[Path]:
     return [*(state / "passwords").glob("*"), *(state / "tokens").glob("*.sealed")]
 
 
-# Where
+# Finding the server.
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_url_of_a_known_server_may_be_omitted(tmp_path: Path) -> None:
     assert config.load(path).account["ann"].url == "pop3s://pop.gmail.com"
 
 
-# By a password
+# With a password.
 
 
 def add(restante: Restante, server: Pop3Server, *words: str | Path, stdin: bytes = b"") -> Outcome:
@@ -209,13 +209,13 @@ def plain() -> Iterator[Pop3Server]:
 def test_typed_password_is_stored_in_a_private_file(
     restante: Restante, home: Path, plain: Pop3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For its owner only from the beginning: CVE-2005-3088."""
+    """Only its owner can ever read it: CVE-2005-3088."""
     asked = person(monkeypatch)
     done = add(restante, plain)
     assert (done.code, done.out) == (0, "example: 1 message, 23 bytes\n")
     assert asked == ["Password of mrose@example.org: "]
     assert "tan staaf" not in written(home)
-    assert f'to = "maildir:{home}/Mail"' in written(home)  # wherever it is run
+    assert f'to = "maildir:{home}/Mail"' in written(home)  # an absolute path
     [path] = secrets(home)
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("tan staaf\n", 0o600)
     assert restante("collect", "example").out == "example: 1 message stored, 23 bytes\n"
@@ -233,7 +233,7 @@ def test_a_wrong_password_leaves_nothing(restante: Restante, home: Path, plain: 
 
 @pytest.mark.rfc("P-163")
 def test_name_without_domain_is_tried_too(restante: Restante, home: Path) -> None:
-    """RFC 6186 §4: the whole address first; what works is kept, so that it is asked once."""
+    """RFC 6186 §4: the whole address first; the name that works is stored."""
     with Pop3Server(users={"mrose": "tan staaf"}) as server:
         server.deliver("mrose", MESSAGE)
         done = add(restante, server, stdin=b"tan staaf\n")
@@ -302,7 +302,7 @@ def test_required_kind_of_password_is_named(restante: Restante) -> None:
     assert "Google requires an app password" in done.err
 
 
-# By OAuth 2
+# With OAuth 2.
 
 
 def browse(url: str) -> None:
@@ -449,7 +449,7 @@ def test_googles_secret_is_typed_and_kept_apart(
     assert grant.application().client_secret == "GOCSPX-1"
 
 
-# Where mail goes
+# Destinations.
 
 
 def at_terminal(restante: Restante, *words: str | Path) -> Outcome:
@@ -543,7 +543,7 @@ def test_a_gmail_destination_is_signed_in_to(
     account = config.load().account["isp"]
     assert (account.to_oauth.provider, account.to_oauth.client_id) == ("google", "12.apps")
     assert restante("check").code == 0
-    # Another account shares the application, and needs no terminal.
+    # Another account uses the same app, and needs no terminal.
     second = ("account", "add", "two", "pop3s://bob@h", "--to", "gmail:", "--no-test")
     assert restante(*second, "--recipient", "bob@gmail.com", stdin=b"x\n").code == 0
     assert agreed[1] == ("account.two.to_oauth", "bob@gmail.com")
@@ -566,7 +566,7 @@ def test_a_recipient_is_asked_for_where_the_user_is_no_address(
     assert config.load().account["isp"].recipient == "ann@example.org"
     words = ("two", "pop3s://bob%40example.org@h", "--to", "lmtp:localhost:24")
     assert at_terminal(restante, *words).code == 0
-    assert len(asked) == 3  # and two passwords
+    assert len(asked) == 3  # plus two passwords
 
 
 def test_a_gateway_is_complete(restante: Restante, ann: str, home: Path) -> None:
@@ -654,7 +654,7 @@ def test_impossible_options_are_refused_before_the_password_prompt(
 
 
 def test_every_option_of_an_account_can_be_given(home: Path) -> None:
-    """Nothing can only be typed into the file."""
+    """No option can be set only by editing the file."""
     keys = {each.name for each in dataclasses.fields(config.Account)}
     options = {action.dest for action in _actions()}
     own = {"oauth": "client_id", "to_oauth": "to_client_id", "password": "password_file"}

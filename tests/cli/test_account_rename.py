@@ -1,4 +1,4 @@
-"""``restante account rename``: nothing comes twice, also when it is killed at any step."""
+"""``restante account rename``: no message is stored twice, even after a kill at any step."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ STEPS = (
 
 
 class Home:
-    """A configuration with one account in a file of its own, as `account add` writes it."""
+    """A configuration with one account in a separate file, as written by `account add`."""
 
     def __init__(self, path: Path, tls: ssl.SSLContext, ca_file: Path) -> None:
         self.path, self._tls, self._ca = path, tls, ca_file
@@ -73,7 +73,7 @@ class Home:
         return config.load(environment=self.environment)
 
     def collect(self, server: Odd) -> Outcome:
-        """With the only account that there is."""
+        """Collect with the only account."""
 
         async def main() -> Outcome:
             async with scripted(server, tls=self._tls) as (port, _):
@@ -112,7 +112,7 @@ def home(tmp_path: Path, server_tls: ssl.SSLContext, certificate: tuple[Path, Pa
 
 
 class Keeping(Odd):
-    """Forgets deletions, so that what was taken is listed."""
+    """A server that forgets deletions, so that collected messages are listed again."""
 
     def _update(self, gone: set[str]) -> None:
         pass
@@ -160,7 +160,7 @@ def test_with_a_lost_ledger_the_label_still_names_its_messages(home: Home) -> No
 
 @pytest.mark.parametrize("name", ["isp", "other"])
 def test_another_server_at_another_port_has_other_mail(home: Home, name: str) -> None:
-    """As behind two tunnels; unique-ids and sizes say nothing about which server it is."""
+    """For example behind two tunnels; unique-ids and sizes do not identify a server."""
     (file,) = home.folder.iterdir()
     file.write_text(file.read_text().replace('"none"', '"all"'))
     home.collect(Keeping())
@@ -211,7 +211,7 @@ def test_what_cannot_be_renamed_stays(
 def test_an_account_in_another_file_is_renamed_by_hand(
     is_own_file: bool, home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also where its own file is written in a way that is not understood."""
+    """Also if its own file has a form that the command does not understand."""
     home.put_tokens()
     server = Keeping()
     home.collect(server)
@@ -244,8 +244,8 @@ def test_killed_at_every_step(
     certificate: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Either name is in force, and knows what was taken; the same command finishes it."""
-    monkeypatch.setattr(job, "_PORTS", range(65_536))  # each is one of the same server
+    """One of the names is valid and knows the collected messages; a second run finishes."""
+    monkeypatch.setattr(job, "_PORTS", range(65_536))  # all ports count as the same server
     home, server = Home(tmp_path / "home", server_tls, certificate[0]), Keeping()
     home.put_tokens()
     home.collect(server)

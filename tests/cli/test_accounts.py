@@ -1,4 +1,4 @@
-"""`restante account` and `restante collect`, run as people run them."""
+"""`restante account` and `restante collect` as users run them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MESSAGE = b"Subject: one\n\nhello\n"
 
 
 class Shell:
-    """Runs ``restante`` in a world of its own."""
+    """Runs ``restante`` with a separate home."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -62,7 +62,7 @@ class Shell:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[dict[str, object]]:
-    """An ephemeral server with one message for its one user."""
+    """Run an ephemeral server with one message for its only user."""
     process = subprocess.Popen(
         [sys.executable, "-m", "restante", "serve", "--ephemeral"],
         stdin=subprocess.PIPE,
@@ -118,13 +118,13 @@ def test_story_of_an_account(shell: Shell, server: dict[str, object]) -> None:
     (written,) = (shell.home / "config" / "restante" / "conf.d").iterdir()
     assert written.stat().st_mode & 0o777 == 0o600
     assert shell.ok("account", "test", "isp") == "isp: 1 message, 23 bytes\n"
-    # Nothing is said of a dry run's effects but what would be.
+    # A dry run reports only what would happen.
     shell.ok("collect", "isp", "--dry-run")
     assert list((shell.home / "Mail" / "new").iterdir()) == []
     assert shell.ok("collect", "isp") == "isp: 1 message stored, 23 bytes\n"
     (stored,) = (shell.home / "Mail" / "new").iterdir()
     assert stored.read_bytes() == MESSAGE.replace(b"\n", b"\r\n")
-    # Cron hears nothing when nothing came.
+    # Without new mail there is no output for cron.
     again = shell.run("collect", "--all")
     assert (again.returncode, again.stdout, again.stderr) == (0, b"", b"")
     assert shell.run("collect", "isp", "--fail-if-empty").returncode == 1
@@ -187,7 +187,7 @@ def letter(number: int) -> bytes:
 
 @pytest.mark.slow
 def test_only_mail_that_is_in_a_maildir_is_adopted(shell: Shell, server: dict[str, object]) -> None:
-    """Another program put it there: other line ends, fields more, folding, flags and folders."""
+    """Another program stored it, with other line ends, fields, folding, flags and folders."""
     deliver(server)
     new = Path(str(server["maildir"]).replace("%u", "me")) / "new"
     twins = (b"Message-ID: <9@x>\r\n\r\none\r\n", b"Message-ID: <9@x>\r\n\r\nother\r\n")
@@ -200,8 +200,8 @@ def test_only_mail_that_is_in_a_maildir_is_adopted(shell: Shell, server: dict[st
     (old / "cur" / "7.y:2,S").write_bytes(traced.replace(b"number\n 2", b"number 2"))
     (old / ".Work" / "cur" / "8.y:2,RS").write_bytes(letter(3))
     (old / "new" / "9.y").write_bytes(twins[0])
-    (old / ".Loop").symlink_to(old)  # has nothing a second time
-    (old / "new" / "10.y").write_bytes(MESSAGE)  # without a name or a date
+    (old / ".Loop").symlink_to(old)  # must not be read twice
+    (old / "new" / "10.y").write_bytes(MESSAGE)  # without Message-ID or Date
     add(shell, server, f"maildir:{shell.home}/Mail", "--keep", "none")
     told = shell.ok("account", "adopt", "isp", "--like", str(old))
     assert told == (f"isp: Marked 3 messages as collected; 3 others not found in {old}.\n")
@@ -212,7 +212,7 @@ def test_only_mail_that_is_in_a_maildir_is_adopted(shell: Shell, server: dict[st
 
 
 def test_adopting_removes_nothing_that_was_read_for_its_header() -> None:
-    """The server removes at QUIT what RETR sent, and its TOP does not work."""
+    """The server removes retrieved messages at QUIT, and its TOP does not work."""
     odd = Odd(removes_what_was_read=True)
 
     async def main() -> None:
@@ -328,14 +328,14 @@ def test_one_bad_account_does_not_stop_the_others(shell: Shell, server: dict[str
     configure(shell.home, "dead", '{ command = ["echo", "x"] }')
     add(shell, server, f"maildir:{shell.home}/Mail")
     done = shell.run("collect", "--all")
-    assert done.returncode == 75  # nobody listens there now
+    assert done.returncode == 75  # connection refused
     assert b"isp: 1 message stored" in done.stdout
     assert b"dead: 127.0.0.1" in done.stderr
 
 
 @pytest.mark.slow
 def test_a_session_has_a_deadline(shell: Shell) -> None:
-    """However much a server has to say."""
+    """However much a server sends."""
     with HostileServer(Attack(what="", says={"UIDL": None})) as server:
         control = shell.home / "restante.toml"
         control.write_text(

@@ -1,4 +1,4 @@
-"""`restante check`: what it warns of."""
+"""The warnings of `restante check`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .conftest import Restante
 
 
 def test_relative_paths_are_named(restante: Restante, home: Path) -> None:
-    """A mistake that shows only when cron runs the command from elsewhere."""
+    """The mistake shows only when cron runs the command in another directory."""
     file = home / "restante.toml"
     file.write_text(
         '[account.isp]\nurl = "pop3s://h"\nuser = "ann"\npassword = { file = "secret" }\n'
@@ -62,7 +62,7 @@ def warnings(restante: Restante, file: Path, text: str = "") -> list[str]:
 
 
 def let(state: Path, **permissions: object) -> None:
-    """There is one user, ann, who may do this."""
+    """Add user ann with these permissions."""
     users = Users(state / "users.sqlite3")
     users.add("ann", "tan staaf")
     users.permit("ann", UserAccount("ann", "ann", **permissions))  # type: ignore[arg-type]
@@ -90,12 +90,12 @@ def let(state: Path, **permissions: object) -> None:
 def test_networks_that_lock_a_user_out_are_named(
     restante: Restante, home: Path, state: Path, networks: Sequence[str], reason: str, listen: str
 ) -> None:
-    """``reason``: the addresses that no client from these networks can reach, or what is wrong
-    with the networks whatever is served."""
+    """``reason``: the addresses that clients from these networks cannot reach, or what is wrong
+    with the networks themselves."""
     meant = tuple(map(ip_network, networks))
     let(state, networks=meant)
     found = warnings(restante, home / "r.toml", f'[server]\nlisten = "{listen}"\n')
-    named = ", ".join(map(str, meant))  # as this Python writes mapped addresses
+    named = ", ".join(map(str, meant))  # in the form this Python uses for mapped addresses
     locked = f"user ann may log in from {named} only, "
     if reason == "mapped":
         assert found == [
@@ -129,11 +129,11 @@ def test_a_disabled_user_is_meant_to_be_kept_out(
     ("mechanisms", "offered", "expected"),
     [
         ("PLAIN", '["PLAIN"]', []),
-        ("USER", '["PLAIN"]', []),  # USER and PASS are no mechanism, and always there
+        ("USER", '["PLAIN"]', []),  # USER and PASS are not a mechanism and always available
         ("SCRAM-SHA-256", '["SCRAM-SHA-256-PLUS"]', []),
         ("SCRAM-SHA-256-PLUS", '["SCRAM-SHA-256"]', ["only"]),
         ("LOGIN", '["PLAIN"]', ["only"]),
-        ("OAUTHBEARER", '["PLAIN", "OAUTHBEARER"]', ["only"]),  # no back end has tokens
+        ("OAUTHBEARER", '["PLAIN", "OAUTHBEARER"]', ["only"]),  # no back end accepts tokens
         ("PLAIN CRAM-MD5", '["PLAIN"]', ["CRAM-MD5"]),
         ("CRAM-MD5", '["PLAIN"]', ["CRAM-MD5", "only"]),
     ],

@@ -1,4 +1,4 @@
-"""A shared Maildir into which Dovecot saves compressed mail: no client gets it as a message."""
+"""A shared Maildir where Dovecot stores compressed mail, which is never sent to clients."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_coded_octets_are_never_sent_as_a_message(
         client = poplib.POP3_SSL(host, int(port), context=context, timeout=20)
         client.user("ann")
         client.pass_("tan staaf")
-        assert client.stat()[0] == 2  # a listing with holes would be a lie
+        assert client.stat()[0] == 2  # the listing must have no holes
         for command in ("RETR 2", "TOP 2 0", "RETR 2"):
             with pytest.raises(poplib.error_proto, match=r"-ERR \[SYS/PERM\] message was comp"):
                 client._longcmd(command)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What `restante collect` shows: bars on a terminal, silence in cron, a line of JSON for each."""
+"""Output of `restante collect`: bars on a terminal, none in cron, JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def server() -> Iterator[Pop3Server]:
 
 @pytest.fixture
 def configured(home: Path, server: Pop3Server) -> Path:
-    """Two accounts, ann and bob."""
+    """Configure two accounts, ann and bob."""
     path = home / "config" / "restante" / "restante.toml"
     path.parent.mkdir(parents=True)
     path.touch(0o600)
@@ -48,7 +48,7 @@ def configured(home: Path, server: Pop3Server) -> Path:
 
 
 def extend(path: Path, line: str) -> None:
-    """To the last account, bob."""
+    """Add lines to the last account, bob."""
     path.write_text(path.read_text() + line + "\n")
 
 
@@ -69,7 +69,7 @@ def test_cron_gets_only_the_results(
 def test_wait_for_the_login_limit_prints_nothing(
     home: Path, configured: Path, server: Pop3Server, restante: Restante
 ) -> None:
-    """The exit code says that nothing was asked; cron writes nobody for that."""
+    """Only the exit code shows it, so that cron sends no mail."""
     extend(configured, "logins_per_hour = 1")
     assert restante("collect", "bob").code == 0
     done = restante("collect", "bob")
@@ -168,7 +168,7 @@ def test_bars_on_a_terminal_and_results_in_a_file(
         try:
             while octets := os.read(ours, 65_536):
                 shown += octets
-        except OSError:  # the terminal has gone
+        except OSError:  # the terminal was closed
             pass
         os.close(ours)
         assert process.stdout is not None
@@ -200,13 +200,13 @@ def test_signal_keeps_stored_messages(
     assert b"stopped; stored messages are recorded" in err
     assert list((home / "ann" / "tmp").glob("*")) == []
     server.fault.clear()
-    while restante("collect", "ann").code == 75:  # until the server knows that we have gone
+    while restante("collect", "ann").code == 75:  # until the server notices the lost connection
         pass
     assert stored(home, "ann") == 4
 
 
 def metrics(path: Path) -> dict[str, float]:
-    """As node_exporter reads the text format; each family has its HELP and TYPE before it."""
+    """Parse the text format as node_exporter does; HELP and TYPE must precede each family."""
     found, family = {}, ""
     for line in path.read_text().splitlines():
         if line.startswith("# HELP "):
@@ -269,7 +269,7 @@ def test_messages_before_a_failure_are_reported_and_counted(
 def test_a_run_reaches_quit_without_the_messages_that_end_its_connections(
     count: int, home: Path, configured: Path, server: Pop3Server, restante: Restante
 ) -> None:
-    """They are tried once more in the next run, and then wait a day."""
+    """They are tried again in the next run, and then wait a day."""
     extend(configured, 'keep = "none"')
     for number in range(count):
         server.deliver("bob", MESSAGE + b"%d\n" % number)
@@ -314,7 +314,7 @@ def test_each_turn_of_a_service_is_a_run(home: Path, configured: Path, server: P
 def test_a_lost_answer_to_quit_is_no_failure_when_nothing_was_marked(
     home: Path, configured: Path, server: Pop3Server, restante: Restante
 ) -> None:
-    """RFC 1939 §6: QUIT removes what was marked, and nothing was."""
+    """RFC 1939 §6: QUIT removes marked messages, and none were marked."""
     server.deliver("ann", MESSAGE)
     server.fault.lose_quit(times=None)
     done = restante("collect", "ann")
@@ -412,7 +412,7 @@ def test_a_keep_that_the_destination_cannot_support_is_a_mistake(
     configured: Path,
     restante: Restante,
 ) -> None:
-    """Both keys are named, before anything is fetched; what is possible is found from the code."""
+    """Both keys are named before anything is fetched; the code shows which values are supported."""
     place = to.format(home)
     text = configured.read_text().replace(f'to = "maildir:{home}/bob"', f'to = "{place}"')
     configured.write_text(text)

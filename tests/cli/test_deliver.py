@@ -1,4 +1,4 @@
-"""``restante deliver``: 0 once it is on disk, 75 at any doubt."""
+"""``restante deliver``: exit code 0 once the message is on disk, 75 in case of doubt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MESSAGE = b"Subject: hello\n\nhi\n"
 
 
 def stored(state: Path) -> list[bytes]:
-    """Every file in the maildrop of ann, also what is half there."""
+    """Return every file in the maildrop of ann, including partial ones."""
     maildrop = state / "mail" / "ann"
     places = [maildrop / name for name in ("new", "cur", "tmp")]
     return [file.read_bytes() for place in places if place.exists() for file in place.iterdir()]
@@ -64,7 +64,7 @@ def no_maildrop(home: Path) -> None:
 def test_trouble_of_ours_bounces_nothing(
     restante: Restante, ann: str, home: Path, trouble: Callable[[Path], None]
 ) -> None:
-    """An MTA gives the message back to its sender at any code but 75."""
+    """An MTA bounces the message for any exit code but 75."""
     (home / "state/restante/mail").mkdir()
     trouble(home)
     found = restante("deliver", "ann", stdin=MESSAGE)
@@ -136,7 +136,7 @@ def test_a_signal_half_way_stores_nothing(ann: str, state: Path, number: signal.
     with started("deliver", "ann") as process:
         assert process.stdin is not None
         process.stdin.write(b"Subject: hello\n\n" + b"x" * 200_000)
-        process.stdin.flush()  # a pipe holds 64 KiB: it reads, so it listens to signals
+        process.stdin.flush()  # more than a pipe holds: it is reading, so it handles signals
         process.send_signal(number)
         assert process.wait(30) == 75
         assert b"stopped before the message was stored" in process.stderr.read()  # type: ignore[union-attr]
@@ -146,7 +146,7 @@ def test_a_signal_half_way_stores_nothing(ann: str, state: Path, number: signal.
 def test_a_full_disk_is_75_and_stores_nothing(
     ann: str, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A limit on the size of files replaces it: writing fails the same way (EFBIG)."""
+    """A limit on file sizes has the same effect: writing fails (EFBIG)."""
     monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)  # its file would be too large
 
     def limit() -> None:
@@ -171,7 +171,7 @@ def test_a_full_disk_is_75_and_stores_nothing(
 def test_addresses_may_stand_in_brackets(
     given: str, stored_as: bytes, restante: Restante, ann: str, state: Path
 ) -> None:
-    """As mail servers call a delivery program (RFC 5321 §4.1.2, §4.4)."""
+    """Some mail servers pass them like that (RFC 5321 §4.1.2, §4.4)."""
     assert restante("deliver", "<ann>", "--from", given, stdin=MESSAGE).code == 0
     (octets,) = stored(state)
     assert octets.startswith(b"Return-Path: %b\r\nDelivered-To: ann\r\n" % stored_as)

@@ -1,4 +1,4 @@
-"""`restante import` of accounts of other collectors: none is dropped silently."""
+"""`restante import` of accounts of other collectors: none is omitted silently."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_for_programs(restante: Restante, rc: Path) -> None:
 def test_a_relative_path_is_made_absolute(
     given: str, written: str, restante: Restante, rc: Path, home: Path
 ) -> None:
-    """Cron runs it from elsewhere."""
+    """Cron runs the command in another directory."""
     with chdir(home):
         restante("import", "fetchmail", rc, "--to", given)
     expected = written.format(home=home).replace("/./", "/")
@@ -108,7 +108,7 @@ def test_a_relative_path_is_made_absolute(
 def test_a_value_that_the_configuration_refuses_stops_no_other(
     restante: Restante, home: Path
 ) -> None:
-    """And breaks nothing: the configuration is read by every command."""
+    """And the configuration stays valid, since every command reads it."""
     path = home / "rc"
     path.write_text('poll h proto pop3 user u pass "a\\nb" ssl\n' + RC)
     done = restante("import", "fetchmail", path)

@@ -1,4 +1,4 @@
-"""`--json` with every command: JSON and nothing else on standard output, or a refusal."""
+"""`--json` with every command prints only JSON on standard output, or is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from restante.testing import Pop3Server
 from .conftest import Restante, program
 
 MESSAGE = b"Subject: hello\n\nhi\n"
-# Arguments for each command, in an order in which each finds what it needs; None: it has no JSON.
+# Arguments for each command, in an order that provides what each needs; None: no JSON.
 COMMANDS: dict[str, list[str] | None] = {
     "user add": ["user", "add", "bob", "--generate"],
     "user passwd": ["user", "passwd", "bob", "--generate"],

@@ -1,4 +1,4 @@
-"""``restante maildrop``: what is there, what was deleted, and how it comes back."""
+"""``restante maildrop``: list messages, and restore deleted ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MESSAGES = [
 
 @pytest.fixture
 def mail(restante: Restante, ann: str) -> int:
-    """Messages in the maildrop of ann."""
+    """Deliver messages to ann; returns their number."""
     for message in MESSAGES:
         assert restante("deliver", "ann", stdin=message).code == 0
     return len(MESSAGES)
@@ -39,7 +39,7 @@ def mail(restante: Restante, ann: str) -> int:
 
 @pytest.fixture
 def remove(home: Path) -> Callable[[int], None]:
-    """Removes the first messages of ann, as a client does at QUIT."""
+    """Remove the first messages of ann, as a client does with QUIT."""
 
     async def work(count: int) -> None:
         async with stores.store(load()).open("ann") as maildrop:
@@ -197,7 +197,7 @@ def test_user_without_mail_is_not_an_error(restante: Restante, ann: str, user: s
 
 @pytest.fixture
 def journal(home: Path) -> Callable[..., None]:
-    """Writes what a session of ann did, as the server does; it removed the first messages."""
+    """Record a session of ann that removed the first messages, as the server does."""
 
     async def work(count: int, began: float) -> None:
         async with stores.store(load()).open("ann") as maildrop:
@@ -274,7 +274,7 @@ def test_a_maildrop_in_use_is_looked_at_later(restante: Restante, mail: int, ver
 def test_a_maildrop_that_cannot_be_read_hides_no_other(
     restante: Restante, home: Path, mail: int, remove: Callable[[int], None]
 ) -> None:
-    """And is named."""
+    """It is named in an error."""
     remove(1)
     for user in "adam", "zoe":
         path = home / "state/restante/mail" / user

@@ -1,4 +1,4 @@
-"""What all verbs share: exit codes, words for errors, where they go."""
+"""Common behaviour of all verbs: exit codes, error messages, output streams."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ VERBS = [
     ],
 )
 def test_each_error_has_its_exit_code(error: BaseException, code: int) -> None:
-    """sysexits.h; what may succeed later is 75, whatever else it is."""
+    """sysexits.h; an error that may pass is 75, whatever its type."""
     assert failures.exit_code(error) == code
 
 
@@ -196,7 +196,7 @@ def test_verbose_shows_a_traceback(restante: Restante) -> None:
     assert "Traceback" in restante("-v", "-c", "none", "check").err
 
 
-# As programs, where output can be trouble.
+# As separate processes: errors of the output.
 
 
 def test_a_reader_that_goes_away_is_no_error(home: Path) -> None:
@@ -248,7 +248,7 @@ def test_root_makes_nothing_that_the_server_cannot_read(
         (OSError(errno.EACCES, "x"), 74),
         (OSError(errno.EROFS, "x"), 74),
         (OSError(errno.ENOTDIR, "x"), 74),
-        (OSError(errno.ENOENT, "x"), 75),  # a disk that is not mounted may be soon
+        (OSError(errno.ENOENT, "x"), 75),  # a disk may be mounted soon
         (OSError(errno.ENOSPC, "x"), 75),
         (OSError(errno.ECONNREFUSED, "x"), 75),
         (socket.gaierror(socket.EAI_NONAME, "x"), 68),

@@ -1,4 +1,4 @@
-"""Which names can have a maildrop: everything that is asked says what a login finds out."""
+"""Names that can have a maildrop: all commands agree with a login."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TEMPLATES = [
 NAMES = [
     "bob",
     "bob@example.org",
-    "bob@localhost",  # whose domain is the server's own
-    "ann+junk",  # which might be the folder junk of ann
+    "bob@localhost",  # the domain is the server's own
+    "ann+junk",  # could be the folder junk of ann
     "ann+junk@example.org",
     "strasse@example.org",
     "x" * 128,
@@ -73,7 +73,7 @@ def test_all_agree_with_a_login(template: str, home: Path, restante: Restante) -
     users = Users(state / "users.sqlite3")
     added = {name: restante("-c", config, "user", "add", name, "--generate") for name in NAMES}
     for name, done in added.items():
-        if done.code:  # as an earlier version, or another back end, let this user in
+        if done.code:  # a user from an earlier version or another back end
             try:
                 users.add(name, PASSWORD)
             except BadName:

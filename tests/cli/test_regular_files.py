@@ -1,6 +1,6 @@
-"""Files that the configuration names are regular files; a FIFO is an error at once.
+"""Files in the configuration must be regular files; a FIFO is an immediate error.
 
-Opening a FIFO waits for its other end, and a reload that waits serves no user.
+Opening a FIFO waits for its other end, and during a waiting reload no user is served.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from restante.tls import client_context, fingerprint, server_context
 
 from .conftest import Restante
 
-PATIENCE = 5.0  # seconds; none of these takes milliseconds
+PATIENCE = 5.0  # seconds; far longer than any of these takes
 
 OAUTH = (
     'chain = ["users", "oauth"]\n[auth.oauth]\nissuer = "https://id.example.org"\n'
@@ -50,7 +50,7 @@ BY_KEY = {
 
 @pytest.fixture(autouse=True)
 def no_waiting() -> Iterator[None]:
-    """What waits for the other end of a FIFO is interrupted, and fails."""
+    """Interrupt a command that waits for the other end of a FIFO; the test fails."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise AssertionError("waits for the other end of a FIFO")
@@ -89,9 +89,9 @@ def test_fifo_in_the_configuration_is_an_error_in_words(
 
 
 def test_every_file_that_the_configuration_names_is_tried() -> None:
-    """An option whose name or text says that it is a file has a row above.
+    """Every option that its name or text describes as a file has a row above.
 
-    Those of accounts are read by ``collect``, by the same two functions.
+    Files of accounts are read by ``collect`` with the same two functions.
     """
     words = ("path", "file", "cert", "key", "ca", "users", "secret", "password", "jwks")
     named = {

@@ -1,4 +1,4 @@
-"""``restante serve``, ``demo`` and ``check`` as somebody runs them who knows nothing yet."""
+"""``restante serve``, ``demo`` and ``check`` as a new user runs them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CANARY = "canary-7QK2M"
 
 @dataclass
 class Serving:
-    """A server in a process of its own, and what it said at its start."""
+    """A server in a separate process, and its first output."""
 
     process: subprocess.Popen[bytes]
     said: dict[str, Any]
@@ -38,7 +38,7 @@ class Serving:
     def client(
         self, name: str = "pop3s", password: str = "", user: str = "me"
     ) -> Iterator[poplib.POP3]:
-        """Logged in if there is a password; closed without QUIT if nobody says it."""
+        """Connect, and log in if there is a password; closed without QUIT by default."""
         host, _, port = self.said[name].rpartition(":")
         context = tls.client_context(Path(self.said["ca"]))
         if name == "pop3s":
@@ -60,7 +60,7 @@ class Serving:
             server.sendmail("bob@example.net", ["me@localhost"], text)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
-        """Its exit code, and what it told on standard error."""
+        """Stop the server; returns its exit code and standard error."""
         self.process.send_signal(number)
         _, told = self.process.communicate(timeout=30)
         return self.process.returncode, told.decode()
@@ -110,7 +110,9 @@ def test_ephemeral_ends_with_its_input(home: Path, stdin: int | str) -> None:
         out, told = server.process.communicate(timeout=30)
     assert (server.process.returncode, out) == (0, b"")
     assert b"Standard input has ended" in told
-    assert b"clock jumped" not in told  # a first start has no mail that a wrong clock could destroy
+    assert (
+        b"clock jumped" not in told
+    )  # at a first start there is no mail that a wrong clock could destroy
     assert list((home / "tmp").iterdir()) == []
 
 
@@ -125,12 +127,12 @@ def test_ephemeral_runs_while_its_input_is_open(home: Path) -> None:
         assert server.process.poll() is None
 
 
-# Zero configuration.
+# Without configuration.
 
 
 @pytest.fixture
 def ports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ports of private mode may be in use here, so others are taken."""
+    """The ports of private mode may be in use here, so use others."""
     monkeypatch.setenv("RESTANTE__SERVER__LISTEN", "pop3s://127.0.0.1:0 pop3://127.0.0.1:0")
     monkeypatch.setenv("RESTANTE__INTAKE__SMTP__LISTEN", "127.0.0.1:0")
 
@@ -204,7 +206,7 @@ def test_login_needs_tls_even_here(home: Path, state: Path, ports: None) -> None
         client.quit()
 
 
-# The end.
+# Stopping.
 
 
 @pytest.mark.slow
@@ -242,12 +244,12 @@ def test_sigterm_ends_sessions_without_removing_anything(
     assert len(list((state / "mail/me/new").iterdir())) == 1
 
 
-# No secret in any log.
+# Secrets and logs.
 
 
 @pytest.mark.slow
 def test_no_secret_is_in_any_log(home: Path, state: Path, ports: None) -> None:
-    """Neither a wrong password nor a right one, however it was sent; also not with -v."""
+    """Neither wrong nor right passwords, sent in any way; even with -v."""
     environment = {**os.environ, "RESTANTE__LOG__LEVEL": "debug", "PYTHONASYNCIODEBUG": "1"}
     assert program("user", "add", "ann", stdin=CANARY.encode()).code == 0
     with serving("-v", env=environment) as server:
@@ -268,7 +270,7 @@ def test_no_secret_is_in_any_log(home: Path, state: Path, ports: None) -> None:
             assert CANARY.encode() not in path.read_bytes(), path
 
 
-# Trouble at the start: one line, the thing and the next step, the right code.
+# Errors at the start: one line with the object and the next step, and the right code.
 
 
 def in_use(home: Path) -> tuple[str, int, str]:
@@ -315,7 +317,7 @@ def no_socket(home: Path) -> tuple[str, int, str]:
 
 
 def a_second_that_fails(home: Path) -> tuple[str, int, str]:
-    """The first is closed; a warning of Python's would be a second line."""
+    """The first listener must be closed; otherwise Python's warning would be a second line."""
     return "[server]\nlisten = ['pop3://127.0.0.1:0', 'pop3://192.0.2.1:0']", 69, "that address"
 
 
@@ -393,7 +395,7 @@ def test_demo_prints_each_step_and_leaves_nothing(home: Path) -> None:
 def test_first_user_trusts_the_clock_only_where_there_is_no_mail(
     tmp_path: Path, has_mail: bool
 ) -> None:
-    """Wherever mail is stored: a wrong clock must not destroy what was held there before."""
+    """For any path of mail: a wrong clock must not destroy mail that is held there."""
     state, mail = tmp_path / "state", tmp_path / "elsewhere"
     environment = {"HOME": str(tmp_path), "STATE_DIRECTORY": str(state)}
     environment["RESTANTE__STORE__PATH"] = f"{mail}/%u"
@@ -402,7 +404,7 @@ def test_first_user_trusts_the_clock_only_where_there_is_no_mail(
     if has_mail:
         (mail / "me").mkdir()
     clock = stores.clock(found)
-    assert clock.advance().mark == RELEASED  # nothing shows yet how late it is
+    assert clock.advance().mark == RELEASED  # the time is not known yet
     with closing(stores.users(found)) as users:
         assert make_first_user(found, users) is not None
         assert make_first_user(found, users) is None

@@ -1,4 +1,4 @@
-"""What a person reads of a message, whatever a stranger wrote into its header."""
+"""Summaries of messages for users, with any header that a sender may write."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .conftest import Restante
         (b"=?UTF-8*fr?B?Y2Fmw6k=?=", "café"),  # with a language, RFC 2231 §5
         (b"=?iso-8859-1?Q?caf=E9_au_lait?= x", "café au lait x"),
         (b"a =?utf-8?q?b?= =?utf-8?q?c?= d", "a bc d"),  # RFC 2047 §6.2
-        (b"=?utf-8?B?4oI=?=\r\n =?utf-8?B?rA==?=", "€"),  # cut within a character
+        (b"=?utf-8?B?4oI=?=\r\n =?utf-8?B?rA==?=", "€"),  # split within a character
         ("caf\xe9 =?utf-8?q?=C3=A9?=".encode(), "café é"),
         (b"=?utf-8?q?a?= =?latin-1?q?b?=", "ab"),
         (b"=?no-such?q?x?= =?utf-8?q?y?=", "=?no-such?q?x?= y"),
@@ -94,4 +94,9 @@ def test_one_unreadable_message_hides_no_other(restante: Restante, ann: str, hom
     assert [word in line for word, line in zip(("first", "[", "[", "last"), lines, strict=True)]
     assert "[cannot be read: message does not have the announced size" in lines[1]
     rows = restante("maildrop", "show", "ann", "--json").json["messages"]
-    assert ["error" in row for row in rows] == [False, False, True, False]  # the size is known now
+    assert ["error" in row for row in rows] == [
+        False,
+        False,
+        True,
+        False,
+    ]  # the size is correct now

@@ -66,7 +66,7 @@ def test_a_password_that_was_given_is_not_shown(restante: Restante) -> None:
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, *words: str | None) -> None:
-    """Somebody at a terminal types these, one at each question; None is Ctrl-D."""
+    """Simulate a user who types these answers, one for each prompt; None is Ctrl-D."""
     answers = iter(words)
 
     def answer(_: str) -> str:
@@ -198,7 +198,7 @@ def test_unusable_state_directory_is_an_error_on_one_line(restante: Restante, st
 
 
 def test_a_password_is_never_an_argument(restante: Restante) -> None:
-    """Every user of the machine can read the arguments of a program."""
+    """All users of a machine can read the arguments of programs."""
     assert restante("user", "add", "ann", "tan staaf").code == 64
 
 
@@ -264,7 +264,7 @@ def test_app_password_errors_are_explained(
     assert words in found.err
 
 
-# Permission.
+# Permissions.
 
 
 def test_permit_changes_only_the_named_permissions(restante: Restante, ann: str) -> None:
@@ -442,7 +442,7 @@ def test_a_time_for_deleted_mail_that_cannot_be(restante: Restante, ann: str) ->
 
 
 def test_a_database_that_cannot_be_used_is_named(restante: Restante, state: Path) -> None:
-    """To a person here, and never to a peer."""
+    """In local output, but never to a peer."""
     database = state / "users.sqlite3"
     found = restante("deliver", "ann", stdin=b"Subject: hi\n\nhi\n")
     words = "user database cannot be used"

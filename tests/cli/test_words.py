@@ -1,4 +1,4 @@
-"""Sizes and tables for people."""
+"""Readable sizes and tables."""
 
 from __future__ import annotations
 

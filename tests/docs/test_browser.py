@@ -1,6 +1,6 @@
-"""The documentation as a person sees it: its pages in Chromium, which ``./dev browser`` runs.
+"""The pages of the documentation in Chromium; ``./dev browser`` runs these tests.
 
-They are opened from the disk, as the README says.
+Pages are opened from the disk, as in the README.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BUILT = HOUSE / "build" / "docs"
 SOURCES = sorted((HOUSE / "docs").rglob("*.md"))
 PAGES = [str(page.relative_to(HOUSE / "docs").with_suffix("")) for page in SOURCES]
 SCREENS = {"telephone": (390, 844), "desk": (1280, 800)}
-# No sandbox: the tests may run as root, and the pages are ours.
+# Without sandbox: the tests may run as root, and the pages are our own.
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 OPTIONS += ["--disable-component-update", "--disable-sync", "--disable-quic"]
 
@@ -40,7 +40,7 @@ def chromium() -> Iterator[Browser]:
 def look(
     chromium: Browser, page: str, screen: str = "desk", script: bool = True
 ) -> tuple[Page, list[str]]:
-    """A page, and what went wrong while it was opened."""
+    """Open a page; returns it and the errors that occurred."""
     width, height = SCREENS[screen]
     context = chromium.new_context(
         viewport={"width": width, "height": height}, java_script_enabled=script

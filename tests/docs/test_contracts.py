@@ -1,4 +1,4 @@
-"""The page "Contracts" shows every add-on, the classes that offer it and the modules that ask.
+"""The page "Contracts" lists every add-on, the classes that offer it and the modules that use it.
 
 ``python -m tests.docs.test_contracts`` rewrites its tables.
 """
@@ -45,7 +45,7 @@ def methods(kind: type) -> set[str]:
 
 @cache
 def nodes() -> dict[str, list[ast.AST]]:
-    """All nodes of each module, walked once."""
+    """Return all nodes of each module."""
     return {
         path.relative_to(SOURCE).as_posix(): list(ast.walk(ast.parse(path.read_text())))
         for path in sorted(SOURCE.rglob("*.py"))
@@ -54,7 +54,7 @@ def nodes() -> dict[str, list[ast.AST]]:
 
 @cache
 def classes(room: str) -> dict[str, tuple[set[str], set[str]]]:
-    """The bases and the own members of each class in a room."""
+    """Return the bases and own members of each class in a package."""
     return {
         node.name: ({ast.unparse(base) for base in node.bases}, set(members(node)))
         for path, all_nodes in nodes().items()
@@ -65,7 +65,7 @@ def classes(room: str) -> dict[str, tuple[set[str], set[str]]]:
 
 
 def members(node: ast.ClassDef) -> Iterator[str]:
-    """Methods, and functions that ``__init__`` assigns where others make them possible."""
+    """Return methods, and functions that ``__init__`` assigns to attributes."""
     for each in ast.walk(node):
         if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef):
             yield each.name
@@ -74,7 +74,7 @@ def members(node: ast.ClassDef) -> Iterator[str]:
 
 
 def offering(kind: type, room: str) -> list[str]:
-    """Classes in that room that have all methods, or inherit from an add-on that is a class."""
+    """Return classes of the package that have all methods, or inherit from an add-on class."""
     names = []
     for name, (bases, own) in classes(room).items():
         inherited = [classes(room)[base][1] for base in bases & classes(room).keys()]
@@ -87,7 +87,7 @@ def offering(kind: type, room: str) -> list[str]:
 
 @cache
 def asking() -> dict[str, list[str]]:
-    """Modules by the names that are asked for in them."""
+    """Return modules by the add-ons that they check for."""
     found = defaultdict(set)
     for path, all_nodes in nodes().items():
         for node in all_nodes:
@@ -113,7 +113,7 @@ def table(module: object, room: str) -> str:
 
 @cache
 def annotated() -> dict[str, set[str]]:
-    """Words in the types of parameters, by module."""
+    """Return the names in types of parameters, by module."""
     return {
         path: {
             word
@@ -126,8 +126,8 @@ def annotated() -> dict[str, set[str]]:
 
 
 def users_of(name: str) -> list[str]:
-    """Where an add-on that is always there is used: in the type of a parameter, or in the store
-    that a server needs."""
+    """Return where a mandatory add-on is used: in the type of a parameter, or in the store that a
+    server needs."""
     inherits = {each.__name__ for each in maildrop.ServableStore.__mro__}
     wanted = {name, "ServableStore"} if name in inherits else {name}
     return [
@@ -138,7 +138,7 @@ def users_of(name: str) -> list[str]:
 
 
 def page() -> str:
-    """The page with its tables as the sources have them."""
+    """Return the page with tables made from the sources."""
     text = PAGE.read_text()
     for title, contract in CONTRACTS.items():
         before, heading, part = text.partition(f"\n## {title}")

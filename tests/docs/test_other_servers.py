@@ -1,4 +1,4 @@
-"""Each bug of another server that docs/other-servers.md tells has the test that it names."""
+"""The tests that docs/other-servers.md names for bugs of other servers exist."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What README and docs/ tell somebody to type or to write works.
+"""The commands, programs and configurations in README and docs/ work.
 
-Each page gets a home, a server in it, and a few messages; its blocks run in their order.  A block
-of TOML becomes ``restante.toml``, Python and console blocks run as they stand but for ``PLACES``.
+Each page gets a home, a server and a few messages; its blocks run in order.  A block of TOML
+becomes ``restante.toml``; Python and console blocks run unchanged except for ``PLACES``.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ README = (HOUSE / "README.md").read_text()
 RUNNING = [
     page for page in PAGES if re.search(r"^```(console|python|toml)", page.read_text(), re.M)
 ]
-NEEDS = "# Needs "  # and a package that is no dependency of ours: such a block is only compiled
+NEEDS = "# Needs "  # and a package that is not a dependency of ours: such a block is only compiled
 LANGUAGES = {"console", "python", "toml", "sh", "ini", "text", "{toctree}", "{demo}", "{picture}"}
 PASSWORD = "k7fq-2m9x-tw4r-h8zd"
 
-# What must have happened before a page begins.
+# Commands to run before a page.
 _ANN = ("restante user add ann", "restante deliver ann < message", "restante deliver ann < message")
 _GETMAIL = (
     "mkdir .getmail",
@@ -77,7 +77,7 @@ BEFORE = {
     "restore-deleted-mail": (*_ANN, "restante fetch pop3s://ann@pop.example.org --to fetched"),
 }
 
-# What stands on a page, and what it is here; the first that fits wins.
+# Text on pages and its replacement here; the first match is used.
 PLACES = (
     ("pop.example.org", "{pop3s}"),
     ("127.0.0.1:1995", "{pop3s}"),
@@ -99,7 +99,7 @@ PLACES = (
     ('password="…"', f'password="{PASSWORD}"'),
 )
 
-# What cannot run here, by how it begins, and why.  It must still be a command that sh can read.
+# Commands that cannot run here, by their beginning, and why.  They must be valid for sh.
 ELSEWHERE = {
     "./dev": "prepares .venv, in which these tests run already",
     "restante serve": "has run since the page began",
@@ -123,7 +123,7 @@ ELSEWHERE = {
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """The language and the text of each fenced block."""
+    """Yield the language and the text of each fenced block."""
     found = re.finditer(r"^```([\w{}]*)[^\n]*\n(.*?)^```$", page.read_text(), re.M | re.S)
     yield from ((match[1], match[2]) for match in found)
 
@@ -137,7 +137,7 @@ def runs_here(command: str) -> bool:
 
 
 class Home:
-    """A page's own home, with a server in it."""
+    """A home and a server for one page."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -164,13 +164,13 @@ class Home:
         self.places |= json.loads(self._server.stdout.readline())
 
     def here(self, text: str) -> str:
-        """The text of a page as it is right in this home."""
+        """Return the text of a page, adapted to this home."""
         for place, here in PLACES:
             text = text.replace(place, here.format(**self.places))
         return text
 
     def run(self, *command: str) -> None:
-        """Every question is answered with the password."""
+        """Run a command; every prompt is answered with the password."""
         done = subprocess.run(
             command,
             cwd=self.path,
@@ -249,7 +249,7 @@ def test_commands_that_cannot_run_here_are_valid(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
 def test_a_command_in_a_sentence_is_one(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It may lack arguments, where only its name is said."""
+    """Arguments may be missing if only its name is mentioned."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     for command in re.findall(r"`restante\s+([^`<]+)", text):
         try:
@@ -270,7 +270,7 @@ def test_every_excused_command_is_on_a_page() -> None:
 
 @pytest.mark.parametrize("page", CHINESE, ids=names(CHINESE))
 def test_chinese_page_has_the_blocks_of_the_english_page(page: Path) -> None:
-    """A command that changes in English must change here too."""
+    """A command changed in English must change in Chinese too."""
     chinese = [block for block in blocks(page) if block[0] != "{toctree}"]
     english = HOUSE / "docs" / "howto" / page.name
     assert chinese == (list(blocks(english)) if english.exists() else [])
@@ -299,7 +299,7 @@ def test_chinese_pages_are_linked_from_the_english_ones() -> None:
 @pytest.mark.interop
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 def test_systemd_takes_the_units(tmp_path: Path) -> None:
-    """What it says of programs and users that are not there does not count."""
+    """Errors about missing programs and users do not count."""
     page = HOUSE / "docs" / "howto" / "first-server.md"
     told = tmp_path / "restante.service"
     told.write_text(next(text for language, text in blocks(page) if language == "ini"))

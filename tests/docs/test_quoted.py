@@ -1,4 +1,4 @@
-"""What pages quote from the program and from measurements is what is there."""
+"""Quotations from the program and from measurements on pages are correct."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HOWTOS = {page.stem: page.read_text() for page in sorted((DOCS / "howto").glob("
 
 
 def after_log(text: str) -> list[str]:
-    """The events in a cell such as "log: `a` or `b` with …"."""
+    """Return the events in a cell such as "log: `a` or `b` with …"."""
     return [
         event
         for cell in re.findall(r"log: ((?:`[^`]+`(?: or )?)+)", text)

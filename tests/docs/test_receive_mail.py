@@ -1,4 +1,4 @@
-"""The limits and replies that docs/howto/receive-mail.md names are those of the code."""
+"""The limits and replies in docs/howto/receive-mail.md agree with the code."""
 
 from __future__ import annotations
 

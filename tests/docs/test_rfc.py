@@ -1,4 +1,4 @@
-"""docs/rfc.toml, the tests and the source speak of the same requirements."""
+"""docs/rfc.toml, the tests and the source refer to the same requirements."""
 
 from __future__ import annotations
 

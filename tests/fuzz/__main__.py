@@ -1,4 +1,4 @@
-"""``./dev fuzz``: the targets under a coverage-guided fuzzer, for a bounded time each."""
+"""``./dev fuzz``: run the targets with a coverage-guided fuzzer, each for a limited time."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def watch(target: str, seconds: int) -> tuple[int, bool]:
-    """Executions, and whether the promise was kept.  The fuzzer ends its process itself."""
+    """Return the executions, and whether the promise held.  The fuzzer ends its process itself."""
     log = WORK / f"{target}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
@@ -85,7 +85,7 @@ def fuzz(target: str, seconds: int) -> int:
 
 
 def keep(target: str) -> None:
-    """The shortest inputs that reach what was reached: at most 15, the rest is found again."""
+    """Keep the shortest inputs for the same coverage, at most 15; others are found again."""
     from .corpus import KEPT
 
     folder = KEPT / target

@@ -1,4 +1,4 @@
-"""Inputs to begin with: what stands in the transcripts, and what fuzzing found worth keeping."""
+"""Initial inputs: lines of the transcripts, and inputs kept from earlier fuzzing."""
 
 from __future__ import annotations
 

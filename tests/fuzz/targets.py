@@ -1,8 +1,8 @@
-"""What no octets, however random, may do: each target takes some and holds one promise.
+"""Promises that hold for any octets: each target takes an input and checks one promise.
 
-A target returns, or it raises: then the promise is broken.  Errors that a promise allows are
-caught here.  The same targets run on the kept corpus in every test run, on what hypothesis
-invents, and under a coverage-guided fuzzer by ``./dev fuzz``.
+A target that raises has found a broken promise.  Errors that a promise allows are caught here.
+The same targets run on the kept corpus in every test run, on inputs that hypothesis makes, and
+with a coverage-guided fuzzer by ``./dev fuzz``.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ UNIQUE_ID = re.compile("[!-~]{1,70}")
 
 
 def in_pieces(octets: bytes) -> tuple[bytes, list[bytes]]:
-    """The first octet says how long the pieces of the others are."""
+    """Split the input; its first octet is the length of the pieces."""
     size, octets = octets[0] % 16 + 1 if octets else 1, octets[1:]
     return octets, [octets[at : at + size] for at in range(0, len(octets), size)]
 
 
 def command(octets: bytes) -> None:
-    """Lines are the same however they arrive; what is no command is a BadCommand."""
+    """Lines do not depend on the pieces; invalid commands raise BadCommand."""
 
     def lines(pieces: list[bytes]) -> Iterator[object]:
         buffer = LineBuffer()
@@ -72,7 +72,7 @@ def command(octets: bytes) -> None:
             while True:
                 try:
                     line = buffer.next_line()
-                except (HostileInput, NulOctet) as error:  # the session ends
+                except (HostileInput, NulOctet) as error:  # these end the session
                     yield str(error)
                     return
                 except BadCommand as error:
@@ -88,7 +88,7 @@ def command(octets: bytes) -> None:
 
 
 def session(octets: bytes) -> None:
-    """A session says the same however its input arrives, and only QUIT removes messages."""
+    """Output does not depend on the pieces of the input, and only QUIT removes messages."""
 
     def served(pieces: list[bytes]) -> Core:
         policy = Policy(mechanisms=("PLAIN", "LOGIN", "OAUTHBEARER", "XOAUTH2"))
@@ -113,7 +113,7 @@ def login(octets: bytes) -> None:
 
 
 def multi_line(octets: bytes) -> None:
-    """What is byte-stuffed is read back to the octet, and what follows it is not touched."""
+    """Byte-stuffed text is read back exactly, and octets after it are not consumed."""
     _, pieces = in_pieces(octets)
     ends, stuffer, unstuffer = LineEnds(), Stuffer(), Unstuffer()
     text = b"".join(map(ends.feed, pieces)) + ends.finish()
@@ -129,7 +129,7 @@ def multi_line(octets: bytes) -> None:
 
 
 def unstuffing(octets: bytes) -> None:
-    """A multi-line response has the same content and the same end however it arrives."""
+    """A multi-line response has the same content and end in any pieces."""
 
     def read(pieces: list[bytes]) -> tuple[bytes, bytes | None]:
         unstuffer, content = Unstuffer(), b""
@@ -147,7 +147,7 @@ def unstuffing(octets: bytes) -> None:
 
 
 def message(octets: bytes) -> None:
-    """The size announced is the size sent; TOP is a beginning of it, in whole lines."""
+    """The announced size is the size sent; TOP sends its first lines."""
     whole, pieces = in_pieces(octets)
     ends, survey, top = LineEnds(), Survey(), Top(len(whole) % 5)
     text = b"".join(map(ends.feed, pieces)) + ends.finish()
@@ -161,7 +161,7 @@ def message(octets: bytes) -> None:
 
 
 def client(octets: bytes) -> None:
-    """Whatever a server says, a client ends with an error of ours, or in order."""
+    """For any answers of a server, a client succeeds or raises one of our errors."""
     _, pieces = in_pieces(octets)
     heard = iter(pieces)
 
@@ -195,7 +195,7 @@ def client(octets: bytes) -> None:
 
 
 def _exchange(name: str, octets: bytes, user: OneUser) -> object | None:
-    """What the server's half makes of the client's messages, which are separated by LF."""
+    """Run the server's half of a mechanism with messages separated by LF."""
     channel = Channel(b"end point", ("mrose@example.org",))
     exchange, step = MECHANISMS[name].server(channel), b""
     challenge: bytes | Lookup = next(exchange)
@@ -215,39 +215,39 @@ def _exchange(name: str, octets: bytes, user: OneUser) -> object | None:
 
 
 def plain(octets: bytes) -> None:
-    """A PLAIN message is credentials, or a BadCommand."""
+    """A PLAIN message gives credentials or BadCommand."""
     _exchange("PLAIN", octets, USER)
 
 
 def oauthbearer(octets: bytes) -> None:
-    """An OAUTHBEARER message is a token, or a BadCommand."""
+    """An OAUTHBEARER message gives a token or BadCommand."""
     _exchange("OAUTHBEARER", octets, USER)
 
 
 def xoauth2(octets: bytes) -> None:
-    """An XOAUTH2 message is a token, or a BadCommand."""
+    """An XOAUTH2 message gives a token or BadCommand."""
     _exchange("XOAUTH2", octets, USER)
 
 
 def external(octets: bytes) -> None:
-    """An EXTERNAL message names an identity of the certificate, or nobody."""
+    """An EXTERNAL message gives an identity of the certificate, or is refused."""
     _exchange("EXTERNAL", octets, USER)
 
 
 def scram(octets: bytes) -> None:
-    """Who does not know the password cannot prove that they do."""
+    """A client without the password cannot log in."""
     for name in ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"):
         assert not isinstance(_exchange(name, octets, USER), Proof)
 
 
 def scram_client(octets: bytes) -> None:
-    """A server that does not know the password cannot prove that it does."""
+    """A server without the password cannot complete the exchange."""
     exchange = client_exchange("SCRAM-SHA-256", ClientLogin("mrose", "tan staaf"))
     nonce = next(exchange).response.rpartition(b"r=")[2]
     last = False
     for challenge in octets.split(b"\n"):
         if re.search(rb"i=\d{5}", challenge):
-            return  # true, but slow
+            return  # valid, but slow
         try:
             last = exchange.send(challenge.replace(b"{}", nonce)).may_be_last
         except (ProtocolBroken, StopIteration):
@@ -256,7 +256,7 @@ def scram_client(octets: bytes) -> None:
 
 
 def maildir_name(octets: bytes) -> None:
-    """Any file names give unique-ids that RFC 1939 §7 allows, one each, for ever."""
+    """Any file names give distinct, permanent unique-ids that RFC 1939 §7 allows."""
     found = [
         names.File("new" if len(name) % 2 else "cur", name, len(name) % 3)
         for name in octets.decode("utf-8", "surrogateescape").split("\0")
@@ -275,12 +275,12 @@ def maildir_name(octets: bytes) -> None:
 
 
 def adopted_ids(octets: bytes) -> None:
-    """A damaged file of adopted unique-ids gives fewer of them, and no impossible one."""
+    """A damaged file of adopted unique-ids gives fewer of them, and no invalid ones."""
     assert all(map(UNIQUE_ID.fullmatch, names.unpack(octets).values()))
 
 
 def foreign_lists(octets: bytes) -> None:
-    """The files of other servers are understood, or refused in words."""
+    """Files of other servers are parsed, or refused with an explanation."""
     readers: tuple[Callable[[bytes], object], ...] = (
         foreign.dovecot,
         foreign.courier,
@@ -293,7 +293,7 @@ def foreign_lists(octets: bytes) -> None:
 
 
 def configuration(octets: bytes) -> None:
-    """A configuration is good, or its mistakes are told; nothing else happens."""
+    """A configuration is valid, or its mistakes are reported."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "restante.toml"
         file.write_bytes(octets)
@@ -302,7 +302,7 @@ def configuration(octets: bytes) -> None:
 
 
 def data(octets: bytes) -> None:
-    """A message with a bare CR or LF is refused, however it arrives (SMTP smuggling)."""
+    """A message with a bare CR or LF is refused in any pieces (SMTP smuggling)."""
     whole, _ = in_pieces(octets)
     stuffer = Stuffer()
     sent = stuffer.feed(whole) + stuffer.finish()
@@ -320,7 +320,7 @@ def data(octets: bytes) -> None:
 
 
 def intake(octets: bytes) -> None:
-    """Each command of SMTP and LMTP has an answer, and no octets raise anything."""
+    """Each command of SMTP and LMTP is answered, and no octets raise an exception."""
     for policy in (SMTP, LMTP):
         driver = IntakeDriver(policy)
         for piece in in_pieces(octets)[1]:
@@ -331,7 +331,7 @@ def intake(octets: bytes) -> None:
 
 
 def entry(octets: bytes) -> None:
-    """Only one number is a message's: RETR takes it in one spelling (RFC 1939 §4)."""
+    """A message has one number, which RETR accepts in one spelling only (RFC 1939 §4)."""
     core = Core(list(MESSAGES))
     core.session.opened([Entry(f"u{at}", len(text)) for at, text in enumerate(MESSAGES, 1)])
     argument = octets.replace(b"\n", b"")
@@ -341,7 +341,7 @@ def entry(octets: bytes) -> None:
 
 
 def proxy_header(octets: bytes) -> None:
-    """A PROXY header is the same however it arrives, and what follows it is not taken."""
+    """A PROXY header is parsed alike in any pieces, and octets after it are not consumed."""
 
     def parsed(text: bytes) -> tuple[proxy.Origin, int] | str | None:
         try:
@@ -361,7 +361,7 @@ def proxy_header(octets: bytes) -> None:
 
 
 def downgraded(octets: bytes) -> None:
-    """A surrogate has as many octets as its original, in ASCII, however that arrives."""
+    """A surrogate is ASCII and has the size of its original, in any pieces."""
 
     def fed(pieces: list[bytes]) -> bytes | None:
         downgrade = Downgrade()
@@ -381,28 +381,28 @@ def downgraded(octets: bytes) -> None:
 
 
 def malformed_mail(octets: bytes) -> None:
-    """Any octets are a message, and all of it can be read."""
+    """Any octets can be parsed as a message, and all parts can be read."""
     read_all(octets, "to")
 
 
 def header_field(octets: bytes) -> None:
-    """Any value can be read in the field that the first octet chooses."""
+    """Any value can be read, in the field that the first octet chooses."""
     field = FIELDS[octets[0] % len(FIELDS)] if octets else "to"
     value = octets[1:].replace(b"\n", b"\n ")
     read_all(field.encode() + b": " + value + b"\r\n\r\nbody\r\n", field)
 
 
 def stored_hash(octets: bytes) -> None:
-    """What is no hash opens for nobody, and costs nothing."""
+    """An invalid hash matches no password, and costs nothing."""
     text = octets.decode("utf-8", "surrogateescape")
     if re.search(r"\d{4}|\$\d\d\$|SCRYPT|PLAIN|CLEAR", text, re.ASCII | re.IGNORECASE):
-        return  # costs that are lawful, but slow; passwords in clear
+        return  # valid but slow costs; plaintext passwords
     assert not schemes.matches("a password", text)
     schemes.is_known(text)
 
 
 def journal_line(octets: bytes) -> None:
-    """Whatever a line of the journal is, it is read or passed over."""
+    """Any line of the journal is read or skipped."""
     good = journal._line(SESSION)
     at = int.from_bytes(octets[:1], "big") % len(good)
     harmed = good[:at] + octets[1:] + good[at + len(octets[1:]) :]
@@ -411,7 +411,7 @@ def journal_line(octets: bytes) -> None:
 
 
 def foreign_accounts(octets: bytes) -> None:
-    """Another collector's configuration is understood, or refused in words."""
+    """Another collector's configuration is parsed, or refused with an explanation."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "rc"
         file.write_bytes(octets)

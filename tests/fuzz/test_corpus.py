@@ -1,4 +1,4 @@
-"""The promises of the fuzzing targets, on what is kept and on what hypothesis invents."""
+"""The fuzzing targets with the kept corpus and with inputs that hypothesis makes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .targets import TARGETS
 def test_kept_inputs(target: str) -> None:
     found = inputs(target)
     assert found, "a target needs something to begin with"
-    for octets in (b"", *found):  # a fuzzer begins with nothing
+    for octets in (b"", *found):  # fuzzers begin with the empty input
         TARGETS[target](octets)
 
 
