@@ -186,7 +186,7 @@ async def running(
         ends.callback(users.close)
         if shared is None:
             shared = ends.enter_context(_own_resources(config))
-        parts = _Parts(Running(config, certificate), users, store, shared, ends)
+        parts = _ServerParts(Running(config, certificate), users, store, shared, ends)
         parts.start()
         yield parts.running
 
@@ -198,7 +198,7 @@ def _own_resources(config: Configuration) -> Iterator[SharedResources]:
         yield SharedResources(sockets, tls_context(config), Tally(), throttle, purges=True)
 
 
-class _Parts:
+class _ServerParts:
     """The parts of a server: how they start, and how they adopt another configuration.
 
     Each part puts its end on ``ends`` when it has started, so the parts stop in the reverse order:

@@ -86,9 +86,8 @@ def store(config: Configuration, own: Users | None = None) -> ServableStore:
         from ..store.memory import MemoryStore
 
         return MemoryStore(hold=lambda _: config.store.hold)
-    if (
-        config.store.path == f"{config.state}/mail/%u"
-    ):  # our own directory; any other may be a mount point
+    # Only our own directory is created: any other may be a mount point.
+    if config.store.path == f"{config.state}/mail/%u":
         for place in (config.state, config.state / "mail"):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
     made = MaildirStore(config.store.path, folders=config.store.maildrop, clock=clock(config))
