@@ -156,6 +156,19 @@ class View:
 
 
 @runtime_checkable
+class Prompt(Protocol):
+    """Add-on of a store that opens and closes most maildrops without waiting.
+
+    The server then needs no task for it.  Outside a task, ``asyncio.timeout`` and ``TaskGroup``
+    fail, so a store that uses them must not have this add-on.
+    """
+
+    @property
+    def is_prompt(self) -> bool:
+        """True."""
+
+
+@runtime_checkable
 class Viewing(Protocol):
     """Add-on of a store that has folders."""
 

@@ -333,6 +333,22 @@ class Generations(Protocol):
 
 
 @runtime_checkable
+class PromptGenerations(Protocol):
+    """Add-on for a cache: the same as ``Generations`` without waiting, where that is possible."""
+
+    def generation_now(self, identity: str) -> bytes | None:
+        """Return what ``generation`` would return, or None: then call that.  Must not block."""
+
+
+@runtime_checkable
+class PromptAnswers(Protocol):
+    """Add-on of a cache: answers to passwords that were right before and are still valid."""
+
+    def remembered(self, credentials: Credentials) -> UserAccount | None:
+        """Return what ``verify`` would return, or None: then call that.  Must not block."""
+
+
+@runtime_checkable
 class LastUses(Protocol):
     """Add-on for a cache: record logins that the cache answered."""
 

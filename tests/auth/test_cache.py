@@ -76,7 +76,15 @@ class Telling(Plain):
 
 
 def verify(cache: Cache, credentials: Credentials = ROSE) -> UserAccount:
-    return asyncio.run(cache.verify(credentials))
+    """The answer without waiting, if there is one, must be that of ``verify``."""
+    known = cache.remembered(credentials)
+    try:
+        account = asyncio.run(cache.verify(credentials))
+    except (AuthenticationFailed, TemporaryFailure):
+        assert known is None
+        raise
+    assert known in (None, account)
+    return account
 
 
 def refused(cache: Cache, credentials: Credentials = WRONG) -> str:

@@ -311,6 +311,26 @@ def test_a_generation_changes_with_every_back_end() -> None:
     assert None not in seen
 
 
+class Prompt(Keyed):
+    """Has its generation without waiting, unless it is being changed."""
+
+    is_changing = False
+
+    def generation_now(self, identity: str) -> bytes | None:
+        return None if self.is_changing else repr(self.users.get(identity)).encode()
+
+
+def test_generation_without_waiting_is_that_of_all_back_ends() -> None:
+    first, second, blind = Prompt({"ann": "one"}), Prompt({"ann": "two"}), Plain({"ann": "three"})
+    for chain in (chained(first, second), chained(second, blind, first), chained(first)):
+        assert chain.generation_now("ann") == run(chain.generation("ann")) is not None
+    first.is_changing = True
+    assert chained(first, second).generation_now("ann") is None
+    assert chained(second, first).generation_now("ann") is None
+    assert chained(second, Keyed({"ann": "one"})).generation_now("ann") is None
+    assert chained(blind).generation_now("ann") is None
+
+
 def test_generation_covers_every_back_end_in_any_order() -> None:
     first, blind = Keyed({"ann": "one"}), Plain({"bob": "two"})
     for chain in (chained(first, blind), chained(blind, first)):

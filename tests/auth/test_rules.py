@@ -235,8 +235,11 @@ class Site:
     async def _opens(self, shown: Shown, way: Way) -> bool:
         """As a server finds out (``server.pop3``)."""
         try:
-            resolved, view = await login.resolve(self.chain, shown, "+")
-            account = await login.verify(self.chain, resolved, view, self.cache)
+            if known := login.remembered(shown, "+", self.cache):
+                _, account = known
+            else:
+                resolved, view = await login.resolve(self.chain, shown, "+")
+                account = await login.verify(self.chain, resolved, view, self.cache)
         except AuthenticationFailed:
             return False
         return not account.refusal(way.address, is_secure=way.is_secure, mechanism=shown.mechanism)

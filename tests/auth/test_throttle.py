@@ -324,6 +324,28 @@ def test_a_user_is_at_home_for_thirty_days(throttle: Throttle, clock: Clock) -> 
     assert not throttle.facts("mrose", HERE).is_known
 
 
+def test_remembered_logins_keep_a_home(throttle: Throttle, clock: Clock) -> None:
+    """As other logins do: at once in a new network, for another name, and for months."""
+    throttle.accepted(shown(), MROSE)
+    throttle.accepted(shown(address=ELSEWHERE), MROSE, is_remembered=True)
+    throttle.accepted(shown(identity="m.rose"), MROSE, is_remembered=True)
+    for name, address in (("mrose", HERE), ("mrose", ELSEWHERE), ("m.rose", HERE)):
+        assert throttle.facts(name, address).is_known
+    for _ in range(100):
+        clock.now += DAY
+        throttle.accepted(shown(), MROSE, is_remembered=True)
+    assert throttle.facts("mrose", HERE).is_known
+    clock.now -= 90 * DAY  # an entry of a clock that was ahead is ignored, so it is made again
+    throttle.accepted(shown(), MROSE, is_remembered=True)
+    assert throttle.facts("mrose", HERE).is_known
+
+
+def test_recent_homes_are_bounded(throttle: Throttle) -> None:
+    for number in range(10_000):
+        throttle.accepted(shown(address=f"10.{number >> 8}.{number & 255}.1"), MROSE)
+    assert len(throttle._recent) <= 4096
+
+
 def test_user_is_known_by_typed_and_own_name(throttle: Throttle) -> None:
     throttle.accepted(shown(identity="MRose@Example.org"), MROSE)
     for name in ("mrose@example.org", "mrose"):

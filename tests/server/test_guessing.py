@@ -48,7 +48,7 @@ class Guard:
     successes: list[tuple[Shown, UserAccount]] = field(default_factory=list)
     heard: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def accepted(self, shown: Shown, account: UserAccount) -> None:
+    def accepted(self, shown: Shown, account: UserAccount, *, is_remembered: bool = False) -> None:
         self.successes.append((shown, account))
         self.heard.set()
 

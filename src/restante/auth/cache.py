@@ -21,7 +21,14 @@ from typing import Generic, TypeVar
 from ..addons import offers
 from ..clock import elapsed
 from ..errors import AuthenticationFailed
-from ..passdb import Credentials, Generations, LastUses, Passdb, UserAccount
+from ..passdb import (
+    Credentials,
+    Generations,
+    LastUses,
+    Passdb,
+    PromptGenerations,
+    UserAccount,
+)
 
 # Seconds; ours.  A right password lasts for one interval of a client that polls every few minutes;
 # without generations a change takes effect after a minute.
@@ -33,7 +40,7 @@ T = TypeVar("T")
 
 
 class Cache:
-    """A ``Passdb`` in front of another one."""
+    """A ``Passdb`` in front of another one, with ``PromptAnswers``."""
 
     def __init__(
         self,
@@ -52,6 +59,7 @@ class Cache:
         """
         self._passdb = verifier or passdb
         self._generations = passdb if offers(passdb, Generations) else None
+        self._prompt_generations = passdb if offers(passdb, PromptGenerations) else None
         self._last_uses = passdb if offers(passdb, LastUses) else None
         self._has_all_generations = has_all_generations
         self._service = service
@@ -59,13 +67,19 @@ class Cache:
         self._right = _Table[UserAccount](_MAX_RIGHT, clock)
         self._wrong = _Table[str](_MAX_WRONG, clock)
 
+    def remembered(self, credentials: Credentials) -> UserAccount | None:
+        if self._prompt_generations is None:
+            return None
+        generation = self._prompt_generations.generation_now(credentials.identity)
+        if generation is None:
+            return None
+        return self._known(credentials, self._key(credentials, generation))
+
     async def verify(self, credentials: Credentials) -> UserAccount:
         generation = await self._generation(credentials)
         key = self._key(credentials, generation)
-        account, reason = self._right.get(key), self._wrong.get(key)
+        account, reason = self._known(credentials, key), self._wrong.get(key)
         if account is not None:
-            if self._last_uses is not None:
-                self._last_uses.used(account, credentials.address)
             return account
         if reason is not None:
             raise AuthenticationFailed(reason)
@@ -80,6 +94,12 @@ class Cache:
             is_exact = self._is_exact(generation)
             lifetime = _RIGHT_LIFETIME if is_exact else _RIGHT_LIFETIME_WITHOUT_GENERATION
             self._right.put(key, account, lifetime)
+        return account
+
+    def _known(self, credentials: Credentials, key: bytes) -> UserAccount | None:
+        account = self._right.get(key)
+        if account is not None and self._last_uses is not None:
+            self._last_uses.used(account, credentials.address)
         return account
 
     def _is_exact(self, generation: bytes | None) -> bool:

@@ -32,6 +32,7 @@ from ..passdb import (
     Generations,
     LastUses,
     Passdb,
+    PromptGenerations,
     Proof,
     ScramKeys,
     ScramSecrets,
@@ -60,8 +61,18 @@ async def _generation(backend: Backend, identity: str) -> bytes | None:
     return await backend.generation(identity) if offers(backend, Generations) else None
 
 
+def _combined(generations: Iterable[bytes | None]) -> bytes | None:
+    """Return one generation for those of all back ends, or None if none has any."""
+    known = [each for each in generations if each is not None]
+    digest = blake2b(digest_size=16)
+    for each in known:
+        digest.update(blake2b(each).digest())
+    return digest.digest() if known else None
+
+
 class Chain:
-    """Implements ``Passdb``, ``Accounts``, ``Directory``, ``Generations`` and ``LastUses``.
+    """Implements ``Passdb``, ``Accounts``, ``Directory``, ``Generations``, ``PromptGenerations``
+    and ``LastUses``.
 
     It implements ``ScramKeys`` only if every back end does, or clients would choose SCRAM and then
     fail for users of a back end without keys.  The same holds for ``Digests``.
@@ -179,20 +190,29 @@ class Chain:
         All of them, because a change in any may change which back end decides.  A back end that is
         down is left out if one before it knows the user, and so decides.
         """
-        digest, is_known = blake2b(digest_size=16), False
+        found = []
         async with self._within(self._end()) as queried:
             for name, backend in self._backends.items():
                 queried.append(name)
                 try:
-                    one = await _generation(backend, identity)
+                    found.append(await _generation(backend, identity))
                 except TemporaryFailure:
                     if not await self._any_knows(identity, queried[:-1]):
                         raise
                     break
-                if one is not None:
-                    digest.update(blake2b(one).digest())
-                    is_known = True
-        return digest.digest() if is_known else None
+        return _combined(found)
+
+    def generation_now(self, identity: str) -> bytes | None:
+        found = []
+        for backend in self._backends.values():
+            if offers(backend, Generations):
+                if not offers(backend, PromptGenerations):
+                    return None
+                generation = backend.generation_now(identity)
+                if generation is None:
+                    return None
+                found.append(generation)
+        return _combined(found)
 
     async def _any_knows(self, identity: str, names: Iterable[str]) -> bool:
         for name in names:

@@ -95,8 +95,8 @@ class _Content:
 
 
 class PasswdFile:
-    """Implements ``Passdb``, ``Accounts``, ``Digests`` and ``Generations`` over one file, which is
-    read again when it changes.
+    """Implements ``Passdb``, ``Accounts``, ``Digests``, ``Generations`` and ``PromptGenerations``
+    over one file, which is read again when it changes.
 
     ``Digests`` works only for lines with a password in clear text.
     """
@@ -169,6 +169,11 @@ class PasswdFile:
         del identity  # a change of the file may concern any user
         return (await self._content_now()).digest
 
+    def generation_now(self, identity: str) -> bytes | None:
+        del identity
+        known = self._current_or_none()
+        return known.digest if known else None
+
     def close(self) -> None:
         self._hashers.close()
 
@@ -176,10 +181,13 @@ class PasswdFile:
 
     async def _content_now(self) -> _Content:
         """As ``_read``, but a file that has changed is read in a thread."""
-        with suppress(OSError):  # the thread reports the reason
-            if (known := self._current()) is not None:
-                return known  # one stat, which costs less than a thread
-        return await self._lookups.run(self._read)
+        known = self._current_or_none()  # one stat, which costs less than a thread
+        return await self._lookups.run(self._read) if known is None else known
+
+    def _current_or_none(self) -> _Content | None:
+        with suppress(OSError):  # ``_read`` reports the reason
+            return self._current()
+        return None
 
     def _read(self) -> _Content:
         """Return the current content.

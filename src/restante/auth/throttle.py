@@ -31,6 +31,7 @@ from enum import IntEnum
 from functools import lru_cache
 from hashlib import sha256
 from ipaddress import IPv4Address, ip_address
+from math import inf
 from pathlib import Path
 
 from ..passdb import Credentials, Network, Shown, UserAccount
@@ -53,6 +54,9 @@ _PAIR_IS_ATTACKED = 8
 _SPRAYED = 9.5
 _KNOWN = 0.5  # weight of a login after 30 days, the half-life of that table
 _FRESH = 0.97  # weight after one or two days; until then it need not be written again
+# Seconds for which a home that was recorded is not looked up again.  Of entries with a half-life of
+# 30 days, one of the last hour is the last to be evicted.
+_RECENT, _MAX_RECENT = 3600.0, 4096  # at most some 2 MB of names and addresses
 _MAX_EXTRA = 2.5  # the longest delay is 1 + 2.5 times the shortest; with the jitter 4 times
 _ANY_USER = "\0"  # names that no user can have
 _NO_USER = "\1"
@@ -122,6 +126,8 @@ class Throttle:
         self._tried = Weights(
             places, _DAY, clock=clock
         )  # (user, password) pairs that failed, and users for each password
+        self._clock = clock
+        self._recent: dict[tuple[str, str, str], float] = {}  # when this worker recorded homes
 
     def close(self) -> None:
         self._lock.close()
@@ -159,17 +165,27 @@ class Throttle:
                 self._count(shown)
         return self._delay(shown.address, is_sprayed) + self._chance() * self.delay / 2
 
-    def accepted(self, shown: Shown, account: UserAccount) -> None:
-        """Remember a login that was right and permitted."""
+    def accepted(self, shown: Shown, account: UserAccount, *, is_remembered: bool = False) -> None:
+        """Remember a login that was right and permitted.
+
+        ``is_remembered``: the password was recorded when it was checked, minutes ago.
+        """
+        home = (shown.identity, account.user, shown.address)
+        now = self._clock()
+        if is_remembered and 0 <= now - self._recent.get(home, -inf) < _RECENT:
+            return
         users = {_name(shown.identity), _name(account.user)}
         seen = [(self._homes, _home(name, shown.address)) for name in (*users, _ANY_USER)]
-        if isinstance(shown, Credentials):
+        if isinstance(shown, Credentials) and not is_remembered:
             seen += [(self._right, _password(name, shown.password)) for name in users]
         new = [(table, key) for table, key in seen if table.of(key) < _FRESH]
         if new:
             with self._lock:
                 for table, key in new:
                     table.add(key, 1.0, most=1.0)
+        if len(self._recent) >= _MAX_RECENT:
+            self._recent.clear()
+        self._recent[home] = now
 
     def is_home(self, address: str) -> bool:
         """Whether any user has logged in from this network in the last 30 days."""

@@ -115,7 +115,9 @@ _COLUMNS = {
 
 
 class Users:
-    """Implements ``Passdb``, ``ScramKeys``, ``Directory``, ``Generations`` and ``LastUses``."""
+    """Implements ``Passdb``, ``ScramKeys``, ``Directory``, ``Generations``, ``PromptGenerations``
+    and ``LastUses``.
+    """
 
     def __init__(self, path: Path, *, domains: Collection[str] = ("localhost",)) -> None:
         """``domains``: mail domains of users whose names have none."""
@@ -407,15 +409,23 @@ class Users:
 
     async def generation(self, identity: str) -> bytes:
         """Return a digest of everything that an answer depends on, however it is changed."""
-        rows = await self._rows(_GENERATION, _key(identity))
-        return blake2b(repr(rows).encode(), digest_size=16).digest()
+        return _digest(await self._rows(_GENERATION, _key(identity)))
+
+    def generation_now(self, identity: str) -> bytes | None:
+        rows = self._rows_now(_GENERATION, _key(identity))
+        return None if rows is None else _digest(rows)
 
     async def _rows(self, query: str, key: str) -> Sequence[Any]:
         """Run in the event loop if possible, because no hash is computed and waits are rare."""
+        rows = self._rows_now(query, key)
+        return await asyncio.to_thread(self._all_of, query, key) if rows is None else rows
+
+    def _rows_now(self, query: str, key: str) -> Sequence[Any] | None:
+        """Return None if another process is writing, or on an error, which ``_all_of`` reports."""
         try:
             return self._reader.rows(query, key)
         except (sqlite3.Error, OSError):
-            return await asyncio.to_thread(self._all_of, query, key)
+            return None
 
     def _all_of(self, query: str, key: str) -> Sequence[Any]:
         with self._consult() as database:
@@ -472,6 +482,10 @@ class Users:
                 yield database
         except ConfigurationError as error:
             raise unusable(str(error)) from error
+
+
+def _digest(rows: Sequence[Any]) -> bytes:
+    return blake2b(repr(rows).encode(), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,9 +34,10 @@ import asyncio
 import logging
 import secrets
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Generator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import coroutine
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from ..tls import ForeignProtocol, refuse_foreign
@@ -190,7 +191,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         raise NotImplementedError
 
     async def _perform(self, event: E) -> None:
-        """Answer an event that needs waiting."""
+        """Answer an event that may need waiting.  May begin outside a task: see ``_enter_task``."""
         raise NotImplementedError
 
     def _answer_bug(self, event: E | None) -> None:
@@ -286,7 +287,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         if self._worker is None:
             self._release()
         elif self._is_interruptible() and self._worker is not asyncio.current_task():
-            self._worker.cancel()
+            self._cancel_work()
 
     # The ends; see the module's text.
 
@@ -335,10 +336,38 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
                 self._start_work(self._perform_from(event))
 
     def _start_work(self, work: Coroutine[Any, Any, None]) -> None:
-        self._worker = self._service.spawn(work)
+        """Run ``work`` until it has to wait; the rest of it becomes a task.
+
+        A remembered login and a QUIT without deletions never wait.  A task for each of them would
+        cost as much as checking the login.
+        """
+        try:
+            awaited = work.send(None)
+        except StopIteration:
+            return
+        self._worker = self._service.spawn(_rest_of(work, awaited))
         # A callback and not a ``finally``: a task that is cancelled before its first step never
         # enters its body, and the maildrop would stay locked.
         self._worker.add_done_callback(self._work_ended)
+
+    async def _enter_task(self) -> None:
+        """Return in a task of this connection.
+
+        Until ``_perform`` has waited for the first time it runs outside a task, where
+        ``asyncio.timeout`` and ``TaskGroup`` fail.  So await this before calling anything that may
+        use them, such as a back end or a store that other people wrote.
+        """
+        if self._worker is None:
+            await asyncio.sleep(0)
+
+    def _cancel_work(self) -> None:
+        """Cancel the task, but not before its first step.
+
+        Until then the cancellation would not reach the work, which may wait for a thread that is
+        taking the maildrop's lock.
+        """
+        if self._worker is not None:
+            self._loop.call_soon(self._worker.cancel)
 
     def _work_ended(self, task: asyncio.Task[None]) -> None:
         if self._is_closing and self._worker is task:
@@ -478,3 +507,23 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
 
     def _log_event(self, event: str, level: int = logging.INFO, **fields: object) -> None:
         self._service.log.log(level, event, extra={"fields": {**fields, "session": self._id}})
+
+
+async def _rest_of(work: Coroutine[Any, Any, None], awaited: object) -> None:
+    """Run the rest of ``work``, which has begun and waits for ``awaited``."""
+    await _steps(work, awaited)
+
+
+@coroutine
+def _steps(work: Coroutine[Any, Any, None], awaited: object) -> Generator[Any, Any, None]:
+    """What a task sends or throws, such as a cancellation, must reach ``work``."""
+    try:
+        while True:
+            try:
+                sent = yield awaited
+            except BaseException as error:
+                awaited = work.throw(error)
+            else:
+                awaited = work.send(sent)
+    except StopIteration:
+        return

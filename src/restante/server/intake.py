@@ -182,6 +182,7 @@ class IntakeConnection(BaseConnection[Event]):
             self._session.cannot_keep()
 
     async def _perform(self, event: Event) -> None:
+        await self._enter_task()
         match event:
             case Resolve(address):
                 await self._resolve(address)

@@ -19,6 +19,7 @@ from ..passdb import (
     Digests,
     Disproof,
     Passdb,
+    PromptAnswers,
     Proof,
     ScramKeys,
     ScramSecrets,
@@ -28,7 +29,7 @@ from ..passdb import (
     UserAccount,
 )
 from ..sasl import Lookup
-from .views import understand
+from .views import readings, understand
 
 _NEEDS: dict[str, type] = {
     "APOP": Digests,
@@ -43,8 +44,8 @@ _DOMAIN = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 class Guard(Protocol):
     """Records how logins ended, and slows guessing down."""
 
-    def accepted(self, shown: Shown, account: UserAccount) -> None:
-        """Record a successful login."""
+    def accepted(self, shown: Shown, account: UserAccount, *, is_remembered: bool = False) -> None:
+        """Record a successful login; ``is_remembered``: the password was checked before."""
 
     def refused(self, shown: Shown) -> float:
         """Record a failed login.  Returns the seconds from the attempt to its answer."""
@@ -66,6 +67,22 @@ def time_stamp(host: str) -> str:
     """
     domain = host if _DOMAIN.fullmatch(host) else "localhost"
     return f"<{secrets.token_hex(16)}.{int(time.time())}@{domain}>"
+
+
+def remembered(
+    shown: Shown, separator: str, passwords: Passdb | None
+) -> tuple[Shown, UserAccount] | None:
+    """Return the credentials and their account if ``passwords`` knows both without waiting.
+
+    None: ``resolve`` and ``verify`` must check them, for example because the name may mean a
+    folder.
+    """
+    if not (isinstance(shown, Credentials) and offers(passwords, PromptAnswers)):
+        return None
+    if len(readings(shown.identity, separator)) > 1:
+        return None
+    account = passwords.remembered(shown)
+    return None if account is None else (shown, account)
 
 
 async def resolve(passdb: Passdb, shown: Shown, separator: str) -> tuple[Shown, View]:

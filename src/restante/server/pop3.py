@@ -37,6 +37,7 @@ from ..maildrop import (
     Journal,
     Maildrop,
     Paced,
+    Prompt,
     Store,
 )
 from ..passdb import (
@@ -195,8 +196,8 @@ class Connection(BaseConnection[Event]):
     def abort(self, reason: str, *, is_forced: bool = False) -> None:
         """``is_forced``: also cancel a password check."""
         super().abort(reason)
-        if is_forced and self._is_authenticating and self._worker is not None:
-            self._worker.cancel()
+        if is_forced and self._is_authenticating:
+            self._cancel_work()
 
     @property
     def user(self) -> str:
@@ -237,6 +238,8 @@ class Connection(BaseConnection[Event]):
             self.close("bug")
 
     async def _perform(self, event: Event) -> None:
+        if not isinstance(event, Login | Update):  # those two seldom have to wait
+            await self._enter_task()
         match event:
             case Response():
                 await self._list(event)
@@ -298,10 +301,12 @@ class Connection(BaseConnection[Event]):
             if self._is_lost:
                 return
             if self._service.before_opening is not None:
+                await self._enter_task()
                 await self._service.before_opening(account.maildrop)
                 if self._is_lost:
                     return
             terms = self._service.policy.terms_of(account)
+            await self._prepare_store()
             opening = views.opening(self._service.store, account)
             self._maildrop = await opening.__aenter__()
             if terms.login_delay:
@@ -320,6 +325,11 @@ class Connection(BaseConnection[Event]):
         )
         if self._timer is None or self._timer.when() > self._loop.time() + timeouts.idle:
             self._set_timer(timeouts.idle)  # a timer that fires earlier sets the next one itself
+
+    async def _prepare_store(self) -> None:
+        """Enter a task if the store may need one."""
+        if not offers(self._service.store, Prompt):
+            await self._enter_task()
 
     def _login_fields(self, shown: Shown) -> dict[str, Any]:
         """Return what the log shows about a login, whether it succeeds or not."""
@@ -362,16 +372,23 @@ class Connection(BaseConnection[Event]):
         service, began, guard = self._service, self._loop.time(), self._service.guard
         self._is_authenticating = True
         try:
-            with attempting(shown, began):
-                # Guesses count for the user, whichever alias was typed.
-                shown, view = await login.resolve(service.passdb, shown, service.folder_separator)
-                account = await login.verify(service.passdb, shown, view, service.passwords)
+            known = login.remembered(shown, service.folder_separator, service.passwords)
+            if known is not None:
+                shown, account = known
+            else:
+                await self._enter_task()
+                with attempting(shown, began):
+                    # Guesses count for the user, whichever alias was typed.
+                    shown, view = await login.resolve(
+                        service.passdb, shown, service.folder_separator
+                    )
+                    account = await login.verify(service.passdb, shown, view, service.passwords)
             if reason := account.refusal(
                 self._address, is_secure=self._session.is_secure, mechanism=shown.mechanism
             ):
                 raise AuthenticationFailed(reason)
             if guard is not None:
-                guard.accepted(shown, account)
+                guard.accepted(shown, account, is_remembered=known is not None)
             return account
         except AuthenticationFailed:
             if guard is not None:
@@ -446,6 +463,7 @@ class Connection(BaseConnection[Event]):
     async def _update(self, entries: tuple[Entry, ...]) -> None:
         error: RestanteError | None = None
         end = "quit"
+        await self._prepare_store()
         try:
             if entries and self._service.deletions_by_new:
                 await self._check_deletion_limit(len(entries))

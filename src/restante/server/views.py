@@ -10,8 +10,10 @@ password is checked; whether the folder exists is checked only after the passwor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from functools import lru_cache
 
 from ..addons import offers
 from ..errors import PermanentFailure
@@ -26,7 +28,8 @@ _PREFIX = "recent:"
 _LONGEST = 1000  # characters; a longer name is not searched for a folder or a prefix
 
 
-def readings(name: str, separator: str) -> list[tuple[str, View]]:
+@lru_cache(1024)  # the same clients log in again and again; at most some 2 MB of long names
+def readings(name: str, separator: str) -> Sequence[tuple[str, View]]:
     """Return the users and views that a login name may mean, the likeliest first.
 
     ``separator`` is between user and folder; empty: folders cannot be named.

@@ -127,6 +127,10 @@ class MaildirStore:
         self._indexes: dict[str, Index] = {}  # by user and folder, the most recently used last
         self._remembered = 0  # their size in octets
 
+    @property
+    def is_prompt(self) -> bool:
+        return True
+
     def open(self, user: str) -> AbstractAsyncContextManager[Maildrop]:
         if self._folders == [INBOX]:
             return self._session(user)

@@ -61,6 +61,10 @@ class MemoryStore:
         """Remove all mail and its history.  Unique-ids are not used again even then."""
         self._boxes.clear()
 
+    @property
+    def is_prompt(self) -> bool:
+        return True
+
     @asynccontextmanager
     async def open(self, user: str) -> AsyncIterator[Maildrop]:
         box = self._boxes.setdefault(user, _Box())
