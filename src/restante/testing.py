@@ -1,10 +1,10 @@
-"""A POP3 server for other people's tests: real, on loopback, started in a few milliseconds.
+"""A POP3 server for tests of other programs: real, on loopback, started in a few milliseconds.
 
-``Pop3Server`` runs the server of this package on a thread of its own, over TLS and with STLS, and
-lets a test deliver mail, look at what a client left or deleted, and make things go wrong.  For
-pytest there is the fixture ``pop3_server``.
+``Pop3Server`` runs the server of this package in its own thread, with TLS and STLS.  A test can
+deliver mail, check what a client left or deleted, and cause faults.  For pytest, use the fixture
+``pop3_server``.
 
-Limits: mail is in memory; passwords are not hashed; never use it for real mail.
+Limits: mail is in memory and passwords are not hashed, so never use it for real mail.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ _log = logging.getLogger("restante")
 SASL_MECHANISMS = tuple(
     name for name, row in MECHANISMS.items() if row.needs is not Needs.CERTIFICATE
 )
-_ITERATIONS = 4096  # of SCRAM, the fewest that RFC 7677 §4 allows: tests are many
+_ITERATIONS = 4096  # iterations of SCRAM: the minimum of RFC 7677 §4, to keep tests fast
 _PATIENCE = 30.0  # seconds that a test waits for the server's thread
-_LOOK = 0.005  # seconds until a client that holds a maildrop is looked at again
-_HELD = 0.1  # seconds in which one that has hung up would have been seen to
-_ENDING = 10.0  # seconds that its session may take to end
+_LOOK = 0.005  # seconds between two checks of a client that holds a maildrop
+_HELD = 0.1  # seconds in which the end of a connection would have been processed
+_ENDING = 10.0  # seconds for a session to end
 _VERBS = tuple(VERBS)
 
 
@@ -72,7 +72,7 @@ class TranscriptLine:
     sender: str
     """"C" for the client, "S" for the server."""
     text: str
-    """A command, or the first line of an answer and how many octets follow."""
+    """A command, or the first line of a response and the number of octets that follow."""
 
     @property
     def verb(self) -> str:
@@ -84,7 +84,7 @@ class TranscriptLine:
 
 
 class UnusedFault(UserWarning):
-    """A fault was set up and never struck, so the test has shown nothing about it."""
+    """A fault was set up but never occurred, so the test has not tested it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -97,22 +97,22 @@ class _Set:
 
 @dataclass(slots=True)
 class _Rule:
-    """What goes wrong with one verb."""
+    """One fault of one verb."""
 
     source: _Set
     verb: str
     times: int | None
-    """How often; None: always."""
+    """Number of occurrences left; None: unlimited."""
     delay: float = 0.0
     answer: bytes | None = None
-    """Said instead of carrying the command out."""
+    """Response to send instead of carrying out the command."""
     drop_after: int | None = None
-    """Octets of the response, after which the connection ends."""
+    """Number of octets of the response after which the connection ends."""
     reset: bool = False
-    """It ends with RST."""
+    """Whether it ends with RST."""
     rewrite: Callable[[bytes], bytes] | None = None
     drip: int = 0
-    """Octets at a time, ``delay`` apart; 0: all at once."""
+    """Octets sent at a time, ``delay`` seconds apart; 0: all at once."""
 
     def __post_init__(self) -> None:
         self.verb = self.verb.upper()
@@ -121,10 +121,11 @@ class _Rule:
 
 
 class Fault:
-    """Makes the server misbehave, from the next command of that verb on.
+    """Makes the server misbehave, beginning with the next command of a verb.
 
-    ``times`` says how often; None means until ``clear``.  A newer fault of a verb wins.  One that
-    never strikes is reported by an ``UnusedFault`` warning when the server ends.
+    ``times`` is the number of occurrences; None means until ``clear``.  A newer fault of the same
+    verb has precedence.  A fault that never occurs causes an ``UnusedFault`` warning when the
+    server ends.
     """
 
     def __init__(self) -> None:
@@ -133,7 +134,7 @@ class Fault:
 
     @property
     def unused(self) -> list[str]:
-        """The calls whose fault has not struck so far, such as ``drop('RETR')``."""
+        """The calls whose fault has not occurred so far, such as ``drop('RETR')``."""
         return [each.call for each in self._calls if not each.has_struck]
 
     def _add(self, call: str, *verbs: str, **what: Any) -> None:
@@ -174,13 +175,13 @@ class Fault:
     def err(
         self, verb: str, text: str = "[SYS/TEMP] try again later", *, times: int | None = None
     ) -> None:
-        """Answer -ERR and do nothing."""
+        """Answer -ERR without carrying out the command."""
         self._add(f"err({verb!r})", verb, times=times, answer=f"-ERR {text}\r\n".encode())
 
     def garbage(
         self, verb: str, octets: bytes = b"\x00\xff garbage\r\n", *, times: int | None = None
     ) -> None:
-        """Answer with octets that are no POP3 response."""
+        """Answer with octets that are not a POP3 response."""
         self._add(f"garbage({verb!r})", verb, times=times, answer=octets)
 
     def dup_uidl(self, *, times: int | None = None) -> None:
@@ -197,7 +198,7 @@ class Fault:
         self._add("short_list()", "LIST", "UIDL", times=times, rewrite=cut)
 
     def lie_about_size(self, octets: int = 1000, *, times: int | None = None) -> None:
-        """Announce each message, in LIST and STAT, as so much larger than it is, or smaller."""
+        """Announce each message in LIST and STAT with a size that is wrong by ``octets``."""
 
         def lie(response: bytes) -> bytes:
             return _SIZE.sub(lambda at: b"%d" % max(int(at[0]) + octets, 0), response)
@@ -205,19 +206,19 @@ class Fault:
         self._add("lie_about_size()", "LIST", "STAT", times=times, rewrite=lie)
 
     def lose_quit(self, *, times: int | None = 1) -> None:
-        """Remove what was deleted, and end the connection without saying so."""
+        """Remove the deleted messages, and end the connection without a response."""
         self.drop("QUIT", times=times)
 
     def no_capa(self) -> None:
-        """Know no CAPA, as old servers do."""
+        """Refuse CAPA, as old servers do."""
         self.err("CAPA", "unknown command")
 
     def clear(self) -> None:
-        """Behave well again."""
+        """Remove all faults."""
         self._rules.clear()
 
     def _forget(self) -> None:
-        """Behave well again, and as if no fault had been set up."""
+        """Remove all faults, without warnings about unused ones."""
         self._rules.clear()
         self._calls.clear()
 
@@ -230,7 +231,7 @@ class Fault:
         return rule
 
 
-# Of "1 120" in a line of a listing, and of "+OK 1 120".
+# The size in "1 120", a line of a listing, and in "+OK 1 120".
 _SIZE = re.compile(rb"(?m)(?<=\d )\d+(?=\r$)")
 
 
@@ -244,7 +245,7 @@ def _same_unique_ids(response: bytes) -> bytes:
 
 
 class _Tapped(Connection):
-    """One client, heard line by line: each command waits until the one before it is answered."""
+    """One client, whose commands are processed one by one, so that faults apply to each."""
 
     def __init__(self, server: Pop3Server, service: Service, address: str, slot: Slot) -> None:
         super().__init__(service, address, slot)
@@ -254,20 +255,20 @@ class _Tapped(Connection):
         self._is_idle = True
         self._is_challenged = False
         self._rule: _Rule | None = None
-        self._is_short = False  # one line is all of the answer
-        self._said = bytearray()  # in answer to this command
-        self._unsaid = bytearray()  # what drips
+        self._is_short = False  # whether the response has only one line
+        self._said = bytearray()  # octets of the response to the current command
+        self._unsaid = bytearray()  # octets to be sent slowly
         self._dripping: asyncio.Task[None] | None = None
-        self._is_ended = False  # the real transport was closed or aborted, which may be done once
+        self._is_ended = False  # whether the real transport was closed or aborted, once only
 
     def holds(self, user: str) -> bool:
-        """Whether it has the user's maildrop open."""
+        """Return whether it has the user's maildrop open."""
         whose = self._account.maildrop if self._account is not None else None
         return self._opened is not None and whose == user
 
     @property
     def is_held(self) -> bool:
-        """Whether the client has neither hung up nor sent what is not looked at yet."""
+        """Whether the client is connected and all its input was processed."""
         real = self._real.get_extra_info("socket")
         if real is None or self._is_closing:
             return False
@@ -277,7 +278,7 @@ class _Tapped(Connection):
         except BlockingIOError:
             return True
         except OSError:
-            pass  # it has gone by RST
+            pass  # the connection was reset
         return False
 
     def _adopt(self, transport: asyncio.BaseTransport) -> None:
@@ -286,7 +287,7 @@ class _Tapped(Connection):
         self._transport = _Tap(self)  # type: ignore[assignment]  # all that it is asked for
         self._output.adopt(self._transport)
 
-    # What the client says.
+    # Input from the client.
 
     def data_received(self, data: bytes) -> None:
         self._unheard += data
@@ -321,7 +322,7 @@ class _Tapped(Connection):
         if event is None:
             self._next()
         elif isinstance(event, StartTLS):
-            # What follows is the handshake, and none of our business.
+            # The TLS handshake follows, which is not recorded.
             self._said += event.response.head()
             self._end_of_answer()
             unheard, self._unheard = self._unheard, b""
@@ -332,7 +333,7 @@ class _Tapped(Connection):
         return event
 
     def _next(self) -> None:
-        """The command is answered."""
+        """Continue after the response to a command."""
         self._end_of_answer()
         self._is_idle = True
         self._loop.call_soon(self._hear)
@@ -346,16 +347,15 @@ class _Tapped(Connection):
 
     @property
     def said_so_far(self) -> str:
-        """The answer to the last command, its first line at least; empty when it is written down
-        already."""
+        """The response to the last command so far; empty if it is recorded already."""
         first, _, rest = bytes(self._said).partition(b"\r\n")
         text = first.decode("ascii", "backslashreplace")
         return text + (f" … {len(rest)} octets more" if rest else "")
 
-    # What the server says.
+    # Output of the server.
 
     def say(self, octets: bytes) -> None:
-        """What the session has written."""
+        """Take octets that the session has written."""
         if self._is_ended:
             return
         self._said += octets
@@ -394,7 +394,7 @@ class _Tapped(Connection):
             self._real.close()
 
     def _give(self, octets: bytes) -> None:
-        """To the client, behind what still drips."""
+        """Send octets to the client, after those that are sent slowly."""
         rule = self._rule
         if self._dripping is None and rule is not None and rule.drip and octets:
             self._strike(rule)
@@ -418,7 +418,7 @@ class _Tapped(Connection):
     # The end.
 
     def close_real(self) -> None:
-        """Close the real transport, after what still drips."""
+        """Close the real transport, after the octets that are sent slowly."""
         if self._dripping is None and not self._is_ended:
             self._is_ended = True
             self._real.close()
@@ -457,7 +457,7 @@ class _Tap:
 
 @dataclass(slots=True)
 class _People:
-    """A passdb for tests, with all add-ons but certificates.  A user's token is the password."""
+    """A passdb for tests with all add-ons except certificates.  A user's token is the password."""
 
     passwords: dict[str, str]
 
@@ -473,7 +473,7 @@ class _People:
         return UserAccount(user, user)
 
     async def scram(self, identity: str, digest: str) -> ScramSecrets:
-        from .auth import scram  # scramp is needed by few tests
+        from .auth import scram  # few tests need scramp
 
         salt = sha256(identity.encode("utf-8", "surrogateescape")).digest()[: scram.SALT]
         made = scram.make_keys(self.passwords.get(identity, ""), salt, _ITERATIONS)
@@ -489,12 +489,11 @@ class _People:
 
 
 class Pop3Server:
-    """A context manager; all its methods may be called from any thread.
+    """A POP3 server as a context manager; its methods may be called from any thread.
 
-    ``users`` are names with their passwords; who gets mail and is not among them has the password
-    ``pw``.  ``sasl`` are the mechanisms that are offered beside USER and PASS, any of
-    ``SASL_MECHANISMS``; where a token is wanted it is the password.  ``clear`` lets clients log in
-    at ``stls_port`` without STLS.
+    ``users`` maps names to passwords; other users that get mail have the password ``pw``.  ``sasl``
+    are the mechanisms to offer in addition to USER and PASS, any of ``SASL_MECHANISMS``.  A user's
+    token is the password.  ``clear`` lets clients log in at ``stls_port`` without STLS.
     """
 
     host = "localhost"
@@ -508,7 +507,7 @@ class Pop3Server:
     ) -> None:
         """
         Raises:
-            TypeError, ValueError: an option that is not understood.
+            TypeError, ValueError: an option is invalid.
         """
         sasl = tuple(sasl) if isinstance(sasl, Iterable) and not isinstance(sasl, str) else sasl
         _check(users, sasl, clear)
@@ -516,9 +515,9 @@ class Pop3Server:
         self._policy = Policy(mechanisms=tuple(sasl))
         self._clear_from = (ip_network("127.0.0.0/8"),) if clear else ()
         self.port = 0
-        """Where TLS comes first (POP3S)."""
+        """Port with implicit TLS (POP3S)."""
         self.stls_port = 0
-        """Where STLS is needed before the login."""
+        """Port where STLS is required before the login."""
         self._people = _People(dict(users or {}))
         self._store = MemoryStore()
         self._transcript: list[TranscriptLine] = []
@@ -554,7 +553,7 @@ class Pop3Server:
     ) -> None:
         """
         Raises:
-            RuntimeError: a bug in the server itself came to light.
+            RuntimeError: the server has a bug.
         """
         try:
             self._run(self._end())
@@ -587,7 +586,7 @@ class Pop3Server:
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         """
         Raises:
-            RuntimeError: the block has not begun, or has ended.
+            RuntimeError: the block has not begun or has ended.
         """
         if self._loop is None:
             work.close()
@@ -596,7 +595,7 @@ class Pop3Server:
 
     def _note_bug_in_loop(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if not isinstance(error, OSError | None):  # a client that has gone is no bug
+        if not isinstance(error, OSError | None):  # a disconnected client is not a bug
             self._bugs.append(error)
 
     async def _start(self, context: ssl.SSLContext) -> None:
@@ -622,11 +621,11 @@ class Pop3Server:
             port = listening.getsockname()[1]
             self.port, self.stls_port = (port, self.stls_port) if implicit else (self.port, port)
 
-    # What a client needs to know.
+    # Settings for a client.
 
     @property
     def ca_file(self) -> Path:
-        """The certificate to trust, PEM; it is for ``localhost`` and ``127.0.0.1``."""
+        """The certificate to trust, in PEM, for ``localhost`` and ``127.0.0.1``."""
         return certificate()[0]
 
     def password(self, user: str) -> str:
@@ -665,7 +664,8 @@ class Pop3Server:
         return (await self._store.deliver(user, once())).unique_id
 
     def messages(self, user: str) -> list[EmailMessage]:
-        """What is in the maildrop.  The session of a client that has gone is waited for.
+        """Return the messages in the maildrop, after the sessions of disconnected clients have
+        ended.
 
         Raises:
             MaildropInUse: a client is logged in.
@@ -680,7 +680,7 @@ class Pop3Server:
     async def _when_clients_have_gone(self, user: str, stack: AsyncExitStack) -> Maildrop:
         """
         Raises:
-            MaildropInUse: a client holds it, and has not hung up.
+            MaildropInUse: a connected client has it open.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -697,7 +697,7 @@ class Pop3Server:
             await asyncio.sleep(_LOOK)
 
     def held(self, user: str) -> list[EmailMessage]:
-        """What clients have deleted, in this order."""
+        """Return the messages that clients have deleted, in this order."""
         return [_parsed(pieces) for pieces in self._run(self._held(user))]
 
     async def _held(self, user: str) -> list[list[bytes]]:
@@ -709,10 +709,9 @@ class Pop3Server:
     # Clients.
 
     def wait_idle(self, timeout: float = 10.0) -> None:
-        """Wait until no client is connected, and what their sessions did is done.
+        """Wait until no client is connected and all sessions have ended.
 
-        For a client that runs on another thread or in another process, before looking at
-        ``messages`` and ``held``.
+        Use it for a client in another thread or process, before ``messages`` and ``held``.
 
         Raises:
             TimeoutError: a client is still connected after ``timeout`` seconds.
@@ -729,10 +728,10 @@ class Pop3Server:
             raise TimeoutError(f"{count} clients are still connected") from None
 
     def reset(self) -> None:
-        """Drop all clients; forget mail, deleted mail, faults and the transcript.
+        """Drop all clients; remove mail, deleted mail, faults and the transcript.
 
-        Users, ports and the certificate stay, so that a server of a wider scope can serve many
-        tests.  Faults that never struck are reported by an ``UnusedFault`` warning.
+        Users, ports and the certificate stay, so that one server can be used by many tests.  Faults
+        that never occurred cause an ``UnusedFault`` warning.
         """
         self._warn_of_unused_faults(stacklevel=3)
         self._run(self._reset())
@@ -744,20 +743,20 @@ class Pop3Server:
         self._names = 0
         self.fault._forget()
 
-    # What was said.
+    # The transcript.
 
     @property
     def transcript(self) -> str:
-        """All that was said so far, without passwords; ``1 C:`` is what the first client said."""
+        """The dialogue so far, without passwords; ``1 C:`` begins lines of the first client."""
         return "\n".join(map(str, self.transcript_lines))
 
     @property
     def transcript_lines(self) -> list[TranscriptLine]:
-        """The same as objects, to compare and to count; a copy."""
+        """A copy of the transcript as objects, to compare and count."""
         return list(self._transcript) if self._loop is None else self._run(self._lines())
 
     async def _lines(self) -> list[TranscriptLine]:
-        """On the server's own thread, so that what a client has heard is written down."""
+        """Run in the server's thread, so that all sent responses are recorded."""
         waiting = sorted(
             (
                 TranscriptLine(int(each.name), "S", f"{each.said_so_far} (so far)")
@@ -772,14 +771,14 @@ class Pop3Server:
         self._transcript.append(TranscriptLine(int(name), side, text))
 
     def _welcome(self, connection: _Tapped) -> str:
-        """The name of a new connection."""
+        """Register a new connection and return its name."""
         self._connections.add(connection)
         self._names += 1
         return str(self._names)
 
 
 class _BugHandler(logging.Handler):
-    """Keeps what the server logs off stderr, and what is a bug for the end of the block."""
+    """Keeps the server's log off stderr, and bugs for the end of the block."""
 
     def __init__(self, server: Pop3Server) -> None:
         super().__init__(logging.ERROR)
@@ -810,17 +809,17 @@ def _check(users: Any, sasl: Any, clear: Any) -> None:
 
 
 def _parsed(pieces: list[bytes]) -> EmailMessage:
-    text = b"".join(pieces).replace(b"\r\n", b"\n")  # so that text compares with text
+    text = b"".join(pieces).replace(b"\r\n", b"\n")  # CRLF and LF compare as equal
     return mime.parse(text)
 
 
 @cache
 def certificate() -> tuple[Path, Path]:
-    """Return certificate and key, made once in a process and removed at its end."""
+    """Return certificate and key, created once per process and removed at its end."""
     folder, owner = mkdtemp(prefix="restante-testing-"), os.getpid()
 
     def remove() -> None:
-        if os.getpid() == owner:  # a forked child that ends must not take it from its parent
+        if os.getpid() == owner:  # the end of a forked child must not remove it
             shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(remove)

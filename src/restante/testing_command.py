@@ -1,8 +1,8 @@
-"""``python -m restante.testing``: the server for tests, for programs in any language.
+"""``python -m restante.testing``: the test server for programs in any language.
 
-It prints where it listens, as one line of JSON if asked to, and runs until its standard input ends
-or until SIGTERM or SIGINT.  So a test starts it with a pipe, reads the line, and closes the pipe,
-or just ends: no server outlives it.
+It prints its addresses, as one line of JSON if requested, and runs until its standard input ends or
+until SIGTERM or SIGINT.  A test starts it with a pipe, reads the line, and closes the pipe.  If the
+test just ends, the server ends as well.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .testing import SASL_MECHANISMS, Pop3Server
 def main(arguments: Sequence[str] | None = None) -> None:
     """
     Raises:
-        SystemExit: wrong arguments, or a file of mail that cannot be read.
+        SystemExit: invalid arguments, or a file of mail cannot be read.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -82,7 +82,7 @@ def _pair(parser: argparse.ArgumentParser, option: str, text: str) -> tuple[str,
 
 
 def _announce(server: Pop3Server, users: Sequence[str], *, as_json: bool) -> None:
-    """At once, and only now: the program that reads it may use the server."""
+    """Print the addresses without buffering; from now on clients may connect."""
     if as_json:
         found = {
             "host": server.host,

@@ -1,7 +1,7 @@
 """pytest fixtures around ``restante.testing``.
 
-It is loaded in every pytest run of an environment where restante is installed, so it imports
-nothing but pytest until a fixture is asked for.
+The plugin is loaded in every pytest run where restante is installed, so it imports only pytest
+until a fixture is used.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _options(node: pytest.Item, parameter: object = None) -> dict[str, Any]:
-    """The options of markers, and of an indirect parameter, which wins.
+    """Return the options of markers, and of an indirect parameter, which has precedence.
 
-    ``users`` of several are put together.
+    ``users`` of several markers are merged.
 
     Raises:
-        Failed: an option that does not exist, or one without a name.
+        Failed: an option does not exist or has no name.
     """
     found: dict[str, Any] = {}
     for marker in reversed([*node.iter_markers("pop3")]):
@@ -63,11 +63,11 @@ def _joined(before: object, value: object) -> object:
 
 @pytest.fixture
 def pop3_server(request: pytest.FixtureRequest) -> Iterator[Pop3Server]:
-    """A POP3 server of this test's own; see ``restante.testing.Pop3Server``.
+    """A POP3 server for one test; see ``restante.testing.Pop3Server``.
 
     Options come from ``@pytest.mark.pop3(clear=True)``, or from an indirect parameter:
     ``@pytest.mark.parametrize("pop3_server", [{"clear": True}], indirect=True)``.
-    What was said is added to the report of a failed test.
+    The transcript is added to the report of a failed test.
     """
     from .testing import Pop3Server
 
@@ -82,9 +82,9 @@ def pop3_server(request: pytest.FixtureRequest) -> Iterator[Pop3Server]:
 
 @pytest.fixture(scope="session")
 def pop3_server_factory(request: pytest.FixtureRequest) -> Iterator[Callable[..., Pop3Server]]:
-    """Makes servers that live until the end of the test run, for fixtures of any scope.
+    """Creates servers that run until the end of the test run, for fixtures of any scope.
 
-    What was said to any of them is added to the report of a failed test that uses one.
+    Their transcripts are added to the report of a failed test that uses one.
     """
     from .testing import Pop3Server
 

@@ -59,8 +59,8 @@ from .secret import Secret, reveal
 from .sinks import AT_ONCE, Gathering, Parsing, Saving, SizeLimit
 
 T = TypeVar("T")
-_HIGH_WATER = 262_144  # octets that wait unread before we stop reading
-_NO_LIMIT = 1e6  # seconds: asyncio has one of its own for handshakes where none is given
+_HIGH_WATER = 262_144  # octets received and not read, from which on reading stops
+_NO_LIMIT = 1e6  # seconds; without a value asyncio limits handshakes itself
 
 
 class Body(BaseBody):
@@ -177,7 +177,7 @@ class Client:
     connection, so that no message is removed, after an exception.
     """
 
-    _stream: _Stream | None = None  # None: there is no session
+    _stream: _Stream | None = None  # None: no session is open
 
     def __init__(self, remote: Remote, limits: Limits, record: Record, max_size: SizeLimit) -> None:
         self._remote = remote
@@ -185,7 +185,7 @@ class Client:
         self._context = remote.context()
         self._limits = limits
         self._dialogue = Dialogue(record, remote.quirks)
-        self._loss: BaseException | None = None  # what ended the last one
+        self._loss: BaseException | None = None  # the error that ended the last session
         self._is_busy = False
 
     async def __aenter__(self) -> Client:
@@ -204,7 +204,7 @@ class Client:
             self.abort()
 
     def __del__(self) -> None:
-        """Also drops the connection, so that the server does not keep the maildrop locked."""
+        """Warn, and drop the connection, so that the server unlocks the maildrop."""
         if self._stream is not None:
             with suppress(RuntimeError):  # the loop is closed, and the connection with it
                 self._stream.loop.call_soon_threadsafe(self._stream.transport.abort)
@@ -294,7 +294,8 @@ class Client:
         The rest of a body that is not read to its end is skipped.  One that the server refuses
         raises CommandFailed when it is read.  Messages may be deleted meanwhile; any other command
         ends the iteration, which then raises BodySkipped, and so does a new session.  An exception
-        of the iterable ``messages`` is raised after the bodies before it, and the session goes on.
+        of the iterable ``messages`` is raised after the bodies before it, and the session
+        continues.
 
         Args:
             messages: Messages of this session, such as those of ``list``.
@@ -321,7 +322,7 @@ class Client:
         else:
             asking = dialogue.ask_for(messages, deletes=delete)
         retrieval = await self._run(asking, dialogue)
-        done: Message | None = None  # it may be deleted
+        done: Message | None = None  # the message that may be deleted next
         while answer := await self._run(dialogue.next_message(retrieval, done), dialogue):
             body = Body(self, answer.message, progress, answer, is_header=is_header)
             yield body.message, body
@@ -381,7 +382,7 @@ class Client:
         await self._run(self._dialogue.delete(messages))
 
     async def reset(self) -> None:
-        """Take back all deletions (RSET)."""
+        """Cancel all deletions (RSET)."""
         await self._run(self._dialogue.reset())
 
     async def noop(self) -> None:
@@ -422,7 +423,7 @@ class Client:
         except CommandFailed as error:
             if error.command != "DELE":
                 raise
-            refused = error  # the others are removed
+            refused = error  # the other messages are removed
         await self.reconnect()
         if refused is not None:
             raise refused
@@ -430,8 +431,8 @@ class Client:
     async def reconnect(self) -> int:
         """Begin a new session, also after the connection was lost.
 
-        Returns how many deletions of the session before were lost.  List the messages again
-        afterwards: reading messages of the session before raises BodySkipped.
+        Returns the number of deletions of the earlier session that were lost.  List the messages
+        again afterwards: reading messages of the earlier session raises BodySkipped.
 
         Raises:
             UnsafeArgument: the session was begun with ``sock``; nothing was sent.
@@ -444,7 +445,7 @@ class Client:
             self._dialogue = Dialogue(before.record, self._remote.quirks)
             await self._open()
         except BaseException as error:
-            self._dialogue, self._loss = before, error  # it knows what was lost
+            self._dialogue, self._loss = before, error  # its dialogue counts the lost deletions
             raise
         finally:
             self._is_busy = False
@@ -457,7 +458,7 @@ class Client:
             self._stream = None
 
     async def _enter(self) -> None:
-        """The first session."""
+        """Open the first session."""
         self._begin()
         try:
             await self._open()
@@ -465,10 +466,10 @@ class Client:
             self._is_busy = False
 
     async def _leave(self) -> None:
-        """The block has ended normally.
+        """End the session after a block that ended normally.
 
         Raises:
-            ConnectionLost: deletions were lost in the block, and its program has gone on.
+            ConnectionLost: deletions were lost in the block, and the program has ignored that.
         """
         if self._stream is not None:
             await self.quit()
@@ -476,7 +477,7 @@ class Client:
             raise self._dialogue.lost("the connection was lost in the block") from self._loss
 
     async def _open(self) -> None:
-        """Connect, secure, log in."""
+        """Connect, start TLS, and log in."""
         remote, dialogue = self._remote, self._dialogue
         is_implicit = remote.tls is TLS.IMPLICIT
         token = remote.ask_token()
@@ -497,7 +498,7 @@ class Client:
                     server_hostname=remote.server_name if is_implicit else None,
                     ssl_handshake_timeout=_above(wait) if is_implicit else None,
                 )
-        except CannotConnect:  # a proxy refuses
+        except CannotConnect:  # a proxy refused
             raise
         except OSError as error:
             raise self._explained(error) from error
@@ -520,7 +521,7 @@ class Client:
         self._loss = None
 
     async def _is_silent(self) -> bool:
-        """Whether there is no greeting for some seconds, of which the server may still be slow."""
+        """Return whether there is no greeting for some seconds; the server may just be slow."""
         assert self._stream is not None
         wait = self._next_wait()
         seconds = SILENCE if wait is None else min(wait, SILENCE)
@@ -552,10 +553,10 @@ class Client:
 
     @asynccontextmanager
     async def _before_deadline(self) -> AsyncIterator[None]:
-        """Interrupt what this task does when the deadline passes.
+        """Interrupt this task when the deadline passes.
 
         Raises:
-            DeadlineExceeded: it has.
+            DeadlineExceeded: the deadline has passed.
         """
         try:
             async with asyncio.timeout(self._limits.deadline) as total:
@@ -568,7 +569,7 @@ class Client:
     def _next_wait(self) -> float | None:
         """
         Raises:
-            DeadlineExceeded: the time for all of it is over.
+            DeadlineExceeded: the deadline has passed.
         """
         if self._limits.is_over:
             raise self._dialogue.lost(self._limits.what_is_over, DeadlineExceeded)
@@ -577,7 +578,7 @@ class Client:
     def _begin(self) -> None:
         """
         Raises:
-            RuntimeError: another task is at work in this session; nothing was sent.
+            RuntimeError: another task is using this session; nothing was sent.
         """
         if self._is_busy:
             raise RuntimeError("two tasks use one POP3 session")
@@ -586,13 +587,13 @@ class Client:
     def _check_session(self, dialogue: Dialogue) -> None:
         """
         Raises:
-            BodySkipped: it is of a session before this one, whose numbers mean other messages.
+            BodySkipped: it belongs to an earlier session, whose numbers mean other messages.
         """
         if dialogue is not self._dialogue:
             raise BodySkipped("a new session has begun; list the messages again")
 
     async def _run(self, procedure: Procedure[T], dialogue: Dialogue | None = None) -> T:
-        """``dialogue`` is the session in which the procedure was made, if that is earlier."""
+        """Run a procedure; ``dialogue`` is its session, if that may be an earlier one."""
         self._begin()
         try:
             if dialogue is not None:
@@ -603,7 +604,7 @@ class Client:
 
     async def _next_message(self, retrieval: Retrieval, dialogue: Dialogue) -> Answer:
         answer = await self._run(dialogue.next_message(retrieval), dialogue)
-        assert answer is not None  # one was asked for
+        assert answer is not None  # the procedure requested one
         return answer
 
     async def _perform(self, procedure: Procedure[T]) -> T:
@@ -627,7 +628,7 @@ class Client:
         except BaseException as error:
             self._loss = error
             logs.lost(self._remote.host, error)
-            self.abort()  # a response may be half read: nothing after it can be trusted
+            self.abort()  # a response may be read in part, so later octets cannot be trusted
             raise
         self._dialogue.record.check()
         return result
@@ -649,12 +650,12 @@ class Client:
 
 
 def _above(wait: float | None) -> float:
-    """For what asyncio would end otherwise than our own time does."""
+    """Return a limit above our own, so that asyncio does not time out first."""
     return _NO_LIMIT if wait is None else wait + 1
 
 
 class _Stream(asyncio.Protocol):
-    """What arrives, in one place, and no more of it than is taken."""
+    """Receives octets, and stops reading while they are not taken."""
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport
@@ -679,7 +680,7 @@ class _Stream(asyncio.Protocol):
         self._arrived.set()
 
     async def receive(self) -> bytes:
-        """Some octets, or none at the end of the connection."""
+        """Return some octets, or none at the end of the connection."""
         while not self._octets:
             if self._is_closed:
                 if isinstance(self._error, OSError):
@@ -694,7 +695,7 @@ class _Stream(asyncio.Protocol):
         return octets
 
     async def is_silent(self, seconds: float) -> bool:
-        """Whether nothing arrives for so long, and the connection is there."""
+        """Return whether nothing arrives within this time, although the connection is open."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._arrived.wait()
@@ -748,8 +749,8 @@ def connect(
         where: ``pop3s://user@host`` for TLS from the first octet, ``pop3://user@host`` for STLS, a
             host name, or a ``Service`` that ``discover`` has found.  A URL may have a password and
             a port; in user and password ":", "/", "?", "#" and "%" must be percent-encoded.
-        user: User name, in place of the URL's.
-        password: Password, in place of the URL's; better from a file or a keyring than in a URL.
+        user: User name, instead of the URL's.
+        password: Password, instead of the URL's; better from a file or a keyring than in a URL.
         token: OAuth 2 bearer token instead of a password, or a function that returns a fresh one
             for each login; it may be a coroutine function.
         certificate: Client certificate and its key: one PEM file, or a pair of them.  Without a
@@ -757,8 +758,8 @@ def connect(
         mechanism: SASL mechanism, ``USER`` or ``APOP``, used instead of the strongest one that both
             sides support.
         strength: Weakest login to accept; by default ``Strength.SECRET``.
-        tls: When TLS starts, in place of what the URL says.
-        port: Port, in place of the URL's; by default 995, or 110 with STLS.
+        tls: When TLS starts, instead of what the URL says.
+        port: Port, instead of the URL's; by default 995, or 110 with STLS.
         ca_file: PEM file with the certificates to trust instead of the system's.
         quirks: How this server deviates from the protocol: a ``Quirks``, or the name of a preset;
             by default what is known about servers of that host name.
@@ -777,7 +778,7 @@ def connect(
             one.  None: no limit.
         max_size: Size in octets of the largest message to accept; reading a larger one raises
             MessageTooLarge.  None: no limit.  ``read``, ``email`` and ``headers`` can set another.
-        record: Called with each line that client and server say, without passwords and without the
+        record: Called with each line of client and server, without passwords and without the
             contents of messages.  The logger ``restante.client`` has the same at level DEBUG.
 
     Raises:
@@ -792,7 +793,7 @@ def connect(
             remove some messages (``command`` is "QUIT"), or it removed them but had refused to mark
             another one ("DELE").
         ConfigurationError: a file of certificates cannot be used.
-        UnsafeArgument: arguments that make no sense, such as a malformed URL; nothing was sent.
+        UnsafeArgument: an argument is invalid, such as a malformed URL; nothing was sent.
         TypeError: an argument of the wrong type.
     """
     options: Options = {
@@ -869,10 +870,10 @@ class PendingClient(Awaitable["Client"], AbstractAsyncContextManager["Client"]):
     def _client(self) -> Client:
         """
         Raises:
-            RuntimeError: it was used already.
+            RuntimeError: it was used before.
         """
         if self._is_used:
             raise RuntimeError("a session of connect() can be begun once; call connect() again")
         self._is_used = True
-        limits = Limits(self._limits.timeout, self._limits.deadline)  # from now on
+        limits = Limits(self._limits.timeout, self._limits.deadline)  # counted from now on
         return Client(self._remote, limits, self._record, self._max_size)

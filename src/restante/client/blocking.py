@@ -152,10 +152,10 @@ class BlockingClient:
 
     As a context manager it sends QUIT when the block ends normally, and drops the connection, so
     that no message is removed, after an exception.  Only ``abort`` may be called while another
-    thread is at work in it.
+    thread is using it.
     """
 
-    _socket: socket.socket | None = None  # None: there is no session
+    _socket: socket.socket | None = None  # None: no session is open
 
     def __init__(self, remote: Remote, limits: Limits, record: Record, max_size: SizeLimit) -> None:
         self._remote = remote
@@ -163,8 +163,8 @@ class BlockingClient:
         self._context = remote.context()
         self._limits = limits
         self._dialogue = Dialogue(record, remote.quirks)
-        self._loss: BaseException | None = None  # what ended the last one
-        self._busy = threading.Lock()  # held by the thread that is at work
+        self._loss: BaseException | None = None  # the error that ended the last session
+        self._busy = threading.Lock()  # held by the thread that uses the session
 
     def __enter__(self) -> BlockingClient:
         return self
@@ -182,7 +182,7 @@ class BlockingClient:
             self.abort()
 
     def __del__(self) -> None:
-        """Also drops the connection, so that the server does not keep the maildrop locked."""
+        """Warn, and drop the connection, so that the server unlocks the maildrop."""
         if self._socket is not None:
             self._drop()
             what = f"POP3 session with {self._remote.host} was not ended; call quit() or abort()"
@@ -267,7 +267,8 @@ class BlockingClient:
         The rest of a body that is not read to its end is skipped.  One that the server refuses
         raises CommandFailed when it is read.  Messages may be deleted meanwhile; any other command
         ends the iteration, which then raises BodySkipped, and so does a new session.  An exception
-        of the iterable ``messages`` is raised after the bodies before it, and the session goes on.
+        of the iterable ``messages`` is raised after the bodies before it, and the session
+        continues.
 
         Args:
             messages: Messages of this session, such as those of ``list``.
@@ -294,7 +295,7 @@ class BlockingClient:
         else:
             asking = dialogue.ask_for(messages, deletes=delete)
         retrieval = self._run(asking, dialogue)
-        done: Message | None = None  # it may be deleted
+        done: Message | None = None  # the message that may be deleted next
         while answer := self._run(dialogue.next_message(retrieval, done), dialogue):
             body = BlockingBody(self, answer.message, progress, answer, is_header=is_header)
             yield body.message, body
@@ -349,7 +350,7 @@ class BlockingClient:
         self._run(self._dialogue.delete(messages))
 
     def reset(self) -> None:
-        """Take back all deletions (RSET)."""
+        """Cancel all deletions (RSET)."""
         self._run(self._dialogue.reset())
 
     def noop(self) -> None:
@@ -389,7 +390,7 @@ class BlockingClient:
         except CommandFailed as error:
             if error.command != "DELE":
                 raise
-            refused = error  # the others are removed
+            refused = error  # the other messages are removed
         self.reconnect()
         if refused is not None:
             raise refused
@@ -397,8 +398,8 @@ class BlockingClient:
     def reconnect(self) -> int:
         """Begin a new session, also after the connection was lost.
 
-        Returns how many deletions of the session before were lost.  List the messages again
-        afterwards: reading messages of the session before raises BodySkipped.
+        Returns the number of deletions of the earlier session that were lost.  List the messages
+        again afterwards: reading messages of the earlier session raises BodySkipped.
 
         Raises:
             UnsafeArgument: the session was begun with ``sock``; nothing was sent.
@@ -411,22 +412,22 @@ class BlockingClient:
                 self._dialogue = Dialogue(before.record, self._remote.quirks)
                 self._open()
             except BaseException as error:
-                self._dialogue, self._loss = before, error  # it knows what was lost
+                self._dialogue, self._loss = before, error  # its dialogue counts the lost deletions
                 raise
             return before.deletions
 
     def abort(self) -> None:
         """Drop the connection without QUIT, so that no message is removed.
 
-        A thread that is at work in the session gets ConnectionLost.
+        A thread that is using the session gets ConnectionLost.
         """
         if self._busy.acquire(blocking=False):
             self._drop()
             self._busy.release()
         elif (connection := self._socket) is not None:
-            # Closing is for the thread that is inside: what it reads from next could be another
-            # connection with the same descriptor.  And ``SSLSocket.shutdown`` would make it go on
-            # in clear.
+            # Only the thread that uses the socket may close it; otherwise it could read from a
+            # different connection with the same descriptor.  ``SSLSocket.shutdown`` would make it
+            # continue without TLS.
             with suppress(OSError):
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
@@ -436,15 +437,15 @@ class BlockingClient:
             connection.close()
 
     def _enter(self) -> None:
-        """The first session."""
+        """Open the first session."""
         with self._alone():
             self._open()
 
     def _leave(self) -> None:
-        """The block has ended normally.
+        """End the session after a block that ended normally.
 
         Raises:
-            ConnectionLost: deletions were lost in the block, and its program has gone on.
+            ConnectionLost: deletions were lost in the block, and the program has ignored that.
         """
         if self._socket is not None:
             self.quit()
@@ -452,7 +453,7 @@ class BlockingClient:
             raise self._dialogue.lost("the connection was lost in the block") from self._loss
 
     def _open(self) -> None:
-        """Connect, secure, log in."""
+        """Connect, start TLS, and log in."""
         remote, dialogue = self._remote, self._dialogue
         token = remote.ask_token()
         if not isinstance(token, str | Secret):
@@ -464,12 +465,12 @@ class BlockingClient:
         try:
             self._socket = remote.route.connect_blocking(wait)
             logs.connected(remote.host, remote.port)
-        except CannotConnect:  # a proxy refuses
+        except CannotConnect:  # a proxy refused
             raise
         except OSError as error:
             raise self._explained(error) from error
         try:
-            with suppress(OSError):  # of a socket of another family, which was given to us
+            with suppress(OSError):  # a given socket may be of another family
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if remote.tls is TLS.IMPLICIT:
                 self._shake_hands()
@@ -491,7 +492,7 @@ class BlockingClient:
         return binding(self._socket if isinstance(self._socket, ssl.SSLSocket) else None)
 
     def _is_silent(self) -> bool:
-        """Whether there is no greeting for some seconds, of which the server may still be slow."""
+        """Return whether there is no greeting for some seconds; the server may just be slow."""
         assert self._socket is not None
         wait = self._next_wait()
         self._socket.settimeout(SILENCE if wait is None else min(wait, SILENCE))
@@ -500,11 +501,11 @@ class BlockingClient:
         except TimeoutError:
             return wait is None or wait > SILENCE
         except OSError:
-            pass  # it shows again where the greeting is read
+            pass  # reading the greeting reports it again
         return False
 
     def _shake_hands(self) -> None:
-        """What the kernel has from before the handshake becomes a broken handshake."""
+        """Do the TLS handshake; octets received before it make it fail."""
         assert self._socket is not None
         wait = self._next_wait()
         try:
@@ -526,7 +527,7 @@ class BlockingClient:
     def _next_wait(self) -> float | None:
         """
         Raises:
-            DeadlineExceeded: the time for all of it is over.
+            DeadlineExceeded: the deadline has passed.
         """
         if self._limits.is_over:
             raise self._dialogue.lost(self._limits.what_is_over, DeadlineExceeded)
@@ -536,7 +537,7 @@ class BlockingClient:
     def _alone(self) -> Iterator[None]:
         """
         Raises:
-            RuntimeError: a thread is at work in this session; nothing was sent.
+            RuntimeError: another thread is using this session; nothing was sent.
         """
         if not self._busy.acquire(blocking=False):
             raise RuntimeError("two threads use one POP3 session")
@@ -548,13 +549,13 @@ class BlockingClient:
     def _check_session(self, dialogue: Dialogue) -> None:
         """
         Raises:
-            BodySkipped: it is of a session before this one, whose numbers mean other messages.
+            BodySkipped: it belongs to an earlier session, whose numbers mean other messages.
         """
         if dialogue is not self._dialogue:
             raise BodySkipped("a new session has begun; list the messages again")
 
     def _run(self, procedure: Procedure[T], dialogue: Dialogue | None = None) -> T:
-        """``dialogue`` is the session in which the procedure was made, if that is earlier."""
+        """Run a procedure; ``dialogue`` is its session, if that may be an earlier one."""
         with self._alone():
             if dialogue is not None:
                 self._check_session(dialogue)
@@ -562,7 +563,7 @@ class BlockingClient:
 
     def _next_message(self, retrieval: Retrieval, dialogue: Dialogue) -> Answer:
         answer = self._run(dialogue.next_message(retrieval), dialogue)
-        assert answer is not None  # one was asked for
+        assert answer is not None  # the procedure requested one
         return answer
 
     def _perform(self, procedure: Procedure[T]) -> T:
@@ -579,7 +580,7 @@ class BlockingClient:
         except BaseException as error:
             self._loss = error
             logs.lost(self._remote.host, error)
-            self._drop()  # a response may be half read: nothing after it can be trusted
+            self._drop()  # a response may be read in part, so later octets cannot be trusted
             raise
         self._dialogue.record.check()
         return result
@@ -640,8 +641,8 @@ def connect_blocking(
             host name, or a ``Service`` that ``discover_blocking`` has found.  A URL may have a
             password and a port; in user and password ":", "/", "?", "#" and "%" must be
             percent-encoded.
-        user: User name, in place of the URL's.
-        password: Password, in place of the URL's; better from a file or a keyring than in a URL.
+        user: User name, instead of the URL's.
+        password: Password, instead of the URL's; better from a file or a keyring than in a URL.
         token: OAuth 2 bearer token instead of a password, or a function that returns a fresh one
             for each login.
         certificate: Client certificate and its key: one PEM file, or a pair of them.  Without a
@@ -649,8 +650,8 @@ def connect_blocking(
         mechanism: SASL mechanism, ``USER`` or ``APOP``, used instead of the strongest one that both
             sides support.
         strength: Weakest login to accept; by default ``Strength.SECRET``.
-        tls: When TLS starts, in place of what the URL says.
-        port: Port, in place of the URL's; by default 995, or 110 with STLS.
+        tls: When TLS starts, instead of what the URL says.
+        port: Port, instead of the URL's; by default 995, or 110 with STLS.
         ca_file: PEM file with the certificates to trust instead of the system's.
         quirks: How this server deviates from the protocol: a ``Quirks``, or the name of a preset;
             by default what is known about servers of that host name.
@@ -668,7 +669,7 @@ def connect_blocking(
             command that waits ends, or the next one; nothing else is interrupted.  None: no limit.
         max_size: Size in octets of the largest message to accept; reading a larger one raises
             MessageTooLarge.  None: no limit.  ``read``, ``email`` and ``headers`` can set another.
-        record: Called with each line that client and server say, without passwords and without the
+        record: Called with each line of client and server, without passwords and without the
             contents of messages.  The logger ``restante.client`` has the same at level DEBUG.
 
     Raises:
@@ -683,7 +684,7 @@ def connect_blocking(
             remove some messages (``command`` is "QUIT"), or it removed them but had refused to mark
             another one ("DELE").
         ConfigurationError: a file of certificates cannot be used.
-        UnsafeArgument: arguments that make no sense, such as a malformed URL; nothing was sent.
+        UnsafeArgument: an argument is invalid, such as a malformed URL; nothing was sent.
         TypeError: an argument of the wrong type.
     """
     options: Options = {

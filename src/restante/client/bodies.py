@@ -1,7 +1,8 @@
-"""What both clients know about a message that is being read: its limit, and whether it is complete.
+"""The parts of a message body that both clients share: its size limit, and whether it was read
+completely.
 
-``Client.retrieve_all(…, delete=True)`` relies on ``BaseBody.is_complete``: no message is deleted
-that was not read to its end, and saved or parsed if that was asked for.
+``Client.retrieve_all(…, delete=True)`` relies on ``BaseBody.is_complete``: a message is deleted
+only if it was read to its end, and saved or parsed if ``save`` or ``email`` was called.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ..pop3.listing import Message
 from .sinks import SizeLimit
 
 Progress = Callable[[Message, int], None]
-"""Called with a message and the number of its octets that have been read so far."""
+"""Called with a message and the number of its octets read so far."""
 
 
 class BaseBody:
@@ -31,29 +32,29 @@ class BaseBody:
         is_header: bool = False,
         is_part: bool = False,
     ) -> None:
-        """``source`` is the server's answer, or the procedure that asks for it."""
+        """``source`` is the server's response, or the procedure that requests it."""
         self.message = message
         self._dialogue = dialogue
         self._source = source
         self._limit = limit
         self._progress = progress
         self._is_header = is_header
-        self._is_part = is_part  # of a size that no listing announces
+        self._is_part = is_part  # whether it is a part, whose size no listing announces
         self._octets = 0
         self._is_begun = False
         self._is_at_end = False
-        self._is_in_use = False  # by a method that has more to do at the end than to read it
+        self._is_in_use = False  # whether a method that does more than read it is running
 
     @property
     def is_complete(self) -> bool:
-        """Whether the message was read to its end, and also saved or parsed if that was asked."""
+        """Whether the message was read to its end, and saved or parsed if that was requested."""
         return self._is_at_end and not self._is_in_use
 
     def _begin(self) -> None:
         """
         Raises:
             BodySkipped: it was read already.
-            MessageTooLarge: the server announces more octets than the limit; it is not asked for.
+            MessageTooLarge: the announced size exceeds the limit; the message is not requested.
         """
         if self._is_begun:
             raise BodySkipped("a body can be read once")
@@ -71,16 +72,16 @@ class BaseBody:
     def _count(self, piece: bytes) -> None:
         """
         Raises:
-            MessageTooLarge: the octets that have come exceed the limit.
+            MessageTooLarge: the received octets exceed the limit.
         """
         self._octets += len(piece)
-        if not self._is_header:  # of which the sink counts what belongs to it
+        if not self._is_header:  # for a header, the sink counts its octets
             self._limit.check(self._octets)
         if self._progress is not None:
             self._progress(self.message, self._octets)
 
     def _use(self, max_size: int | None = None) -> None:
-        """A method begins to read it; the method resets ``_is_in_use`` when it has succeeded.
+        """Begin a method that reads it; the method resets ``_is_in_use`` when it has succeeded.
 
         Raises:
             MessageTooLarge: see ``_begin``.

@@ -1,9 +1,9 @@
-"""A TCP connection to a host: its addresses, and the first of them that answers.
+"""Connect to a host by TCP: look up its addresses, and use the first that answers.
 
-Standards: RFC 8305 (happy eyeballs): the address families take turns, and the next address is
-tried beside those that have not answered yet.  The asyncio and the blocking client do the same.
-Limits: ``MAX_ADDRESSES`` of a host are tried, whatever the DNS says.  A look-up that hangs keeps a
-thread, but neither the client nor the end of the program waits for it.
+Standards: RFC 8305 (happy eyeballs): address families alternate, and the next address is
+tried while earlier ones have not answered yet.  The asyncio and the blocking client do the same.
+Limits: at most ``MAX_ADDRESSES`` of a host are tried.  A look-up that hangs occupies a thread, but
+neither the client nor the end of the program waits for it.
 """
 
 from __future__ import annotations
@@ -25,52 +25,52 @@ from typing import SupportsFloat, SupportsIndex
 from ..errors import UnsafeArgument
 
 DELAY = 0.25  # seconds until the next address is tried as well (RFC 8305 §5)
-MAX_ADDRESSES = 20  # as many sockets may be open at once; ours
+MAX_ADDRESSES = 20  # addresses tried, each with an open socket; an estimate, from no RFC
 _UNDER_WAY = (0, errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN)
 
 Address = tuple[int, int, int, str, tuple[str | int | bytes, ...]]
-"""As ``socket.getaddrinfo`` has it."""
+"""An address as returned by ``socket.getaddrinfo``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long a client waits, in seconds; None: for ever."""
+    """Time limits of a client, in seconds; None: no limit."""
 
     timeout: float | None
-    """For each wait."""
+    """Limit for each wait."""
     deadline: float | None
-    """For all of them together, counted from when this was made."""
+    """Limit for all waits together, counted from the creation of this object."""
     _began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         """
         Raises:
-            TypeError, UnsafeArgument: not a number, or not above 0.
+            TypeError, UnsafeArgument: a limit is not a number above 0.
         """
         for name, seconds in (("timeout", self.timeout), ("deadline", self.deadline)):
             if seconds is None:
                 continue
             if isinstance(seconds, bool) or not isinstance(seconds, SupportsFloat | SupportsIndex):
                 raise TypeError(f"{name} must be a number of seconds, or None")
-            value = float(seconds)  # of a Decimal, for example
+            value = float(seconds)  # for example from a Decimal
             if math.isnan(value) or value <= 0:
                 raise UnsafeArgument(f"{name} must be above 0 seconds, or None")
             object.__setattr__(self, name, value)
 
     @property
     def is_over(self) -> bool:
-        """The deadline has passed."""
+        """Whether the deadline has passed."""
         return self.deadline is not None and time.monotonic() - self._began >= self.deadline
 
     @property
     def what_is_over(self) -> str:
-        """Why a wait has ended, for an exception."""
+        """Return the text of an exception about a wait that has ended."""
         if self.is_over:
             return "the deadline is over"
         return f"the server was silent for {self.timeout:g} s"
 
     def next_wait(self) -> float | None:
-        """Seconds for the next wait; 0 when the deadline has passed."""
+        """Return the seconds for the next wait; 0 if the deadline has passed."""
         if self.deadline is None:
             return self.timeout
         left = max(self._began + self.deadline - time.monotonic(), 0.0)
@@ -80,7 +80,9 @@ class Limits:
 async def reach(
     host: str, port: int, local_address: tuple[str, int] | None = None
 ) -> socket.socket:
-    """A connection to the first of the host's addresses that answers; the caller limits the time.
+    """Return a connection to the first of the host's addresses that answers.
+
+    The caller limits the time.
 
     ``local_address`` is the IP address and the port to connect from.
 
@@ -180,11 +182,11 @@ def _begin(
     selector: selectors.BaseSelector,
     local_address: tuple[str, int] | None,
 ) -> OSError | None:
-    """Begin to connect; returns why that is impossible."""
+    """Begin to connect; return the error if that is impossible, else None."""
     family, kind, protocol, _, where = address
     try:
         connection = socket.socket(family, kind, protocol)
-    except OSError as error:  # such as a family that this machine does not have
+    except OSError as error:  # for example, the machine has no IPv6
         return error
     connection.setblocking(False)
     if local_address is not None:
@@ -202,14 +204,14 @@ def _begin(
 
 
 def _failure(number: int) -> OSError:
-    """With the class that Python has for it, such as ConnectionRefusedError."""
+    """Return the error with Python's class for its number, such as ConnectionRefusedError."""
     return OSError(number, errno.errorcode.get(number, ""))
 
 
 def _reachable(
     addresses: Iterable[Address], local_address: tuple[str, int] | None
 ) -> Iterable[Address]:
-    """Those of the family of the address to connect from."""
+    """Return the addresses in the family of the local address."""
     if local_address is None:
         return addresses
     is_ipv6 = ":" in local_address[0]
@@ -218,7 +220,7 @@ def _reachable(
 
 
 def interleaved(addresses: Iterable[Address]) -> list[Address]:
-    """The families in turn, beginning with the one that is preferred (RFC 8305 §4)."""
+    """Return the addresses with alternating families, the preferred one first (RFC 8305 §4)."""
     families: dict[int, deque[Address]] = {}
     for address in addresses:
         families.setdefault(address[0], deque()).append(address)
@@ -232,9 +234,9 @@ def interleaved(addresses: Iterable[Address]) -> list[Address]:
 
 
 def _look_up(host: str, port: int) -> Future[list[Address]]:
-    """``getaddrinfo``, which no timeout can interrupt, in a thread that may outlive the wait."""
+    """Call ``getaddrinfo``, which cannot be interrupted, in a thread that may outlive the wait."""
     future: Future[list[Address]] = Future()
-    future.set_running_or_notify_cancel()  # so that a caller who gives up does not cancel it
+    future.set_running_or_notify_cancel()  # so that a cancelled caller does not cancel it
 
     def work() -> None:
         try:

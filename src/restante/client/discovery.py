@@ -22,17 +22,17 @@ _LABELS = (("_pop3s._tcp", TLS.IMPLICIT), ("_pop3._tcp", TLS.STARTTLS))
 
 
 class Resolver(Protocol):
-    """Answers DNS queries: a ``dns.resolver.Resolver`` of dnspython, or a test's own."""
+    """Answers DNS queries: a ``dns.resolver.Resolver`` of dnspython, or a replacement in tests."""
 
     def resolve(self, qname: str, rdtype: str, *, lifetime: float | None = None) -> Iterable[Any]:
-        """The records of one type, such as "SRV"; ``lifetime`` is in seconds.
+        """Return the records of one type, such as "SRV"; ``lifetime`` is in seconds.
 
         Raises the exceptions of dnspython.
         """
 
 
 class Target(NamedTuple):
-    """What a record says (RFC 2782)."""
+    """The content of an SRV record (RFC 2782)."""
 
     priority: int
     weight: int
@@ -100,7 +100,7 @@ async def discover(
 def exchangers(
     domain: str, *, timeout: float = 10.0, resolver: Resolver | None = None
 ) -> list[str]:
-    """The hosts that take the domain's mail (MX records), the preferred one first; blocking.
+    """Return the mail exchangers of a domain (MX records), the preferred one first; blocking.
 
     Raises:
         DeadlineExceeded, ConnectionLost, ConfigurationError: see ``discover_blocking``.
@@ -136,16 +136,16 @@ def _ask(name: str, kind: str, timeout: float, resolver: Resolver | None) -> Seq
 
 
 def order(found: Iterable[Target], chance: random.Random | None = None) -> Sequence[Target]:
-    """By priority, and among equals by chance and weight (RFC 2782).
+    """Return the targets by priority, and among equals at random by weight (RFC 2782).
 
-    A target "." says that there is no such service.
+    A target "." means that the domain has no such service.
     """
     chance = chance or random.SystemRandom()
     left = sorted(each for each in found if each.host not in ("", ".", "@"))
     ordered: list[Target] = []
     while left:
         equals = [each for each in left if each.priority == left[0].priority]
-        # One more for each, so that a weight of 0 is possible and seldom.
+        # Each weight is increased by 1, so that a target of weight 0 is chosen, but rarely.
         chosen = chance.choices(equals, [each.weight * 1000 + 1 for each in equals])[0]
         left.remove(chosen)
         ordered.append(chosen)

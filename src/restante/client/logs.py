@@ -1,7 +1,7 @@
-"""The log of the client: the logger ``restante.client``, all of it at level DEBUG.
+"""The client's log: the logger ``restante.client`` at level DEBUG.
 
-Security: the lines of a session come from its ``Record``, so no line holds a password, a token or
-the contents of a message.
+Security: the lines of a session come from its ``Record``, so no line contains a password, a token
+or the content of a message.
 """
 
 from __future__ import annotations

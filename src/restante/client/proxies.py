@@ -1,10 +1,10 @@
-"""What a client says to a proxy before the server's first octet, without I/O.
+"""The client's dialogue with a proxy before the server's first octet, without I/O.
 
 Standards: RFC 1928 and RFC 1929 (SOCKS 5 with user name and password), RFC 9110 §9.3.6 (CONNECT).
-Security: a proxy is asked for exactly as many octets as its answer has, because what follows is the
-server's greeting.  The server's name is always looked up by the proxy, so that it does not leak.
-A proxy sees and can change everything until TLS begins, as any router on the way can.
-Limits: the head of an answer to CONNECT has at most ``_MAX_HEAD`` octets.
+Security: exactly the octets of the proxy's response are read, because the server's greeting
+follows.  The proxy always looks up the server's name, so that the name does not leak to the local
+DNS.  Until TLS begins, a proxy can read and change everything, like any router on the way.  Limits:
+the header section of a response to CONNECT has at most ``_MAX_HEAD`` octets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import CannotConnect, UnsafeArgument
 Exchange = Generator[bytes | int, bytes, None]
 """Yields octets to send, or the exact number of octets to receive."""
 
-_MAX_HEAD = 16_384  # octets; ours, generous for the few lines that proxies send
+_MAX_HEAD = 16_384  # octets; an estimate, generous for the few lines that proxies send
 _URL = re.compile(
     r"(?P<scheme>socks5h?|http)://(?:(?P<login>[^/?#]*)@)?"
     r"(?P<host>\[[0-9a-f.:]+\]|[\w.-]+):(?P<port>[0-9]{1,5})/?",
@@ -53,10 +53,10 @@ class Proxy:
 
     @classmethod
     def parse(cls, url: str) -> Proxy:
-        """``socks5://user:password@host:port`` or ``http://…``; the login may be left out.
+        """Parse ``socks5://user:password@host:port`` or ``http://…``; the login is optional.
 
         Raises:
-            UnsafeArgument: no such URL; the error does not repeat it.
+            UnsafeArgument: the URL is invalid; the error does not repeat it.
         """
         match = _URL.fullmatch(url)
         if match is None or not url.isprintable() or not 0 < int(match["port"]) < 65_536:
@@ -66,10 +66,10 @@ class Proxy:
         return cls(host, int(match["port"]), is_http, unquote(user), unquote(password))
 
     def ask_for(self, host: str, port: int) -> Exchange:
-        """Ask for a connection to this host.
+        """Request a connection to this host.
 
         Raises:
-            CannotConnect: the proxy refuses, or its answer is invalid.
+            CannotConnect: the proxy refuses, or its response is invalid.
         """
         if self.is_http:
             yield from self._connect(host, port)
@@ -119,13 +119,14 @@ class Proxy:
         size = _SOCKS_ADDRESS_SIZES.get(kind)
         if size is None and kind != 3:
             raise self.refusal("not SOCKS 5")
-        yield (size if size is not None else (yield 1)[0]) + 2  # its address and port, of no use
+        # The proxy's address and port, which are not used.
+        yield (size if size is not None else (yield 1)[0]) + 2
 
 
 def _socks_address(host: str) -> bytes:
     """
     Raises:
-        UnsafeArgument: not the name of a host.
+        UnsafeArgument: not a valid host name.
     """
     try:
         address = ip_address(host)

@@ -1,4 +1,4 @@
-"""Where a client connects to, how safely, and by which credential it logs in."""
+"""The server that a client connects to, the required security, and the credential."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class TLS(Enum):
     """When TLS begins (RFC 8314 §3).  There is no "if possible"."""
 
     IMPLICIT = "pop3s"
-    """With the first octet."""
+    """TLS from the first octet."""
     STARTTLS = "pop3"
-    """By STLS, before any login; refused where it cannot be had."""
+    """STLS before any login; the connection fails if the server does not support it."""
     NONE = "none"
-    """Never; only to a loopback address."""
+    """No TLS; only to a loopback address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A server of a mail domain, as ``discover`` finds it; ``connect`` takes it for a URL.
+    """A server of a mail domain, found by ``discover``; ``connect`` accepts it instead of a URL.
 
-    Its certificate must name the mail domain, or the host where that is known to belong to it
+    Its certificate must name the mail domain, or the host if that is known to belong to the domain
     (RFC 7817 §3).
     """
 
@@ -61,11 +61,11 @@ class Service:
 
     @property
     def is_within(self) -> bool:
-        """The host's name lies in the domain.  Ask before ``confirmed`` where it does not."""
+        """Whether the host is in the domain.  If not, ask the user before ``confirmed``."""
         return self.host == self.domain or self.host.endswith(f".{self.domain}")
 
     def confirmed(self) -> Service:
-        """The same, and its certificate may name the host."""
+        """Return the same service, whose certificate may name the host."""
         return replace(self, is_confirmed=True)
 
 
@@ -97,13 +97,13 @@ class Options(TypedDict, total=False):
 _PORTS = {TLS.IMPLICIT: 995, TLS.STARTTLS: 110, TLS.NONE: 110}
 _SCHEMES = {"pop3s": TLS.IMPLICIT, "pop3": TLS.STARTTLS, "pop": TLS.STARTTLS}
 SILENCE = 3.0
-"""Seconds without a greeting after which it is looked at whether the port speaks TLS."""
-# What OpenSSL calls an answer that is no TLS.
+"""Seconds without a greeting after which the client tests whether the port speaks TLS."""
+# OpenSSL's errors for a response that is not TLS.
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
 _UNSIGNED = (18, 20)  # OpenSSL's X509_V_ERR_…: self-signed; signed by an unknown authority
 _AUTH = re.compile(";auth=", re.IGNORECASE)
-# By hand, because the exceptions of ``urllib.parse`` repeat what they cannot read, such as half a
-# password.  The last "@" ends the login, as in ``urllib.parse``.
+# Not ``urllib.parse``, whose exceptions repeat invalid parts, such as a part of a password.  The
+# last "@" ends the login, as in ``urllib.parse``.
 _URL = re.compile(
     r"(?P<scheme>[a-z0-9]+)://(?:(?P<login>[^/?#]*)@)?"
     r"(?P<host>\[[0-9a-f.:%a-z]+\]|[^/?#@:\[\]\s]+)(?::(?P<port>[0-9]*))?/*",
@@ -132,12 +132,12 @@ _KINDS: Mapping[str, tuple[Any, ...]] = {
     "server_hostname": (str,),
     "fingerprint": (str, bytes),
 }
-"""Of the options.  None stands for the default everywhere."""
+"""Types of the options.  None always means the default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A server and who logs in there."""
+    """A server and the login there."""
 
     host: str
     port: int
@@ -152,14 +152,15 @@ class Remote:
 
     @classmethod
     def parse(cls, where: str | Service, **options: Unpack[Options]) -> Remote:
-        """``pop3s://user@host:port`` (TLS first), ``pop3://user@host:port`` (STLS), or a host.
+        """Parse ``pop3s://user@host:port`` (implicit TLS), ``pop3://user@host:port`` (STLS), or a
+        host.
 
-        After the user may stand a mechanism: ``pop3s://user;AUTH=PLAIN@host`` (RFC 2384 §3).
+        A mechanism may follow the user: ``pop3s://user;AUTH=PLAIN@host`` (RFC 2384 §3).
 
         Raises:
-            TypeError: an option that does not exist, or is of another type.
-            UnsafeArgument: no such URL, or neither a password nor a token nor a certificate.
-            TLSUnavailable: TLS.NONE to another machine.
+            TypeError: an option does not exist or has the wrong type.
+            UnsafeArgument: the URL is invalid, or password, token and certificate are all missing.
+            TLSUnavailable: TLS.NONE with another machine.
         """
         _check_options(options)
         host, port, scheme, url_login = split(where)
@@ -231,7 +232,7 @@ class Remote:
     def context(self) -> ssl.SSLContext:
         """
         Raises:
-            ConfigurationError: a file with certificates cannot be used.
+            ConfigurationError: a file of certificates cannot be used.
         """
         given = self.options.get("context")
         if given is not None:
@@ -250,10 +251,10 @@ class Remote:
     def check_certificate(self, peer: ssl.SSLSocket | ssl.SSLObject) -> None:
         """Check the fingerprint, or that the certificate is for the mail domain.
 
-        The chain was verified, unless a fingerprint is all that counts.
+        The chain was verified before, unless only a fingerprint counts.
 
         Raises:
-            TLSUnavailable: it is another certificate; no credential was sent.
+            TLSUnavailable: it is a different certificate; no credential was sent.
         """
         if self.fingerprint is not None:
             digest = sha256(peer.getpeercert(True) or b"").digest()
@@ -280,17 +281,17 @@ class Remote:
         return PRESETS[chosen] if isinstance(chosen, str) else chosen
 
     def mixed_up(self) -> TLSUnavailable:
-        """Instead of a greeting there was TLS."""
+        """Return the error for TLS instead of a greeting."""
         return TLSUnavailable(
             f"{self.host} speaks TLS from the first octet on port {self.port}; write "
             f"pop3s://{self.host}:{self.port}"
         )
 
     def speaks_tls(self) -> bool:
-        """Whether TLS begins with the first octet there.  Blocking, a few seconds at most.
+        """Return whether the port has implicit TLS.  Blocks for a few seconds at most.
 
-        The certificate does not matter: nothing is said, and the connection ends.  False if no
-        second connection can take the same way.
+        The certificate is ignored, because nothing is sent and the connection ends.  False if a
+        second connection by the same route is impossible.
         """
         if not self.route.is_direct:
             return False
@@ -307,14 +308,14 @@ class Remote:
         return True
 
     def ask_token(self) -> Token | Awaitable[Token]:
-        """The token for the next login; empty where none is used."""
+        """Return the token for the next login; empty if none is used."""
         return self.token() if callable(self.token) else self.token
 
 
 def _digest(fingerprint: str | bytes | None) -> bytes | None:
     """
     Raises:
-        UnsafeArgument: not the SHA-256 of anything.
+        UnsafeArgument: not a SHA-256.
     """
     if fingerprint is None:
         return None
@@ -329,10 +330,10 @@ def _digest(fingerprint: str | bytes | None) -> bytes | None:
 
 
 def _check_options(options: Options) -> None:
-    """What a type checker would say: a misspelt option must not weaken a login in silence.
+    """Check names and types of options: a misspelt one must not silently weaken a login.
 
     Raises:
-        TypeError: see above; no value is repeated, for it may be a password.
+        TypeError: an option is invalid; no value is repeated, because it may be a password.
     """
     given: Mapping[str, object] = {**options}
     for name, value in given.items():
@@ -350,11 +351,11 @@ def _check_options(options: Options) -> None:
 
 
 def split(where: str | Service) -> tuple[str, int | None, TLS, ClientLogin]:
-    """Host, port if there is one, when TLS begins, and what the URL says about the login.
+    """Return host, port or None, the kind of TLS, and the login in the URL.
 
     Raises:
         UnsafeArgument: neither a URL nor a host; the error does not repeat it.
-        TypeError: not text.
+        TypeError: not a ``str``.
     """
     if isinstance(where, Service):
         return where.host, where.port, where.tls, ClientLogin(where.user)
@@ -381,18 +382,18 @@ def _decoded(text: str) -> str:
     try:
         return unquote_to_bytes(text).decode()
     except UnicodeDecodeError:
-        pass  # its exception holds the text, which may be a password
+        pass  # its exception contains the text, which may be a password
     raise UnsafeArgument("percent-encoded octets in a URL are UTF-8")
 
 
 def binding(peer: ssl.SSLSocket | ssl.SSLObject | None) -> bytes:
-    """Channel binding to the certificate that the server has shown; empty in clear."""
+    """Return the channel binding to the server's certificate; empty without TLS."""
     shown = peer.getpeercert(True) if peer is not None else None
     return contexts.end_point(shown) if shown else b""
 
 
 def explain(error: OSError, host: str, tls: TLS = TLS.STARTTLS) -> Exception:
-    """What a failure to connect means, in words that help."""
+    """Return the exception for a failure to connect, with advice."""
     if isinstance(error, ssl.SSLCertVerificationError):
         unsigned = error.verify_code in _UNSIGNED
         cure = "; ca_file (--ca-file) trusts it, if it is the right one" if unsigned else ""
@@ -407,6 +408,6 @@ def explain(error: OSError, host: str, tls: TLS = TLS.STARTTLS) -> Exception:
         return TLSUnavailable(f"no TLS with {host}: {reason}{cure if is_mixed_up else ''}")
     if isinstance(error, TimeoutError):
         return DeadlineExceeded(f"{host} does not answer")
-    # asyncio puts its own words in place of the system's.
+    # asyncio replaces the system's text.
     text = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
     return CannotConnect(f"{host}: {text or str(error) or 'connection lost'}")

@@ -1,4 +1,4 @@
-"""How a client reaches its server: directly, from a local address, through a proxy, by a socket."""
+"""The route to a server: direct, from a local address, through a proxy, or by a given socket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .proxies import Proxy
 
 @dataclass(slots=True)
 class Route:
-    """The way to one server, for each of the sessions of a client."""
+    """The route to one server, for all sessions of a client."""
 
     host: str
     port: int
@@ -25,9 +25,9 @@ class Route:
     """IP address and port to connect from; port 0: any."""
     proxy: Proxy | None = None
     sock: socket.socket | None = None
-    """A connected socket, which is used once and is then None."""
+    """A connected socket; None after it was used."""
     is_once: bool = False
-    """There was a socket, so that no second session is possible."""
+    """Whether a socket was given, so that only one session is possible."""
 
     @classmethod
     def parse(
@@ -38,10 +38,10 @@ class Route:
         proxy: str | None,
         local_addr: str | tuple[str, int] | None,
     ) -> Route:
-        """From the arguments of ``connect``.
+        """Make a route from the arguments of ``connect``.
 
         Raises:
-            TypeError, UnsafeArgument: a proxy, a local address or a socket that cannot be used.
+            TypeError, UnsafeArgument: a proxy, a local address or a socket is invalid.
         """
         if sock is not None and (proxy or local_addr):
             raise UnsafeArgument("sock is connected already: remove proxy and local_addr")
@@ -60,7 +60,7 @@ class Route:
 
     @property
     def is_local(self) -> bool:
-        """Whether the connection stays on this machine, whatever the name of the host says."""
+        """Return whether the connection stays on this machine, by address and not by name."""
         if self.proxy is not None:
             return False
         if self.sock is None:
@@ -71,7 +71,7 @@ class Route:
 
     @property
     def is_direct(self) -> bool:
-        """Another connection, to find out more, takes the same way."""
+        """Whether a second connection, to find out more, takes the same route."""
         return not self.is_once and self.proxy is None
 
     def check_renewable(self) -> None:
@@ -83,7 +83,7 @@ class Route:
             raise UnsafeArgument("no second session is possible with sock; call connect again")
 
     async def connect(self) -> socket.socket:
-        """The caller limits the time.
+        """Connect; the caller limits the time.
 
         Raises:
             OSError: no address of the host, or of the proxy, answers.
@@ -105,7 +105,7 @@ class Route:
         return connection
 
     def connect_blocking(self, seconds: float | None) -> socket.socket:
-        """The same for a thread that may wait, at most ``seconds`` for all of it.
+        """Connect in a thread that may block, for ``seconds`` at most.
 
         Raises:
             TimeoutError: it took longer.
@@ -192,10 +192,10 @@ def _is_loopback(host: str) -> bool:
 
 
 def _left(until: float) -> float | None:
-    """Seconds for the next wait.
+    """Return the seconds that are left for the next wait.
 
     Raises:
-        TimeoutError: none.
+        TimeoutError: no time is left.
     """
     if until == math.inf:
         return None

@@ -1,4 +1,4 @@
-"""A password that does not show itself."""
+"""Passwords that are not shown in ``repr``, logs or crash reports."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import NoReturn
 
 
 class Secret:
-    """A password or token that does not show itself in ``repr``, logs, or reports of a crash.
+    """A password or token whose text is not shown in ``repr``, logs or crash reports.
 
-    ``connect`` takes it for ``password`` and ``token``.  It cannot be pickled.
+    ``connect`` accepts it as ``password`` and ``token``.  It cannot be pickled.
     """
 
     __slots__ = ("_text",)
@@ -42,7 +42,7 @@ class Secret:
         return hash(self._text)
 
     def __copy__(self) -> Secret:
-        return self  # it never changes
+        return self  # immutable
 
     def __deepcopy__(self, memo: object) -> Secret:
         return self
@@ -52,7 +52,7 @@ class Secret:
 
 
 def reveal(secret: str | Secret | None) -> str:
-    """The text of a secret; empty for None."""
+    """Return the text of a secret; empty for None."""
     return secret.reveal() if isinstance(secret, Secret) else secret or ""
 
 

@@ -1,4 +1,4 @@
-"""Where a message goes that is read: memory, a durable file, or a parser."""
+"""Destinations for a message that is read: memory, a durable file, or a parser."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import SupportsIndex
 from .. import mime
 from ..errors import MessageTooLarge, UnsafeArgument
 
-AT_ONCE = 1_048_576  # octets that one thread writes: handing over to it costs some 0.1 ms
+AT_ONCE = 1_048_576  # octets written by one call in a thread, since each call costs some 0.1 ms
 _BINARY: int = getattr(os, "O_BINARY", 0)  # Windows would change line ends
 
 
 class Saving:
-    """A new file that has its name only when it is whole and durable.
+    """A new file that gets its name only when it is complete and durable.
 
-    Leaving the block by an exception leaves no trace.
+    After an exception in the block no file is left.
 
     Raises:
-        FileExistsError: nothing is ever replaced.
+        FileExistsError: the path exists; nothing is ever replaced.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,7 +51,7 @@ class Saving:
         trace: TracebackType | None,
     ) -> None:
         if self._file is None:
-            return  # it was never begun
+            return  # the file was never created
         try:
             if error is None:
                 self._file.flush()
@@ -59,7 +59,7 @@ class Saving:
                 os.link(self._temporary, self._path)
         finally:
             with suppress(OSError):
-                self._file.close()  # what it still buffers may find no room
+                self._file.close()  # flushing its buffer may fail on a full disk
             self._temporary.unlink()
         if error is None:
             fsync_directory(self._path.parent)
@@ -77,13 +77,13 @@ def fsync_directory(path: Path) -> None:
 
 
 class SizeLimit:
-    """The largest message that a program accepts."""
+    """The maximum size of a message that a program accepts."""
 
     def __init__(self, max_size: int | None = None) -> None:
         """``max_size`` is in octets; None: no limit.
 
         Raises:
-            TypeError, UnsafeArgument: not a whole number, or below 0.
+            TypeError, UnsafeArgument: not a whole number, at least 0.
         """
         if isinstance(max_size, bool) or not isinstance(max_size, SupportsIndex | None):
             raise TypeError("max_size must be a whole number of octets, or None")
@@ -94,7 +94,7 @@ class SizeLimit:
     def check(self, octets: int) -> None:
         """
         Raises:
-            MessageTooLarge: that many octets exceed the limit.
+            MessageTooLarge: the number of octets exceeds the limit.
         """
         if self._max_size is not None and octets > self._max_size:
             raise MessageTooLarge(self._max_size)
@@ -114,13 +114,13 @@ class Gathering:
 
 
 class Parsing(Gathering):
-    """A message in pieces to be parsed, or the header alone, up to the limit."""
+    """Parses a message that is fed in pieces, or only its header, up to the limit."""
 
     def __init__(self, limit: SizeLimit, *, header: bool = False) -> None:
         super().__init__()
         self._limit = limit
         self._is_header = header
-        self._last = b"\r\n"  # before what is fed: an empty header is a blank line
+        self._last = b"\r\n"  # the octets before the first piece; an empty header is a blank line
         self._is_over = False
 
     def write(self, octets: bytes) -> None:
@@ -141,5 +141,5 @@ class Parsing(Gathering):
         return text[begun : end + 4] if self._is_over else octets
 
     def close(self) -> EmailMessage:
-        """The parsed message, which takes seconds if it is large: not for an event loop."""
+        """Return the parsed message; takes seconds if it is large, so not for an event loop."""
         return mime.parse(self.octets(), header_only=self._is_header)
