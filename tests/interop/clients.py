@@ -1,7 +1,7 @@
-"""Real POP3 clients, and ours: how each is told to fetch, and what it does to a message.
+"""Real POP3 clients, and ours: how each is run, and how it changes messages.
 
-Each client is one function.  What it rewrites is one small function beside it, which does the
-same to the octets that were sent: nothing else may differ.
+Each client is a function.  Another small function makes the same changes to the sent octets:
+nothing else may differ.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from .programs import RESTANTE, Account, call, differences, need
 
 
 class Client(Protocol):
-    """Fetch all mail; ``folder`` is its own, the same at each call for one account.
+    """Fetches all mail; each account has one ``folder`` for all calls.
 
-    Returns the exit status, and what was downloaded by this call, in any order.
+    Returns the exit status, and the messages downloaded by this call in any order.
     """
 
     def __call__(self, account: Account, folder: Path) -> tuple[int, list[bytes]]: ...
 
 
 def curl(account: Account, folder: Path) -> tuple[int, list[bytes]]:
-    """Raw octets.  It knows no unique-ids and deletes by a command of its user's."""
+    """curl keeps raw octets, uses no unique-ids, and deletes only by command."""
     scheme = "pop3s" if account.implicit else "pop3"
     url = f"{scheme}://localhost:{account.port}/"
     options = ["-sS", "--ssl-reqd", "--cacert", str(account.ca)]
@@ -48,8 +48,8 @@ def curl(account: Account, folder: Path) -> tuple[int, list[bytes]]:
 
 
 def python_poplib(account: Account, folder: Path) -> tuple[int, list[bytes]]:
-    """Lines without their ends.  A login refused is status 77 here; poplib raises."""
-    vars(poplib)["_MAXLINE"] = 2**20  # or it refuses lines of more than 2048 octets
+    """poplib returns lines without ends; it raises if the login is refused, which is 77 here."""
+    vars(poplib)["_MAXLINE"] = 2**20  # otherwise it refuses lines over 2048 octets
     context = ssl.create_default_context(cafile=account.ca)
     server: poplib.POP3
     if account.implicit:
@@ -74,19 +74,19 @@ def python_poplib(account: Account, folder: Path) -> tuple[int, list[bytes]]:
 
 
 def fetchmail(account: Account, folder: Path) -> tuple[int, list[bytes]]:
-    """Through a mail delivery agent, a shell that makes a file; status 1 means no mail."""
+    """fetchmail delivers to a shell command that makes a file; status 1 means no mail."""
     inbox = _fresh(folder)
-    # "Neither" would be opportunistic; with sslcertck a server without STLS is refused.
+    # Neither option would be opportunistic; with sslcertck a server without STLS is refused.
     security = "ssl" if account.implicit else "sslproto TLS1.2+"
     control = folder / "fetchmailrc"
     _write(
         control,
         f"poll localhost protocol POP3 service {account.port} uidl "
-        "bad-header accept "  # or it leaves malformed messages where they are
+        "bad-header accept "  # otherwise it leaves malformed messages on the server
         f'user "{account.user}" password "{account.password}" '
         f'{security} sslcertck sslcertfile "{account.ca}" '
         f"{'keep' if account.keep else 'nokeep'} "
-        "no rewrite "  # or it completes addresses
+        "no rewrite "  # otherwise it completes addresses
         f"mda '{_into(inbox)}'\n",
     )
     home = {"FETCHMAILHOME": str(folder), "HOME": str(folder)}
@@ -104,7 +104,7 @@ def fetchmail(account: Account, folder: Path) -> tuple[int, list[bytes]]:
 
 
 def getmail(account: Account, folder: Path) -> tuple[int, list[bytes]]:
-    """It speaks implicit TLS only."""
+    """getmail supports only TLS from the first octet."""
     inbox = _fresh(folder)
     control = folder / "getmailrc"
     # Its own Maildir delivery refuses to work for root, which CI is.
@@ -116,7 +116,7 @@ def getmail(account: Account, folder: Path) -> tuple[int, list[bytes]]:
         "[destination]\ntype = MDA_external\npath = /bin/sh\n"
         f'arguments = ("-c", "{_AWAITED}; {_into(inbox)}")\nallow_root_commands = true\n'
         f"[options]\ndelete = {not account.keep}\nread_all = false\n"
-        # It would add fields of its own.
+        # Otherwise it adds its own fields.
         "delivered_to = false\nreceived = false\n",
     )
     ended = call(need("getmail"), "--getmaildir", folder, "--rcfile", control)
@@ -131,7 +131,7 @@ _AWAITED = (
 
 
 def mpop(account: Account, folder: Path) -> tuple[int, list[bytes]]:
-    """Into a Maildir, pipelined."""
+    """mpop delivers into a Maildir, with pipelining."""
     inbox = _fresh(folder)
     for name in ("cur", "new", "tmp"):
         (inbox / name).mkdir()
@@ -143,7 +143,7 @@ def mpop(account: Account, folder: Path) -> tuple[int, list[bytes]]:
         f"tls_trust_file {account.ca}\n"
         f"user {account.user}\npassword {account.password}\n"
         f"keep {'on' if account.keep else 'off'}\nuidls_file {folder}/uidls\n"
-        # It would add a field of its own.
+        # Otherwise it adds its own field.
         f"delivery maildir {inbox}\nreceived_header off\n",
     )
     ended = call(need("mpop"), "--quiet", "--file", control)
@@ -151,7 +151,7 @@ def mpop(account: Account, folder: Path) -> tuple[int, list[bytes]]:
 
 
 def restante_fetch(account: Account, folder: Path) -> tuple[int, list[bytes]]:
-    """Our own, into a directory, which keeps every octet."""
+    """Our command, into a directory, which keeps every octet."""
     inbox = _fresh(folder)
     scheme = "pop3s" if account.implicit else "pop3"
     url = f"{scheme}://{account.user}@localhost:{account.port}"
@@ -178,7 +178,7 @@ def restante_collect(account: Account, folder: Path) -> tuple[int, list[bytes]]:
     return ended.returncode, _taken(inbox)
 
 
-# -- What they rewrite
+# -- Changes by clients
 
 Rewrite = Callable[[Iterable[bytes]], list[bytes]]
 
@@ -188,12 +188,12 @@ def nothing(messages: Iterable[bytes]) -> list[bytes]:
 
 
 def line_ends(messages: Iterable[bytes]) -> list[bytes]:
-    """Mail on a Unix system has LF; CRLF is for the wire."""
+    """Unix programs store mail with LF."""
     return [message.replace(b"\r\n", b"\n") for message in messages]
 
 
 def stripped_lines(messages: Iterable[bytes]) -> list[bytes]:
-    """fetchmail: also CRs before a CRLF; and a header without a body gets a blank line."""
+    """fetchmail removes CRs before CRLF too, and adds a blank line to a header without body."""
     stripped = (re.sub(rb"\r+\n", b"\n", message) for message in messages)
     return [text if b"\n\n" in text else text + b"\n" for text in stripped]
 
@@ -203,10 +203,10 @@ def until_a_long_line(messages: Iterable[bytes]) -> list[bytes]:
     return [re.split(rb"(?<=[^\n]{8000})", message)[0] for message in messages]
 
 
-def written_anew(messages: Iterable[bytes]) -> list[bytes]:
-    """getmail: taken to pieces and put together by Python's email package, of its own Python.
+def rewritten_by_python(messages: Iterable[bytes]) -> list[bytes]:
+    """getmail parses and writes messages with the email package of its Python.
 
-    Fields are folded, parts separated and malformed parts dropped as that package likes it.
+    That package refolds fields, rewrites boundaries and drops malformed parts.
     """
     script = "import email, json, sys; json.dump([email.message_from_bytes(message.encode("
     script += "'latin-1')).as_bytes().decode('latin-1') for message in json.load(sys.stdin)],"
@@ -217,7 +217,7 @@ def written_anew(messages: Iterable[bytes]) -> list[bytes]:
 
 
 def without_return_path(messages: Iterable[bytes]) -> list[bytes]:
-    """getmail: of several Return-Path fields one is made, and one where there is none."""
+    """getmail leaves exactly one Return-Path field."""
     field = re.compile(rb"^return-path:.*\n(?:[ \t].*\n)*", re.IGNORECASE | re.MULTILINE)
     parts = [message.partition(b"\n\n") for message in messages]
     return [field.sub(b"", head + blank) + body for head, blank, body in parts]
@@ -225,23 +225,23 @@ def without_return_path(messages: Iterable[bytes]) -> list[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One client, as the tests see it."""
+    """A client and its properties."""
 
     fetch: Client
     login_refused: int
     """Its exit status for a wrong password."""
     rewrite: Rewrite = nothing
-    """What it makes of what was sent."""
+    """Returns the expected form of sent messages."""
     ignore: Rewrite = nothing
-    """Takes away, from what was sent and from what came, what cannot be foretold."""
+    """Removes unpredictable parts from sent and received messages."""
     has_stls: bool = True
     remembers: bool = False
-    """Knows by the unique-ids what it has already."""
+    """Recognises fetched messages by unique-id."""
     long_lines: bool = True
-    """Takes lines of any length."""
+    """Accepts lines of any length."""
 
     def differences(self, fetched: Iterable[bytes], sent: Iterable[bytes]) -> list[str]:
-        """Between what came and what should have come."""
+        """Return differences between received and expected messages."""
         return differences(self.ignore(fetched), self.ignore(self.rewrite(sent)))
 
 
@@ -252,7 +252,7 @@ CLIENTS = {
         fetchmail, 3, stripped_lines, until_a_long_line, remembers=True, long_lines=False
     ),
     "getmail": Dialect(
-        getmail, 127, written_anew, without_return_path, has_stls=False, remembers=True
+        getmail, 127, rewritten_by_python, without_return_path, has_stls=False, remembers=True
     ),
     "mpop": Dialect(mpop, 77, line_ends, remembers=True),
     "fetch": Dialect(restante_fetch, 77),
@@ -261,7 +261,7 @@ CLIENTS = {
 
 
 def _fresh(folder: Path) -> Path:
-    """An empty folder for what the next call downloads."""
+    """Return an empty folder for the next call."""
     folder.mkdir(exist_ok=True)
     inbox = folder / f"inbox-{len(list(folder.iterdir()))}"
     inbox.mkdir()
@@ -269,7 +269,7 @@ def _fresh(folder: Path) -> Path:
 
 
 def _into(inbox: Path) -> str:
-    """A shell command that makes a file of its input; it holds no quotes."""
+    """Return a shell command, without quotes, that writes its input to a file."""
     return f"exec cat > {inbox}/$$"
 
 
@@ -278,6 +278,6 @@ def _taken(inbox: Path) -> list[bytes]:
 
 
 def _write(path: Path, text: str) -> None:
-    """For its owner only, or fetchmail and mpop refuse it."""
+    """Write a private file; fetchmail and mpop refuse others."""
     path.touch(mode=0o600)
     path.write_text(text)

@@ -1,4 +1,4 @@
-"""Real mail, none of which is in the repository: .ci/run fetches it."""
+"""Real mail, which is not in the repository: .ci/run downloads it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OF_EACH_GROUP = 92  # easy ham, hard ham, spam …
 
 @cache
 def real_mail() -> list[bytes]:
-    """At least 500 messages as they lie in files: line ends of all kinds, 8-bit, malformed."""
+    """Return at least 500 messages as stored: with any line ends, 8-bit and malformed."""
     found = [path.read_bytes() for path in sorted(_PYTHON.glob("msg_*.txt"))]
     if not found:
         missing(f"no messages in {_PYTHON}: apt install libpython3.11-testsuite")
@@ -27,7 +27,7 @@ def real_mail() -> list[bytes]:
         missing(f"no mail in {_SPAM_ASSASSIN}: .ci/run shows how to fetch it")
     found += _spam_assassin(archives[0])
     assert len(found) >= 500
-    # The line that separates messages in an mbox is no part of the message.
+    # The line that separates messages in an mbox is not part of a message.
     return [re.sub(rb"\AFrom .*\n", b"", message) for message in found]
 
 
@@ -46,10 +46,10 @@ def _spam_assassin(archive: Path) -> list[bytes]:
 
 
 def as_sent(message: bytes) -> bytes:
-    """What an MTA makes of a file: every line ends with CRLF, and a text without a header gets one.
+    """Return the form an MTA sends: lines end with CRLF, and text without a header gets one.
 
-    Our LMTP refuses a message with a bare CR or LF, because others take such for the end of the
-    message (SMTP smuggling, CVE-2023-51764).
+    Our LMTP refuses a message with a bare CR or LF, because other programs may see the end of the
+    message there (SMTP smuggling, CVE-2023-51764).
     """
     text = re.sub(rb"\r\n|\r|\n", b"\r\n", message)
     if not re.match(rb"[!-9;-~]+[ \t]*:|From |>From |\r\n", text):

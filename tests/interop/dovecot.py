@@ -1,4 +1,4 @@
-"""Debian's Dovecot with a configuration of its own in a temporary folder."""
+"""Debian's Dovecot with its own configuration in a temporary folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _UID, _GID = pwd.getpwnam(_OWNER)[2:4]
 _PATIENCE = 10.0  # seconds
 
 AS_OWNER = ["setpriv", f"--reuid={_UID}", f"--regid={_GID}", "--clear-groups"] * (os.geteuid() == 0)
-"""Dovecot gives no mail to root, so under root it, and who shares its mail, is somebody else."""
+"""Dovecot serves no mail to root, so under root it and programs sharing its mail use this user."""
 
 _CONFIGURATION = """
 base_dir = {folder}/run
@@ -80,7 +80,7 @@ service imap-login {{
 
 @dataclass
 class Dovecot:
-    """A running server, and the Maildir of its one user."""
+    """A running server with one user and Maildir."""
 
     folder: Path
     ports: dict[str, int]
@@ -104,7 +104,7 @@ class Dovecot:
         _give_away(self.maildir)
 
     def stored(self) -> list[bytes]:
-        """The octets of every message, the oldest first."""
+        """Return the octets of every message, oldest first."""
         while True:
             found = [*(self.maildir / "new").iterdir(), *(self.maildir / "cur").iterdir()]
             in_order = sorted(found, key=lambda path: int(path.name.partition(".")[0]))
@@ -121,8 +121,8 @@ def dovecot(
     more: str = "",
     fields: str = "",
 ) -> Iterator[Dovecot]:
-    """With these messages in the maildrop, and ``more`` configuration; ``fields`` are more of its
-    user's in passwd-file."""
+    """Run Dovecot with these messages; ``more``: additional configuration; ``fields``: additional
+    ones of the user in passwd-file."""
     program = need("dovecot")
     # Not below pytest's folders, which are for one user only.
     with tempfile.TemporaryDirectory(prefix="dovecot-") as name:
@@ -152,7 +152,7 @@ def dovecot(
 
 
 def free_ports(count: int) -> list[int]:
-    """Dovecot cannot be told to choose; nobody else gets these in the next moment."""
+    """Choose free ports, as Dovecot cannot; they are not reused soon."""
     opened = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in opened]
     for each in opened:
@@ -161,7 +161,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def await_port(port: int) -> None:
-    """Until a server that was just started listens there."""
+    """Wait until a newly started server listens there."""
     until = time.monotonic() + _PATIENCE
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Programs of others, and the server as a program: found, started, stopped."""
+"""Finding, starting and stopping other programs and our server."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ import pytest
 RESTANTE = (sys.executable, "-m", "restante")
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 _PASSWORD = "tan staaf"
-_PATIENCE = 50  # seconds until a program is taken for hung
+_PATIENCE = 50  # seconds after which a program counts as hung
 
 
 def need(program: str) -> str:
-    """The path of a real peer; where it must be there, its absence is a failure."""
+    """Return the path of a program; in CI its absence is a failure."""
     found = shutil.which(program, path=_PATH)
     if found is None:
         missing(f"{program} is not installed; .ci/run shows which packages these tests need")
@@ -33,7 +33,7 @@ def need(program: str) -> str:
 
 
 def missing(text: str) -> NoReturn:
-    """Skip on a developer's machine, fail in CI: a skipped peer proves nothing."""
+    """Skip on a developer's machine, and fail in CI."""
     if os.environ.get("CI"):
         pytest.fail(text)
     pytest.skip(text)
@@ -42,7 +42,7 @@ def missing(text: str) -> NoReturn:
 def call(
     *command: str | Path, stdin: bytes = b"", environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a program to its end, which need not be success."""
+    """Run a program to its end; it may fail."""
     return subprocess.run(
         [str(part) for part in command],
         input=stdin,
@@ -59,7 +59,7 @@ def running(
     environment: Mapping[str, str] | None = None,
     last_signal: signal.Signals = signal.SIGTERM,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A program with a process group of its own, of which nothing is left afterwards."""
+    """Run a program in a process group, which is killed at the end."""
     process = subprocess.Popen(
         [str(part) for part in command],
         stdin=subprocess.PIPE,
@@ -80,21 +80,21 @@ def running(
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Whose mail, from where."""
+    """An account: a user and a server."""
 
     port: int
     ca: Path
     user: str
     password: str
     implicit: bool = True
-    """TLS from the first octet; else by STLS."""
+    """TLS from the first octet; otherwise STLS."""
     keep: bool = False
     """Leave the mail on the server."""
 
 
 @dataclass
 class Server:
-    """``restante serve --ephemeral``, and what it told."""
+    """``restante serve --ephemeral`` and its output."""
 
     told: dict[str, str]
     user: str
@@ -112,23 +112,23 @@ class Server:
         return int(self.told[scheme].rpartition(":")[2])
 
     def account(self, scheme: str, *, keep: bool = False) -> Account:
-        """``scheme``: pop3s, or pop3 with STLS."""
+        """Return the account; ``scheme``: pop3s, or pop3 with STLS."""
         implicit = scheme == "pop3s"
         return Account(self.port(scheme), self.ca, self.user, self.password, implicit, keep)
 
     def deliver(self, messages: Iterable[bytes]) -> None:
-        """As a mail server does, by LMTP."""
+        """Deliver by LMTP, as a mail server does."""
         with smtplib.LMTP("127.0.0.1", self.port("lmtp")) as lmtp:
             for message in messages:
                 refused = lmtp.sendmail("sender@example.org", [self.user], message)
                 assert refused == {}
 
     def stored(self) -> list[bytes]:
-        """The octets of every message file, the oldest first."""
+        """Return the octets of every message file, oldest first."""
         return _read(self.maildir / "new") + _read(self.maildir / "cur")
 
     def held(self) -> list[bytes]:
-        """The same for what was removed."""
+        """Return the octets of every held message."""
         return _read(self.maildir / "held")
 
 
@@ -147,7 +147,7 @@ def serving() -> Iterator[Server]:
 
 @contextmanager
 def configured(folder: Path, text: str) -> Iterator[Server]:
-    """``restante serve`` with this configuration and one user.
+    """Run ``restante serve`` with this configuration and one user.
 
     Its mail and its state are in ``folder``.
     """
@@ -159,7 +159,7 @@ def configured(folder: Path, text: str) -> Iterator[Server]:
 
 @contextmanager
 def started(folder: Path, user: str) -> Iterator[Server]:
-    """``restante serve`` with ``folder``/restante.toml; its end is the power cut."""
+    """Run ``restante serve`` with ``folder``/restante.toml; it is killed at the end."""
     command = (*RESTANTE, "-c", folder / "restante.toml", "--json", "serve")
     with running(*command, environment=_environment(folder), last_signal=signal.SIGKILL) as process:
         assert process.stdout is not None
@@ -168,7 +168,7 @@ def started(folder: Path, user: str) -> Iterator[Server]:
 
 
 def add_user(folder: Path, user: str) -> None:
-    """With a password that has a space."""
+    """Add a user whose password has a space."""
     (folder / "password").write_text(_PASSWORD)
     words = ("user", "add", user, "--password-file", folder / "password")
     done = call(*RESTANTE, "-c", folder / "restante.toml", *words, environment=_environment(folder))
@@ -180,7 +180,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def differences(found: Iterable[bytes], wanted: Iterable[bytes]) -> list[str]:
-    """Short, because pytest takes minutes to compare large messages for us.  In any order."""
+    """Return short differences, in any order: pytest takes minutes for large messages."""
     found, wanted = Counter(found), Counter(wanted)
     more, fewer = sorted((found - wanted).elements()), sorted((wanted - found).elements())
     told = []

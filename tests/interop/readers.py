@@ -1,7 +1,7 @@
-"""Mail readers and libraries of others: how each fetches all mail and deletes message 1.
+"""Other mail readers and libraries: each fetches all mail and deletes message 1.
 
-Each is one function.  Where it does not say otherwise it works with its defaults, and trusts
-nothing but the certificate it is given.
+Each is a function.  Unless stated otherwise it uses the defaults of the program, which trusts only
+the given certificate.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _PACKAGES = Path(__file__).parents[2] / "build/readers"  # of npm, by .ci/run
 
 
 class Fetched(NamedTuple):
-    """By one program in one session, in order."""
+    """The result of one program in one session, in order."""
 
     messages: list[bytes]
     sizes: list[int] | None = None
-    """Of the listing, where the program shows it."""
+    """The listing, if the program shows it."""
 
 
 Read = Callable[[Account, str, Path], Fetched]
-"""Takes the account, "tls", "stls" or "clear", and a folder for files of its own."""
+"""Called with the account, "tls", "stls" or "clear", and a folder for files."""
 
 
 def mutt(account: Account, security: str, folder: Path) -> Fetched:
@@ -44,7 +44,7 @@ def neomutt(account: Account, security: str, folder: Path) -> Fetched:
 
 
 def _mutt(name: str, account: Account, security: str, folder: Path) -> Fetched:
-    """It uses STLS where it can, so it has to be kept from it."""
+    """mutt uses STLS if possible, so it must be disabled for plaintext."""
     inbox = folder / "inbox"
     lines = [
         f'set certificate_file="{account.ca}" folder="{folder}"',
@@ -66,9 +66,9 @@ def _mutt(name: str, account: Account, security: str, folder: Path) -> Fetched:
 
 
 def alpine(account: Account, security: str, folder: Path) -> Fetched:
-    """It is shown no certificate to trust, so it is asked not to look at it."""
+    """alpine cannot be given a certificate, so verification is disabled."""
     inbox = folder / "inbox"
-    inbox.touch()  # or it asks first
+    inbox.touch()  # otherwise it asks first
     (folder / "mail").mkdir()
     flags = {"tls": "ssl/novalidate-cert", "stls": "tls/novalidate-cert", "clear": "notls"}
     control = folder / "pinerc"
@@ -76,7 +76,7 @@ def alpine(account: Account, security: str, folder: Path) -> Fetched:
         f"inbox-path={{localhost:{account.port}/pop3/{flags[security]}/user={account.user}}}inbox\n"
         "feature-list=quit-without-confirm,expunge-without-confirm,"
         "disable-password-file-saving,disable-password-caching\n"
-        # Or it begins with questions and news.
+        # Otherwise it begins with questions and news.
         "last-version-used=9.99\nuser-domain=example.org\n"
     )
     command = [need("alpine"), "-p", str(control), "-i"]
@@ -94,7 +94,7 @@ def alpine(account: Account, security: str, folder: Path) -> Fetched:
             ("marked for deletion", "q"),
         ]:
             at.expect(shown)
-            at.settle(0.3)  # it forgets keys that were pressed before a question was complete
+            at.settle(0.3)  # it discards keys pressed before a prompt is complete
             at.press(keys)
         assert at.wait() == 0, at.shown
     return Fetched(list(_letters(inbox)))
@@ -110,14 +110,14 @@ def s_nail(account: Account, security: str, folder: Path) -> Fetched:
 
 
 def mailutils(account: Account, security: str, folder: Path) -> Fetched:
-    """It takes STLS where it is offered."""
+    """mailutils uses STLS if it is offered."""
     return _mailx(
         [need("mail.mailutils"), "--norc", "-f", _mailutils_url(account, security)], folder
     )
 
 
 def movemail(account: Account, security: str, folder: Path) -> Fetched:
-    """It knows all or nothing: here it deletes nothing."""
+    """movemail deletes all messages or none: here none."""
     inbox = folder / "inbox"
     url = _mailutils_url(account, security)
     home = {"HOME": str(folder)}
@@ -132,7 +132,7 @@ def _mailutils_url(account: Account, security: str) -> str:
 
 
 def _mailx(command: list[str], folder: Path) -> Fetched:
-    """Any program with the commands of mailx."""
+    """Run a program with the commands of mailx."""
     inbox = folder / "inbox"
     home = {"HOME": str(folder)}
     done = call(*command, stdin=f"copy * {inbox}\ndelete 1\nquit\n".encode(), environment=home)
@@ -141,20 +141,20 @@ def _mailx(command: list[str], folder: Path) -> Fetched:
 
 
 def _letters(mbox: Path) -> Iterator[bytes]:
-    """The messages of a file, of which not every program marks lines that begin with From."""
+    """Return the messages of a file, in which lines that begin with From may be unquoted."""
     separator = re.compile(rb"^From \S+ +\w{3} \w{3} .*\n", re.MULTILINE)
     yield from separator.split(mbox.read_bytes())[1:]
 
 
 def _library(program: str | Path, *script: str | Path) -> Read:
-    """A script that prints each number and size, and makes a file of each message."""
+    """Run a script that prints numbers and sizes, and writes each message to a file."""
 
     def read(account: Account, security: str, folder: Path) -> Fetched:
         inbox = folder / "inbox"
         inbox.mkdir()
         login = (account.ca, account.user, account.password)
         command = (need(str(program)), *script, security, str(account.port), *login, inbox)
-        # PHP can be given certificates in no other way.
+        # This is the only way to give certificates to PHP.
         done = call(*command, environment={"SSL_CERT_FILE": str(account.ca)})
         assert done.returncode == 0, done.stderr
         listing = [line.split() for line in done.stdout.decode().splitlines()]
@@ -168,24 +168,24 @@ def _npm(name: str) -> Read:
     def read(account: Account, security: str, folder: Path) -> Fetched:
         if not (_PACKAGES / "node_modules").is_dir():
             missing("the packages of npm are not in build/readers, as .ci/run puts them there")
-        # Where a module looks for others depends on where it is.
+        # A module looks for others relative to its own path.
         script = shutil.copy(_SCRIPTS / f"{name}.mjs", _PACKAGES)
         return _library("node", script)(account, security, folder)
 
     return read
 
 
-# -- What they rewrite
+# -- Changes by programs
 
 
 def stuffed(messages: Iterable[bytes]) -> list[bytes]:
-    """npm's leave the doubled dots in, and the last line end out."""
+    """The npm libraries keep doubled dots, and omit the last line end."""
     return [re.sub(rb"^\.", b"..", each, flags=re.MULTILINE)[:-2] for each in messages]
 
 
 def as_files(messages: Iterable[bytes]) -> list[bytes]:
-    """What any program may do to a message in its files: the fields for its own use, marks before
-    "From ", and blank lines at the end."""
+    """Undo usual changes in files: fields of the program, quoted "From ", and blank lines at the
+    end."""
     fields = re.compile(
         rb"^(?:Status|X-Status|X-Keywords|X-UID|X-UIDL|X-IMAPbase|Content-Length|Lines):.*\n",
         re.MULTILINE,
@@ -198,20 +198,20 @@ def as_files(messages: Iterable[bytes]) -> list[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """One program, as the test sees it."""
+    """A program and its properties."""
 
     read: Read
     securities: tuple[str, ...] = ("tls", "stls", "clear")
-    """Which of them it can do, in its version of Debian 12."""
+    """The modes that its version in Debian 12 supports."""
     rewrite: Rewrite = nothing
-    """What it makes of what was sent."""
+    """Returns the expected form of sent messages."""
     ignore: Rewrite = nothing
-    """Takes away, from what was sent and from what came, what is the program's own."""
+    """Removes changes of the program from sent and received messages."""
     deletes: bool = True
     """Can delete a single message."""
 
     def differences(self, fetched: Iterable[bytes], sent: Iterable[bytes]) -> list[str]:
-        """Between what came and what should have come."""
+        """Return differences between received and expected messages."""
         return differences(self.ignore(fetched), self.ignore(self.rewrite(sent)))
 
 
@@ -222,7 +222,7 @@ READERS = {
     "s-nail": Reader(s_nail, ignore=as_files),
     "mailutils": Reader(mailutils, ("tls", "stls"), ignore=as_files),
     "movemail": Reader(movemail, ("tls", "stls"), ignore=as_files, deletes=False),
-    # By STLS it speaks TLS 1.0 and nothing newer.
+    # With STLS it supports only TLS 1.0.
     "php-imap": Reader(_library("php", _SCRIPTS / "imap.php"), ("tls", "clear")),
     "Net::POP3": Reader(_library("perl", _SCRIPTS / "net_pop3.pl"), ignore=line_ends),
     "net/pop": Reader(_library("ruby", _SCRIPTS / "net_pop.rb"), ("tls", "clear")),

@@ -1,4 +1,4 @@
-"""Mail servers in front of ours, set up by the lines of our guide."""
+"""Mail servers in front of ours, configured by our guide."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .dovecot import await_port, free_ports
 from .unpacked import unpacked
 
 _GUIDES = Path(__file__).parents[2] / "docs/howto"
-CONCURRENCY = 12  # deliveries at once, at most: Exim begins ten in a connection, and one beside
+CONCURRENCY = 12  # most deliveries at once: Exim begins ten in a connection, and one besides
 
 _POSTFIX = """
 mkdir -p /var/spool/postfix/restante
@@ -80,7 +80,7 @@ done
 
 
 def guide(heading: str, language: str = "text", page: str = "first-server") -> list[str]:
-    """The blocks below a heading of a guide."""
+    """Return the blocks below a heading of a guide."""
     part = re.split(r"^## ", (_GUIDES / f"{page}.md").read_text(), flags=re.MULTILINE)
     (found,) = (each for each in part if each.startswith(f"{heading}\n"))
     return re.findall(rf"^```{language}\n(.*?)^```$", found, re.MULTILINE | re.DOTALL)
@@ -94,9 +94,9 @@ class Relay:
         self._queue = folder / "mail/queue"
 
     def drain(self, seconds: float) -> None:
-        """Wait until it has nothing left to deliver."""
+        """Wait until its queue is empty."""
         until = time.monotonic() + seconds
-        self._queue.unlink(missing_ok=True)  # it may be older than the last message
+        self._queue.unlink(missing_ok=True)  # the list may be older than the last message
         queue = None
         while queue not in ("", "Mail queue is empty"):
             assert time.monotonic() < until, queue
@@ -107,7 +107,7 @@ class Relay:
 
 @contextmanager
 def postfix(folder: Path, address: str) -> Iterator[Relay]:
-    """``address`` is that of our server, where it does not listen by TCP."""
+    """Run Postfix; ``address``: of our server, if not by TCP."""
     (lines,) = guide("Postfix")
     commands = [
         line

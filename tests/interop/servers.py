@@ -1,4 +1,4 @@
-"""Other people's POP3 servers, unpacked, with stunnel in front: not every one speaks TLS."""
+"""Other POP3 servers, unpacked, with stunnel in front, since not all support TLS."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ key = {key}
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How one server is started, and how mail gets into it."""
+    """How a server is started, and how mail is stored in it."""
 
     package: str
-    """Where it is unpacked."""
+    """The directory in which it is unpacked."""
     then: str
-    """Where stunnel leads."""
+    """The address to which stunnel connects."""
     prepare: str = ""
-    """In a shell, as root."""
+    """Shell commands that start it, run as root."""
     fill: Callable[[Path, Iterable[bytes]], None] | None = None
-    """Into the folder that is /var/mail there; None: by LMTP."""
+    """Stores mail in the folder that is /var/mail there; None: by LMTP."""
     rewrites: bool = False
-    """Each session may add header fields to the messages, under the same unique-ids."""
+    """Whether a session may add header fields to messages, under the same unique-ids."""
 
 
 def _lines(message: bytes) -> bytes:
-    """As in a file."""
+    """Return text as stored in a file."""
     return message.replace(b"\r\n", b"\n")
 
 
@@ -144,7 +144,7 @@ class Foreign:
     put: Callable[[Iterable[bytes]], None]
 
     def listing(self) -> list[str]:
-        """What a client sees that asks for sizes and unique-ids."""
+        """Return the sizes and unique-ids that a client gets."""
         context = tls.client_context(self.account.ca)
         pop3 = poplib.POP3_SSL("localhost", self.account.port, context=context, timeout=20)
         with closing(pop3):

@@ -1,4 +1,4 @@
-"""One maildrop that our server and Dovecot's IMAP server share."""
+"""A maildrop that our server and Dovecot's IMAP server share."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from restante import tls
 from .dovecot import AS_OWNER, USER, Dovecot, dovecot
 from .programs import RESTANTE, call, running
 
-# Who owns the mail need not be able to read this checkout or its Python.  (Containers allow
-# this capability where they refuse the lesser one, dac_read_search.)
+# The owner of the mail may be unable to read this checkout or its Python.  (Containers allow this
+# capability but refuse the smaller one, dac_read_search.)
 _READS_ALL = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
 _AS_OWNER = [*AS_OWNER, *_READS_ALL] if AS_OWNER else []
 
@@ -50,7 +50,7 @@ class Shared:
 
     @contextmanager
     def pop3(self, user: str = USER) -> Iterator[poplib.POP3_SSL]:
-        """A session of ours; who does not say QUIT drops it."""
+        """Yield a session with our server, which is dropped unless QUIT was sent."""
         context = tls.client_context(Path(self.told["ca"]))
         client = poplib.POP3_SSL("localhost", self.port("pop3s"), context=context, timeout=20)
         try:
@@ -62,7 +62,7 @@ class Shared:
 
     @contextmanager
     def imap(self) -> Iterator[imaplib.IMAP4_SSL]:
-        """A session of Dovecot's with the INBOX selected."""
+        """Yield a session with Dovecot, with INBOX selected."""
         context = tls.client_context(self.dovecot.ca)
         port = self.dovecot.ports["imaps"]
         client = imaplib.IMAP4_SSL("localhost", port, ssl_context=context, timeout=20)
@@ -74,18 +74,18 @@ class Shared:
             client.logout()
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-        """``restante …`` for this maildrop."""
+        """Run ``restante …`` for this maildrop."""
         return _restante(self.dovecot.folder, *arguments)
 
     def everywhere(self) -> list[bytes]:
-        """Every message file: in the INBOX, in other IMAP folders, and held."""
+        """Return every message file: in INBOX, in other IMAP folders, and held."""
         found = [*self.maildir.rglob("new/*"), *self.maildir.rglob("cur/*")]
         found += (self.maildir / "held").glob("*")
         return [path.read_bytes() for path in found]
 
 
 def unique_ids(client: poplib.POP3) -> dict[bytes, bytes]:
-    """By message-number."""
+    """Return the unique-ids in the order of message-numbers."""
     return dict(line.split(b" ") for line in client.uidl()[1])
 
 
@@ -95,7 +95,7 @@ def retrieve(client: poplib.POP3, number: int) -> bytes:
 
 @contextmanager
 def shared(messages: list[bytes], *, quota: str = "0", dovecot_too: str = "") -> Iterator[Shared]:
-    """Both at work on a maildrop with these messages; ``dovecot_too``: more configuration."""
+    """Run both servers on a maildrop with these messages; ``dovecot_too``: configuration."""
     with dovecot(messages, more=dovecot_too) as imap_server:
         folder = imap_server.folder
         text = _CONFIGURATION.format(folder=folder, quota=quota)

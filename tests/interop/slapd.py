@@ -1,4 +1,4 @@
-"""Debian's slapd with a directory of its own in a temporary folder."""
+"""Debian's slapd with its own directory in a temporary folder."""
 
 from __future__ import annotations
 

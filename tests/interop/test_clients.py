@@ -1,4 +1,4 @@
-"""Other people's clients fetch from our server as they do from any other."""
+"""Other clients fetch mail from our server."""
 
 from __future__ import annotations
 

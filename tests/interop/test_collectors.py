@@ -1,4 +1,4 @@
-"""From Debian's collectors to ours: what they have seen is not downloaded again."""
+"""Migration from Debian's collectors: messages they have seen are not downloaded again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def server() -> Iterator[Server]:
 
 @pytest.mark.parametrize("kind", CONFIGURATIONS)
 def test_the_first_run_downloads_nothing_again(kind: str, server: Server, tmp_path: Path) -> None:
-    """And the second only what is new."""
+    """And the second run only new messages."""
     program: clients.Client = getattr(clients, kind)
     status, messages = program(server.account("pop3s", keep=True), tmp_path)
     assert (status, len(messages)) == (0, 30)
@@ -76,13 +76,13 @@ RCS = [
 
 @pytest.mark.parametrize("text", RCS)
 def test_fetchmails_language_is_read_as_fetchmail_reads_it(text: str, tmp_path: Path) -> None:
-    """It shows its own reading, as Python."""
+    """fetchmail prints its own interpretation as Python."""
     rc = tmp_path / "rc"
     rc.write_text(text)
     rc.chmod(0o600)
     dumped = call(need("fetchmail"), "--configdump", "-f", rc, environment={"HOME": str(tmp_path)})
     names: dict[str, Any] = {}
-    exec(dumped.stdout.decode(), names)  # this is what it is for, fetchmailconf does so
+    exec(dumped.stdout.decode(), names)  # fetchmailconf does the same with this output
     theirs = [
         (
             server["via"] or server["pollname"],
@@ -106,5 +106,5 @@ def test_fetchmails_language_is_read_as_fetchmail_reads_it(text: str, tmp_path: 
         )
         for each, (_, user, _, _) in zip(ours, theirs, strict=True)
     ]
-    for each, password in zip(ours, passwords, strict=True):  # written with or without marks
+    for each, password in zip(ours, passwords, strict=True):  # with or without quotes
         assert not each.password or each.password in (password, password.strip('"'))

@@ -1,4 +1,4 @@
-"""Our client and ``restante fetch`` against Debian's Dovecot."""
+"""Our client and ``restante fetch`` with Debian's Dovecot."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def read_maildir(path: Path) -> list[bytes]:
 
 
 def read_mbox(path: Path) -> list[bytes]:
-    """Back from the mboxrd form, which Python's reader does not unquote."""
+    """Read an mbox with mboxrd quoting, which Python's reader does not undo."""
     found = mailbox.mbox(path, create=False)
     try:
         messages = [found.get_bytes(key) for key in found.keys()]  # noqa: SIM118

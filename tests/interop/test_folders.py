@@ -1,4 +1,4 @@
-"""Folders that Dovecot's IMAP server makes, opened by POP3."""
+"""Folders made by Dovecot's IMAP server are opened by POP3."""
 
 from __future__ import annotations
 

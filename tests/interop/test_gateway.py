@@ -1,4 +1,4 @@
-"""An old device reads a mailbox elsewhere through our maildrop: USER and PASS by fetchmail."""
+"""A legacy device reads a remote mailbox through our maildrop: fetchmail with USER and PASS."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_mail_comes_at_login_and_is_deleted_upstream_after_the_hold(tmp_path: Pa
             status, fetched = clients.fetchmail(account, device)
             assert (status, len(fetched)) == (0, 3)
             assert len(upstream.stored()) == 3
-            # They are held here, so they stay there; and nothing comes twice.
+            # They are held here, so they stay there; no message comes twice.
             assert clients.fetchmail(account, device) == (0, [])
             assert len(upstream.stored()) == 3
             gateway.purge()
@@ -84,7 +84,7 @@ def test_mail_comes_at_login_and_is_deleted_upstream_after_the_hold(tmp_path: Pa
 
 
 def test_upstream_down_serves_what_is_here(tmp_path: Path) -> None:
-    """And never an empty maildrop."""
+    """The maildrop is never shown as empty."""
     with serving() as upstream:
         upstream.deliver(LETTERS)
         gateway = Gateway(tmp_path, upstream.account("pop3s"), "14d")

@@ -1,4 +1,4 @@
-"""Hashes that Dovecot makes now, and whether both of us say the same of them."""
+"""Hashes made by Dovecot: both programs accept the same passwords."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_hashes_of_dovecot_work_here(scheme: str, encoding: str) -> None:
 
 @pytest.mark.parametrize("scheme", sorted({*SCHEMES} - {"PLAIN"}))
 def test_changed_hash_works_here_only_if_it_works_in_dovecot(scheme: str) -> None:
-    """One character of the hash, at each of some places; Dovecot forgives some, we less."""
+    """One character is changed, at several places; Dovecot tolerates some changes, we fewer."""
     stored = doveadm("pw", "-s", scheme, "-p", "tan staaf").stdout.rstrip("\n")
     begin = stored.index("}") + 1
     for place in range(begin, len(stored), max(1, (len(stored) - begin) // 8)):

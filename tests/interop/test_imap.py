@@ -1,4 +1,4 @@
-"""Collecting into a folder of Dovecot's IMAP server: every octet, and once, also when killed."""
+"""Collecting into a folder of Dovecot's IMAP server: unchanged, and once even after kills."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def place(server: Dovecot, folder: str) -> str:
 
 
 def stored(server: Dovecot, folder: str) -> list[bytes]:
-    """Without our mark, which is the first line."""
+    """Return the messages without our mark, which is the first line."""
     context = client_context(server.ca)
     port = server.ports["imaps"]
     with imapclient.IMAPClient("localhost", port, ssl_context=context) as client:
@@ -68,7 +68,7 @@ def stored(server: Dovecot, folder: str) -> list[bytes]:
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_every_octet_arrives(message: bytes, server: Dovecot) -> None:
-    """But that bare CR and LF become line ends, and that Dovecot cannot store NUL."""
+    """Except that bare CR and LF become line ends, and that Dovecot cannot store NUL."""
     wanted = message.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
     folder = f"one-{MESSAGES.index(message)}"
     with closing(

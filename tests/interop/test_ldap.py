@@ -1,4 +1,4 @@
-"""LDAP: users of a real directory."""
+"""LDAP with a real directory."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_right_password_opens_the_maildrop_of_that_name(place: Search) -> None
 
 
 def test_no_user_acts_for_another(place: Search) -> None:
-    """RFC 4616 §2; another spelling of the same name is oneself."""
+    """RFC 4616 §2; another spelling of the same name is the same user."""
     oneself, other = (Credentials("PLAIN", "mrose", "tan staaf", x) for x in ("MROSE", "müller"))
     assert asyncio.run(Ldap(place).verify(oneself)).user == "mrose"
     with pytest.raises(AuthenticationFailed):
@@ -74,7 +74,7 @@ def test_no_user_acts_for_another(place: Search) -> None:
 
 
 def test_an_empty_password_is_no_anonymous_bind(place: Search) -> None:
-    """RFC 4513 §5.1.2: the directory would say yes."""
+    """RFC 4513 §5.1.2: the directory would accept it."""
     for password in "", "\0":
         assert refused(place, "mrose", password) == "impossible-password"
 
@@ -104,7 +104,7 @@ def test_an_empty_password_is_no_anonymous_bind(place: Search) -> None:
     ],
 )
 def test_user_name_cannot_change_the_filter(place: Search, identity: str) -> None:
-    """CVE-2026-27860.  Nor does a directory's notion of equal names open one maildrop under two."""
+    """CVE-2026-27860.  Nor do names that the directory considers equal open the same maildrop."""
     assert refused(place, identity, "tan staaf") in ("unknown-user", "bad-password")
     assert asyncio.run(Ldap(place).account(identity)) is None
 
@@ -120,7 +120,7 @@ def test_another_attribute_may_be_the_name(place: Search) -> None:
 
 
 def test_user_name_is_exactly_the_given_one(place: Search) -> None:
-    """Or a user of another back end of the chain could be meant."""
+    """Otherwise it could be a user of another back end of the chain."""
     either = replace(place, filter="(|(uid=%u)(mail=%u))")
     assert log_in(either, "mrose", "tan staaf").user == "mrose"
     assert refused(either, "mrose@example.org", "tan staaf") == "unknown-user"
@@ -132,10 +132,10 @@ def test_ambiguous_name_cannot_log_in(place: Search) -> None:
 
 
 def test_tls_is_started_unless_the_directory_is_here(directory: Slapd, place: Search) -> None:
-    for host in "127.0.0.1", "localhost", "127.0.0.2":  # the last as if it were elsewhere
+    for host in "127.0.0.1", "localhost", "127.0.0.2":  # the last one counts as remote
         there = replace(place, url=f"ldap://{host}:{directory.port}")
         assert log_in(there, "mrose", "tan staaf").user == "mrose"
-    with pytest.raises(BackendUnavailable):  # where nobody knows its certificate
+    with pytest.raises(BackendUnavailable):  # its certificate is not trusted
         log_in(replace(there, ca_file=""), "mrose", "tan staaf")
 
 
@@ -145,7 +145,7 @@ def test_tls_is_started_unless_the_directory_is_here(directory: Slapd, place: Se
         {"ca_file": ""},
         {"bind_password": "wrong"},
         {"bind_dn": "cn=nobody,dc=example,dc=org"},
-        {"bind_dn": "", "bind_password": ""},  # who may not search
+        {"bind_dn": "", "bind_password": ""},  # may not search
         {"filter": "(uid=%u"},
         {"base": "ou=nowhere,dc=example,dc=org"},
         {"base": "nonsense"},
@@ -172,7 +172,7 @@ def test_a_directory_that_hangs_is_given_up_at_the_deadline(
             with pytest.raises(BackendUnavailable) as raised:
                 asyncio.run(chain.verify(Credentials("PLAIN", "mrose", "tan staaf")))
             assert raised.value.reason == "ldap: no answer in 0.2 s"
-            # The question must end as well: the 16th would block all others.
+            # The query must end too: otherwise the 16th would block all others.
             for thread in threading.enumerate():
                 if thread.name == "ldap":
                     thread.join(10)

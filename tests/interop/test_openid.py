@@ -1,4 +1,4 @@
-"""Tokens of a real OpenID provider, the npm package oidc-provider: each way to agree."""
+"""Tokens of a real OpenID provider, the npm package oidc-provider: every consent flow."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def file(tmp_path: Path) -> Tokenfile:
 
 
 def test_in_a_browser_and_refreshed(application: Application, file: Tokenfile) -> None:
-    """It rotates refresh tokens, and takes the consent back when it sees one twice."""
+    """The provider rotates refresh tokens, and revokes the consent if one is used twice."""
     found = web.by_browser(application, "ann@example.org", browse)
     assert found.user == "ann@example.org"
     assert found.refresh
@@ -71,7 +71,7 @@ def test_on_another_device(application: Application, server: OpenId) -> None:
 
     def sleep(seconds: float) -> None:
         waits.append(seconds)
-        if len(waits) == 2:  # the first question is too early
+        if len(waits) == 2:  # the first request is too early
             confirm(server, codes[0])
 
     codes: list[str] = []
@@ -89,7 +89,7 @@ def test_by_the_applications_own_secret(application: Application) -> None:
 def test_an_account_from_nothing_but_the_issuers_address(
     server: OpenId, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says itself where it is asked; what is stored can be renewed."""
+    """The issuer publishes its addresses; the stored token can be refreshed."""
     monkeypatch.setattr(consent, "_open", browse)
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
     monkeypatch.setenv("APP_SECRET", server.client_secret)

@@ -1,4 +1,4 @@
-"""PAM: a service of this system, for a moment."""
+"""PAM with a temporary service of this system."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .programs import missing
 pytestmark = pytest.mark.interop
 Service = Callable[[str], Pam]
 
-# Asks a script, which says yes by its exit code; only then is the user let in.
+# Runs a script, whose exit code decides whether the user may log in.
 CHECKED = """
 auth [success=1 default=ignore] pam_exec.so quiet expose_authtok {script}
 auth requisite pam_deny.so
@@ -36,7 +36,7 @@ echo "$PAM_USER" >> {folder}/asked
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    """Makes a service; its users are those of the system from uid 1 on."""
+    """Make a service for the users of the system with uid 1 and above."""
     if os.geteuid() != 0 or not Path("/etc/pam.d").is_dir():
         missing("PAM can be configured by root only")
     path = Path(f"/etc/pam.d/restante-test-{os.getpid()}")

@@ -1,8 +1,8 @@
 """CPython's own tests of poplib, run with our module in its place.
 
-They come with Python, in Debian as libpython3.11-testsuite.  Their server shows a certificate that
-nobody trusts, and a time stamp that is no Message-ID: for these tests two documented attributes
-are changed, as a program may do.
+They come with Python, in Debian as libpython3.11-testsuite.  Their server has an untrusted
+certificate, and a time stamp that is not a Message-ID: for these tests two documented attributes
+are changed, as programs may do.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Proxies before our server: which client they report, and which logins count as protected."""
+"""Proxies in front of our server: the client they report, and TLS at the proxy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ listen ending_tls
 
 
 async def through(port: int, context: ssl.SSLContext | None) -> Client:
-    """From an address that nobody else has, once the proxy listens."""
+    """Connect through the proxy, once it listens, from an address used only here."""
     async with asyncio.timeout(10):
         while True:
             try:
@@ -67,7 +67,7 @@ def test_haproxy_names_the_client(
     client_tls: ssl.SSLContext,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """TLS that HAProxy passes on, and TLS that ends there: a login in clear is then none."""
+    """With TLS passed through, and with TLS that ends there, when plaintext logins are allowed."""
     caplog.set_level(logging.INFO)
     program = need("haproxy")
     made, key = tls.make_self_signed(tmp_path, ["localhost"])
@@ -110,7 +110,7 @@ STUNNEL = "foreground = yes\npid =\ndebug = err\n{block}"
 
 
 def by_the_guide(program: str, *, ends: bool, folder: Path, **ports: int) -> list[str | Path]:
-    """The command of a proxy with the lines of our guide, and its certificate if TLS ends there."""
+    """Return the command of a proxy with the configuration of our guide, and its certificate."""
     blocks = guide("TLS ends at the proxy" if ends else "TLS passes through", page="load-balancer")
     (block,) = (
         each
@@ -155,7 +155,7 @@ def test_nginx_and_stunnel_by_the_guide(
     client_tls: ssl.SSLContext,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """``logged`` is the login's TLS; None: it is refused, because nothing vouches for TLS."""
+    """``logged`` is the TLS version of the login; None if it is refused for lack of TLS."""
     caplog.set_level(logging.INFO)
     (port,) = free_ports(1)
 
@@ -189,7 +189,7 @@ def test_nginx_and_stunnel_by_the_guide(
 def test_dovecots_proxy_names_the_client(
     run: Run[None], server_tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By XCLIENT; Dovecot 2.3 does not tell of TLS, so ours is what counts."""
+    """By XCLIENT; Dovecot 2.3 does not report TLS, so that of the connection counts."""
     caplog.set_level(logging.INFO)
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""One count of one Maildir: Dovecot's ``maildir`` quota and ours read and write the same file."""
+"""Dovecot's ``maildir`` quota and ours read and write the same file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def servers() -> Iterator[Shared]:
 
 
 def deliver(servers: Shared, octets: int) -> int:
-    """By our LMTP; the code of the reply, or that of the refusal."""
+    """Deliver by our LMTP; returns the reply code."""
     with smtplib.LMTP("127.0.0.1", servers.port("lmtp")) as lmtp:
         try:
             lmtp.sendmail("bob@example.org", ["mrose"], b"Subject: x\r\n\r\n" + b"x" * octets)
@@ -43,8 +43,8 @@ def deliver(servers: Shared, octets: int) -> int:
     return 250
 
 
-def told_by_imap(servers: Shared) -> int:
-    """KiB used, rounded up, as Dovecot's IMAP server tells them (RFC 9208)."""
+def used_by_imap(servers: Shared) -> int:
+    """Return the KiB used, rounded up, by Dovecot's IMAP server (RFC 9208)."""
     with servers.imap() as imap:
         answer = imap.getquotaroot("INBOX")[1][1][0]
     found = re.search(rb"STORAGE (\d+) 100", answer)
@@ -52,8 +52,8 @@ def told_by_imap(servers: Shared) -> int:
     return int(found[1])
 
 
-def told_by_us(servers: Shared) -> int:
-    """Octets used."""
+def used_by_us(servers: Shared) -> int:
+    """Return the octets used by our server."""
     (row,) = json.loads(servers.command("--json", "maildrop", "list").stdout)["maildrops"]
     assert row["quota"] == 100 * KIB
     used: int = row["used"]
@@ -65,22 +65,22 @@ def lines(servers: Shared) -> list[str]:
 
 
 def there(servers: Shared) -> int:
-    """Octets of all messages that are not held."""
+    """Return the octets of all messages that are not held."""
     found = [*servers.maildir.rglob("new/*"), *servers.maildir.rglob("cur/*")]
     return sum(path.stat().st_size for path in found)
 
 
 def test_both_servers_count_mail_stored_by_the_other(servers: Shared) -> None:
     assert deliver(servers, 30 * KIB) == 250
-    assert told_by_imap(servers) == 31
+    assert used_by_imap(servers) == 31
     with servers.imap() as imap:
         imap.create("Kept")
         for folder in ("INBOX", "Kept"):
             assert imap.append(folder, "", "", b"x" * 10 * KIB)[0] == "OK"
     before = lines(servers)
-    assert told_by_us(servers) == there(servers)
+    assert used_by_us(servers) == there(servers)
     assert deliver(servers, 10) == 250
-    assert lines(servers)[:-1] == before, "neither of them counted anew"
+    assert lines(servers)[:-1] == before, "neither of them recounted"
     assert before[0] == "102400S"
 
 
@@ -90,12 +90,12 @@ def test_both_servers_count_mail_removed_by_the_other(servers: Shared) -> None:
     with servers.imap() as imap:
         imap.store("1", "+FLAGS", r"(\Deleted)")
         imap.expunge()
-    assert told_by_us(servers) == there(servers)
+    assert used_by_us(servers) == there(servers)
     with servers.pop3() as pop3:
         pop3.dele(1)
         pop3.quit()
-    assert told_by_us(servers) == there(servers)
-    assert told_by_imap(servers) == 21
+    assert used_by_us(servers) == there(servers)
+    assert used_by_imap(servers) == 21
 
 
 def test_both_refuse_when_the_other_has_filled_it(servers: Shared) -> None:
@@ -117,8 +117,8 @@ def test_both_servers_count_restored_mail(servers: Shared) -> None:
     with servers.pop3() as pop3:
         pop3.dele(1)
         pop3.quit()
-    assert told_by_imap(servers) == 0
+    assert used_by_imap(servers) == 0
     restored = servers.command("maildrop", "restore", "mrose", "--all")
     assert restored.returncode == 0, restored.stderr
-    assert told_by_imap(servers) == 21
-    assert told_by_us(servers) == there(servers)
+    assert used_by_imap(servers) == 21
+    assert used_by_us(servers) == there(servers)

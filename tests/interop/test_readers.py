@@ -1,4 +1,4 @@
-"""Mail readers and libraries of others, with their defaults, fetch from our server."""
+"""Other mail readers and libraries, with their defaults, fetch from our server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real mail through real clients: as LMTP brings it, and as an MTA stores it."""
+"""Real mail through real clients, delivered by LMTP or stored by an MTA."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.interop
 
 @pytest.fixture(scope="module")
 def delivered() -> Iterator[Server]:
-    """By LMTP: every line ends with CRLF, and trace fields are on top."""
+    """Deliver by LMTP: every line ends with CRLF, and trace fields are added."""
     messages = list(map(as_sent, real_mail()))
     with serving() as server:
         server.deliver(messages)
@@ -31,7 +31,7 @@ def delivered() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def dropped_in() -> Iterator[Server]:
-    """Into ``new/``, as the files are: most lines end with LF."""
+    """Store the unchanged files in ``new/``: most lines end with LF."""
     with serving() as server:
         server.deliver([b"Subject: makes the maildrop\r\n\r\n"])
         for path in (server.maildir / "new").iterdir():
@@ -53,7 +53,7 @@ def test_dropped_into_new(name: str, scheme: str, dropped_in: Server, tmp_path: 
 
 @pytest.mark.parametrize("name", ["fetch", "collect"])
 def test_served_by_dovecot(name: str, tmp_path: Path) -> None:
-    """Our clients take it from another server as that server reads it, and delete it there."""
+    """Our clients fetch it from another server in its form, and delete it there."""
     with dovecot(real_mail()) as server:
         stored = server.stored()
         status, fetched = CLIENTS[name].fetch(server.account("pop3s"), tmp_path / "client")
@@ -71,6 +71,6 @@ def fetches_all(client: Dialect, scheme: str, server: Server, folder: Path) -> N
 
 
 def on_the_wire(stored: bytes) -> bytes:
-    """RFC 1939 §3: lines end with CRLF, the last one too."""
+    """Return the wire form: all lines end with CRLF (RFC 1939 §3)."""
     text = re.sub(rb"(?<!\r)\n", b"\r\n", stored)
     return text if text.endswith(b"\r\n") else text + b"\r\n"

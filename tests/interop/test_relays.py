@@ -1,4 +1,4 @@
-"""Postfix and Exim deliver to us by the lines of our guide, and we are killed meanwhile."""
+"""Postfix and Exim, configured by our guide, deliver while our server is killed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PATIENCE = 40.0  # seconds
 
 
 class Site:
-    """Our server and the mail server before it."""
+    """Our server and the mail server in front of it."""
 
     def __init__(self, folder: Path, name: str) -> None:
         (port,) = free_ports(1)
@@ -58,7 +58,7 @@ class Site:
         self._server.close()
 
     def code(self, recipient: str) -> int:
-        """What a sender is answered who names this recipient."""
+        """Return the reply code for this recipient."""
         with smtplib.SMTP("127.0.0.1", self.relay.port, timeout=30) as smtp:
             smtp.ehlo("client.example.net")
             smtp.mail("sender@example.net")
@@ -71,7 +71,7 @@ class Site:
             time.sleep(0.5)
 
     def send(self, numbers: range) -> None:
-        """Each for both, in one transaction."""
+        """Send each message to both users in one transaction."""
         with smtplib.SMTP("127.0.0.1", self.relay.port, timeout=30) as smtp:
             for number in numbers:
                 text = b"Subject: %d\r\nMessage-ID: <%d@example.net>\r\n\r\n.\r\n" % (
@@ -82,11 +82,11 @@ class Site:
                 assert refused == {}
 
     def count(self) -> int:
-        """Messages in both maildrops."""
+        """Return the number of messages in both maildrops."""
         return sum(len(os.listdir(path)) for path in self.folder.glob("state/mail/*/new"))
 
     def stored(self) -> dict[str, Counter[int]]:
-        """How often each message is in each maildrop."""
+        """Return how often each message is in each maildrop."""
         return {
             user: Counter(
                 int(found[1])
@@ -99,7 +99,7 @@ class Site:
 
 @pytest.fixture(params=RELAYS)
 def site(request: pytest.FixtureRequest) -> Iterator[Site]:
-    # Not below pytest's folders: names of sockets are short.
+    # Not below pytest's folders: paths of sockets must be short.
     with tempfile.TemporaryDirectory(prefix="relay-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -111,8 +111,8 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
 
 
 def test_recipients_are_asked_for(site: Site) -> None:
-    """An address that we do not know is refused at once, and accepted soon after it exists; while
-    we are down no address is called unknown."""
+    """An unknown address is refused at once, and accepted soon after it exists; while our server is
+    down no address is reported as unknown."""
     assert site.code(ANN) == 250
     assert site.code("carol@example.org") == 550
     assert site.code("carol@example.net") // 100 == 5
@@ -125,7 +125,7 @@ def test_recipients_are_asked_for(site: Site) -> None:
 
 
 def test_nothing_is_lost_when_the_server_is_killed(site: Site) -> None:
-    """A message is stored again only if we were killed before our answer came through."""
+    """A message is stored again only if our server was killed before its reply arrived."""
     site.send(range(10))
     site.relay.drain(_PATIENCE)
     assert site.stored() == {user: Counter(range(10)) for user in (ANN, BOB)}

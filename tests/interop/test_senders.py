@@ -1,4 +1,4 @@
-"""Other people's programs hand mail to our intake."""
+"""Other programs deliver mail to our server."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def server() -> Iterator[Server]:
 
 
 def curl(server: Server, message: bytes, folder: Path) -> None:
-    """By SMTP; it doubles dots that begin a line."""
+    """curl delivers by SMTP; it doubles dots at the beginning of lines."""
     (folder / "message").write_bytes(message)
     people = ("--mail-from", "sender@example.org", "--mail-rcpt", f"{server.user}@localhost")
     url = f"smtp://127.0.0.1:{server.port('smtp')}/client.example.org"
@@ -37,7 +37,7 @@ def python_smtp(server: Server, message: bytes, folder: Path) -> None:
 
 
 def python_lmtp(server: Server, message: bytes, folder: Path) -> None:
-    """Over the Unix socket, as Postfix does."""
+    """Deliver over the Unix socket, as Postfix does."""
     with smtplib.LMTP(server.told["lmtp_unix"]) as lmtp:
         lmtp.sendmail("sender@example.org", [server.user], message)
 

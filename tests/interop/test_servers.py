@@ -1,4 +1,4 @@
-"""Our collector takes mail from other people's servers: each message once, and none is lost."""
+"""Our collector fetches mail from other servers: each message once, and none is lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.interop
 
 
 def letter(number: int) -> bytes:
-    """With lines of dots."""
+    """Return a message with lines of dots."""
     head = b"From: s@example.org\r\nMessage-ID: <%d@example.org>\r\nSubject: %d\r\n" % (
         number,
         number,
@@ -31,7 +31,7 @@ class Collector:
         self._account = account
 
     def run(self, keep: str) -> int:
-        """How many messages were stored."""
+        """Run the collector; returns the number of messages stored."""
         control = self._folder / "restante.toml"
         control.touch(mode=0o600)
         control.write_text(f'{self._account}keep = "{keep}"\nto = "{self.inbox}"\n')
@@ -45,7 +45,7 @@ class Collector:
         shutil.rmtree(self._folder / "state")
 
     def bodies(self) -> list[bytes]:
-        """Of all that is stored."""
+        """Return the bodies of all stored messages."""
         texts = [path.read_bytes() for path in self.inbox.iterdir()]
         return sorted(each.partition(b"\r\n\r\n")[2] for each in texts)
 

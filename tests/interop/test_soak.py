@@ -1,7 +1,7 @@
-"""Everybody at one maildrop at once: POP3 sessions, deliveries, an IMAP server, restore.
+"""POP3 sessions, deliveries, an IMAP server and restores on one maildrop at once.
 
-Whatever the order, every message that was accepted is afterwards in exactly one place, whole, or
-was expunged on purpose by IMAP; and a session reads the message that its listing names.
+In any order, every accepted message is afterwards complete in exactly one place, or was expunged by
+IMAP; and a session reads the messages of its listing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RESTORES = 8
 
 
 class Soak:
-    """What each actor knows for certain."""
+    """What each program knows for certain."""
 
     def __init__(self, servers: Shared, seed: int) -> None:
         self.servers = servers
@@ -40,13 +40,13 @@ class Soak:
         self.delivered: list[bytes] = []
         self.condemned: list[bytes] = []
         self.moved: list[bytes] = []  # by IMAP
-        """IMAP was told to expunge it, which does nothing if POP3 has just removed it."""
+        """IMAP was asked to expunge it, which has no effect if POP3 has just removed it."""
         self.retrieved = 0
         self.removed = 0
         self.gone: list[bytes] = []
-        """Retrieved and acknowledged as removed, and nothing given back since."""
+        """Messages acknowledged as removed and not restored since."""
         self.named: dict[bytes, bytes] = {}
-        """The message that a unique-id stands for: one, for ever."""
+        """The only message that each unique-id may ever have."""
 
     def deliver(self, actor: int) -> None:
         for number in range(EACH):
@@ -59,7 +59,7 @@ class Soak:
         self.delivered.append(message)
 
     def fetch(self, actor: int) -> None:
-        """Sessions that read and delete; every fourth one is dropped."""
+        """Run sessions that read and delete; every fourth one is dropped."""
         choose = random.Random(self.seed * 100 + actor)
         for _ in range(SESSIONS):
             self.fetch_once(choose)
@@ -119,7 +119,7 @@ class Soak:
                 imap.create("Kept")
                 found = imap.fetch(number, "(UID BODY.PEEK[])")[1]
                 if found and isinstance(found[0], tuple):
-                    # Dovecot copies and then unlinks: what QUIT holds in between is in both places.
+                    # Dovecot copies, then unlinks: after a QUIT in between the message is in both.
                     self.moved.append(found[0][1])
                     uid = found[0][0].partition(b"UID ")[2].split()[0].decode()
                     imap.uid("MOVE", uid, "Kept")
@@ -139,14 +139,14 @@ class Soak:
             self.restore_once()
 
     def restore_once(self) -> None:
-        for _ in range(5):  # 75: other programs changed the maildrop all the time
+        for _ in range(5):  # 75: other programs constantly changed the maildrop
             done = self.servers.command("maildrop", "restore", "mrose", "--since", "1h")
             if done.returncode != os.EX_TEMPFAIL:
                 break
         assert done.returncode == 0, done.stderr
 
     def check(self) -> None:
-        """Acknowledged is found, once."""
+        """Check that every acknowledged message is there once."""
         delivered, everywhere = texts(self.delivered), texts(self.servers.everywhere())
         found = {
             "lost": delivered - everywhere - texts(self.condemned),
@@ -156,7 +156,7 @@ class Soak:
         assert told == {}
 
     def check_listing(self) -> None:
-        """What was acknowledged as removed is not back, and every unique-id is what it was."""
+        """Check that removed messages stay removed, and that unique-ids are unchanged."""
         with self.servers.pop3() as pop3:
             listed = {
                 unique_id: retrieve(pop3, int(n)) for n, unique_id in unique_ids(pop3).items()
@@ -173,7 +173,7 @@ def run(actions: list[Callable[[], None]]) -> None:
 
 
 def texts(messages: list[bytes]) -> Counter[bytes]:
-    """How often each is there, its trace fields and kind of line ends aside."""
+    """Count the messages, ignoring trace fields and kinds of line ends."""
     parts = (message.replace(b"\r\n", b"\n").partition(b"Subject: ") for message in messages)
     return Counter(text for _, _, text in parts)
 
@@ -200,11 +200,11 @@ SCHEDULE = st.lists(
     min_size=3,
     max_size=13,
 )
-"""For each actor what it does, one after the other."""
+"""The actions of each program in order."""
 
 
 def test_any_schedule_is_harmless() -> None:
-    """Short stories one after another on one maildrop, looked at between them."""
+    """Run short sequences on one maildrop, with checks in between."""
     with shared([]) as servers:
         soak = Soak(servers, 0)
         stories = [0]

@@ -1,4 +1,4 @@
-"""Mail moves here from Dovecot and Courier: a client that kept its list fetches nothing again."""
+"""Migration from Dovecot and Courier: clients fetch no message again."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ from .programs import call, missing, serving
 pytestmark = pytest.mark.interop
 
 DOVECOT = Path("/usr/lib/dovecot/pop3")
-COURIER = Path(__file__).parents[2] / "build/courier"  # unpacked: its package excludes Dovecot's
+COURIER = (
+    Path(__file__).parents[2] / "build/courier"
+)  # unpacked: its package conflicts with Dovecot's
 NAMES = ["cur/1700000009.c.host:2,S", "new/1700000003.a.host", "cur/1700000001.b.host,S=15:2,RS"]
 
 
 @pytest.fixture
 def old() -> Iterator[Path]:
-    """A Maildir that the old server may enter, whoever it runs as."""
+    """Make a Maildir that the old server can access as any user."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     for number, name in enumerate(NAMES):
@@ -46,13 +48,13 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MaildirStore:
 
 
 def kept(command: list[str | Path], environment: Mapping[str, str]) -> list[tuple[str, int]]:
-    """What a client that leaves its mail on the server remembers: unique-ids and sizes.
+    """Return what a client that leaves mail on the server stores: unique-ids and sizes.
 
-    ``command`` serves one client who is logged in already.
+    ``command`` serves one client that is logged in already.
     """
     with subprocess.Popen(
         [str(part) for part in command],
-        stdin=subprocess.PIPE,  # Dovecot refuses sockets, and wants this open to the end
+        stdin=subprocess.PIPE,  # Dovecot refuses sockets, and needs this open until the end
         stdout=subprocess.PIPE,
         env={**os.environ, **environment},
     ) as process:

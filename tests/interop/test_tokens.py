@@ -1,4 +1,4 @@
-"""Tokens of a real OpenID provider: signed ones, and opaque ones that it is asked about."""
+"""Tokens of a real OpenID provider: signed ones, and opaque ones by introspection."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The transcripts against Dovecot: a second opinion on what the RFCs want.
+"""The transcripts with Dovecot: a second interpretation of the RFCs.
 
-Where it differs, ``DIFFERS`` says why.  A transcript that stands there and is matched fails too, so
-the table stays true.
+``DIFFERS`` gives the reasons for differences.  A transcript listed there without a difference fails
+too, so that the table stays correct.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def test_dovecot_agrees(transcript: Transcript) -> None:
 
 
 def difference_of(transcript: Transcript, server: Dovecot) -> str:
-    """The first one, in words."""
+    """Describe the first difference."""
     with closing(connect(transcript, server)) as connection, connection.makefile("rb") as heard:
         assert heard.readline().startswith(b"+OK")
         for step in transcript.steps:
@@ -93,7 +93,7 @@ def difference_of(transcript: Transcript, server: Dovecot) -> str:
 
 
 def matches(step: Step, line: bytes) -> bool:
-    """The words after a status indicator and a response code are every server's own."""
+    """Compare lines, ignoring the text after status indicator and response code."""
     if found := re.match(rb"\+OK ?\*$|-ERR( \[[^]]+\])?", step.octets):
         status = found[0].rstrip(b" *")
         return line == status or line.startswith(status + b" ")
@@ -110,7 +110,7 @@ def connect(transcript: Transcript, server: Dovecot) -> socket.socket:
 
 
 def line_of(heard: BinaryIO) -> bytes:
-    """Without its end; or what happened instead."""
+    """Read a line without its end; or describe what happened instead."""
     try:
         line = heard.readline()
     except TimeoutError:

@@ -1,6 +1,6 @@
-"""Programs that cannot be installed beside others: .ci/run unpacks their packages into build/.
+"""Programs that cannot be installed together: .ci/run unpacks their packages into build/.
 
-Each runs as if it were installed, in a mount namespace of its own, with users of its own.
+Each runs as if it were installed, in its own mount namespace with its own users.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .programs import missing, need, running
 
 _BUILD = Path(__file__).parents[2] / "build"
 MAIL = 8
-"""Debian's user and group mail."""
+"""User and group mail of Debian."""
 
 _NAMESPACE = """
 set -eu

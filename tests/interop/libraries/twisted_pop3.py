@@ -22,7 +22,7 @@ async def visit(reactor: Any) -> None:
     client.serverGreeting = greeted.callback
     await endpoints.connectProtocol(server, client)
     await greeted
-    await client.login(USER.encode(), PASSWORD.encode())  # by STLS where it is offered
+    await client.login(USER.encode(), PASSWORD.encode())  # uses STLS if offered
     for index, size in enumerate(await client.listSize()):  # it counts from 0
         print(index + 1, size)
         lines = await client.retrieve(index)

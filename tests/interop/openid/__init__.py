@@ -1,7 +1,7 @@
 """A real OpenID provider, the npm package oidc-provider, which .ci/run puts into build/openid.
 
-Its one user is ann (ann@example.org), who agrees to everything; ``collector`` is a client that asks
-in every way, ``mail-server`` one that may introspect tokens.  Access tokens for the resource
+Its only user is ann (ann@example.org), who consents to everything; ``collector`` is a client for
+every flow, ``mail-server`` one that may introspect tokens.  Access tokens for the resource
 ``urn:restante:pop3`` are JWTs, others are opaque.
 """
 
@@ -48,18 +48,18 @@ def _browser() -> urllib.request.OpenerDirector:
 
 
 def visit(url: str) -> str:
-    """As a browser with cookies does; the address where it ends."""
+    """Follow an address as a browser with cookies does; returns the final one."""
     with _browser().open(url, timeout=30) as page:
         return str(page.url)
 
 
 def browse(url: str) -> None:
-    """Meanwhile, as a person does."""
+    """Sign in as a user, in another thread."""
     threading.Thread(target=visit, args=(url,)).start()
 
 
 def confirm(server: OpenId, user_code: str) -> None:
-    """Enter the code of a device, and agree."""
+    """Enter the code of a device, and consent."""
     browser = _browser()
     page = f"{server.url}/device"
     for more in ({}, {"confirm": "yes"}):
