@@ -1,1 +1,4 @@
-"""Identity back ends: they authenticate users and look them up."""
+"""Identity back ends: they check logins and look users up.
+
+The contract is in ``restante.passdb``; ``app.backends`` has the table of back ends.
+"""

@@ -1,1 +1,1 @@
-"""Collecting mail from other servers."""
+"""Collecting mail: ``collector`` holds a session, ``plan`` decides, ``ledger`` remembers."""

@@ -1,1 +1,1 @@
-"""Stores: where maildrops live (the contract is in ``restante.maildrop``)."""
+"""Stores: where maildrops are (contract: ``restante.maildrop``; built by ``app.stores``)."""

@@ -2,7 +2,7 @@
 
 A destination takes one message at a time: ``begin`` says whether it is new, ``write`` adds
 octets, ``commit`` makes it durable, ``abort`` leaves no trace.  After ``commit`` a crash cannot
-lose the message, so only then may it be deleted on its server.
+lose the message, so only then may it be deleted on its server.  ``opening`` has the table of kinds.
 """
 
 from __future__ import annotations
