@@ -1,4 +1,4 @@
-"""Addresses to listen on, and the sockets that are bound to them."""
+"""Parse addresses to listen on, and bind sockets to them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Address:
     host: str = ""
     """Name or IP address; empty means every interface."""
     port: int = 0
-    """0 lets the system choose."""
+    """Port; 0: chosen by the system."""
     path: str = ""
     """The path of a Unix socket; then the other fields are empty."""
 
@@ -40,7 +40,7 @@ class Address:
         """Parse an address as it is written in the configuration.
 
         Raises:
-            ConfigurationError: ``text`` has none of the three forms.
+            ConfigurationError: ``text`` is in none of the three forms.
         """
         if text.startswith("unix:") and len(text) > len("unix:"):
             return cls(path=text.removeprefix("unix:"))
@@ -70,7 +70,7 @@ class Address:
 def bind(address: Address, setting: str = "the port") -> socket.socket:
     """Return a listening socket, close-on-exec and non-blocking.
 
-    ``setting`` names, for the error message, what the operator can change.
+    ``setting`` is the name of the setting for error messages.
 
     Raises:
         CannotListen: the address is in use, missing on this machine or not permitted.
@@ -124,7 +124,7 @@ def _bind_port(address: Address) -> socket.socket:
 
 
 def _bind_path(path: str) -> socket.socket:
-    """Replace a socket that no process listens on: a crash left it there."""
+    """Bind a Unix socket; replace one that no process listens on, left by a crash."""
     listening = socket.socket(AF_UNIX, socket.SOCK_STREAM)
     try:
         if _is_dead_socket(path):

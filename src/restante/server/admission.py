@@ -1,9 +1,9 @@
-"""Admission of connections: count them, limit them, and evict one to make room for another.
+"""Admission of connections: count and limit them, and evict one to make room for another.
 
 Each connection holds a slot from accept to its end.  There are two limits: connections in all
-(``limits.sessions``), and connections from one source (``limits.per_address``).  The count comes
-before the TLS handshake and before any password check, because these are what a flood makes us
-pay for.
+(``limits.sessions``), and connections from one source (``limits.per_address``).  They are
+counted before the TLS handshake and before any password check, because these are the costs of a
+flood.
 
 A new connection that finds no free slot gets the slot of the oldest connection that has not
 logged in.  Otherwise a few hundred silent connections would keep all users out until their login
@@ -15,8 +15,9 @@ that logs in faster than the flood replaces connections.  Three kinds are never 
 - one that waits for the answer to a failed login.  If its slot were free at once, an address
   could guess as fast as it can connect, instead of ``per_address`` times in each delay.
 
-Why the oldest and not a random one: no legitimate client is evicted until the flood is faster
-than its login.  Why within the source first: a source at its own limit must not evict others.
+The oldest connection is evicted instead of a random one, so that no legitimate client is evicted
+until the flood is faster than its login.  A source at its own limit evicts its own connections
+first, so that it cannot evict others.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ class Slot:
         self._counts_in_total = True
 
     def make_evictable(self, evict: Callable[[], object]) -> None:
-        """Let a new connection take this slot; ``evict`` then ends the present one."""
+        """Let new connections take this slot; ``evict`` then ends the current one."""
         if self._admission is not None:
             self._admission.make_evictable(self, self._source, evict)
 
     def protect(self) -> Callable[[], object] | None:
-        """Stop being evictable.  Returns what ``make_evictable`` was called with, if it was."""
+        """Stop being evictable; return the argument of ``make_evictable``, or None."""
         return self._admission.protect(self, self._source) if self._admission else None
 
     def move(self, address: str) -> bool:
@@ -89,9 +90,9 @@ class Admission:
     """
 
     def __init__(self, sessions: int, per_address: int, tally: Tally | None = None) -> None:
-        """``sessions`` and ``per_address``: the most connections in total and from one source.
+        """``sessions`` and ``per_address`` limit the connections in total and from one source.
 
-        ``tally`` is shared with the other workers, whose connections count too.
+        ``tally`` is shared with the other workers, whose connections are included.
         """
         self.sessions = sessions
         self.per_address = per_address
@@ -104,11 +105,11 @@ class Admission:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether four fifths of all slots are taken: early enough to act before they are gone."""
+        """Whether four fifths of all slots are taken; an estimate, to act before all are."""
         return self._taken.all() * 5 > self.sessions * 4
 
     def admit(self, address: str, *, replaces: str | None = None) -> Slot | None:
-        """Return a slot for a client, or None if there is no free one and none can be freed.
+        """Return a slot for a client, or None if none is free or can be freed.
 
         ``replaces`` is the source of a slot that is given up for it.
         """
@@ -123,7 +124,7 @@ class Admission:
         return Slot(self, source) if is_taken else None
 
     def _take(self, source: str, limit: int, replaces: str | None) -> bool:
-        # The look and the change must be one step: workers share the counts.
+        # Check and change in one step, because workers share the counts.
         with self._taken.exclusively():
             if self._taken.all() - (replaces is not None) >= limit:
                 return False
@@ -142,7 +143,7 @@ class Admission:
         if slot is None:
             return False
         evict = self._evictable[slot]
-        slot.release()  # now, not when the transport is gone: the new connection is counted next
+        slot.release()  # now, because the new connection is counted next
         evict()
         return True
 

@@ -1,31 +1,32 @@
 """One connection of a line protocol: its input, its deadlines and its end.
 
-POP3 (``pop3``), SMTP and LMTP (``intake``) add what their sessions ask for.  The guards are here,
-so that every listener has the same ones:
+POP3 (``pop3``), SMTP and LMTP (``intake``) add the events of their sessions.  The limits are here,
+so that they are the same for every listener:
 
 - Other connections get a turn after ``_EVENTS_PER_TURN`` commands, or runs of a few equal ones;
   after ``TURN`` octets of output; and after some 64 KiB of input.
-- A client that stops reading is not served on (``output``), so a connection holds some 64 KiB of
-  output and as much input, however much is pipelined.
-- There is a deadline for the login or the first message, for silence, and for a client that stops
-  reading.
+- A client that stops reading gets no more responses (``output``).  So a connection holds some 64
+  KiB
+  of output and as much input, however many commands are pipelined.
+- There are deadlines for the login or the first message, for idle clients, and for clients that
+  stop reading.
 
-A connection ends in one of three ways, each waiting for less than the one before:
+A connection ends in one of three ways:
 
 ``drain``
     Waits for every command that has arrived, then closes.  Nothing is lost.
 ``close``
-    Runs no further command.  Waits until the client has taken all that was answered, as long as
-    it makes progress.  Pipelined commands that were not run are lost.
+    Runs no further command.  Waits until the client has received all responses, as long as it
+    makes progress.  Pipelined commands that were not run are lost.
 ``abort``
-    Does not wait.  Output that the client has not taken is lost, and a response that was being
-    sent stays incomplete, so that the client cannot mistake it for a whole one.
+    Does not wait.  Output that the client has not received is lost.  A response that was being
+    sent stays incomplete, so that the client cannot mistake it for a complete one.
 
 None of them makes a POP3 session enter UPDATE; all let an UPDATE or a delivery that has begun
 finish, then release the maildrop and log the end.  ``BaseService.drain`` drains all connections
 and aborts those that are left when the time is over.
 
-Security: no stream classes; an octet that came before TLS must not be read after it.
+Security: no stream classes are used, so that octets from before TLS cannot be read after it.
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ from .output import HIGH_WATER, TURN, Output
 from .proxy import Origin
 
 DIRECT = Origin()
-_EVENTS_PER_TURN = 100  # some milliseconds: other clients wait no longer for one that pipelines
-_TLS_END = 1.0  # seconds that a drain waits for close_notify of clients that have everything
+_EVENTS_PER_TURN = 100  # some milliseconds, for which others wait for a client that pipelines
+_TLS_END = 1.0  # seconds that a drain waits for close_notify of clients that have received all
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """All in seconds."""
+    """The deadlines of connections, in seconds."""
 
     login: float = 60.0
     """From the beginning of the connection to a successful login."""
@@ -61,8 +62,8 @@ class Timeouts:
     """Autologout; at least 600 (RFC 1939 §3)."""
     handshake: float = 10.0
     progress: float = 30.0
-    """Within this time a client must take some of what is sent to it; a slow mobile link can
-    stall this long."""
+    """Within this time a client must receive some octets; an estimate of how long a slow mobile
+    link can stall."""
 
 
 E = TypeVar("E")
@@ -71,7 +72,7 @@ E_co = TypeVar("E_co", covariant=True)
 
 
 class LineSession(Protocol[E_co]):
-    """A session without I/O, as far as every connection uses it."""
+    """The part of a session without I/O that every connection uses."""
 
     def receive(self, octets: bytes) -> None: ...
 
@@ -83,11 +84,11 @@ class LineSession(Protocol[E_co]):
 
 @dataclass(slots=True, kw_only=True)
 class BaseService:
-    """What the connections of one service share."""
+    """The state that the connections of one service share."""
 
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("restante"))
     tls: ssl.SSLContext | None = None
-    """For STLS or STARTTLS; without it neither is offered."""
+    """The context for STLS or STARTTLS; None: not offered."""
     timeouts: Timeouts = field(default_factory=Timeouts)
     connections: set[BaseConnection[Any]] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -172,12 +173,12 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._output = Output()
-        self._worker: asyncio.Task[None] | None = None  # performs an event, then runs what follows
+        self._worker: asyncio.Task[None] | None = None  # performs an event and later commands
         self._is_half_closed = self._is_draining = self._is_closing = self._is_lost = False
-        self._is_turn_due = False  # commands wait until other connections had their turn
+        self._is_turn_due = False  # whether other connections get a turn before the next command
         self._began = self._last_command = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
-        self._id = secrets.token_hex(5)  # for the log, like the next
+        self._id = secrets.token_hex(5)  # for the log, like the next one
         self._end = "dropped"
 
     # Defined by subclasses.
@@ -187,7 +188,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         raise NotImplementedError
 
     def _respond(self, event: E) -> bool:
-        """Answer an event that needs no waiting; False: call ``_perform`` instead."""
+        """Answer an event without waiting; False: call ``_perform`` instead."""
         raise NotImplementedError
 
     async def _perform(self, event: E) -> None:
@@ -199,7 +200,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         raise NotImplementedError
 
     def _is_interruptible(self) -> bool:
-        """Whether the event being performed may be cancelled when the client has gone."""
+        """Return whether the current event may be cancelled when the client has disconnected."""
         return True
 
     def _secured(self, ssl_object: ssl.SSLObject) -> None:
@@ -211,16 +212,16 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         raise NotImplementedError
 
     def _expire(self) -> None:
-        """The deadline has passed.  Autologout sends no response (RFC 1939 §3)."""
+        """End the session because its deadline has passed; without a response (RFC 1939 §3)."""
         self.close("autologout")
 
     def _release_slot(self) -> None:
         self._slot.release()
 
     def _release(self) -> None:
-        """Release what the session holds: it ends, and no work of it is under way.
+        """Release the session's resources; called when it ends and none of its work is running.
 
-        May be called twice, when the connection is closing and when it is lost.
+        May be called twice: when the connection is closing and when it is lost.
         """
         self._finish()
 
@@ -263,7 +264,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """A client may close its half and still wait for answers; TLS has no half-close here."""
+        """Keep the connection: a client may close its half and wait for responses; not with TLS."""
         self._is_half_closed = True
         self._process_input()
         return self._transport.get_extra_info("ssl_object") is None
@@ -289,7 +290,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         elif self._is_interruptible() and self._worker is not asyncio.current_task():
             self._cancel_work()
 
-    # The ends; see the module's text.
+    # The ways to end; see the module's docstring.
 
     def drain(self) -> None:
         """Run the commands that have arrived, then close."""
@@ -297,7 +298,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._process_input()
 
     def close(self, reason: str) -> None:
-        """Run no further command, send what was answered, then end the connection."""
+        """Run no further command, send all responses, then end the connection."""
         self._end = reason
         self._is_closing = True
         self._output.flush()
@@ -318,7 +319,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._transport.abort()
 
     def abort_if_taken(self) -> None:
-        """Abort a closing connection whose client has everything but the end of TLS."""
+        """Abort a closing connection that waits only for the end of TLS."""
         if self._is_closing and self._worker is None and self._output.is_taken:
             self.abort(self._end)
 
@@ -375,7 +376,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
             self._release()
 
     def _run_commands(self) -> E | None:
-        """Answer commands until one needs waiting; returns that one's event, or None."""
+        """Answer commands until one requires waiting; return its event, or None."""
         events, turn_ends = 0, self._output.produced + TURN
         while not (self._output.is_blocked or self._is_closing):
             event, produced = None, self._output.produced
@@ -402,7 +403,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._process_input()
 
     def _idle(self) -> None:
-        """All that has arrived is answered."""
+        """Called when all received commands are answered."""
         if self._is_half_closed:
             self.close("dropped")
         elif self._is_draining:
@@ -424,10 +425,10 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
                 self._worker = None
 
     def _fail(self, event: E | None, produced: int) -> None:
-        """Answer a command that raised an unforeseen exception, unless a part of its answer was
+        """Answer a command that raised an unforeseen exception, unless part of its response was
         sent.
 
-        ``produced``: octets of output before that command.
+        ``produced`` is the number of octets of output before that command.
         """
         self._log_bug()
         if self._output.produced == produced:
@@ -440,7 +441,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._output.write(response)
         self._output.flush()
         if self._session.unread:
-            self.abort("octets-before-tls")  # what arrives from here on came through TLS
+            self.abort("octets-before-tls")  # octets from here on were received through TLS
             return
         try:
             transport = await self._loop.start_tls(
@@ -456,7 +457,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         except OSError as error:
             log_refused_tls(self._address, self._proto, error)
             self.abort("tls-refused")
-            self.connection_lost(error)  # no loop calls it for an end inside the handshake
+            self.connection_lost(error)  # the loop does not call it for an end during the handshake
             return
         self._adopt(transport)
         self._secured(transport.get_extra_info("ssl_object"))
@@ -473,7 +474,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._timer = self._loop.call_later(delay, self._check_deadlines)
 
     def _check_deadlines(self) -> None:
-        """One timer a connection: drop clients that stop reading, log out idle ones."""
+        """Drop clients that stop reading, and log out idle ones; each connection has one timer."""
         timeouts, now = self._service.timeouts, self._loop.time()
         if self._output.is_waiting:
             if self._output.has_progressed():
@@ -483,14 +484,14 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
             return
         due = self._deadline()
         if self._worker is not None:
-            due = max(due, now + timeouts.progress)  # the delay is ours
+            due = max(due, now + timeouts.progress)  # we caused the delay
         if now < due:
             self._set_timer(due - now)
         else:
             self._expire()
 
     def _end_session(self, reason: str) -> None:
-        """Close as the session asks, and log it unless the client sent QUIT."""
+        """Close as the session requests, and log it unless the client sent QUIT."""
         if reason != "quit":
             self._log_event("session ended", ip=self._address, proto=self._proto, reason=reason)
         self.close(reason)
@@ -502,7 +503,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         return (tls.version() or "").removeprefix("TLSv") if tls else "no"
 
     def _log_bug(self) -> None:
-        """Log the exception that is being handled."""
+        """Log the current exception."""
         self._service.log.exception("bug", extra={"fields": {"session": self._id}})
 
     def _log_event(self, event: str, level: int = logging.INFO, **fields: object) -> None:

@@ -1,13 +1,12 @@
-"""Drives one SMTP or LMTP session per connection, to receive mail (RFC 5321, RFC 2033).
+"""Receive mail: drive one SMTP or LMTP session per connection (RFC 5321, RFC 2033).
 
 Durability: 250 for a recipient means that ``Store.deliver`` has returned, so a crash cannot lose
 the message.  If the 250 itself is lost, the sender tries again and the message is stored twice.
-SMTP has one reply for all recipients: after a failure for one of them the sender repeats the
-message for all, so recipients that have it already are remembered and get no second copy.
-Limits: those of every connection (``connection``) and of a session (``smtp.session.Policy``);
-``_SILENCE``, ``_MESSAGE`` and ``_SESSION``; 64 KiB of a message in memory, the rest in an unnamed
-file.
-It only receives: no relaying, no queue.
+SMTP has one reply for all recipients.  After a failure for one of them the sender repeats the
+message for all, so recipients that have it already are recorded and get no second copy.  Limits:
+those of every connection (``connection``) and of a session (``smtp.session.Policy``); ``_SILENCE``,
+``_MESSAGE`` and ``_SESSION``; 64 KiB of a message in memory, the rest in an unnamed file.  It has
+no relaying and no queue.
 """
 
 from __future__ import annotations
@@ -49,11 +48,11 @@ _SILENCE = 300.0  # seconds; a server should wait at least 5 minutes (RFC 5321 Â
 _MESSAGE = 1800.0  # seconds from MAIL to the end of the data: 50 MiB at 30 kB/s
 _SESSION = 3600.0  # seconds; then the session ends between two messages
 _PIECE = 65_536  # octets
-_IN_MEMORY = 65_536  # octets of one message; thousands of connections may hold this many
+_IN_MEMORY = 65_536  # octets of one message in memory; thousands of connections may hold as many
 
 
 class PartialDeliveries(Protocol):
-    """Remembers which recipients have a message that its sender was asked to send again.
+    """Records which recipients have a message that its sender will send again.
 
     A message is identified by the digest of its reverse-path and octets.
     """
@@ -62,10 +61,10 @@ class PartialDeliveries(Protocol):
         """Return the maildrops that have the message."""
 
     async def remember(self, message: bytes, maildrops: Collection[str]) -> None:
-        """Record that these maildrops have the message.  Durable on return."""
+        """Record, durably, that these maildrops have the message."""
 
     async def forget(self, message: bytes, maildrops: Collection[str]) -> None:
-        """Forget it once the sender got 250: the same octets again are another message."""
+        """Remove the record after a 250; the same octets later are another message."""
 
 
 @dataclass(slots=True)
@@ -76,7 +75,7 @@ class Intake(BaseService):
     directory: Directory
     hostname: str
     max_message: int
-    """Largest message in octets, before our trace fields."""
+    """Maximum size of a message in octets, before our trace fields."""
     log: logging.Logger = field(default=_log, kw_only=True)
     partial: PartialDeliveries | None = field(default=None, kw_only=True)
     postmaster: Callable[[], Awaitable[str]] | None = field(default=None, kw_only=True)
@@ -97,7 +96,7 @@ class Intake(BaseService):
         """Return the maildrop of a recipient.
 
         Raises:
-            NoSuchUser, TemporaryFailure, UnsafeArgument: as a reply can report it.
+            NoSuchUser, TemporaryFailure, UnsafeArgument: with a text for the reply.
         """
         try:
             return await self.directory.maildrop_of(recipient)
@@ -139,7 +138,7 @@ class IntakeConnection(BaseConnection[Event]):
         self._session = Session(VERBS, policy, may_start_tls=service.tls is not None)
         self._message: IO[bytes] | None = None  # being received or delivered
         self._digest = sha256()  # of the reverse-path and the message; SMTP only
-        self._ready_at = self._began  # when no message was under way last
+        self._ready_at = self._began  # end of the last message
 
     # Events.
 
@@ -165,7 +164,7 @@ class IntakeConnection(BaseConnection[Event]):
             case Close(reason):
                 self._end_session(reason)
             case StartTLS():
-                self._transport.pause_reading()  # at once: what comes now is the handshake
+                self._transport.pause_reading()  # at once, because the TLS handshake follows
                 return False
             case _:
                 return False
@@ -202,7 +201,7 @@ class IntakeConnection(BaseConnection[Event]):
         else:
             self._send(self._session.resolved(maildrop))
             if self._session.policy.is_lmtp:
-                self._slot.protect()  # a mail server of this site, not to be evicted for strangers
+                self._slot.protect()  # a mail server of this site must not be evicted
 
     async def _deliver(self, event: Deliver) -> None:
         if self._session.policy.is_lmtp:
@@ -219,7 +218,7 @@ class IntakeConnection(BaseConnection[Event]):
         self._drop_message()
 
     async def _deliver_by_smtp(self, event: Deliver) -> None:
-        """Send one reply, when what it reports is durable."""
+        """Send one reply, when the deliveries that it reports are durable."""
         partial, message = self._service.partial, self._digest.digest()
         known = await partial.recipients(message) if partial is not None else ()
         fates = {**self._spool_failures(event), **dict.fromkeys(known)}
@@ -251,7 +250,7 @@ class IntakeConnection(BaseConnection[Event]):
     async def _record_partial(self, writing: Awaitable[None]) -> None:
         try:
             await writing
-        except RestanteError as error:  # the mail is safe; a repetition may store it twice
+        except RestanteError as error:  # the mail is stored; a repetition may store it twice
             self._log_event("partial delivery not noted", logging.ERROR, reason=str(error))
 
     async def _store_once(
@@ -287,7 +286,7 @@ class IntakeConnection(BaseConnection[Event]):
             failure = TemporaryFailure("local error, try again later")
             self._send(self._session.refused(failure))
         else:
-            self.abort("bug")  # the client would take another reply for that of its next command
+            self.abort("bug")  # another reply would count as the one to its next command
 
     # Output.
 
@@ -312,14 +311,14 @@ class IntakeConnection(BaseConnection[Event]):
         self.close("timeout")
 
     def _is_interruptible(self) -> bool:
-        """A delivery that has begun is finished: the sender may have seen replies for it."""
+        """Finish a delivery that has begun, because the sender may have seen replies for it."""
         return self._message is None
 
     def _drop_message(self) -> None:
         message, self._message = self._message, None
         if message is not None:
             with suppress(OSError):
-                message.close()  # its buffer may not fit on the disk
+                message.close()  # flushing its buffer may fail on a full disk
 
     def _finish(self) -> None:
         if self._is_lost:

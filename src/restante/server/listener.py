@@ -1,8 +1,7 @@
-"""Accepts connections: counts each, hears the PROXY header, does the TLS handshake, hands it over.
+"""Accept connections: count each, read the PROXY header, do the TLS handshake, start the protocol.
 
-Accepting is our own, not ``loop.create_server``: connections are counted before any TLS
-handshake is paid for, a failed handshake is seen and logged, and a process that runs out of
-file descriptors waits instead of spinning.
+This does not use ``loop.create_server``, so that connections are counted before a TLS handshake,
+failed handshakes are logged, and a process without free file descriptors waits instead of spinning.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from .proxy import MAX_V1, MAX_V2, Origin
 
 _log = logging.getLogger("restante.listener")
 _ACCEPT_AT_ONCE = 64  # connections; more would keep sessions waiting while a storm is accepted
-_UNSENT = 65_536  # octets that the kernel takes for a client that does not acknowledge them;
-# as much as one connection holds of output, so that neither buffer is the larger one
+_UNSENT = 65_536  # octets that the kernel accepts for a client that does not acknowledge them;
+# the same as the output of a connection, so that neither buffer is larger
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE = 0.5  # seconds without accepting after one of these; asyncio waits 1 s (ACCEPT_RETRY_DELAY)
 _DIRECT = Origin()
@@ -66,9 +65,9 @@ class Listener:
         self._admission = admission
         self.name = name
         self.tls = tls
-        """For connections that are accepted from now on."""
+        """The context for connections that are accepted from now on."""
         self.proxy_from = proxy_from
-        """Where every connection begins with a PROXY header; no other peer may send one."""
+        """Networks whose connections begin with a PROXY header; no other peer may send one."""
         self._tls_at_proxy = tls_at_proxy
         self._handshake = handshake
         self._busy = busy
@@ -81,10 +80,10 @@ class Listener:
         self._loop.add_reader(listening.fileno(), self._accept)
 
     def close(self) -> None:
-        """Stop accepting, and abort the handshakes under way.
+        """Stop accepting, and abort running handshakes.
 
-        Accepted connections stay, and so does the path of a Unix socket: other workers may listen
-        on it.
+        Accepted connections stay.  The path of a Unix socket stays as well, because other workers
+        may listen on it.
         """
         if self._socket.fileno() < 0:
             return
@@ -130,7 +129,7 @@ class Listener:
     def _start(
         self, work: Coroutine[Any, Any, None], failed: Callable[[BaseException], None]
     ) -> asyncio.Task[None]:
-        """Run ``work``; ``failed`` releases what it holds if it does not succeed.
+        """Run ``work``; if it fails, ``failed`` releases its resources.
 
         A callback and not a ``finally``: a task that is cancelled before its first step never
         enters its body, and the slot would stay taken.
@@ -151,7 +150,7 @@ class Listener:
         return task
 
     async def _behind_proxy(self, accepted: socket.socket, address: str) -> None:
-        """Read the client's address before the connection is counted, as the client's own."""
+        """Read the client's address first, so that the connection is counted for the client."""
         async with asyncio.timeout(self._handshake):
             origin = await read_header(accepted)
         if origin.address:
@@ -171,13 +170,13 @@ class Listener:
                 if self._busy and self.tls is None:
                     accepted.send(self._busy)
             except OSError:
-                pass  # the client has gone already
+                pass  # the client has disconnected
             finally:
                 accepted.close()
             return
 
         def refuse(error: BaseException) -> None:
-            """No protocol was made: the handshake failed, took too long or was cancelled."""
+            """Release the slot: the handshake failed, took too long or was cancelled."""
             slot.release()
             accepted.close()
             log_refused_tls(address, self.name, error)
@@ -197,7 +196,7 @@ class Listener:
 
 
 async def read_header(accepted: socket.socket) -> Origin:
-    """Read a PROXY header and not one octet more: what follows is for TLS, or for the session.
+    """Read a PROXY header and no octet after it, which is for TLS or for the session.
 
     Raises:
         HostileInput: the header is malformed.

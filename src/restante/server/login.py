@@ -1,4 +1,4 @@
-"""Which mechanisms a passdb can serve, and which of its methods checks a client's proof."""
+"""Find the mechanisms that a passdb supports, and check a client's proof with it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _DOMAIN = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 
 
 class Guard(Protocol):
-    """Records how logins ended, and slows guessing down."""
+    """Records the results of logins, and slows down guessing."""
 
     def accepted(self, shown: Shown, account: UserAccount, *, is_remembered: bool = False) -> None:
         """Record a successful login; ``is_remembered``: the password was checked before."""
@@ -52,7 +52,7 @@ class Guard(Protocol):
 
 
 def offered(passdb: Passdb, wanted: Iterable[str]) -> tuple[str, ...]:
-    """Return those of the ``wanted`` mechanisms that this passdb can check."""
+    """Return the ``wanted`` mechanisms that this passdb can check."""
     return tuple(
         name
         for name in wanted

@@ -1,7 +1,7 @@
-"""The output of one connection: collected, written in few pieces, and paced by its client.
+"""The output of one connection: collect it, write it in few pieces, at the client's speed.
 
-Limits: a client that stops reading is not served on.  Then a connection holds ``HIGH_WATER``
-octets here, ``_IN_TRANSPORT`` octets in the transport, and what the kernel takes.
+Limits: a client that stops reading gets no more responses.  Then a connection holds ``HIGH_WATER``
+octets here, ``_IN_TRANSPORT`` octets in the transport, and the kernel's buffer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PROGRESS = 1024
 
 
 class Output:
-    """What is sent to one client."""
+    """The output to one client."""
 
     __slots__ = (
         "_collected",
@@ -35,9 +35,9 @@ class Output:
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport
-        """TCP, or TLS over it."""
+        """The transport: TCP, or TLS over it."""
         self.written = 0
-        """Octets given to the transport so far."""
+        """Number of octets passed to the transport so far."""
         self._pieces: list[bytes] = []
         self._collected = 0  # octets in _pieces
         self._writable: asyncio.Event | None = None  # exists while the transport is full
@@ -46,18 +46,18 @@ class Output:
         self._is_lost = False
 
     def adopt(self, transport: asyncio.Transport) -> None:
-        """Write to this transport from now on."""
+        """Use this transport from now on."""
         self.transport = transport
         transport.set_write_buffer_limits(high=_IN_TRANSPORT)
 
     @property
     def produced(self) -> int:
-        """Octets of output so far, written or not."""
+        """Number of octets of output so far, written or not."""
         return self.written + self._collected
 
     @property
     def collected(self) -> int:
-        """Octets that are not given to the transport yet."""
+        """Number of octets not passed to the transport yet."""
         return self._collected
 
     @property
@@ -66,14 +66,14 @@ class Output:
         return self._writable is not None
 
     def write(self, *pieces: bytes) -> None:
-        """Collect octets; they are written with the next ``flush``, or when there are many."""
+        """Collect octets; they are written by the next ``flush``, or if there are many."""
         self._pieces += pieces
         self._collected += sum(map(len, pieces))
         if self._collected >= HIGH_WATER:
             self.flush()
 
     def flush(self) -> None:
-        """Give all that is collected to the transport, in one piece."""
+        """Pass all collected octets to the transport, in one piece."""
         if self._pieces and not self._is_lost:
             self.written += self._collected
             self.transport.write(b"".join(self._pieces))
@@ -81,9 +81,9 @@ class Output:
         self._collected = 0
 
     async def flush_and_wait(self, at_least: int = HIGH_WATER // 2) -> None:
-        """Between the pieces of a long response: flush, wait for the client, share the loop.
+        """Flush and wait for the client, between two pieces of a long response.
 
-        Less than ``at_least`` octets are only collected.
+        Other connections get a turn.  Fewer than ``at_least`` octets are only collected.
         """
         if 0 < self._collected < at_least:
             return
@@ -95,7 +95,7 @@ class Output:
             await asyncio.sleep(0)
 
     def count_sent(self, octets: int) -> None:
-        """Count octets that went to the socket past the transport (sendfile)."""
+        """Count octets sent without the transport (sendfile)."""
         self.written += octets
 
     def wait_for_empty(self, is_on: bool) -> None:
@@ -105,38 +105,39 @@ class Output:
     # Called by the connection.
 
     def block(self) -> None:
-        """The transport is full."""
+        """Called when the transport is full."""
         self._writable = asyncio.Event()
         self._taken_before = self._taken()
 
     def unblock(self) -> None:
-        """The transport takes more."""
+        """Called when the transport accepts more."""
         if self._writable is not None:
             self._writable.set()
             self._writable = None
 
     def lose(self) -> None:
-        """The connection is gone: discard what is written from now on."""
+        """Called when the connection is lost; later output is discarded."""
         self._is_lost = True
 
     # How far the client has read.
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the transport holds octets that the kernel does not take yet."""
+        """Whether the transport holds octets that the kernel does not accept yet."""
         return self.transport.get_write_buffer_size() > 0
 
     @property
     def is_taken(self) -> bool:
-        """Whether the client has everything that was written."""
+        """Whether the client has received all written octets."""
         return self._taken() == self.written
 
     def watch(self) -> None:
-        """Begin to watch whether the client reads: ``has_progressed`` counts from here."""
+        """Start to check whether the client reads; see ``has_progressed``."""
         self._taken_before = self._taken()
 
     def has_progressed(self) -> bool:
-        """Whether the client has read enough since the last look, which this one replaces."""
+        """Return whether the client has read enough since the last check, and start the next
+        one."""
         before, self._taken_before = self._taken_before, self._taken()
         return self._taken_before - before >= _PROGRESS
 

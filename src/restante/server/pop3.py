@@ -1,9 +1,9 @@
-"""Drives one POP3 session per connection: a transport on one side, ``Session`` on the other.
+"""Drive one POP3 session per connection: connect a transport with a ``Session``.
 
 Standards: RFC 1939 §3 (autologout), RFC 2595 (STLS), RFC 8314.
-Security: no stream classes; an octet that came before TLS must not be read after it.
+Security: no stream classes are used, so that octets from before TLS cannot be read after it.
 Promises: a message that cannot be read to its end is never closed with the termination octet;
-the response to QUIT comes after the removal is durable and the lock is free.
+the response to QUIT is sent when the removal is durable and the lock is free.
 Limits: those of every connection (``connection``).
 """
 
@@ -65,9 +65,9 @@ from .proxy import Origin
 from .session_log import SessionLog
 
 _log = logging.getLogger("restante.pop3")
-_REASONED = (AuthenticationFailed, BackendUnavailable)  # the log gets more than the client
-_REVIEW = 1.0  # seconds for one review of all sessions: the interval between two
-_NEW = 86_400  # seconds from its first session in the journal: time for its owner to notice
+_REASONED = (AuthenticationFailed, BackendUnavailable)  # errors whose reason is only for the log
+_REVIEW = 1.0  # seconds for one review of all sessions, the interval between two
+_NEW = 86_400  # seconds for which a credential is new: time for its owner to notice misuse
 
 
 @dataclass(slots=True)
@@ -85,14 +85,15 @@ class Service(BaseService):
     before_opening: Callable[[str], Awaitable[None]] | None = None
     """Called with the maildrop's name after login and before it is opened.  Must not raise."""
     is_crowded: Callable[[], bool] = lambda: False
-    """Whether slots are scarce: then a failed login is answered at once and disconnected."""
+    """Returns whether slots are scarce; then a failed login is answered at once and
+    disconnected."""
     policy: Policy = field(default_factory=Policy)
     allow_plaintext_from: tuple[Network, ...] = ()
     """Networks from which a login without TLS is allowed."""
     xclient_from: tuple[Network, ...] = ()
     """Networks whose proxies may report the client's address (XCLIENT)."""
     folder_separator: str = "+"
-    """Between a user and a folder in a login name; empty: folders cannot be named."""
+    """Separator of user and folder in a login name; empty: folders cannot be selected."""
     deletions_by_new: int = 0
     """Messages that a credential may remove in its first day; 0: no limit."""
     proven_time: Callable[[], float] = time
@@ -117,10 +118,10 @@ class Service(BaseService):
         self._reviewed = {user: seen for user, seen in self._reviewed.items() if user in sessions}
         if not (offers(passdb, Generations) and offers(passdb, Accounts)):
             return
-        with suppress(TimeoutError):  # a back end that hangs must not delay users of another
+        with suppress(TimeoutError):  # a back end that hangs must not delay users of the others
             async with asyncio.timeout(_REVIEW), asyncio.TaskGroup() as reviews:
                 for user, connections in sessions.items():
-                    with suppress(TemporaryFailure):  # asked again a second later
+                    with suppress(TemporaryFailure):  # the next review tries again
                         generation = await passdb.generation(user)
                         if user not in self._reviewed or self._reviewed[user] != generation:
                             reviews.create_task(self._review(user, generation, connections))
@@ -134,7 +135,7 @@ class Service(BaseService):
             return
         self._reviewed[user] = generation
         for connection in connections:
-            # A token may be enough for a user who is in no back end.
+            # A token may admit a user that is in no back end.
             may_stay = account.is_enabled if account else connection.is_by_token
             if not (may_stay or connection.is_updating):
                 connection.abort("disabled")
@@ -169,7 +170,7 @@ class Connection(BaseConnection[Event]):
         self._messages: retrieval.Reader
         self._opened: AbstractAsyncContextManager[Maildrop] | None = None  # holds the lock
         self._is_authenticating = False
-        self._penalty = 0.0  # when a failed login is answered; the slot is kept until then
+        self._penalty = 0.0  # time when a failed login is answered; the slot is kept until then
         self._account: UserAccount | None = None
         self._done = SessionLog(self._began)
 
@@ -190,7 +191,7 @@ class Connection(BaseConnection[Event]):
         return self._session.greeting().head()
 
     def _is_interruptible(self) -> bool:
-        """An UPDATE is finished, and a password check counts as a guess."""
+        """Finish an UPDATE, and a password check, which counts as a guess."""
         return not (self.is_updating or self._is_authenticating)
 
     def abort(self, reason: str, *, is_forced: bool = False) -> None:
@@ -224,15 +225,16 @@ class Connection(BaseConnection[Event]):
             case Close(reason):
                 self._end_session(reason)
             case StartTLS():
-                self._transport.pause_reading()  # at once: what comes now is the handshake
+                self._transport.pause_reading()  # at once, because the TLS handshake follows
                 return False
             case _:
                 return False
         return True
 
     def _answer_bug(self, event: Event | None) -> None:
-        """Send [SYS/TEMP] (RFC 3206 §4) and end the connection, which frees the lock; but if one
-        message cannot be read, the others can be."""
+        """Send [SYS/TEMP] (RFC 3206 §4) and end the connection, which frees the lock.
+
+        If only one message cannot be read, the session continues."""
         self._send(self._session.failed(TemporaryFailure("internal error, try again later")))
         if not isinstance(event, Retrieve):
             self.close("bug")
@@ -259,7 +261,7 @@ class Connection(BaseConnection[Event]):
             case Xclient():
                 self._change_client(event)
 
-    # Events that need waiting.
+    # Events that require waiting.
 
     async def _list(self, response: Response) -> None:
         for piece in response.encode():
@@ -268,7 +270,7 @@ class Connection(BaseConnection[Event]):
 
     async def _look_up(self, lookup: Lookup) -> None:
         try:
-            shown = Disproof("SCRAM", lookup.identity, self._address)  # until its proof comes
+            shown = Disproof("SCRAM", lookup.identity, self._address)  # until the client's proof
             with attempting(shown, self._loop.time()):
                 secrets = await login.look_up(
                     self._service.passdb, lookup, separator=self._service.folder_separator
@@ -281,7 +283,7 @@ class Connection(BaseConnection[Event]):
             self._send(self._session.looked_up(secrets))
 
     def _change_client(self, reported: Xclient) -> None:
-        """Apply limits, permissions and the log to the proxy's client from here on."""
+        """Use the proxy's client for limits, permissions and the log from now on."""
         if reported.address:
             if not self._slot.move(reported.address):
                 self._send(self._session.failed(TooBusy("too many connections, try again later")))
@@ -343,7 +345,7 @@ class Connection(BaseConnection[Event]):
         return fields | {"proxy": self._origin.proxy} if self._origin.proxy else fields
 
     def _log_failed_login(self, error: RestanteError, fields: dict[str, Any]) -> None:
-        """Log a refusal, which may be a guess, apart from failures that must not cause a ban."""
+        """Log a refusal, which may be a guess, unlike failures, which must not cause a ban."""
         reason = error.reason if isinstance(error, _REASONED) else str(error)
         if isinstance(error, AuthenticationFailed):
             self._log_event("login refused", logging.WARNING, **fields, reason=reason)
@@ -363,10 +365,11 @@ class Connection(BaseConnection[Event]):
             self.close("crowded")
 
     async def _authenticate(self, shown: Shown) -> UserAccount:
-        """Return the account, if it may be opened now.  Hanging up does not undo the guess.
+        """Return the account if it may be opened now.  The guess counts even if the client
+        disconnects.
 
         Raises:
-            AuthenticationFailed: it is answered at the time ``_penalty``.
+            AuthenticationFailed: to be answered at the time ``_penalty``.
             TemporaryFailure: a back end cannot answer now.
         """
         service, began, guard = self._service, self._loop.time(), self._service.guard
@@ -400,7 +403,7 @@ class Connection(BaseConnection[Event]):
                 self._release_slot()
 
     def _release_slot(self) -> None:
-        """Keep the slot until the penalty is over: hanging up must not shorten it."""
+        """Release the slot when the penalty is over; disconnecting must not shorten it."""
         wait = self._penalty - self._loop.time()
         if self._is_authenticating:
             return  # ``_authenticate`` calls again
@@ -549,7 +552,7 @@ class Connection(BaseConnection[Event]):
                     await self._maildrop.record(record)
             finally:
                 await opened.__aexit__(None, None, None)
-        except Exception:  # removals are durable by now, and the connection must end
+        except Exception:  # the removals are durable, and the connection must end
             self._log_bug()
 
     def _finish(self) -> None:
@@ -562,7 +565,7 @@ class Connection(BaseConnection[Event]):
                 retr=self._done.messages,
                 bytes=self._done.octets,
                 dele=len(self._done.removed),
-                # The fate of the deletions, which the end of the TCP connection does not show.
+                # The result of the deletions, which the end of the connection does not show.
                 quit=self._done.update or self._end,
                 ms=round(self._done.seconds * 1000),
             )
@@ -577,5 +580,5 @@ class Connection(BaseConnection[Event]):
 
 
 def _is_short(lines: object) -> bool:
-    """Pre-rendered, and small enough for one write."""
+    """Return whether a response is pre-rendered and small enough for one write."""
     return isinstance(lines, bytes) and len(lines) <= HIGH_WATER

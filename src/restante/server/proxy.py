@@ -1,8 +1,8 @@
 """The PROXY protocol, versions 1 and 2: the client behind a load balancer's connection.
 
 Standards: HAProxy's doc/proxy-protocol.txt, whose sections are cited here; RFC 3385 (CRC32C).
-Security: no I/O.  Only octets of a listed peer may be parsed here.  Any deviation ends the
-connection, and no octet behind the header is taken: it may begin a TLS handshake.
+Security: no I/O.  Parse only octets of a listed peer.  Any deviation ends the connection.  No octet
+after the header is read, because it may begin a TLS handshake.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..errors import HostileInput
 from ..wire import CRLF
 
 MAX_V1 = 107  # octets, CRLF included (§2.1)
-MAX_V2 = 4096  # octets behind the first 16; ours, 65,535 can be announced
+MAX_V2 = 4096  # octets after the first 16; an estimate, since up to 65,535 can be announced
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"  # of version 2
 
 _PORT = "(0|[1-9][0-9]{0,4})"

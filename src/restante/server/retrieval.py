@@ -1,14 +1,14 @@
-"""Messages on their way from the maildrop to the client.
+"""Send messages from the maildrop to the client.
 
-Promise: the termination octet is sent only after every octet that was announced.  A message that
-ends early, or cannot be read to its end, ends the connection instead (``Incomplete``).
+Promise: the termination octet is sent only after all announced octets.  If a message ends early or
+cannot be read to its end, the connection ends instead (``Incomplete``).
 
-There are three ways, the fastest first: a small message in the page cache goes out in one write
-(``Reader.cached_message``); of a file that can go out as it is stored the kernel copies the rest
-(sendfile, without TLS only); anything else is read and byte-stuffed piece by piece.
+There are three ways, the fastest first.  A small message in the page cache is sent in one write
+(``Reader.cached_message``).  A file that can be sent unchanged is copied by the kernel (sendfile,
+only without TLS).  Any other message is read and byte-stuffed in pieces.
 
-Security: only a ``Clear`` outlet can have the kernel copy a file, and only a transport without
-TLS becomes one, so no octet of a file reaches a TLS socket past the encryption.
+Security: only a ``Clear`` outlet uses sendfile, and only for a transport without TLS, so no octet
+of a file bypasses the encryption.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from ..wire import TERMINATION, Stuffer
 from .output import Output
 
 _SMALL = 65_536  # octets of messages that are read on the loop and sent in one write
-_PIECE = 32_768  # octets of a file that are read at once
-_PAGE = 4096  # octets that are read where the kernel cannot copy: thousands of clients may wait
-_WINDOW = 1_048_576  # octets that the kernel may copy at a time, so that others get a turn
+_PIECE = 32_768  # octets of a file read at once
+_PAGE = 4096  # octets read if the socket is full; thousands of clients may hold as many
+_WINDOW = 1_048_576  # octets that the kernel copies at a time, so that others get a turn
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
 
 
@@ -42,18 +42,18 @@ class Incomplete(Exception):
 
 
 class ReadFailed(Incomplete):
-    """The maildrop could not read the rest."""
+    """The rest of the message could not be read."""
 
     reason = "read-failed"
 
 
 class SizeDiffers(Incomplete):
-    """The message has another size than was announced."""
+    """The message does not have the announced size."""
 
     reason = "size-differs"
 
     def __init__(self, octets: int) -> None:
-        """``octets``: how many there are too many, or, if negative, too few."""
+        """``octets`` is the number of octets too many, or, if negative, too few."""
         self.octets = octets
 
 
@@ -81,7 +81,7 @@ class Reader:
         ``downgrades``: send a surrogate for a message with UTF-8 in its header (RFC 6858).
 
         Raises:
-            RestanteError: nothing was sent, so the client can be answered.
+            RestanteError: nothing was sent, so an error can be answered.
             Incomplete: the connection must be aborted.
         """
         entry = action.entries[0]
@@ -91,7 +91,7 @@ class Reader:
             if raw is not None:
                 opened.callback(os.close, raw.descriptor)
                 if not raw.has_crlf:
-                    opened.close()  # only its size is of use
+                    opened.close()  # only its size is used
             match outlet(output.transport):
                 case Clear() as clear if raw is not None and raw.is_wire_ready:
                     await _send_file(action, output, raw, clear)
@@ -105,7 +105,7 @@ class Reader:
         top = None if action.lines is None else Top(action.lines)
         entry = action.entries[0]
         left = size = entry.size
-        added = 0  # octets that byte-stuffing added
+        added = 0  # octets added by byte-stuffing
         head = action.heads[0]
         has_crlf = raw is not None and raw.has_crlf
         source = pieces(raw) if raw and has_crlf else self._maildrop.read(entry)
@@ -120,7 +120,7 @@ class Reader:
                         encoded = stuffer.feed(top.feed(piece) if top else piece)
                     added += len(encoded) - len(piece)
                     output.write(head + encoded)
-                    head = piece = encoded = b""  # free them: thousands of clients may wait here
+                    head = piece = encoded = b""  # freed, since thousands of clients may wait here
                     if top and top.is_finished:
                         break
                     await output.flush_and_wait()
@@ -136,10 +136,10 @@ class Reader:
 
 
 async def _send_file(action: Retrieve, output: Output, raw: RawMessage, clear: Clear) -> None:
-    """Have the kernel copy the file.
+    """Let the kernel copy the file.
 
-    What the kernel cannot copy because the socket is full goes through the transport, a page of
-    it: its buffer getting empty is how we hear that the socket takes more.
+    If the socket is full, one page is sent through the transport.  When the transport's buffer is
+    empty again, the socket accepts more.
     """
     output.write(action.heads[0])
     output.wait_for_empty(True)
@@ -160,7 +160,7 @@ async def _send_file(action: Retrieve, output: Output, raw: RawMessage, clear: C
             offset += sent
     except RestanteError as error:
         raise ReadFailed(str(error)) from error
-    except OSError as error:  # the client has gone, which the transport will hear too
+    except OSError as error:  # the client has disconnected, which the transport reports as well
         raise Incomplete from error
     finally:
         if not output.transport.is_closing():
@@ -169,7 +169,7 @@ async def _send_file(action: Retrieve, output: Output, raw: RawMessage, clear: C
 
 
 class Outlet:
-    """A transport.  For TLS this is all there is."""
+    """Sends through a transport; used with TLS."""
 
     __slots__ = ("transport",)
 
@@ -178,7 +178,7 @@ class Outlet:
 
 
 class Clear(Outlet):
-    """A socket without TLS."""
+    """Sends through a socket without TLS."""
 
     __slots__ = ("_descriptor",)
 
@@ -187,7 +187,7 @@ class Clear(Outlet):
         self._descriptor: int = transport.get_extra_info("socket").fileno()
 
     def send_file(self, file: int, offset: int, count: int) -> int | None:
-        """Return how many octets of the file the socket took, or None if it is full.
+        """Return the number of octets of the file that the socket accepted, or None if it is full.
 
         The transport's buffer must be empty, because what it holds would be sent later.
         """
@@ -206,7 +206,7 @@ def outlet(transport: asyncio.Transport) -> Outlet:
 
 
 async def pieces(raw: RawMessage) -> AsyncGenerator[bytes, None]:
-    """Yield the octets of the file, at most ``raw.size``; fewer if it was truncated meanwhile."""
+    """Yield the octets of the file, at most ``raw.size``, or fewer if it was truncated."""
     offset = 0
     while octets := await read(raw, offset):
         offset += len(octets)
@@ -245,7 +245,7 @@ async def read(raw: RawMessage, offset: int, most: int = _PIECE) -> bytes:
 
 
 async def fetch(raw: RawMessage, offset: int) -> None:
-    """Bring what the kernel copies next into the page cache: sendfile would block the loop."""
+    """Read the next octets into the page cache, because sendfile would block the loop."""
     count = min(_WINDOW, raw.size - offset)
     if count and _read_cached(raw.descriptor, offset + count - 1, 1) is None:
         await _read(raw.descriptor, offset, count)
@@ -259,13 +259,13 @@ async def _read(file: int, offset: int, count: int) -> bytes:
 
 
 def _read_cached(file: int, offset: int, count: int) -> bytes | None:
-    """Return the octets if the page cache has them, else None, also where that is unknown."""
+    """Return the octets if the page cache has them; None: it has not, or that is unknown."""
     if not _NOWAIT:
         return None
     buffer = bytearray(count)
     try:
         got = os.preadv(file, [buffer], offset, _NOWAIT)
     except OSError:
-        return None  # reading without the flag will report it
-    # Linux 5.9 and 5.10 say 0 where they mean EAGAIN (preadv2(2), BUGS).
+        return None  # a read without the flag will report it
+    # Linux 5.9 and 5.10 return 0 instead of EAGAIN (preadv2(2), BUGS).
     return bytes(buffer) if got == count else bytes(buffer[:got]) if got else None

@@ -1,4 +1,4 @@
-"""What one POP3 session did, for the log and for the journal of its maildrop."""
+"""The actions of one POP3 session, for the log and for the journal of its maildrop."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from time import time
 
 from ..maildrop import Entry, SessionRecord
 
-_NAMED = 1000  # messages that a record names, some 100 kB at most; further ones are counted
+_NAMED = 1000  # messages named in a record, some 100 kB at most; others are only counted
 
 
 class SessionLog:
-    """Collected while the session lasts, and recorded at its end."""
+    """Collects the actions during a session; recorded at its end."""
 
     __slots__ = ("_began", "_named", "messages", "octets", "removed", "update")
 
     def __init__(self, began: float) -> None:
-        """``began``: when the connection began, on the loop's clock."""
+        """``began`` is the beginning of the connection, on the loop's clock."""
         self._began = began
-        self._named: list[Entry] = []  # the first messages that were retrieved
+        self._named: list[Entry] = []  # the first retrieved messages
         self.messages = 0
-        """Number of messages that were retrieved completely; TOP does not count."""
+        """Number of completely retrieved messages, without TOP."""
         self.octets = 0
-        """Their size."""
+        """Total size of these messages, in octets."""
         self.removed: tuple[Entry, ...] = ()
         self.update = ""
-        """What became of the deletions at QUIT; empty: there was no QUIT."""
+        """Result of the deletions at QUIT; empty: no QUIT was sent."""
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Messages were retrieved."""

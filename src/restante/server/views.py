@@ -1,11 +1,11 @@
-"""Views that a login name selects besides its user: a folder, or recent mail only.
+"""Views that a login name can select: a folder, or only recent mail.
 
 ``ann+Junk`` and ``ann+Junk@example.org`` open the folder Junk of ann or ann@example.org,
 ``recent:ann`` opens what arrived in the last 30 days.  A user whose own name has this form has
 precedence.
 
-Security: the user database decides which reading is right, for all readings alike, before any
-password is checked; whether the folder exists is checked only after the password was right.
+Security: the user database decides which reading is correct before any password is checked, in the
+same way for all readings.  Whether the folder exists is checked only after a correct password.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _LONGEST = 1000  # characters; a longer name is not searched for a folder or a p
 
 @lru_cache(1024)  # the same clients log in again and again; at most some 2 MB of long names
 def readings(name: str, separator: str) -> Sequence[tuple[str, View]]:
-    """Return the users and views that a login name may mean, the likeliest first.
+    """Return the users and views that a login name may mean, the most likely first.
 
-    ``separator`` is between user and folder; empty: folders cannot be named.
+    ``separator`` separates user and folder; empty: folders cannot be selected.
     """
     meanings = [(name, View())]
     if len(name) > _LONGEST:
@@ -47,7 +47,8 @@ def readings(name: str, separator: str) -> Sequence[tuple[str, View]]:
 
 
 def _cut(name: str, separator: str) -> list[tuple[str, str]]:
-    """Return user and folder, split at the last and at the first separator: both may hold one."""
+    """Return user and folder, split at the last and at the first separator: both may contain
+    one."""
     local, at, domain = name.partition("@")
     end = len(separator)
     cuts = [
@@ -67,9 +68,9 @@ def _places(text: str, separator: str) -> list[int]:
 async def understand(passdb: Passdb, name: str, separator: str) -> tuple[str, View]:
     """Return the user and the view that a login name means.
 
-    For a name without a known user, the shortest reading: what is derived from it, such as the
-    SCRAM salt, must be the same for ``zed`` and ``zed+x``, as it is for an existing user
-    (RFC 5802 §9).
+    For a name without a known user, return the shortest reading.  Values derived from it, such as
+    the SCRAM salt, must be the same for ``zed`` and ``zed+x``, as it is for an existing user (RFC
+    5802 §9).
 
     Raises:
         TemporaryFailure: a back end cannot answer now.
