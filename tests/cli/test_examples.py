@@ -39,8 +39,11 @@ ONLY_PARSED = {
 ANSWERS = {"restante auth why ann 192.0.2.7 --clear": os.EX_NOPERM}
 
 # The beginnings of examples that run until a signal stops them.
-UNTIL_STOPPED = ("restante serve", "restante -c /etc/restante/restante.toml serve")
-UNTIL_STOPPED += ("restante collect --all --watch",)
+UNTIL_STOPPED = (
+    "restante serve",
+    "restante -c /etc/restante/restante.toml serve",
+    "restante collect --all --watch",
+)
 
 ANN = "restante user add ann"
 MAIL = "restante deliver ann < message"
