@@ -45,7 +45,7 @@ def main() -> None:
                         rate = measure(command, place, port, certificate, chosen.patience)
                         if rate:
                             results.add(f"round trip {delay:g} ms", contender, "messages/s", rate)
-    results.tell()
+    results.report()
 
 
 def measure(
@@ -218,7 +218,7 @@ def relay(port: int, delay: float) -> Iterator[int]:
         process.join()
 
 
-def _relay(port: int, delay: float, told: object) -> None:
+def _relay(port: int, delay: float, port_pipe: object) -> None:
     async def carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()
         while octets := await source.read(262_144):
@@ -231,7 +231,7 @@ def _relay(port: int, delay: float, told: object) -> None:
 
     async def serve() -> None:
         server = await asyncio.start_server(meet, "127.0.0.1", 0, limit=2**24)
-        told.send(server.sockets[0].getsockname()[1])  # type: ignore[attr-defined]
+        port_pipe.send(server.sockets[0].getsockname()[1])  # type: ignore[attr-defined]
         await server.serve_forever()
 
     asyncio.run(serve())

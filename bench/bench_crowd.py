@@ -1,9 +1,9 @@
 """Does a crowd harm honest users?  10,000 idle TLS sessions, and 10,000 clients that hardly read.
 
-The crowd is logged in, each with a maildrop of its own, at eight workers, for one could not have so
-many files open.  Who hardly reads has asked for 25 MB and takes just enough of it not to be cut
-off.  Honest users log in, read a message and quit, before the crowd comes and while it is there;
-told is how long that takes.
+The crowd is logged in at eight workers, because one cannot open enough files.  Each client has
+its own maildrop.  Slow readers have requested 25 MB and read just enough not to be disconnected.
+Honest users log in, read a message and quit, before the crowd connects and while it is connected.
+The result is the time that this takes.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ def main() -> None:
     for _ in range(chosen.rounds):
         with harness.restante(names, workers=WORKERS, core=None) as server:
             harness.load(server, "sessions", *HONEST, "-n", 100, core=None)
-            tell(results, server, "no crowd", chosen.sessions)
+            report(results, server, "no crowd", chosen.sessions)
             command = [harness.built("popload"), "idle", "-t", "-p", server.tls_port, "-u", "i%d"]
             command += ["-c", chosen.idle, "-U", chosen.idle, "-T", HOLD, "-P", server.pid]
             crowd = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
             wait_for(server.pid, chosen.idle * FILES_EACH)
-            tell(results, server, "an idle crowd", chosen.sessions)
+            report(results, server, "an idle crowd", chosen.sessions)
             readers: list[socket.socket] = []
             for at in range(chosen.slow):
                 readers.append(hardly_reads(server.port, f"s{at}"))
                 if at % 2000 == 1999:
                     sip(readers)
-            tell(results, server, "an idle crowd, and slow readers", chosen.sessions)
+            report(results, server, "an idle crowd, and slow readers", chosen.sessions)
             memory = sum(map(resident, children(server.pid)))
             results.add("all workers, with both crowds", server.name, "kB of memory", memory)
             for reader in readers:
                 reader.close()
             crowd.kill()
             crowd.communicate()
-    results.tell()
+    results.report()
 
 
-def tell(results: harness.Results, server: harness.Server, beside: str, count: int) -> None:
+def report(results: harness.Results, server: harness.Server, beside: str, count: int) -> None:
     found = harness.load(server, "sessions", *HONEST, "-n", count, core=None)
     results.add(f"sessions beside {beside}", server.name, "sessions/s", found["sessions_s"])
     for unit, key in (("ms, median", "session_ms"), ("ms, 99th of 100", "session_ms_p99")):
@@ -64,15 +64,15 @@ def tell(results: harness.Results, server: harness.Server, beside: str, count: i
 
 
 def wait_for(root: int, files: int) -> None:
-    """Until the workers have so many files open."""
+    """Wait until the workers have this number of files open."""
     until = time.monotonic() + 50
     while sum(map(open_files, children(root))) < files and time.monotonic() < until:
         time.sleep(0.2)
 
 
 def children(root: int) -> list[int]:
-    told = Path(f"/proc/{root}/task/{root}/children").read_text()
-    return [int(word) for word in told.split()]
+    output = Path(f"/proc/{root}/task/{root}/children").read_text()
+    return [int(word) for word in output.split()]
 
 
 def open_files(process: int) -> int:
@@ -81,8 +81,8 @@ def open_files(process: int) -> int:
 
 def resident(process: int) -> int:
     """kB; what workers share is shared out among them."""
-    told = Path(f"/proc/{process}/smaps_rollup").read_text()
-    return next(int(line.split()[1]) for line in told.splitlines() if line.startswith("Pss:"))
+    output = Path(f"/proc/{process}/smaps_rollup").read_text()
+    return next(int(line.split()[1]) for line in output.splitlines() if line.startswith("Pss:"))
 
 
 def hardly_reads(port: int, user: str) -> socket.socket:

@@ -104,7 +104,7 @@ def main() -> None:
         for server in servers:  # not before: ext4 shuns inodes that were just freed, at a cost
             for user in users:
                 shutil.rmtree(server.mail / user, ignore_errors=True)
-    results.tell()
+    results.report()
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main() -> None:
                         results.add(question, server.name, "messages/s", found["msgs_s"])
                         results.add(question, server.name, "MB/s", found["MB_s"])
                         results.add(question, server.name, "µs of server CPU each", cost)
-    results.tell()
+    results.report()
 
 
 if __name__ == "__main__":

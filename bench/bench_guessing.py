@@ -2,7 +2,7 @@
 
 An honest client logs in again and again, each time as another user, so that each password must be
 hashed; "known" users have logged in from that network before the server was restarted.  Meanwhile
-1,000 guesses a second come from 1,000 addresses, and whoever guesses does not wait for the answer;
+1,000 guesses a second come from 1,000 addresses, without waiting for the answers;
 or they come from the honest client's own address, by 20 connections that wait; or 500 handshakes of
 TLS a second come from 1,000 addresses, and nothing after them.
 
@@ -39,7 +39,7 @@ class Attack:
     rate: int = 0
     """Attempts a second."""
     places: Sequence[str] = ()
-    """Whence they come."""
+    """Addresses that the guesses come from."""
     known: str = FAR
     """Where a user is known."""
     strange: str = "127.201.0.1"
@@ -58,7 +58,7 @@ def main() -> None:
     harness.argon2_users()
     for _ in range(options.rounds):
         round_(results, options.tries, options.rate)
-    results.tell()
+    results.report()
 
 
 def round_(results: harness.Results, tries: int, rate: int) -> None:
@@ -146,7 +146,7 @@ def ask(answer: bytes) -> None:
 
 
 def attack_for_ever(server: harness.Server, attack: Attack, counted: object) -> None:
-    """So many a second, as far as there are seats; the answer is not waited for."""
+    """Guess at a constant rate while connections are free, without waiting for answers."""
     harness._allow_many_files()
     os.sched_setaffinity(0, {int(harness.LOAD_CORE)})
     uvloop.run(_attack_for_ever(server, attack, counted))

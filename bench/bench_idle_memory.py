@@ -10,7 +10,7 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=4000)
     chosen = parser.parse_args()
     results = harness.Results("bench_idle_memory")
-    # A user each, since here nobody opens a maildrop twice.
+    # One user per session, since a maildrop can be open only once.
     idle = ("-c", chosen.connections, "-U", chosen.connections, "-u", "i%d", "-T", 1)
     for _ in range(chosen.rounds):
         for tls in (False, True):
@@ -21,7 +21,7 @@ def main() -> None:
                     found = harness.load(server, "idle", *idle, tls=tls)
                     question = f"an idle connection, logged in{' over TLS' if tls else ''}"
                     results.add(question, server.name, "kB of PSS", found["kb_per_conn_pss"])
-    results.tell()
+    results.report()
 
 
 if __name__ == "__main__":

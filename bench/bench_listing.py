@@ -24,7 +24,7 @@ def main() -> None:
                     for step in ("list", "uidl"):
                         question = f"{step.upper()}, {name}"
                         results.add(question, server.name, "ms", found[f"{step}_ms"])
-    results.tell()
+    results.report()
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def fill(place: Path, count: int, folder: str) -> None:
         os.close(os.open(place / folder / name, os.O_CREAT, 0o600))
 
 
-def tell(name: str, count: int, times: list[float]) -> None:
+def report(name: str, count: int, times: list[float]) -> None:
     found = {"bench": f"poll_{name}", "messages": count, "unit": "ms", "runs": len(times)}
     figures = {"median": median(times), "min": min(times), "max": max(times)}
     print(json.dumps({**found, **{key: round(value, 3) for key, value in figures.items()}}))
@@ -88,16 +88,16 @@ async def main(base: str) -> None:
         user, place = f"{folder}{count}", Path(base, f"{folder}{count}")
         fill(place, count, folder)
         store = MaildirStore(f"{base}/%u")
-        tell(f"first_{folder}", count, [await poll(store, user)])
+        report(f"first_{folder}", count, [await poll(store, user)])
         await asyncio.sleep(0.05)  # the stamps must be older than the next session
         await poll(store, user)
         await poll(store, user)
-        tell(f"warm_{folder}", count, [await poll(store, user) for _ in range(RUNS)])
+        report(f"warm_{folder}", count, [await poll(store, user) for _ in range(RUNS)])
         fresh = [await poll(MaildirStore(f"{base}/%u"), user) for _ in range(RUNS)]
-        tell(f"disk_{folder}", count, fresh)
+        report(f"disk_{folder}", count, fresh)
         for each in (delivered, again, removed, oldest, update):
             times = [await each(store, user, place) for _ in range(5)]
-            tell(f"{each.__name__}_{folder}", count, times)
+            report(f"{each.__name__}_{folder}", count, times)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def main() -> None:
                     results.add(question, server.name, "sessions/s", found["sessions_s"])
                     cost = found["server_cpu_us_per_session"]
                     results.add(question, server.name, "µs of server CPU each", cost)
-    results.tell()
+    results.report()
 
 
 if __name__ == "__main__":

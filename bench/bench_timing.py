@@ -1,10 +1,10 @@
-"""Can the time of a refusal tell a user who exists from one who does not, or who is disabled?
+"""Does the time of a refusal reveal whether a user exists, or is disabled?
 
-Each try is a connection of its own; the time is that from PASS to its answer, without the delay
-that failures get (``auth.failure_delay = 0``), which would hide all.  Cold: a password that was
-never tried before.  Warm: answers from the cache.  Kinds alternate by chance.  Told are the
-difference of the medians and the p of a two-sided Mann-Whitney test: a small one, below 0.01, means
-that the kinds can be told apart by so many tries.
+Each try uses a new connection and measures the time from PASS to its answer, without the delay of
+failures (``auth.failure_delay = 0``), which would hide all differences.  Cold: a password that was
+never tried before.  Warm: answers from the cache.  The kinds alternate at random.  The results are
+the difference of the medians and the p of a two-sided Mann-Whitney test.  A value below 0.01 means
+that this number of tries distinguishes the kinds.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def main() -> None:
         try:
             for _ in range(options.rounds):
                 for name, shown in (("cold", cold()), ("warm", warm())):
-                    tell(results, name, times(server.port, shown, options.tries))
+                    report(results, name, times(server.port, shown, options.tries))
         finally:
             disable(database, [])
-    results.tell()
+    results.report()
 
 
 def disable(path: Path, users: list[str]) -> None:
@@ -104,7 +104,7 @@ def refusal(port: int, user: str, password: str) -> float:
     return took
 
 
-def tell(results: harness.Results, name: str, found: dict[str, list[float]]) -> None:
+def report(results: harness.Results, name: str, found: dict[str, list[float]]) -> None:
     for kind in KINDS:
         results.add(f"{name}: median", kind, "ms", median(found[kind]))
     for one, other in combinations(KINDS, 2):

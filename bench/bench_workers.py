@@ -1,8 +1,8 @@
 """Two workers against one, on all cores that there are, and the load generator beside them.
 
 Where it has no core of its own, as on a machine with two, the ratio stays below what two workers
-could do: both then share with it what the second core gives.  What a session costs tells what
-workers with cores of their own can do: as much more as there are of them, less what it rises.
+could do: both then share with it what the second core gives.  The cost of a session
+shows what workers with their own cores can do: it grows with their number, minus the higher cost.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main() -> None:
                     results.add(question, name, "sessions/s", found["sessions_s"])
                     cost = found["server_cpu_us_per_session"]
                     results.add(question, name, "µs of server CPU each", cost)
-    results.tell()
+    results.report()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-OWNER = 5000  # user and group of all mail, as Dovecot wants
+OWNER = 5000  # user and group of all mail, as Dovecot requires
 SHAPES = {  # messages, octets of each on the wire
     "d4k": (20_000, 4096),
     "d100k": (2_000, 102_400),
@@ -65,7 +65,7 @@ def maildir(path: Path, count: int, size: int, *, crlf: bool, dotted: bool = Tru
         wire = message(number, size, dotted=dotted)
         stored = wire if crlf else wire.replace(b"\r\n", b"\n")
         name = f"{1_700_000_000 + number}.M{number:06}P1.bench,S={len(stored)},W={len(wire)}"
-        name += ":2,S" if dotted else ",D=0:2,S"  # as our own delivery tells it
+        name += ":2,S" if dotted else ",D=0:2,S"  # the fields that our own delivery writes
         (making / "cur" / name).write_bytes(stored)
     making.rename(path)
     give_to_owner(path)

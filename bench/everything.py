@@ -43,7 +43,7 @@ def main() -> int:
             command, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
         try:
-            told, _ = running.communicate(timeout=DEADLINE)
+            output, _ = running.communicate(timeout=DEADLINE)
         except subprocess.TimeoutExpired:
             print(f"bench: {run[0]} took too long and is left out", file=sys.stderr)
             os.killpg(running.pid, signal.SIGTERM)  # its servers, too
@@ -51,7 +51,7 @@ def main() -> int:
             status = 1
             continue
         status |= running.returncode
-        report.keep([json.loads(line) for line in told.splitlines()])
+        report.keep([json.loads(line) for line in output.splitlines()])
         print(f"bench: {run[0]} took {time.monotonic() - began:.0f} s", file=sys.stderr)
     report.write()
     return status

@@ -104,7 +104,10 @@ def restante(
     port, tls_port = free_port(), free_port()
     settings = {
         "server": {"listen": [f"pop3://127.0.0.1:{port}", f"pop3s://127.0.0.1:{tls_port}"]},
-        "store": {"path": f"{mail}/%u/Maildir", "hold": "0s"},  # nobody deletes, nothing to purge
+        "store": {
+            "path": f"{mail}/%u/Maildir",
+            "hold": "0s",
+        },  # no client deletes, so nothing is purged
         "auth": {"allow_plaintext_from": ["127.0.0.0/8"], "chain": ["passwd-file"]},
         "auth.passwd_file": {"path": str(passwd_file(place, scheme))},
         "intake.lmtp": {"listen": [f"unix:{place}/lmtp.sock"]},
@@ -171,8 +174,8 @@ def passwd_file(place: Path, scheme: str) -> Path:
     """The same for all servers: everybody has the same password, and the same hash."""
     secret = "{PLAIN}" + PASSWORD
     if scheme != "PLAIN":
-        told = ["doveadm", "-c", "/dev/null", "pw", "-s", scheme, "-p", PASSWORD]
-        secret = subprocess.run(told, check=True, capture_output=True, text=True).stdout.strip()
+        output = ["doveadm", "-c", "/dev/null", "pw", "-s", scheme, "-p", PASSWORD]
+        secret = subprocess.run(output, check=True, capture_output=True, text=True).stdout.strip()
     path = place / "users"
     path.write_text("".join(f"{user}:{secret}::::::\n" for user in USERS))
     os.utime(path, (0, 0))  # what was written just now is read again at each login
@@ -369,15 +372,17 @@ def load(
     port = server.tls_port if tls else server.port
     pinned = ["taskset", "-c", core] if core else []
     command = [*pinned, built("popload"), mode, "-p", port, "-P", server.pid]
-    told = subprocess.run(
+    output = subprocess.run(
         [*map(str, command), *(["-t"] if tls else []), *map(str, arguments)],
         capture_output=True,
         text=True,
     )
-    if told.returncode:
-        raise SystemExit(f"bench: {server.name}: {told.stdout}{told.stderr}")
-    found = {key: float(value) for key, value in re.findall(r"(\w+)=(\d[\d.]*)(?=\s)", told.stdout)}
-    for key, rows in re.findall(r"(\w+_ms)=(p50:\S+)", told.stdout):
+    if output.returncode:
+        raise SystemExit(f"bench: {server.name}: {output.stdout}{output.stderr}")
+    found = {
+        key: float(value) for key, value in re.findall(r"(\w+)=(\d[\d.]*)(?=\s)", output.stdout)
+    }
+    for key, rows in re.findall(r"(\w+_ms)=(p50:\S+)", output.stdout):
         for at, value in re.findall(r"(\w+):([\d.]+)", rows):
             found[key if at == "p50" else f"{key}_{at}"] = float(value)
     return found
@@ -394,7 +399,7 @@ def expected_sum(mail: Path, user: str) -> tuple[int, str]:
 
 
 class Results:
-    """Figures of all rounds, told as medians with their spread."""
+    """Figures of all rounds, printed as medians with their spread."""
 
     def __init__(self, bench: str) -> None:
         self._bench = bench
@@ -405,7 +410,7 @@ class Results:
         self._found[question, contender, unit].append(value)
         print(f"{question} {contender}: {value:.4g} {unit}", file=sys.stderr)
 
-    def tell(self) -> None:
+    def report(self) -> None:
         for (question, contender, unit), values in self._found.items():
             line = {
                 "bench": self._bench,
@@ -438,8 +443,8 @@ def _short(value: float) -> float:
 
 
 def _commit() -> str:
-    told = ["git", "-C", str(HOUSE), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(told, capture_output=True, text=True).stdout.strip()
+    output = ["git", "-C", str(HOUSE), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(output, capture_output=True, text=True).stdout.strip()
 
 
 def machine() -> str:

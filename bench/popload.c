@@ -4,7 +4,7 @@
  *   popload sessions -c 32 -n 5000 -r 1   whole dialogues: greeting USER PASS STAT UIDL RETR QUIT
  *   popload drain -d 64                   one session (or -c of them) downloads every message
  *   popload list -n 10                    login STAT LIST UIDL QUIT, the latency of each step
- *   popload idle -c 1000 -T 5             opens sessions, logs in, holds them, tells memory
+ *   popload idle -c 1000 -T 5             opens sessions, logs in, holds them, prints memory
  *   popload sum DIR                       what a correct server sends for Maildir DIR, stored with
  *                                         LF or CRLF: "count octets checksum"
  *
@@ -13,7 +13,7 @@
  *   -c N -n N -r N         connections at once, sessions in all, RETRs per session
  *   -d N -D                commands on their way in a drain; DELE after each RETR
  *   -T SECONDS             the limit; in idle how long to hold
- *   -P PID[,PID]           of servers, whose processor time and memory are told, with all children
+ *   -P PID[,PID]           of servers, whose processor time and memory are printed, with all children
  *   -x SUM, -q             what a drain must add up to; -q: do not add up (framing is still checked)
  *   -b OCTETS              per recv() (262144)
  *   -R                     resume TLS sessions

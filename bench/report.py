@@ -13,7 +13,7 @@ RESULTS = HERE / "results.jsonl"
 PAGE = HERE.parent / "docs" / "performance.md"
 
 Line = dict[str, Any]
-"""As ``harness.Results`` tells it."""
+"""One line of ``harness.Results``."""
 
 _HEAD = """\
 # Performance

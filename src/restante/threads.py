@@ -20,9 +20,7 @@ from weakref import WeakKeyDictionary
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_AT_ONCE = (
-    32  # calls of one event loop; enough for a disk to order its work, as in ThreadPoolExecutor
-)
+_AT_ONCE = 32  # calls of one event loop, as in ThreadPoolExecutor: a disk can order its work
 _PATIENCE = 10.0  # seconds that an idle thread waits; starting a thread costs some 100 µs
 
 

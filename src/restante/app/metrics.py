@@ -47,9 +47,8 @@ def write(config: Configuration, ledger: Ledger, path: Path) -> None:
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             with os.fdopen(file, "w") as writing:
-                os.fchmod(
-                    file, 0o644
-                )  # despite the umask, because the exporter runs as another user
+                # Despite the umask, because the exporter runs as another user.
+                os.fchmod(file, 0o644)
                 writing.write(text)
             temporary.replace(path)
         except BaseException:

@@ -171,9 +171,8 @@ class Supervisor:
     def _signal_all(self, number: signal.Signals) -> None:
         for worker in self._workers:
             if worker.pid:
-                os.kill(
-                    worker.pid, number
-                )  # not reaped yet, so the pid cannot belong to another process
+                # Not reaped yet, so the pid cannot belong to another process.
+                os.kill(worker.pid, number)
 
     def _reap(self) -> None:
         for number, worker in enumerate(self._workers):

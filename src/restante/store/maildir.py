@@ -141,9 +141,8 @@ class MaildirStore:
         wanted = list(dict.fromkeys(map(directory_of, view.folders))) or self._folders
         async with AsyncExitStack() as stack:
             opened = {}
-            for folder in sorted(
-                wanted
-            ):  # in one order, or two sessions could each get half the locks
+            # Locked in a fixed order, so that two sessions cannot each get half of the locks.
+            for folder in sorted(wanted):
                 with suppress(_NoSuchFolder):
                     session = self._session(user, folder)
                     opened[folder] = await stack.enter_async_context(session)

@@ -34,12 +34,10 @@ class _Box:
     messages: dict[str, _Message] = field(default_factory=dict)  # by unique-id
     held: dict[str, tuple[HeldMessage, _Message]] = field(default_factory=dict)  # by name
     opened_at: float | None = None  # on the monotonic clock; None: the lock is free
-    paced_at: float | None = (
-        None  # the last login that counts for LOGIN-DELAY, on the monotonic clock
-    )
-    arrived: dict[str, float] = field(
-        default_factory=dict
-    )  # by unique-id, in seconds since the epoch
+    # The last login that counts for LOGIN-DELAY, on the monotonic clock.
+    paced_at: float | None = None
+    # Times of arrival by unique-id, in seconds since the epoch.
+    arrived: dict[str, float] = field(default_factory=dict)
     sessions: deque[SessionRecord] = field(default_factory=lambda: deque(maxlen=1000))
     rules: Rules = field(default_factory=Rules)
 
