@@ -12,7 +12,7 @@ import pytest
 from restante.threads import Threads
 
 
-def test_run_returns_or_raises_what_the_call_does() -> None:
+def test_run_returns_or_raises_like_the_call() -> None:
     def fail() -> None:
         raise OSError("x")
 

@@ -1,4 +1,4 @@
-"""Plain English: words that this project does not use, in sources, docs, help and test names.
+"""Plain English: words that this project does not use, in sources, docs, help and tests.
 
 ``tests/english.txt`` counts the uses that are left in each file.  Its numbers may only fall.
 After removing some, and after moving a file, run ``python -m tests.test_english``.  Git merges
@@ -7,8 +7,11 @@ the table by keeping the lines of both sides; then the lower number of a file co
 
 from __future__ import annotations
 
+import ast
+import io
 import re
 import sys
+import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -23,6 +26,8 @@ WORDS = {
     "nobody": "no user, no client, no other program",
     "somebody": "a user, a client, a sender",
     "whoever": "clients that, users who",
+    "everybody": "all users, all clients",
+    "anybody": "any user, any client",
     "whom": "name the role",
     "whence": "source, the address of",
     "anew": "again",
@@ -50,11 +55,15 @@ EXCEPTIONS = (
     ("src/restante/auth/", r'"[\w=-]*nobody"', "users in directories and PAM, a reason in the log"),
 )
 
+# Words that make a test name a clause without a subject: it must be a statement of a fact.
+HEADLESS = {"what", "whatever"}
+
 # "is None" is Python, so these two are not matched in any other case.
 _EXACT = "|".join(rf"[{word[0].upper()}{word[0]}]{word[1:]}" for word in WORDS if "none" in word)
 _OTHERS = "|".join(word for word in WORDS if "none" not in word)
 _WORD = re.compile(rf"\b(?:(?i:{_OTHERS})|{_EXACT})\b".replace(" ", r"\s+"))
 _TEST = re.compile(r"^ *(?:async )?def (test_\w+)", re.MULTILINE)
+_HEADLESS = re.compile(rf"\b(?:{'|'.join(HEADLESS)})\b|^(?:who|whose|which|such)\b")
 _TEST_REFERENCE = re.compile(r"\btest_\w+")
 _GENERATED = "<!-- Made by docs/generate.py"
 _RUN = "run: python -m tests.test_english"
@@ -65,7 +74,9 @@ def texts() -> Iterator[tuple[str, str]]:
     for path in (HOUSE / "src").rglob("*.py"):
         yield _relative(path), _words(path.read_text())
     for path in (HOUSE / "tests").rglob("*.py"):
-        yield _relative(path), _words("\n".join(_TEST.findall(path.read_text())))
+        if path != Path(__file__):
+            source = path.read_text()
+            yield _relative(path), _words("\n".join([*_TEST.findall(source), *prose(source)]))
     pages = [HOUSE / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "dev")]
     docs = HOUSE / "docs"
     pages += [page for suffix in ("md", "toml", "py") for page in docs.rglob(f"*.{suffix}")]
@@ -74,6 +85,16 @@ def texts() -> Iterator[tuple[str, str]]:
         # Decisions are history; generated pages have their text from the sources.
         if docs / "decisions" not in page.parents and not text.startswith(_GENERATED):
             yield _relative(page), _words(_TEST_REFERENCE.sub("", text))
+
+
+def prose(source: str) -> Iterator[str]:
+    """Yield the docstrings and the comments of a module."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            yield str(node.value.value)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.string
 
 
 def _relative(path: Path) -> str:
@@ -126,6 +147,21 @@ def problems(found: dict[str, list[str]], allowed: dict[str, int]) -> Iterator[s
 
 def test_text_has_no_unwanted_words() -> None:
     assert "\n".join(problems(uses(), table())) == ""
+
+
+def test_test_names_are_statements() -> None:
+    names = [
+        f"{_relative(path)}: {name}"
+        for path in (HOUSE / "tests").rglob("*.py")
+        for name in _TEST.findall(path.read_text())
+        if _HEADLESS.search(_words(name.removeprefix("test_")))
+    ]
+    assert names == []
+
+
+def test_prose_of_tests_is_their_docstrings_and_comments() -> None:
+    source = '\'\'\'One.\'\'\'\nX = "two"\n"""Three."""\n# four\ndef f():\n    "Five."\n'
+    assert sorted(prose(source)) == ["# four", "Five.", "One.", "Three."]
 
 
 @pytest.mark.parametrize(

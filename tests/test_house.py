@@ -72,7 +72,7 @@ def test_links_in_the_documents_lead_somewhere() -> None:
 @pytest.mark.parametrize(
     "command", ["test", "coverage", "lint", "types", "docs", "bench", "lock", "ci"]
 )
-def test_every_command_of_dev_says_what_it_does(command: str) -> None:
+def test_every_dev_command_has_help(command: str) -> None:
     """Other commands pass --help on, and would prepare .venv first."""
     run = [sys.executable, str(HOUSE / "dev"), command, "--help"]
     done = subprocess.run(run, capture_output=True, text=True, check=True, timeout=30)

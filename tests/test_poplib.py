@@ -353,7 +353,7 @@ def test_a_file_that_a_program_has_made_itself() -> None:
         client.quit()
 
 
-def test_the_default_timeout_is_what_create_connection_takes() -> None:
+def test_default_timeout_is_that_of_create_connection() -> None:
     class Through(poplib.POP3):
         def _create_socket(self, timeout: Any) -> socket.socket:
             return socket.create_connection((self.host, self.port), timeout)

@@ -170,7 +170,7 @@ def test_scan_for_messages_reports_no_present_message_gone(seed: int, busy: int)
 
 @settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 2**32), busy=st.sampled_from([3, 10, 40]))
-def test_what_any_pass_has_seen_is_not_forgotten_before_an_exact_one(seed: int, busy: int) -> None:
+def test_files_seen_in_any_pass_are_kept_until_an_exact_pass(seed: int, busy: int) -> None:
     with modelled(seed, busy):
         before: set[Identity] = set()
         for found in passes(0):

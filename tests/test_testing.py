@@ -396,7 +396,7 @@ with restante.connect_blocking(sys.argv[1], ca_file=sys.argv[2]) as maildrop:
 
 
 @pytest.mark.parametrize("stls", [False, True])
-def test_the_transcript_holds_what_a_client_has_heard(server: Pop3Server, stls: bool) -> None:
+def test_transcript_contains_everything_the_client_received(server: Pop3Server, stls: bool) -> None:
     """Especially the last answer, which made a test fail."""
     server.deliver("ann", MESSAGE)
     for session in range(1, 20):
@@ -615,7 +615,7 @@ for client in (left, other):
 
 
 @pytest.mark.slow
-def test_nothing_is_printed_whatever_clients_do() -> None:
+def test_no_output_is_printed_for_any_client() -> None:
     """Neither by logging without a handler, nor by asyncio, nor by remaining tasks."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", QUIET.replace("\\\\", "\\")],
@@ -845,7 +845,7 @@ def test_the_fixtures(pytester: pytest.Pytester) -> None:
 # Between tests.
 
 
-def test_wait_idle_waits_for_what_clients_have_begun() -> None:
+def test_wait_idle_waits_for_running_sessions() -> None:
     with Pop3Server() as server:
         server.deliver("ann", b"Subject: one\r\n\r\nx\r\n")
         server.wait_idle()  # no client is connected

@@ -254,7 +254,7 @@ class Names:
         return self.maildrops[recipient]
 
 
-def test_a_gateway_polls_for_the_user_whose_maildrop_it_fills(
+def test_gateway_polls_for_the_user_of_its_maildrop(
     restante: Restante, ann: str, configure: Configure
 ) -> None:
     """By the same lookup as deliveries, not by the spelling in the configuration."""

@@ -101,7 +101,7 @@ def test_the_key_of_tickets_and_the_certificate_are_renewed(
             assert await until_another(visitor) == before
             place[1].write_text("nonsense")
             async with asyncio.timeout(30):
-                while not caplog.messages:  # noqa: ASYNC110  # no event tells of a log line
+                while not caplog.messages:  # noqa: ASYNC110  # no event signals a log line
                     await asyncio.sleep(0.05)
             assert (await asyncio.to_thread(visitor.visit))[1] == before
             for source, target in zip(second, place, strict=True):

@@ -440,7 +440,7 @@ def test_a_year_that_was_mistyped_destroys_nothing_until_the_operator_says_so(si
     assert "seconds=-25" in site.wait_for("clock jumped"), "and back"
 
 
-def test_a_reload_says_what_a_shorter_hold_will_destroy(site: Site) -> None:
+def test_reload_announces_deletions_by_a_shorter_hold(site: Site) -> None:
     """The purge follows a day later."""
     store = MaildirStore(f"{site.place}/mail/%u")
     (site.place / "mail").mkdir()
@@ -712,7 +712,7 @@ def test_default_addresses_give_way_to_sockets_of_systemd() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_reload_survives_whatever_the_certificate_holds(workers: int, site: Site) -> None:
+def test_reload_survives_any_certificate_file(workers: int, site: Site) -> None:
     """PKCS#12 exports have octets in any encoding before the block."""
     site.write(workers=workers)
     site.start()

@@ -178,7 +178,7 @@ def test_a_jump_destroys_only_a_few(
 
 
 @pytest.mark.parametrize(("due", "doubtful", "goes"), [(11, 99, True), (11, 100, False)])
-def test_ten_times_what_the_time_explains_is_too_much(
+def test_ten_times_the_expected_removals_are_too_many(
     house: House, due: int, doubtful: int, goes: bool
 ) -> None:
     """Mail that is certainly due is destroyed in any case."""
@@ -322,7 +322,7 @@ _steps = st.one_of(
 @pytest.mark.slow
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(_steps, max_size=10))
-def test_no_life_of_a_machine_shortens_a_hold(
+def test_no_history_of_a_machine_shortens_a_hold(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     steps: list[tuple[str, float]],

@@ -1,7 +1,7 @@
-"""Stands in for pamela, and so for libpam and its modules, in the process that checks passwords.
+"""Replaces pamela, libpam and its modules in the process that checks passwords.
 
-Its functions do what the password names, note what they were asked in ``asked`` beside this file,
-and answer with the code in ``answer``.
+Its functions act as the password says, record calls in ``asked`` next to this file, and answer with
+the code in ``answer``.
 """
 
 from __future__ import annotations

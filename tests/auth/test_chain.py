@@ -498,7 +498,7 @@ def two() -> tuple[Plain, Plain]:
         ("bob@a.example", "ann", None),
     ],
 )
-def test_a_token_opens_what_its_owner_may_open(
+def test_token_opens_the_maildrops_of_its_owner(
     two: tuple[Plain, Plain], owner: str, identity: str, user: str | None
 ) -> None:
     chain = chained(*two, issuer=Tokened())
@@ -565,7 +565,7 @@ def test_provider_that_is_down_or_slow_is_a_temporary_failure(
         ("ann@b.example\0@a.example", "", None),
     ],
 )
-def test_a_certificate_opens_what_its_address_may_open(
+def test_certificate_opens_the_maildrops_of_its_address(
     two: tuple[Plain, Plain], address: str, wanted: str, user: str | None
 ) -> None:
     chain = chained(*two, takes_certificates=True)

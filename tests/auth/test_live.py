@@ -44,7 +44,7 @@ async def served(
         ({"is_enabled": False}, False, False),
     ],
 )
-def test_a_right_password_opens_what_is_permitted(
+def test_right_password_opens_permitted_maildrops(
     users: Users,
     server_tls: ssl.SSLContext,
     client_tls: ssl.SSLContext,
@@ -77,7 +77,7 @@ def test_read_only_removes_nothing_and_goes_on(users: Users) -> None:
     async def main() -> None:
         async with served(users) as (server, store), server.client() as client:
             await client.log_in()
-            for _ in range(30):  # a refusal is no bad command, so nobody is cut off for it
+            for _ in range(30):  # a refusal is not a bad command, so the client is not disconnected
                 assert (
                     await client.ask(b"DELE 1")
                     == b"-ERR this login is not allowed to delete messages"

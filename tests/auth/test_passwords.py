@@ -103,6 +103,6 @@ def test_app_passwords_of_earlier_versions_are_known() -> None:
     assert passwords.selector("2qab-zeg8-k25j-stc2-sc3a") == ""
 
 
-def test_decoy_hash_costs_what_a_new_hash_costs(hashed: Counter[str]) -> None:
+def test_decoy_hash_costs_the_same_as_a_new_hash(hashed: Counter[str]) -> None:
     passwords.matches("x", passwords.decoy_hash())
     assert list(hashed) == [PHC.split("$")[3]]

@@ -1,9 +1,9 @@
 """Each rule of identity, in each order of back ends, after each change.
 
-A chain of every pair of back ends, with a cache before it as in a server.  ``ann`` has an entry in
-one or both; what may happen then follows from two sentences, and not from the code: the first back
-end that has an entry decides, whatever it says of the entry; and an entry opens for its passwords,
-where and how its rule allows it.  A change of an entry counts at the next login.
+A chain of every pair of back ends, with a cache in front as in a server.  ``ann`` has an entry in
+one or both; expected results follow from two rules, not from the code: the first back end with an
+entry decides, whether it admits or refuses; and an entry admits its passwords, where and how its
+permissions allow.  A changed entry takes effect at the next login.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ APP = passwords.generate_app_password()
 
 
 class Way(NamedTuple):
-    """How a client comes."""
+    """The way in which a client logs in."""
 
     address: str = INSIDE
     is_secure: bool = True
@@ -65,7 +65,7 @@ class Entry:
     permissions: Mapping[str, object] | None = None
     """As `user permit` writes them."""
     line: str = ""
-    """As it stands in a passwd-file; ``*`` is the password."""
+    """The entry in a passwd-file; ``*`` is the password."""
 
 
 def never(way: Way) -> bool:
@@ -122,7 +122,7 @@ STATES: dict[str, Mapping[str, Entry | None]] = {
     # PAM says so only of a password: a token or a certificate is proof of its own.
     "pam": {**OTHERS, "expired": Entry()},
 }
-CHANGING = ("users", "passwd-file")  # what the others change is remembered for a minute
+CHANGING = ("users", "passwd-file")  # changes of the others are cached for a minute
 
 
 # -- The back ends, and how their entries come about
@@ -156,7 +156,7 @@ class System(Pam):
 
 
 class Site:
-    """A chain, its cache, and what stands in each back end."""
+    """A chain with its cache, and the entries of each back end."""
 
     def __init__(self, order: tuple[str, ...], folder: Path, stack: ExitStack) -> None:
         self.users = Users(folder / "users.sqlite3")
@@ -195,7 +195,7 @@ class Site:
         elif name == "passwd-file":
             line = entry.line.replace("*", password) if entry else ""
             self.path.write_text(f"{line}\nbob:{{PLAIN}}x\n")
-            self.edits += 1  # long ago, or it is read again and again
+            self.edits += 1  # long ago, otherwise it is read every time
             os.utime(self.path, (self.edits, self.edits))
         elif name == "ldap":
             self.ldap.known = entry is not None
@@ -253,7 +253,9 @@ class Site:
                 expected = password in own and entry is not None and entry.allows(way)
                 await self.expect(expected, Credentials("", "", password), way)
             by_token, by_certificate = (way._replace(mechanism=each) for each in OTHER_PROOFS)
-            allowed = entry is None or entry.allows(by_token)  # tokens of strangers open, too
+            allowed = entry is None or entry.allows(
+                by_token
+            )  # tokens of unknown users are accepted too
             await self.expect(allowed, Token("", "", "ann"), by_token)
             for credential, label in (("password", own[:1]), ("phone", own[1:])):
                 if self.order == ("users",):

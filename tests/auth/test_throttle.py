@@ -217,8 +217,8 @@ def test_the_same_users_again_are_no_more_users(throttle: Throttle) -> None:
 
 
 def test_a_sprayed_password_opens_as_fast_where_it_is_right(throttle: Throttle) -> None:
-    """Nothing is asked of the spray before the check, so time does not tell who has it: nobody who
-    has it waits, and the priorities are those of before."""
+    """The spray is not consulted before the check, so timing does not reveal its users: they do not
+    wait, and priorities are unchanged."""
     priorities = [
         throttle.priority(shown("Winter2026", "ann", where)) for where in (HERE, ELSEWHERE)
     ]

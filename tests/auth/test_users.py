@@ -118,7 +118,7 @@ def test_unknown_user_looks_and_costs_like_a_wrong_password(
     assert hashed == {parameters: 2 * times for parameters, times in work.items()}
 
 
-def test_disabled_user_costs_what_an_enabled_one_does(users: Users, hashed: Counter[str]) -> None:
+def test_disabled_user_costs_the_same_as_an_enabled_one(users: Users, hashed: Counter[str]) -> None:
     verify(users, "mrose", "tan staaf")
     users.set_enabled("mrose", False)
     verify(users, "mrose", "tan staaf")

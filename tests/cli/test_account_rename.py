@@ -197,7 +197,7 @@ def test_an_account_is_known_by_its_server(
         ("isp", "a b", 64, "the name of an account may have letters"),
     ],
 )
-def test_what_cannot_be_renamed_stays(
+def test_impossible_renames_are_refused(
     old: str, new: str, code: int, words: str, home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home.write("other.toml", "other", home.state / "passwords" / "other")

@@ -348,7 +348,7 @@ def test_metrics_show_when_a_consent_expires(
     assert "refresh" not in path.read_text()
 
 
-def test_the_log_of_an_account_shows_what_was_deleted_and_why(
+def test_account_log_shows_deletions_with_reasons(
     home: Path, configured: Path, server: Pop3Server, restante: Restante
 ) -> None:
     extend(configured, 'keep = "none"')

@@ -61,7 +61,7 @@ def no_maildrop(home: Path) -> None:
 
 
 @pytest.mark.parametrize("trouble", [not_toml, no_users, no_database, no_maildrop])
-def test_trouble_of_ours_bounces_nothing(
+def test_temporary_errors_bounce_no_mail(
     restante: Restante, ann: str, home: Path, trouble: Callable[[Path], None]
 ) -> None:
     """An MTA bounces the message for any exit code but 75."""

@@ -64,7 +64,7 @@ def test_an_account_of_the_same_name_is_not_overwritten(
     assert config.load().account["pop-example-org"].user == "eve"
 
 
-def test_all_is_imported_is_0(restante: Restante, home: Path) -> None:
+def test_complete_import_exits_with_0(restante: Restante, home: Path) -> None:
     path = home / "rc"
     path.write_text(RC.splitlines()[0])
     done = restante("import", "fetchmail", path)

@@ -121,5 +121,5 @@ def test_every_command_prints_json_and_nothing_else(
             assert all(row["schema"].startswith("restante/") for row in rows), name
 
 
-def test_an_example_is_no_json(home: Path) -> None:
+def test_examples_have_no_json(home: Path) -> None:
     assert program("check", "--example", "--json").code == 64

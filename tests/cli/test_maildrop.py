@@ -177,7 +177,7 @@ def test_impossible_requests_are_explained(
     assert "Traceback" not in found.err
 
 
-def test_purge_destroys_what_is_held_long_enough(
+def test_purge_destroys_mail_held_long_enough(
     restante: Restante, mail: int, remove: Callable[[int], None]
 ) -> None:
     remove(2)

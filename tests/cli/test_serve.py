@@ -332,7 +332,7 @@ def a_long_socket(home: Path) -> tuple[str, int, str]:
         *(no_socket, a_long_socket, a_second_that_fails),
     ],
 )
-def test_trouble_at_the_start(
+def test_errors_at_the_start_are_one_line(
     trouble: Callable[[Path], tuple[str, int, str]], restante: Restante, home: Path
 ) -> None:
     text, code, words = trouble(home)

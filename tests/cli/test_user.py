@@ -383,7 +383,7 @@ def test_why_reports_password_spraying(restante: Restante, ann: str, state: Path
     assert found["sprayed_delay"] == 7.0
 
 
-def test_a_user_has_a_quota_of_his_own(restante: Restante, ann: str) -> None:
+def test_user_has_a_separate_quota(restante: Restante, ann: str) -> None:
     def quota() -> object:
         return restante("user", "show", "ann", "--json").json["quota"]
 
@@ -425,7 +425,7 @@ def test_folders_that_a_user_sees_as_one(restante: Restante, ann: str) -> None:
         ("default", None, "held as configured"),
     ],
 )
-def test_a_user_has_a_time_of_his_own_for_deleted_mail(
+def test_user_has_a_separate_hold(
     restante: Restante, ann: str, time: str, seconds: object, words: str
 ) -> None:
     assert restante("user", "hold", "ann", "1d").code == 0

@@ -204,7 +204,7 @@ def test_a_url_that_cannot_be_read_is_not_repeated(connect: Any, url: str) -> No
 @pytest.mark.parametrize(
     "arguments", [["fetch", "URL", "--to", "maildir:x"], ["account", "add", "isp", "URL"]]
 )
-def test_the_command_line_does_not_repeat_such_a_url(
+def test_command_line_does_not_repeat_an_invalid_url(
     arguments: list[str], url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It refuses passwords in URLs, but these cannot be recognised as such."""

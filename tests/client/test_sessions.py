@@ -460,7 +460,7 @@ def test_known_loss_or_none_is_not_reported(server: Pop3Server, kind: str, then:
 @kinds
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("marked", [0, 1])
-def test_a_server_that_closes_at_quit_has_lost_only_what_was_marked(
+def test_close_at_quit_loses_only_marked_deletions(
     server: Pop3Server, kind: str, reset: bool, marked: int
 ) -> None:
     """Some servers never answer QUIT; without marked messages that loses nothing."""

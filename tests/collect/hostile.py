@@ -60,7 +60,7 @@ class Lies:
     """The behaviour of the server in one session.  Messages are given by message-number."""
 
     ends_at_command: int = 0
-    """The command that is answered by closing the connection, from 1; 0 is none."""
+    """The command that is answered by closing the connection, from 1; 0 for none."""
     ends_at_octet: int = 0
     """Octets after which it closes the connection; 0 is never."""
     quit: str = "removes"

@@ -260,7 +260,7 @@ def test_nearly_everything_looks_new_stops(home: Home, mail: Path) -> None:
     assert len(home.shelf.rows) == 31
 
 
-def test_dedupe_stores_only_what_is_new_by_its_content(home: Home, mail: Path) -> None:
+def test_dedupe_stores_only_new_content(home: Home, mail: Path) -> None:
     home.shelf.rows = many("old")
     home.collect()
     home.shelf.rows = [*many("new"), ("really", text("new"))]
@@ -505,7 +505,7 @@ def test_a_session_that_is_ended_waits_for_the_destination(
 
 
 @pytest.mark.parametrize("group", [1, 2, 256])
-def test_lost_connection_keeps_what_is_safe(
+def test_lost_connection_keeps_stored_messages(
     group: int, home: Home, mail: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Complete messages are kept, so each attempt makes progress."""

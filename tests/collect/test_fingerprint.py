@@ -103,7 +103,7 @@ def test_pieces_make_no_difference(noise: bytes, cuts: list[int], has_header: bo
         (b"", b""),
     ],
 )
-def test_the_body_is_what_follows_the_first_blank_line(octets: bytes, body: bytes) -> None:
+def test_body_begins_after_the_first_blank_line(octets: bytes, body: bytes) -> None:
     found = [content(octets), content(*(bytes([each]) for each in octets))]
     if octets == HEADER or not octets:
         body = b""

@@ -44,7 +44,7 @@ def test_life_of_a_message(ledger: Ledger) -> None:
     assert ledger.of("ann").known(["u"]) == {"u": Taken(100, 7.5, is_gone=True)}
 
 
-def test_intent_does_not_undo_what_was_taken(ledger: Ledger) -> None:
+def test_intent_does_not_undo_a_stored_message(ledger: Ledger) -> None:
     ledger.of("ann").took([Stored("u", 100, Content(DIGEST))], 7.5)
     ledger.of("ann").intend([("u", 99)])
     assert ledger.of("ann").known(["u"]) == {"u": Taken(100, 7.5)}
@@ -66,7 +66,7 @@ def test_content_is_known_under_any_unique_id_once_it_was_taken(ledger: Ledger) 
     assert ledger.of("ann").records(["u", "v"]) == {"u": Record(100, Content(DIGEST), "")}
 
 
-def test_expected_counts_what_is_still_on_the_server(ledger: Ledger) -> None:
+def test_expected_counts_messages_still_on_the_server(ledger: Ledger) -> None:
     ledger.of("ann").intend([("begun", 1)])
     ledger.of("ann").took([Stored(f"u{at}", 1, None) for at in range(5)], 7.5)
     ledger.of("ann").gone(["u0", "u1"])

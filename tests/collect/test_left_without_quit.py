@@ -190,9 +190,7 @@ def test_quirk_declares_silent_deletion(quirks: Quirks, world: Expiring) -> None
 
 
 @pytest.mark.parametrize("expire", ["EXPIRE 1", "EXPIRE NEVER", "EXPIRE 30", "EXPIRE"])
-def test_another_server_removes_what_was_marked_in_the_first_session(
-    expire: str, world: Expiring
-) -> None:
+def test_first_session_deletes_marked_mail_at_other_servers(expire: str, world: Expiring) -> None:
     world.server.announced = (*EXPIRES[:-1], expire)
     world.server.removes_what_was_read = False
     world.server.mail = {name: letter(name) for name in ("a", "bad")}

@@ -236,7 +236,7 @@ def test_a_network_error_takes_nothing_away(tmp_path: Path, file: Tokenfile) -> 
     assert file.get() == before
 
 
-def test_a_consent_that_was_taken_back_says_what_to_do(server: StandIn, file: Tokenfile) -> None:
+def test_revoked_consent_names_the_next_step(server: StandIn, file: Tokenfile) -> None:
     """Also after a crash between the rotation at the provider and the write here."""
     before = agreed(server, file)
     web.access_token(server.application, file, renew=True)
@@ -331,7 +331,7 @@ def test_errors_are_explained(error: str, description: str, meaning: str) -> Non
     assert meaning in str(explain(error, description))
 
 
-def test_presets_ask_for_what_the_providers_want() -> None:
+def test_presets_request_the_scopes_of_the_providers() -> None:
     google = Question(flow.Application(flow.GOOGLE, "app"), "http://127.0.0.1:1/", "ann").url
     assert "access_type=offline" in google
     assert "https%3A%2F%2Fmail.google.com%2F" in google

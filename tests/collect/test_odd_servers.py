@@ -81,17 +81,17 @@ def taken_once(home: Home, server: Odd, **options: Any) -> None:
 # Quirks that must be configured
 
 
-def test_one_that_hangs_on_capa(home: Home) -> None:
+def test_server_that_hangs_on_capa(home: Home) -> None:
     server = Odd(answer=lambda said, usual: b"" if said == "CAPA" else usual)
     taken_once(home, server, quirks=["no-capa", "add:UIDL"])
 
 
-def test_one_that_loses_commands_which_come_together(home: Home) -> None:
+def test_server_that_loses_pipelined_commands(home: Home) -> None:
     server = Odd(announced=("UIDL", "PIPELINING"), loses_commands=True)
     taken_once(home, server, quirks="hide:PIPELINING")
 
 
-def test_one_that_removes_what_was_read(home: Home) -> None:
+def test_server_that_removes_retrieved_messages(home: Home) -> None:
     server = Odd(removes_what_was_read=True)
     home.collect(server, quirks="reset-before-quit")
     assert len(server.mail) == 3
@@ -107,12 +107,12 @@ def refuses_initial_responses(said: str, usual: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("quirks", ["microsoft", "two-step-auth"])
-def test_one_that_takes_no_initial_response(home: Home, quirks: str) -> None:
+def test_server_that_accepts_no_initial_response(home: Home, quirks: str) -> None:
     server = Odd(announced=("UIDL", "SASL PLAIN"), answer=refuses_initial_responses)
     taken_once(home, server, quirks=quirks)
 
 
-def test_such_a_one_without_its_quirk(home: Home) -> None:
+def test_server_that_needs_a_quirk_fails_without_it(home: Home) -> None:
     with pytest.raises(LoginFailed, match="Protocol error"):
         home.collect(Odd(announced=("UIDL", "SASL PLAIN"), answer=refuses_initial_responses))
 
@@ -126,7 +126,7 @@ def test_quirk_adds_a_pause_between_logins(home: Home) -> None:
     assert server.logins == 1
 
 
-def test_one_that_answers_top_twice(home: Home) -> None:
+def test_server_that_answers_top_twice(home: Home) -> None:
     """No stub is made, because the repeated answer would desynchronise the session."""
     server = Odd({**MAIL, "large": large(5000)})
     server.answer = lambda said, usual: usual * (1 + said.startswith("TOP"))
@@ -135,7 +135,7 @@ def test_one_that_answers_top_twice(home: Home) -> None:
     assert "gives no headers" in outcome.skipped[0]
 
 
-def test_one_that_ends_lines_with_lf(home: Home) -> None:
+def test_server_that_ends_lines_with_lf(home: Home) -> None:
     server = Odd(answer=lambda _, usual: usual.replace(b"\r\n", b"\n"))
     taken_once(home, server, quirks="bare-line-feeds")
 
@@ -144,7 +144,7 @@ def test_one_that_ends_lines_with_lf(home: Home) -> None:
 
 
 @pytest.mark.parametrize("keep", ["all", "none"])
-def test_one_that_lists_its_mail_in_parts_is_emptied_in_one_run(home: Home, keep: str) -> None:
+def test_server_that_lists_in_parts_is_emptied_in_one_run(home: Home, keep: str) -> None:
     mail = {f"u{at}": f"Subject: {at}\r\n\r\n{at}\r\n".encode() for at in range(70)}
     server = Odd(mail, part=25, announced=("UIDL", "PIPELINING"))
     outcome = home.collect(server, quirks="gmail", keep=keep)
@@ -249,6 +249,6 @@ def test_temporary_failures_exit_with_75(home: Home, quirks: str, said: str, tex
     assert exit_code(caught.value) == 75
 
 
-def test_a_quirk_that_there_is_not_is_a_mistake_in_the_file(home: Home) -> None:
+def test_unknown_quirk_is_a_configuration_error(home: Home) -> None:
     with pytest.raises(Exception, match="quirks: must be auto, gmail"):
         home.collect(Odd(), quirks="gmial")

@@ -123,7 +123,7 @@ def test_a_known_unique_id_with_another_size_is_compared() -> None:
         (Doubt.ADDRESS, 100, 0.0, "Due 1"),
     ],
 )
-def test_doubts_are_settled_whatever_the_policy(
+def test_doubts_are_settled_under_every_policy(
     doubt: Doubt, size: int, keep: float | None, kind: str
 ) -> None:
     known = {"u": Taken(size, NOW - DAY, doubt=doubt)}

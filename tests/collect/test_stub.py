@@ -17,7 +17,7 @@ HEADER = (
 )
 
 
-def test_its_header_is_kept_and_its_body_is_a_note() -> None:
+def test_stub_has_the_header_and_a_note_as_body() -> None:
     found = message_from_bytes(stub(HEADER, "isp", "3f9a2b7c01d4", 31457280), policy=default)
     assert found["Subject"] == "Film"
     assert found["From"] == "Ann <ann@example.org>"

@@ -1,1 +1,1 @@
-"""restante's collector and those of others through the same troubles: ``./dev compare``."""
+"""Compares restante's collector with others in the same failures: ``./dev compare``."""

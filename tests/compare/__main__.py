@@ -1,4 +1,4 @@
-"""``./dev compare collectors``: in some four minutes, with everything written down."""
+"""``./dev compare collectors``: run all scenarios in about four minutes, and record results."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from .programs import PROGRAMS, Program
 from .scenarios import SCENARIOS, Scenario
 
 HOUSE = Path(__file__).parent.parent.parent
-AT_ONCE = 3  # most of the time they wait
+AT_ONCE = 3  # most of the time is spent waiting
 STEP = 61  # octets
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """One cell of the table."""
+    """A cell of the table of scenarios."""
 
     name: str
     scenario: Scenario
@@ -54,7 +54,7 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Odd:
-    """One column of the other table."""
+    """A column of the table of odd messages."""
 
     to: str
     program: Program
@@ -85,7 +85,7 @@ def main() -> int:
             return 69
     work = list(_work(programs, options.trouble or list(SCENARIOS), odd=not options.trouble))
 
-    certificate()  # made once, before there are threads
+    certificate()  # made once, before threads start
 
     def do(each: Trouble | Odd) -> list[report.Line]:
         found = list(each.lines(options.step))
@@ -106,7 +106,7 @@ def main() -> int:
 
 
 def _work(programs: list[Program], troubles: list[str], *, odd: bool) -> Iterator[Trouble | Odd]:
-    """The longest first, so that nothing is left at the end for one alone."""
+    """Return the work, longest first, so that all threads end at about the same time."""
     for name in troubles:
         scenario = SCENARIOS[name]
         for program in programs:

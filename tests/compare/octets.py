@@ -1,4 +1,4 @@
-"""What each program makes of odd messages: octets that were sent, octets that were stored."""
+"""How each program changes odd messages: the octets sent and stored."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _lf(text: bytes) -> bytes:
     return text.replace(b"\r\n", b"\n")
 
 
-# From the least change to the greatest; the first that explains what was stored is told.
+# From the smallest change to the largest; the first that explains the result is reported.
 _EXPLANATIONS: tuple[tuple[str, Change], ...] = (
     ("as sent", _same),
     ("LF", _lf),
@@ -69,11 +69,11 @@ _FIELDS = re.compile(rb"(?:(?:Return-Path|Received|Status|X-[\w-]+): ?[^\n]*\n(?
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What was stored of one message."""
+    """The stored form of a message."""
 
     verdict: str
     detail: str = ""
-    """Where it differs first."""
+    """Offset of the first difference."""
 
 
 def explain(sent: bytes, have: list[bytes]) -> Kept:
@@ -103,7 +103,7 @@ def explain(sent: bytes, have: list[bytes]) -> Kept:
 
 
 def tries(program: Program, *, mbox: bool) -> Iterator[tuple[str, Kept]]:
-    """Each message alone, so that none hides what became of another."""
+    """Return one case per message, so that messages do not affect each other."""
     for name, text in MESSAGES.items():
         remote = Remote({"id1": text})
         with home(program) as place, remote:

@@ -1,7 +1,7 @@
-"""The collectors: how each is told to fetch, what it promises, where its mail lies.
+"""The collectors: how each is run, what it promises, and where it stores mail.
 
-Each in its safest configuration that works: with a list of unique-ids; no header of its own; three
-seconds until a silent server is given up.
+Each has its safest working configuration: with a list of unique-ids, without additional header
+fields, and with a timeout of three seconds.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pathlib import Path
 from restante.testing_hostile import PASSWORD
 
 USER = "ann"
-PATIENCE = 3  # seconds that a server may be silent, where a program can be told
-DEADLINE = 5  # seconds that a session may last, where a program can be told
+PATIENCE = 3  # seconds of silence of a server, where configurable
+DEADLINE = 5  # seconds for a session, where configurable
 LARGEST = 2**20  # octets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """What is wanted of a program."""
+    """The options for a run of a program."""
 
     place: Path
-    """Its home: configuration, lists of what was seen, and Mail."""
+    """Its home: configuration, lists of seen messages, and Mail."""
     port: int
     ca: Path
     keep: bool
@@ -38,20 +38,20 @@ class Order:
     hasty: bool = False
     """A session has a deadline."""
     small: bool = False
-    """Messages over LARGEST octets are not wanted."""
+    """Messages over LARGEST octets are not fetched."""
     scram: bool = False
-    """The password may not be told."""
+    """The password must stay secret."""
     no_ids: bool = False
-    """The server's unique-ids are of no use."""
+    """The server's unique-ids are useless."""
     no_top: bool = False
     """The server has no TOP."""
     asked: bool = False
-    """Whoever asks what to do about mail that looks new is told: fetch it, and compare."""
+    """The answer to questions about mail that looks new: fetch it and compare."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One collector."""
+    """A collector."""
 
     name: str
     command: Callable[[Order], list[str]]
@@ -62,7 +62,7 @@ class Program:
     has_scram: bool = False
     has_mbox: bool = True
     owner: str = ""
-    """Who it must be run as, by root."""
+    """The user that root must run it as."""
 
     @property
     def is_here(self) -> bool:
@@ -142,12 +142,12 @@ def _getmail(order: Order) -> list[str]:
     ]
     control = _written(order.place / "getmailrc", lines)
     if order.mbox:
-        (order.place / "Mail" / "box").touch()  # it makes none
+        (order.place / "Mail" / "box").touch()  # it does not create one
     return ["getmail", "--getmaildir", str(order.place), "--rcfile", control]
 
 
 def _fetchmail(order: Order) -> list[str]:
-    """It makes no Maildir; a shell does, and a file is seen when ``cat`` has ended."""
+    """fetchmail delivers to a shell command, which makes a file when ``cat`` has ended."""
     mail = f"{order.place}/Mail"
     script = _written(
         order.place / "deliver",
@@ -160,11 +160,11 @@ def _fetchmail(order: Order) -> list[str]:
         ],
     )
     limit = f"limit {LARGEST} " if order.small else ""
-    # It reads messages by TOP where it can, so that a server does not mark them as read.
+    # It reads messages by TOP if possible, so that the server does not mark them as read.
     limit += "fetchall " if order.no_top and not order.keep else ""
     lines = [
         f"poll localhost protocol POP3 service {order.port} uidl timeout {PATIENCE} ",
-        "bad-header accept ",  # or it leaves malformed messages where they are
+        "bad-header accept ",  # otherwise it leaves malformed messages on the server
         f'user "{USER}" password "{PASSWORD}" ssl sslproto "TLS1.2+" ',
         f'sslcertck sslcertfile "{order.ca}" {limit}',
         f"{'keep' if order.keep else 'nokeep'} no rewrite mda 'sh {script}'",
@@ -175,7 +175,7 @@ def _fetchmail(order: Order) -> list[str]:
 
 
 def _written(path: Path, lines: list[str]) -> str:
-    """For its owner only, or fetchmail and mpop refuse it."""
+    """Write a private file; fetchmail and mpop refuse others."""
     path.touch(mode=0o600)
     path.write_text("\n".join([*lines, ""]))
     return str(path)
@@ -229,7 +229,7 @@ def environment(place: Path) -> dict[str, str]:
 
 
 def stored(place: Path, *, mbox: bool = False) -> list[bytes]:
-    """What a reader of mail sees there."""
+    """Return the messages that a mail reader would show."""
     mail = place / "Mail"
     if not mbox:
         return [path.read_bytes() for name in ("new", "cur") for path in (mail / name).iterdir()]
@@ -240,5 +240,5 @@ def stored(place: Path, *, mbox: bool = False) -> list[bytes]:
         texts = [box.get_bytes(key) for key in box.keys()]  # noqa: SIM118 - not a dictionary
     finally:
         box.close()
-    # mboxrd: one > is taken away again.
+    # mboxrd: one > is removed.
     return [re.sub(rb"^>(>*From )", rb"\1", text, flags=re.MULTILINE) for text in texts]

@@ -1,4 +1,4 @@
-"""A maildrop elsewhere that lasts from session to session, each with an attack of its own."""
+"""A remote maildrop that persists between sessions, each of which has its own attack."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ from restante.testing_hostile import Attack, HostileServer, _listing, _Said
 
 _POLITE = Attack(what="")
 _ALL_OF_IT = re.compile(r"TOP (\d+) \d{5,}")  # fetchmail's RETR
-_PAUSE = 0.25  # seconds between two octets that drip
-_FLOOD = 65_536  # octets, sent at once
+_PAUSE = 0.25  # seconds between two slow octets
+_FLOOD = 65_536  # octets sent at once
 _BREATH = 0.005  # seconds between two floods
 _TILL_IT_IS_DONE = 0.05  # seconds, for what a client does with half an answer
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """The client is killed when so many commands have been heard."""
+    """Kills the client after a number of commands."""
 
     at: int
     is_half: bool
-    """After half of the answer, not before it."""
+    """Whether after half of the answer instead of before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """How the server behaves in one session."""
+    """The behaviour of the server in one session."""
 
     attack: Attack = _POLITE
     removes: bool = True
-    """QUIT removes what was marked."""
+    """Whether QUIT removes marked messages."""
     renames: bool = False
-    """Every message has another unique-id than before."""
+    """Whether every message has a new unique-id."""
     names: Callable[[int], bytes] | None = None
-    """The unique-id by message-number, in place of its own."""
+    """Wrong unique-ids, by message-number."""
     notifies: bool = False
-    """TLS is closed before the connection is, so a client hears of an end that was meant."""
+    """Whether TLS is closed first, so that the end looks intended."""
     silent: str = ""
-    """The command after which nothing more is said."""
+    """The command after which the server is silent."""
     drips: str = ""
-    """The command whose answer comes octet by octet from its middle on."""
+    """The command whose answer is sent octet by octet from its middle on."""
     floods: str = ""
-    """The command whose answer is a line that has no end."""
+    """The command that is answered by an endless line."""
     kill: Kill | None = None
 
 
 @dataclass(slots=True)
 class Fate:
-    """What became of the client's process is known elsewhere."""
+    """The state of the client's process."""
 
     kill: Callable[[], None] = field(default=lambda: None)
     was_reached: bool = False
-    """The point at which a session was to be disturbed."""
+    """The point at which the session is disturbed."""
 
 
 class Remote(HostileServer):
-    """One maildrop: unique-ids, in order, and octets as they go over the wire."""
+    """A maildrop: unique-ids in order, with octets in wire form."""
 
     def __init__(self, messages: Mapping[str, bytes]) -> None:
         super().__init__(_POLITE)
@@ -109,7 +109,7 @@ class Remote(HostileServer):
             self.removed.clear()
 
     def _politely(self, session: Session) -> None:
-        """What it says if nothing is wrong; and what is."""
+        """Return the normal answer to a command, and the failure to cause."""
         texts = tuple(self.left.values())
         self.attack = replace(session.attack, messages=texts)
         names = [
@@ -142,7 +142,7 @@ class Remote(HostileServer):
 
 
 def _trickle(text: str, answer: bytes, session: Session, said: _Said) -> None:
-    """Half of it, and then what does not end before the client does."""
+    """Send half of an answer, then continue until the client ends."""
     if text not in (session.drips, session.floods):
         return
     half = len(answer) // 2

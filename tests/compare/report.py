@@ -1,4 +1,4 @@
-"""What was found, as lines of JSON and as docs/comparison.md."""
+"""The results as lines of JSON and as docs/comparison.md."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def write(lines: Iterable[Line]) -> None:
 
 
 def page(lines: list[Line]) -> Iterator[str]:
-    """docs/comparison.md."""
+    """Return the lines of docs/comparison.md."""
     about, found = lines[0], lines[1:]
     yield _HEAD.format(patience=PATIENCE)
     yield "| program | version | options |\n|---|---|---|"
@@ -158,7 +158,7 @@ def _cell(scenario: Scenario, line: Line | None) -> str:
 
 
 def _code(detail: str) -> str:
-    """Of "octet 4: one instead of another"."""
+    """Return the short form of "octet 4: one instead of another"."""
     at, _, rest = detail.partition(": ")
     one, _, other = rest.partition(" instead of ")
     return f"{at}: ``{one}`` instead of ``{other}``"

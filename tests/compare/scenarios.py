@@ -1,4 +1,4 @@
-"""The troubles, as a table."""
+"""The scenarios as a table."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .remote import Kill, Session
 from .trial import PATIENCE, POLITE, Case, Verdict, trial
 
 FEW, MANY = 4, 30
-_HANGS = 3  # of one program in one trouble are enough
-_LIMIT = 500  # points; no session is so long
+_HANGS = 3  # enough hangs of one program in one scenario
+_LIMIT = 500  # points; longer than any session
 
 
 def mail(number: int, *, octets: int = 0) -> dict[str, bytes]:
-    """Messages by unique-id, which no collector rewrites."""
+    """Return messages by unique-id, which no collector changes."""
     return {
         f"id{at}": b"From: ann@example.org\r\nTo: bob@example.org\r\n"
         b"Date: Thu, 1 Jan 2026 00:00:%02d +0000\r\nMessage-ID: <%d@example.org>\r\n"
@@ -31,7 +31,7 @@ def mail(number: int, *, octets: int = 0) -> dict[str, bytes]:
 
 
 def _says(**says: Say) -> Attack:
-    """By command; an underscore is a space."""
+    """Return answers by command; an underscore is a space."""
     return Attack(what="", says={key.replace("_", " "): value for key, value in says.items()})
 
 
@@ -44,7 +44,7 @@ def _ids(number: int) -> list[bytes]:
 
 
 def _lists(number: int) -> Session:
-    """The first so many of FEW."""
+    """Return a listing of the first messages of FEW."""
     octets = sum(map(len, list(mail(FEW).values())[:number]))
     return Session(
         attack=_says(
@@ -64,14 +64,14 @@ _SMUGGLED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """One row, or two: mail is kept on the server, and it is deleted."""
+    """One or two rows: with mail kept on the server, and deleted."""
 
     what: str
     first: tuple[Session, ...] = ()
     then: Session = POLITE
     messages: Mapping[str, bytes] = field(default_factory=lambda: mail(FEW))
     modes: tuple[bool, ...] = (True, False)
-    """Whether mail is kept."""
+    """Whether mail is kept: the values to test."""
     points: str = ""
     """``kill``: at each command; ``fin``, ``notify``, ``rst``: an end at many octets."""
     options: Mapping[str, bool] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Scenario:
         return not self.disk or os.geteuid() == 0
 
     def cases(self, *, keep: bool, step: int) -> Iterator[Case]:
-        """Each as one try; with points, until one is not reached."""
+        """Yield the cases; with points, until one is not reached."""
         for session in self._sessions(step):
             yield Case(
                 messages=self.messages,
@@ -120,7 +120,7 @@ class Scenario:
         for at, case in enumerate(self.cases(keep=keep, step=step)):
             verdict = trial(program, case, patience=patience)
             if self.points and not verdict.was_reached and not verdict.wrong():
-                return  # it went through to its end
+                return  # it ran to its end
             yield verdict
             hangs += verdict.hangs
             if hangs >= _HANGS or at > _LIMIT:

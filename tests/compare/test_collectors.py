@@ -1,4 +1,4 @@
-"""restante's column is right in every row; the oracle knows what is wrong; the page is true."""
+"""restante passes every scenario, the oracle detects failures, and the page is up to date."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .trial import Case, judge, normal
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "comparison.md"
 RESTANTE = PROGRAMS["restante"]
-PATIENCE = 40.0  # seconds, for a machine that does much else
-STEP = 211  # octets; ``./dev compare collectors`` takes smaller ones
+PATIENCE = 40.0  # seconds, for a busy machine
+STEP = 211  # octets; ``./dev compare collectors`` uses smaller ones
 MODES = [(name, keep) for name, scenario in SCENARIOS.items() for keep in scenario.modes]
-# What peers do wrong always, not by chance.
+# Reproducible failures of other programs.
 KNOWN = [
     ("half-listing", "mpop", True, "twice"),
     ("half-listing", "fetchmail", True, "twice"),
@@ -37,7 +37,7 @@ KNOWN = [
 
 
 def stores(have: Callable[[list[bytes]], list[bytes]], gone: int, *, keep: bool) -> list[str]:
-    """What is wrong when so many messages are gone from the server and these are here."""
+    """Return the verdict if a number of messages left the server and these are here."""
     remote = Remote(mail(FEW))
     for unique_id in list(remote.left)[:gone]:
         del remote.left[unique_id]

@@ -1,4 +1,4 @@
-"""One program in one trouble, and what became of the mail: the oracle."""
+"""Runs a program in a scenario, and checks the mail afterwards."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from .programs import Order, Program, environment, stored
 from .remote import Fate, Remote, Session
 
 POLITE = Session()
-PATIENCE = 12.0  # seconds until a program is ended
-FILE_LIMIT = 8 * 2**20  # octets, for one file; no message here has so many
-_ITS_OWN = 120  # octets at the beginning of a message, which no other has
-_MORE = 2  # runs, where something is still missing
-_LOOK = 0.02  # seconds between two looks at a program
-_DISK = 2**19  # octets, of a disk that gets full
-_ROOM = 50_000  # octets of it, at first
+PATIENCE = 12.0  # seconds after which a program is ended
+FILE_LIMIT = 8 * 2**20  # octets of a file; more than any message here
+_ITS_OWN = 120  # octets at the beginning of a message that identify it
+_MORE = 2  # additional runs if messages are still missing
+_LOOK = 0.02  # seconds between checks of a program
+_DISK = 2**19  # octets of a disk that becomes full
+_ROOM = 50_000  # octets that are free on it at first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One try: some sessions with trouble, then some without, or with what lasts."""
+    """A case: sessions with a failure, then sessions without one, or with a lasting one."""
 
     messages: Mapping[str, bytes]
     keep: bool
     first: tuple[Session, ...] = ()
     then: Session = POLITE
     runs: int = 2
-    """How often, at the end."""
+    """Number of sessions at the end."""
     untaken: frozenset[str] = frozenset()
-    """What no program can get."""
+    """Messages that no program can get."""
     mbox: bool = False
     disk: str = ""
-    """What is on a disk that is full in the first session: ``mail``, or ``all``."""
+    """What is on the disk that is full in the first session: ``mail`` or ``all``."""
     hasty: bool = False
     small: bool = False
     scram: bool = False
@@ -54,26 +54,26 @@ class Case:
 
 @dataclass(slots=True)
 class Verdict:
-    """What is wrong after one try: how many messages, or whether.  Nothing: it is right."""
+    """Failures in a case: numbers of messages, or flags; empty if everything is right."""
 
     lost: int = 0
-    """Neither here nor on the server."""
+    """Messages that are neither here nor on the server."""
     twice: int = 0
     half: int = 0
-    """Beginnings of messages, with or without something else behind."""
+    """Partial messages, with or without other text after them."""
     forged: int = 0
-    """What is no message that the server has."""
+    """Stored texts that are not messages of the server."""
     missing: int = 0
-    """Still on the server, and not taken."""
+    """Messages on the server that were not fetched."""
     left: int = 0
-    """Taken, and still on the server, which was to give them up."""
+    """Fetched messages that should have been deleted from the server."""
     removed: int = 0
-    """Taken, and not any more on the server, which was to keep them."""
+    """Fetched messages that should have stayed on the server."""
     hangs: bool = False
     fills: bool = False
     was_reached: bool = True
     said: list[str] = field(default_factory=list)
-    """What it printed."""
+    """The output of the program."""
 
     def wrong(self) -> list[str]:
         names = ("lost", "twice", "half", "forged", "missing", "left", "removed", "hangs", "fills")
@@ -81,10 +81,9 @@ class Verdict:
 
 
 def judge(case: Case, remote: Remote, have: Iterable[bytes]) -> Verdict:
-    """Each message exactly once, octet for octet but for line ends, and the server as it must be.
+    """Check that each message is stored exactly once, except for line ends, and check the server.
 
-    What a message has gained at its front is forgiven if it is one known field, for this is no
-    test of what programs rewrite.
+    A known field added at the front is ignored, because this is not a test of rewriting.
     """
     found = Counter(map(normal, have))
     sent = {unique_id: normal(text) for unique_id, text in case.messages.items()}
@@ -110,7 +109,7 @@ def normal(text: bytes) -> bytes:
 
 
 def trial(program: Program, case: Case, *, patience: float = PATIENCE) -> Verdict:
-    """Needs root for a full disk."""
+    """Run a case; a full disk needs root."""
     remote = Remote(case.messages)
     with home(program, case.disk) as place, remote:
         ca = place / "ca.pem"
@@ -123,7 +122,7 @@ def trial(program: Program, case: Case, *, patience: float = PATIENCE) -> Verdic
                 at >= len(sessions)
                 and not judge(case, remote, stored(place, mbox=case.mbox)).missing
             ):
-                break  # getmail gives up now and then, for no reason that lies here
+                break  # getmail sometimes fails for unknown reasons
             remote.session = session
             order = Order(
                 place=place,
@@ -152,7 +151,7 @@ def trial(program: Program, case: Case, *, patience: float = PATIENCE) -> Verdic
 
 @contextmanager
 def home(program: Program, disk: str = "") -> Iterator[Path]:
-    """A fresh one, with an empty Maildir; of whom the program runs as."""
+    """Make a new home with an empty Maildir, owned by the user that runs the program."""
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as name:
         place = Path(name) / "home"
@@ -176,7 +175,7 @@ def home(program: Program, disk: str = "") -> Iterator[Path]:
 
 
 def _fill(place: Path, disk: str) -> Path | None:
-    """What takes the room on that disk."""
+    """Fill the disk."""
     if not disk:
         return None
     ballast = (place / "Mail" if disk == "mail" else place) / "ballast"
@@ -187,7 +186,7 @@ def _fill(place: Path, disk: str) -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Of one run."""
+    """The end of a run."""
 
     hangs: bool
     fills: bool
@@ -195,7 +194,7 @@ class Ending:
 
 
 def run(program: Program, order: Order, fate: Fate, patience: float) -> Ending:
-    """To its end, or until it is ended; nothing of it is left."""
+    """Run the program to its end or its time limit, and kill remaining processes."""
     command = program.command(order)
     owner = pwd.getpwnam(program.owner) if os.geteuid() == 0 and program.owner else None
     if owner is not None:
@@ -230,7 +229,7 @@ def run(program: Program, order: Order, fate: Fate, patience: float) -> Ending:
         hangs = process.poll() is None and not fills
         fills |= process.returncode == -signal.SIGXFSZ or os.fstat(said.fileno()).st_size > 2**20
         if hangs or fills:
-            process.terminate()  # first as an administrator would
+            process.terminate()  # first as an operator would
             with suppress(subprocess.TimeoutExpired):
                 process.wait(1)
             process.kill()
@@ -241,7 +240,7 @@ def run(program: Program, order: Order, fate: Fate, patience: float) -> Ending:
 
 
 def _leave_nothing(group: int) -> None:
-    """What it has started may end by itself: a delivery, when its input has ended."""
+    """Kill remaining processes; deliveries may first end when their input ends."""
     with suppress(ProcessLookupError, PermissionError):
         for _ in range(150):
             os.killpg(group, 0)
@@ -250,7 +249,7 @@ def _leave_nothing(group: int) -> None:
 
 
 def _octets(place: Path) -> int:
-    """Of all files there."""
+    """Return the octets of all files there."""
     octets = 0
     for folder, _, names in os.walk(place):
         for name in names:

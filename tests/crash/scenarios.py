@@ -190,7 +190,7 @@ class Scenario:
     fill: Callable[[Path, Oracle], None] = begin
     """Makes the state before the transaction."""
     limit: int = 0
-    """The quota in octets; 0 is none."""
+    """The quota in octets; 0 for none."""
 
     def store(self, base: Path) -> HoldingStore:
         return MaildirStore(f"{base}/%u", hold=self.hold, limit=lambda _: self.limit)

@@ -196,7 +196,7 @@ def test_power_failure_after_a_failed_append(kind: str, memory: Path, once: bool
 
 
 @pytest.mark.parametrize("kind", ["mbox", "mbox with mail"])
-def test_next_message_mends_what_a_failed_one_could_not(kind: str, memory: Path) -> None:
+def test_next_message_repairs_a_failed_append(kind: str, memory: Path) -> None:
     base = memory / "base"
     begin(kind, base)
     writes = 0

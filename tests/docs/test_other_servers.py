@@ -12,7 +12,7 @@ NAMED = re.findall(r"\| `([^`]+)` \|$", (rfc.HOUSE / "docs" / "other-servers.md"
 
 
 @pytest.mark.parametrize("named", dict.fromkeys(NAMED))
-def test_it_is_there(named: str) -> None:
+def test_known_bugs_name_existing_tests(named: str) -> None:
     path, _, function = named.partition("::")
     text = (rfc.HOUSE / "tests" / path).read_text()
     assert not function or re.search(rf"^def {function}\(", text, re.M)

@@ -73,7 +73,7 @@ def test_figures_of_sizing_were_measured() -> None:
         ), question
 
 
-def test_front_page_shows_what_the_demo_prints() -> None:
+def test_front_page_shows_the_output_of_the_demo() -> None:
     text = runpy.run_path(str(DOCS / "screenshot.py"))["screenshot"]()
     assert text.startswith("$ restante demo\n    start  POP3S on 127.0.0.1, ")
     assert "Invoice 4711" in text

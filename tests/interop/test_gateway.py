@@ -83,7 +83,7 @@ def test_mail_comes_at_login_and_is_deleted_upstream_after_the_hold(tmp_path: Pa
             assert (status, len(fetched)) == (0, 1)
 
 
-def test_upstream_down_serves_what_is_here(tmp_path: Path) -> None:
+def test_unreachable_upstream_serves_local_mail(tmp_path: Path) -> None:
     """The maildrop is never shown as empty."""
     with serving() as upstream:
         upstream.deliver(LETTERS)

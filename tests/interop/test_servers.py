@@ -51,7 +51,7 @@ class Collector:
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_each_message_is_taken_once_and_deleted_when_asked(name: str, tmp_path: Path) -> None:
+def test_each_message_is_stored_once_and_deleted_on_request(name: str, tmp_path: Path) -> None:
     def sent(count: int) -> list[bytes]:
         return sorted(letter(each).partition(b"\r\n\r\n")[2] for each in range(count))
 

@@ -91,7 +91,7 @@ def test_appended_mail_waits_for_the_next_session(servers: Shared) -> None:
         assert retrieve(pop3, 5) == b"Subject: new\r\n\r\nappended\r\n"
 
 
-def test_imap_sees_what_pop3_removes_and_gives_back(servers: Shared) -> None:
+def test_imap_sees_mail_removed_and_restored_by_pop3(servers: Shared) -> None:
     with servers.imap() as imap:
         with servers.pop3() as pop3:
             pop3.dele(1)
@@ -106,7 +106,7 @@ def test_imap_sees_what_pop3_removes_and_gives_back(servers: Shared) -> None:
     assert sorted(servers.everywhere()) == sorted(MESSAGES)
 
 
-def test_unique_ids_survive_what_imap_does(servers: Shared) -> None:
+def test_unique_ids_survive_changes_by_imap(servers: Shared) -> None:
     with servers.pop3() as pop3:
         before = unique_ids(pop3)
     with servers.imap() as imap:

@@ -179,7 +179,7 @@ def texts(messages: list[bytes]) -> Counter[bytes]:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_nothing_is_lost_and_nothing_is_there_twice(seed: int) -> None:
+def test_no_message_is_lost_or_duplicated(seed: int) -> None:
     with shared([]) as servers:
         soak = Soak(servers, seed)
         run(

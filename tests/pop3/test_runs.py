@@ -68,7 +68,7 @@ def test_a_run_is_one_event_of_a_bounded_number_of_messages() -> None:
     assert events < 10
 
 
-def test_what_was_not_sent_of_a_run_is_requested_again() -> None:
+def test_unsent_messages_of_a_run_are_requested_again() -> None:
     session = opened(9)
     session.receive(b"TOP 1 5\r\nTOP 3 5\r\nTOP 2 5\r\nDELE 1\r\nDELE 9\r\n")
     first = session.next()

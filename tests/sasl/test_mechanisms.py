@@ -1,4 +1,4 @@
-"""Each mechanism by itself: the RFCs' examples, then everything that may go wrong."""
+"""Each mechanism alone: the examples of the RFCs, then everything that may go wrong."""
 
 from __future__ import annotations
 

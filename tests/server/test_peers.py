@@ -74,7 +74,7 @@ def test_reading_marks_nothing_as_seen(end: str, run: Run[None], tmp_path: Path)
 @pytest.mark.parametrize(
     "typed", [b"<script>", b"XYZZY", b"RETR XYZZY", b"USER a XYZZY", b"LANG XYZZY"]
 )
-def test_no_response_repeats_what_a_client_typed(typed: bytes) -> None:
+def test_no_response_repeats_client_input(typed: bytes) -> None:
     """Dovecot: "-ERR Unknown command: …"; with HTTP it is a script in a browser (ALPACA)."""
     core = Core([])
     for command in (typed, b"AUTH " + typed, b"PASS " + typed):

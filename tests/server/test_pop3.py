@@ -1070,7 +1070,7 @@ def test_deletions_are_unlimited_by_default(run: Run[None]) -> None:
         ([], "dropped"),
     ],
 )
-def test_log_says_what_became_of_deletions_not_how_the_connection_ended(
+def test_log_shows_the_result_of_deletions_not_the_end_of_the_connection(
     lines: list[bytes], quit_: str, run: Run[None], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

@@ -139,7 +139,7 @@ def test_file_truncated_during_sendfile_gets_no_final_dot(tmp_path: Path, run: R
             (connection,) = server.service.connections
             async with asyncio.timeout(10):
                 while not connection._output.is_blocked or connection._output.written < 100_000:  # noqa: ASYNC110
-                    await asyncio.sleep(0)  # no event tells that the kernel has begun
+                    await asyncio.sleep(0)  # no event signals that the kernel has begun
             os.truncate(path, 1000)
             client.writer.transport.resume_reading()  # type: ignore[attr-defined]
             said = await client.rest()

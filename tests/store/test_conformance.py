@@ -41,7 +41,7 @@ def test_user_without_mail_has_an_empty_maildrop(store: HoldingStore) -> None:
 
 @pytest.mark.parametrize("octets", MESSAGES.values(), ids=MESSAGES.keys())
 @pytest.mark.rfc("P-023", "P-025", "P-026", "P-027")
-def test_size_is_what_goes_over_the_wire(store: HoldingStore, octets: bytes) -> None:
+def test_size_is_that_of_the_wire_form(store: HoldingStore, octets: bytes) -> None:
     async def story() -> None:
         delivered = await deliver(store, "ann", octets)
         async with store.open("ann") as maildrop:
@@ -308,7 +308,7 @@ def test_restore_skips_messages_that_are_not_held(store: HoldingStore) -> None:
     run(story())
 
 
-def test_purge_destroys_what_is_old_enough(store: HoldingStore) -> None:
+def test_purge_destroys_old_enough_mail(store: HoldingStore) -> None:
     async def story() -> None:
         await remove(store, "ann", [await deliver(store, "ann", TEXT)])
         kept = await deliver(store, "ann", TEXT)

@@ -329,7 +329,7 @@ def ages(place: Path) -> Path:
     return place
 
 
-def test_recent_mail_is_what_arrived_in_the_last_days(maildir: MaildirStore, ages: Path) -> None:
+def test_recent_mail_arrived_in_the_last_days(maildir: MaildirStore, ages: Path) -> None:
     assert sorted(texts(maildir, MONTH)) == [b"1\r\n", b"29\r\n", b"odd\r\n"]
 
 

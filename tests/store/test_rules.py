@@ -354,7 +354,7 @@ def test_a_forecast_changes_nothing(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize(("age", "is_told"), [(15 * DAY, 12), (13.5 * DAY, 0)])
-def test_the_first_round_of_this_version_reports_only_what_its_rule_does_not_explain(
+def test_first_round_of_this_version_reports_only_unexplained_removals(
     maildir: MaildirStore, place: Path, age: float, is_told: int
 ) -> None:
     """Mail that the unchanged hold destroys within a day is not reported."""

@@ -739,7 +739,7 @@ def test_held_message_that_goes_while_it_is_listed(maildir: MaildirStore, full: 
         assert held(maildir) == ["2.a", "3.a"]
 
 
-def test_purge_is_durable_and_sweeps_what_deliveries_left(
+def test_purge_is_durable_and_sweeps_leftovers_of_deliveries(
     maildir: MaildirStore, full: Path
 ) -> None:
     run(mark(maildir, VICTIMS))
