@@ -41,6 +41,8 @@ _LIFETIME = timedelta(days=3650)  # long, because devices pin this very certific
 class ServerContext(ssl.SSLContext):
     """A context for accepting connections."""
 
+    can_bind = True
+    """Whether to compute ``end_point``: parsing the certificate needs a large library."""
     end_point: bytes = b""
     """Channel binding to the certificate, for SCRAM (RFC 5929 §4)."""
 
@@ -51,7 +53,8 @@ class ServerContext(ssl.SSLContext):
             ConfigurationError: names the file and the mistake; nothing has changed.
         """
         load_own(self, certificate, key)
-        self.end_point = end_point(ssl.PEM_cert_to_DER_cert(_first_block(certificate)))
+        if self.can_bind:
+            self.end_point = end_point(ssl.PEM_cert_to_DER_cert(_first_block(certificate)))
 
 
 class ForeignProtocol(ssl.SSLError):
@@ -95,17 +98,24 @@ def load_own(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
 
 
 def server_context(
-    certificate: Path, key: Path, minimum: str = "1.2", client_ca: Path | None = None
+    certificate: Path,
+    key: Path,
+    minimum: str = "1.2",
+    client_ca: Path | None = None,
+    *,
+    can_bind: bool = True,
 ) -> ServerContext:
     """Return a context with this certificate.
 
     Clients are asked for a certificate only with ``client_ca``, the authorities that issue trusted
-    ones (RFC 8314 §4.2); they need not have one.
+    ones (RFC 8314 §4.2); they need not have one.  Without ``can_bind`` no mechanism can bind to
+    the connection (``SCRAM-…-PLUS``).
 
     Raises:
         ConfigurationError: names the file and the mistake.
     """
     context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
+    context.can_bind = can_bind
     _restrict(context, minimum)
     context.set_alpn_protocols(["pop3", *_FOREIGN.split()])
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION

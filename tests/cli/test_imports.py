@@ -29,6 +29,7 @@ _PROBE = """
 import sys
 before = set(sys.modules)
 from restante.cli.main import main
+#
 try:
     main()
 finally:
@@ -37,12 +38,13 @@ finally:
 """
 
 
-def imported(*arguments: str, stdin: bytes = b"") -> set[str]:
-    """Return the modules that a command imports."""
-    command = [sys.executable, "-c", _PROBE, *arguments]
+def imported(*arguments: str, stdin: bytes = b"", patch: str = "") -> set[str]:
+    """Return the modules that a command imports; ``patch`` is executed before it."""
+    command = [sys.executable, "-c", _PROBE.replace("#", patch), *arguments]
     done = subprocess.run(command, input=stdin, capture_output=True, timeout=30)
     said = done.stderr.decode()
     assert "imported: " in said, said
+    assert "Traceback" not in said, said
     return set(said.rpartition("imported: ")[2].split())
 
 
@@ -103,3 +105,30 @@ def test_a_client_needs_no_server_and_no_store(verb: str, home: Path) -> None:
     assert heavy(modules) <= _STORE | {"tempfile"}
     assert packages(modules) == _PACKAGES - {"server", "smtp", "store"}
     assert "restante.client.asynchronous" in modules
+
+
+_WITHOUT_WORKERS = """
+import gc
+from restante.app.supervisor import Supervisor
+def run(supervisor):
+    assert gc.get_freeze_count(), "a search for cycles in a worker copies all objects"
+    return 0
+Supervisor.run = run
+"""
+
+
+def test_workers_share_what_they_need_and_nothing_else(
+    home: Path, certificate: tuple[Path, Path]
+) -> None:
+    """A module that is imported before the fork is in memory once."""
+    cert, key = certificate
+    source = home / "restante.toml"
+    source.write_text(
+        '[server]\nlisten = ["pop3s://127.0.0.1:0"]\nworkers = 2\n'
+        f'[tls]\nmode = "files"\ncert = "{cert}"\nkey = "{key}"\n'
+    )
+    modules = imported("-c", str(source), "serve", patch=_WITHOUT_WORKERS)
+    assert "uvloop" in modules
+    assert heavy(modules) <= _STORE | {"tempfile", "uvloop"}
+    assert not modules & {"restante.surrogate", "email.headerregistry"}
+    assert packages(modules) == _PACKAGES - {"client", "collect"}

@@ -8,10 +8,12 @@ import poplib
 import signal
 import smtplib
 import socket
+import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import pytest
 
 from restante import config, tls
 from restante.app import stores
-from restante.app.server import make_first_user
+from restante.app.server import make_first_user, tls_context
 from restante.clock import RELEASED
 
 from .conftest import Restante, program, started
@@ -410,3 +412,20 @@ def test_first_user_trusts_the_clock_only_where_there_is_no_mail(
         assert make_first_user(found, users) is None
     reading = clock.read()
     assert (reading.mark == reading.now) is not has_mail
+
+
+@pytest.mark.parametrize(
+    ("mechanisms", "can_bind"),
+    [
+        (("PLAIN", "SCRAM-SHA-256"), False),
+        (("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"), True),
+        (("SCRAM-SHA-1-PLUS",), True),
+    ],
+)
+def test_the_certificate_can_be_bound_to_where_a_mechanism_does(
+    mechanisms: tuple[str, ...], can_bind: bool, tmp_path: Path
+) -> None:
+    usual = config.ephemeral(tmp_path)
+    context = tls_context(replace(usual, auth=replace(usual.auth, mechanisms=mechanisms)))
+    certificate = ssl.PEM_cert_to_DER_cert((tmp_path / "tls/certificate.pem").read_text())
+    assert context.end_point == (sha256(certificate).digest() if can_bind else b"")

@@ -43,6 +43,12 @@ from . import backends, gateway, local, stores, systemd, throttling
 from .sockets import BoundSocket, addresses_of, listening
 from .upkeep import Upkeep, moment
 
+_new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None
+with suppress(ImportError):  # Windows, or an interpreter without a wheel
+    import uvloop
+
+    _new_loop = uvloop.new_event_loop
+
 _log = logging.getLogger("restante.serve")
 _GRACE = 10.0  # seconds that busy sessions may continue after SIGTERM
 _RENEW_EVERY = 86_400.0  # seconds for which one key opens the TLS session tickets
@@ -95,20 +101,23 @@ def _most_connections(wanted: int) -> int:
 
 
 def run_loop(work: Awaitable[None]) -> None:
-    try:
-        import uvloop
-    except ImportError:  # Windows, or an interpreter without a wheel
-        loop_factory = None
-    else:
-        loop_factory = uvloop.new_event_loop
-    # Objects that exist now stay, and sessions create no reference cycles of any size.  Searching
-    # for cycles each 700 objects (Python's default), among the objects of thousands of sessions,
-    # would only cost time.
+    """Run ``work`` in a new event loop."""
+    freeze()
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        runner.run(_await(work))
+
+
+def freeze() -> None:
+    """Exclude all objects that exist now from the search for reference cycles.
+
+    A supervisor calls this before it forks: a search in a worker would write to each object, and
+    so copy the memory that the workers share.  Sessions create no cycles of any size; searching
+    each 700 objects (Python's default), among the objects of thousands of sessions, would only
+    cost time.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(_await(work))
 
 
 async def _await(work: Awaitable[None]) -> None:
@@ -409,11 +418,12 @@ _FIXED: tuple[Callable[[Configuration], object], ...] = (
 )
 
 
-def tls_context(config: Configuration) -> ssl.SSLContext:
+def tls_context(config: Configuration) -> tls.ServerContext:
     certificate, key = certificate_files(config)
     wanted = config.tls
     client_ca = Path(wanted.client_ca) if wanted.client_ca else None
-    return tls.server_context(certificate, key, wanted.min_version, client_ca)
+    can_bind = any(name.endswith("-PLUS") for name in config.auth.mechanisms)
+    return tls.server_context(certificate, key, wanted.min_version, client_ca, can_bind=can_bind)
 
 
 def certificate_files(config: Configuration) -> tuple[Path, Path]:

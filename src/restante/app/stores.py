@@ -36,7 +36,12 @@ def _missing(config: Configuration) -> Iterator[str]:
         from .. import tls
 
         try:
-            tls.server_context(Path(config.tls.cert), Path(config.tls.key), config.tls.min_version)
+            tls.server_context(
+                Path(config.tls.cert),
+                Path(config.tls.key),
+                config.tls.min_version,
+                can_bind=False,
+            )
         except ConfigurationError as error:
             yield str(error)
     if config.store.kind == "maildir" and not config.store.path.startswith(f"{config.state}/"):

@@ -26,6 +26,7 @@ from ..app.server import (
     Running,
     SharedResources,
     certificate_files,
+    freeze,
     make_first_user,
     reload,
     run_loop,
@@ -143,6 +144,7 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
             ended=tally.forget,
             terminal=Terminal(),
         )
+        freeze()
         return supervisor.run()
 
 

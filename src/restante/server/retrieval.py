@@ -23,7 +23,6 @@ from ..errors import RestanteError, TemporaryFailure
 from ..maildrop import Maildrop, RawMessage, RawReading
 from ..message import Top
 from ..pop3.state import Retrieve
-from ..surrogate import Downgrade
 from ..threads import in_thread
 from ..wire import TERMINATION, Stuffer
 from .output import Output
@@ -219,6 +218,8 @@ async def downgraded(source: AsyncGenerator[bytes, None]) -> AsyncGenerator[byte
     Raises:
         NeedsUTF8: no surrogate is possible; nothing was yielded.
     """
+    from ..surrogate import Downgrade  # with parts of ``email`` that few servers need
+
     downgrade = Downgrade()
     async with aclosing(source) as whole:
         async for octets in whole:
