@@ -117,7 +117,7 @@ Supervisor.run = run
 """
 
 
-def test_workers_share_what_they_need_and_nothing_else(
+def test_workers_share_only_the_modules_that_they_need(
     home: Path, certificate: tuple[Path, Path]
 ) -> None:
     """A module that is imported before the fork is in memory once."""
