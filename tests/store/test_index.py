@@ -400,6 +400,64 @@ def test_nothing_is_appended_to_an_index_that_another_process_has_changed(
     assert len(found) == 0
 
 
+def test_only_changes_of_another_process_are_read(
+    maildir: MaildirStore, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index of 100,000 messages has 10 MB, and it is checked whenever it is read."""
+    other = MaildirStore(f"{place.parent}/%u")
+    put(place, "cur/1.a:2,S", b"x")
+    settled(maildir)
+    run(listing(other, "ann"))
+    read, offsets = files.read, list[int]()
+
+    def watched_read(name: str, parent: int, offset: int = 0) -> bytes:
+        offsets.extend([offset] * (name == INDEX))
+        return read(name, parent, offset)
+
+    monkeypatch.setattr(files, "read", watched_read)
+    for number in range(2, 8):
+        put(place, f"new/{number}.b", b"x" * number)
+        offsets.clear()
+        for store in (maildir, other) if number % 2 else (other, maildir):
+            entries = run(listing(store, "ann"))
+            assert [entry.size for entry in entries] == [*range(3, number + 3)]
+        assert 0 not in offsets
+        assert parts(known(maildir)) == parts(known(other))
+
+
+def test_another_index_in_the_same_file_is_read_whole(maildir: MaildirStore, place: Path) -> None:
+    """File systems give the inode number of a removed file to the next one."""
+    put(place, "cur/1.a:2,S", b"x")
+    settled(maildir)
+    old = known(maildir)
+    other = old.changed(index.IndexChange(other={0: old.row(0)._replace(size=99)}), index.UNKNOWN)
+    (place / INDEX).write_bytes(other.encode(place.stat().st_ino))
+    directory = os.open(place, os.O_RDONLY)
+    loaded = index.load(directory, old)
+    os.close(directory)
+    assert loaded is not None
+    assert [entry.size for entry in loaded] == [99]
+
+
+def test_damaged_changes_of_another_process_lose_nothing(
+    maildir: MaildirStore, place: Path
+) -> None:
+    other = MaildirStore(f"{place.parent}/%u")
+    whole, begin = changed_on_disk(maildir, place)
+    run(listing(other, "ann"))
+    put(place, "new/4.b", b"x")
+    expected = run(listing(other, "ann"))
+    longer = (place / INDEX).read_bytes()
+    assert longer.startswith(whole)
+    for octets in (longer[:-1], longer[:-1] + b"x", whole + b"x", whole, whole[:-1], b"", longer):
+        (place / INDEX).write_bytes(octets)  # its inode number stays
+        store = MaildirStore(f"{place.parent}/%u")
+        store._indexes = {"ann": known(maildir)}
+        assert run(listing(store, "ann")) == expected
+        assert run(listing(MaildirStore(f"{place.parent}/%u"), "ann")) == expected
+    assert len(whole) > begin
+
+
 def index_on_disk(place: Path) -> Index | None:
     return Index.decode((place / INDEX).read_bytes(), place.stat().st_ino)
 

@@ -600,10 +600,12 @@ def read_cached(name: str, parent: int, most: int) -> bytes | None:
         os.close(file)
 
 
-def read(name: str, parent: int) -> bytes:
-    """Return all octets of a file that is not a message."""
+def read(name: str, parent: int, offset: int = 0) -> bytes:
+    """Return the octets of a file that is not a message, from ``offset`` on."""
     with reading(name, parent) as file:
-        octets = os.read(file, max(os.fstat(file).st_size, 1))
+        if offset:
+            os.lseek(file, offset, os.SEEK_SET)
+        octets = os.read(file, max(os.fstat(file).st_size - offset, 1))
         return octets + b"".join(iter(partial(os.read, file, PIECE), b""))
 
 

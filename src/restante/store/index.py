@@ -47,7 +47,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from enum import IntEnum
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import NamedTuple, overload
 
 from ..maildrop import Entry, Rendered
@@ -94,6 +94,7 @@ class Form(IntEnum):
 
 
 _FORMS = tuple(Form) * 2
+_IN_NEW, _IN_CUR = (bytes((octet >= _NEW) == is_new for octet in range(256)) for is_new in (1, 0))
 
 
 class Row(NamedTuple):
@@ -244,11 +245,11 @@ class Index(Rendered):
 
     def files_in(self, directory: str) -> dict[str, int]:
         """Return the places of the messages in that directory, by file name."""
-        is_new = directory == "new"
-        places = [at for at, form in enumerate(self._forms) if (form >= _NEW) == is_new]
-        if not places:
+        is_there = self._forms.translate(_IN_NEW if directory == "new" else _IN_CUR)
+        first, end = is_there.find(1), is_there.rfind(1) + 1
+        if not end:
             return {}
-        first = places[0]
+        places = list(compress(range(first, end), is_there[first:end]))
         ids = self._unique_ids(first, places[-1] + 1)
         ends = self._name_ends
         packed = self._names.decode("latin-1")  # so that octets are counted
@@ -286,7 +287,7 @@ class Index(Rendered):
     @property
     def is_guessed(self) -> bool:
         """Whether the size of some message is a guess."""
-        return any(octet & 3 == Form.GUESSED for octet in set(self._forms))
+        return Form.GUESSED in self._forms or _NEW | Form.GUESSED in self._forms
 
     def form(self, at: int) -> Form:
         return _FORMS[self._forms[at]]
@@ -420,10 +421,18 @@ class Index(Rendered):
         None: damaged, of another version, or of another maildrop.
         """
         index = cls._decode(memoryview(octets), maildrop)
-        while index is not None and index.on_disk is not None:
-            later = index._decode_change(memoryview(octets)[index.on_disk.octets :])
-            if later is None:
-                break
+        return None if index is None else index.continued(memoryview(octets)[index._end :])
+
+    @property
+    def _end(self) -> int:
+        """Octets of the file up to and with this index."""
+        return self.on_disk.octets if self.on_disk is not None else 0
+
+    def continued(self, octets: memoryview) -> Index:
+        """Return the index after the whole changes that follow it in its file."""
+        index, at = self, 0
+        while (later := index._decode_change(octets[at:])) is not None:
+            at += later._end - index._end
             index = later
         return index
 
@@ -506,18 +515,38 @@ def trusted(current: Stamps, began: int) -> Stamps:
     return tuple(older)
 
 
-def load(maildrop: int) -> Index | None:
-    """Return the index on disk, or None if it is missing or damaged."""
+def load(maildrop: int, known: Index | None = None) -> Index | None:
+    """Return the index on disk, or None if it is missing or damaged.
+
+    ``known``: if its file still begins with it, only what was appended since then is read.
+    """
     try:
-        octets = files.read(INDEX, maildrop)
-        index = Index.decode(octets, files.inode(maildrop))
-        if index is not None and index.on_disk is not None:
-            is_whole = index.on_disk.octets == len(octets)
-            inode = files.status(INDEX, maildrop).st_ino
-            index.on_disk = index.on_disk._replace(inode=inode) if is_whole else None
+        inode = files.status(INDEX, maildrop).st_ino
+        index, end = _continuation(maildrop, known) if known is not None else (None, 0)
+        if index is None:
+            octets = files.read(INDEX, maildrop)
+            index, end = Index.decode(octets, files.inode(maildrop)), len(octets)
     except OSError:
         return None
+    if index is not None and index.on_disk is not None and index is not known:
+        is_whole = index.on_disk.octets == end
+        index.on_disk = index.on_disk._replace(inode=inode) if is_whole else None
     return index
+
+
+def _continuation(maildrop: int, known: Index) -> tuple[Index | None, int]:
+    """Return the index on disk, and the octets of its file; None if that does not begin with
+    ``known``.
+
+    The checksum decides, since a file that was replaced may have got the same inode number.
+    """
+    if known.on_disk is None:
+        return None, 0
+    begin = known.on_disk.octets - _DIGEST
+    octets = files.read(INDEX, maildrop, begin)
+    if octets[:_DIGEST] != known.on_disk.digest:
+        return None, 0
+    return known.continued(memoryview(octets)[_DIGEST:]), begin + len(octets)
 
 
 def is_damaged(maildrop: int) -> bool:

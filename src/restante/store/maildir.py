@@ -244,7 +244,7 @@ class MaildirStore:
             now = stamps(maildrop)
             if known is not None and known.stamps == now:
                 return known, True
-            loaded = load(maildrop)
+            loaded = load(maildrop, known)
             if loaded is None:
                 return known, False
             return loaded, loaded.stamps == now
