@@ -289,7 +289,7 @@ def test_a_server_without_a_database_of_its_own(home: Path) -> None:
         ('pam.service = "../shadow"', "auth.pam.service: must be the name of a file in /etc/pam.d"),
         (
             'chain = ["pam"]\npam.service = "no-such-service"',
-            "auth.pam.service: /etc/pam.d/no-such-service is not there",
+            "auth.pam.service: /etc/pam.d/no-such-service does not exist",
         ),
         ('chain = ["oauth"]', "auth.chain: requires a back end for passwords beside oauth"),
         ('chain = ["users", "oauth"]', "auth.oauth.issuer: is missing"),

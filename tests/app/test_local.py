@@ -140,7 +140,7 @@ def test_a_directory_above_a_destination_is_never_made(
     checked, collected = restante("check"), restante("collect", "isp")
     assert (checked.code, collected.code) == (78, 75)
     assert f"mkdir -p {tmp_path}/disk" in checked.err
-    assert f"{tmp_path}/disk is not there" in collected.err
+    assert f"{tmp_path}/disk does not exist" in collected.err
     assert not (tmp_path / "disk").exists()
     assert len(configure.upstream.messages("u")) == 1
 
@@ -169,7 +169,7 @@ def test_check_misses_a_user_database(restante: Restante, configure: Configure) 
     """A server may wait for its disk, but `check` reports it."""
     configure("maildrop:ann", 'poll_on_login = "5s"')
     found = restante("check")
-    assert (found.code, "next: restante user add" in found.err) == (78, True)
+    assert (found.code, "run: restante user add" in found.err) == (78, True)
     assert restante("collect", "isp").code == 75
     gateway.look_over(config.load(configure.path, environment=environment(configure.home)))
 

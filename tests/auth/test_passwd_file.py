@@ -178,7 +178,7 @@ def test_latin_1_name_is_refused_not_unknown(path: Path, caplog: pytest.LogCaptu
         assert not account.is_enabled
         assert refused(file, typed, "p") == "line-refused"
     assert run(file.account("m\udcfcller")) is None
-    reason = "begins with a name that is not UTF-8; next: convert the file by iconv"
+    reason = "begins with a name that is not UTF-8; convert the file with iconv"
     fields = [each.__dict__["fields"] for each in caplog.records]
     assert [(each["line"], each["reason"]) for each in fields] == [(2, reason)]
     accounts, problems = file.review()

@@ -301,7 +301,7 @@ def no_store(home: Path) -> tuple[str, int, str]:
     return (
         f"[store]\npath = '{home}/mail/%u'",
         78,
-        f"store.path: {home}/mail is not there; next: mkdir -p {home}/mail",
+        f"store.path: {home}/mail does not exist; run: mkdir -p {home}/mail",
     )
 
 

@@ -303,7 +303,7 @@ def test_names_are_durable_from_the_beginning(kind: str, tmp_path: Path) -> None
 @with_paths
 def test_no_directory_above_the_destination_is_made(kind: str, tmp_path: Path) -> None:
     """The disk may not be mounted: the next mount would hide the mail."""
-    with pytest.raises(TemporaryFailure, match=f"{tmp_path}/disk is not there; is its disk mou"):
+    with pytest.raises(TemporaryFailure, match=f"{tmp_path}/disk does not exist; is its disk mou"):
         open_destination(f"{kind}:{tmp_path}/disk/mail".removeprefix("folder:"))
     assert list(tmp_path.iterdir()) == []
 

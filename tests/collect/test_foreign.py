@@ -347,7 +347,7 @@ def test_mpops_account_that_cannot_be_imported_says_why(
 def test_missing_parent_of_an_mpop_account_is_named(tmp_path: Path) -> None:
     rc = written(tmp_path / "rc", "account my isp : nothing\nhost h\nuser u\n")
     (found,) = mpop(rc)
-    assert (found.name, "nothing, which is not there" in found.refused) == ("my isp", True)
+    assert (found.name, "nothing, which does not exist" in found.refused) == ("my isp", True)
 
 
 # The ledger.

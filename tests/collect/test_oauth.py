@@ -91,7 +91,7 @@ def test_the_loopback_address_takes_no_other_answer(server: StandIn) -> None:
 
 def test_declined_consent_is_reported(server: StandIn) -> None:
     question = Question(server.application, "http://127.0.0.1:1/", "mrose")
-    with pytest.raises(ConsentNeeded, match="did not agree"):
+    with pytest.raises(ConsentNeeded, match="the provider refused"):
         question.code(f"/?error=access_denied&state={question.state}")
 
 
@@ -115,7 +115,7 @@ def test_a_code_of_another_question_is_worth_nothing(server: StandIn) -> None:
     query = dict(part.split("=") for part in mine.url.partition("?")[2].split("&"))
     server.agree({key: unquote(value) for key, value in query.items()})
     stolen = replace(mine, verifier="another")
-    with pytest.raises(ConsentNeeded, match="taken back"):
+    with pytest.raises(ConsentNeeded, match="was revoked"):
         stolen.tokens(web.post(server.provider.token, stolen.redeem("the-code")), 0.0)
     server.nonce = "another"
     with pytest.raises(ConsentNeeded, match="another request"):
@@ -246,7 +246,7 @@ def test_revoked_consent_names_the_next_step(server: StandIn, file: Tokenfile) -
     assert file.get() == before
     failure = file.failure()
     assert failure is not None
-    assert "taken back" in failure[1]
+    assert "was revoked" in failure[1]
     file.put(before)
     assert file.failure() is None
 
@@ -321,10 +321,10 @@ def test_secrets_go_by_https_and_nowhere_else(server: StandIn) -> None:
         ("invalid_grant", "AADSTS700082: The refresh token has expired", "not used for long"),
         ("unauthorized_client", "AADSTS700016: Application not found", "client_id"),
         ("invalid_client", "AADSTS7000218: The request body must contain", "public client flows"),
-        ("invalid_grant", "AADSTS1234567: whatever", "AADSTS1234567: the consent"),
+        ("invalid_grant", "AADSTS1234567: whatever", "AADSTS1234567: the sign-in"),
         ("invalid_grant", "Token has been expired or revoked.", "7 days"),
         ("admin_policy_enforced", "", "administrator forbids"),
-        ("odd\x1b[1m", "thing", "says odd[1m: thing"),
+        ("odd\x1b[1m", "thing", "reports odd[1m: thing"),
     ],
 )
 def test_errors_are_explained(error: str, description: str, meaning: str) -> None:

@@ -105,9 +105,9 @@ def _missing_for_passwd_file(auth: Auth) -> Iterator[str]:
 
 def _missing_for_pam(auth: Auth) -> Iterator[str]:
     if find_spec("pamela") is None:
-        yield "auth.chain: pam needs a library; next: pip install 'restante[pam]'"
+        yield "auth.chain: pam requires a library; run: pip install 'restante[pam]'"
     if not Path("/etc/pam.d", auth.pam.service).exists():
-        yield f"auth.pam.service: /etc/pam.d/{auth.pam.service} is not there"
+        yield f"auth.pam.service: /etc/pam.d/{auth.pam.service} does not exist"
 
 
 def _missing_for_ldap(auth: Auth) -> Iterator[str]:
@@ -115,7 +115,7 @@ def _missing_for_ldap(auth: Auth) -> Iterator[str]:
 
     ldap = auth.ldap
     if find_spec("ldap") is None:
-        yield "auth.chain: ldap needs a library; next: pip install 'restante[ldap]'"
+        yield "auth.chain: ldap requires a library; run: pip install 'restante[ldap]'"
     if ldap.ca_file and not is_readable(ldap.ca_file):
         yield f"auth.ldap.ca_file: {ldap.ca_file}: no certificates can be read there"
     if ldap.bind_dn:
@@ -142,7 +142,7 @@ def _missing_for_tokens(oauth: Provider) -> Iterator[str]:
     if oauth.ca_file and not is_readable(oauth.ca_file):
         yield f"auth.oauth.ca_file: {oauth.ca_file}: no certificates can be read there"
     if oauth.jwks and find_spec("jwt") is None:
-        yield "auth.oauth.jwks: needs a library; next: pip install 'restante[jwt]'"
+        yield "auth.oauth.jwks: requires a library; run: pip install 'restante[jwt]'"
     if oauth.jwks and "://" not in oauth.jwks:
         yield from _missing_file(oauth.jwks, "auth.oauth.jwks")
     if oauth.introspection:

@@ -250,7 +250,7 @@ def chosen(config: Configuration, names: Sequence[str], *, everything: bool) -> 
         raise UnsafeArgument("which accounts? NAME …, or --all")
     for name in names:
         if name not in config.account:
-            known = ", ".join(config.account) or "none yet; next: restante account add"
+            known = ", ".join(config.account) or "none yet; run: restante account add"
             raise UnsafeArgument(f"no account {name!r}; there are: {known}")
     return [Job.of(config, name) for name in dict.fromkeys(names or config.account)]
 

@@ -72,7 +72,7 @@ def open_maildrop(config: Configuration, recipient: str) -> LocalMaildrop:
         user = asyncio.run(maildrop_of(config, recipient))
     except NoSuchUser as error:
         raise ConfigurationError(
-            f"maildrop:{recipient}: {error}; next: restante user add {recipient}"
+            f"maildrop:{recipient}: {error}; run: restante user add {recipient}"
         ) from error
     with ExitStack() as opened:
         users = opened.enter_context(closing(stores.users(config)))

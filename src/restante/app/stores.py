@@ -51,7 +51,7 @@ def _missing(config: Configuration) -> Iterator[str]:
             yield f"store.path: {error}"
         else:
             if not base.is_dir():
-                yield f"store.path: {base} is not there; next: mkdir -p {base}"
+                yield f"store.path: {base} does not exist; run: mkdir -p {base}"
             elif not os.access(base, os.W_OK | os.X_OK):
                 yield f"store.path: {base} cannot be written by this user"
     if config.tls.client_ca:

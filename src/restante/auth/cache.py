@@ -7,7 +7,7 @@ changes, so does the generation, and older entries never match again.  No passwo
 answers to passwords are cached; challenges and tokens are checked each time.  Whether an account
 may be opened now is not cached, but checked at each login.
 
-Limits: two tables of fixed size, so that wrong guesses do not displace right passwords.
+Limits: two tables of fixed size, so that wrong guesses do not displace correct passwords.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from ..passdb import (
     UserAccount,
 )
 
-# Seconds; ours.  A right password lasts for one interval of a client that polls every few minutes;
-# without generations a change takes effect after a minute.
+# Seconds; estimates.  A correct password is cached for one interval of a client that polls every
+# few minutes.  Without generations a change takes effect after a minute.
 _RIGHT_LIFETIME, _RIGHT_LIFETIME_WITHOUT_GENERATION = 300.0, 60.0
-_WRONG_LIFETIME = 10.0  # seconds; for a client that repeats itself, not for one that guesses
+_WRONG_LIFETIME = 10.0  # seconds; an estimate for clients that repeat a wrong password at once
 _MAX_RIGHT, _MAX_WRONG = 16_384, 4_096  # entries of about 0.5 KiB: 10 MiB together
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ class Cache:
         try:
             account = await self._passdb.verify(credentials)
         except AuthenticationFailed as error:
-            # Only a generation shows that the password was corrected meanwhile.
+            # Only a changed generation shows that the password was corrected meanwhile.
             if self._is_exact(generation) and generation == await self._generation(credentials):
                 self._wrong.put(key, error.reason, _WRONG_LIFETIME)
             raise
@@ -103,7 +103,7 @@ class Cache:
         return account
 
     def _is_exact(self, generation: bytes | None) -> bool:
-        """Whether every change that matters would have changed this generation."""
+        """Return whether every relevant change would have changed this generation."""
         return generation is not None and self._has_all_generations
 
     def clear(self) -> None:
@@ -131,7 +131,7 @@ class Cache:
 
 
 class _Table(Generic[T]):
-    """At most ``size`` entries that expire; the least recently used one makes room."""
+    """At most ``size`` entries that expire; the least recently used one is evicted."""
 
     def __init__(self, size: int, clock: Callable[[], float]) -> None:
         self._size = size

@@ -54,7 +54,7 @@ class Backend(Verifier, Protocol):
     """A back end that can be part of a chain."""
 
     def close(self) -> None:
-        """Release what it holds; it is not used afterwards."""
+        """Release its resources; it is not used afterwards."""
 
 
 async def _generation(backend: Backend, identity: str) -> bytes | None:
@@ -93,9 +93,9 @@ class Chain:
     ) -> None:
         """
         Args:
-            backends: by name, in the order in which they are asked; at least one.
+            backends: by name, in the order of the queries; at least one.
             domains: mail domains of users whose names have none.
-            deadline: seconds for all questions of one login together.
+            deadline: seconds for all queries of one login together.
             issuer: verifies OAuth 2 tokens; with it the chain implements ``Tokens``.
             takes_unknown_users: whether a token also admits a user that no back end knows.
             takes_certificates: whether the chain implements ``Certificates``.

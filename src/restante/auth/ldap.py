@@ -4,7 +4,7 @@ Security: the client's input is escaped in filters (RFC 4515 §3) and is never p
 distinguished name.  Empty passwords are refused here, because a server would accept such a bind as
 an anonymous one (RFC 4513 §5.1.2).  Passwords leave this machine over TLS only; certificates and
 host names are verified; referrals are not followed.
-Limits: one connection for each question.  All steps end at the deadline of the login, except the
+Limits: one connection for each query.  All steps end at the deadline of the login, except the
 look-up of the server's address, whose time the system limits.
 """
 
@@ -25,7 +25,7 @@ from . import passwords
 from .names import BadName, check_name
 from .names import key as _key
 
-_AT_ONCE = 16  # connections; ours, as many as a small directory serves without delay
+_AT_ONCE = 16  # connections; an estimate of what a small directory serves without delay
 _DECOY = "cn=nobody"  # below the base; the entry to bind as for an unknown user
 
 
@@ -67,7 +67,7 @@ class Ldap:
     """Implements ``Passdb`` and ``Accounts`` over one directory."""
 
     def __init__(self, search: Search, deadline: float = 10.0) -> None:
-        """``deadline``: seconds for all questions of one login together."""
+        """``deadline`` is in seconds, for all queries of one login together."""
         self._search = search
         self._deadline = deadline
         self._threads = Threads("ldap", _AT_ONCE)
@@ -102,7 +102,7 @@ class Ldap:
         return None if entry is None else UserAccount(name, name)
 
     def close(self) -> None:
-        """There is nothing to close: each question has its own connection."""
+        """Do nothing: each query has its own connection."""
 
     def _find(self, name: str, end: float) -> str | None:
         """Return the distinguished name of the one entry with this user name, or None."""
@@ -167,7 +167,7 @@ class Ldap:
             try:
                 directory.set_option(ldap.OPT_PROTOCOL_VERSION, 3)
                 directory.set_option(ldap.OPT_REFERRALS, 0)
-                # Otherwise a server that accepts a TLS connection and stays silent blocks for ever.
+                # Otherwise a server that accepts TLS and sends nothing blocks without end.
                 directory.set_option(ldap.OPT_CONNECT_ASYNC, 1)
                 directory.set_option(ldap.OPT_X_TLS_REQUIRE_CERT, ldap.OPT_X_TLS_DEMAND)
                 if self._search.ca_file:

@@ -46,7 +46,7 @@ class LoginQueue:
         """
         Args:
             priority: returns the priority of a login and the group in which it takes turns.
-            slots: maximum number of questions to ``backend`` at the same time.
+            slots: maximum number of queries to ``backend`` at the same time.
             share: fraction of one slot's time that ``Priority.DIRTY`` may use.
         """
         self._backend = backend

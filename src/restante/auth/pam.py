@@ -26,8 +26,8 @@ from .names import key as _key
 
 FIRST_UID = 1000  # of regular users: UID_MIN of login.defs(5) on most systems
 _LAST_UID = 65_533  # 65534 is the overflow uid of Linux
-_AT_ONCE = 16  # checks, and look-ups of names; ours: each check is a process
-_END = 1.0  # seconds that the helper has to end its children and itself
+_AT_ONCE = 16  # checks, and look-ups of names, at once; an estimate, since each check is a process
+_END = 1.0  # seconds for the helper to end its children and itself
 _DECOY = "restante-nobody"  # checked instead of an unknown user, at the same cost
 _SUCCESS = 0
 # Status codes that are refusals; all others are errors (security/_pam_types.h).
@@ -131,7 +131,7 @@ class _Helper:
 
     def _send(self, caller: socket.socket) -> None:
         """Pass the helper its end of a check's socket."""
-        for _ in range(2):  # the first try fails if the helper has ended
+        for _ in range(2):  # the first attempt fails if the helper has ended
             try:
                 socket.send_fds(self._started(), [b"\0"], [caller.fileno()])
                 return

@@ -35,7 +35,7 @@ from .names import key as _key
 
 _log = logging.getLogger("restante.auth")
 _LOCKED = 2  # maximum characters of "*", "!" and "!!", which mean: no password
-_MAX_FILE = 64 * 2**20  # octets; ours, some 400,000 lines
+_MAX_FILE = 64 * 2**20  # octets; an estimate, some 400,000 lines
 # Seconds after which another change certainly has another time stamp: FAT has 2 s, others less.
 _SETTLED = 2.0
 _HARMLESS = ("userdb_", "event_", "forward_")  # prefixes of extra fields that restrict nothing
@@ -107,7 +107,7 @@ class PasswdFile:
         self._scheme = scheme
         self._content: _Content | None = None
         self._hashers = passwords.Hashers("passwd-file")
-        # Threads of its own, so that a file system that hangs blocks no thread that reads mail.
+        # Its own threads, so that a file system that hangs blocks no thread that reads mail.
         self._lookups = Threads("passwd-file", _LOOKUPS)
 
     async def verify(self, credentials: Credentials) -> UserAccount:
@@ -311,7 +311,7 @@ def _parse(line: str) -> _Entry:
     name, _, rest = line.partition(":")
     fields = rest.split(":", 6)  # the password, five of passwd(5), extra fields
     if (meant := _from_latin_1(name)) != name:
-        text = "begins with a name that is not UTF-8; next: convert the file by iconv"
+        text = "begins with a name that is not UTF-8; convert the file with iconv"
         raise _BadLine(text, _meant(meant))
     try:
         user = check_name(name)

@@ -61,7 +61,7 @@ def matches(password: str, stored: str, scheme: str = "CRYPT") -> bool:
         return known.check(password, text, encoding)
     except ImportError as error:
         raise BackendMisconfigured(
-            f"{name} needs {error.name}; next: pip install 'restante[passwords]'"
+            f"{name} needs {error.name}; run: pip install 'restante[passwords]'"
         ) from error
 
 

@@ -26,14 +26,14 @@ from .choices import ALGORITHMS
 from .http import ProviderClient
 
 _KINDS = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}  # of keys, by algorithm
-_MAX_TOKEN = 16_384  # octets; ours, to bound the work for a forged token
-_MAX_KEYS = 100  # of one provider; ours, to bound the work for a foreign key set
+_MAX_TOKEN = 16_384  # octets; an estimate, to bound the work for a forged token
+_MAX_KEYS = 100  # keys of one provider; an estimate, to bound the work for a foreign key set
 _MIN_RSA = 2048  # bits (RFC 7518 §3.3)
 # RFC 9068 §4 accepts at+jwt only; Google, Microsoft and older providers write JWT or nothing.  An
 # ID token, a logout token or a DPoP proof is not an access token.
 _ACCESS_TYPES = ("jwt", "at+jwt", "application/at+jwt")
 _LEEWAY = 30.0  # seconds that clocks may differ (RFC 7519 §4.1.4: a few minutes at most)
-_AT_ONCE = 16  # requests to the provider; ours
+_AT_ONCE = 16  # requests to the provider at once; an estimate
 
 Claims = Mapping[str, Any]
 

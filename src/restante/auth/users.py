@@ -37,7 +37,7 @@ from .last_use import LastUse
 from .names import BadName, addressed, check_new_name, normalise
 from .names import key as _key
 
-MAX_APP_PASSWORDS = 32  # of one user; ours, because a SCRAM login tries the keys of all
+MAX_APP_PASSWORDS = 32  # per user; an estimate, since a SCRAM login tries the keys of all
 _PASSWORD = "password"  # the label of the user's own password
 _PERMISSIONS = (
     "is_enabled, networks, needs_tls, mechanisms, is_read_only, login_delay, expire, folders"
@@ -476,7 +476,7 @@ class Users:
         So no login is refused and no mail bounces because a disk is not mounted.
         """
         if not os.path.exists(self._path):
-            raise unusable(f"{self._path} is not there; next: restante user add NAME")
+            raise unusable(f"{self._path} does not exist; run: restante user add NAME")
         try:
             with transaction(self._path) as database:
                 yield database
@@ -499,10 +499,10 @@ class _Secrets:
 
 
 def _secrets(password: str, salted: tuple[bytes, int] | None = None) -> _Secrets:
-    """Compute them, with new salt and iterations unless ``salted`` has them.
+    """Compute the stored values, with new salt and iterations unless ``salted`` has them.
 
     Raises:
-        BadPassword: invalid.
+        BadPassword: the password is invalid.
     """
     _check(password)
     password = prepared(password)

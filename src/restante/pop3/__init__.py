@@ -1,1 +1,1 @@
-"""POP3 without I/O: octets in, events out, for the server's side and the client's."""
+"""POP3 without I/O, for the server's side and the client's: octets in, events out."""

@@ -1,4 +1,4 @@
-"""The messages of one session as our client keeps them (RFC 1939 §5 LIST, §7 UIDL)."""
+"""The messages of one session in our client (RFC 1939 §5 LIST, §7 UIDL)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class Message:
     """One message of the listing."""
 
     number: int
-    """Its message-number; valid in this session only (RFC 1939 §4)."""
+    """Its message-number, valid only in this session (RFC 1939 §4)."""
     unique_id: str | None
-    """None when the server has no UIDL (RFC 1939 §7)."""
+    """Its unique-id; None if the server has no UIDL (RFC 1939 §7)."""
     size: int
-    """Octets as the server announces them; a hint."""
+    """Size in octets as announced by the server; may be wrong."""
     session: object = field(default=None, repr=False, compare=False)
-    """The session whose number it is; in another one the number may be another message's."""
+    """The session that the number belongs to; in another session it may mean another message."""
 
-    # Written out, though a dataclass would have the same: by an equality that a class defines,
-    # type checkers see that ``"AAa3" in listing`` makes sense.
+    # Defined although a dataclass has the same method: type checkers accept ``"AAa3" in listing``
+    # only if the class defines its equality.
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Message):
             return NotImplemented
@@ -37,7 +37,7 @@ class Listing(Sequence[Message]):
     """The messages of one session in the order of LIST, indexed by position or by unique-id.
 
     ``listing[0]`` is the first message, ``listing["AAa3"]`` the one with that unique-id, and
-    ``"AAa3" in listing`` says whether there is one.  A million messages, with usual unique-ids,
+    ``"AAa3" in listing`` tests whether it exists.  A million messages, with usual unique-ids,
     take some 60 MB, and 8 MB more once one of them is looked up by unique-id.
     """
 
@@ -46,9 +46,9 @@ class Listing(Sequence[Message]):
         self._numbers = array("Q")
         self._sizes = array("Q")
         self._texts = bytearray()  # all unique-ids
-        self._begins = array("Q")  # where a message's is in there
-        self._lengths = array("H")  # 0: it has none
-        self._sorted: array[int] | None = None  # positions by unique-id; made when they are needed
+        self._begins = array("Q")  # offset of each message's unique-id in ``_texts``
+        self._lengths = array("H")  # length of each unique-id; 0: none
+        self._sorted: array[int] | None = None  # positions sorted by unique-id; created when needed
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -58,7 +58,7 @@ class Listing(Sequence[Message]):
     @overload
     def __getitem__(self, at: slice) -> list[Message]: ...
     def __getitem__(self, at: int | str | slice) -> Message | list[Message]:
-        """A message by position or unique-id, or several by a slice.
+        """Return a message by position or unique-id, or several by a slice.
 
         Raises:
             IndexError: no such position.
@@ -78,7 +78,7 @@ class Listing(Sequence[Message]):
         return Message(self._numbers[at], unique_id or None, self._sizes[at], self._session)
 
     def get(self, unique_id: str) -> Message | None:
-        """The message with this unique-id, or None.
+        """Return the message with this unique-id, or None.
 
         Raises:
             LookupError: several messages have it.
@@ -89,7 +89,7 @@ class Listing(Sequence[Message]):
             return None
 
     def __contains__(self, item: object) -> bool:
-        """Whether a unique-id, or a message of this session, is listed."""
+        """Return whether a unique-id, or a message of this session, is listed."""
         if isinstance(item, str):
             return bool(self._positions(item))
         if not isinstance(item, Message) or item.session not in (None, self._session):
@@ -100,13 +100,15 @@ class Listing(Sequence[Message]):
         return f"<{type(self).__name__} of {counted(len(self), 'message')}>"
 
     def _text(self, at: int) -> bytes:
-        """The unique-id of the message at this position; empty if it has none."""
+        """Return the unique-id of the message at this position; empty if it has none."""
         begin = self._begins[at]
         return bytes(self._texts[begin : begin + self._lengths[at]])
 
     def _positions(self, unique_id: str) -> Sequence[int]:
-        """Where messages with this unique-id are: a binary search, so that no server that chooses
-        the unique-ids can make it slow."""
+        """Return the positions of messages with this unique-id.
+
+        This is a binary search, so that a server cannot make it slow by its choice of unique-ids.
+        """
         try:
             text = unique_id.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError:
@@ -120,16 +122,16 @@ class Listing(Sequence[Message]):
 
 
 class ListingBuilder(Listing):
-    """A listing that is being read from the server."""
+    """Builds a listing while it is read from the server."""
 
     def __init__(self, session: object = None) -> None:
         super().__init__(session)
-        # Of numbers, where these are not 1, 2, 3 …, as texts: a server that chooses the integers by
-        # which a dictionary is keyed can make it slow.
+        # Used if the numbers are not 1, 2, 3 …  The keys are texts, because a server could choose
+        # integers that make a dictionary slow.
         self._places: dict[str, int] = {}
 
     def add(self, number: int, size: int) -> bool:
-        """Append a message; returns False if its number is listed already, or 0."""
+        """Append a message; return False if its number is 0 or listed already."""
         at = len(self._numbers)
         if self._places or number != at + 1:
             if not self._places:
@@ -145,7 +147,7 @@ class ListingBuilder(Listing):
         return True
 
     def name(self, number: int, unique_id: bytes) -> bool:
-        """Set a message's unique-id; returns False if it has one.  Ignores unlisted messages."""
+        """Set a message's unique-id; return False if it has one.  Unlisted messages are ignored."""
         at = self._places.get(str(number), -1) if self._places else number - 1
         if not 0 <= at < len(self._numbers):
             return True

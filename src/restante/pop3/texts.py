@@ -1,4 +1,4 @@
-"""Every text that the server may send to a POP3 client, in each language that LANG offers.
+"""All texts that the server may send to a POP3 client, in each language of LANG.
 
 Standards: RFC 6856 §3 (LANG), RFC 5646 (tags), RFC 4647 §3.3.1 (basic filtering).
 A translator needs only this file.  In the English text ``#`` stands for a number, or for a

@@ -47,7 +47,7 @@ def server(name: str) -> Callable[[Channel], Exchange]:
         try:
             server, identity = _open(name, channel, opening, nonce, _NOTHING)
             if authorization not in ("", identity):
-                raise BadCommand("SCRAM: other-error")  # acting for another is not offered
+                raise BadCommand("SCRAM: other-error")  # acting for another user is not supported
             lookup = Lookup(identity, "sha256" if "SHA-256" in name else "sha1")
             yield lookup
             stored = lookup.secrets

@@ -21,7 +21,7 @@ _BLANK = re.compile(rb"^\r?\n", re.MULTILINE)
 
 
 class Incoming:
-    """One message while it comes in."""
+    """One message while it is received."""
 
     def __init__(self, limit: int, *, refuses_bare: bool) -> None:
         """
@@ -32,7 +32,7 @@ class Incoming:
         """
         self.octets = 0
         self.failure: RestanteError | None = None
-        """Why the message will be refused; None while nothing speaks against it."""
+        """Why the message will be refused; None: it is acceptable so far."""
         self._limit = limit
         self._data = Unstuffer()
         self._hops = _HopCount()

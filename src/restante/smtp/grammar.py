@@ -1,6 +1,6 @@
 """Commands, addresses and replies of SMTP as values (RFC 5321 §4.1, §4.2; RFC 3463; RFC 6531).
 
-Security: no reply repeats what a client sent, so no client can make the server speak for it.
+Security: no reply repeats what a client sent, so a client cannot choose the server's words.
 """
 
 from __future__ import annotations

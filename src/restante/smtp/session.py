@@ -1,8 +1,8 @@
 """The receiving side of one SMTP or LMTP session, without I/O (RFC 5321 §3, RFC 2033).
 
-Feed what arrives to ``receive`` and ask ``next`` for events until it returns None.  A Reply is to
-be sent.  Resolve, Deliver and StartTLS need the outside; while one is unanswered ``next`` returns
-None, so that pipelined commands wait (RFC 2920).
+Pass received octets to ``receive`` and call ``next`` for events until it returns None.  A Reply
+must be sent.  Resolve, Deliver and StartTLS must be carried out and answered; until then ``next``
+returns None, so that pipelined commands wait (RFC 2920).
 
 Security: all input comes from untrusted clients.  Bad input changes no state, and each kind of work
 that a client can cause without delivering a message has a limit.
@@ -37,11 +37,11 @@ _EXCESS = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What one listener allows all its sessions."""
+    """The limits of all sessions of one listener."""
 
     hostname: str
     max_message: int
-    """Octets of one message, before our trace fields."""
+    """Maximum size of one message in octets, before our trace fields."""
     is_lmtp: bool = False
     domains: frozenset[str] = frozenset()
     """SMTP only: the domains whose recipients are accepted, in lower case."""
@@ -101,9 +101,9 @@ class Session:
         self.hello = ""
         """What the client calls itself."""
         self.is_extended = False
-        """It said EHLO or LHLO."""
+        """Whether it sent EHLO or LHLO."""
         self.is_utf8 = False
-        """This transaction may use UTF-8 in addresses and header (RFC 6531 §3.4)."""
+        """Whether this transaction may use UTF-8 in addresses and header (RFC 6531 §3.4)."""
         self.reverse_path = ""
         self.recipients: list[Recipient] = []
         self.messages = 0
@@ -113,7 +113,7 @@ class Session:
         self._pending: deque[Event] = deque()
         self._resolving = ""
         self._incoming: Incoming | None = None
-        self._outcomes: list[Reply] = []  # of the recipients whose fate is known
+        self._outcomes: list[Reply] = []  # replies for the recipients with a known result
         self._awaiting = False
         self._closing = ""
         self._bad_commands = self._unknown = self._commands = self._recipient_commands = 0

@@ -60,7 +60,7 @@ def _listed(maildrop: int) -> bytes:
 
 
 def write(maildrop: int, adopted: Adopted) -> None:
-    """Durable on return."""
+    """Write the file; it is durable on return."""
     assert all(map(UNIQUE_ID.fullmatch, adopted.values()))
     listed = pack(adopted)
     files.replace(ADOPTED, _MAGIC + hashlib.sha256(listed).digest() + listed, maildrop)

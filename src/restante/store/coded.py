@@ -65,10 +65,10 @@ UNPACKED = frozenset(_UNPACKERS)
 
 
 def unpacked(pieces: Iterable[bytes], coding: str, limit: int) -> Iterator[bytes]:
-    """Yield the message in pieces of at most 64 KiB; ``limit``: octets in all.
+    """Yield the message in pieces of at most 64 KiB; ``limit`` is in octets.
 
     Raises:
-        PermanentFailure: damaged, not whole, or larger than that.
+        PermanentFailure: damaged, incomplete, or larger than the limit.
     """
     size = 0
     try:

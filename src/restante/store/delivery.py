@@ -1,12 +1,12 @@
-"""Deliver many messages at once, each under a name given by its sender.
+"""Deliver many messages at once, each under a name given by the caller.
 
 A name becomes the middle of the unique part, ``<seconds>.<name>.restante``, so it survives flags,
 ``held/``, a restore and the loss of every index.  The octets of a group wait in ``tmp/``; all of
 them are durable before the first one is renamed into ``new/``, and the names become durable by one
-fsync.  A group that fails as a whole leaves nothing behind, so nothing is half contents.
+fsync.  A group that fails leaves no files, so no message is delivered in part.
 
-Quota: a group is added to the count when it arrives, by one line.  Each message asks for room when
-it is whole, because a message without room must not cost those before it.
+Quota: a group is added to the count when it arrives, by one line.  Room for each message is
+checked when it is complete, so that a message without room does not affect those before it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Contents(NamedTuple):
     """The content of a maildrop, by the names of messages."""
 
     paths: dict[str, str]
-    """In the maildrop."""
+    """Paths in the maildrop, by name."""
     purged: set[str]
     is_exact: bool
     """Whether no other message is there."""
@@ -63,7 +63,7 @@ class NamedDeliveries:
         self._base, self._names, self._limit = base, names, limit
         self._cached: _Contents | None = None
         self._group: _Group | None = None
-        self._closed: list[_Group] = []  # and not delivered yet
+        self._closed: list[_Group] = []  # closed groups that are not delivered yet
         with storage_errors(), suppress(FileNotFoundError), files.maildrop(base, names):
             pass
 
@@ -118,7 +118,7 @@ class NamedDeliveries:
                 files.maildrop(self._base, self._names) as maildrop,
             ):
                 seen = _scan(maildrop)
-            self._cached = seen  # not before: after an error nothing is known
+            self._cached = seen  # only after success: after an error nothing is cached
         return self._cached
 
     # Arrivals
@@ -140,7 +140,7 @@ class NamedDeliveries:
             self._group.end(self._uncounted)
 
     def _uncounted(self) -> int:
-        """Octets that are whole and not in the maildrop's count yet."""
+        """Return the octets of complete messages that are not in the maildrop's count yet."""
         groups = (*self._closed, self._group)
         return sum(each.uncounted for each in groups if each is not None)
 
@@ -202,7 +202,8 @@ class _Group:
             raise LargerThanQuota(self._limit)
 
     def end(self, uncounted: Callable[[], int]) -> None:
-        """``uncounted``: octets that were ended in any group and are not in the count yet."""
+        """End the message; ``uncounted`` returns the octets of all groups that are not counted
+        yet."""
         assert self._begun is not None
         name, unique, file, survey = self._begun
         survey.finish()
@@ -248,7 +249,7 @@ class _Group:
             self._drop(file, unique)
 
     def close(self) -> None:
-        """Remove what has not arrived."""
+        """Remove the messages that were not delivered."""
         self.abort()
         while self._whole:
             whole = self._whole.pop()

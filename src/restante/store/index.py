@@ -2,7 +2,7 @@
 
 It holds the unique-id, the size, the form and the file of each message, the answers to LIST and
 UIDL as they are sent, and the stamps of the directories, which show whether a maildrop has
-changed.  On disk it is a cache: rebuilt at any doubt, replaced atomically, never synced.  A
+changed.  On disk it is a cache: rebuilt in any doubt, replaced atomically, never synced.  A
 checksum finds torn writes, and the inode number of the maildrop finds an index that was copied
 from another one.
 
@@ -165,7 +165,7 @@ class Index(Rendered):
         self.stamps = stamps
         self.on_disk: IndexFile | None = None
         """The file that has exactly this index, if it is known."""
-        self._placed = placed  # the first ones, whose order is another server's
+        self._placed = placed  # number of first messages, whose order is from another server
         self._sizes, self._inodes = array("Q"), array("Q")
         self._id_ends, self._name_ends = array("I"), array("I")
         self._forms = self._ids = self._names = self._scan = b""
@@ -215,7 +215,7 @@ class Index(Rendered):
     # What the store looks up.
 
     def find(self, entry: Entry) -> int | None:
-        """Where an entry stands, by its key or else by its unique-id."""
+        """Return the position of an entry, found by its key or else by its unique-id."""
         if 0 <= entry.key < len(self) and self._unique_id(entry.key) == entry.unique_id:
             return entry.key
         position = self._ids.find(f" {entry.unique_id}\r\n".encode("ascii", "replace"))
@@ -231,10 +231,10 @@ class Index(Rendered):
         return Row(unique_id, self.file(at, unique_id), self._sizes[at], self.form(at))
 
     def file(self, at: int, unique_id: str) -> File:
-        """Its file, for who knows its unique-id.
+        """Return the file of the message at this position, which has this unique-id.
 
         Raises:
-            FileNotFoundError: as ``message``.
+            FileNotFoundError: as ``row``.
         """
         begin = self._name_ends[at - 1] if at else 0
         packed = self._names[begin : self._name_ends[at]].decode(*_FILE_NAMES)
@@ -408,7 +408,7 @@ class Index(Rendered):
         ]
 
     def encode(self, maildrop: int) -> bytes:
-        """``maildrop``: the inode number of the directory it is for."""
+        """Return the file's content; ``maildrop`` is the inode number of its maildrop."""
         lengths = (len(self), len(self._ids), len(self._names), len(self._scan))
         header = _HEADER.pack(maildrop, *self.stamps, *lengths, self.octets, self._placed)
         octets = b"".join([_MAGIC, header, *self._parts()])

@@ -1,8 +1,7 @@
 """A store of Maildirs, which any MTA may deliver into and an IMAP server may share.
 
 A maildrop is the INBOX of a Maildir (``cur new tmp``) with ``held/`` beside them.  Octets are
-stored as they come, so nothing is ever converted and back; what other programs stored with
-bare LF gets CRLF on the way out.
+stored unchanged; messages that other programs stored with bare LF are sent with CRLF.
 
 Standards: RFC 1939 §4-§8, §11; https://cr.yp.to/proto/maildir.html.
 Security: user names are checked by ``paths``, symbolic links refused by ``files``.
@@ -511,7 +510,7 @@ class _NoSuchFolder(PermanentFailure):
 def _parts(
     opened: Sequence[tuple[str, _OpenMaildir]], since: float | None, is_only: bool
 ) -> list[Part]:
-    """Blocking."""
+    """Return the parts of a view.  Blocking."""
     parts = []
     for folder, session in opened:
         places: Sequence[int] = range(len(session.listing))
@@ -780,10 +779,10 @@ class _OpenMaildir:
         """Count per user: sessions with other folders have other locks but the same stamp."""
         with suppress(OSError), files.time_stamp(files.LOGIN, self._root) as (stamp, last):
             now = time.time()
-            if last is not None and last <= now < last + delay:  # else the clock was put back
+            if last is not None and last <= now < last + delay:  # otherwise the clock was set back
                 return last + delay - now
             files.set_time(stamp)
-        return 0.0  # also if the disk is full: mail matters more
+        return 0.0  # also if the disk is full, because access to mail is more important
 
     def expire(self, is_over: Callable[[float], bool], now: float) -> int:
         """Remove messages chosen by their time of arrival; returns how many.  Blocking."""
@@ -871,7 +870,7 @@ async def _deliver(
 
 
 def _named(maildrop: int, name: str) -> Generator[Entry | None, bytes, None]:
-    """As ``_delivery``, under a given name; the caller syncs the directories."""
+    """Deliver like ``_delivery``, but under a given name; the caller syncs the directories."""
     unique = fresh_unique()
     place = "cur" if ":" in name else "new"  # names in new/ have no flags (Maildir)
     with (
@@ -891,8 +890,8 @@ def _delivery(
 ) -> Generator[Entry | None, bytes, None]:
     """Deliver one message through ``tmp/`` into ``new/``.  Blocking.
 
-    Send it the octets, then an empty piece; then it yields the entry of a message that a crash
-    cannot lose.  If it is closed earlier or fails, no file is left.
+    Send it the octets, then an empty piece; it then yields the entry of the durable message.  If it
+    is closed earlier or fails, no file is left.
     """
     unique = fresh_unique()
     with (

@@ -200,7 +200,7 @@ def _difference(known: Index, seen: Scan) -> _Difference:
 def _small_change(
     maildrop: int, known: Index, seen: Scan, difference: _Difference, now: Stamps
 ) -> _Snapshot | None:
-    """Return a change that needs no look at other messages, or None if all must be worked out.
+    """Return a change that does not depend on other messages, or None if all must be worked out.
 
     Ids of new messages that collide with each other, with the index or with adopted ids are
     settled by ``_all``, which looks at all claimants.
@@ -337,7 +337,7 @@ def correct(maildrop: int, index: Index, sizes: Mapping[int, int]) -> Index:
 
 
 def _distrust_names(maildrop: int) -> None:
-    """Durable on return if the disk allows."""
+    """Stop believing sizes in names; durable on return if the disk allows."""
     if are_names_believed(maildrop):
         _log.warning("wrong sizes in names", extra={"fields": {"file": MEASURE_SIZES}})
         with suppress(OSError):

@@ -180,7 +180,7 @@ def read(maildrop: int) -> Rules:
 def note(
     maildrop: int, at: int, *, hold: float | None = None, expire: float | None = None
 ) -> tuple[Rules, Rules]:
-    """As ``Rules.changed``, durably; returns the rules before and after."""
+    """Apply ``Rules.changed``, durably; return the rules before and after."""
     before = read(maildrop)
     if before.changed(at, hold=hold, expire=expire) == before:
         return before, before  # the usual case, without a lock

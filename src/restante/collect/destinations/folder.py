@@ -134,7 +134,7 @@ def make_directory(path: Path, mode: int = 0o777) -> None:
     would be hidden by the next mount.
 
     Raises:
-        TemporaryFailure: the directory above it is not there, or its disk is not mounted.
+        TemporaryFailure: the directory above it is missing, or its disk is not mounted.
     """
     if not path.is_dir():
         may_be_made(path)
@@ -145,7 +145,7 @@ def make_directory(path: Path, mode: int = 0o777) -> None:
 def may_be_made(path: Path) -> None:
     """
     Raises:
-        TemporaryFailure: the directory above it is not there, or its disk is not mounted.
+        TemporaryFailure: the directory above it is missing, or its disk is not mounted.
         OSError: it is not a directory, or permission is denied.
     """
     above = path.absolute().parent
@@ -166,7 +166,7 @@ def tidy(directory: Path, pattern: str) -> None:
 
 def missing(directory: Path) -> TemporaryFailure:
     return TemporaryFailure(
-        f"{directory} is not there; is its disk mounted? If so: mkdir -p {directory}"
+        f"{directory} does not exist; is its disk mounted? If so: mkdir -p {directory}"
     )
 
 

@@ -95,7 +95,7 @@ class Gmail(Handed):
         if any(reason in _LATER for reason in reasons):
             raise TemporaryFailure(text)
         if status in (401, 403):
-            raise ConsentNeeded(f"{text}; next: restante account auth NAME --to")
+            raise ConsentNeeded(f"{text}; run: restante account auth NAME --to")
         if status == 404:
             raise ConfigurationError(text)
         raise TemporaryFailure(text) from (ConfigurationError(text) if is_lasting(status) else None)

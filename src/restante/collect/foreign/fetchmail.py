@@ -164,7 +164,7 @@ def _notes(given: Row, account: Foreign) -> Iterator[str]:
     if unknown := given.get("unknown"):
         yield f"not understood, and ignored: {unknown}"
     if not account.password:
-        yield "its password is not there (perhaps in ~/.netrc)"
+        yield "its password is missing (it may be in ~/.netrc)"
 
 
 def _set_destination(account: Foreign, given: Row, local: str) -> None:

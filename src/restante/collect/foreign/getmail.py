@@ -108,7 +108,7 @@ def _refusal(kind: str, retriever: configparser.SectionProxy) -> str:
     if kind.startswith("Multidrop"):
         return f"{kind}: one mailbox for several users, sorted by recipients"
     if retriever.getboolean("use_xoauth2", False):
-        return "it signs in by OAuth 2; next: restante account add"
+        return "it signs in by OAuth 2; run: restante account add"
     if retriever.getboolean("use_kerberos", False):
         return "it logs in by Kerberos, which restante does not support"
     return ""
@@ -119,7 +119,7 @@ def _notes(account: Foreign, parser: configparser.RawConfigParser) -> Iterator[s
     if not account.is_implicit:
         yield UNSAFE_CLEAR
     if not account.password and not account.password_command:
-        yield "its password is not there (perhaps in a key ring or ~/.netrc)"
+        yield "its password is missing (it may be in a key ring or ~/.netrc)"
     for name in (*(each for each in _TLS_OPTIONS if each in retriever), *_filters(parser)):
         yield f"its {name} is not imported"
     if parser.has_section("options"):

@@ -58,11 +58,11 @@ def mpop(path: Path, seen: Path | None = None) -> list[Foreign]:
 
 def _refusal(given: dict[str, str]) -> str:
     if "unknown" in given:
-        return f"it inherits from {given['unknown']}, which is not there"
+        return f"it inherits from {given['unknown']}, which does not exist"
     if missing := sorted({"host", "user"} - given.keys()):
         return f"it names no {' and no '.join(missing)}"
     if (auth := given.get("auth", "").lower()) in ("oauthbearer", "xoauth2"):
-        return "it signs in by OAuth 2; next: restante account add"
+        return "it signs in by OAuth 2; run: restante account add"
     if auth not in _MECHANISMS:
         return f"it logs in by {auth}, which restante does not support"
     if "socket" in given or "proxy_host" in given:
@@ -95,7 +95,7 @@ def _account(name: str, given: dict[str, str], seen: Path | None) -> Foreign:
     if not has_tls:
         account.notes.append(UNSAFE_CLEAR)
     if not account.password and not command:
-        account.notes.append("its password is not there (perhaps in a key ring or ~/.netrc)")
+        account.notes.append("its password is missing (it may be in a key ring or ~/.netrc)")
     if has_tls and not _is_on(given, "tls_certcheck", "on"):
         account.notes.append(UNCHECKED)
     account.notes += [note for option, note in _NOTES.items() if given.get(option)]

@@ -64,7 +64,7 @@ class Tokenfile:
             return Tokens(**json.loads(text))
         except (InvalidTag, ValueError, TypeError) as error:
             raise ConfigurationError(
-                f"{self._path} cannot be opened with this key; next: restante account auth NAME"
+                f"{self._path} cannot be opened with this key; run: restante account auth NAME"
             ) from error
 
     def put(self, tokens: Tokens) -> None:
@@ -117,7 +117,7 @@ def key_in(path: Path, given: Callable[[], str] | None) -> bytes:
         with suppress(FileExistsError):
             write_durably(path, secrets.token_bytes(_KEY), is_new=True)
         if path.stat().st_mode & 0o077:
-            raise ConfigurationError(f"{path} can be read by others; next: chmod 600 {path}")
+            raise ConfigurationError(f"{path} can be read by others; run: chmod 600 {path}")
         return path.read_bytes()
 
 
