@@ -545,9 +545,10 @@ def test_a_large_group_is_synced_with_its_file_system(
 ) -> None:
     called: list[bool] = []
 
-    def syncfs(file: int) -> int:
+    def syncfs(file: int) -> None:
         called.append(os.fstat(file).st_size > 0)
-        return 0 if works else -1
+        if not works:
+            raise OSError(errno.EIO, "disk")
 
     monkeypatch.setattr(syncing, "_syncfs", lambda: syncfs)
     monkeypatch.setattr(syncing, "_MANY", 3)
@@ -571,5 +572,6 @@ def test_syncfs_is_the_one_of_the_system(tmp_path: Path) -> None:
     if syncfs is None:
         pytest.skip("not Linux 5.8 or newer")
     with tmp_path.joinpath("file").open("wb") as file:
-        assert syncfs(file.fileno()) == 0
-    assert syncfs(-1) == -1
+        syncfs(file.fileno())
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        syncfs(-1)
