@@ -10,6 +10,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 import restante
+from restante.cli.command import _GROUPS
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -35,9 +36,16 @@ myst_heading_anchors = 3
 # Sphinx checks links between pages (-W). Links to other sites are not checked.
 nitpicky = True
 
+# Pages for the man builder only: ./dev docs excludes others there.
+exclude_patterns = ["man/*"]
 man_pages = [
-    ("reference/command-line", "restante", "a POP3 server and what belongs to it", "", 1),
-    ("reference/configuration", "restante.toml", "configuration of restante", "", 5),
+    ("man/restante", "restante", "POP3 server, mail collector and client library", "", 1),
+    ("man/restante.toml", "restante.toml", "configuration of restante", "", 5),
+]
+man_pages += [
+    (f"man/restante-{verb}", f"restante-{verb}", summary, "", 1)
+    for summaries in _GROUPS.values()
+    for verb, summary in summaries.items()
 ]
 man_show_urls = False
 

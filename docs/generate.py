@@ -13,7 +13,8 @@ import os
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,7 @@ import restante
 from restante import config, errors
 from restante.app import failures
 from restante.cli.command import make_parser
+from restante.cli.examples import EXAMPLES
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
@@ -33,6 +35,8 @@ from tests.compare import report  # noqa: E402
 
 SOURCE = Path(restante.__file__).parent
 NOTE = "<!-- Made by docs/generate.py from the code; change it there. -->\n"
+ORPHAN = "---\norphan: true\n---\n"
+"""In front of a page that no table of contents lists."""
 WRAPPERS, CONNECTION = ("_log_event", "_note", "_warn"), "server/connection.py"
 """Names of the functions in which a module wraps its log; that of ``Connection`` is inherited."""
 LEVELS = ("debug", "info", "warning", "error", "exception")
@@ -169,12 +173,19 @@ def command_line() -> Iterator[str]:
     yield from _verbs(
         parser, {name for action in parser._actions for name in action.option_strings}
     )
+    yield from _exit_code_section()
+    yield ENVIRONMENT
+
+
+def _exit_code_section() -> Iterator[str]:
     yield "## Exit codes\n\nThe codes are those of `sysexits.h`. 75 means that nothing is lost and"
     yield "trying again may help: a lock, a full disk, or a network or server that does not answer."
     yield "\n| code | when |\n|---|---|"
     for code, when in sorted(_exit_codes().items()):
         yield f"| {code} | {', '.join(when)} |"
-    yield """
+
+
+ENVIRONMENT = """
 ## Environment
 
 `RESTANTE_CONFIG`
@@ -546,6 +557,141 @@ def comparison() -> Iterator[str]:
     return report.page(report.read())
 
 
+# -- Manual pages
+
+# A file, what it holds, and the verbs that read or write it. tests/cli/test_examples.py checks the
+# names against the files that the examples open.
+_ALL = "account auth check collect deliver import maildrop serve user"
+_STATE = "$STATE_DIRECTORY"
+FILES = (
+    ("restante.toml", "the configuration, restante.toml(5)", _ALL),
+    ("conf.d/*.toml", "beside the configuration: parts of it, such as one account each", _ALL),
+    ("users.sqlite3", "users, password hashes, app passwords and permissions", _ALL),
+    ("mail", "the maildrops, unless store.path names another directory",
+     "collect deliver import maildrop serve user"),
+    ("ledger.sqlite3", "the messages that were collected", "account collect import serve"),
+    ("passwords", "passwords of accounts", "account collect serve"),
+    ("tokens", "OAuth 2 tokens of accounts, encrypted", "account collect serve"),
+    ("guesses", "recent failed logins", "auth serve"),
+    ("clock", "when the clock was last trusted", "maildrop serve user"),
+    ("intake.sqlite3", "deliveries that a sender may repeat", "serve"),
+    ("tls", "the certificate made at the first start", "serve"),
+    ("first-password", "the password of the first user", "serve"),
+)  # fmt: skip
+_FILES_OF = {
+    "demo": "Temporary files only, which are removed at the end.\n",
+    "fetch": "The directory, Maildir or mbox that `--to` names.\n",
+}
+_SEE_ALSO = {
+    "serve": ("check", "user", "deliver"), "user": ("auth", "maildrop"),
+    "maildrop": ("deliver", "user"), "deliver": ("maildrop", "serve"),
+    "import": ("maildrop", "account"), "account": ("collect", "fetch"),
+    "collect": ("account", "fetch"), "fetch": ("collect",), "check": ("serve",),
+    "auth": ("user", "serve"), "demo": ("serve",),
+}  # fmt: skip
+
+
+def manual_pages() -> dict[str, Callable[[], Iterator[str]]]:
+    """The pages that only the man builder of Sphinx reads (conf.py)."""
+    parser = make_parser(is_complete=True)
+    verbs = _actions(parser)
+    pages = {"man/restante.md": partial(_manual, parser, verbs)}
+    for verb, (summary, below) in verbs.items():
+        pages[f"man/restante-{verb}.md"] = partial(_manual_of_verb, verb, summary, below, parser)
+    return {**pages, "man/restante.toml.md": _manual_of_configuration}
+
+
+def _actions(parser: argparse.ArgumentParser) -> dict[str, tuple[str, argparse.ArgumentParser]]:
+    """Verbs, or the actions of a verb, with their summaries; without deprecated names."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            summaries = {each.dest: each.help or "" for each in action._choices_actions}
+            return {name: (text, action.choices[name]) for name, text in summaries.items()}
+    return {}
+
+
+def _manual(
+    parser: argparse.ArgumentParser, verbs: dict[str, tuple[str, argparse.ArgumentParser]]
+) -> Iterator[str]:
+    yield "# restante\n\n## Synopsis\n\n`restante [OPTIONS] VERB …`\n\n## Description\n"
+    yield "A POP3 mail system: it serves mail, and collects it from other servers.\n"
+    for verb, (summary, _) in verbs.items():
+        yield f"restante-{verb}(1)\n: {_sentence(summary)}\n"
+    yield "## Options\n\nThese options may come before or after the verb.\n"
+    yield from _arguments(parser)
+    yield from _examples(EXAMPLES[verb][0] for verb in verbs)
+    yield "## Files\n\nThe pages of the verbs list the files of each.\n"
+    yield from _files()
+    yield from _exit_code_section()
+    yield ENVIRONMENT
+    yield from _see_also(f"restante-{verb}" for verb in verbs)
+
+
+def _manual_of_verb(
+    verb: str, summary: str, parser: argparse.ArgumentParser, main: argparse.ArgumentParser
+) -> Iterator[str]:
+    common = {name for action in main._actions for name in action.option_strings}
+    usage = parser.format_usage().removeprefix("usage: ")
+    yield f"# restante-{verb}\n\n## Synopsis\n\n```text\n{dedent(usage).strip()}\n```\n"
+    yield f"## Description\n\n{_sentence(parser.description or summary)}\n"
+    yield from _arguments(parser, common)
+    for name, (text, below) in _actions(parser).items():
+        yield from _manual_of_action(f"{verb} {name}", text, below, common)
+    below = [each for name, each in EXAMPLES.items() if name.split()[0] == verb]
+    yield from _examples(dict.fromkeys(each for examples in below for each in examples))
+    yield f"## Files\n\n{_FILES_OF.get(verb, '')}"
+    yield from _files(verb) if verb not in _FILES_OF else ()
+    yield from _see_also(("restante", *(f"restante-{each}" for each in _SEE_ALSO[verb])))
+
+
+def _manual_of_action(
+    name: str, text: str, parser: argparse.ArgumentParser, common: set[str]
+) -> Iterator[str]:
+    yield f"### restante {name}\n\n{_sentence(parser.description or text)}\n"
+    yield from _arguments(parser, common)
+    for below, (summary, its) in _actions(parser).items():
+        yield from _manual_of_action(f"{name} {below}", summary, its, common)
+
+
+def _manual_of_configuration() -> Iterator[str]:
+    intro, *sections = configuration()
+    yield "# restante.toml\n\n## Synopsis\n\n`restante.toml`, `conf.d/*.toml`\n\n## Description\n"
+    yield intro.partition("\n\n")[2]
+    yield from (section.replace("## [", "### [", 1) for section in sections)
+    yield "## Examples\n\nA server for a domain, with certificates of its own:\n\n```toml"
+    yield EXAMPLE_OF_CONFIGURATION + "```\n\n## Files\n"
+    yield from _files("check")
+    yield "## See also\n\nrestante(1), restante-check(1), restante-serve(1)"
+
+
+EXAMPLE_OF_CONFIGURATION = """\
+[server]
+hostname = "mail.example.org"
+listen = ["pop3s://[::]:995", "pop3://[::]:110"]
+
+[tls]
+certificate = "/etc/restante/fullchain.pem"
+key = "/etc/restante/privkey.pem"
+"""
+
+
+def _examples(examples: Iterable[str]) -> Iterator[str]:
+    yield "## Examples\n\n```text\n" + "\n".join(examples) + "\n```\n"
+
+
+def _files(verb: str = "") -> Iterator[str]:
+    """Of one verb, or all."""
+    for name, text, verbs in FILES:
+        if not verb or verb in verbs.split():
+            place = "" if name.endswith(".toml") else f"{_STATE}/"
+            yield f"`{place}{name}`\n: {_sentence(text)}\n"
+
+
+def _see_also(names: Iterable[str]) -> Iterator[str]:
+    pages = [*(f"{name}(1)" for name in names), "restante.toml(5)"]
+    yield f"## See also\n\n{', '.join(pages)}"
+
+
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "comparison.md": comparison,
     "reference/command-line.md": command_line,
@@ -560,8 +706,9 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
 
 def main(arguments: list[str]) -> int:
     stale = []
-    for name, page in PAGES.items():
-        path, text = DOCS / name, NOTE + "\n" + "\n".join(page()).rstrip("\n") + "\n"
+    for name, page in {**PAGES, **manual_pages()}.items():
+        head = ORPHAN + NOTE if name.startswith("man/") else NOTE
+        path, text = DOCS / name, head + "\n" + "\n".join(page()).rstrip("\n") + "\n"
         if not path.exists() or path.read_text() != text:
             stale.append(name)
             if arguments != ["--check"]:

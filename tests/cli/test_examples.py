@@ -8,8 +8,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
+import runpy
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from restante.testing import Pop3Server
 
 from .conftest import Restante, program, started
 
+HOUSE = Path(__file__).parent.parent.parent
 MESSAGE = b"From: bob@example.net\r\nSubject: hello\r\n\r\nhi\r\n"
 PASSWORD = "tan staaf"
 GROUPS = sorted({verb.split()[0] for verb in EXAMPLES})
@@ -211,12 +215,52 @@ def world(home: Path, monkeypatch: pytest.MonkeyPatch, restante: Restante) -> It
         yield World(home, restante, server)
 
 
+# -- The files of a verb in its manual page
+
+# A hook cannot be removed, so it writes to whatever set is here.
+OPENED: list[set[str]] = []
+# Listed files that no example opens here, and when they are.
+UNOPENED = {
+    "account": {"users.sqlite3", "tokens"},  # for maildrop:USER; after signing in
+    "collect": {"users.sqlite3", "mail", "tokens"},  # the same
+    "check": {"users.sqlite3"},  # where a configuration is checked that has users
+}
+OWN_PROCESS = {"demo", "serve"}
+
+
+def note_opened(event: str, arguments: tuple[object, ...]) -> None:
+    if OPENED and event in ("open", "sqlite3.connect"):
+        OPENED[-1].add(str(arguments[0]))
+
+
+@pytest.fixture(scope="module")
+def hook() -> None:
+    sys.addaudithook(note_opened)
+
+
+def files_of(verb: str) -> tuple[set[str], set[str]]:
+    """The files of a verb in the state directory, and those of all verbs."""
+    files = runpy.run_path(str(HOUSE / "docs" / "generate.py"))["FILES"]
+    rows = [row for row in files if not row[0].endswith(".toml")]
+    return {name for name, _, verbs in rows if verb in verbs.split()}, {row[0] for row in rows}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
-def test_every_example_runs(group: str, world: World) -> None:
+@pytest.mark.usefixtures("hook")
+def test_every_example_runs_with_the_files_of_its_manual_page(group: str, world: World) -> None:
     examples = [each for verb in EXAMPLES if verb.split()[0] == group for each in EXAMPLES[verb]]
+    paths: set[str] = set()
     for example in dict.fromkeys(examples):
         if example not in ONLY_PARSED:
             world.begin()
-            for command in (*before(example), example):
+            for command in before(example):
                 world.run(command)
+            OPENED.append(paths)
+            world.run(example)
+            OPENED.clear()
+    if group in OWN_PROCESS:
+        return
+    files, known = files_of(group)
+    names = set(re.findall(r"/state/restante/([^/?\n]+)", "\n".join(paths)))
+    assert names & known == files - UNOPENED.get(group, set())

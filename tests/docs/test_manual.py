@@ -1,0 +1,71 @@
+"""The manual pages: their sections, and what ``man`` says to them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from restante.cli.examples import EXAMPLES
+
+HOUSE = Path(__file__).parent.parent.parent
+SOURCES = sorted((HOUSE / "docs" / "man").glob("*.md"))
+VERBS = {verb.split()[0] for verb in EXAMPLES}
+SECTIONS = ["Synopsis", "Description", "Examples", "Files", "See also"]
+HAS_MAN = shutil.which("man") is not None or "CI" in os.environ  # CI fails without it
+
+
+def sections(text: str) -> dict[str, str]:
+    """The text of each section, by its title."""
+    pieces = re.split(r"^## (.+)$", text, flags=re.MULTILINE)
+    return dict(zip(pieces[1::2], pieces[2::2], strict=True))
+
+
+def test_every_verb_and_the_configuration_have_a_manual_page() -> None:
+    pages = {"restante", "restante.toml", *(f"restante-{verb}" for verb in VERBS)}
+    assert {path.stem for path in SOURCES} == pages
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_a_manual_page_has_every_section_with_a_text(path: Path) -> None:
+    found = sections(path.read_text())
+    assert [title for title in found if title in SECTIONS] == SECTIONS
+    for title in SECTIONS:
+        assert found[title].strip(), title
+    known = {each.stem for each in SOURCES}
+    others = re.findall(r"(\S+)\([15]\)", found["See also"])
+    assert set(others) <= known - {path.stem}
+
+
+@pytest.mark.parametrize("verb", EXAMPLES)
+def test_a_manual_page_has_the_examples_of_the_help(verb: str) -> None:
+    page = (HOUSE / "docs" / "man" / f"restante-{verb.split()[0]}.md").read_text()
+    lines = sections(page)["Examples"].splitlines()
+    assert set(EXAMPLES[verb]) <= set(lines)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_MAN, reason="requires man-db")
+def test_man_renders_every_page_without_a_warning(tmp_path: Path) -> None:
+    """Sphinx is called as by ``./dev docs``."""
+    options = re.search(r"only_man = \[(.+)\]", (HOUSE / "dev").read_text())
+    assert options is not None
+    only_man = [each.strip('" ') for each in options[1].split(",")]
+    build = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "man", *only_man]
+    subprocess.run([*build, HOUSE / "docs", tmp_path], check=True, timeout=100)
+    pages = sorted(tmp_path.glob("*.[15]"))
+    assert {page.stem for page in pages} == {path.stem for path in SOURCES}
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "MANWIDTH": "80"}
+    for page in pages:
+        done = subprocess.run(
+            ["man", "--warnings", "-l", page], capture_output=True, text=True, env=environment
+        )
+        assert (done.returncode, done.stderr) == (0, ""), page.name
+        heads = re.findall(r"^[A-Z][A-Z ]+$", done.stdout, re.MULTILINE)
+        wanted = ["NAME", *(title.upper() for title in SECTIONS)]
+        assert [head for head in heads if head in wanted] == wanted
