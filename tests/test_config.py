@@ -135,7 +135,7 @@ def test_keys_refuse_meaningless_values(value: str, file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "told"),
+    ("text", "line", "reported"),
     [
         ("[server]\nhostnam = 'x'", 2, "server.hostnam: unknown option; did you mean hostname?"),
         ("[servr]\nhostname = 'x'", 1, "servr: unknown option; did you mean server?"),
@@ -188,9 +188,9 @@ def test_keys_refuse_meaningless_values(value: str, file: Path) -> None:
     ],
 )
 @pytest.mark.rfc("P-010", "P-015")
-def test_mistake_is_reported_with_its_line(text: str, line: int, told: str, file: Path) -> None:
+def test_mistake_is_reported_with_its_line(text: str, line: int, reported: str, file: Path) -> None:
     (found,) = mistakes(text, file)
-    assert found.startswith(f"restante.toml:{line}: {told}")
+    assert found.startswith(f"restante.toml:{line}: {reported}")
 
 
 def test_all_mistakes_are_reported_at_once(file: Path) -> None:
@@ -198,12 +198,12 @@ def test_all_mistakes_are_reported_at_once(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("octets", "told"),
+    ("octets", "reported"),
     [(b"[server", "table declaration"), (b"\xff", "UTF-8"), (b"a = 1\na = 2", "overwrite")],
 )
-def test_invalid_toml_is_reported_with_its_file(octets: bytes, told: str, file: Path) -> None:
+def test_invalid_toml_is_reported_with_its_file(octets: bytes, reported: str, file: Path) -> None:
     file.write_bytes(octets)
-    with pytest.raises(ConfigurationError, match=f"{file}: .*{told}"):
+    with pytest.raises(ConfigurationError, match=f"{file}: .*{reported}"):
         config.load(file, environment={})
 
 
@@ -288,18 +288,18 @@ def test_mistake_is_reported_with_its_source(file: Path) -> None:
     beside = file.parent / "conf.d"
     beside.mkdir()
     (beside / "a.toml").write_text("\n[store]\nhold = 'soon'")
-    (told,) = mistakes("[store]\nhold = '1d'", file)
-    assert told.startswith("conf.d/a.toml:3: store.hold: ")
+    (reported,) = mistakes("[store]\nhold = '1d'", file)
+    assert reported.startswith("conf.d/a.toml:3: store.hold: ")
     (beside / "a.toml").unlink()
-    (told,) = mistakes("[store]\nhold = '1d'", file, RESTANTE__STORE__HOLD="now")
-    assert told.startswith("RESTANTE__STORE__HOLD: store.hold: must be")
-    (told,) = mistakes("", file, RESTANTE__STORE="x", RESTANTE__STORE__HOLD="1d")
-    assert told.startswith("RESTANTE__STORE: store: must be a section")
+    (reported,) = mistakes("[store]\nhold = '1d'", file, RESTANTE__STORE__HOLD="now")
+    assert reported.startswith("RESTANTE__STORE__HOLD: store.hold: must be")
+    (reported,) = mistakes("", file, RESTANTE__STORE="x", RESTANTE__STORE__HOLD="1d")
+    assert reported.startswith("RESTANTE__STORE: store: must be a section")
 
 
 def test_an_unknown_key_in_the_environment_is_a_mistake(file: Path) -> None:
-    (told,) = mistakes("", file, RESTANTE__STORE__HOLT="1d")
-    assert told == "RESTANTE__STORE__HOLT: store.holt: unknown option; did you mean hold?"
+    (reported,) = mistakes("", file, RESTANTE__STORE__HOLT="1d")
+    assert reported == "RESTANTE__STORE__HOLT: store.holt: unknown option; did you mean hold?"
 
 
 def test_a_list_in_the_environment_is_separated_by_spaces(file: Path) -> None:

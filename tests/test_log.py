@@ -41,8 +41,8 @@ HOSTILE = [
 
 
 def record(event: str, error: BaseException | None = None, **fields: object) -> logging.LogRecord:
-    told = (type(error), error, error.__traceback__) if error else None
-    found = logging.LogRecord("restante.pop3", logging.WARNING, "", 0, event, None, told)
+    reported = (type(error), error, error.__traceback__) if error else None
+    found = logging.LogRecord("restante.pop3", logging.WARNING, "", 0, event, None, reported)
     found.fields = fields
     return found
 
@@ -101,10 +101,10 @@ def test_json_is_one_object_on_one_line(user: str) -> None:
     line = log.Json().format(record("login refused", ip="192.0.2.7", user=user))
     assert line.isascii()
     assert line.isprintable()
-    told = json.loads(line)
-    assert told["event"] == "login.refused"
-    assert (told["ip"], told["user"], told["level"]) == ("192.0.2.7", user, "warning")
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", told["t"])
+    reported = json.loads(line)
+    assert reported["event"] == "login.refused"
+    assert (reported["ip"], reported["user"], reported["level"]) == ("192.0.2.7", user, "warning")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", reported["t"])
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -154,7 +154,7 @@ def test_fail2ban_does_not_ban_a_local_peer() -> None:
 
 
 @pytest.fixture
-def told(loggers: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[Log], io.StringIO]:
+def reported(loggers: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[Log], io.StringIO]:
     """Return a function that sets up a log and returns its output."""
 
     def begin(wanted: Log) -> io.StringIO:
@@ -170,10 +170,10 @@ def warn(ip: str) -> None:
     logging.getLogger("restante.pop3").warning("login refused", extra={"fields": {"ip": ip}})
 
 
-def test_each_format_has_the_same_content(told: Callable[[Log], io.StringIO]) -> None:
+def test_each_format_has_the_same_content(reported: Callable[[Log], io.StringIO]) -> None:
     lines = {}
     for format_ in ("journal", "human", "json", "auto"):
-        written = told(Log(format=format_))
+        written = reported(Log(format=format_))
         warn("192.0.2.7")
         lines[format_] = written.getvalue()
     assert lines["journal"] == "login refused: ip=192.0.2.7\n"
@@ -184,14 +184,14 @@ def test_each_format_has_the_same_content(told: Callable[[Log], io.StringIO]) ->
     assert json.loads(lines["json"])["ip"] == "192.0.2.7"
 
 
-def test_events_below_the_log_level_are_not_written(told: Callable[[Log], io.StringIO]) -> None:
-    written = told(Log(format="journal", level="error"))
+def test_events_below_the_log_level_are_not_written(reported: Callable[[Log], io.StringIO]) -> None:
+    written = reported(Log(format="journal", level="error"))
     warn("192.0.2.7")
     assert written.getvalue() == ""
 
 
 def test_the_journal_gets_no_time(
-    told: Callable[[Log], io.StringIO], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    reported: Callable[[Log], io.StringIO], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """systemd.exec(5), JOURNAL_STREAM: device and inode of standard error."""
     with open(tmp_path / "stderr", "w") as stderr:
@@ -200,15 +200,15 @@ def test_the_journal_gets_no_time(
         monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
         log.set_up(Log())
         warn("192.0.2.7")
-        told(Log())
+        reported(Log())
     assert (tmp_path / "stderr").read_text() == "login refused: ip=192.0.2.7\n"
 
 
 def test_a_log_that_cannot_be_written_stops_nothing(
-    told: Callable[[Log], io.StringIO], monkeypatch: pytest.MonkeyPatch
+    reported: Callable[[Log], io.StringIO], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For example on a full disk, or to a closed pipe."""
-    told(Log())
+    reported(Log())
 
     class Full(io.StringIO):
         def write(self, text: str) -> int:

@@ -288,8 +288,8 @@ def session(module: Any, server: Pop3Server, name: str) -> list[str]:
 
     def override(self: Any, *arguments: Any) -> Any:
         found = getattr(super(kind, self), name)(*arguments)
-        told = "" if name == "_create_socket" else f"{arguments} {found}"
-        calls.append(f"{name} {told}")
+        reported = "" if name == "_create_socket" else f"{arguments} {found}"
+        calls.append(f"{name} {reported}")
         return found
 
     kind = type("Overriding", (base,), {name: override})

@@ -61,9 +61,9 @@ def test_replaced_addresses_are_invalid(field: str, shown: str) -> None:
     """An address that cannot be shown becomes text with an invalid address."""
     name = field.partition(":")[0]
     found = made(field) if name == "From" else made("From: ann@example.org", field)
-    told = value(found, name)
-    assert told is not None
-    assert " ".join(told.replace("<x@y.z>", "x@y.z").split()) == " ".join(shown.split())
+    reported = value(found, name)
+    assert reported is not None
+    assert " ".join(reported.replace("<x@y.z>", "x@y.z").split()) == " ".join(shown.split())
 
 
 @pytest.mark.rfc("P-144")
@@ -132,11 +132,11 @@ def test_a_malformed_value_is_shown_or_refused(kind: str) -> None:
 def test_an_address_that_is_too_odd_spoils_no_other() -> None:
     odd = "(" * 500 + ")" * 500
     to = f"To: Jörg <joerg@example.org>, {odd} <x@y.z>, ann@example.org"
-    told = value(made("From: a@b", to, trace=TRACE * 20), "To")
-    assert told is not None
-    assert "<joerg@example.org>" in told
-    assert "<ann@example.org>" in told
-    assert INVALID_ADDRESS in told
+    reported = value(made("From: a@b", to, trace=TRACE * 20), "To")
+    assert reported is not None
+    assert "<joerg@example.org>" in reported
+    assert "<ann@example.org>" in reported
+    assert INVALID_ADDRESS in reported
 
 
 def test_a_fault_of_the_library_refuses_the_message(monkeypatch: pytest.MonkeyPatch) -> None:

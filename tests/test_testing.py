@@ -510,9 +510,9 @@ def test_a_fault_without_an_effect_has_not_struck() -> None:
             server.fault.short_list(5)
             use_everything(server)
 
-    with pytest.warns(UnusedFault) as told:
+    with pytest.warns(UnusedFault) as reported:
         shows_nothing()
-    assert sorted(str(each.message) for each in told) == [
+    assert sorted(str(each.message) for each in reported) == [
         "fault.drop('RETR') never struck",
         "fault.dup_uidl() never struck",
         "fault.short_list() never struck",

@@ -77,11 +77,11 @@ def test_one_mail_for_a_streak_and_one_at_its_end(
     url = server.url("ann").replace("ann:hunter2@", "")
     configure(home, url, f'ca_file = "{server.ca_file}"\nalert = {{ after = 3 }}\n')
     server.fault.err("LIST", "[SYS/TEMP] the disk is on holiday")
-    told = []
+    reported = []
     for _ in range(5):
         assert restante("collect", "isp").code == 75
-        told.append(len(subjects(home)))
-    assert told == [0, 0, 1, 1, 1]
+        reported.append(len(subjects(home)))
+    assert reported == [0, 0, 1, 1, 1]
     (letter,) = letters(home)
     assert letter["Subject"] == FAILS
     assert letter["Auto-Submitted"] == "auto-generated"
@@ -190,9 +190,9 @@ def test_alert_goes_to_the_configured_destination(home: Path, ledger: Ledger) ->
     found = configure(home, more=more)
     fail(found, ledger)
     fail(found, ledger)
-    told = (home / "told").read_bytes()
-    assert told.count(b"Subject:") == 1
-    assert b"To: boss@example.org" in told
+    reported = (home / "told").read_bytes()
+    assert reported.count(b"Subject:") == 1
+    assert b"To: boss@example.org" in reported
     assert not (home / "Mail").exists()
 
 
@@ -231,10 +231,10 @@ def test_crash_at_any_step_sends_no_second_alert(is_repeatable: bool, home: Path
         if is_repeatable:
             assert subjects(place) == [FAILS], f"killed at moment {moment}"
         else:
-            told = (place / "told").read_text() if (place / "told").exists() else ""
-            assert told in ("", "x"), f"killed at moment {moment}"
+            reported = (place / "told").read_text() if (place / "told").exists() else ""
+            assert reported in ("", "x"), f"killed at moment {moment}"
         if status == 0:
-            assert is_repeatable or told == "x"
+            assert is_repeatable or reported == "x"
             break
         assert os.WTERMSIG(status) == signal.SIGKILL
     assert moment >= 4
@@ -247,13 +247,13 @@ def test_expiring_consent_is_announced_once(home: Path, ledger: Ledger) -> None:
     file = job.grant.file()
     day = 86_400
     tokens = Tokens("access", 0.0, "refresh", 0.0)
-    told = []
+    reported = []
     for days in (90, 10, 10, 5):  # the last is a new consent
         end = float(int(time.time() / 1000) * 1000 + days * day)
         file.put(replace(tokens, refresh_expires_at=end))
         alerts.send(job, ledger, None)
-        told.append(len(subjects(home)))
-    assert told == [0, 1, 1, 2]
+        reported.append(len(subjects(home)))
+    assert reported == [0, 1, 1, 2]
     for letter in letters(home):
         assert "restante account auth isp\r\n" in letter.get_content()
         assert "refresh" not in str(letter)

@@ -57,8 +57,8 @@ def answer(server: Serving, user: str, password: str) -> str:
         try:
             return client.pass_(password).decode()
         except poplib.error_proto as error:
-            told: bytes = error.args[0]
-            return told.decode()
+            reported: bytes = error.args[0]
+            return reported.decode()
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def test_each_user_logs_in_where_it_is_known(home: Path, chained: Path, ann: str
         (home / "passwd").unlink()
         assert answer(server, "bob", "from the file").startswith("-ERR [SYS/TEMP] ")
         assert answer(server, "ann", "tan staaf").startswith("+OK")
-        _, told = server.stop()
-    assert f"{home}/passwd:" in told
+        _, reported = server.stop()
+    assert f"{home}/passwd:" in reported
 
 
 ORDERS = ['["users", "passwd-file"]', '["passwd-file", "users"]']
@@ -110,9 +110,9 @@ def test_rm_warns_of_another_back_end_that_lets_the_user_in(
     text = f'[auth]\nchain = {order}\npasswd_file.path = "{home}/passwd"\n'
     configuration = configured(home, text)
     refused = restante("-c", configuration, "user", "rm", "Ann")
-    told = "warning: the back end passwd-file still lets ann in, to the maildrop ann"
+    reported = "warning: the back end passwd-file still lets ann in, to the maildrop ann"
     assert refused.code == 64
-    assert (told in refused.err) is is_admitted
+    assert (reported in refused.err) is is_admitted
     assert ("restante user disable ann" in refused.err) is (is_admitted and order == ORDERS[0])
     found = restante("-c", configuration, "user", "rm", "ann", "--yes", "--json")
     expected = {"backend": "passwd-file", "maildrop": "ann"} if is_admitted else None
@@ -182,12 +182,14 @@ def test_a_token_and_a_certificate_log_in(home: Path, ann: str) -> None:
         for scheme in "pop3s", "pop3":
             url = f"{scheme}://{server.said[scheme].replace('127.0.0.1', 'localhost')}"
             trusted: dict[str, Any] = {"ca_file": Path(server.said["ca"])}
-            told: list[str] = []
+            reported: list[str] = []
             with connect_blocking(url, user="ann", token=token(), **trusted) as client:
                 assert client.stat() == (0, 0)
-            with connect_blocking(url, certificate=own, record=told.append, **trusted) as client:
+            with connect_blocking(
+                url, certificate=own, record=reported.append, **trusted
+            ) as client:
                 assert client.stat() == (0, 0)
-            assert any(line.startswith("C: AUTH EXTERNAL") for line in told)
+            assert any(line.startswith("C: AUTH EXTERNAL") for line in reported)
             wrong: list[dict[str, Any]] = [
                 {"user": "ann", "token": token(aud="other")},
                 {"user": "ann", "token": token(email="bob@localhost")},
@@ -209,8 +211,8 @@ def test_why_names_the_back_end_of_a_user(
 ) -> None:
     for user, backend in ("ann", "users"), ("bob", "passwd-file"):
         found = restante("-c", chained, "auth", "why", user, "::1")
-        told = found.out.splitlines()[0]
-        assert told == f"{user} (back end {backend}): a correct password is accepted from ::1"
+        reported = found.out.splitlines()[0]
+        assert reported == f"{user} (back end {backend}): a correct password is accepted from ::1"
         found = restante("-c", chained, "auth", "why", user, "::1", "--json")
         assert (found.json["backend"], found.json["allowed"]) == (backend, True)
     assert restante("-c", chained, "auth", "why", "eve", "::1").code == 67
@@ -253,7 +255,7 @@ def test_a_server_without_a_database_of_its_own(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         (
             'chain = ["user"]',
@@ -317,12 +319,12 @@ def test_a_server_without_a_database_of_its_own(home: Path) -> None:
     ],
 )
 def test_configuration_errors_are_reported_before_serving(
-    home: Path, restante: Restante, text: str, told: str
+    home: Path, restante: Restante, text: str, reported: str
 ) -> None:
     path = configured(home, text if text.startswith("[") else f"[auth]\n{text}\n")
     found = restante("-c", path, "check")
     assert found.code == 78
-    assert told in found.err
+    assert reported in found.err
 
 
 def test_look_ups_in_other_programs_wait_in_the_queue(home: Path) -> None:

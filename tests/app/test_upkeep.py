@@ -163,12 +163,12 @@ def test_a_jump_destroys_only_a_few(
     house.machine.set(house.machine.now + jump)
     house.round()
     assert (house.held("ann"), house.held("bob")) == ((0, 0) if goes else (ann, bob))
-    told = dict(events(caplog))
-    assert "clock jumped" in told
-    assert ("purge withheld" in told) is not goes
+    reported = dict(events(caplog))
+    assert "clock jumped" in reported
+    assert ("purge withheld" in reported) is not goes
     if goes:
         return
-    assert told["purge withheld"] == {"messages": ann + bob, "seconds": round(jump)}
+    assert reported["purge withheld"] == {"messages": ann + bob, "seconds": round(jump)}
     house.machine.run(SETTLES - 60)
     house.round()
     assert (house.held("ann"), house.held("bob")) == (ann, bob)
@@ -484,9 +484,9 @@ def test_a_shorter_hold_is_announced_and_comes_into_force_after_a_day(
     house.round()
     house.hold = DAY
     house.round()
-    told = dict(events(caplog))
+    reported = dict(events(caplog))
     at = upkeep.moment(int(house.machine.now) + 86_400)
-    assert told["rule changed"] == {"held": 500, "expiring": 0, "at": at}
+    assert reported["rule changed"] == {"held": 500, "expiring": 0, "at": at}
     house.round()
     assert events(caplog) == [], "only once"
     house.machine.run(DAY - 60)
@@ -575,8 +575,8 @@ def test_purge_destroys_nothing_by_a_clock_that_is_behind(
 def test_shortened_hold_announces_deletions(
     restante: Restante, waiting: Callable[[float], None]
 ) -> None:
-    told = restante("user", "hold", "ann", "0").err
-    assert "ann: 150 held messages will be destroyed, the first on 20" in told
+    reported = restante("user", "hold", "ann", "0").err
+    assert "ann: 150 held messages will be destroyed, the first on 20" in reported
     assert "ann: " not in restante("user", "hold", "ann", "0").err, "it has been said"
     found = restante("check", "--json").json["goes"]
     assert (found["held"], found["expiring"]) == (150, 0)
@@ -593,8 +593,8 @@ def test_new_expiry_announces_deletions(
         restante("deliver", "ann", stdin=b"Subject: x\r\n\r\n")
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 40 * DAY)
-    told = restante("user", "permit", "ann", "--expire", "30d").err
-    assert f"ann: {many} message{'s' * (many > 1)} will expire, the first on 20" in told
+    reported = restante("user", "permit", "ann", "--expire", "30d").err
+    assert f"ann: {many} message{'s' * (many > 1)} will expire, the first on 20" in reported
 
 
 def test_check_announces_deletions(

@@ -256,9 +256,9 @@ def test_a_permission_that_changes_holds_at_once(
     account = verify(cache)
     assert account.refusal(ROSE.address, is_secure=False, mechanism="PLAIN") is None
     change(in_another_process(database), account)
-    told = verify(cache).refusal(ROSE.address, is_secure=False, mechanism="PLAIN")
-    assert told is not None
-    assert reason in told
+    reported = verify(cache).refusal(ROSE.address, is_secure=False, mechanism="PLAIN")
+    assert reported is not None
+    assert reason in reported
     users.close()
 
 

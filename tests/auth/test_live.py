@@ -60,12 +60,12 @@ def test_right_password_opens_permitted_maildrops(
         async with served(users, server_tls if over_tls else None) as (server, _):
             async with server.client(tls) as client:
                 await client.ask(b"USER mrose")
-                told = await client.ask(b"PASS tan staaf")
+                reported = await client.ask(b"PASS tan staaf")
             async with server.client(tls) as client:
                 await client.ask(b"USER mrose")
                 wrong = await client.ask(b"PASS wrong")
-        assert told.startswith(b"+OK") == may
-        assert may or told == wrong
+        assert reported.startswith(b"+OK") == may
+        assert may or reported == wrong
 
     asyncio.run(main())
     users.close()

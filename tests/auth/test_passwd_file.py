@@ -144,9 +144,9 @@ def test_user_of_a_malformed_line_cannot_log_in(
             log_in(file, name, password)
     assert log_in(file).user == "mrose"
     if not line.startswith("#"):
-        told = caplog.records[0].__dict__["fields"]
-        assert told["line"] == len(line.splitlines())
-        assert "{" not in told["reason"]
+        reported = caplog.records[0].__dict__["fields"]
+        assert reported["line"] == len(line.splitlines())
+        assert "{" not in reported["reason"]
 
 
 @pytest.mark.parametrize(

@@ -203,8 +203,8 @@ def test_only_mail_that_is_in_a_maildir_is_adopted(shell: Shell, server: dict[st
     (old / ".Loop").symlink_to(old)  # must not be read twice
     (old / "new" / "10.y").write_bytes(MESSAGE)  # without Message-ID or Date
     add(shell, server, f"maildir:{shell.home}/Mail", "--keep", "none")
-    told = shell.ok("account", "adopt", "isp", "--like", str(old))
-    assert told == (f"isp: Marked 3 messages as collected; 3 others not found in {old}.\n")
+    reported = shell.ok("account", "adopt", "isp", "--like", str(old))
+    assert reported == (f"isp: Marked 3 messages as collected; 3 others not found in {old}.\n")
     outcome = json.loads(shell.ok("--json", "collect", "isp"))
     assert (outcome["stored"], outcome["deleted"]) == (3, 3)
     stored = sorted(path.read_bytes() for path in (shell.home / "Mail" / "new").iterdir())

@@ -203,8 +203,8 @@ def journal(home: Path) -> Callable[..., None]:
         async with stores.store(load()).open("ann") as maildrop:
             first = list(maildrop.listing[:count])
             assert not await maildrop.remove(first)
-            told = ("192.0.2.7", "1.3", "phone\x1b[2J")
-            session = SessionRecord(began, began + 1, *told, first, first, "quit", unnamed=2)
+            reported = ("192.0.2.7", "1.3", "phone\x1b[2J")
+            session = SessionRecord(began, began + 1, *reported, first, first, "quit", unnamed=2)
             await maildrop.record(session)  # type: ignore[attr-defined]
 
     return lambda count, began: asyncio.run(work(count, began))
@@ -281,10 +281,10 @@ def test_a_maildrop_that_cannot_be_read_hides_no_other(
         (path / "new").mkdir(parents=True)
         for name in "cur", "held":
             (path / name).write_text("no directory")
-    told = [f"{user}: mail storage: Not a directory" for user in ("adam", "zoe")]
+    reported = [f"{user}: mail storage: Not a directory" for user in ("adam", "zoe")]
     for verb in ["list"], ["verify", "--all"], ["reindex", "--all"], ["purge", "--all", "--yes"]:
         found = restante("maildrop", *verb)
-        assert (found.code, found.err.splitlines()) == (74, told)
+        assert (found.code, found.err.splitlines()) == (74, reported)
         assert len(found.out.splitlines()) == (2 if verb == ["list"] else 1)  # with heads
     rows = {row["user"]: row for row in restante("maildrop", "list", "--json").json["maildrops"]}
     assert rows["zoe"]["error"] == "mail storage: Not a directory"

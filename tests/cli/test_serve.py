@@ -64,8 +64,8 @@ class Serving:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
         """Stop the server; returns its exit code and standard error."""
         self.process.send_signal(number)
-        _, told = self.process.communicate(timeout=30)
-        return self.process.returncode, told.decode()
+        _, reported = self.process.communicate(timeout=30)
+        return self.process.returncode, reported.decode()
 
 
 @contextmanager
@@ -94,9 +94,9 @@ def test_ephemeral_serves_one_user_and_leaves_nothing(home: Path) -> None:
         with server.client(password=password) as client:
             assert client.stat()[0] == 2
             client.quit()
-        code, told = server.stop()
+        code, reported = server.stop()
     assert code == 0
-    assert "login" not in told
+    assert "login" not in reported
     assert list((home / "tmp").iterdir()) == []
     assert list((home / "state").iterdir()) == []
 
@@ -109,11 +109,11 @@ def test_ephemeral_ends_with_its_input(home: Path, stdin: int | str) -> None:
         open(home / "empty", "rb") as file,
         serving("--ephemeral", stdin=file if stdin == "file" else stdin) as server,
     ):
-        out, told = server.process.communicate(timeout=30)
+        out, reported = server.process.communicate(timeout=30)
     assert (server.process.returncode, out) == (0, b"")
-    assert b"Standard input has ended" in told
+    assert b"Standard input has ended" in reported
     assert (
-        b"clock jumped" not in told
+        b"clock jumped" not in reported
     )  # at a first start there is no mail that a wrong clock could destroy
     assert list((home / "tmp").iterdir()) == []
 
@@ -181,18 +181,18 @@ def test_the_second_start_finds_mail_user_and_certificate_again(
 def test_first_start_prints_the_next_steps(home: Path, state: Path, ports: None) -> None:
     with started("serve") as process:
         assert process.stderr is not None
-        told = []
+        reported = []
         for line in process.stderr:
-            told.append(line.decode())
+            reported.append(line.decode())
             if line.startswith(b"  restante fetch "):
                 break
         process.terminate()
         assert process.wait(30) == 0
-    text = "".join(told)
-    assert max(len(line) for line in told if str(home) not in line) <= 81  # line end included
+    text = "".join(reported)
+    assert max(len(line) for line in reported if str(home) not in line) <= 81  # line end included
     for word in ("private mode", "pop3s://127.0.0.1:", "STLS required", "first user 'me'"):
         assert word in text
-    assert f"--ca-file {state / 'tls' / 'certificate.pem'}\n" in told[-1]
+    assert f"--ca-file {state / 'tls' / 'certificate.pem'}\n" in reported[-1]
     assert str(state / "first-password") in text, "not a terminal, so the password is not shown"
     assert first_password(state) not in text
     assert (state / "first-password").stat().st_mode & 0o777 == 0o600
@@ -262,11 +262,11 @@ def test_no_secret_is_in_any_log(home: Path, state: Path, ports: None) -> None:
                 client.user("ann")
                 with pytest.raises(poplib.error_proto):
                     client._shortcmd(command)  # type: ignore[attr-defined]
-        code, told = server.stop()
+        code, reported = server.stop()
     assert code == 0
-    assert "login ok: ip=127.0.0.1 user=ann proto=pop3s" in told
-    assert "login refused: ip=127.0.0.1 user=ann proto=pop3s" in told
-    assert CANARY not in told
+    assert "login ok: ip=127.0.0.1 user=ann proto=pop3s" in reported
+    assert "login refused: ip=127.0.0.1 user=ann proto=pop3s" in reported
+    assert CANARY not in reported
     for path in state.rglob("*"):
         if path.is_file():
             assert CANARY.encode() not in path.read_bytes(), path
@@ -281,8 +281,8 @@ def in_use(home: Path) -> tuple[str, int, str]:
     port = listening.getsockname()[1]
     text = f"[server]\nlisten = 'pop3://127.0.0.1:{port}'"
     own = f"{Path('/proc/self/comm').read_text().strip()} (process {os.getpid()})"
-    told = f"{own} listens there; stop it, or change server.listen"
-    return text, 69, f"cannot listen on pop3://127.0.0.1:{port}: {told}"
+    reported = f"{own} listens there; stop it, or change server.listen"
+    return text, 69, f"cannot listen on pop3://127.0.0.1:{port}: {reported}"
 
 
 keep: list[socket.socket] = []
@@ -386,8 +386,8 @@ def test_demo_prints_each_step_and_leaves_nothing(home: Path) -> None:
     found = program("demo")
     assert (found.code, found.err) == (0, "")
     steps = ["start", "deliver", "fetch", "delete", "poplib", "restore", "poplib", "stop"]
-    told = iter([line[:9].strip() for line in found.out.splitlines()])
-    assert all(step in told for step in steps), found.out
+    reported = iter([line[:9].strip() for line in found.out.splitlines()])
+    assert all(step in reported for step in steps), found.out
     assert max(map(len, found.out.splitlines())) <= 80
     for place in ("tmp", "state", "config"):
         assert list((home / place).iterdir()) == []

@@ -351,9 +351,9 @@ def test_why_gives_the_reason_of_a_refusal(
 def test_why_distinguishes_disabled_and_unknown_users(restante: Restante, ann: str) -> None:
     restante("user", "disable", "ann")
     found = restante("auth", "why", "ann", "::1")
-    told, _, facts = found.out.partition("\n")
+    reported, _, facts = found.out.partition("\n")
     assert (
-        told
+        reported
         == "ann (back end users) is refused: the user is disabled. Run: restante user enable ann"
     )
     assert facts == (
@@ -370,10 +370,10 @@ def test_why_reports_password_spraying(restante: Restante, ann: str, state: Path
             address = f"198.51.{number}.1"
             throttle.refused(Credentials("PLAIN", f"user{number}", "Winter2026", address=address))
         throttle.save(state / "guesses")
-    told = restante("auth", "why", "ann", "::1").out.splitlines()
-    assert told[0] == "ann (back end users): a correct password is accepted from ::1"
-    assert "a wrong password is answered after 2.0 s" in told[1]
-    assert told[2] == (
+    reported = restante("auth", "why", "ann", "::1").out.splitlines()
+    assert reported[0] == "ann (back end users): a correct password is accepted from ::1"
+    assert "a wrong password is answered after 2.0 s" in reported[1]
+    assert reported[2] == (
         "password spraying: 3 recent attempts with the same passwords at many users; "
         "these passwords are answered after 7.0 s from any address"
     )

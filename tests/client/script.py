@@ -83,9 +83,9 @@ class Drive:
         try:
             result = self._exchange(self._begin(operation.text), operation.turns)
         except RestanteError as error:
-            told = f"{type(error).__name__}: {error}"
+            reported = f"{type(error).__name__}: {error}"
             pattern = ".*".join(re.escape(part) for part in (operation.error or "").split("*"))
-            assert re.fullmatch(pattern, told), f"{operation.text}: {told}"
+            assert re.fullmatch(pattern, reported), f"{operation.text}: {reported}"
         else:
             assert operation.error is None, f"{operation.text} gave {result!r}"
             if operation.result is not None:

@@ -95,7 +95,7 @@ def test_the_first_address_that_answers_is_taken(
 
 @kinds
 @pytest.mark.parametrize(
-    ("entries", "told"),
+    ("entries", "reported"),
     [
         ([], "CannotConnect: localhost: localhost has no address"),
         ([REFUSES], "CannotConnect: localhost: Connection refused"),
@@ -108,13 +108,13 @@ def test_the_first_address_that_answers_is_taken(
 def test_no_address_that_answers(
     kind: str,
     entries: list[Any],
-    told: str,
+    reported: str,
     dead: tuple[str, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     resolving(monkeypatch, *[entry(*dead) if each == "dead" else each for each in entries])
     monkeypatch.setattr(connecting, "DELAY", 0.02)
-    assert asyncio.run(outcome(kind, 1, timeout=0.2)) == told
+    assert asyncio.run(outcome(kind, 1, timeout=0.2)) == reported
 
 
 @kinds
@@ -122,20 +122,20 @@ def test_the_deadline_ends_it_too(
     kind: str, dead: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolving(monkeypatch, entry(*dead), entry(*dead))
-    told = "DeadlineExceeded: the deadline is over"
-    assert asyncio.run(outcome(kind, 1, timeout=60, deadline=0.1)) == told
+    reported = "DeadlineExceeded: the deadline is over"
+    assert asyncio.run(outcome(kind, 1, timeout=60, deadline=0.1)) == reported
 
 
 @kinds
 @pytest.mark.parametrize(
-    ("limits", "told"),
+    ("limits", "reported"),
     [
         ({"timeout": 0.05}, "DeadlineExceeded: mail.invalid does not answer"),
         ({"deadline": 0.05}, "DeadlineExceeded: the deadline is over"),
     ],
 )
 def test_a_look_up_that_hangs_is_left(
-    kind: str, limits: dict[str, Any], told: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, limits: dict[str, Any], reported: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the program can exit meanwhile."""
     goes_on = threading.Event()
@@ -154,7 +154,7 @@ def test_a_look_up_that_hangs_is_left(
             return f"{type(error).__name__}: {error}"
 
     try:
-        assert asyncio.run(main()) == told
+        assert asyncio.run(main()) == reported
         assert all(each.daemon for each in threading.enumerate() if each.name == "getaddrinfo")
     finally:
         goes_on.set()

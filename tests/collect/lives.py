@@ -38,7 +38,7 @@ _LIES = st.one_of(
     _lie("same_id", st.just(True)),
     _lie("delivers_at_command", st.integers(1, 20)),
 )
-LIES = st.lists(_LIES, max_size=3).map(lambda told: Lies(**dict(told)))
+LIES = st.lists(_LIES, max_size=3).map(lambda lies: Lies(**dict(lies)))
 KINDS = st.sampled_from(["usual", "usual", "long", "without marks"])
 KEEPS = st.sampled_from(["none", "none", "7d", "until-verified", "until-deleted", "all"])
 

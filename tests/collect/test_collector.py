@@ -409,9 +409,9 @@ def test_logins_have_a_budget_also_when_they_fail(home: Home, ledger: Ledger) ->
     policy = Policy(budget=Budget(logins=2))
     ledger.of("isp").tried(home.now - 10)
     home.collect(policy)
-    with pytest.raises(LoginTooSoon) as told:
+    with pytest.raises(LoginTooSoon) as caught:
         home.collect(policy)
-    assert told.value.seconds == 3590
+    assert caught.value.seconds == 3590
     home.now += 3590
     home.collect(policy)
 

@@ -215,10 +215,10 @@ class Recorder:
             where = os.path.join(os.readlink(f"/proc/self/fd/{parent}"), where)
         changes = name != "open" or arguments[1] & (os.O_CREAT | os.O_TRUNC)
         if changes and os.fspath(where).startswith(str(self._base)):
-            told = os.path.relpath(where, self._base)
-            told = re.sub(r"\d{9,}\.", "T.", re.sub(r"[0-9a-f]{16,}", "N", told))
-            told = re.sub(r"T\.M\d+P\d+R\w*\..*", "T.N", told)
-            self.calls.append(f"{name} {told}")
+            path = os.path.relpath(where, self._base)
+            path = re.sub(r"\d{9,}\.", "T.", re.sub(r"[0-9a-f]{16,}", "N", path))
+            path = re.sub(r"T\.M\d+P\d+R\w*\..*", "T.N", path)
+            self.calls.append(f"{name} {path}")
             if 0 <= self._die_at < len(self.calls):
                 raise Dead
             if name == self._fail:

@@ -319,9 +319,9 @@ def test_refused_message_is_reported_as_temporary(
             assert await command(port, *arguments) == os.EX_TEMPFAIL
 
     asyncio.run(main())
-    told = json.loads(capsys.readouterr().out)
-    assert (told["stored"], told["deleted"], len(told["refused"])) == (1, 1, 1)
-    assert "not now" in told["refused"][0]
+    reported = json.loads(capsys.readouterr().out)
+    assert (reported["stored"], reported["deleted"], len(reported["refused"])) == (1, 1, 1)
+    assert "not now" in reported["refused"][0]
     assert files(tmp_path) == [b"two\r\n"]
 
 
@@ -350,8 +350,8 @@ def test_a_full_disk_is_named(
         assert len(await sizes(store)) == 3
 
     asyncio.run(main())
-    told = capsys.readouterr().err
-    assert told == f"restante fetch: {to}: No space left on device\n"
+    reported = capsys.readouterr().err
+    assert reported == f"restante fetch: {to}: No space left on device\n"
 
 
 def test_exit_codes_of_fetch(
@@ -375,9 +375,9 @@ def test_exit_codes_of_fetch(
         assert await command(port, *to, *trust) == os.EX_TEMPFAIL  # connection refused
 
     asyncio.run(main())
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 5
-    assert all(line.startswith("restante fetch: ") for line in told)
+    reported = capsys.readouterr().err.splitlines()
+    assert len(reported) == 5
+    assert all(line.startswith("restante fetch: ") for line in reported)
     assert files(tmp_path / "new") == []
 
 

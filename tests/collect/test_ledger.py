@@ -151,9 +151,9 @@ def test_refusals_are_counted_until_a_login_works(ledger: Ledger) -> None:
     for at, wait in ((1000.0, 600.0), (2000.0, 1200.0), (4000.0, 2400.0)):
         ledger.of("ann").refused(at)
         ledger.of("bob").withhold(at)
-        with pytest.raises(LoginWithheld) as told:
+        with pytest.raises(LoginWithheld) as caught:
             ledger.of("ann").withhold(at)
-        assert told.value.seconds == wait
+        assert caught.value.seconds == wait
         ledger.of("ann").withhold(at + wait)
     ledger.of("ann").began(7000.0)
     ledger.of("ann").withhold(7000.0)

@@ -296,9 +296,9 @@ def test_key_is_created_once_and_only_its_owner_can_read_it(tmp_path: Path) -> N
 
 def test_no_repr_holds_a_secret(server: StandIn) -> None:
     question = Question(server.application, "http://127.0.0.1:1/", "mrose")
-    told = repr([question, server.application, Tokens("access", 0.0, "refresh")])
+    reported = repr([question, server.application, Tokens("access", 0.0, "refresh")])
     for secret in ("'secret'", question.state, question.nonce, question.verifier, "'access'"):
-        assert secret not in told
+        assert secret not in reported
 
 
 # Requests to the provider

@@ -77,17 +77,17 @@ def test_exit_codes_by_sysexits(end: str, error: type[Exception]) -> None:
 
 def outcomes(destination: Destination, letters: list[bytes]) -> list[str]:
     """Return the outcome of each letter, until the destination stops all of them."""
-    told = []
+    reported = []
     for letter in letters:
         try:
             give(destination, letter)
         except MessageRefused:
-            told.append("refused")
+            reported.append("refused")
         except TemporaryFailure:
-            return [*told, "stopped"]
+            return [*reported, "stopped"]
         else:
-            told.append("stored")
-    return told
+            reported.append("stored")
+    return reported
 
 
 READS = "import sys; code = int(sys.stdin.read().split()[-1])"

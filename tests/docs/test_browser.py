@@ -46,7 +46,7 @@ def look(
         viewport={"width": width, "height": height}, java_script_enabled=script
     )
     seen, wrong = context.new_page(), []
-    seen.on("console", lambda told: wrong.append(f"{told.type}: {told.text}"))
+    seen.on("console", lambda message: wrong.append(f"{message.type}: {message.text}"))
     seen.on("pageerror", lambda error: wrong.append(str(error)))
     asked: list[str] = []
     seen.on("request", lambda request: asked.append(request.url))

@@ -301,8 +301,8 @@ def test_chinese_pages_are_linked_from_the_english_ones() -> None:
 def test_systemd_takes_the_units(tmp_path: Path) -> None:
     """Errors about missing programs and users do not count."""
     page = HOUSE / "docs" / "howto" / "first-server.md"
-    told = tmp_path / "restante.service"
-    told.write_text(next(text for language, text in blocks(page) if language == "ini"))
-    for unit in (told, *(HOUSE / "contrib" / "systemd").glob("*.service")):
+    unit_file = tmp_path / "restante.service"
+    unit_file.write_text(next(text for language, text in blocks(page) if language == "ini"))
+    for unit in (unit_file, *(HOUSE / "contrib" / "systemd").glob("*.service")):
         done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
         assert "Unknown" not in done.stderr, unit

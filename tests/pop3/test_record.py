@@ -31,36 +31,36 @@ def echoing(capabilities: bytes) -> Callable[[Peer], Any]:
 @both
 @pytest.mark.parametrize("capabilities", [b"-ERR\r\n", b"+OK\r\nSASL PLAIN\r\n.\r\n"])
 def test_no_form_of_the_password_is_recorded(session: Session, capabilities: bytes) -> None:
-    told: list[str] = []
+    reported: list[str] = []
 
     async def main() -> None:
         async with scripted(echoing(capabilities)) as (port, _):
-            await session(f"pop3://127.0.0.1:{port}", tls=NONE, record=told.append)
+            await session(f"pop3://127.0.0.1:{port}", tls=NONE, record=reported.append)
 
     asyncio.run(main())
-    text = "\n".join(told)
+    text = "\n".join(reported)
     assert SECRET not in text
     assert b64encode(SECRET.encode()).decode()[:6] not in text
     assert b64encode(b"\0mrose\0" + SECRET.encode()).decode()[:6] not in text
     login = "C: AUTH PLAIN ***" if b"SASL" in capabilities else "C: PASS ***"
     assert f"{login}\nS: +OK [X-1] ***" in text
     assert "C: RETR 1\nS: +OK\n" in text
-    assert told[-2:] == ["C: QUIT", "S: +OK [X-1] you said QUIT"]
+    assert reported[-2:] == ["C: QUIT", "S: +OK [X-1] you said QUIT"]
 
 
 def test_a_server_that_repeats_the_password_later() -> None:
-    told: list[str] = []
-    record = Record(told.append)
+    reported: list[str] = []
+    record = Record(reported.append)
     with record.login(SECRET):
         pass
     record.heard(b"+OK remember: tan staaf")
-    assert told == ["S: +OK remember: ***"]
+    assert reported == ["S: +OK remember: ***"]
 
 
 def test_control_characters_are_shown_as_such() -> None:
-    told: list[str] = []
-    Record(told.append).heard("+OK \x1b[2J \u202e \r \xe9".encode() + b"\xff")
-    assert told == ["S: +OK \\x1b[2J \\u202e \\r \xe9\\xff"]
+    reported: list[str] = []
+    Record(reported.append).heard("+OK \x1b[2J \u202e \r \xe9".encode() + b"\xff")
+    assert reported == ["S: +OK \\x1b[2J \\u202e \\r \xe9\\xff"]
 
 
 def test_a_record_that_cannot_be_called_is_refused() -> None:

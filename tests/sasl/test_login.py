@@ -492,8 +492,8 @@ def test_every_credential_by_both_clients(
 ) -> None:
     own = personal_certificate(tmp_path, "mrose@example.org")
     server_tls = tls.server_context(*certificate, client_ca=own[0])
-    told: list[str] = []
-    given = {"record": told.append, "ca_file": certificate[0], **options}
+    reported: list[str] = []
+    given = {"record": reported.append, "ca_file": certificate[0], **options}
     given |= {"certificate": own} if "certificate" in options else {"user": "mrose"}
 
     async def main() -> tuple[int, int]:
@@ -504,8 +504,8 @@ def test_every_credential_by_both_clients(
             return await asyncio.to_thread(log_in, url, given)
 
     assert asyncio.run(main()) == (0, 0)
-    assert any(line.startswith(f"C: AUTH {said}") for line in told)
-    assert TOKEN not in "\n".join(told)
+    assert any(line.startswith(f"C: AUTH {said}") for line in reported)
+    assert TOKEN not in "\n".join(reported)
 
 
 def test_each_login_gets_a_fresh_token(server_tls: ssl.SSLContext, certificate: Any) -> None:

@@ -202,8 +202,8 @@ def test_guess_counts_even_if_the_client_hangs_up(
 
     with caplog.at_level(logging.INFO):
         asyncio.run(main())
-    told = [each.message for each in caplog.records if each.message.startswith("login")]
-    assert told == ([] if is_right else ["login refused"])
+    reported = [each.message for each in caplog.records if each.message.startswith("login")]
+    assert reported == ([] if is_right else ["login refused"])
 
 
 @pytest.mark.parametrize("is_gone", [False, True])
@@ -356,8 +356,8 @@ def test_oldest_connection_before_login_is_evicted(
 
     with caplog.at_level(logging.INFO):
         run(main())
-    told = [each for each in caplog.records if each.message == "seat given up"]
-    assert [each.__dict__["fields"]["ip"] for each in told] == ["127.0.0.1"] * 3
+    reported = [each for each in caplog.records if each.message == "seat given up"]
+    assert [each.__dict__["fields"]["ip"] for each in reported] == ["127.0.0.1"] * 3
 
 
 def test_logged_in_sessions_are_never_evicted() -> None:

@@ -160,8 +160,8 @@ def test_disk_full_at_the_end_gives_one_reply(
             for _ in range(2):
                 await replies(client, MAIL + ANN + ANN + b"DATA\r\n", 4)
                 got = await replies(client, LETTER + b".\r\nNOOP\r\n", 2 if smtp else 3)
-                told = [b"451 4.3.0"] * (1 if smtp else 2)
-                assert [line[:9] for line in got] == [*told, b"250 2.0.0"]
+                reported = [b"451 4.3.0"] * (1 if smtp else 2)
+                assert [line[:9] for line in got] == [*reported, b"250 2.0.0"]
 
     run(main())
     assert "bug" not in caplog.text

@@ -152,8 +152,8 @@ def test_no_password_is_logged(run: Run[None], caplog: pytest.LogCaptureFixture)
             await client.log_in()
 
     run(main())
-    told = " ".join(f"{each.getMessage()} {vars(each)}" for each in caplog.records)
-    assert "mrose" in told
-    assert "wrong-secret" not in told
-    assert "tan staaf" not in told
-    assert "AG1yb3" not in told
+    reported = " ".join(f"{each.getMessage()} {vars(each)}" for each in caplog.records)
+    assert "mrose" in reported
+    assert "wrong-secret" not in reported
+    assert "tan staaf" not in reported
+    assert "AG1yb3" not in reported

@@ -675,8 +675,8 @@ def test_a_second_login_too_soon_is_refused_and_frees_the_lock(run: Run[None]) -
             async with server.client() as client:
                 for _ in range(5):  # not a guess, so the client is not disconnected
                     await client.ask(b"USER mrose")
-                    told = await client.ask(b"PASS tan staaf")
-                    assert told == b"-ERR [LOGIN-DELAY] log in again in 300 s"
+                    reported = await client.ask(b"PASS tan staaf")
+                    assert reported == b"-ERR [LOGIN-DELAY] log in again in 300 s"
                 await client.ask(b"USER mrose")
                 assert (await client.ask(b"PASS wrong")).startswith(b"-ERR [AUTH] ")
                 assert await sizes(store) == [len(MESSAGE)], "the lock is free"

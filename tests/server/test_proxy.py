@@ -156,7 +156,7 @@ async def connected(server: Server) -> AsyncIterator[Client]:
         writer.transport.abort()
 
 
-def told(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, str]]:
+def reported(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, str]]:
     return [vars(each)["fields"] for each in caplog.records if each.getMessage() == event]
 
 
@@ -179,7 +179,7 @@ def test_the_address_behind_a_proxy_is_the_clients(
         assert [line.startswith(b"+OK") for line in heard] == [True, may, may]
 
     run(main())
-    for fields in told(caplog, "login ok"):
+    for fields in reported(caplog, "login ok"):
         assert (fields["ip"], fields["proxy"]) == ("192.0.2.7", "127.0.0.1")
         assert fields["tls"] == ("no" if header == V1 else "1.3")
 
@@ -229,7 +229,7 @@ def test_tls_at_proxy_counts_only_if_configured(
             assert answers.startswith(b"+OK" if tls else b"-ERR")
 
     run(main())
-    logged = [fields["tls"] for fields in told(caplog, "login ok")]
+    logged = [fields["tls"] for fields in reported(caplog, "login ok")]
     assert logged == ([] if tls is None else [tls])
 
 
@@ -323,7 +323,7 @@ def test_malformed_proxy_header_gets_no_response(
             assert await client.rest() == b""
 
     run(main())
-    assert len(told(caplog, "proxy refused")) == 1
+    assert len(reported(caplog, "proxy refused")) == 1
 
 
 @pytest.mark.parametrize("implicit", [True, False])
@@ -413,12 +413,12 @@ def test_xclient_sets_the_client_address(run: Run[None], caplog: pytest.LogCaptu
                 await client.log_in()
                 async with connected(server) as next_one:
                     assert (await next_one.line()).startswith(b"+OK"), "the proxy's slot is free"
-                    told = await next_one.ask(b"XCLIENT ADDR=192.0.2.7")
-                    assert told.startswith(b"-ERR [SYS/TEMP]")
+                    reported = await next_one.ask(b"XCLIENT ADDR=192.0.2.7")
+                    assert reported.startswith(b"-ERR [SYS/TEMP]")
                     assert await next_one.rest() == b""
 
     run(main())
-    (fields,) = told(caplog, "login ok")
+    (fields,) = reported(caplog, "login ok")
     assert (fields["ip"], fields["proxy"], fields["tls"]) == ("192.0.2.7", "127.0.0.1", "no")
 
 

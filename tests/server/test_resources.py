@@ -152,10 +152,10 @@ def test_the_client_cannot_renegotiate(run: Run[None], server_tls: ssl.SSLContex
             async with asyncio.timeout(10):
                 await client.stdout.readuntil(b"+OK")
                 client.stdin.write(b"R\n")  # "renegotiate", to s_client
-                told = await client.stdout.read()
+                reported = await client.stdout.read()
                 await client.wait()
-            assert b"RENEGOTIATING" in told
-            assert b"no renegotiation" in told
+            assert b"RENEGOTIATING" in reported
+            assert b"no renegotiation" in reported
             await asyncio.sleep(0)
 
     run(main())

@@ -201,8 +201,8 @@ def test_the_fingerprint_is_that_of_openssl(tmp_path: Path) -> None:
         pytest.skip("no openssl command to compare with")
     certificate, _ = tls.make_self_signed(tmp_path, NAMES)
     command = [openssl, "x509", "-in", str(certificate), "-noout", "-fingerprint", "-sha256"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert told.split("=")[1].strip().replace(":", "") == tls.fingerprint(certificate).replace(
+    reported = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert reported.split("=")[1].strip().replace(":", "") == tls.fingerprint(certificate).replace(
         " ", ""
     )
 

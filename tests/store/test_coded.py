@@ -138,9 +138,9 @@ def test_import_refuses_codings_it_cannot_unpack(
     code(old / NAMES[1], lambda _: BEGINNINGS[kind] + bytes(100))
     for dry_run in (["--dry-run"], []):
         assert main(["import", "dovecot", str(old), "ann", *dry_run]) == 78
-        told = capsys.readouterr().err
+        reported = capsys.readouterr().err
         for words in (f"1 file cannot be read by restante ({kind})", NAMES[1], "doveadm -o"):
-            assert words in told
+            assert words in reported
     assert not (old.parent / "mail" / "ann").exists()
 
 

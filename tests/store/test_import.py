@@ -78,9 +78,9 @@ def test_import_for_an_unknown_user_prints_an_error(
 def test_courier(store: MaildirStore, old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for copied in (4, 0):
         assert main(["import", "courier", str(old), "ann"]) == 0
-        told = capsys.readouterr()
-        assert "1 message had no unique-id on the old server" in told.err
-        assert told.out == (
+        reported = capsys.readouterr()
+        assert "1 message had no unique-id on the old server" in reported.err
+        assert reported.out == (
             "Imported 3 messages with the unique-ids of the old server and 1 message with a new "
             f"unique-id. This run copied {copied} messages.\n"
         )

@@ -296,9 +296,9 @@ def test_duplicates_are_taken_once_and_named(
     box = line + flagged + ONE + b"\n" + line + flagged + TWO + b"\n" + line + read_ + ONE
     (tmp_path / "box").write_bytes(box)
     assert load(tmp_path / "box", "--json") == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out)["duplicates"] == [[3, 1]]
-    assert "left out 1 message equal to another message: 3 (same as 1)" in told.err
+    reported = capsys.readouterr()
+    assert json.loads(reported.out)["duplicates"] == [[3, 1]]
+    assert "left out 1 message equal to another message: 3 (same as 1)" in reported.err
     assert taken(store) == [flagged + ONE, flagged + TWO]
 
 
@@ -313,9 +313,9 @@ def test_messages_deleted_in_thunderbird_are_skipped_and_counted(
     )  # fmt: skip
     (tmp_path / "box").write_bytes(box)
     assert load(tmp_path / "box") == 0
-    told = capsys.readouterr()
-    assert "left out 1 message deleted in Thunderbird" in told.err
-    assert "2 messages with new unique-ids" in told.out
+    reported = capsys.readouterr()
+    assert "left out 1 message deleted in Thunderbird" in reported.err
+    assert "2 messages with new unique-ids" in reported.out
     assert len(taken(store)) == 2
 
 
@@ -337,9 +337,9 @@ def test_unique_id_of_two_messages_is_used_for_neither(
     box = b"From a\nX-UIDL: x\n\n1\n\nFrom b\nX-UIDL: y\n\n2\n\nFrom c\nX-UIDL: x\n\n3\n"
     (tmp_path / "box").write_bytes(box)
     assert load(tmp_path / "box") == 0
-    told = capsys.readouterr()
-    assert "these messages had the same unique-id, so each gets a new one: 1, 3" in told.err
-    assert told.out == (
+    reported = capsys.readouterr()
+    assert "these messages had the same unique-id, so each gets a new one: 1, 3" in reported.err
+    assert reported.out == (
         "Imported 1 message with the unique-id of the old server and 2 messages with new "
         "unique-ids. This run copied 3 messages.\n"
     )

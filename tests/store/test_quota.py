@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> MaildirStore:
     return MaildirStore(f"{tmp_path}/%u", limit=lambda _: LIMIT)
 
 
-def told(place: Path) -> list[str]:
+def reported(place: Path) -> list[str]:
     """Return the lines of the file."""
     return (place / "maildirsize").read_text().splitlines()
 
@@ -53,7 +53,7 @@ def really(place: Path) -> tuple[int, int]:
 
 def total(place: Path) -> tuple[int, int]:
     """Return the octets and messages by the file."""
-    changes = [tuple(map(int, line.split())) for line in told(place)[1:]]
+    changes = [tuple(map(int, line.split())) for line in reported(place)[1:]]
     return sum(octets for octets, _ in changes), sum(count for _, count in changes)
 
 
@@ -66,7 +66,7 @@ def test_the_limit_comes_first_then_a_line_for_each_delivery(
 ) -> None:
     run(deliver(store, "ann", TEN))
     run(deliver(store, "ann", TEN + TEN))
-    assert told(place) == ["100S", "0 0", "10 1", "20 1"]
+    assert reported(place) == ["100S", "0 0", "10 1", "20 1"]
 
 
 def test_usage_shows_octets_messages_and_limit(store: MaildirStore) -> None:
@@ -200,7 +200,7 @@ def test_lowered_quota_stops_deliveries_and_removes_nothing(
     with pytest.raises(QuotaExceeded):
         run(deliver(store, "ann", b"x"))
     assert run(contents(store, "ann")) == [TEN + TEN + b"\r\n"]
-    assert told(place) == ["15S", "20 1"]
+    assert reported(place) == ["15S", "20 1"]
 
 
 def test_without_a_quota_no_file_is_made(maildir: MaildirStore, place: Path) -> None:
@@ -217,7 +217,7 @@ def test_without_a_quota_another_programs_count_stays_right(
     run(deliver(maildir, "ann", TEN))
     run(deliver(maildir, "ann", TEN))
     run(remove(maildir, "ann", run(listing(maildir, "ann"))[:1]))
-    assert told(place) == ["5S,1C", "0 0", "10 1", "10 1", "-10 -1"]
+    assert reported(place) == ["5S,1C", "0 0", "10 1", "10 1", "-10 -1"]
 
 
 # -- At 0, 1 and the limit
@@ -332,9 +332,9 @@ def test_a_quota_that_was_removed_leaves_the_number_that_another_program_allows(
 ) -> None:
     write(place, "1000C\n0 0\n")
     run(deliver(changing.store, "ann", TEN))
-    assert told(place) == ["100S,1000C", "0 0", "10 1"]
+    assert reported(place) == ["100S,1000C", "0 0", "10 1"]
     changing.change(0, notices="the round")
-    assert told(place) == ["1000C", "10 1"]
+    assert reported(place) == ["1000C", "10 1"]
 
 
 @pytest.mark.parametrize("notices", ["the round", "a delivery"])
@@ -349,7 +349,7 @@ def test_a_quota_that_was_changed_is_the_one_that_others_read(
             run(deliver(changing.store, "ann", b"x"))
     else:
         changing.change(new, notices=notices)
-    assert told(place)[0] == f"{new}S"
+    assert reported(place)[0] == f"{new}S"
     assert total(place) == really(place)
 
 
@@ -363,7 +363,7 @@ def test_without_a_quota_another_programs_file_is_bounded_and_keeps_its_limit(
     with open(place / "maildirsize", "a") as file:
         file.write("5 1\n-5 -1\n" * 1000)
     run(deliver(maildir, "ann", TEN))
-    assert told(place) == [first, "30 3", "10 1"]
+    assert reported(place) == [first, "30 3", "10 1"]
 
 
 def test_without_a_quota_the_round_leaves_another_programs_file_alone(
@@ -371,7 +371,7 @@ def test_without_a_quota_the_round_leaves_another_programs_file_alone(
 ) -> None:
     write(place, "100S\n0 0\n")
     run(maildir.note_rules("ann", None, time.time()))
-    assert told(place) == ["100S", "0 0"]
+    assert reported(place) == ["100S", "0 0"]
 
 
 # -- Recounts (Maildir++, "Calculating maildirsize")
@@ -403,7 +403,7 @@ def test_implausible_maildirsize_is_recounted(store: MaildirStore, place: Path, 
     put(place, "new/1.a", TEN)
     write(place, text)
     run(deliver(store, "ann", b"x"))
-    assert told(place) == ["100S", "10 1", "1 1"]
+    assert reported(place) == ["100S", "10 1", "1 1"]
 
 
 @pytest.mark.parametrize("text", ["100S\n10 1\n", "100S,7C\n10 1\n", "7C,100S\n 12   3\n-2  -2\n"])
@@ -418,7 +418,7 @@ def test_the_number_of_messages_that_another_program_allows_is_kept(
 ) -> None:
     write(place, "7S,1000C\n10 1\n")
     run(deliver(store, "ann", b"x"))
-    assert told(place) == ["100S,1000C", "0 0", "1 1"]
+    assert reported(place) == ["100S,1000C", "0 0", "1 1"]
 
 
 @pytest.mark.parametrize(
@@ -431,7 +431,7 @@ def test_stale_count_refuses_no_mail(
 ) -> None:
     write(place, text, age=age)
     run(deliver(store, "ann", TEN))
-    assert told(place) == ["100S", "0 0", "10 1"]
+    assert reported(place) == ["100S", "0 0", "10 1"]
 
 
 def test_a_fresh_count_may_refuse_without_another_look(store: MaildirStore, place: Path) -> None:
@@ -529,7 +529,7 @@ def test_count_is_never_too_small_after_a_crash(
                 run(story(MaildirStore(f"{tmp_path}/%u", limit=lambda _: LIMIT)))
             except Crash:
                 crashed = True
-        if (place / "maildirsize").exists() and len(told(place)) > 1:
+        if (place / "maildirsize").exists() and len(reported(place)) > 1:
             octets, messages = really(place)
             assert total(place) >= (octets, messages), f"call {number}"
         number += 1
