@@ -62,7 +62,7 @@ def measure(
         print(f"bench: {words[0]} left out: not installed", file=sys.stderr)
         return 0.0
     began = time.monotonic()
-    environment = os.environ | {"STATE_DIRECTORY": str(place), "HOME": str(place)}
+    environment = harness.ENVIRONMENT | {"STATE_DIRECTORY": str(place), "HOME": str(place)}
     # getmail delivers nothing as root.
     owner = pwd.getpwnam("nobody").pw_uid if words[0] == "getmail" else None
     if owner is not None:
@@ -113,7 +113,7 @@ def _restante(
     lines = []
     for section, values in sections.items():
         lines += [f"[{section}]", *(f"{key} = {json.dumps(each)}" for key, each in values.items())]
-    command = [sys.executable, "-m", "restante", "-c", "{}", "collect", "bench"]
+    command = [harness.PYTHON, "-m", "restante", "-c", "{}", "collect", "bench"]
     return _configured(place / "restante.toml", lines, command)
 
 
@@ -178,7 +178,7 @@ def poplib(place: Path, port: int, certificate: Path) -> list[str]:
         "    octets = b'\\n'.join(client.retr(number)[1])",
         f"    pathlib.Path({f'{place}/Mail/new'!r}, str(number)).write_bytes(octets)",
     ]
-    return _configured(place / "loop.py", lines, [sys.executable, "{}"])
+    return _configured(place / "loop.py", lines, [harness.PYTHON, "{}"])
 
 
 CONTENDERS = {

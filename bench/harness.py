@@ -8,6 +8,7 @@ output; the talk is on standard error.  Everything made here lies in build/bench
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -34,8 +35,11 @@ from restante.auth.users import Users
 HERE = Path(__file__).resolve().parent
 HOUSE = HERE.parent
 PLACE = Path(os.environ.get("RESTANTE_BENCH", HOUSE / "build" / "bench"))
+PYTHON = os.environ.get("RESTANTE_BENCH_PYTHON", sys.executable)
+"""Interpreter of restante, which needs its requirements; published figures are from a PGO build."""
 PASSWORD = "secret"
 SERVER_CORE, LOAD_CORE = "0", str(max(os.cpu_count() or 1, 2) - 1)
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(HOUSE / "src")}
 USERS = [f"u{at}" for at in range(corpora.SMALL_USERS)]
 USERS += [f"{shape}_{form}" for shape in corpora.SHAPES for form in ("lf", "crlf")]
 USERS += [f"s{at}" for at in range(corpora.SLOW_USERS)]
@@ -122,10 +126,10 @@ def restante(
             for section, values in settings.items()
         )
     )
-    environment = os.environ | {"STATE_DIRECTORY": str(place)}
+    environment = ENVIRONMENT | {"STATE_DIRECTORY": str(place)}
     ready = place / "ready"
     ready.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "restante", "--config", str(source), "serve"]
+    command = [PYTHON, "-m", "restante", "--config", str(source), "serve"]
     pinned = ["taskset", "-c", core] if core else []
     with open(place / "log", "wb") as log:
         running = subprocess.Popen(
@@ -431,11 +435,28 @@ class Results:
 
 def cpu(pid: int) -> float:
     """Seconds of processor time of a server: of this process and its descendants."""
-    process = Path("/proc") / str(pid)
-    fields = (process / "stat").read_text().rpartition(")")[2].split()
-    ours = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")  # and of children that ended
-    children = (process / "task" / str(pid) / "children").read_text().split()
-    return ours + sum(cpu(int(each)) for each in children)
+    return sum(_cpu(each) for each in _tree(pid))
+
+
+def _cpu(pid: int) -> float:
+    """Of all threads, in ns, where /proc/PID/stat counts ticks of 10 ms; and of ended children."""
+    try:
+        used = time.clock_gettime(~pid << 3 | 2)  # as clock_getcpuclockid(3) computes it
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:  # it has ended: its parent counts it
+        return 0.0
+    return used + sum(map(int, fields[13:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def _tree(pid: int) -> Iterator[int]:
+    """Yield a process and its descendants."""
+    yield pid
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # it has ended
+        return
+    for child in children:
+        yield from _tree(int(child))
 
 
 def _short(value: float) -> float:
@@ -447,8 +468,37 @@ def _commit() -> str:
     return subprocess.run(output, capture_output=True, text=True).stdout.strip()
 
 
+@functools.cache
 def machine() -> str:
+    """The processor, the kernel, and the interpreter that runs restante."""
     found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
     processor = found[1] if found else platform.machine()
-    kernel, python = platform.release(), platform.python_version()
-    return f"{os.cpu_count()} × {processor}, Linux {kernel}, Python {python}"
+    return f"{os.cpu_count()} × {processor}, Linux {platform.release()}, {interpreter()}"
+
+
+def interpreter() -> str:
+    """Version, build and compiler of ``PYTHON``, and whether its build was guided by a profile.
+
+    ``configure --enable-optimizations`` is in its configuration.  Debian's build rules instead
+    run ``make profile-opt``, which leaves no trace there: it is known by the package of the binary.
+    """
+    asked = (
+        "import os, platform as p, sys, sysconfig as s\n"
+        "print('Python', p.python_version(), 'built', p.python_build()[1],"
+        " 'by', p.python_compiler())\n"
+        "print('--enable-optimizations' in (s.get_config_var('CONFIG_ARGS') or ''))\n"
+        "print(os.path.realpath(getattr(sys, '_base_executable', sys.executable)))"
+    )
+    output = subprocess.run([PYTHON, "-c", asked], check=True, capture_output=True, text=True)
+    version, is_optimized, binary = output.stdout.splitlines()
+    if is_optimized == "True":
+        return f"{version}, PGO"
+    return f"{version}, {'Debian, PGO' if _is_packaged(binary) else 'no PGO'}"
+
+
+def _is_packaged(binary: str) -> bool:
+    """Whether the interpreter is Debian's."""
+    if shutil.which("dpkg-query") is None:
+        return False
+    asked = ["dpkg-query", "--search", binary]
+    return subprocess.run(asked, capture_output=True).returncode == 0

@@ -141,6 +141,14 @@ static int isroot(int pid) {
             return 1;
     return 0;
 }
+/* seconds of all its threads, in ns; utime and stime of /proc/PID/stat are ticks of 10 ms */
+static double process_cpu(int pid) {
+    clockid_t clock;
+    struct timespec t;
+    if (clock_getcpuclockid(pid, &clock) || clock_gettime(clock, &t))
+        return 0;
+    return t.tv_sec + t.tv_nsec * 1e-9;
+}
 static usage_t usage(int mem) {
     usage_t u = {0};
     if (!o_pids)
@@ -172,15 +180,14 @@ static usage_t usage(int mem) {
             continue;
         char st;
         int pp;
-        unsigned long ut, stm;
         long cut, cst;
-        if (sscanf(r + 2, "%c %d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu %ld %ld", &st, &pp,
-                   &ut, &stm, &cut, &cst) != 6)
+        if (sscanf(r + 2, "%c %d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %ld %ld", &st, &pp,
+                   &cut, &cst) != 4)
             continue;
         P[n].pid = pid;
         P[n].ppid = pp;
         P[n].in = isroot(pid);
-        P[n].cpu = (double)(ut + stm + cut + cst) / hz;
+        P[n].cpu = process_cpu(pid) + (double)(cut + cst) / hz;
         n++;
     }
     closedir(d);
@@ -879,11 +886,11 @@ int main(int argc, char **argv) {
         }
     }
     if (o_pids) {
-        printf(" server_cpu_s=%.2f client_cpu_s=%.2f", u1.cpu - u0.cpu, mycpu);
+        printf(" server_cpu_s=%.4f client_cpu_s=%.2f", u1.cpu - u0.cpu, mycpu);
         if (mode == M_SESSIONS && done)
-            printf(" server_cpu_us_per_session=%.0f", (u1.cpu - u0.cpu) / done * 1e6);
+            printf(" server_cpu_us_per_session=%.1f", (u1.cpu - u0.cpu) / done * 1e6);
         if (mode == M_DRAIN && msgs)
-            printf(" server_cpu_us_per_msg=%.1f", (u1.cpu - u0.cpu) / msgs * 1e6);
+            printf(" server_cpu_us_per_msg=%.2f", (u1.cpu - u0.cpu) / msgs * 1e6);
     }
     if (mode == M_IDLE && o_pids)
         printf(" procs=%d->%d rss_kb=%ld->%ld pss_kb=%ld->%ld priv_kb=%ld->%ld "
