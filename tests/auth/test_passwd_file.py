@@ -7,6 +7,7 @@ import hmac
 import logging
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Coroutine
 from contextlib import closing
@@ -486,6 +487,29 @@ def test_changed_file_is_read_outside_the_event_loop(
     run(file.account("mrose"))
     run(file.generation("mrose"))
     assert threads == {"passwd-file"}
+
+
+def test_logins_that_arrive_together_read_the_file_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would need time and memory for all lines, in each worker."""
+    os.utime(path, (LONG_AGO, LONG_AGO))
+    file, parse, count = PasswdFile(path), passwd_file._parse_all, 0
+
+    def parse_slowly(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        time.sleep(0.05)  # while the others arrive
+        return parse(*arguments)
+
+    monkeypatch.setattr(passwd_file, "_parse_all", parse_slowly)
+
+    async def main() -> None:
+        asked = [file.account("mrose") for _ in range(8)]
+        assert await asyncio.gather(*asked) == [UserAccount("mrose", "mrose")] * 8
+
+    run(main())
+    assert count == 1
 
 
 def test_hashes_that_no_password_matches_are_problems(path: Path) -> None:

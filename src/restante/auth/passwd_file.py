@@ -23,6 +23,7 @@ from functools import partial
 from hashlib import md5, sha256
 from ipaddress import ip_network
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 from ..errors import AuthenticationFailed, BackendMisconfigured, BackendUnavailable
@@ -109,6 +110,7 @@ class PasswdFile:
         self._hashers = passwords.Hashers("passwd-file")
         # Its own threads, so that a file system that hangs blocks no thread that reads mail.
         self._lookups = Threads("passwd-file", _LOOKUPS)
+        self._reading = Lock()  # logins that arrive together read a large file once
 
     async def verify(self, credentials: Credentials) -> UserAccount:
         return await self._hashers.run(self._verify, credentials)
@@ -195,13 +197,14 @@ class PasswdFile:
         Raises:
             BackendUnavailable: it cannot be read, or is still being written after several tries.
         """
-        try:
-            if (known := self._current()) is not None:
-                return known
-            self._content = self._read_again()
-        except OSError as error:
-            raise BackendUnavailable(f"{self._path}: {error.strerror}") from error
-        return self._content
+        with self._reading:
+            try:
+                if (known := self._current()) is not None:
+                    return known
+                self._content = self._read_again()
+            except OSError as error:
+                raise BackendUnavailable(f"{self._path}: {error.strerror}") from error
+            return self._content
 
     def _current(self) -> _Content | None:
         """Return the content read before if the file has certainly not changed since."""
