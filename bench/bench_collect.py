@@ -82,8 +82,8 @@ def measure(
     return sum(1 for _ in place.glob("*/new/*")) / took
 
 
-def restante(place: Path, port: int, certificate: Path) -> list[str]:
-    return _restante(place, port, certificate, f"maildir:{place}/Mail")
+def restante(place: Path, port: int, certificate: Path, name: str = NAME) -> list[str]:
+    return _restante(place, port, certificate, f"maildir:{place}/Mail", name=name)
 
 
 def maildrop(place: Path, port: int, certificate: Path) -> list[str]:
@@ -95,7 +95,7 @@ def quota(place: Path, port: int, certificate: Path) -> list[str]:
 
 
 def _restante(
-    place: Path, port: int, certificate: Path, to: str, limit: str | int = 0
+    place: Path, port: int, certificate: Path, to: str, limit: str | int = 0, name: str = NAME
 ) -> list[str]:
     (place / "passwords").write_text("ann:{PLAIN}secret\n")
     sections = {
@@ -104,7 +104,7 @@ def _restante(
         "auth.passwd_file": {"path": f"{place}/passwords"},
         "account.bench": {
             "url": f"pop3s://127.0.0.1:{port}",
-            "user": NAME,
+            "user": name,
             "password": harness.PASSWORD,
             "to": to,
             "ca_file": str(certificate),
@@ -117,7 +117,7 @@ def _restante(
     return _configured(place / "restante.toml", lines, command)
 
 
-def mpop(place: Path, port: int, certificate: Path) -> list[str]:
+def mpop(place: Path, port: int, certificate: Path, name: str = NAME) -> list[str]:
     lines = [
         "defaults",
         "tls on",
@@ -126,7 +126,7 @@ def mpop(place: Path, port: int, certificate: Path) -> list[str]:
         "account default",
         "host 127.0.0.1",
         f"port {port}",
-        f"user {NAME}",
+        f"user {name}",
         f"password {harness.PASSWORD}",
         f"delivery maildir {place}/Mail",
         "keep on",

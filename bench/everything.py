@@ -26,6 +26,7 @@ RUNS = (
     ("bench_crowd.py",),
     ("bench_guessing.py", "--tries", "100"),
     ("bench_workers.py", "--sessions", "2000"),
+    ("bench_start.py", "--rounds", "5", "--against", "dovecot-multi"),
     ("bench_delivery.py", "--messages", "900"),
     ("bench_collect.py", "--rounds", "1", "--patience", "8", "--delay", "0,20,100"),
 )

@@ -52,6 +52,8 @@ class Server:
     def __init__(self, name: str, pid: int, port: int, tls_port: int, mail: Path) -> None:
         self.name, self.pid, self.port, self.tls_port, self.mail = name, pid, port, tls_port, mail
         self.lmtp = ""
+        self.started = 0.0
+        """Seconds from its start until it served."""
 
 
 def options(description: str, *, rounds: int = 3) -> argparse.ArgumentParser:
@@ -100,6 +102,7 @@ def restante(
     workers: int = 1,
     core: str | None = SERVER_CORE,
     scheme: str = "PLAIN",
+    users: Sequence[str] = USERS,
 ) -> Iterator[Server]:
     """``restante serve`` with its log, timers and limits on."""
     mail = mail_for("restante", names)
@@ -113,7 +116,7 @@ def restante(
             "hold": "0s",
         },  # no client deletes, so nothing is purged
         "auth": {"allow_plaintext_from": ["127.0.0.0/8"], "chain": ["passwd-file"]},
-        "auth.passwd_file": {"path": str(passwd_file(place, scheme))},
+        "auth.passwd_file": {"path": str(passwd_file(place, scheme, users))},
         "intake.lmtp": {"listen": [f"unix:{place}/lmtp.sock"]},
         "limits": {"sessions": 20_000, "per_address": 20_000},
         "log": {"format": "journal"},
@@ -139,9 +142,10 @@ def restante(
             preexec_fn=_allow_many_files,
         )
     try:
-        _wait_for(ready.exists, running)
+        started = _wait_for(ready.exists, running)
         _settle(running.pid)
         server = Server("restante", running.pid, port, tls_port, mail)
+        server.started = started
         server.lmtp = f"{place}/lmtp.sock"
         yield server
     finally:
@@ -174,14 +178,14 @@ def argon2_users() -> Path:
     return database
 
 
-def passwd_file(place: Path, scheme: str) -> Path:
+def passwd_file(place: Path, scheme: str, users: Sequence[str] = USERS) -> Path:
     """The same for all servers: everybody has the same password, and the same hash."""
     secret = "{PLAIN}" + PASSWORD
     if scheme != "PLAIN":
         output = ["doveadm", "-c", "/dev/null", "pw", "-s", scheme, "-p", PASSWORD]
         secret = subprocess.run(output, check=True, capture_output=True, text=True).stdout.strip()
     path = place / "users"
-    path.write_text("".join(f"{user}:{secret}::::::\n" for user in USERS))
+    path.write_text("".join(f"{user}:{secret}::::::\n" for user in users))
     os.utime(path, (0, 0))  # what was written just now is read again at each login
     return path
 
@@ -269,7 +273,12 @@ _MODES["multi"] = (_LOGIN, f"{_POP3}\n  client_limit = 1000", _CACHE)
 
 @contextmanager
 def dovecot(
-    mode: str, names: Sequence[str], *, core: str | None = SERVER_CORE, scheme: str = "PLAIN"
+    mode: str,
+    names: Sequence[str],
+    *,
+    core: str | None = SERVER_CORE,
+    scheme: str = "PLAIN",
+    users: Sequence[str] = USERS,
 ) -> Iterator[Server]:
     """Debian's Dovecot 2.3; needs root."""
     mail = mail_for("dovecot", names)
@@ -284,7 +293,7 @@ def dovecot(
         files = ["-keyout", place / "key.pem", "-out", place / "cert.pem"]
         names = ["-subj", "/CN=localhost"]
         subprocess.run([*making.split(), *names, *files], check=True, capture_output=True)
-    passwd_file(place, scheme)
+    passwd_file(place, scheme, users)
     login, pop3, more = _MODES[mode]
     values = {"login": login, "pop3": pop3, "more": more, "port": port, "tls_port": tls_port}
     source = place / "dovecot.conf"
@@ -294,8 +303,9 @@ def dovecot(
         [*pinned, "dovecot", "-F", "-c", str(source)], preexec_fn=_allow_many_files
     )
     try:
-        _wait_for(lambda: pid_file.exists() and _answers(port), running)
+        started = _wait_for(lambda: pid_file.exists() and _answers(port), running)
         server = Server(f"dovecot-{mode}", running.pid, port, tls_port, mail)
+        server.started = started
         server.lmtp = f"{place}/lmtp.sock"
         yield server
     finally:
@@ -330,13 +340,15 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _wait_for(condition: object, running: subprocess.Popen[bytes]) -> None:
+def _wait_for(condition: object, running: subprocess.Popen[bytes]) -> float:
+    """Return the seconds that it took, from the start of the process on."""
     assert callable(condition)
-    until = time.monotonic() + 30
+    began = time.monotonic()
     while not condition():
-        if running.poll() is not None or time.monotonic() > until:
+        if running.poll() is not None or time.monotonic() > began + 30:
             raise SystemExit(f"bench: {running.args!r} does not serve; see build/bench")
-        time.sleep(0.05)
+        time.sleep(0.002)
+    return time.monotonic() - began
 
 
 @contextmanager
@@ -344,12 +356,17 @@ def contenders(names: Sequence[str], against: str) -> Iterator[list[Server]]:
     """restante first, then the peers that are installed; all stay up and take turns."""
     with ExitStack() as stack:
         found = [stack.enter_context(restante(names))]
-        for peer in filter(None, against.split(",")):
-            if shutil.which("dovecot") is None or os.geteuid() != 0:
-                print(f"bench: {peer} left out: needs Dovecot, and root", file=sys.stderr)
-                continue
-            found.append(stack.enter_context(dovecot(peer.partition("-")[2], names)))
+        found += (stack.enter_context(dovecot(mode, names)) for mode in modes(against))
         yield found
+
+
+def modes(against: str) -> list[str]:
+    """Return the modes of Dovecot in ``--against``; none where it cannot be started."""
+    peers = list(filter(None, against.split(",")))
+    if peers and (shutil.which("dovecot") is None or os.geteuid() != 0):
+        print(f"bench: {against} left out: needs Dovecot, and root", file=sys.stderr)
+        return []
+    return [peer.partition("-")[2] for peer in peers]
 
 
 # -- Load
@@ -446,6 +463,12 @@ def _cpu(pid: int) -> float:
     except OSError:  # it has ended: its parent counts it
         return 0.0
     return used + sum(map(int, fields[13:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def pss(pid: int) -> float:
+    """MB of memory of a server; what processes share is counted once."""
+    rollups = (Path(f"/proc/{each}/smaps_rollup").read_text() for each in _tree(pid))
+    return sum(int(re.findall(r"^Pss: +(\d+) kB", each, re.M)[0]) for each in rollups) / 1000
 
 
 def _tree(pid: int) -> Iterator[int]:

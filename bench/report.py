@@ -56,10 +56,11 @@ _TITLES = {
     "bench_crowd": "10,000 idle TLS sessions and 10,000 slow readers",
     "bench_guessing": "Logging in during an attack",
     "bench_workers": "Workers",
+    "bench_start": "Start, memory and commands",
     "bench_delivery": "Delivering by LMTP, each message durable before its answer",
     "bench_collect": "Collecting 10,000 messages of 4 kB into a Maildir",
 }
-_LESS_IS_BETTER = ("ms", "µs", "kB")
+_LESS_IS_BETTER = ("ms", "µs", "kB", "MB of PSS")
 
 
 def keep(new: Iterable[Line]) -> None:
