@@ -6,10 +6,10 @@ import asyncio
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from scramp import ScramClient, ScramException, ScramMechanism
@@ -23,6 +23,8 @@ from restante.errors import AuthenticationFailed, NoSuchUser, TemporaryFailure
 from restante.passdb import Credentials, Proof, ScramKeys, ScramSecrets, UserAccount
 
 from .test_users import refused, verify
+
+T = TypeVar("T")
 
 
 def rows(database: Path, statement: str, *values: object) -> list[Any]:
@@ -232,6 +234,47 @@ def prove(users: Users, identity: str, password: str, digest: str = "sha256") ->
         client.set_server_final(server.get_server_final())
         return asyncio.run(users.proved(Proof(mechanism, identity, key.credential)))
     raise AuthenticationFailed("bad-proof")
+
+
+def at_once(answer: Coroutine[Any, Any, T]) -> T | None:
+    """What a coroutine returns if it does not have to wait, or None."""
+    try:
+        answer.send(None)
+    except StopIteration as end:
+        found: T = end.value
+        return found
+    answer.close()
+    return None
+
+
+def test_scram_needs_a_thread_only_while_another_process_writes(
+    users: Users, database: Path
+) -> None:
+    """And an unknown user is looked up like a known one."""
+    proof = Proof("SCRAM-SHA-256", "mrose", "password")
+    for digest in ("sha256", "sha1"):
+        known, unknown = at_once(users.scram("mrose", digest)), at_once(users.scram("x", digest))
+        assert known is not None
+        assert unknown is not None
+        assert len(unknown.salt) == len(known.salt)
+    assert at_once(users.proved(proof)) is not None
+    other = sqlite3.connect(database, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+
+    async def main() -> None:
+        for question in (users.scram("mrose", "sha256"), users.scram("x", "sha256")):
+            waiting = asyncio.create_task(question)
+            await asyncio.sleep(0.02)
+            assert not waiting.done()
+            other.execute("ROLLBACK")
+            assert (await waiting).keys
+            other.execute("BEGIN EXCLUSIVE")
+        asyncio.get_running_loop().call_later(0.02, other.execute, "ROLLBACK")
+        assert (await users.proved(proof)).user == "mrose"
+
+    asyncio.run(main())
+    other.close()
+    users.close()
 
 
 def test_the_database_is_a_lookup_for_scram(users: Users) -> None:

@@ -452,10 +452,10 @@ def test_a_nonce_is_never_used_again() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda said: said.replace(b"i=4096", b"i=1"),
-        lambda said: said.replace(b"i=4096", b"i=1000001"),
-        lambda said: said.replace(b"i=4096", b"i=1000000000"),
-        lambda said: said.replace(b"i=4096", b"i=4096,m=x"),
+        lambda said: said.replace(b"i=4100", b"i=1"),
+        lambda said: said.replace(b"i=4100", b"i=1000001"),
+        lambda said: said.replace(b"i=4100", b"i=1000000000"),
+        lambda said: said.replace(b"i=4100", b"i=4096,m=x"),
         lambda said: b"r=x" + said[3:] if said.startswith(b"r=") else said,
         lambda said: said if said.startswith(b"r=") else b"v=" + b"A" * 43 + b"=",
         lambda said: said if said.startswith(b"r=") else b"",

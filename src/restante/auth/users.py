@@ -48,6 +48,17 @@ _GENERATION = (
     " WHERE name = ? ORDER BY label"
 )
 
+_SCRAM = {
+    # One row at least: an unknown user gets keys that are derived from the secret.
+    digest: "SELECT value, salt, iterations, label, key FROM secrets LEFT JOIN"
+    f" (SELECT salt, iterations, label, {digest} AS key FROM users JOIN credentials ON user = name"
+    f" WHERE name = ? AND {digest} IS NOT NULL) WHERE secrets.name = 'scram'"
+    for digest in ("sha256", "sha1")
+}
+_PROVED = (
+    f"SELECT {_PERMISSIONS} FROM users JOIN credentials ON user = name WHERE name = ? AND label = ?"
+)
+
 
 class NameTaken(RestanteError):
     """A user or an app password with this name exists."""
@@ -370,37 +381,19 @@ class Users:
         return account
 
     async def scram(self, identity: str, digest: str) -> ScramSecrets:
-        return await asyncio.to_thread(self._scram, identity, digest)
-
-    def _scram(self, identity: str, digest: str) -> ScramSecrets:
         key = _key(identity)
-        column = {"sha256": "sha256", "sha1": "sha1"}[digest]
-        with self._consult() as database:
-            rows = database.execute(
-                f"SELECT salt, iterations, label, {column} FROM users"
-                f" JOIN credentials ON user = name WHERE name = ? AND {column} IS NOT NULL",
-                (key,),
-            ).fetchall()
-            (secret,) = database.execute(
-                "SELECT value FROM secrets WHERE name = 'scram'"
-            ).fetchone()
-        decoy = scram.decoy_secrets(secret, key, digest)
-        if not rows:
+        rows = await self._rows(_SCRAM[digest], key)
+        decoy = scram.decoy_secrets(rows[0][0], key, digest)  # takes the same time for known users
+        stored = [row[1:] for row in rows if row[1] is not None]
+        if not stored:
             return decoy
-        salt, iterations = rows[0][:2]
-        return ScramSecrets(salt, iterations, tuple(scram.key(row[2], row[3]) for row in rows))
+        salt, iterations = stored[0][:2]
+        return ScramSecrets(salt, iterations, tuple(scram.key(row[2], row[3]) for row in stored))
 
     async def proved(self, proof: Proof) -> UserAccount:
-        return await asyncio.to_thread(self._proved, proof)
-
-    def _proved(self, proof: Proof) -> UserAccount:
         key = _key(proof.identity)
-        with self._consult() as database:
-            row = database.execute(
-                f"SELECT {_PERMISSIONS} FROM users JOIN credentials ON user = name"
-                " WHERE name = ? AND label = ?",
-                (key, proof.credential),
-            ).fetchone()
+        rows = await self._rows(_PROVED, key, proof.credential)
+        row = rows[0] if rows else None
         if row is None:
             raise AuthenticationFailed("revoked")
         account = self._may_act(_account(key, row, proof.credential), proof)
@@ -415,21 +408,21 @@ class Users:
         rows = self._rows_now(_GENERATION, _key(identity))
         return None if rows is None else _digest(rows)
 
-    async def _rows(self, query: str, key: str) -> Sequence[Any]:
+    async def _rows(self, query: str, *values: str) -> Sequence[Any]:
         """Run in the event loop if possible, because no hash is computed and waits are rare."""
-        rows = self._rows_now(query, key)
-        return await asyncio.to_thread(self._all_of, query, key) if rows is None else rows
+        rows = self._rows_now(query, *values)
+        return await asyncio.to_thread(self._all_of, query, *values) if rows is None else rows
 
-    def _rows_now(self, query: str, key: str) -> Sequence[Any] | None:
+    def _rows_now(self, query: str, *values: str) -> Sequence[Any] | None:
         """Return None if another process is writing, or on an error, which ``_all_of`` reports."""
         try:
-            return self._reader.rows(query, key)
+            return self._reader.rows(query, *values)
         except (sqlite3.Error, OSError):
             return None
 
-    def _all_of(self, query: str, key: str) -> Sequence[Any]:
+    def _all_of(self, query: str, *values: str) -> Sequence[Any]:
         with self._consult() as database:
-            return database.execute(query, (key,)).fetchall()
+            return database.execute(query, values).fetchall()
 
     def used(self, account: UserAccount, address: str) -> None:
         self._last_use.note(account.user, account.credential, address)

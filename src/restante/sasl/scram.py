@@ -28,8 +28,7 @@ if TYPE_CHECKING:  # the import takes 20 ms, which logins by other mechanisms av
 MAX_ITERATIONS = 1_000_000
 _TYPE = "tls-server-end-point"
 _OF_CREDENTIALS = ("invalid-proof", "invalid-username-encoding")
-_NO_KEY = ScramKey("", bytes(32), bytes(32))
-_NOTHING = ScramSecrets(bytes(16), 4096, (_NO_KEY,))
+_NOTHING = bytes(16), bytes(32), bytes(32), 4096  # salt, two keys and iterations that no user has
 
 
 def server(name: str) -> Callable[[Channel], Exchange]:
@@ -41,21 +40,22 @@ def server(name: str) -> Callable[[Channel], Exchange]:
 
     def exchange(channel: Channel) -> Exchange:
         from scramp import ScramException
+        from scramp.core import IterationCount, Salt
 
         opening, authorization = _without_authorization((yield b""))
         nonce = secrets.token_urlsafe(24)
         try:
-            server, identity = _open(name, channel, opening, nonce, _NOTHING)
+            server, identity = _open(name, channel, opening, nonce)
             if authorization not in ("", identity):
                 raise BadCommand("SCRAM: other-error")  # acting for another user is not supported
             lookup = Lookup(identity, "sha256" if "SHA-256" in name else "sha1")
             yield lookup
             stored = lookup.secrets
             assert stored is not None
-            server, _ = _open(name, channel, opening, nonce, stored)
             if authorization:
                 server.gs2_header = _Authorized(server.gs2_header, authorization)
-            closing = yield server.server_first.encode()
+            server.salt, server.i = Salt(stored.salt), IterationCount(stored.iterations)
+            closing = yield server.get_server_first().encode()
             proved = _proved(server, stored, closing)
             if proved is None:
                 return Disproof(name, identity)
@@ -69,25 +69,24 @@ def server(name: str) -> Callable[[Channel], Exchange]:
     return exchange
 
 
-def _open(
-    name: str, channel: Channel, opening: str, nonce: str, stored: ScramSecrets
-) -> tuple[ScramServer, str]:
-    """Return the library's server after the first two messages, and the identity."""
+def _open(name: str, channel: Channel, opening: str, nonce: str) -> tuple[ScramServer, str]:
+    """Return the library's server after the first message, and the identity.
+
+    The library asks for the keys at once; it gets the right ones after the look-up.
+    """
     from scramp import ScramMechanism
 
     heard: list[str] = []
-    key = stored.keys[0]
 
     def look_up(identity: str) -> tuple[bytes, bytes, bytes, int]:
         heard.append(identity)
-        return stored.salt, key.stored_key, key.server_key, stored.iterations
+        return _NOTHING
 
     binding = (_TYPE, channel.end_point) if channel.end_point else None
     server = ScramMechanism(name).make_server(look_up, channel_binding=binding, s_nonce=nonce)
     server.set_client_first(opening)
     if server.m.name != name:
         raise BadCommand("SCRAM: channel binding is for the mechanisms that end with -PLUS")
-    server.get_server_first()
     return server, heard[0]
 
 
