@@ -117,6 +117,14 @@ def _restante(
     return _configured(place / "restante.toml", lines, command)
 
 
+def fetch(place: Path, port: int, certificate: Path) -> list[str]:
+    """Without a configuration, a ledger or an account, for once."""
+    (place / "password").write_text(harness.PASSWORD)
+    command = [harness.PYTHON, "-m", "restante", "fetch", f"pop3s://{NAME}@127.0.0.1:{port}"]
+    command += ["--password-file", f"{place}/password", "--ca-file", str(certificate)]
+    return [*command, "--keep", "--to", f"maildir:{place}/Mail"]
+
+
 def mpop(place: Path, port: int, certificate: Path, name: str = NAME) -> list[str]:
     lines = [
         "defaults",
@@ -183,6 +191,7 @@ def poplib(place: Path, port: int, certificate: Path) -> list[str]:
 
 CONTENDERS = {
     "restante": restante,
+    "restante fetch": fetch,
     "restante, to a maildrop": maildrop,
     "restante, to a maildrop with a quota": quota,
     "mpop": mpop,

@@ -103,18 +103,16 @@ def restante(
     core: str | None = SERVER_CORE,
     scheme: str = "PLAIN",
     users: Sequence[str] = USERS,
+    hold: str = "0s",
 ) -> Iterator[Server]:
     """``restante serve`` with its log, timers and limits on."""
     mail = mail_for("restante", names)
-    place = PLACE / "restante"
+    place = PLACE / ("restante" if hold == "0s" else f"restante-{hold}")
     place.mkdir(exist_ok=True)
     port, tls_port = free_port(), free_port()
     settings = {
         "server": {"listen": [f"pop3://127.0.0.1:{port}", f"pop3s://127.0.0.1:{tls_port}"]},
-        "store": {
-            "path": f"{mail}/%u/Maildir",
-            "hold": "0s",
-        },  # no client deletes, so nothing is purged
+        "store": {"path": f"{mail}/%u/Maildir", "hold": hold},
         "auth": {"allow_plaintext_from": ["127.0.0.0/8"], "chain": ["passwd-file"]},
         "auth.passwd_file": {"path": str(passwd_file(place, scheme, users))},
         "intake.lmtp": {"listen": [f"unix:{place}/lmtp.sock"]},
@@ -269,6 +267,8 @@ _MODES = {
 # And one process serves many users, as ours does.
 _LOGIN, _POP3, _CACHE = _MODES["fast"]
 _MODES["multi"] = (_LOGIN, f"{_POP3}\n  client_limit = 1000", _CACHE)
+# The same, with many messages in one file and an index of them, which only Dovecot can read.
+_MODES["mdbox"] = (*_MODES["multi"][:2], f"{_CACHE}\nmail_location = mdbox:{{mail}}/%u/mdbox")
 
 
 @contextmanager
@@ -291,10 +291,11 @@ def dovecot(
     if not (place / "cert.pem").exists():
         making = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650"
         files = ["-keyout", place / "key.pem", "-out", place / "cert.pem"]
-        names = ["-subj", "/CN=localhost"]
-        subprocess.run([*making.split(), *names, *files], check=True, capture_output=True)
+        subject = ["-subj", "/CN=localhost"]
+        subprocess.run([*making.split(), *subject, *files], check=True, capture_output=True)
     passwd_file(place, scheme, users)
     login, pop3, more = _MODES[mode]
+    more = more.format(mail=mail)
     values = {"login": login, "pop3": pop3, "more": more, "port": port, "tls_port": tls_port}
     source = place / "dovecot.conf"
     source.write_text(_DOVECOT.format(place=place, mail=mail, **values))
@@ -307,10 +308,27 @@ def dovecot(
         server = Server(f"dovecot-{mode}", running.pid, port, tls_port, mail)
         server.started = started
         server.lmtp = f"{place}/lmtp.sock"
+        if mode == "mdbox":
+            fill_mdbox(server, [user for name in names for user in users_of(name)])
         yield server
     finally:
         running.send_signal(signal.SIGTERM)
         running.wait(30)
+
+
+def fill_mdbox(server: Server, users: Sequence[str]) -> None:
+    """Import the Maildirs of these users, unless that was done before."""
+    source = PLACE / "dovecot-mdbox" / "dovecot.conf"
+    for user in users:
+        if not (server.mail / user / "mdbox").exists():
+            maildir = f"maildir:{server.mail}/{user}/Maildir"
+            words = ["doveadm", "-c", source, "import", "-u", user, maildir, "", "ALL"]
+            subprocess.run(words, check=True, capture_output=True)
+
+
+def users_of(name: str) -> list[str]:
+    """The users that ``corpora.make`` makes for a name."""
+    return USERS[: corpora.SMALL_USERS] if name == "small" else [name]
 
 
 def _settle(process: int) -> None:
@@ -370,6 +388,57 @@ def modes(against: str) -> list[str]:
 
 
 # -- Load
+
+
+class Client:
+    """A plain POP3 client, for what popload cannot do.
+
+    Raises:
+        SystemExit: a response was not what it must be; such a run has no figures.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", server.port), 120)
+        self._name = server.name
+        self._expect(1, b"\r\n")
+
+    def log_in(self, user: str) -> None:
+        self.ask(f"USER {user}")
+        self.ask(f"PASS {PASSWORD}")
+
+    def ask(self, command: str, end: bytes = b"\r\n") -> bytes:
+        """Return the response, which ends with ``end``."""
+        return self.pipeline([command], end)
+
+    def pipeline(self, commands: Sequence[str], end: bytes = b"\r\n") -> bytes:
+        """Send all of them at once; return the responses."""
+        self._socket.sendall("".join(f"{command}\r\n" for command in commands).encode())
+        return self._expect(len(commands), end)
+
+    def _expect(self, responses: int, end: bytes) -> bytes:
+        received = b""
+        while received.count(end) < responses:
+            more = self._socket.recv(2**20)
+            if not more or b"-ERR" in received[:4] + more[:4]:
+                raise SystemExit(f"bench: {self._name}: {(received + more)[-200:]!r}")
+            received += more
+        return received
+
+    def quit(self) -> None:
+        self.ask("QUIT")
+        self._socket.close()
+
+
+def run_of(command: str, count: int, depth: int = 64) -> Iterator[list[str]]:
+    """Yield ``command`` for the messages 1 to ``count``, ``depth`` at a time."""
+    for first in range(1, count + 1, depth):
+        numbers = range(first, min(first + depth, count + 1))
+        yield [command.format(number) for number in numbers]
+
+
+def use_load_core() -> None:
+    """Run what this process does on the core of the load generator."""
+    os.sched_setaffinity(0, {int(LOAD_CORE)})
 
 
 def built(name: str) -> str:
