@@ -170,6 +170,12 @@ def test_lang_translates_all_later_texts_but_no_codes() -> None:
     assert core.send(b"LANG de\r\nQUIT\r\n").endswith(b"+OK auf Wiedersehen\r\n")
 
 
+def test_the_answer_to_stls_is_translated() -> None:
+    core = Core([], tls=False)
+    core.send(b"LANG de\r\n")
+    assert core.send(b"STLS\r\n").decode() == "+OK TLS-Aushandlung beginnen\r\n"
+
+
 @pytest.mark.parametrize("wanted", [b"fr", b"d", b"dee", b"x-klingon", b"", b"de en", b"*-de"])
 @pytest.mark.rfc("P-150")
 def test_unsupported_language_keeps_the_current_one(wanted: bytes) -> None:
