@@ -446,7 +446,7 @@ def test_a_database_that_cannot_be_used_is_named(restante: Restante, state: Path
     database = state / "users.sqlite3"
     found = restante("deliver", "ann", stdin=b"Subject: hi\n\nhi\n")
     words = "user database cannot be used"
-    hint = f"{database} does not exist; run: restante user add NAME"
+    hint = f"{database} does not exist; run: restante user add ann"
     assert (found.code, found.err) == (75, f"restante deliver: {words}: {hint}\n")
     database.write_bytes(b"no database" * 100)
     found = restante("user", "list")

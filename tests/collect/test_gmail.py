@@ -144,8 +144,10 @@ def test_a_token_that_was_refused_is_renewed_once(server: StandIn) -> None:
     assert asked == [False, True]
     server.good = set()
     with (
-        closing(Gmail("", token, server.url)) as destination,
-        pytest.raises(ConsentNeeded, match="account auth"),
+        closing(
+            Gmail("", token, server.url, sign_in="restante account auth isp --to")
+        ) as destination,
+        pytest.raises(ConsentNeeded, match="run: restante account auth isp --to"),
     ):
         give(destination)
 

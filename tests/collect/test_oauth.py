@@ -274,8 +274,9 @@ def test_the_file_holds_no_token_and_opens_by_its_key_only(tmp_path: Path, file:
     (path,) = (tmp_path / "tokens").iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
     assert not {b"access-1", b"refresh-1"} & {path.read_bytes()[at:][:9] for at in range(200)}
-    with pytest.raises(ConfigurationError, match="account auth"):
-        Tokenfile(tmp_path / "tokens", "isp", bytes(32)).get()
+    command = "restante account auth isp"
+    with pytest.raises(ConfigurationError, match=f"; run: {command}$"):
+        Tokenfile(tmp_path / "tokens", "isp", bytes(32), command).get()
     path.rename(path.with_name("other.sealed"))
     with pytest.raises(ConfigurationError):
         Tokenfile(tmp_path / "tokens", "other", KEY).get()

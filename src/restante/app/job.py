@@ -189,6 +189,7 @@ class Job:
             password=password if account.to_password else None,
             ca_file=Path(account.to_ca_file) if account.to_ca_file else None,
             token=(lambda renew: grant.token(renew=renew)) if account.to_oauth.provider else None,
+            sign_in=grant.command,
             maildrop=self._open_maildrop,
         )
 

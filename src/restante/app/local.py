@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack, closing
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from ..addons import offers
@@ -72,7 +73,7 @@ def open_maildrop(config: Configuration, recipient: str) -> LocalMaildrop:
         user = asyncio.run(maildrop_of(config, recipient))
     except NoSuchUser as error:
         raise ConfigurationError(
-            f"maildrop:{recipient}: {error}; run: restante user add {recipient}"
+            f"maildrop:{recipient}: {error}; run: restante user add {quote(recipient)}"
         ) from error
     with ExitStack() as opened:
         users = opened.enter_context(closing(stores.users(config)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -39,7 +41,7 @@ class Grant:
     @property
     def command(self) -> str:
         """The command that signs in again."""
-        return f"restante account auth {self.account}{' --to' * self.is_destination}"
+        return sign_in(self.account, is_destination=self.is_destination)
 
     def file(self) -> Tokenfile:
         """Return the file of its tokens."""
@@ -93,14 +95,20 @@ class Grant:
         from ..collect.oauth.web import access_token
 
         is_service = self.options.flow == "client"
-        try:
+        with self.naming_command():
             return access_token(self.application(), self.file(), is_service=is_service, renew=renew)
-        except ConsentNeeded as error:
-            raise ConsentNeeded(self.with_command(str(error))) from error
 
     async def fresh(self, *, renew: bool = False) -> str:
         """Like ``token``, for use in an event loop."""
         return await asyncio.to_thread(partial(self.token, renew=renew))
+
+    @contextmanager
+    def naming_command(self) -> Iterator[None]:
+        """Put the account's name into the command that an error of OAuth suggests."""
+        try:
+            yield
+        except ConsentNeeded as error:
+            raise ConsentNeeded(self.with_command(str(error))) from error
 
     def with_command(self, text: str) -> str:
         """Return an error's text with the account's name in the suggested command."""
@@ -124,4 +132,11 @@ def token_file(config: Configuration, account: str, *, is_destination: bool = Fa
     folder = config.state / "tokens"
     key = config.collect.key
     fetch = partial(secrets.fetch, key, "collect.key") if key else None
-    return Tokenfile(folder, account + ".to" * is_destination, key_in(folder / "key", fetch))
+    name = account + ".to" * is_destination
+    command = sign_in(account, is_destination=is_destination)
+    return Tokenfile(folder, name, key_in(folder / "key", fetch), command)
+
+
+def sign_in(account: str, *, is_destination: bool) -> str:
+    """Return the command that signs in for an account or its destination."""
+    return f"restante account auth {account}{' --to' * is_destination}"

@@ -469,7 +469,7 @@ class Users:
         So no login is refused and no mail bounces because a disk is not mounted.
         """
         if not os.path.exists(self._path):
-            raise unusable(f"{self._path} does not exist; run: restante user add NAME")
+            raise unusable(f"{self._path} does not exist; run: restante user add ann")
         try:
             with transaction(self._path) as database:
                 yield database

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -285,7 +286,7 @@ def _name(config: Configuration, server: _Server) -> str:
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", tried).strip("-_")[:64]
         if name and name not in config.account:
             return name
-    raise UnsafeArgument(f"give the account a name: restante account add mail {server.user}")
+    raise UnsafeArgument(f"give the account a name: restante account add mail {quote(server.user)}")
 
 
 # Where.

@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection
 from contextlib import closing
 from ipaddress import ip_address
+from shlex import quote
 
 from ..app import backends, stores, throttling
 from ..auth.chain import Chain
@@ -76,7 +77,7 @@ def why(options: argparse.Namespace) -> int:
     elif reason is None:
         print(f"{user} (back end {backend}): a correct password is accepted from {options.address}")
     else:
-        hint = _NEXT.get(reason, "").format(user=user) if backend == "users" else ""
+        hint = _NEXT.get(reason, "").format(user=quote(user)) if backend == "users" else ""
         print(f"{user} (back end {backend}) is refused: {_WHY[reason]}{hint}")
     if not options.json:
         print(f"{options.address}: {_describe(facts)}")

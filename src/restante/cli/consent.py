@@ -40,7 +40,8 @@ def agree(grant: Grant, flow: str) -> Tokens:
         ConsentNeeded: the user did not sign in, or is another user.
     """
     flow = _flow(flow, grant.options)
-    tokens = _ask(grant.application(), grant.user, flow)
+    with grant.naming_command():
+        tokens = _ask(grant.application(), grant.user, flow)
     if flow != "client" and not tokens.refresh:
         common.say(
             "The provider issued no refresh token, so you must sign in again in about an hour."

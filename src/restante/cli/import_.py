@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 from ..app import backends, stores
 from ..auth.names import check_new_name, normalise
@@ -86,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     ):
         if asyncio.run(directory.account(user)) is None:
             check_new_name(user)
-            common.say(f"No such user: {user}. Create it with: restante user add {user}")
+            common.say(f"No such user: {user}. Create it with: restante user add {quote(user)}")
     result = _READERS[options.kind][0](options)
     result.arrivals = decoded(result.arrivals, own, config.limits.message)
     if options.uidl:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from math import inf
+from shlex import quote
 from typing import Any
 
 from ..app import failures, stores
@@ -343,7 +344,7 @@ def _chosen(options: argparse.Namespace, held_: list[HeldMessage]) -> list[HeldM
     if not options.name:
         raise UnsafeArgument(
             f"which messages? Use --since 2h, --all, or names that are printed by: "
-            f"restante maildrop held {options.user}"
+            f"restante maildrop held {quote(options.user)}"
         )
     if missing := [name for name in options.name if name not in by_name]:
         raise UnsafeArgument(f"no held message has the name {missing[0]!r}")

@@ -14,6 +14,7 @@ from getpass import getpass
 from ipaddress import ip_network
 from math import inf
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ..app import backends, failures, stores, upkeep
@@ -248,7 +249,7 @@ def _still_admitted(
         f"the back end {backend} still lets {name} in, to the maildrop {maildrop} with all its mail"
     )
     if "users" in config.auth.chain[: config.auth.chain.index(backend)]:
-        warning += f". To keep the user out, disable instead: restante user disable {name}"
+        warning += f". To keep the user out, disable instead: restante user disable {quote(name)}"
     return {"backend": backend, "maildrop": maildrop}, [warning]
 
 
@@ -312,7 +313,7 @@ def permit(options: argparse.Namespace) -> int:
     if options.expire == "any":
         given["expire"] = None
     users.permit(options.name, replace(users.get(options.name).account, **given), given)
-    text = f"Changed permissions. Show them: restante user show {options.name}"
+    text = f"Changed permissions. Show them: restante user show {quote(options.name)}"
     code = _done(options, "user-permit", text)
     _note_rules(options)
     return code
@@ -398,7 +399,7 @@ def list_app_passwords(options: argparse.Namespace) -> int:
         return os.EX_OK
     _print_app_passwords(app_passwords)
     if not app_passwords:
-        create = f"restante user app-password new {options.name} phone"
+        create = f"restante user app-password new {quote(options.name)} phone"
         common.say(f"No app passwords yet. Create one: {create}")
     return os.EX_OK
 

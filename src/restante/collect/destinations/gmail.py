@@ -31,8 +31,12 @@ _LATER = ("rateLimitExceeded", "userRateLimitExceeded", "quotaExceeded", "dailyL
 class Gmail(Handed):
     """A Gmail mailbox.  A missing ``label`` is created; without one, mail goes to the inbox."""
 
-    def __init__(self, label: str, token: TokenSource, base: str = _BASE) -> None:
+    def __init__(
+        self, label: str, token: TokenSource, base: str = _BASE, *, sign_in: str = ""
+    ) -> None:
+        """``sign_in`` is the command that an error suggests if Gmail refuses the token."""
         super().__init__()
+        self._hint = f"; run: {sign_in}" if sign_in else ""
         self._label = label
         self._source = token
         self._base = base
@@ -95,7 +99,7 @@ class Gmail(Handed):
         if any(reason in _LATER for reason in reasons):
             raise TemporaryFailure(text)
         if status in (401, 403):
-            raise ConsentNeeded(f"{text}; run: restante account auth NAME --to")
+            raise ConsentNeeded(f"{text}{self._hint}")
         if status == 404:
             raise ConfigurationError(text)
         raise TemporaryFailure(text) from (ConfigurationError(text) if is_lasting(status) else None)

@@ -48,6 +48,7 @@ def open_destination(
     password: Callable[[], str] | None = None,
     ca_file: Path | None = None,
     token: TokenSource | None = None,
+    sign_in: str = "",
     maildrop: Callable[[str], Destination] | None = None,
 ) -> Destination:
     """Open a destination: ``maildir:PATH``, ``mbox:PATH`` or the path of a directory;
@@ -56,7 +57,8 @@ def open_destination(
     ``imaps://user@host/Folder``, ``gmail:LABEL``.
 
     ``recipient`` is the address for LMTP and SMTP.  ``password`` returns the password for IMAP, and
-    ``token`` the token for Gmail; they are called only for these.  ``maildrop`` opens the maildrop
+    ``token`` the token for Gmail; they are called only for these.  ``sign_in`` is the command for a
+    new token.  ``maildrop`` opens the maildrop
     of a user of this server; None: there is no server here.
 
     Raises:
@@ -92,7 +94,7 @@ def open_destination(
 
             if token is None:
                 raise UnsafeArgument("gmail: needs to_oauth")
-            return Gmail(label, token)
+            return Gmail(label, token, sign_in=sign_in)
     local = "maildrop:USER, " if maildrop is not None else ""
     raise UnsafeArgument(
         f"a destination is a directory, maildir:PATH, mbox:PATH, {local}lmtp:HOST:PORT, "

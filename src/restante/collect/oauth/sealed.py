@@ -36,10 +36,12 @@ class Tokenfile:
     it cannot be decrypted with this key.
     """
 
-    def __init__(self, folder: Path, account: str, key: bytes) -> None:
+    def __init__(self, folder: Path, account: str, key: bytes, command: str = "") -> None:
+        """``command`` signs in again; an error about the key suggests it."""
         self._path = folder / f"{account}.sealed"
         self._account = account.encode()
         self._cipher = AESGCM(key)
+        self._hint = f"; run: {command}" if command else ""
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -64,7 +66,7 @@ class Tokenfile:
             return Tokens(**json.loads(text))
         except (InvalidTag, ValueError, TypeError) as error:
             raise ConfigurationError(
-                f"{self._path} cannot be opened with this key; run: restante account auth NAME"
+                f"{self._path} cannot be opened with this key{self._hint}"
             ) from error
 
     def put(self, tokens: Tokens) -> None:
