@@ -83,7 +83,7 @@ class LineBuffer:
         """Remove that many lines, which ``match`` has seen."""
         end = 0
         for _ in range(lines):
-            end = self._octets.index(b"\n", end) + 1
+            end = self._octets.index(10, end) + 1  # LF
         del self._octets[:end]
         self._scanned = 0
 

@@ -342,7 +342,9 @@ class Session:
 
     def head(self, text: str) -> bytes:
         """Return a first line, +OK, in the client's language."""
-        return self._translate(Response(text)).head()
+        if self.language != "en":
+            text = translated(text, self.language)
+        return f"+OK {text}\r\n".encode()
 
     @property
     def mechanisms(self) -> tuple[str, ...]:
@@ -392,6 +394,8 @@ class Session:
     # Internal.
 
     def _take(self) -> Event | None:
+        if not self._lines.unread:
+            return None
         if self.state is State.TRANSACTION and (run := self._lines.match(_RUN)) is not None:
             return self._run_all(run)
         line = self._lines.next_line()

@@ -6,7 +6,6 @@ Standards: RFC 1939 §4 (message-numbers), §5 (DELE, RSET).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
 
 from ..errors import NoSuchMessage, ReadOnly
 from ..maildrop import Entry, Rendered
@@ -15,10 +14,11 @@ from ..maildrop import Entry, Rendered
 class Transaction:
     """The listing of one session in the TRANSACTION state, and its marks."""
 
-    __slots__ = ("_is_read_only", "_listing", "_marks", "count", "octets")
+    __slots__ = ("_is_read_only", "_known", "_listing", "_marks", "count", "octets")
 
     def __init__(self, listing: Sequence[Entry], *, is_read_only: bool = False) -> None:
         self._listing = listing
+        self._known = len(listing)
         self._is_read_only = is_read_only
         self._marks: set[int] | None = None  # few sessions have any, and thousands may be open
         self.count = 0
@@ -28,7 +28,7 @@ class Transaction:
         self._count_all()
 
     def _count_all(self) -> None:
-        self.count = len(self._listing)
+        self.count = self._known
         self.octets = (
             self._listing.octets
             if isinstance(self._listing, Rendered)
@@ -54,12 +54,12 @@ class Transaction:
         Raises:
             NoSuchMessage: it is the first of all.
         """
-        listing, marks = self._listing, self._marks or ()
-        known = len(listing)
-        entries = [
-            listing[number - 1]
-            for number in takewhile(lambda number: number <= known and number not in marks, numbers)
-        ]
+        entries: list[Entry] = []
+        listing, marks, known = self._listing, self._marks or (), self._known
+        for number in numbers:
+            if number > known or number in marks:
+                break
+            entries.append(listing[number - 1])
         return entries or [self.entry(numbers[0])]
 
     def unmarked(self) -> Iterator[tuple[int, Entry]]:

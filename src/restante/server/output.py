@@ -68,7 +68,8 @@ class Output:
     def write(self, *pieces: bytes) -> None:
         """Collect octets; they are written by the next ``flush``, or if there are many."""
         self._pieces += pieces
-        self._collected += sum(map(len, pieces))
+        for piece in pieces:
+            self._collected += len(piece)
         if self._collected >= HIGH_WATER:
             self.flush()
 

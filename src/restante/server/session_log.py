@@ -30,10 +30,11 @@ class SessionLog:
 
     def add(self, entries: Sequence[Entry]) -> None:
         """Messages were retrieved."""
-        if len(self._named) < _NAMED:
-            self._named += entries[: _NAMED - len(self._named)]
+        for entry in entries:
+            if len(self._named) < _NAMED:
+                self._named.append(entry)
+            self.octets += entry.size
         self.messages += len(entries)
-        self.octets += sum([entry.size for entry in entries])
 
     @property
     def seconds(self) -> float:

@@ -216,8 +216,9 @@ class Index(Rendered):
 
     def find(self, entry: Entry) -> int | None:
         """Return the position of an entry, found by its key or else by its unique-id."""
-        if 0 <= entry.key < len(self) and self._unique_id(entry.key) == entry.unique_id:
-            return entry.key
+        at = entry.key
+        if 0 <= at < len(self._sizes) and self._unique_id(at) == entry.unique_id:
+            return at
         position = self._ids.find(f" {entry.unique_id}\r\n".encode("ascii", "replace"))
         if position < 0:
             return None

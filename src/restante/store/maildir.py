@@ -651,12 +651,12 @@ class _OpenMaildir:
         at = self.listing.find(entry)
         if at is None:
             raise MessageGone
-        if at not in self._moved:
-            return at, self.listing.file(at, entry.unique_id)
-        file = self._moved[at]
-        if file is None:
-            raise MessageGone
-        return at, file
+        if self._moved and at in self._moved:
+            file = self._moved[at]
+            if file is None:
+                raise MessageGone
+            return at, file
+        return at, self.listing.file(at, entry.unique_id)
 
     def open_raw(self, entry: Entry) -> RawMessage | None:
         try:
@@ -664,8 +664,9 @@ class _OpenMaildir:
             descriptor, size = files.open_file(file.name, self._directory(file.directory))
         except (MessageGone, OSError):
             return None
-        is_ready, has_crlf = self._form(at, entry, size)
-        return RawMessage(descriptor, size, is_wire_ready=is_ready, has_crlf=has_crlf)
+        form = self._form(at, entry, size)
+        has_crlf = form is Form.READY or form is Form.CRLF
+        return RawMessage(descriptor, size, is_wire_ready=form is Form.READY, has_crlf=has_crlf)
 
     def cached_texts(self, entries: Sequence[Entry], most: int) -> list[bytes]:
         texts: list[bytes] = []
@@ -685,23 +686,22 @@ class _OpenMaildir:
             return None
         if octets is None or coding(octets):  # ``read`` reports a coded message
             return None
-        is_ready, has_crlf = self._form(at, entry, len(octets))
-        if is_ready:
+        form, size = self._form(at, entry, len(octets)), entry.size
+        if form is Form.READY:
             return octets
-        text = octets if has_crlf else crlf_text(octets)
-        if len(text) != entry.size:  # only a part was in the page cache, or the file has changed
+        text = octets if form is Form.CRLF else crlf_text(octets)
+        if len(text) != size:  # only a part was in the page cache, or the file has changed
             return None
         encoded = stuffed(text)
-        if not has_crlf and len(octets) == len(text):
-            self.learned[at] = Form.READY if len(encoded) == len(text) else Form.CRLF
+        if form is not Form.CRLF and len(octets) == size:
+            self.learned[at] = Form.READY if len(encoded) == size else Form.CRLF
         return encoded
 
-    def _form(self, at: int, entry: Entry, size: int) -> tuple[bool, bool]:
-        """Return whether the file, of ``size`` octets, is ready for the wire, and has CRLF."""
+    def _form(self, at: int, entry: Entry, size: int) -> Form:
+        """Return the known form of the file, which has ``size`` octets now."""
         if size != entry.size:
-            return False, False
-        form = self.learned.get(at) or self.listing.form(at)
-        return form is Form.READY, form is Form.READY or form is Form.CRLF
+            return Form.UNKNOWN
+        return self.learned.get(at) or self.listing.form(at)
 
     def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:
         at = self.listing.find(entry)
