@@ -282,11 +282,13 @@ def test_half_a_message_stays(server: Pop3Server, kind: str) -> None:
 
 @kinds
 @pytest.mark.parametrize("command", ["reset", "noop", "reconnect", "commit"])
+@pytest.mark.parametrize("count", [2, 3])
 def test_a_command_in_the_loop_ends_it_and_deletes_nothing_more(
-    server: Pop3Server, kind: str, command: str
+    server: Pop3Server, kind: str, command: str, count: int
 ) -> None:
-    """Especially RSET: the caller has undone all deletions, so no other may follow."""
-    deliver(server, 3)
+    """Especially RSET: the caller has undone all deletions, so no other may follow, even of the
+    last message."""
+    deliver(server, count)
 
     async def interfere(number: int, body: Any, held: Held) -> None:
         await called(body.read)
@@ -301,8 +303,8 @@ def test_a_command_in_the_loop_ends_it_and_deletes_nothing_more(
 
     asyncio.run(main())
     # At the next iteration the first message was marked; after RSET none was.
-    kept = {"reset": 3, "noop": 2, "reconnect": 3, "commit": 2}
-    assert len(left(server)) == kept[command]
+    removed = {"reset": 0, "noop": 1, "reconnect": 0, "commit": 1}
+    assert len(left(server)) == count - removed[command]
 
 
 @kinds
@@ -328,6 +330,20 @@ def test_message_deleted_by_the_caller_is_not_deleted_twice(
     asyncio.run(main())
     assert left(server) == []
     assert server.transcript.count("DELE") == 3
+
+
+@kinds
+def test_message_requested_twice_is_deleted_once(server: Pop3Server, kind: str) -> None:
+    deliver(server, 2)
+
+    async def main() -> None:
+        async with opened(kind, server.url("ann"), ca_file=server.ca_file) as held:
+            first, last = await held.listing()
+            await loop(held, [first, first, last, first], read)
+
+    asyncio.run(main())
+    assert left(server) == []
+    assert server.transcript.count("DELE") == 2
 
 
 @kinds

@@ -133,7 +133,8 @@ class Retrieval:
         self.deletes = deletes
         """Whether ``next_message`` deletes the messages that were read."""
         self.deleted: set[int] = set()
-        """Numbers of messages that the caller deleted in between: a second DELE would fail."""
+        """Numbers of messages that ``next_message`` or the caller deleted: a second DELE would
+        fail."""
 
 
 class Dialogue:
@@ -473,6 +474,7 @@ class Dialogue:
         if done is not None and done.number not in retrieval.deleted:
             self.deletions += 1
             self._deletions.append(self._queued(done, "DELE"))
+            retrieval.deleted.add(done.number)
         return (yield from self._next_answer())
 
     def _next_answer(self) -> Procedure[Answer | None]:
@@ -655,7 +657,13 @@ class Dialogue:
 
     def _settle(self) -> Procedure[None]:
         """Read the responses that are still due, so that the next one answers the next command."""
-        if self._look_ahead() is not None or any(answer.has_body for answer in self._asked):
+        retrieval = self._retrieval
+        # One that deletes ends even at its last message: the next command may be RSET.
+        if (
+            (retrieval is not None and retrieval.deletes)
+            or self._look_ahead() is not None
+            or any(answer.has_body for answer in self._asked)
+        ):
             self._retrieval = None
         self._ahead, self._waiting = None, iter(())
         while (yield from self._next_answer()) is not None:
