@@ -16,10 +16,11 @@ from .core import Core
 
 MESSAGES = [b"Subject: 1\r\n\r\none\r\ntwo\r\n", b"", b".a\r\n\r\n.\r\n..\r\n"]
 NUMBERS = ["1", "2", "3", "4", "0", "01", "4294967296", "1 2", " 1", ""]
+LINES = ["0", "1", "x", "00", "01", "", "9" * 10, "9" * 20, "9" * 21]
 commands = st.lists(
     st.one_of(
         st.builds("{} {}".format, st.sampled_from(["RETR", "DELE"]), st.sampled_from(NUMBERS)),
-        st.builds("TOP {} {}".format, st.sampled_from(NUMBERS), st.sampled_from(["0", "1", "x"])),
+        st.builds("TOP {} {}".format, st.sampled_from(NUMBERS), st.sampled_from(LINES)),
         st.sampled_from(["RSET", "NOOP", "STAT", "retr 1", "Dele 2", "TOP 1", "LANG de", "QUIT"]),
     )
 )
@@ -29,6 +30,7 @@ commands = st.lists(
 @example(["DELE 1", "DELE 1", "DELE 2"])
 @example(["RETR 1"] * 40)
 @example(["TOP 1 0"] * 15 + ["TOP 1 1", "RETR 4", "RETR 1", "RETR 9"])
+@example(["TOP 1 00", "TOP 1 01"])  # leading zeros are refused
 @example(["DELE 4"] * 25)  # too many bad commands
 @pytest.mark.rfc("P-091")
 def test_commands_together_are_answered_as_one_by_one(lines: list[str]) -> None:

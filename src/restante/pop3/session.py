@@ -42,7 +42,7 @@ _BESIDE = 150
 # event is answered in one step, and other connections wait for it.
 _RUN = re.compile(
     rb"(RETR|DELE) [1-9][0-9]{0,9}\r\n(?:\1 [1-9][0-9]{0,9}\r\n){0,15}"
-    rb"|(TOP) [1-9][0-9]{0,9} ([0-9]{1,9})\r\n(?:TOP [1-9][0-9]{0,9} \3\r\n){0,15}"
+    rb"|(TOP) [1-9][0-9]{0,9} (0|[1-9][0-9]{0,9})\r\n(?:TOP [1-9][0-9]{0,9} \3\r\n){0,15}"
 )
 _NUMBER = re.compile(rb"[A-Z] ([0-9]+)")  # the message-number of each of them
 _CLEAR = Channel()
