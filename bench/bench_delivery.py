@@ -2,7 +2,8 @@
 
 Both servers sync the file and the directory (Dovecot by ``mail_fsync = always``).  ``many``: to 100
 users in turn; ``one``: all to one user.  Each sender waits for the 250 before it sends the next.
-The cost is the processor time of the server and its children for each message.
+The cost is the processor time of the server and its children for each message.  Writes and flushes
+of the disk are those of all programs, counted by the kernel.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import harness
 USERS = 100
 BODY = b"Subject: message\r\n\r\n" + b"0123456789012345678901234567890123456789 line\r\n" * 85
 SENDERS = (1, 16, 64)
+DISK = ("disk writes each", "disk flushes each")
 
 
 class Sender:
@@ -93,18 +95,31 @@ def main() -> None:
         for _ in range(chosen.rounds):
             for senders in SENDERS:
                 for name, chosen_users in (("many", users), ("one", users[:1])):
+                    count = chosen.messages // (4 if senders == 1 else 1)
                     for server in servers:
-                        count = chosen.messages // (4 if senders == 1 else 1)
-                        before = harness.cpu(server.pid)
-                        found = rate(server.lmtp, senders, count, chosen_users)
-                        cost = (harness.cpu(server.pid) - before) / count
                         question = f"{senders} senders, {name} maildrops"
-                        results.add(question, server.name, "messages/s", found)
-                        results.add(f"{question}, cost", server.name, "µs CPU", cost * 1e6)
+                        deliver(results, question, server, senders, count, chosen_users)
         for server in servers:  # not before: ext4 shuns inodes that were just freed, at a cost
             for user in users:
                 shutil.rmtree(server.mail / user, ignore_errors=True)
     results.report()
+
+
+def deliver(
+    results: harness.Results,
+    question: str,
+    server: harness.Server,
+    senders: int,
+    count: int,
+    users: list[str],
+) -> None:
+    before, disk = harness.cpu(server.pid), harness.disk()
+    found = rate(server.lmtp, senders, count, users)
+    cost = (harness.cpu(server.pid) - before) / count
+    results.add(question, server.name, "messages/s", found)
+    results.add(f"{question}, cost", server.name, "µs CPU", cost * 1e6)
+    for unit, old, new in zip(DISK, disk, harness.disk(), strict=True):
+        results.add(f"{question}, disk", server.name, unit, (new - old) / count)
 
 
 if __name__ == "__main__":

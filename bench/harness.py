@@ -534,6 +534,18 @@ def _cpu(pid: int) -> float:
     return used + sum(map(int, fields[13:15])) / os.sysconf("SC_CLK_TCK")
 
 
+def disk() -> tuple[int, int]:
+    """Writes and flushes of the disk that holds all mail, by all programs, since it was started.
+
+    Raises:
+        OSError: it has no counters, as where it is not a disk.
+    """
+    device = PLACE.stat().st_dev
+    path = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat"
+    fields = Path(path).read_text().split()  # Documentation/block/stat.rst of Linux
+    return int(fields[4]), int(fields[15])
+
+
 def pss(pid: int) -> float:
     """MB of memory of a server; what processes share is counted once."""
     rollups = (Path(f"/proc/{each}/smaps_rollup").read_text() for each in _tree(pid))

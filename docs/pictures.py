@@ -7,6 +7,7 @@ narrow, so that they can be read on a phone.  All lengths are in units of the pi
 from __future__ import annotations
 
 import runpy
+import sys
 import textwrap
 from collections.abc import Callable
 from html import escape
@@ -16,7 +17,8 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-TESTS = Path(__file__).parent.parent / "tests"
+HOUSE = Path(__file__).parent.parent
+TESTS = HOUSE / "tests"
 WIDTH = 460
 LINE = 20  # height of a line of text
 
@@ -115,6 +117,42 @@ def trust() -> str:
     return picture("What restante trusts each party with", height, parts)
 
 
+def bars(title: str, groups: list[tuple[str, dict[str, float]]]) -> str:
+    """Horizontal bars, a group for each question; those of restante are filled."""
+    left, longest = 130, 230  # of a bar
+    parts = [label(5, 20, title, "name", "start")]
+    y, most = 34, max(value for _, values in groups for value in values.values())
+    for question, values in groups:
+        parts.append(label(5, y + 18, question, anchor="start"))
+        y += 26
+        for contender, value in values.items():
+            width = max(round(longest * value / most), 1)
+            kind = "bar" if contender == "restante" else "bar peer"
+            parts.append(label(left - 8, y + 14, contender, anchor="end"))
+            parts.append(
+                f'<rect class="{kind}" x="{left}" y="{y}" width="{width}" height="{LINE - 3}"/>'
+            )
+            figure = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+            parts.append(label(left + width + 6, y + 14, figure, anchor="start"))
+            y += LINE
+        y += 6
+    return picture(title, y + 4, parts)
+
+
+def chart(name: str) -> str:
+    """A chart of what was measured.
+
+    Raises:
+        Missing: one of its figures was not measured (bench/measured.py).
+    """
+    sys.path.insert(0, str(HOUSE / "bench"))  # its modules import each other so
+    try:
+        charts = runpy.run_path(str(HOUSE / "bench" / "charts.py"))
+    finally:
+        sys.path.pop(0)
+    return bars(*charts["drawn"](charts["read"](), [name])[name])
+
+
 PICTURES: dict[str, Callable[[], str]] = {"layers": layers, "message": message, "trust": trust}
 
 
@@ -123,4 +161,6 @@ class Picture(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         self.env.note_reread()  # its source is elsewhere
-        return [nodes.raw("", PICTURES[self.arguments[0]](), format="html")]
+        name = self.arguments[0]
+        drawn = PICTURES[name]() if name in PICTURES else chart(name)
+        return [nodes.raw("", drawn, format="html")]
