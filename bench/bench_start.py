@@ -20,6 +20,8 @@ import bench_collect
 import corpora
 import harness
 
+from restante.auth.users import Users
+
 RUN = harness.PLACE / "start"
 USER = "u0"
 FEW = corpora.SMALL_USERS  # those with mail, who log in
@@ -67,6 +69,9 @@ def _restante(server: harness.Server) -> dict[tuple[str, str], list[str]]:
     collect = bench_collect.restante(place, server.tls_port, certificate, USER)
     restante = collect[:-2]
     (place / "password").write_text(harness.PASSWORD)
+    users = Users(place / "users.sqlite3")
+    users.add("ann", harness.PASSWORD)
+    users.close()
     url = f"pop3s://{USER}@127.0.0.1:{server.tls_port}"
     options = ["--keep", "--password-file", f"{place}/password", "--ca-file", str(certificate)]
     fetch = [*restante, "fetch", url, "--to", f"maildir:{place}/Fetched", *options]
@@ -106,7 +111,8 @@ def cpu(words: list[str]) -> float:
     place = Path(RUN, "restante")
     done = subprocess.run(
         words,
-        env=harness.ENVIRONMENT | {"STATE_DIRECTORY": str(place), "HOME": str(place)},
+        env=harness.ENVIRONMENT
+        | {"STATE_DIRECTORY": str(place), "HOME": str(place), "RESTANTE__AUTH__CHAIN": "users"},
         input=corpora.message(1, 4096),
         capture_output=True,
     )

@@ -15,7 +15,7 @@ import pytest
 
 from restante.server import retrieval
 from restante.store import files
-from restante.threads import Threads, in_thread
+from restante.threads import Threads, complete, deadline, in_thread, to_thread
 
 WAYS = [in_thread, files.in_thread]
 
@@ -134,3 +134,40 @@ def test_at_most_that_many_calls_run_at_once_and_all_of_them_run(calls: int) -> 
         assert names == ["test"] * calls
 
     asyncio.run(main())
+
+
+def test_without_an_event_loop_calls_run_at_once() -> None:
+    """In the thread of the caller; so a command that needs no network does not load asyncio."""
+
+    async def main() -> list[threading.Thread]:
+        async with deadline(0):  # passed
+            ways = (in_thread, files.in_thread, to_thread, Threads("x", 1).run)
+            return [await way(threading.current_thread) for way in ways]
+
+    assert complete(main()) == [threading.current_thread()] * 4
+
+
+@pytest.mark.parametrize("way", [in_thread, to_thread, Threads("x", 1).run])
+def test_without_an_event_loop_an_error_is_raised(
+    way: Callable[..., Coroutine[Any, Any, Any]],
+) -> None:
+    def fail() -> None:
+        raise OSError("x")
+
+    with pytest.raises(OSError, match="x"):
+        complete(way(fail))
+
+
+def test_without_an_event_loop_there_is_no_other_wait() -> None:
+    ended = False
+
+    async def main() -> None:
+        nonlocal ended
+        try:
+            await asyncio.sleep(0)
+        finally:
+            ended = True
+
+    with pytest.raises(RuntimeError, match="without an event loop"):
+        complete(main())
+    assert ended

@@ -5,11 +5,14 @@ from __future__ import annotations
 import resource
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from restante.app import stores
+from restante.app import backends, stores
+from restante.config import ephemeral
+from restante.threads import running_loop
 
 from .conftest import Restante, program, started
 
@@ -175,3 +178,36 @@ def test_addresses_may_stand_in_brackets(
     assert restante("deliver", "<ann>", "--from", given, stdin=MESSAGE).code == 0
     (octets,) = stored(state)
     assert octets.startswith(b"Return-Path: %b\r\nDelivered-To: ann\r\n" % stored_as)
+
+
+@pytest.mark.parametrize(
+    ("chain", "has_loop"),
+    [
+        (("users",), False),
+        (("passwd-file",), True),
+        (("users", "passwd-file"), True),
+        (("users", "pam"), True),
+        (("ldap", "users"), True),
+        (("oauth", "users"), True),
+    ],
+)
+def test_back_ends_that_may_hang_have_an_event_loop_with_deadlines(
+    chain: tuple[str, ...], has_loop: bool, tmp_path: Path
+) -> None:
+    async def ask() -> bool:
+        return running_loop() is not None
+
+    usual = ephemeral(tmp_path)
+    config = replace(usual, auth=replace(usual.auth, chain=chain))
+    assert backends.run(config, ask()) is has_loop
+
+
+def test_user_of_a_passwd_file_gets_mail(restante: Restante, home: Path, state: Path) -> None:
+    (home / "users").write_text("ann:{PLAIN}tan staaf\n")
+    (home / "config/restante").mkdir(parents=True)
+    (home / "config/restante/restante.toml").write_text(
+        f'[auth]\nchain = ["passwd-file"]\n[auth.passwd_file]\npath = "{home}/users"\n'
+    )
+    assert restante("deliver", "ann+lists", stdin=MESSAGE).code == 0
+    assert restante("deliver", "bob", stdin=MESSAGE).code == 67
+    assert len(stored(state)) == 1

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..auth.chain import Backend, Chain, Verifier
 from ..auth.users import Users
@@ -17,6 +16,7 @@ from ..config import Auth, Configuration, Provider, Secret
 from ..errors import ConfigurationError
 from ..regular import open_regular
 from ..store.paths import Template
+from ..threads import complete
 from . import secrets
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # The modules of back ends are imported by the functions that build one: a command or a worker needs
 # no time and no memory for back ends that are not configured.
 
+T = TypeVar("T")
 Queue = Callable[[Backend, int], Verifier]
 """Puts a queue in front of a back end; the number limits the requests at the same time."""
 
@@ -55,6 +56,19 @@ def chain(config: Configuration, users: Users, queue: Queue = lambda backend, _:
     )
 
 
+def run(config: Configuration, work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that asks the back ends, and waits for nothing else but blocking calls.
+
+    Our own database answers or fails within seconds.  Other back ends may hang, so they need the
+    deadlines of an event loop.
+    """
+    if config.auth.chain == ("users",):
+        return complete(work)
+    import asyncio
+
+    return asyncio.run(work)
+
+
 def admitted_without_users(config: Configuration, users: Users, name: str) -> tuple[str, str]:
     """Return the back end that accepts a user who is not in our database, and the user's maildrop.
 
@@ -64,10 +78,10 @@ def admitted_without_users(config: Configuration, users: Users, name: str) -> tu
         TemporaryFailure, ConfigurationError: a back end cannot be queried.
     """
     others = tuple(each for each in config.auth.chain if each != "users")
-    auth = replace(config.auth, chain=others)
-    with closing(chain(replace(config, auth=auth), users)) as rest:
-        backend, account = asyncio.run(rest.find(name))
-    if account is None and "oauth" in others and auth.oauth.users == "any":
+    without_users = replace(config, auth=replace(config.auth, chain=others))
+    with closing(chain(without_users, users)) as rest:
+        backend, account = run(without_users, rest.find(name))
+    if account is None and "oauth" in others and config.auth.oauth.users == "any":
         return "oauth", name
     return (backend, account.maildrop) if account and account.is_enabled else ("", "")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import ExitStack, closing
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from ..config import Configuration
 from ..errors import ConfigurationError, NoSuchUser
 from ..maildrop import NamedDelivery
 from ..passdb import Directory
+from ..threads import to_thread
 from . import backends, stores
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Recipients:
         """The maildrop for mail to postmaster if no user has that name."""
         name = self._config.intake.postmaster
         if not name:
-            known = await asyncio.to_thread(self._users.list)
+            known = await to_thread(self._users.list)
             name = known[0].name if known else "postmaster"
         return await self._directory.maildrop_of(name)
 
@@ -70,7 +70,7 @@ def open_maildrop(config: Configuration, recipient: str) -> LocalMaildrop:
     from ..collect.destinations.maildrop import LocalMaildrop
 
     try:
-        user = asyncio.run(maildrop_of(config, recipient))
+        user = backends.run(config, maildrop_of(config, recipient))
     except NoSuchUser as error:
         raise ConfigurationError(
             f"maildrop:{recipient}: {error}; run: restante user add {quote(recipient)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 
 from ..config import Secret
@@ -19,6 +18,8 @@ def fetch(secret: Secret, what: str) -> str:
     Raises:
         ConfigurationError: it cannot be read; the message has the reason.
     """
+    import subprocess  # commands that need no secret start faster without it
+
     try:
         found = _SOURCES[secret.kind](secret.value)
     except (OSError, UnicodeDecodeError, subprocess.SubprocessError, ImportError) as error:
@@ -29,6 +30,8 @@ def fetch(secret: Secret, what: str) -> str:
 
 
 def _reason(error: Exception) -> str:
+    import subprocess
+
     if isinstance(error, subprocess.CalledProcessError):
         return f"the command ended with {error.returncode}"
     if isinstance(error, subprocess.TimeoutExpired):
@@ -52,6 +55,8 @@ def _file(path: str | tuple[str, ...]) -> str:
 
 def _command(arguments: str | tuple[str, ...]) -> str:
     """Run the command without a shell; it may prompt on standard input and standard error."""
+    import subprocess
+
     done = subprocess.run(
         list(arguments), stdout=subprocess.PIPE, text=True, check=True, timeout=_PATIENCE
     )

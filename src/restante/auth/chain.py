@@ -8,7 +8,7 @@ temporarily; that never counts as a wrong password.
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -40,6 +40,7 @@ from ..passdb import (
     UserAccount,
     end_of,
 )
+from ..threads import deadline, running_loop
 from .names import BadName, addressed, check_name, key, normalise
 
 if TYPE_CHECKING:
@@ -303,14 +304,15 @@ class Chain:
     # The deadline.
 
     def _end(self) -> float:
-        return end_of(self._deadline, asyncio.get_running_loop().time())
+        loop = running_loop()
+        return end_of(self._deadline, time.monotonic() if loop is None else loop.time())
 
     @asynccontextmanager
     async def _within(self, end: float) -> AsyncIterator[list[str]]:
         """Raise BackendUnavailable at ``end``; it names the last back end in the yielded list."""
         queried: list[str] = []
         try:
-            async with asyncio.timeout_at(end):
+            async with deadline(end):
                 yield queried
         except TimeoutError:
             name = queried[-1] if queried else "chain"

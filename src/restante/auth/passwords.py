@@ -7,18 +7,20 @@ constant time.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import secrets
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from operator import gt
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import TooBusy
 from ..passdb import MAX_PASSWORD, Credentials
+from ..threads import running_loop
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 T = TypeVar("T")
 
@@ -136,7 +138,9 @@ class Hashers:
     """Threads that check passwords; one core is left for the event loop."""
 
     def __init__(self, name: str) -> None:
-        self._threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), name)
+        self._name = name
+        self._threads: ThreadPoolExecutor | None = None
+        self._later: ThreadPoolExecutor | None = None
         self._waiting = 0
 
     async def run(self, check: Callable[[Credentials], T], shown: Credentials) -> T:
@@ -145,14 +149,31 @@ class Hashers:
         Raises:
             TooBusy: too many logins are waiting.
         """
+        if self._threads is None:
+            self._start()
         if self._waiting >= _MAX_WAITING:
             raise TooBusy("too many logins at once, try again later")
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, check, shown)
+            loop = running_loop()
+            assert loop is not None
+            return await loop.run_in_executor(self._threads, check, shown)
         finally:
             self._waiting -= 1
 
+    def _start(self) -> None:
+        from concurrent.futures import ThreadPoolExecutor  # not for commands that check none
+
+        self._threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), self._name)
+        self._later = ThreadPoolExecutor(1, "updater")
+
+    def later(self, call: Callable[[], None]) -> None:
+        """Run ``call`` in another thread, after those of earlier checks; for a running check."""
+        assert self._later is not None
+        self._later.submit(call)
+
     def close(self) -> None:
-        """Wait for the checks that have begun."""
-        self._threads.shutdown()
+        """Wait for the checks that have begun, and for what they run later."""
+        for threads in (self._threads, self._later):
+            if threads is not None:
+                threads.shutdown()

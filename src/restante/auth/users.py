@@ -7,14 +7,13 @@ with a wrong password.  Values are passed to queries as parameters only.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from ipaddress import ip_network
 from math import ceil, inf
@@ -31,6 +30,7 @@ from ..errors import (
 from ..maildrop import View
 from ..passdb import MAX_PASSWORD, Credentials, Network, Proof, ScramSecrets, Terms, UserAccount
 from ..sasl.prepare import prepared
+from ..threads import to_thread
 from . import passwords, scram
 from .database import ReadOnlyDatabase, transaction, unusable
 from .last_use import LastUse
@@ -135,7 +135,6 @@ class Users:
         self._path = path
         self._domains = {normalise(domain) for domain in domains}
         self._hashers = passwords.Hashers("hash")
-        self._updater = ThreadPoolExecutor(1, "updater")  # updates hashes after a login
         self._last_use = LastUse(path)
         self._reader = ReadOnlyDatabase(path)
         self._quota_reader, self._quota_lock = ReadOnlyDatabase(path), Lock()
@@ -371,7 +370,7 @@ class Users:
         account = self._may_act(_account(key, permissions, label), credentials)
         self.used(account, credentials.address)
         if keys is None or not passwords.is_current(phc):
-            self._updater.submit(self._renew, key, label, phc, password)
+            self._hashers.later(partial(self._renew, key, label, phc, password))
         return account
 
     def _may_act(self, account: UserAccount, shown: Credentials | Proof) -> UserAccount:
@@ -411,7 +410,7 @@ class Users:
     async def _rows(self, query: str, *values: str) -> Sequence[Any]:
         """Run in the event loop if possible, because no hash is computed and waits are rare."""
         rows = self._rows_now(query, *values)
-        return await asyncio.to_thread(self._all_of, query, *values) if rows is None else rows
+        return await to_thread(self._all_of, query, *values) if rows is None else rows
 
     def _rows_now(self, query: str, *values: str) -> Sequence[Any] | None:
         """Return None if another process is writing, or on an error, which ``_all_of`` reports."""
@@ -443,7 +442,6 @@ class Users:
     def close(self) -> None:
         """Wait until everything is written."""
         self._hashers.close()
-        self._updater.shutdown()
         self._last_use.close()
         self._reader.close()
         self._quota_reader.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import select
 import signal
@@ -12,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from ..app import stores
+from ..app import backends, stores
 from ..app.local import maildrop_of
 from ..config import Configuration
 from ..errors import (
@@ -65,7 +64,8 @@ def run(options: argparse.Namespace) -> int:
     """
     try:
         with _stoppable() as read:
-            return asyncio.run(_deliver(options, common.configuration(options), read))
+            config = common.configuration(options)
+            return backends.run(config, _deliver(options, config, read))
     except (NoSuchUser, NoMaildrop, MessageRefused, UnsafeArgument):
         raise
     except Exception as error:
