@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument("--slow", type=int, default=harness.corpora.SLOW_USERS)
     parser.add_argument("--sessions", type=int, default=1000)
     chosen = parser.parse_args()
-    os.environ["RESTANTE__LIMITS__SESSIONS"] = "30000"
-    os.environ["RESTANTE__LIMITS__PER_ADDRESS"] = "30000"
+    harness.ENVIRONMENT["RESTANTE__LIMITS__SESSIONS"] = "30000"
+    harness.ENVIRONMENT["RESTANTE__LIMITS__PER_ADDRESS"] = "30000"
     results = harness.Results("bench_crowd")
     names = ["small", "slow"]
     for _ in range(chosen.rounds):

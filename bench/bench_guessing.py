@@ -53,9 +53,8 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=1_000, help="guesses/s; default %(default)s")
     options = parser.parse_args()
     results = harness.Results("bench_guessing")
-    os.environ["RESTANTE__LIMITS__SESSIONS"] = "4096"
-    os.environ["RESTANTE__LIMITS__PER_ADDRESS"] = "50"
-    harness.argon2_users()
+    harness.ENVIRONMENT["RESTANTE__LIMITS__SESSIONS"] = "4096"
+    harness.ENVIRONMENT["RESTANTE__LIMITS__PER_ADDRESS"] = "50"
     for _ in range(options.rounds):
         round_(results, options.tries, options.rate)
     results.report()
@@ -65,7 +64,7 @@ def round_(results: harness.Results, tries: int, rate: int) -> None:
     fresh = iter(harness.USERS[::-1])  # without mail, and never used before
     known = {place: [next(fresh) for _ in range(tries)] for place in (HOME, FAR)}
     (harness.PLACE / "restante" / "guesses").unlink(missing_ok=True)
-    with harness.restante(["small"]) as server:
+    with harness.restante(["small"], chain="users") as server:
         for place, users in known.items():
             for user in users:
                 log_in(server.port, place, user)
@@ -77,7 +76,7 @@ def round_(results: harness.Results, tries: int, rate: int) -> None:
     ]
     for attack in attacks:
         for who, place in (("known user", attack.known), ("stranger", attack.strange)):
-            with harness.restante(["small"]) as server:
+            with harness.restante(["small"], chain="users") as server:
                 users = known[place] if who == "known user" else [next(fresh) for _ in range(tries)]
                 measure(results, attack, who, server, place, users)
 

@@ -10,7 +10,6 @@ that this number of tries distinguishes the kinds.
 from __future__ import annotations
 
 import math
-import os
 import random
 import secrets
 import socket
@@ -33,18 +32,17 @@ def main() -> None:
         "--tries", type=int, default=2_000, help="of each kind; default %(default)s"
     )
     options = parser.parse_args()
-    os.environ["RESTANTE__AUTH__FAILURE_DELAY"] = "0"
-    os.environ["RESTANTE__AUTH__TRUSTED"] = "127.0.0.0/8"
+    harness.ENVIRONMENT["RESTANTE__AUTH__FAILURE_DELAY"] = "0"
+    harness.ENVIRONMENT["RESTANTE__AUTH__TRUSTED"] = "127.0.0.0/8"
     results = harness.Results("bench_timing")
-    database = harness.argon2_users()
-    with harness.restante(["small"]) as server:
-        disable(database, harness.USERS[-options.tries :])
+    with harness.restante(["small"], chain="users") as server:
+        disable(harness.DATABASE, harness.USERS[-options.tries :])
         try:
             for _ in range(options.rounds):
                 for name, shown in (("cold", cold()), ("warm", warm())):
                     report(results, name, times(server.port, shown, options.tries))
         finally:
-            disable(database, [])
+            disable(harness.DATABASE, [])
     results.report()
 
 

@@ -22,6 +22,7 @@ import report
 HERE = Path(__file__).resolve().parent
 RUNS = (
     ("bench_sessions.py", "--sessions", "2000"),
+    ("bench_logins.py", "--against", "dovecot-multi"),
     ("bench_drain.py", "--corpora", "d4k"),
     ("bench_drain.py", "--corpora", "d25m,r25m", "--rounds", "2", "--against", "dovecot-multi"),
     ("bench_retr.py",),

@@ -38,6 +38,7 @@ PLACE = Path(os.environ.get("RESTANTE_BENCH", HOUSE / "build" / "bench"))
 PYTHON = os.environ.get("RESTANTE_BENCH_PYTHON", sys.executable)
 """Interpreter of restante, which needs its requirements; published figures are from a PGO build."""
 PASSWORD = "secret"
+DATABASE = PLACE / "restante" / "users.sqlite3"  # of restante, where its chain is "users"
 SERVER_CORE, LOAD_CORE = "0", str(max(os.cpu_count() or 1, 2) - 1)
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(HOUSE / "src")}
 USERS = [f"u{at}" for at in range(corpora.SMALL_USERS)]
@@ -102,18 +103,28 @@ def restante(
     workers: int = 1,
     core: str | None = SERVER_CORE,
     scheme: str = "PLAIN",
+    chain: str = "passwd-file",
     users: Sequence[str] = USERS,
     hold: str = "0s",
 ) -> Iterator[Server]:
-    """``restante serve`` with its log, timers and limits on."""
+    """``restante serve`` with its log, timers and limits on.
+
+    ``chain`` "users" is its own database, with argon2id and keys for SCRAM.
+    """
     mail = mail_for("restante", names)
-    place = PLACE / ("restante" if hold == "0s" else f"restante-{hold}")
+    place = PLACE / "-".join(["restante", *([hold] * (hold != "0s")), *_suffix(scheme)])
     place.mkdir(exist_ok=True)
+    if chain == "users":
+        _fill(DATABASE)
     port, tls_port = free_port(), free_port()
     settings = {
         "server": {"listen": [f"pop3://127.0.0.1:{port}", f"pop3s://127.0.0.1:{tls_port}"]},
         "store": {"path": f"{mail}/%u/Maildir", "hold": hold},
-        "auth": {"allow_plaintext_from": ["127.0.0.0/8"], "chain": ["passwd-file"]},
+        "auth": {
+            "allow_plaintext_from": ["127.0.0.0/8"],
+            "chain": [chain],
+            "users": str(DATABASE),
+        },
         "auth.passwd_file": {"path": str(passwd_file(place, scheme, users))},
         "intake.lmtp": {"listen": [f"unix:{place}/lmtp.sock"]},
         "limits": {"sessions": 20_000, "per_address": 20_000},
@@ -151,15 +162,10 @@ def restante(
         running.wait(30)
 
 
-def argon2_users() -> Path:
-    """Makes the next ``restante`` use its own user database; where that lies.
-
-    Everybody has the same password, and so that it does not take minutes, the same hash.
-    """
-    database = PLACE / "restante" / "users.sqlite3"
-    os.environ["RESTANTE__AUTH__CHAIN"] = "users"
+def _fill(database: Path) -> None:
+    """Add all users, with the same password and, so that it does not take minutes, one hash."""
     if database.exists():
-        return database
+        return
     users = Users(database)
     users.add(USERS[0], PASSWORD)
     with sqlite3.connect(database) as connection:
@@ -173,7 +179,6 @@ def argon2_users() -> Path:
             connection.executemany(f"INSERT INTO {table} VALUES ({marks})", rows)
     connection.close()
     users.close()
-    return database
 
 
 def passwd_file(place: Path, scheme: str, users: Sequence[str] = USERS) -> Path:
@@ -201,7 +206,7 @@ default_client_limit = 16000
 default_process_limit = 6000
 default_vsz_limit = 2 G
 disable_plaintext_auth = no
-auth_mechanisms = plain
+auth_mechanisms = {mechanisms}
 ssl = yes
 ssl_cert = <{place}/cert.pem
 ssl_key = <{place}/key.pem
@@ -282,7 +287,8 @@ def dovecot(
 ) -> Iterator[Server]:
     """Debian's Dovecot 2.3; needs root."""
     mail = mail_for("dovecot", names)
-    place = PLACE / f"dovecot-{mode}"
+    name = "-".join(["dovecot", mode, *_suffix(scheme)])
+    place = PLACE / name
     for folder in ("run", "state"):
         (place / folder).mkdir(parents=True, exist_ok=True)
     pid_file = place / "run" / "master.pid"
@@ -297,6 +303,7 @@ def dovecot(
     login, pop3, more = _MODES[mode]
     more = more.format(mail=mail)
     values = {"login": login, "pop3": pop3, "more": more, "port": port, "tls_port": tls_port}
+    values["mechanisms"] = scheme.lower() if scheme.startswith("SCRAM") else "plain"
     source = place / "dovecot.conf"
     source.write_text(_DOVECOT.format(place=place, mail=mail, **values))
     pinned = ["taskset", "-c", core] if core else []
@@ -305,7 +312,7 @@ def dovecot(
     )
     try:
         started = _wait_for(lambda: pid_file.exists() and _answers(port), running)
-        server = Server(f"dovecot-{mode}", running.pid, port, tls_port, mail)
+        server = Server(name, running.pid, port, tls_port, mail)
         server.started = started
         server.lmtp = f"{place}/lmtp.sock"
         if mode == "mdbox":
@@ -329,6 +336,10 @@ def fill_mdbox(server: Server, users: Sequence[str]) -> None:
 def users_of(name: str) -> list[str]:
     """The users that ``corpora.make`` makes for a name."""
     return USERS[: corpora.SMALL_USERS] if name == "small" else [name]
+
+
+def _suffix(scheme: str) -> list[str]:
+    return [] if scheme == "PLAIN" else [scheme.lower()]
 
 
 def _settle(process: int) -> None:
