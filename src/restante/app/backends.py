@@ -57,7 +57,7 @@ def chain(config: Configuration, users: Users, queue: Queue = lambda backend, _:
 
 
 def run(config: Configuration, work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that asks the back ends, and waits for nothing else but blocking calls.
+    """Run a coroutine that asks the back ends, and waits only for them and for blocking calls.
 
     Our own database answers or fails within seconds.  Other back ends may hang, so they need the
     deadlines of an event loop.
