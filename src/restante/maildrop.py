@@ -216,11 +216,14 @@ class RawMessage(NamedTuple):
 class RawReading(Protocol):
     """Add-on of a maildrop whose messages are files."""
 
-    def cached_texts(self, entries: Sequence[Entry], most: int) -> list[bytes]:
+    def cached_texts(
+        self, entries: Sequence[Entry], most: int, lines: int | None = None
+    ) -> list[bytes]:
         """Return the first of these messages, byte-stuffed, as far as reading them does not block.
 
-        Each had ``entry.size`` octets before byte-stuffing, and all of them together at most
-        ``most``.  The first message that is not returned needs ``open_raw`` or ``read``.
+        Each message had ``entry.size`` octets before byte-stuffing.  All together have about
+        ``most`` octets or fewer.  ``lines``: only the header and that many lines of the body (TOP).
+        The first message that is not returned needs ``open_raw`` or ``read``.
         """
 
     def open_raw(self, entry: Entry) -> RawMessage | None:

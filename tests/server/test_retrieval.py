@@ -303,6 +303,47 @@ def runs(count: int) -> Iterator[tuple[bytes, int, bytes]]:
         yield from ((command, number, rest) for number in range(1, count + 1))
 
 
+@pytest.mark.parametrize("stored", ["lf", "crlf"])
+@pytest.mark.parametrize("is_cached", [True, False])
+@pytest.mark.rfc("P-105")
+def test_top_of_messages_of_any_size_is_exact(
+    is_cached: bool, stored: str, tmp_path: Path, run: Run[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 1939 §7: headers, the blank line, and so many lines of the body, byte-stuffed."""
+    if not is_cached:
+        monkeypatch.setattr(files, "_NOWAIT", 0)
+        monkeypatch.setattr(retrieval, "_NOWAIT", 0)
+    header = b"Subject: x\r\n.y: z\r\n"
+    large = b"X: " + b"h" * 20_000 + b"\r\n"
+    bodies = [b"", b".\r\n", b".a\r\n..\r\n\r\nb\r\n", b"c" * 70 + b"\r\n.\r\n" * 30_000]
+    bodies += [b"\r\n" * shift + b".d\r\n" * 4096 for shift in range(4)]  # cut at any octet
+    sent = [head + b"\r\n" + body for head in (header, large + header) for body in bodies]
+    sent += [header, large]  # no blank line
+
+    def top(message: bytes, lines: int) -> bytes:
+        head, blank, body = message.partition(b"\r\n\r\n")
+        rows = body.split(b"\r\n")[:-1] if blank else []
+        return on_the_wire(head + blank + b"".join(row + b"\r\n" for row in rows[:lines]))
+
+    async def main() -> None:
+        store = MaildirStore(f"{tmp_path}/%u")
+        for message in sent:
+            octets = message.replace(b"\r\n", b"\n") if stored == "lf" else message
+            await store.deliver("mrose", once(octets))
+        async with serving(store) as server, server.client() as client:
+            await client.log_in()
+            wanted = [(number, lines) for lines in (0, 1, 3, 9999) for number in range(len(sent))]
+            client.send(b"".join(b"TOP %d %d\r\n" % (at + 1, lines) for at, lines in wanted))
+            client.send(b"QUIT\r\n")
+            said = await client.rest()
+        for at, lines in wanted:
+            expected = b"+OK top of message follows\r\n" + top(sent[at], lines)
+            assert said.startswith(expected), (at, lines)
+            said = said[len(expected) :]
+
+    run(main())
+
+
 def test_a_turn_sends_a_bounded_number_of_octets(
     tmp_path: Path, run: Run[None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

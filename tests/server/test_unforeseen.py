@@ -65,7 +65,9 @@ class Drop:
         self._broken("read half")
         yield MESSAGE[5:]
 
-    def cached_texts(self, entries: Sequence[Entry], most: int) -> list[bytes]:
+    def cached_texts(
+        self, entries: Sequence[Entry], most: int, lines: int | None = None
+    ) -> list[bytes]:
         self._broken("cached_texts")
         return []
 

@@ -69,10 +69,7 @@ class Reader:
         """Return the first of the messages, byte-stuffed, as far as that takes no waiting."""
         if self._files is None:
             return []
-        texts = self._files.cached_texts(action.entries, _SMALL)
-        if action.lines is None:
-            return texts
-        return [Top(action.lines).feed(text) for text in texts]  # a dotted line is still a line
+        return self._files.cached_texts(action.entries, _SMALL, action.lines)
 
     async def send(self, action: Retrieve, output: Output, *, downgrades: bool) -> None:
         """Send response and message of the first.

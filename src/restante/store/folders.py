@@ -204,15 +204,18 @@ class ViewMaildrop:
             return None
         return self._parts[number].session.open_raw(own)
 
-    def cached_texts(self, entries: Sequence[Entry], most: int) -> list[bytes]:
+    def cached_texts(
+        self, entries: Sequence[Entry], most: int, lines: int | None = None
+    ) -> list[bytes]:
         texts: list[bytes] = []
         with suppress(MessageGone):
             for entry in entries:
                 number, own = self._find(entry)
-                texts += (text := self._parts[number].session.cached_texts([own], most))
-                most -= own.size
+                text = self._parts[number].session.cached_texts([own], most, lines)
                 if not text:
                     break
+                texts += text
+                most -= len(text[0])
         return texts
 
     def learn(self, entry: Entry, *, is_wire_ready: bool) -> None:

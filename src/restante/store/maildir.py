@@ -49,7 +49,7 @@ from ..maildrop import (
     Usage,
     View,
 )
-from ..message import LineEnds, Survey, crlf_text
+from ..message import LineEnds, Survey, Top, crlf_text
 from ..scanning import ChangingMaildir, scan_exactly, scan_for
 from ..wire import stuffed
 from . import adopted, expiry, files, journal, quota, rules
@@ -89,6 +89,7 @@ _WRITE = 262_144  # octets gathered for one write, to save calls in threads
 _CACHE = 67_108_864  # octets of indexes in memory: some 600,000 messages at 100 octets each
 _VIEWS = 16  # joined listings in memory; few users open several folders at a time
 _ATTEMPTS = 5  # to open a file that another program renames meanwhile
+_BEGINNING = 16_384  # octets read for TOP; more than nearly all headers, by our estimate
 _BATCH = 32  # users or messages in one call in a thread, which cannot be cancelled
 
 T = TypeVar("T")
@@ -668,23 +669,45 @@ class _OpenMaildir:
         has_crlf = form is Form.READY or form is Form.CRLF
         return RawMessage(descriptor, size, is_wire_ready=form is Form.READY, has_crlf=has_crlf)
 
-    def cached_texts(self, entries: Sequence[Entry], most: int) -> list[bytes]:
+    def cached_texts(
+        self, entries: Sequence[Entry], most: int, lines: int | None = None
+    ) -> list[bytes]:
         texts: list[bytes] = []
         for entry in entries:
-            most -= entry.size
-            text = self._cached_text(entry) if most >= 0 else None
+            text = None if lines is None else self._cached_top(entry, lines)
+            if text is None and entry.size <= most:
+                text = self._cached_text(entry)
+                if text is not None and lines is not None:
+                    text = Top(lines).feed(text)
             if text is None:
                 break
+            most -= len(text)
             texts.append(text)
         return texts
 
-    def _cached_text(self, entry: Entry) -> bytes | None:
+    def _cached_top(self, entry: Entry, lines: int) -> bytes | None:
+        """Return the answer to TOP if the beginning of the message has all of it."""
+        octets, _ = self._cached_octets(entry, min(entry.size + 1, _BEGINNING))
+        if octets is None:
+            return None
+        top = Top(lines)
+        text = top.feed(LineEnds().feed(octets))
+        return stuffed(text) if top.is_finished else None
+
+    def _cached_octets(self, entry: Entry, most: int) -> tuple[bytes | None, int]:
+        """Return the octets of the file that are in the page cache, and its place in the index."""
         try:
             at, file = self._file(entry)
-            octets = files.read_cached(file.name, self._directory(file.directory), entry.size + 1)
+            octets = files.read_cached(file.name, self._directory(file.directory), most)
         except (MessageGone, OSError):
-            return None
+            return None, -1
         if octets is None or coding(octets):  # ``read`` reports a coded message
+            return None, -1
+        return octets, at
+
+    def _cached_text(self, entry: Entry) -> bytes | None:
+        octets, at = self._cached_octets(entry, entry.size + 1)
+        if octets is None:
             return None
         form, size = self._form(at, entry, len(octets)), entry.size
         if form is Form.READY:
