@@ -309,7 +309,7 @@ def runs(count: int) -> Iterator[tuple[bytes, int, bytes]]:
 def test_top_of_messages_of_any_size_is_exact(
     is_cached: bool, stored: str, tmp_path: Path, run: Run[None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RFC 1939 §7: headers, the blank line, and so many lines of the body, byte-stuffed."""
+    """RFC 1939 §7: headers, the blank line, and the first lines of the body, byte-stuffed."""
     if not is_cached:
         monkeypatch.setattr(files, "_NOWAIT", 0)
         monkeypatch.setattr(retrieval, "_NOWAIT", 0)
