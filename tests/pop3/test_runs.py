@@ -10,7 +10,7 @@ from restante.maildrop import Entry
 from restante.pop3.commands import VERBS
 from restante.pop3.grammar import Repeated, Response
 from restante.pop3.session import Policy, Session
-from restante.pop3.state import Retrieve
+from restante.pop3.state import Retrieve, Update
 
 from .core import Core
 
@@ -95,3 +95,15 @@ def test_a_read_only_login_may_delete_nothing_in_a_run() -> None:
         assert isinstance(event, Response)
         assert not event.is_ok
     assert session.next() == Response("3 6", is_data=True)
+
+
+def test_quit_requests_the_removal_of_marked_messages_in_order() -> None:
+    session = opened(5)
+    session.receive(b"DELE 4\r\nDELE 1\r\nDELE 3\r\nQUIT\r\n")
+    assert session.next() == Repeated(Response("marked as deleted"), 3)
+    event = session.next()
+    assert isinstance(event, Update)
+    assert [entry.unique_id for entry in event.entries] == ["u1", "u3", "u4"]
+    assert [entry.unique_id for entry in event.entries[1:]] == ["u3", "u4"]
+    assert event.entries[-1].unique_id == "u4"
+    assert len(event.entries) == 3

@@ -56,7 +56,7 @@ class Retrieve(NamedTuple):
 class Update:
     """Remove these durably, release the lock; answer ``updated`` or ``failed`` (RFC 1939 §6)."""
 
-    entries: tuple[Entry, ...]
+    entries: Sequence[Entry]
 
 
 @dataclass(frozen=True, slots=True)

@@ -463,7 +463,7 @@ class Connection(BaseConnection[Event]):
             self._done.add(action.entries[:count])
         self._session.retrieved(count)
 
-    async def _update(self, entries: tuple[Entry, ...]) -> None:
+    async def _update(self, entries: Sequence[Entry]) -> None:
         error: RestanteError | None = None
         end = "quit"
         await self._prepare_store()
@@ -476,8 +476,10 @@ class Connection(BaseConnection[Event]):
         except RestanteError as failure:
             error, left = failure, entries
             end = BRAKED if isinstance(failure, Braked) else end
-        kept = {entry.unique_id for entry in left}
-        self._done.removed = tuple(entry for entry in entries if entry.unique_id not in kept)
+        self._done.removed = entries
+        if left:
+            kept = {entry.unique_id for entry in left}
+            self._done.removed = [entry for entry in entries if entry.unique_id not in kept]
         self._done.update = "clean" if error is None else BRAKED if end == BRAKED else "failed"
         await self._close_maildrop(end)
         if error is not None:

@@ -24,7 +24,7 @@ class SessionLog:
         """Number of completely retrieved messages, without TOP."""
         self.octets = 0
         """Total size of these messages, in octets."""
-        self.removed: tuple[Entry, ...] = ()
+        self.removed: Sequence[Entry] = ()
         self.update = ""
         """Result of the deletions at QUIT; empty: no QUIT was sent."""
 
