@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from restante import log
 from restante.config import Log
 from restante.escaping import escape
+from restante.server.connection import log_event
 
 FILTER = Path(__file__).parent.parent / "contrib" / "fail2ban" / "restante.conf"
 HOSTILE = [
@@ -166,11 +167,19 @@ def reported(loggers: None, monkeypatch: pytest.MonkeyPatch) -> Callable[[Log], 
     return begin
 
 
-def warn(ip: str) -> None:
-    logging.getLogger("restante.pop3").warning("login refused", extra={"fields": {"ip": ip}})
+Warn = Callable[[str], None]
 
 
-def test_each_format_has_the_same_content(reported: Callable[[Log], io.StringIO]) -> None:
+@pytest.fixture(params=[log.write, log_event])
+def warn(request: pytest.FixtureRequest) -> Warn:
+    """Return a function that logs a refused login, directly or through ``logging``."""
+    logger = logging.getLogger("restante.pop3")
+    return lambda ip: request.param(logger, logging.WARNING, "login refused", {"ip": ip})
+
+
+def test_each_format_has_the_same_content(
+    reported: Callable[[Log], io.StringIO], warn: Warn
+) -> None:
     lines = {}
     for format_ in ("journal", "human", "json", "auto"):
         written = reported(Log(format=format_))
@@ -184,14 +193,19 @@ def test_each_format_has_the_same_content(reported: Callable[[Log], io.StringIO]
     assert json.loads(lines["json"])["ip"] == "192.0.2.7"
 
 
-def test_events_below_the_log_level_are_not_written(reported: Callable[[Log], io.StringIO]) -> None:
+def test_events_below_the_log_level_are_not_written(
+    reported: Callable[[Log], io.StringIO], warn: Warn
+) -> None:
     written = reported(Log(format="journal", level="error"))
     warn("192.0.2.7")
     assert written.getvalue() == ""
 
 
 def test_the_journal_gets_no_time(
-    reported: Callable[[Log], io.StringIO], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    reported: Callable[[Log], io.StringIO],
+    warn: Warn,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """systemd.exec(5), JOURNAL_STREAM: device and inode of standard error."""
     with open(tmp_path / "stderr", "w") as stderr:
@@ -205,7 +219,7 @@ def test_the_journal_gets_no_time(
 
 
 def test_a_log_that_cannot_be_written_stops_nothing(
-    reported: Callable[[Log], io.StringIO], monkeypatch: pytest.MonkeyPatch
+    reported: Callable[[Log], io.StringIO], warn: Warn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For example on a full disk, or to a closed pipe."""
     reported(Log())
@@ -217,6 +231,17 @@ def test_a_log_that_cannot_be_written_stops_nothing(
     monkeypatch.setattr(sys, "stderr", Full())
     log.set_up(Log())
     warn("192.0.2.7")
+
+
+def test_event_reaches_the_handlers_of_an_embedding_program(
+    caplog: pytest.LogCaptureFixture, warn: Warn
+) -> None:
+    with caplog.at_level(logging.INFO, "restante"):
+        warn("192.0.2.7")
+    [record] = caplog.records
+    assert (record.name, record.levelno) == ("restante.pop3", logging.WARNING)
+    assert record.getMessage() == "login refused"
+    assert record.fields == {"ip": "192.0.2.7"}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("form", ["journal", "json"])

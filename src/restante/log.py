@@ -10,10 +10,13 @@ import json
 import logging
 import os
 import sys
+import time
 from datetime import UTC, datetime
 
 from .config import Log
 from .escaping import bounded, escape, printable
+
+_logger = logging.getLogger("restante")
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
@@ -80,6 +83,30 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
         pass
 
 
+class _Event(logging.LogRecord):
+    """What our formatters use of a record; the rest takes longer to make than the line."""
+
+    def __init__(self, level: int, event: str, fields: dict[str, object]) -> None:
+        self.levelno, self.levelname = level, logging.getLevelName(level)
+        self.msg, self.args, self.exc_info = event, None, None
+        self.created, self.fields = time.time(), fields
+
+
+def write(logger: logging.Logger, level: int, event: str, fields: dict[str, object]) -> None:
+    """Log an event, as ``logger.log`` does.
+
+    A session has two.  Those for the handler of ``set_up`` go there directly, because the way
+    through ``logging`` costs more than the line.
+    """
+    if not logger.isEnabledFor(level):
+        return
+    match _logger.handlers:
+        case [_Handler() as handler]:
+            handler.emit(_Event(level, event, fields))
+        case _:
+            logger.log(level, event, extra={"fields": fields})
+
+
 def set_up(wanted: Log) -> None:
     """Send the log of this process to standard error."""
     # Not logged, so not determined; that saves half of the time (Python's logging, Optimization).
@@ -91,7 +118,7 @@ def set_up(wanted: Log) -> None:
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.propagate = False
-    logging.getLogger("restante").setLevel(wanted.level.upper())
+    _logger.setLevel(wanted.level.upper())
     logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 

@@ -259,7 +259,9 @@ class _ServerParts:
     def _start_service(self) -> None:
         """Create what POP3 connections have in common."""
         throttle, context = self._shared.throttle, self._shared.context
-        service = Service(self._store, self._passdb, self._cache, throttle, tls=context)
+        service = Service(
+            self._store, self._passdb, self._cache, throttle, tls=context, write_event=log.write
+        )
         self._ends.push_async_callback(service.drain, _GRACE)
         admission = Admission(0, 0, self._shared.tally)  # ``_apply`` sets the limits
         admission.reserved = throttle.is_home

@@ -35,7 +35,7 @@ import asyncio
 import logging
 import secrets
 import ssl
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import coroutine
@@ -66,6 +66,10 @@ class Timeouts:
     link can stall."""
 
 
+def log_event(logger: logging.Logger, level: int, event: str, fields: dict[str, object]) -> None:
+    logger.log(level, event, extra={"fields": fields})
+
+
 E = TypeVar("E")
 """The events of a session."""
 E_co = TypeVar("E_co", covariant=True)
@@ -87,6 +91,8 @@ class BaseService:
     """The state that the connections of one service share."""
 
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("restante"))
+    write_event: Callable[[logging.Logger, int, str, dict[str, object]], None] = log_event
+    """Logs an event of a connection with its fields."""
     tls: ssl.SSLContext | None = None
     """The context for STLS or STARTTLS; None: not offered."""
     timeouts: Timeouts = field(default_factory=Timeouts)
@@ -507,7 +513,8 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._service.log.exception("bug", extra={"fields": {"session": self._id}})
 
     def _log_event(self, event: str, level: int = logging.INFO, **fields: object) -> None:
-        self._service.log.log(level, event, extra={"fields": {**fields, "session": self._id}})
+        service = self._service
+        service.write_event(service.log, level, event, {**fields, "session": self._id})
 
 
 async def _rest_of(work: Coroutine[Any, Any, None], awaited: object) -> None:
