@@ -21,7 +21,10 @@ def offers(thing: object, add_on: type[T]) -> TypeIs[T]:
     Looks at the object and not only at its class, because what some objects offer depends on how
     they were made: a ``Chain`` of back ends knows SCRAM only if every back end does.
     """
-    return all(hasattr(thing, name) for name in _methods(cast(type, add_on)))
+    for name in _methods(cast(type, add_on)):  # noqa: SIM110  # ``all`` takes three times as long
+        if not hasattr(thing, name):
+            return False
+    return True
 
 
 @cache

@@ -329,7 +329,8 @@ def test_remembered_logins_keep_a_home(throttle: Throttle, clock: Clock) -> None
     throttle.accepted(shown(), MROSE)
     throttle.accepted(shown(address=ELSEWHERE), MROSE, is_remembered=True)
     throttle.accepted(shown(identity="m.rose"), MROSE, is_remembered=True)
-    for name, address in (("mrose", HERE), ("mrose", ELSEWHERE), ("m.rose", HERE)):
+    throttle.accepted(Proof("SCRAM-SHA-256", "rose", "phone", address=HERE), MROSE)
+    for name, address in (("mrose", HERE), ("mrose", ELSEWHERE), ("m.rose", HERE), ("rose", HERE)):
         assert throttle.facts(name, address).is_known
     for _ in range(100):
         clock.now += DAY
@@ -338,6 +339,8 @@ def test_remembered_logins_keep_a_home(throttle: Throttle, clock: Clock) -> None
     clock.now -= 90 * DAY  # an entry of a clock that was ahead is ignored, so it is made again
     throttle.accepted(shown(), MROSE, is_remembered=True)
     assert throttle.facts("mrose", HERE).is_known
+    throttle.accepted(shown("another"), MROSE)  # a password that was checked is always recorded
+    assert throttle.priority(shown("another", address="203.0.113.7"))[0] is Priority.KNOWN
 
 
 def test_recent_homes_are_bounded(throttle: Throttle) -> None:

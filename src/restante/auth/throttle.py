@@ -172,11 +172,12 @@ class Throttle:
         """
         home = (shown.identity, account.user, shown.address)
         now = self._clock()
-        if is_remembered and 0 <= now - self._recent.get(home, -inf) < _RECENT:
+        shows_password = isinstance(shown, Credentials) and not is_remembered
+        if not shows_password and 0 <= now - self._recent.get(home, -inf) < _RECENT:
             return
         users = {_name(shown.identity), _name(account.user)}
         seen = [(self._homes, _home(name, shown.address)) for name in (*users, _ANY_USER)]
-        if isinstance(shown, Credentials) and not is_remembered:
+        if isinstance(shown, Credentials) and shows_password:
             seen += [(self._right, _password(name, shown.password)) for name in users]
         new = [(table, key) for table, key in seen if table.of(key) < _FRESH]
         if new:

@@ -353,20 +353,21 @@ def session_lock(maildrop: int) -> Opened:
         lock = os.open(LOCK, os.O_RDWR | _FLAGS, dir_fd=maildrop)
     except OSError:  # read-only file system; flock needs no write access except over NFS
         lock = os.open(LOCK, os.O_RDONLY | _FLAGS, dir_fd=maildrop)
-    with ExitStack() as undone:
-        undone.callback(os.close, lock)
-        cur = os.open("cur", _DIRECTORY, dir_fd=maildrop)
-        undone.callback(os.close, cur)
+    opened = [lock]
+    try:
+        opened.append(os.open("cur", _DIRECTORY, dir_fd=maildrop))
         try:
-            for each in (lock, cur):
+            for each in opened:
                 fcntl.flock(each, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise MaildropInUse(max(0.0, time.time() - os.fstat(lock).st_mtime)) from None
         with suppress(OSError):
             os.utime(lock)
-        session = Opened(lock, cur, value=os.fstat(lock).st_mtime_ns)
-        undone.pop_all()
-        return session
+        return Opened(*opened, value=os.fstat(lock).st_mtime_ns)
+    except BaseException:
+        for each in opened:
+            os.close(each)
+        raise
 
 
 @contextmanager

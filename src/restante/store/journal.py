@@ -27,6 +27,7 @@ JOURNAL, OLD = "restante.journal", "restante.journal.1"
 _FULL = 1_048_576  # octets; with the old file up to 2 MiB, thousands of sessions
 _DIGEST = 8  # octets: finds torn lines, not forgeries
 
+_JSON = json.JSONEncoder(separators=(",", ":"))  # ``json.dumps`` would make one for each line
 _log = logging.getLogger(__name__)
 
 
@@ -94,9 +95,7 @@ def _line(session: SessionRecord) -> bytes:
         "removed": [[entry.unique_id, entry.size] for entry in session.removed],
         "end": session.end,
     }
-    octets = json.dumps(fields, separators=(",", ":")).encode(
-        "ascii"
-    )  # JSON in ASCII has no line end
+    octets = _JSON.encode(fields).encode("ascii")  # JSON in ASCII has no line end
     return b"%b %b\n" % (_digest(octets), octets)
 
 
