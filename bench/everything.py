@@ -20,10 +20,11 @@ import measured
 import report
 
 HERE = Path(__file__).resolve().parent
+ALL_MODES = ("--against", "dovecot-fast,dovecot-multi,dovecot-mdbox")
 RUNS = (
-    ("bench_sessions.py", "--sessions", "2000"),
+    ("bench_sessions.py", "--sessions", "2000", *ALL_MODES),
     ("bench_logins.py", "--against", "dovecot-multi"),
-    ("bench_drain.py", "--corpora", "d4k"),
+    ("bench_drain.py", "--corpora", "d4k", *ALL_MODES),
     ("bench_drain.py", "--corpora", "d25m,r25m", "--rounds", "2", "--against", "dovecot-multi"),
     ("bench_retr.py",),
     ("bench_top.py",),
@@ -87,6 +88,9 @@ def prepare() -> None:
     harness.built("popload")
     for server in ("restante", "dovecot"):
         harness.mail_for(server, names)
+    if harness.modes("dovecot-mdbox"):
+        with harness.dovecot("mdbox", ["small", "d4k_lf", "d4k_crlf", "n10k_lf", "d100k_lf"]):
+            pass  # it imports them
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ _HEAD = """\
 # Performance
 
 `bench/report.py` writes this page from `bench/results.jsonl`; `./dev bench --all` measures again
-and writes both. In each run, all servers or clients did the same work in turn. A figure is the
-median of the rounds, followed by the lowest and the highest value. The ratio compares restante
-with the best of the others; above 1 restante is better. [Sizing](howto/sizing.md) explains
-what a server needs.
+and writes both. `RESTANTE_BENCH_PYTHON` names another Python to run restante, in which
+`requirements/run.txt` is installed. In each run, all servers or clients did the same work in turn.
+A figure is the median of the rounds, followed by the lowest and the highest value. The ratio
+compares restante with the best of the others; above 1 restante is better.
+[Sizing](howto/sizing.md) computes what a server needs.
 
 Conditions:
 
