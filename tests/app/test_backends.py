@@ -8,7 +8,7 @@ import poplib
 import smtplib
 import time
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -357,3 +357,22 @@ def test_look_ups_in_other_programs_wait_in_the_queue(home: Path) -> None:
     ):
         asyncio.run(chain.verify(Credentials("PLAIN", "eve", "x")))
     assert asked == [("Ldap", "account"), ("Pam", "verify")]
+
+
+@pytest.mark.parametrize("chain", [("users",), ("users", "passwd-file"), ("passwd-file",)])
+def test_back_end_that_was_read_ahead_is_part_of_the_chain(
+    chain: tuple[str, ...], tmp_path: Path
+) -> None:
+    """It exists once, with what it read, in all processes that are forked."""
+    (tmp_path / "passwd").write_text("ann:{PLAIN}tan staaf\n")
+    usual = config.ephemeral(tmp_path)
+    passwd = replace(usual.auth.passwd_file, path=str(tmp_path / "passwd"))
+    chosen = replace(usual, auth=replace(usual.auth, chain=chain, passwd_file=passwd))
+    built = backends.read_ahead(chosen)
+    assert list(built) == [each for each in chain if each == "passwd-file"]
+    with (
+        closing(stores.users(chosen)) as users,
+        closing(backends.chain(chosen, users, built=built)) as whole,
+    ):
+        assert [whole._backends[name] for name in built] == list(built.values())
+        assert list(whole._backends) == list(chain)

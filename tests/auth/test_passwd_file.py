@@ -341,6 +341,23 @@ def test_an_unchanged_file_is_not_read_again(path: Path, monkeypatch: pytest.Mon
     log_in(file)
 
 
+def test_a_file_that_was_read_ahead_is_not_read_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.utime(path, (LONG_AGO, LONG_AGO))
+    file = PasswdFile(path)
+    file.read_ahead()
+    monkeypatch.setattr(passwd_file, "open_regular", None)
+    assert run(file.account("mrose")) == UserAccount("mrose", "mrose")
+
+
+def test_file_that_cannot_be_read_ahead_is_reported_at_the_login(tmp_path: Path) -> None:
+    file = PasswdFile(tmp_path / "missing")
+    file.read_ahead()
+    with pytest.raises(BackendUnavailable):
+        run(file.account("mrose"))
+
+
 def test_missing_file_is_a_temporary_failure(path: Path) -> None:
     """FAULTS.md I 195: a failure of the server does not count as a guess."""
     file = PasswdFile(path)

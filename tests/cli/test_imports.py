@@ -22,8 +22,8 @@ _STORE = {"asyncio", "concurrent", "email", "logging", "sqlite3", "ssl", "subpro
 _PACKAGES = {"app", "auth", "cli", "client", "collect", "config", "pop3", "sasl", "server", "smtp"}
 _PACKAGES |= {"store"}
 _LOCAL = {"app", "auth", "cli", "config", "sasl", "store"}
-# The configuration needs one module of each: languages, providers, addresses and templates.
-_NAMES = {"collect.providers", "pop3.texts", "server.address", "store.paths"}
+# The configuration needs one module of each: languages, addresses and templates.
+_NAMES = {"pop3.texts", "server.address", "store.paths"}
 
 _PROBE = """
 import sys
@@ -125,10 +125,12 @@ def test_workers_share_only_the_modules_that_they_need(
     source = home / "restante.toml"
     source.write_text(
         '[server]\nlisten = ["pop3s://127.0.0.1:0"]\nworkers = 2\n'
+        f'[auth]\nchain = ["passwd-file"]\n[auth.passwd_file]\npath = "{home}/passwd"\n'
         f'[tls]\nmode = "files"\ncert = "{cert}"\nkey = "{key}"\n'
     )
+    (home / "passwd").write_text("ann:{PLAIN}tan staaf\n")
     modules = imported("-c", str(source), "serve", patch=_WITHOUT_WORKERS)
-    assert "uvloop" in modules
+    assert {"uvloop", "restante.auth.passwd_file"} <= modules
     assert heavy(modules) <= _STORE | {"tempfile", "uvloop"}
     assert not modules & {"restante.surrogate", "email.headerregistry"}
     assert packages(modules) == _PACKAGES - {"client", "collect"}

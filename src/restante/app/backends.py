@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..auth.chain import Backend, Chain, Verifier
@@ -33,11 +34,19 @@ Queue = Callable[[Backend, int], Verifier]
 _AT_ONCE = 16  # requests to another program at once; each one waits in a thread
 
 
-def chain(config: Configuration, users: Users, queue: Queue = lambda backend, _: backend) -> Chain:
-    """Build the chain of back ends, each with its own queue."""
+def chain(
+    config: Configuration,
+    users: Users,
+    queue: Queue = lambda backend, _: backend,
+    built: Mapping[str, Backend] = MappingProxyType({}),
+) -> Chain:
+    """Build the chain of back ends, each with its own queue; ``built`` has those that exist."""
     auth = config.auth
     kinds = {name: KINDS[name] for name in auth.chain if name in KINDS}
-    backends = {name: kind.build(auth, users) for name, kind in kinds.items()}
+    backends = {
+        name: built[name] if name in built else kind.build(auth, users)
+        for name, kind in kinds.items()
+    }
     hashing = max(1, (os.cpu_count() or 1) - 1)  # leaves one core for everything else
     queued = {
         name: queue(each, hashing if kinds[name].is_local else _AT_ONCE)
@@ -54,6 +63,18 @@ def chain(config: Configuration, users: Users, queue: Queue = lambda backend, _:
         takes_certificates=bool(config.tls.client_ca),
         check_maildrop=place_check(config),
     )
+
+
+def read_ahead(config: Configuration) -> dict[str, Backend]:
+    """Return the back ends that have much in memory, with what they read.
+
+    Processes that are forked afterwards share it until the file changes.
+    """
+    if "passwd-file" not in config.auth.chain:
+        return {}
+    backend = passwd_file(config.auth)
+    backend.read_ahead()
+    return {"passwd-file": backend}
 
 
 def run(config: Configuration, work: Coroutine[Any, Any, T]) -> T:

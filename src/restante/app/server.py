@@ -8,7 +8,15 @@ import logging
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -152,6 +160,8 @@ class SharedResources:
     purges: bool
     """Whether this worker does the upkeep: it expires mail and saves the throttle's state."""
     workers: int = 1
+    backends: Mapping[str, Backend] = field(default_factory=dict)
+    """Back ends that were built before the workers."""
 
 
 @dataclass
@@ -251,7 +261,8 @@ class _ServerParts:
         def queue(backend: Backend, slots: int) -> Verifier:
             return throttling.login_queue(backend, throttle, workers, slots)
 
-        self._passdb = backends.chain(self.running.config, self._users, queue)
+        built = self._shared.backends
+        self._passdb = backends.chain(self.running.config, self._users, queue, built)
         self._ends.callback(self._passdb.close)
         has_generations = self._passdb.has_all_generations
         self._cache = Cache(self._passdb, has_all_generations=has_generations)

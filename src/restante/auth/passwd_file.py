@@ -26,7 +26,12 @@ from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
-from ..errors import AuthenticationFailed, BackendMisconfigured, BackendUnavailable
+from ..errors import (
+    AuthenticationFailed,
+    BackendMisconfigured,
+    BackendUnavailable,
+    RestanteError,
+)
 from ..passdb import Credentials, Digest, Network, UserAccount
 from ..regular import open_regular
 from ..threads import Threads
@@ -175,6 +180,11 @@ class PasswdFile:
         del identity
         known = self._current_or_none()
         return known.digest if known else None
+
+    def read_ahead(self) -> None:
+        """Read the file before it is needed; a later login reports what is wrong with it."""
+        with suppress(RestanteError):
+            self._read()
 
     def close(self) -> None:
         self._hashers.close()

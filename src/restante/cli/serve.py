@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from .. import __version__, log, tls
-from ..app import gateway, stores, systemd, throttling
+from ..app import backends, gateway, stores, systemd, throttling
 from ..app.server import (
     Running,
     SharedResources,
@@ -124,7 +124,13 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
         tally.serve_as(lines.number)
         os.environ.pop("NOTIFY_SOCKET", None)  # only the supervisor notifies systemd
         shared = SharedResources(
-            sockets, context, tally, throttle, purges=lines.number == 0, workers=count
+            sockets,
+            context,
+            tally,
+            throttle,
+            purges=lines.number == 0,
+            workers=count,
+            backends=built,
         )
         run_loop(_work(config, options, shared, lines))
 
@@ -144,6 +150,7 @@ def _supervise(config: Configuration, options: argparse.Namespace, count: int) -
             ended=tally.forget,
             terminal=Terminal(),
         )
+        built = backends.read_ahead(config)
         freeze()
         return supervisor.run()
 

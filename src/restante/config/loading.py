@@ -17,7 +17,6 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..collect import providers
 from ..errors import ConfigurationError
 from ..regular import read_regular
 from ..server.address import MAX_SOCKET_PATH
@@ -180,7 +179,9 @@ def _build(
 
 def _located(account: Account) -> Account:
     """Fill in the URL of a well-known provider from the user's address."""
-    known = providers.by_domain(account.user.rpartition("@")[2])
+    from ..collect.providers import by_domain
+
+    known = by_domain(account.user.rpartition("@")[2])
     if account.url or known is None or not known.host:
         return account
     return replace(account, url=f"pop3s://{known.host}")
