@@ -75,7 +75,11 @@ def main() -> int:
         print(f"bench: {run[0]} took {time.monotonic() - began:.0f} s", file=sys.stderr)
     if not sys.argv[1:] and status == 0:
         measured.forget_all_but(commands)
-    report.write()
+    try:
+        report.write()
+    except measured.Missing as error:
+        print(f"bench: {error}; the pages are unchanged", file=sys.stderr)
+        return 1
     return status
 
 
