@@ -10,12 +10,14 @@ import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from restante.maildrop import RawReading
 from restante.pop3.state import Event
 from restante.server import retrieval
+from restante.server.connection import BaseConnection
 from restante.server.output import HIGH_WATER, TURN, Output
 from restante.server.pop3 import Connection
 from restante.store import files
@@ -174,6 +176,39 @@ async def barely_reading(place: Path, end: bytes) -> AsyncIterator[tuple[Connect
             yield connection, client
         finally:
             tracemalloc.stop()
+
+
+@pytest.mark.parametrize("last", [b"QUIT\r\n", b"RETR 1\r\nQUIT\r\n", b"NOOP\n"])
+def test_session_that_ends_when_the_client_reads_again_ends_once(
+    last: bytes, tmp_path: Path, run: Run[None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio reports "resume" in the middle of its write; a transport that is closed there reports
+    its end twice, and the second time raises."""
+
+    async def main() -> None:
+        store = MaildirStore(f"{tmp_path}/%u")
+        await store.deliver("mrose", once(HEAD + b"x" * 60_000 + b"\r\n"))
+        async with serving(store) as server:
+            for _ in range(2):  # the first session learns the form, and waits at its end to save it
+                async with server.client() as client:
+                    await client.log_in()
+                    (connection,) = server.service.connections
+                    await resume(connection, client)
+                await until(lambda: not server.service.connections and not server.service._tasks)
+
+    async def resume(connection: BaseConnection[Any], client: Client) -> None:
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        while not connection._output.is_blocked:
+            client.send(b"RETR 1\r\n")
+            await asyncio.sleep(0.001)
+        client.send(last)
+        await until(lambda: connection._session.unread >= len(last))
+        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        said = await client.rest()
+        assert said.splitlines()[-1].startswith((b"+OK", b"-ERR"))
+
+    run(main())
+    assert not [each for each in caplog.records if each.exc_info]
 
 
 ENDS = pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r\n."])

@@ -263,8 +263,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         if len(data) >= HIGH_WATER and not self._is_turn_due:
             # uvloop would read up to 32 times in one turn: 8 MB of a message, so that a few
             # connections could keep all others waiting for seconds.
-            self._is_turn_due = True
-            self._loop.call_soon(self._take_turn)
+            self._continue_later()
             self._transport.pause_reading()
         elif self._session.unread > HIGH_WATER:
             self._transport.pause_reading()
@@ -280,8 +279,10 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._set_timer(self._service.timeouts.progress)
 
     def resume_writing(self) -> None:
+        """Continue in the next turn.  asyncio calls this in the middle of its write, and reports
+        the end twice if the transport is closed there."""
         self._output.unblock()
-        self._process_input()
+        self._continue_later()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._is_lost:
@@ -387,8 +388,7 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         while not (self._output.is_blocked or self._is_closing):
             event, produced = None, self._output.produced
             if events == _EVENTS_PER_TURN or produced >= turn_ends:
-                self._is_turn_due = True
-                self._loop.call_soon(self._take_turn)
+                self._continue_later()
                 break
             events += 1
             try:
@@ -403,6 +403,12 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
                 self._fail(event, produced)
         self._output.flush()
         return None
+
+    def _continue_later(self) -> None:
+        """Let other connections have a turn, then process the input."""
+        if not self._is_turn_due:
+            self._is_turn_due = True
+            self._loop.call_soon(self._take_turn)
 
     def _take_turn(self) -> None:
         self._is_turn_due = False
