@@ -279,7 +279,8 @@ def _events(module: ast.Module, shared: ast.AST) -> Iterator[tuple[str, str, lis
     """Calls of ``_log``, and of the wrapper of the module or the ``shared`` one."""
     wrapper = _wrapper(module) or shared
     inner = next(call for call in ast.walk(wrapper) if _is_log(call))
-    own = [key for key in _keys(inner.keywords, wrapper) if key != "fields"]
+    given = [key for each in inner.args for key in _of_dict(each)] + _keys(inner.keywords, wrapper)
+    own = [key for key in given if key != "fields"]
     for function in _functions(module):
         for call in ast.walk(function):
             if not isinstance(call, ast.Call) or not call.args or function is wrapper:
@@ -307,10 +308,10 @@ def _functions(module: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFuncti
 
 
 def _is_log(node: ast.AST) -> TypeGuard[ast.Call]:
-    """A call of the log at a level, such as ``self._service.log.log``."""
+    """Whether it calls a logger, such as ``self._service.log.log``, or ``write_event``."""
     levels = "|".join((*LEVELS, "log"))
     return isinstance(node, ast.Call) and bool(
-        re.search(rf"\b_?log\.({levels})$", ast.unparse(node.func))
+        re.search(rf"\b_?log\.({levels})$|\.write_event$", ast.unparse(node.func))
     )
 
 
@@ -318,7 +319,7 @@ def _level(call: ast.Call, inner: ast.Call) -> str:
     given = [ast.unparse(each) for each in call.args[1:]]
     named = [each.removeprefix("logging.").lower() for each in given if "logging." in each]
     of_wrapper = ast.unparse(inner.func).rpartition(".")[2]
-    return named[0] if named else "info" if of_wrapper == "log" else of_wrapper
+    return named[0] if named else "info" if of_wrapper in ("log", "write_event") else of_wrapper
 
 
 def _keys(keywords: list[ast.keyword], *scopes: ast.AST) -> list[str]:
@@ -538,13 +539,14 @@ def attacks() -> Iterator[str]:
     """Fault, test: from ``docs/faults.toml``."""
     yield """# Attacks and faults, and how restante handles them
 
-Known attacks on mail servers and clients, and faults of the machine, the disk and the network.
-Beside each are the tests that show how restante handles it."""
+This page lists known attacks on mail servers and clients, and faults of the machine, the disk and
+the network. Each row names the tests that show how restante handles the fault. Test names contain
+the path below `tests`; names without a colon are transcripts in `tests/transcripts`."""
     area = ""
     for each in faults.faults():
         if each.area != area:
             area = each.area
-            yield f"\n## {area}\n\n| fault and answer | shown by |\n|---|---|"
+            yield f"\n## {area}\n\n| fault and how it is handled | tests |\n|---|---|"
         shown = " ".join(f"`{test}`" for test in each.tests)
         yield f"| **{each.number}** {each.text} | {shown or each.because} |"
 

@@ -1,4 +1,4 @@
-"""``./dev compare collectors``: run all scenarios in about four minutes, and record results."""
+"""``./dev compare collectors``: run all scenarios in about four minutes and record the results."""
 
 from __future__ import annotations
 
@@ -74,8 +74,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="./dev compare", description=__doc__)
     parser.add_argument("what", choices=["collectors"])
     parser.add_argument("--step", type=int, default=STEP, help="octets between two cuts")
-    parser.add_argument("--program", action="append", choices=PROGRAMS, help="only this; not kept")
-    parser.add_argument("--trouble", action="append", choices=SCENARIOS, help="only this; not kept")
+    parser.add_argument(
+        "--program",
+        action="append",
+        choices=PROGRAMS,
+        help="run only this one, and do not record the results",
+    )
+    parser.add_argument(
+        "--trouble",
+        action="append",
+        choices=SCENARIOS,
+        help="run only this one, and do not record the results",
+    )
     options = parser.parse_args()
     began = time.monotonic()
     programs = [PROGRAMS[name] for name in options.program or PROGRAMS]
@@ -128,7 +138,7 @@ def _about() -> dict[str, Any]:
         "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
         "machine": f"{processor[1] if processor else platform.machine()}, "
         f"Linux {platform.release()}, Python {platform.python_version()}",
-        "versions": {name: program.tell_version() for name, program in PROGRAMS.items()},
+        "versions": {name: program.installed_version() for name, program in PROGRAMS.items()},
     }
 
 

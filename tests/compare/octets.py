@@ -18,8 +18,8 @@ _HEAD = (
 MESSAGES = {
     "plain, CRLF": _HEAD + b"\r\nOne.\r\nTwo.\r\n",
     "LF ends all lines": _HEAD.replace(b"\r\n", b"\n") + b"\nOne.\nTwo.\n\r\n",
-    "LF and CRLF, mixed": _HEAD + b"\r\nOne.\nTwo.\r\nThree.\n\nFour.\r\n",
-    "lone CR in lines": _HEAD + b"\r\nOne\rtwo.\r\nThree.\r\r\nFour.\r\n",
+    "LF and CRLF mixed": _HEAD + b"\r\nOne.\nTwo.\r\nThree.\n\nFour.\r\n",
+    "a lone CR within lines": _HEAD + b"\r\nOne\rtwo.\r\nThree.\r\r\nFour.\r\n",
     "NULs": _HEAD + b"\r\nOne\0two\0\0.\r\n\0\r\nThree.\r\n",
     "8-bit octets": _HEAD + b"\r\n" + bytes(range(128, 256)) + b"\r\n\xff\xfe\r\n",
     "control octets": _HEAD + b"\r\n" + bytes(set(range(1, 32)) - {10, 13}) + b"\x7f\r\n",
@@ -27,9 +27,9 @@ MESSAGES = {
     "a line of 100 kB": _HEAD + b"\r\n" + b"x" * 100_000 + b"\r\nTwo.\r\n",
     "a header line of 20 kB": _HEAD + b"X-Long: " + b"y" * 20_000 + b"\r\n\r\nOne.\r\n",
     "leading dots": _HEAD + b"\r\n.\r\n..\r\n.one\r\n...two\r\n",
-    "a dot first of all": b".\r\n" + _HEAD + b"\r\nOne.\r\n",
+    "a dot as the first octet": b".\r\n" + _HEAD + b"\r\nOne.\r\n",
     "From lines": _HEAD + b"\r\nOne.\r\n\r\nFrom ann\r\n>From bob\r\n>>From eve\r\nFrom: x\r\n",
-    "a From line first of all": b"From ann@example.org Thu Jan  1 00:00:00 2026\r\n"
+    "a From line as the first line": b"From ann@example.org Thu Jan  1 00:00:00 2026\r\n"
     + _HEAD
     + b"\r\nOne.\r\n",
     "trailing blank lines": _HEAD + b"\r\nOne.\r\n\r\n\r\n\r\n",
@@ -37,10 +37,10 @@ MESSAGES = {
     "folded header fields": _HEAD + b"X-Odd: one\r\n two\r\n\tthree\r\nX-ODD:four\r\n\r\nOne.\r\n",
     "an empty body": _HEAD + b"\r\n",
     "a header without a blank line": _HEAD,
-    "no header": b"\r\nOne.\r\nTwo.\r\n",
-    "no header at all, text at once": b"One two three\r\nfour five.\r\n",
+    "a blank line and no header": b"\r\nOne.\r\nTwo.\r\n",
+    "neither a header nor a blank line": b"One two three\r\nfour five.\r\n",
     "only a blank line": b"\r\n",
-    "nothing": b"",
+    "an empty message": b"",
 }
 
 Change = Callable[[bytes], bytes]
@@ -58,10 +58,10 @@ def _lf(text: bytes) -> bytes:
 _EXPLANATIONS: tuple[tuple[str, Change], ...] = (
     ("as sent", _same),
     ("LF", _lf),
-    ("LF, lone CR too", lambda text: re.sub(rb"\r+\n", b"\n", text)),
-    ("LF, one line end more", lambda text: _lf(text) + b"\n"),
+    ("LF, lone CR removed", lambda text: re.sub(rb"\r+\n", b"\n", text)),
+    ("LF, extra line end", lambda text: _lf(text) + b"\n"),
     ("LF, no last line end", lambda text: _lf(text).removesuffix(b"\n")),
-    ("LF, no blank lines at its end", lambda text: _lf(text).rstrip(b"\n") + b"\n"),
+    ("LF, no trailing blank lines", lambda text: _lf(text).rstrip(b"\n") + b"\n"),
     ("LF, without NULs", lambda text: _lf(text).replace(b"\0", b"")),
 )
 _FIELDS = re.compile(rb"(?:(?:Return-Path|Received|Status|X-[\w-]+): ?[^\n]*\n(?:[ \t][^\n]*\n)*)+")
@@ -78,7 +78,7 @@ class Kept:
 
 def explain(sent: bytes, have: list[bytes]) -> Kept:
     if not have:
-        return Kept("not taken")
+        return Kept("not fetched")
     if len(have) > 1:
         return Kept(f"{len(have)} messages")
     (text,) = have
@@ -89,7 +89,7 @@ def explain(sent: bytes, have: list[bytes]) -> Kept:
     for verdict, change in _EXPLANATIONS if added else ():
         assert added is not None
         if text[added.end() :].removeprefix(b"\n" * (not sent.strip())) == change(sent):
-            return Kept(f"{verdict}, a field more")
+            return Kept(f"{verdict}, extra field")
     wanted = _lf(sent)
     if added and not wanted.startswith(added[0][:8]):
         text = text[added.end() :]
@@ -98,7 +98,7 @@ def explain(sent: bytes, have: list[bytes]) -> Kept:
         min(len(text), len(wanted)),
     )
     near = slice(max(at - 10, 0), at + 30)
-    verdict = "cut" if at == len(text) else "changed"
+    verdict = "truncated" if at == len(text) else "changed"
     return Kept(verdict, f"octet {at}: {text[near]!r} instead of {wanted[near]!r}")
 
 

@@ -55,10 +55,10 @@ class Program:
 
     name: str
     command: Callable[[Order], list[str]]
-    told: str
-    """Its options, in words."""
+    options: str
+    """The options it is run with, as shown in the report."""
     version: tuple[str, ...]
-    """Asks for it."""
+    """The command that prints the version."""
     has_scram: bool = False
     has_mbox: bool = True
     owner: str = ""
@@ -68,7 +68,7 @@ class Program:
     def is_here(self) -> bool:
         return self.name == "restante" or shutil.which(self.version[0]) is not None
 
-    def tell_version(self) -> str:
+    def installed_version(self) -> str:
         done = subprocess.run(self.version, capture_output=True, text=True, timeout=20)
         found = re.search(r"\d+\.\d[\w.]*", done.stdout)
         return found[0] if found else "unknown"
@@ -187,7 +187,7 @@ PROGRAMS = {
         Program(
             "restante",
             _restante,
-            '`keep = "all"` or `"none"`; where a row says so `deadline` and `largest`',
+            '`keep = "all"` or `"none"`; also `deadline` and `largest` where a fault requires them',
             (sys.executable, "-m", "restante", "--version"),
             has_scram=True,
         ),
@@ -202,8 +202,9 @@ PROGRAMS = {
             "getmail6",
             _getmail,
             "`read_all = false`, `timeout = 3`, Maildir or Mboxrd; `max_message_size`; the "
-            "BrokenUIDL retriever where unique-ids are of no use and mail is deleted. Not "
-            "`to_oldmail_on_each_mail`: with it this version has forgotten all at the next run",
+            "BrokenUIDL retriever if unique-ids are useless and mail is deleted. "
+            "`to_oldmail_on_each_mail` is not used, because with it this version forgets all seen "
+            "messages before the next run",
             ("getmail", "--version"),
             owner="nobody",  # it delivers nothing as root
         ),
@@ -211,7 +212,7 @@ PROGRAMS = {
             "fetchmail",
             _fetchmail,
             "`uidl`, an `idfile`, `timeout 3`, `bad-header accept`; a shell script as `mda`, which "
-            "syncs a file and moves it into a Maildir when all of it has come; `limit`",
+            "syncs a file and moves it into a Maildir when the message is complete; `limit`",
             ("fetchmail", "--version"),
             has_mbox=False,
         ),

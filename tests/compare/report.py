@@ -16,64 +16,67 @@ RESULTS = Path(__file__).with_name("results.jsonl")
 Line = Mapping[str, Any]
 WORDS = {
     "lost": "lost",
-    "twice": "twice",
-    "half": "half",
+    "twice": "duplicated",
+    "half": "truncated",
     "forged": "forged",
-    "missing": "not taken",
-    "left": "left there",
-    "removed": "removed there",
-    "hangs": "no end",
-    "fills": "fills the disk",
+    "missing": "not fetched",
+    "left": "not deleted",
+    "removed": "wrongly deleted",
+    "hangs": "hung",
+    "fills": "filled the disk",
 }
 _HEAD = """# Collectors compared: what happens to mail when things go wrong
 
 restante's collector and three others fetched the same mail from the same server over TLS, under
-the same faults. One oracle checked the result: is every message stored exactly once, octet for
+the same faults. One oracle checked the results: is every message stored exactly once, octet for
 octet except for the line ends of the destination? Are exactly the right messages deleted on the
 server? Did the program terminate? After a fault each program runs again, without the fault unless
-it is permanent, so a message that only waits for the next run counts as right. `./dev compare
-collectors` repeats the comparison and writes `tests/compare/results.jsonl`, from which this page
-is made.
+it is permanent, so a message that is fetched only in the next run counts as correct.
+`./dev compare collectors` repeats the comparison and writes `tests/compare/results.jsonl`, from
+which this page is generated.
 
-| result | after all runs |
+| result | state after all runs |
 |---|---|
-| right | none of the problems below |
+| correct | none of the problems below |
 | lost | a message is neither stored nor on the server |
-| twice | a message is stored more than once |
-| half | the beginning of a message is stored as a complete message |
-| forged | something is stored that is not a message of the server |
-| not taken | a message is still on the server and not stored |
-| left there | a message is stored, and is still on the server although it should be deleted |
-| removed there | a message is stored, and was deleted on the server although it should be kept |
-| no end | the program ran for {patience:g} s and had to be stopped, first by SIGTERM |
-| fills the disk | it wrote megabytes for messages of a few hundred octets, and had to be stopped |
+| duplicated | a message is stored more than once |
+| truncated | the beginning of a message is stored as a complete message |
+| forged | something that was never a message on the server is stored |
+| not fetched | a message is still on the server and not stored |
+| not deleted | a message is stored, and is still on the server although it should be deleted |
+| wrongly deleted | a message is stored, and was deleted on the server although it should be kept |
+| hung | the program ran for {patience:g} s and had to be stopped, first by SIGTERM |
+| filled the disk | the program wrote megabytes for a few hundred octets of mail, until stopped |
 | – | not applicable |
 
 Keep in mind:
 
-- The authors of restante chose the faults, and fixed restante's own problems with them before
+- The authors of restante chose the faults, and fixed the problems they found in restante before
   they wrote this page. The other programs have fetched mail from well-behaved servers for many
   years.
-- Each program has the options below, the safest that we know. Kept: mail stays on the server.
-  Deleted: it is removed from the server when it is stored.
-- fetchmail passes a message to a program while it arrives, and cannot take it back if the message
-  turns out to be incomplete.
-- "Left there" is not lost mail. fetchmail does not delete messages that an earlier run has seen;
-  its option `flush` would, and may delete messages that were never fetched, as its manual warns.
-- Unless stated otherwise, the destination is a Maildir. An mbox has no names by which a message
-  could be found again, so a kill at the wrong moment stores one message twice, with restante too
-  ([documented](howto/collect.md#destinations)).
-- A kill is a race. The numbers in such rows vary, and a program that is right in all tries may
-  fail at a moment that was not tried.
+- Each program was run with the options below, the safest that we know of. In rows with "kept",
+  mail is to stay on the server; in rows with "deleted", it is to be deleted after it is stored.
+- fetchmail passes a message to a program while the message is still arriving, and cannot withdraw
+  it if it turns out to be incomplete.
+- "Not deleted" does not mean lost mail. fetchmail does not delete messages that an earlier run has
+  seen. Its option `flush` would delete them, but may also delete messages that were never fetched,
+  as its manual warns.
+- Unless stated otherwise, the destination is a Maildir. An mbox has no file names by which a
+  message could be recognised. If a program, including restante, is killed at the wrong moment, it
+  stores one message twice ([documented](howto/collect.md#destinations)).
+- The moment of a kill is random. The numbers in the rows with `kill -9` vary, and a program that
+  was correct in all runs may fail at a moment that was not tested.
 
 """
 
 
 _OCTETS = """\
 Each message is fetched on its own into a Maildir and into an mbox, and compared with the octets
-on the wire. As sent: no octet differs. LF: identical except for line ends, which are LF in the
-destination and were CRLF. A field more: a Return-Path was added. In an mbox `>` before a From
-line is removed before comparing, as readers of mboxrd do."""
+on the wire. "As sent" means that no octet differs; "LF", that the message is identical except for
+its line ends, which are LF in the destination and were CRLF on the wire; "extra field", that a
+Return-Path was added. Before a message in an mbox is compared, one `>` before each From line is
+removed, as readers of mboxrd do.
+"""
 
 
 def read() -> list[Line]:
@@ -90,11 +93,13 @@ def page(lines: list[Line]) -> Iterator[str]:
     yield _HEAD.format(patience=PATIENCE)
     yield "| program | version | options |\n|---|---|---|"
     for name, program in PROGRAMS.items():
-        yield f"| {name} | {about['versions'][name]} | {program.told} |"
+        yield f"| {name} | {about['versions'][name]} | {program.options} |"
     yield "\n## Faults\n"
+    step = about["step"]
     yield f"""\
-After the result: in how many tries, or for how many messages. Connections end after each
-{about["step"]} octets of the dialogue with a correct server.
+The numbers in parentheses are the runs or messages with this result, and their total. In the rows
+with "every n-th octet", the connection ends after {step}, {2 * step}, {3 * step} … octets of a
+normal dialogue.
 """
     yield f"| fault | mail is | {' | '.join(PROGRAMS)} |\n|---|---|{'---|' * len(PROGRAMS)}"
     remarks: list[str] = []
@@ -109,7 +114,6 @@ After the result: in how many tries, or for how many messages. Connections end a
                 for name in PROGRAMS
             ]
             yield f"| {what} | {'kept' if keep else 'deleted'} | {' | '.join(cells)} |"
-            what = "…"
     yield ""
     yield from (f"({at}) {remark}\n" for at, remark in enumerate(remarks, 1))
     yield "## Octets\n"
@@ -133,7 +137,7 @@ After the result: in how many tries, or for how many messages. Connections end a
                 details.setdefault((message, line["detail"]), []).append(where)
         yield f"| {message} | {' | '.join(cells)} |"
     if details:
-        yield "\nWhere it was changed or cut, the first difference:\n"
+        yield "\nThe first difference in each message that was changed or truncated:\n"
     for (message, detail), places in details.items():
         yield f"- {message} ({'; '.join(places)}): {_code(detail)}"
     yield f"\n`{about['command']}`, {about['at']}, commit {about['commit']}, {about['machine']}."
@@ -148,10 +152,11 @@ def _cell(scenario: Scenario, line: Line | None) -> str:
         return "–"
     tries = f" of {line['tries']}"
     if not line["wrong"]:
-        return f"right{tries}" if scenario.points else "right"
+        return f"correct ({line['tries']}{tries})" if scenario.points else "correct"
     of = tries if scenario.points else f" of {len(scenario.messages)}"
     words = [
-        WORDS[word] + ("" if word in ("hangs", "fills") and not scenario.points else f" {many}{of}")
+        WORDS[word]
+        + ("" if word in ("hangs", "fills") and not scenario.points else f" ({many}{of})")
         for word, many in line["wrong"].items()
     ]
     return ", ".join(words)

@@ -131,17 +131,20 @@ _TWICE = "mail was fetched once before"
 SCENARIOS: Mapping[str, Scenario] = {
     # Crashes.
     "kill": Scenario(
-        what="`kill -9` at each command, before its answer and in the middle of it", points="kill"
+        what="`kill -9` at each command, before its response and in the middle of it", points="kill"
     ),
     # Ends of connections.
     "fin": Scenario(what="The connection ends (FIN) at every n-th octet", points="fin"),
-    "notify": Scenario(what="The same, after a proper end of TLS (close_notify)", points="notify"),
+    "notify": Scenario(
+        what="TLS is shut down (close_notify) and the connection ends at every n-th octet",
+        points="notify",
+    ),
     "rst": Scenario(what="The connection ends (RST) at every n-th octet", points="rst"),
     "silent": Scenario(
-        what="The server falls silent in the middle of a session, once",
+        what="The server stops responding in the middle of a session, once",
         first=(Session(silent="RETR 2"),),
         options={"hasty": True},
-        remark="Given a minute, mpop was still waiting after it.",
+        remark="Even after a minute, mpop was still waiting.",
     ),
     "drip": Scenario(
         what="Half of a message arrives at four octets per second, once",
@@ -150,7 +153,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         options={"hasty": True},
     ),
     "expired": Scenario(
-        what="The login expires: -ERR to the third RETR, and the connection ends, once",
+        what="The login expires, once: the third RETR gets -ERR and the connection ends",
         first=(
             Session(
                 attack=Attack(
@@ -171,7 +174,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         what="No message is listed, once; " + _TWICE, first=(POLITE, _lists(0)), modes=(True,)
     ),
     "other-ids-once": Scenario(
-        what="All unique-ids change, once; " + _TWICE,
+        what="All unique-ids change in one session; " + _TWICE,
         first=(POLITE, Session(renames=True)),
         modes=(True,),
     ),
@@ -182,13 +185,13 @@ SCENARIOS: Mapping[str, Scenario] = {
         modes=(True,),
     ),
     "other-ids-of-many": Scenario(
-        what=f"The same with {MANY} messages",
+        what=f"All unique-ids of {MANY} messages change permanently; " + _TWICE,
         messages=mail(MANY),
         first=(POLITE,),
         then=Session(renames=True),
         modes=(True,),
         options={"asked": True},
-        remark="restante stops and asks; in the next run it was told `--again dedupe`.",
+        remark="restante stops and asks what to do; the next run used `--again dedupe`.",
     ),
     "same-id": Scenario(
         what="All messages have the same unique-id",
@@ -238,13 +241,14 @@ SCENARIOS: Mapping[str, Scenario] = {
         ),
     ),
     "flood": Scenario(
-        what="A message is one line without end, once; the limit is 1 MiB",
+        what="A message is a single endless line, once; the limit is 1 MiB",
         first=(Session(floods="RETR 2"),),
         options={"small": True, "hasty": True},
     ),
     **{
         name: Scenario(
-            what=f"A message holds {shown}, and then responses (smuggling)", messages=messages
+            what=f"A message contains {shown} followed by forged responses (smuggling)",
+            messages=messages,
         )
         for (name, messages), shown in zip(
             _SMUGGLED.items(), ("`LF . LF`", "`CR . CR`", "`LF . CRLF`"), strict=True
@@ -262,12 +266,12 @@ SCENARIOS: Mapping[str, Scenario] = {
         modes=(False,),
     ),
     "quit-lost": Scenario(
-        what="QUIT removes, and the answer is lost",
+        what="QUIT removes the messages, but its response is lost",
         first=(Session(attack=_says(QUIT=b"")),),
         modes=(False,),
     ),
     "quit-not-heard": Scenario(
-        what="QUIT removes nothing, and the answer is lost, once",
+        what="QUIT removes nothing, and its response is lost, once",
         first=(Session(attack=_says(QUIT=b""), removes=False),),
         modes=(False,),
     ),
@@ -295,7 +299,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         disk="mail",
     ),
     "disk-mbox": Scenario(
-        what="The same, into an mbox",
+        what="The disk of the mbox is full after two of four messages, once",
         messages=mail(FEW, octets=20_000),
         disk="mail",
         options={"mbox": True},

@@ -78,12 +78,12 @@ def test_oracle_finds_every_difference() -> None:
     [
         ([b"A: b\r\n\r\n\0x\r\n"], "as sent"),
         ([b"A: b\n\n\0x\n"], "LF"),
-        ([b"A: b\n\n\0x\n\n"], "LF, one line end more"),
+        ([b"A: b\n\n\0x\n\n"], "LF, extra line end"),
         ([b"A: b\n\nx\n"], "LF, without NULs"),
-        ([b"Return-Path: <x>\nA: b\n\n\0x\n"], "LF, a field more"),
-        ([b"A: b\n\n"], "cut"),
+        ([b"Return-Path: <x>\nA: b\n\n\0x\n"], "LF, extra field"),
+        ([b"A: b\n\n"], "truncated"),
         ([b"A: b\n\n\0y\n"], "changed"),
-        ([], "not taken"),
+        ([], "not fetched"),
         ([b"", b""], "2 messages"),
     ],
 )
