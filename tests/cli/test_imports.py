@@ -105,6 +105,7 @@ def test_a_client_needs_no_server_and_no_store(verb: str, home: Path) -> None:
     assert heavy(modules) <= _STORE | {"tempfile"}
     assert packages(modules) == _PACKAGES - {"server", "smtp", "store"}
     assert "restante.client.asynchronous" in modules
+    assert not modules & {"smtplib", "email.policy", "restante.collect.destinations.spooled"}
 
 
 _WITHOUT_WORKERS = """

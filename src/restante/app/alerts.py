@@ -11,9 +11,7 @@ import textwrap
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
-from email import policy
 from email.message import EmailMessage
-from email.utils import format_datetime, localtime, make_msgid
 from urllib.parse import urlsplit
 
 from ..collect.collector import LooksMoved
@@ -117,6 +115,9 @@ def _put(destination: Destination, identity: str, message: bytes) -> None:
 
 
 def _message(config: Configuration, recipient: str, letter: _Letter) -> bytes:
+    from email import policy  # few collections cause a mail
+    from email.utils import format_datetime, localtime, make_msgid
+
     message = EmailMessage(policy.SMTP)
     message["Subject"] = letter.subject
     message["From"] = f"restante <postmaster@{config.server.hostname}>"

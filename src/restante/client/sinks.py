@@ -12,7 +12,6 @@ from secrets import token_hex
 from types import TracebackType
 from typing import SupportsIndex
 
-from .. import mime
 from ..errors import MessageTooLarge, UnsafeArgument
 
 AT_ONCE = 1_048_576  # octets written by one call in a thread, since each call costs some 0.1 ms
@@ -142,4 +141,6 @@ class Parsing(Gathering):
 
     def close(self) -> EmailMessage:
         """Return the parsed message; takes seconds if it is large, so not for an event loop."""
+        from .. import mime  # with ``email``, which takes longer than the rest of the client
+
         return mime.parse(self.octets(), header_only=self._is_header)

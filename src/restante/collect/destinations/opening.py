@@ -67,23 +67,29 @@ def open_destination(
         TemporaryFailure: another program uses it, or the directory above it is missing.
         OSError: it cannot be opened.
     """
-    from .folder import Folder
-    from .maildir import Maildir
-    from .mbox import Mbox
-    from .spooled import Command, Smtp
-
+    # Each module is imported with its kind, so that a collection starts without SMTP and IMAP.
     match text.partition(":"):
         case (path, "", "") if path:
+            from .folder import Folder
+
             return Folder(Path(path))
         case ("maildir", ":", path) if path:
+            from .maildir import Maildir
+
             return Maildir(Path(path))
         case ("mbox", ":", path) if path:
+            from .mbox import Mbox
+
             return Mbox(Path(path))
         case ("maildrop", ":", user) if maildrop is not None:
             return maildrop(user)
         case ("lmtp" | "smtp" as kind, ":", address) if recipient:
+            from .spooled import Smtp
+
             return Smtp(address, recipient, lmtp=kind == "lmtp")
         case ("command", ":", command):
+            from .spooled import Command
+
             return Command(command)
         case ("imap" | "imaps", ":", rest) if rest.startswith("//"):
             from .imap import Imap
