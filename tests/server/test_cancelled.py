@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable
 from ipaddress import ip_network
 from pathlib import Path
@@ -44,6 +45,37 @@ def is_lost(connection: Connection) -> None:
 def is_aborted(connection: Connection) -> None:
     connection.abort("stopped", is_forced=True)
     connection.connection_lost(None)
+
+
+@pytest.mark.parametrize("in_tls", [False, True])
+@pytest.mark.parametrize("end", ["drain", "eof_received"])
+def test_closing_a_transport_that_is_closed_is_not_a_bug(
+    run: Run[None],
+    in_tls: bool,
+    end: str,
+    server_tls: ssl.SSLContext,
+    client_tls: ssl.SSLContext,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """asyncio forgets a TLS connection that is closed twice; then the journal had no record of the
+    session."""
+
+    async def main() -> None:
+        tls, client_side = (server_tls, client_tls) if in_tls else (None, None)
+        async with (
+            serving(MemoryStore(), tls=tls, implicit=in_tls) as server,
+            server.client(client_side) as client,
+        ):
+            await client.log_in()
+            [connection] = server.service.connections
+            assert isinstance(connection, Connection)
+            connection._transport.abort()  # ``connection_lost`` comes in the next turn
+            getattr(connection, end)()
+            assert connection._tls_version()
+            await until(lambda: not server.service.connections)
+
+    run(main())
+    assert not [each for each in caplog.records if each.exc_info]
 
 
 @pytest.mark.parametrize("end", [is_lost, is_aborted])

@@ -309,7 +309,8 @@ class BaseConnection(asyncio.Protocol, Generic[E]):
         self._end = reason
         self._is_closing = True
         self._output.flush()
-        self._transport.close()
+        if not self._transport.is_closing():  # asyncio's TLS transport fails if it is closed twice
+            self._transport.close()
         if self._worker is None:
             self._release()
         if self._transport.get_extra_info("ssl_object") or self._output.is_waiting:
