@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
 from restante.errors import MaildropInUse
+from restante.maildrop import Maildrop
 from restante.server.address import Address, bind
 from restante.server.admission import Admission
 from restante.server.listener import Listener
@@ -76,6 +78,47 @@ def test_closing_a_transport_that_is_closed_is_not_a_bug(
 
     run(main())
     assert not [each for each in caplog.records if each.exc_info]
+
+
+class SlowToClose(MemoryStore):
+    """Keeps the lock of a maildrop until ``may_close`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_close = asyncio.Event()
+
+    @asynccontextmanager
+    async def open(self, user: str) -> AsyncIterator[Maildrop]:
+        async with super().open(user) as maildrop:
+            yield maildrop
+            await self.may_close.wait()
+
+
+@pytest.mark.parametrize(
+    "end", [is_lost, is_aborted, lambda connection: connection.data_received(b"NOOP\n")]
+)
+def test_session_ends_when_its_lock_is_free(
+    run: Run[None], end: Callable[[Connection], None]
+) -> None:
+    """A drain must not return before that: the server that comes next needs the lock."""
+
+    async def main() -> None:
+        store = SlowToClose()
+        async with serving(store) as server:
+            writer, connection = await logged_in(server)
+            end(connection)
+            await until(lambda: connection._is_lost)
+            draining = asyncio.create_task(server.service.drain(10))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert server.service.connections == {connection}
+            assert not draining.done()
+            store.may_close.set()
+            await draining
+            assert await sizes(store) == []
+            writer.transport.abort()
+
+    run(main())
 
 
 @pytest.mark.parametrize("end", [is_lost, is_aborted])

@@ -155,6 +155,7 @@ class Connection(BaseConnection[Event]):
         "_account",
         "_done",
         "_is_authenticating",
+        "_is_releasing",
         "_maildrop",
         "_messages",
         "_opened",
@@ -169,7 +170,7 @@ class Connection(BaseConnection[Event]):
         self._maildrop: Maildrop
         self._messages: retrieval.Reader
         self._opened: AbstractAsyncContextManager[Maildrop] | None = None  # holds the lock
-        self._is_authenticating = False
+        self._is_authenticating = self._is_releasing = False
         self._penalty = 0.0  # time when a failed login is answered; the slot is kept until then
         self._account: UserAccount | None = None
         self._done = SessionLog(self._began)
@@ -528,13 +529,17 @@ class Connection(BaseConnection[Event]):
         return self._last_command + timeouts.idle
 
     def _release(self) -> None:
+        if self._is_releasing:
+            return  # ``_close_and_finish`` finishes
         if self._opened is None:
             self._finish()
         else:
+            self._is_releasing = True
             self._service.spawn(self._close_and_finish())
 
     async def _close_and_finish(self) -> None:
         await self._close_maildrop(self._end)
+        self._is_releasing = False
         self._finish()
 
     async def _close_maildrop(self, end: str) -> None:
