@@ -616,7 +616,7 @@ def _manual(
     parser: argparse.ArgumentParser, verbs: dict[str, tuple[str, argparse.ArgumentParser]]
 ) -> Iterator[str]:
     yield "# restante\n\n## Synopsis\n\n`restante [OPTIONS] VERB …`\n\n## Description\n"
-    yield "A POP3 mail system: it serves mail, and collects it from other servers.\n"
+    yield "A POP3 mail system that serves mail and collects mail from other servers.\n"
     for verb, (summary, _) in verbs.items():
         yield f"restante-{verb}(1)\n: {_sentence(summary)}\n"
     yield "## Options\n\nThese options may come before or after the verb.\n"

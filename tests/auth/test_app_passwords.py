@@ -131,7 +131,7 @@ def test_labels_are_unique_and_limited_in_number(
     users: Users, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     users.add_app_password("mrose", "phone")
-    with pytest.raises(NameTaken, match="app password 'phone' exists already"):
+    with pytest.raises(NameTaken, match="app password 'phone' already exists"):
         users.add_app_password("mrose", "phone")
     monkeypatch.setattr(module, "MAX_APP_PASSWORDS", 2)
     users.add_app_password("mrose", "two")

@@ -213,7 +213,7 @@ def test_typed_password_is_stored_in_a_private_file(
     asked = person(monkeypatch)
     done = add(restante, plain)
     assert (done.code, done.out) == (0, "example: 1 message, 23 bytes\n")
-    assert asked == ["Password of mrose@example.org: "]
+    assert asked == ["Password for mrose@example.org: "]
     assert "tan staaf" not in written(home)
     assert f'to = "maildir:{home}/Mail"' in written(home)  # an absolute path
     [path] = secrets(home)
@@ -369,7 +369,7 @@ def test_sign_in_by_pasting_needs_no_browser(
     monkeypatch.setattr(consent, "_pasted", paste)
     done = sign_in(restante, server, issuer, "--paste")
     assert done.code == 0, done.err
-    assert "copy its address from the browser and paste it here" in done.err
+    assert "copy that page's address" in done.err
 
 
 def test_sign_in_on_another_device(restante: Restante, server: Pop3Server, issuer: StandIn) -> None:
@@ -479,7 +479,7 @@ def test_an_imap_destination_is_asked_for_its_password_and_tried(
     options = ("--ca-file", plain.ca_file, "--to-ca-file", certificate[0])
     done = restante(*words, "--to", place, *options)
     assert done.code == 0, done.err
-    assert asked == ["Password of mrose@example.org: ", "Password of ann at 127.0.0.1: "]
+    assert asked == ["Password for mrose@example.org: ", "Password for ann at 127.0.0.1: "]
     assert b"Old" in b"".join(imap.heard), "it was not tried"
     assert sorted(each.name for each in secrets(home)) == ["example", "example.to"]
     assert "tan staaf" not in written(home)
@@ -534,7 +534,7 @@ def test_a_gmail_destination_is_signed_in_to(
     assert asked == [
         "Gmail address to deliver to: ",
         "Client ID: ",
-        "Password of ann: ",
+        "Password for ann: ",
         "Secret of the app at Google: ",
     ]
     assert "console.cloud.google.com" in done.err
@@ -589,7 +589,7 @@ def test_a_gateway_for_oauth_is_offered(
     monkeypatch.setattr(consent, "agree", lambda *_: None)
     asked = person(monkeypatch, "9e5f", "y")
     assert at_terminal(restante, "ann@outlook.com", "--to", "maildrop:till").code == 0
-    assert asked[-1] == "Collect from ann@outlook.com whenever till logs in here? [y/N] "
+    assert asked[-1] == "Collect from ann@outlook.com whenever till logs in to this server? [y/N] "
     assert config.load().account["outlook"].poll_on_login == 20
 
 
@@ -662,7 +662,7 @@ def test_every_option_of_an_account_can_be_given(home: Path) -> None:
     by_set = keys - options - own.keys()
     assert {own.get(key, key) for key in keys - by_set} <= options
     for key in by_set:
-        assert account_add._more([f"{key}=x"]) == {key: "x"}
+        assert account_add._extra_options([f"{key}=x"]) == {key: "x"}
 
 
 def _actions() -> list[argparse.Action]:

@@ -192,9 +192,9 @@ def test_an_account_is_known_by_its_server(
 @pytest.mark.parametrize(
     ("old", "new", "code", "words"),
     [
-        ("isp", "other", 64, "account 'other' exists already"),
+        ("isp", "other", 64, "account 'other' already exists"),
         ("nothing", "home", 64, "no account 'nothing'"),
-        ("isp", "a b", 64, "the name of an account may have letters"),
+        ("isp", "a b", 64, "an account name may contain only letters"),
     ],
 )
 def test_impossible_renames_are_refused(

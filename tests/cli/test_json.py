@@ -112,7 +112,9 @@ def test_every_command_prints_json_and_nothing_else(
     for name, words in COMMANDS.items():
         if words is None:
             done = restante(name, "--json")
-            assert (done.code, done.out, "no --json" in done.err) == (64, "", True), name
+            assert (done.code, done.out, "does not support --json" in done.err) == (64, "", True), (
+                name
+            )
         elif words:
             done = restante(*(word.format(**world) for word in words), "--json", stdin=MESSAGE)
             assert done.code == 0, (name, done)

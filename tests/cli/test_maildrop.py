@@ -156,10 +156,18 @@ def test_old_name_of_restore_still_works(
     [
         (["restore", "ann"], 64, "which messages? Use --since 2h, --all, or names"),
         (["restore", "ann", "../x"], 64, "no held message has the name '../x'"),
-        (["restore", "ann", "--since", "soon"], 64, 'is not a time; write it like "90s"'),
+        (
+            ["restore", "ann", "--since", "soon"],
+            64,
+            "is not a valid duration; write a number and a unit",
+        ),
         (["purge", "--older-than", "1d"], 64, "name a USER, or use --all"),
         (["purge", "ann", "--all"], 64, "name a USER, or use --all"),
-        (["purge", "ann", "--older-than", "x", "--yes"], 64, 'is not a time; write it like "90s"'),
+        (
+            ["purge", "ann", "--older-than", "x", "--yes"],
+            64,
+            "is not a valid duration; write a number and a unit",
+        ),
         (["purge", "ann"], 64, "Confirm with --yes"),
         (["show", "bob"], 67, "no such user: 'bob'"),
         (["held", "../ann"], 67, "no such user"),

@@ -238,7 +238,7 @@ def test_root_makes_nothing_that_the_server_cannot_read(
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     found = restante(*command, stdin=b"Subject: hi\n\nhi\n")
     assert found.code == (75 if command[0] == "deliver" else 78)  # the mail server keeps it
-    assert "could not read files created there by root. Run: runuser -u " in found.err
+    assert "could not read files that root creates in this directory. Run: runuser -u " in found.err
     assert sorted(path.name for path in state.rglob("*")) == ["mail"]
 
 

@@ -45,7 +45,7 @@ def test_the_password_may_be_in_a_file(restante: Restante, state: Path, home: Pa
     assert may_log_in(state, "tan staaf")
     file.write_bytes(b"\xff\n")
     found = restante("user", "passwd", "ann", "--password-file", file)
-    assert (found.code, found.err) == (78, f"restante user: {file}: is not UTF-8 text\n")
+    assert (found.code, found.err) == (78, f"restante user: {file}: invalid UTF-8\n")
     found = restante("user", "passwd", "ann", "--password-file", home / "none")
     assert found.err == f"restante user: {home / 'none'}: No such file or directory\n"
 
@@ -110,8 +110,8 @@ def test_no_password_at_all_names_the_ways_to_give_one(restante: Restante) -> No
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["add", "ann"], 73, "user 'ann' exists already"),
-        (["add", "ANN"], 73, "user 'ann' exists already"),
+        (["add", "ann"], 73, "user 'ann' already exists"),
+        (["add", "ANN"], 73, "user 'ann' already exists"),
         (["add", "a/b"], 64, "no '/'"),
         (["add", "-x"], 64, ""),
         (["add", "bob smith"], 64, "no space"),
@@ -248,7 +248,7 @@ def test_app_passwords_for_programs(restante: Restante, ann: str) -> None:
     ("arguments", "code", "words"),
     [
         (["new", "bob", "phone"], 67, "no such user"),
-        (["new", "ann", "phone"], 73, "app password 'phone' exists already"),
+        (["new", "ann", "phone"], 73, "app password 'phone' already exists"),
         (["new", "ann", "password"], 64, "must have 1 to 64"),
         (["list", "bob"], 67, "no such user"),
         (["revoke", "ann", "tablet"], 67, "ann has no app password 'tablet'"),

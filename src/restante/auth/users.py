@@ -64,7 +64,7 @@ class NameTaken(RestanteError):
     """A user or an app password with this name exists."""
 
     def __init__(self, name: str, what: str = "user") -> None:
-        super().__init__(f"{what} {name!r} exists already")
+        super().__init__(f"{what} {name!r} already exists")
 
 
 class NoSuchAppPassword(RestanteError):

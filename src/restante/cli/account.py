@@ -1,4 +1,4 @@
-"""``restante account``: accounts on other servers, from which ``restante collect`` collects."""
+"""``restante account``: accounts on other servers, from which ``restante collect`` takes mail."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from . import account_add, account_rename, common, consent
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Manage accounts on other servers, from which `restante collect` takes mail."
+        "Manage accounts on other servers, from which `restante collect` collects mail."
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     account_add.add_parser(actions)
@@ -34,13 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     action.add_argument("name", metavar="NAME")
     consent.add_flows(action)
-    action.add_argument("--to", action="store_true", help="sign in to the destination instead")
+    action.add_argument(
+        "--to",
+        action="store_true",
+        help="sign in to the account's destination (section to_oauth), not to its POP3 server",
+    )
     action.set_defaults(run=auth)
     for name, run, text in (
-        ("show", show, "show an account and its last success"),
-        ("test", test, "log in and count the messages; changes nothing"),
+        ("show", show, "show an account's settings and its last successful session"),
+        ("test", test, "log in and count the messages, without changing anything"),
         ("adopt", adopt, "mark the messages on the server as collected, without downloading them"),
-        ("log", log, "show what was deleted on the server, when, why and on which evidence"),
+        ("log", log, "show what was deleted on the server, when, why, and on what evidence"),
         ("rm", remove, "remove an account and its record of collected messages"),
     ):
         action = actions.add_parser(name, help=text)
@@ -52,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 "--like",
                 metavar="MAILDIR",
                 type=Path,
-                help="only messages with the same headers as one in this Maildir or its folders",
+                help="mark only messages whose headers equal those of a message in this Maildir "
+                "or in one of its folders",
             )
         action.set_defaults(run=run)
 
@@ -110,8 +115,8 @@ def show(options: argparse.Namespace) -> int:
         rows.append(("password", _origin(account.password)))
     rows += [("to", account.to), ("keep", account.keep)]
     if account.to_oauth.provider:
-        state_there = consent.state(job.destination_grant)
-        rows.append(("to_oauth", f"{account.to_oauth.provider}: {state_there}"))
+        destination_state = consent.state(job.destination_grant)
+        rows.append(("to_oauth", f"{account.to_oauth.provider}: {destination_state}"))
     elif account.to_password:
         rows.append(("to_password", _origin(account.to_password)))
     if account.poll_on_login:
@@ -155,7 +160,7 @@ def auth(options: argparse.Namespace) -> int:
     job = _one(options)
     grant = job.destination_grant if options.to else job.grant
     if not grant.options.provider:
-        raise ConfigurationError(f"{grant.key}.provider: is not set")
+        raise ConfigurationError(f"{grant.key}.provider is not set")
     agreed = consent.agree(grant, options.flow or "")
     if options.json:
         common.print_json("account-auth", name=options.name, user=agreed.user)
@@ -180,11 +185,11 @@ def adopt(options: argparse.Namespace) -> int:
     from ..collect.fingerprint import in_maildir
 
     job = _one(options)
-    here = in_maildir(options.like) if options.like else None
+    local = in_maildir(options.like) if options.like else None
     with closing(open_ledger(job.config)) as ledger, ledger.of(options.name).alone():
         accounts = Accounts(ledger)
         accounts.enter(job.mailbox(), ledger.now(time.time()))
-        listing, others = asyncio.run(_listing(job, here))
+        listing, others = asyncio.run(_listing(job, local))
         ledger.of(options.name).adopt(listing, time.time())
     if options.json:
         rows = {"messages": len(listing), "others": others}
@@ -196,8 +201,12 @@ def adopt(options: argparse.Namespace) -> int:
     return os.EX_OK
 
 
-async def _listing(job: Job, here: Counter[bytes] | None) -> tuple[list[tuple[str, int]], int]:
-    """Return key and size of each message on the server, and how many others are not ``here``."""
+async def _listing(job: Job, local: Counter[bytes] | None) -> tuple[list[tuple[str, int]], int]:
+    """Return key and size of the messages on the server that are in ``local``; None: of all.
+
+    The second value is the number of messages that are not in ``local``, which counts the local
+    messages by the digests of their headers.
+    """
     from ..collect.fingerprint import header_of, likeness
     from ..collect.plan import unique_ids
 
@@ -205,17 +214,19 @@ async def _listing(job: Job, here: Counter[bytes] | None) -> tuple[list[tuple[st
         messages = await client.list()
         ids = unique_ids(messages)
         known = [message for message in messages if message.number in ids]
-        if here is not None:
+        if local is not None:
             headers = [
                 (each, likeness(header_of(await body.read())))
                 async for each, body in client.raw_headers(known)
             ]
-            if "TOP" in client.quirks.hidden:  # they came by RETR, and QUIT may remove these
+            if (
+                "TOP" in client.quirks.hidden
+            ):  # RETR was used instead, and QUIT may delete what it sent
                 client.abort()
             known = []
-            for message, mark in headers:
-                if mark and here[mark]:
-                    here[mark] -= 1  # one of two equal messages may be new
+            for message, digest in headers:
+                if digest and local[digest]:
+                    local[digest] -= 1  # a local copy matches one message: an equal one may be new
                     known.append(message)
     return [(ids[each.number], each.size) for each in known], len(ids) - len(known)
 
@@ -228,7 +239,7 @@ def log(options: argparse.Namespace) -> int:
         common.print_json("account-log", name=options.name, removals=rows)
         return os.EX_OK
     if not removals:
-        common.say(f"{options.name}: nothing was deleted on the server yet.")
+        common.say(f"{options.name}: nothing has been deleted on the server yet.")
         return os.EX_OK
     common.print_table(
         "deleted message reason evidence answer",
@@ -245,13 +256,14 @@ def remove(options: argparse.Namespace) -> int:
     path = account_add.file_of(config, options.name)
     if not path.exists():
         raise ConfigurationError(
-            f"account {options.name!r} is not in {path}; remove it from its file by hand"
+            f"account {options.name!r} is not defined in {path}; delete it by hand from the file "
+            "that defines it"
         )
     if not common.confirm(
         f"Remove account {options.name} and its record of collected messages?", options
     ):
         return os.EX_OK
-    account_add.take_back(config, options.name)
+    account_add.remove_files(config, options.name)
     with closing(open_ledger(config)) as ledger:
         count = ledger.of(options.name).forget()
     if options.json:

@@ -1,10 +1,10 @@
-"""``restante account add``: from an address to an account that works, in one command.
+"""``restante account add``: turn an address into a working account with one command.
 
-The server is found in a list of well-known providers, by the MX records of the domain, or by its
-SRV records, and then written into the configuration: DNS is not asked again at each session
-(RFC 8314 §5.1).
-Security: no secret is written into the configuration; a typed secret is stored in a file of its
-own in the state directory.  Forged MX records could only lead to another well-known provider.
+The server is looked up in a list of well-known providers, then in the MX records of the domain,
+and then in its SRV records.  The result is written into the configuration, so that later sessions
+do not query DNS again (RFC 8314 §5.1).
+Security: no secret is written into the configuration; a typed secret is stored in a separate file
+in the state directory.  Forged MX records could only lead to another well-known provider.
 """
 
 from __future__ import annotations
@@ -40,40 +40,69 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     action = actions.add_parser(
         "add",
         help="add an account and try to log in",
-        description="Writes conf.d/account-NAME.toml beside the configuration, signs in or asks "
-        "for the password, and logs in once. An address is enough for well-known providers and "
-        "for domains that announce their server. On a terminal you are prompted for anything "
-        "required that you leave out; without one, passwords are lines of standard input.",
+        description="Write conf.d/account-NAME.toml in the directory of the configuration file, "
+        "sign in with OAuth 2 or ask for the password, and log in once. An address is enough for "
+        "well-known providers and for domains that announce their server. On a terminal you are "
+        "prompted for required values that you leave out; otherwise passwords are read from "
+        "standard input, one per line.",
     )
     action.add_argument(
-        "name", metavar="NAME", nargs="?", help="a name for the account, such as isp; optional"
+        "name", metavar="NAME", nargs="?", help="a name for the account, such as isp (optional)"
     )
     action.add_argument(
-        "url", metavar="ADDRESS", nargs="?", help="ann@example.org, or pop3s://user@host"
+        "url",
+        metavar="ADDRESS",
+        nargs="?",
+        help="the mail address (ann@example.org) or the URL of the maildrop (pop3s://user@host)",
     )
-    action.add_argument("--host", metavar="HOST", help="the server, if it cannot be found")
+    action.add_argument(
+        "--host",
+        metavar="HOST",
+        help="the POP3 server's host name, if it cannot be discovered from the address",
+    )
     account_add_destination.add_options(action)
     action.add_argument(
         "--keep",
         default="all",
-        help="what stays there: all, none, 14d, until-verified or until-deleted",
-    )
-    action.add_argument("--every", metavar="TIME", help="pause between sessions with --watch")
-    action.add_argument("--ca-file", type=Path, metavar="FILE", help="trust these certificates")
-    prompts.add_secret(action, "password", "the password")
-    action.add_argument(
-        "--provider", choices=("google", "microsoft", "other"), help="sign in with OAuth 2"
+        help="which messages to leave on the server: all (default), none, those of the last 14d "
+        "(or another time), until-verified or until-deleted",
     )
     action.add_argument(
-        "--client-id", metavar="ID", help="of the app that you have registered with the provider"
-    )
-    prompts.add_secret(action, "client-secret", "the app's secret")
-    action.add_argument("--tenant", help="the organisation (Microsoft)")
-    action.add_argument(
-        "--issuer", metavar="URL", help="another provider, by its issuer URL (OpenID Connect)"
+        "--every",
+        metavar="TIME",
+        help="time between two sessions of `restante collect --watch`, such as 10min",
     )
     action.add_argument(
-        "--scope", action="append", metavar="SCOPE", help="replaces the usual scopes"
+        "--ca-file",
+        type=Path,
+        metavar="FILE",
+        help="trust the CA certificates in FILE (PEM) for the POP3 server, not those of the system",
+    )
+    prompts.add_secret(action, "password", "the password for the POP3 server")
+    action.add_argument(
+        "--provider",
+        choices=("google", "microsoft", "other"),
+        help="sign in to this provider with OAuth 2",
+    )
+    action.add_argument(
+        "--client-id",
+        metavar="ID",
+        help="client ID of the app that you registered with the OAuth 2 provider",
+    )
+    prompts.add_secret(action, "client-secret", "the client secret of the OAuth 2 app")
+    action.add_argument(
+        "--tenant", help="the organisation's tenant at Microsoft, for signing in with OAuth 2"
+    )
+    action.add_argument(
+        "--issuer",
+        metavar="URL",
+        help="sign in with OAuth 2 to the provider that has this issuer URL (OpenID Connect)",
+    )
+    action.add_argument(
+        "--scope",
+        action="append",
+        metavar="SCOPE",
+        help="request this OAuth 2 scope instead of the provider's default; may be repeated",
     )
     consent.add_flows(action)
     action.add_argument(
@@ -81,33 +110,33 @@ def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="any other option of the account, such as largest=20MiB or alert.after=3; may be "
-        "repeated",
+        help="set any other configuration option of the account, such as largest=20MiB or "
+        "alert.after=3; may be repeated",
     )
     action.add_argument("--no-test", action="store_true", help="do not try to log in")
     action.set_defaults(run=add)
 
 
-_SECTIONS = ("oauth", "to_oauth", "alert")  # below the section of an account
+_SECTIONS = ("oauth", "to_oauth", "alert")  # subsections of an account
 
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """The server of an account, and what is known about its provider."""
+    """The server of an account, with its provider if that is known."""
 
     url: str
     user: str
     provider: Mail | None
     local: str = ""
-    """The user's name without its domain, if the server may require it (RFC 6186 §4)."""
+    """User name without the domain, if the server may require this form (RFC 6186 §4)."""
 
 
 def add(options: argparse.Namespace) -> int:
     config = common.configuration(options)
-    name, server = _identified(options, config)
+    name, server = _account_and_server(options, config)
     path = file_of(config, name)
     if name in config.account or path.exists():
-        raise ConfigurationError(f"account {name!r} exists already")
+        raise ConfigurationError(f"account {name!r} already exists")
     if server.provider is not None:
         common.say(f"{server.user}: {server.provider.name}, {server.url}")
     destination = account_add_destination.destination(options, config, name, server.user)
@@ -118,42 +147,42 @@ def add(options: argparse.Namespace) -> int:
         "every": options.every,
         "ca_file": str(options.ca_file.resolve()) if options.ca_file else None,
         **destination.values,
-        **_more(options.set),
+        **_extra_options(options.set),
     }
-    _look_over(options, name, {**values, "to_oauth": destination.oauth})
+    _check_values(options, name, {**values, "to_oauth": destination.oauth})
     try:
-        sections = _completed(options, config, name, server, destination, values)
+        sections = _ask_for_missing(options, config, name, server, destination, values)
         write(path, name, values, sections)
         config = common.configuration(options)
         job = Job.of(config, name)
         _open(options, job)
     except BaseException:
-        take_back(config, name)
+        remove_files(config, name)
         raise
-    there: tuple[int, int] | None = None
+    mailbox_size: tuple[int, int] | None = None
     if not options.no_test:
-        user, there = _try(job, server)
+        user, mailbox_size = _try(job, server)
         if user != server.user:
             path.unlink()
             write(path, name, values | {"user": user}, sections)
             common.say(f"The server requires the user name without the domain: {user}")
-    _report(options, name, path, there)
+    _report(options, name, path, mailbox_size)
     return os.EX_OK
 
 
 def _report(
-    options: argparse.Namespace, name: str, path: Path, there: tuple[int, int] | None
+    options: argparse.Namespace, name: str, path: Path, mailbox_size: tuple[int, int] | None
 ) -> None:
     if options.json:
-        count, octets = there or (None, None)
+        count, octets = mailbox_size or (None, None)
         common.print_json("account-add", name=name, file=str(path), messages=count, octets=octets)
         return
-    if there is not None:
-        print(describe_login(name, *there))
+    if mailbox_size is not None:
+        print(describe_login(name, *mailbox_size))
     common.say(f"Added account {name} in {path}\nNext: restante collect {name} --dry-run")
 
 
-def _identified(options: argparse.Namespace, config: Configuration) -> tuple[str, _Server]:
+def _account_and_server(options: argparse.Namespace, config: Configuration) -> tuple[str, _Server]:
     """Return the account's name and its server."""
     name, address = options.name, options.url
     if address is None and name and re.search("@|://", name):
@@ -163,7 +192,7 @@ def _identified(options: argparse.Namespace, config: Configuration) -> tuple[str
     return name or _name(config, server), server
 
 
-def _completed(
+def _ask_for_missing(
     options: argparse.Namespace,
     config: Configuration,
     name: str,
@@ -171,33 +200,33 @@ def _completed(
     destination: account_add_destination.Destination,
     values: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
-    """Return the sections below the account's; answers to prompts are added to ``values``."""
-    agreement = _agreement(options, config, name, server)
-    if agreement is None:
+    """Return the account's subsections; answers to prompts are added to ``values``."""
+    oauth = _oauth_section(options, config, name, server)
+    if oauth is None:
         values["password"] = _password(options, config, name, server)
     else:
         account_add_destination.offer_polling(destination, server.user)
     account_add_destination.ask_secrets(options, config, name, destination)
     values |= destination.values
-    sections = {"oauth": agreement or {}, "to_oauth": destination.oauth}
-    for section in [key for key in values if key in _SECTIONS]:  # of --set
+    sections = {"oauth": oauth or {}, "to_oauth": destination.oauth}
+    for section in [key for key in values if key in _SECTIONS]:  # from --set
         sections[section] = {**sections.get(section, {}), **values.pop(section)}
     return sections
 
 
 def _open(options: argparse.Namespace, job: Job) -> None:
-    """Create what the destination needs, and sign in to providers."""
+    """Open the destination, which creates missing directories, and sign in to the providers."""
     job.open_destination().close()
     for grant in (job.grant, job.destination_grant):
         if grant.options.provider:
             consent.agree(grant, options.flow or "")
 
 
-def _more(pairs: Sequence[str]) -> dict[str, Any]:
-    """``--set``; a key with a dot is in a section below the account's.
+def _extra_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Parse the values of ``--set``.  A key with a dot belongs to a subsection of the account.
 
     Raises:
-        UnsafeArgument: it is not ``KEY=VALUE``, or a secret.
+        UnsafeArgument: a value does not have the form ``KEY=VALUE``, or it would set a secret.
     """
     values: dict[str, Any] = {}
     for pair in pairs:
@@ -215,30 +244,31 @@ def _more(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that are not empty, at each level."""
+    """Return a copy without empty values, at every level."""
     pairs = (
         (key, _given(each) if isinstance(each, dict) else each) for key, each in values.items()
     )
     return {key: value for key, value in pairs if value}
 
 
-def _look_over(options: argparse.Namespace, name: str, values: Mapping[str, Any]) -> None:
-    """
+def _check_values(options: argparse.Namespace, name: str, values: Mapping[str, Any]) -> None:
+    """Check the values before the user is asked for a password.
+
     Raises:
-        ConfigurationError: the account could not work; raised before a password is asked for.
+        ConfigurationError: the account cannot work with these values.
     """
     given = _given(values)
     if str(values["to"]).startswith("imap"):
-        given["to_password"] = {"env": "HOME"}  # it is asked for later
+        given["to_password"] = {"env": "HOME"}  # a placeholder: the password is asked for later
     trial = load(options.config, overrides={f"account.{name}": given})
     if mistakes := list(Job.of(trial, name).mistakes(strictly=True)):
         raise ConfigurationError("\n".join(mistakes))
 
 
 def _try(job: Job, server: _Server) -> tuple[str, tuple[int, int]]:
-    """Return the user name that works, and how many messages and octets are there.
+    """Return the user name that works, and the number of messages and octets on the server.
 
-    An account that does not work is removed, unless the user has signed in for it.
+    If the login fails, the account is removed, unless the user has signed in with OAuth 2.
     """
     try:
         working = _log_in(job, server)
@@ -258,12 +288,12 @@ def _try(job: Job, server: _Server) -> tuple[str, tuple[int, int]]:
                 f"Or remove it: restante account rm {job.name}"
             )
         else:
-            take_back(job.config, job.name)
+            remove_files(job.config, job.name)
         raise
 
 
 def _log_in(job: Job, server: _Server) -> tuple[str, tuple[int, int]]:
-    """Try the whole address first, then once its local part (RFC 6186 §4)."""
+    """Log in with the whole address, or else once with its local part (RFC 6186 §4)."""
     try:
         return server.user, try_login(job)
     except LoginFailed as error:
@@ -277,7 +307,7 @@ def _log_in(job: Job, server: _Server) -> tuple[str, tuple[int, int]]:
 
 
 def _name(config: Configuration, server: _Server) -> str:
-    """Return a name from the domain or the host, with the user's name before it if it is taken."""
+    """Derive a name from the domain or host, prefixed with the user name if that one is taken."""
     local, _, domain = server.user.rpartition("@")
     word = (
         domain.split(".")[0] if local else (urlsplit(server.url).hostname or "").split(".")[-2:][0]
@@ -289,19 +319,20 @@ def _name(config: Configuration, server: _Server) -> str:
     raise UnsafeArgument(f"give the account a name: restante account add mail {quote(server.user)}")
 
 
-# Where.
+# Finding the server.
 
 
 def _locate(address: str, host: str | None) -> _Server:
-    """
+    """Find the server of an address.
+
     Raises:
-        UnsafeArgument: it is not an address, or its server cannot be found.
+        UnsafeArgument: ``address`` is invalid, or its server cannot be found.
     """
     if "://" in address:
         return _from_url(address)
     local, _, domain = address.rpartition("@")
     if not local or not domain or not address.isprintable():
-        raise UnsafeArgument("not an address; write ann@example.org or pop3s://user@host")
+        raise UnsafeArgument("invalid address; write ann@example.org or pop3s://user@host")
     if host:
         url = f"pop3s://{host}"
         known = providers.by_host(urlsplit(url).hostname or "")
@@ -332,12 +363,15 @@ def _by_exchanger(domain: str) -> Mail | None:
     try:
         return providers.by_exchanger(discovery.exchangers(domain))
     except (ConfigurationError, ConnectionLost):
-        common.say("Name your provider's POP3 server with --host HOST; then DNS is not asked.")
+        common.say("To skip the DNS lookup, name your provider's POP3 server with --host HOST.")
         raise
 
 
 def _announced(address: str) -> _Server:
-    """Find the server by SRV records.  A user must confirm a host elsewhere (RFC 8314 §5.1)."""
+    """Find the server by SRV records.
+
+    The user must confirm a host that is not within the address's domain (RFC 8314 §5.1).
+    """
     from ..client import discovery
 
     services = discovery.discover_blocking(address)
@@ -363,13 +397,13 @@ def _url(service: Service) -> str:
     return f"{service.tls.value}://{service.host}" + ("" if is_usual else f":{service.port}")
 
 
-# By which credential.
+# Choosing the credentials.
 
 
-def _agreement(
+def _oauth_section(
     options: argparse.Namespace, config: Configuration, name: str, server: _Server
 ) -> dict[str, Any] | None:
-    """Return the section ``oauth``; None: log in with a password."""
+    """Return the subsection ``oauth``, or None for logins with a password."""
     mail = server.provider
     is_wanted = options.provider or options.issuer or options.client_id or options.flow
     has_password = prompts.given_secret(options, "password") is not None
@@ -391,7 +425,7 @@ def _agreement(
     if not options.client_id:
         shared = prompts.registered(config, provider) if provider != "other" else None
         if shared is None and mail is not None and mail.takes_passwords and not is_wanted:
-            return None  # a password needs no app
+            return None  # a login with a password does not need a registered app
         values |= shared or {"client_id": prompts.client_id(provider, "--client-id")}
     if provider == "google" and not values["client_secret"]:
         values["client_secret"] = prompts.typed_secret(
@@ -418,11 +452,11 @@ def _password(
     given = prompts.given_secret(options, "password")
     if given is None and server.provider is not None and server.provider.password:
         common.say(f"{server.provider.name} requires {server.provider.password}")
-    question = f"Password of {server.user}"
+    question = f"Password for {server.user}"
     return given or prompts.typed_secret(config, name, question, "--password-file FILE")
 
 
-# What is written, tried, and taken back.
+# Writing, testing and removing an account.
 
 
 def write(
@@ -433,7 +467,7 @@ def write(
 ) -> None:
     """Write the values that are not empty into a new file that only its owner can read.
 
-    ``sections`` are those below the account's own, by name.
+    ``sections`` maps the names of the account's subsections to their values.
     """
     lines = []
     for section, options in {"": values, **(sections or {})}.items():
@@ -446,12 +480,15 @@ def write(
 
 def file_of(config: Configuration, name: str) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
-        raise UnsafeArgument("the name of an account may have letters, digits, - and _, at most 64")
+        raise UnsafeArgument(
+            "an account name may contain only letters, digits, - and _, must begin with a letter "
+            "or digit, and must not be longer than 64 characters"
+        )
     return config.folder / f"account-{name}.toml"
 
 
-def take_back(config: Configuration, name: str) -> None:
-    """Remove everything that was written for an account, except its ledger."""
+def remove_files(config: Configuration, name: str) -> None:
+    """Remove the account's configuration, secrets and tokens, but not its ledger."""
     file_of(config, name).unlink(missing_ok=True)
     for typed in (name, f"{name}.client", f"{name}.to", f"{name}.to.client"):
         prompts.secret_file(config, typed).unlink(missing_ok=True)
@@ -461,24 +498,27 @@ def take_back(config: Configuration, name: str) -> None:
 
 
 def try_destination(job: Job) -> None:
-    """Log in to the destination if it is an IMAP server; the others need no login."""
+    """Log in to the destination if it is an IMAP server; other kinds do not need a login."""
     if job.options.to.startswith(("imap:", "imaps:")):
         with closing(job.open_destination()) as destination:
             destination.has(job.name)
 
 
 def try_login(job: Job) -> tuple[int, int]:
-    """Log in to the account's server; returns the number of messages and octets there."""
+    """Log in to the account's server; returns its number of messages and octets."""
     with closing(open_ledger(job.config)) as ledger:
-        return asyncio.run(_look(job, ledger))
+        return asyncio.run(_log_in_and_count(job, ledger))
 
 
 def describe_login(name: str, count: int, octets: int) -> str:
     return f"{name}: {counted(count, 'message')}, {size(octets)}"
 
 
-async def _look(job: Job, ledger: Ledger) -> tuple[int, int]:
-    """Record the login in the ledger as any other; a success ends the wait after refusals."""
+async def _log_in_and_count(job: Job, ledger: Ledger) -> tuple[int, int]:
+    """Log in and record that in the ledger, as for any session.
+
+    A successful login ends the delay after refused ones.
+    """
     account_ledger = ledger.of(job.name)
     account_ledger.tried(time.time())
     try:

@@ -1,4 +1,4 @@
-"""The destination's part of ``account add``: the options that each kind of destination needs."""
+"""Options of ``account add`` that describe the destination of collected mail."""
 
 from __future__ import annotations
 
@@ -28,30 +28,38 @@ def add_options(action: argparse.ArgumentParser) -> None:
     action.add_argument(
         "--recipient",
         metavar="ADDRESS",
-        help="the recipient for lmtp: and smtp:, or the user for gmail:",
+        help="the recipient's address if the destination is lmtp: or smtp:, or the Gmail user's "
+        "if it is gmail:",
     )
-    prompts.add_secret(action, "to-password", "the password for imaps:")
+    prompts.add_secret(action, "to-password", "the password for an imaps: destination")
     action.add_argument(
-        "--to-client-id", metavar="ID", help="the app registered with Google, for gmail:"
+        "--to-client-id",
+        metavar="ID",
+        help="client ID of the app registered with Google, for a gmail: destination",
     )
-    prompts.add_secret(action, "to-client-secret", "the secret of that app")
+    prompts.add_secret(action, "to-client-secret", "the client secret of the app at Google")
     action.add_argument(
-        "--to-ca-file", type=Path, metavar="FILE", help="trust these certificates for imaps:"
+        "--to-ca-file",
+        type=Path,
+        metavar="FILE",
+        help="trust the CA certificates in FILE (PEM) for an imaps: destination, not those of the "
+        "system",
     )
     action.add_argument(
         "--poll-on-login",
         metavar="TIME",
-        help="for maildrop:USER: collect when that user logs in, and wait at most this long",
+        help="with --to maildrop:USER, also collect when that user logs in; the login waits at "
+        "most TIME for it",
     )
 
 
 @dataclass(slots=True)
 class Destination:
-    """The options of a destination, as the configuration has them."""
+    """The configuration options of a destination."""
 
     values: dict[str, Any] = field(default_factory=dict)
     oauth: dict[str, Any] = field(default_factory=dict)
-    """The section ``to_oauth``."""
+    """Values of the section ``to_oauth``."""
 
     @property
     def kind(self) -> str:
@@ -62,12 +70,12 @@ class Destination:
 def destination(
     options: argparse.Namespace, config: Configuration, name: str, user: str
 ) -> Destination:
-    """Return all options except secrets, so that mistakes show before a password is typed.
+    """Return all options except secrets, so that mistakes are found before a password is typed.
 
-    ``user`` is the user of the account.
+    ``user`` is the user name at the account's server.
 
     Raises:
-        UnsafeArgument: an option is missing, or contradicts another.
+        UnsafeArgument: an option is missing, or contradicts another one.
     """
     result = Destination({"to": absolute(options.to or _asked_place(name))})
     kind = result.kind
@@ -100,7 +108,7 @@ def ask_secrets(
 ) -> None:
     if result.kind in ("imap", "imaps"):
         parts = urlsplit(str(result.values["to"]))
-        question = f"Password of {unquote(parts.username or '')} at {parts.hostname}"
+        question = f"Password for {unquote(parts.username or '')} at {parts.hostname}"
         result.values["to_password"] = prompts.given_secret(
             options, "to-password"
         ) or prompts.typed_secret(config, f"{name}.to", question, "--to-password-file FILE")
@@ -116,10 +124,10 @@ def ask_secrets(
 
 
 def offer_polling(result: Destination, user: str) -> None:
-    """Offer to collect at login: for devices without OAuth 2, this maildrop is a gateway."""
+    """Offer to collect at each login, so that the maildrop serves devices without OAuth 2."""
     _, _, maildrop = str(result.values["to"]).partition(":")
     if result.kind == "maildrop" and not result.values["poll_on_login"]:
-        question = f"Collect from {user} whenever {maildrop} logs in here?"
+        question = f"Collect from {user} whenever {maildrop} logs in to this server?"
         result.values["poll_on_login"] = "20s" if prompts.is_confirmed(question) else None
 
 
@@ -137,7 +145,7 @@ def _asked_place(name: str) -> str:
 
 
 def _asked_recipient(kind: str, user: str) -> str:
-    """Ask only if the default, the account's user, is not a suitable address."""
+    """Ask for the recipient if the default, the account's user, is not a suitable address."""
     if not sys.stdin.isatty():
         return ""
     domain = user.rpartition("@")[2].lower()
@@ -149,7 +157,7 @@ def _asked_recipient(kind: str, user: str) -> str:
 
 
 def absolute(to: str) -> str:
-    """Return the destination with an absolute path, since cron runs commands elsewhere.
+    """Return the destination with an absolute path, since cron uses another directory.
 
     Raises:
         UnsafeArgument: the quotation marks of a command do not match.
@@ -167,7 +175,7 @@ def _absolute(path: str) -> str:
 
 
 def _absolute_program(command: str) -> str:
-    """A name without "/" is searched in PATH, and does not change."""
+    """Make the program's path absolute; a name without "/" is searched for in PATH instead."""
     try:
         words = shlex.split(command)
     except ValueError as error:

@@ -1,9 +1,10 @@
 """``restante account rename OLD NEW``: rename an account; no message is collected twice.
 
-After a crash at any step one of the two names works, the ledger is complete, and the same command
-finishes the work.  The steps: copy the secrets to the new name, rename the account in the ledger,
-then in the configuration (by renaming one file), and remove the old secrets.  A collector that runs
-in between under the old name takes the ledger's rows back: it finds them by the mailbox's address.
+The steps are: rename the account in the ledger, copy its secrets to the new name, rename it in
+the configuration (by renaming one file), and remove the old secrets.  After a crash at any step
+one of the two names works, the ledger is complete, and the same command finishes the work.  A
+collector that runs between two steps under the old name moves the ledger's rows back to it, since
+it identifies the rows by the mailbox's address.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ _TYPED = ("", ".client", ".to", ".to.client")  # files of typed secrets, see ``a
 def add_parser(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     action = actions.add_parser(
         "rename",
-        help="rename an account; nothing is collected twice",
-        description="Rename the account in its file, in the ledger and for its secrets. Its "
-        "messages keep their names, so none is collected twice. Repeat the command after a crash. "
-        "Rename an account in another file by hand; then this command moves its tokens.",
+        help="rename an account without collecting messages twice",
+        description="Rename an account in its configuration file and in the ledger, and rename its "
+        "secrets. The recorded messages keep their names, so none is collected twice. Repeat the "
+        "command after a crash. If the account is defined in a file that `restante account add` "
+        "did not write, rename it in that file by hand first; this command then renames the rest.",
     )
-    action.add_argument("old", metavar="OLD")
-    action.add_argument("new", metavar="NEW")
+    action.add_argument("old", metavar="OLD", help="the present name of the account")
+    action.add_argument("new", metavar="NEW", help="the new name of the account")
     action.set_defaults(run=rename)
 
 
@@ -45,7 +47,7 @@ def rename(options: argparse.Namespace) -> int:
     config, old, new = common.configuration(options), options.old, options.new
     account_add.file_of(config, new)  # raises if the name is invalid
     if old in config.account and new in config.account:
-        raise UnsafeArgument(f"account {new!r} exists already")
+        raise UnsafeArgument(f"account {new!r} already exists")
     if new not in config.account:
         chosen(config, [old], everything=False)
     with ExitStack() as stack:
@@ -56,7 +58,7 @@ def rename(options: argparse.Namespace) -> int:
             label = _rename_in_ledger(config, ledger, old, new)
             _copy_secrets(config, old, new)
             _rename_in_file(config, old, new, label)
-        else:  # renamed by hand, or the rest after a crash
+        else:  # the account was renamed by hand, or an earlier run crashed after renaming it
             _rename_in_ledger(config, ledger, old, new)
             _copy_tokens(config, old, new)
         _remove_leftovers(config, old, new)
@@ -68,13 +70,13 @@ def rename(options: argparse.Namespace) -> int:
 
 
 def _rename_in_ledger(config: Configuration, ledger: Any, old: str, new: str) -> str:
-    """Rename in the ledger; returns the name that the messages begin with."""
+    """Rename the account in the ledger; returns its label, with which message names begin."""
     from ..collect.accounts import Accounts
 
     accounts = Accounts(ledger)
     is_done = accounts.label(new) and not accounts.label(old)
     if old in config.account and not is_done:
-        # Record its address first: after a crash the rows are found by it.
+        # Record the mailbox's address first: it identifies the rows after a crash.
         accounts.enter(Job.of(config, old).mailbox(), ledger.now(time.time()))
     accounts.rename(old, new)
     return accounts.label(new) or old
@@ -90,7 +92,7 @@ def _copy_secrets(config: Configuration, old: str, new: str) -> None:
 
 
 def _copy_tokens(config: Configuration, old: str, new: str) -> None:
-    """Copy the tokens, since they are encrypted for one name."""
+    """Copy the tokens, which must be encrypted again because the account's name is part of it."""
     if not (config.state / "tokens").is_dir():
         return
     for is_destination in (False, True):
@@ -110,8 +112,8 @@ def _rename_in_file(config: Configuration, old: str, new: str, label: str) -> No
     path = account_add.file_of(config, old)
     if not path.exists():
         raise ConfigurationError(
-            f"account {old!r} is not in {path}; rename its table in its own file by hand, and run "
-            "this command again"
+            f"account {old!r} is not defined in {path}; rename its table by hand in the file that "
+            "defines it, and run this command again"
         )
     write_durably(path, _renamed(config, path, old, new, label).encode())
     path.rename(account_add.file_of(config, new))
@@ -119,7 +121,7 @@ def _rename_in_file(config: Configuration, old: str, new: str, label: str) -> No
 
 
 def _renamed(config: Configuration, path: Path, old: str, new: str, label: str) -> str:
-    """Return the text of its file with the new name.
+    """Return the text of the account's file with the new name.
 
     Raises:
         ConfigurationError: the text must be changed by hand.
@@ -128,8 +130,8 @@ def _renamed(config: Configuration, path: Path, old: str, new: str, label: str) 
     header = rf"(?m)^(\s*\[\s*account\s*\.\s*)\"?{re.escape(old)}\"?(?=\s*[.\]])"
     text = re.sub(header, rf"\g<1>{new}", before)
     for suffix in _TYPED:
-        here, there = (str(prompts.secret_file(config, name + suffix)) for name in (old, new))
-        text = text.replace(configuration.toml(here), configuration.toml(there))
+        source, target = (str(prompts.secret_file(config, name + suffix)) for name in (old, new))
+        text = text.replace(configuration.toml(source), configuration.toml(target))
     expected = tomllib.loads(before)
     table = expected["account"].pop(old)
     if "label" not in table and label != new:
@@ -144,13 +146,13 @@ def _renamed(config: Configuration, path: Path, old: str, new: str, label: str) 
         if tomllib.loads(text) == expected:
             return text
     raise ConfigurationError(
-        f"{path} has a form that this command cannot change; rename the account there by hand, "
-        "and run this command again"
+        f"this command cannot edit {path}; rename the account in that file by hand, and run this "
+        "command again"
     )
 
 
 def _with_secrets(config: Configuration, value: Any, old: str, new: str) -> Any:
-    """Return the table with the new paths of typed secrets."""
+    """Return a copy of the table with the new paths of secrets that the user typed."""
     if isinstance(value, dict):
         return {key: _with_secrets(config, each, old, new) for key, each in value.items()}
     for suffix in _TYPED:
@@ -160,7 +162,7 @@ def _with_secrets(config: Configuration, value: Any, old: str, new: str) -> Any:
 
 
 def _remove_leftovers(config: Configuration, old: str, new: str) -> None:
-    """Remove what only the old name needed."""
+    """Remove the secrets, tokens and unfinished files that only the old name used."""
     used = _paths(config.account[new]) if new in config.account else set()
     for suffix in _TYPED:
         path = prompts.secret_file(config, old + suffix)
@@ -178,7 +180,7 @@ def _remove_leftovers(config: Configuration, old: str, new: str) -> None:
 
 
 def _paths(account: Account) -> set[str]:
-    """Return the paths of its secrets."""
+    """Return the paths of the account's secret files."""
     secrets = (
         *(account.password, account.oauth.client_secret),
         *(account.to_password, account.to_oauth.client_secret),

@@ -24,12 +24,12 @@ from . import common
 _WHY = {
     "disabled": "the user is disabled",
     "network": "the user may not log in from this network",
-    "needs-tls": "the user needs TLS",
+    "needs-tls": "the user must log in with TLS",
     "mechanism": "the user may not use this mechanism",
     "clear": "logins without TLS are refused from this address; see auth.allow_plaintext_from",
     "not-offered": "the server does not offer this mechanism; see auth.mechanisms",
-    "no-maildrop": "the name does not fit store.path",
-    "no-password": "no password can match the hash: it is locked, malformed, or too costly",
+    "no-maildrop": "store.path gives no maildrop for this name",
+    "no-password": "no password matches the hash, which is locked, malformed, or too costly",
 }
 _WITHOUT_PASSWORD = ("OAUTHBEARER", "XOAUTH2", "EXTERNAL")
 # Commands for users of our own database; other back ends have their own administration.
@@ -43,12 +43,17 @@ _NEXT = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    action = actions.add_parser("why", help="would a right password be let in from an address?")
-    action.add_argument("user", metavar="USER")
+    action = actions.add_parser(
+        "why", help="show whether a correct password would be accepted, and why"
+    )
+    action.add_argument("user", metavar="USER", help="the user's name")
     action.add_argument("address", metavar="ADDRESS", help="the IP address of the client")
-    action.add_argument("--clear", action="store_true", help="without TLS")
+    action.add_argument("--clear", action="store_true", help="check a login without TLS")
     action.add_argument(
-        "--mechanism", metavar="NAME", default="", help="such as PLAIN, or USER for USER/PASS"
+        "--mechanism",
+        metavar="NAME",
+        default="",
+        help="check a login with this mechanism, such as PLAIN, or USER for USER/PASS",
     )
     action.set_defaults(run=why)
 
@@ -92,7 +97,10 @@ def _has_password(config: Configuration, user: str) -> bool:
 
 
 def _describe(facts: Facts) -> str:
-    """Describe what the server knew a minute ago; it delays only wrong passwords."""
+    """Describe what the server recorded about the address, at most a minute ago.
+
+    Only wrong passwords are delayed.
+    """
     known = "a network the user logs in from" if facts.is_known else "a new network for this user"
     recent = "trusted" if facts.is_trusted else f"{facts.guesses:.0f} recent failed guesses"
     return f"{known}, {recent}; a wrong password is answered after {facts.delay:.1f} s"
@@ -117,7 +125,7 @@ def _as_json(facts: Facts) -> dict[str, object]:
 
 
 async def _find(chain: Chain, name: str, separator: str) -> tuple[str, UserAccount | None]:
-    """Find the user as a login does; the name may include a folder."""
+    """Look the user up as for a login; the name may include a folder."""
     user, _ = await understand(chain, name, separator)
     return await chain.find(user)
 
@@ -128,7 +136,7 @@ def _reason(
     account: UserAccount,
     mechanisms: Collection[str],
 ) -> str | None:
-    """Return the reason for a refusal, in the order in which the server checks."""
+    """Return the first reason for a refusal, in the order of the server's checks."""
     mechanism = options.mechanism.upper()
     if options.clear and not any(
         ip_address(options.address) in network for network in config.auth.allow_plaintext_from

@@ -1,4 +1,4 @@
-"""``restante check``: check the configuration.  It changes nothing and needs no network."""
+"""``restante check``: check the configuration, without changes and without a network."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--example",
         action="store_true",
-        help="print a sample configuration with every option instead",
+        help="print a sample configuration with every option, and check nothing",
     )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Return 78 if the configuration is invalid, with a line for each mistake."""
+    """Check the configuration; raises ConfigurationError with a line for each mistake."""
     if options.example:
         from ..config import example
 
@@ -64,14 +64,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _forecast(config: Configuration) -> Forecast:
-    """Return what will be removed; creates nothing where there is no mail yet."""
+    """Return what will be removed; creates no files if the mail directory is missing."""
     if config.store.kind == "memory" or not Path(Template(config.store.path).base).is_dir():
         return Forecast()
     return asyncio.run(upkeep.forecast(config))
 
 
 def _relative_paths(config: Configuration) -> Iterator[str]:
-    """Yield warnings about paths that depend on the directory a command is run in."""
+    """Yield a warning for each path that depends on the current directory."""
     for name, account in config.account.items():
         for key, to in (
             (f"account.{name}.to", account.to),
@@ -81,8 +81,8 @@ def _relative_paths(config: Configuration) -> Iterator[str]:
                 yield f"{key}: {to} depends on the current directory; write {absolute}"
     for key, path in _paths(config):
         if path and not Path(path).is_absolute():
-            here = Path(path).expanduser().absolute()
-            yield f"{key}: {path} depends on the current directory; write {here}"
+            absolute = str(Path(path).expanduser().absolute())
+            yield f"{key}: {path} depends on the current directory; write {absolute}"
 
 
 def _paths(config: Configuration) -> Iterator[tuple[str, str]]:

@@ -25,29 +25,32 @@ if TYPE_CHECKING:
     from ..collect.collector import Outcome
     from ..collect.ledger import Ledger
 
-# Accounts collected at once, so that a slow server does not delay the others; with more, sessions
-# would compete for one line and reach their deadlines.
+# Sessions at the same time, so that a slow server does not delay the other accounts.  More of them
+# would share the bandwidth until they reach their deadlines.
 _AT_ONCE = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Log in to each account, store new messages, and delete messages on the server "
-        "as the account's `keep` says. A message is deleted only after it is on disk and recorded "
-        "here. You may run this as often as you like. Exit code 75 means: try again, nothing is "
-        "lost."
+        "according to the account's option `keep`. A message is deleted only after it has been "
+        "stored on disk and recorded in the ledger. You may run this command as often as you "
+        "like. Exit code 75 means that no mail is lost and that you should try again."
     )
-    parser.add_argument("name", metavar="NAME", nargs="*", help="the name of an account")
-    parser.add_argument("--all", action="store_true", help="every account")
     parser.add_argument(
-        "--dry-run", action="store_true", help="change nothing, and print what would be done"
+        "name", metavar="NAME", nargs="*", help="the name of an account to collect from"
+    )
+    parser.add_argument("--all", action="store_true", help="collect from every account")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be done, without changing anything"
     )
     parser.add_argument(
         "--again",
         choices=("stop", "dedupe", "fetch"),
         default="stop",
-        help="if nearly all messages look new, as after a provider's migration: stop (default), "
-        "store only messages that were not collected before (dedupe), or store all (fetch)",
+        help="what to do if nearly all messages look new, as after a provider's migration: stop "
+        "(default), store only messages that were not collected before (dedupe), or store all "
+        "messages (fetch)",
     )
     parser.add_argument(
         "--limit", type=int, metavar="N", help="collect at most N messages per account"
@@ -57,16 +60,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ID",
         action="append",
         default=[],
-        help="collect this message whatever its size, by the name in its stub or in the output "
-        "of an earlier run; or all",
+        help="collect the message with this name whatever its size, or all messages if ID is "
+        "`all`; the name is in the message's stub and in the output of an earlier run",
     )
     parser.add_argument(
         "--no-deletion-limit",
         action="store_true",
-        help="delete all messages that are due, even for a new account or after keep changed",
+        help="delete all messages that are due, even if the account is new or its option `keep` "
+        "was changed",
     )
     parser.add_argument(
-        "--metrics", metavar="FILE", help="write metrics to FILE instead of to collect.metrics"
+        "--metrics",
+        metavar="FILE",
+        help="write metrics to FILE, not to the file in the option collect.metrics",
     )
     parser.add_argument(
         "--watch", action="store_true", help="keep running, and collect at regular intervals"
@@ -75,10 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-P",
         "--progress",
         action=argparse.BooleanOptionalAction,
-        help="show progress bars; by default on a terminal without --json and --watch",
+        help="show progress bars; by default they are shown on a terminal, except with --json or "
+        "--watch",
     )
     parser.add_argument(
-        "--fail-if-empty", action="store_true", help="exit with code 1 if there was no new mail"
+        "--fail-if-empty", action="store_true", help="exit with code 1 if no new mail was stored"
     )
     parser.set_defaults(run=run)
 
@@ -89,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
     jobs = chosen(config, options.name, everything=options.all)
     if options.watch:
         log.set_up(config.log)
-    else:  # the outcome is printed, and `account log` shows what was deleted
+    else:  # no log: the outcome is printed, and `account log` shows what was deleted
         logging.getLogger("restante").addHandler(logging.NullHandler())
     with closing(open_ledger(config)) as ledger:
         run_all = _watch if options.watch else _stoppable
@@ -113,7 +120,8 @@ async def _stoppable(
     jobs: Sequence[Job],
     ledger: Ledger,
 ) -> Sequence[Outcome | BaseException]:
-    """
+    """Collect once from each account, until done or stopped by a signal.
+
     Raises:
         _Stopped: SIGTERM or SIGINT arrived.
     """
@@ -193,7 +201,7 @@ async def _watch(
     jobs: Sequence[Job],
     ledger: Ledger,
 ) -> Sequence[Outcome | BaseException]:
-    """Collect from each account at its own pace until SIGTERM or SIGINT, which cancel sessions."""
+    """Collect from each account at its own interval; SIGTERM and SIGINT cancel the sessions."""
     from ..collect.pace import Pace, follow
 
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()

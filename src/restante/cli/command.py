@@ -1,4 +1,4 @@
-"""``restante``: reads the command line and turns errors into exit codes."""
+"""Parse the command line, run a verb, and translate errors into exit codes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typing import Any, NoReturn
 from .. import __version__, sysexits
 from .examples import EXAMPLES
 
-# The verbs with their summaries, by the groups in which the help lists them.  The module of a verb
-# has its name and is imported when the verb is used, because a mail server starts `restante
-# deliver` for each message (tests/cli/test_imports.py).
+# The verbs and their summaries, in the groups and order of the help.  The module that implements a
+# verb has the verb's name.  It is imported only when the verb is used, because a mail server starts
+# `restante deliver` for each message (tests/cli/test_imports.py).
 _GROUPS = {
     "Serve": {
-        "demo": "show a server and a client at work; keeps nothing",
+        "demo": "run a temporary server and a client, to see how restante works",
         "serve": "serve POP3, and receive mail by LMTP and SMTP",
     },
     "Users and mail": {
@@ -69,14 +69,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _escape_what_cannot_be_displayed() -> None:
-    """Python does so on standard error; on standard output a subject could end the command."""
+    """Make standard output escape characters that the terminal's encoding lacks.
+
+    Otherwise a message's subject could end the command with an error.  Python escapes such
+    characters on standard error only.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt here, where ``main`` made it end the process."""
+    """Let SIGINT raise KeyboardInterrupt in this context; ``main`` made it end the process."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
         yield
         return
@@ -96,14 +100,14 @@ def _discard_output() -> None:
 
 
 def _explain(error: BaseException, options: argparse.Namespace) -> int:
-    import traceback  # what only errors need is imported after one
+    import traceback  # modules that only errors need are imported after an error
 
     from ..app.failures import describe, exit_code
     from ..escaping import printable
 
     code = exit_code(error)
     if code == 130 and sys.stderr.isatty():
-        print(file=sys.stderr)  # the cursor is behind a prompt and ^C
+        print(file=sys.stderr)  # end the line that shows a prompt and ^C
     if options.verbose or code == sysexits.EX_SOFTWARE:
         traceback.print_exception(error)
     for line in describe(error).splitlines():
@@ -121,16 +125,16 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Exits with EX_USAGE on a mistake, and suggests the nearest verb or option.
+    """Exits with EX_USAGE on a mistake, and suggests the most similar verb or option.
 
     The options that all verbs share may be given before the verb or after it.
     """
 
     module = ""
-    """Adds the arguments of a verb when they are needed; empty: they have been added."""
+    """Module that adds the verb's arguments when they are needed; empty when it has done so."""
 
     def load(self) -> None:
-        """Add the arguments and the examples of a verb; those of its actions, too."""
+        """Add the arguments and examples of a verb and of its actions."""
         if self.module:
             module, self.module = self.module, ""
             import_module(module, __package__).add_arguments(self)
@@ -145,7 +149,7 @@ class _Parser(argparse.ArgumentParser):
             type=Path,
             metavar="FILE",
             default=unset,
-            help="the configuration file (restante.toml)",
+            help="use this configuration file (default: restante.toml)",
         )
         self.add_argument("--json", action="store_true", default=unset, help="print JSON")
         self.add_argument(
@@ -157,7 +161,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(sysexits.EX_USAGE, f"{self.prog}: {message}\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuse unknown arguments in the parser of their verb, which knows what is near."""
+        """Refuse unknown arguments in the verb's own parser, which can suggest similar options."""
         self.load()
         options, unknown = super().parse_known_args(args, namespace)
         if unknown:
@@ -178,7 +182,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def did_you_mean(word: str, known: Any) -> str:
-    """Return "; did you mean …?", or an empty string if no known word is near."""
+    """Return "; did you mean …?", or an empty string if no known word is similar."""
     from difflib import get_close_matches
 
     return "".join(f"; did you mean {near}?" for near in get_close_matches(word, known, 1))
@@ -198,7 +202,7 @@ def _verb(arguments: Sequence[str]) -> str:
 def make_parser(*, is_complete: bool = False) -> argparse.ArgumentParser:
     """Return the parser of the command line.
 
-    ``is_complete`` imports the modules of all verbs, for those who look into the parsers.
+    ``is_complete`` imports the modules of all verbs, for callers that inspect the parsers.
     """
     parser = _Parser(
         prog="restante",
@@ -222,8 +226,8 @@ def make_parser(*, is_complete: bool = False) -> argparse.ArgumentParser:
 
 
 def _listing() -> Iterator[str]:
-    """Yield the lines of the help that list the verbs in groups."""
-    yield "A POP3 mail system: it serves mail, and collects it from other servers."
+    """Yield the lines of the list of verbs, by group."""
+    yield "A POP3 mail system that serves mail and collects mail from other servers."
     for title, summaries in _GROUPS.items():
         yield f"\n{title}:"
         for name, summary in summaries.items():

@@ -1,4 +1,4 @@
-"""What the verbs share: the configuration, parsed values, output, and questions."""
+"""Code that the verbs share: the configuration, parsing of values, output and prompts."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ from .tables import table
 def configuration(options: argparse.Namespace, **overrides: Any) -> Configuration:
     """Load the configuration for this command.
 
-    ``overrides`` are options of the configuration that the command line sets, with "__" for ".".
+    ``overrides`` are configuration options given on the command line, with "__" in place of ".".
 
     Raises:
-        ConfigurationError: it is invalid, or root runs a command whose files another user needs.
+        ConfigurationError: it is invalid, or root runs a command that would create files which the
+            server's user cannot read.
     """
     given = {key.replace("__", "."): value for key, value in overrides.items() if value}
     config = configuration_file.load(options.config, overrides=given)
@@ -41,7 +42,7 @@ def configuration(options: argparse.Namespace, **overrides: Any) -> Configuratio
 
 
 def _refuse_root(config: Configuration) -> None:
-    """Refuse to create files as root that the server's user could not open.
+    """Do not let root create files that the server's user could not open.
 
     Raises:
         ConfigurationError: the directories belong to another user.
@@ -54,13 +55,13 @@ def _refuse_root(config: Configuration) -> None:
                 except KeyError:
                     name = str(owner)
                 raise ConfigurationError(
-                    f"{path} belongs to {name}, who could not read files created there by root. "
-                    f"Run: runuser -u {name} -- restante …"
+                    f"{path} belongs to {name}, who could not read files that root creates in "
+                    f"this directory. Run: runuser -u {name} -- restante …"
                 )
 
 
 def describe_hold(hold: float) -> str:
-    """Return what happens to mail that a client deletes; ``hold`` is in seconds."""
+    """Describe what happens to mail that a client deletes; ``hold`` is in seconds."""
     if hold == inf:
         return "kept in the maildrop"
     days = hold / 86_400
@@ -76,22 +77,25 @@ def say(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def print_table(heads: str, rows: Sequence[Sequence[object]], *, right: str = "") -> None:
-    """Print rows under heads, which are words; strangers' text is escaped."""
+def print_table(headings: str, rows: Sequence[Sequence[object]], *, right: str = "") -> None:
+    """Print a table; ``headings`` has a word for each column.  Control characters are escaped.
+
+    ``right`` has the headings of the columns that are aligned to the right.
+    """
     cells = [[printable(str(cell)) for cell in row] for row in rows]
-    for line in table(heads.split(), cells, right=right):
+    for line in table(headings.split(), cells, right=right):
         print(line)
 
 
 def print_fields(rows: Sequence[tuple[str, str]]) -> None:
-    """Print names with their values below each other, indented."""
+    """Print names and their values, one pair per line, indented."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(printable(f"  {name:<{width}}  {value}"))
 
 
 def columns() -> int:
-    """Return the width for prose: lines above 100 columns are hard to read."""
+    """Return the line width for prose: longer lines than 100 columns are hard to read."""
     return min(shutil.get_terminal_size().columns, 100)
 
 
@@ -100,7 +104,8 @@ def seconds(text: str) -> float:
         return configuration_file.duration(text)
     except Exception as error:
         raise UnsafeArgument(
-            f'{text!r} is not a time; write it like "90s", "10min", "2h" or "14d"'
+            f"{text!r} is not a valid duration; write a number and a unit, as in "
+            '"90s", "10min", "2h" or "14d"'
         ) from error
 
 
@@ -117,12 +122,12 @@ def octets(text: str) -> int:
         return configuration_file.octets(text)
     except Exception as error:
         raise UnsafeArgument(
-            f'{text!r} is not a size; write it like "500MiB" or "2GiB", or as a number of octets'
+            f'{text!r} is not a valid size; write "500MiB", "2GiB", or a number of octets'
         ) from error
 
 
 def first_line(path: Path) -> str:
-    """Return the first line of a file, which is a secret.
+    """Return the secret in the first line of a file.
 
     Raises:
         ConfigurationError: the file cannot be read.
@@ -130,18 +135,18 @@ def first_line(path: Path) -> str:
     try:
         return path.read_text().split("\n", 1)[0].rstrip("\r")
     except (OSError, UnicodeDecodeError) as error:
-        text = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        text = error.strerror if isinstance(error, OSError) else "invalid UTF-8"
         raise ConfigurationError(f"{path}: {text}") from error
 
 
 def halves(fingerprint: str) -> tuple[str, str]:
-    """Return a fingerprint in two parts, for lines of 80 columns."""
+    """Split a fingerprint into two parts that fit into 80 columns."""
     groups = fingerprint.split()
     return " ".join(groups[:8]), " ".join(groups[8:])
 
 
 def print_json(verb: str, **values: Any) -> None:
-    """Print one object; the output of every verb has a schema."""
+    """Print one JSON object.  Its member ``schema`` names the format, which each verb has."""
     print(json.dumps({"schema": f"restante/{verb}/1", **values}), flush=True)
 
 
@@ -152,14 +157,14 @@ def refuse_json(options: argparse.Namespace) -> None:
         UnsafeArgument: ``--json`` was given.
     """
     if options.json:
-        raise UnsafeArgument("this command has no --json")
+        raise UnsafeArgument("this command does not support --json")
 
 
 def confirm(question: str, options: argparse.Namespace) -> bool:
     """Return whether ``--yes`` was given or the user agrees.
 
     Raises:
-        UnsafeArgument: there is no terminal to ask on.
+        UnsafeArgument: standard input is not a terminal, so the user cannot be asked.
     """
     if options.yes:
         return True

@@ -1,4 +1,4 @@
-"""Signing in with OAuth 2 for an account: in a browser, on another device, or by pasting."""
+"""Sign in with OAuth 2 for an account: in a browser, on another device, or by pasting a URL."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def add_flows(action: argparse.ArgumentParser) -> None:
     flows = action.add_mutually_exclusive_group()
     for flow, name, text in (
         ("browser", "--browser", "sign in with a browser on this machine"),
-        ("paste", "--paste", "sign in with a browser elsewhere, and paste the final address"),
+        ("paste", "--paste", "sign in with a browser on any machine, and paste the final address"),
         ("device", "--device", "sign in on another device by entering a code"),
-        ("client", "--client-credentials", "use the app's secret; no user signs in"),
+        ("client", "--client-credentials", "sign in as the app with its secret, without a user"),
     ):
         flows.add_argument(name, dest="flow", action="store_const", const=flow, help=text)
 
 
 def agree(grant: Grant, flow: str) -> Tokens:
-    """Let the user sign in; the tokens are on disk on return.
+    """Let the user sign in, and store the tokens on disk.
 
     Raises:
-        ConsentNeeded: the user did not sign in, or is another user.
+        ConsentNeeded: the user did not sign in, or signed in as another user.
     """
     flow = _flow(flow, grant.options)
     with grant.naming_command():
@@ -94,13 +94,14 @@ def _open(url: str) -> None:
 
 def _show(url: str) -> None:
     common.say(
-        f"Open this address in a browser anywhere, and sign in:\n\n{url}\n\n"
-        "The last page cannot be shown; copy its address from the browser and paste it here."
+        f"Open this address in a browser on any machine, and sign in:\n\n{url}\n\n"
+        "After you have signed in, the browser cannot show the last page; copy that page's address "
+        "from the browser and paste it at the prompt."
     )
 
 
 def _pasted() -> str:
-    """Read the address without echo, since it contains a code."""
+    """Read the address without echo, since it contains an authorization code."""
     return getpass("Address: ") if sys.stdin.isatty() else sys.stdin.readline()
 
 
@@ -109,7 +110,7 @@ def _enter(address: str, user_code: str) -> None:
 
 
 def state(grant: Grant) -> str:
-    """Return whether the user has signed in, and for how long."""
+    """Describe whether the user has signed in, and until when that is valid."""
     file = grant.file()
     tokens = file.get()
     if grant.options.flow == "client":

@@ -29,13 +29,14 @@ from . import common
 _PIECE = 65_536  # octets, the capacity of a pipe on Linux (pipe(7))
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 Read = Callable[[], bytes]
-"""Returns the next piece, up to ``_PIECE`` octets; empty at the end."""
+"""Returns the next piece of at most ``_PIECE`` octets; it is empty at the end of the input."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Deliver a message from standard input to a user of this server. Exit code 0 "
-        "means that the message is on disk; 75 means that it was not stored, and to try again."
+        "means that the message is on disk; 75 means that it was not stored and that the mail "
+        "server should try again."
     )
     parser.add_argument(
         "user", metavar="USER", type=_without_brackets, help="a user's name or address"
@@ -46,21 +47,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_without_brackets,
         default="",
         metavar="ADDRESS",
-        help="the sender, for Return-Path",
+        help="the sender's address for the Return-Path field; empty by default",
     )
     parser.set_defaults(run=run)
 
 
 def _without_brackets(path: str) -> str:
-    """Some mail servers pass an address as SMTP writes it (RFC 5321 §4.1.2)."""
+    """Remove angle brackets: some mail servers pass an address as in SMTP (RFC 5321 §4.1.2)."""
     return path[1:-1] if path.startswith("<") and path.endswith(">") else path
 
 
 def run(options: argparse.Namespace) -> int:
-    """Return 75 for every fault that an administrator can repair, even bugs and invalid settings.
+    """Deliver; errors that an administrator can repair, even bugs, result in exit code 75.
 
-    A mail server bounces mail at most other exit codes; at 75 it keeps the message and tries again.
-    Errors of this message or recipient are permanent, and keep their codes.
+    With 75 a mail server keeps the message and tries again; with most other codes it bounces the
+    message.  Errors in the message itself or in its recipient are permanent and keep their codes.
     """
     try:
         with _stoppable() as read:
@@ -90,7 +91,7 @@ async def _deliver(options: argparse.Namespace, config: Configuration, read: Rea
 
 
 async def _message(head: bytes, read: Read, most: int) -> AsyncIterator[bytes]:
-    """Yield standard input as CRLF text, without a "From " line as in mbox files."""
+    """Yield the message with CRLF line ends, without the "From " line of an mbox."""
     ends, octets = LineEnds(), read()
     skipped, inserted = separate(octets)
     octets = octets[skipped:]
@@ -107,9 +108,9 @@ async def _message(head: bytes, read: Read, most: int) -> AsyncIterator[bytes]:
 
 @contextmanager
 def _stoppable() -> Iterator[Read]:
-    """Return a function that reads standard input; a signal ends only that reading.
+    """Yield a function that reads standard input; signals interrupt only this function.
 
-    So no signal can interrupt between the message's rename into the maildrop and the exit code.
+    So no signal can end the process between the message's rename into the maildrop and the exit.
     """
     signalled, wakeup = os.pipe()
     os.set_blocking(wakeup, False)

@@ -1,4 +1,4 @@
-"""``restante demo``: a server, a delivery, a client and a restore on loopback; keeps nothing."""
+"""``restante demo``: run a server and a client on loopback, with temporary files only."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from ..server.address import Address
 from ..words import counted, size
 from . import common
 
-_LETTERS = (
+_MESSAGES = (
     ("Invoice 4711", "supplier@example.com", "The invoice is in your post office box."),
     ("Re: order", "bob@example.net", "It left the warehouse this morning.\n\n.a line with a dot"),
-    ("Photos", "eve@example.org", "Three of them, from the lighthouse."),
+    ("Photos", "eve@example.org", "Three photos of the lighthouse."),
 )
 
 
@@ -60,7 +60,7 @@ async def _story(config: Configuration) -> None:
 
         await asyncio.to_thread(_deliver, server)
         _print(
-            "deliver", f"{len(_LETTERS)} messages by LMTP; each is on disk before it is accepted."
+            "deliver", f"{len(_MESSAGES)} messages by LMTP; each is on disk before it is accepted."
         )
 
         url = f"pop3s://ann@{server.addresses['pop3s']}"
@@ -89,7 +89,7 @@ def _deliver(server: Running) -> None:
     """Deliver as a mail server does, with the standard library."""
     address = Address.parse(server.addresses["lmtp"])
     with smtplib.LMTP(address.host, address.port) as lmtp:
-        for subject, sender, text in _LETTERS:
+        for subject, sender, text in _MESSAGES:
             message = EmailMessage()
             message["From"], message["To"], message["Subject"] = sender, "ann@localhost", subject
             message["Date"], message["Message-ID"] = formatdate(), make_msgid(domain="localhost")

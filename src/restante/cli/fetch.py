@@ -75,7 +75,7 @@ def password_of(options: argparse.Namespace, user: str) -> str:
         return password
     if not sys.stdin.isatty():
         raise UnsafeArgument("no password: use --password-file or RESTANTE_PASSWORD")
-    return getpass(f"Password of {user}: ")
+    return getpass(f"Password for {user}: ")
 
 
 async def _fetch(options: argparse.Namespace, name: str, user: str, password: str) -> Outcome:

@@ -150,7 +150,7 @@ class Body(BaseBody):
         The event loop does not wait for the disk.
 
         Raises:
-            FileExistsError: the path exists already; nothing is ever replaced.
+            FileExistsError: the path already exists; nothing is ever replaced.
         """
         saving = Saving(Path(path))
         try:

@@ -138,7 +138,7 @@ class BlockingBody(BaseBody):
         """Save the message to a new file, which is complete and durable on return, or absent.
 
         Raises:
-            FileExistsError: the path exists already; nothing is ever replaced.
+            FileExistsError: the path already exists; nothing is ever replaced.
         """
         with Saving(Path(path)) as file:
             self._use()

@@ -134,7 +134,7 @@ def _read(source: Path) -> _Layer:
     except OSError as error:
         raise ConfigurationError(f"{source}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{source}: is not UTF-8 text") from error
+        raise ConfigurationError(f"{source}: invalid UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{source}: {error}") from error
 
