@@ -265,6 +265,21 @@ class ScramKeys(Protocol):
 
 
 @runtime_checkable
+class PromptScramKeys(Protocol):
+    """Add-on for SCRAM: the same as ``ScramKeys`` without waiting, where that is possible."""
+
+    def scram_now(self, identity: str, digest: str) -> ScramSecrets | None:
+        """Return what ``scram`` would return, or None: then call that.  Must not block."""
+
+    def proved_now(self, proof: Proof) -> UserAccount | None:
+        """Return what ``proved`` would return, or None: then call that.  Must not block.
+
+        Raises:
+            AuthenticationFailed: as ``proved``.
+        """
+
+
+@runtime_checkable
 class Digests(Protocol):
     """Add-on for APOP (RFC 1939 §7), which needs the passwords themselves."""
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from restante.addons import offers
 from restante.auth.cache import Cache
 from restante.auth.chain import Chain
 from restante.auth.login_queue import LoginQueue
@@ -24,6 +25,7 @@ from restante.passdb import (
     Digests,
     Generations,
     LastUses,
+    PromptScramKeys,
     Proof,
     ScramKey,
     ScramKeys,
@@ -329,6 +331,24 @@ def test_generation_without_waiting_is_that_of_all_back_ends() -> None:
     assert chained(second, first).generation_now("ann") is None
     assert chained(second, Keyed({"ann": "one"})).generation_now("ann") is None
     assert chained(blind).generation_now("ann") is None
+
+
+class PromptKeyed(Keyed):
+    """Has its keys without waiting."""
+
+    def scram_now(self, identity: str, digest: str) -> ScramSecrets | None:
+        return None
+
+    def proved_now(self, proof: Proof) -> UserAccount | None:
+        return None
+
+
+def test_only_one_back_end_can_have_keys_without_waiting() -> None:
+    """With more than one, a look-up decides which of them is responsible."""
+    assert offers(chained(PromptKeyed({})), PromptScramKeys)
+    assert not offers(chained(PromptKeyed({}), PromptKeyed({})), PromptScramKeys)
+    assert not offers(chained(Keyed({})), PromptScramKeys)
+    assert not offers(chained(PromptKeyed({}), Plain({})), PromptScramKeys)
 
 
 def test_generation_covers_every_back_end_in_any_order() -> None:

@@ -235,8 +235,8 @@ class Site:
     async def _opens(self, shown: Shown, way: Way) -> bool:
         """As a server finds out (``server.pop3``)."""
         try:
-            if known := login.remembered(shown, "+", self.cache):
-                _, account = known
+            if known := login.known_now(self.chain, shown, "+", self.cache):
+                account = known
             else:
                 resolved, view = await login.resolve(self.chain, shown, "+")
                 account = await login.verify(self.chain, resolved, view, self.cache)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scramp import ScramClient
 
 from restante.auth import passwords
 from restante.auth.cache import Cache
@@ -24,6 +26,7 @@ from restante.auth.last_use import LastUse
 from restante.auth.users import Users
 from restante.maildrop import Maildrop, Store, View
 from restante.passdb import Credentials, UserAccount
+from restante.pop3.session import Policy
 from restante.server.pop3 import Connection
 from restante.store.maildir import MaildirStore
 from restante.store.memory import MemoryStore
@@ -64,7 +67,8 @@ async def remembering(
     users: Users, store: Store | None = None, *, per_address: int = 100
 ) -> AsyncIterator[Server]:
     """A server with a cache and a guard."""
-    async with serving(store or MemoryStore(), per_address=per_address) as server:
+    policy = Policy(mechanisms=("PLAIN", "SCRAM-SHA-256"))
+    async with serving(store or MemoryStore(), policy=policy, per_address=per_address) as server:
         server.service.passdb, server.service.passwords = users, Cache(users)
         server.service.guard = Guard(wait=0.01)
         yield server
@@ -76,6 +80,24 @@ async def log_in(server: Server, password: bytes = PASSWORD) -> bytes:
     async with server.client() as client:
         await client.ask(b"USER mrose")
         answer = await client.ask(b"PASS " + password)
+        await client.ask(b"QUIT")
+        assert await client.line() == b""
+    return answer
+
+
+async def log_in_by_scram(
+    server: Server, user: str = "mrose", *, before_proof: Callable[[], object] = lambda: None
+) -> bytes:
+    """The last answer to AUTH; ``before_proof`` runs between the look-up of keys and the proof."""
+    library = ScramClient(["SCRAM-SHA-256"], user, PASSWORD.decode())
+    async with server.client() as client:
+        opening = b64encode(library.get_client_first().encode())
+        challenge = await client.ask(b"AUTH SCRAM-SHA-256 " + opening)
+        library.set_server_first(b64decode(challenge[2:]).decode())
+        before_proof()
+        answer = await client.ask(b64encode(library.get_client_final().encode()))
+        if answer.startswith(b"+ "):
+            answer = await client.ask(b"")
         await client.ask(b"QUIT")
         assert await client.line() == b""
     return answer
@@ -120,6 +142,58 @@ def test_remembered_session_needs_no_task(
             assert len(os.listdir("/proc/self/fd")) == before
 
     run(main())
+
+
+def test_scram_session_needs_no_task(
+    users: Users, monkeypatch: pytest.MonkeyPatch, run: Run[None]
+) -> None:
+    """Neither for a wrong name until its proof is refused, which waits."""
+
+    async def main() -> None:
+        async with remembering(users) as server:
+            works = works_of(server, monkeypatch)
+            for _ in range(3):
+                assert (await log_in_by_scram(server)).startswith(b"+OK 0 messages")
+            assert works == []
+            assert (await log_in_by_scram(server, "zed")).startswith(b"-ERR [AUTH]")
+            guard = server.service.guard
+            assert isinstance(guard, Guard)
+            assert (len(works), len(guard.failures), len(guard.successes)) == (1, 1, 3)
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "forbid",
+    [lambda users: users.set_enabled("mrose", False), lambda users: users.remove("mrose")],
+    ids=["disabled", "removed"],
+)
+def test_change_between_keys_and_proof_holds(
+    users: Users, forbid: Callable[[Users], object]
+) -> None:
+    async def main() -> None:
+        async with remembering(users) as server:
+            answer = await log_in_by_scram(server, before_proof=lambda: forbid(users))
+            assert answer.startswith(b"-ERR [AUTH]")
+            guard = server.service.guard
+            assert isinstance(guard, Guard)
+            assert (len(guard.failures), len(guard.successes)) == (1, 0)
+
+    asyncio.run(main())
+
+
+def test_scram_opens_the_folder_that_the_name_means(users: Users, tmp_path: Path) -> None:
+    async def main() -> None:
+        store = maildirs(tmp_path)
+        await store.deliver("mrose", once(b"x\r\n"))
+        for name in ("cur", "new", "tmp"):
+            (tmp_path / "mail" / "mrose" / ".Junk" / name).mkdir(parents=True)
+        async with remembering(users, store) as server:
+            assert (await log_in_by_scram(server)).startswith(b"+OK 1 message")
+            assert (await log_in_by_scram(server, "mrose+Junk")).startswith(b"+OK 0 messages")
+            assert (await log_in_by_scram(server, "zed+Junk")).startswith(b"-ERR [AUTH]")
+
+    asyncio.run(main())
 
 
 def change(**permissions: object) -> Callable[[Users], object]:

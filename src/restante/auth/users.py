@@ -126,8 +126,8 @@ _COLUMNS = {
 
 
 class Users:
-    """Implements ``Passdb``, ``ScramKeys``, ``Directory``, ``Generations``, ``PromptGenerations``
-    and ``LastUses``.
+    """Implements ``Passdb``, ``ScramKeys``, ``PromptScramKeys``, ``Directory``, ``Generations``,
+    ``PromptGenerations`` and ``LastUses``.
     """
 
     def __init__(self, path: Path, *, domains: Collection[str] = ("localhost",)) -> None:
@@ -381,7 +381,14 @@ class Users:
 
     async def scram(self, identity: str, digest: str) -> ScramSecrets:
         key = _key(identity)
-        rows = await self._rows(_SCRAM[digest], key)
+        return self._scram_secrets(await self._rows(_SCRAM[digest], key), key, digest)
+
+    def scram_now(self, identity: str, digest: str) -> ScramSecrets | None:
+        key = _key(identity)
+        rows = self._rows_now(_SCRAM[digest], key)
+        return None if rows is None else self._scram_secrets(rows, key, digest)
+
+    def _scram_secrets(self, rows: Sequence[Any], key: str, digest: str) -> ScramSecrets:
         decoy = scram.decoy_secrets(rows[0][0], key, digest)  # takes the same time for known users
         stored = [row[1:] for row in rows if row[1] is not None]
         if not stored:
@@ -391,11 +398,17 @@ class Users:
 
     async def proved(self, proof: Proof) -> UserAccount:
         key = _key(proof.identity)
-        rows = await self._rows(_PROVED, key, proof.credential)
-        row = rows[0] if rows else None
-        if row is None:
+        return self._proved(await self._rows(_PROVED, key, proof.credential), key, proof)
+
+    def proved_now(self, proof: Proof) -> UserAccount | None:
+        key = _key(proof.identity)
+        rows = self._rows_now(_PROVED, key, proof.credential)
+        return None if rows is None else self._proved(rows, key, proof)
+
+    def _proved(self, rows: Sequence[Any], key: str, proof: Proof) -> UserAccount:
+        if not rows:
             raise AuthenticationFailed("revoked")
-        account = self._may_act(_account(key, row, proof.credential), proof)
+        account = self._may_act(_account(key, rows[0], proof.credential), proof)
         self.used(account, proof.address)
         return account
 

@@ -20,6 +20,7 @@ from ..passdb import (
     Disproof,
     Passdb,
     PromptAnswers,
+    PromptScramKeys,
     Proof,
     ScramKeys,
     ScramSecrets,
@@ -69,20 +70,24 @@ def time_stamp(host: str) -> str:
     return f"<{secrets.token_hex(16)}.{int(time.time())}@{domain}>"
 
 
-def remembered(
-    shown: Shown, separator: str, passwords: Passdb | None
-) -> tuple[Shown, UserAccount] | None:
-    """Return the credentials and their account if ``passwords`` knows both without waiting.
+def known_now(
+    passdb: Passdb, shown: Shown, separator: str, passwords: Passdb | None
+) -> UserAccount | None:
+    """Return the account of a remembered password or of a proof, if that needs no wait.
 
-    None: ``resolve`` and ``verify`` must check them, for example because the name may mean a
-    folder.
+    None: ``resolve`` and ``verify`` must check it, for example because the name may mean a folder.
+
+    Raises:
+        AuthenticationFailed: as ``verify``.
     """
-    if not (isinstance(shown, Credentials) and offers(passwords, PromptAnswers)):
-        return None
     if len(readings(shown.identity, separator)) > 1:
         return None
-    account = passwords.remembered(shown)
-    return None if account is None else (shown, account)
+    match shown:
+        case Credentials() if offers(passwords, PromptAnswers):
+            return passwords.remembered(shown)
+        case Proof(mechanism=name) if name != "EXTERNAL" and offers(passdb, PromptScramKeys):
+            return passdb.proved_now(shown)
+    return None
 
 
 async def resolve(passdb: Passdb, shown: Shown, separator: str) -> tuple[Shown, View]:
@@ -137,6 +142,13 @@ async def _verify(passdb: Passdb, shown: Shown, passwords: Passdb | None) -> Use
         case Proof() if offers(passdb, ScramKeys):
             return await passdb.proved(shown)
     raise AuthenticationFailed("no-such-mechanism")
+
+
+def look_up_now(passdb: Passdb, lookup: Lookup, separator: str) -> ScramSecrets | None:
+    """Return what ``look_up`` would return, if that needs no wait; None: call that."""
+    if len(readings(lookup.identity, separator)) > 1 or not offers(passdb, PromptScramKeys):
+        return None
+    return passdb.scram_now(lookup.identity, lookup.digest)
 
 
 async def look_up(passdb: Passdb, lookup: Lookup, *, separator: str = "") -> ScramSecrets:

@@ -241,7 +241,7 @@ class Connection(BaseConnection[Event]):
             self.close("bug")
 
     async def _perform(self, event: Event) -> None:
-        if not isinstance(event, Login | Update):  # those two seldom have to wait
+        if not isinstance(event, Login | Lookup | Update):  # those seldom have to wait
             await self._enter_task()
         match event:
             case Response():
@@ -270,12 +270,15 @@ class Connection(BaseConnection[Event]):
             await self._output.flush_and_wait()
 
     async def _look_up(self, lookup: Lookup) -> None:
+        passdb, separator = self._service.passdb, self._service.folder_separator
         try:
-            shown = Disproof("SCRAM", lookup.identity, self._address)  # until the client's proof
-            with attempting(shown, self._loop.time()):
-                secrets = await login.look_up(
-                    self._service.passdb, lookup, separator=self._service.folder_separator
-                )
+            secrets = login.look_up_now(passdb, lookup, separator)
+            if secrets is None:
+                await self._enter_task()
+                # Until the client's proof.
+                shown = Disproof("SCRAM", lookup.identity, self._address)
+                with attempting(shown, self._loop.time()):
+                    secrets = await login.look_up(passdb, lookup, separator=separator)
         except RestanteError as error:
             fields = {"ip": self._address, "user": lookup.identity, "proto": self._proto}
             self._log_failed_login(error, fields)
@@ -376,9 +379,11 @@ class Connection(BaseConnection[Event]):
         service, began, guard = self._service, self._loop.time(), self._service.guard
         self._is_authenticating = True
         try:
-            known = login.remembered(shown, service.folder_separator, service.passwords)
+            known = login.known_now(
+                service.passdb, shown, service.folder_separator, service.passwords
+            )
             if known is not None:
-                shown, account = known
+                account = known
             else:
                 await self._enter_task()
                 with attempting(shown, began):
