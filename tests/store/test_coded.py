@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from restante.cli.main import main
 from restante.errors import PermanentFailure
 from restante.store import coded
-from restante.store.coded import coding, unpacked
+from restante.store.coded import encoding_of, unpacked
 from restante.store.maildir import MaildirStore
 
 from .helpers import contents, listing, put, run
@@ -34,11 +34,11 @@ TEXT = b"Subject: x\r\n\r\n" + b"hello " * 50 + b"\r\n"
 
 @pytest.mark.parametrize("kind", BEGINNINGS)
 def test_codings_are_recognised_by_the_first_octets(kind: str) -> None:
-    assert coding(BEGINNINGS[kind] + b"rest") == kind
+    assert encoding_of(BEGINNINGS[kind] + b"rest") == kind
 
 
 def test_dovecot_lz4_is_recognised() -> None:
-    assert coding(DOVECOTS_LZ4) == "lz4"
+    assert encoding_of(DOVECOTS_LZ4) == "lz4"
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_dovecot_lz4_is_recognised() -> None:
     [b"", b"\x1f", b"BZh", b"BZh: a field\r\n", b"BZh9: a field\r\n", b"CRYPTED: x\r\n", TEXT],
 )
 def test_header_is_not_taken_for_a_coding(octets: bytes) -> None:
-    assert coding(octets) == ""
+    assert encoding_of(octets) == ""
 
 
 @pytest.mark.parametrize(("kind", "pack"), [("gzip", gzip.compress), ("bzip2", bz2.compress)])

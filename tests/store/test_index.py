@@ -392,8 +392,8 @@ def test_nothing_is_appended_to_an_index_that_another_process_has_changed(
     old = known(maildir)
     directory = os.open(place, os.O_RDONLY)
     message = Row("2.b", File("new", "2.b", 7), 3)
-    index.follow(directory, old, index.IndexChange(added=[message]), index.UNKNOWN)
-    index.follow(directory, old, index.IndexChange(gone=[0]), index.UNKNOWN)
+    index.apply_change(directory, old, index.IndexChange(added=[message]), index.UNKNOWN)
+    index.apply_change(directory, old, index.IndexChange(gone=[0]), index.UNKNOWN)
     os.close(directory)
     found = index_on_disk(place)
     assert found is not None

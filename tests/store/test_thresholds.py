@@ -85,7 +85,7 @@ def another(place: Path) -> MaildirStore:
 
 LIMIT = 5  # small, so that all combinations around it can be tried
 LIMITS = {
-    "_FEW": (index, True),
+    "_FEW_IDS": (index, True),
     "_MANY": (refresh, True),
     "_BATCH": (refresh, False),
     "_APPENDED": (index, True),
@@ -178,7 +178,7 @@ def test_indexes_around_the_size_of_the_cache_are_right(
         for user in range(users):
             await check(tmp_path / f"u{user}", store)
         assert len(store._indexes) == min(users, 3)
-        assert store._remembered == sum(each.memory for each in store._indexes.values())
+        assert store._cached_octets == sum(each.memory for each in store._indexes.values())
 
     run(story())
 

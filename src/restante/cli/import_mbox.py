@@ -9,7 +9,7 @@ from functools import partial
 
 from ..errors import PermanentFailure
 from ..store import mbox
-from ..store.coded import LONGEST, coding
+from ..store.coded import PREFIX_LENGTH, encoding_of
 from ..words import counted
 from .import_messages import Arrival, Found, name_of, stamp
 
@@ -37,7 +37,7 @@ def read(options: argparse.Namespace) -> Found:
     """
     before = stamp(options.path)
     with options.path.open("rb") as file:
-        if how := coding(file.read(LONGEST)):
+        if how := encoding_of(file.read(PREFIX_LENGTH)):
             raise PermanentFailure(f"{options.path} is not a plain mbox ({how}); unpack it first")
         file.seek(0)
         box = mbox.read(iter(partial(file.readline, _LINE), b""))

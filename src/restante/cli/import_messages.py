@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import PermanentFailure, TemporaryFailure
 from ..message import Survey
 from ..store import mbox
-from ..store.coded import LONGEST, UNPACKED, coding, unpacked
+from ..store.coded import PREFIX_LENGTH, UNPACKED, encoding_of, unpacked
 from ..words import counted
 from . import common
 
@@ -148,7 +148,7 @@ def decoded(arrivals: list[Arrival], own: Path, limit: int) -> list[Arrival]:
 def _coding(arrival: Arrival) -> str:
     with arrival.path.open("rb") as file:
         file.seek(arrival.begin)
-        return coding(file.read(LONGEST))
+        return encoding_of(file.read(PREFIX_LENGTH))
 
 
 def _is_in(arrival: Arrival, maildrop: Path) -> bool:

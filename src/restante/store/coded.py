@@ -1,7 +1,7 @@
-"""Message files that are compressed or encrypted, as other programs leave them in a Maildir.
+"""Message files that another program has compressed or encrypted in a Maildir.
 
-They are recognised by their first octets, because names and flags differ between programs.  A
-message cannot begin like that, because field names are printable ASCII (RFC 5322 §2.2).
+They are recognised by their first octets, because names and flags differ between programs.  No
+plain message can begin with these octets, because field names are printable ASCII (RFC 5322 §2.2).
 
 Formats: gzip (RFC 1952), bzip2, zstd (RFC 8878), xz, the LZ4 frame format, and Dovecot's own
 LZ4 and mail_crypt.
@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterable, Iterator
 from ..errors import PermanentFailure
 
 CODED = "message was compressed or encrypted by another program"
-LONGEST = 16
-"""Octets from the beginning of a file that ``coding`` needs."""
+PREFIX_LENGTH = 16
+"""Number of octets at the start of a file that ``encoding_of`` examines."""
 
 _CODINGS = re.compile(
     rb"""(?P<gzip>\x1f\x8b)
@@ -31,20 +31,20 @@ _CODINGS = re.compile(
     | (?P<encryption>CRYPTED\x03\x07)""",
     re.VERBOSE,
 )
-_PIECE = 65_536  # octets unpacked at once
+_PIECE = 65_536  # octets unpacked at a time
 
 
-def coding(first: bytes) -> str:
-    """Return the coding of a file with these first octets; empty if it is plain."""
+def encoding_of(first: bytes) -> str:
+    """Return the encoding of a file with these first octets, empty for a plain file."""
     match = _CODINGS.match(first)
     return (match.lastgroup or "") if match else ""
 
 
 class _Gzip:
-    """zlib's unpacker with the interface of bz2's, which keeps its input itself."""
+    """Gives zlib's decompressor the interface of bz2's, which buffers unused input internally."""
 
     def __init__(self) -> None:
-        self._zlib = zlib.decompressobj(wbits=31)  # 31: gzip, with its check at the end
+        self._zlib = zlib.decompressobj(wbits=31)  # 31: gzip format, including its checksum
 
     @property
     def eof(self) -> bool:
@@ -61,14 +61,14 @@ class _Gzip:
 _Unpacker = _Gzip | bz2.BZ2Decompressor
 _UNPACKERS: dict[str, Callable[[], _Unpacker]] = {"gzip": _Gzip, "bzip2": bz2.BZ2Decompressor}
 UNPACKED = frozenset(_UNPACKERS)
-"""Codings that ``unpacked`` knows."""
+"""Encodings that ``unpacked`` supports."""
 
 
 def unpacked(pieces: Iterable[bytes], coding: str, limit: int) -> Iterator[bytes]:
-    """Yield the message in pieces of at most 64 KiB; ``limit`` is in octets.
+    """Yield the unpacked message in pieces of at most 64 KiB.  ``limit`` is in octets.
 
     Raises:
-        PermanentFailure: damaged, incomplete, or larger than the limit.
+        PermanentFailure: the data is damaged or incomplete, or the message exceeds the limit.
     """
     size = 0
     try:
@@ -81,7 +81,7 @@ def unpacked(pieces: Iterable[bytes], coding: str, limit: int) -> Iterator[bytes
 
 
 def _unpacked(pieces: Iterable[bytes], make: Callable[[], _Unpacker]) -> Iterator[bytes]:
-    """Unpack all streams: a file may contain several, one after the other."""
+    """Unpack all streams of a file, which may contain several streams in succession."""
     unpacker, has_begun = make(), False
     for piece in pieces:
         rest, has_begun = piece, has_begun or bool(piece)

@@ -1,38 +1,39 @@
-"""The index of a maildrop: all that a session needs, without opening a message.
+"""The index of a maildrop: everything that a session needs to know without opening a message.
 
-It holds the unique-id, the size, the form and the file of each message, the answers to LIST and
-UIDL as they are sent, and the stamps of the directories, which show whether a maildrop has
-changed.  On disk it is a cache: rebuilt in any doubt, replaced atomically, never synced.  A
-checksum finds torn writes, and the inode number of the maildrop finds an index that was copied
-from another one.
+An index contains the unique-id, the size, the form and the file of each message, the complete
+responses to LIST and UIDL, and the stamps of the directories, which show whether the maildrop has
+changed.  The index on disk is a cache.  It is rebuilt whenever it may be wrong, replaced
+atomically, and never synced.  A checksum detects torn writes, and the inode number of the maildrop
+detects an index that was copied from another maildrop.
 
-How an index follows a change
------------------------------
+How an index is updated
+-----------------------
 Building the index of 100,000 messages takes 1.4 s of processor time, and the most common change is
 one new message.  So an index is derived from its predecessor:
 
 1. ``refresh`` compares the names and inode numbers in the directories that changed with those
-   of the index, and sorts the result into messages that are gone, that have another file or
-   size, and that are new: an ``IndexChange``.
-2. ``Index.changed`` finds the first row that differs.  Rows before it are copied as octets.  Rows
-   from there on are rebuilt, because the message-numbers in the answers to LIST and UIDL change
-   there, but from columns, not from one object per message.  New mail normally sorts to the
+   of the index, and sorts the messages into three groups, which form an ``IndexChange``: gone,
+   changed (another file or size), and new.
+2. ``Index.changed`` finds the first row that differs.  Earlier rows are copied as octets.  Later
+   rows are rebuilt, because their message-numbers in the responses to LIST and UIDL change.  They
+   are rebuilt column by column, without one object per message.  New mail normally sorts to the
    end, so nearly everything is copied.
-3. ``follow`` appends the change to the file.  An appended change is followed by a checksum that
-   includes the previous checksum, so it continues exactly one predecessor.  A torn change, or one
-   that continues another index, ends what is believed; everything before it is an older index but
-   a complete one, and its stamps show that it is older.  Nothing is appended behind a torn change.
-4. Two processes may append at the same time.  Each appends only to the file that it has read
-   or written itself, known by inode number and length; otherwise it writes a new file.
+3. ``apply_change`` appends the change to the file.  An appended change is followed by a checksum
+   that includes the previous checksum, so the change continues exactly one predecessor.  Reading
+   stops at a change that is torn or that continues another index.  Everything before such a change
+   is an older but complete index, and its stamps show that it is older.  Nothing is appended after
+   a torn change.
+4. Two processes may append at the same time.  Each process appends only to the file that it has
+   read or written itself, identified by inode number and length; otherwise it writes a new file.
 5. After 64 KiB of changes the whole file is written again.
 
 A stamp is trusted only if it is older than the session that read the directory, both measured by
-the clock of the file system: then any later change must move it, however coarse that clock is.
-See docs/decisions/0060-index.md and 0062-index-changes.md.
+the clock of the file system.  In that case any later change must alter the stamp, however coarse
+the clock is.  See docs/decisions/0060-index.md and 0062-index-changes.md.
 
-Security: programs that can write into a maildrop can write its index, so a name in the index is
-only looked up in ``new/`` or ``cur/`` and may contain no slash.
-Limits: 100,000 messages with our unique-ids take some 10 MB.
+Security: programs that can write into a maildrop can write its index, so a file name from the
+index is only looked up in ``new/`` or ``cur/``, and must not contain a slash.
+Limits: an index of 100,000 messages with our unique-ids takes about 10 MB.
 """
 
 from __future__ import annotations
@@ -59,38 +60,38 @@ from .names import File, delivered_at, unique_part
 INDEX = "restante.index"
 
 _MAGIC = f"restante index 2 {sys.byteorder}\n".encode()
-_MAGIC_OF_ANY = b"restante index "  # version
+_MAGIC_PREFIX = b"restante index "  # of all versions
 _HEADER = struct.Struct("=Q 9Q 6Q")  # maildrop, stamps, lengths
 _OWNER = struct.Struct("=Q")
 _CHANGE = struct.Struct("=9Q 3Q")  # stamps, lengths
-_DIGEST = 16  # octets: finds accidents, not forgeries
-_NEW = 4  # in the octet of a form: the file is in new/
+_DIGEST = 16  # octets; detects accidental damage, not forgery
+_NEW = 4  # flag in a form's octet: the file is in new/
 _FILE_NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-_FEW = 8  # unique-ids; searching the octets for each is faster than decoding all up to here
-# Octets of appended changes after which the whole file is written again: the first login of each
-# process must apply all of them.  A change with one message takes some 400 octets.
+_FEW_IDS = 8  # up to this many, searching the octets for each id is faster than decoding all ids
+# Octets of appended changes after which the whole file is written again, because the first login
+# of each process must apply all changes.  A change with one message takes about 400 octets.
 _APPENDED = 65_536
 
 Stamps = tuple[int, ...]
 """Inode number, mtime and ctime of new/, of cur/, and of the file of adopted ids (zeros if that
-file is missing).  ``NO_STAMP`` in place of a stamp that is not trusted."""
+file is missing).  ``NO_STAMP`` replaces a stamp that is not trusted."""
 
 UNKNOWN: Stamps = NO_STAMP * 3
 INCOMPLETE: Stamps = (0,) * 9
-"""In place of stamps: this index may lack messages that are in the maildrop."""
+"""Replaces the stamps of an index that may lack messages that are in the maildrop."""
 
 
 class Form(IntEnum):
     """How the stored octets of a message relate to those on the wire."""
 
     UNKNOWN = 0
-    """Must be converted, and its size counted meanwhile."""
+    """The message must be converted, and its size is counted during the conversion."""
     CRLF = 1
     """Every line ends with CRLF."""
     READY = 2
-    """As CRLF, and no line begins with a dot."""
+    """Every line ends with CRLF, and no line begins with a dot."""
     GUESSED = 3
-    """Could not be read; the size is a guess."""
+    """The message could not be read; its size is a guess."""
 
 
 _FORMS = tuple(Form) * 2
@@ -108,36 +109,40 @@ class Row(NamedTuple):
 
 
 class IndexChange(NamedTuple):
-    """The difference between an index and its predecessor.  Places refer to the predecessor."""
+    """The difference between an index and its predecessor.
+
+    Positions refer to the predecessor.
+    """
 
     gone: Sequence[int] = ()
     other: Mapping[int, Row] = {}
-    """By place, the same messages with another file or size."""
+    """Messages with another file or size, by position."""
     added: Sequence[Row] = ()
-    """Sorted in by ``changed``, behind messages whose order comes from another server."""
+    """New messages.  ``changed`` inserts them in order, after the messages whose order comes from
+    another server."""
 
 
 class IndexFile(NamedTuple):
-    """The file that holds an index, to append changes to it."""
+    """Describes the file of an index, so that changes can be appended to this file."""
 
     inode: int
     octets: int
     appended: int
     """The number of these octets that are appended changes."""
     digest: bytes
-    """The last checksum in it."""
+    """The last checksum in the file."""
 
     def extended(self, octets: int, digest: bytes) -> IndexFile:
         return IndexFile(self.inode, self.octets + octets, self.appended + octets, digest)
 
 
 class _Columns:
-    """Rows as columns, on their way into an index or out of it."""
+    """Rows stored by column, used to build or change an index."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
         self.packed: list[bytes] = []
-        """Directory and name; what repeats the unique-id is left out."""
+        """Directory and name, without the part that repeats the unique-id."""
         self.sizes, self.inodes = array("Q"), array("Q")
         self.forms = bytearray()
 
@@ -157,15 +162,18 @@ class _Columns:
 
 
 class Index(Rendered):
-    """Immutable; sessions of one process share it.  Also the listing of each."""
+    """The index of one maildrop, also used as the listing of each session.
+
+    An index is immutable and shared by the sessions of a process.
+    """
 
     def __init__(
         self, messages: Iterable[Row] = (), stamps: Stamps = UNKNOWN, placed: int = 0
     ) -> None:
         self.stamps = stamps
         self.on_disk: IndexFile | None = None
-        """The file that has exactly this index, if it is known."""
-        self._placed = placed  # number of first messages, whose order is from another server
+        """The file that contains exactly this index, if known."""
+        self._placed = placed  # number of leading messages whose order comes from another server
         self._sizes, self._inodes = array("Q"), array("Q")
         self._id_ends, self._name_ends = array("I"), array("I")
         self._forms = self._ids = self._names = self._scan = b""
@@ -176,7 +184,7 @@ class Index(Rendered):
         self._extend(rows)
 
     def _extend(self, rows: _Columns) -> None:
-        """Append rows.  Only while the index is being made."""
+        """Append rows.  Must be called only while the index is being built."""
         first = len(self) + 1
         ids = [f"{number} {unique_id}\r\n" for number, unique_id in enumerate(rows.ids, first)]
         scan = [f"{number} {size}\r\n" for number, size in enumerate(rows.sizes, first)]
@@ -212,7 +220,7 @@ class Index(Rendered):
     def unique_id_listing(self) -> bytes:
         return self._ids
 
-    # What the store looks up.
+    # Look-ups for the store
 
     def find(self, entry: Entry) -> int | None:
         """Return the position of an entry, found by its key or else by its unique-id."""
@@ -225,8 +233,10 @@ class Index(Rendered):
         return int(self._ids[self._ids.rfind(b"\n", 0, position) + 1 : position]) - 1
 
     def row(self, at: int) -> Row:
-        """Raises:
-        FileNotFoundError: the name cannot be one of a file in the maildrop.
+        """Return the message at this position.
+
+        Raises:
+            FileNotFoundError: the stored name cannot belong to a file in the maildrop.
         """
         unique_id = self._unique_id(at)
         return Row(unique_id, self.file(at, unique_id), self._sizes[at], self.form(at))
@@ -235,7 +245,7 @@ class Index(Rendered):
         """Return the file of the message at this position, which has this unique-id.
 
         Raises:
-            FileNotFoundError: as ``row``.
+            FileNotFoundError: the stored name cannot belong to a file in the maildrop.
         """
         begin = self._name_ends[at - 1] if at else 0
         packed = self._names[begin : self._name_ends[at]].decode(*_FILE_NAMES)
@@ -245,23 +255,23 @@ class Index(Rendered):
         return File("new" if packed[0] == "n" else "cur", name, self._inodes[at])
 
     def files_in(self, directory: str) -> dict[str, int]:
-        """Return the places of the messages in that directory, by file name."""
-        is_there = self._forms.translate(_IN_NEW if directory == "new" else _IN_CUR)
-        first, end = is_there.find(1), is_there.rfind(1) + 1
+        """Return the positions of the messages in this directory, by file name."""
+        is_in = self._forms.translate(_IN_NEW if directory == "new" else _IN_CUR)
+        first, end = is_in.find(1), is_in.rfind(1) + 1
         if not end:
             return {}
-        places = list(compress(range(first, end), is_there[first:end]))
-        ids = self._unique_ids(first, places[-1] + 1)
+        positions = list(compress(range(first, end), is_in[first:end]))
+        ids = self._unique_ids(first, positions[-1] + 1)
         ends = self._name_ends
-        packed = self._names.decode("latin-1")  # so that octets are counted
-        rows = [packed[ends[at - 1] if at else 0 : ends[at]] for at in places]
+        packed = self._names.decode("latin-1")  # so that positions are in octets
+        rows = [packed[ends[at - 1] if at else 0 : ends[at]] for at in positions]
         names = [
             row[2:] if row[1] == ":" else ids[at - first] + row[2:]
-            for at, row in zip(places, rows, strict=True)
+            for at, row in zip(positions, rows, strict=True)
         ]
         if not packed.isascii():
             names = [os.fsdecode(name.encode("latin-1")) for name in names]
-        return dict(zip(names, places, strict=True))
+        return dict(zip(names, positions, strict=True))
 
     @property
     def inodes(self) -> Sequence[int]:
@@ -270,13 +280,13 @@ class Index(Rendered):
     def has(self, unique_ids: Iterable[str]) -> bool:
         """Return whether one of these unique-ids is in the index."""
         wanted = set(unique_ids)
-        if len(wanted) > _FEW:
+        if len(wanted) > _FEW_IDS:
             return not wanted.isdisjoint(self._unique_ids(0, len(self)))
         return any(f" {each}\r\n".encode("ascii") in self._ids for each in wanted)
 
     @property
     def is_complete(self) -> bool:
-        """Whether no message that was ever listed is missing unless it is known to be gone."""
+        """Whether every message that was ever listed is in this index or known to be removed."""
         return self.stamps != INCOMPLETE
 
     @property
@@ -293,12 +303,15 @@ class Index(Rendered):
     def form(self, at: int) -> Form:
         return _FORMS[self._forms[at]]
 
-    def places(self) -> dict[int, int]:
-        """Return places by inode number; see ``is_of``."""
+    def positions(self) -> dict[int, int]:
+        """Return positions by inode number.
+
+        Other files may have got the same inode numbers since; ``is_of`` compares the names as well.
+        """
         return dict(zip(self._inodes, range(len(self)), strict=True))
 
     def is_of(self, at: int, file: File) -> bool:
-        """Return whether the message there has that unique part and inode number."""
+        """Return whether this message has the unique part and the inode number of ``file``."""
         begin = self._name_ends[at - 1] if at else 0
         packed = self._names[begin + 1 : self._name_ends[at]]
         if packed.startswith(b"="):
@@ -311,7 +324,7 @@ class Index(Rendered):
         return self._sizes[at], self.form(at)
 
     def learned(self, forms: Mapping[int, Form]) -> Index:
-        """Return the same index with other forms at these places."""
+        """Return the same index with other forms at these positions."""
         new = copy(self)
         octets = bytearray(self._forms)
         for at, form in forms.items():
@@ -320,10 +333,15 @@ class Index(Rendered):
         return new
 
     def changed(self, change: IndexChange, stamps: Stamps) -> Index:
-        """Return the index after a change; see the module for the steps."""
+        """Return the index after a change; the module's docstring describes the steps."""
         added = sorted(change.added, key=_key)
         first = min(
-            [*change.gone, *change.other, *(self._place(each) for each in added[:1]), len(self)]
+            [
+                *change.gone,
+                *change.other,
+                *(self._position_of(each) for each in added[:1]),
+                len(self),
+            ]
         )
         new, rows = self._first(first, stamps), self._columns(first, len(self))
         for at, message in change.other.items():
@@ -339,8 +357,8 @@ class Index(Rendered):
         new._extend(rows)
         return new
 
-    def _place(self, message: Row) -> int:
-        """Return where a new message belongs."""
+    def _position_of(self, message: Row) -> int:
+        """Return the position of a new message in the order of the index."""
         return bisect_left(range(len(self)), _key(message), self._placed, key=self._key_at)
 
     def _key_at(self, at: int) -> tuple[int, str]:
@@ -364,7 +382,7 @@ class Index(Rendered):
         return new
 
     def _unique_ids(self, first: int, end: int) -> list[str]:
-        if first == end:  # an empty index has no end of a line to look up
+        if first == end:  # an empty index has no line ends to look up
             return []
         begin = self._id_ends[first - 1] if first else 0
         lines = self._ids[begin : self._id_ends[end - 1]].decode("ascii").split("\r\n")
@@ -394,7 +412,7 @@ class Index(Rendered):
     # On disk
 
     def has_same_answers(self, messages: Iterable[Row]) -> bool:
-        """Return whether this index is what these messages would give."""
+        """Return whether an index built from these messages would give the same responses."""
         other = Index(messages)
         return self._parts() == other._parts() and self.octets == other.octets
 
@@ -417,20 +435,21 @@ class Index(Rendered):
 
     @classmethod
     def decode(cls, octets: bytes | memoryview, maildrop: int) -> Index | None:
-        """Read an index with all appended changes; ``on_disk`` shows how much of it is believed.
+        """Read an index with all appended changes.
 
-        None: damaged, of another version, or of another maildrop.
+        The attribute ``on_disk`` of the result shows how much of the file is valid.  Returns None
+        if the file is damaged, or if it has another version or belongs to another maildrop.
         """
         index = cls._decode(memoryview(octets), maildrop)
         return None if index is None else index.continued(memoryview(octets)[index._end :])
 
     @property
     def _end(self) -> int:
-        """Octets of the file up to and with this index."""
+        """Number of octets in the file up to and including this index."""
         return self.on_disk.octets if self.on_disk is not None else 0
 
     def continued(self, octets: memoryview) -> Index:
-        """Return the index after the whole changes that follow it in its file."""
+        """Return the index after applying the complete changes that follow it in the file."""
         index, at = self, 0
         while (later := index._decode_change(octets[at:])) is not None:
             at += later._end - index._end
@@ -464,23 +483,26 @@ class Index(Rendered):
         return index
 
     def _decode_change(self, octets: memoryview) -> Index | None:
-        """Return the index after the change that begins there; None if it is missing or torn."""
+        """Return the index after the change at the start of ``octets``.
+
+        Returns None if the change is missing or torn.
+        """
         assert self.on_disk is not None
         if len(octets) < _CHANGE.size:
             return None
         *now, gone, other, rows = _CHANGE.unpack(octets[: _CHANGE.size])
-        places_end = _CHANGE.size + 8 * (gone + other)
-        end = places_end + rows
+        positions_end = _CHANGE.size + 8 * (gone + other)
+        end = positions_end + rows
         digest = bytes(octets[end : end + _DIGEST])
         if digest != _digest(self.on_disk.digest, octets[:end]):
             return None
-        places = array("Q", bytes(octets[_CHANGE.size : places_end]))
-        table = Index._decode(octets[places_end:end], 0)
+        positions = array("Q", bytes(octets[_CHANGE.size : positions_end]))
+        table = Index._decode(octets[positions_end:end], 0)
         if table is None:
             return None
         messages = list(map(table.row, range(len(table))))
         change = IndexChange(
-            places[:gone], dict(zip(places[gone:], messages, strict=False)), messages[other:]
+            positions[:gone], dict(zip(positions[gone:], messages, strict=False)), messages[other:]
         )
         later = self.changed(change, tuple(now))
         later.on_disk = self.on_disk.extended(end + _DIGEST, digest)
@@ -488,16 +510,16 @@ class Index(Rendered):
 
 
 def _encode_change(change: IndexChange, stamps: Stamps, before: bytes) -> bytes:
-    """``before``: the checksum of the index that it continues."""
-    places = array("Q", [*change.gone, *change.other])
+    """Encode a change.  ``before`` is the checksum of the index to which the change applies."""
+    positions = array("Q", [*change.gone, *change.other])
     rows = Index([*change.other.values(), *change.added]).encode(0)
     header = _CHANGE.pack(*stamps, len(change.gone), len(change.other), len(rows))
-    octets = header + places.tobytes() + rows
+    octets = header + positions.tobytes() + rows
     return octets + _digest(before, octets)
 
 
 def stamps(maildrop: int) -> Stamps:
-    """Return the current stamps."""
+    """Return the current stamps of a maildrop."""
     adopted: tuple[int, ...]
     try:
         adopted = files.stamp(ADOPTED, maildrop)
@@ -507,8 +529,10 @@ def stamps(maildrop: int) -> Stamps:
 
 
 def trusted(current: Stamps, began: int) -> Stamps:
-    """Return the stamps that are older than ``began``, a time of the same file system; ``NO_STAMP``
-    for the others."""
+    """Return the stamps with ``NO_STAMP`` in place of those that are not older than ``began``.
+
+    ``began`` is a time of the same file system.
+    """
     older: list[int] = []
     for at in range(0, 9, 3):
         one = current[at : at + 3]
@@ -519,7 +543,8 @@ def trusted(current: Stamps, began: int) -> Stamps:
 def load(maildrop: int, known: Index | None = None) -> Index | None:
     """Return the index on disk, or None if it is missing or damaged.
 
-    ``known``: if its file still begins with it, only what was appended since then is read.
+    If the file still begins with the index ``known``, only the changes appended after that index
+    are read.
     """
     try:
         inode = files.status(INDEX, maildrop).st_ino
@@ -536,10 +561,10 @@ def load(maildrop: int, known: Index | None = None) -> Index | None:
 
 
 def _continuation(maildrop: int, known: Index) -> tuple[Index | None, int]:
-    """Return the index on disk, and the octets of its file; None if that does not begin with
-    ``known``.
+    """Return the index on disk, and the length of its file in octets.
 
-    The checksum decides, since a file that was replaced may have got the same inode number.
+    Returns None as the index if the file does not begin with ``known``.  The checksum shows whether
+    it does, because a replacement file can get the same inode number.
     """
     if known.on_disk is None:
         return None, 0
@@ -557,21 +582,24 @@ def is_damaged(maildrop: int) -> bool:
     backup), is not used, but it is not damaged.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     try:
         octets = files.read(INDEX, maildrop)
     except FileNotFoundError:
         return False
     if not octets.startswith(_MAGIC):
-        return not octets.startswith(_MAGIC_OF_ANY)
+        return not octets.startswith(_MAGIC_PREFIX)
     owner = octets[len(_MAGIC) : len(_MAGIC) + _OWNER.size]
     return len(owner) < _OWNER.size or Index.decode(octets, *_OWNER.unpack(owner)) is None
 
 
 def save(maildrop: int, index: Index, *, durably: bool = False) -> None:
-    """Write the index.  Failures are ignored: a maildrop works without, on a full or read-only
-    disk."""
+    """Write the index.
+
+    Failures are ignored, because a maildrop also works without an index file, for example on a full
+    or read-only disk.
+    """
     try:
         octets = index.encode(files.inode(maildrop))
         inode = files.replace_cache(INDEX, octets, maildrop, durably=durably)
@@ -588,8 +616,8 @@ def forget(maildrop: int) -> None:
     files.move_stamp("new", maildrop)
 
 
-def follow(maildrop: int, old: Index, change: IndexChange, stamps: Stamps) -> Index:
-    """Return the index after a change, and bring the file up to date."""
+def apply_change(maildrop: int, old: Index, change: IndexChange, stamps: Stamps) -> Index:
+    """Return the index after a change, and update the index file."""
     new = old.changed(change, stamps)
     on_disk = old.on_disk
     if on_disk is not None and on_disk.appended < _APPENDED:
@@ -603,14 +631,14 @@ def follow(maildrop: int, old: Index, change: IndexChange, stamps: Stamps) -> In
 
 
 def _packed(message: Row) -> bytes:
-    """Return directory and name; a part that repeats the unique-id is left out."""
+    """Return directory and name, without the part that repeats the unique-id."""
     unique, name = unique_part(message.file.name), message.file.name
     rest = f"={name[len(unique) :]}" if unique == message.unique_id else f":{name}"
     return os.fsencode(message.file.directory[0] + rest)
 
 
 def _order(unique_id: str, packed: bytes) -> tuple[int, str]:
-    """Return the key that ``names.identify`` sorts by."""
+    """Return the key by which ``names.identify`` sorts."""
     rest = os.fsdecode(packed[2:])
     return delivered_at(unique_id + rest if packed[1:2] == b"=" else rest), unique_id
 

@@ -53,7 +53,7 @@ from ..message import LineEnds, Survey, Top, crlf_text
 from ..scanning import ChangingMaildir, scan_exactly, scan_for
 from ..wire import stuffed
 from . import adopted, expiry, files, journal, quota, rules
-from .coded import CODED, LONGEST, coding
+from .coded import CODED, PREFIX_LENGTH, encoding_of
 from .delivery import NamedDeliveries
 from .files import in_thread
 from .folders import (
@@ -82,14 +82,14 @@ from .refresh import correct, index_of_now
 from .rules import Rules, lasting
 from .verification import Finding, verify
 
-# The index is written when a session learned the form of one message in 16; otherwise writing 100
-# octets per message costs more than converting a few messages again.
+# The index is written if a session has learned the form of at least one message in 16.  For fewer,
+# writing 100 octets per message costs more than converting these messages again.
 _WORTH_SAVING = 16
-_WRITE = 262_144  # octets gathered for one write, to save calls in threads
-_CACHE = 67_108_864  # octets of indexes in memory: some 600,000 messages at 100 octets each
+_WRITE = 262_144  # octets collected for each write, to reduce the number of calls to threads
+_CACHE = 67_108_864  # octets of indexes in memory: about 600,000 messages at 100 octets each
 _VIEWS = 16  # joined listings in memory; few users open several folders at a time
-_ATTEMPTS = 5  # to open a file that another program renames meanwhile
-_BEGINNING = 16_384  # octets read for TOP; more than nearly all headers, by our estimate
+_ATTEMPTS = 5  # attempts to open a file that another program is renaming
+_BEGINNING = 16_384  # octets read for TOP; we estimate that nearly all headers are shorter
 _BATCH = 32  # users or messages in one call in a thread, which cannot be cancelled
 
 T = TypeVar("T")
@@ -108,15 +108,19 @@ class MaildirStore:
         folders: Sequence[str] = ("INBOX",),
         clock: Clock | None = None,
     ) -> None:
-        """``template``: see ``paths.Template``.  ``hold``: seconds for which removed mail stays; 0
-        destroys it at once, and infinity removes nothing, so that it is listed again.  If it
-        depends on the user it may block.  ``limit``: the quota of a user in octets; 0: no quota.
-        It may block.  ``folders``: shown to clients that name no folder.  ``clock``: of the state
-        directory; by default a new one.
+        """
+        ``template``: see ``paths.Template``.
+        ``hold``: the number of seconds for which removed mail is held, or a function that returns
+        this number for a user and may block.  0 destroys mail immediately; with infinity, no mail
+        is removed, and it is listed again.
+        ``limit``: a function that returns the quota of a user in octets, 0 for no quota.  It may
+        block.
+        ``folders``: the folders shown to clients that do not request a folder.
+        ``clock``: the clock kept in the state directory; by default a new one.
 
         Raises:
             ConfigurationError: the template would let two users share a maildrop.
-            PermanentFailure: an invalid folder name.
+            PermanentFailure: a folder name is invalid.
         """
         self.hold = hold if callable(hold) else lambda _: hold
         self.limit = limit
@@ -125,7 +129,7 @@ class MaildirStore:
         self._views: dict[tuple[Index, ...], tuple[list[str], Index]] = {}
         self._template = Template(template)
         self._indexes: dict[str, Index] = {}  # by user and folder, the most recently used last
-        self._remembered = 0  # their size in octets
+        self._cached_octets = 0  # total size of the cached indexes
 
     @property
     def is_prompt(self) -> bool:
@@ -141,7 +145,8 @@ class MaildirStore:
         wanted = list(dict.fromkeys(map(directory_of, view.folders))) or self._folders
         async with AsyncExitStack() as stack:
             opened = {}
-            # Locked in a fixed order, so that two sessions cannot each get half of the locks.
+            # Folders are locked in a fixed order, so that two sessions cannot each get half of the
+            # locks.
             for folder in sorted(wanted):
                 with suppress(_NoSuchFolder):
                     session = self._session(user, folder)
@@ -157,7 +162,7 @@ class MaildirStore:
             yield ViewMaildrop(parts, await self._joined(parts, whole=since is None))
 
     async def _joined(self, parts: Sequence[Part], *, whole: bool) -> Index:
-        """Return the joined listing; that of whole folders is cached until they change."""
+        """Return the joined listing.  Listings of whole folders are cached until they change."""
         key = tuple(part.session.listing for part in parts)
         names = [part.folder for part in parts]
         known, index = self._views.pop(key, ([], Index()))
@@ -175,7 +180,7 @@ class MaildirStore:
     async def _begin(
         self, user: str, folder: str, resources: _Resources
     ) -> tuple[str, _OpenMaildir]:
-        """Return the key of the cached index, and the session.
+        """Open a session.  Returns the key of its cached index, and the session.
 
         Raises:
             _NoSuchFolder, MaildropInUse, TemporaryFailure
@@ -185,10 +190,10 @@ class MaildirStore:
         locked = None
         lock = partial(self._lock, resources, names, folder, known)
         if known is not None:
-            # These calls use cached directories: a thread would cost more than it saves.
+            # These calls use cached directories, so a thread would cost more than it saves.
             with files.storage_errors(), suppress(FileNotFoundError):
                 locked = lock()
-        if locked is None:  # missing directories are made
+        if locked is None:  # create missing directories
             resources.release()
             locked = await in_thread(lock, make=True)
         root, maildrop, began, fresh = locked
@@ -218,8 +223,11 @@ class MaildirStore:
         *,
         make: bool = False,
     ) -> tuple[int, int, int, Index | None]:
-        """Return the Maildir, the folder in it, the begin of the session, and the known index if
-        nothing has changed."""
+        """Lock a folder.
+
+        Returns the Maildir, the folder, the start time of the session, and the known index, which
+        is None if the folder has changed.
+        """
         root = resources.take(files.maildrop(self._template.base, names, make=make))
         maildrop = root
         if folder != INBOX:
@@ -256,11 +264,11 @@ class MaildirStore:
 
     def _remember(self, key: str, index: Index) -> None:
         if (old := self._indexes.pop(key, None)) is not None:
-            self._remembered -= old.memory
+            self._cached_octets -= old.memory
         self._indexes[key] = index
-        self._remembered += index.memory
-        while self._remembered > _CACHE and len(self._indexes) > 1:
-            self._remembered -= self._indexes.pop(next(iter(self._indexes))).memory
+        self._cached_octets += index.memory
+        while self._cached_octets > _CACHE and len(self._indexes) > 1:
+            self._cached_octets -= self._indexes.pop(next(iter(self._indexes))).memory
 
     async def deliver(self, user: str, message: AsyncIterator[bytes]) -> Entry:
         names, limit = self._template.names(user), partial(self.limit, user)
@@ -278,12 +286,12 @@ class MaildirStore:
     ) -> int:
         """Import mail of another server with its unique-ids and in its order.
 
-        ``arrivals``: unique-ids by the names of the future files; ``read`` yields the octets of a
-        message that is neither here yet nor held.  Returns the number of added messages.  Durable
-        on return.  After an interruption, repeat the call to add the rest.
+        ``arrivals`` maps the file names to be created to unique-ids.  ``read`` yields the octets of
+        a message that is neither in the maildrop nor held.  Returns the number of added messages,
+        which are durable on return.  After an interruption, repeat the call to add the rest.
 
         Raises:
-            PermanentFailure: two messages would have one unique-id; nothing is changed.
+            PermanentFailure: two messages would have the same unique-id; nothing is changed.
         """
         added = 0
         async with self._session(user) as session:
@@ -302,13 +310,13 @@ class MaildirStore:
         return added
 
     async def unique_ids(self, user: str) -> dict[str, str]:
-        """Return unique-ids by file name without flags, in the order of the listing."""
+        """Return the unique-ids by file name (without flags), in the order of the listing."""
         async with self._session(user) as session:
             messages = map(session.listing.row, range(len(session.listing)))
             return {each.file.name.partition(":")[0]: each.unique_id for each in messages}
 
     async def held(self, user: str) -> Sequence[HeldMessage]:
-        def look(maildrop: int) -> list[HeldMessage]:
+        def collect_held(maildrop: int) -> list[HeldMessage]:
             messages = []
             for name, folder in each_folder(maildrop):
                 before = "" if name == INBOX else f"{name}/"
@@ -317,7 +325,7 @@ class MaildirStore:
             messages = [replace(each, removed_at=min(each.removed_at, now)) for each in messages]
             return sorted(messages, key=attrgetter("removed_at", "name"))
 
-        return await in_thread(self._at, user, look, [])
+        return await in_thread(self._at, user, collect_held, [])
 
     async def read_held(self, user: str, held: HeldMessage) -> AsyncIterator[bytes]:
         def find(maildrop: int) -> int:
@@ -339,8 +347,9 @@ class MaildirStore:
     ) -> int:
         names = [each.name for each in held]
 
-        def give_back(maildrop: int) -> int:
-            quota.forget(maildrop)  # before as well: a crash must not make the count too small
+        def restore_all(maildrop: int) -> int:
+            # Also called before restoring, because a crash must not make the count too small.
+            quota.forget(maildrop)
             removed_at = self._removed_at(maildrop, partial(self.hold, user))
             try:
                 return sum(
@@ -350,10 +359,14 @@ class MaildirStore:
             finally:
                 quota.forget(maildrop)
 
-        return await in_thread(self._at, user, give_back, 0)
+        return await in_thread(self._at, user, restore_all, 0)
 
     def _removed_at(self, root: int, hold: Callable[[], float]) -> int | None:
-        """Return the moment for an interrupted UPDATE; it destroys mail only if it did before."""
+        """Return the removal time to record when an interrupted UPDATE is finished.
+
+        None means that mail is destroyed.  It is returned only if mail was to be destroyed when the
+        UPDATE began, and still is.
+        """
         return None if rules.read(root).destroys and not hold() else self._clock.stamp()
 
     async def purge(self, user: str, removed_before: float) -> int:
@@ -375,14 +388,14 @@ class MaildirStore:
         return await in_thread(self._at, user, clean, Sweep())
 
     async def expire(self, user: str, days: int | None, *, until: float, now: float) -> Sweep:
-        def look(maildrop: int) -> tuple[Rules, list[float]]:
+        def read_arrivals(maildrop: int) -> tuple[Rules, list[float]]:
             known = rules.read(maildrop).changed(int(now), expire=lasting(days))
             arrivals = expiry.arrivals(maildrop, now, date_again=True)
             return known, [known.kept_until(each) for each in arrivals]
 
         if days is None:
             return Sweep()
-        known, ends = await in_thread(self._at, user, look, (Rules(), []))
+        known, ends = await in_thread(self._at, user, read_arrivals, (Rules(), []))
         doubtful = sum(until < each <= now for each in ends)
         if not any(each <= until for each in ends):
             return Sweep(0, doubtful)  # without taking the lock, which would keep clients out
@@ -398,57 +411,59 @@ class MaildirStore:
             hold, before = self.hold(user), rules.read(maildrop)
             quota.settle(maildrop, self.limit(user))
             if days is None and before.is_empty and not expiry.is_anything_held(maildrop):
-                return Forecast()  # nothing was made under a rule
+                return Forecast()  # no rule has ever applied to this maildrop
             before, after = rules.note(maildrop, int(now), hold=hold, expire=lasting(days))
             return expiry.forecast(maildrop, before, after, now)
 
         return await in_thread(self._at, user, note, Forecast())
 
     async def forecast(self, user: str, days: int | None, now: float) -> Forecast:
-        def look(maildrop: int) -> Forecast:
+        def compute(maildrop: int) -> Forecast:
             known, hold = rules.read(maildrop), self.hold(user)
             after = known.changed(int(now), hold=hold, expire=lasting(days))
             return expiry.forecast(maildrop, after.a_day_before(now), after, now)
 
-        return await in_thread(self._at, user, look, Forecast())
+        return await in_thread(self._at, user, compute, Forecast())
 
     async def usage(self, user: str) -> Usage:
-        """Return how full the maildrop is; zeros for a user without one."""
+        """Return how full the maildrop is, with zeros for a user without a maildrop."""
 
-        def look(maildrop: int) -> Usage:
+        def read_usage(maildrop: int) -> Usage:
             return quota.usage(maildrop, self.limit(user))
 
-        usage = await in_thread(self._at, user, look, None)
+        usage = await in_thread(self._at, user, read_usage, None)
         return usage or Usage(0, 0, await in_thread(self.limit, user))
 
     async def sessions(self, user: str) -> Sequence[SessionRecord]:
-        def look(maildrop: int) -> list[SessionRecord]:
+        def read_sessions(maildrop: int) -> list[SessionRecord]:
             records = [each for _, folder in each_folder(maildrop) for each in journal.read(folder)]
             return sorted(records, key=attrgetter("ended_at"))
 
-        return await in_thread(self._at, user, look, [])
+        return await in_thread(self._at, user, read_sessions, [])
 
     async def verify(self, user: str) -> tuple[int, list[Finding]]:
         """Return the number of messages read, and the faults found.  Changes nothing.
 
         Raises:
-            MaildropInUse, TemporaryFailure: as ``open``.
+            MaildropInUse: another session has the maildrop open.
+            TemporaryFailure: the maildrop cannot be read at present.
         """
         messages, faults = 0, []
         async with aclosing(self._each_locked(user)) as locked:
             async for folder, maildrop, _ in locked:
                 before = "" if folder == INBOX else f"{folder}/"
-                looking = verify(maildrop)
-                while batch := await in_thread(list, islice(looking, _BATCH)):
+                findings = verify(maildrop)
+                while batch := await in_thread(list, islice(findings, _BATCH)):
                     messages += batch.count(None)
                     faults += [replace(each, name=before + each.name) for each in batch if each]
         return messages, faults
 
     async def reindex(self, user: str) -> int:
-        """Rebuild the index from the mail alone; returns the number of messages.
+        """Rebuild the index from the mail alone.  Returns the number of messages.
 
         Raises:
-            MaildropInUse, TemporaryFailure: as ``open``.
+            MaildropInUse: another session has the maildrop open.
+            TemporaryFailure: the maildrop cannot be read at present.
         """
         messages = 0
 
@@ -466,7 +481,7 @@ class MaildirStore:
         return messages
 
     async def _each_locked(self, user: str) -> AsyncGenerator[tuple[str, int, int], None]:
-        """Yield each folder under its lock with the moment of locking; repairs nothing."""
+        """Lock and yield each folder, with the time of locking.  Does not repair anything."""
         if not await in_thread(self._at, user, lambda _: True, False):
             return
         with ExitStack() as stack:
@@ -488,7 +503,10 @@ class MaildirStore:
                 yield user
 
     def _at(self, user: str, call: Callable[[int], T], absent: T) -> T:
-        """Call with the user's maildrop, or return ``absent`` if it is missing.  Blocking."""
+        """Call a function with the user's maildrop, or return ``absent`` if there is no maildrop.
+
+        Blocking.
+        """
         names = self._template.names(user)
         with ExitStack() as stack:
             try:
@@ -522,7 +540,7 @@ def _parts(
 
 
 class _Resources(list[AbstractContextManager[int]]):
-    """The locks and descriptors of a session; an ``ExitStack`` takes ten times the memory."""
+    """The locks and descriptors of a session.  An ``ExitStack`` would take ten times the memory."""
 
     __slots__ = ()
 
@@ -532,7 +550,7 @@ class _Resources(list[AbstractContextManager[int]]):
         return value
 
     def release(self) -> None:
-        """Release all, the last first, even if one of them fails."""
+        """Release all resources in reverse order, even if an error occurs."""
         try:
             while self:
                 self.pop().__exit__(None, None, None)
@@ -542,9 +560,9 @@ class _Resources(list[AbstractContextManager[int]]):
 
 
 class _Opening(AbstractAsyncContextManager["_OpenMaildir"]):
-    """A session from its lock to its end.
+    """Context manager that opens and closes a session.
 
-    No generator: a frame would stay in memory as long as the client is connected.
+    It is not a generator, because its frame would stay in memory while the client is connected.
     """
 
     __slots__ = ("_folder", "_key", "_resources", "_session", "_store", "_user")
@@ -587,23 +605,24 @@ class _OpenMaildir:
     def __init__(
         self, maildrop: int, index: Index, *, root: int, hold: Callable[[], float], clock: Clock
     ) -> None:
-        """``root``: the Maildir that ``maildrop`` is or is a folder of."""
+        """``root``: the Maildir; ``maildrop`` is either this Maildir or one of its folders."""
         self.listing = index
         self.maildrop = maildrop
-        """Its open directory."""
+        """Descriptor of the open directory."""
         self._root = root
         self.learned: dict[int, Form] = {}
-        """Forms that this session found out, by place."""
-        self._moved: dict[int, File | None] = {}  # renamed since the index was made; None: gone
+        """Forms determined in this session, by position in the listing."""
+        # New files by position, for messages renamed since the index was built; None if removed.
+        self._moved: dict[int, File | None] = {}
         self._sizes: dict[int, int] = {}  # octets on the wire where the index was wrong
         self._directories: dict[str, int] = {}
         self._hold = hold
         self._clock = clock
 
     def close(self) -> dict[int, int]:
-        """Forget all descriptors, whose numbers may belong to another maildrop soon.
+        """Close and forget all descriptors, because their numbers may soon be reused.
 
-        Returns the corrected sizes by place in the index.
+        Returns the corrected sizes by position in the index.
         """
         self.maildrop = self._root = -1
         while self._directories:
@@ -611,21 +630,26 @@ class _OpenMaildir:
         return self._sizes
 
     def adopt_ids(self, arrivals: Mapping[str, str]) -> set[str]:
-        """Assign unique-ids to these names, durably; returns the names that are here or held."""
+        """Assign unique-ids to these file names durably.
+
+        Returns the names whose messages are already in the maildrop or held.
+        """
         present = {unique_part(file.name): file for file in scan_exactly(self.maildrop)}
         held = {each.unique_id for each in list_held(self.maildrop)}
         settled = adopted.read(self.maildrop)
         wanted = {(unique_part(name), 0): unique_id for name, unique_id in arrivals.items()}
         ids = set(wanted.values())
         if len(ids) != len(arrivals):
-            raise PermanentFailure("two of these messages have one unique-id or one name")
+            raise PermanentFailure("two of these messages have the same unique-id or file name")
         if not all(map(adopted.UNIQUE_ID.fullmatch, ids)):
-            raise PermanentFailure("a unique-id is 1 to 70 printable characters (RFC 1939 §7)")
+            raise PermanentFailure("a unique-id must be 1 to 70 printable characters (RFC 1939 §7)")
         for at in range(len(self.listing)):
             message = self.listing.row(at)
             identity = (unique_part(message.file.name), 0)
             if identity not in wanted and message.unique_id in ids:
-                raise PermanentFailure(f"a message here has the unique-id {message.unique_id}")
+                raise PermanentFailure(
+                    f"another message in this maildrop has the unique-id {message.unique_id}"
+                )
         for name in arrivals:
             if (file := present.get(unique_part(name))) and self._coding(file):
                 raise PermanentFailure(f"{file.name}: {CODED}")
@@ -642,12 +666,13 @@ class _OpenMaildir:
             files.directory(file.directory, self.maildrop) as directory,
             files.reading(file.name, directory) as opened,
         ):
-            return coding(files.beginning(opened, LONGEST))
+            return encoding_of(files.beginning(opened, PREFIX_LENGTH))
 
     def _file(self, entry: Entry) -> tuple[int, File]:
-        """
+        """Return the position and the file of a message.
+
         Raises:
-            MessageGone: the index or a later scan does not have it.
+            MessageGone: the message is not in the index, or a later scan did not find it.
         """
         at = self.listing.find(entry)
         if at is None:
@@ -686,7 +711,7 @@ class _OpenMaildir:
         return texts
 
     def _cached_top(self, entry: Entry, lines: int) -> bytes | None:
-        """Return the answer to TOP if the beginning of the message has all of it."""
+        """Return the response to TOP if the cached beginning of the message is enough for it."""
         octets, _ = self._cached_octets(entry, min(entry.size + 1, _BEGINNING))
         if octets is None:
             return None
@@ -695,13 +720,16 @@ class _OpenMaildir:
         return stuffed(text) if top.is_finished else None
 
     def _cached_octets(self, entry: Entry, most: int) -> tuple[bytes | None, int]:
-        """Return the octets of the file that are in the page cache, and its place in the index."""
+        """Return the cached octets of a message's file, and its position in the index.
+
+        Returns None and -1 if no octets are in the page cache, or if the message is encoded.
+        """
         try:
             at, file = self._file(entry)
             octets = files.read_cached(file.name, self._directory(file.directory), most)
         except (MessageGone, OSError):
             return None, -1
-        if octets is None or coding(octets):  # ``read`` reports a coded message
+        if octets is None or encoding_of(octets):  # ``read`` reports an encoded message
             return None, -1
         return octets, at
 
@@ -721,7 +749,7 @@ class _OpenMaildir:
         return encoded
 
     def _form(self, at: int, entry: Entry, size: int) -> Form:
-        """Return the known form of the file, which has ``size`` octets now."""
+        """Return the known form of the file, whose current size is ``size`` octets."""
         if size != entry.size:
             return Form.UNKNOWN
         return self.learned.get(at) or self.listing.form(at)
@@ -732,16 +760,19 @@ class _OpenMaildir:
             self.learned[at] = Form.READY if is_wire_ready else Form.CRLF
 
     def _directory(self, name: str) -> int:
-        """Return a descriptor that stays open, which saves one path lookup per message."""
+        """Return a descriptor that stays open, to save one path look-up per message."""
         if name not in self._directories:
             self._directories[name] = files.open_directory(name, self.maildrop)
         return self._directories[name]
 
     async def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
-        """Hold back the last piece until the size is known to be the announced one.
+        """Yield the message in pieces.
+
+        The last piece is held back until the size is known to match the announced size.
 
         Raises:
-            PermanentFailure: compressed or encrypted by another program; nothing was yielded.
+            PermanentFailure: another program has compressed or encrypted the message; nothing was
+                yielded.
         """
         ends = LineEnds()
         waiting: list[bytes] = []  # so that yielded pieces are referenced nowhere else
@@ -749,7 +780,7 @@ class _OpenMaildir:
         with ExitStack() as stack:
             file = await in_thread(self._open, stack, entry)
             while octets := await files.read_piece(file, offset):
-                if not offset and coding(octets):
+                if not offset and encoding_of(octets):
                     raise PermanentFailure(CODED)
                 offset += len(octets)
                 waiting.append(ends.feed(octets))
@@ -767,11 +798,11 @@ class _OpenMaildir:
                 yield last
 
     def _open(self, stack: ExitStack, entry: Entry) -> int:
-        """Open the file of a message, also after another program renamed it.  Blocking.
+        """Open the file of a message, even if another program has renamed it.  Blocking.
 
         Raises:
             MessageGone: the message has been removed.
-            TemporaryFailure: another program keeps renaming it.
+            TemporaryFailure: another program keeps renaming the file.
         """
         for _ in range(_ATTEMPTS):
             _, file = self._file(entry)
@@ -780,10 +811,10 @@ class _OpenMaildir:
                 files.directory(file.directory, self.maildrop) as directory,
             ):
                 return stack.enter_context(files.reading(file.name, directory))
-            self._look_again(file.identity)
+            self._rescan(file.identity)
         raise ChangingMaildir
 
-    def _look_again(self, missing: Identity) -> None:
+    def _rescan(self, missing: Identity) -> None:
         """Find the files again after another program has renamed or removed some."""
         seen = scan_for(self.maildrop, {missing})
         by_identity = {file.identity: file for file in seen.files()}
@@ -799,16 +830,20 @@ class _OpenMaildir:
         return await in_thread(self._pace, delay)
 
     def _pace(self, delay: float) -> float:
-        """Count per user: sessions with other folders have other locks but the same stamp."""
+        """Return the seconds to wait before this login is allowed, or 0.
+
+        The delay applies per user: sessions with different folders have different locks but share
+        one time stamp.
+        """
         with suppress(OSError), files.time_stamp(files.LOGIN, self._root) as (stamp, last):
             now = time.time()
             if last is not None and last <= now < last + delay:  # otherwise the clock was set back
                 return last + delay - now
             files.set_time(stamp)
-        return 0.0  # also if the disk is full, because access to mail is more important
+        return 0.0  # even if the disk is full, because access to mail is more important
 
     def expire(self, is_over: Callable[[float], bool], now: float) -> int:
-        """Remove messages chosen by their time of arrival; returns how many.  Blocking."""
+        """Remove messages chosen by their time of arrival, and return their number.  Blocking."""
         messages = map(self.listing.row, range(len(self.listing)))
         victims = {}
         for unique_id, file in ((each.unique_id, each.file) for each in messages):
@@ -846,11 +881,11 @@ class _OpenMaildir:
         return [entry for entry in entries if entry.unique_id in left]
 
     def _remove(self, victims: Mapping[str, File]) -> set[str]:
-        """Remove files by unique-id; returns the ids that are left.  Blocking."""
+        """Remove files by unique-id.  Returns the ids of those not removed.  Blocking."""
         sizes = quota.sizes(self._root, self.maildrop, victims)
         by_file = {file.identity: unique_id for unique_id, file in victims.items()}
         hold, removed_at = self._hold(), self._clock.stamp()
-        with suppress(OSError):  # then the next note counts as the change
+        with suppress(OSError):  # on failure, the next call of ``rules.note`` records the change
             rules.note(self._root, removed_at, hold=hold)
         left = update(self.maildrop, by_file, removed_at if hold else None)
         gone = [size for unique_id, size in sizes.items() if unique_id not in left]
@@ -861,7 +896,11 @@ class _OpenMaildir:
 async def _deliver(
     delivery: Generator[Entry | None, bytes, None], message: AsyncIterator[bytes]
 ) -> Entry:
-    """Deliver; a small message takes one call in a thread, whose cost exceeds the work in it."""
+    """Deliver a message.
+
+    A small message needs only one call to a thread, because such a call costs more than the work
+    done in it.
+    """
     gathered, has_begun = bytearray(), False
 
     def write(*, is_last: bool) -> Entry | None:
@@ -893,7 +932,7 @@ async def _deliver(
 
 
 def _named(maildrop: int, name: str) -> Generator[Entry | None, bytes, None]:
-    """Deliver like ``_delivery``, but under a given name; the caller syncs the directories."""
+    """Deliver like ``_delivery``, but under a given name.  The caller syncs the directories."""
     unique = fresh_unique()
     place = "cur" if ":" in name else "new"  # names in new/ have no flags (Maildir)
     with (
@@ -913,8 +952,8 @@ def _delivery(
 ) -> Generator[Entry | None, bytes, None]:
     """Deliver one message through ``tmp/`` into ``new/``.  Blocking.
 
-    Send it the octets, then an empty piece; it then yields the entry of the durable message.  If it
-    is closed earlier or fails, no file is left.
+    The caller sends the octets, then an empty piece.  In return the generator yields the entry of
+    the durable message.  If the generator is closed earlier or fails, no file is left.
     """
     unique = fresh_unique()
     with (
@@ -935,7 +974,7 @@ def _delivery(
 
 
 def _written(file: int) -> Generator[None, bytes, Survey]:
-    """Write the octets that are sent, until an empty piece."""
+    """Write the octets that the caller sends, until an empty piece is sent."""
     survey = Survey()
     while octets := (yield):
         files.write(file, octets)

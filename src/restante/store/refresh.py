@@ -6,7 +6,7 @@ The work grows with what changed and not with the maildrop:
 2. The names and inode numbers in the others are compared with the index (``_difference``).  A name
    that disappeared and a new one with the same unique part and inode number are a rename.
 3. If the difference is small and undisputed, it becomes an ``IndexChange`` (``_small_change``), and
-   ``index.follow`` derives the new index from the old one.
+   ``index.apply_change`` derives the new index from the old one.
 4. Otherwise all rows are worked out again (``_all``): when two files claim one unique-id, when an
    adopted id may belong to a new message, when the file of adopted ids changed, when a size is a
    guess, or when more than 1,000 messages are new.  Known sizes are taken over in any case.
@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 from ..scanning import MAIL, ChangingMaildir, Scan, passes, scan_for
 from . import adopted, files
-from .coded import LONGEST, coding
+from .coded import PREFIX_LENGTH, encoding_of
 from .files import in_thread
 from .index import (
     INCOMPLETE,
@@ -41,7 +41,7 @@ from .index import (
     IndexChange,
     Row,
     Stamps,
-    follow,
+    apply_change,
     save,
     stamps,
     trusted,
@@ -116,7 +116,7 @@ def _write(maildrop: int, known: Index | None, snapshot: _Snapshot, now: Stamps)
     if now != INCOMPLETE and any(message.form is Form.GUESSED for message in messages):
         now = UNKNOWN
     if known is not None and snapshot.change is not None:
-        return follow(maildrop, known, snapshot.change._replace(added=messages), now)
+        return apply_change(maildrop, known, snapshot.change._replace(added=messages), now)
     index = Index(messages, now, snapshot.placed)
     save(maildrop, index)
     return index
@@ -232,7 +232,7 @@ def _all(
     """Return None if two files claim one unique-id and the scan is not exact: then one file may
     just be the other one after a rename."""
     settled = adopted.read(maildrop)
-    places = known.places()
+    places = known.positions()
 
     def is_known(file: File) -> bool:
         at = places.get(file.inode)
@@ -381,7 +381,7 @@ def measured(maildrop: int, message: Row) -> Row:
     with files.directory(message.file.directory, maildrop) as directory:
         try:
             with files.reading(message.file.name, directory) as file:
-                is_coded = bool(coding(files.beginning(file, LONGEST)))
+                is_coded = bool(encoding_of(files.beginning(file, PREFIX_LENGTH)))
                 survey = files.survey(file)
         except OSError as error:
             if error.errno not in _UNREADABLE:

@@ -14,7 +14,7 @@ from ..errors import TemporaryFailure
 from ..scanning import scan_exactly
 from ..words import counted
 from . import adopted, files, journal
-from .coded import LONGEST, coding
+from .coded import PREFIX_LENGTH, encoding_of
 from .held import VICTIMS, is_unfinished, name_before
 from .index import INDEX, Form, Index, Row, is_damaged, load, stamps
 from .names import File, Identity, contested, field, identify
@@ -53,7 +53,7 @@ def verify(maildrop: int) -> Iterator[Finding | None]:
     index, finding = _index(maildrop, by_id)
     if finding is not None:
         yield finding
-    places = index.places()
+    places = index.positions()
     for unique_id, file in by_id.items():
         announced, at = Row(unique_id, file, -1), places.get(file.inode)
         if at is not None and index.is_of(at, file):
@@ -114,7 +114,7 @@ def _coding(maildrop: int, file: File) -> str:
     with files.directory(file.directory, maildrop) as directory:
         try:
             with files.reading(file.name, directory) as opened:
-                return coding(files.beginning(opened, LONGEST))
+                return encoding_of(files.beginning(opened, PREFIX_LENGTH))
         except FileNotFoundError:
             raise
         except OSError:
