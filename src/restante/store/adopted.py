@@ -1,10 +1,11 @@
-"""Unique-ids that do not follow from the name of a file, kept for ever.
+"""Unique-ids that do not follow from the name of a file; they are kept for ever.
 
-They come from another server whose mail was imported (by unique part, in the order of its listing),
-or assign different ids to two files that claim the same one (by unique part and inode number).
+There are two kinds.  Ids of mail imported from another server are stored by unique part, in the
+order of that server's listing.  Ids for files that claim the same unique-id are stored by unique
+part and inode number.
 
-They cannot be derived from anything else: the file is replaced durably, and if it is damaged the
-maildrop is not opened, because clients would download all mail again.
+These ids cannot be derived from anything else, so their file is replaced durably.  If the file is
+damaged, the maildrop is not opened, because clients would download all mail again.
 """
 
 from __future__ import annotations
@@ -29,17 +30,21 @@ _log = logging.getLogger(__name__)
 
 
 def read(maildrop: int) -> dict[Identity, str]:
-    """Raises:
-    Damaged: an administrator must restore it from a backup, or remove it.
+    """Return the adopted unique-ids of a maildrop.
+
+    Raises:
+        Damaged: an administrator must restore the file from a backup, or remove it.
     """
     return unpack(_listed(maildrop))
 
 
 def mention(maildrop: int, words: Iterable[str]) -> bool:
-    """Return whether one of these unique-ids or unique parts occurs, without decoding all.
+    """Return whether the file contains one of these unique-ids or unique parts.
+
+    The file is not decoded.
 
     Raises:
-        Damaged: as ``read``.
+        Damaged: an administrator must restore the file from a backup, or remove it.
     """
     listed = _listed(maildrop)
     return any(
@@ -60,7 +65,7 @@ def _listed(maildrop: int) -> bytes:
 
 
 def write(maildrop: int, adopted: Adopted) -> None:
-    """Write the file; it is durable on return."""
+    """Replace the file of adopted unique-ids.  The file is durable on return."""
     assert all(map(UNIQUE_ID.fullmatch, adopted.values()))
     listed = pack(adopted)
     files.replace(ADOPTED, _MAGIC + hashlib.sha256(listed).digest() + listed, maildrop)

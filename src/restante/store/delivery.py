@@ -1,12 +1,14 @@
 """Deliver many messages at once, each under a name given by the caller.
 
-A name becomes the middle of the unique part, ``<seconds>.<name>.restante``, so it survives flags,
-``held/``, a restore and the loss of every index.  The octets of a group wait in ``tmp/``; all of
-them are durable before the first one is renamed into ``new/``, and the names become durable by one
-fsync.  A group that fails leaves no files, so no message is delivered in part.
+The name becomes the middle of the unique part, ``<seconds>.<name>.restante``, so it is preserved
+when flags change, when the message is held or restored, and when an index is lost.  The messages
+of a group are first written to ``tmp/``.  All of them are durable before the first message is
+renamed into ``new/``, and one fsync makes their names durable.  A group that fails leaves no files,
+so no group is delivered in part.
 
-Quota: a group is added to the count when it arrives, by one line.  Room for each message is
-checked when it is complete, so that a message without room does not affect those before it.
+Quota: one line adds a whole group to the count when the group is delivered.  The free space for
+each message is checked when the message is complete, so that a message that exceeds the quota does
+not affect the messages before it.
 """
 
 from __future__ import annotations
@@ -29,33 +31,33 @@ from .names import fields, fresh_unique, given_name, unique_of
 
 
 class _Message(NamedTuple):
-    """A message that is complete and not durable yet."""
+    """A message that is complete but not yet durable."""
 
     file: int
     unique: str
-    """Its name in ``tmp/``."""
+    """Name of the file in ``tmp/``."""
     name: str
-    """Its name in ``new/``."""
+    """Name of the file in ``new/``."""
     octets: int
-    """As stored."""
+    """Size of the file."""
 
 
 class _Contents(NamedTuple):
-    """The content of a maildrop, by the names of messages."""
+    """The content of a maildrop, by the names that callers have given to messages."""
 
     paths: dict[str, str]
-    """Paths in the maildrop, by name."""
+    """Paths relative to the maildrop, by name."""
     purged: set[str]
     is_exact: bool
-    """Whether no other message is there."""
+    """Whether the scan was exact, so that ``paths`` contains every message."""
 
 
 class NamedDeliveries:
     """``maildrop.Deliveries`` of one user."""
 
     def __init__(self, base: str, names: Sequence[str], limit: Callable[[], int]) -> None:
-        """``base`` and ``names``: see ``files.maildrop``.  ``limit``: the quota in octets; 0:
-        no quota.
+        """``base`` and ``names``: see ``files.maildrop``.  ``limit``: returns the quota in octets,
+        or 0 for no quota.
 
         Raises:
             TemporaryFailure: ``base`` is missing.
@@ -63,7 +65,7 @@ class NamedDeliveries:
         self._base, self._names, self._limit = base, names, limit
         self._cached: _Contents | None = None
         self._group: _Group | None = None
-        self._closed: list[_Group] = []  # closed groups that are not delivered yet
+        self._closed: list[_Group] = []  # closed groups that have not been delivered yet
         with storage_errors(), suppress(FileNotFoundError), files.maildrop(base, names):
             pass
 
@@ -82,13 +84,15 @@ class NamedDeliveries:
                 return None
             with storage_errors(), suppress(FileNotFoundError):
                 return self._digest(path)
-            self._cached = None  # another program renamed it
+            self._cached = None  # another program has renamed the file
         return None
 
     def _path(self, name: str) -> str | None:
-        """
+        """Return the path of a message, or None if it is not in the maildrop.
+
         Raises:
-            TemporaryFailure: another program keeps renaming files, and this one may be here.
+            TemporaryFailure: another program keeps renaming files, so the message may have been
+                missed.
         """
         contents = self._contents()
         if name not in contents.paths and not contents.is_exact:
@@ -140,7 +144,7 @@ class NamedDeliveries:
             self._group.end(self._uncounted)
 
     def _uncounted(self) -> int:
-        """Return the octets of complete messages that are not in the maildrop's count yet."""
+        """Return the octets of complete messages that the maildrop's count does not include yet."""
         groups = (*self._closed, self._group)
         return sum(each.uncounted for each in groups if each is not None)
 
@@ -175,7 +179,7 @@ class _Group:
 
     def __init__(self, base: str, names: Sequence[str], limit: int) -> None:
         self.uncounted = 0
-        """Octets as stored, of the messages that were ended and are not in the maildrop's count."""
+        """Stored octets of complete messages that the maildrop's count does not include yet."""
         self._limit = limit
         self._begun: tuple[str, str, int, Survey] | None = None  # name, unique, file
         self._whole: list[_Message] = []
@@ -202,8 +206,10 @@ class _Group:
             raise LargerThanQuota(self._limit)
 
     def end(self, uncounted: Callable[[], int]) -> None:
-        """End the message; ``uncounted`` returns the octets of all groups that are not counted
-        yet."""
+        """End the message.
+
+        ``uncounted`` returns the octets, in all groups, that the maildrop's count does not include.
+        """
         assert self._begun is not None
         name, unique, file, survey = self._begun
         survey.finish()
@@ -214,7 +220,7 @@ class _Group:
         self.uncounted += survey.stored
 
     def deliver(self) -> list[str]:
-        """Make all messages durable; returns the names of their files in ``new/``."""
+        """Make all messages durable.  Returns the names of their files in ``new/``."""
         try:
             if self._whole:
                 sync_files([each.file for each in self._whole])
@@ -268,8 +274,8 @@ class _Group:
 def _scan(maildrop: int) -> _Contents:
     """Scan all folders and their held mail.
 
-    The directories are synced: the collector deletes on its server what is found here, and an
-    earlier delivery may have crashed between its rename and its fsync.
+    The directories are synced, because an earlier delivery may have crashed between its rename and
+    its fsync, and the collector deletes from its server the messages that this scan finds.
     """
     seen = scan_folders(maildrop)
     for directory in seen.names:
@@ -284,7 +290,10 @@ def _scan(maildrop: int) -> _Contents:
 
 
 def _by_name(paths: Iterable[str]) -> dict[str, str]:
-    """Return the paths of messages that were delivered under a name, by that name."""
+    """Return the paths of messages by the names under which they were delivered.
+
+    Messages delivered without a name are left out.
+    """
     names = ((_name_in(path), path) for path in paths)
     return {name: path for name, path in names if name is not None}
 

@@ -1,7 +1,7 @@
 """Expire old mail and purge held mail.
 
-``until`` is the latest moment that has certainly come, ``now`` the system clock (see ``clock``),
-which is not behind.  All calls block.
+``until`` is the latest time that has certainly been reached.  ``now`` is the time of the system
+clock (see ``clock``), which is never earlier than ``until``.  All calls block.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LEFT_OVER = 36 * 3600  # seconds after which a file in tmp/ is abandoned (maild
 
 
 def purge_due(maildrop: int, known: Rules, *, until: float, now: float) -> Sweep:
-    """Destroy the held messages whose time is over, in all folders."""
+    """Destroy the held messages whose hold time is over, in all folders."""
     purged = doubtful = 0
     for _, folder in each_folder(maildrop):
         moments = removals(folder)
@@ -36,18 +36,18 @@ def purge_due(maildrop: int, known: Rules, *, until: float, now: float) -> Sweep
 
 
 def arrivals(maildrop: int, now: float, *, date_again: bool = False) -> list[float]:
-    """Return when each message arrived; ``date_again`` as for ``arrived``."""
-    seen = scan(maildrop).files()  # a message that the scan missed expires the next time
+    """Return the time of arrival of each message.  ``date_again`` is passed to ``arrived``."""
+    seen = scan(maildrop).files()  # the next call processes messages that the scan missed
     moments = [arrived(maildrop, file, now, date_again=date_again) for file in seen]
     return [each for each in moments if each is not None]
 
 
 def arrived(maildrop: int, file: File, now: float, *, date_again: bool = False) -> float | None:
-    """Return the later of mtime and ctime, which is not before the message arrived.
+    """Return the later of mtime and ctime, or None if the file has been removed.
 
-    So mail that was copied here with its old mtime, from another server or a backup, counts as
-    arrived at the copy.  A file with an impossible ctime counts as arrived now, and with
-    ``date_again`` its ctime is set.  None: the file is gone.
+    This time is never before the message arrived.  Mail copied from another server or a backup
+    with its old mtime counts as having arrived when it was copied.  A file with an impossible ctime
+    counts as having arrived now; with ``date_again`` its ctime is also set to the current time.
     """
     try:
         with files.directory(file.directory, maildrop) as directory:
@@ -68,7 +68,7 @@ def is_anything_held(maildrop: int) -> bool:
 
 
 def forecast(maildrop: int, before: Rules, after: Rules, now: float) -> Forecast:
-    """Return what will be removed only because these rules were changed."""
+    """Return a forecast of the removals that only the change of these rules causes."""
 
     def removed() -> list[float]:
         moments = [each for _, folder in each_folder(maildrop) for each in removals(folder)]

@@ -1,10 +1,11 @@
 """Folders of a Maildir (Maildir++), and views: several folders, or recent mail, as one maildrop.
 
-A folder is a Maildir inside the first one: ``.Lists.Python`` for ``Lists.Python``, with its own
-lock, index, unique-ids and held mail.
+A folder is a Maildir inside the user's Maildir, for example ``.Lists.Python`` for the folder
+``Lists.Python``.  Each folder has its own lock, index, unique-ids and held mail.
 
-Security: a folder's name comes from the network, and names one directory below the Maildir: it
-holds neither "/" nor NUL, and no part of it is empty, so it is never "..".
+Security: folder names come from the network.  A folder name must select a directory directly below
+the Maildir, so it must not contain "/" or NUL, and none of its parts may be empty, which rules out
+"..".
 Standards: Maildir++, with the modified UTF-7 of IMAP (RFC 3501).
 """
 
@@ -39,14 +40,14 @@ from .index import Index, Row
 from .names import File, Identity, delivered_at, unique_part
 
 INBOX = "."
-"""The Maildir itself, as a directory in it."""
+"""Name of the Maildir itself, relative to the Maildir."""
 
 _NAME_MAX = 255  # octets of a file name on nearly every file system
-_ATTEMPTS = 5  # scans for files that another program renames meanwhile
+_ATTEMPTS = 5  # scans for files that another program is renaming
 
 
 def directory_of(folder: str) -> str:
-    """Return the directory of a folder, which need not exist.
+    """Return the directory name of a folder.  The folder need not exist.
 
     Raises:
         PermanentFailure: the folder name is invalid.
@@ -71,7 +72,7 @@ def _modified_utf7(text: str) -> str:
 
 
 def each_folder(maildrop: int) -> Iterator[tuple[str, int]]:
-    """Yield directory and descriptor of the INBOX and of each folder that has ``held/``."""
+    """Yield directory name and descriptor of the INBOX and of each folder with ``held/``."""
     yield INBOX, maildrop
     for name in list_folders(maildrop):
         with suppress(FileNotFoundError), files.directory(name, maildrop) as folder:
@@ -80,7 +81,7 @@ def each_folder(maildrop: int) -> Iterator[tuple[str, int]]:
 
 
 def names_held(maildrop: int, names: Collection[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the descriptor of each folder that has named messages, and their names in it."""
+    """Yield the descriptor of each folder that contains these held messages, and their names."""
     by_folder: dict[str, list[str]] = {}
     for name in names:
         folder, _, rest = name.rpartition("/")
@@ -101,61 +102,65 @@ class Part(NamedTuple):
     """The part of a view that comes from one folder."""
 
     folder: str
-    """Its directory."""
+    """Name of the folder's directory."""
     session: FolderMaildrop
-    places: Sequence[int]
-    """Places of the messages that are shown."""
+    positions: Sequence[int]
+    """Positions of the messages that are shown."""
     is_own: bool
-    """Whether its unique-ids are shown unchanged."""
+    """Whether the folder's unique-ids are shown unchanged."""
 
 
 def recent(maildrop: int, listing: Index, since: float) -> list[int]:
-    """Return the places of messages that arrived after ``since``, by name or else by mtime.
+    """Return the positions of messages that arrived after ``since``.
+
+    The time of arrival is taken from the file name, or from the mtime if the name has no valid
+    time.
 
     A file that another program keeps renaming is included, because its age cannot be read.
     """
     with ExitStack() as stack:
         opened = {each: stack.enter_context(files.directory(each, maildrop)) for each in MAIL}
-        places: list[int] = []
+        positions: list[int] = []
         moved: dict[Identity, int] = {}
         for directory in MAIL:
             for name, at in listing.files_in(directory).items():
                 try:
                     if _arrived(name, opened[directory]) >= since:
-                        places.append(at)
+                        positions.append(at)
                 except FileNotFoundError:
                     moved[unique_part(name), listing.inodes[at]] = at
         for _ in range(_ATTEMPTS):
             if not moved:
                 break
             seen = scan_for(maildrop, moved)
-            there = seen.select(moved)
-            left = {identity for identity, _ in there} if seen.is_exact else set(moved)
-            for identity, file in there:
+            selected = seen.select(moved)
+            left = {identity for identity, _ in selected} if seen.is_exact else set(moved)
+            for identity, file in selected:
                 with suppress(FileNotFoundError):
                     if _arrived(file.name, opened[file.directory]) >= since:
-                        places.append(moved[identity])
+                        positions.append(moved[identity])
                     left.discard(identity)
             moved = {each: moved[each] for each in left}
-    return sorted({*places, *moved.values()})
+    return sorted({*positions, *moved.values()})
 
 
 def _arrived(name: str, directory: int) -> float:
     arrived = delivered_at(name)
-    is_time = is_credible(arrived, time.time())  # or it is a number, or of a wrong clock
+    is_time = is_credible(arrived, time.time())  # otherwise another number, or a wrong clock
     return arrived if is_time else files.status(name, directory).st_mtime
 
 
 def joined(parts: Sequence[Part]) -> Index:
-    """Return one listing of all parts, in their order.
+    """Return a single listing of all parts, in their order.
 
-    The unique-ids of the INBOX, or of the only folder, stay as they are.  Those of other folders
-    are hashes of folder and id, so that copies of a message in two folders have different ids.
+    The unique-ids of the INBOX, or of the only folder, are not changed.  Unique-ids of other
+    folders are hashes of folder and id, so that copies of a message in two folders have different
+    ids.
     """
     taken: set[str] = set()
     messages = []
     for part in parts:
-        for entry in map(part.session.listing.__getitem__, part.places):
+        for entry in map(part.session.listing.__getitem__, part.positions):
             unique_id = entry.unique_id if part.is_own else _digest(part.folder, entry.unique_id)
             while unique_id in taken:
                 unique_id = _digest(part.folder, unique_id)
@@ -169,13 +174,13 @@ def _digest(folder: str, unique_id: str) -> str:
 
 
 class ViewMaildrop:
-    """Messages of one or more folders as one ``Maildrop``, while the sessions of all are open."""
+    """Messages of one or more folders as one ``Maildrop``; the folders' sessions must be open."""
 
     def __init__(self, parts: Sequence[Part], listing: Index) -> None:
         """``listing``: the result of ``joined`` for these parts."""
         self.listing = listing
         self._parts = parts
-        self._ends = list(accumulate(len(part.places) for part in parts))
+        self._ends = list(accumulate(len(part.positions) for part in parts))
 
     def _find(self, entry: Entry) -> tuple[int, Entry]:
         """Return the number of the part, and the entry in its folder.
@@ -188,8 +193,8 @@ class ViewMaildrop:
             raise MessageGone
         number = bisect_right(self._ends, at)
         part = self._parts[number]
-        first = self._ends[number] - len(part.places)
-        return number, part.session.listing[part.places[at - first]]
+        first = self._ends[number] - len(part.positions)
+        return number, part.session.listing[part.positions[at - first]]
 
     async def read(self, entry: Entry) -> AsyncGenerator[bytes, None]:
         number, own = self._find(entry)
@@ -224,7 +229,7 @@ class ViewMaildrop:
             self._parts[number].session.learn(own, is_wire_ready=is_wire_ready)
 
     async def remove(self, entries: Collection[Entry]) -> Collection[Entry]:
-        """Remove from one folder after the other; all or nothing in each."""
+        """Remove messages, one folder at a time; in each folder, either all or none are removed."""
         wanted: list[list[tuple[Entry, Entry]]] = [[] for _ in self._parts]
         for entry in entries:
             number, own = self._find(entry)
@@ -239,7 +244,7 @@ class ViewMaildrop:
         return await self._parts[0].session.pace(delay)
 
     async def record(self, session: SessionRecord) -> None:
-        """Record the session under the unique-ids of the folders, which held mail has, too."""
+        """Record the session with the unique-ids of the folders, which held mail has as well."""
         first = self._parts[0].session
         if offers(first, Journal):
             retrieved = [self._find(entry)[1] for entry in session.retrieved]
@@ -252,11 +257,14 @@ class ViewMaildrop:
 
 
 async def _remove(session: FolderMaildrop, pairs: Sequence[tuple[Entry, Entry]]) -> list[Entry]:
-    """``pairs``: the entries of each message in the folder and in the view."""
+    """Remove messages from one folder, and return the view's entries of those not removed.
+
+    ``pairs`` contains, for each message, its entry in the folder and its entry in the view.
+    """
     own = [each for each, _ in pairs]
     try:
         left = await session.remove(own)
-    except RestanteError:  # what another folder has removed stays removed
+    except RestanteError:  # removals from other folders remain in effect
         left = own
     unremoved = {each.unique_id for each in left}
     return [entry for each, entry in pairs if each.unique_id in unremoved]

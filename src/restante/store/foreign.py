@@ -1,7 +1,7 @@
 """Read the files in which other POP3 servers keep unique-ids and the order of messages.
 
-No I/O.  The unique-ids are those that the old server showed, so clients that keep a list of them
-download nothing again.
+No I/O.  The unique-ids are those that the old server showed, so clients that remember them do not
+download any message again.
 
 Formats: ``dovecot-uidlist`` versions 1 and 3, Courier's ``courierpop3dsizelist`` versions 2 and
 3, the lines of any server's UIDL; ``mbox`` reads mbox files.
@@ -23,7 +23,10 @@ _UIDLIST_LINE = re.compile(rb"([0-9]{1,10}) (?:((?:[A-Z][^ ]* )*):)?(.+)", re.DO
 
 
 def render(template: str, *, uid: int, uid_validity: int, file: str = "", guid: str = "") -> str:
-    """Return a unique-id by Dovecot's pop3_uidl_format: %u %v %f %g, with width and X for hex."""
+    """Return a unique-id in the format of Dovecot's pop3_uidl_format.
+
+    The variables are %u, %v, %f and %g, with an optional width and X for hexadecimal digits.
+    """
 
     def expand(match: re.Match[str]) -> str:
         zero, width, is_hex, letter = match.groups()
@@ -38,10 +41,10 @@ def render(template: str, *, uid: int, uid_validity: int, file: str = "", guid: 
 
 
 def dovecot(uidlist: bytes, template: str = DOVECOT) -> dict[str, str]:
-    """Return unique-ids by file name without flags, in POP3 order: first those with an O field.
+    """Return unique-ids by file name (without flags) in POP3 order: those with an O field first.
 
     Raises:
-        PermanentFailure: not a dovecot-uidlist.
+        PermanentFailure: the file is not a dovecot-uidlist.
     """
     header, *lines = uidlist.split(b"\n")
     match = re.match(rb"3 (?:[^ ]+ )*?V([0-9]{1,10})\b|1 ([0-9]{1,10}) ", header)
@@ -67,17 +70,17 @@ def dovecot(uidlist: bytes, template: str = DOVECOT) -> dict[str, str]:
 
 
 def dovecot_uidlist(ids: Mapping[str, str], *, uid_validity: int, guid: str) -> bytes:
-    """Return a dovecot-uidlist with which Dovecot shows the same ids in the same order."""
+    """Return a dovecot-uidlist that makes Dovecot show the same ids in the same order."""
     lines = [f"3 V{uid_validity} N{len(ids) + 1} G{guid}"]
     lines += [f"{uid} P{unique_id} :{name}" for uid, (name, unique_id) in enumerate(ids.items(), 1)]
     return ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 
 
 def courier(sizelist: bytes) -> dict[str, str]:
-    """Return unique-ids by file name without flags, in POP3 order.
+    """Return unique-ids by file name (without flags), in POP3 order.
 
     Raises:
-        PermanentFailure: not a courierpop3dsizelist of version 2 or 3.
+        PermanentFailure: the file is not a courierpop3dsizelist of version 2 or 3.
     """
     header, *lines = sizelist.split(b"\n")
     if not re.match(rb"/[23] ", header):
@@ -95,10 +98,10 @@ def courier(sizelist: bytes) -> dict[str, str]:
 
 
 def unique_id_list(lines: bytes) -> dict[int, str]:
-    """Return the unique-ids of a UIDL response or of ``restante maildrop export`` by number.
+    """Return the unique-ids in a UIDL response or from ``restante maildrop export``, by number.
 
     Raises:
-        PermanentFailure: an invalid line.
+        PermanentFailure: a line is invalid.
     """
     ids = {}
     for line in lines.splitlines():

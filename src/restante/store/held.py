@@ -1,31 +1,34 @@
-"""Removed mail: remove it from a maildrop, hold it, restore it or destroy it.
+"""Remove mail from a maildrop, and hold, restore or destroy removed mail.
 
-UPDATE (RFC 1939 §6) must be all or nothing for the client, although each message is a rename of
-its own and the machine may crash between two of them:
+UPDATE (RFC 1939 §6) must be all or nothing for the client, although each message requires a
+separate rename and the machine may crash between two of them:
 
 1. The list of victims (identity and unique-id) is written to ``restante.removing`` and synced.
-2. Each victim is renamed into ``held/`` (or unlinked, where nothing is held).
-3. ``held/`` is synced before ``cur/`` and ``new/``: a crash may leave a message in both places,
-   never in none.
+2. Each victim is renamed into ``held/``, or unlinked if removed mail is not held.
+3. ``held/`` is synced before ``cur/`` and ``new/``, so that after a crash each message is in at
+   least one of these directories.
 4. The list is removed, and only then does the client get +OK.
 
-The next session that finds a list does steps 2 to 4 again before anything is listed.  That is safe
-because a victim is known by unique part and inode number: a message that arrived later never
-matches, and a victim that is already held is not found.  A victim that was not seen counts as
-removed only after an exact scan; otherwise the client gets -ERR with the number that is left.
+If a session finds a list when it begins, it repeats steps 2 to 4 before it lists any message.
+This is safe because a victim is identified by unique part and inode number: a message that arrived
+later never matches, and a victim that is already held is not found again.  A victim that was not
+seen counts as removed only after an exact scan; otherwise the client gets -ERR with the number of
+messages not removed.
 
-Restoring renames a held file back into ``cur/`` or ``new/``.  By default it gets another unique-id,
-because clients do not download an id that they have seen.  It takes the lock of ``held/``, finishes
-a crashed UPDATE and syncs the removal of its list first; otherwise that list could take a restored
-message again after a power failure.  Nothing is overwritten, and a message whose unique-id or
-inode number is in the maildrop already stays held.
+Restoring renames a held file back into ``cur/`` or ``new/``.  By default the message gets another
+unique-id, because clients do not download an id that they have seen.  Restoring takes the lock of
+``held/``, finishes a crashed UPDATE and syncs the removal of its list first; otherwise a restored
+message could be removed again after a power failure.  No file is overwritten.  A message stays held
+if its unique-id or inode number is already in the maildrop.
 
-Purging unlinks held files whose time is over.  Before a collector may delete such a message on
-the server it came from, the purge must be recorded in ``restante.purged``: absence proves nothing,
-since a disk may be new or a backup old (docs/decisions/0197-recorded-purges.md).
+Purging unlinks held files whose hold time is over.  A collector may delete such a message from the
+server that it came from only if the purge is recorded in ``restante.purged``.  The absence of a
+message proves nothing, because the disk may be new or a backup old
+(docs/decisions/0197-recorded-purges.md).
 
-A held file is named ``<seconds of its removal>.<its old name>``; if another message has the
-unique-id that follows from the old name, it is named after its own id.  All calls block.
+A held file is named ``<seconds of its removal>.<its old name>``.  If the old name implies a
+unique-id that belongs to another message, the file is named after its own id instead.  All calls
+block.
 """
 
 from __future__ import annotations
@@ -62,13 +65,13 @@ from .names import (
 
 VICTIMS = "restante.removing"
 PURGED, _PURGED_BEFORE = "restante.purged", "restante.purged.1"
-# Octets: 31,775 names of 33 octets, more purges than pass between two polls of a collector.  One
-# older file of that size is kept as well.
+# Octets: 31,775 names of 33 octets, more than are purged between two polls of a collector.  One
+# older file of this size is kept as well.
 _PURGED_FULL = 1_048_576
 
 _NAME_MAX = 255  # octets of a file name on nearly every file system
-_LONGEST = _NAME_MAX - 12  # octets; 11 digits of seconds (until the year 5138) and a dot precede
-_ATTEMPTS = 3  # scans for files that another program renames while we move them
+_LONGEST = _NAME_MAX - 12  # octets after 11 digits of seconds (until the year 5138) and a dot
+_ATTEMPTS = 3  # scans for files that another program renames while they are moved
 _NAMES_A_FILE = re.compile("[^.,:/][^,:/]*")  # a unique-id that can be a unique part
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -82,12 +85,12 @@ Victims = Mapping[Identity, str]
 
 
 def update(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
-    """Remove messages, durably; returns the unique-ids of those that are still there.
+    """Remove messages durably.  Returns the unique-ids of those that could not be removed.
 
-    ``removed_at``: the moment from which they are held; None destroys them.
+    ``removed_at``: the time from which the messages are held; None destroys them.
 
-    On a full disk, where the list cannot be written, the messages are removed without it: users
-    delete mail to make room, and each single rename is atomic.
+    If the list of victims cannot be written because the disk is full, the messages are removed
+    without a list, because users delete mail to free space, and each single rename is atomic.
     """
     try:
         with files.directory_lock(files.HELD, maildrop):
@@ -110,7 +113,9 @@ def is_unfinished(maildrop: int) -> bool:
 
 
 def finish_update(maildrop: int, removed_at: int | None) -> None:
-    """Finish an UPDATE that a crash interrupted; ``removed_at`` as for ``update``.
+    """Finish an UPDATE that a crash interrupted.
+
+    ``removed_at``: the time from which the messages are held; None destroys them.
 
     Raises:
         OSError: the list cannot be read.
@@ -131,7 +136,7 @@ def _finish(maildrop: int, removed_at: int | None) -> None:
 
 
 def _take(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
-    """Do steps 2 to 4 of UPDATE.  Repeatable, and touches only the victims."""
+    """Do steps 2 to 4 of UPDATE.  May be repeated, and affects only the victims."""
     wanted, left = dict(victims), set[str]()
     try:
         for _ in range(_ATTEMPTS):
@@ -144,9 +149,9 @@ def _take(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
             if not renamed:
                 break
         left |= renamed
-        if not scan.is_exact:  # not seen is not gone
+        if not scan.is_exact:  # a message that was not seen may still be there
             left |= set(wanted.values())
-        # held/ first: a crash may leave a message in both places, never in none.
+        # held/ is synced first, so that a message cannot be lost in a crash.
         files.sync(files.HELD, "cur", "new", parent=maildrop)
     except OSError as error:
         _note("update failed", reason=error.strerror)
@@ -158,8 +163,11 @@ def _take(maildrop: int, victims: Victims, removed_at: int | None) -> set[str]:
 def _take_once(
     maildrop: int, victims: Iterable[tuple[File, str]], removed_at: int | None
 ) -> tuple[set[str], set[str]]:
-    """Return the unique-ids of messages that could not be moved, and of those that another program
-    has just renamed."""
+    """Move or unlink messages.
+
+    Returns the unique-ids of messages that could not be moved, and of messages that another program
+    has just renamed.
+    """
     left, renamed = set(), set()
     with (
         files.directory(files.HELD, maildrop) as held,
@@ -187,28 +195,28 @@ def _hold(file: File, unique_id: str, directory: int, held: int, removed_at: int
 
 
 def _name_in_held(name: str, unique_id: str) -> str:
-    """Return a name that keeps the unique-id and the place in the listing, if possible.
+    """Return a name that preserves the unique-id and the position in the listing, if possible.
 
-    If an adopted id makes that impossible, ``restante.ids`` knows the id by the old name.
+    If an adopted id makes this impossible, ``restante.ids`` contains the id for the old name.
     """
     names = _names_in_held(name, unique_id)
     return next(each for each in names if 0 < len(os.fsencode(each)) <= _LONGEST)
 
 
 def _names_in_held(name: str, unique_id: str) -> Iterator[str]:
-    """Yield the best name first, then shorter ones."""
+    """Yield the best name first, then shorter names."""
     own_id = unique_id_of(name)
     if own_id == unique_id or not _NAMES_A_FILE.fullmatch(unique_id):
         yield name
-        yield unique_part(name)  # without other programs' endless fields and flags
+        yield unique_part(name)  # without very long fields and flags of other programs
     else:
         yield renamed(name, unique_id)
         yield renamed(unique_part(name), unique_id)
-    yield renamed(unique_part(name), own_id)  # of an endless unique part
+    yield renamed(unique_part(name), own_id)  # for a very long unique part
 
 
 def _move(name: str, source: int, new_name: str, held: int, removed_at: int) -> None:
-    """Move into ``held/``, dated at the first second that is not taken for that name."""
+    """Move a file into ``held/``, dated at the first second that is not in use for this name."""
     while True:
         try:
             return files.move(name, source, f"{removed_at}.{new_name}", held)
@@ -224,7 +232,7 @@ def _victims(maildrop: int) -> Victims | None:
 
 
 def _withdraw(maildrop: int, *, durably: bool = True) -> None:
-    """Remove the list, so that no later session removes a message reported as left."""
+    """Remove the list, so that no later session removes a message reported as not removed."""
     with suppress(OSError):
         files.unlink(VICTIMS, maildrop)
         if durably:
@@ -265,8 +273,10 @@ def _held_message(name: str, inode: int, held: int, settled: Adopted) -> HeldMes
 
 
 def _settled(maildrop: int) -> Adopted:
-    """Return the adopted unique-ids; none if their file is damaged.  Then no maildrop opens, but
-    held messages can be listed."""
+    """Return the adopted unique-ids, or an empty mapping if their file is damaged.
+
+    A damaged file prevents the maildrop from being opened, but held messages can still be listed.
+    """
     with suppress(TemporaryFailure):
         return adopted.read(maildrop)
     return {}
@@ -277,22 +287,25 @@ def _unique_id(file: File, settled: Adopted) -> str:
 
 
 def name_before(name: str) -> str:
-    """Return the name of a held file before its removal; empty if the file is not ours."""
+    """Return the name that a held file had before its removal, or "" if the file is not ours."""
     return _parse(name)[1]
 
 
 def _parse(name: str) -> tuple[int, str]:
-    """Return the moment of removal and the name before it; 0 and empty if it is not ours.
+    """Return the time of removal and the old name of a held file; 0 and "" if it is not ours.
 
-    A name before it never begins with a dot, since ``scanning`` skips dotfiles."""
+    The old name never begins with a dot, because ``scanning`` skips dotfiles.
+    """
     match = re.fullmatch(r"([0-9]{1,11})\.([^/]+)", name, re.DOTALL)
     return (int(match[1]), match[2]) if match else (0, "")
 
 
 @contextmanager
 def reading_held(maildrop: int, name: str) -> Iterator[int]:
-    """Raises:
-    MessageGone: nothing of this name is held.
+    """Open a held message for reading.
+
+    Raises:
+        MessageGone: no message of this name is held.
     """
     try:
         if not _parse(name)[1]:
@@ -306,14 +319,14 @@ def reading_held(maildrop: int, name: str) -> Iterator[int]:
 def restore(
     maildrop: int, names: Iterable[str], *, same_unique_ids: bool, removed_at: int | None
 ) -> int:
-    """Restore held messages; returns how many.  May be repeated after an error.
+    """Restore held messages, and return their number.  May be repeated after an error.
 
-    ``removed_at``: for an interrupted UPDATE, as for ``update``.
+    ``removed_at``: the removal time for messages of an interrupted UPDATE; None destroys them.
     """
     restored = 0
     with files.directory_lock(files.HELD, maildrop) as held:
         _finish(maildrop, removed_at)
-        # Not even a power failure may bring back a list with messages that are restored now.
+        # Even after a power failure, the list must not contain messages that are restored below.
         files.sync(".", parent=maildrop)
         settled = _settled(maildrop)
         parts, ids, inodes = set(), set(), {0}
@@ -345,7 +358,7 @@ def restore(
 
 
 def _another_name(old_name: str, present: Collection[str]) -> str:
-    """Return a name with another unique part that still contains the name given by the sender."""
+    """Return a name with another unique part, which still contains the name given at delivery."""
     given, unique = given_name(old_name), fresh_unique()
     if given is not None:
         unique = unique_of(given, after=delivered_at(old_name))
@@ -355,7 +368,7 @@ def _another_name(old_name: str, present: Collection[str]) -> str:
 
 
 def purge(maildrop: int, is_over: Callable[[float], bool]) -> int:
-    """Destroy held messages, chosen by the moment of removal; returns how many."""
+    """Destroy held messages chosen by their time of removal, and return their number."""
     purged = []
     with files.directory_lock(files.HELD, maildrop) as held:
         for name, _ in files.list_files(files.HELD, maildrop):
@@ -370,7 +383,7 @@ def purge(maildrop: int, is_over: Callable[[float], bool]) -> int:
 
 
 def _record_purged(maildrop: int, names: Iterable[str]) -> None:
-    """Record the evidence without which a collector must not delete a message on its server."""
+    """Record purged names; without this record, collectors must not delete the messages."""
     lines = [f"{given}\n" for given in map(given_name, names) if given is not None]
     if lines:
         octets = "".join(lines).encode("ascii")
@@ -383,7 +396,7 @@ def _record_purged(maildrop: int, names: Iterable[str]) -> None:
 
 
 def purged(maildrop: int) -> set[str]:
-    """Return the names of delivered messages that ``purge`` destroyed, as far as recorded."""
+    """Return the recorded names of delivered messages that ``purge`` has destroyed."""
     names: set[str] = set()
     for file in (_PURGED_BEFORE, PURGED):
         with suppress(FileNotFoundError):
@@ -393,7 +406,7 @@ def purged(maildrop: int) -> set[str]:
 
 
 def removals(maildrop: int) -> list[int]:
-    """Return the moment of removal of each held message, from its name."""
+    """Return the time of removal of each held message, taken from its name."""
     try:
         parsed = [_parse(name) for name, _ in files.list_files(files.HELD, maildrop)]
     except FileNotFoundError:
@@ -402,7 +415,7 @@ def removals(maildrop: int) -> list[int]:
 
 
 def date_again(maildrop: int, now: float) -> None:
-    """Date messages that were removed while the clock was wrong as removed now."""
+    """Set the removal time of messages that were removed while the clock was wrong to ``now``."""
     with files.directory_lock(files.HELD, maildrop) as held:
         for name, _ in files.list_files(files.HELD, maildrop):
             removed_at, old_name = _parse(name)

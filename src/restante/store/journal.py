@@ -1,12 +1,12 @@
 """The journal of a maildrop: one line for each session that retrieved or removed mail.
 
 A line is a checksum of the rest, a space, and a JSON object.  Lines are only appended, under the
-session's lock, and each stands alone: readers skip a line that a crash has torn, and writers start
-a new line behind it.  When the file reaches ``_FULL`` octets it becomes the old file, and the
-previous old file is deleted.
+session's lock, and do not depend on each other: readers skip a line that a crash has torn, and
+writers start a new line after a torn line.  When the file reaches ``_FULL`` octets, it becomes the
+old file, and the previous old file is deleted.
 
-Security: it holds unique-ids, sizes, addresses and names of credentials; never a password, never
-text of a message.  Only its owner can read the file (0600).
+Security: the journal contains unique-ids, sizes, addresses and names of credentials, but never a
+password or the text of a message.  Only the file's owner can read it (0600).
 All calls block.
 """
 
@@ -24,15 +24,15 @@ from . import files
 
 JOURNAL, OLD = "restante.journal", "restante.journal.1"
 
-_FULL = 1_048_576  # octets; with the old file up to 2 MiB, thousands of sessions
-_DIGEST = 8  # octets: finds torn lines, not forgeries
+_FULL = 1_048_576  # octets; both files together have up to 2 MiB, thousands of sessions
+_DIGEST = 8  # octets; detects torn lines, not forgeries
 
-_JSON = json.JSONEncoder(separators=(",", ":"))  # ``json.dumps`` would make one for each line
+_JSON = json.JSONEncoder(separators=(",", ":"))  # ``json.dumps`` would create one for each line
 _log = logging.getLogger(__name__)
 
 
 def record(maildrop: int, session: SessionRecord) -> None:
-    """Append a session, durably if it removed mail; errors are only logged."""
+    """Append a session, durably if it removed mail.  Errors are only logged."""
     try:
         append(maildrop, session)
     except OSError as error:
@@ -40,7 +40,10 @@ def record(maildrop: int, session: SessionRecord) -> None:
 
 
 def record_at_once(maildrop: int, session: SessionRecord) -> bool:
-    """As ``record`` if that needs no wait for the disk; otherwise do nothing and return False."""
+    """Append a session if this is possible without waiting for the disk.
+
+    Otherwise the function does nothing and returns False.
+    """
     if session.removed:
         return False
     try:
@@ -50,10 +53,10 @@ def record_at_once(maildrop: int, session: SessionRecord) -> bool:
 
 
 def append(maildrop: int, session: SessionRecord) -> None:
-    """As ``record``.
+    """Append a session, durably if it removed mail.
 
     Raises:
-        OSError: the line is not in the journal, or not durably.
+        OSError: the line was not written, or is not durable.
     """
     durably = bool(session.removed)
     files.append_bounded(JOURNAL, OLD, _line(session), maildrop, most=_FULL, durably=durably)

@@ -532,10 +532,10 @@ def _parts(
     """Return the parts of a view.  Blocking."""
     parts = []
     for folder, session in opened:
-        places: Sequence[int] = range(len(session.listing))
+        positions: Sequence[int] = range(len(session.listing))
         if since is not None:
-            places = recent(session.maildrop, session.listing, since)
-        parts.append(Part(folder, session, places, is_own=is_only or folder == INBOX))
+            positions = recent(session.maildrop, session.listing, since)
+        parts.append(Part(folder, session, positions, is_own=is_only or folder == INBOX))
     return parts
 
 

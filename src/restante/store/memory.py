@@ -56,7 +56,7 @@ class MemoryStore:
         self._counter = itertools.count(1)
 
     def clear(self) -> None:
-        """Remove all mail and its history.  Unique-ids are not used again even then."""
+        """Remove all mail and its history.  Unique-ids are not reused, even after this call."""
         self._boxes.clear()
 
     @property
@@ -87,20 +87,20 @@ class MemoryStore:
         box = self._boxes.setdefault(user, _Box())
         end = box.rules.changed(int(now), expire=lasting(days)).kept_until
         ends = {unique_id: end(box.arrived[unique_id]) for unique_id in box.messages}
-        over = [unique_id for unique_id, at in ends.items() if at <= until]
-        if over:
+        expired = [unique_id for unique_id, at in ends.items() if at <= until]
+        if expired:
             async with self.open(user):
-                _remove(box, over, self.hold(user), next(self._counter))
-        return Sweep(len(over), sum(until < each <= now for each in ends.values()))
+                _remove(box, expired, self.hold(user), next(self._counter))
+        return Sweep(len(expired), sum(until < each <= now for each in ends.values()))
 
     async def purge_due(self, user: str, *, until: float, now: float) -> Sweep:
         box = self._boxes.get(user, _Box())
         end = box.rules.changed(int(now), hold=self.hold(user)).held_until
         ends = {name: end(held.removed_at) for name, (held, _) in box.held.items()}
-        over = [name for name, at in ends.items() if at <= until]
-        for name in over:
+        due = [name for name, at in ends.items() if at <= until]
+        for name in due:
             del box.held[name]
-        return Sweep(len(over), sum(until < each <= now for each in ends.values()))
+        return Sweep(len(due), sum(until < each <= now for each in ends.values()))
 
     async def note_rules(self, user: str, days: int | None, now: float) -> Forecast:
         box = self._boxes.get(user, _Box())

@@ -1,22 +1,24 @@
 """Bring the index of a maildrop up to date at login.
 
-The work grows with what changed and not with the maildrop:
+The work depends on the number of changes, not on the size of the maildrop:
 
-1. A directory whose stamp is that of the index is not read (``scanning.passes``).
-2. The names and inode numbers in the others are compared with the index (``_difference``).  A name
-   that disappeared and a new one with the same unique part and inode number are a rename.
+1. A directory is not read if its stamp equals that of the index (``scanning.passes``).
+2. In the other directories, names and inode numbers are compared with the index
+   (``_difference``).  If a name has disappeared and a new name has the same unique part and inode
+   number, the file was renamed.
 3. If the difference is small and undisputed, it becomes an ``IndexChange`` (``_small_change``), and
    ``index.apply_change`` derives the new index from the old one.
-4. Otherwise all rows are worked out again (``_all``): when two files claim one unique-id, when an
-   adopted id may belong to a new message, when the file of adopted ids changed, when a size is a
-   guess, or when more than 1,000 messages are new.  Known sizes are taken over in any case.
-5. Only messages whose names do not contain their size are opened and measured, in batches, so that
-   a client that gives up leaves the sizes measured so far for its next login.
+4. Otherwise all rows are computed again (``_all``): if two files claim the same unique-id, if an
+   adopted id may belong to a new message, if the file of adopted ids has changed, if a size is a
+   guess, or if more than 1,000 messages are new.  Known sizes are reused in each of these cases.
+5. Only messages whose names do not contain their size are opened and measured.  This is done in
+   batches: if the client gives up, the sizes measured so far are saved for its next login.
 
-No message leaves the listing because another program renamed it during a pass: what the index
-knows stays until an exact scan does not find it.  If such a message is gone after all, RETR
-answers -ERR, and the next login at rest drops it.  Without an index the holes of a scan cannot be
-filled, so then the scan must be exact.
+A message stays in the listing even if another program renames it during a pass: a message in the
+index is dropped only if an exact scan does not find it.  If such a message has in fact been
+removed, the response to RETR is -ERR, and the message is dropped at the next login during which
+the maildrop does not change.  Without an index, the scan must be exact, because messages that it
+misses cannot be added from the index.
 """
 
 from __future__ import annotations
@@ -56,12 +58,12 @@ from .names import (
     unique_part,
 )
 
-# An empty file: sizes in the names of files are not believed in this maildrop.
+# Name of an empty file in a maildrop where the sizes in file names are not trusted.
 MEASURE_SIZES = "restante.measure-sizes"
 
 _BATCH = 32  # messages measured in one call in a thread, which cannot be cancelled
-_MANY = 1000  # new messages at once; row by row, inserting takes quadratic time
-_LONG = 1.0  # seconds; a login that takes longer is explained in the log
+_MANY = 1000  # limit of new messages in one change: inserting row by row takes quadratic time
+_LONG = 1.0  # seconds; the log explains logins that take longer
 _UNREADABLE = {errno.EACCES, errno.EPERM, errno.EIO}
 
 _log = logging.getLogger(__name__)
@@ -76,11 +78,11 @@ async def index_of_now(
     newest index that is valid.  ``measure_all``: read every message, even if its name contains
     its size.
 
-    When the caller is cancelled while messages are measured, the sizes so far are written.
+    If the caller is cancelled while messages are measured, the sizes measured so far are written.
 
     Raises:
         TemporaryFailure: another program keeps changing the maildrop.
-        OSError: also when ``new`` or ``cur`` is missing.
+        OSError: the maildrop cannot be read, or ``new`` or ``cur`` is missing.
     """
     start = time.monotonic()
     snapshot = await in_thread(_snapshot, maildrop, began, known)
@@ -104,11 +106,11 @@ async def index_of_now(
 
 class _Snapshot(NamedTuple):
     messages: list[Row]
-    """All messages, in the order of the listing; with a ``change`` only the new ones."""
+    """All messages, in the order of the listing; only the new messages if ``change`` is given."""
     stamps: Stamps
     placed: int = 0
     change: IndexChange | None = None
-    """The rest of a small change; None: ``messages`` are all."""
+    """The other parts of a small change.  None if ``messages`` contains all messages."""
 
 
 def _write(maildrop: int, known: Index | None, snapshot: _Snapshot, now: Stamps) -> Index:
@@ -123,7 +125,7 @@ def _write(maildrop: int, known: Index | None, snapshot: _Snapshot, now: Stamps)
 
 
 def _snapshot(maildrop: int, began: int, known: Index | None) -> _Snapshot:
-    """Return the current content; sizes that are not in names are still to be measured."""
+    """Return the current content.  Sizes that are not in file names must still be measured."""
     snapshot = None
     if known is not None and known.is_complete:
         snapshot = _snapshot_once(maildrop, began, known, must_be_exact=False)
@@ -136,9 +138,9 @@ def _snapshot(maildrop: int, began: int, known: Index | None) -> _Snapshot:
 def _snapshot_once(
     maildrop: int, began: int, known: Index | None, *, must_be_exact: bool
 ) -> _Snapshot | None:
-    """Return None if the scan had to be exact and other programs prevented that.
+    """Return the current content, or None if other programs prevented an exact scan.
 
-    Otherwise ``known`` fills the holes: messages that it has and that were not seen stay.
+    If the scan need not be exact, messages in ``known`` are included even if the scan missed them.
     """
     index = known or Index()
     adopted_now = stamps(maildrop)[6:]
@@ -157,16 +159,16 @@ def _snapshot_once(
     return snapshot or _all(maildrop, index, seen, difference, now)
 
 
-# -- What has changed
+# -- Changes since the index
 
 
 class _Difference(NamedTuple):
     """How the directories that were read differ from an index."""
 
     gone: dict[Identity, int]
-    """Places of messages that were not seen, by identity."""
+    """Positions of messages that were not seen, by identity."""
     moved: dict[int, File]
-    """By place, the new file of a message that was renamed."""
+    """New files of renamed messages, by position."""
     new: list[File]
 
 
@@ -200,10 +202,10 @@ def _difference(known: Index, seen: Scan) -> _Difference:
 def _small_change(
     maildrop: int, known: Index, seen: Scan, difference: _Difference, now: Stamps
 ) -> _Snapshot | None:
-    """Return a change that does not depend on other messages, or None if all must be worked out.
+    """Return a change that does not depend on other messages, or None if all rows are needed.
 
-    Ids of new messages that collide with each other, with the index or with adopted ids are
-    settled by ``_all``, which looks at all claimants.
+    If ids of new messages collide with each other, with the index or with adopted ids, ``_all``
+    assigns them, because it considers all files that claim an id.
     """
     if known.is_guessed or len(difference.new) > _MANY:
         return None
@@ -218,24 +220,27 @@ def _small_change(
 
 
 def _may_be_adopted(maildrop: int, messages: Iterable[Row]) -> bool:
-    """Return whether an adopted id may concern one of these messages."""
+    """Return whether an adopted id may belong to one of these messages."""
     words = {part for each in messages for part in (unique_part(each.file.name), each.unique_id)}
     return bool(words) and adopted.mention(maildrop, words)
 
 
-# -- All that is there
+# -- All messages
 
 
 def _all(
     maildrop: int, known: Index, seen: Scan, difference: _Difference, now: Stamps
 ) -> _Snapshot | None:
-    """Return None if two files claim one unique-id and the scan is not exact: then one file may
-    just be the other one after a rename."""
+    """Return all messages.
+
+    Returns None if two files claim the same unique-id and the scan is not exact, because they may
+    be the same file before and after a rename.
+    """
     settled = adopted.read(maildrop)
-    places = known.positions()
+    positions = known.positions()
 
     def is_known(file: File) -> bool:
-        at = places.get(file.inode)
+        at = positions.get(file.inode)
         return at is not None and known.is_of(at, file)
 
     by_id = identify(
@@ -250,15 +255,16 @@ def _all(
         try:
             adopted.write(maildrop, settled)
         except OSError as error:
-            # If the message that keeps the id were removed, another one would inherit the id, and
-            # clients would not download it.  On a read-only disk no message is removed.
+            # If the message that keeps the id were removed, another message would inherit the id,
+            # and clients would not download that message.  On a read-only disk no message is
+            # removed.
             if error.errno != errno.EROFS:
                 raise
         now = UNKNOWN
     placed = {unique_id for (_, inode), unique_id in settled.items() if not inode}
     is_believed = are_names_believed(maildrop)
     messages = [
-        Row(unique_id, file, *known.measured(places[file.inode]))
+        Row(unique_id, file, *known.measured(positions[file.inode]))
         if is_known(file)
         else _message(unique_id, file, is_believed)
         for unique_id, file in by_id.items()
@@ -275,7 +281,7 @@ def _not_read(known: Index, seen: Scan) -> Iterable[File]:
 
 
 def _not_seen(known: Index, seen: Scan, difference: _Difference) -> Iterable[File]:
-    """Yield the files that were not seen, unless the scan proves that they are gone."""
+    """Yield the files that were not seen, unless an exact scan proves their removal."""
     if not seen.is_exact:
         yield from (known.row(at).file for at in difference.gone.values())
 
@@ -283,7 +289,7 @@ def _not_seen(known: Index, seen: Scan, difference: _Difference) -> Iterable[Fil
 def _arrived(maildrop: int, file: File) -> float:
     """Return the time stamp that decides which of several unknown files keeps a unique-id.
 
-    Inode numbers say nothing of age: numbers that became free are used again.
+    Inode numbers do not show the age of a file, because the file system reuses them.
     """
     try:
         with files.directory(file.directory, maildrop) as directory:
@@ -296,7 +302,7 @@ def _arrived(maildrop: int, file: File) -> float:
 
 
 def _message(unique_id: str, file: File, is_believed: bool) -> Row:
-    """Make a row with the size and form that the name contains; size -1: unknown."""
+    """Return a row with the size and form that the file name contains; -1 for an unknown size."""
     size, dotted = field("W", file.name), field("D", file.name)
     if size is None or not is_believed:
         return Row(unique_id, file, -1)
@@ -314,12 +320,13 @@ def are_names_believed(maildrop: int) -> bool:
 
 
 def correct(maildrop: int, index: Index, sizes: Mapping[int, int]) -> Index:
-    """Return the index after messages turned out to have other sizes; also on disk.
+    """Return an index with corrected sizes, and write it to disk.
 
-    Each wrong size costs a client its connection.  So after the first wrong name no name in this
-    maildrop is believed any more, and the next login measures all other messages.
+    Each wrong size costs a client its connection.  So after the first wrong size in a file name,
+    no file name in this maildrop is trusted any more, and the next login measures all other
+    messages.
 
-    ``sizes``: octets on the wire, by place in the index.
+    ``sizes``: octets on the wire, by position in the index.
     """
     messages = [index.row(at) for at in range(len(index))]
     is_named = [field("W", each.file.name) == each.size for each in messages]
@@ -332,12 +339,12 @@ def correct(maildrop: int, index: Index, sizes: Mapping[int, int]) -> Index:
     corrected = index.changed(IndexChange(other=others), UNKNOWN)
     save(maildrop, corrected, durably=True)
     with suppress(OSError):
-        files.move_stamp("new", maildrop)  # so that other processes rebuild theirs
+        files.move_stamp("new", maildrop)  # so that other processes rebuild their indexes
     return corrected
 
 
 def _distrust_names(maildrop: int) -> None:
-    """Stop believing sizes in names; durable on return if the disk allows."""
+    """Stop trusting the sizes in file names, durably if the disk allows it."""
     if are_names_believed(maildrop):
         _log.warning("wrong sizes in names", extra={"fields": {"file": MEASURE_SIZES}})
         with suppress(OSError):
@@ -364,7 +371,7 @@ def _measure_moved(maildrop: int, rows: list[Row], missing: Mapping[Identity, in
     seen = scan_for(maildrop, missing)
     now = dict(seen.select(missing))
     for identity, at in missing.items():
-        with suppress(FileNotFoundError):  # renamed once more: the next login measures it
+        with suppress(FileNotFoundError):  # renamed again: the next login measures the message
             if identity in now:
                 rows[at] = measured(maildrop, rows[at]._replace(file=now[identity]))
             elif seen.is_exact:
@@ -376,8 +383,10 @@ def _is_wrong_in_name(message: Row) -> bool:
 
 
 def measured(maildrop: int, message: Row) -> Row:
-    """Return the row with its size on the wire.  A message that cannot be read stays listed, with
-    a guessed size."""
+    """Return the row with its size on the wire.
+
+    A message that cannot be read stays listed, with a guessed size.
+    """
     with files.directory(message.file.directory, maildrop) as directory:
         try:
             with files.reading(message.file.name, directory) as file:

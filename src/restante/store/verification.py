@@ -53,9 +53,9 @@ def verify(maildrop: int) -> Iterator[Finding | None]:
     index, finding = _index(maildrop, by_id)
     if finding is not None:
         yield finding
-    places = index.positions()
+    positions = index.positions()
     for unique_id, file in by_id.items():
-        announced, at = Row(unique_id, file, -1), places.get(file.inode)
+        announced, at = Row(unique_id, file, -1), positions.get(file.inode)
         if at is not None and index.is_of(at, file):
             announced = Row(unique_id, file, *index.measured(at))
         finding = _message(maildrop, announced)
