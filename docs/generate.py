@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the pages of ``docs/reference`` from the code, so that they cannot differ from it.
 
-``--check`` writes nothing and fails when a page is not what the code says.
+``--check`` writes nothing and fails if a page differs from the code.
 """
 
 from __future__ import annotations
@@ -36,89 +36,99 @@ from tests.compare import report  # noqa: E402
 SOURCE = Path(restante.__file__).parent
 NOTE = "<!-- Made by docs/generate.py from the code; change it there. -->\n"
 ORPHAN = "---\norphan: true\n---\n"
-"""In front of a page that no table of contents lists."""
+"""The beginning of a page that is in no table of contents."""
 WRAPPERS, CONNECTION = ("_log_event", "_note", "_warn"), "server/connection.py"
-"""Names of the functions in which a module wraps its log; that of ``Connection`` is inherited."""
+"""Names of functions that wrap a module's log; the function of ``Connection`` is inherited."""
 LEVELS = ("debug", "info", "warning", "error", "exception")
 
 MEANINGS = {
-    "accept paused": "no free file descriptors or memory; the server tries again",
-    "adopted unique-ids damaged": "the maildrop is not opened, because clients would download "
-    "everything again",
-    "bug": "an unexpected error; a traceback follows",
-    "clock jumped": "the clock does not agree with the time that has passed; it is trusted after "
-    "a day",
-    "clock not saved": "the file `clock` in the state directory could not be written",
-    "certificate refused": "the renewed certificate is invalid; the server keeps the old one",
-    "connection refused": "a limit on connections was reached",
-    "deleted upstream": "a message was deleted on its server, with the evidence; `message` is its "
-    "short name",
-    "deletion rule changed": "`keep` or `newest` has changed; `messages` collected before are due "
-    "by the new rule",
-    "deletions withheld": "a new account, or one with a new rule, would delete more than `limit`",
-    "deletion braked": "a new password marked too many messages, so none was removed",
-    "delivered": "a message is on disk",
-    "delivery refused": "the message for a recipient was not stored; the sender got the reason",
-    "expired": "old mail was removed because of `expire`, and is held",
-    "expiry withheld": "this old mail expires only if the clock is right, so it waits for a day",
-    "expiry failed": "old mail could not be removed; the server tries again in an hour",
-    "guesses not saved": "the knowledge about guessed passwords would be lost if the server "
-    "stopped now",
-    "line refused": "a line of the passwd-file is invalid; its user cannot log in",
-    "journal damaged": "some lines of a journal cannot be read; the others are used",
-    "journal not written": "the journal lacks a session; the mail itself is not affected",
-    "login cancelled": "a client began AUTH with `mech`, cancelled it and left without a login",
-    "login did not wait": "the time of `poll_on_login` was over before the account was collected; "
-    "collecting continues",
-    "login impossible": "the maildrop is in use, a back end does not answer, or similar; never a "
-    "wrong password",
-    "login ok": "a user logged in",
-    "login refused": "a login failed; `reason` is for the log only, the client does not get it",
-    "wrong sizes in names": "file names in a maildrop have wrong sizes; all its messages are "
-    "measured from now on",
-    "maildrop indexed": "a login was slow because it had to read many messages",
-    "message not kept": "an incoming message could not be stored; the sender was asked to try "
-    "again",
-    "partial delivery not noted": "if the sender tries again, some recipients may get a second "
-    "copy",
-    "message not removed": "a marked message could not be removed at QUIT",
-    "password sprayed": "one password failed for ten users; `ip` is the last client's address",
-    "proxy refused": "a listed load balancer sent no PROXY header, or an invalid one",
-    "purge withheld": "these held messages are due only if the clock is right, so they wait for a "
-    "day; `restante maildrop purge --yes` destroys them now",
-    "purged": "held messages were destroyed at the end of their hold",
-    "purge failed": "held mail could not be destroyed; the server tries again in an hour",
-    "purge not recorded": "`until-deleted` will not delete the purged messages on their server",
-    "quota not counted": "`maildirsize` could not be updated after a delivery; it is written "
-    "again later",
-    "read failed": "a message could not be read; its response was cut off without the final dot",
-    "reload failed": "the new configuration or certificate is invalid; the server keeps the old "
-    "one",
-    "reloaded": "configuration and certificate were read again; `restart`: a restart is required "
-    "as well; `held` and `expiring`: number of messages that will be destroyed or expire from "
-    "`at` on because of a changed rule",
-    "report failed": "mail or metrics about an account could not be written; the server tries "
-    "again",
-    "rule changed": "held messages will be destroyed, or mail will expire, from `at` on, because "
-    "a hold or an expiry was made shorter",
-    "seat given up": "a connection that had not logged in was closed to make room for a new one",
-    "session ended": "the server ended a session that broke a rule or reached a limit",
-    "session end": "a session that had logged in is over",
-    "size differs": "a message does not have the announced size; the connection was dropped",
-    "connections limited": "the limit of open files (`ulimit -Hn`, `LimitNOFILE=`) allows only "
-    "`most` connections in all workers, fewer than `limits.sessions`",
-    "socket not configured": "systemd passed a socket that is not in the configuration",
-    "stopping": "the server was asked to stop",
-    "tls refused": "a TLS handshake failed",
-    "upstream not polled": "`poll_on_login` could not collect an account; the existing mail is "
-    "served",
-    "upstream polled": "`poll_on_login` has collected an account",
-    "users not read": "the user database cannot be read at the moment; announced limits stay as "
-    "they were",
-    "worker ended": "a worker process died and is started again",
-    "worker hangs": "a worker process does not respond and is killed",
-    "update failed": "not all marked messages could be removed",
-    "update finished": "a removal that a crash had interrupted was completed",
+    "accept paused": "The server has run out of file descriptors or memory. It stops accepting "
+    "connections and tries again later.",
+    "adopted unique-ids damaged": "The file of adopted unique-ids is damaged. The maildrop is not "
+    "opened, because clients would download all messages again.",
+    "bug": "An unexpected error occurred. A traceback follows.",
+    "clock jumped": "The clock is ahead of the time that has passed since it was last trusted, by "
+    "`seconds`. It is trusted after a day.",
+    "clock not saved": "The file `clock` in the state directory could not be written.",
+    "certificate refused": "The renewed certificate is invalid. The server keeps the old one.",
+    "connection refused": "A connection was refused because a limit on connections was reached.",
+    "deleted upstream": "A message was deleted on its server, for the reason `why` and on the "
+    "evidence `evidence`. `message` is its short name.",
+    "deletion rule changed": "`keep` or `newest` has changed. The new rule deletes `messages` "
+    "messages that were collected earlier.",
+    "deletions withheld": "A run would delete more than `limit` messages of an account that is new "
+    "or has a new rule, so it deletes none of them.",
+    "deletion braked": "A session that used a new password marked more messages as deleted than "
+    "its limit allows, so none was removed.",
+    "delivered": "A message was stored on disk.",
+    "delivery refused": "The message for a recipient was not stored. The sender was given the "
+    "reason.",
+    "expired": "Old mail was removed because of `expire`. It is held and can be restored.",
+    "expiry withheld": "The clock may be wrong, so `messages` messages that look expired are kept "
+    "for another day.",
+    "expiry failed": "Old mail could not be removed. The server tries again in an hour.",
+    "guesses not saved": "The record of failed logins could not be written. It is lost if the "
+    "server stops now.",
+    "line refused": "A line of the passwd-file is invalid. Its user cannot log in.",
+    "journal damaged": "Some lines of a session journal cannot be read. The other lines are used.",
+    "journal not written": "A session could not be added to the session journal. The mail is not "
+    "affected.",
+    "login cancelled": "A client began AUTH with the mechanism `mech`, cancelled it and "
+    "disconnected without a login.",
+    "login did not wait": "The `poll_on_login` time limit expired before all mail was collected. "
+    "The login succeeds, and collecting continues.",
+    "login impossible": "A login failed although the password may be correct: the maildrop is in "
+    "use, a back end does not answer, or similar.",
+    "login ok": "A user logged in.",
+    "login refused": "A login failed. `reason` is for the log only; it is not sent to the client.",
+    "wrong sizes in names": "File names in a maildrop contain wrong sizes. From now on, all its "
+    "messages are measured.",
+    "maildrop indexed": "A login was slow because it had to read many messages.",
+    "message not kept": "An incoming message could not be stored. The sender was asked to try "
+    "again.",
+    "partial delivery not noted": "It could not be recorded which recipients of a message have it. "
+    "If the sender tries again, some of them may get a second copy.",
+    "message not removed": "A marked message could not be removed at QUIT.",
+    "password sprayed": "One password failed for ten users. `ip` is the address of the last client "
+    "that tried it.",
+    "proxy refused": "A listed load balancer sent no PROXY header, or an invalid one.",
+    "purge withheld": "The clock may be wrong, so `messages` messages whose hold seems to be over "
+    "are kept for another day. `restante maildrop purge --yes` destroys them now.",
+    "purged": "Held messages were destroyed at the end of their hold.",
+    "purge failed": "Held mail could not be destroyed. The server tries again in an hour.",
+    "purge not recorded": "Messages were purged, but this could not be recorded, so "
+    "`until-deleted` will not delete them on the server they were collected from.",
+    "quota not counted": "`maildirsize` could not be updated after a delivery. It is written again "
+    "later.",
+    "read failed": "A message could not be read. Its response was cut off without the final dot.",
+    "reload failed": "The new configuration or certificate is invalid. The server keeps the old "
+    "one.",
+    "reloaded": "The configuration and the certificate were read again. `restart` means that a "
+    "restart is required as well. Because of a changed rule, `held` messages will be destroyed "
+    "and `expiring` messages will expire, from `at` on.",
+    "report failed": "An alert or metrics about an account could not be written. The server tries "
+    "again.",
+    "rule changed": "A hold or an expiry was made shorter. From `at` on, `held` messages will be "
+    "destroyed and `expiring` messages will expire.",
+    "seat given up": "A connection without a login was closed to make room for a new one.",
+    "session ended": "The server closed a connection because its client broke a rule or reached a "
+    "limit.",
+    "session end": "A session with a login is over.",
+    "size differs": "A message does not have the announced size. The connection was dropped.",
+    "connections limited": "The limit on open files (`ulimit -Hn`, `LimitNOFILE=`) is too low for "
+    "the `wanted` connections of `limits.sessions`. It allows `most` connections in all workers.",
+    "socket not configured": "systemd passed a socket that is not in the configuration.",
+    "stopping": "The server was asked to stop.",
+    "tls refused": "A TLS handshake failed.",
+    "upstream not polled": "`poll_on_login` could not collect mail from an account. The user gets "
+    "the mail that is already in the maildrop.",
+    "upstream polled": "`poll_on_login` has collected mail from an account.",
+    "users not read": "The user database cannot be read at the moment. The limits announced in "
+    "CAPA are not updated, and no mail expires.",
+    "worker ended": "A worker process died and is started again.",
+    "worker hangs": "A worker process does not respond and is killed.",
+    "update failed": "Not all marked messages could be removed.",
+    "update finished": "The removal of messages that a crash had interrupted was completed.",
 }
 
 
@@ -131,7 +141,7 @@ def configuration() -> Iterator[str]:
 
 The configuration is one TOML file: the one given by `-c`, otherwise the one named by
 `RESTANTE_CONFIG`, otherwise `~/.config/restante/restante.toml`, otherwise
-`/etc/restante/restante.toml`. Without a file restante runs in private mode and serves this machine
+`/etc/restante/restante.toml`. Without a file, restante runs in private mode and serves this machine
 only. Environment variables such as `RESTANTE__SERVER__HOSTNAME` override the file, and the command
 line overrides both. Unknown options and invalid values are errors; the message names the file, the
 line and the option. `restante check` validates the file, and `restante check --example` prints an
@@ -150,24 +160,27 @@ otherwise `/var/lib/restante` if the configuration is in `/etc`; otherwise
 
 
 def _default(option: Any) -> str:
-    """A sentence about it, unless its text has one or it is nothing."""
+    """A sentence about the default, if there is one."""
     if option.name == "hostname":
-        return " By default the name of this machine."
-    found = option.default
-    if not found and found != 0:
+        return " The default is the name of this machine."
+    default = option.default
+    if not default and default != 0:
         return ""
-    if found == option.metadata["convert"](option.metadata["example"]):
+    if default == option.metadata["convert"](option.metadata["example"]):
         return " This is the default."
-    return f" By default `{config.toml(round(found) if isinstance(found, float) else found)}`."
+    default = round(default) if isinstance(default, float) else default
+    return f" By default `{config.toml(default)}`."
 
 
 # -- Command line
 
 
 def command_line() -> Iterator[str]:
-    """Every verb with its options, then what is common to them."""
+    """Every verb with its options, then the exit codes and the environment."""
     parser = make_parser(is_complete=True)
-    yield f"# Command line\n\n{parser.description}\n\n`restante [OPTIONS] VERB …`\n"
+    summary, _, verbs = (parser.description or "").partition("\n\n")
+    yield f"# Command line\n\n{summary}\n\n`restante [OPTIONS] VERB …`\n"
+    yield f"```text\n{verbs.strip()}\n```\n"
     yield from _arguments(parser)
     yield "These options may come before or after the verb.\n"
     yield from _verbs(
@@ -179,8 +192,9 @@ def command_line() -> Iterator[str]:
 
 def _exit_code_section() -> Iterator[str]:
     yield "## Exit codes\n\nThe codes are those of `sysexits.h`. 75 means that nothing is lost and"
-    yield "trying again may help: a lock, a full disk, or a network or server that does not answer."
-    yield "\n| code | when |\n|---|---|"
+    yield "that trying again may help, for example if a file is locked, a disk is full, or a server"
+    yield "does not answer."
+    yield "\n| code | error |\n|---|---|"
     for code, when in sorted(_exit_codes().items()):
         yield f"| {code} | {', '.join(when)} |"
 
@@ -189,16 +203,22 @@ ENVIRONMENT = """
 ## Environment
 
 `RESTANTE_CONFIG`
-: The configuration, if `-c` does not name one.
+: The configuration file to use if `-c` is not given.
 
 `RESTANTE__SECTION__OPTION`
-: An option of the configuration.
+: The value of an option, instead of the value in the configuration file.
 
 `RESTANTE_PASSWORD`
 : The password for `restante fetch`.
 
-`STATE_DIRECTORY`, `XDG_STATE_HOME`, `XDG_CONFIG_HOME`
-: Where the state and the configuration are.
+`STATE_DIRECTORY`
+: The state directory, as set by systemd.
+
+`XDG_STATE_HOME`
+: The directory that contains the state directory; `~/.local/state` by default.
+
+`XDG_CONFIG_HOME`
+: The directory that contains `restante/restante.toml`; `~/.config` by default.
 """
 
 
@@ -227,14 +247,26 @@ def _arguments(
         takes = f" {shown}" if action.nargs != 0 and action.option_strings else ""
         names = ", ".join(f"`{name}{takes}`" for name in action.option_strings)
         text = (action.help or "").replace("%%", "%").replace("%(default)s", str(action.default))
-        wanted = " Required." if action.required and action.option_strings else ""
-        more = " May be left out." if action.nargs in ("?", "*") else ""
-        yield f"{names or f'`{shown}`'}\n: {_sentence(text or 'See above.')}{wanted}{more}\n"
+        text = _sentence(text or _argument_text(shown, parser.prog))
+        required = " Required." if action.required and action.option_strings else ""
+        is_optional = action.nargs in ("?", "*") and "ptional" not in text
+        yield f"{names or f'`{shown}`'}\n: {text}{required}{' Optional.' * is_optional}\n"
+
+
+def _argument_text(shown: str, command: str) -> str:
+    """The text of an argument that has no help, because its name says enough in a usage line."""
+    owner = "account" if " account " in command else "user"
+    return {
+        "NAME": f"the {owner}'s name",
+        "USER": "the user whose maildrop it is" if " maildrop " in command else "the user's name",
+        "OLD": f"the {owner}'s current name",
+        "NEW": f"the {owner}'s new name",
+    }[shown]
 
 
 def _exit_codes() -> dict[int, list[str]]:
     found: dict[int, list[str]] = defaultdict(list)
-    found[os.EX_OK].append("done")
+    found[os.EX_OK].append("success")
     found[os.EX_USAGE].append("the command line is invalid")
     found[os.EX_TEMPFAIL].append("all errors where trying again may help")
     found[os.EX_NOHOST].append("a host name that does not exist")
@@ -255,11 +287,11 @@ def log_events() -> Iterator[str]:
     """Every event with its level and keys, collected from the source."""
     yield """# Log events
 
-A line consists of the name of an event and of `key=value` pairs. Names and keys are stable. Input
-from clients is escaped, so no line can be forged, and passwords are never logged. With
-`format = "json"` the spaces in a name become dots.
+A line consists of the name of an event and of `key=value` pairs. Names and keys do not change
+between versions. Input from clients is escaped, so that it cannot forge a line, and passwords are
+never logged. With `format = "json"`, spaces in event names are replaced with dots.
 
-| event | level | keys | when |
+| event | level | keys | meaning |
 |---|---|---|---|"""
     found: dict[str, tuple[set[str], dict[str, None]]] = defaultdict(lambda: (set(), {}))
     modules = [ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py"))]
@@ -363,10 +395,10 @@ def error_classes() -> Iterator[str]:
     yield """# Errors
 
 All exceptions that restante raises on purpose are subclasses of `restante.errors.RestanteError`.
-Each has a `code`, the response code sent to a POP3 client, and `retry`, whether the same request
-may succeed later.
+The attribute `code` is the response code that is sent to a POP3 client. The attribute `retry` says
+whether the same request may succeed later. A dash marks a subclass of the class above it.
 
-| error | code | retry | what it means |
+| error | code | retry | meaning |
 |---|---|---|---|"""
     yield from _tree(errors.RestanteError, 0)
     yield ""
@@ -383,8 +415,9 @@ def _tree(kind: type[errors.RestanteError], depth: int) -> Iterator[str]:
 
 def python() -> Iterator[str]:
     """The public names of ``restante``."""
-    yield "# Python interface\n\n`import restante` gives these names and imports what is asked for."
-    yield "The [tutorial](../tutorial.md) shows them used, [Errors](errors.md) what they raise.\n"
+    yield "# Python interface\n\nThese are the public names of the module `restante`. A name is"
+    yield "imported when it is first used. The [tutorial](../tutorial.md) shows how to use them."
+    yield "[Errors](errors.md) lists all exceptions.\n"
     for name in restante.__all__:
         thing = getattr(restante, name)
         if isinstance(thing, type):
@@ -429,7 +462,26 @@ def _members(kind: type) -> Iterator[str]:
             if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
                 text = inspect.cleandoc(str(following.value.value))
             kind_of = f": {ast.unparse(node.annotation)}" if isinstance(node, ast.AnnAssign) else ""
-            yield f"`{ast.unparse(target)}{kind_of}`\n: {_indented(text) or 'See above.'}\n"
+            text = text or _inherited_text(kind, ast.unparse(target))
+            yield f"`{ast.unparse(target)}{kind_of}`\n: {_indented(text)}\n"
+
+
+def _inherited_text(kind: type, name: str) -> str:
+    """The text of an attribute in a base class, or of the argument of ``connect``."""
+    for base in kind.__mro__[1:-1]:
+        if not base.__module__.startswith("restante"):
+            continue
+        tree = ast.parse(dedent(inspect.getsource(base))).body[0]
+        assert isinstance(tree, ast.ClassDef)
+        for node, following in pairwise(tree.body):
+            is_it = isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name
+            if is_it and isinstance(following, ast.Expr):
+                return inspect.cleandoc(ast.literal_eval(following.value))
+    listed = re.search(
+        rf"^    {name}: (.*(?:\n {{5,}}.*)*)", inspect.getdoc(restante.connect) or "", re.MULTILINE
+    )
+    assert listed, f"{kind.__name__}.{name} has no docstring"
+    return " ".join(listed[1].split())
 
 
 def _signature(function: Callable[..., Any]) -> str:
@@ -479,11 +531,13 @@ def _paragraph(thing: Any) -> str:
 
 
 def _sentence(text: str) -> str:
-    text = text[:1].upper() + text[1:]
-    return text if not text or text[-1] in ".?" else text + "."
+    first = text.partition(" ")[0].rstrip(",.:;")
+    if first.replace("-", "").isalpha():  # not a literal such as ann@example.org or pop3s://host
+        text = text[:1].upper() + text[1:]
+    return text if not text or text[-1] in ".?…" else text + "."
 
 
-# -- What the RFCs ask
+# -- Requirements of the RFCs
 
 
 def requirements() -> Iterator[str]:
@@ -492,17 +546,18 @@ def requirements() -> Iterator[str]:
     found = rfc.requirements()
     shown = sum(each.id in named and not each.refused for each in found)
     refused = sum(bool(each.refused) for each in found)
-    yield f"""# What the RFCs ask
+    yield f"""# Requirements of the RFCs
 
-{len(found)} requirements: {shown} are shown by tests, {refused} refused with a reason;
-not met or not shown, or not wholly: {sum(bool(each.not_yet) for each in found)}. "Fact" is what
-an RFC states without MUST or SHOULD; "ours" is what experience asks and no RFC does.
+This page lists {len(found)} requirements. {shown} of them have tests, {refused} are refused for the
+reason given, and {sum(bool(each.not_yet) for each in found)} are not met or not tested completely.
+"Fact" marks a statement of an RFC without MUST or SHOULD. "Ours" marks a requirement that comes
+from experience and not from an RFC.
 """
     areas = rfc.areas()
     for each in found:
         if each.id in areas:
             yield f"\n## {areas[each.id]}\n"
-            yield "| requirement | level, source, side | shown by |\n|---|---|---|"
+            yield "| requirement | level, source, side | tests |\n|---|---|---|"
         origin = ", ".join((each.level, _sources(each.sources), each.side)).replace(", ,", ",")
         tests = _evidence(each, named.get(each.id, []))
         yield f"| **{each.id}** {each.text} | {origin} | {tests} |"
@@ -551,38 +606,38 @@ the path below `tests`; names without a colon are transcripts in `tests/transcri
         yield f"| **{each.number}** {each.text} | {shown or each.because} |"
 
 
-# -- How collectors fare
+# -- Collectors compared
 
 
 def comparison() -> Iterator[str]:
-    """From what ``./dev compare collectors`` has found."""
+    """The results of ``./dev compare collectors``."""
     return report.page(report.read())
 
 
 # -- Manual pages
 
-# A file, what it holds, and the verbs that read or write it. tests/cli/test_examples.py checks the
-# names against the files that the examples open.
+# Files with their contents and the verbs that read or write them. tests/cli/test_examples.py
+# compares the names with the files that the examples open.
 _ALL = "account auth check collect deliver import maildrop serve user"
 _STATE = "$STATE_DIRECTORY"
 FILES = (
-    ("restante.toml", "the configuration, restante.toml(5)", _ALL),
-    ("conf.d/*.toml", "beside the configuration: parts of it, such as one account each", _ALL),
+    ("restante.toml", "the configuration; see restante.toml(5)", _ALL),
+    ("conf.d/*.toml", "parts of the configuration, for example one file for each account", _ALL),
     ("users.sqlite3", "users, password hashes, app passwords and permissions", _ALL),
     ("mail", "the maildrops, unless store.path names another directory",
      "collect deliver import maildrop serve user"),
-    ("ledger.sqlite3", "the messages that were collected", "account collect import serve"),
-    ("passwords", "passwords of accounts", "account collect serve"),
-    ("tokens", "OAuth 2 tokens of accounts, encrypted", "account collect serve"),
+    ("ledger.sqlite3", "the record of collected messages", "account collect import serve"),
+    ("passwords", "passwords of the accounts on other servers", "account collect serve"),
+    ("tokens", "encrypted OAuth 2 tokens of these accounts", "account collect serve"),
     ("guesses", "recent failed logins", "auth serve"),
-    ("clock", "when the clock was last trusted", "maildrop serve user"),
-    ("intake.sqlite3", "deliveries that a sender may repeat", "serve"),
-    ("tls", "the certificate made at the first start", "serve"),
+    ("clock", "the time at which the clock was last trusted", "maildrop serve user"),
+    ("intake.sqlite3", "the record of deliveries that a sender may repeat", "serve"),
+    ("tls", "the certificate that was created at the first start", "serve"),
     ("first-password", "the password of the first user", "serve"),
 )  # fmt: skip
 _FILES_OF = {
-    "demo": "Temporary files only, which are removed at the end.\n",
-    "fetch": "The directory, Maildir or mbox that `--to` names.\n",
+    "demo": "This command uses only temporary files, which it removes at the end.\n",
+    "fetch": "This command writes the directory, Maildir or mbox that `--to` names.\n",
 }
 _SEE_ALSO = {
     "serve": ("check", "user", "deliver"), "user": ("auth", "maildrop"),
@@ -716,7 +771,7 @@ def main(arguments: list[str]) -> int:
             if arguments != ["--check"]:
                 path.write_text(text)
     if stale and arguments == ["--check"]:
-        print(f"not what the code says: {' '.join(stale)}; run docs/generate.py", file=sys.stderr)
+        print(f"out of date: {' '.join(stale)}; run docs/generate.py", file=sys.stderr)
         return 1
     return 0
 

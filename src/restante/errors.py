@@ -92,14 +92,14 @@ class OverlongLine(BadCommand):
 
 
 class BareLineFeed(BadCommand):
-    """A line has LF without CR; other software may see one line where we would see two."""
+    """A line has LF without CR; other software may see one line where restante would see two."""
 
     def __init__(self) -> None:
         super().__init__("lines must end with CRLF, this one has a bare LF")
 
 
 class NulOctet(BadCommand):
-    """A command contains NUL, which no mail client sends; TLS on a port without TLS does."""
+    """A command contains NUL, usually because TLS was used on a port without TLS."""
 
     def __init__(self) -> None:
         super().__init__("NUL in a command")
@@ -207,14 +207,14 @@ class QuotaExceeded(TemporaryFailure):
 
 
 class Damaged(TemporaryFailure):
-    """A file of restante is damaged, and its content cannot be recreated.
+    """One of restante's own files is damaged and cannot be recreated.
 
     Peers may try again, since an administrator can restore it; the command line reports EX_DATAERR.
     """
 
 
 class BackendUnavailable(TemporaryFailure):
-    """An identity back end is down, slow or broken, so the login cannot be checked.
+    """An authentication back end is down, slow or broken, so the login cannot be checked.
 
     It never counts as a guess.  ``reason`` goes to the log, never to the peer.
     """
@@ -225,8 +225,8 @@ class BackendUnavailable(TemporaryFailure):
 
 
 class BackendMisconfigured(BackendUnavailable):
-    """An administrator must correct the configuration of an identity back end, such as the password
-    that restante uses there or a missing library.  Peers may try again."""
+    """An authentication back end is unusable until an administrator corrects its configuration or
+    installs a missing library.  Peers may try again."""
 
 
 class TooBusy(TemporaryFailure):
@@ -249,7 +249,7 @@ class PermanentFailure(RestanteError):
 
 
 class NoMaildrop(PermanentFailure):
-    """The user cannot have a maildrop, because the name does not fit the path of maildrops.
+    """The user cannot have a maildrop, because the name does not match `store.path`.
 
     The message is for the user who logs in; ``reason``, a clause without a subject, for the
     administrator.
@@ -309,7 +309,7 @@ class UnsafeArgument(RestanteError, ValueError):
 
 
 class StaleMessage(UnsafeArgument):
-    """The message belongs to an earlier session; its number may mean another message now.
+    """The message belongs to an earlier session; its number may now refer to another message.
 
     Nothing was sent, and the session continues.  List the messages again.
     """

@@ -51,9 +51,13 @@ class Service:
     """
 
     host: str
+    """Host name of the server."""
     port: int
+    """Port of the server."""
     tls: TLS
+    """When TLS begins."""
     domain: str
+    """The mail domain for which the server was found."""
     user: str = ""
     """The whole address (RFC 6186 §4); some servers require only the part before the "@"."""
     is_confirmed: bool = False

@@ -22,7 +22,7 @@ class Message:
     size: int
     """Size in octets as announced by the server; may be wrong."""
     session: object = field(default=None, repr=False, compare=False)
-    """The session that the number belongs to; in another session it may mean another message."""
+    """The session that the number belongs to; in another one it may refer to another message."""
 
     # Defined although a dataclass has the same method: type checkers accept ``"AAa3" in listing``
     # only if the class defines its equality.
