@@ -156,11 +156,15 @@ def test_keys_refuse_meaningless_values(value: str, file: Path) -> None:
         ("[tls]\nmode = 'acme'", 2, "tls.mode: must be one of self, files"),
         ("[tls]\nmin_version = 1.2", 2, "tls.min_version: must be one of 1.2, 1.3"),
         ("[tls]\nmode = 'files'", 2, 'tls.mode: "files" requires tls.cert and tls.key'),
-        ("[account.x]\nurl = 'pop3s://a:s3cret@h'", 2, "account.x.url: must not have a password"),
+        (
+            "[account.x]\nurl = 'pop3s://a:s3cret@h'",
+            2,
+            "account.x.url: must not contain a password",
+        ),
         (
             "[account.x]\nto = 'imaps://a:s3/cret@h/INBOX'",
             2,
-            "account.x.to: must not have a",
+            "account.x.to: must not contain a",
         ),
         (
             "[server]\nproxy_from = ['192.0.2.1']\ntls_at_proxy = ['pop3://127.0.0.1:1100']",

@@ -1,7 +1,7 @@
 """The configuration: one TOML file and its options.
 
-``schema`` names the options, ``values`` checks them, ``loading`` reads them, ``manual`` explains
-them.
+``schema`` declares the options, ``values`` checks their values, ``loading`` reads the files, and
+``manual`` generates the documentation.
 """
 
 from .loading import SYSTEM, ephemeral, load

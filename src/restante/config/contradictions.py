@@ -1,4 +1,4 @@
-"""Options that exclude or require each other, and secrets that others can read."""
+"""Find options that exclude or require each other, and secrets that other users can read."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Reading the configuration: from files, the environment and the command line.
+"""Read the configuration from files, the environment and the command line.
 
-Precedence: defaults < file < ``conf.d/*.toml`` beside it, by name < environment
-(``RESTANTE__SERVER__HOSTNAME``) < command line.
-An unknown key is an error, never ignored: a typing error in ``hold`` must not cost mail.
+Each source overrides the earlier ones: the defaults, the file, ``conf.d/*.toml`` in the file's
+directory (sorted by name), the environment (``RESTANTE__SERVER__HOSTNAME``), the command line.
+Unknown keys are errors and are never ignored: a typing error in ``hold`` must not lose mail.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ def load(
 ) -> Configuration:
     """Load and check the configuration.
 
-    ``named`` is a file that must exist; otherwise the file in RESTANTE_CONFIG, of the user or of
-    the system is read.  ``overrides`` are values from the command line, by dotted key.
+    ``named`` is a file that must exist.  Without it, the file named by RESTANTE_CONFIG, the user's
+    file, or the system's file is read.  ``overrides`` maps dotted keys to values from the command
+    line.
 
     Raises:
-        ConfigurationError: the configuration is invalid; a line for each mistake with its file,
-            line and key.
+        ConfigurationError: the configuration is invalid; the text has a line for each mistake with
+            its file, line number and key.
     """
     path = _find(named, environment)
-    source = path.absolute() if path else None  # a reload may have another directory
+    source = path.absolute() if path else None  # the current directory may change before a reload
     state = _state(source, environment)
     folder = _folder(source, environment)
     layers = [_read(source) if source else _private(state)]
@@ -60,10 +61,10 @@ def load(
 
 
 def ephemeral(folder: Path) -> Configuration:
-    """Return a configuration for tests: all files in ``folder``, ports chosen by the system."""
+    """Return a configuration for tests, with all files in ``folder`` and free ports."""
     lmtp, smtp = ["127.0.0.1:0"], "127.0.0.1:0"
     if len(os.fsencode(path := f"{folder}/lmtp.sock")) <= MAX_SOCKET_PATH:
-        lmtp.insert(0, f"unix:{path}")  # the path of temporary files may be too long for a socket
+        lmtp.insert(0, f"unix:{path}")  # the path of a temporary directory may be too long
     tree = {
         "server": {"listen": ["pop3s://127.0.0.1:0", "pop3://127.0.0.1:0"]},
         "intake": {"lmtp": {"listen": lmtp}, "smtp": {"listen": smtp}},
@@ -73,7 +74,7 @@ def ephemeral(folder: Path) -> Configuration:
 
 
 class _Layer(NamedTuple):
-    """Values from one source."""
+    """The values from one source, such as a file."""
 
     name: str
     tree: dict[str, Any]
@@ -82,7 +83,7 @@ class _Layer(NamedTuple):
 
 
 def _private(state: Path) -> _Layer:
-    """Return the values without a file: for one user on this machine."""
+    """Return the values that apply without a file, for one user on this machine."""
     lmtp, smtp = f"unix:{state}/lmtp.sock", "127.0.0.1:2525"
     tree = {"intake": {"lmtp": {"listen": lmtp}, "smtp": {"listen": smtp}}}
     return _Layer("configuration", tree)
@@ -101,8 +102,8 @@ def _find(named: Path | None, environment: Mapping[str, str]) -> Path | None:
 
 
 def _state(source: Path | None, environment: Mapping[str, str]) -> Path:
-    """Return the state directory; commands must use that of a service they are run beside."""
-    if given := environment.get("STATE_DIRECTORY"):  # several are possible, systemd.exec(5)
+    """Return the state directory; if a service is installed, commands must use the service's."""
+    if given := environment.get("STATE_DIRECTORY"):  # a list separated by ":" (systemd.exec(5))
         return Path(given.partition(":")[0]).absolute()
     folder, state = SYSTEM
     if source is not None and source.is_relative_to(folder):
@@ -220,7 +221,7 @@ def _section(
 def _named(
     kind: type[Any], value: Any, path: tuple[str, ...], mistakes: list[str]
 ) -> dict[str, Any]:
-    """Read sections with names of the operator's choice: ``[account.isp]``."""
+    """Read sections whose names the operator chooses, such as ``[account.isp]``."""
     sections = value if isinstance(value, dict) else {"": value}
     for name, section in sections.items():
         if not isinstance(section, dict) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
@@ -237,11 +238,11 @@ def _located_in(layer: _Layer, mistake: str) -> str:
 
 
 def _last(layers: Sequence[_Layer], mistake: str) -> _Layer:
-    """Return the layer whose value of a key is used."""
-    return next((each for each in reversed(layers) if _holds(each.tree, mistake)), layers[0])
+    """Return the layer that sets the key in question, the last one if several do."""
+    return next((each for each in reversed(layers) if _has_key(each.tree, mistake)), layers[0])
 
 
-def _holds(tree: Any, mistake: str) -> bool:
+def _has_key(tree: Any, mistake: str) -> bool:
     for name in _path(mistake):
         if name not in tree:
             return False
@@ -254,7 +255,7 @@ def _path(mistake: str) -> list[str]:
 
 
 def _line_of(text: str, path: Sequence[str]) -> str:
-    """Return the line of a key, such as ``:12``; tomllib does not keep it."""
+    """Return the line number of a key, such as ``:12``, which tomllib does not report."""
     *sections, key = path
     wanted, current = ".".join(sections), ""
     for number, line in enumerate(text.splitlines(), 1):

@@ -1,4 +1,4 @@
-"""Manual of the configuration: the sample file and the reference."""
+"""Generate the manual of the configuration: the sample file and the reference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .schema import Configuration, options
 def sections(
     kind: type[Any] = Configuration, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, type[Any], list[Field[Any]]]]:
-    """Yield each section: its dotted name, class and options."""
+    """Yield the dotted name, the class and the options of each section."""
     own = [each for each in options(kind) if "doc" in each.metadata]
     if own:
         yield ".".join(path), kind, own
@@ -25,9 +25,9 @@ def sections(
 
 
 def example() -> str:
-    """Return a sample file with every option and its text.
+    """Return a sample file that lists every option with its description.
 
-    All options are comments, so the file changes nothing until a "#" is removed.
+    All options are commented out, so the file has no effect until a "#" is removed.
     """
     lines: list[str] = []
     for name, kind, own in sections():
@@ -41,7 +41,7 @@ def example() -> str:
 
 
 def toml(value: Any) -> str:
-    """Return a value as TOML."""
+    """Return a value in TOML notation."""
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(toml, value)) + "]"
     if isinstance(value, dict):

@@ -1,6 +1,6 @@
 """Every section and option of the configuration, as dataclasses.
 
-The sample file and the reference are generated from the texts of the options (``manual``).
+The sample file and the reference are generated from the options' descriptions (``manual``).
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ from .values import (
 )
 
 ALL_MECHANISMS = (*sasl.MECHANISMS, "APOP")
-# Not -PLUS: Python's ssl can bind to the certificate (tls-server-end-point) only.  Clients that use
-# GSASL, such as mutt, bind by tls-unique or tls-exporter; they would pick -PLUS, fail and give up.
+# Without -PLUS: Python's ssl supports only tls-server-end-point as the channel binding.  Clients
+# with GSASL, such as mutt, use tls-unique or tls-exporter: they would choose -PLUS and fail.
 MECHANISMS = tuple(
     name
     for name, mechanism in sasl.MECHANISMS.items()
@@ -70,7 +70,7 @@ def _own_name() -> str:
 
 
 def option(default: Any, doc: str, convert: Convert = text, *, example: Any = None) -> Any:
-    """Declare an option; ``doc`` is a full sentence, ``example`` is shown in the sample file."""
+    """Declare an option; ``doc`` describes it, and ``example`` is its value in the sample file."""
     metadata = {"doc": doc, "convert": convert, "default": default}
     metadata["example"] = default if example is None else example
     return field(default=convert(default), metadata=metadata)
@@ -87,45 +87,48 @@ class Server(Section):
     )
     listen: tuple[str, ...] = option(
         ["pop3s://127.0.0.1:1995", "pop3://127.0.0.1:1110"],
-        "Addresses where POP3 is served: pop3s with implicit TLS, pop3 with STLS.",
+        "Addresses at which POP3 is served: pop3s:// uses implicit TLS, pop3:// uses STLS.",
         many(address("pop3s", "pop3")),
         example=["pop3s://[::]:995", "pop3://[::]:110"],
     )
     workers: int = option(
         "auto",
-        'Number of worker processes; "auto" is one for each core, 1 runs without a supervisor.',
+        'Number of worker processes. "auto" starts one for each core; 1 serves in a single '
+        "process without a supervisor.",
         workers,
     )
     proxy_from: tuple[IPv4Network | IPv6Network, ...] = option(
         [],
-        "Load balancers: every POP3 connection from these networks begins with a PROXY header "
-        "(version 1 or 2), which reports the client's address.",
+        "Networks of load balancers. Every POP3 connection from these networks must begin with a "
+        "PROXY header (version 1 or 2), which reports the client's address.",
         many(network),
         example=["192.0.2.10/32"],
     )
     tls_at_proxy: tuple[str, ...] = option(
         [],
-        "Addresses of listen to which a proxy in proxy_from connects after it has terminated TLS: "
-        "these connections count as TLS, unless the PROXY header reports a client without TLS. "
-        "Other clients need STLS there as everywhere.",
+        "Addresses from `listen` to which a proxy in `proxy_from` connects after it has terminated "
+        "TLS. Such a connection counts as TLS, unless its PROXY header reports a client without "
+        "TLS. Clients that connect to these addresses directly still have to use STLS.",
         many(address("pop3")),
         example=["pop3://[::]:110"],
     )
     xclient_from: tuple[IPv4Network | IPv6Network, ...] = option(
         [],
-        "Networks whose proxies may report the client's address by XCLIENT, as Dovecot's does.",
+        "Networks whose proxies may report the client's address with XCLIENT, as Dovecot's proxy "
+        "does.",
         many(network),
         example=["192.0.2.11/32"],
     )
     language: str = option(
         "en",
-        "The language of the server's texts until the client chooses another with LANG.",
+        "The language of the server's responses until the client chooses another one with LANG.",
         one_of(*LANGUAGES),
     )
     utf8_headers: str = option(
         "as-is",
-        'Headers in UTF-8 for clients that do not send UTF8: "as-is", or a "surrogate" in ASCII '
-        "(RFC 6858). The stored message does not change.",
+        "How clients that have not sent the UTF8 command receive headers in UTF-8: unchanged "
+        '("as-is"), or replaced by ASCII ("surrogate", RFC 6858). The stored message does not '
+        "change.",
         one_of("as-is", "surrogate"),
     )
     banner: str = option(
@@ -138,18 +141,21 @@ class TLS(Section):
 
     mode: str = option(
         "self",
-        '"self" creates a self-signed certificate at the first start; "files" uses cert and key.',
+        '"self" creates a self-signed certificate at the first start; "files" uses the files in '
+        "`cert` and `key`.",
         one_of("self", "files"),
         example="files",
     )
     cert: str = option(
-        "", "The certificate and its chain, PEM.", example="/etc/restante/fullchain.pem"
+        "",
+        "A file with the certificate and its chain (PEM).",
+        example="/etc/restante/fullchain.pem",
     )
-    key: str = option("", "The private key, PEM.", example="/etc/restante/privkey.pem")
+    key: str = option("", "A file with the private key (PEM).", example="/etc/restante/privkey.pem")
     client_ca: str = option(
         "",
-        "The CA whose client certificates are trusted, PEM. With it a client may log in with "
-        "EXTERNAL as the e-mail address in its certificate.",
+        "A file with the CA whose client certificates are trusted (PEM). A client with such a "
+        "certificate may log in with EXTERNAL as the e-mail address in the certificate.",
         example="/etc/restante/clients.pem",
     )
     min_version: str = option(
@@ -162,72 +168,78 @@ class Store(Section):
 
     kind: str = option(
         "maildir",
-        '"maildir"; or "memory", which loses all mail when the server stops.',
+        'How mail is stored: as "maildir", or in "memory", which loses all mail when the server '
+        "stops.",
         one_of("maildir", "memory"),
     )
     path: str = option(
         "",
-        "The Maildir of one user: %n is the local part of the name, %d its domain, %u both. "
-        "By default mail/%u in the state directory.",
+        "The path of a user's Maildir. %n is replaced by the local part of the user name, %d by "
+        "its domain, and %u by the whole name. The default is mail/%u in the state directory.",
         example="/var/mail/restante/%d/%n",
     )
     hold: float = option(
         "14d",
-        "How long deleted mail can be restored; 0 destroys it at QUIT. `keep` removes nothing at "
-        "QUIT, so that deleted messages appear again. `restante user hold` sets another time for "
-        "a user. After the time is made shorter, held mail is destroyed after 24 hours at the "
-        "earliest.",
+        "How long deleted mail is held, so that it can be restored. 0 destroys it at QUIT. `keep` "
+        "removes nothing at QUIT, so that deleted messages are listed again in the next session. "
+        "`restante user hold` sets a different time for one user. If the time is shortened, mail "
+        "that is already held is not destroyed within the first 24 hours.",
         holding,
     )
     maildrop: tuple[str, ...] = option(
         ["INBOX"],
-        "The folders that are shown as one maildrop, in this order; INBOX is the Maildir itself. "
-        "Folders that a user does not have are ignored.",
+        "The folders whose messages are listed as one maildrop, in this order. INBOX is the "
+        "Maildir itself. Folders that a user does not have are ignored.",
         many(text),
         example=["INBOX", "Junk"],
     )
     quota: int = option(
         "0",
-        "Maximum size of a user's mail in all folders, without held mail; 0 is no quota. "
-        "`restante user quota` sets another quota for a user.",
+        "Maximum size of a user's mail in all folders, not counting held mail; 0 means no quota. "
+        "`restante user quota` sets a different quota for one user.",
         octets,
         example="2GiB",
     )
 
 
 class PasswdFile(Section):
-    """Users in a passwd-file as for Dovecot; crypt schemes need `restante[passwords]`."""
+    """Users in a passwd-file, as for Dovecot. Crypt schemes require `restante[passwords]`."""
 
     REQUIRED: ClassVar = ("path",)
 
     path: str = option(
-        "", "The file; a change takes effect at once.", example="/etc/restante/passwd"
+        "",
+        "The path of the passwd-file. Changes to the file take effect at once.",
+        example="/etc/restante/passwd",
     )
     scheme: str = option(
-        "CRYPT", "The scheme of hashes without a prefix such as `{SCHEME}`.", scheme
+        "CRYPT", "The scheme of hashes that have no prefix such as `{SCHEME}`.", scheme
     )
 
 
 class LDAP(Section):
-    """Users of an LDAP directory, found by a search, checked by a bind; needs `restante[ldap]`."""
+    """Users in an LDAP directory, which checks their passwords. Requires `restante[ldap]`."""
 
     REQUIRED: ClassVar = ("url", "base", "name")
 
     url: str = option(
         "",
-        "The URL: ldaps://, ldap:// (with StartTLS unless it is this machine) or ldapi://.",
+        "The URL of the directory server: ldaps://, ldap:// (which uses StartTLS, except on this "
+        "machine) or ldapi://.",
         directory,
         example="ldaps://ldap.example.org",
     )
     base: str = option("", "The base DN to search under.", example="ou=people,dc=example,dc=org")
     filter: str = option(
         "(uid=%u)",
-        "The search filter; %u is the name that the client sent.",
+        "The search filter, in which %u is replaced by the name that the client sent.",
         search,
         example="(&(objectClass=inetOrgPerson)(uid=%u))",
     )
     name: str = option(
-        "uid", "The attribute with the user's name; it must equal the name that the client sent."
+        "uid",
+        "The attribute that contains the user's name, which must equal the name that the client "
+        "sent.",
     )
     bind_dn: str = option(
         "",
@@ -236,65 +248,77 @@ class LDAP(Section):
     )
     bind_password: Secret = option(
         "",
-        "The password of bind_dn; see `password` of an account.",
+        "The password for `bind_dn`: text, or a reference as for the option `password` of an "
+        "account.",
         secret,
         example={"file": "/run/secrets/ldap"},
     )
-    ca_file: str = option("", "CA certificates to trust instead of the system's, PEM.")
+    ca_file: str = option("", "A file with CA certificates (PEM) to trust instead of the system's.")
 
 
 class PAM(Section):
-    """Users of this system; needs `restante[pam]`."""
+    """Users of this operating system. Requires `restante[pam]`."""
 
-    service: str = option("restante", "The file in /etc/pam.d.", service)
+    service: str = option("restante", "The name of the PAM service, a file in /etc/pam.d.", service)
     first_uid: int = option(
-        1000, "The lowest uid that may log in; lower ones belong to system users.", count
+        1000,
+        "The lowest user ID that may log in; lower IDs belong to system users.",
+        count,
     )
 
 
 class Provider(Section):
-    """OAuth 2 bearer tokens of one provider; signed ones need `restante[jwt]`."""
+    """OAuth 2 bearer tokens of one provider. Signed tokens require `restante[jwt]`."""
 
     issuer: str = option(
-        "", "The issuer, exactly as in its tokens.", example="https://id.example.org"
+        "", "The issuer, exactly as the tokens name it.", example="https://id.example.org"
     )
     audience: tuple[str, ...] = option(
         [],
-        "Names of this server at the provider; a token must be issued for one of them.",
+        "The names by which the provider knows this server; tokens must be issued for one of them.",
         many(text),
         example=["restante"],
     )
     jwks: str = option(
         "",
-        "The provider's public keys, an https URL or a file, for signed tokens.",
+        "An https URL or a file with the provider's public keys, to check signed tokens.",
         source,
         example="https://id.example.org/jwks",
     )
     introspection: str = option(
-        "", "The https URL at which the provider checks each token (RFC 7662).", web_address
+        "",
+        "The https URL of the provider's introspection endpoint, which checks each token "
+        "(RFC 7662).",
+        web_address,
     )
     client_id: str = option("", "This server's client ID at the provider, for introspection.")
-    client_secret: Secret = option("", "The client secret; see `password` of an account.", secret)
+    client_secret: Secret = option(
+        "",
+        "This server's client secret at the provider, for introspection: text, or a reference as "
+        "for the option `password` of an account.",
+        secret,
+    )
     claim: str = option(
         "email",
-        "The claim with the user's name; `email` is accepted only if it is verified.",
+        "The claim that contains the user's name. The claim `email` is accepted only if the "
+        "provider has verified the address.",
         example="email",
     )
-    scope: str = option("", "A scope that a token must have.", example="mail")
+    scope: str = option("", "A scope that tokens must have.", example="mail")
     algorithms: tuple[str, ...] = option(
         ALGORITHMS, "Accepted signature algorithms.", many(one_of(*ALGORITHMS))
     )
     users: str = option(
         "known",
-        '"known": only users of another back end; "any": every user of the provider, with a '
-        "maildrop here for each of them.",
+        'Which users of the provider may log in: only those that another back end has ("known"), '
+        'or all of them ("any"), each with a maildrop on this server.',
         one_of("known", "any"),
     )
-    ca_file: str = option("", "CA certificates to trust instead of the system's, PEM.")
+    ca_file: str = option("", "A file with CA certificates (PEM) to trust instead of the system's.")
 
 
-# A back end has a section of ``Auth`` with this name, and a row of ``app.backends``; only ``users``
-# has a path instead of a section, and ``oauth`` an issuer of tokens instead of the row.
+# Each back end has a section of this name in ``Auth`` and an entry in ``app.backends``, with two
+# exceptions: ``users`` has a path in place of the section, and ``oauth`` has no entry.
 BACKENDS = ("users", "passwd-file", "ldap", "pam", "oauth")
 
 
@@ -303,33 +327,35 @@ class Auth(Section):
 
     chain: tuple[str, ...] = option(
         ["users"],
-        "Back ends in which a user is searched, in this order; the first that has the user "
-        + "decides. Of "
+        "Back ends in which users are looked up, in this order. The first back end that has the "
+        + "user decides whether the login is accepted. Possible values: "
         + ", ".join(BACKENDS)
         + ".",
         backends(*BACKENDS),
     )
     deadline: float = option(
         "10s",
-        "Maximum time for checking a login; after it the client is asked to try again.",
+        "Maximum time for checking a login. If a check takes longer, the client is asked to try "
+        "again.",
         at_least(1, duration, "checking a hash takes time"),
     )
     users: str = option(
         "",
-        "The user database, made by `restante user add`; by default in the state directory.",
+        "The path of the user database, which `restante user add` creates. The default is "
+        "users.sqlite3 in the state directory.",
         example="/etc/restante/users.sqlite3",
     )
     mechanisms: tuple[str, ...] = option(
         MECHANISMS,
-        f"Mechanisms of AUTH, of {', '.join(sasl.MECHANISMS)}; each only if the back ends can "
-        "check it. APOP enables the command of that name if the chain is only a passwd-file, for "
-        "users with a PLAIN password.",
+        f"SASL mechanisms for the AUTH command, out of {', '.join(sasl.MECHANISMS)}. A mechanism "
+        "is offered only if the back ends can check it. APOP enables the APOP command if "
+        "passwd-file is the only back end, for users whose password is stored as PLAIN.",
         many(one_of(*ALL_MECHANISMS)),
     )
     folder_separator: str = option(
         "+",
-        'Between a user and a folder in a login name: "ann+Junk" opens the folder Junk. '
-        "Empty: folders cannot be opened.",
+        'The separator between user and folder in a login name: "ann+Junk" opens the folder Junk '
+        "of ann. If it is empty, folders cannot be opened.",
         separator,
     )
     allow_plaintext_from: tuple[IPv4Network | IPv6Network, ...] = option(
@@ -340,14 +366,14 @@ class Auth(Section):
     )
     failure_delay: float = option(
         "2s",
-        "Delay before a failed login is answered; up to four times as long after many recent "
-        "failures from that network. Successful logins are not delayed. 0 disables the delay.",
+        "Delay before a failed login is answered. It is up to four times as long after many recent "
+        "failures from the same network. Successful logins are not delayed. 0 disables the delay.",
         at_most(15, duration),
     )
     trusted: tuple[IPv4Network | IPv6Network, ...] = option(
         [],
-        "Networks whose failed logins do not increase delays, such as a webmail server, whose "
-        "address many users share.",
+        "Networks whose failed logins do not increase delays, such as that of a webmail server, "
+        "whose address many users share.",
         many(network),
         example=["192.168.1.25/32"],
     )
@@ -362,7 +388,8 @@ class LMTP(Section):
 
     listen: tuple[str, ...] = option(
         [],
-        "unix:/path or 127.0.0.1:port; only the mail server should be able to connect.",
+        "Addresses to listen on, such as unix:/path or 127.0.0.1:port. Only the mail server should "
+        "be able to connect to them.",
         many(address("")),
         example=["unix:/run/restante/lmtp.sock"],
     )
@@ -371,65 +398,67 @@ class LMTP(Section):
 class SMTP(Section):
     """Receive mail by SMTP without a mail server, for local recipients only."""
 
-    listen: tuple[str, ...] = option([], "Addresses to listen on; empty: off.", many(address("")))
+    listen: tuple[str, ...] = option(
+        [], "Addresses to listen on. If the list is empty, SMTP is disabled.", many(address(""))
+    )
     domains: tuple[str, ...] = option(
         ["localhost"], "The domains for which mail is accepted.", many(text)
     )
 
 
 class Intake(Section):
-    """Receiving mail."""
+    """Receive mail by LMTP and SMTP."""
 
     lmtp: LMTP = field(default_factory=LMTP)
     smtp: SMTP = field(default_factory=SMTP)
     postmaster: str = option(
         "",
-        "The user who receives mail for postmaster (RFC 5321 §4.5.1) if no user has that name; "
-        "empty: the first user.",
+        "The user who receives mail for postmaster (RFC 5321 §4.5.1) if no user has that name. "
+        "The default is the first user.",
         text,
     )
 
 
 class Limits(Section):
-    """Limits."""
+    """Limits on connections, messages and deletions."""
 
     sessions: int = option(4096, "Maximum number of connections.", count)
     per_address: int = option(
         50,
-        "Maximum number of connections from an IPv4 address or an IPv6 /64 network. A new one "
-        "replaces the oldest that has not logged in.",
+        "Maximum number of connections from one IPv4 address or one IPv6 /64 network. At the "
+        "limit, a new connection replaces the oldest one that has not logged in.",
         count,
     )
     message: int = option("50MiB", "Maximum size of a received message.", octets)
     login_delay: float = option(
         "0",
         "Minimum time between two logins of a user, announced by LOGIN-DELAY; 0 means no minimum. "
-        "`restante user permit` sets another time for a user.",
+        "`restante user permit` sets a different time for one user.",
         duration,
     )
     expire: int | None = option(
         "never",
-        "Time after which mail is removed automatically, announced by EXPIRE; it is then held like "
-        "deleted mail. `restante user permit` sets another time for a user. A shorter time removes "
-        "nothing within 24 hours of the change.",
+        "Time after which mail is removed automatically, announced by EXPIRE. Removed mail is held "
+        "like deleted mail. `restante user permit` sets a different time for one user. If the time "
+        "is shortened, the new time does not remove mail within the first 24 hours.",
         keeping,
     )
     deletions_by_new: int = option(
         "0",
         "Maximum number of messages that a login with a new password may delete on its first day, "
-        "so that a wrongly configured device or a stolen password cannot empty a maildrop; 0 is "
+        "so that a wrongly configured device or a stolen password cannot empty a maildrop; 0 means "
         "no limit.",
         number,
         example=100,
     )
     idle: float = option(
         "10min",
-        "Time without a command after which a session ends, without deleting anything.",
+        "Time without a command after which a session ends; no messages are deleted then.",
         at_least(600, duration, "RFC 1939 §3"),
     )
     login: float = option(
         "60s",
-        "Maximum time until a client has logged in.",
+        "Maximum time from connecting to a successful login.",
         at_least(10, duration, "users type slowly"),
     )
 
@@ -439,85 +468,91 @@ class OAuth(Section):
 
     provider: str = option(
         "",
-        '"google", "microsoft", or "other" with the URLs below; empty: log in with a password.',
+        'The OAuth 2 provider: "google", "microsoft", or "other" with the endpoints in '
+        "`authorize_url`, `token_url` and `device_url`. If it is empty, a password is used.",
         one_of("", "google", "microsoft", "other"),
         example="microsoft",
     )
-    client_id: str = option(
-        "", "The client ID of the app that you have registered with the provider."
-    )
+    client_id: str = option("", "The client ID of the app that you registered with the provider.")
     client_secret: Secret = option(
         "",
-        "The client secret, if the app has one; see `password`.",
+        "The client secret of the app that you registered, if it has one: text, or a reference as "
+        "for the option `password` of the account.",
         secret,
         example={"credential": "oauth.secret"},
     )
-    tenant: str = option("common", "Microsoft only: the organisation, or common or consumers.")
+    tenant: str = option(
+        "common", "For Microsoft only: the organisation's tenant, or common or consumers."
+    )
     flow: str = option(
         "auto",
-        'How to sign in: with a "browser" on this machine, by "paste" from one elsewhere, on '
-        'another "device", or as a "client" with its own secret and no user.',
+        'How to sign in: with a "browser" on this machine; with a browser on any machine, by '
+        'pasting the final address ("paste"); on another "device", by entering a code; or as a '
+        '"client" with the app\'s own secret and without a user. "auto" chooses a suitable way.',
         one_of("auto", "browser", "paste", "device", "client"),
     )
-    authorize_url: str = option("", "Another provider's authorization endpoint.")
-    token_url: str = option("", "Another provider's token endpoint.")
-    device_url: str = option("", "Another provider's device authorization endpoint.")
-    scopes: tuple[str, ...] = option([], "Scopes to request instead of the usual ones.", many(text))
+    authorize_url: str = option("", 'The authorization endpoint, for the provider "other".')
+    token_url: str = option("", 'The token endpoint, for the provider "other".')
+    device_url: str = option("", 'The device authorization endpoint, for the provider "other".')
+    scopes: tuple[str, ...] = option(
+        [], "Scopes to request instead of the provider's default ones.", many(text)
+    )
 
 
 class Alert(Section):
-    """Mail about an account: when it fails, and before you must sign in again."""
+    """Send mail when an account fails, and before you must sign in again."""
 
     after: int = option(
         0,
-        "Number of failed sessions in a row after which a mail is sent; another is sent when the "
-        "account works again. 0 sends none.",
+        "Number of consecutive failed sessions after which an alert is sent. Another mail is sent "
+        "when the account works again. 0 disables alerts.",
         number,
         example=3,
     )
     to: str = option(
         "",
-        "Where to send that mail, as in `to` of the account, which is the default.",
+        "Where to deliver alerts, in the form of the account's option `to`, which is the default.",
         example="maildrop:postmaster",
     )
     recipient: str = option(
         "",
-        "Its address for lmtp: and smtp:, by default the account's.",
+        "The recipient of alerts that are delivered to lmtp: or smtp:. The default is the "
+        "account's `recipient`.",
         example="postmaster@example.org",
     )
 
 
 class Account(Section):
-    """An account on another server for `restante collect`; choose any name after the dot."""
+    """An account on another server for `restante collect`. Choose any name in place of isp."""
 
     url: str = option(
         "",
-        "pop3s://host, or pop3://host for STLS on port 110. Optional if `user` is an address at a "
-        "well-known provider.",
+        "The server's URL: pop3s://host for implicit TLS, or pop3://host for STLS on port 110. "
+        "Optional if `user` is an address at a well-known provider.",
         place,
         example="pop3s://pop.example.net",
     )
-    user: str = option("", "The user name on that server.", example="ann")
+    user: str = option("", "The user name on the POP3 server.", example="ann")
     password: Secret = option(
         "",
-        "The password, by reference: env, file, credential (of systemd), keyring, or a command "
-        "that prints it. Text is the password itself; then other users must not be able to read "
-        "the file.",
+        "The password, as a reference: to an environment variable (env), a file, a systemd "
+        "credential, a keyring entry, or a command that prints the password. Text is the password "
+        "itself; other users must then not be able to read the configuration file.",
         secret,
         example={"command": ["pass", "show", "isp"]},
     )
     oauth: OAuth = field(default_factory=OAuth)
-    ca_file: str = option("", "CA certificates to trust instead of the system's, PEM.")
+    ca_file: str = option("", "A file with CA certificates (PEM) to trust instead of the system's.")
     quirks: tuple[str, ...] = option(
         ["auto"],
-        'Workarounds for that server: "auto" is what is known about its host; the other words are '
-        "in the guide to non-compliant servers.",
+        'Workarounds for the server. "auto" uses the workarounds that are known for its host name. '
+        "The guide to non-compliant servers explains the other words.",
         quirks,
         example=["no-capa", "add:UIDL"],
     )
     to: str = option(
         "",
-        "Where to deliver the mail: maildrop:USER (a user's name or address, of this server), "
+        "Where to deliver the mail: maildrop:USER (the name or address of a user of this server), "
         "maildir:PATH, mbox:PATH, a directory, lmtp:HOST:PORT, lmtp:unix:/PATH, smtp:HOST:PORT, "
         "imaps://USER@HOST/FOLDER (imap: for STARTTLS), gmail:LABEL or command:PROGRAM ARGUMENTS.",
         place,
@@ -525,88 +560,100 @@ class Account(Section):
     )
     to_password: Secret = option(
         "",
-        "The password for an IMAP destination; see `password`.",
+        "The password for an IMAP destination: text, or a reference as for the option `password`.",
         secret,
         example={"file": "/etc/restante/imap.password"},
     )
     to_oauth: OAuth = field(default_factory=OAuth)
-    to_ca_file: str = option("", "CA certificates to trust for the IMAP destination, PEM.")
+    to_ca_file: str = option(
+        "", "A file with CA certificates (PEM) to trust for an IMAP destination."
+    )
     recipient: str = option(
         "",
-        "The recipient for lmtp: and smtp:, or the user for gmail:; by default `user`.",
+        "The recipient if the destination is lmtp: or smtp:, or the Gmail user if it is gmail:. "
+        "The default is the account's `user`.",
         example="ann@example.org",
     )
     keep: str = option(
         "all",
-        'What stays on the server: "all"; "none"; a time such as "14d" after collection; '
-        '"until-verified": until a later run has verified the copy here; "until-deleted" (for '
-        "maildrop:): until it was deleted here and is no longer held.",
+        'How long to leave collected messages on the server: for ever ("all"), not at all '
+        '("none"), for a time such as "14d" after collection, until a later run has verified the '
+        'local copy ("until-verified"), or until the local copy has been deleted and is no longer '
+        'held ("until-deleted", for maildrop: only).',
         keep,
         example="14d",
     )
     newest: int = option(0, "Always leave the N most recent messages on the server.", number)
     deletion_limit: int = option(
         1000,
-        "On the day after the first session, and after `keep` or `newest` changed, at most this "
-        "many messages are deleted there; if more are due, none is deleted before the day is over "
-        "or `restante collect NAME --no-deletion-limit` is run. 0 has no limit.",
+        "Maximum number of messages to delete on the server within 24 hours of the first session "
+        "or of a change of `keep` or `newest`. If more messages are due, none are deleted until "
+        "the 24 hours are over or `restante collect NAME --no-deletion-limit` is run. 0 means no "
+        "limit.",
         number,
     )
     label: str = option(
         "",
-        "The name with which its messages are stored, if it is not the account's. `restante "
-        "account rename` writes it, so that nothing is stored twice even if the ledger is lost.",
+        "The name under which the account's messages are stored, if it differs from the account's "
+        "name. `restante account rename` sets this option, so that no message is stored twice even "
+        "if the ledger is lost.",
     )
     largest: int = option(
         "0",
-        "Larger messages are not collected automatically; 0 is no limit.",
+        "Maximum size of messages that are collected automatically; 0 means no limit.",
         octets,
         example="20MiB",
     )
     larger: str = option(
         "skip",
-        'What to do with larger messages: "skip" leaves them on the server and reports them each '
-        'time, "stub" stores their header with a note. They are never deleted there. `restante '
-        "collect NAME --whole ID` collects one of them; a larger `largest` collects all.",
+        'What to do with messages larger than `largest`: "skip" reports them in each session, '
+        '"stub" stores their header with a note. In either case they are never deleted on the '
+        "server. `restante collect NAME --whole ID` collects one of them; a higher value of "
+        "`largest` collects all of them.",
         one_of("skip", "stub"),
         example="stub",
     )
-    limit: int = option(0, "Maximum number of messages in a session; 0 is no limit.", number)
+    limit: int = option(0, "Maximum number of messages per session; 0 means no limit.", number)
     messages_per_day: int = option(
         0,
-        "Maximum number of messages in a day, for providers that limit it; 0 is no limit.",
+        "Maximum number of messages per day, for providers with such a limit; 0 means no limit.",
         number,
     )
     octets_per_day: int | None = option(
         "auto",
-        'Maximum size in a day; "auto" is the known limit of the provider (Gmail: 1250 MB).',
+        'Maximum size of the messages collected per day. "auto" uses the known limit of the '
+        "provider (Gmail: 1250 MB).",
         octets_or_auto,
         example="500MiB",
     )
     logins_per_hour: int = option(
-        0, "Maximum number of logins in an hour, including failed ones; 0 is no limit.", number
+        0,
+        "Maximum number of logins per hour, including failed ones; 0 means no limit.",
+        number,
     )
     deadline: float = option(
         "2h",
-        "Maximum time of a session; the next one continues where it ended. A server that sends "
-        "very slowly cannot block the account.",
+        "Maximum duration of a session, so that a server that sends very slowly cannot block the "
+        "account. The next session continues where this one ended.",
         at_least(1, duration, "a login takes time"),
     )
     every: float = option(
         "5min",
-        "Minimum time between sessions with --watch or poll_on_login; the server may require more.",
+        "Minimum time between two sessions, with `restante collect --watch` or `poll_on_login`. "
+        "The server may require a longer time.",
         duration,
     )
     slowest: float = option(
         "15min",
-        "With --watch, pauses grow from `every` to this time while there is no new mail.",
+        "Maximum time between two sessions with `restante collect --watch`: while there is no new "
+        "mail, the time grows from `every` to this value.",
         duration,
     )
     alert: Alert = field(default_factory=Alert)
     poll_on_login: float = option(
         "0",
-        "With maildrop:USER and `restante serve`: collect when that user logs in, and let the "
-        "login wait at most this long. 0 is off.",
+        "For the destination maildrop:USER: `restante serve` collects when that user logs in, and "
+        "the login waits at most this long for new mail. 0 disables this.",
         duration,
         example="20s",
     )
@@ -617,15 +664,15 @@ class Collect(Section):
 
     key: Secret = option(
         "",
-        "The key that encrypts OAuth 2 tokens, base64 of 32 octets, by reference. By default it is "
-        "created in the state directory, in a file that only the owner can read.",
+        "A reference to the key that encrypts OAuth 2 tokens: 32 octets in base64. By default the "
+        "key is created in the state directory, in a file that only its owner can read.",
         reference,
         example={"credential": "restante.key"},
     )
     metrics: str = option(
         "",
-        "A file that is written after each session, for the textfile collector of node_exporter; "
-        "its name must end with .prom.",
+        "A file to which metrics are written after each session, for the textfile collector of "
+        "node_exporter. Its name must end with .prom.",
         example="/var/lib/prometheus/node-exporter/restante.prom",
     )
 
@@ -635,12 +682,14 @@ class Log(Section):
 
     format: str = option(
         "auto",
-        '"journal" has no time stamps, "human" has them, "json" is an object per line; '
-        '"auto" takes journal under systemd and human elsewhere.',
+        'The format of log lines: "human" has time stamps, "journal" has none, and "json" writes '
+        'one object per line. "auto" uses journal under systemd and human otherwise.',
         one_of("auto", "human", "journal", "json"),
     )
     level: str = option(
-        "info", "The lowest level that is logged.", one_of("debug", "info", "warning", "error")
+        "info",
+        "The lowest level of events that are logged.",
+        one_of("debug", "info", "warning", "error"),
     )
 
 
@@ -657,9 +706,9 @@ class Configuration(Section):
     collect: Collect = field(default_factory=Collect)
     account: Mapping[str, Account] = field(default_factory=dict, metadata={"named": Account})
     source: Path | None = None
-    """The file it was read from; None for private mode."""
+    """The configuration file; None in private mode."""
     folder: Path = Path()
-    """Directory of more files, ``conf.d``, which are read after it in order of their names."""
+    """The directory ``conf.d``, whose files are read after ``source``, sorted by name."""
     state: Path = Path()
     """The state directory."""
 

@@ -1,7 +1,7 @@
 """Sections of the configuration: frozen dataclasses without generated code.
 
-``dataclass`` compiles six methods for each class.  For the sections this took a fifth of the time
-in which a command starts, and the methods are the same for all of them.
+``dataclass`` compiles six methods for each class.  For the sections, whose methods are all the
+same, this took a fifth of the start-up time of a command.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any, ClassVar, NoReturn, dataclass_transform
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Section:
-    """Base class of the sections; ``fields`` and ``replace`` of ``dataclasses`` work for them.
+    """Base class of the sections, which ``fields`` and ``replace`` of ``dataclasses`` support.
 
-    Values are given by keyword, and every option has a default.
+    The constructor takes values by keyword; every option has a default.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]

@@ -1,7 +1,7 @@
-"""Values of options: each function checks one kind of value and converts it.
+"""Check and convert the values of options, with a function for each kind of value.
 
-The functions raise ``BadValue``, whose text says what is valid.  They import what only some values
-need, because every command loads the configuration.
+The functions raise ``BadValue``, whose text says what is valid.  Modules that only some values
+need are imported within the functions, because every command loads the configuration.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ def text(value: Any) -> str:
 
 def separator(value: Any) -> str:
     if re.search(r"[\w\s@/.:-]", result := text(value)):
-        raise BadValue('must be characters that no name has, such as "+"')
+        raise BadValue('must consist of characters that names cannot contain, such as "+"')
     return result
 
 
 def place(value: Any) -> str:
-    """A path or URL without a password, since it is printed and logged."""
+    """Return a path or URL; it must not contain a password, since it is printed and logged."""
     if re.match(r"\w+://[^/@]*:.*@", result := text(value)):
-        raise BadValue("must not have a password, which has an option of its own")
+        raise BadValue("must not contain a password; there is a separate option for it")
     return result
 
 
 def hostname(value: Any) -> str:
-    """A name or an address, as certificates and trace fields take it."""
+    """Return a host name or IP address that certificates and trace fields can contain."""
     if not re.fullmatch(r"[^\W_][\w.:-]{0,252}", result := text(value)):
         raise BadValue('must be a host name, such as "mail.example.org"')
     return result
 
 
 def duration(value: Any) -> float:
-    """Seconds, from ``2h``, ``14d``, ``10min``, or a number of seconds."""
+    """Return seconds from a value such as ``2h``, ``14d``, ``10min``, or a number of seconds."""
     match = re.fullmatch(r"([0-9]{1,9})\s*([a-z]*)", str(value))
     if isinstance(value, bool) or match is None or (match[2] or "s") not in _UNITS:
         raise BadValue('must be a time, such as "90s", "10min", "2h" or "14d"')
@@ -62,12 +62,12 @@ def duration(value: Any) -> float:
 
 
 def holding(value: Any) -> float:
-    """Seconds; infinity is ``keep``."""
+    """Return seconds; ``keep`` gives infinity."""
     return math.inf if value == "keep" else duration(value)
 
 
 def octets(value: Any) -> int:
-    """Octets, from ``25MiB`` or a number."""
+    """Return octets from a value such as ``25MiB``, or from a number."""
     match = re.fullmatch(r"([0-9]{1,15})\s*(|[KMG]iB)", str(value))
     if isinstance(value, bool) or match is None:
         raise BadValue('must be a size, such as "25MiB"')
@@ -75,7 +75,7 @@ def octets(value: Any) -> int:
 
 
 def octets_or_auto(value: Any) -> int | None:
-    """None for "auto": the known limit of the provider."""
+    """Return octets; None for "auto", which means the provider's known limit."""
     return None if value == "auto" else octets(value)
 
 
@@ -86,7 +86,7 @@ def count(value: Any) -> int:
 
 
 def keeping(value: Any) -> int | None:
-    """Whole days; None for "never"."""
+    """Return whole days; None for "never"."""
     if value == "never":
         return None
     try:
@@ -99,7 +99,10 @@ def keeping(value: Any) -> int | None:
 
 
 def workers(value: Any) -> int:
-    """0 for "auto": one for each core.  More than 255 workers could not use more cores."""
+    """Return the number of workers; 0 for "auto", which means one for each core.
+
+    The maximum of 255 is an estimate: more workers would not have more cores to run on.
+    """
     return 0 if value == "auto" else at_most(255, count)(value)
 
 
@@ -113,7 +116,7 @@ def web_address(value: Any) -> str:
 
 
 def source(value: Any) -> str:
-    """A web address, or a path."""
+    """Return a web address or a path."""
     return web_address(value) if "://" in text(value) else text(value)
 
 
@@ -182,7 +185,7 @@ def backends(*known: str) -> Convert:
 
 
 def many(convert: Convert) -> Convert:
-    """A list; text is split at white space."""
+    """Return a converter for lists; text is split at white space."""
 
     def convert_all(value: Any) -> tuple[Any, ...]:
         if isinstance(value, str):
@@ -216,7 +219,7 @@ def address(*schemes: str) -> Convert:
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """Where a secret is; it is read only when it is needed."""
+    """A reference to a secret, which is read only when it is needed."""
 
     kind: str
     """``text``, ``env``, ``file``, ``command``, ``credential`` or ``keyring``."""
@@ -227,7 +230,7 @@ class Secret:
 
 
 def secret(value: Any) -> Secret:
-    """A reference such as ``{ file = "/run/secrets/isp" }``; a text is the secret itself."""
+    """Return a reference such as ``{ file = "/run/secrets/isp" }``; text is the secret itself."""
     if isinstance(value, Secret):
         return value
     if isinstance(value, str):
@@ -241,7 +244,7 @@ def secret(value: Any) -> Secret:
 
 
 def reference(value: Any) -> Secret:
-    """Like ``secret``, but never the secret itself."""
+    """Return a reference as ``secret`` does, but refuse text."""
     result = secret(value)
     if result and result.kind == "text":
         raise BadValue('must be { credential = "name" }, or env, file, command, keyring')
@@ -253,7 +256,7 @@ def _is_text(value: Any) -> bool:
 
 
 def keep(value: Any) -> str:
-    """``all``, ``none``, ``until-verified`` or a time."""
+    """Return ``all``, ``none``, ``until-verified``, ``until-deleted`` or a time."""
     if value in ("all", "none", "until-verified", "until-deleted"):
         return str(value)
     try:
@@ -265,7 +268,7 @@ def keep(value: Any) -> str:
 
 
 def quirks(value: Any) -> tuple[str, ...]:
-    """Words that ``pop3.quirks.parse`` knows."""
+    """Return the words of a list that ``pop3.quirks.parse`` accepts."""
     result: tuple[str, ...] = many(text)(value)
     if result == ("auto",):  # the default
         return result
