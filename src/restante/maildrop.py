@@ -185,7 +185,7 @@ class Viewing(Protocol):
 
 
 class Rendered(Sequence[Entry]):
-    """Add-on of a listing that keeps its answers ready for sessions without marks."""
+    """Add-on of a listing with pre-rendered answers for sessions without marked messages."""
 
     octets: int
     """Sum of all sizes."""

@@ -243,7 +243,7 @@ class Passdb(Protocol):
 
 @runtime_checkable
 class ScramKeys(Protocol):
-    """Add-on for SCRAM (RFC 5802, RFC 7677): look keys up, then open the account."""
+    """Add-on for SCRAM (RFC 5802, RFC 7677): looks up keys, then returns the account."""
 
     async def scram(self, identity: str, digest: str) -> ScramSecrets:
         """Return the keys of this user; ``digest`` is ``sha256`` or ``sha1``.
@@ -266,7 +266,7 @@ class ScramKeys(Protocol):
 
 @runtime_checkable
 class PromptScramKeys(Protocol):
-    """Add-on for SCRAM: the same as ``ScramKeys`` without waiting, where that is possible."""
+    """Add-on for SCRAM: does the same as ``ScramKeys``, without waiting if possible."""
 
     def scram_now(self, identity: str, digest: str) -> ScramSecrets | None:
         """Return what ``scram`` would return, or None: then call that.  Must not block."""
@@ -324,7 +324,7 @@ class Certificates(Protocol):
 
 @runtime_checkable
 class Accounts(Protocol):
-    """Add-on for chains: a user's permissions, when another back end has proved the identity."""
+    """Add-on for chains: returns a user's permissions if another back end verified the identity."""
 
     async def account(self, identity: str) -> UserAccount | None:
         """Return the account of a user, or None if this back end has no such user.
@@ -336,7 +336,7 @@ class Accounts(Protocol):
 
 @runtime_checkable
 class Generations(Protocol):
-    """Add-on for a cache: whether an earlier answer is still valid."""
+    """Add-on for a cache: says whether an earlier answer is still valid."""
 
     async def generation(self, identity: str) -> bytes | None:
         """Return a value that changes whenever ``verify`` may answer differently for this user,
@@ -349,7 +349,7 @@ class Generations(Protocol):
 
 @runtime_checkable
 class PromptGenerations(Protocol):
-    """Add-on for a cache: the same as ``Generations`` without waiting, where that is possible."""
+    """Add-on for a cache: does the same as ``Generations``, without waiting if possible."""
 
     def generation_now(self, identity: str) -> bytes | None:
         """Return what ``generation`` would return, or None: then call that.  Must not block."""
@@ -357,7 +357,7 @@ class PromptGenerations(Protocol):
 
 @runtime_checkable
 class PromptAnswers(Protocol):
-    """Add-on of a cache: answers to passwords that were right before and are still valid."""
+    """Add-on of a cache: returns its answer for a password that was correct and is still valid."""
 
     def remembered(self, credentials: Credentials) -> UserAccount | None:
         """Return what ``verify`` would return, or None: then call that.  Must not block."""
@@ -365,14 +365,14 @@ class PromptAnswers(Protocol):
 
 @runtime_checkable
 class LastUses(Protocol):
-    """Add-on for a cache: record logins that the cache answered."""
+    """Add-on for a cache: records logins that the cache answered."""
 
     def used(self, account: UserAccount, address: str) -> None:
         """``account`` was opened from ``address`` without a call of ``verify``.  Must not block."""
 
 
 class Directory(Protocol):
-    """Add-on for intake: which maildrop a recipient's mail belongs to."""
+    """Add-on for intake: returns the maildrop to which a recipient's mail belongs."""
 
     async def maildrop_of(self, recipient: str) -> str:
         """Return the maildrop of ``recipient``: a full address, or a user name without domain.

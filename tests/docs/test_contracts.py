@@ -21,7 +21,7 @@ from restante.collect import destinations
 
 SOURCE = Path(restante.__file__).parent
 PAGE = SOURCE.parent.parent / "docs" / "contracts.md"
-HEAD = "| add-on | what it adds | offered by | asked for in |\n|---|---|---|---|\n"
+HEAD = "| add-on | description | offered by | used in |\n|---|---|---|---|\n"
 CONTRACTS = {
     "Storage": (maildrop, "store/"),
     "Identity": (passdb, "auth/"),
@@ -104,7 +104,7 @@ def table(module: object, room: str) -> str:
     rows = []
     for name, kind in sorted(add_ons(module).items()):
         first = (kind.__doc__ or "").split("\n\n")[0].rstrip(".").split()
-        text = " ".join(first).removeprefix("Add-on ").removeprefix("of a ")
+        text = " ".join(first).removeprefix("Add-on ").replace("``", "`")
         offered = " ".join(f"`{each}`" for each in offering(kind, room))
         asked = " ".join(f"`{each}`" for each in asking().get(name, users_of(name)))
         rows.append(f"| `{name}` | {text} | {offered} | {asked} |\n")

@@ -54,7 +54,7 @@ def test_places_of_changes_exist(title: str, paths: list[str], names: list[str])
 
 
 def test_every_action_of_a_session_is_named() -> None:
-    sentence = DESIGN.partition("Seven things need the outside world: ")[2].partition(". ")[0]
+    sentence = DESIGN.partition("Seven actions need I/O: ")[2].partition(". ")[0]
     assert re.findall(r"`(\w+)`", sentence) == [each.__name__ for each in get_args(Action)]
 
 
