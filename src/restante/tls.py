@@ -1,6 +1,6 @@
 """TLS contexts for both sides, and a self-signed certificate for servers without one.
 
-Standards: RFC 8314, RFC 8997 and RFC 9325 (TLS 1.2 at least, forward secrecy, AEAD), RFC 7301 with
+Standards: RFC 8314, RFC 8997 and RFC 9325 (at least TLS 1.2, forward secrecy, AEAD), RFC 7301 with
 the identifier ``pop3``.
 """
 
@@ -23,19 +23,19 @@ from .regular import read_regular
 from .sasl import Channel
 
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
-_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # for TLS 1.2; all of TLS 1.3 are acceptable
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # for TLS 1.2; all cipher suites of TLS 1.3 are acceptable
 _SRV_NAME = "1.3.6.1.5.5.7.8.7"  # RFC 4985 §2
 _CLEAR = Channel()
 # Protocols that a browser or another program may offer at our port (IANA's registry of RFC 7301).
-# Python's ssl continues the handshake when it shares no protocol with the client, and does not
-# report whether the client offered any.  So a server "shares" these, and disconnects when one of
-# them is chosen.
+# If no protocol is common to client and server, Python's ssl continues the handshake and does not
+# report whether the client offered any protocol.  So a server claims to support these protocols,
+# and disconnects when one of them is chosen.
 _FOREIGN = (
     "acme-tls/1 co coap c-webrtc dicom dot doq ftp h2 h2c h3 http/0.9 http/1.0 http/1.1 imap irc"
     " managesieve mqtt nntp nnsp ntske/1 postgresql radius/1.0 radius/1.1 sip/2 smb spdy/1 spdy/2"
     " spdy/3 stun.nat-discovery stun.turn sunrpc tds/8.0 webrtc xmpp-client xmpp-server"
 )
-_LIFETIME = timedelta(days=3650)  # long, because devices pin this very certificate
+_LIFETIME = timedelta(days=3650)  # long, because some devices pin this certificate
 
 
 class ServerContext(ssl.SSLContext):
@@ -50,7 +50,7 @@ class ServerContext(ssl.SSLContext):
         """Use this certificate from the next handshake on.
 
         Raises:
-            ConfigurationError: names the file and the mistake; nothing has changed.
+            ConfigurationError: a file is unsuitable; the context has not changed.
         """
         load_own(self, certificate, key)
         if self.can_bind:
@@ -58,16 +58,17 @@ class ServerContext(ssl.SSLContext):
 
 
 class ForeignProtocol(ssl.SSLError):
-    """The client offered only other protocols than ours (RFC 7301 §3.2)."""
+    """The client offered only protocols other than ours (RFC 7301 §3.2)."""
 
     reason = "NO_APPLICATION_PROTOCOL"
 
 
 def refuse_foreign(tls: ssl.SSLObject | None) -> None:
-    """Refuse other protocols; call it before the first octet is sent through TLS.
+    """Refuse other protocols.  Must be called before the first octet is sent through TLS.
 
     Raises:
-        ForeignProtocol: abort the connection without a response, which might be taken for HTTP.
+        ForeignProtocol: the caller must abort the connection without a response, because the client
+            could take a response for HTTP.
     """
     if tls is not None and tls.selected_alpn_protocol() not in (None, "pop3"):
         raise ForeignProtocol
@@ -77,7 +78,7 @@ def load_own(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
     """Present this certificate to peers.
 
     Raises:
-        ConfigurationError: names the file and the mistake; nothing has changed.
+        ConfigurationError: a file is unsuitable; the context has not changed.
     """
     for path in (certificate, key):
         try:
@@ -90,7 +91,7 @@ def load_own(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
         if error.reason == "KEY_VALUES_MISMATCH":
             what = f"tls: {key} is not the key of {certificate}"
         else:
-            what = f"tls: {certificate} and {key} are no certificate and key in PEM form"
+            what = f"tls: {certificate} and {key} are not a certificate and key in PEM format"
         raise ConfigurationError(what) from error
     except _EncryptedKeyError as error:
         what = f"tls: {key} is encrypted; store it without a password"
@@ -107,33 +108,35 @@ def server_context(
 ) -> ServerContext:
     """Return a context with this certificate.
 
-    Clients are asked for a certificate only with ``client_ca``, the authorities that issue trusted
-    ones (RFC 8314 §4.2); they need not have one.  Without ``can_bind`` no mechanism can bind to
-    the connection (``SCRAM-…-PLUS``).
+    If ``client_ca`` is given, clients are asked for a certificate issued by one of these
+    authorities (RFC 8314 §4.2).  A client without a certificate is still accepted.  Without
+    ``can_bind`` no mechanism can bind to the connection (``SCRAM-…-PLUS``).
 
     Raises:
-        ConfigurationError: names the file and the mistake.
+        ConfigurationError: a file is unsuitable.
     """
     context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
     context.can_bind = can_bind
     _restrict(context, minimum)
     context.set_alpn_protocols(["pop3", *_FOREIGN.split()])
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
-    context.num_tickets = 1  # a client has one session here, and each resumption brings another
+    # One ticket is enough: a client opens one session at a time, and each resumption issues another
+    # ticket.
+    context.num_tickets = 1
     context.load(certificate, key)
     if client_ca is not None:
         try:
             read_regular(client_ca)
             context.load_verify_locations(client_ca)
         except (OSError, ssl.SSLError) as error:
-            what = f"tls: {client_ca}: no certificates can be read there"
+            what = f"tls: cannot read certificates from {client_ca}"
             raise ConfigurationError(what) from error
         context.verify_mode = ssl.CERT_OPTIONAL
     return context
 
 
 def channel(tls: ssl.SSLObject | None) -> Channel:
-    """Return what the server's side of SASL uses of a connection; None: it has no TLS."""
+    """Return the connection's data that server-side SASL needs.  ``tls`` is None without TLS."""
     if tls is None:
         return _CLEAR
     certificate = tls.getpeercert() or {}
@@ -145,7 +148,8 @@ def channel(tls: ssl.SSLObject | None) -> Channel:
 def end_point(certificate: bytes) -> bytes:
     """Return the channel binding to a server's certificate in DER (RFC 5929 §4.1).
 
-    Empty if the RFC defines none, because the signature has no hash function of its own.
+    The result is empty if the RFC defines no channel binding, because the signature has no hash
+    function.
     """
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -165,10 +169,11 @@ def end_point(certificate: bytes) -> bytes:
 
 
 def names(certificate: bytes, hosts: Collection[str], service: str) -> bool:
-    """Return whether a server's certificate in DER names one of the hosts, or the service.
+    """Return whether a server's certificate in DER is valid for one of the hosts or the service.
 
-    A host name may begin with ``*.``, for one whole label (RFC 7817 §3).  ``service`` is a
-    name of an SRV record without its protocol: ``_pop3s.example.org`` (RFC 4985 §2).
+    A host name may begin with ``*.``, which stands for one complete label (RFC 7817 §3).
+    ``service`` is the name of an SRV record without the protocol, such as ``_pop3s.example.org``
+    (RFC 4985 §2).
     """
     from cryptography import x509
 
@@ -190,9 +195,9 @@ def names(certificate: bytes, hosts: Collection[str], service: str) -> bool:
 
 
 def client_context(ca_file: Path | None = None, minimum: str = "1.2") -> ssl.SSLContext:
-    """Return a context for connecting: it verifies the chain and the name (RFC 7817 §3).
+    """Return a context for connecting that verifies the chain and the name (RFC 7817 §3).
 
-    ``ca_file`` is trusted instead of the system's authorities.
+    The authorities in ``ca_file`` are trusted instead of the system's authorities.
 
     Raises:
         ConfigurationError: ``ca_file`` cannot be read.
@@ -202,7 +207,7 @@ def client_context(ca_file: Path | None = None, minimum: str = "1.2") -> ssl.SSL
             read_regular(ca_file)  # OpenSSL would wait for a FIFO
         context = ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"tls: {ca_file}: no certificates can be read there") from error
+        raise ConfigurationError(f"tls: cannot read certificates from {ca_file}") from error
     context.hostname_checks_common_name = False
     _restrict(context, minimum)
     return context
@@ -219,18 +224,18 @@ class _EncryptedKeyError(Exception):
 
 
 def _no_password() -> bytes:
-    """Called by OpenSSL for an encrypted key, in place of a prompt at the terminal."""
+    """Raise an error; OpenSSL calls this for an encrypted key instead of prompting."""
     raise _EncryptedKeyError
 
 
 def make_self_signed(directory: Path, hostnames: Sequence[str]) -> tuple[Path, Path]:
-    """Return certificate and key in ``directory``: made by the first call, reused by later ones.
+    """Return certificate and key in ``directory``.  The first call creates them.
 
-    The key is stored first, and the certificate is made for the stored key, so that neither a
-    crash between the two nor two processes at once leave a pair that does not match.
+    The key is stored first, and the certificate is created for the stored key.  So the pair matches
+    even after a crash between the two steps, or if two processes create it at the same time.
 
     Raises:
-        ConfigurationError: they cannot be stored.
+        ConfigurationError: the certificate or the key cannot be stored.
     """
     certificate, key = directory / "certificate.pem", directory / "key.pem"
     if certificate.exists() and key.exists():
@@ -245,7 +250,7 @@ def make_self_signed(directory: Path, hostnames: Sequence[str]) -> tuple[Path, P
 
 
 def _store(path: Path, octets: bytes) -> None:
-    """Write a file that is durable and complete before it has its name; the first one wins."""
+    """Write and sync a file before it gets its name.  An existing file of this name is kept."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -323,7 +328,7 @@ def _certificate(key_pem: bytes, hostnames: Sequence[str]) -> bytes:
 
 
 def fingerprint(certificate: Path) -> str:
-    """Return the SHA-256 of a PEM file's first certificate, in groups of four hex digits."""
+    """Return the SHA-256 hash of a PEM file's first certificate, in groups of four hex digits."""
     digest = sha256(ssl.PEM_cert_to_DER_cert(_first_block(certificate))).hexdigest().upper()
     return " ".join(re.findall("....", digest))
 
@@ -334,9 +339,10 @@ def _first_block(certificate: Path) -> str:
     Raises:
         ConfigurationError: the file has no certificate.
     """
-    # Octets: PKCS#12 exports write names in any encoding in front of the block.
+    # The file is read as octets, because PKCS#12 exports write names in any encoding before the
+    # block.
     pattern = b"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----"
     block = re.search(pattern, read_regular(certificate), re.S)
     if block is None:
-        raise ConfigurationError(f"tls: {certificate} holds no certificate in PEM form")
+        raise ConfigurationError(f"tls: {certificate} contains no certificate in PEM format")
     return block[0].decode("ascii", "replace")

@@ -210,7 +210,7 @@ def test_store_without_folders_refuses_views(run: Run[None]) -> None:
             async with server.client() as client:
                 await client.ask(b"USER mrose+Junk")
                 heard = await client.ask(b"PASS tan staaf")
-                assert heard == b"-ERR [SYS/PERM] this mail storage has no folders"
+                assert heard == b"-ERR [SYS/PERM] this mail store does not support folders"
 
     run(main())
 

@@ -1,14 +1,15 @@
 """A bounded queue in front of a back end: known users first, then fair among networks.
 
-For a back end on this machine only password checks wait, because of their hash; for one that
-another program answers, such as a directory, look-ups of names wait too.
+With a local back end, only password checks are queued, because hashing is expensive.  With a back
+end that queries another program, such as a directory server, name look-ups are queued as well.
 
-The throttle gives each login a priority and a group, which is its network or its user.  Logins of
-one priority are admitted in turn by group.  Those from networks that guess share a part of one
-core, so that the rest of the machine is left to others.
+The throttle gives each login a priority and a group, which is the network or the user of the login.
+The groups take turns: logins of the same priority are admitted from one group after another.
+Logins from networks that are guessing passwords share part of one core, which leaves the rest of
+the machine to other logins.
 
-Limits: ``_MAX_WAITING`` logins of each priority.  A full queue refuses with [SYS/TEMP], beginning
-with the group that has most logins waiting.
+Limits: ``_MAX_WAITING`` logins of each priority.  When a queue is full, logins are refused with
+[SYS/TEMP], starting with the group that has the most logins waiting.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ from ..passdb import Credentials, UserAccount, current_attempt
 from .chain import Verifier
 from .throttle import Priority
 
-# Logins of one priority.  On one core, at 45 ms a hash, the last of 256 waits 12 s: about the
-# deadline of the chain (10 s), so longer queues would only hold logins that time out.
+# Logins of each priority.  On one core, with 45 ms for each hash, the last of 256 logins waits
+# 12 s.  The chain has a deadline of 10 s, so the additional logins in a longer queue would only
+# time out.
 _MAX_WAITING = 256
 
 T = TypeVar("T")
 
 
 class LoginQueue:
-    """A ``Verifier`` in front of one that is costly or slow."""
+    """A ``Verifier`` that queues requests to another ``Verifier``, which is slow or expensive."""
 
     def __init__(
         self,
@@ -55,7 +57,7 @@ class LoginQueue:
         self._pause = 1 / share - 1  # seconds of pause after each second of work
         self._queues = {each: _Queue(_MAX_WAITING) for each in Priority}
         self._dirty_since: float | None = None
-        self._dirty_again = 0.0
+        self._dirty_allowed_at = 0.0
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -72,8 +74,8 @@ class LoginQueue:
     async def account(self, identity: str) -> UserAccount | None:
         """Look a user up, with the priority of the login that needs it.
 
-        A look-up outside a login, for example of a recipient, has the priority of a login under
-        that name without an address.
+        A look-up outside a login, for example of a recipient, has the priority of a login by this
+        user from an unknown address.
 
         Raises:
             TemporaryFailure: from the back end.
@@ -117,7 +119,10 @@ class LoginQueue:
             waiter.admitted.set_result(None)
 
     def _requeued(self, waiter: _Waiter) -> bool:
-        """Queue a login again if others from its network have guessed while it waited."""
+        """Requeue a login if clients in its network guessed passwords while it waited.
+
+        Returns whether the login must not be admitted now.
+        """
         if self._priority(waiter.credentials)[0] is not Priority.DIRTY:
             return False
         try:
@@ -130,8 +135,9 @@ class LoginQueue:
         if self._queues[Priority.KNOWN]:
             return Priority.KNOWN
         if self._queues[Priority.DIRTY] and self._dirty_since is None:
-            wait = self._dirty_again - self._clock()
-            if wait <= 0:  # before CLEAN, or a stream of clean logins would starve it of its share
+            wait = self._dirty_allowed_at - self._clock()
+            # Checked before CLEAN, because a stream of clean logins would prevent DIRTY logins.
+            if wait <= 0:
                 return Priority.DIRTY
             if self._alarm is None:
                 self._alarm = asyncio.get_running_loop().call_later(wait, self._wake)
@@ -145,7 +151,7 @@ class LoginQueue:
         self._free += 1
         if priority is Priority.DIRTY and self._dirty_since is not None:
             now = self._clock()
-            self._dirty_again = now + (now - self._dirty_since) * self._pause
+            self._dirty_allowed_at = now + (now - self._dirty_since) * self._pause
             self._dirty_since = None
         self._admit()
 
@@ -172,9 +178,10 @@ class _Queue:
         return self._count > 0
 
     def add(self, waiter: _Waiter) -> None:
-        """
+        """Add a login to its group.
+
         Raises:
-            TooBusy: the queue is full, and no other group has more logins in it.
+            TooBusy: the queue is full, and no other group has more logins waiting.
         """
         if self._count >= self._capacity:
             self._make_room(waiter.group)
@@ -182,7 +189,7 @@ class _Queue:
         self._count += 1
 
     def take(self) -> _Waiter:
-        """Remove and return the first login of the next group; that group is last then."""
+        """Remove and return the first login of the next group.  The group then moves to the end."""
         group, waiters = self._waiting.popitem(last=False)
         waiter = waiters.popleft()
         self._count -= 1
@@ -191,7 +198,7 @@ class _Queue:
         return waiter
 
     def remove(self, waiter: _Waiter) -> None:
-        """Remove a login that was cancelled, if it is still here."""
+        """Remove a cancelled login if it is still in the queue."""
         waiters = self._waiting.get(waiter.group, deque())
         if waiter in waiters:
             waiters.remove(waiter)
@@ -200,7 +207,11 @@ class _Queue:
                 del self._waiting[waiter.group]
 
     def _make_room(self, group: str) -> None:
-        """Refuse the last login of the largest group, unless ``group`` is as large."""
+        """Refuse the last login of the largest group.
+
+        Raises:
+            TooBusy: with the new login, ``group`` would be at least as large as the largest group.
+        """
         largest = max(self._waiting, key=lambda each: len(self._waiting[each]))
         if len(self._waiting[largest]) <= len(self._waiting.get(group, ())) + 1:
             raise TooBusy("too many logins at once, try again later")

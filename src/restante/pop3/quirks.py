@@ -1,6 +1,6 @@
 """Deviations of known servers from the RFCs that a client must know in advance.
 
-``pop3.dialogue`` tolerates all other deviations, at every server.
+``pop3.dialogue`` tolerates the other known deviations, whatever the server.
 """
 
 from __future__ import annotations
@@ -19,35 +19,36 @@ class Quirks:
     """The deviations of one server.  None of them weakens TLS or the login."""
 
     no_capa: bool = False
-    """Never send CAPA, because the server hangs on it; ``added`` replaces its answer."""
+    """CAPA must not be sent, because the server hangs on it; ``added`` replaces the response."""
     hidden: frozenset[str] = frozenset()
     """Capabilities that the server announces but that do not work.  Without TOP, ``headers`` reads
     whole messages."""
     added: tuple[str, ...] = ()
-    """Capabilities that work but are not announced, written as in the answer to CAPA:
-    ``PIPELINING``, ``LOGIN-DELAY 60``."""
+    """Capabilities that work but are not announced, written as in the response to CAPA, such as
+    ``PIPELINING`` or ``LOGIN-DELAY 60``."""
     two_step_auth: bool = False
     """AUTH does not accept an initial response."""
     utf8_login: bool = False
     """USER and PASS accept UTF-8 (RFC 6856 §2.2)."""
     reset_before_quit: bool = False
-    """QUIT removes all messages that were read: send RSET first if none is marked as deleted."""
+    """QUIT removes all messages that were read, so RSET must be sent first if no message is marked
+    as deleted."""
     in_parts: bool = False
-    """A session lists only some of the messages; the next ones appear once these are read."""
+    """A session lists only some of the messages; others are listed after these have been read."""
     bare_line_feeds: bool = False
     """Lines end with LF.  A message can then end the response early with a line that is a single
     dot, so use this only for trusted senders; it is never chosen automatically."""
     octets_per_day: int | None = None
     """Octets that may be downloaded from one maildrop in a day before the server blocks it."""
     codes: Mapping[str, str] = field(default_factory=dict)
-    """Response codes for words (in lower case) that the server sends instead of a code."""
+    """Response codes by the words (in lower case) that the server sends instead of a code."""
 
     def code(self, text: str) -> str | None:
         """Return the response code that the text of a failure implies, or None."""
-        said = text.lower()
-        if any(words in said for words in _BUSY):
+        lowered = text.lower()
+        if any(words in lowered for words in _BUSY):
             return "IN-USE"
-        return next((code for words, code in self.codes.items() if words in said), None)
+        return next((code for words, code in self.codes.items() if words in lowered), None)
 
 
 PRESETS: Mapping[str, Quirks] = {
@@ -90,39 +91,39 @@ _FLAGS = (
 
 
 def parse(words: Sequence[str], host: str = "") -> Quirks:
-    """Parse the words of a configuration; each adds to the previous ones.
+    """Parse the words of a configuration and combine their quirks.
 
     ``auto`` stands for the known quirks of the host.  Other words are presets, flags such as
-    ``no-capa``, and capabilities: ``hide:TOP``, ``add:LOGIN-DELAY:60``.
+    ``no-capa``, and capabilities such as ``hide:TOP`` or ``add:LOGIN-DELAY:60``.
 
     Raises:
-        UnsafeArgument: an unknown word.
+        UnsafeArgument: a word is unknown.
     """
-    found = Quirks()
+    quirks = Quirks()
     for word in words:
         kind, _, capability = word.upper().partition(":")
         flag = word.replace("-", "_")
         if word == "auto":
-            found = by_host(host)
+            quirks = by_host(host)
         elif word in PRESETS:
-            found = PRESETS[word]
+            quirks = PRESETS[word]
         elif flag in _FLAGS:
-            found = replace(found, **{flag: True})  # type: ignore[arg-type]  # all are bool
+            quirks = replace(quirks, **{flag: True})  # type: ignore[arg-type]  # all are bool
         elif kind == "HIDE" and capability:
-            found = replace(found, hidden=found.hidden | {capability})
+            quirks = replace(quirks, hidden=quirks.hidden | {capability})
         elif kind == "ADD" and capability:
-            found = replace(found, added=(*found.added, capability.replace(":", " ")))
+            quirks = replace(quirks, added=(*quirks.added, capability.replace(":", " ")))
         else:
             flags = ", ".join(_FLAGS).replace("_", "-")
             presets = ", ".join(PRESETS)
             raise UnsafeArgument(
                 f"must be auto, {presets}, {flags}, hide:TOP or add:LOGIN-DELAY:60"
             )
-    return found
+    return quirks
 
 
 def in_words(word: str) -> str:
-    """Return a quirk as error messages name it: for the configuration and for Python."""
+    """Describe a quirk for an error message, in the syntax of the configuration and of Python."""
     kind, _, capability = word.partition(":")
     tag = capability.replace(":", " ")
     match kind:
@@ -135,7 +136,8 @@ def in_words(word: str) -> str:
     return f"the quirk {word} (in Python Quirks({value}))"
 
 
-# Texts of servers that lack the response code LOGIN-DELAY, or expect AUTH without an argument.
+# Texts of servers that do not send the response code LOGIN-DELAY, or that do not accept a command
+# or its argument.
 _TOO_SOON = re.compile(
     r"too (?:often|soon|frequent)|log.?in.{0,9}(?:delay|interval)|minimum (?:interval|time)"
     r"|(?:once|only) (?:every|per|in) \d+ (?:s|m)"
@@ -147,18 +149,22 @@ _NOT_UNDERSTOOD = re.compile(
 
 
 def remedy(command: str, text: str, *, with_response: bool = False) -> str:
-    """Suggest a quirk after the server refused ``command`` with this text and no response code;
-    empty if none is known.  ``with_response``: AUTH was sent with an initial response.
+    """Suggest a quirk after the server refused ``command`` with this text and no response code.
+
+    ``with_response``: AUTH was sent with an initial response.  Returns an empty string if no
+    suitable quirk is known.
     """
-    said = text.lower()
-    if command in ("USER", "PASS", "AUTH") and _TOO_SOON.search(said):
+    lowered = text.lower()
+    if command in ("USER", "PASS", "AUTH") and _TOO_SOON.search(lowered):
         return f"if the server limits how often you log in, set {in_words('add:LOGIN-DELAY:60')}"
-    if not _NOT_UNDERSTOOD.search(said):
+    if not _NOT_UNDERSTOOD.search(lowered):
         return ""
     if command == "AUTH":
         word = "two-step-auth" if with_response else "hide:SASL"
         return f"if the password is correct, set {in_words(word)}"
-    return f"if TOP never works there, set {in_words('hide:TOP')}" if command == "TOP" else ""
+    return (
+        f"if TOP never works on this server, set {in_words('hide:TOP')}" if command == "TOP" else ""
+    )
 
 
 class LineEnds:
@@ -171,6 +177,6 @@ class LineEnds:
         text = self._last + octets
         whole = text.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
         begun = len(self._last)
-        # A CR at the end has been returned already; it is kept only to recognise its LF.
+        # A final CR has already been returned; it is kept only to recognise an LF that follows.
         self._last = b"\r" if octets.endswith(b"\r") else b""
         return whole[begun:]

@@ -1,4 +1,4 @@
-"""Choose the client's mechanism: the strongest that both sides support, without a fall-back.
+"""Choose the client's mechanism: the strongest that both sides support, without a fallback.
 
 Security: an attacker who can make one login fail must not be able to make the next one weaker
 (RFC 5802 §6), so no second mechanism is tried.
@@ -32,7 +32,7 @@ def choose(
         takes_user: whether the server may accept USER and PASS.  A server that announces SASL
             without USER does not accept them (RFC 2449 §6.3), so the password is not sent that
             way.
-        remedy: what the user can do if it accepts them nevertheless.
+        remedy: advice for the user if the server accepts USER and PASS without announcing USER.
 
     Raises:
         LoginFailed: the server offers no suitable mechanism; no credential was sent.
@@ -48,7 +48,7 @@ def choose(
 
 
 def uses_binding(names: Collection[str]) -> bool:
-    """Whether any of these mechanisms uses the channel binding of the connection."""
+    """Return whether any of these mechanisms uses the channel binding of the connection."""
     return any(MECHANISMS[name].binding is not Binding.NONE for name in names if name in MECHANISMS)
 
 

@@ -1,10 +1,11 @@
-"""Drive one POP3 session per connection: connect a transport with a ``Session``.
+"""Serve POP3: connect the transport of each connection with a ``Session``.
 
 Standards: RFC 1939 §3 (autologout), RFC 2595 (STLS), RFC 8314.
-Security: no stream classes are used, so that octets from before TLS cannot be read after it.
-Promises: a message that cannot be read to its end is never closed with the termination octet;
-the response to QUIT is sent when the removal is durable and the lock is free.
-Limits: those of every connection (``connection``).
+Security: no stream classes are used, so that octets received before TLS cannot be read after the
+handshake.
+Promises: a message that cannot be read to its end is never closed with the termination octet.  The
+response to QUIT is sent when the removal is durable and the lock is free.
+Limits: the limits of every connection (``connection``).
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ from .session_log import SessionLog
 
 _log = logging.getLogger("restante.pop3")
 _REASONED = (AuthenticationFailed, BackendUnavailable)  # errors whose reason is only for the log
-_REVIEW = 1.0  # seconds for one review of all sessions, the interval between two
-_NEW = 86_400  # seconds for which a credential is new: time for its owner to notice misuse
+_REVIEW = 1.0  # seconds: interval between reviews of all sessions, and time limit of a review
+_NEW = 86_400  # seconds for which a credential is new, so that its owner has time to notice misuse
 
 
 @dataclass(slots=True)
@@ -81,28 +82,28 @@ class Service(BaseService):
     """Used instead of ``passdb`` for passwords, for example a cache in front of it."""
     guard: login.Guard | None = None
     time_stamp: Callable[[], str] | None = None
-    """Returns a new time stamp for each greeting; None: no APOP (RFC 1939 §7)."""
+    """Returns a new time stamp for each greeting.  None disables APOP (RFC 1939 §7)."""
     before_opening: Callable[[str], Awaitable[None]] | None = None
     """Called with the maildrop's name after login and before it is opened.  Must not raise."""
     is_crowded: Callable[[], bool] = lambda: False
-    """Returns whether slots are scarce; then a failed login is answered at once and
-    disconnected."""
+    """Returns whether slots are scarce.  In that case a failed login is answered immediately and
+    the client is disconnected."""
     policy: Policy = field(default_factory=Policy)
     allow_plaintext_from: tuple[Network, ...] = ()
     """Networks from which a login without TLS is allowed."""
     xclient_from: tuple[Network, ...] = ()
     """Networks whose proxies may report the client's address (XCLIENT)."""
     folder_separator: str = "+"
-    """Separator of user and folder in a login name; empty: folders cannot be selected."""
+    """Separator of user and folder in a login name.  If it is empty, folders cannot be selected."""
     deletions_by_new: int = 0
-    """Messages that a credential may remove in its first day; 0: no limit."""
+    """Number of messages that a credential may remove in its first day; 0 for no limit."""
     proven_time: Callable[[], float] = time
-    """Returns the latest time that has certainly come, even if the clock has jumped."""
+    """Returns the latest time that has certainly been reached, even if the clock has jumped."""
     _reviewed: dict[str, bytes | None] = field(default_factory=dict)
-    """The generation of each user with a session, at the last ``end_disabled``."""
+    """Generation of each user with a session, as of the last call of ``end_disabled``."""
 
     def connection(self, address: str, slot: Slot, origin: Origin = DIRECT) -> Connection:
-        """Return the protocol for one connection; ``origin`` is what a proxy reported about it."""
+        """Return the protocol for one connection.  ``origin`` contains the data from a proxy."""
         return Connection(self, address, slot, origin)
 
     def allows_plaintext(self, address: str) -> bool:
@@ -111,14 +112,14 @@ class Service(BaseService):
     async def end_disabled(self) -> None:
         """End the sessions of users who were disabled or removed since they logged in.
 
-        Call it every second.  A user is looked up only when seen for the first time, or when a
-        back end with generations reports a change.
+        Must be called every second.  A user is looked up only in the first call after the login, or
+        when a back end with generations reports a change.
         """
         passdb, sessions = self.passdb, self._sessions_by_user()
         self._reviewed = {user: seen for user, seen in self._reviewed.items() if user in sessions}
         if not (offers(passdb, Generations) and offers(passdb, Accounts)):
             return
-        with suppress(TimeoutError):  # a back end that hangs must not delay users of the others
+        with suppress(TimeoutError):  # if a back end hangs, users of other back ends must not wait
             async with asyncio.timeout(_REVIEW), asyncio.TaskGroup() as reviews:
                 for user, connections in sessions.items():
                     with suppress(TemporaryFailure):  # the next review tries again
@@ -135,7 +136,7 @@ class Service(BaseService):
             return
         self._reviewed[user] = generation
         for connection in connections:
-            # A token may admit a user that is in no back end.
+            # A token may admit a user who is unknown to all back ends.
             may_stay = account.is_enabled if account else connection.is_by_token
             if not (may_stay or connection.is_updating):
                 connection.abort("disabled")
@@ -192,11 +193,14 @@ class Connection(BaseConnection[Event]):
         return self._session.greeting().head()
 
     def _is_interruptible(self) -> bool:
-        """Finish an UPDATE, and a password check, which counts as a guess."""
+        """Return False during an UPDATE or a password check.
+
+        Both must finish: a check counts as a guess.
+        """
         return not (self.is_updating or self._is_authenticating)
 
     def abort(self, reason: str, *, is_forced: bool = False) -> None:
-        """``is_forced``: also cancel a password check."""
+        """Abort the connection.  If ``is_forced``, also cancel a password check."""
         super().abort(reason)
         if is_forced and self._is_authenticating:
             self._cancel_work()
@@ -212,7 +216,7 @@ class Connection(BaseConnection[Event]):
 
     @property
     def is_updating(self) -> bool:
-        """Whether QUIT has begun to remove messages, which is always finished."""
+        """Whether QUIT has begun to remove messages.  A removal is always finished."""
         return self._session.state is State.UPDATE
 
     def _respond(self, event: Event) -> bool:
@@ -233,9 +237,10 @@ class Connection(BaseConnection[Event]):
         return True
 
     def _answer_bug(self, event: Event | None) -> None:
-        """Send [SYS/TEMP] (RFC 3206 §4) and end the connection, which frees the lock.
+        """Send [SYS/TEMP] (RFC 3206 §4) and end the connection, to free the lock.
 
-        If only one message cannot be read, the session continues."""
+        The session continues if the error only affects the reading of a message.
+        """
         self._send(self._session.failed(TemporaryFailure("internal error, try again later")))
         if not isinstance(event, Retrieve):
             self.close("bug")
@@ -287,7 +292,7 @@ class Connection(BaseConnection[Event]):
             self._send(self._session.looked_up(secrets))
 
     def _change_client(self, reported: Xclient) -> None:
-        """Use the proxy's client for limits, permissions and the log from now on."""
+        """Apply limits, permissions and logging to the client that the proxy has reported."""
         if reported.address:
             if not self._slot.move(reported.address):
                 self._send(self._session.failed(TooBusy("too many connections, try again later")))
@@ -338,7 +343,7 @@ class Connection(BaseConnection[Event]):
             await self._enter_task()
 
     def _login_fields(self, shown: Shown) -> dict[str, Any]:
-        """Return what the log shows about a login, whether it succeeds or not."""
+        """Return the log fields of a login, whether it succeeds or not."""
         fields: dict[str, Any] = {
             "ip": self._address,
             "user": shown.identity,
@@ -349,7 +354,11 @@ class Connection(BaseConnection[Event]):
         return fields | {"proxy": self._origin.proxy} if self._origin.proxy else fields
 
     def _log_failed_login(self, error: RestanteError, fields: dict[str, Any]) -> None:
-        """Log a refusal, which may be a guess, unlike failures, which must not cause a ban."""
+        """Log why a login failed.
+
+        Refusals may be guesses.  Other failures get another event, because they must not cause a
+        ban.
+        """
         reason = error.reason if isinstance(error, _REASONED) else str(error)
         if isinstance(error, AuthenticationFailed):
             self._log_event("login refused", logging.WARNING, **fields, reason=reason)
@@ -357,7 +366,10 @@ class Connection(BaseConnection[Event]):
             self._log_event("login impossible", logging.WARNING, **fields, reason=reason)
 
     async def _refuse(self, error: RestanteError) -> None:
-        """Answer a failed login after its penalty; at once, and disconnect, if slots are scarce."""
+        """Answer a failed login when its penalty is over.
+
+        If slots are scarce, answer immediately and disconnect.
+        """
         if self._is_lost:
             return
         wait = self._penalty - self._loop.time()
@@ -420,9 +432,10 @@ class Connection(BaseConnection[Event]):
             self._slot.release()
 
     async def _pace(self, delay: float, opening: AbstractAsyncContextManager[Maildrop]) -> None:
-        """
+        """Enforce the delay between logins.
+
         Raises:
-            LoginDelayed: too soon after the last login; the lock is released.
+            LoginDelayed: the last login was too recent; the lock has been released.
         """
         wait = 0.0
         try:
@@ -435,7 +448,10 @@ class Connection(BaseConnection[Event]):
             raise
 
     def _send_cached(self, action: Retrieve) -> bool:
-        """Send the first messages of a run; False: not even one without waiting."""
+        """Send the messages at the start of a run that are available without waiting.
+
+        Returns False if no message is available.
+        """
         if self._session.needs_surrogates:
             return False
         texts = self._messages.cached_texts(action)
@@ -499,9 +515,10 @@ class Connection(BaseConnection[Event]):
         self._send(self._session.failed(error) if error else self._session.updated())
 
     async def _check_deletion_limit(self, marked: int) -> None:
-        """
+        """Check the limit on deletions by new credentials.
+
         Raises:
-            Braked: the credential is new and may not remove that many messages yet.
+            Braked: the credential is new and may not remove this many messages yet.
         """
         if self._account is None or not offers(self._maildrop, Journal):
             return
@@ -525,7 +542,7 @@ class Connection(BaseConnection[Event]):
             for piece in event.encode():
                 self._output.write(piece)
 
-    # The end.
+    # Closing the session
 
     def _deadline(self) -> float:
         timeouts = self._service.timeouts
@@ -577,7 +594,7 @@ class Connection(BaseConnection[Event]):
                 retr=self._done.messages,
                 bytes=self._done.octets,
                 dele=len(self._done.removed),
-                # The result of the deletions, which the end of the connection does not show.
+                # The end of the connection does not show whether messages were removed.
                 quit=self._done.update or self._end,
                 ms=round(self._done.seconds * 1000),
             )
