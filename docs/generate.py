@@ -548,8 +548,8 @@ def requirements() -> Iterator[str]:
     refused = sum(bool(each.refused) for each in found)
     yield f"""# Requirements of the RFCs
 
-This page lists {len(found)} requirements. {shown} of them have tests, {refused} are refused for the
-reason given, and {sum(bool(each.not_yet) for each in found)} are not met or not tested completely.
+This page lists {len(found)} requirements: {shown} with tests, {refused} that restante refuses for
+the reason given, and {sum(bool(each.not_yet) for each in found)} not met or not tested completely.
 "Fact" marks a statement of an RFC without MUST or SHOULD. "Ours" marks a requirement that comes
 from experience and not from an RFC.
 """
@@ -574,8 +574,8 @@ def _sources(sources: tuple[str, ...]) -> str:
 
 
 def _evidence(requirement: rfc.Requirement, tests: list[str]) -> str:
-    said = f"not yet: {requirement.not_yet} " if requirement.not_yet else ""
-    said = f"no: {requirement.refused} " if requirement.refused else said
+    said = f"not met: {_sentence(requirement.not_yet)} " if requirement.not_yet else ""
+    said = f"refused: {_sentence(requirement.refused)} " if requirement.refused else said
     shown = [_short(test) for test in dict.fromkeys(tests)]
     return said + " ".join(f"`{test}`" for test in shown)
 
