@@ -64,7 +64,7 @@ def main() -> int:
             output, _ = running.communicate(timeout=DEADLINE)
         except subprocess.TimeoutExpired:
             print(f"bench: {run[0]} took too long and is left out", file=sys.stderr)
-            os.killpg(running.pid, signal.SIGTERM)  # its servers, too
+            os.killpg(running.pid, signal.SIGKILL)  # its servers, too, which hold its output open
             running.communicate()
             status = 1
             continue
