@@ -409,7 +409,7 @@ class Client:
     """
 
     def __init__(self, server: Server) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", server.port), 120)
+        self._socket = socket.create_connection(("127.0.0.1", server.port), 300)
         self._name = server.name
         self._expect(1, b"\r\n")
 
