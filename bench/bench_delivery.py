@@ -97,7 +97,8 @@ def main() -> None:
                 for name, chosen_users in (("many", users), ("one", users[:1])):
                     count = chosen.messages // (4 if senders == 1 else 1)
                     for server in servers:
-                        question = f"{senders} senders, {name} maildrops"
+                        who = f"{senders} sender{'s' if senders > 1 else ''}"
+                        question = f"{who}, {name} maildrop{'s' if name == 'many' else ''}"
                         deliver(results, question, server, senders, count, chosen_users)
         for server in servers:  # not before: ext4 shuns inodes that were just freed, at a cost
             for user in users:
