@@ -139,17 +139,19 @@ def configuration() -> Iterator[str]:
     """Every section and option."""
     yield """# Configuration
 
-The configuration is one TOML file: the one given by `-c`, otherwise the one named by
+The configuration is one TOML file: the file given by `-c`, otherwise the file named by
 `RESTANTE_CONFIG`, otherwise `~/.config/restante/restante.toml`, otherwise
 `/etc/restante/restante.toml`. Without a file, restante runs in private mode and serves this machine
 only. Environment variables such as `RESTANTE__SERVER__HOSTNAME` override the file, and the command
-line overrides both. Unknown options and invalid values are errors; the message names the file, the
-line and the option. `restante check` validates the file, and `restante check --example` prints an
-example with every option, all commented out.
+line overrides both. Unknown options and invalid values are errors, and the error message names the
+file, the line and the option. `restante check` validates the file. `restante check --example`
+prints an example with every option, in which all lines are commented out.
 
 Times are written as `90s`, `10min`, `2h`, `14d` or `1w`, sizes as `64KiB`, `50MiB` or `1GiB`. The
-program stores its own files in the state directory: `$STATE_DIRECTORY`, which systemd sets;
-otherwise `/var/lib/restante` if the configuration is in `/etc`; otherwise
+value shown for an option is an example.
+
+restante stores its own files in the state directory. This is `$STATE_DIRECTORY`, which systemd
+sets, otherwise `/var/lib/restante` if the configuration is in `/etc`, otherwise
 `~/.local/state/restante`.
 """
     for name, kind, options in config.sections():
@@ -162,14 +164,15 @@ otherwise `/var/lib/restante` if the configuration is in `/etc`; otherwise
 def _default(option: Any) -> str:
     """A sentence about the default, if there is one."""
     if option.name == "hostname":
-        return " The default is the name of this machine."
+        return " Default: the name of this machine."
     default = option.default
     if not default and default != 0:
         return ""
-    if default == option.metadata["convert"](option.metadata["example"]):
-        return " This is the default."
+    example = option.metadata["example"]
+    if default == option.metadata["convert"](example):
+        default = example
     default = round(default) if isinstance(default, float) else default
-    return f" By default `{config.toml(default)}`."
+    return f" Default: `{config.toml(default)}`."
 
 
 # -- Command line
