@@ -1,7 +1,7 @@
-"""Find out whether an object offers an add-on: a protocol beyond its core contract.
+"""Check whether an object offers an add-on: a protocol beyond its core contract.
 
-``isinstance`` of a runtime protocol costs some 10 µs in Python 3.11, as much as the rest of a
-remembered login, so it is not used on the path of a session.
+``isinstance`` with a runtime protocol takes about 10 µs in Python 3.11, as much as the rest of a
+remembered login, so sessions do not use it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ T = TypeVar("T")
 def offers(thing: object, add_on: type[T]) -> TypeIs[T]:
     """Return whether ``thing`` has all public methods of the protocol ``add_on``.
 
-    Looks at the object and not only at its class, because what some objects offer depends on how
-    they were made: a ``Chain`` of back ends knows SCRAM only if every back end does.
+    The object is checked, not only its class, because the methods of some objects depend on their
+    arguments: a ``Chain`` of back ends supports SCRAM only if every back end does.
     """
     for name in _methods(cast(type, add_on)):  # noqa: SIM110  # ``all`` takes three times as long
         if not hasattr(thing, name):

@@ -15,7 +15,7 @@ from functools import lru_cache
 from .errors import UnsafeArgument
 from .wire import CRLF
 
-# The fastest way to search for these.
+# Regular expressions are the fastest way to search for these sequences.
 _DOTTED = re.compile(rb"\n\.")
 _BARE = re.compile(rb"\n(?<!\r\n)")
 _FROM_LINE = re.compile(rb">?From [^\r\n]*\r?\n")
@@ -27,13 +27,13 @@ _NO_HEADER = re.compile(rb"\r?\n")
 class LineEnds:
     """Convert stored octets to CRLF text (RFC 1939 §11).
 
-    A bare LF becomes CRLF and a missing last line end is added.  Everything else, including a bare
-    CR and NUL, stays as it is, so CRLF text does not change.
+    A bare LF becomes CRLF, and a missing last line end is added.  All other octets, including a
+    bare CR and NUL, are not changed, so CRLF text remains the same.
     """
 
     def __init__(self) -> None:
         self.size = 0
-        """Octets returned so far; after ``finish`` the size on the wire."""
+        """Number of octets returned so far; after ``finish``, the size on the wire."""
         self._cr = b""  # a CR whose LF may come with the next piece
         self._at_line_start = True
 
@@ -57,7 +57,7 @@ class LineEnds:
 
 
 def crlf_text(message: bytes) -> bytes:
-    """As ``LineEnds``, for a whole message."""
+    """Convert a whole message to CRLF text, as ``LineEnds`` does for pieces."""
     text = _with_crlf(message)
     return text if not text or text.endswith(CRLF) else text + CRLF
 
@@ -71,11 +71,11 @@ def _with_crlf(text: bytes) -> bytes:
 
 
 class Survey:
-    """Find the size and form on the wire while octets are stored."""
+    """Determines the size and form of a message on the wire while its octets are stored."""
 
     def __init__(self) -> None:
         self.stored = 0
-        """Octets as stored."""
+        """Number of stored octets."""
         self.dotted = 0
         """Number of lines that begin with a dot, if all lines end with CRLF."""
         self._ends = LineEnds()
@@ -92,12 +92,12 @@ class Survey:
 
     @property
     def size(self) -> int:
-        """Octets on the wire, before byte-stuffing (RFC 1939 §11)."""
+        """Number of octets on the wire, before byte-stuffing (RFC 1939 §11)."""
         return self._ends.size
 
     @property
     def has_crlf(self) -> bool:
-        """After ``finish``: whether every line, the last one included, ends with CRLF."""
+        """Whether every line, including the last line, ends with CRLF; valid after ``finish``."""
         return self.stored == self.size
 
 
@@ -106,13 +106,13 @@ class Top:
 
     def __init__(self, lines: int) -> None:
         self.is_finished = False
-        """Whether the answer is complete."""
-        self._lines = lines  # of the body, still to come
+        """Whether the response is complete."""
+        self._lines = lines  # number of lines of the body that are still needed
         self._in_header = True
         self._seen = CRLF  # the last octets fed, which may begin a line end
 
     def feed(self, octets: bytes) -> bytes:
-        """Return the part of ``octets`` (CRLF text) that belongs to the answer."""
+        """Return the part of ``octets`` (CRLF text) that belongs to the response."""
         if self.is_finished:
             return b""
         seen = len(self._seen)
@@ -125,7 +125,8 @@ class Top:
                 return octets
             self._in_header = False
             taken = blank + 4
-        # One call for all lines: one for each would take 13 ms for 64 KiB of empty lines.
+        # One call splits all lines; a call for each line would take 13 ms for 64 KiB of empty
+        # lines.
         *lines, rest = text[taken:].split(CRLF, min(self._lines, len(text)))
         self._lines -= len(lines)
         if self._lines:
@@ -144,12 +145,12 @@ class Envelope:
     """The sender's address, empty for a notification (``MAIL FROM:<>``)."""
     recipient: str
     protocol: str = "LMTP"
-    """As in the ``with`` clause: SMTP, ESMTP, LMTP (RFC 3848), or ``local``."""
+    """Value of the ``with`` clause: SMTP, ESMTP, LMTP (RFC 3848), or ``local``."""
     peer: str = ""
-    """The name that the sending host gave, and its address; empty for a local program."""
+    """Name (as sent by the host) and address of the sending host; empty for a local program."""
 
     def trace_fields(self, hostname: str, at: datetime) -> bytes:
-        """Return Return-Path, Delivered-To and Received, to be put first (RFC 5321 §4.4).
+        """Return Return-Path, Delivered-To and Received, the first fields (RFC 5321 §4.4).
 
         Raises:
             UnsafeArgument: a part contains a control character, which could forge a header field.
@@ -169,16 +170,16 @@ class Envelope:
 
 @lru_cache(maxsize=1)
 def _date(at: datetime) -> str:
-    """Format a date for a header field (RFC 5322 §3.3); cached, as it changes once a second."""
+    """Format a date for a header field (RFC 5322 §3.3).  Cached, as it changes once a second."""
     return format_datetime(at)
 
 
 def separate(message: bytes) -> tuple[int, bytes]:
-    """Decide how header fields are put before a message that begins with these octets.
+    """Determine how header fields are inserted before a message that begins with these octets.
 
     Returns:
         The number of octets to skip (an mbox "From " line is not a header field, RFC 5322 §2.2),
-        and the octets to insert: the blank line, if the message has no header.
+        and the octets to insert after the fields: a blank line if the message has no header.
     """
     from_line = _FROM_LINE.match(message)
     skipped = from_line.end() if from_line is not None else 0

@@ -11,17 +11,17 @@ So a scan is the union of several passes, and it ends with the first *clean* pas
 1. Before a pass the stamp (inode number, mtime, ctime) of each directory is taken, and it is
    taken again afterwards.  Any change of a name in a directory sets its mtime and ctime.
 2. Equal stamps are not enough.  The clock of a file system is coarse (10 ms with some kernels),
-   so a second change within the same tick leaves the stamp as it is.  The stamp must also be
-   older than the pass by at least one tick: then a change during the pass would have moved it.
-3. A pass for which both hold is clean: exactly these files were there at one moment.  Only a clean
-   pass shows that a message is gone.
-4. Any other pass is joined with those before it, by what survives a rename: the unique part of
-   the name and the inode number.  The later pass decides the name and the directory; files that
-   only earlier passes saw stay.  A union can therefore contain removed files, but the longer it
-   grows the less it can miss.
-5. Callers choose what they need: a login fills the holes of a union from its index
-   (``store.refresh``); RETR and UPDATE stop as soon as their messages were seen; callers for
-   which a missing file would be evidence insist on a clean pass (``scan_exactly``).
+   so a second change within the same tick does not change the stamp.  The stamp must also be
+   older than the pass by at least one tick, so that any change during the pass alters the stamp.
+3. A pass that meets both conditions is clean: there was a moment at which the directories contained
+   exactly these files.  Only a clean pass shows that a message has been removed.
+4. Any other pass is joined with the previous passes.  Files are matched by the unique part of the
+   name and the inode number, because a rename changes neither.  The later pass determines the name
+   and the directory.  Files that only earlier passes saw are kept.  A union can therefore contain
+   removed files, but with each pass it becomes less likely that a file is missing.
+5. Callers choose how exact a scan must be.  A login adds messages from its index that a union lacks
+   (``store.refresh``).  RETR and UPDATE stop as soon as their messages have been seen.  Callers
+   that draw conclusions from a missing file require a clean pass (``scan_exactly``).
 
 Neither a lock nor a count of entries can replace this: Maildir has no lock, and the effects of two
 renames on a count can cancel out.  See docs/decisions/0200-holes.md.
@@ -60,9 +60,9 @@ NO_STAMP: Stamp = (0, 0, 1)
 """A stamp that no directory has."""
 _MISSING: Stamp = (0, 0, 0)
 
-# Seconds before each pass.  The second pass follows at once: most renames are over by then.  The
-# next ones wait for a tick of the file system's clock, then longer and longer; in all 0.64 s, far
-# below the timeout of any client.
+# Seconds of waiting before each pass.  The second pass follows immediately, because most renames
+# are over by then.  Later passes wait for a tick of the file system's clock, then increasingly
+# longer.  The total is 0.64 s, far below the timeout of any client.
 _PAUSES = (0.0, 0.0, 0.02, 0.02, 0.04, 0.08, 0.16, 0.32)
 # Nanoseconds by which the clock of a file system may be behind ours: a kernel with HZ=100 sets time
 # stamps every 10 ms; twice that is a margin.
@@ -93,14 +93,14 @@ class Scan(NamedTuple):
     """The files that were seen in some directories."""
 
     names: Mapping[str, Names]
-    """By directory, of those that were read.  If the scan is not exact, a file that was renamed
-    during the last pass may be in it twice."""
+    """File names by directory, for the directories that were read.  If the scan is not exact, a
+    file that was renamed during the last pass may be listed twice."""
     is_exact: bool
-    """Whether exactly these files were there at one moment.  Otherwise some may be missing, and
-    some may be gone."""
+    """Whether there was a moment at which the directories contained exactly these files.  Otherwise
+    files may be missing, and listed files may have been removed."""
     stamps: Mapping[str, Stamp]
-    """By directory, the stamp while exactly these files were in it; ``NO_STAMP`` if it changed or
-    could have changed."""
+    """The stamp of each directory while it contained exactly these files; ``NO_STAMP`` if it has
+    changed or may have changed."""
 
     def files(self) -> Iterator[File]:
         for directory, names in self.names.items():
@@ -108,7 +108,7 @@ class Scan(NamedTuple):
                 yield File(directory, name, inode)
 
     def select(self, wanted: Collection[Identity]) -> list[tuple[Identity, File]]:
-        """Return the wanted files that were seen, and every link to them."""
+        """Return the wanted files that were seen, including every link to them."""
         inodes = {inode for _, inode in wanted}  # most files are ruled out without their names
         return [
             (identity, File(directory, name, inode))
@@ -127,15 +127,16 @@ def passes(
 ) -> Iterator[Scan]:
     """Yield the union of all passes so far after each pass, until one is clean.
 
-    The last scan is exact unless the directories kept changing.  A caller that needs less stops
-    earlier.
+    The last scan is exact unless the directories kept changing.  Callers that do not need an exact
+    scan may stop earlier.
 
     ``maildir``: the open directory.  ``known``: a directory that still has this stamp is not read,
-    only watched.  ``clock``: a moment before this call by the clock of the file system, in
-    nanoseconds since the epoch.
+    but its stamp is checked.  ``clock``: a time before this call by the clock of the file system,
+    in nanoseconds since the epoch.
 
     Raises:
-        OSError: also if ``new`` or ``cur`` is missing, because that is not an empty Maildir.
+        OSError: a directory cannot be read, or ``new`` or ``cur`` is missing (a Maildir without
+            them does not count as empty).
     """
     known = known or {}
     found: Mapping[str, Names] = {}
@@ -147,8 +148,8 @@ def passes(
         before = {name: _stamp(name, maildir) for name in directories}
         if before != stamps:
             stamps, since = before, began
-        # Stamps before this moment are older than the pass: a later change gets another stamp.  Any
-        # stamp that we have seen unchanged for a whole tick of our own clock qualifies, too.
+        # Stamps before this time are older than the pass, so a later change results in another
+        # stamp.  A stamp that has not changed for a whole tick of our own clock also qualifies.
         settled = inf if began - since >= _TICK else max(clock, time.time_ns() - _TICK)
         read = [name for name in directories if before[name] != known.get(name)]
         names = {name: _list(name, maildir) for name in read}
@@ -165,14 +166,14 @@ def passes(
 
 
 def scan(maildir: int, directories: Sequence[str] = MAIL) -> Scan:
-    """Return the regular files in some directories, without dotfiles; exact if possible."""
+    """Return the regular files in some directories, without dotfiles.  Exact if possible."""
     return deque(passes(maildir, directories), maxlen=1)[0]
 
 
 def scan_for(maildir: int, wanted: Collection[Identity]) -> Scan:
-    """As ``scan``, but stop when all of these messages were seen.
+    """Scan a Maildir until all of these messages have been seen.
 
-    Messages that were not seen are gone only if the result is exact.
+    A message that was not seen has been removed only if the result is exact.
     """
     for found in passes(maildir):
         if len(dict(found.select(wanted))) == len(wanted):
@@ -181,11 +182,11 @@ def scan_for(maildir: int, wanted: Collection[Identity]) -> Scan:
 
 
 def scan_exactly(maildir: int, directories: Sequence[str] = MAIL) -> list[File]:
-    """As ``scan``, for callers that draw conclusions from a missing file.
+    """Scan directories exactly, for callers that draw conclusions from a missing file.
 
     Raises:
         TemporaryFailure: other programs changed the directories during each pass.
-        OSError: as ``passes``.
+        OSError: a directory cannot be read.
     """
     found = scan(maildir, directories)
     if not found.is_exact:
@@ -194,9 +195,9 @@ def scan_exactly(maildir: int, directories: Sequence[str] = MAIL) -> list[File]:
 
 
 def scan_folders(maildir: int) -> Scan:
-    """As ``scan``, in ``new/``, ``cur/`` and ``held/`` of a Maildir and of its folders.
+    """Scan ``new/``, ``cur/`` and ``held/`` of a Maildir and of its folders.
 
-    The directories are paths in it: ``./cur``, ``.Junk/new``.
+    The directories in the result are paths in the Maildir, such as ``./cur`` or ``.Junk/new``.
     """
     for _ in _PAUSES:
         folders = list_folders(maildir)
@@ -239,7 +240,7 @@ class ChangingMaildir(TemporaryFailure):
 
 
 def _joined(earlier: Mapping[str, Names], later: Mapping[str, Names]) -> Mapping[str, Names]:
-    """Return the files of the later pass and those that only earlier passes saw."""
+    """Return the files of the later pass and the files that only earlier passes saw."""
     if not earlier:
         return later
     seen = {(unique_part(name), n) for names in later.values() for name, n in names.items()}
@@ -255,7 +256,7 @@ def _joined(earlier: Mapping[str, Names], later: Mapping[str, Names]) -> Mapping
 
 
 def _stamp(name: str, parent: int) -> Stamp:
-    """Return the stamp of a directory, which any change of a name in it moves."""
+    """Return the stamp of a directory.  Any change of a name in the directory alters the stamp."""
     try:
         found = os.stat(name, dir_fd=parent, follow_symlinks=False)
     except FileNotFoundError:

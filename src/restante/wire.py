@@ -1,8 +1,8 @@
 """Lines and multi-line responses, octet by octet (RFC 1939 §3, RFC 2449 §4).
 
 Security: all input is untrusted.  A line ends only with CRLF, in every state and in both
-directions: what another program between the peers reads as one line must never be two lines here,
-and vice versa.  Memory is bounded by the limits.
+directions.  So restante never reads two lines where another program between the peers reads a
+single line, and vice versa.  Memory is bounded by the limits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CRLF = b"\r\n"
 TERMINATION = b".\r\n"  # the line of the termination octet
 MAX_COMMAND = 255  # octets, CRLF included (RFC 2449 §4)
 MAX_RESPONSE = 512  # octets of a first line, CRLF included (RFC 1939 §3)
-MAX_DISCARD = 131_072  # octets of one overlong line that are discarded; an estimate, from no RFC
+MAX_DISCARD = 131_072  # octets of an overlong line that are discarded; not based on an RFC
 # First words of other protocols.  A browser that was tricked into connecting to a mail server gets
 # no response (ALPACA, https://alpaca-attack.com).
 _HTTP = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "PRI")
@@ -31,24 +31,25 @@ class LineBuffer:
         self.limit = limit  # octets, CRLF included
         self._octets = bytearray()
         self._scanned = 0  # octets searched without a line end
-        self._discarded = -1  # discarded octets of an overlong line; -1: not in one
+        self._discarded = -1  # discarded octets of the current overlong line; -1 if not overlong
 
     @property
     def unread(self) -> int:
-        """Number of octets that were not taken yet."""
+        """Number of octets that have not been taken yet."""
         return len(self._octets)
 
     def feed(self, octets: bytes) -> None:
         self._octets += octets
 
     def next_line(self) -> bytes | None:
-        """Return the next line without its CRLF; None: more octets are needed.
+        """Return the next line without its CRLF, or None if more octets are needed.
 
         Raises:
-            OverlongLine: more than ``limit`` octets; raised once per line, before its end.
-            BareLineFeed: LF without CR.
-            NulOctet: NUL, also before the line has ended.
-            HostileInput: an overlong line that does not end within 128 KiB.
+            OverlongLine: the line has more than ``limit`` octets; raised once per line, before the
+                end of the line.
+            BareLineFeed: the line contains an LF without a CR.
+            NulOctet: the line contains NUL; may be raised before the end of the line.
+            HostileInput: an overlong line does not end within 128 KiB.
         """
         while self._octets:
             end = self._octets.find(b"\n", self._scanned)
@@ -76,11 +77,11 @@ class LineBuffer:
         return None
 
     def match(self, lines: re.Pattern[bytes]) -> re.Match[bytes] | None:
-        """Match whole lines, their CRLF included, at the beginning; ``skip`` removes them."""
+        """Match complete lines, including their CRLF, at the beginning; ``skip`` removes them."""
         return lines.match(self._octets) if self._discarded < 0 else None
 
     def skip(self, lines: int) -> None:
-        """Remove that many lines, which ``match`` has seen."""
+        """Remove this number of lines after ``match`` has matched them."""
         end = 0
         for _ in range(lines):
             end = self._octets.index(10, end) + 1  # LF
@@ -92,7 +93,7 @@ class LineBuffer:
         return self._take(len(self._octets))
 
     def _discard_unfinished(self) -> None:
-        """Discard all octets except a final CR, whose LF may follow."""
+        """Discard all octets except a final CR, because an LF may follow."""
         keep = 1 if self._octets.endswith(b"\r") else 0
         self._discard(self._take(len(self._octets) - keep))
         self._scanned = keep
@@ -112,7 +113,7 @@ class LineBuffer:
 
 
 def stuffed(text: bytes) -> bytes:
-    """As ``Stuffer.feed``, for the whole CRLF text of a response."""
+    """Byte-stuff the complete CRLF text of a response, as ``Stuffer`` does for pieces."""
     if text.startswith(b"."):
         text = b"." + text
     return _doubled(text)
@@ -120,14 +121,14 @@ def stuffed(text: bytes) -> bytes:
 
 def _doubled(text: bytes) -> bytes:
     """Double the dots that follow a line end."""
-    # Encoded text has no dot, and one octet is found ten times as fast as three.
+    # Base64 text has no dots, and a search for one octet is ten times as fast as for three octets.
     return text.replace(b"\r\n.", b"\r\n..") if b"." in text else text
 
 
 class Stuffer:
-    """Byte-stuffing of one multi-line response (RFC 1939 §3).
+    """Byte-stuffs one multi-line response (RFC 1939 §3).
 
-    Takes CRLF text in pieces of any size; ``finish`` returns the line of the termination octet.
+    CRLF text is fed in pieces of any size.  ``finish`` returns the line of the termination octet.
     """
 
     def __init__(self) -> None:
@@ -136,7 +137,7 @@ class Stuffer:
     def feed(self, octets: bytes) -> bytes:
         border = self._last + octets[:2]
         last, self._last = self._last, octets[-2:] if len(octets) > 1 else border[-2:]
-        if b"\r\n." in border:  # across the border, which _doubled cannot see
+        if b"\r\n." in border:  # across two pieces, where ``_doubled`` cannot find it
             return _doubled(last + octets)[len(last) :]
         return _doubled(octets)
 
@@ -147,8 +148,8 @@ class Stuffer:
 class Unstuffer:
     """Extracts the content of one multi-line response, without the line of the termination octet.
 
-    It ends only at CRLF.CRLF.  A dot between bare LFs is content; otherwise a message could forge
-    responses if the server passes bare LF on.
+    The response ends only at CRLF.CRLF.  A dot between bare LFs is content; otherwise a message
+    could forge responses if the server passes on bare LFs.
     """
 
     _END = b"\r\n.\r\n"
@@ -156,12 +157,12 @@ class Unstuffer:
     def __init__(self) -> None:
         self.is_finished = False
         self.rest = b""
-        """Octets after the end, which belong to the next response."""
+        """Octets after the end of the response; they belong to the next response."""
         self._held = CRLF  # may begin the end of the response
         self._virtual = 2  # octets of a CRLF before the response, which is not content
 
     def feed(self, octets: bytes) -> bytes:
-        """Feed octets, and return those that are certainly content."""
+        """Feed octets, and return the octets that are certainly content."""
         text = self._held + octets
         end = text.find(self._END)
         if end >= 0:

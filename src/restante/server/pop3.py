@@ -246,7 +246,7 @@ class Connection(BaseConnection[Event]):
             self.close("bug")
 
     async def _perform(self, event: Event) -> None:
-        if not isinstance(event, Login | Lookup | Update):  # those seldom have to wait
+        if not isinstance(event, Login | Lookup | Update):  # these events rarely have to wait
             await self._enter_task()
         match event:
             case Response():

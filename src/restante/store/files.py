@@ -1,9 +1,9 @@
 """Files and directories of a maildrop: all calls of the store to the operating system.
 
-Standards: POSIX.1-2008 (``openat`` and its relatives), Linux ``preadv2``.
-Security: a name is always looked up in an open directory, and neither a directory nor a
-file is reached through a symbolic link; only the template's fixed part may hold some.
-Anything but regular files is skipped, and opening it never blocks.
+Standards: POSIX.1-2008 (``openat`` and related functions), Linux ``preadv2``.
+Security: a name is always looked up in an open directory, and symbolic links are not followed,
+except in the fixed part of the path template.  Only regular files are read; opening any other file
+never blocks.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from ..mounts import refuse_unmounted
 from ..posix import fcntl, flags
 
 PIECE = 32_766
-"""Octets read at once.  As CRLF text at most twice as many, and with a missing last line
-end still not more than 64 KiB."""
+"""Octets read at a time.  Converted to CRLF text, they at most double.  Even with an added line end
+at the end of the message, the result does not exceed 64 KiB."""
 
-# Removed mail.  Made together with the maildrop, or users could not empty a full disk.
+# The directory for removed mail.  It is created together with the maildrop; otherwise users could
+# not delete mail on a full disk.
 HELD = "held"
 _PARTS = ("cur", "new", "tmp", HELD)
 LOCK = "restante.lock"  # in the maildrop
 
-LOGIN = "restante.login"  # its mtime is the last login that counted (RFC 2449 §6.5)
+LOGIN = "restante.login"  # the file's mtime is the last login that counts (RFC 2449 §6.5)
 
-_FLAGS = flags("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK")  # a fifo must not block us
+_FLAGS = flags("O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK")  # opening a FIFO must not block
 _DIRECTORY = os.O_RDONLY | flags("O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC")
 _NOWAIT: int = getattr(os, "RWF_NOWAIT", 0)  # Linux
 _UNCACHED = {errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
@@ -46,7 +47,7 @@ T = TypeVar("T")
 
 @contextmanager
 def storage_errors() -> Iterator[None]:
-    """Raise errors of the operating system as TemporaryFailure, without paths."""
+    """Convert errors of the operating system to TemporaryFailure, without paths."""
     try:
         yield
     except OSError as error:
@@ -58,7 +59,7 @@ def _as_ours(error: OSError) -> TemporaryFailure:
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a blocking call; errors of the operating system become TemporaryFailure."""
+    """Run a blocking call, and convert errors of the operating system to TemporaryFailure."""
     try:
         return await threads.in_thread(call, *args, **kwargs)
     except OSError as error:
@@ -69,15 +70,16 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 
 
 class Opened:
-    """Descriptors that are closed at the end of a block.
+    """Context manager that closes descriptors at the end of a block.
 
-    No generator: a session may be idle for long, and a frame takes five times the memory.
+    It is not a generator, because a session may be idle for a long time and a frame takes five
+    times the memory.
     """
 
     __slots__ = ("_descriptors", "_value")
 
     def __init__(self, *descriptors: int, value: int | None = None) -> None:
-        """``value``: given to the block; by default the first descriptor."""
+        """``value`` is passed to the block; the default is the first descriptor."""
         self._descriptors = descriptors
         self._value = descriptors[0] if value is None else value
 
@@ -96,8 +98,8 @@ def directory(name: str, parent: int) -> Opened:
 def maildrop(base: str, names: Sequence[str], *, make: bool = False) -> Opened:
     """Open the directory of a maildrop.
 
-    With ``make``, missing directories below ``base`` are made (0700), durably.  The lock file is
-    made last, so a maildrop with a lock file is known to survive a crash and needs no sync.
+    With ``make``, missing directories below ``base`` are created durably (0700).  The lock file is
+    created last, so a maildrop with a lock file is durable and need not be synced.
 
     Raises:
         TemporaryFailure: ``base`` is missing.
@@ -149,7 +151,7 @@ def _descend(base: str, names: Sequence[str]) -> int:
 def _open_base(base: str) -> int:
     try:
         return os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:  # not as the cause: a disk may be mounted later
+    except FileNotFoundError:  # not given as the cause, because a disk may be mounted later
         raise TemporaryFailure("mail storage: not there; is it mounted?") from None
 
 
@@ -158,14 +160,14 @@ def folder(name: str, maildrop: int) -> Iterator[int]:
     """Open a folder inside a Maildir, with the files that our sessions need.
 
     Raises:
-        FileNotFoundError: the folder is missing; it is not made.
+        FileNotFoundError: the folder is missing.  It is not created.
     """
     try:
         opened = os.open(name, _DIRECTORY, dir_fd=maildrop)
     except NotADirectoryError as error:  # a file, or a symbolic link
         raise FileNotFoundError(errno.ENOENT, "not a directory") from error
     try:
-        for each in ("cur", "new"):  # a home directory has other directories with a dot
+        for each in ("cur", "new"):  # a home directory also has other directories with a dot
             if not exists(each, opened):
                 raise FileNotFoundError(errno.ENOENT, "not a Maildir")
         made = [_make(each, opened) for each in ("tmp", HELD)]
@@ -199,7 +201,7 @@ def status(name: str, parent: int) -> os.stat_result:
 
 
 def touch(name: str, parent: int) -> None:
-    """Set the mtime of a file to now; the file is made if missing."""
+    """Set the mtime of a file to the current time.  A missing file is created."""
     file = os.open(name, os.O_WRONLY | os.O_CREAT | _FLAGS, 0o600, dir_fd=parent)
     try:
         set_time(file)
@@ -209,10 +211,11 @@ def touch(name: str, parent: int) -> None:
 
 @contextmanager
 def time_stamp(name: str, parent: int) -> Iterator[tuple[int, float | None]]:
-    """Lock a file of which only the mtime counts.
+    """Lock a file that is used only for its mtime.
 
-    Yields its descriptor and its mtime in seconds since the epoch; None: it was missing and has
-    been made.  Waits for the lock, so keep the block short.
+    Yields the descriptor of the file and its mtime in seconds since the epoch.  A missing file is
+    created, and None is yielded instead of the mtime.  The call waits for the lock, so the block
+    must be short.
     """
     file, is_new = _open_or_make(name, parent)
     try:
@@ -223,12 +226,12 @@ def time_stamp(name: str, parent: int) -> Iterator[tuple[int, float | None]]:
 
 
 def set_time(file: int) -> None:
-    """Set its mtime to now."""
+    """Set the mtime of an open file to the current time."""
     os.utime(file)
 
 
 def _open_or_make(name: str, parent: int) -> tuple[int, bool]:
-    """Return a descriptor, and whether this call made the file."""
+    """Return a descriptor, and whether this call has created the file."""
     while True:
         with suppress(FileNotFoundError):
             return os.open(name, os.O_RDWR | _FLAGS, dir_fd=parent), False
@@ -238,13 +241,13 @@ def _open_or_make(name: str, parent: int) -> tuple[int, bool]:
 
 
 def stamp(name: str, parent: int) -> tuple[int, int, int]:
-    """Return inode number, mtime and ctime, which change with any name in a directory."""
+    """Return inode number, mtime and ctime; the times change when a name in a directory changes."""
     entry = status(name, parent)
     return entry.st_ino, entry.st_mtime_ns, entry.st_ctime_ns
 
 
 def move_stamp(name: str, parent: int) -> None:
-    """Set ctime to now, like a change of a name in the directory; mtime stays."""
+    """Set the ctime to the current time, as a change of a name does.  The mtime does not change."""
     entry = status(name, parent)
     times = entry.st_atime_ns, entry.st_mtime_ns
     os.utime(name, ns=times, dir_fd=parent, follow_symlinks=False)
@@ -275,14 +278,14 @@ def list_strange(name: str, parent: int) -> list[str]:
 
 
 def sync(*directories: str, parent: int) -> None:
-    """Make all changes of names in these directories durable, in this order."""
+    """Make all changes of names durable, in each of these directories in order."""
     for name in directories:
         with directory(name, parent) as opened:
             os.fsync(opened)
 
 
 class _SyncRound:
-    """One fsync of a directory, for all threads that wait for it."""
+    """An fsync of a directory that several threads share."""
 
     def __init__(self, before: _SyncRound | None) -> None:
         self.before = before
@@ -297,10 +300,10 @@ _rounds_lock = Lock()
 
 
 def sync_together(directory: int) -> None:
-    """fsync an open directory; threads that wait for a running fsync share the next one.
+    """Sync an open directory.  Threads that wait for a running fsync share the next fsync.
 
-    Changes made before the call are durable on return: a round that has begun is not joined,
-    because it may have missed them.
+    Changes made before the call are durable on return.  So a caller never joins an fsync that has
+    already begun, because it may have missed the changes.
     """
     entry = os.fstat(directory)
     key = entry.st_dev, entry.st_ino
@@ -337,17 +340,18 @@ def _carry_out(ours: _SyncRound, key: tuple[int, int], directory: int) -> None:
 
 
 def session_lock(maildrop: int) -> Opened:
-    """Take the exclusive-access lock of a session; the kernel frees it when the process dies.
+    """Take the exclusive-access lock of a session.  The kernel frees it when the process dies.
 
-    The lock file exists for older versions and for its time stamp.  It may be removed or replaced
-    during a session (``rm restante.*``, a restore), and then the next session would lock another
-    file; so ``cur/``, which is never replaced, is locked as well.
+    The lock file exists for older versions and for its time stamp.  If it is removed or replaced
+    during a session (``rm restante.*``, a restore), the next session locks another file.  So
+    ``cur/`` is locked as well, because it is never replaced.
 
-    The block gets the begin of the session in nanoseconds of the file system's own clock; on a
-    read-only file system an earlier moment.
+    The value for the block is the start time of the session in nanoseconds, by the clock of the
+    file system.  On a read-only file system the value is an earlier time.
 
     Raises:
-        MaildropInUse: at once, with the age of the session that holds it.
+        MaildropInUse: another session holds the lock; contains the age of that session.  The call
+            does not wait.
     """
     try:
         lock = os.open(LOCK, os.O_RDWR | _FLAGS, dir_fd=maildrop)
@@ -374,8 +378,8 @@ def session_lock(maildrop: int) -> Opened:
 def lock(opened: int, *, shared: bool = False) -> Iterator[None]:
     """Lock an open directory, exclusively or ``shared``.
 
-    Keeps out other descriptors of the directory, not other users of this one.  Waits for the
-    lock, so keep the block short.
+    The lock excludes other descriptors of the directory, but not other users of this descriptor.
+    The call waits for the lock, so the block must be short.
     """
     fcntl.flock(opened, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     try:
@@ -386,9 +390,9 @@ def lock(opened: int, *, shared: bool = False) -> Iterator[None]:
 
 @contextmanager
 def directory_lock(name: str, parent: int) -> Iterator[int]:
-    """Open a directory, made if missing, under an exclusive lock.
+    """Open a directory and lock it exclusively.  A missing directory is created.
 
-    Waits for the lock, so keep the block short.
+    The call waits for the lock, so the block must be short.
     """
     _make(name, parent)
     with directory(name, parent) as opened:
@@ -400,15 +404,15 @@ def directory_lock(name: str, parent: int) -> Iterator[int]:
 
 
 def create(name: str, parent: int) -> int:
-    """Create a file and return its descriptor; the caller syncs and closes it."""
+    """Create a file and return its descriptor.  The caller must sync and close the file."""
     return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600, dir_fd=parent)
 
 
 def sync_file(file: int) -> None:
     """Make the octets of a file durable.
 
-    Do not repeat it after an error: the kernel has dropped the octets, and a second fsync would
-    succeed all the same.
+    The call must not be repeated after an error, because the kernel has dropped the octets, and a
+    second fsync would succeed nevertheless.
     """
     os.fsync(file)
 
@@ -438,14 +442,15 @@ def write(file: int, octets: bytes) -> None:
 
 
 def replace(name: str, octets: bytes, parent: int) -> None:
-    """Replace a small file durably: after a crash either the old or the new one exists."""
+    """Replace a small file durably.  After a crash either the old or the new file exists."""
     replace_cache(name, octets, parent, durably=True)
 
 
 def replace_cache(name: str, octets: bytes, parent: int, *, durably: bool = False) -> int:
-    """Replace a file that has a checksum: after a crash it may be old, torn or missing.
+    """Replace a file that contains a checksum, and return the inode number of the new file.
 
-    ``durably``: not after this call has returned.  Returns the inode number.
+    After a crash the file may be old, torn or missing, unless ``durably`` is set and the call has
+    returned.
     """
     temporary = f"{name}.tmp"
     with UndoneOnError(temporary, parent):
@@ -465,7 +470,10 @@ def replace_cache(name: str, octets: bytes, parent: int, *, durably: bool = Fals
 
 
 def append_cache(name: str, octets: bytes, parent: int, expected: tuple[int, int]) -> bool:
-    """Append to such a file if its inode number and length are the ``expected`` ones."""
+    """Append to a file with checksums if its inode number and length equal ``expected``.
+
+    Returns whether the octets were appended.
+    """
     with appending(name, parent) as file:
         entry = os.fstat(file)
         if (entry.st_ino, entry.st_size) != expected:
@@ -479,7 +487,7 @@ def appending(name: str, parent: int) -> Iterator[int]:
     """Open a file for appending.
 
     Raises:
-        FileNotFoundError: the file is missing; it is not made.
+        FileNotFoundError: the file is missing.  It is not created.
     """
     file = os.open(name, os.O_WRONLY | os.O_APPEND | _FLAGS, dir_fd=parent)
     try:
@@ -489,7 +497,7 @@ def appending(name: str, parent: int) -> Iterator[int]:
 
 
 def append(name: str, octets: bytes, parent: int, *, durably: bool) -> None:
-    """Append to a file; it is made if missing, and its name is not durable then."""
+    """Append to a file.  A missing file is created, but its name is not durable."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _FLAGS
     file = os.open(name, flags, 0o600, dir_fd=parent)
     try:
@@ -503,24 +511,28 @@ def append(name: str, octets: bytes, parent: int, *, durably: bool) -> None:
 def append_bounded(
     name: str, old: str, lines: bytes, parent: int, *, most: int, durably: bool
 ) -> None:
-    """Append whole lines to a file, which is made if missing.
+    """Append complete lines to a file.  A missing file is created.
 
-    A file of ``most`` octets or more is renamed to ``old`` first, over the previous old file.
-    ``durably``: the lines are durable on return; the name of a new file always is.
+    A file of ``most`` octets or more is first renamed to ``old``, which replaces the previous old
+    file.  With ``durably``, the lines are durable on return.  The name of a new file is always
+    durable.
     """
     octets, is_whole = size_and_end(name, parent, b"\n")
     if octets >= most:
         rename(name, old, parent)
         octets = 0
-    # A line that a crash has torn is ended first, or the new line would be lost with it.
+    # A line that a crash has torn is ended first; otherwise the first new line would be lost.
     append(name, lines if is_whole else b"\n" + lines, parent, durably=durably)
     if not octets:
         sync(".", parent=parent)
 
 
 def append_line(name: str, line: bytes, parent: int, *, most: int) -> bool:
-    """As ``append``, not durably, if the file has less than ``most`` octets and ends with a whole
-    line; otherwise return False."""
+    """Append a line, not durably, and return True.
+
+    If the file is empty, has ``most`` octets or more, or does not end with a complete line, nothing
+    is appended and False is returned.
+    """
     file = os.open(name, os.O_RDWR | os.O_APPEND | _FLAGS, dir_fd=parent)
     try:
         size = os.fstat(file).st_size
@@ -543,7 +555,7 @@ def size_and_end(name: str, parent: int, end: bytes) -> tuple[int, bool]:
 
 
 def rename(name: str, new_name: str, parent: int) -> None:
-    """Rename within a directory, over a file that has the new name."""
+    """Rename a file within a directory.  An existing file with the new name is replaced."""
     os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=parent)
 
 
@@ -552,7 +564,7 @@ def reading(name: str, parent: int) -> Iterator[int]:
     """Open a regular file for reading.
 
     Raises:
-        FileNotFoundError: it is missing or not a regular file.
+        FileNotFoundError: the file is missing or not a regular file.
     """
     file, _ = open_file(name, parent)
     try:
@@ -562,12 +574,16 @@ def reading(name: str, parent: int) -> Iterator[int]:
 
 
 def open_directory(name: str, parent: int) -> int:
-    """As ``directory``, but the caller closes it."""
+    """Open a directory and return its descriptor.  The caller must close it."""
     return os.open(name, _DIRECTORY, dir_fd=parent)
 
 
 def open_file(name: str, parent: int) -> tuple[int, int]:
-    """As ``reading``, with the size of the file; the caller closes it."""
+    """Open a regular file, and return its descriptor and size.  The caller must close it.
+
+    Raises:
+        FileNotFoundError: the file is missing or not a regular file.
+    """
     try:
         file = os.open(name, os.O_RDONLY | _FLAGS, dir_fd=parent)
     except OSError as error:
@@ -586,9 +602,12 @@ def close(descriptor: int) -> None:
 
 
 def read_cached(name: str, parent: int, most: int) -> bytes | None:
-    """Return the octets of a file that are in the page cache, at most ``most`` from its beginning.
+    """Return the first octets of a file that are in the page cache, at most ``most``.
 
-    None: this system cannot do that.  Raises OSError if it is not a regular file.
+    Returns None if the system does not support such reads.
+
+    Raises:
+        OSError: the file is not a regular file, or cannot be read.
     """
     if not _NOWAIT:
         return None
@@ -602,7 +621,7 @@ def read_cached(name: str, parent: int, most: int) -> bytes | None:
 
 
 def read(name: str, parent: int, offset: int = 0) -> bytes:
-    """Return the octets of a file that is not a message, from ``offset`` on."""
+    """Return the octets of a file other than a message, starting at ``offset``."""
     with reading(name, parent) as file:
         if offset:
             os.lseek(file, offset, os.SEEK_SET)
@@ -611,12 +630,12 @@ def read(name: str, parent: int, offset: int = 0) -> bytes:
 
 
 def beginning(file: int, most: int) -> bytes:
-    """Return at most ``most`` octets."""
+    """Return at most ``most`` octets from the beginning of an open file."""
     return os.pread(file, most, 0)
 
 
 def survey(file: int) -> Survey:
-    """Read a message to find what it is on the wire."""
+    """Read a message to determine its size and form on the wire."""
     result = Survey()
     offset = 0
     while octets := os.pread(file, PIECE, offset):
@@ -631,11 +650,11 @@ def unlink(name: str, parent: int) -> None:
 
 
 def move(name: str, source: int, new_name: str, target: int) -> None:
-    """Rename.
+    """Move a file to another directory or name.
 
     Raises:
-        FileExistsError: the name is taken.  The caller must prevent that it is taken between
-            the check and the rename.
+        FileExistsError: the name is taken.  The caller must ensure that the name is not taken
+            between the check and the rename.
     """
     if exists(new_name, target):
         raise FileExistsError(errno.EEXIST, "name is taken")
@@ -643,14 +662,15 @@ def move(name: str, source: int, new_name: str, target: int) -> None:
 
 
 def read_at(file: int, offset: int) -> bytes:
-    """Return at most ``PIECE`` octets; none at the end of the file.  Blocking."""
+    """Return at most ``PIECE`` octets, or an empty value at the end of the file.  Blocking."""
     return os.pread(file, PIECE, offset)
 
 
 async def read_piece(file: int, offset: int) -> bytes:
-    """Return at most ``PIECE`` octets; none at the end of the file.
+    """Return at most ``PIECE`` octets, or an empty value at the end of the file.
 
-    Octets in the page cache are read at once; for others a thread waits, not the event loop.
+    Octets in the page cache are read directly.  A thread reads other octets, so the event loop does
+    not wait for the disk.
     """
     try:
         octets = _read_cached(file, offset)

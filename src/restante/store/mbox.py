@@ -2,13 +2,13 @@
 
 This module does no I/O.  Programs do not agree on a grammar for mbox (RFC 4155 appendix A), so the
 beginning of a message is inferred from the line before it, the date in its From_ line, and the line
-after it.  Content-Length is ignored, because any sender can write it.  Lines that may or may not
-begin a message are reported.
+after it.  Content-Length is ignored, because any sender can write this field.  Lines that may or
+may not begin a message are reported.
 
 Formats: mboxo, mboxrd (``>From`` quoting); UW's server (X-IMAP, X-UID), qpopper (X-UIDL),
 Thunderbird (``From - …``, X-Mozilla-Status), Google Takeout; LF or CRLF, with or without empty
 lines between messages.
-Limits: lines may have any length if the caller passes long ones in pieces.
+Limits: lines may have any length if the caller passes long lines in pieces.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DATED = re.compile(
     rb"From (?=.*\b(?:%b)\b)(?=.*\b[0-9]{1,2}:[0-9]{2})(?=.*\b(?:19|20)[0-9]{2}\b)" % _MONTHS
 )
 _FROM = re.compile(rb"From(?: |\r?\n)")
-_BARE = re.compile(rb"From(?: +\S+)?[ \t]*\r?\n?")  # no more than a sender, or "-"
+_BARE = re.compile(rb"From(?: +\S+)?[ \t]*\r?\n?")  # only a sender or "-"
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
 # The first field of nearly every message.
 _FIRST_FIELD = re.compile(
@@ -60,26 +60,27 @@ class Section:
     number: int
     """Number of the message in the file, from 1."""
     begin: int
-    """Offset of its first octet after the From_ line."""
+    """Offset of the message's first octet, after the From_ line."""
     end: int = 0
-    """Offset of the octet after its last one."""
+    """Offset of the octet after the message's last octet."""
     unique_id: str = ""
     """The unique-id of the server that used this file (X-UIDL, or UW's X-UID), or empty."""
     digest: str = ""
-    """Hash of its octets, without the fields in which programs store flags."""
+    """Hash of the message's octets, without the fields in which programs store flags."""
     is_expunged: bool = False
-    """Whether it was deleted in Thunderbird."""
+    """Whether the message was deleted in Thunderbird."""
 
 
 @dataclass(slots=True)
 class Mbox:
-    """The content of a file, in its order."""
+    """The messages of a file, in the order of the file."""
 
     messages: list[Section] = field(default_factory=list)
     doubtful: list[int] = field(default_factory=list)
     """Numbers of the lines that may or may not begin a message."""
     is_thunderbirds: bool = False
-    """Whether Thunderbird wrote the file; then X-UIDL is from the server that it fetched from."""
+    """Whether Thunderbird wrote the file.  In that case X-UIDL comes from the server from which
+    Thunderbird fetched the message."""
 
     @property
     def is_servers(self) -> bool:
@@ -90,10 +91,10 @@ class Mbox:
 def read(lines: Iterable[bytes]) -> Mbox:
     """Return the content of an mbox.
 
-    ``lines`` are the lines of the file with their line ends; a long one may be passed in pieces.
+    ``lines`` are the lines of the file with their line ends.  A long line may be passed in pieces.
 
     Raises:
-        PermanentFailure: not an mbox; the message says how to correct that.
+        PermanentFailure: the file is not an mbox; the error message describes how to correct it.
     """
     reader = _Reader()
     for line in lines:
@@ -109,17 +110,17 @@ class _Candidate(NamedTuple):
     number: int
     """Number of the line, from 1."""
     is_after_empty: bool
-    """Whether the line before is empty, or this is the first line."""
+    """Whether the previous line is empty, or this is the first line."""
 
 
 class _Reader:
-    """Takes the lines of a file one after another and collects the messages."""
+    """Collects the messages of a file whose lines are fed in order."""
 
     def __init__(self) -> None:
         self.result = Mbox()
         self._at = self._number = 0  # number of octets and lines read so far
         self._is_start = True  # whether the next piece begins a line
-        self._empty = b""  # the last line if it is empty; it may separate two messages
+        self._empty = b""  # the last line if it is empty, because it may separate two messages
         self._section: Section | None = None
         self._sections = 0
         self._candidate: _Candidate | None = None
@@ -201,7 +202,7 @@ class _Reader:
         self._is_mozillas = is_bare or candidate.line.startswith(b"From - ")
 
     def _take(self, line: bytes) -> None:
-        """Add a line, or a piece of one, to the current message."""
+        """Add a line, or a piece of a line, to the current message."""
         self._at += len(line)
         is_empty = self._is_start and not line.strip(b"\r\n")
         if self._section is None:
@@ -234,14 +235,20 @@ class _Reader:
             self._hash.update(line)
 
     def _note_mozilla(self, flags: int) -> None:
-        """Note Thunderbird's flags.  No sender can forge them: Thunderbird's field is the first."""
+        """Note Thunderbird's flags.
+
+        Senders cannot forge these flags, because Thunderbird's field is the first field.
+        """
         assert self._section is not None
         if self._is_mozillas:
             self.result.is_thunderbirds = True
             self._section.is_expunged = bool(flags & _EXPUNGED)
 
     def _note(self, name: bytes, value: bytes) -> None:
-        """Note a field.  UIDVALIDITY is only in the first message, where no sender can write it."""
+        """Note a field.
+
+        UIDVALIDITY is read only from the first message, into which senders cannot write it.
+        """
         if name.startswith(b"X-IMAP"):
             if self._sections > 1:
                 return
@@ -262,7 +269,7 @@ class _Reader:
     def _is_internal(self) -> bool:
         """Return whether this is a server's own data instead of mail.
 
-        X-IMAP alone does not prove that, because a sender can write it into the first message.
+        The field X-IMAP alone is no proof, because a sender can write it into the first message.
         """
         return b"X-IMAP" in self._fields and self._fields.get(b"SUBJECT") == _INTERNAL
 

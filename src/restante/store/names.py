@@ -1,10 +1,10 @@
-"""File names in a Maildir: what they contain, and the unique-id that follows from them.
+"""File names in a Maildir: their parts, and the unique-ids that follow from them.
 
 A name is ``<unique>,S=<octets stored>,W=<octets on the wire>,D=<lines that begin with a
-dot>:2,<flags>``; D= is ours and means that all lines end with CRLF.  Other programs omit parts
-or add some, and they rename files whenever a flag changes.  So a message is identified by its
-unique part together with its inode number: both survive a rename, and two files that share a
-unique part are never confused.
+dot>:2,<flags>``.  Only restante writes D=, which means that all lines end with CRLF.  Other
+programs omit or add parts, and they rename files whenever a flag changes.  So a message is
+identified by its unique part together with its inode number.  A rename changes neither, and two
+files with the same unique part are never confused.
 
 Standards: https://cr.yp.to/proto/maildir.html; Maildir++ for S= and W=; RFC 1939 §7.
 """
@@ -27,7 +27,7 @@ from ..scanning import Identity as Identity
 from ..scanning import unique_part as unique_part
 
 Adopted = Mapping[Identity, str]
-"""Unique-ids that do not follow from a name; see ``adopted``."""
+"""Unique-ids that do not follow from a file name (see the module ``adopted``)."""
 
 _UNIQUE_ID = re.compile("[!-~]{1,70}")
 _SECONDS = re.compile("[0-9]{1,18}")
@@ -41,8 +41,8 @@ def identify(
 ) -> dict[str, File]:
     """Return the files by unique-id, in the order of delivery, adopted ids first.
 
-    If several files claim one id, the one with the lowest ``rank`` keeps it.  Ids depend neither on
-    flags nor on the directory.  Two links to one inode are one message.
+    If several files claim the same id, the file with the lowest ``rank`` keeps it.  Ids depend
+    neither on flags nor on the directory.  Two links to the same inode count as one message.
     """
     adopted = adopted or {}
     holders = {unique_id: inode for (_, inode), unique_id in adopted.items() if inode}
@@ -78,7 +78,7 @@ def identify(
 
 
 def _each_once(candidates: Iterable[File]) -> Iterable[File]:
-    """Drop second links to a message: keep the one in cur/, or else the first by name."""
+    """Drop second links to a message.  The link in cur/ is kept, or else the first by name."""
     files = list(candidates)
     if len({file.inode for file in files}) < len(files):
         by_identity = {file.identity: file for file in sorted(files, reverse=True)}
@@ -87,9 +87,10 @@ def _each_once(candidates: Iterable[File]) -> Iterable[File]:
 
 
 def contested(by_id: Mapping[str, File], adopted: Adopted) -> dict[Identity, str]:
-    """Return the ids of files that claim the same one, to be adopted so that they never change.
+    """Return the ids of files that claim the same id.
 
-    Otherwise another file would inherit an id when the message that has it is removed.
+    These ids must be adopted so that they never change.  Otherwise another file would inherit an id
+    when the message with this id is removed.
     """
     settled = {}
     for unique_id, file in by_id.items():
@@ -110,7 +111,10 @@ def adopted_id(file: File, adopted: Adopted) -> str:
 
 
 def pack(ids: Mapping[Identity, str]) -> bytes:
-    """Encode inode number, unique-id and unique part of each; file names never contain NUL."""
+    """Encode inode number, unique-id and unique part of each message.
+
+    NUL is the separator, because file names never contain NUL.
+    """
     return b"".join(
         os.fsencode(f"{inode} {unique_id} {unique}\0") for (unique, inode), unique_id in ids.items()
     )
@@ -122,7 +126,7 @@ def unpack(octets: bytes) -> dict[Identity, str]:
 
 
 def unique_id_of(name: str) -> str:
-    """Return the unique part if it is a valid unique-id (RFC 1939 §7), else a hash of it."""
+    """Return the unique part if it is a valid unique-id (RFC 1939 §7), otherwise its hash."""
     unique = unique_part(name)
     return unique if _UNIQUE_ID.fullmatch(unique) else _digest(unique)
 
@@ -130,7 +134,9 @@ def unique_id_of(name: str) -> str:
 def field(letter: str, name: str) -> int | None:
     """Return a field of the name: S octets stored, W octets on the wire, D lines with a dot.
 
-    More than twelve digits count as missing: the sum of all sizes must fit in 64 bits, too."""
+    A field with more than twelve digits counts as missing, because the sum of all sizes must also
+    fit in 64 bits.
+    """
     match = re.search(rf",{letter}=([0-9]{{1,12}})(?:,|\Z)", name.partition(":")[0])
     return int(match[1]) if match else None
 
@@ -150,7 +156,8 @@ def size_fields(name: str) -> str:
 def fresh_unique() -> str:
     """Return a new unique part of at most 70 characters; 64 random bits make it unique.
 
-    Time and process only help operators who look into the directory, and order the listing.
+    The time determines the order of the listing.  Time and process also help operators who look
+    into the directory.
     """
     seconds, nanoseconds = divmod(time.time_ns(), 10**9)
     random = secrets.token_hex(8)
@@ -160,7 +167,8 @@ def fresh_unique() -> str:
 def unique_of(name: str, *, after: int = 0) -> str:
     """Return the unique part of a message that is delivered under a given name.
 
-    ``after``: the result is later, in seconds since the epoch, so that no unique-id is reused.
+    The time in the result is later than ``after`` (seconds since the epoch), so that no unique-id
+    is reused.
     """
     return f"{max(int(time.time()), after + 1)}.{name}.restante"
 
@@ -177,9 +185,10 @@ def _host() -> str:
 
 
 def delivered_at(name: str) -> int:
-    """Return the seconds since the epoch in the field T= or else in the unique part; 0: neither.
+    """Return the time of delivery in seconds since the epoch, or 0 if the name has none.
 
-    T= is ours, in names whose unique part had to be replaced by the unique-id.
+    The time is read from the field T=, or else from the unique part.  Only restante writes T=, into
+    names whose unique part had to be replaced by the unique-id.
     """
     match = _SECONDS.match(name)
     seconds = int(match[0]) if match else 0
@@ -188,7 +197,7 @@ def delivered_at(name: str) -> int:
 
 
 def renamed(name: str, unique_id: str) -> str:
-    """Return a name with this unique-id as its unique part and the same place in the listing."""
+    """Return a name with this unique-id as its unique part, at the same position in the listing."""
     seconds, rest = delivered_at(name), name[len(unique_part(name)) :]
     if ",T=" in name or delivered_at(unique_id + rest) == seconds:
         return unique_id + rest

@@ -2,12 +2,12 @@
 
 This implements ``server.intake.PartialDeliveries``.
 
-SMTP has one reply for all recipients (RFC 5321 §4.2.5), so a sender that gets an error for one
-of them repeats the message for all, for up to five days (§4.5.4.1).  Without this record each try
-would store one more copy for the recipients that have the message.
+SMTP has a single reply for all recipients (RFC 5321 §4.2.5).  So a sender that gets an error for
+one recipient repeats the message for all recipients, for up to five days (§4.5.4.1).  Without this
+record, each attempt would store another copy for the recipients that already have the message.
 
 Durability: a row is on disk before the sender gets the reply to try again.  If the file is lost,
-the next try stores a second copy, and no message is lost.
+the next attempt stores a second copy, and no message is lost.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from ..errors import ConfigurationError, TemporaryFailure
 
 _KEEP = 7 * 86_400  # seconds; senders give up after 4 to 5 days (RFC 5321 §4.5.4.1)
-_MOST = 100_000  # rows of some 100 octets, so 10 MB: senders decide how many are needed
+_MOST = 100_000  # rows of about 100 octets, so 10 MB; a limit, because senders cause the rows
 _PATIENCE = 5.0  # seconds for another worker to finish writing
 _VERSION = 1
 _SCHEMA = """
@@ -37,19 +37,21 @@ _SCHEMA = """
 
 
 class PartialDeliveries:
-    """A small SQLite file that the workers of one server share."""
+    """A small SQLite database that the workers of one server share."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = path
         self._clock = clock
 
     async def recipients(self, message: bytes) -> Collection[str]:
-        """Return the maildrops that have this message, by the digest of reverse-path and octets.
+        """Return the maildrops that have this message.
+
+        ``message`` is the digest of reverse-path and octets.
 
         Raises:
             TemporaryFailure: the file cannot be read now.
         """
-        if not self._path.exists():  # nearly always: nothing was ever delivered in part
+        if not self._path.exists():  # usually true, because partial deliveries are rare
             return ()
         return await asyncio.to_thread(self._recipients, message)
 
@@ -83,7 +85,9 @@ class PartialDeliveries:
             )
 
     async def forget(self, message: bytes, maildrops: Collection[str]) -> None:
-        """Forget these after success was reported: the same octets again are another message.
+        """Forget these maildrops after success was reported.
+
+        If the same octets arrive again later, they are a new message.
 
         Raises:
             TemporaryFailure: the file cannot be written now.
@@ -99,7 +103,7 @@ class PartialDeliveries:
 
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
-        """Open the file for one use; it is rarely needed."""
+        """Open the database for a single use, because it is rarely needed."""
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))

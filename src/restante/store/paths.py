@@ -1,11 +1,11 @@
-"""The path of each user's maildrop, made from a template with the user's name.
+"""The path of each user's maildrop, built from a template and the user's name.
 
-Security: a user's name comes from the network.  It is checked by the authentication
-module and once more here, and it is put into the path in one pass over the template, so
-nothing in a name is ever expanded.  Each variable stands alone in its path component and
-no component of a name can be empty, "..", or hold a "/": so all maildrops lie at the same
-depth and none inside another, and two users never share one.  (Letters that differ only in
-case are different users here; on a file system that folds case they are not.)
+Security: a user's name comes from the network.  It is checked by the authentication module and
+again by this module.  It is inserted in a single pass over the template, so nothing in a name is
+ever expanded.  A path component contains at most one variable, and no part of a name can be empty,
+be "..", or contain a "/".  So all maildrops are at the same depth, no maildrop is inside another,
+and two users never share a maildrop.  (Names that differ only in case belong to different users,
+but on a file system that ignores case they would share a path.)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from ..errors import ConfigurationError, NoMaildrop
 
 MAX_PART = 128  # octets of a local part or a domain; ours, RFC 5321 §4.5.3.1 allows 64 and 255
-_REMEMBERED = 4096  # users whose paths are cached: some 1 MB
+_REMEMBERED = 4096  # number of users whose paths are cached, which takes about 1 MB
 _NAME_MAX = 255  # octets of a file name on nearly every file system
 
 
@@ -32,15 +32,18 @@ class _Component(NamedTuple):
 
 
 class Template:
-    """``/var/mail/%d/%n``: %u is the whole user name, %n its local part, %d its domain, %% "%".
+    """A template such as ``/var/mail/%d/%n``.
 
-    ``base`` is the part that all users share.  It must exist: the mount point of a disk that is
-    not mounted must not look like many empty maildrops.
+    %u stands for the whole user name, %n for its local part, %d for its domain, and %% for "%".
+    ``base`` is the part that all users share.  It must exist, because an unmounted disk must not
+    look like many empty maildrops.
     """
 
     def __init__(self, template: str) -> None:
-        """Raises:
-        ConfigurationError: not an absolute path, or two users could share a maildrop.
+        """Parse a template.
+
+        Raises:
+            ConfigurationError: the path is not absolute, or two users could share a maildrop.
         """
         components = [_component(template, text) for text in template.split("/") if text]
         variables = [component.variable for component in components if component.variable]
@@ -53,13 +56,15 @@ class Template:
         self._below = components[fixed:]
         self._has_domain = bool({"u", "d"} & set(variables))
         self.names: Callable[[str], tuple[str, ...]] = lru_cache(_REMEMBERED)(self._names)
-        """As ``_names``, cached, because each message and login needs it more than once."""
+        """Cached version of ``_names``, which each message and login calls more than once."""
 
     def _names(self, user: str) -> tuple[str, ...]:
-        """The directories below ``base`` that lead to the user's maildrop, the last one included.
+        """Return the names of the directories below ``base`` on the path of the user's maildrop.
+
+        The last name is that of the maildrop.
 
         Raises:
-            NoMaildrop: this user cannot have a maildrop here.
+            NoMaildrop: this user cannot have a maildrop under this template.
         """
         local, at, domain = user.rpartition("@")
         values = {"u": user, "n": local, "d": domain} if at else {"u": user, "n": user}
@@ -87,7 +92,7 @@ class Template:
         return tuple(names)
 
     def users(self) -> Iterator[str]:
-        """Yield each user with a Maildir here that can be opened.  Blocking.
+        """Yield each user whose Maildir exists and can be opened.  Blocking.
 
         Raises:
             OSError: the base directory, or a disk, cannot be read.
@@ -141,7 +146,7 @@ def _component(template: str, text: str) -> _Component:
 
 
 def _is_safe(part: str) -> bool:
-    """Return whether it is safe as a component of a path and on a terminal."""
+    """Return whether the text is safe as a component of a path and on a terminal."""
     return (
         part.isprintable()  # no control characters, no NUL, no lone surrogates
         and "/" not in part

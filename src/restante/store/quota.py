@@ -1,20 +1,21 @@
-"""The quota of Maildir++: how full a Maildir is, in ``maildirsize``, shared with other programs.
+"""The quota of Maildir++, counted in the file ``maildirsize`` together with other programs.
 
-The first line of that file repeats the limit (``2147483648S``).  Each line below is a change in
-octets and messages (``1234 1``), appended by the program that made the change.  The sum is the
-content: all messages in ``new/`` and ``cur/`` of the Maildir and of its folders, as Dovecot counts
-them.  Held mail does not count, so deleting makes room at once.
+The first line of the file repeats the limit (``2147483648S``).  Each further line is a change in
+octets and messages (``1234 1``), appended by the program that caused the change.  The sum of the
+lines is the size of all messages in ``new/`` and ``cur/`` of the Maildir and of its folders, as
+Dovecot counts them.  Held mail does not count, so deleting mail frees space immediately.
 
-The file is a cache and never synced.  By the rules of Maildir++ it is recounted when it is missing,
-garbled, for another limit or ``_LONGEST`` octets long, and before mail is refused because of lines
-that are not fresh.  Without a limit of ours no file is made; the file of another program is kept
-correct, and a file with our former limit is removed, since other programs would go on refusing
-mail because of it.
+The file is a cache and never synced.  By the rules of Maildir++, messages are recounted if the file
+is missing, damaged, ``_LONGEST`` octets long or has another limit, and before mail is refused
+because of a count that is not fresh.  If we set no limit, no file is created.  In that case the
+file of another program is kept correct, but a file with a limit that we set earlier is removed,
+because other programs would continue to refuse mail because of this limit.
 
-A message is added to the count before it arrives and subtracted if it does not, so a crash can only
-make the count too large.  Our deliveries change the file one at a time, under a lock on the
-maildrop's directory, and hold a shared lock on ``tmp/`` until their messages have arrived; a
-recount waits for that lock.  Other programs are as exact as Maildir++ is.  All calls block.
+A message is added to the count before it is delivered, and subtracted if the delivery fails, so a
+crash can only make the count too large.  Our deliveries change the file one at a time, under a lock
+on the maildrop's directory, and hold a shared lock on ``tmp/`` until their messages are delivered.
+A recount waits for the lock on ``tmp/``.  Counts of other programs are only as exact as Maildir++
+allows.  All calls block.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from .names import File, field
 
 MAILDIRSIZE = "maildirsize"
 
-_LONGEST = 5120  # octets; Maildir++ recounts a file of that length
+_LONGEST = 5120  # octets; Maildir++ requires a recount if the file has this length
 _STALE = 15 * 60  # seconds; an older count must not refuse mail (Maildir++)
 _LINE = re.compile(rb" *([-+]?[0-9]{1,18}) +([-+]?[0-9]{1,18}) *")
 
@@ -43,28 +44,29 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Count:
-    """The sum of a file, or of a scan of all names."""
+    """The sum of the lines of the file, or the result of a recount."""
 
     octets: int
     messages: int
     inode: int
-    """Of the file; 0: no file."""
+    """Inode number of the file, or 0 without a file."""
     is_fresh: bool
-    """Whether it was counted recently and nothing has changed since."""
+    """Whether messages were counted recently and have not changed since."""
 
 
 @contextmanager
 def room(
     maildrop: int, sizes: Sequence[int], limit: int, counted: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    """Count messages of these sizes, which the block delivers; uncount them if it fails.
+    """Count messages of these sizes while the block delivers them.
 
-    ``limit`` in octets; 0: no limit, but the count of another program is kept correct.
-    ``counted`` is called when they are in the count, before ``look_for_room`` can see that.
+    If the block fails, the messages are subtracted again.  ``limit`` is in octets; 0 means that
+    there is no limit, but the count of another program is kept correct.  ``counted`` is called
+    after the messages were added to the count, and before ``look_for_room`` can read the new count.
 
     Raises:
-        QuotaExceeded: no room for all of them now.
-        LargerThanQuota: one of them is larger than the limit.
+        QuotaExceeded: the quota does not allow all of these messages at present.
+        LargerThanQuota: a message is larger than the limit.
     """
     if limit and max(sizes) > limit:
         raise LargerThanQuota(limit)
@@ -79,13 +81,17 @@ def room(
                     _append(maildrop, -octets, -len(sizes), counted_in)
             raise
     if counted_in and counted_in != _inode(maildrop):
-        forget(maildrop)  # recounted meanwhile, maybe without our messages
+        forget(maildrop)  # another program has recounted, possibly without our messages
 
 
 def look_for_room(maildrop: int, octets: Callable[[], int], limit: int) -> None:
-    """Check as ``room`` does, without adding: other deliveries may take the room.
+    """Check whether the quota allows a message, without adding it to the count.
 
-    ``octets`` is called while the count cannot change, so that nothing is in both.
+    Other deliveries may use the space before the message is delivered.  ``octets`` is called while
+    the count cannot change, so that no message is counted twice.
+
+    Raises:
+        QuotaExceeded: the quota does not allow the message at present.
     """
     if limit:
         with files.lock(maildrop):
@@ -101,7 +107,7 @@ def _look_for_room(maildrop: int, octets: int, limit: int) -> None:
 
 
 def changed(maildrop: int, octets: int, messages: int) -> None:
-    """Record that messages came or went, if a count is kept."""
+    """Record that messages were added or removed, if a count is kept."""
     if messages:
         with suppress(OSError):
             _append(maildrop, octets, messages, 0)
@@ -113,16 +119,16 @@ def sizes(maildrop: int, folder: int, messages: Mapping[str, File]) -> dict[str,
     if is_counted(maildrop):
         for key, file in messages.items():
             with suppress(FileNotFoundError), files.directory(file.directory, folder) as opened:
-                files.status(file.name, opened)  # or another program has moved it
+                files.status(file.name, opened)  # fails if another program has moved the file
                 octets[key] = _size(file.name, opened)
     return octets
 
 
 def settle(maildrop: int, limit: int) -> None:
-    """Write the current limit where other programs read it.
+    """Write the current limit to the file, so that other programs can read it.
 
     Raises:
-        OSError: nothing was changed.
+        OSError: the file was not changed.
     """
     if is_counted(maildrop):
         with files.lock(maildrop):
@@ -133,11 +139,11 @@ def settle(maildrop: int, limit: int) -> None:
 
 
 def _leave_to_others(maildrop: int) -> None:
-    """Remove our limit, which does not apply any more."""
+    """Remove the limit that we set earlier and that no longer applies."""
     definition, ours = _definition(maildrop), rules.read(maildrop).quota
     if ours and _limit(definition) == ours:
         if rest := [each for each in definition.split(b",") if each != b"%dS" % ours]:
-            _rewrite(maildrop, b",".join(rest))  # the number of messages is another program's
+            _rewrite(maildrop, b",".join(rest))  # another program limits the number of messages
         else:
             files.unlink(MAILDIRSIZE, maildrop)
     elif files.status(MAILDIRSIZE, maildrop).st_size >= _LONGEST:
@@ -146,18 +152,18 @@ def _leave_to_others(maildrop: int) -> None:
 
 
 def forget(maildrop: int) -> None:
-    """Remove the count, so that the next reader recounts, after changes of unknown size."""
+    """Remove the count after changes of unknown size, so that the next reader recounts."""
     with suppress(OSError), files.lock(maildrop):
         files.unlink(MAILDIRSIZE, maildrop)
 
 
 def is_counted(maildrop: int) -> bool:
-    """Return whether a count is kept, by us or another program."""
+    """Return whether a count is kept, by restante or by another program."""
     return _inode(maildrop) != 0
 
 
 def usage(maildrop: int, limit: int) -> Usage:
-    """Return the content, from the file if possible, or counted."""
+    """Return how full the Maildir is, from the file if it is valid, otherwise after a recount."""
     with files.lock(maildrop):
         count = _read(maildrop, limit) or _recount(maildrop, limit)
     return Usage(count.octets, count.messages, limit)
@@ -171,21 +177,24 @@ def _reserve(
     arrived: ExitStack,
     counted: Callable[[], None],
 ) -> int:
-    """Return the inode number of the file with our line; 0: no count is kept.  Close ``arrived``
-    when the messages are visible."""
+    """Add messages to the count.
+
+    Returns the inode number of the file, or 0 if no count is kept.  The caller must close
+    ``arrived`` when the messages are visible.
+    """
     if not limit and not is_counted(maildrop):
         return 0
     with files.lock(maildrop):
         if limit:
             _look_for_room(maildrop, octets, limit)
         else:
-            with suppress(OSError):  # of a cache
+            with suppress(OSError):  # the file is only a cache
                 _leave_to_others(maildrop)
         tmp = arrived.enter_context(files.directory("tmp", maildrop))
         arrived.enter_context(files.lock(tmp, shared=True))
         try:
             inode = _append(maildrop, octets, messages, 0)
-        except OSError as error:  # of a cache; the disk may be full for the message too
+        except OSError as error:  # the file is only a cache; the disk may be full
             _log.warning("quota not counted", extra={"fields": {"reason": error.strerror}})
             return 0
         counted()
@@ -193,7 +202,10 @@ def _reserve(
 
 
 def _append(maildrop: int, octets: int, messages: int, only_to: int) -> int:
-    """Append a line with one write; returns the inode number of the file; 0: no file."""
+    """Append a line with a single write.
+
+    Returns the inode number of the file, or 0 if there is no file.
+    """
     try:
         with files.appending(MAILDIRSIZE, maildrop) as file:
             inode = files.inode(file)
@@ -212,7 +224,7 @@ def _inode(maildrop: int) -> int:
 
 
 def _read(maildrop: int, limit: int) -> _Count | None:
-    """Return None if a recount is due."""
+    """Return the count in the file, or None if a recount is required."""
     try:
         octets = files.read(MAILDIRSIZE, maildrop)
         status = files.status(MAILDIRSIZE, maildrop)
@@ -240,19 +252,19 @@ def _limit(definition: bytes) -> int:
 
 
 def _recount(maildrop: int, limit: int) -> _Count:
-    """Count by all names; with a limit, write the result."""
+    """Count all messages.  If there is a limit, write the result to the file."""
     if not limit:
         return _count(maildrop)
     definition, number = _definition(maildrop), b""
     if match := re.search(rb"(?:^|,)([0-9]{1,18}C)(?=,|$)", definition):
-        number = b"," + match[1]  # of messages, which another program limits
+        number = b"," + match[1]  # another program's limit on the number of messages
     with suppress(OSError):
         rules.set_quota(maildrop, limit)
     return _rewrite(maildrop, b"%dS%s" % (limit, number))
 
 
 def _rewrite(maildrop: int, definition: bytes) -> _Count:
-    """Count, and write the result unless something changed meanwhile."""
+    """Count all messages, and write the result unless the Maildir has changed during the count."""
     before = _latest(maildrop)
     count = _count(maildrop)
     with suppress(OSError):
@@ -278,15 +290,18 @@ def _definition(maildrop: int) -> bytes:
 
 
 def _sizes(maildrop: int) -> Iterable[int]:
-    """Yield the size of each message once.  If another program keeps renaming files, some may be
-    missing: no mail is refused for that, and such a count is not written."""
+    """Yield the size of each message once.
+
+    If another program keeps renaming files, some messages may be missing.  This does not cause mail
+    to be refused, and such a count is not written.
+    """
     for folder in [".", *list_folders(maildrop)]:
         with (
             suppress(FileNotFoundError, NotADirectoryError),
             files.directory(folder, maildrop) as opened,
         ):
-            there = [name for name in MAIL if files.exists(name, opened)]
-            for name, names in scan(opened, there).names.items():
+            present = [name for name in MAIL if files.exists(name, opened)]
+            for name, names in scan(opened, present).names.items():
                 with files.directory(name, opened) as directory:
                     for each in names:
                         with suppress(FileNotFoundError):
@@ -299,7 +314,7 @@ def _size(name: str, directory: int) -> int:
 
 
 def _latest(maildrop: int) -> int:
-    """Return when a counted directory last changed, in nanoseconds since the epoch."""
+    """Return the time of the last change of a counted directory, in nanoseconds since the epoch."""
     times = [0]
     for folder in [".", *list_folders(maildrop)]:
         for name in ("new", "cur"):

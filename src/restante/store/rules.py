@@ -1,16 +1,18 @@
-"""Changes of hold and EXPIRE, and their effect on mail that is already there.
+"""Changes of hold and EXPIRE, and their effect on existing mail.
 
-Each maildrop records in ``restante.rules`` which hold and which EXPIRE are in force since when, and
-which quota this server wrote into ``maildirsize`` for other programs.  A shorter rule applies to
-older mail too, but only ``GRACE`` seconds after the change: until then the operator can correct a
-mistake, and the log shows how much will be removed.  A longer rule applies at once.  The rule
-before the first entry is unknown, so the first entry counts as a change.
+The file ``restante.rules`` of each maildrop records the values of hold and EXPIRE with the times
+from which they apply, and the quota that this server wrote into ``maildirsize`` for other programs.
+A shorter rule also applies to older mail, but only ``GRACE`` seconds after the change.  During this
+time the operator can correct a mistake, and the log shows how much mail will be removed.  A longer
+rule applies immediately.  The rule before the first entry is unknown, so the first entry counts as
+a change.
 
-``keep`` is not a time: under it, mail that a client deletes stays in the maildrop.  Mail that is
-already held or that expires is held by the previous rule, or for ``DEFAULT_HOLD`` without one.
+``keep`` is not a time: mail that a client deletes under this rule stays in the maildrop.  Mail that
+is already held, or that expires, is held according to the previous rule, or for ``DEFAULT_HOLD`` if
+there is no previous rule.
 
-The file begins with a checksum.  A lost or damaged one only makes mail stay longer.  All calls
-that take a maildrop block.
+The file begins with a checksum.  If the file is lost or damaged, mail only stays longer.  All calls
+with a maildrop as an argument block.
 """
 
 from __future__ import annotations
@@ -28,25 +30,25 @@ from . import files
 
 RULES = "restante.rules"
 GRACE = 86_400
-"""Seconds between a change and the first removal because of it: a day to correct a mistake."""
+"""Seconds between a change and the first removal that it causes: a day to correct a mistake."""
 DEFAULT_HOLD = 14 * 86_400.0
 """Seconds; also the default of ``store.hold``."""
 
-_MOST = 16  # changes that are recorded; forgetting older ones only makes mail stay longer
-_DIGEST = 8  # octets: finds torn files, not forgeries
+_MOST = 16  # number of recorded changes; if older changes are forgotten, mail only stays longer
+_DIGEST = 8  # octets; detects torn files, not forgeries
 
 
 class RuleChange(NamedTuple):
-    """The moment from which a rule is in force."""
+    """A rule and the time from which it applies."""
 
     since: int
     """Seconds since the epoch."""
     seconds: float
-    """Seconds for which mail stays; infinity is ``keep`` or ``never``."""
+    """Seconds for which mail stays; infinity stands for ``keep`` or ``never``."""
 
 
 History = tuple[RuleChange, ...]
-"""The oldest first."""
+"""Changes of a rule, the oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,13 @@ class Rules:
     hold: History = ()
     expire: History = ()
     quota: int = 0
-    """Octets; our limit in ``maildirsize``.  0: the limit is not ours."""
+    """The limit that we have written to ``maildirsize``, in octets; 0 if the limit is not ours."""
 
     def changed(self, at: int, *, hold: float | None = None, expire: float | None = None) -> Rules:
-        """Return the rules with these in force from now on, in seconds; None: unchanged.
+        """Return the rules after a change at the time ``at``.  None leaves a rule unchanged.
 
-        A recorded change in the future was made by a wrong clock and counts as made now.
+        ``hold`` and ``expire`` are in seconds.  If the time of a recorded change is in the future,
+        the clock was wrong, and the change counts as made at ``at``.
         """
         if not self.expire and expire == inf:
             expire = None  # a maildrop that never expired mail needs no record
@@ -69,7 +72,7 @@ class Rules:
         return replace(self, hold=new_hold, expire=new_expire)
 
     def a_day_before(self, now: float) -> Rules:
-        """Return the rules without changes whose grace is not over."""
+        """Return the rules without the changes whose grace period is not over."""
         histories = (self.hold, self.expire)
         hold, expire = (tuple(e for e in each if e.since + GRACE <= now) for each in histories)
         return replace(self, hold=hold, expire=expire)
@@ -80,15 +83,15 @@ class Rules:
 
     @property
     def destroys(self) -> bool:
-        """Whether deleted mail is destroyed at once."""
+        """Whether deleted mail is destroyed immediately."""
         return bool(self.hold) and self.hold[-1].seconds == 0
 
     def held_until(self, removed_at: float) -> float:
-        """Return when a held message may be destroyed."""
+        """Return the time at which a held message may be destroyed."""
         return _end(removed_at, tuple(_without_keep(self.hold)))
 
     def kept_until(self, arrived_at: float) -> float:
-        """Return when a message in the maildrop expires; infinity: never."""
+        """Return the time at which a message in the maildrop expires, or infinity for never."""
         return _end(arrived_at, self.expire)
 
 
@@ -107,10 +110,11 @@ def _without_keep(history: History) -> Iterator[RuleChange]:
 
 
 def _end(begun: float, history: History) -> float:
-    """Return when mail from ``begun`` ends, under the rule of that time and each later one.
+    """Return the end for mail from ``begun``, under the rule of that time and all later rules.
 
-    Each later rule may prolong the end at once, or shorten it to at most ``GRACE`` after the
-    change.  Mail of the very second of a change belongs to the rule before it.
+    A later rule may postpone the end immediately, or bring it forward, but not before ``GRACE``
+    seconds after the change.  Mail from the second in which a rule changed belongs to the rule
+    before the change.
     """
     first = sum(since < begun for since, _ in history)  # changes before the message
     if history and history[0].since == begun:
@@ -122,7 +126,7 @@ def _end(begun: float, history: History) -> float:
 
 
 def lasting(days: int | None) -> float:
-    """Return days in seconds; None becomes infinity."""
+    """Convert days to seconds, and None to infinity."""
     return inf if days is None else days * 86_400.0
 
 
@@ -133,10 +137,10 @@ def forecast(
     removed: Callable[[], Iterable[float]],
     arrived: Callable[[], Iterable[float]],
 ) -> Forecast:
-    """Return what the end of the grace removes and the old rules would have kept.
+    """Return a forecast of the mail that the old rules would keep and the new rules remove.
 
-    ``removed`` and ``arrived`` return when held messages were removed and when those in the
-    maildrop arrived; called only if the rule has changed.
+    ``removed`` returns the times at which held messages were removed, ``arrived`` the times at
+    which messages in the maildrop arrived.  Each is called only if its rule has changed.
     """
     held, expiring = list[float](), list[float]()
     if before.hold != after.hold:
@@ -148,9 +152,10 @@ def forecast(
 
 
 def _going(before: History, after: History, begun: Iterable[float]) -> Iterator[float]:
-    """Yield ends that are earlier by the new rule.
+    """Yield ends that are earlier under the new rule.
 
-    Without a rule before, mail that should have gone by the new rule shows that it is new.
+    If no rule was recorded before, mail that should already have been removed under the new rule
+    shows that the rule is new.
     """
     since, seconds = after[-1]
     for each in begun:
@@ -164,7 +169,7 @@ def _going(before: History, after: History, begun: Iterable[float]) -> Iterator[
 
 
 def read(maildrop: int) -> Rules:
-    """Read the rules; a damaged or missing file gives empty ones."""
+    """Read the rules of a maildrop.  They are empty if the file is damaged or missing."""
     try:
         digest, _, octets = files.read(RULES, maildrop).partition(b"\n")
     except FileNotFoundError:
@@ -180,7 +185,7 @@ def read(maildrop: int) -> Rules:
 def note(
     maildrop: int, at: int, *, hold: float | None = None, expire: float | None = None
 ) -> tuple[Rules, Rules]:
-    """Apply ``Rules.changed``, durably; return the rules before and after."""
+    """Apply ``Rules.changed`` durably, and return the rules before and after the change."""
     before = read(maildrop)
     if before.changed(at, hold=hold, expire=expire) == before:
         return before, before  # the usual case, without a lock
@@ -192,7 +197,7 @@ def note(
 
 
 def set_quota(maildrop: int, octets: int) -> None:
-    """Record our quota, durably.  The caller holds ``files.lock`` of the maildrop."""
+    """Record our quota durably.  The caller must hold ``files.lock`` of the maildrop."""
     before = read(maildrop)
     if before.quota != octets:
         _write(maildrop, replace(before, quota=octets))

@@ -1,6 +1,6 @@
-"""Verify a maildrop: compare index, names and records with the mail itself.
+"""Verify a maildrop: compare index, file names and records with the mail itself.
 
-Every message is read and nothing is changed.  ``reindex`` repairs the index; damaged mail must be
+Every message is read, and nothing is changed.  ``reindex`` repairs the index.  Damaged mail must be
 restored from a backup.
 """
 
@@ -26,15 +26,17 @@ class Finding:
     """A fault in a maildrop."""
 
     what: str
-    """A stable word or two, for programs."""
+    """Stable identifier of one or two words, for programs."""
     name: str
-    """The unique-id, or the name of the file in its Maildir."""
+    """The unique-id, or the name of the file in the Maildir."""
     text: str
-    """For the operator, without the name."""
+    """Description for the operator, without the name."""
 
 
 def verify(maildrop: int) -> Iterator[Finding | None]:
-    """Yield None for each message read, and each finding.  Under the session's lock; blocks.
+    """Yield None for each message read, and each finding.  Blocking.
+
+    The caller must hold the lock of a session.
 
     Raises:
         OSError: the maildrop itself cannot be read.
@@ -45,11 +47,11 @@ def verify(maildrop: int) -> Iterator[Finding | None]:
     try:
         settled = adopted.read(maildrop)
     except TemporaryFailure:
-        text = "logins fail until it is restored from a backup or removed"
+        text = "logins fail until the file is restored from a backup or removed"
         yield Finding("ids damaged", adopted.ADOPTED, text)
     by_id = identify(scan_exactly(maildrop), settled)
     if contested(by_id, settled):
-        yield Finding("ids contested", adopted.ADOPTED, "the next login settles who has which")
+        yield Finding("ids contested", adopted.ADOPTED, "the next login assigns different ids")
     index, finding = _index(maildrop, by_id)
     if finding is not None:
         yield finding
@@ -72,7 +74,7 @@ def _index(maildrop: int, by_id: Mapping[str, File]) -> tuple[Index, Finding | N
     index = load(maildrop)
     if index is None:
         try:
-            is_bad, text = is_damaged(maildrop), "the next login makes it again"
+            is_bad, text = is_damaged(maildrop), "the next login rebuilds the index"
         except OSError as error:
             is_bad, text = True, f"cannot be read: {error.strerror}; logins measure all messages"
         return Index(), Finding("index damaged", INDEX, text) if is_bad else None
@@ -80,10 +82,11 @@ def _index(maildrop: int, by_id: Mapping[str, File]) -> tuple[Index, Finding | N
         messages = list(map(index.row, range(len(index))))
         listed = [(each.unique_id, each.file) for each in messages]
         if listed != list(by_id.items()) or not index.has_same_answers(messages):
-            text = "it lists other messages than there are"
+            text = "the index does not match the messages"
             return Index(), Finding("index differs", INDEX, text)
     if index.on_disk is None:
-        return index, Finding("index damaged", INDEX, "its end is torn; the next login mends it")
+        text = "the end is torn; the next login repairs the index"
+        return index, Finding("index damaged", INDEX, text)
     return index, None
 
 
@@ -91,7 +94,7 @@ def _message(maildrop: int, announced: Row) -> Finding | None:
     try:
         how = _coding(maildrop, announced.file)
         actual = measured(maildrop, announced)
-    except FileNotFoundError:  # another program has moved or removed it meanwhile
+    except FileNotFoundError:  # another program has moved or removed the message
         return None
     if how:
         return Finding("coded", announced.unique_id, f"cannot be read by clients: {how}")
@@ -105,7 +108,7 @@ def _message(maildrop: int, announced: Row) -> Finding | None:
         return Finding("size differs", announced.unique_id, text)
     if actual.form < announced.form:
         return Finding(
-            "form differs", announced.unique_id, "its lines end otherwise than announced"
+            "form differs", announced.unique_id, "the line ends differ from those in the index"
         )
     return None
 
@@ -118,22 +121,22 @@ def _coding(maildrop: int, file: File) -> str:
         except FileNotFoundError:
             raise
         except OSError:
-            return ""  # ``measured`` finds out
+            return ""  # ``measured`` gets and reports the same error
 
 
 def _others(maildrop: int, listed: Collection[int]) -> Iterator[Finding]:
-    """Check files that are no messages, and held mail."""
+    """Check held mail, and files that are not messages."""
     for directory in ("new", "cur"):
         for name in files.list_strange(directory, maildrop):
-            yield Finding("no file", f"{directory}/{name}", "is passed over")
+            yield Finding("no file", f"{directory}/{name}", "is not a regular file and is ignored")
     if not files.exists(files.HELD, maildrop):
         return
     with files.directory(files.HELD, maildrop) as held:
         for name, inode in files.list_files(files.HELD, maildrop):
             if not name_before(name):
-                yield Finding("held unknown", name, "has no name that could be given back")
+                yield Finding("held unknown", name, "does not have the name of a held message")
             elif inode in listed:
-                yield Finding("twice", name, "is held and listed as well")
+                yield Finding("twice", name, "is both held and listed")
             else:
                 with suppress(FileNotFoundError):
                     yield from _held(name, held)
@@ -146,4 +149,4 @@ def _held(name: str, held: int) -> Iterator[Finding]:
     except FileNotFoundError:
         raise
     except OSError:
-        yield Finding("unreadable", name, "is held and cannot be read now")
+        yield Finding("unreadable", name, "is held but cannot be read now")
