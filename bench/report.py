@@ -24,7 +24,9 @@ A figure is the median of the rounds, followed by the lowest and the highest val
 compares restante with the best of the others; above 1 restante is better.
 [Sizing](howto/sizing.md) computes what a server needs.
 
-Conditions:
+"""
+_CONDITIONS = """\
+## Conditions
 
 - Both sides ran on **one machine**, over the loopback interface, the server on one core and the
   load generator on another. Other work of the machine is included in the spread: compare ratios.
@@ -133,7 +135,7 @@ def performance(results: Results) -> str:
     Raises:
         Missing: a benchmark of it, or a row that it needs, has no results.
     """
-    parts = [_HEAD, "## Where restante is behind\n\n", behind(results), "\n"]
+    parts = [_HEAD, "## Where restante is behind\n\n", behind(results), f"\n{_CONDITIONS}"]
     for bench, section in SECTIONS.items():
         lines = [line for line in results.lines if line["bench"] == bench]
         if not lines:
@@ -165,13 +167,10 @@ def behind(results: Results) -> str:
     worse = sorted((each for each in found if each[0] < 1), key=lambda each: each[0])
     if not worse:
         return f"In none of {len(found)} comparisons.\n"
-    table = [
-        ["", "unit", OURS, "the other", "", "ratio"],
-        ["---"] * 2 + ["---:"] * 2 + ["---", "---:"],
-    ]
+    table = [["", "ratio", OURS, "the other"], ["---", "---:", "---:", "---:"]]  # fits a phone
     for ratio, row, other in worse:
-        cells = [short(row.medians()[each]) for each in (OURS, other)]
-        table.append([row.question, row.unit, *cells, other, _times(ratio)])
+        ours, theirs = (short(row.medians()[each]) for each in (OURS, other))
+        table.append([f"{_name(row)}, {row.unit}", _times(ratio), ours, f"{other} {theirs}"])
     return f"In {len(worse)} of {len(found)} comparisons:\n\n" + markdown(table)
 
 
@@ -187,8 +186,13 @@ def _table(rows: list[Row]) -> str:
         cells = [_cell(row.lines.get(name)) for name in names]
         ratios = [_ratio_cell(row)]
         ratios += [_times(row.ratio_to_other_format())] if has_other_format else []
-        table.append([row.question, row.unit, *cells, *ratios])
+        table.append([_name(row), row.unit, *cells, *ratios])
     return markdown(table)
+
+
+def _name(row: Row) -> str:
+    """The question, where ``--`` must not become a dash."""
+    return f"`{row.question}`" if row.question.startswith("--") else row.question
 
 
 def _ratio_cell(row: Row) -> str:
