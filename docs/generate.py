@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the pages of ``docs/reference`` from the code, so that they cannot differ from it.
+"""Write the pages of ``docs/reference`` from the code, so that they cannot differ from it.
 
 ``--check`` writes nothing and fails if a page differs from the code.
 """
@@ -197,7 +197,7 @@ def _exit_code_section() -> Iterator[str]:
     yield "## Exit codes\n\nThe codes are those of `sysexits.h`. 75 means that nothing is lost and"
     yield "that trying again may help, for example if a file is locked, a disk is full, or a server"
     yield "does not answer."
-    yield "\n| code | error |\n|---|---|"
+    yield "\n| code | meaning |\n|---|---|"
     for code, when in sorted(_exit_codes().items()):
         yield f"| {code} | {', '.join(when)} |"
 
@@ -271,7 +271,7 @@ def _exit_codes() -> dict[int, list[str]]:
     found: dict[int, list[str]] = defaultdict(list)
     found[os.EX_OK].append("success")
     found[os.EX_USAGE].append("the command line is invalid")
-    found[os.EX_TEMPFAIL].append("all errors where trying again may help")
+    found[os.EX_TEMPFAIL].append("any error after which trying again may help")
     found[os.EX_NOHOST].append("a host name that does not exist")
     found[os.EX_NOPERM].append("an untrusted certificate, `LoginFailed`")
     found[os.EX_UNAVAILABLE].append("other errors of restante")
@@ -680,7 +680,7 @@ def _manual(
     yield "## Options\n\nThese options may come before or after the verb.\n"
     yield from _arguments(parser)
     yield from _examples(EXAMPLES[verb][0] for verb in verbs)
-    yield "## Files\n\nThe pages of the verbs list the files of each.\n"
+    yield "## Files\n\nThe manual page of each verb lists its files.\n"
     yield from _files()
     yield from _exit_code_section()
     yield ENVIRONMENT

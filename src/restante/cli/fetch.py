@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Download every message and store it durably. Then delete the stored messages "
-        "on the server, unless --keep is given. Messages that the directory or Maildir has already "
-        "are not stored again; before they are deleted on the server they are downloaded and "
-        "compared."
+        "on the server, unless --keep is given. Messages that are already in the directory or "
+        "Maildir are not stored again; before they are deleted on the server, they are downloaded "
+        "and compared."
     )
     parser.add_argument(
         "url", metavar="URL", help="pop3s://user@host[:port], or pop3:// for STLS on port 110"
@@ -36,14 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", required=True, metavar="PLACE", help="a directory, maildir:PATH or mbox:PATH"
     )
-    parser.add_argument("--keep", action="store_true", help="delete nothing on the server")
+    parser.add_argument("--keep", action="store_true", help="do not delete messages on the server")
     parser.add_argument("--limit", type=int, metavar="N", help="fetch at most N messages")
     parser.add_argument("--user", default="", help="the user name, if the URL has none")
     parser.add_argument(
-        "--password-file", type=Path, metavar="FILE", help="read it from the first line of FILE"
+        "--password-file", type=Path, metavar="FILE", help="read the password from FILE"
     )
     parser.add_argument(
-        "--ca-file", type=Path, metavar="FILE", help="trust these certificates, PEM"
+        "--ca-file", type=Path, metavar="FILE", help="trust the CA certificates in this PEM file"
     )
     parser.set_defaults(run=run)
 

@@ -26,11 +26,11 @@ from .import_messages import Arrival, Found, decoded, name_of
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Copy one user's mail from the files of another POP3 server, which must not "
-        "serve this user meanwhile. Clients that keep mail on the server do not download it again. "
-        "If PATH is the user's maildrop itself, only the unique-ids are imported. You may repeat "
-        "an interrupted import. From getmail, fetchmail and mpop their accounts are imported, and "
-        "which messages they have seen."
+        "Copy one user's mail from the files of another POP3 server. That server must not serve "
+        "the user during the import. Clients that keep mail on the server do not download it "
+        "again. If PATH is the user's maildrop itself, only the unique-ids are imported. You may "
+        "repeat an interrupted import. For getmail, fetchmail and mpop, the accounts and the lists "
+        "of seen messages are imported."
     )
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     for kind in sorted(_READERS):
@@ -49,25 +49,32 @@ def _add_server(parser: argparse.ArgumentParser, kind: str) -> None:
         help="the old server's response to UIDL, if its files lack the unique-ids",
     )
     parser.add_argument(
-        "--format", metavar="FORMAT", help="the pop3_uidl_format of Dovecot or Cyrus, if it was set"
+        "--format",
+        metavar="FORMAT",
+        help="the value of pop3_uidl_format in Dovecot or Cyrus, if it was set",
     )
     parser.add_argument(
-        "--uidvalidity", type=int, metavar="N", help="UIDVALIDITY of the mailbox (Cyrus)"
+        "--uidvalidity", type=int, metavar="N", help="the UIDVALIDITY of the mailbox (Cyrus)"
     )
     parser.add_argument(
         "--compare",
         metavar="URL",
-        help="first log in to the old server, and stop if its list differs",
+        help="first log in to the old server, and stop if its list differs from the files",
     )
     parser.add_argument(
         "--password-file",
         type=Path,
         metavar="FILE",
-        help="its password, from the first line of FILE",
+        help="the user's password on the old server for --compare, from the first line of FILE",
     )
-    parser.add_argument("--ca-file", type=Path, metavar="FILE", help="trust these certificates")
     parser.add_argument(
-        "--dry-run", action="store_true", help="change nothing, and print what would be done"
+        "--ca-file",
+        type=Path,
+        metavar="FILE",
+        help="trust the CA certificates in this PEM file for --compare",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="change nothing, only print what would be done"
     )
     if _READERS[kind][0] is import_mbox.read:
         import_mbox.add_options(parser)

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from ..collect.ledger import Ledger
 
 _KINDS = {
-    "getmail": "its directory, or one getmailrc",
-    "fetchmail": "its .fetchmailrc",
-    "mpop": "its .mpoprc",
+    "getmail": "getmail's directory, or a single getmailrc file",
+    "fetchmail": "the file .fetchmailrc",
+    "mpop": "the file .mpoprc",
 }
 
 
@@ -35,7 +35,7 @@ def add_parsers(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     for kind, path in _KINDS.items():
         parser = kinds.add_parser(
             kind,
-            help=f"import the accounts of {kind} and which messages it has seen",
+            help=f"import the accounts of {kind} and its lists of seen messages",
             description="Write each account into the configuration, and the messages that were "
             "downloaded before into the ledger, so that restante collect does not download them "
             "again. Those messages are never deleted on their server. The files of the other "
@@ -44,11 +44,13 @@ def add_parsers(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         )
         parser.add_argument("path", metavar="PATH", type=Path, help=path)
         parser.add_argument(
-            "--to", metavar="PLACE", help="deliver to PLACE instead of where it goes now"
+            "--to", metavar="PLACE", help="deliver to PLACE instead of the current destination"
         )
-        parser.add_argument("--seen", metavar="FILE", type=Path, help="its list of seen messages")
         parser.add_argument(
-            "--dry-run", action="store_true", help="change nothing, and print what would be done"
+            "--seen", metavar="FILE", type=Path, help=f"the list of seen messages of {kind}"
+        )
+        parser.add_argument(
+            "--dry-run", action="store_true", help="change nothing, only print what would be done"
         )
         parser.set_defaults(run=run)
 

@@ -21,8 +21,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unquote",
         action=argparse.BooleanOptionalAction,
-        help='replace ">From" at the beginning of a line by "From", as in mboxrd; by default '
-        "only if no server has written the file",
+        help='replace ">From" at the beginning of a line with "From", as in mboxrd; by '
+        "default only for files that were not written by a server",
     )
 
 

@@ -33,14 +33,19 @@ Action = Callable[[argparse.Namespace, ServableStore], Coroutine[Any, Any, int]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Look into the maildrops of users, and restore what clients deleted."
+    parser.description = "Inspect and verify users' maildrops, and restore deleted mail."
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def action(name: str, run: Action, text: str, *, user: str = "USER") -> argparse.ArgumentParser:
         # Without ``help`` argparse does not list it.
         parser = actions.add_parser(name, help=text) if text else actions.add_parser(name)
         if user:
-            parser.add_argument("user", metavar="USER", nargs="?" if user == "?" else None)
+            parser.add_argument(
+                "user",
+                metavar="USER",
+                nargs="?" if user == "?" else None,
+                help="the user whose maildrop it is",
+            )
         parser.set_defaults(run=lambda options: _run(options, run))
         return parser
 
@@ -49,35 +54,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action("held", held, "list deleted messages that can be restored")
     _add_restore_options(action("restore", restore, "restore deleted messages"))
     _add_restore_options(action(_OLD_RESTORE, restore, ""))
-    exporting = action("export", export, "print the unique-ids, to migrate to another server")
+    exporting = action("export", export, "print the unique-ids, for a migration to another server")
     exporting.add_argument(
-        "--uidlist", action="store_true", help="in the format of Dovecot's dovecot-uidlist"
+        "--uidlist",
+        action="store_true",
+        help="print them in the format of Dovecot's file dovecot-uidlist",
     )
     logging = action("log", log, "show which sessions retrieved or deleted which messages")
-    logging.add_argument("--since", metavar="TIME", help="only the last 2h, 3d, …")
+    logging.add_argument(
+        "--since", metavar="TIME", help="show only sessions within this time, such as 2h or 3d"
+    )
     for name, run, text in (
         ("verify", verify, "read every message, and compare it with its index and file name"),
         ("reindex", reindex, "rebuild the index from the mail"),
     ):
         checking = action(name, run, text, user="?")
-        checking.add_argument("--all", action="store_true", help="every maildrop")
+        checking.add_argument("--all", action="store_true", help=f"{name} all maildrops")
     purging = action("purge", purge, "destroy deleted messages permanently", user="?")
     purging.description = (
         "Destroy deleted messages permanently. Without USER and --all, only messages whose hold "
         "time is over are destroyed, including those that the server keeps because the clock "
         "jumped."
     )
-    purging.add_argument("--older-than", metavar="TIME", help="only messages held longer than this")
-    purging.add_argument("--all", action="store_true", help="in every maildrop")
+    purging.add_argument(
+        "--older-than", metavar="TIME", help="destroy only messages held longer than this"
+    )
+    purging.add_argument("--all", action="store_true", help="destroy messages in all maildrops")
     purging.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
 
 def _add_restore_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", nargs="*", help="a name printed by `held`")
     parser.add_argument(
-        "--since", metavar="TIME", help="all messages deleted in the last 2h, 3d, …"
+        "name", metavar="NAME", nargs="*", help="the name of a message, as printed by `held`"
     )
-    parser.add_argument("--all", action="store_true", help="all held messages")
+    parser.add_argument(
+        "--since",
+        metavar="TIME",
+        help="restore all messages deleted within this time, such as 2h or 3d",
+    )
+    parser.add_argument("--all", action="store_true", help="restore all held messages")
     parser.add_argument(
         "--same-uidl",
         action="store_true",

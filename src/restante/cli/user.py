@@ -39,9 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("passwd", passwd, "change a user's password"),
     ):
         action = actions.add_parser(name, help=text)
-        action.add_argument("name", metavar="NAME", help="such as ann, or ann@example.org")
         action.add_argument(
-            "--password-file", type=Path, metavar="FILE", help="read it from the first line of FILE"
+            "name", metavar="NAME", help="the user's name, such as ann or ann@example.org"
+        )
+        action.add_argument(
+            "--password-file",
+            type=Path,
+            metavar="FILE",
+            help="read the password from the first line of FILE",
         )
         action.add_argument(
             "--generate", action="store_true", help="generate a password and print it"
@@ -50,14 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.set_defaults(run=run)
     actions.add_parser("list", help="list users").set_defaults(run=list_)
     for name, run, text in (
-        ("enable", enable, "allow logins again"),
-        ("disable", disable, "refuse logins; mail is still delivered"),
-        ("rm", remove, "remove a user; the maildrop stays"),
+        ("enable", enable, "allow a disabled user to log in again"),
+        ("disable", disable, "refuse a user's logins; mail is still delivered"),
+        ("rm", remove, "remove a user, but not the user's mail"),
     ):
         action = actions.add_parser(name, help=text)
-        action.add_argument("name", metavar="NAME")
+        action.add_argument("name", metavar="NAME", help="the user's name")
         if name == "rm":
-            action.add_argument("--yes", action="store_true", help="do not ask")
+            action.add_argument("--yes", action="store_true", help="do not ask for confirmation")
         action.set_defaults(run=run)
 
     _add_permission(actions)
@@ -66,61 +71,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_permission(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     action = actions.add_parser("show", help="show a user's permissions and last logins")
-    action.add_argument("name", metavar="NAME")
+    action.add_argument("name", metavar="NAME", help="the user's name")
     action.set_defaults(run=show)
     action = actions.add_parser(
         "permit",
         help="limit from where and how a user may log in",
-        description='Options that you leave out do not change; "any" removes a limit.',
+        description="Set a user's permissions. Permissions that you leave out stay unchanged; "
+        '"any" removes a restriction.',
     )
-    action.add_argument("name", metavar="NAME")
+    action.add_argument("name", metavar="NAME", help="the user's name")
     action.add_argument(
         "--network",
         nargs="+",
         metavar="NET",
-        help="only from these networks, such as 192.0.2.0/24, or any",
+        help='allow logins only from these networks, such as 192.0.2.0/24; "any" allows all',
     )
     action.add_argument(
         "--mechanism",
         nargs="+",
         metavar="NAME",
-        help="only with these mechanisms, such as SCRAM-SHA-256, or any",
+        help='allow logins only with these mechanisms, such as SCRAM-SHA-256; "any" allows all',
     )
     yes_or_no = argparse.BooleanOptionalAction
-    action.add_argument("--tls", action=yes_or_no, help="require TLS, from every network")
+    action.add_argument("--tls", action=yes_or_no, help="require TLS for logins from every network")
     action.add_argument("--read-only", action=yes_or_no, help="do not let the user delete mail")
     action.add_argument(
-        "--login-delay", metavar="TIME", help="minimum time between logins, such as 5min"
+        "--login-delay", metavar="TIME", help="set the minimum time between logins, such as 5min"
     )
     action.add_argument(
         "--expire",
         metavar="TIME",
-        help="remove mail automatically after this time, such as 90d; any: as configured",
+        help='remove mail automatically after this time, such as 90d; "any": as configured',
     )
     action.add_argument(
-        "--folder", nargs="+", metavar="FOLDER", help="show these folders as one maildrop, or any"
+        "--folder",
+        nargs="+",
+        metavar="FOLDER",
+        help='show these folders as one maildrop; "any": as configured',
     )
     action.set_defaults(run=permit)
     action = actions.add_parser(
         "quota",
         help="limit the size of a user's mail",
-        description="Set the quota. It applies from the next delivery on.",
+        description="Set the maximum size of a user's mail. It applies from the next delivery on.",
     )
-    action.add_argument("name", metavar="NAME")
+    action.add_argument("name", metavar="NAME", help="the user's name")
     action.add_argument(
-        "size", metavar="SIZE", help='such as 2GiB, "none", or "default" for the configured quota'
+        "size",
+        metavar="SIZE",
+        help='the quota, such as 2GiB; "none": no quota; "default": the configured quota',
     )
     action.set_defaults(run=quota)
     action = actions.add_parser(
         "hold",
         help="set how long a user's deleted mail is held",
-        description="Set how long deleted mail is held. It applies from the next QUIT on.",
+        description="Set how long a user's deleted mail is held. It applies from the next QUIT on.",
     )
-    action.add_argument("name", metavar="NAME")
+    action.add_argument("name", metavar="NAME", help="the user's name")
     action.add_argument(
         "time",
         metavar="TIME",
-        help='such as 30d; 0 destroys it at QUIT, "keep" never removes it; or "default"',
+        help='how long to hold deleted mail, such as 30d; 0: destroy it at QUIT; "keep": never '
+        'remove it; "default": as configured',
     )
     action.set_defaults(run=hold)
 
@@ -136,7 +148,9 @@ def _add_app_passwords(actions: argparse._SubParsersAction[argparse.ArgumentPars
         verb = verbs.add_parser(name, help=text)
         verb.add_argument("name", metavar="NAME", help="the user's name")
         if name != "list":
-            verb.add_argument("label", metavar="LABEL", help='such as "phone"')
+            verb.add_argument(
+                "label", metavar="LABEL", help='the name of the app password, such as "phone"'
+            )
         if name == "new":
             _add_length(verb, passwords.APP, passwords.SHORTEST_APP)
         verb.set_defaults(run=run)
